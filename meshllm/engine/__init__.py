@@ -1,0 +1,1 @@
+"""llama.cpp: building, finding and running it."""

@@ -1,0 +1,106 @@
+"""One exception tree. Every fault has a side: ours, theirs, or nobody's.
+
+Law: an error that a person can meet says in `advice` what to do next, and is translated to a wire shape or an exit
+code once, at the edge (`web`, `cli`). A `MeshError` is never swallowed; anything that is not a `MeshError` is a bug.
+"""
+
+from __future__ import annotations
+
+
+class MeshError(Exception):
+    """Base of all errors that are meant to be seen.
+
+    `message` says what happened, in one sentence; `advice` what to do about it; `code` is a stable word for programs.
+    """
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".rstrip()
+
+
+class OurFault(MeshError):
+    """A defect or a limit of this program."""
+
+
+class TheirFault(MeshError):
+    """Bad input: from a command line, an HTTP body, a model file, a peer."""
+
+    code = "invalid_request_error"
+
+
+class NobodysFault(MeshError):
+    """Circumstances: a full disk, a network that is away, a process that was killed."""
+
+    code = "unavailable_error"
+
+
+# -- theirs
+
+
+class UsageError(TheirFault):
+    """A command line that does not make sense."""
+
+    code = "usage_error"
+
+
+class UnknownModel(TheirFault):
+    """No model of that name is known here."""
+
+    code = "model_not_found"
+
+
+class InvalidModelFile(TheirFault):
+    """A GGUF file that is damaged, hostile or not GGUF at all."""
+
+    code = "invalid_model_file"
+
+
+class BadBackend(TheirFault):
+    """A `--backend` URL that is not one, or behind which no OpenAI-compatible server answers as it should."""
+
+    code = "bad_backend"
+
+
+# -- nobody's
+
+
+class EngineUnavailable(NobodysFault):
+    """The engine is not built, cannot be built here, or does not run."""
+
+    code = "engine_unavailable"
+
+
+class ToolMissing(EngineUnavailable):
+    """A program that the build needs is not on this machine; `advice` says how to install it."""
+
+    code = "tool_missing"
+
+
+class DownloadFailed(NobodysFault):
+    """A model file could not be fetched; what has arrived is kept and the next try goes on from there."""
+
+    code = "download_failed"
+
+
+class OutOfRoom(NobodysFault):
+    """Not enough disk or memory."""
+
+    code = "out_of_room"
+
+
+class PortTaken(NobodysFault):
+    """Another program listens on a port we were told to use."""
+
+    code = "port_taken"
+
+
+class NotRunning(NobodysFault):
+    """No daemon answers where one was expected."""
+
+    code = "not_running"

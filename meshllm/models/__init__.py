@@ -1,0 +1,1 @@
+"""GGUF files: naming, finding, fetching and reading them."""

@@ -1,0 +1,1 @@
+"""HTTP servers: the gateway (:9337) and the console API (:3131)."""

@@ -1,0 +1,100 @@
+# Sourced by the scripts beside it: makes .venv from the pinned lock, once per change of lock, pyproject or Python.
+# Needs Python >= 3.11 and nothing else; touches only the checkout and pip's own cache. A second call costs a few
+# milliseconds: one stamp file is compared.
+#
+#   mesh_bootstrap runtime    what `mesh-llm` itself needs
+#   mesh_bootstrap dev        that, and what the tests and checks need
+
+mesh_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+mesh_venv=${MESH_LLM_VENV:-$mesh_root/.venv}
+
+mesh_say() { printf '%s\n' "$*" >&2; }
+mesh_die() { mesh_say "mesh-llm: $*"; exit 1; }
+
+mesh_find_python() {
+    local candidate
+    for candidate in ${MESH_LLM_PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            "$candidate" -c 'import os, sys; print(os.path.realpath(sys.executable))'
+            return 0
+        fi
+    done
+    return 1
+}
+
+# What the environment was made from: when this differs from the stamp, it is made again.
+mesh_fingerprint() {
+    printf '%s ' "$1" "$2"
+    cat "$mesh_root/pyproject.toml" "$mesh_root/$3" "$mesh_root/scripts/bootstrap.sh" | cksum
+}
+
+# Debian splits ensurepip off into python3-venv; a machine that has pip, virtualenv or uv can do without it.
+mesh_make_venv() {
+    local python=$1
+    rm -rf "$mesh_venv"
+    if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        "$python" -m venv "$mesh_venv" && return 0
+    fi
+    rm -rf "$mesh_venv"
+    if "$python" -c 'import pip, venv' 2>/dev/null; then
+        "$python" -m venv --without-pip "$mesh_venv" &&
+            "$python" -m pip --python "$mesh_venv/bin/python" install --quiet pip && return 0
+    fi
+    rm -rf "$mesh_venv"
+    if command -v uv >/dev/null 2>&1; then
+        uv venv --quiet --seed --python "$python" "$mesh_venv" && return 0
+    fi
+    mesh_die "this Python ($python) cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv"
+}
+
+mesh_bootstrap() {
+    local kind=$1 lock=requirements.lock python want quiet=--quiet
+    [ "$kind" = dev ] && lock=requirements-dev.lock
+    # The common case first, without starting a Python: the stamp names the interpreter it was made with.
+    if [ -r "$mesh_venv/.mesh-$kind" ] && [ -x "$mesh_venv/bin/mesh-llm" ]; then
+        read -r _ python _ <"$mesh_venv/.mesh-$kind" || python=
+        if [ -x "$python" ] && [ "$(mesh_fingerprint "$kind" "$python" "$lock")" = "$(cat "$mesh_venv/.mesh-$kind")" ]; then
+            return 0
+        fi
+    fi
+    python=$(mesh_find_python) ||
+        mesh_die "needs Python 3.11 or newer. On Debian or Ubuntu: apt install python3 python3-venv; on macOS: brew install python"
+    want=$(mesh_fingerprint "$kind" "$python" "$lock")
+
+    # Two first starts at once: the second waits for the first. mkdir is atomic everywhere, flock is not on macOS.
+    local lockdir=$mesh_root/.venv.lock owner
+    until mkdir "$lockdir" 2>/dev/null; do
+        owner=$(cat "$lockdir/pid" 2>/dev/null || true)
+        if [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null; then
+            rm -rf "$lockdir"
+            continue
+        fi
+        sleep 0.3
+    done
+    echo $$ >"$lockdir/pid"
+    trap 'rm -rf "$mesh_root/.venv.lock"' EXIT
+
+    if [ "$(cat "$mesh_venv/.mesh-$kind" 2>/dev/null)" != "$want" ]; then
+        [ -t 2 ] && quiet=
+        if ! "$mesh_venv/bin/python" -c "import os, sys; sys.exit(os.path.realpath(sys.executable) != '$python')" 2>/dev/null ||
+            ! "$mesh_venv/bin/python" -m pip --version >/dev/null 2>&1; then
+            mesh_say "Setting up the Python environment (once) ..."
+            mesh_make_venv "$python"
+        else
+            mesh_say "Updating the Python environment ..."
+        fi
+        rm -f "$mesh_venv"/.mesh-*
+        # The engine is built by `mesh-llm engine`, with the accelerators of this machine: the bindings come without one.
+        # Every file is checked against the lock's hashes.
+        CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" "$mesh_venv/bin/python" -m pip install $quiet \
+            --disable-pip-version-check --require-hashes -r "$mesh_root/$lock" ||
+            mesh_die "could not install the pinned packages of $lock; see pip's message above, then run this again"
+        "$mesh_venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$mesh_root" ||
+            mesh_die "could not install the checkout itself; see pip's message above"
+        printf '%s\n' "$want" >"$mesh_venv/.mesh-$kind"
+        # What the tests need holds all that the program needs.
+        [ "$kind" = dev ] && mesh_fingerprint runtime "$python" requirements.lock >"$mesh_venv/.mesh-runtime"
+    fi
+    rm -rf "$lockdir"
+    trap - EXIT
+}
