@@ -1,0 +1,108 @@
+"""From what is wanted and what is, to the one next thing to do for a model.
+
+`next_step` is a pure function of the desired and the observed state; it settles: applying its step and feeding back
+what the step leads to ends in `Nothing`. When nothing is to be done, nothing is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from meshllm.core.types import EnginePhase, EngineState, FilePhase, ModelPhase, ModelState, ServerPhase
+
+# A server that has answered for this long was stable: its next death starts the count of failures anew.
+STABLE_SECONDS = 60.0
+# Deaths in a row after which the model is called failed (its callers get an error at once instead of waiting).
+# Starting again goes on, slowly: what was wrong (no memory, say) may have passed.
+CRASH_LOOP_FAILURES = 5
+BACKOFF_BASE_SECONDS = 0.5
+BACKOFF_CAP_SECONDS = 30.0
+CRASH_LOOP_RETRY_SECONDS = 120.0
+
+
+class Action(Enum):
+    """The kinds of next step."""
+
+    NOTHING = "nothing"
+    WAIT = "wait"
+    PREPARE_ENGINE = "prepare engine"
+    FETCH = "fetch"
+    START = "start"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One next step; `until` is when to ask again, for WAIT (None: when something happens)."""
+
+    action: Action
+    until: float | None = None
+
+
+def next_step(engine: EngineState, model: ModelState, now: float) -> Step:
+    """What to do next for `model`, at `now` (seconds, monotonic). Deterministic."""
+    if not model.wanted:
+        return Step(Action.STOP) if model.server in (ServerPhase.STARTING, ServerPhase.SERVING) else _settled(model)
+    if model.server is not ServerPhase.NONE:
+        return Step(Action.NOTHING) if model.server is ServerPhase.SERVING else Step(Action.WAIT)
+    if model.not_before is not None and now < model.not_before:
+        return Step(Action.WAIT, until=model.not_before)
+    # The file and the engine are made ready at the same time: neither needs the other.
+    if model.file is FilePhase.ABSENT:
+        return Step(Action.FETCH)
+    if engine.phase is EnginePhase.UNKNOWN:
+        return Step(Action.PREPARE_ENGINE)
+    if FilePhase.FAILED is model.file or engine.phase is EnginePhase.FAILED:
+        return Step(Action.NOTHING)
+    if model.file is FilePhase.READY and engine.phase is EnginePhase.READY:
+        return Step(Action.START)
+    return Step(Action.WAIT)
+
+
+def _settled(model: ModelState) -> Step:
+    return Step(Action.WAIT if model.server is ServerPhase.STOPPING else Action.NOTHING)
+
+
+def restart_delay(failures: int) -> float:
+    """Seconds before the next start after `failures` (>= 1) deaths in a row: doubling to a cap, then rare.
+
+    The first restart is immediate: a process that had been serving for long and was killed has callers waiting.
+    """
+    if failures <= 1:
+        return 0.0
+    if failures >= CRASH_LOOP_FAILURES:
+        return CRASH_LOOP_RETRY_SECONDS
+    return min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** (failures - 2))
+
+
+def phase(engine: EngineState, model: ModelState) -> ModelPhase:
+    """What a person is told of `model`, in one word."""
+    if not model.wanted:
+        return ModelPhase.STOPPED if model.server is ServerPhase.NONE else ModelPhase.STOPPING
+    if model.server is ServerPhase.SERVING:
+        return ModelPhase.SERVING
+    if model.failures >= CRASH_LOOP_FAILURES or model.file is FilePhase.FAILED or engine.phase is EnginePhase.FAILED:
+        return ModelPhase.FAILED
+    if model.server is ServerPhase.STARTING:
+        return ModelPhase.RESTARTING if model.restarts else ModelPhase.LOADING
+    if model.failures:
+        return ModelPhase.RESTARTING
+    if model.file is FilePhase.FETCHING:
+        return ModelPhase.FETCHING
+    return ModelPhase.WAITING
+
+
+def progress_words(engine: EngineState, model: ModelState) -> str:
+    """Why a caller of `model` is waiting, for a progress comment."""
+    waiting = None
+    if model.file is not FilePhase.READY:
+        waiting = model.progress
+    elif engine.phase is not EnginePhase.READY:
+        waiting = engine.progress
+    elif model.server is ServerPhase.STARTING:
+        waiting = model.progress
+    if waiting is None:
+        return f"{phase(engine, model).value} {model.name}"
+    percent = "" if waiting.fraction is None else f" {waiting.fraction * 100:.0f}%"
+    return f"{waiting.stage}{percent}: {model.name}"

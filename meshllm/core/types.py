@@ -1,0 +1,145 @@
+"""The words of the core: what a node knows, as frozen values.
+
+Law: everything here is immutable and comparable; nothing here does anything. Times are seconds on the daemon's
+monotonic clock, as passed in with each event; sizes are bytes; fractions are 0 to 1, or None where nobody knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class EnginePhase(Enum):
+    """How far the engine (llama.cpp, built here) is."""
+
+    UNKNOWN = "unknown"
+    PREPARING = "preparing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class FilePhase(Enum):
+    """How far a model's file is."""
+
+    ABSENT = "absent"
+    FETCHING = "fetching"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ServerPhase(Enum):
+    """The life of one engine process. `NONE` is before the first and after each one has gone."""
+
+    NONE = "none"
+    STARTING = "starting"
+    SERVING = "serving"
+    STOPPING = "stopping"
+
+
+class ModelPhase(Enum):
+    """What a person is told of a model. Derived (`serving.phase`), never stored."""
+
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    LOADING = "loading"
+    SERVING = "serving"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far something long has come. `detail` is for people."""
+
+    stage: str
+    fraction: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the core knows of the engine."""
+
+    phase: EnginePhase = EnginePhase.UNKNOWN
+    progress: Progress | None = None
+    reason: str = ""
+    advice: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a model once its file is there and has been read."""
+
+    path: str
+    size: int
+    architecture: str
+    context_length: int
+    quantisation: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a ready engine process says of itself. `context_length` is what one request may use, in tokens."""
+
+    endpoint: str
+    pid: int
+    slots: int
+    context_length: int
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One model this node was asked to serve, and how far it is.
+
+    `generation` counts the engine processes started for it; events of an older generation are stale and ignored.
+    `failures` counts deaths since the last stable stretch; `not_before` is when the next start is allowed.
+    """
+
+    name: str
+    wanted: bool = True
+    file: FilePhase = FilePhase.ABSENT
+    facts: ModelFacts | None = None
+    server: ServerPhase = ServerPhase.NONE
+    server_facts: ServerFacts | None = None
+    generation: int = 0
+    progress: Progress | None = None
+    serving_since: float | None = None
+    failures: int = 0
+    restarts: int = 0
+    not_before: float | None = None
+    reason: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """An OpenAI-compatible server somebody else runs, whose models are in the pool while it answers."""
+
+    url: str
+    healthy: bool = False
+    models: tuple[str, ...] = ()
+    reason: str = "not asked yet"
+    probing: bool = False
+    failures: int = 0
+    next_probe: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that readers may know, at one moment. `version` grows by one with each visible change."""
+
+    version: int = 0
+    engine: EngineState = EngineState()
+    models: tuple[ModelState, ...] = ()
+    backends: tuple[BackendState, ...] = ()
+    stopping: bool = False
+
+    def model(self, name: str) -> ModelState | None:
+        """The model this node was asked to serve under exactly that name."""
+        return next((model for model in self.models if model.name == name), None)

@@ -1,0 +1,154 @@
+"""One llama-server: its command line, its output, and what its end means.
+
+The engine listens on a Unix socket in a directory only we can enter, so nobody reaches it but through our gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshllm.engine import unix_http
+from meshllm.engine.process import ChildSpec, Ending
+
+# Started as the router's child, llama-server prints its loading state on standard output, one JSON object a line.
+STATE_PREFIX = "cmd_child_to_router:state:"
+CHILD_MODE_VARIABLE = "LLAMA_SERVER_ROUTER_PORT"
+# sun_path holds 104 bytes on macOS and 108 on Linux, the final NUL included.
+SOCKET_PATH_BYTES = 103
+# What a child may inherit of our environment: no secrets, and nothing that would change its command line (LLAMA_ARG_*).
+INHERITED = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """How a model is to be served: `context_length` tokens for each of `slots` requests at a time."""
+
+    model_name: str
+    model_path: Path
+    context_length: int
+    slots: int
+    chat_template: Path | None = None
+    prompt_cache_mib: int = 0
+    embeddings: bool = False
+
+
+def socket_directory(home: Path) -> Path:
+    """A directory for Unix sockets that only this user can enter: in `home`, or where paths are short enough."""
+    wanted = home / "run"
+    if len(os.fsencode(wanted)) + 32 > SOCKET_PATH_BYTES:
+        return Path(tempfile.mkdtemp(prefix="mesh-llm-"))
+    wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if wanted.stat().st_uid != os.getuid() or stat.S_IMODE(wanted.stat().st_mode) & 0o077:
+        wanted.chmod(0o700)
+    return wanted
+
+
+def socket_path(directory: Path) -> Path:
+    """A fresh socket path; llama-server takes names that end in .sock for Unix sockets."""
+    return directory / f"{secrets.token_hex(6)}.sock"
+
+
+def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
+    """The command line. The engine divides `--ctx-size` between its slots, so that each gets the whole context."""
+    argv = [
+        str(program),
+        "--model", str(plan.model_path),
+        "--alias", plan.model_name,
+        "--host", str(socket),
+        "--ctx-size", str(plan.context_length * plan.slots),
+        "--parallel", str(plan.slots),
+        "--no-kv-unified",
+        "--cache-ram", str(plan.prompt_cache_mib),
+        "--jinja",
+        "--no-webui",
+        "--metrics",
+        "--offline",
+    ]  # fmt: skip
+    if plan.chat_template is not None:
+        argv += ["--chat-template-file", str(plan.chat_template)]
+    if plan.embeddings:
+        argv += ["--embeddings"]
+    return tuple(argv)
+
+
+def child_spec(
+    program: Path,
+    plan: ServerPlan,
+    socket: Path,
+    log: Path,
+    on_progress: Callable[[float | None], None],
+    on_hint: Callable[[], None],
+) -> ChildSpec:
+    """A child that serves `plan` on `socket`. `on_progress` hears the loaded fraction; `on_hint` when it says ready."""
+
+    async def healthy() -> bool:
+        status, _ = await unix_http.get(str(socket), "/health", deadline=4.0)
+        return status == 200
+
+    def on_line(line: str) -> None:
+        if (state := parse_state(line)) is None:
+            return
+        if state.name == "ready":
+            on_hint()
+        elif state.name == "loading":
+            on_progress(state.fraction)
+
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment[CHILD_MODE_VARIABLE] = "0"
+    return ChildSpec(
+        name=f"llama-server {plan.model_name}",
+        argv=arguments(program, plan, socket),
+        environment=environment,
+        log=log,
+        probe=healthy,
+        on_line=on_line,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStateLine:
+    """What the engine said of itself: `loading` (with the fraction loaded, over all stages), `ready`, `sleeping`."""
+
+    name: str
+    fraction: float | None = None
+
+
+def parse_state(line: str) -> EngineStateLine | None:
+    """Read one line of the engine's output; None if it is not about its state."""
+    if not line.startswith(STATE_PREFIX):
+        return None
+    try:
+        told = json.loads(line[len(STATE_PREFIX) :])
+        name, payload = str(told["state"]), told.get("payload") or {}
+        fraction = None
+        if isinstance(payload.get("value"), int | float):
+            stages = payload.get("stages") or [payload.get("current")]
+            done = stages.index(payload["current"]) if payload.get("current") in stages else 0
+            fraction = min(1.0, max(0.0, (done + float(payload["value"])) / len(stages)))
+        return EngineStateLine(name, fraction)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def reason_and_advice(ending: Ending, log: Path) -> tuple[str, str]:
+    """Why an engine process ended, for people, and what to do."""
+    words = ending.words()
+    complaint = next((line for line in reversed(ending.tail) if " E " in line or "error" in line.lower()), "")
+    told = "\n".join(ending.tail).lower()
+    if "failed to allocate" in told or "out of memory" in told or "alloc_tensor_range" in told:
+        advice = "There is not enough memory: choose a smaller --ctx-size or model, or close other programs."
+    elif "sigkill" in words.lower():
+        advice = "If nobody killed it, the system ran out of memory: choose a smaller --ctx-size or model."
+    else:
+        advice = f"Its last words are in {log}."
+    return (f"the engine process ended: {words}" + (f" ({complaint.strip()[:300]})" if complaint else "")), advice

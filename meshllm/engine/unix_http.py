@@ -1,0 +1,30 @@
+"""The smallest HTTP client that can ask an engine process for its health over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+
+MAX_REPLY_BYTES = 1 << 20
+
+
+async def get(socket_path: str, path: str, *, deadline: float) -> tuple[int, bytes]:
+    """Status and body of `GET path`, in at most `deadline` seconds.
+
+    Raises OSError (nobody listens, or it hung up), TimeoutError, or ValueError (no HTTP, or over 1 MiB of it).
+    """
+    async with asyncio.timeout(deadline):
+        reader, writer = await asyncio.open_unix_connection(socket_path)
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            reply = await reader.read(MAX_REPLY_BYTES)
+            while len(reply) < MAX_REPLY_BYTES and (more := await reader.read(MAX_REPLY_BYTES - len(reply))):
+                reply += more
+        finally:
+            writer.close()
+    head, separator, body = reply.partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    if not reply:
+        raise ConnectionResetError("hung up without an answer")
+    if not separator or len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise ValueError("not an HTTP reply")
+    return int(words[1]), body
