@@ -1,0 +1,237 @@
+"""Errors in the caller's own API shape, and the errors of engines and backends translated into it.
+
+Law: whatever came from upstream is bounded before it is repeated; a status below 400 is never called an error.
+
+OpenAI: `{"error": {"message", "type", "param", "code"}}`; Anthropic: `{"type": "error", "error": {"type", "message"}}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from meshllm.wire import strict_json
+from meshllm.wire.apis import Api
+from meshllm.wire.sse import DONE, encode_event
+
+MAX_UPSTREAM = 1024 * 1024
+"""Largest error body that is read at all; a longer one is treated as text and cut."""
+MAX_MESSAGE = 4096
+"""Longest message repeated from upstream, in characters; long enough for the engine's grammar and template errors."""
+_MAX_WORD = 128
+_MAX_EXTRA = 16
+_SNIPPET = 300
+
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_CONTEXT = "context_length_exceeded"
+_CODES = {"exceed_context_size_error": _CONTEXT}
+"""The engine's words for which clients know another: agents compact their history when they see this one."""
+
+_TAG = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def openai_type(status: int) -> str:
+    """OpenAI's `error.type` for an HTTP status."""
+    return _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def anthropic_type(status: int) -> str:
+    """Anthropic's `error.type` for an HTTP status."""
+    return _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
+def error_body(
+    api: Api,
+    status: int,
+    code: str | None,
+    message: str,
+    *,
+    param: str | None = None,
+    kind: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
+) -> dict[str, Any]:
+    """The JSON body of an error reply.
+
+    `code` is a stable word for programs (OpenAI's `code`; for Anthropic it rides along as an extra field); `kind`
+    overrides the OpenAI type that follows from `status`; `extra` joins the error object but never replaces a field of
+    the API's own.
+    """
+    if api.anthropic:
+        error: dict[str, Any] = {"type": anthropic_type(status), "message": message}
+        if code:
+            error["code"] = code
+    else:
+        error = {"message": message, "type": kind or openai_type(status), "param": param, "code": code}
+    for key, value in (extra or {}).items():
+        error.setdefault(key, value)
+    if not api.anthropic:
+        return {"error": error}
+    body: dict[str, Any] = {"type": "error", "error": error}
+    if request_id:
+        body["request_id"] = request_id
+    return body
+
+
+def error_event(
+    api: Api,
+    status: int,
+    code: str | None,
+    message: str,
+    *,
+    sequence_number: int = 0,
+    extra: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
+) -> bytes:
+    """An error in the middle of a stream, then the end of the stream as that API ends one.
+
+    `sequence_number` is for `/v1/responses`, whose error event is flat. The HTTP status has long been sent: `status`
+    only chooses the type.
+    """
+    if api is Api.RESPONSES:
+        fields = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": sequence_number}
+        return encode_event({**(extra or {}), **fields}, "error")
+    body = error_body(api, status, code, message, extra=extra, request_id=request_id)
+    return encode_event(body, "error") if api.anthropic else encode_event(body) + DONE
+
+
+def translate_error(
+    api: Api, status: int, upstream: bytes, *, request_id: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Status and body to send on for an error reply of an engine or a backend.
+
+    Understands OpenAI's, Anthropic's and llama.cpp's shapes, `{"detail": ...}` and `{"message": ...}`; anything else (a
+    proxy's HTML page, plain text, nothing) becomes a short excerpt. A status that is not an error's becomes 502.
+    """
+    if not 400 <= status <= 599:
+        status = 502
+    found = loads_error(upstream) if len(upstream) <= MAX_UPSTREAM else None
+    if found is None:
+        text = _excerpt(upstream)
+        message = f"The model server answered with status {status}" + (f": {text}" if text else ".")
+        return status, error_body(api, status, "upstream_error", message, request_id=request_id)
+    return status, _rewritten(api, status, found, request_id)
+
+
+def translate_event(api: Api, found: Mapping[str, Any], *, sequence_number: int = 0) -> bytes:
+    """An upstream's error object (see `loads_error`) as this API's error event and end of stream."""
+    status = status_of(found)
+    error = _rewritten(api, status, found, None)["error"]
+    code, message = error.get("code"), error["message"]
+    extra = {key: value for key, value in error.items() if key not in ("type", "message", "code", "param")}
+    if api is Api.RESPONSES or api.anthropic:
+        return error_event(api, status, code, message, sequence_number=sequence_number, extra=extra)
+    return encode_event({"error": error}) + DONE
+
+
+def loads_error(body: bytes | str) -> dict[str, Any] | None:
+    """The error object in a JSON body, whatever shape it is in, with a `message` string; None if there is none."""
+    value = strict_json.loads_object(body)
+    return None if value is None else find_error(value)
+
+
+def find_error(value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The error object in a parsed body or event, with a `message` string; None if it does not look like an error."""
+    error = value.get("error")
+    if isinstance(error, dict):
+        found = dict(error)
+    elif isinstance(error, str) and error:
+        found = {"message": error}
+    elif value.get("object") == "error" or value.get("type") == "error" or _llama_cpp(value):
+        found = {key: item for key, item in value.items() if key not in ("object", "error", "sequence_number")}
+        if found.get("type") == "error":
+            del found["type"]
+    elif isinstance(value.get("message"), str) and "choices" not in value and value.get("type") is None:
+        found = {"message": value["message"]}
+    elif "detail" in value and "choices" not in value:
+        found = {"message": value["detail"]}
+    else:
+        return None
+    message = found.get("message")
+    if not isinstance(message, str):
+        try:
+            found["message"] = strict_json.dumps(message).decode() if message is not None else "unknown error"
+        except ValueError:
+            found["message"] = "unknown error"
+    return found
+
+
+def status_of(found: Mapping[str, Any]) -> int:
+    """The HTTP status that an error object speaks of, 500 if none."""
+    code = found.get("code")
+    if isinstance(code, int) and 400 <= code <= 599:
+        return code
+    kind = found.get("type")
+    for table in (_ANTHROPIC_TYPES, _OPENAI_TYPES):
+        for status, name in table.items():
+            if name == kind:
+                return status
+    return 500
+
+
+def _llama_cpp(value: Mapping[str, Any]) -> bool:
+    """The engine's bare error object, as it stands in its `/v1/messages` streams."""
+    kind = value.get("type")
+    return isinstance(kind, str) and kind.endswith("_error") and isinstance(value.get("message"), str)
+
+
+def _rewritten(api: Api, status: int, found: Mapping[str, Any], request_id: str | None) -> dict[str, Any]:
+    message = clean(str(found["message"]), MAX_MESSAGE)
+    kind, code, param = (_word(found.get(key)) for key in ("type", "code", "param"))
+    if code is None:
+        code = _CODES.get(kind or "", kind)
+    extra: dict[str, Any] = {}
+    for key, value in found.items():
+        if key in ("message", "type", "code", "param") or len(extra) >= _MAX_EXTRA or len(key) > _MAX_WORD:
+            continue
+        if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 63):
+            extra[key] = value
+        elif isinstance(value, str):
+            extra[key] = clean(value, MAX_MESSAGE)
+    wanted, limit = extra.get("n_prompt_tokens"), extra.get("n_ctx")
+    if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None:
+        # the words by which Anthropic's own clients know that they must compact
+        message = f"prompt is too long: {wanted} tokens > {limit} maximum. {message}"
+    return error_body(api, status, code, message, param=param, kind=kind, extra=extra, request_id=request_id)
+
+
+def _word(value: object) -> str | None:
+    return clean(value, _MAX_WORD) if isinstance(value, str) and value else None
+
+
+def clean(text: str, limit: int) -> str:
+    """`text` without control characters or halves of surrogate pairs, cut to `limit` characters."""
+    text = _CONTROL.sub(" ", text[: limit + 1])
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _excerpt(body: bytes) -> str:
+    text = body[: 16 * 1024].decode("utf-8", "replace")
+    if "<" in text:
+        text = _TAG.sub(" ", text)
+    return clean(" ".join(text.split()), _SNIPPET)

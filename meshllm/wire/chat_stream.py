@@ -1,0 +1,231 @@
+"""Streams of `/v1/chat/completions` and `/v1/completions`, made whole.
+
+What the engine gets wrong: the first delta of a choice lacks its role when the first token is half a character, and an
+error in the middle ends the stream without `[DONE]`. What other backends get wrong: no finish reason, no `[DONE]`,
+errors in shapes that clients do not raise on.
+
+Law: once the first delta of every choice has been seen, bytes pass through untouched and no event is parsed: two
+substring scans for each piece, and neither can be fooled by what the model writes, since inside JSON a quote is escaped
+and a line never breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from meshllm.wire import strict_json
+from meshllm.wire.api_errors import error_event, find_error, loads_error, translate_event
+from meshllm.wire.apis import Api
+from meshllm.wire.sse import DONE, MAX_EVENT, Event, EventBuffer, encode_event, event_spans, parse_event, split_events
+
+_MAX_CHOICES = 128  # OpenAI's own bound on `n`
+
+
+class ChatRepair:
+    """Repairs one stream; see `meshllm.wire.repair.StreamRepair` for the contract.
+
+    `choices` is how many were asked for (`n`). For `Api.COMPLETIONS` there are no roles, only the end is looked after.
+    """
+
+    def __init__(self, api: Api, *, model: str, ident: str, created: int, choices: int = 1, limit: int = MAX_EVENT):
+        self.complete = False
+        self.started = False
+        self.failed = False
+        self._api = api
+        self._choices = max(1, min(choices, _MAX_CHOICES))
+        self._buffer = EventBuffer(limit)
+        chat = api is Api.CHAT
+        self._envelope: dict[str, Any] = {
+            "id": f"chatcmpl-{ident}" if chat else f"cmpl-{ident}",
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": created,
+            "model": model,
+        }
+        self._in_head = True
+        self._seen: set[int] = set()
+        self._finished: set[int] = set()
+        self._finish_mark = b'"finish_reason":"'
+        self._done_mark = b"data: [DONE]"
+        self._last = b""  # the last piece that held data: its last event tells how the stream ended
+
+    def feed(self, data: bytes) -> bytes:
+        """What can be sent now."""
+        if self.complete:
+            return b""
+        block = self._buffer.take(data)
+        out = self._pass(block) if block else b""
+        if self._buffer.overflow:
+            out += self.fail("event_too_large", "The model server sent an event larger than any answer should be.")
+        return out
+
+    def finish(self) -> bytes:
+        """Upstream ended its body properly: what is still missing."""
+        if self.complete:
+            return b""
+        rest = self._buffer.rest()
+        return (self._pass(rest) if rest else b"") + self._close()
+
+    def _close(self) -> bytes:
+        if self.complete:
+            return b""
+        if not self.started:
+            return self.fail("upstream_empty", "The model server ended its answer before it began.")
+        return self._end()
+
+    def fail(self, code: str, message: str, *, status: int = 502) -> bytes:
+        """Upstream died: a typed error event and the end of the stream."""
+        if self.complete:
+            return b""
+        self.complete = self.failed = True
+        return error_event(self._api, status, code, message)
+
+    # -- the head: event by event, until every choice has its role
+
+    def _pass(self, block: bytes) -> bytes:
+        return self._head(block) if self._in_head else self._bulk(block)
+
+    def _head(self, block: bytes) -> bytes:
+        out: list[bytes] = []
+        for start, end in event_spans(block):
+            out.append(self._first(block[start:end]))
+            if self.complete:
+                break
+            if not self._in_head:
+                out.append(self._bulk(block[end:]))
+                break
+        return b"".join(out)
+
+    def _first(self, raw: bytes) -> bytes:
+        event = parse_event(raw)
+        if event.data is None:
+            if event.error is not None:
+                return self._upstream_error(loads_error(event.error) or {"message": "unknown error"})
+            return raw
+        if event.data.strip() == b"[DONE]":
+            return self._close()
+        chunk = strict_json.loads_object(event.data)
+        if chunk is None:
+            return self.fail("upstream_invalid", "The model server sent something that is not an event of this API.")
+        if "choices" not in chunk:
+            found = find_error(chunk)
+            if found is not None:
+                return self._upstream_error(found)
+        return self._first_chunk(event, chunk)
+
+    def _first_chunk(self, event: Event, chunk: dict[str, Any]) -> bytes:
+        if not self.started:
+            self.started = True
+            for key in ("id", "created", "model", "system_fingerprint"):
+                if chunk.get(key) is not None:
+                    self._envelope[key] = chunk[key]
+            if b'"choices": ' in event.raw:
+                self._finish_mark = b'"finish_reason": "'
+            if event.raw.startswith(b"data:{"):
+                self._done_mark = b"data:[DONE]"
+        self._last = event.raw
+        roles: list[bytes] = []
+        for choice in _choices(chunk):
+            index = _index(choice)
+            if index not in self._seen:
+                self._seen.add(index)
+                if self._api is Api.CHAT and not _has_role(choice):
+                    delta = {"role": "assistant", "content": ""}
+                    roles.append(self._chunk({"index": index, "delta": delta, "finish_reason": None}))
+            if choice.get("finish_reason"):
+                self._finished.add(index)
+        self._in_head = len(self._seen) < self._choices
+        return b"".join(roles) + event.raw
+
+    # -- the rest: whole blocks at once
+
+    def _bulk(self, block: bytes) -> bytes:
+        if not block:
+            return b""
+        cut = self._find_done(block)
+        if cut is not None:
+            block = block[:cut]
+        if self._finish_mark in block:
+            self._note_finish(block)
+        if block.startswith(b"data:") or any(_carries(raw) for raw in split_events(block)):
+            self._last = block
+        return block if cut is None else block + self._end()
+
+    def _find_done(self, block: bytes) -> int | None:
+        """Where the `[DONE]` event begins, if it is here."""
+        mark = self._done_mark
+        position = block.find(mark)
+        while position >= 0:
+            after = position + len(mark)
+            if (position == 0 or block[position - 1] in b"\r\n") and block[after : after + 1] in (b"\n", b"\r"):
+                return position
+            position = block.find(mark, after)
+        return None
+
+    def _note_finish(self, block: bytes) -> None:
+        for raw in split_events(block):
+            if self._finish_mark in raw:
+                chunk = strict_json.loads_object(parse_event(raw).data or b"")
+                for choice in _choices(chunk or {}):
+                    if choice.get("finish_reason"):
+                        self._finished.add(_index(choice))
+
+    # -- the end
+
+    def _end(self) -> bytes:
+        """Finish chunks that are missing, and `[DONE]`; after an error, only what the error still lacks."""
+        last = self._last_event()
+        if last is not None and last.data is None:
+            return self._upstream_error(loads_error(last.error or b"") or {"message": "unknown error"})
+        self.complete = True
+        if last is not None and last.data is not None and b"error" in last.data:
+            chunk = strict_json.loads_object(last.data)
+            found = find_error(chunk) if chunk is not None and "choices" not in chunk else None
+            if found is not None:
+                self.failed = True
+                raised = isinstance(chunk, dict) and isinstance(chunk.get("error"), dict)
+                return DONE if raised else translate_event(self._api, found)
+        missing = [self._chunk(self._final_choice(index)) for index in sorted(self._seen - self._finished)]
+        return b"".join(missing) + DONE
+
+    def _last_event(self) -> Event | None:
+        for raw in reversed(list(split_events(self._last))):
+            if _carries(raw):
+                return parse_event(raw)
+        return None
+
+    def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
+        self.complete = self.failed = True
+        self.started = True
+        return translate_event(self._api, found)
+
+    def _final_choice(self, index: int) -> dict[str, Any]:
+        if self._api is Api.CHAT:
+            return {"index": index, "delta": {}, "finish_reason": "stop"}
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": "stop"}
+
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        return encode_event({**self._envelope, "choices": [choice]})
+
+
+def _carries(raw: bytes) -> bool:
+    """Whether an event says anything: data, or the error field of old llama.cpp servers."""
+    if raw.startswith((b"data:", b"error:")):
+        return True
+    event = parse_event(raw)
+    return event.data is not None or event.error is not None
+
+
+def _choices(chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
+    choices = chunk.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) and 0 <= index < _MAX_CHOICES else 0
+
+
+def _has_role(choice: Mapping[str, Any]) -> bool:
+    delta = choice.get("delta")
+    return isinstance(delta, dict) and bool(delta.get("role"))

@@ -1,0 +1,50 @@
+"""Chooses what repairs a streamed reply on its way to the caller, and fills in whole replies that lack fields.
+
+A repairer is a pure object between the upstream's body (de-chunked) and the caller: it is fed bytes and gives bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from meshllm.wire.apis import Api
+from meshllm.wire.chat_stream import ChatRepair
+
+
+class StreamRepair(Protocol):
+    """One stream being repaired. Never raises; any split of the bytes gives the same output."""
+
+    complete: bool
+    """The end of the stream has been passed on (`[DONE]`, `message_stop`, `response.completed`, an error): whatever
+    follows is dropped, and upstream's connection may end in any way."""
+    started: bool
+    """Something other than comments has been passed on: the request cannot be tried elsewhere any more."""
+    failed: bool
+    """The stream ended, but with an error event."""
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes that can be sent on now."""
+
+    def finish(self) -> bytes:
+        """Upstream ended its body properly: what is still missing (closing events, `[DONE]`)."""
+
+    def fail(self, code: str, message: str, *, status: int = 502) -> bytes:
+        """Upstream died: a typed error event in this API's shape (`status` chooses the type), the end of the stream."""
+
+
+def stream_repair(
+    api: Api, *, model: str, ident: str, created: int, request: Mapping[str, Any], input_tokens: int | None = None
+) -> StreamRepair:
+    """The repairer for one streamed reply; ValueError if `api` does not stream.
+
+    `ident` makes up ids where upstream gave none (letters and digits, unique to the request); `created` is the time in
+    Unix seconds; `request` is the caller's parsed body; `input_tokens` the length of the prompt where it is known.
+    """
+    if api in (Api.CHAT, Api.COMPLETIONS):
+        return ChatRepair(api, model=model, ident=ident, created=created, choices=_count(request.get("n")))
+    raise ValueError(f"{api.value} does not stream")
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 1

@@ -1,0 +1,166 @@
+"""Server-sent events as bytes: cut a stream at the ends of its events, read one event, write one.
+
+Law: nothing is looked at twice and nothing is kept beyond one event, whose size is bounded. Whatever way the stream is
+split into pieces, the same events come out. Line ends may be LF, CR LF or CR; an event ends with a blank line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from meshllm.wire import strict_json
+
+MAX_EVENT = 16 * 1024 * 1024
+"""Largest event in bytes. A final event may repeat a whole answer; this is far above any context that is served."""
+
+_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+_END = re.compile(rb"\n\n|\n\r\n|\r\r")
+_LINE = re.compile(rb"\r\n|\n|\r")
+_BLANK = b"\r\n"
+_BLANKS = re.compile(rb"[\r\n]*")
+
+
+class EventBuffer:
+    """Holds back the part of a stream that is not yet a whole event.
+
+    `overflow` becomes true, for good, when one event is larger than `limit` bytes.
+    """
+
+    __slots__ = ("_limit", "_pending", "overflow")
+
+    def __init__(self, limit: int = MAX_EVENT) -> None:
+        self._limit = limit
+        self._pending = bytearray()
+        self.overflow = False
+
+    def take(self, data: bytes) -> bytes:
+        """All whole events that are now complete, in one piece (blank lines between them included)."""
+        if self.overflow:
+            return b""
+        if not self._pending:
+            if len(data) > self._limit:
+                return self._take_checked(data)
+            if data.endswith(b"\n\n"):
+                return data
+            cut = _last_end(data, 0)
+            self._pending += data[cut:]
+            return data[:cut] + self._leading_blanks()
+        if len(self._pending) + len(data) > self._limit:
+            whole = bytes(self._pending) + data
+            self._pending.clear()
+            return self._take_checked(whole)
+        before = len(self._pending)
+        self._pending += data
+        cut = _last_end(self._pending, max(0, before - 2))
+        if not cut:
+            return b""
+        data = bytes(self._pending)
+        self._pending.clear()
+        self._pending += data[cut:]
+        return data[:cut] + self._leading_blanks()
+
+    def rest(self) -> bytes:
+        """What a stream that has ended left without its blank line, as a whole event; empty if nothing."""
+        rest = bytes(self._pending).strip(_BLANK)
+        self._pending.clear()
+        return rest + b"\n\n" if rest else b""
+
+    def _leading_blanks(self) -> bytes:
+        """Blank lines after an event belong to nobody; they leave at once, so that the split makes no difference."""
+        if self._pending and not self._pending.strip(_BLANK):
+            blanks = bytes(self._pending)
+            self._pending.clear()
+            return blanks
+        return b""
+
+    def _take_checked(self, data: bytes) -> bytes:
+        start = _skip_blanks(data, 0)
+        for match in _END.finditer(data):
+            if match.end() <= start:
+                continue
+            if match.end() - start > self._limit:
+                self.overflow = True
+                return data[:start]
+            start = _skip_blanks(data, match.end())
+        if len(data) - start > self._limit:
+            self.overflow = True
+        else:
+            self._pending += data[start:]
+        return data[:start]
+
+
+def _skip_blanks(data: bytes, start: int) -> int:
+    match = _BLANKS.match(data, start)
+    return match.end() if match else start
+
+
+def _last_end(data: bytes | bytearray, start: int) -> int:
+    """Index just after the last blank line whose first byte is at `start` or later; 0 if there is none."""
+    cut = 0
+    for end in _ENDS:  # the usual one first: the others are then only looked for in what is left
+        found = data.rfind(end, max(start, cut - 2))
+        if found >= 0:
+            cut = max(cut, found + len(end))
+    return cut
+
+
+def event_spans(block: bytes) -> Iterator[tuple[int, int]]:
+    """Where the events of a block of whole events begin and end, blank lines before them left out."""
+    start = 0
+    for match in _END.finditer(block):
+        first, start = _skip_blanks(block, start), match.end()
+        if first < start:
+            yield first, start
+
+
+def split_events(block: bytes) -> Iterator[bytes]:
+    """The events of a block of whole events, each with its blank line."""
+    for start, end in event_spans(block):
+        yield block[start:end]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event. `data` is None when it has no data field (a comment); `error` is a field of old llama.cpp servers."""
+
+    name: str
+    data: bytes | None
+    error: bytes | None
+    raw: bytes
+
+
+def parse_event(raw: bytes) -> Event:
+    """Read one event; unknown fields and comments are ignored, as the specification wants."""
+    name, error = b"", None
+    lines: list[bytes] = []
+    for line in _LINE.split(raw):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            lines.append(value)
+        elif field == b"event":
+            name = value
+        elif field == b"error":
+            error = value
+    data = b"\n".join(lines) if lines else None
+    return Event(name.decode("utf-8", "replace"), data, error, raw)
+
+
+def encode_event(value: object, name: str = "") -> bytes:
+    """One event whose data is `value` as JSON; `name` becomes the event field. ValueError if it cannot be JSON."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + strict_json.dumps(value) + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A line that every client ignores, to show that somebody is still there; line breaks in `text` become spaces."""
+    return b": " + _LINE.sub(b" ", text.encode("utf-8", "replace")) + b"\n\n"
+
+
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+"""Anthropic's sign of life, allowed anywhere in a stream of `/v1/messages`."""
+
+DONE = b"data: [DONE]\n\n"
+"""The end of an OpenAI chat or completion stream."""
