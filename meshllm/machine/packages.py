@@ -1,0 +1,129 @@
+"""Fetches the wheel of a Python package with pip, as the user has configured it (index, proxy, certificates).
+
+Law: one pinned version with its sha256, wheels only, no dependencies: nothing is built or run. A cancelled fetch leaves
+no process behind. pip shows no usable progress where it is not on a terminal, so the growth of its scratch folder is
+what is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from meshllm.errors import DownloadFailed
+from meshllm.tasks import Owner
+
+SAMPLE_SECONDS: Final = 0.2  # how often the scratch folder is looked at
+MAX_OUTPUT_BYTES: Final = 64 << 10
+
+
+class PipFetcher:
+    """`python -m pip download` for one package. `command` replaces the way pip is started (for tests)."""
+
+    def __init__(self, command: tuple[str, ...] | None = None) -> None:
+        self._command = command or (sys.executable, "-m", "pip")
+
+    async def fetch(self, requirement: str, sha256: str, into: Path, report: Callable[[int], None]) -> Path:
+        """The wheel for `requirement` ("name==1.2") with that sha256, inside the existing folder `into`.
+
+        `report` hears how many bytes have arrived. Raises DownloadFailed; when cancelled, pip is ended first.
+        """
+        scratch = Path(tempfile.mkdtemp(prefix="pip-", dir=into))
+        watcher = Owner("pip-fetch")
+        try:
+            pins, target = scratch / "pins.txt", scratch / "wheels"
+            pins.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+            target.mkdir()
+            watcher.start(_watch(scratch, report), "watch")
+            await self._run(pins, target, scratch, requirement)
+            wheels = list(target.glob("*.whl"))
+            if len(wheels) != 1:
+                raise DownloadFailed(f"pip brought {len(wheels)} wheels for {requirement} instead of one.")
+            return wheels[0].replace(into / wheels[0].name)
+        finally:
+            await watcher.close()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _run(self, pins: Path, target: Path, scratch: Path, requirement: str) -> None:
+        arguments = (
+            "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input",
+            "--disable-pip-version-check",
+            "--progress-bar=off", "--retries=2", "--require-hashes", "--requirement", str(pins), "--dest", str(target),
+        )  # fmt: skip
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": str(scratch)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise DownloadFailed(f"pip cannot be started: {error}.") from error
+        try:
+            output = await _tail(process)
+            status = await process.wait()
+        finally:
+            await _end(process)
+        if status != 0:
+            raise DownloadFailed(f"pip could not fetch {requirement}: {_reason(output)}")
+
+
+async def _tail(process: asyncio.subprocess.Process) -> str:
+    """The end of what the process says, however much it says."""
+    kept = b""
+    assert process.stdout is not None
+    while chunk := await process.stdout.read(8192):
+        kept = (kept + chunk)[-MAX_OUTPUT_BYTES:]
+    return kept.decode("utf-8", "replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill the process and whatever it started, and wait until it is gone."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    await asyncio.shield(process.wait())
+
+
+def _reason(output: str) -> str:
+    """The line in which pip says what went wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
+        return "this Python has no pip (`python -m ensurepip` installs it)."
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    chosen = (errors or lines or ["it said nothing"])[-1]
+    return chosen[:300].rstrip(".") + "."
+
+
+async def _watch(folder: Path, report: Callable[[int], None]) -> None:
+    """Report how many bytes lie in the folder, when that has grown."""
+    last = 0
+    while True:
+        await asyncio.sleep(SAMPLE_SECONDS)
+        if (size := _bytes_in(folder)) > last:
+            last = size
+            report(size)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(parent) / name).stat().st_size
+    return total

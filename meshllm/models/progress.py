@@ -1,0 +1,38 @@
+"""What a download says of itself while it runs.
+
+Law: facts only (bytes done, bytes in all); rates and bars are the viewer's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """What is being done; the values are for programs."""
+
+    WAITING = "waiting"  # another download of the same file is running
+    CONNECTING = "connecting"
+    DOWNLOADING = "downloading"
+    EXTRACTING = "extracting"
+    VERIFYING = "verifying"
+    READY = "ready"
+    FAILED_SOURCE = "failed-source"  # one source failed and the next is tried; `note` says why
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes `done` of `total` in this stage (0 where unknown); `source` is where from, in words."""
+
+    stage: Stage
+    file: str
+    source: str = ""
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+Report = Callable[[Progress], None]
+"""Called in the event loop's thread, some times a second; it must not block."""

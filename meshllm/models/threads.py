@@ -1,0 +1,90 @@
+"""Blocking work, such as hashing, unpacking or a synchronous HTTP client, in a thread that can be stopped.
+
+Law: whoever is cancelled stops the thread's effects before the cancellation goes on. The threads are daemonic, so that
+a name server which never answers cannot keep the program from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The thread was asked to stop; it never reaches a caller."""
+
+
+class Stop:
+    """How a thread hears that it should stop. Effects happen inside `with stop:`, and none after `set()` returned."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = False
+
+    def set(self) -> None:
+        with self._lock:
+            self._wanted = True
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._wanted:
+            self._lock.release()
+            raise Stopped
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class _Call(Generic[T]):
+    def __init__(self, work: Callable[[Stop], T]) -> None:
+        self.stop = Stop()
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[T] = self.loop.create_future()
+        self._work = work
+
+    def run(self) -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = self._work(self.stop)
+        except BaseException as raised:  # noqa: BLE001 - handed to the waiter, whatever it is
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._settle, result, error)
+
+    def _settle(self, result: T | None, error: BaseException | None) -> None:
+        if self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(result)  # type: ignore[arg-type]
+        elif isinstance(error, Stopped | StopIteration):
+            self.ended.cancel()
+        else:
+            self.ended.set_exception(error)
+
+
+async def in_thread(work: Callable[[Stop], T], name: str, *, leave: bool = False) -> T:
+    """What `work` returns or raises, run in a thread of its own called `name`.
+
+    When cancelled, the thread is told to stop and is waited for; with `leave`, for work that may hang in the system,
+    it is left to end by itself (it can have no more effects inside `with stop:`).
+    """
+    call = _Call(work)
+    threading.Thread(target=call.run, name=name, daemon=True).start()
+    try:
+        return await asyncio.shield(call.ended)
+    except asyncio.CancelledError:
+        call.stop.set()
+        if leave:
+            call.ended.cancel()
+        while not call.ended.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([call.ended])
+        if not call.ended.cancelled():
+            call.ended.exception()  # seen, so that it is not reported as lost
+        raise
