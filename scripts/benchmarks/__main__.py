@@ -1,0 +1,46 @@
+"""`scripts/bench WHAT`: dispatches to the measurements."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from types import FrameType
+
+from . import engine, gateway, start
+from .native import BenchError
+
+_COMMANDS = {
+    "gateway": (gateway, "the gateway before a fast fake server: added time, requests/s, events/s, CPU; against nginx"),
+    "engine": (engine, "a real model: tokens/s and time to the first token, direct and through the gateway"),
+    "start": (start, "--help, start, time to a ready model, idle memory and CPU of the daemon"),
+}
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # unwinds the `with` blocks that stop the children
+
+
+def main() -> int:
+    """Parse and run; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measurements that print ratios, not verdicts of tests."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, caption) in _COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=caption, description=caption))
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGHUP, _terminated)
+    try:
+        code: int = _COMMANDS[options.command][0].run(options)
+        return code
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The programs under measurement, as children of this one.
+
+Law: each is the leader of its own process group and is stopped by its id, gently first; leaving the `with` block (an
+error and Ctrl-C included) leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from .native import BenchError
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_PR_SET_PDEATHSIG = 1
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    """In the new child, on Linux: SIGTERM when this program is killed outright."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Child:
+    """A running program. Its standard output and error go to a file in `scratch`; its input is a pipe we hold."""
+
+    def __init__(self, name: str, command: list[str], scratch: Path, env: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.log = scratch / f"{name}-{time.monotonic_ns()}.log"
+        self.started = time.monotonic()
+        with self.log.open("wb") as log:
+            self._popen = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (no threads here)
+            )
+        self.process = psutil.Process(self._popen.pid)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def cpu_seconds(self) -> float:
+        """User and system time of this process alone, without its children, since it started."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def resident_bytes(self) -> int:
+        """Resident memory of this process alone."""
+        return int(self.process.memory_info().rss)
+
+    def said(self, lines: int = 12) -> str:
+        """The end of what it wrote, for a message to the user."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def wait_for(self, what: str, fact: Callable[[], Any], seconds: float = 30.0, every: float = 0.02) -> Any:
+        """Ask `fact` until it answers something true, and return that. An OSError or ValueError is a no.
+
+        Raises BenchError with the end of the log when the child ends first or the time runs out.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError):
+                if answer := fact():
+                    return answer
+            if self._popen.poll() is not None:
+                raise BenchError(f"{self.name} ended with {self._popen.returncode} before {what}:\n{self.said()}")
+            time.sleep(every)
+        raise BenchError(f"{self.name}: no {what} within {seconds:.0f} s:\n{self.said()}")
+
+    def stop(self, seconds: float = 15.0) -> None:
+        """SIGTERM, then SIGKILL to its group. Idempotent."""
+        if self._popen.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._popen.stdin.close()
+        try:
+            self._popen.terminate()
+            self._popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
+
+
+def get_json(port: int, path: str) -> Any:
+    """The JSON at a loopback port. Raises OSError while nobody answers (an HTTP error status included)."""
+    with _DIRECT.open(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+        return json.load(reply)
+
+
+def post_json(port: int, path: str, body: dict[str, Any], seconds: float) -> Any:
+    """The JSON answered to `body`. Raises OSError as `get_json` does."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with _DIRECT.open(request, timeout=seconds) as reply:
+        return json.load(reply)
+
+
+def listening(port: int) -> bool:
+    """Whether a connection to that loopback port is accepted."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,115 @@
+"""What is measured: the fake upstream itself, mesh-llm before it, and other proxies before it as baselines."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from .children import Child, free_port, get_json
+from .native import BenchError, compiled
+
+MESH_LLM = Path(sys.executable).parent / "mesh-llm"
+
+_NGINX = """
+daemon off;
+master_process off;
+pid {scratch}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_max_body_size 64m;
+    client_body_buffer_size 1m;
+    client_body_temp_path {scratch}/nginx-body;
+    proxy_temp_path {scratch}/nginx-proxy;
+    fastcgi_temp_path {scratch}/nginx-fastcgi;
+    uwsgi_temp_path {scratch}/nginx-uwsgi;
+    scgi_temp_path {scratch}/nginx-scgi;
+    keepalive_requests 1000000000;
+    tcp_nodelay on;
+    upstream fake {{
+        server 127.0.0.1:{upstream};
+        keepalive 64;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://fake;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that answers for the model "fake" on a loopback port."""
+
+    name: str
+    port: int
+    child: Child
+
+
+def _models_listed(port: int) -> bool:
+    return any(model.get("id") == "fake" for model in get_json(port, "/v1/models")["data"])
+
+
+def start_upstream(stack: ExitStack, scratch: Path) -> Target:
+    """The fake upstream, which is also the target "direct"."""
+    child = stack.enter_context(Child("direct", [str(compiled("upstream"))], scratch))
+    line = child.wait_for("port", lambda: child.log.read_text().strip())
+    return Target("direct", int(line.removeprefix("port ")), child)
+
+
+def _start(
+    stack: ExitStack, scratch: Path, name: str, command: list[str], port: int, env: dict[str, str] | None = None
+) -> Target:
+    child = stack.enter_context(Child(name, command, scratch, env))
+    child.wait_for('answer from /v1/models that lists "fake"', lambda: _models_listed(port))
+    return Target(name, port, child)
+
+
+def start_ours(stack: ExitStack, scratch: Path, upstream: int) -> Target:
+    """mesh-llm with the upstream as its backend and a home of its own."""
+    port, console = free_port(), free_port()
+    command = [str(MESH_LLM), "--backend", f"http://127.0.0.1:{upstream}", "--port", str(port)]
+    home = {"MESH_LLM_HOME": str(scratch / "home")}
+    return _start(stack, scratch, "ours", [*command, "--console", str(console)], port, home)
+
+
+def start_nginx(stack: ExitStack, scratch: Path, upstream: int) -> Target | None:
+    """nginx as one process, or None where it is not installed."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])
+    program = shutil.which("nginx", path=path)
+    if program is None:
+        return None
+    port = free_port()
+    config = scratch / "nginx.conf"
+    config.write_text(_NGINX.format(scratch=scratch, upstream=upstream, port=port))
+    return _start(stack, scratch, "nginx", [program, "-e", "stderr", "-p", str(scratch), "-c", str(config)], port)
+
+
+def start_aiohttp(stack: ExitStack, scratch: Path, upstream: int) -> Target:
+    """What a plain aiohttp program over uvloop does."""
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).with_name("passthrough.py")), str(port), str(upstream)]
+    return _start(stack, scratch, "aiohttp", command, port)
+
+
+def start_other(stack: ExitStack, scratch: Path, upstream: int, wish: str) -> Target:
+    """Any other proxy: NAME=COMMAND, where {port} and {upstream} stand for the two port numbers."""
+    name, sign, command = wish.partition("=")
+    if not (name and sign and command):
+        raise BenchError(f"--other wants NAME=COMMAND, not {wish!r}")
+    port = free_port()
+    words = [word.replace("{port}", str(port)).replace("{upstream}", str(upstream)) for word in shlex.split(command)]
+    return _start(stack, scratch, name, words, port)
