@@ -57,7 +57,7 @@ TRANSITIONS: dict[ChildPhase, frozenset[ChildPhase]] = {
 class ChildSpec:
     """What to run and how to know it.
 
-    `probe` answers whether the child is ready (and, later, healthy); OSError, TimeoutError or ValueError from it mean no.
+    `probe` answers whether the child is ready (and, later, healthy); OSError, TimeoutError or ValueError mean no.
     `grace` is what it gets between SIGTERM and SIGKILL, `stall` how long it may show no progress while it loads (both
     seconds). `on_line` sees each line of its output, without the newline.
     """

@@ -1,0 +1,423 @@
+"""One request's way from its caller to a target and back.
+
+Law: an exchange ends exactly once: with an answer, with a typed error in the caller's own API shape, or because the
+caller went away. Until something of an answer has been passed on, another target, or the same model's next process, is
+tried; afterwards the stream ends with a typed error. A caller that streams hears at least a comment within
+`SILENCE_SECONDS`, whatever happens. Everything here is a callback and nothing waits, except for making a connection:
+that is what keeps the added time to the first byte low.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Protocol
+
+import orjson
+
+from meshllm.core.routing import Route, Standing, Target, TargetKind
+from meshllm.web.admission import TargetDesk
+from meshllm.web.http1 import Connection
+from meshllm.web.upstream import UpstreamConnection
+from meshllm.wire.api_errors import error_body, error_event, translate_error
+from meshllm.wire.apis import Api
+from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
+from meshllm.wire.sse import comment, ping
+
+# A streaming caller never hears nothing for longer than this (plus a second).
+SILENCE_SECONDS = 5.0
+# How long a caller waits for a model that is on its way. One that streams hears comments meanwhile; one that does not
+# would wait in silence, and gets a 503 with Retry-After instead, which the SDKs act upon.
+WAIT_STREAMING_SECONDS = 1800.0
+WAIT_SILENT_SECONDS = 120.0
+# A target that failed a request is left alone for so long by that request.
+AVOID_SECONDS = 1.0
+MAX_ATTEMPTS = 4
+# An engine process that hangs is found out by its supervisor; a backend is given up after this long without a byte.
+BACKEND_SILENCE_SECONDS = 600.0
+# A stream that is complete ends even if its target forgets to hang up.
+LINGER_SECONDS = 2.0
+# The largest answer that is not a stream: embeddings of a big batch are some 10 MB.
+MAX_ANSWER_BYTES = 256 << 20
+STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+# Of the caller's headers only these go upstream: never its keys, its cookies or its connection's business.
+FORWARDED = (b"anthropic-version", b"anthropic-beta")
+
+
+class Phase(Enum):
+    """Where an exchange is."""
+
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    ASKING = "asking"
+    BUFFERING = "buffering"
+    STREAMING = "streaming"
+    DONE = "done"
+
+
+class Hall(Protocol):
+    """What an exchange needs of the gateway it belongs to."""
+
+    def now(self) -> float:
+        """Seconds, monotonic."""
+
+    def wall(self) -> int:
+        """Seconds since the epoch, for timestamps that callers see."""
+
+    def route(self, model: str) -> Route:
+        """Who can answer for `model` now."""
+
+    def desk(self, target: Target) -> TargetDesk:
+        """The desk of a target."""
+
+    def key_for(self, target: Target) -> str | None:
+        """The key that a backend wants of us."""
+
+    def connect(self, exchange: Exchange, desk: TargetDesk) -> None:
+        """Make a connection; leads to `exchange.connected` or `exchange.not_connected`."""
+
+    def waits(self, exchange: Exchange, waiting: bool) -> None:
+        """`exchange` wants to `reconsider` when something changes (True), or no longer."""
+
+    def ended(self, exchange: Exchange) -> None:
+        """The exchange is over; its `outcome`, `status` and times stay readable."""
+
+
+class Exchange:
+    """A request with a model and a body that has been understood. `start` it once."""
+
+    def __init__(
+        self,
+        hall: Hall,
+        connection: Connection,
+        api: Api,
+        path: str,
+        request: Mapping[str, Any],
+        body: bytes,
+        headers: Mapping[bytes, bytes],
+        cors: str,
+    ) -> None:
+        self._hall = hall
+        self._connection = connection
+        self._path = path
+        self._request = request
+        self._body = body
+        self._headers = headers
+        self._cors = cors
+        self.api = api
+        self.model: str = request["model"]
+        self.streams = api.can_stream and request.get("stream") is True
+        self.phase = Phase.WAITING
+        self.began = hall.now()
+        self.first_byte_at: float | None = None
+        self.status = 0
+        self.outcome = ""
+        self.words = ""
+        self._desk: TargetDesk | None = None
+        self._queued: TargetDesk | None = None
+        self._taken_at = 0.0
+        self._upstream: UpstreamConnection | None = None
+        self._upstream_status = 0
+        self._repair: StreamRepair | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._attempts = 0
+        self._avoid: dict[Target, float] = {}
+        self._head_sent = False
+        self._last_sent = self.began
+        self._last_upstream = self.began
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.phase is Phase.DONE
+
+    # -- finding somebody to ask
+
+    def start(self) -> None:
+        """Begin."""
+        self._seek()
+
+    def reconsider(self) -> None:
+        """Something changed while this exchange was waiting."""
+        if self.phase is Phase.WAITING:
+            self._seek()
+
+    def _seek(self) -> None:
+        route = self._hall.route(self.model)
+        now = self._hall.now()
+        desks = [self._hall.desk(target) for target in route.targets if self._avoid.get(target, 0.0) <= now]
+        if self._queued is not None:
+            if self._queued in desks:
+                return  # still in its place
+            self._queued.leave(self)
+            self._queued = None
+        needs_slot = self.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
+        for desk in desks:
+            if not needs_slot or desk.take():
+                self._hall.waits(self, False)
+                self._use(desk if needs_slot else None, desk)
+                return
+        if desks:
+            self._queue(desks)
+        elif route.targets:
+            self._wait(f"{self.model} lost its server; waiting for it to come back")
+        elif route.standing is Standing.COMING:
+            self._wait(route.words)
+        elif route.standing is Standing.FAILED:
+            self._fail(503, "model_unavailable", route.words, "retry-after: 30\r\n")
+        else:
+            self._fail(404, "model_not_found", route.words)
+
+    def _wait(self, words: str) -> None:
+        self.words = words
+        self._hall.waits(self, True)
+
+    def _queue(self, desks: list[TargetDesk]) -> None:
+        desk = min(desks, key=lambda desk: desk.waiting / desk.limit)
+        if not desk.join(self):
+            message = (
+                f"{self.model} is busy: {desk.active} requests at work and {desk.waiting} waiting. Try again soon."
+            )
+            self._fail(429, "overloaded", message, f"retry-after: {desk.retry_after()}\r\n")
+            return
+        self._queued = desk
+        self._wait("waiting for a free slot")
+
+    def granted(self, desk: TargetDesk) -> None:
+        """The queue has come to this exchange."""
+        self._queued = None
+        self._hall.waits(self, False)
+        self._use(desk, desk)
+
+    def _use(self, slot: TargetDesk | None, desk: TargetDesk) -> None:
+        self._desk = slot
+        self._taken_at = self._last_upstream = self._hall.now()
+        connection = desk.pool.take()
+        if connection is not None:
+            self.connected(connection, desk)
+        else:
+            self.phase = Phase.CONNECTING
+            self._hall.connect(self, desk)
+
+    def connected(self, connection: UpstreamConnection, desk: TargetDesk) -> None:
+        """There is a connection to ask on."""
+        if self.phase is Phase.DONE:
+            connection.drop()
+            return
+        self.phase = Phase.ASKING
+        self._upstream = connection
+        self.words = "the model is reading the prompt"
+        connection.send(self._wire_request(desk), self)
+
+    def not_connected(self, desk: TargetDesk, reason: str) -> None:
+        """There is nobody."""
+        if self.phase is not Phase.DONE:
+            self._try_again(desk.target, reason)
+
+    def _wire_request(self, desk: TargetDesk) -> bytes:
+        address = desk.pool.address
+        lines = [
+            f"POST {address.prefix}{self._path} HTTP/1.1\r\nhost: {address.authority}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(self._body)}\r\n".encode("latin-1")
+        ]
+        lines += [b"%b: %b\r\n" % (name, self._headers[name]) for name in FORWARDED if name in self._headers]
+        if (key := self._hall.key_for(desk.target)) is not None:
+            lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
+        return b"".join([*lines, b"\r\n", self._body])
+
+    def _try_again(self, target: Target, reason: str) -> None:
+        """An attempt failed before anything of an answer was passed on."""
+        self._let_go()
+        self._attempts += 1
+        if self._attempts >= MAX_ATTEMPTS:
+            message = f"{self.model} could not be reached after {self._attempts} tries: {reason}."
+            self._fail(502, "upstream_lost", message, "retry-after: 5\r\n")
+            return
+        self._repair = None
+        self._parts, self._size = [], 0
+        self._avoid[target] = self._hall.now() + AVOID_SECONDS
+        self.phase = Phase.WAITING
+        self._seek()
+
+    def _let_go(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.drop()
+        desk, self._desk = self._desk, None
+        if desk is not None:
+            desk.release(self._hall.now() - self._taken_at)
+
+    # -- hearing the answer
+
+    def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
+        """The target has begun to answer."""
+        self._upstream_status = status
+        if self._connection.paused and self._upstream is not None:
+            self._upstream.pause()
+        if self.streams and status == 200 and content_type.startswith("text/event-stream"):
+            self.phase = Phase.STREAMING
+            self._repair = stream_repair(
+                self.api,
+                model=self.model,
+                ident=secrets.token_hex(12),
+                created=self._hall.wall(),
+                request=self._request,
+            )
+        else:
+            self.phase = Phase.BUFFERING
+
+    def upstream_data(self, data: bytes) -> None:
+        """More of the answer."""
+        self._last_upstream = self._hall.now()
+        if self._repair is not None:
+            self._pass_on(self._repair.feed(data))
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_ANSWER_BYTES:
+            self._let_go()
+            self._fail(502, "upstream_error", f"The answer is larger than {MAX_ANSWER_BYTES >> 20} MiB.")
+
+    def upstream_end(self) -> None:
+        """The answer is complete."""
+        self._upstream = None
+        if self._repair is None:
+            self._answer()
+        else:
+            self._end_stream(self._repair.finish(), "failed" if self._repair.failed else "answered")
+
+    def upstream_lost(self, reason: str, *, stale: bool) -> None:
+        """The target is gone, or does not speak as it should."""
+        upstream, self._upstream = self._upstream, None
+        assert upstream is not None
+        if self._repair is not None and self._repair.complete:
+            self._end_stream(self._repair.finish(), "answered")
+        elif stale:
+            # It had hung up on an idle connection while our request was under way: not a fault of anybody.
+            desk = self._hall.desk(upstream.target)
+            self.phase = Phase.CONNECTING
+            self._hall.connect(self, desk)
+        elif self._repair is None or not self._repair.started:
+            self._try_again(upstream.target, reason)
+        else:
+            message = f"{self.model} was lost in the middle of the answer: {reason}."
+            self._end_stream(self._repair.fail("upstream_lost", message), "lost")
+
+    def _answer(self) -> None:
+        body, status = b"".join(self._parts), self._upstream_status
+        if status >= 400 or status < 200:
+            status, error = translate_error(self.api, status, body)
+            self._send_error(status, error, "")
+            return
+        if self.api in (Api.RESPONSES, Api.MESSAGES):
+            body = self._repaired(body)
+        if self._head_sent:
+            # The caller wanted a stream and got comments while the target decided not to give one.
+            self._fail(502, "upstream_error", "The model server did not stream although it was asked to.")
+            return
+        self.first_byte_at = self._hall.now()
+        self._finish("answered", status)
+        self._connection.send(status, "application/json", body, self._cors)
+
+    def _repaired(self, body: bytes) -> bytes:
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return body
+        return orjson.dumps(repair_response(self.api, answer)) if isinstance(answer, dict) else body
+
+    # -- speaking to the caller
+
+    def _pass_on(self, data: bytes) -> None:
+        if not data:
+            return
+        if not self._head_sent:
+            self._send_head()
+        self._last_sent = self._last_upstream
+        if self.first_byte_at is None:
+            self.first_byte_at = self._last_sent
+        self._connection.send_data(data)
+
+    def _send_head(self) -> None:
+        self._head_sent = True
+        self._connection.start_stream(200, "text/event-stream; charset=utf-8", STREAM_HEADERS + self._cors)
+
+    def _end_stream(self, data: bytes, outcome: str) -> None:
+        if not self._head_sent:
+            self._send_head()
+        self._finish(outcome, 200)
+        self._connection.end_stream(data)
+
+    def _fail(self, status: int, code: str, message: str, headers: str = "") -> None:
+        if not self._head_sent:
+            self._send_error(status, error_body(self.api, status, code, message), headers)
+        elif self._repair is not None:
+            self._end_stream(self._repair.fail(code, message, status=status), "failed")
+        else:
+            self._end_stream(error_event(self.api, status, code, message), "failed")
+
+    def _send_error(self, status: int, error: Mapping[str, Any], headers: str) -> None:
+        if self._head_sent:
+            told = error["error"]
+            event = error_event(self.api, status, told.get("code"), told["message"])
+            self._end_stream(event, "failed")
+            return
+        self._finish("refused" if status < 500 else "failed", status)
+        self._connection.send(status, "application/json", orjson.dumps(error), headers + self._cors)
+
+    def _finish(self, outcome: str, status: int) -> None:
+        """Everything that was taken is given back; the caller still gets its last bytes after this."""
+        self.phase = Phase.DONE
+        self.outcome, self.status = outcome, status
+        self._let_go()
+        if self._queued is not None:
+            self._queued.leave(self)
+            self._queued = None
+        self._hall.waits(self, False)
+        self._hall.ended(self)
+
+    # -- the caller's connection, and time
+
+    def caller_gone(self) -> None:
+        """Nobody wants the answer any more."""
+        if self.phase is not Phase.DONE:
+            self._finish("abandoned", 499)
+
+    def caller_paused(self, paused: bool) -> None:
+        """Read from the target only as fast as the caller reads from us."""
+        if self._upstream is not None and self.phase in (Phase.STREAMING, Phase.BUFFERING):
+            self._upstream.pause() if paused else self._upstream.resume()
+
+    def tick(self, now: float) -> None:
+        """About a second has passed: time limits, and a word to a caller who has heard nothing for long."""
+        if self.phase is Phase.DONE:
+            return
+        if self.phase is Phase.WAITING:
+            self.reconsider()
+            limit = WAIT_STREAMING_SECONDS if self.streams else WAIT_SILENT_SECONDS
+            if self.phase is Phase.WAITING and now - self.began > limit:
+                message = f"{self.model} is not ready yet ({self.words}). Try again in a while."
+                self._fail(503, "model_not_ready", message, "retry-after: 10\r\n")
+        elif self._upstream is not None and not self._connection.paused:
+            silent = now - self._last_upstream
+            if self._repair is not None and self._repair.complete and silent > LINGER_SECONDS:
+                self._end_stream(self._repair.finish(), "answered")
+            elif self._upstream.target.kind is TargetKind.BACKEND and silent > BACKEND_SILENCE_SECONDS:
+                self._let_go()
+                self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")
+        if self.streams and not self.over and now - self._last_sent >= SILENCE_SECONDS:
+            self._say_something(now)
+
+    def _say_something(self, now: float) -> None:
+        if self._connection.paused:
+            return
+        if not self._head_sent:
+            self._send_head()
+        words = self.words
+        if self._queued is not None:
+            words += f", {self._queued.place(self)} ahead"
+        # A comment may only stand between two events: the repairer passes on whole events alone.
+        self._connection.send_data(ping(words) if self.api is Api.MESSAGES else comment(words))
+        self._last_sent = now

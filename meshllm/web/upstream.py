@@ -1,0 +1,275 @@
+"""The client side of HTTP/1.1: connections to engine processes (Unix socket) and backends (TCP, TLS), as raw protocols.
+
+Law: a connection serves one listener at a time and tells it exactly one end: `upstream_end` or `upstream_lost`. After a
+stream an engine's connection is never used again, because llama-server closes it without saying so; any other is used
+again only while fresh. One that dies under a request before a byte of the answer has come is reported as `stale` if it
+had been used before: the request may then be sent again on a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httptools
+
+from meshllm.core.routing import Target, TargetKind
+
+# llama-server's cpp-httplib hangs up on an idle connection after 5 s, other servers after 5 s to 75 s.
+IDLE_SECONDS = 3.0
+MAX_IDLE = 64
+CONNECT_SECONDS = 10.0
+MAX_HEAD_BYTES = 64 << 10
+
+
+class Listener(Protocol):
+    """Hears one answer, in this order: head, data any number of times, then end or lost (lost may come at any time)."""
+
+    def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
+        """The final status (never 1xx) and headers (lower-case names)."""
+
+    def upstream_data(self, data: bytes) -> None:
+        """More of the body, de-chunked."""
+
+    def upstream_end(self) -> None:
+        """The answer is complete; the connection has been given back."""
+
+    def upstream_lost(self, reason: str, *, stale: bool) -> None:
+        """There will be no more; the answer is not complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a target is: a Unix socket, or host and port with or without TLS; and the path before `/v1`."""
+
+    unix: str = ""
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+    authority: str = "localhost"
+    prefix: str = ""
+
+    @staticmethod
+    def of(target: Target) -> Address:
+        """The address of `target`; a backend's is a URL that has been checked already."""
+        if target.kind is TargetKind.ENGINE:
+            return Address(unix=target.address)
+        parts = urlsplit(target.address)
+        tls = parts.scheme == "https"
+        host = parts.hostname or ""
+        authority = f"[{host}]" if ":" in host else host
+        authority += f":{parts.port}" if parts.port else ""
+        return Address("", host, parts.port or (443 if tls else 80), tls, authority, parts.path.rstrip("/"))
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a target."""
+
+    def __init__(self, pool: UpstreamPool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._listener: Listener | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._uses = 0
+        self.idle_since = 0.0
+        self._body: list[bytes] = []
+        self.on_body = self._body.append
+        self._begin()
+
+    def _begin(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._answered = False
+        self._head_done = False
+        self._head_told = False
+        self._head_bytes = 0
+        self._complete = False
+        self._interim = False
+        self._until_close = False
+        self._reusable = True
+
+    def send(self, request: bytes, listener: Listener) -> None:
+        """Send a whole request; `listener` hears the answer."""
+        assert self._transport is not None
+        self._begin()
+        self._listener = listener
+        self._uses += 1
+        self._transport.write(request)
+
+    @property
+    def target(self) -> Target:
+        """What this is a connection to."""
+        return self._pool.target
+
+    @property
+    def open(self) -> bool:
+        """Whether a request could still be sent, as far as is known."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def pause(self) -> None:
+        """Stop reading: the caller is slower than the target."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def drop(self) -> None:
+        """Nobody wants this answer any more: hang up, which also stops the engine's work on it."""
+        self._listener = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._listener is None:
+            self.drop()  # nobody asked for anything: whatever this is, the connection is of no use any more
+            return
+        self._answered = True
+        if not self._head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._lose(f"it does not speak HTTP as it should: {error}")
+            return
+        if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
+            self._lose("the head of its answer is too long")
+            return
+        self._deliver()
+
+    def _deliver(self) -> None:
+        if self._head_done and not self._head_told:
+            self._head_told = True
+            content_type = self._headers.get(b"content-type", b"").decode("latin-1")
+            assert self._listener is not None
+            self._listener.upstream_head(self._parser.get_status_code(), content_type, self._headers)
+        # Each of these calls may end the exchange, and with it our listener.
+        if self._body:
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body.clear()
+            if self._listener is not None:
+                self._listener.upstream_data(body)
+        if self._complete and self._listener is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        listener, self._listener = self._listener, None
+        if self._reusable and self._parser.should_keep_alive() and not self._until_close:
+            self._pool.give_back(self)
+        else:
+            self.drop()
+        assert listener is not None
+        listener.upstream_end()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.forget(self)
+        if self._listener is None:
+            return
+        if exc is None and self._until_close and self._head_told:
+            self._complete = True
+            self._finish()
+        else:
+            self._lose(f"the connection to it was lost: {exc}" if exc else "it hung up in the middle of the answer")
+
+    def _lose(self, reason: str) -> None:
+        listener, self._listener = self._listener, None
+        self.drop()
+        if listener is not None:
+            listener.upstream_lost(reason, stale=self._uses > 1 and not self._answered)
+
+    # -- llhttp
+
+    def on_message_begin(self) -> None:
+        if self._interim:
+            self._interim = False
+            self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        if self._parser.get_status_code() < 200:
+            self._interim = True
+            return
+        self._head_done = True
+        headers = self._headers
+        streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        self._reusable = not (streamed and self._pool.closes_after_stream)
+        self._until_close = b"content-length" not in headers and b"transfer-encoding" not in headers
+
+    def on_message_complete(self) -> None:
+        if not self._interim:
+            self._complete = True
+
+
+class UpstreamPool:
+    """The connections to one target."""
+
+    def __init__(self, target: Target, loop: asyncio.AbstractEventLoop) -> None:
+        self.target = target
+        self.address = Address.of(target)
+        self.closes_after_stream = target.kind is TargetKind.ENGINE
+        self._loop = loop
+        self._idle: deque[UpstreamConnection] = deque()
+
+    def take(self) -> UpstreamConnection | None:
+        """A connection that is open and fresh, or None: then `connect`."""
+        fresh = self._loop.time() - IDLE_SECONDS
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open and connection.idle_since >= fresh:
+                return connection
+            connection.drop()
+        return None
+
+    async def connect(self) -> UpstreamConnection:
+        """A new connection. Raises OSError (TimeoutError among them) if there is nobody."""
+        address = self.address
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if address.unix:
+                _, connection = await self._loop.create_unix_connection(lambda: UpstreamConnection(self), address.unix)
+            else:
+                context = _tls_context() if address.tls else None
+                _, connection = await self._loop.create_connection(
+                    lambda: UpstreamConnection(self), address.host, address.port, ssl=context
+                )
+        return connection
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """An answer is complete: the connection may be used again."""
+        if len(self._idle) >= MAX_IDLE:
+            connection.drop()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """A connection has closed."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Hang up on all idle connections; those in use end with their answers."""
+        while self._idle:
+            self._idle.pop().drop()
