@@ -7,9 +7,9 @@ error and Ctrl-C included) leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +26,6 @@ import psutil
 from .native import BenchError
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_PR_SET_PDEATHSIG = 1
 
 
 def free_port() -> int:
@@ -37,9 +36,10 @@ def free_port() -> int:
         return port
 
 
-def _die_with_parent() -> None:
-    """In the new child, on Linux: SIGTERM when this program is killed outright."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _leash() -> list[str]:
+    """A prefix for a command that, on Linux, has it terminated when this program is killed outright."""
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 class Child:
@@ -51,13 +51,12 @@ class Child:
         self.started = time.monotonic()
         with self.log.open("wb") as log:
             self._popen = subprocess.Popen(
-                command,
+                [*_leash(), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (no threads here)
             )
         self.process = psutil.Process(self._popen.pid)
 

@@ -120,8 +120,9 @@ _RATES = [
     ("events/s, 16 streams flat out", "flat_out", _per_second("events_per_s")),
 ]
 _COSTS = [
-    ("CPU s per 100k events, flat out", "flat_out"),
-    ("CPU s per 100k events, 16 x 500/s", "paced"),
+    ("CPU s per 100k events, flat out", "flat_out", "events"),
+    ("CPU s per 100k events, 16 x 500/s", "paced", "events"),
+    ("CPU s per 100k requests, 32 connections", "throughput", "requests"),
 ]
 
 
@@ -140,8 +141,8 @@ def _rows(results: Results, names: list[str]) -> list[list[str]]:
             if to in names:
                 ratios = [results.ratio(scenario, name, to, read) for name in names]
                 rows.append([f"    x {to}", *(_shown(ratio, "{:.2f}") for ratio in ratios)])
-    for caption, scenario in _COSTS:
-        rows.append([caption, *(_shown(results.cpu_per_100k_events(scenario, name), "{:.2f}") for name in names)])
+    for caption, scenario, of in _COSTS:
+        rows.append([caption, *(_shown(results.cpu_per_100k(scenario, name, of), "{:.2f}") for name in names)])
     rows.append(["failed of all requests", *("{} of {:,}".format(*results.failures(name)[:2]) for name in names)])
     return rows
 
@@ -155,7 +156,7 @@ def _summary(results: Results, names: list[str]) -> dict[str, dict[str, float | 
                 f"{caption}, x direct": results.ratio(scenario, name, "direct", read)
                 for caption, scenario, read in _RATES
             },
-            **{caption: results.cpu_per_100k_events(scenario, name) for caption, scenario in _COSTS},
+            **{caption: results.cpu_per_100k(scenario, name, of) for caption, scenario, of in _COSTS},
         }
         for name in names
     }

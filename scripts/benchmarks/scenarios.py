@@ -117,8 +117,8 @@ class Results:
         except (KeyError, TypeError, ZeroDivisionError):
             return None
 
-    def cpu_per_100k_events(self, scenario: str, target: str) -> float | None:
-        """CPU seconds of the target's process for 100,000 events, over all rounds (the clock ticks in 10 ms)."""
+    def cpu_per_100k(self, scenario: str, target: str, of: str) -> float | None:
+        """CPU seconds of the target's process for 100,000 "events" or "requests", over all rounds (it ticks in 10 ms)."""
         reports = self.rounds.get(scenario, {}).get(target, [])
-        events = sum(report["events"] for report in reports)
-        return float(sum(report["target_cpu_s"] for report in reports)) / events * 1e5 if events else None
+        count = sum(report[of] for report in reports)
+        return float(sum(report["target_cpu_s"] for report in reports)) / count * 1e5 if count else None
