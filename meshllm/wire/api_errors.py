@@ -137,9 +137,9 @@ def translate_error(
     return status, _rewritten(api, status, found, request_id)
 
 
-def translate_event(api: Api, found: Mapping[str, Any], *, sequence_number: int = 0) -> bytes:
+def translate_event(api: Api, found: Mapping[str, Any], *, status: int = 0, sequence_number: int = 0) -> bytes:
     """An upstream's error object (see `loads_error`) as this API's error event and end of stream."""
-    status = status_of(found)
+    status = status or status_of(found)
     error = _rewritten(api, status, found, None)["error"]
     code, message = error.get("code"), error["message"]
     extra = {key: value for key, value in error.items() if key not in ("type", "message", "code", "param")}

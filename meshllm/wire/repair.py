@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from meshllm.wire.apis import Api
 from meshllm.wire.chat_stream import ChatRepair
+from meshllm.wire.messages_stream import MessagesRepair, repair_message
+from meshllm.wire.response_object import repair_body
+from meshllm.wire.responses_stream import ResponsesRepair
 
 
 class StreamRepair(Protocol):
@@ -43,7 +46,26 @@ def stream_repair(
     """
     if api in (Api.CHAT, Api.COMPLETIONS):
         return ChatRepair(api, model=model, ident=ident, created=created, choices=_count(request.get("n")))
+    if api is Api.MESSAGES:
+        return MessagesRepair(model=model, ident=ident, input_tokens=input_tokens)
+    if api is Api.RESPONSES:
+        return ResponsesRepair(model=model, ident=ident, created=created, request=request)
     raise ValueError(f"{api.value} does not stream")
+
+
+def repair_response(
+    api: Api, body: Mapping[str, Any], *, model: str, ident: str, created: int, request: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A whole (not streamed) successful reply with the fields its API requires; what upstream gave stays as it is.
+
+    Only `/v1/responses` and `/v1/messages` ever need it; others come back as they are. The arguments are those of
+    `stream_repair`.
+    """
+    if api is Api.RESPONSES:
+        return repair_body(body, request, model=model, ident=ident, created=created)
+    if api is Api.MESSAGES:
+        return repair_message(body, model=model, ident=ident)
+    return dict(body)
 
 
 def _count(value: object) -> int:

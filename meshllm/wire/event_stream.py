@@ -1,0 +1,114 @@
+"""The frame of repairers that look at every event: cutting, parsing, and what is the same for all when things go wrong.
+
+Law: never raises on anything upstream sends; what cannot be understood ends the stream with a typed error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from meshllm.wire import strict_json
+from meshllm.wire.api_errors import find_error, loads_error, status_of
+from meshllm.wire.sse import MAX_EVENT, Event, EventBuffer, parse_event, split_events
+
+MAX_NUMBER = 1 << 53
+"""Numbers above this are not repeated as indices or sequence numbers: JavaScript could not tell them apart."""
+
+
+class EventRepair:
+    """Base class; see `meshllm.wire.repair.StreamRepair` for the contract. Subclasses fill in the last methods."""
+
+    def __init__(self, *, limit: int = MAX_EVENT) -> None:
+        self.complete = False
+        self.started = False
+        self.failed = False
+        self._buffer = EventBuffer(limit)
+
+    def feed(self, data: bytes) -> bytes:
+        """What can be sent now."""
+        if self.complete:
+            return b""
+        out = self._block(self._buffer.take(data))
+        if self._buffer.overflow:
+            out += self.fail("event_too_large", "The model server sent an event larger than any answer should be.")
+        return out
+
+    def finish(self) -> bytes:
+        """Upstream ended its body properly: what is still missing."""
+        if self.complete:
+            return b""
+        return self._block(self._buffer.rest()) + self._close()
+
+    def fail(self, code: str, message: str, *, status: int = 502) -> bytes:
+        """Upstream died: a typed error event and the end of the stream."""
+        if self.complete:
+            return b""
+        return self._fail({"message": message, "code": code}, status)
+
+    def _close(self) -> bytes:
+        if self.complete:
+            return b""
+        if not self.started:
+            return self.fail("upstream_empty", "The model server ended its answer before it began.")
+        return self._end()
+
+    def _block(self, block: bytes) -> bytes:
+        out: list[bytes] = []
+        for raw in split_events(block):
+            if self.complete:
+                break
+            out.append(raw if self._passes(raw) else self._one(raw))
+        return b"".join(out)
+
+    def _one(self, raw: bytes) -> bytes:
+        event = parse_event(raw)
+        if event.data is None:
+            if event.error is None:
+                return raw
+            error = loads_error(event.error) or {"message": "unknown error"}
+            return self._fail(error, status_of(error))
+        if event.data.strip() == b"[DONE]":
+            return b""  # not a word of these APIs
+        value = strict_json.loads_object(event.data)
+        if value is None:
+            return self._invalid()
+        try:
+            kind = value.get("type")
+            if not isinstance(kind, str):
+                kind = event.name
+            if kind == "error" or event.name == "error" or not isinstance(value.get("type"), str):
+                found = find_error(value) or ({"message": "unknown error"} if "error" in (kind, event.name) else None)
+                if found is not None:
+                    return self._fail(found, status_of(found))
+            return self._event(kind, value, event)
+        except (ValueError, RecursionError):
+            return self._invalid()
+
+    def _invalid(self) -> bytes:
+        return self.fail("upstream_invalid", "The model server sent something that is not an event of this API.")
+
+    # -- for subclasses
+
+    def _passes(self, raw: bytes) -> bool:
+        """Whether an event can be passed on without being parsed."""
+        return False
+
+    def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
+        """One event of type `kind`; ValueError if it makes no sense."""
+        raise NotImplementedError
+
+    def _end(self) -> bytes:
+        """Close what upstream left open, and the stream; sets `complete`."""
+        raise NotImplementedError
+
+    def _fail(self, found: Mapping[str, Any], status: int) -> bytes:
+        """An error event and the end; sets `complete` and `failed`."""
+        raise NotImplementedError
+
+
+def whole_number(value: object) -> int | None:
+    """`value` if it is a usable index or count, else None."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER:
+        return value
+    return None

@@ -1,0 +1,123 @@
+"""The objects of `/v1/responses`: a response, its usage, its items, their parts; what OpenAI's types require in each.
+
+Law: what upstream says stays as it is; only what is missing (or null where null is not allowed) is filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ECHOED = ("instructions", "max_output_tokens", "previous_response_id", "reasoning", "temperature", "top_p", "user")
+_DEFAULTS: dict[str, Any] = {
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "truncation": "disabled",
+}
+
+
+def new_response(request: Mapping[str, Any], *, model: str, ident: str, created: int) -> dict[str, Any]:
+    """A response object in progress, with what the request asked for repeated as OpenAI does."""
+    response: dict[str, Any] = {
+        "id": f"resp_{ident}",
+        "object": "response",
+        "created_at": created,
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [],
+        "usage": None,
+    }
+    for key in _ECHOED:
+        response[key] = request.get(key)
+    for key, default in _DEFAULTS.items():
+        given = request.get(key)
+        response[key] = default if given is None else given
+    return response
+
+
+def filled(base: Mapping[str, Any], given: object) -> dict[str, Any]:
+    """`given`, with what it lacks from `base`."""
+    full = dict(base)
+    for key, value in given.items() if isinstance(given, dict) else ():
+        if value is not None or key not in base:
+            full[key] = value
+    return full
+
+
+def filled_usage(usage: object) -> dict[str, Any] | None:
+    """Token counts with all the details that OpenAI's types require, or None if there are none at all."""
+    if not isinstance(usage, dict):
+        return None
+    full = filled({"input_tokens": 0, "output_tokens": 0}, usage)
+    full["input_tokens_details"] = filled(
+        {"cached_tokens": 0, "cache_write_tokens": 0}, full.get("input_tokens_details")
+    )
+    full["output_tokens_details"] = filled({"reasoning_tokens": 0}, full.get("output_tokens_details"))
+    if full.get("total_tokens") is None:
+        counts = (full["input_tokens"], full["output_tokens"])
+        full["total_tokens"] = sum(count for count in counts if isinstance(count, int))
+    return full
+
+
+def filled_part(part: object) -> dict[str, Any]:
+    """A content part; text has annotations and logprobs even if there are none."""
+    full = filled({"type": "output_text"}, part)
+    kind = full["type"]
+    if kind == "output_text":
+        return filled({"type": kind, "text": "", "annotations": [], "logprobs": []}, full)
+    if kind in ("reasoning_text", "summary_text"):
+        return filled({"type": kind, "text": ""}, full)
+    return filled({"type": kind, "refusal": ""}, full) if kind == "refusal" else full
+
+
+def filled_item(item: Mapping[str, Any], *, ident: str, status: str) -> dict[str, Any]:
+    """An output item; `ident` and `status` are used where it has none."""
+    kind = item.get("type")
+    if kind == "message":
+        full = filled({"id": ident, "type": kind, "status": status, "role": "assistant", "content": []}, item)
+    elif kind == "reasoning":
+        full = filled({"id": ident, "type": kind, "status": status, "summary": []}, item)
+    elif kind == "function_call":
+        base = {"id": ident, "type": kind, "status": status, "call_id": f"call_{ident}", "name": "", "arguments": ""}
+        full = filled(base, item)
+    else:
+        return filled({"id": ident}, item)
+    for key in ("content", "summary"):
+        if isinstance(full.get(key), list):
+            full[key] = [filled_part(part) if isinstance(part, dict) else part for part in full[key]]
+    return full
+
+
+def truncated(response: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    """Whether the engine, which calls every response completed, stopped because `max_output_tokens` were reached.
+
+    A server that knows about incomplete responses says so itself (it sends `incomplete_details`) and is believed.
+    """
+    limit, usage = base.get("max_output_tokens"), response.get("usage")
+    if "incomplete_details" in response or not isinstance(limit, int) or not isinstance(usage, dict):
+        return False
+    count = usage.get("output_tokens")
+    return isinstance(count, int) and count >= limit > 0
+
+
+def repair_body(
+    body: Mapping[str, Any], request: Mapping[str, Any], *, model: str, ident: str, created: int
+) -> dict[str, Any]:
+    """A whole `/v1/responses` reply with every field that OpenAI's types require; what is there stays."""
+    base = new_response(request, model=model, ident=ident, created=created)
+    base["status"] = "completed"
+    full = filled(base, body)
+    if full["status"] == "completed" and truncated(body, base):
+        full["status"], full["incomplete_details"] = "incomplete", {"reason": "max_output_tokens"}
+    full["usage"] = filled_usage(full.get("usage"))
+    if isinstance(full["output"], list):
+        full["output"] = [
+            filled_item(item, ident=f"item_{ident}_{index}", status="completed") if isinstance(item, dict) else item
+            for index, item in enumerate(full["output"])
+        ]
+    return full

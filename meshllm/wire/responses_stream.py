@@ -1,0 +1,228 @@
+"""Streams of `/v1/responses` with every event and every field that OpenAI's types require.
+
+What the engine gets wrong: no sequence numbers, output or content indices; response objects of three fields;
+`response.created` missing, or sent before every single token when the first one was half a character; no
+`function_call_arguments.done`; reasoning without parts; text and tools that first appear when they are done;
+`completed` for an answer that was cut off; errors in the shape of another API.
+
+Law: every item is added before anything is said of it and done before the response is, and its id and index never
+change. What upstream already sends properly passes untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from meshllm.wire import strict_json
+from meshllm.wire.api_errors import translate_event
+from meshllm.wire.apis import Api
+from meshllm.wire.event_stream import EventRepair, whole_number
+from meshllm.wire.response_items import Contents, Emitter, Item
+from meshllm.wire.response_object import filled, filled_item, filled_usage, new_response, truncated
+from meshllm.wire.sse import MAX_EVENT, Event
+
+_MAX_ITEMS = 1024
+_TERMINAL = ("response.completed", "response.failed", "response.incomplete")
+_KIND_OF = {
+    "content_part": "message",
+    "output_text": "message",
+    "refusal": "message",
+    "reasoning_text": "reasoning",
+    "reasoning_summary_part": "reasoning",
+    "reasoning_summary_text": "reasoning",
+    "function_call_arguments": "function_call",
+}
+
+
+class ResponsesRepair(EventRepair):
+    """Repairs one stream; see `meshllm.wire.repair.StreamRepair` for the contract."""
+
+    def __init__(
+        self, *, model: str, ident: str, created: int, request: Mapping[str, Any], limit: int = MAX_EVENT
+    ) -> None:
+        super().__init__(limit=limit)
+        self._ident = ident
+        self._base = new_response(request, model=model, ident=ident, created=created)
+        try:
+            strict_json.dumps(self._base)
+        except ValueError:  # a request too deep to be repeated
+            self._base = new_response({}, model=model, ident=ident, created=created)
+        self._out = Emitter(limit)
+        self._contents = Contents(self._out)
+        self._progress = False
+        self._items: dict[str, Item] = {}
+
+    def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
+        if not kind:
+            raise ValueError("an event without a type")
+        self._out.now(value)
+        value = {**value, "type": kind}
+        if kind == "response.created":
+            return b"" if self.started else self._created(value, event)
+        if kind == "response.in_progress":
+            begin = b"" if self.started else self._created()
+            if self._progress and "prompt_progress" not in value:
+                return begin
+            self._progress = True
+            return begin + self._lifecycle(value, event)
+        if kind == "response.queued":
+            return (b"" if self.started else self._created()) + self._lifecycle(value, event)
+        begin = self._begun()
+        if kind in _TERMINAL:
+            return begin + self._finished(value, event)
+        if kind == "response.output_item.added":
+            return begin + self._item_added(value, event)
+        if kind == "response.output_item.done":
+            return begin + self._item_done(value, event)
+        word, _, verb = kind.removeprefix("response.").rpartition(".")
+        if word not in _KIND_OF or verb not in ("added", "delta", "done"):
+            return begin + self._out.emit(value, event)
+        item, adding = self._item_of(value, word)
+        return begin + adding + self._contents.about(item, word, verb, value, event)
+
+    # -- the response as a whole
+
+    def _created(self, value: Mapping[str, Any] | None = None, event: Event | None = None) -> bytes:
+        self.started = True
+        given = (value or {}).get("response")
+        for key in ("id", "created_at", "model"):
+            if isinstance(given, dict) and given.get(key) is not None:
+                self._base[key] = given[key]
+        return self._lifecycle({**(value or {}), "type": "response.created"}, event)
+
+    def _begun(self) -> bytes:
+        """What must have been said before anything else can be."""
+        out = b"" if self.started else self._created()
+        if not self._progress:
+            self._progress = True
+            out += self._lifecycle({"type": "response.in_progress"})
+        return out
+
+    def _lifecycle(self, value: Mapping[str, Any], event: Event | None = None) -> bytes:
+        return self._out.emit({**value, "response": self._response(value.get("response"))}, event)
+
+    def _response(self, given: object) -> dict[str, Any]:
+        """A full response object; its identity is that of the first one, clients insist on it."""
+        full = filled(self._base, given)
+        full["id"], full["created_at"] = self._base["id"], self._base["created_at"]
+        full["usage"] = filled_usage(full.get("usage"))
+        return full
+
+    def _finished(self, value: Mapping[str, Any], event: Event | None = None) -> bytes:
+        kind = str(value["type"])
+        given = value.get("response")
+        given = dict(given) if isinstance(given, dict) else {}
+        if kind == "response.completed" and truncated(given, self._base):
+            kind = "response.incomplete"
+            given["status"], given["incomplete_details"] = "incomplete", {"reason": "max_output_tokens"}
+        if given.get("status") in (None, "in_progress"):
+            given["status"] = kind.removeprefix("response.")
+        finishing, given["output"] = self._finish_items(given.get("output"), kind == "response.completed")
+        ending = self._lifecycle({**value, "type": kind, "response": given}, event)
+        self.complete = True
+        self.failed = kind == "response.failed"
+        return finishing + ending
+
+    def _finish_items(self, output: object, whole: bool) -> tuple[bytes, list[Any]]:
+        """The end of all items, and the list of them; `output` is the list that upstream gives."""
+        out: list[bytes] = []
+        final: dict[str, dict[str, Any]] = {}
+        for position, given in enumerate(output if isinstance(output, list) else ()):
+            if not isinstance(given, dict) or not isinstance(given.get("type"), str):
+                continue
+            item = self._find(given.get("id"), position)
+            if item is None or item.kind != given["type"]:
+                item, adding = self._add(given, None)
+                out.append(adding)
+            if item.final is None:
+                out.append(self._contents.finish(item, given))
+            final[item.ident] = filled_item({**given, "id": item.ident}, ident=item.ident, status="completed")
+        for item in list(self._items.values()):
+            if item.final is None:
+                out.append(self._contents.finish(item, {"status": "completed" if whole else "incomplete"}))
+        return b"".join(out), [final.get(item.ident) or item.final for item in self._ordered()]
+
+    def _ordered(self) -> list[Item]:
+        return sorted(self._items.values(), key=lambda item: item.index)
+
+    def _end(self) -> bytes:
+        return self._finished({"type": "response.completed"})
+
+    def _fail(self, found: Mapping[str, Any], status: int) -> bytes:
+        try:
+            begin = self._begun()
+        except ValueError:
+            begin = b""
+        error = translate_event(Api.RESPONSES, found, status=status, sequence_number=self._out.number())
+        output = [item.final for item in self._ordered() if item.final is not None]
+        told = {"code": "server_error", "message": found["message"]}
+        failed = {"type": "response.failed", "response": {"status": "failed", "error": told, "output": output}}
+        try:
+            ending = self._lifecycle(failed)
+        except ValueError:
+            ending = b""
+        self.complete = self.failed = True
+        return begin + error + ending
+
+    # -- its items
+
+    def _find(self, ident: object, index: int | None) -> Item | None:
+        """By its id, or by its index where no id is given."""
+        if isinstance(ident, str):
+            return self._items.get(ident)
+        return next((item for item in self._items.values() if item.index == index), None)
+
+    def _item_of(self, value: Mapping[str, Any], word: str) -> tuple[Item, bytes]:
+        """The item an event speaks of; one that was never added is added now."""
+        kind = _KIND_OF[word]
+        ident, index = value.get("item_id"), whole_number(value.get("output_index"))
+        item = self._find(ident, index) or (self._find(None, index) if index is not None else None)
+        if item is None and ident is None and index is None:
+            item = next((item for item in reversed(self._items.values()) if item.kind == kind), None)
+        if item is None:
+            return self._add({"type": kind, "id": ident}, index)
+        if item.kind != kind and not (word == "content_part" and item.kind == "reasoning"):
+            raise ValueError(f"{word} of a {item.kind}")
+        return item, b""
+
+    def _add(
+        self,
+        given: Mapping[str, Any],
+        index: int | None,
+        value: Mapping[str, Any] | None = None,
+        event: Event | None = None,
+    ) -> tuple[Item, bytes]:
+        taken = {item.index for item in self._items.values()}
+        if len(taken) >= _MAX_ITEMS:
+            raise ValueError("too many items")
+        if index is None or index in taken:
+            index = max(taken, default=-1) + 1
+        full = filled_item(given, ident=f"item_{self._ident}_{index}", status="in_progress")
+        if value is None:  # it was never announced: announce it empty, its contents follow
+            empty = {"status": "in_progress", "content": [], "arguments": ""}
+            full.update({key: nothing for key, nothing in empty.items() if key in full})
+        ident = full["id"]
+        if not isinstance(ident, str) or ident in self._items:
+            raise ValueError("an item without an identity of its own")
+        item = self._items[ident] = Item(index, ident, full)
+        about = {**(value or {}), "type": "response.output_item.added", "output_index": index, "item": full}
+        return item, self._out.emit(about, event)
+
+    def _item_added(self, value: Mapping[str, Any], event: Event) -> bytes:
+        given, index = _item_in(value), whole_number(value.get("output_index"))
+        return b"" if self._find(given.get("id"), index) is not None else self._add(given, index, value, event)[1]
+
+    def _item_done(self, value: Mapping[str, Any], event: Event) -> bytes:
+        given, index = _item_in(value), whole_number(value.get("output_index"))
+        item, adding = self._find(given.get("id"), index), b""
+        if item is None:
+            item, adding = self._add(given, index)
+        return adding + (b"" if item.final is not None else self._contents.finish(item, given, value, event))
+
+
+def _item_in(value: Mapping[str, Any]) -> dict[str, Any]:
+    item = value.get("item")
+    if not isinstance(item, dict) or not isinstance(item.get("type"), str):
+        raise ValueError("an item that is none")
+    return item
