@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from typing import Final
 
 from meshllm.errors import DownloadFailed
 from meshllm.tasks import Owner
+
+from .programs import end
 
 SAMPLE_SECONDS: Final = 0.2  # how often the scratch folder is looked at
 MAX_OUTPUT_BYTES: Final = 64 << 10
@@ -74,7 +75,7 @@ class PipFetcher:
             output = await _tail(process)
             status = await process.wait()
         finally:
-            await _end(process)
+            await end(process)
         if status != 0:
             raise DownloadFailed(f"pip could not fetch {requirement}: {_reason(output)}")
 
@@ -86,18 +87,6 @@ async def _tail(process: asyncio.subprocess.Process) -> str:
     while chunk := await process.stdout.read(8192):
         kept = (kept + chunk)[-MAX_OUTPUT_BYTES:]
     return kept.decode("utf-8", "replace")
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill the process and whatever it started, and wait until it is gone."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    await asyncio.shield(process.wait())
 
 
 def _reason(output: str) -> str:

@@ -59,11 +59,15 @@ class Location:
 
 
 class _Again(Exception):
-    """This try failed, another may not; `after` is what the server asked us to wait, in seconds."""
+    """This try failed, another may not; `after` is what the server asked us to wait, in seconds.
 
-    def __init__(self, reason: str, after: float = 0.0) -> None:
+    `answered` is False where nobody answered at all, so that the hub may be out of reach.
+    """
+
+    def __init__(self, reason: str, after: float = 0.0, *, answered: bool = True) -> None:
         super().__init__(reason)
         self.after = after
+        self.answered = answered
 
 
 class Hub:
@@ -82,6 +86,14 @@ class Hub:
             chosen = constants.ENDPOINT
         return chosen.rstrip("/")
 
+    async def probe(self, *, within: float) -> None:
+        """Return if something answers at the endpoint within so many seconds. Raises DownloadFailed with the reason."""
+        work = in_thread(lambda stop: _probe(self.endpoint, within), "hub-probe", leave=True)
+        try:
+            await asyncio.wait_for(work, within)
+        except TimeoutError:
+            raise DownloadFailed(f"{self.endpoint} did not answer within {within:g} s.") from None
+
     async def locate(self, source: HubSource, file: ModelFile, *, within: float) -> Location:
         """Ask the hub for the file within so many seconds.
 
@@ -92,38 +104,30 @@ class Hub:
         try:
             return await asyncio.wait_for(work, within + 0.5)
         except TimeoutError:
-            raise _Again(f"{self.endpoint} did not answer within {within:g} s") from None
+            raise _Again(f"{self.endpoint} did not answer within {within:g} s", answered=False) from None
 
     async def fetch(self, source: HubSource, file: ModelFile, partial: Path, report: Callable[[int], None]) -> None:
         """Complete `partial` with the file's bytes, going on from what is there; `report` hears its growing size.
 
         Raises DownloadFailed with what has arrived kept, or OutOfRoom.
         """
-        settings = self.settings
-        try:
-            location = await self.locate(source, file, within=settings.decide_within)
-        except _Again as reason:
-            raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
+        settings, within = self.settings, self.settings.decide_within
         failures = 0
         while True:
             before = _size(partial)
             try:
+                location = await self.locate(source, file, within=within)  # each time: a signed address runs out
                 await self._stream(location, file, partial, report)
                 return
             except _Again as reason:
+                if within == settings.decide_within and not reason.answered:
+                    raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
                 failures = 1 if _size(partial) > before else failures + 1
                 if failures >= settings.tries:
                     raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
-                await asyncio.sleep(
-                    min(MAX_WAIT_SECONDS, max(reason.after, backoff(failures - 1, base=settings.pause)))
-                )
-            location = await self._locate_again(source, file) or location  # a signed address may have run out
-
-    async def _locate_again(self, source: HubSource, file: ModelFile) -> Location | None:
-        try:
-            return await self.locate(source, file, within=2 * self.settings.decide_within)
-        except _Again:
-            return None
+                wait = max(reason.after, backoff(failures - 1, base=settings.pause))
+            within = 2 * settings.decide_within  # it is there: now patience pays
+            await asyncio.sleep(min(MAX_WAIT_SECONDS, wait))
 
     async def _stream(self, location: Location, file: ModelFile, partial: Path, report: Callable[[int], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -157,9 +161,9 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
         raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
         _refuse(error.response, source)
-        raise _Again(_words(error)) from None
+        raise _Again(_words(error), _retry_after(error.response)) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise _Again(_words(error)) from None
+        raise _Again(_words(error), answered=False) from None
     etag = (found.etag or "").lower()
     if (found.size is not None and found.size != file.size) or (_SHA256.fullmatch(etag) and etag != file.sha256):
         raise DownloadFailed(f"The hub's {source.repository}/{source.path} holds other bytes than the catalogue says.")
@@ -167,6 +171,19 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
     if urlsplit(found.location).netloc != urlsplit(url).netloc:
         asked = {key: value for key, value in asked.items() if key.lower() != "authorization"}
     return Location(found.location, asked)
+
+
+def _probe(endpoint: str, within: float) -> None:
+    import httpx2
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        get_session().head(endpoint, timeout=within, follow_redirects=False)
+    except OfflineModeIsEnabled:
+        raise DownloadFailed("It may not be asked: HF_HUB_OFFLINE is set.") from None
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        raise DownloadFailed(f"{endpoint} cannot be reached: {_words(error)}.") from None
 
 
 def _refuse(response: httpx2.Response, source: HubSource) -> None:

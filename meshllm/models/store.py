@@ -72,6 +72,21 @@ class Store:
 
         return AsyncFileLock(self._state / "locks" / f"{file.sha256}.lock", poll_interval=0.1)
 
+    def has_size(self, file: ModelFile) -> bool:
+        """Whether a file of that name and size is there, whatever is in it."""
+        try:
+            return self.path(file).stat().st_size == file.size
+        except OSError:
+            return False
+
+    def arrived(self, file: ModelFile) -> int:
+        """Bytes of an unfinished download that the next one goes on from."""
+        kept = [self.partial(file), *self.partial(file, "wheel").glob("*.whl")]
+        try:
+            return max((path.stat().st_size for path in kept if path.is_file()), default=0)
+        except OSError:
+            return 0
+
     def is_verified(self, file: ModelFile) -> bool:
         """Whether the file is there and unchanged since its digest was found right."""
         return self.known_digest(self.path(file)) == file.sha256

@@ -1,0 +1,248 @@
+"""What `mesh-llm doctor` looks at, one function for each matter.
+
+Law: a check looks and changes nothing; it judges facts that it is given or gathers itself, and answers with a `Finding`
+that says what to do. Deadlines, order and printing are the caller's business.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from meshllm.errors import DownloadFailed, MeshError, ToolMissing
+from meshllm.machine.accelerators import Accelerator
+from meshllm.machine.ports import PortFact
+from meshllm.machine.resources import Disk, Memory, Processors
+
+GIB: Final = 1 << 30
+ENGINE_BUILD_BYTES: Final = 1 * GIB  # measured peak of a build: under half of it
+MODEL_ROOM_BYTES: Final = 5 * GIB  # a usual model of 7 to 8 thousand million parameters, 4 bits each
+LITTLE_MEMORY_BYTES: Final = 2 * GIB
+PACKAGES: Final = ("llama-cpp-python", "huggingface-hub", "aiohttp", "pydantic", "typer")
+HUB_SECONDS: Final = 3.0
+
+
+class State(StrEnum):
+    """How it stands with something. `BAD` means that mesh-llm cannot do its work here."""
+
+    WELL = "well"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, how it stands, what was found, and what to do ("" where nothing is to be done)."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def well(name: str, found: str) -> Finding:
+    return Finding(name, State.WELL, found)
+
+
+# -- the program itself
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
+    """Python, and the packages that matter, with their versions."""
+    from importlib import metadata
+
+    from meshllm import __version__
+
+    found, missing = [f"Python {'.'.join(map(str, version))}", f"mesh-llm {__version__}"], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if version < (3, 11):
+        return Finding("python", State.BAD, found[0], "Install Python 3.11 or newer.")
+    if missing:
+        return Finding("python", State.BAD, f"missing: {', '.join(missing)}", "Start scripts/mesh-llm, or pip install.")
+    return well("python", ", ".join(found))
+
+
+def check_home(home: Path) -> Finding:
+    """The state directory belongs to us alone: it holds keys."""
+    try:
+        facts = home.stat()
+    except FileNotFoundError:
+        return well("home", f"{home} is not made yet")
+    except OSError as error:
+        return Finding("home", State.BAD, f"{home}: {error.strerror or error}", "Set MESH_LLM_HOME to another folder.")
+    if not stat.S_ISDIR(facts.st_mode):
+        return Finding("home", State.BAD, f"{home} is not a folder", "Move it away, or set MESH_LLM_HOME.")
+    if not os.access(home, os.W_OK | os.X_OK):
+        return Finding("home", State.BAD, f"{home} cannot be written", f"chown it to yourself, then chmod 700 {home}")
+    if hasattr(os, "getuid") and facts.st_mode & 0o077:
+        mode = stat.S_IMODE(facts.st_mode)
+        return Finding("home", State.WARNING, f"{home} is open to others (mode {mode:o})", f"chmod 700 {home}")
+    return well("home", str(home))
+
+
+# -- the engine
+
+
+def check_engine() -> Finding:
+    """Whether the engine of this checkout is built."""
+    from meshllm.engine import build
+
+    try:
+        engine = build.find()
+    except MeshError as error:
+        return Finding("engine", State.BAD, error.message, error.advice)
+    if engine is None:
+        return Finding("engine", State.WARNING, "not built yet", "`mesh-llm engine build`, or just start a model.")
+    info = engine.info
+    accelerators = ", ".join(info.accelerators) or "processor only"
+    return well("engine", f"llama.cpp {info.commit[:9]} of {info.package} {info.version}, {accelerators}, current")
+
+
+def check_compiler(built: bool) -> Finding:
+    """A C++ compiler; only needed where the engine is not built."""
+    from meshllm.engine import toolchain
+
+    try:
+        compiler = toolchain.require_compiler(toolchain.find_compiler())
+    except ToolMissing as error:
+        return Finding("compiler", State.WARNING if built else State.BAD, error.message, error.advice)
+    return well("compiler", f"{compiler.version} ({compiler.cxx})")
+
+
+def check_build_tools(built: bool) -> Finding:
+    """cmake and ninja."""
+    from meshllm.engine import toolchain
+
+    try:
+        found = [str(toolchain.find_tool(name)) for name in ("cmake", "ninja")]
+    except ToolMissing as error:
+        return Finding("build tools", State.WARNING if built else State.BAD, error.message, error.advice)
+    return well("build tools", ", ".join(found))
+
+
+# -- the machine
+
+
+def check_accelerators(devices: Sequence[Accelerator]) -> Finding:
+    """GPUs, and whether the engine can be built for them."""
+    from meshllm.engine import toolchain
+
+    try:
+        buildable = toolchain.find_accelerators()
+    except MeshError as error:
+        return Finding("accelerators", State.BAD, error.message, error.advice)
+    found = "; ".join(_device(device) for device in devices)
+    usable = [accelerator.name for accelerator in buildable if accelerator.on]
+    idle = [accelerator for accelerator in buildable if not accelerator.on and accelerator.advice]
+    if usable:
+        return well("accelerators", f"{found or 'found by their drivers'}; the engine uses {', '.join(usable)}")
+    if devices and idle:
+        return Finding("accelerators", State.WARNING, f"{found}; not used: {idle[0].why}", idle[0].advice)
+    if devices:
+        return Finding(
+            "accelerators",
+            State.WARNING,
+            f"{found}; the engine does not use it",
+            "MESH_LLM_ENGINE_ACCELERATORS can force one.",
+        )
+    return well("accelerators", "none: models run on the processor")
+
+
+def _device(device: Accelerator) -> str:
+    if device.unified or not device.memory_total:
+        return f"{device.name} ({device.kind})"
+    return f"{device.name} ({device.kind}, {gib(device.memory_free)} of {gib(device.memory_total)} free)"
+
+
+def check_memory(memory: Memory, processors: Processors) -> Finding:
+    """Memory and processors that this process may use."""
+    limit = ", limited by a cgroup" if memory.limited else ""
+    found = (
+        f"{gib(memory.available)} of {gib(memory.total)} free{limit}; {processors.usable} of {processors.logical} CPUs"
+    )
+    if memory.available < LITTLE_MEMORY_BYTES:
+        return Finding(
+            "memory", State.WARNING, found, "Only the smallest models fit: end other programs, or join a mesh."
+        )
+    return well("memory", found)
+
+
+def check_port(fact: PortFact, flag: str) -> Finding:
+    """A port that the daemon listens on; `flag` moves it."""
+    name = f"port {fact.port}"
+    if fact.free:
+        return well(name, "free")
+    if fact.ours:
+        return well(name, f"a mesh-llm listens there (process {fact.holder_pid})")
+    if not fact.permitted:
+        return Finding(name, State.BAD, "this user may not listen there", f"Choose one above 1023 with {flag}.")
+    holder = f"{fact.holder} (process {fact.holder_pid})" if fact.holder_pid else "another program"
+    return Finding(name, State.BAD, f"held by {holder}", f"End it, or choose another port with {flag}.")
+
+
+def check_disk(name: str, disk: Disk | None, path: Path, needed: int, variable: str) -> Finding:
+    """Room on the disk where `path` is, or will be; less than `needed` bytes is little."""
+    name = f"disk: {name}"
+    if disk is None:
+        return Finding(name, State.BAD, f"{path} cannot be looked at", f"Set {variable} to a folder that can.")
+    place = next((parent for parent in (path, *path.parents) if parent.exists()), path)
+    if not os.access(place, os.W_OK):
+        return Finding(name, State.BAD, f"{place} cannot be written", f"Set {variable} to a folder that can.")
+    found = f"{gib(disk.free)} free at {path}"
+    if disk.free < needed:
+        advice = f"Make room, or set {variable} to a folder on a larger disk; {gib(needed)} are good to have."
+        return Finding(name, State.BAD if disk.free < 200 << 20 else State.WARNING, found, advice)
+    return well(name, found)
+
+
+# -- models
+
+
+def check_models(folder: Path) -> Finding:
+    """Models of the catalogue, and other GGUF files, that lie in the store."""
+    from meshllm.models import catalog
+    from meshllm.models.store import Store
+
+    store = Store(folder)
+    entries = catalog.load().entries
+    there = [entry for entry in entries if all(store.is_verified(file) for file in entry.files)]
+    unverified = [entry for entry in entries if entry not in there and all(store.has_size(f) for f in entry.files)]
+    ours = {file.name for entry in entries for file in entry.files}
+    try:
+        others = sum(1 for path in folder.glob("*.gguf") if path.name not in ours)
+    except OSError:
+        others = 0
+    words = [entry.name for entry in there]
+    words += [f"{entry.name} (not verified yet)" for entry in unverified]
+    words += [f"{others} other GGUF files"] if others else []
+    if not words:
+        return Finding("models", State.WARNING, f"none in {folder} yet", f"`mesh-llm download {entries[0].name}`")
+    return well("models", ", ".join(words))
+
+
+async def check_hub(within: float = HUB_SECONDS) -> Finding:
+    """Whether the place where models come from answers."""
+    from meshllm.models.hub import Hub
+
+    hub = Hub()
+    try:
+        await hub.probe(within=within)
+    except DownloadFailed as failure:
+        advice = "Models that are on disk or come in a package still work; HF_ENDPOINT names a mirror."
+        return Finding("hub", State.WARNING, failure.message.rstrip("."), advice)
+    return well("hub", f"{hub.endpoint} answers")
+
+
+def gib(count: int) -> str:
+    """Bytes as "12.3 GiB"."""
+    return f"{count / GIB:,.1f} GiB"

@@ -1,0 +1,170 @@
+"""Memory, processors and disk of this computer, as far as this process may use them.
+
+Law: what a container or a batch system allows counts, not what the hardware has. Nothing here raises: what cannot be
+found out is taken for unlimited or unknown.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path("/")
+_UNLIMITED: Final = 1 << 60  # cgroup v1 writes its "no limit" as a number near 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. `total` is the least of what the machine has and what a cgroup allows; `limited` says it is the latter."""
+
+    total: int
+    available: int
+    limited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Processors:
+    """`logical`: CPUs of the machine; `usable`: those this process may use, by affinity and quota, at least 1."""
+
+    logical: int
+    usable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes of the file system that holds `path`."""
+
+    path: Path
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Names such as "Linux", "6.1.0", "x86_64", "3.11.7"."""
+
+    system: str
+    release: str
+    machine: str
+    python: str
+
+    def __str__(self) -> str:
+        return f"{self.system} {self.release} on {self.machine}, Python {self.python}"
+
+
+def memory(root: Path = ROOT) -> Memory:
+    """The memory that this process can use; `root` is where /proc and /sys are found."""
+    import psutil
+
+    facts = psutil.virtual_memory()
+    total, available = int(facts.total), int(facts.available)
+    limit, used = _memory_limit(root)
+    if limit is None or limit >= total:
+        return Memory(total, available, limited=False)
+    return Memory(limit, max(0, min(available, limit - used)), limited=True)
+
+
+def processors(root: Path = ROOT) -> Processors:
+    """The CPUs that this process can use."""
+    logical = os.cpu_count() or 1
+    usable = logical
+    if hasattr(os, "sched_getaffinity"):
+        try:
+            usable = len(os.sched_getaffinity(0))
+        except OSError:
+            usable = logical
+    quota = _processor_quota(root)
+    if quota is not None:
+        usable = min(usable, max(1, int(quota)))
+    return Processors(logical, max(1, usable))
+
+
+def disk(path: Path) -> Disk | None:
+    """The file system that holds `path`, or its nearest parent that exists. None where it cannot be asked."""
+    for place in (path, *path.parents):
+        try:
+            usage = shutil.disk_usage(place)
+        except OSError:
+            continue
+        return Disk(path, usage.total, usage.free)
+    return None
+
+
+def this_platform() -> Platform:
+    """What system this is."""
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return Platform(platform.system(), platform.release(), platform.machine(), version)
+
+
+# -- cgroups
+
+
+def _memory_limit(root: Path) -> tuple[int | None, int]:
+    """The lowest limit of our cgroups in bytes, and what is used of it beyond what the kernel can drop at once."""
+    lowest: int | None = None
+    used = 0
+    for controller, maximum, current, droppable in (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        for folder in _groups(root, controller):
+            limit = _number(folder / maximum)
+            if limit is not None and limit < _UNLIMITED and (lowest is None or limit < lowest):
+                lowest = limit
+                used = max(0, (_number(folder / current) or 0) - _field(folder / "memory.stat", droppable))
+    return lowest, used
+
+
+def _processor_quota(root: Path) -> float | None:
+    """CPUs' worth of time that our cgroups grant, the lowest of all levels."""
+    quotas: list[float] = []
+    for folder in _groups(root, ""):
+        words = _text(folder / "cpu.max").split()
+        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
+            quotas.append(int(words[0]) / int(words[1]))
+    for folder in _groups(root, "cpu"):
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota and period and quota > 0:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of our cgroup and its parents; `controller` is "" for version 2."""
+    mount = root / "sys/fs/cgroup" / controller
+    for line in _text(root / "proc/self/cgroup").splitlines()[:64]:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controller not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts), -1, -1):
+            yield mount.joinpath(*parts[:depth])
+        return
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("r", encoding="utf-8", errors="replace") as file:
+            return file.read(65_536)
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def _field(path: Path, name: str) -> int:
+    for line in _text(path).splitlines():
+        words = line.split()
+        if len(words) == 2 and words[0] == name and words[1].isdigit():
+            return int(words[1])
+    return 0
