@@ -118,7 +118,7 @@ class Results:
             return None
 
     def cpu_per_100k(self, scenario: str, target: str, of: str) -> float | None:
-        """CPU seconds of the target's process for 100,000 "events" or "requests", over all rounds (it ticks in 10 ms)."""
+        """CPU seconds of the target's process for 100,000 `of` ("events", "requests") (ticks of 10 ms)."""
         reports = self.rounds.get(scenario, {}).get(target, [])
         count = sum(report[of] for report in reports)
         return float(sum(report["target_cpu_s"] for report in reports)) / count * 1e5 if count else None
