@@ -78,7 +78,7 @@ class ModelFacts:
     size: int
     architecture: str
     context_length: int
-    quantisation: str = ""
+    quantization: str = ""
     digest: str = ""
 
 

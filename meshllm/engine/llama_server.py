@@ -87,21 +87,18 @@ def child_spec(
     socket: Path,
     log: Path,
     on_progress: Callable[[float | None], None],
-    on_hint: Callable[[], None],
 ) -> ChildSpec:
-    """A child that serves `plan` on `socket`. `on_progress` hears the loaded fraction; `on_hint` when it says ready."""
+    """A child that serves `plan` on `socket`. `on_progress` hears the loaded fraction."""
 
     async def healthy() -> bool:
         status, _ = await unix_http.get(str(socket), "/health", deadline=4.0)
         return status == 200
 
-    def on_line(line: str) -> None:
-        if (state := parse_state(line)) is None:
-            return
-        if state.name == "ready":
-            on_hint()
-        elif state.name == "loading":
+    def on_line(line: str) -> bool:
+        state = parse_state(line)
+        if state is not None and state.name == "loading":
             on_progress(state.fraction)
+        return state is not None and state.name == "ready"
 
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment[CHILD_MODE_VARIABLE] = "0"

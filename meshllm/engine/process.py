@@ -59,7 +59,7 @@ class ChildSpec:
 
     `probe` answers whether the child is ready (and, later, healthy); OSError, TimeoutError or ValueError mean no.
     `grace` is what it gets between SIGTERM and SIGKILL, `stall` how long it may show no progress while it loads (both
-    seconds). `on_line` sees each line of its output, without the newline.
+    seconds). `on_line` sees each line of its output, without the newline, and says whether it hints at being ready.
     """
 
     name: str
@@ -67,7 +67,7 @@ class ChildSpec:
     environment: Mapping[str, str]
     log: Path
     probe: Callable[[], Awaitable[bool]]
-    on_line: Callable[[str], None] = lambda line: None
+    on_line: Callable[[str], bool] = lambda line: False
     grace: float = 5.0
     stall: float = 120.0
 
@@ -112,10 +112,6 @@ class Child:
     def stop(self) -> None:
         """Wish for the child's end. Returns at once."""
         self._stop_wanted = True
-        self._wake.set()
-
-    def nudge(self) -> None:
-        """Something hints that the child is ready: ask now rather than at the next tick."""
         self._wake.set()
 
     def __repr__(self) -> str:
@@ -220,7 +216,8 @@ class Child:
         self._last_sign = asyncio.get_running_loop().time()
         if line:
             self._tail.append(line)
-            self.spec.on_line(line)
+            if self.spec.on_line(line):
+                self._wake.set()  # ask now rather than at the next tick
 
     def _end(self, process: asyncio.subprocess.Process) -> None:
         """SIGKILL for whatever of the child is left; for one that has ended, only its ledger entry goes."""

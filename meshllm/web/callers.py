@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 
@@ -23,6 +24,7 @@ class Refusal:
     message: str
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether `host` (a name or an address, without port) can only mean this machine."""
     host = host.strip("[]").rstrip(".").lower()

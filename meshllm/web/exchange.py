@@ -23,7 +23,7 @@ from meshllm.web.upstream import UpstreamConnection
 from meshllm.wire.api_errors import error_body, error_event, translate_error
 from meshllm.wire.apis import Api
 from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
-from meshllm.wire.sse import comment, ping
+from meshllm.wire.sse import comment, encode_event
 
 # A streaming caller never hears nothing for longer than this (plus a second).
 SILENCE_SECONDS = 5.0
@@ -40,6 +40,8 @@ BACKEND_SILENCE_SECONDS = 600.0
 LINGER_SECONDS = 2.0
 # The largest answer that is not a stream: embeddings of a big batch are some 10 MB.
 MAX_ANSWER_BYTES = 256 << 20
+# What Anthropic's clients know as a sign of life; every API's clients skip the comment that goes with it.
+PING = encode_event({"type": "ping"}, "ping")
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 # Of the caller's headers only these go upstream: never its keys, its cookies or its connection's business.
 FORWARDED = (b"anthropic-version", b"anthropic-beta")
@@ -258,13 +260,7 @@ class Exchange:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
             self.phase = Phase.STREAMING
-            self._repair = stream_repair(
-                self.api,
-                model=self.model,
-                ident=secrets.token_hex(12),
-                created=self._hall.wall(),
-                request=self._request,
-            )
+            self._repair = stream_repair(self.api, **self._made_up())
         else:
             self.phase = Phase.BUFFERING
 
@@ -326,7 +322,18 @@ class Exchange:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
             return body
-        return orjson.dumps(repair_response(self.api, answer)) if isinstance(answer, dict) else body
+        if not isinstance(answer, dict):
+            return body
+        return orjson.dumps(repair_response(self.api, answer, **self._made_up()))
+
+    def _made_up(self) -> dict[str, Any]:
+        """What a repair fills in where the target left something out."""
+        return {
+            "model": self.model,
+            "ident": secrets.token_hex(12),
+            "created": self._hall.wall(),
+            "request": self._request,
+        }
 
     # -- speaking to the caller
 
@@ -419,5 +426,5 @@ class Exchange:
         if self._queued is not None:
             words += f", {self._queued.place(self)} ahead"
         # A comment may only stand between two events: the repairer passes on whole events alone.
-        self._connection.send_data(ping(words) if self.api is Api.MESSAGES else comment(words))
+        self._connection.send_data(comment(words) + (PING if self.api is Api.MESSAGES else b""))
         self._last_sent = now

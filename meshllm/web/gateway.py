@@ -109,6 +109,10 @@ class Gateway:
         for server in self._servers:
             await server.wait_closed()
 
+    def desks(self) -> list[TargetDesk]:
+        """The desks of all targets that have been asked, for the status."""
+        return list(self._desks.values())
+
     # -- connections and time
 
     def _connection(self) -> Connection:

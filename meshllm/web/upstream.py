@@ -13,7 +13,7 @@ import functools
 import ssl
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -79,11 +79,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
+        self._body: list[bytes] = []
+        self.on_body = self._body.append  # the parser looks its callbacks up when it is made: this one is all C
         self._parser = httptools.HttpResponseParser(self)
         self._uses = 0
         self.idle_since = 0.0
-        self._body: list[bytes] = []
-        self.on_body = self._body.append
         self._begin()
 
     def _begin(self) -> None:
@@ -134,8 +134,7 @@ class UpstreamConnection(asyncio.Protocol):
     # -- asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
 
     def data_received(self, data: bytes) -> None:
         if self._listener is None:
@@ -171,7 +170,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         listener, self._listener = self._listener, None
-        if self._reusable and self._parser.should_keep_alive() and not self._until_close:
+        if self._reusable and not self._until_close:
             self._pool.give_back(self)
         else:
             self.drop()
@@ -221,6 +220,8 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._interim:
             self._complete = True
+            # To be asked here and nowhere else: once this callback returns, the parser has forgotten.
+            self._reusable = self._reusable and self._parser.should_keep_alive()
 
 
 class UpstreamPool:

@@ -1,0 +1,263 @@
+"""`mesh-llm`: what the command line means. Parse, call, print; heavy things are imported only where they are used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from meshllm.errors import MeshError, TheirFault
+
+if TYPE_CHECKING:
+    from meshllm.cli.view import JsonViewer, LineViewer
+    from meshllm.daemon.settings import Backend, Settings
+
+SERVE, NETWORK, OUTPUT = "What to serve", "Where to listen", "Output"
+DEFAULT_PORT, DEFAULT_CONSOLE = 9337, 3131
+
+app = typer.Typer(
+    name="mesh-llm",
+    help="Pools spare machines into a mesh that serves large language models behind one OpenAI-compatible API.",
+    epilog="mesh-llm --model SmolLM2-135M-Instruct serves a model at http://localhost:9337/v1.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The command. Every `MeshError` ends in one message on standard error: exit status 2 for bad use, 1 otherwise."""
+    try:
+        app()
+    except MeshError as error:
+        give_up(error)
+
+
+def give_up(error: MeshError) -> NoReturn:
+    """Say what is wrong and what to do, and exit."""
+    print(f"mesh-llm: {error.message}", file=sys.stderr)  # noqa: T201 - rich would take longer to import than to print
+    if error.advice:
+        print(f"  {error.advice}", file=sys.stderr)  # noqa: T201
+    sys.exit(2 if isinstance(error, TheirFault) else 1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from meshllm import __version__
+
+        typer.echo(f"mesh-llm {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A catalogue name ('mesh-llm download' lists them) or a path to a GGUF file. Repeatable.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL[,key=VARIABLE]",
+            help="Put the models of an OpenAI-compatible server into the pool. Repeatable.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option(
+            min=256,
+            max=16 << 20,
+            metavar="TOKENS",
+            help="Context of each request; by default what the model and the memory allow, at most 32768.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the API (0: any free one).", rich_help_panel=NETWORK)
+    ] = DEFAULT_PORT,
+    console: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the console (0: any free one).", rich_help_panel=NETWORK)
+    ] = DEFAULT_CONSOLE,
+    listen_all: Annotated[
+        bool,
+        typer.Option(
+            "--listen-all",
+            help="Let other machines call the API, with a key; alone, only this one can.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Let web pages of this origin (https://host) call the API. Repeatable.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per line, for services.", rich_help_panel=OUTPUT)
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=OUTPUT)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Start a node: serve models here and answer at localhost:9337."""
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
+    from meshllm import paths
+    from meshllm.daemon.settings import Settings
+
+    settings = Settings(
+        home=paths.home(),
+        models=tuple(model or ()),
+        backends=_backends(backend or []),
+        port=port,
+        console=console,
+        listen_all=listen_all,
+        allowed_origins=tuple(_origin(text) for text in allow_origin or ()),
+        context=ctx_size,
+    )
+    _check(settings)
+    _run(settings, json=json, verbose=verbose)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """`mesh-llm --model X status` would ignore the option: say so instead."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name.replace("_", "-") for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if given:
+        raise typer.BadParameter(
+            f"--{given[0]} has no meaning for '{context.invoked_subcommand}': it belongs to starting a node."
+        )
+
+
+def _backends(texts: list[str]) -> tuple[Backend, ...]:
+    from meshllm.daemon.settings import Backend
+    from meshllm.errors import BadBackend
+    from meshllm.web.backends import check_url
+
+    found: dict[str, Backend] = {}
+    for text in texts:
+        url, comma, option = text.partition(",")
+        name, _, variable = option.partition("=")
+        if comma and (name != "key" or not variable.isidentifier()):
+            raise BadBackend(
+                f"{text!r}: what stands behind the comma is not understood.",
+                advice="Name the environment variable that holds the key: --backend URL,key=VARIABLE",
+            )
+        base = check_url(url)
+        if base in found:
+            raise BadBackend(f"{base} is named twice.", advice="Name each backend once.")
+        found[base] = Backend(base, variable)
+    return tuple(found.values())
+
+
+def _origin(text: str) -> str:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(text)
+    if not parts.scheme or not parts.netloc or parts.path not in ("", "/") or parts.query:
+        raise typer.BadParameter(f"{text!r} is not an origin. Give it as https://host or http://host:port.")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _check(settings: Settings) -> None:
+    from meshllm.errors import UsageError
+
+    if settings.port and settings.port == settings.console:
+        raise UsageError("The API and the console cannot share a port.", advice="Choose another with --console.")
+    if settings.context is not None and not settings.models:
+        raise UsageError("--ctx-size says how to serve a model, but there is no --model.", advice="Add --model NAME.")
+
+
+def _run(settings: Settings, *, json: bool, verbose: bool) -> None:
+    import asyncio
+
+    import uvloop
+
+    from meshllm.daemon.app import App
+
+    viewer = _viewer(json, verbose)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(App(settings, viewer).run())
+    finally:
+        viewer.close()
+
+
+def _viewer(json: bool, verbose: bool) -> LineViewer | JsonViewer:
+    import logging
+
+    from meshllm.cli import view
+
+    level = logging.DEBUG if verbose else logging.WARNING
+    if json:
+        viewer = view.JsonViewer(sys.stdout)
+        logging.basicConfig(level=min(level, logging.INFO), handlers=[view.JsonLogHandler(viewer)])
+        return viewer
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console(soft_wrap=True)
+    if console.is_terminal:
+        logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+        return view.LiveViewer(console)
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return view.LineViewer(console)
+
+
+@app.command()
+def stop(
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for its end.")] = 30.0,
+) -> None:
+    """End the node that runs here (the one of MESH_LLM_HOME)."""
+    from meshllm import paths
+    from meshllm.daemon import instance
+    from meshllm.errors import NobodysFault
+
+    try:
+        ended = instance.stop(paths.home(), within=timeout)
+    except TimeoutError as error:
+        raise NobodysFault(
+            f"It was asked to stop, but {error}.", advice="Wait a little, or see what it does."
+        ) from error
+    typer.echo(f"Stopped mesh-llm (process {ended.pid}).")
+
+
+@app.command()
+def status(
+    json: Annotated[bool, typer.Option("--json", help="The status as the API gives it.")] = False,
+    console: Annotated[
+        int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Console port of the node to ask.")
+    ] = None,
+) -> None:
+    """Show what a running node does."""
+    from meshllm.cli.status import show
+
+    show(console, as_json=json)
+
+
+def _add_rooms() -> None:
+    """Commands that live in files of their own. Those files import nothing heavy at their top either."""
+    from meshllm.cli import doctor, engine, models
+
+    app.command("download")(models.download)
+    app.command("doctor")(doctor.doctor)
+    app.add_typer(engine.app, name="engine")
+
+
+_add_rooms()
+if os.environ.get("MESH_LLM_DEBUG"):
+    import faulthandler
+
+    faulthandler.enable()

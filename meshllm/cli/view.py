@@ -1,0 +1,209 @@
+"""What a person sees of a running daemon: moving bars in a terminal, lines where there is none, JSON for services.
+
+Law: showing costs nothing while nothing moves: the live display runs only while something is built, fetched or loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TextIO
+
+import orjson
+
+from meshllm.core import serving
+from meshllm.core.types import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
+from meshllm.daemon.app import Listening, Viewer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+ENGINE_TASK = "engine"
+# A line that only tells how far something is comes at most this often, in steps of the fraction.
+PLAIN_STEP = 0.1
+
+
+def _moving(snapshot: Snapshot) -> dict[str, Progress]:
+    """What is on its way now, by what it is."""
+    moving = {}
+    if snapshot.engine.phase is EnginePhase.PREPARING:
+        moving[ENGINE_TASK] = snapshot.engine.progress or Progress("engine")
+    for model in snapshot.models:
+        phase = serving.phase(snapshot.engine, model)
+        if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):
+            moving[model.name] = model.progress or Progress(phase.value)
+    return moving
+
+
+def _words(snapshot: Snapshot, model: ModelState) -> str:
+    """A model's state in one sentence."""
+    phase = serving.phase(snapshot.engine, model)
+    if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
+        size = f"{facts.slots} x {facts.context_length} tokens of context"
+        return f"serving {model.name} ({size}, {facts.memory >> 20} MiB)"
+    reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
+    advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
+    told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
+    return f"{phase.value} {model.name}{told}"
+
+
+class LineViewer(Viewer):
+    """Lines on a rich console: a model's every change of phase, a backend's coming and going, progress now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._said: dict[str, str] = {}
+        self._steps: dict[str, tuple[str, int]] = {}
+        self._url = ""
+
+    def listening(self, listening: Listening) -> None:
+        """Where callers find us."""
+        self._url = listening.api
+        self.console.print(f"API      {listening.api}", style="bold", highlight=False)
+        self.console.print(f"Console  {listening.console}", highlight=False)
+        if listening.key_file is not None:
+            self.console.print(f"Callers from other machines need the key in {listening.key_file}", highlight=False)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Say what is new."""
+        for model in snapshot.models:
+            phase = serving.phase(snapshot.engine, model)
+            if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING):
+                self._say(f"model {model.name}", _words(snapshot, model), phase)
+        for backend in snapshot.backends:
+            if backend.healthy:
+                self._say(f"backend {backend.url}", f"{backend.url} serves {', '.join(backend.models) or 'nothing'}")
+            elif backend.failures:
+                self._say(f"backend {backend.url}", f"{backend.url} is away: {backend.reason}", ModelPhase.FAILED)
+        self.moving(_moving(snapshot))
+
+    def moving(self, moving: dict[str, Progress]) -> None:
+        """How far things are: a line per tenth."""
+        for name, progress in moving.items():
+            step = int((progress.fraction or 0.0) / PLAIN_STEP)
+            if self._steps.get(name) != (progress.stage, step):
+                self._steps[name] = (progress.stage, step)
+                percent = "" if progress.fraction is None else f" {progress.fraction * 100:.0f}%"
+                self.console.print(f"{name}: {progress.stage}{percent}", style="dim", highlight=False)
+
+    def _say(self, about: str, words: str, phase: ModelPhase = ModelPhase.SERVING) -> None:
+        if self._said.get(about) != words:
+            self._said[about] = words
+            style = {ModelPhase.SERVING: "green", ModelPhase.FAILED: "bold red", ModelPhase.RESTARTING: "yellow"}
+            self.console.print(words, style=style.get(phase, "dim"), highlight=False)
+
+    def close(self) -> None:
+        """Nothing more will be shown."""
+
+
+class LiveViewer(LineViewer):
+    """The same lines, and below them a bar for each thing that is on its way."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def moving(self, moving: dict[str, Progress]) -> None:
+        """Draw the bars; take the display away when nothing moves."""
+        if not moving:
+            self.close()
+            return
+        bars = self._bars or self._start()
+        for name in [name for name in self._tasks if name not in moving]:
+            bars.remove_task(self._tasks.pop(name))
+        for name, progress in moving.items():
+            if name not in self._tasks:
+                self._tasks[name] = bars.add_task(name, total=1.0)
+            stage = progress.stage.removeprefix("engine: ")
+            bars.update(
+                self._tasks[name],
+                total=None if progress.fraction is None else 1.0,
+                completed=progress.fraction or 0.0,
+                description=f"{name}: {stage}",
+                detail=progress.detail[:50],
+            )
+
+    def _start(self) -> Bars:
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=self.console,
+            transient=True,
+            refresh_per_second=8,
+        )
+        self._bars.start()
+        return self._bars
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks.clear()
+
+
+class JsonViewer(Viewer):
+    """One JSON object a line, for services and their log collectors."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._said: dict[str, object] = {}
+
+    def listening(self, listening: Listening) -> None:
+        """Where callers find us."""
+        self.write("listening", api=listening.api, console=listening.console)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Say what is new, without the progress of things."""
+        self._say("engine", engine=snapshot.engine.phase.value, reason=snapshot.engine.reason)
+        for model in snapshot.models:
+            phase = serving.phase(snapshot.engine, model).value
+            self._say("model", model=model.name, phase=phase, restarts=model.restarts, reason=model.reason)
+        for backend in snapshot.backends:
+            self._say(
+                "backend",
+                backend=backend.url,
+                healthy=backend.healthy,
+                models=list(backend.models),
+                reason=backend.reason,
+            )
+
+    def _say(self, event: str, **fields: object) -> None:
+        about = f"{event} {fields.get('model') or fields.get('backend') or ''}"
+        if self._said.get(about) != fields:
+            self._said[about] = fields
+            self.write(event, **fields)
+
+    def write(self, event: str, **fields: object) -> None:
+        """One line."""
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        self._out.write(orjson.dumps(entry, default=str).decode() + "\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        """Nothing to take away."""
+
+
+class JsonLogHandler(logging.Handler):
+    """Log records as lines of the same kind."""
+
+    def __init__(self, viewer: JsonViewer) -> None:
+        super().__init__()
+        self._viewer = viewer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        fields = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+        self._viewer.write("log", **fields)

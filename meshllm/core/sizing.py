@@ -1,0 +1,39 @@
+"""How much context, and for how many requests at a time, a model is served with: what to try, best first.
+
+Agents expect 32k tokens of context (design §7): that is what each slot gets where the model was made for as much; more
+only when it is asked for. Slots go before context: a prompt that does not fit is an error, a queue is a delay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_CONTEXT = 32768
+# Below this a coding agent's system prompt alone does not fit.
+SMALLEST_CONTEXT = 4096
+DEFAULT_SLOTS = 4
+# What a model's file that does not say gets.
+UNKNOWN_CONTEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """`context_length` tokens for each of `slots` requests at a time."""
+
+    context_length: int
+    slots: int
+
+
+def candidates(trained: int, asked: int | None) -> tuple[Size, ...]:
+    """What to try, best first. `trained`: tokens the model was made for (0: unknown); `asked`: `--ctx-size`, if given.
+
+    A size that was asked for is kept whatever happens; only the slots give way.
+    """
+    most = asked or min(trained or UNKNOWN_CONTEXT, DEFAULT_CONTEXT)
+    contexts = [most]
+    while not asked and contexts[-1] // 2 >= SMALLEST_CONTEXT:
+        contexts.append(contexts[-1] // 2)
+    slots = [DEFAULT_SLOTS]
+    while slots[-1] > 1:
+        slots.append(slots[-1] // 2)
+    return tuple(Size(context, count) for context in contexts for count in slots)

@@ -1,0 +1,190 @@
+"""Puts a daemon together and runs it: the only file that names the concrete classes of all rooms.
+
+Order of a start: the home is claimed, the gateway and the console listen, and only then does any work begin, so that a
+caller never finds a closed port while something is built, fetched or loaded. A stop goes the other way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshllm import __version__, paths
+from meshllm.core import events as e
+from meshllm.core.mesh import Mesh
+from meshllm.core.types import Snapshot
+from meshllm.daemon.instance import Claim
+from meshllm.daemon.node import Node
+from meshllm.daemon.settings import Settings
+from meshllm.daemon.supervisor import Supervisor
+from meshllm.errors import UsageError
+from meshllm.models.catalog import CatalogEntry
+from meshllm.models.local import from_path
+from meshllm.models.resolve import resolve
+from meshllm.models.store import Store
+from meshllm.tasks import Owner
+from meshllm.web.callers import CallerPolicy
+from meshllm.web.console import Console
+from meshllm.web.gateway import Gateway
+from meshllm.web.status import LoadStatus, NodeStatus, node_status
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
+KEY_VARIABLE = "MESH_LLM_API_KEY"
+# Answers in progress when the daemon is told to stop get this long to be completed (seconds).
+ANSWER_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where the daemon listens. `key_file` is set where callers from elsewhere need the key in it."""
+
+    api: str
+    console: str
+    key_file: Path | None
+
+
+class Viewer:
+    """What shows a person what happens. The methods are called on the event loop and must not block."""
+
+    def listening(self, listening: Listening) -> None:
+        """The API and the console answer."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Something changed."""
+
+
+def find_models(settings: Settings) -> dict[str, CatalogEntry | Path]:
+    """What each `--model` means, by the name callers use. Raises UnknownModel, InvalidModelFile, UsageError."""
+    store = Store(paths.models())
+    wanted: dict[str, CatalogEntry | Path] = {}
+    for text in settings.models:
+        source = resolve(text, folder=store.folder)
+        name = from_path(source, store).name if isinstance(source, Path) else source.name
+        if name in wanted and wanted[name] != source:
+            raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
+        wanted[name] = source
+    return wanted
+
+
+def backend_keys(settings: Settings) -> dict[str, str]:
+    """The keys of the backends, from the environment. Raises UsageError for a variable that is not set."""
+    keys = {}
+    for backend in settings.backends:
+        if backend.key_variable:
+            key = os.environ.get(backend.key_variable, "")
+            if not key or not key.isascii() or not key.isprintable():
+                raise UsageError(
+                    f"The environment variable {backend.key_variable} holds no key for {backend.url}.",
+                    advice=f"Set it: export {backend.key_variable}=...",
+                )
+            keys[backend.url] = key
+    return keys
+
+
+def api_key(home: Path) -> tuple[str, Path | None]:
+    """The key callers from elsewhere need: the environment's, or one made once and kept in a file only we can read."""
+    if key := os.environ.get(KEY_VARIABLE):
+        return key, None
+    path = home / "api-key"
+    with contextlib.suppress(FileNotFoundError):
+        if key := path.read_text(encoding="ascii").strip():
+            path.chmod(0o600)
+            return key, path
+    key = secrets.token_urlsafe(32)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key + "\n")
+    return key, path
+
+
+class App:
+    """A daemon. `run` it once; it returns when everything has stopped and nothing of it is left."""
+
+    def __init__(self, settings: Settings, viewer: Viewer | None = None) -> None:
+        self._settings = settings
+        self._viewer = viewer or Viewer()
+        self._snapshot = Snapshot()
+        self._listening = Listening("", "", None)
+        self._stops = 0
+
+    async def run(self) -> None:
+        """Raises UsageError (bad models or backends, or the home is in use) and PortTaken before anything begins."""
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        self._started = loop.time()
+        wanted, keys = find_models(settings), backend_keys(settings)
+        claim = Claim(settings.home)
+        owner = Owner("daemon")
+        key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
+        self._gateway = Gateway(CallerPolicy(key, frozenset(settings.allowed_origins)), keys)
+        self._console = Console(CallerPolicy(None, frozenset()), self.status)
+        node = Node(Mesh(), self._publish)
+        supervisor = Supervisor(wanted, keys, settings.home, settings.context, node.post)
+        try:
+            port = await self._gateway.start(EVERYWHERE if settings.listen_all else LOOPBACK, settings.port)
+            console = await self._console.start(LOOPBACK, settings.console)
+            claim.announce(port, console)
+            self._listening = Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", key_file)
+            self._viewer.listening(self._listening)
+            supervisor.end_leftovers()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._stop_wanted, node.post, owner)
+            for model in wanted:
+                node.post(e.ModelWanted(model))
+            for backend in settings.backends:
+                node.post(e.BackendAdded(backend.url))
+            await node.run(supervisor.carry_out)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            await owner.close()
+            await self._gateway.close()
+            await self._console.close()
+            await supervisor.close()
+            claim.release()
+
+    def _stop_wanted(self, post: Callable[[e.Event], None], owner: Owner) -> None:
+        self._stops += 1
+        if self._stops > 1:
+            post(e.StopWanted())  # a second Ctrl-C: answers in progress are not waited for
+            return
+
+        async def stop() -> None:
+            await self._gateway.close(ANSWER_GRACE_SECONDS)
+            post(e.StopWanted())
+
+        owner.start(stop(), "stop")
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._gateway.publish(snapshot)
+        self._console.changed()
+        self._viewer.snapshot(snapshot)
+
+    def status(self) -> NodeStatus:
+        """The state of this node, now."""
+        return node_status(
+            self._snapshot,
+            [
+                LoadStatus(target=d.target.address, active=d.active, waiting=d.waiting, slots=d.limit)
+                for d in self._gateway.desks()
+            ],
+            name=socket.gethostname(),
+            version=__version__,
+            pid=os.getpid(),
+            api=self._listening.api,
+            console=self._listening.console,
+            started=self._started,
+            now=asyncio.get_running_loop().time(),
+        )

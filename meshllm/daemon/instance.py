@@ -1,0 +1,93 @@
+"""One daemon per home: the lock that holds it, and the note that tells other commands where it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+import psutil
+
+from meshllm.errors import NotRunning, UsageError
+
+NOTE = "daemon.json"
+START_TIME_TOLERANCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A running daemon: its process and where it listens."""
+
+    pid: int
+    started: float
+    port: int
+    console: int
+
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) <= START_TIME_TOLERANCE_SECONDS
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+
+class Claim:
+    """Holds a home for as long as this process lives, whatever becomes of it: the kernel lets go of the lock."""
+
+    def __init__(self, home: Path) -> None:
+        """Raises UsageError when another daemon holds `home`."""
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._note = home / NOTE
+        self._lock = filelock.FileLock(home / "daemon.lock", blocking=False)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            other = read(home)
+            who = f" (process {other.pid}, API on port {other.port})" if other else ""
+            raise UsageError(
+                f"A mesh-llm is already running with the home {home}{who}.",
+                advice="End it with 'mesh-llm stop', or set MESH_LLM_HOME to another directory for a second node.",
+            ) from error
+
+    def announce(self, port: int, console: int) -> None:
+        """Write down where this daemon listens."""
+        started = psutil.Process().create_time()
+        text = json.dumps(asdict(Instance(os.getpid(), started, port, console)))
+        partial = self._note.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self._note)
+
+    def release(self) -> None:
+        """The daemon ends."""
+        self._note.unlink(missing_ok=True)
+        self._lock.release()
+
+
+def read(home: Path) -> Instance | None:
+    """The daemon that runs with `home`, or None."""
+    try:
+        told = json.loads((home / NOTE).read_text(encoding="utf-8"))
+        instance = Instance(int(told["pid"]), float(told["started"]), int(told["port"]), int(told["console"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return instance if instance.alive() else None
+
+
+def stop(home: Path, *, within: float) -> Instance:
+    """Ask the daemon of `home` to end, and wait `within` seconds for it. Raises NotRunning, TimeoutError."""
+    instance = read(home)
+    if instance is None:
+        raise NotRunning(
+            f"No mesh-llm runs with the home {home}.", advice="MESH_LLM_HOME says whose daemon is meant, if it is set."
+        )
+    process = psutil.Process(instance.pid)
+    process.terminate()
+    try:
+        process.wait(timeout=within)
+    except psutil.TimeoutExpired as error:
+        raise TimeoutError(f"process {instance.pid} has not ended within {within:.0f} s") from error
+    return instance

@@ -1,0 +1,57 @@
+"""The mailbox loop: the only owner of the core.
+
+Law: everything that happens becomes an event in one queue; one loop hands it to the core, carries out the commands that
+come back and publishes the new snapshot. Nobody else touches the core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from meshllm.core.commands import Command, Finish
+from meshllm.core.events import Event, TimePassed
+from meshllm.core.mesh import Mesh
+from meshllm.core.types import Snapshot
+
+
+class Node:
+    """Runs a core until it says that it is finished."""
+
+    def __init__(self, mesh: Mesh, publish: Callable[[Snapshot], None]) -> None:
+        """`publish` hears each new snapshot."""
+        self._mesh = mesh
+        self._publish = publish
+        self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
+
+    def post(self, event: Event) -> None:
+        """Something happened. Never waits."""
+        self._mailbox.put_nowait(event)
+
+    async def run(self, carry_out: Callable[[Command], None]) -> None:
+        """Until the core asks to finish. `carry_out` starts what a command asks for and returns at once."""
+        clock = asyncio.get_running_loop().time
+        published = self._mesh.snapshot()
+        while True:
+            event = await self._next(clock)
+            commands = self._mesh.handle(event, clock())
+            # Readers first: whoever is told of the change by a command must find it in the snapshot.
+            if self._mesh.snapshot() is not published:
+                published = self._mesh.snapshot()
+                self._publish(published)
+            for command in commands:
+                if isinstance(command, Finish):
+                    return
+                carry_out(command)
+
+    async def _next(self, clock: Callable[[], float]) -> Event:
+        deadline = self._mesh.next_deadline()
+        if deadline is None:
+            return await self._mailbox.get()
+        try:
+            # Even when the deadline has passed, what is in the mailbox comes first: it may change the decision.
+            if not self._mailbox.empty():
+                return self._mailbox.get_nowait()
+            return await asyncio.wait_for(self._mailbox.get(), timeout=max(0.0, deadline - clock()))
+        except TimeoutError:
+            return TimePassed()

@@ -1,0 +1,243 @@
+"""Carries out the core's commands, each as a task with a name, and answers with events.
+
+Law: a command never blocks the mailbox loop; every way a command can end is an event. An unexpected error is an event
+too (with the traceback in the log), so that the core is never left waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from meshllm import paths
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core.sizing import Size, candidates
+from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.engine import bindings, build, llama_server
+from meshllm.engine.ledger import Ledger
+from meshllm.engine.llama_server import ServerPlan
+from meshllm.engine.process import Child
+from meshllm.errors import BadBackend, InvalidModelFile, MeshError, UnknownModel, UsageError
+from meshllm.machine import resources
+from meshllm.machine.packages import PipFetcher
+from meshllm.models import download
+from meshllm.models import progress as model_progress
+from meshllm.models.catalog import CatalogEntry
+from meshllm.models.local import LocalModel
+from meshllm.models.store import Store
+from meshllm.tasks import Owner
+from meshllm.web import backends
+
+log = logging.getLogger(__name__)
+
+# Of the memory that is available, this much stays for everything else on the machine.
+MEMORY_SHARE = 0.9
+# The engine keeps prompts it has computed, to continue them later; a tenth of the memory, at most what it would take.
+PROMPT_CACHE_SHARE = 0.1
+PROMPT_CACHE_MOST_MIB = 8192
+STAGES = {
+    model_progress.Stage.DOWNLOADING: "downloading",
+    model_progress.Stage.EXTRACTING: "unpacking",
+    model_progress.Stage.VERIFYING: "verifying",
+}
+
+
+class Supervisor:
+    """The hands of a node. `wanted` maps each model's name to where it comes from."""
+
+    def __init__(
+        self,
+        wanted: dict[str, CatalogEntry | Path],
+        backend_keys: dict[str, str],
+        home: Path,
+        context: int | None,
+        post: Callable[[e.Event], None],
+    ) -> None:
+        self._wanted = wanted
+        self._backend_keys = backend_keys
+        self._home = home
+        self._context = context
+        self._post = post
+        self._owner = Owner("supervisor")
+        self._store = Store(paths.models())
+        self._ledger = Ledger(home / "children")
+        self._sockets = llama_server.socket_directory(home)
+        self._engine: build.Engine | None = None
+        self._models: dict[str, LocalModel] = {}
+        self._children: dict[tuple[str, int], Child | None] = {}
+        self._unwanted: set[tuple[str, int]] = set()
+
+    def end_leftovers(self) -> None:
+        """Kill what an earlier daemon of this home left running, and remove its sockets."""
+        for name in self._ledger.end_leftovers():
+            log.warning("ended a process an earlier daemon left behind: %s", name)
+        for socket in self._sockets.glob("*.sock"):
+            socket.unlink(missing_ok=True)
+
+    def carry_out(self, command: c.Command) -> None:
+        """Begin what `command` asks for."""
+        match command:
+            case c.PrepareEngine():
+                self._owner.start(self._prepare_engine(), "engine")
+            case c.FetchModel(model):
+                self._owner.start(self._fetch(model), f"fetch {model}")
+            case c.StartServer(model, generation):
+                self._children[model, generation] = None
+                self._owner.start(self._serve(model, generation), f"serve {model} {generation}")
+            case c.StopServer(model, generation):
+                self._stop(model, generation)
+            case c.ProbeBackend(url):
+                self._owner.start(self._probe(url), f"probe {url}")
+            case _:
+                raise RuntimeError(f"no way to carry out {command}")
+
+    async def close(self) -> None:
+        """End everything that still runs; nothing of it is left afterwards."""
+        await self._owner.close()
+        if self._sockets.parent != self._home:
+            self._sockets.rmdir()
+
+    # -- the engine and the files
+
+    async def _prepare_engine(self) -> None:
+        def tell(step: build.Progress) -> None:
+            fraction = step.done / step.total if step.total else None
+            self._post(e.EngineProgress(Progress(f"engine: {step.stage.value}", fraction, step.detail)))
+
+        try:
+            self._engine = await build.ensure(progress=tell)
+        except MeshError as error:
+            self._post(e.EngineFailed(error.message, error.advice))
+        except Exception as error:
+            log.exception("preparing the engine failed")
+            self._post(e.EngineFailed(f"preparing the engine failed: {error!r}", "This is a defect; please report it."))
+        else:
+            info = self._engine.info
+            self._post(e.EngineReady(f"{info.package} {info.version} ({info.commit[:7]})"))
+
+    async def _fetch(self, name: str) -> None:
+        def tell(step: model_progress.Progress) -> None:
+            if step.stage is not model_progress.Stage.READY:
+                fraction = step.done / step.total if step.total else None
+                self._post(
+                    e.FileProgress(name, Progress(STAGES.get(step.stage, step.stage.value), fraction, step.note))
+                )
+
+        try:
+            model = await download.ensure(self._wanted[name], self._store, tell, packages=PipFetcher())
+        except MeshError as error:
+            final = isinstance(error, InvalidModelFile | UnknownModel | UsageError)
+            self._post(e.FileFailed(name, error.message, error.advice, final))
+        except Exception as error:
+            log.exception("fetching %s failed", name)
+            self._post(e.FileFailed(name, f"fetching failed: {error!r}", "This is a defect; please report it."))
+        else:
+            self._models[name] = model
+            header = model.header
+            self._post(
+                e.FileReady(
+                    name,
+                    ModelFacts(
+                        path=str(model.path),
+                        size=model.size,
+                        architecture=header.architecture,
+                        context_length=model.context_length,
+                        quantization=header.quantization,
+                        digest=model.digest or "",
+                    ),
+                )
+            )
+
+    # -- engine processes
+
+    async def _serve(self, name: str, generation: int) -> None:
+        key = (name, generation)
+        log_file = self._home / "logs" / f"{_file_name(name)}.log"
+        socket = llama_server.socket_path(self._sockets)
+        reason, advice = "it was stopped", ""
+        try:
+            model, engine = self._models[name], self._engine
+            assert engine is not None
+            size, memory = await self._size(engine, model)
+            plan = ServerPlan(
+                model_name=name,
+                model_path=model.path,
+                context_length=size.context_length,
+                slots=size.slots,
+                chat_template=model.chat_template,
+                prompt_cache_mib=_prompt_cache_mib(),
+            )
+
+            def loading(fraction: float | None) -> None:
+                self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
+
+            def ready(pid: int) -> None:
+                facts = ServerFacts(str(socket), pid, size.slots, size.context_length, memory)
+                self._post(e.ServerReady(name, generation, facts))
+
+            spec = llama_server.child_spec(engine.server, plan, socket, log_file, loading)
+            child = Child(spec, self._ledger, ready)
+            self._children[key] = child
+            if key not in self._unwanted:
+                ending = await child.run()
+                if not ending.asked:
+                    reason, advice = llama_server.reason_and_advice(ending, log_file)
+                    log.warning("%s: %s", name, reason)
+        except MeshError as error:
+            reason, advice = error.message, error.advice
+        except Exception as error:
+            log.exception("serving %s failed", name)
+            reason, advice = f"starting it failed: {error!r}", "This is a defect; please report it."
+        finally:
+            socket.unlink(missing_ok=True)
+            self._children.pop(key, None)
+            self._unwanted.discard(key)
+            self._post(e.ServerGone(name, generation, reason, advice))
+
+    def _stop(self, name: str, generation: int) -> None:
+        child = self._children.get((name, generation))
+        if child is not None:
+            child.stop()
+        else:
+            self._unwanted.add((name, generation))
+
+    async def _size(self, engine: build.Engine, model: LocalModel) -> tuple[Size, int]:
+        """The best size that fits this machine's memory, and the bytes it takes, by the engine's own arithmetic."""
+        tries = candidates(model.context_length, self._context)
+        room = int(resources.memory().available * MEMORY_SHARE)
+        need = 0
+        for size in tries:
+            need = (await self._need(engine, model, size)).total
+            if need <= room:
+                return size, need
+        # Let the engine try the smallest all the same: memory that is mapped, or a GPU's, is not counted here.
+        log.warning("%s needs %d MiB and %d MiB are available", model.name, need >> 20, room >> 20)
+        return tries[-1], need
+
+    async def _need(self, engine: build.Engine, model: LocalModel, size: Size) -> bindings.MemoryNeed:
+        return await bindings.memory_need(
+            engine, model.path, context_size=size.context_length * size.slots, parallel=size.slots
+        )
+
+    # -- backends
+
+    async def _probe(self, url: str) -> None:
+        try:
+            models = await backends.list_models(url, self._backend_keys.get(url))
+        except BadBackend as error:
+            self._post(e.BackendSilent(url, f"{error.message} {error.advice}".rstrip()))
+        except Exception as error:
+            log.exception("asking the backend %s failed", url)
+            self._post(e.BackendSilent(url, repr(error)))
+        else:
+            self._post(e.BackendAnswered(url, models))
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:100]
+
+
+def _prompt_cache_mib() -> int:
+    return min(PROMPT_CACHE_MOST_MIB, int(resources.memory().available * PROMPT_CACHE_SHARE) >> 20)

@@ -1,0 +1,84 @@
+"""Asking an OpenAI-compatible server which models it has."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from meshllm.errors import BadBackend
+
+PROBE_SECONDS = 5.0
+MAX_LIST_BYTES = 4 << 20
+MAX_MODELS = 2000
+MAX_NAME = 512
+
+
+def check_url(text: str) -> str:
+    """A backend's base URL, without a trailing `/v1`. Raises BadBackend saying what is wrong with `text`.
+
+    Credentials in the URL are refused, for command lines can be read by others; so is plain HTTP to elsewhere, with
+    which a key and every prompt would cross the network in the clear, unless that is a private network.
+    """
+    advice = "Give it as http://HOST:PORT/v1 or https://HOST/v1, with ',key=VARIABLE' if it needs a key."
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadBackend(f"{text!r} is not a URL: {error}.", advice=advice) from error
+    if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in text):
+        raise BadBackend(f"{text!r} is not the URL of a server.", advice=advice)
+    if parts.username is not None or parts.password is not None:
+        raise BadBackend("A backend's URL must not hold a password.", advice=advice)
+    if parts.query or parts.fragment:
+        raise BadBackend(f"{text!r} has a query or a fragment, which a base URL has not.", advice=advice)
+    if parts.scheme == "http" and not _near(host):
+        raise BadBackend(f"{host} is not in a private network, and http:// would show it everything.", advice=advice)
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _near(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        # Names without a dot and those of local domains do not leave the network.
+        return "." not in host or host.endswith((".local", ".localhost", ".lan", ".internal", ".home.arpa"))
+    return address.is_private or address.is_loopback or address.is_link_local
+
+
+async def list_models(url: str, key: str | None) -> tuple[str, ...]:
+    """The names a backend lists, in its order. Raises BadBackend, with what was wrong, within PROBE_SECONDS."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+            session.get(f"{url}/v1/models", allow_redirects=False) as response,
+        ):
+            body = await response.content.read(MAX_LIST_BYTES)
+            while len(body) < MAX_LIST_BYTES and (more := await response.content.read(MAX_LIST_BYTES - len(body))):
+                body += more
+            status = response.status
+    except TimeoutError as error:
+        raise BadBackend(f"it did not list its models within {PROBE_SECONDS:.0f} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise BadBackend(f"it cannot be reached: {error}") from error
+    if status in (401, 403):
+        raise BadBackend(f"it wants a key (status {status})", advice="Name one with ',key=VARIABLE' behind the URL.")
+    if status != 200:
+        raise BadBackend(f"it answered the question for its models with status {status}")
+    return parse_models(body)
+
+
+def parse_models(body: bytes) -> tuple[str, ...]:
+    """The names in a `GET /v1/models` answer. Raises BadBackend if it is none."""
+    try:
+        data = orjson.loads(body)["data"]
+        names = [card["id"] for card in data[:MAX_MODELS]]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise BadBackend("what it answered is not a list of models") from error
+    sound = [name for name in names if isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable()]
+    return tuple(dict.fromkeys(sound))
