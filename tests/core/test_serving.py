@@ -1,0 +1,236 @@
+"""`next_step` and the core that applies it: it settles, whatever happens and in whatever order."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core import routing, serving
+from meshllm.core.mesh import Mesh
+from meshllm.core.sizing import DEFAULT_CONTEXT, SMALLEST_CONTEXT, candidates
+from meshllm.core.types import EnginePhase, FilePhase, ModelFacts, ModelPhase, Progress, ServerFacts, ServerPhase
+
+FACTS = ModelFacts("/models/m.gguf", 100, "llama", 8192)
+SERVER = ServerFacts("/run/m.sock", 42, 4, 8192)
+
+
+def serving_mesh(now: float = 0.0) -> Mesh:
+    """A core whose one model is being served by generation 1."""
+    mesh = Mesh()
+    mesh.handle(e.ModelWanted("m"), now)
+    mesh.handle(e.EngineReady("1"), now)
+    mesh.handle(e.FileReady("m", FACTS), now)
+    mesh.handle(e.ServerReady("m", 1, SERVER), now)
+    return mesh
+
+
+def phase(mesh: Mesh) -> ModelPhase:
+    """The phase of the one model."""
+    snapshot = mesh.snapshot()
+    return serving.phase(snapshot.engine, snapshot.models[0])
+
+
+def test_file_and_engine_are_made_ready_together_and_then_the_server_starts() -> None:
+    mesh = Mesh()
+    assert mesh.handle(e.ModelWanted("m"), 0.0) == [c.FetchModel("m"), c.PrepareEngine()]
+    assert mesh.handle(e.FileReady("m", FACTS), 1.0) == []
+    assert phase(mesh) is ModelPhase.WAITING
+    assert mesh.handle(e.EngineReady("1"), 2.0) == [c.StartServer("m", 1)]
+    assert phase(mesh) is ModelPhase.LOADING
+    assert mesh.handle(e.ServerReady("m", 1, SERVER), 3.0) == []
+    assert phase(mesh) is ModelPhase.SERVING
+    assert mesh.next_deadline() is None
+
+
+def test_when_nothing_is_to_be_done_nothing_is_done() -> None:
+    mesh = serving_mesh()
+    before = mesh.snapshot()
+    assert mesh.handle(e.TimePassed(), 1000.0) == []
+    assert mesh.handle(e.ModelWanted("m"), 1000.0) == []
+    assert mesh.snapshot() is before
+
+
+def test_a_death_is_followed_by_a_start_at_once_and_by_backoff_if_it_repeats() -> None:
+    mesh = serving_mesh()
+    assert mesh.handle(e.ServerGone("m", 1, "killed"), 100.0) == [c.StartServer("m", 2)]
+    waits, now, generation = [], 100.0, 2
+    while phase(mesh) is not ModelPhase.FAILED:
+        assert mesh.handle(e.ServerGone("m", generation, "killed again"), now) == []
+        due = mesh.next_deadline()
+        assert due is not None
+        waits.append(due - now)
+        assert mesh.handle(e.TimePassed(), due - 0.01) == []
+        now, generation = due, generation + 1
+        assert mesh.handle(e.TimePassed(), now) == [c.StartServer("m", generation)]
+    assert waits == sorted(waits)
+    assert waits[-1] == serving.CRASH_LOOP_RETRY_SECONDS
+    assert len(waits) == serving.CRASH_LOOP_FAILURES - 1
+    route = routing.route(mesh.snapshot(), "m")
+    assert route.standing is routing.Standing.FAILED
+    assert "killed again" in route.words
+
+
+def test_a_stable_stretch_forgives_earlier_deaths() -> None:
+    mesh = serving_mesh()
+    for generation in (1, 2, 3):
+        now = generation * 1000.0
+        todo = mesh.handle(e.ServerGone("m", generation, "killed"), now)
+        assert todo == [c.StartServer("m", generation + 1)]
+        mesh.handle(e.ServerReady("m", generation + 1, SERVER), now + 1)
+    assert mesh.snapshot().models[0].restarts == 3
+    assert mesh.snapshot().models[0].failures == 1
+
+
+def test_events_of_a_dead_generation_change_nothing() -> None:
+    mesh = serving_mesh()
+    mesh.handle(e.ServerGone("m", 1, "killed"), 100.0)
+    before = mesh.snapshot()
+    assert mesh.handle(e.ServerReady("m", 1, SERVER), 100.1) == []
+    assert mesh.handle(e.ServerGone("m", 1, "killed"), 100.2) == []
+    assert mesh.handle(e.ServerProgress("m", 1, Progress("x")), 100.3) == []
+    assert mesh.snapshot() is before
+
+
+def test_stop_stops_everything_and_finishes_once() -> None:
+    mesh = serving_mesh()
+    assert mesh.handle(e.StopWanted(), 1.0) == [c.StopServer("m", 1)]
+    assert phase(mesh) is ModelPhase.STOPPING
+    assert mesh.handle(e.StopWanted(), 1.5) == []
+    assert mesh.handle(e.ServerGone("m", 1, "it was stopped"), 2.0) == [c.Finish()]
+    assert mesh.handle(e.TimePassed(), 3.0) == []
+    assert mesh.handle(e.ModelWanted("other"), 4.0) == []
+
+
+def test_stopping_with_nothing_running_finishes_at_once() -> None:
+    assert Mesh().handle(e.StopWanted(), 0.0) == [c.Finish()]
+
+
+def test_an_engine_that_cannot_be_had_is_told_to_callers() -> None:
+    mesh = Mesh()
+    mesh.handle(e.ModelWanted("m"), 0.0)
+    mesh.handle(e.FileReady("m", FACTS), 0.0)
+    mesh.handle(e.EngineFailed("no compiler", "apt install g++"), 1.0)
+    route = routing.route(mesh.snapshot(), "m")
+    assert route.standing is routing.Standing.FAILED
+    assert "no compiler" in route.words
+    assert "apt install g++" in route.words
+
+
+def test_a_file_that_did_not_come_is_tried_again_unless_that_is_hopeless() -> None:
+    mesh = Mesh()
+    mesh.handle(e.ModelWanted("m"), 0.0)
+    assert mesh.handle(e.FileFailed("m", "no network"), 10.0) == []
+    due = mesh.next_deadline()
+    assert due is not None
+    assert mesh.handle(e.TimePassed(), due) == [c.FetchModel("m")]
+    assert mesh.handle(e.FileFailed("m", "not GGUF", final=True), due + 1) == []
+    assert mesh.next_deadline() is None
+    assert phase(mesh) is ModelPhase.FAILED
+
+
+def test_backends_are_probed_and_their_models_routed_while_they_answer() -> None:
+    mesh = Mesh()
+    assert mesh.handle(e.BackendAdded("http://b"), 0.0) == [c.ProbeBackend("http://b")]
+    assert routing.route(mesh.snapshot(), "x").standing is routing.Standing.COMING
+    mesh.handle(e.BackendAnswered("http://b", ("x", "y")), 1.0)
+    assert [t.address for t in routing.route(mesh.snapshot(), "x").targets] == ["http://b"]
+    assert routing.route(mesh.snapshot(), "z").standing is routing.Standing.UNKNOWN
+    due = mesh.next_deadline()
+    assert due is not None
+    assert mesh.handle(e.TimePassed(), due) == [c.ProbeBackend("http://b")]
+    mesh.handle(e.BackendSilent("http://b", "refused"), due)
+    gone = routing.route(mesh.snapshot(), "x")
+    assert gone.targets == ()
+    assert gone.standing is routing.Standing.COMING
+    for _ in range(routing.BACKEND_PATIENCE_FAILURES):
+        later = mesh.next_deadline()
+        assert later is not None
+        assert mesh.handle(e.TimePassed(), later) == [c.ProbeBackend("http://b")]
+        mesh.handle(e.BackendSilent("http://b", "refused"), later)
+    assert routing.route(mesh.snapshot(), "x").standing is routing.Standing.FAILED
+
+
+def test_the_local_model_comes_before_a_backend_of_the_same_name() -> None:
+    mesh = serving_mesh()
+    mesh.handle(e.BackendAdded("http://b"), 0.0)
+    mesh.handle(e.BackendAnswered("http://b", ("m",)), 0.0)
+    kinds = [target.kind for target in routing.route(mesh.snapshot(), "m").targets]
+    assert kinds == [routing.TargetKind.ENGINE, routing.TargetKind.BACKEND]
+    assert routing.models(mesh.snapshot()) == ("m",)
+
+
+ANSWERS = st.sampled_from(["ready", "gone", "progress", "stale", "time", "stop", "file-failed", "engine-failed"])
+
+
+@given(st.lists(st.tuples(ANSWERS, st.floats(0.0, 300.0)), max_size=60))
+def test_whatever_happens_the_core_keeps_its_promises(history: list[tuple[str, float]]) -> None:
+    """At most one process of a model at a time; never a start after a stop; snapshots only grow; it always settles."""
+    mesh, now, started, stopped, version = Mesh(), 0.0, 0, False, 0
+
+    def happen(event: e.Event) -> None:
+        nonlocal started
+        for command in mesh.handle(event, now):
+            if isinstance(command, c.StartServer):
+                assert not stopped
+                assert command.generation == started + 1
+                started = command.generation
+
+    happen(e.ModelWanted("m"))
+    for what, later in history:
+        now += later
+        generation = mesh.snapshot().models[0].generation
+        stopped = stopped or what == "stop"
+        happen(
+            {
+                "ready": e.ServerReady("m", generation, SERVER),
+                "gone": e.ServerGone("m", generation, "gone"),
+                "progress": e.ServerProgress("m", generation, Progress("loading", 0.5)),
+                "stale": e.ServerGone("m", generation - 1, "gone"),
+                "time": e.TimePassed(),
+                "stop": e.StopWanted(),
+                "file-failed": e.FileFailed("m", "no"),
+                "engine-failed": e.EngineFailed("no"),
+            }[what]
+        )
+        if what == "time" and mesh.snapshot().models[0].file is FilePhase.FETCHING:
+            happen(e.FileReady("m", FACTS))
+            happen(e.EngineReady("1"))
+        assert mesh.snapshot().version >= version
+        version = mesh.snapshot().version
+        state = mesh.snapshot().models[0]
+        assert state.generation == started
+    mesh.handle(e.StopWanted(), now)
+    model = mesh.snapshot().models[0]
+    mesh.handle(e.ServerGone("m", model.generation, "stopped"), now)
+    assert mesh.snapshot().models[0].server is ServerPhase.NONE
+    assert mesh.next_deadline() is None
+
+
+@given(st.sampled_from(list(EnginePhase)), st.sampled_from(list(FilePhase)), st.sampled_from(list(ServerPhase)))
+def test_every_state_has_a_phase_and_words(engine: EnginePhase, file: FilePhase, server: ServerPhase) -> None:
+    from meshllm.core.types import EngineState, ModelState
+
+    model = ModelState("m", file=file, server=server)
+    assert isinstance(serving.phase(EngineState(engine), model), ModelPhase)
+    assert "m" in serving.progress_words(EngineState(engine), model)
+    assert serving.next_step(EngineState(engine), model, 0.0) == serving.next_step(EngineState(engine), model, 0.0)
+
+
+@given(st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))
+def test_sizes_get_smaller_and_what_was_asked_for_is_kept(trained: int, asked: int | None) -> None:
+    sizes = candidates(trained, asked)
+    assert sizes[-1].slots == 1
+    assert sizes == tuple(sorted(sizes, key=lambda size: (-size.context_length, -size.slots)))
+    if asked:
+        assert {size.context_length for size in sizes} == {asked}
+    else:
+        assert sizes[0].context_length <= DEFAULT_CONTEXT
+        assert all(size.context_length >= min(SMALLEST_CONTEXT, sizes[0].context_length) for size in sizes)
+
+
+@pytest.mark.parametrize("failures", range(1, 20))
+def test_restart_delays_never_shrink(failures: int) -> None:
+    assert serving.restart_delay(failures + 1) >= serving.restart_delay(failures)

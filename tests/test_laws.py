@@ -1,0 +1,120 @@
+"""The laws of the design that can be read off the source: who may import whom, and who may do what."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "meshllm"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+PURE_FORBIDDEN = {
+    "asyncio", "time", "random", "os", "socket", "subprocess", "logging", "aiohttp", "aioquic", "secrets", "threading",
+    "pathlib", "datetime", "ssl", "selectors", "tempfile", "shutil",
+}  # fmt: skip
+STANDARD = {
+    "__future__", "collections", "dataclasses", "enum", "re", "json", "math", "typing", "functools", "itertools",
+    "urllib", "hashlib", "struct", "base64", "heapq", "bisect", "string", "abc", "types", "contextlib",
+}  # fmt: skip
+SIDEWAYS = ("net", "engine", "models", "machine", "web")
+ONLY_IN = {
+    "aioquic": ("net",),
+    "aiohttp": ("web", "models", "net", "cli"),
+    "httptools": ("web",),
+    "subprocess": ("engine", "machine", "agents"),
+}
+
+
+def room(path: Path) -> str:
+    """The folder of the package a file lies in; the empty string for the package itself."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module a file imports at run time, absolute, and the line. What is only for type checkers is left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    only_types = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = ["meshllm", *path.relative_to(PACKAGE).parts[:-1]]
+                base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
+            yield base, node.lineno
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def offences(path: Path) -> list[str]:
+    """What a file does that its room may not."""
+    here, found = room(path), []
+    for name, line in imports(path):
+        top, parts = name.split(".")[0], name.split(".")
+        other = parts[1] if top == "meshllm" and len(parts) > 1 else None
+        if here in ("core", "wire"):
+            ours = top == "meshllm" and other in (("core", "errors") if here == "core" else ("core", "wire", "errors"))
+            if top in PURE_FORBIDDEN or not (ours or top in STANDARD or top == "msgpack"):
+                found.append(f"line {line}: {here} imports {name}")
+        if here in SIDEWAYS and other in (*SIDEWAYS, "daemon", "cli", "agents") and other != here:
+            found.append(f"line {line}: {here} imports {name}")
+        if top in ONLY_IN and here not in ONLY_IN[top]:
+            found.append(f"line {line}: {name} is only for {', '.join(ONLY_IN[top])}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_keep_the_laws(path: Path) -> None:
+    assert offences(path) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_tasks_and_processes_start_only_where_they_may(path: Path) -> None:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = node.attr if isinstance(node, ast.Attribute) else ""
+        if name in ("create_task", "ensure_future") and path != PACKAGE / "tasks.py":
+            found.append(f"line {node.lineno}: {name}")
+        starts = name in ("create_subprocess_exec", "create_subprocess_shell", "Popen")
+        if starts and room(path) not in ONLY_IN["subprocess"]:
+            found.append(f"line {node.lineno}: {name}")
+    assert found == []
+
+
+def test_the_checker_sees_an_offence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    (tmp_path / "core").mkdir()
+    (tmp_path / "web").mkdir()
+    bad = tmp_path / "core" / "bad.py"
+    bad.write_text("import time\nfrom meshllm.web import gateway\n")
+    sideways = tmp_path / "web" / "bad.py"
+    sideways.write_text("from ..engine import build\nimport subprocess\n")
+    assert len(offences(bad)) >= 2
+    assert len(offences(sideways)) >= 2
+
+
+def test_files_and_functions_stay_readable() -> None:
+    """About 400 lines a file, about 60 a function (the design's numbers, with a tenth of room)."""
+    long = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 440:
+            long.append(f"{path.relative_to(PACKAGE)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                lines = node.end_lineno - node.lineno + 1
+                declared = bool(node.decorator_list)  # a command's options are a declaration, not code
+                if lines > 66 and not (declared and room(path) == "cli"):
+                    long.append(f"{path.relative_to(PACKAGE)}: {node.name} has {lines} lines")
+    assert long == []
