@@ -1,0 +1,305 @@
+"""Builds the engine: one llama.cpp, pinned, patched, built once, kept in the user's cache.
+
+Law: `find` is fast and builds nothing; `ensure` builds what is missing, in stages each of which can be interrupted at
+any point, by any means, and is then taken up or done again. One process at a time works on a build; others wait for it
+and use its result.
+
+Measured (2 cores, no accelerator): 77 MB fetched, 53 MB of source, 58 MB of objects, 19 MB installed; while pip looks
+into the archive another 300 MB. Some 6 minutes, nearly all of it compiling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshllm.engine import diagnose, installed, runner, source, toolchain
+from meshllm.engine import recipe as recipes
+from meshllm.engine.diagnose import JOBS_VARIABLE
+from meshllm.engine.installed import Engine, EngineInfo, Layout, layout
+from meshllm.engine.progress import Progress, Report, Stage, silent
+from meshllm.engine.recipe import TARGETS, Recipe
+from meshllm.errors import MeshError, OutOfRoom, UsageError
+
+__all__ = ["Engine", "EngineInfo", "Layout", "Progress", "Report", "Stage", "ensure", "find", "layout"]
+
+ROOM = 450 * 1024**2
+"""Bytes of disk that a build needs at its peak: while pip unpacks what it fetched."""
+ROOM_PER_ACCELERATOR = 2 * 1024**3
+"""More for GPU kernels; an estimate, not measured."""
+MEMORY_PER_JOB = 1.5 * 1024**3
+"""Bytes; the largest translation units of the server take 1.2 GB with gcc 12."""
+
+_STEP = re.compile(r"\[(\d+)/(\d+)\] (.*)")
+
+
+def find(recipe: Recipe | None = None, where: Layout | None = None) -> Engine | None:
+    """The built engine for this checkout and machine, or None. Takes some 10 ms and starts no build.
+
+    Raises EngineUnavailable if the checkout's pin is damaged, UsageError for a bad MESH_LLM_ENGINE_* variable.
+    """
+    return installed.find(recipe or recipes.current(), where or layout())
+
+
+async def ensure(
+    recipe: Recipe | None = None,
+    where: Layout | None = None,
+    *,
+    progress: Report = silent,
+    fetch: source.Fetch = source.fetch_with_pip,
+    again: bool = False,
+) -> Engine:
+    """The engine, built first if it is not there (`again`: in any case; the old one serves until then).
+
+    `progress` is called on this event loop. Raises EngineUnavailable, ToolMissing, OutOfRoom, UsageError, each with
+    advice. A cancelled call leaves no process behind, and what it has done is taken up by the next one.
+    """
+    recipe, where = recipe or recipes.current(), where or layout()
+    if not again and (engine := installed.find(recipe, where)):
+        return engine
+    build = _Build(recipe, where, _on_loop(progress), fetch)
+    build.check_tools()
+    try:
+        async with _exclusive(build.lock, build.report):
+            if not again and (engine := installed.find(recipe, where)):
+                return engine
+            build.check_room()
+            if again:
+                await asyncio.to_thread(installed.remove, build.work)
+            return await build.run()
+    except OSError as error:
+        raise source.no_room(error, where.root) from error
+
+
+def _on_loop(progress: Report) -> Report:
+    """Reports from threads reach the caller on the loop, in order."""
+    loop = asyncio.get_running_loop()
+
+    def report(step: Progress) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop closed while a thread was finishing
+            loop.call_soon_threadsafe(progress, step)
+
+    return report
+
+
+@contextlib.asynccontextmanager
+async def _exclusive(path: Path, report: Report) -> AsyncIterator[None]:
+    """Hold a lock file; it is let go by the kernel when this process dies."""
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    waiting = False
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except filelock.Timeout:
+            if not waiting:
+                report(Progress(Stage.WAIT, detail="another process builds it; waiting for that"))
+                waiting = True
+            await asyncio.sleep(0.2)  # a file lock cannot be awaited
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """One build at work. Its directory holds `source` (complete once it has that name), `objects`, and the log."""
+
+    recipe: Recipe
+    where: Layout
+    report: Report
+    fetch: source.Fetch
+
+    @property
+    def work(self) -> Path:
+        return self.where.work / self.recipe.key
+
+    @property
+    def tree(self) -> Path:
+        return self.work / "source"
+
+    @property
+    def objects(self) -> Path:
+        return self.work / "objects"
+
+    @property
+    def log(self) -> Path:
+        return self.work / "build.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.where.locks / f"{self.recipe.key}.lock"
+
+    @property
+    def accelerators(self) -> list[str]:
+        return [accelerator.name for accelerator in self.recipe.accelerators if accelerator.on]
+
+    def check_tools(self) -> None:
+        toolchain.require_compiler(self.recipe.compiler)
+        for name in ("cmake", "ninja"):
+            toolchain.find_tool(name)
+        jobs()
+
+    def check_room(self) -> None:
+        self.where.root.mkdir(parents=True, exist_ok=True)
+        needed = ROOM + ROOM_PER_ACCELERATOR * len(self.accelerators)
+        free = shutil.disk_usage(self.where.root).free
+        if free < needed:
+            raise OutOfRoom(
+                f"Building the engine needs {needed // 10**6} MB of disk; {self.where.root} has {free // 10**6} MB.",
+                advice="Free some room (`mesh-llm engine clean`), or move the cache: MESH_LLM_CACHE=/path.",
+            )
+
+    async def run(self) -> Engine:
+        self.work.mkdir(parents=True, exist_ok=True)
+        await self._get_source()
+        started = time.monotonic()
+        resumed = self._resumable()
+        try:
+            await self._configure_and_compile()
+        except MeshError:
+            # What a killed build left may be damaged (a power cut): such a failure is not believed before a fresh try.
+            if not resumed or not self._interrupted.exists():
+                self._interrupted.unlink(missing_ok=True)
+                raise
+            self.report(
+                Progress(Stage.CONFIGURE, detail="what the interrupted build left is of no use; starting afresh")
+            )
+            await asyncio.to_thread(installed.remove, self.objects)
+            await self._configure_and_compile()
+        return await self._install(time.monotonic() - started)
+
+    # -- source
+
+    async def _get_source(self) -> None:
+        mark = self.work / "source.key"
+        if self.tree.is_dir() and _text(mark) == self.recipe.source_key:
+            return
+        await asyncio.to_thread(installed.remove, self.tree)
+        await asyncio.to_thread(installed.remove, self.objects)
+        mark.write_text(self.recipe.source_key)
+        pin = self.recipe.source.pin
+        async with _exclusive(self.where.locks / f"{pin.file}.lock", self.report):
+            archive = await source.obtain(pin, self.where.downloads, self.report, self.fetch)
+        await source.prepare_tree(self.recipe.source, archive, self.tree, self.report)
+
+    # -- configure and compile
+
+    @property
+    def _configured(self) -> Path:
+        return self.objects / "configured.key"
+
+    @property
+    def _interrupted(self) -> Path:
+        """Exists while ninja runs: who finds it knows that the last build was cut off."""
+        return self.work / "compiling"
+
+    def _resumable(self) -> bool:
+        return _text(self._configured) == self._configuration()
+
+    def _configuration(self) -> str:
+        """What the object tree was configured for: CMake's trees know their place and cannot be moved."""
+        return f"{self.recipe.key} {self.objects} {toolchain.find_tool('ninja')}"
+
+    async def _configure_and_compile(self) -> None:
+        if not self._resumable():
+            await asyncio.to_thread(installed.remove, self.objects)
+            await self._step(Stage.CONFIGURE, self._configure)
+            self._configured.write_text(self._configuration())
+        self._interrupted.touch()
+        await self._step(Stage.COMPILE, self._compile)
+        self._interrupted.unlink(missing_ok=True)
+
+    async def _step(self, stage: Stage, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except runner.Failed as failed:
+            raise diagnose.failure(stage.value, failed.tail, self.log, self.accelerators) from None
+
+    async def _configure(self) -> None:
+        compiler = toolchain.require_compiler(self.recipe.compiler)
+        self.report(Progress(Stage.CONFIGURE, detail=compiler.version))
+        self.log.unlink(missing_ok=True)
+        command: list[str | Path] = [toolchain.find_tool("cmake"), "-G", "Ninja", "-S", self.tree, "-B", self.objects]
+        command += [f"-DCMAKE_MAKE_PROGRAM={toolchain.find_tool('ninja')}"]
+        command += [f"-DCMAKE_CXX_COMPILER={compiler.cxx}", f"-DCMAKE_C_COMPILER={compiler.c}"]
+        await runner.run([*command, *self.recipe.options], lock=self._tether, log=self.log)
+
+    async def _compile(self) -> None:
+        count = jobs()
+
+        def on_line(line: str) -> None:
+            if step := _STEP.match(line):
+                self.report(Progress(Stage.COMPILE, int(step[1]), int(step[2]), _short(step[3])))
+
+        self.report(Progress(Stage.COMPILE, detail=f"{count} at a time"))
+        command: list[str | Path] = [toolchain.find_tool("ninja"), "-C", self.objects, "-j", str(count), *TARGETS]
+        environment = {**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
+        await runner.run(command, lock=self._tether, log=self.log, environment=environment, on_line=on_line)
+
+    @property
+    def _tether(self) -> Path:
+        return self.where.locks / f"{self.recipe.key}.running"
+
+    # -- install
+
+    async def _install(self, seconds: float) -> Engine:
+        self.report(Progress(Stage.INSTALL, 0, 2, "copying"))
+        staging = await asyncio.to_thread(installed.stage, self.objects, self.tree, self.where, self.recipe.key)
+        try:
+            shutil.copyfile(self.log, staging / "build.log")
+            self.report(Progress(Stage.INSTALL, 1, 2, "trying it"))
+            await self._try(staging / "bin" / TARGETS[0])
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            engine = await asyncio.to_thread(
+                installed.commit, staging, self.recipe, self.where, built_at=now, seconds=round(seconds, 1)
+            )
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        await asyncio.to_thread(installed.remove, self.work)
+        self.report(Progress(Stage.INSTALL, 2, 2, str(engine.directory)))
+        return engine
+
+    async def _try(self, server: Path) -> None:
+        """A program that does not start here is not installed: a library may be missing at run time only."""
+        try:
+            await runner.run([server, "--version"], lock=self._tether, log=self.log)
+        except runner.Failed as failed:
+            raise diagnose.failure("run once it was built", failed.tail, self.log, self.accelerators) from None
+
+
+def jobs() -> int:
+    """How many compilers at a time: one a core, as far as memory goes. Raises UsageError for a bad variable."""
+    if chosen := os.environ.get(JOBS_VARIABLE):
+        if not chosen.isdecimal() or not 1 <= int(chosen) <= 1024:
+            raise UsageError(f"{JOBS_VARIABLE} is {chosen!r}.", advice="Give a number of compilers, 1 or more.")
+        return int(chosen)
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(psutil.virtual_memory().available // MEMORY_PER_JOB)))
+
+
+def _short(description: str) -> str:
+    """`Building CXX object src/CMakeFiles/llama.dir/llama.cpp.o` as `llama.cpp`."""
+    words = description.split()
+    return words[-1].rpartition("/")[2].removesuffix(".o") if words else ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")[:4096]
+    except OSError:
+        return ""

@@ -1,0 +1,205 @@
+"""Applies unified diffs, strictly: exact lines at exact places, or a typed error that names the file and the hunk.
+
+Law: a patch is applied whole or not at all, and never touches a file outside the tree. The pin fixes every byte of the
+source, so there is nothing to guess: no fuzz, no offsets. (`patch` and `git apply` are not on every machine that has a
+compiler, and both guess by default.) Renames, copies and binary diffs are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from meshllm.errors import EngineUnavailable
+
+_HUNK = re.compile(r"@@ -(\d{1,7})(?:,(\d{1,7}))? \+(\d{1,7})(?:,(\d{1,7}))? @@.*")
+_REFUSED = ("rename from ", "copy from ", "GIT binary patch", "Binary files ", "old mode ")
+MAX_FILE_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hunk:
+    """Replaces the lines `before` at line `start` (1 is the first) by `after`. Lines keep their line ends."""
+
+    start: int
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """The hunks for one file; `created` and `deleted` are told by /dev/null."""
+
+    path: str
+    hunks: tuple[Hunk, ...]
+    created: bool = False
+    deleted: bool = False
+
+
+class _Reader:
+    """The lines of a patch, one after the other. Splits at newlines alone, as the format does."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.lines = text.split("\n")
+        self.position = 0
+        if self.lines and not self.lines[-1]:
+            self.lines.pop()
+
+    def peek(self) -> str | None:
+        return self.lines[self.position] if self.position < len(self.lines) else None
+
+    def error(self, what: str) -> EngineUnavailable:
+        return _refused(self.name, f"line {self.position + 1}: {what}")
+
+
+def parse(name: str, text: str) -> tuple[FileChange, ...]:
+    """The changes in a patch. Raises EngineUnavailable, naming the line, for anything but a plain unified diff."""
+    reader = _Reader(name, text)
+    changes: list[FileChange] = []
+    while (line := reader.peek()) is not None:
+        if line.startswith(_REFUSED):
+            raise reader.error("renames, copies, mode changes and binary diffs are not supported")
+        if line.startswith("@@"):
+            raise reader.error("a hunk without a file")
+        if line.startswith("--- ") and reader.position + 1 < len(reader.lines):
+            following = reader.lines[reader.position + 1]
+            if following.startswith("+++ "):
+                changes.append(_parse_file(reader, line[4:], following[4:]))
+                continue
+        reader.position += 1
+    if not changes:
+        raise _refused(name, "it changes nothing")
+    if 0 < sum(line.startswith("diff --git ") for line in reader.lines) != len(changes):
+        raise _refused(name, "it changes a file without a hunk (an empty file, or a mode)")
+    paths = [change.path for change in changes]
+    if len(set(paths)) != len(paths):
+        raise _refused(name, "it names a file twice")
+    return tuple(changes)
+
+
+def _parse_file(reader: _Reader, old: str, new: str) -> FileChange:
+    old_path, new_path = (_path_of(reader, raw) for raw in (old, new))
+    path = new_path or old_path
+    if path is None or (old_path and new_path and old_path != new_path):
+        raise reader.error("the two file names do not agree")
+    reader.position += 2
+    hunks: list[Hunk] = []
+    while (line := reader.peek()) is not None and line.startswith("@@"):
+        hunks.append(_parse_hunk(reader, line))
+    if not hunks:
+        raise reader.error(f"no hunk for {path}")
+    created, deleted = old_path is None, new_path is None
+    if (created and (len(hunks) != 1 or hunks[0].before)) or (deleted and (len(hunks) != 1 or hunks[0].after)):
+        raise reader.error(f"{path} is neither created nor deleted as a whole")
+    return FileChange(path, tuple(hunks), created, deleted)
+
+
+def _path_of(reader: _Reader, raw: str) -> str | None:
+    """The path without its `a/` or `b/`, or None for /dev/null. Refuses what could leave the tree."""
+    path = raw.split("\t", 1)[0].rstrip("\r")
+    if path == "/dev/null":
+        return None
+    prefix, _, rest = path.partition("/")
+    parts = PurePosixPath(rest).parts
+    if prefix not in ("a", "b") or not parts or rest != "/".join(parts) or len(rest) > 500:
+        raise reader.error("a file name must be a plain path after a/ or b/")
+    if ".." in parts or "." in parts or rest.startswith("/") or "\\" in rest or "\0" in rest:
+        raise reader.error("a file name leaves the tree")
+    return rest
+
+
+def _parse_hunk(reader: _Reader, header: str) -> Hunk:
+    match = _HUNK.fullmatch(header)
+    if match is None:
+        raise reader.error("malformed hunk header")
+    start, old_left, new_left = int(match[1]), int(match[2] or "1"), int(match[4] or "1")
+    if start == 0 and old_left:
+        raise reader.error("a hunk starts at line 0")
+    after_start = start + 1 if old_left == 0 else start
+    reader.position += 1
+    before: list[str] = []
+    after: list[str] = []
+    while old_left or new_left:
+        line = reader.peek()
+        if line is None:
+            raise reader.error("the hunk ends too early")
+        kind, body = line[:1] or " ", line[1:] + "\n"  # some mailers strip the blank of an empty context line
+        if kind not in " -+":
+            raise reader.error("not a line of a hunk")
+        if kind in " -":
+            before.append(body)
+            old_left -= 1
+        if kind in " +":
+            after.append(body)
+            new_left -= 1
+        if old_left < 0 or new_left < 0:
+            raise reader.error("the hunk is longer than its header says")
+        reader.position += 1
+        following = reader.peek()
+        if following is not None and following.startswith("\\"):
+            for side in (before,) if kind == "-" else (after,) if kind == "+" else (before, after):
+                side[-1] = side[-1][:-1]
+            reader.position += 1
+    return Hunk(after_start, tuple(before), tuple(after))
+
+
+def apply(tree: Path, name: str, text: str) -> tuple[str, ...]:
+    """Apply a patch to the files under `tree`; returns the paths it touched.
+
+    Every result is computed before the first is written. Raises EngineUnavailable, naming the file and the hunk.
+    """
+    results: list[tuple[Path, bytes | None]] = []
+    changes = parse(name, text)
+    for change in changes:
+        target = tree / change.path
+        if not target.parent.resolve().is_relative_to(tree.resolve()) or target.is_symlink():
+            raise _refused(name, f"{change.path} leaves the tree")
+        results.append((target, _changed(name, target, change)))
+    for target, data in results:
+        if data is None:
+            target.unlink()
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".mesh-new")
+        temporary.write_bytes(data)
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o777)
+        temporary.replace(target)
+    return tuple(change.path for change in changes)
+
+
+def _changed(name: str, target: Path, change: FileChange) -> bytes | None:
+    """The new content of a file, or None where the patch deletes it."""
+    if change.created:
+        if target.exists():
+            raise _refused(name, f"{change.path} exists already")
+        return "".join(change.hunks[0].after).encode("utf-8", "surrogateescape")
+    if not target.is_file() or target.stat().st_size > MAX_FILE_BYTES:
+        raise _refused(name, f"{change.path} is not a file of the tree that is kept for the build")
+    text = target.read_bytes().decode("utf-8", "surrogateescape")
+    lines = text.split("\n")
+    source = [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+    output: list[str] = []
+    position = 0
+    for number, hunk in enumerate(change.hunks, 1):
+        start = hunk.start - 1
+        if start < position or tuple(source[start : start + len(hunk.before)]) != hunk.before:
+            raise _refused(name, f"{change.path}: hunk {number} (line {hunk.start}) does not match the source")
+        output += source[position:start]
+        output += hunk.after
+        position = start + len(hunk.before)
+    output += source[position:]
+    if change.deleted:
+        if output:
+            raise _refused(name, f"{change.path}: the deletion does not cover the whole file")
+        return None
+    return "".join(output).encode("utf-8", "surrogateescape")
+
+
+def _refused(name: str, what: str) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"The patch {name} does not apply: {what}.",
+        advice="Rebase it on the pinned source; llama.cpp/README.md says how.",
+    )

@@ -1,0 +1,303 @@
+"""Fetches, verifies and unpacks the engine's source, and applies our patches.
+
+Law: nothing of an archive is read before its sha256 is the pinned one; only plain files of the wanted folders are
+written, under one directory, within a bound; a directory that bears its final name is complete.
+pip is the client, so that the user's mirrors, proxies and certificates hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tarfile
+import threading
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar
+
+from meshllm.engine import patches, runner
+from meshllm.engine.pin import Pin, Source
+from meshllm.engine.progress import Progress, Report, Stage
+from meshllm.errors import EngineUnavailable, OutOfRoom
+from meshllm.tasks import Owner
+
+T = TypeVar("T")
+
+KEEP = (
+    "CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "models/templates", "scripts", "src",
+    "tools", "vendor",
+)  # fmt: skip
+"""What the targets we build are made of: 53 MB of the tree's 176 (the rest is vocabularies, documents and tests)."""
+
+MAX_TREE_BYTES = 1024**3
+MAX_TREE_FILES = 50_000
+SOURCE_VARIABLE = "MESH_LLM_ENGINE_SOURCE"
+
+Fetch = Callable[[Pin, Path, Report], Awaitable[None]]
+"""Puts the pinned file at a path that does not exist yet; the caller verifies it."""
+
+# pip asks an sdist for its metadata before it keeps it, and for that it would install the build backend from the index:
+# 9.3 s and code that nothing pins. A stand-in that copies the metadata the sdist carries takes 5.9 s, offline but for
+# the file itself.
+_BACKEND = """
+import email
+import pathlib
+
+def prepare_metadata_for_build_wheel(directory, config_settings=None):
+    data = pathlib.Path("PKG-INFO").read_bytes()
+    fields = email.message_from_bytes(data)
+    name = fields["Name"].replace("-", "_") + "-" + fields["Version"] + ".dist-info"
+    folder = pathlib.Path(directory, name)
+    folder.mkdir()
+    folder.joinpath("METADATA").write_bytes(data)
+    return name
+
+def build_wheel(*_, **__):
+    raise RuntimeError("this stand-in only hands out metadata")
+"""
+
+
+async def in_thread(function: Callable[[threading.Event], T]) -> T:
+    """Run `function(stop)` in a thread. When cancelled, sets `stop` and waits until the thread has noticed."""
+    stop = threading.Event()
+    work = asyncio.get_running_loop().run_in_executor(None, function, stop)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.gather(work, return_exceptions=True)
+        raise
+
+
+class Stopped(Exception):
+    """The thread noticed that nobody wants its result any more."""
+
+
+# -- fetch and verify
+
+
+async def obtain(pin: Pin, folder: Path, report: Report, fetch: Fetch) -> Path:
+    """The pinned archive in `folder`, verified; fetched if it is not there yet. Raises EngineUnavailable."""
+    archive = folder / pin.file
+    if archive.is_file():
+        with contextlib.suppress(EngineUnavailable):  # cut short or rotten: a cache can be filled again
+            await verify(pin, archive, report)
+            return archive
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    arriving = folder / f".{pin.file}.part"
+    arriving.unlink(missing_ok=True)
+    try:
+        await fetch(pin, arriving, report)
+        await verify(pin, arriving, report)
+        arriving.replace(archive)
+    except OSError as error:
+        raise no_room(error, folder) from error
+    finally:
+        arriving.unlink(missing_ok=True)
+    return archive
+
+
+async def verify(pin: Pin, archive: Path, report: Report) -> None:
+    """Compare size and sha256 with the pin. Raises EngineUnavailable when they differ."""
+
+    def check(stop: threading.Event) -> bool:
+        if archive.stat().st_size != pin.size:
+            return False
+        digest, done = hashlib.sha256(), 0
+        with archive.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+                done += len(chunk)
+                report(Progress(Stage.VERIFY, done, pin.size))
+                if stop.is_set():
+                    raise Stopped
+        return digest.hexdigest() == pin.sha256
+
+    if not await in_thread(check):
+        raise EngineUnavailable(
+            f"{pin.file} is not the file that llama.cpp/pin.toml names: its size or sha256 differs.",
+            advice="Try again. If it stays so, the package index or a proxy hands out something else: do not use it.",
+        )
+
+
+async def fetch_with_pip(pin: Pin, target: Path, report: Report) -> None:
+    """A `Fetch`: the file that MESH_LLM_ENGINE_SOURCE names, else from the package index, by pip."""
+    if given := os.environ.get(SOURCE_VARIABLE):
+        await _copy(given, target)
+        return
+    if importlib.util.find_spec("pip") is None:
+        raise EngineUnavailable(
+            f"pip is not in this Python environment, so {pin.package} {pin.version} cannot be fetched.",
+            advice=f"Run `{sys.executable} -m ensurepip`, or set {SOURCE_VARIABLE} to a copy of {pin.file}.",
+        )
+    work = target.with_name(target.name + ".pip")
+    shutil.rmtree(work, ignore_errors=True)
+    for name in ("tmp", "out", "backend/scikit_build_core"):
+        (work / name).mkdir(parents=True)
+    (work / "backend/scikit_build_core/__init__.py").touch()
+    (work / "backend/scikit_build_core/build.py").write_text(_BACKEND)
+    (work / "want.txt").write_text(f"{pin.package}=={pin.version} --hash=sha256:{pin.sha256}\n")
+    owner = Owner("engine-fetch")
+    owner.start(_watch_download(pin, work / "tmp", report), "progress")
+    try:
+        await runner.run(_pip_command(pin, work), lock=work / "lock", log=work / "pip.log", environment=_pip_env(work))
+        (work / "out" / pin.file).replace(target)
+    except runner.Failed as failed:
+        raise _pip_failed(pin, failed) from None
+    finally:
+        await owner.close()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pip_command(pin: Pin, work: Path) -> list[str | Path]:
+    options = ["--no-deps", "--no-build-isolation", "--require-hashes", "--progress-bar", "off", "--no-input"]
+    chosen: list[str | Path] = ["--no-binary", pin.package, "--dest", work / "out", "--requirement", work / "want.txt"]
+    return [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", *options, *chosen]
+
+
+def _pip_env(work: Path) -> Mapping[str, str]:
+    """pip's own temporary files go where we can see them grow, on the disk whose room was checked, and be removed."""
+    return {**os.environ, "TMPDIR": str(work / "tmp"), "PYTHONPATH": str(work / "backend"), "PYTHONUNBUFFERED": "1"}
+
+
+async def _watch_download(pin: Pin, folder: Path, report: Report) -> None:
+    """Progress for the eye: every pip writes the file below its TMPDIR; only new ones can say how far they are."""
+    while True:
+        arrived = min(_largest(folder, pin.file), pin.size)
+        report(Progress(Stage.FETCH, arrived, pin.size, f"{pin.package} {pin.version}"))
+        await asyncio.sleep(0.25)
+
+
+def _largest(folder: Path, name: str) -> int:
+    sizes = [0]
+    for path in folder.glob(f"*/{name}"):
+        with contextlib.suppress(OSError):  # pip moves it about
+            sizes.append(path.stat().st_size)
+    return max(sizes)
+
+
+def _pip_failed(pin: Pin, failed: runner.Failed) -> EngineUnavailable:
+    said = [line.strip()[:200] for line in failed.tail if line.startswith("ERROR")] or list(failed.tail[-3:])
+    return EngineUnavailable(
+        f"{pin.package} {pin.version}, which carries the engine's source, could not be fetched: {' '.join(said)[:600]}",
+        advice="Check the network and pip's configuration (`pip config list`) and try again; "
+        f"or set {SOURCE_VARIABLE} to a copy of {pin.file}.",
+    )
+
+
+async def _copy(source: str, target: Path) -> None:
+    try:
+        await asyncio.to_thread(shutil.copyfile, source, target)
+    except OSError as error:
+        raise EngineUnavailable(
+            f"{SOURCE_VARIABLE} names {source}, which cannot be read ({error.strerror}).",
+            advice="Unset it, or let it name the source distribution that llama.cpp/pin.toml describes.",
+        ) from None
+
+
+# -- unpack and patch
+
+
+async def prepare_tree(source: Source, archive: Path, target: Path, report: Report) -> None:
+    """Unpack the verified `archive` and patch it; `target` appears when it is complete. Raises EngineUnavailable."""
+    arriving = target.with_name(target.name + ".part")
+
+    def work(stop: threading.Event) -> None:
+        shutil.rmtree(arriving, ignore_errors=True)
+        unpack(archive, source.pin.tree, arriving, report, stop)
+        for number, patch in enumerate(source.patches, 1):
+            patches.apply(arriving, patch.name, patch.text)
+            report(Progress(Stage.PATCH, number, len(source.patches), patch.name))
+        os.sync()  # a name must not outlive a power cut that its content did not
+        arriving.replace(target)
+
+    try:
+        await in_thread(work)
+    except OSError as error:
+        raise no_room(error, target.parent) from error
+    except BaseException:
+        shutil.rmtree(arriving, ignore_errors=True)
+        raise
+
+
+def unpack(archive: Path, tree: str, target: Path, report: Report, stop: threading.Event | None = None) -> None:
+    """Write the wanted plain files below `tree` of a tar.gz to `target`. Raises EngineUnavailable for a bad archive.
+
+    Stricter than tarfile's data filter: links and devices are refused too, and sizes and counts are bounded.
+    """
+    prefix, total, count = PurePosixPath(tree).parts, 0, 0
+    size = archive.stat().st_size
+    try:
+        with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
+            for member in tar:
+                if stop is not None and stop.is_set():
+                    raise Stopped
+                if (relative := _wanted(member, prefix)) is None:
+                    continue
+                total, count = total + member.size, count + 1
+                if total > MAX_TREE_BYTES or count > MAX_TREE_FILES:
+                    raise _bad_archive("it is larger than any source of ours")
+                file = tar.extractfile(member)
+                assert file is not None
+                _write(target / relative, file, executable=bool(member.mode & 0o100))
+                report(Progress(Stage.UNPACK, min(raw.tell(), size), size))
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, ArithmeticError) as error:
+        raise _bad_archive(f"it is damaged ({error})") from None
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise _bad_archive("it holds two things of one name") from None
+    except OSError as error:
+        if error.errno is None or type(error).__name__ == "BadGzipFile":  # zlib's complaints have no errno
+            raise _bad_archive(f"it is damaged ({error})") from None
+        raise
+    if not count:
+        raise _bad_archive(f"it has no {tree}")
+
+
+def _wanted(member: tarfile.TarInfo, prefix: tuple[str, ...]) -> PurePosixPath | None:
+    """Where a member goes below the target; None if we do not want it. Raises EngineUnavailable if it is hostile."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\0" in member.name or len(member.name) > 1000:
+        raise _bad_archive("a file in it leaves the archive's folder")
+    if path.parts[: len(prefix)] != prefix:
+        return None
+    relative = PurePosixPath(*path.parts[len(prefix) :])
+    if not any(relative.is_relative_to(name) for name in KEEP) or member.isdir():
+        return None
+    if not member.isreg() or member.size < 0:
+        raise _bad_archive(f"{member.name[:200]} is not a plain file")
+    return relative
+
+
+def _write(path: Path, source: IO[bytes], *, executable: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    path.chmod(0o755 if executable else 0o644)
+
+
+def _bad_archive(what: str) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"The engine's source archive cannot be used: {what}.",
+        advice="Remove it with `mesh-llm engine clean --all` and try again.",
+    )
+
+
+def no_room(error: OSError, folder: Path) -> EngineUnavailable | OutOfRoom:
+    """The typed error for a file operation in the cache that failed."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfRoom(
+            f"The disk that holds {folder} is full.",
+            advice="Free some room (`mesh-llm engine clean` helps), or move the cache: MESH_LLM_CACHE=/path.",
+        )
+    return EngineUnavailable(
+        f"The engine cannot be prepared in {folder}: {error.strerror or error}.",
+        advice="See that the folder is yours and writable, or choose another one with MESH_LLM_CACHE=/path.",
+    )
