@@ -7,7 +7,6 @@ want the same file do not fetch it twice. Sources are tried in the catalogue's o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from .local import LocalModel, from_entry, from_path
 from .package import PackageFetcher, extract
 from .progress import Progress, Report, Stage
 from .store import Store, disk_error
-from .threads import Stop, in_thread
+from .threads import Relay, Stop, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -172,8 +171,8 @@ class _Fetcher:
         return await in_thread(lambda stop: digest(stop, path, lambda done: None), "digest")
 
     async def _threaded(self, work: Callable[[Stop, Callable[[int], None]], T], told: Callable[[int], None]) -> T:
-        loop = asyncio.get_running_loop()
-        return await in_thread(lambda stop: work(stop, lambda done: _tell(loop, told, done)), "model-file")
+        relay = Relay(told)
+        return await in_thread(lambda stop: work(stop, relay), "model-file")
 
     def _told(self, stage: Stage, file: ModelFile, where: str, total: int = 0) -> Callable[[int], None]:
         total = total or file.size
@@ -191,11 +190,6 @@ def digest(stop: Stop, path: Path, report: Callable[[int], None]) -> str:
             found.update(chunk)
             report(done)
     return found.hexdigest()
-
-
-def _tell(loop: asyncio.AbstractEventLoop, told: Callable[[int], None], done: int) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(told, done)
 
 
 def _size_of(folder: Path) -> int:

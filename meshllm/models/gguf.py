@@ -83,10 +83,11 @@ def read_header(path: Path) -> Header:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise _invalid(str(path), f"it cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(descriptor)
+        raise _invalid(str(path), "it is not a regular file")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise _invalid(str(path), "it is not a regular file")
         return read_header_from(file, facts.st_size, str(path))
 
 

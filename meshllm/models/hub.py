@@ -22,12 +22,11 @@ from meshllm.tasks import backoff
 
 from .catalog import HubSource, ModelFile
 from .store import disk_error
-from .threads import Stop, in_thread
+from .threads import Relay, Stop, in_thread
 
 if TYPE_CHECKING:
     import httpx2
 
-REPORT_BYTES: Final = 1 << 20
 MAX_WAIT_SECONDS: Final = 60.0  # the most that a server's Retry-After is obeyed
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -130,12 +129,7 @@ class Hub:
             await asyncio.sleep(min(MAX_WAIT_SECONDS, wait))
 
     async def _stream(self, location: Location, file: ModelFile, partial: Path, report: Callable[[int], None]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def arrived(size: int) -> None:
-            loop.call_soon_threadsafe(report, size)
-
-        stall = self.settings.stall
+        stall, arrived = self.settings.stall, Relay(report)
         await in_thread(lambda stop: _stream(stop, location, file, partial, stall, arrived), "hub-stream", leave=True)
 
 
@@ -222,20 +216,19 @@ def _stream(
         ) as response:
             start = _start(response, have, file)
             with stop:
-                handle = partial.open("r+b" if have and start else "wb")
+                handle = partial.open("r+b" if start else "wb", buffering=0)  # closing it must write nothing more
             with handle:
-                handle.seek(start)
-                have = start
-                told = have
+                have = handle.seek(start)
                 for chunk in response.iter_raw():
                     if have + len(chunk) > file.size:
                         raise DownloadFailed("The hub sent more bytes than the file has.")
-                    with stop:
-                        handle.write(chunk)
+                    rest = memoryview(chunk)
+                    while rest:
+                        with stop:
+                            written = handle.write(rest)
+                        rest = rest[written:]
                     have += len(chunk)
-                    if have - told >= REPORT_BYTES or have == file.size:
-                        told = have
-                        arrived(have)
+                    arrived(have)
     except httpx2.HTTPError as error:
         raise _Again(_words(error)) from None
     except OSError as error:

@@ -40,6 +40,29 @@ class Stop:
         self._lock.release()
 
 
+class Relay:
+    """Tells the event loop how far a thread has come: always the newest number, never more calls than it can take."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._report = report
+        self._newest = 0
+        self._pending = False
+
+    def __call__(self, done: int) -> None:
+        """From the thread."""
+        self._newest = done
+        if self._pending:
+            return
+        self._pending = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self._pending = False  # before reading: a number that comes now is told by another call
+        self._report(self._newest)
+
+
 class _Call(Generic[T]):
     def __init__(self, work: Callable[[Stop], T]) -> None:
         self.stop = Stop()

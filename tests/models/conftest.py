@@ -1,0 +1,60 @@
+"""A store, a hub and a small model for the tests of downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub, running
+from gguf_samples import write_sample
+
+from meshllm.models.catalog import CatalogEntry, HubSource, ModelFile, PackageSource
+from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.store import Store
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting, token or cache of whoever runs the tests; no connection left open."""
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield
+    from huggingface_hub import close_session
+
+    close_session()
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    """A small but real GGUF file, of some 200 kB."""
+    return write_sample(tmp_path / "made.gguf", layers=16, tokens=50).read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def fake(content: bytes) -> Iterator[FakeHub]:
+    with running(FakeHub(content)) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(fake: FakeHub) -> Hub:
+    """Our client for the fake one: patient enough for a slow machine, but with short pauses."""
+    return Hub(HubSettings(endpoint=fake.endpoint, decide_within=20.0, stall=20.0, pause=0.001))
+
+
+@pytest.fixture
+def entry(fake: FakeHub) -> CatalogEntry:
+    """A model that only the hub has."""
+    return make_entry(fake, HubSource(fake.repository, fake.revision, fake.path))
+
+
+def make_entry(fake: FakeHub, *sources: HubSource | PackageSource) -> CatalogEntry:
+    file = ModelFile("model.gguf", len(fake.content), fake.sha256, sources)
+    return CatalogEntry("Model", "llama", 1, "Q8_0", 512, "MIT", None, (file,))

@@ -1,0 +1,246 @@
+"""Downloads from the hub with its real client, against a local server that misbehaves on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from random import Random
+
+import pytest
+from fake_hub import FakeHub
+
+from meshllm.errors import DownloadFailed
+from meshllm.models.catalog import CatalogEntry
+from meshllm.models.download import ensure
+from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.progress import Progress, Stage
+from meshllm.models.store import Store
+from meshllm.tasks import Owner
+
+
+def ignore(progress: Progress) -> None:
+    pass
+
+
+async def test_fetches_and_verifies(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    seen: list[Progress] = []
+    model = await ensure(entry, store, seen.append, hub=hub)
+    assert model.path.read_bytes() == fake.content
+    assert (model.name, model.size, model.digest) == ("Model", len(fake.content), fake.sha256)
+    assert (model.header.architecture, model.context_length, model.chat_template) == ("llama", 512, None)
+    stages = [progress.stage for progress in seen]
+    assert stages[0] == Stage.CONNECTING
+    assert stages[-1] == Stage.READY
+    assert Stage.DOWNLOADING in stages
+    assert Stage.VERIFYING in stages
+    assert all(0 <= progress.done <= progress.total for progress in seen)
+    assert not store.partial(entry.files[0]).exists()
+
+
+async def test_a_second_time_nothing_is_asked_or_read(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    await ensure(entry, store, ignore, hub=hub)
+    before = len(fake.requests)
+    seen: list[Progress] = []
+    await ensure(entry, store, seen.append, hub=hub)
+    assert len(fake.requests) == before
+    assert [progress.stage for progress in seen] == [Stage.READY]
+
+
+async def test_the_token_goes_to_the_hub_and_to_nobody_else(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    await ensure(entry, store, ignore, hub=hub)
+    tokens = {(request.method, request.host.split(":")[0]): request.authorization for request in fake.requests}
+    assert tokens == {("HEAD", "127.0.0.1"): "Bearer hf_secret", ("GET", "localhost"): ""}
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["cut:1000"],
+        ["reset:70000"],
+        ["cut:1", "reset:2", "cut:3", "reset:4", "cut:5", "reset:6", "cut:7"],
+        ["status:503"],
+        ["status:429:0", "status:500", "cut:100000", "status:403"],
+        ["cut:50000", "no-range"],
+        ["cut:50000", "other-range"],
+        ["cut:50000", "wrong"],
+    ],
+)
+async def test_goes_on_after_faults(
+    faults: list[str], fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    fake.faults = list(faults)
+    model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
+    assert not fake.faults
+
+
+async def test_nothing_is_fetched_twice(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    fake.faults = ["cut:10000"] * 12
+    await ensure(entry, store, ignore, hub=hub)
+    assert fake.sent == len(fake.content)
+    assert [request.range for request in fake.bodies()[:3]] == ["", "bytes=10000-", "bytes=20000-"]
+
+
+async def test_a_stall_is_noticed(fake: FakeHub, entry: CatalogEntry, store: Store) -> None:
+    fake.faults = ["stall:1000"]
+    hub = Hub(HubSettings(endpoint=fake.endpoint, decide_within=20.0, stall=0.2, pause=0.001))
+    model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
+    assert fake.bodies()[-1].range == "bytes=1000-"
+
+
+async def test_gives_up_after_enough_failures_without_a_byte(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    fake.faults = ["cut:1000"] + ["status:503"] * 50
+    with pytest.raises(DownloadFailed, match=r"5 times in a row") as failure:
+        await ensure(entry, store, ignore, hub=hub)
+    assert str(store.path(entry.files[0])) in failure.value.advice
+    assert store.arrived(entry.files[0]) == 1000
+    fake.faults = []
+    await ensure(entry, store, ignore, hub=hub)
+    assert fake.sent == len(fake.content)
+
+
+@pytest.mark.parametrize(
+    ("mood", "words"),
+    [
+        ({"faults": ["wrong"]}, "another sha256"),
+        ({"faults": ["more"]}, "more bytes"),
+        ({"etag": "d" * 64}, "other bytes"),
+        ({"size": 5}, "other bytes"),
+        ({"path": "elsewhere.gguf"}, "has no file"),
+        ({"head_faults": ["status:401"]}, "HF_TOKEN"),
+        ({"head_faults": ["status:403"]}, "HF_TOKEN"),
+    ],
+)
+async def test_what_will_not_get_better_is_not_tried_again(
+    mood: dict[str, object], words: str, fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    for name, value in mood.items():
+        setattr(fake, name, value)
+    with pytest.raises(DownloadFailed, match=words):
+        await ensure(entry, store, ignore, hub=hub)
+    assert len(fake.requests) <= 2
+    assert not store.path(entry.files[0]).exists()
+
+
+async def test_a_busy_hub_is_asked_again(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    fake.head_faults = ["status:503", "status:429:0"]
+    model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
+
+
+async def test_a_hub_that_does_not_answer_is_given_up_soon(fake: FakeHub, entry: CatalogEntry, store: Store) -> None:
+    fake.head_faults = ["hang"]
+    hub = Hub(HubSettings(endpoint=fake.endpoint, decide_within=0.2))
+    with pytest.raises(DownloadFailed, match="cannot be reached"):
+        await ensure(entry, store, ignore, hub=hub)
+    assert len(fake.requests) == 1
+
+
+async def test_a_closed_port(entry: CatalogEntry, store: Store, unused_tcp_port: int) -> None:
+    hub = Hub(HubSettings(endpoint=f"http://127.0.0.1:{unused_tcp_port}"))
+    with pytest.raises(DownloadFailed, match="cannot be reached"):
+        await ensure(entry, store, ignore, hub=hub)
+
+
+async def test_cancelled_in_the_middle_and_taken_up(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    """Twenty times at random places; the hub hangs there, so that it is certain where we are."""
+    places, file, rng = [], entry.files[0], Random(7)
+    for _ in range(20):
+        place = store.arrived(file) + rng.randrange(1, len(fake.content) // 25)
+        fake.faults = [f"stall:{place - store.arrived(file)}"]
+        await cancelled_at(place, entry, store, hub)
+        places.append(place)
+        assert store.arrived(file) == place
+        assert not store.path(file).exists()
+    assert places == sorted(places)
+    model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
+    assert fake.sent == len(fake.content)
+
+
+async def cancelled_at(place: int, entry: CatalogEntry, store: Store, hub: Hub) -> None:
+    """Start fetching, and cancel when so many bytes are there."""
+    there = asyncio.Event()
+
+    def report(progress: Progress) -> None:
+        if progress.stage == Stage.DOWNLOADING and progress.done == place:
+            there.set()
+
+    owner = Owner("test")
+    task = owner.start(ensure(entry, store, report, hub=hub), "ensure")
+    async with asyncio.timeout(30):
+        await there.wait()
+    await owner.close()
+    assert task.cancelled()
+
+
+async def test_after_cancelling_nothing_is_written(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    fake.faults = ["stall:5000"]
+    await cancelled_at(5000, entry, store, hub)
+    left = [thread for thread in threading.enumerate() if thread.name == "hub-stream"]
+    assert left
+    fake.gone.set()  # the hub goes on, sends another part and closes: the threads that were left behind hear of it
+    for thread in left:
+        await asyncio.to_thread(thread.join, 20)
+        assert not thread.is_alive()
+    assert store.arrived(entry.files[0]) == 5000
+
+
+async def test_two_at_once_fetch_once(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    seen: list[Progress] = []
+    models = await asyncio.gather(*(ensure(entry, store, seen.append, hub=hub) for _ in range(4)))
+    assert len({model.path for model in models}) == 1
+    assert fake.sent == len(fake.content)
+    assert Stage.WAITING in [progress.stage for progress in seen]
+
+
+async def test_a_model_of_two_files(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    first = entry.files[0]
+    split = replace(entry, files=(first, replace(first, name="second.gguf")))
+    model = await ensure(split, store, ignore, hub=hub)
+    assert model.size == 2 * len(fake.content)
+    assert (store.folder / "second.gguf").read_bytes() == fake.content
+
+
+async def test_probe(fake: FakeHub, hub: Hub, unused_tcp_port: int) -> None:
+    await hub.probe(within=20.0)
+    with pytest.raises(DownloadFailed, match="cannot be reached"):
+        await Hub(HubSettings(endpoint=f"http://127.0.0.1:{unused_tcp_port}")).probe(within=20.0)
+    fake.head_faults = ["hang"]
+    with pytest.raises(DownloadFailed, match=r"within 0\.1 s"):
+        await hub.probe(within=0.1)
+
+
+OFFLINE = """
+import asyncio
+from meshllm.errors import DownloadFailed
+from meshllm.models.hub import Hub
+hub = Hub()
+print(hub.endpoint)
+try:
+    asyncio.run(hub.probe(within=20))
+except DownloadFailed as failure:
+    print(failure)
+"""
+
+
+def test_the_environment_is_honoured(fake: FakeHub) -> None:
+    """HF_ENDPOINT and HF_HUB_OFFLINE, which the hub's client reads when it is loaded."""
+    environment = {"HF_ENDPOINT": fake.endpoint + "/", "HF_HUB_OFFLINE": "1", "HOME": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    endpoint, reason = done.stdout.splitlines()
+    assert endpoint == fake.endpoint
+    assert "HF_HUB_OFFLINE" in reason
+    assert not fake.requests
