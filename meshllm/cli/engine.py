@@ -1,0 +1,306 @@
+"""`mesh-llm engine`: what is built and with what; build, rebuild, clean, unpack.
+
+Law: this file only shows; what is built, and whether, is decided in `meshllm.engine`. On a terminal there is a bar that
+moves, elsewhere plain lines. Ctrl-C ends the build with all its processes and says that the next run goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from meshllm.engine.build import Engine, Layout, Progress
+    from meshllm.engine.recipe import Recipe
+
+app = typer.Typer(help="The inference engine: what is built, building it anew, removing old builds.")
+
+_WORDS = {
+    "wait": "Waiting",
+    "fetch": "Fetching the source",
+    "verify": "Verifying it",
+    "unpack": "Unpacking it",
+    "patch": "Patching it",
+    "configure": "Configuring",
+    "compile": "Compiling",
+    "install": "Installing",
+}
+_BYTES = ("fetch", "verify", "unpack")
+PLAIN_SECONDS = 10.0
+"""Where there is no terminal, a line at most that often within a stage."""
+
+
+@app.callback(invoke_without_command=True)
+def show(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Show what is built, with what, and whether it is current."""
+    if context.invoked_subcommand is not None:
+        return
+    facts = _facts()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        _print_facts(facts)
+
+
+@app.command()
+def build() -> None:
+    """Build the engine, if it is not built yet."""
+    _run(again=False)
+
+
+@app.command()
+def rebuild() -> None:
+    """Build the engine anew, whatever is there; the old build serves until the new one is complete."""
+    _run(again=True)
+
+
+@app.command()
+def clean(
+    everything: Annotated[bool, typer.Option("--all", help="The current build and the fetched source too.")] = False,
+) -> None:
+    """Remove builds that are not current, and what interrupted ones left."""
+    from meshllm.engine import cleaning, recipe
+    from meshllm.engine.build import layout
+
+    current = None if everything else recipe.current()
+    freed = 0
+    for found in cleaning.removable(current, layout()):
+        if reason := cleaning.remove(found, layout()):
+            typer.echo(f"kept    {found.path}: {reason}")
+            continue
+        freed += found.size
+        typer.echo(f"removed {found.path} ({_megabytes(found.size)})")
+    typer.echo(f"{_megabytes(freed)} freed." if freed else "Nothing to remove.")
+
+
+@app.command()
+def unpack(
+    directory: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")],
+    pristine: Annotated[bool, typer.Option("--pristine", help="Without our patches.")] = False,
+) -> None:
+    """Unpack the pinned source, patched, for those who write patches (see llama.cpp/README.md)."""
+    from meshllm.engine import pin, source
+    from meshllm.engine.build import layout
+    from meshllm.engine.progress import silent
+    from meshllm.errors import UsageError
+
+    if directory.exists():
+        raise UsageError(f"{directory} exists already.", advice="Name a directory that does not.")
+    wanted = pin.read_source(pin.directory())
+
+    async def work() -> None:
+        archive = await source.obtain(wanted.pin, layout().downloads, silent, source.fetch_with_pip)
+        chosen = pin.Source(wanted.pin, () if pristine else wanted.patches)
+        await source.prepare_tree(chosen, archive, directory.absolute(), silent)
+
+    asyncio.run(work())
+    typer.echo(f"llama.cpp {wanted.pin.commit} is in {directory}")
+
+
+# -- building, with something to look at
+
+
+async def build_with_progress(console: Console | None = None, *, again: bool = False) -> Engine:
+    """The engine, built first if need be, with progress on `console` (standard error unless given).
+
+    Says how long it took if it built. Raises what `engine.build.ensure` raises.
+    """
+    from rich.console import Console as RichConsole
+
+    from meshllm.engine import build as engine_build
+
+    console = console or RichConsole(stderr=True)
+    started = time.monotonic()
+    if not again and (engine := engine_build.find()):
+        return engine
+    if console.is_terminal:
+        with _bar() as bar:
+            bar.live.console = console
+            engine = await engine_build.ensure(progress=_moving(bar), again=again)
+    else:
+        engine = await engine_build.ensure(progress=_plain(console), again=again)
+    console.print(f"Engine ready after {_clock(time.monotonic() - started)}: {engine.directory}", soft_wrap=True)
+    return engine
+
+
+def _bar() -> Bar:
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[count]}", justify="right"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}", style="dim"),
+        expand=True,
+    )
+
+
+def _moving(bar: Bar) -> Callable[[Progress], None]:
+    """One line a stage; the last one moves, and the others stay with the time they took."""
+    tasks: dict[str, TaskID] = {}
+
+    def report(step: Progress) -> None:
+        stage = step.stage.value
+        if stage not in tasks:
+            for done in tasks.values():
+                bar.update(done, total=1, completed=1, count="", detail="")
+                bar.stop_task(done)
+            tasks[stage] = bar.add_task(_WORDS[stage], total=None, count="", detail="")
+        bar.update(
+            tasks[stage],
+            total=step.total or None,
+            completed=step.done,
+            count=_count(step),
+            detail=_shortened(step.detail, 28),
+        )
+
+    return report
+
+
+def _plain(console: Console) -> Callable[[Progress], None]:
+    last: dict[str, float] = {}
+
+    def report(step: Progress) -> None:
+        stage, now = step.stage.value, time.monotonic()
+        finished = bool(step.total) and step.done == step.total and stage in ("compile", "fetch")
+        if not finished and now - last.get(stage, -PLAIN_SECONDS) < PLAIN_SECONDS:
+            return
+        last[stage] = now
+        words = " ".join(part for part in (_WORDS[stage], _count(step), step.detail) if part)
+        console.print(words, soft_wrap=True, highlight=False, markup=False)
+
+    return report
+
+
+def _count(step: Progress) -> str:
+    if not step.total:
+        return ""
+    if step.stage.value in _BYTES:
+        return f"{step.done / 1e6:.0f}/{step.total / 1e6:.0f} MB"
+    return f"{step.done}/{step.total}"
+
+
+def _run(*, again: bool) -> None:
+    from rich.console import Console as RichConsole
+
+    from meshllm.engine import build as engine_build
+
+    console = RichConsole(stderr=True)
+    if not again and (engine := engine_build.find()):
+        console.print(f"The engine is built: {engine.directory}", soft_wrap=True, highlight=False)
+        return
+    try:
+        asyncio.run(build_with_progress(console, again=again))
+    except KeyboardInterrupt:
+        console.print("Interrupted. What was compiled is kept: the next `mesh-llm engine build` goes on from there.")
+        raise typer.Exit(130) from None
+
+
+# -- showing
+
+
+def _facts() -> dict[str, Any]:
+    """All that is known of this machine's engine, as JSON can carry it."""
+    from dataclasses import asdict
+
+    from meshllm.engine import installed
+    from meshllm.engine import recipe as recipes
+    from meshllm.engine.build import layout
+
+    recipe, where = recipes.current(), layout()
+    engine = installed.find(recipe, where)
+    others = [other.key for other in installed.every(where) if engine is None or other.key != engine.key]
+    return {
+        "built": engine is not None,
+        "wanted": _wanted(recipe),
+        "engine": None
+        if engine is None
+        else {"key": engine.key, "directory": str(engine.directory), "current": engine.key == recipe.key}
+        | asdict(engine.info),
+        "other_builds": others,
+        "interrupted": _interrupted(recipe, where),
+        "cache": str(where.root),
+    }
+
+
+def _wanted(recipe: Recipe) -> dict[str, Any]:
+    pin = recipe.source.pin
+    return {
+        "key": recipe.key,
+        "source": f"{pin.package} {pin.version}",
+        "sha256": pin.sha256,
+        "commit": pin.commit,
+        "patches": [patch.name for patch in recipe.source.patches],
+        "compiler": recipe.compiler.version if recipe.compiler else None,
+        "options": list(recipe.options),
+        "accelerators": [
+            {"name": found.name, "on": found.on, "why": found.why, "advice": found.advice}
+            for found in recipe.accelerators
+        ],
+    }
+
+
+def _interrupted(recipe: Recipe, where: Layout) -> bool:
+    return (where.work / recipe.key).is_dir()
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    wanted, engine = facts["wanted"], facts["engine"]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+
+    def row(name: str, value: str) -> None:
+        table.add_row(name, Text(value, overflow="fold"))
+
+    if engine is None:
+        row("engine", "not built" + (" (an interrupted build is there)" if facts["interrupted"] else ""))
+    else:
+        row("engine", "built" + (", current" if engine["current"] else ", by a compiler that is gone"))
+        row("where", engine["directory"])
+        row("when", f"{engine['built_at']}, in {_clock(engine['seconds'])}; {_megabytes(engine['size'])}")
+    row("source", f"llama.cpp {wanted['commit']} of {wanted['source']}")
+    row("patches", ", ".join(wanted["patches"]) or "none")
+    row("compiler", (engine or wanted)["compiler"] or "none here")
+    for found in wanted["accelerators"]:
+        row(found["name"], f"{'on' if found['on'] else 'off'}: {found['why']}. {found['advice']}".rstrip(". ") + ".")
+    row("options", " ".join((engine or wanted)["options"]))
+    if facts["other_builds"]:
+        row("old builds", f"{len(facts['other_builds'])}; `mesh-llm engine clean` removes them")
+    console = RichConsole(width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+    if engine is None:
+        console.print("Build it with `mesh-llm engine build`, or just start a model.", highlight=False)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.1f} s"
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
