@@ -1,0 +1,126 @@
+"""Real daemons for tests: `mesh-llm` as a child process with a home and ports of its own, ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+
+import psutil
+
+MODEL = "SmolLM2-135M-Instruct"
+PROGRAM = Path(sys.executable).with_name("mesh-llm")
+# Generous, because it only matters when something is broken: a first start may load the model on a busy machine.
+PATIENCE_SECONDS = 180.0
+
+
+class Daemon:
+    """A running `mesh-llm --json`. Its lines are read in the background and kept in `lines`."""
+
+    def __init__(self, home: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        self.home = home
+        self.model = MODEL
+        self.lines: list[dict[str, Any]] = []
+        self._arriving: Queue[dict[str, Any] | None] = Queue()
+        self.process = subprocess.Popen(
+            [str(PROGRAM), "--json", "--port", "0", "--console", "0", *arguments],
+            env={**os.environ, "MESH_LLM_HOME": str(home), **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._readers = [Thread(target=self._read), Thread(target=self._read_errors)]
+        self.errors = ""
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._arriving.put(json.loads(line))
+        self._arriving.put(None)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.errors = self.process.stderr.read()
+
+    def wait_for(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """The next line that is `wanted`."""
+        while True:
+            try:
+                line = self._arriving.get(timeout=PATIENCE_SECONDS)
+            except Empty:
+                raise AssertionError(f"waited in vain for {what}; so far: {self.lines[-20:]}") from None
+            if line is None:
+                raise AssertionError(f"ended before {what}: {self.errors or self.lines[-20:]}")
+            self.lines.append(line)
+            if wanted(line):
+                return line
+
+    def wait_until_listening(self) -> Daemon:
+        """Until the API and the console answer."""
+        line = self.wait_for(lambda line: line["event"] == "listening", "listening")
+        self.base_url, self.console_url = line["api"], line["console"]
+        return self
+
+    def wait_until_serving(self, model: str = MODEL, restarts: int = 0) -> Daemon:
+        """Until `model` is served, for the time after `restarts` deaths."""
+        self.wait_for(
+            lambda line: (
+                line["event"] == "model"
+                and line["model"] == model
+                and line["phase"] == "serving"
+                and line["restarts"] >= restarts
+            ),
+            f"{model} being served",
+        )
+        return self
+
+    def children(self) -> list[psutil.Process]:
+        """Every process below the daemon."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self) -> int:
+        """End it as Ctrl-C does; its exit status. Everything it started must be gone by then."""
+        below = self.children() if self.process.poll() is None else []
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        status = self.process.wait(PATIENCE_SECONDS)
+        self._finish()
+        left = [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        assert left == [], f"left behind: {left}"
+        return status
+
+    def _finish(self) -> None:
+        for reader in self._readers:
+            reader.join(PATIENCE_SECONDS)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    def kill(self) -> None:
+        """`kill -9`, and collect what is left of it."""
+        self.process.kill()
+        self.process.wait(PATIENCE_SECONDS)
+        self._finish()
+
+
+@contextmanager
+def daemon(home: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
+    """A daemon that listens, and is ended at the end of the block."""
+    started = Daemon(home, *arguments, environment=environment)
+    try:
+        yield started.wait_until_listening()
+    finally:
+        if started.process.poll() is None:
+            started.stop()
+        elif started._readers[0].is_alive() or not started.process.stdout.closed:  # type: ignore[union-attr]
+            started._finish()
