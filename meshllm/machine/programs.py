@@ -58,7 +58,8 @@ async def end(process: asyncio.subprocess.Process) -> None:
     """Kill what is left of the process and of all that it started (it leads a session of its own); wait for its end."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
-            if process.returncode is None:
+            still_held = process.stdout is not None and not process.stdout.at_eof()
+            if process.returncode is None or still_held:  # held: it ended, but left a child behind with our pipe
                 os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub, running
+from fake_hub import FakeHub, make_entry, running
 from gguf_samples import write_sample
 
-from meshllm.models.catalog import CatalogEntry, HubSource, ModelFile, PackageSource
+from meshllm.models.catalog import CatalogEntry, HubSource
 from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.store import Store
 
@@ -53,8 +53,3 @@ def hub(fake: FakeHub) -> Hub:
 def entry(fake: FakeHub) -> CatalogEntry:
     """A model that only the hub has."""
     return make_entry(fake, HubSource(fake.repository, fake.revision, fake.path))
-
-
-def make_entry(fake: FakeHub, *sources: HubSource | PackageSource) -> CatalogEntry:
-    file = ModelFile("model.gguf", len(fake.content), fake.sha256, sources)
-    return CatalogEntry("Model", "llama", 1, "Q8_0", 512, "MIT", None, (file,))

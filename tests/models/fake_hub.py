@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from meshllm.models.catalog import CatalogEntry, HubSource, ModelFile, PackageSource
+
 
 @dataclass
 class Request:
@@ -75,6 +77,12 @@ def running(hub: FakeHub) -> Iterator[FakeHub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def make_entry(fake: FakeHub, *sources: HubSource | PackageSource) -> CatalogEntry:
+    """A model of one file, with the hub's content, from these sources."""
+    file = ModelFile("model.gguf", len(fake.content), fake.sha256, sources)
+    return CatalogEntry("Model", "llama", 1, "Q8_0", 512, "MIT", None, (file,))
 
 
 class _Handler(BaseHTTPRequestHandler):
