@@ -6,7 +6,6 @@ other. The exit code is 1 exactly if something is bad.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+# asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
 from meshllm import paths
-from meshllm.tasks import Owner
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +39,8 @@ def doctor(
     console: Annotated[int, typer.Option(help="The console's port.", min=1, max=65535)] = 3131,
 ) -> None:
     """Look at compiler, engine, accelerators, memory, ports, disk and hub: what is well, what is not, what to do."""
+    import asyncio
+
     findings = asyncio.run(examine(checks(port, console)))
     bad = any(finding.state == "bad" for finding in findings)
     if as_json:
@@ -99,6 +100,10 @@ async def _aside(work: Callable[[], Finding]) -> Finding:
 
 async def examine(wanted: Sequence[Check], within: float = SECONDS) -> list[Finding]:
     """The findings, in the order of the checks, after `within` seconds at most (and a little)."""
+    import asyncio
+
+    from meshllm.tasks import Owner
+
     owner = Owner("doctor")
     try:
         tasks = [owner.start(_examine(check, within), check.name) for check in wanted]
@@ -111,6 +116,8 @@ async def _examine(check: Check, within: float) -> Finding:
     from .doctor_checks import Finding, State
 
     try:
+        import asyncio
+
         async with asyncio.timeout(within):
             return await check.ask()
     except TimeoutError:

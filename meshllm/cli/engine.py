@@ -6,7 +6,6 @@ moves, elsewhere plain lines. Ctrl-C ends the build with all its processes and s
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+# asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -106,6 +106,8 @@ def unpack(
         archive = await source.obtain(wanted.pin, layout().downloads, silent, source.fetch_with_pip)
         chosen = pin.Source(wanted.pin, () if pristine else wanted.patches)
         await source.prepare_tree(chosen, archive, directory.absolute(), silent)
+
+    import asyncio
 
     asyncio.run(work())
     typer.echo(f"llama.cpp {wanted.pin.commit} is in {directory}")
@@ -198,6 +200,8 @@ def _count(step: Progress) -> str:
 
 
 def _run(*, again: bool) -> None:
+    import asyncio
+
     from rich.console import Console as RichConsole
 
     from meshllm.engine import build as engine_build

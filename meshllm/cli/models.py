@@ -6,13 +6,13 @@ bar, elsewhere plain lines, and an interrupted download says what was kept.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+# asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
 from meshllm import paths
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def download(
     if name is None:
         show_catalog(as_json)
         return
+    import asyncio
+
     try:
         model = asyncio.run(fetch_with_progress(name))
     except KeyboardInterrupt:
