@@ -1,0 +1,211 @@
+"""`mesh-llm doctor`: each check's judgement, deadlines, and what is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from meshllm.cli import doctor as command
+from meshllm.cli import doctor_checks as checks
+from meshllm.cli.doctor import Check, examine, show
+from meshllm.cli.doctor_checks import Finding, State, well
+from meshllm.machine.accelerators import Accelerator
+from meshllm.machine.ports import PortFact
+from meshllm.machine.resources import Disk, Memory, Processors
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+    for name in ("HOME", "MODELS", "CACHE"):
+        monkeypatch.setenv(f"MESH_LLM_{name}", str(tmp_path / name.lower()))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused_tcp_port}")
+
+
+def answering(finding: Finding) -> Callable[[], Awaitable[Finding]]:
+    async def ask() -> Finding:
+        return finding
+
+    return ask
+
+
+# -- judgements
+
+
+def test_python() -> None:
+    assert checks.check_python().state == State.WELL
+    assert checks.check_python((3, 10, 1)).state == State.BAD
+
+
+def test_home(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    assert checks.check_home(home).state == State.WELL
+    home.mkdir(mode=0o700)
+    assert checks.check_home(home).state == State.WELL
+    home.chmod(0o755)
+    found = checks.check_home(home)
+    assert found.state == State.WARNING
+    assert "chmod 700" in found.advice
+    home.rmdir()
+    home.write_text("")
+    assert checks.check_home(home).state == State.BAD
+
+
+def test_memory() -> None:
+    processors = Processors(8, 4)
+    enough = checks.check_memory(Memory(16 * GIB, 8 * GIB, limited=False), processors)
+    assert enough == well("memory", "8.0 GiB of 16.0 GiB free; 4 of 8 CPUs")
+    little = checks.check_memory(Memory(2 * GIB, GIB, limited=True), processors)
+    assert little.state == State.WARNING
+    assert "cgroup" in little.found
+
+
+def test_ports() -> None:
+    assert checks.check_port(PortFact(9337, free=True), "--port").state == State.WELL
+    assert (
+        checks.check_port(PortFact(9337, False, holder_pid=5, holder="python", ours=True), "--port").state == State.WELL
+    )
+    taken = checks.check_port(PortFact(9337, False, holder_pid=5, holder="nginx"), "--port")
+    assert taken.state == State.BAD
+    assert "nginx (process 5)" in taken.found
+    assert "--port" in taken.advice
+    assert checks.check_port(PortFact(80, False, permitted=False), "--port").state == State.BAD
+
+
+def test_disk(tmp_path: Path) -> None:
+    def judge(free: int) -> State:
+        path = tmp_path / "models"
+        return checks.check_disk("models", Disk(path, 100 * GIB, free), path, 5 * GIB, "MESH_LLM_MODELS").state
+
+    assert [judge(free) for free in (6 * GIB, 4 * GIB, 1 << 20)] == [State.WELL, State.WARNING, State.BAD]
+    assert checks.check_disk("models", None, tmp_path, 1, "MESH_LLM_MODELS").state == State.BAD
+
+
+def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "none")
+    assert checks.check_accelerators([]).state == State.WELL
+    idle = checks.check_accelerators([Accelerator("cuda", "H200", 140 * GIB, 100 * GIB)])
+    assert idle.state == State.WARNING
+    assert "100.0 GiB of 140.0 GiB free" in idle.found
+    monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "cuda")
+    assert checks.check_accelerators([Accelerator("cuda", "H200")]).state == State.WELL
+    monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "abacus")
+    assert checks.check_accelerators([]).state == State.BAD
+
+
+def test_compiler_and_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    missing = checks.check_compiler(built=False)
+    assert missing.state == State.BAD
+    assert missing.advice
+    assert checks.check_compiler(built=True).state == State.WARNING
+    assert checks.check_build_tools(built=False).state == State.WELL, "cmake and ninja come with our own environment"
+
+
+def test_engine_that_is_not_built() -> None:
+    found = checks.check_engine()
+    assert found.state == State.WARNING
+    assert "mesh-llm engine build" in found.advice
+
+
+def test_models(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    assert "mesh-llm download" in checks.check_models(folder).advice
+    folder.mkdir()
+    (folder / "other.gguf").write_bytes(b"GGUF")
+    assert checks.check_models(folder) == well("models", "1 other GGUF files")
+
+
+async def test_hub_that_is_away() -> None:
+    found = await checks.check_hub(within=20)
+    assert found.state == State.WARNING
+    assert "HF_ENDPOINT" in found.advice
+
+
+# -- running them
+
+
+async def test_order_is_kept_and_a_check_that_hangs_or_fails_hides_no_other() -> None:
+    async def hang() -> Finding:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def fail() -> Finding:
+        raise ValueError("oh")
+
+    wanted = [
+        Check("hangs", hang),
+        Check("fails", fail),
+        Check("fine", answering(well("fine", "yes"))),
+    ]
+    found = await examine(wanted, within=0.1)
+    assert [(finding.name, finding.state) for finding in found] == [
+        ("hangs", State.WARNING),
+        ("fails", State.WARNING),
+        ("fine", State.WELL),
+    ]
+    assert "no answer" in found[0].found
+    assert "oh" in found[1].found
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(command.doctor)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout
+
+
+def test_the_command_as_lines(unused_tcp_port_factory: Callable[[], int]) -> None:
+    ports = [unused_tcp_port_factory(), unused_tcp_port_factory()]
+    _, output = run("--port", str(ports[0]), "--console", str(ports[1]))
+    names = [line.split(":")[0].split(maxsplit=1)[1] for line in output.splitlines()]
+    assert names == [
+        "python", "engine", "compiler", "build tools", "accelerators", "memory", f"port {ports[0]}", f"port {ports[1]}",
+        "disk", "disk", "models", "hub", "home",
+    ]  # fmt: skip
+
+
+def test_a_port_that_is_taken_makes_it_fail(unused_tcp_port: int) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        code, output = run("--json", "--port", str(holder.getsockname()[1]), "--console", str(unused_tcp_port))
+    report = json.loads(output)
+    assert code == 1
+    assert report["ok"] is False
+    assert [finding["state"] for finding in report["findings"] if finding["name"].startswith("port")] == ["bad", "well"]
+    assert {key for finding in report["findings"] for key in finding} == {"name", "state", "found", "advice"}
+
+
+def test_nothing_bad_is_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = [well("a", "b"), Finding("c", State.WARNING, "d", "do e")]
+    monkeypatch.setattr(command, "checks", lambda port, console: [Check("x", answering(f)) for f in findings])
+    code, output = run()
+    assert code == 0
+    assert output == "well     a: b\nwarning  c: d -> do e\n"
+    findings.append(Finding("f", State.BAD, "g", "h"))
+    assert run()[0] == 1
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_table(width: int) -> None:
+    text = io.StringIO()
+    findings = [well("a", "fine [red]not markup[/red]"), Finding("c", State.BAD, "broken", "mend it")]
+    show(findings, True, Console(file=text, force_terminal=True, width=width, color_system=None))
+    printed = " ".join(text.getvalue().split())
+    assert "→ mend it" in printed
+    assert "[red]" in printed
+    assert "1 well, 0 to know about, 1 to be done" in printed
