@@ -63,6 +63,10 @@ class EventRepair:
 
     def _one(self, raw: bytes) -> bytes:
         event = parse_event(raw)
+        try:
+            raw.decode()
+        except UnicodeDecodeError:  # clients stumble over it even in a comment
+            return b"" if event.data is None else self._invalid()
         if event.data is None:
             if event.error is None:
                 return raw
@@ -83,7 +87,7 @@ class EventRepair:
                     return self._fail(found, status_of(found))
             return self._event(kind, value, event)
         except (ValueError, RecursionError):
-            return self._invalid()
+            return self._said() + self._invalid()
 
     def _invalid(self) -> bytes:
         return self.fail("upstream_invalid", "The model server sent something that is not an event of this API.")
@@ -93,6 +97,10 @@ class EventRepair:
     def _passes(self, raw: bytes) -> bool:
         """Whether an event can be passed on without being parsed."""
         return False
+
+    def _said(self) -> bytes:
+        """What was written for an event before it turned out to make no sense."""
+        return b""
 
     def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
         """One event of type `kind`; ValueError if it makes no sense."""

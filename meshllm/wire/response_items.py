@@ -1,7 +1,7 @@
 """What is said about one output item of a `/v1/responses` stream: its parts, their text, its arguments.
 
-Law: a part is added before its text, its text is done before the part, the part before the item; what was never streamed
-of a text is streamed before it is called done, so that deltas and whole text agree.
+Law: a part is added before its text, its text is done before the part, the part before the item. What was never
+streamed of a text is streamed before it is called done, so that deltas and whole text agree.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ class Emitter:
         self._room = limit
         self._next = 0
         self._given: Mapping[str, Any] = {}
+        self.written: list[bytes] = []  # for the event that is being looked at
 
     def now(self, given: Mapping[str, Any]) -> None:
         """`given` is what upstream's event that is being looked at holds."""
         self._given = given
+        self.written.clear()
 
     def number(self) -> int:
         """The next sequence number, used up."""
@@ -80,8 +82,11 @@ class Emitter:
         self._next = max(self._next, given)
         full = {"type": kind, **value, "sequence_number": self.number()}
         if event is not None and event.name == kind and full == self._given:
-            return event.raw
-        return encode_event(full, kind)
+            out = event.raw
+        else:
+            out = encode_event(full, kind)
+        self.written.append(out)
+        return out
 
     def remember(self, pieces: list[str], text: str) -> None:
         """Append `text` to `pieces`; ValueError when there is no more room."""

@@ -54,9 +54,9 @@ class ResponsesRepair(EventRepair):
         self._items: dict[str, Item] = {}
 
     def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
+        self._out.now(value)
         if not kind:
             raise ValueError("an event without a type")
-        self._out.now(value)
         value = {**value, "type": kind}
         if kind == "response.created":
             return b"" if self.started else self._created(value, event)
@@ -80,6 +80,9 @@ class ResponsesRepair(EventRepair):
             return begin + self._out.emit(value, event)
         item, adding = self._item_of(value, word)
         return begin + adding + self._contents.about(item, word, verb, value, event)
+
+    def _said(self) -> bytes:
+        return b"".join(self._out.written)
 
     # -- the response as a whole
 

@@ -44,9 +44,7 @@ class EventBuffer:
                 return self._take_checked(data)
             if data.endswith(b"\n\n"):
                 return data
-            cut = _last_end(data, 0)
-            self._pending += data[cut:]
-            return data[:cut] + self._leading_blanks()
+            return self._keep(data, _last_end(data, 0))
         if len(self._pending) + len(data) > self._limit:
             whole = bytes(self._pending) + data
             self._pending.clear()
@@ -56,24 +54,21 @@ class EventBuffer:
         cut = _last_end(self._pending, max(0, before - 2))
         if not cut:
             return b""
-        data = bytes(self._pending)
+        whole = bytes(self._pending)
         self._pending.clear()
+        return self._keep(whole, cut)
+
+    def _keep(self, data: bytes, cut: int) -> bytes:
+        """Blank lines after an event belong to nobody; they leave at once, so that the split makes no difference."""
+        cut = _skip_blanks(data, cut)
         self._pending += data[cut:]
-        return data[:cut] + self._leading_blanks()
+        return data[:cut]
 
     def rest(self) -> bytes:
         """What a stream that has ended left without its blank line, as a whole event; empty if nothing."""
         rest = bytes(self._pending).strip(_BLANK)
         self._pending.clear()
         return rest + b"\n\n" if rest else b""
-
-    def _leading_blanks(self) -> bytes:
-        """Blank lines after an event belong to nobody; they leave at once, so that the split makes no difference."""
-        if self._pending and not self._pending.strip(_BLANK):
-            blanks = bytes(self._pending)
-            self._pending.clear()
-            return blanks
-        return b""
 
     def _take_checked(self, data: bytes) -> bytes:
         start = _skip_blanks(data, 0)

@@ -1,0 +1,125 @@
+"""Errors are in the caller's own shape, whatever upstream answered, and never longer than they need to be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stream_helpers import read
+
+from meshllm.wire.api_errors import error_body, error_event, translate_error
+from meshllm.wire.apis import ROUTES, Api, find_route, model_in_path
+
+CONTEXT = {
+    "error": {
+        "code": 400,
+        "message": "request exceeds the available context size",
+        "type": "exceed_context_size_error",
+        "n_prompt_tokens": 5000,
+        "n_ctx": 4096,
+    }
+}
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8,
+)
+fields = st.dictionaries(
+    st.sampled_from(["error", "message", "type", "code", "detail", "object", "param", "x"]), json_values
+)
+bodies = st.one_of(
+    st.binary(max_size=200),
+    fields.map(lambda value: json.dumps(value).encode()),
+    st.builds(lambda value: json.dumps({"error": value}).encode(), fields),
+)
+
+
+def is_error(api: Api, body: dict[str, Any]) -> None:
+    error = body["error"]
+    assert isinstance(error["message"], str)
+    assert isinstance(error["type"], str)
+    if api.anthropic:
+        assert body["type"] == "error"
+    else:
+        assert {"message", "type", "param", "code"} <= set(error)
+        assert error["code"] is None or isinstance(error["code"], str)
+    assert len(json.dumps(body)) < 100_000
+
+
+@given(st.sampled_from(Api), st.integers(0, 999), bodies)
+def test_any_answer_becomes_an_error_of_the_callers_api(api: Api, status: int, upstream: bytes) -> None:
+    told, body = translate_error(api, status, upstream)
+    assert told == (status if 400 <= status <= 599 else 502)
+    is_error(api, body)
+
+
+def test_what_is_known_about_an_error_is_kept() -> None:
+    status, body = translate_error(Api.CHAT, 400, json.dumps(CONTEXT).encode())
+    assert status == 400
+    assert body["error"] == {
+        "message": "request exceeds the available context size",
+        "type": "exceed_context_size_error",
+        "param": None,
+        "code": "context_length_exceeded",
+        "n_prompt_tokens": 5000,
+        "n_ctx": 4096,
+    }
+    _, body = translate_error(Api.MESSAGES, 400, json.dumps(CONTEXT).encode(), request_id="req_1")
+    assert body["request_id"] == "req_1"
+    assert body["error"]["type"] == "invalid_request_error"
+    assert body["error"]["message"].startswith("prompt is too long: 5000 tokens > 4096 maximum. request exceeds")
+    assert body["error"]["n_ctx"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "not_found_error"),
+        (413, "request_too_large"),
+        (429, "rate_limit_error"),
+        (500, "api_error"),
+        (502, "api_error"),
+        (503, "overloaded_error"),
+        (529, "overloaded_error"),
+    ],
+)
+def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
+    body = error_body(Api.MESSAGES, status, "word", "text")
+    assert body == {"type": "error", "error": {"type": kind, "message": "text", "code": "word"}}
+
+
+def test_a_page_of_html_becomes_one_line() -> None:
+    page = b"<html><head><title>x</title></head><body><h1>502 Bad\nGateway</h1><script>evil()</script>" + b"<p>a" * 9999
+    _, body = translate_error(Api.CHAT, 502, page)
+    assert body["error"]["message"].startswith("The model server answered with status 502: 502 Bad Gateway a")
+    assert len(body["error"]["message"]) < 400
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES])
+def test_error_events_are_events_of_their_api(api: Api) -> None:
+    events = read(error_event(api, 503, "no_host", "Nobody\n\ndata: serves this.", sequence_number=4))
+    name, data = events[0]
+    if api is Api.RESPONSES:
+        assert (name, data["type"], data["sequence_number"], data["code"]) == ("error", "error", 4, "no_host")
+    else:
+        is_error(api, data)
+        assert name == ("error" if api.anthropic else "")
+        assert len(events) == (1 if api.anthropic else 2)
+
+
+def test_routes_are_exact_and_lead_to_canonical_paths() -> None:
+    for path in ("/v1/completions", "/completions"):
+        route = find_route(path)
+        assert route is not None
+        assert (route.api, route.method, route.path) == (Api.COMPLETIONS, "POST", "/v1/completions")
+    assert {route.path for route in ROUTES.values()} <= set(ROUTES)
+    for path in ("/v1/chat/completions/", "/v1//models", "/V1/models", "/v1", "/", "/v1/models/x", "/props", "/slots"):
+        assert find_route(path) is None
+    assert model_in_path("/v1/models/org/name%20x") == "org/name x"
+    assert model_in_path("/v1/models/") is None
