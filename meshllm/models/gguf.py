@@ -22,11 +22,9 @@ MAX_KEYS: Final = 16_384  # real files have some 30 to 100
 MAX_KEY_BYTES: Final = 1024
 MAX_TEXT_BYTES: Final = 1 << 20  # of a text we keep; the longest chat templates are some 20 kB
 MAX_STRING_BYTES: Final = 64 << 20  # some converters embed a whole tokenizer.json (17-30 MB)
-MAX_STRINGS: Final = (
-    8_000_000  # in all arrays of a file together; the largest vocabularies and merges are near 1 million
-)
+MAX_STRINGS: Final = 4_000_000  # in all lists of a file together; the largest vocabularies are near 1 million
 MAX_METADATA_BYTES: Final = 256 << 20
-MAX_TENSORS: Final = 262_144
+MAX_TENSORS: Final = 65_536  # the largest models have some thousands
 MAX_TENSOR_NAME_BYTES: Final = 63  # what the engine takes
 MAX_DIMENSIONS: Final = 4
 MAX_LAYER_LIST: Final = 4096  # arrays with one number per layer
@@ -189,14 +187,16 @@ class _Cursor:
         unpack = _U64.unpack_from
         while count:
             self._need(8)
-            window, at = self._window, self._at
-            last = len(window) - 8
-            while count and at <= last:
-                length = unpack(window, at)[0]
-                if length > MAX_STRING_BYTES:
-                    raise _Damage(f"a string in a list is {length} bytes long, {MAX_STRING_BYTES} are allowed")
-                at += 8 + length
-                count -= 1
+            window, at, index = self._window, self._at, 0
+            try:
+                for index in range(count):  # noqa: B007 - how far it came is used below
+                    at += unpack(window, at)[0] + 8
+                index = count
+            except (struct.error, OverflowError):  # the next length lies behind the window
+                pass
+            if at - len(window) > MAX_STRING_BYTES:
+                raise _Damage(f"a string in a list is longer than the {MAX_STRING_BYTES} bytes that are allowed")
+            count -= index
             self._at = at
         self.skip(0)
 
