@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     compiled("load")
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch_name, ExitStack() as stack:
         scratch = Path(scratch_name)
-        print(f"starting {options.model} ...", file=sys.stderr, flush=True)
+        report.progress(f"starting {options.model} ...")
         child, port, console = start_with_model(stack, scratch, options.model)
         socket = options.socket or find_socket(get_json(console, "/api/status"))
         if socket is None:
@@ -97,7 +96,7 @@ def _measure(ways: dict[str, int | Path], child: Child, scratch: Path, options: 
     bodies = [_body(scratch, number, prompt, options) for number, prompt in enumerate(PROMPTS)]
     rounds: Rounds = {way: [] for way in ways}
     for number in range(-1, options.rounds):  # round -1 warms up
-        print(f"\rround {number + 1} of {options.rounds}", end="", file=sys.stderr, flush=True)
+        report.progress(f"round {number + 1} of {options.rounds}")
         order = list(ways) if number % 2 else list(reversed(ways))
         for way in order:
             # The engine closes each connection after a stream without saying so: directly, one is opened for each.
@@ -108,7 +107,7 @@ def _measure(ways: dict[str, int | Path], child: Child, scratch: Path, options: 
             one["tokens_per_s"] = options.tokens / one["seconds"]
             if number >= 0:
                 rounds[way].append({"many": many, "one": one})
-    print("\r" + " " * 30 + "\r", end="", file=sys.stderr, flush=True)
+    report.progress("")
     return rounds
 
 

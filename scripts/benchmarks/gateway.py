@@ -87,11 +87,11 @@ def _measure(under_test: list[Target], loads: list[Scenario], rounds: int, scrat
         Scenario("warm_up", connections=4, requests=2, events=100).run(target, scratch)
     for number in range(rounds):
         for scenario in loads:
-            print(f"\rround {number + 1} of {rounds}: {scenario.name:<16}", end="", file=sys.stderr, flush=True)
+            report.progress(f"round {number + 1} of {rounds}: {scenario.name}")
             first = number % len(under_test)
             for target in under_test[first:] + under_test[:first]:
                 results.add(scenario.name, target.name, scenario.run(target, scratch))
-    print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+    report.progress("")
     return results
 
 

@@ -42,8 +42,14 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "load_before": round(load, 2),
+        "load_average": round(load, 2),
     }
+
+
+def progress(text: str) -> None:
+    """Say how far the measurement is, on one line of a terminal that is written over; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<60}" + ("" if text else "\r"), end="", file=sys.stderr, flush=True)
 
 
 def show(title: str, columns: list[str], rows: list[list[str]], bars: list[Bar], notes: list[str]) -> None:
@@ -59,7 +65,9 @@ def show(title: str, columns: list[str], rows: list[list[str]], bars: list[Bar],
     for each in bars:
         verdict = {True: "[green]met[/]", False: "[red]not met[/]", None: "[yellow]unknown[/]"}[each.met]
         console.print(f"  {verdict}  {each.name}: {each.measured} (wanted {each.wanted})")
-    for note in notes:
+    here = machine()
+    busy = ": more than cores, so judge by the ratios alone" if here["load_average"] > (here["cores"] or 1) else ""
+    for note in [*notes, f"{here['system']}, {here['cores']} cores, load average {here['load_average']}{busy}"]:
         console.print(f"  {note}", markup=False, style="dim")
 
 

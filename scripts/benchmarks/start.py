@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -44,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
                 measured["model_ready_s"] = _start_to_model(scratch, options.model)
         except BenchError as error:
             notes.append(str(error))
+    report.progress("")
     bars = [
         report.bar("mesh-llm --help, s", measured.get("help_s"), 0.3, at_most=True),
         report.bar("resident memory serving nothing, MB", measured.get("idle_rss_mb"), 80, at_most=True),
@@ -77,7 +77,7 @@ def _start_to_listening(scratch: Path, idle_seconds: float) -> tuple[float, floa
         taken = time.monotonic() - child.started
         if not idle_seconds:
             return taken, 0.0, 0.0
-        print(f"watching the idle daemon for {idle_seconds:.0f} s ...", file=sys.stderr, flush=True)
+        report.progress(f"watching the idle daemon for {idle_seconds:.0f} s ...")
         time.sleep(3)  # what a start still does in the background is not idleness
         before, began = child.cpu_seconds(), time.monotonic()
         time.sleep(idle_seconds)
