@@ -6,7 +6,6 @@ Targets take turns within each round, and the order turns too, so that whatever 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
