@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from meshllm.errors import NotRunning, UsageError
 
 NOTE = "daemon.json"
 START_TIME_TOLERANCE_SECONDS = 2.0
+STOP_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,11 @@ def stop(home: Path, *, within: float) -> Instance:
         raise NotRunning(
             f"No mesh-llm runs with the home {home}.", advice="MESH_LLM_HOME says whose daemon is meant, if it is set."
         )
-    process = psutil.Process(instance.pid)
-    process.terminate()
-    try:
-        process.wait(timeout=within)
-    except psutil.TimeoutExpired as error:
-        raise TimeoutError(f"process {instance.pid} has not ended within {within:.0f} s") from error
+    os.kill(instance.pid, signal.SIGTERM)
+    deadline = time.monotonic() + within
+    # Another's child cannot be waited for; and one whose parent does not collect it stays a zombie for good.
+    while instance.alive():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {instance.pid} has not ended within {within:.0f} s")
+        time.sleep(STOP_POLL_SECONDS)
     return instance
