@@ -178,7 +178,7 @@ class App:
             self._snapshot,
             [
                 LoadStatus(target=d.target.address, active=d.active, waiting=d.waiting, slots=d.limit)
-                for d in self._gateway.desks()
+                for d in self._gateway.all_desks()
             ],
             name=socket.gethostname(),
             version=__version__,

@@ -10,7 +10,7 @@ that is what keeps the added time to the first byte low.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import orjson
 from meshllm.core.routing import Route, Standing, Target, TargetKind
 from meshllm.web.admission import TargetDesk
 from meshllm.web.http1 import Connection
-from meshllm.web.upstream import UpstreamConnection
+from meshllm.web.upstream import UpstreamConnection, UpstreamPool
 from meshllm.wire.api_errors import error_body, error_event, translate_error
 from meshllm.wire.apis import Api
 from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
@@ -61,22 +61,20 @@ class Phase(Enum):
 class Hall(Protocol):
     """What an exchange needs of the gateway it belongs to."""
 
-    def now(self) -> float:
-        """Seconds, monotonic."""
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock: seconds, monotonic."""
 
     def wall(self) -> int:
         """Seconds since the epoch, for timestamps that callers see."""
 
-    def route(self, model: str) -> Route:
-        """Who can answer for `model` now."""
-
-    def desk(self, target: Target) -> TargetDesk:
-        """The desk of a target."""
+    def find(self, model: str) -> tuple[Route, list[TargetDesk]]:
+        """Who can answer for `model` now, and the desks of its targets, best first."""
 
     def key_for(self, target: Target) -> str | None:
         """The key that a backend wants of us."""
 
-    def connect(self, exchange: Exchange, desk: TargetDesk) -> None:
+    def connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
         """Make a connection; leads to `exchange.connected` or `exchange.not_connected`."""
 
     def waits(self, exchange: Exchange, waiting: bool) -> None:
@@ -147,9 +145,10 @@ class Exchange:
             self._seek()
 
     def _seek(self) -> None:
-        route = self._hall.route(self.model)
-        now = self._hall.now()
-        desks = [self._hall.desk(target) for target in route.targets if self._avoid.get(target, 0.0) <= now]
+        route, desks = self._hall.find(self.model)
+        if self._avoid:
+            now = self._hall.now()
+            desks = [desk for desk in desks if self._avoid.get(desk.target, 0.0) <= now]
         if self._queued is not None:
             if self._queued in desks:
                 return  # still in its place
@@ -198,12 +197,12 @@ class Exchange:
         self._taken_at = self._last_upstream = self._hall.now()
         connection = desk.pool.take()
         if connection is not None:
-            self.connected(connection, desk)
+            self.connected(connection)
         else:
             self.phase = Phase.CONNECTING
-            self._hall.connect(self, desk)
+            self._hall.connect(self, desk.pool)
 
-    def connected(self, connection: UpstreamConnection, desk: TargetDesk) -> None:
+    def connected(self, connection: UpstreamConnection) -> None:
         """There is a connection to ask on."""
         if self.phase is Phase.DONE:
             connection.drop()
@@ -211,21 +210,21 @@ class Exchange:
         self.phase = Phase.ASKING
         self._upstream = connection
         self.words = "the model is reading the prompt"
-        connection.send(self._wire_request(desk), self)
+        connection.send(self._wire_request(connection.pool), self)
 
-    def not_connected(self, desk: TargetDesk, reason: str) -> None:
+    def not_connected(self, target: Target, reason: str) -> None:
         """There is nobody."""
         if self.phase is not Phase.DONE:
-            self._try_again(desk.target, reason)
+            self._try_again(target, reason)
 
-    def _wire_request(self, desk: TargetDesk) -> bytes:
-        address = desk.pool.address
+    def _wire_request(self, pool: UpstreamPool) -> bytes:
+        address = pool.address
         lines = [
             f"POST {address.prefix}{self._path} HTTP/1.1\r\nhost: {address.authority}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(self._body)}\r\n".encode("latin-1")
         ]
         lines += [b"%b: %b\r\n" % (name, self._headers[name]) for name in FORWARDED if name in self._headers]
-        if (key := self._hall.key_for(desk.target)) is not None:
+        if (key := self._hall.key_for(pool.target)) is not None:
             lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
         return b"".join([*lines, b"\r\n", self._body])
 
@@ -276,13 +275,16 @@ class Exchange:
             self._let_go()
             self._fail(502, "upstream_error", f"The answer is larger than {MAX_ANSWER_BYTES >> 20} MiB.")
 
-    def upstream_end(self) -> None:
+    def upstream_end(self, data: bytes) -> None:
         """The answer is complete."""
         self._upstream = None
+        self._last_upstream = self._hall.now()
         if self._repair is None:
+            self._parts.append(data)
             self._answer()
         else:
-            self._end_stream(self._repair.finish(), "failed" if self._repair.failed else "answered")
+            rest = self._repair.feed(data) + self._repair.finish()
+            self._end_stream(rest, "failed" if self._repair.failed else "answered")
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:
         """The target is gone, or does not speak as it should."""
@@ -292,11 +294,10 @@ class Exchange:
             self._end_stream(self._repair.finish(), "answered")
         elif stale:
             # It had hung up on an idle connection while our request was under way: not a fault of anybody.
-            desk = self._hall.desk(upstream.target)
             self.phase = Phase.CONNECTING
-            self._hall.connect(self, desk)
+            self._hall.connect(self, upstream.pool)
         elif self._repair is None or not self._repair.started:
-            self._try_again(upstream.target, reason)
+            self._try_again(upstream.pool.target, reason)
         else:
             message = f"{self.model} was lost in the middle of the answer: {reason}."
             self._end_stream(self._repair.fail("upstream_lost", message), "lost")
@@ -411,7 +412,7 @@ class Exchange:
             silent = now - self._last_upstream
             if self._repair is not None and self._repair.complete and silent > LINGER_SECONDS:
                 self._end_stream(self._repair.finish(), "answered")
-            elif self._upstream.target.kind is TargetKind.BACKEND and silent > BACKEND_SILENCE_SECONDS:
+            elif self._upstream.pool.target.kind is TargetKind.BACKEND and silent > BACKEND_SILENCE_SECONDS:
                 self._let_go()
                 self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")
         if self.streams and not self.over and now - self._last_sent >= SILENCE_SECONDS:

@@ -54,7 +54,8 @@ class Gateway:
         self._owner = Owner("gateway")
         self._connections = ConnectionSet()
         self._desks: dict[Target, TargetDesk] = {}
-        self._routes: dict[str, Route] = {}
+        self._routes: dict[str, tuple[Route, list[TargetDesk]]] = {}
+        self.now = self._loop.time
         self._waiting: dict[Exchange, None] = {}
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -84,7 +85,8 @@ class Gateway:
         """What the core knows now. Whoever waits looks again."""
         self._snapshot = snapshot
         self._routes.clear()
-        current = {target for name in routing.models(snapshot) for target in self.route(name).targets}
+        names = routing.models(snapshot)
+        current = {target for name in names for target in routing.route(snapshot, name).targets}
         for target in [t for t, desk in self._desks.items() if t not in current and not desk.active]:
             self._desks.pop(target).pool.close()
         for exchange in list(self._waiting):
@@ -109,7 +111,7 @@ class Gateway:
         for server in self._servers:
             await server.wait_closed()
 
-    def desks(self) -> list[TargetDesk]:
+    def all_desks(self) -> list[TargetDesk]:
         """The desks of all targets that have been asked, for the status."""
         return list(self._desks.values())
 
@@ -215,7 +217,8 @@ class Gateway:
             if here.server_facts is not None:
                 known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
         known["served_by"] = [
-            "this node" if target.kind is TargetKind.ENGINE else target.address for target in self.route(name).targets
+            "this node" if target.kind is TargetKind.ENGINE else target.address
+            for target in routing.route(self._snapshot, name).targets
         ]
         return {
             "id": name,
@@ -257,27 +260,23 @@ class Gateway:
 
     # -- what exchanges need
 
-    def now(self) -> float:
-        """Seconds, monotonic."""
-        return self._loop.time()
-
     def wall(self) -> int:
         """Seconds since the epoch."""
         return int(datetime.now(UTC).timestamp())
 
-    def route(self, model: str) -> Route:
-        """Who can answer for `model` now; computed once per snapshot for the models that are known."""
-        route = self._routes.get(model)
-        if route is None:
+    def find(self, model: str) -> tuple[Route, list[TargetDesk]]:
+        """Who can answer for `model` now, and their desks; found once per snapshot for models that are served."""
+        found = self._routes.get(model)
+        if found is None:
             route = routing.route(self._snapshot, model)
-            if route.targets:
-                self._routes[model] = route
-            elif route.standing is Standing.UNKNOWN:
+            if route.standing is Standing.UNKNOWN:
                 route = replace(route, words=self._unknown(model))
-        return route
+            found = (route, [self._desk(target) for target in route.targets])
+            if route.targets:
+                self._routes[model] = found
+        return found
 
-    def desk(self, target: Target) -> TargetDesk:
-        """The desk of a target, opened at its first use."""
+    def _desk(self, target: Target) -> TargetDesk:
         desk = self._desks.get(target)
         if desk is None:
             desk = self._desks[target] = TargetDesk(target, UpstreamPool(target, self._loop))
@@ -287,17 +286,17 @@ class Gateway:
         """The key that a backend wants of us."""
         return self._backend_keys.get(target.address) if target.kind is TargetKind.BACKEND else None
 
-    def connect(self, exchange: Exchange, desk: TargetDesk) -> None:
+    def connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
         """Make a connection for `exchange`."""
-        self._owner.start(self._connect(exchange, desk), "connect")
+        self._owner.start(self._connect(exchange, pool), "connect")
 
-    async def _connect(self, exchange: Exchange, desk: TargetDesk) -> None:
+    async def _connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
         try:
-            connection = await desk.pool.connect()
+            connection = await pool.connect()
         except OSError as error:
-            exchange.not_connected(desk, f"cannot connect to it: {error or type(error).__name__}")
+            exchange.not_connected(pool.target, f"cannot connect to it: {error or type(error).__name__}")
         else:
-            exchange.connected(connection, desk)
+            exchange.connected(connection)
 
     def waits(self, exchange: Exchange, waiting: bool) -> None:
         """`exchange` wants to hear of changes, or no longer."""
@@ -309,7 +308,7 @@ class Gateway:
     def ended(self, exchange: Exchange) -> None:
         """Count and, if something went wrong, log an exchange that is over."""
         now = self._loop.time()
-        known = self._routes.get(exchange.model) or exchange.model in routing.models(self._snapshot)
+        known = exchange.model in self._routes or exchange.model in routing.models(self._snapshot)
         first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
         model = exchange.model if known else "unknown"
         self.metrics.count(exchange.api.value, model, exchange.outcome, now - exchange.began, first)

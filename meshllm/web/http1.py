@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         self._closing = False
         self._keep_alive = True
         self._http_1_0 = False
-        self._streaming = False
+        self._held = b""
         self._paused_since: float | None = None
         self.deadline: float | None = None
         self._reset()
@@ -338,31 +338,33 @@ class Connection(asyncio.Protocol):
         self.finish()
 
     def start_stream(self, status: int, content_type: str, headers: str = "") -> None:
-        """The head of an answer whose length nobody knows yet."""
-        self._streaming = True
+        """The head of an answer whose length nobody knows yet. It leaves with the first data: each write is a call."""
         if self._http_1_0:
             self._keep_alive = False
             framing = ""
         else:
             framing = "transfer-encoding: chunked\r\n"
-        if self._transport is not None:
-            self._transport.write(self._head(status, content_type, framing + headers))
+        self._held = self._head(status, content_type, framing + headers)
 
     def send_data(self, data: bytes) -> None:
         """More of a started stream."""
-        if self._transport is not None and data:
-            self._transport.write(data if self._http_1_0 else b"%x\r\n%b\r\n" % (len(data), data))
+        if data:
+            self._write(data if self._http_1_0 else b"%x\r\n%b\r\n" % (len(data), data))
 
     def end_stream(self, data: bytes = b"") -> None:
         """The last of a started stream, and `finish`."""
-        if self._transport is not None:
-            if self._http_1_0:
-                self._transport.write(data)
-            elif data:
-                self._transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
-            else:
-                self._transport.write(b"0\r\n\r\n")
+        if self._http_1_0:
+            self._write(data)
+        elif data:
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+        else:
+            self._write(b"0\r\n\r\n")
         self.finish()
+
+    def _write(self, data: bytes) -> None:
+        held, self._held = self._held, b""
+        if self._transport is not None:
+            self._transport.write(held + data if held else data)
 
     def _head(self, status: int, content_type: str, more: str) -> bytes:
         alive = "" if self._keep_alive else "connection: close\r\n"
@@ -378,7 +380,6 @@ class Connection(asyncio.Protocol):
     def finish(self) -> None:
         """The answer is complete: on to the next request, or hang up."""
         self._busy = False
-        self._streaming = False
         self._exchange = None
         if self._transport is None:
             return

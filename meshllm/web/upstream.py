@@ -28,7 +28,10 @@ MAX_HEAD_BYTES = 64 << 10
 
 
 class Listener(Protocol):
-    """Hears one answer, in this order: head, data any number of times, then end or lost (lost may come at any time)."""
+    """Hears one answer, in this order: head, data any number of times, then end or lost (lost may come at any time).
+
+    What came with the last piece is told in one call, so that it can be passed on in one write.
+    """
 
     def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
         """The final status (never 1xx) and headers (lower-case names)."""
@@ -36,8 +39,8 @@ class Listener(Protocol):
     def upstream_data(self, data: bytes) -> None:
         """More of the body, de-chunked."""
 
-    def upstream_end(self) -> None:
-        """The answer is complete; the connection has been given back."""
+    def upstream_end(self, data: bytes) -> None:
+        """The answer is complete with `data`, the last of its body; the connection has been given back."""
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:
         """There will be no more; the answer is not complete."""
@@ -76,7 +79,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to a target."""
 
     def __init__(self, pool: UpstreamPool) -> None:
-        self._pool = pool
+        self.pool = pool
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
         self._body: list[bytes] = []
@@ -104,11 +107,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._listener = listener
         self._uses += 1
         self._transport.write(request)
-
-    @property
-    def target(self) -> Target:
-        """What this is a connection to."""
-        return self._pool.target
 
     @property
     def open(self) -> bool:
@@ -159,35 +157,35 @@ class UpstreamConnection(asyncio.Protocol):
             content_type = self._headers.get(b"content-type", b"").decode("latin-1")
             assert self._listener is not None
             self._listener.upstream_head(self._parser.get_status_code(), content_type, self._headers)
-        # Each of these calls may end the exchange, and with it our listener.
-        if self._body:
-            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            self._body.clear()
-            if self._listener is not None:
+        body = b"".join(self._body)
+        self._body.clear()
+        # What was just told may have ended the exchange, and with it our listener.
+        if self._listener is not None:
+            if self._complete:
+                self._finish(body)
+            elif body:
                 self._listener.upstream_data(body)
-        if self._complete and self._listener is not None:
-            self._finish()
 
-    def _finish(self) -> None:
+    def _finish(self, body: bytes) -> None:
         listener, self._listener = self._listener, None
         if self._reusable and not self._until_close:
-            self._pool.give_back(self)
+            self.pool.give_back(self)
         else:
             self.drop()
         assert listener is not None
-        listener.upstream_end()
+        listener.upstream_end(body)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._pool.forget(self)
+        self.pool.forget(self)
         if self._listener is None:
             return
         if exc is None and self._until_close and self._head_told:
             self._complete = True
-            self._finish()
+            self._finish(b"")
         else:
             self._lose(f"the connection to it was lost: {exc}" if exc else "it hung up in the middle of the answer")
 
@@ -214,7 +212,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_done = True
         headers = self._headers
         streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        self._reusable = not (streamed and self._pool.closes_after_stream)
+        self._reusable = not (streamed and self.pool.closes_after_stream)
         self._until_close = b"content-length" not in headers and b"transfer-encoding" not in headers
 
     def on_message_complete(self) -> None:
