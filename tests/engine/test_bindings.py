@@ -1,0 +1,155 @@
+"""What the engine's library says of a model is what llama-server then does; a bad file is a typed error."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from meshllm import paths
+from meshllm.engine import bindings, build
+from meshllm.engine.build import Engine
+from meshllm.engine.installed import EngineInfo
+from meshllm.errors import EngineUnavailable, InvalidModelFile
+
+NOTHING = EngineInfo("", "", "", (), (), "", (), "", "", "", 0.0, 0)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    found = build.find()
+    if found is None:
+        pytest.skip("the engine is not built (mesh-llm engine build)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+    if not found:
+        pytest.skip("the model is not here (mesh-llm download SmolLM2-135M-Instruct)")
+    return found[0]
+
+
+def buffers_of_a_server(engine: Engine, model: Path, folder: Path, *options: str) -> dict[str, float]:
+    """MiB of the buffers that a real llama-server allocates, from its log, by what they are for."""
+    command = [engine.server, "--model", model, "--host", folder / "s.sock", "--fit", "off", "--offline", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        lines = []
+        for line in server.stdout:
+            lines.append(line)
+            if "listening" in line:
+                break
+        server.kill()  # it has nothing to lose, and a SIGTERM while it starts is lost on it
+    sizes: dict[str, float] = {"model": 0.0, "KV": 0.0, "compute": 0.0}
+    for line in lines:
+        if found := re.search(r"(model|KV|compute) buffer size = +([\d.]+) MiB", line):
+            sizes[found[1]] += float(found[2])
+    assert all(sizes.values()), "".join(lines)
+    return sizes
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("slots", "context"), [(1, 2048), (4, 8192)])
+async def test_memory_is_what_the_server_then_allocates(
+    engine: Engine, model: Path, tmp_path: Path, slots: int, context: int
+) -> None:
+    need = await bindings.memory_need(engine, model, context_size=context, parallel=slots)
+    options = ("--ctx-size", str(context), "--parallel", str(slots), "--no-kv-unified", "--verbose")
+    real = buffers_of_a_server(engine, model, tmp_path, *options)
+    for mine, theirs in ((need.model, real["model"]), (need.context, real["KV"]), (need.compute, real["compute"])):
+        assert mine / 2**20 == pytest.approx(theirs, rel=0.03)
+    assert need.total == sum(need.by_device().values()) == need.model + need.context + need.compute
+    assert need.context_size == context
+    assert (need.layers, need.trained_context) == (30, 8192)
+
+
+@pytest.mark.engine
+async def test_memory_follows_the_options(engine: Engine, model: Path) -> None:
+    small = await bindings.memory_need(engine, model, context_size=1024)
+    large = await bindings.memory_need(engine, model, context_size=4096)
+    assert large.context == 4 * small.context
+    assert large.model == small.model
+    quantised = await bindings.memory_need(engine, model, context_size=4096, cache_type_k="q8_0")
+    assert quantised.context < large.context
+
+
+@pytest.mark.engine
+async def test_vocabularies(engine: Engine, model: Path, tmp_path: Path) -> None:
+    found = await bindings.vocabulary(engine, model)
+    assert (found.type, found.size) == ("bpe", 49152)
+    assert found.special["eos"] == 2
+    assert 2 in found.end
+    link = tmp_path / "other name.gguf"
+    link.symlink_to(model)
+    assert await bindings.vocabulary(engine, link) == found
+
+
+@pytest.mark.engine
+async def test_bad_files_are_typed_errors(engine: Engine, model: Path, tmp_path: Path) -> None:
+    with model.open("rb") as file:
+        head = file.read(2_000_000)
+    bad = tmp_path / "bad.gguf"
+    count = 16  # after the magic, the version and the number of tensors comes the number of keys
+    spoilt = [
+        b"",
+        b"GGUF",
+        b"GGUF\x03\0\0\0" + b"\xff" * 64,
+        head[:100_000],
+        head,
+        head[:count] + b"\xff\xff\xff\x7f\0\0\0\0" + head[count + 8 :],
+        head[:300] + bytes(200) + head[500:],
+    ]
+    for data in spoilt:
+        bad.write_bytes(data)
+        with pytest.raises(InvalidModelFile, match=r"bad\.gguf") as caught:
+            await bindings.memory_need(engine, bad, context_size=512)
+        assert caught.value.advice
+    with pytest.raises(InvalidModelFile):
+        await bindings.vocabulary(engine, tmp_path / "gone.gguf")
+
+
+@pytest.mark.engine
+async def test_a_probe_that_takes_too_long_is_ended(engine: Engine, tmp_path: Path) -> None:
+    import os
+
+    endless = tmp_path / "endless.gguf"
+    os.mkfifo(endless)
+    with pytest.raises(InvalidModelFile, match="too long"):
+        await bindings.vocabulary(engine, endless, seconds=1)
+
+
+async def test_a_library_that_is_not_there_is_told(tmp_path: Path) -> None:
+    broken = Engine("0" * 16, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, NOTHING)
+    with pytest.raises(EngineUnavailable, match="llama") as caught:
+        await bindings.vocabulary(broken, tmp_path / "x.gguf")
+    assert "rebuild" in caught.value.advice
+    (tmp_path / "libllama.so").write_bytes(b"not a library")
+    with pytest.raises(EngineUnavailable):
+        await bindings.vocabulary(dataclasses.replace(broken, key="1" * 16), tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "error", "words"),
+    [
+        (-signal.SIGSEGV, b"", InvalidModelFile, "crashed"),
+        (-signal.SIGABRT, b'{"half', InvalidModelFile, "crashed"),
+        (-signal.SIGALRM, b"", InvalidModelFile, "too long"),
+        (-signal.SIGKILL, b"", InvalidModelFile, "too long"),
+        (0, b"not JSON", EngineUnavailable, "library"),
+        (0, b"[1]", EngineUnavailable, "library"),
+        (1, b"", EngineUnavailable, "the noise"),
+        (0, b'{"error": "no magic"}', InvalidModelFile, "no magic"),
+        (0, b'{"broken": "no symbol"}', EngineUnavailable, "no symbol"),
+    ],
+)
+def test_whatever_becomes_of_a_probe_is_a_typed_error(
+    code: int, output: bytes, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        bindings._judge("m.gguf", code, output, b"the noise")

@@ -1,0 +1,341 @@
+"""Building: complete or not at all, taken up after any interruption, one at a time, every failure with advice."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from meshllm.engine import build, cleaning, installed, recipe
+from meshllm.engine.build import Engine, Progress, Stage
+from meshllm.engine.pin import Patch
+from meshllm.errors import EngineUnavailable, OutOfRoom, ToolMissing, UsageError
+from meshllm.tasks import Owner
+from tests.engine.build_kit import FILES, HAS_COMPILER, NO_COMPILER, Bench, patch
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
+
+BROKEN = {**FILES, "tools/server.cpp": "#error broken on purpose\n"}
+
+
+def greeting(name: str, before: str, after: str) -> Patch:
+    lines = [f'{sign}const char * greeting() {{ return "{word}"; }}\n' for sign, word in (("-", before), ("+", after))]
+    return patch(name, "--- a/src/llama.cpp\n+++ b/src/llama.cpp\n@@ -1 +1 @@\n" + "".join(lines))
+
+
+PATCHES = (greeting("1.patch", "one", "two"), greeting("2.patch", "two", "three"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def make(bench: Bench, *, again: bool = False) -> Engine:
+    return await build.ensure(
+        bench.recipe, bench.where, progress=bench.steps.append, fetch=bench.index.fetch, again=again
+    )
+
+
+def said_by(program: Path) -> str:
+    return subprocess.run([program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines of living processes that speak of `folder`."""
+    lines = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+    return [line for line in lines if str(folder) in line]
+
+
+async def test_builds_once_and_then_only_finds(bench: Bench) -> None:
+    assert build.find(bench.recipe, bench.where) is None
+    engine = await make(bench)
+    assert bench.stages == [Stage.FETCH, Stage.VERIFY, Stage.UNPACK, Stage.CONFIGURE, Stage.COMPILE, Stage.INSTALL]
+    compiled = [step for step in bench.steps if step.stage is Stage.COMPILE and step.total]
+    assert compiled[-1].done == compiled[-1].total >= 5
+    assert [step.done for step in compiled] == sorted(step.done for step in compiled)
+    assert said_by(engine.server) == "one"
+    assert engine.rpc_server.is_file()
+    assert (engine.templates / "tools.jinja").is_file()
+    assert (
+        engine.info.size
+        == sum(path.lstat().st_size for path in engine.directory.rglob("*") if path.is_file())
+        - (engine.directory / "manifest.json").stat().st_size
+    )
+    assert list(bench.where.work.iterdir()) == []
+    bench.steps.clear()
+    assert await make(bench) == engine == build.find(bench.recipe, bench.where)
+    assert bench.steps == []
+    assert bench.index.fetched == 1
+
+
+async def test_the_directory_can_be_moved(bench: Bench, tmp_path: Path) -> None:
+    engine = await make(bench)
+    moved = tmp_path / "elsewhere"
+    engine.directory.rename(moved)
+    assert said_by(moved / "bin/llama-server") == "one"
+
+
+async def test_patches_go_in_the_order_of_the_series(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, patches=PATCHES)
+    engine = await make(bench)
+    assert said_by(engine.server) == "three"
+    assert engine.info.patches == ("1.patch", "2.patch")
+    other = Bench(tmp_path, patches=PATCHES[::-1])
+    assert other.recipe.key != bench.recipe.key
+    with pytest.raises(EngineUnavailable, match=r"2\.patch.*src/llama\.cpp: hunk 1 \(line 1\)"):
+        await make(other)
+
+
+async def test_two_at_once_build_one(bench: Bench) -> None:
+    seen: list[Progress] = []
+    second = build.ensure(bench.recipe, bench.where, progress=seen.append, fetch=bench.index.fetch)
+    first, other = await asyncio.gather(make(bench), second)
+    assert first == other
+    assert bench.index.fetched == 1
+    waiting = seen if bench.stages[0] is not Stage.WAIT else bench.steps
+    assert [step.stage for step in waiting] == [Stage.WAIT]
+
+
+async def test_a_failure_shows_the_errors_and_the_log(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, BROKEN)
+    with pytest.raises(EngineUnavailable, match="broken on purpose") as caught:
+        await make(bench)
+    log = bench.where.work / bench.recipe.key / "build.log"
+    assert str(log) in caught.value.message
+    assert "broken on purpose" in log.read_text()
+    assert caught.value.advice
+    assert build.find(bench.recipe, bench.where) is None
+    with pytest.raises(EngineUnavailable):  # and again, without starting from nothing
+        await make(bench)
+    assert bench.index.fetched == 1
+    assert bench.stages.count(Stage.CONFIGURE) == 1
+
+
+async def test_a_program_that_does_not_start_is_not_installed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, {**FILES, "tools/server.cpp": "int main() { return 3; }\n"})
+    with pytest.raises(EngineUnavailable, match="run once it was built"):
+        await make(bench)
+    assert build.find(bench.recipe, bench.where) is None
+
+
+# -- interruptions
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Compiling stops here until somebody writes into it."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    monkeypatch.setenv("FAKE_GATE", str(path))
+    return path
+
+
+async def interrupt(bench: Bench) -> None:
+    """Start a build and cancel it once it compiles something that takes for ever."""
+    compiling = asyncio.Event()
+
+    def report(step: Progress) -> None:
+        if step.stage is Stage.COMPILE and step.done:
+            compiling.set()
+
+    owner = Owner("test", lambda *_: None)
+    work = owner.start(build.ensure(bench.recipe, bench.where, progress=report, fetch=bench.index.fetch), "build")
+    await compiling.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+
+
+async def test_cancelled_leaves_no_process_and_goes_on(
+    bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await interrupt(bench)
+    assert processes_in(bench.where.root) == []
+    compiled = {path: path.stat().st_mtime_ns for path in bench.where.work.rglob("llama.cpp.o")}
+    assert compiled
+    monkeypatch.delenv("FAKE_GATE")
+    kept: list[bool] = []
+
+    def report(step: Progress) -> None:
+        if step.stage is Stage.INSTALL and not kept:
+            kept.append(all(path.stat().st_mtime_ns == time for path, time in compiled.items()))
+        bench.steps.append(step)
+
+    engine = await build.ensure(bench.recipe, bench.where, progress=report, fetch=bench.index.fetch)
+    assert said_by(engine.server) == "one"
+    assert kept == [True]
+    assert bench.stages == [Stage.COMPILE, Stage.INSTALL]
+
+
+async def test_what_a_power_cut_spoilt_is_made_again(bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await interrupt(bench)
+    for spoilt in [*bench.where.work.rglob("*.o"), *bench.where.work.rglob("libllama.*")]:
+        times = spoilt.stat().st_atime_ns, spoilt.stat().st_mtime_ns
+        spoilt.write_bytes(b"")
+        os.utime(spoilt, ns=times)  # the name and the time got to the disk, the content did not
+    monkeypatch.delenv("FAKE_GATE")
+    engine = await make(bench)
+    assert said_by(engine.server) == "one"
+    assert any("afresh" in step.detail for step in bench.steps)
+
+
+async def test_killed_builds_take_their_processes_along(
+    bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = f"""
+import asyncio, pathlib
+from meshllm.engine import build
+from tests.engine.build_kit import Bench
+bench = Bench(pathlib.Path({str(bench.where.root.parent)!r}))
+def report(step):
+    if step.stage is build.Stage.COMPILE and step.done:
+        print("compiling", flush=True)
+asyncio.run(build.ensure(bench.recipe, bench.where, progress=report, fetch=bench.index.fetch))
+"""
+    builder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert builder.stdout is not None
+    assert await builder.stdout.readline() == b"compiling\n"
+    assert processes_in(bench.where.root)
+    builder.kill()
+    await builder.wait()
+    # Whoever builds next waits for this lock: it is free once the last process of the killed build is gone.
+    with (bench.where.locks / f"{bench.recipe.key}.running").open("rb") as lock:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+    assert processes_in(bench.where.root) == []
+    monkeypatch.delenv("FAKE_GATE")
+    assert said_by((await make(bench)).server) == "one"
+    assert bench.index.fetched == 0
+
+
+async def test_an_interrupted_unpacking_is_done_again(bench: Bench) -> None:
+    work = bench.where.work / bench.recipe.key
+    (work / "source.part/src").mkdir(parents=True)
+    (work / "source.part/src/llama.cpp").write_text("half of it")
+    (work / "source.key").write_text(bench.recipe.source_key)
+    assert said_by((await make(bench)).server) == "one"
+
+
+# -- what counts as built
+
+
+async def test_a_damaged_build_is_built_again(bench: Bench) -> None:
+    engine = await make(bench)
+    for file in (engine.server, engine.directory / "LICENSE", engine.directory / "manifest.json"):
+        file.write_bytes(b"")
+        assert build.find(bench.recipe, bench.where) is None
+        engine = await make(bench)
+        assert said_by(engine.server) == "one"
+    assert bench.index.fetched == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "key": 2, "files": 3}', "[" * 9999]
+)
+async def test_a_bad_manifest_is_no_build(bench: Bench, text: str) -> None:
+    directory = bench.where.builds / bench.recipe.key
+    directory.mkdir(parents=True)
+    (directory / installed.MANIFEST).write_text(text)
+    assert build.find(bench.recipe, bench.where) is None
+
+
+async def test_what_goes_in_decides_the_key(bench: Bench) -> None:
+    base = bench.recipe
+    assert base.compiler is not None
+    newer = dataclasses.replace(base.compiler, version="another")
+    others = [
+        dataclasses.replace(base, processor="another"),
+        dataclasses.replace(base, extra=("-DX=1",)),
+        dataclasses.replace(base, compiler=newer),
+        dataclasses.replace(base, source=dataclasses.replace(base.source, patches=PATCHES)),
+        dataclasses.replace(base, source=dataclasses.replace(base.source, patches=PATCHES[::-1])),
+    ]
+    assert len({base.key, *(other.key for other in others)}) == len(others) + 1
+
+
+async def test_a_build_outlives_its_compiler(bench: Bench) -> None:
+    engine = await make(bench)
+    bare = dataclasses.replace(bench.recipe, compiler=None)
+    assert build.find(bare, bench.where) == engine
+    other = dataclasses.replace(bare, processor="another")
+    assert build.find(other, bench.where) is None
+    with pytest.raises(ToolMissing, match="no C\\+\\+ compiler") as caught:
+        await build.ensure(other, bench.where)
+    assert "install" in caught.value.advice
+
+
+async def test_rebuilding_replaces(bench: Bench) -> None:
+    engine = await make(bench)
+    (engine.directory / "mark").touch()
+    assert await make(bench, again=True) == dataclasses.replace(engine, info=(await make(bench)).info)
+    assert not (engine.directory / "mark").exists()
+
+
+# -- room, jobs, cleaning
+
+
+async def test_a_full_disk_is_told_before_anything_is_fetched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(bench.where.root.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
+    with pytest.raises(OutOfRoom, match="has 1 MB") as caught:
+        await make(bench)
+    assert "MESH_LLM_CACHE" in caught.value.advice
+    assert bench.index.fetched == 0
+
+
+def test_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(build.JOBS_VARIABLE, raising=False)
+    assert 1 <= build.jobs() <= (os.cpu_count() or 1)
+    monkeypatch.setenv(build.JOBS_VARIABLE, "7")
+    assert build.jobs() == 7
+    for bad in ("0", "-1", "many", "9999"):
+        monkeypatch.setenv(build.JOBS_VARIABLE, bad)
+        with pytest.raises(UsageError):
+            build.jobs()
+
+
+async def test_cleaning_keeps_the_current_build(bench: Bench) -> None:
+    engine = await make(bench)
+    old = bench.where.builds / "0123456789abcdef"
+    old.mkdir()
+    (bench.where.builds / ".0123456789abcdef.12345678").mkdir()
+    (bench.where.work / "0123456789abcdef").mkdir()
+    (bench.where.downloads / "older-0.9.tar.gz").write_bytes(b"12345")
+    found = cleaning.removable(bench.recipe, bench.where)
+    assert {item.path.name for item in found} == {"0123456789abcdef", ".0123456789abcdef.12345678", "older-0.9.tar.gz"}
+    assert [cleaning.remove(item, bench.where) for item in found] == [""] * 4
+    assert build.find(bench.recipe, bench.where) == engine
+    assert cleaning.removable(bench.recipe, bench.where) == ()
+    assert {item.path.name for item in cleaning.removable(None, bench.where)} == {engine.key, "package-1.0.tar.gz"}
+
+
+def test_cleaning_leaves_alone_what_runs_or_is_being_built(bench: Bench) -> None:
+    import filelock
+
+    old = bench.where.builds / "0123456789abcdef"
+    (old / "bin").mkdir(parents=True)
+    shutil.copy2(shutil.which("cat") or "/bin/cat", old / "bin/llama-server")
+    with subprocess.Popen([old / "bin/llama-server"], stdin=subprocess.PIPE):
+        (found,) = cleaning.removable(bench.recipe, bench.where)
+        assert "runs" in cleaning.remove(found, bench.where)
+    bench.where.locks.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(bench.where.locks / f"{old.name}.lock"):
+        assert "another process" in cleaning.remove(found, bench.where)
+    assert cleaning.remove(found, bench.where) == ""
+    assert not old.exists()
+
+
+def test_the_recipe_of_this_checkout_is_quick_to_find() -> None:
+    found = recipe.current()
+    assert found.key == recipe.current().key
+    assert len(found.key) == 16
