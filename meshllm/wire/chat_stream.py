@@ -17,7 +17,18 @@ from typing import Any
 from meshllm.wire import strict_json
 from meshllm.wire.api_errors import error_event, find_error, loads_error, translate_event
 from meshllm.wire.apis import Api
-from meshllm.wire.sse import DONE, MAX_EVENT, Event, EventBuffer, encode_event, event_spans, parse_event, split_events
+from meshllm.wire.sse import (
+    DONE,
+    MAX_EVENT,
+    Event,
+    EventBuffer,
+    encode_event,
+    event_spans,
+    events_backwards,
+    events_with,
+    parse_event,
+    split_events,
+)
 
 _MAX_CHOICES = 128  # OpenAI's own bound on `n`
 
@@ -163,12 +174,11 @@ class ChatRepair:
         return None
 
     def _note_finish(self, block: bytes) -> None:
-        for raw in split_events(block):
-            if self._finish_mark in raw:
-                chunk = strict_json.loads_object(parse_event(raw).data or b"")
-                for choice in _choices(chunk or {}):
-                    if choice.get("finish_reason"):
-                        self._finished.add(_index(choice))
+        for raw in events_with(block, self._finish_mark):
+            chunk = strict_json.loads_object(parse_event(raw).data or b"")
+            for choice in _choices(chunk or {}):
+                if choice.get("finish_reason"):
+                    self._finished.add(_index(choice))
 
     # -- the end
 
@@ -189,10 +199,7 @@ class ChatRepair:
         return b"".join(missing) + DONE
 
     def _last_event(self) -> Event | None:
-        for raw in reversed(list(split_events(self._last))):
-            if _carries(raw):
-                return parse_event(raw)
-        return None
+        return next((parse_event(raw) for raw in events_backwards(self._last) if _carries(raw)), None)
 
     def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
         self.complete = self.failed = True

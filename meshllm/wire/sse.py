@@ -116,6 +116,33 @@ def split_events(block: bytes) -> Iterator[bytes]:
         yield block[start:end]
 
 
+def events_with(block: bytes, mark: bytes) -> Iterator[bytes]:
+    """The events of a block of whole events that hold `mark`. Only they are looked at: a block may hold hundreds."""
+    if b"\r" in block:
+        yield from (raw for raw in split_events(block) if mark in raw)
+        return
+    position = block.find(mark)
+    while position >= 0:
+        before, after = block.rfind(b"\n\n", 0, position), block.find(b"\n\n", position)
+        end = after + 2 if after >= 0 else len(block)
+        yield block[before + 2 if before >= 0 else 0 : end].lstrip(b"\n")
+        position = block.find(mark, end)
+
+
+def events_backwards(block: bytes) -> Iterator[bytes]:
+    """The events of a block of whole events, the last one first; as few are cut out as are asked for."""
+    if b"\r" in block:
+        yield from reversed(list(split_events(block)))
+        return
+    end = len(block)
+    while end > 0:
+        cut = block.rfind(b"\n\n", 0, end - 2)
+        raw = block[cut + 2 if cut >= 0 else 0 : end].lstrip(b"\n")
+        if raw:
+            yield raw
+        end = cut + 2 if cut >= 0 else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event. `data` is None when it has no data field (a comment); `error` is a field of old llama.cpp servers."""

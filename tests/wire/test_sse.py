@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_helpers import cuts, garbage
 
-from meshllm.wire.sse import EventBuffer, comment, encode_event, parse_event, split_events
+from meshllm.wire.sse import (
+    EventBuffer,
+    comment,
+    encode_event,
+    events_backwards,
+    events_with,
+    parse_event,
+    split_events,
+)
 
 pieces = st.lists(st.one_of(garbage, st.text(alphabet="ab:\r\n ", max_size=8).map(str.encode)), max_size=12).map(
     b"".join
@@ -79,3 +87,19 @@ def test_an_encoded_event_is_one_event(value: dict[str, object]) -> None:
     raw = encode_event(value, "name")
     assert list(split_events(raw)) == [raw]
     assert parse_event(raw).name == "name"
+
+
+LINES = st.lists(
+    st.sampled_from(
+        [b"data: a", b'data: {"finish_reason":"stop"}', b": comment", b"event: x\ndata: y", b"\n", b"data: \r"]
+    ),
+    max_size=12,
+)
+
+
+@given(LINES, st.sampled_from([b"\n\n", b"\r\n\r\n", b"\n\n\n"]))
+def test_searching_a_block_finds_what_splitting_it_finds(lines: list[bytes], end: bytes) -> None:
+    block = b"".join(line + end for line in lines)
+    events = [raw.strip() for raw in split_events(block)]
+    assert [raw.strip() for raw in events_backwards(block)] == events[::-1]
+    assert [raw.strip() for raw in events_with(block, b"stop")] == [raw for raw in events if b"stop" in raw]
