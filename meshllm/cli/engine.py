@@ -130,8 +130,7 @@ async def build_with_progress(console: Console | None = None, *, again: bool = F
     if not again and (engine := engine_build.find()):
         return engine
     if console.is_terminal:
-        with _bar() as bar:
-            bar.live.console = console
+        with _bar(console) as bar:
             engine = await engine_build.ensure(progress=_moving(bar), again=again)
     else:
         engine = await engine_build.ensure(progress=_plain(console), again=again)
@@ -139,7 +138,7 @@ async def build_with_progress(console: Console | None = None, *, again: bool = F
     return engine
 
 
-def _bar() -> Bar:
+def _bar(console: Console) -> Bar:
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
@@ -150,6 +149,7 @@ def _bar() -> Bar:
         TextColumn("{task.fields[count]}", justify="right"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[detail]}", style="dim"),
+        console=console,
         expand=True,
     )
 
