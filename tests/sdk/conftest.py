@@ -21,6 +21,7 @@ import pytest
 from filelock import FileLock
 
 from meshllm import paths
+from tests.daemons import Daemon
 
 SOURCES = Path(__file__).parent / "js"
 NODE_AT_LEAST = 22
@@ -28,6 +29,12 @@ NETWORK_IS_AWAY = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIME
 AT_ONCE = 4
 INSTALL_SECONDS = 600
 RUN_SECONDS = 3600
+
+
+@pytest.fixture(scope="session")
+def address(served: Daemon) -> str:
+    """Where the API is, without /v1: Anthropic's clients add it themselves, OpenAI's do not."""
+    return served.base_url.rstrip("/").removesuffix("/v1")
 
 
 @pytest.fixture(scope="session")

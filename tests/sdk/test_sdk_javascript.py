@@ -14,13 +14,15 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 @pytest.mark.parametrize("api", ["chat", "messages", "responses", "vercel"])
 def test_streams_whose_first_token_is_half_a_character(
-    served: Daemon, run_js: Callable[..., dict[str, Any]], streams: int, api: str
+    served: Daemon, address: str, run_js: Callable[..., dict[str, Any]], streams: int, api: str
 ) -> None:
-    found = run_js(served.base_url, served.model, api, "emoji", streams)
+    found = run_js(address, served.model, api, "emoji", streams)
     assert found == {"api": api, "kind": "emoji", "total": streams, "failed": 0, "failures": {}}
 
 
 @pytest.mark.parametrize("api", ["chat", "messages", "responses", "vercel"])
-def test_streams_that_are_tool_calls(served: Daemon, run_js: Callable[..., dict[str, Any]], api: str) -> None:
-    found = run_js(served.base_url, served.model, api, "tools", 4)
+def test_streams_that_are_tool_calls(
+    served: Daemon, address: str, run_js: Callable[..., dict[str, Any]], api: str
+) -> None:
+    found = run_js(address, served.model, api, "tools", 4)
     assert found == {"api": api, "kind": "tools", "total": 4, "failed": 0, "failures": {}}

@@ -35,12 +35,12 @@ async def failures(one: Callable[[], Awaitable[None]], count: int) -> list[str]:
     return [said for said in await asyncio.gather(*(attempt() for _ in range(count))) if said]
 
 
-def openai(served: Daemon) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{served.base_url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
+def openai(address: str) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
 
 
-async def test_chat_streams_whose_first_token_is_half_a_character(served: Daemon, streams: int) -> None:
-    async with openai(served) as client:
+async def test_chat_streams_whose_first_token_is_half_a_character(served: Daemon, address: str, streams: int) -> None:
+    async with openai(address) as client:
 
         async def one() -> None:
             first: Any = None
@@ -63,18 +63,18 @@ async def test_chat_streams_whose_first_token_is_half_a_character(served: Daemon
         assert await failures(one, streams) == []
 
 
-async def test_message_streams_whose_first_token_is_half_a_character(served: Daemon, streams: int) -> None:
-    async with AsyncAnthropic(
-        base_url=served.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS
-    ) as client:
+async def test_message_streams_whose_first_token_is_half_a_character(
+    served: Daemon, address: str, streams: int
+) -> None:
+    async with AsyncAnthropic(base_url=address, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as client:
 
         async def one() -> None:
             kinds: list[str] = []
             async with client.messages.stream(
                 model=served.model,
                 max_tokens=12,
-                temperature=0,
                 messages=[{"role": "user", "content": "Smile."}, {"role": "assistant", "content": SMILE * 8}],
+                extra_body={"temperature": 0},
             ) as stream:
                 async for event in stream:
                     kinds.append(event.type)
@@ -89,8 +89,10 @@ async def test_message_streams_whose_first_token_is_half_a_character(served: Dae
         assert await failures(one, streams) == []
 
 
-async def test_response_streams_whose_first_token_is_half_a_character(served: Daemon, streams: int) -> None:
-    async with openai(served) as client:
+async def test_response_streams_whose_first_token_is_half_a_character(
+    served: Daemon, address: str, streams: int
+) -> None:
+    async with openai(address) as client:
 
         async def one() -> None:
             numbers: list[int] = []
@@ -110,8 +112,8 @@ async def test_response_streams_whose_first_token_is_half_a_character(served: Da
         assert await failures(one, streams) == []
 
 
-async def test_short_streams_back_to_back(served: Daemon, short_streams: int) -> None:
-    async with openai(served) as client:
+async def test_short_streams_back_to_back(served: Daemon, address: str, short_streams: int) -> None:
+    async with openai(address) as client:
 
         async def one() -> None:
             text, finish = "", None
