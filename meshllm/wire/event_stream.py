@@ -10,7 +10,7 @@ from typing import Any
 
 from meshllm.wire import strict_json
 from meshllm.wire.api_errors import find_error, loads_error, status_of
-from meshllm.wire.sse import MAX_EVENT, Event, EventBuffer, parse_event, split_events
+from meshllm.wire.sse import MAX_EVENT, Event, EventBuffer, next_event, parse_event, skip_blanks
 
 MAX_NUMBER = 1 << 53
 """Numbers above this are not repeated as indices or sequence numbers: JavaScript could not tell them apart."""
@@ -55,10 +55,16 @@ class EventRepair:
 
     def _block(self, block: bytes) -> bytes:
         out: list[bytes] = []
-        for raw in split_events(block):
-            if self.complete:
-                break
-            out.append(raw if self._passes(raw) else self._one(raw))
+        position = skip_blanks(block, 0)
+        while position < len(block) and not self.complete:
+            rushed = self._rush(block, position)
+            if rushed is None:
+                span = next_event(block, position)
+                if span is None:
+                    break
+                rushed = self._one(block[span[0] : span[1]]), span[1]
+            out.append(rushed[0])
+            position = skip_blanks(block, rushed[1])
         return b"".join(out)
 
     def _one(self, raw: bytes) -> bytes:
@@ -94,9 +100,9 @@ class EventRepair:
 
     # -- for subclasses
 
-    def _passes(self, raw: bytes) -> bool:
-        """Whether an event can be passed on without being parsed."""
-        return False
+    def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
+        """What one or more events at `start` become and where they end, if that is known without parsing them."""
+        return None
 
     def _said(self) -> bytes:
         """What was written for an event before it turned out to make no sense."""

@@ -11,6 +11,7 @@ Law: blocks are strictly one after another and are numbered here; upstream's ind
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +63,12 @@ class MessagesRepair(EventRepair):
         self._open: _Block | None = None
         self._next = 0
         self._tools: dict[str, int | None] = {}
-        self._prefix: bytes | None = None
+        self._run: re.Pattern[bytes] | None = None  # deltas of the open block, which pass as they are
         self._told_stop = False
 
-    def _passes(self, raw: bytes) -> bool:
-        prefix = self._prefix
-        return prefix is not None and raw.startswith(prefix) and raw.endswith(b'"}}\n\n') and raw.count(b"\n") == 3
+    def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
+        match = self._run.match(block, start) if self._run is not None else None
+        return (match[0], match.end()) if match else None
 
     def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
         if kind == "ping":
@@ -184,12 +185,12 @@ class MessagesRepair(EventRepair):
         self._open = block
         if block.index == source and kind in _FAST:
             head = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,' % source
-            self._prefix = head + _FAST[kind]
+            self._run = re.compile(rb'(?:%b[^\r\n]*"\}\}\n\n)+' % re.escape(head + _FAST[kind]))
         start = {**(value or {}), "type": "content_block_start", "index": block.index, "content_block": full}
         return closing + _send(start, value, event)
 
     def _close_block(self) -> bytes:
-        block, self._open, self._prefix = self._open, None, None
+        block, self._open, self._run = self._open, None, None
         if block is None:
             return b""
         out = b""

@@ -75,6 +75,11 @@ class Emitter:
         self._next += 1
         return self._next - 1
 
+    def say(self, raw: bytes) -> bytes:
+        """An event that is already written."""
+        self.written.append(raw)
+        return raw
+
     def emit(self, value: Mapping[str, Any], event: Event | None = None) -> bytes:
         """One event; exactly as it came if it is `event` and nothing had to be changed."""
         kind = str(value["type"])
@@ -82,11 +87,12 @@ class Emitter:
         self._next = max(self._next, given)
         full = {"type": kind, **value, "sequence_number": self.number()}
         if event is not None and event.name == kind and full == self._given:
-            out = event.raw
-        else:
-            out = encode_event(full, kind)
-        self.written.append(out)
-        return out
+            return self.say(event.raw)
+        return self.say(encode_event(full, kind))
+
+    def has_room(self, text: str) -> bool:
+        """Whether `remember` would take it."""
+        return len(text) <= self._room
 
     def remember(self, pieces: list[str], text: str) -> None:
         """Append `text` to `pieces`; ValueError when there is no more room."""

@@ -20,6 +20,7 @@ from meshllm.wire.apis import Api
 from meshllm.wire.event_stream import EventRepair, whole_number
 from meshllm.wire.response_items import Contents, Emitter, Item
 from meshllm.wire.response_object import filled, filled_item, filled_usage, new_response, truncated
+from meshllm.wire.response_quick import Quick
 from meshllm.wire.sse import MAX_EVENT, Event
 
 _MAX_ITEMS = 1024
@@ -52,9 +53,11 @@ class ResponsesRepair(EventRepair):
         self._contents = Contents(self._out)
         self._progress = False
         self._items: dict[str, Item] = {}
+        self._quick: Quick | None = None
 
     def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
         self._out.now(value)
+        self._quick = None
         if not kind:
             raise ValueError("an event without a type")
         value = {**value, "type": kind}
@@ -79,7 +82,13 @@ class ResponsesRepair(EventRepair):
         if word not in _KIND_OF or verb not in ("added", "delta", "done"):
             return begin + self._out.emit(value, event)
         item, adding = self._item_of(value, word)
-        return begin + adding + self._contents.about(item, word, verb, value, event)
+        said = begin + adding + self._contents.about(item, word, verb, value, event)
+        if kind == "response.output_text.delta":
+            self._quick = Quick.after(item, event)
+        return said
+
+    def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
+        return self._quick.take(block, start, self._out) if self._quick is not None else None
 
     def _said(self) -> bytes:
         return b"".join(self._out.written)

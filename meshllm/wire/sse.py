@@ -60,7 +60,7 @@ class EventBuffer:
 
     def _keep(self, data: bytes, cut: int) -> bytes:
         """Blank lines after an event belong to nobody; they leave at once, so that the split makes no difference."""
-        cut = _skip_blanks(data, cut)
+        cut = skip_blanks(data, cut)
         self._pending += data[cut:]
         return data[:cut]
 
@@ -71,14 +71,14 @@ class EventBuffer:
         return rest + b"\n\n" if rest else b""
 
     def _take_checked(self, data: bytes) -> bytes:
-        start = _skip_blanks(data, 0)
+        start = skip_blanks(data, 0)
         for match in _END.finditer(data):
             if match.end() <= start:
                 continue
             if match.end() - start > self._limit:
                 self.overflow = True
                 return data[:start]
-            start = _skip_blanks(data, match.end())
+            start = skip_blanks(data, match.end())
         if len(data) - start > self._limit:
             self.overflow = True
         else:
@@ -86,7 +86,8 @@ class EventBuffer:
         return data[:start]
 
 
-def _skip_blanks(data: bytes, start: int) -> int:
+def skip_blanks(data: bytes, start: int) -> int:
+    """The first place at or after `start` that is not a line end."""
     match = _BLANKS.match(data, start)
     return match.end() if match else start
 
@@ -103,11 +104,17 @@ def _last_end(data: bytes | bytearray, start: int) -> int:
 
 def event_spans(block: bytes) -> Iterator[tuple[int, int]]:
     """Where the events of a block of whole events begin and end, blank lines before them left out."""
-    start = 0
-    for match in _END.finditer(block):
-        first, start = _skip_blanks(block, start), match.end()
-        if first < start:
-            yield first, start
+    span = next_event(block, 0)
+    while span is not None:
+        yield span
+        span = next_event(block, span[1])
+
+
+def next_event(block: bytes, start: int) -> tuple[int, int] | None:
+    """Where the first event at or after `start` begins and ends, None if there is no more."""
+    first = skip_blanks(block, start)
+    match = _END.search(block, first)
+    return (first, match.end()) if match else None
 
 
 def split_events(block: bytes) -> Iterator[bytes]:

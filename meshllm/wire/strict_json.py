@@ -21,6 +21,10 @@ def _refuse(text: str) -> float:
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_encode_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
 def loads(data: bytes | str) -> Any:
     """Parse UTF-8 JSON; ValueError for anything that is not, NaN and infinities and bottomless nesting included."""
     text = data if isinstance(data, str) else data.decode("utf-8")
@@ -42,8 +46,8 @@ def loads_object(data: bytes | str) -> dict[str, Any] | None:
 def dumps(value: object) -> bytes:
     """Compact UTF-8 JSON; text that UTF-8 cannot carry (half a surrogate pair) stays escaped."""
     try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        return _encode(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        return _encode_ascii(value).encode()
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None

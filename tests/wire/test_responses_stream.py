@@ -83,6 +83,14 @@ def test_the_engines_stream_gets_every_field(places: list[int]) -> None:
     assert not repair.failed
 
 
+@given(st.lists(st.one_of(st.text(max_size=5), st.sampled_from(['"', "\\", "\n\n", '"}'])), max_size=6), cuts)
+def test_the_short_way_and_the_long_way_say_the_same(texts: list[str], places: list[int]) -> None:
+    stream = BEGIN + added("message", "msg_1", content=[], role="assistant") + text_of("msg_1", "a", *texts)
+    stream += done(message("msg_1", "a" + "".join(texts)))
+    longer = stream.replace(b',"delta":"', b', "delta":"')  # not as the engine writes it, so every event is parsed
+    assert run(Api.RESPONSES, stream, places)[0] == run(Api.RESPONSES, longer, places)[0]
+
+
 @given(cuts)
 def test_what_is_already_proper_passes_untouched(places: list[int]) -> None:
     proper = run(Api.RESPONSES, PLAIN)[0]

@@ -1,0 +1,51 @@
+"""The usual event of a `/v1/responses` stream, a piece of text as the engine writes it, completed without parsing it.
+
+Law: byte for byte what the slow path would have written, or nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshllm.wire import strict_json
+from meshllm.wire.response_items import Emitter, Item, Part
+from meshllm.wire.sse import Event
+
+_HEAD = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","item_id":%b,"delta":"'
+_TAIL = b'","output_index":%d,"content_index":0,"logprobs":[],"sequence_number":'
+_END = b'"}\n\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """Deltas that go on with the text of one part."""
+
+    part: Part
+    head: bytes
+    tail: bytes
+
+    @classmethod
+    def after(cls, item: Item, event: Event) -> Quick | None:
+        """How to go on after `event`, a delta of `item`; None if it is not written as the engine does."""
+        head, part = _HEAD % strict_json.dumps(item.ident), item.parts.get(0)
+        if part is None or not event.raw.startswith(head) or not event.raw.endswith(_END):
+            return None
+        return cls(part, head, _TAIL % item.index)
+
+    def take(self, block: bytes, start: int, out: Emitter) -> tuple[bytes, int] | None:
+        """One such event at `start`, completed, and where it ended; None if the next event is another."""
+        first = start + len(self.head)
+        last = block.find(b'"', first)
+        if last < 0 or not block.startswith(self.head, start) or not block.startswith(_END, last):
+            return None
+        raw = block[first:last]
+        if b"\\" in raw:
+            return None
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            return None
+        if not text.isprintable() or not out.has_room(text):
+            return None
+        out.remember(self.part.text, text)
+        return b"%b%b%b%d}\n\n" % (self.head, raw, self.tail, out.number()), last + len(_END)
