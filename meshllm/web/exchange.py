@@ -23,6 +23,7 @@ from meshllm.web.upstream import UpstreamConnection, UpstreamPool
 from meshllm.wire.api_errors import error_body, error_event, translate_error
 from meshllm.wire.apis import Api
 from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
+from meshllm.wire.request_repair import repair_request
 from meshllm.wire.sse import comment, encode_event
 
 # A streaming caller never hears nothing for longer than this (plus a second).
@@ -218,15 +219,18 @@ class Exchange:
             self._try_again(target, reason)
 
     def _wire_request(self, pool: UpstreamPool) -> bytes:
-        address = pool.address
+        address, body = pool.address, self._body
+        if pool.target.kind is TargetKind.ENGINE:
+            mended = repair_request(self.api, self._request)
+            body = body if mended is None else orjson.dumps(mended)
         lines = [
             f"POST {address.prefix}{self._path} HTTP/1.1\r\nhost: {address.authority}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(self._body)}\r\n".encode("latin-1")
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode("latin-1")
         ]
         lines += [b"%b: %b\r\n" % (name, self._headers[name]) for name in FORWARDED if name in self._headers]
         if (key := self._hall.key_for(pool.target)) is not None:
             lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
-        return b"".join([*lines, b"\r\n", self._body])
+        return b"".join([*lines, b"\r\n", body])
 
     def _try_again(self, target: Target, reason: str) -> None:
         """An attempt failed before anything of an answer was passed on."""

@@ -16,7 +16,9 @@ from tests.daemons import Daemon
 pytestmark = pytest.mark.engine
 
 HELLO = [{"role": "user", "content": "Say hello."}]
-# A tool the smallest model can be made to call: the engine's grammar leaves it no choice.
+# A tool the smallest model can be made to call: with the tag that opens a call already said, the engine's grammar
+# leaves it no choice.
+OPENING = {"role": "assistant", "content": "<tool_call>"}
 WEATHER = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
@@ -26,13 +28,13 @@ WEATHER = {
 
 @pytest.fixture
 def client(served: Daemon) -> openai.OpenAI:
-    return openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=600)
 
 
 @pytest.fixture
 def claude(served: Daemon) -> anthropic.Anthropic:
     base = served.base_url.removesuffix("/v1")
-    return anthropic.Anthropic(base_url=base, api_key="none", max_retries=0, timeout=120)
+    return anthropic.Anthropic(base_url=base, api_key="none", max_retries=0, timeout=600)
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:
@@ -68,7 +70,12 @@ def test_completions(client: openai.OpenAI) -> None:
 def test_chat_calls_a_tool(client: openai.OpenAI, stream: bool) -> None:
     tool = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": WEATHER}}
     asked = [{"role": "user", "content": "What is the weather in Rome?"}]
-    common: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "messages": asked, "tools": [tool], "max_tokens": 200}
+    common: dict[str, Any] = {
+        "model": "SmolLM2-135M-Instruct",
+        "messages": [*asked, OPENING],
+        "tools": [tool],
+        "max_tokens": 100,
+    }
     if stream:
         with client.chat.completions.stream(**common, tool_choice="required", temperature=0) as events:
             message: Any = events.get_final_completion().choices[0].message
@@ -96,8 +103,8 @@ def test_chat_calls_a_tool(client: openai.OpenAI, stream: bool) -> None:
 def test_messages_calls_a_tool(claude: anthropic.Anthropic, stream: bool) -> None:
     common: dict[str, Any] = {
         "model": "SmolLM2-135M-Instruct",
-        "max_tokens": 200,
-        "messages": [{"role": "user", "content": "What is the weather in Rome?"}],
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "What is the weather in Rome?"}, OPENING],
         "tools": [{"name": "weather", "description": "The weather.", "input_schema": WEATHER}],
         "tool_choice": {"type": "any"},
     }
@@ -114,8 +121,9 @@ def test_messages_calls_a_tool(claude: anthropic.Anthropic, stream: bool) -> Non
 
 def test_messages_whole_streamed_and_counted(claude: anthropic.Anthropic) -> None:
     common: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "messages": HELLO}
-    whole = claude.messages.create(**common, max_tokens=16, temperature=0)
-    with claude.messages.stream(**common, max_tokens=16, temperature=0) as stream:
+    limits: dict[str, Any] = {"max_tokens": 16, "extra_body": {"temperature": 0}}
+    whole = claude.messages.create(**common, **limits)
+    with claude.messages.stream(**common, **limits) as stream:
         final = stream.get_final_message()
     assert final.content[0].text == whole.content[0].text != ""  # type: ignore[union-attr]
     assert final.stop_reason in ("end_turn", "max_tokens")
@@ -125,7 +133,7 @@ def test_messages_whole_streamed_and_counted(claude: anthropic.Anthropic) -> Non
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_responses(client: openai.OpenAI, stream: bool) -> None:
-    common: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "input": "Say hello.", "max_output_tokens": 24}
+    common: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "input": "Say hello.", "temperature": 0}
     if stream:
         with client.responses.stream(**common) as events:
             numbers = [event.sequence_number for event in events]
