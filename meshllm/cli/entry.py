@@ -187,7 +187,7 @@ def _run(settings: Settings, *, json: bool, verbose: bool) -> None:
 
     from meshllm.daemon.app import App
 
-    viewer = _viewer(json, verbose)
+    viewer = _viewer(json, verbose, idle=not (settings.models or settings.backends))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(App(settings, viewer).run())
@@ -195,7 +195,7 @@ def _run(settings: Settings, *, json: bool, verbose: bool) -> None:
         viewer.close()
 
 
-def _viewer(json: bool, verbose: bool) -> LineViewer | JsonViewer:
+def _viewer(json: bool, verbose: bool, *, idle: bool) -> LineViewer | JsonViewer:
     import logging
 
     from meshllm.cli import view
@@ -211,9 +211,9 @@ def _viewer(json: bool, verbose: bool) -> LineViewer | JsonViewer:
     console = Console(soft_wrap=True)
     if console.is_terminal:
         logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-        return view.LiveViewer(console)
+        return view.LiveViewer(console, idle=idle)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return view.LineViewer(console)
+    return view.LineViewer(console, idle=idle)
 
 
 @app.command()

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 ENGINE_TASK = "engine"
 # A line that only tells how far something is comes at most this often, in steps of the fraction.
 PLAIN_STEP = 0.1
+IDLE = """Serving nothing. Start it with one of these to change that:
+  mesh-llm --model SmolLM2-135M-Instruct     a model from the catalogue (mesh-llm download lists it)
+  mesh-llm --model ./model.gguf              a model file
+  mesh-llm --backend http://localhost:8000   the models of a server that already runs"""
 
 
 def _moving(snapshot: Snapshot) -> dict[str, Progress]:
@@ -52,8 +56,10 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
 class LineViewer(Viewer):
     """Lines on a rich console: a model's every change of phase, a backend's coming and going, progress now and then."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, idle: bool = False) -> None:
+        """`idle`: nothing was asked to be served, so say what could be."""
         self.console = console
+        self._idle = idle
         self._said: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
         self._url = ""
@@ -65,6 +71,8 @@ class LineViewer(Viewer):
         self.console.print(f"Console  {listening.console}", highlight=False)
         if listening.key_file is not None:
             self.console.print(f"Callers from other machines need the key in {listening.key_file}", highlight=False)
+        if self._idle:
+            self.console.print(IDLE, highlight=False, markup=False)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Say what is new."""
@@ -86,13 +94,13 @@ class LineViewer(Viewer):
             if self._steps.get(name) != (progress.stage, step):
                 self._steps[name] = (progress.stage, step)
                 percent = "" if progress.fraction is None else f" {progress.fraction * 100:.0f}%"
-                self.console.print(f"{name}: {progress.stage}{percent}", style="dim", highlight=False)
+                self.console.print(f"{name}: {progress.stage}{percent}", style="dim", highlight=False, markup=False)
 
     def _say(self, about: str, words: str, phase: ModelPhase = ModelPhase.SERVING) -> None:
         if self._said.get(about) != words:
             self._said[about] = words
             style = {ModelPhase.SERVING: "green", ModelPhase.FAILED: "bold red", ModelPhase.RESTARTING: "yellow"}
-            self.console.print(words, style=style.get(phase, "dim"), highlight=False)
+            self.console.print(words, style=style.get(phase, "dim"), highlight=False, markup=False)
 
     def close(self) -> None:
         """Nothing more will be shown."""
@@ -101,8 +109,8 @@ class LineViewer(Viewer):
 class LiveViewer(LineViewer):
     """The same lines, and below them a bar for each thing that is on its way."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, *, idle: bool = False) -> None:
+        super().__init__(console, idle=idle)
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -111,19 +119,21 @@ class LiveViewer(LineViewer):
         if not moving:
             self.close()
             return
+        from rich.markup import escape
+
         bars = self._bars or self._start()
         for name in [name for name in self._tasks if name not in moving]:
             bars.remove_task(self._tasks.pop(name))
         for name, progress in moving.items():
             if name not in self._tasks:
-                self._tasks[name] = bars.add_task(name, total=1.0)
+                self._tasks[name] = bars.add_task(name, total=1.0, detail="")
             stage = progress.stage.removeprefix("engine: ")
             bars.update(
                 self._tasks[name],
                 total=None if progress.fraction is None else 1.0,
                 completed=progress.fraction or 0.0,
-                description=f"{name}: {stage}",
-                detail=progress.detail[:50],
+                description=f"{escape(name)}: {stage}",
+                detail=escape(progress.detail[:50]),
             )
 
     def _start(self) -> Bars:

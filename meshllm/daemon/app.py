@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -136,7 +137,10 @@ class App:
             console = await self._console.start(LOOPBACK, settings.console)
             claim.announce(port, console)
             self._listening = Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", key_file)
-            self._viewer.listening(self._listening)
+            self._show(lambda viewer: viewer.listening(self._listening))
+            # What has been loaded stays: the collector need not look at it again in the middle of a request.
+            gc.collect()
+            gc.freeze()
             supervisor.end_leftovers()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._stop_wanted, node.post, owner)
@@ -170,7 +174,15 @@ class App:
         self._snapshot = snapshot
         self._gateway.publish(snapshot)
         self._console.changed()
-        self._viewer.snapshot(snapshot)
+        self._show(lambda viewer: viewer.snapshot(snapshot))
+
+    def _show(self, what: Callable[[Viewer], None]) -> None:
+        """Showing is a courtesy: a closed terminal or a full disk behind it must not end the daemon."""
+        try:
+            what(self._viewer)
+        except Exception:
+            self._viewer = Viewer()
+            log.exception("nothing more is shown")
 
     def status(self) -> NodeStatus:
         """The state of this node, now."""

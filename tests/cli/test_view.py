@@ -1,0 +1,95 @@
+"""What a person sees: bars while something moves, a line for each change, nothing while nothing happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+from rich.console import Console
+
+from meshllm.cli import view
+from meshllm.core import events as e
+from meshllm.core.mesh import Mesh
+from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.daemon.app import Listening
+
+LISTENING = Listening("http://localhost:1/v1", "http://localhost:2", None)
+STORY = [
+    e.ModelWanted("m[red]odel"),
+    e.EngineProgress(Progress("engine: compile", 0.5, "ggml.c [x]")),
+    e.FileProgress("m[red]odel", Progress("downloading", None)),
+    e.FileProgress("m[red]odel", Progress("downloading", 0.5)),
+    e.FileReady("m[red]odel", ModelFacts("/m.gguf", 100, "llama", 8192)),
+    e.EngineReady("1.0"),
+    e.ServerProgress("m[red]odel", 1, Progress("loading", 0.9)),
+    e.ServerReady("m[red]odel", 1, ServerFacts("/s.sock", 1, 4, 8192, 300 << 20)),
+    e.BackendAdded("http://b"),
+    e.BackendSilent("http://b", "refused"),
+    e.BackendAnswered("http://b", ("x",)),
+    e.ServerGone("m[red]odel", 1, "it was killed by SIGKILL"),
+]
+
+
+def play(viewer: view.LineViewer | view.JsonViewer) -> None:
+    mesh = Mesh()
+    viewer.listening(LISTENING)
+    for now, event in enumerate(STORY):
+        mesh.handle(event, float(now))
+        viewer.snapshot(mesh.snapshot())
+        viewer.snapshot(mesh.snapshot())
+    viewer.close()
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["lines", "terminal"])
+def test_the_whole_story_is_told(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
+    play(view.LiveViewer(console, idle=True) if terminal else view.LineViewer(console, idle=True))
+    told = out.getvalue()
+    assert "http://localhost:1/v1" in told
+    assert "Serving nothing" in told
+    assert told.count("serving m[red]odel (4 x 8192 tokens of context, 300 MiB)") == 1
+    assert told.count("http://b is away: refused") == 1
+    assert told.count("http://b serves x") == 1
+    assert "SIGKILL" in told
+    assert ("restarting" if terminal else "compile") in told  # bars are drawn only so often
+    if terminal:
+        assert "━" in told
+
+
+def test_the_live_display_is_away_while_nothing_moves() -> None:
+    viewer = view.LiveViewer(Console(file=io.StringIO(), force_terminal=True))
+    mesh = Mesh()
+    for event in STORY[:7]:
+        mesh.handle(event, 0.0)
+        viewer.snapshot(mesh.snapshot())
+    assert viewer._bars is not None
+    mesh.handle(STORY[7], 1.0)
+    viewer.snapshot(mesh.snapshot())
+    assert viewer._bars is None
+
+
+def test_json_is_one_object_a_line_and_says_each_thing_once() -> None:
+    out = io.StringIO()
+    viewer = view.JsonViewer(out)
+    play(viewer)
+    logger = logging.Logger("a.b")
+    logger.addHandler(view.JsonLogHandler(viewer))
+    try:
+        raise ValueError("no")
+    except ValueError:
+        logger.exception("it %s", "failed")
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert lines[0]["event"] == "listening"
+    assert [line["phase"] for line in lines if line["event"] == "model"] == [
+        "fetching",
+        "waiting",
+        "loading",
+        "serving",
+        "restarting",
+    ]
+    assert lines[-1]["message"] == "it failed"
+    assert "ValueError" in lines[-1]["traceback"]
+    assert all(line["time"].endswith("+00:00") for line in lines)
