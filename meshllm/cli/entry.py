@@ -34,6 +34,8 @@ def main() -> None:
         app()
     except MeshError as error:
         give_up(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def give_up(error: MeshError) -> NoReturn:

@@ -1,0 +1,133 @@
+"""The mailbox loop and the claim on a home."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core.mesh import Mesh
+from meshllm.core.types import Snapshot
+from meshllm.daemon import instance
+from meshllm.daemon.app import App, Listening, Viewer, api_key, backend_keys, find_models
+from meshllm.daemon.instance import Claim
+from meshllm.daemon.node import Node
+from meshllm.daemon.settings import Backend, Settings
+from meshllm.errors import InvalidModelFile, NotRunning, UnknownModel, UsageError
+
+
+async def test_events_become_commands_and_snapshots_in_order_until_the_end() -> None:
+    seen: list[object] = []
+    node = Node(Mesh(), lambda snapshot: seen.append(snapshot.version))
+
+    def carry_out(command: c.Command) -> None:
+        seen.append(command)
+        if isinstance(command, c.FetchModel):
+            node.post(e.StopWanted())
+
+    node.post(e.ModelWanted("m"))
+    async with asyncio.timeout(10):
+        await node.run(carry_out)
+    # The snapshot is always published before the commands that go with it are carried out.
+    assert seen == [1, c.FetchModel("m"), c.PrepareEngine(), 2]
+
+
+async def test_a_deadline_of_the_core_comes_by_itself() -> None:
+    asked: list[str] = []
+    node = Node(Mesh(), lambda snapshot: None)
+
+    def carry_out(command: c.Command) -> None:
+        assert isinstance(command, c.ProbeBackend)
+        asked.append(command.url)
+        # Silent the first time: the core wants to ask again after a while, and nothing but time can make it.
+        node.post(e.BackendSilent(command.url, "refused") if len(asked) == 1 else e.StopWanted())
+
+    node.post(e.BackendAdded("http://b"))
+    async with asyncio.timeout(30):
+        await node.run(carry_out)
+    assert asked == ["http://b", "http://b"]
+
+
+def test_a_home_has_one_daemon(tmp_path: Path) -> None:
+    claim = Claim(tmp_path)
+    claim.announce(1, 2)
+    found = instance.read(tmp_path)
+    assert found is not None
+    assert (found.pid, found.port, found.console) == (os.getpid(), 1, 2)
+    with pytest.raises(UsageError, match="MESH_LLM_HOME"):
+        Claim(tmp_path)
+    claim.release()
+    assert instance.read(tmp_path) is None
+    Claim(tmp_path).release()
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "started": 0, "port": 1, "console": 2}'],
+)
+def test_a_damaged_note_is_no_daemon(tmp_path: Path, note: str) -> None:
+    (tmp_path / instance.NOTE).write_text(note)
+    assert instance.read(tmp_path) is None
+    with pytest.raises(NotRunning):
+        instance.stop(tmp_path, within=1)
+
+
+def test_the_note_of_another_process_with_our_pid_is_not_believed(tmp_path: Path) -> None:
+    told = {"pid": os.getpid(), "started": 1.0, "port": 1, "console": 2}
+    (tmp_path / instance.NOTE).write_text(json.dumps(told))
+    assert instance.read(tmp_path) is None
+
+
+def test_the_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MESH_LLM_API_KEY", raising=False)
+    key, path = api_key(tmp_path)
+    assert path is not None
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    assert api_key(tmp_path) == (key, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("MESH_LLM_API_KEY", "chosen")
+    assert api_key(tmp_path) == ("chosen", None)
+
+
+def test_backend_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(tmp_path, backends=(Backend("http://a", "KEY_OF_A"), Backend("http://b")))
+    monkeypatch.setenv("KEY_OF_A", "secret")
+    assert backend_keys(settings) == {"http://a": "secret"}
+    for bad in ("", "two\nlines", "é"):
+        monkeypatch.setenv("KEY_OF_A", bad)
+        with pytest.raises(UsageError, match="KEY_OF_A"):
+            backend_keys(settings)
+
+
+def test_models_are_found_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path))
+    assert list(find_models(Settings(tmp_path, models=("smollm2-135m-instruct",)))) == ["SmolLM2-135M-Instruct"]
+    with pytest.raises(UnknownModel):
+        find_models(Settings(tmp_path, models=("no such model",)))
+    (tmp_path / "bad.gguf").write_bytes(b"nonsense")
+    with pytest.raises(InvalidModelFile):
+        find_models(Settings(tmp_path, models=(str(tmp_path / "bad.gguf"),)))
+
+
+async def test_a_viewer_that_fails_does_not_end_the_daemon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Viewer):
+        def listening(self, listening: Listening) -> None:
+            # What the daemon does next is to listen for signals; then it hears this one.
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+            raise BrokenPipeError("the terminal is gone")
+
+        def snapshot(self, snapshot: Snapshot) -> None:
+            raise AssertionError("nothing more may be shown")
+
+    async with asyncio.timeout(60):
+        await App(Settings(tmp_path, port=0, console=0), Broken()).run()
+    assert "the terminal is gone" in caplog.text
+    assert "nothing more may be shown" not in caplog.text
+    assert not (tmp_path / instance.NOTE).exists()
