@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshllm.core.types import Purpose
 from meshllm.engine import unix_http
 from meshllm.engine.process import ChildSpec, Ending
 
@@ -25,17 +26,22 @@ SOCKET_PATH_BYTES = 103
 # What a child may inherit of our environment: no secrets, and nothing that would change its command line (LLAMA_ARG_*).
 INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT",
+    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
 )  # fmt: skip
-# OpenMP's threads spin at every barrier, for billions of rounds by default: next to another busy program on two cores that
-# costs nine tenths of the speed. Measured, tokens/s of a small model, alone and beside load: default 53 and 2, two
+# OpenMP's threads spin at every barrier, for billions of rounds by default: next to another busy program on two cores
+# that costs nine tenths of the speed. Measured, tokens/s of a small model, alone and beside load: default 53 and 2, two
 # thousand rounds 52 and 16, sleeping at once 42 and 21. Whoever wants another sets the variable.
 SPIN_VARIABLE, SPIN_ROUNDS = "GOMP_SPINCOUNT", "2000"
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """How a model is to be served: `context_length` tokens for each of `slots` requests at a time."""
+    """How a model is to be served: `context_length` tokens for each of `slots` requests at a time.
+
+    `pooling`: the name of llama-server's `--pooling`, where the file's own will not do. `micro_batch`: tokens computed
+    in one go (None: the engine's default); a text that the engine cannot take in pieces must fit in it.
+    """
 
     model_name: str
     model_path: Path
@@ -43,7 +49,9 @@ class ServerPlan:
     slots: int
     chat_template: Path | None = None
     prompt_cache_mib: int = 0
-    embeddings: bool = False
+    purpose: Purpose = Purpose.GENERATE
+    pooling: str | None = None
+    micro_batch: int | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -80,8 +88,14 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
     ]  # fmt: skip
     if plan.chat_template is not None:
         argv += ["--chat-template-file", str(plan.chat_template)]
-    if plan.embeddings:
+    if plan.purpose is Purpose.EMBED:
         argv += ["--embeddings"]
+    elif plan.purpose is Purpose.RERANK:
+        argv += ["--reranking"]  # which is --embeddings --pooling rank
+    if plan.pooling is not None and plan.purpose is Purpose.EMBED:
+        argv += ["--pooling", plan.pooling]
+    if plan.micro_batch is not None:
+        argv += ["--batch-size", str(plan.micro_batch), "--ubatch-size", str(plan.micro_batch)]
     return tuple(argv)
 
 
