@@ -64,7 +64,7 @@ class CallerPolicy:
         local_name = is_loopback(host_of(headers.get(b"host", b"").decode("latin-1")))
         if local_name and (not peer or is_loopback(peer)):
             return None
-        if self.key is None:
+        if not self.key:
             return Refusal(403, "host_not_allowed", "This API answers to localhost only; call it as http://localhost.")
         if not self._knows_key(headers):
             return Refusal(401, "invalid_api_key", "This API needs its key: send it as 'Authorization: Bearer KEY'.")
@@ -81,7 +81,7 @@ class CallerPolicy:
             return False
 
     def _knows_key(self, headers: Mapping[bytes, bytes]) -> bool:
-        assert self.key is not None
+        assert self.key
         sent = headers.get(b"x-api-key", b"")
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":

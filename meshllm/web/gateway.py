@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -143,7 +144,9 @@ class Gateway:
     def on_request(self, connection: Connection, request: Request) -> Exchange | None:
         """Answer `request`, or begin to."""
         api = _api_of(request.path)
-        if (refusal := self._policy.refuse(connection.peer, request.headers)) is not None:
+        refusal = self._policy.refuse(connection.peer, request.headers)
+        # A browser that asks whether a page it shows may call has no key yet; the answer gives nothing away.
+        if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             log.info("refused %s %s from %s: %s", request.method, request.path, connection.peer, refusal.message)
             self._error(connection, api, refusal.status, refusal.code, refusal.message)
             return None
@@ -179,7 +182,6 @@ class Gateway:
         return exchange
 
     def _get(self, connection: Connection, request: Request, api: Api, cors: str) -> None:
-        head_only = request.method == "HEAD"
         route = find_route(request.path)
         if route is not None and route.api is Api.MODELS:
             cards = [self._card(name) for name in routing.models(self._snapshot)]
@@ -191,7 +193,7 @@ class Gateway:
                 return
             body = self._card(name)
         elif request.path == "/metrics":
-            connection.send(200, CONTENT_TYPE, self.metrics.text(), cors, head_only=head_only)
+            connection.send(200, CONTENT_TYPE, self.metrics.text(), cors)
             return
         elif request.path in ("/health", "/v1/health"):
             body = {"status": "ok"}
@@ -204,7 +206,7 @@ class Gateway:
         else:
             self._error(connection, api, 404, "not_found", f"There is nothing at {request.path[:200]}.", cors)
             return
-        connection.send(200, JSON, orjson.dumps(body), cors, head_only=head_only)
+        connection.send(200, JSON, orjson.dumps(body), cors)
 
     def _card(self, name: str) -> dict[str, Any]:
         """A model as OpenAI's and Anthropic's clients both read it, and what we know besides, under `mesh`."""
@@ -229,6 +231,8 @@ class Gateway:
             "display_name": name,
             "created_at": "1970-01-01T00:00:00Z",
             "mesh": known,
+            "lifecycle": "active",
+            "max_input_tokens": known.get("context_length"),
         }
 
     def _known(self) -> str:

@@ -1,0 +1,40 @@
+"""Every test here runs on the default event loop and on uvloop, unless it says otherwise; sockets have short names."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import uvloop
+from web_rig import Bench, bench
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for a Unix socket in it (107 bytes), which `tmp_path` often is not."""
+    with tempfile.TemporaryDirectory(prefix="mesh-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def table(folder: Path) -> AsyncIterator[Bench]:
+    """A bench that answers to this machine alone."""
+    async with bench(folder) as made:
+        yield made
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway looks at the time a hundred times a second, and callers hear of it soon."""
+    monkeypatch.setattr("meshllm.web.gateway.SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr("meshllm.web.exchange.SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.web.exchange.AVOID_SECONDS", 0.02)

@@ -1,0 +1,368 @@
+"""Every path answers, and fails, in the shape that its callers understand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anthropic
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from web_rig import (
+    ANSWERS,
+    ENDS,
+    PATHS,
+    STREAMING,
+    Bench,
+    Call,
+    Response,
+    ask,
+    backend,
+    bench,
+    broken,
+    coming,
+    request,
+    served,
+)
+
+from meshllm.web.callers import CallerPolicy
+
+# What is tested here does not depend on the loop, and there is much of it.
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
+
+
+def shaped(path: str, response: Response, code: str | None = None) -> str:
+    """The message of an error, whose shape must be that of the API at `path`."""
+    body = response.json
+    assert response.headers["content-type"] == "application/json"
+    if "/messages" in path:
+        assert body["type"] == "error"
+        assert set(body["error"]) >= {"type", "message"}
+    else:
+        assert set(body) == {"error"}
+        assert set(body["error"]) >= {"message", "type", "param", "code"}
+    if code is not None:
+        assert body["error"]["code"] == code
+    return str(body["error"]["message"])
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_each_path_and_its_alias_reach_the_engine_under_its_canonical_name(table: Bench, path: str) -> None:
+    engine = await table.serve()
+    for asked in (path, path.removeprefix("/v1"), path + "?beta=true"):
+        response = await table.call(ask(asked, anthropic_version="x"))
+        assert (response.status, engine.calls[-1].path) == (200, path)
+        given = response.json
+        assert {key: given[key] for key in ANSWERS[path] if key != "content"} == {
+            key: value for key, value in ANSWERS[path].items() if key != "content"
+        }
+    assert table.gateway.outcomes == ["answered"] * 3
+
+
+@pytest.mark.parametrize("path", STREAMING)
+async def test_each_stream_is_passed_on_whole(table: Bench, path: str) -> None:
+    await table.serve()
+    response = await table.call(ask(path, stream=True))
+    assert response.status == 200
+    assert response.chunked
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert b"Hello" in response.body
+    assert response.body.replace(b" ", b"").endswith(ENDS[path].replace(b" ", b""))
+
+
+async def test_only_what_is_needed_goes_upstream(folder: Path) -> None:
+    async def tell(call: Call) -> None:
+        call.answer({"head": call.head.decode()})
+
+    async with bench(folder) as table:
+        engine = await table.serve(tell)
+        body = {"model": "m", "messages": [], "é": "ü"}
+        headers = {
+            "Authorization": "Bearer secret",
+            "X-Api-Key": "secret",
+            "Cookie": "secret",
+            "Anthropic-Version": "2023-06-01",
+            "Anthropic-Beta": "a,b",
+            "X-Forwarded-For": "secret",
+            "Connection": "x-hop",
+            "X-Hop": "secret",
+        }
+        response = await table.call(request("POST", "/v1/chat/completions", body, headers))
+        head = response.json["head"]
+        assert "secret" not in head
+        assert "anthropic-version: 2023-06-01\r\n" in head
+        assert "anthropic-beta: a,b\r\n" in head
+        assert engine.calls[0].json == body
+
+
+async def test_a_backend_gets_its_own_key_its_own_host_and_its_own_path(folder: Path) -> None:
+    async def tell(call: Call) -> None:
+        call.answer({"head": call.head.decode()})
+
+    keys: dict[str, str] = {}
+    async with bench(folder, backend_keys=keys) as table:
+        upstream = await table.backend(tell)
+        url = upstream.address + "/deep/er"
+        table.gateway._backend_keys[url] = "k3y"
+        table.publish(backends=(backend(url, "m"),))
+        head = (await table.call(ask())).json["head"]
+        assert head.startswith("POST /deep/er/v1/chat/completions HTTP/1.1\r\n")
+        assert f"host: {upstream.address.removeprefix('http://')}\r\n" in head
+        assert "authorization: Bearer k3y\r\n" in head
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_unknown_model_is_404_and_never_another_models_answer(table: Bench, path: str) -> None:
+    engine = await table.serve()
+    response = await table.call(ask(path, model="n"))
+    assert response.status == 404
+    assert "'n'" in shaped(path, response, "model_not_found")
+    assert not engine.calls
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_body_that_names_no_model_is_400(table: Bench, path: str) -> None:
+    for body in ({}, {"model": None}, {"model": ""}, {"model": 7}, {"model": "x" * 513}, [], "m", 1):
+        response = await table.call(request("POST", path, body))
+        assert response.status == 400
+        shaped(path, response, "invalid_parameter")
+
+
+BAD_JSON = {
+    "empty": b"",
+    "half": b'{"model": "m"',
+    "deep": b'{"model": "m", "a": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "huge number": b'{"model": "m", "a": 1e999}',
+    "NaN": b'{"model": "m", "a": NaN}',
+    "Infinity": b'{"model": "m", "a": -Infinity}',
+    "half a surrogate pair": b'{"model": "\\ud800"}',
+    "NUL": b'{"model": "m\x00"}',
+    "not UTF-8": b'{"model": "\xff"}',
+    "UTF-16": '{"model": "m"}'.encode("utf-16"),
+    "a mark before it": b'\xef\xbb\xbf{"model": "m"}',
+    "two": b'{"model": "m"}{"model": "m"}',
+    "a comment": b'{"model": "m" /* */}',
+}
+
+
+@pytest.mark.parametrize("body", BAD_JSON.values(), ids=BAD_JSON.keys())
+async def test_what_is_not_json_is_400(table: Bench, body: bytes) -> None:
+    engine = await table.serve()
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        response = await table.call(request("POST", path, body))
+        assert response.status == 400
+        shaped(path, response, "invalid_json")
+    assert not engine.calls
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_stream_is_true_or_false(table: Bench, path: str) -> None:
+    await table.serve()
+    for stream in ("yes", 1, 0, [], {}, "true"):
+        response = await table.call(request("POST", path, {"model": "m", "stream": stream}))
+        assert response.status == 400
+        assert "'stream'" in shaped(path, response, "invalid_parameter")
+
+
+async def test_stream_may_be_null_and_means_nothing_where_nothing_streams(table: Bench) -> None:
+    await table.serve()
+    assert (await table.call(request("POST", "/v1/chat/completions", {"model": "m", "stream": None}))).status == 200
+    assert (await table.call(ask("/v1/embeddings", stream=True))).json == ANSWERS["/v1/embeddings"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_another_method_is_405_with_allow(table: Bench, path: str) -> None:
+    for method in ("GET", "PUT", "DELETE", "PATCH"):
+        response = await table.get(path, method)
+        assert (response.status, response.headers["allow"]) == (405, "POST")
+        shaped(path, response, "method_not_allowed")
+
+
+async def test_the_list_of_models_can_only_be_read(table: Bench) -> None:
+    response = await table.call(request("POST", "/v1/models", {}))
+    assert (response.status, response.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_any_other_path_is_404(table: Bench, method: str) -> None:
+    for path in ("/nothing", "/v1", "/v1/", "/v1/chat", "/v1/chat/completions/", "//v1/models", "/v1/../v1/models"):
+        response = await table.call(request(method, path), method)
+        assert response.status == 404
+        shaped(path, response, "not_found")
+    assert (await table.call(request(method, "*"), method)).status in (400, 404)
+
+
+async def test_models_can_be_read_by_the_sdks_of_both_apis(table: Bench) -> None:
+    engine = await table.serve()
+    table.publish(
+        served("m", engine.address),
+        coming("org/c-1"),
+        broken("b"),
+        backends=(backend("http://10.0.0.1:1", "far", "m"),),
+    )
+    listed = (await table.get("/v1/models")).json
+    names = ["m", "org/c-1", "b", "far"]
+    assert [openai.types.Model.model_validate(card, strict=True).id for card in listed["data"]] == names
+    assert [anthropic.types.ModelInfo.model_validate(card).id for card in listed["data"]] == names
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == ("m", "far", False)
+    phases = [card["mesh"]["phase"] for card in listed["data"]]
+    assert phases == ["serving", "fetching", "failed", "serving"]
+    assert listed["data"][0]["mesh"]["served_by"] == ["this node", "http://10.0.0.1:1"]
+    for name in ("org/c-1", "org%2Fc-1"):
+        assert (await table.get(f"/v1/models/{name}")).json == listed["data"][1]
+    missing = await table.get("/v1/models/org%2Fc-2")
+    assert missing.status == 404
+    assert "Did you mean org/c-1?" in shaped("/v1/models", missing, "model_not_found")
+
+
+async def test_no_models_at_all(table: Bench) -> None:
+    assert (await table.get("/v1/models")).json == {"object": "list", "data": [], "has_more": False}
+    assert "No model is served here yet" in shaped("", await table.call(ask()), "model_not_found")
+
+
+async def test_a_model_that_cannot_be_served_says_why(table: Bench) -> None:
+    table.publish(broken("m"))
+    for path in PATHS:
+        response = await table.call(ask(path, stream=path in STREAMING))
+        assert (response.status, response.headers["retry-after"]) == (503, "30")
+        assert "The disk is full. Make room." in shaped(path, response, "model_unavailable")
+
+
+async def test_metrics_are_read_by_the_reference_parser_and_count(table: Bench) -> None:
+    engine = await table.serve()
+    table.publish(served("m", engine.address), served('we"ird\\\n', "/nowhere"), backends=(backend("http://x:1", "f"),))
+    await table.call(ask())
+    await table.call(ask(stream=True))
+    await table.call(ask(model="a stranger"))
+    await table.call(ask(path="/v1/nothing"))
+    text = (await table.get("/metrics")).body.decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    counted = {
+        (sample.labels["api"], sample.labels["model"], sample.labels["outcome"]): sample.value
+        for sample in families["mesh_llm_requests"].samples
+        if sample.name.endswith("_total")
+    }
+    assert counted["chat", "m", "answered"] == 2
+    assert "stranger" not in text
+    assert [s.value for s in families["mesh_llm_backend_up"].samples] == [1]
+    phases = {(s.labels["model"], s.labels["phase"]): s.value for s in families["mesh_llm_model_phase"].samples}
+    assert phases["m", "serving"] == 1
+    assert phases['we"ird\\\n', "failed"] == 0
+
+
+async def test_head_is_get_without_a_body_and_the_connection_goes_on(table: Bench) -> None:
+    for path in ("/", "/health", "/v1/health", "/v1/models", "/metrics", "/nothing", "/v1/messages", "/v1/models/n"):
+        caller = await table.caller()
+        caller.send(request("HEAD", path))
+        bare = await caller.response("HEAD")
+        caller.send(request("GET", path))
+        whole = await caller.response()
+        assert bare.status == whole.status
+        if path not in ("/metrics", "/v1/messages"):  # of which one changes, and one names the method
+            assert bare.headers["content-length"] == whole.headers["content-length"]
+
+
+async def test_health(table: Bench) -> None:
+    for path in ("/health", "/v1/health"):
+        assert (await table.get(path)).json == {"status": "ok"}
+
+
+# -- who may call
+
+
+async def test_this_machine_goes_by_these_names(table: Bench) -> None:
+    for host in ["localhost", "localhost:9337", "127.0.0.1:1", "[::1]", "[::1]:80", "a.localhost", "LOCALHOST."]:
+        assert (await table.call(request("GET", "/health", host=host), "GET")).status == 200
+
+
+async def test_another_name_is_refused(table: Bench) -> None:
+    for host in ["", "evil.com", "localhost.evil.com", "127.0.0.1.evil.com", "192.168.1.2", "[", "a:b", "0.0.0.0"]:
+        for path in ["/health", "/v1/messages", "/v1/models"]:
+            response = await table.call(request("GET", path, host=host), "GET")
+            if host:
+                assert response.status == 403
+                shaped(path, response, "host_not_allowed")
+            else:
+                assert response.status in (400, 403)
+
+
+async def test_pages_from_elsewhere_are_refused(table: Bench) -> None:
+    engine = await table.serve()
+    for origin in ["http://evil.com", "null", "", "file://", "http://localhost.evil.com", "http://[", "x" * 9999]:
+        for method in ("POST", "OPTIONS"):
+            data = request(method, "/v1/chat/completions", {"model": "m"}, {"Origin": origin})
+            response = await table.call(data)
+            assert response.status == 403
+            assert "access-control-allow-origin" not in response.headers
+            shaped("", response, "origin_not_allowed")
+    assert not engine.calls
+
+
+async def test_a_picture_of_a_page_from_elsewhere_is_refused(table: Bench) -> None:
+    assert (await table.get("/v1/models", **{"Sec-Fetch-Site": "cross-site"})).status == 403
+    for kind in ("none", "same-origin", "same-site"):
+        assert (await table.get("/v1/models", **{"Sec-Fetch-Site": kind})).status == 200
+
+
+async def test_a_page_of_this_machine_may_call_and_may_ask_first(table: Bench) -> None:
+    await table.serve()
+    origin = "http://localhost:5173"
+    asked = await table.get(
+        "/v1/chat/completions",
+        "OPTIONS",
+        **{
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,x-stainless-os",
+        },
+    )
+    assert asked.status == 204
+    assert asked.headers["access-control-allow-origin"] == origin
+    assert asked.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    for data in (
+        ask(),
+        ask(stream=True),
+        ask(model="n"),
+        request("POST", "/v1/embeddings", b"{"),
+        request("GET", "/x"),
+    ):
+        response = await table.call(data.replace(b"\r\n", f"\r\nOrigin: {origin}\r\n".encode(), 1))
+        assert response.headers["access-control-allow-origin"] == origin
+        assert response.headers["vary"] == "origin"
+
+
+async def test_a_named_origin_is_let_in(folder: Path) -> None:
+    async with bench(folder, CallerPolicy(allowed_origins=frozenset({"https://app.example"}))) as table:
+        assert (await table.get("/health", Origin="https://app.example")).status == 200
+        assert (await table.get("/health", Origin="https://app.example.evil")).status == 403
+
+
+async def test_from_elsewhere_a_key_is_needed(folder: Path) -> None:
+    policy = CallerPolicy(key="sésame", allowed_origins=frozenset({"https://app.example"}))
+    async with bench(folder, policy) as table:
+        await table.serve()
+        body = json.dumps({"model": "m"}).encode()
+        key = "sésame".encode().decode("latin-1")
+
+        async def call(headers: dict[str, str], host: str = "box.lan:9337", path: str = "/v1/messages") -> Response:
+            return await table.call(request("POST", path, body, headers, host=host))
+
+        assert (await call({}, "localhost")).status == 200
+        for headers in ({"Authorization": f"Bearer {key}"}, {"Authorization": f"bearer {key}"}, {"X-Api-Key": key}):
+            assert (await call(headers)).status == 200
+        for headers in ({}, {"Authorization": "Bearer no"}, {"X-Api-Key": ""}, {"Authorization": f"Basic {key}"}):
+            refused = await call(headers)
+            assert refused.status == 401
+            shaped("/v1/messages", refused, "invalid_api_key")
+        # A browser asks first, and has no key then; the answer gives nothing away.
+        asked = request("OPTIONS", "/v1/messages", headers={"Origin": "https://app.example"}, host="box.lan")
+        assert (await table.call(asked)).status == 204
+        assert (await table.call(asked.replace(b"app.", b"evil."))).status == 403
+
+
+async def test_an_empty_key_opens_nothing(folder: Path) -> None:
+    async with bench(folder, CallerPolicy(key="")) as table:
+        response = await table.call(request("GET", "/health", headers={"X-Api-Key": ""}, host="box.lan"))
+        assert response.status == 403

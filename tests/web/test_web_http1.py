@@ -1,0 +1,547 @@
+"""The server side of HTTP/1.1: framing, limits, accounting, and callers that do not behave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+from web_rig import PATIENCE, Bench, Call, Caller, ask, never, request, well
+
+GET = request("GET", "/health")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits that a test can reach."""
+    monkeypatch.setattr("meshllm.web.http1.MAX_HEAD_BYTES", 2000)
+    monkeypatch.setattr("meshllm.web.http1.MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr("meshllm.web.http1.MAX_BODIES_BYTES", 25_000)
+
+
+async def refused(caller: Caller, status: int) -> str:
+    """The next answer is an error with `status`, after which the server hangs up."""
+    response = await caller.response()
+    assert response.status == status
+    assert response.headers["connection"] == "close"
+    assert await caller.eof() == b""
+    await caller.close()
+    return str(response.json["error"]["message"])
+
+
+async def test_one_connection_many_requests(table: Bench) -> None:
+    engine = await table.serve()
+    caller = await table.caller()
+    for number in range(20):
+        caller.send(ask(number=number))
+        assert (await caller.response()).status == 200
+        caller.send(ask(stream=True))
+        assert (await caller.response()).status == 200
+    assert table.gateway.live == 1
+    assert len(engine.calls) == 40
+
+
+async def test_pipelined_requests_are_answered_in_order(table: Bench) -> None:
+    async def echo(call: Call) -> None:
+        call.answer(call.json)
+
+    await table.serve(echo)
+    caller = await table.caller()
+    caller.send(b"".join(ask(number=number) for number in range(8)))
+    assert [(await caller.response()).json["number"] for _ in range(8)] == list(range(8))
+    caller.send(GET + ask(number=1) + request("GET", "/nothing") + ask(stream=True, number=2))
+    assert [(await caller.response()).status for _ in range(4)] == [200, 200, 404, 200]
+    await caller.close()
+    await table.idle()
+
+
+async def test_too_much_pipelining_is_answered_as_far_as_it_goes(table: Bench) -> None:
+    release = asyncio.Event()
+
+    async def later(call: Call) -> None:
+        await release.wait()
+        await well(call)
+
+    await table.serve(later)
+    caller = await table.caller()
+    caller.send(ask() + ask() * 50)
+    await table.gateway.watch.until(lambda: table.gateway.active == 1)
+    release.set()
+    answers = 0
+    while True:
+        try:
+            assert (await caller.response()).status == 200
+        except EOFError:
+            break
+        answers += 1
+    assert 1 <= answers < 51
+    await caller.close()
+    await table.idle()
+
+
+async def test_requests_may_arrive_byte_by_byte(table: Bench) -> None:
+    await table.serve()
+    caller = await table.caller()
+    for byte in ask("/v1/messages") + GET:
+        caller.send(bytes([byte]))
+        await asyncio.sleep(0)
+    assert (await caller.response()).status == 200
+    assert (await caller.response()).json == {"status": "ok"}
+
+
+async def test_chunked_bodies_with_extensions_and_trailers(table: Bench) -> None:
+    engine = await table.serve()
+    body = json.dumps({"model": "m", "text": "x" * 1000}).encode()
+    chunks = b"".join(
+        b"%x;name=value\r\n%b\r\n" % (len(body[i : i + 7]), body[i : i + 7]) for i in range(0, len(body), 7)
+    )
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    caller = await table.caller()
+    for _ in range(2):
+        caller.send(head + chunks + b"0\r\nHost: evil.com\r\nOrigin: http://evil.com\r\n\r\n")
+        assert (await caller.response()).status == 200
+    assert engine.calls[-1].body == body
+    assert b"content-length: %d\r\n" % len(body) in engine.calls[-1].head
+    assert table.gateway.body_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Content-Length: 5, 5",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+        b"Transfer-Encoding: gzip",
+        b"Transfer-Encoding: chunked, identity",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding : chunked",
+        b"Content-Length: +5",
+        b"Content-Length: 0x5",
+        b"Content-Length: -1",
+        b"Content-Length: 99999999999999999999999",
+        b"X: a\r\n folded: b",
+        b"X: a\rb",
+        b"X: a\x00b",
+        b"X y: z",
+        b": z",
+        b"Host: evil.com",
+        b"Origin: http://localhost\r\nOrigin: http://localhost",
+        b"Content-Type: application/json\r\nContent-Type: text/plain",
+        b"Authorization: a\r\nAuthorization: b",
+    ],
+)
+async def test_what_could_be_understood_in_two_ways_is_refused(table: Bench, lines: bytes) -> None:
+    engine = await table.serve()
+    caller = await table.caller()
+    caller.send(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n\r\n")
+    await refused(caller, 400)
+    assert not engine.calls
+    await table.idle()
+
+
+@pytest.mark.parametrize("line", [b"GET / HTTP/3.7", b"PRI * HTTP/2.0", b"\x16\x03\x01\x02", b"G"])
+async def test_what_is_not_http_1_is_refused(table: Bench, line: bytes) -> None:
+    caller = await table.caller()
+    caller.send(line + b"\r\nHost: localhost\r\n\r\n")
+    await refused(caller, 400)
+
+
+async def test_other_versions_are_refused(table: Bench) -> None:
+    for line in (b"GET / HTTP/2.0", b"GET / HTTP/0.9", b"GET /"):
+        caller = await table.caller()
+        caller.send(line + b"\r\nHost: localhost\r\n\r\n")
+        await refused(caller, 505)
+
+
+async def test_answers_owed_come_before_a_refusal(table: Bench) -> None:
+    """What follows a sound request cannot take its answer's place, nor cut it short."""
+    release = asyncio.Event()
+
+    async def later(call: Call) -> None:
+        call.begin_stream()
+        await release.wait()
+        call.chunk(b"data: [DONE]\n\n")
+        call.end_stream()
+        call.hang_up()
+
+    await table.serve(later)
+    caller = await table.caller()
+    caller.send(GET + b"\x00garbage\r\n\r\n")
+    assert (await caller.response()).json == {"status": "ok"}
+    await refused(caller, 400)
+    caller = await table.caller()
+    caller.send(ask(stream=True))
+    await table.gateway.watch.until(lambda: table.gateway.active == 1)
+    caller.send(b"\x00garbage\r\n\r\n" * 100)
+    release.set()
+    assert (await caller.response()).status == 200
+    await refused(caller, 400)
+    await table.idle()
+
+
+async def test_close_means_close_and_nothing_after_it_counts(table: Bench) -> None:
+    caller = await table.caller()
+    caller.send(request("GET", "/health", headers={"Connection": "close"}))
+    assert (await caller.response()).headers["connection"] == "close"
+    assert await caller.eof() == b""
+    caller = await table.caller()
+    caller.send(request("GET", "/health", headers={"Connection": "close"}) + GET)
+    assert (await caller.response()).status == 200
+    assert await caller.eof() == b""
+    await caller.close()
+    await table.idle()
+
+
+async def test_http_1_0(table: Bench) -> None:
+    await table.serve()
+    caller = await table.caller()
+    caller.send(request("POST", "/v1/completions", {"model": "m"}, version="1.0"))
+    assert (await caller.response()).status == 200
+    assert await caller.eof() == b""
+    # A stream has no chunks then: it ends with the connection, even if that was to be kept.
+    caller = await table.caller()
+    data = request(
+        "POST", "/v1/completions", {"model": "m", "stream": True}, {"Connection": "keep-alive"}, version="1.0"
+    )
+    caller.send(data)
+    answer = await caller.eof()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert b"connection: close" in head
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+    # One that is kept says so, or a client of that age would wait for its end.
+    caller = await table.caller()
+    for _ in range(2):
+        caller.send(request("GET", "/health", headers={"Connection": "keep-alive"}, version="1.0"))
+        assert (await caller.response()).headers["connection"] == "keep-alive"
+
+
+async def test_a_wish_for_another_protocol_is_ignored(table: Bench) -> None:
+    await table.serve()
+    caller = await table.caller()
+    wishes = (
+        {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"},
+        {"Connection": "Upgrade", "Upgrade": "websocket"},
+    )
+    for wish in wishes:
+        caller.send(request("GET", "/health", headers=wish) + request("POST", "/v1/rerank", {"model": "m"}, wish) + GET)
+        assert [(await caller.response()).status for _ in range(3)] == [200, 200, 200]
+    for byte in request("GET", "/health", headers=wishes[0]) + GET:
+        caller.send(bytes([byte]))
+        await asyncio.sleep(0)
+    assert [(await caller.response()).status for _ in range(2)] == [200, 200]
+    caller.send(request("CONNECT", "localhost:22"))
+    assert (await caller.response()).status in (400, 404)
+
+
+async def test_100_continue(table: Bench) -> None:
+    await table.serve()
+    caller = await table.caller()
+    head, _, body = request("POST", "/v1/completions", {"model": "m"}, {"Expect": "100-continue"}).partition(
+        b"\r\n\r\n"
+    )
+    for _ in range(2):
+        caller.send(head + b"\r\n\r\n")
+        assert (await caller.head(interim=True)).status == 100
+        caller.send(body)
+        assert (await caller.response()).status == 200
+    # HTTP/1.0 knows no interim answers.
+    caller = await table.caller()
+    caller.send(head.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n\r\n" + body)
+    assert (await caller.head(interim=True)).status == 200
+
+
+async def test_100_continue_for_one_that_waited_behind_another(table: Bench) -> None:
+    release = asyncio.Event()
+
+    async def later(call: Call) -> None:
+        await release.wait()
+        await well(call)
+
+    await table.serve(later)
+    caller = await table.caller()
+    head, _, body = request("POST", "/v1/completions", {"model": "m"}, {"Expect": "100-continue"}).partition(
+        b"\r\n\r\n"
+    )
+    caller.send(ask())
+    await table.gateway.watch.until(lambda: table.gateway.active == 1)
+    caller.send(head + b"\r\n\r\n")
+    release.set()
+    assert (await caller.response()).status == 200
+    assert (await caller.head(interim=True)).status == 100
+    caller.send(body)
+    assert (await caller.response()).status == 200
+
+
+@pytest.mark.usefixtures("small")
+async def test_limits_of_the_head(table: Bench) -> None:
+    long = request("GET", "/health", headers={"X": "x" * 3000})
+    caller = await table.caller()
+    caller.send(long)
+    assert "2000 bytes" in await refused(caller, 431)
+    caller = await table.caller()
+    caller.send(b"\r\n" * 2000)
+    await refused(caller, 431)
+    # Whatever way it is split, and behind whatever it comes.
+    caller = await table.caller()
+    caller.send(GET + long[:-2] + b"X: x\r\n" * 500)
+    assert (await caller.response()).status == 200
+    await refused(caller, 431)
+    caller = await table.caller()
+    for part in (long[:1500], long[1500:2900]):
+        caller.send(part)
+        await asyncio.sleep(0)
+    caller.send(b"y" * 4000)
+    await refused(caller, 431)
+    await table.idle()
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_head_is_bounded_while_another_request_is_at_work(table: Bench) -> None:
+    await table.serve(never)
+    caller = await table.caller()
+    caller.send(ask())
+    await table.gateway.watch.until(lambda: table.gateway.active == 1)
+    caller.send(GET + b"GET /health HTTP/1.1\r\n")
+    for _ in range(20):
+        caller.send(b"X: " + b"x" * 1000 + b"\r\n")
+    connection = next(iter(table.gateway._connections.live))
+    # It stops taking more in: nothing of what follows is kept.
+    async with asyncio.timeout(PATIENCE):
+        while connection._refusal is None:  # noqa: ASYNC110 - what it waits for is that a loop of ours has read on
+            await asyncio.sleep(0)
+    caller.abort()
+    await table.idle()
+
+
+@pytest.mark.usefixtures("small")
+async def test_limits_of_the_body(table: Bench) -> None:
+    caller = await table.caller()
+    caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10001\r\n\r\n")
+    await refused(caller, 413)
+    caller = await table.caller()
+    caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(11):
+        caller.send(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
+    await refused(caller, 413)
+    # Little of a body, but much around it.
+    caller = await table.caller()
+    caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    caller.send(b"1;" + b"x" * 30_000)
+    await refused(caller, 413)
+    caller = await table.caller()
+    caller.send(request("POST", "/v1/messages", b"{}", {"Content-Encoding": "gzip"}))
+    await refused(caller, 415)
+    await table.idle()
+
+
+async def test_a_caller_that_is_still_sending_hears_why_it_is_refused(
+    table: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshllm.web.http1.MAX_BODY_BYTES", 10_000)
+    caller = await table.caller()
+    size = 4 << 20
+    caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+    # As the usual clients do: all of it is sent before the answer is looked at.
+    caller.send(b"x" * size)
+    await caller.writer.drain()
+    assert (await caller.response()).status == 413
+
+
+@pytest.mark.usefixtures("small")
+async def test_all_bodies_together_are_bounded_as_long_as_they_are_held(table: Bench) -> None:
+    engine = await table.serve(never, slots=1)
+    body = {"model": "m", "text": "x" * 9000}
+    callers = [await table.caller() for _ in range(3)]
+    for number, caller in enumerate(callers[:2], 1):
+        caller.send(request("POST", "/v1/completions", body))
+        await table.gateway.watch.until(lambda n=number: table.gateway.active + table.gateway.queued == n)  # type: ignore[misc]
+    assert len(engine.calls) <= 1
+    assert 18_000 < table.gateway.body_bytes < 19_000
+    callers[2].send(request("POST", "/v1/completions", body))
+    response = await callers[2].response()
+    assert response.status == 503
+    for caller in callers:
+        caller.abort()
+    await table.idle()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_limits_of_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_SECONDS", "BODY_SECONDS"):
+        monkeypatch.setattr(f"meshllm.web.http1.{name}", 0.05)
+    monkeypatch.setattr("meshllm.web.http1.IDLE_SECONDS", 0.1)
+    silent = await table.caller()
+    kept = await table.caller()
+    kept.send(GET)
+    assert (await kept.response()).status == 200
+    half_head, half_body = await table.caller(), await table.caller()
+    half_head.send(b"GET /health HT")
+    half_body.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nabc")
+    for caller in (half_head, half_body):
+        await refused(caller, 408)
+    for caller in (silent, kept):
+        assert await caller.eof() == b""
+    await table.idle()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_head_that_trickles_in_has_no_more_time_than_any(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.http1.HEAD_SECONDS", 0.05)
+    caller = await table.caller()
+    caller.send(b"GET /health HTTP/1.1\r\nX: ")
+    response = asyncio.get_running_loop().create_future()
+
+    def trickle() -> None:
+        if not response.done():
+            caller.send(b"x")
+            asyncio.get_running_loop().call_later(0.005, trickle)
+
+    trickle()
+    answer = await caller.response()
+    response.set_result(None)
+    assert answer.status == 408
+
+
+async def test_too_many_connections_are_told_so(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.http1.MAX_CONNECTIONS", 2)
+    kept = [await table.caller() for _ in range(2)]
+    for caller in kept:
+        caller.send(GET)
+        await caller.response()
+    await refused(await table.caller(), 503)
+    kept[0].send(GET)
+    assert (await kept[0].response()).status == 200
+
+
+# -- callers that do not read
+
+
+def deaf(caller: Caller) -> None:
+    """From now on it takes no more than its buffers hold."""
+    caller.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+
+async def test_a_caller_that_reads_slowly_slows_the_target_down(table: Bench) -> None:
+    sent = 0
+    event = b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 50_000}}]}).encode() + b"\n\n"
+    total = 1000  # 50 MB, of which only what the buffers on the way hold may leave the target
+
+    async def flood(call: Call) -> None:
+        nonlocal sent
+        call.begin_stream()
+        for _ in range(total):
+            call.chunk(event)
+            await call.drained()
+            sent += 1
+            call.upstream.watch.notify()
+        call.chunk(b"data: [DONE]\n\n")
+        call.end_stream()
+        call.hang_up()
+
+    engine = await table.serve(flood)
+    caller = await table.caller(limit=1 << 14)
+    caller.send(ask(stream=True))
+    connection = None
+    await engine.watch.until(lambda: bool(engine.calls))
+    connection = next(iter(table.gateway._connections.live))
+    await engine.watch.until(lambda: connection.paused)
+    transport = connection._transport
+    assert transport is not None
+    assert sent < total
+    heard = 0
+    while piece := await caller.piece() if heard else (await caller.head()) and await caller.piece():
+        heard += len(piece)
+        assert transport.get_write_buffer_size() < 4 << 20
+    assert heard >= total * len(event)
+    assert sent == total
+
+
+async def test_a_slow_caller_leaves_a_backends_connection_in_order(table: Bench) -> None:
+    """The stream ends while the caller is paused: the connection goes back to the pool, and must be read from again."""
+    event = b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 60_000}}]}).encode() + b"\n\n"
+
+    async def burst(call: Call) -> None:
+        if call.json["stream"]:
+            call.begin_stream()
+            for _ in range(400):
+                call.chunk(event)
+                if table.gateway.live and any(c.paused for c in table.gateway._connections.live):
+                    break
+                await call.drained()
+            call.chunk(b"data: [DONE]\n\n")
+            call.end_stream()
+        else:
+            call.answer({"fine": True})
+
+    upstream = await table.pool(burst)
+    slow = await table.caller(limit=1 << 12)
+    slow.send(ask(stream=True))
+    await upstream.watch.until(lambda: bool(upstream.calls))
+    assert (await slow.response()).body.endswith(b"[DONE]\n\n")
+    for _ in range(3):
+        assert (await table.call(ask())).json == {"fine": True}
+    assert upstream.accepted == 1
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_caller_that_never_reads_is_hung_up_on(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.http1.STALLED_WRITE_SECONDS", 0.05)
+    event = b"data: " + b'{"choices":[{"index":0,"delta":{"content":"' + b"x" * 60_000 + b'"}}]}\n\n'
+
+    async def flood(call: Call) -> None:
+        call.begin_stream()
+        while True:
+            call.chunk(event)
+            await call.drained()
+
+    engine = await table.serve(flood)
+    caller = await table.caller()
+    deaf(caller)
+    caller.send(ask(stream=True))
+    await engine.watch.until(lambda: engine.accepted == 1)
+    await engine.watch.until(lambda: engine.open == 0)
+    await table.idle()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_answers_do_not_pile_up_for_a_caller_that_never_reads(
+    table: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshllm.web.http1.STALLED_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.http1.LINGER_SECONDS", 0.05)
+    caller = await table.caller()
+    deaf(caller)
+    biggest = 0
+    with contextlib.suppress(ConnectionError):
+        while not caller.writer.transport.is_closing():
+            caller.send(request("GET", "/metrics") * 4)
+            await caller.writer.drain()
+            await asyncio.sleep(0)
+            for connection in table.gateway._connections.live:
+                transport = connection._transport
+                biggest = max(biggest, transport.get_write_buffer_size() if transport else 0)
+    assert biggest < 1 << 20
+    await table.idle()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_last_answer_that_nobody_reads_does_not_keep_a_connection(
+    table: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshllm.web.http1.STALLED_WRITE_SECONDS", 0.05)
+
+    async def big(call: Call) -> None:
+        call.answer(b'"' + b"x" * (16 << 20) + b'"')
+
+    await table.serve(big)
+    caller = await table.caller()
+    deaf(caller)
+    caller.send(request("POST", "/v1/completions", {"model": "m"}, {"Connection": "close"}))
+    await table.gateway.watch.until(lambda: bool(table.gateway.outcomes))
+    await table.idle()
