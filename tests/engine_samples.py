@@ -7,6 +7,15 @@ from pathlib import Path
 import gguf
 import numpy
 
+WORDS = (
+    "the", "of", "to", "in", "is", "and", "cat", "dog", "sat", "on", "mat", "red", "green", "star", "rain", "snow",
+    "paris", "rome", "capital", "france", "italy", "hello", ".",
+)  # fmt: skip
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WIDTH, HIDDEN, LAYERS, HEADS = 48, 96, 2, 4
+CONTEXT = 64
+
 
 def model_without_needed_tensors(path: Path) -> Path:
     """A llama of one layer whose header is sound and whose only tensor is the embedding."""
@@ -22,6 +31,117 @@ def model_without_needed_tensors(path: Path) -> Path:
     writer.add_token_list(["a", "b", "<s>", "</s>"])
     writer.add_token_merges(["a b"])
     writer.add_tensor("token_embd.weight", numpy.zeros((4, 32), dtype=numpy.float32))
+    return _written(writer, path)
+
+
+def embedder(path: Path, pooling: gguf.PoolingType | None = gguf.PoolingType.MEAN) -> Path:
+    """A BERT of two layers and 48 dimensions with random weights (always the same) that takes 64 tokens."""
+    return _written(_bert(path, pooling, classifier=False), path)
+
+
+def reranker(path: Path, pooling: gguf.PoolingType | None = gguf.PoolingType.RANK) -> Path:
+    """The same BERT with a head that gives a pair of texts one score."""
+    return _written(_bert(path, pooling, classifier=True), path)
+
+
+def causal_embedder(path: Path) -> Path:
+    """A llama of one layer that is read at its last token, as Qwen3-Embedding and e5-mistral are; it takes 2048 tokens.
+
+    Its vocabulary is single letters. The engine would let it write text too.
+    """
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(2048)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_pooling_type(gguf.PoolingType.LAST)
+    tokens = [
+        "<s>",
+        "</s>",
+        "\u0120",
+        "\u010a",
+        ".",
+        *LETTERS,
+    ]  # a space and a line feed, as byte-level BPE writes them
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(tokens) - 2))
+    writer.add_token_merges(["\u0120 \u0120"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(True)
+    random = numpy.random.default_rng(20)
+    shapes = {
+        "token_embd": (len(tokens), WIDTH),
+        **{f"blk.0.attn_{part}": (WIDTH, WIDTH) for part in ("q", "k", "v", "output")},
+        "blk.0.ffn_gate": (HIDDEN, WIDTH),
+        "blk.0.ffn_up": (HIDDEN, WIDTH),
+        "blk.0.ffn_down": (WIDTH, HIDDEN),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.5, shape).astype(numpy.float32))
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", numpy.ones(WIDTH, dtype=numpy.float32))
+    return _written(writer, path)
+
+
+def _bert(path: Path, pooling: gguf.PoolingType | None, *, classifier: bool) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
+    writer.add_token_type_count(1)
+    # As converters write WordPiece: a word's first piece begins with a mark, the others lose their "##".
+    pieces = ["\u2581" + word for word in (*WORDS, *LETTERS)] + list(LETTERS)
+    tokens = [*SPECIAL, *pieces]
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("jina-v2-en")
+    writer.add_token_list(tokens)
+    writer.add_token_types([control] * len(SPECIAL) + [normal] * len(pieces))
+    writer.add_pad_token_id(SPECIAL.index("[PAD]"))
+    writer.add_unk_token_id(SPECIAL.index("[UNK]"))
+    writer.add_bos_token_id(SPECIAL.index("[CLS]"))
+    writer.add_sep_token_id(SPECIAL.index("[SEP]"))
+    writer.add_mask_token_id(SPECIAL.index("[MASK]"))
+    random = numpy.random.default_rng(20)
+
+    def weight(name: str, *shape: int) -> None:
+        # Large enough that texts differ visibly in what comes out.
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.5, shape).astype(numpy.float32))
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", numpy.ones(WIDTH, dtype=numpy.float32))
+        writer.add_tensor(f"{name}.bias", numpy.zeros(WIDTH, dtype=numpy.float32))
+
+    weight("token_embd", len(tokens), WIDTH)
+    weight("token_types", 1, WIDTH)
+    weight("position_embd", CONTEXT, WIDTH)
+    norm("token_embd_norm")
+    for layer in range(LAYERS):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            weight(f"blk.{layer}.{part}", WIDTH, WIDTH)
+        weight(f"blk.{layer}.ffn_up", HIDDEN, WIDTH)
+        weight(f"blk.{layer}.ffn_down", WIDTH, HIDDEN)
+        norm(f"blk.{layer}.attn_output_norm")
+        norm(f"blk.{layer}.layer_output_norm")
+    if classifier:
+        weight("cls", WIDTH, WIDTH)
+        weight("cls.output", 1, WIDTH)
+    return writer
+
+
+def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from meshllm.core import serving
-from meshllm.core.types import ModelPhase, ModelState, Snapshot
+from meshllm.core.types import ModelPhase, ModelState, Purpose, Snapshot
 
 # So many unanswered probes in a row, and callers of a backend's models get an error instead of waiting for it.
 BACKEND_PATIENCE_FAILURES = 4
@@ -47,11 +47,15 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The answer to "who serves this model?": `targets`, best first, or why there are none."""
+    """The answer to "who serves this model?": `targets`, best first, or why there are none.
+
+    `purpose` is what the model is for, where this node has its file; a backend does not say.
+    """
 
     targets: tuple[Target, ...]
     standing: Standing
     words: str = ""
+    purpose: Purpose | None = None
 
 
 def route(snapshot: Snapshot, model: str) -> Route:
@@ -62,13 +66,14 @@ def route(snapshot: Snapshot, model: str) -> Route:
         facts = here.server_facts
         targets.append(Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots))
     targets += [Target(TargetKind.BACKEND, b.url) for b in snapshot.backends if b.healthy and model in b.models]
+    purpose = here.facts.purpose if here is not None and here.facts is not None else None
     if targets:
-        return Route(tuple(targets), Standing.COMING)
+        return Route(tuple(targets), Standing.COMING, purpose=purpose)
     if here is None:
         return _away(snapshot, model)
     if serving.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
-        return Route((), Standing.FAILED, failure_words(snapshot, here))
-    return Route((), Standing.COMING, serving.progress_words(snapshot.engine, here))
+        return Route((), Standing.FAILED, failure_words(snapshot, here), purpose)
+    return Route((), Standing.COMING, serving.progress_words(snapshot.engine, here), purpose)
 
 
 def _away(snapshot: Snapshot, model: str) -> Route:
@@ -89,6 +94,17 @@ def failure_words(snapshot: Snapshot, model: ModelState) -> str:
     reason = model.reason or snapshot.engine.reason or "no reason is known"
     advice = model.advice or snapshot.engine.advice
     return f"{model.name} cannot be served: {reason} {advice}".rstrip()
+
+
+def purpose_words(model: str, purpose: Purpose) -> str:
+    """What to tell a caller who asked `model` for something that it is not for."""
+    match purpose:
+        case Purpose.GENERATE:
+            return f"{model} writes text and gives neither embeddings nor rankings: choose a model made for that."
+        case Purpose.EMBED:
+            return f"{model} only turns texts into vectors: ask it at /v1/embeddings, and another model for the rest."
+        case Purpose.RERANK:
+            return f"{model} only ranks documents: ask it at /v1/rerank, and another model for the rest."
 
 
 def models(snapshot: Snapshot) -> tuple[str, ...]:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meshllm.core.types import Purpose
+
 DEFAULT_CONTEXT = 32768
 # Below this a coding agent's system prompt alone does not fit.
 SMALLEST_CONTEXT = 4096
+# Texts that are turned into vectors or judged are short: OpenAI's embeddings take 8192 tokens, the first BERTs 512.
+DEFAULT_TEXT = 8192
+SMALLEST_TEXT = 512
 DEFAULT_SLOTS = 4
 # What a model's file that does not say gets.
 UNKNOWN_CONTEXT = 4096
@@ -24,16 +29,24 @@ class Size:
     slots: int
 
 
-def candidates(trained: int, asked: int | None) -> tuple[Size, ...]:
+def candidates(
+    trained: int, asked: int | None, purpose: Purpose = Purpose.GENERATE, *, slots_are_free: bool = False
+) -> tuple[Size, ...]:
     """What to try, best first. `trained`: tokens the model was made for (0: unknown); `asked`: `--ctx-size`, if given.
 
-    A size that was asked for is kept whatever happens; only the slots give way.
+    A size that was asked for is kept whatever happens; only the slots give way. But models that do not generate are
+    never given more than they were made for: an encoder has no positions beyond. `slots_are_free`: the model keeps
+    nothing between batches, so fewer slots would save no memory.
     """
-    most = asked or min(trained or UNKNOWN_CONTEXT, DEFAULT_CONTEXT)
-    contexts = [most]
-    while not asked and contexts[-1] // 2 >= SMALLEST_CONTEXT:
+    if purpose is Purpose.GENERATE:
+        usual, smallest = DEFAULT_CONTEXT, SMALLEST_CONTEXT
+    else:
+        usual, smallest = DEFAULT_TEXT, SMALLEST_TEXT
+        asked = min(asked, trained) if asked and trained else asked
+    contexts = [asked or min(trained or UNKNOWN_CONTEXT, usual)]
+    while not asked and contexts[-1] // 2 >= smallest:
         contexts.append(contexts[-1] // 2)
     slots = [DEFAULT_SLOTS]
-    while slots[-1] > 1:
+    while slots[-1] > 1 and not slots_are_free:
         slots.append(slots[-1] // 2)
     return tuple(Size(context, count) for context in contexts for count in slots)

@@ -10,6 +10,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 
+class Purpose(Enum):
+    """What a model is for; it answers nothing else."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    RERANK = "rerank"
+
+
 class EnginePhase(Enum):
     """How far the engine (llama.cpp, built here) is."""
 
@@ -80,6 +88,7 @@ class ModelFacts:
     context_length: int
     quantization: str = ""
     digest: str = ""
+    purpose: Purpose = Purpose.GENERATE
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.sizing import Size, candidates
-from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.core.types import ModelFacts, Progress, Purpose, ServerFacts
 from meshllm.engine import bindings, build, llama_server
 from meshllm.engine.ledger import Ledger
 from meshllm.engine.llama_server import ServerPlan
@@ -26,6 +26,7 @@ from meshllm.models import download
 from meshllm.models import progress as model_progress
 from meshllm.models.catalog import CatalogEntry
 from meshllm.models.local import LocalModel
+from meshllm.models.purpose import Usage, usage
 from meshllm.models.store import Store
 from meshllm.tasks import Owner
 from meshllm.web import backends
@@ -37,6 +38,8 @@ MEMORY_SHARE = 0.9
 # The engine keeps prompts it has computed, to continue them later; a tenth of the memory, at most what it would take.
 PROMPT_CACHE_SHARE = 0.1
 PROMPT_CACHE_MOST_MIB = 8192
+# The engine's own, where we do not choose: what it computes in one go.
+MICRO_BATCH = 512
 STAGES = {
     model_progress.Stage.DOWNLOADING: "downloading",
     model_progress.Stage.EXTRACTING: "unpacking",
@@ -146,6 +149,7 @@ class Supervisor:
                         context_length=model.context_length,
                         quantization=header.quantization,
                         digest=model.digest or "",
+                        purpose=usage(header).purpose,
                     ),
                 )
             )
@@ -160,14 +164,18 @@ class Supervisor:
         try:
             model, engine = self._models[name], self._engine
             assert engine is not None
-            size, memory = await self._size(engine, model)
+            how = usage(model.header)
+            size, memory = await self._size(engine, model, how)
             plan = ServerPlan(
                 model_name=name,
                 model_path=model.path,
                 context_length=size.context_length,
                 slots=size.slots,
                 chat_template=model.chat_template,
-                prompt_cache_mib=_prompt_cache_mib(),
+                prompt_cache_mib=_prompt_cache_mib() if how.purpose is Purpose.GENERATE else 0,
+                purpose=how.purpose,
+                pooling=how.pooling,
+                micro_batch=_micro_batch(how, size),
             )
 
             def loading(fraction: float | None) -> None:
@@ -203,23 +211,34 @@ class Supervisor:
         else:
             self._unwanted.add((name, generation))
 
-    async def _size(self, engine: build.Engine, model: LocalModel) -> tuple[Size, int]:
+    async def _size(self, engine: build.Engine, model: LocalModel, how: Usage) -> tuple[Size, int]:
         """The best size that fits this machine's memory, and the bytes it takes, by the engine's own arithmetic."""
-        tries = candidates(model.context_length, self._context)
+        # What computes a text in one go hardly ever keeps anything of it.
+        tries = candidates(model.context_length, self._context, how.purpose, slots_are_free=how.at_once)
         room = int(resources.memory().available * MEMORY_SHARE)
         need = 0
         for size in tries:
-            need = (await self._need(engine, model, size)).total
+            need = await self._need(engine, model, how, size)
             if need <= room:
                 return size, need
         # Let the engine try the smallest all the same: memory that is mapped, or a GPU's, is not counted here.
         log.warning("%s needs %d MiB and %d MiB are available", model.name, need >> 20, room >> 20)
         return tries[-1], need
 
-    async def _need(self, engine: build.Engine, model: LocalModel, size: Size) -> bindings.MemoryNeed:
-        return await bindings.memory_need(
-            engine, model.path, context_size=size.context_length * size.slots, parallel=size.slots
+    async def _need(self, engine: build.Engine, model: LocalModel, how: Usage, size: Size) -> int:
+        embeddings, micro_batch = how.purpose is not Purpose.GENERATE, _micro_batch(how, size) or MICRO_BATCH
+        need = await bindings.memory_need(
+            engine,
+            model.path,
+            context_size=size.context_length * size.slots,
+            parallel=size.slots,
+            micro_batch=micro_batch,
+            embeddings=embeddings,
+            pooling=how.pooling,
         )
+        # Cleared, so really used, at the first batch that is full: 8 GB for 8192 tokens and a vocabulary of 250k words.
+        scores = 4 * model.header.vocabulary_size * (micro_batch if embeddings else size.slots)
+        return need.total + scores
 
     # -- backends
 
@@ -237,6 +256,11 @@ class Supervisor:
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:100]
+
+
+def _micro_batch(how: Usage, size: Size) -> int | None:
+    """Tokens the engine has to compute in one go, None if it need not."""
+    return size.context_length if how.at_once else None
 
 
 def _prompt_cache_mib() -> int:

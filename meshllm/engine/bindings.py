@@ -28,6 +28,9 @@ MAX_ANSWER = 1024 * 1024
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """Names of llama-server's --cache-type-k/-v, as ggml's numbers."""
 
+POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+"""Names of llama-server's --pooling, as the engine's numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class BufferNeed:
@@ -50,7 +53,8 @@ class MemoryNeed:
     """What a model and its context will allocate, as the engine itself adds it up; bytes.
 
     Exact for buffers. Not in it: the program itself and its libraries (some 50 MB), the output buffer (size of the
-    vocabulary times 4 bytes a slot), the prompt cache, and a GPU driver's own use.
+    vocabulary times 4 bytes for every slot, or for every token of a batch when it gives embeddings: it is there for
+    scores of all words even then), the prompt cache, and a GPU driver's own use.
     """
 
     buffers: tuple[BufferNeed, ...]
@@ -109,12 +113,14 @@ async def memory_need(
     batch: int = 2048,
     micro_batch: int = 512,
     embeddings: bool = False,
+    pooling: str | None = None,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     seconds: int = SECONDS,
 ) -> MemoryNeed:
     """What llama-server will allocate with these values of --ctx-size (of all slots together), --parallel,
-    --kv-unified, --gpu-layers (-1: all), --batch-size, --ubatch-size, --embeddings and --cache-type-k/-v.
+    --kv-unified, --gpu-layers (-1: all), --batch-size, --ubatch-size, --embeddings, --pooling (None: the model's
+    own) and --cache-type-k/-v. llama-server takes the --ubatch-size for both of them when it gives embeddings.
 
     Takes about a second. Raises InvalidModelFile if the engine refuses the file or breaks on it, EngineUnavailable if
     the engine itself does not work.
@@ -128,9 +134,10 @@ async def memory_need(
             "parallel": parallel,
             "unified": unified,
             "gpu_layers": gpu_layers,
-            "batch": batch,
+            "batch": min(batch, micro_batch) if embeddings else batch,
             "micro_batch": micro_batch,
             "embeddings": embeddings,
+            "pooling": -1 if pooling is None else POOLINGS[pooling],
             "type_k": CACHE_TYPES[cache_type_k],
             "type_v": CACHE_TYPES[cache_type_v],
         },

@@ -101,6 +101,7 @@ class _Engine:
         parameters.n_batch, parameters.n_ubatch = int(request["batch"]), int(request["micro_batch"])
         parameters.kv_unified = bool(request["unified"])
         parameters.embeddings = bool(request["embeddings"])
+        parameters.pooling_type = int(request["pooling"])
         parameters.n_outputs_max = parameters.n_batch if parameters.embeddings else parallel
         parameters.n_outputs_max_per_seq = 1
         parameters.type_k = int(request["type_k"])

@@ -30,6 +30,10 @@ MAX_DIMENSIONS: Final = 4
 MAX_LAYER_LIST: Final = 4096  # arrays with one number per layer
 MAX_ALIGNMENT: Final = 1 << 20
 
+POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = range(5)
+"""How the tokens' vectors become one, as `{architecture}.pooling_type` numbers it."""
+
+_CLASSIFIER: Final = frozenset({b"cls.weight", b"cls.output.weight"})
 _WINDOW: Final = 1 << 20
 _GUESSED: Final = 1024  # a flag in the file type: the converter was not sure
 _U32 = struct.Struct("<I")
@@ -51,7 +55,9 @@ class Header:
 
     `kind` is `general.type` ("model", "adapter", "mmproj", ...). `heads` and `kv_heads` are the largest of all layers.
     `quantization` is the file type's name ("Q4_K_M"), or the type most of the weights have. `tensor_bytes` and
-    `parameters` are sums over the tensor table of this file (one part, if `parts` > 1).
+    `parameters` are sums over the tensor table of this file (one part, if `parts` > 1). `pooling` is one of the
+    `POOLING_` numbers (none, if the file does not say); `causal`: a token sees only those before it; `classifier`: this
+    file holds a head that gives scores.
     """
 
     architecture: str
@@ -68,6 +74,9 @@ class Header:
     tokenizer: str
     chat_template: str | None
     quantization: str
+    pooling: int
+    causal: bool
+    classifier: bool
     tensor_count: int
     tensor_bytes: int
     parameters: int
@@ -292,6 +301,7 @@ class _Table:
     bytes: int
     values: int
     commonest: str
+    classifier: bool
 
 
 def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> _Table:
@@ -316,7 +326,8 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> _Table:
     begin = -(-cursor.position // alignment) * alignment
     if count and begin + end > cursor.size:
         raise _Damage(f"it is cut off: {cursor.size} bytes long, its tensors reach to byte {begin + end}")
-    return _Table(count, stored, values, max(by_type, key=lambda kind: by_type[kind]) if by_type else "")
+    commonest = max(by_type, key=lambda kind: by_type[kind]) if by_type else ""
+    return _Table(count, stored, values, commonest, not names.isdisjoint(_CLASSIFIER))
 
 
 def _read_shape(cursor: _Cursor, name: bytes) -> tuple[int, str, int]:
@@ -357,6 +368,8 @@ def _header(values: dict[str, Value], vocabulary: int, table: _Table) -> Header:
     architecture = text("general.architecture")
     if not 0 < len(architecture) <= 64 or not architecture.isascii() or not architecture.isprintable():
         raise _Damage("it does not say which architecture the model has")
+    if (pooling := number(f"{architecture}.pooling_type")) > POOLING_RANK:
+        raise _Damage(f"it asks for pooling of type {pooling}, which this engine does not know")
     mixture = values.get("general.file_type")
     file_type = FILE_TYPES.get(mixture & ~_GUESSED, "") if isinstance(mixture, int) else ""
     return Header(
@@ -374,6 +387,9 @@ def _header(values: dict[str, Value], vocabulary: int, table: _Table) -> Header:
         tokenizer=text("tokenizer.ggml.model"),
         chat_template=text("tokenizer.chat_template") or None,
         quantization=file_type or table.commonest,
+        pooling=pooling,
+        causal=values.get(f"{architecture}.attention.causal") is not False,
+        classifier=table.classifier,
         tensor_count=table.count,
         tensor_bytes=table.bytes,
         parameters=table.values,

@@ -56,9 +56,10 @@ class FileStatus(_Model):
 
 
 class ModelStatus(_Model):
-    """A model this node serves or is about to."""
+    """A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there."""
 
     name: str
+    purpose: str | None
     phase: str
     progress: ProgressStatus | None
     file: FileStatus | None
@@ -131,6 +132,7 @@ def _model(snapshot: Snapshot, model: ModelState, now: float) -> ModelStatus:
         )
     return ModelStatus(
         name=model.name,
+        purpose=None if model.facts is None else model.facts.purpose.value,
         phase=serving.phase(snapshot.engine, model).value,
         progress=_progress(model.progress),
         file=file,

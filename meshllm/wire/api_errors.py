@@ -50,6 +50,10 @@ _CONTEXT = "context_length_exceeded"
 _CODES = {"exceed_context_size_error": _CONTEXT}
 """The engine's words for which clients know another: agents compact their history when they see this one."""
 
+_TOO_LONG = re.compile(r"input \((\d{1,15}) tokens\) is too large to process\b.*\bbatch size: (\d{1,15})\)")
+"""What the engine says of a text that it must compute in one go and cannot: as if it were its own fault (500)."""
+_NO_TEXT = "does not support logits computation"
+
 _TAG = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -134,7 +138,21 @@ def translate_error(
         text = _excerpt(upstream)
         message = f"The model server answered with status {status}" + (f": {text}" if text else ".")
         return status, error_body(api, status, "upstream_error", message, request_id=request_id)
+    status, found = _owned(status, found)
     return status, _rewritten(api, status, found, request_id)
+
+
+def _owned(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The engine's error, as the caller's where the request is at fault: clients try again what ends in a 500."""
+    message = str(found["message"])[:MAX_MESSAGE]
+    if status == 500 and (sizes := _TOO_LONG.search(message)):
+        tokens, most = int(sizes[1]), int(sizes[2])
+        words = f"The input has {tokens} tokens; this model takes {most} at most."
+        return 400, {"message": words, "type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": most}
+    if status == 500 and _NO_TEXT in message:
+        words = "This model writes no text: ask it for what it was made for, embeddings or a ranking."
+        return 400, {"message": words, "code": "wrong_purpose"}
+    return status, found
 
 
 def translate_event(api: Api, found: Mapping[str, Any], *, status: int = 0, sequence_number: int = 0) -> bytes:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import unquote
 
+from meshllm.core.types import Purpose
+
 
 class Api(Enum):
     """What a request asks for; decides the shape of its answer and of its errors."""
@@ -33,6 +35,22 @@ class Api(Enum):
     def can_stream(self) -> bool:
         """Whether `"stream": true` means something here."""
         return self in (Api.CHAT, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES)
+
+    @property
+    def purpose(self) -> Purpose | None:
+        """What a model must be for to be asked this; None where it does not matter.
+
+        The engine does not mind enough: it lets embedding models chat, and of a reranker that is asked for embeddings
+        it reads, and tells, memory behind the one number that it has.
+        """
+        return _PURPOSES.get(self)
+
+
+_PURPOSES = {
+    **{api: Purpose.GENERATE for api in Api if api.can_stream},
+    Api.EMBEDDINGS: Purpose.EMBED,
+    Api.RERANK: Purpose.RERANK,
+}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,17 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core import routing, serving
 from meshllm.core.mesh import Mesh
-from meshllm.core.sizing import DEFAULT_CONTEXT, SMALLEST_CONTEXT, candidates
-from meshllm.core.types import EnginePhase, FilePhase, ModelFacts, ModelPhase, Progress, ServerFacts, ServerPhase
+from meshllm.core.sizing import DEFAULT_CONTEXT, DEFAULT_SLOTS, DEFAULT_TEXT, SMALLEST_CONTEXT, candidates
+from meshllm.core.types import (
+    EnginePhase,
+    FilePhase,
+    ModelFacts,
+    ModelPhase,
+    Progress,
+    Purpose,
+    ServerFacts,
+    ServerPhase,
+)
 
 FACTS = ModelFacts("/models/m.gguf", 100, "llama", 8192)
 SERVER = ServerFacts("/run/m.sock", 42, 4, 8192)
@@ -219,6 +228,20 @@ def test_every_state_has_a_phase_and_words(engine: EnginePhase, file: FilePhase,
     assert serving.next_step(EngineState(engine), model, 0.0) == serving.next_step(EngineState(engine), model, 0.0)
 
 
+@pytest.mark.parametrize("purpose", Purpose)
+def test_a_route_tells_what_the_model_is_for_as_soon_as_its_file_is_read(purpose: Purpose) -> None:
+    mesh = Mesh()
+    mesh.handle(e.ModelWanted("m"), 0.0)
+    assert routing.route(mesh.snapshot(), "m").purpose is None
+    mesh.handle(e.FileReady("m", ModelFacts("/m.gguf", 1, "bert", 512, purpose=purpose)), 1.0)
+    assert routing.route(mesh.snapshot(), "m").purpose is purpose
+    mesh.handle(e.EngineReady("1"), 2.0)
+    mesh.handle(e.ServerReady("m", 1, SERVER), 3.0)
+    route = routing.route(mesh.snapshot(), "m")
+    assert (route.purpose, len(route.targets)) == (purpose, 1)
+    assert "m" in routing.purpose_words("m", purpose)
+
+
 @given(st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))
 def test_sizes_get_smaller_and_what_was_asked_for_is_kept(trained: int, asked: int | None) -> None:
     sizes = candidates(trained, asked)
@@ -229,6 +252,21 @@ def test_sizes_get_smaller_and_what_was_asked_for_is_kept(trained: int, asked: i
     else:
         assert sizes[0].context_length <= DEFAULT_CONTEXT
         assert all(size.context_length >= min(SMALLEST_CONTEXT, sizes[0].context_length) for size in sizes)
+
+
+@given(st.sampled_from([Purpose.EMBED, Purpose.RERANK]), st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))
+def test_sizes_of_what_does_not_generate_stay_within_what_it_was_made_for(
+    purpose: Purpose, trained: int, asked: int | None
+) -> None:
+    sizes = candidates(trained, asked, purpose)
+    free = candidates(trained, asked, purpose, slots_are_free=True)
+    assert {size.slots for size in free} == {DEFAULT_SLOTS}
+    assert {size.context_length for size in free} == {size.context_length for size in sizes}
+    assert all(0 < size.context_length <= (trained or 1 << 22) for size in sizes)
+    if asked is None:
+        assert sizes[0].context_length <= DEFAULT_TEXT
+    else:
+        assert {size.context_length for size in sizes} == {min(asked, trained or asked)}
 
 
 @pytest.mark.parametrize("failures", range(1, 20))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_helpers import read
 
+from meshllm.core.types import Purpose
 from meshllm.wire.api_errors import error_body, error_event, translate_error
 from meshllm.wire.apis import ROUTES, Api, find_route, model_in_path
 
@@ -54,6 +55,40 @@ def test_any_answer_becomes_an_error_of_the_callers_api(api: Api, status: int, u
     told, body = translate_error(api, status, upstream)
     assert told == (status if 400 <= status <= 599 else 502)
     is_error(api, body)
+
+
+@pytest.mark.parametrize("api", [Api.EMBEDDINGS, Api.RERANK])
+def test_a_text_too_long_to_embed_is_the_callers_matter(api: Api) -> None:
+    words = "input (600 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
+    engine = json.dumps({"error": {"code": 500, "message": words, "type": "server_error"}}).encode()
+    status, body = translate_error(api, 500, engine)
+    error = body["error"]
+    assert (status, error["code"]) == (400, "context_length_exceeded")
+    assert error["message"] == "The input has 600 tokens; this model takes 512 at most."
+    assert (error["n_prompt_tokens"], error["n_ctx"]) == (600, 512)
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.MESSAGES])
+def test_an_encoder_that_is_asked_to_write_refuses(api: Api) -> None:
+    words = "the current context does not support logits computation. skipping"
+    engine = json.dumps({"error": {"code": 500, "message": words, "type": "server_error"}}).encode()
+    status, body = translate_error(api, 500, engine)
+    assert (status, body["error"]["code"], body["error"]["type"]) == (400, "wrong_purpose", "invalid_request_error")
+    is_error(api, body)
+
+
+def test_what_a_model_must_be_for() -> None:
+    assert {api: api.purpose for api in Api} == {
+        Api.CHAT: Purpose.GENERATE,
+        Api.COMPLETIONS: Purpose.GENERATE,
+        Api.RESPONSES: Purpose.GENERATE,
+        Api.MESSAGES: Purpose.GENERATE,
+        Api.EMBEDDINGS: Purpose.EMBED,
+        Api.RERANK: Purpose.RERANK,
+        Api.COUNT_TOKENS: None,
+        Api.INPUT_TOKENS: None,
+        Api.MODELS: None,
+    }
 
 
 def test_what_is_known_about_an_error_is_kept() -> None:

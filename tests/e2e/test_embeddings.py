@@ -1,0 +1,195 @@
+"""Embedding models and rerankers behind a real daemon: small ones made here, the real engine, clients people use."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.daemons import MODEL, Daemon, daemon
+from tests.engine_samples import CONTEXT, WIDTH, causal_embedder, embedder, reranker
+
+pytestmark = pytest.mark.engine
+
+EMBEDDER, CAUSAL_EMBEDDER = "tiny-embedder", "tiny-causal-embedder"
+RERANKER, OLD_RERANKER = "tiny-reranker", "tiny-old-reranker"
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for models of all three purposes, and for a reranker whose file does not say that it is one."""
+    files = tmp_path_factory.mktemp("models")
+    paths = (
+        embedder(files / f"{EMBEDDER}.gguf"),
+        causal_embedder(files / f"{CAUSAL_EMBEDDER}.gguf"),
+        reranker(files / f"{RERANKER}.gguf"),
+        reranker(files / f"{OLD_RERANKER}.gguf", pooling=None),
+    )
+    named = [word for path in paths for word in ("--model", str(path))]
+    home = tmp_path_factory.mktemp("home")
+    with daemon(home, "--model", MODEL, *named, "--ctx-size", "2048") as started:
+        waiting = {MODEL, EMBEDDER, CAUSAL_EMBEDDER, RERANKER, OLD_RERANKER}
+        while waiting:
+            line = started.wait_for(
+                lambda line: line["event"] == "model" and line["phase"] in ("serving", "failed"), str(waiting)
+            )
+            assert line["phase"] == "serving", line
+            waiting.discard(line["model"])
+        yield started
+
+
+@pytest.fixture
+def client(node: Daemon) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=600) as made:
+        yield made
+
+
+def rank(node: Daemon, path: str = "/rerank", **body: Any) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(
+        node.base_url + path, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, json.load(refused)
+
+
+def likeness(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def test_one_text_becomes_one_vector_of_length_one(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model=EMBEDDER, input="the cat sat on the mat")
+    vector = answer.data[0].embedding
+    assert (answer.model, answer.object, len(answer.data)) == (EMBEDDER, "list", 1)
+    assert len(vector) == WIDTH
+    assert math.isclose(math.hypot(*vector), 1, rel_tol=1e-4)
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == 8  # six words between [CLS] and [SEP]
+
+
+def test_a_batch_keeps_its_order_and_gives_what_each_text_gives_alone(client: openai.OpenAI) -> None:
+    texts = ["the cat sat", "rain and snow", "the cat sat", *(f"red {letter} star" for letter in "abcdefghijkl")]
+    batch = client.embeddings.create(model=EMBEDDER, input=texts).data
+    assert [entry.index for entry in batch] == list(range(len(texts)))
+    assert batch[0].embedding == pytest.approx(batch[2].embedding, abs=1e-4)
+    for text, entry in zip(texts[:4], batch[:4], strict=True):
+        alone = client.embeddings.create(model=EMBEDDER, input=text).data[0].embedding
+        assert likeness(alone, entry.embedding) > 0.9999
+    assert likeness(batch[0].embedding, batch[1].embedding) < 0.99
+
+
+def test_a_causal_embedder_takes_texts_longer_than_a_batch(client: openai.OpenAI) -> None:
+    texts = ["a" * 1500, "b", "a" * 1500]
+    vectors = [entry.embedding for entry in client.embeddings.create(model=CAUSAL_EMBEDDER, input=texts).data]
+    assert [len(vector) for vector in vectors] == [WIDTH] * 3
+    assert likeness(vectors[0], vectors[2]) > 0.9999
+    assert likeness(vectors[0], vectors[1]) < 0.99
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=CAUSAL_EMBEDDER, input="a" * 2100)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_floats_and_base64_are_the_same_numbers(client: openai.OpenAI) -> None:
+    """The Python SDK asks for base64 when nobody says what to ask for, and decodes it itself."""
+    common: dict[str, Any] = {"model": EMBEDDER, "input": "green dog"}
+    floats = client.embeddings.create(**common, encoding_format="float").data[0].embedding
+    assert client.embeddings.create(**common).data[0].embedding == pytest.approx(floats, abs=1e-5)
+    raw: Any = client.embeddings.create(**common, encoding_format="base64").data[0].embedding
+    assert struct.unpack(f"<{WIDTH}f", base64.b64decode(raw)) == pytest.approx(floats, abs=1e-5)
+
+
+def test_tokens_and_dimensions(client: openai.OpenAI) -> None:
+    tokens = client.embeddings.create(model=EMBEDDER, input=[[5, 6, 7], [8, 9]])
+    assert [len(entry.embedding) for entry in tokens.data] == [WIDTH, WIDTH]
+    # The engine does not shorten vectors; what it gives is whole, and its length says so.
+    assert len(client.embeddings.create(model=EMBEDDER, input="a", dimensions=8).data[0].embedding) == WIDTH
+
+
+def test_a_text_of_the_full_length_is_taken_and_a_longer_one_refused(client: openai.OpenAI) -> None:
+    client.embeddings.create(model=EMBEDDER, input="cat " * (CONTEXT - 2))
+    for count in (CONTEXT - 1, 10 * CONTEXT):  # two tokens more are [CLS] and [SEP]
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.embeddings.create(model=EMBEDDER, input=["short", "cat " * count])
+        assert refused.value.code == "context_length_exceeded"
+        assert str(CONTEXT) in refused.value.message
+    client.embeddings.create(model=EMBEDDER, input="cat")
+
+
+@pytest.mark.parametrize("bad", [[], [99999999], [[]], {"a": 1}, None], ids=str)
+def test_bad_inputs_are_typed_errors(client: openai.OpenAI, bad: Any) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.embeddings.create(model=EMBEDDER, input=bad)
+    assert refused.value.status_code in (400, 500)
+    assert refused.value.message
+
+
+@pytest.mark.parametrize("model", [RERANKER, OLD_RERANKER])
+def test_documents_are_ranked(node: Daemon, model: str) -> None:
+    documents = ["rome is the capital of italy", "a dog", "paris is the capital of france", "rain"]
+    status, answer = rank(node, model=model, query="capital of france", documents=documents)
+    assert status == 200
+    assert answer["model"] == model
+    results = answer["results"]
+    assert sorted(result["index"] for result in results) == [0, 1, 2, 3]
+    scores = [result["relevance_score"] for result in results]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 4
+    best = rank(node, "/reranking", model=model, query="capital of france", documents=documents, top_n=1)[1]["results"]
+    assert [result["index"] for result in best] == [results[0]["index"]]
+    alone = rank(node, model=model, query="capital of france", documents=["rain"])[1]["results"][0]
+    together = next(result for result in results if result["index"] == 3)
+    assert alone["relevance_score"] == pytest.approx(together["relevance_score"], rel=1e-3)
+
+
+def test_a_pair_that_is_too_long_is_refused(node: Daemon) -> None:
+    status, answer = rank(node, model=RERANKER, query="cat", documents=["dog", "dog " * 2 * CONTEXT])
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    status, answer = rank(node, model=RERANKER, query="cat", documents=[])
+    assert status == 400
+
+
+def test_each_model_answers_for_itself(client: openai.OpenAI, node: Daemon) -> None:
+    chat = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=8)  # type: ignore[arg-type]
+    assert chat.choices[0].message.content
+    assert client.embeddings.create(model=EMBEDDER, input="hello world").data
+    with urllib.request.urlopen(f"{node.console_url}/api/status", timeout=60) as answer:
+        told = {model["name"]: model for model in json.load(answer)["models"]}
+    assert {name: told[name]["purpose"] for name in told} == {
+        MODEL: "generate",
+        EMBEDDER: "embed",
+        CAUSAL_EMBEDDER: "embed",
+        RERANKER: "rerank",
+        OLD_RERANKER: "rerank",
+    }
+    assert told[EMBEDDER]["engine"]["context_length"] == CONTEXT  # not the 2048 asked for: it has no more positions
+    assert client.models.retrieve(EMBEDDER).mesh["purpose"] == "embed"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("model", [EMBEDDER, RERANKER])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_what_writes_no_text_says_so(client: openai.OpenAI, model: str, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError) as chat:
+        client.chat.completions.create(model=model, messages=CHAT, stream=stream)  # type: ignore[arg-type]
+    assert chat.value.code == "wrong_purpose"
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model=model, prompt="hello", stream=stream)
+    with pytest.raises(openai.BadRequestError):
+        client.responses.create(model=model, input="hello", stream=stream)
+
+
+@pytest.mark.parametrize("model", [MODEL, EMBEDDER])
+def test_what_does_not_rank_says_so(node: Daemon, model: str) -> None:
+    status, answer = rank(node, model=model, query="a", documents=["b"])
+    assert status in (400, 501)
+    assert answer["error"]["message"]

@@ -1,0 +1,81 @@
+"""What a model is for follows from its header, as the engine will treat it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+from gguf_samples import header, pair, text, write_sample
+
+from meshllm.core.types import Purpose
+from meshllm.errors import InvalidModelFile
+from meshllm.models.gguf import POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK, read_header
+from meshllm.models.purpose import DIFFUSION, ENCODERS, Usage, usage
+from tests.engine_samples import causal_embedder, embedder, reranker
+
+U32, BOOL = 4, 7
+GENERATES = Usage(Purpose.GENERATE)
+
+
+def written(path: Path, architecture: str, pooling: int | None = None, causal: bool | None = None) -> Path:
+    pairs = [pair("general.architecture", 8, text(architecture))]
+    if pooling is not None:
+        pairs.append(pair(f"{architecture}.pooling_type", U32, pooling.to_bytes(4, "little")))
+    if causal is not None:
+        pairs.append(pair(f"{architecture}.attention.causal", BOOL, bytes([causal])))
+    path.write_bytes(header(pairs))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling", "causal", "expected"),
+    [
+        ("llama", None, None, GENERATES),
+        ("llama", POOLING_NONE, True, GENERATES),
+        *((name, None, False, GENERATES) for name in sorted(DIFFUSION)),
+        ("pangu-embedded", None, None, GENERATES),  # a chat model, whatever its name
+        ("qwen3", POOLING_LAST, None, Usage(Purpose.EMBED)),
+        ("qwen3", POOLING_MEAN, None, Usage(Purpose.EMBED, at_once=True)),
+        ("qwen3", POOLING_RANK, None, Usage(Purpose.RERANK)),
+        ("qwen2", POOLING_LAST, False, Usage(Purpose.EMBED, at_once=True)),
+        ("lfm2", None, False, Usage(Purpose.EMBED, "mean", at_once=True)),
+        *((name, POOLING_MEAN, False, Usage(Purpose.EMBED, at_once=True)) for name in sorted(ENCODERS)),
+        ("bert", None, None, Usage(Purpose.EMBED, "mean", at_once=True)),
+        ("bert", POOLING_RANK, False, Usage(Purpose.RERANK, at_once=True)),
+    ],
+)
+def test_what_a_model_is_for(
+    tmp_path: Path, architecture: str, pooling: int | None, causal: bool | None, expected: Usage
+) -> None:
+    assert usage(read_header(written(tmp_path / "m.gguf", architecture, pooling, causal))) == expected
+
+
+def test_what_a_classifier_says(tmp_path: Path) -> None:
+    assert usage(read_header(reranker(tmp_path / "a.gguf"))) == Usage(Purpose.RERANK, at_once=True)
+    old = read_header(reranker(tmp_path / "b.gguf", pooling=None))
+    assert (old.pooling, old.causal, old.classifier) == (POOLING_NONE, False, True)
+    assert usage(old) == Usage(Purpose.RERANK, "rank", at_once=True)
+    # An embedding model may keep the head of the classifier it was made from: what its file says comes first.
+    mixed = read_header(reranker(tmp_path / "c.gguf", pooling=gguf.PoolingType.CLS))
+    assert usage(mixed) == Usage(Purpose.EMBED, at_once=True)
+
+
+def test_the_samples_are_what_they_are_called(tmp_path: Path) -> None:
+    assert usage(read_header(embedder(tmp_path / "a.gguf"))) == Usage(Purpose.EMBED, at_once=True)
+    assert usage(read_header(causal_embedder(tmp_path / "b.gguf"))) == Usage(Purpose.EMBED)
+    assert usage(read_header(write_sample(tmp_path / "c.gguf"))) == GENERATES
+    assert embedder(tmp_path / "d.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
+
+
+def test_pooling_that_the_engine_would_die_of_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModelFile, match="pooling of type 5"):
+        read_header(written(tmp_path / "m.gguf", "bert", 5))
+
+
+@pytest.mark.parametrize("kind", [U32, 10])
+def test_a_causal_flag_of_another_type_means_nothing(tmp_path: Path, kind: int) -> None:
+    zero = bytes(4 if kind == U32 else 8)
+    pairs = [pair("general.architecture", 8, text("llama")), pair("llama.attention.causal", kind, zero)]
+    (tmp_path / "m.gguf").write_bytes(header(pairs))
+    assert read_header(tmp_path / "m.gguf").causal
