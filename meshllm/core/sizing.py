@@ -34,15 +34,15 @@ def candidates(
 ) -> tuple[Size, ...]:
     """What to try, best first. `trained`: tokens the model was made for (0: unknown); `asked`: `--ctx-size`, if given.
 
-    A size that was asked for is kept whatever happens; only the slots give way. But models that do not generate are
-    never given more than they were made for: an encoder has no positions beyond. `slots_are_free`: the model keeps
-    nothing between batches, so fewer slots would save no memory.
+    A size that was asked for is kept, however little memory there is; only the slots give way. But no model is given
+    more than it was made for: the engine would not use it, and an encoder has no positions beyond. `slots_are_free`:
+    the model keeps nothing between batches, so fewer slots would save no memory.
     """
+    asked = min(asked, trained) if asked and trained else asked
     if purpose is Purpose.GENERATE:
         usual, smallest = DEFAULT_CONTEXT, SMALLEST_CONTEXT
     else:
         usual, smallest = DEFAULT_TEXT, SMALLEST_TEXT
-        asked = min(asked, trained) if asked and trained else asked
     contexts = [asked or min(trained or UNKNOWN_CONTEXT, usual)]
     while not asked and contexts[-1] // 2 >= smallest:
         contexts.append(contexts[-1] // 2)

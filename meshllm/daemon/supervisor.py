@@ -213,19 +213,22 @@ class Supervisor:
 
     async def _size(self, engine: build.Engine, model: LocalModel, how: Usage) -> tuple[Size, int]:
         """The best size that fits this machine's memory, and the bytes it takes, by the engine's own arithmetic."""
+        if self._context and 0 < model.context_length < self._context:
+            log.warning("%s was made for %d tokens of context: it gets no more", model.name, model.context_length)
         # What computes a text in one go hardly ever keeps anything of it.
         tries = candidates(model.context_length, self._context, how.purpose, slots_are_free=how.at_once)
         room = int(resources.memory().available * MEMORY_SHARE)
-        need = 0
+        here = everywhere = 0
         for size in tries:
-            need = await self._need(engine, model, how, size)
-            if need <= room:
-                return size, need
-        # Let the engine try the smallest all the same: memory that is mapped, or a GPU's, is not counted here.
-        log.warning("%s needs %d MiB and %d MiB are available", model.name, need >> 20, room >> 20)
-        return tries[-1], need
+            here, everywhere = await self._need(engine, model, how, size)
+            if here <= room:
+                return size, everywhere
+        # Let the engine try the smallest all the same: a file that is mapped can be larger than the memory.
+        log.warning("%s needs %d MiB and %d MiB are available", model.name, here >> 20, room >> 20)
+        return tries[-1], everywhere
 
-    async def _need(self, engine: build.Engine, model: LocalModel, how: Usage, size: Size) -> int:
+    async def _need(self, engine: build.Engine, model: LocalModel, how: Usage, size: Size) -> tuple[int, int]:
+        """Bytes of this computer's memory, and of all memory with that of its accelerators."""
         embeddings, micro_batch = how.purpose is not Purpose.GENERATE, _micro_batch(how, size) or MICRO_BATCH
         need = await bindings.memory_need(
             engine,
@@ -238,7 +241,7 @@ class Supervisor:
         )
         # Cleared, so really used, at the first batch that is full: 8 GB for 8192 tokens and a vocabulary of 250k words.
         scores = 4 * model.header.vocabulary_size * (micro_batch if embeddings else size.slots)
-        return need.total + scores
+        return need.by_device().get("CPU", 0) + scores, need.total + scores
 
     # -- backends
 

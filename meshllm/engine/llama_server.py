@@ -21,6 +21,7 @@ from meshllm.engine.process import ChildSpec, Ending
 # Started as the router's child, llama-server prints its loading state on standard output, one JSON object a line.
 STATE_PREFIX = "cmd_child_to_router:state:"
 CHILD_MODE_VARIABLE = "LLAMA_SERVER_ROUTER_PORT"
+NO_BACKTRACE_VARIABLE = "GGML_NO_BACKTRACE"
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_BYTES = 103
 # What a child may inherit of our environment: no secrets, and nothing that would change its command line (LLAMA_ARG_*).
@@ -121,6 +122,8 @@ def child_spec(
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment[CHILD_MODE_VARIABLE] = "0"
     environment.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
+    # When it aborts, the engine would start a debugger for a backtrace, and only then be started again.
+    environment[NO_BACKTRACE_VARIABLE] = "1"
     return ChildSpec(
         name=f"llama-server {plan.model_name}",
         argv=arguments(program, plan, socket),

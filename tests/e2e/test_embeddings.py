@@ -193,3 +193,19 @@ def test_what_does_not_rank_says_so(node: Daemon, model: str) -> None:
     status, answer = rank(node, model=model, query="a", documents=["b"])
     assert status in (400, 501)
     assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize("model", [MODEL, RERANKER])
+def test_only_embedding_models_give_embeddings(client: openai.OpenAI, model: str) -> None:
+    """Of a reranker the engine would read, and tell, memory behind the one number that it has."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=model, input="hello")
+    assert refused.value.code == "wrong_purpose"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_causal_embedder_does_not_chat(client: openai.OpenAI, stream: bool) -> None:
+    """The engine would let it: what came out would mean nothing."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=CAUSAL_EMBEDDER, messages=CHAT, stream=stream)  # type: ignore[arg-type]
+    assert refused.value.code == "wrong_purpose"
