@@ -30,6 +30,10 @@ def check_url(text: str) -> str:
         raise BadBackend(f"{text!r} is not a URL: {error}.", advice=advice) from error
     if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in text):
         raise BadBackend(f"{text!r} is not the URL of a server.", advice=advice)
+    if not text.isascii():
+        raise BadBackend(
+            f"{text!r} has letters that a URL has not.", advice="Write the host as xn--..., the path as %.."
+        )
     if parts.username is not None or parts.password is not None:
         raise BadBackend("A backend's URL must not hold a password.", advice=advice)
     if parts.query or parts.fragment:

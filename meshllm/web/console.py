@@ -81,12 +81,20 @@ class Console:
     async def _check(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        headers = {name.lower().encode(): value.encode() for name, value in request.headers.items()}
+        headers = {
+            # A byte that is not UTF-8 stays the byte that it was.
+            name.lower().encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
+            for name, value in request.headers.items()
+        }
         refusal = self._policy.refuse(request.remote or "", headers)
         if refusal is not None:
             error = {"error": {"code": refusal.code, "message": refusal.message}}
             return web.json_response(error, status=refusal.status, headers=SECURITY_HEADERS)
-        response = await handler(request)
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            error.headers.update(SECURITY_HEADERS)
+            raise
         if not response.prepared:
             response.headers.update(SECURITY_HEADERS)
         return response

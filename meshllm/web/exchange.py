@@ -9,6 +9,7 @@ that is what keeps the added time to the first byte low.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from meshllm.core import routing
 from meshllm.core.routing import Route, Standing, Target, TargetKind
 from meshllm.web.admission import TargetDesk
 from meshllm.web.http1 import Connection
@@ -120,6 +122,7 @@ class Exchange:
         self._taken_at = 0.0
         self._upstream: UpstreamConnection | None = None
         self._upstream_status = 0
+        self._is_json = False
         self._repair: StreamRepair | None = None
         self._parts: list[bytes] = []
         self._size = 0
@@ -147,20 +150,23 @@ class Exchange:
 
     def _seek(self) -> None:
         route, desks = self._hall.find(self.model)
+        if route.purpose is not None and self.api.purpose not in (None, route.purpose):
+            self._fail(400, "wrong_purpose", routing.purpose_words(self.model, route.purpose))
+            return
         if self._avoid:
             now = self._hall.now()
             desks = [desk for desk in desks if self._avoid.get(desk.target, 0.0) <= now]
-        if self._queued is not None:
-            if self._queued in desks:
-                return  # still in its place
-            self._queued.leave(self)
-            self._queued = None
+        if self._queued is not None and self._queued not in desks:
+            self._leave_queue()
         needs_slot = self.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
         for desk in desks:
             if not needs_slot or desk.take():
+                self._leave_queue()
                 self._hall.waits(self, False)
                 self._use(desk if needs_slot else None, desk)
                 return
+        if self._queued is not None:
+            return  # still in its place, and nobody else is free
         if desks:
             self._queue(desks)
         elif route.targets:
@@ -171,6 +177,11 @@ class Exchange:
             self._fail(503, "model_unavailable", route.words, "retry-after: 30\r\n")
         else:
             self._fail(404, "model_not_found", route.words)
+
+    def _leave_queue(self) -> None:
+        queued, self._queued = self._queued, None
+        if queued is not None:
+            queued.leave(self)
 
     def _wait(self, words: str) -> None:
         self.words = words
@@ -222,7 +233,9 @@ class Exchange:
         address, body = pool.address, self._body
         if pool.target.kind is TargetKind.ENGINE:
             mended = repair_request(self.api, self._request)
-            body = body if mended is None else orjson.dumps(mended)
+            if mended is not None:
+                with contextlib.suppress(orjson.JSONEncodeError):  # nested deeper than can be written
+                    body = orjson.dumps(mended)
         lines = [
             f"POST {address.prefix}{self._path} HTTP/1.1\r\nhost: {address.authority}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode("latin-1")
@@ -266,18 +279,31 @@ class Exchange:
             self._repair = stream_repair(self.api, **self._made_up())
         else:
             self.phase = Phase.BUFFERING
+            self._is_json = content_type.startswith("application/json")
 
     def upstream_data(self, data: bytes) -> None:
         """More of the answer."""
-        self._last_upstream = self._hall.now()
         if self._repair is not None:
-            self._pass_on(self._repair.feed(data))
+            self._stream_on(self._repair, data)
             return
+        self._last_upstream = self._hall.now()
         self._parts.append(data)
         self._size += len(data)
         if self._size > MAX_ANSWER_BYTES:
             self._let_go()
             self._fail(502, "upstream_error", f"The answer is larger than {MAX_ANSWER_BYTES >> 20} MiB.")
+
+    def _stream_on(self, repair: StreamRepair, data: bytes) -> None:
+        if repair.complete:
+            # It goes on after the end: nothing of that is wanted, and it may never stop.
+            self._end_stream(b"", "failed" if repair.failed else "answered")
+            return
+        self._last_upstream = self._hall.now()
+        passed = repair.feed(data)
+        if repair.failed:
+            self._end_stream(passed, "failed")
+        else:
+            self._pass_on(passed)
 
     def upstream_end(self, data: bytes) -> None:
         """The answer is complete."""
@@ -295,7 +321,7 @@ class Exchange:
         upstream, self._upstream = self._upstream, None
         assert upstream is not None
         if self._repair is not None and self._repair.complete:
-            self._end_stream(self._repair.finish(), "answered")
+            self._end_stream(b"", "failed" if self._repair.failed else "answered")
         elif stale:
             # It had hung up on an idle connection while our request was under way: not a fault of anybody.
             self.phase = Phase.CONNECTING
@@ -308,28 +334,37 @@ class Exchange:
 
     def _answer(self) -> None:
         body, status = b"".join(self._parts), self._upstream_status
-        if status >= 400 or status < 200:
+        if not 200 <= status < 300:
             status, error = translate_error(self.api, status, body)
             self._send_error(status, error, "")
             return
-        if self.api in (Api.RESPONSES, Api.MESSAGES):
-            body = self._repaired(body)
-        if self._head_sent:
-            # The caller wanted a stream and got comments while the target decided not to give one.
+        if self.streams:
+            # A client would look for events in it, find none, and call that an empty answer.
             self._fail(502, "upstream_error", "The model server did not stream although it was asked to.")
+            return
+        answer = self._repaired(body)
+        if answer is None:
+            status, error = translate_error(self.api, 502, body)
+            self._send_error(status, error, "")
             return
         self.first_byte_at = self._hall.now()
         self._finish("answered", status)
-        self._connection.send(status, "application/json", body, self._cors)
+        self._connection.send(status, "application/json", answer, self._cors)
 
-    def _repaired(self, body: bytes) -> bytes:
+    def _repaired(self, body: bytes) -> bytes | None:
+        """The answer as it is passed on; None if it is not what any of these APIs answers. Others' JSON is believed."""
+        if self._is_json and self.api not in (Api.RESPONSES, Api.MESSAGES):
+            return body or None
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
+            return None
+        if not isinstance(answer, dict) or self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body
-        if not isinstance(answer, dict):
-            return body
-        return orjson.dumps(repair_response(self.api, answer, **self._made_up()))
+        try:
+            return orjson.dumps(repair_response(self.api, answer, **self._made_up()))
+        except (orjson.JSONEncodeError, RecursionError):
+            return body  # nested deeper, or counting higher, than can be written
 
     def _made_up(self) -> dict[str, Any]:
         """What a repair fills in where the target left something out."""
@@ -384,13 +419,17 @@ class Exchange:
         self.phase = Phase.DONE
         self.outcome, self.status = outcome, status
         self._let_go()
-        if self._queued is not None:
-            self._queued.leave(self)
-            self._queued = None
+        self._leave_queue()
         self._hall.waits(self, False)
         self._hall.ended(self)
 
     # -- the caller's connection, and time
+
+    def stopping(self) -> None:
+        """The gateway closes and waits no longer."""
+        if self.phase is not Phase.DONE:
+            self._let_go()
+            self._fail(503, "stopping", "This node is stopping.", "retry-after: 10\r\n")
 
     def caller_gone(self) -> None:
         """Nobody wants the answer any more."""
@@ -415,7 +454,7 @@ class Exchange:
         elif self._upstream is not None and not self._connection.paused:
             silent = now - self._last_upstream
             if self._repair is not None and self._repair.complete and silent > LINGER_SECONDS:
-                self._end_stream(self._repair.finish(), "answered")
+                self._end_stream(b"", "failed" if self._repair.failed else "answered")
             elif self._upstream.pool.target.kind is TargetKind.BACKEND and silent > BACKEND_SILENCE_SECONDS:
                 self._let_go()
                 self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")

@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
 LISTEN_BACKLOG = 1024
+# At the end of a close, for errors to be read by those who were not answered in time.
+LAST_WORDS_SECONDS = 0.5
+# Comparing a name with all that a big backend lists takes 0.3 s, in which nobody else is served.
+MAX_NAMES_COMPARED = 100
 MAX_MODEL_NAME = 512
 JSON = "application/json"
 
@@ -102,8 +106,17 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._connections.empty.wait()
+        # Those that still wait get an error, and a moment to read it.
+        for connection in list(self._connections.live):
+            connection.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS if grace else 0.0):
+                await self._connections.empty.wait()
         for connection in list(self._connections.live):
             connection.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self._connections.empty.wait()
         for desk in self._desks.values():
             desk.pool.close()
         if self._sweeper is not None:
@@ -216,6 +229,7 @@ class Gateway:
             known["phase"] = serving.phase(self._snapshot.engine, here).value
             if here.facts is not None:
                 known |= {"size": here.facts.size, "architecture": here.facts.architecture}
+                known["purpose"] = here.facts.purpose.value
             if here.server_facts is not None:
                 known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
         known["served_by"] = [
@@ -230,9 +244,9 @@ class Gateway:
             "type": "model",
             "display_name": name,
             "created_at": "1970-01-01T00:00:00Z",
-            "mesh": known,
             "lifecycle": "active",
             "max_input_tokens": known.get("context_length"),
+            "mesh": known,
         }
 
     def _known(self) -> str:
@@ -240,7 +254,8 @@ class Gateway:
         return f" Models here: {', '.join(names[:20])}." if names else " No model is served here yet."
 
     def _unknown(self, name: str) -> str:
-        close = difflib.get_close_matches(name, routing.models(self._snapshot), n=1, cutoff=0.5)
+        names = routing.models(self._snapshot)[:MAX_NAMES_COMPARED]
+        close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
         return f"The model {name[:MAX_MODEL_NAME]!r} is not known here.{hint}{self._known()}"
 
@@ -297,7 +312,7 @@ class Gateway:
     async def _connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
         try:
             connection = await pool.connect()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that cannot be looked up is a ValueError
             exchange.not_connected(pool.target, f"cannot connect to it: {error or type(error).__name__}")
         else:
             exchange.connected(connection)

@@ -72,6 +72,9 @@ class Exchange(Protocol):
     def tick(self, now: float) -> None:
         """About a second has passed."""
 
+    def stopping(self) -> None:
+        """The server closes: end now, with an error."""
+
 
 class Application(Protocol):
     """What answers requests. Both calls must lead to exactly one `finish` of the connection, now or later."""
@@ -486,6 +489,12 @@ class Connection(asyncio.Protocol):
         self._closing = True
         if not self._busy:
             self.close()
+
+    def stop(self) -> None:
+        """End the answer in progress with an error, and hang up."""
+        self.retire()
+        if self._exchange is not None:
+            self._exchange.stopping()
 
     def close(self) -> None:
         """Hang up once everything written has been sent."""

@@ -96,6 +96,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_told = False
         self._head_bytes = 0
         self._complete = False
+        self._status = 0
         self._interim = False
         self._until_close = False
         self._reusable = True
@@ -143,7 +144,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            # What comes behind a sound part of an answer does not spoil that part.
+            self._reusable = False
+            self._deliver()
             self._lose(f"it does not speak HTTP as it should: {error}")
             return
         if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
@@ -156,7 +160,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._head_told = True
             content_type = self._headers.get(b"content-type", b"").decode("latin-1")
             assert self._listener is not None
-            self._listener.upstream_head(self._parser.get_status_code(), content_type, self._headers)
+            self._listener.upstream_head(self._status, content_type, self._headers)
         body = b"".join(self._body)
         self._body.clear()
         # What was just told may have ended the exchange, and with it our listener.
@@ -169,6 +173,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _finish(self, body: bytes) -> None:
         listener, self._listener = self._listener, None
         if self._reusable and not self._until_close:
+            self.resume()
             self.pool.give_back(self)
         else:
             self.drop()
@@ -198,6 +203,8 @@ class UpstreamConnection(asyncio.Protocol):
     # -- llhttp
 
     def on_message_begin(self) -> None:
+        if self._complete:
+            raise httptools.HttpParserError("an answer that nobody asked for")
         if self._interim:
             self._interim = False
             self._headers = {}
@@ -206,7 +213,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        if self._parser.get_status_code() < 200:
+        self._status = self._parser.get_status_code()
+        if self._status < 200:
             self._interim = True
             return
         self._head_done = True
@@ -231,6 +239,7 @@ class UpstreamPool:
         self.closes_after_stream = target.kind is TargetKind.ENGINE
         self._loop = loop
         self._idle: deque[UpstreamConnection] = deque()
+        self._closed = False
 
     def take(self) -> UpstreamConnection | None:
         """A connection that is open and fresh, or None: then `connect`."""
@@ -257,7 +266,7 @@ class UpstreamPool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """An answer is complete: the connection may be used again."""
-        if len(self._idle) >= MAX_IDLE:
+        if self._closed or len(self._idle) >= MAX_IDLE:
             connection.drop()
             return
         connection.idle_since = self._loop.time()
@@ -269,6 +278,7 @@ class UpstreamPool:
             self._idle.remove(connection)
 
     def close(self) -> None:
-        """Hang up on all idle connections; those in use end with their answers."""
+        """Hang up on all idle connections; those in use end with their answers, and are not kept."""
+        self._closed = True
         while self._idle:
             self._idle.pop().drop()
