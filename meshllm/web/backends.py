@@ -26,6 +26,7 @@ def check_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")  # what a look-up would do: labels of 1 to 63 letters
     except ValueError as error:
         raise BadBackend(f"{text!r} is not a URL: {error}.", advice=advice) from error
     if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in text):

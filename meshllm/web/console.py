@@ -65,6 +65,11 @@ class Console:
             port = self._runner.addresses[0][1]
         return port
 
+    @property
+    def viewers(self) -> int:
+        """How many are being told of changes."""
+        return self._viewers
+
     def changed(self) -> None:
         """Something is new: viewers are told."""
         self._version += 1
@@ -115,8 +120,12 @@ class Console:
         self._viewers += 1
         try:
             await response.prepare(request)
-            with contextlib.suppress(ConnectionError, TimeoutError):
+            with contextlib.suppress(ConnectionError):
                 await self._tell(response)
+        except TimeoutError:
+            # It does not read; the end of the response would wait for it as well.
+            if request.transport is not None:
+                request.transport.abort()
         finally:
             self._viewers -= 1
         return response

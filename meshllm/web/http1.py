@@ -310,7 +310,8 @@ class Connection(asyncio.Protocol):
             self._body += body
 
     def on_message_complete(self) -> None:
-        if self._parser.should_upgrade() and not self._headers.keys().isdisjoint(BODY_HEADERS):
+        has_wish = self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
+        if has_wish and not self._headers.keys().isdisjoint(BODY_HEADERS):
             # The parser has skipped the body, taking it for the other protocol; Java's client sends such requests.
             self._without_wish = self._head_without_wish()
             return

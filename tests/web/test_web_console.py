@@ -1,0 +1,247 @@
+"""The console's server: a status that is what it says it is, told on change, to viewers of this machine that read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+from web_rig import PATIENCE, READY, Caller, Malformed, Response, Watch, backend, broken, coming, request, served
+
+from meshllm.core.types import ModelFacts, Snapshot
+from meshllm.errors import PortTaken
+from meshllm.web.callers import CallerPolicy
+from meshllm.web.console import Console
+from meshllm.web.status import LoadStatus, NodeStatus, node_status
+
+
+@dataclass
+class Desk:
+    """A console, and the state it shows."""
+
+    snapshot: Snapshot = field(default_factory=lambda: Snapshot(engine=READY))
+    asked: int = 0
+    filler: str = ""
+    port: int = 0
+    watch: Watch = field(default_factory=Watch)
+    callers: list[Caller] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.console = Console(CallerPolicy(), self.status)
+
+    def status(self) -> NodeStatus:
+        self.asked += 1
+        self.watch.notify()
+        return node_status(
+            self.snapshot,
+            [LoadStatus(target="m", active=1, waiting=2, slots=4)],
+            name="box" + self.filler,
+            version="1",
+            pid=1,
+            api="http://localhost:1/v1",
+            console="http://localhost:2",
+            started=0.0,
+            now=1.5,
+        )
+
+    def change(self, **changes: object) -> None:
+        self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, **changes)  # type: ignore[arg-type]
+        self.console.changed()
+
+    async def caller(self) -> Caller:
+        caller = Caller(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.callers.append(caller)
+        return caller
+
+    async def call(self, data: bytes) -> Response:
+        caller = await self.caller()
+        caller.send(data)
+        return await caller.response()
+
+    async def viewer(self) -> Caller:
+        caller = await self.caller()
+        caller.send(request("GET", "/api/events"))
+        head = await caller.head()
+        assert (head.status, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        return caller
+
+
+def parsed(event: bytes) -> tuple[int, NodeStatus]:
+    """One event: its number, and the status in it."""
+    lines = dict(line.split(": ", 1) for line in event.decode().strip().splitlines())
+    assert lines["event"] == "status"
+    return int(lines["id"]), NodeStatus.model_validate_json(lines["data"], strict=True)
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    """A console that listens."""
+    made = Desk()
+    made.port = await made.console.start(("127.0.0.1",), 0)
+    yield made
+    await made.console.close()
+    for caller in made.callers:
+        await caller.close()
+
+
+async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
+    facts = ModelFacts("/models/m.gguf", 5, "llama", 8192, "Q4_1", "sha256:0")
+    everything = (replace(served("m", "/run/m.sock"), facts=facts, serving_since=0.5), coming("c"), broken("b"))
+    desk.change(models=everything, backends=(backend("http://x:1", "f"),))
+    response = await desk.call(request("GET", "/api/status"))
+    assert response.status == 200
+    status = NodeStatus.model_validate_json(response.body, strict=True)
+    assert status == desk.status()
+    assert [model.phase for model in status.models] == ["serving", "fetching", "failed"]
+    assert status.models[0].engine is not None
+    assert status.models[0].engine.serving_seconds == 1.0
+    assert status.models[0].file is not None
+    assert status.models[0].file.quantization == "Q4_1"
+    assert set(response.json) == set(NodeStatus.model_json_schema()["properties"])
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_viewers_are_told_at_once_and_on_change(desk: Desk) -> None:
+    viewers = [await desk.viewer() for _ in range(3)]
+    for viewer in viewers:
+        assert parsed(await viewer.piece())[1].models == []
+    desk.change(models=(coming("m"),))
+    for viewer in viewers:
+        number, status = parsed(await viewer.piece())
+        assert (number, status.snapshot, status.models[0].phase) == (1, 1, "fetching")
+    desk.change(models=(served("m", "/run/m.sock"),))
+    for viewer in viewers:
+        assert parsed(await viewer.piece())[1].models[0].phase == "serving"
+
+
+async def test_a_thousand_changes_are_not_a_thousand_events(desk: Desk) -> None:
+    viewer = await desk.viewer()
+    await viewer.piece()
+    for _ in range(1000):
+        desk.change()
+    number, status = parsed(await viewer.piece())
+    heard = 1
+    while number < 1000:
+        number, status = parsed(await viewer.piece())
+        heard += 1
+    assert status.snapshot == 1000, "the last state is always told"
+    assert heard <= 3
+
+
+async def test_a_quiet_node_still_says_that_it_is_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.console.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("meshllm.web.console.MIN_INTERVAL_SECONDS", 0.01)
+    viewer = await desk.viewer()
+    await viewer.piece()
+    assert await viewer.piece() == b": still here\n\n"
+    desk.change()
+    while not (event := await viewer.piece()).startswith(b"event"):
+        assert event == b": still here\n\n"
+    assert parsed(event)[0] == 1
+
+
+async def test_viewers_that_do_not_read_are_dropped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.console.WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.console.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.console.MAX_VIEWERS", 1)
+    desk.filler = "x" * (4 << 20)
+    deaf = await desk.caller()
+    deaf.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    deaf.send(request("GET", "/api/events"))
+    await desk.watch.until(lambda: desk.asked >= 1)
+    # Its place is free again, and its connection is gone, although it never said anything.
+    server = desk.console._runner.server
+    assert server is not None
+    async with asyncio.timeout(PATIENCE):
+        while server.connections:  # noqa: ASYNC110 - aiohttp has no event for it
+            await asyncio.sleep(0)
+    assert desk.console.viewers == 0
+    desk.filler = ""
+    viewer = await desk.viewer()
+    assert parsed(await viewer.piece())[1].name == "box"
+
+
+async def test_there_is_room_for_so_many_viewers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.console.MAX_VIEWERS", 2)
+    monkeypatch.setattr("meshllm.web.console.MIN_INTERVAL_SECONDS", 0.0)
+    viewers = [await desk.viewer() for _ in range(2)]
+    refused = await desk.call(request("GET", "/api/events"))
+    assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
+    viewers[0].abort()
+    while desk.console.viewers == 2:
+        desk.change()
+        await viewers[1].piece()
+    await (await desk.viewer()).piece()
+
+
+async def test_only_this_machine_and_its_pages_may_look(desk: Desk) -> None:
+    for path in ("/", "/api/status", "/api/events", "/nothing"):
+        for headers, host in (
+            ({"Origin": "http://evil.com"}, "localhost"),
+            ({"Origin": "null"}, "localhost"),
+            ({"Sec-Fetch-Site": "cross-site"}, "localhost"),
+            ({}, "evil.com"),
+            ({}, "localhost.evil.com"),
+            ({"Authorization": "Bearer x"}, "192.168.1.2"),
+            ({"Origin": "\xff"}, "localhost"),
+            ({}, "\xff"),
+        ):
+            response = await desk.call(request("GET", path, headers=headers, host=host))
+            assert response.status in (400, 403), (path, headers, host)
+            assert b"snapshot" not in response.body
+    assert (await desk.call(request("GET", "/api/status", headers={"Origin": "http://localhost:3131"}))).status == 200
+    assert (await desk.call(request("GET", "/api/status", headers={"X": "\xff"}))).status == 200
+
+
+async def test_what_else_is_asked_is_refused(desk: Desk) -> None:
+    assert (await desk.call(request("GET", "/"))).status == 200
+    for data, status in (
+        (request("GET", "/nothing"), 404),
+        (request("GET", "/../etc/passwd"), 404),
+        (request("POST", "/api/status", {}), 405),
+        (request("DELETE", "/api/events"), 405),
+    ):
+        response = await desk.call(data)
+        assert response.status == status
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_garbage_does_not_stop_it(desk: Desk) -> None:
+    for data in (b"\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"x" * 100_000, b"GET"):
+        caller = await desk.caller()
+        caller.send(data)
+        caller.writer.write_eof()
+        await caller.eof()
+    assert (await desk.call(request("GET", "/api/status"))).status == 200
+
+
+async def test_a_port_that_is_taken_is_said_to_be(desk: Desk) -> None:
+    other = Console(CallerPolicy(), desk.status)
+    with pytest.raises(PortTaken) as raised:
+        await other.start(("127.0.0.1",), desk.port)
+    assert "--console" in raised.value.advice
+    assert str(desk.port) in raised.value.message
+
+
+async def test_a_close_lets_viewers_go(desk: Desk) -> None:
+    viewer = await desk.viewer()
+    await viewer.piece()
+    await desk.console.close()
+    try:
+        while await viewer.piece():
+            pass
+    except (AssertionError, Malformed):
+        pytest.fail("a viewer's stream was cut short")
+    assert desk.console.viewers == 0
+
+
+def test_the_status_can_be_read_by_any_json_reader() -> None:
+    desk = Desk.__new__(Desk)
+    desk.snapshot, desk.asked, desk.filler, desk.watch = Snapshot(), 0, "", Watch()
+    status = json.loads(desk.status().model_dump_json())
+    assert status["engine"]["phase"] == "unknown"
