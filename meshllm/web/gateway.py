@@ -29,8 +29,9 @@ from meshllm.tasks import Owner
 from meshllm.web.admission import TargetDesk
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.exchange import Exchange
-from meshllm.web.http1 import Connection, ConnectionSet, Request
+from meshllm.web.http1 import Connection, ConnectionSet
 from meshllm.web.metrics import CONTENT_TYPE, Metrics
+from meshllm.web.requests import Request
 from meshllm.web.upstream import UpstreamPool
 from meshllm.wire.api_errors import error_body
 from meshllm.wire.apis import ROUTES, Api, find_route, model_in_path

@@ -16,9 +16,9 @@ GET = request("GET", "/health")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test can reach."""
-    monkeypatch.setattr("meshllm.web.http1.MAX_HEAD_BYTES", 2000)
-    monkeypatch.setattr("meshllm.web.http1.MAX_BODY_BYTES", 10_000)
-    monkeypatch.setattr("meshllm.web.http1.MAX_BODIES_BYTES", 25_000)
+    monkeypatch.setattr("meshllm.web.requests.MAX_HEAD_BYTES", 2000)
+    monkeypatch.setattr("meshllm.web.requests.MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr("meshllm.web.requests.MAX_BODIES_BYTES", 25_000)
 
 
 async def refused(caller: Caller, status: int) -> str:
@@ -51,7 +51,7 @@ async def test_pipelined_requests_are_answered_in_order(table: Bench) -> None:
     caller = await table.caller()
     caller.send(b"".join(ask(number=number) for number in range(8)))
     assert [(await caller.response()).json["number"] for _ in range(8)] == list(range(8))
-    caller.send(GET + ask(number=1) + request("GET", "/nothing") + ask(stream=True, number=2))
+    caller.send(GET + ask(number=1) + request("GET", "/nothing") + ask(number=2))
     assert [(await caller.response()).status for _ in range(4)] == [200, 200, 404, 200]
     await caller.close()
     await table.idle()
@@ -342,7 +342,7 @@ async def test_limits_of_the_body(table: Bench) -> None:
 async def test_a_caller_that_is_still_sending_hears_why_it_is_refused(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.http1.MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr("meshllm.web.requests.MAX_BODY_BYTES", 10_000)
     caller = await table.caller()
     size = 4 << 20
     caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)

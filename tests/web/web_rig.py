@@ -105,7 +105,7 @@ class WatchedGateway(Gateway):
     @property
     def body_bytes(self) -> int:
         """What the bodies of callers take."""
-        return self._connections.body_bytes
+        return self._connections.bodies.held
 
 
 # -- upstream
