@@ -9,8 +9,6 @@ that is what keeps the added time to the first byte low.
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Protocol
@@ -21,11 +19,11 @@ from meshllm.core import routing
 from meshllm.core.routing import Route, Standing, Target, TargetKind
 from meshllm.web.admission import TargetDesk
 from meshllm.web.http1 import Connection
+from meshllm.web.inquiry import Inquiry
 from meshllm.web.upstream import UpstreamConnection, UpstreamPool
 from meshllm.wire.api_errors import error_body, error_event, translate_error
 from meshllm.wire.apis import Api
-from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
-from meshllm.wire.request_repair import repair_request
+from meshllm.wire.repair import StreamRepair
 from meshllm.wire.sse import comment, encode_event
 
 # A streaming caller never hears nothing for longer than this (plus a second).
@@ -46,8 +44,6 @@ MAX_ANSWER_BYTES = 256 << 20
 # What Anthropic's clients know as a sign of life; every API's clients skip the comment that goes with it.
 PING = encode_event({"type": "ping"}, "ping")
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-# Of the caller's headers only these go upstream: never its keys, its cookies or its connection's business.
-FORWARDED = (b"anthropic-version", b"anthropic-beta")
 
 
 class Phase(Enum):
@@ -94,23 +90,16 @@ class Exchange:
         self,
         hall: Hall,
         connection: Connection,
-        api: Api,
-        path: str,
-        request: Mapping[str, Any],
-        body: bytes,
-        headers: Mapping[bytes, bytes],
+        inquiry: Inquiry,
         cors: str,
     ) -> None:
         self._hall = hall
         self._connection = connection
-        self._path = path
-        self._request = request
-        self._body = body
-        self._headers = headers
+        self._inquiry = inquiry
         self._cors = cors
-        self.api = api
-        self.model: str = request["model"]
-        self.streams = api.can_stream and request.get("stream") is True
+        self.api = inquiry.api
+        self.model = inquiry.model
+        self.streams = inquiry.streams
         self.phase = Phase.WAITING
         self.began = hall.now()
         self.first_byte_at: float | None = None
@@ -222,28 +211,12 @@ class Exchange:
         self.phase = Phase.ASKING
         self._upstream = connection
         self.words = "the model is reading the prompt"
-        connection.send(self._wire_request(connection.pool), self)
+        connection.send(self._inquiry.wire(connection.pool, self._hall.key_for(connection.pool.target)), self)
 
     def not_connected(self, target: Target, reason: str) -> None:
         """There is nobody."""
         if self.phase is not Phase.DONE:
             self._try_again(target, reason)
-
-    def _wire_request(self, pool: UpstreamPool) -> bytes:
-        address, body = pool.address, self._body
-        if pool.target.kind is TargetKind.ENGINE:
-            mended = repair_request(self.api, self._request)
-            if mended is not None:
-                with contextlib.suppress(orjson.JSONEncodeError):  # nested deeper than can be written
-                    body = orjson.dumps(mended)
-        lines = [
-            f"POST {address.prefix}{self._path} HTTP/1.1\r\nhost: {address.authority}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode("latin-1")
-        ]
-        lines += [b"%b: %b\r\n" % (name, self._headers[name]) for name in FORWARDED if name in self._headers]
-        if (key := self._hall.key_for(pool.target)) is not None:
-            lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
-        return b"".join([*lines, b"\r\n", body])
 
     def _try_again(self, target: Target, reason: str) -> None:
         """An attempt failed before anything of an answer was passed on."""
@@ -276,7 +249,7 @@ class Exchange:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
             self.phase = Phase.STREAMING
-            self._repair = stream_repair(self.api, **self._made_up())
+            self._repair = self._inquiry.stream_repair(self._hall.wall())
         else:
             self.phase = Phase.BUFFERING
             self._is_json = content_type.startswith("application/json")
@@ -342,7 +315,7 @@ class Exchange:
             # A client would look for events in it, find none, and call that an empty answer.
             self._fail(502, "upstream_error", "The model server did not stream although it was asked to.")
             return
-        answer = self._repaired(body)
+        answer = self._inquiry.whole_answer(body, is_json=self._is_json, now=self._hall.wall())
         if answer is None:
             status, error = translate_error(self.api, 502, body)
             self._send_error(status, error, "")
@@ -350,30 +323,6 @@ class Exchange:
         self.first_byte_at = self._hall.now()
         self._finish("answered", status)
         self._connection.send(status, "application/json", answer, self._cors)
-
-    def _repaired(self, body: bytes) -> bytes | None:
-        """The answer as it is passed on; None if it is not what any of these APIs answers. Others' JSON is believed."""
-        if self._is_json and self.api not in (Api.RESPONSES, Api.MESSAGES):
-            return body or None
-        try:
-            answer = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return None
-        if not isinstance(answer, dict) or self.api not in (Api.RESPONSES, Api.MESSAGES):
-            return body
-        try:
-            return orjson.dumps(repair_response(self.api, answer, **self._made_up()))
-        except (orjson.JSONEncodeError, RecursionError):
-            return body  # nested deeper, or counting higher, than can be written
-
-    def _made_up(self) -> dict[str, Any]:
-        """What a repair fills in where the target left something out."""
-        return {
-            "model": self.model,
-            "ident": secrets.token_hex(12),
-            "created": self._hall.wall(),
-            "request": self._request,
-        }
 
     # -- speaking to the caller
 

@@ -30,6 +30,7 @@ from meshllm.web.admission import TargetDesk
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.exchange import Exchange
 from meshllm.web.http1 import Connection, ConnectionSet
+from meshllm.web.inquiry import Inquiry
 from meshllm.web.metrics import CONTENT_TYPE, Metrics
 from meshllm.web.requests import Request
 from meshllm.web.upstream import UpstreamPool
@@ -191,7 +192,7 @@ class Gateway:
             parameter, message = problem
             self._error(connection, api, 400, "invalid_parameter", message + self._known(), cors, parameter)
             return None
-        exchange = Exchange(self, connection, api, path, body, request.body, request.headers, cors)
+        exchange = Exchange(self, connection, Inquiry(api, path, body, request.body, request.headers), cors)
         exchange.start()
         return exchange
 
