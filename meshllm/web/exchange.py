@@ -29,9 +29,9 @@ from meshllm.wire.sse import comment, encode_event
 # A streaming caller never hears nothing for longer than this (plus a second).
 SILENCE_SECONDS = 5.0
 # How long a caller waits for a model that is on its way. One that streams hears comments meanwhile; one that does not
-# would wait in silence, and gets a 503 with Retry-After instead, which the SDKs act upon.
-WAIT_STREAMING_SECONDS = 1800.0
-WAIT_SILENT_SECONDS = 120.0
+# would wait in silence, and gets a 503 with Retry-After instead, which the SDKs act upon, before they give up (600 s).
+WAIT_STREAMING_SECONDS = 3600.0
+WAIT_SILENT_SECONDS = 300.0
 # A target that failed a request is left alone for so long by that request.
 AVOID_SECONDS = 1.0
 MAX_ATTEMPTS = 4
