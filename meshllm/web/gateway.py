@@ -59,7 +59,7 @@ class Gateway:
         self._snapshot = Snapshot()
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
-        self._connections = ConnectionSet()
+        self._connections = ConnectionSet(self._wake)
         self._desks: dict[Target, TargetDesk] = {}
         self._routes: dict[str, tuple[Route, list[TargetDesk]]] = {}
         self.now = self._loop.time
@@ -134,9 +134,12 @@ class Gateway:
     # -- connections and time
 
     def _connection(self) -> Connection:
+        return Connection(self, self._connections, self._loop)
+
+    def _wake(self) -> None:
+        # Not when a connection is created, some time before it counts as live: a sweep in between would be the last.
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        return Connection(self, self._connections, self._loop)
 
     def _sweep(self) -> None:
         self._connections.sweep(self._loop.time())

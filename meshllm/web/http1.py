@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -65,7 +66,9 @@ class Application(Protocol):
 class ConnectionSet:
     """All connections of one server, and what they hold in memory together."""
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` is called for each new connection: from then on `sweep` is needed."""
+        self._wake = wake
         self.live: set[Connection] = set()
         self.bodies = BodyBudget()
         self.empty = asyncio.Event()
@@ -75,6 +78,7 @@ class ConnectionSet:
         """A connection was made."""
         self.live.add(connection)
         self.empty.clear()
+        self._wake()
 
     def remove(self, connection: Connection) -> None:
         """A connection has closed."""

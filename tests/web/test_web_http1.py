@@ -389,6 +389,17 @@ async def test_limits_of_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> 
     await table.idle()
 
 
+async def test_no_connection_escapes_the_limits(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that comes just as the gateway, having no others, stops looking at the time."""
+    monkeypatch.setattr("meshllm.web.gateway.SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.http1.HEAD_SECONDS", 0.0)
+    for _ in range(20):
+        caller = await table.caller()
+        assert await caller.eof() == b""
+        await caller.close()
+        await table.idle()
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_head_that_trickles_in_has_no_more_time_than_any(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.http1.HEAD_SECONDS", 0.05)

@@ -181,6 +181,7 @@ async def test_before_the_first_byte_another_target_is_tried(table: Bench, scrip
     assert table.gateway.outcomes == ["answered"] * 2
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL.keys())
 async def test_if_there_is_no_other_an_error_says_so(table: Bench, script: Script) -> None:
@@ -437,6 +438,7 @@ ERRORS: dict[str, tuple[bytes, str, int, int]] = {
 }
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("case", ERRORS.values(), ids=ERRORS.keys())
 async def test_errors_come_in_the_callers_shape_whatever_they_were(
     table: Bench, case: tuple[bytes, str, int, int]
@@ -514,7 +516,7 @@ async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("quick")
 async def test_a_backend_that_says_nothing_is_given_up(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.BACKEND_SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr("meshllm.web.exchange.BACKEND_SILENCE_SECONDS", 0.05)
 
     async def half(call: Call) -> None:
         call.begin_stream()
