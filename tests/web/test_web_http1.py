@@ -373,8 +373,8 @@ async def test_all_bodies_together_are_bounded_as_long_as_they_are_held(table: B
 @pytest.mark.usefixtures("quick")
 async def test_limits_of_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_SECONDS", "BODY_SECONDS"):
-        monkeypatch.setattr(f"meshllm.web.http1.{name}", 0.05)
-    monkeypatch.setattr("meshllm.web.http1.IDLE_SECONDS", 0.1)
+        monkeypatch.setattr(f"meshllm.web.http1.{name}", 0.3)
+    monkeypatch.setattr("meshllm.web.http1.IDLE_SECONDS", 0.4)
     silent = await table.caller()
     kept = await table.caller()
     kept.send(GET)
@@ -402,7 +402,7 @@ async def test_no_connection_escapes_the_limits(table: Bench, monkeypatch: pytes
 
 @pytest.mark.usefixtures("quick")
 async def test_a_head_that_trickles_in_has_no_more_time_than_any(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.http1.HEAD_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.http1.HEAD_SECONDS", 0.3)
     caller = await table.caller()
     caller.send(b"GET /health HTTP/1.1\r\nX: ")
     response = asyncio.get_running_loop().create_future()

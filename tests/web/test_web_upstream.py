@@ -530,8 +530,10 @@ async def test_a_backend_that_says_nothing_is_given_up(table: Bench, monkeypatch
         upstream.script = script
         for path in STREAMING:
             response = await table.call(ask(path, stream=True))
-            assert response.status == 200
-            assert told(path, response)["code"] == "upstream_timeout"
+            if response.status == 200:
+                assert told(path, response)["code"] == "upstream_timeout"
+            else:  # on a busy machine the time is up before there was any to say so
+                assert (response.status, script) == (504, never)
     await upstream.watch.until(lambda: upstream.open == 0)
 
 

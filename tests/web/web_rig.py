@@ -31,7 +31,7 @@ from meshllm.web.exchange import Exchange
 from meshllm.web.gateway import Gateway
 
 # No test comes near it; a hang becomes a failure that names the line.
-PATIENCE = 5.0
+PATIENCE = 20.0
 
 
 class Watch:
