@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.daemons import MODEL, Daemon, daemon
+
+# No test is timed, by hypothesis neither: a busy machine is no defect.
+settings.register_profile("mesh-llm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mesh-llm")
 
 
 @pytest.fixture(scope="session")
