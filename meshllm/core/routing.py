@@ -107,6 +107,19 @@ def purpose_words(model: str, purpose: Purpose) -> str:
             return f"{model} only ranks documents: ask it at /v1/rerank, and another model for the rest."
 
 
+def all_targets(snapshot: Snapshot) -> dict[str, list[Target]]:
+    """Every model's targets, best first: what `route` says of each, in one pass over what the backends list."""
+    found = {model.name: list(route(snapshot, model.name).targets) for model in snapshot.models}
+    local = frozenset(found)
+    for backend in snapshot.backends:
+        if backend.healthy:
+            target = Target(TargetKind.BACKEND, backend.url)
+            for name in backend.models:
+                if name not in local:
+                    found.setdefault(name, []).append(target)
+    return found
+
+
 def models(snapshot: Snapshot) -> tuple[str, ...]:
     """Every model that can be asked for, in the order it became known, without repeats."""
     names = [m.name for m in snapshot.models]

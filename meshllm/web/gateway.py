@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -203,14 +203,15 @@ class Gateway:
     def _get(self, connection: Connection, request: Request, api: Api, cors: str) -> None:
         route = find_route(request.path)
         if route is not None and route.api is Api.MODELS:
-            cards = [self._card(name) for name in routing.models(self._snapshot)]
+            targets = routing.all_targets(self._snapshot)
+            cards = [self._card(name, targets[name]) for name in targets]
             ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]} if cards else {}
             body: Any = {"object": "list", "data": cards, "has_more": False, **ends}
         elif (name := model_in_path(request.path)) is not None:
             if name not in routing.models(self._snapshot):
                 self._error(connection, Api.MODELS, 404, "model_not_found", self._unknown(name), cors)
                 return
-            body = self._card(name)
+            body = self._card(name, routing.route(self._snapshot, name).targets)
         elif request.path == "/metrics":
             connection.send(200, CONTENT_TYPE, self.metrics.text(), cors)
             return
@@ -227,7 +228,7 @@ class Gateway:
             return
         connection.send(200, JSON, orjson.dumps(body), cors)
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _card(self, name: str, targets: Iterable[Target]) -> dict[str, Any]:
         """A model as OpenAI's and Anthropic's clients both read it, and what we know besides, under `mesh`."""
         known: dict[str, Any] = {"phase": "serving"}
         here = self._snapshot.model(name)
@@ -238,10 +239,7 @@ class Gateway:
                 known["purpose"] = here.facts.purpose.value
             if here.server_facts is not None:
                 known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
-        known["served_by"] = [
-            "this node" if target.kind is TargetKind.ENGINE else target.address
-            for target in routing.route(self._snapshot, name).targets
-        ]
+        known["served_by"] = ["this node" if target.kind is TargetKind.ENGINE else target.address for target in targets]
         return {
             "id": name,
             "object": "model",
