@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import PurePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,10 @@ def _held(port: int) -> PortFact:
             if connection.pid is None:
                 break
             process = psutil.Process(connection.pid)
-            words = " ".join(process.cmdline())[:4096]
-            ours = "mesh-llm" in words or "meshllm" in words
+            # The program's name, not just any path that has it: everything in a checkout has.
+            ours = any(
+                PurePath(word).name == "mesh-llm" or word.startswith("meshllm.") for word in process.cmdline()[:4]
+            )
             return PortFact(port, free=False, holder_pid=connection.pid, holder=process.name(), ours=ours)
     except (psutil.Error, OSError):
         pass
