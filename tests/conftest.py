@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.daemons import MODEL, Daemon, daemon
 
+# A suite that a script runs in the background inherits SIGINT as ignored, and so would every process that it starts;
+# a handler, though, becomes the default in each of them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test is timed, by hypothesis neither: a busy machine is no defect.
 settings.register_profile("mesh-llm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mesh-llm")

@@ -49,10 +49,15 @@ def said_by(program: Path) -> str:
     return subprocess.run([program], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Living processes whose command lines speak of `folder`."""
+    found = psutil.process_iter(["cmdline"])
+    return [process for process in found if str(folder) in " ".join(process.info["cmdline"] or ())]
+
+
 def processes_in(folder: Path) -> list[str]:
-    """Command lines of living processes that speak of `folder`."""
-    lines = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
-    return [line for line in lines if str(folder) in line]
+    """Their command lines."""
+    return [" ".join(process.info["cmdline"]) for process in processes_of(folder)]
 
 
 async def test_builds_once_and_then_only_finds(bench: Bench) -> None:
@@ -144,7 +149,8 @@ async def interrupt(bench: Bench) -> None:
     compiling = asyncio.Event()
 
     def report(step: Progress) -> None:
-        if step.stage is Stage.COMPILE and step.done:
+        # Not at the first step that is done: the object that is looked for afterwards may be a later one.
+        if step.stage is Stage.COMPILE and next(bench.where.work.rglob("llama.cpp.o"), None):
             compiling.set()
 
     owner = Owner("test", lambda *_: None)
@@ -212,6 +218,8 @@ asyncio.run(build.ensure(bench.recipe, bench.where, progress=report, fetch=bench
     # Whoever builds next waits for this lock: it is free once the last process of the killed build is gone.
     with (bench.where.locks / f"{bench.recipe.key}.running").open("rb") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+    # The kernel lets go of a dying process's locks a moment before it is gone from its table.
+    await asyncio.to_thread(psutil.wait_procs, processes_of(bench.where.root), 60)
     assert processes_in(bench.where.root) == []
     monkeypatch.delenv("FAKE_GATE")
     assert said_by((await make(bench)).server) == "one"
