@@ -93,6 +93,8 @@ mesh_bootstrap() {
         "$mesh_venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$mesh_root" \
             --config-settings editable_mode=compat ||
             mesh_die "could not install the checkout itself; see pip's message above"
+        # pip does this for what it installs; for the checkout, nobody would where Python may not write (a third of a start).
+        "$mesh_venv/bin/python" -m compileall -q "$mesh_root/meshllm" || true
         printf '%s\n' "$want" >"$mesh_venv/.mesh-$kind"
         # What the tests need holds all that the program needs.
         [ "$kind" = dev ] && mesh_fingerprint runtime "$python" requirements.lock >"$mesh_venv/.mesh-runtime"
