@@ -130,16 +130,19 @@ def test_an_interruption_says_what_is_kept(store: Store, tmp_path: Path) -> None
         "HF_HUB_OFFLINE": "1",
         "MESH_LLM_MODELS": str(store.folder),
     }
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, ENTRY.name],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    (tmp_path / "pip").read_text()  # returns when the program is there
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    ) as process:
+        try:
+            (tmp_path / "pip").read_text()  # returns when the program is there
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert output == ""
     assert "HF_HUB_OFFLINE" in errors
