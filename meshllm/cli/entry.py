@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_PORT
 from meshllm.errors import MeshError, TheirFault
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from meshllm.daemon.settings import Backend, Settings
 
 SERVE, NETWORK, OUTPUT = "What to serve", "Where to listen", "Output"
-DEFAULT_PORT, DEFAULT_CONSOLE = 9337, 3131
 
 app = typer.Typer(
     name="mesh-llm",

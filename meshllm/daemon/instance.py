@@ -12,10 +12,10 @@ from pathlib import Path
 import filelock
 import psutil
 
+from meshllm.engine.ledger import is_same_process
 from meshllm.errors import NotRunning, UsageError
 
 NOTE = "daemon.json"
-START_TIME_TOLERANCE_SECONDS = 2.0
 STOP_POLL_SECONDS = 0.02
 
 
@@ -30,12 +30,7 @@ class Instance:
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) <= START_TIME_TOLERANCE_SECONDS
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        return is_same_process(self.pid, self.started)
 
 
 class Claim:

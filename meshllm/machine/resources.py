@@ -7,9 +7,7 @@ found out is taken for unlimited or unknown.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,19 +41,6 @@ class Disk:
     path: Path
     total: int
     free: int
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """Names such as "Linux", "6.1.0", "x86_64", "3.11.7"."""
-
-    system: str
-    release: str
-    machine: str
-    python: str
-
-    def __str__(self) -> str:
-        return f"{self.system} {self.release} on {self.machine}, Python {self.python}"
 
 
 def memory(root: Path = ROOT) -> Memory:
@@ -94,15 +79,6 @@ def disk(path: Path) -> Disk | None:
             continue
         return Disk(path, usage.total, usage.free)
     return None
-
-
-def this_platform() -> Platform:
-    """What system this is."""
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    return Platform(platform.system(), platform.release(), platform.machine(), version)
-
-
-# -- cgroups
 
 
 def _memory_limit(root: Path) -> tuple[int | None, int]:

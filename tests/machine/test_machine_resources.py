@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshllm.machine.resources import disk, memory, processors, this_platform
+from meshllm.machine.resources import disk, memory, processors
 
 GIB = 1 << 30
 
@@ -104,12 +104,6 @@ def test_disk_of_a_folder_that_is_not_made_yet(tmp_path: Path) -> None:
     found = disk(tmp_path / "not" / "made")
     assert found is not None
     assert 0 < found.free <= found.total
-
-
-def test_this_platform() -> None:
-    found = this_platform()
-    assert found.python in str(found)
-    assert found.system
 
 
 @pytest.mark.parametrize("quota", ["250000 100000", "100 100000"])
