@@ -104,3 +104,27 @@ class NotRunning(NobodysFault):
     """No daemon answers where one was expected."""
 
     code = "not_running"
+
+
+class PeerRefused(TheirFault):
+    """A peer answered and will not have us, or is not who it should be: trying again will not help."""
+
+    code = "peer_refused"
+
+
+class BadInvite(TheirFault):
+    """An invite that is damaged, expired or of another version."""
+
+    code = "bad_invite"
+
+
+class PeerUnreachable(NobodysFault):
+    """No address of a peer answers."""
+
+    code = "peer_unreachable"
+
+
+class LinkClosed(NobodysFault):
+    """The connection to a peer is gone."""
+
+    code = "link_closed"

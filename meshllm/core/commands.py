@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meshllm.core.messages import Message
+from meshllm.core.records import MeshId, NodeId, WayIn
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -48,3 +51,50 @@ class ProbeBackend(Command):
 @dataclass(frozen=True, slots=True)
 class Finish(Command):
     """Everything has stopped: the daemon may end."""
+
+
+# -- the mesh
+
+
+@dataclass(frozen=True, slots=True)
+class Dial(Command):
+    """Connect to a peer, all its addresses nearly at once. Answered by LinkUp or DialFailed, within a deadline."""
+
+    way: WayIn
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp(Command):
+    """The core needs this link no longer: close it once no tunnel uses it. Answered by LinkDown when it closes."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Command):
+    """Say something to a peer. Lost silently if the link is gone."""
+
+    peer: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SaveIncarnation(Command):
+    """Keep this number over a restart; the next start uses a higher one."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveMesh(Command):
+    """This node now belongs to the mesh of that id (same secret)."""
+
+    mesh: MeshId
+
+
+@dataclass(frozen=True, slots=True)
+class SavePeers(Command):
+    """Who to look for after a restart, best first."""
+
+    ways: tuple[WayIn, ...]

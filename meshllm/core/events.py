@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meshllm.core.messages import Message
+from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, Role, WayIn
 from meshllm.core.types import ModelFacts, Progress, ServerFacts
 
 
@@ -126,3 +128,81 @@ class BackendSilent(Event):
 
     url: str
     reason: str
+
+
+# -- the mesh
+
+
+@dataclass(frozen=True, slots=True)
+class JoinWanted(Event):
+    """Somebody gave this node an invite, or it remembers peers: find the mesh. `invited`: a person waits for it."""
+
+    ways: tuple[WayIn, ...]
+    invited: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AddressesFound(Event):
+    """Where this node can be reached, best first; sent again when that changes (a peer saw another address)."""
+
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskScanned(Event):
+    """The models whose files are here already, by the names callers use."""
+
+    models: tuple[str, ...]
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSought(Event):
+    """A caller asks for a model that nobody known to live serves: peers that were only heard of are worth a try."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadsChanged(Event):
+    """How busy the models served here are now."""
+
+    loads: tuple[ModelLoad, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp(Event):
+    """An authenticated connection to a peer is there: it proved its key and the mesh secret. `rtt` in seconds."""
+
+    peer: NodeId
+    role: Role
+    mesh: MeshId
+    address: Address
+    rtt: float
+    dialled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown(Event):
+    """The connection to a peer is gone."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed(Event):
+    """No address of that way led to the peer. `final`: it answered, and will not have us (wrong secret, say)."""
+
+    way: WayIn
+    reason: str
+    advice: str = ""
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived(Event):
+    """A peer said something on its link. The records in it have been verified."""
+
+    peer: NodeId
+    message: Message

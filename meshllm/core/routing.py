@@ -21,14 +21,16 @@ class TargetKind(Enum):
 
     ENGINE = "engine"
     BACKEND = "backend"
+    PEER = "peer"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """Somewhere a request can be answered.
 
-    `address` is a Unix socket path for an engine, a base URL (without `/v1`) for a backend. `generation` tells two
-    engine processes apart that follow one another; `slots` is how many requests are worked on at a time (0: unknown).
+    `address` is a Unix socket path for an engine, a base URL (without `/v1`) for a backend, a node id in hexadecimal
+    for a peer. `generation` (of a peer: its incarnation) tells two engine processes apart that follow one another;
+    `slots` is how many requests are worked on at a time (0: unknown).
     """
 
     kind: TargetKind

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshllm.core.views import MeshView
 
 
 class Purpose(Enum):
@@ -148,6 +152,9 @@ class Snapshot:
     models: tuple[ModelState, ...] = ()
     backends: tuple[BackendState, ...] = ()
     stopping: bool = False
+    # The mesh, where this node is part of one; and the models asked for here that others are to serve.
+    mesh: MeshView | None = None
+    wants: tuple[str, ...] = ()
 
     def model(self, name: str) -> ModelState | None:
         """The model this node was asked to serve under exactly that name."""

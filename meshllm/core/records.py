@@ -1,0 +1,137 @@
+"""What a node says of itself, and the words for it.
+
+Law: a record is written by its subject alone and signed by it; whoever holds a `SignedRecord` has verified the
+signature (or made it), so the core never sees a forged one. Numbers are ordered by `Stamp`; only a higher one is news.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+from meshllm.core.types import Purpose
+
+# An Ed25519 public key, 32 bytes.
+NodeId = NewType("NodeId", bytes)
+NODE_ID_BYTES = 32
+# A mesh's id: 16 bytes, made at random by the node that founded it.
+MeshId = NewType("MeshId", bytes)
+MESH_ID_BYTES = 16
+
+# Bounds of a record, enforced by the codec; each far above what an honest node needs.
+MAX_ADDRESSES = 8
+MAX_SERVED = 32
+MAX_BACKEND_MODELS = 256
+MAX_WANTED = 32
+MAX_ON_DISK = 64
+MAX_COMPLAINTS = 64
+MAX_NAME_BYTES = 256
+MAX_RECORD_BYTES = 32 << 10
+
+
+def short(node: NodeId) -> str:
+    """The first 10 hexadecimal digits: what people see."""
+    return node[:5].hex()
+
+
+class Role(Enum):
+    """What a node is in the mesh. A client serves nothing, has no record and counts for nothing."""
+
+    NODE = "node"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stamp:
+    """`incarnation` grows at each start and refutation (persisted), `version` with each change of the record."""
+
+    incarnation: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """Where a node listens: an IP literal (v4 or v6, no name) and a UDP port (the TCP port of lanes is the same)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model a node answers for now. `context_length` tokens per request (0: unknown), `size` bytes of the file.
+
+    `slots` requests are worked on at a time (0: unknown, a backend).
+    """
+
+    name: str
+    purpose: Purpose | None = None
+    context_length: int = 0
+    slots: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """How busy a model is at its host: requests at work, and waiting."""
+
+    name: str
+    active: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Complaint:
+    """The writer of the record got no answer from `node` when it was at `incarnation`."""
+
+    node: NodeId
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks.
+
+    `loads` are as of the time of writing: a change of load alone is not worth a new record.
+    """
+
+    node: NodeId
+    stamp: Stamp
+    mesh: MeshId
+    name: str = ""
+    software: str = ""
+    protocol: tuple[int, int] = (1, 1)
+    addresses: tuple[Address, ...] = ()
+    serves: tuple[ServedModel, ...] = ()
+    loads: tuple[ModelLoad, ...] = ()
+    wants: tuple[str, ...] = ()
+    on_disk: tuple[str, ...] = ()
+    memory: int = 0
+    complaints: tuple[Complaint, ...] = ()
+    leaving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRecord:
+    """A record with the very bytes that were signed, so that it can be handed on as it came."""
+
+    record: NodeRecord
+    body: bytes
+    signature: bytes
+
+
+# Signing is a pure function of key and record (Ed25519 is deterministic): the core is given one.
+Signer = Callable[[NodeRecord], SignedRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class WayIn:
+    """Somewhere a node may be: `pin` is its id or the first 16 bytes of it; `addresses` in the order to be tried."""
+
+    pin: bytes
+    addresses: tuple[Address, ...]

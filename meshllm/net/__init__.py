@@ -1,0 +1,1 @@
+"""Other machines: how this node reaches them, and how they reach it."""
