@@ -106,6 +106,12 @@ class NotRunning(NobodysFault):
     code = "not_running"
 
 
+class DamagedState(NobodysFault):
+    """A file of this node's own (its key, what it knows of its mesh) cannot be read; it is left as it is."""
+
+    code = "damaged_state"
+
+
 class PeerRefused(TheirFault):
     """A peer answered and will not have us, or is not who it should be: trying again will not help."""
 
