@@ -1,7 +1,8 @@
-"""The console server on :3131: the status, once or as it changes.
+"""The console server on :3131: the status, once or as it changes; and the invite, for the command that prints it.
 
-Law: read-only, and only for this machine (the same caller checks as the gateway, never a key). A viewer that does not
-read is dropped, not waited for: each gets the newest state, whatever it missed.
+Law: only for this machine (the same caller checks as the gateway, never a key), and nothing here changes the node. An
+invite is a secret: it is given to programs of this machine that ask for exactly it, never to a web page of whatever
+origin. A viewer that does not read is dropped, not waited for: each gets the newest state, whatever it missed.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from aiohttp import web
 
-from meshllm.errors import PortTaken
+from meshllm.errors import MeshError, NobodysFault, PortTaken
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.status import NodeStatus
 
@@ -31,12 +34,45 @@ SECURITY_HEADERS = {
 }
 
 
-class Console:
-    """Serves what `status` returns; `changed` says that it is worth asking again."""
+# A page can send a POST to any address, but not with a header of its own unless we allowed it, and we never do. What
+# a browser adds to every request it makes for a page gives the rest away.
+INVITE_HEADER, INVITE_WORD = "x-mesh-llm", "invite"
+BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
+# An invite for longer should be one without an end; also keeps the sum with the clock within 64 bits.
+MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
 
-    def __init__(self, policy: CallerPolicy, status: Callable[[], NodeStatus]) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What lets a node into the mesh; `expires` in seconds since the epoch (0: never). Its text is never shown."""
+
+    text: str
+    expires: int
+
+    def __repr__(self) -> str:
+        return f"<Invitation until {self.expires or 'cancelled'}>"
+
+
+def no_invite(seconds: float) -> Invitation:
+    """The invite of a node that has none to give. Raises NobodysFault."""
+    raise NobodysFault("This node is part of no mesh.")
+
+
+class Console:
+    """Serves what `status` returns; `changed` says that it is worth asking again.
+
+    `invite` makes an invite that is good for so many seconds (0: for good), or raises MeshError.
+    """
+
+    def __init__(
+        self,
+        policy: CallerPolicy,
+        status: Callable[[], NodeStatus],
+        invite: Callable[[float], Invitation] = no_invite,
+    ) -> None:
         self._policy = policy
         self._status = status
+        self._invite = invite
         self._change = asyncio.Event()
         self._version = 0
         self._viewers = 0
@@ -45,6 +81,7 @@ class Console:
         app.router.add_get("/", self._index)
         app.router.add_get("/api/status", self._status_once)
         app.router.add_get("/api/events", self._events)
+        app.router.add_post("/api/invite", self._invitation)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
@@ -93,8 +130,7 @@ class Console:
         }
         refusal = self._policy.refuse(request.remote or "", headers)
         if refusal is not None:
-            error = {"error": {"code": refusal.code, "message": refusal.message}}
-            return web.json_response(error, status=refusal.status, headers=SECURITY_HEADERS)
+            return _error(refusal.status, refusal.code, refusal.message)
         try:
             response = await handler(request)
         except web.HTTPException as error:
@@ -113,9 +149,28 @@ class Console:
     async def _status_once(self, request: web.Request) -> web.Response:
         return web.Response(text=self._status().model_dump_json(), content_type="application/json")
 
+    async def _invitation(self, request: web.Request) -> web.Response:
+        if request.headers.get(INVITE_HEADER) != INVITE_WORD or any(
+            name in request.headers for name in BROWSER_HEADERS
+        ):
+            return _error(403, "not_for_pages", "An invite is given to programs only: run 'mesh-llm invite'.")
+        try:
+            asked = json.loads(await request.read() or b"{}")
+            seconds = asked.get("expires") or 0
+            if isinstance(seconds, bool) or not 0 <= seconds <= MAX_EXPIRY_SECONDS:
+                raise ValueError(seconds)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            words = f'The body is {{"expires": SECONDS}}, with 0 (for good) to {MAX_EXPIRY_SECONDS}.'
+            return _error(400, "invalid_request", words)
+        try:
+            invitation = self._invite(float(seconds))
+        except MeshError as error:
+            return _error(409, error.code, str(error))
+        return web.json_response({"invite": invitation.text, "expires": invitation.expires})
+
     async def _events(self, request: web.Request) -> web.StreamResponse:
         if self._viewers >= MAX_VIEWERS:
-            return web.json_response({"error": {"code": "overloaded", "message": "Too many viewers."}}, status=503)
+            return _error(503, "overloaded", "Too many viewers.")
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **SECURITY_HEADERS})
         self._viewers += 1
         try:
@@ -146,3 +201,8 @@ class Console:
             if told == self._version:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(change.wait(), timeout=HEARTBEAT_SECONDS)
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    error = {"error": {"code": code, "message": message}}
+    return web.json_response(error, status=status, headers=SECURITY_HEADERS)

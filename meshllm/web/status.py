@@ -5,10 +5,14 @@ Times are seconds, sizes bytes, fractions 0 to 1. Fields are only ever added.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict
 
 from meshllm.core import serving
+from meshllm.core.records import NodeId
 from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
+from meshllm.core.views import JoinStep, MeshView, PeerView
 
 
 class _Model(BaseModel):
@@ -87,8 +91,54 @@ class LoadStatus(_Model):
     slots: int
 
 
+class StepStatus(_Model):
+    """One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words."""
+
+    peer: str
+    addresses: list[str]
+    state: str
+    reason: str
+
+
+class PeerStatus(_Model):
+    """Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
+    "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard."""
+
+    id: str
+    name: str
+    software: str
+    status: str
+    since_seconds: float
+    reason: str
+    linked: bool
+    rtt: float | None
+    via: str
+    addresses: list[str]
+    models: list[str]
+    wants: list[str]
+    memory: int
+    active: int
+    waiting: int
+
+
+class MeshStatus(_Model):
+    """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal."""
+
+    node: str
+    mesh: str
+    role: str
+    phase: str
+    reason: str
+    incarnation: int
+    addresses: list[str]
+    wants: list[str]
+    clients: int
+    steps: list[StepStatus]
+    peers: list[PeerStatus]
+
+
 class NodeStatus(_Model):
-    """Everything about this node."""
+    """Everything about this node. `mesh` is null where it goes on alone, for the reason in `mesh_reason`."""
 
     name: str
     version: str
@@ -102,6 +152,8 @@ class NodeStatus(_Model):
     models: list[ModelStatus]
     backends: list[BackendStatus]
     load: list[LoadStatus]
+    mesh: MeshStatus | None = None
+    mesh_reason: str = ""
 
 
 def _progress(progress: Progress | None) -> ProgressStatus | None:
@@ -147,6 +199,50 @@ def _backend(backend: BackendState) -> BackendStatus:
     return BackendStatus(url=backend.url, healthy=backend.healthy, models=list(backend.models), reason=backend.reason)
 
 
+def _step(step: JoinStep) -> StepStatus:
+    addresses = [str(address) for address in step.way.addresses]
+    return StepStatus(peer=step.way.pin.hex(), addresses=addresses, state=step.state, reason=step.reason)
+
+
+def _peer(peer: PeerView, via: str, now: float) -> PeerStatus:
+    record = peer.record
+    return PeerStatus(
+        id=peer.node.hex(),
+        name=record.name,
+        software=record.software,
+        status=peer.status.value,
+        since_seconds=round(max(0.0, now - peer.since), 3),
+        reason=peer.reason,
+        linked=peer.linked,
+        rtt=None if peer.rtt is None else round(peer.rtt, 6),
+        via=via,
+        addresses=[str(address) for address in record.addresses],
+        models=[served.name for served in record.serves],
+        wants=list(record.wants),
+        memory=record.memory,
+        active=sum(load.active for load in peer.loads),
+        waiting=sum(load.waiting for load in peer.loads),
+    )
+
+
+def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
+    """The mesh at `now`; `vias` says what requests to a peer take, `wants` what was asked for here."""
+    record = mesh.record
+    return MeshStatus(
+        node=mesh.node.hex(),
+        mesh=mesh.mesh.hex(),
+        role=mesh.role.value,
+        phase=mesh.phase.value,
+        reason=mesh.reason,
+        incarnation=0 if record is None else record.stamp.incarnation,
+        addresses=[] if record is None else [str(address) for address in record.addresses],
+        wants=list(wants),
+        clients=mesh.clients,
+        steps=[_step(step) for step in mesh.steps],
+        peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
+    )
+
+
 def node_status(
     snapshot: Snapshot,
     load: list[LoadStatus],
@@ -158,9 +254,11 @@ def node_status(
     console: str,
     started: float,
     now: float,
+    vias: Mapping[NodeId, str] | None = None,
+    mesh_reason: str = "",
 ) -> NodeStatus:
     """The status at `now`; `started` is when the daemon began (seconds, the same clock)."""
-    engine = snapshot.engine
+    engine, mesh = snapshot.engine, snapshot.mesh
     return NodeStatus(
         name=name,
         version=version,
@@ -180,4 +278,6 @@ def node_status(
         models=[_model(snapshot, model, now) for model in snapshot.models],
         backends=[_backend(backend) for backend in snapshot.backends],
         load=load,
+        mesh=None if mesh is None else mesh_status(mesh, vias or {}, snapshot.wants, now),
+        mesh_reason=mesh_reason,
     )

@@ -11,11 +11,16 @@ from dataclasses import dataclass, field, replace
 import pytest
 from web_rig import PATIENCE, READY, Caller, Malformed, Response, Watch, backend, broken, coming, request, served
 
+from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp, WayIn
 from meshllm.core.types import ModelFacts, Snapshot
-from meshllm.errors import PortTaken
+from meshllm.core.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.errors import NobodysFault, PortTaken
 from meshllm.web.callers import CallerPolicy
-from meshllm.web.console import Console
+from meshllm.web.console import Console, Invitation
 from meshllm.web.status import LoadStatus, NodeStatus, node_status
+
+PEER, MESH = NodeId(b"p" * 32), MeshId(b"m" * 16)
+AT = Address("192.0.2.7", 9)
 
 
 @dataclass
@@ -30,7 +35,12 @@ class Desk:
     callers: list[Caller] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.console = Console(CallerPolicy(), self.status)
+        self.console = Console(CallerPolicy(), self.status, self.invite)
+
+    def invite(self, seconds: float) -> Invitation:
+        if seconds == 7:
+            raise NobodysFault("This node only uses the API.", advice="Ask another.")
+        return Invitation("mesh1-SECRET", int(seconds))
 
     def status(self) -> NodeStatus:
         self.asked += 1
@@ -45,6 +55,7 @@ class Desk:
             console="http://localhost:2",
             started=0.0,
             now=1.5,
+            vias={PEER: "lane"},
         )
 
     def change(self, **changes: object) -> None:
@@ -103,6 +114,68 @@ async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
     assert set(response.json) == set(NodeStatus.model_json_schema()["properties"])
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
+    record = NodeRecord(PEER, Stamp(3, 4), MESH, "box2", addresses=(AT,), serves=(ServedModel("m"),), memory=5)
+    peer = PeerView(record, PeerStatus.ALIVE, True, 0.002, (ModelLoad("m", 1, 2), ModelLoad("n", 1, 0)), 1.0)
+    steps = (JoinStep(WayIn(PEER[:16], (AT,)), "refused", "wrong secret"),)
+    desk.change(
+        mesh=MeshView(NodeId(b"n" * 32), MESH, Role.CLIENT, JoinPhase.JOINED, steps, peers=(peer,)), wants=("w",)
+    )
+    response = await desk.call(request("GET", "/api/status"))
+    mesh = NodeStatus.model_validate_json(response.body, strict=True).mesh
+    assert mesh is not None
+    assert (mesh.mesh, mesh.role, mesh.phase, mesh.wants) == (MESH.hex(), "client", "joined", ["w"])
+    assert (mesh.steps[0].addresses, mesh.steps[0].reason) == (["192.0.2.7:9"], "wrong secret")
+    told = mesh.peers[0]
+    assert (told.name, told.status, told.rtt, told.via, told.models) == ("box2", "alive", 0.002, "lane", ["m"])
+    assert (told.active, told.waiting, told.since_seconds) == (2, 2, 0.5)
+
+
+async def test_an_invite_is_for_the_command_that_asks_for_it(desk: Desk) -> None:
+    asks = {"x-mesh-llm": "invite"}
+    given = await desk.call(request("POST", "/api/invite", {"expires": 3600}, asks))
+    assert (given.status, given.json) == (200, {"invite": "mesh1-SECRET", "expires": 3600})
+    assert given.headers["cache-control"] == "no-store"
+    for body in (None, {}, {"expires": None}, {"expires": 0}):
+        assert (await desk.call(request("POST", "/api/invite", body, asks))).json["expires"] == 0
+    assert "SECRET" not in repr(Invitation("mesh1-SECRET", 0))
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("GET", {"x-mesh-llm": "invite"}, 405),
+        ("POST", {}, 403),
+        ("POST", {"x-mesh-llm": "please"}, 403),
+        ("POST", {"x-mesh-llm": "invite", "Origin": "http://localhost:3131"}, 403),
+        ("POST", {"x-mesh-llm": "invite", "Sec-Fetch-Site": "same-origin"}, 403),
+        ("POST", {"x-mesh-llm": "invite", "Sec-Fetch-Mode": "cors"}, 403),
+        ("POST", {"x-mesh-llm": "invite", "Referer": "http://localhost:3131/"}, 403),
+        ("POST", {"x-mesh-llm": "invite", "Origin": "http://evil.com"}, 403),
+        ("OPTIONS", {"Origin": "http://localhost:3131", "Access-Control-Request-Headers": "x-mesh-llm"}, 405),
+    ],
+)
+async def test_no_web_page_gets_an_invite(desk: Desk, method: str, headers: dict[str, str], status: int) -> None:
+    response = await desk.call(request(method, "/api/invite", {}, headers))
+    assert response.status == status
+    assert b"SECRET" not in response.body
+    assert "access-control-allow-headers" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'{"expires": true}', b'{"expires": "x"}', b'{"expires": -1}', b'{"expires": NaN}',
+             b'{"expires": 1e400}', b'{"expires": ' + b"9" * 400 + b"}", b"[" * 1000]
+)  # fmt: skip
+async def test_a_bad_wish_for_an_invite_is_refused(desk: Desk, body: bytes) -> None:
+    response = await desk.call(request("POST", "/api/invite", body, {"x-mesh-llm": "invite"}))
+    assert (response.status, response.json["error"]["code"]) == (400, "invalid_request")
+
+
+async def test_a_node_without_an_invite_says_why(desk: Desk) -> None:
+    response = await desk.call(request("POST", "/api/invite", {"expires": 7}, {"x-mesh-llm": "invite"}))
+    assert (response.status, "Ask another" in response.json["error"]["message"]) == (409, True)
 
 
 async def test_viewers_are_told_at_once_and_on_change(desk: Desk) -> None:
