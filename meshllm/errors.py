@@ -124,6 +124,12 @@ class BadInvite(TheirFault):
     code = "bad_invite"
 
 
+class BadMessage(TheirFault):
+    """Bytes from a peer that are no message, or one that breaks a bound or a signature."""
+
+    code = "bad_message"
+
+
 class PeerUnreachable(NobodysFault):
     """No address of a peer answers."""
 

@@ -17,7 +17,8 @@ PURE_FORBIDDEN = {
 }  # fmt: skip
 STANDARD = {
     "__future__", "collections", "dataclasses", "enum", "re", "json", "math", "typing", "functools", "itertools",
-    "urllib", "hashlib", "struct", "base64", "heapq", "bisect", "string", "abc", "types", "contextlib",
+    "urllib", "hashlib", "hmac", "struct", "base64", "heapq", "bisect", "string", "abc", "types", "contextlib",
+    "ipaddress",
 }  # fmt: skip
 SIDEWAYS = ("net", "engine", "models", "machine", "web")
 ONLY_IN = {

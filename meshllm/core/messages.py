@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from meshllm.core.records import MeshId, ModelLoad, NodeId, SignedRecord, Stamp
 
+# A digest has at most 2**8 buckets: 1 KiB, whatever the size of the mesh.
+MAX_DIGEST_BITS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

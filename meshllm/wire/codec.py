@@ -1,0 +1,230 @@
+"""What nodes say to each other on a control stream, as bytes and back.
+
+Law: any bytes at all become a message or `BadMessage`, nothing else, and cost a few MiB at most while they are
+read. A message is a msgpack array: its kind, then its fields in fixed places; ids that come in numbers are one byte
+string, back to back. How it may grow: new fields at the end, which older nodes skip; new kinds, which older nodes
+ignore (`decode_message` gives None for them). A kind is never used for something else, a bound is never raised. What
+older nodes would misunderstand is for a new protocol version, which the handshake agrees on.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from meshllm.core import messages as m
+from meshllm.core.messages import MAX_DIGEST_BITS, Message
+from meshllm.core.records import MAX_RECORD_BYTES, MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId, SignedRecord, Stamp
+from meshllm.errors import BadMessage
+from meshllm.wire import fields as f
+from meshllm.wire.records import (
+    SIGNATURE_BYTES,
+    decode_record,
+    encode_record,
+    fit,
+    fit_loads,
+    read_loads,
+    read_signed,
+    signed_bytes,
+    signer,
+)
+
+__all__ = [
+    "MAX_IDS",
+    "MAX_PAYLOAD_BYTES",
+    "MAX_RECORDS",
+    "Verify",
+    "decode_message",
+    "decode_record",
+    "encode_message",
+    "encode_record",
+    "fit",
+    "signed_bytes",
+    "signer",
+]
+
+# Whether `signature` is the node's over those bytes: (node, signed bytes, signature).
+Verify = Callable[[NodeId, bytes, bytes], bool]
+
+# What a control stream carries in one piece (`net.base.MAX_MESSAGE_BYTES`, which wire may not import; a test compares).
+MAX_PAYLOAD_BYTES = 256 << 10
+# Ids in one message: three times what goes into the 64 KiB that a node keeps its messages below.
+MAX_IDS = 4096
+# Records in one message, likewise: the smallest takes about 130 bytes with its signature.
+MAX_RECORDS = 1024
+HASH_BYTES = 4
+HELD = struct.Struct(f">{NODE_ID_BYTES}sQQ")
+
+
+def encode_message(message: Message) -> bytes:
+    """The payload. Raises ValueError for a message that no peer would take: too long, or not made of what it says."""
+    kind, write = _BY_TYPE[type(message)]
+    payload: bytes = msgpack.packb((kind, *write(message)))
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"{type(message).__name__} takes {len(payload)} bytes, above {MAX_PAYLOAD_BYTES}")
+    return payload
+
+
+def decode_message(payload: bytes, verify: Verify) -> Message | None:
+    """The message; None for one of a kind that only newer versions know, which is to be ignored. Raises BadMessage.
+
+    Every record in it has been verified. One that its node signed but that this version cannot read is left out.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise BadMessage(f"message: more than {MAX_PAYLOAD_BYTES} bytes")
+    found = f.unpack(payload, max_text=256, max_bytes=MAX_IDS * HELD.size, max_items=MAX_RECORDS)
+    read = _READERS.get(f.number(f.fields(found, 1, "message")[0], "kind of message"))
+    return read(found, verify) if read is not None else None
+
+
+# -- each kind: the fields it is written as, and how they are read. `found[0]` is the kind.
+
+
+def _write_ping(message: m.Ping) -> tuple[Any, ...]:
+    return (message.number,)
+
+
+def _read_ping(found: tuple[Any, ...], verify: Verify) -> Message:
+    return m.Ping(f.number(f.fields(found, 2, "ping")[1], "ping's number"))
+
+
+def _write_pong(message: m.Pong) -> tuple[Any, ...]:
+    loads = [(load.name, load.active, load.waiting) for load in fit_loads(message.loads)]
+    return (message.number, loads)
+
+
+def _read_pong(found: tuple[Any, ...], verify: Verify) -> Message:
+    _, number, loads, *_ = f.fields(found, 3, "pong")
+    return m.Pong(f.number(number, "pong's number"), read_loads(loads))
+
+
+def _write_digest(message: m.Digest) -> tuple[Any, ...]:
+    return (message.bits, message.hashes)
+
+
+def _read_digest(found: tuple[Any, ...], verify: Verify) -> Message:
+    _, given, hashes, *_ = f.fields(found, 3, "digest")
+    bits = f.number(given, "digest's bits", 0, MAX_DIGEST_BITS)
+    return m.Digest(bits, f.exactly(hashes, HASH_BYTES << bits, "digest's hashes"))
+
+
+def _write_difference(message: m.Difference) -> tuple[Any, ...]:
+    _bounded(len(message.held), MAX_IDS)
+    held = b"".join([HELD.pack(node, stamp.incarnation, stamp.version) for node, stamp in message.held])
+    return (message.bits, bytes(message.buckets), held)
+
+
+def _read_difference(found: tuple[Any, ...], verify: Verify) -> Message:
+    _, given, given_buckets, given_held, *_ = f.fields(found, 4, "difference")
+    bits = f.number(given, "difference's bits", 0, MAX_DIGEST_BITS)
+    buckets = tuple(f.multiple(given_buckets, 1, 1 << bits, "difference's buckets"))
+    if len(set(buckets)) != len(buckets) or any(bucket >> bits for bucket in buckets):
+        raise BadMessage("difference's buckets: there are no such")
+    entries = f.multiple(given_held, HELD.size, MAX_IDS, "difference's nodes")
+    held = []
+    for node, incarnation, version in HELD.iter_unpack(entries):
+        if incarnation > f.MAX_NUMBER or version > f.MAX_NUMBER:
+            raise BadMessage("difference's nodes: not a stamp")
+        held.append((NodeId(node), Stamp(incarnation, version)))
+    if len({node for node, _ in held}) != len(held):
+        raise BadMessage("difference's nodes: one twice")
+    return m.Difference(bits, buckets, tuple(held))
+
+
+def _write_wanted(message: m.Wanted) -> tuple[Any, ...]:
+    return (_packed_ids(message.nodes),)
+
+
+def _read_wanted(found: tuple[Any, ...], verify: Verify) -> Message:
+    return m.Wanted(_ids(f.fields(found, 2, "wanted")[1], "wanted nodes"))
+
+
+def _write_records(message: m.Records) -> tuple[Any, ...]:
+    return (_packed_records(message.records), message.push)
+
+
+def _read_records(found: tuple[Any, ...], verify: Verify) -> Message:
+    _, records, push, *_ = f.fields(found, 3, "records")
+    return m.Records(_signed(records, verify), f.flag(push, "push"))
+
+
+def _write_subscribe(message: m.Subscribe) -> tuple[Any, ...]:
+    return ()
+
+
+def _read_subscribe(found: tuple[Any, ...], verify: Verify) -> Message:
+    return m.Subscribe()
+
+
+def _write_table(message: m.Table) -> tuple[Any, ...]:
+    return (_packed_records(message.records), _packed_ids(message.gone), message.first, message.more)
+
+
+def _read_table(found: tuple[Any, ...], verify: Verify) -> Message:
+    _, records, gone, first, more, *_ = f.fields(found, 5, "table")
+    first, more = f.flag(first, "first"), f.flag(more, "more")
+    return m.Table(_signed(records, verify), _ids(gone, "gone nodes"), first, more)
+
+
+def _write_adopted(message: m.Adopted) -> tuple[Any, ...]:
+    return (message.mesh,)
+
+
+def _read_adopted(found: tuple[Any, ...], verify: Verify) -> Message:
+    return m.Adopted(MeshId(f.exactly(f.fields(found, 2, "adopted")[1], MESH_ID_BYTES, "mesh id")))
+
+
+def _bounded(count: int, most: int) -> None:
+    if count > most:
+        raise ValueError(f"{count} entries in one message, above {most}")
+
+
+def _packed_ids(nodes: tuple[NodeId, ...]) -> bytes:
+    _bounded(len(nodes), MAX_IDS)
+    return b"".join(nodes)
+
+
+def _packed_records(records: tuple[SignedRecord, ...]) -> list[tuple[bytes, bytes]]:
+    _bounded(len(records), MAX_RECORDS)
+    return [(signed.body, signed.signature) for signed in records]
+
+
+def _ids(value: Any, what: str) -> tuple[NodeId, ...]:
+    """Node ids back to back, none twice (each may cost the reader more than it cost the writer)."""
+    packed = f.multiple(value, NODE_ID_BYTES, MAX_IDS, what)
+    ids = tuple([NodeId(packed[at : at + NODE_ID_BYTES]) for at in range(0, len(packed), NODE_ID_BYTES)])
+    if len(set(ids)) != len(ids):
+        raise BadMessage(f"{what}: one twice")
+    return ids
+
+
+def _signed(value: Any, verify: Verify) -> tuple[SignedRecord, ...]:
+    """Records with their signatures. The lengths are looked at before the first signature is: that is the dear part."""
+    entries = []
+    for entry in f.items(value, MAX_RECORDS, "records"):
+        body, signature, *_ = f.fields(entry, 2, "signed record")
+        if type(body) is not bytes or len(body) > MAX_RECORD_BYTES:
+            raise BadMessage(f"record: not at most {MAX_RECORD_BYTES} bytes")
+        entries.append((body, f.exactly(signature, SIGNATURE_BYTES, "signature")))
+    found = [read_signed(body, signature, verify) for body, signature in entries]
+    return tuple([record for record in found if record is not None])
+
+
+_Writer = Callable[[Any], tuple[Any, ...]]
+_Reader = Callable[[tuple[Any, ...], Verify], Message]
+_KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
+    (1, m.Ping, _write_ping, _read_ping),
+    (2, m.Pong, _write_pong, _read_pong),
+    (3, m.Digest, _write_digest, _read_digest),
+    (4, m.Difference, _write_difference, _read_difference),
+    (5, m.Wanted, _write_wanted, _read_wanted),
+    (6, m.Records, _write_records, _read_records),
+    (7, m.Subscribe, _write_subscribe, _read_subscribe),
+    (8, m.Table, _write_table, _read_table),
+    (9, m.Adopted, _write_adopted, _read_adopted),
+)
+_BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
+_READERS = {number: read for number, _, _, read in _KINDS}

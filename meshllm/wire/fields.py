@@ -1,0 +1,155 @@
+"""Untrusted msgpack into checked values: each function gives a value within its bounds or raises `BadMessage`.
+
+Law: nothing is taken over that was not looked at, and nothing is allocated because a peer said how long it is. The
+unpacker refuses lengths above the limits given to it before it makes room; a refusal names the field, never the value.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+from typing import Any
+
+import msgpack
+
+from meshllm.core.records import MAX_NAME_BYTES, Address
+from meshllm.errors import BadMessage
+
+# The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
+MAX_NUMBER = (1 << 53) - 1
+MAX_PORT = 65535
+# What must not stand in a text that is shown to people: control characters, and what hides or turns around other text.
+# A list of our own, because the interpreter's differs between versions, and nodes must agree on what is a good record.
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def unpack(data: bytes, *, max_text: int, max_bytes: int, max_items: int) -> tuple[Any, ...]:
+    """The array that `data` is, with nested ones as tuples. No maps, no extensions; lengths in bytes and items."""
+    try:
+        value = msgpack.unpackb(
+            data,
+            use_list=False,
+            raw=False,
+            max_str_len=max_text,
+            max_bin_len=max_bytes,
+            max_array_len=max_items,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise BadMessage(f"not a message: {type(error).__name__}") from error
+    if type(value) is not tuple:
+        raise BadMessage("not a message: no array")
+    return value
+
+
+def fields(value: Any, least: int, what: str) -> tuple[Any, ...]:
+    """An array of at least `least` fields. More are those of a newer version, and are left alone."""
+    if type(value) is not tuple or len(value) < least:
+        raise BadMessage(f"{what}: not an array of {least} fields")
+    return value
+
+
+def items(value: Any, most: int, what: str) -> tuple[Any, ...]:
+    """An array of at most `most` items."""
+    if type(value) is not tuple or len(value) > most:
+        raise BadMessage(f"{what}: not an array of at most {most}")
+    return value
+
+
+def number(value: Any, what: str, low: int = 0, high: int = MAX_NUMBER) -> int:
+    """An integer from `low` to `high`."""
+    if type(value) is not int or not low <= value <= high:
+        raise BadMessage(f"{what}: not a number from {low} to {high}")
+    return value
+
+
+def flag(value: Any, what: str) -> bool:
+    """True or False."""
+    if type(value) is not bool:
+        raise BadMessage(f"{what}: neither true nor false")
+    return value
+
+
+def exactly(value: Any, length: int, what: str) -> bytes:
+    """`length` bytes."""
+    if type(value) is not bytes or len(value) != length:
+        raise BadMessage(f"{what}: not {length} bytes")
+    return value
+
+
+def multiple(value: Any, size: int, most: int, what: str) -> bytes:
+    """At most `most` entries of `size` bytes, one after the other."""
+    if type(value) is not bytes or len(value) % size or len(value) > size * most:
+        raise BadMessage(f"{what}: not at most {most} entries of {size} bytes")
+    return value
+
+
+def is_text(value: str) -> bool:
+    """Whether a text may stand in a record: short and printable."""
+    return len(value) <= MAX_NAME_BYTES and not UNPRINTABLE.search(value) and len(value.encode()) <= MAX_NAME_BYTES
+
+
+def text(value: Any, what: str) -> str:
+    """A text that may be shown to people; possibly empty."""
+    if type(value) is not str or not is_text(value):
+        raise BadMessage(f"{what}: not a printable text of at most {MAX_NAME_BYTES} bytes")
+    return value
+
+
+def name(value: Any, what: str) -> str:
+    """A text that is not empty."""
+    if not value:
+        raise BadMessage(f"{what}: empty")
+    return text(value, what)
+
+
+def names(value: Any, most: int, what: str) -> tuple[str, ...]:
+    """At most `most` names."""
+    return tuple([name(item, what) for item in items(value, most, what)])
+
+
+def pack_host(host: str) -> bytes | None:
+    """The 4 or 16 bytes of an IP literal, or None if it is none that a peer could be asked to dial.
+
+    That leaves out names, scoped addresses, the unspecified one, broadcast and multicast (whoever believed those would
+    be made to shout at others). IPv4 in IPv6 clothing becomes IPv4: each address has one form.
+    """
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.scope_id is not None:
+            return None
+        found = found.ipv4_mapped or found
+    return found.packed if _dialable(found) else None
+
+
+def _dialable(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return not host.is_unspecified and not host.is_multicast and host != _BROADCAST
+
+
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
+@lru_cache(maxsize=4096)
+def unpack_host(packed: bytes) -> str | None:
+    """The IP literal of 4 or 16 bytes, or None where `pack_host` would never have made them."""
+    if len(packed) not in (4, 16):
+        return None
+    host = str(ipaddress.ip_address(packed))
+    return host if pack_host(host) == packed else None
+
+
+def address(value: Any, what: str) -> Address:
+    """An address as [packed host, port]."""
+    host, port, *_ = fields(value, 2, what)
+    literal = unpack_host(host) if type(host) is bytes else None
+    if literal is None:
+        raise BadMessage(f"{what}: not an IP address")
+    return Address(literal, number(port, f"{what}'s port", 1, MAX_PORT))

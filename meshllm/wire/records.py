@@ -1,0 +1,278 @@
+"""A node's record as bytes, and back.
+
+Law: the bytes that were signed are what is handed on; nobody encodes another's record anew. The body is an array whose
+places have fixed meanings (see `encode_record`). How it may grow: new fields are put at the end, of the body or of an
+entry in it, and older nodes skip them; a place is never used for something else, never left out, and a bound (they
+stand in `core/records.py` and below) is never raised, because older nodes could no longer read the record. The bytes
+before the body that is signed name the format, so that a signature is good for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+
+from meshllm.core import records as r
+from meshllm.core.records import NodeRecord, SignedRecord
+from meshllm.core.types import Purpose
+from meshllm.errors import BadMessage
+from meshllm.wire import fields as f
+
+SIGNED_PREFIX = b"mesh-llm/1 record\0"
+SIGNATURE_BYTES = 64
+# What a node answers for: models of its own and those of its backends.
+MAX_MODELS = r.MAX_SERVED + r.MAX_BACKEND_MODELS
+# Tokens; a hundred times what any model knows of today.
+MAX_CONTEXT = 1 << 30
+# Requests at work, waiting, or slots; far above what one machine could hold sockets for.
+MAX_REQUESTS = 1 << 20
+MAX_PROTOCOL = 65535
+# Above every array in a body, with room for fields that a newer version adds.
+MAX_ITEMS = 512
+PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
+PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
+FIELDS = 15
+
+
+def signed_bytes(body: bytes) -> bytes:
+    """What the signature of a record with this body is over."""
+    return SIGNED_PREFIX + body
+
+
+def signer(sign: Callable[[bytes], bytes]) -> r.Signer:
+    """A `Signer` out of the node key's signing function. What a peer would refuse is left out of the record first."""
+
+    def make(record: NodeRecord) -> SignedRecord:
+        fitting = fit(record)
+        body = encode_record(fitting)
+        return SignedRecord(fitting, body, sign(signed_bytes(body)))
+
+    return make
+
+
+def encode_record(record: NodeRecord) -> bytes:
+    """The body. Raises ValueError for a record that `decode_record` would refuse (`fit` makes one that it does not)."""
+    hosts = [(f.pack_host(address.host), address.port) for address in record.addresses]
+    body: bytes = msgpack.packb(
+        (
+            record.node,
+            record.stamp.incarnation,
+            record.stamp.version,
+            record.mesh,
+            record.name,
+            record.software,
+            record.protocol,
+            hosts,
+            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size) for m in record.serves],
+            [(load.name, load.active, load.waiting) for load in record.loads],
+            record.wants,
+            record.on_disk,
+            record.memory,
+            [(complaint.node, complaint.incarnation) for complaint in record.complaints],
+            record.leaving,
+        )
+    )
+    try:
+        decode_record(body)
+    except BadMessage as error:
+        raise ValueError(f"this record would be refused: {error}") from error
+    return body
+
+
+def decode_record(body: bytes) -> NodeRecord:
+    """The record with that body. Raises BadMessage. Who signed it is not looked at here.
+
+    A served model whose purpose this version does not know is left out: it would not know what to ask of it.
+    """
+    return _read(open_body(body))
+
+
+def open_body(body: bytes) -> tuple[Any, ...]:
+    """The fields of a body, as yet unchecked but for the first: the node that the record must be signed by."""
+    if len(body) > r.MAX_RECORD_BYTES:
+        raise BadMessage(f"record: more than {r.MAX_RECORD_BYTES} bytes")
+    found = f.unpack(body, max_text=r.MAX_NAME_BYTES, max_bytes=r.NODE_ID_BYTES, max_items=MAX_ITEMS)
+    f.exactly(f.fields(found, 1, "record")[0], r.NODE_ID_BYTES, "record's node id")
+    return found
+
+
+def read_signed(body: bytes, signature: bytes, verify: Callable[[r.NodeId, bytes, bytes], bool]) -> SignedRecord | None:
+    """A record from a peer. Raises BadMessage for what no honest node hands on: no record at all, or a bad signature.
+
+    None for a record that its node did sign, but that this version cannot read: a newer relay may pass on such records
+    in good faith, and must not lose its link, nor the other records of the message, for that.
+    """
+    found = open_body(body)
+    if len(signature) != SIGNATURE_BYTES or not verify(r.NodeId(found[0]), signed_bytes(body), signature):
+        raise BadMessage("record: not signed by its node")
+    try:
+        return SignedRecord(_read(found), body, signature)
+    except BadMessage:
+        return None
+
+
+def _read(found: tuple[Any, ...]) -> NodeRecord:
+    (
+        node,
+        incarnation,
+        version,
+        mesh,
+        name,
+        software,
+        protocol,
+        addresses,
+        serves,
+        loads,
+        wants,
+        on_disk,
+        memory,
+        complaints,
+        leaving,
+        *_,
+    ) = f.fields(found, FIELDS, "record")
+    return NodeRecord(
+        node=r.NodeId(node),
+        stamp=r.Stamp(f.number(incarnation, "incarnation"), f.number(version, "version")),
+        mesh=r.MeshId(f.exactly(mesh, r.MESH_ID_BYTES, "mesh id")),
+        name=f.text(name, "node's name"),
+        software=f.text(software, "software"),
+        protocol=_window(protocol),
+        addresses=tuple([f.address(item, "address") for item in f.items(addresses, r.MAX_ADDRESSES, "addresses")]),
+        serves=tuple([model for item in f.items(serves, MAX_MODELS, "models") if (model := _model(item)) is not None]),
+        loads=read_loads(loads),
+        wants=f.names(wants, r.MAX_WANTED, "wanted models"),
+        on_disk=f.names(on_disk, r.MAX_ON_DISK, "models on disk"),
+        memory=f.number(memory, "memory"),
+        complaints=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
+        leaving=f.flag(leaving, "leaving"),
+    )
+
+
+def _window(value: Any) -> tuple[int, int]:
+    lowest, highest, *_ = f.fields(value, 2, "protocol window")
+    low = f.number(lowest, "lowest protocol", 0, MAX_PROTOCOL)
+    return low, f.number(highest, "highest protocol", low, MAX_PROTOCOL)
+
+
+def _model(value: Any) -> r.ServedModel | None:
+    name, purpose, context, slots, size, *_ = f.fields(value, 5, "model")
+    model = r.ServedModel(
+        name=f.name(name, "model's name"),
+        purpose=PURPOSE_OF.get(f.number(purpose, "model's purpose")),
+        context_length=f.number(context, "model's context", 0, MAX_CONTEXT),
+        slots=f.number(slots, "model's slots", 0, MAX_REQUESTS),
+        size=f.number(size, "model's size"),
+    )
+    return model if purpose in PURPOSE_OF else None
+
+
+def _complaint(value: Any) -> r.Complaint:
+    node, incarnation, *_ = f.fields(value, 2, "complaint")
+    subject = r.NodeId(f.exactly(node, r.NODE_ID_BYTES, "complaint's node id"))
+    return r.Complaint(subject, f.number(incarnation, "complaint's incarnation"))
+
+
+def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
+    """Loads, as they stand in a record and in a pong."""
+    return tuple([_load(item) for item in f.items(value, MAX_MODELS, "loads")])
+
+
+def _load(value: Any) -> r.ModelLoad:
+    name, active, waiting, *_ = f.fields(value, 3, "load")
+    return r.ModelLoad(
+        f.name(name, "load's model"),
+        f.number(active, "active requests", 0, MAX_REQUESTS),
+        f.number(waiting, "waiting requests", 0, MAX_REQUESTS),
+    )
+
+
+# -- a record of our own that everybody can read
+
+
+def fit(record: NodeRecord) -> NodeRecord:
+    """`record` without what peers would refuse: names they could not show, addresses they could not dial, and what is
+    beyond the bounds, from the end of each list. Names come from files and backends, so this is no theory; without it
+    one odd name would shut the whole node out. What it serves goes last.
+    """
+    cut = replace(
+        record,
+        name=_shown(record.name),
+        software=_shown(record.software),
+        addresses=tuple([a for a in map(_plain, record.addresses) if a is not None][: r.MAX_ADDRESSES]),
+        serves=tuple([_bounded(model) for model in record.serves if _good(model.name)][:MAX_MODELS]),
+        loads=fit_loads(record.loads),
+        wants=tuple([name for name in record.wants if _good(name)][: r.MAX_WANTED]),
+        on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
+        memory=_within(record.memory, f.MAX_NUMBER),
+        complaints=record.complaints[: r.MAX_COMPLAINTS],
+    )
+    return _shrunk(cut)
+
+
+def fit_loads(loads: tuple[r.ModelLoad, ...]) -> tuple[r.ModelLoad, ...]:
+    """Loads as peers would take them."""
+    return tuple(
+        [
+            r.ModelLoad(load.name, _within(load.active, MAX_REQUESTS), _within(load.waiting, MAX_REQUESTS))
+            for load in loads
+            if _good(load.name)
+        ][:MAX_MODELS]
+    )
+
+
+def _good(name: str) -> bool:
+    return bool(name) and f.is_text(name)
+
+
+def _within(value: int, most: int) -> int:
+    return max(0, min(value, most))
+
+
+def _bounded(model: r.ServedModel) -> r.ServedModel:
+    return replace(
+        model,
+        context_length=_within(model.context_length, MAX_CONTEXT),
+        slots=_within(model.slots, MAX_REQUESTS),
+        size=_within(model.size, f.MAX_NUMBER),
+    )
+
+
+def _shown(text: str) -> str:
+    """`text` without unprintable characters, cut to the bound at a whole character."""
+    return f.UNPRINTABLE.sub("", text).encode()[: r.MAX_NAME_BYTES].decode(errors="ignore")
+
+
+def _plain(address: r.Address) -> r.Address | None:
+    """The address in the one form it has on the wire, or None."""
+    packed = f.pack_host(address.host)
+    host = f.unpack_host(packed) if packed is not None else None
+    return r.Address(host, address.port) if host is not None and 1 <= address.port <= f.MAX_PORT else None
+
+
+# At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.
+_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24
+_MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
+
+
+def _shrunk(record: NodeRecord) -> NodeRecord:
+    """`record` with as much as goes into MAX_RECORD_BYTES; the lists are filled in the order of their worth."""
+    left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.complaints) * _COMPLAINT_BYTES
+    serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
+    wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
+    loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)
+    on_disk, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.on_disk], left)
+    return replace(record, serves=tuple(serves), wants=tuple(wants), loads=tuple(loads), on_disk=tuple(on_disk))
+
+
+def _as_many(sized: list[tuple[Any, int]], room: int) -> tuple[list[Any], int]:
+    """The first of `sized` (values with their bytes) that go into `room`, and the room that is left."""
+    taken = []
+    for value, size in sized:
+        if size > room:
+            break
+        taken.append(value)
+        room -= size
+    return taken, room
