@@ -1,0 +1,271 @@
+"""The hands of the core for links: its wishes are done and answered; what peers send is bounded and told as events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core import messages as m
+from meshllm.core.records import Address, MeshId, NodeId, Role, WayIn
+from meshllm.daemon import links as subject
+from meshllm.daemon.links import Links
+from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
+from meshllm.net.base import Link, LinkFacts, LinkHandler, StreamKind
+from meshllm.wire.codec import decode_message, encode_message
+
+PEER, OTHER = NodeId(b"p" * 32), NodeId(b"o" * 32)
+AT = Address("192.0.2.1", 7)
+WAY = WayIn(PEER[:16], (AT,))
+
+
+@dataclass
+class FakeLink:
+    """A link whose other end is the test."""
+
+    peer: NodeId = PEER
+    streams: int = 0
+    rtt: float = 0.001
+    sent: list[bytes] = field(default_factory=list)
+    closed: str = ""
+    deaf: bool = False
+
+    @property
+    def facts(self) -> LinkFacts:
+        return LinkFacts(self.peer, Role.NODE, MeshId(b"m" * 16), AT, True, 0.001, 1)
+
+    def open(self, kind: StreamKind, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+        raise NotImplementedError
+
+    def send(self, payload: bytes) -> bool:
+        self.sent.append(payload)
+        return not self.deaf
+
+    def close(self, reason: str) -> None:
+        self.closed = reason
+
+
+@dataclass
+class FakeTransport:
+    """A transport with the links it was given; what is dialled fails with `error`, if there is one."""
+
+    known: dict[NodeId, FakeLink] = field(default_factory=dict)
+    error: Exception | None = None
+    dialled: list[WayIn] = field(default_factory=list)
+
+    async def start(self, handler: LinkHandler) -> int:
+        return 1
+
+    async def dial(self, way: WayIn) -> FakeLink:
+        self.dialled.append(way)
+        if self.error is not None:
+            raise self.error
+        return self.known[PEER]
+
+    def link(self, peer: NodeId) -> FakeLink | None:
+        return self.known.get(peer)
+
+    def links(self) -> list[Link]:
+        return list(self.known.values())
+
+    async def close(self, reason: str = "") -> None:
+        self.known.clear()
+
+
+@dataclass
+class Rig:
+    """Links between a core (what was posted) and a network (the transport)."""
+
+    posted: asyncio.Queue[e.Event]
+    transport: FakeTransport
+    links: Links
+    busy: set[NodeId]
+
+    def up(self, peer: NodeId = PEER) -> FakeLink:
+        link = self.transport.known[peer] = FakeLink(peer)
+        self.links.link_up(link)
+        return link
+
+    async def next(self) -> e.Event:
+        async with asyncio.timeout(10):
+            return await self.posted.get()
+
+    def all(self) -> list[e.Event]:
+        return [self.posted.get_nowait() for _ in range(self.posted.qsize())]
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    """Links that accept every signature."""
+    posted: asyncio.Queue[e.Event] = asyncio.Queue()
+    transport, busy = FakeTransport(), set[NodeId]()
+    serve: Callable[[object], asyncio.BaseProtocol] = lambda link: asyncio.Protocol()  # noqa: E731
+    made = Links(
+        posted.put_nowait,
+        encode_message,
+        lambda payload: decode_message(payload, lambda *_: True),
+        {StreamKind.HTTP_TUNNEL: serve},
+        busy.__contains__,
+    )
+    made.attach(transport)
+    yield Rig(posted, transport, made, busy)
+    await made.close()
+
+
+async def test_a_link_is_told_of_with_all_that_is_known(rig: Rig) -> None:
+    link = rig.up()
+    assert await rig.next() == e.LinkUp(PEER, Role.NODE, MeshId(b"m" * 16), AT, 0.001, True)
+    rig.links.link_down(link, "it stops")
+    assert await rig.next() == e.LinkDown(PEER, "it stops")
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (PeerUnreachable("Nobody answers.", advice="Look."), False),
+        (PeerRefused("It will not have us.", advice="Look."), True),
+        (MeshError("Something.", advice="Look."), False),
+    ],
+)
+async def test_every_failed_dial_is_answered(rig: Rig, error: MeshError, final: bool) -> None:
+    rig.transport.error = error
+    rig.links.carry_out(c.Dial(WAY))
+    assert await rig.next() == e.DialFailed(WAY, error.message, "Look.", final)
+
+
+async def test_a_defect_in_dialling_is_answered_too(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.transport.error = KeyError("oops")
+    rig.links.carry_out(c.Dial(WAY))
+    failed = await rig.next()
+    assert isinstance(failed, e.DialFailed)
+    assert "oops" in failed.reason
+    assert "Traceback" in caplog.text
+
+
+async def test_what_the_core_says_goes_to_the_peer_encoded_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = rig.up(), rig.up(OTHER)
+    message = m.Wanted((PEER,))
+    encoded: list[m.Message] = []
+
+    def count(message: m.Message) -> bytes:
+        encoded.append(message)
+        return encode_message(message)
+
+    monkeypatch.setattr(rig.links, "_encode", count)
+    for peer in (PEER, OTHER, NodeId(b"x" * 32)):
+        rig.links.carry_out(c.Send(peer, message))
+    assert one.sent == two.sent == [encode_message(message)]
+    assert encoded == [message]
+
+
+async def test_a_message_that_breaks_our_own_bounds_ends_nothing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    link = rig.up()
+    rig.links.carry_out(c.Send(PEER, m.Wanted(tuple(NodeId(n.to_bytes(32, "big")) for n in range(5000)))))
+    assert link.sent == []
+    assert "defect" in caplog.text
+    rig.links.carry_out(c.Send(PEER, m.Ping(1)))
+    assert link.sent == [encode_message(m.Ping(1))]
+
+
+async def test_messages_become_events_and_newer_kinds_nothing(rig: Rig) -> None:
+    link = rig.up()
+    rig.links.message(link, encode_message(m.Ping(3)))
+    rig.links.message(link, b"\x91\x7f")  # a message of kind 127
+    assert rig.all()[1:] == [e.MessageReceived(PEER, m.Ping(3))]
+    assert link.closed == ""
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"nonsense", b"\x92\x01\xff", encode_message(m.Ping(1))[:-1]])
+async def test_what_is_no_message_costs_the_link_and_only_that(rig: Rig, payload: bytes) -> None:
+    bad, good = rig.up(), rig.up(OTHER)
+    rig.links.message(bad, payload)
+    assert "no message" in bad.closed
+    # What comes behind it is not even looked at.
+    rig.links.message(bad, encode_message(m.Ping(1)))
+    rig.links.message(good, encode_message(m.Ping(2)))
+    assert rig.all()[2:] == [e.MessageReceived(OTHER, m.Ping(2))]
+    assert good.closed == ""
+
+
+async def test_a_flood_ends_the_link_of_whoever_makes_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(rig.links, "_clock", lambda: now)
+    flood, quiet = rig.up(), rig.up(OTHER)
+    ping = encode_message(m.Ping(1))
+    for _ in range(int(subject.MESSAGES_AT_ONCE) + 50):
+        rig.links.message(flood, ping)
+    assert "more than it may" in flood.closed
+    # Ten times as many over a time in which they are allowed do no harm.
+    for _ in range(int(subject.MESSAGES_AT_ONCE) * 10):
+        now += 1.0 / subject.MESSAGES_PER_SECOND
+        rig.links.message(quiet, ping)
+    assert quiet.closed == ""
+    assert len(rig.all()) == 2 + subject.MESSAGES_AT_ONCE * 11
+
+
+async def test_a_flood_of_bytes_ends_it_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig.links, "_decode", lambda payload: None)
+    monkeypatch.setattr(rig.links, "_clock", lambda: 1.0)
+    link = rig.up()
+    for sent in range(1 + subject.BYTES_AT_ONCE // (256 << 10)):
+        assert link.closed == "", f"after {sent}"
+        rig.links.message(link, bytes(256 << 10))
+    assert "more than it may" in link.closed
+
+
+async def test_the_log_speaks_of_bad_peers_now_and_then(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    for _ in range(50):
+        rig.links.message(rig.up(), b"nonsense")
+    assert len(caplog.records) == 1
+
+
+async def test_hanging_up_waits_for_what_is_at_work(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "HANG_UP_CHECK_SECONDS", 0.0)
+    streaming, tunnelled, idle = rig.up(), rig.up(OTHER), rig.up(NodeId(b"i" * 32))
+    streaming.streams, rig.busy = 1, rig.busy
+    rig.busy.add(OTHER)
+    for link in (streaming, tunnelled, idle):
+        rig.links.carry_out(c.HangUp(link.peer, "enough"))
+    assert [link.closed for link in (streaming, tunnelled, idle)] == ["", "", "enough"]
+    streaming.streams = 0
+    rig.busy.clear()
+    async with asyncio.timeout(10):
+        while not (streaming.closed and tunnelled.closed):  # noqa: ASYNC110 - a fake link has no event for it
+            await asyncio.sleep(0)
+
+
+async def test_a_link_that_is_wanted_again_stays(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "HANG_UP_CHECK_SECONDS", 0.0)
+    link, other = rig.up(), rig.up(OTHER)
+    link.streams = other.streams = 1
+    rig.links.carry_out(c.HangUp(PEER, "enough"))
+    rig.links.carry_out(c.HangUp(OTHER, "enough"))
+    rig.links.carry_out(c.Dial(WAY))
+    link.streams = other.streams = 0
+    async with asyncio.timeout(10):
+        while not other.closed:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert link.closed == ""
+    assert rig.transport.dialled == [WAY]
+
+
+async def test_hanging_up_on_nobody_is_nothing(rig: Rig) -> None:
+    rig.links.carry_out(c.HangUp(PEER, "enough"))
+    assert rig.all() == []
+    assert rig.links._checker is None
+
+
+async def test_streams_are_served_by_kind_and_none_once_closed(rig: Rig) -> None:
+    link = rig.up()
+    assert rig.links.stream(link, StreamKind.HTTP_TUNNEL) is not None
+    assert rig.links.stream(link, StreamKind.RPC_TUNNEL) is None
+    await rig.links.close()
+    assert rig.links.stream(link, StreamKind.HTTP_TUNNEL) is None
+    rig.links.carry_out(c.Dial(WAY))
+    assert rig.transport.dialled == []
