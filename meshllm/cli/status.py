@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshllm.cli.mesh_news import printable
 from meshllm.errors import NotRunning
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 DEADLINE_SECONDS = 5.0
 MAX_STATUS_BYTES = 16 << 20
 STYLES = {"serving": "green", "failed": "bold red", "restarting": "yellow"}
+PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "heard": "dim"}
+# Of a large mesh, the first so many are shown: the living ones before the others.
+MOST_PEERS = 60
+ORDER = ("alive", "suspect", "heard", "left", "dead")
 
 
 def show(port: int | None, *, as_json: bool) -> None:
@@ -27,8 +33,8 @@ def show(port: int | None, *, as_json: bool) -> None:
 
     try:
         told = orjson.loads(text)
-        table = _models(told)
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        table, peers = _models(told), _peers(told["mesh"])
+    except (KeyError, TypeError, ValueError) as error:
         raise NotRunning(
             "What answered there is not the mesh-llm of this version.", advice="Restart it, or update this one."
         ) from error
@@ -44,6 +50,50 @@ def show(port: int | None, *, as_json: bool) -> None:
         console.print(f"backend {backend['url']}: {state}", highlight=False)
     if not told["models"] and not told["backends"]:
         console.print("It serves nothing. Start it with --model NAME to change that.")
+    if told["mesh"] is None:
+        console.print(f"It is in no mesh: {told['mesh_reason']}", highlight=False, markup=False)
+        return
+    _print_mesh(console, told["mesh"])
+    if peers.row_count:
+        console.print(peers)
+
+
+def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
+    """The mesh in a line, and what became of each way in while it is not joined."""
+    alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
+    words = f"mesh {mesh['mesh'][:10]} {mesh['phase']}, this is {mesh['role']} {mesh['node'][:10]}"
+    reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
+    console.print(f"{words}, {alive} other nodes, {mesh['clients']} clients{reason}", highlight=False, markup=False)
+    if mesh["wants"]:
+        wants = ", ".join(printable(name) for name in mesh["wants"])
+        console.print(f"wanted of the mesh: {wants}", highlight=False, markup=False)
+    for step in mesh["steps"] if mesh["phase"] not in ("alone", "joined") else []:
+        told = f"{step['state']}: {printable(step['reason'])}" if step["reason"] else step["state"]
+        where = " or ".join(step["addresses"]) or step["peer"][:10]
+        console.print(f"  {where}: {told}", highlight=False, markup=False)
+
+
+def _peers(mesh: dict[str, Any] | None) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("node", "id", "status", "rtt", "by", "models", "busy"):
+        table.add_column(heading, justify="right" if heading in ("rtt", "busy") else "left")
+    peers = sorted(mesh["peers"] if mesh else [], key=lambda peer: (ORDER.index(peer["status"]), peer["name"]))
+    for peer in peers[:MOST_PEERS]:
+        table.add_row(
+            escape(printable(peer["name"])),
+            peer["id"][:10],
+            f"[{PEER_STYLES[peer['status']]}]{peer['status']}[/]",
+            "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
+            peer["via"],
+            escape(", ".join(printable(model) for model in peer["models"])),
+            f"{peer['active']}+{peer['waiting']}" if peer["models"] else "",
+        )
+    if len(peers) > MOST_PEERS:
+        table.add_row(f"[dim]and {len(peers) - MOST_PEERS} more[/]")
+    return table
 
 
 def _port(port: int | None) -> int:

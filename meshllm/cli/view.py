@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import orjson
 
+from meshllm.cli.mesh_news import MeshNews, Tone
 from meshllm.core import serving
 from meshllm.core.types import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
 from meshllm.daemon.app import Listening, Viewer
@@ -26,7 +27,9 @@ PLAIN_STEP = 0.1
 IDLE = """Serving nothing. Start it with one of these to change that:
   mesh-llm --model SmolLM2-135M-Instruct     a model from the catalogue (mesh-llm download lists it)
   mesh-llm --model ./model.gguf              a model file
-  mesh-llm --backend http://localhost:8000   the models of a server that already runs"""
+  mesh-llm --backend http://localhost:8000   the models of a server that already runs
+  mesh-llm --join INVITE                     lend this machine to a mesh, and use its models"""
+STYLES = {Tone.GOOD: "green", Tone.PLAIN: "dim", Tone.WORRYING: "yellow", Tone.BAD: "bold red"}
 
 
 def _moving(snapshot: Snapshot) -> dict[str, Progress]:
@@ -62,6 +65,7 @@ class LineViewer(Viewer):
         self._idle = idle
         self._said: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
+        self._mesh = MeshNews()
         self._url = ""
 
     def listening(self, listening: Listening) -> None:
@@ -74,8 +78,19 @@ class LineViewer(Viewer):
         if self._idle:
             self.console.print(IDLE, highlight=False, markup=False)
 
+    def invite(self, token: str) -> None:
+        """How others get in. The command is alone on its line, however long: it is there to be copied."""
+        self.console.print("To let another machine into this node's mesh, run there:", highlight=False)
+        self.console.print(f"\n  mesh-llm --join {token}\n", highlight=False, markup=False, soft_wrap=True)
+
+    def alone(self, reason: str) -> None:
+        """There is no mesh for this node."""
+        self.console.print(f"This node goes on alone: {reason}", style="bold red", highlight=False, markup=False)
+
     def snapshot(self, snapshot: Snapshot) -> None:
         """Say what is new."""
+        for news in [] if snapshot.mesh is None else self._mesh.news(snapshot.mesh):
+            self.console.print(news.words, style=STYLES[news.tone], highlight=False, markup=False)
         for model in snapshot.models:
             phase = serving.phase(snapshot.engine, model)
             if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING):
@@ -168,13 +183,24 @@ class JsonViewer(Viewer):
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._said: dict[str, object] = {}
+        self._mesh = MeshNews()
 
     def listening(self, listening: Listening) -> None:
         """Where callers find us."""
         self.write("listening", api=listening.api, console=listening.console)
 
+    def invite(self, token: str) -> None:
+        """What is written here ends in log files, and an invite is a secret: say how to get it."""
+        self.write("invite", command="mesh-llm invite")
+
+    def alone(self, reason: str) -> None:
+        """There is no mesh for this node."""
+        self.write("alone", reason=reason)
+
     def snapshot(self, snapshot: Snapshot) -> None:
         """Say what is new, without the progress of things."""
+        for news in [] if snapshot.mesh is None else self._mesh.news(snapshot.mesh):
+            self.write(news.event, **news.fields)
         self._say("engine", engine=snapshot.engine.phase.value, reason=snapshot.engine.reason)
         for model in snapshot.models:
             phase = serving.phase(snapshot.engine, model).value

@@ -61,6 +61,12 @@ class Viewer:
     def listening(self, listening: Listening) -> None:
         """The API and the console answer."""
 
+    def invite(self, token: str) -> None:
+        """This node is alone in its mesh; `token` lets others in. A secret: for a person to read, never for a log."""
+
+    def alone(self, reason: str) -> None:
+        """This node cannot be part of a mesh and goes on alone."""
+
     def snapshot(self, snapshot: Snapshot) -> None:
         """Something changed."""
 
