@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
@@ -23,15 +23,20 @@ PATIENCE_SECONDS = 180.0
 
 
 class Daemon:
-    """A running `mesh-llm --json`. Its lines are read in the background and kept in `lines`."""
+    """A running `mesh-llm --json`. Its lines are read in the background and kept in `lines`.
 
-    def __init__(self, home: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    `prefix` are words before the command that have it run elsewhere, as the same process.
+    """
+
+    def __init__(
+        self, home: Path, *arguments: str, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.home = home
         self.model = MODEL
         self.lines: list[dict[str, Any]] = []
         self._arriving: Queue[dict[str, Any] | None] = Queue()
         self.process = subprocess.Popen(
-            [str(PROGRAM), "--json", "--port", "0", "--console", "0", *arguments],
+            [*prefix, str(PROGRAM), "--json", "--port", "0", "--console", "0", *arguments],
             env={**os.environ, "MESH_LLM_HOME": str(home), **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
