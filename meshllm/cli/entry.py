@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_PORT
+from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
 from meshllm.errors import MeshError, TheirFault
 
 if TYPE_CHECKING:
     from meshllm.cli.view import JsonViewer, LineViewer
     from meshllm.daemon.settings import Backend, Settings
 
-SERVE, NETWORK, OUTPUT = "What to serve", "Where to listen", "Output"
+SERVE, MESH, NETWORK, OUTPUT = "What to serve", "The mesh", "Where to listen", "Output"
 
 app = typer.Typer(
     name="mesh-llm",
@@ -60,7 +60,8 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A catalogue name ('mesh-llm download' lists them) or a path to a GGUF file. Repeatable.",
+            help="A catalogue name ('mesh-llm download' lists them) or a path to a GGUF file. Repeatable: the first is "
+            "served here, the others are wanted by the mesh, for a node that has room.",
             rich_help_panel=SERVE,
         ),
     ] = None,
@@ -80,6 +81,38 @@ def serve(
             metavar="TOKENS",
             help="Context of each request; by default what the model and the memory allow, at most 32768.",
             rich_help_panel=SERVE,
+        ),
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INVITE|@FILE|-",
+            help="Join a mesh: the invite that a node of it printed, or where to read it: a file or standard input (-), "
+            "which keeps it out of the shell's history and the list of processes. Repeatable.",
+            rich_help_panel=MESH,
+        ),
+    ] = None,
+    client: Annotated[
+        bool, typer.Option("--client", help="Only use the mesh from here; serve nothing.", rich_help_panel=MESH)
+    ] = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="What other nodes call this one; by default the host's name.", rich_help_panel=MESH
+        ),
+    ] = "",
+    max_clients: Annotated[
+        int,
+        typer.Option(min=0, max=4096, metavar="N", help="How many clients may use this node.", rich_help_panel=MESH),
+    ] = DEFAULT_MAX_CLIENTS,
+    bind_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="UDP port for other nodes; by default the one used last time, or any free one.",
+            rich_help_panel=NETWORK,
         ),
     ] = None,
     port: Annotated[
@@ -117,8 +150,10 @@ def serve(
         _refuse_options_before(context)
         return
     from meshllm import paths
+    from meshllm.cli import join as joining
     from meshllm.daemon.settings import Settings
 
+    invites = joining.read(join or [])
     settings = Settings(
         home=paths.home(),
         models=tuple(model or ()),
@@ -128,6 +163,11 @@ def serve(
         listen_all=listen_all,
         allowed_origins=tuple(_origin(text) for text in allow_origin or ()),
         context=ctx_size,
+        invites=invites,
+        client=client,
+        bind_port=bind_port,
+        node_name=_node_name(name),
+        max_clients=max_clients,
     )
     _check(settings)
     _run(settings, json=json, verbose=verbose)
@@ -173,9 +213,31 @@ def _origin(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def _node_name(given: str) -> str:
+    """What others call this node: as given, or the host's name without its domain."""
+    import platform
+
+    from meshllm.core.records import MAX_NAME_BYTES
+    from meshllm.errors import UsageError
+    from meshllm.wire.fields import is_text
+
+    name = given.strip() or platform.node().partition(".")[0]
+    if not is_text(name):
+        if given:
+            raise UsageError("--name has characters that cannot be shown, or too many.", advice="Choose a plain name.")
+        return "".join(character for character in name if is_text(character))[: MAX_NAME_BYTES // 4]
+    return name
+
+
 def _check(settings: Settings) -> None:
     from meshllm.errors import UsageError
 
+    for given, option in ((settings.models, "--model"), (settings.backends, "--backend")):
+        if settings.client and given:
+            raise UsageError(
+                f"A client serves nothing, so --client and {option} do not go together.",
+                advice=f"Leave out --client to serve, or {option} only to use the mesh.",
+            )
     if settings.port and settings.port == settings.console:
         raise UsageError("The API and the console cannot share a port.", advice="Choose another with --console.")
     if settings.context is not None and not settings.models:
@@ -189,7 +251,8 @@ def _run(settings: Settings, *, json: bool, verbose: bool) -> None:
 
     from meshllm.daemon.app import App
 
-    viewer = _viewer(json, verbose, idle=not (settings.models or settings.backends))
+    idle = not (settings.models or settings.backends or settings.invites or settings.client)
+    viewer = _viewer(json, verbose, idle=idle)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(App(settings, viewer).run())
@@ -251,10 +314,11 @@ def status(
 
 def _add_rooms() -> None:
     """Commands that live in files of their own. Those files import nothing heavy at their top either."""
-    from meshllm.cli import doctor, engine, models
+    from meshllm.cli import doctor, engine, invite, models
 
     app.command("download")(models.download)
     app.command("doctor")(doctor.doctor)
+    app.command("invite")(invite.invite)
     app.add_typer(engine.app, name="engine")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.cli.mesh_news import printable
 from meshllm.errors import NotRunning
 
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-DEADLINE_SECONDS = 5.0
-MAX_STATUS_BYTES = 16 << 20
 STYLES = {"serving": "green", "failed": "bold red", "restarting": "yellow"}
 PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "heard": "dim"}
 # Of a large mesh, the first so many are shown: the living ones before the others.
@@ -25,7 +24,7 @@ def show(port: int | None, *, as_json: bool) -> None:
     import orjson
     import typer
 
-    text = fetch(_port(port))
+    text = fetch(console_port(port))
     if as_json:
         typer.echo(text.decode())
         return
@@ -96,39 +95,11 @@ def _peers(mesh: dict[str, Any] | None) -> Table:
     return table
 
 
-def _port(port: int | None) -> int:
-    if port is not None:
-        return port
-    from meshllm import paths
-    from meshllm.daemon import instance
-
-    running = instance.read(paths.home())
-    if running is None:
-        raise NotRunning(
-            f"No mesh-llm runs with the home {paths.home()}.",
-            advice="Start one with 'mesh-llm --model NAME', or name another's console with --console PORT.",
-        )
-    return running.console
-
-
 def fetch(port: int) -> bytes:
     """`GET /api/status` of the console at `port`. Raises NotRunning."""
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_SECONDS)
-    try:
-        connection.request("GET", "/api/status")
-        response = connection.getresponse()
-        text = response.read(MAX_STATUS_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise NotRunning(
-            f"No mesh-llm answers on port {port}: {error or type(error).__name__}.",
-            advice="Is it running? 'mesh-llm doctor' shows who uses which port.",
-        ) from error
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise NotRunning(f"What answers on port {port} is not a mesh-llm console (status {response.status}).")
+    status, text = ask(port, "GET", "/api/status")
+    if status != 200:
+        raise not_a_console(port, status)
     return text
 
 

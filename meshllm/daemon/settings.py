@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line is read before anything that takes long to import is needed
+    from meshllm.wire.invite import Invite
 
 DEFAULT_PORT = 9337
 DEFAULT_CONSOLE = 3131
+# Clients cost a node a link and a table each; a machine that serves models has other work.
+DEFAULT_MAX_CLIENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +25,12 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`models` as they were given (catalogue names or paths); ports (0: any that is free); `context` in tokens."""
+    """`models` as they were given (catalogue names or paths); ports (0: any that is free); `context` in tokens.
+
+    The first model is served here, the others are wanted by the mesh. `invites` are of one mesh. A `client` serves
+    nothing. `bind_port` is UDP: None for the one used last, or any that is free. `node_name` is what others see;
+    `max_clients` how many clients this node lets in.
+    """
 
     home: Path
     models: tuple[str, ...] = ()
@@ -29,3 +40,8 @@ class Settings:
     listen_all: bool = False
     allowed_origins: tuple[str, ...] = ()
     context: int | None = None
+    invites: tuple[Invite, ...] = ()
+    client: bool = False
+    bind_port: int | None = None
+    node_name: str = ""
+    max_clients: int = DEFAULT_MAX_CLIENTS

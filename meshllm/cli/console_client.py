@@ -1,0 +1,49 @@
+"""Asking a running node's console, for the commands that do."""
+
+from __future__ import annotations
+
+from meshllm.errors import NotRunning
+
+DEADLINE_SECONDS = 5.0
+MAX_ANSWER_BYTES = 16 << 20
+
+
+def console_port(given: int | None) -> int:
+    """The port that was `given`, or that of the node of MESH_LLM_HOME. Raises NotRunning."""
+    if given is not None:
+        return given
+    from meshllm import paths
+    from meshllm.daemon import instance
+
+    running = instance.read(paths.home())
+    if running is None:
+        raise NotRunning(
+            f"No mesh-llm runs with the home {paths.home()}.",
+            advice="Start one with 'mesh-llm --model NAME', or name another's console with --console PORT.",
+        )
+    return running.console
+
+
+def ask(
+    port: int, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, bytes]:
+    """The status and the body that the console at `port` answers with. Raises NotRunning."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_SECONDS)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.read(MAX_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise NotRunning(
+            f"No mesh-llm answers on port {port}: {error or type(error).__name__}.",
+            advice="Is it running? 'mesh-llm doctor' shows who uses which port.",
+        ) from error
+    finally:
+        connection.close()
+
+
+def not_a_console(port: int, status: int) -> NotRunning:
+    """What to say of an answer that no console gives."""
+    return NotRunning(f"What answers on port {port} is not a mesh-llm console (status {status}).")
