@@ -1,0 +1,68 @@
+"""Which mesh a start is about."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshllm.core.records import Address, MeshId, WayIn
+from meshllm.daemon.belonging import Belonging, decide
+from meshllm.errors import UsageError
+from meshllm.wire.invite import Invite, invite_key
+
+MESH, OTHER = MeshId(b"m" * 16), MeshId(b"o" * 16)
+SECRET, THEIRS = b"s" * 16, b"t" * 16
+A, B = Address("192.0.2.1", 1), Address("192.0.2.2", 2)
+WAY = WayIn(b"p" * 16, (A,))
+
+
+def invite(secret: bytes = THEIRS, mesh: MeshId = OTHER, expires: int = 0, way: WayIn = WAY) -> Invite:
+    return Invite(mesh, invite_key(secret, expires), expires, (way,))
+
+
+def test_without_an_invite_it_is_the_mesh_of_last_time() -> None:
+    assert decide(MESH, SECRET, []) == Belonging(MESH, SECRET)
+
+
+@pytest.mark.parametrize("expires", [0, 99])
+def test_an_invite_of_our_own_mesh_only_adds_ways(expires: int) -> None:
+    # Its id may be another: the mesh has healed with one of a smaller id since.
+    assert decide(MESH, SECRET, [invite(SECRET, OTHER, expires)]) == Belonging(MESH, SECRET, ways=(WAY,))
+
+
+def test_an_invite_of_another_mesh_leads_there() -> None:
+    assert decide(MESH, SECRET, [invite()]) == Belonging(OTHER, THEIRS, ways=(WAY,), foreign=True)
+
+
+def test_an_invite_that_expires_holds_no_secret() -> None:
+    found = decide(MESH, SECRET, [invite(expires=99), invite(expires=100)])
+    assert found == Belonging(OTHER, None, (invite_key(THEIRS, 100), 100), (WAY,), foreign=True)
+
+
+def test_one_that_lasts_is_better_than_one_that_expires() -> None:
+    found = decide(MESH, SECRET, [invite(expires=99), invite()])
+    assert found == Belonging(OTHER, THEIRS, None, (WAY,), foreign=True)
+
+
+def test_the_ways_of_all_invites_count_each_node_once() -> None:
+    more = WayIn(WAY.pin, (B, A))
+    found = decide(MESH, SECRET, [invite(), invite(way=more), invite(way=WayIn(b"q" * 16, (B,)))])
+    assert found.ways == (WayIn(WAY.pin, (A, B)), WayIn(b"q" * 16, (B,)))
+
+
+@pytest.mark.parametrize(
+    "invites",
+    [
+        [invite(), invite(b"u" * 16)],
+        [invite(), invite(SECRET)],
+        [invite(), invite(b"u" * 16, expires=9)],
+        [invite(expires=9), invite(b"u" * 16, MESH, expires=9)],
+    ],
+)
+def test_invites_of_two_meshes_are_refused(invites: list[Invite]) -> None:
+    with pytest.raises(UsageError, match="different meshes"):
+        decide(MESH, SECRET, invites)
+
+
+def test_nothing_secret_is_shown() -> None:
+    assert "ssss" not in repr(decide(MESH, SECRET, []))
+    assert "tttt" not in repr(decide(MESH, SECRET, [invite()]))
