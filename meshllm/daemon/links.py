@@ -21,9 +21,8 @@ from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
 
-# What one peer may say: in a mesh of 1,000 nodes where ten change every second, one neighbour sends some 40 messages a
-# second; a whole table of 10,000 nodes is 5 MB. What is above this would only fill our mailbox.
-MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 200.0, 1000.0
+# What one peer may say, in bytes (how many messages is the link's business): records cost us a signature check each, at
+# about 500 bytes. A whole table of 10,000 nodes is 5 MB; what changes in a mesh of 1,000 is some kB a second.
 BYTES_PER_SECOND, BYTES_AT_ONCE = 1 << 20, 16 << 20
 # A link that is to be closed and still carries a tunnel is looked at again so often (seconds).
 HANG_UP_CHECK_SECONDS = 1.0
@@ -37,16 +36,14 @@ Serve = Callable[[Link], asyncio.BaseProtocol | None]
 class Allowance:
     """What a peer may still send; it fills up again with time."""
 
-    messages: float
     size: float
     at: float
 
     def spend(self, size: int, now: float) -> bool:
-        """Take one message of `size` bytes from it; False if there is not enough left."""
+        """Take `size` bytes from it; False if there is not enough left."""
         passed, self.at = now - self.at, now
-        self.messages = min(MESSAGES_AT_ONCE, self.messages + passed * MESSAGES_PER_SECOND) - 1.0
         self.size = min(BYTES_AT_ONCE, self.size + passed * BYTES_PER_SECOND) - size
-        return self.messages >= 0 and self.size >= 0
+        return self.size >= 0
 
 
 class Links:
@@ -156,7 +153,7 @@ class Links:
         """A link is there."""
         facts = link.facts
         self._unwanted.pop(facts.peer, None)
-        self._allowances[facts.peer] = Allowance(MESSAGES_AT_ONCE, BYTES_AT_ONCE, self._clock())
+        self._allowances[facts.peer] = Allowance(BYTES_AT_ONCE, self._clock())
         log.info("link to %s at %s, %s", short(facts.peer), facts.address, "dialled" if facts.dialled else "accepted")
         self._post(e.LinkUp(facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled))
 
