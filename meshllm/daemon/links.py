@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshllm.core import commands as c
@@ -29,7 +29,7 @@ HANG_UP_CHECK_SECONDS = 1.0
 # Of misbehaving peers the log tells once in so many seconds; how often it happened is counted.
 COMPLAINT_SECONDS = 10.0
 
-Serve = Callable[[Link], asyncio.BaseProtocol | None]
+Serve = Callable[[Link, StreamKind], asyncio.BaseProtocol | None]
 
 
 @dataclass(slots=True)
@@ -54,16 +54,16 @@ class Links:
         post: Callable[[e.Event], None],
         encode: Callable[[Message], bytes],
         decode: Callable[[bytes], Message | None],
-        streams: Mapping[StreamKind, Serve],
+        serve: Serve,
         in_use: Callable[[NodeId], bool] = lambda peer: False,
     ) -> None:
-        """`decode` raises BadMessage for what is no message, and gives None for one of a newer kind; `streams` serve
-        what peers open; `in_use`: whether a peer is being talked to beside its link's own streams, so that hanging up
-        would disturb."""
+        """`decode` raises BadMessage for what is no message, and gives None for one of a newer kind; `serve` gives what
+        serves a stream that a peer opens, or None; `in_use`: whether a peer is being talked to beside its link's own
+        streams, so that hanging up would disturb."""
         self._post = post
         self._encode = encode
         self._decode = decode
-        self._streams = streams
+        self._serve = serve
         self._in_use = in_use
         self._clock = asyncio.get_running_loop().time
         self._owner = Owner("links")
@@ -184,8 +184,7 @@ class Links:
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
         """Who serves a stream that a peer opens; None: nobody."""
-        serve = self._streams.get(kind)
-        return None if serve is None or self._closing else serve(link)
+        return None if self._closing else self._serve(link, kind)
 
     def _end(self, link: Link, reason: str) -> None:
         self._allowances.pop(link.facts.peer, None)

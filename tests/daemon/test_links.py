@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -104,12 +104,15 @@ async def rig() -> AsyncIterator[Rig]:
     """Links that accept every signature."""
     posted: asyncio.Queue[e.Event] = asyncio.Queue()
     transport, busy = FakeTransport(), set[NodeId]()
-    serve: Callable[[object], asyncio.BaseProtocol] = lambda link: asyncio.Protocol()  # noqa: E731
+
+    def serve(link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
+        return asyncio.Protocol() if kind is StreamKind.HTTP_TUNNEL else None
+
     made = Links(
         posted.put_nowait,
         encode_message,
         lambda payload: decode_message(payload, lambda *_: True),
-        {StreamKind.HTTP_TUNNEL: serve},
+        serve,
         busy.__contains__,
     )
     made.attach(transport)

@@ -1,0 +1,70 @@
+"""What is to be remembered is written in order, off the loop, and all of it before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from meshllm.daemon.keeper import Keeper
+from meshllm.errors import NobodysFault
+
+
+async def test_everything_is_written_in_order_and_off_the_loop() -> None:
+    keeper, written, threads = Keeper(), list[int](), set[int]()
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def save(number: int) -> None:
+        written.append(number)
+        threads.add(threading.get_ident())
+        if number == 49:
+            loop.call_soon_threadsafe(done.set)
+
+    for number in range(50):
+        keeper.keep(lambda number=number: save(number))  # type: ignore[misc]
+    async with asyncio.timeout(30):
+        await done.wait()
+    assert written == list(range(50))
+    assert threading.get_ident() not in threads
+    keeper.keep(lambda: save(50))
+    await keeper.close()
+    assert written == list(range(51))
+
+
+async def test_a_close_loses_nothing_and_waits_for_what_is_being_written() -> None:
+    keeper, written = Keeper(), list[int]()
+    began, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> None:
+        loop.call_soon_threadsafe(began.set)
+        assert go_on.wait(30)
+        written.append(0)
+
+    keeper.keep(slow)
+    for number in range(1, 10):
+        keeper.keep(lambda number=number: written.append(number))  # type: ignore[misc]
+    async with asyncio.timeout(30):
+        await began.wait()
+        loop.call_soon(go_on.set)
+        await keeper.close()
+    assert written == list(range(10))
+
+
+async def test_what_cannot_be_written_is_said_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    keeper, written = Keeper(), list[int]()
+
+    def full() -> None:
+        raise NobodysFault("The disk is full.")
+
+    def broken() -> None:
+        raise KeyError("a defect")
+
+    for save in (full, broken, lambda: written.append(1)):
+        keeper.keep(save)
+    await keeper.close()
+    assert written == [1]
+    assert "The disk is full." in caplog.text
+    assert "a defect" in caplog.text
