@@ -87,8 +87,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="INVITE|@FILE|-",
-            help="Join a mesh: the invite that a node of it printed, or where to read it: a file or standard input (-), "
-            "which keeps it out of the shell's history and the list of processes. Repeatable.",
+            help="Join a mesh: the invite that one of its nodes printed, or where it stands: a file or standard input "
+            "(-), which keeps it out of the shell's history and the list of processes. Repeatable.",
             rich_help_panel=MESH,
         ),
     ] = None,

@@ -1,0 +1,119 @@
+"""Hypothesis strategies for what nodes say: records, messages, ways in, invites; all as a node would make them."""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import IPv4Address, IPv6Address
+
+from hypothesis import strategies as st
+
+from meshllm.core import messages as m
+from meshllm.core import records as r
+from meshllm.core.types import Purpose
+from meshllm.wire import fields, invite
+from meshllm.wire.codec import encode_record, signed_bytes
+from meshllm.wire.records import MAX_CONTEXT, MAX_REQUESTS
+
+
+def sign(node: r.NodeId, data: bytes) -> bytes:
+    """64 bytes that only depend on node and data: a signature, as far as the codec can tell."""
+    return hashlib.sha512(node + data).digest()
+
+
+def verify(node: r.NodeId, data: bytes, signature: bytes) -> bool:
+    """The counterpart of `sign`."""
+    return signature == sign(node, data)
+
+
+def signed(record: r.NodeRecord) -> r.SignedRecord:
+    """`record` as its node would send it."""
+    body = encode_record(record)
+    return r.SignedRecord(record, body, sign(record.node, signed_bytes(body)))
+
+
+numbers = st.integers(0, fields.MAX_NUMBER)
+requests = st.integers(0, MAX_REQUESTS)
+texts = st.text(max_size=40).filter(fields.is_text)
+names = texts.filter(bool)
+node_ids = st.binary(min_size=32, max_size=32).map(r.NodeId)
+mesh_ids = st.binary(min_size=16, max_size=16).map(r.MeshId)
+stamps = st.builds(r.Stamp, numbers, numbers)
+hosts = st.one_of(
+    st.integers(0, (1 << 32) - 1).map(lambda number: str(IPv4Address(number))),
+    st.integers(0, (1 << 128) - 1).map(lambda number: str(IPv6Address(number))),
+).filter(lambda host: (packed := fields.pack_host(host)) is not None and fields.unpack_host(packed) == host)
+addresses = st.builds(r.Address, hosts, st.integers(1, 65535))
+models = st.builds(
+    r.ServedModel, names, st.sampled_from([None, *Purpose]), st.integers(0, MAX_CONTEXT), requests, numbers
+)
+loads = st.builds(r.ModelLoad, names, requests, requests)
+complaints = st.builds(r.Complaint, node_ids, numbers)
+windows = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda pair: (min(pair), max(pair)))
+
+
+def few(values: st.SearchStrategy[object], most: int = 6) -> st.SearchStrategy[tuple[object, ...]]:
+    """A tuple of some of them."""
+    return st.lists(values, max_size=most).map(tuple)
+
+
+records = st.builds(
+    r.NodeRecord,
+    node=node_ids,
+    stamp=stamps,
+    mesh=mesh_ids,
+    name=texts,
+    software=texts,
+    protocol=windows,
+    addresses=few(addresses),
+    serves=few(models),
+    loads=few(loads),
+    wants=few(names),
+    on_disk=few(names),
+    memory=numbers,
+    complaints=few(complaints),
+    leaving=st.booleans(),
+)
+signed_records = records.map(signed)
+some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
+
+
+@st.composite
+def digests(draw: st.DrawFn) -> m.Digest:
+    """A digest whose hashes are as many as its bits say."""
+    bits = draw(st.integers(0, 4))
+    return m.Digest(bits, draw(st.binary(min_size=4 << bits, max_size=4 << bits)))
+
+
+@st.composite
+def differences(draw: st.DrawFn) -> m.Difference:
+    """A difference with buckets that there are."""
+    bits = draw(st.integers(0, m.MAX_DIGEST_BITS))
+    buckets = draw(st.lists(st.integers(0, (1 << bits) - 1), max_size=6, unique=True))
+    held = draw(st.lists(st.tuples(node_ids, stamps), max_size=6, unique_by=lambda entry: entry[0]))
+    return m.Difference(bits, tuple(buckets), tuple(held))
+
+
+messages = st.one_of(
+    st.builds(m.Ping, numbers),
+    st.builds(m.Pong, numbers, few(loads)),
+    digests(),
+    differences(),
+    st.builds(m.Wanted, some_ids),
+    st.builds(m.Records, few(signed_records, 3), st.booleans()),
+    st.just(m.Subscribe()),
+    st.builds(m.Table, few(signed_records, 3), some_ids, st.booleans(), st.booleans()),
+    st.builds(m.Adopted, mesh_ids),
+)
+
+ways = st.builds(
+    r.WayIn,
+    st.binary(min_size=16, max_size=16),
+    st.lists(addresses, min_size=1, max_size=invite.MAX_ADDRESSES).map(tuple),
+)
+invites = st.builds(
+    invite.Invite,
+    mesh_ids,
+    st.binary(min_size=16, max_size=16),
+    st.one_of(st.just(0), st.integers(1, invite.MAX_EXPIRES)),
+    st.lists(ways, min_size=1, max_size=invite.MAX_WAYS).map(tuple),
+)

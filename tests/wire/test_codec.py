@@ -1,0 +1,495 @@
+"""Messages and records as bytes: they come back as they were, and whatever else comes is `BadMessage`."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core import messages as m
+from meshllm.core import records as r
+from meshllm.core.types import Purpose
+from meshllm.errors import BadMessage
+from meshllm.net.base import MAX_MESSAGE_BYTES
+from meshllm.wire import codec
+from meshllm.wire.codec import decode_message, decode_record, encode_message, encode_record, fit, signed_bytes, signer
+from meshllm.wire.fields import MAX_NUMBER, pack_host, unpack_host
+from meshllm.wire.records import FIELDS, MAX_MODELS
+from tests.wire.mesh_strategies import messages, node_ids, records, sign, signed, verify
+
+NODE, OTHER = r.NodeId(bytes(range(32))), r.NodeId(bytes(range(1, 33)))
+MESH = r.MeshId(b"m" * 16)
+RECORD = r.NodeRecord(
+    node=NODE,
+    stamp=r.Stamp(3, 4),
+    mesh=MESH,
+    name="bench",
+    software="mesh-llm 0.1.0",
+    addresses=(r.Address("192.0.2.1", 9337), r.Address("2001:db8::1", 9337)),
+    serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27),),
+    loads=(r.ModelLoad("SmolLM2", 1, 2),),
+    wants=("Qwen3-8B",),
+    on_disk=("SmolLM2",),
+    memory=16 << 30,
+    complaints=(r.Complaint(OTHER, 7),),
+)
+ONE_OF_EACH = (
+    m.Ping(1),
+    m.Pong(1, RECORD.loads),
+    m.Digest(2, b"h" * 16),
+    m.Difference(3, (0, 7), ((NODE, r.Stamp(1, 2)), (OTHER, r.Stamp(3, 4)))),
+    m.Wanted((NODE, OTHER)),
+    m.Records((signed(RECORD), signed(replace(RECORD, node=OTHER))), push=True),
+    m.Subscribe(),
+    m.Table((signed(RECORD),), (OTHER,), first=True, more=True),
+    m.Adopted(MESH),
+)
+each_message = pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: type(message).__name__)
+
+
+def decoded(payload: bytes) -> m.Message | str | None:
+    """What `decode_message` makes of it; "bad" for BadMessage. Anything else that it raises is for the test to see."""
+    try:
+        return decode_message(payload, verify)
+    except BadMessage:
+        return "bad"
+
+
+def altered(place: int, value: Any) -> bytes:
+    """The body of RECORD with another value in one place."""
+    fields = msgpack.unpackb(encode_record(RECORD))
+    fields[place] = value
+    return bytes(msgpack.packb(fields))
+
+
+def raw(*fields: Any) -> bytes:
+    return bytes(msgpack.packb(fields))
+
+
+# -- there and back
+
+
+@given(messages)
+def test_a_message_comes_back(message: m.Message) -> None:
+    assert decode_message(encode_message(message), verify) == message
+
+
+@given(records)
+def test_a_record_comes_back(record: r.NodeRecord) -> None:
+    assert decode_record(encode_record(record)) == record
+    assert fit(record) == record
+
+
+def test_every_kind_is_tested_and_none_forgotten() -> None:
+    kinds = {kind for kind in vars(m).values() if isinstance(kind, type) and kind.__base__ is m.Message}
+    assert kinds == {type(message) for message in ONE_OF_EACH}
+
+
+def test_the_bytes_stay_what_they_are() -> None:
+    """The format of `mesh-llm/1`: nodes of other versions read these bytes."""
+    assert encode_message(m.Ping(5)).hex() == "920105"
+    assert encode_message(m.Adopted(MESH)).hex() == "9209c410" + MESH.hex()
+    assert encode_message(m.Wanted((NODE,))).hex() == "9205c420" + NODE.hex()
+    assert encode_message(m.Difference(1, (1,), ((NODE, r.Stamp(1, 2)),))).hex() == (
+        "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
+    )
+    assert encode_record(r.NodeRecord(NODE, r.Stamp(1, 2), MESH, name="a")).hex() == (
+        "9fc420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2"
+    )
+    assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
+    assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
+
+
+# -- growth
+
+
+@each_message
+def test_fields_of_a_newer_version_are_skipped(message: m.Message) -> None:
+    longer = [*msgpack.unpackb(encode_message(message)), "more", [1, [2]], None]
+    assert decode_message(msgpack.packb(longer), verify) == message
+
+
+def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
+    fields = msgpack.unpackb(encode_record(RECORD))
+    for place in (6, 7, 8, 9, 13):  # the window, and entries of lists
+        where = fields[place] if place == 6 else fields[place][0]
+        where.append("more")
+    body = msgpack.packb([*fields, "more", b"x" * 32, 1.5])
+    assert decode_record(body) == RECORD
+    newer = r.SignedRecord(RECORD, body, sign(NODE, signed_bytes(body)))
+    again = decode_message(encode_message(m.Records((newer,))), verify)
+    assert again == m.Records((newer,))
+
+
+def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
+    models = [["speech", 9, 1, 1, 1], ["chat", 1, 1, 1, 1]]
+    assert [model.name for model in decode_record(altered(8, models)).serves] == ["chat"]
+    with pytest.raises(BadMessage):
+        decode_record(altered(8, [["", 9, 1, 1, 1]]))
+
+
+def test_a_kind_from_the_future_is_none() -> None:
+    assert decode_message(raw(10, "what", [1, 2]), verify) is None
+    assert decode_message(raw(MAX_NUMBER), verify) is None
+
+
+def test_a_good_signature_under_what_cannot_be_read_costs_only_that_record() -> None:
+    body = altered(7, [[b"\x01\x02\x03\x04", 1, "new"]] * (r.MAX_ADDRESSES + 1))
+    newer = (body, sign(NODE, signed_bytes(body)))
+    other = signed(replace(RECORD, node=OTHER))
+    payload = raw(6, [newer, (other.body, other.signature)], False)
+    assert decode_message(payload, verify) == m.Records((other,))
+
+
+# -- signatures
+
+
+@given(records, node_ids)
+def test_a_record_is_its_nodes_own(record: r.NodeRecord, other: r.NodeId) -> None:
+    body = encode_record(record)
+    if other != record.node:
+        assert decoded(raw(6, [(body, sign(other, signed_bytes(body)))], False)) == "bad"
+    assert decoded(raw(6, [(body, sign(record.node, body))], False)) == "bad"  # signed for something else
+    assert decoded(raw(6, [(body, bytes(64))], False)) == "bad"
+
+
+def test_every_bit_of_a_signed_record_counts() -> None:
+    good = signed(RECORD)
+    for place in range(len(good.body) * 8):
+        body = bytearray(good.body)
+        body[place // 8] ^= 1 << place % 8
+        assert decoded(raw(6, [(bytes(body), good.signature)], False)) == "bad"
+
+
+def test_nothing_is_verified_before_its_length_was_looked_at() -> None:
+    def never(node: r.NodeId, data: bytes, signature: bytes) -> bool:
+        raise AssertionError("verified")
+
+    good = signed(RECORD)
+    for bad in ((good.body, good.signature[1:]), (bytes(r.MAX_RECORD_BYTES + 1), good.signature), (good.body,)):
+        with pytest.raises(BadMessage):
+            decode_message(raw(6, [(good.body, good.signature), bad], False), never)
+
+
+# -- anything else
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes(data: bytes) -> None:
+    decoded(data)
+    with pytest.raises(BadMessage):
+        decode_record(data)
+
+
+objects = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats()
+    | st.binary(max_size=70)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.integers(0, 9) | st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.integers(0, 11), st.lists(objects, max_size=6))
+def test_any_fields(kind: int, fields: list[Any]) -> None:
+    decoded(msgpack.packb([kind, *fields]))
+
+
+@given(st.integers(0, FIELDS - 1), objects)
+def test_any_value_in_any_place_of_a_record(place: int, value: Any) -> None:
+    try:
+        found = decode_record(altered(place, value))
+    except BadMessage:
+        return
+    # What is taken is as good as what we would make ourselves, but for a model of unknown purpose.
+    assert decode_record(encode_record(found)) == found
+
+
+@each_message
+def test_truncated_at_every_byte(message: m.Message) -> None:
+    payload = encode_message(message)
+    assert [length for length in range(len(payload)) if decoded(payload[:length]) != "bad"] == []
+    assert decoded(payload + b"\0") == "bad"
+
+
+@each_message
+def test_every_flipped_bit(message: m.Message) -> None:
+    payload = encode_message(message)
+    for place in range(len(payload) * 8):
+        flipped = bytearray(payload)
+        flipped[place // 8] ^= 1 << place % 8
+        assert decoded(bytes(flipped)) != message
+
+
+HUGE = {
+    "array": b"\xdd\xff\xff\xff\xff",
+    "map": b"\xdf\xff\xff\xff\xff",
+    "text": b"\xdb\xff\xff\xff\xff",
+    "bytes": b"\xc6\xff\xff\xff\xff",
+    "extension": b"\xc9\xff\xff\xff\xff\x01",
+}
+
+
+@pytest.mark.parametrize("header", HUGE.values(), ids=HUGE.keys())
+def test_a_huge_declared_length_allocates_nothing(header: bytes) -> None:
+    tracemalloc.start()
+    try:
+        assert decoded(header) == "bad"
+        assert decoded(b"\x92\x06" + header) == "bad"
+        with pytest.raises(BadMessage):
+            decode_record(b"\x9f" + header)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("header", [b"\x91", b"\x92\x06", b"\xdc\x04\x00", b"\xdd\x00\x00\x04\x00", b"\x81\x01"])
+def test_deep_nesting(header: bytes) -> None:
+    tracemalloc.start()
+    try:
+        for depth in (100, 511, 512, 2000, codec.MAX_PAYLOAD_BYTES // len(header)):
+            assert decoded(header * depth) == "bad"
+            assert decoded(header * depth + b"\xc0") == "bad"
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_too_long_is_not_even_looked_at() -> None:
+    assert decoded(raw(1, 1, bytes(codec.MAX_PAYLOAD_BYTES))) == "bad"
+    with pytest.raises(BadMessage, match="more than"):
+        decode_record(encode_record(RECORD) + bytes(r.MAX_RECORD_BYTES))
+
+
+# -- each bound of a record
+
+
+TEXT_FAULTS = [
+    "a\x00",
+    "a\nb",
+    "\x1b[31m",
+    "\x9b",
+    "a\u202eb",
+    "\u200b",
+    "\ufeff",
+    "a\u2028",
+    "x" * 257,
+    "é" * 129,
+    b"a",
+    1,
+]
+NUMBER_FAULTS = [-1, MAX_NUMBER + 1, 1 << 64 - 1, 1.0, "1", None, True]
+ID_FAULTS = [b"", b"x" * 31, b"x" * 33, "x" * 32, None]
+ADDRESS_FAULTS: list[Any] = [
+    [], [b"\x01\x02\x03\x04"], [b"", 1], [b"\x01" * 5, 1], ["1.2.3.4", 1], ["localhost", 1], [b"\x01\x02\x03\x04", 0],
+    [b"\x01\x02\x03\x04", 65536], [b"\x01\x02\x03\x04", True], [bytes(4), 1], [bytes(16), 1], [b"\xff" * 4, 1],
+    [b"\xe0\x00\x00\x01", 1], [b"\xff\x02" + bytes(13) + b"\x01", 1], [bytes(10) + b"\xff\xff\x01\x02\x03\x04", 1],
+]  # fmt: skip
+MODEL: list[Any] = ["m", 1, 1, 1, 1]
+FAULTS: list[tuple[int, Any]] = [
+    *((0, value) for value in ID_FAULTS),
+    *((place, value) for place in (1, 2, 12) for value in NUMBER_FAULTS),
+    *((3, value) for value in (b"x" * 15, b"x" * 17, "x" * 16)),
+    *((place, value) for place in (4, 5) for value in TEXT_FAULTS),
+    *((6, value) for value in ([1], [2, 1], [-1, 1], [1, 65536], 1, [1, True])),
+    *((7, [value]) for value in ADDRESS_FAULTS),
+    (7, [[b"\x01\x02\x03\x04", 1]] * (r.MAX_ADDRESSES + 1)),
+    *((8, [[value, *MODEL[1:]]]) for value in [*TEXT_FAULTS, ""]),
+    *((8, [[*MODEL[:at], value, *MODEL[at + 1 :]]]) for at in range(1, 5) for value in NUMBER_FAULTS),
+    (8, [MODEL[:4]]),
+    (8, [["m", 1, (1 << 30) + 1, 1, 1]]),
+    (8, [["m", 1, 1, (1 << 20) + 1, 1]]),
+    (8, [MODEL] * (MAX_MODELS + 1)),
+    *((9, [["m", value, 0]]) for value in (*NUMBER_FAULTS, (1 << 20) + 1)),
+    *((9, [["m", 0, value]]) for value in (*NUMBER_FAULTS, (1 << 20) + 1)),
+    (9, [["m", 0]]),
+    (9, [["m", 0, 0]] * (MAX_MODELS + 1)),
+    *((place, [value]) for place in (10, 11) for value in [*TEXT_FAULTS, ""]),
+    (10, ["m"] * (r.MAX_WANTED + 1)),
+    (11, ["m"] * (r.MAX_ON_DISK + 1)),
+    *((13, [[value, 1]]) for value in ID_FAULTS),
+    *((13, [[OTHER, value]]) for value in NUMBER_FAULTS),
+    (13, [[OTHER, 1]] * (r.MAX_COMPLAINTS + 1)),
+    *((14, value) for value in (0, 1, None, "no")),
+    *((place, value) for place in (7, 8, 9, 10, 11, 13) for value in (None, 1, "text", b"bytes", {}, [None])),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), FAULTS)
+def test_each_bound_of_a_record(place: int, value: Any) -> None:
+    with pytest.raises(BadMessage) as caught:
+        decode_record(altered(place, value))
+    assert len(str(caught.value)) < 200  # never the value, which may be anything
+
+
+def test_the_bounds_themselves_are_within() -> None:
+    name = "x" * r.MAX_NAME_BYTES
+    full = replace(
+        RECORD,
+        name=name,
+        software=name,
+        protocol=(0, 65535),
+        stamp=r.Stamp(MAX_NUMBER, MAX_NUMBER),
+        addresses=(r.Address("2001:db8::1", 65535),) * r.MAX_ADDRESSES,
+        serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER),) * MAX_MODELS,
+        loads=(r.ModelLoad("m", 1 << 20, 1 << 20),) * MAX_MODELS,
+        wants=(name,) * r.MAX_WANTED,
+        on_disk=("m",) * r.MAX_ON_DISK,
+        memory=MAX_NUMBER,
+        complaints=(r.Complaint(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
+    )
+    assert decode_record(encode_record(full)) == full
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        raw(),
+        raw("1", 1),
+        raw(-1),
+        raw(True, 1),
+        raw(1),
+        raw(1, -1),
+        raw(1, MAX_NUMBER + 1),
+        raw(2, 1),
+        raw(2, 1, [["m", -1, 0]]),
+        raw(3, 9, bytes(4 << 9)),
+        raw(3, 2, bytes(15)),
+        raw(3, -1, b""),
+        raw(4, 2, b"\x04", b""),
+        raw(4, 2, b"\x01\x01", b""),
+        raw(4, 0, b"", bytes(47)),
+        raw(4, 0, b"", NODE + b"\xff" * 16),
+        raw(4, 0, b"", (NODE + bytes(16)) * 2),
+        raw(5, bytes(31)),
+        raw(5, NODE * 2),
+        raw(6, [], 1),
+        raw(6, [[]], False),
+        raw(6, [None] * 2000, False),
+        raw(8, [], b"", True, 0),
+        raw(9, b"short"),
+        msgpack.packb({1: 1}),
+        msgpack.packb(msgpack.ExtType(1, b"")),
+        msgpack.packb(msgpack.Timestamp(1, 2)),
+        b"\x92\x01\xd6\xff\x00\x00\x00\x00",
+        b"\x92\x0a\xa1\xff",
+    ],
+)
+def test_each_bound_of_a_message(payload: bytes) -> None:
+    assert decoded(payload) == "bad"
+
+
+# -- what we make ourselves
+
+
+def test_what_no_peer_would_take_is_never_sent() -> None:
+    ids = tuple(r.NodeId(number.to_bytes(32, "big")) for number in range(codec.MAX_IDS + 1))
+    for message in (
+        m.Wanted(ids),
+        m.Table((), ids),
+        m.Difference(0, (), tuple((node, r.Stamp(1, 1)) for node in ids)),
+        m.Records((signed(RECORD),) * (codec.MAX_RECORDS + 1)),
+        m.Records((signed(replace(RECORD, on_disk=("x" * 250,) * 60)),) * 20),
+    ):
+        with pytest.raises(ValueError, match="above"):
+            encode_message(message)
+    with pytest.raises(ValueError, match="name"):
+        encode_record(replace(RECORD, name="a\nb"))
+    with pytest.raises(ValueError, match="address"):
+        encode_record(replace(RECORD, addresses=(r.Address("localhost", 1),)))
+
+
+def test_the_largest_of_each_list_goes_through() -> None:
+    ids = tuple(r.NodeId(number.to_bytes(32, "big")) for number in range(codec.MAX_IDS))
+    held = tuple((node, r.Stamp(MAX_NUMBER, MAX_NUMBER)) for node in ids)
+    for message in (
+        m.Wanted(ids),
+        m.Table((), ids),
+        m.Difference(8, tuple(range(256)), held),
+        m.Digest(8, bytes(1024)),
+    ):
+        assert decode_message(encode_message(message), verify) == message
+
+
+odd_names = st.text(st.sampled_from("ab\n\x00\u202eé😀"), max_size=300)
+odd_numbers = st.integers(-5, 1 << 70)
+odd_records = st.builds(
+    r.NodeRecord,
+    node=st.just(NODE),
+    stamp=st.just(r.Stamp(1, 1)),
+    mesh=st.just(MESH),
+    name=odd_names | st.text(max_size=300),
+    software=odd_names,
+    addresses=st.lists(
+        st.builds(
+            r.Address,
+            st.sampled_from(["127.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", "0.0.0.0", "localhost", "::1", ""]),
+            st.integers(-1, 70000),
+        ),
+        max_size=12,
+    ).map(tuple),
+    serves=st.lists(st.builds(r.ServedModel, odd_names, st.none(), odd_numbers, odd_numbers, odd_numbers)).map(tuple),
+    loads=st.lists(st.builds(r.ModelLoad, odd_names, odd_numbers, odd_numbers)).map(tuple),
+    wants=st.lists(odd_names, max_size=40).map(tuple),
+    on_disk=st.lists(odd_names, max_size=80).map(tuple),
+    memory=odd_numbers,
+)
+
+
+@given(odd_records)
+def test_fit_makes_a_record_that_everybody_reads(record: r.NodeRecord) -> None:
+    fitting = fit(record)
+    assert decode_record(encode_record(fitting)) == fitting
+    assert fit(fitting) == fitting
+
+
+def test_fit_keeps_what_is_good_and_drops_what_is_odd() -> None:
+    odd = replace(
+        RECORD,
+        name="be\x07nch",
+        addresses=(*RECORD.addresses, r.Address("::ffff:10.0.0.1", 1), r.Address("host.example", 1)),
+        serves=(r.ServedModel("evil\nname"), *RECORD.serves),
+        loads=(r.ModelLoad("evil\nname", 1, 1), r.ModelLoad("SmolLM2", 1, 2)),
+        wants=("", "Qwen3-8B"),
+    )
+    assert fit(odd) == replace(RECORD, addresses=(*RECORD.addresses, r.Address("10.0.0.1", 1)))
+
+
+def test_fit_cuts_to_the_size_of_a_record_and_what_it_serves_goes_last() -> None:
+    long = [f"{number:03}" + "x" * 253 for number in range(MAX_MODELS)]
+    full = replace(
+        RECORD,
+        serves=tuple(r.ServedModel(name) for name in long[:40]),
+        wants=tuple(long[:32]),
+        on_disk=tuple(long[:64]),
+        complaints=tuple(r.Complaint(OTHER, MAX_NUMBER) for _ in range(64)),
+    )
+    fitting = fit(full)
+    assert (fitting.serves, fitting.wants, fitting.complaints) == (full.serves, full.wants, full.complaints)
+    assert 20 < len(fitting.on_disk) < 64
+    assert r.MAX_RECORD_BYTES - 4000 < len(encode_record(fitting)) <= r.MAX_RECORD_BYTES
+    everything = replace(full, serves=tuple(r.ServedModel(name) for name in long))
+    assert 80 < len(fit(everything).serves) < MAX_MODELS
+    encode_record(fit(everything))
+
+
+def test_the_signer_signs_what_fits() -> None:
+    made = signer(lambda data: sign(NODE, data))(replace(RECORD, name="a\nb"))
+    assert made == signed(replace(RECORD, name="ab"))
+    assert decode_message(encode_message(m.Records((made,))), verify) == m.Records((made,))
+
+
+@given(st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16))
+def test_a_host_has_one_form(packed: bytes) -> None:
+    host = unpack_host(packed)
+    assert host is None or pack_host(host) == packed
