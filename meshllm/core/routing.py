@@ -1,19 +1,31 @@
-"""Which targets can answer for a model, best first.
+"""Which targets can answer for a model, best first, or why there are none.
 
-On one node: the engine process here, then the backends in the order they were named. A target is named by what the
-gateway needs to reach it; whether it has room is the gateway's business.
+On this node: the engine process, then the backends in the order they were named; then the peers that are alive and say
+they serve it. A target is named by what the gateway needs to reach it; whether it has room is the gateway's business,
+and `ranking` puts the targets in order once that is known.
+
+Law: only what this node knows for itself can refuse a request. What a peer says of its models (what they are for, how
+much they take) says only whether that peer is worth asking.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from meshllm.core import serving
+from meshllm.core.records import ModelLoad, short
 from meshllm.core.types import ModelPhase, ModelState, Purpose, Snapshot
+from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 
 # So many unanswered probes in a row, and callers of a backend's models get an error instead of waiting for it.
 BACKEND_PATIENCE_FAILURES = 4
+# How long a caller waits (seconds) for what may turn up. The join has a deadline of 20 s of its own; a host that others
+# spoke of is dialled within 5; and a model that is wanted may be loaded at this very moment, or never.
+SETTLING_SECONDS = 30.0
+LOOKING_SECONDS = 15.0
+WANTED_SECONDS = 3.0
 
 
 class TargetKind(Enum):
@@ -24,19 +36,51 @@ class TargetKind(Enum):
     PEER = "peer"
 
 
+Place = tuple[TargetKind, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Somewhere a request can be answered.
 
     `address` is a Unix socket path for an engine, a base URL (without `/v1`) for a backend, a node id in hexadecimal
     for a peer. `generation` (of a peer: its incarnation) tells two engine processes apart that follow one another;
-    `slots` is how many requests are worked on at a time (0: unknown).
+    `slots` is how many requests are worked on at a time (0: unknown). `model` is set for a peer, whose models each
+    have slots of their own.
     """
 
     kind: TargetKind
     address: str
     generation: int = 0
     slots: int = 0
+    model: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where it is, whatever process serves there now."""
+        return self.kind, self.address
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A target, and what is known of it beside.
+
+    `context_length` in tokens (0: unknown), `rtt` in seconds (None: unknown), `load` the newest that a peer told,
+    `name` for people. `purpose` is what a peer says the model is for.
+    """
+
+    target: Target
+    name: str = ""
+    context_length: int = 0
+    rtt: float | None = None
+    load: ModelLoad | None = None
+    purpose: Purpose | None = None
+    size: int = 0
+
+    @property
+    def busy(self) -> float:
+        """Requests at work and waiting there, per slot, as far as it told."""
+        return 0.0 if self.load is None else (self.load.active + self.load.waiting) / max(1, self.target.slots)
 
 
 class Standing(Enum):
@@ -49,44 +93,159 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The answer to "who serves this model?": `targets`, best first, or why there are none.
+    """The answer to "who serves this model?": `offers`, best first, or why there are none.
 
-    `purpose` is what the model is for, where this node has its file; a backend does not say.
+    `purpose` is what the model is for, where this node has its file; a backend does not say. A caller waits for a model
+    that is coming no longer than `patience` seconds (None: as long as anybody waits), and is then told `verdict`.
+    `seek`: somebody who serves it has been heard of and should be dialled.
     """
 
-    targets: tuple[Target, ...]
+    offers: tuple[Offer, ...]
     standing: Standing
     words: str = ""
     purpose: Purpose | None = None
+    patience: float | None = None
+    verdict: str = ""
+    seek: bool = False
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets, best first."""
+        return tuple(offer.target for offer in self.offers)
 
 
-def route(snapshot: Snapshot, model: str) -> Route:
-    """Who can answer for `model` now. Exactly that name: an unknown model is never another model's answer."""
-    targets: list[Target] = []
+@dataclass(frozen=True, slots=True)
+class MeshIndex:
+    """What the mesh serves, by model: made once for each view of the mesh, because a look-up must not cost a pass.
+
+    `hosts` are the offers of peers that are alive, best first; `alive` their addresses; `rumoured` the models of nodes
+    that nobody has shown to live; `wanted` the models somebody asked the mesh for.
+    """
+
+    hosts: Mapping[str, tuple[Offer, ...]]
+    alive: frozenset[str]
+    rumoured: frozenset[str]
+    wanted: frozenset[str]
+
+
+NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset())
+
+
+def mesh_index(mesh: MeshView | None) -> MeshIndex:
+    """What `mesh` serves, by model."""
+    if mesh is None:
+        return NO_MESH
+    hosts: dict[str, list[Offer]] = {}
+    alive: set[str] = set()
+    rumoured: set[str] = set()
+    wanted: set[str] = set(mesh.record.wants) if mesh.record is not None else set()
+    for peer in mesh.peers:
+        if peer.status in (PeerStatus.DEAD, PeerStatus.LEFT) or peer.node == mesh.node:
+            continue
+        wanted.update(peer.record.wants)
+        if peer.status is not PeerStatus.ALIVE:
+            rumoured.update(served.name for served in peer.record.serves)
+            continue
+        alive.add(peer.node.hex())
+        for offer in _offers(peer):
+            hosts.setdefault(offer.target.model, []).append(offer)
+    ordered = {model: tuple(sorted(offers, key=_by_what_is_told)) for model, offers in hosts.items()}
+    return MeshIndex(ordered, frozenset(alive), frozenset(rumoured), frozenset(wanted))
+
+
+def _offers(peer: PeerView) -> Iterable[Offer]:
+    address, incarnation = peer.node.hex(), peer.record.stamp.incarnation
+    name = f"{peer.record.name or 'a node'} ({short(peer.node)})"
+    loads = {load.name: load for load in peer.loads or peer.record.loads}
+    for served in peer.record.serves:
+        target = Target(TargetKind.PEER, address, incarnation, served.slots, served.name)
+        load = loads.get(served.name)
+        yield Offer(target, name, served.context_length, peer.rtt, load, served.purpose, served.size)
+
+
+def _by_what_is_told(offer: Offer) -> tuple[float, float, int, str]:
+    rtt = 1.0 if offer.rtt is None else offer.rtt
+    return offer.busy, rtt, -offer.context_length, offer.target.address
+
+
+def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> Route:
+    """Who can answer for `model` now. Exactly that name: an unknown model is never another model's answer.
+
+    `index` is `mesh_index(snapshot.mesh)`, from callers that ask often.
+    """
+    if index is None:
+        index = mesh_index(snapshot.mesh)
     here = snapshot.model(model)
-    if here is not None and here.server_facts is not None and here.wanted:
-        facts = here.server_facts
-        targets.append(Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots))
-    targets += [Target(TargetKind.BACKEND, b.url) for b in snapshot.backends if b.healthy and model in b.models]
+    offers = (*offers_here(snapshot, model), *index.hosts.get(model, ()))
     purpose = here.facts.purpose if here is not None and here.facts is not None else None
-    if targets:
-        return Route(tuple(targets), Standing.COMING, purpose=purpose)
-    if here is None:
-        return _away(snapshot, model)
+    if offers:
+        return Route(offers, Standing.COMING, purpose=purpose)
+    if here is None or snapshot.stopping:
+        return _away(snapshot, model, index) if here is None else _here(snapshot, here, purpose)
+    found = _here(snapshot, here, purpose)
+    return (_turning_up(snapshot, model, index) or found) if found.standing is Standing.FAILED else found
+
+
+def offers_here(snapshot: Snapshot, model: str) -> tuple[Offer, ...]:
+    """What this node itself can answer with, without any peer: its engine, then its backends."""
+    offers = [
+        Offer(Target(TargetKind.BACKEND, backend.url), backend.url)
+        for backend in snapshot.backends
+        if backend.healthy and model in backend.models
+    ]
+    here = snapshot.model(model)
+    if here is not None and (facts := here.server_facts) is not None and here.wanted:
+        target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
+        offers.insert(0, Offer(target, "this node", facts.context_length))
+    return tuple(offers)
+
+
+def _here(snapshot: Snapshot, here: ModelState, purpose: Purpose | None) -> Route:
     if serving.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
         return Route((), Standing.FAILED, failure_words(snapshot, here), purpose)
     return Route((), Standing.COMING, serving.progress_words(snapshot.engine, here), purpose)
 
 
-def _away(snapshot: Snapshot, model: str) -> Route:
+def _away(snapshot: Snapshot, model: str, index: MeshIndex) -> Route:
     silent = [b for b in snapshot.backends if not b.healthy]
     had = [b for b in silent if model in b.models]
     # One that was never asked may have it; one that had it may be back in a moment.
     if any(b.failures == 0 for b in silent) or any(b.failures <= BACKEND_PATIENCE_FAILURES for b in had):
         return Route((), Standing.COMING, "asking the backends")
+    if (turning_up := _turning_up(snapshot, model, index)) is not None:
+        return turning_up
     if had:
         return Route((), Standing.FAILED, f"the backend that serves {model} does not answer: {had[0].reason}")
+    if model in snapshot.wants or model in index.wanted:
+        words = f"{model} is wanted by the mesh but no node serves it yet"
+        verdict = f"{words}: start a node that has it, with --join."
+        return Route((), Standing.COMING, words, patience=WANTED_SECONDS, verdict=verdict)
+    if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.FAILED:
+        reason = snapshot.mesh.reason or "no node that was named answers"
+        return Route((), Standing.FAILED, f"{model} is not known here, and the mesh could not be joined: {reason}")
     return Route((), Standing.UNKNOWN)
+
+
+def _turning_up(snapshot: Snapshot, model: str, index: MeshIndex) -> Route | None:
+    """What other nodes may yet show to serve."""
+    mesh = snapshot.mesh
+    if mesh is None or snapshot.stopping:
+        return None
+    if mesh.settling:
+        words = f"joining the mesh: {_joining_words(mesh)}"
+        verdict = f"{model} is not known here yet, and this node has not reached its mesh ({_joining_words(mesh)})."
+        return Route((), Standing.COMING, words, patience=SETTLING_SECONDS, verdict=verdict)
+    if model in index.rumoured:
+        verdict = f"{model} is served by a node that does not answer at the moment. Try again soon."
+        words = f"looking for a host of {model}"
+        return Route((), Standing.COMING, words, patience=LOOKING_SECONDS, verdict=verdict, seek=True)
+    return None
+
+
+def _joining_words(mesh: MeshView) -> str:
+    failed = sum(step.state in ("failed", "refused") for step in mesh.steps)
+    tried = f", {failed} of {len(mesh.steps)} ways in have failed" if failed else ""
+    return f"{mesh.phase.value}{tried}"
 
 
 def failure_words(snapshot: Snapshot, model: ModelState) -> str:
@@ -109,21 +268,42 @@ def purpose_words(model: str, purpose: Purpose) -> str:
             return f"{model} only ranks documents: ask it at /v1/rerank, and another model for the rest."
 
 
-def all_targets(snapshot: Snapshot) -> dict[str, list[Target]]:
-    """Every model's targets, best first: what `route` says of each, in one pass over what the backends list."""
-    found = {model.name: list(route(snapshot, model.name).targets) for model in snapshot.models}
+def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, list[Offer]]:
+    """Every model's offers, best first: what `route` says of each, in one pass over what backends and peers list."""
+    if index is None:
+        index = mesh_index(snapshot.mesh)
+    found = {model.name: list(offers_here(snapshot, model.name)) for model in snapshot.models}
     local = frozenset(found)
     for backend in snapshot.backends:
         if backend.healthy:
-            target = Target(TargetKind.BACKEND, backend.url)
+            offer = Offer(Target(TargetKind.BACKEND, backend.url), backend.url)
             for name in backend.models:
                 if name not in local:
-                    found.setdefault(name, []).append(target)
+                    found.setdefault(name, []).append(offer)
+    for name, offers in index.hosts.items():
+        found.setdefault(name, []).extend(offers)
     return found
 
 
-def models(snapshot: Snapshot) -> tuple[str, ...]:
-    """Every model that can be asked for, in the order it became known, without repeats."""
+def all_targets(snapshot: Snapshot) -> dict[str, list[Target]]:
+    """Every model's targets, best first."""
+    return {name: [offer.target for offer in offers] for name, offers in all_offers(snapshot).items()}
+
+
+def models(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...]:
+    """Every model that can be asked for, in the order it became known, without repeats: first what is here."""
+    if index is None:
+        index = mesh_index(snapshot.mesh)
     names = [m.name for m in snapshot.models]
     names += [name for b in snapshot.backends if b.healthy for name in b.models]
+    names += index.hosts
     return tuple(dict.fromkeys(names))
+
+
+def wanted(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...]:
+    """The models that somebody asked the mesh for and nobody serves, in the order of their names."""
+    if index is None:
+        index = mesh_index(snapshot.mesh)
+    served = {model.name for model in snapshot.models} | index.hosts.keys()
+    served.update(name for backend in snapshot.backends if backend.healthy for name in backend.models)
+    return tuple(sorted((index.wanted | set(snapshot.wants)) - served))

@@ -4,27 +4,22 @@ Law: an exchange ends exactly once: with an answer, with a typed error in the ca
 caller went away. Until something of an answer has been passed on, another target, or the same model's next process, is
 tried; afterwards the stream ends with a typed error. A caller that streams hears at least a comment within
 `SILENCE_SECONDS`, whatever happens. Everything here is a callback and nothing waits, except for making a connection:
-that is what keeps the added time to the first byte low.
+that is what keeps the added time to the first byte low. Whom to ask is for `choice` to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Any, Protocol
-
-import orjson
-
-from meshllm.core import routing
-from meshllm.core.routing import Route, Standing, Target, TargetKind
+from meshllm.core.routing import TargetKind
 from meshllm.web.admission import TargetDesk
+from meshllm.web.choice import Choice, Step
+from meshllm.web.hall import Hall, Phase
 from meshllm.web.http1 import Connection
-from meshllm.web.inquiry import Inquiry
+from meshllm.web.inquiry import Inquiry, WholeAnswer
+from meshllm.web.refusals import Refusal, refusal_in_stream, retry_after
 from meshllm.web.upstream import UpstreamConnection, UpstreamPool
+from meshllm.web.voice import Voice
 from meshllm.wire.api_errors import error_body, error_event, translate_error
-from meshllm.wire.apis import Api
 from meshllm.wire.repair import StreamRepair
-from meshllm.wire.sse import comment, encode_event
 
 # A streaming caller never hears nothing for longer than this (plus a second).
 SILENCE_SECONDS = 5.0
@@ -35,68 +30,30 @@ WAIT_SILENT_SECONDS = 300.0
 # A target that failed a request is left alone for so long by that request.
 AVOID_SECONDS = 1.0
 MAX_ATTEMPTS = 4
-# An engine process that hangs is found out by its supervisor; a backend is given up after this long without a byte.
+# So many hosts are left for being slow; the next one may take its time.
+MAX_LATE = 2
+# An engine process that hangs is found out by its supervisor; a backend is given up after this long without a byte. A
+# peer's gateway says something every `SILENCE_SECONDS`, and is gone if it misses three of these in a row.
 BACKEND_SILENCE_SECONDS = 600.0
+PEER_SILENCES = 3
+# A host to which a connection takes so long is left, if another could begin at once.
+CONNECT_PATIENCE_SECONDS = 2.0
 # A stream that is complete ends even if its target forgets to hang up.
 LINGER_SECONDS = 2.0
 # The largest answer that is not a stream: embeddings of a big batch are some 10 MB.
 MAX_ANSWER_BYTES = 256 << 20
-# What Anthropic's clients know as a sign of life; every API's clients skip the comment that goes with it.
-PING = encode_event({"type": "ping"}, "ping")
-STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-
-
-class Phase(Enum):
-    """Where an exchange is."""
-
-    WAITING = "waiting"
-    CONNECTING = "connecting"
-    ASKING = "asking"
-    BUFFERING = "buffering"
-    STREAMING = "streaming"
-    DONE = "done"
-
-
-class Hall(Protocol):
-    """What an exchange needs of the gateway it belongs to."""
-
-    @property
-    def now(self) -> Callable[[], float]:
-        """The clock: seconds, monotonic."""
-
-    def wall(self) -> int:
-        """Seconds since the epoch, for timestamps that callers see."""
-
-    def find(self, model: str) -> tuple[Route, list[TargetDesk]]:
-        """Who can answer for `model` now, and the desks of its targets, best first."""
-
-    def key_for(self, target: Target) -> str | None:
-        """The key that a backend wants of us."""
-
-    def connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
-        """Make a connection; leads to `exchange.connected` or `exchange.not_connected`."""
-
-    def waits(self, exchange: Exchange, waiting: bool) -> None:
-        """`exchange` wants to `reconsider` when something changes (True), or no longer."""
-
-    def ended(self, exchange: Exchange) -> None:
-        """The exchange is over; its `outcome`, `status` and times stay readable."""
 
 
 class Exchange:
     """A request with a model and a body that has been understood. `start` it once."""
 
-    def __init__(
-        self,
-        hall: Hall,
-        connection: Connection,
-        inquiry: Inquiry,
-        cors: str,
-    ) -> None:
+    def __init__(self, hall: Hall, connection: Connection, inquiry: Inquiry, cors: str, *, guest: bool = False) -> None:
+        """`guest`: asked by a peer's gateway, which knows better than to wait here for what is not served here."""
         self._hall = hall
         self._connection = connection
         self._inquiry = inquiry
-        self._cors = cors
+        self._guest = guest
+        self._choice = Choice(inquiry, hall.stickiness, guest=guest)
         self.api = inquiry.api
         self.model = inquiry.model
         self.streams = inquiry.streams
@@ -106,25 +63,29 @@ class Exchange:
         self.status = 0
         self.outcome = ""
         self.words = ""
-        self._desk: TargetDesk | None = None
+        # Whom this asks, and whose slot it holds; what counts tokens holds none.
+        self._at: TargetDesk | None = None
+        self._slot: TargetDesk | None = None
         self._queued: TargetDesk | None = None
-        self._taken_at = 0.0
+        self._taken_at = self._asked_at = 0.0
+        self._connecting: UpstreamPool | None = None
         self._upstream: UpstreamConnection | None = None
-        self._upstream_status = 0
-        self._is_json = False
         self._repair: StreamRepair | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._attempts = 0
-        self._avoid: dict[Target, float] = {}
-        self._head_sent = False
-        self._last_sent = self.began
+        self._whole = WholeAnswer()
+        self._attempts = self._late = 0
+        self.kind: TargetKind | None = None
+        self._voice = Voice(connection, inquiry, cors, self.began)
         self._last_upstream = self.began
 
     @property
     def over(self) -> bool:
         """Whether it has ended."""
         return self.phase is Phase.DONE
+
+    def times(self) -> tuple[float, float | None]:
+        """Seconds since its beginning: now, and at the first byte of an answer (None: there was none)."""
+        first = None if self.first_byte_at is None else self.first_byte_at - self.began
+        return self._hall.now() - self.began, first
 
     # -- finding somebody to ask
 
@@ -139,33 +100,28 @@ class Exchange:
 
     def _seek(self) -> None:
         route, desks = self._hall.find(self.model)
-        if route.purpose is not None and self.api.purpose not in (None, route.purpose):
-            self._fail(400, "wrong_purpose", routing.purpose_words(self.model, route.purpose))
-            return
-        if self._avoid:
-            now = self._hall.now()
-            desks = [desk for desk in desks if self._avoid.get(desk.target, 0.0) <= now]
         if self._queued is not None and self._queued not in desks:
             self._leave_queue()
-        needs_slot = self.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
-        for desk in desks:
-            if not needs_slot or desk.take():
+        found = self._choice.decide(route, desks, self, self._queued, self._hall.now())
+        match found.step:
+            case Step.ASK:
+                assert found.desk is not None
                 self._leave_queue()
                 self._hall.waits(self, False)
-                self._use(desk if needs_slot else None, desk)
-                return
-        if self._queued is not None:
-            return  # still in its place, and nobody else is free
-        if desks:
-            self._queue(desks)
-        elif route.targets:
-            self._wait(f"{self.model} lost its server; waiting for it to come back")
-        elif route.standing is Standing.COMING:
-            self._wait(route.words)
-        elif route.standing is Standing.FAILED:
-            self._fail(503, "model_unavailable", route.words, "retry-after: 30\r\n")
-        else:
-            self._fail(404, "model_not_found", route.words)
+                self._use(found.desk)
+            case Step.QUEUED:
+                if found.desk is not self._queued:
+                    self._leave_queue()
+                    self._queued = found.desk
+                    self._wait(found.words)
+            case Step.WAIT:
+                self._leave_queue()
+                self._wait(found.words)
+            case Step.TELL:
+                assert found.refusal is not None
+                self._tell(found.refusal)
+            case Step.FAIL:
+                self._fail(found.status, found.code, found.words, found.headers)
 
     def _leave_queue(self) -> None:
         queued, self._queued = self._queued, None
@@ -176,75 +132,100 @@ class Exchange:
         self.words = words
         self._hall.waits(self, True)
 
-    def _queue(self, desks: list[TargetDesk]) -> None:
-        desk = min(desks, key=lambda desk: desk.waiting / desk.limit)
-        if not desk.join(self):
-            message = (
-                f"{self.model} is busy: {desk.active} requests at work and {desk.waiting} waiting. Try again soon."
-            )
-            self._fail(429, "overloaded", message, f"retry-after: {desk.retry_after()}\r\n")
-            return
-        self._queued = desk
-        self._wait("waiting for a free slot")
-
     def granted(self, desk: TargetDesk) -> None:
         """The queue has come to this exchange."""
         self._queued = None
         self._hall.waits(self, False)
-        self._use(desk, desk)
+        self._use(desk)
 
-    def _use(self, slot: TargetDesk | None, desk: TargetDesk) -> None:
-        self._desk = slot
+    def _use(self, desk: TargetDesk) -> None:
+        self._at = desk
+        self._slot = desk if self._choice.needs_slot else None
+        self.kind = desk.target.kind
         self._taken_at = self._last_upstream = self._hall.now()
+        desk.askers[self] = None
         connection = desk.pool.take()
         if connection is not None:
-            self.connected(connection)
+            self._ask(connection)
         else:
-            self.phase = Phase.CONNECTING
-            self._hall.connect(self, desk.pool)
+            self._connect(desk.pool)
+
+    def _connect(self, pool: UpstreamPool) -> None:
+        self.phase = Phase.CONNECTING
+        self._connecting = pool
+        self._hall.connect(self, pool)
 
     def connected(self, connection: UpstreamConnection) -> None:
         """There is a connection to ask on."""
-        if self.phase is Phase.DONE:
-            connection.drop()
+        if connection.pool is not self._connecting:
+            connection.drop()  # nobody waits for it any more
             return
+        self._ask(connection)
+
+    def _ask(self, connection: UpstreamConnection) -> None:
+        self._connecting = None
         self.phase = Phase.ASKING
         self._upstream = connection
+        self._asked_at = self._last_upstream = self._hall.now()
         self.words = "the model is reading the prompt"
         connection.send(self._inquiry.wire(connection.pool, self._hall.key_for(connection.pool.target)), self)
 
-    def not_connected(self, target: Target, reason: str) -> None:
+    def not_connected(self, pool: UpstreamPool, reason: str) -> None:
         """There is nobody."""
-        if self.phase is not Phase.DONE:
-            self._try_again(target, reason)
+        if pool is self._connecting:
+            self._try_again(reason)
 
-    def _try_again(self, target: Target, reason: str) -> None:
+    def deserted(self) -> None:
+        """The host is believed to be gone: what it has not begun to answer is asked of another one, if there is one."""
+        if not self._begun and self.phase not in (Phase.WAITING, Phase.DONE) and self._another():
+            self._try_again("it is gone")
+
+    @property
+    def _begun(self) -> bool:
+        """Whether something of an answer, more than comments, has been passed on: then nobody else can give it."""
+        return self.over or (self._repair is not None and self._repair.started)
+
+    def _another(self) -> bool:
+        """Whether another host could begin at once."""
+        _, desks = self._hall.find(self.model)
+        return self._at is not None and self._choice.another(desks, self._at, self._hall.now())
+
+    def _try_again(self, reason: str) -> None:
         """An attempt failed before anything of an answer was passed on."""
-        self._let_go()
+        desk, now = self._let_go(), self._hall.now()
+        assert desk is not None
+        self._hall.failed(desk, now)
+        self._choice.avoid(desk, now + AVOID_SECONDS)
         self._attempts += 1
         if self._attempts >= MAX_ATTEMPTS:
             message = f"{self.model} could not be reached after {self._attempts} tries: {reason}."
             self._fail(502, "upstream_lost", message, "retry-after: 5\r\n")
-            return
+        else:
+            self._start_over()
+
+    def _start_over(self) -> None:
         self._repair = None
-        self._parts, self._size = [], 0
-        self._avoid[target] = self._hall.now() + AVOID_SECONDS
         self.phase = Phase.WAITING
         self._seek()
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> TargetDesk | None:
+        """Hang up and give the slot back; returns who was asked."""
+        self._connecting = None
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.drop()
-        desk, self._desk = self._desk, None
+        desk, self._at = self._at, None
+        slot, self._slot = self._slot, None
         if desk is not None:
-            desk.release(self._hall.now() - self._taken_at)
+            desk.askers.pop(self, None)
+        if slot is not None:
+            slot.release(self._hall.now() - self._taken_at)
+        return desk
 
     # -- hearing the answer
 
     def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
         """The target has begun to answer."""
-        self._upstream_status = status
         if self._connection.paused and self._upstream is not None:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
@@ -252,7 +233,11 @@ class Exchange:
             self._repair = self._inquiry.stream_repair(self._hall.wall())
         else:
             self.phase = Phase.BUFFERING
-            self._is_json = content_type.startswith("application/json")
+            self._whole = WholeAnswer(status, content_type.startswith("application/json"), retry_after(headers))
+
+    def upstream_alive(self) -> None:
+        """The target says that it is at work."""
+        self._last_upstream = self._hall.now()
 
     def upstream_data(self, data: bytes) -> None:
         """More of the answer."""
@@ -260,9 +245,8 @@ class Exchange:
             self._stream_on(self._repair, data)
             return
         self._last_upstream = self._hall.now()
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size > MAX_ANSWER_BYTES:
+        self._whole.add(data)
+        if self._whole.size > MAX_ANSWER_BYTES:
             self._let_go()
             self._fail(502, "upstream_error", f"The answer is larger than {MAX_ANSWER_BYTES >> 20} MiB.")
 
@@ -272,22 +256,57 @@ class Exchange:
             self._end_stream(b"", "failed" if repair.failed else "answered")
             return
         self._last_upstream = self._hall.now()
+        begun = repair.started
         passed = repair.feed(data)
         if repair.failed:
-            self._end_stream(passed, "failed")
+            self._stream_failed(passed, begun)
+            return
+        if repair.started and not begun:
+            self._first_byte()
+        self._voice.pass_on(passed, self._last_upstream)
+
+    def _stream_failed(self, passed: bytes, begun: bool) -> None:
+        """A stream ended with an error: that of a peer which had said nothing else is no reason to give up."""
+        if not begun and self.kind is TargetKind.PEER and (refusal := refusal_in_stream(self.api, passed)) is not None:
+            self._refused(refusal)
         else:
-            self._pass_on(passed)
+            self._end_stream(passed, "failed")
+
+    def _refused(self, refusal: Refusal) -> None:
+        """A host gave an answer that another may do better."""
+        desk, self._repair = self._let_go(), None
+        assert desk is not None
+        if self._choice.refused(desk, refusal, self._hall.now()):
+            self._start_over()
+        else:
+            words = f"{self.model} is not served any more where it was. Try again soon."
+            self._fail(503, "model_unavailable", words, "retry-after: 5\r\n")
+
+    def _first_byte(self) -> None:
+        now, desk = self._last_upstream, self._at
+        if self.first_byte_at is None:
+            self.first_byte_at = now
+        if desk is not None:
+            if self.streams:
+                desk.first_byte.add(now - self._asked_at, self._inquiry.about_tokens)
+            self._choice.begun(desk, now)
 
     def upstream_end(self, data: bytes) -> None:
         """The answer is complete."""
         self._upstream = None
         self._last_upstream = self._hall.now()
         if self._repair is None:
-            self._parts.append(data)
-            self._answer()
-        else:
-            rest = self._repair.feed(data) + self._repair.finish()
-            self._end_stream(rest, "failed" if self._repair.failed else "answered")
+            self._whole.add(data)
+            self._answer(self._whole)
+            return
+        repair, begun = self._repair, self._repair.started
+        rest = repair.feed(data) + repair.finish()
+        if repair.failed:
+            self._stream_failed(rest, begun)
+            return
+        if not begun:
+            self._first_byte()
+        self._end_stream(rest, "answered")
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:
         """The target is gone, or does not speak as it should."""
@@ -295,73 +314,61 @@ class Exchange:
         assert upstream is not None
         if self._repair is not None and self._repair.complete:
             self._end_stream(b"", "failed" if self._repair.failed else "answered")
-        elif stale:
-            # It had hung up on an idle connection while our request was under way: not a fault of anybody.
-            self.phase = Phase.CONNECTING
-            self._hall.connect(self, upstream.pool)
-        elif self._repair is None or not self._repair.started:
-            self._try_again(upstream.pool.target, reason)
+        elif stale and not (self.kind is TargetKind.PEER and self._another()):
+            # It had hung up on an idle connection while our request was under way: not a fault of anybody. A peer may
+            # be gone altogether, though, and to find out takes seconds.
+            self._connect(upstream.pool)
+        elif not self._begun:
+            self._try_again(reason)
         else:
-            message = f"{self.model} was lost in the middle of the answer: {reason}."
-            self._end_stream(self._repair.fail("upstream_lost", message), "lost")
+            self._lost(reason)
 
-    def _answer(self) -> None:
-        body, status = b"".join(self._parts), self._upstream_status
-        if not 200 <= status < 300:
-            status, error = translate_error(self.api, status, body)
-            self._send_error(status, error, "")
+    def _lost(self, reason: str) -> None:
+        assert self._repair is not None
+        message = f"{self.model} was lost in the middle of the answer: {reason}."
+        self._end_stream(self._repair.fail("upstream_lost", message), "lost")
+
+    def _answer(self, whole: WholeAnswer) -> None:
+        body = whole.body
+        if not 200 <= whole.status < 300:
+            refusal = Refusal(*translate_error(self.api, whole.status, body), whole.retry_after)
+            if self.kind is not None and refusal.elsewhere(self.kind):
+                self._refused(refusal)
+            else:
+                self._tell(refusal)
             return
         if self.streams:
             # A client would look for events in it, find none, and call that an empty answer.
             self._fail(502, "upstream_error", "The model server did not stream although it was asked to.")
             return
-        answer = self._inquiry.whole_answer(body, is_json=self._is_json, now=self._hall.wall())
+        answer = self._inquiry.whole_answer(body, is_json=whole.is_json, now=self._hall.wall())
         if answer is None:
-            status, error = translate_error(self.api, 502, body)
-            self._send_error(status, error, "")
+            self._tell(Refusal(*translate_error(self.api, 502, body)))
             return
-        self.first_byte_at = self._hall.now()
-        self._finish("answered", status)
-        self._connection.send(status, "application/json", answer, self._cors)
+        self._first_byte()
+        self._finish("answered", whole.status)
+        self._voice.whole(whole.status, answer)
 
     # -- speaking to the caller
 
-    def _pass_on(self, data: bytes) -> None:
-        if not data:
-            return
-        if not self._head_sent:
-            self._send_head()
-        self._last_sent = self._last_upstream
-        if self.first_byte_at is None:
-            self.first_byte_at = self._last_sent
-        self._connection.send_data(data)
-
-    def _send_head(self) -> None:
-        self._head_sent = True
-        self._connection.start_stream(200, "text/event-stream; charset=utf-8", STREAM_HEADERS + self._cors)
-
     def _end_stream(self, data: bytes, outcome: str) -> None:
-        if not self._head_sent:
-            self._send_head()
         self._finish(outcome, 200)
-        self._connection.end_stream(data)
+        self._voice.end(data)
 
     def _fail(self, status: int, code: str, message: str, headers: str = "") -> None:
-        if not self._head_sent:
-            self._send_error(status, error_body(self.api, status, code, message), headers)
-        elif self._repair is not None:
-            self._end_stream(self._repair.fail(code, message, status=status), "failed")
-        else:
-            self._end_stream(error_event(self.api, status, code, message), "failed")
+        self._tell(Refusal(status, error_body(self.api, status, code, message)), headers)
 
-    def _send_error(self, status: int, error: Mapping[str, Any], headers: str) -> None:
-        if self._head_sent:
-            told = error["error"]
-            event = error_event(self.api, status, told.get("code"), told["message"])
-            self._end_stream(event, "failed")
+    def _tell(self, refusal: Refusal, headers: str = "") -> None:
+        """The end: an error of ours, or what a target answered instead of an answer."""
+        if not self._voice.streaming:
+            self._finish("refused" if refusal.status < 500 else "failed", refusal.status)
+            self._voice.error(refusal.status, refusal.body, headers or refusal.headers)
             return
-        self._finish("refused" if status < 500 else "failed", status)
-        self._connection.send(status, "application/json", orjson.dumps(error), headers + self._cors)
+        code, message = refusal.code or "upstream_error", refusal.error["message"]
+        if self._repair is not None:
+            self._end_stream(self._repair.fail(code, message, status=refusal.status), "failed")
+        else:
+            self._end_stream(error_event(self.api, refusal.status, code, message), "failed")
 
     def _finish(self, outcome: str, status: int) -> None:
         """Everything that was taken is given back; the caller still gets its last bytes after this."""
@@ -388,6 +395,7 @@ class Exchange:
     def caller_paused(self, paused: bool) -> None:
         """Read from the target only as fast as the caller reads from us."""
         if self._upstream is not None and self.phase in (Phase.STREAMING, Phase.BUFFERING):
+            self._last_upstream = self._hall.now()  # while it may not speak, its silence means nothing
             self._upstream.pause() if paused else self._upstream.resume()
 
     def tick(self, now: float) -> None:
@@ -400,24 +408,32 @@ class Exchange:
             if self.phase is Phase.WAITING and now - self.began > limit:
                 message = f"{self.model} is not ready yet ({self.words}). Try again in a while."
                 self._fail(503, "model_not_ready", message, "retry-after: 10\r\n")
-        elif self._upstream is not None and not self._connection.paused:
-            silent = now - self._last_upstream
-            if self._repair is not None and self._repair.complete and silent > LINGER_SECONDS:
-                self._end_stream(b"", "failed" if self._repair.failed else "answered")
-            elif self._upstream.pool.target.kind is TargetKind.BACKEND and silent > BACKEND_SILENCE_SECONDS:
-                self._let_go()
-                self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")
-        if self.streams and not self.over and now - self._last_sent >= SILENCE_SECONDS:
-            self._say_something(now)
+        elif self._at is not None and not self._connection.paused:
+            self._check_time(self._at, now)
+        if not self.over and now - self._voice.last >= SILENCE_SECONDS and (self.streams or self._guest):
+            words = self.words
+            if self._queued is not None:
+                words += f", {self._queued.place(self)} ahead"
+            self._voice.say(words, now)
 
-    def _say_something(self, now: float) -> None:
-        if self._connection.paused:
-            return
-        if not self._head_sent:
-            self._send_head()
-        words = self.words
-        if self._queued is not None:
-            words += f", {self._queued.place(self)} ahead"
-        # A comment may only stand between two events: the repairer passes on whole events alone.
-        self._connection.send_data(comment(words) + (PING if self.api is Api.MESSAGES else b""))
-        self._last_sent = now
+    def _check_time(self, desk: TargetDesk, now: float) -> None:
+        """Whether the target has taken too long, by what kind of target it is and how far the answer is."""
+        kind, silent = desk.target.kind, now - self._last_upstream
+        if self._repair is not None and self._repair.complete:
+            if silent > LINGER_SECONDS:
+                self._end_stream(b"", "failed" if self._repair.failed else "answered")
+        elif self.phase is Phase.CONNECTING:
+            if kind is not TargetKind.ENGINE and silent > CONNECT_PATIENCE_SECONDS and self._another():
+                self._try_again("connecting to it takes too long")
+        elif kind is TargetKind.PEER and silent > PEER_SILENCES * SILENCE_SECONDS:
+            reason = f"it has not said anything for {silent:.0f} s"
+            self._lost(reason) if self._begun else self._try_again(reason)
+        elif kind is TargetKind.BACKEND and silent > BACKEND_SILENCE_SECONDS:
+            self._let_go()
+            self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")
+        elif kind is not TargetKind.ENGINE and self.streams and not self._begun and self._late < MAX_LATE:
+            # What is not a stream has its first byte at its end: no estimate could tell slow from gone.
+            limit = desk.first_byte.deadline(self._inquiry.about_tokens, self._late)
+            if now - self._asked_at > limit and self._attempts < MAX_ATTEMPTS - 1 and self._another():
+                self._late += 1
+                self._try_again(f"it has not begun to answer within {limit:.0f} s")

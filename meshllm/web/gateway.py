@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import errno
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http import HTTPStatus
@@ -21,21 +19,25 @@ from typing import Any
 import orjson
 
 from meshllm import __version__
-from meshllm.core import routing, serving
-from meshllm.core.routing import Route, Standing, Target, TargetKind
+from meshllm.core.records import ModelLoad
+from meshllm.core.routing import Target, TargetKind
+from meshllm.core.stickiness import Stickiness
 from meshllm.core.types import Snapshot
-from meshllm.errors import PortTaken
+from meshllm.errors import MeshError, PortTaken
 from meshllm.tasks import Owner
 from meshllm.web.admission import TargetDesk
 from meshllm.web.callers import CallerPolicy
+from meshllm.web.desks import Desks, Found
 from meshllm.web.exchange import Exchange
 from meshllm.web.http1 import Connection, ConnectionSet
-from meshllm.web.inquiry import Inquiry
+from meshllm.web.inquiry import Inquiry, api_of, problem_of
 from meshllm.web.metrics import CONTENT_TYPE, Metrics
+from meshllm.web.model_list import known_words, model_card, model_list, unknown_words
 from meshllm.web.requests import Request
-from meshllm.web.upstream import UpstreamPool
+from meshllm.web.tunnel import Tunnels
+from meshllm.web.upstream import PeerConnector, UpstreamPool
 from meshllm.wire.api_errors import error_body
-from meshllm.wire.apis import ROUTES, Api, find_route, model_in_path
+from meshllm.wire.apis import Api, find_route, model_in_path
 
 log = logging.getLogger(__name__)
 
@@ -43,31 +45,39 @@ SWEEP_SECONDS = 1.0
 LISTEN_BACKLOG = 1024
 # At the end of a close, for errors to be read by those who were not answered in time.
 LAST_WORDS_SECONDS = 0.5
-# Comparing a name with all that a big backend lists takes 0.3 s, in which nobody else is served.
-MAX_NAMES_COMPARED = 100
-MAX_MODEL_NAME = 512
 JSON = "application/json"
 
 
 class Gateway:
     """The API server. `publish` tells it what the core knows; `start` makes it listen."""
 
-    def __init__(self, policy: CallerPolicy, backend_keys: Mapping[str, str] | None = None) -> None:
-        """`backend_keys`: what to send as a bearer token, by backend URL."""
+    def __init__(
+        self,
+        policy: CallerPolicy,
+        backend_keys: Mapping[str, str] | None = None,
+        *,
+        peers: PeerConnector | None = None,
+        seek: Callable[[str], None] | None = None,
+        on_loads: Callable[[tuple[ModelLoad, ...]], None] | None = None,
+    ) -> None:
+        """`backend_keys`: what to send as a bearer token, by backend URL. `peers` makes connections to peers.
+
+        `seek` is told, at most once a second for each, of models that callers want and whose hosts are only heard of;
+        `on_loads`, at most twice a second, how busy the models served here are, when that has changed.
+        """
         self._policy = policy
         self._backend_keys = dict(backend_keys or {})
-        self._snapshot = Snapshot()
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
         self._connections = ConnectionSet(self._wake)
-        self._desks: dict[Target, TargetDesk] = {}
-        self._routes: dict[str, tuple[Route, list[TargetDesk]]] = {}
+        self._desks = Desks(self._loop, peers, seek, on_loads)
         self.now = self._loop.time
         self._waiting: dict[Exchange, None] = {}
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._date = (0, b"")
-        self.metrics = Metrics(lambda: self._snapshot, self._desks.values)
+        self.metrics = Metrics(lambda: self._desks.snapshot, self._desks.all)
+        self._tunnels = Tunnels(self, self._desks, self._wake, self._loop)
 
     # -- the daemon's side
 
@@ -90,38 +100,38 @@ class Gateway:
 
     def publish(self, snapshot: Snapshot) -> None:
         """What the core knows now. Whoever waits looks again."""
-        self._snapshot = snapshot
-        self._routes.clear()
-        # Not by asking for each model's route: two backends with 2,000 models each took 0.4 s, at every progress tick.
-        current = {target for model in snapshot.models for target in routing.route(snapshot, model.name).targets}
-        current |= {Target(TargetKind.BACKEND, backend.url) for backend in snapshot.backends if backend.healthy}
-        for target in [t for t, desk in self._desks.items() if t not in current and not desk.active]:
-            self._desks.pop(target).pool.close()
+        self._desks.publish(snapshot)
         for exchange in list(self._waiting):
             exchange.reconsider()
+
+    def tunnel(self, peer: str) -> asyncio.Protocol:
+        """The protocol for a stream that the authenticated `peer` (node id in hexadecimal) has opened to our API.
+
+        It serves HTTP/1.1: POST to the model routes, answered by what this node itself serves. Everything else is
+        refused; sizes, times and numbers are bounded, for each peer on its own.
+        """
+        return self._tunnels.open(peer)
+
+    def loads(self) -> tuple[ModelLoad, ...]:
+        """How busy the models are that this node's engine serves."""
+        return self._desks.loads()
 
     async def close(self, grace: float = 0.0) -> None:
         """Stop listening; give answers in progress `grace` seconds, then hang up."""
         for server in self._servers:
             server.close()
-        for connection in list(self._connections.live):
+        sets = self._tunnels.shut(self._connections)
+        for connection in [connection for each in sets for connection in each.live]:
             connection.retire()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._connections.empty.wait()
+        await _emptied(sets, grace)
         # Those that still wait get an error, and a moment to read it.
-        for connection in list(self._connections.live):
+        for connection in [connection for each in sets for connection in each.live]:
             connection.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_SECONDS if grace else 0.0):
-                await self._connections.empty.wait()
-        for connection in list(self._connections.live):
+        await _emptied(sets, LAST_WORDS_SECONDS if grace else 0.0)
+        for connection in [connection for each in sets for connection in each.live]:
             connection.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_SECONDS):
-                await self._connections.empty.wait()
-        for desk in self._desks.values():
-            desk.pool.close()
+        await _emptied(sets, LAST_WORDS_SECONDS)
+        self._desks.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._owner.close()
@@ -130,7 +140,7 @@ class Gateway:
 
     def all_desks(self) -> list[TargetDesk]:
         """The desks of all targets that have been asked, for the status."""
-        return list(self._desks.values())
+        return list(self._desks.all())
 
     # -- connections and time
 
@@ -143,9 +153,12 @@ class Gateway:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
-        self._connections.sweep(self._loop.time())
+        now = self._loop.time()
+        self._connections.sweep(now)
+        guests = self._tunnels.sweep(now)
         # Nobody there, nothing to do: an idle gateway does not wake up.
-        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._connections.live else None
+        busy = guests or bool(self._connections.live)
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if busy else None
 
     def date(self) -> bytes:
         """The Date header's value, made once a second."""
@@ -158,11 +171,11 @@ class Gateway:
 
     def on_refused(self, connection: Connection, path: str, status: int, message: str) -> None:
         """Answer what never became a request."""
-        self._error(connection, _api_of(path), status, "bad_request", message)
+        self._error(connection, api_of(path), status, "bad_request", message)
 
     def on_request(self, connection: Connection, request: Request) -> Exchange | None:
         """Answer `request`, or begin to."""
-        api = _api_of(request.path)
+        api = api_of(request.path)
         refusal = self._policy.refuse(connection.peer, request.headers)
         # A browser that asks whether a page it shows may call has no key yet; the answer gives nothing away.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
@@ -192,9 +205,10 @@ class Gateway:
             message = f"The body is not JSON: {error}." if request.body else "A JSON body is needed."
             self._error(connection, api, 400, "invalid_json", message, cors)
             return None
-        if (problem := _problem(body)) is not None:
+        if (problem := problem_of(body)) is not None:
             parameter, message = problem
-            self._error(connection, api, 400, "invalid_parameter", message + self._known(), cors, parameter)
+            message += known_words(self._desks.snapshot, self._desks.index)
+            self._error(connection, api, 400, "invalid_parameter", message, cors, parameter)
             return None
         exchange = Exchange(self, connection, Inquiry(api, path, body, request.body, request.headers), cors)
         exchange.start()
@@ -202,16 +216,15 @@ class Gateway:
 
     def _get(self, connection: Connection, request: Request, api: Api, cors: str) -> None:
         route = find_route(request.path)
+        desks = self._desks
         if route is not None and route.api is Api.MODELS:
-            targets = routing.all_targets(self._snapshot)
-            cards = [self._card(name, targets[name]) for name in targets]
-            ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]} if cards else {}
-            body: Any = {"object": "list", "data": cards, "has_more": False, **ends}
+            body: Any = model_list(desks.snapshot, desks.index)
         elif (name := model_in_path(request.path)) is not None:
-            if name not in routing.models(self._snapshot):
-                self._error(connection, Api.MODELS, 404, "model_not_found", self._unknown(name), cors)
+            body = model_card(desks.snapshot, desks.index, name)
+            if body is None:
+                message = unknown_words(desks.snapshot, name, desks.index)
+                self._error(connection, Api.MODELS, 404, "model_not_found", message, cors)
                 return
-            body = self._card(name, routing.route(self._snapshot, name).targets)
         elif request.path == "/metrics":
             connection.send(200, CONTENT_TYPE, self.metrics.text(), cors)
             return
@@ -227,41 +240,6 @@ class Gateway:
             self._error(connection, api, 404, "not_found", f"There is nothing at {request.path[:200]}.", cors)
             return
         connection.send(200, JSON, orjson.dumps(body), cors)
-
-    def _card(self, name: str, targets: Iterable[Target]) -> dict[str, Any]:
-        """A model as OpenAI's and Anthropic's clients both read it, and what we know besides, under `mesh`."""
-        known: dict[str, Any] = {"phase": "serving"}
-        here = self._snapshot.model(name)
-        if here is not None:
-            known["phase"] = serving.phase(self._snapshot.engine, here).value
-            if here.facts is not None:
-                known |= {"size": here.facts.size, "architecture": here.facts.architecture}
-                known["purpose"] = here.facts.purpose.value
-            if here.server_facts is not None:
-                known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
-        known["served_by"] = ["this node" if target.kind is TargetKind.ENGINE else target.address for target in targets]
-        return {
-            "id": name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "mesh-llm",
-            "type": "model",
-            "display_name": name,
-            "created_at": "1970-01-01T00:00:00Z",
-            "lifecycle": "active",
-            "max_input_tokens": known.get("context_length"),
-            "mesh": known,
-        }
-
-    def _known(self) -> str:
-        names = routing.models(self._snapshot)
-        return f" Models here: {', '.join(names[:20])}." if names else " No model is served here yet."
-
-    def _unknown(self, name: str) -> str:
-        names = routing.models(self._snapshot)[:MAX_NAMES_COMPARED]
-        close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return f"The model {name[:MAX_MODEL_NAME]!r} is not known here.{hint}{self._known()}"
 
     def _error(
         self,
@@ -287,23 +265,18 @@ class Gateway:
         """Seconds since the epoch."""
         return int(datetime.now(UTC).timestamp())
 
-    def find(self, model: str) -> tuple[Route, list[TargetDesk]]:
-        """Who can answer for `model` now, and their desks; found once per snapshot for models that are served."""
-        found = self._routes.get(model)
-        if found is None:
-            route = routing.route(self._snapshot, model)
-            if route.standing is Standing.UNKNOWN:
-                route = replace(route, words=self._unknown(model))
-            found = (route, [self._desk(target) for target in route.targets])
-            if route.targets:
-                self._routes[model] = found
-        return found
+    @property
+    def stickiness(self) -> Stickiness:
+        """Who answered for which conversation."""
+        return self._desks.stickiness
 
-    def _desk(self, target: Target) -> TargetDesk:
-        desk = self._desks.get(target)
-        if desk is None:
-            desk = self._desks[target] = TargetDesk(target, UpstreamPool(target, self._loop))
-        return desk
+    def find(self, model: str) -> Found:
+        """Who can answer for `model` now, and their desks."""
+        return self._desks.find(model)
+
+    def failed(self, desk: TargetDesk, now: float) -> None:
+        """A request failed there: it rests, for everybody."""
+        self._desks.failed(desk, now)
 
     def key_for(self, target: Target) -> str | None:
         """The key that a backend wants of us."""
@@ -316,8 +289,8 @@ class Gateway:
     async def _connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
         try:
             connection = await pool.connect()
-        except (OSError, ValueError) as error:  # a name that cannot be looked up is a ValueError
-            exchange.not_connected(pool.target, f"cannot connect to it: {error or type(error).__name__}")
+        except (OSError, ValueError, MeshError) as error:  # a name that cannot be looked up is a ValueError
+            exchange.not_connected(pool, f"cannot connect to it: {error or type(error).__name__}")
         else:
             exchange.connected(connection)
 
@@ -330,35 +303,19 @@ class Gateway:
 
     def ended(self, exchange: Exchange) -> None:
         """Count and, if something went wrong, log an exchange that is over."""
-        now = self._loop.time()
-        known = exchange.model in self._routes or exchange.model in routing.models(self._snapshot)
-        first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
-        model = exchange.model if known else "unknown"
-        self.metrics.count(exchange.api.value, model, exchange.outcome, now - exchange.began, first)
+        model = exchange.model if self._desks.is_known(exchange.model) else "unknown"
+        self.metrics.count(exchange.api.value, model, exchange.outcome, *exchange.times())
+        self.metrics.count_target(exchange.kind, exchange.outcome)
         if exchange.outcome in ("failed", "lost"):
             log.warning("%s %s: %s with %d", exchange.api.value, model, exchange.outcome, exchange.status)
 
 
-def _api_of(path: str) -> Api:
-    """Whose error shape suits a path, known or not."""
-    route = ROUTES.get(path)
-    if route is not None:
-        return route.api
-    return Api.MESSAGES if path.startswith("/v1/messages") else Api.CHAT
-
-
-def _problem(body: object) -> tuple[str | None, str] | None:
-    """What keeps a body from being a request for a model: the parameter, and a sentence."""
-    if not isinstance(body, dict):
-        return None, "The body must be a JSON object."
-    model = body.get("model")
-    if model is None:
-        return "model", "Say which model: the parameter 'model' is missing."
-    if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_NAME:
-        return "model", f"The parameter 'model' must be a name of 1 to {MAX_MODEL_NAME} characters."
-    if not isinstance(body.get("stream"), bool | None):
-        return "stream", "The parameter 'stream' must be true or false."
-    return None
+async def _emptied(sets: list[ConnectionSet], seconds: float) -> None:
+    """Until no connection is left in any of `sets`, or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for each in sets:
+                await each.empty.wait()
 
 
 def _preflight(request: Request) -> str:

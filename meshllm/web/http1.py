@@ -65,13 +65,14 @@ class Application(Protocol):
 
 
 class ConnectionSet:
-    """All connections of one server, and what they hold in memory together."""
+    """All connections of one server, or of one peer, and what they hold in memory together."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        """`wake` is called for each new connection: from then on `sweep` is needed."""
+    def __init__(self, wake: Callable[[], None], bodies: BodyBudget | None = None, most: int | None = None) -> None:
+        """`wake` is called for each new connection: from then on `sweep` is needed. `most`: of connections."""
         self._wake = wake
+        self._most = most
         self.live: set[Connection] = set()
-        self.bodies = BodyBudget()
+        self.bodies = bodies if bodies is not None else BodyBudget()
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -80,6 +81,11 @@ class ConnectionSet:
         self.live.add(connection)
         self.empty.clear()
         self._wake()
+
+    @property
+    def full(self) -> bool:
+        """Whether there are more than there may be."""
+        return len(self.live) > (MAX_CONNECTIONS if self._most is None else self._most)
 
     def remove(self, connection: Connection) -> None:
         """A connection has closed."""
@@ -130,7 +136,7 @@ class Connection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else ""
         self._connections.add(self)
         self.deadline = self._loop.time() + HEAD_SECONDS
-        if len(self._connections.live) > MAX_CONNECTIONS:
+        if self._connections.full:
             self._refuse(503, "Too many connections; try again in a moment.")
 
     def data_received(self, data: bytes) -> None:
@@ -190,7 +196,7 @@ class Connection(asyncio.Protocol):
             self._exchange = exchange
 
     def _let_body_go(self) -> None:
-        self._connections.bodies.held -= self._at_work_bytes
+        self._connections.bodies.add(-self._at_work_bytes)
         self._at_work_bytes = 0
 
     def _resume(self) -> None:
@@ -264,6 +270,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(head if self._head_only else head + body)
         self.finish()
+
+    def send_interim(self) -> None:
+        """A word that somebody is at work on an answer that is not a stream (102), for callers that know of it."""
+        if self._transport is not None and not self._http_1_0 and not self._head_only:
+            self._transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
 
     def start_stream(self, status: int, content_type: str, headers: str = "") -> None:
         """The head of an answer whose length nobody knows yet. It leaves with the first data: each write is a call."""
@@ -343,7 +354,8 @@ class Connection(asyncio.Protocol):
         if self._refusal is not None and not self._lingering:
             self._lingering = True
             self.deadline = self._loop.time() + LINGER_SECONDS
-            self._transport.write_eof()
+            if self._transport.can_write_eof():  # TLS cannot
+                self._transport.write_eof()
         else:
             self.deadline = self._loop.time() + STALLED_WRITE_SECONDS
             self._transport.close()

@@ -8,19 +8,41 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from meshllm.core.routing import TargetKind
 from meshllm.web.upstream import UpstreamPool
-from meshllm.wire.apis import Api
+from meshllm.wire.apis import ROUTES, Api
 from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
 from meshllm.wire.request_repair import repair_request
 
 # Of the caller's headers only these go upstream: never its keys, its cookies or its connection's business.
 FORWARDED = (b"anthropic-version", b"anthropic-beta")
+MAX_MODEL_NAME = 512
+
+
+@dataclass(slots=True)
+class WholeAnswer:
+    """An answer that is not a stream, as it comes in. `retry_after` in seconds, 0 if the target names none."""
+
+    status: int = 0
+    is_json: bool = False
+    retry_after: int = 0
+    size: int = 0
+    _parts: list[bytes] = field(default_factory=list)
+
+    def add(self, data: bytes) -> None:
+        """More of it."""
+        self._parts.append(data)
+        self.size += len(data)
+
+    @property
+    def body(self) -> bytes:
+        """All that has come."""
+        return b"".join(self._parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +64,11 @@ class Inquiry:
     def streams(self) -> bool:
         """Whether the caller wants a stream."""
         return self.api.can_stream and self.request.get("stream") is True
+
+    @property
+    def about_tokens(self) -> int:
+        """How long the prompt is, roughly: what takes a host its time."""
+        return len(self.body) // 4
 
     def wire(self, pool: UpstreamPool, key: str | None) -> bytes:
         """The whole HTTP request for a target; `key` is what it wants as a bearer token."""
@@ -82,3 +109,25 @@ class Inquiry:
     def _made_up(self, now: int) -> dict[str, Any]:
         """What a repair fills in where the target left something out."""
         return {"model": self.model, "ident": secrets.token_hex(12), "created": now, "request": self.request}
+
+
+def api_of(path: str) -> Api:
+    """Whose error shape suits a path, known or not."""
+    route = ROUTES.get(path)
+    if route is not None:
+        return route.api
+    return Api.MESSAGES if path.startswith("/v1/messages") else Api.CHAT
+
+
+def problem_of(body: object) -> tuple[str | None, str] | None:
+    """What keeps a body from being a request for a model: the parameter, and a sentence."""
+    if not isinstance(body, dict):
+        return None, "The body must be a JSON object."
+    model = body.get("model")
+    if model is None:
+        return "model", "Say which model: the parameter 'model' is missing."
+    if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_NAME:
+        return "model", f"The parameter 'model' must be a name of 1 to {MAX_MODEL_NAME} characters."
+    if not isinstance(body.get("stream"), bool | None):
+        return "stream", "The parameter 'stream' must be true or false."
+    return None

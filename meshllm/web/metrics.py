@@ -11,11 +11,14 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from meshllm.core import serving
+from meshllm.core.routing import TargetKind
 from meshllm.core.types import ModelPhase, Snapshot
 from meshllm.web.admission import TargetDesk
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a cached answer to a long prompt on a slow machine.
+# Models that peers serve come and go under any name: so many series and no more, the rest is counted together.
+MAX_TALLIES = 4096
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -39,13 +42,19 @@ class Metrics:
     def __init__(self, snapshot: Callable[[], Snapshot], desks: Callable[[], Iterable[TargetDesk]]) -> None:
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, str, str], _Tally] = {}
+        self._targets: dict[tuple[str, str], int] = {}
+        self._guests: dict[tuple[str, str], int] = {}
         ProcessCollector(registry=self.registry)
         self.registry.register(_State(snapshot, desks))
-        self.registry.register(_Requests(self._tallies))
+        self.registry.register(_Requests(self._tallies, self._targets, self._guests))
 
     def count(self, api: str, model: str, outcome: str, seconds: float, first_byte: float | None) -> None:
         """A request has ended: `outcome` in words, its whole time and the time to its first byte, in seconds."""
         tally = self._tallies.get((api, model, outcome))
+        if tally is None:
+            if len(self._tallies) >= MAX_TALLIES:
+                model = "other"
+            tally = self._tallies.get((api, model, outcome))
         if tally is None:
             tally = self._tallies[api, model, outcome] = _Tally()
         tally.count += 1
@@ -54,6 +63,18 @@ class Metrics:
         if first_byte is not None:
             tally.first[bisect_left(SECONDS_BUCKETS, first_byte)] += 1
             tally.first_sum += first_byte
+
+    def count_target(self, kind: TargetKind | None, outcome: str) -> None:
+        """A request has ended that was asked of a target of this `kind` last; None: of nobody."""
+        key = ("none" if kind is None else "local" if kind is TargetKind.ENGINE else kind.value, outcome)
+        self._targets[key] = self._targets.get(key, 0) + 1
+
+    def count_guest(self, model: str, outcome: str) -> None:
+        """A peer's request has ended; it is in no other count."""
+        key = (model, outcome)
+        if key not in self._guests and len(self._guests) >= MAX_TALLIES:
+            key = ("other", outcome)
+        self._guests[key] = self._guests.get(key, 0) + 1
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
@@ -68,8 +89,15 @@ def _cumulative(spread: list[int]) -> list[tuple[str, float]]:
 class _Requests(Collector):
     """The tallies, as Prometheus wants them."""
 
-    def __init__(self, tallies: dict[tuple[str, str, str], _Tally]) -> None:
+    def __init__(
+        self,
+        tallies: dict[tuple[str, str, str], _Tally],
+        targets: dict[tuple[str, str], int],
+        guests: dict[tuple[str, str], int],
+    ) -> None:
         self._tallies = tallies
+        self._targets = targets
+        self._guests = guests
 
     def collect(self) -> Iterator[Metric]:
         labels = ("api", "model", "outcome")
@@ -84,7 +112,17 @@ class _Requests(Collector):
             requests.add_metric(key, tally.count)
             seconds.add_metric(key, _cumulative(tally.spread), tally.total)
             first.add_metric(key, _cumulative(tally.first), tally.first_sum)
-        return iter((requests, seconds, first))
+        targets = CounterMetricFamily(
+            "mesh_llm_target_requests", "Requests that ended, by who was asked last.", labels=("target", "outcome")
+        )
+        for label, count in self._targets.items():
+            targets.add_metric(label, count)
+        guests = CounterMetricFamily(
+            "mesh_llm_peer_requests", "Requests of peers that ended here.", labels=("model", "outcome")
+        )
+        for label, count in self._guests.items():
+            guests.add_metric(label, count)
+        return iter((requests, seconds, first, targets, guests))
 
 
 class _State(Collector):
@@ -111,7 +149,9 @@ class _State(Collector):
         active = GaugeMetricFamily("mesh_llm_requests_active", "Requests a target works on.", labels=("target",))
         waiting = GaugeMetricFamily("mesh_llm_requests_waiting", "Requests that wait for a target.", labels=("target",))
         for desk in self._desks():
-            label = (f"{desk.target.kind.value}:{desk.target.address}",)
+            target = desk.target
+            which = f"/{target.model}" if target.model else ""  # a peer has a desk for each of its models
+            label = (f"{target.kind.value}:{target.address}{which}",)
             active.add_metric(label, desk.active)
             waiting.add_metric(label, desk.waiting)
         return iter((phases, restarts, backends, active, waiting))

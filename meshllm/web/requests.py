@@ -34,9 +34,26 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class BodyBudget:
-    """How many bytes the bodies of all connections take together."""
+    """How many bytes the bodies of some connections take together.
+
+    `limit` None: `MAX_BODIES_BYTES`. What is added here is added to `whole` as well, which has a limit of its own.
+    """
 
     held: int = 0
+    limit: int | None = None
+    whole: BodyBudget | None = None
+
+    def add(self, count: int) -> None:
+        """So many bytes more are held; fewer, if it is negative."""
+        self.held += count
+        if self.whole is not None:
+            self.whole.add(count)
+
+    @property
+    def spent(self) -> bool:
+        """Whether more is held than may be."""
+        limit = MAX_BODIES_BYTES if self.limit is None else self.limit
+        return self.held > limit or (self.whole is not None and self.whole.spent)
 
 
 @dataclass(slots=True)
@@ -105,13 +122,13 @@ class RequestReader:
 
     def drop_body(self) -> None:
         """Forget the body that is being read."""
-        self._budget.held -= self._body_bytes
+        self._budget.add(-self._body_bytes)
         self._body, self._body_bytes = b"", 0
 
     def drop_all(self) -> None:
         """Forget everything that has been read."""
         self.drop_body()
-        self._budget.held -= sum(len(request.body) for request in self.queue)
+        self._budget.add(-sum(len(request.body) for request in self.queue))
         self.queue.clear()
 
     def _feed_head(self, data: bytes) -> bytes:
@@ -173,10 +190,10 @@ class RequestReader:
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
-        self._budget.held += len(body)
+        self._budget.add(len(body))
         if self._body_bytes > MAX_BODY_BYTES:
             raise Refused(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.")
-        if self._budget.held > MAX_BODIES_BYTES:
+        if self._budget.spent:
             raise Refused(503, "Too much is being received at once; try again in a moment.")
         if not self._body:
             self._body = body

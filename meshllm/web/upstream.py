@@ -1,4 +1,5 @@
-"""The client side of HTTP/1.1: connections to engine processes (Unix socket) and backends (TCP, TLS), as raw protocols.
+"""The client side of HTTP/1.1: connections to engine processes (Unix socket), backends (TCP, TLS) and peers (a tunnel
+into their gateway, which the mesh's transport makes), as raw protocols.
 
 Law: a connection serves one listener at a time and tells it exactly one end: `upstream_end` or `upstream_lost`. After a
 stream an engine's connection is never used again, because llama-server closes it without saying so; any other is used
@@ -12,6 +13,7 @@ import asyncio
 import functools
 import ssl
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -22,9 +24,21 @@ from meshllm.core.routing import Target, TargetKind
 
 # llama-server's cpp-httplib hangs up on an idle connection after 5 s, other servers after 5 s to 75 s.
 IDLE_SECONDS = 3.0
+# A peer's gateway is our own program, which hangs up after 90 s (`http1.IDLE_SECONDS`).
+PEER_IDLE_SECONDS = 60.0
 MAX_IDLE = 64
 CONNECT_SECONDS = 10.0
 MAX_HEAD_BYTES = 64 << 10
+
+
+class PeerConnector(Protocol):
+    """Makes connections into the gateways of peers."""
+
+    async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
+        """A stream to the HTTP tunnel of `peer` (node id in hexadecimal), with the protocol that `factory` makes.
+
+        Returns that protocol, connected. Raises OSError if there is no way to it.
+        """
 
 
 class Listener(Protocol):
@@ -35,6 +49,9 @@ class Listener(Protocol):
 
     def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
         """The final status (never 1xx) and headers (lower-case names)."""
+
+    def upstream_alive(self) -> None:
+        """An interim answer (1xx): the target is at work. Must not end the exchange."""
 
     def upstream_data(self, data: bytes) -> None:
         """More of the body, de-chunked."""
@@ -62,6 +79,8 @@ class Address:
         """The address of `target`; a backend's is a URL that has been checked already."""
         if target.kind is TargetKind.ENGINE:
             return Address(unix=target.address)
+        if target.kind is TargetKind.PEER:
+            return Address()
         parts = urlsplit(target.address)
         tls = parts.scheme == "https"
         host = parts.hostname or ""
@@ -216,6 +235,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._status = self._parser.get_status_code()
         if self._status < 200:
             self._interim = True
+            if self._listener is not None:
+                self._listener.upstream_alive()
             return
         self._head_done = True
         headers = self._headers
@@ -231,10 +252,11 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class UpstreamPool:
-    """The connections to one target."""
+    """The connections to one target; to a peer, for all of its models."""
 
-    def __init__(self, target: Target, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, target: Target, loop: asyncio.AbstractEventLoop, peers: PeerConnector | None = None) -> None:
         self.target = target
+        self._peers = peers
         self.address = Address.of(target)
         self.closes_after_stream = target.kind is TargetKind.ENGINE
         self._loop = loop
@@ -243,7 +265,7 @@ class UpstreamPool:
 
     def take(self) -> UpstreamConnection | None:
         """A connection that is open and fresh, or None: then `connect`."""
-        fresh = self._loop.time() - IDLE_SECONDS
+        fresh = self._loop.time() - (PEER_IDLE_SECONDS if self.target.kind is TargetKind.PEER else IDLE_SECONDS)
         while self._idle:
             connection = self._idle.pop()
             if connection.open and connection.idle_since >= fresh:
@@ -255,7 +277,9 @@ class UpstreamPool:
         """A new connection. Raises OSError (TimeoutError among them) if there is nobody."""
         address = self.address
         async with asyncio.timeout(CONNECT_SECONDS):
-            if address.unix:
+            if self.target.kind is TargetKind.PEER:
+                connection = await self._connect_peer()
+            elif address.unix:
                 _, connection = await self._loop.create_unix_connection(lambda: UpstreamConnection(self), address.unix)
             else:
                 context = _tls_context() if address.tls else None
@@ -263,6 +287,14 @@ class UpstreamPool:
                     lambda: UpstreamConnection(self), address.host, address.port, ssl=context
                 )
         return connection
+
+    async def _connect_peer(self) -> UpstreamConnection:
+        if self._peers is None:
+            raise ConnectionError("this node has no way to its peers")
+        made = await self._peers.connect(self.target.address, lambda: UpstreamConnection(self))
+        if not isinstance(made, UpstreamConnection) or not made.open:
+            raise ConnectionError("the connection was lost as soon as it was made")
+        return made
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """An answer is complete: the connection may be used again."""

@@ -231,7 +231,8 @@ def _rewritten(api: Api, status: int, found: Mapping[str, Any], request_id: str 
         elif isinstance(value, str):
             extra[key] = clean(value, MAX_MESSAGE)
     wanted, limit = extra.get("n_prompt_tokens"), extra.get("n_ctx")
-    if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None:
+    told = message.startswith("prompt is too long")  # by a peer's gateway, which has translated it already
+    if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None and not told:
         # the words by which Anthropic's own clients know that they must compact
         message = f"prompt is too long: {wanted} tokens > {limit} maximum. {message}"
     return error_body(api, status, code, message, param=param, kind=kind, extra=extra, request_id=request_id)

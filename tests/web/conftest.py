@@ -38,3 +38,4 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.SWEEP_SECONDS", 0.005)
     monkeypatch.setattr("meshllm.web.exchange.SILENCE_SECONDS", 0.02)
     monkeypatch.setattr("meshllm.web.exchange.AVOID_SECONDS", 0.005)
+    monkeypatch.setattr("meshllm.web.admission.REST_BASE_SECONDS", 0.0)

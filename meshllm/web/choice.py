@@ -1,0 +1,240 @@
+"""Which host a request is asked of next, and what it has learned from those that it was asked of before.
+
+Law: every host is tried once for what it refuses (no room, not here, too long a prompt); a failure is tried again, but
+elsewhere first. What a host refused is passed on only when there is nobody left. Nothing here waits or sends: the
+exchange asks for one `Decision` at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from meshllm.core import routing
+from meshllm.core.ranking import Candidate, least_tokens, rank
+from meshllm.core.routing import Place, Route, Standing, Target, TargetKind
+from meshllm.core.stickiness import Stickiness
+from meshllm.web.admission import TargetDesk, Waiter
+from meshllm.web.inquiry import Inquiry
+from meshllm.web.refusals import CONTEXT, NOT_HERE, Refusal
+from meshllm.web.session import conversation, text_bytes
+from meshllm.wire.apis import Api
+
+# A peer that does not have what this node believes it has: its next record will say so, within about as long.
+NOT_HERE_SECONDS = 2.0
+# So many such answers, and the caller hears an error: half a minute, in which a small engine has been started anew.
+MAX_NOT_HERE = 15
+
+
+class Step(Enum):
+    """What is to be done next."""
+
+    ASK = "ask"  # `desk`, of which a slot has been taken where one is needed
+    QUEUED = "queued"  # the place in the queue has been taken, or is kept
+    WAIT = "wait"  # for something to change
+    FAIL = "fail"
+    TELL = "tell"  # pass `refusal` on
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One next step, with what it needs; `words` are for people."""
+
+    step: Step
+    desk: TargetDesk | None = None
+    words: str = ""
+    status: int = 0
+    code: str = ""
+    headers: str = ""
+    refusal: Refusal | None = None
+
+
+class Choice:
+    """The search of one request for a host."""
+
+    def __init__(self, inquiry: Inquiry, stickiness: Stickiness, *, guest: bool = False) -> None:
+        """`guest`: the request is a peer's, and is only for what is served here."""
+        self._inquiry = inquiry
+        self._stickiness = stickiness
+        self._guest = guest
+        # Counting tokens is no work to wait for.
+        self.needs_slot = inquiry.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
+        self._avoid: dict[Target, float] = {}
+        self._refusals: dict[Target, Refusal] = {}
+        self._not_here = 0
+        self._context_needed = 0
+        self._tokens: int | None = None
+        self._key: bytes | None = None
+        self._keyed = False
+        self._several = False
+        self._verdict = ""
+        self._since = 0.0
+
+    # -- what comes next
+
+    def decide(self, route: Route, desks: list[TargetDesk], waiter: Waiter, queued: TargetDesk | None,
+               now: float) -> Decision:  # fmt: skip
+        """The next step. `queued` is whose queue `waiter` stands in."""
+        api, model = self._inquiry.api, self._inquiry.model
+        if route.purpose is not None and api.purpose not in (None, route.purpose):
+            return Decision(Step.FAIL, words=routing.purpose_words(model, route.purpose), status=400,
+                            code="wrong_purpose")  # fmt: skip
+        usable = self._usable(desks, now)
+        if usable:
+            return self._pick(usable, waiter, queued, now)
+        if self._guest:
+            words = f"{model} is not served by this node at the moment."
+            return Decision(Step.FAIL, words=words, status=503, code=NOT_HERE)
+        if desks:
+            return self._nobody(desks)
+        if route.standing is Standing.COMING:
+            return self._coming(route, now)
+        if route.standing is Standing.FAILED:
+            return Decision(Step.FAIL, words=route.words, status=503, code="model_unavailable",
+                            headers="retry-after: 30\r\n")  # fmt: skip
+        return Decision(Step.FAIL, words=route.words, status=404, code="model_not_found")
+
+    def _usable(self, desks: list[TargetDesk], now: float) -> list[TargetDesk]:
+        """Who may be asked now: whoever has not refused or failed this request, and among them those not at rest."""
+        if self._avoid or self._refusals:
+            desks = [
+                desk
+                for desk in desks
+                if self._avoid.get(desk.target, 0.0) <= now
+                and desk.target not in self._refusals
+                and not 0 < desk.offer.context_length < self._context_needed
+            ]
+        if len(desks) == 1 and desks[0].target.kind is not TargetKind.PEER:
+            return desks
+        purpose = self._inquiry.api.purpose
+        fit = [desk for desk in desks if purpose is None or desk.offer.purpose in (None, purpose)]
+        return [desk for desk in fit if desk.resting_until <= now] or fit
+
+    def _pick(self, usable: list[TargetDesk], waiter: Waiter, queued: TargetDesk | None, now: float) -> Decision:
+        ordered = usable if len(usable) == 1 else self._ordered(usable, now)
+        if not self.needs_slot:
+            return Decision(Step.ASK, ordered[0])
+        for desk in ordered:
+            if desk.free and desk.take():
+                return Decision(Step.ASK, desk)
+        if queued is not None and queued in usable:
+            return Decision(Step.QUEUED, queued)
+        for desk in ordered:
+            # A peer may be busy with what others sent: then our request stands in its queue, not in ours.
+            if desk.take():
+                return Decision(Step.ASK, desk)
+            if desk.join(waiter, guest=self._guest):
+                return Decision(Step.QUEUED, desk, words="waiting for a free slot")
+        if (told := self._best_refusal()) is not None:
+            return Decision(Step.TELL, refusal=told)
+        desk = ordered[0]
+        words = (
+            f"{self._inquiry.model} is busy: {desk.active} requests at work and {desk.waiting} waiting. Try again soon."
+        )
+        return Decision(Step.FAIL, words=words, status=429, code="overloaded",
+                        headers=f"retry-after: {desk.retry_after()}\r\n")  # fmt: skip
+
+    def _ordered(self, usable: list[TargetDesk], now: float) -> list[TargetDesk]:
+        self._several = True
+        place = self._sticky_place(now)
+        candidates = [
+            Candidate(
+                order,
+                desk.target.kind is not TargetKind.PEER,
+                desk.free,
+                desk.busy,
+                desk.offer.rtt,
+                desk.offer.context_length,
+                place is not None and desk.target.place == place,
+            )
+            for order, desk in enumerate(usable)
+        ]
+        return [usable[candidate.order] for candidate in rank(candidates, self._least_tokens(usable))]
+
+    def _least_tokens(self, usable: list[TargetDesk]) -> int:
+        """How many tokens the prompt has at least; 0 where it cannot matter."""
+        known = [desk.offer.context_length for desk in usable if desk.offer.context_length]
+        if not known or least_tokens(len(self._inquiry.body)) <= min(known):
+            return 0
+        if self._tokens is None:
+            self._tokens = least_tokens(text_bytes(self._inquiry.request))
+        return self._tokens
+
+    def _nobody(self, desks: list[TargetDesk]) -> Decision:
+        """There are hosts, and none that may be asked now."""
+        waits = any(desk.target in self._avoid and desk.target not in self._refusals for desk in desks)
+        told = self._best_refusal()
+        if told is not None and not waits:
+            return Decision(Step.TELL, refusal=told)
+        purpose = next((desk.offer.purpose for desk in desks if desk.offer.purpose is not None), None)
+        if not waits and purpose is not None:
+            words = routing.purpose_words(self._inquiry.model, purpose)
+            return Decision(Step.FAIL, words=words, status=400, code="wrong_purpose")
+        return Decision(Step.WAIT, words=f"{self._inquiry.model} lost its server; waiting for it to come back")
+
+    def _best_refusal(self) -> Refusal | None:
+        """What to tell a caller whom nobody served: that its prompt is too long, rather than that somebody was busy."""
+        refusals = list(self._refusals.values())
+        too_long = [refusal for refusal in refusals if refusal.code == CONTEXT]
+        if too_long:
+            return max(too_long, key=lambda refusal: refusal.number("n_ctx"))
+        return refusals[-1] if refusals else None
+
+    def _coming(self, route: Route, now: float) -> Decision:
+        if route.verdict != self._verdict:
+            self._verdict, self._since = route.verdict, now
+        if route.patience is not None and now - self._since >= route.patience:
+            return Decision(Step.FAIL, words=route.verdict, status=503, code="model_unavailable",
+                            headers="retry-after: 5\r\n")  # fmt: skip
+        return Decision(Step.WAIT, words=route.words)
+
+    def another(self, desks: list[TargetDesk], but: TargetDesk, now: float) -> bool:
+        """Whether somebody else could work on this at once."""
+        return any(
+            desk is not but and desk.target.place != but.target.place and desk.free and desk.resting_until <= now
+            for desk in self._usable(desks, now)
+        )
+
+    # -- what has been learned
+
+    def avoid(self, desk: TargetDesk, until: float) -> None:
+        """Asking there has failed."""
+        self._avoid[desk.target] = until
+        self._stickiness.forget_place(desk.target.place)
+
+    def refused(self, desk: TargetDesk, refusal: Refusal, now: float) -> bool:
+        """A host gave an answer that another may do better. False if there have been too many."""
+        if refusal.code == NOT_HERE:
+            self._forget(desk.target.place)
+            self._avoid[desk.target] = now + NOT_HERE_SECONDS
+            self._not_here += 1
+            return self._not_here < MAX_NOT_HERE
+        self._refusals[desk.target] = refusal
+        if refusal.code == CONTEXT:
+            had = refusal.number("n_ctx") or desk.offer.context_length
+            self._context_needed = max(self._context_needed, had + 1, refusal.number("n_prompt_tokens"))
+        else:
+            desk.overloaded(now)
+            self._forget(desk.target.place)
+        return True
+
+    def begun(self, desk: TargetDesk, now: float) -> None:
+        """The answer has begun: the next turn of this conversation is best asked there."""
+        desk.answered()
+        if (self._several or desk.target.kind is TargetKind.PEER) and (key := self._conversation()) is not None:
+            self._stickiness.remember(key, desk.target.place, now)
+
+    def _sticky_place(self, now: float) -> Place | None:
+        key = self._conversation()
+        return self._stickiness.find(key, now) if key is not None else None
+
+    def _forget(self, place: Place) -> None:
+        key = self._conversation()
+        if key is not None and self._stickiness.find(key, 0.0) == place:
+            self._stickiness.forget(key)
+
+    def _conversation(self) -> bytes | None:
+        if not self._keyed:
+            self._keyed = True
+            self._key = conversation(self._inquiry.api, self._inquiry.request, self._inquiry.headers)
+        return self._key

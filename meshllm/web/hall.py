@@ -1,0 +1,59 @@
+"""What an exchange needs of the server it belongs to, and the words for where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from meshllm.core.routing import Route, Target
+from meshllm.core.stickiness import Stickiness
+from meshllm.web.admission import TargetDesk
+from meshllm.web.upstream import UpstreamPool
+
+if TYPE_CHECKING:
+    from meshllm.web.exchange import Exchange
+
+
+class Phase(Enum):
+    """Where an exchange is."""
+
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    ASKING = "asking"
+    BUFFERING = "buffering"
+    STREAMING = "streaming"
+    DONE = "done"
+
+
+class Hall(Protocol):
+    """What an exchange needs of the gateway it belongs to."""
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock: seconds, monotonic."""
+
+    def wall(self) -> int:
+        """Seconds since the epoch, for timestamps that callers see."""
+
+    def find(self, model: str) -> tuple[Route, list[TargetDesk]]:
+        """Who can answer for `model` now, and the desks of its targets, best first."""
+
+    @property
+    def stickiness(self) -> Stickiness:
+        """Who answered for which conversation."""
+
+    def failed(self, desk: TargetDesk, now: float) -> None:
+        """A request failed there: it rests, for everybody."""
+
+    def key_for(self, target: Target) -> str | None:
+        """The key that a backend wants of us."""
+
+    def connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
+        """Make a connection; leads to `exchange.connected` or `exchange.not_connected`."""
+
+    def waits(self, exchange: Exchange, waiting: bool) -> None:
+        """`exchange` wants to `reconsider` when something changes (True), or no longer."""
+
+    def ended(self, exchange: Exchange) -> None:
+        """The exchange is over; its `outcome`, `status` and times stay readable."""
