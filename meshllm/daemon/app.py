@@ -1,7 +1,8 @@
 """Puts a daemon together and runs it: the only file that names the concrete classes of all rooms.
 
 Order of a start: the home is claimed, the gateway and the console listen, and only then does any work begin, so that a
-caller never finds a closed port while something is built, fetched or loaded. A stop goes the other way.
+caller never finds a closed port while something is built, fetched or loaded. What the mesh takes (`membership.py`, with
+all that it imports) is loaded after that. A stop goes the other way.
 """
 
 from __future__ import annotations
@@ -17,25 +18,34 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
 
 from meshllm import __version__, paths
+from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.mesh import Mesh
-from meshllm.core.types import Snapshot
+from meshllm.core.records import MeshId, NodeId, Role
+from meshllm.core.types import ModelState, Snapshot
+from meshllm.core.views import JoinPhase, MeshView
 from meshllm.daemon.instance import Claim
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
-from meshllm.errors import UsageError
+from meshllm.errors import DamagedState, NobodysFault, PortTaken, UsageError
 from meshllm.models.catalog import CatalogEntry
 from meshllm.models.local import from_path
 from meshllm.models.resolve import resolve
 from meshllm.models.store import Store
+from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
 from meshllm.web.callers import CallerPolicy
-from meshllm.web.console import Console
+from meshllm.web.console import Console, Invitation
 from meshllm.web.gateway import Gateway
 from meshllm.web.status import LoadStatus, NodeStatus, node_status
+
+if TYPE_CHECKING:
+    from meshllm.daemon.membership import Found, Membership
 
 log = logging.getLogger(__name__)
 
@@ -123,46 +133,105 @@ class App:
         self._viewer = viewer or Viewer()
         self._snapshot = Snapshot()
         self._listening = Listening("", "", None)
+        self._membership: Membership | None = None
+        self._alone = "it has not been looked for yet"
         self._stops = 0
 
     async def run(self) -> None:
-        """Raises UsageError (bad models or backends, or the home is in use) and PortTaken before anything begins."""
+        """Raises UsageError (bad models or backends, or the home is in use) and PortTaken before anything begins; and
+        PortTaken, UsageError (invites to different meshes) and DamagedState when the mesh is looked for."""
         settings = self._settings
         loop = asyncio.get_running_loop()
         self._started = loop.time()
+        self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         claim = Claim(settings.home)
         owner = Owner("daemon")
         key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
-        self._gateway = Gateway(CallerPolicy(key, frozenset(settings.allowed_origins)), keys)
-        self._console = Console(CallerPolicy(None, frozenset()), self.status)
-        node = Node(Mesh(), self._publish)
-        supervisor = Supervisor(wanted, keys, settings.home, settings.context, node.post)
+        self._gateway = Gateway(
+            CallerPolicy(key, frozenset(settings.allowed_origins)),
+            keys,
+            peers=self,
+            seek=lambda model: self._post(e.ModelSought(model)),
+            on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
+        )
+        self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
+        supervisor = Supervisor(wanted, keys, settings.home, settings.context, self._post)
         try:
+            # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
+            self._gateway.publish(_before(settings, wanted))
             port = await self._gateway.start(EVERYWHERE if settings.listen_all else LOOPBACK, settings.port)
             console = await self._console.start(LOOPBACK, settings.console)
             claim.announce(port, console)
             self._listening = Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", key_file)
             self._show(lambda viewer: viewer.listening(self._listening))
+            supervisor.end_leftovers()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._stop_wanted, self._post, owner)
+            self._wish(wanted)
+            await self._enter_mesh(supervisor)
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
             gc.collect()
             gc.freeze()
-            supervisor.end_leftovers()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._stop_wanted, node.post, owner)
-            for model in wanted:
-                node.post(e.ModelWanted(model))
-            for backend in settings.backends:
-                node.post(e.BackendAdded(backend.url))
-            await node.run(supervisor.carry_out)
+            await self._live(supervisor)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
             await owner.close()
             await self._gateway.close()
             await self._console.close()
+            if self._membership is not None:
+                await self._membership.close()
             await supervisor.close()
             claim.release()
+
+    def _post(self, event: e.Event) -> None:
+        self._mailbox.put_nowait(event)
+
+    def _wish(self, wanted: dict[str, CatalogEntry | Path]) -> None:
+        """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
+        for place, model in enumerate(wanted):
+            self._post(e.ModelWished(model) if place else e.ModelWanted(model))
+        for backend in self._settings.backends:
+            self._post(e.BackendAdded(backend.url))
+
+    async def _enter_mesh(self, supervisor: Supervisor) -> None:
+        """Take part in the mesh, or say why not and go on alone."""
+        settings = self._settings
+        try:
+            # In a thread: nobody who calls meanwhile shall wait for imports and disks.
+            kind, found = await in_thread(lambda stop: _load(settings), "load the mesh")
+            self._membership = kind(settings, found, self._post)
+            await self._membership.begin(lambda peer: self._gateway.tunnel(peer.hex()))
+        except DamagedState:
+            raise
+        except NobodysFault as error:
+            if isinstance(error, PortTaken) and settings.bind_port:
+                raise
+            log.warning("no mesh: %s", error)
+            if self._membership is not None:
+                await self._membership.close()
+                self._membership = None
+            reason = self._alone = str(error)
+            self._show(lambda viewer: viewer.alone(reason))
+            return
+        self._alone = ""
+        if not settings.client:
+            supervisor.look_at_disk()
+        if self._membership.founded:
+            token = self._invite(0).text
+            self._show(lambda viewer: viewer.invite(token))
+
+    async def _live(self, supervisor: Supervisor) -> None:
+        """Until the core says that all is done."""
+        membership = self._membership
+        core = Mesh(membership.config if membership is not None else None, Random())
+
+        def carry_out(command: c.Command) -> None:
+            if membership is None or not membership.carry_out(command):
+                supervisor.carry_out(command)
+
+        await Node(core, self._publish, self._mailbox).run(carry_out)
 
     def _stop_wanted(self, post: Callable[[e.Event], None], owner: Owner) -> None:
         self._stops += 1
@@ -178,6 +247,8 @@ class App:
 
     def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        if self._membership is not None:
+            self._membership.publish(snapshot.mesh)
         self._gateway.publish(snapshot)
         self._console.changed()
         self._show(lambda viewer: viewer.snapshot(snapshot))
@@ -190,19 +261,49 @@ class App:
             self._viewer = Viewer()
             log.exception("nothing more is shown")
 
+    # -- what others ask for
+
+    async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
+        """For the gateway: a connection into the gateway of a peer. Raises OSError."""
+        if self._membership is None:
+            raise ConnectionError("this node is in no mesh")
+        return await self._membership.connect(peer, factory)
+
+    def _invite(self, seconds: float) -> Invitation:
+        if self._membership is None:
+            raise NobodysFault(f"This node is in no mesh: {self._alone}.")
+        return self._membership.invite(seconds)
+
     def status(self) -> NodeStatus:
         """The state of this node, now."""
+        membership = self._membership
         return node_status(
             self._snapshot,
             [
                 LoadStatus(target=d.target.address, active=d.active, waiting=d.waiting, slots=d.limit)
                 for d in self._gateway.all_desks()
             ],
-            name=socket.gethostname(),
+            name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
             now=asyncio.get_running_loop().time(),
+            vias=membership.vias() if membership is not None else {},
+            mesh_reason=self._alone,
         )
+
+
+def _load(settings: Settings) -> tuple[type[Membership], Found]:
+    """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
+    from meshllm.daemon.membership import Membership, look_up
+
+    return Membership, look_up(settings)
+
+
+def _before(settings: Settings, wanted: dict[str, CatalogEntry | Path]) -> Snapshot:
+    """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
+    role = Role.CLIENT if settings.client else Role.NODE
+    mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)
+    return Snapshot(models=tuple(ModelState(model) for model in list(wanted)[:1]), mesh=mesh, wants=tuple(wanted))

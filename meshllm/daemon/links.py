@@ -68,6 +68,7 @@ class Links:
         self._clock = asyncio.get_running_loop().time
         self._owner = Owner("links")
         self._transport: Transport | None = None
+        self._up: dict[NodeId, Link] = {}
         self._allowances: dict[NodeId, Allowance] = {}
         self._unwanted: dict[NodeId, str] = {}
         self._checker: asyncio.TimerHandle | None = None
@@ -153,6 +154,7 @@ class Links:
         """A link is there."""
         facts = link.facts
         self._unwanted.pop(facts.peer, None)
+        self._up[facts.peer] = link
         self._allowances[facts.peer] = Allowance(BYTES_AT_ONCE, self._clock())
         log.info("link to %s at %s, %s", short(facts.peer), facts.address, "dialled" if facts.dialled else "accepted")
         self._post(e.LinkUp(facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled))
@@ -160,6 +162,9 @@ class Links:
     def link_down(self, link: Link, reason: str) -> None:
         """A link is gone."""
         peer = link.facts.peer
+        if self._up.get(peer) is not link:
+            return  # one that was never told of
+        del self._up[peer]
         self._unwanted.pop(peer, None)
         self._allowances.pop(peer, None)
         log.info("link to %s is gone: %s", short(peer), reason)

@@ -18,11 +18,13 @@ from meshllm.core.types import Snapshot
 class Node:
     """Runs a core until it says that it is finished."""
 
-    def __init__(self, mesh: Mesh, publish: Callable[[Snapshot], None]) -> None:
-        """`publish` hears each new snapshot."""
+    def __init__(
+        self, mesh: Mesh, publish: Callable[[Snapshot], None], mailbox: asyncio.Queue[Event] | None = None
+    ) -> None:
+        """`publish` hears each new snapshot. `mailbox` may hold what happened before there was a core."""
         self._mesh = mesh
         self._publish = publish
-        self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._mailbox = mailbox if mailbox is not None else asyncio.Queue[Event]()
 
     def post(self, event: Event) -> None:
         """Something happened. Never waits."""

@@ -125,6 +125,9 @@ async def test_a_link_is_told_of_with_all_that_is_known(rig: Rig) -> None:
     assert await rig.next() == e.LinkUp(PEER, Role.NODE, MeshId(b"m" * 16), AT, 0.001, True)
     rig.links.link_down(link, "it stops")
     assert await rig.next() == e.LinkDown(PEER, "it stops")
+    rig.links.link_down(link, "twice")
+    rig.links.link_down(FakeLink(OTHER), "never up")
+    assert rig.all() == []
 
 
 @pytest.mark.parametrize(
