@@ -113,9 +113,16 @@ class DamagedState(NobodysFault):
 
 
 class PeerRefused(TheirFault):
-    """A peer answered and will not have us, or is not who it should be: trying again will not help."""
+    """A peer answered and will not have us, or is not who it should be: trying again will not help.
+
+    `reason` is a word for programs: "wrong_secret", "expired_invite", "protocol", "too_many_clients", "itself"...
+    """
 
     code = "peer_refused"
+
+    def __init__(self, message: str, *, advice: str = "", reason: str = "refused") -> None:
+        super().__init__(message, advice=advice)
+        self.reason = reason
 
 
 class BadInvite(TheirFault):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -34,7 +34,8 @@ class StreamKind(IntEnum):
 class LinkFacts:
     """Who is at the other end. `mesh` is the id the peer holds; `rtt` of the handshake in seconds; `protocol` agreed.
 
-    `observed` is where the peer sees us (behind a NAT: not where we bound).
+    `observed` is where the peer sees us (behind a NAT: not where we bound); only the dialler is told. `secret` is the
+    mesh's, given to who came by an invite that expires.
     """
 
     peer: NodeId
@@ -45,6 +46,7 @@ class LinkFacts:
     rtt: float
     protocol: int
     observed: Address | None = None
+    secret: bytes | None = field(default=None, repr=False)
 
 
 class Link(Protocol):

@@ -1,0 +1,284 @@
+"""How two nodes come to trust each other at the beginning of a link: decisions only, no socket, no clock of its own.
+
+Law: the dialler knows who it talks to before this begins (its transport has compared the certificate's key with the
+pin); the acceptor believes nothing until `Proof`, and that only once, because its nonce is fresh for each link. Each
+side gives a `Finding` only when the other has proved to know the key; a refusal says what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from meshllm.core.records import Address, MeshId, NodeId, Role
+from meshllm.errors import BadMessage, PeerRefused
+from meshllm.net.identity import Identity, verify
+from meshllm.wire.hello import (
+    NONCE_BYTES,
+    Challenge,
+    Credential,
+    Hello,
+    Proof,
+    Refusal,
+    Welcome,
+    decode_hello,
+    encode_hello,
+    highest_common,
+    prove,
+    to_sign,
+    transcript,
+)
+from meshllm.wire.invite import invite_key
+
+LENGTH = struct.Struct(">I")
+FRESH_INVITE = "Ask for a fresh invite: 'mesh-llm invite' prints it on a node of the mesh."
+UPDATE = "Update the older of the two nodes."
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What this node shows and asks for. `protocol` is the oldest and newest it speaks.
+
+    `secret` is the mesh's, None as long as only an expiring invite is held: then this node dials but accepts nobody.
+    `invite` (key, expiry in unix seconds) is used for dialling for as long as it is set; the secret that
+    `LinkFacts.secret` then brings takes its place.
+    """
+
+    mesh: MeshId
+    secret: bytes | None = field(default=None, repr=False)
+    invite: tuple[bytes, int] | None = field(default=None, repr=False)
+    role: Role = Role.NODE
+    protocol: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a handshake has established about the peer. `name` is the link's, known to both ends and to no one else."""
+
+    peer: NodeId
+    role: Role
+    mesh: MeshId
+    protocol: int
+    name: bytes
+    instance: bytes
+    ended: bytes = b""
+    observed: Address | None = None
+    secret: bytes | None = field(default=None, repr=False)
+
+
+class DiallerHandshake:
+    """The dialler's side: send `start()`, hand in each frame, send what comes back, until `finding` is there."""
+
+    def __init__(
+        self, identity: Identity, peer: NodeId, credentials: Credentials, *, instance: bytes, ended: bytes = b""
+    ) -> None:
+        self.peer = peer
+        self.finding: Finding | None = None
+        self.refused: Refusal | None = None
+        self._identity = identity
+        key, kind, expires = credentials.secret, Credential.MEMBER, 0
+        if credentials.invite is not None:
+            key, expires = credentials.invite
+            kind = Credential.INVITE if expires else Credential.MEMBER
+        if key is None:
+            raise PeerRefused("This node has neither the mesh's secret nor an invite.", advice=FRESH_INVITE)
+        self._key = key
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        self._protocol = credentials.protocol
+        self._hello = encode_hello(
+            Hello(
+                credentials.protocol,
+                identity.node,
+                credentials.role,
+                credentials.mesh,
+                kind,
+                expires,
+                nonce,
+                instance,
+                ended,
+            )
+        )
+        self._challenge: Challenge | None = None
+        self._over = b""
+
+    def start(self) -> bytes:
+        """The first payload."""
+        return self._hello
+
+    def receive(self, payload: bytes) -> bytes | None:
+        """The answer to a payload, or None when all is said. Raises PeerRefused and BadMessage."""
+        message = decode_hello(payload)
+        if isinstance(message, Refusal):
+            self.refused = message
+            raise PeerRefused(message.words, advice=message.advice, reason=message.code)
+        if self._challenge is None and isinstance(message, Challenge):
+            return self._prove(message, payload)
+        if self._challenge is not None and self.finding is None and isinstance(message, Welcome):
+            self._welcome(self._challenge, message)
+            return None
+        raise BadMessage(f"handshake: {type(message).__name__} out of turn")
+
+    def _prove(self, challenge: Challenge, payload: bytes) -> bytes:
+        if challenge.node != self.peer:
+            raise PeerRefused("The peer speaks for another node than its certificate.", reason="wrong_node")
+        if challenge.chosen != highest_common(self._protocol, challenge.protocol):
+            raise BadMessage("handshake: the peer chose a protocol that is not the highest of both")
+        self._challenge = challenge
+        self._over = transcript(self._hello, payload)
+        return encode_hello(
+            Proof(self._identity.sign(to_sign(self._over)), prove(self._key, "dialler", self._over)),
+        )
+
+    def _welcome(self, challenge: Challenge, welcome: Welcome) -> None:
+        if not hmac.compare_digest(welcome.proof, prove(self._key, "acceptor", self._over)):
+            raise PeerRefused("The peer does not know the mesh's secret.", advice=FRESH_INVITE, reason="wrong_secret")
+        self.finding = Finding(
+            self.peer,
+            challenge.role,
+            welcome.mesh,
+            challenge.chosen,
+            challenge.nonce,
+            challenge.instance,
+            observed=welcome.observed,
+            secret=welcome.secret or None,
+        )
+
+
+class AcceptorHandshake:
+    """The acceptor's side: hand in each frame, send what comes back. Once it has `refused`, nothing more is read.
+
+    `admit` decides, once the peer has proved itself, whether it may stay; it gives the refusal or None.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        credentials: Credentials,
+        *,
+        instance: bytes,
+        observed: Address | None,
+        wall_clock: Callable[[], float],
+        admit: Callable[[Finding], Refusal | None],
+    ) -> None:
+        self.finding: Finding | None = None
+        self.refused: Refusal | None = None
+        self._identity = identity
+        self._credentials = credentials
+        self._instance = instance
+        self._observed = observed
+        self._wall_clock = wall_clock
+        self._admit = admit
+        self._hello: Hello | None = None
+        self._key = b""
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._chosen = 0
+        self._over = b""
+
+    def receive(self, payload: bytes) -> bytes:
+        """The answer to a payload. Raises BadMessage for what makes no sense here."""
+        if self.refused is not None or self.finding is not None:
+            raise BadMessage("handshake: more than was asked for")
+        message = decode_hello(payload)
+        if self._hello is None and isinstance(message, Hello):
+            return self._answer_hello(message, payload)
+        if self._hello is not None and isinstance(message, Proof):
+            return self._answer_proof(self._hello, message)
+        raise BadMessage(f"handshake: {type(message).__name__} out of turn")
+
+    def refuse(self, refusal: Refusal) -> bytes:
+        """Say no."""
+        self.refused = refusal
+        return encode_hello(refusal)
+
+    def _answer_hello(self, hello: Hello, payload: bytes) -> bytes:
+        ours, secret = self._credentials, self._credentials.secret
+        if hello.node == self._identity.node:
+            return self.refuse(Refusal("itself", "That is this very node."))
+        chosen = highest_common(ours.protocol, hello.protocol)
+        if chosen is None:
+            older = "The dialling node" if hello.protocol[1] < ours.protocol[0] else "The answering node"
+            words = (
+                f"{older} is too old: one speaks protocols {hello.protocol[0]} to {hello.protocol[1]}, "
+                f"the other {ours.protocol[0]} to {ours.protocol[1]}."
+            )
+            return self.refuse(Refusal("protocol", words, UPDATE))
+        if secret is None:
+            words = "The node is still joining and cannot tell who belongs to the mesh."
+            return self.refuse(Refusal("joining", words, "Try again in a few seconds, or another node."))
+        if hello.credential is Credential.INVITE:
+            if hello.expires <= self._wall_clock():
+                return self.refuse(Refusal("expired_invite", "The invite has expired.", FRESH_INVITE))
+            self._key = invite_key(secret, hello.expires)
+        else:
+            self._key = secret
+        self._hello, self._chosen = hello, chosen
+        answer = encode_hello(
+            Challenge(ours.protocol, chosen, self._identity.node, ours.role, self._nonce, self._instance)
+        )
+        self._over = transcript(payload, answer)
+        return answer
+
+    def _answer_proof(self, hello: Hello, proof: Proof) -> bytes:
+        # The key first: whoever does not know it learns nothing about signatures, and costs no check of one.
+        if not hmac.compare_digest(proof.proof, prove(self._key, "dialler", self._over)):
+            words = "The invite is of another mesh, or its mesh has a new secret."
+            return self.refuse(Refusal("wrong_secret", words, FRESH_INVITE))
+        if not verify(hello.node, to_sign(self._over), proof.signature):
+            return self.refuse(Refusal("wrong_node", "The dialling node does not own the key that is its id."))
+        finding = Finding(
+            hello.node, hello.role, hello.mesh, self._chosen, self._nonce, hello.instance, ended=hello.ended
+        )
+        refusal = self._admit(finding)
+        if refusal is not None:
+            return self.refuse(refusal)
+        self.finding = finding
+        secret = self._credentials.secret if hello.credential is Credential.INVITE else None
+        return encode_hello(
+            Welcome(prove(self._key, "acceptor", self._over), self._credentials.mesh, self._observed, secret or b"")
+        )
+
+
+class Frames:
+    """Cuts a byte stream into frames of [u32 length][payload]. A length above `limit` raises BadMessage at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """More bytes. Raises BadMessage as soon as a length is known to be too large."""
+        self._buffer += data
+        self._check()
+
+    def ready(self) -> bool:
+        """Whether `take` would give something."""
+        return len(self._buffer) >= 4 and len(self._buffer) >= 4 + LENGTH.unpack_from(self._buffer)[0]
+
+    def take(self) -> bytes | None:
+        """The next whole payload, or None."""
+        if not self.ready():
+            return None
+        buffer = self._buffer
+        end = 4 + LENGTH.unpack_from(buffer)[0]
+        payload = bytes(buffer[4:end])
+        del buffer[:end]
+        self._check()
+        return payload
+
+    def rest(self) -> bytes:
+        """What has not been taken; it is gone from here."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
+    def _check(self) -> None:
+        if len(self._buffer) >= 4 and LENGTH.unpack_from(self._buffer)[0] > self._limit:
+            raise BadMessage(f"a frame of {LENGTH.unpack_from(self._buffer)[0]} bytes; at most {self._limit} are read")
+
+
+def frame(payload: bytes) -> bytes:
+    """The frame that carries `payload`."""
+    return LENGTH.pack(len(payload)) + payload

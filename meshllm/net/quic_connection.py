@@ -1,0 +1,143 @@
+"""aioquic's connection with honest flow control: a peer may send only what has been granted, and grants follow reading.
+
+Law: all that reaches into aioquic's inner parts is in this file. aioquic raises its limits by itself, to twice what has
+*arrived* (read or not, and with gaps filled with zeros): a peer that sends one byte far ahead makes it hold the whole
+gap, and the next gap may be twice as long. Here limits only move by `grant`, and those of the whole connection with
+what has been read. The base's two methods that write limits are told that nothing has arrived, so that they raise none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.packet import QuicProtocolVersion
+
+from meshllm.core.records import NodeId
+from meshllm.errors import PeerRefused
+from meshllm.net.base import IDLE_SECONDS, MAX_STREAMS_PER_LINK
+from meshllm.net.credit import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES, STRANGER_CREDIT_BYTES
+from meshllm.net.identity import Identity, node_of_certificate
+
+if TYPE_CHECKING:
+    from aioquic.quic.packet_builder import QuicPacketBuilder
+    from aioquic.quic.recovery import QuicPacketSpace
+    from aioquic.quic.stream import QuicStream
+
+PROTOCOL = "mesh-llm/1"
+CONNECTION_ID_BYTES = 8
+# What goes through everything that IPv6 goes through: the least MTU of 1280 (RFC 8200, 5), which is also that of
+# common VPNs, less the headers of IPv6 (40) and UDP (8).
+DATAGRAM_BYTES = 1232
+VERSIONS = [int(QuicProtocolVersion.VERSION_1)]
+
+
+def configuration(identity: Identity, *, client: bool) -> QuicConfiguration:
+    """For all connections of one side. The peer's certificate is not checked by aioquic but by `peer_node`'s caller."""
+    return QuicConfiguration(
+        is_client=client,
+        alpn_protocols=[PROTOCOL],
+        certificate=None if client else identity.certificate,
+        private_key=None if client else identity.private_key,
+        connection_id_length=CONNECTION_ID_BYTES,
+        idle_timeout=IDLE_SECONDS,
+        max_data=STRANGER_CREDIT_BYTES,
+        max_stream_data=FIRST_CREDIT_BYTES,
+        max_datagram_size=DATAGRAM_BYTES,
+        supported_versions=VERSIONS,
+        verify_mode=0,  # ssl.CERT_NONE: nobody signs certificates here, the key in them is what is pinned
+    )
+
+
+class MeshConnection(QuicConnection):
+    """A QUIC connection whose peer may open one stream (the dialler's first) until `trust`."""
+
+    def __init__(self, config: QuicConfiguration, **known: Any) -> None:
+        super().__init__(configuration=config, **known)
+        self.unread: Callable[[], int] = lambda: 0
+        self._link_credit = STRANGER_CREDIT_BYTES
+        bidirectional, unidirectional = self._local_max_streams_bidi, self._local_max_streams_uni
+        bidirectional.value = bidirectional.sent = 0 if config.is_client else 1
+        unidirectional.value = unidirectional.sent = 0
+
+    def peer_node(self) -> NodeId:
+        """Who has shown the certificate's key. Raises PeerRefused. Only for the dialling side, after the handshake."""
+        certificate = self.tls._peer_certificate
+        if certificate is None:
+            raise PeerRefused("The peer has shown no certificate.")
+        return node_of_certificate(certificate)
+
+    def trust(self) -> None:
+        """The peer has proved who it is."""
+        self._link_credit = LINK_CREDIT_BYTES
+        self._local_max_streams_bidi.value += MAX_STREAMS_PER_LINK
+
+    def grant(self, stream_id: int, limit: int) -> None:
+        """The peer may send on a stream up to `limit`."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and limit > stream.max_stream_data_local:
+            stream.max_stream_data_local = limit
+
+    def unacknowledged(self, stream_id: int) -> int:
+        """Bytes written to a stream and not confirmed by the peer."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return 0
+        sender = stream.sender
+        return int(sender._buffer_stop - sender._buffer_start)
+
+    @property
+    def rtt(self) -> float:
+        """The smoothed round trip in seconds; 0 before the first sample."""
+        return float(self._loss._rtt_smoothed)
+
+    @property
+    def alive(self) -> bool:
+        """Neither closing nor closed."""
+        return self._close_event is None and self._state in (
+            QuicConnectionState.FIRSTFLIGHT,
+            QuicConnectionState.CONNECTED,
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether a first packet of the peer made sense."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def reason(self) -> str:
+        """Why it is not alive, as the peer or aioquic says."""
+        event = self._close_event
+        return (event.reason_phrase or f"error {event.error_code}") if event is not None else ""
+
+    # -- aioquic's inner parts
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        receiver = stream.receiver
+        if stream.max_stream_data_local_sent == stream.max_stream_data_local or receiver.is_finished:
+            return
+        arrived, receiver.highest_offset = receiver.highest_offset, 0
+        try:
+            super()._write_stream_limits(builder=builder, space=space, stream=stream)
+        finally:
+            receiver.highest_offset = arrived
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        limit = self._local_max_data
+        arrived = limit.used
+        if limit.value - arrived <= self._link_credit // 2:
+            limit.value = max(limit.value, arrived - self._held() + self._link_credit)
+        limit.used = 0
+        try:
+            super()._write_connection_limits(builder=builder, space=space)
+        finally:
+            limit.used = arrived
+
+    def _held(self) -> int:
+        """Bytes that have arrived and that nobody has read: with gaps before them, or in the inboxes of streams."""
+        receivers = (stream.receiver for stream in self._streams.values())
+        return self.unread() + sum(
+            receiver.highest_offset - receiver.starting_offset() for receiver in receivers if not receiver.is_finished
+        )
