@@ -1,0 +1,254 @@
+"""`mesh.json`: kept whole over restarts, for its owner alone, and never lost in silence."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core.records import Address, MeshId, WayIn
+from meshllm.daemon import mesh_state
+from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState
+from meshllm.errors import DamagedState, NobodysFault
+from meshllm.wire.fields import MAX_NUMBER
+
+NOW = 1_800_000_000.7
+PEERS = (
+    WayIn(b"a" * 32, (Address("192.0.2.1", 9), Address("2001:db8::1", 10))),
+    WayIn(b"b" * 16, (Address("192.0.2.2", 11),)),
+)
+
+
+def opened(home: Path, now: float = NOW) -> MeshState:
+    return MeshState.open(home, lambda: now)
+
+
+def everything(state: MeshState) -> tuple[Any, ...]:
+    return (state.mesh, state.secret, state.incarnation, state.peers, state.port)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_first_start_founds_a_mesh_of_one(tmp_path: Path) -> None:
+    home = tmp_path / "deep" / "home"
+    state = opened(home)
+    assert (len(state.mesh), len(state.secret)) == (16, 16)
+    assert (state.incarnation, state.peers, state.port, state.notice) == (0, (), None, "")
+    assert mode(home / FILE) == 0o600
+    assert mode(home) == 0o700
+    assert everything(opened(home)) == everything(state)
+    other = opened(tmp_path / "other")
+    assert state.mesh != other.mesh
+    assert state.secret != other.secret
+    assert sorted(path.name for path in home.iterdir()) == [FILE]
+
+
+def test_everything_is_kept(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    state.save_peers(PEERS)
+    state.save_port(41337)
+    state.save_mesh(MeshId(b"n" * 16))
+    state.save_incarnation(12)
+    assert (state.mesh, state.peers, state.port, state.incarnation) == (b"n" * 16, PEERS, 41337, 12)
+    assert everything(opened(tmp_path)) == everything(state)
+    assert mode(tmp_path / FILE) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
+
+
+def test_an_incarnation_is_above_all_before_it(tmp_path: Path) -> None:
+    first = opened(tmp_path).next_incarnation()
+    assert first == int(NOW)
+    assert opened(tmp_path).next_incarnation() == first + 1  # within the same second
+    assert opened(tmp_path, now=5.0).next_incarnation() == first + 2  # with a clock that was set back
+    state = opened(tmp_path)
+    state.save_incarnation(first + 100)
+    state.save_incarnation(first + 50)
+    assert opened(tmp_path).incarnation == first + 100
+    assert opened(tmp_path, now=NOW + 1000).next_incarnation() == first + 1000
+
+
+def test_an_incarnation_is_above_those_of_a_file_that_was_lost(tmp_path: Path) -> None:
+    before = opened(tmp_path)
+    for _ in range(10):
+        before.next_incarnation()
+    (tmp_path / FILE).unlink()
+    assert opened(tmp_path, now=NOW + 60).next_incarnation() > before.incarnation
+
+
+def test_another_mesh_is_adopted_and_the_one_before_kept(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    state.save_peers(PEERS)
+    state.save_port(41337)
+    number = state.next_incarnation()
+    before = everything(state)
+    state.adopt(MeshId(b"n" * 16), b"s" * 16)
+    assert everything(opened(tmp_path)) == (b"n" * 16, b"s" * 16, number, (), 41337)
+    assert mode(tmp_path / PREVIOUS) == 0o600
+    (tmp_path / PREVIOUS).replace(tmp_path / FILE)
+    assert everything(opened(tmp_path)) == before
+
+
+def test_the_same_mesh_is_not_adopted_again(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    state.save_peers(PEERS)
+    state.adopt(state.mesh, state.secret)
+    state.adopt(MeshId(b"n" * 16), state.secret)
+    assert (state.mesh, state.peers) == (b"n" * 16, PEERS)
+    assert not (tmp_path / PREVIOUS).exists()
+    with pytest.raises(ValueError, match="16 bytes"):
+        state.adopt(MeshId(b"n" * 16), b"short")
+
+
+def test_peers_are_bounded(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    many = tuple(
+        WayIn(number.to_bytes(32, "big"), tuple(Address("192.0.2.1", port) for port in range(1, 20)))
+        for number in range(1000)
+    )
+    state.save_peers(many)
+    assert [way.pin for way in state.peers] == [way.pin for way in many[:MAX_PEERS]]
+    assert {len(way.addresses) for way in state.peers} == {8}
+    assert opened(tmp_path).peers == state.peers
+
+
+def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    state.save_peers(PEERS)
+    before = (tmp_path / FILE).stat().st_ino
+    state.save_peers(PEERS)
+    state.save_mesh(state.mesh)
+    state.save_incarnation(0)
+    assert (tmp_path / FILE).stat().st_ino == before
+
+
+def test_access_of_others_is_taken_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = opened(tmp_path)
+    (tmp_path / FILE).chmod(0o644)
+    assert everything(opened(tmp_path)) == everything(state)
+    assert mode(tmp_path / FILE) == 0o600
+    assert "could be read by others" in caplog.text
+
+
+def good() -> dict[str, Any]:
+    return {"version": 1, "mesh": "6d" * 16, "secret": "73" * 16, "incarnation": 5, "port": 9, "peers": []}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "\x00\x01",
+        "[" * 100_000,
+        "x" * (mesh_state.MAX_FILE_BYTES + 1),
+        json.dumps({}),
+        *(
+            json.dumps({**good(), name: value})
+            for name in ("mesh", "secret", "incarnation")
+            for value in (None, "", "6d", "zz" * 16, 1.5, -1, MAX_NUMBER + 1, [], "6d" * 17)
+        ),
+        json.dumps(good())[:-1],
+        *(json.dumps({name: value for name, value in good().items() if name != gone}) for gone in ("mesh", "secret")),
+    ],
+    ids=lambda text: repr(text[:40]),
+)
+def test_a_damaged_file_is_moved_aside_and_spoken_of(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / FILE).write_text(text)
+    state = opened(tmp_path)
+    assert "invited anew" in state.notice
+    assert "invited anew" in caplog.text
+    assert (tmp_path / "mesh.damaged-1.json").read_text() == text
+    assert everything(opened(tmp_path)) == everything(state)
+    (tmp_path / FILE).write_text("again")
+    assert "mesh.damaged-2.json" in opened(tmp_path).notice
+    assert (tmp_path / "mesh.damaged-1.json").read_text() == text
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"\xff\xfe{}")
+    assert "not text" in opened(tmp_path).notice
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_peers_that_make_no_sense_cost_nothing_but_themselves(told: Any) -> None:
+    sound = {"node": "61" * 16, "addresses": [["192.0.2.1", 9]]}
+    assert mesh_state._peers(
+        [told, {"node": told, "addresses": told}, {"node": "61" * 16, "addresses": [told]}, sound]
+    ) == (WayIn(b"a" * 16, (Address("192.0.2.1", 9),)),)
+    mesh_state._peers(told)
+
+
+def test_a_port_that_makes_no_sense_is_forgotten(tmp_path: Path) -> None:
+    for port in (0, -1, 70000, "9", True, None):
+        (tmp_path / FILE).write_text(json.dumps({**good(), "port": port}))
+        assert opened(tmp_path).port is None
+    assert opened(tmp_path).mesh == b"m" * 16
+
+
+def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    text = json.dumps({**good(), "version": 2})
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(DamagedState, match="newer"):
+        opened(tmp_path)
+    assert (tmp_path / FILE).read_text() == text
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(DamagedState, match="cannot be read"):
+        opened(tmp_path)
+
+
+def test_what_cannot_be_saved_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = opened(tmp_path)
+    before = everything(state)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NobodysFault, match="No space left"):
+        state.adopt(MeshId(b"n" * 16), b"s" * 16)
+    with pytest.raises(NobodysFault, match="No space left"):
+        state.next_incarnation()
+    monkeypatch.undo()
+    assert everything(state) == everything(opened(tmp_path)) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
+
+
+def test_a_file_left_half_written_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / f".{FILE}.partial").write_text("half")
+    state = opened(tmp_path)
+    assert everything(opened(tmp_path)) == everything(state)
+
+
+def test_the_secret_is_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    state = opened(tmp_path)
+    state.adopt(MeshId(b"n" * 16), b"secret of a mesh")
+    state.save_peers(PEERS)
+    (tmp_path / FILE).chmod(0o640)
+    opened(tmp_path)
+    text = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(text[:-3])
+    damaged = opened(tmp_path)
+    shown = f"{state} {state!r} {state._kept!r} {damaged.notice} {caplog.text}"
+    for secret in (b"secret of a mesh", damaged.secret):
+        assert secret.hex() not in shown
+        assert repr(secret)[2:-1] not in shown
