@@ -72,3 +72,6 @@ class CarrierUser(Protocol):
 
     def lost(self, reason: str) -> None:
         """It is over. Nothing else comes."""
+
+    def unread(self) -> int:
+        """Bytes that `data` has brought and that nobody has taken."""

@@ -66,7 +66,9 @@ class QuicTransport(NodeTransport):
     def _attach(self, attempt: Attempt, make: Callable[[Carrier], NodeLink]) -> NodeLink:
         carrier = cast(QuicCarrier, attempt)
         carrier.dial = None
-        return carrier.attach(make(carrier))
+        link = make(carrier)
+        carrier.attach(link)
+        return link
 
     def _stranger(self, original: bytes, retried: bytes | None, source: SocketAddress) -> Route:
         connection = MeshConnection(
@@ -171,11 +173,10 @@ class QuicCarrier:
         self.dial = None
         self.close("not needed any more")
 
-    def attach(self, link: NodeLink) -> NodeLink:
-        """From now on `link` hears what the connection brings."""
-        self._user = link
-        self._quic.unread = link.unread
-        return link
+    def attach(self, user: CarrierUser) -> None:
+        """From now on `user` hears what the connection brings."""
+        self._user = user
+        self._quic.unread = user.unread
 
     # -- endpoint.Route
 

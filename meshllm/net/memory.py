@@ -1,0 +1,357 @@
+"""Links within one process: `base.Transport` without sockets, whose network can be cut.
+
+Law: everything above the datagrams is the real thing (handshake, links, streams, one link per pair), and passes the
+same tests as `quic.py`; what TLS does there (to show who listens at an address) is here taken from the listener itself.
+A cut link loses nothing and delivers nothing; if it stays cut for IDLE_SECONDS it is lost at both ends, as QUIC's are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import cast
+
+from meshllm.core.records import Address
+from meshllm.errors import PortTaken
+from meshllm.net.base import IDLE_SECONDS, Clock
+from meshllm.net.carrier import CONTROL, Carrier, CarrierUser
+from meshllm.net.credit import FIRST_CREDIT_BYTES
+from meshllm.net.dialling import Attempt, Dial
+from meshllm.net.handshake import Credentials
+from meshllm.net.identity import Identity
+from meshllm.net.links import NodeLink
+from meshllm.net.transport import NodeTransport
+
+PORT = 4433
+
+
+class MemoryNetwork:
+    """Who listens where, and which pairs of addresses are cut from each other."""
+
+    def __init__(self) -> None:
+        self.listening: dict[Address, MemoryTransport] = {}
+        self._hosts = count(1)
+        self._cuts: set[frozenset[Address]] = set()
+        self._carriers: set[MemoryCarrier] = set()
+
+    def address(self) -> Address:
+        """One that nobody has."""
+        number = next(self._hosts)
+        return Address(f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", PORT)
+
+    def cut(self, one: Address, other: Address) -> None:
+        """Nothing passes between the two any more."""
+        self._cuts.add(frozenset((one, other)))
+        for carrier in tuple(self._carriers):
+            carrier.cut_or_healed()
+
+    def heal(self, one: Address, other: Address) -> None:
+        """What waits passes, and all else."""
+        self._cuts.discard(frozenset((one, other)))
+        for carrier in tuple(self._carriers):
+            carrier.cut_or_healed()
+
+    def is_cut(self, one: Address, other: Address) -> bool:
+        """Whether nothing passes between the two."""
+        return frozenset((one, other)) in self._cuts
+
+    def join(self, carrier: MemoryCarrier) -> None:
+        """One end of a connection is there."""
+        self._carriers.add(carrier)
+
+    def leave(self, carrier: MemoryCarrier) -> None:
+        """And gone."""
+        self._carriers.discard(carrier)
+
+
+class MemoryTransport(NodeTransport):
+    """A node at `address` of `network` (None: a new one)."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        credentials: Callable[[], Credentials],
+        network: MemoryNetwork,
+        *,
+        address: Address | None = None,
+        max_clients: int | None = None,
+        wall_clock: Callable[[], float] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(identity, credentials, max_clients=max_clients, wall_clock=wall_clock, clock=clock)
+        self.network = network
+        self.address = address or network.address()
+
+    async def _listen(self) -> int:
+        if self.address in self.network.listening:
+            raise PortTaken(f"{self.address} is taken.")
+        self.network.listening[self.address] = self
+        return self.address.port
+
+    async def _stop_listening(self) -> None:
+        self.network.listening.pop(self.address, None)
+
+    def attempt(self, address: Address, dial: Dial) -> Attempt:
+        return MemoryCarrier.dial_to(self.network, self.address, address, dial)
+
+    def _attach(self, attempt: Attempt, make: Callable[[Carrier], NodeLink]) -> NodeLink:
+        carrier = cast(MemoryCarrier, attempt)
+        link = make(carrier)
+        carrier.attach(link)
+        return link
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """What one end sends on a stream. `limit`: how far the peer lets it; `under_way`: sent and not yet there."""
+
+    queue: deque[bytes] = field(default_factory=deque)
+    queued: int = 0
+    sent: int = 0
+    under_way: int = 0
+    limit: int = FIRST_CREDIT_BYTES
+    end: bool = False
+    over: bool = False
+
+
+@dataclass(slots=True)
+class Incoming:
+    """What one end has received on a stream, and how far it lets the peer send."""
+
+    received: int = 0
+    limit: int = FIRST_CREDIT_BYTES
+
+
+class MemoryCarrier:
+    """`carrier.Carrier` and `dialling.Attempt`: one end of a connection; `peer` is the other."""
+
+    def __init__(self, network: MemoryNetwork, here: Address, there: Address, *, dialled: bool) -> None:
+        self.peer: MemoryCarrier | None = None
+        self._network = network
+        self._here, self._there = here, there
+        self._dialled = dialled
+        self._loop = asyncio.get_running_loop()
+        self._dial: Dial | None = None
+        self._user: CarrierUser | None = None
+        self._pipe: deque[Callable[[MemoryCarrier], None]] = deque()
+        self._soon: asyncio.Handle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._out: dict[int, Outgoing] = {}
+        self._in: dict[int, Incoming] = {}
+        self._trusted = False
+        self._over = False
+
+    @classmethod
+    def dial_to(cls, network: MemoryNetwork, here: Address, there: Address, dial: Dial) -> MemoryCarrier:
+        """A connection in the making."""
+        carrier = cls(network, here, there, dialled=True)
+        carrier._dial = dial
+        carrier._soon = carrier._loop.call_soon(carrier._connect)
+        return carrier
+
+    # -- carrier.Carrier
+
+    @property
+    def dialled(self) -> bool:
+        return self._dialled
+
+    @property
+    def address(self) -> Address:
+        return self._there
+
+    @property
+    def rtt(self) -> float:
+        return 0.0
+
+    def send(self, stream: int, data: bytes | memoryview, end: bool = False) -> None:
+        out = self._out.setdefault(stream, Outgoing())
+        if self._over or out.over or out.end:
+            return
+        if data:
+            out.queue.append(bytes(data))
+            out.queued += len(data)
+        out.end = end
+        self._flush(stream, out)
+
+    def unacknowledged(self, stream: int) -> int:
+        out = self._out.get(stream)
+        return out.queued + out.under_way if out is not None else 0
+
+    def grant(self, stream: int, limit: int) -> None:
+        incoming = self._in.setdefault(stream, Incoming())
+        incoming.limit = max(incoming.limit, limit)
+        self._carry(lambda peer: peer._granted(stream, limit))
+
+    def reset(self, stream: int, code: int) -> None:
+        out = self._out.setdefault(stream, Outgoing())
+        if not out.over:
+            out.over = True
+            out.queue.clear()
+            out.queued = 0
+            self._carry(lambda peer: peer._was_reset(stream, code))
+
+    def stop(self, stream: int, code: int) -> None:
+        self._carry(lambda peer: peer._was_stopped(stream, code))
+
+    def trust(self) -> None:
+        self._trusted = True
+
+    def close(self, reason: str) -> None:
+        if self._over:
+            return
+        peer = self.peer
+        self._end()
+        if peer is not None and not self._network.is_cut(self._here, self._there):
+            self._loop.call_soon(peer._lose, reason)
+
+    # -- dialling.Attempt
+
+    def drop(self) -> None:
+        self._dial = None
+        self.close("not needed any more")
+
+    def attach(self, user: CarrierUser) -> None:
+        """From now on `user` hears what the connection brings."""
+        self._user = user
+        self._network.join(self)
+
+    def cut_or_healed(self) -> None:
+        """The network has changed."""
+        cut = self._network.is_cut(self._here, self._there)
+        if cut and self._idle is None:
+            self._idle = self._loop.call_later(IDLE_SECONDS, self._lose, "Idle timeout")
+        elif not cut and self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+            self._deliver_soon()
+
+    # -- inside
+
+    def _connect(self) -> None:
+        self._soon = None
+        dial = self._dial
+        listener = self._network.listening.get(self._there)
+        if dial is None or listener is None or self._network.is_cut(self._here, self._there):
+            return  # nobody answers: the dial's deadline ends it
+        if not dial.matches(listener.identity.node):
+            self._dial = None
+            self._end()
+            dial.failed(self, "another node answers there", wrong_node=True)
+            return
+        self.peer = MemoryCarrier(self._network, self._there, self._here, dialled=False)
+        self.peer.peer = self
+        self.peer.attach(listener.accept(self.peer))
+        self._dial = None
+        dial.ready(self, listener.identity.node)
+
+    def _carry(self, what: Callable[[MemoryCarrier], None]) -> None:
+        if not self._over:
+            self._pipe.append(what)
+            self._deliver_soon()
+
+    def _deliver_soon(self) -> None:
+        if self._soon is None and self._pipe and not self._over:
+            self._soon = self._loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        self._soon = None
+        if self._network.is_cut(self._here, self._there):
+            return
+        for _ in range(len(self._pipe)):
+            peer = self.peer
+            if self._over or peer is None or peer._over:
+                return
+            self._pipe.popleft()(peer)
+        self._deliver_soon()
+        if self._user is not None and not self._over:
+            self._user.acknowledged()
+
+    def _flush(self, stream: int, out: Outgoing) -> None:
+        while out.queue and (room := out.limit - out.sent) > 0:
+            data = out.queue.popleft()
+            if len(data) > room:
+                out.queue.appendleft(data[room:])
+                data = data[:room]
+            out.queued -= len(data)
+            out.sent += len(data)
+            out.under_way += len(data)
+            self._carry(self._data_for(stream, data, out.end and not out.queue))
+            out.over = out.end and not out.queue
+        if out.end and not out.queue and not out.over:
+            out.over = True
+            self._carry(self._data_for(stream, b"", True))
+
+    def _data_for(self, stream: int, data: bytes, end: bool) -> Callable[[MemoryCarrier], None]:
+        def arrive(peer: MemoryCarrier) -> None:
+            out = self._out.get(stream)
+            if out is not None:
+                out.under_way -= len(data)
+                if out.over and not out.under_way:
+                    del self._out[stream]
+            peer._arrived(stream, data, end)
+
+        return arrive
+
+    def _arrived(self, stream: int, data: bytes, end: bool) -> None:
+        user = self._user
+        if user is None:
+            return
+        if stream != CONTROL and not self._trusted and bool(stream & 1) == self._dialled:
+            self._violated("Too many streams open")
+            return
+        incoming = self._in.setdefault(stream, Incoming())
+        incoming.received += len(data)
+        if incoming.received > incoming.limit:
+            self._violated("Over stream data limit")
+            return
+        if end:
+            del self._in[stream]
+        user.data(stream, data, end)
+
+    def _violated(self, reason: str) -> None:
+        """The peer has broken a bound: both ends lose the connection."""
+        user = self._user
+        self.close(reason)
+        if user is not None:
+            user.lost(reason)
+
+    def _granted(self, stream: int, limit: int) -> None:
+        out = self._out.get(stream)
+        if out is not None and limit > out.limit:
+            out.limit = limit
+            self._flush(stream, out)
+
+    def _was_reset(self, stream: int, code: int) -> None:
+        self._in.pop(stream, None)
+        if self._user is not None:
+            self._user.was_reset(stream, code)
+
+    def _was_stopped(self, stream: int, code: int) -> None:
+        if self._user is not None:
+            self._user.was_stopped(stream)
+        if stream in self._out:
+            self.reset(stream, code)
+
+    def _lose(self, reason: str) -> None:
+        if self._over:
+            return
+        user, dial = self._user, self._dial
+        self._end()
+        self._dial = None
+        if user is not None:
+            user.lost(reason)
+        if dial is not None:
+            dial.failed(self, reason)
+
+    def _end(self) -> None:
+        self._over = True
+        self._network.leave(self)
+        for handle in (self._soon, self._idle):
+            if handle is not None:
+                handle.cancel()
+        self._soon = self._idle = None
+        self._pipe.clear()
+        self._out.clear()
