@@ -232,7 +232,7 @@ class Node(Daemon):
     def chat(
         self, model: str, *, tokens: int = 3, stream: bool = False, each: Callable[[int], object] | None = None
     ) -> Answer:
-        """Ask something new; `each` hears after every streamed piece how many have come. Raises OSError when cut off."""
+        """Ask something new; `each` hears after each piece how many there were. Raises OSError when cut off."""
         body = {
             "model": model,
             "messages": [{"role": "user", "content": f"Question {next(_questions)}"}],
