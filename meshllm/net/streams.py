@@ -38,7 +38,7 @@ class Stream(asyncio.Transport):
         self._draining = False
         self._ended = False  # the peer has sent its last byte
         self._end_told = False
-        self._backlog: deque[bytes] = deque()
+        self._backlog: deque[bytes | memoryview] = deque()
         self._backlog_bytes = 0
         self._high, self._low = HIGH_WATER, LOW_WATER
         self._writing_paused = False
@@ -162,8 +162,9 @@ class Stream(asyncio.Transport):
         while backlog and (room := table.room(self)) > 0:
             data = backlog.popleft()
             if len(data) > room:
-                backlog.appendleft(data[room:])
-                data = data[:room]
+                rest = memoryview(data)
+                backlog.appendleft(rest[room:])
+                data = rest[:room]
             self._backlog_bytes -= len(data)
             table.carrier.send(self.number, data)
         if not backlog:
@@ -184,8 +185,10 @@ class Stream(asyncio.Transport):
             self._check_low()
 
     def was_reset(self, code: int) -> None:
-        """The peer gave up: the other direction is of no use then either."""
+        """The peer gave up: the other direction is of no use then either, unless we asked for it by closing."""
         self._ended = True
+        if self._closing:
+            return
         self._give_up(ENDED, ConnectionResetError(f"The peer has reset the stream ({code})."))
 
     def lose(self, error: Exception | None) -> None:

@@ -1,0 +1,285 @@
+"""Nodes for tests of the transport, over memory or QUIC, and a stranger who says what it likes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from meshllm.core.records import Address, MeshId, NodeId, Role, WayIn
+from meshllm.net.base import Link, StreamKind
+from meshllm.net.dialling import Dial
+from meshllm.net.handshake import Credentials, Frames, frame
+from meshllm.net.identity import Identity
+from meshllm.net.links import NodeLink
+from meshllm.net.memory import MemoryCarrier, MemoryNetwork, MemoryTransport
+from meshllm.net.quic import QuicCarrier, QuicTransport
+from meshllm.net.transport import NodeTransport
+from meshllm.wire.hello import HelloMessage, decode_hello, encode_hello
+
+MESH = MeshId(b"mesh-id-16-bytes")
+SECRET = b"secret--16-bytes"
+MEMBER = Credentials(MESH, SECRET)
+# Longer than anything here takes on a busy machine; reached only by a test that fails.
+PATIENCE = 30.0
+
+
+def identity() -> Identity:
+    """A node's key that lies nowhere."""
+    return Identity(Ed25519PrivateKey.generate(), Path("/nowhere"))
+
+
+class Changes:
+    """Somebody to whom things happen; `until` waits for what a test expects."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def change(self) -> None:
+        """Something has happened."""
+        self._changed.set()
+
+    async def until(self, fact: Callable[[], object]) -> None:
+        """Wait until `fact` holds."""
+        async with asyncio.timeout(PATIENCE):
+            while not fact():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+class Talker(Changes, asyncio.Protocol):
+    """A stream's protocol that keeps what happens. `keep`: the answer to `eof_received`."""
+
+    def __init__(self, *, keep: bool = True, echo: bool = False, pause: bool = False) -> None:
+        super().__init__()
+        self.keep, self.echo, self.pause = keep, echo, pause
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.received = bytearray()
+        self.ended = self.lost = self.paused = False
+        self.error: Exception | None = None
+        self.pauses = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if self.pause:
+            self.transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        if self.echo:
+            self.transport.write(data)
+        self.change()
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        self.change()
+        return self.keep
+
+    async def end(self) -> None:
+        """Wait for the peer's last byte."""
+        await self.until(lambda: self.ended)
+
+    def pause_writing(self) -> None:
+        assert not self.paused
+        self.paused = True
+        self.pauses += 1
+        self.change()
+
+    def resume_writing(self) -> None:
+        assert self.paused
+        self.paused = False
+        self.change()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        assert not self.lost
+        self.lost, self.error = True, exc
+        self.change()
+
+
+class Recorder(Changes):
+    """A `LinkHandler` that keeps what it hears. `serve`: what answers an opened stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[str, NodeId]] = []
+        self.reasons: list[str] = []
+        self.messages: list[bytes] = []
+        self.streams: list[Talker] = []
+        self.up: dict[NodeId, Link] = {}
+        self.serve: Callable[[StreamKind], Talker | None] = lambda kind: Talker()
+
+    def link_up(self, link: Link) -> None:
+        assert link.facts.peer not in self.up
+        self.up[link.facts.peer] = link
+        self.events.append(("up", link.facts.peer))
+        self.change()
+
+    def link_down(self, link: Link, reason: str) -> None:
+        assert self.up.pop(link.facts.peer) is link
+        self.events.append(("down", link.facts.peer))
+        self.reasons.append(reason)
+        self.change()
+
+    def message(self, link: Link, payload: bytes) -> None:
+        self.messages.append(payload)
+        self.change()
+
+    def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
+        talker = self.serve(kind)
+        if talker is not None:
+            self.streams.append(talker)
+        self.change()
+        return talker
+
+
+@dataclass
+class Node:
+    """A transport, who hears of it, and how to reach it."""
+
+    transport: NodeTransport
+    heard: Recorder
+    address: Address
+
+    @property
+    def id(self) -> NodeId:
+        return self.transport.identity.node
+
+    @property
+    def way(self) -> WayIn:
+        return WayIn(self.id, (self.address,))
+
+
+@dataclass
+class World:
+    """Where the nodes of one test live: `kind` is "memory" or "quic"."""
+
+    kind: str
+    network: MemoryNetwork = field(default_factory=MemoryNetwork)
+    nodes: list[Node] = field(default_factory=list)
+    strangers: list[Stranger] = field(default_factory=list)
+
+    async def node(self, credentials: Credentials = MEMBER, **options: Any) -> Node:
+        """A node that listens; `credentials` without a role of its own are fine."""
+        who = options.pop("who", None) or identity()
+        transport: NodeTransport
+        if self.kind == "memory":
+            transport = MemoryTransport(who, lambda: credentials, self.network, **options)
+            address = transport.address
+            await transport.start(heard := Recorder())
+        else:
+            transport = QuicTransport(who, lambda: credentials, host="127.0.0.1", **options)
+            address = Address("127.0.0.1", await transport.start(heard := Recorder()))
+        node = Node(transport, heard, address)
+        self.nodes.append(node)
+        return node
+
+    async def pair(self) -> tuple[Node, Node, NodeLink, NodeLink]:
+        """Two linked nodes, and the link at both ends; the first one dialled."""
+        one, other = await self.node(), await self.node()
+        link = await one.transport.dial(other.way)
+        await other.heard.until(lambda: one.id in other.heard.up)
+        return one, other, cast(NodeLink, link), cast(NodeLink, other.heard.up[one.id])
+
+    async def stranger(self, target: Node) -> Stranger:
+        """Someone who has a connection to `target` and has said nothing yet."""
+        stranger = Stranger(target)
+        self.strangers.append(stranger)
+        caller = await self.node()
+        stranger.attach(caller.transport.attempt(target.address, cast(Dial, stranger)))
+        await stranger.until(lambda: stranger.is_ready or stranger.why)
+        return stranger
+
+    async def close(self) -> None:
+        """Everything ends, and nothing is left."""
+        for stranger in self.strangers:
+            stranger.carrier.close("the test is over")
+        for node in self.nodes:
+            await node.transport.close()
+            assert not node.heard.up
+        await asyncio.sleep(0)
+        leftovers()
+
+
+def leftovers() -> None:
+    """Fails if a task, a timer or an open socket has been left."""
+    loop = asyncio.get_running_loop()
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    timers = [timer for timer in getattr(loop, "_scheduled", ()) if not timer.cancelled()]
+    assert [timer for timer in timers if "meshllm" in repr(timer)] == []
+
+
+class Stranger(Changes):
+    """Says what it likes on a connection: a dial (as far as the carrier sees) and the carrier's user at once."""
+
+    def __init__(self, target: Node) -> None:
+        super().__init__()
+        self.is_ready = False
+        self.why = ""
+        self.target = target
+        self.carrier: MemoryCarrier | QuicCarrier = cast(Any, None)
+        self.inbox: dict[int, bytearray] = {}
+        self.resets: dict[int, int] = {}
+        self._frames = Frames(1 << 20)
+
+    # -- for tests
+
+    def say(self, message: HelloMessage | bytes) -> None:
+        """A frame of the handshake."""
+        payload = message if isinstance(message, bytes) else encode_hello(message)
+        self.carrier.send(0, frame(payload))
+
+    async def hear(self) -> tuple[HelloMessage, bytes]:
+        """The next frame, also as it was on the wire."""
+        await self.until(lambda: self._frames.ready() or self.why)
+        payload = self._frames.take()
+        assert payload is not None, self.why
+        return decode_hello(payload), payload
+
+    # -- what a carrier sees
+
+    def matches(self, node: NodeId) -> bool:
+        return node == self.target.id
+
+    def ready(self, attempt: object, peer: NodeId) -> None:
+        self.is_ready = True
+        self.change()
+
+    def failed(self, attempt: object, reason: str, wrong_node: bool = False) -> None:
+        self.why = reason
+        self.change()
+
+    def attach(self, attempt: object) -> None:
+        self.carrier = cast(MemoryCarrier | QuicCarrier, attempt)
+        self.carrier.attach(self)
+
+    def data(self, stream: int, data: bytes, end: bool) -> None:
+        if stream == 0:
+            self._frames.feed(data)
+        self.inbox.setdefault(stream, bytearray()).extend(data)
+        self.change()
+
+    def was_reset(self, stream: int, code: int) -> None:
+        self.resets[stream] = code
+        self.change()
+
+    def was_stopped(self, stream: int) -> None:
+        pass
+
+    def acknowledged(self) -> None:
+        pass
+
+    def unread(self) -> int:
+        return 0
+
+    def lost(self, reason: str) -> None:
+        self.why = reason
+        self.change()
+
+
+def client(credentials: Credentials = MEMBER) -> Credentials:
+    """The same, of a client."""
+    return replace(credentials, role=Role.CLIENT)
