@@ -53,9 +53,13 @@ def _overwrite(values: list[str]) -> bool:
     secrets = [os.fsencode(value) for value in values]
     at = start
     for argument in area.split(b"\0"):
-        for secret in secrets:
-            if argument == secret or argument.endswith(b"=" + secret):
-                ctypes.memset(at + len(argument) - len(secret), ord(MASK), len(secret))
+        for length in _ends(argument, secrets):
+            ctypes.memset(at + len(argument) - length, ord(MASK), length)
         at += len(argument) + 1
-    left = Path("/proc/self/cmdline").read_bytes()
-    return not any(secret in left for secret in secrets)
+    left = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    return not any(_ends(argument, secrets) for argument in left)
+
+
+def _ends(argument: bytes, secrets: list[bytes]) -> list[int]:
+    """The lengths of those secrets that are this argument, or what stands behind a `=` in it."""
+    return [len(secret) for secret in secrets if argument == secret or argument.endswith(b"=" + secret)]
