@@ -54,7 +54,8 @@ class Recipe:
         """CMake's options, the user's last, so that they win."""
         revision = f"-DLLAMA_BUILD_COMMIT={self.source.pin.commit[:7]}"
         switched = tuple(option for accelerator in self.accelerators for option in accelerator.options)
-        return (*BASE_OPTIONS, "-DLLAMA_BUILD_NUMBER=0", revision, *switched, *self.extra)
+        safe = toolchain.safe_options(self.compiler, self.processor)
+        return (*BASE_OPTIONS, "-DLLAMA_BUILD_NUMBER=0", revision, *safe, *switched, *self.extra)
 
     @property
     def source_key(self) -> str:

@@ -105,6 +105,23 @@ def require_compiler(compiler: Compiler | None) -> Compiler:
     return compiler
 
 
+# GCC's header for the matrix unit of newer Xeons forgets that loading its configuration reads all 64 bytes of it, so
+# that the optimiser drops most of what was written there (GCC bug 114098): the engine dies at its first product, by
+# SIGSEGV or SIGILL. The first releases without it, by major version; all from 14 on are sound.
+_SOUND_TILES = {11: 5, 12: 4, 13: 3}
+
+
+def safe_options(compiler: Compiler | None, processor: str) -> tuple[str, ...]:
+    """CMake options that keep `compiler` from using what it miscompiles on `processor`."""
+    if compiler is None or compiler.kind != "gcc" or "amx_tile" not in processor.split() or compiler.major > 13:
+        return ()
+    match = _VERSION.search(compiler.version.rpartition(")")[2])
+    if match is not None and int(match[2]) >= _SOUND_TILES.get(compiler.major, 1000):
+        return ()
+    flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    return (f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")
+
+
 def _describe(path: str, said: str, environment: Mapping[str, str]) -> Compiler:
     first = said.splitlines()[0].strip()[:200]
     kind = "apple-clang" if "Apple clang" in first or "Apple LLVM" in first else "clang" if "clang" in first else "gcc"

@@ -164,3 +164,26 @@ def test_a_full_disk_and_an_accelerator_are_told_apart() -> None:
     tail = ["nvcc fatal : Unsupported gpu architecture", "FAILED: x"]
     assert "ACCELERATORS=none" in diagnose.failure("compile", tail, Path("/log"), ["cuda"]).advice
     assert diagnose.telling_lines(["a", "", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "processor", "off"),
+    [
+        ("c++ (Debian 12.2.0-14+deb12u1) 12.2.0", "gcc", "x86_64 amx_tile avx2", True),
+        ("g++ (GCC) 12.4.0", "gcc", "x86_64 amx_tile avx2", False),
+        ("g++ (GCC) 10.2.1 20210110", "gcc", "x86_64 amx_tile", True),
+        ("g++ (Ubuntu 13.2.0-23ubuntu4) 13.2.0", "gcc", "x86_64 amx_tile", True),
+        ("g++ (Ubuntu 13.3.0-6ubuntu2~24.04) 13.3.0", "gcc", "x86_64 amx_tile", False),
+        ("g++ (GCC) 14.1.0", "gcc", "x86_64 amx_tile", False),
+        ("Debian clang version 14.0.6", "clang", "x86_64 amx_tile", False),
+        ("c++ (Debian 12.2.0-14+deb12u1) 12.2.0", "gcc", "x86_64 avx2", False),
+    ],
+)
+def test_a_compiler_that_breaks_the_matrix_unit_does_not_use_it(
+    version: str, kind: str, processor: str, off: bool
+) -> None:
+    major = int(version.rpartition(")")[2].replace("Debian clang version", "").split(".")[0])
+    compiler = toolchain.Compiler("c++", "cc", kind, major, version)
+    options = " ".join(toolchain.safe_options(compiler, processor))
+    assert ("-mno-amx-tile" in options) == off
+    assert toolchain.safe_options(None, processor) == ()
