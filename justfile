@@ -15,7 +15,7 @@ test *arguments:
 check *arguments:
     scripts/check {{arguments}}
 
-# Measure: gateway, engine or start
+# Measure: gateway, engine, mesh or start
 bench what="gateway" *arguments:
     scripts/bench {{what}} {{arguments}}
 

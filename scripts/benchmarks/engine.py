@@ -55,11 +55,12 @@ def start_with_model(stack: ExitStack, scratch: Path, model: str) -> tuple[Child
     port, console = free_port(), free_port()
     command = [str(MESH_LLM), "--model", model, "--port", str(port), "--console", str(console)]
     child = stack.enter_context(Child("mesh-llm", command, scratch, {"MESH_LLM_HOME": str(scratch / "home")}))
-    child.wait_for("answered chat request", lambda: _answers(port, model), PATIENCE_S, every=0.05)
+    child.wait_for("answered chat request", lambda: answers(port, model), PATIENCE_S, every=0.05)
     return child, port, console
 
 
-def _answers(port: int, model: str) -> bool:
+def answers(port: int, model: str) -> bool:
+    """Whether the model has answered a chat request. Raises OSError when not."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     return bool(post_json(port, "/v1/chat/completions", body, PATIENCE_S)["choices"])
 
@@ -93,7 +94,7 @@ Rounds = dict[str, list[dict[str, Any]]]
 
 
 def _measure(ways: dict[str, int | Path], child: Child, scratch: Path, options: argparse.Namespace) -> Rounds:
-    bodies = [_body(scratch, number, prompt, options) for number, prompt in enumerate(PROMPTS)]
+    asked = bodies(scratch, options.model, options.tokens)
     rounds: Rounds = {way: [] for way in ways}
     for number in range(-1, options.rounds):  # round -1 warms up
         report.progress(f"round {number + 1} of {options.rounds}")
@@ -101,9 +102,9 @@ def _measure(ways: dict[str, int | Path], child: Child, scratch: Path, options: 
         for way in order:
             # The engine closes each connection after a stream without saying so: directly, one is opened for each.
             fresh = way == "direct"
-            many = load(ways[way], bodies, connections=STREAMS, requests=2, stream=True, fresh=fresh)
+            many = load(ways[way], asked, connections=STREAMS, requests=2, stream=True, fresh=fresh)
             many["tokens_per_s"] = STREAMS * 2 * options.tokens / many["seconds"]
-            one = load(ways[way], bodies[:1], requests=1, stream=True, fresh=fresh)
+            one = load(ways[way], asked[:1], requests=1, stream=True, fresh=fresh)
             one["tokens_per_s"] = options.tokens / one["seconds"]
             if number >= 0:
                 rounds[way].append({"many": many, "one": one})
@@ -111,18 +112,22 @@ def _measure(ways: dict[str, int | Path], child: Child, scratch: Path, options: 
     return rounds
 
 
-def _body(scratch: Path, number: int, prompt: str, options: argparse.Namespace) -> Path:
-    body = {
-        "model": options.model,
-        "messages": [{"role": "user", "content": prompt}],
-        "stream": True,
-        "max_tokens": options.tokens,
-        "ignore_eos": True,
-        "temperature": 0,
-    }
-    file = scratch / f"prompt-{number}.json"
-    file.write_text(json.dumps(body))
-    return file
+def bodies(scratch: Path, model: str, tokens: int) -> list[Path]:
+    """Files with requests for streams of exactly `tokens` tokens each, one for each prompt."""
+    files = []
+    for number, prompt in enumerate(PROMPTS):
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "stream": True,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        file = scratch / f"prompt-{number}.json"
+        file.write_text(json.dumps(body))
+        files.append(file)
+    return files
 
 
 def _first_event_ms(report_: dict[str, Any]) -> float:
