@@ -1,7 +1,8 @@
 """The mailbox loop: the only owner of the core.
 
 Law: everything that happens becomes an event in one queue; one loop hands it to the core, carries out the commands that
-come back and publishes the new snapshot. Nobody else touches the core.
+come back and publishes the new snapshot. Nobody else touches the core. What has happened already is taken in together:
+readers never see a state between two things that were known at the same time, and a burst costs one snapshot.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from meshllm.core.commands import Command, Finish
 from meshllm.core.events import Event, TimePassed
 from meshllm.core.mesh import Mesh
 from meshllm.core.types import Snapshot
+
+# Events taken in before readers are told; they cost some 0.1 ms each.
+MOST_AT_ONCE = 64
 
 
 class Node:
@@ -35,8 +39,9 @@ class Node:
         clock = asyncio.get_running_loop().time
         published = self._mesh.snapshot()
         while True:
-            event = await self._next(clock)
-            commands = self._mesh.handle(event, clock())
+            commands = self._mesh.handle(await self._next(clock), clock())
+            for _ in range(min(self._mailbox.qsize(), MOST_AT_ONCE)):
+                commands += self._mesh.handle(self._mailbox.get_nowait(), clock())
             # Readers first: whoever is told of the change by a command must find it in the snapshot.
             if self._mesh.snapshot() is not published:
                 published = self._mesh.snapshot()

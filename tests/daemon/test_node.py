@@ -38,6 +38,26 @@ async def test_events_become_commands_and_snapshots_in_order_until_the_end() -> 
     assert seen == [1, c.FetchModel("m"), c.PrepareEngine(), 2]
 
 
+async def test_what_is_known_at_the_same_time_is_told_at_once() -> None:
+    """A caller must not hear that there is no such model because the core has not come to the next letter yet."""
+    mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
+    for model in ("a", "b", "c"):
+        mailbox.put_nowait(e.ModelWanted(model))
+    told: list[list[str]] = []
+    node = Node(Mesh(), lambda snapshot: told.append([model.name for model in snapshot.models]), mailbox)
+    asked: list[c.Command] = []
+
+    def carry_out(command: c.Command) -> None:
+        asked.append(command)
+        if len(asked) == 4:
+            node.post(e.StopWanted())
+
+    async with asyncio.timeout(10):
+        await node.run(carry_out)
+    assert told[0] == ["a", "b", "c"]
+    assert asked == [c.FetchModel("a"), c.PrepareEngine(), c.FetchModel("b"), c.FetchModel("c")]
+
+
 async def test_a_deadline_of_the_core_comes_by_itself() -> None:
     asked: list[str] = []
     node = Node(Mesh(), lambda snapshot: None)
