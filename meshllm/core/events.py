@@ -22,6 +22,13 @@ class ModelWanted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelWished(Event):
+    """Somebody asked for a model that another node of the mesh is to serve."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class BackendAdded(Event):
     """Somebody named an OpenAI-compatible server whose models belong in the pool."""
 

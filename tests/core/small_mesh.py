@@ -1,0 +1,203 @@
+"""A few cores on one virtual clock, with a network that loses nothing: for the unit tests of the mesh."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from functools import partial
+from hashlib import sha256
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core.mesh import Mesh
+from meshllm.core.peers import MeshConfig
+from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, SignedRecord, WayIn
+from meshllm.core.types import ServerFacts
+from meshllm.core.views import MeshView, PeerStatus
+
+DELAY = 0.01
+DIAL_SECONDS = 5.0
+IDLE_SECONDS = 15.0
+
+
+def node_id(number: int) -> NodeId:
+    """The id of node `number`: spread as keys are."""
+    return NodeId(sha256(number.to_bytes(4)).digest())
+
+
+def address(number: int) -> Address:
+    """Where node `number` listens."""
+    return Address(f"10.0.{number >> 8}.{number & 255}", 9000)
+
+
+def sign(record: NodeRecord) -> SignedRecord:
+    """A signature that nobody checks, over bytes that differ where the records do."""
+    return SignedRecord(record, repr(record).encode()[:400], b"s" * 64)
+
+
+class SmallMesh:
+    """The nodes by number, what is under way, and the time."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.now = 1000.0
+        self.rng = random.Random(seed)
+        self.cores: dict[int, Mesh] = {}
+        self.links: dict[int, set[int]] = {}
+        self.saved: dict[int, tuple[WayIn, ...]] = {}
+        self.incarnations: dict[int, int] = {}
+        self.meshes: dict[int, MeshId] = {}
+        self.numbers: dict[NodeId, int] = {}
+        self.roles: dict[int, Role] = {}
+        self.cut: Callable[[int, int], bool] = lambda a, b: False
+        self.sent: list[tuple[int, int, object]] = []
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+
+    def start(self, number: int, ways: Iterable[WayIn] = (), *, role: Role = Role.NODE, mesh: int = 0) -> Mesh:
+        """Start node `number`; again with a higher incarnation if it ran before."""
+        self.incarnations[number] = self.incarnations.get(number, 0) + 1
+        self.numbers[node_id(number)] = number
+        self.roles[number] = role
+        self.links[number] = set()
+        mine = self.meshes.setdefault(number, MeshId(bytes([mesh]) * 16))
+        config = MeshConfig(node_id(number), mine, role, self.incarnations[number], f"n{number}", "t", (1, 1), sign)
+        self.cores[number] = Mesh(config, random.Random(self.rng.random()))
+        self.tell(number, e.AddressesFound((address(number),)))
+        ways = tuple(ways)
+        if ways or self.saved.get(number):
+            self.tell(number, e.JoinWanted(ways or self.saved[number], invited=bool(ways)))
+        return self.cores[number]
+
+    def way(self, number: int) -> WayIn:
+        """A way in as an invite has it."""
+        return WayIn(node_id(number)[:16], (address(number),))
+
+    def kill(self, number: int, *, seen: bool = False) -> None:
+        """End it without a word; `seen`: the links break visibly."""
+        del self.cores[number]
+        for other in self.links.pop(number):
+            self.links[other].discard(number)
+            self._at(0.0 if seen else IDLE_SECONDS, partial(self._lost, other, number))
+
+    def tell(self, number: int, event: e.Event) -> None:
+        """Something happens to a node."""
+        core = self.cores.get(number)
+        if core is None:
+            return
+        for command in core.handle(event, self.now):
+            self._carry_out(number, command)
+        self._wake(number, core)
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while self._heap and self._heap[0][0] <= end:
+            at, _, action = heapq.heappop(self._heap)
+            self.now = max(self.now, at)
+            action()
+        self.now = end
+
+    def until(self, condition: Callable[[], bool], within: float = 60.0) -> float:
+        """Let time pass until it holds; how long that took."""
+        begun = self.now
+        while not condition():
+            assert self.now - begun < within, "it did not come about"
+            self.run(0.1)
+        return self.now - begun
+
+    def view(self, number: int) -> MeshView:
+        """What readers see."""
+        mesh = self.cores[number].snapshot().mesh
+        assert mesh is not None
+        return mesh
+
+    def status(self, number: int, other: int) -> PeerStatus | None:
+        """What one thinks of another."""
+        return self.cores[number].peer_status(node_id(other))
+
+    def whole(self) -> bool:
+        """Whether everybody that runs is alive to everybody, and nobody else is."""
+        nodes = {number for number in self.cores if self.roles[number] is Role.NODE}
+        for number in self.cores:
+            alive = {self.numbers[p.node] for p in self.view(number).peers if p.status is PeerStatus.ALIVE}
+            if alive != nodes - {number}:
+                return False
+        return True
+
+    def serve(self, number: int, model: str) -> None:
+        """Have it serve a model."""
+        from tests.core.test_serving import FACTS  # the facts of any file do
+
+        self.tell(number, e.ModelWanted(model))
+        self.tell(number, e.EngineReady("1"))
+        self.tell(number, e.FileReady(model, FACTS))
+        self.tell(number, e.ServerReady(model, 1, ServerFacts("/s", 1, 4, 8192)))
+
+    # -- inside
+
+    def _lost(self, number: int, peer: int) -> None:
+        if peer not in self.links.get(number, ()):
+            self.tell(number, e.LinkDown(node_id(peer), "lost"))
+
+    def _at(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (self.now + seconds, next(self._count), action))
+
+    def _wake(self, number: int, core: Mesh) -> None:
+        deadline = core.next_deadline()
+        if deadline is not None:
+            self._at(max(0.0, deadline - self.now), lambda: self._due(number, core))
+
+    def _due(self, number: int, core: Mesh) -> None:
+        deadline = core.next_deadline()
+        if self.cores.get(number) is core and deadline is not None and deadline <= self.now:
+            self.tell(number, e.TimePassed())
+
+    def _carry_out(self, number: int, command: c.Command) -> None:
+        match command:
+            case c.Dial(way):
+                self._dial(number, way)
+            case c.Send(peer, message):
+                other = self.numbers[peer]
+                self.sent.append((number, other, message))
+                event = e.MessageReceived(node_id(number), message)
+                self._at(DELAY, lambda: self._deliver(number, other, event))
+            case c.HangUp(peer, reason):
+                other = self.numbers[peer]
+                if other in self.links[number]:
+                    self.links[number].discard(other)
+                    self.links[other].discard(number)
+                    self._at(0.0, lambda: self.tell(number, e.LinkDown(peer, reason)))
+                    self._at(DELAY, lambda: self.tell(other, e.LinkDown(node_id(number), reason)))
+            case c.SavePeers(ways):
+                self.saved[number] = ways
+            case c.SaveIncarnation(incarnation):
+                self.incarnations[number] = max(self.incarnations[number], incarnation)
+            case c.SaveMesh(mesh):
+                self.meshes[number] = mesh
+            case _:
+                pass
+
+    def _deliver(self, number: int, other: int, event: e.Event) -> None:
+        if other in self.links.get(number, ()) and not self.cut(number, other):
+            self.tell(other, event)
+
+    def _dial(self, number: int, way: WayIn) -> None:
+        other = next((n for key, n in self.numbers.items() if key.startswith(way.pin) and n in self.cores), None)
+        if other is None or self.cut(number, other):
+            self._at(DIAL_SECONDS, lambda: self.tell(number, e.DialFailed(way, "no answer")))
+        else:
+            self._at(2 * DELAY, lambda: self._connect(number, other, way))
+
+    def _connect(self, number: int, other: int, way: WayIn) -> None:
+        if number not in self.cores or other not in self.cores:
+            self.tell(number, e.DialFailed(way, "gone"))
+            return
+        if other in self.links[number]:
+            return
+        self.links[number].add(other)
+        self.links[other].add(number)
+        for one, two, dialled in ((number, other, True), (other, number, False)):
+            event = e.LinkUp(node_id(two), self.roles[two], self.meshes[two], address(two), 2 * DELAY, dialled)
+            self.tell(one, event)
