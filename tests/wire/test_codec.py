@@ -253,7 +253,7 @@ def test_a_huge_declared_length_allocates_nothing(header: bytes) -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("header", [b"\x91", b"\x92\x06", b"\xdc\x04\x00", b"\xdd\x00\x00\x04\x00", b"\x81\x01"])
+@pytest.mark.parametrize("header", [b"\x91", b"\x92\x06", b"\xdc\x04\x00", b"\xdc\xff\xff", b"\x81\x01"])
 def test_deep_nesting(header: bytes) -> None:
     tracemalloc.start()
     try:
@@ -378,6 +378,8 @@ def test_the_bounds_themselves_are_within() -> None:
         raw(6, [None] * 2000, False),
         raw(8, [], b"", True, 0),
         raw(9, b"short"),
+        raw(1, 1, {"more": 1}),
+        raw(1, 1, msgpack.ExtType(1, b"more")),
         msgpack.packb({1: 1}),
         msgpack.packb(msgpack.ExtType(1, b"")),
         msgpack.packb(msgpack.Timestamp(1, 2)),
