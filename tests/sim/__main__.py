@@ -1,0 +1,117 @@
+"""`scripts/sim WHAT`: plays a scenario at any size and prints what it came to."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import re
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tests.sim.play import Failed, Player
+from tests.sim.scenario import Scenario, ScenarioError, Step, parse
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+# The display moves on after so much virtual time, also within a long step.
+TICK_SECONDS = 1.0
+# Where nothing can move, a line is printed so often.
+LINE_SECONDS = 20.0
+
+
+def read(name: str, size: int | None = None) -> Scenario:
+    """A scenario by its name in `scenarios/` or by its path. `size`: `{N}` in it, and `{N-1}`, `{N/2}` and the like.
+
+    Raises ScenarioError or OSError.
+    """
+    path = SCENARIOS / f"{name}.txt"
+    text = (path if path.exists() else Path(name)).read_text(encoding="utf-8")
+    default = re.search(r"^# N = (\d+)$", text, re.MULTILINE)
+    number = size or (int(default[1]) if default else 10)
+    return parse(re.sub(r"\{N(?:([-/*])(\d+))?(?:([-+])(\d+))?\}", lambda match: str(_worth(match, number)), text))
+
+
+def _worth(match: re.Match[str], number: int) -> int:
+    value = number
+    for sign, operand in ((match[1], match[2]), (match[3], match[4])):
+        if sign:
+            other = int(operand)
+            value = {"-": value - other, "+": value + other, "*": value * other, "/": value // other}[sign]
+    return value
+
+
+def play(scenario: Scenario, console: Console, *, seed: int | None, count_bytes: bool) -> int:
+    """Play it with a moving display; the exit code."""
+    player = Player(scenario, seed=seed, count_bytes=count_bytes)
+    simulation, begun = player.simulation, time.perf_counter()
+    failure = ""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    moving = console.is_terminal
+    with Progress(*columns, console=console, disable=not moving) as progress:
+        task = progress.add_task("starting", total=None)
+        doing = ""
+
+        def show() -> None:
+            words = f"{simulation.now:8.1f}s  {len(simulation.live())} up  {simulation.events:,} events  {doing}"
+            if moving:
+                progress.update(task, description=words)
+            else:
+                console.print(f"{words}  {player.watch.summary()}  ({time.perf_counter() - begun:.0f} s of work)")
+            simulation.at(simulation.now + (TICK_SECONDS if moving else LINE_SECONDS), show)
+
+        def each(step: Step) -> None:
+            nonlocal doing
+            doing = step.text
+
+        show()
+        try:
+            player.play(each)
+        except Failed as error:
+            failure = str(error)
+    table = Table("step", "virtual time", "figure")
+    for figure in player.figures:
+        took = "" if figure.seconds is None else f"{figure.seconds:.1f} s"
+        table.add_row(figure.text, took, figure.value)
+    console.print(table)
+    work = time.perf_counter() - begun
+    console.print(
+        f"{scenario.nodes} nodes, {scenario.clients} clients, seed {simulation.seed}, "
+        f"{simulation.now:.0f} s of virtual time, {simulation.events:,} events in {work:.0f} s of work "
+        f"({work / max(1, simulation.events) * 1e6:.0f} us each)"
+    )
+    if failure:
+        console.print(f"[bold red]{failure}")
+    return 1 if failure else 0
+
+
+def main() -> int:
+    """Parse and run; the exit code."""
+    names = sorted(path.stem for path in SCENARIOS.glob("*.txt"))
+    parser = argparse.ArgumentParser(prog="scripts/sim", description="Meshes on virtual time; figures, not timings.")
+    parser.add_argument(
+        "scenario", help=f"one of {', '.join(names)}, or a file in the language of tests/sim/scenario.py"
+    )
+    parser.add_argument("--nodes", type=int, help="how many nodes (default: as the scenario says)")
+    parser.add_argument("--seed", type=int, help="repeats a run (default: as the scenario says)")
+    parser.add_argument("--no-bytes", action="store_true", help="do not count bytes: quicker")
+    options = parser.parse_args()
+    # Millions of small objects that live until the end: looking through them for cycles would be half of the work.
+    gc.disable()
+    console = Console(width=160) if not sys.stdout.isatty() else Console()
+    try:
+        scenario = read(options.scenario, options.nodes)
+    except (OSError, ScenarioError) as error:
+        print(f"sim: {error}", file=sys.stderr)
+        return 2
+    try:
+        return play(scenario, console, seed=options.seed, count_bytes=not options.no_bytes)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

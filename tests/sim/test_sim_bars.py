@@ -1,0 +1,191 @@
+"""The bars of the mesh, each as a scenario of `scenarios/` at a size that a test can afford.
+
+`scripts/sim NAME` plays the same at full size. `MESH_SIM_SEED` repeats a run; every failure names its seed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from meshllm.core.views import PeerStatus
+from tests.sim import observe
+from tests.sim.__main__ import read
+from tests.sim.play import Failed, Player
+from tests.sim.scenario import parse
+
+SEED = int(os.environ.get("MESH_SIM_SEED", "1"))
+
+
+def played(name: str, size: int, *, seed: int = SEED, count_bytes: bool = False) -> Player:
+    """The player after the last step. A step that fails raises, naming line, seed and time."""
+    player = Player(read(name, size), seed=seed, count_bytes=count_bytes)
+    player.play()
+    return player
+
+
+def run(text: str, *, seed: int = SEED) -> Player:
+    """The same for a scenario written here."""
+    player = Player(parse(text), seed=seed, count_bytes=False)
+    player.play()
+    return player
+
+
+@pytest.mark.slow
+def test_a_change_is_everywhere_within_12_rounds() -> None:
+    played("spread", 200)
+
+
+@pytest.mark.slow
+def test_a_killed_node_is_out_of_every_table_within_5_seconds() -> None:
+    played("kill", 150)
+
+
+@pytest.mark.slow
+def test_loss_kills_nobody() -> None:
+    player = run("nodes 30\nskew 1%\nloss 10%\nstart 0\nstart 1..29 over 10s\nwait 1h\nexpect deaths 0\n")
+    assert player.watch.looks > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+def test_no_ghost_survives_a_thousand_kills_and_restarts(seed: int) -> None:
+    player = played("churn", 60, seed=seed)
+    assert sum(node.starts - 1 for node in player.simulation.nodes) == 1000
+
+
+@pytest.mark.slow
+def test_a_join_where_600_addresses_are_dead_takes_no_longer() -> None:
+    player = played("join-dead", 120)
+    took = [
+        figure.seconds
+        for figure in player.figures
+        if figure.seconds is not None and figure.text.startswith("expect within 20s joined")
+    ]
+    clean, dead = took[:2], took[2:]
+    assert len(dead) == 4
+    assert max(clean) < 1.0
+    assert max(dead) < 1.0
+
+
+@pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
+def test_halves_find_together_again(seed: int) -> None:
+    played("partition", 40, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
+def test_two_meshes_become_one_and_nobody_adopts_twice(seed: int) -> None:
+    player = played("two-meshes", 40, seed=seed)
+    # The losing half and nobody else.
+    assert sorted(player.simulation.saved_meshes) == list(range(20, 40))
+
+
+def test_traffic_does_not_grow_with_the_mesh_beyond_the_digest() -> None:
+    small, large = (played("traffic", size, count_bytes=True) for size in (20, 80))
+    kinds = {kind for player in (small, large) for kind in player.simulation.bytes} - {"Digest", "Difference"}
+
+    def per_node(player: Player, kind: str) -> float:
+        return player.simulation.bytes[kind] / len(player.simulation.live())
+
+    for kind in kinds:
+        assert per_node(large, kind) <= 1.5 * per_node(small, kind) + 50 * 60, kind
+
+
+def test_one_node_is_a_mesh() -> None:
+    run("nodes 1\nstart 0\nwait 10s\nexpect whole")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_nodes_notice_a_death_too(count: int) -> None:
+    run(f"nodes {count}\nstart 0\nstart 1..{count - 1}\nexpect within 60s whole\nkill 1\nexpect within 5s gone 1")
+
+
+def test_a_node_that_leaves_is_gone_at_once() -> None:
+    run("nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nstop 7\nexpect within 1s gone 7\nexpect whole")
+
+
+def test_a_restarted_node_finds_its_mesh_without_an_invite() -> None:
+    run(
+        "nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nwait 30s\nkill 7\nexpect within 5s gone 7\n"
+        "restart 7\nexpect within 10s joined 7\nexpect within 60s whole"
+    )
+
+
+def test_a_whole_mesh_that_restarts_finds_itself() -> None:
+    run(
+        "nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nwait 60s\nkill all\nwait 10s\nrestart all over 5s\n"
+        "expect within 60s whole"
+    )
+
+
+def test_a_client_follows_what_happens() -> None:
+    player = run(
+        "nodes 20\nclients 2\nstart 0\nstart 1..19\nexpect within 60s whole\nstart clients through 0..2\n"
+        "expect within 5s joined clients\nserve 5 model-a\nexpect within 3s known model-a\nwait 5s\n"
+        "kill 5\nexpect within 6s gone 5\nserve 6 model-b\nexpect within 3s known model-b"
+    )
+    # It counts for nothing: nobody has it in a table.
+    client = player.simulation.nodes[20]
+    assert all(observe.status(node, client.id) is None for node in player.simulation.live())
+
+
+def test_a_client_survives_the_death_of_all_it_is_linked_with() -> None:
+    player = Player(
+        parse("nodes 20\nclients 1\nstart 0\nstart 1..19\nexpect within 60s whole\nstart clients through 0")
+    )
+    player.play()
+    player.simulation.run(30.0)
+    client = player.simulation.nodes[20]
+    for peer in list(client.links):
+        player.simulation.kill(player.simulation.by_id[peer].index)
+    player.simulation.run(20.0)
+    live = {node.id for node in player.simulation.live()}
+    assert set(client.links) & live
+    alive = {peer.node for peer in observe.view(client).peers if peer.status is PeerStatus.ALIVE}
+    assert alive == live
+
+
+def test_what_the_watch_asks_is_what_the_snapshot_says() -> None:
+    player = run(
+        "nodes 20\nclients 1\nstart 0\nstart 1..19\nexpect within 60s whole\nstart clients through 0..2\n"
+        "kill 3\nstop 4\nwait 3s"
+    )
+    for node in observe.everybody(player.simulation):
+        for peer in observe.view(node).peers:
+            assert observe.status(node, peer.node) is peer.status
+
+
+def test_a_seed_repeats_a_run() -> None:
+    text = "nodes 15\nloss 10%\nskew 1%\nstart 0\nstart 1..14 over 5s\nwait 60s\nkill 3\nwait 20s"
+    one, two, other = run(text), run(text), run(text, seed=SEED + 1)
+    assert (one.simulation.events, one.simulation.messages) == (two.simulation.events, two.simulation.messages)
+    assert one.simulation.messages != other.simulation.messages
+
+
+def test_a_failure_names_seed_and_line() -> None:
+    with pytest.raises(Failed, match=rf"line 3: .*seed {SEED}"):
+        run("nodes 2\nstart 0\nexpect within 2s joined 1")
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 10))
+def test_whatever_happens_the_mesh_is_whole_afterwards(seed: int) -> None:
+    """Random trouble: kills, restarts, cuts, loss, old records. Then a quiet minute."""
+    rng = random.Random(seed)
+    count = rng.randrange(3, 16)
+    lines = [f"nodes {count}", "skew 1%", "start 0", f"start 1..{count - 1} over 5s", "wait 10s"]
+    for _ in range(rng.randrange(3, 10)):
+        half = rng.randrange(1, count)
+        trouble = [
+            f"churn {rng.randrange(1, 6)} over 5s",
+            f"cut 0..{half - 1} | {half}..{count - 1}",
+            f"cut {rng.randrange(count)} > 0..{count - 1}",
+            "loss 30%",
+            "loss 20% late",
+            "heal",
+            "replay 5",
+        ]
+        lines += [rng.choice(trouble), f"wait {rng.randrange(1, 40)}s"]
+    lines += ["heal", "loss 0%", "expect within 120s whole"]
+    run("\n".join(lines), seed=seed)
