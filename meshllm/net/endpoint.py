@@ -14,6 +14,7 @@ import os
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from aioquic._buffer import Buffer
@@ -51,9 +52,17 @@ SMALLEST_INITIAL = 1200
 LONGEST_DATAGRAM = 2048
 # Asked of the system for each direction; it may give less.
 SOCKET_BUFFER_BYTES = 4 << 20
-# For so many ended connections the last words are said again to a peer that has not heard them.
-MAX_FAREWELLS = 256
+# Connection ids (8 a connection) of ended connections, whose last words are said again to a peer that goes on.
+MAX_FAREWELLS = 2048
 FAREWELLS_EACH = 8
+
+
+@dataclass(slots=True)
+class Farewell:
+    """A connection's last datagram, and how often it may still be said again."""
+
+    datagram: bytes
+    left: int = FAREWELLS_EACH
 
 
 class Route(Protocol):
@@ -84,7 +93,7 @@ class Endpoint:
         self._per_address: dict[str, int] = {}
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
         self._retry = QuicRetryTokenHandler()
-        self._farewells: OrderedDict[bytes, list[object]] = OrderedDict()
+        self._farewells: OrderedDict[bytes, Farewell] = OrderedDict()
 
     # -- life
 
@@ -150,10 +159,10 @@ class Endpoint:
         """Connections of whoever has proved nothing yet."""
         return len(self._strangers)
 
-    def farewell(self, ids: list[bytes], datagram: bytes) -> None:
+    def farewell(self, ids: tuple[bytes, ...], datagram: bytes) -> None:
         """A connection has ended with that datagram; say it again if the peer goes on."""
-        words: list[object] = [datagram, FAREWELLS_EACH]
-        for connection_id in ids[:1]:
+        words = Farewell(datagram)
+        for connection_id in ids:
             self._farewells[connection_id] = words
         while len(self._farewells) > MAX_FAREWELLS:
             self._farewells.popitem(last=False)
@@ -258,10 +267,9 @@ class Endpoint:
 
     def _say_again(self, connection_id: bytes, source: SocketAddress) -> None:
         words = self._farewells[connection_id]
-        datagram, left = words
-        if isinstance(left, int) and left > 0 and isinstance(datagram, bytes):
-            words[1] = left - 1
-            self.send(datagram, source)
+        if words.left > 0:
+            words.left -= 1
+            self.send(words.datagram, source)
 
 
 def _bind(host: str | None, port: int) -> tuple[socket.socket, bool]:

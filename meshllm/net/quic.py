@@ -92,7 +92,8 @@ class QuicCarrier:
         self._dialled = dialled
         self._loop = asyncio.get_running_loop()
         self._user: CarrierUser | None = None
-        self._ids: list[bytes] = [connection.host_cid]
+        # aioquic issues an id anew (the same one) when the packet that told the peer of it is lost.
+        self._ids: dict[bytes, None] = {connection.host_cid: None}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._soon: asyncio.Handle | None = None
@@ -154,7 +155,7 @@ class QuicCarrier:
         self._quic.close(error_code=CLOSED, reason_phrase=reason)
         last = self._flush()
         if last is not None:
-            self._endpoint.farewell(self._ids, last)
+            self._endpoint.farewell(tuple(self._ids), last)
         self._end()
 
     # -- dialling.Attempt
@@ -215,10 +216,10 @@ class QuicCarrier:
                 if user is not None:
                     user.was_stopped(event.stream_id)
             elif isinstance(event, events.ConnectionIdIssued):
-                self._ids.append(event.connection_id)
+                self._ids[event.connection_id] = None
                 self._endpoint.routes[event.connection_id] = self
             elif isinstance(event, events.ConnectionIdRetired):
-                self._ids.remove(event.connection_id)
+                self._ids.pop(event.connection_id, None)
                 self._endpoint.routes.pop(event.connection_id, None)
             elif isinstance(event, events.HandshakeCompleted) and self.dial is not None:
                 self._check_pin(self.dial)
@@ -310,7 +311,7 @@ class QuicCarrier:
             if handle is not None:
                 handle.cancel()
         self._timer = self._soon = None
-        for connection_id in [key for key in self._ids if self._endpoint.routes.get(key) is self]:
-            del self._endpoint.routes[connection_id]
-        self._endpoint.routes.pop(self._quic.original_destination_connection_id, None)
+        for connection_id in (*self._ids, self._quic.original_destination_connection_id):
+            if self._endpoint.routes.get(connection_id) is self:
+                del self._endpoint.routes[connection_id]
         self._endpoint.known(self)
