@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import pytest
-from net_rig import MEMBER, MESH, SECRET, Node, Talker, World, client, identity
+from net_rig import MEMBER, MESH, SECRET, Node, Recorder, Talker, World, client, identity
 
-from meshllm.core.records import Address, Role, WayIn
+from meshllm.core.records import Address, NodeId, Role, WayIn
 from meshllm.errors import LinkClosed, PeerRefused, PeerUnreachable
 from meshllm.net import credit, dialling, links, streams
-from meshllm.net.base import MAX_MESSAGE_BYTES, StreamKind
+from meshllm.net.base import MAX_MESSAGE_BYTES, Link, StreamKind
 from meshllm.net.credit import GROWN_CREDIT_BYTES, LINK_UNSENT_BYTES
 from meshllm.net.transport import NodeTransport
 from meshllm.tasks import Owner
@@ -101,52 +102,82 @@ def talks(one: Node, other: Node) -> bool:
     return len(one.transport.links()) == 1 == len(other.transport.links())
 
 
+@pytest.mark.parametrize("first", ["smaller", "larger", "larger, and the other after the welcome"])
 async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
-    """Both have proved themselves before either is welcomed: the case that rules are needed for."""
-    smaller, larger = sorted([await world.node(), await world.node()], key=lambda node: node.id)
-    held: list[tuple[NodeTransport, object]] = []
-    admit = NodeTransport._admit
-    proving: set[object] = set()
+    """Both have proved themselves before either is welcomed: the case that the rule is for, in both orders."""
+    smaller, larger = await ordered(world)
+    read = links.Greeting.data_received
+    held: dict[NodeId, Callable[[], None]] = {}
+    hellos: set[object] = set()
 
-    def both_prove_first(self: NodeTransport, finding: object) -> object:
-        held.append((self, finding))
-        return admit(self, finding)  # type: ignore[arg-type]
+    def hold_proofs(self: links.Greeting, data: bytes) -> None:
+        if self._link.carrier.dialled or self not in hellos:
+            hellos.add(self)
+            read(self, data)
+            return
+        acceptor = cast(NodeTransport, self._link._owner).identity.node
+        held[acceptor] = lambda: read(self, data)
+        if len(held) == 2:
+            order = [smaller.id, larger.id] if first == "smaller" else [larger.id, smaller.id]
+            for node in order[: 1 if "after" in first else 2]:
+                held[node]()
 
-    monkeypatch.setattr(NodeTransport, "_admit", both_prove_first)
-    proves = NodeTransport.proving
+    def up(link: Link) -> None:
+        Recorder.link_up(smaller.heard, link)
+        if "after" in first and len(smaller.heard.events) == 1:
+            held[smaller.id]()
 
-    def note(self: NodeTransport, link: links.NodeLink) -> bool:
-        proving.add(self)
-        return proves(self, link)
+    smaller.heard.link_up = up  # type: ignore[method-assign]
 
-    monkeypatch.setattr(NodeTransport, "proving", note)
+    monkeypatch.setattr(links.Greeting, "data_received", hold_proofs)
     found = await asyncio.gather(smaller.transport.dial(larger.way), larger.transport.dial(smaller.way))
-    await larger.heard.until(lambda: larger.heard.up)
-    await smaller.heard.until(lambda: smaller.heard.up)
     assert [link.facts.peer for link in found] == [larger.id, smaller.id]
-    if len(proving) == 2 and len(held) == 2:
-        assert smaller.transport.links()[0].facts.dialled
-        assert not larger.transport.links()[0].facts.dialled
+    assert len(held) == 2
+    assert smaller.transport.links()[0].facts.dialled
+    assert not larger.transport.links()[0].facts.dialled
     assert smaller.heard.events == [("up", larger.id)]
     assert larger.heard.events == [("up", smaller.id)]
 
 
-async def test_a_node_that_was_started_anew_replaces_its_link_at_once(world: World) -> None:
-    one, other, *_ = await world.pair()
-    again = await world.node(who=one.transport.identity)
-    await again.transport.dial(other.way)
-    await other.heard.until(lambda: len(other.heard.events) == 3)
-    assert other.heard.events == [("up", one.id), ("down", one.id), ("up", one.id)]
-    assert other.transport.links()[0].facts.address == again.address
+async def ordered(world: World) -> tuple[Node, Node]:
+    """Two nodes, the one with the smaller id first."""
+    small, large = sorted((identity(), identity()), key=lambda who: who.node)
+    return await world.node(who=small), await world.node(who=large)
 
 
-@pytest.mark.parametrize("who_dials", ["the same", "the other"])
-async def test_a_link_that_one_end_has_lost_is_replaced_when_it_dials(world: World, who_dials: str) -> None:
-    one, other, dialled, accepted = await world.pair()
-    loser, still = (one, other) if who_dials == "the same" else (other, one)
-    lost = dialled if loser is one else accepted
+@pytest.mark.parametrize("smaller_dialled", [True, False])
+@pytest.mark.parametrize("dialler_returns", [True, False])
+async def test_a_node_that_was_started_anew_replaces_its_link_at_once(
+    world: World, smaller_dialled: bool, dialler_returns: bool
+) -> None:
+    """Whoever dialled the old link, and whatever the ids."""
+    one, other = await ordered(world)
+    if not smaller_dialled:
+        one, other = other, one
+    await one.transport.dial(other.way)
+    await other.heard.until(lambda: other.heard.up)
+    stays, returns = (other, one) if dialler_returns else (one, other)
+    again = await world.node(who=returns.transport.identity)
+    await again.transport.dial(stays.way)
+    await stays.heard.until(lambda: len(stays.heard.events) == 3)
+    assert stays.heard.events == [("up", returns.id), ("down", returns.id), ("up", returns.id)]
+    assert stays.transport.links()[0].facts.address == again.address
+
+
+@pytest.mark.parametrize("smaller_dialled", [True, False])
+@pytest.mark.parametrize("dialler_loses", [True, False])
+async def test_a_link_that_one_end_has_lost_is_replaced_when_it_dials(
+    world: World, smaller_dialled: bool, dialler_loses: bool
+) -> None:
+    one, other = await ordered(world)
+    if not smaller_dialled:
+        one, other = other, one
+    await one.transport.dial(other.way)
+    await other.heard.until(lambda: other.heard.up)
+    loser, still = (one, other) if dialler_loses else (other, one)
+    lost = cast(links.NodeLink, loser.transport.links()[0])
     lost.carrier._end()  # type: ignore[attr-defined]
     lost.lost("as if the network had been away for longer than this end waits")
     await loser.transport.dial(still.way)

@@ -17,7 +17,7 @@ from net_rig import MEMBER, Changes, Node, Recorder, Talker, World, identity
 from meshllm.core.records import Address, WayIn
 from meshllm.errors import PeerUnreachable, PortTaken
 from meshllm.net import endpoint, quic_connection, transport
-from meshllm.net.base import MAX_STREAMS_PER_LINK, StreamKind
+from meshllm.net.base import MAX_STREAMS_PER_LINK, STREAM_CREDIT_BYTES, StreamKind
 from meshllm.net.credit import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES
 from meshllm.net.endpoint import Endpoint, SocketAddress, address_key, to_address
 from meshllm.net.quic import QuicCarrier, QuicTransport
@@ -307,6 +307,8 @@ async def test_limits_follow_what_is_read(world: World) -> None:
     limit = quic._local_max_data
     assert limit.value <= limit.used + LINK_CREDIT_BYTES
     assert connection_of(dialled)._remote_max_data <= limit.used + LINK_CREDIT_BYTES
+    allowed = connection_of(dialled)._streams[stream.number].max_stream_data_remote  # type: ignore[attr-defined]
+    assert allowed <= (40 << 20) + 1 + STREAM_CREDIT_BYTES
 
 
 async def test_a_link_takes_as_many_streams_as_it_says(world: World) -> None:
