@@ -19,8 +19,10 @@ from meshllm.core.views import JoinPhase, JoinStep
 JOIN_SECONDS = 20.0
 # A peer that has let us in sends its table within a few round trips; without it we are in the mesh all the same.
 SYNC_SECONDS = 5.0
-# Remembered peers are many and maybe long gone: so many at a time. Invited ways are few, and a person waits.
+# Remembered peers are many and maybe long gone: so many at first, and as many more while none of them has answered,
+# which a dead one takes ten times longer to show. Invited ways are few, and a person waits: all at once.
 KNOWN_AT_A_TIME = 8
+KNOWN_MORE_SECONDS = 0.5
 MAX_WAYS = 64
 RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
@@ -46,6 +48,7 @@ class Joining:
         self._rng = rng
         self._ways: dict[bytes, _Way] = {}
         self._rounds = 0
+        self._at_a_time = KNOWN_AT_A_TIME
 
     @property
     def steps(self) -> tuple[JoinStep, ...]:
@@ -128,6 +131,9 @@ class Joining:
         elif what == "join sync" and self.phase is JoinPhase.SYNCING:
             # There is a link, so this node is in the mesh; the rounds of gossip bring the table sooner or later.
             self.synced()
+        elif what == "join more":
+            self._at_a_time += KNOWN_AT_A_TIME
+            self._dial(now)
         elif what == "join retry" and self.phase in (JoinPhase.DIALLING, JoinPhase.FAILED):
             self._again(now)
 
@@ -145,7 +151,9 @@ class Joining:
             for key, way in list(self._ways.items()):
                 if way.invited is not invited or way.step.state != "waiting":
                     continue
-                if not invited and busy >= KNOWN_AT_A_TIME:
+                if not invited and busy >= self._at_a_time:
+                    if self._timers.at("join more") is None:
+                        self._timers.set("join more", now + KNOWN_MORE_SECONDS)
                     return
                 busy += 1
                 if not self._links.dial(way.step.way, now, patient=False) and not self._links.dialling(key, now):
@@ -167,6 +175,7 @@ class Joining:
             self._timers.set("join retry", now + delay * (1.0 + RETRY_JITTER * self._rng.random()))
 
     def _again(self, now: float) -> None:
+        self._at_a_time = KNOWN_AT_A_TIME
         for key, way in self._ways.items():
             if way.step.state in ("failed", "linked"):
                 self._mark(key, "waiting", way.step.reason, now)

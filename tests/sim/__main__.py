@@ -44,9 +44,9 @@ def _worth(match: re.Match[str], number: int) -> int:
     return value
 
 
-def play(scenario: Scenario, console: Console, *, seed: int | None, count_bytes: bool) -> int:
+def play(scenario: Scenario, console: Console, *, seed: int | None) -> int:
     """Play it with a moving display; the exit code."""
-    player = Player(scenario, seed=seed, count_bytes=count_bytes)
+    player = Player(scenario, seed=seed)
     simulation, begun = player.simulation, time.perf_counter()
     failure = ""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -97,7 +97,6 @@ def main() -> int:
     )
     parser.add_argument("--nodes", type=int, help="how many nodes (default: as the scenario says)")
     parser.add_argument("--seed", type=int, help="repeats a run (default: as the scenario says)")
-    parser.add_argument("--no-bytes", action="store_true", help="do not count bytes: quicker")
     options = parser.parse_args()
     # Millions of small objects that live until the end: looking through them for cycles would be half of the work.
     gc.disable()
@@ -108,7 +107,7 @@ def main() -> int:
         print(f"sim: {error}", file=sys.stderr)
         return 2
     try:
-        return play(scenario, console, seed=options.seed, count_bytes=not options.no_bytes)
+        return play(scenario, console, seed=options.seed)
     except KeyboardInterrupt:
         return 130
 

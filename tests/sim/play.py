@@ -43,10 +43,10 @@ class Figure:
 class Player:
     """One scenario under way."""
 
-    def __init__(self, scenario: Scenario, *, seed: int | None = None, count_bytes: bool = True) -> None:
+    def __init__(self, scenario: Scenario, *, seed: int | None = None) -> None:
         seed = scenario.seed if seed is None else seed
         network = Network(random.Random(seed + 1), delay=scenario.delay, loss=scenario.loss, retransmit=scenario.late)
-        self.simulation = Simulation(seed, network, skew=scenario.skew, count_bytes=count_bytes)
+        self.simulation = Simulation(seed, network, skew=scenario.skew)
         self.scenario = scenario
         self.figures: list[Figure] = []
         self.watch = observe.Watch(self.simulation)
@@ -101,9 +101,13 @@ class Player:
         self.simulation.run(step.seconds)
 
     def _start(self, step: Step) -> None:
-        through = [self._ghost_way(number) for number in step.others.numbers]
+        ways = tuple(self._ghost_way(number) for number in step.others.numbers)
         for index in self._spread(step):
-            self.simulation.start(index, through or self._ways_for(index))
+            if step.flag:
+                self.simulation.nodes[index].peers = ways
+                self.simulation.start(index)
+            else:
+                self.simulation.start(index, ways or self._ways_for(index))
 
     def _ghost_way(self, index: int) -> WayIn:
         if index < len(self.simulation.nodes):
@@ -185,7 +189,9 @@ class Player:
         simulation.bytes.clear()
         nodes = simulation.live()
         before = {node.index: node.bytes_sent for node in nodes}
+        simulation.counting = True
         simulation.run(step.seconds)
+        simulation.counting = False
         rounds = step.seconds / ROUND_SECONDS
         sent = sorted((node.bytes_sent - before[node.index]) / rounds for node in nodes)
         parts = ", ".join(

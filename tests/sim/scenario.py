@@ -6,6 +6,7 @@ Settings come first, then actions, done one after the other on virtual time:
     loss 10%             loss 10% late        (late: sent anew, as QUIC does; a setting and an action)
     mesh 50..99          these were founded apart, with the same secret
     start 0..9           start 10..99 over 20s                start 5 through 0..4,600
+    start 6 knowing 7..9                      (these it remembers from before; it was given no invite)
     join 3 through 50..52                     (a running node is given invites)
     wait 10s             at 60s kill 3        (`at` waits until that time, then does the rest of the line)
     kill 3,7             stop 4               restart them       (them: the nodes of the last action)
@@ -158,9 +159,10 @@ class _Words:
 
 def _start(words: _Words) -> Step:
     nodes = words.nodes()
-    through = words.nodes() if words.accept("through") else Nodes()
+    remembered = words.accept("knowing")
+    ways = words.nodes() if remembered or words.accept("through") else Nodes()
     seconds = words.time() if words.accept("over") else 0.0
-    return words.step("start", nodes=nodes, others=through, seconds=seconds)
+    return words.step("start", nodes=nodes, others=ways, seconds=seconds, flag=remembered)
 
 
 def _join(words: _Words) -> Step:

@@ -95,5 +95,11 @@ def test_what_is_wrong_is_said_with_its_line(text: str, words: str) -> None:
     assert str(caught.value).startswith("line ")
 
 
+def test_ways_in_are_given_or_remembered() -> None:
+    given, remembered = parse("start 0 through 1..2 over 3s\nstart 1 knowing 5").steps
+    assert (given.others, given.flag, given.seconds) == (Nodes((1, 2)), False, 3.0)
+    assert (remembered.others, remembered.flag) == (Nodes((5,)), True)
+
+
 def test_a_way_in_may_lead_nowhere() -> None:
     assert parse("start 0 through 600").steps[0].others == Nodes((600,))

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from meshllm.core.peers import MeshConfig
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.messages import Ping
+from meshllm.core.peers import MeshConfig
 from meshllm.core.records import Address, MeshId, NodeRecord, Stamp, WayIn
 from meshllm.net.base import DIAL_SECONDS, IDLE_SECONDS
 from tests.sim.network import Network
@@ -54,7 +54,7 @@ class Rig:
         self.simulation.run(0.0)
 
     def puppet(self, index: int) -> Puppet:
-        core = self.simulation.nodes[index].core
+        core: Any = self.simulation.nodes[index].core
         assert isinstance(core, Puppet)
         return core
 
@@ -132,6 +132,7 @@ def test_messages_arrive_in_order() -> None:
 def test_bytes_are_those_of_the_codec() -> None:
     rig = Rig()
     rig.link()
+    rig.simulation.counting = True
     rig.ask(0, c.Send(rig.simulation.nodes[1].id, Ping(1)))
     rig.simulation.run(1.0)
     assert rig.simulation.nodes[0].bytes_sent == rig.simulation.nodes[1].bytes_received > 4
