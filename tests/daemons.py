@@ -25,11 +25,16 @@ PATIENCE_SECONDS = 180.0
 class Daemon:
     """A running `mesh-llm --json`. Its lines are read in the background and kept in `lines`.
 
-    `prefix` are words before the command that have it run elsewhere, as the same process.
+    `prefix` are words before the command that have it run elsewhere, as the same process; `stdin` is what it can read.
     """
 
     def __init__(
-        self, home: Path, *arguments: str, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
+        self,
+        home: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        stdin: str = "",
     ) -> None:
         self.home = home
         self.model = MODEL
@@ -38,10 +43,14 @@ class Daemon:
         self.process = subprocess.Popen(
             [*prefix, str(PROGRAM), "--json", "--port", "0", "--console", "0", *arguments],
             env={**os.environ, "MESH_LLM_HOME": str(home), **(environment or {})},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert self.process.stdin is not None
+        self.process.stdin.write(stdin)
+        self.process.stdin.close()
         self._readers = [Thread(target=self._read), Thread(target=self._read_errors)]
         self.errors = ""
         for reader in self._readers:

@@ -88,6 +88,7 @@ class Membership:
             post, encode_message, lambda payload: decode_message(payload, verify), self._accept, self._in_use
         )
         self._port = 0
+        self._remembered = False
         self._addresses: tuple[Address, ...] = ()
         self._view: MeshView | None = None
         self._watcher: asyncio.TimerHandle | None = None
@@ -180,6 +181,7 @@ class Membership:
         if self._belonging.foreign and not self._adopt(link):
             link.close("the mesh secret it gave does not fit the invite")
             return
+        self._remember(link)
         if link.facts.observed is not None:
             self._observed.saw(link.facts.peer, link.facts.observed)
             self._tell_addresses()
@@ -216,10 +218,18 @@ class Membership:
             if len(secret) != SECRET_BYTES or not hmac.compare_digest(invite_key(secret, expires), key):
                 log.warning("%s gave a mesh secret that does not fit the invite", short(link.facts.peer))
                 return False
-        self._belonging = Belonging(belonging.mesh, secret)
+        self._belonging = Belonging(belonging.mesh, secret, ways=belonging.ways)
         mesh = belonging.mesh
         self._keeper.keep(lambda: self._state.adopt(mesh, secret))
         return True
+
+    def _remember(self, link: Link) -> None:
+        """Keep the first way that led somewhere at once: the core makes its list in its own time, and a node may end
+        before that."""
+        if not self._remembered:
+            self._remembered = True
+            ways = (WayIn(link.facts.peer, (link.facts.address,)), *self._belonging.ways)
+            self._keeper.keep(lambda: None if self._state.peers else self._state.save_peers(ways))
 
     def _credentials(self) -> Credentials:
         known = self._belonging

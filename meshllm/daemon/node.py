@@ -25,7 +25,7 @@ class Node:
     def __init__(
         self, mesh: Mesh, publish: Callable[[Snapshot], None], mailbox: asyncio.Queue[Event] | None = None
     ) -> None:
-        """`publish` hears each new snapshot. `mailbox` may hold what happened before there was a core."""
+        """`publish` hears the first snapshot and each new one. `mailbox` may hold what happened before the core was."""
         self._mesh = mesh
         self._publish = publish
         self._mailbox = mailbox if mailbox is not None else asyncio.Queue[Event]()
@@ -37,19 +37,25 @@ class Node:
     async def run(self, carry_out: Callable[[Command], None]) -> None:
         """Until the core asks to finish. `carry_out` starts what a command asks for and returns at once."""
         clock = asyncio.get_running_loop().time
-        published = self._mesh.snapshot()
+        published: Snapshot | None = None
+        commands = self._take_in(clock)
         while True:
-            commands = self._mesh.handle(await self._next(clock), clock())
-            for _ in range(min(self._mailbox.qsize(), MOST_AT_ONCE)):
-                commands += self._mesh.handle(self._mailbox.get_nowait(), clock())
             # Readers first: whoever is told of the change by a command must find it in the snapshot.
-            if self._mesh.snapshot() is not published:
-                published = self._mesh.snapshot()
-                self._publish(published)
+            if (snapshot := self._mesh.snapshot()) is not published:
+                published = snapshot
+                self._publish(snapshot)
             for command in commands:
                 if isinstance(command, Finish):
                     return
                 carry_out(command)
+            commands = self._mesh.handle(await self._next(clock), clock()) + self._take_in(clock)
+
+    def _take_in(self, clock: Callable[[], float]) -> list[Command]:
+        """What is in the mailbox already."""
+        commands: list[Command] = []
+        for _ in range(min(self._mailbox.qsize(), MOST_AT_ONCE)):
+            commands += self._mesh.handle(self._mailbox.get_nowait(), clock())
+        return commands
 
     async def _next(self, clock: Callable[[], float]) -> Event:
         deadline = self._mesh.next_deadline()

@@ -58,6 +58,19 @@ async def test_what_is_known_at_the_same_time_is_told_at_once() -> None:
     assert asked == [c.FetchModel("a"), c.PrepareEngine(), c.FetchModel("b"), c.FetchModel("c")]
 
 
+async def test_readers_are_told_of_a_core_to_which_nothing_has_happened() -> None:
+    told: list[Snapshot] = []
+
+    def publish(snapshot: Snapshot) -> None:
+        told.append(snapshot)
+        node.post(e.StopWanted())
+
+    node = Node(Mesh(), publish)
+    async with asyncio.timeout(10):
+        await node.run(lambda command: None)
+    assert told[0] == Snapshot()
+
+
 async def test_a_deadline_of_the_core_comes_by_itself() -> None:
     asked: list[str] = []
     node = Node(Mesh(), lambda snapshot: None)

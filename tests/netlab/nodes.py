@@ -165,9 +165,11 @@ class Answer:
 class Node(Daemon):
     """A daemon on a host."""
 
-    def __init__(self, host: Host, home: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, host: Host, home: Path, *arguments: str, environment: dict[str, str] | None = None, stdin: str = ""
+    ) -> None:
         self.host = host
-        super().__init__(home, *arguments, environment=environment, prefix=host.prefix)
+        super().__init__(home, *arguments, environment=environment, prefix=host.prefix, stdin=stdin)
         self._callers = ThreadPoolExecutor(32, thread_name_prefix=f"callers of {host.name}")
 
     def _finish(self) -> None:
@@ -282,10 +284,11 @@ def host_model(host: Host, model: str, says: str = "") -> FakeModel:
 
 
 def start(host: Host, home: Path, *arguments: str, environment: dict[str, str] | None = None) -> Node:
-    """A daemon that listens; it is ended when the lab ends, if it has not been before."""
+    """A daemon that listens and knows its mesh; it is ended when the lab ends, if it has not been before."""
     node = Node(host, home, *arguments, environment=environment)
     host.lab.stack.callback(_end, node)
     node.wait_until_listening()
+    node.until(lambda status: status["mesh"] is not None, "the mesh to be looked for")
     return node
 
 
