@@ -102,7 +102,10 @@ def talks(one: Node, other: Node) -> bool:
     return len(one.transport.links()) == 1 == len(other.transport.links())
 
 
-@pytest.mark.parametrize("first", ["smaller", "larger", "larger, and the other after the welcome"])
+@pytest.mark.parametrize(
+    "first",
+    ["smaller", "larger", "larger, and the other after the welcome", "smaller, and the other after the refusal"],
+)
 async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
     world: World, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
@@ -120,16 +123,23 @@ async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
         acceptor = cast(NodeTransport, self._link._owner).identity.node
         held[acceptor] = lambda: read(self, data)
         if len(held) == 2:
-            order = [smaller.id, larger.id] if first == "smaller" else [larger.id, smaller.id]
+            order = [smaller.id, larger.id] if first.startswith("smaller") else [larger.id, smaller.id]
             for node in order[: 1 if "after" in first else 2]:
                 held[node]()
 
     def up(link: Link) -> None:
         Recorder.link_up(smaller.heard, link)
-        if "after" in first and len(smaller.heard.events) == 1:
+        if "after the welcome" in first and len(smaller.heard.events) == 1:
             held[smaller.id]()
 
+    def refused(link: links.NodeLink, error: PeerRefused) -> None:
+        assert error.reason == "duplicate"
+        NodeTransport.refused(larger.transport, link, error)
+        if "after the refusal" in first:
+            held[larger.id]()
+
     smaller.heard.link_up = up  # type: ignore[method-assign]
+    larger.transport.refused = refused  # type: ignore[method-assign]
 
     monkeypatch.setattr(links.Greeting, "data_received", hold_proofs)
     found = await asyncio.gather(smaller.transport.dial(larger.way), larger.transport.dial(smaller.way))
