@@ -82,10 +82,10 @@ class Choice:
         usable = self._usable(desks, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
-        if self._guest:
+        if self._guest and not self._refusals:
             words = f"{model} is not served by this node at the moment."
             return Decision(Step.FAIL, words=words, status=503, code=NOT_HERE)
-        if desks:
+        if desks or self._guest:
             return self._nobody(desks)
         if route.standing is Standing.COMING:
             return self._coming(route, now)
@@ -162,7 +162,7 @@ class Choice:
 
     def _nobody(self, desks: list[TargetDesk]) -> Decision:
         """There are hosts, and none that may be asked now."""
-        waits = any(desk.target in self._avoid and desk.target not in self._refusals for desk in desks)
+        waits = not self._guest and any(desk.target in self._avoid and desk.target not in self._refusals for desk in desks)
         told = self._best_refusal()
         if told is not None and not waits:
             return Decision(Step.TELL, refusal=told)
@@ -188,10 +188,10 @@ class Choice:
                             headers="retry-after: 5\r\n")  # fmt: skip
         return Decision(Step.WAIT, words=route.words)
 
-    def another(self, desks: list[TargetDesk], but: TargetDesk, now: float) -> bool:
-        """Whether somebody else could work on this at once."""
+    def another(self, desks: list[TargetDesk], but: TargetDesk, now: float, *, at_once: bool = True) -> bool:
+        """Whether somebody else could work on this, `at_once` or in its turn."""
         return any(
-            desk is not but and desk.target.place != but.target.place and desk.free and desk.resting_until <= now
+            desk.target.place != but.target.place and desk.resting_until <= now and (desk.free or not at_once)
             for desk in self._usable(desks, now)
         )
 

@@ -177,7 +177,7 @@ class Exchange:
 
     def deserted(self) -> None:
         """The host is believed to be gone: what it has not begun to answer is asked of another one, if there is one."""
-        if not self._begun and self.phase not in (Phase.WAITING, Phase.DONE) and self._another():
+        if not self._begun and self.phase is not Phase.WAITING and self._another(at_once=False):
             self._try_again("it is gone")
 
     @property
@@ -185,10 +185,10 @@ class Exchange:
         """Whether something of an answer, more than comments, has been passed on: then nobody else can give it."""
         return self.over or (self._repair is not None and self._repair.started)
 
-    def _another(self) -> bool:
-        """Whether another host could begin at once."""
+    def _another(self, *, at_once: bool = True) -> bool:
+        """Whether there is another host, that could begin `at_once` or in its turn."""
         _, desks = self._hall.find(self.model)
-        return self._at is not None and self._choice.another(desks, self._at, self._hall.now())
+        return self._at is not None and self._choice.another(desks, self._at, self._hall.now(), at_once=at_once)
 
     def _try_again(self, reason: str) -> None:
         """An attempt failed before anything of an answer was passed on."""
@@ -314,7 +314,7 @@ class Exchange:
         assert upstream is not None
         if self._repair is not None and self._repair.complete:
             self._end_stream(b"", "failed" if self._repair.failed else "answered")
-        elif stale and not (self.kind is TargetKind.PEER and self._another()):
+        elif stale and not (self.kind is TargetKind.PEER and self._another(at_once=False)):
             # It had hung up on an idle connection while our request was under way: not a fault of anybody. A peer may
             # be gone altogether, though, and to find out takes seconds.
             self._connect(upstream.pool)

@@ -10,11 +10,13 @@ import contextlib
 import json
 import logging
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
 from meshllm.core.types import (
     BackendState,
     EnginePhase,
@@ -26,6 +28,7 @@ from meshllm.core.types import (
     ServerPhase,
     Snapshot,
 )
+from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.exchange import Exchange
 from meshllm.web.gateway import Gateway
@@ -61,10 +64,19 @@ class Watch:
 class WatchedGateway(Gateway):
     """A gateway whose queue, connections and endings can be waited for."""
 
-    def __init__(self, policy: CallerPolicy, backend_keys: Mapping[str, str] | None = None) -> None:
-        super().__init__(policy, backend_keys)
+    def __init__(self, policy: CallerPolicy, backend_keys: Mapping[str, str] | None = None, **mesh: Any) -> None:
+        super().__init__(policy, backend_keys, **mesh)
         self.watch = Watch()
         self.outcomes: list[str] = []
+        self.guest_outcomes: list[str] = []
+        count = self.metrics.count_guest
+
+        def count_guest(model: str, outcome: str) -> None:
+            count(model, outcome)
+            self.guest_outcomes.append(outcome)
+            self.watch.notify()
+
+        self.metrics.count_guest = count_guest  # type: ignore[method-assign]
         inner = self._connections.remove
 
         def remove(connection: Any) -> None:
@@ -104,8 +116,18 @@ class WatchedGateway(Gateway):
 
     @property
     def body_bytes(self) -> int:
-        """What the bodies of callers take."""
-        return self._connections.bodies.held
+        """What the bodies of callers take, and those of peers."""
+        return self._connections.bodies.held + self._tunnels._bodies.held
+
+    @property
+    def guests(self) -> int:
+        """Requests of peers at work here."""
+        return sum(entrance.active for entrance in self._tunnels._busy)
+
+    @property
+    def tunnels(self) -> int:
+        """Connections of peers."""
+        return sum(len(entrance.connections.live) for entrance in self._tunnels._busy)
 
 
 # -- upstream
@@ -601,6 +623,7 @@ class Bench:
     upstreams: list[Upstream] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(engine=READY))
+    node: NodeId = field(default_factory=lambda: NodeId(bytes(32)))
 
     async def engine(self, script: Script = well) -> Upstream:
         """A new upstream on a Unix socket."""
@@ -621,6 +644,12 @@ class Bench:
         self.snapshot = replace(
             self.snapshot, version=self.snapshot.version + 1, models=models, backends=backends, stopping=stopping
         )
+        self.gateway.publish(self.snapshot)
+
+    def meet(self, *peers: PeerView, phase: JoinPhase = JoinPhase.JOINED, wants: tuple[str, ...] = ()) -> None:
+        """The gateway hears of these peers, and of no others."""
+        mesh = MeshView(self.node, MeshId(bytes(16)), Role.NODE, phase, peers=peers)
+        self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, mesh=mesh, wants=wants)
         self.gateway.publish(self.snapshot)
 
     async def serve(self, script: Script = well, *, slots: int = 4) -> Upstream:
@@ -697,7 +726,7 @@ class _Faults(logging.Handler):
 
 @contextlib.asynccontextmanager
 async def bench(
-    folder: Path, policy: CallerPolicy | None = None, backend_keys: Mapping[str, str] | None = None
+    folder: Path, policy: CallerPolicy | None = None, backend_keys: Mapping[str, str] | None = None, **mesh: Any
 ) -> AsyncIterator[Bench]:
     """A bench that listens on a port of its own."""
     faults: list[str] = []
@@ -706,7 +735,7 @@ async def bench(
     for logger in loggers:
         logger.addHandler(handler)
     try:
-        gateway = WatchedGateway(policy or CallerPolicy(), backend_keys)
+        gateway = WatchedGateway(policy or CallerPolicy(), backend_keys, **mesh)
         made = Bench(gateway, await gateway.start(("127.0.0.1",), 0), folder, faults)
         try:
             yield made
@@ -716,3 +745,132 @@ async def bench(
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
+
+
+# -- several gateways
+
+
+def node_id(number: int) -> NodeId:
+    """Some node's id."""
+    return NodeId(bytes([number]) * 32)
+
+
+def host(
+    node: NodeId,
+    *serves: str | ServedModel,
+    status: PeerStatus = PeerStatus.ALIVE,
+    incarnation: int = 1,
+    slots: int = 4,
+    context: int = 4096,
+    rtt: float | None = 0.001,
+    loads: tuple[ModelLoad, ...] = (),
+    wants: tuple[str, ...] = (),
+) -> PeerView:
+    """A peer that serves these models."""
+    models = tuple(
+        ServedModel(model, context_length=context, slots=slots) if isinstance(model, str) else model for model in serves
+    )
+    name = f"node{node[0]}"
+    record = NodeRecord(node, Stamp(incarnation, 1), MeshId(bytes(16)), name, serves=models, wants=wants)
+    return PeerView(record, status, linked=True, rtt=rtt, loads=loads)
+
+
+class Roads:
+    """Connects gateways in one process over pairs of sockets, as the mesh's transport does between machines."""
+
+    def __init__(self) -> None:
+        self.benches: dict[str, Bench] = {}
+        self.made = 0
+        self.refused = 0
+        self.watch = Watch()
+        self.closed: set[str] = set()
+        # Who is being connected to, until the event is set.
+        self.slow: dict[str, asyncio.Event] = {}
+        self._ends: dict[str, set[asyncio.Transport]] = {}
+
+    def connector(self, me: NodeId) -> Any:
+        """What the gateway of `me` connects with."""
+        return _Connector(self, me.hex())
+
+    async def connect(self, me: str, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
+        """A connection from `me` to `peer`."""
+        if (slow := self.slow.get(peer)) is not None:
+            await slow.wait()
+        if peer in self.closed:
+            self.refused += 1
+            raise ConnectionRefusedError("there is no link")
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        gateway = self.benches[peer].gateway
+        ends = self._ends.setdefault(peer, set())
+        transport, _ = await loop.create_unix_connection(lambda: gateway.tunnel(me), sock=far)
+        ends.add(transport)
+        transport, protocol = await loop.create_unix_connection(factory, sock=near)
+        ends.add(transport)
+        self.made += 1
+        self.watch.notify()
+        return protocol
+
+    def kill(self, peer: NodeId) -> None:
+        """All links to `peer` are gone at once, and it cannot be reached any more."""
+        self.closed.add(peer.hex())
+        for end in self._ends.pop(peer.hex(), set()):
+            end.abort()
+
+    def close(self) -> None:
+        """Hang up on all."""
+        for ends in self._ends.values():
+            for end in ends:
+                end.abort()
+
+
+class _Connector:
+    """One gateway's way to the others."""
+
+    def __init__(self, roads: Roads, me: str) -> None:
+        self._roads = roads
+        self._me = me
+
+    async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
+        """A stream into the gateway of `peer`."""
+        return await self._roads.connect(self._me, peer, factory)
+
+
+@dataclass
+class Town:
+    """Several benches, and the roads between them. The first is the one that is asked."""
+
+    benches: list[Bench]
+    roads: Roads
+    sought: list[str] = field(default_factory=list)
+
+    @property
+    def here(self) -> Bench:
+        """The one that is asked."""
+        return self.benches[0]
+
+    async def serve(self, number: int, script: Script = well, *, slots: int = 4) -> Upstream:
+        """An engine for the model `m` at that bench."""
+        return await self.benches[number].serve(script, slots=slots)
+
+
+@contextlib.asynccontextmanager
+async def town(folder: Path, count: int = 3) -> AsyncIterator[Town]:
+    """So many benches; node `n` has the id `node_id(n)`."""
+    roads, sought = Roads(), list[str]()
+    async with contextlib.AsyncExitStack() as stack:
+        benches = []
+        for number in range(count):
+            place = folder / str(number)
+            place.mkdir()
+            connector = roads.connector(node_id(number))
+            made = await stack.enter_async_context(bench(place, peers=connector, seek=sought.append))
+            made.node = node_id(number)
+            roads.benches[made.node.hex()] = made
+            benches.append(made)
+        try:
+            yield Town(benches, roads, sought)
+        finally:
+            for made in benches:
+                await made.gateway.close()
+            roads.close()
