@@ -87,11 +87,21 @@ def site(folder: Path) -> Iterator[Site]:
     """A place for nodes, all of them ended afterwards."""
     with ExitStack() as stack:
         yield Site(folder, stack)
+    while _clients:
+        _clients.popitem()[1].close()
+
+
+# Of the nodes of one site, by the address of their API; closed with it.
+_clients: dict[str, openai.OpenAI] = {}
 
 
 def client(node: Node) -> openai.OpenAI:
     """OpenAI's client, which tries nothing twice."""
-    return openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
+    found = _clients.get(node.base_url)
+    if found is None:
+        found = openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
+        _clients[node.base_url] = found
+    return found
 
 
 def joined(status: Status) -> bool:

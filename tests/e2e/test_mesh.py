@@ -376,11 +376,11 @@ def test_a_real_model_is_reached_through_the_mesh(here: Site, served: Daemon) ->
     file = here.folder / "invite"
     file.write_text(token)
     joiner = here.node("joiner", "--join", f"@{file}")
-    direct = openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
     limits = {"max_tokens": 16, "temperature": 0, "seed": 1}
     stream = client(joiner).chat.completions.create(model=MODEL, messages=HELLO, stream=True, **limits)  # type: ignore[call-overload]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-    whole = direct.chat.completions.create(model=MODEL, messages=HELLO, **limits)  # type: ignore[call-overload]
+    with openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as direct:
+        whole = direct.chat.completions.create(model=MODEL, messages=HELLO, **limits)  # type: ignore[call-overload]
     assert text == whole.choices[0].message.content
     assert joiner.stop() == 0
 
