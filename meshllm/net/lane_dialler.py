@@ -112,8 +112,8 @@ class Greeting(asyncio.Protocol):
         if self._welcome.done() or self._wish is None or self.transport is None or data[:1] != WELCOME:
             self.connection_lost(None)
         else:
-            self._wish.fulfil(self.transport, data[1:])
             self._welcome.set_result(True)
+            self._wish.fulfil(self.transport, data[1:])
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._welcome.done():

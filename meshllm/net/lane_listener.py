@@ -15,6 +15,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from meshllm.core.records import NodeId
@@ -38,6 +39,8 @@ MAX_STRANGERS = 64
 MAX_KNOCKS_PER_HOST = 32
 # How long a lane's end may take to say goodbye in TLS.
 GOODBYE_SECONDS = 1.0
+# Without file descriptors accepting would fail again at once.
+_BREATH_SECONDS = 0.5
 WELCOME = b"\x01"
 
 # Given the peer, the kind and the lane: what serves it, or None to refuse it.
@@ -59,9 +62,8 @@ class LaneListener:
         self._context = context
         self._serve = serve
         self._clock = clock
-        self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
         self._owner = Owner("lane listener")
-        self._closed = False
         # In the order of issue, which is the order of expiry, because all live equally long.
         self._tickets: dict[bytes, _Ticket] = {}
         self._outstanding: Counter[NodeId] = Counter()
@@ -69,7 +71,7 @@ class LaneListener:
         self._knocks: Counter[str] = Counter()
         self._strangers = 0
 
-    async def start(self, port: int, host: str | None = None) -> int:
+    def start(self, port: int, host: str | None = None) -> int:
         """Listen on `port`, or on any if another program has it. Returns the port; 0 if there is none to be had."""
         for wanted in (port, 0):
             try:
@@ -77,8 +79,9 @@ class LaneListener:
             except OSError as error:
                 log.info("no lanes on port %d: %s", wanted, error.strerror)
                 continue
-            self._server = await asyncio.get_running_loop().create_server(lambda: _Knock(self), sock=listening)
-            self.port = int(listening.getsockname()[1])
+            listening.setblocking(False)
+            self._socket, self.port = listening, int(listening.getsockname()[1])
+            self._owner.start(self._accept(listening), "accept")
             break
         return self.port
 
@@ -122,62 +125,70 @@ class LaneListener:
 
     async def close(self) -> None:
         """Listen no more; drop all who have not come in yet."""
-        self._closed = True
-        if self._server is not None:
-            self._server.close()
         await self._owner.close()
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self.port = None, 0
         self._tickets.clear()
 
-    # -- for those at the door
+    # -- at the door
 
-    def arrived(self, knock: _Knock, transport: asyncio.Transport) -> None:
-        """Somebody has connected: let him knock, or end it at once if there are too many."""
-        host = _plain(transport.get_extra_info("peername")[0])
-        known = self._expected.get(host, 0.0) > self._clock()
-        crowd = not known and self._strangers >= MAX_STRANGERS
-        if self._closed or crowd or self._knocks[host] >= MAX_KNOCKS_PER_HOST:
-            transport.abort()
-            return
-        transport.pause_reading()  # start_tls wants to see the first byte itself
-        self._knocks[host] += 1
-        self._strangers += not known
-        task = self._owner.start(self._hear(knock, transport), "knock")
-        task.add_done_callback(lambda _: self._left(host, known))
+    async def _accept(self, listening: socket.socket) -> None:
+        """Let each one knock, or show it out at once if there are too many."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as error:  # gone already, or this process has no file descriptors left
+                log.warning("a connection for a lane could not be accepted: %s", error.strerror)
+                await asyncio.sleep(_BREATH_SECONDS)
+                continue
+            host = _plain(str(address[0]))
+            known = self._expected.get(host, 0.0) > self._clock()
+            if (not known and self._strangers >= MAX_STRANGERS) or self._knocks[host] >= MAX_KNOCKS_PER_HOST:
+                connection.close()
+                continue
+            self._knocks[host] += 1
+            self._strangers += not known
+            task = self._owner.start(self._hear(connection), "knock")
+            task.add_done_callback(partial(self._left, host, known))
 
-    def _left(self, host: str, known: bool) -> None:
+    def _left(self, host: str, known: bool, _: asyncio.Task[None]) -> None:
         self._strangers -= not known
         self._knocks[host] -= 1
         if not self._knocks[host]:
             del self._knocks[host]
 
-    async def _hear(self, knock: _Knock, transport: asyncio.Transport) -> None:
+    async def _hear(self, connection: socket.socket) -> None:
         """TLS, then the ticket, all within the deadline; then the lane is in other hands, or gone."""
-        loop, admitted = asyncio.get_running_loop(), False
+        loop, knock, admitted = asyncio.get_running_loop(), _Knock(), False
+        connection.setblocking(False)
         try:
             async with asyncio.timeout(KNOCK_SECONDS):
-                secure = await loop.start_tls(
-                    transport, knock, self._context, server_side=True,
+                # Not by create_server: it would hold any number of half-open ones before anybody could count them.
+                await loop.connect_accepted_socket(
+                    lambda: knock, connection, ssl=self._context,
                     ssl_handshake_timeout=KNOCK_SECONDS, ssl_shutdown_timeout=GOODBYE_SECONDS,
                 )  # fmt: skip
                 await knock.spoken
-            admitted = secure is not None and self._admit(knock, secure)
+            admitted = self._admit(knock)
         except OSError:  # TimeoutError and ssl.SSLError among them: not TLS, too slow, or gone
             pass
         finally:
-            if not admitted:
-                transport.abort()
+            if not admitted and knock.transport is not None:
+                knock.transport.abort()
 
-    def _admit(self, knock: _Knock, secure: asyncio.Transport) -> bool:
+    def _admit(self, knock: _Knock) -> bool:
         """Hand the lane to what serves it. False if the ticket is wrong or nobody serves it."""
-        entry = self.redeem(knock.heard)
-        if entry is None or knock.gone or secure.is_closing():
+        entry, lane = self.redeem(knock.heard), knock.transport
+        if entry is None or lane is None or knock.gone or lane.is_closing():
             return False
-        protocol = self._serve(*entry, secure)
+        protocol = self._serve(*entry, lane)
         if protocol is None:
             return False
-        secure.set_protocol(protocol)
-        secure.write(WELCOME)
-        protocol.connection_made(secure)
+        lane.set_protocol(protocol)
+        lane.write(WELCOME)
+        protocol.connection_made(lane)
         return True
 
     # -- tickets
@@ -206,14 +217,14 @@ class _Knock(asyncio.Protocol):
     Whoever says more before he is welcome is no peer (a lane must not begin in the middle): then `heard` is too long.
     """
 
-    def __init__(self, listener: LaneListener) -> None:
+    def __init__(self) -> None:
         self.spoken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.transport: asyncio.Transport | None = None
         self.heard = b""
         self.gone = False
-        self._listener = listener
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._listener.arrived(self, cast(asyncio.Transport, transport))
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if len(self.heard) <= TICKET_BYTES:

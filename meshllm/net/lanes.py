@@ -90,13 +90,13 @@ class Lanes:
         self._ways: dict[NodeId, _Way] = {}
         self._open: dict[NodeId, list[asyncio.Transport]] = {}
 
-    async def start(self, serve: Serve, port: int, host: str | None = None) -> int:
+    def start(self, serve: Serve, port: int, host: str | None = None) -> int:
         """Listen on TCP `port` where it is free, else on any. Returns the port; 0: this node accepts no lanes.
 
         `serve` says what serves an accepted lane, given the peer, the kind and the lane; None refuses it.
         """
         self._serve = serve
-        return await self._listener.start(port, host)
+        return self._listener.start(port, host)
 
     def desk(self, link: Link) -> asyncio.BaseProtocol:
         """What serves a LANE_TICKET stream that the peer has opened."""

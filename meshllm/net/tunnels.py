@@ -43,9 +43,9 @@ class Tunnels:
         self._lanes = lanes
         self._servers: dict[StreamKind, Served] = {}
 
-    async def start(self, port: int, host: str | None = None) -> int:
+    def start(self, port: int, host: str | None = None) -> int:
         """Accept lanes, on TCP `port` if it is free. Returns the port, 0 if there are to be no lanes."""
-        return await self._lanes.start(self._accept_lane, port, host) if self._lanes is not None else 0
+        return self._lanes.start(self._accept_lane, port, host) if self._lanes is not None else 0
 
     def serve(self, kind: StreamKind, factory: Served) -> None:
         """From now on `factory(peer)` serves the tunnels of that kind that peers open."""
