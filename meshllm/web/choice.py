@@ -162,7 +162,8 @@ class Choice:
 
     def _nobody(self, desks: list[TargetDesk]) -> Decision:
         """There are hosts, and none that may be asked now."""
-        waits = not self._guest and any(desk.target in self._avoid and desk.target not in self._refusals for desk in desks)
+        failed = self._avoid.keys() - self._refusals.keys()
+        waits = not self._guest and any(desk.target in failed for desk in desks)
         told = self._best_refusal()
         if told is not None and not waits:
             return Decision(Step.TELL, refusal=told)

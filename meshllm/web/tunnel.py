@@ -156,7 +156,8 @@ class _Shut(asyncio.Protocol):
     """For whoever comes when the door is shut."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
+        # Not from here: uvloop has not finished making it.
+        asyncio.get_running_loop().call_soon(transport.close)
 
 
 class Tunnels:

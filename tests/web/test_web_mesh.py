@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_web_fuzz import VALID, answers
 from test_web_waiting import Gate, finish, queue
 from web_rig import (
     PATHS,
@@ -608,6 +610,31 @@ async def test_a_peer_may_post_to_the_model_routes_and_nothing_else(place: Town)
     assert response.json["error"]["code"] == "not_here"
     assert len(engine.calls) == 1
     await peer.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_bytes_of_a_peer_end_in_sound_http_or_none(place: Town, seed: int) -> None:
+    rng = random.Random(seed)
+    await place.serve(1)
+    gateway = place.benches[1].gateway
+    for _ in range(60):
+        data = bytearray(b"".join(rng.choices(VALID, k=rng.randint(1, 3))))
+        for _ in range(rng.randint(0, 4)):
+            at = rng.randrange(len(data) + 1)
+            data[at : at + rng.choice((0, 0, 1, 30))] = rng.randbytes(rng.randint(0, 3))
+        peer = await inside(place)
+        for at in range(0, len(data), 200):
+            peer.send(bytes(data[at : at + 200]))
+            await asyncio.sleep(0)
+        if peer.writer.can_write_eof():
+            peer.writer.write_eof()
+        found = await answers(peer)
+        assert {response.status for response in found} <= {200, 400, 403, 408, 413, 415, 431, 503, 505}, data
+        await peer.close()
+    await gateway.watch.until(lambda: not gateway.guests)
+    await gateway.close()
+    assert (gateway.tunnels, gateway.body_bytes) == (0, 0)
+    assert not place.benches[1].faults
 
 
 async def test_there_is_no_second_hop(place: Town) -> None:
