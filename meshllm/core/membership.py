@@ -190,6 +190,7 @@ class Membership:
         self._signed = signed
         self.summary.put(self.own, signed.record.stamp)
         self._complaints_changed(before.record if before is not None else None, signed.record, now)
+        self._changed(self.own)
 
     def merge(self, signed: SignedRecord, now: float, *, linked: bool) -> News:
         """Take in a verified record of another node; `linked`: there is a link to that node."""

@@ -1,7 +1,7 @@
 """A node's part in the mesh: its links, its table, its own record, and what it says to whom.
 
-Law: everything here follows from events, `now` and the given randomness; nothing of another node's clock is ever read.
-No event makes it fail. What a peer says wrongly, or at the wrong time, changes nothing and costs that peer its allowance.
+Law: everything here follows from events, `now` and the given randomness; nothing of another's clock is ever read. No
+event makes it fail. What a peer says wrongly, or at the wrong time, changes nothing and costs that peer its allowance.
 """
 
 from __future__ import annotations
@@ -16,42 +16,27 @@ from meshllm.core.convergence import Decision, decide
 from meshllm.core.exchange import Exchange
 from meshllm.core.joining import Joining
 from meshllm.core.links import Links, LinkState, Rng
-from meshllm.core.liveness import PROBE_SECONDS, Prober, heartbeat_seconds
-from meshllm.core.membership import MAX_NUMBER, SMALL_MESH, Membership, News, possible
+from meshllm.core.liveness import PROBE_SECONDS, Prober
+from meshllm.core.membership import Membership, News
 from meshllm.core.own import MeshConfig, OwnRecord
-from meshllm.core.records import MeshId, NodeId, NodeRecord, Role, SignedRecord, WayIn
+from meshllm.core.records import MeshId, NodeId, NodeRecord, Role, SignedRecord
 from meshllm.core.subscribing import Subscribers, told_alike
+from meshllm.core.tending import HEAL_SECONDS, Tending
 from meshllm.core.timers import Timers
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus
+from meshllm.core.voice import Voice, jittered
 
 __all__ = ["MeshConfig", "Peers"]
 
-# A round of anti-entropy with one random peer; each takes a tenth more or less, so that a mesh does not beat as one.
+# A round of anti-entropy with one random peer.
 ROUND_SECONDS = 1.0
-JITTER = 0.1
-# Good news goes to so many random links, and on from whoever had not heard it. Bad news goes over all links.
-FANOUT = 4
-# A node that has just come (back) renews its record soon: that second stamp is what shows all others that it lives.
-RENEW_SECONDS = 2.0
-# A link that nothing wants is closed after this long; the next need of it may be near.
-LINK_IDLE_SECONDS = 60.0
-# The dead are looked for, one each time, so that a mesh that was cut in two finds together again; and every sixth time
-# a member without a link is, so that no two parts of a mesh can live side by side without ever exchanging a word.
-HEAL_SECONDS = 5.0
-HEAL_ROUNDS_PER_VISIT = 6
 # Suspicions that may follow from a change elsewhere are looked at together.
 DOUBT_SECONDS = 0.1
 # Clients are told of changes together.
 TABLES_SECONDS = 0.1
-# Refuting more often would be a means to keep a node busy.
-RISE_SECONDS = 2.0
-# Dials for a model that only unverified peers are said to have.
-MAX_SOUGHT = 4
+# Callers of a model that nobody has may be many; the table is looked through for it no more often than this.
 SOUGHT_SECONDS = 0.5
-# Watched beside the watched: hosts that are linked, whose load and round trip routing wants to know.
-MAX_HOSTS_WATCHED = 16
-# Peers worth remembering over a restart, and how often the list may be written.
-MAX_SAVED = 64
+# How often the list of peers to remember may be written.
 SAVE_SECONDS = 10.0
 
 
@@ -66,17 +51,16 @@ class Peers:
         self._links = Links(config.node, self._out)
         self._members = Membership(config.node, self._timers, self._changed, self._over)
         self._own = OwnRecord(config)
+        self._voice = Voice(self._own, self._members, self._links, self._timers, self._out, rng)
+        self._tending = Tending(self._members, self._links, self._own, self._out, rng)
         self._joining = Joining(self._links, self._timers, rng)
         self._exchange = Exchange(self._members, self._links, self._send)
-        self._prober = Prober(self._timers, _Hands(self))
+        self._prober = Prober(self._timers, self._tending)
         self._subscribers = Subscribers(self._send)
         self._told: dict[NodeId, NodeRecord] = {}  # what clients were last told of a node
-        self._saved: tuple[WayIn, ...] = ()
         self._started = False
         self._left = False
         self._now = 0.0  # of the event at hand
-        self._heals = 0
-        self._rise_after = 0.0
         self._view: MeshView | None = None
         self._handlers: dict[type[e.Event], Callable[[Any, float], None]] = {
             e.JoinWanted: self._join_wanted,
@@ -98,18 +82,17 @@ class Peers:
             m.Subscribe: self._subscribe,
             m.Adopted: lambda peer, link, message, now: self._meet(message.mesh, now),
         }
-        self._clocks: dict[str, Callable[[NodeId, float, float], None]] = {
+        self._clocks: dict[str, Callable[[float], None]] = {
             "round": self._round,
             "probe": self._probe,
-            "answer": lambda node, now, at: self._prober.overdue(node, now, now - at),
-            "dead": self._run_out,
-            "doubt": lambda node, now, at: self._members.judge_all(now),
-            "heartbeat": lambda node, now, at: self._publish(now, push=False),
-            "renew": lambda node, now, at: self._publish(now, push=True),
             "heal": self._heal,
-            "rise": lambda node, now, at: None,
-            "tables": lambda node, now, at: self._subscribers.flush(self._routable),
             "save": self._save,
+            "doubt": self._members.judge_all,
+            "heartbeat": lambda now: self._voice.publish(now, push=False),
+            "renew": lambda now: self._voice.publish(now, push=True),
+            "rise": lambda now: None,  # what calls for it is looked at after every event
+            "sought": lambda now: None,
+            "tables": lambda now: self._subscribers.flush(self._routable),
         }
 
     # -- what `Mesh` calls
@@ -125,16 +108,23 @@ class Peers:
                 handler(event, now)
         if not self._left:
             for what, node, at in self._timers.due(now):
-                clock = self._clocks.get(what)
-                if clock is not None:
-                    clock(NodeId(node), now, at)
-                else:
-                    self._joining.due(what, now)
-                    self._view = None
+                self._due(what, NodeId(node), now, now - at)
             self._settle(now)
         done = self._out[:]
         self._out.clear()
         return done
+
+    def _due(self, what: str, node: NodeId, now: float, late: float) -> None:
+        clock = self._clocks.get(what)
+        if clock is not None:
+            clock(now)
+        elif what == "answer":
+            self._prober.overdue(node, now, late)
+        elif what == "dead":
+            self._members.run_out(node, now)
+        else:
+            self._joining.due(what, now)
+            self._view = None
 
     def local(self, now: float, **fields: Any) -> list[c.Command]:
         """What this node says of itself has changed: `serves`, `wants`, `on_disk`, `memory`, `loads`."""
@@ -203,13 +193,10 @@ class Peers:
         for what, seconds in (("round", ROUND_SECONDS), ("probe", PROBE_SECONDS), ("heal", HEAL_SECONDS)):
             self._timers.set(what, now + seconds * self._rng.random())
         self._timers.set("save", now + SAVE_SECONDS)
-        self._publish(now, push=False)
+        self._voice.publish(now, push=False)
 
     def _leave(self, event: e.StopWanted, now: float) -> None:
-        self._own.say(leaving=True, serves=(), wants=())
-        signed = self._own.write()
-        self._members.keep_own(signed, now)
-        self._push((signed,), everywhere=True)
+        self._voice.leave(now)
         self._subscribers.farewell(self._id)
         self._left = True
         self._timers.clear()
@@ -217,36 +204,9 @@ class Peers:
 
     def _settle(self, now: float) -> None:
         """After every event: say what is new of ourselves, and see to what follows from it."""
-        self._refute(now)
-        if self._own.changed:
-            self._publish(now, push=True)
+        self._voice.settle(now)
         if self._members.doubtful and self._timers.at("doubt") is None:
             self._timers.set("doubt", now + DOUBT_SECONDS)
-
-    def _publish(self, now: float, *, push: bool, incarnation: int | None = None) -> None:
-        before = self._own.signed.record
-        signed = self._own.write(incarnation)
-        self._members.keep_own(signed, now)
-        self._changed(self._id)
-        interval = heartbeat_seconds(self._members.size) * self._jittered()
-        self._timers.set("heartbeat", now + interval)
-        if push:
-            self._push((signed,), everywhere=signed.record.complaints != before.complaints)
-
-    def _refute(self, now: float) -> None:
-        """Somebody complains about us, and enough of them: only a higher incarnation clears us."""
-        accusers = self._members.accusers(self._own.stamp.incarnation)
-        if accusers and accusers >= min(2, self._members.needed(self._id)):
-            self._rise(self._own.stamp.incarnation + 1, now)
-
-    def _rise(self, incarnation: int, now: float) -> None:
-        if now < self._rise_after:
-            self._timers.set("rise", self._rise_after)
-        elif incarnation <= MAX_NUMBER:
-            self._rise_after = now + RISE_SECONDS
-            self._out.append(c.SaveIncarnation(incarnation))
-            self._publish(now, push=True, incarnation=incarnation)
-            self._timers.set("renew", now + RENEW_SECONDS)
 
     # -- joining and links
 
@@ -269,13 +229,11 @@ class Peers:
         if entry is not None:
             entry.rtt = event.rtt
         self._prober.link_up(peer)
-        self._absolve(peer)
+        self._tending.answered(peer)
         self._meet(event.mesh, now)
         if self._own.changed:
-            self._publish(now, push=True)
-        self._send(peer, m.Records((self._own.signed,), push=True))
-        if first:
-            self._timers.set("renew", now + RENEW_SECONDS)
+            self._voice.publish(now, push=True)
+        self._voice.introduce(peer, now, first=first)
         if self._joining.linked(peer, now) or event.dialled:
             self._exchange.begin(peer)
 
@@ -309,31 +267,12 @@ class Peers:
                 self._send(peer, m.Adopted(mesh))
 
     def _model_sought(self, event: e.ModelSought, now: float) -> None:
-        if self._timers.at("sought") is not None:
-            return
-        self._timers.set("sought", now + SOUGHT_SECONDS)
-        asked = 0
-        for node, entry in self._members.entries.items():
-            if entry.status is PeerStatus.HEARD and any(s.name == event.model for s in entry.record.serves):
-                way = self._way(node)
-                if way is not None and (self._links.dialling(node, now) or self._links.dial(way, now)):
-                    asked += 1
-                    if asked == MAX_SOUGHT:
-                        return
-
-    def _way(self, node: NodeId) -> WayIn | None:
-        signed = self._members.signed(node)
-        return WayIn(node, signed.record.addresses) if signed is not None and signed.record.addresses else None
+        if self._timers.at("sought") is None:
+            self._timers.set("sought", now + SOUGHT_SECONDS)
+            self._tending.seek(event.model, now)
 
     def _send(self, peer: NodeId, message: m.Message) -> None:
         self._out.append(c.Send(peer, message))
-
-    def _push(self, records: tuple[SignedRecord, ...], *, everywhere: bool, but: NodeId | None = None) -> None:
-        peers = [node for node in self._links.nodes if node != but]
-        if not everywhere and len(peers) > FANOUT:
-            peers = self._rng.sample(peers, FANOUT)
-        for peer in peers:
-            self._send(peer, m.Records(records, push=True))
 
     # -- messages
 
@@ -372,16 +311,8 @@ class Peers:
 
     def _difference(self, peer: NodeId, link: LinkState, message: m.Difference, now: float) -> None:
         own = next((stamp for node, stamp in message.held if node == self._id), None)
-        if (
-            own is not None
-            and possible(own)
-            and own > self._own.stamp
-            and own.incarnation >= self._own.stamp.incarnation
-        ):
-            # Somebody remembers a life of ours that is over, or a number we never gave. It is a hint, and not signed:
-            # worth one step, not a leap.
-            if link.allowance.take(20.0, now):
-                self._rise(self._own.stamp.incarnation + 1, now)
+        if own is not None and own > self._own.stamp and link.allowance.take(20.0, now):
+            self._voice.reminded(own, now)
         if self._exchange.compare(peer, link, message) and not link.wanted:
             self._synced()
 
@@ -396,7 +327,7 @@ class Peers:
         for signed in message.records:
             record = signed.record
             if record.node == self._id:
-                self._our_own(signed, now)
+                self._voice.overtaken(signed, now)
                 continue
             asked = record.node in link.wanted
             link.wanted.discard(record.node)
@@ -411,7 +342,7 @@ class Peers:
             elif found is News.BURIED and record.node == peer:
                 self._exchange.remind(peer, signed)
         if news and message.push:
-            self._push(tuple(news), everywhere=bad, but=peer)
+            self._voice.push(tuple(news), everywhere=bad, but=peer)
         if waiting and not link.wanted:
             self._synced()
 
@@ -428,12 +359,6 @@ class Peers:
         if link is not None and before is None:
             self._members.entries[record.node].rtt = link.rtt
 
-    def _our_own(self, signed: SignedRecord, now: float) -> None:
-        """A record of ours from somebody else: one that we have not written now is of an earlier run with a lost home."""
-        stamp = signed.record.stamp
-        if possible(stamp) and stamp >= self._own.stamp and signed.body != self._own.signed.body:
-            self._rise(stamp.incarnation + 1, now)
-
     def _subscribe(self, peer: NodeId, link: LinkState, message: m.Subscribe, now: float) -> None:
         if link.role is Role.CLIENT and link.allowance.take(20.0, now):
             self._subscribers.flush(self._routable)
@@ -448,74 +373,26 @@ class Peers:
 
     # -- clocks
 
-    def _round(self, node: NodeId, now: float, at: float) -> None:
-        self._timers.set("round", now + ROUND_SECONDS * self._jittered())
+    def _round(self, now: float) -> None:
+        self._timers.set("round", now + ROUND_SECONDS * jittered(self._rng))
         self._members.expire(now)
         self._own.expire(now)
         nodes = self._links.nodes
         if nodes:
             self._exchange.begin(nodes[self._rng.randrange(len(nodes))])
-        self._mend(now)
+        self._tending.mend(now)
 
-    def _mend(self, now: float) -> None:
-        """Have the links that are wanted, and close those that nothing has wanted for a while."""
-        small = self._members.size <= SMALL_MESH
-        wanted = self._members.members() if small else self._members.rings.neighbours(self._id)
-        for node in list(wanted):
-            link = self._links.get(node)
-            if link is not None:
-                link.needed = now
-            elif (way := self._way(node)) is not None:
-                self._links.dial(way, now)
-        for peer, link in self._links.items():
-            if link.role is Role.NODE and now - link.needed > LINK_IDLE_SECONDS:
-                link.needed = now
-                self._out.append(c.HangUp(peer, "this link is not needed any more"))
+    def _probe(self, now: float) -> None:
+        self._timers.set("probe", now + PROBE_SECONDS * jittered(self._rng))
+        self._prober.tick(self._tending.watched(), now)
 
-    def _probe(self, node: NodeId, now: float, at: float) -> None:
-        self._timers.set("probe", now + PROBE_SECONDS * self._jittered())
-        if self._members.size <= SMALL_MESH:
-            watched = dict.fromkeys(self._members.members())
-        else:
-            watched = dict.fromkeys(self._members.rings.subjects(self._id, self._members.answering))
-            hosts = [n for n in self._links.nodes if (s := self._members.signed(n)) is not None and s.record.serves]
-            watched.update(dict.fromkeys(hosts[:MAX_HOSTS_WATCHED]))
-            watched.update(dict.fromkeys(self._own.complaints))
-        self._prober.tick([n for n in watched if n in self._members.entries and not self._members.buried(n)], now)
-
-    def _run_out(self, node: NodeId, now: float, at: float) -> None:
-        self._members.run_out(node, now)
-
-    def _heal(self, node: NodeId, now: float, at: float) -> None:
+    def _heal(self, now: float) -> None:
         self._timers.set("heal", now + HEAL_SECONDS * (0.5 + self._rng.random()))
-        dead = self._members.dead()
-        if dead and (way := self._way(dead[self._rng.randrange(len(dead))])) is not None:
-            self._links.dial(way, now)
-        self._heals += 1
-        if self._heals % HEAL_ROUNDS_PER_VISIT == 0 and len(self._members.summary):
-            other = self._members.summary[self._rng.randrange(len(self._members.summary))]
-            if (way := self._way(other)) is not None:
-                self._links.dial(way, now)
+        self._tending.heal(now)
 
-    def _save(self, node: NodeId, now: float, at: float) -> None:
-        """Remember who to look for after a restart: the linked first, then who was seen last; as before where it can."""
+    def _save(self, now: float) -> None:
         self._timers.set("save", now + SAVE_SECONDS)
-        found = dict.fromkeys(sorted(self._links.nodes))
-        kept = [NodeId(way.pin) for way in self._saved if self.status(NodeId(way.pin)) is PeerStatus.ALIVE]
-        found.update(dict.fromkeys(kept))
-        for other in self._members.latest():
-            if len(found) >= MAX_SAVED:
-                break
-            if self.status(other) is PeerStatus.ALIVE:
-                found[other] = None
-        ways = tuple([way for other in list(found)[:MAX_SAVED] if (way := self._way(other)) is not None])
-        # Being alone is no reason to forget everybody: they are who to look for.
-        if ways and set(ways) != set(self._saved):
-            self._saved = ways
-            self._out.append(c.SavePeers(ways))
-
-    def _jittered(self) -> float:
-        return 1.0 - JITTER + 2.0 * JITTER * self._rng.random()
+        self._tending.save()
 
     # -- changes
 
@@ -548,40 +425,8 @@ class Peers:
         alive = node == self._id or self.status(node) is PeerStatus.ALIVE
         return self._members.signed(node) if alive else None
 
-    def _absolve(self, node: NodeId) -> None:
-        """It answered. About the dead we stand by what we said: a new incarnation is due."""
-        if not self._members.buried(node):
-            self._own.absolve(node)
-
     def _seen(self, node: NodeId) -> None:
         entry = self._members.entries.get(node)
         if entry is not None:
             entry.view = None
         self._view = None
-
-
-class _Hands:
-    """What the prober needs of the rest."""
-
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
-
-    def rtt(self, node: NodeId) -> float | None:
-        link = self._peers._links.get(node)
-        return link.rtt if link is not None else None
-
-    def ping(self, node: NodeId, number: int) -> None:
-        self._peers._send(node, m.Ping(number))
-
-    def dial(self, node: NodeId, now: float) -> bool:
-        peers = self._peers
-        way = peers._way(node)
-        return way is not None and (peers._links.dialling(node, now) or peers._links.dial(way, now))
-
-    def unanswered(self, node: NodeId) -> None:
-        signed = self._peers._members.signed(node)
-        if signed is not None and not self._peers._members.buried(node):
-            self._peers._own.complain(node, signed.record.stamp.incarnation)
-
-    def answered(self, node: NodeId) -> None:
-        self._peers._absolve(node)

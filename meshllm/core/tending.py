@@ -1,0 +1,137 @@
+"""Which links a node has, whom it watches, whom it looks for and whom it remembers.
+
+Law: pure policy over the table and the links; the number of links does not grow with the mesh.
+"""
+
+from __future__ import annotations
+
+from meshllm.core import commands as c
+from meshllm.core.links import Links, Rng
+from meshllm.core.membership import SMALL_MESH, Membership
+from meshllm.core.messages import Ping
+from meshllm.core.own import OwnRecord
+from meshllm.core.records import NodeId, Role, WayIn
+from meshllm.core.views import PeerStatus
+
+# A link that nothing wants is closed after this long; the next need of it may be near.
+LINK_IDLE_SECONDS = 60.0
+# The dead are looked for, one each time, so that a mesh that was cut in two finds together again; and every sixth time
+# a member without a link is, so that no two parts of a mesh can live side by side without ever exchanging a word.
+HEAL_SECONDS = 5.0
+HEAL_ROUNDS_PER_VISIT = 6
+# Dials for a model that only unverified peers are said to have.
+MAX_SOUGHT = 4
+# Watched beside the watched: hosts that are linked, whose load and round trip routing wants to know.
+MAX_HOSTS_WATCHED = 16
+# Peers worth remembering over a restart.
+MAX_SAVED = 64
+
+
+class Tending:
+    """The links of one node and what they are for."""
+
+    def __init__(self, members: Membership, links: Links, own: OwnRecord, out: list[c.Command], rng: Rng) -> None:
+        self._members = members
+        self._links = links
+        self._own = own
+        self._out = out
+        self._rng = rng
+        self._heals = 0
+        self._saved: tuple[WayIn, ...] = ()
+
+    def way(self, node: NodeId) -> WayIn | None:
+        """Where `node` says it can be reached, if anywhere."""
+        signed = self._members.signed(node)
+        return WayIn(node, signed.record.addresses) if signed is not None and signed.record.addresses else None
+
+    def dial(self, node: NodeId, now: float) -> bool:
+        """Have a link to `node` on its way. False if that cannot be (now)."""
+        way = self.way(node)
+        return way is not None and (self._links.dialling(node, now) or self._links.dial(way, now))
+
+    # -- what the prober needs done
+
+    def rtt(self, node: NodeId) -> float | None:
+        """The round trip on the link to `node`; None without a link."""
+        link = self._links.get(node)
+        return link.rtt if link is not None else None
+
+    def ping(self, node: NodeId, number: int) -> None:
+        """Ask it on its link."""
+        self._out.append(c.Send(node, Ping(number)))
+
+    def unanswered(self, node: NodeId) -> None:
+        """It has not answered for too long: a complaint."""
+        entry = self._members.entries.get(node)
+        if entry is not None and not self._members.buried(node):
+            self._own.complain(node, entry.record.stamp.incarnation)
+
+    def answered(self, node: NodeId) -> None:
+        """It answered. About the dead the complaint stands all the same: a new incarnation is due."""
+        if not self._members.buried(node):
+            self._own.absolve(node)
+
+    # -- what is due now and then
+
+    def mend(self, now: float) -> None:
+        """Have the links that are wanted, and close those that nothing has wanted for a while."""
+        small = self._members.size <= SMALL_MESH
+        wanted = self._members.members() if small else self._members.rings.neighbours(self._members.own)
+        for node in list(wanted):
+            link = self._links.get(node)
+            if link is not None:
+                link.needed = now
+            else:
+                self.dial(node, now)
+        for peer, link in self._links.items():
+            if link.role is Role.NODE and now - link.needed > LINK_IDLE_SECONDS:
+                link.needed = now
+                self._out.append(c.HangUp(peer, "this link is not needed any more"))
+
+    def watched(self) -> list[NodeId]:
+        """Whom to ask for signs of life."""
+        if self._members.size <= SMALL_MESH:
+            return list(self._members.members())
+        watched = dict.fromkeys(self._members.rings.subjects(self._members.own, self._members.answering))
+        entries = self._members.entries
+        hosts = [node for node in self._links.nodes if node in entries and entries[node].record.serves]
+        watched.update(dict.fromkeys(hosts[:MAX_HOSTS_WATCHED]))
+        # Whoever is complained about is asked until it answers, or is gone.
+        watched.update(dict.fromkeys(self._own.complaints))
+        return [node for node in watched if node in entries and not self._members.buried(node)]
+
+    def heal(self, now: float) -> None:
+        """Try to find again who is lost, or meet somebody new."""
+        dead = self._members.dead()
+        if dead:
+            self.dial(dead[self._rng.randrange(len(dead))], now)
+        self._heals += 1
+        summary = self._members.summary
+        if self._heals % HEAL_ROUNDS_PER_VISIT == 0 and len(summary):
+            self.dial(summary[self._rng.randrange(len(summary))], now)
+
+    def seek(self, model: str, now: float) -> None:
+        """Somebody wants `model`, and nobody that is known to live has it: find out about those that may."""
+        asked = 0
+        for node, entry in self._members.entries.items():
+            if entry.status is PeerStatus.HEARD and any(served.name == model for served in entry.record.serves):
+                asked += self.dial(node, now)
+                if asked == MAX_SOUGHT:
+                    return
+
+    def save(self) -> None:
+        """Remember who to look for after a restart: the linked first, then as before, then who was seen last."""
+        members = self._members
+        found = dict.fromkeys(sorted(self._links.nodes))
+        kept = [NodeId(way.pin) for way in self._saved]
+        found.update(dict.fromkeys([node for node in kept if members.status(node) is PeerStatus.ALIVE]))
+        for other in members.latest():
+            if len(found) >= MAX_SAVED:
+                break
+            if members.status(other) is PeerStatus.ALIVE:
+                found[other] = None
+        ways = tuple([way for node in list(found)[:MAX_SAVED] if (way := self.way(node)) is not None])
+        # Being alone is no reason to forget everybody: they are who to look for.
+        if ways and set(ways) != set(self._saved):
+            self._saved = ways
+            self._out.append(c.SavePeers(ways))
