@@ -399,7 +399,8 @@ async def test_who_does_not_read_holds_the_writer_back(world: World) -> None:
     await other.heard.until(lambda: other.heard.streams)
     there = other.heard.streams[0]
     held = accepted._streams.open_streams[next(n for n in accepted._streams.open_streams if n)]
-    await asyncio.sleep(0.05)
+    dialled.send(b"messages pass all the same")
+    await other.heard.until(lambda: other.heard.messages)
     assert there.received == b""
     assert held.unread <= credit.FIRST_CREDIT_BYTES
     assert stream.get_write_buffer_size() > 0
