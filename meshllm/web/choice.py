@@ -36,9 +36,9 @@ class Step(Enum):
     TELL = "tell"  # pass `refusal` on
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs every request more than a microsecond
 class Decision:
-    """One next step, with what it needs; `words` are for people."""
+    """One next step, with what it needs; `words` are for people. Not changed once made."""
 
     step: Step
     desk: TargetDesk | None = None

@@ -34,6 +34,7 @@ from web_rig import (
 )
 
 from meshllm.core.records import ModelLoad, ServedModel
+from meshllm.core.routing import TargetKind
 from meshllm.core.types import Purpose
 from meshllm.core.views import JoinPhase, PeerStatus
 from meshllm.web import tunnel
@@ -387,20 +388,22 @@ async def test_a_conversation_stays_with_its_host(place: Town, more: dict[str, A
     one, two = await place.serve(1), await place.serve(2)
     near, far = host(ONE, "m", rtt=0.001), host(TWO, "m", rtt=0.5)
     place.here.meet(far)
-    assert (await place.here.call(hello(**more))).status == 200
+    for conversation in (hello(**more), hello("another one", session_id="other")):
+        assert (await place.here.call(conversation)).status == 200
     place.here.meet(near, far)
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello"}]
     again = ask(messages=[*turns, {"role": "user", "content": "and?"}], **more)
     assert (await place.here.call(again)).status == 200
-    assert (len(one.calls), len(two.calls)) == (0, 2)
+    assert (len(one.calls), len(two.calls)) == (0, 3)
     assert (await place.here.call(hello("something else"))).status == 200
-    assert (len(one.calls), len(two.calls)) == (1, 2)
+    assert (len(one.calls), len(two.calls)) == (1, 3)
     # One that fails is not waited for, and not asked again when it is back.
     place.roads.kill(TWO)
     assert (await place.here.call(hello(**more))).status == 200
+    assert (TargetKind.PEER, TWO.hex()) not in place.here.gateway.stickiness._keys
     place.roads.closed.clear()
     assert (await place.here.call(hello(**more))).status == 200
-    assert (len(one.calls), len(two.calls)) == (3, 2)
+    assert (len(one.calls), len(two.calls)) == (3, 3)
 
 
 async def test_a_host_without_a_free_slot_is_left_by_its_conversations(place: Town) -> None:
