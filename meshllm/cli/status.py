@@ -47,7 +47,7 @@ def show(port: int | None, *, as_json: bool) -> None:
     for backend in told["backends"]:
         state = ", ".join(backend["models"]) if backend["healthy"] else f"away: {backend['reason']}"
         console.print(f"backend {backend['url']}: {state}", highlight=False)
-    if not told["models"] and not told["backends"]:
+    if not told["models"] and not told["backends"] and (told["mesh"] is None or told["mesh"]["role"] != "client"):
         console.print("It serves nothing. Start it with --model NAME to change that.")
     if told["mesh"] is None:
         console.print(f"It is in no mesh: {told['mesh_reason']}", highlight=False, markup=False)
@@ -62,7 +62,8 @@ def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
     alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
     words = f"mesh {mesh['mesh'][:10]} {mesh['phase']}, this is {mesh['role']} {mesh['node'][:10]}"
     reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
-    console.print(f"{words}, {alive} other nodes, {mesh['clients']} clients{reason}", highlight=False, markup=False)
+    counted = f"{_counted(alive, 'other node')}, {_counted(mesh['clients'], 'client')}"
+    console.print(f"{words}, {counted}{reason}", highlight=False, markup=False)
     if mesh["wants"]:
         wants = ", ".join(printable(name) for name in mesh["wants"])
         console.print(f"wanted of the mesh: {wants}", highlight=False, markup=False)
@@ -128,6 +129,10 @@ def _models(told: dict[str, Any]) -> Table:
         if model["reason"]:
             table.add_row("", f"[dim]{model['reason']} {model['advice']}[/]")
     return table
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _duration(seconds: float) -> str:

@@ -205,7 +205,7 @@ class App:
             await self._membership.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
             raise
-        except NobodysFault as error:
+        except (NobodysFault, OSError, ImportError) as error:
             if isinstance(error, PortTaken) and settings.bind_port:
                 raise
             log.warning("no mesh: %s", error)

@@ -1,4 +1,4 @@
-"""Embedding models and rerankers behind a real daemon: small ones made here, the real engine, clients people use."""
+"""Embedding models and rerankers in a mesh: small ones made here, the real engine, clients people use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 
 import openai
 import pytest
+from here import serves, site
 
-from tests.daemons import MODEL, Daemon, daemon
+from meshllm import paths
+from tests.daemons import MODEL, Daemon
 from tests.engine_samples import CONTEXT, WIDTH, causal_embedder, embedder, reranker
+from tests.netlab.nodes import Node
 
 pytestmark = pytest.mark.engine
 
@@ -25,26 +28,28 @@ CHAT = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One daemon for models of all three purposes, and for a reranker whose file does not say that it is one."""
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A mesh of nodes with a model each, of all three purposes, and a reranker whose file does not say that it is one.
+
+    This is the node that serves the chat model; it is asked for all of them.
+    """
     files = tmp_path_factory.mktemp("models")
-    paths = (
+    tiny = (
         embedder(files / f"{EMBEDDER}.gguf"),
         causal_embedder(files / f"{CAUSAL_EMBEDDER}.gguf"),
         reranker(files / f"{RERANKER}.gguf"),
         reranker(files / f"{OLD_RERANKER}.gguf", pooling=None),
     )
-    named = [word for path in paths for word in ("--model", str(path))]
-    home = tmp_path_factory.mktemp("home")
-    with daemon(home, "--model", MODEL, *named, "--ctx-size", "2048") as started:
-        waiting = {MODEL, EMBEDDER, CAUSAL_EMBEDDER, RERANKER, OLD_RERANKER}
-        while waiting:
-            line = started.wait_for(
-                lambda line: line["event"] == "model" and line["phase"] in ("serving", "failed"), str(waiting)
-            )
-            assert line["phase"] == "serving", line
-            waiting.discard(line["model"])
-        yield started
+    environment = {"MESH_LLM_MODELS": str(paths.models())}
+    small = ("--ctx-size", "2048")
+    with site(tmp_path_factory.mktemp("mesh")) as here:
+        asked = here.node("asked", "--model", MODEL, *small, environment=environment)
+        asked.wait_until_serving()
+        for path in tiny:
+            here.node(path.stem, "--model", str(path), *small, join=asked)
+        for path in tiny:
+            asked.until(serves(path.stem), path.stem)
+        yield asked
 
 
 @pytest.fixture
@@ -164,7 +169,8 @@ def test_each_model_answers_for_itself(client: openai.OpenAI, node: Daemon) -> N
     assert chat.choices[0].message.content
     assert client.embeddings.create(model=EMBEDDER, input="hello world").data
     with urllib.request.urlopen(f"{node.console_url}/api/status", timeout=60) as answer:
-        told = {model["name"]: model for model in json.load(answer)["models"]}
+        assert [(model["name"], model["purpose"]) for model in json.load(answer)["models"]] == [(MODEL, "generate")]
+    told = {model.id: model.mesh for model in client.models.list()}  # type: ignore[attr-defined]
     assert {name: told[name]["purpose"] for name in told} == {
         MODEL: "generate",
         EMBEDDER: "embed",
@@ -172,8 +178,7 @@ def test_each_model_answers_for_itself(client: openai.OpenAI, node: Daemon) -> N
         RERANKER: "rerank",
         OLD_RERANKER: "rerank",
     }
-    assert told[EMBEDDER]["engine"]["context_length"] == CONTEXT  # not the 2048 asked for: it has no more positions
-    assert client.models.retrieve(EMBEDDER).mesh["purpose"] == "embed"  # type: ignore[attr-defined]
+    assert told[EMBEDDER]["context_length"] == CONTEXT  # not the 2048 asked for: it has no more positions
 
 
 @pytest.mark.parametrize("model", [EMBEDDER, RERANKER])

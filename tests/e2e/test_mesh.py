@@ -25,8 +25,8 @@ import psutil
 import pytest
 from here import HERE, Site, client, joined, serves, site
 
+from meshllm import paths
 from meshllm.engine import recipe
-from meshllm.models.store import Store
 from meshllm.wire import invite as invites
 from tests.daemons import MODEL, PATIENCE_SECONDS, PROGRAM, Daemon
 from tests.netlab.nodes import Node, Status
@@ -342,7 +342,7 @@ def test_the_mesh_answers_while_the_local_model_is_not_ready(here: Site) -> None
     with filelock.FileLock(locks / f"{recipe.current().key}.lock"):
         environment = {
             "MESH_LLM_CACHE": str(cache),
-            "MESH_LLM_MODELS": str(Store(Path("~/.models").expanduser()).folder),
+            "MESH_LLM_MODELS": str(paths.models()),
         }
         joiner = here.node("joiner", "--model", MODEL, join=server, environment=environment)
         assert said(joiner, MODEL) == "alpha0 alpha1 alpha2 "
@@ -388,11 +388,11 @@ def test_a_real_model_is_reached_through_the_mesh(here: Site, served: Daemon) ->
 @pytest.mark.engine
 def test_a_joiner_serves_what_the_mesh_wants_and_it_has(here: Site) -> None:
     """`--model A --model B`: the first is served here; a node that has the other on its disk takes it."""
-    file = next(Path("~/.models").expanduser().glob("SmolLM2-135M-Instruct*.gguf"))
+    file = next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
     store = here.folder / "models"
     shutil.copy(file, store / "wished.gguf")
     shutil.copy(file, store / "unwanted.gguf")
-    environment = {"MESH_LLM_MODELS": str(Path("~/.models").expanduser())}
+    environment = {"MESH_LLM_MODELS": str(paths.models())}
     words = ("--model", MODEL, "--model", str(store / "wished.gguf"), "--ctx-size", "1024")
     server = here.node("host", *words, environment=environment)
     server.wait_until_serving()
