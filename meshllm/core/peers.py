@@ -212,6 +212,8 @@ class Peers:
 
     def _join_wanted(self, event: e.JoinWanted, now: float) -> None:
         self._joining.want(event.ways, event.invited, self._id, now)
+        if not event.invited:
+            self._tending.remember(event.ways)
         self._view = None
 
     def _link_up(self, event: e.LinkUp, now: float) -> None:

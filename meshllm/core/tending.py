@@ -10,7 +10,7 @@ from meshllm.core.links import Links, Rng
 from meshllm.core.membership import SMALL_MESH, Membership
 from meshllm.core.messages import Ping
 from meshllm.core.own import OwnRecord
-from meshllm.core.records import NodeId, Role, WayIn
+from meshllm.core.records import NODE_ID_BYTES, NodeId, Role, WayIn
 from meshllm.core.views import PeerStatus
 
 # A link that nothing wants is closed after this long; the next need of it may be near.
@@ -23,8 +23,10 @@ HEAL_ROUNDS_PER_VISIT = 6
 MAX_SOUGHT = 4
 # Watched beside the watched: hosts that are linked, whose load and round trip routing wants to know.
 MAX_HOSTS_WATCHED = 16
-# Peers worth remembering over a restart.
+# Peers worth remembering over a restart, among them so many that are lost: a mesh that was cut in two, and of which
+# everybody was started anew meanwhile, would have forgotten its other half.
 MAX_SAVED = 64
+MAX_SAVED_LOST = 16
 
 
 class Tending:
@@ -38,6 +40,8 @@ class Tending:
         self._rng = rng
         self._heals = 0
         self._saved: tuple[WayIn, ...] = ()
+        # Known in an earlier run; of interest while nobody here has told of them.
+        self._remembered: dict[NodeId, WayIn] = {}
 
     def way(self, node: NodeId) -> WayIn | None:
         """Where `node` says it can be reached, if anywhere."""
@@ -102,9 +106,12 @@ class Tending:
 
     def heal(self, now: float) -> None:
         """Try to find again who is lost, or meet somebody new."""
-        dead = self._members.dead()
-        if dead:
-            self.dial(dead[self._rng.randrange(len(dead))], now)
+        lost = self._lost()
+        if lost:
+            node = lost[self._rng.randrange(len(lost))]
+            way = self._remembered.get(node) or self.way(node)
+            if way is not None:
+                self._links.dial(way, now)
         self._heals += 1
         summary = self._members.summary
         if self._heals % HEAL_ROUNDS_PER_VISIT == 0 and len(summary):
@@ -119,18 +126,32 @@ class Tending:
                 if asked == MAX_SOUGHT:
                     return
 
+    def remember(self, ways: tuple[WayIn, ...]) -> None:
+        """Who was known in an earlier run."""
+        known = [way for way in ways if len(way.pin) == NODE_ID_BYTES and way.pin != self._members.own]
+        self._remembered = {NodeId(way.pin): way for way in known[:MAX_SAVED] if way.addresses}
+
+    def _lost(self) -> list[NodeId]:
+        """Who is gone without a goodbye, and who was known before and is not known now; the last to go is the last."""
+        for node in [node for node in self._remembered if self._members.status(node) is not None]:
+            del self._remembered[node]
+        return [*self._remembered, *self._members.dead()]
+
     def save(self) -> None:
-        """Remember who to look for after a restart: the linked first, then as before, then who was seen last."""
+        """Remember who to look for after a restart: the linked first, then as before, then who was seen last, then the
+        lost."""
         members = self._members
+        lost = self._lost()[-MAX_SAVED_LOST:]
         found = dict.fromkeys(sorted(self._links.nodes))
         kept = [NodeId(way.pin) for way in self._saved]
         found.update(dict.fromkeys([node for node in kept if members.status(node) is PeerStatus.ALIVE]))
         for other in members.latest():
-            if len(found) >= MAX_SAVED:
+            if len(found) >= MAX_SAVED - len(lost):
                 break
             if members.status(other) is PeerStatus.ALIVE:
                 found[other] = None
-        ways = tuple([way for node in list(found)[:MAX_SAVED] if (way := self.way(node)) is not None])
+        nodes = [*list(found)[: MAX_SAVED - len(lost)], *reversed(lost)]
+        ways = tuple([w for node in nodes if (w := self._remembered.get(node) or self.way(node)) is not None])
         # Being alone is no reason to forget everybody: they are who to look for.
         if ways and set(ways) != set(self._saved):
             self._saved = ways

@@ -167,8 +167,9 @@ class Player:
         simulation = self.simulation
         for _ in range(int(step.number)):
             subject = simulation.rng.randrange(self.scenario.nodes)
-            target = simulation.rng.choice([node for node in simulation.live() if node.links])
-            simulation.inject(target.index, simulation.old_records(subject))
+            linked = [node for node in simulation.live() if node.links]
+            if linked:  # else there is nobody to hear it
+                simulation.inject(simulation.rng.choice(linked).index, simulation.old_records(subject))
 
     def _forge(self, step: Step) -> None:
         """Records as of tomorrow, with the signature of yesterday: none may get past the shell."""

@@ -86,7 +86,7 @@ def test_two_meshes_become_one_and_nobody_adopts_twice(seed: int) -> None:
 
 
 def test_traffic_is_bounded_however_large_the_mesh() -> None:
-    """Pings and pongs stay the same. Records come at the rate of heartbeats, which has a cap; what finds them follows."""
+    """Pings and pongs stay the same; records come at the rate of heartbeats, which has a cap."""
     rounds = 60
     small, large = (played("traffic", size) for size in (20, 80))
 
@@ -127,6 +127,14 @@ def test_a_whole_mesh_that_restarts_finds_itself() -> None:
     run(
         "nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nwait 60s\nkill all\nwait 10s\nrestart all over 5s\n"
         "expect within 60s whole"
+    )
+
+
+def test_halves_of_which_everybody_restarted_find_together_again() -> None:
+    """Who is lost is remembered too: else each half would know only itself after the restart."""
+    run(
+        "nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\ncut 0..9 | 10..19\nwait 40s\nkill all\n"
+        "restart all over 5s\nwait 60s\nheal\nexpect within 120s whole"
     )
 
 
