@@ -28,7 +28,7 @@ from meshllm.daemon.links import Links
 from meshllm.daemon.mesh_state import SECRET_BYTES, MeshState
 from meshllm.daemon.settings import Settings
 from meshllm.errors import MeshError, NobodysFault, PortTaken
-from meshllm.net.addresses import Observed, addresses, read_facts
+from meshllm.net.addresses import InterfaceFacts, Observed, addresses, read_facts
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
 from meshllm.net.identity import Identity, verify
@@ -89,6 +89,7 @@ class Membership:
         )
         self._port = 0
         self._remembered = False
+        self._facts: list[InterfaceFacts] = []
         self._addresses: tuple[Address, ...] = ()
         self._view: MeshView | None = None
         self._watcher: asyncio.TimerHandle | None = None
