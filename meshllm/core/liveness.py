@@ -25,11 +25,14 @@ UNKNOWN_RTT = 0.1
 # Dialling somebody we had a link to is a question too; this long without a link is a miss, and then this long again.
 DIAL_FIRST_SECONDS = 1.0
 DIAL_AGAIN_SECONDS = 0.5
-# For somebody we never had a link to: a handshake with lost packets takes a second or two.
-STRANGER_FIRST_SECONDS = 2.0
-STRANGER_AGAIN_SECONDS = 1.0
+# For somebody we never had a link to: a handshake whose first packet is lost takes a second. Not more patience than
+# this: when a watcher dies its successor is a stranger, and the next death must be noticed within 5 s all the same.
+STRANGER_FIRST_SECONDS = 1.2
+STRANGER_AGAIN_SECONDS = 0.5
 # Misses in a row before a complaint. With one question or answer in ten lost: 0.19 ** 5, once an hour for each pair.
 MISSES = 5
+# After so many, who comes next on the ring is watched too: it may be gone as well, and one after the other takes long.
+DOUBT_MISSES = 3
 # A watcher that cannot reach a node, which refutes it again and again, is itself the problem: its patience doubles.
 MAX_PATIENCE = 80
 # A deadline noticed so late says that this machine was asleep or overloaded, and nothing about the peer.
@@ -105,6 +108,11 @@ class Prober:
         self._hands = hands
         self._watched: dict[NodeId, Watch] = {}
         self._number = 0
+
+    def doubted(self, node: NodeId) -> bool:
+        """Whether `node` has been asked in vain a few times."""
+        watch = self._watched.get(node)
+        return watch is not None and watch.misses >= DOUBT_MISSES
 
     def tick(self, wanted: Collection[NodeId], now: float) -> None:
         """Once a second: watch exactly these, and ask each that is not being asked already."""

@@ -386,7 +386,7 @@ class Peers:
 
     def _probe(self, now: float) -> None:
         self._timers.set("probe", now + PROBE_SECONDS * jittered(self._rng))
-        self._prober.tick(self._tending.watched(), now)
+        self._prober.tick(self._tending.watched(self._prober.doubted), now)
 
     def _heal(self, now: float) -> None:
         self._timers.set("heal", now + HEAL_SECONDS * (0.5 + self._rng.random()))

@@ -5,6 +5,8 @@ Law: pure policy over the table and the links; the number of links does not grow
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from meshllm.core import commands as c
 from meshllm.core.links import Links, Rng
 from meshllm.core.membership import SMALL_MESH, Membership
@@ -92,11 +94,15 @@ class Tending:
                 link.needed = now
                 self._out.append(c.HangUp(peer, "this link is not needed any more"))
 
-    def watched(self) -> list[NodeId]:
-        """Whom to ask for signs of life."""
+    def watched(self, doubted: Callable[[NodeId], bool]) -> list[NodeId]:
+        """Whom to ask for signs of life; past those that are `doubted` also the next ones."""
         if self._members.size <= SMALL_MESH:
             return list(self._members.members())
-        watched = dict.fromkeys(self._members.rings.subjects(self._members.own, self._members.answering))
+
+        def good(node: NodeId) -> bool:
+            return not doubted(node) and self._members.answering(node)
+
+        watched = dict.fromkeys(self._members.rings.subjects(self._members.own, good))
         entries = self._members.entries
         hosts = [node for node in self._links.nodes if node in entries and entries[node].record.serves]
         watched.update(dict.fromkeys(hosts[:MAX_HOSTS_WATCHED]))

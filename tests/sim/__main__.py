@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.sim.play import Failed, Player
+from tests.sim.play import Failed, Figure, Player
 from tests.sim.scenario import Scenario, ScenarioError, Step, parse
 
 SCENARIOS = Path(__file__).parent / "scenarios"
@@ -53,7 +53,7 @@ def play(scenario: Scenario, console: Console, *, seed: int | None) -> int:
     moving = console.is_terminal
     with Progress(*columns, console=console, disable=not moving) as progress:
         task = progress.add_task("starting", total=None)
-        doing = ""
+        doing, told = "", list[Figure]()
 
         def show() -> None:
             words = f"{simulation.now:8.1f}s  {len(simulation.live())} up  {simulation.events:,} events  {doing}"
@@ -66,16 +66,21 @@ def play(scenario: Scenario, console: Console, *, seed: int | None) -> int:
         def each(step: Step) -> None:
             nonlocal doing
             doing = step.text
+            for figure in player.figures[len(told) :]:
+                told.append(figure)
+                if not moving:
+                    console.print(f"          {figure.words()}")
 
         show()
         try:
             player.play(each)
         except Failed as error:
             failure = str(error)
+        except KeyboardInterrupt:
+            failure = f"interrupted at {simulation.now:.1f}s"
     table = Table("step", "virtual time", "figure")
     for figure in player.figures:
-        took = "" if figure.seconds is None else f"{figure.seconds:.1f} s"
-        table.add_row(figure.text, took, figure.value)
+        table.add_row(figure.text, figure.took(), figure.value)
     console.print(table)
     work = time.perf_counter() - begun
     console.print(
@@ -106,10 +111,7 @@ def main() -> int:
     except (OSError, ScenarioError) as error:
         print(f"sim: {error}", file=sys.stderr)
         return 2
-    try:
-        return play(scenario, console, seed=options.seed)
-    except KeyboardInterrupt:
-        return 130
+    return play(scenario, console, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,14 @@ class Figure:
     seconds: float | None = None
     value: str = ""
 
+    def took(self) -> str:
+        """For people."""
+        return "" if self.seconds is None else f"{self.seconds:.2f} s"
+
+    def words(self) -> str:
+        """For people, in a line."""
+        return f"{self.text}: {self.took()} {self.value}".rstrip()
+
 
 class Player:
     """One scenario under way."""

@@ -51,9 +51,8 @@ def test_loss_kills_nobody() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [SEED, SEED + 1])
-def test_no_ghost_survives_a_thousand_kills_and_restarts(seed: int) -> None:
-    player = played("churn", 60, seed=seed)
+def test_no_ghost_survives_a_thousand_kills_and_restarts() -> None:
+    player = played("churn", 50)
     assert sum(node.starts - 1 for node in player.simulation.nodes) == 1000
 
 
