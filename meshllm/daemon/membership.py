@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from meshllm.wire.invite import MAX_WAYS, Invite, encode, invite_key
 log = logging.getLogger(__name__)
 
 PROTOCOL = (1, 1)
+# "off": nothing is listened on but UDP, and tunnels go over QUIC alone; to measure, or where a firewall minds TCP.
+LANES_VARIABLE = "MESH_LLM_LANES"
 # A laptop that comes to another network says so this soon; looking costs a millisecond.
 ADDRESSES_SECONDS = 30.0
 
@@ -124,7 +127,8 @@ class Membership:
                 self._identity, self._credentials, port=port, max_clients=self._settings.max_clients
             )
             self._transport = transport
-            self._tunnels = Tunnels(transport, Lanes(self._identity))
+            lanes = Lanes(self._identity) if os.environ.get(LANES_VARIABLE, "on") != "off" else None
+            self._tunnels = Tunnels(transport, lanes)
             self._links.attach(transport)
             try:
                 self._port = await transport.start(self)

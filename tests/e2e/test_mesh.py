@@ -124,6 +124,16 @@ def test_a_node_joins_and_its_callers_are_answered_by_the_host_and_no_secret_get
         assert secret not in seen
 
 
+def test_where_lanes_are_off_requests_go_over_quic(here: Site) -> None:
+    server = host(here)
+    file = here.folder / "invite"
+    file.write_text(server.invite())
+    joiner = here.node("joiner", "--join", f"@{file}", environment={**here.environment, "MESH_LLM_LANES": "off"})
+    joiner.until(serves("m"), "the host")
+    assert said(joiner) == "alpha0 alpha1 alpha2 "
+    assert [peer["via"] for peer in joiner.status()["mesh"]["peers"]] == ["quic"]
+
+
 def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
     server = host(here)
     user = here.node("user", "--client", join=server)
