@@ -31,6 +31,8 @@ CONNECTION_ID_BYTES = 8
 # What goes through everything that IPv6 goes through: the least MTU of 1280 (RFC 8200, 5), which is also that of
 # common VPNs, less the headers of IPv6 (40) and UDP (8).
 DATAGRAM_BYTES = 1232
+# Of what a peer says at the end of a connection, so much is shown (characters).
+MAX_REASON = 200
 VERSIONS = [int(QuicProtocolVersion.VERSION_1)]
 
 
@@ -110,7 +112,11 @@ class MeshConnection(QuicConnection):
     def reason(self) -> str:
         """Why it is not alive, as the peer or aioquic says."""
         event = self._close_event
-        return (event.reason_phrase or f"error {event.error_code}") if event is not None else ""
+        if event is None:
+            return ""
+        # The peer chose the words, and they go to logs and terminals.
+        words = "".join(letter if letter.isprintable() else "?" for letter in event.reason_phrase[:MAX_REASON])
+        return words or f"error {event.error_code}"
 
     # -- aioquic's inner parts
 
