@@ -212,15 +212,20 @@ class App:
             if self._membership is not None:
                 await self._membership.close()
                 self._membership = None
-            reason = self._alone = str(error)
-            self._show(lambda viewer: viewer.alone(reason))
+            self._say_alone(str(error))
             return
         self._alone = ""
+        if self._membership.lost:
+            self._say_alone("it is a client and knows no mesh. Start it with --join INVITE.")
         if not settings.client:
             supervisor.look_at_disk()
         if self._membership.founded:
             token = self._invite(0).text
             self._show(lambda viewer: viewer.invite(token))
+
+    def _say_alone(self, reason: str) -> None:
+        self._alone = reason
+        self._show(lambda viewer: viewer.alone(reason))
 
     async def _live(self, supervisor: Supervisor) -> None:
         """Until the core says that all is done."""

@@ -104,6 +104,11 @@ class Membership:
         """Whether this node looks for nobody: it is a mesh of one, for others to join."""
         return not (self._belonging.ways or self._state.peers) and self.config.role is Role.NODE
 
+    @property
+    def lost(self) -> bool:
+        """Whether this is a client that knows of no mesh: of no use to anybody."""
+        return not (self._belonging.ways or self._state.peers) and self.config.role is Role.CLIENT
+
     async def begin(self, serve: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
         """Listen for peers, whose HTTP tunnels end in `serve`, and tell the core where we are and whom to look for.
 

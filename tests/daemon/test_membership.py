@@ -164,6 +164,8 @@ async def test_an_invite_leads_to_this_node_and_to_two_others_that_live(rig: Mak
 async def test_a_client_gives_no_invites(rig: Make) -> None:
     there = rig(client=True)
     assert not there.membership.founded
+    assert there.membership.lost
+    assert not rig(Invite(MESH, SECRET, 0, (WAY,)), client=True).membership.lost
     with pytest.raises(NobodysFault, match="client"):
         there.membership.invite(0)
 

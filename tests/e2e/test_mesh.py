@@ -150,6 +150,13 @@ def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
     assert said(here.node("user", "--client")) == "alpha0 alpha1 alpha2 "
 
 
+def test_a_client_without_a_mesh_says_what_it_lacks(here: Site) -> None:
+    user = here.node("user", "--client")
+    assert "--join" in user.wait_for(lambda line: line["event"] == "alone", "what it lacks")["reason"]
+    with pytest.raises(openai.NotFoundError):
+        client(user).chat.completions.create(model="m", messages=HELLO)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_a_node_that_starts_again_finds_its_mesh_without_an_invite(here: Site, end: str) -> None:
     server = host(here)
