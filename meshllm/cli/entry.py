@@ -270,15 +270,15 @@ def _viewer(json: bool, verbose: bool, *, idle: bool) -> LineViewer | JsonViewer
         viewer = view.JsonViewer(sys.stdout)
         logging.basicConfig(level=min(level, logging.INFO), handlers=[view.JsonLogHandler(viewer)])
         return viewer
-    from rich.console import Console
-    from rich.logging import RichHandler
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
 
-    console = Console(soft_wrap=True)
-    if console.is_terminal:
+        console = Console(soft_wrap=True)
         logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
         return view.LiveViewer(console, idle=idle)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return view.LineViewer(console, idle=idle)
+    return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle)
 
 
 @app.command()

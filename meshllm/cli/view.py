@@ -56,10 +56,22 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
     return f"{phase.value} {model.name}{told}"
 
 
-class LineViewer(Viewer):
-    """Lines on a rich console: a model's every change of phase, a backend's coming and going, progress now and then."""
+class PlainConsole:
+    """Lines in a file, in the place of rich's console: that takes 2 MB, to no end where nothing has colour."""
 
-    def __init__(self, console: Console, *, idle: bool = False) -> None:
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def print(self, text: str, **_: object) -> None:
+        """One line, at once."""
+        self._out.write(f"{text}\n")
+        self._out.flush()
+
+
+class LineViewer(Viewer):
+    """Lines on a console: a model's every change of phase, a backend's coming and going, progress now and then."""
+
+    def __init__(self, console: Console | PlainConsole, *, idle: bool = False) -> None:
         """`idle`: nothing was asked to be served, so say what could be."""
         self.console = console
         self._idle = idle
@@ -126,6 +138,7 @@ class LiveViewer(LineViewer):
 
     def __init__(self, console: Console, *, idle: bool = False) -> None:
         super().__init__(console, idle=idle)
+        self._terminal = console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -162,7 +175,7 @@ class LiveViewer(LineViewer):
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[detail]}"),
-            console=self.console,
+            console=self._terminal,
             transient=True,
             refresh_per_second=8,
         )

@@ -42,11 +42,13 @@ def play(viewer: view.LineViewer | view.JsonViewer) -> None:
     viewer.close()
 
 
-@pytest.mark.parametrize("terminal", [False, True], ids=["lines", "terminal"])
-def test_the_whole_story_is_told(terminal: bool) -> None:
+@pytest.mark.parametrize("kind", ["plain", "lines", "terminal"])
+def test_the_whole_story_is_told(kind: str) -> None:
     out = io.StringIO()
+    terminal = kind == "terminal"
     console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
-    play(view.LiveViewer(console, idle=True) if terminal else view.LineViewer(console, idle=True))
+    lines = view.LineViewer(view.PlainConsole(out) if kind == "plain" else console, idle=True)
+    play(view.LiveViewer(console, idle=True) if terminal else lines)
     told = out.getvalue()
     assert "http://localhost:1/v1" in told
     assert "Serving nothing" in told
