@@ -70,14 +70,15 @@ class MeshNews:
         if mesh.peers is not self._seen:
             self._seen = mesh.peers
             found += self._of_peers(mesh)
-        return found + self._of_phase(mesh)
+        phase = self._of_phase(mesh)
+        return phase + found if mesh.phase is JoinPhase.DIALLING else found + phase
 
     def _of_phase(self, mesh: MeshView) -> list[News]:
         if mesh.phase is self._phase:
             return []
         before, self._phase = self._phase, mesh.phase
         fields: dict[str, object] = {"phase": mesh.phase.value, "mesh": mesh.mesh.hex(), "reason": mesh.reason}
-        reason = f": {printable(mesh.reason)}" if mesh.reason else ""
+        reason = f": {printable(mesh.reason).rstrip('.')}" if mesh.reason else ""
         match mesh.phase:
             case JoinPhase.DIALLING:
                 again = " again" if before in (JoinPhase.JOINED, JoinPhase.FAILED) else ""
@@ -101,7 +102,8 @@ class MeshNews:
         found = []
         for step in mesh.steps[:MOST_WAYS]:
             key, told = (step.way.pin, step.way.addresses), (step.state, step.reason)
-            if self._steps.get(key) != told:
+            # Trying again is not news, and failing again for the same reason is not either.
+            if self._steps.get(key) != told and not (step.state == "dialling" and key in self._steps):
                 self._steps[key] = told
                 found.append(_of_step(step))
         return found

@@ -35,12 +35,15 @@ def test_a_join_is_told_step_by_step() -> None:
     assert said(news, ALONE) == []
     dialling = replace(ALONE, phase=JoinPhase.DIALLING, steps=(JoinStep(WAY, "dialling"),))
     assert said(news, dialling) == [
-        "  192.0.2.1:7 or [2001:db8::1]:7: dialling",
         "Looking for the mesh: 1 way in",
+        "  192.0.2.1:7 or [2001:db8::1]:7: dialling",
     ]
     assert said(news, dialling) == []
     refused = replace(dialling, steps=(JoinStep(WAY, "refused", "wrong secret"),))
     assert said(news, refused) == ["  192.0.2.1:7 or [2001:db8::1]:7: refused: wrong secret"]
+    # Tried again, and refused again: nothing that a person does not know.
+    assert said(news, dialling) == []
+    assert said(news, refused) == []
     failed = replace(refused, phase=JoinPhase.FAILED, reason="nobody lets us in")
     assert said(news, failed) == ["The mesh cannot be reached yet: nobody lets us in. It goes on trying."]
     joined = replace(failed, phase=JoinPhase.JOINED, reason="", peers=(peer(1, PeerStatus.ALIVE, "a", "b"),))
