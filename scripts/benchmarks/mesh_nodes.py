@@ -46,7 +46,8 @@ class Node:
 
     def serves(self, model: str) -> bool:
         """Whether it lists `model`. Raises OSError while it does not answer."""
-        return model in {str(listed["id"]) for listed in get_json(self.port, "/v1/models")["data"]}
+        listed = {str(one["id"]) for one in get_json(self.port, "/v1/models")["data"]}
+        return model in listed
 
     def wait_for_model(self, model: str, seconds: float = PATIENCE_S) -> None:
         """Until it lists `model`, its own or another node's."""
@@ -56,7 +57,8 @@ class Node:
         """Until so many live peers serve `model`."""
 
         def there() -> bool:
-            return sum(model in peer["models"] and peer["status"] == "alive" for peer in self.peers()) >= count
+            hosts = [peer for peer in self.peers() if model in peer["models"] and peer["status"] == "alive"]
+            return len(hosts) >= count
 
         self.child.wait_for(f"{count} peers with {model}", there, PATIENCE_S)
 
