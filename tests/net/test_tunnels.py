@@ -1,0 +1,229 @@
+"""Tunnels over real links, in memory and over QUIC, with lanes and without: nobody who uses them sees a difference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from lane_rig import Ear
+from net_rig import MEMBER, leftovers
+
+from meshllm.core.records import Address, NodeId, WayIn
+from meshllm.errors import LinkClosed, PeerUnreachable
+from meshllm.net import lanes, tunnels
+from meshllm.net.base import Link, StreamKind
+from meshllm.net.identity import Identity
+from meshllm.net.lanes import Lanes
+from meshllm.net.memory import MemoryNetwork, MemoryTransport
+from meshllm.net.quic import QuicTransport
+from meshllm.net.transport import NodeTransport
+from meshllm.net.tunnels import Tunnels
+
+HTTP = StreamKind.HTTP_TUNNEL
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine that runs the tests may be busy: what should work is waited for."""
+    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(lanes, "REACH_SECONDS", 20.0)
+
+
+class House:
+    """A node with tunnels, as the daemon puts it together; what peers open is echoed."""
+
+    def __init__(self, transport: NodeTransport, identity: Identity, with_lanes: bool) -> None:
+        self.transport, self.node = transport, identity.node
+        self.tunnels = Tunnels(transport, Lanes(identity) if with_lanes else None)
+        self.address = Address("127.0.0.1", 0)
+        self.ears: list[Ear] = []
+        self.callers: list[NodeId] = []
+        self.linked = asyncio.Event()
+        self.tunnels.serve(HTTP, self.served)
+
+    def served(self, peer: NodeId) -> Ear:
+        self.callers.append(peer)
+        self.ears.append(Ear(echo=True))
+        return self.ears[-1]
+
+    def link_up(self, link: Link) -> None:
+        self.linked.set()
+
+    def link_down(self, link: Link, reason: str) -> None:
+        self.tunnels.link_down(link)
+
+    def message(self, link: Link, payload: bytes) -> None: ...
+
+    def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
+        return self.tunnels.accept(link, kind)
+
+    async def open(self, other: House, kind: StreamKind = HTTP) -> Ear:
+        ear = await self.tunnels.open(other.node, kind, Ear, addresses=[other.address])
+        assert isinstance(ear, Ear)
+        return ear
+
+
+@asynccontextmanager
+async def street(
+    kind: str, folder: Path, with_lanes: bool, listening: bool = True
+) -> AsyncIterator[tuple[House, House]]:
+    """Two houses that are not linked yet."""
+    network, houses = MemoryNetwork(), list[House]()
+    for number in (1, 2):
+        who = Identity.load_or_create(folder / str(number))
+        transport: NodeTransport
+        if kind == "memory":
+            transport = MemoryTransport(who, lambda: MEMBER, network, address=Address("127.0.0.1", number))
+        else:
+            transport = QuicTransport(who, lambda: MEMBER, host="127.0.0.1")
+        house = House(transport, who, with_lanes)
+        house.address = Address("127.0.0.1", await transport.start(house))
+        if listening:
+            house.tunnels.start(0 if kind == "memory" else house.address.port, "127.0.0.1")
+        houses.append(house)
+    try:
+        yield houses[0], houses[1]
+    finally:
+        for house in houses:
+            await house.transport.close()
+            await house.tunnels.close()
+    await asyncio.sleep(0)
+    leftovers()
+
+
+both_kinds = pytest.mark.parametrize("kind", ["memory", "quic"])
+both_ways = pytest.mark.parametrize("with_lanes", [True, False], ids=["lanes", "streams"])
+
+
+@both_kinds
+@both_ways
+async def test_a_tunnel_makes_its_link_and_carries_bytes(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+    async with street(kind, tmp_path, with_lanes) as (here, there):
+        ear = await here.open(there)
+        ear.transport.write(b"hello")
+        assert await ear.until(5) == b"hello"
+        assert there.callers == [here.node]
+        facts = here.tunnels.kinds()[there.node]
+        assert facts.way == ("lane" if with_lanes else "quic")
+        assert facts.lanes.open == int(with_lanes)
+        assert here.tunnels.count(there.node) >= 1
+        assert there.tunnels.count(here.node) >= 1
+        ear.transport.close()
+        await ear.gone
+        await there.ears[0].gone
+
+
+@both_kinds
+@both_ways
+async def test_a_megabyte_goes_there_and_back(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+    async with street(kind, tmp_path, with_lanes) as (here, there):
+        ear, data = await here.open(there), bytes(range(256)) * 4096
+        ear.transport.write(data)
+        assert await ear.until(len(data)) == data
+
+
+@both_kinds
+async def test_many_at_once_and_both_directions(tmp_path: Path, kind: str) -> None:
+    async with street(kind, tmp_path, True) as (here, there):
+        ears = await asyncio.gather(*(here.open(there) for _ in range(12)), *(there.open(here) for _ in range(12)))
+        for number, ear in enumerate(ears):
+            ear.transport.write(b"%05d" % number)
+        assert [await ear.until(5) for ear in ears] == [b"%05d" % number for number in range(24)]
+
+
+@both_kinds
+async def test_without_tcp_it_goes_over_the_link(tmp_path: Path, kind: str) -> None:
+    async with street(kind, tmp_path, True, listening=False) as (here, there):
+        ear = await here.open(there)
+        ear.transport.write(b"hello")
+        assert await ear.until(5) == b"hello"
+        facts = here.tunnels.kinds()[there.node]
+        assert (facts.way, facts.reason) == ("quic", "the peer accepts no lanes")
+
+
+@both_kinds
+@both_ways
+async def test_a_slow_reader_holds_the_writer_back(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+    async with street(kind, tmp_path, with_lanes) as (here, there):
+        ear = await here.open(there)
+        ear.transport.write(b"x")
+        await ear.until(1)
+        served = there.ears[0]
+        served.echo = False
+        served.transport.pause_reading()
+        sent = 1
+        while not ear.paused:
+            assert sent < 64 << 20, "nothing holds the writer back"
+            ear.transport.write(bytes(1 << 16))
+            sent += 1 << 16
+            await asyncio.sleep(0)
+        served.transport.resume_reading()
+        await ear.when(lambda ear: not ear.paused)
+        await served.until(sent)
+        assert len(served.heard) == sent
+
+
+@both_kinds
+@both_ways
+async def test_a_tunnel_ends_with_its_link(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+    async with street(kind, tmp_path, with_lanes) as (here, there):
+        ear = await here.open(there)
+        ear.transport.write(b"x")
+        await ear.until(1)
+        link = here.transport.link(there.node)
+        assert link is not None
+        link.close("over")
+        await ear.gone
+        await there.ears[0].gone
+        assert here.tunnels.count(there.node) == 0
+        assert here.tunnels.kinds() == {}
+
+
+@both_kinds
+async def test_what_nobody_serves_is_refused(tmp_path: Path, kind: str) -> None:
+    async with street(kind, tmp_path, True) as (here, there):
+        for unserved in (StreamKind.RPC_TUNNEL, StreamKind.TUNNEL_MAP):
+            ear = await here.open(there, unserved)
+            assert await ear.gone is not None
+        assert there.ears == []
+
+
+@both_kinds
+@both_ways
+async def test_tunnels_are_bounded_per_peer(
+    tmp_path: Path, kind: str, with_lanes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(kind, tmp_path, with_lanes) as (here, there):
+        kept = [await here.open(there) for _ in range(3)]
+        for ear in kept:
+            ear.transport.write(b"x")
+            await ear.until(1)
+        monkeypatch.setattr(tunnels, "MAX_TUNNELS_PER_PEER", 3)
+        refused = await here.open(there)
+        assert await refused.gone is not None
+        assert len(there.ears) == 3
+        assert not any(ear.gone.done() for ear in kept)
+        kept.pop().transport.close()
+        await there.ears[-1].gone
+        monkeypatch.setattr(tunnels, "MAX_TUNNELS_PER_PEER", 256)
+        again = await here.open(there)
+        again.transport.write(b"x")
+        await again.until(1)
+
+
+async def test_without_link_and_address_there_is_no_way(tmp_path: Path) -> None:
+    async with street("memory", tmp_path, True) as (here, there):
+        with pytest.raises(PeerUnreachable, match="no address"):
+            await here.tunnels.open(there.node, HTTP, Ear)
+
+
+async def test_a_link_that_is_gone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with street("memory", tmp_path, True) as (here, there):
+        link = await here.transport.dial(WayIn(there.node, (there.address,)))
+        link.close("over")
+        monkeypatch.setattr(here.transport, "link", lambda peer: link)
+        with pytest.raises(LinkClosed):
+            await here.open(there)
