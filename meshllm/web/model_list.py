@@ -23,24 +23,26 @@ MAX_HOSTS_LISTED = 32
 
 
 def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
-    """The body of `GET /v1/models`: what is here first, then what peers serve, then what is only wanted."""
+    """The body of `GET /v1/models`: what is here, what peers serve, what others say is served, what is only wanted."""
     offers = routing.all_offers(snapshot, index)
-    names = [*offers, *routing.wanted(snapshot, index)][:MAX_LISTED]
-    cards = [_card(snapshot, name, offers.get(name, ())) for name in names]
+    names = list(dict.fromkeys([*offers, *sorted(index.rumoured), *routing.wanted(snapshot, index)]))[:MAX_LISTED]
+    cards = [_card(snapshot, name, offers.get(name, ()), index) for name in names]
     ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]} if cards else {}
     return {"object": "list", "data": cards, "has_more": False, **ends}
 
 
 def model_card(snapshot: Snapshot, index: MeshIndex, name: str) -> dict[str, Any] | None:
     """The body of `GET /v1/models/NAME`; None if there is no such model."""
-    if name not in routing.models(snapshot, index) and name not in routing.wanted(snapshot, index):
+    known = name in index.rumoured or name in routing.wanted(snapshot, index)
+    if not known and name not in routing.models(snapshot, index):
         return None
-    return _card(snapshot, name, routing.route(snapshot, name, index).offers)
+    return _card(snapshot, name, routing.route(snapshot, name, index).offers, index)
 
 
-def _card(snapshot: Snapshot, name: str, offers: Sequence[Offer]) -> dict[str, Any]:
+def _card(snapshot: Snapshot, name: str, offers: Sequence[Offer], index: MeshIndex) -> dict[str, Any]:
     """A model as OpenAI's and Anthropic's clients both read it, and what we know besides, under `mesh`."""
-    known: dict[str, Any] = {"phase": "serving" if offers else "wanted"}
+    # "heard of": others say that somebody serves it; the first request for it finds out (`Route.seek`).
+    known: dict[str, Any] = {"phase": "serving" if offers else "heard of" if name in index.rumoured else "wanted"}
     here = snapshot.model(name)
     if here is not None:
         known["phase"] = serving.phase(snapshot.engine, here).value

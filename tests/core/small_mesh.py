@@ -14,7 +14,7 @@ from meshllm.core import events as e
 from meshllm.core.mesh import Mesh
 from meshllm.core.peers import MeshConfig
 from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, SignedRecord, WayIn
-from meshllm.core.types import ServerFacts
+from meshllm.core.types import ModelFacts, ServerFacts
 from meshllm.core.views import MeshView, PeerStatus
 
 DELAY = 0.01
@@ -128,11 +128,10 @@ class SmallMesh:
 
     def serve(self, number: int, model: str) -> None:
         """Have it serve a model."""
-        from tests.core.test_serving import FACTS  # the facts of any file do
 
         self.tell(number, e.ModelWanted(model))
         self.tell(number, e.EngineReady("1"))
-        self.tell(number, e.FileReady(model, FACTS))
+        self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192)))
         self.tell(number, e.ServerReady(model, 1, ServerFacts("/s", 1, 4, 8192)))
 
     # -- inside

@@ -542,6 +542,10 @@ async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypa
     assert response.status == 503
     assert "does not answer" in response.json["error"]["message"]
     assert place.sought == ["m", "other"]
+    card = (await place.here.get("/v1/models/other")).json
+    listed = (await place.here.get("/v1/models")).json["data"]
+    assert (card["mesh"]["phase"], card["mesh"]["served_by"]) == ("heard of", [])
+    assert [found["id"] for found in listed] == ["m", "other"]
 
 
 @pytest.mark.usefixtures("quick")

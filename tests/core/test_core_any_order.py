@@ -1,0 +1,163 @@
+"""Whatever happens, in whatever order and from however hostile a peer: the core does not fail, and its word holds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core import messages as m
+from meshllm.core.mesh import Mesh
+from meshllm.core.peers import MeshConfig
+from meshllm.core.records import Complaint, MeshId, NodeRecord, Role, ServedModel, SignedRecord, Stamp, WayIn
+from tests.core.small_mesh import address, node_id, sign
+
+NUMBERS = st.integers(0, 5)
+NODES = NUMBERS.map(node_id)
+MESHES = st.integers(0, 3).map(lambda n: MeshId(bytes([n]) * 16))
+BIG = st.one_of(st.integers(-1, 3), st.sampled_from([(1 << 53) - 1, 1 << 53, 1 << 64]))
+STAMPS = st.builds(Stamp, BIG, BIG)
+WAYS = st.builds(
+    lambda n, size: WayIn(node_id(n)[:size], (address(n),) if size else ()), NUMBERS, st.sampled_from([0, 16, 32])
+)
+COMPLAINTS = st.lists(st.builds(Complaint, NODES, BIG), max_size=4).map(tuple)
+RECORDS = st.builds(
+    lambda node, stamp, mesh, complaints, leaving, serves: sign(
+        NodeRecord(
+            node, stamp, mesh, complaints=complaints, leaving=leaving, serves=serves, addresses=(address(1),)
+        )
+    ),
+    NODES, STAMPS, MESHES, COMPLAINTS, st.booleans(), st.sampled_from([(), (ServedModel("m"),)]),
+)  # fmt: skip
+SOME_RECORDS = st.lists(RECORDS, max_size=4).map(tuple)
+MESSAGES = st.one_of(
+    st.builds(m.Ping, BIG),
+    st.builds(m.Pong, BIG),
+    st.builds(m.Digest, st.integers(-1, 9), st.sampled_from([b"", bytes(4), bytes(1024)])),
+    st.builds(
+        m.Difference,
+        st.integers(-1, 9),
+        st.lists(st.integers(-1, 300), max_size=3).map(tuple),
+        st.lists(st.tuples(NODES, STAMPS), max_size=4).map(tuple),
+    ),
+    st.builds(m.Wanted, st.lists(NODES, max_size=4).map(tuple)),
+    st.builds(m.Records, SOME_RECORDS, st.booleans()),
+    st.just(m.Subscribe()),
+    st.builds(m.Table, SOME_RECORDS, st.lists(NODES, max_size=3).map(tuple), st.booleans(), st.booleans()),
+    st.builds(m.Adopted, MESHES),
+)
+EVENTS = st.one_of(
+    st.builds(e.JoinWanted, st.lists(WAYS, max_size=3).map(tuple), st.booleans()),
+    st.builds(e.AddressesFound, st.lists(NUMBERS.map(address), max_size=2).map(tuple)),
+    st.builds(e.LinkUp, NODES, st.sampled_from(Role), MESHES, NUMBERS.map(address), st.floats(0, 3), st.booleans()),
+    st.builds(e.LinkDown, NODES, st.just("why")),
+    st.builds(e.DialFailed, WAYS, st.just("why"), st.just(""), st.booleans()),
+    st.builds(e.MessageReceived, NODES, MESSAGES),
+    st.builds(e.MessageReceived, NODES, MESSAGES),
+    st.just(e.TimePassed()),
+    st.builds(e.ModelWanted, st.just("m")),
+    st.builds(e.ModelWished, st.just("n")),
+    st.builds(e.ModelSought, st.just("m")),
+    st.builds(e.DiskScanned, st.just(("m",))),
+    st.just(e.StopWanted()),
+)
+STEPS = st.lists(st.tuples(EVENTS, st.sampled_from([0.0, 0.1, 1.0, 7.0, 400.0])), max_size=40)
+
+
+def core(role: Role, written: list[SignedRecord]) -> Mesh:
+    """Node 0, which keeps all that it signs."""
+
+    def signer(record: NodeRecord) -> SignedRecord:
+        written.append(sign(record))
+        return written[-1]
+
+    config = MeshConfig(node_id(0), MeshId(b"\x02" * 16), role, 1, "n", "t", (1, 1), signer)
+    return Mesh(config, random.Random(1))
+
+
+def consistent(mesh: Mesh) -> None:
+    """The snapshot says what the core says; asking twice gives the same object."""
+    snapshot = mesh.snapshot()
+    assert mesh.snapshot() is snapshot
+    assert snapshot.mesh is not None
+    for peer in snapshot.mesh.peers:
+        assert mesh.peer_status(peer.node) is peer.status
+        assert peer.node != node_id(0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(Role), STEPS)
+def test_no_order_of_events_makes_it_fail(role: Role, steps: list[tuple[e.Event, float]]) -> None:
+    written: list[SignedRecord] = []
+    mesh, now, saved, finished = core(role, written), 0.0, 1, 0
+    for event, seconds in steps:
+        now += seconds
+        for command in mesh.handle(event, now):
+            if isinstance(command, c.SaveIncarnation):
+                assert command.incarnation > saved
+                saved = command.incarnation
+            finished += isinstance(command, c.Finish)
+        consistent(mesh)
+    assert finished <= 1
+    stamps = [signed.record.stamp for signed in written]
+    assert stamps == sorted(set(stamps))
+    assert (role is Role.NODE) or not written
+    settle(mesh, now)
+
+
+def settle(mesh: Mesh, now: float) -> None:
+    """With nothing but time passing, the core does not spin: its next deadline is always ahead."""
+    for _ in range(300):
+        deadline = mesh.next_deadline()
+        if deadline is None:
+            return
+        assert deadline >= now - 400.0
+        now = max(now, deadline)
+        mesh.handle(e.TimePassed(), now)
+        again = mesh.next_deadline()
+        assert again is None or again > now or again != deadline
+    consistent(mesh)
+
+
+def flood(message: m.Message, times: int) -> list[c.Command]:
+    """What a peer gets out of saying so `times` times at once."""
+    mesh = core(Role.NODE, [])
+    mesh.handle(e.LinkUp(node_id(1), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
+    found: list[Any] = []
+    for _ in range(times):
+        found += mesh.handle(e.MessageReceived(node_id(1), message), 0.1)
+    return [command for command in found if isinstance(command, c.Send)]
+
+
+def test_a_peer_that_floods_is_answered_only_so_often() -> None:
+    assert len(flood(m.Ping(1), 5000)) <= 210
+    assert len(flood(m.Digest(0, bytes(4)), 5000)) <= 50
+    assert len(flood(m.Wanted((node_id(0),)), 5000)) <= 110
+
+
+def test_a_hint_without_a_signature_is_worth_one_step() -> None:
+    mesh = core(Role.NODE, [])
+    mesh.handle(e.LinkUp(node_id(1), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
+    held = ((node_id(0), Stamp(1 << 50, 0)),)
+    found = mesh.handle(e.MessageReceived(node_id(1), m.Difference(0, (), held)), 1.0)
+    assert c.SaveIncarnation(2) in found
+    found = mesh.handle(e.MessageReceived(node_id(1), m.Difference(0, (), held)), 1.1)
+    assert not [command for command in found if isinstance(command, c.SaveIncarnation)]
+
+
+def test_strangers_and_clients_say_nothing_that_counts() -> None:
+    mesh = core(Role.NODE, [])
+    record = sign(NodeRecord(node_id(3), Stamp(1, 1), MeshId(bytes(16))))
+    mesh.handle(e.MessageReceived(node_id(1), m.Records((record,), push=True)), 0.0)
+    mesh.handle(e.LinkUp(node_id(2), Role.CLIENT, MeshId(bytes(16)), address(2), 0.01, False), 0.0)
+    for message in (m.Records((record,)), m.Adopted(MeshId(bytes(16))), m.Digest(0, bytes(4)), m.Table((record,))):
+        assert mesh.handle(e.MessageReceived(node_id(2), message), 1e-9) == []
+    snapshot = mesh.snapshot()
+    assert snapshot.mesh is not None
+    assert snapshot.mesh.peers == ()
+    assert snapshot.mesh.clients == 1
+    assert snapshot.mesh.mesh == b"\x02" * 16

@@ -1,0 +1,267 @@
+"""The peer table, the rings, the digest: only higher stamps are news, and what is gone stays gone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core import gossip
+from meshllm.core.convergence import Decision, decide
+from meshllm.core.gossip import Summary
+from meshllm.core.liveness import expiry_seconds, heartbeat_seconds, suspicion_seconds
+from meshllm.core.membership import GONE, MAX_NUMBER, TOMBSTONE_SECONDS, TRANSITIONS, Membership, News
+from meshllm.core.messages import Difference, Digest
+from meshllm.core.placement import choose
+from meshllm.core.records import Complaint, MeshId, NodeId, NodeRecord, ServedModel, SignedRecord, Stamp
+from meshllm.core.rings import RINGS, Rings
+from meshllm.core.timers import Timers
+from meshllm.core.views import PeerStatus
+from tests.core.small_mesh import node_id, sign
+
+OWN = node_id(0)
+MESH = MeshId(bytes(16))
+
+
+def table() -> Membership:
+    """An empty one."""
+    members = Membership(OWN, Timers(), lambda node: None, lambda node, status: None)
+    members.keep_own(sign(NodeRecord(OWN, Stamp(1, 1), MESH)), 0.0)
+    return members
+
+
+def record(number: int, incarnation: int, version: int, complaints: tuple[int, ...] = (), **more: bool) -> SignedRecord:
+    """What node `number` said; it complains about the first incarnation of others."""
+    said = tuple(Complaint(node_id(n), 1) for n in complaints)
+    return sign(NodeRecord(node_id(number), Stamp(incarnation, version), MESH, complaints=said, **more))
+
+
+RECORDS = st.builds(
+    lambda number, incarnation, version, leaving: record(number, incarnation, version, leaving=leaving),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.integers(0, 4),
+    st.booleans(),
+)
+
+
+def test_every_transition_that_is_not_listed_raises_and_names_both() -> None:
+    for old in PeerStatus:
+        for new in PeerStatus:
+            members = table()
+            members.merge(record(1, 1, 1), 0.0, linked=False)
+            entry = members.entries[node_id(1)]
+            entry.status = old
+            if (old, new) not in TRANSITIONS:
+                with pytest.raises(ValueError, match=f"{old.value} cannot become {new.value}"):
+                    members._change(entry, new, 0.0)
+
+
+@given(st.lists(RECORDS, max_size=12), st.randoms(use_true_random=False))
+def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[SignedRecord], rng: random.Random) -> None:
+    # A node that left in an incarnation says nothing more in it: that is what an honest owner writes.
+    last: dict[tuple[NodeId, int], SignedRecord] = {}
+    for signed in sorted(records, key=lambda s: s.record.stamp):
+        key = (signed.record.node, signed.record.stamp.incarnation)
+        if key not in last or not last[key].record.leaving:
+            last[key] = signed
+    honest = [s for s in records if s.record.stamp <= last[s.record.node, s.record.stamp.incarnation].record.stamp]
+    unique = list({(s.record.node, s.record.stamp): s for s in honest}.values())
+    shuffled = [*unique, *unique]
+    rng.shuffle(shuffled)
+    one, other = table(), table()
+    for signed in unique:
+        one.merge(signed, 0.0, linked=False)
+    for signed in shuffled:
+        other.merge(signed, 0.0, linked=False)
+    assert {n: x.record.stamp for n, x in one.entries.items()} == {n: x.record.stamp for n, x in other.entries.items()}
+    assert {n: n in one._gone for n in one.entries} == {n: n in other._gone for n in other.entries}
+    for signed in shuffled:
+        assert other.merge(signed, 1.0, linked=False) in (News.STALE, News.BURIED)
+
+
+def test_first_hearing_is_no_sign_of_life_growth_is_repetition_is_not() -> None:
+    members = table()
+    assert members.merge(record(1, 1, 1), 0.0, linked=False) is News.FIRST
+    assert members.status(node_id(1)) is PeerStatus.HEARD
+    assert members.merge(record(1, 1, 1), 9.0, linked=False) is News.STALE
+    assert members.status(node_id(1)) is PeerStatus.HEARD
+    members.merge(record(1, 1, 2), 10.0, linked=False)
+    assert members.status(node_id(1)) is PeerStatus.ALIVE
+
+
+def dead_table() -> Membership:
+    """Five live nodes of which the fifth is dead by the complaints of three."""
+    members = table()
+    for number in range(1, 6):
+        members.merge(record(number, 1, 1), 0.0, linked=True)
+    for number in (1, 2, 3):
+        assert members.status(node_id(5)) is PeerStatus.ALIVE
+        members.merge(record(number, 1, 2, (5,)), 1.0, linked=True)
+    assert members.status(node_id(5)) is PeerStatus.SUSPECT
+    members.run_out(node_id(5), 20.0)
+    assert members.status(node_id(5)) is PeerStatus.DEAD
+    return members
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, MAX_NUMBER)), max_size=20))
+def test_the_dead_are_never_revived_by_what_they_said_in_that_life(stamps: list[tuple[int, int]]) -> None:
+    members = dead_table()
+    for incarnation, version in stamps:
+        found = members.merge(record(5, incarnation, version), 30.0, linked=True)
+        assert found in (News.STALE, News.BURIED)
+    assert members.status(node_id(5)) is PeerStatus.DEAD
+    members.merge(record(5, 2, 1), 31.0, linked=False)
+    assert members.status(node_id(5)) is PeerStatus.HEARD
+    members.expire(31.0 + TOMBSTONE_SECONDS)
+
+
+def test_only_a_higher_incarnation_or_the_complainers_clear_a_suspect() -> None:
+    members = table()
+    for number in range(1, 6):
+        members.merge(record(number, 1, 1), 0.0, linked=True)
+    for number in (1, 2, 3):
+        members.merge(record(number, 1, 2, (5,)), 1.0, linked=True)
+    members.merge(record(5, 1, 9), 2.0, linked=True)
+    assert members.status(node_id(5)) is PeerStatus.SUSPECT
+    members.merge(record(1, 1, 3), 2.0, linked=True)
+    assert members.status(node_id(5)) is PeerStatus.ALIVE
+    members.merge(record(1, 1, 4, (5,)), 3.0, linked=True)
+    assert members.status(node_id(5)) is PeerStatus.SUSPECT
+    members.merge(record(5, 2, 1), 4.0, linked=True)
+    assert members.status(node_id(5)) is PeerStatus.ALIVE
+    members.run_out(node_id(5), 50.0)
+    assert members.status(node_id(5)) is PeerStatus.ALIVE
+
+
+def test_complaints_of_nodes_that_are_not_known_to_live_count_nothing() -> None:
+    members = table()
+    members.merge(record(5, 1, 1), 0.0, linked=True)
+    for number in range(10, 20):
+        members.merge(record(number, 1, 1, (5,)), 0.0, linked=False)
+    assert members.status(node_id(5)) is PeerStatus.ALIVE
+    for number in range(10, 13):
+        members.merge(record(number, 1, 2, (5,)), 0.0, linked=False)
+    assert members.status(node_id(5)) is PeerStatus.SUSPECT
+
+
+def test_a_record_that_is_not_renewed_runs_out_and_is_forgotten_in_the_end() -> None:
+    members = table()
+    members.merge(record(1, 1, 1), 0.0, linked=False)
+    members.expire(expiry_seconds(2) - 1)
+    assert members.status(node_id(1)) is PeerStatus.HEARD
+    members.expire(expiry_seconds(2) + 1)
+    assert members.status(node_id(1)) is PeerStatus.DEAD
+    assert len(members.summary) == 1
+    members.expire(expiry_seconds(2) + 2 + TOMBSTONE_SECONDS)
+    assert members.entries == {}
+
+
+def test_what_lasts_how_long_is_a_pure_function_of_the_size() -> None:
+    assert suspicion_seconds(1) == suspicion_seconds(10) == 5.0
+    assert suspicion_seconds(1000) == pytest.approx(15.0)
+    assert heartbeat_seconds(16) == 30.0
+    assert heartbeat_seconds(1000) == 100.0
+
+
+@given(st.sets(st.integers(0, 300), min_size=1, max_size=60))
+def test_rings_agree_on_who_watches_whom(numbers: set[int]) -> None:
+    rings = Rings()
+    nodes = [node_id(number) for number in numbers]
+    for node in nodes:
+        rings.add(node)
+    for node in nodes:
+        for other in rings.subjects(node, lambda n: True):
+            assert other != node
+            assert node in rings.observers(other, lambda n: True)
+            assert other in rings.neighbours(node)
+        assert len(rings.subjects(node, lambda n: True)) <= RINGS
+        for other in nodes:
+            if other != node and len(nodes) > 2:
+                assert other not in rings.observers(node, lambda n, other=other: n != other)  # type: ignore[misc]
+    for node in nodes:
+        rings.discard(node)
+        rings.discard(node)
+    assert len(rings) == 0
+
+
+STAMPS = st.dictionaries(st.integers(1, 400), st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=40)
+
+
+def summary_of(stamps: dict[int, tuple[int, int]]) -> Summary:
+    """As if these were a table."""
+    summary = Summary()
+    for number, stamp in stamps.items():
+        summary.put(node_id(number), Stamp(0, 0))
+        summary.put(node_id(number), Stamp(*stamp))
+    return summary
+
+
+@given(STAMPS, STAMPS)
+def test_one_exchange_finds_every_difference(
+    mine: dict[int, tuple[int, int]], theirs: dict[int, tuple[int, int]]
+) -> None:
+    one, other = summary_of(mine), summary_of(theirs)
+    difference = other.difference(one.digest())
+    assert difference is not None
+    plan = gossip.plan(one, lambda node: None, difference)
+    assert plan is not None
+    assert set(plan.wanted) == {node_id(n) for n in theirs if n not in mine or mine[n] < theirs[n]}
+    assert set(plan.offered) == {node_id(n) for n in mine if n not in theirs or theirs[n] < mine[n]}
+    for number in mine:
+        one.discard(node_id(number))
+    assert one.digest().hashes == bytes(4)
+
+
+@given(st.integers(-3, 70), st.binary(max_size=40), st.lists(st.integers(-5, 300), max_size=5).map(tuple))
+def test_absurd_digests_and_differences_are_refused(bits: int, hashes: bytes, buckets: tuple[int, ...]) -> None:
+    summary = summary_of({n: (1, 1) for n in range(1, 30)})
+    good = 0 <= bits <= 8 and len(hashes) == 4 << bits
+    assert (summary.difference(Digest(bits, hashes)) is not None) == good
+    plan = gossip.plan(summary, lambda node: None, Difference(bits, buckets, ()))
+    possible = 0 <= bits <= 8 and len(set(buckets)) == len(buckets) and all(0 <= b < 1 << bits for b in buckets)
+    assert (plan is not None) == possible
+
+
+def test_records_go_in_portions() -> None:
+    records = [replace(sign(NodeRecord(node_id(n), Stamp(1, 1), MESH)), body=bytes(20_000)) for n in range(10)]
+    portions = list(gossip.chunks(records))
+    assert [signed for portion in portions for signed in portion] == records
+    assert all(sum(map(gossip.size, portion)) <= gossip.CHUNK_BYTES for portion in portions)
+
+
+IDS = st.binary(min_size=16, max_size=16).map(MeshId)
+
+
+@given(IDS, IDS, IDS)
+def test_deciding_is_antisymmetric_and_transitive(a: MeshId, b: MeshId, c: MeshId) -> None:
+    opposite = {Decision.SAME: Decision.SAME, Decision.KEEP: Decision.ADOPT, Decision.ADOPT: Decision.KEEP}
+    assert decide(b, a) is opposite[decide(a, b)]
+    if decide(a, b) is decide(b, c):
+        assert decide(a, c) is decide(a, b)
+
+
+def standby(number: int, *disk: str) -> NodeRecord:
+    """A node that serves nothing and has these files."""
+    return NodeRecord(node_id(number), Stamp(1, 1), MESH, on_disk=disk)
+
+
+@given(st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=8), st.sets(st.sampled_from("abcd")))
+def test_standbys_choose_alike_and_spread(disks: list[set[str]], wanted: set[str]) -> None:
+    asker = NodeRecord(node_id(99), Stamp(1, 1), MESH, wants=tuple(sorted(wanted)), serves=(ServedModel("a"),))
+    standbys = [standby(number, *sorted(disk)) for number, disk in enumerate(disks)]
+    chosen = [choose(own, [asker, *[s for s in standbys if s != own]]) for own in standbys]
+    for model, disk in zip(chosen, disks, strict=True):
+        assert model in disk & wanted if disk & wanted else model is None
+    everywhere = set.intersection(*disks) & wanted
+    # Where all have the same files, no model gets a second host before each has one.
+    if disks.count(disks[0]) == len(disks) and everywhere:
+        counts = [chosen.count(model) + (model == "a") for model in everywhere]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_gone_is_gone() -> None:
+    assert set(GONE) == {PeerStatus.DEAD, PeerStatus.LEFT}

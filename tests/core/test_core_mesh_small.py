@@ -1,0 +1,186 @@
+"""A few cores together: they find each other, notice who is gone, and take back who comes again."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshllm.core import events as e
+from meshllm.core import messages as m
+from meshllm.core.records import MeshId, Role, Stamp, WayIn
+from meshllm.core.types import FilePhase
+from meshllm.core.views import JoinPhase, PeerStatus
+from tests.core.small_mesh import SmallMesh, address, node_id, sign
+
+
+def together(count: int, seed: int = 1) -> SmallMesh:
+    """A mesh in which everybody knows everybody to live."""
+    mesh = SmallMesh(seed)
+    mesh.start(0)
+    for number in range(1, count):
+        mesh.start(number, [mesh.way(0)])
+    mesh.until(mesh.whole)
+    return mesh
+
+
+def all_say(mesh: SmallMesh, number: int, status: PeerStatus) -> bool:
+    """Whether everybody else thinks so of a node."""
+    return all(mesh.status(other, number) is status for other in mesh.cores if other != number)
+
+
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_they_find_each_other(count: int) -> None:
+    mesh = together(count)
+    assert all(mesh.view(number).phase is JoinPhase.JOINED for number in mesh.cores)
+    assert mesh.view(1).steps[0].state == "linked"
+    for number in mesh.cores:
+        for peer in mesh.view(number).peers:
+            assert mesh.cores[number].peer_status(peer.node) is peer.status
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20, 40])
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_killed_node_is_suspect_soon_then_dead_and_comes_back(count: int, seen: bool) -> None:
+    mesh = together(count)
+    mesh.run(12)  # it has remembered peers by now
+    mesh.kill(count - 1, seen=seen)
+    mesh.until(lambda: all_say(mesh, count - 1, PeerStatus.SUSPECT), within=5)
+    mesh.until(lambda: all_say(mesh, count - 1, PeerStatus.DEAD), within=20)
+    mesh.start(count - 1)
+    mesh.until(lambda: all_say(mesh, count - 1, PeerStatus.ALIVE), within=10)
+    # Whom it has no link with, it counts once that node has renewed its record: within a heartbeat.
+    mesh.until(mesh.whole, within=40)
+
+
+def test_two_killed_at_once_in_a_small_mesh_are_both_noticed() -> None:
+    mesh = together(4)
+    mesh.kill(2)
+    mesh.kill(3)
+    mesh.until(lambda: all(mesh.status(i, j) is PeerStatus.SUSPECT for i in (0, 1) for j in (2, 3)), within=6)
+
+
+def test_a_node_that_leaves_says_so_and_is_believed_at_once() -> None:
+    mesh = together(20)
+    mesh.tell(7, e.StopWanted())
+    assert mesh.cores[7].next_deadline() is None
+    del mesh.cores[7]
+    mesh.until(lambda: all_say(mesh, 7, PeerStatus.LEFT), within=1)
+
+
+def test_one_broken_way_between_two_nodes_condemns_nobody() -> None:
+    mesh = together(6)
+    mesh.cut = lambda a, b: {a, b} == {1, 2}
+    for _ in range(120):
+        mesh.run(1)
+        assert all(mesh.status(i, j) is PeerStatus.ALIVE for i in mesh.cores for j in mesh.cores if i != j)
+
+
+@pytest.mark.parametrize("seconds", [8, 60, 700])
+def test_a_mesh_cut_in_two_heals(seconds: float) -> None:
+    mesh = together(8)
+    mesh.cut = lambda a, b: (a < 4) != (b < 4)
+    mesh.run(seconds)
+    assert mesh.status(0, 7) in (PeerStatus.SUSPECT, PeerStatus.DEAD)
+    assert mesh.status(0, 1) is PeerStatus.ALIVE
+    mesh.cut = lambda a, b: False
+    mesh.until(mesh.whole, within=90)
+
+
+def test_two_meshes_become_one_and_the_smaller_id_wins() -> None:
+    mesh = SmallMesh()
+    for number in range(8):
+        founder = number // 4 * 4
+        mesh.start(number, [mesh.way(founder)] if number != founder else [], mesh=9 if number < 4 else 5)
+    mesh.run(10)
+    mesh.tell(3, e.JoinWanted((mesh.way(6),)))
+    mesh.until(mesh.whole, within=10)
+    assert {mesh.view(number).mesh for number in mesh.cores} == {MeshId(bytes([5]) * 16)}
+    assert set(mesh.meshes.values()) == {MeshId(bytes([5]) * 16)}
+
+
+def test_a_client_knows_what_its_nodes_know_and_is_no_member() -> None:
+    mesh = together(6)
+    mesh.serve(4, "m")
+    mesh.start(9, [mesh.way(0)], role=Role.CLIENT)
+    mesh.until(lambda: any(peer.record.serves for peer in mesh.view(9).peers), within=2)
+    mesh.until(mesh.whole, within=2)
+    assert mesh.view(9).phase is JoinPhase.JOINED
+    assert mesh.view(9).record is None
+    assert all(mesh.status(number, 9) is None for number in range(6))
+    mesh.run(30)
+    assert 1 <= len(mesh.links[9]) <= 3
+    for victim in sorted(mesh.links[9]):
+        mesh.kill(victim)
+    mesh.until(mesh.whole, within=30)
+
+
+def test_a_client_that_loses_all_its_nodes_joins_again() -> None:
+    mesh = together(2)
+    mesh.start(9, [mesh.way(0)], role=Role.CLIENT)
+    mesh.until(mesh.whole)
+    mesh.kill(0)
+    mesh.kill(1)
+    mesh.run(60)
+    assert mesh.view(9).phase is JoinPhase.FAILED
+    mesh.start(0)
+    mesh.until(mesh.whole, within=60)
+    assert mesh.view(9).phase is JoinPhase.JOINED
+
+
+def test_dead_addresses_delay_nobody() -> None:
+    mesh = together(3)
+    dead = [WayIn(node_id(number), (address(number),)) for number in range(100, 160)]
+    mesh.start(5, [*dead, mesh.way(0)])
+    assert mesh.until(lambda: mesh.view(5).phase is JoinPhase.JOINED) < 1
+
+
+def test_a_join_that_nobody_answers_fails_with_a_reason_and_goes_on_trying() -> None:
+    mesh = SmallMesh()
+    mesh.start(1, [mesh.way(0)])
+    assert mesh.view(1).settling
+    mesh.run(21)
+    assert mesh.view(1).phase is JoinPhase.FAILED
+    assert "no answer" in mesh.view(1).reason
+    mesh.start(0)
+    mesh.until(mesh.whole, within=40)
+
+
+def test_old_records_revive_nobody() -> None:
+    mesh = together(5)
+    old = [sign(peer.record) for peer in mesh.view(0).peers if peer.node == node_id(4)]
+    mesh.kill(4)
+    mesh.until(lambda: all_say(mesh, 4, PeerStatus.DEAD), within=20)
+    later = [sign(r.record) for r in old]
+    for number in mesh.cores:
+        peer = min(mesh.links[number])
+        mesh.tell(number, e.MessageReceived(node_id(peer), m.Records((*old, *later), push=True)))
+    mesh.run(60)
+    assert all_say(mesh, 4, PeerStatus.DEAD)
+
+
+def test_a_lost_incarnation_is_overtaken() -> None:
+    mesh = together(3)
+    mesh.run(40)  # it has renewed its record meanwhile
+
+    def stamp() -> Stamp:
+        return next(p for p in mesh.view(0).peers if p.node == node_id(2)).record.stamp
+
+    before = stamp()
+    mesh.kill(2)
+    mesh.incarnations[2] = 0  # its home was put back from a backup: it starts with a number it had before
+    mesh.start(2, [mesh.way(0)])
+    mesh.until(lambda: stamp().incarnation > before.incarnation, within=10)
+    mesh.until(mesh.whole, within=30)
+
+
+def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
+    mesh = together(4)
+    mesh.tell(0, e.ModelWished("m"))
+    mesh.tell(0, e.ModelWished("n"))
+    for number in (1, 2, 3):
+        mesh.tell(number, e.DiskScanned(("n", "m", "x")))
+    mesh.run(20)
+    taken = [model.name for i in (1, 2, 3) for model in mesh.cores[i].snapshot().models]
+    assert sorted(taken) in (["m", "m", "n"], ["m", "n", "n"])
+    assert all(model.file is FilePhase.FETCHING for i in (1, 2, 3) for model in mesh.cores[i].snapshot().models)
+    assert mesh.cores[0].snapshot().models == ()
+    assert all(peer.record.wants == () for peer in mesh.view(0).peers)
