@@ -1,0 +1,49 @@
+"""`scripts/bench mesh` at its smallest: every part that needs no engine measures something, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(
+        not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the measuring tools are written in C"
+    ),
+    pytest.mark.slow,
+]
+
+
+def marked(process: dict[str, Any], folder: str) -> bool:
+    """Whether a process keeps its temporary files in that folder."""
+    return (process["environ"] or {}).get("TMPDIR") == folder
+
+
+def test_the_mesh_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    parts = [word for part in ("join", "added", "kill") for word in ("--only", part)]
+    command = [sys.executable, "-m", "scripts.benchmarks", "mesh", "--quick", "--rounds", "1", "--no-model", "--json"]
+    # Whatever the run starts inherits this, by which it is known again.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    result = subprocess.run([*command, *parts], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    measured = json.loads(result.stdout)["measured"]
+    assert measured["failed"] == 0, measured["complaint"]
+    assert measured["survived"] == 16
+    assert set(measured["first_event_ms"]) == {"alone", "lanes", "quic"}
+    assert set(measured["killed_s"]) == {"lanes", "quic"}
+    for taken in measured["rounds_join"].values():
+        assert all(seconds > 0 for seconds in taken)
+    # A joiner cannot have answered before it listened.
+    assert measured["joined_node_s"]["lanes"] < measured["join_node_s"]["lanes"]
+    left = [each.info for each in psutil.process_iter(["cmdline", "environ"]) if marked(each.info, str(tmp_path))]
+    assert left == []
+    assert list(tmp_path.iterdir()) == []
