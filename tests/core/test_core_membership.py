@@ -33,10 +33,12 @@ def table() -> Membership:
     return members
 
 
-def record(number: int, incarnation: int, version: int, complaints: tuple[int, ...] = (), **more: bool) -> SignedRecord:
+def record(
+    number: int, incarnation: int, version: int, complaints: tuple[int, ...] = (), leaving: bool = False
+) -> SignedRecord:
     """What node `number` said; it complains about the first incarnation of others."""
     said = tuple(Complaint(node_id(n), 1) for n in complaints)
-    return sign(NodeRecord(node_id(number), Stamp(incarnation, version), MESH, complaints=said, **more))
+    return sign(NodeRecord(node_id(number), Stamp(incarnation, version), MESH, complaints=said, leaving=leaving))
 
 
 RECORDS = st.builds(
@@ -145,6 +147,9 @@ def test_complaints_of_nodes_that_are_not_known_to_live_count_nothing() -> None:
     assert members.status(node_id(5)) is PeerStatus.ALIVE
     for number in range(10, 13):
         members.merge(record(number, 1, 2, (5,)), 0.0, linked=False)
+    # Their complaints are old; that they count now is found when what is doubtful is looked at.
+    assert members.doubtful
+    members.judge_all(0.1)
     assert members.status(node_id(5)) is PeerStatus.SUSPECT
 
 
