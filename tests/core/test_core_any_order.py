@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from meshllm.core import events as e
 from meshllm.core import messages as m
 from meshllm.core.mesh import Mesh
 from meshllm.core.peers import MeshConfig
-from meshllm.core.records import Complaint, MeshId, NodeRecord, Role, ServedModel, SignedRecord, Stamp, WayIn
+from meshllm.core.records import Complaint, MeshId, NodeId, NodeRecord, Role, ServedModel, SignedRecord, Stamp, WayIn
 from tests.core.small_mesh import address, node_id, sign
 
 NUMBERS = st.integers(0, 5)
@@ -161,3 +162,36 @@ def test_strangers_and_clients_say_nothing_that_counts() -> None:
     assert snapshot.mesh.peers == ()
     assert snapshot.mesh.clients == 1
     assert snapshot.mesh.mesh == b"\x02" * 16
+
+
+def test_the_accused_clears_itself_by_a_new_incarnation() -> None:
+    mesh = core(Role.NODE, [])
+    for number in (1, 2, 3):
+        mesh.handle(e.LinkUp(node_id(number), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
+        known = sign(NodeRecord(node_id(number), Stamp(1, 1), MeshId(bytes(16))))
+        mesh.handle(e.MessageReceived(node_id(number), m.Records((known,))), 0.0)
+    for number, risen in ((1, False), (2, True)):
+        complaint = (Complaint(node_id(0), 1),)
+        said = sign(NodeRecord(node_id(number), Stamp(1, 2), MeshId(bytes(16)), complaints=complaint))
+        found = mesh.handle(e.MessageReceived(node_id(number), m.Records((said,))), 5.0)
+        assert (c.SaveIncarnation(2) in found) is risen
+
+
+def test_a_client_is_told_who_is_to_be_asked_and_who_no_more() -> None:
+    mesh, client, host = core(Role.NODE, []), node_id(4), node_id(1)
+    mesh.handle(e.LinkUp(host, Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
+    mesh.handle(e.LinkUp(client, Role.CLIENT, MeshId(b"\x02" * 16), address(4), 0.01, False), 0.0)
+    tables = list(told(mesh.handle(e.MessageReceived(client, m.Subscribe()), 0.0), client))
+    assert [(table.first, table.more) for table in tables] == [(True, False)]
+    for version, leaving in ((1, False), (2, True)):
+        record = sign(NodeRecord(host, Stamp(1, version), MeshId(b"\x02" * 16), leaving=leaving))
+        mesh.handle(e.MessageReceived(host, m.Records((record,))), version)
+        found = list(told(mesh.handle(e.TimePassed(), version + 0.5), client))
+        assert found == [m.Table((), gone=(host,)) if leaving else m.Table((record,))]
+
+
+def told(commands: list[c.Command], client: NodeId) -> Iterator[m.Table]:
+    """The tables a client gets."""
+    for command in commands:
+        if isinstance(command, c.Send) and command.peer == client and isinstance(command.message, m.Table):
+            yield command.message
