@@ -37,7 +37,7 @@ class Pong(Message):
 class Digest(Message):
     """The sender's table in short: nodes fall into 2**`bits` buckets by the first bits of their id; 4 bytes a bucket.
 
-    A bucket's hash is of the ids and stamps in it, in order of the ids.
+    A bucket's hash is the XOR of the hashes of each id and stamp in it (`gossip.Summary`).
     """
 
     bits: int
