@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,23 @@ pytestmark = [
 ]
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For temporary files; its name is short, for else engines' sockets lie elsewhere, and outlive a killed node."""
+    with tempfile.TemporaryDirectory(prefix="mb-") as name:
+        yield Path(name)
+
+
 def marked(process: dict[str, Any], folder: str) -> bool:
     """Whether a process keeps its temporary files in that folder."""
     return (process["environ"] or {}).get("TMPDIR") == folder
 
 
-def test_the_mesh_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_the_mesh_is_measured_and_nothing_is_left_behind(folder: Path) -> None:
     parts = [word for part in ("join", "added", "kill") for word in ("--only", part)]
     command = [sys.executable, "-m", "scripts.benchmarks", "mesh", "--quick", "--rounds", "1", "--no-model", "--json"]
     # Whatever the run starts inherits this, by which it is known again.
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "TMPDIR": str(folder)}
     result = subprocess.run([*command, *parts], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     measured = json.loads(result.stdout)["measured"]
@@ -44,6 +53,6 @@ def test_the_mesh_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None
         assert all(seconds > 0 for seconds in taken)
     # A joiner cannot have answered before it listened.
     assert measured["joined_node_s"]["lanes"] < measured["join_node_s"]["lanes"]
-    left = [each.info for each in psutil.process_iter(["cmdline", "environ"]) if marked(each.info, str(tmp_path))]
+    left = [each.info for each in psutil.process_iter(["cmdline", "environ"]) if marked(each.info, str(folder))]
     assert left == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
