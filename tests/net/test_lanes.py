@@ -553,6 +553,22 @@ async def test_a_link_that_ends_while_a_lane_is_opened(tmp_path: Path) -> None:
         assert place.nodes[0].lanes.count(place.nodes[1].node) == 0
 
 
+async def test_a_lane_whose_link_ended_before_the_welcome_came_is_not_used(tmp_path: Path) -> None:
+    async with town(tmp_path) as place:
+        here, there = place.nodes
+        made: list[Ear] = []
+
+        def served(peer: bytes) -> Ear:
+            here.lanes.forget(there.node)  # as when the link goes down, while the welcome is under way
+            return there.serve(here.node)
+
+        there.tunnels.serve(HTTP, served)
+        assert await here.lanes.open(place.link(), HTTP, lambda: made.append(Ear()) or made[-1]) is None  # type: ignore[func-returns-value]
+        assert made == []
+        assert here.lanes.count(there.node) == 0
+        await there.ears[0].gone
+
+
 async def test_a_caller_who_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     """At every step of the opening: so many turns of the loop after its start."""
     async with town(tmp_path) as place:
