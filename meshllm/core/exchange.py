@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 
 from meshllm.core import gossip
 from meshllm.core.links import Links, LinkState
-from meshllm.core.membership import MAX_NUMBER, Membership
+from meshllm.core.membership import Membership
 from meshllm.core.messages import Difference, Digest, Message, Records, Wanted
-from meshllm.core.records import NodeId, SignedRecord, Stamp
+from meshllm.core.records import MAX_NUMBER, NodeId, SignedRecord, Stamp
 
 
 class Exchange:

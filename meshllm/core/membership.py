@@ -19,7 +19,7 @@ from enum import Enum
 
 from meshllm.core.gossip import Summary
 from meshllm.core.liveness import expiry_seconds, suspicion_seconds
-from meshllm.core.records import ModelLoad, NodeId, NodeRecord, SignedRecord, Stamp
+from meshllm.core.records import MAX_NUMBER, ModelLoad, NodeId, NodeRecord, SignedRecord, Stamp
 from meshllm.core.rings import Rings
 from meshllm.core.timers import Timers
 from meshllm.core.views import PeerStatus, PeerView
@@ -34,8 +34,6 @@ MAX_NODES = 20_000
 TOMBSTONE_SECONDS = 24 * 3600.0
 # How long the word of a leaving is handed on; twelve rounds of anti-entropy reach everybody.
 LEFT_TOLD_SECONDS = 60.0
-# Numbers in records and messages are below this (what all of msgpack's readers can hold).
-MAX_NUMBER = (1 << 53) - 1
 
 _S = PeerStatus
 GONE = (_S.DEAD, _S.LEFT)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from meshllm.core.membership import MAX_NUMBER
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_COMPLAINTS,
+    MAX_NUMBER,
     MAX_SERVED,
     Complaint,
     MeshId,

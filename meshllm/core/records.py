@@ -29,6 +29,8 @@ MAX_ON_DISK = 64
 MAX_COMPLAINTS = 64
 MAX_NAME_BYTES = 256
 MAX_RECORD_BYTES = 32 << 10
+# The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
+MAX_NUMBER = (1 << 53) - 1
 
 
 def short(node: NodeId) -> str:

@@ -285,11 +285,6 @@ def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, 
     return found
 
 
-def all_targets(snapshot: Snapshot) -> dict[str, list[Target]]:
-    """Every model's targets, best first."""
-    return {name: [offer.target for offer in offers] for name, offers in all_offers(snapshot).items()}
-
-
 def models(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...]:
     """Every model that can be asked for, in the order it became known, without repeats: first what is here."""
     if index is None:

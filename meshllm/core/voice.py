@@ -10,9 +10,9 @@ from meshllm.core import commands as c
 from meshllm.core import messages as m
 from meshllm.core.links import Links, Rng
 from meshllm.core.liveness import heartbeat_seconds
-from meshllm.core.membership import MAX_NUMBER, Membership, possible
+from meshllm.core.membership import Membership, possible
 from meshllm.core.own import OwnRecord
-from meshllm.core.records import NodeId, SignedRecord, Stamp
+from meshllm.core.records import MAX_NUMBER, NodeId, SignedRecord, Stamp
 from meshllm.core.timers import Timers
 
 # A tenth more or less, so that a mesh does not beat as one.

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from meshllm.core.records import MESH_ID_BYTES, Address, MeshId, WayIn
+from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, Address, MeshId, WayIn
 from meshllm.errors import DamagedState, NobodysFault
-from meshllm.wire.fields import MAX_NUMBER, MAX_PORT, pack_host
+from meshllm.wire.fields import MAX_PORT, pack_host
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,16 @@ import msgpack
 
 from meshllm.core import messages as m
 from meshllm.core.messages import MAX_DIGEST_BITS, Message
-from meshllm.core.records import MAX_RECORD_BYTES, MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId, SignedRecord, Stamp
+from meshllm.core.records import (
+    MAX_NUMBER,
+    MAX_RECORD_BYTES,
+    MESH_ID_BYTES,
+    NODE_ID_BYTES,
+    MeshId,
+    NodeId,
+    SignedRecord,
+    Stamp,
+)
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
 from meshllm.wire.records import (
@@ -126,7 +135,7 @@ def _read_difference(found: tuple[Any, ...], verify: Verify) -> Message:
     entries = f.multiple(given_held, HELD.size, MAX_IDS, "difference's nodes")
     held = []
     for node, incarnation, version in HELD.iter_unpack(entries):
-        if incarnation > f.MAX_NUMBER or version > f.MAX_NUMBER:
+        if incarnation > MAX_NUMBER or version > MAX_NUMBER:
             raise BadMessage("difference's nodes: not a stamp")
         held.append((NodeId(node), Stamp(incarnation, version)))
     if len({node for node, _ in held}) != len(held):

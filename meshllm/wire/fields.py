@@ -13,11 +13,9 @@ from typing import Any
 
 import msgpack
 
-from meshllm.core.records import MAX_NAME_BYTES, Address
+from meshllm.core.records import MAX_NAME_BYTES, MAX_NUMBER, Address
 from meshllm.errors import BadMessage
 
-# The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
-MAX_NUMBER = (1 << 53) - 1
 MAX_PORT = 65535
 # What must not stand in a text that is shown to people: control characters, and what hides or turns around other text.
 # A list of our own, because the interpreter's differs between versions, and nodes must agree on what is a good record.

@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from meshllm.core import records as r
-from meshllm.core.records import NodeRecord, SignedRecord
+from meshllm.core.records import MAX_NUMBER, NodeRecord, SignedRecord
 from meshllm.core.types import Purpose
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
@@ -206,7 +206,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         loads=fit_loads(record.loads),
         wants=tuple([name for name in record.wants if _good(name)][: r.MAX_WANTED]),
         on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
-        memory=_within(record.memory, f.MAX_NUMBER),
+        memory=_within(record.memory, MAX_NUMBER),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
     )
     return _shrunk(cut)
@@ -236,7 +236,7 @@ def _bounded(model: r.ServedModel) -> r.ServedModel:
         model,
         context_length=_within(model.context_length, MAX_CONTEXT),
         slots=_within(model.slots, MAX_REQUESTS),
-        size=_within(model.size, f.MAX_NUMBER),
+        size=_within(model.size, MAX_NUMBER),
     )
 
 

@@ -13,10 +13,19 @@ from meshllm.core import gossip
 from meshllm.core.convergence import Decision, decide
 from meshllm.core.gossip import Summary
 from meshllm.core.liveness import expiry_seconds, heartbeat_seconds, suspicion_seconds
-from meshllm.core.membership import GONE, MAX_NUMBER, TOMBSTONE_SECONDS, TRANSITIONS, Membership, News
+from meshllm.core.membership import GONE, TOMBSTONE_SECONDS, TRANSITIONS, Membership, News
 from meshllm.core.messages import Difference, Digest
 from meshllm.core.placement import choose
-from meshllm.core.records import Complaint, MeshId, NodeId, NodeRecord, ServedModel, SignedRecord, Stamp
+from meshllm.core.records import (
+    MAX_NUMBER,
+    Complaint,
+    MeshId,
+    NodeId,
+    NodeRecord,
+    ServedModel,
+    SignedRecord,
+    Stamp,
+)
 from meshllm.core.rings import RINGS, Rings
 from meshllm.core.timers import Timers
 from meshllm.core.views import PeerStatus

@@ -66,7 +66,7 @@ def test_what_is_here_comes_before_peers_and_peers_by_load_and_distance() -> Non
     assert [target.kind for target in targets] == [TargetKind.ENGINE, TargetKind.BACKEND, *[TargetKind.PEER] * 3]
     assert [target.address[:2] for target in targets[2:]] == ["03", "02", "01"]
     assert (targets[2].generation, targets[2].slots, targets[2].model) == (1, 4, "m")
-    assert routing.all_targets(known) == {"m": list(targets)}
+    assert [offer.target for offer in routing.all_offers(known)["m"]] == list(targets)
 
 
 @given(st.sampled_from(list(PeerStatus)))

@@ -171,15 +171,17 @@ def test_the_local_model_comes_before_a_backend_of_the_same_name() -> None:
     assert routing.models(mesh.snapshot()) == ("m",)
 
 
-def test_all_targets_are_what_each_route_says() -> None:
+def test_all_offers_are_what_each_route_says() -> None:
     mesh = serving_mesh()
     for url, names in (("http://a", ("x", "m")), ("http://b", ("y", "x"))):
         mesh.handle(e.BackendAdded(url), 0.0)
         mesh.handle(e.BackendAnswered(url, names), 0.0)
     mesh.handle(e.ModelWanted("coming"), 0.0)
-    found = routing.all_targets(mesh.snapshot())
+    found = routing.all_offers(mesh.snapshot())
     assert tuple(found) == routing.models(mesh.snapshot()) == ("m", "coming", "x", "y")
-    assert found == {name: list(routing.route(mesh.snapshot(), name).targets) for name in found}
+    assert {name: tuple(offers) for name, offers in found.items()} == {
+        name: routing.route(mesh.snapshot(), name).offers for name in found
+    }
 
 
 ANSWERS = st.sampled_from(["ready", "gone", "progress", "stale", "time", "stop", "file-failed", "engine-failed"])

@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.records import Address, MeshId, WayIn
+from meshllm.core.records import MAX_NUMBER, Address, MeshId, WayIn
 from meshllm.daemon import mesh_state
 from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState
 from meshllm.errors import DamagedState, NobodysFault
-from meshllm.wire.fields import MAX_NUMBER
 
 NOW = 1_800_000_000.7
 PEERS = (

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from meshllm.core import messages as m
 from meshllm.core import records as r
+from meshllm.core.records import MAX_NUMBER
 from meshllm.core.types import Purpose
 from meshllm.errors import BadMessage
 from meshllm.net.base import MAX_MESSAGE_BYTES
 from meshllm.wire import codec
 from meshllm.wire.codec import decode_message, decode_record, encode_message, encode_record, fit, signed_bytes, signer
-from meshllm.wire.fields import MAX_NUMBER, pack_host, unpack_host
+from meshllm.wire.fields import pack_host, unpack_host
 from meshllm.wire.records import FIELDS, MAX_MODELS
 from tests.wire.mesh_strategies import messages, node_ids, records, sign, signed, verify
 
