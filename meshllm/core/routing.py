@@ -119,7 +119,7 @@ class MeshIndex:
     """What the mesh serves, by model: made once for each view of the mesh, because a look-up must not cost a pass.
 
     `hosts` are the offers of peers that are alive, best first; `alive` their addresses; `rumoured` the models of nodes
-    that nobody has shown to live; `wanted` the models somebody asked the mesh for.
+    that nobody has shown to live, or that do not answer this one; `wanted` the models somebody asked the mesh for.
     """
 
     hosts: Mapping[str, tuple[Offer, ...]]
@@ -139,11 +139,13 @@ def mesh_index(mesh: MeshView | None) -> MeshIndex:
     alive: set[str] = set()
     rumoured: set[str] = set()
     wanted: set[str] = set(mesh.record.wants) if mesh.record is not None else set()
+    # Whoever does not answer this node is of no use to its callers, though others may still reach it.
+    silent = {(c.node, c.incarnation) for c in mesh.record.complaints} if mesh.record is not None else set()
     for peer in mesh.peers:
         if peer.status in (PeerStatus.DEAD, PeerStatus.LEFT) or peer.node == mesh.node:
             continue
         wanted.update(peer.record.wants)
-        if peer.status is not PeerStatus.ALIVE:
+        if peer.status is not PeerStatus.ALIVE or (peer.node, peer.record.stamp.incarnation) in silent:
             rumoured.update(served.name for served in peer.record.serves)
             continue
         alive.add(peer.node.hex())

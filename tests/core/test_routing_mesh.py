@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.core import routing
 from meshllm.core.patience import FLOOR_SECONDS, MAX_SECONDS, FirstByteTimes
 from meshllm.core.ranking import Candidate, rank
-from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
+from meshllm.core.records import Complaint, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
 from meshllm.core.routing import Standing, TargetKind
 from meshllm.core.stickiness import Stickiness
 from meshllm.core.types import BackendState, FilePhase, ModelState, ServerFacts, ServerPhase, Snapshot
@@ -75,6 +77,16 @@ def test_only_the_living_are_routable(status: PeerStatus) -> None:
     assert bool(route.targets) == (status is PeerStatus.ALIVE)
     assert route.seek == (status in (PeerStatus.HEARD, PeerStatus.SUSPECT))
     assert (route.standing is Standing.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
+
+
+def test_who_does_not_answer_this_node_is_not_asked_though_it_lives_for_others() -> None:
+    seen = (peer(1, "m"), peer(2, "m", incarnation=2))
+    known = snapshot(*seen)
+    assert known.mesh is not None
+    complaints = (Complaint(seen[0].node, 1), Complaint(seen[1].node, 1))  # the second has come back since
+    own = NodeRecord(ME, Stamp(1, 1), MESH, complaints=complaints)
+    known = replace(known, mesh=replace(known.mesh, record=own))
+    assert [target.address[:2] for target in routing.route(known, "m").targets] == ["02"]
 
 
 def test_why_there_is_nobody() -> None:
