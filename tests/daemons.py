@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,9 +41,11 @@ class Daemon:
         self.model = MODEL
         self.lines: list[dict[str, Any]] = []
         self._arriving: Queue[dict[str, Any] | None] = Queue()
+        # A daemon that is killed cannot clear away its temporary files; a short path, for the sockets in it.
+        self._temporary = tempfile.TemporaryDirectory(prefix="mesh-test-", ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [*prefix, str(PROGRAM), "--json", "--port", "0", "--console", "0", *arguments],
-            env={**os.environ, "MESH_LLM_HOME": str(home), **(environment or {})},
+            env={**os.environ, "MESH_LLM_HOME": str(home), "TMPDIR": self._temporary.name, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -119,6 +122,7 @@ class Daemon:
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
+        self._temporary.cleanup()
 
     def kill(self) -> None:
         """`kill -9`, and collect what is left of it."""
