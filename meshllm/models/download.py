@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from meshllm.errors import DownloadFailed
 
-from .catalog import CatalogEntry, HubSource, ModelFile, PackageSource, Source
+from .catalog import CatalogEntry
 from .hub import Hub
 from .local import LocalModel, from_entry, from_path
+from .manifest import HubSource, ModelFile, PackageSource, Source
 from .package import PackageFetcher, extract
 from .progress import Progress, Report, Stage
 from .store import Store, disk_error

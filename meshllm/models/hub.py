@@ -20,7 +20,7 @@ from meshllm import __version__
 from meshllm.errors import DownloadFailed
 from meshllm.tasks import backoff
 
-from .catalog import HubSource, ModelFile
+from .manifest import HubSource, ModelFile
 from .store import disk_error
 from .threads import Relay, Stop, in_thread
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from meshllm.errors import DownloadFailed
 
-from .catalog import ModelFile, PackageSource
+from .manifest import ModelFile, PackageSource
 from .threads import Stop
 
 CHUNK_BYTES: Final = 1 << 20

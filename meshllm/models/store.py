@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshllm.errors import DownloadFailed, OutOfRoom
 
-from .catalog import ModelFile
+from .manifest import ModelFile
 
 if TYPE_CHECKING:
     from filelock import AsyncFileLock

@@ -9,8 +9,9 @@ import pytest
 from fake_hub import FakeHub, make_entry, running
 from gguf_samples import write_sample
 
-from meshllm.models.catalog import CatalogEntry, HubSource
+from meshllm.models.catalog import CatalogEntry
 from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.manifest import HubSource
 from meshllm.models.store import Store
 
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from meshllm.models.catalog import CatalogEntry, HubSource, ModelFile, PackageSource
+from meshllm.models.catalog import CatalogEntry
+from meshllm.models.manifest import HubSource, ModelFile, PackageSource
 
 
 @dataclass

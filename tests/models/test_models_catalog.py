@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from meshllm.errors import OurFault, UnknownModel
-from meshllm.models.catalog import HubSource, PackageSource, load, parse
+from meshllm.models.catalog import load, parse
+from meshllm.models.manifest import HubSource, PackageSource
 
 GOOD = """
 [[model]]

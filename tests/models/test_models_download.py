@@ -17,10 +17,11 @@ from fake_hub import FakeHub, make_entry
 from gguf_samples import write_sample
 
 from meshllm.errors import DownloadFailed, InvalidModelFile, OutOfRoom, UnknownModel
-from meshllm.models.catalog import Catalog, CatalogEntry, HubSource, PackageSource
+from meshllm.models.catalog import Catalog, CatalogEntry
 from meshllm.models.download import ensure
 from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.local import from_path
+from meshllm.models.manifest import HubSource, PackageSource
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
 from meshllm.models.threads import in_thread

@@ -9,9 +9,10 @@ import pytest
 
 from meshllm.errors import DownloadFailed
 from meshllm.machine.packages import PipFetcher
-from meshllm.models.catalog import PackageSource, load
+from meshllm.models.catalog import load
 from meshllm.models.download import ensure
 from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.manifest import PackageSource
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
 
