@@ -23,7 +23,7 @@ from meshllm.errors import BadBackend, InvalidModelFile, MeshError, UnknownModel
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
-from meshllm.models.catalog import CatalogEntry
+from meshllm.models.entry import Wanted
 from meshllm.models.local import LocalModel
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
@@ -46,14 +46,14 @@ class Supervisor:
 
     def __init__(
         self,
-        wanted: dict[str, CatalogEntry | Path],
+        wanted: dict[str, Wanted],
         backend_keys: dict[str, str],
         home: Path,
         context: int | None,
         post: Callable[[e.Event], None],
     ) -> None:
         self._wanted = wanted
-        self._on_disk: dict[str, CatalogEntry | Path] = {}
+        self._on_disk: dict[str, Wanted] = {}
         self._backend_keys = backend_keys
         self._home = home
         self._fitter = Fitter(context)
