@@ -214,7 +214,7 @@ def check_models(folder: Path) -> Finding:
     from meshllm.models.store import Store
 
     store = Store(folder)
-    entries = catalog.load().entries
+    entries = [entry for entry in catalog.load().entries if entry.files]
     there = [entry for entry in entries if all(store.is_verified(file) for file in entry.files)]
     unverified = [entry for entry in entries if entry not in there and all(store.has_size(f) for f in entry.files)]
     ours = {file.name for entry in entries for file in entry.files}

@@ -33,7 +33,8 @@ from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.errors import DamagedState, NobodysFault, PortTaken, UsageError
-from meshllm.models.catalog import CatalogEntry
+from meshllm.models import on_disk
+from meshllm.models.entry import Wanted
 from meshllm.models.local import from_path
 from meshllm.models.resolve import resolve
 from meshllm.models.store import Store
@@ -81,12 +82,15 @@ class Viewer:
         """Something changed."""
 
 
-def find_models(settings: Settings) -> dict[str, CatalogEntry | Path]:
+def find_models(settings: Settings) -> dict[str, Wanted]:
     """What each `--model` means, by the name callers use. Raises UnknownModel, InvalidModelFile, UsageError."""
     store = Store(paths.models())
-    wanted: dict[str, CatalogEntry | Path] = {}
+    wanted: dict[str, Wanted] = {}
     for text in settings.models:
-        source = resolve(text, folder=store.folder)
+        found = resolve(text, folder=store.folder, disk=lambda: on_disk.scan(store))
+        if found.note:
+            log.warning("%s", found.note)
+        source = found.wanted
         name = from_path(source, store).name if isinstance(source, Path) else source.name
         if name in wanted and wanted[name] != source:
             raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
@@ -188,7 +192,7 @@ class App:
     def _post(self, event: e.Event) -> None:
         self._mailbox.put_nowait(event)
 
-    def _wish(self, wanted: dict[str, CatalogEntry | Path]) -> None:
+    def _wish(self, wanted: dict[str, Wanted]) -> None:
         """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
         for place, model in enumerate(wanted):
             self._post(e.ModelWished(model) if place else e.ModelWanted(model))
@@ -307,7 +311,7 @@ def _load(settings: Settings) -> tuple[type[Membership], Found]:
     return Membership, look_up(settings)
 
 
-def _before(settings: Settings, wanted: dict[str, CatalogEntry | Path]) -> Snapshot:
+def _before(settings: Settings, wanted: dict[str, Wanted]) -> Snapshot:
     """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
     role = Role.CLIENT if settings.client else Role.NODE
     mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from meshllm.errors import OurFault, UnknownModel
 
-from .manifest import HubSource, Manifest, ModelFile, PackageSource, Source
-
-TEMPLATES: Final = Path(__file__).with_name("templates")
+from .entry import CatalogEntry
+from .manifest import HubSource, ModelFile, PackageSource, Source
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -27,35 +25,6 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*")
 _MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogEntry:
-    """A model known by name. `files` has more than one item when the GGUF is split; the engine is given the first."""
-
-    name: str
-    architecture: str
-    parameters: int
-    quantization: str
-    context_length: int
-    license: str
-    chat_template: str | None
-    files: tuple[ModelFile, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def manifest(self) -> Manifest:
-        """The files and what else is needed to serve them."""
-        return Manifest(self.name, self.files, None, self.chat_template, self.context_length, "catalogue")
-
-    @property
-    def template_path(self) -> Path | None:
-        """The chat template that replaces the file's own, if there is one."""
-        return TEMPLATES / self.chat_template if self.chat_template else None
 
 
 class Catalog:
@@ -86,7 +55,7 @@ class Catalog:
 
     def with_digest(self, sha256: str) -> CatalogEntry | None:
         """The entry whose first file has this sha256."""
-        return next((entry for entry in self.entries if entry.files[0].sha256 == sha256), None)
+        return next((entry for entry in self.entries if entry.sha256 == sha256), None)
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from meshllm.errors import DownloadFailed
 
-from .catalog import CatalogEntry
+from .entry import CatalogEntry, Wanted
 from .hub import Hub
 from .local import LocalModel, from_entry, from_path
 from .manifest import HubSource, ModelFile, PackageSource, Source
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 async def ensure(
-    wanted: CatalogEntry | Path,
+    wanted: Wanted,
     store: Store,
     report: Report,
     *,
@@ -48,6 +48,8 @@ async def ensure(
     if isinstance(wanted, Path):
         path = wanted
         model = await in_thread(lambda stop: from_path(path, store), "read-header")
+    elif not isinstance(wanted, CatalogEntry) or not wanted.files:
+        raise DownloadFailed(f"{wanted.name} has to be looked up at the hub first.")
     else:
         entry = wanted
         fetcher = _Fetcher(store, report, packages, hub or Hub())

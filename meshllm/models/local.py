@@ -11,7 +11,8 @@ from pathlib import Path
 
 from meshllm.errors import InvalidModelFile, UnknownModel
 
-from .catalog import Catalog, CatalogEntry, load
+from .catalog import Catalog, load
+from .entry import CatalogEntry
 from .gguf import Header, read_header
 from .store import Store
 

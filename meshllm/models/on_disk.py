@@ -12,7 +12,8 @@ from typing import Final
 
 from meshllm.errors import MeshError
 
-from .catalog import Catalog, CatalogEntry, load
+from .catalog import Catalog, load
+from .entry import Wanted
 from .local import from_path
 from .store import Store
 
@@ -20,14 +21,14 @@ from .store import Store
 MOST_FILES: Final = 256
 
 
-def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = None) -> dict[str, CatalogEntry | Path]:
+def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = None) -> dict[str, Wanted]:
     """The models in the store and those in the `named` files, each with what `download.ensure` takes for it.
 
     A file of the catalogue goes by the catalogue's name and by its own; blocks on the disk.
     """
     entries = (catalog or load()).entries
-    found: dict[str, CatalogEntry | Path] = {
-        entry.name: entry for entry in entries if all(store.has_size(file) for file in entry.files)
+    found: dict[str, Wanted] = {
+        entry.name: entry for entry in entries if entry.files and all(store.has_size(file) for file in entry.files)
     }
     for path in [*named, *_files(store.folder)][:MOST_FILES]:
         try:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from meshllm.errors import UnknownModel, UsageError
 
-from .catalog import Catalog, CatalogEntry, load
+from .catalog import Catalog, load
+from .entry import Wanted
 
 MAX_NAME: Final = 4096
 
@@ -22,7 +25,21 @@ _WHAT_WORKS = (
 )
 
 
-def resolve(text: str, *, catalog: Catalog | None = None, folder: Path | None = None) -> CatalogEntry | Path:
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a name stands for. `note` is for the person who wrote it, where what was taken is not quite what it says."""
+
+    wanted: Wanted
+    note: str = ""
+
+
+def resolve(
+    text: str,
+    *,
+    catalog: Catalog | None = None,
+    folder: Path | None = None,
+    disk: Callable[[], Mapping[str, Wanted]] = dict,
+) -> Resolution:
     """The catalogue entry, or the absolute path of an existing file, that `text` means.
 
     A bare `name.gguf` is looked for in the working directory, then in `folder` (the model store). Raises UnknownModel
@@ -36,8 +53,10 @@ def resolve(text: str, *, catalog: Catalog | None = None, folder: Path | None = 
     if "://" in wanted:
         raise UsageError(f"Models cannot be given as a URL yet: {wanted[:200]}", advice=_WHAT_WORKS)
     if _is_path(wanted):
-        return _file(wanted, folder)
-    return (catalog or load()).find(wanted)
+        return Resolution(_file(wanted, folder))
+    if there := disk().get(wanted):
+        return Resolution(there)
+    return Resolution((catalog or load()).find(wanted))
 
 
 def _is_path(text: str) -> bool:

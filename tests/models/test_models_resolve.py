@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.errors import MeshError, UnknownModel, UsageError
-from meshllm.models.catalog import CatalogEntry, load
+from meshllm.models.catalog import load
+from meshllm.models.entry import CatalogEntry, Wanted
 from meshllm.models.resolve import resolve
 
 
@@ -26,25 +27,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_name_of_the_catalogue() -> None:
     entry = load().entries[0]
-    assert resolve(f" {entry.name.upper()} ") is entry
+    assert resolve(f" {entry.name.upper()} ").wanted is entry
 
 
 @pytest.mark.parametrize("text", ["m.gguf", "./m.gguf", "~/m.gguf", "sub/../m.gguf"])
 def test_paths(here: Path, text: str) -> None:
-    found = resolve(text)
+    found = resolve(text).wanted
     assert isinstance(found, Path)
     assert found.is_absolute()
     assert found.samefile(here / "m.gguf")
 
 
 def test_more_paths(here: Path) -> None:
-    assert resolve("sub/n.gguf") == here / "sub/n.gguf"
-    assert resolve("./plain") == here / "plain"
-    assert resolve(str(here / "plain")) == here / "plain"
+    assert resolve("sub/n.gguf").wanted == here / "sub/n.gguf"
+    assert resolve("./plain").wanted == here / "plain"
+    assert resolve(str(here / "plain")).wanted == here / "plain"
 
 
 def test_a_bare_file_name_is_also_looked_for_in_the_store(here: Path) -> None:
-    assert resolve("n.gguf", folder=here / "sub") == here / "sub/n.gguf"
+    assert resolve("n.gguf", folder=here / "sub").wanted == here / "sub/n.gguf"
     with pytest.raises(UnknownModel):
         resolve("other.gguf", folder=here / "sub")
 
@@ -77,10 +78,10 @@ def test_nonsense(here: Path, text: str) -> None:
     text=st.one_of(st.text(max_size=60), st.text("./~:aZ0-\\ gufGUF", max_size=40), st.text(min_size=300, max_size=500))
 )
 def test_anything_else_is_an_entry_a_path_or_an_error_with_advice(text: str) -> None:
-    found: CatalogEntry | Path | None = None
+    found: Wanted | None = None
     advice = ""
     try:
-        found = resolve(text)
+        found = resolve(text).wanted
     except MeshError as error:
         advice = error.advice
-    assert advice or isinstance(found, CatalogEntry) or (found is not None and found.exists())
+    assert advice or isinstance(found, CatalogEntry) or (isinstance(found, Path) and found.exists())
