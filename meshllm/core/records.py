@@ -27,6 +27,7 @@ MAX_BACKEND_MODELS = 256
 MAX_WANTED = 32
 MAX_ON_DISK = 64
 MAX_COMPLAINTS = 64
+MAX_SPLITS = 8
 MAX_NAME_BYTES = 256
 MAX_RECORD_BYTES = 32 << 10
 # The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
@@ -96,8 +97,17 @@ class Complaint:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """The writer of the record was asked to serve `model` and needs others for it; it has `room` bytes itself."""
+
+    model: str
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks.
+    """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks;
+    `splits` the models that it would host a split of.
 
     `loads` are as of the time of writing: a change of load alone is not worth a new record.
     """
@@ -116,6 +126,7 @@ class NodeRecord:
     memory: int = 0
     complaints: tuple[Complaint, ...] = ()
     leaving: bool = False
+    splits: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,8 +120,7 @@ def plan(
 ) -> SplitPlan | NoPlan:
     """How `host` serves `model`: alone, or with members out of `others`.
 
-    With `force` (`--split`) never alone if anybody is near enough. Deterministic; the order of `others` is of no
-    consequence.
+    With `force` (`--split`) never alone. Deterministic; the order of `others` is of no consequence.
     """
     near = sorted(
         (lender for lender in others if lender.node != host.node and _rtt(lender) <= MAX_RTT_SECONDS),
@@ -129,14 +128,14 @@ def plan(
     )
     found: list[SplitPlan] = []
     alone = _shared(need, (host,))
-    if alone is not None and not (force and near):
+    if alone is not None and not force:
         found.append(_plan(need, (host,), alone, "it fits on this node"))
     for members in _teams(near):
         shares = _shared(need, (host, *members))
         if shares is not None:
             found.append(_plan(need, (host, *members), shares, _words(need, host, members, force)))
     if not found:
-        return _no_plan(need, host, near)
+        return _no_plan(need, host, near, force=force)
     # Fewer members first: one more is worth it only if it is faster by the margin.
     best = found[0]
     for other in found[1:]:
@@ -232,11 +231,12 @@ def _words(need: SplitNeed, host: Lender, members: Sequence[Lender], force: bool
     return f"it takes {_gigabytes(need.total)} and this node has {_gigabytes(host.memory)}: {names} carry the rest"
 
 
-def _no_plan(need: SplitNeed, host: Lender, near: Sequence[Lender]) -> NoPlan:
-    buffers = need.buffers * (1 + len(near))
+def _no_plan(need: SplitNeed, host: Lender, near: Sequence[Lender], *, force: bool) -> NoPlan:
+    if not near and force and need.total <= host.memory:
+        return NoPlan(0, "a split was asked for, and no other node that is near enough has memory to lend")
     have = host.memory + sum(lender.memory for lender in near)
     # Where the sum would do, it is the grain: a layer that goes into nobody's rest.
-    missing = max(need.total - need.buffers + buffers - have, max(need.layers, default=0))
+    missing = max(need.total + need.buffers * len(near) - have, max(need.layers, default=0))
     if not near:
         words = f"it takes {_gigabytes(need.total)} and this node has {_gigabytes(host.memory)}"
         return NoPlan(missing, f"{words}; no other node that is near enough has memory to lend")

@@ -34,6 +34,7 @@ MAX_PROTOCOL = 65535
 MAX_ITEMS = 512
 PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
 PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
+# What a record has had from the beginning; what came later may be missing in one of an older node.
 FIELDS = 15
 
 
@@ -73,6 +74,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.memory,
             [(complaint.node, complaint.incarnation) for complaint in record.complaints],
             record.leaving,
+            [(candidate.model, candidate.room) for candidate in record.splits],
         )
     )
     try:
@@ -131,7 +133,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         memory,
         complaints,
         leaving,
-        *_,
+        *later,
     ) = f.fields(found, FIELDS, "record")
     return NodeRecord(
         node=r.NodeId(node),
@@ -148,6 +150,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         memory=f.number(memory, "memory"),
         complaints=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
         leaving=f.flag(leaving, "leaving"),
+        splits=_candidates(later[0]) if later else (),
     )
 
 
@@ -173,6 +176,11 @@ def _complaint(value: Any) -> r.Complaint:
     node, incarnation, *_ = f.fields(value, 2, "complaint")
     subject = r.NodeId(f.exactly(node, r.NODE_ID_BYTES, "complaint's node id"))
     return r.Complaint(subject, f.number(incarnation, "complaint's incarnation"))
+
+
+def _candidates(value: Any) -> tuple[r.Candidate, ...]:
+    found = [f.fields(item, 2, "candidate") for item in f.items(value, r.MAX_SPLITS, "candidates")]
+    return tuple([r.Candidate(f.name(item[0], "candidate's model"), f.number(item[1], "room")) for item in found])
 
 
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
@@ -208,6 +216,9 @@ def fit(record: NodeRecord) -> NodeRecord:
         on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
         memory=_within(record.memory, MAX_NUMBER),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
+        splits=tuple(
+            [r.Candidate(c.model, _within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]
+        ),
     )
     return _shrunk(cut)
 
@@ -253,7 +264,7 @@ def _plain(address: r.Address) -> r.Address | None:
 
 
 # At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.
-_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24
+_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
 
 

@@ -84,7 +84,8 @@ def test_a_split_that_is_asked_for_is_made_though_the_model_fits() -> None:
     assert sum(counts(found)) == 32
     assert len(counts(found)) == 2
     alone = plan(need(gigabytes=1, ends=0.1), lender(1, 64), [], "m", force=True)
-    assert counts(alone) == [32]
+    assert isinstance(alone, NoPlan)
+    assert "a split was asked for" in alone.reason
 
 
 def test_even_a_tiny_member_gets_a_layer_when_a_split_is_asked_for() -> None:
@@ -155,7 +156,7 @@ def test_a_plan_holds_and_does_not_depend_on_the_order(
     rng.shuffle(shuffled)
     assert plan(model, host, shuffled, "m", force=force) == found
     if isinstance(found, NoPlan):
-        assert found.missing > 0
+        assert found.missing > 0 or force
         assert plan(model, replace(host, memory=model.total), others, "m") != found
         return
     assert found.host == host.node
