@@ -30,7 +30,7 @@ from meshllm.core.split import Lender, NoPlan, SplitNeed, SplitPlan, plan
 
 # Until its first word about a proposal: a dial (5 s at most) and a round trip.
 ASKED_SECONDS = 8.0
-# A worker that prepares says so every two seconds (`lending.TELL_SECONDS`).
+# A worker that prepares says so every two seconds (`working.TELL_SECONDS`).
 SILENT_SECONDS = 10.0
 # How long it is left out: whoever was lost may be back in a moment, whoever refused is busy for longer.
 LOST_SECONDS = 5.0

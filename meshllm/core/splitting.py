@@ -13,7 +13,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.hosting import Hosting, SplitState
 from meshllm.core.leases import LeaseMessage, Lent, Propose
-from meshllm.core.lending import Lending, LentState
+from meshllm.core.working import Lending, LentState
 from meshllm.core.links import Rng
 from meshllm.core.records import Candidate, NodeId, NodeRecord, short
 from meshllm.core.split import Lender, choose_host

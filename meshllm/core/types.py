@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meshllm.core.hosting import Measured, SplitState
-    from meshllm.core.lending import LentState
+    from meshllm.core.working import LentState
     from meshllm.core.views import MeshView
 
 
