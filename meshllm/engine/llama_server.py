@@ -42,6 +42,11 @@ class ServerPlan:
 
     `pooling`: the name of llama-server's `--pooling`, where the file's own will not do. `micro_batch`: tokens computed
     in one go (None: the engine's default); a text that the engine cannot take in pieces must fit in it.
+
+    `devices`: the accelerators to use, as the engine names them (none: the processor alone; None: there are none to
+    choose from), and `layers` how many of the model's last layers each holds, in the same order, the output counted as
+    one. `experts_aside`: the routed experts of so many of the first layers stay in the computer's memory all the same.
+    `checkpoints`: how many states of each slot are kept to go back to, for models that forget (None: the engine's).
     """
 
     model_name: str
@@ -53,6 +58,10 @@ class ServerPlan:
     purpose: Purpose = Purpose.GENERATE
     pooling: str | None = None
     micro_batch: int | None = None
+    devices: tuple[str, ...] | None = None
+    layers: tuple[int, ...] = ()
+    experts_aside: int = 0
+    checkpoints: int | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -86,7 +95,9 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
         "--no-webui",
         "--metrics",
         "--offline",
+        "--fit", "off",  # what fits has been decided, with the engine's own arithmetic, and said
     ]  # fmt: skip
+    argv += _placement(plan)
     if plan.chat_template is not None:
         argv += ["--chat-template-file", str(plan.chat_template)]
     if plan.purpose is Purpose.EMBED:
@@ -98,6 +109,20 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
     if plan.micro_batch is not None:
         argv += ["--batch-size", str(plan.micro_batch), "--ubatch-size", str(plan.micro_batch)]
     return tuple(argv)
+
+
+def _placement(plan: ServerPlan) -> list[str]:
+    """Where the layers go."""
+    argv: list[str] = []
+    if plan.devices is not None:
+        argv += ["--device", ",".join(plan.devices) or "none", "--gpu-layers", str(sum(plan.layers))]
+    if len(plan.layers) > 1:
+        argv += ["--tensor-split", ",".join(map(str, plan.layers))]
+    if plan.experts_aside:
+        argv += ["--n-cpu-moe", str(plan.experts_aside)]
+    if plan.checkpoints is not None:
+        argv += ["--ctx-checkpoints", str(plan.checkpoints)]
+    return argv
 
 
 def child_spec(

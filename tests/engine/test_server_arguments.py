@@ -40,3 +40,20 @@ def test_other_purposes_are_told(plan: dict[str, object], expected: str) -> None
     told = line(**plan)
     assert told.endswith(expected)
     assert told == line() + expected
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ({"devices": ()}, " --device none --gpu-layers 0"),
+        ({"devices": ("CUDA0",), "layers": (25,)}, " --device CUDA0 --gpu-layers 25"),
+        (
+            {"devices": ("CUDA0", "CUDA1"), "layers": (20, 17), "experts_aside": 4},
+            " --device CUDA0,CUDA1 --gpu-layers 37 --tensor-split 20,17 --n-cpu-moe 4",
+        ),
+        ({"checkpoints": 3}, " --ctx-checkpoints 3"),
+    ],
+)
+def test_where_the_layers_go_is_told(plan: dict[str, object], expected: str) -> None:
+    assert line(**plan) == line() + expected
+    assert "--fit off" in line()
