@@ -133,6 +133,13 @@ class Found:
     models: tuple[OfferedModel, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A request that only a newer version understands."""
+
+    kind: int
+
+
 Request = Have | Get | Find
 Answer = Listing | Refusal | Found
 
@@ -226,8 +233,8 @@ def encode_request(request: Request) -> bytes:
             return _frame(Kind.FIND, body)
 
 
-def decode_request(frame: Frame) -> Request | None:
-    """The request; None for one of a newer version. Raises BadMessage."""
+def decode_request(frame: Frame) -> Request | Unknown:
+    """The request. Raises BadMessage."""
     match frame.kind:
         case Kind.HAVE:
             return Have(f.exactly(bytes(frame.body), DIGEST_BYTES, "file's digest").hex())
@@ -241,7 +248,7 @@ def decode_request(frame: Frame) -> Request | None:
             except UnicodeDecodeError as error:
                 raise BadMessage("model's name: not UTF-8") from error
         case _:
-            return None
+            return Unknown(frame.kind)
 
 
 # -- answers
