@@ -31,11 +31,17 @@ def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, hi
 
 @pytest.mark.parametrize(
     ("writes", "causal", "recurrent", "word"),
-    [(False, True, False, "no text"), (True, False, False, "one token"), (True, True, True, "state"), (True, True, False, "")],
-)  # fmt: skip
+    [
+        (False, True, False, "no text"),
+        (True, False, False, "one token"),
+        (True, True, True, "state"),
+        (True, True, False, ""),
+    ],
+)
 def test_what_hinders_a_model(writes: bool, causal: bool, recurrent: bool, word: str) -> None:
     found = obstacle(writes=writes, causal=causal, recurrent=recurrent)
-    assert word in found and bool(found) == bool(word)
+    assert word in found
+    assert bool(found) == bool(word)
 
 
 def test_the_engine_copies_nothing_unless_a_copy_is_at_least_as_long_as_its_match() -> None:
