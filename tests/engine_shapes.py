@@ -196,9 +196,9 @@ SAMPLES = {
         "deepseek2", _deepseek2, kv_heads=1,
         keys={
             "attention.key_length": LORA + ROPE, "attention.key_length_mla": NOPE + ROPE,
-            "attention.value_length": LORA, "attention.value_length_mla": HEAD, "attention.q_lora_rank": LORA, "attention.kv_lora_rank": LORA,
-            "rope.dimension_count": ROPE, "leading_dense_block_count": 1, "expert_count": 8, "expert_used_count": 2,
-            "expert_shared_count": 1, "expert_feed_forward_length": 192,
+            "attention.value_length": LORA, "attention.value_length_mla": HEAD, "attention.q_lora_rank": LORA,
+            "attention.kv_lora_rank": LORA, "rope.dimension_count": ROPE, "leading_dense_block_count": 1,
+            "expert_count": 8, "expert_used_count": 2, "expert_shared_count": 1, "expert_feed_forward_length": 192,
         },
     ),
     "mamba": Sample("mamba", _mamba, keys=STATES, kv_heads=0),

@@ -14,7 +14,7 @@ class Layer:
     """One layer. `weights`: bytes of all its tensors; `experts`: of those, what belongs to the routed experts.
 
     `keys` and `values` are kept for each token of context, of the last `window` tokens (0: of all); `state` for each
-    request, however long it is.
+    request, however long it is. `idle`: the layer is not loaded (it would predict further tokens).
     """
 
     weights: int = 0
@@ -23,6 +23,7 @@ class Layer:
     values: int = 0
     window: int = 0
     state: int = 0
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Shape:
     """A model. `input`: bytes of the embeddings, `output`: of what turns the last layer into scores, and of all else
     that is in no layer; `tied`: the head is the embedding (`input` does both).
 
-    `width`: of a token's vector; `inner`: of the widest feed-forward part that a token passes; `heads`: of attention;
-    `cached`: the engine keeps something between batches (no encoder does).
+    `width`: of a token's vector; `inner`: of the widest feed-forward part that a token passes; `query`: of all heads of
+    attention together; `cached`: the engine keeps something between batches (no encoder does).
     """
 
     layers: tuple[Layer, ...]
@@ -40,7 +41,7 @@ class Shape:
     tied: bool = False
     width: int = 0
     inner: int = 0
-    heads: int = 0
+    query: int = 0
     vocabulary: int = 0
     experts: int = 0
     experts_used: int = 0
@@ -48,8 +49,8 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """Bytes of all tensors."""
-        return self.input + self.output + sum(layer.weights for layer in self.layers)
+        """Bytes of all tensors that are loaded."""
+        return self.input + self.output + sum(layer.weights for layer in self.layers if not layer.idle)
 
     @property
     def expert_weights(self) -> int:

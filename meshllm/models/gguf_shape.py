@@ -108,7 +108,7 @@ def shape_of(metadata: Metadata, table: Table) -> Shape:
         tied=table.input > 0 and not table.head,
         width=number("embedding_length"),
         inner=max(number("feed_forward_length"), routed),
-        heads=number("attention.head_count"),
+        query=keeps.query,
         vocabulary=metadata.tokens or number("vocab_size"),
         experts=experts,
         experts_used=used,
@@ -150,7 +150,15 @@ class _Keeping:
                 keys = self._head("key_length", index) * self._kv_heads[index]
                 values = 0 if self._mla else self._head("value_length", index) * self._kv_heads[index]
         window = self._windows[index] if keys else 0
-        return Layer(weights.all, weights.experts, keys, values, window, state)
+        return Layer(weights.all, weights.experts, keys, values, window, state, idle=index >= self._trunk)
+
+    @property
+    def query(self) -> int:
+        """The length of what all heads of a layer ask with."""
+        length = self._number("attention.key_length_mla") if self._mla else 0
+        return max(
+            ((length or self._head("key_length", index)) * heads for index, heads in enumerate(self._heads)), default=0
+        )
 
     def _attends(self, index: int) -> bool:
         if self._architecture == "falcon-h1":
