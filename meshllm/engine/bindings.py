@@ -151,6 +151,7 @@ async def memory_need(
     micro_batch: int = 512,
     embeddings: bool = False,
     pooling: str | None = None,
+    guessed: int = 0,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     seconds: int = SECONDS,
@@ -158,7 +159,8 @@ async def memory_need(
     """What llama-server will allocate with these values of --ctx-size (of all slots together), --parallel,
     --kv-unified, --gpu-layers (-1: all), --device (None: what the engine chooses), --tensor-split, --n-cpu-moe, --rpc,
     --batch-size, --ubatch-size, --embeddings, --pooling (None: the model's own) and --cache-type-k/-v. llama-server
-    takes the --ubatch-size for both of them when it gives embeddings.
+    takes the --ubatch-size for both of them when it gives embeddings. `guessed`: the most tokens that are guessed ahead
+    for a request at a time, each of which has scores of its own.
 
     Takes about a second. Raises InvalidModelFile if the engine refuses the file or breaks on it, EngineUnavailable if
     the engine itself does not work.
@@ -180,6 +182,7 @@ async def memory_need(
             "micro_batch": micro_batch,
             "embeddings": embeddings,
             "pooling": -1 if pooling is None else POOLINGS[pooling],
+            "guessed": guessed,
             "type_k": CACHE_TYPES[cache_type_k],
             "type_v": CACHE_TYPES[cache_type_v],
         },

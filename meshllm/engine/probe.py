@@ -106,8 +106,10 @@ class _Engine:
         parameters.swa_full = False
         parameters.embeddings = bool(request["embeddings"])
         parameters.pooling_type = int(request["pooling"])
-        parameters.n_outputs_max = parameters.n_batch if parameters.embeddings else parallel
-        parameters.n_outputs_max_per_seq = 1
+        scored = 1 + int(request["guessed"])
+        outputs = parameters.n_batch if parameters.embeddings else min(parameters.n_batch, parallel * scored)
+        parameters.n_outputs_max = outputs
+        parameters.n_outputs_max_per_seq = min(parameters.n_batch, scored)
         parameters.type_k = int(request["type_k"])
         parameters.type_v = int(request["type_v"])
         context = self.api.llama_init_from_model(model, parameters)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from meshllm.core.speculation import Guessing, Speculation
 from meshllm.core.types import Purpose
 from meshllm.engine import bindings, build
 from meshllm.engine.build import Engine
@@ -61,6 +62,20 @@ async def test_every_shape(engine: Engine, shapes: Path, tmp_path: Path, name: s
     # Of a file that is mapped, the log counts all between the first and the last byte in use: not what is in use.
     options = ("--load-mode", "none") if engine_shapes.SAMPLES[name].quantized else ()
     check(need, measure([*arguments(engine.server, plan, tmp_path / "s.sock"), *options], tmp_path))
+
+
+async def test_a_model_that_guesses_ahead_has_scores_for_each_guess(
+    engine: Engine, shapes: Path, tmp_path: Path
+) -> None:
+    path, context, slots = sample(shapes, "qwen3"), 2048, 4
+    speculation = Speculation(Guessing.NGRAMS)
+    need = await bindings.memory_need(
+        engine, path, context_size=context * slots, parallel=slots, guessed=speculation.longest
+    )
+    plain = await bindings.memory_need(engine, path, context_size=context * slots, parallel=slots)
+    assert need.compute > plain.compute
+    plan = ServerPlan("m", path, context, slots, speculation=speculation)
+    check(need, measure(arguments(engine.server, plan, tmp_path / "s.sock"), tmp_path))
 
 
 async def test_a_model_for_embeddings(engine: Engine, tmp_path: Path) -> None:
