@@ -1,8 +1,8 @@
 """What a model will take, from its shape alone: before there is an engine to ask, or a file.
 
-Law: arithmetic, no question to anybody. Weights are exact, and so is what is kept of the tokens, for the architectures
-that `models/gguf_shape.py` knows. What computing takes is an estimate of the fullest moment of a batch: measured against
-the engine on a processor, for thirteen small and large shapes, it was 3 % too low to 14 % too high, and the sum never off
+Law: arithmetic, no question to anybody. Weights are exact, and so is what is kept of the tokens, for architectures that
+`models/gguf_shape.py` knows. What computing takes is an estimate of the fullest moment of a batch: measured against the
+engine on a processor, for thirteen small and large shapes, it was 3 % too low to 14 % too high, and the sum never off
 by more than 4 % (`scripts/bench memory` prints it). Not in it: a second copy of a tied embedding, where the output is
 on an accelerator or repacked for the processor; with it, one sum was 2 % too low.
 """
