@@ -124,6 +124,11 @@ class Assembly:
         first = self._first
         return self.size if first == self.count else first * self.chunk_bytes + self._table[first]
 
+    def shares(self) -> tuple[tuple[str, int], ...]:
+        """The bytes that each source has given since the assembly was opened."""
+        with self._news:
+            return tuple(self.by_source.items())
+
     def has(self, chunk: int) -> bool:
         """Whether the chunk is there whole."""
         return self._table[chunk] == self._table.length(chunk)

@@ -75,6 +75,7 @@ def follow(stop: Stop, assembly: Assembly, report: Callable[[int], None]) -> Dig
                 report(end)
             else:
                 if assembly.complete and assembly.spoilt == spoilt:
+                    assembly.checkpoint()  # what is called verified is on the disk
                     return Digests(whole.hexdigest(), bytes(chunks))
 
 

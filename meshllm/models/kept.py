@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +49,7 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._known: tuple[int, list[tuple[object, Manifest]]] = (-1, [])
 
     def answer(self, question: HubReference) -> Manifest | None:
         """What was found for this question before."""
@@ -71,17 +71,23 @@ class Kept:
             name = re.sub(r"[^\w.-]", "_", manifest.name, flags=re.ASCII)[:80].lstrip(".")
             place = self._folder / f"{name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
         write_whole(place, text)
+        self._known = (-1, [])
 
     def forget(self, manifest: Manifest) -> None:
         """Do not know it any more. Raises OSError."""
         for place in self._places():
             if (known := _read(place)) and known[1] == manifest:
                 place.unlink(missing_ok=True)
+        self._known = (-1, [])
 
-    def _all(self) -> Iterator[tuple[object, Manifest]]:
-        for place in self._places():
-            if known := _read(place):
-                yield known
+    def _all(self) -> list[tuple[object, Manifest]]:
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except OSError:
+            return []
+        if changed != self._known[0]:
+            self._known = changed, [known for place in self._places() if (known := _read(place))]
+        return self._known[1]
 
     def _places(self) -> list[Path]:
         try:

@@ -235,7 +235,7 @@ def _parts(first: Listed, listing: Listing) -> list[Listed]:
     if part.number != 1 or not 1 <= part.parts <= MAX_FILES:
         raise UnknownModel(f"{first.path} is part {part.number} of {part.parts}.", advice=f"Name {part.first} instead.")
     by_path = {file.path: file for file in listing.files}
-    begin, end = re.split(r"-00001-of-", first.path)
+    begin, _, end = first.path.rpartition("-00001-of-")
     paths = [f"{begin}-{number:05d}-of-{end}" for number in range(1, part.parts + 1)]
     if missing := [path for path in paths if path not in by_path]:
         raise DownloadFailed(f"{listing.repository} lacks {missing[0]}, a part of the model.")

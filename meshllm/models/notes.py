@@ -54,8 +54,9 @@ class Notes:
 
     def places(self, sha256: str) -> list[Path]:
         """Where files with that digest are that have not changed since it was checked; those in the store first."""
-        notes = sorted(self._by_digest().get(sha256, ()), key=lambda note: (self._is_absolute(note), note.path))
-        return [path for note in notes if _still(note, path := self._path(note))]
+        notes = sorted(self._by_digest().get(sha256, ()), key=lambda note: (Path(note.path).is_absolute(), note.path))
+        # Read again: what is in memory may have been damaged or taken back on the disk since.
+        return [path for note in notes if self.digest(path := self._path(note)) == sha256]
 
     def all(self) -> Iterator[tuple[str, Path]]:
         """Every digest that is known to be here, with a file that has it."""
@@ -85,9 +86,6 @@ class Notes:
 
     def _path(self, note: Note) -> Path:
         return self._store / (note.path or note.file)
-
-    def _is_absolute(self, note: Note) -> bool:
-        return Path(note.path).is_absolute()
 
     def _by_digest(self) -> dict[str, list[Note]]:
         try:
