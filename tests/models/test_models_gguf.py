@@ -75,7 +75,7 @@ def test_says_what_the_gguf_package_says(tmp_path: Path, shape: dict[str, Any]) 
 
 
 def test_the_real_model() -> None:
-    file = load().find("SmolLM2-135M-Instruct").files[0]
+    file = load().get("SmolLM2-135M-Instruct").files[0]
     store = Store(paths.models())
     if not store.has_size(file):
         pytest.skip(f"{file.name} is not in {store.folder}; `mesh-llm download SmolLM2-135M-Instruct` puts it there")
