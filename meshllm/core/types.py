@@ -100,7 +100,7 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
-    `speculation` how it guesses ahead."""
+    `speculation` how it guesses ahead; `fit` where it went and what that left, in words."""
 
     endpoint: str
     pid: int
@@ -108,6 +108,7 @@ class ServerFacts:
     context_length: int
     memory: int = 0
     speculation: Speculation = PLAIN
+    fit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
