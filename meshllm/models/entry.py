@@ -103,9 +103,14 @@ class CatalogEntry:
         return self.hub.repository if self.hub else sources[0].repository if sources else ""
 
     @property
+    def manifest(self) -> Manifest | None:
+        """The files; None where the hub has to be asked for them."""
+        return None if self.hub else self._pinned()
+
+    @property
     def source(self) -> Manifest | HubReference:
         """The files, or the question to the hub that brings them."""
-        return self.hub or self.complete(Manifest(self.name, self.files, self.projector, origin="catalogue"))
+        return self.hub or self._pinned()
 
     @property
     def template_path(self) -> Path | None:
@@ -115,6 +120,9 @@ class CatalogEntry:
     def complete(self, found: Manifest) -> Manifest:
         """What the hub answered, with what only the catalogue knows."""
         return replace(found, name=self.name, chat_template=self.chat_template, context_length=self.context_length)
+
+    def _pinned(self) -> Manifest:
+        return self.complete(Manifest(self.name, self.files, self.projector, origin="catalogue"))
 
     def cache_bytes(self, tokens: int) -> int:
         """Bytes that the engine keeps for one text of so many tokens, beside the model itself."""

@@ -37,7 +37,7 @@ def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
     """
     found: dict[str, Wanted] = {}
     for entry in (catalog or load()).entries:
-        known = store.kept.answer(entry.hub) if entry.hub else entry.complete(Manifest(entry.name, entry.files))
+        known = store.kept.answer(entry.hub) if entry.hub else entry.manifest
         if known is not None and _is_here(known, store):
             found[entry.name] = entry
     for manifest in store.kept.manifests():
