@@ -21,7 +21,7 @@ from .names import model_name, quantization_in
 
 MOST_CANDIDATES: Final = 10
 MOST_SUGGESTIONS: Final = 3
-MOST_LETTERS: Final = 200  # of a name; longer ones are no names, and comparing them takes long
+MOST_LETTERS: Final = 200  # of a name; no model has a longer one, and comparing them takes long
 SIMILAR: Final = 0.6  # of a spelling to another, for it to be worth suggesting
 
 # Sizes stay one word ("8b", "0.6b", "a3b", "8x7b", "e4b", "16e"); "qwen3" is two, as is "llama3.2".
@@ -53,7 +53,9 @@ def known_models(entries: Iterable[CatalogEntry], disk: Mapping[str, Wanted]) ->
 
 def match(text: str, models: list[Known]) -> Known:
     """The one model that `text` means. Raises AmbiguousModel and UnknownModel."""
-    wish = _Wish(text[:MOST_LETTERS])
+    if len(text) > MOST_LETTERS:
+        raise UnknownModel("No model has a name that long.", advice="`mesh-llm download` lists the known ones.")
+    wish = _Wish(text)
     readings: tuple[Callable[[_Name], bool], ...] = (
         lambda name: name.folded == wish.name.folded,
         lambda name: name.letters == wish.name.letters and bool(name.letters),
@@ -108,13 +110,11 @@ def _of_catalogue(entry: CatalogEntry) -> Known:
 def _several(text: str, found: list[Known]) -> AmbiguousModel:
     names = tuple(model.name for model in found[:MOST_CANDIDATES])
     more = f" and {len(found) - len(names)} more" if len(found) > len(names) else ""
-    return AmbiguousModel(
-        f"{text[:MOST_LETTERS]!r} can mean {', '.join(names)}{more}.", advice="Say which one.", candidates=names
-    )
+    return AmbiguousModel(f"{text!r} can mean {', '.join(names)}{more}.", advice="Say which one.", candidates=names)
 
 
 def _none(text: str, wish: _Wish, names: list[tuple[Known, _Name]]) -> UnknownModel:
-    shown, asked = text[:MOST_LETTERS], wish.name
+    asked = wish.name
     if asked.quantization and asked.words:
         for model, name in names:
             if name.words == asked.words and isinstance(model.wanted, CatalogEntry):
@@ -126,7 +126,7 @@ def _none(text: str, wish: _Wish, names: list[tuple[Known, _Name]]) -> UnknownMo
     ranked = sorted(names, key=lambda item: -_likeness(asked, item[1]))
     close = [model.name for model, name in ranked[:MOST_SUGGESTIONS] if _likeness(asked, name) > 0]
     return UnknownModel(
-        f"No model is called {shown!r}.",
+        f"No model is called {text!r}.",
         advice=f"Did you mean {' or '.join(close)}?" if close else "`mesh-llm download` lists the known ones.",
     )
 

@@ -116,6 +116,11 @@ def test_nothing_like_it() -> None:
     assert "mesh-llm download" in refusal.value.advice
 
 
+def test_what_is_too_long_for_a_name_is_not_cut_to_one() -> None:
+    with pytest.raises(UnknownModel, match="that long"):
+        resolve(f"Qwen3-8B{' ' * 300}x")
+
+
 def test_another_quantization_than_the_known_one_is_said() -> None:
     with pytest.raises(UnknownModel, match="Qwen3-8B is known as Q4_K_M, not as Q8_0") as refusal:
         resolve("qwen3-8b-q8_0")
