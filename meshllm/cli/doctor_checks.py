@@ -214,16 +214,18 @@ def check_models(folder: Path) -> Finding:
     from meshllm.models.store import Store
 
     store = Store(folder)
-    entries = [entry for entry in catalog.load().entries if entry.files]
-    there = [entry for entry in entries if all(store.is_verified(file) for file in entry.files)]
-    unverified = [entry for entry in entries if entry not in there and all(store.has_size(f) for f in entry.files)]
-    ours = {file.name for entry in entries for file in entry.files}
+    entries = catalog.load().entries
+    manifests = [store.kept.answer(entry.hub) if entry.hub else entry.manifest for entry in entries]
+    known = [manifest for manifest in manifests if manifest is not None]
+    there = [model for model in known if all(store.is_verified(file) for file in model.all_files)]
+    unverified = [model for model in known if model not in there and all(store.has_size(f) for f in model.all_files)]
+    ours = {file.name for model in known for file in model.all_files}
     try:
         others = sum(1 for path in folder.glob("*.gguf") if path.name not in ours)
     except OSError:
         others = 0
-    words = [entry.name for entry in there]
-    words += [f"{entry.name} (not verified yet)" for entry in unverified]
+    words = [model.name for model in there]
+    words += [f"{model.name} (not verified yet)" for model in unverified]
     words += [f"{others} other GGUF files"] if others else []
     if not words:
         return Finding("models", State.WARNING, f"none in {folder} yet", f"`mesh-llm download {entries[0].name}`")

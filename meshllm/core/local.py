@@ -255,6 +255,8 @@ class Local:
             return
         stable = model.serving_since is not None and now - model.serving_since >= serving.STABLE_SECONDS
         failures = 1 if stable else model.failures + 1
+        if event.hopeless:
+            failures = max(failures, serving.CRASH_LOOP_FAILURES)
         self.models[event.model] = replace(
             gone,
             failures=failures,

@@ -28,6 +28,7 @@ from meshllm.core.mesh import Mesh
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.types import ModelState, Snapshot
 from meshllm.core.views import JoinPhase, MeshView
+from meshllm.daemon.fitting import Fitter
 from meshllm.daemon.instance import Claim
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
@@ -160,7 +161,8 @@ class App:
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
         )
         self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
-        supervisor = Supervisor(wanted, keys, settings.home, settings.context, self._post)
+        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
+        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post)
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
             self._gateway.publish(_before(settings, wanted))
@@ -301,6 +303,7 @@ class App:
             now=asyncio.get_running_loop().time(),
             vias=membership.vias() if membership is not None else {},
             mesh_reason=self._alone,
+            machine=self._fitter.machine(),
         )
 
 

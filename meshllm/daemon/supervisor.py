@@ -19,7 +19,7 @@ from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
 from meshllm.engine.llama_server import ServerPlan
 from meshllm.engine.process import Child
-from meshllm.errors import BadBackend, InvalidModelFile, MeshError, UnknownModel, UsageError
+from meshllm.errors import AmbiguousModel, BadBackend, InvalidModelFile, MeshError, OutOfRoom, UnknownModel, UsageError
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
@@ -49,14 +49,14 @@ class Supervisor:
         wanted: dict[str, Wanted],
         backend_keys: dict[str, str],
         home: Path,
-        context: int | None,
+        fitter: Fitter,
         post: Callable[[e.Event], None],
     ) -> None:
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
         self._backend_keys = backend_keys
         self._home = home
-        self._fitter = Fitter(context)
+        self._fitter = fitter
         self._post = post
         self._owner = Owner("supervisor")
         self._store = Store(paths.models())
@@ -109,7 +109,9 @@ class Supervisor:
             self._post(e.EngineProgress(Progress(f"engine: {step.stage.value}", fraction, step.detail)))
 
         try:
-            self._engine = await build.ensure(progress=tell)
+            engine = await build.ensure(progress=tell)
+            await self._fitter.look(engine)
+            self._engine = engine
         except MeshError as error:
             self._post(e.EngineFailed(error.message, error.advice))
         except Exception as error:
@@ -140,7 +142,7 @@ class Supervisor:
                 raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
             model = await download.ensure(source, self._store, tell, packages=PipFetcher())
         except MeshError as error:
-            final = isinstance(error, InvalidModelFile | UnknownModel | UsageError)
+            final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)
@@ -171,7 +173,7 @@ class Supervisor:
         key = (name, generation)
         log_file = self._home / "logs" / f"{_file_name(name)}.log"
         socket = llama_server.socket_path(self._sockets)
-        reason, advice = "it was stopped", ""
+        reason, advice, hopeless = "it was stopped", "", False
         try:
             model, engine = self._models[name], self._engine
             assert engine is not None
@@ -187,13 +189,19 @@ class Supervisor:
                 purpose=how.purpose,
                 pooling=how.pooling,
                 micro_batch=fit.micro_batch,
+                devices=fit.devices,
+                layers=fit.layers,
+                experts_aside=fit.experts_aside,
+                checkpoints=fit.checkpoints,
             )
 
             def loading(fraction: float | None) -> None:
                 self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
 
             def ready(pid: int) -> None:
-                facts = ServerFacts(str(socket), pid, fit.size.slots, fit.size.context_length, fit.memory)
+                facts = ServerFacts(
+                    str(socket), pid, fit.size.slots, fit.size.context_length, fit.memory, fit=fit.words
+                )
                 self._post(e.ServerReady(name, generation, facts))
 
             spec = llama_server.child_spec(engine.server, plan, socket, log_file, loading)
@@ -205,7 +213,7 @@ class Supervisor:
                     reason, advice = llama_server.reason_and_advice(ending, log_file)
                     log.warning("%s: %s", name, reason)
         except MeshError as error:
-            reason, advice = error.message, error.advice
+            reason, advice, hopeless = error.message, error.advice, isinstance(error, OutOfRoom)
         except Exception as error:
             log.exception("serving %s failed", name)
             reason, advice = f"starting it failed: {error!r}", "This is a defect; please report it."
@@ -213,7 +221,7 @@ class Supervisor:
             socket.unlink(missing_ok=True)
             self._children.pop(key, None)
             self._unwanted.discard(key)
-            self._post(e.ServerGone(name, generation, reason, advice))
+            self._post(e.ServerGone(name, generation, reason, advice, hopeless))
 
     def _stop(self, name: str, generation: int) -> None:
         child = self._children.get((name, generation))

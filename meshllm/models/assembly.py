@@ -4,9 +4,9 @@ Law: every missing byte is fetched by one source at a time, whatever has arrived
 another crawls. What is in the file is only a claim until its digest was checked (`checking.py`).
 
 The file is cut into chunks; of each, what has arrived is a run of bytes from the chunk's start. A source claims a piece
-(the rest of a chunk, and untouched chunks behind it), writes it in order, and gives it back. The bookkeeping is for the
-event loop; `write` and `put` are called from threads, inside `with stop:`, so that nothing is written for someone who
-was cancelled.
+(the rest of a chunk, and untouched chunks behind it), writes it in order, and gives it back. Everything
+may be called from any thread; `write` and `put`, which block, inside `with stop:`, so that nothing is written for
+someone who was cancelled.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ class Assembly:
         """What others say the chunks' digests are, 32 bytes each; set by whoever fetches from peers. Only a claim."""
         self.spoilt = 0
         """How often bytes were taken back."""
+        self.heard: Callable[[int], None] | None = None
+        """Called, from whichever thread, with the number of bytes that are there whenever it has grown."""
         self._clock = clock
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -121,6 +123,11 @@ class Assembly:
         """Bytes that have arrived from the file's start without a hole."""
         first = self._first
         return self.size if first == self.count else first * self.chunk_bytes + self._table[first]
+
+    def shares(self) -> tuple[tuple[str, int], ...]:
+        """The bytes that each source has given since the assembly was opened."""
+        with self._news:
+            return tuple(self.by_source.items())
 
     def has(self, chunk: int) -> bool:
         """Whether the chunk is there whole."""
@@ -279,10 +286,10 @@ class Assembly:
             rest = rest[end - begin :]
         return piece.end - piece.position if piece.held else 0
 
-    def put(self, piece: Piece, chunk: int, data: bytes | memoryview) -> None:
-        """Write a whole chunk whose digest was checked, fetched for that piece, in any order. Raises OSError.
+    def put(self, source: str, chunk: int, data: bytes | memoryview) -> None:
+        """Write a whole chunk whose digest was checked, in any order; it is welcome whoever holds it. Raises OSError.
 
-        It is welcome even if the piece is not held any more.
+        A source that puts chunks must not `write` too: its piece goes on behind what it has put.
         """
         begin, end = self.span(chunk)
         if len(data) != end - begin:
@@ -293,7 +300,10 @@ class Assembly:
             _write(self._file, memoryview(data), begin)
         with self._news:
             if not known:
-                self._note(end, end - begin, piece.source)
+                self._note(end, end - begin, source)
+            piece = self._holders.get(chunk)
+            if piece is None or piece.source != source:
+                return
             while piece.position < piece.end and self.has(piece.position // self.chunk_bytes):
                 piece.position = piece.writing = min(piece.end, self.span(piece.position // self.chunk_bytes)[1])
 
@@ -339,6 +349,8 @@ class Assembly:
             self._whole += 1
         self._find_first()
         self._news.notify_all()
+        if self.heard is not None:
+            self.heard(self._arrived)
         if self.complete:
             self._wake()
 

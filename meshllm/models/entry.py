@@ -12,7 +12,7 @@ from typing import Final
 
 from meshllm.core.types import Purpose
 
-from .manifest import HubReference, Manifest, ModelFile
+from .manifest import HubReference, HubSource, Manifest, ModelFile
 
 TEMPLATES: Final = Path(__file__).with_name("templates")
 
@@ -47,8 +47,9 @@ class CatalogEntry:
 
     `parameters` and `active_parameters` (how many of them a token passes; the same in a dense model) are counts,
     `listed_size` bytes of a hub model's files together, without the projector; `approximate` where that was computed
-    rather than read. `cache`: what is kept of each token. `draft`: the entry that can guess ahead for this one.
-    `aliases`: other names people use for it.
+    or rounded rather than read. `projector`: the file that lets a model with `files` see. `cache`: what is kept of
+    each token; empty where nothing is. `draft`: the entry that can guess ahead for this one. `aliases`: other names
+    people use for it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class CatalogEntry:
     license: str
     chat_template: str | None
     files: tuple[ModelFile, ...] = ()
+    projector: ModelFile | None = None
     hub: HubReference | None = None
     listed_size: int = 0
     approximate: bool = False
@@ -77,11 +79,16 @@ class CatalogEntry:
     @property
     def vision(self) -> bool:
         """Whether it sees: it has a projector."""
-        return bool(self.hub and self.hub.projector)
+        return self.projector is not None or bool(self.hub and self.hub.projector)
+
+    @property
+    def dense(self) -> bool:
+        """Whether every token passes all of it."""
+        return self.active_parameters in (0, self.parameters)
 
     @property
     def file_name(self) -> str:
-        """What its (first) file is called."""
+        """What its (first) file is called; "" where only the hub knows."""
         return self.files[0].name if self.files else self.hub.path.rpartition("/")[2] if self.hub else ""
 
     @property
@@ -90,9 +97,20 @@ class CatalogEntry:
         return self.files[0].sha256 if self.files else self.hub.sha256 if self.hub else ""
 
     @property
+    def repository(self) -> str:
+        """Where at the hub it lies; "" where it does not."""
+        sources = [source for file in self.files for source in file.sources if isinstance(source, HubSource)]
+        return self.hub.repository if self.hub else sources[0].repository if sources else ""
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The files; None where the hub has to be asked for them."""
+        return None if self.hub else self._pinned()
+
+    @property
     def source(self) -> Manifest | HubReference:
         """The files, or the question to the hub that brings them."""
-        return self.hub or self.complete(Manifest(self.name, self.files, origin="catalogue"))
+        return self.hub or self._pinned()
 
     @property
     def template_path(self) -> Path | None:
@@ -102,6 +120,9 @@ class CatalogEntry:
     def complete(self, found: Manifest) -> Manifest:
         """What the hub answered, with what only the catalogue knows."""
         return replace(found, name=self.name, chat_template=self.chat_template, context_length=self.context_length)
+
+    def _pinned(self) -> Manifest:
+        return self.complete(Manifest(self.name, self.files, self.projector, origin="catalogue"))
 
     def cache_bytes(self, tokens: int) -> int:
         """Bytes that the engine keeps for one text of so many tokens, beside the model itself."""

@@ -194,12 +194,12 @@ def test_whole_chunks_come_in_any_order(assembly: Assembly, path: Path) -> None:
     assert piece is not None
     for chunk in (2, 0, 3, 1):
         begin, end = assembly.span(chunk)
-        assembly.put(piece, chunk, CONTENT[begin:end])
+        assembly.put("peer", chunk, CONTENT[begin:end])
     assert piece.position == piece.end
     assert assembly.prefix == 4 * CHUNK
-    assembly.put(piece, 1, bytes(CHUNK))  # it is there: nothing is written
+    assembly.put("peer", 1, bytes(CHUNK))  # it is there: nothing is written
     with pytest.raises(ValueError, match="chunk 10 has 500 bytes"):
-        assembly.put(piece, 10, bytes(CHUNK))
+        assembly.put("peer", 10, bytes(CHUNK))
     fill_all(assembly)
     assert path.read_bytes() == CONTENT
 
@@ -211,9 +211,9 @@ def test_a_verified_chunk_is_not_written_over(assembly: Assembly, path: Path) ->
     assert theirs is not None
     assert hubs is not None
     assembly.write(hubs, bytes(10))
-    assembly.put(theirs, 1, CONTENT[CHUNK : 2 * CHUNK])
+    assembly.put("peer", 1, CONTENT[CHUNK : 2 * CHUNK])
     assembly.write(hubs, bytes(CHUNK - 10) + CONTENT[2 * CHUNK : hubs.end])
-    assembly.put(theirs, 0, CONTENT[:CHUNK])
+    assembly.put("peer", 0, CONTENT[:CHUNK])
     assert path.read_bytes() == CONTENT[: hubs.end]
     assert assembly.arrived == hubs.end
 
@@ -372,5 +372,5 @@ def test_a_closed_assembly_writes_nothing(path: Path) -> None:
     assembly.close()
     assembly.close()
     assert fill(assembly, piece) == 0
-    assembly.put(piece, 0, CONTENT[:CHUNK])
+    assembly.put("peer", 0, CONTENT[:CHUNK])
     assert path.stat().st_size == 0
