@@ -13,11 +13,11 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.hosting import Hosting, SplitState
 from meshllm.core.leases import LeaseMessage, Lent, Propose
-from meshllm.core.working import Lending, LentState
 from meshllm.core.links import Rng
 from meshllm.core.records import Candidate, NodeId, NodeRecord, short
 from meshllm.core.split import Lender, choose_host
 from meshllm.core.types import ModelState
+from meshllm.core.working import Lending, LentState
 
 
 class Neighbourhood(Protocol):

@@ -14,8 +14,8 @@ from meshllm.core.speculation import PLAIN, Speculation
 
 if TYPE_CHECKING:
     from meshllm.core.hosting import Measured, SplitState
-    from meshllm.core.working import LentState
     from meshllm.core.views import MeshView
+    from meshllm.core.working import LentState
 
 
 class Purpose(Enum):
