@@ -47,6 +47,11 @@ def show(port: int | None, *, as_json: bool) -> None:
         console.print(line, highlight=False, markup=False)
     if told["models"]:
         console.print(table)
+    for model in told["models"]:
+        if model["engine"] and model["engine"]["fit"]:
+            console.print(
+                f"{printable(model['name'])}: {printable(model['engine']['fit'])}", highlight=False, markup=False
+            )
     for backend in told["backends"]:
         state = ", ".join(backend["models"]) if backend["healthy"] else f"away: {backend['reason']}"
         console.print(f"backend {backend['url']}: {state}", highlight=False)
@@ -147,8 +152,6 @@ def _models(told: dict[str, Any]) -> Table:
         )
         if model["reason"]:
             table.add_row("", f"[dim]{model['reason']} {model['advice']}[/]")
-        if engine and engine["fit"]:
-            table.add_row("", f"[dim]{escape(printable(engine['fit']))}[/]")
         if engine:
             table.add_row("", f"[dim]{escape(_speculation(engine['speculation']))}[/]")
     return table

@@ -33,6 +33,7 @@ from meshllm.daemon.instance import Claim
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
+from meshllm.engine import build
 from meshllm.errors import DamagedState, NobodysFault, PortTaken, UsageError
 from meshllm.models import on_disk
 from meshllm.models.entry import Wanted
@@ -143,13 +144,16 @@ class App:
         self._stops = 0
 
     async def run(self) -> None:
-        """Raises UsageError (bad models or backends, or the home is in use) and PortTaken before anything begins; and
-        PortTaken, UsageError (invites to different meshes) and DamagedState when the mesh is looked for."""
+        """Raises UsageError (bad models, backends or devices, the home in use) and PortTaken before anything begins;
+        and PortTaken, UsageError (invites to different meshes) and DamagedState when the mesh is looked for."""
         settings = self._settings
         loop = asyncio.get_running_loop()
         self._started = loop.time()
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
+        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
+        if settings.devices and (engine := build.find()) is not None:
+            await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
         owner = Owner("daemon")
         key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
@@ -161,7 +165,6 @@ class App:
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
         )
         self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
-        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
         supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post)
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.

@@ -118,6 +118,8 @@ class Supervisor:
             log.exception("preparing the engine failed")
             self._post(e.EngineFailed(f"preparing the engine failed: {error!r}", "This is a defect; please report it."))
         else:
+            if self._fitter.machine().devices:
+                self.look_at_disk()  # with accelerators there is more to offer than was known
             info = self._engine.info
             self._post(e.EngineReady(f"{info.package} {info.version} ({info.commit[:7]})"))
 
