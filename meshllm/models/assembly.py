@@ -50,11 +50,14 @@ class Piece:
     end: int
     since: float
     position: int = field(init=False)
+    heard: float = field(init=False)  # when something last came
+    coming: int = 0  # bytes that came and are not written yet
     held: bool = True
     writing: int = field(init=False)  # bytes before this place are just being written
 
     def __post_init__(self) -> None:
         self.position = self.writing = self.begin
+        self.heard = self.since
 
 
 class Assembly:
@@ -215,9 +218,11 @@ class Assembly:
         return None
 
     def _needs(self, piece: Piece, now: float) -> float:
-        """Seconds until the piece is there, at the pace it has had so far."""
-        done = piece.position - piece.begin
-        return (piece.end - piece.position) * (now - piece.since) / done if done else float("inf")
+        """Seconds until the piece is there, at the pace it has had so far; for ever, if it has fallen silent."""
+        done = piece.position + piece.coming - piece.begin
+        if done <= 0 or now - piece.heard >= GRACE_SECONDS:
+            return float("inf")
+        return (piece.end - piece.begin - done) * (now - piece.since) / done
 
     def _tail(self, piece: Piece, accept: Accept | None) -> tuple[int, int] | None:
         """The latter half of the chunks that the piece has not come to yet."""
@@ -280,7 +285,7 @@ class Assembly:
                 piece.writing = begin
                 raise
             with self._news:
-                piece.position = end
+                piece.position, piece.heard = end, self._clock()
                 if not known:
                     self._note(end, end - begin, piece.source)
             rest = rest[end - begin :]
@@ -306,6 +311,12 @@ class Assembly:
                 return
             while piece.position < piece.end and self.has(piece.position // self.chunk_bytes):
                 piece.position = piece.writing = min(piece.end, self.span(piece.position // self.chunk_bytes)[1])
+                piece.heard, piece.coming = self._clock(), 0
+
+    def hear(self, piece: Piece, coming: int) -> None:
+        """So many bytes of the piece came that cannot be written before more has: its source is not silent."""
+        with self._news:
+            piece.coming, piece.heard = coming, self._clock()
 
     def spoil(self, chunk: int) -> None:
         """What is there of the chunk is wrong: it is to be fetched again. Raises OSError."""

@@ -203,6 +203,7 @@ class _Provision:
 
     async def _read(self, path: Path, file: ModelFile) -> None:
         found = await self._fetcher.digests(path, file)
+        self._store.prepare()
         self._store.record(path, found.sha256)
         if found.sha256 == file.sha256:
             self._store.record_chunks(file.sha256, found.chunks)
