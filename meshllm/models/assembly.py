@@ -97,6 +97,7 @@ class Assembly:
         self._arrived = self._table.total()
         self._whole = sum(self.has(chunk) for chunk in range(self.count))
         self._first = 0  # all chunks before it are whole
+        self._low = 0  # all chunks before it are whole or held
         self._find_first()
         self._pieces: list[Piece] = []
         self._holders: dict[int, Piece] = {}
@@ -189,8 +190,10 @@ class Assembly:
     def _free(self, most_chunks: int, accept: Accept | None) -> tuple[int, int] | None:
         free = self.count - self._whole - len(self._holders)
         most = max(1, min(most_chunks, free // (2 * len(self._pieces) + 2)))
-        for chunk in range(self._first, self.count):
-            if chunk not in self._holders and not self.has(chunk) and (accept is None or accept(chunk)):
+        while self._low < self.count and not self._is_free(self._low):
+            self._low += 1
+        for chunk in range(self._low, self.count):
+            if self._is_free(chunk) and (accept is None or accept(chunk)):
                 break
         else:
             return None
@@ -198,6 +201,9 @@ class Assembly:
         while last + 1 < min(self.count, chunk + most) and self._untouched(last + 1, accept):
             last += 1
         return self.span(chunk)[0] + self._table[chunk], self.span(last)[1]
+
+    def _is_free(self, chunk: int) -> bool:
+        return chunk not in self._holders and not self.has(chunk)
 
     def _untouched(self, chunk: int, accept: Accept | None, holder: Piece | None = None) -> bool:
         """Whether nothing of it is there, and nobody but `holder` is at it."""
@@ -250,6 +256,7 @@ class Assembly:
     def _release(self, piece: Piece) -> None:
         piece.held = False
         self._pieces.remove(piece)
+        self._low = min(self._low, piece.begin // self.chunk_bytes)
         for chunk in range(piece.begin // self.chunk_bytes, -(-piece.end // self.chunk_bytes)):
             if self._holders.get(chunk) is piece:
                 del self._holders[chunk]
@@ -325,7 +332,7 @@ class Assembly:
             self._table[chunk] = 0
             self._whole -= whole
             self._arrived -= have
-            self._first = min(self._first, chunk)
+            self._first, self._low = min(self._first, chunk), min(self._low, chunk)
             self.spoilt += 1
             self._wake()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from meshllm.errors import DownloadFailed
+from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
 from meshllm.tasks import Owner
 
 from .assembly import Assembly
@@ -90,7 +90,7 @@ class Fetcher:
     # -- from peers and the hub
 
     async def _assembled(self, file: ModelFile, hubs: list[HubSource]) -> Path:
-        assembly = await in_thread(lambda stop: self._store.assembly(file), "open-partial")
+        assembly = self._store.assembly(file)
         afresh = True
         try:
             for _ in range(MOST_MENDS):
@@ -151,7 +151,9 @@ class Fetcher:
                     sources.remove(task)
                     try:
                         task.result()
-                    except DownloadFailed as failure:
+                    except OutOfRoom:
+                        raise
+                    except MeshError as failure:
                         reasons.append(str(failure))
         finally:
             await owner.close()

@@ -15,7 +15,8 @@ from meshllm.errors import DownloadFailed
 from meshllm.models import elsewhere
 from meshllm.models.catalog import Catalog
 from meshllm.models.download import ensure
-from meshllm.models.manifest import Manifest, ModelFile
+from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.manifest import HubReference, Manifest, ModelFile
 from meshllm.models.on_disk import scan
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
@@ -39,6 +40,8 @@ def hub_cache(root: Path, *files: Path, repository: str = "models--org--repo") -
     snapshot = folder / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True, exist_ok=True)
     (folder / "blobs").mkdir(exist_ok=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text("c" * 40)
     found = []
     for file in files:
         blob = folder / "blobs" / digest(file)
@@ -115,6 +118,20 @@ def test_the_variables_that_move_the_hub_cache(
     monkeypatch.setenv(variable, str(tmp_path / "moved"))
     (link,) = hub_cache(tmp_path / "moved" / place, made)
     assert [match.paths for match in elsewhere.find([file_of(made)])] == [(link,)]
+
+
+async def test_what_the_hub_cache_holds_is_known_without_the_hub(home: Path, tmp_path: Path, store: Store) -> None:
+    made = [*write_parts(tmp_path / "made", "m-Q8_0"), write_sample(tmp_path / "made" / "m-Q2_K.gguf")]
+    links = hub_cache(home / ".cache/huggingface/hub", *made)
+    away = Hub(HubSettings(endpoint="http://127.0.0.1:9", decide_within=5.0))
+    model = await ensure(HubReference("M", "org/repo"), store, ignore, hub=away)
+    assert model.files == tuple(links[:2])
+    assert model.name == "M"
+    with pytest.raises(DownloadFailed, match="cannot be reached"):
+        await ensure(HubReference("M", "org/repo", quantization="Q4_0"), store, ignore, hub=away)
+    links[1].unlink()
+    with pytest.raises(DownloadFailed, match="cannot be reached"):
+        await ensure(HubReference("M", "org/repo", quantization="Q8_0"), Store(tmp_path / "other"), ignore, hub=away)
 
 
 async def test_all_parts_in_the_hub_cache(home: Path, tmp_path: Path, store: Store) -> None:
