@@ -74,9 +74,12 @@ def test_says_what_the_gguf_package_says(tmp_path: Path, shape: dict[str, Any]) 
     assert (ours.kind, ours.part, ours.parts) == ("model", 0, 1)
 
 
+MODELS = paths.models()  # before a test has a home of its own
+
+
 def test_the_real_model() -> None:
     file = load().get("SmolLM2-135M-Instruct").files[0]
-    store = Store(paths.models())
+    store = Store(MODELS)
     if not store.has_size(file):
         pytest.skip(f"{file.name} is not in {store.folder}; `mesh-llm download SmolLM2-135M-Instruct` puts it there")
     found = read_header(store.path(file))
