@@ -176,6 +176,9 @@ BAD = {
     "more than 4000000 strings": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQ", 8, HUGE))]),
     "claims": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQ", 4, HUGE))]),
     "a string in a list": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQQ", 8, 1, HUGE))]),
+    "more than 65536 numbers": header(
+        [pair(f"{n}.attention.head_count", 9, struct.pack("<IQ", 0, 4000) + bytes(4000)) for n in range(17)]
+    ),
     "value of 'a' is": header([ARCHITECTURE, pair("a", 8, struct.pack("<Q", HUGE))]),
     "value of 'tokenizer.chat_template'": header(
         [ARCHITECTURE, pair("tokenizer.chat_template", 8, struct.pack("<Q", (1 << 20) + 1))]
