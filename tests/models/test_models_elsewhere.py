@@ -70,9 +70,9 @@ def ollama(root: Path, model: Path, *steps: str, projector: Path | None = None) 
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home() -> Path:
     """The home folder in which the programs keep their files."""
-    return tmp_path / "home"
+    return Path.home()
 
 
 @pytest.fixture
