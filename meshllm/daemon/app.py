@@ -28,12 +28,14 @@ from meshllm.core.mesh import Mesh
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.types import ModelState, Snapshot
 from meshllm.core.views import JoinPhase, MeshView
+from meshllm.daemon.acceptance import Acceptance
+from meshllm.daemon.drafting import wish_of
 from meshllm.daemon.fitting import Fitter
 from meshllm.daemon.instance import Claim
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
-from meshllm.engine import build
+from meshllm.engine import build, llama_server
 from meshllm.errors import DamagedState, NobodysFault, PortTaken, UnknownModel, UsageError
 from meshllm.models import on_disk
 from meshllm.models.entry import Wanted
@@ -163,21 +165,25 @@ class App:
         self._started = loop.time()
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
+        drafts = wish_of(settings, wanted, Store(paths.models()))
         self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
         if settings.devices and (engine := build.find()) is not None:
             await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
         owner = Owner("daemon")
         key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
+        self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
+        self._acceptance = Acceptance(llama_server.guesses, self._console.changed)
         self._gateway = Gateway(
             CallerPolicy(key, frozenset(settings.allowed_origins)),
             keys,
             peers=self,
             seek=lambda model: self._post(e.ModelSought(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
+            on_work=self._acceptance.look,
+            guesses=self._acceptance.guesses,
         )
-        self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
-        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post)
+        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
             self._gateway.publish(_before(settings, wanted))
@@ -200,6 +206,7 @@ class App:
                 loop.remove_signal_handler(number)
             await owner.close()
             await self._gateway.close()
+            await self._acceptance.close()
             await self._console.close()
             if self._sharing is not None:
                 await self._sharing.close()
@@ -284,6 +291,7 @@ class App:
         if self._sharing is not None:
             self._sharing.publish(snapshot.mesh)
         self._gateway.publish(snapshot)
+        self._acceptance.publish(snapshot)
         self._console.changed()
         self._show(lambda viewer: viewer.snapshot(snapshot))
 
@@ -332,6 +340,7 @@ class App:
             mesh_reason=self._alone,
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._fitter.machine(),
+            guesses=self._acceptance.guesses(),
         )
 
 

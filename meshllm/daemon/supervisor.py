@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.speculation import Guessing
 from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
 from meshllm.daemon.fitting import Fitter
 from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
@@ -65,6 +68,7 @@ class Supervisor:
         home: Path,
         fitter: Fitter,
         post: Callable[[e.Event], None],
+        drafts: DraftWish = NO_WISH,
     ) -> None:
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
@@ -76,6 +80,8 @@ class Supervisor:
         self.sharing: Sharing | None = None
         """The mesh as a source of files; set once there is one."""
         self._store = Store(paths.models())
+        named = (source for source in wanted.values() if isinstance(source, Path))
+        self._drafter = Drafter(drafts, self._store, named)
         self._ledger = Ledger(home / "children")
         self._sockets = llama_server.socket_directory(home)
         self._engine: build.Engine | None = None
@@ -226,12 +232,16 @@ class Supervisor:
         key = (name, generation)
         log_file = self._home / "logs" / f"{_file_name(name)}.log"
         socket = llama_server.socket_path(self._sockets)
-        reason, advice, hopeless = "it was stopped", "", False
+        reason, advice, hopeless, started = "it was stopped", "", False, False
         try:
             model, engine = self._models[name], self._engine
             assert engine is not None
             how = usage(model.header)
-            fit = await self._fitter.fit(engine, model, how)
+            fetch = partial(self._fetch_draft, name, generation)
+            speculation, draft = await self._drafter.choose(name, model, fetch)
+            fit = await self._fitter.fit(engine, model, how, speculation=speculation, draft=draft)
+            if fit.speculation.guessing is not Guessing.DRAFT:
+                draft = None
             plan = ServerPlan(
                 model_name=name,
                 model_path=model.path,
@@ -246,14 +256,20 @@ class Supervisor:
                 layers=fit.layers,
                 experts_aside=fit.experts_aside,
                 checkpoints=fit.checkpoints,
+                speculation=fit.speculation,
+                draft_path=draft.path if draft is not None else None,
+                draft_device=fit.draft_device,
             )
 
             def loading(fraction: float | None) -> None:
                 self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
 
             def ready(pid: int) -> None:
+                nonlocal started
+                started = True
+                size = fit.size
                 facts = ServerFacts(
-                    str(socket), pid, fit.size.slots, fit.size.context_length, fit.memory, fit=fit.words
+                    str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.words
                 )
                 self._post(e.ServerReady(name, generation, facts))
 
@@ -265,6 +281,8 @@ class Supervisor:
                 if not ending.asked:
                     reason, advice = llama_server.reason_and_advice(ending, log_file)
                     log.warning("%s: %s", name, reason)
+                    if draft is not None and not started:
+                        self._drafter.give_up(draft, f"the engine did not start with it: {reason}")
         except MeshError as error:
             reason, advice, hopeless = error.message, error.advice, isinstance(error, OutOfRoom)
         except Exception as error:
@@ -275,6 +293,18 @@ class Supervisor:
             self._children.pop(key, None)
             self._unwanted.discard(key)
             self._post(e.ServerGone(name, generation, reason, advice, hopeless))
+
+    async def _fetch_draft(self, name: str, generation: int, draft: Wanted) -> LocalModel:
+        """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
+
+        def tell(step: model_progress.Progress) -> None:
+            if step.stage is not model_progress.Stage.READY:
+                fraction = step.done / step.total if step.total else None
+                words = f"{STAGES.get(step.stage, step.stage.value)} the draft"
+                self._post(e.ServerProgress(name, generation, Progress(words, fraction, step.note)))
+
+        peers = self.sharing.source(draft.name) if self.sharing is not None else None
+        return await download.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
 
     def _stop(self, name: str, generation: int) -> None:
         child = self._children.get((name, generation))
