@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from meshllm.errors import DownloadFailed, MeshError, ToolMissing
 from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
+
+if TYPE_CHECKING:
+    from meshllm.engine.bindings import EngineDevice
 
 GIB: Final = 1 << 30
 ENGINE_BUILD_BYTES: Final = 1 * GIB  # measured peak of a build: under half of it
@@ -162,6 +165,21 @@ def _device(device: Accelerator) -> str:
     if device.unified or not device.memory_total:
         return f"{device.name} ({device.kind})"
     return f"{device.name} ({device.kind}, {gib(device.memory_free)} of {gib(device.memory_total)} free)"
+
+
+def check_devices(devices: Sequence[EngineDevice] | None) -> Finding:
+    """What the engine computes on, by the names that --device takes."""
+    if devices is None:
+        return well("devices", "the engine can be asked once it is built")
+    accelerators = [device for device in devices if device.accelerator]
+    told = [
+        f"{device.name} ({device.description}, {gib(device.free)} of {gib(device.total)} free"
+        f"{', shared with the computer' if device.shared else ''})"
+        for device in accelerators
+    ]
+    if told:
+        return well("devices", f"{'; '.join(told)}; --device chooses")
+    return well("devices", f"the processor: {', '.join(device.description for device in devices) or 'unknown'}")
 
 
 def check_memory(memory: Memory, processors: Processors) -> Finding:

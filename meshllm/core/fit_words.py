@@ -59,7 +59,7 @@ def shortage(fit: Fit, wish: Wish, room: Room) -> tuple[str, str]:
     allowed = "may be used" if room.capped else "is free"
     reason = (
         f"{least} it takes {gigabytes(taken)}, and {gigabytes(there)} of {places} {allowed}: "
-        f"{gigabytes(missing)} {'are' if missing >= 10**9 else 'is'} missing"
+        f"{gigabytes(missing)} are missing"
     )
     help_ = ["choose a smaller quantization or model"]
     if wish.asked:

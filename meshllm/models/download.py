@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshllm.errors import DownloadFailed
+from meshllm.errors import DownloadFailed, UnknownModel
 
 from . import elsewhere
 from .assembly import state_path
@@ -21,7 +21,7 @@ from .entry import CatalogEntry, Wanted
 from .fetching import Fetcher, PeerSource
 from .hub import Hub
 from .local import LocalModel, from_manifest, from_path
-from .lookup import look_up
+from .lookup import cached, choose, look_up
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 from .names import part_of
 from .package import PackageFetcher
@@ -111,7 +111,7 @@ class _Finder:
         try:
             found = await look_up(reference, self._hub)
         except DownloadFailed as failure:
-            known = kept or await self._by_hand(reference)
+            known = kept or await self._by_hand(reference) or await self._cached(reference)
             if known is None:
                 raise
             self._report(Progress(Stage.FAILED_SOURCE, reference.name, note=str(failure)))
@@ -119,6 +119,14 @@ class _Finder:
         self._store.prepare()
         self._store.kept.keep(found, reference)
         return found
+
+    async def _cached(self, reference: HubReference) -> Manifest | None:
+        """The model as the hub's own cache has it, as far as that is whole."""
+        listing = await in_thread(lambda stop: cached(reference), "hub-cache")
+        try:
+            return choose(reference, listing, "the cache on this disk") if listing else None
+        except (DownloadFailed, UnknownModel):
+            return None  # a part is missing: why the hub cannot be asked is what counts
 
     async def _by_hand(self, reference: HubReference) -> Manifest | None:
         """The model as a file that someone has put here, where its digest is known beforehand."""
@@ -203,6 +211,7 @@ class _Provision:
 
     async def _read(self, path: Path, file: ModelFile) -> None:
         found = await self._fetcher.digests(path, file)
+        self._store.prepare()
         self._store.record(path, found.sha256)
         if found.sha256 == file.sha256:
             self._store.record_chunks(file.sha256, found.chunks)

@@ -20,7 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from meshllm.models.entry import CatalogEntry
 from meshllm.models.manifest import HubSource, ModelFile, PackageSource
 
-PART_BYTES = 16 << 10
+PART_BYTES = 8 << 10
+BUFFER_BYTES = 4 << 10
 
 
 @dataclass
@@ -139,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         # What a client never reads is hardly counted as sent.
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PART_BYTES)
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         super().setup()
 
     def log_message(self, format: str, *args: object) -> None:

@@ -24,7 +24,7 @@ from meshllm.models.local import from_path
 from meshllm.models.manifest import HubSource, PackageSource
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
-from meshllm.models.threads import in_thread
+from meshllm.models.threads import Relay, in_thread
 from meshllm.tasks import Owner
 
 MEMBER = "some_package/model.gguf"
@@ -334,3 +334,23 @@ async def test_a_thread_gives_back_what_it_returns_or_raises() -> None:
     assert await in_thread(lambda stop: 5, "test") == 5
     with pytest.raises(ZeroDivisionError):
         await in_thread(lambda stop: 1 // 0, "test")
+
+
+async def test_what_a_thread_tells_is_told_seldom_and_the_last_of_it_always() -> None:
+    told: list[int] = []
+    relay = Relay(told.append, pause=3600.0)
+
+    def work(stop: object) -> None:
+        for number in range(1, 1001):
+            relay(number)
+
+    await in_thread(work, "test")
+    await asyncio.sleep(0)
+    assert len(told) == 1
+    relay.end()
+    assert told[-1] == 1000
+    assert len(told) <= 2
+    relay(2000)
+    relay.end()
+    await asyncio.sleep(0)
+    assert told[-1] == 1000
