@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from meshllm.core.forecast import MICRO_BATCH, forecast
 from meshllm.core.placement import weight
 from meshllm.core.records import NodeId, short
+from meshllm.core.shapes import Shape
+from meshllm.core.sizing import Size
 
 # Each token makes the whole round: beyond this a member costs more than it brings, and stays a client of the API.
 MAX_RTT_SECONDS = 0.080
@@ -198,10 +201,10 @@ def _counts(layers: Sequence[int], rooms: Sequence[int]) -> list[int] | None:
 
 
 def _plan(need: SplitNeed, team: Sequence[Lender], shares: tuple[Share, ...], reason: str) -> SplitPlan:
-    return SplitPlan(shares, forecast(need, team, shares), reason)
+    return SplitPlan(shares, seconds_per_token(need, team, shares), reason)
 
 
-def forecast(need: SplitNeed, team: Sequence[Lender], shares: Sequence[Share]) -> float:
+def seconds_per_token(need: SplitNeed, team: Sequence[Lender], shares: Sequence[Share]) -> float:
     """Seconds for one token: reading each share's weights where they lie, and the way round.
 
     A token goes from the host through the members, in their order, and back. The way between two members was measured
@@ -246,3 +249,18 @@ def _no_plan(need: SplitNeed, host: Lender, near: Sequence[Lender], *, force: bo
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
+
+
+def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH) -> SplitNeed:
+    """What a model of that shape takes by layer for `size`, by the arithmetic of `forecast` (off by some per cent)."""
+    found = forecast(shape, size, micro_batch=micro_batch)
+    used = shape.experts_used / shape.experts if shape.experts else 1.0
+    return SplitNeed(
+        layers=tuple(weights + cache for weights, cache in zip(found.weights, found.cache, strict=True)),
+        weights=tuple(
+            0 if layer.idle else layer.weights - int(layer.experts * (1.0 - used)) for layer in shape.layers
+        ),
+        ends=found.rest + found.scores + found.process,
+        buffers=found.compute,
+        end_weights=shape.output + (shape.input if shape.tied else 0),
+    )

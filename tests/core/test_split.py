@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.core.records import NodeId
-from meshllm.core.split import MAX_RTT_SECONDS, Lender, NoPlan, SplitNeed, SplitPlan, choose_host, forecast, plan
+from meshllm.core.split import MAX_RTT_SECONDS, Lender, NoPlan, SplitNeed, SplitPlan, choose_host, plan, seconds_per_token
 
 GIGABYTE = 10**9
 
@@ -100,7 +100,7 @@ def test_a_member_that_is_far_faster_is_preferred_to_a_nearer_one_and_to_staying
     assert [share.node for share in found.members] == [node(3)]
     assert "faster" in found.reason
     assert len(found.considered) == 4
-    assert min(forecast.seconds for forecast in found.considered) == found.seconds
+    assert min(promise.seconds for promise in found.considered) == found.seconds
 
 
 def test_a_gain_below_the_margin_changes_nothing() -> None:
@@ -115,7 +115,7 @@ def test_the_forecast_adds_up_the_reading_and_the_way_round() -> None:
     assert isinstance(found, SplitPlan)
     # 6 GB at 20 GB/s, twice 4 GB at 40 GB/s, and three ways of 10 ms.
     assert found.seconds == pytest.approx(0.3 + 0.2 + 0.030)
-    assert forecast(model, team, found.shares) == found.seconds
+    assert seconds_per_token(model, team, found.shares) == found.seconds
 
 
 def test_the_host_is_who_has_most_and_the_hash_decides_between_equals() -> None:
