@@ -167,7 +167,8 @@ class Local:
 
     def _file_progress(self, event: e.FileProgress, now: float) -> None:
         model = self.models.get(event.model)
-        if model is not None and model.file is FilePhase.FETCHING:
+        # While it is measured, a draft may be on its way.
+        if model is not None and (model.file is FilePhase.FETCHING or model.measuring):
             self.models[event.model] = replace(model, progress=event.progress)
 
     def _file_ready(self, event: e.FileReady, now: float) -> None:
@@ -198,7 +199,7 @@ class Local:
     def _model_measured(self, event: e.ModelMeasured, now: float) -> None:
         model = self.models.get(event.model)
         if model is not None and model.measuring:
-            self.models[event.model] = replace(model, measuring=False, measured=event.measured)
+            self.models[event.model] = replace(model, measuring=False, measured=event.measured, progress=None)
 
     def _measure_failed(self, event: e.MeasureFailed, now: float) -> None:
         model = self.models.get(event.model)

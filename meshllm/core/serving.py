@@ -118,7 +118,7 @@ def progress_words(engine: EngineState, model: ModelState) -> str:
         waiting = model.progress
     elif engine.phase is not EnginePhase.READY:
         waiting = engine.progress
-    elif model.server is ServerPhase.STARTING:
+    elif model.measuring or model.server is ServerPhase.STARTING:
         waiting = model.progress
     if waiting is None:
         return f"{phase(engine, model).value} {model.name}"

@@ -257,9 +257,7 @@ def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH) -> SplitNe
     used = shape.experts_used / shape.experts if shape.experts else 1.0
     return SplitNeed(
         layers=tuple(weights + cache for weights, cache in zip(found.weights, found.cache, strict=True)),
-        weights=tuple(
-            0 if layer.idle else layer.weights - int(layer.experts * (1.0 - used)) for layer in shape.layers
-        ),
+        weights=tuple(0 if layer.idle else layer.weights - int(layer.experts * (1.0 - used)) for layer in shape.layers),
         ends=found.rest + found.scores + found.process,
         buffers=found.compute,
         end_weights=shape.output + (shape.input if shape.tied else 0),

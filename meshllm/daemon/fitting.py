@@ -70,6 +70,11 @@ class Fitter:
         self._devices: tuple[Device, ...] | None = None
         self._used: tuple[str, ...] = ()
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of context that were asked for."""
+        return self._context
+
     async def look(self, engine: Engine) -> None:
         """Ask `engine` what it can compute on here. Raises UsageError if a device that was named is not there, and
         EngineUnavailable."""

@@ -10,8 +10,8 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshllm.core import speculation
@@ -58,6 +58,9 @@ class ServerPlan:
 
     `speculation`: how it guesses ahead; `draft_path` is the smaller model's file, `draft_device` the accelerator that
     holds it (None: as the model itself).
+
+    `workers`: the sockets behind which other nodes hold layers; the engine calls them RPC0, RPC1 and so on among its
+    `devices`. `environment` is what it must be told beside.
     """
 
     model_name: str
@@ -76,6 +79,8 @@ class ServerPlan:
     speculation: Speculation = PLAIN
     draft_path: Path | None = None
     draft_device: str | None = None
+    workers: tuple[Path, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def socket_directory(home: Path) -> Path:
@@ -128,6 +133,8 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
 def _placement(plan: ServerPlan) -> list[str]:
     """Where the layers go."""
     argv: list[str] = []
+    if plan.workers:
+        argv += ["--rpc", ",".join(map(str, plan.workers))]  # before --device, which names them
     if plan.devices is not None:
         argv += ["--device", ",".join(plan.devices) or "none", "--gpu-layers", str(sum(plan.layers))]
     if len(plan.layers) > 1:
@@ -187,6 +194,7 @@ def child_spec(
     environment.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
     # When it aborts, the engine would start a debugger for a backtrace, and only then be started again.
     environment[NO_BACKTRACE_VARIABLE] = "1"
+    environment |= plan.environment
     return ChildSpec(
         name=f"llama-server {plan.model_name}",
         argv=arguments(program, plan, socket),

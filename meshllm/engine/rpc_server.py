@@ -1,7 +1,7 @@
 """One ggml-rpc-server: a worker's part of a split. Its command line, its environment, and when it is ready.
 
-Law: it listens on Unix sockets in a folder that only this user can enter. Which files it may read, and where it may push
-to, stands in its environment, written by this daemon: nothing of that ever comes from the other side.
+Law: it listens on Unix sockets in a folder that only this user can enter. Which files it may read, and where it may
+push to, stands in its environment, written by this daemon: nothing of that ever comes from the other side.
 """
 
 from __future__ import annotations

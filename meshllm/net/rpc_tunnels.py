@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from meshllm.core.leases import SESSION_BYTES
-from meshllm.core.records import Address, NodeId, short
+from meshllm.core.records import NodeId, short
 from meshllm.errors import MeshError
 from meshllm.net.base import StreamKind
-from meshllm.net.tunnels import Tunnels
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ Lend = tuple[bytes, int]
 """Session and generation of a lease."""
 
 
-class Purpose(IntEnum):
+class TunnelUse(IntEnum):
     """What a tunnel is for: commands of the host to a worker, or tensors from one worker to the next."""
 
     COMMANDS = 0
@@ -61,7 +60,7 @@ class Traffic:
 
 @dataclass(slots=True)
 class _Lease:
-    admissions: dict[Purpose, Admission] = field(default_factory=dict)
+    admissions: dict[TunnelUse, Admission] = field(default_factory=dict)
     listeners: list[asyncio.Server] = field(default_factory=list)
     pipes: set[_End] = field(default_factory=set)
     traffic: dict[NodeId, Traffic] = field(default_factory=dict)
@@ -185,28 +184,37 @@ class _Guest(_End):
             self._impatience = None
 
 
+class Mesh(Protocol):
+    """What leads to the other nodes."""
+
+    async def open(
+        self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> asyncio.BaseProtocol:
+        """A tunnel of that kind to `peer`. Raises MeshError if there is no way to it."""
+
+    def serve(self, kind: StreamKind, factory: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
+        """From now on `factory` gives what serves the tunnels of that kind that peers open."""
+
+
 class RpcTunnels:
     """The tunnels of the leases that this node holds, as host or as worker."""
 
-    def __init__(self, tunnels: Tunnels) -> None:
-        self._tunnels = tunnels
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
         self._owner = Owner("rpc tunnels")
         self._leases: dict[Lend, _Lease] = {}
-        tunnels.serve(StreamKind.RPC_TUNNEL, self._serve)
+        mesh.serve(StreamKind.RPC_TUNNEL, self._serve)
 
-    def admit(self, lease: Lend, purpose: Purpose, peers: Iterable[NodeId], path: Path) -> None:
+    def admit(self, lease: Lend, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
         """From now on tunnels of `peers` for `lease` and that purpose lead to the Unix socket at `path`."""
         self._leases.setdefault(lease, _Lease()).admissions[purpose] = Admission(frozenset(peers), path)
 
-    async def listen(
-        self, lease: Lend, purpose: Purpose, peer: NodeId, path: Path, addresses: Iterable[Address] = ()
-    ) -> None:
+    async def listen(self, lease: Lend, purpose: TunnelUse, peer: NodeId, path: Path) -> None:
         """What connects to the Unix socket at `path` is led to `peer`, for `lease` and that purpose. Raises OSError."""
-        ways = tuple(addresses)
         held = self._leases.setdefault(lease, _Lease())
 
         def accepted(near: _End) -> None:
-            self._owner.start(self._lead(held, lease, purpose, peer, ways, near), f"rpc tunnel to {short(peer)}")
+            self._owner.start(self._lead(held, lease, purpose, peer, near), f"rpc tunnel to {short(peer)}")
 
         def accept() -> asyncio.Protocol:
             return _End(lambda count: self._sent(held, peer, count), accepted)
@@ -236,13 +244,11 @@ class RpcTunnels:
 
     # -- out
 
-    async def _lead(
-        self, held: _Lease, lease: Lend, purpose: Purpose, peer: NodeId, ways: tuple[Address, ...], near: _End
-    ) -> None:
+    async def _lead(self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: _End) -> None:
         """Open the tunnel for what the engine has just connected."""
         far = _End(lambda count: self._received(held, peer, count))
         try:
-            await self._tunnels.open(peer, StreamKind.RPC_TUNNEL, lambda: far, addresses=ways)
+            await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
         except (MeshError, OSError) as error:
             log.warning("no tunnel to %s for a split: %s", short(peer), error)
             near.close()

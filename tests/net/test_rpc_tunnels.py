@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tunnel_rig import House, street
 from meshllm.core.records import NodeId
 from meshllm.net import lanes
 from meshllm.net.base import StreamKind
-from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, Purpose, RpcTunnels
+from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, TunnelUse, RpcTunnels
 
 LEASE = (b"s" * 16, 7)
 
@@ -28,12 +28,25 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "REACH_SECONDS", 20.0)
 
 
+class Known:
+    """What leads from a house to its only neighbour."""
+
+    def __init__(self, house: House, other: House) -> None:
+        self.serve = house.tunnels.serve
+        self.house, self.other = house, other
+
+    async def open(
+        self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> asyncio.BaseProtocol:
+        return await self.house.tunnels.open(peer, kind, factory, addresses=[self.other.address])
+
+
 class Split:
     """A host and a worker, and an rpc-server on the worker that answers with what it is told."""
 
     def __init__(self, host: House, worker: House, folder: Path) -> None:
         self.host, self.worker = host, worker
-        self.out, self.into = RpcTunnels(host.tunnels), RpcTunnels(worker.tunnels)
+        self.out, self.into = RpcTunnels(Known(host, worker)), RpcTunnels(Known(worker, host))
         self.engine_socket, self.local_socket = folder / "e.sock", folder / "l.sock"
         self.heard: list[Ear] = []
 
@@ -43,11 +56,10 @@ class Split:
 
     async def listen(self) -> None:
         """The host's end, at the local socket."""
-        address = [self.worker.address]
-        await self.out.listen(LEASE, Purpose.COMMANDS, self.worker.node, self.local_socket, address)
+        await self.out.listen(LEASE, TunnelUse.COMMANDS, self.worker.node, self.local_socket)
 
     def admit(self, *peers: NodeId) -> None:
-        self.into.admit(LEASE, Purpose.COMMANDS, peers or (self.host.node,), self.engine_socket)
+        self.into.admit(LEASE, TunnelUse.COMMANDS, peers or (self.host.node,), self.engine_socket)
 
     async def call(self) -> Ear:
         """What the host's engine does."""
@@ -104,7 +116,7 @@ async def test_nobody_comes_in_without_a_lease(tmp_path: Path) -> None:
         it.admit(it.worker.node)  # a lease of somebody else
         refused = await it.call()
         await refused.gone
-        it.into.admit(LEASE, Purpose.PUSHES, [it.host.node], it.engine_socket)
+        it.into.admit(LEASE, TunnelUse.PUSHES, [it.host.node], it.engine_socket)
         refused = await it.call()
         await refused.gone
         assert it.heard == []
@@ -126,7 +138,7 @@ async def test_a_header_may_come_in_pieces_and_with_what_follows(tmp_path: Path)
         it.admit()
         ear = await it.host.tunnels.open(it.worker.node, StreamKind.RPC_TUNNEL, Ear, addresses=[it.worker.address])
         assert isinstance(ear, Ear)
-        header = HEADER.pack(*LEASE, Purpose.COMMANDS)
+        header = HEADER.pack(*LEASE, TunnelUse.COMMANDS)
         ear.transport.write(header[:7])
         await asyncio.sleep(0)
         ear.transport.write(header[7:] + b"and this")
@@ -171,7 +183,7 @@ async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
 
 async def test_an_engine_that_does_not_listen_closes_the_tunnel(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
-        it.into.admit(LEASE, Purpose.COMMANDS, [it.host.node], tmp_path / "nobody.sock")
+        it.into.admit(LEASE, TunnelUse.COMMANDS, [it.host.node], tmp_path / "nobody.sock")
         await it.listen()
         ear = await it.call()
         await ear.gone
