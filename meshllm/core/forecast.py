@@ -78,13 +78,9 @@ def process_bytes(vocabulary: int) -> int:
     return PROCESS + PROCESS_PER_WORD * vocabulary
 
 
-def checkpoint_bytes(shape: Shape, micro_batch: int = MICRO_BATCH) -> int:
+def checkpoint_bytes(shape: Shape) -> int:
     """A copy of what a request has in layers that forget: the engine keeps some, to be able to go back. 0: none do."""
-    return sum(
-        HALF * (layer.keys + layer.values) * padded(layer.window + micro_batch) * bool(layer.window)
-        + SINGLE * layer.state
-        for layer in shape.layers
-    )
+    return sum(HALF * (layer.keys + layer.values) * layer.window + SINGLE * layer.state for layer in shape.layers)
 
 
 def _compute(shape: Shape, cells: int, micro_batch: int) -> int:

@@ -169,7 +169,7 @@ class Fitter:
         spare = max(0, given.host - found.need.host - fitting.shared(found.need, given))
         cache, checkpoints = 0, None
         if task.how.purpose is Purpose.GENERATE:
-            checkpoints = _checkpoints(checkpoint_bytes(task.shape, task.micro_batch(trial.size)), trial.size, spare)
+            checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
             cache = _prompt_cache_mib(spare)
         return Fit(
             size=trial.size,

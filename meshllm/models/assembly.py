@@ -82,6 +82,8 @@ class Assembly:
         self.by_source: Counter[str] = Counter()
         self.expected: bytes | None = None
         """What others say the chunks' digests are, 32 bytes each; set by whoever fetches from peers. Only a claim."""
+        self.checked: dict[int, bytes] = {}
+        """The sha256 of chunks that was computed while they came: whoever reads the file need not compute it again."""
         self.spoilt = 0
         """How often bytes were taken back."""
         self.heard: Callable[[int], None] | None = None
@@ -298,7 +300,7 @@ class Assembly:
             rest = rest[end - begin :]
         return piece.end - piece.position if piece.held else 0
 
-    def put(self, source: str, chunk: int, data: bytes | memoryview) -> None:
+    def put(self, source: str, chunk: int, data: bytes | memoryview, digest: bytes | None = None) -> None:
         """Write a whole chunk whose digest was checked, in any order; it is welcome whoever holds it. Raises OSError.
 
         A source that puts chunks must not `write` too: its piece goes on behind what it has put.
@@ -312,6 +314,8 @@ class Assembly:
             _write(self._file, memoryview(data), begin)
         with self._news:
             if not known:
+                if digest is not None:
+                    self.checked[chunk] = digest
                 self._note(end, end - begin, source)
             piece = self._holders.get(chunk)
             if piece is None or piece.source != source:
@@ -330,6 +334,7 @@ class Assembly:
         with self._news:
             whole, have = self.has(chunk), self._table[chunk]
             self._table[chunk] = 0
+            self.checked.pop(chunk, None)
             self._whole -= whole
             self._arrived -= have
             self._first, self._low = min(self._first, chunk), min(self._low, chunk)

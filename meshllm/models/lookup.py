@@ -43,6 +43,10 @@ bits, then fewer, and the unquantized weights last."""
 PROJECTORS: Final = ("F16", "BF16", "Q8_0", "F32")
 """Which projector is taken of several: half precision loses nothing that can be seen, and every backend computes it."""
 
+_WITHOUT_THE_HUB: Final = (
+    "Try again when it can be reached. A model that was looked up once is known without it, and a file that you have "
+    "can be given by its path."
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -87,10 +91,12 @@ async def look_up(reference: HubReference, hub: Hub) -> Manifest:
             listing = await _listing(reference, hub, within)
         except Again as reason:
             if not reason.answered and not failures:
-                raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
+                raise DownloadFailed(f"The hub cannot be reached: {reason}.", advice=_WITHOUT_THE_HUB) from None
             failures += 1
             if failures >= settings.tries:
-                raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
+                raise DownloadFailed(
+                    f"The hub failed {failures} times in a row: {reason}.", advice=_WITHOUT_THE_HUB
+                ) from None
             wait = max(reason.after, backoff(failures - 1, base=settings.pause))
             await asyncio.sleep(min(MAX_WAIT_SECONDS, wait))
         else:

@@ -113,7 +113,8 @@ class StoreShelf:
         A look at each file and its note: some 0.1 ms.
         """
         files: list[w.OfferedFile] = []
-        for path in (*model.files, *((model.projector,) if model.projector is not None else ())):
+        beside = (model.projector,) if model.projector is not None else ()
+        for path in model.files + beside:
             digest = self._store.known_digest(path)
             if not w.is_file_name(path.name) or not path.is_file():
                 return None

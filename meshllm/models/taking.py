@@ -324,10 +324,11 @@ class Taking:
             raise _refused(refusal)
 
         def keep(stop: Stop) -> bool:
-            if hashlib.sha256(data).digest() != digest_of(digests, chunk):
+            digest = hashlib.sha256(data).digest()
+            if digest != digest_of(digests, chunk):
                 return False
             with stop:
-                self._assembly.put(source, chunk, data)
+                self._assembly.put(source, chunk, data, digest)
             return True
 
         if not await in_thread(keep, "check-chunk"):

@@ -21,7 +21,7 @@ from meshllm.models.catalog import Catalog, CatalogEntry
 from meshllm.models.download import ensure
 from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.local import from_path
-from meshllm.models.manifest import HubSource, PackageSource
+from meshllm.models.manifest import HubSource, Manifest, PackageSource
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
 from meshllm.models.threads import Relay, in_thread
@@ -252,6 +252,18 @@ def test_a_damaged_manifest_counts_as_none(note: bytes, packaged: CatalogEntry, 
     assert store.is_verified(file)
     (store.folder / ".mesh-llm" / "manifests" / "model.gguf.json").write_bytes(note)
     assert not store.is_verified(file)
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "../x.gguf"}, {"name": "x"}, {"sha256": "../../x"}, {"sha256": ""}, {"size": 0}, {"size": -1}]
+)
+async def test_what_a_stranger_says_of_files_is_checked(
+    change: dict[str, object], packaged: CatalogEntry, store: Store
+) -> None:
+    file = replace(packaged.files[0], **change)  # type: ignore[arg-type]
+    with pytest.raises(DownloadFailed, match="makes no sense"):
+        await ensure(Manifest("M", (file,)), store, ignore)
+    assert not store.folder.exists()
 
 
 # -- room

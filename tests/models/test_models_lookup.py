@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.errors import AmbiguousModel, DownloadFailed, InvalidModelFile, MeshError, UnknownModel
-from meshllm.models.download import ensure
+from meshllm.models.download import arrived, ensure
 from meshllm.models.entry import CatalogEntry
 from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.lookup import MAX_LISTED, Listed, Listing, choose, look_up, parse
@@ -280,6 +280,8 @@ async def test_what_is_not_whole_goes_on_without_the_list(many: FakeHub, hub: Hu
     many.faults = ["cut:1000"] + ["status:503"] * 5
     with pytest.raises(DownloadFailed):
         await ensure(wanted, store, ignore, hub=hub)
+    assert arrived(wanted, store) == 1000
+    assert arrived(store.folder / "m.gguf", store) == 0
     many.faults, many.list_faults = [], ["status:404"]
     seen: list[Progress] = []
     model = await ensure(wanted, store, seen.append, hub=hub)

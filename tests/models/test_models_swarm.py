@@ -324,7 +324,7 @@ async def test_a_full_disk_ends_it(tmp_path: Path) -> None:
         await place.giver("giver", content)
         assembly = place.assembly(content)
 
-        def full(source: str, chunk: int, data: bytes | memoryview) -> None:
+        def full(source: str, chunk: int, data: bytes | memoryview, digest: bytes) -> None:
             raise OSError(28, "No space left on device")
 
         assembly.put = full  # type: ignore[method-assign]
