@@ -52,6 +52,7 @@ from meshllm.web.status import LoadStatus, NodeStatus, node_status
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Found, Membership
     from meshllm.daemon.sharing import Sharing
+    from meshllm.net.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class App:
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = wish_of(settings, wanted, Store(paths.models()))
-        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
+        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := build.find()) is not None:
             await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
@@ -221,7 +222,7 @@ class App:
     def _wish(self, wanted: dict[str, Wanted | None]) -> None:
         """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
         for place, model in enumerate(wanted):
-            self._post(e.ModelWished(model) if place else e.ModelWanted(model))
+            self._post(e.ModelWished(model) if place else e.ModelWanted(model, self._settings.split))
         for backend in self._settings.backends:
             self._post(e.BackendAdded(backend.url))
 
@@ -230,7 +231,7 @@ class App:
         settings = self._settings
         try:
             # In a thread: nobody who calls meanwhile shall wait for imports and disks.
-            kind, share, found = await in_thread(lambda stop: _load(settings), "load the mesh")
+            kind, share, tunnels, found = await in_thread(lambda stop: _load(settings), "load the mesh")
             self._membership = kind(settings, found, self._post)
             await self._membership.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
@@ -248,7 +249,7 @@ class App:
         self._sharing = share(
             self._membership, Store(paths.models()), self._works, share=settings.share_models, rate=settings.share_rate
         )
-        supervisor.sharing = self._sharing
+        supervisor.join(self._sharing, tunnels(self._membership), self._membership.config.node)
         if self._membership.lost:
             self._say_alone("it is a client and knows no mesh. Start it with --join INVITE.")
         if not settings.client:
@@ -344,12 +345,13 @@ class App:
         )
 
 
-def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], Found]:
+def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[RpcTunnels], Found]:
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
     from meshllm.daemon.membership import Membership, look_up
     from meshllm.daemon.sharing import Sharing
+    from meshllm.net.rpc_tunnels import RpcTunnels
 
-    return Membership, Sharing, look_up(settings)
+    return Membership, Sharing, RpcTunnels, look_up(settings)
 
 
 def _before(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:

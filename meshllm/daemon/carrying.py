@@ -22,6 +22,7 @@ from meshllm.engine.ledger import Ledger
 from meshllm.engine.process import Child
 from meshllm.engine.rpc_server import SharedFile, WorkerPlan
 from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
+from meshllm.machine import resources
 from meshllm.models.manifest import Manifest, ModelFile
 from meshllm.net.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.tasks import Owner
@@ -158,7 +159,13 @@ class Carrying:
             await tunnels.listen(which, TunnelUse.PUSHES, after, onward)
             peers[_name(after)] = onward
         plan = WorkerPlan(
-            lease.model, commands, pushes, self._list(lease, files), peers, self._fitter.lent_device(), self._fitter.threads
+            name=lease.model,
+            socket=commands,
+            pushes=pushes,
+            files=self._list(lease, files),
+            peers=peers,
+            device=self._fitter.lent_device(),
+            threads=self._fitter.threads or resources.processors().usable,
         )
 
         def ready(pid: int) -> None:

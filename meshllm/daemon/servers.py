@@ -1,7 +1,7 @@
 """The engine processes that answer for models: what each is started with, its life, and how it ends.
 
-Law: a model is measured before it is started, and what was found out then is used for the first start; a process belongs
-to one generation, and whatever becomes of it is one `ServerGone`.
+Law: a model is measured before it is started, and what was found out then is used for the first start. A process
+belongs to one generation, and whatever becomes of it is one `ServerGone`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from meshllm.core.leases import LeasedFile
 from meshllm.core.sizing import candidates
 from meshllm.core.speculation import Guessing
 from meshllm.core.split import need_of
-from meshllm.core.types import Progress, Purpose, ServerFacts
+from meshllm.core.types import Progress, ServerFacts
 from meshllm.daemon.carrying import Carrying, Reach
 from meshllm.daemon.drafting import Drafter
 from meshllm.daemon.fitting import Fit, Fitter
@@ -34,7 +34,7 @@ from meshllm.models.entry import Wanted
 from meshllm.models.local import LocalModel
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
-from meshllm.models.threads import in_thread
+from meshllm.models.threads import Stop, in_thread
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,6 @@ class _Start:
     fit: Fit
     draft: LocalModel | None = None
     reach: Reach | None = None
-
 
 
 class Servers:
@@ -163,14 +162,14 @@ class Servers:
         for path in model.files:
             digest = self._store.known_digest(path)
             if digest is None:
-                digests = await in_thread(
-                    lambda stop, path=path: checking.digests(stop, path, self._store.chunk_bytes, lambda done: None),
-                    "digest of a model",
-                )
-                digest = digests.sha256
-                self._store.record(path, digest)
+                digest = await in_thread(partial(self._digest, path), "digest of a model")
             found.append(LeasedFile(path.name, path.stat().st_size, digest))
         return tuple(found)
+
+    def _digest(self, path: Path, stop: Stop) -> str:
+        found = checking.digests(stop, path, self._store.chunk_bytes, lambda done: None).sha256
+        self._store.record(path, found)
+        return found
 
     # -- a process
 
@@ -219,7 +218,7 @@ class Servers:
             )
             self._post(e.ServerReady(name, generation, facts))
 
-        plan = _plan(model, name, start)
+        plan = _plan(model, name, start, self._fitter.threads)
         child = Child(llama_server.child_spec(engine.server, plan, socket, log_file, loading), self._ledger, ready)
         self._children[key] = child
         if key in self._unwanted:
@@ -239,11 +238,12 @@ class Servers:
         assert lease is not None
         assert size is not None
         speculation, draft = await self._drafter.choose(command.model, model, partial(self._fetch_draft, command.model))
-        fit, fits = self._fitter.fit_split(model, usage(model.header), lease, size, speculation, draft)
-        return _Start(fit, draft if fits else None, await self._carrying.reach(lease, model.files))
+        fit = self._fitter.fit_split(model, usage(model.header), lease, size, speculation, draft)
+        kept = draft if fit.speculation.guessing is Guessing.DRAFT else None
+        return _Start(fit, kept, await self._carrying.reach(lease, model.files))
 
 
-def _plan(model: LocalModel, name: str, start: _Start) -> ServerPlan:
+def _plan(model: LocalModel, name: str, start: _Start, threads: int | None) -> ServerPlan:
     fit, draft, reach = start.fit, start.draft, start.reach
     how = usage(model.header)
     return ServerPlan(
@@ -265,6 +265,7 @@ def _plan(model: LocalModel, name: str, start: _Start) -> ServerPlan:
         draft_device=fit.draft_device,
         workers=reach.endpoints if reach is not None else (),
         environment=reach.environment if reach is not None else {},
+        threads=threads,
     )
 
 

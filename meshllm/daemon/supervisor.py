@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.speculation import Guessing
-from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.core.records import NodeId
+from meshllm.core.types import ModelFacts, Progress
+from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
 from meshllm.daemon.fitting import Fitter
+from meshllm.daemon.servers import Servers, progress_of
 from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
-from meshllm.engine.llama_server import ServerPlan
-from meshllm.engine.process import Child
 from meshllm.errors import (
     AmbiguousModel,
     BadBackend,
     DownloadFailed,
     InvalidModelFile,
     MeshError,
-    OutOfRoom,
     UnknownModel,
     UsageError,
 )
@@ -38,7 +36,7 @@ from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
 from meshllm.models.entry import CatalogEntry, Wanted
 from meshllm.models.local import LocalModel
-from meshllm.models.manifest import HubReference
+from meshllm.models.manifest import HubReference, Manifest
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from meshllm.models.threads import in_thread
@@ -47,8 +45,10 @@ from meshllm.web import backends
 
 if TYPE_CHECKING:
     from meshllm.daemon.sharing import Sharing
+    from meshllm.net.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
+
 
 class Supervisor:
     """The hands of a node. `wanted` maps each model's name to where it comes from; what the mesh wants beside that is
@@ -261,4 +261,3 @@ class Supervisor:
             self._post(e.BackendSilent(url, repr(error)))
         else:
             self._post(e.BackendAnswered(url, models))
-

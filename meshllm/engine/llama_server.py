@@ -60,7 +60,8 @@ class ServerPlan:
     holds it (None: as the model itself).
 
     `workers`: the sockets behind which other nodes hold layers; the engine calls them RPC0, RPC1 and so on among its
-    `devices`. `environment` is what it must be told beside.
+    `devices`. `environment` is what it must be told beside, `threads` how many of the processor it
+    uses (None: the engine's choice).
     """
 
     model_name: str
@@ -81,6 +82,7 @@ class ServerPlan:
     draft_device: str | None = None
     workers: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -125,6 +127,8 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
         argv += ["--reranking"]  # which is --embeddings --pooling rank
     if plan.pooling is not None and plan.purpose is Purpose.EMBED:
         argv += ["--pooling", plan.pooling]
+    if plan.threads is not None:
+        argv += ["--threads", str(plan.threads)]
     if plan.micro_batch is not None:
         argv += ["--batch-size", str(plan.micro_batch), "--ubatch-size", str(plan.micro_batch)]
     return tuple(argv)
