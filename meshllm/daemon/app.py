@@ -15,7 +15,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from meshllm import __version__, paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.leases import Lease
 from meshllm.core.mesh import Mesh
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.types import ModelState, Snapshot
@@ -47,6 +48,7 @@ from meshllm.tasks import Owner
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.gateway import Gateway
+from meshllm.web.split_status import Carried
 from meshllm.web.status import LoadStatus, NodeStatus, node_status
 
 if TYPE_CHECKING:
@@ -155,6 +157,7 @@ class App:
         self._listening = Listening("", "", None)
         self._membership: Membership | None = None
         self._sharing: Sharing | None = None
+        self._rpc: RpcTunnels | None = None
         self._alone = "it has not been looked for yet"
         self._stops = 0
 
@@ -249,7 +252,8 @@ class App:
         self._sharing = share(
             self._membership, Store(paths.models()), self._works, share=settings.share_models, rate=settings.share_rate
         )
-        supervisor.join(self._sharing, tunnels(self._membership), self._membership.config.node)
+        self._rpc = tunnels(self._membership)
+        supervisor.join(self._sharing, self._rpc, self._membership.config.node)
         if self._membership.lost:
             self._say_alone("it is a client and knows no mesh. Start it with --join INVITE.")
         if not settings.client:
@@ -342,7 +346,14 @@ class App:
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._fitter.machine(),
             guesses=self._acceptance.guesses(),
+            traffic=self._traffic,
         )
+
+    def _traffic(self, lease: Lease) -> Mapping[NodeId, Carried]:
+        """What the tunnels of a lease have carried."""
+        tunnels = self._rpc
+        found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
+        return {peer: Carried(traffic.sent, traffic.received) for peer, traffic in found.items()}
 
 
 def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[RpcTunnels], Found]:

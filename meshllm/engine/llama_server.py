@@ -39,6 +39,8 @@ SPIN_VARIABLE, SPIN_ROUNDS = "GOMP_SPINCOUNT", "2000"
 
 # Among the engine's metrics: tokens guessed, and of those the right ones.
 DRAFTED, ACCEPTED = "llamacpp:spec_decode_num_draft_tokens_total", "llamacpp:spec_decode_num_accepted_tokens_total"
+# And tokens written, with the seconds that took.
+WRITTEN, SECONDS = "llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"
 MOST_TOKENS = 1e18
 # It answers between two steps of its work, which for a long prompt on a slow machine take some seconds.
 GUESSES_SECONDS = 30.0
@@ -246,20 +248,21 @@ async def guesses(socket: str) -> Guesses:
 def parse_guesses(text: str) -> Guesses:
     """The same, from the text. The engine writes six digits of each number. Raises ValueError."""
     found = {
-        name: _count(value)
+        name: _number(value)
         for name, _, value in (line.partition(" ") for line in text.splitlines())
-        if name in (DRAFTED, ACCEPTED)
+        if name in (DRAFTED, ACCEPTED, WRITTEN, SECONDS)
     }
-    if len(found) < 2:
+    if len(found) < 4:
         raise ValueError("the engine's metrics say nothing of guesses")
-    return Guesses(found[DRAFTED], min(found[ACCEPTED], found[DRAFTED]))
+    drafted = int(found[DRAFTED])
+    return Guesses(drafted, min(int(found[ACCEPTED]), drafted), int(found[WRITTEN]), found[SECONDS])
 
 
-def _count(text: str) -> int:
+def _number(text: str) -> float:
     number = float(text)
     if not 0 <= number < MOST_TOKENS:  # nor is it infinite, or no number
         raise ValueError(f"{text} is no number of tokens")
-    return int(number)
+    return number
 
 
 def reason_and_advice(ending: Ending, log: Path) -> tuple[str, str]:

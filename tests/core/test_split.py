@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.core.records import NodeId
-from meshllm.core.split import MAX_RTT_SECONDS, Lender, NoPlan, SplitNeed, SplitPlan, choose_host, plan, seconds_per_token
+from meshllm.core.split import (
+    MAX_RTT_SECONDS,
+    Lender,
+    NoPlan,
+    SplitNeed,
+    SplitPlan,
+    choose_host,
+    plan,
+    seconds_per_token,
+)
 
 GIGABYTE = 10**9
 
