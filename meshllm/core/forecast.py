@@ -20,9 +20,10 @@ MICRO_BATCH = 512
 # Caches are made in steps of so many tokens.
 STEP = 256
 HALF, SINGLE = 2, 4  # bytes of a number kept of a token, and of one of a state or an intermediate result
-# The program itself: its libraries and threads, and what it keeps of each word of the vocabulary (measured: 0.4 kB).
-PROCESS = 48 << 20
-PROCESS_PER_WORD = 512
+# The program itself: its libraries (15 MB, measured), its threads (5 to 8 MB), and what it keeps of each word of the
+# vocabulary (0.3 kB).
+PROCESS = 28 << 20
+PROCESS_PER_WORD = 384
 
 
 @dataclass(frozen=True, slots=True)
