@@ -7,13 +7,17 @@ import signal
 import sys
 from types import FrameType
 
-from . import engine, gateway, mesh, start
+from . import engine, gateway, mesh, split_engine, start
 from .native import BenchError
 
 _COMMANDS = {
     "gateway": (gateway, "the gateway before a fast fake server: added time, requests/s, events/s, CPU; against nginx"),
     "engine": (engine, "a real model: tokens/s and time to the first token, direct and through the gateway"),
     "mesh": (mesh, "what a model on another node costs: joining, added time, tokens/s, idle nodes, a host that dies"),
+    "split-engine": (
+        split_engine,
+        "a model on several machines, engine alone: speed, load and bytes; against the stock RPC",
+    ),
     "start": (start, "--help, start, time to a ready model, idle memory and CPU of the daemon"),
 }
 
