@@ -1,7 +1,7 @@
-"""A wire between two loopback ports: every byte arrives a fixed time later, and is counted.
+"""A wire between this machine's endpoints: every byte arrives a fixed time later, and is counted.
 
 Law: order is kept and nothing is lost; leaving the `with` block closes every connection and ends every thread.
-Threads, not asyncio: an event loop's timer is a millisecond coarse, a thread's sleep 0.1 ms.
+Threads, not asyncio: an event loop's timer is a millisecond coarse, a thread's sleep a tenth of that.
 """
 
 from __future__ import annotations
@@ -9,30 +9,35 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 from queue import Queue
 from threading import Lock, Thread
 from types import TracebackType
 
 CHUNK = 1 << 16
-IN_FLIGHT = 1024  # chunks in one direction; then the sender is held back
+IN_FLIGHT = 4096  # chunks in one direction; then the sender is held back
 
 
 class Relay:
-    """Listens on `port` and connects each caller with the loopback port `target`; `delay` is seconds one way.
+    """Listens on `endpoint` (HOST:PORT) and connects each caller with `target` (that, or the path of a Unix socket).
 
-    `sent` counts the bytes from callers to the target, `received` those back.
+    `delay` is seconds one way. `sent` counts the bytes from callers to the target, `received` those back, `turns` how
+    often an answer followed what was sent: about the number of round trips, if only one side waits for the other.
     """
 
-    def __init__(self, target: int, delay: float = 0.0) -> None:
+    def __init__(self, target: str, delay: float = 0.0) -> None:
         self.sent = 0
         self.received = 0
+        self.turns = 0
+        self.connections = 0
+        self._last_was_sent = False
         self._target = target
         self._delay = delay
         self._lock = Lock()
         self._connections: list[socket.socket] = []
         self._threads: list[Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Relay:
         self._start(self._accept)
@@ -48,15 +53,17 @@ class Relay:
         self.cut()
         for thread in self._threads:
             thread.join()
+        for connection in self._connections:
+            connection.close()  # not before: a thread may have been in a call on it
 
     def cut(self) -> None:
-        """Close every connection now, as a host that dies does."""
+        """End every connection now, as a machine that dies does."""
         with self._lock:
             for connection in self._connections:
-                _close(connection)
+                _end(connection)
 
-    def _start(self, work: object, *arguments: object) -> None:
-        thread = Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = Thread(target=work, args=arguments)
         self._threads.append(thread)
         thread.start()
 
@@ -67,17 +74,19 @@ class Relay:
             except OSError:
                 return
             try:
-                target = socket.create_connection(("127.0.0.1", self._target))
+                target = connect(self._target)
             except OSError:
                 caller.close()
                 continue
             with self._lock:
+                self.connections += 1
                 self._connections += [caller, target]
             for source, sink, is_sent in ((caller, target, True), (target, caller, False)):
-                sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if sink.family == socket.AF_INET:
+                    sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 queue: Queue[tuple[float, bytes]] = Queue(IN_FLIGHT)
                 self._start(self._read, source, queue, is_sent)
-                self._start(_write, sink, queue)
+                self._start(self._write, sink, queue)
 
     def _read(self, source: socket.socket, queue: Queue[tuple[float, bytes]], is_sent: bool) -> None:
         data = b"-"
@@ -86,30 +95,50 @@ class Relay:
                 data = source.recv(CHUNK)
             except OSError:
                 data = b""
-            if is_sent:
-                self.sent += len(data)
-            else:
-                self.received += len(data)
+            with self._lock:
+                self._count(len(data), is_sent)
             queue.put((time.monotonic() + self._delay, data))
 
+    def _count(self, size: int, is_sent: bool) -> None:
+        if is_sent:
+            self.sent += size
+        else:
+            self.received += size
+            self.turns += self._last_was_sent
+        self._last_was_sent = is_sent
 
-def _write(sink: socket.socket, queue: Queue[tuple[float, bytes]]) -> None:
-    alive = True
-    while True:
-        due, data = queue.get()
-        if (wait := due - time.monotonic()) > 0:
-            time.sleep(wait)
-        if not data:
-            break
+    def _write(self, sink: socket.socket, queue: Queue[tuple[float, bytes]]) -> None:
+        alive = True
+        while True:
+            due, data = queue.get()
+            if (wait := due - time.monotonic()) > 0:
+                time.sleep(wait)
+            if not data:
+                break
+            try:
+                if alive:
+                    sink.sendall(data)
+            except OSError:
+                alive = False  # what still arrives is thrown away, so that the reader never waits for room
+        with self._lock:
+            _end(sink)
+
+
+def connect(endpoint: str) -> socket.socket:
+    """A connection to HOST:PORT, or to the Unix socket of that path. Raises OSError."""
+    if endpoint.startswith("/"):
+        connection = socket.socket(socket.AF_UNIX)
         try:
-            if alive:
-                sink.sendall(data)
+            connection.connect(endpoint)
         except OSError:
-            alive = False  # what still arrives is thrown away, so that the reader never waits for room
-    _close(sink)
+            connection.close()
+            raise
+        return connection
+    host, _, port = endpoint.rpartition(":")
+    return socket.create_connection((host, int(port)))
 
 
-def _close(connection: socket.socket) -> None:
+def _end(connection: socket.socket) -> None:
+    """Have both sides see the end of it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    connection.close()

@@ -14,7 +14,7 @@ from tunnel_rig import House, street
 from meshllm.core.records import NodeId
 from meshllm.net import lanes
 from meshllm.net.base import StreamKind
-from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, TunnelUse, RpcTunnels
+from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, RpcTunnels, TunnelUse
 
 LEASE = (b"s" * 16, 7)
 
