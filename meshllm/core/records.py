@@ -98,10 +98,12 @@ class Complaint:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The writer of the record was asked to serve `model` and needs others for it; it has `room` bytes itself."""
+    """The writer of the record was asked to serve `model` and needs others for it; it has `room` bytes itself. `apart`:
+    it is to be split even where it would fit (`--split`)."""
 
     model: str
     room: int
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Splitting:
         measured = model.measured
         if not model.wanted or measured is None or (measured.alone and not model.apart):
             return None
-        return Candidate(model.name, measured.room)
+        return Candidate(model.name, measured.room, model.apart)
 
     def agree(self, model: ModelState, now: float) -> SplitState:
         """How the agreement about `model` stands now, after the next step towards it."""

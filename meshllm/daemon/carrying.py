@@ -116,7 +116,7 @@ class Carrying:
         self._ended.add(which)
         child = self._children[which]
         if child is not None:
-            child.stop()
+            child.stop(at_once=True)  # it holds nothing that would be worth saving
 
     async def _carry(self, lease: Lease, which: Which) -> None:
         reason = "it was stopped"

@@ -74,7 +74,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.memory,
             [(complaint.node, complaint.incarnation) for complaint in record.complaints],
             record.leaving,
-            [(candidate.model, candidate.room) for candidate in record.splits],
+            [(candidate.model, candidate.room, candidate.apart) for candidate in record.splits],
         )
     )
     try:
@@ -179,8 +179,12 @@ def _complaint(value: Any) -> r.Complaint:
 
 
 def _candidates(value: Any) -> tuple[r.Candidate, ...]:
-    found = [f.fields(item, 2, "candidate") for item in f.items(value, r.MAX_SPLITS, "candidates")]
-    return tuple([r.Candidate(f.name(item[0], "candidate's model"), f.number(item[1], "room")) for item in found])
+    return tuple([_candidate(item) for item in f.items(value, r.MAX_SPLITS, "candidates")])
+
+
+def _candidate(value: Any) -> r.Candidate:
+    model, room, apart, *_ = f.fields(value, 3, "candidate")
+    return r.Candidate(f.name(model, "candidate's model"), f.number(room, "room"), f.flag(apart, "apart"))
 
 
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
@@ -217,7 +221,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         memory=_within(record.memory, MAX_NUMBER),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
         splits=tuple(
-            [r.Candidate(c.model, _within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]
+            [replace(c, room=_within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]
         ),
     )
     return _shrunk(cut)

@@ -75,7 +75,7 @@ records = st.builds(
     memory=numbers,
     complaints=few(complaints),
     leaving=st.booleans(),
-    splits=few(st.builds(r.Candidate, names, numbers)),
+    splits=few(st.builds(r.Candidate, names, numbers, st.booleans())),
 )
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)

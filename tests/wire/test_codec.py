@@ -40,7 +40,7 @@ RECORD = r.NodeRecord(
     on_disk=("SmolLM2",),
     memory=16 << 30,
     complaints=(r.Complaint(OTHER, 7),),
-    splits=(r.Candidate("Qwen3-8B", 16 << 30),),
+    splits=(r.Candidate("Qwen3-8B", 16 << 30, apart=True),),
 )
 SESSION = b"s" * n.SESSION_BYTES
 LEASE = n.Lease(
@@ -344,9 +344,11 @@ FAULTS: list[tuple[int, Any]] = [
     *((13, [[OTHER, value]]) for value in NUMBER_FAULTS),
     (13, [[OTHER, 1]] * (r.MAX_COMPLAINTS + 1)),
     *((14, value) for value in (0, 1, None, "no")),
-    *((15, [[value, 1]]) for value in [*TEXT_FAULTS, ""]),
-    *((15, [["m", value]]) for value in NUMBER_FAULTS),
-    (15, [["m", 1]] * (r.MAX_SPLITS + 1)),
+    *((15, [[value, 1, False]]) for value in [*TEXT_FAULTS, ""]),
+    *((15, [["m", value, False]]) for value in NUMBER_FAULTS),
+    *((15, [["m", 1, value]]) for value in (0, 1, None, "no")),
+    (15, [["m", 1]]),
+    (15, [["m", 1, False]] * (r.MAX_SPLITS + 1)),
     *((place, value) for place in (7, 8, 9, 10, 11, 13, 15) for value in (None, 1, "text", b"bytes", {}, [None])),
 ]
 
