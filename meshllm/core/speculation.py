@@ -22,8 +22,8 @@ class Guessing(Enum):
 
 # A match this long is hardly ever a coincidence, and a copy no longer than it costs little when it is one. Replayed
 # with the tokens of 32 texts that are no repetition (prose, chat, documents, new code), at what a batch takes on two
-# slow cores (13 tokens: four times one), the worst comes 0.7 % later, and six edited files 1.9 to 2.7 times as fast. For
-# 12 and 16 that is 1.3 %, for 8 and 8 2.3 %, for 8 and 16 5 %, with hardly more to gain. The engine copies nothing
+# slow cores (13 tokens: four times one), the worst comes 0.7 % later, and six edited files 1.9 to 2.7 times as fast.
+# For 12 and 16 that is 1.3 %, for 8 and 8 2.3 %, for 8 and 16 5 %, with hardly more to gain. The engine copies nothing
 # unless it can copy as much as was matched.
 MATCH_TOKENS = 12
 COPIED_TOKENS = 12

@@ -37,6 +37,7 @@ CONTEXT: Final = 4096
 MODEL: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE: Final = PACKAGE / "models" / "templates" / "smollm2-tools.jinja"
 WARM: Final = 0.8
+CPU_TICK_S: Final = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,19 +193,24 @@ def _measure(engines: Sequence[Engine], options: argparse.Namespace) -> Cells:
                     for first in range(0, len(texts), streams):
                         group = texts[first : first + streams]
                         for engine in engines if number % 2 else reversed(engines):
-                            before = engine.child.cpu_seconds()
-                            jobs = [
-                                pool.submit(engine.answer, text, temperature, options.tokens, number + 1)
-                                for text in group
-                            ]
-                            answers = [job.result() for job in jobs]
-                            spent = (engine.child.cpu_seconds() - before) / sum(one.tokens for one in answers)
-                            for text, answer in zip(group, answers, strict=True):
-                                answer.cpu = spent * 1000
-                                if number >= 0:
-                                    by_way[engine.name].answers.setdefault(text.name, []).append(answer)
+                            answers = _together(pool, engine, group, temperature, options.tokens, number + 1)
+                            for text, answer in zip(group, answers if number >= 0 else [], strict=number >= 0):
+                                by_way[engine.name].answers.setdefault(text.name, []).append(answer)
     report.progress("")
     return cells
+
+
+def _together(
+    pool: ThreadPoolExecutor, engine: Engine, texts: Sequence[Text], temperature: float, tokens: int, seed: int
+) -> list[Answer]:
+    """The answers to texts that are asked for at the same time."""
+    before = engine.child.cpu_seconds()
+    jobs = [pool.submit(engine.answer, text, temperature, tokens, seed) for text in texts]
+    answers = [job.result() for job in jobs]
+    spent = max(CPU_TICK_S, engine.child.cpu_seconds() - before)
+    for answer in answers:
+        answer.cpu = spent * 1000 / sum(one.tokens for one in answers)
+    return answers
 
 
 def _ratios(base: Cell, other: Cell, of: Callable[[Answer], float] = lambda answer: answer.pace) -> list[float]:
