@@ -214,6 +214,13 @@ class DiskScanned(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedMeasured(Event):
+    """How many bytes of weights this node reads in a second when it computes a token."""
+
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSought(Event):
     """A caller asks for a model that nobody known to live serves: peers that were only heard of are worth a try."""
 

@@ -49,23 +49,25 @@ class SizeNeed:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the engine says a model takes here. `alone`: it fits on this node in some size; `room` is what this node has
-    for it, in bytes; `sizes` is what to try with others, best first; `files` what they must hold."""
+    """What the engine says a model takes here. `alone`: it fits on this node in some size; `pages`: it does not, but
+    could be served from the disk, slowly. `room` is what this node has for it, in bytes; `sizes` is what to try with
+    others, best first; `files` what they must hold."""
 
     alone: bool
     room: int
     sizes: tuple[SizeNeed, ...] = ()
     files: tuple[LeasedFile, ...] = ()
-    speed: float = 0.0
+    pages: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SplitState:
     """How a split stands, and the `reason`. `plan` and `lease` are None while none was made; `refused`: none can be,
-    with the nodes that there are."""
+    with the nodes that there are; `pages`: so that the model is served from the disk, as best it can."""
 
     reason: str = ""
     refused: bool = False
+    pages: bool = False
     plan: SplitPlan | None = None
     size: Size | None = None
     lease: Lease | None = None
@@ -123,11 +125,11 @@ class Hosting:
     # -- what the core calls
 
     def agree(
-        self, model: str, measured: Measured, lenders: Sequence[Lender], now: float, *, force: bool
+        self, model: str, measured: Measured, host: Lender, lenders: Sequence[Lender], now: float, *, force: bool
     ) -> SplitState:
         """Come nearer to a committed lease for `model`: plan and propose, or look at how those asked are doing.
 
-        A state with a plan but without a lease means that the model is to be served here alone.
+        `host` is this node. A state with a plan but without a lease means that the model is to be served here alone.
         """
         split = self._splits.get(model)
         if split is not None and split.committed:
@@ -138,7 +140,7 @@ class Hosting:
             return split
         if split is not None and model in self._plan_at:
             return split
-        return self._propose(model, measured, lenders, now, force=force)
+        return self._propose(model, measured, host, lenders, now, force=force)
 
     def release(self, model: str, reason: str) -> None:
         """The lease of `model` is over, if there is one."""
@@ -197,11 +199,10 @@ class Hosting:
     # -- inside
 
     def _propose(
-        self, model: str, measured: Measured, lenders: Sequence[Lender], now: float, *, force: bool
+        self, model: str, measured: Measured, host: Lender, lenders: Sequence[Lender], now: float, *, force: bool
     ) -> SplitState:
         self._shunned = {node: until for node, until in self._shunned.items() if until > now}
         willing = [lender for lender in lenders if lender.node not in self._shunned]
-        host = Lender(self._own, measured.room, 0.0, measured.speed)
         refusal = ""
         for tried in measured.sizes:
             found = plan(tried.need, host, willing, model, force=force)

@@ -30,6 +30,7 @@ class Local:
     """The engine and the models by name. `splitting` is None for a node that is in no mesh, or a client."""
 
     def __init__(self, splitting: Splitting | None) -> None:
+        self.speed = 0  # bytes of weights that this node reads in a second; 0: not known
         self.engine = EngineState()
         self.models: dict[str, ModelState] = {}
         self._splitting = splitting
@@ -118,8 +119,12 @@ class Local:
         return c.StartServer(model.name, generation, split.lease, split.size)
 
     def _agree(self, model: ModelState, now: float) -> ModelState:
-        split = ALONE if self._splitting is None else self._splitting.agree(model, now)
-        refused = split.refused
+        assert model.measured is not None
+        if self._splitting is not None:
+            split = self._splitting.agree(model, self.speed, now)
+        else:
+            split = replace(ALONE, pages=model.measured.pages and not model.apart)
+        refused = split.refused and not split.pages
         model = replace(
             model,
             split=split,

@@ -64,7 +64,8 @@ class Mesh:
             self._peers = Peers(config, rng) if config.role is Role.NODE else Guest(config, rng)
         self._splitting: Splitting | None = None
         if config is not None and rng is not None and isinstance(self._peers, Peers):
-            self._splitting = Splitting(config.node, self._peers.tending, rng)
+            peers = self._peers
+            self._splitting = Splitting(config.node, peers.tending, rng, lambda: peers.view().phase)
         self._local = Local(self._splitting)
         self._stopping = False
         self._finished = False
@@ -74,6 +75,7 @@ class Mesh:
             **self._local.handlers,
             e.ModelWished: self._model_wished,
             e.DiskScanned: self._disk_scanned,
+            e.SpeedMeasured: self._speed_measured,
             e.LoadsChanged: self._loads_changed,
             e.BackendAdded: self._backend_added,
             e.StopWanted: self._stop_wanted,
@@ -217,6 +219,7 @@ class Mesh:
             "memory": self._memory,
             "loads": self._loads,
             "splits": self._candidates(),
+            "speed": self._local.speed,
         }
 
     def _candidates(self) -> tuple[Candidate, ...]:
@@ -252,6 +255,9 @@ class Mesh:
 
     def _disk_scanned(self, event: e.DiskScanned, now: float) -> None:
         self._on_disk, self._memory = event.models, event.memory
+
+    def _speed_measured(self, event: e.SpeedMeasured, now: float) -> None:
+        self._local.speed = event.bytes_per_second
 
     def _loads_changed(self, event: e.LoadsChanged, now: float) -> None:
         self._loads = event.loads

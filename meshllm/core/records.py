@@ -109,7 +109,8 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks;
-    `splits` the models that it would host a split of.
+    `splits` the models that it would host a split of; `speed` how many bytes of weights it reads in a second (0: not
+    known).
 
     `loads` are as of the time of writing: a change of load alone is not worth a new record.
     """
@@ -129,6 +130,7 @@ class NodeRecord:
     complaints: tuple[Complaint, ...] = ()
     leaving: bool = False
     splits: tuple[Candidate, ...] = ()
+    speed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def _ready(model: ModelState) -> Step:
     split = model.split
     # With a plan but no lease there is nobody to agree with: what was measured was a little too careful.
     agreed = split is not None and split.plan is not None and (split.committed or split.lease is None)
-    return Step(Action.START if agreed else Action.AGREE)
+    return Step(Action.START if agreed or (split is not None and split.pages) else Action.AGREE)
 
 
 def _settled(model: ModelState) -> Step:
@@ -98,7 +98,7 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
         return ModelPhase.SERVING
     if model.failures >= CRASH_LOOP_FAILURES or model.file is FilePhase.FAILED or engine.phase is EnginePhase.FAILED:
         return ModelPhase.FAILED
-    if model.split is not None and model.split.refused:
+    if model.split is not None and model.split.refused and not model.split.pages:
         return ModelPhase.FAILED
     if model.server is ServerPhase.STARTING:
         return ModelPhase.RESTARTING if model.restarts else ModelPhase.LOADING

@@ -254,11 +254,24 @@ def _gigabytes(count: int) -> str:
 def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH) -> SplitNeed:
     """What a model of that shape takes by layer for `size`, by the arithmetic of `forecast` (off by some per cent)."""
     found = forecast(shape, size, micro_batch=micro_batch)
-    used = shape.experts_used / shape.experts if shape.experts else 1.0
     return SplitNeed(
         layers=tuple(weights + cache for weights, cache in zip(found.weights, found.cache, strict=True)),
-        weights=tuple(0 if layer.idle else layer.weights - int(layer.experts * (1.0 - used)) for layer in shape.layers),
+        weights=_read_by_layer(shape),
         ends=found.rest + found.scores + found.process,
         buffers=found.compute,
-        end_weights=shape.output + (shape.input if shape.tied else 0),
+        end_weights=_read_at_the_ends(shape),
     )
+
+
+def token_bytes(shape: Shape) -> int:
+    """Bytes of weights that are read for one token: what bounds how fast it comes, on nearly every machine."""
+    return sum(_read_by_layer(shape)) + _read_at_the_ends(shape)
+
+
+def _read_by_layer(shape: Shape) -> tuple[int, ...]:
+    used = shape.experts_used / shape.experts if shape.experts else 1.0
+    return tuple(0 if layer.idle else layer.weights - int(layer.experts * (1.0 - used)) for layer in shape.layers)
+
+
+def _read_at_the_ends(shape: Shape) -> int:
+    return shape.output + (shape.input if shape.tied else 0)

@@ -7,6 +7,7 @@ be asked: of those that were asked to serve it, the one with most room. Once som
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from meshllm.core import commands as c
@@ -17,7 +18,11 @@ from meshllm.core.links import Rng
 from meshllm.core.records import Candidate, NodeId, NodeRecord, short
 from meshllm.core.split import Lender, choose_host
 from meshllm.core.types import ModelState
+from meshllm.core.views import JoinPhase
 from meshllm.core.working import Lending, LentState
+
+# A model that could be served from the disk, slowly, waits so long for nodes to share it with, where there is a mesh.
+PAGES_SECONDS = 5.0
 
 
 class Neighbourhood(Protocol):
@@ -39,9 +44,12 @@ class Neighbourhood(Protocol):
 class Splitting:
     """Hands what happens to `Hosting` and `Lending`, and collects what is to be done."""
 
-    def __init__(self, own: NodeId, mesh: Neighbourhood, rng: Rng) -> None:
+    def __init__(self, own: NodeId, mesh: Neighbourhood, rng: Rng, phase: Callable[[], JoinPhase]) -> None:
+        """`phase`: how far this node is with finding its mesh."""
         self._own = own
         self._mesh = mesh
+        self._phase = phase
+        self._refused: dict[str, float] = {}  # since when
         self._out: list[c.Command] = []
         self._hosting = Hosting(own, rng, self._send, mesh.linked, mesh.dial)
         self._lending = Lending(own, self._send)
@@ -114,16 +122,27 @@ class Splitting:
             return None
         return Candidate(model.name, measured.room, model.apart)
 
-    def agree(self, model: ModelState, now: float) -> SplitState:
-        """How the agreement about `model` stands now, after the next step towards it."""
+    def agree(self, model: ModelState, speed: int, now: float) -> SplitState:
+        """How the agreement about `model` stands now, after the next step towards it. `speed` is this node's."""
         assert model.measured is not None
+        phase = self._phase()
+        if phase in (JoinPhase.DIALLING, JoinPhase.SYNCING):
+            return SplitState(f"it needs other nodes, and this one is still {phase.value}")
         alive = self._mesh.alive()
         elsewhere = self._elsewhere(model, alive)
         if elsewhere is not None:
             self._hosting.release(model.name, "another node hosts it")
             return SplitState(f"{short(elsewhere)} is the one to host it: it has more memory, or serves it already")
         lenders = [self._lender(record) for record in alive if lends(record, model.name)]
-        return self._hosting.agree(model.name, model.measured, lenders, now, force=model.apart)
+        host = Lender(self._own, model.measured.room, 0.0, speed)
+        split = self._hosting.agree(model.name, model.measured, host, lenders, now, force=model.apart)
+        if not split.refused:
+            self._refused.pop(model.name, None)
+            return split
+        # Whoever could help may be about to be heard of.
+        since = self._refused.setdefault(model.name, now)
+        helpless = phase is JoinPhase.ALONE or now - since >= PAGES_SECONDS
+        return replace(split, pages=model.measured.pages and helpless and not model.apart)
 
     def state(self, model: str) -> SplitState | None:
         """How the agreement about `model` stands; None if there is none."""
@@ -134,7 +153,7 @@ class Splitting:
         self._hosting.release(model, reason)
 
     def _lender(self, record: NodeRecord) -> Lender:
-        return Lender(record.node, record.memory, self._mesh.rtt(record.node))
+        return Lender(record.node, record.memory, self._mesh.rtt(record.node), record.speed)
 
     def _elsewhere(self, model: ModelState, alive: Iterable[NodeRecord]) -> NodeId | None:
         """Who hosts `model` if not this node."""

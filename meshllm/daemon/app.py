@@ -177,7 +177,7 @@ class App:
         owner = Owner("daemon")
         key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
         self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
-        self._acceptance = Acceptance(llama_server.guesses, self._console.changed)
+        self._acceptance = Acceptance(llama_server.guesses, self._written)
         self._gateway = Gateway(
             CallerPolicy(key, frozenset(settings.allowed_origins)),
             keys,
@@ -187,7 +187,7 @@ class App:
             on_work=self._acceptance.look,
             guesses=self._acceptance.guesses,
         )
-        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
+        supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
             self._gateway.publish(_before(settings, wanted))
@@ -315,6 +315,12 @@ class App:
         if self._membership is None:
             raise ConnectionError("this node is in no mesh")
         return await self._membership.connect(peer, factory)
+
+    def _written(self) -> None:
+        """The engines here have written more."""
+        split = {model.name for model in self._snapshot.models if model.split is not None}
+        self._supervisor.written(self._acceptance.guesses(), split)
+        self._console.changed()
 
     def _works(self) -> bool:
         """Whether an engine here works on a request."""

@@ -46,7 +46,7 @@ class Fit:
 
     `micro_batch`: tokens the engine has to compute in one go, None if it need not. `devices`, `layers`,
     `experts_aside` and `checkpoints` are those of `llama_server.ServerPlan`. `speculation` is what was asked for, or
-    less; `draft_device` where the draft is held.
+    less; `draft_device` where the draft is held. `pages`: it does not fit, and weights will be read from the disk.
     """
 
     size: Size
@@ -60,6 +60,7 @@ class Fit:
     checkpoints: int | None = None
     speculation: Speculation = PLAIN
     draft_device: str | None = None
+    pages: bool = False
 
 
 class Fitter:
@@ -194,6 +195,7 @@ class Fitter:
             checkpoints=checkpoints,
             speculation=speculation,
             draft_device=draft_device,
+            pages=found.verdict is Verdict.PAGES,
         )
 
     def fit_split(

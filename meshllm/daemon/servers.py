@@ -6,6 +6,7 @@ belongs to one generation, and whatever becomes of it is one `ServerGone`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -128,17 +129,15 @@ class Servers:
             self._post(e.ModelMeasured(name, measured))
 
     async def _measured(self, model: LocalModel, name: str, engine: build.Engine, split: bool) -> Measured:
-        words = ""
-        try:
-            self._found[name] = await self._prepare(model, name, engine)
-        except OutOfRoom as error:
-            words = error.message
-        room, alone = self._fitter.offer(), not words
+        room, found = self._fitter.offer(), None
+        with contextlib.suppress(OutOfRoom):
+            found = self._found[name] = await self._prepare(model, name, engine)
+        alone = found is not None and not found.fit.pages
         if alone and not split:
             return Measured(alone, room)
         tries = candidates(model.context_length, self._fitter.context, usage(model.header).purpose)
         sizes = tuple(SizeNeed(size, need_of(model.header.shape, size)) for size in tries)
-        return Measured(alone, room, sizes, await self._leased(model))
+        return Measured(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
 
     async def _prepare(self, model: LocalModel, name: str, engine: build.Engine) -> _Start:
         """How to serve it here alone. Raises OutOfRoom where that cannot be."""

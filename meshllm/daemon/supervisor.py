@@ -7,7 +7,7 @@ too (with the traceback in the log), so that the core is never left waiting.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.records import NodeId
+from meshllm.core.speculation import Guesses
+from meshllm.core.split import token_bytes
 from meshllm.core.types import ModelFacts, Progress
 from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
@@ -31,6 +33,7 @@ from meshllm.errors import (
     UnknownModel,
     UsageError,
 )
+from meshllm.machine import resources
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from meshllm.net.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
+
+# Tokens from which on an engine's own time says how fast this machine is.
+SPEED_TOKENS = 100
 
 
 class Supervisor:
@@ -77,6 +83,7 @@ class Supervisor:
         self._sockets = llama_server.socket_directory(home)
         self._engine: build.Engine | None = None
         self._models: dict[str, LocalModel] = {}
+        self._sped = False
         self._carrying = Carrying(home, self._sockets, self._ledger, post, self._lay_down, fitter)
         self._servers = Servers(
             home, self._sockets, self._ledger, self._store, fitter, Drafter(drafts, self._store, named), self._carrying,
@@ -121,6 +128,15 @@ class Supervisor:
         """Find out which models are here, and post `DiskScanned`."""
         self._owner.start(self._scan(), "look at the disk")
 
+    def written(self, guesses: Mapping[str, Guesses], split: Container[str]) -> None:
+        """So much have the engines here written: how fast this node reads weights follows from it. `split`: the models
+        that others have a part in, which say nothing of this node."""
+        for name, model in self._models.items():
+            told = guesses.get(name, Guesses())
+            if name not in split and told.written >= SPEED_TOKENS and told.seconds > 0:
+                read = token_bytes(model.header.shape) * (told.written - told.accepted)
+                self._post(e.SpeedMeasured(int(read / told.seconds)))
+
     async def close(self) -> None:
         """End everything that still runs; nothing of it is left afterwards."""
         await self._owner.close()
@@ -157,6 +173,11 @@ class Supervisor:
         # Those asked for by name come first: there is a limit to how many the mesh is told of.
         names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
         self._post(e.DiskScanned(tuple(names), self._fitter.offer()))
+        if not self._sped:
+            self._sped = True
+            # Until an engine has shown how fast it is here. Accelerators are not to be judged by that.
+            if not self._fitter.machine().in_use:
+                self._post(e.SpeedMeasured(await in_thread(lambda stop: resources.memory_speed(), "memory speed")))
 
     async def _fetch(self, name: str) -> None:
         def tell(step: model_progress.Progress) -> None:

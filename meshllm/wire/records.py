@@ -75,6 +75,7 @@ def encode_record(record: NodeRecord) -> bytes:
             [(complaint.node, complaint.incarnation) for complaint in record.complaints],
             record.leaving,
             [(candidate.model, candidate.room, candidate.apart) for candidate in record.splits],
+            record.speed,
         )
     )
     try:
@@ -151,6 +152,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         complaints=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
         leaving=f.flag(leaving, "leaving"),
         splits=_candidates(later[0]) if later else (),
+        speed=f.number(later[1], "speed") if len(later) > 1 else 0,
     )
 
 
@@ -219,6 +221,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         wants=tuple([name for name in record.wants if _good(name)][: r.MAX_WANTED]),
         on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
         memory=_within(record.memory, MAX_NUMBER),
+        speed=_within(record.speed, MAX_NUMBER),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
         splits=tuple(
             [replace(c, room=_within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]

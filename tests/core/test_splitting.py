@@ -21,8 +21,11 @@ FILES = (LeasedFile("m.gguf", 1000, "ab" * 32),)
 
 
 class SplitMesh(SmallMesh):
-    """A small mesh whose nodes have engines. `room` is what each has, those in `mute` say
-    nothing of leases, those in `endless` never come to an end with preparing."""
+    """A small mesh whose nodes have engines.
+
+    `room` is what each has; those in `mute` say nothing of leases, those in `endless` never come to an end with
+    preparing, those in `paging` could serve it from the disk.
+    """
 
     def __init__(self, seed: int = 1) -> None:
         super().__init__(seed)
@@ -33,6 +36,7 @@ class SplitMesh(SmallMesh):
         self.started: list[tuple[int, c.StartServer]] = []
         self.mute: set[int] = set()
         self.endless: set[int] = set()
+        self.paging: set[int] = set()
 
     def node(self, number: int, room: int, *, joins: int | None = None, model: str = "", apart: bool = False) -> None:
         """Start one; with `model` it is asked to serve that."""
@@ -67,7 +71,8 @@ class SplitMesh(SmallMesh):
 
     def _measured(self, number: int) -> Measured:
         alone = self.need.total <= self.room[number]
-        return Measured(alone, self.room[number], (SizeNeed(Size(4096, 1), self.need),), FILES)
+        sizes = (SizeNeed(Size(4096, 1), self.need),)
+        return Measured(alone, self.room[number], sizes, FILES, pages=not alone and number in self.paging)
 
     def _carry_out(self, number: int, command: c.Command) -> None:
         match command:
@@ -306,3 +311,38 @@ def test_only_the_host_itself_can_propose(mesh: SplitMesh) -> None:
     mesh.tell(2, e.MessageReceived(node_id(1), Propose(mine)))
     mesh.run(1.0)
     assert mesh.workers == {}, "its share does not fit there"
+
+
+def test_what_could_be_served_from_the_disk_is_split_where_that_can_be(mesh: SplitMesh) -> None:
+    mesh.paging.add(2)
+    mesh.node(1, 600)
+    mesh.node(2, 700, joins=1, model="m")
+    mesh.until(lambda: mesh.serves(2))
+    lease = mesh.servers[2].lease
+    assert lease is not None
+    assert lease.members == (node_id(1),)
+
+
+def test_and_served_from_the_disk_where_nobody_helps(mesh: SplitMesh) -> None:
+    mesh.paging |= {1, 2}
+    mesh.node(1, 700, model="m")
+    mesh.until(lambda: mesh.serves(1), within=2.0)
+    assert mesh.servers[1].lease is None
+    mesh.node(2, 700, joins=1, model="n")
+    took = mesh.until(lambda: mesh.serves(2, "n"))
+    assert took >= 5.0, "it waits a while for others"
+
+
+def test_who_reads_faster_is_told_and_counts(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.tell(1, e.SpeedMeasured(1000))
+    for number, speed in ((2, 1000), (3, 100_000)):
+        mesh.node(number, 600, joins=1)
+        mesh.tell(number, e.SpeedMeasured(speed))
+    mesh.run(3.0)
+    mesh.tell(1, e.ServerGone("m", 1, "it crashed"))
+    mesh.until(lambda: mesh.serves(1), within=20.0)
+    split = mesh.split(1)
+    assert split is not None
+    assert split.plan is not None
+    assert split.plan.members[0].node == node_id(3)

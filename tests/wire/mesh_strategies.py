@@ -76,6 +76,7 @@ records = st.builds(
     complaints=few(complaints),
     leaving=st.booleans(),
     splits=few(st.builds(r.Candidate, names, numbers, st.booleans())),
+    speed=numbers,
 )
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)

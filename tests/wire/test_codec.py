@@ -41,6 +41,7 @@ RECORD = r.NodeRecord(
     memory=16 << 30,
     complaints=(r.Complaint(OTHER, 7),),
     splits=(r.Candidate("Qwen3-8B", 16 << 30, apart=True),),
+    speed=20 << 30,
 )
 SESSION = b"s" * n.SESSION_BYTES
 LEASE = n.Lease(
@@ -117,7 +118,7 @@ def test_the_bytes_stay_what_they_are() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.Stamp(1, 2), MESH, name="a")).hex() == (
-        "dc0010c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c290"
+        "dc0011c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c29000"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
@@ -146,7 +147,7 @@ def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
 
 def test_a_record_of_a_node_from_before_splits_is_read() -> None:
     body = msgpack.packb(msgpack.unpackb(encode_record(RECORD))[:FIELDS])
-    assert decode_record(body) == replace(RECORD, splits=())
+    assert decode_record(body) == replace(RECORD, splits=(), speed=0)
 
 
 def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
@@ -321,7 +322,7 @@ ADDRESS_FAULTS: list[Any] = [
 MODEL: list[Any] = ["m", 1, 1, 1, 1]
 FAULTS: list[tuple[int, Any]] = [
     *((0, value) for value in ID_FAULTS),
-    *((place, value) for place in (1, 2, 12) for value in NUMBER_FAULTS),
+    *((place, value) for place in (1, 2, 12, 16) for value in NUMBER_FAULTS),
     *((3, value) for value in (b"x" * 15, b"x" * 17, "x" * 16)),
     *((place, value) for place in (4, 5) for value in TEXT_FAULTS),
     *((6, value) for value in ([1], [2, 1], [-1, 1], [1, 65536], 1, [1, True])),
@@ -376,6 +377,7 @@ def test_the_bounds_themselves_are_within() -> None:
         memory=MAX_NUMBER,
         complaints=(r.Complaint(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
         splits=(r.Candidate("m", MAX_NUMBER),) * r.MAX_SPLITS,
+        speed=MAX_NUMBER,
     )
     assert decode_record(encode_record(full)) == full
 
