@@ -1,4 +1,4 @@
-"""`scripts/bench split-engine`: the engine of a split alone, without daemons: ours against stock RPC, over wires with delay.
+"""`scripts/bench split-engine`: the engine of a split without daemons: ours against stock RPC, over wires with a delay.
 
 Every engine has one thread, so that two cores can play several machines. All ways are up at the same time and are asked
 in turn, so that what else happens on the machine meets all of them.
