@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # and then more of it. One such piece is under way for each taker, and as much again while the next one is read.
 PIECE_BYTES: Final = 256 << 10
 DISK_PIECE_BYTES: Final = 1 << 20
-# Where the rate is limited, a piece takes so many seconds of it, so that what comes is even, and nobody who waits for his
+# Where the rate is limited, a piece takes so many seconds of it, so that what comes is even, and nobody who waits for a
 # turn takes it for a stall; but each is work and wakes somebody, so that it is not below so many bytes.
 PACE_SECONDS: Final = 1 / 32
 SMALL_PIECE_BYTES: Final = 16 << 10
