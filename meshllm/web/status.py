@@ -15,6 +15,8 @@ from meshllm.core.records import NodeId
 from meshllm.core.speculation import Guesses, Speculation
 from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
 from meshllm.core.views import JoinStep, MeshView, PeerView
+from meshllm.web import split_status
+from meshllm.web.split_status import LentStatus, SplitStatus, Traffic
 
 
 class _Model(BaseModel):
@@ -211,7 +213,8 @@ class MeshStatus(_Model):
 
 
 class NodeStatus(_Model):
-    """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`."""
+    """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
+    those it hosts, `lent` is what it carries for the host of another."""
 
     name: str
     version: str
@@ -229,6 +232,8 @@ class NodeStatus(_Model):
     mesh_reason: str = ""
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
+    splits: list[SplitStatus] = []
+    lent: LentStatus | None = None
 
 
 def _progress(progress: Progress | None) -> ProgressStatus | None:
@@ -372,9 +377,10 @@ def node_status(
     sharing: SharingStatus | None = None,
     machine: Machine | None = None,
     guesses: Mapping[str, Guesses] | None = None,
+    traffic: Traffic = lambda lease: {},
 ) -> NodeStatus:
     """The status at `now`; `started` is when the daemon began (seconds, the same clock), `guesses` what became of
-    tokens guessed ahead, by model."""
+    tokens guessed ahead, by model; `traffic` what the tunnels of a lease have carried."""
     engine, mesh, guessed = snapshot.engine, snapshot.mesh, guesses or {}
     return NodeStatus(
         name=name,
@@ -399,4 +405,6 @@ def node_status(
         mesh_reason=mesh_reason,
         sharing=sharing,
         machine=None if machine is None else machine_status(machine),
+        splits=split_status.splits(snapshot, vias or {}, traffic, guessed),
+        lent=split_status.lent(snapshot),
     )
