@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from . import engine, gateway, memory, mesh, speculation, split_engine, start, swarm
+from . import engine, gateway, memory, mesh, models, speculation, split_engine, start, swarm
 from .native import BenchError
 
 _COMMANDS = {
@@ -15,6 +15,7 @@ _COMMANDS = {
     "engine": (engine, "a real model: tokens/s and time to the first token, direct and through the gateway"),
     "memory": (memory, "what models were said to need, against what the engine allocates and then uses"),
     "mesh": (mesh, "what a model on another node costs: joining, added time, tokens/s, idle nodes, a host that dies"),
+    "models": (models, "everything about models in one run: downloads, memory, the swarm, guessing ahead"),
     "speculation": (speculation, "tokens guessed ahead against none: text that repeats, and text that does not"),
     "swarm": (swarm, "a model file from three peers against plain TLS, and what giving costs a giver's answers"),
     "split-engine": (
