@@ -404,12 +404,13 @@ def status(
 
 def _add_rooms() -> None:
     """Commands that live in files of their own. Those files import nothing heavy at their top either."""
-    from meshllm.cli import doctor, engine, invite, models
+    from meshllm.cli import doctor, download, engine, invite, models
 
-    app.command("download")(models.download)
+    app.command("download")(download.download)
     app.command("doctor")(doctor.doctor)
     app.command("invite")(invite.invite)
     app.add_typer(engine.app, name="engine")
+    app.add_typer(models.app, name="models")
 
 
 _add_rooms()
