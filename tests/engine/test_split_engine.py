@@ -98,10 +98,14 @@ def text(host: Host) -> str:
 # -- weights from the worker's own file
 
 
-def test_no_weight_crosses_the_wire(scene: Scene, stack: ExitStack, model: Path, copy: Path, solo: str) -> None:
+@pytest.mark.parametrize("way", ["mapped", "read"])
+def test_no_weight_crosses_the_wire(
+    scene: Scene, stack: ExitStack, model: Path, copy: Path, solo: str, way: str
+) -> None:
     worker = scene.worker(files=scene.list_of(copy))
     wire = stack.enter_context(Relay(worker.endpoint))
-    host = scene.host(model, [wire.endpoint], files=scene.list_of(model))
+    options = ("--load-mode", "none") if way == "read" else ()
+    host = scene.host(model, [wire.endpoint], *options, files=scene.list_of(model))
     assert wire.sent < GRAPHS
     assert text(host) == solo
 
@@ -175,6 +179,8 @@ def test_another_file_is_never_taken_for_the_model(
     host = scene.host(model, [wire.endpoint], files=mine)
     assert wire.sent > model.stat().st_size / 2
     assert text(host) == solo
+    if fault == "changed":  # what the host sent went into the worker's memory, not into its file
+        assert not any(changed.read_bytes()[start:])
 
 
 # -- what comes back
