@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from . import engine, gateway, memory, mesh, speculation, split_engine, start, swarm
+from . import engine, gateway, memory, mesh, speculation, split, split_engine, start, swarm
 from .native import BenchError
 
 _COMMANDS = {
@@ -17,6 +17,7 @@ _COMMANDS = {
     "mesh": (mesh, "what a model on another node costs: joining, added time, tokens/s, idle nodes, a host that dies"),
     "speculation": (speculation, "tokens guessed ahead against none: text that repeats, and text that does not"),
     "swarm": (swarm, "a model file from three peers against plain TLS, and what giving costs a giver's answers"),
+    "split": (split, "a model that daemons carry together: speed, load, bytes, losses; against stock RPC and the wire"),
     "split-engine": (
         split_engine,
         "a model on several machines, engine alone: speed, load and bytes; against the stock RPC",
