@@ -235,6 +235,7 @@ class Mesh:
             self._placement_at = None
             return []
         if not self._on_disk or not peers.joined or (self._splitting is not None and self._splitting.lent is not None):
+            self._placement_at = None  # a deadline that nobody meets would be due at every moment
             return []
         if self._placement_at is None:
             self._placement_at = now + PLACEMENT_SECONDS

@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print. 0, or raises BenchError."""
-    ours, stock = options.engine or _built(), options.stock or _stock()
-    model, kept = options.model or _model(), ("--override-tensor", KEPT_OUTPUT)
+    ours, stock = options.engine or built_programs(), options.stock or stock_programs()
+    model, kept = options.model or default_model(), ("--override-tensor", KEPT_OUTPUT)
     with ExitStack() as stack:
         ways = {"solo": _solo(stack, ours, model)}
         for name, delays in (("2 nodes, at once", [0.0]), ("2 nodes, 20 ms", [0.01]), ("3 nodes, at once", [0.0] * 2),
@@ -168,7 +168,7 @@ def _bars(ways: dict[str, Way], model: Path) -> list[report.Bar]:
     stock = ways.get("stock, 2 nodes, at once")
     pairs = list(zip(stock.decode_ms, two.decode_ms, strict=True)) if stock else []
     prefills = list(zip(stock.prefill_ms, two.prefill_ms, strict=True)) if stock else []
-    state = _hidden_bytes(model)
+    state = 4 * hidden_size(model)
     return [
         report.bar("2 nodes: decode, x stock", _ratio(pairs), 0.97, at_most=False),
         report.bar("2 nodes: prefill, x stock", _ratio(prefills), 0.95, at_most=False),
@@ -194,24 +194,26 @@ def _reached(near: Way, far: Way, wire_ms: float) -> float:
 # -- what to measure with
 
 
-def _hidden_bytes(model: Path) -> int:
+def hidden_size(model: Path) -> int:
+    """How many numbers the model has for a token between two layers."""
     from gguf import GGUFReader
 
     reader = GGUFReader(model)
     architecture = reader.fields["general.architecture"].contents()
-    return 4 * int(reader.fields[f"{architecture}.embedding_length"].contents())
+    return int(reader.fields[f"{architecture}.embedding_length"].contents())
 
 
-def _built() -> Path:
+def built_programs() -> Path:
+    """The folder of this checkout's programs. Raises BenchError."""
     found = build.find()
     if found is None:
         raise BenchError("the engine is not built: run `scripts/mesh-llm engine build`")
     return found.server.parent
 
 
-def _stock() -> Path | None:
+def stock_programs() -> Path | None:
     """The programs of an installed build of the same source that has no patches."""
-    ours: Any = json.loads((_built().parent / "manifest.json").read_text())["info"]
+    ours: Any = json.loads((built_programs().parent / "manifest.json").read_text())["info"]
     for manifest in sorted(build.layout().builds.glob("*/manifest.json")):
         told = json.loads(manifest.read_text())["info"]
         if not told["patches"] and told["commit"] == ours["commit"]:
@@ -219,7 +221,8 @@ def _stock() -> Path | None:
     return None
 
 
-def _model() -> Path:
+def default_model() -> Path:
+    """The file of the model that is measured if nobody names another. Raises BenchError."""
     found = sorted(paths.models().glob(f"{engine.MODEL}*.gguf"))
     if not found:
         raise BenchError(f"the model is not here: run `scripts/mesh-llm download {engine.MODEL}`")

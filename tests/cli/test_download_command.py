@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from meshllm.cli import download as command
-from meshllm.cli.transfers import Bar, Lines, Tally
+from meshllm.cli.transfers import Bar, Lines
 from meshllm.errors import UnknownModel
 from meshllm.models.catalog import load
 from meshllm.models.progress import Progress, Stage

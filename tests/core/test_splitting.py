@@ -138,6 +138,18 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
     assert routing.route(mesh.cores[2].snapshot(), "m").targets
 
 
+def test_a_node_that_lends_takes_no_model_of_its_own_and_is_at_rest(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.node(2, 600, joins=1)
+    mesh.tell(2, e.DiskScanned(("other",), 600))  # what it would look through again and again, if it lent nothing
+    mesh.until(lambda: mesh.serves(1))
+    mesh.run(30.0)  # and does not stand still
+    assert mesh.cores[2].snapshot().models == ()
+    deadline = mesh.cores[2].next_deadline()
+    assert deadline is not None
+    assert deadline > mesh.now
+
+
 def test_one_node_refuses_with_a_sentence_until_another_comes(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.run(5.0)
