@@ -263,6 +263,7 @@ def _plan(model: LocalModel, name: str, start: _Start, threads: int | None) -> S
         speculation=fit.speculation,
         draft_path=draft.path if draft is not None else None,
         draft_device=fit.draft_device,
+        projector=fit.projector,
         workers=reach.endpoints if reach is not None else (),
         environment=reach.environment if reach is not None else {},
         threads=threads,

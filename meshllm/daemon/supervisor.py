@@ -210,6 +210,7 @@ class Supervisor:
                         quantization=header.quantization,
                         digest=model.digest or "",
                         purpose=usage(header).purpose,
+                        sees=model.projector is not None,
                     ),
                 )
             )

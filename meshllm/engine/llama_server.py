@@ -47,6 +47,14 @@ GUESSES_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class Projector:
+    """The file that turns pictures into tokens, and the accelerator that holds it (None: the processor computes it)."""
+
+    path: Path
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerPlan:
     """How a model is to be served: `context_length` tokens for each of `slots` requests at a time.
 
@@ -64,6 +72,8 @@ class ServerPlan:
     `workers`: the sockets behind which other nodes hold layers; the engine calls them RPC0, RPC1 and so on among its
     `devices`. `environment` is what it must be told beside, `threads` how many of the processor it
     uses (None: the engine's choice).
+
+    `projector`: what lets the model see pictures, if it does.
     """
 
     model_name: str
@@ -85,6 +95,7 @@ class ServerPlan:
     workers: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    projector: Projector | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -123,6 +134,9 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
     argv += _placement(plan) + _speculation(plan)
     if plan.chat_template is not None:
         argv += ["--chat-template-file", str(plan.chat_template)]
+    if (projector := plan.projector) is not None:
+        where = ["--mmproj-device", projector.device] if projector.device is not None else ["--no-mmproj-offload"]
+        argv += ["--mmproj", str(projector.path), *where]
     if plan.purpose is Purpose.EMBED:
         argv += ["--embeddings"]
     elif plan.purpose is Purpose.RERANK:
