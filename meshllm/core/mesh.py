@@ -180,6 +180,8 @@ class Mesh:
                 splitting.link_down(peer, now)
             case e.WorkerProgress() | e.WorkerReady() | e.WorkerGone():
                 splitting.worker(event)
+            case e.TunnelBroken():
+                splitting.tunnel_broken(event, now)
             case _:
                 deadline = splitting.next_deadline()
                 if deadline is None or now < deadline:
@@ -211,7 +213,12 @@ class Mesh:
         names = {model.name for model in served}
         pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]
         served += [ServedModel(name) for name in list(dict.fromkeys(pooled))[:MAX_BACKEND_MODELS]]
-        wants = [name for name, model in self._local.models.items() if model.wanted and name != self._taken]
+        # What is to be split is only wanted together with the word that it is: whoever has it would take it whole.
+        wants = [
+            name
+            for name, model in self._local.models.items()
+            if model.wanted and name != self._taken and not (model.apart and model.measured is None)
+        ]
         return {
             "serves": tuple(served),
             "wants": tuple(dict.fromkeys([*wants, *self._wishes]))[:MAX_WANTED],
