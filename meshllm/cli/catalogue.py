@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meshllm import paths
+from meshllm.cli.mesh_news import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +138,7 @@ def disk_words(told: Standing) -> str:
     """Whether it is on this disk."""
     presence = told.presence.value
     if presence == "elsewhere":
-        return f"elsewhere: {told.program}" if told.program else "elsewhere"
+        return f"elsewhere: {printable(told.program)}" if told.program else "elsewhere"
     return {"partial": f"{told.percent} %", "not-verified": "not verified"}.get(presence, presence)
 
 

@@ -82,7 +82,7 @@ def verify(
     whole = [item for item in everything if item.state is not State.PARTIAL]
     items = [find(name, everything, store) for name in names] if names else whole
     told, sound = [], True
-    with _Reading(sum(path.stat().st_size for item in items for path in item.files)) as reading:
+    with _Reading(sum(item.arrived for item in items)) as reading:
         for item in items:
             for proof in prove(item, store, reading.report):
                 sound = sound and proof.sound

@@ -173,11 +173,13 @@ def _useless(store: Store, catalog: Catalog, known: set[Path]) -> Iterable[Item]
         part = part_of(path.name)
         if path in known or (part is not None and part.number > 1 and path.with_name(part.first).is_file()):
             continue
-        size = path.stat().st_size
         try:
+            size = path.stat().st_size
             from_path(path, store)
-        except (MeshError, OSError) as error:
-            reason = error.message if isinstance(error, MeshError) else str(error)
+        except OSError:
+            continue  # it has just gone
+        except MeshError as error:
+            reason = error.message
             entry = entries.get(path.name)
             manifest = entry.manifest if entry is not None else None
             names = (entry.name,) if entry is not None else ()

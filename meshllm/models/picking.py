@@ -45,9 +45,14 @@ def by_name(name: str, everything: Sequence[Item]) -> Item | None:
     except (RuntimeError, ValueError):
         return None
     for item in everything:
-        if path in item.files or name in (file.name for file in item.files):
+        if path in _own_files(item) or name in (file.name for file in _own_files(item)):
             return item
     return None
+
+
+def _own_files(item: Item) -> Sequence[Path]:
+    """The files that stand for the model: not a projector, which may go with several."""
+    return item.model.files if item.model is not None else item.files
 
 
 def understood(name: str, everything: Sequence[Item], store: Store) -> Wanted:
@@ -61,5 +66,5 @@ def understood(name: str, everything: Sequence[Item], store: Store) -> Wanted:
 def item_of(wanted: Wanted, everything: Sequence[Item]) -> Item | None:
     """The model on this disk that is that, if it is here."""
     if isinstance(wanted, Path):
-        return next((item for item in everything if wanted in item.files), None)
+        return next((item for item in everything if wanted in _own_files(item)), None)
     return by_name(wanted.name, everything)

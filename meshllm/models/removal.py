@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from meshllm.errors import NobodysFault, UsageError
 
 from .inventory import Item
 from .manifest import Manifest, ModelFile
 from .store import Store, disk_error
+
+BLOCK_BYTES: Final = 512  # what `st_blocks` counts in
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def plan(item: Item, everything: Sequence[Item], store: Store) -> Removal:
     if item.manifest is not None:
         digests.add(item.manifest.files[0].sha256)
     manifests = tuple(known for known in store.kept.manifests() if known.files[0].sha256 in digests)
-    freed = sum(path.lstat().st_size for path in files) + sum(_occupied(file, store) for file in unfinished)
+    freed = _occupied(files) + sum(_occupied(_halves(file, store), holes=True) for file in unfinished)
     return Removal(item, tuple(files), unfinished, manifests, freed, tuple(kept))
 
 
@@ -84,14 +87,18 @@ def _begun(file: ModelFile, store: Store) -> bool:
     return file.sha256 in store.unfinished()
 
 
-def _occupied(file: ModelFile, store: Store) -> int:
-    """Bytes on the disk that what has arrived takes; a file that is begun has holes."""
-    paths = [store.partial(file), store.partial(file, "unpacked"), *store.partial(file, "wheel").glob("*")]
+def _halves(file: ModelFile, store: Store) -> list[Path]:
+    """What has arrived of an unfinished file."""
+    return [store.partial(file), store.partial(file, "unpacked"), *store.partial(file, "wheel").glob("*")]
+
+
+def _occupied(paths: Sequence[Path], *, holes: bool = False) -> int:
+    """Bytes that the files take, links by themselves; `holes`: they are begun, and have some."""
     found = 0
     for path in paths:
         with suppress(OSError):
             facts = path.lstat()
-            found += min(facts.st_size, facts.st_blocks * 512)
+            found += min(facts.st_size, facts.st_blocks * BLOCK_BYTES) if holes else facts.st_size
     return found
 
 
