@@ -29,6 +29,7 @@ from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.types import ModelState, Snapshot
 from meshllm.core.views import JoinPhase, MeshView
 from meshllm.daemon.instance import Claim
+from meshllm.daemon.machine_facts import MachineFacts
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
@@ -42,7 +43,7 @@ from meshllm.tasks import Owner
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.gateway import Gateway
-from meshllm.web.status import LoadStatus, NodeStatus, node_status
+from meshllm.web.status import NodeStatus, load_status, node_status
 
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Found, Membership
@@ -132,6 +133,7 @@ class App:
         self._settings = settings
         self._viewer = viewer or Viewer()
         self._snapshot = Snapshot()
+        self._machine = MachineFacts()
         self._listening = Listening("", "", None)
         self._membership: Membership | None = None
         self._alone = "it has not been looked for yet"
@@ -170,6 +172,7 @@ class App:
                 loop.add_signal_handler(number, self._stop_wanted, self._post, owner)
             self._wish(wanted)
             await self._enter_mesh(supervisor)
+            owner.start(self._machine.look(), "look at the machine")
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
             gc.collect()
             gc.freeze()
@@ -281,22 +284,20 @@ class App:
 
     def status(self) -> NodeStatus:
         """The state of this node, now."""
-        membership = self._membership
+        membership, now = self._membership, asyncio.get_running_loop().time()
         return node_status(
             self._snapshot,
-            [
-                LoadStatus(target=d.target.address, active=d.active, waiting=d.waiting, slots=d.limit)
-                for d in self._gateway.all_desks()
-            ],
+            [load_status(desk) for desk in self._gateway.all_desks()],
             name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
-            now=asyncio.get_running_loop().time(),
+            now=now,
             vias=membership.vias() if membership is not None else {},
             mesh_reason=self._alone,
+            machine=self._machine.status(now),
         )
 
 

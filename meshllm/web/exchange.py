@@ -74,7 +74,7 @@ class Exchange:
         self._whole = WholeAnswer()
         self._attempts = self._late = 0
         self.kind: TargetKind | None = None
-        self._voice = Voice(connection, inquiry, cors, self.began)
+        self._voice = Voice(connection, inquiry, cors, self.began, guest=guest)
         self._last_upstream = self.began
 
     @property
@@ -142,6 +142,7 @@ class Exchange:
         self._at = desk
         self._slot = desk if self._choice.needs_slot else None
         self.kind = desk.target.kind
+        self._voice.asking(desk)
         self._taken_at = self._last_upstream = self._hall.now()
         desk.askers[self] = None
         connection = desk.pool.take()

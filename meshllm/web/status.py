@@ -13,6 +13,7 @@ from meshllm.core import serving
 from meshllm.core.records import NodeId
 from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
 from meshllm.core.views import JoinStep, MeshView, PeerView
+from meshllm.web.admission import TargetDesk
 
 
 class _Model(BaseModel):
@@ -83,12 +84,40 @@ class BackendStatus(_Model):
 
 
 class LoadStatus(_Model):
-    """Requests at work and waiting, by the model or backend that answers them."""
+    """Requests at work and waiting, by the model or backend that answers them.
+
+    `kind`: engine, backend or peer; `model` is set for a peer. `tokens_per_second` is of the last answer that told it.
+    """
 
     target: str
     active: int
     waiting: int
     slots: int
+    kind: str = ""
+    model: str = ""
+    tokens_per_second: float | None = None
+
+
+class DeviceStatus(_Model):
+    """A graphics processor of this machine, as its own tool describes it; memory in bytes, 0 where it is not told.
+
+    `unified`: it shares the machine's memory.
+    """
+
+    kind: str
+    name: str
+    memory_total: int
+    memory_free: int
+    unified: bool
+
+
+class MachineStatus(_Model):
+    """This machine, as far as this process may use it. Memory in bytes; `processors` are those it may run on."""
+
+    memory_total: int
+    memory_available: int
+    processors: int
+    devices: list[DeviceStatus]
 
 
 class StepStatus(_Model):
@@ -98,6 +127,18 @@ class StepStatus(_Model):
     addresses: list[str]
     state: str
     reason: str
+
+
+class ServedStatus(_Model):
+    """A model that another node answers for, as it says. 0: unknown. `size` is that of the file."""
+
+    name: str
+    purpose: str | None
+    context_length: int
+    slots: int
+    size: int
+    active: int
+    waiting: int
 
 
 class PeerStatus(_Model):
@@ -119,10 +160,15 @@ class PeerStatus(_Model):
     memory: int
     active: int
     waiting: int
+    serves: list[ServedStatus] = []
+    on_disk: list[str] = []
 
 
 class MeshStatus(_Model):
-    """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal."""
+    """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
+
+    `memory` (bytes) and `on_disk` are what this node tells the others that it has.
+    """
 
     node: str
     mesh: str
@@ -135,6 +181,8 @@ class MeshStatus(_Model):
     clients: int
     steps: list[StepStatus]
     peers: list[PeerStatus]
+    memory: int = 0
+    on_disk: list[str] = []
 
 
 class NodeStatus(_Model):
@@ -154,6 +202,7 @@ class NodeStatus(_Model):
     load: list[LoadStatus]
     mesh: MeshStatus | None = None
     mesh_reason: str = ""
+    machine: MachineStatus | None = None
 
 
 def _progress(progress: Progress | None) -> ProgressStatus | None:
@@ -195,6 +244,20 @@ def _model(snapshot: Snapshot, model: ModelState, now: float) -> ModelStatus:
     )
 
 
+def load_status(desk: TargetDesk) -> LoadStatus:
+    """How busy a target is."""
+    target = desk.target
+    return LoadStatus(
+        target=target.address,
+        active=desk.active,
+        waiting=desk.waiting,
+        slots=desk.limit,
+        kind=target.kind.value,
+        model=target.model,
+        tokens_per_second=desk.tokens_per_second,
+    )
+
+
 def _backend(backend: BackendState) -> BackendStatus:
     return BackendStatus(url=backend.url, healthy=backend.healthy, models=list(backend.models), reason=backend.reason)
 
@@ -222,7 +285,28 @@ def _peer(peer: PeerView, via: str, now: float) -> PeerStatus:
         memory=record.memory,
         active=sum(load.active for load in peer.loads),
         waiting=sum(load.waiting for load in peer.loads),
+        serves=_serves(peer),
+        on_disk=list(record.on_disk),
     )
+
+
+def _serves(peer: PeerView) -> list[ServedStatus]:
+    loads = {load.name: load for load in peer.loads or peer.record.loads}
+    found = []
+    for served in peer.record.serves:
+        load = loads.get(served.name)
+        found.append(
+            ServedStatus(
+                name=served.name,
+                purpose=None if served.purpose is None else served.purpose.value,
+                context_length=served.context_length,
+                slots=served.slots,
+                size=served.size,
+                active=0 if load is None else load.active,
+                waiting=0 if load is None else load.waiting,
+            )
+        )
+    return found
 
 
 def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
@@ -240,6 +324,8 @@ def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ..
         clients=mesh.clients,
         steps=[_step(step) for step in mesh.steps],
         peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
+        memory=0 if record is None else record.memory,
+        on_disk=[] if record is None else list(record.on_disk),
     )
 
 
@@ -256,6 +342,7 @@ def node_status(
     now: float,
     vias: Mapping[NodeId, str] | None = None,
     mesh_reason: str = "",
+    machine: MachineStatus | None = None,
 ) -> NodeStatus:
     """The status at `now`; `started` is when the daemon began (seconds, the same clock)."""
     engine, mesh = snapshot.engine, snapshot.mesh
@@ -280,4 +367,5 @@ def node_status(
         load=load,
         mesh=None if mesh is None else mesh_status(mesh, vias or {}, snapshot.wants, now),
         mesh_reason=mesh_reason,
+        machine=machine,
     )

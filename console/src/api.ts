@@ -1,0 +1,191 @@
+// What the daemon says, as types. Written by `scripts/console types` from its OpenAPI document; not by hand.
+
+// An OpenAI-compatible server in the pool.
+export interface BackendStatus {
+  url: string
+  healthy: boolean
+  models: string[]
+  reason: string
+}
+
+// A graphics processor of this machine, as its own tool describes it; memory in bytes, 0 where it is not told.
+//
+// `unified`: it shares the machine's memory.
+export interface DeviceStatus {
+  kind: string
+  name: string
+  memory_total: number
+  memory_free: number
+  unified: boolean
+}
+
+// The engine (llama.cpp, built on this machine).
+export interface EngineStatus {
+  phase: string
+  version: string
+  progress: ProgressStatus | null
+  reason: string
+  advice: string
+}
+
+// Every answer that is not 200.
+export interface ErrorAnswer {
+  error: ErrorFacts
+}
+
+// What went wrong: `code` for programs, `message` for people.
+export interface ErrorFacts {
+  code: string
+  message: string
+}
+
+// The model's file.
+export interface FileStatus {
+  path: string
+  size: number
+  architecture: string
+  quantization: string
+  context_length: number
+  digest: string
+}
+
+// An invite, and when it ends (seconds since the epoch; 0: never).
+export interface InviteAnswer {
+  invite: string
+  expires: number
+}
+
+// For how many seconds an invite shall be good; 0: for good.
+export interface InviteWish {
+  expires?: number | null
+}
+
+// Requests at work and waiting, by the model or backend that answers them.
+//
+// `kind`: engine, backend or peer; `model` is set for a peer. `tokens_per_second` is of the last answer that told it.
+export interface LoadStatus {
+  target: string
+  active: number
+  waiting: number
+  slots: number
+  kind?: string
+  model?: string
+  tokens_per_second?: number | null
+}
+
+// This machine, as far as this process may use it. Memory in bytes; `processors` are those it may run on.
+export interface MachineStatus {
+  memory_total: number
+  memory_available: number
+  processors: number
+  devices: DeviceStatus[]
+}
+
+// The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
+//
+// `memory` (bytes) and `on_disk` are what this node tells the others that it has.
+export interface MeshStatus {
+  node: string
+  mesh: string
+  role: string
+  phase: string
+  reason: string
+  incarnation: number
+  addresses: string[]
+  wants: string[]
+  clients: number
+  steps: StepStatus[]
+  peers: PeerStatus[]
+  memory?: number
+  on_disk?: string[]
+}
+
+// A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there.
+export interface ModelStatus {
+  name: string
+  purpose: string | null
+  phase: string
+  progress: ProgressStatus | null
+  file: FileStatus | null
+  engine: ServerStatus | null
+  restarts: number
+  reason: string
+  advice: string
+}
+
+// Everything about this node. `mesh` is null where it goes on alone, for the reason in `mesh_reason`.
+export interface NodeStatus {
+  name: string
+  version: string
+  snapshot: number
+  pid: number
+  uptime_seconds: number
+  api: string
+  console: string
+  stopping: boolean
+  engine: EngineStatus
+  models: ModelStatus[]
+  backends: BackendStatus[]
+  load: LoadStatus[]
+  mesh?: MeshStatus | null
+  mesh_reason?: string
+  machine?: MachineStatus | null
+}
+
+// Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
+// "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard.
+export interface PeerStatus {
+  id: string
+  name: string
+  software: string
+  status: string
+  since_seconds: number
+  reason: string
+  linked: boolean
+  rtt: number | null
+  via: string
+  addresses: string[]
+  models: string[]
+  wants: string[]
+  memory: number
+  active: number
+  waiting: number
+  serves?: ServedStatus[]
+  on_disk?: string[]
+}
+
+// How far something long has come; `fraction` is null where nobody knows.
+export interface ProgressStatus {
+  stage: string
+  fraction: number | null
+  detail: string
+}
+
+// A model that another node answers for, as it says. 0: unknown. `size` is that of the file.
+export interface ServedStatus {
+  name: string
+  purpose: string | null
+  context_length: number
+  slots: number
+  size: number
+  active: number
+  waiting: number
+}
+
+// The process that serves a model. `memory` is what the engine says it needs.
+export interface ServerStatus {
+  pid: number
+  socket: string
+  slots: number
+  context_length: number
+  memory: number
+  serving_seconds: number
+}
+
+// One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words.
+export interface StepStatus {
+  peer: string
+  addresses: string[]
+  state: string
+  reason: string
+}
