@@ -68,9 +68,9 @@ export interface LoadStatus {
   active: number
   waiting: number
   slots: number
-  kind?: string
-  model?: string
-  tokens_per_second?: number | null
+  kind: string
+  model: string
+  tokens_per_second: number | null
 }
 
 // This machine, as far as this process may use it. Memory in bytes; `processors` are those it may run on.
@@ -96,8 +96,8 @@ export interface MeshStatus {
   clients: number
   steps: StepStatus[]
   peers: PeerStatus[]
-  memory?: number
-  on_disk?: string[]
+  memory: number
+  on_disk: string[]
 }
 
 // A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there.
@@ -127,9 +127,9 @@ export interface NodeStatus {
   models: ModelStatus[]
   backends: BackendStatus[]
   load: LoadStatus[]
-  mesh?: MeshStatus | null
-  mesh_reason?: string
-  machine?: MachineStatus | null
+  mesh: MeshStatus | null
+  mesh_reason: string
+  machine: MachineStatus | null
 }
 
 // Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
@@ -150,8 +150,8 @@ export interface PeerStatus {
   memory: number
   active: number
   waiting: number
-  serves?: ServedStatus[]
-  on_disk?: string[]
+  serves: ServedStatus[]
+  on_disk: string[]
 }
 
 // How far something long has come; `fraction` is null where nobody knows.

@@ -46,8 +46,15 @@ class ErrorAnswer(BaseModel):
 @functools.cache
 def document() -> dict[str, Any]:
     """The document, as JSON's values."""
-    models = (NodeStatus, InviteWish, InviteAnswer, ErrorAnswer)
-    _, schemas = models_json_schema([(model, "serialization") for model in models], ref_template=_SCHEMAS + "{model}")
+    _, schemas = models_json_schema(
+        [
+            (NodeStatus, "serialization"),
+            (InviteAnswer, "serialization"),
+            (ErrorAnswer, "serialization"),
+            (InviteWish, "validation"),
+        ],
+        ref_template=_SCHEMAS + "{model}",
+    )
     return {
         "openapi": "3.1.0",
         "info": {"title": "mesh-llm console", "version": __version__},

@@ -17,7 +17,7 @@ from meshllm.web.admission import TargetDesk
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
 
 
 class ProgressStatus(_Model):

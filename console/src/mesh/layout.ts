@@ -1,0 +1,92 @@
+// Where nodes stand in the picture: this one in the middle, the others on rings around it.
+//
+// Law: pure and steady. A node's place follows from its id and its role, not from its state, so that a node that falls
+// silent changes its colour and not its place; and no two nodes overlap, however many there are.
+
+import type { MeshNode } from './nodes'
+
+export type Detail = 'large' | 'medium' | 'small'
+
+export interface Spot {
+  node: MeshNode
+  x: number
+  y: number
+  radius: number
+}
+
+export interface Layout {
+  detail: Detail
+  spots: Spot[]
+  width: number
+  height: number
+}
+
+interface Scale {
+  detail: Detail
+  most: number // nodes, this one left out
+  first: number // radius of the innermost ring
+  step: number // between two rings
+  gap: number // along a ring
+  radius: number // of a node
+  margin: number // around everything, for labels
+}
+
+const SCALES: readonly Scale[] = [
+  { detail: 'large', most: 8, first: 168, step: 150, gap: 150, radius: 26, margin: 74 },
+  { detail: 'medium', most: 48, first: 150, step: 88, gap: 96, radius: 15, margin: 46 },
+  { detail: 'small', most: Infinity, first: 92, step: 27, gap: 26, radius: 7.5, margin: 22 },
+]
+
+// `aspect`: the width of the room for the picture by its height; the rings are stretched to fill it, within reason.
+export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
+  const [here, ...others] = nodes
+  const scale = SCALES.find((one) => others.length <= one.most) as Scale
+  const stretch = Math.min(1.7, Math.max(0.7, aspect))
+  const [sx, sy] = stretch >= 1 ? [stretch, 1] : [1, 1 / stretch]
+  const spots: Spot[] = []
+  if (here !== undefined) spots.push({ node: here, x: 0, y: 0, radius: scale.radius * 1.35 })
+  let reach = 0
+  rings(others.toSorted(byPlace), scale).forEach((ring, number) => {
+    const radius = scale.first + number * scale.step
+    reach = radius
+    ring.forEach((node, place) => {
+      // Every second ring is turned by half a gap, so that nodes do not line up in spokes.
+      const turn = (place + (number % 2) / 2) / ring.length - (ring.length === 2 ? 0 : 0.25)
+      const angle = turn * 2 * Math.PI
+      const size = node.role === 'host' || node.role === 'backend' ? 1 : 0.8
+      spots.push({
+        node,
+        x: Math.round(Math.cos(angle) * radius * sx * 10) / 10,
+        y: Math.round(Math.sin(angle) * radius * sy * 10) / 10,
+        radius: scale.radius * size,
+      })
+    })
+  })
+  const room = Math.max(reach, scale.first * 0.8) + scale.margin + scale.radius
+  return { detail: scale.detail, spots, width: 2 * room * sx, height: 2 * room * sy }
+}
+
+// Who serves stands inside, then who could, and each kind in the order of ids, which never change.
+function byPlace(one: MeshNode, other: MeshNode): number {
+  const by = rank(one) - rank(other)
+  return by !== 0 ? by : one.id < other.id ? -1 : one.id > other.id ? 1 : 0
+}
+
+function rank(node: MeshNode): number {
+  return node.role === 'backend' ? 0 : node.role === 'host' ? 1 : 2
+}
+
+function rings(nodes: readonly MeshNode[], scale: Scale): MeshNode[][] {
+  const found: MeshNode[][] = []
+  let rest = [...nodes]
+  while (rest.length > 0) {
+    const radius = scale.first + found.length * scale.step
+    const room = Math.max(4, Math.floor((2 * Math.PI * radius) / scale.gap))
+    // What is left is spread evenly over the last two rings, so that the outermost is not a handful.
+    const next = room + Math.floor((2 * Math.PI * (radius + scale.step)) / scale.gap)
+    const take = rest.length > room && rest.length < next ? Math.ceil((rest.length * room) / next) : room
+    found.push(rest.slice(0, take))
+    rest = rest.slice(take)
+  }
+  return found
+}

@@ -1,0 +1,69 @@
+// Memory as bars: what models take of it, what else does, what is free. Of other nodes, what they offer.
+
+import type { JSX } from 'preact'
+import type { DeviceStatus, MachineStatus } from '../api'
+import type { MeshNode } from '../mesh/nodes'
+import { Bar } from '../parts/basics'
+import { status } from '../state'
+import { bytes, counted } from '../words'
+
+export function Machine({ node, terse = false }: { node: MeshNode; terse?: boolean }): JSX.Element | null {
+  // Only this node's reads the status: the others need not be drawn anew whenever anything changes.
+  const machine = node.here ? (status.value?.machine ?? null) : null
+  if (machine !== null) {
+    return (
+      <div class="memory">
+        <OwnMemory node={node} machine={machine} terse={terse} />
+        {machine.devices.map((device, place) => <Device key={place} device={device} />)}
+      </div>
+    )
+  }
+  if (node.role === 'backend' || (node.memory === 0 && taken(node) === 0)) return null
+  return <div class="memory"><OfferedMemory node={node} /></div>
+}
+
+function taken(node: MeshNode): number {
+  return node.models.reduce((sum, model) => sum + (model.phase === 'serving' ? model.memory : 0), 0)
+}
+
+function OwnMemory({ node, machine, terse }: { node: MeshNode; machine: MachineStatus; terse: boolean }): JSX.Element {
+  const total = Math.max(1, machine.memory_total)
+  const used = Math.max(0, machine.memory_total - machine.memory_available)
+  // What the engine needs may lie on a graphics card, or be mapped and not counted as used.
+  const models = Math.min(taken(node), used)
+  const words = `${bytes(machine.memory_available)} free of ${bytes(machine.memory_total)}`
+  return (
+    <div>
+      <p><span>Memory{terse ? '' : `, ${counted(machine.processors, 'processor')}`}</span><span>{words}</span></p>
+      <Bar
+        label={`Memory: models take ${bytes(models)}, everything else ${bytes(used - models)}; ${words}`}
+        parts={[{ fraction: models / total, kind: 'models' }, { fraction: (used - models) / total, kind: 'other' }]}
+      />
+    </div>
+  )
+}
+
+function Device({ device }: { device: DeviceStatus }): JSX.Element {
+  const used = device.memory_total - device.memory_free
+  const words = device.memory_total > 0 ? `${bytes(device.memory_free)} free of ${bytes(device.memory_total)}` : 'shares the memory'
+  return (
+    <div>
+      <p><span>{device.name}</span><span>{words}</span></p>
+      {device.memory_total > 0 && (
+        <Bar label={`${device.name}: ${words}`} parts={[{ fraction: used / device.memory_total, kind: 'models' }]} />
+      )}
+    </div>
+  )
+}
+
+function OfferedMemory({ node }: { node: MeshNode }): JSX.Element {
+  const models = taken(node)
+  const total = Math.max(node.memory, models, 1)
+  const words = node.memory > 0 ? `${bytes(models)} of ${bytes(node.memory)} offered` : `${bytes(models)} of models`
+  return (
+    <div>
+      <p><span>Models</span><span>{words}</span></p>
+      <Bar label={`Models take ${words}`} parts={[{ fraction: models / total, kind: 'models' }]} />
+    </div>
+  )
+}

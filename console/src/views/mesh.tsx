@@ -1,0 +1,273 @@
+// The mesh as a picture: nodes as they are, and this node's links to them. What is chosen is told in full beside it.
+
+import type { JSX } from 'preact'
+import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
+import { layout, type Layout, type Spot } from '../mesh/layout'
+import { busyOf, linkWords, standing, type MeshNode } from '../mesh/nodes'
+import { memo } from '../parts/memo'
+import { idle, nodes, status } from '../state'
+import { counted, milliseconds } from '../words'
+import { Details } from './details'
+import { Idle } from './idle'
+
+export function Mesh(): JSX.Element {
+  const [chosen, setChosen] = useState<string | null>(null)
+  const list = nodes.value
+  const node = list.find((one) => one.id === chosen) ?? null
+  return (
+    <div class="split">
+      <section class="stage" aria-labelledby="mesh-title">
+        <Head list={list} />
+        {idle.value && <Idle />}
+        <Picture list={list} chosen={chosen} choose={setChosen} />
+        <Legend list={list} />
+      </section>
+      {node !== null && <Details node={node} close={() => setChosen(null)} />}
+    </div>
+  )
+}
+
+function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
+  const mesh = status.value?.mesh ?? null
+  const living = list.filter((node) => node.life === 'alive' && node.role !== 'backend')
+  const hosts = list.filter((node) => node.life === 'alive' && (node.role === 'host' || node.role === 'backend')).length
+  const suspect = list.filter((node) => node.life === 'suspect').length
+  const words = [counted(living.length, 'node'), hosts === 0 ? 'nothing served' : `${hosts} serving`]
+  if (suspect > 0) words.push(`${suspect} silent`)
+  if (mesh !== null && mesh.clients > 0) words.push(counted(mesh.clients, 'client'))
+  return (
+    <div class="head">
+      <h1 id="mesh-title">{mesh === null ? 'This node' : 'Mesh'}</h1>
+      <p aria-live="polite">{words.join(' · ')}</p>
+      <Joining />
+    </div>
+  )
+}
+
+// How the join goes, while it goes or where it failed: what a person needs to know first of all.
+function Joining(): JSX.Element | null {
+  const known = status.value
+  if (known === null) return null
+  if (known.mesh === null) return known.mesh_reason === '' ? null : <p class="notice">In no mesh: {known.mesh_reason}</p>
+  const { phase, reason, steps } = known.mesh
+  if (phase === 'alone' || phase === 'joined') return null
+  return (
+    <div class={`notice${phase === 'failed' ? ' worrying' : ''}`} role="status">
+      <p>
+        {phase === 'failed' ? 'The mesh could not be reached' : 'Looking for the mesh'}
+        {reason === '' ? '' : `: ${reason}`}
+      </p>
+      <ul>
+        {steps.map((step) => (
+          <li key={step.peer + step.addresses.join()}>
+            {step.addresses.join(' or ') || step.peer.slice(0, 10)}: {step.state}
+            {step.reason === '' ? '' : ` (${step.reason})`}
+          </li>
+        ))}
+      </ul>
+    </div>
+  )
+}
+
+interface PictureProps {
+  list: readonly MeshNode[]
+  chosen: string | null
+  choose: (id: string | null) => void
+}
+
+function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
+  const [frame, aspect] = useAspect()
+  const found = useMemo(() => layout(list, aspect), [list, aspect])
+  const [at, setAt] = useState<string | null>(null)
+  const focused = at !== null && list.some((node) => node.id === at) ? at : (list[0]?.id ?? null)
+  const move = (event: KeyboardEvent): void => {
+    const next = neighbour(found, focused, event.key)
+    if (next === null) return
+    event.preventDefault()
+    setAt(next.id)
+    frame.current?.querySelector<SVGElement>(`[data-node="${CSS.escape(next.id)}"]`)?.focus()
+  }
+  const { width, height } = found
+  return (
+    <div class={`picture ${found.detail}`} ref={frame}>
+      <svg
+        viewBox={`${-width / 2} ${-height / 2} ${width} ${height}`}
+        role="group"
+        aria-label={`Picture of ${counted(list.length, 'node')}. Arrow keys go from node to node.`}
+        onKeyDown={move}
+      >
+        <g aria-hidden="true">
+          {found.spots.map((spot) => (
+            <Link key={spot.node.id} spot={spot} chosen={spot.node.id === chosen} labelled={found.spots.length <= 13} />
+          ))}
+        </g>
+        {found.spots.map((spot) => (
+          <Dot
+            key={spot.node.id}
+            node={spot.node}
+            x={spot.x}
+            y={spot.y}
+            radius={spot.radius}
+            detail={found.detail}
+            chosen={spot.node.id === chosen}
+            focusable={spot.node.id === focused}
+            choose={choose}
+          />
+        ))}
+      </svg>
+    </div>
+  )
+}
+
+// The next node in the direction of an arrow key; null for any other key.
+function neighbour(found: Layout, focused: string | null, key: string): MeshNode | null {
+  const direction = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[key]
+  const from = found.spots.find((spot) => spot.node.id === focused)
+  if (direction === undefined || from === undefined) return null
+  const [dx = 0, dy = 0] = direction
+  let best: Spot | null = null
+  let least = Infinity
+  for (const spot of found.spots) {
+    const [x, y] = [spot.x - from.x, spot.y - from.y]
+    const along = x * dx + y * dy
+    if (along <= 1) continue
+    const cost = along + 2.5 * Math.abs(x * dy - y * dx)
+    if (cost < least) [least, best] = [cost, spot]
+  }
+  return best?.node ?? null
+}
+
+const Link = memo(function Link({ spot, chosen, labelled }: { spot: Spot; chosen: boolean; labelled: boolean }): JSX.Element | null {
+  const { node, x, y } = spot
+  if (node.here || !node.linked || node.life === 'dead' || node.life === 'left') return null
+  const way = node.via === '' ? 'unused' : node.via
+  const told = node.rtt !== null && (labelled || chosen)
+  return (
+    <g class={`link ${way} ${node.life}${chosen ? ' chosen' : ''}`}>
+      <line x1={0} y1={0} x2={x} y2={y} />
+      {told && (
+        <text x={x * 0.56} y={y * 0.56} dy="-0.4em">{milliseconds(node.rtt as number)}</text>
+      )}
+    </g>
+  )
+})
+
+interface DotProps {
+  node: MeshNode
+  x: number
+  y: number
+  radius: number
+  detail: Layout['detail']
+  chosen: boolean
+  focusable: boolean
+  choose: (id: string | null) => void
+}
+
+const Dot = memo(function Dot(props: DotProps): JSX.Element {
+  const { node, x, y, radius, detail, chosen } = props
+  const choose = (): void => props.choose(chosen ? null : node.id)
+  const press = (event: KeyboardEvent): void => {
+    if (event.key !== 'Enter' && event.key !== ' ') return
+    event.preventDefault()
+    choose()
+  }
+  const { active, slots } = busyOf(node)
+  return (
+    <g
+      class={`dot ${node.role} ${node.life}${node.here ? ' here' : ''}${chosen ? ' chosen' : ''}${active > 0 ? ' busy' : ''}`}
+      style={{ transform: `translate(${x}px, ${y}px)` }}
+      role="button"
+      tabIndex={props.focusable ? 0 : -1}
+      aria-pressed={chosen}
+      aria-label={sentence(node)}
+      data-node={node.id}
+      onClick={choose}
+      onKeyDown={press}
+    >
+      <circle class="halo" r={radius + (detail === 'small' ? 5 : 8)} />
+      {node.role === 'backend' ? (
+        <rect class="body" x={-radius} y={-radius} width={2 * radius} height={2 * radius} rx={radius * 0.35} />
+      ) : (
+        <circle class="body" r={radius} />
+      )}
+      {slots > 0 && active > 0 && <Arc radius={radius + (detail === 'small' ? 2.5 : 4)} fraction={active / slots} />}
+      {(detail !== 'small' || node.here) && <Label node={node} radius={radius} detail={detail} />}
+      {detail === 'small' && <title>{sentence(node)}</title>}
+    </g>
+  )
+})
+
+// How much of what a node can do at a time it is doing.
+function Arc({ radius, fraction }: { radius: number; fraction: number }): JSX.Element {
+  const round = 2 * Math.PI * radius
+  return <circle class="arc" r={radius} stroke-dasharray={`${Math.min(1, fraction) * round} ${round}`} transform="rotate(-90)" />
+}
+
+function Label({ node, radius, detail }: { node: MeshNode; radius: number; detail: Layout['detail'] }): JSX.Element {
+  const second = node.life !== 'alive' ? standing(node) : (node.models[0]?.name ?? standing(node))
+  const more = node.life === 'alive' && node.models.length > 1 ? ` +${node.models.length - 1}` : ''
+  const most = detail === 'large' ? 24 : 15
+  return (
+    <g class="label" aria-hidden="true">
+      <text class="name" y={radius + (detail === 'small' ? 13 : 18)}>{cut(node.name, most)}</text>
+      {detail !== 'small' && <text class="carries" y={radius + (detail === 'large' ? 34 : 31)}>{cut(second, most) + more}</text>}
+    </g>
+  )
+}
+
+function cut(text: string, most: number): string {
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text
+}
+
+function sentence(node: MeshNode): string {
+  const words = [node.here ? `${node.name}, this node` : node.name, standing(node)]
+  if (node.models.length > 0) words.push(node.models.map((model) => model.name).join(', '))
+  const { active, waiting } = busyOf(node)
+  if (active + waiting > 0) words.push(`${active} at work, ${waiting} waiting`)
+  if (node.rtt !== null) words.push(`${milliseconds(node.rtt)} away`)
+  if (node.via !== '') words.push(`by ${linkWords(node)}`)
+  return words.join('; ')
+}
+
+// What is to be seen in this picture, and no more.
+function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
+  const has = (test: (node: MeshNode) => boolean): boolean => list.some(test)
+  const marks: [string, string, boolean][] = [
+    ['dot host', 'serves', has((node) => node.role === 'host' && node.life === 'alive')],
+    ['dot standby', 'standby', has((node) => node.role === 'standby' && node.life === 'alive')],
+    ['dot client', 'client', has((node) => node.role === 'client')],
+    ['dot backend', 'backend', has((node) => node.role === 'backend')],
+    ['dot suspect', 'does not answer', has((node) => node.life === 'suspect')],
+    ['dot heard', 'only heard of', has((node) => node.life === 'heard')],
+    ['dot dead', 'gone', has((node) => node.life === 'dead' || node.life === 'left')],
+    ['line lane', 'lane', has((node) => node.via === 'lane')],
+    ['line quic', 'QUIC', has((node) => node.via === 'quic')],
+    ['line unused', 'linked, no request yet', has((node) => node.linked && !node.here && node.via === '')],
+  ]
+  return (
+    <ul class="legend" aria-label="What the marks mean">
+      {marks.filter(([, , shown]) => shown).map(([mark, words]) => (
+        <li key={mark}><i class={mark} />{words}</li>
+      ))}
+    </ul>
+  )
+}
+
+// The shape of the room an element has: width by height.
+function useAspect(): [{ current: HTMLDivElement | null }, number] {
+  const frame = useRef<HTMLDivElement>(null)
+  const [aspect, setAspect] = useState(1.4)
+  useEffect(() => {
+    const element = frame.current
+    if (element === null) return
+    const observer = new ResizeObserver(([entry]) => {
+      if (entry === undefined) return
+      const { width, height } = entry.contentRect
+      // In steps, so that a scroll bar that comes and goes does not move the picture.
+      if (height > 0) setAspect(Math.round((width / height) * 10) / 10)
+    })
+    observer.observe(element)
+    return () => observer.disconnect()
+  }, [])
+  return [frame, aspect]
+}
