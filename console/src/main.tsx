@@ -1,6 +1,7 @@
 // The page: a frame with the five views, and what stands in it while there is nothing to show yet.
 
 import '@fontsource-variable/geist/wght.css'
+import '@fontsource-variable/geist-mono/wght.css'
 import './style/base.css'
 import './style/parts.css'
 import './style/views.css'
@@ -15,7 +16,7 @@ import { Mesh } from './views/mesh'
 import { Models } from './views/models'
 import { Nodes } from './views/nodes'
 import { Chat } from './views/chat'
-import { counted, short } from './words'
+import { counted } from './words'
 
 const NAMES: Record<View, string> = { mesh: 'Mesh', nodes: 'Nodes', models: 'Models', chat: 'Chat', join: 'Join' }
 const BODIES: Record<View, () => JSX.Element> = { mesh: Mesh, nodes: Nodes, models: Models, chat: Chat, join: Join }
@@ -76,7 +77,7 @@ function Foot(): JSX.Element {
           <dt class="unseen">This node</dt>
           <dd class="strong" title={known.name}>{known.name}</dd>
           <dt class="unseen">Mesh</dt>
-          <dd>{known.mesh === null ? 'in no mesh' : `${counted(alive, 'node')} · ${short(known.mesh.mesh)}`}</dd>
+          <dd>{known.mesh === null ? 'in no mesh' : `${counted(alive, 'node')}`}</dd>
           <dt class="unseen">Version</dt>
           <dd>version {known.version}</dd>
         </dl>

@@ -103,7 +103,7 @@ export function reasonOf(model: MeshModel): string {
     case 'wanted':
       return model.onDisk.length > 0
         ? `Asked for by ${listed(model.wantedBy)}. ${listed(model.onDisk)} has the file and may take it.`
-        : `Asked for by ${listed(model.wantedBy)}, and no node that has it has room: start one with --join.`
+        : `Asked for by ${listed(model.wantedBy)}, but no node that is known has its file.`
     case 'heard of':
       return `${listed(model.hosts.map((node) => node.name))} said it serves this, but does not answer this node.`
     case 'on disk':

@@ -5,6 +5,7 @@ import { Badge, type Tone } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { linkWords, standing, type Carried, type MeshNode } from '../mesh/nodes'
 import { address } from '../route'
+import { status } from '../state'
 import { bytes, duration, milliseconds, speed, tokens } from '../words'
 import { Machine } from './memory'
 
@@ -15,6 +16,7 @@ export function toneOf(node: MeshNode): Tone {
 }
 
 export function Details({ node, close }: { node: MeshNode; close: () => void }): JSX.Element {
+  const mesh = status.value?.mesh
   return (
     <aside class="details" aria-label={`Node ${node.name}`}>
       <header>
@@ -35,6 +37,7 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
       )}
       <dl class="facts">
         {!node.here && node.role !== 'backend' && <Fact name="Link">{node.linked ? linkWords(node) || 'QUIC, no request yet' : 'none; known through others'}</Fact>}
+        {node.here && mesh != null && <Fact name="Mesh"><span class="mono">{mesh.mesh.slice(0, 10)}</span></Fact>}
         {node.rtt !== null && <Fact name="Round trip">{milliseconds(node.rtt)}</Fact>}
         {node.since !== null && <Fact name={`${standing(node)} for`}>{duration(Date.now() / 1000 - node.since)}</Fact>}
         {node.version !== '' && <Fact name="Version">{node.version}</Fact>}

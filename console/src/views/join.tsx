@@ -11,7 +11,12 @@ import { Qr } from '../parts/qr'
 import { models, status } from '../state'
 import { programs } from './programs'
 
-const TERMS: readonly [string, number][] = [['for good', 0], ['for 2 hours', 7200], ['for a day', 86_400], ['for a week', 604_800]]
+const TERMS: readonly [string, number][] = [
+  ['Does not expire', 0],
+  ['Good for 2 hours', 7200],
+  ['Good for a day', 86_400],
+  ['Good for a week', 604_800],
+]
 
 // Kept nowhere: it is gone as soon as the view is left.
 const invite = signal<InviteAnswer | null>(null)
@@ -50,7 +55,7 @@ function Invite(): JSX.Element {
         <label>
           <span class="unseen">How long the invite is good</span>
           <select value={seconds} onChange={(event) => setSeconds(Number(event.currentTarget.value))}>
-            {TERMS.map(([words, term]) => <option key={term} value={term}>Good {words}</option>)}
+            {TERMS.map(([words, term]) => <option key={term} value={term}>{words}</option>)}
           </select>
         </label>
         <button type="button" class="button primary" onClick={() => void ask()}>

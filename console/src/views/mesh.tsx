@@ -32,7 +32,8 @@ function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const living = list.filter((node) => node.life === 'alive' && node.role !== 'backend')
   const hosts = list.filter((node) => node.life === 'alive' && (node.role === 'host' || node.role === 'backend')).length
   const suspect = list.filter((node) => node.life === 'suspect').length
-  const words = [counted(living.length, 'node'), hosts === 0 ? 'nothing served' : `${hosts} serving`]
+  const all = list.filter((node) => node.role !== 'backend' && node.life !== 'dead' && node.life !== 'left').length
+  const words = [all === living.length ? counted(all, 'node') : `${living.length} of ${all} nodes alive`, hosts === 0 ? 'nothing served' : `${hosts} serving`]
   if (suspect > 0) words.push(`${suspect} silent`)
   if (mesh !== null && mesh.clients > 0) words.push(counted(mesh.clients, 'client'))
   return (
@@ -191,7 +192,8 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
         <circle class="body" r={radius} />
       )}
       {slots > 0 && active > 0 && <Arc radius={radius + (detail === 'small' ? 2.5 : 4)} fraction={active / slots} />}
-      {(detail !== 'small' || node.here) && <Label node={node} radius={radius} detail={detail} />}
+      {detail === 'large' && slots > 0 && <text class="slots" dy="0.35em" aria-hidden="true">{active}/{slots}</text>}
+      {(detail !== 'small' || node.here) && <Label node={node} radius={radius} detail={detail} above={y < -1} />}
       {detail === 'small' && <title>{sentence(node)}</title>}
     </g>
   )
@@ -203,14 +205,23 @@ function Arc({ radius, fraction }: { radius: number; fraction: number }): JSX.El
   return <circle class="arc" r={radius} stroke-dasharray={`${Math.min(1, fraction) * round} ${round}`} transform="rotate(-90)" />
 }
 
-function Label({ node, radius, detail }: { node: MeshNode; radius: number; detail: Layout['detail'] }): JSX.Element {
+interface LabelProps {
+  node: MeshNode
+  radius: number
+  detail: Layout['detail']
+  above: boolean // where the link, which comes from the middle, does not run through it
+}
+
+function Label({ node, radius, detail, above }: LabelProps): JSX.Element {
   const second = node.life !== 'alive' ? standing(node) : (node.models[0]?.name ?? standing(node))
   const more = node.life === 'alive' && node.models.length > 1 ? ` +${node.models.length - 1}` : ''
   const most = detail === 'large' ? 24 : 15
+  const line = detail === 'large' ? 16 : 13
+  const first = above ? -radius - 11 - line : radius + (detail === 'small' ? 13 : 19)
   return (
     <g class="label" aria-hidden="true">
-      <text class="name" y={radius + (detail === 'small' ? 13 : 18)}>{cut(node.name, most)}</text>
-      {detail !== 'small' && <text class="carries" y={radius + (detail === 'large' ? 34 : 31)}>{cut(second, most) + more}</text>}
+      <text class="name" y={first}>{cut(node.name, most)}</text>
+      {detail !== 'small' && <text class="carries" y={first + line}>{cut(second, most) + more}</text>}
     </g>
   )
 }

@@ -24,7 +24,7 @@ export function Nodes(): JSX.Element {
       <section class="page" aria-labelledby="nodes-title">
         <div class="head">
           <h1 id="nodes-title">Nodes</h1>
-          <p>{counted(list.length, 'node')}{status.value !== null && `, this one up ${duration(status.value.uptime_seconds)}`}</p>
+          <p>{words(list)}{status.value !== null && `, this one up ${duration(status.value.uptime_seconds)}`}</p>
           {list.length > 6 && (
             <label class="search">
               <Icon name="search" size={16} />
@@ -42,6 +42,12 @@ export function Nodes(): JSX.Element {
       {node !== null && <Details node={node} close={() => setChosen(null)} />}
     </div>
   )
+}
+
+function words(list: readonly MeshNode[]): string {
+  const backends = list.filter((node) => node.role === 'backend').length
+  const nodes = counted(list.length - backends, 'node')
+  return backends === 0 ? nodes : `${nodes}, ${counted(backends, 'backend')}`
 }
 
 function fits(node: MeshNode, text: string): boolean {
