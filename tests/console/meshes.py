@@ -47,7 +47,9 @@ MODELS = (
     ("SmolLM2-135M-Instruct", 0.09, 8192),
     ("Mistral-Small-24B-Q4_K_M", 13.3, 32768),
 )
-HIDDEN_TOKEN = "mesh1-AWmJ7J6s1rgizescgG3GEezWlJNwEcWAmiEpN9e9Y1sSEzzkQ1qvvwsS-Tz9WxseYhMC7dfAAAIC_QAAAAAAAAAAAAAAAAAAAn8AAAF8nDSM"
+HIDDEN_TOKEN = (
+    "mesh1-AWmJ7J6s1rgizescgG3GEezWlJNwEcWAmiEpN9e9Y1sSEzzkQ1qvvwsS-Tz9WxseYhMC7dfAAAIC_QAAAAAAAAAAAAAAAAAAAn8AAAF8nDSM"
+)
 
 
 def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
@@ -124,7 +126,7 @@ class Stage:
         """Listen."""
         self._loop = asyncio.get_running_loop()
         self._console = Console(CallerPolicy(), self.status, self._invite)
-        self.port = await self._console.start(("127.0.0.1", "::1"), 0)
+        self.port = await self._console.start(("127.0.0.1", "::1"), self.port)
 
     async def end(self) -> None:
         """Stop listening."""

@@ -23,10 +23,13 @@ export function Copy({ text, label = 'Copy', quiet = false }: { text: string; la
     timer.current = setTimeout(() => setDone(false), 1600)
   }
   return (
-    <button type="button" class={quiet ? 'tool' : 'button small'} title={label} onClick={() => void copy()}>
-      <Icon name={done ? 'check' : 'copy'} size={16} />
-      <span class={quiet ? 'unseen' : ''} role="status">{done ? 'Copied' : label}</span>
-    </button>
+    <>
+      <button type="button" class={quiet ? 'tool' : 'button small'} title={label} onClick={() => void copy()}>
+        <Icon name={done ? 'check' : 'copy'} size={16} />
+        <span class={quiet ? 'unseen' : ''}>{done ? 'Copied' : label}</span>
+      </button>
+      <span class="unseen" role="status">{done ? 'Copied' : ''}</span>
+    </>
   )
 }
 

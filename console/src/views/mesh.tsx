@@ -178,7 +178,7 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
       class={`dot ${node.role} ${node.life}${node.here ? ' here' : ''}${chosen ? ' chosen' : ''}${active > 0 ? ' busy' : ''}`}
       style={{ transform: `translate(${x}px, ${y}px)` }}
       role="button"
-      tabIndex={props.focusable ? 0 : -1}
+      tabindex={props.focusable ? 0 : -1}
       aria-pressed={chosen}
       aria-label={sentence(node)}
       data-node={node.id}
@@ -213,17 +213,22 @@ interface LabelProps {
 }
 
 function Label({ node, radius, detail, above }: LabelProps): JSX.Element {
-  const second = node.life !== 'alive' ? standing(node) : (node.models[0]?.name ?? standing(node))
+  const second = carries(node)
   const more = node.life === 'alive' && node.models.length > 1 ? ` +${node.models.length - 1}` : ''
   const most = detail === 'large' ? 24 : 15
   const line = detail === 'large' ? 16 : 13
   const first = above ? -radius - 11 - line : radius + (detail === 'small' ? 13 : 19)
   return (
     <g class="label" aria-hidden="true">
-      <text class="name" y={first}>{cut(node.name, most)}</text>
+      <text class="name" y={first}>{cut(node.name, most)}</text>{' '}
       {detail !== 'small' && <text class="carries" y={first + line}>{cut(second, most) + more}</text>}
     </g>
   )
+}
+
+// The most telling thing of a node: its state if that matters, else its first model, else its role.
+function carries(node: MeshNode): string {
+  return node.life !== 'alive' ? standing(node) : (node.models[0]?.name ?? standing(node))
 }
 
 function cut(text: string, most: number): string {
@@ -231,8 +236,11 @@ function cut(text: string, most: number): string {
 }
 
 function sentence(node: MeshNode): string {
-  const words = [node.here ? `${node.name}, this node` : node.name, standing(node)]
-  if (node.models.length > 0) words.push(node.models.map((model) => model.name).join(', '))
+  // It begins with what is to be read in the picture, for those who say aloud what to click on.
+  const words = [`${node.name} ${carries(node)}`]
+  if (node.here) words.push('this node')
+  if (node.life === 'alive' && node.models.length > 0) words.push(standing(node))
+  if (node.models.length > 1) words.push(`also ${node.models.slice(1).map((model) => model.name).join(', ')}`)
   const { active, waiting } = busyOf(node)
   if (active + waiting > 0) words.push(`${active} at work, ${waiting} waiting`)
   if (node.rtt !== null) words.push(`${milliseconds(node.rtt)} away`)
