@@ -55,6 +55,16 @@ class UnknownModel(TheirFault):
     code = "model_not_found"
 
 
+class AmbiguousModel(TheirFault):
+    """A name that several models answer to; `candidates` are some of their names, each of which is understood."""
+
+    code = "ambiguous_model"
+
+    def __init__(self, message: str, *, advice: str = "", candidates: tuple[str, ...] = ()) -> None:
+        super().__init__(message, advice=advice)
+        self.candidates = candidates
+
+
 class InvalidModelFile(TheirFault):
     """A GGUF file that is damaged, hostile or not GGUF at all."""
 

@@ -8,15 +8,15 @@ export interface BackendStatus {
   reason: string
 }
 
-// A graphics processor of this machine, as its own tool describes it; memory in bytes, 0 where it is not told.
-//
-// `unified`: it shares the machine's memory.
+// An accelerator as the engine sees it; `shared`: its memory is the computer's own; `used`: models may go there.
 export interface DeviceStatus {
-  kind: string
   name: string
+  description: string
+  backend: string
   memory_total: number
   memory_free: number
-  unified: boolean
+  shared: boolean
+  used: boolean
 }
 
 // The engine (llama.cpp, built on this machine).
@@ -73,12 +73,15 @@ export interface LoadStatus {
   tokens_per_second: number | null
 }
 
-// This machine, as far as this process may use it. Memory in bytes; `processors` are those it may run on.
+// What this machine has for models. `memory_limited`: by a cgroup; `offered`: bytes models may take now, `cap`:
+// what --max-vram allows, null for all; `devices` is null until the engine has been asked.
 export interface MachineStatus {
   memory_total: number
   memory_available: number
-  processors: number
-  devices: DeviceStatus[]
+  memory_limited: boolean
+  offered: number
+  cap: number | null
+  devices: DeviceStatus[] | null
 }
 
 // The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
@@ -172,14 +175,28 @@ export interface ServedStatus {
   waiting: number
 }
 
-// The process that serves a model. `memory` is what the engine says it needs.
+// The process that serves a model. `memory` is what the engine says it needs, `fit` where that is and what was
+// given up for it, in words.
 export interface ServerStatus {
   pid: number
   socket: string
   slots: number
   context_length: number
   memory: number
+  fit: string
   serving_seconds: number
+  speculation: SpeculationStatus
+}
+
+// How the engine guesses ahead: `kind` is none, n-grams or draft (with the model called `draft`), `reason` why no
+// more than that. `drafted` and `accepted` tokens since this node began; `acceptance` is null before the first.
+export interface SpeculationStatus {
+  kind: string
+  draft: string
+  drafted: number
+  accepted: number
+  acceptance: number | null
+  reason: string
 }
 
 // One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words.

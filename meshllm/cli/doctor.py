@@ -63,6 +63,12 @@ def checks(port: int, console: int) -> list[Check]:
         found = await accelerators.find(SECONDS / 2)
         return await _aside(lambda: c.check_accelerators(found))
 
+    async def engine_devices() -> Finding:
+        from meshllm.engine import bindings, build
+
+        engine = build.find()
+        return c.check_devices(None if engine is None else await bindings.devices(engine, seconds=int(SECONDS)))
+
     cache, models = paths.cache(), paths.models()
     return [
         Check("python", lambda: _aside(c.check_python)),
@@ -70,6 +76,7 @@ def checks(port: int, console: int) -> list[Check]:
         Check("compiler", lambda: _aside(lambda: c.check_compiler(engine_is_built()))),
         Check("build tools", lambda: _aside(lambda: c.check_build_tools(engine_is_built()))),
         Check("accelerators", devices),
+        Check("devices", engine_devices),
         Check("memory", lambda: _aside(lambda: c.check_memory(resources.memory(), resources.processors()))),
         Check(f"port {port}", lambda: _aside(lambda: c.check_port(ports.probe(port), "--port"))),
         Check(f"port {console}", lambda: _aside(lambda: c.check_port(ports.probe(console), "--console"))),

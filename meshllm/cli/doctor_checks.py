@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from meshllm.errors import DownloadFailed, MeshError, ToolMissing
 from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
+
+if TYPE_CHECKING:
+    from meshllm.engine.bindings import EngineDevice
 
 GIB: Final = 1 << 30
 ENGINE_BUILD_BYTES: Final = 1 * GIB  # measured peak of a build: under half of it
@@ -164,6 +167,21 @@ def _device(device: Accelerator) -> str:
     return f"{device.name} ({device.kind}, {gib(device.memory_free)} of {gib(device.memory_total)} free)"
 
 
+def check_devices(devices: Sequence[EngineDevice] | None) -> Finding:
+    """What the engine computes on, by the names that --device takes."""
+    if devices is None:
+        return well("devices", "the engine can be asked once it is built")
+    accelerators = [device for device in devices if device.accelerator]
+    told = [
+        f"{device.name} ({device.description}, {gib(device.free)} of {gib(device.total)} free"
+        f"{', shared with the computer' if device.shared else ''})"
+        for device in accelerators
+    ]
+    if told:
+        return well("devices", f"{'; '.join(told)}; --device chooses")
+    return well("devices", f"the processor: {', '.join(device.description for device in devices) or 'unknown'}")
+
+
 def check_memory(memory: Memory, processors: Processors) -> Finding:
     """Memory and processors that this process may use."""
     limit = ", limited by a cgroup" if memory.limited else ""
@@ -215,15 +233,17 @@ def check_models(folder: Path) -> Finding:
 
     store = Store(folder)
     entries = catalog.load().entries
-    there = [entry for entry in entries if all(store.is_verified(file) for file in entry.files)]
-    unverified = [entry for entry in entries if entry not in there and all(store.has_size(f) for f in entry.files)]
-    ours = {file.name for entry in entries for file in entry.files}
+    manifests = [store.kept.answer(entry.hub) if entry.hub else entry.manifest for entry in entries]
+    known = [manifest for manifest in manifests if manifest is not None]
+    there = [model for model in known if all(store.is_verified(file) for file in model.all_files)]
+    unverified = [model for model in known if model not in there and all(store.has_size(f) for f in model.all_files)]
+    ours = {file.name for model in known for file in model.all_files}
     try:
         others = sum(1 for path in folder.glob("*.gguf") if path.name not in ours)
     except OSError:
         others = 0
-    words = [entry.name for entry in there]
-    words += [f"{entry.name} (not verified yet)" for entry in unverified]
+    words = [model.name for model in there]
+    words += [f"{model.name} (not verified yet)" for model in unverified]
     words += [f"{others} other GGUF files"] if others else []
     if not words:
         return Finding("models", State.WARNING, f"none in {folder} yet", f"`mesh-llm download {entries[0].name}`")

@@ -83,6 +83,44 @@ def serve(
             rich_help_panel=SERVE,
         ),
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A smaller model of the same vocabulary that guesses ahead for the first --model; fetched if it is "
+            "not here. By default one that is on this disk, if there is any.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
+    no_draft: Annotated[
+        bool, typer.Option("--no-draft", help="Let no other model guess ahead.", rich_help_panel=SERVE)
+    ] = False,
+    no_speculation: Annotated[
+        bool,
+        typer.Option(
+            "--no-speculation",
+            help="Guess nothing ahead, not even text that repeats; answers are the same, only slower.",
+            rich_help_panel=SERVE,
+        ),
+    ] = False,
+    max_vram: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=1 << 20,
+            metavar="GB",
+            help="Lend at most so much of the accelerators' memory; without any, of the computer's memory.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Use only this accelerator ('mesh-llm doctor' names them), or none. Repeatable, or with commas.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
     join: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,11 +201,16 @@ def serve(
         listen_all=listen_all,
         allowed_origins=tuple(_origin(text) for text in allow_origin or ()),
         context=ctx_size,
+        max_memory=None if max_vram is None else int(max_vram * 1e9),
+        devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),
         invites=invites,
         client=client,
         bind_port=bind_port,
         node_name=_node_name(name),
         max_clients=max_clients,
+        draft=draft,
+        drafts=not no_draft,
+        speculation=not no_speculation,
     )
     _check(settings)
     _run(settings, json=json, verbose=verbose)
@@ -240,6 +283,12 @@ def _check(settings: Settings) -> None:
             )
     if settings.port and settings.port == settings.console:
         raise UsageError("The API and the console cannot share a port.", advice="Choose another with --console.")
+    if settings.draft is not None:
+        for refused, option in ((not settings.drafts, "--no-draft"), (not settings.speculation, "--no-speculation")):
+            if refused:
+                raise UsageError(f"--draft and {option} do not go together.", advice="Leave out one of them.")
+        if not settings.models:
+            raise UsageError("--draft helps a model, but there is no --model.", advice="Add --model NAME.")
     if settings.context is not None and not settings.models:
         raise UsageError("--ctx-size says how to serve a model, but there is no --model.", advice="Add --model NAME.")
 

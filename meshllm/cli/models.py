@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from meshllm.models.catalog import CatalogEntry
+    from meshllm.models.entry import CatalogEntry
     from meshllm.models.local import LocalModel
     from meshllm.models.progress import Progress
     from meshllm.models.store import Store
@@ -63,22 +63,24 @@ async def fetch_with_progress(name: str, console: Console | None = None) -> Loca
     from meshllm.models.store import Store
 
     store = Store(paths.models())
-    wanted = resolve(name, folder=store.folder)
+    found = resolve(name, folder=store.folder)
     console = console or RichConsole(stderr=True)
+    if found.note:
+        console.print(found.note, markup=False, highlight=False)
     view: _View = _Bar(console) if console.is_terminal else _Lines(console)
     with view:
-        return await ensure(wanted, store, view.report, packages=PipFetcher())
+        return await ensure(found.wanted, store, view.report, packages=PipFetcher())
 
 
 def _kept(name: str) -> str:
     from meshllm.errors import MeshError
-    from meshllm.models.catalog import CatalogEntry
+    from meshllm.models.entry import CatalogEntry
     from meshllm.models.resolve import resolve
     from meshllm.models.store import Store, megabytes
 
     store = Store(paths.models())
     try:
-        wanted = resolve(name, folder=store.folder)
+        wanted = resolve(name, folder=store.folder).wanted
     except MeshError:
         return ""
     kept = sum(store.arrived(file) for file in wanted.files) if isinstance(wanted, CatalogEntry) else 0
@@ -134,9 +136,9 @@ def show_catalog(as_json: bool) -> None:
 
 def _state(entry: CatalogEntry, store: Store) -> str:
     """ "yes", "no", or what is there of it."""
-    if all(store.is_verified(file) for file in entry.files):
+    if entry.files and all(store.is_verified(file) for file in entry.files):
         return "yes"
-    if all(store.has_size(file) for file in entry.files):
+    if entry.files and all(store.has_size(file) for file in entry.files):
         return "not verified"
     arrived = sum(file.size if store.has_size(file) else store.arrived(file) for file in entry.files)
     return f"{min(99, 100 * arrived // entry.size)} %" if arrived else "no"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.cli.mesh_news import printable
+from meshllm.core.fit_words import gigabytes
 from meshllm.errors import NotRunning
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def show(port: int | None, *, as_json: bool) -> None:
 
     try:
         told = orjson.loads(text)
-        table, peers = _models(told), _peers(told["mesh"])
+        table, peers, memory = _models(told), _peers(told["mesh"]), _memory(told["machine"])
     except (KeyError, TypeError, ValueError) as error:
         raise NotRunning(
             "What answered there is not the mesh-llm of this version.", advice="Restart it, or update this one."
@@ -42,8 +43,15 @@ def show(port: int | None, *, as_json: bool) -> None:
     console.print(f"API {told['api']}   console {told['console']}   up {_duration(told['uptime_seconds'])}")
     engine = told["engine"]
     console.print(f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}".rstrip())
+    for line in memory:
+        console.print(line, highlight=False, markup=False)
     if told["models"]:
         console.print(table)
+    for model in told["models"]:
+        if model["engine"] and model["engine"]["fit"]:
+            console.print(
+                f"{printable(model['name'])}: {printable(model['engine']['fit'])}", highlight=False, markup=False
+            )
     for backend in told["backends"]:
         state = ", ".join(backend["models"]) if backend["healthy"] else f"away: {backend['reason']}"
         console.print(f"backend {backend['url']}: {state}", highlight=False)
@@ -55,6 +63,21 @@ def show(port: int | None, *, as_json: bool) -> None:
     _print_mesh(console, told["mesh"])
     if peers.row_count:
         console.print(peers)
+
+
+def _memory(machine: dict[str, Any]) -> list[str]:
+    """The computer's memory, and each accelerator's."""
+    free, total = gigabytes(machine["memory_available"]), gigabytes(machine["memory_total"])
+    limit = ", limited by a cgroup" if machine["memory_limited"] else ""
+    cap = "" if machine["cap"] is None else f" (--max-vram {gigabytes(machine['cap'])})"
+    lines = [f"memory {free} of {total} free{limit}; {gigabytes(machine['offered'])} for models{cap}"]
+    for device in machine["devices"] or ():
+        free, total = gigabytes(device["memory_free"]), gigabytes(device["memory_total"])
+        kind = "shared with the computer" if device["shared"] else "its own"
+        unused = "" if device["used"] else "; not used"
+        about = printable(f"{device['name']} ({device['description']})")
+        lines.append(f"{about}: {free} of {total} free, {kind}{unused}")
+    return lines
 
 
 def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
@@ -105,6 +128,7 @@ def fetch(port: int) -> bytes:
 
 
 def _models(told: dict[str, Any]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -128,7 +152,19 @@ def _models(told: dict[str, Any]) -> Table:
         )
         if model["reason"]:
             table.add_row("", f"[dim]{model['reason']} {model['advice']}[/]")
+        if engine:
+            table.add_row("", f"[dim]{escape(_speculation(engine['speculation']))}[/]")
     return table
+
+
+def _speculation(told: dict[str, Any]) -> str:
+    """How the engine guesses ahead, and how well."""
+    if told["kind"] == "none":
+        return f"guesses nothing ahead: {printable(told['reason'])}"
+    with_what = f"with {printable(told['draft'])}" if told["draft"] else f"from the text ({told['kind']})"
+    share = "none yet" if told["acceptance"] is None else f"{told['acceptance'] * 100:.0f}% of {told['drafted']} right"
+    why = f"; no draft: {printable(told['reason'])}" if told["reason"] else ""
+    return f"guesses ahead {with_what}, {share}{why}"
 
 
 def _counted(number: int, what: str) -> str:

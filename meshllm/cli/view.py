@@ -49,7 +49,8 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
     phase = serving.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
         size = f"{facts.slots} x {facts.context_length} tokens of context"
-        return f"serving {model.name} ({size}, {facts.memory >> 20} MiB)"
+        told = f"serving {model.name} ({size}, {facts.memory >> 20} MiB)"
+        return f"{told}: {facts.fit}" if facts.fit else told
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""

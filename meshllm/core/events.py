@@ -113,12 +113,14 @@ class ServerReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class ServerGone(Event):
-    """An engine process has ended, by itself or because we stopped it, or could not be started at all."""
+    """An engine process has ended, by itself or because we stopped it, or could not be started at all. `hopeless`: it
+    was not even tried, and trying again soon would not help."""
 
     model: str
     generation: int
     reason: str
     advice: str = ""
+    hopeless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -343,6 +343,8 @@ class Mesh:
             return
         stable = model.serving_since is not None and now - model.serving_since >= serving.STABLE_SECONDS
         failures = 1 if stable else model.failures + 1
+        if event.hopeless:
+            failures = max(failures, serving.CRASH_LOOP_FAILURES)
         self._models[event.model] = replace(
             model,
             server=ServerPhase.NONE,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from meshllm.core.speculation import PLAIN, Speculation
+
 if TYPE_CHECKING:
     from meshllm.core.views import MeshView
 
@@ -97,13 +99,16 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a ready engine process says of itself. `context_length` is what one request may use, in tokens."""
+    """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
+    `speculation` how it guesses ahead; `fit` where it went and what that left, in words."""
 
     endpoint: str
     pid: int
     slots: int
     context_length: int
     memory: int = 0
+    speculation: Speculation = PLAIN
+    fit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,13 +28,15 @@ from meshllm.core.mesh import Mesh
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.types import ModelState, Snapshot
 from meshllm.core.views import JoinPhase, MeshView
+from meshllm.daemon.fitting import Fitter
 from meshllm.daemon.instance import Claim
-from meshllm.daemon.machine_facts import MachineFacts
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
+from meshllm.engine import build
 from meshllm.errors import DamagedState, NobodysFault, PortTaken, UsageError
-from meshllm.models.catalog import CatalogEntry
+from meshllm.models import on_disk
+from meshllm.models.entry import Wanted
 from meshllm.models.local import from_path
 from meshllm.models.resolve import resolve
 from meshllm.models.store import Store
@@ -82,12 +84,15 @@ class Viewer:
         """Something changed."""
 
 
-def find_models(settings: Settings) -> dict[str, CatalogEntry | Path]:
+def find_models(settings: Settings) -> dict[str, Wanted]:
     """What each `--model` means, by the name callers use. Raises UnknownModel, InvalidModelFile, UsageError."""
     store = Store(paths.models())
-    wanted: dict[str, CatalogEntry | Path] = {}
+    wanted: dict[str, Wanted] = {}
     for text in settings.models:
-        source = resolve(text, folder=store.folder)
+        found = resolve(text, folder=store.folder, disk=lambda: on_disk.scan(store))
+        if found.note:
+            log.warning("%s", found.note)
+        source = found.wanted
         name = from_path(source, store).name if isinstance(source, Path) else source.name
         if name in wanted and wanted[name] != source:
             raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
@@ -133,20 +138,22 @@ class App:
         self._settings = settings
         self._viewer = viewer or Viewer()
         self._snapshot = Snapshot()
-        self._machine = MachineFacts()
         self._listening = Listening("", "", None)
         self._membership: Membership | None = None
         self._alone = "it has not been looked for yet"
         self._stops = 0
 
     async def run(self) -> None:
-        """Raises UsageError (bad models or backends, or the home is in use) and PortTaken before anything begins; and
-        PortTaken, UsageError (invites to different meshes) and DamagedState when the mesh is looked for."""
+        """Raises UsageError (bad models, backends or devices, the home in use) and PortTaken before anything begins;
+        and PortTaken, UsageError (invites to different meshes) and DamagedState when the mesh is looked for."""
         settings = self._settings
         loop = asyncio.get_running_loop()
         self._started = loop.time()
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
+        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
+        if settings.devices and (engine := build.find()) is not None:
+            await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
         owner = Owner("daemon")
         key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
@@ -158,7 +165,7 @@ class App:
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
         )
         self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
-        supervisor = Supervisor(wanted, keys, settings.home, settings.context, self._post)
+        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post)
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
             self._gateway.publish(_before(settings, wanted))
@@ -172,7 +179,6 @@ class App:
                 loop.add_signal_handler(number, self._stop_wanted, self._post, owner)
             self._wish(wanted)
             await self._enter_mesh(supervisor)
-            owner.start(self._machine.look(), "look at the machine")
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
             gc.collect()
             gc.freeze()
@@ -191,7 +197,7 @@ class App:
     def _post(self, event: e.Event) -> None:
         self._mailbox.put_nowait(event)
 
-    def _wish(self, wanted: dict[str, CatalogEntry | Path]) -> None:
+    def _wish(self, wanted: dict[str, Wanted]) -> None:
         """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
         for place, model in enumerate(wanted):
             self._post(e.ModelWished(model) if place else e.ModelWanted(model))
@@ -284,7 +290,7 @@ class App:
 
     def status(self) -> NodeStatus:
         """The state of this node, now."""
-        membership, now = self._membership, asyncio.get_running_loop().time()
+        membership = self._membership
         return node_status(
             self._snapshot,
             [load_status(desk) for desk in self._gateway.all_desks()],
@@ -294,10 +300,10 @@ class App:
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
-            now=now,
+            now=asyncio.get_running_loop().time(),
             vias=membership.vias() if membership is not None else {},
             mesh_reason=self._alone,
-            machine=self._machine.status(now),
+            machine=self._fitter.machine(),
         )
 
 
@@ -308,7 +314,7 @@ def _load(settings: Settings) -> tuple[type[Membership], Found]:
     return Membership, look_up(settings)
 
 
-def _before(settings: Settings, wanted: dict[str, CatalogEntry | Path]) -> Snapshot:
+def _before(settings: Settings, wanted: dict[str, Wanted]) -> Snapshot:
     """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
     role = Role.CLIENT if settings.client else Role.NODE
     mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)

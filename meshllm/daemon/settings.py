@@ -29,7 +29,11 @@ class Settings:
 
     The first model is served here, the others are wanted by the mesh. `invites` are of one mesh. A `client` serves
     nothing. `bind_port` is UDP: None for the one used last, or any that is free. `node_name` is what others see;
-    `max_clients` how many clients this node lets in.
+    `max_clients` how many clients this node lets in. `draft`: the model that guesses ahead for the first of `models`,
+    as it was given; `drafts`: whether there may be any; `speculation`: whether tokens are guessed ahead at all.
+
+    `max_memory`: bytes lent at most, of accelerators where there are any, else of the computer's memory. `devices`: the
+    engine's names of those to use ("none": the processor alone), none for its own choice.
     """
 
     home: Path
@@ -45,3 +49,8 @@ class Settings:
     bind_port: int | None = None
     node_name: str = ""
     max_clients: int = DEFAULT_MAX_CLIENTS
+    draft: str | None = None
+    drafts: bool = True
+    speculation: bool = True
+    max_memory: int | None = None
+    devices: tuple[str, ...] = ()

@@ -13,20 +13,19 @@ from pathlib import Path
 from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.sizing import Size, candidates
-from meshllm.core.types import ModelFacts, Progress, Purpose, ServerFacts
-from meshllm.engine import bindings, build, llama_server
+from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.daemon.fitting import Fitter
+from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
 from meshllm.engine.llama_server import ServerPlan
 from meshllm.engine.process import Child
-from meshllm.errors import BadBackend, InvalidModelFile, MeshError, UnknownModel, UsageError
-from meshllm.machine import resources
+from meshllm.errors import AmbiguousModel, BadBackend, InvalidModelFile, MeshError, OutOfRoom, UnknownModel, UsageError
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
-from meshllm.models.catalog import CatalogEntry
+from meshllm.models.entry import Wanted
 from meshllm.models.local import LocalModel
-from meshllm.models.purpose import Usage, usage
+from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
@@ -34,13 +33,6 @@ from meshllm.web import backends
 
 log = logging.getLogger(__name__)
 
-# Of the memory that is available, this much stays for everything else on the machine.
-MEMORY_SHARE = 0.9
-# The engine keeps prompts it has computed, to continue them later; a tenth of the memory, at most what it would take.
-PROMPT_CACHE_SHARE = 0.1
-PROMPT_CACHE_MOST_MIB = 8192
-# The engine's own, where we do not choose: what it computes in one go.
-MICRO_BATCH = 512
 STAGES = {
     model_progress.Stage.DOWNLOADING: "downloading",
     model_progress.Stage.EXTRACTING: "unpacking",
@@ -54,17 +46,17 @@ class Supervisor:
 
     def __init__(
         self,
-        wanted: dict[str, CatalogEntry | Path],
+        wanted: dict[str, Wanted],
         backend_keys: dict[str, str],
         home: Path,
-        context: int | None,
+        fitter: Fitter,
         post: Callable[[e.Event], None],
     ) -> None:
         self._wanted = wanted
-        self._on_disk: dict[str, CatalogEntry | Path] = {}
+        self._on_disk: dict[str, Wanted] = {}
         self._backend_keys = backend_keys
         self._home = home
-        self._context = context
+        self._fitter = fitter
         self._post = post
         self._owner = Owner("supervisor")
         self._store = Store(paths.models())
@@ -117,13 +109,17 @@ class Supervisor:
             self._post(e.EngineProgress(Progress(f"engine: {step.stage.value}", fraction, step.detail)))
 
         try:
-            self._engine = await build.ensure(progress=tell)
+            engine = await build.ensure(progress=tell)
+            await self._fitter.look(engine)
+            self._engine = engine
         except MeshError as error:
             self._post(e.EngineFailed(error.message, error.advice))
         except Exception as error:
             log.exception("preparing the engine failed")
             self._post(e.EngineFailed(f"preparing the engine failed: {error!r}", "This is a defect; please report it."))
         else:
+            if self._fitter.machine().devices:
+                self.look_at_disk()  # with accelerators there is more to offer than was known
             info = self._engine.info
             self._post(e.EngineReady(f"{info.package} {info.version} ({info.commit[:7]})"))
 
@@ -132,7 +128,7 @@ class Supervisor:
         self._on_disk = await in_thread(lambda stop: on_disk.scan(self._store, named=named), "look at the disk")
         # Those asked for by name come first: there is a limit to how many the mesh is told of.
         names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
-        self._post(e.DiskScanned(tuple(names), int(resources.memory().available * MEMORY_SHARE)))
+        self._post(e.DiskScanned(tuple(names), self._fitter.offer()))
 
     async def _fetch(self, name: str) -> None:
         def tell(step: model_progress.Progress) -> None:
@@ -148,7 +144,7 @@ class Supervisor:
                 raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
             model = await download.ensure(source, self._store, tell, packages=PipFetcher())
         except MeshError as error:
-            final = isinstance(error, InvalidModelFile | UnknownModel | UsageError)
+            final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)
@@ -179,29 +175,35 @@ class Supervisor:
         key = (name, generation)
         log_file = self._home / "logs" / f"{_file_name(name)}.log"
         socket = llama_server.socket_path(self._sockets)
-        reason, advice = "it was stopped", ""
+        reason, advice, hopeless = "it was stopped", "", False
         try:
             model, engine = self._models[name], self._engine
             assert engine is not None
             how = usage(model.header)
-            size, memory = await self._size(engine, model, how)
+            fit = await self._fitter.fit(engine, model, how)
             plan = ServerPlan(
                 model_name=name,
                 model_path=model.path,
-                context_length=size.context_length,
-                slots=size.slots,
+                context_length=fit.size.context_length,
+                slots=fit.size.slots,
                 chat_template=model.chat_template,
-                prompt_cache_mib=_prompt_cache_mib() if how.purpose is Purpose.GENERATE else 0,
+                prompt_cache_mib=fit.prompt_cache_mib,
                 purpose=how.purpose,
                 pooling=how.pooling,
-                micro_batch=_micro_batch(how, size),
+                micro_batch=fit.micro_batch,
+                devices=fit.devices,
+                layers=fit.layers,
+                experts_aside=fit.experts_aside,
+                checkpoints=fit.checkpoints,
             )
 
             def loading(fraction: float | None) -> None:
                 self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
 
             def ready(pid: int) -> None:
-                facts = ServerFacts(str(socket), pid, size.slots, size.context_length, memory)
+                facts = ServerFacts(
+                    str(socket), pid, fit.size.slots, fit.size.context_length, fit.memory, fit=fit.words
+                )
                 self._post(e.ServerReady(name, generation, facts))
 
             spec = llama_server.child_spec(engine.server, plan, socket, log_file, loading)
@@ -213,7 +215,7 @@ class Supervisor:
                     reason, advice = llama_server.reason_and_advice(ending, log_file)
                     log.warning("%s: %s", name, reason)
         except MeshError as error:
-            reason, advice = error.message, error.advice
+            reason, advice, hopeless = error.message, error.advice, isinstance(error, OutOfRoom)
         except Exception as error:
             log.exception("serving %s failed", name)
             reason, advice = f"starting it failed: {error!r}", "This is a defect; please report it."
@@ -221,7 +223,7 @@ class Supervisor:
             socket.unlink(missing_ok=True)
             self._children.pop(key, None)
             self._unwanted.discard(key)
-            self._post(e.ServerGone(name, generation, reason, advice))
+            self._post(e.ServerGone(name, generation, reason, advice, hopeless))
 
     def _stop(self, name: str, generation: int) -> None:
         child = self._children.get((name, generation))
@@ -229,38 +231,6 @@ class Supervisor:
             child.stop()
         else:
             self._unwanted.add((name, generation))
-
-    async def _size(self, engine: build.Engine, model: LocalModel, how: Usage) -> tuple[Size, int]:
-        """The best size that fits this machine's memory, and the bytes it takes, by the engine's own arithmetic."""
-        if self._context and 0 < model.context_length < self._context:
-            log.warning("%s was made for %d tokens of context: it gets no more", model.name, model.context_length)
-        # What computes a text in one go hardly ever keeps anything of it.
-        tries = candidates(model.context_length, self._context, how.purpose, slots_are_free=how.at_once)
-        room = int(resources.memory().available * MEMORY_SHARE)
-        here = everywhere = 0
-        for size in tries:
-            here, everywhere = await self._need(engine, model, how, size)
-            if here <= room:
-                return size, everywhere
-        # Let the engine try the smallest all the same: a file that is mapped can be larger than the memory.
-        log.warning("%s needs %d MiB and %d MiB are available", model.name, here >> 20, room >> 20)
-        return tries[-1], everywhere
-
-    async def _need(self, engine: build.Engine, model: LocalModel, how: Usage, size: Size) -> tuple[int, int]:
-        """Bytes of this computer's memory, and of all memory with that of its accelerators."""
-        embeddings, micro_batch = how.purpose is not Purpose.GENERATE, _micro_batch(how, size) or MICRO_BATCH
-        need = await bindings.memory_need(
-            engine,
-            model.path,
-            context_size=size.context_length * size.slots,
-            parallel=size.slots,
-            micro_batch=micro_batch,
-            embeddings=embeddings,
-            pooling=how.pooling,
-        )
-        # Cleared, so really used, at the first batch that is full: 8 GB for 8192 tokens and a vocabulary of 250k words.
-        scores = 4 * model.header.vocabulary_size * (micro_batch if embeddings else size.slots)
-        return need.by_device().get("CPU", 0) + scores, need.total + scores
 
     # -- backends
 
@@ -278,12 +248,3 @@ class Supervisor:
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:100]
-
-
-def _micro_batch(how: Usage, size: Size) -> int | None:
-    """Tokens the engine has to compute in one go, None if it need not."""
-    return size.context_length if how.at_once else None
-
-
-def _prompt_cache_mib() -> int:
-    return min(PROMPT_CACHE_MOST_MIB, int(resources.memory().available * PROMPT_CACHE_SHARE) >> 20)

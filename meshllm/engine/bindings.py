@@ -1,4 +1,4 @@
-"""What the engine knows of a model before it serves it: exact memory need, and its vocabulary.
+"""What the engine knows before it serves a model: what it can compute on, exact memory need, the vocabulary.
 
 Law: libllama is never loaded into this process (it aborts on bad input, and weighs more than the whole daemon). Each
 question is a process of its own (probe.py), bounded in time and memory; its crash is an answer about the file.
@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,25 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "
 
 POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 """Names of llama-server's --pooling, as the engine's numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDevice:
+    """Something the engine computes on: `name` as its --device takes it ("CUDA0", "CPU"), `backend` "CUDA", ...
+
+    `accelerator`: a graphics processor, of this machine or behind RPC. `shared`: its memory is the computer's own.
+    `id`: where it is plugged in, "" if that is not told; two backends may show one device. `free` and `total` in bytes,
+    0 where it does not say.
+    """
+
+    name: str
+    description: str
+    backend: str
+    accelerator: bool
+    shared: bool
+    id: str
+    free: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,11 @@ class MemoryNeed:
     def total(self) -> int:
         return self.model + self.context + self.compute
 
+    @property
+    def mapped(self) -> int:
+        """Bytes of weights that lie in the file, mapped, and not in memory of their own: they can be read again."""
+        return sum(buffer.model for buffer in self.buffers if buffer.host and buffer.kind == "CPU")
+
     def by_device(self) -> dict[str, int]:
         """Bytes by device; what lies in the computer's own memory counts as CPU, whichever device it serves."""
         found: dict[str, int] = {}
@@ -102,6 +126,15 @@ class Vocabulary:
     digest: str
 
 
+async def devices(engine: Engine, *, rpc: Sequence[str] = (), seconds: int = SECONDS) -> tuple[EngineDevice, ...]:
+    """Everything this engine can compute on; `rpc` are endpoints (host:port) of RPC servers to ask too.
+
+    Takes as long as the drivers need to start. Raises EngineUnavailable if the engine does not work here.
+    """
+    answer = await _ask(engine, {"task": "devices", "rpc": list(rpc)}, seconds)
+    return tuple(EngineDevice(**device) for device in answer["devices"])
+
+
 async def memory_need(
     engine: Engine,
     model_path: Path,
@@ -110,17 +143,24 @@ async def memory_need(
     parallel: int = 1,
     unified: bool = False,
     gpu_layers: int = -1,
+    devices: Sequence[str] | None = None,
+    split: Sequence[int] = (),
+    experts_aside: int = 0,
+    rpc: Sequence[str] = (),
     batch: int = 2048,
     micro_batch: int = 512,
     embeddings: bool = False,
     pooling: str | None = None,
+    guessed: int = 0,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     seconds: int = SECONDS,
 ) -> MemoryNeed:
     """What llama-server will allocate with these values of --ctx-size (of all slots together), --parallel,
-    --kv-unified, --gpu-layers (-1: all), --batch-size, --ubatch-size, --embeddings, --pooling (None: the model's
-    own) and --cache-type-k/-v. llama-server takes the --ubatch-size for both of them when it gives embeddings.
+    --kv-unified, --gpu-layers (-1: all), --device (None: what the engine chooses), --tensor-split, --n-cpu-moe, --rpc,
+    --batch-size, --ubatch-size, --embeddings, --pooling (None: the model's own) and --cache-type-k/-v. llama-server
+    takes the --ubatch-size for both of them when it gives embeddings. `guessed`: the most tokens that are guessed ahead
+    for a request at a time, each of which has scores of its own.
 
     Takes about a second. Raises InvalidModelFile if the engine refuses the file or breaks on it, EngineUnavailable if
     the engine itself does not work.
@@ -134,10 +174,15 @@ async def memory_need(
             "parallel": parallel,
             "unified": unified,
             "gpu_layers": gpu_layers,
+            "devices": None if devices is None else list(devices),
+            "split": list(split),
+            "experts_aside": experts_aside,
+            "rpc": list(rpc),
             "batch": min(batch, micro_batch) if embeddings else batch,
             "micro_batch": micro_batch,
             "embeddings": embeddings,
             "pooling": -1 if pooling is None else POOLINGS[pooling],
+            "guessed": guessed,
             "type_k": CACHE_TYPES[cache_type_k],
             "type_v": CACHE_TYPES[cache_type_v],
         },
@@ -154,7 +199,7 @@ async def vocabulary(engine: Engine, model_path: Path, *, seconds: int = SECONDS
 
 
 async def _ask(engine: Engine, request: dict[str, Any], seconds: int) -> dict[str, Any]:
-    name = Path(request["path"]).name
+    name = Path(request["path"]).name if "path" in request else ""
     words = [sys.executable, "-m", "meshllm.engine.probe"]
     process = await asyncio.create_subprocess_exec(
         *words,
@@ -187,9 +232,13 @@ def _judge(name: str, code: int, output: bytes, noise: bytes) -> dict[str, Any]:
     if isinstance(answer, dict) and "broken" in answer:
         raise _broken(str(answer["broken"]))
     if isinstance(answer, dict) and "error" in answer:
+        if not name:
+            raise _broken(str(answer["error"]))
         raise _invalid(name, f"the engine refuses it: {answer['error']}")
     if isinstance(answer, dict):
         return answer
+    if not name:  # nothing but the engine was asked
+        raise _broken(noise.decode("utf-8", "replace").strip()[-500:] or f"it ended with {code}")
     if code in (-signal.SIGALRM, -signal.SIGKILL):
         raise _invalid(name, "reading it took too long, or too much memory")
     if code < 0:

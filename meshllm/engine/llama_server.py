@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshllm.core import speculation
+from meshllm.core.speculation import PLAIN, Guesses, Guessing, Speculation
 from meshllm.core.types import Purpose
 from meshllm.engine import unix_http
 from meshllm.engine.process import ChildSpec, Ending
@@ -35,6 +37,12 @@ INHERITED = (
 # thousand rounds 52 and 16, sleeping at once 42 and 21. Whoever wants another sets the variable.
 SPIN_VARIABLE, SPIN_ROUNDS = "GOMP_SPINCOUNT", "2000"
 
+# Among the engine's metrics: tokens guessed, and of those the right ones.
+DRAFTED, ACCEPTED = "llamacpp:spec_decode_num_draft_tokens_total", "llamacpp:spec_decode_num_accepted_tokens_total"
+MOST_TOKENS = 1e18
+# It answers between two steps of its work, which for a long prompt on a slow machine take some seconds.
+GUESSES_SECONDS = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
@@ -42,6 +50,14 @@ class ServerPlan:
 
     `pooling`: the name of llama-server's `--pooling`, where the file's own will not do. `micro_batch`: tokens computed
     in one go (None: the engine's default); a text that the engine cannot take in pieces must fit in it.
+
+    `devices`: the accelerators to use, as the engine names them (none: the processor alone; None: there are none to
+    choose from), and `layers` how many of the model's last layers each holds, in the same order, the output counted as
+    one. `experts_aside`: the routed experts of so many of the first layers stay in the computer's memory all the same.
+    `checkpoints`: how many states of each slot are kept to go back to, for models that forget (None: the engine's).
+
+    `speculation`: how it guesses ahead; `draft_path` is the smaller model's file, `draft_device` the accelerator that
+    holds it (None: as the model itself).
     """
 
     model_name: str
@@ -53,6 +69,13 @@ class ServerPlan:
     purpose: Purpose = Purpose.GENERATE
     pooling: str | None = None
     micro_batch: int | None = None
+    devices: tuple[str, ...] | None = None
+    layers: tuple[int, ...] = ()
+    experts_aside: int = 0
+    checkpoints: int | None = None
+    speculation: Speculation = PLAIN
+    draft_path: Path | None = None
+    draft_device: str | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -86,7 +109,9 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
         "--no-webui",
         "--metrics",
         "--offline",
+        "--fit", "off",  # what fits has been decided, with the engine's own arithmetic, and said
     ]  # fmt: skip
+    argv += _placement(plan) + _speculation(plan)
     if plan.chat_template is not None:
         argv += ["--chat-template-file", str(plan.chat_template)]
     if plan.purpose is Purpose.EMBED:
@@ -98,6 +123,44 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
     if plan.micro_batch is not None:
         argv += ["--batch-size", str(plan.micro_batch), "--ubatch-size", str(plan.micro_batch)]
     return tuple(argv)
+
+
+def _placement(plan: ServerPlan) -> list[str]:
+    """Where the layers go."""
+    argv: list[str] = []
+    if plan.devices is not None:
+        argv += ["--device", ",".join(plan.devices) or "none", "--gpu-layers", str(sum(plan.layers))]
+    if len(plan.layers) > 1:
+        argv += ["--tensor-split", ",".join(map(str, plan.layers))]
+    if plan.experts_aside:
+        argv += ["--n-cpu-moe", str(plan.experts_aside)]
+    if plan.checkpoints is not None:
+        argv += ["--ctx-checkpoints", str(plan.checkpoints)]
+    return argv
+
+
+def _speculation(plan: ServerPlan) -> list[str]:
+    """How it guesses ahead. The kinds are asked in an order of the engine's own: n-grams cost nothing, so they are
+    before a draft. Of those, the kind without a memory of its own: the others forget most of a prompt that follows a
+    different one in the same slot (ngram-map-k), or mix what different callers wrote (ngram-mod)."""
+    if plan.speculation.guessing is Guessing.NONE:
+        return []
+    kinds = ["ngram-simple"]
+    argv = [
+        "--spec-ngram-simple-size-n", str(speculation.MATCH_TOKENS),
+        "--spec-ngram-simple-size-m", str(speculation.COPIED_TOKENS),
+    ]  # fmt: skip
+    if plan.speculation.guessing is Guessing.DRAFT:
+        assert plan.draft_path is not None
+        kinds.append("draft-simple")
+        argv += [
+            "--spec-draft-model", str(plan.draft_path),
+            "--spec-draft-n-max", str(speculation.DRAFTED_TOKENS),
+            "--spec-draft-p-min", str(speculation.SURE),
+        ]  # fmt: skip
+        if plan.draft_device is not None:
+            argv += ["--spec-draft-device", plan.draft_device, "--spec-draft-ngl", "all"]
+    return ["--spec-type", ",".join(kinds), *argv]
 
 
 def child_spec(
@@ -157,6 +220,34 @@ def parse_state(line: str) -> EngineStateLine | None:
         return EngineStateLine(name, fraction)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+async def guesses(socket: str) -> Guesses:
+    """What became of the guesses of the engine at `socket` since it started, finished requests only. Raises as
+    `unix_http.get` does, and ValueError for an answer that says nothing of it."""
+    status, text = await unix_http.get(socket, "/metrics", deadline=GUESSES_SECONDS)
+    if status != 200:
+        raise ValueError(f"the engine's metrics answer {status}")
+    return parse_guesses(text.decode("ascii", "replace"))
+
+
+def parse_guesses(text: str) -> Guesses:
+    """The same, from the text. The engine writes six digits of each number. Raises ValueError."""
+    found = {
+        name: _count(value)
+        for name, _, value in (line.partition(" ") for line in text.splitlines())
+        if name in (DRAFTED, ACCEPTED)
+    }
+    if len(found) < 2:
+        raise ValueError("the engine's metrics say nothing of guesses")
+    return Guesses(found[DRAFTED], min(found[ACCEPTED], found[DRAFTED]))
+
+
+def _count(text: str) -> int:
+    number = float(text)
+    if not 0 <= number < MOST_TOKENS:  # nor is it infinite, or no number
+        raise ValueError(f"{text} is no number of tokens")
+    return int(number)
 
 
 def reason_and_advice(ending: Ending, log: Path) -> tuple[str, str]:

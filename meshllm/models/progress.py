@@ -1,6 +1,6 @@
 """What a download says of itself while it runs.
 
-Law: facts only (bytes done, bytes in all); rates and bars are the viewer's business.
+Law: facts only (bytes done, bytes in all, who gave them); rates and bars are the viewer's business.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Bytes `done` of `total` in this stage (0 where unknown); `source` is where from, in words."""
+    """Bytes `done` of `total` in this stage (0 where unknown); `source` is where from, in words.
+
+    `by_source`: how many bytes each source has given since this download began; a node is named by its peers' word
+    for it, the hub by its address.
+    """
 
     stage: Stage
     file: str
@@ -32,6 +36,7 @@ class Progress:
     done: int = 0
     total: int = 0
     note: str = ""
+    by_source: tuple[tuple[str, int], ...] = ()
 
 
 Report = Callable[[Progress], None]

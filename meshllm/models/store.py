@@ -1,64 +1,128 @@
 """Where model files lie, and which of them were verified.
 
 Law: a file under its final name is whole (it is renamed there only after its digest was checked), and a file whose size
-and modification time are those of its manifest is not read again to be sure of it. Files that we did not make are
-never deleted.
+and modification time are those of its note is not read again to be sure of it. Files that we did not make are never
+deleted, moved or written over: what has another content gets another place.
 """
 
 from __future__ import annotations
 
 import errno
-import json
-import os
-import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meshllm.errors import DownloadFailed, OutOfRoom
 
-from .manifest import ModelFile
+from .arrivals import read_tables
+from .assembly import CHUNK_BYTES, Assembly, state_path
+from .kept import Kept
+from .manifest import HubSource, ModelFile
+from .notes import SHA256, Notes, write_whole
 
 if TYPE_CHECKING:
     from filelock import AsyncFileLock
 
 STATE: Final = ".mesh-llm"
-MAX_MANIFEST_BYTES: Final = 64 << 10
 MARGIN_BYTES: Final = 64 << 20  # left free on the disk, so that other programs can go on
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What was true of a file when its digest was last checked: sizes in bytes, time in ns since the epoch."""
-
-    file: str
-    size: int
-    sha256: str
-    modified_ns: int
+_FOLDERS: Final = ("partial", "manifests", "locks", "chunks", "models")
+_DIGEST_BYTES: Final = 32
 
 
 class Store:
-    """A folder of GGUF files. Our own notes, locks and half-finished files are in `.mesh-llm` inside it."""
+    """A folder of GGUF files. Our own notes, locks and half-finished files are in `.mesh-llm` inside it.
 
-    def __init__(self, folder: Path) -> None:
+    `chunk_bytes`: into how many bytes files are cut to be fetched and checked; other nodes know only the default.
+    """
+
+    def __init__(self, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.folder = folder
+        self.chunk_bytes = chunk_bytes
         self._state = folder / STATE
+        self._notes = Notes(folder, self._state / "manifests")
+        self.kept = Kept(self._state / "models")
+
+    # -- finished files
 
     def path(self, file: ModelFile) -> Path:
-        """Where the file lies, or will lie."""
-        return self.folder / file.name
+        """Where the file lies: as it was verified, here or elsewhere; else where it is expected in this folder."""
+        return next(iter(self._notes.places(file.sha256)), self.folder / file.name)
 
-    def partial(self, file: ModelFile, suffix: str = "part") -> Path:
-        """Where what has arrived of the file is kept; one name for each content, wherever it comes from."""
-        return self._state / "partial" / f"{file.sha256}.{suffix}"
+    def has_size(self, file: ModelFile) -> bool:
+        """Whether a file is there that was verified, or that has this name and size, whatever is in it."""
+        try:
+            return self.path(file).stat().st_size == file.size
+        except OSError:
+            return False
+
+    def is_verified(self, file: ModelFile) -> bool:
+        """Whether the file is there and unchanged since its digest was found right."""
+        return bool(self._notes.places(file.sha256))
+
+    def known_digest(self, path: Path) -> str | None:
+        """The sha256 that the file, here or elsewhere, had when it was last checked, if it has not changed since."""
+        return self._notes.digest(path)
+
+    def verified(self) -> Iterator[tuple[str, Path]]:
+        """Every digest that is known to be on this disk, with a file that has it."""
+        return self._notes.all()
+
+    def record(self, path: Path, sha256: str) -> None:
+        """Note that the file's digest was checked just now. Raises OSError."""
+        self._notes.record(path, sha256)
+
+    def forget(self, path: Path) -> None:
+        """Note that the file is not there any more. Raises OSError."""
+        self._notes.forget(path)
+
+    def places(self, file: ModelFile) -> list[Path]:
+        """Where the file may get its place, best first: under its name; in a folder named for its repository, where
+        another file has that name; or in one named for its digest."""
+        repository = next((source.repository for source in file.sources if isinstance(source, HubSource)), "")
+        folders = [self.folder / repository] if repository else []
+        folders.append((folders[0] if folders else self.folder) / file.sha256[:12])
+        return [folder / file.name for folder in (self.folder, *folders)]
+
+    def together(self, files: Sequence[ModelFile]) -> tuple[Path, ...] | None:
+        """Where all these files (the parts of a model) lie verified in one folder, under names that go together."""
+        first = files[0]
+        for path in self._notes.places(first.sha256):
+            if len(files) == 1:
+                return (path,)
+            if path.name.endswith(first.name):
+                prefix = path.name[: -len(first.name)]
+                paths = tuple(path.with_name(prefix + file.name) for file in files)
+                if all(self.known_digest(path) == file.sha256 for path, file in zip(paths, files, strict=True)):
+                    return paths
+        return None
+
+    def adopt(self, partial: Path, file: ModelFile, places: Sequence[Path]) -> Path:
+        """Give a verified file the first of these places that is free, and note its digest. Nothing is written over.
+
+        Raises OSError, and DownloadFailed where no place is free.
+        """
+        from filelock import FileLock
+
+        with FileLock(self._state / "locks" / "placing.lock"):
+            path = next((place for place in places if not place.exists() and not place.is_symlink()), None)
+            if path is None:
+                raise DownloadFailed(
+                    f"Another file lies at {places[0]}, where {file.name} belongs.",
+                    advice="Rename it or move it away, then try again: what has arrived is kept.",
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(path)
+        self.record(path, file.sha256)
+        return path
+
+    # -- unfinished files
 
     def prepare(self) -> None:
         """Make the folders. Raises DownloadFailed where that is not permitted."""
         try:
-            for name in ("partial", "manifests", "locks"):
+            for name in _FOLDERS:
                 (self._state / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DownloadFailed(
@@ -72,55 +136,30 @@ class Store:
 
         return AsyncFileLock(self._state / "locks" / f"{file.sha256}.lock", poll_interval=0.1)
 
-    def has_size(self, file: ModelFile) -> bool:
-        """Whether a file of that name and size is there, whatever is in it."""
-        try:
-            return self.path(file).stat().st_size == file.size
-        except OSError:
-            return False
+    def partial(self, file: ModelFile, suffix: str = "part") -> Path:
+        """Where what has arrived of the file is kept; one name for each content, wherever it comes from."""
+        return self._state / "partial" / f"{file.sha256}.{suffix}"
+
+    def assembly(self, file: ModelFile) -> Assembly:
+        """The unfinished file, to be completed by whoever holds its lock. Raises OSError."""
+        return Assembly(self.partial(file), file.size, file.sha256, chunk_bytes=self.chunk_bytes)
 
     def arrived(self, file: ModelFile) -> int:
         """Bytes of an unfinished download that the next one goes on from."""
-        kept = [self.partial(file), *self.partial(file, "wheel").glob("*.whl")]
+        partial = self.partial(file)
+        wheels = [path.stat().st_size for path in self.partial(file, "wheel").glob("*.whl") if path.is_file()]
         try:
-            return max((path.stat().st_size for path in kept if path.is_file()), default=0)
+            there = partial.stat().st_size
+            tables = read_tables(state_path(partial), file.sha256, file.size, self.chunk_bytes, there)
         except OSError:
-            return 0
+            tables = None
+        return max([sum(tables[0]) if tables else 0, *wheels])
 
-    def is_verified(self, file: ModelFile) -> bool:
-        """Whether the file is there and unchanged since its digest was found right."""
-        return self.known_digest(self.path(file)) == file.sha256
-
-    def known_digest(self, path: Path) -> str | None:
-        """The sha256 that the file had when it was last checked, if it lies here and has not changed since."""
-        if path.parent != self.folder:
-            return None
-        manifest = self._manifest(path.name)
-        try:
-            facts = path.stat()
-        except OSError:
-            return None
-        if manifest is None or (manifest.size, manifest.modified_ns) != (facts.st_size, facts.st_mtime_ns):
-            return None
-        return manifest.sha256
-
-    def record(self, path: Path, sha256: str) -> None:
-        """Note that the file's digest was checked just now."""
-        facts = path.stat()
-        manifest = Manifest(path.name, facts.st_size, sha256, facts.st_mtime_ns)
-        target = self._state / "manifests" / f"{path.name}.json"
-        scratch = target.with_name(f"{target.name}.{os.getpid()}.new")
-        scratch.write_text(json.dumps(asdict(manifest)), encoding="utf-8")
-        scratch.replace(target)
-
-    def adopt(self, partial: Path, file: ModelFile) -> Path:
-        """Give a verified file its final name; a different file that had it is kept as `NAME.old`."""
-        path = self.path(file)
-        if path.exists():
-            path.replace(path.with_name(f"{path.name}.old"))
-        partial.replace(path)
-        self.record(path, file.sha256)
-        return path
+    def discard(self, file: ModelFile) -> None:
+        """Remove what is left of a download that is finished. Raises OSError."""
+        for suffix in ("part", "state", "unpacked"):
+            self.partial(file, suffix).unlink(missing_ok=True)
+        shutil.rmtree(self.partial(file, "wheel"), ignore_errors=True)
 
     def check_room(self, needed: int, what: str) -> None:
         """Raises OutOfRoom, with the numbers, unless `needed` more bytes fit on the disk."""
@@ -132,14 +171,23 @@ class Store:
                 advice="Make room there, or set MESH_LLM_MODELS to a folder on a larger disk.",
             )
 
-    def _manifest(self, name: str) -> Manifest | None:
+    # -- digests of chunks
+
+    def chunk_digests(self, file: ModelFile) -> bytes | None:
+        """The sha256 of each chunk of a file that was read whole here, 32 raw bytes each; None: not known yet."""
+        count = -(-file.size // self.chunk_bytes)
         try:
-            with (self._state / "manifests" / f"{name}.json").open("rb") as file:
-                data = json.loads(file.read(MAX_MANIFEST_BYTES))
-            manifest = Manifest(str(data["file"]), int(data["size"]), str(data["sha256"]), int(data["modified_ns"]))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            with (self._state / "chunks" / file.sha256).open("rb") as kept:
+                found = kept.read(count * _DIGEST_BYTES + 1)
+        except OSError:
             return None
-        return manifest if manifest.file == name and _SHA256.fullmatch(manifest.sha256) else None
+        return found if len(found) == count * _DIGEST_BYTES else None
+
+    def record_chunks(self, sha256: str, digests: bytes) -> None:
+        """Keep the digests of the chunks of the file that has that sha256. Raises OSError."""
+        if not SHA256.fullmatch(sha256) or len(digests) % _DIGEST_BYTES:
+            raise ValueError("no digests")
+        write_whole(self._state / "chunks" / sha256, digests)
 
 
 def disk_error(error: OSError, path: Path) -> OutOfRoom | DownloadFailed:

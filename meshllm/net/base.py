@@ -28,6 +28,7 @@ class StreamKind(IntEnum):
     PEER_DOWN = 6
     LEAVING = 7
     LANE_TICKET = 8
+    FILES = 9
 
 
 @dataclass(frozen=True, slots=True)

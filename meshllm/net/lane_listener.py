@@ -25,7 +25,7 @@ from meshllm.tasks import Owner
 log = logging.getLogger(__name__)
 
 # What may run on a lane: bulk, and what waits for every token.
-LANE_KINDS = frozenset({StreamKind.HTTP_TUNNEL, StreamKind.RPC_TUNNEL})
+LANE_KINDS = frozenset({StreamKind.HTTP_TUNNEL, StreamKind.RPC_TUNNEL, StreamKind.FILES})
 TICKET_BYTES = 32
 # Long enough for a TCP and a TLS handshake over the worst link, short enough that a stolen one is worth nothing.
 TICKET_SECONDS = 10

@@ -40,11 +40,13 @@ class Desks:
         peers: PeerConnector | None,
         seek: Callable[[str], None] | None,
         on_loads: Callable[[tuple[ModelLoad, ...]], None] | None,
+        on_work: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._peers = peers
         self._seek = seek
         self._on_loads = on_loads
+        self._on_work = on_work
         self.snapshot = Snapshot()
         self.stickiness = Stickiness()
         self._index: MeshIndex | None = routing.NO_MESH
@@ -74,7 +76,7 @@ class Desks:
         self._routes.clear()
         self._here.clear()
         self._forget_the_gone()
-        if self._on_loads is not None:
+        if self._listened:
             self._changed()
 
     def _forget_the_gone(self) -> None:
@@ -137,7 +139,7 @@ class Desks:
         target = offer.target
         desk = self._desks.get(target)
         if desk is None:
-            changed = self._changed if self._on_loads is not None and target.kind is TargetKind.ENGINE else None
+            changed = self._changed if self._listened and target.kind is TargetKind.ENGINE else None
             desk = self._desks[target] = TargetDesk(target, self._pool(target), changed)
         desk.update(offer)
         return desk
@@ -185,16 +187,22 @@ class Desks:
                 found.append(ModelLoad(model.name, *counts))
         return tuple(found)
 
+    @property
+    def _listened(self) -> bool:
+        return self._on_loads is not None or self._on_work is not None
+
     def _changed(self) -> None:
         if self._telling is None:
             self._telling = self._loop.call_at(max(self._loop.time(), self._told_at + LOADS_SECONDS), self._tell)
 
     def _tell(self) -> None:
-        self._telling = None
+        self._telling, self._told_at = None, self._loop.time()
         loads = self.loads()
         if loads != self._told and self._on_loads is not None:
-            self._told, self._told_at = loads, self._loop.time()
+            self._told = loads
             self._on_loads(loads)
+        if self._on_work is not None:
+            self._on_work()
 
     def close(self) -> None:
         """Hang up on everybody."""

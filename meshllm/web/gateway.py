@@ -21,6 +21,7 @@ import orjson
 from meshllm import __version__
 from meshllm.core.records import ModelLoad
 from meshllm.core.routing import Target, TargetKind
+from meshllm.core.speculation import Guesses
 from meshllm.core.stickiness import Stickiness
 from meshllm.core.types import Snapshot
 from meshllm.errors import MeshError, PortTaken
@@ -60,24 +61,27 @@ class Gateway:
         peers: PeerConnector | None = None,
         seek: Callable[[str], None] | None = None,
         on_loads: Callable[[tuple[ModelLoad, ...]], None] | None = None,
+        on_work: Callable[[], None] | None = None,
+        guesses: Callable[[], Mapping[str, Guesses]] = dict,
     ) -> None:
         """`backend_keys`: what to send as a bearer token, by backend URL. `peers` makes connections to peers.
 
         `seek` is told, at most once a second for each, of models that callers want and whose hosts are only heard of;
-        `on_loads`, at most twice a second, how busy the models served here are, when that has changed.
+        `on_loads`, at most twice a second, how busy the models served here are, when that has changed; and `on_work`
+        that requests of theirs began or ended. `guesses`: what became of tokens guessed ahead, by model.
         """
         self._policy = policy
         self._backend_keys = dict(backend_keys or {})
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
         self._connections = ConnectionSet(self._wake)
-        self._desks = Desks(self._loop, peers, seek, on_loads)
+        self._desks = Desks(self._loop, peers, seek, on_loads, on_work)
         self.now = self._loop.time
         self._waiting: dict[Exchange, None] = {}
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._date = (0, b"")
-        self.metrics = Metrics(lambda: self._desks.snapshot, self._desks.all)
+        self.metrics = Metrics(lambda: self._desks.snapshot, self._desks.all, guesses)
         self._tunnels = Tunnels(self, self._desks, self._wake, self._loop)
 
     # -- the daemon's side

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from meshllm.core import serving
 from meshllm.core.routing import TargetKind
+from meshllm.core.speculation import Guesses
 from meshllm.core.types import ModelPhase, Snapshot
 from meshllm.web.admission import TargetDesk
 
@@ -39,13 +40,18 @@ class _Tally:
 class Metrics:
     """Counts of requests, and gauges read from the snapshot at each scrape."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], desks: Callable[[], Iterable[TargetDesk]]) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        desks: Callable[[], Iterable[TargetDesk]],
+        guesses: Callable[[], Mapping[str, Guesses]] = dict,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, str, str], _Tally] = {}
         self._targets: dict[tuple[str, str], int] = {}
         self._guests: dict[tuple[str, str], int] = {}
         ProcessCollector(registry=self.registry)
-        self.registry.register(_State(snapshot, desks))
+        self.registry.register(_State(snapshot, desks, guesses))
         self.registry.register(_Requests(self._tallies, self._targets, self._guests))
 
     def count(self, api: str, model: str, outcome: str, seconds: float, first_byte: float | None) -> None:
@@ -128,9 +134,15 @@ class _Requests(Collector):
 class _State(Collector):
     """What is so at the moment of the scrape."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], desks: Callable[[], Iterable[TargetDesk]]) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        desks: Callable[[], Iterable[TargetDesk]],
+        guesses: Callable[[], Mapping[str, Guesses]],
+    ) -> None:
         self._snapshot = snapshot
         self._desks = desks
+        self._guesses = guesses
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self._snapshot()
@@ -154,4 +166,16 @@ class _State(Collector):
             label = (f"{target.kind.value}:{target.address}{which}",)
             active.add_metric(label, desk.active)
             waiting.add_metric(label, desk.waiting)
-        return iter((phases, restarts, backends, active, waiting))
+        return iter((phases, restarts, backends, active, waiting, *self._speculation()))
+
+    def _speculation(self) -> tuple[Metric, Metric]:
+        """As of the last request that ended some moments ago."""
+        name = "mesh_llm_speculation"
+        drafted = CounterMetricFamily(f"{name}_drafted_tokens", "Tokens guessed ahead.", labels=("model",))
+        accepted = CounterMetricFamily(
+            f"{name}_accepted_tokens", "Tokens guessed ahead that were right.", labels=("model",)
+        )
+        for model, guesses in self._guesses().items():
+            drafted.add_metric((model,), guesses.drafted)
+            accepted.add_metric((model,), guesses.accepted)
+        return drafted, accepted

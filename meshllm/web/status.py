@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict
 
 from meshllm.core import serving
+from meshllm.core.lending import Machine, offer
 from meshllm.core.records import NodeId
+from meshllm.core.speculation import Guesses, Speculation
 from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
 from meshllm.core.views import JoinStep, MeshView, PeerView
 from meshllm.web.admission import TargetDesk
@@ -38,15 +40,54 @@ class EngineStatus(_Model):
     advice: str
 
 
+class SpeculationStatus(_Model):
+    """How the engine guesses ahead: `kind` is none, n-grams or draft (with the model called `draft`), `reason` why no
+    more than that. `drafted` and `accepted` tokens since this node began; `acceptance` is null before the first."""
+
+    kind: str
+    draft: str
+    drafted: int
+    accepted: int
+    acceptance: float | None
+    reason: str
+
+
 class ServerStatus(_Model):
-    """The process that serves a model. `memory` is what the engine says it needs."""
+    """The process that serves a model. `memory` is what the engine says it needs, `fit` where that is and what was
+    given up for it, in words."""
 
     pid: int
     socket: str
     slots: int
     context_length: int
     memory: int
+    fit: str
     serving_seconds: float
+    speculation: SpeculationStatus
+
+
+class DeviceStatus(_Model):
+    """An accelerator as the engine sees it; `shared`: its memory is the computer's own; `used`: models may go there."""
+
+    name: str
+    description: str
+    backend: str
+    memory_total: int
+    memory_free: int
+    shared: bool
+    used: bool
+
+
+class MachineStatus(_Model):
+    """What this machine has for models. `memory_limited`: by a cgroup; `offered`: bytes models may take now, `cap`:
+    what --max-vram allows, null for all; `devices` is null until the engine has been asked."""
+
+    memory_total: int
+    memory_available: int
+    memory_limited: bool
+    offered: int
+    cap: int | None
+    devices: list[DeviceStatus] | None
 
 
 class FileStatus(_Model):
@@ -96,28 +137,6 @@ class LoadStatus(_Model):
     kind: str = ""
     model: str = ""
     tokens_per_second: float | None = None
-
-
-class DeviceStatus(_Model):
-    """A graphics processor of this machine, as its own tool describes it; memory in bytes, 0 where it is not told.
-
-    `unified`: it shares the machine's memory.
-    """
-
-    kind: str
-    name: str
-    memory_total: int
-    memory_free: int
-    unified: bool
-
-
-class MachineStatus(_Model):
-    """This machine, as far as this process may use it. Memory in bytes; `processors` are those it may run on."""
-
-    memory_total: int
-    memory_available: int
-    processors: int
-    devices: list[DeviceStatus]
 
 
 class StepStatus(_Model):
@@ -211,7 +230,19 @@ def _progress(progress: Progress | None) -> ProgressStatus | None:
     return ProgressStatus(stage=progress.stage, fraction=progress.fraction, detail=progress.detail)
 
 
-def _model(snapshot: Snapshot, model: ModelState, now: float) -> ModelStatus:
+def _speculation(speculation: Speculation, guesses: Guesses) -> SpeculationStatus:
+    acceptance = guesses.acceptance
+    return SpeculationStatus(
+        kind=speculation.guessing.value,
+        draft=speculation.draft,
+        drafted=guesses.drafted,
+        accepted=guesses.accepted,
+        acceptance=None if acceptance is None else round(acceptance, 4),
+        reason=speculation.reason,
+    )
+
+
+def _model(snapshot: Snapshot, model: ModelState, guesses: Guesses, now: float) -> ModelStatus:
     file, server = None, None
     if (facts := model.facts) is not None:
         file = FileStatus(
@@ -229,7 +260,9 @@ def _model(snapshot: Snapshot, model: ModelState, now: float) -> ModelStatus:
             slots=running.slots,
             context_length=running.context_length,
             memory=running.memory,
+            fit=running.fit,
             serving_seconds=0.0 if model.serving_since is None else round(now - model.serving_since, 3),
+            speculation=_speculation(running.speculation, guesses),
         )
     return ModelStatus(
         name=model.name,
@@ -329,6 +362,30 @@ def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ..
     )
 
 
+def machine_status(machine: Machine) -> MachineStatus:
+    """What `machine` has, and what of it is used."""
+    devices = [
+        DeviceStatus(
+            name=device.name,
+            description=device.description,
+            backend=device.backend,
+            memory_total=device.total,
+            memory_free=device.free,
+            shared=device.shared,
+            used=device.name in machine.used,
+        )
+        for device in machine.devices
+    ]
+    return MachineStatus(
+        memory_total=machine.total,
+        memory_available=machine.available,
+        memory_limited=machine.limited,
+        offered=offer(machine),
+        cap=machine.cap,
+        devices=devices if machine.known else None,
+    )
+
+
 def node_status(
     snapshot: Snapshot,
     load: list[LoadStatus],
@@ -342,10 +399,12 @@ def node_status(
     now: float,
     vias: Mapping[NodeId, str] | None = None,
     mesh_reason: str = "",
-    machine: MachineStatus | None = None,
+    machine: Machine | None = None,
+    guesses: Mapping[str, Guesses] | None = None,
 ) -> NodeStatus:
-    """The status at `now`; `started` is when the daemon began (seconds, the same clock)."""
-    engine, mesh = snapshot.engine, snapshot.mesh
+    """The status at `now`; `started` is when the daemon began (seconds, the same clock), `guesses` what became of
+    tokens guessed ahead, by model."""
+    engine, mesh, guessed = snapshot.engine, snapshot.mesh, guesses or {}
     return NodeStatus(
         name=name,
         version=version,
@@ -362,10 +421,10 @@ def node_status(
             reason=engine.reason,
             advice=engine.advice,
         ),
-        models=[_model(snapshot, model, now) for model in snapshot.models],
+        models=[_model(snapshot, model, guessed.get(model.name, Guesses()), now) for model in snapshot.models],
         backends=[_backend(backend) for backend in snapshot.backends],
         load=load,
         mesh=None if mesh is None else mesh_status(mesh, vias or {}, snapshot.wants, now),
         mesh_reason=mesh_reason,
-        machine=machine,
+        machine=None if machine is None else machine_status(machine),
     )

@@ -18,6 +18,7 @@ from meshllm.cli import doctor as command
 from meshllm.cli import doctor_checks as checks
 from meshllm.cli.doctor import Check, examine, show
 from meshllm.cli.doctor_checks import Finding, State, well
+from meshllm.engine.bindings import EngineDevice
 from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
@@ -91,6 +92,18 @@ def test_disk(tmp_path: Path) -> None:
 
     assert [judge(free) for free in (6 * GIB, 4 * GIB, 1 << 20)] == [State.WELL, State.WARNING, State.BAD]
     assert checks.check_disk("models", None, tmp_path, 1, "MESH_LLM_MODELS").state == State.BAD
+
+
+def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
+    processor = EngineDevice("CPU", "EPYC", "CPU", False, False, "", 0, 0)
+    card = EngineDevice("CUDA0", "H200", "CUDA", True, False, "0:1", 100 * GIB, 140 * GIB)
+    own = EngineDevice("MTL0", "M4", "Metal", True, True, "", 10 * GIB, 16 * GIB)
+    assert "EPYC" in checks.check_devices([processor]).found
+    found = checks.check_devices([processor, card, own]).found
+    assert "CUDA0 (H200, 100.0 GiB of 140.0 GiB free)" in found
+    assert "MTL0 (M4, 10.0 GiB of 16.0 GiB free, shared with the computer)" in found
+    assert "EPYC" not in found
+    assert checks.check_devices(None).state == State.WELL
 
 
 def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,8 +186,8 @@ def test_the_command_as_lines(unused_tcp_port_factory: Callable[[], int]) -> Non
     _, output = run("--port", str(ports[0]), "--console", str(ports[1]))
     names = [line.split(":")[0].split(maxsplit=1)[1] for line in output.splitlines()]
     assert names == [
-        "python", "engine", "compiler", "build tools", "accelerators", "memory", f"port {ports[0]}", f"port {ports[1]}",
-        "disk", "disk", "models", "hub", "home",
+        "python", "engine", "compiler", "build tools", "accelerators", "devices", "memory", f"port {ports[0]}",
+        f"port {ports[1]}", "disk", "disk", "models", "hub", "home",
     ]  # fmt: skip
 
 

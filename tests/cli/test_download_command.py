@@ -21,7 +21,7 @@ from meshllm.models.catalog import load
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
 
-ENTRY = load().find("SmolLM2-135M-Instruct")
+ENTRY = load().entries[0]
 FILE = ENTRY.files[0]
 
 
@@ -65,7 +65,7 @@ def test_the_list_as_a_table(store: Store, capsys: pytest.CaptureFixture[str], m
 
 def test_an_unknown_name_is_left_to_the_edge(store: Store) -> None:
     with pytest.raises(UnknownModel, match="SmolLM2-135M-Instruct"):
-        run("SmolLM2")
+        run("SmolLM-135M-Instruct")
 
 
 STEPS = [

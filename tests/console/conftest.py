@@ -1,4 +1,4 @@
-"""A real browser for tests of the console's page: Debian's Chromium, driven by Playwright; skipped aloud without either.
+"""A real browser for tests of the console's page: Debian's Chromium, driven by Playwright; else skipped aloud.
 
 Law: whatever a test does, the page must not complain (console errors, exceptions), nor ask anybody but its own daemon.
 """

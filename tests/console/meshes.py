@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from threading import Thread
 
+from meshllm.core.lending import Device, Machine
 from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
 from meshllm.core.types import (
     BackendState,
@@ -30,14 +31,17 @@ from meshllm.core.types import (
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
-from meshllm.web.status import DeviceStatus, LoadStatus, MachineStatus, NodeStatus, node_status
+from meshllm.web.status import LoadStatus, NodeStatus, node_status
 
 GIB = 1 << 30
 # Only matters when something is broken.
 PATIENCE_SECONDS = 60.0
 MESH = MeshId(bytes.fromhex("6989ec9eacd6b822cdeb1c806dc611ec"))
 HERE = NodeId(b"h" * 32)
-WORDS = "amber birch cedar delta ember fjord grove heath islet juniper kelp larch maple north ocean pine".split()
+WORDS = (
+    "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
+    "islet", "juniper", "kelp", "larch", "maple", "north", "ocean", "pine",
+)  # fmt: skip
 # Name, size in GiB, context: what people run.
 MODELS = (
     ("Qwen3-8B-Q4_K_M", 4.7, 32768),
@@ -92,7 +96,7 @@ class Stage:
     api: str = "http://localhost:9/v1"
     load: tuple[LoadStatus, ...] = ()
     vias: dict[NodeId, str] = field(default_factory=dict)
-    machine: MachineStatus | None = None
+    machine: Machine | None = None
     invite_problem: Exception | None = None
     port: int = 0
 
@@ -165,7 +169,7 @@ def staged(stage: Stage) -> Iterator[Stage]:
 def idle() -> Stage:
     """A node that was started without arguments."""
     mesh = MeshView(HERE, MESH, Role.NODE, record=NodeRecord(HERE, Stamp(1, 1), MESH, "workbench"))
-    machine = MachineStatus(memory_total=32 * GIB, memory_available=27 * GIB, processors=8, devices=[])
+    machine = Machine(32 * GIB, 27 * GIB, known=True)
     return Stage(Snapshot(mesh=mesh), machine=machine)
 
 
@@ -199,10 +203,8 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     )
     linked = [view for view in peers if view.linked]
     vias = {view.node: "lane" if place % 3 else "quic" for place, view in enumerate(linked) if place % 4 != 3}
-    devices = [
-        DeviceStatus(kind="cuda", name="NVIDIA RTX 4090", memory_total=24 * GIB, memory_free=13 * GIB, unified=False)
-    ]
-    machine = MachineStatus(memory_total=64 * GIB, memory_available=39 * GIB, processors=16, devices=devices)
+    card = Device("CUDA0", "NVIDIA RTX 4090", "CUDA", 24 * GIB, 13 * GIB)
+    machine = Machine(64 * GIB, 39 * GIB, devices=(card,), used=("CUDA0",), known=True)
     load = [_load("/run/Qwen3-8B-Q4_K_M.sock", "engine", "", 1, 87.3)]
     for view in linked[:6]:
         for model in view.record.serves:

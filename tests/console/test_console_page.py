@@ -8,7 +8,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from meshllm.core.views import PeerStatus, PeerView
 from meshllm.errors import NobodysFault

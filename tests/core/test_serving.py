@@ -36,6 +36,16 @@ def serving_mesh(now: float = 0.0) -> Mesh:
     return mesh
 
 
+def test_what_cannot_fit_is_failed_at_once_and_tried_again_later() -> None:
+    mesh = Mesh()
+    mesh.handle(e.ModelWanted("m"), 0.0)
+    mesh.handle(e.EngineReady("1"), 0.0)
+    mesh.handle(e.FileReady("m", FACTS), 0.0)
+    assert mesh.handle(e.ServerGone("m", 1, "it does not fit", "buy more", hopeless=True), 1.0) == []
+    assert phase(mesh) is ModelPhase.FAILED
+    assert mesh.next_deadline() == 1.0 + serving.CRASH_LOOP_RETRY_SECONDS
+
+
 def phase(mesh: Mesh) -> ModelPhase:
     """The phase of the one model."""
     snapshot = mesh.snapshot()

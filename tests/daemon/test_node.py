@@ -149,6 +149,14 @@ def test_models_are_found_before_anything_starts(tmp_path: Path, monkeypatch: py
         find_models(Settings(tmp_path, models=(str(tmp_path / "bad.gguf"),)))
 
 
+def test_what_was_taken_for_a_name_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path))
+    assert list(find_models(Settings(tmp_path, models=("org/some-GGUF:q8_0", "qwen3 8b")))) == ["some-Q8_0", "Qwen3-8B"]
+    assert "'qwen3 8b' is taken as Qwen3-8B" in caplog.text
+
+
 async def test_a_viewer_that_fails_does_not_end_the_daemon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Viewer):
         def listening(self, listening: Listening) -> None:

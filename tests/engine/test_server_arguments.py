@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from meshllm.core.speculation import Guesses, Guessing, Speculation
 from meshllm.core.types import Purpose
-from meshllm.engine.llama_server import ServerPlan, arguments
+from meshllm.engine.llama_server import ServerPlan, arguments, parse_guesses
 
 
 def line(**more: object) -> str:
@@ -40,3 +41,66 @@ def test_other_purposes_are_told(plan: dict[str, object], expected: str) -> None
     told = line(**plan)
     assert told.endswith(expected)
     assert told == line() + expected
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ({"devices": ()}, " --device none --gpu-layers 0"),
+        ({"devices": ("CUDA0",), "layers": (25,)}, " --device CUDA0 --gpu-layers 25"),
+        (
+            {"devices": ("CUDA0", "CUDA1"), "layers": (20, 17), "experts_aside": 4},
+            " --device CUDA0,CUDA1 --gpu-layers 37 --tensor-split 20,17 --n-cpu-moe 4",
+        ),
+        ({"checkpoints": 3}, " --ctx-checkpoints 3"),
+    ],
+)
+def test_where_the_layers_go_is_told(plan: dict[str, object], expected: str) -> None:
+    assert line(**plan) == line() + expected
+    assert "--fit off" in line()
+
+
+def test_nothing_is_guessed_unless_it_was_decided() -> None:
+    assert "--spec" not in line()
+    assert "--spec" not in line(speculation=Speculation(reason="it was switched off"))
+
+
+def test_n_grams_need_no_file() -> None:
+    told = line(speculation=Speculation(Guessing.NGRAMS))
+    assert "--spec-type ngram-simple --spec-ngram-simple-size-n 12 --spec-ngram-simple-size-m 16" in told
+    assert "draft" not in told
+
+
+def test_a_draft_comes_after_n_grams_and_lies_where_it_is_told() -> None:
+    how = Speculation(Guessing.DRAFT, "small")
+    told = line(speculation=how, draft_path=Path("/d.gguf"))
+    assert "--spec-type ngram-simple,draft-simple" in told
+    assert "--spec-draft-model /d.gguf --spec-draft-n-max 8 --spec-draft-p-min 0.75" in told
+    assert "--spec-draft-device" not in told
+    told = line(speculation=how, draft_path=Path("/d.gguf"), draft_device="CUDA0")
+    assert "--spec-draft-device CUDA0 --spec-draft-ngl all" in told
+
+
+def metrics(drafted: str, accepted: str) -> str:
+    return (
+        "# HELP llamacpp:spec_decode_num_draft_tokens_total Speculative: Total draft tokens generated\n"
+        "# TYPE llamacpp:spec_decode_num_draft_tokens_total counter\n"
+        f"llamacpp:spec_decode_num_draft_tokens_total {drafted}\n"
+        f"llamacpp:spec_decode_num_accepted_tokens_total {accepted}\n"
+        "llamacpp:spec_decode_num_drafts_total 7\n"
+    )
+
+
+def test_guesses_are_read_off_the_metrics() -> None:
+    assert parse_guesses(metrics("109", "86")) == Guesses(109, 86)
+    assert parse_guesses(metrics("1.23457e+07", "1e+06")) == Guesses(12_345_700, 1_000_000)
+    assert parse_guesses(metrics("5", "6")) == Guesses(5, 5)  # of a moment between the two
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "llamacpp:n_decode_total 4\n", *(metrics("9", odd) for odd in ("", "many", "nan", "inf", "-1", "1e300"))],
+)
+def test_metrics_that_say_nothing_of_guesses(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_guesses(text)

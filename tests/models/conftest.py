@@ -9,7 +9,7 @@ import pytest
 from fake_hub import FakeHub, make_entry, running
 from gguf_samples import write_sample
 
-from meshllm.models.catalog import CatalogEntry
+from meshllm.models.entry import CatalogEntry
 from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.manifest import HubSource
 from meshllm.models.store import Store
@@ -20,6 +20,9 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No setting, token or cache of whoever runs the tests; no connection left open."""
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     yield
     from huggingface_hub import close_session

@@ -15,6 +15,7 @@ def write_sample(
     *,
     architecture: str = "llama",
     layers: int = 2,
+    first: int = 0,
     experts: int = 0,
     kv_heads: int | list[int] = 1,
     tokens: int = 20,
@@ -22,7 +23,7 @@ def write_sample(
     alignment: int | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Path:
-    """A tiny model: `layers` blocks of a few F32, F16 and Q8_0 tensors."""
+    """A tiny model: `layers` blocks, from number `first` on, of a few F32, F16 and Q8_0 tensors."""
     writer = gguf.GGUFWriter(path, architecture)
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -48,7 +49,7 @@ def write_sample(
             key, value
         )
     zeros = np.zeros((4, 64), dtype=np.float32)
-    for layer in range(layers):
+    for layer in range(first, first + layers):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", np.zeros(64, dtype=np.float32))
         writer.add_tensor(f"blk.{layer}.attn_q.weight", np.zeros((64, 64), dtype=np.float16))
         packed = gguf.quantize(zeros, gguf.GGMLQuantizationType.Q8_0)
@@ -60,6 +61,19 @@ def write_sample(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_parts(folder: Path, stem: str, count: int = 2, **extra: Any) -> list[Path]:
+    """A tiny model in so many parts, in their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        write_sample(
+            folder / f"{stem}-{number + 1:05d}-of-{count:05d}.gguf",
+            first=2 * number,
+            extra={"split.no": number, "split.count": count, **extra},
+        )
+        for number in range(count)
+    ]
 
 
 def text(value: bytes | str) -> bytes:

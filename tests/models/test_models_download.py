@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub, make_entry
-from gguf_samples import write_sample
+from gguf_samples import write_parts, write_sample
 
 from meshllm.errors import DownloadFailed, InvalidModelFile, OutOfRoom, UnknownModel
 from meshllm.models.catalog import Catalog, CatalogEntry
@@ -225,7 +225,8 @@ async def test_a_different_file_of_that_name_is_kept(
     path.write_bytes(mine)
     model = await ensure(packaged, store, ignore, packages=fetcher)
     assert model.path.read_bytes() == content
-    assert path.with_name(f"{path.name}.old").read_bytes() == mine
+    assert model.path.is_relative_to(store.folder)
+    assert path.read_bytes() == mine
 
 
 async def test_a_file_that_changed_is_noticed(
@@ -307,12 +308,11 @@ async def test_what_is_no_language_model(kind: str, store: Store, tmp_path: Path
 
 
 async def test_a_model_in_parts(store: Store, tmp_path: Path) -> None:
-    parts = [
-        write_sample(tmp_path / f"m-{number:05d}-of-00002.gguf", extra={"split.no": number - 1, "split.count": 2})
-        for number in (1, 2)
-    ]
+    parts = write_parts(tmp_path, "m")
     model = await ensure(parts[0], store, ignore)
     assert (model.name, model.size) == ("m", sum(part.stat().st_size for part in parts))
+    assert model.files == tuple(parts)
+    assert model.header.tensor_count == 12  # of both parts
     with pytest.raises(InvalidModelFile, match="part 2 of 2"):
         await ensure(parts[1], store, ignore)
     parts[1].unlink()

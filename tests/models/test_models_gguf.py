@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from meshllm import paths
 from meshllm.errors import InvalidModelFile
-from meshllm.models import gguf as reader
+from meshllm.models import gguf_cursor as cursor
 from meshllm.models.catalog import load
 from meshllm.models.ggml_types import BLOCKS, FILE_TYPES
 from meshllm.models.gguf import Header, read_header, read_header_from
@@ -75,7 +75,7 @@ def test_says_what_the_gguf_package_says(tmp_path: Path, shape: dict[str, Any]) 
 
 
 def test_the_real_model() -> None:
-    file = load().find("SmolLM2-135M-Instruct").files[0]
+    file = load().get("SmolLM2-135M-Instruct").files[0]
     store = Store(paths.models())
     if not store.has_size(file):
         pytest.skip(f"{file.name} is not in {store.folder}; `mesh-llm download SmolLM2-135M-Instruct` puts it there")
@@ -109,7 +109,7 @@ def test_without_a_file_type_the_commonest_tensor_type_counts() -> None:
 
 
 def test_strings_across_the_window_are_skipped_rightly() -> None:
-    count = 3 * reader._WINDOW // 1000
+    count = 3 * cursor.WINDOW // 1000
     words = b"".join(text(b"x" * (number % 2000)) for number in range(count))
     listed = pair("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, count) + words)
     found = read(header([listed, pair("general.architecture", 8, text("llama"))]))
@@ -207,7 +207,7 @@ def test_lies_cost_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "liar.gguf"
     claims = [
         ARCHITECTURE,
-        pair("a", 9, struct.pack("<IQ", 4, reader.MAX_METADATA_BYTES // 4 - 1000)),
+        pair("a", 9, struct.pack("<IQ", 4, cursor.MAX_METADATA_BYTES // 4 - 1000)),
     ]
     path.write_bytes(header(claims, pair_count=3))
     os.truncate(path, 20 << 30)
@@ -216,7 +216,7 @@ def test_lies_cost_no_memory(tmp_path: Path) -> None:
         read_header(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * reader._WINDOW
+    assert peak < 4 * cursor.WINDOW
 
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:

@@ -6,16 +6,18 @@ import asyncio
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 from fake_hub import FakeHub
+from gguf_samples import write_parts
 
 from meshllm.errors import DownloadFailed
 from meshllm.models.catalog import CatalogEntry
 from meshllm.models.download import ensure
 from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.manifest import Manifest
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
 from meshllm.tasks import Owner
@@ -85,7 +87,8 @@ async def test_nothing_is_fetched_twice(fake: FakeHub, hub: Hub, entry: CatalogE
     fake.faults = ["cut:10000"] * 12
     await ensure(entry, store, ignore, hub=hub)
     assert fake.sent == len(fake.content)
-    assert [request.range for request in fake.bodies()[:3]] == ["", "bytes=10000-", "bytes=20000-"]
+    last = len(fake.content) - 1
+    assert [request.range for request in fake.bodies()[:3]] == ["", f"bytes=10000-{last}", f"bytes=20000-{last}"]
 
 
 async def test_a_stall_is_noticed(fake: FakeHub, entry: CatalogEntry, store: Store) -> None:
@@ -93,7 +96,7 @@ async def test_a_stall_is_noticed(fake: FakeHub, entry: CatalogEntry, store: Sto
     hub = Hub(HubSettings(endpoint=fake.endpoint, decide_within=20.0, stall=0.2, pause=0.001))
     model = await ensure(entry, store, ignore, hub=hub)
     assert model.path.read_bytes() == fake.content
-    assert fake.bodies()[-1].range == "bytes=1000-"
+    assert fake.bodies()[-1].range == f"bytes=1000-{len(fake.content) - 1}"
 
 
 async def test_gives_up_after_enough_failures_without_a_byte(
@@ -112,7 +115,6 @@ async def test_gives_up_after_enough_failures_without_a_byte(
 @pytest.mark.parametrize(
     ("mood", "words"),
     [
-        ({"faults": ["wrong"]}, "another sha256"),
         ({"faults": ["more"]}, "more bytes"),
         ({"etag": "d" * 64}, "other bytes"),
         ({"size": 5}, "other bytes"),
@@ -130,6 +132,21 @@ async def test_what_will_not_get_better_is_not_tried_again(
         await ensure(entry, store, ignore, hub=hub)
     assert len(fake.requests) <= 2
     assert not store.path(entry.files[0]).exists()
+
+
+async def test_wrong_bytes_are_fetched_from_the_start_once(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    fake.always = "wrong"
+    with pytest.raises(DownloadFailed, match="another sha256"):
+        await ensure(entry, store, ignore, hub=hub)
+    assert len(fake.bodies()) == 2
+    assert store.arrived(entry.files[0]) == 0
+    assert not store.path(entry.files[0]).exists()
+    fake.faults = ["wrong:100"]
+    fake.always = ""
+    model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
 
 
 async def test_a_busy_hub_is_asked_again(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
@@ -204,12 +221,13 @@ async def test_two_at_once_fetch_once(fake: FakeHub, hub: Hub, entry: CatalogEnt
     assert Stage.WAITING in [progress.stage for progress in seen]
 
 
-async def test_a_model_of_two_files(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
-    first = entry.files[0]
-    split = replace(entry, files=(first, replace(first, name="second.gguf")))
-    model = await ensure(split, store, ignore, hub=hub)
-    assert model.size == 2 * len(fake.content)
-    assert (store.folder / "second.gguf").read_bytes() == fake.content
+async def test_a_model_of_two_files(fake: FakeHub, hub: Hub, store: Store, tmp_path: Path) -> None:
+    fake.others = {path.name: path.read_bytes() for path in write_parts(tmp_path / "made", "m")}
+    manifest = Manifest("Split", tuple(fake.manifest_file(path) for path in fake.others))
+    model = await ensure(manifest, store, ignore, hub=hub)
+    assert model.size == sum(map(len, fake.others.values()))
+    assert model.files == tuple(store.folder / name for name in fake.others)
+    assert [path.read_bytes() for path in model.files] == list(fake.others.values())
 
 
 async def test_probe(fake: FakeHub, hub: Hub, unused_tcp_port: int) -> None:

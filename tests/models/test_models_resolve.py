@@ -2,68 +2,200 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshllm.errors import MeshError, UnknownModel, UsageError
-from meshllm.models.catalog import CatalogEntry, load
-from meshllm.models.resolve import resolve
+from meshllm.errors import AmbiguousModel, MeshError, UnknownModel, UsageError
+from meshllm.models.catalog import load
+from meshllm.models.entry import CatalogEntry, Wanted
+from meshllm.models.manifest import HubReference, Manifest, ModelFile
+from meshllm.models.matching import MOST_CANDIDATES
+from meshllm.models.resolve import Resolution, resolve
+
+ENTRIES = load().entries
+MINE = Manifest("Mine-7B-Q8_0", (ModelFile("Mine-7B-Q8_0.gguf", 1, "a" * 64),))
+
+
+def on_disk() -> Mapping[str, Wanted]:
+    return {MINE.name: MINE, "Other-Model": Path("/models/Other-Model.gguf"), "Qwen3-8B": Path("/models/Qwen3-8B.gguf")}
+
+
+def no_disk() -> Mapping[str, Wanted]:
+    raise AssertionError("the disk need not be looked at")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     work = tmp_path / "work"
     (work / "sub").mkdir(parents=True)
-    for name in ("m.gguf", "sub/n.gguf", "plain"):
+    (work / "org/repo").mkdir(parents=True)
+    for name in ("m.gguf", "sub/n.gguf", "plain", "org/repo/here.gguf"):
         (work / name).write_bytes(b"GGUF")
     monkeypatch.chdir(work)
     monkeypatch.setenv("HOME", str(work))
     return work
 
 
-def test_a_name_of_the_catalogue() -> None:
-    entry = load().entries[0]
-    assert resolve(f" {entry.name.upper()} ") is entry
+# -- names
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_entry_by_its_own_name(entry: CatalogEntry) -> None:
+    for text in (entry.name, entry.name.upper(), f" {entry.name.lower()} "):
+        assert resolve(text, disk=no_disk).wanted is entry
+        assert resolve(text).note == ""
+    for text in (entry.name.replace("-", " "), entry.name.replace("-", "_"), f"{entry.name}-{entry.quantization}"):
+        found = resolve(text)
+        assert found.wanted is entry
+        assert entry.name in found.note or text == entry.name
+    if entry.file_name:
+        assert resolve(entry.file_name.upper()).wanted is entry
+        assert resolve(entry.file_name[:-5]).wanted is entry
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("qwen3 8b", "Qwen3-8B"),
+        ("qwen3:8b", "Qwen3-8B"),
+        ("Qwen3_8B", "Qwen3-8B"),
+        ("qwen3-8b-q4_k_m", "Qwen3-8B"),
+        ("qwen3 30b a3b", "Qwen3-30B-A3B"),  # said whole, though others have more words
+        ("llama 3.2 1b", "Llama-3.2-1B-Instruct"),
+        ("llama3.2:1b", "Llama-3.2-1B-Instruct"),
+        ("llama3.3", "Llama-3.3-70B-Instruct"),
+        ("phi4", "Phi-4"),
+        ("phi 4 mini", "Phi-4-mini-instruct"),
+        ("gemma3:27b", "Gemma-3-27B-it"),
+        ("gptoss20b", "gpt-oss-20b"),
+        ("mixtral", "Mixtral-8x7B-Instruct-v0.1"),
+        ("Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf", "Llama-3.1-8B-Instruct"),
+    ],
+)
+def test_what_people_write(text: str, name: str) -> None:
+    found = resolve(text)
+    assert isinstance(found.wanted, CatalogEntry)
+    assert found.wanted.name == name
+    assert name in found.note
+
+
+@pytest.mark.parametrize("text", ["qwen3", "qwen3 30b", "gpt-oss", "8b", "instruct"])
+def test_several_are_answered_with_them(text: str) -> None:
+    with pytest.raises(AmbiguousModel) as refusal:
+        resolve(text)
+    candidates = refusal.value.candidates
+    assert 2 <= len(candidates) <= MOST_CANDIDATES
+    for name in candidates:
+        assert name in str(refusal.value)
+        assert isinstance(resolve(name).wanted, CatalogEntry)
+
+
+@pytest.mark.parametrize(
+    ("text", "closest"),
+    [
+        ("smollm2-135m-instruc", "SmolLM2-135M-Instruct"),
+        ("SmolLM-135M-Instruct", "SmolLM2-135M-Instruct"),  # another model, which is not in the catalogue
+        ("qwen 72b", "Qwen2.5-72B-Instruct"),
+        ("qwenn3-8b", "Qwen3-8B"),
+        ("llama 9 8b", "Llama-3.1-8B-Instruct"),
+    ],
+)
+def test_none_is_answered_with_the_closest(text: str, closest: str) -> None:
+    with pytest.raises(UnknownModel, match="No model is called") as refusal:
+        resolve(text)
+    assert closest in refusal.value.advice
+
+
+def test_nothing_like_it() -> None:
+    with pytest.raises(UnknownModel) as refusal:
+        resolve("zzz")
+    assert "mesh-llm download" in refusal.value.advice
+
+
+def test_what_is_too_long_for_a_name_is_not_cut_to_one() -> None:
+    with pytest.raises(UnknownModel, match="that long"):
+        resolve(f"Qwen3-8B{' ' * 300}x")
+
+
+def test_another_quantization_than_the_known_one_is_said() -> None:
+    with pytest.raises(UnknownModel, match="Qwen3-8B is known as Q4_K_M, not as Q8_0") as refusal:
+        resolve("qwen3-8b-q8_0")
+    assert "Qwen/Qwen3-8B-GGUF:Q8_0" in refusal.value.advice
+
+
+# -- what is on the disk
+
+
+def test_what_is_on_the_disk_has_a_name_too() -> None:
+    assert resolve(MINE.name.lower(), disk=on_disk).wanted is MINE
+    assert resolve("Other-Model", disk=on_disk) == resolve("other-model", disk=on_disk)
+    found = resolve("mine 7b", disk=on_disk)
+    assert found.wanted is MINE
+    assert found.note == "'mine 7b' is taken as Mine-7B-Q8_0, which is on this disk."
+
+
+def test_a_name_of_the_catalogue_is_the_catalogues() -> None:
+    assert isinstance(resolve("qwen3 8b", disk=on_disk).wanted, CatalogEntry)
+
+
+def test_the_same_words_in_both_are_several() -> None:
+    both = {"Qwen3-8B-mine": MINE, "qwen3_8b mine": Path("/x.gguf")}
+    with pytest.raises(AmbiguousModel, match="Qwen3-8B-mine, qwen3_8b mine"):
+        resolve("mine qwen3 8b", disk=lambda: both)
+
+
+# -- paths
 
 
 @pytest.mark.parametrize("text", ["m.gguf", "./m.gguf", "~/m.gguf", "sub/../m.gguf"])
 def test_paths(here: Path, text: str) -> None:
-    found = resolve(text)
+    found = resolve(text, disk=no_disk).wanted
     assert isinstance(found, Path)
     assert found.is_absolute()
     assert found.samefile(here / "m.gguf")
 
 
 def test_more_paths(here: Path) -> None:
-    assert resolve("sub/n.gguf") == here / "sub/n.gguf"
-    assert resolve("./plain") == here / "plain"
-    assert resolve(str(here / "plain")) == here / "plain"
+    assert resolve("sub/n.gguf").wanted == here / "sub/n.gguf"
+    assert resolve("./plain").wanted == here / "plain"
+    assert resolve(str(here / "plain")).wanted == here / "plain"
 
 
 def test_a_bare_file_name_is_also_looked_for_in_the_store(here: Path) -> None:
-    assert resolve("n.gguf", folder=here / "sub") == here / "sub/n.gguf"
+    assert resolve("n.gguf", folder=here / "sub").wanted == here / "sub/n.gguf"
     with pytest.raises(UnknownModel):
         resolve("other.gguf", folder=here / "sub")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "https://huggingface.co/a/b/resolve/main/c.gguf",
-        "hf://a/b",
-        "org/repo",
-        "org/repo/file.gguf",
-        "org/repo:Q4_K_M",
-        "org/repo/folder/file.gguf",
-    ],
-)
-def test_what_cannot_be_used_yet_says_what_can(here: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="yet") as refusal:
+def test_an_existing_path_wins_over_the_hub(here: Path) -> None:
+    assert resolve("org/repo/here.gguf").wanted == here / "org/repo/here.gguf"
+    assert resolve("org/repo/there.gguf").wanted == HubReference("there", "org/repo", "there.gguf")
+    assert resolve("hf://org/repo/here.gguf").wanted == HubReference("here", "org/repo", "here.gguf")
+    assert resolve("hf.co/org/repo").wanted == HubReference("repo", "org/repo")
+
+
+def test_a_folder_that_could_be_a_repository_is_not_guessed(here: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a folder.*hf://org/repo"):
+        resolve("org/repo")
+
+
+def test_the_mirror_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "https://mirror.example/org/repo"
+    with pytest.raises(UsageError):
+        resolve(address)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    assert resolve(address).wanted == HubReference("repo", "org/repo")
+
+
+@pytest.mark.parametrize("text", ["./no.gguf", "~/no.gguf", "/no/such/file.gguf", "no.gguf", "sub/no.gguf", "./no"])
+def test_a_file_that_is_not_there(here: Path, text: str) -> None:
+    with pytest.raises(UnknownModel, match="There is no file") as refusal:
         resolve(text)
-    assert "mesh-llm download" in refusal.value.advice
+    assert "org/repo" in refusal.value.advice
 
 
 @pytest.mark.parametrize("text", ["", "  ", "x" * 5000, "a\0b", "a\nb", "./sub", "~nobody-of-that-name/x.gguf"])
@@ -72,15 +204,39 @@ def test_nonsense(here: Path, text: str) -> None:
         resolve(text)
 
 
+# -- anything
+
+PIECES = st.sampled_from(
+    ["qwen3", "Llama", "3.2", "8b", "-", " ", "_", ":", "/", "..", "~", ".", "Q4_K_M", ".gguf", "org", "repo", "hf://",
+     "https://huggingface.co/", "@", "resolve", "main", "-00002-of-00003", "é", "%2e%2e", "instruct", "\\", "mine"]
+)  # fmt: skip
+
+
 @settings(max_examples=300, deadline=None)
 @given(
-    text=st.one_of(st.text(max_size=60), st.text("./~:aZ0-\\ gufGUF", max_size=40), st.text(min_size=300, max_size=500))
+    text=st.one_of(
+        st.text(max_size=60),
+        st.lists(PIECES, max_size=8).map("".join),
+        st.text("./~:aZ0-\\ gufGUF", max_size=40),
+        st.text(min_size=300, max_size=500),
+    )
 )
-def test_anything_else_is_an_entry_a_path_or_an_error_with_advice(text: str) -> None:
-    found: CatalogEntry | Path | None = None
-    advice = ""
-    try:
-        found = resolve(text)
-    except MeshError as error:
-        advice = error.advice
-    assert advice or isinstance(found, CatalogEntry) or (found is not None and found.exists())
+def test_anything_else_is_a_model_or_an_error_with_advice(text: str) -> None:
+    answers: list[Resolution | tuple[type[MeshError], str]] = []
+    for _ in range(2):
+        try:
+            answers.append(resolve(text, disk=on_disk))
+        except MeshError as error:
+            answers.append((type(error), error.advice))
+    assert answers[0] == answers[1]
+    found = answers[0]
+    if isinstance(found, tuple):
+        assert found[1]
+    elif isinstance(found.wanted, HubReference):
+        parts = [*found.wanted.path.split("/"), *found.wanted.repository.split("/"), found.wanted.name]
+        assert not {"..", "."} & set(parts)
+        assert not found.wanted.path.startswith("/")
+    elif isinstance(found.wanted, Path):
+        assert found.wanted.exists() or found.wanted in on_disk().values()
+    else:
+        assert found.wanted in ENTRIES or found.wanted is MINE

@@ -95,7 +95,7 @@ export function reasonOf(model: MeshModel): string {
   if (here?.progress != null) return [here.progress.stage, here.progress.detail].filter(Boolean).join(': ')
   switch (model.standing) {
     case 'serving':
-      return model.hosts.length === 1 ? `Served by ${model.hosts[0]?.name}.` : `Served by ${model.hosts.length} nodes.`
+      return [servedBy(model.hosts), fitOf(here), guessesOf(here)].filter(Boolean).join(' ')
     case 'coming':
       return 'On its way.'
     case 'failed':
@@ -109,6 +109,24 @@ export function reasonOf(model: MeshModel): string {
     case 'on disk':
       return `Lies on the disk of ${listed(model.onDisk)}; nobody asked for it. Serve it with --model ${model.name}.`
   }
+}
+
+function servedBy(hosts: readonly MeshNode[]): string {
+  return hosts.length === 1 ? `Served by ${hosts[0]?.name}.` : `Served by ${hosts.length} nodes.`
+}
+
+// Where it lies in this machine's memory, and what was given up for that: the daemon's own words.
+function fitOf(here: ModelStatus | null): string {
+  const fit = here?.engine?.fit ?? ''
+  return fit === '' ? '' : `Here: ${fit.replace(/\.$/, '')}.`
+}
+
+function guessesOf(here: ModelStatus | null): string {
+  const guessing = here?.engine?.speculation
+  if (guessing === undefined || guessing.kind === 'none') return guessing?.reason ? `No guessing ahead: ${guessing.reason}.` : ''
+  const how = guessing.kind === 'draft' ? `with the draft ${guessing.draft}` : 'by repetitions in the text'
+  const right = guessing.acceptance === null ? '' : `, ${Math.round(guessing.acceptance * 100)} % of it right so far`
+  return `Guesses ahead ${how}${right}.`
 }
 
 function listed(names: readonly string[]): string {

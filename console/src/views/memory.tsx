@@ -5,16 +5,16 @@ import type { DeviceStatus, MachineStatus } from '../api'
 import type { MeshNode } from '../mesh/nodes'
 import { Bar } from '../parts/basics'
 import { status } from '../state'
-import { bytes, counted } from '../words'
+import { bytes } from '../words'
 
-export function Machine({ node, terse = false }: { node: MeshNode; terse?: boolean }): JSX.Element | null {
+export function Machine({ node }: { node: MeshNode }): JSX.Element | null {
   // Only this node's reads the status: the others need not be drawn anew whenever anything changes.
   const machine = node.here ? (status.value?.machine ?? null) : null
   if (machine !== null) {
     return (
       <div class="memory">
-        <OwnMemory node={node} machine={machine} terse={terse} />
-        {machine.devices.map((device, place) => <Device key={place} device={device} />)}
+        <OwnMemory node={node} machine={machine} />
+        {(machine.devices ?? []).map((device) => <Device key={device.name} device={device} />)}
       </div>
     )
   }
@@ -26,7 +26,7 @@ function taken(node: MeshNode): number {
   return node.models.reduce((sum, model) => sum + (model.phase === 'serving' ? model.memory : 0), 0)
 }
 
-function OwnMemory({ node, machine, terse }: { node: MeshNode; machine: MachineStatus; terse: boolean }): JSX.Element {
+function OwnMemory({ node, machine }: { node: MeshNode; machine: MachineStatus }): JSX.Element {
   const total = Math.max(1, machine.memory_total)
   const used = Math.max(0, machine.memory_total - machine.memory_available)
   // What the engine needs may lie on a graphics card, or be mapped and not counted as used.
@@ -34,7 +34,7 @@ function OwnMemory({ node, machine, terse }: { node: MeshNode; machine: MachineS
   const words = `${bytes(machine.memory_available)} free of ${bytes(machine.memory_total)}`
   return (
     <div>
-      <p><span>Memory{terse ? '' : `, ${counted(machine.processors, 'processor')}`}</span><span>{words}</span></p>
+      <p><span>Memory{machine.memory_limited ? ' (of its container)' : ''}</span><span>{words}</span></p>
       <Bar
         label={`Memory: models take ${bytes(models)}, everything else ${bytes(used - models)}; ${words}`}
         parts={[{ fraction: models / total, kind: 'models' }, { fraction: (used - models) / total, kind: 'other' }]}
@@ -44,13 +44,15 @@ function OwnMemory({ node, machine, terse }: { node: MeshNode; machine: MachineS
 }
 
 function Device({ device }: { device: DeviceStatus }): JSX.Element {
-  const used = device.memory_total - device.memory_free
-  const words = device.memory_total > 0 ? `${bytes(device.memory_free)} free of ${bytes(device.memory_total)}` : 'shares the memory'
+  const taken = device.memory_total - device.memory_free
+  const own = device.memory_total > 0 && !device.shared
+  const words = own ? `${bytes(device.memory_free)} free of ${bytes(device.memory_total)}` : 'shares the memory'
+  const name = device.description || device.name
   return (
     <div>
-      <p><span>{device.name}</span><span>{words}</span></p>
-      {device.memory_total > 0 && (
-        <Bar label={`${device.name}: ${words}`} parts={[{ fraction: used / device.memory_total, kind: 'models' }]} />
+      <p><span>{name}{device.used ? '' : ' (not used)'}</span><span>{words}</span></p>
+      {own && (
+        <Bar label={`${name}: ${words}`} parts={[{ fraction: taken / device.memory_total, kind: device.used ? 'models' : 'other' }]} />
       )}
     </div>
   )

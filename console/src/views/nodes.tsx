@@ -104,7 +104,7 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
         {node.rtt !== null && <span title={`Round trip ${linkWords(node)}`}>{milliseconds(node.rtt)}{node.via === '' ? '' : ` ${node.via}`}</span>}
         {node.version !== '' && <span>v{node.version}</span>}
       </p>
-      <Machine node={node} terse />
+      <Machine node={node} />
     </li>
   )
 })

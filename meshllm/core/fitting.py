@@ -1,0 +1,247 @@
+"""Where a model's layers go, with how much context and for how many requests: what fits, in one order of preference.
+
+Law: pure. What a placement takes is asked of whoever knows (the engine): `choose` is a generator that yields a `Trial`,
+is sent its `Need`, and returns a `Fit`. It asks a bounded number of times, and nothing it gives up goes unsaid.
+
+The order: all layers on the accelerators, with as much context and as many slots as that leaves; else the whole context
+for one request and as many layers as go, a mixture's experts being the first to stay behind (they are most of its bytes
+and least of its work); else the processor alone. Fewer slots are given up before context, as `sizing` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from meshllm.core.forecast import MICRO_BATCH, cache_bytes, forecast, padded
+from meshllm.core.shapes import Shape
+from meshllm.core.sizing import Size
+
+# Questions for one size and one way to place it. Each answer makes the next guess better, so two or three are usual.
+MOST_TRIALS = 8
+# A file that is mapped may be larger than the memory by this factor: what is needed is read again from the disk. Beyond
+# that, a word takes minutes.
+MOST_PAGED = 2.0
+
+
+class Verdict(Enum):
+    """Whether a model can be served here."""
+
+    FITS = "fits"
+    PAGES = "pages"  # but for weights that will be read from the disk again and again
+    TOO_BIG = "too big"
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """`room`: bytes that may be used. `shared`: they are the computer's own memory, and count against that too."""
+
+    name: str
+    room: int
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that may be used of the computer's memory, and what there is beside. `capped`: somebody said how much may
+    be lent of the computer's memory, so that not even a mapped file may take more."""
+
+    host: int
+    accelerators: tuple[Accelerator, ...] = ()
+    capped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A placement: `layers` of the last layers on each accelerator, in their order, the output counted as one. The
+    routed experts of the first `experts_aside` layers stay in the computer's memory all the same."""
+
+    size: Size
+    layers: tuple[int, ...] = ()
+    experts_aside: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes a placement takes of the computer's memory (`mapped`: those of it that lie in a file), and of each
+    accelerator's."""
+
+    host: int
+    mapped: int = 0
+    accelerators: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was chosen, what it takes, and whether that can be."""
+
+    trial: Trial
+    need: Need
+    verdict: Verdict
+
+
+def choose(
+    shape: Shape, sizes: Sequence[Size], room: Room, *, micro_batch: int = MICRO_BATCH
+) -> Generator[Trial, Need, Fit]:
+    """The best of `sizes` (best first, as `sizing.candidates` has them) and where its layers go."""
+    if room.accelerators:
+        for size in sizes:
+            found = yield from _place(shape, size, room, micro_batch, whole=True)
+            if found is not None:
+                return found
+        paging = None
+        for size in _slimmest(sizes):
+            found = yield from _place(shape, size, room, micro_batch, whole=False)
+            if found is not None and found.verdict is Verdict.FITS:
+                return found
+            paging = found or paging
+        if paging is not None:
+            return paging  # with the smallest context, which leaves most room for what is read again
+    nothing = (0,) * len(room.accelerators)
+    fit = None
+    for size in sizes:
+        trial = Trial(size, nothing)
+        need = yield trial
+        fit = Fit(trial, need, judge(need, room))
+        if fit.verdict is Verdict.FITS:
+            return fit
+    assert fit is not None, "there is always a size to try"
+    return fit
+
+
+def judge(need: Need, room: Room) -> Verdict:
+    """Whether `need` fits in `room`."""
+    if any(taken > given.room for taken, given in zip(need.accelerators, room.accelerators, strict=False)):
+        return Verdict.TOO_BIG
+    taken = need.host + shared(need, room)
+    if taken <= room.host:
+        return Verdict.FITS
+    paged = taken - need.mapped <= room.host and need.mapped <= MOST_PAGED * room.host
+    return Verdict.PAGES if paged and not room.capped else Verdict.TOO_BIG
+
+
+def shared(need: Need, room: Room) -> int:
+    """Bytes of the computer's own memory that are taken through accelerators."""
+    pairs = zip(need.accelerators, room.accelerators, strict=False)
+    return sum(taken for taken, accelerator in pairs if accelerator.shared)
+
+
+def _slimmest(sizes: Sequence[Size]) -> list[Size]:
+    """Of each context the size with the fewest slots."""
+    fewest: dict[int, Size] = {}
+    for size in sizes:
+        if size.context_length not in fewest or size.slots < fewest[size.context_length].slots:
+            fewest[size.context_length] = size
+    return list(fewest.values())
+
+
+def _place(
+    shape: Shape, size: Size, room: Room, micro_batch: int, *, whole: bool
+) -> Generator[Trial, Need, Fit | None]:
+    """The placement of `size` with the most layers on accelerators that fits; `whole`: with all of them, or None."""
+    costs = _Costs.of(shape, size, micro_batch)
+    overhead = [forecast(shape, size, micro_batch=micro_batch).compute] * len(room.accelerators)
+    for _ in range(MOST_TRIALS):
+        trial = _spread(costs, size, room, overhead)
+        if sum(trial.layers) == 0 or (whole and (trial.experts_aside or sum(trial.layers) < costs.count)):
+            return None
+        need = yield trial
+        verdict = judge(need, room)
+        if verdict is Verdict.FITS or (verdict is Verdict.PAGES and not whole):
+            return Fit(trial, need, verdict)
+        if all(taken <= given.room for taken, given in zip(need.accelerators, room.accelerators, strict=True)):
+            return None  # it is the computer's memory that is short, which more layers or fewer there would not mend
+        predicted = costs.on(trial)
+        overhead = [
+            max(known, taken - expected)
+            for known, taken, expected in zip(overhead, need.accelerators, predicted, strict=True)
+        ]
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Bytes of each layer with what it keeps, the output as the last; and of those, its routed experts'."""
+
+    all: tuple[int, ...]
+    experts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Shape, size: Size, micro_batch: int) -> _Costs:
+        cells = padded(size.context_length)
+        kept = [cache_bytes(layer, cells, size.slots, micro_batch) for layer in shape.layers]
+        loaded = [0 if layer.idle else layer.weights for layer in shape.layers]
+        # A head that is the embedding is a copy of it there: the embedding itself stays with the processor.
+        head = shape.output + (shape.input if shape.tied else 0)
+        return cls(
+            (*(sum(pair) for pair in zip(loaded, kept, strict=True)), head),
+            (*(layer.experts for layer in shape.layers), 0),
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.all)
+
+    def without(self, experts_aside: int) -> list[int]:
+        """The costs where so many layers leave their experts behind."""
+        return [
+            cost - (experts if index < experts_aside else 0)
+            for index, (cost, experts) in enumerate(zip(self.all, self.experts, strict=True))
+        ]
+
+    def on(self, trial: Trial) -> list[int]:
+        """Bytes on each accelerator."""
+        costs, at, found = self.without(trial.experts_aside), self.count - sum(trial.layers), []
+        for layers in trial.layers:
+            found.append(sum(costs[at : at + layers]))
+            at += layers
+        return found
+
+
+def _spread(costs: _Costs, size: Size, room: Room, overhead: Sequence[int]) -> Trial:
+    """Put as many layers on the accelerators as they have room for beside the `overhead` of each."""
+    rooms = [
+        max(0, min(given.room, room.host if given.shared else given.room) - known)
+        for given, known in zip(room.accelerators, overhead, strict=True)
+    ]
+    usual = Trial(size, _fill(costs.all, rooms))
+    if sum(usual.layers) == costs.count:
+        return replace(usual, layers=_gathered(costs, rooms, usual.layers))
+    if not any(costs.experts):
+        return usual
+    low, high = 1, costs.count - 1
+    if sum(_fill(costs.without(high), rooms)) < costs.count:
+        return Trial(size, _fill(costs.without(high), rooms), high)
+    while low < high:  # the fewest that suffice: each expert that stays behind costs time
+        middle = (low + high) // 2
+        if sum(_fill(costs.without(middle), rooms)) == costs.count:
+            high = middle
+        else:
+            low = middle + 1
+    return Trial(size, _fill(costs.without(low), rooms), low)
+
+
+def _fill(costs: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...]:
+    """Fill up the accelerators from the last to the first with layers from the last to the first."""
+    counts, left = [0] * len(rooms), len(costs)
+    for index in range(len(rooms) - 1, -1, -1):
+        room = rooms[index]
+        while left and costs[left - 1] <= room:
+            room -= costs[left - 1]
+            left -= 1
+            counts[index] += 1
+    return tuple(counts)
+
+
+def _gathered(costs: _Costs, rooms: Sequence[int], filled: tuple[int, ...]) -> tuple[int, ...]:
+    """All layers fit: on the roomiest accelerator alone if they do, which saves the way between two; else so that each
+    is filled by about the same part."""
+    roomiest = max(range(len(rooms)), key=lambda index: rooms[index])
+    if sum(costs.all) <= rooms[roomiest]:
+        return tuple(costs.count if index == roomiest else 0 for index in range(len(rooms)))
+    for percent in range(5, 100, 5):
+        counts = _fill(costs.all, [room * percent // 100 for room in rooms])
+        if sum(counts) == costs.count:
+            return counts
+    return filled

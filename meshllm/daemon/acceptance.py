@@ -1,0 +1,87 @@
+"""What becomes of the tokens that the engines here guess ahead, asked of them after requests.
+
+Law: nobody is asked while nothing is served, and no engine more often than once a second; one that does not answer
+changes nothing. Counts only grow: what a process had guessed when it ended is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from meshllm.core.speculation import Guesses, Guessing
+from meshllm.core.types import Snapshot
+from meshllm.tasks import Owner
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 1.0
+
+
+class Acceptance:
+    """The counts. `ask` gets an engine's own, by its socket; it raises OSError, TimeoutError or ValueError. `changed`
+    is called when there is something new."""
+
+    def __init__(
+        self, ask: Callable[[str], Awaitable[Guesses]], changed: Callable[[], None], pause: float = PAUSE_SECONDS
+    ) -> None:
+        self._ask = ask
+        self._changed = changed
+        self._pause = pause
+        self._owner = Owner("acceptance")
+        self._engines: dict[str, str] = {}
+        self._now: dict[str, Guesses] = {}
+        self._before: dict[str, Guesses] = {}
+        self._asking = False
+        self._again = False
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Which engines there are now."""
+        engines = {
+            model.name: facts.endpoint
+            for model in snapshot.models
+            if (facts := model.server_facts) is not None and facts.speculation.guessing is not Guessing.NONE
+        }
+        for model, socket in self._engines.items():
+            if engines.get(model) != socket and model in self._now:
+                self._before[model] = self._before.get(model, Guesses()) + self._now.pop(model)
+        self._engines = engines
+
+    def look(self) -> None:
+        """Requests began or ended: ask the engines, now or after the pause."""
+        self._again = True
+        if self._engines and not self._asking:
+            self._asking = True
+            self._owner.start(self._keep_asking(), "ask the engines")
+
+    def guesses(self) -> Mapping[str, Guesses]:
+        """What is known, by model."""
+        models = {*self._before, *self._now, *self._engines}
+        return {model: self._before.get(model, Guesses()) + self._now.get(model, Guesses()) for model in sorted(models)}
+
+    async def close(self) -> None:
+        """Ask nobody any more."""
+        self._engines = {}
+        await self._owner.close()
+
+    async def _keep_asking(self) -> None:
+        try:
+            while self._again:
+                self._again = False
+                for model, socket in list(self._engines.items()):
+                    await self._ask_one(model, socket)
+                await asyncio.sleep(self._pause)
+        finally:
+            self._asking = False
+
+    async def _ask_one(self, model: str, socket: str) -> None:
+        try:
+            guesses = await self._ask(socket)
+        except (OSError, TimeoutError, ValueError) as error:
+            log.debug("%s does not say how well it guesses: %r", model, error)
+            return
+        # A later process counts from nothing again.
+        if self._engines.get(model) == socket and self._now.get(model) != guesses:
+            self._now[model] = guesses
+            self._changed()

@@ -1,0 +1,290 @@
+"""How a model is started on this machine: where its layers go, how much context, for how many requests at a time.
+
+Law: what a model takes is the engine's own arithmetic, and what that leaves out, counted apart; what there is, the
+engine's word on its devices and the system's on its memory. A size that was asked for is kept. What is given up for
+memory is said, and what cannot fit is refused before it is started.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from meshllm.core import fitting
+from meshllm.core.fit_words import Wish, describe, losses, shortage
+from meshllm.core.fitting import Need, Room, Trial, Verdict
+from meshllm.core.forecast import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
+from meshllm.core.lending import Device, Machine, offer, room, select
+from meshllm.core.shapes import Shape
+from meshllm.core.sizing import Size, candidates
+from meshllm.core.speculation import PLAIN, Guessing, Speculation
+from meshllm.core.types import Purpose
+from meshllm.engine import bindings
+from meshllm.engine.installed import Engine
+from meshllm.errors import OutOfRoom
+from meshllm.machine import resources
+from meshllm.models.local import LocalModel
+from meshllm.models.purpose import Usage
+
+log = logging.getLogger(__name__)
+
+# The engine keeps prompts it has computed, to continue them later; a tenth of the memory, at most what it would take.
+PROMPT_CACHE_SHARE = 0.1
+PROMPT_CACHE_MOST_MIB = 8192
+# And, for layers that forget, copies of what they had earlier in a request: 32 for each slot if nobody says less, which
+# would be 50 GB for Gemma 3 27B. A quarter of what is left when the model is loaded, but always one.
+CHECKPOINTS_SHARE = 0.25
+CHECKPOINTS_MOST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How to start a model. `memory`: bytes it takes in all; `words`: what a person is told of it.
+
+    `micro_batch`: tokens the engine has to compute in one go, None if it need not. `devices`, `layers`,
+    `experts_aside` and `checkpoints` are those of `llama_server.ServerPlan`. `speculation` is what was asked for, or
+    less; `draft_device` where the draft is held.
+    """
+
+    size: Size
+    memory: int
+    micro_batch: int | None
+    prompt_cache_mib: int
+    words: str = ""
+    devices: tuple[str, ...] | None = None
+    layers: tuple[int, ...] = ()
+    experts_aside: int = 0
+    checkpoints: int | None = None
+    speculation: Speculation = PLAIN
+    draft_device: str | None = None
+
+
+class Fitter:
+    """Finds what fits. `context`: tokens that were asked for, None where nobody did; `cap`: bytes that may be lent at
+    most; `wanted`: names of the devices to use, none for the engine's choice."""
+
+    def __init__(self, context: int | None = None, cap: int | None = None, wanted: tuple[str, ...] = ()) -> None:
+        self._context = context
+        self._cap = cap
+        self._wanted = wanted
+        self._devices: tuple[Device, ...] | None = None
+        self._used: tuple[str, ...] = ()
+
+    async def look(self, engine: Engine) -> None:
+        """Ask `engine` what it can compute on here. Raises UsageError if a device that was named is not there, and
+        EngineUnavailable."""
+        found = await bindings.devices(engine)
+        devices = tuple(
+            Device(it.name, it.description, it.backend, it.total, it.free, it.shared, it.id)
+            for it in found
+            if it.accelerator
+        )
+        self._used = select(devices, self._wanted)
+        self._devices = devices
+
+    def machine(self) -> Machine:
+        """What there is now, as far as it is known."""
+        memory = resources.memory()
+        return Machine(
+            memory.total,
+            memory.available,
+            memory.limited,
+            self._devices or (),
+            self._used,
+            self._cap,
+            known=self._devices is not None,
+        )
+
+    def offer(self) -> int:
+        """Bytes that this machine has for models, now."""
+        return offer(self.machine())
+
+    async def fit(
+        self,
+        engine: Engine,
+        model: LocalModel,
+        how: Usage,
+        *,
+        speculation: Speculation = PLAIN,
+        draft: LocalModel | None = None,
+    ) -> Fit:
+        """How to start `model` for the use `how`, with `draft` beside it if that costs the model nothing.
+
+        Raises OutOfRoom where it cannot be served here at all, and as `bindings.memory_need` does.
+        """
+        if self._devices != ():
+            await self.look(engine)  # what is free on a device changes with every model that is loaded
+        machine = self.machine()
+        task = _Task(engine, model, how, room(machine), speculation.longest)
+        sizes = task.sizes(self._context)
+        if draft is not None and speculation.guessing is Guessing.DRAFT:
+            both = await self._with_draft(task, sizes, draft, speculation)
+            if both is not None:
+                return both
+            why = f"{draft.name} would take memory that {model.name} needs"
+            log.warning("%s is served without a draft: %s", model.name, why)
+            speculation = Speculation(Guessing.NGRAMS, reason=why)
+        found = await task.search(sizes)
+        if found.verdict is Verdict.TOO_BIG:
+            reason, advice = shortage(found, self._wish(model, sizes), task.room)
+            raise OutOfRoom(f"{model.name} does not fit here: {reason}.", advice=advice)
+        return self._fit(task, sizes, found, speculation, draft_memory=0, draft_device=None)
+
+    async def _with_draft(
+        self, task: _Task, sizes: tuple[Size, ...], draft: LocalModel, speculation: Speculation
+    ) -> Fit | None:
+        """The fit with the draft in memory too, None where the model would lose anything by it."""
+        where = max(task.room.accelerators, key=lambda accelerator: accelerator.room, default=None)
+        device = None if where is None else where.name
+        taken = await _draft_need(task, draft, sizes[0], device)
+        smaller = replace(task, room=_less(task.room, taken, device))
+        found = await smaller.search(sizes[:1])
+        if found.verdict is not Verdict.FITS or losses(found, self._wish(task.model, sizes), task.shape, smaller.room):
+            return None
+        return self._fit(smaller, sizes, found, speculation, sum(taken), device)
+
+    def _fit(
+        self,
+        task: _Task,
+        sizes: tuple[Size, ...],
+        found: fitting.Fit,
+        speculation: Speculation,
+        draft_memory: int,
+        draft_device: str | None,
+    ) -> Fit:
+        model, trial, given = task.model, found.trial, task.room
+        wish = self._wish(model, sizes)
+        if self._context and 0 < model.context_length < self._context:
+            log.warning("%s was made for %d tokens of context: it gets no more", model.name, model.context_length)
+        if lost := losses(found, wish, task.shape, given):
+            log.warning("%s: %s", model.name, lost)
+        spare = max(0, given.host - found.need.host - fitting.shared(found.need, given))
+        cache, checkpoints = 0, None
+        if task.how.purpose is Purpose.GENERATE:
+            checkpoints = _checkpoints(checkpoint_bytes(task.shape, task.micro_batch(trial.size)), trial.size, spare)
+            cache = _prompt_cache_mib(spare)
+        return Fit(
+            size=trial.size,
+            memory=found.need.host + sum(found.need.accelerators) + draft_memory,
+            micro_batch=task.asked_micro_batch(trial.size),
+            prompt_cache_mib=cache,
+            words=describe(found, wish, task.shape, given),
+            devices=tuple(task.names(trial)) if self._devices else None,
+            layers=tuple(count for count in trial.layers if count),
+            experts_aside=trial.experts_aside,
+            checkpoints=checkpoints,
+            speculation=speculation,
+            draft_device=draft_device,
+        )
+
+    def _wish(self, model: LocalModel, sizes: tuple[Size, ...]) -> Wish:
+        return Wish(sizes[0], model.context_length, asked=self._context is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A model that is to be fitted into `room`; `guessed` tokens ahead of each request have scores too."""
+
+    engine: Engine
+    model: LocalModel
+    how: Usage
+    room: Room
+    guessed: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        return self.model.header.shape
+
+    def sizes(self, context: int | None) -> tuple[Size, ...]:
+        # What computes a text in one go hardly ever keeps anything of it.
+        return candidates(self.model.context_length, context, self.how.purpose, slots_are_free=self.how.at_once)
+
+    def asked_micro_batch(self, size: Size) -> int | None:
+        """Tokens the engine has to compute in one go, None if it need not."""
+        return size.context_length if self.how.at_once else None
+
+    def micro_batch(self, size: Size) -> int:
+        return self.asked_micro_batch(size) or MICRO_BATCH
+
+    def names(self, trial: Trial) -> list[str]:
+        """The accelerators that `trial` puts layers on."""
+        pairs = zip(trial.layers, self.room.accelerators, strict=False)
+        return [accelerator.name for count, accelerator in pairs if count]
+
+    async def search(self, sizes: tuple[Size, ...]) -> fitting.Fit:
+        """Ask the engine what fits, as often as it takes."""
+        search = fitting.choose(self.shape, sizes, self.room, micro_batch=self.micro_batch(sizes[0]))
+        trial = next(search)
+        while True:
+            need = await self.need(trial)
+            try:
+                trial = search.send(need)
+            except StopIteration as end:
+                found: fitting.Fit = end.value
+                return found
+
+    async def need(self, trial: Trial) -> Need:
+        """What `trial` takes, with what the engine does not count: the words' scores and the process itself."""
+        size, names = trial.size, self.names(trial)
+        embeds, vocabulary = self.how.purpose is not Purpose.GENERATE, self.model.header.vocabulary_size
+        told = await bindings.memory_need(
+            self.engine,
+            self.model.path,
+            context_size=size.context_length * size.slots,
+            parallel=size.slots,
+            gpu_layers=sum(trial.layers),
+            devices=names if self.room.accelerators else None,
+            split=[count for count in trial.layers if count],
+            experts_aside=trial.experts_aside,
+            micro_batch=self.micro_batch(size),
+            embeddings=embeds,
+            pooling=self.how.pooling,
+            guessed=self.guessed,
+        )
+        by_device = told.by_device()
+        scored = size.slots * (1 + self.guessed)
+        beside = score_bytes(vocabulary, scored, self.micro_batch(size), embeds=embeds) + process_bytes(vocabulary)
+        return Need(
+            by_device.get("CPU", 0) + beside,
+            told.mapped,
+            tuple(by_device.get(accelerator.name, 0) for accelerator in self.room.accelerators),
+        )
+
+
+async def _draft_need(task: _Task, draft: LocalModel, size: Size, device: str | None) -> tuple[int, int]:
+    """Bytes that the draft takes of the computer's memory, and of the accelerator it is on."""
+    told = await bindings.memory_need(
+        task.engine,
+        draft.path,
+        context_size=size.context_length * size.slots,
+        parallel=size.slots,
+        devices=None if device is None else [device],
+    )
+    by_device = told.by_device()
+    scores = score_bytes(draft.header.vocabulary_size, size.slots, MICRO_BATCH, embeds=False)
+    return by_device.get("CPU", 0) + scores, 0 if device is None else by_device.get(device, 0)
+
+
+def _less(given: Room, taken: tuple[int, int], device: str | None) -> Room:
+    """`given` without what a draft takes."""
+    here, there = taken
+    own = sum(there for it in given.accelerators if it.name == device and it.shared)
+    return replace(
+        given,
+        host=max(0, given.host - here - own),
+        accelerators=tuple(
+            replace(it, room=max(0, it.room - there)) if it.name == device else it for it in given.accelerators
+        ),
+    )
+
+
+def _checkpoints(each: int, size: Size, spare: int) -> int | None:
+    """How many states of each slot are kept; None where a model forgets nothing, so that there is nothing to keep."""
+    if not each:
+        return None
+    return max(1, min(CHECKPOINTS_MOST, int(spare * CHECKPOINTS_SHARE) // (each * size.slots)))
+
+
+def _prompt_cache_mib(spare: int) -> int:
+    most = min(int(resources.memory().available * PROMPT_CACHE_SHARE), spare // 2)
+    return min(PROMPT_CACHE_MOST_MIB, most >> 20)

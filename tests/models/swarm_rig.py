@@ -1,0 +1,208 @@
+"""Givers on real sockets of this machine, honest ones and others, and a mesh that leads to them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from meshllm.errors import PeerUnreachable
+from meshllm.models.assembly import Assembly
+from meshllm.models.giving import Giver, Shelved
+from meshllm.models.swarm import Swarm
+from meshllm.models.taking import Peer
+from meshllm.wire import files as w
+
+CHUNK = 4096
+PATIENCE = 30.0
+
+
+def digests_of(content: bytes, chunk: int = CHUNK) -> bytes:
+    """Those of the chunks of `content`."""
+    return b"".join(hashlib.sha256(content[at : at + chunk]).digest() for at in range(0, len(content), chunk))
+
+
+def content_of(chunks: int, seed: int = 0) -> bytes:
+    """So many chunks, each of its own kind, the last one shorter."""
+    return b"".join(hashlib.sha256(b"%d %d" % (seed, at)).digest() * (CHUNK // 32) for at in range(chunks))[:-100]
+
+
+@dataclass
+class FakeShelf:
+    """Has the files that it is given."""
+
+    files: dict[str, Shelved] = field(default_factory=dict)
+    models: tuple[w.OfferedModel, ...] = ()
+    refusals: list[w.Refusal] = field(default_factory=list)
+
+    def put(self, path: Path, content: bytes, claimed: bytes | None = None) -> str:
+        """Write a file and offer it, with `claimed` for the digests of its chunks; its sha256."""
+        path.write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        listing = w.Listing(len(content), CHUNK, digests_of(content) if claimed is None else claimed)
+        self.files[sha256] = Shelved(path, listing, path.stat().st_mtime_ns)
+        return sha256
+
+    async def look(self, sha256: str) -> Shelved | w.Refusal:
+        if self.refusals:
+            return self.refusals.pop(0)
+        return self.files.get(sha256, w.Refusal(w.Reason.ABSENT))
+
+    async def find(self, name: str) -> w.Found | w.Refusal:
+        if self.refusals:
+            return self.refusals.pop(0)
+        return w.Found(tuple(model for model in self.models if model.name == name))
+
+
+class Site:
+    """A mesh of givers: whoever has been added is a holder of every model."""
+
+    def __init__(self) -> None:
+        self.peers: list[Peer] = []
+        self.settling = False
+        self.opened: list[str] = []
+        self._ports: dict[str, int] = {}
+        self._servers: list[asyncio.Server] = []
+        self._news: list[asyncio.Future[None]] = []
+        self._transports: dict[str, list[asyncio.Transport]] = {}
+
+    async def add(self, name: str, serve: Callable[[], asyncio.BaseProtocol]) -> Peer:
+        """A node that answers tunnels with a protocol of `serve`."""
+        server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
+        self._servers.append(server)
+        peer = Peer(hashlib.sha256(name.encode()).hexdigest(), name)
+        self._ports[peer.id] = server.sockets[0].getsockname()[1]
+        self.appear(peer)
+        return peer
+
+    def appear(self, peer: Peer) -> None:
+        """The node is known from now on."""
+        self.peers.append(peer)
+        self._tell()
+
+    def vanish(self, peer: Peer) -> None:
+        """The node is known no more."""
+        self.peers.remove(peer)
+        self._tell()
+
+    def cut(self, peer: Peer) -> None:
+        """All connections to it break, and no new ones are made."""
+        self._ports.pop(peer.id)
+        for transport in self._transports.get(peer.id, ()):
+            transport.abort()
+
+    def _tell(self) -> None:
+        for future in self._news:
+            if not future.done():
+                future.set_result(None)
+        self._news.clear()
+
+    async def close(self) -> None:
+        for server in self._servers:
+            server.close()
+            await server.wait_closed()
+
+    # -- what taking sees
+
+    def holders(self, model: str) -> Sequence[Peer]:
+        return list(self.peers)
+
+    async def open(self, peer: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        self.opened.append(peer)
+        if peer not in self._ports:
+            raise PeerUnreachable("Nobody there.")
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(factory, "127.0.0.1", self._ports[peer])
+        self._transports.setdefault(peer, []).append(transport)
+
+    async def changed(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._news.append(future)
+        await future
+
+
+class Liar(asyncio.Protocol):
+    """A giver of `content` that answers as it is told to: `spoil` may change what is sent for a request."""
+
+    def __init__(self, content: bytes, spoil: Callable[[w.Request, bytes], bytes | None], claimed: bytes = b"") -> None:
+        self._content = content
+        self._spoil = spoil
+        self._claimed = claimed or digests_of(content)
+        self._reader = w.Reader(w.place_request)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        for frame in self._reader.feed(data):
+            request = w.decode_request(frame)
+            assert not isinstance(request, w.Unknown)
+            answer = self._spoil(request, self._honest(request))
+            if answer is None:
+                self._transport.abort()
+                return
+            self._transport.write(answer)
+
+    def _honest(self, request: w.Request) -> bytes:
+        if isinstance(request, w.Get):
+            data = self._content[request.chunk * CHUNK : (request.chunk + 1) * CHUNK]
+            return w.header(w.Kind.CHUNK, request.chunk, len(data)) + data
+        if isinstance(request, w.Have):
+            return w.encode_answer(w.Listing(len(self._content), CHUNK, self._claimed))
+        return w.encode_answer(w.Found(()))
+
+
+@dataclass
+class Rig:
+    """A folder, a mesh and the taking side."""
+
+    folder: Path
+    site: Site
+    swarm: Swarm
+    givers: list[Giver] = field(default_factory=list)
+    made: list[Assembly] = field(default_factory=list)
+
+    async def giver(
+        self, name: str, content: bytes, *, claimed: bytes | None = None, rate: float | None = None
+    ) -> tuple[Peer, FakeShelf]:
+        """A real giver that has `content`."""
+        shelf = FakeShelf()
+        shelf.put(self.folder / f"{name}.gguf", content, claimed)
+        giver = Giver(shelf, lambda: rate)
+        self.givers.append(giver)
+        return await self.site.add(name, lambda: giver.serve("taker")), shelf
+
+    async def liar(
+        self, name: str, content: bytes, spoil: Callable[[w.Request, bytes], bytes | None], claimed: bytes = b""
+    ) -> Peer:
+        """A giver that does not do as it should."""
+        return await self.site.add(name, lambda: Liar(content, spoil, claimed))
+
+    def assembly(self, content: bytes) -> Assembly:
+        """The unfinished file of that content; a new one each time, of what lies there."""
+        path = self.folder / "taken.part"
+        assembly = Assembly(path, len(content), hashlib.sha256(content).hexdigest(), chunk_bytes=CHUNK)
+        self.made.append(assembly)
+        return assembly
+
+
+@asynccontextmanager
+async def rig(folder: Path) -> AsyncIterator[Rig]:
+    """At the end nothing of it is left."""
+    before = asyncio.all_tasks()
+    site = Site()
+    made = Rig(folder, site, Swarm(site))
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield made
+    finally:
+        for giver in made.givers:
+            await giver.close()
+        await site.close()
+        for assembly in made.made:
+            assembly.close()
+    assert asyncio.all_tasks() <= before
