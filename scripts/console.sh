@@ -3,12 +3,13 @@
 
 mesh_page=$mesh_root/meshllm/web/page
 
-# What the page is made of, as one number.
+# What the page is made of, as one number: the names of its files, and what is in them.
 mesh_console_source() {
     (
         cd "$mesh_root/console"
-        find index.html package.json package-lock.json tsconfig.json vite.config.ts licences.js src -type f |
-            LC_ALL=C sort | while IFS= read -r file; do printf '%s\n' "$file"; cat "$file"; done | cksum
+        files=$(find index.html package.json package-lock.json tsconfig.json vite.config.ts licences.js src -type f | LC_ALL=C sort)
+        # shellcheck disable=SC2086 # none of the names has a space in it
+        { printf '%s\n' "$files"; cat $files; } | cksum
     )
 }
 
@@ -39,6 +40,13 @@ mesh_console_packages() {
     (cd "$mesh_root/console" && npm ci --silent --no-audit --no-fund) ||
         mesh_die "could not fetch the page's packages; see npm's message above"
     printf '%s\n' "$want" >"$mesh_root/console/node_modules/.mesh"
+}
+
+# The same in the background, at low priority: whoever starts a node does not wait for it. It belongs to nobody, so that
+# the node is not the parent of what it knows nothing of; what it has to say is in .venv/console.log.
+mesh_console_build_beside() {
+    mesh_console_is_built && return 0
+    (nice "$mesh_root/scripts/console" </dev/null >"$mesh_venv/console.log" 2>&1 &)
 }
 
 # Build, if there is something to do. Two at once: the second waits and finds the work done.
