@@ -1,30 +1,9 @@
-// Which view is shown: the part of the address behind `#/`, so that a view can be linked to and the back button works.
+// Which view is shown: what the address says, so that a view can be linked to and the back button works.
 
 import { signal } from '@preact/signals'
+import { address, parse, type Route, type View } from './address'
 
-export const VIEWS = ['mesh', 'nodes', 'models', 'chat', 'join'] as const
-export type View = (typeof VIEWS)[number]
-
-export interface Route {
-  view: View
-  rest: string // what the view makes of it: a conversation, a model, a node
-}
-
-export function parse(hash: string): Route {
-  const [first = '', ...rest] = hash.replace(/^#\/?/, '').split('/')
-  const view = VIEWS.find((one) => one === first) ?? 'mesh'
-  let text = rest.join('/')
-  try {
-    text = decodeURIComponent(text)
-  } catch {
-    // A lone percent sign that somebody typed stays what it is.
-  }
-  return { view, rest: text }
-}
-
-export function address(view: View, rest = ''): string {
-  return rest === '' ? `#/${view}` : `#/${view}/${encodeURIComponent(rest)}`
-}
+export { address, VIEWS, type View } from './address'
 
 export const route = signal<Route>(parse(location.hash))
 

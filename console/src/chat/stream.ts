@@ -91,11 +91,12 @@ const [OPEN, CLOSE] = ['<think>', '</think>']
 
 // Some servers leave the thinking in the answer, between two tags at its beginning: it is told apart here.
 export class ThoughtSplitter {
-  private state: 'before' | 'thinking' | 'after' = 'before'
+  private state: 'before' | 'thinking' | 'gap' | 'after' = 'before'
   private held = ''
 
   feed(piece: string): { text: string; thinking: string } {
     if (this.state === 'after') return { text: piece, thinking: '' }
+    if (this.state === 'gap') return { text: this.cross(piece), thinking: '' }
     this.held += piece
     if (this.state === 'before') {
       const start = this.held.trimStart()
@@ -121,14 +122,23 @@ export class ThoughtSplitter {
     const at = this.held.indexOf(CLOSE)
     if (at >= 0) {
       const thinking = this.held.slice(0, at)
-      this.held = this.held.slice(at + CLOSE.length).replace(/^\n+/, '')
-      return { text: this.leave(), thinking }
+      const rest = this.held.slice(at + CLOSE.length)
+      this.held = ''
+      this.state = 'gap'
+      return { text: this.cross(rest), thinking }
     }
     // The end may be the beginning of the closing tag.
     const kept = longestOverlap(this.held, CLOSE)
     const thinking = this.held.slice(0, this.held.length - kept)
     this.held = this.held.slice(this.held.length - kept)
     return { text: '', thinking }
+  }
+
+  // The empty lines between the thinking and the answer belong to neither.
+  private cross(piece: string): string {
+    const text = piece.replace(/^\n+/, '')
+    if (text !== '') this.state = 'after'
+    return text
   }
 
   private leave(): string {
