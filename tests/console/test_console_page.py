@@ -137,7 +137,7 @@ def test_nodes_tell_memory_load_and_speed(stage: Stage, visitor: Visitor) -> Non
         expect(here).to_contain_text(words)
     expect(here.get_by_role("img", name=re.compile("models take 9.2 GiB"))).to_have_count(1)
     amber = page.get_by_role("listitem").filter(has_text="amber")
-    expect(amber).to_contain_text("offered")
+    expect(amber).to_contain_text("Offered memory")
     expect(amber).to_contain_text("quic")
 
 

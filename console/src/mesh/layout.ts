@@ -32,10 +32,12 @@ interface Scale {
 }
 
 const SCALES: readonly Scale[] = [
-  { detail: 'large', most: 8, first: 168, step: 150, gap: 150, radius: 26, margin: 74 },
-  { detail: 'medium', most: 48, first: 150, step: 88, gap: 96, radius: 15, margin: 46 },
+  { detail: 'large', most: 14, first: 168, step: 148, gap: 150, radius: 24, margin: 74 },
+  { detail: 'medium', most: 48, first: 150, step: 88, gap: 104, radius: 15, margin: 46 },
   { detail: 'small', most: Infinity, first: 92, step: 27, gap: 26, radius: 7.5, margin: 22 },
 ]
+
+const STEPS = 16
 
 // `aspect`: the width of the room for the picture by its height; the rings are stretched to fill it, within reason.
 export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
@@ -46,13 +48,14 @@ export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
   const spots: Spot[] = []
   if (here !== undefined) spots.push({ node: here, x: 0, y: 0, radius: scale.radius * 1.35 })
   let reach = 0
+  let inner: number[] = []
   rings(others.toSorted(byPlace), scale).forEach((ring, number) => {
     const radius = scale.first + number * scale.step
     reach = radius
+    const turns = number === 0 ? firstTurns(ring.length) : turnsBetween(inner, ring.length)
+    inner = turns
     ring.forEach((node, place) => {
-      // Every second ring is turned by half a gap, so that nodes do not line up in spokes.
-      const turn = (place + (number % 2) / 2) / ring.length - (ring.length === 2 ? 0 : 0.25)
-      const angle = turn * 2 * Math.PI
+      const angle = (turns[place] as number) * 2 * Math.PI
       const size = node.role === 'host' || node.role === 'backend' ? 1 : 0.8
       spots.push({
         node,
@@ -64,6 +67,29 @@ export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
   })
   const room = Math.max(reach, scale.first * 0.8) + scale.margin + scale.radius
   return { detail: scale.detail, spots, width: 2 * room * sx, height: 2 * room * sy }
+}
+
+// Where nodes stand on the innermost ring, as parts of a whole turn: from the top, or side by side where there are two.
+function firstTurns(count: number): number[] {
+  return Array.from({ length: count }, (_, place) => place / count - (count === 2 ? 0 : 0.25))
+}
+
+// The same on the next ring: turned so that no node stands right behind one of the `inner` ring, whose links would
+// cover its own.
+function turnsBetween(inner: readonly number[], count: number): number[] {
+  let best: number[] = []
+  let most = -1
+  for (let step = 0; step < STEPS; step += 1) {
+    const turns = Array.from({ length: count }, (_, place) => (place + step / STEPS) / count - 0.25)
+    const least = Math.min(...turns.map((turn) => Math.min(...inner.map((other) => apart(turn, other)))))
+    if (least > most + 1e-9) [most, best] = [least, turns]
+  }
+  return best
+}
+
+function apart(one: number, other: number): number {
+  const turn = Math.abs(one - other) % 1
+  return Math.min(turn, 1 - turn)
 }
 
 // Who serves stands inside, then who could, and each kind in the order of ids, which never change.

@@ -39,7 +39,7 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
         {!node.here && node.role !== 'backend' && <Fact name="Link">{node.linked ? linkWords(node) || 'QUIC, no request yet' : 'none; known through others'}</Fact>}
         {node.here && mesh != null && <Fact name="Mesh"><span class="mono">{mesh.mesh.slice(0, 10)}</span></Fact>}
         {node.rtt !== null && <Fact name="Round trip">{milliseconds(node.rtt)}</Fact>}
-        {node.since !== null && <Fact name={`${standing(node)} for`}>{duration(Date.now() / 1000 - node.since)}</Fact>}
+        {node.since !== null && <Fact name="In this state for">{duration(Date.now() / 1000 - node.since)}</Fact>}
         {node.version !== '' && <Fact name="Version">{node.version}</Fact>}
         {node.wants.length > 0 && <Fact name="Wants">{node.wants.join(', ')}</Fact>}
         {node.onDisk.length > 0 && <Fact name="On disk">{node.onDisk.join(', ')}</Fact>}

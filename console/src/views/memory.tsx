@@ -61,11 +61,11 @@ function Device({ device }: { device: DeviceStatus }): JSX.Element {
 function OfferedMemory({ node }: { node: MeshNode }): JSX.Element {
   const models = taken(node)
   const total = Math.max(node.memory, models, 1)
-  const words = node.memory > 0 ? `${bytes(models)} of ${bytes(node.memory)} offered` : `${bytes(models)} of models`
+  const words = node.memory > 0 ? `${bytes(models)} of ${bytes(node.memory)}` : bytes(models)
   return (
     <div>
-      <p><span>Models</span><span>{words}</span></p>
-      <Bar label={`Models take ${words}`} parts={[{ fraction: models / total, kind: 'models' }]} />
+      <p><span>{node.memory > 0 ? 'Offered memory' : 'Models'}</span><span>{words}</span></p>
+      <Bar label={`Models take ${words}${node.memory > 0 ? ' offered' : ''}`} parts={[{ fraction: models / total, kind: 'models' }]} />
     </div>
   )
 }

@@ -99,7 +99,7 @@ function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
       >
         <g aria-hidden="true">
           {found.spots.map((spot) => (
-            <Link key={spot.node.id} spot={spot} chosen={spot.node.id === chosen} labelled={found.spots.length <= 13} />
+            <Link key={spot.node.id} spot={spot} chosen={spot.node.id === chosen} labelled={found.detail === 'large'} />
           ))}
         </g>
         {found.spots.map((spot) => (
@@ -147,7 +147,7 @@ const Link = memo(function Link({ spot, chosen, labelled }: { spot: Spot; chosen
     <g class={`link ${way} ${node.life}${chosen ? ' chosen' : ''}`}>
       <line x1={0} y1={0} x2={x} y2={y} />
       {told && (
-        <text x={x * 0.56} y={y * 0.56} dy="-0.4em">{milliseconds(node.rtt as number)}</text>
+        <text x={x * 0.64} y={y * 0.64} dy="-0.4em">{milliseconds(node.rtt as number)}</text>
       )}
     </g>
   )
