@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from tests.console.conftest import Visitor
 from tests.console.speaker import PATIENCE_SECONDS, Speaker, speaking
-from tests.daemons import MODEL, Daemon, daemon
+from tests.daemons import MODEL, PROGRAM, Daemon, daemon
 
 pytestmark = pytest.mark.engine
 
@@ -107,6 +109,26 @@ def test_an_answer_of_the_real_engine_streams_in(chat: Page) -> None:
     expect(answer.locator(".how")).to_contain_text(re.compile(r"\d tok/s.*\d tokens"))
     chat.get_by_role("link", name="Nodes").click()
     expect(chat.get_by_role("listitem").filter(has_text="this node")).to_contain_text("tok/s")
+
+
+def test_a_client_is_told_which_node_answered(node: tuple[Daemon, Speaker], visitor: Visitor, tmp_path: Path) -> None:
+    environment = {**os.environ, "MESH_LLM_HOME": str(node[0].home)}
+    told = subprocess.run([str(PROGRAM), "invite"], env=environment, capture_output=True, text=True, check=True)
+    invite = tmp_path / "invite"
+    invite.write_text(told.stdout)
+    with daemon(tmp_path / "client", "--client", "--join", f"@{invite}", "--name", "laptop") as client:
+        page = visitor.open(client.console_url)
+        expect(page.get_by_role("button", name=f"workbench {MODEL}")).to_be_visible()
+        page.get_by_role("link", name="Chat").click()
+        expect(model_of(page)).to_have_value(re.compile("."))
+        ask(page, "Say hello.", MODEL)
+        expect(finished(page).locator(".how")).to_contain_text("on workbench")
+        page.get_by_role("link", name="Mesh").first.click()
+        expect(page.get_by_role("button", name=re.compile(f"^workbench {MODEL}.*by (lane|QUIC)"))).to_be_visible()
+        page.get_by_role("link", name="Join").click()
+        visitor.allow("409")
+        page.get_by_role("button", name="Show an invite").click()
+        expect(page.get_by_role("alert")).to_contain_text("Ask a node of the mesh")
 
 
 def test_an_answer_of_the_real_engine_is_stopped_in_the_middle(chat: Page) -> None:

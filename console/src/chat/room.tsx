@@ -11,7 +11,7 @@ import { models, status } from '../state'
 import '../style/chat.css'
 import { Composer } from './composer'
 import { Line } from './line'
-import type { Conversation } from './store'
+import type { Conversation, Message } from './store'
 import { again, change, conversations, create, edit, find, keeps, ongoing, open, opened, remove, say } from './talk'
 
 // A conversation in which nothing has been said yet is in no list.
@@ -156,8 +156,15 @@ function Thread({ conversation }: { conversation: Conversation }): JSX.Element {
           )
         })}
       </ol>
+      <p class="unseen" role="status">{announced(going !== undefined, last)}</p>
     </div>
   )
+}
+
+// What screen readers hear of an answer: that it comes and that it is there. What it says is there to be read.
+function announced(going: boolean, last: Message | undefined): string {
+  if (going) return 'The answer is being written.'
+  return last?.role === 'assistant' && last.ended !== 'error' ? 'The answer is there.' : ''
 }
 
 function Welcome(): JSX.Element {

@@ -12,6 +12,7 @@ export interface Spot {
   x: number
   y: number
   radius: number
+  ring: number // counted from the middle, which is 0
 }
 
 export interface Layout {
@@ -46,7 +47,7 @@ export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
   const stretch = Math.min(1.7, Math.max(0.7, aspect))
   const [sx, sy] = stretch >= 1 ? [stretch, 1] : [1, 1 / stretch]
   const spots: Spot[] = []
-  if (here !== undefined) spots.push({ node: here, x: 0, y: 0, radius: scale.radius * 1.35 })
+  if (here !== undefined) spots.push({ node: here, x: 0, y: 0, radius: scale.radius * 1.35, ring: 0 })
   let reach = 0
   let inner: number[] = []
   rings(others.toSorted(byPlace), scale).forEach((ring, number) => {
@@ -62,6 +63,7 @@ export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
         x: Math.round(Math.cos(angle) * radius * sx * 10) / 10,
         y: Math.round(Math.sin(angle) * radius * sy * 10) / 10,
         radius: scale.radius * size,
+        ring: number + 1,
       })
     })
   })

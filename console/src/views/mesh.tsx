@@ -143,11 +143,13 @@ const Link = memo(function Link({ spot, chosen, labelled }: { spot: Spot; chosen
   if (node.here || !node.linked || node.life === 'dead' || node.life === 'left') return null
   const way = node.via === '' ? 'unused' : node.via
   const told = node.rtt !== null && (labelled || chosen)
+  // On a long link behind the nodes of inner rings, else about in the middle between the two ends.
+  const at = spot.ring > 1 ? 0.8 : 0.62
   return (
     <g class={`link ${way} ${node.life}${chosen ? ' chosen' : ''}`}>
       <line x1={0} y1={0} x2={x} y2={y} />
       {told && (
-        <text x={x * 0.64} y={y * 0.64} dy="-0.4em">{milliseconds(node.rtt as number)}</text>
+        <text x={x * at} y={y * at} dy="-0.4em">{milliseconds(node.rtt as number)}</text>
       )}
     </g>
   )
