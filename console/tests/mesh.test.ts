@@ -71,8 +71,8 @@ describe('the picture', () => {
   ]
 
   it.each([1, 2, 3, 9, 10, 30, 49, 50, 300, 1000])('holds %i nodes and none covers another', (count) => {
-    for (const aspect of [0.5, 1, 1.5, 3]) {
-      const { spots, width, height } = layout(many(count, (place) => (place % 3 === 0 ? { role: 'host' } : {})), aspect)
+    for (const room of [[375, 600], [600, 600], [1000, 700], [1900, 600]].map(([width = 0, height = 0]) => ({ width, height }))) {
+      const { spots, width, height } = layout(many(count, (place) => (place % 3 === 0 ? { role: 'host' } : {})), room)
       expect(spots).toHaveLength(count)
       const outside = spots.filter((one) => Math.abs(one.x) + one.radius > width / 2 || Math.abs(one.y) + one.radius > height / 2)
       expect(outside).toEqual([])
@@ -84,8 +84,8 @@ describe('the picture', () => {
   })
 
   it('does not move a node that only changes its state, and does not mind the order in which nodes are told', () => {
-    const before = layout(many(40), 1.4)
-    const after = layout([node('me', { here: true }), ...many(40, (place) => (place === 7 ? { life: 'suspect' } : {})).slice(1).reverse()], 1.4)
+    const before = layout(many(40), { width: 1000, height: 700 })
+    const after = layout([node('me', { here: true }), ...many(40, (place) => (place === 7 ? { life: 'suspect' } : {})).slice(1).reverse()], { width: 1000, height: 700 })
     const places = (found: typeof before): unknown => found.spots.map((spot) => [spot.node.id, spot.x, spot.y])
     expect(places(after)).toEqual(places(before))
   })

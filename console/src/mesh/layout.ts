@@ -24,7 +24,6 @@ export interface Layout {
 
 interface Scale {
   detail: Detail
-  most: number // nodes, this one left out
   first: number // radius of the innermost ring
   step: number // between two rings
   gap: number // along a ring
@@ -33,17 +32,33 @@ interface Scale {
 }
 
 const SCALES: readonly Scale[] = [
-  { detail: 'large', most: 14, first: 168, step: 148, gap: 150, radius: 24, margin: 74 },
-  { detail: 'medium', most: 48, first: 150, step: 88, gap: 104, radius: 15, margin: 46 },
-  { detail: 'small', most: Infinity, first: 92, step: 27, gap: 26, radius: 7.5, margin: 22 },
+  { detail: 'large', first: 168, step: 148, gap: 150, radius: 24, margin: 74 },
+  { detail: 'medium', first: 150, step: 88, gap: 104, radius: 15, margin: 46 },
+  { detail: 'small', first: 92, step: 27, gap: 26, radius: 7.5, margin: 22 },
 ]
 
 const STEPS = 16
 
-// `aspect`: the width of the room for the picture by its height; the rings are stretched to fill it, within reason.
-export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
+// A picture is drawn this much smaller at most, else its labels cannot be read: then it is drawn with less in it.
+const LEAST_ZOOM = 0.68
+
+export interface Room {
+  width: number // in pixels
+  height: number
+}
+
+// With as much in it as `room` has place for; the rings are stretched to fill it, within reason.
+export function layout(nodes: readonly MeshNode[], room: Room): Layout {
+  for (const scale of SCALES) {
+    const found = laidOut(nodes, scale, room.width / room.height)
+    const zoom = Math.min(room.width / found.width, room.height / found.height)
+    if (zoom >= LEAST_ZOOM || scale.detail === 'small') return found
+  }
+  throw new Error('no scale is the last one')
+}
+
+function laidOut(nodes: readonly MeshNode[], scale: Scale, aspect: number): Layout {
   const [here, ...others] = nodes
-  const scale = SCALES.find((one) => others.length <= one.most) as Scale
   const stretch = Math.min(1.7, Math.max(0.7, aspect))
   const [sx, sy] = stretch >= 1 ? [stretch, 1] : [1, 1 / stretch]
   const spots: Spot[] = []
@@ -67,8 +82,8 @@ export function layout(nodes: readonly MeshNode[], aspect: number): Layout {
       })
     })
   })
-  const room = Math.max(reach, scale.first * 0.8) + scale.margin + scale.radius
-  return { detail: scale.detail, spots, width: 2 * room * sx, height: 2 * room * sy }
+  const half = Math.max(reach, scale.first * 0.8) + scale.margin + scale.radius
+  return { detail: scale.detail, spots, width: 2 * half * sx, height: 2 * half * sy }
 }
 
 // Where nodes stand on the innermost ring, as parts of a whole turn: from the top, or side by side where there are two.

@@ -2,7 +2,7 @@
 
 import type { JSX } from 'preact'
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
-import { layout, type Layout, type Spot } from '../mesh/layout'
+import { layout, type Layout, type Room, type Spot } from '../mesh/layout'
 import { busyOf, linkWords, standing, type MeshNode } from '../mesh/nodes'
 import { memo } from '../parts/memo'
 import { idle, nodes, status } from '../state'
@@ -77,8 +77,8 @@ interface PictureProps {
 }
 
 function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
-  const [frame, aspect] = useAspect()
-  const found = useMemo(() => layout(list, aspect), [list, aspect])
+  const [frame, room] = useRoom()
+  const found = useMemo(() => layout(list, room), [list, room])
   const [at, setAt] = useState<string | null>(null)
   const focused = at !== null && list.some((node) => node.id === at) ? at : (list[0]?.id ?? null)
   const move = (event: KeyboardEvent): void => {
@@ -274,21 +274,22 @@ function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
   )
 }
 
-// The shape of the room an element has: width by height.
-function useAspect(): [{ current: HTMLDivElement | null }, number] {
+// The room an element has.
+function useRoom(): [{ current: HTMLDivElement | null }, Room] {
   const frame = useRef<HTMLDivElement>(null)
-  const [aspect, setAspect] = useState(1.4)
+  const [room, setRoom] = useState<Room>({ width: 1000, height: 700 })
   useEffect(() => {
     const element = frame.current
     if (element === null) return
     const observer = new ResizeObserver(([entry]) => {
       if (entry === undefined) return
-      const { width, height } = entry.contentRect
       // In steps, so that a scroll bar that comes and goes does not move the picture.
-      if (height > 0) setAspect(Math.round((width / height) * 10) / 10)
+      const width = Math.max(20, Math.round(entry.contentRect.width / 20) * 20)
+      const height = Math.max(20, Math.round(entry.contentRect.height / 20) * 20)
+      setRoom((known) => (known.width === width && known.height === height ? known : { width, height }))
     })
     observer.observe(element)
     return () => observer.disconnect()
   }, [])
-  return [frame, aspect]
+  return [frame, room]
 }
