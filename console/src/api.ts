@@ -8,6 +8,13 @@ export interface BackendStatus {
   reason: string
 }
 
+// A peer from which nothing is taken any more while this node runs, and why.
+export interface BannedStatus {
+  peer: string
+  name: string
+  reason: string
+}
+
 // An accelerator as the engine sees it; `shared`: its memory is the computer's own; `used`: models may go there.
 export interface DeviceStatus {
   name: string
@@ -116,7 +123,7 @@ export interface ModelStatus {
   advice: string
 }
 
-// Everything about this node. `mesh` is null where it goes on alone, for the reason in `mesh_reason`.
+// Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`.
 export interface NodeStatus {
   name: string
   version: string
@@ -132,6 +139,7 @@ export interface NodeStatus {
   load: LoadStatus[]
   mesh: MeshStatus | null
   mesh_reason: string
+  sharing: SharingStatus | null
   machine: MachineStatus | null
 }
 
@@ -188,6 +196,17 @@ export interface ServerStatus {
   speculation: SpeculationStatus
 }
 
+// Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be
+// given now, null for any number; `given`: bytes in all.
+export interface SharingStatus {
+  shares: boolean
+  limit: number | null
+  given: number
+  giving: TransferStatus[]
+  taking: TransferStatus[]
+  banned: BannedStatus[]
+}
+
 // How the engine guesses ahead: `kind` is none, n-grams or draft (with the model called `draft`), `reason` why no
 // more than that. `drafted` and `accepted` tokens since this node began; `acceptance` is null before the first.
 export interface SpeculationStatus {
@@ -205,4 +224,15 @@ export interface StepStatus {
   addresses: string[]
   state: string
   reason: string
+}
+
+// Model files on their way to or from a peer (`peer`: its id): `bytes` so far, `rate` in bytes/s of late, by "lane"
+// or "quic". `what` is the file that is given, or the model of which something is taken.
+export interface TransferStatus {
+  peer: string
+  name: string
+  what: string
+  bytes: number
+  rate: number
+  via: string
 }

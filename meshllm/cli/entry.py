@@ -143,6 +143,24 @@ def serve(
         int,
         typer.Option(min=0, max=4096, metavar="N", help="How many clients may use this node.", rich_help_panel=MESH),
     ] = DEFAULT_MAX_CLIENTS,
+    share_models: Annotated[
+        bool,
+        typer.Option(
+            "--share-models/--no-share-models",
+            help="Whether other nodes of the mesh may have model files of this one.",
+            rich_help_panel=MESH,
+        ),
+    ] = True,
+    share_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="MB/S",
+            help="How fast model files may be given to other nodes; by default as fast as it goes, and slowly while a "
+            "model here answers.",
+            rich_help_panel=MESH,
+        ),
+    ] = None,
     bind_port: Annotated[
         int | None,
         typer.Option(
@@ -208,6 +226,8 @@ def serve(
         bind_port=bind_port,
         node_name=_node_name(name),
         max_clients=max_clients,
+        share_models=share_models,
+        share_rate=None if share_rate is None else share_rate * 1e6,
         draft=draft,
         drafts=not no_draft,
         speculation=not no_speculation,

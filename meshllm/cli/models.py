@@ -74,7 +74,7 @@ async def fetch_with_progress(name: str, console: Console | None = None) -> Loca
 
 def _kept(name: str) -> str:
     from meshllm.errors import MeshError
-    from meshllm.models.entry import CatalogEntry
+    from meshllm.models.download import arrived
     from meshllm.models.resolve import resolve
     from meshllm.models.store import Store, megabytes
 
@@ -83,7 +83,7 @@ def _kept(name: str) -> str:
         wanted = resolve(name, folder=store.folder).wanted
     except MeshError:
         return ""
-    kept = sum(store.arrived(file) for file in wanted.files) if isinstance(wanted, CatalogEntry) else 0
+    kept = arrived(wanted, store)
     if not kept:
         return "Nothing had arrived that could be kept."
     return f"{megabytes(kept)} are kept; the same command goes on from there."

@@ -48,10 +48,11 @@ def show(port: int | None, *, as_json: bool) -> None:
     if told["models"]:
         console.print(table)
     for model in told["models"]:
-        if model["engine"] and model["engine"]["fit"]:
-            console.print(
-                f"{printable(model['name'])}: {printable(model['engine']['fit'])}", highlight=False, markup=False
-            )
+        name, running = printable(model["name"]), model["engine"]
+        if running and running["fit"]:
+            console.print(f"{name}: {printable(running['fit'])}", highlight=False, markup=False)
+        if running:
+            console.print(f"{name}: {speculation_words(running['speculation'])}", highlight=False, markup=False)
     for backend in told["backends"]:
         state = ", ".join(backend["models"]) if backend["healthy"] else f"away: {backend['reason']}"
         console.print(f"backend {backend['url']}: {state}", highlight=False)
@@ -128,7 +129,6 @@ def fetch(port: int) -> bytes:
 
 
 def _models(told: dict[str, Any]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -152,12 +152,10 @@ def _models(told: dict[str, Any]) -> Table:
         )
         if model["reason"]:
             table.add_row("", f"[dim]{model['reason']} {model['advice']}[/]")
-        if engine:
-            table.add_row("", f"[dim]{escape(_speculation(engine['speculation']))}[/]")
     return table
 
 
-def _speculation(told: dict[str, Any]) -> str:
+def speculation_words(told: dict[str, Any]) -> str:
     """How the engine guesses ahead, and how well."""
     if told["kind"] == "none":
         return f"guesses nothing ahead: {printable(told['reason'])}"

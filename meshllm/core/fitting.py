@@ -11,7 +11,7 @@ and least of its work); else the processor alone. Fewer slots are given up befor
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from meshllm.core.forecast import MICRO_BATCH, cache_bytes, forecast, padded
@@ -143,8 +143,8 @@ def _place(
     costs = _Costs.of(shape, size, micro_batch)
     overhead = [forecast(shape, size, micro_batch=micro_batch).compute] * len(room.accelerators)
     for _ in range(MOST_TRIALS):
-        trial = _spread(costs, size, room, overhead)
-        if sum(trial.layers) == 0 or (whole and (trial.experts_aside or sum(trial.layers) < costs.count)):
+        trial = _spread(costs, size, room, overhead, whole=whole)
+        if sum(trial.layers) == 0 or (whole and sum(trial.layers) < costs.count):
             return None
         need = yield trial
         verdict = judge(need, room)
@@ -199,17 +199,20 @@ class _Costs:
         return found
 
 
-def _spread(costs: _Costs, size: Size, room: Room, overhead: Sequence[int]) -> Trial:
-    """Put as many layers on the accelerators as they have room for beside the `overhead` of each."""
+def _spread(costs: _Costs, size: Size, room: Room, overhead: Sequence[int], *, whole: bool) -> Trial:
+    """Put as many layers on the accelerators as they have room for beside the `overhead` of each; not `whole`: but not
+    all with all their experts, which has been tried."""
     rooms = [
         max(0, min(given.room, room.host if given.shared else given.room) - known)
         for given, known in zip(room.accelerators, overhead, strict=True)
     ]
-    usual = Trial(size, _fill(costs.all, rooms))
-    if sum(usual.layers) == costs.count:
-        return replace(usual, layers=_gathered(costs, rooms, usual.layers))
+    if whole:
+        filled = _fill(costs.all, rooms)
+        return Trial(size, _gathered(costs, rooms, filled) if sum(filled) == costs.count else filled)
     if not any(costs.experts):
-        return usual
+        # With all layers on several accelerators the engine works on several batches at a time, and takes several times
+        # the memory for that: without the first layer there they may hold all others.
+        return Trial(size, _fill(costs.all[1:], rooms))
     low, high = 1, costs.count - 1
     if sum(_fill(costs.without(high), rooms)) < costs.count:
         return Trial(size, _fill(costs.without(high), rooms), high)

@@ -31,8 +31,9 @@ class Shape:
     """A model. `input`: bytes of the embeddings, `output`: of what turns the last layer into scores, and of all else
     that is in no layer; `tied`: the head is the embedding (`input` does both).
 
-    `width`: of a token's vector; `inner`: of the widest feed-forward part that a token passes; `query`: of all heads of
-    attention together; `cached`: the engine keeps something between batches (no encoder does).
+    `width`: of a token's vector; `inner`: of the widest feed-forward part of a layer without experts, `routed`: of all
+    experts together that one token passes; `query`: of all heads of attention together, `latent`: of the same where
+    keys are kept compressed (0: they are not). `cached`: the engine keeps something between batches (no encoder does).
     """
 
     layers: tuple[Layer, ...]
@@ -41,7 +42,9 @@ class Shape:
     tied: bool = False
     width: int = 0
     inner: int = 0
+    routed: int = 0
     query: int = 0
+    latent: int = 0
     vocabulary: int = 0
     experts: int = 0
     experts_used: int = 0

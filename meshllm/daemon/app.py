@@ -28,13 +28,15 @@ from meshllm.core.mesh import Mesh
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.types import ModelState, Snapshot
 from meshllm.core.views import JoinPhase, MeshView
+from meshllm.daemon.acceptance import Acceptance
+from meshllm.daemon.drafting import wish_of
 from meshllm.daemon.fitting import Fitter
 from meshllm.daemon.instance import Claim
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
-from meshllm.engine import build
-from meshllm.errors import DamagedState, NobodysFault, PortTaken, UsageError
+from meshllm.engine import build, llama_server
+from meshllm.errors import DamagedState, NobodysFault, PortTaken, UnknownModel, UsageError
 from meshllm.models import on_disk
 from meshllm.models.entry import Wanted
 from meshllm.models.local import from_path
@@ -49,6 +51,7 @@ from meshllm.web.status import NodeStatus, load_status, node_status
 
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Found, Membership
+    from meshllm.daemon.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +87,22 @@ class Viewer:
         """Something changed."""
 
 
-def find_models(settings: Settings) -> dict[str, Wanted]:
-    """What each `--model` means, by the name callers use. Raises UnknownModel, InvalidModelFile, UsageError."""
+def find_models(settings: Settings) -> dict[str, Wanted | None]:
+    """What each `--model` means, by the name callers use; None: only the mesh that is joined can know.
+
+    Raises UnknownModel, InvalidModelFile, UsageError.
+    """
     store = Store(paths.models())
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, Wanted | None] = {}
     for text in settings.models:
-        found = resolve(text, folder=store.folder, disk=lambda: on_disk.scan(store))
+        try:
+            found = resolve(text, folder=store.folder, disk=lambda: on_disk.scan(store))
+        except UnknownModel as error:
+            if not settings.invites or "/" in text or text.casefold().endswith(".gguf"):
+                raise
+            log.warning("%s The mesh is asked for it.", error.message)
+            wanted[text.strip()] = None
+            continue
         if found.note:
             log.warning("%s", found.note)
         source = found.wanted
@@ -140,6 +153,7 @@ class App:
         self._snapshot = Snapshot()
         self._listening = Listening("", "", None)
         self._membership: Membership | None = None
+        self._sharing: Sharing | None = None
         self._alone = "it has not been looked for yet"
         self._stops = 0
 
@@ -151,21 +165,25 @@ class App:
         self._started = loop.time()
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
+        drafts = wish_of(settings, wanted, Store(paths.models()))
         self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
         if settings.devices and (engine := build.find()) is not None:
             await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
         owner = Owner("daemon")
         key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
+        self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
+        self._acceptance = Acceptance(llama_server.guesses, self._console.changed)
         self._gateway = Gateway(
             CallerPolicy(key, frozenset(settings.allowed_origins)),
             keys,
             peers=self,
             seek=lambda model: self._post(e.ModelSought(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
+            on_work=self._acceptance.look,
+            guesses=self._acceptance.guesses,
         )
-        self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
-        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post)
+        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
             self._gateway.publish(_before(settings, wanted))
@@ -188,7 +206,10 @@ class App:
                 loop.remove_signal_handler(number)
             await owner.close()
             await self._gateway.close()
+            await self._acceptance.close()
             await self._console.close()
+            if self._sharing is not None:
+                await self._sharing.close()
             if self._membership is not None:
                 await self._membership.close()
             await supervisor.close()
@@ -197,7 +218,7 @@ class App:
     def _post(self, event: e.Event) -> None:
         self._mailbox.put_nowait(event)
 
-    def _wish(self, wanted: dict[str, Wanted]) -> None:
+    def _wish(self, wanted: dict[str, Wanted | None]) -> None:
         """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
         for place, model in enumerate(wanted):
             self._post(e.ModelWished(model) if place else e.ModelWanted(model))
@@ -209,7 +230,7 @@ class App:
         settings = self._settings
         try:
             # In a thread: nobody who calls meanwhile shall wait for imports and disks.
-            kind, found = await in_thread(lambda stop: _load(settings), "load the mesh")
+            kind, share, found = await in_thread(lambda stop: _load(settings), "load the mesh")
             self._membership = kind(settings, found, self._post)
             await self._membership.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
@@ -224,6 +245,10 @@ class App:
             self._say_alone(str(error))
             return
         self._alone = ""
+        self._sharing = share(
+            self._membership, Store(paths.models()), self._works, share=settings.share_models, rate=settings.share_rate
+        )
+        supervisor.sharing = self._sharing
         if self._membership.lost:
             self._say_alone("it is a client and knows no mesh. Start it with --join INVITE.")
         if not settings.client:
@@ -263,7 +288,10 @@ class App:
         self._snapshot = snapshot
         if self._membership is not None:
             self._membership.publish(snapshot.mesh)
+        if self._sharing is not None:
+            self._sharing.publish(snapshot.mesh)
         self._gateway.publish(snapshot)
+        self._acceptance.publish(snapshot)
         self._console.changed()
         self._show(lambda viewer: viewer.snapshot(snapshot))
 
@@ -282,6 +310,10 @@ class App:
         if self._membership is None:
             raise ConnectionError("this node is in no mesh")
         return await self._membership.connect(peer, factory)
+
+    def _works(self) -> bool:
+        """Whether an engine here works on a request."""
+        return any(load.active or load.waiting for load in self._gateway.loads())
 
     def _invite(self, seconds: float) -> Invitation:
         if self._membership is None:
@@ -303,18 +335,21 @@ class App:
             now=asyncio.get_running_loop().time(),
             vias=membership.vias() if membership is not None else {},
             mesh_reason=self._alone,
+            sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._fitter.machine(),
+            guesses=self._acceptance.guesses(),
         )
 
 
-def _load(settings: Settings) -> tuple[type[Membership], Found]:
+def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], Found]:
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
     from meshllm.daemon.membership import Membership, look_up
+    from meshllm.daemon.sharing import Sharing
 
-    return Membership, look_up(settings)
+    return Membership, Sharing, look_up(settings)
 
 
-def _before(settings: Settings, wanted: dict[str, Wanted]) -> Snapshot:
+def _before(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:
     """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
     role = Role.CLIENT if settings.client else Role.NODE
     mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)

@@ -21,7 +21,7 @@ from meshllm.core.speculation import PLAIN, Guessing, Speculation
 from meshllm.core.types import Purpose
 from meshllm.engine import bindings
 from meshllm.engine.installed import Engine
-from meshllm.errors import OutOfRoom
+from meshllm.errors import InvalidModelFile, OutOfRoom
 from meshllm.machine import resources
 from meshllm.models.local import LocalModel
 from meshllm.models.purpose import Usage
@@ -118,10 +118,13 @@ class Fitter:
         task = _Task(engine, model, how, room(machine), speculation.longest)
         sizes = task.sizes(self._context)
         if draft is not None and speculation.guessing is Guessing.DRAFT:
-            both = await self._with_draft(task, sizes, draft, speculation)
-            if both is not None:
-                return both
             why = f"{draft.name} would take memory that {model.name} needs"
+            try:
+                both = await self._with_draft(task, sizes, draft, speculation)
+                if both is not None:
+                    return both
+            except InvalidModelFile as error:  # of the draft; if it is of the model, that comes to light below
+                why = error.message
             log.warning("%s is served without a draft: %s", model.name, why)
             speculation = Speculation(Guessing.NGRAMS, reason=why)
         found = await task.search(sizes)
@@ -161,7 +164,7 @@ class Fitter:
         spare = max(0, given.host - found.need.host - fitting.shared(found.need, given))
         cache, checkpoints = 0, None
         if task.how.purpose is Purpose.GENERATE:
-            checkpoints = _checkpoints(checkpoint_bytes(task.shape, task.micro_batch(trial.size)), trial.size, spare)
+            checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
             cache = _prompt_cache_mib(spare)
         return Fit(
             size=trial.size,

@@ -28,7 +28,7 @@ from meshllm.daemon.keeper import Keeper
 from meshllm.daemon.links import Links
 from meshllm.daemon.mesh_state import SECRET_BYTES, MeshState
 from meshllm.daemon.settings import Settings
-from meshllm.errors import MeshError, NobodysFault, PortTaken
+from meshllm.errors import LinkClosed, MeshError, NobodysFault, PortTaken
 from meshllm.net.addresses import InterfaceFacts, Observed, addresses, read_facts
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
@@ -293,12 +293,27 @@ class Membership:
 
     async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
         """A tunnel into the gateway of `peer` (hexadecimal id). Raises OSError if there is no way to it."""
-        if self._tunnels is None:
-            raise ConnectionError("this node is in no mesh")
-        node = NodeId(bytes.fromhex(peer))
-        view = self._view
-        known = next((p.record.addresses for p in view.peers if p.node == node), ()) if view is not None else ()
         try:
-            return await self._tunnels.open(node, StreamKind.HTTP_TUNNEL, factory, addresses=known)
+            return await self.open(NodeId(bytes.fromhex(peer)), StreamKind.HTTP_TUNNEL, factory)
         except MeshError as error:
             raise ConnectionError(str(error)) from error
+
+    async def open(
+        self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> asyncio.BaseProtocol:
+        """A tunnel of that kind to `peer`. Raises MeshError if there is no way to it."""
+        if self._tunnels is None:
+            raise LinkClosed("This node is in no mesh.")
+        view = self._view
+        known = next((p.record.addresses for p in view.peers if p.node == peer), ()) if view is not None else ()
+        return await self._tunnels.open(peer, kind, factory, addresses=known)
+
+    def serve(self, kind: StreamKind, factory: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
+        """From now on `factory` gives what serves the tunnels of that kind that peers open; after `begin`."""
+        assert self._tunnels is not None
+        self._tunnels.serve(kind, factory)
+
+    def role_of(self, peer: NodeId) -> Role | None:
+        """What a linked peer is; None without a link."""
+        link = self._transport.link(peer) if self._transport is not None else None
+        return link.facts.role if link is not None else None

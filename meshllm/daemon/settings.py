@@ -33,7 +33,8 @@ class Settings:
     as it was given; `drafts`: whether there may be any; `speculation`: whether tokens are guessed ahead at all.
 
     `max_memory`: bytes lent at most, of accelerators where there are any, else of the computer's memory. `devices`: the
-    engine's names of those to use ("none": the processor alone), none for its own choice.
+    engine's names of those to use ("none": the processor alone), none for its own choice. `share_models`: whether other
+    nodes may have model files of this one, at `share_rate` bytes per second at most (None: as fast as it goes).
     """
 
     home: Path
@@ -54,3 +55,5 @@ class Settings:
     speculation: bool = True
     max_memory: int | None = None
     devices: tuple[str, ...] = ()
+    share_models: bool = True
+    share_rate: float | None = None

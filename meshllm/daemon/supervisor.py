@@ -8,28 +8,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.speculation import Guessing
 from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
 from meshllm.daemon.fitting import Fitter
 from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
 from meshllm.engine.llama_server import ServerPlan
 from meshllm.engine.process import Child
-from meshllm.errors import AmbiguousModel, BadBackend, InvalidModelFile, MeshError, OutOfRoom, UnknownModel, UsageError
+from meshllm.errors import (
+    AmbiguousModel,
+    BadBackend,
+    DownloadFailed,
+    InvalidModelFile,
+    MeshError,
+    OutOfRoom,
+    UnknownModel,
+    UsageError,
+)
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
-from meshllm.models.entry import Wanted
+from meshllm.models.entry import CatalogEntry, Wanted
 from meshllm.models.local import LocalModel
+from meshllm.models.manifest import HubReference
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
 from meshllm.web import backends
+
+if TYPE_CHECKING:
+    from meshllm.daemon.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +63,12 @@ class Supervisor:
 
     def __init__(
         self,
-        wanted: dict[str, Wanted],
+        wanted: dict[str, Wanted | None],
         backend_keys: dict[str, str],
         home: Path,
         fitter: Fitter,
         post: Callable[[e.Event], None],
+        drafts: DraftWish = NO_WISH,
     ) -> None:
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
@@ -59,7 +77,11 @@ class Supervisor:
         self._fitter = fitter
         self._post = post
         self._owner = Owner("supervisor")
+        self.sharing: Sharing | None = None
+        """The mesh as a source of files; set once there is one."""
         self._store = Store(paths.models())
+        named = (source for source in wanted.values() if isinstance(source, Path))
+        self._drafter = Drafter(drafts, self._store, named)
         self._ledger = Ledger(home / "children")
         self._sockets = llama_server.socket_directory(home)
         self._engine: build.Engine | None = None
@@ -139,12 +161,11 @@ class Supervisor:
                 )
 
         try:
-            source = self._wanted.get(name) or self._on_disk.get(name)
-            if source is None:
-                raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
-            model = await download.ensure(source, self._store, tell, packages=PipFetcher())
+            model = await self._model(name, tell)
         except MeshError as error:
             final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
+            # What only the mesh can know, a node that comes later may.
+            final = final and not (isinstance(error, UnknownModel) and self._is_for_the_mesh(name))
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)
@@ -169,18 +190,58 @@ class Supervisor:
                 )
             )
 
+    async def _model(self, name: str, tell: model_progress.Report) -> LocalModel:
+        """The model on this disk, fetched if need be; where nobody but the mesh can say what it is, the mesh is asked,
+        but only for what a person asked for here."""
+        source, sharing = self._wanted.get(name) or self._on_disk.get(name), self.sharing
+        peers = sharing.source(name) if sharing is not None else None
+        if source is None and (name not in self._wanted or sharing is None):
+            raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
+        if source is not None:
+            try:
+                return await download.ensure(source, self._store, tell, packages=PipFetcher(), peers=peers)
+            except DownloadFailed as failure:
+                if sharing is None or not self._is_for_the_mesh(name):
+                    raise
+                log.warning("%s The mesh is asked for %s.", failure.message, name)
+        assert sharing is not None
+
+        def words(text: str) -> None:
+            tell(model_progress.Progress(model_progress.Stage.CONNECTING, name, note=text))
+
+        words("asking the mesh")
+        sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
+        found = await sharing.find(name, sha256, words)
+        log.warning("%s is taken from %s", name, found.origin)
+        return await download.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
+
+    def _is_for_the_mesh(self, name: str) -> bool:
+        """Whether a person asked here for something whose files only the hub or the mesh can tell."""
+        if name not in self._wanted:
+            return False
+        source = self._wanted[name]
+        return (
+            source is None
+            or isinstance(source, HubReference)
+            or (isinstance(source, CatalogEntry) and source.hub is not None)
+        )
+
     # -- engine processes
 
     async def _serve(self, name: str, generation: int) -> None:
         key = (name, generation)
         log_file = self._home / "logs" / f"{_file_name(name)}.log"
         socket = llama_server.socket_path(self._sockets)
-        reason, advice, hopeless = "it was stopped", "", False
+        reason, advice, hopeless, started = "it was stopped", "", False, False
         try:
             model, engine = self._models[name], self._engine
             assert engine is not None
             how = usage(model.header)
-            fit = await self._fitter.fit(engine, model, how)
+            fetch = partial(self._fetch_draft, name, generation)
+            speculation, draft = await self._drafter.choose(name, model, fetch)
+            fit = await self._fitter.fit(engine, model, how, speculation=speculation, draft=draft)
+            if fit.speculation.guessing is not Guessing.DRAFT:
+                draft = None
             plan = ServerPlan(
                 model_name=name,
                 model_path=model.path,
@@ -195,14 +256,20 @@ class Supervisor:
                 layers=fit.layers,
                 experts_aside=fit.experts_aside,
                 checkpoints=fit.checkpoints,
+                speculation=fit.speculation,
+                draft_path=draft.path if draft is not None else None,
+                draft_device=fit.draft_device,
             )
 
             def loading(fraction: float | None) -> None:
                 self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
 
             def ready(pid: int) -> None:
+                nonlocal started
+                started = True
+                size = fit.size
                 facts = ServerFacts(
-                    str(socket), pid, fit.size.slots, fit.size.context_length, fit.memory, fit=fit.words
+                    str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.words
                 )
                 self._post(e.ServerReady(name, generation, facts))
 
@@ -214,6 +281,8 @@ class Supervisor:
                 if not ending.asked:
                     reason, advice = llama_server.reason_and_advice(ending, log_file)
                     log.warning("%s: %s", name, reason)
+                    if draft is not None and not started:
+                        self._drafter.give_up(draft, f"the engine did not start with it: {reason}")
         except MeshError as error:
             reason, advice, hopeless = error.message, error.advice, isinstance(error, OutOfRoom)
         except Exception as error:
@@ -224,6 +293,18 @@ class Supervisor:
             self._children.pop(key, None)
             self._unwanted.discard(key)
             self._post(e.ServerGone(name, generation, reason, advice, hopeless))
+
+    async def _fetch_draft(self, name: str, generation: int, draft: Wanted) -> LocalModel:
+        """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
+
+        def tell(step: model_progress.Progress) -> None:
+            if step.stage is not model_progress.Stage.READY:
+                fraction = step.done / step.total if step.total else None
+                words = f"{STAGES.get(step.stage, step.stage.value)} the draft"
+                self._post(e.ServerProgress(name, generation, Progress(words, fraction, step.note)))
+
+        peers = self.sharing.source(draft.name) if self.sharing is not None else None
+        return await download.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
 
     def _stop(self, name: str, generation: int) -> None:
         child = self._children.get((name, generation))

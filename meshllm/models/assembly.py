@@ -50,11 +50,14 @@ class Piece:
     end: int
     since: float
     position: int = field(init=False)
+    heard: float = field(init=False)  # when something last came
+    coming: int = 0  # bytes that came and are not written yet
     held: bool = True
     writing: int = field(init=False)  # bytes before this place are just being written
 
     def __post_init__(self) -> None:
         self.position = self.writing = self.begin
+        self.heard = self.since
 
 
 class Assembly:
@@ -79,6 +82,8 @@ class Assembly:
         self.by_source: Counter[str] = Counter()
         self.expected: bytes | None = None
         """What others say the chunks' digests are, 32 bytes each; set by whoever fetches from peers. Only a claim."""
+        self.checked: dict[int, bytes] = {}
+        """The sha256 of chunks that was computed while they came: whoever reads the file need not compute it again."""
         self.spoilt = 0
         """How often bytes were taken back."""
         self.heard: Callable[[int], None] | None = None
@@ -94,6 +99,7 @@ class Assembly:
         self._arrived = self._table.total()
         self._whole = sum(self.has(chunk) for chunk in range(self.count))
         self._first = 0  # all chunks before it are whole
+        self._low = 0  # all chunks before it are whole or held
         self._find_first()
         self._pieces: list[Piece] = []
         self._holders: dict[int, Piece] = {}
@@ -186,8 +192,10 @@ class Assembly:
     def _free(self, most_chunks: int, accept: Accept | None) -> tuple[int, int] | None:
         free = self.count - self._whole - len(self._holders)
         most = max(1, min(most_chunks, free // (2 * len(self._pieces) + 2)))
-        for chunk in range(self._first, self.count):
-            if chunk not in self._holders and not self.has(chunk) and (accept is None or accept(chunk)):
+        while self._low < self.count and not self._is_free(self._low):
+            self._low += 1
+        for chunk in range(self._low, self.count):
+            if self._is_free(chunk) and (accept is None or accept(chunk)):
                 break
         else:
             return None
@@ -195,6 +203,9 @@ class Assembly:
         while last + 1 < min(self.count, chunk + most) and self._untouched(last + 1, accept):
             last += 1
         return self.span(chunk)[0] + self._table[chunk], self.span(last)[1]
+
+    def _is_free(self, chunk: int) -> bool:
+        return chunk not in self._holders and not self.has(chunk)
 
     def _untouched(self, chunk: int, accept: Accept | None, holder: Piece | None = None) -> bool:
         """Whether nothing of it is there, and nobody but `holder` is at it."""
@@ -215,9 +226,11 @@ class Assembly:
         return None
 
     def _needs(self, piece: Piece, now: float) -> float:
-        """Seconds until the piece is there, at the pace it has had so far."""
-        done = piece.position - piece.begin
-        return (piece.end - piece.position) * (now - piece.since) / done if done else float("inf")
+        """Seconds until the piece is there, at the pace it has had so far; for ever, if it has fallen silent."""
+        done = piece.position + piece.coming - piece.begin
+        if done <= 0 or now - piece.heard >= GRACE_SECONDS:
+            return float("inf")
+        return (piece.end - piece.begin - done) * (now - piece.since) / done
 
     def _tail(self, piece: Piece, accept: Accept | None) -> tuple[int, int] | None:
         """The latter half of the chunks that the piece has not come to yet."""
@@ -245,6 +258,7 @@ class Assembly:
     def _release(self, piece: Piece) -> None:
         piece.held = False
         self._pieces.remove(piece)
+        self._low = min(self._low, piece.begin // self.chunk_bytes)
         for chunk in range(piece.begin // self.chunk_bytes, -(-piece.end // self.chunk_bytes)):
             if self._holders.get(chunk) is piece:
                 del self._holders[chunk]
@@ -280,13 +294,13 @@ class Assembly:
                 piece.writing = begin
                 raise
             with self._news:
-                piece.position = end
+                piece.position, piece.heard = end, self._clock()
                 if not known:
                     self._note(end, end - begin, piece.source)
             rest = rest[end - begin :]
         return piece.end - piece.position if piece.held else 0
 
-    def put(self, source: str, chunk: int, data: bytes | memoryview) -> None:
+    def put(self, source: str, chunk: int, data: bytes | memoryview, digest: bytes | None = None) -> None:
         """Write a whole chunk whose digest was checked, in any order; it is welcome whoever holds it. Raises OSError.
 
         A source that puts chunks must not `write` too: its piece goes on behind what it has put.
@@ -300,21 +314,30 @@ class Assembly:
             _write(self._file, memoryview(data), begin)
         with self._news:
             if not known:
+                if digest is not None:
+                    self.checked[chunk] = digest
                 self._note(end, end - begin, source)
             piece = self._holders.get(chunk)
             if piece is None or piece.source != source:
                 return
             while piece.position < piece.end and self.has(piece.position // self.chunk_bytes):
                 piece.position = piece.writing = min(piece.end, self.span(piece.position // self.chunk_bytes)[1])
+                piece.heard, piece.coming = self._clock(), 0
+
+    def hear(self, piece: Piece, coming: int) -> None:
+        """So many bytes of the piece came that cannot be written before more has: its source is not silent."""
+        with self._news:
+            piece.coming, piece.heard = coming, self._clock()
 
     def spoil(self, chunk: int) -> None:
         """What is there of the chunk is wrong: it is to be fetched again. Raises OSError."""
         with self._news:
             whole, have = self.has(chunk), self._table[chunk]
             self._table[chunk] = 0
+            self.checked.pop(chunk, None)
             self._whole -= whole
             self._arrived -= have
-            self._first = min(self._first, chunk)
+            self._first, self._low = min(self._first, chunk), min(self._low, chunk)
             self.spoilt += 1
             self._wake()
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meshllm.errors import DownloadFailed
+from meshllm.errors import DownloadFailed, UnknownModel
 
 from . import elsewhere
 from .assembly import state_path
@@ -20,10 +20,12 @@ from .checking import digests
 from .entry import CatalogEntry, Wanted
 from .fetching import Fetcher, PeerSource
 from .hub import Hub
+from .kept import is_file_name
 from .local import LocalModel, from_manifest, from_path
-from .lookup import look_up
+from .lookup import cached, choose, look_up
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 from .names import part_of
+from .notes import SHA256
 from .package import PackageFetcher
 from .progress import Progress, Report, Stage
 from .store import Store, disk_error
@@ -32,7 +34,7 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["PeerSource", "chunk_digests", "ensure"]
+__all__ = ["PeerSource", "arrived", "chunk_digests", "ensure"]
 
 
 async def ensure(
@@ -65,6 +67,15 @@ async def ensure(
         model = await in_thread(lambda stop: from_manifest(manifest, store), "read-header")
     report(Progress(Stage.READY, model.path.name, done=model.size, total=model.size))
     return model
+
+
+def arrived(wanted: Wanted, store: Store) -> int:
+    """Bytes of unfinished files that the next `ensure` goes on from; blocks."""
+    if isinstance(wanted, Path):
+        return 0
+    source = wanted.source if isinstance(wanted, CatalogEntry) else wanted
+    manifest = store.kept.answer(source) if isinstance(source, HubReference) else source
+    return sum(store.arrived(file) for file in manifest.all_files) if manifest is not None else 0
 
 
 async def chunk_digests(file: ModelFile, store: Store) -> bytes:
@@ -111,7 +122,7 @@ class _Finder:
         try:
             found = await look_up(reference, self._hub)
         except DownloadFailed as failure:
-            known = kept or await self._by_hand(reference)
+            known = kept or await self._by_hand(reference) or await self._cached(reference)
             if known is None:
                 raise
             self._report(Progress(Stage.FAILED_SOURCE, reference.name, note=str(failure)))
@@ -119,6 +130,14 @@ class _Finder:
         self._store.prepare()
         self._store.kept.keep(found, reference)
         return found
+
+    async def _cached(self, reference: HubReference) -> Manifest | None:
+        """The model as the hub's own cache has it, as far as that is whole."""
+        listing = await in_thread(lambda stop: cached(reference), "hub-cache")
+        try:
+            return choose(reference, listing, "the cache on this disk") if listing else None
+        except (DownloadFailed, UnknownModel):
+            return None  # a part is missing: why the hub cannot be asked is what counts
 
     async def _by_hand(self, reference: HubReference) -> Manifest | None:
         """The model as a file that someone has put here, where its digest is known beforehand."""
@@ -145,6 +164,9 @@ class _Provision:
 
     async def ensure(self, manifest: Manifest) -> bool:
         """Returns whether anything had to be fetched."""
+        for file in manifest.all_files:
+            if not is_file_name(file.name) or not SHA256.fullmatch(file.sha256) or file.size <= 0:
+                raise DownloadFailed(f"What is said of the files of {manifest.name} makes no sense.")
         missing: list[tuple[ModelFile, list[Path]]] = []
         if self._store.together(manifest.files) is None:
             missing += await self._missing(manifest.files, projector=False)
@@ -203,6 +225,7 @@ class _Provision:
 
     async def _read(self, path: Path, file: ModelFile) -> None:
         found = await self._fetcher.digests(path, file)
+        self._store.prepare()
         self._store.record(path, found.sha256)
         if found.sha256 == file.sha256:
             self._store.record_chunks(file.sha256, found.chunks)

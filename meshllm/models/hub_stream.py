@@ -91,7 +91,7 @@ class Body:
                     self._take(stop, memoryview(data))
                     if self._is_done() and self._place < self._end:
                         break  # someone else fetches the rest
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Again(words(error)) from None
         if not self._is_done():
             raise Again(f"the connection ended after {self._place} of {self._end} bytes")

@@ -106,11 +106,17 @@ def _question(reference: HubReference) -> dict[str, str]:
 def _read(place: Path) -> tuple[object, Manifest] | None:
     try:
         with place.open("rb") as file:
-            data = json.loads(file.read(MAX_KEPT_BYTES))
-        if data["version"] != _VERSION:
-            return None
-        return data["asked"], _manifest(data["manifest"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return parse(file.read(MAX_KEPT_BYTES))
+    except OSError:
+        return None
+
+
+def parse(content: bytes) -> tuple[object, Manifest] | None:
+    """The question and its answer in a file of ours; None for one that is damaged or of another version."""
+    try:
+        data = json.loads(content)
+        return (data["asked"], _manifest(data["manifest"])) if data["version"] == _VERSION else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

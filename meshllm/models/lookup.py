@@ -17,6 +17,7 @@ from urllib.parse import quote
 from meshllm.errors import AmbiguousModel, DownloadFailed, UnknownModel
 from meshllm.tasks import backoff
 
+from .elsewhere import gguf_in, hugging_face
 from .hub import MAX_WAIT_SECONDS, Hub, own_headers, refuse
 from .hub_stream import Again, retry_after, words
 from .kept import MAX_FILE_BYTES, MAX_FILES, is_file_name, is_repository_path
@@ -42,6 +43,10 @@ bits, then fewer, and the unquantized weights last."""
 PROJECTORS: Final = ("F16", "BF16", "Q8_0", "F32")
 """Which projector is taken of several: half precision loses nothing that can be seen, and every backend computes it."""
 
+_WITHOUT_THE_HUB: Final = (
+    "Try again when it can be reached. A model that was looked up once is known without it, and a file that you have "
+    "can be given by its path."
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -86,10 +91,12 @@ async def look_up(reference: HubReference, hub: Hub) -> Manifest:
             listing = await _listing(reference, hub, within)
         except Again as reason:
             if not reason.answered and not failures:
-                raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
+                raise DownloadFailed(f"The hub cannot be reached: {reason}.", advice=_WITHOUT_THE_HUB) from None
             failures += 1
             if failures >= settings.tries:
-                raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
+                raise DownloadFailed(
+                    f"The hub failed {failures} times in a row: {reason}.", advice=_WITHOUT_THE_HUB
+                ) from None
             wait = max(reason.after, backoff(failures - 1, base=settings.pause))
             await asyncio.sleep(min(MAX_WAIT_SECONDS, wait))
         else:
@@ -154,6 +161,23 @@ def _listed(item: dict[str, Any]) -> Listed | None:
     if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= MAX_FILE_BYTES:
         return None
     return Listed(path, size, sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else "")
+
+
+def cached(reference: HubReference) -> Listing | None:
+    """What the hub's own cache on this disk holds of the repository, at the commit that was last fetched; blocks."""
+    folder = hugging_face() / f"models--{reference.repository.replace('/', '--')}"
+    try:
+        with (folder / "refs" / reference.revision).open("rb") as file:
+            commit = file.read(100).decode("ascii").strip()
+    except (OSError, ValueError):
+        commit = reference.revision
+    if not _COMMIT.fullmatch(commit):
+        return None
+    snapshot = folder / "snapshots" / commit
+    there = [
+        Listed(found.path.relative_to(snapshot).as_posix(), found.size, found.sha256) for found in gguf_in(snapshot)
+    ]
+    return Listing(reference.repository, commit, tuple(sorted(there, key=lambda file: file.path))) if there else None
 
 
 # -- which of them

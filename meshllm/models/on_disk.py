@@ -1,7 +1,7 @@
 """Which models could be served from this disk at once, by the names that callers use.
 
-Law: only what is there whole counts, and nothing is read but headers. What is no model is passed over without a word:
-the folder is the user's.
+Law: only what is there whole counts, and nothing is read but headers, each only once (`seen.py`). What is no model is
+passed over without a word: the folder is the user's.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from .elsewhere import walk
 from .entry import Wanted
 from .local import from_path
 from .manifest import Manifest
-from .store import STATE, Store
+from .names import model_name
+from .store import Store
 
-# Headers read in one look; each takes a few milliseconds, and a node tells others of far fewer models anyway.
+# Headers read in one look; the largest vocabularies take some 25 milliseconds each, the first time. A node tells others
+# of far fewer models anyway.
 MOST_FILES: Final = 256
 # Folders in the store are named for repositories and digests: "organisation/repository/digest/file".
 MAX_DEPTH: Final = 4
@@ -44,15 +46,23 @@ def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
         if _is_here(manifest, store):
             found.setdefault(manifest.name, manifest)
     others = elsewhere.first_parts(elsewhere.gguf_files())
+    seen = store.seen()
     for path in islice(chain(named, _files(store.folder), others), MOST_FILES):
-        try:
-            name = from_path(path, store, catalog).name
-        except (MeshError, OSError):
-            continue  # an adapter, a vision projector, a later part, something half written
-        found.setdefault(name, path)
+        if seen.is_model(path, lambda path: _is_model(path, store)):
+            found.setdefault(model_name(path.name), path)
+    seen.save()
     for manifest in islice(elsewhere.ollama_models(), MOST_FILES):
         found.setdefault(manifest.name, manifest)
     return found
+
+
+def _is_model(path: Path, store: Store) -> bool:
+    """Not an adapter, a vision projector, a later part, or something half written."""
+    try:
+        from_path(path, store)
+    except (MeshError, OSError):
+        return False
+    return True
 
 
 def _is_here(manifest: Manifest, store: Store) -> bool:
@@ -63,6 +73,6 @@ def _files(folder: Path) -> list[Path]:
     """The GGUF files of the store, those in its own folder first."""
     found = []
     for path in walk(folder, MAX_DEPTH, MAX_ENTRIES):
-        if path.suffix.lower() == ".gguf" and STATE not in path.parts and path.is_file():
+        if path.suffix.lower() == ".gguf" and path.is_file():
             found.append(path)
     return sorted(found, key=lambda path: (len(path.parts), path))

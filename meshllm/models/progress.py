@@ -26,8 +26,7 @@ class Stage(StrEnum):
 class Progress:
     """Bytes `done` of `total` in this stage (0 where unknown); `source` is where from, in words.
 
-    `by_source`: how many bytes each source has given since this download began; a node is named by its peers' word
-    for it, the hub by its address.
+    `by_source`: how many bytes each source has given since this download began; the hub is named by its address.
     """
 
     stage: Stage

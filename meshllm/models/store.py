@@ -20,6 +20,7 @@ from .assembly import CHUNK_BYTES, Assembly, state_path
 from .kept import Kept
 from .manifest import HubSource, ModelFile
 from .notes import SHA256, Notes, write_whole
+from .seen import Seen
 
 if TYPE_CHECKING:
     from filelock import AsyncFileLock
@@ -64,6 +65,10 @@ class Store:
     def known_digest(self, path: Path) -> str | None:
         """The sha256 that the file, here or elsewhere, had when it was last checked, if it has not changed since."""
         return self._notes.digest(path)
+
+    def seen(self) -> Seen:
+        """What is remembered of which files are models."""
+        return Seen(self._state / "seen.json")
 
     def verified(self) -> Iterator[tuple[str, Path]]:
         """Every digest that is known to be on this disk, with a file that has it."""

@@ -167,7 +167,9 @@ class Taking:
             if not self._is_hopeful(holders):
                 raise DownloadFailed(self._why_nobody())
             arrivals = self._owner.start(self._assembly.changed(), "arrivals")
-            await asyncio.wait([news, arrivals, *self._from], return_when=asyncio.FIRST_COMPLETED)
+            until = min((self._standing[peer.id].at for peer in self._resting(holders)), default=float("inf"))
+            pause = None if until == float("inf") else max(0.0, until - self._clock())
+            await asyncio.wait([news, arrivals, *self._from], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             arrivals.cancel()
             for task in [task for task in self._from if task.done()]:
                 self._settle(self._from.pop(task), task)
@@ -182,14 +184,18 @@ class Taking:
 
     def _begin(self, holders: Sequence[Peer]) -> None:
         """Ask whoever is not being asked and may be asked now."""
-        now, busy = self._clock(), {peer.id for peer in self._from.values()}
-        for peer in holders:
-            if len(self._from) >= MAX_GIVERS:
-                return
-            standing = self._standing.setdefault(peer.id, _Standing())
-            if peer.id not in busy and standing.at <= now:
+        now = self._clock()
+        for peer in self._resting(holders):
+            if len(self._from) < MAX_GIVERS and self._standing[peer.id].at <= now:
                 self._unheard += 1
                 self._from[self._owner.start(self._take_from(peer), f"from {peer}")] = peer
+
+    def _resting(self, holders: Sequence[Peer]) -> list[Peer]:
+        """Those that are not being asked; none if enough others are."""
+        busy = {peer.id for peer in self._from.values()}
+        for peer in holders:
+            self._standing.setdefault(peer.id, _Standing())
+        return [peer for peer in holders if peer.id not in busy] if len(busy) < MAX_GIVERS else []
 
     def _is_hopeful(self, holders: Sequence[Peer]) -> bool:
         """Whether it is worth waiting: somebody gives, may give soon, or may turn up; or something arrives anyway."""
@@ -318,10 +324,11 @@ class Taking:
             raise _refused(refusal)
 
         def keep(stop: Stop) -> bool:
-            if hashlib.sha256(data).digest() != digest_of(digests, chunk):
+            digest = hashlib.sha256(data).digest()
+            if digest != digest_of(digests, chunk):
                 return False
             with stop:
-                self._assembly.put(source, chunk, data)
+                self._assembly.put(source, chunk, data, digest)
             return True
 
         if not await in_thread(keep, "check-chunk"):

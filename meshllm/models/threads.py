@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
+# As often as a bar moves smoothly: what is told more often costs, and nobody sees it.
+REPORT_SECONDS: Final = 0.05
 T = TypeVar("T")
 
 
@@ -41,13 +43,17 @@ class Stop:
 
 
 class Relay:
-    """Tells the event loop how far a thread has come: always the newest number, never more calls than it can take."""
+    """Tells the event loop how far a thread has come: always the newest number, and only so often a second."""
 
-    def __init__(self, report: Callable[[int], None]) -> None:
+    def __init__(self, report: Callable[[int], None], *, pause: float = REPORT_SECONDS) -> None:
         self._loop = asyncio.get_running_loop()
         self._report = report
+        self._pause = pause
         self._newest = 0
         self._pending = False
+        self._next = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
 
     def __call__(self, done: int) -> None:
         """From the thread."""
@@ -56,9 +62,27 @@ class Relay:
             return
         self._pending = True
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._tell)
+            self._loop.call_soon_threadsafe(self._schedule)
+
+    def end(self) -> None:
+        """Tell the last number, if it was not told yet, and nothing more after that."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pending and not self._ended:
+            self._tell()
+        self._ended = True
+
+    def _schedule(self) -> None:
+        wait = self._next - self._loop.time()
+        if wait > 0 and not self._ended:
+            self._timer = self._loop.call_later(wait, self._tell)
+        else:
+            self._tell()
 
     def _tell(self) -> None:
+        if self._ended or not self._pending:
+            return
+        self._next = self._loop.time() + self._pause
         self._pending = False  # before reading: a number that comes now is told by another call
         self._report(self._newest)
 

@@ -183,6 +183,38 @@ class PeerStatus(_Model):
     on_disk: list[str] = []
 
 
+class TransferStatus(_Model):
+    """Model files on their way to or from a peer (`peer`: its id): `bytes` so far, `rate` in bytes/s of late, by "lane"
+    or "quic". `what` is the file that is given, or the model of which something is taken."""
+
+    peer: str
+    name: str
+    what: str
+    bytes: int
+    rate: int
+    via: str
+
+
+class BannedStatus(_Model):
+    """A peer from which nothing is taken any more while this node runs, and why."""
+
+    peer: str
+    name: str
+    reason: str
+
+
+class SharingStatus(_Model):
+    """Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be
+    given now, null for any number; `given`: bytes in all."""
+
+    shares: bool
+    limit: int | None
+    given: int
+    giving: list[TransferStatus]
+    taking: list[TransferStatus]
+    banned: list[BannedStatus]
+
+
 class MeshStatus(_Model):
     """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
 
@@ -205,7 +237,7 @@ class MeshStatus(_Model):
 
 
 class NodeStatus(_Model):
-    """Everything about this node. `mesh` is null where it goes on alone, for the reason in `mesh_reason`."""
+    """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`."""
 
     name: str
     version: str
@@ -221,6 +253,7 @@ class NodeStatus(_Model):
     load: list[LoadStatus]
     mesh: MeshStatus | None = None
     mesh_reason: str = ""
+    sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
 
 
@@ -399,6 +432,7 @@ def node_status(
     now: float,
     vias: Mapping[NodeId, str] | None = None,
     mesh_reason: str = "",
+    sharing: SharingStatus | None = None,
     machine: Machine | None = None,
     guesses: Mapping[str, Guesses] | None = None,
 ) -> NodeStatus:
@@ -426,5 +460,6 @@ def node_status(
         load=load,
         mesh=None if mesh is None else mesh_status(mesh, vias or {}, snapshot.wants, now),
         mesh_reason=mesh_reason,
+        sharing=sharing,
         machine=None if machine is None else machine_status(machine),
     )

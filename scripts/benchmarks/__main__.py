@@ -7,14 +7,17 @@ import signal
 import sys
 from types import FrameType
 
-from . import console, engine, gateway, mesh, start
+from . import console, engine, gateway, memory, mesh, speculation, start, swarm
 from .native import BenchError
 
 _COMMANDS = {
     "gateway": (gateway, "the gateway before a fast fake server: added time, requests/s, events/s, CPU; against nginx"),
     "engine": (engine, "a real model: tokens/s and time to the first token, direct and through the gateway"),
+    "memory": (memory, "what models were said to need, against what the engine allocates and then uses"),
     "mesh": (mesh, "what a model on another node costs: joining, added time, tokens/s, idle nodes, a host that dies"),
     "console": (console, "the console's page in a browser: size, first paint, a mesh of 300 nodes that changes"),
+    "speculation": (speculation, "tokens guessed ahead against none: text that repeats, and text that does not"),
+    "swarm": (swarm, "a model file from three peers against plain TLS, and what giving costs a giver's answers"),
     "start": (start, "--help, start, time to a ready model, idle memory and CPU of the daemon"),
 }
 

@@ -59,6 +59,7 @@ def measure(arguments: Sequence[str], scratch: Path, *, tokens: int = 0, slots: 
             _ask(address, path, body)
         found.worked = _resident(child.process.pid)
         log = child.log.read_text(errors="replace")
+    address.unlink(missing_ok=True)
     for place, what, size in _BUFFER.findall(log):
         found.buffers[what] = found.buffers.get(what, 0.0) + float(size)
         found.places[place] = found.places.get(place, 0.0) + float(size)

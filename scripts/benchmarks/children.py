@@ -68,6 +68,15 @@ class Child:
     ) -> None:
         self.stop()
 
+    def write(self, text: str) -> None:
+        """On its standard input. Raises BenchError if it has ended."""
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(text.encode())
+            self._popen.stdin.flush()
+        except OSError as error:
+            raise BenchError(f"{self.name} has ended:\n{self.said()}") from error
+
     def cpu_seconds(self) -> float:
         """User and system time of this process alone, without its children, since it started."""
         times = self.process.cpu_times()

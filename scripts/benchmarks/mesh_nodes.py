@@ -35,9 +35,13 @@ class Node:
     console: int
     home: Path
 
+    def status(self) -> dict[str, Any]:
+        """/api/status. Raises OSError while it does not answer."""
+        return dict(get_json(self.console, "/api/status"))
+
     def peers(self) -> list[dict[str, Any]]:
         """What its status says of the others. Raises OSError while it does not answer."""
-        mesh = get_json(self.console, "/api/status")["mesh"]
+        mesh = self.status()["mesh"]
         return list(mesh["peers"]) if mesh else []
 
     def ways(self) -> set[str]:
@@ -87,7 +91,7 @@ class Nodes:
         home = home or self.scratch / f"{name}-{next(_numbers)}"
         command = [str(MESH_LLM), *options, "--port", str(port), "--console", str(console), "--name", name]
         around = {"MESH_LLM_HOME": str(home), **(env or {})}
-        if "--model" not in options:
+        if "--model" not in options and "MESH_LLM_MODELS" not in around:
             around["MESH_LLM_MODELS"] = str(self.scratch / "no-models")
         child = (stack or self.stack).enter_context(Child(name, command, self.scratch, around))
         return Node(name, child, port, console, home)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub, make_entry, running
 from gguf_samples import write_sample
+from platformdirs import user_cache_path
 
 from meshllm.models.entry import CatalogEntry
 from meshllm.models.hub import Hub, HubSettings
@@ -16,13 +18,15 @@ from meshllm.models.store import Store
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting, token or cache of whoever runs the tests; no connection left open."""
+def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting, token or model of whoever runs the tests (but pip's cache); no connection left open."""
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if "PIP_CACHE_DIR" not in os.environ:
+        monkeypatch.setenv("PIP_CACHE_DIR", str(user_cache_path("pip", appauthor=False)))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     yield
     from huggingface_hub import close_session

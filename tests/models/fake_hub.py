@@ -20,7 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from meshllm.models.entry import CatalogEntry
 from meshllm.models.manifest import HubSource, ModelFile, PackageSource
 
-PART_BYTES = 16 << 10
+PART_BYTES = 8 << 10
+BUFFER_BYTES = 4 << 10
 
 
 @dataclass
@@ -58,6 +59,7 @@ class FakeHub:
     others: dict[str, bytes] = field(default_factory=dict)
     listing: bytes | None = None
     lifetime: int = 0
+    address: str = ""
     pause: float = 0.0
     alarm: tuple[int, Callable[[], None]] | None = None
     requests: list[Request] = field(default_factory=list)
@@ -139,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         # What a client never reads is hardly counted as sent.
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PART_BYTES)
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         super().setup()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -171,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
                 signature = str(len(hub.signatures))
                 hub.signatures[signature] = 0
             self.send_response(302)
-            self.send_header("Location", f"http://localhost:{hub.port}/storage/{path}?signature={signature}")
+            address = f"http://localhost:{hub.port}/storage/{path}?signature={signature}"
+            self.send_header("Location", hub.address or address)
             self.send_header("X-Repo-Commit", hub.revision)
             etag = hub.etag if main and hub.etag else hashlib.sha256(content).hexdigest()
             self.send_header("X-Linked-Etag", f'"{etag}"')

@@ -65,6 +65,7 @@ class Site:
         self.peers: list[Peer] = []
         self.settling = False
         self.opened: list[str] = []
+        self.waited_for = asyncio.Event()
         self._ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
         self._news: list[asyncio.Future[None]] = []
@@ -122,6 +123,7 @@ class Site:
     async def changed(self) -> None:
         future = asyncio.get_running_loop().create_future()
         self._news.append(future)
+        self.waited_for.set()
         await future
 
 

@@ -184,6 +184,25 @@ def test_a_source_that_is_nearly_done_keeps_its_piece(assembly: Assembly, clock:
     for piece in pieces:
         fill(assembly, piece, piece.end - piece.begin - 10)
     assert assembly.claim("a", 1) is None
+    clock.now = 12.0  # they have fallen silent
+    taken = assembly.claim("a", 1)
+    assert taken is not None
+    assert taken.end - taken.begin == 10
+
+
+def test_a_source_that_writes_whole_chunks_can_say_that_it_is_at_work(assembly: Assembly, clock: Clock) -> None:
+    mine = assembly.claim("peer", 1)
+    assert mine is not None
+    for piece in claim_all(assembly, "fast"):
+        fill(assembly, piece)
+        assembly.give_back(piece)
+    for clock.now in (1.0, 2.0, 3.0, 4.0):
+        assembly.hear(mine, int(clock.now * CHUNK // 5))
+    assert assembly.claim("fast", 1) is None  # it needs but a second more
+    clock.now = 6.0
+    assert assembly.claim("fast", 1) is not None
+    assembly.put("peer", 0, CONTENT[:CHUNK])  # late, and welcome
+    assert assembly.complete
 
 
 # -- whole chunks

@@ -21,10 +21,10 @@ from meshllm.models.catalog import Catalog, CatalogEntry
 from meshllm.models.download import ensure
 from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.local import from_path
-from meshllm.models.manifest import HubSource, PackageSource
+from meshllm.models.manifest import HubSource, Manifest, PackageSource
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
-from meshllm.models.threads import in_thread
+from meshllm.models.threads import Relay, in_thread
 from meshllm.tasks import Owner
 
 MEMBER = "some_package/model.gguf"
@@ -254,6 +254,18 @@ def test_a_damaged_manifest_counts_as_none(note: bytes, packaged: CatalogEntry, 
     assert not store.is_verified(file)
 
 
+@pytest.mark.parametrize(
+    "change", [{"name": "../x.gguf"}, {"name": "x"}, {"sha256": "../../x"}, {"sha256": ""}, {"size": 0}, {"size": -1}]
+)
+async def test_what_a_stranger_says_of_files_is_checked(
+    change: dict[str, object], packaged: CatalogEntry, store: Store
+) -> None:
+    file = replace(packaged.files[0], **change)  # type: ignore[arg-type]
+    with pytest.raises(DownloadFailed, match="makes no sense"):
+        await ensure(Manifest("M", (file,)), store, ignore)
+    assert not store.folder.exists()
+
+
 # -- room
 
 
@@ -334,3 +346,23 @@ async def test_a_thread_gives_back_what_it_returns_or_raises() -> None:
     assert await in_thread(lambda stop: 5, "test") == 5
     with pytest.raises(ZeroDivisionError):
         await in_thread(lambda stop: 1 // 0, "test")
+
+
+async def test_what_a_thread_tells_is_told_seldom_and_the_last_of_it_always() -> None:
+    told: list[int] = []
+    relay = Relay(told.append, pause=3600.0)
+
+    def work(stop: object) -> None:
+        for number in range(1, 1001):
+            relay(number)
+
+    await in_thread(work, "test")
+    await asyncio.sleep(0)
+    assert len(told) == 1
+    relay.end()
+    assert told[-1] == 1000
+    assert len(told) <= 2
+    relay(2000)
+    relay.end()
+    await asyncio.sleep(0)
+    assert told[-1] == 1000

@@ -74,9 +74,12 @@ def test_says_what_the_gguf_package_says(tmp_path: Path, shape: dict[str, Any]) 
     assert (ours.kind, ours.part, ours.parts) == ("model", 0, 1)
 
 
+MODELS = paths.models()  # before a test has a home of its own
+
+
 def test_the_real_model() -> None:
     file = load().get("SmolLM2-135M-Instruct").files[0]
-    store = Store(paths.models())
+    store = Store(MODELS)
     if not store.has_size(file):
         pytest.skip(f"{file.name} is not in {store.folder}; `mesh-llm download SmolLM2-135M-Instruct` puts it there")
     found = read_header(store.path(file))
@@ -173,6 +176,9 @@ BAD = {
     "more than 4000000 strings": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQ", 8, HUGE))]),
     "claims": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQ", 4, HUGE))]),
     "a string in a list": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQQ", 8, 1, HUGE))]),
+    "more than 65536 numbers": header(
+        [pair(f"{n}.attention.head_count", 9, struct.pack("<IQ", 0, 4000) + bytes(4000)) for n in range(17)]
+    ),
     "value of 'a' is": header([ARCHITECTURE, pair("a", 8, struct.pack("<Q", HUGE))]),
     "value of 'tokenizer.chat_template'": header(
         [ARCHITECTURE, pair("tokenizer.chat_template", 8, struct.pack("<Q", (1 << 20) + 1))]

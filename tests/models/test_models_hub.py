@@ -15,7 +15,7 @@ from gguf_samples import write_parts
 
 from meshllm.errors import DownloadFailed
 from meshllm.models.catalog import CatalogEntry
-from meshllm.models.download import ensure
+from meshllm.models.download import arrived, ensure
 from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.manifest import Manifest
 from meshllm.models.progress import Progress, Stage
@@ -106,7 +106,7 @@ async def test_gives_up_after_enough_failures_without_a_byte(
     with pytest.raises(DownloadFailed, match=r"5 times in a row") as failure:
         await ensure(entry, store, ignore, hub=hub)
     assert str(store.path(entry.files[0])) in failure.value.advice
-    assert store.arrived(entry.files[0]) == 1000
+    assert store.arrived(entry.files[0]) == arrived(entry, store) == 1000
     fake.faults = []
     await ensure(entry, store, ignore, hub=hub)
     assert fake.sent == len(fake.content)
@@ -147,6 +147,13 @@ async def test_wrong_bytes_are_fetched_from_the_start_once(
     fake.always = ""
     model = await ensure(entry, store, ignore, hub=hub)
     assert model.path.read_bytes() == fake.content
+
+
+async def test_an_address_that_is_none(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    for address in ("http://[bad/x", "http://localhost:notaport/x", "file:///etc/passwd"):
+        fake.address = address
+        with pytest.raises(DownloadFailed, match=r"could not be fetched\. The hub"):
+            await ensure(entry, store, ignore, hub=hub)
 
 
 async def test_a_busy_hub_is_asked_again(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:

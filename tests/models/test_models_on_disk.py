@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from fake_hub import FakeHub
-from gguf_samples import write_sample
+from gguf_samples import write_parts, write_sample
 
+from meshllm.models import on_disk
 from meshllm.models.catalog import Catalog, CatalogEntry
 from meshllm.models.on_disk import scan
 from meshllm.models.store import Store
@@ -53,3 +55,35 @@ def test_the_catalogues_models_count_when_they_are_whole(store: Store, entry: Ca
     found = scan(store, catalog=catalog)
     assert found[entry.name] == entry
     assert set(found) == {entry.name, path.name.removesuffix(".gguf")}
+
+
+def test_headers_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.prepare()
+    whole = write_sample(store.folder / "a.gguf")
+    parts = write_parts(store.folder, "b")
+    (store.folder / "bad.gguf").write_bytes(b"x")
+    expected = {"a": whole, "b": parts[0]}
+    assert scan(store, catalog=Catalog(())) == expected
+    read: list[Path] = []
+    monkeypatch.setattr(on_disk, "_is_model", lambda path, store: bool(read.append(path)) or True)
+    assert scan(store, catalog=Catalog(())) == expected
+    assert read == []
+    write_sample(store.folder / "bad.gguf")
+    assert scan(store, catalog=Catalog(())) == {**expected, "bad": store.folder / "bad.gguf"}
+    assert read == [store.folder / "bad.gguf"]
+    parts[1].unlink()
+    assert "b" not in scan(store, catalog=Catalog(()))
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"version": 1, "files": [[1]]}', b"[" * 99_999, b"\xff"])
+def test_a_memory_that_is_damaged_counts_as_none(damage: bytes, store: Store) -> None:
+    store.prepare()
+    path = write_sample(store.folder / "a.gguf")
+    (store.folder / ".mesh-llm" / "seen.json").write_bytes(damage)
+    assert scan(store, catalog=Catalog(())) == {"a": path}
+    assert scan(store, catalog=Catalog(())) == {"a": path}
+
+
+def test_looking_makes_no_folder(store: Store) -> None:
+    assert scan(store, catalog=Catalog(())) == {}
+    assert not store.folder.exists()

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
-from swarm_rig import content_of, digests_of, rig
+import pytest
+from swarm_rig import CHUNK, content_of, digests_of, rig
+
+from meshllm.errors import DownloadFailed
+from meshllm.models import peer_line, taking
+from meshllm.models.assembly import Assembly
+from meshllm.models.swarm import PeerSource
+from meshllm.tasks import Owner
+from meshllm.wire import files as w
 
 
 async def test_from_three_at_once(tmp_path: Path) -> None:
@@ -21,3 +31,321 @@ async def test_from_three_at_once(tmp_path: Path) -> None:
         assert sum(giver.total for giver in place.givers) == len(content)
         assert place.swarm.banned == {}
         assert place.swarm.taken() == []
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be waited for in vain is not."""
+    monkeypatch.setattr(taking, "LONELY_SECONDS", 0.0)
+
+
+def wrong_chunk(number: int | None) -> Callable[[w.Request, bytes], bytes | None]:
+    """Sends other bytes for one chunk, or for all."""
+
+    def spoil(request: w.Request, answer: bytes) -> bytes:
+        wrong = isinstance(request, w.Get) and number in (None, request.chunk)
+        return answer[:-1] + bytes([answer[-1] ^ 1]) if wrong else answer
+
+    return spoil
+
+
+def honest(request: w.Request, answer: bytes) -> bytes:
+    return answer
+
+
+async def test_a_liar_about_a_chunk_is_found_out_and_dropped(tmp_path: Path) -> None:
+    content = content_of(30)
+    async with rig(tmp_path) as place:
+        liar = await place.liar("liar", content, wrong_chunk(1))
+        assembly = place.assembly(content)
+        source = place.swarm.source("Model")
+        with pytest.raises(DownloadFailed, match="chunk 1 is not what it said"):
+            await source.feed(assembly)
+        assert "chunk 1 is not what it said" in place.swarm.banned[liar]
+        assert not assembly.has(1)
+        await place.giver("honest", content)
+        await source.feed(assembly)
+        assert assembly.path.read_bytes() == content
+        assert place.site.opened.count(liar.id) == 1
+
+
+async def test_a_liar_among_honest_ones_changes_nothing_but_the_time(tmp_path: Path) -> None:
+    content = content_of(60)
+    async with rig(tmp_path) as place:
+        liar = await place.liar("liar", content, wrong_chunk(None))
+        for name in "ab":
+            await place.giver(name, content)
+        assembly = place.assembly(content)
+        await place.swarm.source("Model").feed(assembly)
+        assert assembly.path.read_bytes() == content
+        assert list(place.swarm.banned) == [liar]
+
+
+async def test_bans_last_for_the_run_and_for_every_file(tmp_path: Path) -> None:
+    content = content_of(5)
+    async with rig(tmp_path) as place:
+        liar = await place.liar("liar", content, wrong_chunk(0))
+        with pytest.raises(DownloadFailed):
+            await place.swarm.source("Model").feed(place.assembly(content))
+        place.site.opened.clear()
+        with pytest.raises(DownloadFailed, match="No other node"):
+            await place.swarm.source("Other").feed(place.assembly(content))
+        assert place.site.opened == []
+        assert list(place.swarm.banned) == [liar]
+
+
+async def test_a_liar_about_the_list_is_disowned_and_what_both_agree_on_is_kept(tmp_path: Path) -> None:
+    content = content_of(20)
+    false = content[: 7 * CHUNK] + bytes(CHUNK) + content[8 * CHUNK :]
+    async with rig(tmp_path) as place:
+        # Two liars agree, so that their list is the one that most vouch for.
+        liars = [await place.liar(name, false, honest, digests_of(false)) for name in ("one", "two")]
+        truthful, _ = await place.giver("honest", content)
+        assembly = place.assembly(content)
+        source = place.swarm.source("Model")
+        await source.feed(assembly)
+        assert assembly.complete
+        assert assembly.path.read_bytes() == false
+        assert source.disown(assembly)
+        assert set(place.swarm.banned) == set(liars)
+        assert [chunk for chunk in range(assembly.count) if not assembly.has(chunk)] == [7]
+        assert assembly.expected == digests_of(content)
+        before = place.givers[0].total
+        await source.feed(assembly)
+        assert place.givers[0].total - before == CHUNK
+        assert assembly.path.read_bytes() == content
+        assert truthful not in place.swarm.banned
+
+
+async def test_where_all_lie_there_is_nothing_left_to_take(tmp_path: Path) -> None:
+    content = content_of(4)
+    false = bytes(len(content))
+    async with rig(tmp_path) as place:
+        liar = await place.liar("liar", false, honest, digests_of(false))
+        assembly = place.assembly(content)
+        source = place.swarm.source("Model")
+        await source.feed(assembly)
+        assert not source.disown(assembly)
+        assert list(place.swarm.banned) == [liar]
+        assembly.spoil(0)
+        with pytest.raises(DownloadFailed):
+            await source.feed(assembly)
+        # Before anybody has vouched for anything there is nothing to disown.
+        assert not place.swarm.source("Other").disown(assembly)
+
+
+async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking, "OTHERWISE_SECONDS", 0.01)
+    monkeypatch.setattr(taking, "RETRY_SECONDS", 0.01)
+    content = content_of(12)
+    false = content[: 3 * CHUNK] + bytes(CHUNK) + content[4 * CHUNK :]
+    async with rig(tmp_path) as place:
+
+        def hang_up(request: w.Request, answer: bytes) -> bytes | None:
+            return None if isinstance(request, w.Get) and request.chunk > 0 else answer
+
+        for name in ("one", "two"):
+            await place.liar(name, false, hang_up, digests_of(false))
+        await place.giver("honest", content)
+        assembly = place.assembly(content)
+        await place.swarm.source("Model").feed(assembly)
+        assert assembly.expected == digests_of(content)
+        assert assembly.path.read_bytes() == content
+
+
+async def test_a_giver_that_dies_in_the_middle_changes_nothing_but_the_time(tmp_path: Path) -> None:
+    content = content_of(60)
+    async with rig(tmp_path) as place:
+        dying = await place.liar("dying", content, lambda request, answer: None if request == w.Get(5) else answer)
+        await place.giver("living", content)
+        assembly = place.assembly(content)
+        await place.swarm.source("Model").feed(assembly)
+        assert assembly.path.read_bytes() == content
+        assert dying not in place.swarm.banned
+
+
+async def test_half_a_chunk_is_no_chunk(tmp_path: Path) -> None:
+    content = content_of(10)
+    async with rig(tmp_path) as place:
+        # All it sends of one is its half, and then nothing: what it was to bring is taken over.
+        def half(request: w.Request, answer: bytes) -> bytes:
+            return answer[: len(answer) // 2] if request == w.Get(2) else answer
+
+        stalling = await place.liar("stalling", content, half)
+        await place.giver("living", content)
+        assembly = place.assembly(content)
+        await place.swarm.source("Model").feed(assembly)
+        assert assembly.path.read_bytes() == content
+        assert stalling not in place.swarm.banned
+
+
+async def test_who_stalls_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_line.PeerLine.__init__, "__kwdefaults__", {"stall": 0.05})
+    monkeypatch.setattr(taking, "RETRY_SECONDS", 0.001)
+    content = content_of(3)
+    async with rig(tmp_path) as place:
+        stalling = await place.liar("stalling", content, lambda request, answer: b"")
+        with pytest.raises(DownloadFailed, match="sent nothing for 0 seconds"):
+            await place.swarm.source("Model").feed(place.assembly(content))
+        assert place.site.opened == [stalling.id] * taking.MOST_FAILURES
+        assert place.swarm.banned == {}
+
+
+NONSENSE = {
+    "garbage": lambda request, answer: b"\xff" * 50,
+    "another chunk": lambda request, answer: (
+        w.header(w.Kind.CHUNK, request.chunk + 1, len(answer) - w.HEADER.size) + answer[w.HEADER.size :]
+        if isinstance(request, w.Get)
+        else answer
+    ),
+    "too long": lambda request, answer: (
+        w.header(w.Kind.CHUNK, request.chunk, 1 << 31) if isinstance(request, w.Get) else answer
+    ),
+    "too short": lambda request, answer: (
+        w.header(w.Kind.CHUNK, request.chunk, 5) + b"short" if isinstance(request, w.Get) else answer
+    ),
+    "unasked": lambda request, answer: answer + answer,
+    "a list for a chunk": lambda request, answer: (
+        w.encode_answer(w.Listing(1, 1, bytes(32))) if isinstance(request, w.Get) else answer
+    ),
+    "another size": lambda request, answer: (
+        w.encode_answer(w.Listing(CHUNK, CHUNK, bytes(32))) if isinstance(request, w.Have) else answer
+    ),
+    "a huge list": lambda request, answer: w.header(w.Kind.LISTING, 0, (1 << 32) - 1),
+    "half a list": lambda request, answer: w.header(w.Kind.LISTING, 0, 20) + bytes(20),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+async def test_who_talks_nonsense_is_dropped(tmp_path: Path, name: str) -> None:
+    content = content_of(20)
+    async with rig(tmp_path) as place:
+        fool = await place.liar("fool", content, NONSENSE[name])
+        with pytest.raises(DownloadFailed) as failure:
+            await place.swarm.source("Model").feed(place.assembly(content))
+        assert list(place.swarm.banned) == [fool]
+        assert place.swarm.banned[fool] in failure.value.message
+        await place.giver("honest", content)
+        assembly = place.assembly(content)
+        await place.swarm.source("Model").feed(assembly)
+        assert assembly.path.read_bytes() == content
+
+
+async def interrupted(source: PeerSource, assembly: Assembly, count: int) -> None:
+    """Take until so many bytes are there, and then no more."""
+    loop, reached, owner = asyncio.get_running_loop(), asyncio.Event(), Owner("interrupted")
+
+    def heard(there: int) -> None:
+        if there >= count:
+            loop.call_soon_threadsafe(reached.set)
+
+    assembly.heard = heard
+    owner.start(source.feed(assembly), "feed")
+    await reached.wait()
+    await owner.close()
+    assembly.heard = None
+
+
+async def test_interrupted_and_resumed(tmp_path: Path) -> None:
+    content = content_of(50)
+    async with rig(tmp_path) as place:
+        await place.giver("giver", content)
+        for chunks in (5, 20, 35):
+            assembly = place.assembly(content)
+            await interrupted(place.swarm.source("Model"), assembly, chunks * CHUNK)
+            assembly.close()
+        assembly = place.assembly(content)
+        there, sent = assembly.arrived, place.givers[0].total
+        assert there >= 35 * CHUNK
+        await place.swarm.source("Model").feed(assembly)
+        assert assembly.path.read_bytes() == content
+        # What was there is not asked for again; what was under way when it was interrupted may come a little later.
+        assert place.givers[0].total - sent <= len(content) - there + taking.OUTSTANDING * CHUNK
+
+
+async def test_peers_that_appear_later_help(tmp_path: Path) -> None:
+    content = content_of(40)
+    async with rig(tmp_path) as place:
+        first, _ = await place.giver("first", content)
+        place.site.vanish(first)
+        place.site.settling = True
+        assembly = place.assembly(content)
+        owner = Owner("test")
+        feeding = owner.start(place.swarm.source("Model").feed(assembly), "feed")
+        await place.site.waited_for.wait()
+        assert place.site.opened == []
+        place.site.appear(first)
+        await feeding
+        await owner.close()
+        assert assembly.path.read_bytes() == content
+
+
+async def test_nobody_to_ask(tmp_path: Path) -> None:
+    content = content_of(2)
+    async with rig(tmp_path) as place:
+        with pytest.raises(DownloadFailed, match="No other node of the mesh could be asked"):
+            await place.swarm.source("Model").feed(place.assembly(content))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (w.Refusal(w.Reason.ABSENT), "does not have the file"),
+        (w.Refusal(w.Reason.NOT_SHARED), "shares no models"),
+        (w.Refusal(w.Reason.NOT_UNDERSTOOD), "another version"),
+    ],
+)
+async def test_who_refuses_says_why(tmp_path: Path, refusal: w.Refusal, words: str) -> None:
+    content = content_of(2)
+    async with rig(tmp_path) as place:
+        _, shelf = await place.giver("giver", content)
+        shelf.refusals = [refusal]
+        with pytest.raises(DownloadFailed, match=words):
+            await place.swarm.source("Model").feed(place.assembly(content))
+        assert place.swarm.banned == {}
+
+
+async def test_who_is_preparing_is_asked_again(tmp_path: Path) -> None:
+    content = content_of(2)
+    async with rig(tmp_path) as place:
+        _, shelf = await place.giver("giver", content)
+        shelf.refusals = [w.Refusal(w.Reason.PREPARING, 50, 1)]
+        assembly = place.assembly(content)
+        await place.swarm.source("Model").feed(assembly)
+        assert assembly.path.read_bytes() == content
+        assert len(place.site.opened) == 2
+
+
+async def test_a_full_disk_ends_it(tmp_path: Path) -> None:
+    content = content_of(5)
+    async with rig(tmp_path) as place:
+        await place.giver("giver", content)
+        assembly = place.assembly(content)
+
+        def full(source: str, chunk: int, data: bytes | memoryview, digest: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        assembly.put = full  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="No space left"):
+            await place.swarm.source("Model").feed(assembly)
+        assert place.swarm.taken() == []
+
+
+def test_votes() -> None:
+    one, two, three = (taking.Peer(name * 64, name) for name in "abc")
+    lists = taking.Lists()
+    assert lists.choose() is None
+    lists.add(one, b"x")
+    assert lists.choose() == b"x"
+    lists.add(two, b"y")
+    lists.add(three, b"y")
+    assert lists.choose() == b"x", "what is chosen stays while somebody who vouches for it is there"
+    lists.left(one)
+    assert lists.choose() == b"y"
+    assert lists.drop() == [two, three]
+    assert lists.chosen == b"x"
+    assert lists.drop() == [one]
+    assert lists.chosen is None
+    assert lists.drop() == []

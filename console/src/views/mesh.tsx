@@ -115,6 +115,11 @@ function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
             choose={choose}
           />
         ))}
+        <g aria-hidden="true">
+          {found.spots.map(({ node, x, y, radius }) => (
+            <Words key={node.id} node={node} x={x} y={y} radius={radius} detail={found.detail} />
+          ))}
+        </g>
       </svg>
     </div>
   )
@@ -194,8 +199,6 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
         <circle class="body" r={radius} />
       )}
       {slots > 0 && active > 0 && <Arc radius={radius + (detail === 'small' ? 2.5 : 4)} fraction={active / slots} />}
-      {detail === 'large' && slots > 0 && <text class="slots" dy="0.35em" aria-hidden="true">{active}/{slots}</text>}
-      {(detail !== 'small' || node.here) && <Label node={node} radius={radius} detail={detail} above={y < -1} />}
       {detail === 'small' && <title>{sentence(node)}</title>}
     </g>
   )
@@ -207,26 +210,31 @@ function Arc({ radius, fraction }: { radius: number; fraction: number }): JSX.El
   return <circle class="arc" r={radius} stroke-dasharray={`${Math.min(1, fraction) * round} ${round}`} transform="rotate(-90)" />
 }
 
-interface LabelProps {
+interface WordsProps {
   node: MeshNode
+  x: number
+  y: number
   radius: number
   detail: Layout['detail']
-  above: boolean // where the link, which comes from the middle, does not run through it
 }
 
-function Label({ node, radius, detail, above }: LabelProps): JSX.Element {
-  const second = carries(node)
+// What is to be read of a node. Its button says the same, and more, to who does not read it.
+const Words = memo(function Words({ node, x, y, radius, detail }: WordsProps): JSX.Element | null {
+  if (detail === 'small' && !node.here) return null
+  const { active, slots } = busyOf(node)
   const more = node.life === 'alive' && node.models.length > 1 ? ` +${node.models.length - 1}` : ''
   const most = detail === 'large' ? 24 : 15
   const line = detail === 'large' ? 16 : 13
-  const first = above ? -radius - 11 - line : radius + (detail === 'small' ? 13 : 19)
+  // Where the link, which comes from the middle, does not run through it.
+  const first = y < -1 ? -radius - 11 - line : radius + (detail === 'small' ? 13 : 19)
   return (
-    <g class="label" aria-hidden="true">
-      <text class="name" y={first}>{cut(node.name, most)}</text>{' '}
-      {detail !== 'small' && <text class="carries" y={first + line}>{cut(second, most) + more}</text>}
+    <g class="label" style={{ transform: `translate(${x}px, ${y}px)` }}>
+      {detail === 'large' && slots > 0 && <text class="slots" dy="0.35em">{active}/{slots}</text>}
+      <text class="name" y={first}>{cut(node.name, most)}</text>
+      {detail !== 'small' && <text class="carries" y={first + line}>{cut(carries(node), most) + more}</text>}
     </g>
   )
-}
+})
 
 // The most telling thing of a node: its state if that matters, else its first model, else its role.
 function carries(node: MeshNode): string {

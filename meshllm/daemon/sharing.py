@@ -1,0 +1,178 @@
+"""Model files between this node and its mesh: whom to ask for them, who may have them, and how fast.
+
+Law: files are given to nodes of the mesh alone, and never at the cost of this node's answers: while its engine works,
+giving slows down to what cannot be felt. Nothing is fetched that nobody here asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, cast
+
+from meshllm.core.records import NodeId, Role, short
+from meshllm.core.views import MeshView, PeerStatus, PeerView
+from meshllm.models.finding import find
+from meshllm.models.giving import Giver
+from meshllm.models.manifest import Manifest
+from meshllm.models.shelf import StoreShelf
+from meshllm.models.swarm import PeerSource, Swarm
+from meshllm.models.taking import Peer
+from meshllm.net.base import StreamKind
+from meshllm.web.status import BannedStatus, SharingStatus, TransferStatus
+from meshllm.wire import files as w
+
+if TYPE_CHECKING:
+    from meshllm.daemon.membership import Membership
+    from meshllm.models.store import Store
+
+# Bytes per second that are given away while this node's own engine works.
+BUSY_RATE: Final = 8e6
+# Peers that are asked for a model that none of them is known to have: a small mesh as a whole, of a large one a part.
+MAX_UNLIKELY: Final = 24
+MAX_HOLDERS: Final = 48
+
+
+class Sharing:
+    """Gives and takes model files; `membership` leads to the peers, and `working` says whether the engine works."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        store: Store,
+        working: Callable[[], bool],
+        *,
+        share: bool = True,
+        rate: float | None = None,
+    ) -> None:
+        """`share`: whether to give at all; `rate`: bytes per second that are given away at most, None for any."""
+        self._membership = membership
+        self._working = working
+        self._share = share
+        self._limit = rate
+        self._shelf = StoreShelf(store, working)
+        self._giver = Giver(self._shelf, self._rate)
+        self._swarm = Swarm(self)
+        self._view: MeshView | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        membership.serve(StreamKind.FILES, self._serve)
+
+    async def close(self) -> None:
+        """Hang up on everybody."""
+        await self._giver.close()
+        await self._shelf.close()
+
+    def publish(self, view: MeshView | None) -> None:
+        """What the core knows of the mesh now."""
+        self._view = view
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    # -- taking
+
+    def source(self, model: str) -> PeerSource:
+        """The mesh as a source for the files of `model`."""
+        return self._swarm.source(model)
+
+    async def find(self, name: str, sha256: str, tell: Callable[[str], None]) -> Manifest:
+        """What the mesh means by a name that somebody here has asked for. Raises UnknownModel, AmbiguousModel."""
+        return await find(self, name, sha256=sha256, ban=self._swarm.ban, tell=tell)
+
+    def holders(self, model: str) -> Sequence[Peer]:
+        """Who serves the model or says that it is on its disk, linked ones first; then the others."""
+        peers = [peer for peer in (self._view.peers if self._view is not None else ()) if _is_there(peer)]
+        likely = [peer for peer in peers if _has(peer, model)]
+        unlikely = [peer for peer in peers if not _has(peer, model)]
+        chosen = sorted(likely, key=_distance) + sorted(unlikely, key=_distance)[:MAX_UNLIKELY]
+        return [Peer(peer.node.hex(), peer.record.name or short(peer.node)) for peer in chosen[:MAX_HOLDERS]]
+
+    async def open(self, peer: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        """A tunnel for files to a peer. Raises MeshError."""
+        await self._membership.open(NodeId(bytes.fromhex(peer)), StreamKind.FILES, factory)
+
+    async def changed(self) -> None:
+        """Return when the mesh has changed."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+    @property
+    def settling(self) -> bool:
+        """Whether this node is still looking for its mesh."""
+        return self._view is None or self._view.settling
+
+    # -- giving
+
+    def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
+        # Clients serve nothing, so that they have no use for a model's files.
+        if not self._share or self._membership.role_of(peer) is not Role.NODE:
+            return _Refusing(w.Reason.NOT_SHARED)
+        return self._giver.serve(peer.hex())
+
+    def _rate(self) -> float | None:
+        if not self._working():
+            return self._limit
+        return BUSY_RATE if self._limit is None else min(BUSY_RATE, self._limit)
+
+    # -- for people
+
+    def status(self) -> SharingStatus:
+        """What is given and taken now."""
+        names = {} if self._view is None else {peer.node.hex(): peer.record.name for peer in self._view.peers}
+        giving = [
+            TransferStatus(
+                peer=given.peer, name=names.get(given.peer, ""), what=given.file, bytes=given.sent,
+                rate=round(given.rate), via=given.via,
+            )
+            for given in self._giver.given()
+        ]  # fmt: skip
+        taking = [
+            TransferStatus(
+                peer=taken.peer.id, name=taken.peer.name, what=taken.model, bytes=taken.received,
+                rate=round(taken.rate), via=taken.via,
+            )
+            for taken in self._swarm.taken()
+        ]  # fmt: skip
+        banned = [
+            BannedStatus(peer=peer.id, name=peer.name, reason=reason) for peer, reason in self._swarm.banned.items()
+        ]
+        limit = self._rate()
+        return SharingStatus(
+            shares=self._share,
+            limit=None if limit is None else round(limit),
+            given=self._giver.total,
+            giving=giving,
+            taking=taking,
+            banned=banned,
+        )
+
+
+class _Refusing(asyncio.Protocol):
+    """Answers whatever is asked with the same reason, once, and hangs up."""
+
+    def __init__(self, reason: w.Reason) -> None:
+        self._answer = w.encode_answer(w.Refusal(reason))
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._answer)
+            self._transport.close()
+
+
+def _is_there(peer: PeerView) -> bool:
+    return peer.linked or peer.status is PeerStatus.ALIVE
+
+
+def _has(peer: PeerView, model: str) -> bool:
+    record = peer.record
+    return model in record.on_disk or any(served.name == model for served in record.serves)
+
+
+def _distance(peer: PeerView) -> tuple[bool, float, bytes]:
+    return (not peer.linked, peer.rtt if peer.rtt is not None else float("inf"), peer.node)

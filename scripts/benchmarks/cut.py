@@ -1,0 +1,34 @@
+"""A smaller model of the same vocabulary, made of a larger one: its first layers and nothing else.
+
+It writes nonsense, as no model is trained to end there. What it can show is that the machinery of drafts works, and
+what a draft costs that is never right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+
+
+def cut(source: Path, target: Path, layers: int) -> Path:
+    """Write the model of `source` with its first `layers` layers to `target`."""
+    reader = gguf.GGUFReader(source)
+    architecture = str(reader.fields["general.architecture"].contents())
+    writer = gguf.GGUFWriter(target, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value, kind = field.contents(), field.types[0]
+        if name == f"{architecture}.block_count":
+            value = layers
+        writer.add_key_value(name, value, kind, field.types[-1] if kind is gguf.GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        block = tensor.name.split(".")[1] if tensor.name.startswith("blk.") else "0"
+        if int(block) < layers:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target

@@ -1,0 +1,81 @@
+"""What the engines are asked for: answers that repeat what was said, and answers that do not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PACKAGE: Final = Path(__file__).parents[2] / "meshllm"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A request. `begun`: how the answer begins; a small model needs to be shown that it is to copy."""
+
+    name: str
+    asked: str
+    begun: str = ""
+
+
+def _edit(name: str, language: str, source: str, old: str, new: str, lines: int) -> Text:
+    """A file with one word changed everywhere. The answer is given up to `lines` lines."""
+    edited = source.replace(old, new)
+    asked = f"Change {old} to {new} in this file. Answer with the whole file.\n\n```{language}\n{source}```"
+    return Text(name, asked, f"```{language}\n" + "".join(edited.splitlines(keepends=True)[:lines]))
+
+
+def _people() -> str:
+    names = ["Alice", "Bob", "Carol", "Dave", "Erin", "Frank", "Grace", "Heidi", "Ivan", "Judy"]
+    cities = ["Berlin", "Paris", "London", "Rome", "Madrid", "Vienna", "Oslo", "Prague", "Dublin", "Athens"]
+    people = [
+        {"id": number, "name": name, "role": "developer", "city": city, "active": number % 2 == 0}
+        for number, (name, city) in enumerate(zip(names, cities, strict=True))
+    ]
+    return json.dumps(people, indent=2) + "\n"
+
+
+def _listing() -> str:
+    names = [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+    ]
+    return "".join(f"drwxr-xr-x 2 root root 4096 Nov 25 13:{10 + at} {name}\n" for at, name in enumerate(names))
+
+
+def repeating() -> list[Text]:
+    """Edited code, transformed data, quoted output of tools."""
+    progress = (PACKAGE / "models" / "progress.py").read_text(encoding="utf-8")
+    rules = (PACKAGE / "core" / "convergence.py").read_text(encoding="utf-8")
+    return [
+        _edit("code", "python", progress, "Progress", "Advance", 12),
+        _edit("more code", "python", rules, "MeshId", "Network", 10),
+        _edit("data", "json", _people(), "developer", "engineer", 14),
+        _edit("listing", "text", _listing(), "root", "user", 3),
+    ]
+
+
+def plain() -> list[Text]:
+    """Prose, advice, lists, a new program: nothing of it stands in the question."""
+    return [
+        Text("bicycle", "Explain in plain words how a bicycle stays upright."),
+        Text("story", "Write a short story about a lighthouse keeper and a storm."),
+        Text("planets", "List the planets of the solar system and say one thing about each."),
+        Text("tomatoes", "What should a beginner know about growing tomatoes?"),
+        Text("letter", "Write a letter to a friend about a week in the mountains."),
+        Text("bread", "Describe how bread is made, from grain to loaf."),
+        Text("report", "My manager wants a weekly report for the first time. What should be in it, and how long?"),
+        Text("program", "Write a Python program that counts the words of a text file."),
+    ]

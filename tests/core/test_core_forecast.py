@@ -1,0 +1,68 @@
+"""The forecast's arithmetic: what it says of a layer, and how it grows."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core.forecast import MICRO_BATCH, cache_bytes, checkpoint_bytes, forecast, padded
+from meshllm.core.shapes import Layer, Shape, even
+from meshllm.core.sizing import Size
+
+FULL, WINDOWED, STATEFUL = (
+    Layer(100, keys=64, values=32),
+    Layer(100, keys=64, values=32, window=300),
+    Layer(100, state=7),
+)
+
+
+def test_what_a_layer_keeps() -> None:
+    assert cache_bytes(FULL, 4096, 3) == 3 * 4096 * 2 * 96
+    assert cache_bytes(WINDOWED, 4096, 3) == 3 * 1024 * 2 * 96  # 300 and a batch of 512, rounded up
+    assert cache_bytes(WINDOWED, 512, 1) == 512 * 2 * 96
+    assert cache_bytes(STATEFUL, 4096, 3) == cache_bytes(STATEFUL, 1 << 20, 3) == 3 * 4 * 7
+
+
+def test_what_can_be_gone_back_to() -> None:
+    assert checkpoint_bytes(Shape((FULL,) * 4)) == 0
+    assert checkpoint_bytes(Shape((FULL, WINDOWED, STATEFUL))) == 300 * 2 * 96 + 4 * 7
+
+
+def test_a_layer_that_is_not_loaded_weighs_nothing() -> None:
+    shape = Shape((FULL, Layer(500, idle=True)), input=10, output=20)
+    said = forecast(shape, Size(1024, 1))
+    assert said.weights == (100, 0)
+    assert shape.weights == 130
+
+
+def test_an_encoder_has_no_mask_of_earlier_tokens() -> None:
+    layers = (Layer(100),) * 2
+    encoder = forecast(Shape(layers, width=64, vocabulary=1000, cached=False), Size(8192, 4), embeds=True)
+    assert sum(encoder.cache) == 0
+    assert encoder.scores == 4 * 1000 * MICRO_BATCH
+
+
+def test_a_model_of_which_little_is_known() -> None:
+    # Qwen3 8B as a catalogue has it: 36 layers, 8 heads of 128 for keys and values, 5.0 GB.
+    shape = even(size=5_027_783_872, layers=36, kv_heads=8, head_length=128, width=4096, inner=12288, vocabulary=151936)
+    said = forecast(shape, Size(32768, 1))
+    assert shape.weights == 5_027_783_872
+    assert sum(said.cache) == 36 * 32768 * 2 * 2048
+    assert 10.0e9 < said.total < 10.3e9
+    half = even(size=100, layers=4, kv_heads=1, head_length=8, window=512, window_every=2)
+    assert [layer.window for layer in half.layers] == [512, 0, 512, 0]
+    assert even(size=7, layers=0, kv_heads=1, head_length=8).weights == 7
+
+
+@given(
+    st.lists(st.builds(Layer, *[st.integers(0, 1 << 30)] * 2, *[st.integers(0, 4096)] * 4), max_size=8),
+    st.integers(256, 1 << 20),
+    st.integers(1, 8),
+)
+def test_more_context_or_slots_never_take_less(layers: list[Layer], context: int, slots: int) -> None:
+    shape = Shape(tuple(layers), input=1, output=2, width=64, inner=256, vocabulary=1000)
+    said = forecast(shape, Size(context, slots))
+    assert said.total <= forecast(shape, Size(context + 1, slots)).total
+    assert said.total <= forecast(shape, Size(context, slots + 1)).total
+    assert len(said.weights) == len(said.cache) == len(layers)
+    assert padded(context) >= context

@@ -1,0 +1,159 @@
+"""What was asked for and what is here decides how an engine guesses ahead; a draft that fails never ends a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshllm.core.speculation import Guessing, Speculation
+from meshllm.daemon.drafting import Drafter, DraftWish, wish_of
+from meshllm.daemon.settings import Settings
+from meshllm.errors import DownloadFailed, UnknownModel, UsageError
+from meshllm.models.entry import Wanted
+from meshllm.models.local import LocalModel, from_path
+from meshllm.models.store import Store
+from tests.models.gguf_samples import write_sample
+
+NONE_HERE = "no small model of the same vocabulary is on this disk"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Nothing of whoever runs the tests is found beside it."""
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return Store(folder)
+
+
+def model(folder: Path, name: str, layers: int, **more: Any) -> LocalModel:
+    return from_path(write_sample(folder / f"{name}.gguf", layers=layers, **more), Store(folder))
+
+
+async def nothing_is_fetched(wanted: Wanted) -> LocalModel:
+    raise AssertionError(f"{wanted} was to be fetched")
+
+
+async def choose(drafter: Drafter, target: LocalModel, name: str = "m") -> tuple[Speculation, LocalModel | None]:
+    return await drafter.choose(name, target, nothing_is_fetched)
+
+
+async def test_what_is_on_the_disk_is_used(store: Store) -> None:
+    target, small = model(store.folder, "large", 60), model(store.folder, "small", 2)
+    how, draft = await choose(Drafter(DraftWish(), store), target)
+    assert how == Speculation(Guessing.DRAFT, "small")
+    assert draft is not None
+    assert draft.path == small.path
+
+
+async def test_a_file_that_was_named_elsewhere_may_be_a_draft(store: Store, tmp_path: Path) -> None:
+    target, small = model(store.folder, "large", 60), model(tmp_path, "small", 2)
+    how, _ = await choose(Drafter(DraftWish(), store, [small.path]), target)
+    assert how.draft == "small"
+
+
+async def test_without_one_the_text_guesses(store: Store) -> None:
+    target = model(store.folder, "large", 60)
+    assert await choose(Drafter(DraftWish(), store), target) == (Speculation(Guessing.NGRAMS, reason=NONE_HERE), None)
+
+
+async def test_what_was_switched_off_is_off(store: Store) -> None:
+    target = model(store.folder, "large", 60)
+    model(store.folder, "small", 2)
+    how, draft = await choose(Drafter(DraftWish(drafts=False), store), target)
+    assert (how.guessing, how.reason, draft) == (Guessing.NGRAMS, "--no-draft", None)
+    how, draft = await choose(Drafter(DraftWish(speculation=False), store), target)
+    assert (how.guessing, how.reason, draft) == (Guessing.NONE, "it was switched off", None)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"architecture": "bert"},
+        {"extra": {"llama.pooling_type": 1}},
+        {"extra": {"llama.attention.causal": False}},
+        {"architecture": "mamba", "extra": {"mamba.ssm.state_size": 16, "mamba.ssm.inner_size": 64}},
+    ],
+)
+async def test_models_that_cannot_guess_get_nothing(store: Store, more: dict[str, Any]) -> None:
+    target = model(store.folder, "large", 60, **more)
+    model(store.folder, "small", 2)
+    how, draft = await choose(Drafter(DraftWish(), store), target)
+    assert (how.guessing, draft) == (Guessing.NONE, None)
+    assert how.reason
+
+
+async def test_a_draft_that_was_asked_for_is_fetched_for_its_model_alone(store: Store, tmp_path: Path) -> None:
+    target, asked = model(store.folder, "large", 60), model(tmp_path, "asked", 20)
+    drafter = Drafter(DraftWish(asked=asked.path, name="asked", target="m"), store)
+    fetched: list[Wanted] = []
+
+    async def fetch(wanted: Wanted) -> LocalModel:
+        fetched.append(wanted)
+        return asked
+
+    how, draft = await drafter.choose("m", target, fetch)
+    assert (how, draft, fetched) == (Speculation(Guessing.DRAFT, "asked"), asked, [asked.path])
+    how, draft = await choose(drafter, target, "another")
+    assert (how.guessing, draft) == (Guessing.NGRAMS, None)
+
+
+async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path: Path) -> None:
+    target = model(store.folder, "large", 60)
+    drafter = Drafter(DraftWish(asked=tmp_path / "asked.gguf", name="asked", target="m"), store)
+
+    async def fetch(wanted: Wanted) -> LocalModel:
+        raise DownloadFailed("The hub does not answer.")
+
+    how, draft = await drafter.choose("m", target, fetch)
+    assert (how, draft) == (Speculation(Guessing.NGRAMS, reason="The hub does not answer."), None)
+
+
+async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, tmp_path: Path) -> None:
+    target, other = model(store.folder, "large", 60), model(tmp_path, "other", 2, tokens=400)
+    drafter = Drafter(DraftWish(asked=other.path, name="other", target="m"), store)
+
+    async def fetch(wanted: Wanted) -> LocalModel:
+        return other
+
+    how, draft = await drafter.choose("m", target, fetch)
+    assert (how.guessing, draft) == (Guessing.NGRAMS, None)
+    assert how.reason.startswith("other cannot be the draft of large: one has 380 more tokens")
+
+
+async def test_a_draft_that_an_engine_did_not_start_with_is_not_tried_again(store: Store) -> None:
+    target = model(store.folder, "large", 60)
+    model(store.folder, "small", 2)
+    drafter = Drafter(DraftWish(), store)
+    _, draft = await choose(drafter, target)
+    assert draft is not None
+    drafter.give_up(draft, "the engine did not start with it")
+    how, draft = await choose(drafter, target)
+    assert (how, draft) == (
+        Speculation(Guessing.NGRAMS, reason="small was tried, but the engine did not start with it"),
+        None,
+    )
+
+
+def test_what_the_settings_ask_for(store: Store, tmp_path: Path) -> None:
+    target, small = model(store.folder, "large", 60), model(tmp_path, "small", 2)
+    wanted: dict[str, Wanted | None] = {"large": target.path, "other": None}
+    settings = Settings(tmp_path, models=("large", "other"), draft=str(small.path))
+    assert wish_of(settings, wanted, store) == DraftWish(asked=small.path, name="small", target="large")
+    settings = Settings(tmp_path, drafts=False, speculation=False)
+    assert wish_of(settings, wanted, store) == DraftWish(speculation=False, drafts=False)
+
+
+def test_a_draft_that_cannot_pair_is_refused_before_anything_begins(store: Store, tmp_path: Path) -> None:
+    target, other = model(store.folder, "large", 60), model(tmp_path, "other", 2, tokens=400)
+    wanted: dict[str, Wanted | None] = {"large": target.path}
+    with pytest.raises(UsageError, match="other cannot be the draft of large"):
+        wish_of(Settings(tmp_path, draft=str(other.path)), wanted, store)
+    with pytest.raises(UnknownModel, match="gone"):
+        wish_of(Settings(tmp_path, draft=str(tmp_path / "gone.gguf")), wanted, store)
+    # Of a model that only the mesh knows, nothing can be told yet.
+    assert wish_of(Settings(tmp_path, draft=str(other.path)), {"large": None}, store).name == "other"

@@ -1,0 +1,209 @@
+"""From a model and a machine to how it is started: with an engine that says what it takes, and with the real one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshllm.core.fitting import MOST_PAGED
+from meshllm.core.sizing import Size
+from meshllm.core.speculation import Guessing, Speculation
+from meshllm.daemon.fitting import CHECKPOINTS_MOST, Fitter
+from meshllm.engine import bindings, build
+from meshllm.engine.bindings import BufferNeed, EngineDevice, MemoryNeed
+from meshllm.engine.build import Engine
+from meshllm.errors import OutOfRoom, UsageError
+from meshllm.machine import resources
+from meshllm.machine.resources import Memory
+from meshllm.models.gguf import read_header
+from meshllm.models.local import LocalModel
+from meshllm.models.purpose import usage
+from tests import engine_samples, engine_shapes
+
+GB, MIB = 10**9, 1 << 20
+PROCESSOR = EngineDevice("CPU", "EPYC", "CPU", False, False, "", 0, 0)
+
+
+def gpu(name: str, free: float, *, shared: bool = False) -> EngineDevice:
+    return EngineDevice(name, "H200", "CUDA", True, shared, name, int(free * GB), int(free * GB))
+
+
+@dataclass
+class Machine:
+    """An engine and a computer that say what the test wants. The engine takes 4 GB for four layers and the output, a
+    fifth for each, and 1 kB for each token of context; a tenth of that for the draft."""
+
+    devices: tuple[EngineDevice, ...] = (PROCESSOR,)
+    available: int = 32 * GB
+    weights: int = 4 * GB
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    async def look(self, engine: Engine, **_: Any) -> tuple[EngineDevice, ...]:
+        return self.devices
+
+    async def need(self, engine: Engine, path: Path, **asked: Any) -> MemoryNeed:
+        self.asked.append({"path": path, **asked})
+        scale = 10 if path.name == "draft.gguf" else 1
+        weights, cache = self.weights // scale, 1000 * asked["context_size"] // scale
+        names, split = asked.get("devices") or [], list(asked.get("split") or ())
+        if names and not split:
+            split = [5]
+        buffers, there = [], 0
+        for name, count in zip(names, split, strict=True):
+            there += count
+            model, context = weights * count // 5, cache * count // 5
+            buffers.append(BufferNeed(name, name, False, model, context, 50 * MIB))
+        left = 5 - there
+        buffers.append(BufferNeed("CPU", "CPU", True, weights * left // 5, cache * left // 5, 50 * MIB))
+        return MemoryNeed(tuple(buffers), asked["context_size"], 0, 4, 0)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
+    monkeypatch.setattr(bindings, "devices", made.look)
+    monkeypatch.setattr(bindings, "memory_need", made.need)
+    monkeypatch.setattr(resources, "memory", lambda: Memory(64 * GB, made.available, limited=False))
+    return made
+
+
+ENGINE: Engine = None  # type: ignore[assignment] # nobody but the machine above is handed it
+
+
+def model(path: Path, name: str = "qwen3", context: int = 131_072) -> LocalModel:
+    """The model in `path`, with a header that says it weighs as much as the engine above says."""
+    header = read_header(path if path.exists() else engine_shapes.write(path, name))
+    layers = tuple(replace(it, weights=8 * GB // 10, keys=100, values=100) for it in header.shape.layers)
+    header = replace(header, shape=replace(header.shape, layers=layers, output=8 * GB // 10, tied=False))
+    return LocalModel(path.stem, path, path.stat().st_size, None, header, None, context, (path,))
+
+
+async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
+    local = model(tmp_path / "m.gguf")
+    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (Size(32768, 4), None, (), None)
+    assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
+    assert fit.words.startswith("on the processor: 4.")
+    assert 4 * GB < fit.memory < 5 * GB
+    assert 0 < fit.prompt_cache_mib <= 3200
+
+
+async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    local = model(tmp_path / "m.gguf")
+    machine.available = int(4.65 * GB)
+    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    assert fit.size == Size(32768, 2)
+    assert "2 of 4 requests at a time for memory" in fit.words
+    assert "2 of 4 requests at a time for memory" in caplog.text
+    assert fit.prompt_cache_mib < 100
+    caplog.clear()
+    machine.available = 3 * GB
+    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    assert "read from the disk again and again" in caplog.text
+
+
+async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine, tmp_path: Path) -> None:
+    local = model(tmp_path / "m.gguf")
+    machine.available = int(4 * GB / MOST_PAGED)
+    with pytest.raises(OutOfRoom, match=r"m does not fit here: .* GB are missing") as caught:
+        await Fitter().fit(ENGINE, local, usage(local.header))
+    assert "--join" in caught.value.advice
+    machine.available = 32 * GB
+    with pytest.raises(OutOfRoom, match=r"2\.0 GB of memory may be used") as caught:
+        await Fitter(cap=2 * GB).fit(ENGINE, local, usage(local.header))
+    assert "--max-vram" in caught.value.advice
+
+
+async def test_a_context_that_was_asked_for_is_kept(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    local = model(tmp_path / "m.gguf")
+    fit = await Fitter(context=65536).fit(ENGINE, local, usage(local.header))
+    assert fit.size == Size(65536, 4)
+    assert "context 65536, as asked for" in fit.words
+    fit = await Fitter(context=1 << 20).fit(ENGINE, local, usage(local.header))
+    assert fit.size.context_length == 131_072
+    assert "it gets no more" in caplog.text
+
+
+async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -> None:
+    local = model(tmp_path / "m.gguf")
+    machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
+    fitter = Fitter()
+    fit = await fitter.fit(ENGINE, local, usage(local.header))
+    assert (fit.devices, fit.layers, fit.size) == (("CUDA1",), (5,), Size(32768, 4))
+    assert "all 4 layers on CUDA1: " in fit.words
+    assert fitter.machine().used == ("CUDA0", "CUDA1")
+    assert 14 * GB < fitter.offer() < 16 * GB
+    only = await Fitter(wanted=("CUDA0",)).fit(ENGINE, local, usage(local.header))
+    assert only.devices == ("CUDA0",)
+    none = await Fitter(wanted=("none",)).fit(ENGINE, local, usage(local.header))
+    assert (none.devices, none.layers) == ((), ())
+    capped = await Fitter(cap=3 * GB, wanted=("CUDA1",)).fit(ENGINE, local, usage(local.header))
+    assert 0 < sum(capped.layers) < 5
+    with pytest.raises(UsageError, match="CUDA7"):
+        await Fitter(wanted=("CUDA7",)).look(ENGINE)
+
+
+async def test_before_the_engine_was_asked_the_memory_is_what_there_is(machine: Machine) -> None:
+    fitter = Fitter(cap=8 * GB)
+    assert fitter.offer() == 8 * GB
+    assert not fitter.machine().known
+
+
+async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    local, draft = model(tmp_path / "m.gguf"), model(tmp_path / "draft.gguf")
+    wanted = Speculation(Guessing.DRAFT, "draft")
+    fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    alone = await Fitter().fit(ENGINE, local, usage(local.header), speculation=Speculation(Guessing.NGRAMS))
+    assert (fit.speculation, fit.size) == (wanted, Size(32768, 4))
+    assert fit.memory > alone.memory + 0.4 * GB
+    assert [asked["guessed"] for asked in machine.asked if asked["path"] == local.path] == [wanted.longest] * 2
+    machine.available = int(5.2 * GB)
+    with caplog.at_level(logging.WARNING):
+        fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    assert fit.speculation.guessing is Guessing.NGRAMS
+    assert "would take memory that m needs" in fit.speculation.reason
+    assert fit.size == Size(32768, 4)
+    machine.available, machine.devices = 32 * GB, (gpu("CUDA0", 8), PROCESSOR)
+    fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    assert (fit.draft_device, fit.layers) == ("CUDA0", (5,))
+
+
+async def test_copies_to_go_back_to_take_a_part_of_what_is_left(machine: Machine, tmp_path: Path) -> None:
+    local = model(tmp_path / "m.gguf", "gemma3")
+    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    assert fit.checkpoints == CHECKPOINTS_MOST
+    wide = replace(local.header.shape, layers=tuple(replace(it, keys=1 << 19) for it in local.header.shape.layers))
+    large = replace(local, header=replace(local.header, shape=wide))
+    fit = await Fitter().fit(ENGINE, large, usage(large.header))
+    assert fit.checkpoints is not None
+    assert 1 <= fit.checkpoints < CHECKPOINTS_MOST
+
+
+async def test_an_encoder_computes_a_text_in_one_go(machine: Machine, tmp_path: Path) -> None:
+    local = model(engine_samples.embedder(tmp_path / "e.gguf"), context=engine_samples.CONTEXT)
+    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    assert (fit.micro_batch, fit.prompt_cache_mib, fit.checkpoints) == (engine_samples.CONTEXT, 0, None)
+    assert machine.asked[0]["embeddings"]
+    assert machine.asked[0]["micro_batch"] == engine_samples.CONTEXT
+
+
+@pytest.mark.engine
+async def test_the_real_engine(tmp_path: Path) -> None:
+    engine = build.find()
+    if engine is None:
+        pytest.skip("the engine is not built (mesh-llm engine build)")
+    local = model(tmp_path / "m.gguf", context=8192)
+    fitter = Fitter(wanted=("none",))
+    fit = await fitter.fit(engine, local, usage(local.header))
+    assert fit.size == Size(8192, 4)
+    assert fitter.machine().known
+    with pytest.raises(OutOfRoom, match="are missing"):
+        await Fitter(cap=20 * MIB, wanted=("none",)).fit(engine, local, usage(local.header))

@@ -1,0 +1,123 @@
+"""Real daemons give each other model files: by lanes and by QUIC, by digest and by name, and only where they may."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from here import Site, client, joined, site
+
+from meshllm import paths
+from meshllm.models.store import Store
+from tests.daemons import MODEL
+from tests.netlab.nodes import Node, Status
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+# No hub, and no packages: what does not come from a peer does not come.
+ALONE = {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/nowhere"}
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Site]:
+    """This machine, for nodes of a test."""
+    with site(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The file of the real model."""
+    return next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """For a node with a model folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"MESH_LLM_MODELS": str(folder), "HF_HOME": str(folder / "no-hub-cache"), **ALONE, **more}
+
+
+def holder(here: Site, real: Path, name: str, *arguments: str, file: str = "", join: Node | None = None) -> Node:
+    """A node that has the real model's file on its disk, verified, and serves nothing."""
+    folder = here.folder / f"{name}-models"
+    around = environment(folder)
+    path = folder / (file or real.name)
+    shutil.copy(real, path)
+    if not file:
+        store = Store(folder)
+        store.prepare()
+        store.record(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    return here.node(name, *arguments, join=join, environment=around)
+
+
+def answer(node: Node, model: str) -> str:
+    """What a node's own engine says."""
+    node.wait_until_serving(model)
+    reply: Any = client(node).chat.completions.create(model=model, messages=HELLO, max_tokens=5)  # type: ignore[arg-type]
+    return str(reply.choices[0].message.content)
+
+
+def given(node: Node) -> int:
+    """Bytes that the node has given away."""
+    return int(node.status()["sharing"]["given"])
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("lanes", ["on", "off"])
+def test_a_model_comes_from_peers(here: Site, real: Path, lanes: str) -> None:
+    first = holder(here, real, "first")
+    second = holder(here, real, "second", join=first)
+    second.until(joined, "its mesh")
+    folder = here.folder / "taker-models"
+    words = ("--model", MODEL, "--ctx-size", "1024")
+    taker = here.node("taker", *words, join=first, environment=environment(folder, MESH_LLM_LANES=lanes))
+    assert answer(taker, MODEL)
+    assert (folder / real.name).read_bytes() == real.read_bytes()
+    size = real.stat().st_size
+    # Towards the end a chunk may be fetched from both.
+    assert size <= given(first) + given(second) <= 1.5 * size
+    assert taker.status()["sharing"]["banned"] == []
+    assert {peer["via"] for peer in taker.status()["mesh"]["peers"]} <= {"", "lane" if lanes == "on" else "quic"}
+
+
+@pytest.mark.engine
+def test_a_model_that_only_a_peer_knows_is_asked_for_by_name(here: Site, real: Path) -> None:
+    host = holder(here, real, "host", file="Our-Own-Model.gguf")
+    folder = here.folder / "taker-models"
+    words = ("--model", "Our-Own-Model", "--ctx-size", "1024")
+    taker = here.node("taker", *words, join=host, environment=environment(folder))
+    assert answer(taker, "Our-Own-Model")
+    assert (folder / "Our-Own-Model.gguf").read_bytes() == real.read_bytes()
+    assert taker.stop() == 0
+    again = here.node("taker", *words, environment=environment(folder))
+    assert answer(again, "Our-Own-Model")
+
+
+def fetch_failed(status: Status) -> bool:
+    """Whether the node has given up to fetch its model for now."""
+    return any("could not be fetched" in model["reason"] for model in status["models"])
+
+
+def test_who_does_not_share_gives_nothing(here: Site, real: Path) -> None:
+    host = holder(here, real, "host", "--no-share-models")
+    folder = here.folder / "taker-models"
+    taker = here.node("taker", "--model", MODEL, join=host, environment=environment(folder))
+    status = taker.until(fetch_failed, "the end of the fetch")
+    assert "shares no models" in status["models"][0]["reason"]
+    assert given(host) == 0
+    assert host.status()["sharing"]["shares"] is False
+
+
+def test_a_name_that_nobody_in_the_mesh_knows(here: Site) -> None:
+    host = here.node("host")
+    taker = here.node("taker", "--model", "Nobody-Has-This", join=host, environment=environment(here.folder / "m"))
+    status = taker.until(lambda s: s["models"] and "none of 1 other nodes" in s["models"][0]["reason"], "the answer")
+    assert "Nobody-Has-This" in status["models"][0]["reason"]
+
+
+def test_a_rate_that_is_set_is_shown(here: Site) -> None:
+    node = here.node("node", "--share-rate", "2.5")
+    assert node.status()["sharing"]["limit"] == 2_500_000

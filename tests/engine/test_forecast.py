@@ -1,0 +1,57 @@
+"""What is forecast from a header alone is near what the engine says, for small models and for outlines of real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from meshllm.core.forecast import Forecast, forecast
+from meshllm.core.sizing import Size
+from meshllm.engine import bindings, build
+from meshllm.engine.build import Engine
+from meshllm.models.gguf import read_header
+from tests import engine_shapes
+
+pytestmark = pytest.mark.engine
+
+SIZES = [Size(4096, 1), Size(2048, 4), Size(32768, 2)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    found = build.find()
+    if found is None:
+        pytest.skip("the engine is not built (mesh-llm engine build)")
+    return found
+
+
+async def both(engine: Engine, path: Path, size: Size) -> tuple[Forecast, bindings.MemoryNeed]:
+    said = forecast(read_header(path).shape, size)
+    tokens = size.context_length * size.slots
+    return said, await bindings.memory_need(engine, path, context_size=tokens, parallel=size.slots)
+
+
+@pytest.mark.parametrize("name", engine_shapes.SAMPLES)
+async def test_toy_models(engine: Engine, tmp_path: Path, name: str) -> None:
+    path = engine_shapes.write(tmp_path / "m.gguf", name)
+    repacked = engine_shapes.SAMPLES[name].quantized
+    for size in SIZES:
+        said, told = await both(engine, path, size)
+        assert sum(said.cache) == told.context
+        assert repacked or sum(said.weights) + said.rest == pytest.approx(told.model, rel=1e-4)
+        assert said.compute == pytest.approx(told.compute, rel=0.15)
+        buffers = sum(said.weights) + said.rest + sum(said.cache) + said.compute
+        assert buffers == pytest.approx(told.total, rel=0.035)
+        assert said.total == buffers + said.scores + said.process
+
+
+@pytest.mark.parametrize("name", engine_shapes.OUTLINES)
+async def test_outlines_of_real_models(engine: Engine, tmp_path: Path, name: str) -> None:
+    path = engine_shapes.outline(tmp_path / "m.gguf", name)
+    for size in SIZES:
+        said, told = await both(engine, path, size)
+        assert sum(said.cache) == told.context
+        assert said.compute == pytest.approx(told.compute, rel=0.1)
+        buffers = sum(said.weights) + said.rest + sum(said.cache) + said.compute
+        assert buffers == pytest.approx(told.total, rel=0.005)

@@ -1,0 +1,151 @@
+"""Layers really go where it was decided: with RPC servers of the engine for accelerators, and rooms of all sizes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from meshllm.core.fitting import Accelerator, Fit, Need, Room, Trial, Verdict, choose
+from meshllm.core.sizing import Size
+from meshllm.engine import bindings, build
+from meshllm.engine.build import Engine
+from meshllm.engine.llama_server import ServerPlan, arguments
+from meshllm.models.gguf import read_header
+from scripts.benchmarks.allocations import MIB, measure
+from scripts.benchmarks.children import Child, free_port
+from tests import engine_shapes
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+SIZE = Size(2048, 2)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    found = build.find()
+    if found is None:
+        pytest.skip("the engine is not built (mesh-llm engine build)")
+    return found
+
+
+@pytest.fixture
+def workers(engine: Engine, tmp_path: Path) -> Iterator[list[str]]:
+    """Endpoints of two RPC servers, each a device of its own to the engine."""
+    program = engine.server.with_name("ggml-rpc-server")
+    if not program.exists():
+        pytest.skip("the engine was built without its RPC server")
+    with ExitStack() as stack:
+        ports = [free_port(), free_port()]
+        for port in ports:
+            child = stack.enter_context(Child(f"rpc-{port}", [str(program), "-p", str(port)], tmp_path))
+            child.wait_for("listening RPC server", lambda port=port: _listens(port))
+        yield [f"127.0.0.1:{port}" for port in ports]
+
+
+def _listens(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+
+
+async def fitted(engine: Engine, path: Path, room: Room, workers: list[str], size: Size) -> Fit:
+    search = choose(read_header(path).shape, [size], room)
+    trial = next(search)
+    try:
+        while True:
+            trial = search.send(await asked(engine, path, room, trial, workers))
+    except StopIteration as end:
+        found: Fit = end.value
+        return found
+
+
+def names(room: Room, trial: Trial) -> list[str]:
+    return [given.name for given, count in zip(room.accelerators, trial.layers, strict=True) if count]
+
+
+async def asked(engine: Engine, path: Path, room: Room, trial: Trial, workers: list[str]) -> Need:
+    told = await bindings.memory_need(
+        engine,
+        path,
+        context_size=trial.size.context_length * trial.size.slots,
+        parallel=trial.size.slots,
+        gpu_layers=sum(trial.layers),
+        devices=names(room, trial),
+        split=[count for count in trial.layers if count],
+        experts_aside=trial.experts_aside,
+        rpc=workers,
+    )
+    by_device = told.by_device()
+    return Need(by_device["CPU"], told.mapped, tuple(by_device.get(given.name, 0) for given in room.accelerators))
+
+
+async def check(engine: Engine, path: Path, room: Room, workers: list[str], folder: Path, size: Size = SIZE) -> Fit:
+    """Fit the model, start it, and compare what each place is said to hold with what the engine allocates there."""
+    found = await fitted(engine, path, room, workers, size)
+    assert found.verdict is Verdict.FITS
+    trial = found.trial
+    plan = ServerPlan(
+        "m", path, size.context_length, size.slots, devices=tuple(names(room, trial)),
+        layers=tuple(count for count in trial.layers if count), experts_aside=trial.experts_aside,
+    )  # fmt: skip
+    argv = [*arguments(engine.server, plan, folder / "s.sock"), "--load-mode", "none"]
+    if plan.devices:  # the servers must be known before they are named
+        argv[1:1] = ["--rpc", ",".join(workers)]
+    real = measure(argv, folder)
+    scores = real.buffers["output"]
+    host = sum(size for place, size in real.places.items() if place.startswith("CPU")) - scores
+    assert found.need.host / MIB == pytest.approx(host, rel=0.03)
+    for given, need, endpoint in zip(room.accelerators, found.need.accelerators, workers, strict=True):
+        there = sum(size for place, size in real.places.items() if endpoint in place)
+        assert need / MIB == pytest.approx(there, rel=0.03)
+        assert need <= given.room
+    return found
+
+
+def room(*sizes: int) -> Room:
+    return Room(1 << 34, tuple(Accelerator(f"RPC{index}", size * MIB) for index, size in enumerate(sizes)))
+
+
+async def test_all_layers_on_one(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+    path = engine_shapes.write(tmp_path / "m.gguf", "qwen3")
+    found = await check(engine, path, room(500, 100), workers, tmp_path)
+    assert found.trial.layers == (5, 0)
+
+
+async def test_too_many_for_one_but_not_for_two(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+    path = engine_shapes.write(tmp_path / "m.gguf", "qwen3")
+    found = await check(engine, path, room(155, 155), workers, tmp_path, Size(16384, 4))
+    assert sum(found.trial.layers) == 5
+    assert all(found.trial.layers)
+
+
+async def test_all_but_the_first_where_all_would_take_the_memory_of_several_batches(
+    engine: Engine, workers: list[str], tmp_path: Path
+) -> None:
+    path = engine_shapes.write(tmp_path / "m.gguf", "gemma3")
+    found = await check(engine, path, room(20, 20), workers, tmp_path)
+    assert sum(found.trial.layers) == 6
+    assert all(found.trial.layers)
+
+
+async def test_some_stay_with_the_processor(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+    path = engine_shapes.write(tmp_path / "m.gguf", "llama")
+    found = await check(engine, path, room(18, 1), workers, tmp_path)
+    assert 0 < found.trial.layers[0] < 5
+    assert found.trial.layers[1] == 0
+
+
+async def test_experts_stay_with_the_processor(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+    path = engine_shapes.write(tmp_path / "m.gguf", "qwen3moe")
+    found = await check(engine, path, room(30, 1), workers, tmp_path)
+    assert found.trial.layers == (5, 0)
+    assert 0 < found.trial.experts_aside < 4
+
+
+async def test_nothing_fits_the_accelerators(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+    path = engine_shapes.write(tmp_path / "m.gguf", "llama")
+    found = await check(engine, path, room(1, 1), workers, tmp_path)
+    assert found.trial.layers == (0, 0)

@@ -1,0 +1,183 @@
+"""Interrupts one download again and again, at random places, while the hub misbehaves, and counts what came twice.
+
+Half of the interruptions cancel the download, the others kill its process (kill -9).
+`python tests/models/interruptions.py --seed 5` prints the figures of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+from fake_hub import BUFFER_BYTES, FakeHub, running
+from gguf_samples import write_sample
+
+from meshllm.errors import DownloadFailed
+from meshllm.models.assembly import CHUNK_BYTES, Assembly
+from meshllm.models.download import ensure
+from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.manifest import HubSource, Manifest, ModelFile
+from meshllm.models.store import Store
+from meshllm.tasks import Owner
+
+PART_BYTES = CHUNK_BYTES
+"""What may be fetched twice in all: one part, which is one chunk."""
+
+# Of a hundred answers so many are faulty in each of these ways.
+FAULTS = {"cut": 6, "reset": 6, "stall": 3, "status:429:0": 4, "status:503": 4, "no-range": 1, "other-range": 1}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Bytes of the file, bytes the hub sent, and what came twice beside the chunks that had arrived wrong."""
+
+    seed: int
+    size: int
+    sent: int
+    twice: int
+    wrong_chunks: int
+    cancelled: int
+    killed: int
+    faults: dict[str, int]
+
+
+class Vouching:
+    """Peers that have nothing, but know what the chunks' digests are."""
+
+    def __init__(self, digests: bytes) -> None:
+        self.digests = digests
+
+    async def feed(self, assembly: Assembly) -> None:
+        assembly.expected = self.digests
+        raise DownloadFailed("No peer has any of it.")
+
+    def disown(self, assembly: Assembly) -> bool:
+        return False
+
+
+def measure(folder: Path, seed: int, *, size: int = 96 << 20, times: int = 20, wrong: int = 0) -> Figures:
+    """Download a file of some `size` bytes into `folder`, interrupted so often; so many answers begin with wrong bytes.
+
+    Raises AssertionError if the file is not right afterwards.
+    """
+    rng = Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = write_sample(folder / "made.gguf").read_bytes()
+    content += rng.randbytes(size - len(content))
+    faults = [_fault(rng) for _ in range(2000)]
+    for place in rng.sample(range(20), wrong):
+        faults[place] = "wrong:1000"
+    with _small_buffers(), running(FakeHub(content, faults=list(faults), pause=0.0005)) as hub:
+        job = _Job(hub.endpoint, len(content), hub.sha256, str(folder / "models"), wrong > 0, _digests(content).hex())
+        places = sorted(rng.sample(range(1, int(size * 0.95)), times))
+        kills = set(rng.sample(range(times), times // 2))
+        for number, place in enumerate(places):
+            if number in kills:
+                _killed(job, hub, place)
+            else:
+                asyncio.run(_cancelled(job, hub, place))
+        asyncio.run(_fetch(job))
+        used = faults[: len(faults) - len(hub.faults)]
+    found = (folder / "models" / "model.gguf").read_bytes()
+    assert found == content, f"seed {seed}: the file is not right"
+    kinds = {kind: sum(fault.startswith(kind) for fault in used) for kind in (*FAULTS, "wrong")}
+    twice = hub.sent - len(content) - kinds["wrong"] * PART_BYTES
+    return Figures(seed, len(content), hub.sent, twice, kinds["wrong"], times - len(kills), len(kills), kinds)
+
+
+@contextlib.contextmanager
+def _small_buffers() -> Iterator[None]:
+    """Let the hub's client leave little unread when it is interrupted, however slow this machine is just now."""
+    import httpx2
+    from huggingface_hub.utils import _http
+
+    def client() -> httpx2.Client:
+        transport = httpx2.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)])
+        return httpx2.Client(transport=transport, event_hooks={"request": [_http.hf_request_event_hook]})
+
+    _http.set_client_factory(client)
+    try:
+        yield
+    finally:
+        _http.set_client_factory(_http.default_client_factory)
+
+
+@dataclass(frozen=True)
+class _Job:
+    endpoint: str
+    size: int
+    sha256: str
+    folder: str
+    vouched: bool
+    digests: str
+
+
+async def _fetch(job: _Job) -> None:
+    source = HubSource("org/repo", "c" * 40, "model.gguf")
+    manifest = Manifest("Model", (ModelFile("model.gguf", job.size, job.sha256, (source,)),))
+    # The hub is patient enough for a slow machine, and fails far more often than any real one.
+    hub = Hub(HubSettings(job.endpoint, decide_within=60.0, stall=1.0, tries=100, pause=0.001))
+    peers = Vouching(bytes.fromhex(job.digests)) if job.vouched else None
+    await ensure(manifest, Store(Path(job.folder)), lambda progress: None, hub=hub, peers=peers)
+
+
+async def _cancelled(job: _Job, hub: FakeHub, place: int) -> None:
+    loop = asyncio.get_running_loop()
+    owner = Owner("interrupted")
+    task = owner.start(_fetch(job), "fetch")
+    hub.alarm = (place, lambda: loop.call_soon_threadsafe(task.cancel))
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    hub.alarm = None
+    await owner.close()
+
+
+def _killed(job: _Job, hub: FakeHub, place: int) -> None:
+    child = subprocess.Popen([sys.executable, __file__, "--job", json.dumps(asdict(job))])
+    hub.alarm = (place, child.kill)
+    child.wait()
+    hub.alarm = None
+
+
+def _fault(rng: Random) -> str:
+    lot = rng.randrange(100)
+    for kind, share in FAULTS.items():
+        if lot < share:
+            return f"{kind}:{rng.randrange(1, 3 << 20)}" if kind in ("cut", "reset", "stall") else kind
+        lot -= share
+    return ""
+
+
+def _digests(content: bytes) -> bytes:
+    chunks = range(0, len(content), CHUNK_BYTES)
+    return b"".join(hashlib.sha256(content[at : at + CHUNK_BYTES]).digest() for at in chunks)
+
+
+def main() -> None:
+    """A run with its figures, or (`--job`) the download that is to be killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--wrong", type=int, default=0)
+    parser.add_argument("--job")
+    options = parser.parse_args()
+    if options.job:
+        with _small_buffers():
+            asyncio.run(_fetch(_Job(**json.loads(options.job))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(asdict(measure(Path(folder), options.seed, wrong=options.wrong))))
+
+
+if __name__ == "__main__":
+    main()

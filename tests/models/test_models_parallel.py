@@ -1,0 +1,266 @@
+"""One file from several sources and over several connections at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from fake_hub import FakeHub
+
+from meshllm.errors import DownloadFailed
+from meshllm.models import assembly as assembly_module
+from meshllm.models import fetching
+from meshllm.models.assembly import Assembly
+from meshllm.models.download import chunk_digests, ensure
+from meshllm.models.entry import CatalogEntry
+from meshllm.models.hub import Hub, HubSettings
+from meshllm.models.manifest import Manifest, ModelFile
+from meshllm.models.progress import Progress, Stage
+from meshllm.models.store import Store
+from meshllm.models.threads import in_thread
+
+CHUNK = 8192
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Files are cut into small chunks here, so that a small file is worth several connections."""
+    return Store(tmp_path / "models", chunk_bytes=CHUNK)
+
+
+def ignore(progress: Progress) -> None:
+    pass
+
+
+def digests_of(content: bytes) -> bytes:
+    return b"".join(hashlib.sha256(content[at : at + CHUNK]).digest() for at in range(0, len(content), CHUNK))
+
+
+async def together(fake: FakeHub, count: int) -> None:
+    """Wait until so many connections have their first bytes, then let all go on."""
+    while len(fake.bodies()) < count:  # noqa: ASYNC110 - the server is in threads of its own
+        await asyncio.sleep(0.001)
+    fake.go.set()
+
+
+# -- connections
+
+
+async def test_several_connections_share_a_file(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    fake.always = "part:100"  # nobody is done before all have begun
+    seen: list[Progress] = []
+    model, _ = await asyncio.gather(ensure(entry, store, seen.append, hub=hub), together(fake, 4))
+    assert model.path.read_bytes() == fake.content
+    assert fake.sent == len(fake.content)
+    assert sum(request.method == "HEAD" for request in fake.requests) == 1
+    loading = [progress for progress in seen if progress.stage == Stage.DOWNLOADING]
+    done = [progress.done for progress in loading]
+    assert done == sorted(done)
+    assert loading[-1].by_source == ((fake.endpoint, len(fake.content)),)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_any_mix_of_faults(seed: int, fake: FakeHub, entry: CatalogEntry, store: Store) -> None:
+    rng = Random(seed)
+    kinds: list[Callable[[], str]] = [
+        lambda: f"cut:{rng.randrange(1, 20_000)}",
+        lambda: f"reset:{rng.randrange(1, 20_000)}",
+        lambda: f"stall:{rng.randrange(1, 20_000)}",
+        lambda: "status:429:0",
+        lambda: "status:503",
+        lambda: "status:403",
+        lambda: "no-range",
+        lambda: "other-range",
+        lambda: "",
+    ]
+    fake.faults = [rng.choice(kinds)() for _ in range(20)]
+    fake.head_faults = [rng.choice(["", "status:503", "status:429:0"]) for _ in range(4)]
+    settings = HubSettings(endpoint=fake.endpoint, decide_within=20.0, stall=0.2, tries=30, pause=0.001)
+    model = await ensure(entry, store, ignore, hub=Hub(settings))
+    assert model.path.read_bytes() == fake.content, f"seed {seed}"
+
+
+async def test_a_server_that_knows_no_ranges(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    fake.always = "no-range"
+    model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
+
+
+@pytest.mark.parametrize("have", [1, CHUNK, 100_000])
+async def test_a_server_that_forgets_ranges_writes_nothing_wrong(
+    have: int, fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    """What is there already is passed over; what was spoilt by it would be found by the digest."""
+    store.prepare()
+    store.partial(entry.files[0]).write_bytes(fake.content[:have])
+    fake.always = "no-range"
+    seen: list[Progress] = []
+    model = await ensure(entry, store, seen.append, hub=hub)
+    assert model.path.read_bytes() == fake.content
+    given = max(dict(progress.by_source).get(fake.endpoint, 0) for progress in seen)
+    assert given == len(fake.content) - have
+
+
+async def test_a_signed_address_that_runs_out(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    fake.lifetime = 2
+    model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
+    assert fake.sent == len(fake.content)
+    assert sum(request.method == "HEAD" for request in fake.requests) > 1
+
+
+async def test_a_stalled_connection_is_left_behind(
+    fake: FakeHub, entry: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be waited for for an hour; the others take what it has not got."""
+    monkeypatch.setattr(assembly_module, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(assembly_module, "LOOK_AGAIN_SECONDS", 0.05)
+    fake.faults = ["stall:5000"]
+    hub = Hub(HubSettings(endpoint=fake.endpoint, decide_within=20.0, stall=3600.0, pause=0.001))
+    async with asyncio.timeout(60):
+        model = await ensure(entry, store, ignore, hub=hub)
+    assert model.path.read_bytes() == fake.content
+    assert fake.sent == len(fake.content)
+
+
+# -- peers
+
+
+class Peers:
+    """Other nodes: they put these chunks, then do what `then` says. They vouch for `digests`."""
+
+    def __init__(self, content: bytes, chunks: range, digests: bytes | None = None, then: str = "fail") -> None:
+        self.content = content
+        self.chunks = chunks
+        self.digests = digests
+        self.then = then
+        self.disowned = 0
+
+    async def feed(self, assembly: Assembly) -> None:
+        assembly.expected = self.digests
+        while piece := assembly.claim("peer", 1, lambda chunk: chunk in self.chunks):
+            chunk = piece.position // assembly.chunk_bytes
+            begin, end = assembly.span(chunk)
+            data = self.content[begin:end]
+
+            def put(stop: object, chunk: int = chunk, data: bytes = data) -> None:
+                assembly.put("peer", chunk, data)
+
+            await in_thread(put, "put")
+            assembly.give_back(piece)
+        if self.then == "hang":
+            await asyncio.Event().wait()
+        if not assembly.complete:
+            raise DownloadFailed("No peer has more.")
+
+    def disown(self, assembly: Assembly) -> bool:
+        self.disowned += 1
+        return False
+
+
+async def test_peers_alone(fake: FakeHub, store: Store) -> None:
+    file = ModelFile("model.gguf", len(fake.content), fake.sha256)
+    seen: list[Progress] = []
+    peers = Peers(fake.content, range(100))
+    model = await ensure(Manifest("Model", (file,)), store, seen.append, peers=peers)
+    assert model.path.read_bytes() == fake.content
+    assert model.name == "Model"
+    shares = [progress.by_source for progress in seen if progress.by_source]
+    assert shares[-1] == (("peer", len(fake.content)),)
+    assert not fake.requests
+
+
+async def test_nobody_has_it(fake: FakeHub, store: Store) -> None:
+    file = ModelFile("model.gguf", len(fake.content), fake.sha256)
+    with pytest.raises(DownloadFailed, match="No peer has more"):
+        await ensure(Manifest("Model", (file,)), store, ignore, peers=Peers(fake.content, range(5)))
+    assert store.arrived(file) == 5 * CHUNK
+    with pytest.raises(DownloadFailed, match="Nobody who has it is known"):
+        await ensure(Manifest("Model", (file,)), store, ignore)
+
+
+async def test_the_hub_brings_what_peers_lack(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
+    model = await ensure(entry, store, ignore, hub=hub, peers=Peers(fake.content, range(3, 13)))
+    assert model.path.read_bytes() == fake.content
+    assert fake.sent == len(fake.content) - 10 * CHUNK
+
+
+async def test_the_hub_joins_peers_that_are_slow(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "HEAD_START_SECONDS", 0.05)
+    async with asyncio.timeout(60):
+        model = await ensure(entry, store, ignore, hub=hub, peers=Peers(fake.content, range(2), then="hang"))
+    assert model.path.read_bytes() == fake.content
+
+
+async def test_without_the_hub_peers_go_on(fake: FakeHub, entry: CatalogEntry, store: Store) -> None:
+    away = Hub(HubSettings(endpoint="http://127.0.0.1:9", decide_within=5.0))
+    model = await ensure(entry, store, ignore, hub=away, peers=Peers(fake.content, range(100)))
+    assert model.path.read_bytes() == fake.content
+
+
+async def test_only_the_wrong_chunk_is_fetched_again_where_digests_are_known(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    fake.faults = ["wrong:100"]
+    peers = Peers(fake.content, range(0), digests_of(fake.content))
+    model = await ensure(entry, store, ignore, hub=hub, peers=peers)
+    assert model.path.read_bytes() == fake.content
+    assert fake.sent - len(fake.content) <= CHUNK
+    assert not peers.disowned
+
+
+async def test_peers_that_lie_about_their_chunks_are_disowned(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    """Their chunks fit what they say, and the file does not: the hub alone brings it, from the start."""
+    lie = bytes(CHUNK) + fake.content[CHUNK:]
+    peers = Peers(lie, range(3), digests_of(lie))
+    feed, peers.feed = peers.feed, None  # type: ignore[method-assign, assignment]
+
+    async def once(assembly: Assembly) -> None:
+        if peers.disowned:
+            raise DownloadFailed("No peer is left.")
+        await feed(assembly)
+
+    peers.feed = once  # type: ignore[method-assign]
+    model = await ensure(entry, store, ignore, hub=hub, peers=peers)
+    assert model.path.read_bytes() == fake.content
+    assert peers.disowned == 1
+
+
+# -- digests of chunks
+
+
+async def test_chunk_digests_are_known_of_what_was_fetched(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    file = entry.files[0]
+    assert store.chunk_digests(file) is None
+    await ensure(entry, store, ignore, hub=hub)
+    assert store.chunk_digests(file) == digests_of(fake.content)
+    assert list(store.verified()) == [(file.sha256, store.path(file))]
+
+
+async def test_chunk_digests_of_a_file_that_was_verified_before(
+    fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store
+) -> None:
+    file = entry.files[0]
+    path = (await ensure(entry, store, ignore, hub=hub)).path
+    kept = store.folder / ".mesh-llm" / "chunks" / file.sha256
+    kept.write_bytes(b"x" * 31)
+    assert store.chunk_digests(file) is None
+    kept.unlink()
+    assert await chunk_digests(file, store) == digests_of(fake.content)
+    assert kept.exists()
+    kept.unlink()
+    path.write_bytes(bytes(len(fake.content)))
+    store.record(path, file.sha256)
+    with pytest.raises(DownloadFailed, match="other bytes"):
+        await chunk_digests(file, store)
+    assert not store.is_verified(file)

@@ -1,0 +1,216 @@
+"""Where files get their places, and what is remembered of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.errors import DownloadFailed
+from meshllm.models import kept as kept_module
+from meshllm.models.checking import digests
+from meshllm.models.kept import Kept, is_file_name, is_repository_path
+from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
+from meshllm.models.store import Store
+from meshllm.models.threads import Stop
+
+ONE, TWO = "1a" * 32, "2b" * 32
+HUB = HubSource("org/repo", "c" * 40, "a/m.gguf")
+WHEEL = PackageSource("some-package==1.0", 5, TWO, "some_package/m.gguf")
+FILE = ModelFile("m.gguf", 5, ONE, (HUB, WHEEL))
+MANIFEST = Manifest("M", (FILE,), replace(FILE, name="mmproj.gguf"), "t.jinja", 7, "somewhere")
+
+
+def verified(path: Path, sha256: str, store: Store) -> Path:
+    """A file at that path, of which it is noted that it has that digest."""
+    store.prepare()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"12345")
+    store.record(path, sha256)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# -- places
+
+
+def test_the_places_of_a_file(store: Store) -> None:
+    folder = store.folder
+    assert store.places(FILE) == [
+        folder / "m.gguf",
+        folder / "org/repo/m.gguf",
+        folder / "org/repo" / ONE[:12] / "m.gguf",
+    ]
+    assert store.places(replace(FILE, sources=())) == [folder / "m.gguf", folder / ONE[:12] / "m.gguf"]
+
+
+def test_a_file_gets_the_first_place_that_is_free(store: Store) -> None:
+    store.prepare()
+    places = store.places(FILE)
+    for number, place in enumerate(places):
+        partial = store.partial(FILE)
+        partial.write_bytes(b"%d" % number)
+        assert store.adopt(partial, FILE, places) == place
+        assert store.known_digest(place) == ONE
+    partial.write_bytes(b"x")
+    with pytest.raises(DownloadFailed, match="Another file lies at"):
+        store.adopt(partial, FILE, places)
+    assert [place.read_bytes() for place in places] == [b"0", b"1", b"2"]
+    assert partial.read_bytes() == b"x"
+
+
+def test_a_link_that_leads_nowhere_is_in_the_way_too(store: Store) -> None:
+    store.prepare()
+    places = store.places(FILE)
+    places[0].symlink_to(store.folder / "nowhere")
+    store.partial(FILE).write_bytes(b"x")
+    assert store.adopt(store.partial(FILE), FILE, places) == places[1]
+    assert places[0].is_symlink()
+
+
+# -- what is known
+
+
+def test_a_file_is_known_wherever_it_lies(store: Store, tmp_path: Path) -> None:
+    outside = verified(tmp_path / "elsewhere" / "other-name", ONE, store)
+    assert store.is_verified(FILE)
+    assert store.path(FILE) == outside
+    inside = verified(store.folder / "org/repo/m.gguf", ONE, store)
+    assert store.path(FILE) == inside  # the store's own comes first
+    assert dict(store.verified()) == {ONE: inside}
+    inside.unlink()
+    assert store.path(FILE) == outside
+    store.forget(outside)
+    assert not store.is_verified(FILE)
+    assert store.path(FILE) == store.folder / "m.gguf"
+
+
+def test_what_another_program_notes_is_seen(store: Store) -> None:
+    verified(store.folder / "m.gguf", ONE, store)
+    other = Store(store.folder)
+    assert other.is_verified(FILE)
+    store.forget(store.folder / "m.gguf")
+    assert not other.is_verified(FILE)
+
+
+def test_files_that_belong_together_are_found_together_or_not(store: Store, tmp_path: Path) -> None:
+    files = [replace(FILE, name="m-00001-of-00002.gguf"), replace(FILE, name="m-00002-of-00002.gguf", sha256=TWO)]
+    first = verified(store.folder / files[0].name, ONE, store)
+    assert store.together(files) is None
+    verified(tmp_path / files[1].name, TWO, store)
+    assert store.together(files) is None
+    second = verified(store.folder / files[1].name, TWO, store)
+    assert store.together(files) == (first, second)
+
+
+def test_a_moved_store_keeps_what_it_knows(store: Store) -> None:
+    verified(store.folder / "org/repo/m.gguf", ONE, store)
+    moved = store.folder.rename(store.folder.with_name("moved"))
+    assert Store(moved).path(FILE) == moved / "org/repo/m.gguf"
+
+
+def test_room_is_asked_for_what_has_not_arrived(store: Store) -> None:
+    store.prepare()
+    file = replace(FILE, size=100)
+    assert store.arrived(file) == 0
+    with store.partial(file).open("wb") as partial:
+        partial.truncate(70)
+    assert store.arrived(file) == 70
+    assembly = store.assembly(file)
+    assembly.spoil(0)
+    assembly.close()
+    assert store.arrived(file) == 0
+
+
+def test_digests_of_chunks(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(25))
+    found = digests(Stop(), tmp_path / "f", 10, lambda done: None)
+    assert len(found.chunks) == 3 * 32
+    assert found.chunks[:32] == found.chunks[32:64] != found.chunks[64:]
+    store.prepare()
+    with pytest.raises(ValueError, match="no digests"):
+        store.record_chunks("../x", found.chunks)
+    with pytest.raises(ValueError, match="no digests"):
+        store.record_chunks(ONE, b"x")
+
+
+# -- kept manifests
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    (tmp_path / "kept").mkdir()
+    return Kept(tmp_path / "kept")
+
+
+QUESTION = HubReference("M", "org/repo", quantization="Q4_K_M")
+
+
+def test_what_is_kept_comes_back_as_it_was(kept: Kept, tmp_path: Path) -> None:
+    kept.keep(MANIFEST, QUESTION)
+    assert Kept(tmp_path / "kept").manifests() == [MANIFEST]
+    assert kept.answer(QUESTION) == MANIFEST
+    assert kept.answer(replace(QUESTION, quantization="Q8_0")) is None
+    assert names(tmp_path / "kept") == ["M.json"]
+
+
+def test_models_of_equal_names_are_both_kept(kept: Kept) -> None:
+    other = replace(QUESTION, repository="other/repo")
+    kept.keep(MANIFEST, QUESTION)
+    kept.keep(replace(MANIFEST, origin="other"), other)
+    kept.keep(replace(MANIFEST, origin="again"), QUESTION)
+    assert {manifest.origin for manifest in kept.manifests()} == {"again", "other"}
+    found = kept.answer(other)
+    assert found is not None
+    assert found.origin == "other"
+    kept.forget(found)
+    assert kept.answer(other) is None
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b:c", ".hidden", "x" * 200, "ä", "a b"])
+def test_odd_names_stay_in_the_folder(name: str, kept: Kept, tmp_path: Path) -> None:
+    kept.keep(replace(MANIFEST, name=name), QUESTION)
+    assert [manifest.name for manifest in kept.manifests()] == [name]
+    assert len(names(tmp_path / "kept")) == 1
+    assert names(tmp_path) == ["kept"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+)
+PLACES: list[list[str | int]] = [
+    ["version"], ["asked"], ["manifest"], ["manifest", "name"], ["manifest", "files"], ["manifest", "files", 0],
+    ["manifest", "files", 0, "name"], ["manifest", "files", 0, "size"], ["manifest", "files", 0, "sha256"],
+    ["manifest", "files", 0, "sources"], ["manifest", "files", 0, "sources", 0, "path"],
+    ["manifest", "files", 0, "sources", 0, "repository"], ["manifest", "files", 0, "sources", 1, "member"],
+    ["manifest", "projector"], ["manifest", "chat_template"], ["manifest", "context_length"], ["manifest", "origin"],
+]  # fmt: skip
+
+
+@given(st.sampled_from(PLACES), json_values | st.sampled_from(["../x", "a/../b.gguf", "/etc/passwd", "x" * 5000]))
+def test_a_kept_manifest_that_was_changed_is_sound_or_nothing(place: list[str | int], value: object) -> None:
+    asked = {"repository": "org/repo"}
+    data: object = json.loads(json.dumps({"version": 1, "asked": asked, "manifest": kept_module.asdict(MANIFEST)}))
+    *steps, last = place
+    inner: object = data
+    for step in steps:
+        inner = inner[step]  # type: ignore[index]
+    inner[last] = value  # type: ignore[index]
+    found = kept_module.parse(json.dumps(data).encode())
+    if found is not None:
+        manifest = found[1]
+        assert all(is_file_name(file.name) and file.size > 0 for file in manifest.all_files)
+        assert all(
+            is_repository_path(source.path)
+            for file in manifest.all_files
+            for source in file.sources
+            if isinstance(source, HubSource)
+        )

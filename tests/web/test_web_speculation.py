@@ -1,0 +1,92 @@
+"""What the status, the metrics and `mesh-llm status` say of tokens that are guessed ahead."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from prometheus_client.parser import text_string_to_metric_families
+from web_rig import READY, Bench, ask, served
+
+from meshllm.cli.status import speculation_words as words
+from meshllm.core.speculation import PLAIN, Guesses, Guessing, Speculation
+from meshllm.core.types import ModelState, Snapshot
+from meshllm.web.callers import CallerPolicy
+from meshllm.web.gateway import Gateway
+from meshllm.web.status import ModelStatus, node_status
+
+DRAFT = Speculation(Guessing.DRAFT, "small")
+NGRAMS = Speculation(Guessing.NGRAMS, reason="no small model of the same vocabulary is on this disk")
+
+
+def serving(speculation: Speculation) -> ModelState:
+    model = served("m", "/run/m.sock")
+    assert model.server_facts is not None
+    return replace(model, server_facts=replace(model.server_facts, speculation=speculation))
+
+
+def status(speculation: Speculation, **guesses: Guesses) -> ModelStatus:
+    snapshot = Snapshot(engine=READY, models=(serving(speculation),))
+    told = node_status(
+        snapshot, [], name="n", version="1", pid=1, api="", console="", started=0.0, now=1.0, guesses=guesses
+    )
+    return told.models[0]
+
+
+def test_a_draft_and_how_well_it_guesses() -> None:
+    engine = status(DRAFT, m=Guesses(30, 20)).engine
+    assert engine is not None
+    told = engine.speculation
+    assert (told.kind, told.draft, told.drafted, told.accepted, told.acceptance) == ("draft", "small", 30, 20, 0.6667)
+    assert words(told.model_dump()) == "guesses ahead with small, 67% of 30 right"
+
+
+def test_why_there_is_no_draft() -> None:
+    engine = status(NGRAMS, other=Guesses(30, 20)).engine
+    assert engine is not None
+    told = engine.speculation
+    assert (told.kind, told.drafted, told.acceptance, told.reason) == ("n-grams", 0, None, NGRAMS.reason)
+    assert words(told.model_dump()) == (
+        "guesses ahead from the text (n-grams), none yet; "
+        "no draft: no small model of the same vocabulary is on this disk"
+    )
+
+
+def test_why_nothing_is_guessed() -> None:
+    engine = status(replace(PLAIN, reason="it was switched off")).engine
+    assert engine is not None
+    assert words(engine.speculation.model_dump()) == "guesses nothing ahead: it was switched off"
+
+
+async def test_the_metrics_count_guesses() -> None:
+    gateway = Gateway(CallerPolicy(), guesses=lambda: {"m": Guesses(30, 20), 'o"d': Guesses(1, 0)})
+    try:
+        families = {family.name: family for family in text_string_to_metric_families(gateway.metrics.text().decode())}
+    finally:
+        await gateway.close()
+    for what, expected in (("drafted", {"m": 30, 'o"d': 1}), ("accepted", {"m": 20, 'o"d': 0})):
+        samples = families[f"mesh_llm_speculation_{what}_tokens"].samples
+        assert {sample.labels["model"]: sample.value for sample in samples} == expected
+        assert {sample.name for sample in samples} == {f"mesh_llm_speculation_{what}_tokens_total"}
+
+
+async def test_whoever_counts_is_told_after_each_request_of_an_engine(table: Bench) -> None:
+    engine = await table.serve()
+    rested = asyncio.Event()
+
+    def work() -> None:
+        if not any(load.active for load in gateway.loads()):
+            rested.set()
+
+    gateway = Gateway(CallerPolicy(), on_work=work)
+    port = await gateway.start(("127.0.0.1",), 0)
+    try:
+        gateway.publish(Snapshot(engine=READY, models=(served("m", engine.address),)))
+        async with asyncio.timeout(30):
+            await rested.wait()
+            for _ in range(2):  # the second follows so soon that it changes nothing of what is told of loads
+                rested.clear()
+                assert (await replace(table, port=port).call(ask())).status == 200
+                await rested.wait()
+    finally:
+        await gateway.close()
