@@ -18,7 +18,7 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
   return {
     name: 'here', version: '0.1.0', snapshot: 1, pid: 1, uptime_seconds: 1, api: 'http://localhost:9337/v1', console: '',
     stopping: false, engine: { phase: 'ready', version: '', progress: null, reason: '', advice: '' }, models: [], backends: [],
-    load: [], mesh_reason: '', machine: null,
+    load: [], mesh_reason: '', machine: null, sharing: null,
     mesh: {
       node: 'me', mesh: 'm', role: 'node', phase: 'joined', reason: '', incarnation: 1, addresses: [], wants: [], clients: 0,
       steps: [], peers, memory: 0, on_disk: [],
