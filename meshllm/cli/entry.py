@@ -295,7 +295,8 @@ def _node_name(given: str) -> str:
 def _check(settings: Settings) -> None:
     from meshllm.errors import UsageError
 
-    for given, option in ((settings.models, "--model"), (settings.backends, "--backend")):
+    lent = ((settings.max_memory, "--max-vram"), (settings.devices, "--device"))
+    for given, option in ((settings.models, "--model"), (settings.backends, "--backend"), *lent):
         if settings.client and given:
             raise UsageError(
                 f"A client serves nothing, so --client and {option} do not go together.",

@@ -22,14 +22,17 @@ MIB = 1 << 20
 
 @dataclass
 class Allocated:
-    """MiB. `buffers` by what they are for ("model", "KV", "RS", "compute", "output"), `places` by where they lie;
-    `resident` is the process's memory when it has loaded, and when it has computed a full batch in every slot: pages of
-    the file that it maps, and all other ("private")."""
+    """MiB. `buffers` by what they are for ("model", "KV", "RS", "compute", "output"), `places` by where they lie.
+
+    `loaded` and `worked`: the process's memory when it has loaded, and when it has computed a full batch in every slot;
+    pages of files that it maps, and all other. `log`: all that it wrote.
+    """
 
     buffers: dict[str, float] = field(default_factory=dict)
     places: dict[str, float] = field(default_factory=dict)
     loaded: tuple[float, float] = (0.0, 0.0)
     worked: tuple[float, float] = (0.0, 0.0)
+    log: str = ""
 
 
 class _Unix(http.client.HTTPConnection):
@@ -58,9 +61,9 @@ def measure(arguments: Sequence[str], scratch: Path, *, tokens: int = 0, slots: 
             body = {"prompt": words, "n_predict": 1} if path == "/completion" else {"input": words}
             _ask(address, path, body)
         found.worked = _resident(child.process.pid)
-        log = child.log.read_text(errors="replace")
+        found.log = child.log.read_text(errors="replace")
     address.unlink(missing_ok=True)
-    for place, what, size in _BUFFER.findall(log):
+    for place, what, size in _BUFFER.findall(found.log):
         found.buffers[what] = found.buffers.get(what, 0.0) + float(size)
         found.places[place] = found.places.get(place, 0.0) + float(size)
     return found

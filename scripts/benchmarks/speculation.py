@@ -85,19 +85,19 @@ class Engine:
         if found is None:
             raise BenchError("the engine is not built (mesh-llm engine build)")
         self.name = name
-        self._socket = scratch / f"{name}.sock"
-        self.child = stack.enter_context(Child(name, list(arguments(found.server, plan, self._socket)), scratch))
+        self.socket = scratch / f"{name}.sock"
+        self.child = stack.enter_context(Child(name, list(arguments(found.server, plan, self.socket)), scratch))
 
     def wait(self) -> None:
         """Until it answers. Raises BenchError."""
-        self.child.wait_for("answering engine", lambda: self._ask("/health", None), PATIENCE_S, every=0.05)
+        self.child.wait_for("answering engine", lambda: self.ask("/health", None), PATIENCE_S, every=0.05)
 
     def answer(self, text: Text, temperature: float, tokens: int, seed: int) -> Answer:
         """Its answer to `text`. Raises BenchError."""
         asked = {"messages": [{"role": "user", "content": text.asked}]}
-        prompt = self._ask("/apply-template", asked)["prompt"] + text.begun
+        prompt = self.ask("/apply-template", asked)["prompt"] + text.begun
         body = {"prompt": prompt, "n_predict": tokens, "temperature": temperature, "seed": seed}
-        told = self._ask("/completion", body)
+        told = self.ask("/completion", body)
         times = told["timings"]
         return Answer(
             pace=times["predicted_ms"] / times["predicted_n"],
@@ -107,12 +107,13 @@ class Engine:
             text=told["content"],
         )
 
-    def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
+    def ask(self, path: str, body: dict[str, Any] | None) -> Any:
+        """The JSON answered to `body` (None: to a GET). Raises BenchError, and OSError while it does not answer."""
         connection = http.client.HTTPConnection("localhost", timeout=PATIENCE_S)
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
             connection.sock.settimeout(PATIENCE_S)
-            connection.sock.connect(str(self._socket))
+            connection.sock.connect(str(self.socket))
             connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
             reply = connection.getresponse()
             text = reply.read()
@@ -146,13 +147,19 @@ def run(options: argparse.Namespace) -> int:
         report.bar(f"{way}: texts that do not repeat, x none", _least(cells, way, "plain"), 0.97, at_most=False)
         for way in list(ways)[1:]
     ]
-    rows = [row for key, by_way in cells.items() for row in _rows(key, by_way)]
+    rows = [facts for key, by_way in cells.items() for facts in _facts(key, by_way)]
     if options.json:
         print(report.as_json("speculation", bars, rows=rows))
     else:
         columns = ["texts", "speculation", "ms/token", "x none", "worst text", "guessed", "right", "same text"]
         title = f"speculation: {options.model.stem}, {options.tokens} tokens, {options.rounds} rounds"
-        report.show(title, columns, rows, bars, ["x none: of each text the median of rounds, of these the mean"])
+        report.show(
+            title,
+            columns,
+            [_row(facts) for facts in rows],
+            bars,
+            ["x none: of each text the median of rounds, of these the mean"],
+        )
     return 0
 
 
@@ -198,24 +205,41 @@ def _least(cells: Cells, way: str, kind: str) -> float:
     return min(geometric_mean(_ratios(by_way["none"], by_way[way])) for key, by_way in cells.items() if key[0] == kind)
 
 
-def _rows(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[list[str]]:
+def _facts(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[str, Any]]:
+    """What is to be told of each engine, for one kind of texts."""
     kind, temperature, streams = key
-    rows = []
+    found = []
     for way, cell in by_way.items():
         answers, base = list(cell.all()), list(by_way["none"].all())
         ratios = _ratios(by_way["none"], cell)
         drafted, accepted = sum(one.drafted for one in answers), sum(one.accepted for one in answers)
-        same = sum(one.text == another.text for one, another in zip(base, answers, strict=True))
-        rows.append(
-            [
-                f"{kind}, {'greedy' if not temperature else f'at {temperature}'}, {streams} at a time",
-                way,
-                f"{median(one.pace for one in answers):.1f}",
-                f"{geometric_mean(ratios):.3f}",
-                f"{min(ratios):.3f}",
-                f"{drafted / sum(one.tokens for one in answers):.2f}",
-                f"{accepted / drafted:.2f}" if drafted else "",
-                f"{same} of {len(answers)}",
-            ]
+        found.append(
+            {
+                "texts": kind,
+                "temperature": temperature,
+                "streams": streams,
+                "way": way,
+                "ms_a_token": median(one.pace for one in answers),
+                "ratio": geometric_mean(ratios),
+                "least": min(ratios),
+                "guessed": drafted / sum(one.tokens for one in answers),
+                "right": accepted / drafted if drafted else None,
+                "same": sum(one.text == another.text for one, another in zip(base, answers, strict=True)),
+                "answers": len(answers),
+            }
         )
-    return rows
+    return found
+
+
+def _row(facts: dict[str, Any]) -> list[str]:
+    how = f"at {facts['temperature']}" if facts["temperature"] else "greedy"
+    return [
+        f"{facts['texts']}, {how}, {facts['streams']} at a time",
+        facts["way"],
+        f"{facts['ms_a_token']:.1f}",
+        f"{facts['ratio']:.3f}",
+        f"{facts['least']:.3f}",
+        f"{facts['guessed']:.2f}",
+        "" if facts["right"] is None else f"{facts['right']:.2f}",
+        f"{facts['same']} of {facts['answers']}",
+    ]

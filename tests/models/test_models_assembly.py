@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meshllm.models import arrivals
 from meshllm.models.assembly import Assembly, Piece, state_path
@@ -393,3 +397,61 @@ def test_a_closed_assembly_writes_nothing(path: Path) -> None:
     assert fill(assembly, piece) == 0
     assembly.put("peer", 0, CONTENT[:CHUNK])
     assert path.stat().st_size == 0
+
+
+# -- in any order
+
+
+@given(st.integers(0, 1 << 32))
+def test_in_any_order_and_with_any_deaths_each_byte_is_written_once(seed: int) -> None:
+    """Sources come, write a bit, stall, give back, are taken over; now and then all is left as a kill leaves it."""
+    rng, clock, written = Random(seed), Clock(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.part"
+        assembly, held = opened(path, clock), []
+        left = [assembly]
+        while not assembly.complete:
+            match rng.randrange(10):
+                case 0 | 1 | 2:
+                    piece = assembly.claim(rng.choice("abc"), rng.randrange(1, 6), rng.choice([None, _even]))
+                    held += [piece] if piece else []
+                case 3 if held:
+                    assembly.give_back(held.pop(rng.randrange(len(held))))
+                case 4:
+                    clock.now += rng.random() * 3
+                case 5 if rng.random() < 0.1:
+                    assembly, held = opened(path, clock), []
+                    left.append(assembly)
+                case _ if held:
+                    piece, before = rng.choice(held), assembly.arrived
+                    fill(assembly, piece, rng.randrange(1, 1500))
+                    written += assembly.arrived - before
+            places = sorted((piece.position, piece.end) for piece in held if piece.held)
+            assert all(end <= begin for (_, end), (begin, _) in pairwise(places)), f"seed {seed}"
+        for each in left:
+            each.close()
+        assert written == SIZE
+        assert path.read_bytes() == CONTENT
+
+
+def _even(chunk: int) -> bool:
+    return chunk % 2 == 0
+
+
+async def test_many_threads_at_once(path: Path) -> None:
+    assembly = Assembly(path, SIZE, DIGEST, chunk_bytes=CHUNK)
+
+    def work(name: str) -> None:
+        rng = Random(name)
+        while not assembly.complete:
+            piece = assembly.claim(name, rng.randrange(1, 5))
+            while piece is not None and rng.random() > 0.1 and fill(assembly, piece, rng.randrange(1, 200)):
+                pass
+            if piece is not None:
+                assembly.give_back(piece)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(asyncio.to_thread(work, f"source {number}") for number in range(8)))
+    assert sum(assembly.by_source.values()) == SIZE
+    assembly.close()
+    assert path.read_bytes() == CONTENT  # noqa: ASYNC240

@@ -1,0 +1,108 @@
+"""What is lent, and where a model went: on the command line, while it starts, and in the status."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from meshllm.cli import entry, view
+from meshllm.cli import status as status_command
+from meshllm.core import events as e
+from meshllm.core.lending import Device, Machine
+from meshllm.core.mesh import Mesh
+from meshllm.core.types import ModelFacts, ServerFacts
+from meshllm.daemon.settings import Settings
+from meshllm.errors import UsageError
+from meshllm.web.status import node_status
+
+GB = 10**9
+FIT = "3 of 4 layers on CUDA0: 5.1 GB of 6.0 GB; the rest on the processor: 2.0 GB of 20.0 GB; context 4096 of 8192"
+MACHINE = Machine(
+    32 * GB, 20 * GB, limited=True, cap=5 * GB, known=True, used=("CUDA0",),
+    devices=(
+        Device("CUDA0", "H200", "CUDA", 8 * GB, 6 * GB), Device("Vulkan1", "Iris", "Vulkan", 16 * GB, 9 * GB, True),
+    ),
+)  # fmt: skip
+
+
+def serving() -> Mesh:
+    mesh = Mesh()
+    for event in (
+        e.ModelWanted("m"),
+        e.EngineReady("1"),
+        e.FileReady("m", ModelFacts("/m.gguf", 100, "llama", 8192)),
+        e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, fit=FIT)),
+    ):
+        mesh.handle(event, 0.0)
+    return mesh
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, *options: str) -> Settings:
+    taken: list[Settings] = []
+    monkeypatch.setattr(entry, "_run", lambda given, **_: taken.append(given))
+    result = CliRunner().invoke(entry.app, list(options), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return taken[0]
+
+
+def test_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = settings(monkeypatch)
+    assert (plain.max_memory, plain.devices) == (None, ())
+    given = settings(monkeypatch, "--max-vram", "5.5", "--device", "CUDA0, CUDA1", "--device", "Vulkan0")
+    assert (given.max_memory, given.devices) == (5_500_000_000, ("CUDA0", "CUDA1", "Vulkan0"))
+    assert CliRunner().invoke(entry.app, ["--max-vram", "0"]).exit_code == 2
+    for option in ("--max-vram=5", "--device=CUDA0"):
+        with pytest.raises(UsageError, match="A client serves nothing"):
+            settings(monkeypatch, "--client", option)
+
+
+def test_where_a_model_went_is_said_when_it_serves() -> None:
+    out = io.StringIO()
+    viewer = view.LineViewer(view.PlainConsole(out))
+    viewer.snapshot(serving().snapshot())
+    assert f"serving m (1 x 4096 tokens of context, 7168 MiB): {FIT}\n" in out.getvalue()
+
+
+def told() -> dict[str, Any]:
+    status = node_status(
+        serving().snapshot(), [], name="n", version="1", pid=1, api="a", console="c", started=0.0, now=1.0,
+        machine=MACHINE,
+    )  # fmt: skip
+    found: dict[str, Any] = orjson.loads(status.model_dump_json())
+    return found
+
+
+def test_the_status_has_memory_devices_and_the_fit() -> None:
+    status = told()
+    assert status["models"][0]["engine"]["fit"] == FIT
+    machine = status["machine"]
+    assert (machine["memory_total"], machine["memory_limited"], machine["cap"]) == (32 * GB, True, 5 * GB)
+    assert machine["offered"] == 5 * GB
+    assert [(device["name"], device["used"], device["shared"]) for device in machine["devices"]] == [
+        ("CUDA0", True, False),
+        ("Vulkan1", False, True),
+    ]
+
+
+def test_a_machine_whose_engine_was_not_asked_says_so() -> None:
+    status = node_status(
+        Mesh().snapshot(), [], name="n", version="1", pid=1, api="a", console="c", started=0.0, now=1.0,
+        machine=Machine(32 * GB, 20 * GB),
+    )  # fmt: skip
+    assert status.machine is not None
+    assert status.machine.devices is None
+
+
+def test_the_status_command_shows_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(status_command, "fetch", lambda port: orjson.dumps(told()))
+    monkeypatch.setenv("COLUMNS", "200")
+    status_command.show(3131, as_json=False)
+    shown = capsys.readouterr().out
+    assert "memory 20.0 GB of 32.0 GB free, limited by a cgroup; 5.0 GB for models (--max-vram 5.0 GB)" in shown
+    assert "CUDA0 (H200): 6.0 GB of 8.0 GB free, its own\n" in shown
+    assert "Vulkan1 (Iris): 9.0 GB of 16.0 GB free, shared with the computer; not used" in shown
+    assert f"m: {FIT}" in shown

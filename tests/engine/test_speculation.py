@@ -1,0 +1,147 @@
+"""A real engine that guesses ahead answers as one that does not: text, ends, grammars, probabilities."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshllm import paths
+from meshllm.core.speculation import PLAIN, Guessing, Speculation
+from meshllm.engine import build, llama_server
+from meshllm.engine.llama_server import ServerPlan
+from meshllm.models.gguf import read_header
+from meshllm.models.vocabulary import read_vocabulary
+from scripts.benchmarks.cut import cut
+from scripts.benchmarks.speculation import Engine
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+# A text that this model goes on repeating, greedily.
+LINES = "".join(
+    f"{number}. The quick brown fox jumps over the lazy dog near the old river bank.\n" for number in range(1, 9)
+)
+REPEAT = f"Copy this list.\n\n{LINES}"
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    if build.find() is None:
+        pytest.skip("the engine is not built (mesh-llm engine build)")
+    found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+    if not found:
+        pytest.skip("the model is not here (mesh-llm download SmolLM2-135M-Instruct)")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def small(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four layers of the model, with its vocabulary."""
+    return cut(model, tmp_path_factory.mktemp("cut") / "cut.gguf", 4)
+
+
+@pytest.fixture(scope="module")
+def running(model: Path, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
+    """Engines that guess nothing, from the text, with a poor draft, and with the model itself as a draft."""
+    folder, how = tmp_path_factory.mktemp("s"), Speculation(Guessing.DRAFT, "d")
+    plans = {
+        "none": ServerPlan("m", model, 2048, 2, speculation=PLAIN),
+        "n-grams": ServerPlan("m", model, 2048, 2, speculation=Speculation(Guessing.NGRAMS)),
+        "poor": ServerPlan("m", model, 2048, 2, speculation=how, draft_path=small),
+        "self": ServerPlan("m", model, 2048, 2, speculation=how, draft_path=model),
+    }
+    with ExitStack() as stack:
+        engines = {name: Engine(stack, folder, name, plan) for name, plan in plans.items()}
+        for engine in engines.values():
+            engine.wait()
+        yield engines
+
+
+def chat(engine: Engine, text: str, **more: Any) -> Any:
+    body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 120, **more}
+    return engine.ask("/v1/chat/completions", body)
+
+
+def completion(engine: Engine, **more: Any) -> Any:
+    """The list goes on: two lines of it are there already."""
+    begun = REPEAT + "\n" + "".join(LINES.splitlines(keepends=True)[:2])
+    return engine.ask("/completion", {"prompt": begun, "n_predict": 80, "temperature": 0, **more})
+
+
+GUESSING = ["n-grams", "poor", "self"]
+
+
+def test_a_cut_model_has_the_vocabulary_of_the_whole(model: Path, small: Path) -> None:
+    assert read_vocabulary(small).digest == read_vocabulary(model).digest
+    assert read_header(small).layers == 4
+    assert read_header(small).parameters < read_header(model).parameters
+
+
+@pytest.mark.parametrize("way", GUESSING)
+def test_the_same_text_is_written_with_right_guesses(running: dict[str, Engine], way: str) -> None:
+    plain, told = completion(running["none"]), completion(running[way])
+    assert "draft_n" not in plain["timings"]
+    assert 0 < told["timings"]["draft_n_accepted"] <= told["timings"]["draft_n"]
+    # Beyond some point, rounding may decide between two words that are equally good.
+    assert told["content"][:100] == plain["content"][:100]
+
+
+def test_a_model_agrees_with_itself(running: dict[str, Engine]) -> None:
+    told = completion(running["self"], prompt="Once upon a time, in a small village by the sea,", n_predict=60)
+    times = told["timings"]
+    assert times["draft_n_accepted"] >= 0.8 * times["draft_n"] > 0
+
+
+@pytest.mark.parametrize("way", GUESSING)
+def test_an_answer_ends_where_it_was_to_end(running: dict[str, Engine], way: str) -> None:
+    for most in (1, 2, 17, 33):
+        told = completion(running[way], n_predict=most)
+        assert (told["tokens_predicted"], told["stop_type"]) == (most, "limit")
+    told = completion(running[way], stop=["lazy dog"])
+    assert told["stop_type"] == "word"
+    assert told["content"].endswith("over the ")
+    assert "lazy" not in told["content"]
+
+
+@pytest.mark.parametrize("way", GUESSING)
+def test_a_grammar_holds(running: dict[str, Engine], way: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {name: {"enum": ["over the lazy dog near the old river bank", "no"]} for name in "abcd"},
+        "required": list("abcd"),
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    told = chat(running[way], REPEAT, response_format=form, max_tokens=200)
+    assert set(json.loads(told["choices"][0]["message"]["content"])) == set("abcd")
+
+
+@pytest.mark.parametrize("way", GUESSING)
+def test_probabilities_are_those_of_a_plain_engine(running: dict[str, Engine], way: str) -> None:
+    """Of tokens that were guessed, the stock engine gives none: such a request is answered without (our patch)."""
+    plain, told = (completion(running[name], n_probs=3) for name in ("none", way))
+    assert "draft_n" not in told["timings"]
+    for one, other in zip(plain["completion_probabilities"], told["completion_probabilities"], strict=True):
+        assert len(other["top_logprobs"]) == 3
+        assert other["logprob"] == pytest.approx(one["logprob"], abs=0.2)
+    assert completion(running[way])["timings"]["draft_n"] > 0
+
+
+@pytest.mark.parametrize("way", GUESSING)
+async def test_the_engine_counts_its_guesses(running: dict[str, Engine], way: str) -> None:
+    socket = str(running[way].socket)
+    before = await llama_server.guesses(socket)
+    times = completion(running[way])["timings"]
+    after = await llama_server.guesses(socket)
+    assert after.drafted - before.drafted == times["draft_n"]
+    assert after.accepted - before.accepted == times["draft_n_accepted"]
+
+
+async def test_an_engine_that_guesses_nothing_says_so(running: dict[str, Engine]) -> None:
+    completion(running["none"])
+    found = await llama_server.guesses(str(running["none"].socket))
+    assert (found.drafted, found.accepted) == (0, 0)

@@ -1,0 +1,93 @@
+"""A model that only peers know, asked for by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from swarm_rig import content_of, rig
+
+from meshllm.errors import AmbiguousModel, UnknownModel
+from meshllm.models import finding
+from meshllm.models.finding import find
+from meshllm.models.manifest import Manifest, ModelFile
+from meshllm.wire import files as w
+
+ONE = w.OfferedModel("Ours", (w.OfferedFile("ours.gguf", 10, "ab" * 32),), None, 4096)
+OTHER = w.OfferedModel("Ours", (w.OfferedFile("ours.gguf", 11, "cd" * 32),))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be waited for in vain is not."""
+    monkeypatch.setattr(finding, "JOIN_SECONDS", 0.05)
+
+
+async def test_all_who_know_it_mean_the_same(tmp_path: Path) -> None:
+    async with rig(tmp_path) as place:
+        for name, models in (("a", (ONE,)), ("b", ()), ("c", (ONE, ONE))):
+            _, shelf = await place.giver(name, content_of(1))
+            shelf.models = models
+        found = await find(place.site, "Ours", ban=place.swarm.ban)
+        assert found.files == (ModelFile("ours.gguf", 10, "ab" * 32),)
+        assert found.context_length == 4096
+        assert "a (" in found.origin
+        assert "b (" not in found.origin
+        assert isinstance(found, Manifest)
+
+
+async def test_they_mean_different_models(tmp_path: Path) -> None:
+    async with rig(tmp_path) as place:
+        for name, model in (("a", ONE), ("b", OTHER)):
+            _, shelf = await place.giver(name, content_of(1))
+            shelf.models = (model,)
+        with pytest.raises(AmbiguousModel) as failure:
+            await find(place.site, "Ours", ban=place.swarm.ban)
+        for word in ("abababababab", "cdcdcdcdcdcd", "a (", "b ("):
+            assert word in failure.value.advice
+        # Where the digest is known beforehand, there is nothing to choose.
+        found = await find(place.site, "Ours", sha256="cd" * 32, ban=place.swarm.ban)
+        assert found.files[0].size == 11
+
+
+async def test_nobody_knows_it(tmp_path: Path) -> None:
+    async with rig(tmp_path) as place:
+        await place.giver("a", content_of(1))
+        with pytest.raises(UnknownModel, match="none of 1 other nodes"):
+            await find(place.site, "Ours", ban=place.swarm.ban)
+
+
+async def test_nobody_is_there(tmp_path: Path) -> None:
+    async with rig(tmp_path) as place:
+        with pytest.raises(UnknownModel, match="no other node"):
+            await find(place.site, "Ours", ban=place.swarm.ban)
+        place.site.settling = True
+        with pytest.raises(UnknownModel, match="no other node"):
+            await find(place.site, "Ours", ban=place.swarm.ban)
+
+
+async def test_who_is_reading_its_file_is_asked_again(tmp_path: Path) -> None:
+    async with rig(tmp_path) as place:
+        _, shelf = await place.giver("a", content_of(1))
+        shelf.models = (ONE,)
+        shelf.refusals = [w.Refusal(w.Reason.PREPARING, 40, 1)]
+        heard: list[str] = []
+        await find(place.site, "Ours", ban=place.swarm.ban, tell=heard.append)
+        assert len(heard) == 1
+        assert "(40 %)" in heard[0]
+
+
+async def test_fools_and_the_dead_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    async with rig(tmp_path) as place:
+        fool = await place.liar("fool", b"x", lambda request, answer: b"\xff" * 40)
+        gone = await place.liar("gone", b"x", lambda request, answer: None)
+        dead = await place.liar("dead", b"x", lambda request, answer: answer)
+        place.site.cut(dead)
+        _, refusing = await place.giver("refusing", content_of(1))
+        refusing.refusals = [w.Refusal(w.Reason.NOT_SHARED)]
+        _, shelf = await place.giver("a", content_of(1))
+        shelf.models = (ONE,)
+        found = await find(place.site, "Ours", ban=place.swarm.ban)
+        assert found.files[0].sha256 == "ab" * 32
+        assert list(place.swarm.banned) == [fool]
+        assert gone not in place.swarm.banned

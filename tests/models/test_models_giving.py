@@ -1,0 +1,312 @@
+"""Files given to whoever asks: what cannot be asked for, who is sent away, and at what rate it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from swarm_rig import CHUNK, FakeShelf, content_of
+
+from meshllm.models import giving
+from meshllm.models.giving import Giver
+from meshllm.models.throttle import BURST_SECONDS, Meter, Throttle
+from meshllm.wire import files as w
+
+
+class Clock:
+    """Time that stands still until told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Asker:
+    """A raw connection to a giver."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def ask(self, *requests: w.Request) -> None:
+        self.writer.write(b"".join(map(w.encode_request, requests)))
+
+    async def frame(self) -> w.Frame:
+        kind, number, length = w.HEADER.unpack(await self.reader.readexactly(w.HEADER.size))
+        return w.Frame(kind, number, memoryview(await self.reader.readexactly(length)))
+
+    async def answer(self) -> w.Answer:
+        return w.decode_answer(await self.frame())
+
+    async def ended(self) -> bool:
+        try:
+            return await self.reader.read() == b""
+        except ConnectionError:
+            return True
+
+
+class Place:
+    """A giver behind a socket."""
+
+    def __init__(self, giver: Giver, port: int) -> None:
+        self.giver = giver
+        self._port = port
+        self._askers: list[Asker] = []
+
+    async def asker(self) -> Asker:
+        asker = Asker(*await asyncio.open_connection("127.0.0.1", self._port))
+        self._askers.append(asker)
+        return asker
+
+    async def close(self) -> None:
+        for asker in self._askers:
+            asker.writer.close()
+
+
+@asynccontextmanager
+async def giving_of(shelf: FakeShelf, rate: float | None = None, peer: str = "taker") -> AsyncIterator[Place]:
+    """At the end nothing of it is left."""
+    before = asyncio.all_tasks()
+    giver = Giver(shelf, lambda: rate)
+    server = await asyncio.get_running_loop().create_server(lambda: giver.serve(peer), "127.0.0.1", 0)
+    place = Place(giver, server.sockets[0].getsockname()[1])
+    try:
+        async with asyncio.timeout(30):
+            yield place
+    finally:
+        await place.close()
+        await giver.close()
+        server.close()
+        await server.wait_closed()
+    assert asyncio.all_tasks() <= before
+
+
+@pytest.fixture
+def shelf() -> FakeShelf:
+    return FakeShelf()
+
+
+async def test_chunks_come_in_the_order_they_were_asked_for(tmp_path: Path, shelf: FakeShelf) -> None:
+    content = content_of(5)
+    sha256 = shelf.put(tmp_path / "a.gguf", content)
+    async with giving_of(shelf) as place:
+        asker = await place.asker()
+        asker.ask(w.Have(sha256), w.Get(4), w.Get(0))
+        listing = await asker.answer()
+        assert isinstance(listing, w.Listing)
+        assert listing.size == len(content)
+        last, first = await asker.frame(), await asker.frame()
+        assert (last.number, bytes(last.body)) == (4, content[4 * CHUNK :])
+        assert (first.number, bytes(first.body)) == (0, content[:CHUNK])
+        (given,) = place.giver.given()
+        assert (given.peer, given.file, given.sent, given.via) == ("taker", "a.gguf", len(last.body) + CHUNK, "quic")
+        assert place.giver.total == given.sent
+        asker.writer.close()
+
+
+async def test_from_the_disk_where_the_system_cannot_say_what_is_in_memory(
+    tmp_path: Path, shelf: FakeShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(giving, "_in_memory", lambda file, size, begin: None)
+    content = content_of(3)
+    sha256 = shelf.put(tmp_path / "a.gguf", content)
+    async with giving_of(shelf) as place:
+        asker = await place.asker()
+        asker.ask(w.Have(sha256), w.Get(0), w.Get(2))
+        await asker.answer()
+        assert bytes((await asker.frame()).body) == content[:CHUNK]
+        assert bytes((await asker.frame()).body) == content[2 * CHUNK :]
+
+
+async def test_what_is_not_here(shelf: FakeShelf) -> None:
+    async with giving_of(shelf) as place:
+        asker = await place.asker()
+        asker.ask(w.Have("ab" * 32))
+        assert await asker.answer() == w.Refusal(w.Reason.ABSENT)
+        asker.writer.write(w.header(9, 0, 3) + b"new")  # type: ignore[arg-type]
+        assert await asker.answer() == w.Refusal(w.Reason.NOT_UNDERSTOOD)
+        # A chunk of no file.
+        asker.ask(w.Get(0))
+        assert await asker.ended()
+
+
+@pytest.mark.parametrize("chunk", [5, 6, w.MAX_CHUNKS - 1])
+async def test_a_chunk_that_there_is_not(tmp_path: Path, shelf: FakeShelf, chunk: int) -> None:
+    sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
+    async with giving_of(shelf) as place:
+        asker = await place.asker()
+        asker.ask(w.Have(sha256))
+        await asker.answer()
+        asker.ask(w.Get(chunk))
+        assert await asker.ended()
+
+
+@pytest.mark.parametrize("how", ["longer", "touched"])
+async def test_a_file_that_has_changed_is_given_no_further(tmp_path: Path, shelf: FakeShelf, how: str) -> None:
+    path = tmp_path / "a.gguf"
+    sha256 = shelf.put(path, content_of(5))
+    async with giving_of(shelf) as place:
+        asker = await place.asker()
+        asker.ask(w.Have(sha256), w.Get(0))
+        await asker.answer()
+        await asker.frame()
+        if how == "longer":
+            path.write_bytes(path.read_bytes() + b"more")
+        else:
+            os.utime(path, ns=(1, 1))
+        asker.ask(w.Get(1))
+        assert await asker.answer() == w.Refusal(w.Reason.CHANGED)
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_garbage_costs_the_asker_its_connection_and_nothing_else(data: bytes) -> None:
+    async def scene() -> None:
+        async with giving_of(FakeShelf()) as place:
+            asker = await place.asker()
+            asker.writer.write(data)
+            asker.writer.write_eof()
+            await asker.ended()
+            other = await place.asker()
+            other.ask(w.Have("ab" * 32))
+            assert await other.answer() == w.Refusal(w.Reason.ABSENT)
+
+    asyncio.run(scene())
+
+
+async def test_too_many_requests_at_once(tmp_path: Path, shelf: FakeShelf) -> None:
+    sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
+    async with giving_of(shelf) as place:
+        asker = await place.asker()
+        asker.ask(w.Have(sha256), *[w.Get(0)] * (2 * giving.MAX_ASKED))
+        assert await asker.ended()
+
+
+async def test_there_is_room_for_so_many_of_a_peer(tmp_path: Path, shelf: FakeShelf) -> None:
+    sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
+    async with giving_of(shelf) as place:
+        askers = [await place.asker() for _ in range(giving.MAX_TAKERS_PER_PEER)]
+        for asker in askers:
+            asker.ask(w.Have(sha256))
+            assert isinstance(await asker.answer(), w.Listing)
+        late = await place.asker()
+        late.ask(w.Have(sha256))
+        assert await late.answer() == w.Refusal(w.Reason.BUSY, wait=giving.BUSY_WAIT_SECONDS)
+        askers[0].writer.write_eof()
+        assert await askers[0].ended()
+        next_one = await place.asker()
+        next_one.ask(w.Have(sha256))
+        assert isinstance(await next_one.answer(), w.Listing)
+
+
+async def test_who_asks_for_nothing_is_hung_up_on(shelf: FakeShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(giving, "IDLE_SECONDS", 0.01)
+    async with giving_of(shelf) as place:
+        assert await (await place.asker()).ended()
+
+
+async def test_who_does_not_read_holds_little(tmp_path: Path, shelf: FakeShelf) -> None:
+    """What is sent to somebody who reads nothing is bounded by the buffers of the sockets."""
+    content = bytes(64 << 20)
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content)
+    listing = w.Listing(len(content), 16 << 20, bytes(4 * 32))
+    shelf.files["ab" * 32] = giving.Shelved(path, listing, path.stat().st_mtime_ns)
+    async with giving_of(shelf) as place:
+        asker = await place.asker()
+        asker.ask(w.Have("ab" * 32), *[w.Get(chunk) for chunk in range(4)])
+        await asker.answer()
+        other = await place.asker()
+        for _ in range(20):  # others are answered meanwhile
+            other.ask(w.Have("cd" * 32))
+            assert await other.answer() == w.Refusal(w.Reason.ABSENT)
+        assert place.giver.total < len(content) // 2
+
+
+# -- the rate, by counting
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 1 << 20), st.floats(0, 0.5)), min_size=1, max_size=60),
+    st.floats(1e3, 1e9),
+)
+def test_never_more_than_the_rate_allows(pieces: list[tuple[int, float]], rate: float) -> None:
+    throttle, now = Throttle(), 1000.0
+    begin, sent, largest = now, 0, 0
+    for count, pause in pieces:
+        now += pause
+        now += throttle.delay(count, rate, now)
+        sent, largest = sent + count, max(largest, count)
+        # At any time: what the rate gives, what may be saved up, and the piece that is just let out.
+        assert sent <= (now - begin) * rate + BURST_SECONDS * rate + largest + 1
+
+
+def test_the_rate_is_reached() -> None:
+    throttle, now = Throttle(), 0.0
+    for _ in range(1000):
+        now += throttle.delay(1000, 1e5, now)
+    assert now == pytest.approx(10.0, rel=0.01)
+
+
+def test_no_limit_and_back() -> None:
+    throttle = Throttle()
+    assert [throttle.delay(1 << 30, None, 5.0) for _ in range(3)] == [0.0] * 3
+    assert throttle.delay(1000, 1000.0, 5.0) == 0.0
+    assert throttle.delay(1000, 1000.0, 5.0) == pytest.approx(1.0)
+    assert throttle.delay(1000, None, 5.0) == 0.0
+
+
+def test_takers_share_the_rate_in_turn() -> None:
+    """Each waits for its own piece, in the order of asking: nobody waits for ever."""
+    throttle = Throttle()
+    waits = [throttle.delay(100, 100.0, 0.0) for _ in range(4)]
+    assert waits == sorted(waits)
+    assert waits[-1] == pytest.approx(3.0, abs=BURST_SECONDS)
+
+
+def test_a_meter_tells_of_late() -> None:
+    meter = Meter(100.0)
+    assert meter.rate(100.0) == 0.0
+    for second in range(10):
+        meter.add(50, 100.25 + second)
+        meter.add(50, 100.75 + second)
+    assert meter.total == 1000
+    assert meter.rate(109.999) == pytest.approx(100.0, rel=0.01)
+    assert meter.rate(200.0) == 0.0
+
+
+async def test_a_rate_holds_for_all_takers_together(
+    tmp_path: Path, shelf: FakeShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock's own count: sleeping moves it on, nothing else does."""
+    content = content_of(32)
+    sha256 = shelf.put(tmp_path / "a.gguf", content)
+    clock, real_sleep = Clock(), asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+        await real_sleep(0)
+
+    async with giving_of(shelf, rate=100_000.0) as place:
+        place.giver.clock = clock
+        monkeypatch.setattr(giving.asyncio, "sleep", sleep)
+        begin = clock.now
+        askers = [await place.asker() for _ in range(2)]
+        for asker in askers:
+            asker.ask(w.Have(sha256), *[w.Get(chunk) for chunk in range(10)])
+        for asker in askers:
+            await asker.answer()
+            for _ in range(10):
+                await asker.frame()
+        largest = giving.SMALL_PIECE_BYTES
+        assert place.giver.total == 2 * 10 * CHUNK
+        assert place.giver.total <= (clock.now - begin + BURST_SECONDS) * 100_000.0 + largest
+        assert clock.now > begin
