@@ -31,7 +31,7 @@ from meshllm.core.types import (
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
-from meshllm.web.status import LoadStatus, NodeStatus, node_status
+from meshllm.web.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
 
 GIB = 1 << 30
 # Only matters when something is broken.
@@ -97,6 +97,7 @@ class Stage:
     load: tuple[LoadStatus, ...] = ()
     vias: dict[NodeId, str] = field(default_factory=dict)
     machine: Machine | None = None
+    sharing: SharingStatus | None = None
     invite_problem: Exception | None = None
     port: int = 0
 
@@ -114,6 +115,7 @@ class Stage:
             now=0.0,
             vias=self.vias,
             machine=self.machine,
+            sharing=self.sharing,
         )
 
     @property
@@ -209,7 +211,23 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     for view in linked[:6]:
         for model in view.record.serves:
             load.append(_load(view.node.hex(), "peer", model.name, 0, rng.uniform(12, 90)))
-    return Stage(snapshot, load=tuple(load), vias=vias, machine=machine)
+    return Stage(snapshot, load=tuple(load), vias=vias, machine=machine, sharing=_sharing(peers))
+
+
+def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:
+    # Two give what is being fetched, one of them by the fast way.
+    taking = [
+        TransferStatus(
+            peer=view.node.hex(),
+            name=view.record.name,
+            what="Mistral-Small-24B-Q4_K_M",
+            bytes=(place + 2) * GIB,
+            rate=(62 - place * 40) << 20,
+            via=("lane", "quic")[place],
+        )
+        for place, view in enumerate(peers[:2])
+    ]
+    return SharingStatus(shares=True, limit=None, given=31 * GIB, giving=[], taking=taking, banned=[])
 
 
 def _load(target: str, kind: str, model: str, active: int, speed: float) -> LoadStatus:

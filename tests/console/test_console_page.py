@@ -163,6 +163,9 @@ def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, vis
     expect(row("Mistral-Small").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")  # type: ignore[attr-defined]
     expect(row("DeepSeek-R1")).to_contain_text("no node that is known has its file")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("on disk")  # type: ignore[arg-type]
+    exchanged = page.get_by_role("region", name="Files exchanged with the mesh")
+    expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GiB, 62.0 MiB a second by lane")
+    expect(exchanged).to_contain_text("31.0 GiB given so far")
     page.get_by_role("link", name="Chat", exact=True).last.click()
     expect(page.get_by_role("combobox", name="Model")).to_have_value(re.compile("Qwen3|gpt-oss"))
 

@@ -8,6 +8,7 @@ import { memo } from '../parts/memo'
 import { address, route } from '../route'
 import { models } from '../state'
 import { bytes, counted, percent, tokens } from '../words'
+import { Sharing } from './sharing'
 
 const TONES: Record<Standing, Tone> = {
   serving: 'good', coming: 'busy', failed: 'bad', wanted: 'worrying', 'heard of': 'plain', 'on disk': 'plain',
@@ -30,6 +31,7 @@ export function Models(): JSX.Element {
       <ul class="rows">
         {list.map((model) => <Row key={model.name} model={model} open={route.value.rest === model.name} />)}
       </ul>
+      <Sharing />
     </section>
   )
 }
