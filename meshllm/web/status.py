@@ -7,22 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
-
 from meshllm.core import serving
 from meshllm.core.lending import Machine, offer
 from meshllm.core.records import NodeId
 from meshllm.core.speculation import Guesses, Speculation
 from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
-from meshllm.core.views import JoinStep, MeshView, PeerView
 from meshllm.web.admission import TargetDesk
+from meshllm.web.mesh_status import MeshStatus, mesh_status
+from meshllm.web.status_model import StatusModel
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
-
-
-class ProgressStatus(_Model):
+class ProgressStatus(StatusModel):
     """How far something long has come; `fraction` is null where nobody knows."""
 
     stage: str
@@ -30,7 +25,7 @@ class ProgressStatus(_Model):
     detail: str
 
 
-class EngineStatus(_Model):
+class EngineStatus(StatusModel):
     """The engine (llama.cpp, built on this machine)."""
 
     phase: str
@@ -40,7 +35,7 @@ class EngineStatus(_Model):
     advice: str
 
 
-class SpeculationStatus(_Model):
+class SpeculationStatus(StatusModel):
     """How the engine guesses ahead: `kind` is none, n-grams or draft (with the model called `draft`), `reason` why no
     more than that. `drafted` and `accepted` tokens since this node began; `acceptance` is null before the first."""
 
@@ -52,7 +47,7 @@ class SpeculationStatus(_Model):
     reason: str
 
 
-class ServerStatus(_Model):
+class ServerStatus(StatusModel):
     """The process that serves a model. `memory` is what the engine says it needs, `fit` where that is and what was
     given up for it, in words."""
 
@@ -66,7 +61,7 @@ class ServerStatus(_Model):
     speculation: SpeculationStatus
 
 
-class DeviceStatus(_Model):
+class DeviceStatus(StatusModel):
     """An accelerator as the engine sees it; `shared`: its memory is the computer's own; `used`: models may go there."""
 
     name: str
@@ -78,7 +73,7 @@ class DeviceStatus(_Model):
     used: bool
 
 
-class MachineStatus(_Model):
+class MachineStatus(StatusModel):
     """What this machine has for models. `memory_limited`: by a cgroup; `offered`: bytes models may take now, `cap`:
     what --max-vram allows, null for all; `devices` is null until the engine has been asked."""
 
@@ -90,7 +85,7 @@ class MachineStatus(_Model):
     devices: list[DeviceStatus] | None
 
 
-class FileStatus(_Model):
+class FileStatus(StatusModel):
     """The model's file."""
 
     path: str
@@ -101,7 +96,7 @@ class FileStatus(_Model):
     digest: str
 
 
-class ModelStatus(_Model):
+class ModelStatus(StatusModel):
     """A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there."""
 
     name: str
@@ -115,7 +110,7 @@ class ModelStatus(_Model):
     advice: str
 
 
-class BackendStatus(_Model):
+class BackendStatus(StatusModel):
     """An OpenAI-compatible server in the pool."""
 
     url: str
@@ -124,7 +119,7 @@ class BackendStatus(_Model):
     reason: str
 
 
-class LoadStatus(_Model):
+class LoadStatus(StatusModel):
     """Requests at work and waiting, by the model or backend that answers them.
 
     `kind`: engine, backend or peer; `model` is set for a peer. `tokens_per_second` is of the last answer that told it.
@@ -139,51 +134,7 @@ class LoadStatus(_Model):
     tokens_per_second: float | None = None
 
 
-class StepStatus(_Model):
-    """One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words."""
-
-    peer: str
-    addresses: list[str]
-    state: str
-    reason: str
-
-
-class ServedStatus(_Model):
-    """A model that another node answers for, as it says. 0: unknown. `size` is that of the file."""
-
-    name: str
-    purpose: str | None
-    context_length: int
-    slots: int
-    size: int
-    active: int
-    waiting: int
-
-
-class PeerStatus(_Model):
-    """Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
-    "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard."""
-
-    id: str
-    name: str
-    software: str
-    status: str
-    since_seconds: float
-    reason: str
-    linked: bool
-    rtt: float | None
-    via: str
-    addresses: list[str]
-    models: list[str]
-    wants: list[str]
-    memory: int
-    active: int
-    waiting: int
-    serves: list[ServedStatus] = []
-    on_disk: list[str] = []
-
-
-class TransferStatus(_Model):
+class TransferStatus(StatusModel):
     """Model files on their way to or from a peer (`peer`: its id): `bytes` so far, `rate` in bytes/s of late, by "lane"
     or "quic". `what` is the file that is given, or the model of which something is taken."""
 
@@ -195,7 +146,7 @@ class TransferStatus(_Model):
     via: str
 
 
-class BannedStatus(_Model):
+class BannedStatus(StatusModel):
     """A peer from which nothing is taken any more while this node runs, and why."""
 
     peer: str
@@ -203,7 +154,7 @@ class BannedStatus(_Model):
     reason: str
 
 
-class SharingStatus(_Model):
+class SharingStatus(StatusModel):
     """Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be
     given now, null for any number; `given`: bytes in all."""
 
@@ -215,28 +166,7 @@ class SharingStatus(_Model):
     banned: list[BannedStatus]
 
 
-class MeshStatus(_Model):
-    """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
-
-    `memory` (bytes) and `on_disk` are what this node tells the others that it has.
-    """
-
-    node: str
-    mesh: str
-    role: str
-    phase: str
-    reason: str
-    incarnation: int
-    addresses: list[str]
-    wants: list[str]
-    clients: int
-    steps: list[StepStatus]
-    peers: list[PeerStatus]
-    memory: int = 0
-    on_disk: list[str] = []
-
-
-class NodeStatus(_Model):
+class NodeStatus(StatusModel):
     """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`."""
 
     name: str
@@ -326,73 +256,6 @@ def load_status(desk: TargetDesk) -> LoadStatus:
 
 def _backend(backend: BackendState) -> BackendStatus:
     return BackendStatus(url=backend.url, healthy=backend.healthy, models=list(backend.models), reason=backend.reason)
-
-
-def _step(step: JoinStep) -> StepStatus:
-    addresses = [str(address) for address in step.way.addresses]
-    return StepStatus(peer=step.way.pin.hex(), addresses=addresses, state=step.state, reason=step.reason)
-
-
-def _peer(peer: PeerView, via: str, now: float) -> PeerStatus:
-    record = peer.record
-    return PeerStatus(
-        id=peer.node.hex(),
-        name=record.name,
-        software=record.software,
-        status=peer.status.value,
-        since_seconds=round(max(0.0, now - peer.since), 3),
-        reason=peer.reason,
-        linked=peer.linked,
-        rtt=None if peer.rtt is None else round(peer.rtt, 6),
-        via=via,
-        addresses=[str(address) for address in record.addresses],
-        models=[served.name for served in record.serves],
-        wants=list(record.wants),
-        memory=record.memory,
-        active=sum(load.active for load in peer.loads),
-        waiting=sum(load.waiting for load in peer.loads),
-        serves=_serves(peer),
-        on_disk=list(record.on_disk),
-    )
-
-
-def _serves(peer: PeerView) -> list[ServedStatus]:
-    loads = {load.name: load for load in peer.loads or peer.record.loads}
-    found = []
-    for served in peer.record.serves:
-        load = loads.get(served.name)
-        found.append(
-            ServedStatus(
-                name=served.name,
-                purpose=None if served.purpose is None else served.purpose.value,
-                context_length=served.context_length,
-                slots=served.slots,
-                size=served.size,
-                active=0 if load is None else load.active,
-                waiting=0 if load is None else load.waiting,
-            )
-        )
-    return found
-
-
-def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
-    """The mesh at `now`; `vias` says what requests to a peer take, `wants` what was asked for here."""
-    record = mesh.record
-    return MeshStatus(
-        node=mesh.node.hex(),
-        mesh=mesh.mesh.hex(),
-        role=mesh.role.value,
-        phase=mesh.phase.value,
-        reason=mesh.reason,
-        incarnation=0 if record is None else record.stamp.incarnation,
-        addresses=[] if record is None else [str(address) for address in record.addresses],
-        wants=list(wants),
-        clients=mesh.clients,
-        steps=[_step(step) for step in mesh.steps],
-        peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
-        memory=0 if record is None else record.memory,
-        on_disk=[] if record is None else list(record.on_disk),
-    )
 
 
 def machine_status(machine: Machine) -> MachineStatus:
