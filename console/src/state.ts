@@ -22,7 +22,9 @@ export const models = computed(() => (status.value === null ? [] : modelsOf(stat
 export const idle = computed(() => {
   const known = status.value
   if (known === null || known.models.length > 0 || known.backends.length > 0) return false
-  return known.mesh === null || (known.mesh.role !== 'client' && known.mesh.phase === 'alone')
+  const { mesh } = known
+  // Whoever founded a mesh stays "alone" for the daemon: nobody was to be joined. Others may have come since.
+  return mesh === null || (mesh.role !== 'client' && mesh.phase === 'alone' && mesh.peers.length === 0)
 })
 
 let source: EventSource | null = null

@@ -123,3 +123,13 @@ def axe() -> str:
     if not path.exists():
         pytest.skip("axe-core is not here: scripts/console check fetches the page's packages")
     return path.read_text(encoding="utf-8")
+
+
+def serious(page: Page) -> list[tuple[str, str, list[str]]]:
+    """What `axe`, which `page` has loaded, finds that is serious or critical, and where."""
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [
+        (one["id"], one["help"], [node["html"][:160] for node in one["nodes"][:3]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.console.conftest import Visitor
+from tests.console.conftest import Visitor, serious
 from tests.console.speaker import PATIENCE_SECONDS, Speaker, speaking
 from tests.daemons import MODEL, PROGRAM, Daemon, daemon
 
@@ -186,6 +186,19 @@ def test_markdown_becomes_what_it_means(chat: Page, speaker: Speaker) -> None:
     assert chat.evaluate("navigator.clipboard.readText()") == "def add(a, b):\n    return a + b"
     answer.get_by_role("button", name="Copy the answer").click()
     assert chat.evaluate("navigator.clipboard.readText()") == MARKDOWN
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_serious_is_in_the_way_of_a_conversation(
+    node: tuple[Daemon, Speaker], speaker: Speaker, visit: Any, axe: str, scheme: str
+) -> None:
+    speaker.thinks, speaker.says = "First I consider.", MARKDOWN
+    page = visit(color_scheme=scheme, bypass_csp=True).open(f"{node[0].console_url}/#/chat")
+    ask(page, "Show me", "speaker")
+    finished(page).locator("summary").click()
+    page.get_by_role("button", name="Edit and ask again").click()
+    page.evaluate(axe)
+    assert serious(page) == []
 
 
 def test_what_a_model_writes_does_nothing_to_the_page(chat: Page, speaker: Speaker) -> None:

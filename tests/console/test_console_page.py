@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from meshllm.core.views import PeerStatus, PeerView
 from meshllm.errors import NobodysFault
-from tests.console.conftest import Visitor
+from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, staged
 from tests.console.overlap import overlapping
 
@@ -113,7 +113,7 @@ def test_a_node_is_told_in_full_and_reached_by_keyboard(stage: Stage, visitor: V
     expect(details).to_contain_text("Round trip")
     expect(details).to_contain_text("QUIC")
     expect(details).to_contain_text("0.1.0")
-    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
     expect(details).to_have_count(0)
 
 
@@ -275,13 +275,16 @@ def test_nothing_serious_is_in_the_way_of_anybody(
             page.get_by_role("button", name="Show an invite").click()
             page.get_by_role("img", name="The invite as a QR code").wait_for()
         page.evaluate(axe)
-        found = page.evaluate("async () => (await axe.run()).violations")
-        serious = [
-            (one["id"], one["help"], [node["html"][:160] for node in one["nodes"][:3]])
-            for one in found
-            if one["impact"] in ("serious", "critical")
-        ]
-        assert serious == []
+        assert serious(page) == []
+
+
+def test_the_one_who_founded_a_mesh_is_idle_only_while_nobody_else_is_there(visitor: Visitor) -> None:
+    with staged(idle()) as stage:
+        page = visitor.open(stage.url)
+        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_be_visible()
+        stage.peers(lambda peers: (peer(0, Random(0)),))
+        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_have_count(0)
+        expect(page.locator("svg [role=button]")).to_have_count(2)
 
 
 def test_three_hundred_nodes_that_change_are_followed_to_the_last_change(visitor: Visitor) -> None:

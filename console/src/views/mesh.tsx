@@ -15,7 +15,7 @@ export function Mesh(): JSX.Element {
   const list = nodes.value
   const node = list.find((one) => one.id === chosen) ?? null
   return (
-    <div class="split">
+    <div class="split" onKeyDown={(event) => { if (event.key === 'Escape') setChosen(null) }}>
       <section class="stage" aria-labelledby="mesh-title">
         <Head list={list} />
         {idle.value && <Idle />}

@@ -1,6 +1,7 @@
 // The models: served, on their way, wanted, on disk; who has each, and why it is as it is.
 
 import type { JSX } from 'preact'
+import { useEffect, useRef } from 'preact/hooks'
 import { reasonOf, type MeshModel, type Standing } from '../mesh/models'
 import { Badge, Empty, Progress, type Tone } from '../parts/basics'
 import { Icon } from '../parts/icons'
@@ -46,9 +47,11 @@ const Row = memo(function Row({ model, open }: { model: MeshModel; open: boolean
     model.waiting > 0 ? `${model.waiting} waiting` : '',
     model.purpose !== null && model.purpose !== 'generate' ? `for ${model.purpose === 'embed' ? 'embeddings' : 'ranking'}` : '',
   ].filter(Boolean)
+  const place = useRef<HTMLLIElement>(null)
+  useEffect(() => { if (open) place.current?.scrollIntoView({ block: 'center' }) }, [open])
   const chat = model.standing === 'serving' && (model.purpose === null || model.purpose === 'generate')
   return (
-    <li class={`row model${open ? ' chosen' : ''}`}>
+    <li ref={place} class={`row model${open ? ' chosen' : ''}`}>
       <p class="title"><span class="name">{model.name}</span></p>
       <Badge tone={TONES[model.standing]}>{badge(model)}</Badge>
       <p class="carries">{reasonOf(model)}</p>

@@ -20,7 +20,7 @@ export function Nodes(): JSX.Element {
   const shown = useMemo(() => list.filter((node) => fits(node, text.trim().toLowerCase())).toSorted(inOrder), [list, text])
   const node = list.find((one) => one.id === chosen) ?? null
   return (
-    <div class="split">
+    <div class="split" onKeyDown={(event) => { if (event.key === 'Escape') setChosen(null) }}>
       <section class="page" aria-labelledby="nodes-title">
         <div class="head">
           <h1 id="nodes-title">Nodes</h1>
