@@ -62,6 +62,8 @@ def show(port: int | None, *, as_json: bool) -> None:
         console.print(f"It is in no mesh: {told['mesh_reason']}", highlight=False, markup=False)
         return
     _print_mesh(console, told["mesh"])
+    for line in _sharing(told["sharing"]) if told["sharing"] is not None else []:
+        console.print(line, highlight=False, markup=False)
     if peers.row_count:
         console.print(peers)
 
@@ -95,6 +97,19 @@ def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
         told = f"{step['state']}: {printable(step['reason'])}" if step["reason"] else step["state"]
         where = " or ".join(step["addresses"]) or step["peer"][:10]
         console.print(f"  {where}: {told}", highlight=False, markup=False)
+
+
+def _sharing(sharing: dict[str, Any]) -> list[str]:
+    """Model files on their way, and from whom nothing is taken any more."""
+    lines = []
+    for key, words in (("taking", "takes {what} from {name}"), ("giving", "gives {what} to {name}")):
+        for one in sharing[key]:
+            name = printable(one["name"]) or one["peer"][:10]
+            speed = f"{one['bytes'] / 1e6:,.1f} MB so far, {one['rate'] / 1e6:,.1f} MB/s by {one['via']}"
+            lines.append(f"{words.format(what=printable(one['what']), name=name)}: {speed}")
+    for one in sharing["banned"]:
+        lines.append(f"takes nothing from {printable(one['name'])} ({one['peer'][:10]}): {printable(one['reason'])}")
+    return lines
 
 
 def _peers(mesh: dict[str, Any] | None) -> Table:

@@ -115,7 +115,7 @@ class Fitter:
         if self._devices != ():
             await self.look(engine)  # what is free on a device changes with every model that is loaded
         machine = self.machine()
-        task = _Task(engine, model, how, room(machine), speculation.longest)
+        task = _Task(engine, model, how, room(machine), bool(machine.devices), speculation.longest)
         sizes = task.sizes(self._context)
         if draft is not None and speculation.guessing is Guessing.DRAFT:
             why = f"{draft.name} would take memory that {model.name} needs"
@@ -172,7 +172,7 @@ class Fitter:
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
             words=describe(found, wish, task.shape, given),
-            devices=tuple(task.names(trial)) if self._devices else None,
+            devices=tuple(task.names(trial)) if task.chosen else None,
             layers=tuple(count for count in trial.layers if count),
             experts_aside=trial.experts_aside,
             checkpoints=checkpoints,
@@ -186,12 +186,14 @@ class Fitter:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A model that is to be fitted into `room`; `guessed` tokens ahead of each request have scores too."""
+    """A model that is to be fitted into `room`. `chosen`: there are devices, so the engine must be told which to use,
+    and be it none. `guessed` tokens ahead of each request have scores too."""
 
     engine: Engine
     model: LocalModel
     how: Usage
     room: Room
+    chosen: bool = False
     guessed: int = 0
 
     @property
@@ -236,7 +238,7 @@ class _Task:
             context_size=size.context_length * size.slots,
             parallel=size.slots,
             gpu_layers=sum(trial.layers),
-            devices=names if self.room.accelerators else None,
+            devices=names if self.chosen else None,
             split=[count for count in trial.layers if count],
             experts_aside=trial.experts_aside,
             micro_batch=self.micro_batch(size),
@@ -261,7 +263,7 @@ async def _draft_need(task: _Task, draft: LocalModel, size: Size, device: str | 
         draft.path,
         context_size=size.context_length * size.slots,
         parallel=size.slots,
-        devices=None if device is None else [device],
+        devices=([] if device is None else [device]) if task.chosen else None,
     )
     by_device = told.by_device()
     scores = score_bytes(draft.header.vocabulary_size, size.slots, MICRO_BATCH, embeds=False)

@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 # and then more of it. One such piece is under way for each taker, and as much again while the next one is read.
 PIECE_BYTES: Final = 256 << 10
 DISK_PIECE_BYTES: Final = 1 << 20
-# The same where the rate is limited, so that it is even: a pause is never longer than a moment.
-SMALL_PIECE_BYTES: Final = 64 << 10
+# Where the rate is limited, a piece takes so many seconds of it, so that what comes is even, and nobody who waits for a
+# turn takes it for a stall; but each is work and wakes somebody, so that it is not below so many bytes.
+PACE_SECONDS: Final = 1 / 32
+SMALL_PIECE_BYTES: Final = 16 << 10
 # Tunnels that are answered at a time, in all and of one peer (which may fetch several files at once).
 MAX_TAKERS: Final = 32
 MAX_TAKERS_PER_PEER: Final = 6
@@ -245,7 +247,7 @@ class _Taker(asyncio.Protocol):
         while begin < end:
             await self._writable.wait()
             limit = giver.rate()
-            data = await self._read(begin, end - begin, PIECE_BYTES if limit is None else SMALL_PIECE_BYTES)
+            data = await self._read(begin, end - begin, _piece_bytes(limit))
             if wait := giver.throttle.delay(len(data), limit, giver.clock()):
                 await asyncio.sleep(wait)
             if self._gone:
@@ -281,6 +283,11 @@ class _Taker(asyncio.Protocol):
         if self._file >= 0:
             os.close(self._file)
         self._file, self._shelved = -1, None
+
+
+def _piece_bytes(limit: float | None) -> int:
+    """How much is sent at a time, at so many bytes per second."""
+    return PIECE_BYTES if limit is None else max(SMALL_PIECE_BYTES, min(PIECE_BYTES, int(limit * PACE_SECONDS)))
 
 
 def _in_memory(file: int, size: int, begin: int) -> bytearray | None:

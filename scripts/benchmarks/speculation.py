@@ -12,7 +12,7 @@ import http.client
 import json
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ CONTEXT: Final = 4096
 MODEL: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE: Final = PACKAGE / "models" / "templates" / "smollm2-tools.jinja"
 WARM: Final = 0.8
+CPU_TICK_S: Final = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Answer:
-    """One reply: milliseconds for each token, tokens, of these guessed, of these right, and the text."""
+    """One reply: milliseconds for each token (`cpu`: of the processor's, shared with what was answered beside it),
+    tokens, of these guessed, of these right, and the text."""
 
     pace: float
     tokens: int
     drafted: int
     accepted: int
     text: str
+    cpu: float = 0.0
 
 
 @dataclass
@@ -151,7 +154,17 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(report.as_json("speculation", bars, rows=rows))
     else:
-        columns = ["texts", "speculation", "ms/token", "x none", "worst text", "guessed", "right", "same text"]
+        columns = [
+            "texts",
+            "speculation",
+            "ms/token",
+            "x none",
+            "worst text",
+            "x none, CPU",
+            "guessed",
+            "right",
+            "same text",
+        ]
         title = f"speculation: {options.model.stem}, {options.tokens} tokens, {options.rounds} rounds"
         report.show(
             title,
@@ -180,22 +193,30 @@ def _measure(engines: Sequence[Engine], options: argparse.Namespace) -> Cells:
                     for first in range(0, len(texts), streams):
                         group = texts[first : first + streams]
                         for engine in engines if number % 2 else reversed(engines):
-                            jobs = [
-                                pool.submit(engine.answer, text, temperature, options.tokens, number + 1)
-                                for text in group
-                            ]
-                            for text, job in zip(group, jobs, strict=True):
-                                answer = job.result()
-                                if number >= 0:
-                                    by_way[engine.name].answers.setdefault(text.name, []).append(answer)
+                            answers = _together(pool, engine, group, temperature, options.tokens, number + 1)
+                            for text, answer in zip(group, answers if number >= 0 else [], strict=number >= 0):
+                                by_way[engine.name].answers.setdefault(text.name, []).append(answer)
     report.progress("")
     return cells
 
 
-def _ratios(base: Cell, other: Cell) -> list[float]:
+def _together(
+    pool: ThreadPoolExecutor, engine: Engine, texts: Sequence[Text], temperature: float, tokens: int, seed: int
+) -> list[Answer]:
+    """The answers to texts that are asked for at the same time."""
+    before = engine.child.cpu_seconds()
+    jobs = [pool.submit(engine.answer, text, temperature, tokens, seed) for text in texts]
+    answers = [job.result() for job in jobs]
+    spent = max(CPU_TICK_S, engine.child.cpu_seconds() - before)
+    for answer in answers:
+        answer.cpu = spent * 1000 / sum(one.tokens for one in answers)
+    return answers
+
+
+def _ratios(base: Cell, other: Cell, of: Callable[[Answer], float] = lambda answer: answer.pace) -> list[float]:
     """How many times as fast, for each text: the median of rounds."""
     return [
-        median(one.pace / another.pace for one, another in zip(base.answers[text], answers, strict=True))
+        median(of(one) / of(another) for one, another in zip(base.answers[text], answers, strict=True))
         for text, answers in other.answers.items()
     ]
 
@@ -222,6 +243,7 @@ def _facts(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[st
                 "ms_a_token": median(one.pace for one in answers),
                 "ratio": geometric_mean(ratios),
                 "least": min(ratios),
+                "ratio_cpu": geometric_mean(_ratios(by_way["none"], cell, lambda answer: answer.cpu)),
                 "guessed": drafted / sum(one.tokens for one in answers),
                 "right": accepted / drafted if drafted else None,
                 "same": sum(one.text == another.text for one, another in zip(base, answers, strict=True)),
@@ -239,6 +261,7 @@ def _row(facts: dict[str, Any]) -> list[str]:
         f"{facts['ms_a_token']:.1f}",
         f"{facts['ratio']:.3f}",
         f"{facts['least']:.3f}",
+        f"{facts['ratio_cpu']:.3f}",
         f"{facts['guessed']:.2f}",
         "" if facts["right"] is None else f"{facts['right']:.2f}",
         f"{facts['same']} of {facts['answers']}",

@@ -143,6 +143,7 @@ async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -
     assert only.devices == ("CUDA0",)
     none = await Fitter(wanted=("none",)).fit(ENGINE, local, usage(local.header))
     assert (none.devices, none.layers) == ((), ())
+    assert machine.asked[-1]["devices"] == [], "an engine that is not told would use what there is"
     capped = await Fitter(cap=3 * GB, wanted=("CUDA1",)).fit(ENGINE, local, usage(local.header))
     assert 0 < sum(capped.layers) < 5
     with pytest.raises(UsageError, match="CUDA7"):

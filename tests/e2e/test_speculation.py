@@ -1,4 +1,4 @@
-"""Drafts from the command line to the status: used and counted, done without where they fail, refused if they cannot."""
+"""Drafts from the command line to the status: used and counted, done without if they fail, refused if they cannot."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_nothing_is_guessed_unless_it_was_decided() -> None:
 
 def test_n_grams_need_no_file() -> None:
     told = line(speculation=Speculation(Guessing.NGRAMS))
-    assert "--spec-type ngram-simple --spec-ngram-simple-size-n 12 --spec-ngram-simple-size-m 16" in told
+    assert "--spec-type ngram-simple --spec-ngram-simple-size-n 12 --spec-ngram-simple-size-m 12" in told
     assert "draft" not in told
 
 

@@ -39,19 +39,12 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four layers of the model, with its vocabulary."""
-    return cut(model, tmp_path_factory.mktemp("cut") / "cut.gguf", 4)
-
-
-@pytest.fixture(scope="module")
-def running(model: Path, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
-    """Engines that guess nothing, from the text, with a poor draft, and with the model itself as a draft."""
+def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
+    """Engines that guess nothing, from the text, and with the model itself as a draft."""
     folder, how = tmp_path_factory.mktemp("s"), Speculation(Guessing.DRAFT, "d")
     plans = {
         "none": ServerPlan("m", model, 2048, 2, speculation=PLAIN),
         "n-grams": ServerPlan("m", model, 2048, 2, speculation=Speculation(Guessing.NGRAMS)),
-        "poor": ServerPlan("m", model, 2048, 2, speculation=how, draft_path=small),
         "self": ServerPlan("m", model, 2048, 2, speculation=how, draft_path=model),
     }
     with ExitStack() as stack:
@@ -69,13 +62,14 @@ def chat(engine: Engine, text: str, **more: Any) -> Any:
 def completion(engine: Engine, **more: Any) -> Any:
     """The list goes on: two lines of it are there already."""
     begun = REPEAT + "\n" + "".join(LINES.splitlines(keepends=True)[:2])
-    return engine.ask("/completion", {"prompt": begun, "n_predict": 80, "temperature": 0, **more})
+    return engine.ask("/completion", {"prompt": begun, "n_predict": 60, "temperature": 0, **more})
 
 
-GUESSING = ["n-grams", "poor", "self"]
+GUESSING = ["n-grams", "self"]
 
 
-def test_a_cut_model_has_the_vocabulary_of_the_whole(model: Path, small: Path) -> None:
+def test_a_cut_model_has_the_vocabulary_of_the_whole(model: Path, tmp_path: Path) -> None:
+    small = cut(model, tmp_path / "cut.gguf", 4)
     assert read_vocabulary(small).digest == read_vocabulary(model).digest
     assert read_header(small).layers == 4
     assert read_header(small).parameters < read_header(model).parameters
@@ -98,7 +92,7 @@ def test_a_model_agrees_with_itself(running: dict[str, Engine]) -> None:
 
 @pytest.mark.parametrize("way", GUESSING)
 def test_an_answer_ends_where_it_was_to_end(running: dict[str, Engine], way: str) -> None:
-    for most in (1, 2, 17, 33):
+    for most in (1, 2, 17):
         told = completion(running[way], n_predict=most)
         assert (told["tokens_predicted"], told["stop_type"]) == (most, "limit")
     told = completion(running[way], stop=["lazy dog"])
@@ -111,13 +105,13 @@ def test_an_answer_ends_where_it_was_to_end(running: dict[str, Engine], way: str
 def test_a_grammar_holds(running: dict[str, Engine], way: str) -> None:
     schema = {
         "type": "object",
-        "properties": {name: {"enum": ["over the lazy dog near the old river bank", "no"]} for name in "abcd"},
-        "required": list("abcd"),
+        "properties": {name: {"enum": ["over the lazy dog near the old river bank", "no"]} for name in "ab"},
+        "required": list("ab"),
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
-    told = chat(running[way], REPEAT, response_format=form, max_tokens=200)
-    assert set(json.loads(told["choices"][0]["message"]["content"])) == set("abcd")
+    told = chat(running[way], REPEAT, response_format=form, max_tokens=100)
+    assert set(json.loads(told["choices"][0]["message"]["content"])) == set("ab")
 
 
 @pytest.mark.parametrize("way", GUESSING)

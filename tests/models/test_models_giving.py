@@ -16,6 +16,7 @@ from swarm_rig import CHUNK, FakeShelf, content_of
 
 from meshllm.models import giving
 from meshllm.models.giving import Giver
+from meshllm.models.peer_line import STALL_SECONDS
 from meshllm.models.throttle import BURST_SECONDS, Meter, Throttle
 from meshllm.wire import files as w
 
@@ -272,6 +273,14 @@ def test_takers_share_the_rate_in_turn() -> None:
     assert waits[-1] == pytest.approx(3.0, abs=BURST_SECONDS)
 
 
+@pytest.mark.parametrize("rate", [1e5, 1e6, 8e6, 1e9])
+def test_no_taker_waits_long_enough_to_take_it_for_a_stall(rate: float) -> None:
+    """Even when all that there is room for share the slowest rate that can be set."""
+    piece = giving._piece_bytes(rate)
+    assert giving.SMALL_PIECE_BYTES <= piece <= giving.PIECE_BYTES
+    assert giving.MAX_TAKERS * piece / rate < STALL_SECONDS / 2
+
+
 def test_a_meter_tells_of_late() -> None:
     meter = Meter(100.0)
     assert meter.rate(100.0) == 0.0
@@ -306,7 +315,7 @@ async def test_a_rate_holds_for_all_takers_together(
             await asker.answer()
             for _ in range(10):
                 await asker.frame()
-        largest = giving.SMALL_PIECE_BYTES
+        largest = giving._piece_bytes(100_000.0)
         assert place.giver.total == 2 * 10 * CHUNK
         assert place.giver.total <= (clock.now - begin + BURST_SECONDS) * 100_000.0 + largest
         assert clock.now > begin

@@ -1,0 +1,154 @@
+"""Whom a node asks for files, to whom it gives, and how fast."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, ServedModel, Stamp
+from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.daemon import sharing
+from meshllm.daemon.membership import Membership
+from meshllm.daemon.sharing import BUSY_RATE, Sharing
+from meshllm.models.store import Store
+from meshllm.net.base import StreamKind
+from meshllm.wire import files as w
+
+MESH, ME = MeshId(bytes(16)), NodeId(bytes(32))
+
+
+class FakeMembership:
+    """A tie to a mesh that leads nowhere."""
+
+    def __init__(self, role: Role | None = Role.NODE) -> None:
+        self.role = role
+        self.served: dict[StreamKind, Callable[[NodeId], asyncio.BaseProtocol]] = {}
+        self.opened: list[tuple[NodeId, StreamKind]] = []
+
+    def serve(self, kind: StreamKind, factory: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
+        self.served[kind] = factory
+
+    def role_of(self, peer: NodeId) -> Role | None:
+        return self.role
+
+    async def open(self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+        self.opened.append((peer, kind))
+
+
+def peer(number: int, **options: Any) -> PeerView:
+    """Node `number`, alive unless said otherwise."""
+    has, serves = options.pop("has", ()), options.pop("serves", ())
+    record = NodeRecord(
+        NodeId(bytes([number] * 32)), Stamp(1, 1), MESH, name=f"n{number}", addresses=(Address("192.0.2.1", 7),),
+        on_disk=has, serves=tuple(ServedModel(name) for name in serves),
+    )  # fmt: skip
+    return PeerView(record, options.pop("status", PeerStatus.ALIVE), **options)
+
+
+def view(*peers: PeerView, phase: JoinPhase = JoinPhase.JOINED) -> MeshView:
+    return MeshView(ME, MESH, Role.NODE, phase, peers=peers)
+
+
+@asynccontextmanager
+async def sharing_of(tmp_path: Path, membership: FakeMembership, **options: Any) -> AsyncIterator[Sharing]:
+    working = options.pop("working", lambda: False)
+    made = Sharing(cast(Membership, membership), Store(tmp_path / "models"), working, **options)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def test_who_has_it_is_asked_first_and_the_near_before_the_far(tmp_path: Path) -> None:
+    async with sharing_of(tmp_path, FakeMembership()) as made:
+        assert list(made.holders("M")) == []
+        made.publish(
+            view(
+                peer(1),
+                peer(2, has=("M",)),
+                peer(3, serves=("M",), linked=True, rtt=0.5),
+                peer(4, has=("M",), linked=True, rtt=0.1),
+                peer(5, linked=True),
+                peer(6, has=("M",), status=PeerStatus.DEAD),
+                peer(7, status=PeerStatus.HEARD),
+                peer(8, status=PeerStatus.HEARD, linked=True),
+            )
+        )
+        assert [found.name for found in made.holders("M")] == ["n4", "n3", "n2", "n5", "n8", "n1"]
+
+
+async def test_of_a_large_mesh_not_everybody_is_asked(tmp_path: Path) -> None:
+    async with sharing_of(tmp_path, FakeMembership()) as made:
+        made.publish(view(*[peer(number, has=("M",) if number < 100 else ()) for number in range(1, 200)]))
+        assert len(made.holders("M")) == sharing.MAX_HOLDERS
+        assert len(made.holders("Other")) == sharing.MAX_UNLIKELY
+
+
+async def test_news_of_the_mesh_are_heard(tmp_path: Path) -> None:
+    async with sharing_of(tmp_path, FakeMembership()) as made:
+        assert made.settling
+        waiting = asyncio.gather(made.changed(), made.changed())
+        await asyncio.sleep(0)
+        made.publish(view(phase=JoinPhase.DIALLING))
+        await waiting
+        assert made.settling
+        made.publish(view(phase=JoinPhase.ALONE))
+        assert not made.settling
+        made.publish(None)
+
+
+async def test_a_tunnel_is_one_for_files(tmp_path: Path) -> None:
+    membership = FakeMembership()
+    async with sharing_of(tmp_path, membership) as made:
+        await made.open("01" * 32, asyncio.Protocol)
+        assert membership.opened == [(NodeId(bytes([1] * 32)), StreamKind.FILES)]
+
+
+async def answered(protocol: asyncio.BaseProtocol) -> w.Answer:
+    """What a giver's end says to a question."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: protocol, "127.0.0.1", 0)  # type: ignore[arg-type,return-value]
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+    writer.write(w.encode_request(w.Have("ab" * 32)))
+    kind, number, length = w.HEADER.unpack(await reader.readexactly(w.HEADER.size))
+    body = await reader.readexactly(length)
+    writer.close()
+    server.close()
+    await server.wait_closed()
+    return w.decode_answer(w.Frame(kind, number, memoryview(body)))
+
+
+@pytest.mark.parametrize(
+    ("role", "share", "reason"),
+    [
+        (Role.NODE, True, w.Reason.ABSENT),
+        (Role.CLIENT, True, w.Reason.NOT_SHARED),
+        (None, True, w.Reason.NOT_SHARED),
+        (Role.NODE, False, w.Reason.NOT_SHARED),
+    ],
+)
+async def test_files_are_for_nodes_and_only_if_they_are_shared(
+    tmp_path: Path, role: Role | None, share: bool, reason: w.Reason
+) -> None:
+    membership = FakeMembership(role)
+    async with sharing_of(tmp_path, membership, share=share) as made:
+        answer = await answered(membership.served[StreamKind.FILES](NodeId(bytes([1] * 32))))
+        assert isinstance(answer, w.Refusal)
+        assert answer.reason is reason
+        assert made.status().shares is share
+
+
+@pytest.mark.parametrize(
+    ("limit", "works", "rate"),
+    [(None, False, None), (None, True, BUSY_RATE), (1e6, False, 1e6), (1e6, True, 1e6), (1e9, True, BUSY_RATE)],
+)
+async def test_the_rate_goes_down_while_the_engine_works(
+    tmp_path: Path, limit: float | None, works: bool, rate: float | None
+) -> None:
+    async with sharing_of(tmp_path, FakeMembership(), rate=limit, working=lambda: works) as made:
+        assert made.status().limit == rate
