@@ -4,6 +4,7 @@ import '@fontsource-variable/geist/wght.css'
 import '@fontsource-variable/geist-mono/wght.css'
 import './style/base.css'
 import './style/parts.css'
+import './style/picture.css'
 import './style/views.css'
 import { render, type JSX } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
@@ -35,13 +36,26 @@ function Frame(): JSX.Element {
   const Body = BODIES[view]
   return (
     <>
-      <a class="skip" href="#main" onClick={(event) => { event.preventDefault(); main.current?.focus() }}>
+      <a
+        class="skip"
+        href="#main"
+        onClick={(event) => {
+          event.preventDefault()
+          main.current?.focus()
+        }}
+      >
         Skip to the content
       </a>
       <Side view={view} />
       <main id="main" class={view} tabIndex={-1} ref={main}>
         {contact.value === 'lost' && <Lost />}
-        {status.value === null ? <p class="waiting" role="status">Asking the daemon …</p> : <Body />}
+        {status.value === null ? (
+          <p class="waiting" role="status">
+            Asking the daemon …
+          </p>
+        ) : (
+          <Body />
+        )}
       </main>
     </>
   )
@@ -75,7 +89,9 @@ function Foot(): JSX.Element {
       {known !== null && (
         <dl>
           <dt class="unseen">This node</dt>
-          <dd class="strong" title={known.name}>{known.name}</dd>
+          <dd class="strong" title={known.name}>
+            {known.name}
+          </dd>
           <dt class="unseen">Mesh</dt>
           <dd>{known.mesh === null ? 'in no mesh' : `${counted(alive, 'node')}`}</dd>
           <dt class="unseen">Version</dt>
@@ -93,7 +109,8 @@ function Foot(): JSX.Element {
 function Lost(): JSX.Element {
   return (
     <p class="notice worrying" role="alert">
-      <Icon name="warning" /> This node does not answer any more. What is shown is what it said last; this page goes on trying.
+      <Icon name="warning" /> This node does not answer any more. What is shown is what it said last; this page goes on
+      trying.
     </p>
   )
 }

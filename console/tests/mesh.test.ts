@@ -7,9 +7,15 @@ import { model, node, peer, serves, status } from './made'
 describe('the nodes', () => {
   it('are this one, its peers and its backends', () => {
     const backends = [{ url: 'http://localhost:8000', healthy: true, models: ['x'], reason: '' }]
-    const found = nodesOf(status([peer('a', { serves: [serves('m')] }), peer('b', { status: 'dead' })], { backends }), 1000)
+    const found = nodesOf(
+      status([peer('a', { serves: [serves('m')] }), peer('b', { status: 'dead' })], { backends }),
+      1000,
+    )
     expect(found.map((one) => [one.name, one.role, one.life])).toEqual([
-      ['here', 'standby', 'alive'], ['node a', 'host', 'alive'], ['node b', 'standby', 'dead'], ['localhost:8000', 'backend', 'alive'],
+      ['here', 'standby', 'alive'],
+      ['node a', 'host', 'alive'],
+      ['node b', 'standby', 'dead'],
+      ['localhost:8000', 'backend', 'alive'],
     ])
   })
 
@@ -38,12 +44,25 @@ describe('the models', () => {
 
   it('are one line each, the served ones first', () => {
     const peers = [
-      peer('a', { serves: [serves('m')] }), peer('b', { serves: [serves('m')] }), peer('c', { on_disk: ['d', 'w'], wants: ['w', 'q'] }),
-      peer('s', { serves: [serves('h')], status: 'suspect' }), peer('x', { serves: [serves('gone')], status: 'dead' }),
+      peer('a', { serves: [serves('m')] }),
+      peer('b', { serves: [serves('m')] }),
+      peer('c', { on_disk: ['d', 'w'], wants: ['w', 'q'] }),
+      peer('s', { serves: [serves('h')], status: 'suspect' }),
+      peer('x', { serves: [serves('gone')], status: 'dead' }),
     ]
-    const found = of(status(peers, { models: [model('f', 'fetching'), model('bad', 'failed', { reason: 'No room.', advice: 'Make some.' })] }))
+    const found = of(
+      status(peers, {
+        models: [model('f', 'fetching'), model('bad', 'failed', { reason: 'No room.', advice: 'Make some.' })],
+      }),
+    )
     expect(found.map((one) => [one.name, one.standing])).toEqual([
-      ['m', 'serving'], ['f', 'coming'], ['bad', 'failed'], ['q', 'wanted'], ['w', 'wanted'], ['h', 'heard of'], ['d', 'on disk'],
+      ['m', 'serving'],
+      ['f', 'coming'],
+      ['bad', 'failed'],
+      ['q', 'wanted'],
+      ['w', 'wanted'],
+      ['h', 'heard of'],
+      ['d', 'on disk'],
     ])
     const [m] = found
     expect([m?.slots, m?.active, m?.hosts.length, m?.context]).toEqual([8, 2, 2, 4096])
@@ -59,8 +78,14 @@ describe('the models', () => {
   })
 
   it('can be chatted with if they write and somebody serves them', () => {
-    const peers = [peer('a', { serves: [serves('m'), { ...serves('e'), purpose: 'embed' }, { ...serves('u'), purpose: null }] })]
-    expect(chattable(of(status(peers, { models: [model('l', 'loading')] }))).map((one) => one.name)).toEqual(['m', 'u', 'l'])
+    const peers = [
+      peer('a', { serves: [serves('m'), { ...serves('e'), purpose: 'embed' }, { ...serves('u'), purpose: null }] }),
+    ]
+    expect(chattable(of(status(peers, { models: [model('l', 'loading')] }))).map((one) => one.name)).toEqual([
+      'm',
+      'u',
+      'l',
+    ])
   })
 })
 
@@ -71,21 +96,42 @@ describe('the picture', () => {
   ]
 
   it.each([1, 2, 3, 9, 10, 30, 49, 50, 300, 1000])('holds %i nodes and none covers another', (count) => {
-    for (const room of [[375, 600], [600, 600], [1000, 700], [1900, 600]].map(([width = 0, height = 0]) => ({ width, height }))) {
-      const { spots, width, height } = layout(many(count, (place) => (place % 3 === 0 ? { role: 'host' } : {})), room)
+    for (const room of [
+      [375, 600],
+      [600, 600],
+      [1000, 700],
+      [1900, 600],
+    ].map(([width = 0, height = 0]) => ({ width, height }))) {
+      const { spots, width, height } = layout(
+        many(count, (place) => (place % 3 === 0 ? { role: 'host' } : {})),
+        room,
+      )
       expect(spots).toHaveLength(count)
-      const outside = spots.filter((one) => Math.abs(one.x) + one.radius > width / 2 || Math.abs(one.y) + one.radius > height / 2)
+      const outside = spots.filter(
+        (one) => Math.abs(one.x) + one.radius > width / 2 || Math.abs(one.y) + one.radius > height / 2,
+      )
       expect(outside).toEqual([])
-      const pairs = spots.flatMap((one, place) => spots.slice(place + 1)
-        .filter((other) => Math.hypot(one.x - other.x, one.y - other.y) <= one.radius + other.radius)
-        .map((other) => [one.node.id, other.node.id]))
+      const pairs = spots.flatMap((one, place) =>
+        spots
+          .slice(place + 1)
+          .filter((other) => Math.hypot(one.x - other.x, one.y - other.y) <= one.radius + other.radius)
+          .map((other) => [one.node.id, other.node.id]),
+      )
       expect(pairs).toEqual([])
     }
   })
 
   it('does not move a node that only changes its state, and does not mind the order in which nodes are told', () => {
     const before = layout(many(40), { width: 1000, height: 700 })
-    const after = layout([node('me', { here: true }), ...many(40, (place) => (place === 7 ? { life: 'suspect' } : {})).slice(1).reverse()], { width: 1000, height: 700 })
+    const after = layout(
+      [
+        node('me', { here: true }),
+        ...many(40, (place) => (place === 7 ? { life: 'suspect' } : {}))
+          .slice(1)
+          .reverse(),
+      ],
+      { width: 1000, height: 700 },
+    )
     const places = (found: typeof before): unknown => found.spots.map((spot) => [spot.node.id, spot.x, spot.y])
     expect(places(after)).toEqual(places(before))
   })

@@ -8,16 +8,44 @@ describe('sharing what has not changed', () => {
   })
 
   it('keeps every part that is the same and replaces the rest', () => {
-    const before = { peers: [{ id: 'a', rtt: 1 }, { id: 'b', rtt: 2 }], name: 'x' }
-    const after = share(before, { peers: [{ id: 'a', rtt: 1 }, { id: 'b', rtt: 3 }], name: 'x' })
-    expect(after).toEqual({ peers: [{ id: 'a', rtt: 1 }, { id: 'b', rtt: 3 }], name: 'x' })
+    const before = {
+      peers: [
+        { id: 'a', rtt: 1 },
+        { id: 'b', rtt: 2 },
+      ],
+      name: 'x',
+    }
+    const after = share(before, {
+      peers: [
+        { id: 'a', rtt: 1 },
+        { id: 'b', rtt: 3 },
+      ],
+      name: 'x',
+    })
+    expect(after).toEqual({
+      peers: [
+        { id: 'a', rtt: 1 },
+        { id: 'b', rtt: 3 },
+      ],
+      name: 'x',
+    })
     expect(after.peers[0]).toBe(before.peers[0])
     expect(after.peers[1]).not.toBe(before.peers[1])
   })
 
   it('knows items of a list by their ids when they move', () => {
-    const [a, b] = [{ id: 'a', n: 1 }, { id: 'b', n: 2 }]
-    const after = share([a, b], [{ id: 'b', n: 2 }, { id: 'a', n: 1 }, { id: 'c', n: 3 }])
+    const [a, b] = [
+      { id: 'a', n: 1 },
+      { id: 'b', n: 2 },
+    ]
+    const after = share(
+      [a, b],
+      [
+        { id: 'b', n: 2 },
+        { id: 'a', n: 1 },
+        { id: 'c', n: 3 },
+      ],
+    )
     expect(after.map((item) => item.id)).toEqual(['b', 'a', 'c'])
     expect(after[0]).toBe(b)
     expect(after[1]).toBe(a)

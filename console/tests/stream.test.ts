@@ -11,7 +11,10 @@ const STREAM =
   delta({ reasoning_content: 'think.' }) +
   delta({ content: 'Hé' }) +
   delta({ content: 'llo: data: [DONE]\n' }) +
-  event({ choices: [{ index: 0, delta: {}, finish_reason: 'stop' }], timings: { predicted_n: 5, predicted_per_second: 12.5 } }) +
+  event({
+    choices: [{ index: 0, delta: {}, finish_reason: 'stop' }],
+    timings: { predicted_n: 5, predicted_per_second: 12.5 },
+  }) +
   'data: [DONE]\n\n'
 
 function read(...pieces: string[]): Answer {
@@ -43,14 +46,23 @@ describe('an answer that streams', () => {
   })
 
   it('tells what went wrong in the middle', () => {
-    const answer = read(delta({ content: 'So far' }), event({ error: { message: 'the engine was lost', code: 'upstream_lost' } }))
+    const answer = read(
+      delta({ content: 'So far' }),
+      event({ error: { message: 'the engine was lost', code: 'upstream_lost' } }),
+    )
     expect(answer).toMatchObject({ text: 'So far', error: 'the engine was lost' })
     expect(read('data: {broken\n\n').error).not.toBeNull()
     expect(read(event({ error: 7 })).error).not.toBeNull()
   })
 
   it('is not misled by shapes it does not know', () => {
-    for (const value of [{}, { choices: [] }, { choices: [{}] }, { choices: [{ delta: { content: 7 } }] }, { usage: null }]) {
+    for (const value of [
+      {},
+      { choices: [] },
+      { choices: [{}] },
+      { choices: [{ delta: { content: 7 } }] },
+      { usage: null },
+    ]) {
       expect(read(event(value), delta({ content: 'x' }))).toMatchObject({ text: 'x', error: null, tokens: null })
     }
   })

@@ -5,7 +5,14 @@ import { bytes, duration, milliseconds, speed, tokens } from '../src/words'
 
 describe('numbers', () => {
   it('are said as people say them', () => {
-    expect([0, 1023, 1024, 1.5 * 2 ** 30, 150 * 2 ** 30, 2 ** 60].map(bytes)).toEqual(['0 B', '1023 B', '1.0 KiB', '1.5 GiB', '150 GiB', '1024 PiB'])
+    expect([0, 1023, 1024, 1.5 * 2 ** 30, 150 * 2 ** 30, 2 ** 60].map(bytes)).toEqual([
+      '0 B',
+      '1023 B',
+      '1.0 KiB',
+      '1.5 GiB',
+      '150 GiB',
+      '1024 PiB',
+    ])
     expect([512, 4096, 32768, 40000, 131072].map(tokens)).toEqual(['512', '4k', '32k', '40k', '128k'])
     expect([0.00042, 0.0123, 1.5].map(milliseconds)).toEqual(['0.4 ms', '12 ms', '1500 ms'])
     expect([-1, 59.9, 61, 3700, 90_000].map(duration)).toEqual(['0 s', '59 s', '1 min', '1 h 1 min', '1 d 1 h'])
@@ -15,7 +22,8 @@ describe('numbers', () => {
 
 describe('addresses of views', () => {
   it('lead back to where they came from', () => {
-    for (const rest of ['', 'a/b c', 'ümlaut%', 'new/org/repo:Q4']) expect(parse(address('chat', rest))).toEqual({ view: 'chat', rest })
+    for (const rest of ['', 'a/b c', 'ümlaut%', 'new/org/repo:Q4'])
+      expect(parse(address('chat', rest))).toEqual({ view: 'chat', rest })
   })
 
   it('never fail', () => {
@@ -36,7 +44,8 @@ describe('commands', () => {
 
   it('are valid where they are JSON', () => {
     for (const program of programs('http://localhost:9337', 'a"b')) {
-      for (const [words, text] of program.steps) if (words.includes('.json')) expect(() => JSON.parse(text)).not.toThrow()
+      for (const [words, text] of program.steps)
+        if (words.includes('.json')) expect(() => JSON.parse(text)).not.toThrow()
     }
   })
 })

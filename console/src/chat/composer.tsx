@@ -49,7 +49,10 @@ export function Composer({ busy, ready, send, stop }: ComposerProps): JSX.Elemen
   return (
     <form
       class="composer"
-      onSubmit={(event) => { event.preventDefault(); submit() }}
+      onSubmit={(event) => {
+        event.preventDefault()
+        submit()
+      }}
       onDragOver={(event) => event.preventDefault()}
       onDrop={(event) => {
         event.preventDefault()
@@ -61,22 +64,38 @@ export function Composer({ busy, ready, send, stop }: ComposerProps): JSX.Elemen
           {images.map((url, place) => (
             <li key={url}>
               <img src={url} alt={`Image ${place + 1}`} />
-              <button type="button" class="tool" title="Remove" onClick={() => setImages(images.filter((one) => one !== url))}>
-                <Icon name="close" size={14} /><span class="unseen">Remove image {place + 1}</span>
+              <button
+                type="button"
+                class="tool"
+                title="Remove"
+                onClick={() => setImages(images.filter((one) => one !== url))}
+              >
+                <Icon name="close" size={14} />
+                <span class="unseen">Remove image {place + 1}</span>
               </button>
             </li>
           ))}
         </ul>
       )}
-      {problem !== '' && <p class="notice worrying" role="alert">{problem}</p>}
+      {problem !== '' && (
+        <p class="notice worrying" role="alert">
+          {problem}
+        </p>
+      )}
       <div class="box">
         <label class="tool" title="Add images, for models that see">
           <Icon name="image" />
           <span class="unseen">Add images, for models that see</span>
-          <input type="file" accept="image/*" multiple class="unseen" onChange={(event) => {
-            void add([...(event.currentTarget.files ?? [])])
-            event.currentTarget.value = ''
-          }} />
+          <input
+            type="file"
+            accept="image/*"
+            multiple
+            class="unseen"
+            onChange={(event) => {
+              void add([...(event.currentTarget.files ?? [])])
+              event.currentTarget.value = ''
+            }}
+          />
         </label>
         <textarea
           ref={area}
@@ -99,9 +118,15 @@ export function Composer({ busy, ready, send, stop }: ComposerProps): JSX.Elemen
           }}
         />
         {busy ? (
-          <button type="button" class="round" onClick={stop} title="Stop"><Icon name="stop" /><span class="unseen">Stop</span></button>
+          <button type="button" class="round" onClick={stop} title="Stop">
+            <Icon name="stop" />
+            <span class="unseen">Stop</span>
+          </button>
         ) : (
-          <button type="submit" class="round" disabled={!can} title="Send"><Icon name="send" /><span class="unseen">Send</span></button>
+          <button type="submit" class="round" disabled={!can} title="Send">
+            <Icon name="send" />
+            <span class="unseen">Send</span>
+          </button>
         )}
       </div>
     </form>

@@ -27,11 +27,25 @@ function Said({ message, edit }: LineProps): JSX.Element {
     <li class="said">
       <h2 class="unseen">You</h2>
       {message.images !== undefined && (
-        <ul class="images">{message.images.map((url, place) => <li key={place}><img src={url} alt={`Image ${place + 1} you sent`} /></li>)}</ul>
+        <ul class="images">
+          {message.images.map((url, place) => (
+            <li key={place}>
+              <img src={url} alt={`Image ${place + 1} you sent`} />
+            </li>
+          ))}
+        </ul>
       )}
-      {editing
-        ? <Editor text={message.text} done={(text) => { setEditing(false); if (text !== null) edit(text) }} />
-        : message.text !== '' && <p class="bubble">{message.text}</p>}
+      {editing ? (
+        <Editor
+          text={message.text}
+          done={(text) => {
+            setEditing(false)
+            if (text !== null) edit(text)
+          }}
+        />
+      ) : (
+        message.text !== '' && <p class="bubble">{message.text}</p>
+      )}
       {!editing && (
         <div class="tools">
           <Tool icon="edit" label="Edit and ask again" onClick={() => setEditing(true)} />
@@ -59,10 +73,16 @@ function Editor({ text, done }: { text: string; done: (text: string | null) => v
           if (event.key === 'Escape') done(null)
           if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) save()
         }}
-      >{text}</textarea>
+      >
+        {text}
+      </textarea>
       <div class="line">
-        <button type="button" class="button small" onClick={() => done(null)}>Cancel</button>
-        <button type="button" class="button small primary" onClick={save}>Ask again</button>
+        <button type="button" class="button small" onClick={() => done(null)}>
+          Cancel
+        </button>
+        <button type="button" class="button small primary" onClick={save}>
+          Ask again
+        </button>
       </div>
     </div>
   )
@@ -76,7 +96,11 @@ function Answered({ message, news, again }: LineProps): JSX.Element {
       {message.thinking !== undefined && <Thinking message={message} growing={growing && message.text === ''} />}
       {message.text !== '' && <Markdown text={message.text} />}
       {growing && message.text === '' && <Pending news={news} />}
-      {message.ended === 'error' && <p class="notice bad" role="alert"><Icon name="warning" size={16} /> {message.error}</p>}
+      {message.ended === 'error' && (
+        <p class="notice bad" role="alert">
+          <Icon name="warning" size={16} /> {message.error}
+        </p>
+      )}
       {message.ended === 'stopped' && <p class="quiet">Stopped.</p>}
       {message.ended === 'length' && <p class="quiet">Cut off: there was no room for more in the model's context.</p>}
       {!growing && (
@@ -91,15 +115,31 @@ function Answered({ message, news, again }: LineProps): JSX.Element {
 }
 
 function Pending({ news }: { news: Signal<string> }): JSX.Element {
-  return <p class="pending" role="status"><span class="dots" aria-hidden="true"><i /><i /><i /></span>{news.value || <span class="unseen">Waiting for the answer</span>}</p>
+  return (
+    <p class="pending" role="status">
+      <span class="dots" aria-hidden="true">
+        <i />
+        <i />
+        <i />
+      </span>
+      {news.value || <span class="unseen">Waiting for the answer</span>}
+    </p>
+  )
 }
 
 const Thinking = memo(function Thinking({ message, growing }: { message: Message; growing: boolean }): JSX.Element {
   const seconds = message.thinkingSeconds
-  const words = growing ? 'Thinking …' : seconds === undefined || seconds < 1 ? 'Thought' : `Thought for ${counted(Math.round(seconds), 'second')}`
+  const words = growing
+    ? 'Thinking …'
+    : seconds === undefined || seconds < 1
+      ? 'Thought'
+      : `Thought for ${counted(Math.round(seconds), 'second')}`
   return (
     <details class="thinking">
-      <summary><Icon name="chevron" size={14} />{words}</summary>
+      <summary>
+        <Icon name="chevron" size={14} />
+        {words}
+      </summary>
       <Markdown text={message.thinking ?? ''} />
     </details>
   )
@@ -111,7 +151,15 @@ function Facts({ message }: { message: Message }): JSX.Element {
     message.host === undefined ? '' : `on ${message.host}`,
     message.speed === undefined ? '' : speed(message.speed),
     message.tokens === undefined ? '' : counted(message.tokens, 'token'),
-    message.firstSeconds === undefined ? '' : `first after ${message.firstSeconds < 10 ? message.firstSeconds.toFixed(1) : Math.round(message.firstSeconds)} s`,
+    message.firstSeconds === undefined
+      ? ''
+      : `first after ${message.firstSeconds < 10 ? message.firstSeconds.toFixed(1) : Math.round(message.firstSeconds)} s`,
   ].filter(Boolean)
-  return <p class="how">{facts.map((fact) => <span key={fact}>{fact}</span>)}</p>
+  return (
+    <p class="how">
+      {facts.map((fact) => (
+        <span key={fact}>{fact}</span>
+      ))}
+    </p>
+  )
 }

@@ -13,8 +13,41 @@ import { highlighted } from './code'
 
 const CLEAN: Config & { RETURN_DOM_FRAGMENT: true } = {
   RETURN_DOM_FRAGMENT: true,
-  ALLOWED_TAGS: ['a', 'b', 'blockquote', 'br', 'code', 'del', 'em', 'h1', 'h2', 'h3', 'h4', 'h5', 'h6', 'hr', 'i', 'input', 'kbd',
-    'li', 'ol', 'p', 'pre', 's', 'span', 'strong', 'sub', 'sup', 'table', 'tbody', 'td', 'th', 'thead', 'tr', 'ul'],
+  ALLOWED_TAGS: [
+    'a',
+    'b',
+    'blockquote',
+    'br',
+    'code',
+    'del',
+    'em',
+    'h1',
+    'h2',
+    'h3',
+    'h4',
+    'h5',
+    'h6',
+    'hr',
+    'i',
+    'input',
+    'kbd',
+    'li',
+    'ol',
+    'p',
+    'pre',
+    's',
+    'span',
+    'strong',
+    'sub',
+    'sup',
+    'table',
+    'tbody',
+    'td',
+    'th',
+    'thead',
+    'tr',
+    'ul',
+  ],
   ALLOWED_ATTR: ['href', 'title', 'class', 'start', 'align', 'type', 'checked', 'disabled'],
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
@@ -42,7 +75,13 @@ function escaped(text: string): string {
 
 export function Markdown({ text }: { text: string }): JSX.Element {
   const blocks = useMemo(() => split(text), [text])
-  return <div class="prose">{blocks.map((block, place) => <Block key={place} {...block} />)}</div>
+  return (
+    <div class="prose">
+      {blocks.map((block, place) => (
+        <Block key={place} {...block} />
+      ))}
+    </div>
+  )
 }
 
 interface BlockProps {
@@ -54,7 +93,10 @@ interface BlockProps {
 // Top-level blocks. While an answer grows, only the last one changes.
 function split(text: string): BlockProps[] {
   if (text.length > MAX_LENGTH) return [{ html: `<p>${escaped(text)}</p>`, code: '', language: '' }]
-  return marked.lexer(text).filter((token) => token.type !== 'space').map(blockOf)
+  return marked
+    .lexer(text)
+    .filter((token) => token.type !== 'space')
+    .map(blockOf)
 }
 
 function blockOf(token: Token): BlockProps {
@@ -107,7 +149,9 @@ function Code({ code, language }: { code: string; language: string }): JSX.Eleme
         <span>{language || 'text'}</span>
         <Copy text={code} label="Copy the code" quiet />
       </figcaption>
-      <pre tabIndex={0} role="region" aria-label={`Code${language === '' ? '' : ` in ${language}`}`}><code ref={place} /></pre>
+      <pre tabIndex={0} role="region" aria-label={`Code${language === '' ? '' : ` in ${language}`}`}>
+        <code ref={place} />
+      </pre>
     </figure>
   )
 }

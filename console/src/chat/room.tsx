@@ -22,7 +22,12 @@ export function Room(): JSX.Element {
   useEffect(() => void open(), [])
   const [listed, setListed] = useState(false)
   const conversation = current()
-  if (!opened.value) return <p class="waiting" role="status">Opening the conversations …</p>
+  if (!opened.value)
+    return (
+      <p class="waiting" role="status">
+        Opening the conversations …
+      </p>
+    )
   return (
     <div class={`room${listed ? ' listed' : ''}`}>
       <List chosen={conversation.id} close={() => setListed(false)} />
@@ -70,19 +75,31 @@ function choose(conversation: Conversation, model: string): void {
 function List({ chosen, close }: { chosen: string; close: () => void }): JSX.Element {
   return (
     <nav class="list" aria-label="Conversations">
-      <a class="button wide" href={address('chat')} onClick={close}><Icon name="plus" size={16} />New chat</a>
+      <a class="button wide" href={address('chat')} onClick={close}>
+        <Icon name="plus" size={16} />
+        New chat
+      </a>
       <ul>
         {conversations.value.map((one) => (
           <li key={one.id}>
-            <a href={address('chat', one.id)} aria-current={one.id === chosen ? 'page' : undefined} onClick={close}>{one.title}</a>
-            <Tool icon="trash" label={`Delete ${one.title}`} danger onClick={() => {
-              remove(one.id)
-              if (one.id === chosen) go('chat', '', { replace: true })
-            }} />
+            <a href={address('chat', one.id)} aria-current={one.id === chosen ? 'page' : undefined} onClick={close}>
+              {one.title}
+            </a>
+            <Tool
+              icon="trash"
+              label={`Delete ${one.title}`}
+              danger
+              onClick={() => {
+                remove(one.id)
+                if (one.id === chosen) go('chat', '', { replace: true })
+              }}
+            />
           </li>
         ))}
       </ul>
-      <p class="quiet">{keeps.value ? 'Kept in this browser only.' : 'This browser keeps nothing: they end with this page.'}</p>
+      <p class="quiet">
+        {keeps.value ? 'Kept in this browser only.' : 'This browser keeps nothing: they end with this page.'}
+      </p>
     </nav>
   )
 }
@@ -93,31 +110,53 @@ function Head({ conversation, showList }: { conversation: Conversation; showList
   const [instructed, setInstructed] = useState(false)
   return (
     <div class="talk-head">
-      <button type="button" class="tool only-narrow" onClick={showList} title="Conversations"><Icon name="menu" /><span class="unseen">Conversations</span></button>
-      <h1 id="chat-title" class="unseen">{conversation.title === '' ? 'New chat' : conversation.title}</h1>
+      <button type="button" class="tool only-narrow" onClick={showList} title="Conversations">
+        <Icon name="menu" />
+        <span class="unseen">Conversations</span>
+      </button>
+      <h1 id="chat-title" class="unseen">
+        {conversation.title === '' ? 'New chat' : conversation.title}
+      </h1>
       <label class="picker">
         <span class="unseen">Model</span>
         <select value={conversation.model} onChange={(event) => choose(conversation, event.currentTarget.value)}>
-          {!known && <option value={conversation.model}>{conversation.model === '' ? 'No model yet' : `${conversation.model} (not served)`}</option>}
+          {!known && (
+            <option value={conversation.model}>
+              {conversation.model === '' ? 'No model yet' : `${conversation.model} (not served)`}
+            </option>
+          )}
           {list.map((model) => (
             <option key={model.name} value={model.name}>
-              {model.name}{model.standing === 'serving' ? '' : ` (${model.phase || model.standing})`}
+              {model.name}
+              {model.standing === 'serving' ? '' : ` (${model.phase || model.standing})`}
             </option>
           ))}
         </select>
       </label>
       <span class="spacer" />
-      <button type="button" class="tool" aria-expanded={instructed} onClick={() => setInstructed(!instructed)} title="Instructions">
-        <Icon name="settings" /><span class="unseen">Instructions for the model</span>
+      <button
+        type="button"
+        class="tool"
+        aria-expanded={instructed}
+        onClick={() => setInstructed(!instructed)}
+        title="Instructions"
+      >
+        <Icon name="settings" />
+        <span class="unseen">Instructions for the model</span>
       </button>
       {instructed && (
         <label class="instructions">
           <span>Instructions for the model, in this chat</span>
-          <textarea rows={3} value={conversation.system} placeholder="For example: answer in one paragraph." onInput={(event) => {
-            const system = event.currentTarget.value
-            if (conversation.messages.length === 0) draft.value = { ...draft.value, system }
-            else change(conversation, { system })
-          }} />
+          <textarea
+            rows={3}
+            value={conversation.system}
+            placeholder="For example: answer in one paragraph."
+            onInput={(event) => {
+              const system = event.currentTarget.value
+              if (conversation.messages.length === 0) draft.value = { ...draft.value, system }
+              else change(conversation, { system })
+            }}
+          />
         </label>
       )}
     </div>
@@ -130,7 +169,9 @@ function Thread({ conversation }: { conversation: Conversation }): JSX.Element {
   const follows = useRef(true)
   const last = messages.at(-1)
   const going = ongoing.value.get(conversation.id)
-  useEffect(() => { follows.current = true }, [conversation.id, messages.length])
+  useEffect(() => {
+    follows.current = true
+  }, [conversation.id, messages.length])
   useEffect(() => {
     // Follows what is written, unless the reader has gone up to read.
     if (follows.current && frame.current !== null) frame.current.scrollTop = frame.current.scrollHeight
@@ -156,7 +197,9 @@ function Thread({ conversation }: { conversation: Conversation }): JSX.Element {
           )
         })}
       </ol>
-      <p class="unseen" role="status">{announced(going !== undefined, last)}</p>
+      <p class="unseen" role="status">
+        {announced(going !== undefined, last)}
+      </p>
     </div>
   )
 }

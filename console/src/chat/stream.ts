@@ -18,7 +18,10 @@ export function blank(): Answer {
 }
 
 interface Chunk {
-  choices?: { delta?: { content?: unknown; reasoning_content?: unknown; reasoning?: unknown }; finish_reason?: unknown }[]
+  choices?: {
+    delta?: { content?: unknown; reasoning_content?: unknown; reasoning?: unknown }
+    finish_reason?: unknown
+  }[]
   usage?: { completion_tokens?: unknown } | null
   timings?: { predicted_per_second?: unknown; predicted_n?: unknown }
   error?: { message?: unknown }
@@ -69,7 +72,8 @@ export class Reader {
 
   private chunk(chunk: Chunk): void {
     const { answer } = this
-    if (chunk.error !== undefined) answer.error = typeof chunk.error.message === 'string' ? chunk.error.message : 'The answer broke off.'
+    if (chunk.error !== undefined)
+      answer.error = typeof chunk.error.message === 'string' ? chunk.error.message : 'The answer broke off.'
     const choice = chunk.choices?.[0]
     const thought = choice?.delta?.reasoning_content ?? choice?.delta?.reasoning
     if (typeof thought === 'string') answer.thinking += thought

@@ -39,14 +39,17 @@ export function find(id: string): Conversation | undefined {
 
 function save(conversation: Conversation): void {
   if (!keeps.value) return
-  keep(conversation).catch(() => { keeps.value = false })
+  keep(conversation).catch(() => {
+    keeps.value = false
+  })
 }
 
 function put(conversation: Conversation, { top = false } = {}): void {
   const others = conversations.value.filter((one) => one.id !== conversation.id)
-  conversations.value = top || others.length === conversations.value.length
-    ? [conversation, ...others]
-    : conversations.value.map((one) => (one.id === conversation.id ? conversation : one))
+  conversations.value =
+    top || others.length === conversations.value.length
+      ? [conversation, ...others]
+      : conversations.value.map((one) => (one.id === conversation.id ? conversation : one))
 }
 
 export function create(model: string): Conversation {
@@ -63,7 +66,10 @@ export function change(conversation: Conversation, changes: Partial<Conversation
 export function remove(id: string): void {
   ongoing.value.get(id)?.stop()
   conversations.value = conversations.value.filter((one) => one.id !== id)
-  if (keeps.value) drop(id).catch(() => { keeps.value = false })
+  if (keeps.value)
+    drop(id).catch(() => {
+      keeps.value = false
+    })
 }
 
 // Says `text` in a conversation and begins the answer. Returns the conversation as it is now.
@@ -117,7 +123,12 @@ function shortened(text: string): string {
 }
 
 // One answer, from the question to its end, written into the conversation as it comes.
-async function stream(conversation: Conversation, message: Message, stopped: AbortSignal, news: Signal<string>): Promise<void> {
+async function stream(
+  conversation: Conversation,
+  message: Message,
+  stopped: AbortSignal,
+  news: Signal<string>,
+): Promise<void> {
   const reader = new Reader()
   const times = new Times()
   let drawn = 0
@@ -142,7 +153,10 @@ async function stream(conversation: Conversation, message: Message, stopped: Abo
       const now = performance.now()
       if (now - drawn >= DRAW_MS) {
         drawn = now
-        batch(() => { news.value = reader.answer.news; write({}) })
+        batch(() => {
+          news.value = reader.answer.news
+          write({})
+        })
       }
       if (now - kept >= KEEP_MS) {
         kept = now

@@ -31,8 +31,21 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
   const at = (name: string): MeshModel => {
     let model = found.get(name)
     if (model === undefined) {
-      model = { name, standing: 'on disk', phase: '', purpose: null, hosts: [], onDisk: [], wantedBy: [], context: 0,
-        slots: 0, active: 0, waiting: 0, size: 0, here: null }
+      model = {
+        name,
+        standing: 'on disk',
+        phase: '',
+        purpose: null,
+        hosts: [],
+        onDisk: [],
+        wantedBy: [],
+        context: 0,
+        slots: 0,
+        active: 0,
+        waiting: 0,
+        size: 0,
+        here: null,
+      }
       found.set(name, model)
     }
     return model
@@ -123,7 +136,8 @@ function fitOf(here: ModelStatus | null): string {
 
 function guessesOf(here: ModelStatus | null): string {
   const guessing = here?.engine?.speculation
-  if (guessing === undefined || guessing.kind === 'none') return guessing?.reason ? `No guessing ahead: ${guessing.reason}.` : ''
+  if (guessing === undefined || guessing.kind === 'none')
+    return guessing?.reason ? `No guessing ahead: ${guessing.reason}.` : ''
   const how = guessing.kind === 'draft' ? `with the draft ${guessing.draft}` : 'by repetitions in the text'
   const right = guessing.acceptance === null ? '' : `, ${Math.round(guessing.acceptance * 100)} % of it right so far`
   return `Guesses ahead ${how}${right}.`

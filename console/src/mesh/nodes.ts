@@ -99,7 +99,12 @@ function peerOf(peer: PeerStatus, load: readonly LoadStatus[], wall: number, bef
     life,
     reason: peer.reason,
     version: peer.software.replace(/^mesh-llm /, ''),
-    models: peer.serves.map((served) => carriedThere(served, load.find((one) => isOf(one, peer.id, served.name)))),
+    models: peer.serves.map((served) =>
+      carriedThere(
+        served,
+        load.find((one) => isOf(one, peer.id, served.name)),
+      ),
+    ),
     wants: peer.wants,
     onDisk: peer.on_disk,
     memory: peer.memory,
@@ -132,7 +137,17 @@ function carriedThere(served: ServedStatus, asked: LoadStatus | undefined): Carr
 function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadStatus[]): MeshNode {
   const busy = load.find((entry) => entry.target === backend.url)
   const models = backend.models.map((name): Carried => {
-    return { name, phase: 'serving', purpose: null, context: 0, slots: 0, active: 0, waiting: 0, memory: 0, speed: null }
+    return {
+      name,
+      phase: 'serving',
+      purpose: null,
+      context: 0,
+      slots: 0,
+      active: 0,
+      waiting: 0,
+      memory: 0,
+      speed: null,
+    }
   })
   if (models[0] !== undefined && busy !== undefined) {
     models[0] = { ...models[0], active: busy.active, waiting: busy.waiting, speed: busy.tokens_per_second }

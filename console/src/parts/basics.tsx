@@ -12,7 +12,15 @@ export function Badge({ tone, children }: { tone: Tone; children: ComponentChild
 }
 
 // Copies `text`; says that it did, to eyes and to screen readers, for a moment.
-export function Copy({ text, label = 'Copy', quiet = false }: { text: string; label?: string; quiet?: boolean }): JSX.Element {
+export function Copy({
+  text,
+  label = 'Copy',
+  quiet = false,
+}: {
+  text: string
+  label?: string
+  quiet?: boolean
+}): JSX.Element {
   const [done, setDone] = useState(false)
   const timer = useRef<number | undefined>(undefined)
   useEffect(() => () => clearTimeout(timer.current), [])
@@ -28,14 +36,21 @@ export function Copy({ text, label = 'Copy', quiet = false }: { text: string; la
         <Icon name={done ? 'check' : 'copy'} size={16} />
         <span class={quiet ? 'unseen' : ''}>{done ? 'Copied' : label}</span>
       </button>
-      <span class="unseen" role="status">{done ? 'Copied' : ''}</span>
+      <span class="unseen" role="status">
+        {done ? 'Copied' : ''}
+      </span>
     </>
   )
 }
 
 export function Tool(props: { icon: IconName; label: string; onClick: () => void; danger?: boolean }): JSX.Element {
   return (
-    <button type="button" class={`tool${props.danger === true ? ' danger' : ''}`} title={props.label} onClick={props.onClick}>
+    <button
+      type="button"
+      class={`tool${props.danger === true ? ' danger' : ''}`}
+      title={props.label}
+      onClick={props.onClick}
+    >
       <Icon name={props.icon} size={16} />
       <span class="unseen">{props.label}</span>
     </button>
@@ -62,7 +77,14 @@ export function Progress({ fraction, label }: { fraction: number | null; label: 
   const known = fraction === null ? {} : { 'aria-valuenow': Math.round(fraction * 100) }
   return (
     <div class="progress">
-      <div class={`bar${fraction === null ? ' unknown' : ''}`} role="progressbar" aria-label={label} aria-valuemin={0} aria-valuemax={100} {...known}>
+      <div
+        class={`bar${fraction === null ? ' unknown' : ''}`}
+        role="progressbar"
+        aria-label={label}
+        aria-valuemin={0}
+        aria-valuemax={100}
+        {...known}
+      >
         <span class="doing" style={{ width: fraction === null ? '30%' : `${fraction * 100}%` }} />
       </div>
       {fraction !== null && <span class="number">{percent(fraction)}</span>}
@@ -83,7 +105,9 @@ export function Empty({ title, children }: { title: string; children?: Component
 export function Command({ text, label }: { text: string; label: string }): JSX.Element {
   return (
     <div class="command">
-      <pre tabIndex={0} role="region" aria-label={label}>{text}</pre>
+      <pre tabIndex={0} role="region" aria-label={label}>
+        {text}
+      </pre>
       <Copy text={text} label="Copy" quiet />
     </div>
   )

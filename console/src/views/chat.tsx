@@ -17,7 +17,9 @@ async function load(): Promise<void> {
 }
 
 export function Chat(): JSX.Element {
-  useEffect(() => { if (room.value === null) void load() }, [])
+  useEffect(() => {
+    if (room.value === null) void load()
+  }, [])
   const Room = room.value
   if (Room !== null) return <Room />
   return (

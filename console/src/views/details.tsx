@@ -22,35 +22,63 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
       <header>
         <div>
           <h2>{node.name}</h2>
-          <p class="id">{node.here ? 'this node' : node.role === 'backend' ? 'backend of this node' : node.id.slice(0, 10)}</p>
+          <p class="id">
+            {node.here ? 'this node' : node.role === 'backend' ? 'backend of this node' : node.id.slice(0, 10)}
+          </p>
         </div>
-        <button type="button" class="tool" onClick={close} title="Close"><Icon name="close" /><span class="unseen">Close</span></button>
+        <button type="button" class="tool" onClick={close} title="Close">
+          <Icon name="close" />
+          <span class="unseen">Close</span>
+        </button>
       </header>
-      <p class="badges"><Badge tone={toneOf(node)}>{standing(node)}</Badge></p>
+      <p class="badges">
+        <Badge tone={toneOf(node)}>{standing(node)}</Badge>
+      </p>
       {node.reason !== '' && <p class="reason">{node.reason}</p>}
       <Machine node={node} />
       {node.models.length > 0 && (
         <section>
           <h3>Models</h3>
-          <ul class="carried">{node.models.slice(0, 40).map((model) => <Model key={model.name} model={model} />)}</ul>
+          <ul class="carried">
+            {node.models.slice(0, 40).map((model) => (
+              <Model key={model.name} model={model} />
+            ))}
+          </ul>
         </section>
       )}
       <dl class="facts">
-        {!node.here && node.role !== 'backend' && <Fact name="Link">{node.linked ? linkWords(node) || 'QUIC, no request yet' : 'none; known through others'}</Fact>}
-        {node.here && mesh != null && <Fact name="Mesh"><span class="mono">{mesh.mesh.slice(0, 10)}</span></Fact>}
+        {!node.here && node.role !== 'backend' && (
+          <Fact name="Link">
+            {node.linked ? linkWords(node) || 'QUIC, no request yet' : 'none; known through others'}
+          </Fact>
+        )}
+        {node.here && mesh != null && (
+          <Fact name="Mesh">
+            <span class="mono">{mesh.mesh.slice(0, 10)}</span>
+          </Fact>
+        )}
         {node.rtt !== null && <Fact name="Round trip">{milliseconds(node.rtt)}</Fact>}
         {node.since !== null && <Fact name="In this state for">{duration(Date.now() / 1000 - node.since)}</Fact>}
         {node.version !== '' && <Fact name="Version">{node.version}</Fact>}
         {node.wants.length > 0 && <Fact name="Wants">{node.wants.join(', ')}</Fact>}
         {node.onDisk.length > 0 && <Fact name="On disk">{node.onDisk.join(', ')}</Fact>}
-        {node.addresses.length > 0 && <Fact name="Addresses"><span class="mono">{node.addresses.join(' ')}</span></Fact>}
+        {node.addresses.length > 0 && (
+          <Fact name="Addresses">
+            <span class="mono">{node.addresses.join(' ')}</span>
+          </Fact>
+        )}
       </dl>
     </aside>
   )
 }
 
 function Fact({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {
-  return <div><dt>{name}</dt><dd>{children}</dd></div>
+  return (
+    <div>
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </div>
+  )
 }
 
 function Model({ model }: { model: Carried }): JSX.Element {

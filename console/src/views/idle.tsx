@@ -19,7 +19,9 @@ export function Idle(): JSX.Element {
         {WAYS.map(([words, command]) => (
           <div key={command}>
             <dt>{words}</dt>
-            <dd><Command text={command} label={words} /></dd>
+            <dd>
+              <Command text={command} label={words} />
+            </dd>
           </div>
         ))}
       </dl>

@@ -37,7 +37,12 @@ export function Join(): JSX.Element {
 function Invite(): JSX.Element {
   const [seconds, setSeconds] = useState(0)
   const [problem, setProblem] = useState('')
-  useEffect(() => () => { invite.value = null }, [])
+  useEffect(
+    () => () => {
+      invite.value = null
+    },
+    [],
+  )
   const ask = async (): Promise<void> => {
     setProblem('')
     try {
@@ -55,15 +60,34 @@ function Invite(): JSX.Element {
         <label>
           <span class="unseen">How long the invite is good</span>
           <select value={seconds} onChange={(event) => setSeconds(Number(event.currentTarget.value))}>
-            {TERMS.map(([words, term]) => <option key={term} value={term}>{words}</option>)}
+            {TERMS.map(([words, term]) => (
+              <option key={term} value={term}>
+                {words}
+              </option>
+            ))}
           </select>
         </label>
         <button type="button" class="button primary" onClick={() => void ask()}>
-          <Icon name="eye" size={16} />{shown === null ? 'Show an invite' : 'Make another'}
+          <Icon name="eye" size={16} />
+          {shown === null ? 'Show an invite' : 'Make another'}
         </button>
-        {shown !== null && <button type="button" class="button" onClick={() => { invite.value = null }}>Hide</button>}
+        {shown !== null && (
+          <button
+            type="button"
+            class="button"
+            onClick={() => {
+              invite.value = null
+            }}
+          >
+            Hide
+          </button>
+        )}
       </div>
-      {problem !== '' && <p class="notice worrying" role="alert">{problem}</p>}
+      {problem !== '' && (
+        <p class="notice worrying" role="alert">
+          {problem}
+        </p>
+      )}
       {shown !== null && <Shown invite={shown} />}
     </section>
   )
@@ -77,8 +101,8 @@ function Shown({ invite: { invite: token, expires } }: { invite: InviteAnswer })
         <p>On the other machine:</p>
         <Command text={`mesh-llm --join ${token}`} label="Command that joins" />
         <p class="quiet">
-          {expires === 0 ? 'It does not expire.' : `It is refused after ${new Date(expires * 1000).toLocaleString()}.`} Add <code>--client</code> to
-          only use the mesh from there.
+          {expires === 0 ? 'It does not expire.' : `It is refused after ${new Date(expires * 1000).toLocaleString()}.`}{' '}
+          Add <code>--client</code> to only use the mesh from there.
         </p>
         <Copy text={token} label="Copy the invite alone" />
       </div>
@@ -107,18 +131,30 @@ function Programs(): JSX.Element {
   return (
     <section class="card" aria-labelledby="programs-title">
       <h2 id="programs-title">A program</h2>
-      <p>Anything that speaks to OpenAI or Anthropic works, with any key. The API is at <code>{api}</code>.</p>
+      <p>
+        Anything that speaks to OpenAI or Anthropic works, with any key. The API is at <code>{api}</code>.
+      </p>
       {names.length > 1 && (
         <label class="line">
           <span>Model</span>
           <select value={model} onChange={(event) => setWanted(event.currentTarget.value)}>
-            {names.map((name) => <option key={name}>{name}</option>)}
+            {names.map((name) => (
+              <option key={name}>{name}</option>
+            ))}
           </select>
         </label>
       )}
       <div class="chips" role="group" aria-label="Program">
         {list.map((one) => (
-          <button key={one.name} type="button" class="chip" aria-pressed={one.name === open} onClick={() => setOpen(one.name)}>{one.name}</button>
+          <button
+            key={one.name}
+            type="button"
+            class="chip"
+            aria-pressed={one.name === open}
+            onClick={() => setOpen(one.name)}
+          >
+            {one.name}
+          </button>
         ))}
       </div>
       {program?.steps.map(([words, text]) => (

@@ -14,12 +14,18 @@ export function Machine({ node }: { node: MeshNode }): JSX.Element | null {
     return (
       <div class="memory">
         <OwnMemory node={node} machine={machine} />
-        {(machine.devices ?? []).map((device) => <Device key={device.name} device={device} />)}
+        {(machine.devices ?? []).map((device) => (
+          <Device key={device.name} device={device} />
+        ))}
       </div>
     )
   }
   if (node.role === 'backend' || (node.memory === 0 && taken(node) === 0)) return null
-  return <div class="memory"><OfferedMemory node={node} /></div>
+  return (
+    <div class="memory">
+      <OfferedMemory node={node} />
+    </div>
+  )
 }
 
 function taken(node: MeshNode): number {
@@ -34,10 +40,16 @@ function OwnMemory({ node, machine }: { node: MeshNode; machine: MachineStatus }
   const words = `${bytes(machine.memory_available)} free of ${bytes(machine.memory_total)}`
   return (
     <div>
-      <p><span>Memory{machine.memory_limited ? ' (of its container)' : ''}</span><span>{words}</span></p>
+      <p>
+        <span>Memory{machine.memory_limited ? ' (of its container)' : ''}</span>
+        <span>{words}</span>
+      </p>
       <Bar
         label={`Memory: models take ${bytes(models)}, everything else ${bytes(used - models)}; ${words}`}
-        parts={[{ fraction: models / total, kind: 'models' }, { fraction: (used - models) / total, kind: 'other' }]}
+        parts={[
+          { fraction: models / total, kind: 'models' },
+          { fraction: (used - models) / total, kind: 'other' },
+        ]}
       />
     </div>
   )
@@ -50,9 +62,18 @@ function Device({ device }: { device: DeviceStatus }): JSX.Element {
   const name = device.description || device.name
   return (
     <div>
-      <p><span>{name}{device.used ? '' : ' (not used)'}</span><span>{words}</span></p>
+      <p>
+        <span>
+          {name}
+          {device.used ? '' : ' (not used)'}
+        </span>
+        <span>{words}</span>
+      </p>
       {own && (
-        <Bar label={`${name}: ${words}`} parts={[{ fraction: taken / device.memory_total, kind: device.used ? 'models' : 'other' }]} />
+        <Bar
+          label={`${name}: ${words}`}
+          parts={[{ fraction: taken / device.memory_total, kind: device.used ? 'models' : 'other' }]}
+        />
       )}
     </div>
   )
@@ -64,8 +85,14 @@ function OfferedMemory({ node }: { node: MeshNode }): JSX.Element {
   const words = node.memory > 0 ? `${bytes(models)} of ${bytes(node.memory)}` : bytes(models)
   return (
     <div>
-      <p><span>{node.memory > 0 ? 'Offered memory' : 'Models'}</span><span>{words}</span></p>
-      <Bar label={`Models take ${words}${node.memory > 0 ? ' offered' : ''}`} parts={[{ fraction: models / total, kind: 'models' }]} />
+      <p>
+        <span>{node.memory > 0 ? 'Offered memory' : 'Models'}</span>
+        <span>{words}</span>
+      </p>
+      <Bar
+        label={`Models take ${words}${node.memory > 0 ? ' offered' : ''}`}
+        parts={[{ fraction: models / total, kind: 'models' }]}
+      />
     </div>
   )
 }

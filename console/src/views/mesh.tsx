@@ -15,7 +15,12 @@ export function Mesh(): JSX.Element {
   const list = nodes.value
   const node = list.find((one) => one.id === chosen) ?? null
   return (
-    <div class="split" onKeyDown={(event) => { if (event.key === 'Escape') setChosen(null) }}>
+    <div
+      class="split"
+      onKeyDown={(event) => {
+        if (event.key === 'Escape') setChosen(null)
+      }}
+    >
       <section class="stage" aria-labelledby="mesh-title">
         <Head list={list} />
         {idle.value && <Idle />}
@@ -33,7 +38,10 @@ function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const hosts = list.filter((node) => node.life === 'alive' && (node.role === 'host' || node.role === 'backend')).length
   const suspect = list.filter((node) => node.life === 'suspect').length
   const all = list.filter((node) => node.role !== 'backend' && node.life !== 'dead' && node.life !== 'left').length
-  const words = [all === living.length ? counted(all, 'node') : `${living.length} of ${all} nodes alive`, hosts === 0 ? 'nothing served' : `${hosts} serving`]
+  const words = [
+    all === living.length ? counted(all, 'node') : `${living.length} of ${all} nodes alive`,
+    hosts === 0 ? 'nothing served' : `${hosts} serving`,
+  ]
   if (suspect > 0) words.push(`${suspect} silent`)
   if (mesh !== null && mesh.clients > 0) words.push(counted(mesh.clients, 'client'))
   return (
@@ -49,7 +57,8 @@ function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
 function Joining(): JSX.Element | null {
   const known = status.value
   if (known === null) return null
-  if (known.mesh === null) return known.mesh_reason === '' ? null : <p class="notice">In no mesh: {known.mesh_reason}</p>
+  if (known.mesh === null)
+    return known.mesh_reason === '' ? null : <p class="notice">In no mesh: {known.mesh_reason}</p>
   const { phase, reason, steps } = known.mesh
   if (phase === 'alone' || phase === 'joined') return null
   return (
@@ -143,7 +152,15 @@ function neighbour(found: Layout, focused: string | null, key: string): MeshNode
   return best?.node ?? null
 }
 
-const Link = memo(function Link({ spot, chosen, labelled }: { spot: Spot; chosen: boolean; labelled: boolean }): JSX.Element | null {
+const Link = memo(function Link({
+  spot,
+  chosen,
+  labelled,
+}: {
+  spot: Spot
+  chosen: boolean
+  labelled: boolean
+}): JSX.Element | null {
   const { node, x, y } = spot
   if (node.here || !node.linked || node.life === 'dead' || node.life === 'left') return null
   const way = node.via === '' ? 'unused' : node.via
@@ -154,7 +171,9 @@ const Link = memo(function Link({ spot, chosen, labelled }: { spot: Spot; chosen
     <g class={`link ${way} ${node.life}${chosen ? ' chosen' : ''}`}>
       <line x1={0} y1={0} x2={x} y2={y} />
       {told && (
-        <text x={x * at} y={y * at} dy="-0.4em">{milliseconds(node.rtt as number)}</text>
+        <text x={x * at} y={y * at} dy="-0.4em">
+          {milliseconds(node.rtt as number)}
+        </text>
       )}
     </g>
   )
@@ -207,7 +226,14 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
 // How much of what a node can do at a time it is doing.
 function Arc({ radius, fraction }: { radius: number; fraction: number }): JSX.Element {
   const round = 2 * Math.PI * radius
-  return <circle class="arc" r={radius} stroke-dasharray={`${Math.min(1, fraction) * round} ${round}`} transform="rotate(-90)" />
+  return (
+    <circle
+      class="arc"
+      r={radius}
+      stroke-dasharray={`${Math.min(1, fraction) * round} ${round}`}
+      transform="rotate(-90)"
+    />
+  )
 }
 
 interface WordsProps {
@@ -229,9 +255,19 @@ const Words = memo(function Words({ node, x, y, radius, detail }: WordsProps): J
   const first = y < -1 ? -radius - 11 - line : radius + (detail === 'small' ? 13 : 19)
   return (
     <g class="label" style={{ transform: `translate(${x}px, ${y}px)` }}>
-      {detail === 'large' && slots > 0 && <text class="slots" dy="0.35em">{active}/{slots}</text>}
-      <text class="name" y={first}>{cut(node.name, most)}</text>
-      {detail !== 'small' && <text class="carries" y={first + line}>{cut(carries(node), most) + more}</text>}
+      {detail === 'large' && slots > 0 && (
+        <text class="slots" dy="0.35em">
+          {active}/{slots}
+        </text>
+      )}
+      <text class="name" y={first}>
+        {cut(node.name, most)}
+      </text>
+      {detail !== 'small' && (
+        <text class="carries" y={first + line}>
+          {cut(carries(node), most) + more}
+        </text>
+      )}
     </g>
   )
 })
@@ -250,7 +286,13 @@ function sentence(node: MeshNode): string {
   const words = [`${node.name} ${carries(node)}`]
   if (node.here) words.push('this node')
   if (node.life === 'alive' && node.models.length > 0) words.push(standing(node))
-  if (node.models.length > 1) words.push(`also ${node.models.slice(1).map((model) => model.name).join(', ')}`)
+  if (node.models.length > 1)
+    words.push(
+      `also ${node.models
+        .slice(1)
+        .map((model) => model.name)
+        .join(', ')}`,
+    )
   const { active, waiting } = busyOf(node)
   if (active + waiting > 0) words.push(`${active} at work, ${waiting} waiting`)
   if (node.rtt !== null) words.push(`${milliseconds(node.rtt)} away`)
@@ -275,9 +317,14 @@ function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
   ]
   return (
     <ul class="legend" aria-label="What the marks mean">
-      {marks.filter(([, , shown]) => shown).map(([mark, words]) => (
-        <li key={mark}><i class={mark} />{words}</li>
-      ))}
+      {marks
+        .filter(([, , shown]) => shown)
+        .map(([mark, words]) => (
+          <li key={mark}>
+            <i class={mark} />
+            {words}
+          </li>
+        ))}
     </ul>
   )
 }

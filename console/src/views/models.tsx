@@ -12,7 +12,12 @@ import { bytes, counted, percent, tokens } from '../words'
 import { Sharing } from './sharing'
 
 const TONES: Record<Standing, Tone> = {
-  serving: 'good', coming: 'busy', failed: 'bad', wanted: 'worrying', 'heard of': 'plain', 'on disk': 'plain',
+  serving: 'good',
+  coming: 'busy',
+  failed: 'bad',
+  wanted: 'worrying',
+  'heard of': 'plain',
+  'on disk': 'plain',
 }
 
 export function Models(): JSX.Element {
@@ -26,11 +31,15 @@ export function Models(): JSX.Element {
       </div>
       {list.length === 0 && (
         <Empty title="No model yet">
-          <p>Start a node with <code>--model NAME</code>; <code>mesh-llm download</code> lists the names.</p>
+          <p>
+            Start a node with <code>--model NAME</code>; <code>mesh-llm download</code> lists the names.
+          </p>
         </Empty>
       )}
       <ul class="rows">
-        {list.map((model) => <Row key={model.name} model={model} open={route.value.rest === model.name} />)}
+        {list.map((model) => (
+          <Row key={model.name} model={model} open={route.value.rest === model.name} />
+        ))}
       </ul>
       <Sharing />
     </section>
@@ -45,21 +54,34 @@ const Row = memo(function Row({ model, open }: { model: MeshModel; open: boolean
     model.context > 0 ? `${tokens(model.context)} context` : '',
     model.slots > 0 ? `${model.active} of ${model.slots} slots busy` : '',
     model.waiting > 0 ? `${model.waiting} waiting` : '',
-    model.purpose !== null && model.purpose !== 'generate' ? `for ${model.purpose === 'embed' ? 'embeddings' : 'ranking'}` : '',
+    model.purpose !== null && model.purpose !== 'generate'
+      ? `for ${model.purpose === 'embed' ? 'embeddings' : 'ranking'}`
+      : '',
   ].filter(Boolean)
   const place = useRef<HTMLLIElement>(null)
-  useEffect(() => { if (open) place.current?.scrollIntoView({ block: 'center' }) }, [open])
+  useEffect(() => {
+    if (open) place.current?.scrollIntoView({ block: 'center' })
+  }, [open])
   const chat = model.standing === 'serving' && (model.purpose === null || model.purpose === 'generate')
   return (
     <li ref={place} class={`row model${open ? ' chosen' : ''}`}>
-      <p class="title"><span class="name">{model.name}</span></p>
+      <p class="title">
+        <span class="name">{model.name}</span>
+      </p>
       <Badge tone={TONES[model.standing]}>{badge(model)}</Badge>
       <p class="carries">{reasonOf(model)}</p>
-      <p class="numbers">{facts.map((fact) => <span key={fact}>{fact}</span>)}</p>
+      <p class="numbers">
+        {facts.map((fact) => (
+          <span key={fact}>{fact}</span>
+        ))}
+      </p>
       {progress !== null && <Progress fraction={progress.fraction} label={`${model.name}: ${progress.stage}`} />}
       {model.hosts.length > 0 && <Hosts model={model} />}
       {chat && (
-        <a class="button small" href={address('chat', `new/${model.name}`)}><Icon name="chat" size={16} />Chat</a>
+        <a class="button small" href={address('chat', `new/${model.name}`)}>
+          <Icon name="chat" size={16} />
+          Chat
+        </a>
       )}
     </li>
   )
@@ -76,7 +98,10 @@ function Hosts({ model }: { model: MeshModel }): JSX.Element {
   return (
     <ul class="hosts" aria-label={`Who serves ${model.name}`}>
       {shown.map((node) => (
-        <li key={node.id}><i class={`dot ${node.role} ${node.life}`} />{node.here ? 'this node' : node.name}</li>
+        <li key={node.id}>
+          <i class={`dot ${node.role} ${node.life}`} />
+          {node.here ? 'this node' : node.name}
+        </li>
       ))}
       {model.hosts.length > shown.length && <li>and {model.hosts.length - shown.length} more</li>}
     </ul>

@@ -17,25 +17,43 @@ export function Nodes(): JSX.Element {
   const [text, setText] = useState('')
   const [chosen, setChosen] = useState<string | null>(null)
   const list = nodes.value
-  const shown = useMemo(() => list.filter((node) => fits(node, text.trim().toLowerCase())).toSorted(inOrder), [list, text])
+  const shown = useMemo(
+    () => list.filter((node) => fits(node, text.trim().toLowerCase())).toSorted(inOrder),
+    [list, text],
+  )
   const node = list.find((one) => one.id === chosen) ?? null
   return (
-    <div class="split" onKeyDown={(event) => { if (event.key === 'Escape') setChosen(null) }}>
+    <div
+      class="split"
+      onKeyDown={(event) => {
+        if (event.key === 'Escape') setChosen(null)
+      }}
+    >
       <section class="page" aria-labelledby="nodes-title">
         <div class="head">
           <h1 id="nodes-title">Nodes</h1>
-          <p>{words(list)}{status.value !== null && `, this one up ${duration(status.value.uptime_seconds)}`}</p>
+          <p>
+            {words(list)}
+            {status.value !== null && `, this one up ${duration(status.value.uptime_seconds)}`}
+          </p>
           {list.length > 6 && (
             <label class="search">
               <Icon name="search" size={16} />
               <span class="unseen">Find a node by name, model or state</span>
-              <input type="search" placeholder="Name, model or state" value={text} onInput={(event) => setText(event.currentTarget.value)} />
+              <input
+                type="search"
+                placeholder="Name, model or state"
+                value={text}
+                onInput={(event) => setText(event.currentTarget.value)}
+              />
             </label>
           )}
         </div>
         <Engine />
         <ul class="rows">
-          {shown.map((one) => <Row key={one.id} node={one} chosen={one.id === chosen} choose={setChosen} />)}
+          {shown.map((one) => (
+            <Row key={one.id} node={one} chosen={one.id === chosen} choose={setChosen} />
+          ))}
         </ul>
         {shown.length === 0 && <p class="quiet">No node is called so, serves that, or is in that state.</p>}
       </section>
@@ -72,7 +90,9 @@ function Engine(): JSX.Element | null {
   const failed = engine.phase === 'failed'
   return (
     <p class={`notice${failed ? ' bad' : ''}`} role="status">
-      {failed ? `The engine cannot be built: ${engine.reason} ${engine.advice}` : `The engine is being made ready${progress === null ? '' : `: ${progress.detail || progress.stage}`}.`}
+      {failed
+        ? `The engine cannot be built: ${engine.reason} ${engine.advice}`
+        : `The engine is being made ready${progress === null ? '' : `: ${progress.detail || progress.stage}`}.`}
     </p>
   )
 }
@@ -97,11 +117,20 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
       <Badge tone={toneOf(node)}>{standing(node)}</Badge>
       <p class="carries">{node.models.length === 0 ? <span class="quiet">nothing loaded</span> : names(node)}</p>
       <p class="numbers">
-        {slots > 0 && <span title="Requests at work, of those possible at a time">{active}/{slots} slots{waiting > 0 ? ` +${waiting}` : ''}</span>}
+        {slots > 0 && (
+          <span title="Requests at work, of those possible at a time">
+            {active}/{slots} slots{waiting > 0 ? ` +${waiting}` : ''}
+          </span>
+        )}
         {slots === 0 && active > 0 && <span>{active} at work</span>}
         {context > 0 && <span title="Longest context">{tokens(context)} context</span>}
         {fastest > 0 && <span title="Speed of the last answer">{speed(fastest)}</span>}
-        {node.rtt !== null && <span title={`Round trip ${linkWords(node)}`}>{milliseconds(node.rtt)}{node.via === '' ? '' : ` ${node.via}`}</span>}
+        {node.rtt !== null && (
+          <span title={`Round trip ${linkWords(node)}`}>
+            {milliseconds(node.rtt)}
+            {node.via === '' ? '' : ` ${node.via}`}
+          </span>
+        )}
         {node.version !== '' && <span>v{node.version}</span>}
       </p>
       <Machine node={node} />
@@ -110,6 +139,8 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
 })
 
 function names(node: MeshNode): string {
-  const shown = node.models.slice(0, 3).map((model) => (model.phase === 'serving' ? model.name : `${model.name} (${model.phase})`))
+  const shown = node.models
+    .slice(0, 3)
+    .map((model) => (model.phase === 'serving' ? model.name : `${model.name} (${model.phase})`))
   return node.models.length > 3 ? `${shown.join(', ')} and ${node.models.length - 3} more` : shown.join(', ')
 }

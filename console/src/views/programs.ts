@@ -28,11 +28,21 @@ export function programs(base: string, model: string): Program[] {
     { name: 'curl', steps: [['In a shell:', `curl ${base}/v1/chat/completions -d ${quoted(body)}`]] },
     {
       name: 'goose',
-      steps: [['In a shell:', `GOOSE_PROVIDER=openai OPENAI_HOST=${base} OPENAI_API_KEY=none \\\n  GOOSE_MODEL=${quoted(model)} goose session`]],
+      steps: [
+        [
+          'In a shell:',
+          `GOOSE_PROVIDER=openai OPENAI_HOST=${base} OPENAI_API_KEY=none \\\n  GOOSE_MODEL=${quoted(model)} goose session`,
+        ],
+      ],
     },
     {
       name: 'Claude Code',
-      steps: [['In a shell:', `ANTHROPIC_BASE_URL=${base} ANTHROPIC_AUTH_TOKEN=none \\\n  ANTHROPIC_MODEL=${quoted(model)} ANTHROPIC_SMALL_FAST_MODEL=${quoted(model)} claude`]],
+      steps: [
+        [
+          'In a shell:',
+          `ANTHROPIC_BASE_URL=${base} ANTHROPIC_AUTH_TOKEN=none \\\n  ANTHROPIC_MODEL=${quoted(model)} ANTHROPIC_SMALL_FAST_MODEL=${quoted(model)} claude`,
+        ],
+      ],
     },
     {
       name: 'opencode',
@@ -50,7 +60,9 @@ export function programs(base: string, model: string): Program[] {
     },
     {
       name: 'Python',
-      steps: [['With the openai package:', `import openai\n\nclient = openai.OpenAI(base_url="${base}/v1", api_key="none")`]],
+      steps: [
+        ['With the openai package:', `import openai\n\nclient = openai.OpenAI(base_url="${base}/v1", api_key="none")`],
+      ],
     },
   ]
 }

@@ -18,9 +18,17 @@ export function Sharing(): JSX.Element | null {
         {sharing.limit === null ? '' : `, at most ${bytes(sharing.limit)} a second now`}.
       </p>
       <ul>
-        {taking.map((transfer) => <Transfer key={`t ${transfer.peer} ${transfer.what}`} transfer={transfer} way="from" />)}
-        {giving.map((transfer) => <Transfer key={`g ${transfer.peer} ${transfer.what}`} transfer={transfer} way="to" />)}
-        {banned.map((one) => <li key={`b ${one.peer}`}>Nothing is taken from {one.name || one.peer.slice(0, 10)} any more: {one.reason}</li>)}
+        {taking.map((transfer) => (
+          <Transfer key={`t ${transfer.peer} ${transfer.what}`} transfer={transfer} way="from" />
+        ))}
+        {giving.map((transfer) => (
+          <Transfer key={`g ${transfer.peer} ${transfer.what}`} transfer={transfer} way="to" />
+        ))}
+        {banned.map((one) => (
+          <li key={`b ${one.peer}`}>
+            Nothing is taken from {one.name || one.peer.slice(0, 10)} any more: {one.reason}
+          </li>
+        ))}
       </ul>
     </section>
   )
