@@ -89,6 +89,57 @@ def causal_embedder(path: Path) -> Path:
     return _written(writer, path)
 
 
+def projector(
+    path: Path,
+    *,
+    width: int = 64,
+    hidden: int = 128,
+    layers: int = 2,
+    side: int = 64,
+    patch: int = 16,
+    text_width: int = 576,
+    most_pixels: int = 0,
+) -> Path:
+    """A vision projector in the manner of Gemma 3's, with random weights (always the same), for a model whose tokens
+    have `text_width` numbers. A picture of `side` pixels becomes a token for every four patches."""
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type("mmproj")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_bool("clip.use_gelu", True)
+    writer.add_string("clip.projector_type", "gemma3")
+    numbers = {
+        "image_size": side, "patch_size": patch, "embedding_length": width, "feed_forward_length": hidden,
+        "block_count": layers, "projection_dim": text_width, "attention.head_count": 4, "projector.scale_factor": 2,
+    }  # fmt: skip
+    if most_pixels:
+        numbers["image_max_pixels"] = most_pixels
+    for name, number in numbers.items():
+        writer.add_uint32(f"clip.vision.{name}", number)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-6)
+    writer.add_array("clip.vision.image_mean", [0.5] * 3)
+    writer.add_array("clip.vision.image_std", [0.5] * 3)
+    shapes: dict[str, tuple[int, ...]] = {
+        "v.patch_embd.weight": (width, 3, patch, patch),
+        "v.patch_embd.bias": (width,),
+        "v.position_embd.weight": ((side // patch) ** 2, width),
+        "v.post_ln.weight": (width,),
+        "v.post_ln.bias": (width,),
+        "mm.input_projection.weight": (width, text_width),
+        "mm.soft_emb_norm.weight": (width,),
+    }
+    for layer in range(layers):
+        parts = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_out"), (width, width))
+        parts |= {"ffn_up": (hidden, width), "ffn_down": (width, hidden)}
+        for part, shape in parts.items():
+            shapes |= {f"v.blk.{layer}.{part}.weight": shape, f"v.blk.{layer}.{part}.bias": shape[:1]}
+        for part in ("ln1", "ln2"):
+            shapes |= {f"v.blk.{layer}.{part}.{kind}": (width,) for kind in ("weight", "bias")}
+    random = numpy.random.default_rng(20)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, random.normal(0, 0.3, shape).astype(numpy.float32))
+    return _written(writer, path)
+
+
 def _bert(path: Path, pooling: gguf.PoolingType | None, *, classifier: bool) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_context_length(CONTEXT)

@@ -86,7 +86,7 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a model once its file is there and has been read."""
+    """What is known of a model once its file is there and has been read. `sees`: it takes pictures."""
 
     path: str
     size: int
@@ -95,6 +95,7 @@ class ModelFacts:
     quantization: str = ""
     digest: str = ""
     purpose: Purpose = Purpose.GENERATE
+    sees: bool = False
 
 
 @dataclass(frozen=True, slots=True)

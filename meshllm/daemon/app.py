@@ -88,7 +88,8 @@ class Viewer:
 
 
 def find_models(settings: Settings) -> dict[str, Wanted | None]:
-    """What each `--model` means, by the name callers use; None: only the mesh that is joined can know.
+    """What each `--model` means, by the name callers use; None: only the mesh can know, one that is joined or that was
+    left with others in it. A node that has never seen another refuses a name that it does not know.
 
     Raises UnknownModel, InvalidModelFile, UsageError.
     """
@@ -98,9 +99,11 @@ def find_models(settings: Settings) -> dict[str, Wanted | None]:
         try:
             found = resolve(text, folder=store.folder, disk=lambda: on_disk.scan(store))
         except UnknownModel as error:
-            if not settings.invites or "/" in text or text.casefold().endswith(".gguf"):
+            if "/" in text or text.casefold().endswith(".gguf"):
                 raise
-            log.warning("%s The mesh is asked for it.", error.message)
+            if not settings.invites and not _knows_others(settings.home):
+                raise
+            log.warning("%s The mesh is asked for it. %s", error.message, error.advice)
             wanted[text.strip()] = None
             continue
         if found.note:
@@ -111,6 +114,13 @@ def find_models(settings: Settings) -> dict[str, Wanted | None]:
             raise UsageError(f"Two different models are both called {name}.", advice="Rename one of the files.")
         wanted[name] = source
     return wanted
+
+
+def _knows_others(home: Path) -> bool:
+    """Whether the node of `home` has been in a mesh with others."""
+    from meshllm.daemon.mesh_state import knows_others  # what the mesh takes is loaded once callers are served
+
+    return knows_others(home)
 
 
 def backend_keys(settings: Settings) -> dict[str, str]:

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from meshllm.core import fitting
-from meshllm.core.fit_words import Wish, describe, losses, shortage
+from meshllm.core.fit_words import Wish, describe, gigabytes, losses, shortage
 from meshllm.core.fitting import Need, Room, Trial, Verdict
 from meshllm.core.forecast import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
 from meshllm.core.lending import Device, Machine, offer, room, select
@@ -21,9 +21,11 @@ from meshllm.core.speculation import PLAIN, Guessing, Speculation
 from meshllm.core.types import Purpose
 from meshllm.engine import bindings
 from meshllm.engine.installed import Engine
+from meshllm.engine.llama_server import Projector
 from meshllm.errors import InvalidModelFile, OutOfRoom
 from meshllm.machine import resources
 from meshllm.models.local import LocalModel
+from meshllm.models.projector import projector_bytes
 from meshllm.models.purpose import Usage
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Fit:
 
     `micro_batch`: tokens the engine has to compute in one go, None if it need not. `devices`, `layers`,
     `experts_aside` and `checkpoints` are those of `llama_server.ServerPlan`. `speculation` is what was asked for, or
-    less; `draft_device` where the draft is held.
+    less; `draft_device` where the draft is held. `projector`: what lets it see, for `llama_server.ServerPlan`.
     """
 
     size: Size
@@ -57,6 +59,7 @@ class Fit:
     checkpoints: int | None = None
     speculation: Speculation = PLAIN
     draft_device: str | None = None
+    projector: Projector | None = None
 
 
 class Fitter:
@@ -116,6 +119,7 @@ class Fitter:
             await self.look(engine)  # what is free on a device changes with every model that is loaded
         machine = self.machine()
         task = _Task(engine, model, how, room(machine), bool(machine.devices), speculation.longest)
+        task = _with_projector(task)
         sizes = task.sizes(self._context)
         if draft is not None and speculation.guessing is Guessing.DRAFT:
             why = f"{draft.name} would take memory that {model.name} needs"
@@ -137,8 +141,7 @@ class Fitter:
         self, task: _Task, sizes: tuple[Size, ...], draft: LocalModel, speculation: Speculation
     ) -> Fit | None:
         """The fit with the draft in memory too, None where the model would lose anything by it."""
-        where = max(task.room.accelerators, key=lambda accelerator: accelerator.room, default=None)
-        device = None if where is None else where.name
+        device = _roomiest(task.room)
         taken = await _draft_need(task, draft, sizes[0], device)
         smaller = replace(task, room=_less(task.room, taken, device))
         found = await smaller.search(sizes[:1])
@@ -168,16 +171,17 @@ class Fitter:
             cache = _prompt_cache_mib(spare)
         return Fit(
             size=trial.size,
-            memory=found.need.host + sum(found.need.accelerators) + draft_memory,
+            memory=found.need.host + sum(found.need.accelerators) + draft_memory + task.beside,
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
-            words=describe(found, wish, task.shape, given),
+            words=describe(found, wish, task.shape, given) + task.sees(),
             devices=tuple(task.names(trial)) if task.chosen else None,
             layers=tuple(count for count in trial.layers if count),
             experts_aside=trial.experts_aside,
             checkpoints=checkpoints,
             speculation=speculation,
             draft_device=draft_device,
+            projector=task.projector,
         )
 
     def _wish(self, model: LocalModel, sizes: tuple[Size, ...]) -> Wish:
@@ -187,7 +191,8 @@ class Fitter:
 @dataclass(frozen=True, slots=True)
 class _Task:
     """A model that is to be fitted into `room`. `chosen`: there are devices, so the engine must be told which to use,
-    and be it none. `guessed` tokens ahead of each request have scores too."""
+    and be it none. `guessed` tokens ahead of each request have scores too. `projector`: what lets it see, which takes
+    `beside` bytes that are not in `room` any more."""
 
     engine: Engine
     model: LocalModel
@@ -195,6 +200,8 @@ class _Task:
     room: Room
     chosen: bool = False
     guessed: int = 0
+    projector: Projector | None = None
+    beside: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -203,6 +210,13 @@ class _Task:
     def sizes(self, context: int | None) -> tuple[Size, ...]:
         # What computes a text in one go hardly ever keeps anything of it.
         return candidates(self.model.context_length, context, self.how.purpose, slots_are_free=self.how.at_once)
+
+    def sees(self) -> str:
+        """That it takes pictures, for a person; "" if it does not."""
+        if self.projector is None:
+            return ""
+        where = f" on {self.projector.device}" if self.projector.device is not None else ""
+        return f"; sees pictures ({gigabytes(self.beside)} at most{where})"
 
     def asked_micro_batch(self, size: Size) -> int | None:
         """Tokens the engine has to compute in one go, None if it need not."""
@@ -254,6 +268,26 @@ class _Task:
             told.mapped,
             tuple(by_device.get(accelerator.name, 0) for accelerator in self.room.accelerators),
         )
+
+
+def _with_projector(task: _Task) -> _Task:
+    """The same with the model's projector in memory: where there is most room, as is usual for what runs at once.
+
+    Raises InvalidModelFile.
+    """
+    path = task.model.projector
+    if path is None:
+        return task
+    device = _roomiest(task.room)
+    taken = projector_bytes(path)
+    here_and_there = (taken, 0) if device is None else (0, taken)
+    return replace(task, room=_less(task.room, here_and_there, device), projector=Projector(path, device), beside=taken)
+
+
+def _roomiest(given: Room) -> str | None:
+    """The accelerator with most room, None where there is none."""
+    best = max(given.accelerators, key=lambda accelerator: accelerator.room, default=None)
+    return None if best is None else best.name
 
 
 async def _draft_need(task: _Task, draft: LocalModel, size: Size, device: str | None) -> tuple[int, int]:

@@ -176,6 +176,16 @@ def _founded() -> _Kept:
     return _Kept(MeshId(secrets.token_bytes(MESH_ID_BYTES)), secrets.token_bytes(SECRET_BYTES))
 
 
+def knows_others(home: Path) -> bool:
+    """Whether the node of `home` has been in a mesh with others, as far as its file can be read; makes none."""
+    path = home / FILE
+    try:
+        text = _read(path)
+        return text is not None and bool(_parse(text, path).peers)
+    except (_Damaged, DamagedState):
+        return False  # it is spoken of when the mesh is looked for
+
+
 # -- the file
 
 

@@ -186,6 +186,7 @@ class Supervisor:
                         quantization=header.quantization,
                         digest=model.digest or "",
                         purpose=usage(header).purpose,
+                        sees=model.projector is not None,
                     ),
                 )
             )
@@ -259,6 +260,7 @@ class Supervisor:
                 speculation=fit.speculation,
                 draft_path=draft.path if draft is not None else None,
                 draft_device=fit.draft_device,
+                projector=fit.projector,
             )
 
             def loading(fraction: float | None) -> None:

@@ -45,6 +45,14 @@ GUESSES_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class Projector:
+    """The file that turns pictures into tokens, and the accelerator that holds it (None: the processor computes it)."""
+
+    path: Path
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerPlan:
     """How a model is to be served: `context_length` tokens for each of `slots` requests at a time.
 
@@ -58,6 +66,8 @@ class ServerPlan:
 
     `speculation`: how it guesses ahead; `draft_path` is the smaller model's file, `draft_device` the accelerator that
     holds it (None: as the model itself).
+
+    `projector`: what lets the model see pictures, if it does.
     """
 
     model_name: str
@@ -76,6 +86,7 @@ class ServerPlan:
     speculation: Speculation = PLAIN
     draft_path: Path | None = None
     draft_device: str | None = None
+    projector: Projector | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -114,6 +125,9 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
     argv += _placement(plan) + _speculation(plan)
     if plan.chat_template is not None:
         argv += ["--chat-template-file", str(plan.chat_template)]
+    if (projector := plan.projector) is not None:
+        where = ["--mmproj-device", projector.device] if projector.device is not None else ["--no-mmproj-offload"]
+        argv += ["--mmproj", str(projector.path), *where]
     if plan.purpose is Purpose.EMBED:
         argv += ["--embeddings"]
     elif plan.purpose is Purpose.RERANK:

@@ -49,6 +49,7 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[Offer], index: MeshInd
         if here.facts is not None:
             known |= {"size": here.facts.size, "architecture": here.facts.architecture}
             known["purpose"] = here.facts.purpose.value
+            known["input_modalities"] = ["text", "image"] if here.facts.sees else ["text"]
         if here.server_facts is not None:
             known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
     if offers and offers[0].target.kind is TargetKind.PEER:

@@ -3,8 +3,8 @@
 Law: taking is what a daemon does, from real daemons, over lanes, to the disk, verified twice (each chunk, and the whole
 file); what it is compared with is plain TLS over as many connections, memory to memory, received by the same process in
 the same round. All processes share this machine's cores, so that the ratio says how much work is done beside moving
-bytes; the order of the two turns from round to round. The files lie in a file system in memory where there is one, so
-that the disk is not what is measured (`--disk`: where temporary files lie).
+bytes; the order of the two turns from round to round. What is taken goes to a file system in memory where there is one,
+so that the disk is not what is measured (`--disk`: where temporary files lie); what is given is in the system's cache.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
     notes: list[str] = []
     for part in parts:
         with ExitStack() as stack:
-            scratch, files = (stack.enter_context(_folder(in_memory)) for in_memory in (False, not options.disk))
-            bench = Bench(stack, scratch, files, size)
+            scratch, taken = (stack.enter_context(_folder(in_memory)) for in_memory in (False, not options.disk))
+            bench = Bench(stack, scratch, taken, size)
             try:
                 measured |= bench.bulk(rounds) if part == "bulk" else bench.answers(rounds, options)
             except BenchError as error:
@@ -77,13 +77,13 @@ def run(options: argparse.Namespace) -> int:
 class Bench:
     """Nodes that have a big file, and one that takes it."""
 
-    def __init__(self, stack: ExitStack, scratch: Path, files: Path, size: int) -> None:
-        """`files`: the folder for the big ones."""
+    def __init__(self, stack: ExitStack, scratch: Path, taken: Path, size: int) -> None:
+        """`taken`: where what is taken goes."""
         self._stack = stack
         self._scratch = scratch
         self._size = size
         self._nodes = Nodes(stack, scratch)
-        self._models, self._taken = files / "models", files / "taken"
+        self._models, self._taken = scratch / "models", taken / "taken"
         self._sha256 = ""
 
     def bulk(self, rounds: int) -> dict[str, Any]:

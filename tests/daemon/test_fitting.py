@@ -16,11 +16,13 @@ from meshllm.daemon.fitting import CHECKPOINTS_MOST, Fitter
 from meshllm.engine import bindings, build
 from meshllm.engine.bindings import BufferNeed, EngineDevice, MemoryNeed
 from meshllm.engine.build import Engine
+from meshllm.engine.llama_server import Projector
 from meshllm.errors import OutOfRoom, UsageError
 from meshllm.machine import resources
 from meshllm.machine.resources import Memory
 from meshllm.models.gguf import read_header
 from meshllm.models.local import LocalModel
+from meshllm.models.projector import projector_bytes
 from meshllm.models.purpose import usage
 from tests import engine_samples, engine_shapes
 
@@ -148,6 +150,27 @@ async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -
     assert 0 < sum(capped.layers) < 5
     with pytest.raises(UsageError, match="CUDA7"):
         await Fitter(wanted=("CUDA7",)).look(ENGINE)
+
+
+async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Path) -> None:
+    sees = engine_samples.projector(tmp_path / "mmproj.gguf", width=1152, hidden=4304, layers=1)
+    taken = projector_bytes(sees)
+    local = model(tmp_path / "m.gguf")
+    blind = await Fitter().fit(ENGINE, local, usage(local.header))
+    local = replace(local, projector=sees)
+    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    assert fit.projector == Projector(sees)
+    assert fit.memory == blind.memory + taken
+    assert "sees pictures (0.93 GB at most)" in fit.words
+    assert blind.projector is None
+    assert "pictures" not in blind.words
+    machine.available = int((blind.memory + taken - 10 * MIB) / 0.9)
+    assert (await Fitter().fit(ENGINE, local, usage(local.header))).size.slots < 4, "it has no room for all"
+    machine.available = 32 * GB
+    machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
+    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    assert fit.projector == Projector(sees, "CUDA1")
+    assert "GB at most on CUDA1)" in fit.words
 
 
 async def test_before_the_engine_was_asked_the_memory_is_what_there_is(machine: Machine) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from meshllm.core.records import MAX_NUMBER, Address, MeshId, WayIn
 from meshllm.daemon import mesh_state
-from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState
+from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState, knows_others
 from meshllm.errors import DamagedState, NobodysFault
 
 NOW = 1_800_000_000.7
@@ -49,6 +49,20 @@ def test_a_first_start_founds_a_mesh_of_one(tmp_path: Path) -> None:
     assert state.mesh != other.mesh
     assert state.secret != other.secret
     assert sorted(path.name for path in home.iterdir()) == [FILE]
+
+
+def test_whether_others_are_known_is_seen_without_founding_anything(tmp_path: Path) -> None:
+    assert not knows_others(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    state = opened(tmp_path)
+    assert not knows_others(tmp_path)
+    state.save_peers(PEERS)
+    assert knows_others(tmp_path)
+    (tmp_path / FILE).write_text("{")
+    assert not knows_others(tmp_path)
+    assert (tmp_path / FILE).read_text() == "{", "it is left for whoever opens it"
+    (tmp_path / FILE).write_text('{"version": 99}')
+    assert not knows_others(tmp_path)
 
 
 def test_everything_is_kept(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ import pytest
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.mesh import Mesh
+from meshllm.core.records import Address, WayIn
 from meshllm.core.types import Snapshot
 from meshllm.daemon import instance
 from meshllm.daemon.app import App, Listening, Viewer, api_key, backend_keys, find_models
 from meshllm.daemon.instance import Claim
+from meshllm.daemon.mesh_state import MeshState
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Backend, Settings
 from meshllm.errors import InvalidModelFile, NotRunning, UnknownModel, UsageError
@@ -147,6 +149,21 @@ def test_models_are_found_before_anything_starts(tmp_path: Path, monkeypatch: py
     (tmp_path / "bad.gguf").write_bytes(b"nonsense")
     with pytest.raises(InvalidModelFile):
         find_models(Settings(tmp_path, models=(str(tmp_path / "bad.gguf"),)))
+
+
+def test_a_node_that_knows_others_may_ask_them_what_a_name_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path))
+    home = tmp_path / "home"
+    state = MeshState.open(home)
+    with pytest.raises(UnknownModel, match="Qwen3-9B"):
+        find_models(Settings(home, models=("Qwen3-9B",)))  # a mesh of one knows no more than this node
+    state.save_peers((WayIn(b"a" * 32, (Address("192.0.2.1", 9),)),))
+    assert find_models(Settings(home, models=("Qwen3-9B",))) == {"Qwen3-9B": None}
+    assert "The mesh is asked for it. Did you mean" in caplog.text
+    with pytest.raises(UnknownModel, match=r"missing\.gguf"):
+        find_models(Settings(home, models=("./missing.gguf",)))  # nobody else can know a path of this machine
 
 
 def test_what_was_taken_for_a_name_is_said(

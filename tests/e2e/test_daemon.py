@@ -196,7 +196,8 @@ def test_a_taken_port_is_refused_with_a_way_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "SmolLM3"], "SmolLM2-135M-Instruct"),
+        (["--model", "SmolLM2-134M-Instruct"], "SmolLM2-135M-Instruct"),
+        (["--model", "Qwen3-9B"], "Did you mean"),
         (["--model", "./no-such-file.gguf"], "no-such-file.gguf"),
         (["--model", "pyproject.toml"], "toml"),
         (["--backend", "not a url"], "http://HOST:PORT/v1"),

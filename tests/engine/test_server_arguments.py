@@ -8,7 +8,7 @@ import pytest
 
 from meshllm.core.speculation import Guesses, Guessing, Speculation
 from meshllm.core.types import Purpose
-from meshllm.engine.llama_server import ServerPlan, arguments, parse_guesses
+from meshllm.engine.llama_server import Projector, ServerPlan, arguments, parse_guesses
 
 
 def line(**more: object) -> str:
@@ -58,6 +58,18 @@ def test_other_purposes_are_told(plan: dict[str, object], expected: str) -> None
 def test_where_the_layers_go_is_told(plan: dict[str, object], expected: str) -> None:
     assert line(**plan) == line() + expected
     assert "--fit off" in line()
+
+
+@pytest.mark.parametrize(
+    ("projector", "expected"),
+    [
+        (Projector(Path("/p.gguf")), " --mmproj /p.gguf --no-mmproj-offload"),
+        (Projector(Path("/p.gguf"), "CUDA1"), " --mmproj /p.gguf --mmproj-device CUDA1"),
+    ],
+)
+def test_a_model_that_sees_is_given_its_projector(projector: Projector, expected: str) -> None:
+    assert line(projector=projector) == line() + expected
+    assert "mmproj" not in line()
 
 
 def test_nothing_is_guessed_unless_it_was_decided() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import anthropic
@@ -26,6 +27,7 @@ from web_rig import (
     served,
 )
 
+from meshllm.core.types import ModelFacts
 from meshllm.web.callers import CallerPolicy
 
 # What is tested here does not depend on the loop, and there is much of it.
@@ -214,6 +216,16 @@ async def test_models_can_be_read_by_the_sdks_of_both_apis(table: Bench) -> None
     missing = await table.get("/v1/models/org%2Fc-2")
     assert missing.status == 404
     assert "Did you mean org/c-1?" in shaped("/v1/models", missing, "model_not_found")
+
+
+@pytest.mark.parametrize(("sees", "told"), [(True, ["text", "image"]), (False, ["text"])])
+async def test_the_list_says_whether_a_model_takes_pictures(table: Bench, sees: bool, told: list[str]) -> None:
+    engine = await table.serve()
+    state = served("m", engine.address)
+    table.publish(replace(state, facts=ModelFacts("/m.gguf", 5, "llama", 8192, sees=sees)), coming("c"))
+    listed = (await table.get("/v1/models")).json["data"]
+    assert listed[0]["mesh"]["input_modalities"] == told
+    assert "input_modalities" not in listed[1]["mesh"], "nobody knows it before the file is there"
 
 
 async def test_no_models_at_all(table: Bench) -> None:

@@ -1,0 +1,69 @@
+"""The real engine with a projector: it takes pictures, and no more memory than was counted."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from meshllm import paths
+from meshllm.engine import build
+from meshllm.engine.llama_server import Projector, ServerPlan
+from meshllm.models.projector import projector_bytes
+from scripts.benchmarks.speculation import Engine
+from tests import engine_samples
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+QUESTION = {"type": "text", "text": "What is this?"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    if build.find() is None:
+        pytest.skip("the engine is not built (mesh-llm engine build)")
+    found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+    if not found:
+        pytest.skip("the model is not here (mesh-llm download SmolLM2-135M-Instruct)")
+    return found[0]
+
+
+def picture(side: int) -> dict[str, object]:
+    """A grey PNG, as a part of a message."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress((b"\0" + b"\x80" * 3 * side) * side)
+    size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(png).decode()}}
+
+
+def memory(engine: Engine) -> int:
+    """Bytes that are its own."""
+    return int(psutil.Process(engine.child.process.pid).memory_info().rss)
+
+
+def test_a_picture_is_part_of_the_question(model: Path, tmp_path: Path) -> None:
+    """A tiny projector of random weights, made for the real model: nothing sensible is seen, but it is looked at."""
+    sees = engine_samples.projector(tmp_path / "mmproj.gguf")
+    with ExitStack() as stack:
+        engine = Engine(stack, tmp_path, "sees", ServerPlan("m", model, 2048, 1, projector=Projector(sees)))
+        blind = Engine(stack, tmp_path, "blind", ServerPlan("m", model, 2048, 1))
+        engine.wait()
+        blind.wait()
+        without = memory(blind)
+        asked = {"max_tokens": 2, "temperature": 0}
+        spoken = engine.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": [QUESTION]}], **asked})
+        shown = engine.ask(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": [QUESTION, picture(200)]}], **asked}
+        )
+        # 16 patches are 4 tokens, and the engine puts two marks around them.
+        assert shown["usage"]["prompt_tokens"] >= spoken["usage"]["prompt_tokens"] + 4
+        assert memory(engine) - without < projector_bytes(sees) + (64 << 20)
