@@ -56,6 +56,12 @@ export interface FileStatus {
   digest: string
 }
 
+// What one way to serve the model promised: `nodes`, the host first, and the time for one token.
+export interface ForecastStatus {
+  nodes: string[]
+  seconds_per_token: number
+}
+
 // An invite, and when it ends (seconds since the epoch; 0: never).
 export interface InviteAnswer {
   invite: string
@@ -65,6 +71,19 @@ export interface InviteAnswer {
 // For how many seconds an invite shall be good; 0: for good.
 export interface InviteWish {
   expires?: number | null
+}
+
+// What this node carries for the host of a split.
+export interface LentStatus {
+  model: string
+  host: string
+  session: string
+  generation: number
+  phase: string
+  detail: string
+  first: number
+  layers: number
+  memory: number
 }
 
 // Requests at work and waiting, by the model or backend that answers them.
@@ -123,7 +142,8 @@ export interface ModelStatus {
   advice: string
 }
 
-// Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`.
+// Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
+// those it hosts, `lent` is what it carries for the host of another.
 export interface NodeStatus {
   name: string
   version: string
@@ -141,6 +161,8 @@ export interface NodeStatus {
   mesh_reason: string
   sharing: SharingStatus | null
   machine: MachineStatus | null
+  splits: SplitStatus[]
+  lent: LentStatus | null
 }
 
 // Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
@@ -196,6 +218,23 @@ export interface ServerStatus {
   speculation: SpeculationStatus
 }
 
+// `layers` of the model from `first` on, carried by `node`; `phase` and `detail` of its part in the lease.
+//
+// `rtt` from the host, null if never measured; `via`: "lane" or "quic"; `sent` and `received` by the host's tunnel.
+export interface ShareStatus {
+  node: string
+  name: string
+  first: number
+  layers: number
+  memory: number
+  phase: string
+  detail: string
+  rtt: number | null
+  via: string
+  sent: number
+  received: number
+}
+
 // Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be
 // given now, null for any number; `given`: bytes in all.
 export interface SharingStatus {
@@ -216,6 +255,20 @@ export interface SpeculationStatus {
   accepted: number
   acceptance: number | null
   reason: string
+}
+
+// A model that this node hosts with others. `forecast` and `measured` are seconds for one token (null: not yet
+// known), `considered` the ways that there were; `reason` says why it is so, or what is missing.
+export interface SplitStatus {
+  model: string
+  session: string
+  generation: number
+  committed: boolean
+  reason: string
+  forecast: number | null
+  measured: number | null
+  considered: ForecastStatus[]
+  shares: ShareStatus[]
 }
 
 // One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words.

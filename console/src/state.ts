@@ -7,6 +7,7 @@ import { computed, signal } from '@preact/signals'
 import type { NodeStatus } from './api'
 import { modelsOf } from './mesh/models'
 import { nodesOf, type MeshNode } from './mesh/nodes'
+import { pipelinesOf, type Pipeline } from './mesh/splits'
 import { share } from './share'
 
 export type Contact = 'connecting' | 'live' | 'lost'
@@ -18,6 +19,7 @@ export const status = signal<NodeStatus | null>(null)
 export const contact = signal<Contact>('connecting')
 
 export const nodes = signal<MeshNode[]>([])
+export const pipelines = signal<Pipeline[]>([])
 export const models = computed(() => (status.value === null ? [] : modelsOf(status.value, nodes.value)))
 export const idle = computed(() => {
   const known = status.value
@@ -41,6 +43,7 @@ function apply(): void {
   const next = share<NodeStatus>(status.value ?? undefined, JSON.parse(pending) as NodeStatus)
   pending = null
   nodes.value = share(nodes.value, nodesOf(next, Date.now() / 1000, nodes.value))
+  pipelines.value = share(pipelines.value, pipelinesOf(next))
   status.value = next
   contact.value = 'live'
 }

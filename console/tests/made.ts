@@ -47,6 +47,8 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
     mesh_reason: '',
     machine: null,
     sharing: null,
+    splits: [],
+    lent: null,
     mesh: {
       node: 'me',
       mesh: 'm',
@@ -97,6 +99,7 @@ export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
     models: [],
     wants: [],
     onDisk: [],
+    parts: [],
     memory: 0,
     linked: true,
     rtt: null,

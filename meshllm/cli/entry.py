@@ -121,6 +121,24 @@ def serve(
             rich_help_panel=SERVE,
         ),
     ] = None,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Spread the layers of the first --model over several nodes even if it fits on this one.",
+            rich_help_panel=SERVE,
+        ),
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            metavar="N",
+            help="Processor threads of each engine; by default what the engine finds best.",
+            rich_help_panel=SERVE,
+        ),
+    ] = None,
     join: Annotated[
         list[str] | None,
         typer.Option(
@@ -231,6 +249,8 @@ def serve(
         draft=draft,
         drafts=not no_draft,
         speculation=not no_speculation,
+        split=split,
+        threads=threads,
     )
     _check(settings)
     _run(settings, json=json, verbose=verbose)
@@ -384,12 +404,13 @@ def status(
 
 def _add_rooms() -> None:
     """Commands that live in files of their own. Those files import nothing heavy at their top either."""
-    from meshllm.cli import doctor, engine, invite, models
+    from meshllm.cli import doctor, download, engine, invite, models
 
-    app.command("download")(models.download)
+    app.command("download")(download.download)
     app.command("doctor")(doctor.doctor)
     app.command("invite")(invite.invite)
     app.add_typer(engine.app, name="engine")
+    app.add_typer(models.app, name="models")
 
 
 _add_rooms()

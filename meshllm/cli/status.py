@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.cli.mesh_news import printable
+from meshllm.cli.split_words import carried, hosted
 from meshllm.core.fit_words import gigabytes
 from meshllm.errors import NotRunning
 
@@ -53,10 +54,14 @@ def show(port: int | None, *, as_json: bool) -> None:
             console.print(f"{name}: {printable(running['fit'])}", highlight=False, markup=False)
         if running:
             console.print(f"{name}: {speculation_words(running['speculation'])}", highlight=False, markup=False)
+    for line in _carrying(told):
+        console.print(line, highlight=False, markup=False)
     for backend in told["backends"]:
         state = ", ".join(backend["models"]) if backend["healthy"] else f"away: {backend['reason']}"
         console.print(f"backend {backend['url']}: {state}", highlight=False)
-    if not told["models"] and not told["backends"] and (told["mesh"] is None or told["mesh"]["role"] != "client"):
+    if not (told["models"] or told["backends"] or told["lent"]) and (
+        told["mesh"] is None or told["mesh"]["role"] != "client"
+    ):
         console.print("It serves nothing. Start it with --model NAME to change that.")
     if told["mesh"] is None:
         console.print(f"It is in no mesh: {told['mesh_reason']}", highlight=False, markup=False)
@@ -66,6 +71,12 @@ def show(port: int | None, *, as_json: bool) -> None:
         console.print(line, highlight=False, markup=False)
     if peers.row_count:
         console.print(peers)
+
+
+def _carrying(told: dict[str, Any]) -> list[str]:
+    """What is carried with others."""
+    lines = [line for split in told["splits"] for line in hosted(split)]
+    return [*lines, carried(told["lent"])] if told["lent"] is not None else lines
 
 
 def _memory(machine: dict[str, Any]) -> list[str]:

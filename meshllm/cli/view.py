@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import orjson
 
 from meshllm.cli.mesh_news import MeshNews, Tone
+from meshllm.cli.split_words import lent_news, waiting
 from meshllm.core import serving
 from meshllm.core.types import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
 from meshllm.daemon.app import Listening, Viewer
@@ -108,6 +109,12 @@ class LineViewer(Viewer):
             phase = serving.phase(snapshot.engine, model)
             if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING):
                 self._say(f"model {model.name}", _words(snapshot, model), phase)
+            if words := waiting(model):
+                self._say(f"split {model.name}", f"{model.name}: {words}", phase)
+        if words := lent_news(snapshot):
+            self._say("lent", words)
+        elif "lent" in self._said:
+            self._say("lent", "carries nothing for others any more", ModelPhase.STOPPED)
         for backend in snapshot.backends:
             if backend.healthy:
                 self._say(f"backend {backend.url}", f"{backend.url} serves {', '.join(backend.models) or 'nothing'}")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from meshllm.core.messages import Message
 from meshllm.core.records import MeshId, NodeId, WayIn
+
+if TYPE_CHECKING:
+    from meshllm.core.leases import Lease
+    from meshllm.core.sizing import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +31,53 @@ class FetchModel(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureModel(Command):
+    """Find out what the model takes here, with the engine's own arithmetic. Answered by ModelMeasured or MeasureFailed.
+
+    `split`: it is to be split in any case, so what it takes by layer is wanted too.
+    """
+
+    model: str
+    split: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StartServer(Command):
-    """Start an engine process for the model. Answered by ServerProgress..., ServerReady, and at its end ServerGone."""
+    """Start an engine process for the model. Answered by ServerProgress..., ServerReady, and at its end ServerGone.
+
+    With a `lease` the engine reaches the workers' layers by tunnels to them, and serves with the `size` agreed on.
+    """
 
     model: str
     generation: int
+    lease: Lease | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StopServer(Command):
-    """Stop that engine process, politely first. Answered by ServerGone."""
+    """Stop that engine process, politely first unless `at_once`: it cannot answer any more. Answered by ServerGone."""
 
     model: str
+    generation: int
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker(Command):
+    """Carry this node's share of `lease`: have the model's files here if they can be had, and an rpc-server running.
+
+    Answered by WorkerProgress..., WorkerReady, and at its end WorkerGone.
+    """
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorker(Command):
+    """End what was started for that lease, and let no tunnel in for it. Answered by WorkerGone."""
+
+    session: bytes
     generation: int
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from meshllm.core.messages import Message
 from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, Role, WayIn
 from meshllm.core.types import ModelFacts, Progress, ServerFacts
+
+if TYPE_CHECKING:
+    from meshllm.core.hosting import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +20,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted(Event):
-    """Somebody asked this node to serve a model."""
+    """Somebody asked this node to serve a model; `split`: over several nodes even if it fits on this one."""
 
     model: str
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,49 @@ class FileFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelMeasured(Event):
+    """What a model takes here is known."""
+
+    model: str
+    measured: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureFailed(Event):
+    """It could not be found out; `advice` says what to do."""
+
+    model: str
+    reason: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgress(Event):
+    """What a lease needs on this node is on its way."""
+
+    session: bytes
+    generation: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady(Event):
+    """The rpc-server of a lease runs, and tunnels for it are let in."""
+
+    session: bytes
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone(Event):
+    """It has ended, by itself or because we stopped it, or could not be started at all."""
+
+    session: bytes
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerProgress(Event):
     """An engine process is loading its model."""
 
@@ -163,6 +211,13 @@ class DiskScanned(Event):
 
     models: tuple[str, ...]
     memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedMeasured(Event):
+    """How many bytes of weights this node reads in a second when it computes a token."""
+
+    bytes_per_second: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,8 +161,12 @@ class Peers:
 
     def alive(self) -> list[NodeRecord]:
         """What the nodes say that live."""
-        entries = self._members.entries.values()
-        return [entry.record for entry in entries if entry.status is PeerStatus.ALIVE]
+        return self._tending.alive()
+
+    @property
+    def tending(self) -> Tending:
+        """What splits need to know of the others: who lives, how near they are, whether there are links."""
+        return self._tending
 
     def status(self, node: NodeId) -> PeerStatus | None:
         """Where a peer is in its life, None if it is not known."""

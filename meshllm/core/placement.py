@@ -15,13 +15,16 @@ from meshllm.core.records import NodeId, NodeRecord
 def choose(own: NodeRecord, others: Iterable[NodeRecord]) -> str | None:
     """What `own` should serve, or None. `others` are the records of the nodes that live (and nobody else's).
 
-    The model with the fewest hosts goes first, to the standby that hashing puts first among those that have it.
+    The model with the fewest hosts goes first, to the standby that hashing puts first among those that have it. What
+    somebody wants to be split is nobody's to take whole.
     """
     records = [own, *others]
     hosts: dict[str, int] = {}
+    apart = {candidate.model for record in records for candidate in record.splits if candidate.apart}
     for record in records:
         for name in record.wants:
-            hosts.setdefault(name, 0)
+            if name not in apart:
+                hosts.setdefault(name, 0)
     standbys = {record.node: frozenset(record.on_disk) for record in records if _stands_by(record)}
     if own.node not in standbys or not standbys[own.node] & hosts.keys():
         return None

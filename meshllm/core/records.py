@@ -27,6 +27,7 @@ MAX_BACKEND_MODELS = 256
 MAX_WANTED = 32
 MAX_ON_DISK = 64
 MAX_COMPLAINTS = 64
+MAX_SPLITS = 8
 MAX_NAME_BYTES = 256
 MAX_RECORD_BYTES = 32 << 10
 # The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
@@ -96,8 +97,20 @@ class Complaint:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """The writer of the record was asked to serve `model` and needs others for it; it has `room` bytes itself. `apart`:
+    it is to be split even where it would fit (`--split`)."""
+
+    model: str
+    room: int
+    apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks.
+    """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks;
+    `splits` the models that it would host a split of; `speed` how many bytes of weights it reads in a second (0: not
+    known).
 
     `loads` are as of the time of writing: a change of load alone is not worth a new record.
     """
@@ -116,6 +129,8 @@ class NodeRecord:
     memory: int = 0
     complaints: tuple[Complaint, ...] = ()
     leaving: bool = False
+    splits: tuple[Candidate, ...] = ()
+    speed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class Action(Enum):
     WAIT = "wait"
     PREPARE_ENGINE = "prepare engine"
     FETCH = "fetch"
+    MEASURE = "measure"
+    AGREE = "agree"
     START = "start"
     STOP = "stop"
 
@@ -56,8 +58,20 @@ def next_step(engine: EngineState, model: ModelState, now: float) -> Step:
     if FilePhase.FAILED is model.file or engine.phase is EnginePhase.FAILED:
         return Step(Action.NOTHING)
     if model.file is FilePhase.READY and engine.phase is EnginePhase.READY:
-        return Step(Action.START)
+        return _ready(model)
     return Step(Action.WAIT)
+
+
+def _ready(model: ModelState) -> Step:
+    """File and engine are there: how is it to be served?"""
+    if model.measured is None:
+        return Step(Action.WAIT if model.measuring else Action.MEASURE)
+    if model.measured.alone and not model.apart:
+        return Step(Action.START)
+    split = model.split
+    # With a plan but no lease there is nobody to agree with: what was measured was a little too careful.
+    agreed = split is not None and split.plan is not None and (split.committed or split.lease is None)
+    return Step(Action.START if agreed or (split is not None and split.pages) else Action.AGREE)
 
 
 def _settled(model: ModelState) -> Step:
@@ -84,6 +98,8 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
         return ModelPhase.SERVING
     if model.failures >= CRASH_LOOP_FAILURES or model.file is FilePhase.FAILED or engine.phase is EnginePhase.FAILED:
         return ModelPhase.FAILED
+    if model.split is not None and model.split.refused and not model.split.pages:
+        return ModelPhase.FAILED
     if model.server is ServerPhase.STARTING:
         return ModelPhase.RESTARTING if model.restarts else ModelPhase.LOADING
     if model.failures:
@@ -96,11 +112,13 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
 def progress_words(engine: EngineState, model: ModelState) -> str:
     """Why a caller of `model` is waiting, for a progress comment."""
     waiting = None
+    if model.split is not None and model.server is ServerPhase.NONE:
+        return f"{model.split.words()}: {model.name}"
     if model.file is not FilePhase.READY:
         waiting = model.progress
     elif engine.phase is not EnginePhase.READY:
         waiting = engine.progress
-    elif model.server is ServerPhase.STARTING:
+    elif model.measuring or model.server is ServerPhase.STARTING:
         waiting = model.progress
     if waiting is None:
         return f"{phase(engine, model).value} {model.name}"

@@ -61,10 +61,18 @@ PLAIN = Speculation()
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """What became of an engine's guesses since it was first started: tokens guessed, and of those the right ones."""
+    """What an engine has written since it was first started: tokens guessed, and of those the right ones; tokens
+    `written` in all, and the `seconds` that took."""
 
     drafted: int = 0
     accepted: int = 0
+    written: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """How long a token has taken; None before the first."""
+        return self.seconds / self.written if self.written else None
 
     @property
     def acceptance(self) -> float | None:
@@ -72,7 +80,12 @@ class Guesses:
         return self.accepted / self.drafted if self.drafted else None
 
     def __add__(self, other: Guesses) -> Guesses:
-        return Guesses(self.drafted + other.drafted, self.accepted + other.accepted)
+        return Guesses(
+            self.drafted + other.drafted,
+            self.accepted + other.accepted,
+            self.written + other.written,
+            self.seconds + other.seconds,
+        )
 
 
 def obstacle(*, writes: bool, causal: bool, recurrent: bool) -> str:

@@ -12,7 +12,7 @@ from meshllm.core.links import Links, Rng
 from meshllm.core.membership import SMALL_MESH, Membership
 from meshllm.core.messages import Ping
 from meshllm.core.own import OwnRecord
-from meshllm.core.records import NODE_ID_BYTES, NodeId, Role, WayIn
+from meshllm.core.records import NODE_ID_BYTES, NodeId, NodeRecord, Role, WayIn
 from meshllm.core.views import PeerStatus
 
 # A link that nothing wants is closed after this long; the next need of it may be near.
@@ -54,6 +54,15 @@ class Tending:
         """Have a link to `node` on its way. False if that cannot be (now)."""
         way = self.way(node)
         return way is not None and (self._links.dialling(node, now) or self._links.dial(way, now))
+
+    def alive(self) -> list[NodeRecord]:
+        """What the nodes say that live."""
+        entries = self._members.entries.values()
+        return [entry.record for entry in entries if entry.status is PeerStatus.ALIVE]
+
+    def linked(self, node: NodeId) -> bool:
+        """Whether there is a link to `node`."""
+        return node in self._links
 
     # -- what the prober needs done
 

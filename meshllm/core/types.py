@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from meshllm.core.speculation import PLAIN, Speculation
 
 if TYPE_CHECKING:
+    from meshllm.core.hosting import Measured, SplitState
     from meshllm.core.views import MeshView
+    from meshllm.core.working import LentState
 
 
 class Purpose(Enum):
@@ -117,7 +119,9 @@ class ModelState:
     """One model this node was asked to serve, and how far it is.
 
     `generation` counts the engine processes started for it; events of an older generation are stale and ignored.
-    `failures` counts deaths since the last stable stretch; `not_before` is when the next start is allowed.
+    `failures` counts deaths since the last stable stretch; `not_before` is when the next start is allowed. `measured`
+    is what it takes here, `split` how the agreement with others stands where it needs them, or where `apart` is asked
+    for (`--split`).
     """
 
     name: str
@@ -134,6 +138,10 @@ class ModelState:
     not_before: float | None = None
     reason: str = ""
     advice: str = ""
+    measuring: bool = False
+    measured: Measured | None = None
+    apart: bool = False
+    split: SplitState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +169,8 @@ class Snapshot:
     # The mesh, where this node is part of one; and the models asked for here that others are to serve.
     mesh: MeshView | None = None
     wants: tuple[str, ...] = ()
+    # What this node carries for the host of a split.
+    lent: LentState | None = None
 
     def model(self, name: str) -> ModelState | None:
         """The model this node was asked to serve under exactly that name."""

@@ -41,7 +41,9 @@ class Acceptance:
         engines = {
             model.name: facts.endpoint
             for model in snapshot.models
-            if (facts := model.server_facts) is not None and facts.speculation.guessing is not Guessing.NONE
+            # Of a split, how long a token takes is wanted too, to hold it against the forecast.
+            if (facts := model.server_facts) is not None
+            and (facts.speculation.guessing is not Guessing.NONE or model.split is not None)
         }
         for model, socket in self._engines.items():
             if engines.get(model) != socket and model in self._now:

@@ -15,7 +15,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from meshllm import __version__, paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.leases import Lease
 from meshllm.core.mesh import Mesh
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.types import ModelState, Snapshot
@@ -47,11 +48,13 @@ from meshllm.tasks import Owner
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.gateway import Gateway
+from meshllm.web.split_status import Carried
 from meshllm.web.status import NodeStatus, load_status, node_status
 
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Found, Membership
     from meshllm.daemon.sharing import Sharing
+    from meshllm.net.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +167,7 @@ class App:
         self._listening = Listening("", "", None)
         self._membership: Membership | None = None
         self._sharing: Sharing | None = None
+        self._rpc: RpcTunnels | None = None
         self._alone = "it has not been looked for yet"
         self._stops = 0
 
@@ -176,14 +180,14 @@ class App:
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = wish_of(settings, wanted, Store(paths.models()))
-        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices)
+        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := build.find()) is not None:
             await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
         owner = Owner("daemon")
         key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
         self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
-        self._acceptance = Acceptance(llama_server.guesses, self._console.changed)
+        self._acceptance = Acceptance(llama_server.guesses, self._written)
         self._gateway = Gateway(
             CallerPolicy(key, frozenset(settings.allowed_origins)),
             keys,
@@ -193,7 +197,7 @@ class App:
             on_work=self._acceptance.look,
             guesses=self._acceptance.guesses,
         )
-        supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
+        supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
             self._gateway.publish(_before(settings, wanted))
@@ -231,7 +235,7 @@ class App:
     def _wish(self, wanted: dict[str, Wanted | None]) -> None:
         """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
         for place, model in enumerate(wanted):
-            self._post(e.ModelWished(model) if place else e.ModelWanted(model))
+            self._post(e.ModelWished(model) if place else e.ModelWanted(model, self._settings.split))
         for backend in self._settings.backends:
             self._post(e.BackendAdded(backend.url))
 
@@ -240,7 +244,7 @@ class App:
         settings = self._settings
         try:
             # In a thread: nobody who calls meanwhile shall wait for imports and disks.
-            kind, share, found = await in_thread(lambda stop: _load(settings), "load the mesh")
+            kind, share, tunnels, found = await in_thread(lambda stop: _load(settings), "load the mesh")
             self._membership = kind(settings, found, self._post)
             await self._membership.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
@@ -258,7 +262,8 @@ class App:
         self._sharing = share(
             self._membership, Store(paths.models()), self._works, share=settings.share_models, rate=settings.share_rate
         )
-        supervisor.sharing = self._sharing
+        self._rpc = tunnels(self._membership)
+        supervisor.join(self._sharing, self._rpc, self._membership.config.node)
         if self._membership.lost:
             self._say_alone("it is a client and knows no mesh. Start it with --join INVITE.")
         if not settings.client:
@@ -321,6 +326,12 @@ class App:
             raise ConnectionError("this node is in no mesh")
         return await self._membership.connect(peer, factory)
 
+    def _written(self) -> None:
+        """The engines here have written more."""
+        split = {model.name for model in self._snapshot.models if model.split is not None}
+        self._supervisor.written(self._acceptance.guesses(), split)
+        self._console.changed()
+
     def _works(self) -> bool:
         """Whether an engine here works on a request."""
         return any(load.active or load.waiting for load in self._gateway.loads())
@@ -348,15 +359,23 @@ class App:
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._fitter.machine(),
             guesses=self._acceptance.guesses(),
+            traffic=self._traffic,
         )
 
+    def _traffic(self, lease: Lease) -> Mapping[NodeId, Carried]:
+        """What the tunnels of a lease have carried."""
+        tunnels = self._rpc
+        found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
+        return {peer: Carried(traffic.sent, traffic.received) for peer, traffic in found.items()}
 
-def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], Found]:
+
+def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[RpcTunnels], Found]:
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
     from meshllm.daemon.membership import Membership, look_up
     from meshllm.daemon.sharing import Sharing
+    from meshllm.net.rpc_tunnels import RpcTunnels
 
-    return Membership, Sharing, look_up(settings)
+    return Membership, Sharing, RpcTunnels, look_up(settings)
 
 
 def _before(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:

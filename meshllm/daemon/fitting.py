@@ -8,13 +8,16 @@ memory is said, and what cannot fit is refused before it is started.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from meshllm.core import fitting
 from meshllm.core.fit_words import Wish, describe, gigabytes, losses, shortage
 from meshllm.core.fitting import Need, Room, Trial, Verdict
 from meshllm.core.forecast import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
+from meshllm.core.leases import Lease
 from meshllm.core.lending import Device, Machine, offer, room, select
+from meshllm.core.records import short
 from meshllm.core.shapes import Shape
 from meshllm.core.sizing import Size, candidates
 from meshllm.core.speculation import PLAIN, Guessing, Speculation
@@ -45,7 +48,8 @@ class Fit:
 
     `micro_batch`: tokens the engine has to compute in one go, None if it need not. `devices`, `layers`,
     `experts_aside` and `checkpoints` are those of `llama_server.ServerPlan`. `speculation` is what was asked for, or
-    less; `draft_device` where the draft is held. `projector`: what lets it see, for `llama_server.ServerPlan`.
+    less; `draft_device` where the draft is held. `projector`: what lets it see, for `llama_server.ServerPlan`. `pages`:
+    it does not fit, and weights will be read from the disk.
     """
 
     size: Size
@@ -59,6 +63,7 @@ class Fit:
     checkpoints: int | None = None
     speculation: Speculation = PLAIN
     draft_device: str | None = None
+    pages: bool = False
     projector: Projector | None = None
 
 
@@ -66,12 +71,25 @@ class Fitter:
     """Finds what fits. `context`: tokens that were asked for, None where nobody did; `cap`: bytes that may be lent at
     most; `wanted`: names of the devices to use, none for the engine's choice."""
 
-    def __init__(self, context: int | None = None, cap: int | None = None, wanted: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        context: int | None = None,
+        cap: int | None = None,
+        wanted: tuple[str, ...] = (),
+        threads: int | None = None,
+    ) -> None:
+        """`threads`: of the processor for each engine process; None: all that this program may use."""
+        self.threads = threads
         self._context = context
         self._cap = cap
         self._wanted = wanted
         self._devices: tuple[Device, ...] | None = None
         self._used: tuple[str, ...] = ()
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of context that were asked for."""
+        return self._context
 
     async def look(self, engine: Engine) -> None:
         """Ask `engine` what it can compute on here. Raises UsageError if a device that was named is not there, and
@@ -181,8 +199,50 @@ class Fitter:
             checkpoints=checkpoints,
             speculation=speculation,
             draft_device=draft_device,
+            pages=found.verdict is Verdict.PAGES,
             projector=task.projector,
         )
+
+    def fit_split(
+        self,
+        model: LocalModel,
+        how: Usage,
+        lease: Lease,
+        size: Size,
+        speculation: Speculation,
+        draft: LocalModel | None,
+    ) -> Fit:
+        """How the host of `lease` starts the engine: its own layers on its own devices, the others on its workers'.
+
+        The draft stays here, if what is left holds it.
+        """
+        own, *others = lease.shares
+        given = room(self.machine())
+        here = _spread(own.layers, [accelerator.room for accelerator in given.accelerators])
+        names = [accelerator.name for accelerator, count in zip(given.accelerators, here, strict=True) if count]
+        layers = [count for count in here if count] + [share.layers for share in others]
+        layers[-1] += 1  # the output counts as one of the last, though the engine keeps it here
+        if draft is not None and own.memory + draft.size * 3 // 2 > self.offer():
+            speculation = Speculation(Guessing.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers")
+        carried = ", ".join(f"{share.layers} on {short(share.node)}" for share in others)
+        return Fit(
+            size=size,
+            memory=own.memory,
+            micro_batch=size.context_length if how.at_once else None,
+            prompt_cache_mib=0,  # it would fetch what the workers remember of whole prompts
+            words=f"split by layers: {own.layers} of {len(model.header.shape.layers)} here, {carried}",
+            devices=(*names, *(f"RPC{number}" for number in range(len(others)))),
+            layers=tuple(layers),
+            checkpoints=0 if checkpoint_bytes(model.header.shape) else None,
+            speculation=speculation,
+            draft_device=given.accelerators[0].name if given.accelerators else "none",
+            projector=None if model.projector is None else Projector(model.projector, device=None),
+        )
+
+    def lent_device(self) -> str | None:
+        """The accelerator that layers for others are computed on: the one with most room; None: the processor."""
+        best = max(room(self.machine()).accelerators, key=lambda accelerator: accelerator.room, default=None)
+        return best.name if best is not None else None
 
     def _wish(self, model: LocalModel, sizes: tuple[Size, ...]) -> Wish:
         return Wish(sizes[0], model.context_length, asked=self._context is not None)
@@ -302,6 +362,16 @@ async def _draft_need(task: _Task, draft: LocalModel, size: Size, device: str | 
     by_device = told.by_device()
     scores = score_bytes(draft.header.vocabulary_size, size.slots, MICRO_BATCH, embeds=False)
     return by_device.get("CPU", 0) + scores, 0 if device is None else by_device.get(device, 0)
+
+
+def _spread(count: int, rooms: Sequence[int]) -> list[int]:
+    """`count` layers over accelerators, in proportion to their room; the last ones take what rounding leaves."""
+    found, left, room_left = [], count, sum(rooms)
+    for room_here in rooms:
+        taken = left if room_left <= room_here else left * room_here // room_left
+        found.append(taken)
+        left, room_left = left - taken, room_left - room_here
+    return found
 
 
 def _less(given: Room, taken: tuple[int, int], device: str | None) -> Room:

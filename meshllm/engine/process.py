@@ -104,14 +104,15 @@ class Child:
         self._on_ready = on_ready
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._wake = asyncio.Event()
-        self._stop_wanted = False
+        self._stop_wanted = self._at_once = False
         self._hung = False
         self._last_sign = 0.0
         self._effort: tuple[float, int] = (0.0, 0)
 
-    def stop(self) -> None:
-        """Wish for the child's end. Returns at once."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Wish for the child's end; `at_once`: without asking it first. Returns at once."""
         self._stop_wanted = True
+        self._at_once = self._at_once or at_once
         self._wake.set()
 
     def __repr__(self) -> str:
@@ -151,6 +152,9 @@ class Child:
                 await asyncio.wait_for(self._wake.wait(), timeout=tick)
             self._wake.clear()
             if exited.done():
+                return
+            if self._at_once:
+                self._end(process)
                 return
             if self._stop_wanted and self.phase is not ChildPhase.STOPPING:
                 self._move(ChildPhase.STOPPING)

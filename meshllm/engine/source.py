@@ -247,7 +247,7 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: threadi
                 assert file is not None
                 _write(target / relative, file, executable=bool(member.mode & 0o100))
                 report(Progress(Stage.UNPACK, min(raw.tell(), size), size))
-    except (tarfile.TarError, zlib.error, EOFError, ValueError, ArithmeticError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, ArithmeticError, TypeError) as error:
         raise _bad_archive(f"it is damaged ({error})") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise _bad_archive("it holds two things of one name") from None

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path("/")
+_PASS_BYTES: Final = 64 << 20
 _UNLIMITED: Final = 1 << 60  # cgroup v1 writes its "no limit" as a number near 2**63
 
 
@@ -68,6 +70,19 @@ def processors(root: Path = ROOT) -> Processors:
     if quota is not None:
         usable = min(usable, max(1, int(quota)))
     return Processors(logical, max(1, usable))
+
+
+def memory_speed() -> int:
+    """Bytes per second that one thread reads from memory: the best of three passes over 64 MiB, some 30 ms in all."""
+    block = bytes(1) + b"\x01" * _PASS_BYTES
+    best = min(_pass_seconds(block) for _ in range(3))
+    return int(_PASS_BYTES / best)
+
+
+def _pass_seconds(block: bytes) -> float:
+    begun = time.perf_counter()
+    block.find(b"\x02")  # it is not there: every byte is read, as fast as they come
+    return max(1e-6, time.perf_counter() - begun)
 
 
 def disk(path: Path) -> Disk | None:

@@ -12,8 +12,10 @@ from meshllm.core.lending import Machine, offer
 from meshllm.core.records import NodeId
 from meshllm.core.speculation import Guesses, Speculation
 from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
+from meshllm.web import split_status
 from meshllm.web.admission import TargetDesk
 from meshllm.web.mesh_status import MeshStatus, mesh_status
+from meshllm.web.split_status import LentStatus, SplitStatus, Traffic
 from meshllm.web.status_model import StatusModel
 
 
@@ -167,7 +169,8 @@ class SharingStatus(StatusModel):
 
 
 class NodeStatus(StatusModel):
-    """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`."""
+    """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
+    those it hosts, `lent` is what it carries for the host of another."""
 
     name: str
     version: str
@@ -181,10 +184,12 @@ class NodeStatus(StatusModel):
     models: list[ModelStatus]
     backends: list[BackendStatus]
     load: list[LoadStatus]
+    splits: list[SplitStatus]
     mesh: MeshStatus | None = None
     mesh_reason: str = ""
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
+    lent: LentStatus | None = None
 
 
 def _progress(progress: Progress | None) -> ProgressStatus | None:
@@ -298,9 +303,10 @@ def node_status(
     sharing: SharingStatus | None = None,
     machine: Machine | None = None,
     guesses: Mapping[str, Guesses] | None = None,
+    traffic: Traffic = lambda lease: {},
 ) -> NodeStatus:
     """The status at `now`; `started` is when the daemon began (seconds, the same clock), `guesses` what became of
-    tokens guessed ahead, by model."""
+    tokens guessed ahead, by model; `traffic` what the tunnels of a lease have carried."""
     engine, mesh, guessed = snapshot.engine, snapshot.mesh, guesses or {}
     return NodeStatus(
         name=name,
@@ -325,4 +331,6 @@ def node_status(
         mesh_reason=mesh_reason,
         sharing=sharing,
         machine=None if machine is None else machine_status(machine),
+        splits=split_status.splits(snapshot, vias or {}, traffic, guessed),
+        lent=split_status.lent(snapshot),
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 
+from meshllm.core import leases as n
 from meshllm.core import messages as m
 from meshllm.core.messages import MAX_DIGEST_BITS, Message
 from meshllm.core.records import (
@@ -29,6 +30,7 @@ from meshllm.core.records import (
 )
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
+from meshllm.wire import leases
 from meshllm.wire.records import (
     SIGNATURE_BYTES,
     decode_record,
@@ -224,6 +226,13 @@ def _signed(value: Any, verify: Verify) -> tuple[SignedRecord, ...]:
 
 _Writer = Callable[[Any], tuple[Any, ...]]
 _Reader = Callable[[tuple[Any, ...], Verify], Message]
+
+
+def _unsigned(read: Callable[[tuple[Any, ...]], Message]) -> _Reader:
+    """A reader of what has no records in it: there is no signature to look at."""
+    return lambda found, verify: read(found)
+
+
 _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (1, m.Ping, _write_ping, _read_ping),
     (2, m.Pong, _write_pong, _read_pong),
@@ -234,6 +243,10 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (7, m.Subscribe, _write_subscribe, _read_subscribe),
     (8, m.Table, _write_table, _read_table),
     (9, m.Adopted, _write_adopted, _read_adopted),
+    (10, n.Propose, leases.write_propose, _unsigned(leases.read_propose)),
+    (11, n.Lent, leases.write_lent, _unsigned(leases.read_lent)),
+    (12, n.Commit, leases.write_commit, _unsigned(leases.read_commit)),
+    (13, n.Release, leases.write_release, _unsigned(leases.read_release)),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

@@ -34,6 +34,7 @@ MAX_PROTOCOL = 65535
 MAX_ITEMS = 512
 PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
 PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
+# What a record has had from the beginning; what came later may be missing in one of an older node.
 FIELDS = 15
 
 
@@ -73,6 +74,8 @@ def encode_record(record: NodeRecord) -> bytes:
             record.memory,
             [(complaint.node, complaint.incarnation) for complaint in record.complaints],
             record.leaving,
+            [(candidate.model, candidate.room, candidate.apart) for candidate in record.splits],
+            record.speed,
         )
     )
     try:
@@ -131,7 +134,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         memory,
         complaints,
         leaving,
-        *_,
+        *later,
     ) = f.fields(found, FIELDS, "record")
     return NodeRecord(
         node=r.NodeId(node),
@@ -148,6 +151,8 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         memory=f.number(memory, "memory"),
         complaints=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
         leaving=f.flag(leaving, "leaving"),
+        splits=_candidates(later[0]) if later else (),
+        speed=f.number(later[1], "speed") if len(later) > 1 else 0,
     )
 
 
@@ -173,6 +178,15 @@ def _complaint(value: Any) -> r.Complaint:
     node, incarnation, *_ = f.fields(value, 2, "complaint")
     subject = r.NodeId(f.exactly(node, r.NODE_ID_BYTES, "complaint's node id"))
     return r.Complaint(subject, f.number(incarnation, "complaint's incarnation"))
+
+
+def _candidates(value: Any) -> tuple[r.Candidate, ...]:
+    return tuple([_candidate(item) for item in f.items(value, r.MAX_SPLITS, "candidates")])
+
+
+def _candidate(value: Any) -> r.Candidate:
+    model, room, apart, *_ = f.fields(value, 3, "candidate")
+    return r.Candidate(f.name(model, "candidate's model"), f.number(room, "room"), f.flag(apart, "apart"))
 
 
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
@@ -207,7 +221,11 @@ def fit(record: NodeRecord) -> NodeRecord:
         wants=tuple([name for name in record.wants if _good(name)][: r.MAX_WANTED]),
         on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
         memory=_within(record.memory, MAX_NUMBER),
+        speed=_within(record.speed, MAX_NUMBER),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
+        splits=tuple(
+            [replace(c, room=_within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]
+        ),
     )
     return _shrunk(cut)
 
@@ -253,7 +271,7 @@ def _plain(address: r.Address) -> r.Address | None:
 
 
 # At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.
-_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24
+_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
 
 

@@ -1,4 +1,4 @@
-"""`mesh-llm download`: the list, the bar and the lines, and what an interruption says."""
+"""`mesh-llm download NAME`: what is fetched, the bar and the lines, and what an interruption says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from meshllm.cli import models as command
+from meshllm.cli import download as command
+from meshllm.cli.transfers import Bar, Lines, Tally
 from meshllm.errors import UnknownModel
 from meshllm.models.catalog import load
 from meshllm.models.progress import Progress, Stage
@@ -27,6 +28,11 @@ FILE = ENTRY.files[0]
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A model folder of its own, and a machine on which nobody else keeps models."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
     return Store(tmp_path / "models")
 
@@ -37,30 +43,6 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
-
-
-def test_the_list(store: Store) -> None:
-    assert "SmolLM2-135M-Instruct  98.4 MB  no  Apache-2.0" in run()
-    store.prepare()
-    with store.partial(FILE).open("wb") as file:
-        file.truncate(FILE.size // 2)
-    assert "  50 %  " in run()
-    with store.path(FILE).open("wb") as file:
-        file.truncate(FILE.size)
-    assert "  not verified  " in run()
-    store.record(store.path(FILE), FILE.sha256)
-    assert "  yes  " in run()
-    listed = json.loads(run("--json"))
-    assert listed[0]["on_disk"] is True
-    assert listed[0]["files"][0]["sha256"] == FILE.sha256
-
-
-def test_the_list_as_a_table(store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    command.show_catalog(as_json=False)
-    printed = capsys.readouterr().out
-    assert "SmolLM2-135M-Instruct" in printed
-    assert "135M" in printed
 
 
 def test_an_unknown_name_is_left_to_the_edge(store: Store) -> None:
@@ -81,7 +63,7 @@ STEPS = [
 
 def test_lines_are_few() -> None:
     text = io.StringIO()
-    view = command._Lines(Console(file=text, width=80))
+    view = Lines(Console(file=text, width=80))
     with view:
         for step in STEPS:
             view.report(step)
@@ -95,7 +77,7 @@ def test_lines_are_few() -> None:
 
 def test_the_bar() -> None:
     text = io.StringIO()
-    view = command._Bar(Console(file=text, force_terminal=True, width=100))
+    view = Bar(Console(file=text, force_terminal=True, width=100))
     with view:
         for step in STEPS:
             view.report(step)
@@ -108,7 +90,7 @@ def test_the_bar() -> None:
 
 INTERRUPTED = """
 import sys, typer
-from meshllm.cli.models import download
+from meshllm.cli.download import download
 typer.run(download)
 """
 

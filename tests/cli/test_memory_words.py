@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from meshllm.cli import entry, view
 from meshllm.cli import status as status_command
 from meshllm.core import events as e
+from meshllm.core.hosting import Measured
 from meshllm.core.lending import Device, Machine
 from meshllm.core.mesh import Mesh
 from meshllm.core.types import ModelFacts, ServerFacts
@@ -35,6 +36,7 @@ def serving() -> Mesh:
         e.ModelWanted("m"),
         e.EngineReady("1"),
         e.FileReady("m", ModelFacts("/m.gguf", 100, "llama", 8192)),
+        e.ModelMeasured("m", Measured(alone=True, room=GB)),
         e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, fit=FIT)),
     ):
         mesh.handle(event, 0.0)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from meshllm.cli import view
 from meshllm.core import events as e
+from meshllm.core.hosting import Measured
 from meshllm.core.mesh import Mesh
 from meshllm.core.types import ModelFacts, Progress, ServerFacts
 from meshllm.daemon.app import Listening
@@ -23,6 +24,7 @@ STORY = [
     e.FileProgress("m[red]odel", Progress("downloading", 0.5)),
     e.FileReady("m[red]odel", ModelFacts("/m.gguf", 100, "llama", 8192)),
     e.EngineReady("1.0"),
+    e.ModelMeasured("m[red]odel", Measured(alone=True, room=1 << 30)),
     e.ServerProgress("m[red]odel", 1, Progress("loading", 0.9)),
     e.ServerReady("m[red]odel", 1, ServerFacts("/s.sock", 1, 4, 8192, 300 << 20)),
     e.BackendAdded("http://b"),
@@ -64,11 +66,11 @@ def test_the_whole_story_is_told(kind: str) -> None:
 def test_the_live_display_is_away_while_nothing_moves() -> None:
     viewer = view.LiveViewer(Console(file=io.StringIO(), force_terminal=True))
     mesh = Mesh()
-    for event in STORY[:7]:
+    for event in STORY[:8]:
         mesh.handle(event, 0.0)
         viewer.snapshot(mesh.snapshot())
     assert viewer._bars is not None
-    mesh.handle(STORY[7], 1.0)
+    mesh.handle(STORY[8], 1.0)
     viewer.snapshot(mesh.snapshot())
     assert viewer._bars is None
 

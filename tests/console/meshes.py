@@ -13,8 +13,12 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from threading import Thread
 
+from meshllm.core.hosting import SplitState
+from meshllm.core.leases import Lease, LeasePhase, MemberState
 from meshllm.core.lending import Device, Machine
 from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
+from meshllm.core.speculation import Guesses
+from meshllm.core.split import Forecast, Share, SplitPlan
 from meshllm.core.types import (
     BackendState,
     EnginePhase,
@@ -31,6 +35,7 @@ from meshllm.core.types import (
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
+from meshllm.web.split_status import Carried
 from meshllm.web.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
 
 GIB = 1 << 30
@@ -99,6 +104,8 @@ class Stage:
     machine: Machine | None = None
     sharing: SharingStatus | None = None
     invite_problem: Exception | None = None
+    guesses: dict[str, Guesses] = field(default_factory=dict)
+    carried: dict[NodeId, Carried] = field(default_factory=dict)
     port: int = 0
 
     def status(self) -> NodeStatus:
@@ -116,6 +123,8 @@ class Stage:
             vias=self.vias,
             machine=self.machine,
             sharing=self.sharing,
+            guesses=self.guesses,
+            traffic=lambda lease: self.carried,
         )
 
     @property
@@ -212,6 +221,32 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
         for model in view.record.serves:
             load.append(_load(view.node.hex(), "peer", model.name, 0, rng.uniform(12, 90)))
     return Stage(snapshot, load=tuple(load), vias=vias, machine=machine, sharing=_sharing(peers))
+
+
+def split_over(stage: Stage, committed: bool = True) -> Stage:
+    """The same mesh, in which this node hosts a model too large for it, with two nodes that serve nothing else."""
+    assert stage.snapshot.mesh is not None
+    workers = [view for view in stage.snapshot.mesh.peers if not view.record.serves and view.linked][:2]
+    one, two = (view.node for view in workers)
+    shares = (Share(HERE, 0, 34, 17 * GIB), Share(one, 34, 26, 13 * GIB), Share(two, 60, 20, 10 * GIB))
+    considered = (Forecast((HERE, one, two), 0.118), Forecast((HERE, two), 0.131), Forecast((HERE,), 2.4))
+    reason = "39.6 GiB of weights do not fit into this node's 24.0 GiB; the two nearest nodes have room for the rest"
+    plan = SplitPlan(shares, 0.118, reason, considered)
+    name = "Llama-3.3-70B-Instruct-Q4_K_M"
+    lease = Lease(b"s" * 16, 1, name, (), shares)
+    phase = LeasePhase.COMMITTED if committed else LeasePhase.PREPARING
+    detail = "" if committed else "loads its layers, 40 %"
+    members = (MemberState(one, phase, detail), MemberState(two, phase))
+    split = SplitState(reason, plan=plan, lease=lease, members=members, committed=committed)
+    model = replace(served(name, 39.6, 16384, 17.4), split=split)
+    if not committed:
+        model = replace(model, server=ServerPhase.NONE, server_facts=None)
+    kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
+    stage.snapshot = replace(stage.snapshot, models=(model, *kept))
+    stage.guesses = {name: Guesses(written=1000, seconds=121.0)} if committed else {}
+    stage.carried = {one: Carried(31 << 20, 29 << 20), two: Carried(22 << 20, 21 << 20)}
+    stage.vias = {**stage.vias, one: "lane", two: "lane"}
+    return stage
 
 
 def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from meshllm.web.page import FOLDER
 from tests.console.conftest import ARGUMENTS, ROOT, chromium
-from tests.console.meshes import Stage, idle, mesh_of, staged
+from tests.console.meshes import Stage, idle, mesh_of, split_over, staged
 from tests.daemons import MODEL, daemon
 
 TARGET = ROOT / "console" / "pictures"
@@ -54,6 +54,7 @@ def of_meshes(browser: Browser) -> None:
         (some, "nodes", "light", "nodes", ""),
         (some, "models", "dark", "models", ""),
         (some, "join", "light", "join", "text=Show an invite"),
+        (split_over(mesh_of(6)), "mesh", "light", "split", ""),
         (idle(), "mesh", "light", "idle", ""),
     ]
     for stage, view, scheme, name, click in shots:

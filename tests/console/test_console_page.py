@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from meshllm.core.views import PeerStatus, PeerView
 from meshllm.errors import NobodysFault
 from tests.console.conftest import Visitor, serious
-from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, staged
+from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged
 from tests.console.overlap import overlapping
 
 VIEWS = ("mesh", "nodes", "models", "chat", "join")
@@ -168,6 +168,37 @@ def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, vis
     expect(exchanged).to_contain_text("31.0 GiB given so far")
     page.get_by_role("link", name="Chat", exact=True).last.click()
     expect(page.get_by_role("combobox", name="Model")).to_have_value(re.compile("Qwen3|gpt-oss"))
+
+
+def test_a_split_is_drawn_as_the_way_that_tokens_take(visitor: Visitor) -> None:
+    with staged(split_over(mesh_of(6))) as stage:
+        page = visitor.open(stage.url)
+        # From the host to one, to the other, and back.
+        expect(page.locator(".pipe:not(.forming) path")).to_have_count(3)
+        expect(page.get_by_role("button", name="birch layers 34 to 59")).to_have_class(re.compile("worker"))
+        expect(page.get_by_role("list", name="What the marks mean")).to_contain_text("carries a part")
+        page.get_by_role("button", name="birch layers 34 to 59").click()
+        details = page.get_by_role("complementary", name="Node birch")
+        expect(details).to_contain_text("layers 34 to 59 · 13.0 GiB · 60.0 MiB through the tunnel")
+        page.get_by_role("link", name="Models").click()
+        row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
+        carriers = row.get_by_role("list", name="Who carries Llama-3.3-70B-Instruct-Q4_K_M")
+        expect(carriers.get_by_role("listitem")).to_have_count(3)
+        expect(carriers).to_contain_text("workbench")
+        expect(row).to_contain_text("Forecast 118 ms for a token, measured 121 ms.")
+        expect(row).to_contain_text("do not fit into this node")
+        row.get_by_text("The ways there were").click()
+        expect(row).to_contain_text("workbench → birch → cedar: 118 ms for a token")
+
+
+def test_a_split_that_is_being_made_says_what_it_waits_for(visitor: Visitor) -> None:
+    with staged(split_over(mesh_of(6), committed=False)) as stage:
+        page = visitor.open(stage.url)
+        expect(page.locator(".pipe.forming path")).to_have_count(3)
+        page.get_by_role("link", name="Models").click()
+        row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
+        expect(row).to_contain_text("layers 34 to 59, loads its layers, 40 %")
+        expect(row).to_contain_text("Forecast 118 ms for a token, not measured yet.")
 
 
 def test_an_invite_is_made_when_it_is_asked_for_and_gone_afterwards(stage: Stage, visitor: Visitor) -> None:

@@ -11,6 +11,7 @@ from hashlib import sha256
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.hosting import Measured
 from meshllm.core.mesh import Mesh
 from meshllm.core.peers import MeshConfig
 from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, SignedRecord, WayIn
@@ -92,9 +93,11 @@ class SmallMesh:
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
-        end = self.now + seconds
+        end, turns = self.now + seconds, 0
         while self._heap and self._heap[0][0] <= end:
             at, _, action = heapq.heappop(self._heap)
+            turns = turns + 1 if at <= self.now else 0
+            assert turns < 10_000, "time stands still: somebody wants to be woken at a time that has passed"
             self.now = max(self.now, at)
             action()
         self.now = end
@@ -132,6 +135,7 @@ class SmallMesh:
         self.tell(number, e.ModelWanted(model))
         self.tell(number, e.EngineReady("1"))
         self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192)))
+        self.tell(number, e.ModelMeasured(model, Measured(alone=True, room=1000)))
         self.tell(number, e.ServerReady(model, 1, ServerFacts("/s", 1, 4, 8192)))
 
     # -- inside

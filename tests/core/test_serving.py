@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core import routing, serving
+from meshllm.core.hosting import Measured
 from meshllm.core.mesh import Mesh
 from meshllm.core.sizing import DEFAULT_CONTEXT, DEFAULT_SLOTS, DEFAULT_TEXT, SMALLEST_CONTEXT, candidates
 from meshllm.core.types import (
@@ -24,6 +25,7 @@ from meshllm.core.types import (
 
 FACTS = ModelFacts("/models/m.gguf", 100, "llama", 8192)
 SERVER = ServerFacts("/run/m.sock", 42, 4, 8192)
+FITS = Measured(alone=True, room=1 << 30)
 
 
 def serving_mesh(now: float = 0.0) -> Mesh:
@@ -32,6 +34,7 @@ def serving_mesh(now: float = 0.0) -> Mesh:
     mesh.handle(e.ModelWanted("m"), now)
     mesh.handle(e.EngineReady("1"), now)
     mesh.handle(e.FileReady("m", FACTS), now)
+    mesh.handle(e.ModelMeasured("m", FITS), now)
     mesh.handle(e.ServerReady("m", 1, SERVER), now)
     return mesh
 
@@ -41,9 +44,13 @@ def test_what_cannot_fit_is_failed_at_once_and_tried_again_later() -> None:
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.EngineReady("1"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
+    mesh.handle(e.ModelMeasured("m", FITS), 0.0)
     assert mesh.handle(e.ServerGone("m", 1, "it does not fit", "buy more", hopeless=True), 1.0) == []
     assert phase(mesh) is ModelPhase.FAILED
-    assert mesh.next_deadline() == 1.0 + serving.CRASH_LOOP_RETRY_SECONDS
+    due = mesh.next_deadline()
+    assert due == 1.0 + serving.CRASH_LOOP_RETRY_SECONDS
+    # The memory is looked at again, and by then others may help.
+    assert mesh.handle(e.TimePassed(), due) == [c.MeasureModel("m")]
 
 
 def phase(mesh: Mesh) -> ModelPhase:
@@ -57,7 +64,9 @@ def test_file_and_engine_are_made_ready_together_and_then_the_server_starts() ->
     assert mesh.handle(e.ModelWanted("m"), 0.0) == [c.FetchModel("m"), c.PrepareEngine()]
     assert mesh.handle(e.FileReady("m", FACTS), 1.0) == []
     assert phase(mesh) is ModelPhase.WAITING
-    assert mesh.handle(e.EngineReady("1"), 2.0) == [c.StartServer("m", 1)]
+    assert mesh.handle(e.EngineReady("1"), 2.0) == [c.MeasureModel("m")]
+    assert phase(mesh) is ModelPhase.WAITING
+    assert mesh.handle(e.ModelMeasured("m", FITS), 2.5) == [c.StartServer("m", 1)]
     assert phase(mesh) is ModelPhase.LOADING
     assert mesh.handle(e.ServerReady("m", 1, SERVER), 3.0) == []
     assert phase(mesh) is ModelPhase.SERVING
@@ -111,6 +120,32 @@ def test_events_of_a_dead_generation_change_nothing() -> None:
     assert mesh.handle(e.ServerGone("m", 1, "killed"), 100.2) == []
     assert mesh.handle(e.ServerProgress("m", 1, Progress("x")), 100.3) == []
     assert mesh.snapshot() is before
+
+
+def test_what_cannot_be_measured_is_tried_again_later_and_said_meanwhile() -> None:
+    mesh = Mesh()
+    mesh.handle(e.ModelWanted("m"), 0.0)
+    mesh.handle(e.FileReady("m", FACTS), 0.0)
+    mesh.handle(e.EngineReady("1"), 0.0)
+    assert mesh.handle(e.MeasureFailed("m", "the engine crashed on it", "fetch it again"), 1.0) == [c.MeasureModel("m")]
+    assert mesh.handle(e.MeasureFailed("m", "the engine crashed on it", "fetch it again"), 2.0) == []
+    assert mesh.snapshot().models[0].reason == "the engine crashed on it"
+    due = mesh.next_deadline()
+    assert due is not None
+    assert mesh.handle(e.TimePassed(), due) == [c.MeasureModel("m")]
+
+
+def test_a_model_too_large_for_a_node_in_no_mesh_is_refused_with_the_reason() -> None:
+    mesh = Mesh()
+    mesh.handle(e.ModelWanted("m"), 0.0)
+    mesh.handle(e.FileReady("m", FACTS), 0.0)
+    mesh.handle(e.EngineReady("1"), 0.0)
+    assert mesh.handle(e.ModelMeasured("m", Measured(alone=False, room=10)), 1.0) == []
+    assert phase(mesh) is ModelPhase.FAILED
+    route = routing.route(mesh.snapshot(), "m")
+    assert route.standing is routing.Standing.FAILED
+    assert "too large" in route.words
+    assert "--join" in route.words
 
 
 def test_stop_stops_everything_and_finishes_once() -> None:
@@ -230,6 +265,7 @@ def test_whatever_happens_the_core_keeps_its_promises(history: list[tuple[str, f
         if what == "time" and mesh.snapshot().models[0].file is FilePhase.FETCHING:
             happen(e.FileReady("m", FACTS))
             happen(e.EngineReady("1"))
+            happen(e.ModelMeasured("m", FITS))
         assert mesh.snapshot().version >= version
         version = mesh.snapshot().version
         state = mesh.snapshot().models[0]
@@ -259,6 +295,7 @@ def test_a_route_tells_what_the_model_is_for_as_soon_as_its_file_is_read(purpose
     mesh.handle(e.FileReady("m", ModelFacts("/m.gguf", 1, "bert", 512, purpose=purpose)), 1.0)
     assert routing.route(mesh.snapshot(), "m").purpose is purpose
     mesh.handle(e.EngineReady("1"), 2.0)
+    mesh.handle(e.ModelMeasured("m", FITS), 2.5)
     mesh.handle(e.ServerReady("m", 1, SERVER), 3.0)
     route = routing.route(mesh.snapshot(), "m")
     assert (route.purpose, len(route.targets)) == (purpose, 1)

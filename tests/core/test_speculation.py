@@ -51,6 +51,8 @@ def test_the_engine_copies_nothing_unless_a_copy_is_at_least_as_long_as_its_matc
 
 def test_guesses_add_up_over_processes() -> None:
     assert Guesses().acceptance is None
-    both = Guesses(10, 5) + Guesses(30, 25)
-    assert both == Guesses(40, 30)
+    both = Guesses(10, 5, 100, 2.0) + Guesses(30, 25, 100, 3.0)
+    assert both == Guesses(40, 30, 200, 5.0)
+    assert both.seconds_per_token == 0.025
+    assert Guesses().seconds_per_token is None
     assert both.acceptance == 0.75

@@ -100,13 +100,15 @@ def metrics(drafted: str, accepted: str) -> str:
         f"llamacpp:spec_decode_num_draft_tokens_total {drafted}\n"
         f"llamacpp:spec_decode_num_accepted_tokens_total {accepted}\n"
         "llamacpp:spec_decode_num_drafts_total 7\n"
+        "llamacpp:tokens_predicted_total 200\n"
+        "llamacpp:tokens_predicted_seconds_total 2.5\n"
     )
 
 
 def test_guesses_are_read_off_the_metrics() -> None:
-    assert parse_guesses(metrics("109", "86")) == Guesses(109, 86)
-    assert parse_guesses(metrics("1.23457e+07", "1e+06")) == Guesses(12_345_700, 1_000_000)
-    assert parse_guesses(metrics("5", "6")) == Guesses(5, 5)  # of a moment between the two
+    assert parse_guesses(metrics("109", "86")) == Guesses(109, 86, 200, 2.5)
+    assert parse_guesses(metrics("1.23457e+07", "1e+06")) == Guesses(12_345_700, 1_000_000, 200, 2.5)
+    assert parse_guesses(metrics("5", "6")) == Guesses(5, 5, 200, 2.5)  # of a moment between the two
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.hosting import Measured
 from meshllm.core.mesh import Mesh
 from meshllm.core.messages import Message, Records
 from meshllm.core.peers import MeshConfig
@@ -141,6 +142,7 @@ class Simulation:
             c.SavePeers: self._save_peers,
             c.PrepareEngine: lambda node, command: self._tell(node, e.EngineReady("simulated")),
             c.FetchModel: self._fetch,
+            c.MeasureModel: self._measure,
             c.StartServer: self._start_server,
             c.StopServer: lambda node, command: self._tell(
                 node, e.ServerGone(command.model, command.generation, "stopped")
@@ -437,6 +439,9 @@ class Simulation:
     def _fetch(self, node: SimulatedNode, command: c.FetchModel) -> None:
         facts = ModelFacts(f"/models/{command.model}.gguf", 1 << 30, "llama", 32768)
         self._tell(node, e.FileReady(command.model, facts))
+
+    def _measure(self, node: SimulatedNode, command: c.MeasureModel) -> None:
+        self._tell(node, e.ModelMeasured(command.model, Measured(alone=True, room=1 << 34)))
 
     def _start_server(self, node: SimulatedNode, command: c.StartServer) -> None:
         facts = ServerFacts("/run/server", 1, 4, 32768)

@@ -7,11 +7,14 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import strategies as st
 
+from meshllm.core import leases as n
 from meshllm.core import messages as m
 from meshllm.core import records as r
+from meshllm.core.split import Share
 from meshllm.core.types import Purpose
 from meshllm.wire import fields, invite
 from meshllm.wire.codec import encode_record, signed_bytes
+from meshllm.wire.leases import PHASES as LENT_PHASES
 from meshllm.wire.records import MAX_CONTEXT, MAX_REQUESTS
 
 
@@ -72,6 +75,8 @@ records = st.builds(
     memory=numbers,
     complaints=few(complaints),
     leaving=st.booleans(),
+    splits=few(st.builds(r.Candidate, names, numbers, st.booleans())),
+    speed=numbers,
 )
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
@@ -93,7 +98,36 @@ def differences(draw: st.DrawFn) -> m.Difference:
     return m.Difference(bits, tuple(buckets), tuple(held))
 
 
+sessions = st.binary(min_size=n.SESSION_BYTES, max_size=n.SESSION_BYTES)
+file_names = names.filter(lambda name: not set(name) & set("/\\") and not name.startswith("."))
+leased_files = st.builds(
+    n.LeasedFile,
+    file_names.map(lambda name: f"{name[:30]}.gguf"),
+    st.integers(1, fields.MAX_NUMBER),
+    st.binary(min_size=32, max_size=32).map(bytes.hex),
+)
+
+
+@st.composite
+def leases(draw: st.DrawFn) -> n.Lease:
+    """A lease whose shares follow one another."""
+    shares: list[Share] = []
+    for node in draw(st.lists(node_ids, min_size=2, max_size=5, unique=True)):
+        first = shares[-1].first + shares[-1].layers if shares else 0
+        shares.append(Share(node, first, draw(st.integers(1, 80)), draw(numbers)))
+    files = draw(st.lists(leased_files, min_size=1, max_size=3, unique_by=lambda file: file.name))
+    return n.Lease(draw(sessions), draw(numbers), draw(names), tuple(files), tuple(shares))
+
+
+lease_messages = st.one_of(
+    st.builds(n.Propose, leases()),
+    st.builds(n.Lent, sessions, numbers, st.sampled_from(list(LENT_PHASES)), texts),
+    st.builds(n.Commit, sessions, numbers),
+    st.builds(n.Release, sessions, numbers, texts),
+)
+
 messages = st.one_of(
+    lease_messages,
     st.builds(m.Ping, numbers),
     st.builds(m.Pong, numbers, few(loads)),
     digests(),

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshllm.core import leases as n
 from meshllm.core import messages as m
 from meshllm.core import records as r
 from meshllm.core.records import MAX_NUMBER
+from meshllm.core.split import Share
 from meshllm.core.types import Purpose
 from meshllm.errors import BadMessage
 from meshllm.net.base import MAX_MESSAGE_BYTES
@@ -38,6 +40,16 @@ RECORD = r.NodeRecord(
     on_disk=("SmolLM2",),
     memory=16 << 30,
     complaints=(r.Complaint(OTHER, 7),),
+    splits=(r.Candidate("Qwen3-8B", 16 << 30, apart=True),),
+    speed=20 << 30,
+)
+SESSION = b"s" * n.SESSION_BYTES
+LEASE = n.Lease(
+    SESSION,
+    3,
+    "Qwen3-8B",
+    (n.LeasedFile("Qwen3-8B-Q4_K_M.gguf", 5 << 30, "ab" * 32),),
+    (Share(NODE, 0, 20, 3 << 30), Share(OTHER, 20, 16, 2 << 30)),
 )
 ONE_OF_EACH = (
     m.Ping(1),
@@ -49,6 +61,10 @@ ONE_OF_EACH = (
     m.Subscribe(),
     m.Table((signed(RECORD),), (OTHER,), first=True, more=True),
     m.Adopted(MESH),
+    n.Propose(LEASE),
+    n.Lent(SESSION, 3, n.LeasePhase.PREPARING, "downloading 12%"),
+    n.Commit(SESSION, 3),
+    n.Release(SESSION, 3, "the host stops"),
 )
 each_message = pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: type(message).__name__)
 
@@ -87,7 +103,9 @@ def test_a_record_comes_back(record: r.NodeRecord) -> None:
 
 
 def test_every_kind_is_tested_and_none_forgotten() -> None:
-    kinds = {kind for kind in vars(m).values() if isinstance(kind, type) and kind.__base__ is m.Message}
+    known = [*vars(m).values(), *vars(n).values()]
+    bases = (m.Message, n.LeaseMessage)
+    kinds = {kind for kind in known if isinstance(kind, type) and kind.__base__ in bases} - {n.LeaseMessage}
     assert kinds == {type(message) for message in ONE_OF_EACH}
 
 
@@ -100,7 +118,7 @@ def test_the_bytes_stay_what_they_are() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.Stamp(1, 2), MESH, name="a")).hex() == (
-        "9fc420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2"
+        "dc0011c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c29000"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
@@ -117,7 +135,7 @@ def test_fields_of_a_newer_version_are_skipped(message: m.Message) -> None:
 
 def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
     fields = msgpack.unpackb(encode_record(RECORD))
-    for place in (6, 7, 8, 9, 13):  # the window, and entries of lists
+    for place in (6, 7, 8, 9, 13, 15):  # the window, and entries of lists
         where = fields[place] if place == 6 else fields[place][0]
         where.append("more")
     body = msgpack.packb([*fields, "more", b"x" * 32, 1.5])
@@ -125,6 +143,11 @@ def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
     newer = r.SignedRecord(RECORD, body, sign(NODE, signed_bytes(body)))
     again = decode_message(encode_message(m.Records((newer,))), verify)
     assert again == m.Records((newer,))
+
+
+def test_a_record_of_a_node_from_before_splits_is_read() -> None:
+    body = msgpack.packb(msgpack.unpackb(encode_record(RECORD))[:FIELDS])
+    assert decode_record(body) == replace(RECORD, splits=(), speed=0)
 
 
 def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
@@ -135,7 +158,7 @@ def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
 
 
 def test_a_kind_from_the_future_is_none() -> None:
-    assert decode_message(raw(10, "what", [1, 2]), verify) is None
+    assert decode_message(raw(99, "what", [1, 2]), verify) is None
     assert decode_message(raw(MAX_NUMBER), verify) is None
 
 
@@ -299,7 +322,7 @@ ADDRESS_FAULTS: list[Any] = [
 MODEL: list[Any] = ["m", 1, 1, 1, 1]
 FAULTS: list[tuple[int, Any]] = [
     *((0, value) for value in ID_FAULTS),
-    *((place, value) for place in (1, 2, 12) for value in NUMBER_FAULTS),
+    *((place, value) for place in (1, 2, 12, 16) for value in NUMBER_FAULTS),
     *((3, value) for value in (b"x" * 15, b"x" * 17, "x" * 16)),
     *((place, value) for place in (4, 5) for value in TEXT_FAULTS),
     *((6, value) for value in ([1], [2, 1], [-1, 1], [1, 65536], 1, [1, True])),
@@ -322,7 +345,12 @@ FAULTS: list[tuple[int, Any]] = [
     *((13, [[OTHER, value]]) for value in NUMBER_FAULTS),
     (13, [[OTHER, 1]] * (r.MAX_COMPLAINTS + 1)),
     *((14, value) for value in (0, 1, None, "no")),
-    *((place, value) for place in (7, 8, 9, 10, 11, 13) for value in (None, 1, "text", b"bytes", {}, [None])),
+    *((15, [[value, 1, False]]) for value in [*TEXT_FAULTS, ""]),
+    *((15, [["m", value, False]]) for value in NUMBER_FAULTS),
+    *((15, [["m", 1, value]]) for value in (0, 1, None, "no")),
+    (15, [["m", 1]]),
+    (15, [["m", 1, False]] * (r.MAX_SPLITS + 1)),
+    *((place, value) for place in (7, 8, 9, 10, 11, 13, 15) for value in (None, 1, "text", b"bytes", {}, [None])),
 ]
 
 
@@ -348,13 +376,49 @@ def test_the_bounds_themselves_are_within() -> None:
         on_disk=("m",) * r.MAX_ON_DISK,
         memory=MAX_NUMBER,
         complaints=(r.Complaint(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
+        splits=(r.Candidate("m", MAX_NUMBER),) * r.MAX_SPLITS,
+        speed=MAX_NUMBER,
     )
     assert decode_record(encode_record(full)) == full
+
+
+FILE: list[Any] = ["m.gguf", 1, b"d" * 32]
+SHARES: list[Any] = [[NODE, 0, 1, 0], [OTHER, 1, 1, 0]]
+PROPOSAL_FAULTS = [
+    raw(10, SESSION[1:], 1, "m", [FILE], SHARES),
+    raw(10, SESSION, -1, "m", [FILE], SHARES),
+    raw(10, SESSION, 1, "", [FILE], SHARES),
+    raw(10, SESSION, 1, "m", [], SHARES),
+    raw(10, SESSION, 1, "m", [FILE, FILE], SHARES),
+    raw(10, SESSION, 1, "m", [FILE] * (n.MAX_FILES + 1), SHARES),
+    *(
+        raw(10, SESSION, 1, "m", [[name, 1, b"d" * 32]], SHARES)
+        for name in ("../m.gguf", "a/m.gguf", "a\\m.gguf", ".m.gguf", "/m.gguf", "m.bin", "", ".gguf", "a\nb.gguf", 1)
+    ),
+    raw(10, SESSION, 1, "m", [["m.gguf", 0, b"d" * 32]], SHARES),
+    raw(10, SESSION, 1, "m", [["m.gguf", 1, b"d" * 31]], SHARES),
+    raw(10, SESSION, 1, "m", [FILE], SHARES[:1]),
+    raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [NODE, 1, 1, 0]]),
+    raw(10, SESSION, 1, "m", [FILE], [[NODE, 1, 1, 0], SHARES[1]]),
+    raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [OTHER, 2, 1, 0]]),
+    raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [OTHER, 1, 0, 0]]),
+    raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [OTHER, 1, 1, -1]]),
+    raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [OTHER[1:], 1, 1, 0]]),
+    raw(11, SESSION, 1, 0, ""),
+    raw(11, SESSION, 1, 4, ""),
+    raw(11, SESSION, 1, 1, "a\nb"),
+    raw(11, SESSION, 1, 1),
+    raw(12, SESSION),
+    raw(12, b"", 1),
+    raw(13, SESSION, 1),
+    raw(13, SESSION, 1, 1),
+]
 
 
 @pytest.mark.parametrize(
     "payload",
     [
+        *PROPOSAL_FAULTS,
         raw(),
         raw("1", 1),
         raw(-1),
@@ -385,7 +449,7 @@ def test_the_bounds_themselves_are_within() -> None:
         msgpack.packb(msgpack.ExtType(1, b"")),
         msgpack.packb(msgpack.Timestamp(1, 2)),
         b"\x92\x01\xd6\xff\x00\x00\x00\x00",
-        b"\x92\x0a\xa1\xff",
+        b"\x92\x63\xa1\xff",
     ],
 )
 def test_each_bound_of_a_message(payload: bytes) -> None:
@@ -480,7 +544,7 @@ def test_fit_cuts_to_the_size_of_a_record_and_what_it_serves_goes_last() -> None
     fitting = fit(full)
     assert (fitting.serves, fitting.wants, fitting.complaints) == (full.serves, full.wants, full.complaints)
     assert 20 < len(fitting.on_disk) < 64
-    assert r.MAX_RECORD_BYTES - 4000 < len(encode_record(fitting)) <= r.MAX_RECORD_BYTES
+    assert r.MAX_RECORD_BYTES - 6000 < len(encode_record(fitting)) <= r.MAX_RECORD_BYTES
     everything = replace(full, serves=tuple(r.ServedModel(name) for name in long))
     assert 80 < len(fit(everything).serves) < MAX_MODELS
     encode_record(fit(everything))

@@ -72,7 +72,7 @@ function laidOut(nodes: readonly MeshNode[], scale: Scale, aspect: number): Layo
     inner = turns
     ring.forEach((node, place) => {
       const angle = (turns[place] as number) * 2 * Math.PI
-      const size = node.role === 'host' || node.role === 'backend' ? 1 : 0.8
+      const size = rank(node) < 2 ? 1 : 0.8
       spots.push({
         node,
         x: Math.round(Math.cos(angle) * radius * sx * 10) / 10,
@@ -116,7 +116,7 @@ function byPlace(one: MeshNode, other: MeshNode): number {
 }
 
 function rank(node: MeshNode): number {
-  return node.role === 'backend' ? 0 : node.role === 'host' ? 1 : 2
+  return node.role === 'backend' ? 0 : node.role === 'host' || node.role === 'worker' ? 1 : 2
 }
 
 function rings(nodes: readonly MeshNode[], scale: Scale): MeshNode[][] {

@@ -2,9 +2,10 @@
 //
 // Law: pure. Nothing is made up: what a node did not tell is null, and is shown as unknown or not at all.
 
+import { partsOf, type Part } from './splits'
 import type { LoadStatus, ModelStatus, NodeStatus, PeerStatus, ServedStatus } from '../api'
 
-export type Role = 'host' | 'standby' | 'client' | 'backend'
+export type Role = 'host' | 'worker' | 'standby' | 'client' | 'backend'
 export type Life = 'alive' | 'suspect' | 'heard' | 'dead' | 'left'
 
 export interface Carried {
@@ -30,6 +31,7 @@ export interface MeshNode {
   models: Carried[]
   wants: string[]
   onDisk: string[]
+  parts: Part[] // what it carries of models that are split
   memory: number // offered, in bytes
   linked: boolean
   rtt: number | null
@@ -44,7 +46,14 @@ const LIVES: readonly Life[] = ['alive', 'suspect', 'heard', 'dead', 'left']
 export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshNode[] = []): MeshNode[] {
   const known = new Map(before.map((node) => [node.id, node]))
   const peers = (status.mesh?.peers ?? []).map((peer) => peerOf(peer, status.load, wall, known.get(peer.id)))
-  return [hereOf(status), ...peers, ...status.backends.map((backend) => backendOf(backend, status.load))]
+  const parts = partsOf(status)
+  const found = [hereOf(status), ...peers, ...status.backends.map((backend) => backendOf(backend, status.load))]
+  return parts.size === 0 ? found : found.map((node) => withParts(node, parts.get(node.id) ?? []))
+}
+
+function withParts(node: MeshNode, parts: Part[]): MeshNode {
+  const carries = parts.some((part) => part.phase !== 'ended')
+  return { ...node, parts, role: carries && node.role === 'standby' ? 'worker' : node.role }
 }
 
 function hereOf(status: NodeStatus): MeshNode {
@@ -61,6 +70,7 @@ function hereOf(status: NodeStatus): MeshNode {
     models,
     wants: mesh?.wants ?? [],
     onDisk: mesh?.on_disk ?? [],
+    parts: [],
     memory: mesh?.memory ?? 0,
     linked: true,
     rtt: null,
@@ -107,6 +117,7 @@ function peerOf(peer: PeerStatus, load: readonly LoadStatus[], wall: number, bef
     ),
     wants: peer.wants,
     onDisk: peer.on_disk,
+    parts: [],
     memory: peer.memory,
     linked: peer.linked,
     rtt: peer.rtt,
@@ -163,6 +174,7 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
     models,
     wants: [],
     onDisk: [],
+    parts: [],
     memory: 0,
     linked: true,
     rtt: null,
@@ -184,6 +196,7 @@ export function busyOf(node: MeshNode): { active: number; waiting: number; slots
 
 const ROLE_WORDS: Record<Role, string> = {
   host: 'serves',
+  worker: 'carries a part',
   standby: 'standby',
   client: 'client',
   backend: 'backend',

@@ -4,6 +4,7 @@ import type { ComponentChildren, JSX } from 'preact'
 import { Badge, type Tone } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { linkWords, standing, type Carried, type MeshNode } from '../mesh/nodes'
+import { layersOf, type Part } from '../mesh/splits'
 import { address } from '../route'
 import { status } from '../state'
 import { bytes, duration, milliseconds, speed, tokens } from '../words'
@@ -46,6 +47,19 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
           </ul>
         </section>
       )}
+      {node.parts.length > 0 && (
+        <section>
+          <h3>Parts of split models</h3>
+          <ul class="carried">
+            {node.parts.map((part) => (
+              <li key={part.model}>
+                <a href={address('models', part.model)}>{part.model}</a>
+                <small>{partWords(part)}</small>
+              </li>
+            ))}
+          </ul>
+        </section>
+      )}
       <dl class="facts">
         {!node.here && node.role !== 'backend' && (
           <Fact name="Link">
@@ -70,6 +84,12 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
       </dl>
     </aside>
   )
+}
+
+function partWords(part: Part): string {
+  const traffic = part.traffic === null || part.traffic === 0 ? '' : `${bytes(part.traffic)} through the tunnel`
+  const state = part.phase === 'host' || part.phase === 'committed' ? '' : part.detail || part.phase
+  return [layersOf(part), bytes(part.memory), state, traffic].filter(Boolean).join(' · ')
 }
 
 function Fact({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {

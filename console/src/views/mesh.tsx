@@ -4,11 +4,13 @@ import type { JSX } from 'preact'
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
 import { layout, type Layout, type Room, type Spot } from '../mesh/layout'
 import { busyOf, linkWords, standing, type MeshNode } from '../mesh/nodes'
+import { layersOf } from '../mesh/splits'
 import { memo } from '../parts/memo'
-import { idle, nodes, status } from '../state'
+import { idle, nodes, pipelines, status } from '../state'
 import { counted, milliseconds } from '../words'
 import { Details } from './details'
 import { Idle } from './idle'
+import { Pipelines } from './pipeline'
 
 export function Mesh(): JSX.Element {
   const [chosen, setChosen] = useState<string | null>(null)
@@ -111,6 +113,7 @@ function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
             <Link key={spot.node.id} spot={spot} chosen={spot.node.id === chosen} labelled={found.detail === 'large'} />
           ))}
         </g>
+        <Pipelines list={pipelines.value} spots={found.spots} />
         {found.spots.map((spot) => (
           <Dot
             key={spot.node.id}
@@ -274,7 +277,10 @@ const Words = memo(function Words({ node, x, y, radius, detail }: WordsProps): J
 
 // The most telling thing of a node: its state if that matters, else its first model, else its role.
 function carries(node: MeshNode): string {
-  return node.life !== 'alive' ? standing(node) : (node.models[0]?.name ?? standing(node))
+  if (node.life !== 'alive') return standing(node)
+  const [part] = node.parts
+  if (node.role === 'worker' && part !== undefined) return layersOf(part)
+  return node.models[0]?.name ?? standing(node)
 }
 
 function cut(text: string, most: number): string {
@@ -293,6 +299,7 @@ function sentence(node: MeshNode): string {
         .map((model) => model.name)
         .join(', ')}`,
     )
+  for (const part of node.parts) words.push(`carries ${layersOf(part)} of ${part.model}`)
   const { active, waiting } = busyOf(node)
   if (active + waiting > 0) words.push(`${active} at work, ${waiting} waiting`)
   if (node.rtt !== null) words.push(`${milliseconds(node.rtt)} away`)
@@ -305,6 +312,7 @@ function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const has = (test: (node: MeshNode) => boolean): boolean => list.some(test)
   const marks: [string, string, boolean][] = [
     ['dot host', 'serves', has((node) => node.role === 'host' && node.life === 'alive')],
+    ['dot worker', 'carries a part', has((node) => node.role === 'worker' && node.life === 'alive')],
     ['dot standby', 'standby', has((node) => node.role === 'standby' && node.life === 'alive')],
     ['dot client', 'client', has((node) => node.role === 'client')],
     ['dot backend', 'backend', has((node) => node.role === 'backend')],
@@ -313,6 +321,7 @@ function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
     ['dot dead', 'gone', has((node) => node.life === 'dead' || node.life === 'left')],
     ['line lane', 'lane', has((node) => node.via === 'lane')],
     ['line quic', 'QUIC', has((node) => node.via === 'quic')],
+    ['line pipe', 'a token’s way through a split', pipelines.value.length > 0],
     ['line unused', 'linked, no request yet', has((node) => node.linked && !node.here && node.via === '')],
   ]
   return (

@@ -2,14 +2,16 @@
 
 import type { JSX } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
+import type { SplitStatus } from '../api'
 import { reasonOf, type MeshModel, type Standing } from '../mesh/models'
 import { Badge, Empty, Progress, type Tone } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
 import { address, route } from '../route'
-import { models } from '../state'
+import { models, status } from '../state'
 import { bytes, counted, percent, tokens } from '../words'
 import { Sharing } from './sharing'
+import { Split } from './split'
 
 const TONES: Record<Standing, Tone> = {
   serving: 'good',
@@ -38,7 +40,12 @@ export function Models(): JSX.Element {
       )}
       <ul class="rows">
         {list.map((model) => (
-          <Row key={model.name} model={model} open={route.value.rest === model.name} />
+          <Row
+            key={model.name}
+            model={model}
+            split={status.value?.splits.find((split) => split.model === model.name)}
+            open={route.value.rest === model.name}
+          />
         ))}
       </ul>
       <Sharing />
@@ -46,7 +53,13 @@ export function Models(): JSX.Element {
   )
 }
 
-const Row = memo(function Row({ model, open }: { model: MeshModel; open: boolean }): JSX.Element {
+interface RowProps {
+  model: MeshModel
+  split: SplitStatus | undefined
+  open: boolean
+}
+
+const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
   const progress = model.here?.progress ?? null
   const facts = [
     model.here?.file?.quantization ?? '',
@@ -76,6 +89,7 @@ const Row = memo(function Row({ model, open }: { model: MeshModel; open: boolean
         ))}
       </p>
       {progress !== null && <Progress fraction={progress.fraction} label={`${model.name}: ${progress.stage}`} />}
+      {split !== undefined && <Split split={split} />}
       {model.hosts.length > 0 && <Hosts model={model} />}
       {chat && (
         <a class="button small" href={address('chat', `new/${model.name}`)}>

@@ -1,0 +1,273 @@
+"""The engine processes that answer for models: what each is started with, its life, and how it ends.
+
+Law: a model is measured before it is started, and what was found out then is used for the first start. A process
+belongs to one generation, and whatever becomes of it is one `ServerGone`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core.hosting import Measured, SizeNeed
+from meshllm.core.leases import LeasedFile
+from meshllm.core.sizing import candidates
+from meshllm.core.speculation import Guessing
+from meshllm.core.split import need_of
+from meshllm.core.types import Progress, ServerFacts
+from meshllm.daemon.carrying import Carrying, Reach
+from meshllm.daemon.drafting import Drafter
+from meshllm.daemon.fitting import Fit, Fitter
+from meshllm.engine import build, llama_server
+from meshllm.engine.ledger import Ledger
+from meshllm.engine.llama_server import ServerPlan
+from meshllm.engine.process import Child
+from meshllm.errors import MeshError, OutOfRoom
+from meshllm.models import checking
+from meshllm.models import progress as model_progress
+from meshllm.models.entry import Wanted
+from meshllm.models.local import LocalModel
+from meshllm.models.purpose import usage
+from meshllm.models.store import Store
+from meshllm.models.threads import Stop, in_thread
+from meshllm.tasks import Owner
+
+log = logging.getLogger(__name__)
+
+STAGES = {
+    model_progress.Stage.DOWNLOADING: "downloading",
+    model_progress.Stage.EXTRACTING: "unpacking",
+    model_progress.Stage.VERIFYING: "verifying",
+}
+
+Bring = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
+"""Brings a model to this disk, if it is not there. Raises MeshError."""
+
+
+def progress_of(step: model_progress.Progress) -> Progress:
+    """What a download says, in the core's words."""
+    fraction = step.done / step.total if step.total else None
+    return Progress(STAGES.get(step.stage, step.stage.value), fraction, step.note)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a process is to be started with."""
+
+    fit: Fit
+    draft: LocalModel | None = None
+    reach: Reach | None = None
+
+
+class Servers:
+    """The engine processes of this node."""
+
+    def __init__(
+        self,
+        home: Path,
+        sockets: Path,
+        ledger: Ledger,
+        store: Store,
+        fitter: Fitter,
+        drafter: Drafter,
+        carrying: Carrying,
+        bring: Bring,
+        post: Callable[[e.Event], None],
+    ) -> None:
+        self._home = home
+        self._sockets = sockets
+        self._ledger = ledger
+        self._store = store
+        self._fitter = fitter
+        self._drafter = drafter
+        self._carrying = carrying
+        self._bring = bring
+        self._post = post
+        self._owner = Owner("servers")
+        self._found: dict[str, _Start] = {}
+        self._children: dict[tuple[str, int], Child | None] = {}
+        self._unwanted: set[tuple[str, int]] = set()
+
+    def measure(self, model: LocalModel, name: str, engine: build.Engine, *, split: bool) -> None:
+        """Find out what `model`, served as `name`, takes here; ends in ModelMeasured or MeasureFailed."""
+        self._owner.start(self._measure(model, name, engine, split), f"measure {name}")
+
+    def start(self, model: LocalModel, command: c.StartServer, engine: build.Engine) -> None:
+        """Start a process; ends in ServerGone."""
+        self._children[command.model, command.generation] = None
+        self._owner.start(self._serve(model, command, engine), f"serve {command.model} {command.generation}")
+
+    def stop(self, name: str, generation: int, *, at_once: bool) -> None:
+        """End a process: politely, or at once where it cannot answer any more."""
+        child = self._children.get((name, generation))
+        if child is not None:
+            child.stop(at_once=at_once)
+        else:
+            self._unwanted.add((name, generation))
+
+    async def close(self) -> None:
+        """End everything that still runs."""
+        await self._owner.close()
+
+    # -- what it takes
+
+    async def _measure(self, model: LocalModel, name: str, engine: build.Engine, split: bool) -> None:
+        try:
+            measured = await self._measured(model, name, engine, split)
+        except MeshError as error:
+            self._post(e.MeasureFailed(name, error.message, error.advice))
+        except Exception as error:
+            log.exception("measuring %s failed", name)
+            self._post(e.MeasureFailed(name, f"measuring failed: {error!r}", "This is a defect; please report it."))
+        else:
+            self._post(e.ModelMeasured(name, measured))
+
+    async def _measured(self, model: LocalModel, name: str, engine: build.Engine, split: bool) -> Measured:
+        room, found = self._fitter.offer(), None
+        with contextlib.suppress(OutOfRoom):
+            found = self._found[name] = await self._prepare(model, name, engine)
+        alone = found is not None and not found.fit.pages
+        if alone and not split:
+            return Measured(alone, room)
+        tries = candidates(model.context_length, self._fitter.context, usage(model.header).purpose)
+        sizes = tuple(SizeNeed(size, need_of(model.header.shape, size)) for size in tries)
+        return Measured(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
+
+    async def _prepare(self, model: LocalModel, name: str, engine: build.Engine) -> _Start:
+        """How to serve it here alone. Raises OutOfRoom where that cannot be."""
+        speculation, draft = await self._drafter.choose(name, model, partial(self._fetch_draft, name))
+        fit = await self._fitter.fit(engine, model, usage(model.header), speculation=speculation, draft=draft)
+        return _Start(fit, draft if fit.speculation.guessing is Guessing.DRAFT else None)
+
+    async def _fetch_draft(self, name: str, draft: Wanted) -> LocalModel:
+        """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
+
+        def tell(step: model_progress.Progress) -> None:
+            if step.stage is not model_progress.Stage.READY:
+                told = progress_of(step)
+                self._post(e.FileProgress(name, Progress(f"{told.stage} the draft", told.fraction, told.detail)))
+
+        return await self._bring(draft, tell)
+
+    async def _leased(self, model: LocalModel) -> tuple[LeasedFile, ...]:
+        """The model's files as others may have them: by digest, which is found out where nobody has yet."""
+        found = []
+        for path in model.files:
+            digest = self._store.known_digest(path)
+            if digest is None:
+                digest = await in_thread(partial(self._digest, path), "digest of a model")
+            found.append(LeasedFile(path.name, path.stat().st_size, digest))
+        return tuple(found)
+
+    def _digest(self, path: Path, stop: Stop) -> str:
+        found = checking.digests(stop, path, self._store.chunk_bytes, lambda done: None).sha256
+        self._store.record(path, found)
+        return found
+
+    # -- a process
+
+    async def _serve(self, model: LocalModel, command: c.StartServer, engine: build.Engine) -> None:
+        name, generation = command.model, command.generation
+        key = (name, generation)
+        socket = llama_server.socket_path(self._sockets)
+        reason, advice, hopeless = "it was stopped", "", False
+        start: _Start | None = None
+        try:
+            if command.lease is not None:
+                start = await self._reach(model, command)
+            else:
+                start = self._found.pop(name, None) or await self._prepare(model, name, engine)
+            reason, advice = await self._run(model, command, engine, start, socket) or (reason, advice)
+        except MeshError as error:
+            reason, advice, hopeless = error.message, error.advice, isinstance(error, OutOfRoom)
+        except Exception as error:
+            log.exception("serving %s failed", name)
+            reason, advice = f"starting it failed: {error!r}", "This is a defect; please report it."
+        finally:
+            socket.unlink(missing_ok=True)
+            if command.lease is not None:
+                self._carrying.let_go(command.lease, start.reach if start is not None else None)
+            self._children.pop(key, None)
+            self._unwanted.discard(key)
+            self._post(e.ServerGone(name, generation, reason, advice, hopeless))
+
+    async def _run(
+        self, model: LocalModel, command: c.StartServer, engine: build.Engine, start: _Start, socket: Path
+    ) -> tuple[str, str] | None:
+        """Live through the life of a process. Returns why it ended and what to do; None if it was to end."""
+        name, generation = command.model, command.generation
+        key, fit, started = (name, generation), start.fit, False
+        log_file = self._home / "logs" / f"{_file_name(name)}.log"
+
+        def loading(fraction: float | None) -> None:
+            self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
+
+        def ready(pid: int) -> None:
+            nonlocal started
+            started = True
+            size = fit.size
+            facts = ServerFacts(
+                str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.words
+            )
+            self._post(e.ServerReady(name, generation, facts))
+
+        plan = _plan(model, name, start, self._fitter.threads)
+        child = Child(llama_server.child_spec(engine.server, plan, socket, log_file, loading), self._ledger, ready)
+        self._children[key] = child
+        if key in self._unwanted:
+            return None
+        ending = await child.run()
+        if ending.asked:
+            return None
+        reason, advice = llama_server.reason_and_advice(ending, log_file)
+        log.warning("%s: %s", name, reason)
+        if start.draft is not None and not started:
+            self._drafter.give_up(start.draft, f"the engine did not start with it: {reason}")
+        return reason, advice
+
+    async def _reach(self, model: LocalModel, command: c.StartServer) -> _Start:
+        """How to serve it with the workers of its lease."""
+        lease, size = command.lease, command.size
+        assert lease is not None
+        assert size is not None
+        speculation, draft = await self._drafter.choose(command.model, model, partial(self._fetch_draft, command.model))
+        fit = self._fitter.fit_split(model, usage(model.header), lease, size, speculation, draft)
+        kept = draft if fit.speculation.guessing is Guessing.DRAFT else None
+        return _Start(fit, kept, await self._carrying.reach(lease, model.files))
+
+
+def _plan(model: LocalModel, name: str, start: _Start, threads: int | None) -> ServerPlan:
+    fit, draft, reach = start.fit, start.draft, start.reach
+    how = usage(model.header)
+    return ServerPlan(
+        model_name=name,
+        model_path=model.path,
+        context_length=fit.size.context_length,
+        slots=fit.size.slots,
+        chat_template=model.chat_template,
+        prompt_cache_mib=fit.prompt_cache_mib,
+        purpose=how.purpose,
+        pooling=how.pooling,
+        micro_batch=fit.micro_batch,
+        devices=fit.devices,
+        layers=fit.layers,
+        experts_aside=fit.experts_aside,
+        checkpoints=fit.checkpoints,
+        speculation=fit.speculation,
+        draft_path=draft.path if draft is not None else None,
+        draft_device=fit.draft_device,
+        projector=fit.projector,
+        workers=reach.endpoints if reach is not None else (),
+        environment=reach.environment if reach is not None else {},
+        threads=threads,
+    )
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:100]

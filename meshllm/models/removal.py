@@ -1,0 +1,116 @@
+"""Takes a model off this disk: its files in the store, what is left of its download, and what is known of it.
+
+Law: nothing outside the store is touched, a link to a file elsewhere is only taken away itself, and what another model
+needs stays. What will go is told first (`plan`), and only that goes (`remove`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshllm.errors import NobodysFault, UsageError
+
+from .inventory import Item
+from .manifest import Manifest, ModelFile
+from .store import Store, disk_error
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes: `files`, what has arrived of the `unfinished`, the kept `manifests`; `freed` bytes in all. `kept` are
+    files that stay, each with the reason."""
+
+    item: Item
+    files: tuple[Path, ...]
+    unfinished: tuple[ModelFile, ...]
+    manifests: tuple[Manifest, ...]
+    freed: int
+    kept: tuple[tuple[Path, str], ...] = ()
+
+
+def plan(item: Item, everything: Sequence[Item], store: Store) -> Removal:
+    """What removing the model means. Raises UsageError for one that lies elsewhere."""
+    if item.program:
+        raise UsageError(
+            f"{item.name} lies at {item.files[0]}: it belongs to {item.program}, and nothing is removed there.",
+            advice="Remove it with the program that put it there.",
+        )
+    needed = {path: other.name for other in everything if other is not item for path in other.files}
+    files, kept = [], []
+    for path in item.files:
+        if path in needed:
+            kept.append((path, f"{needed[path]} needs it"))
+        elif not path.is_relative_to(store.folder):
+            kept.append((path, "it does not lie in the model folder"))
+        else:
+            files.append(path)
+    unfinished = tuple(file for file in (item.manifest.all_files if item.manifest else ()) if _begun(file, store))
+    digests = {digest for path in item.files if (digest := store.noted_digest(path))}
+    if item.manifest is not None:
+        digests.add(item.manifest.files[0].sha256)
+    manifests = tuple(known for known in store.kept.manifests() if known.files[0].sha256 in digests)
+    freed = sum(path.lstat().st_size for path in files) + sum(_occupied(file, store) for file in unfinished)
+    return Removal(item, tuple(files), unfinished, manifests, freed, tuple(kept))
+
+
+def remove(removal: Removal, store: Store) -> None:
+    """Do it. Raises NobodysFault while some of it is being downloaded, OutOfRoom and DownloadFailed for the disk's."""
+    with ExitStack() as stack:
+        for file in removal.unfinished:
+            _hold(file, store, stack)
+        for path in removal.files:
+            try:
+                digest = store.noted_digest(path)
+                path.unlink(missing_ok=True)
+                store.forget(path)
+                if digest is not None and not store.is_verified(ModelFile(path.name, 0, digest)):
+                    store.forget_chunks(digest)
+            except OSError as error:
+                raise disk_error(error, path) from error
+            _clear_folders(path.parent, store)
+        for file in removal.unfinished:
+            store.discard(file)
+        for manifest in removal.manifests:
+            store.kept.forget(manifest)
+
+
+def _begun(file: ModelFile, store: Store) -> bool:
+    return file.sha256 in store.unfinished()
+
+
+def _occupied(file: ModelFile, store: Store) -> int:
+    """Bytes on the disk that what has arrived takes; a file that is begun has holes."""
+    paths = [store.partial(file), store.partial(file, "unpacked"), *store.partial(file, "wheel").glob("*")]
+    found = 0
+    for path in paths:
+        with suppress(OSError):
+            facts = path.lstat()
+            found += min(facts.st_size, facts.st_blocks * 512)
+    return found
+
+
+def _hold(file: ModelFile, store: Store, stack: ExitStack) -> None:
+    """Be the only one that does anything with the file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(store.lock(file).lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise NobodysFault(
+            f"{file.name} is being downloaded.", advice="Stop that first ('mesh-llm stop', if it is the node)."
+        ) from None
+    stack.callback(lock.release)
+
+
+def _clear_folders(folder: Path, store: Store) -> None:
+    """Folders of the store that nothing is left in: those named for repositories and digests."""
+    while folder != store.folder and folder.is_relative_to(store.folder):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent

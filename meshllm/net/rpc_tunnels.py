@@ -1,0 +1,304 @@
+"""RPC tunnels: what host and workers of a split say to each other, from engine to engine, by way of both daemons.
+
+Law: a tunnel is let in only for a lease that is held, only from the node that the lease names for it, and ends with the
+lease. The engines see Unix sockets in a folder that only this user can enter; nothing of theirs listens anywhere else.
+Bytes are handed on as they come: nothing is kept back, nothing is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Protocol, cast
+
+from meshllm.core.leases import SESSION_BYTES
+from meshllm.core.records import NodeId, short
+from meshllm.errors import MeshError
+from meshllm.net.base import StreamKind
+from meshllm.tasks import Owner
+
+log = logging.getLogger(__name__)
+
+# The first bytes of a tunnel: which lease it belongs to, and what for.
+HEADER = struct.Struct(f">{SESSION_BYTES}sQB")
+# A peer that has opened a tunnel has written its header already.
+HEADER_SECONDS = 10.0
+# Connections of one lease and purpose: an engine keeps one to each worker, and opens another to ask what it has.
+MAX_CONNECTIONS = 8
+
+Lend = tuple[bytes, int]
+"""Session and generation of a lease."""
+
+
+class TunnelUse(IntEnum):
+    """What a tunnel is for: commands of the host to a worker, or tensors from one worker to the next."""
+
+    COMMANDS = 0
+    PUSHES = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who may come in for a lease: `peers` for that purpose, on to the Unix socket at `path`."""
+
+    peers: frozenset[NodeId]
+    path: Path
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes that the tunnels of one lease to or from one peer have carried."""
+
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(slots=True)
+class _Lease:
+    admissions: dict[TunnelUse, Admission] = field(default_factory=dict)
+    listeners: list[asyncio.Server] = field(default_factory=list)
+    pipes: set[_End] = field(default_factory=set)
+    traffic: dict[NodeId, Traffic] = field(default_factory=dict)
+
+    def open(self) -> int:
+        """How many tunnels there are."""
+        self.pipes = {pipe for pipe in self.pipes if pipe.transport is not None}
+        return len(self.pipes)
+
+
+class _End(asyncio.Protocol):
+    """One of two connections that are joined: what comes here goes out there, and both end together.
+
+    `count` hears how many bytes have come; `made`, if given, that the connection is there.
+    """
+
+    def __init__(self, count: Callable[[int], None], made: Callable[[_End], None] | None = None) -> None:
+        self._count = count
+        self._made = made
+        self.transport: asyncio.Transport | None = None
+        self._there: _End | None = None
+        self._early: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
+        if self._there is None:
+            self.transport.pause_reading()
+        if self._made is not None:
+            self._made(self)
+
+    def join(self, there: _End) -> None:
+        """From now on bytes go to `there`, those that came early first."""
+        self._there = there
+        for data in self._early:
+            self._hand_on(data)
+        self._early.clear()
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._there is None:
+            self._early.append(data)
+        else:
+            self._hand_on(data)
+
+    def _hand_on(self, data: bytes) -> None:
+        self._count(len(data))
+        assert self._there is not None
+        if self._there.transport is not None:
+            self._there.transport.write(data)
+
+    def eof_received(self) -> None:
+        self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self.close()
+
+    def pause_writing(self) -> None:
+        if self._there is not None and self._there.transport is not None:
+            self._there.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._there is not None and self._there.transport is not None:
+            self._there.transport.resume_reading()
+
+    def close(self) -> None:
+        """End both connections; what has been written is still sent."""
+        there, self._there = self._there, None
+        if self.transport is not None:
+            self.transport.close()
+        if there is not None:
+            there.close()
+
+
+class _Guest(_End):
+    """A tunnel that a peer has opened: its header is read, and then it leads on to the engine, or nowhere."""
+
+    def __init__(self, admit: Callable[[_Guest, bytes], None]) -> None:
+        super().__init__(lambda count: None)
+        self._admit = admit
+        self._header = b""
+        self._impatience: asyncio.TimerHandle | None = None
+        self.admitted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
+        self._impatience = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.close)
+
+    def data_received(self, data: bytes) -> None:
+        if self.admitted:
+            super().data_received(data)
+            return
+        self._header += data
+        if len(self._header) >= HEADER.size:
+            self.admitted = True
+            self._quiet()
+            if self.transport is not None:
+                self.transport.pause_reading()
+            header, rest = self._header[: HEADER.size], self._header[HEADER.size :]
+            self._header = b""
+            if rest:
+                super().data_received(rest)
+            self._admit(self, header)
+
+    def count_with(self, count: Callable[[int], None]) -> None:
+        """What comes from now on is counted there."""
+        self._count = count
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._quiet()
+        super().connection_lost(error)
+
+    def close(self) -> None:
+        self._quiet()
+        super().close()
+
+    def _quiet(self) -> None:
+        if self._impatience is not None:
+            self._impatience.cancel()
+            self._impatience = None
+
+
+class Mesh(Protocol):
+    """What leads to the other nodes."""
+
+    async def open(
+        self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> asyncio.BaseProtocol:
+        """A tunnel of that kind to `peer`. Raises MeshError if there is no way to it."""
+
+    def serve(self, kind: StreamKind, factory: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
+        """From now on `factory` gives what serves the tunnels of that kind that peers open."""
+
+
+class RpcTunnels:
+    """The tunnels of the leases that this node holds, as host or as worker."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._owner = Owner("rpc tunnels")
+        self._leases: dict[Lend, _Lease] = {}
+        mesh.serve(StreamKind.RPC_TUNNEL, self._serve)
+
+    def admit(self, lease: Lend, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
+        """From now on tunnels of `peers` for `lease` and that purpose lead to the Unix socket at `path`."""
+        self._leases.setdefault(lease, _Lease()).admissions[purpose] = Admission(frozenset(peers), path)
+
+    async def listen(self, lease: Lend, purpose: TunnelUse, peer: NodeId, path: Path) -> None:
+        """What connects to the Unix socket at `path` is led to `peer`, for `lease` and that purpose. Raises OSError."""
+        held = self._leases.setdefault(lease, _Lease())
+
+        def accepted(near: _End) -> None:
+            self._owner.start(self._lead(held, lease, purpose, peer, near), f"rpc tunnel to {short(peer)}")
+
+        def accept() -> asyncio.Protocol:
+            return _End(lambda count: self._sent(held, peer, count), accepted)
+
+        held.listeners.append(await asyncio.get_running_loop().create_unix_server(accept, str(path)))
+
+    def revoke(self, lease: Lend) -> None:
+        """The lease is over: its tunnels end, nobody comes in, nothing is listened on."""
+        held = self._leases.pop(lease, None)
+        if held is None:
+            return
+        for listener in held.listeners:
+            listener.close()
+        for pipe in list(held.pipes):
+            pipe.close()
+
+    def traffic(self, lease: Lend) -> dict[NodeId, Traffic]:
+        """Bytes that have gone to and come from each peer of the lease."""
+        held = self._leases.get(lease)
+        return dict(held.traffic) if held is not None else {}
+
+    async def close(self) -> None:
+        """End everything."""
+        for lease in list(self._leases):
+            self.revoke(lease)
+        await self._owner.close()
+
+    # -- out
+
+    async def _lead(self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: _End) -> None:
+        """Open the tunnel for what the engine has just connected."""
+        far = _End(lambda count: self._received(held, peer, count))
+        try:
+            await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
+        except (MeshError, OSError) as error:
+            log.warning("no tunnel to %s for a split: %s", short(peer), error)
+            near.close()
+            return
+        if far.transport is None or near.transport is None or self._leases.get(lease) is not held:
+            far.close()
+            near.close()
+            return
+        far.transport.write(HEADER.pack(*lease, purpose))
+        self._join(held, near, far)
+
+    # -- in
+
+    def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
+        return _Guest(lambda guest, header: self._admitted(peer, guest, header))
+
+    def _admitted(self, peer: NodeId, guest: _Guest, header: bytes) -> None:
+        session, generation, purpose = HEADER.unpack(header)
+        held = self._leases.get((session, generation))
+        admission = None if held is None else held.admissions.get(purpose)
+        if held is None or admission is None or peer not in admission.peers or held.open() >= MAX_CONNECTIONS:
+            log.warning("refused an rpc tunnel of %s: it holds no lease of this node", short(peer))
+            guest.close()
+            return
+        guest.count_with(lambda count: self._received(held, peer, count))
+        self._owner.start(self._reach(held, peer, guest, admission.path), f"rpc tunnel of {short(peer)}")
+
+    async def _reach(self, held: _Lease, peer: NodeId, guest: _Guest, path: Path) -> None:
+        near = _End(lambda count: self._sent(held, peer, count))
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: near, str(path))
+        except OSError as error:
+            log.warning("the rpc-server does not answer: %s", error)
+            guest.close()
+            return
+        if guest.transport is None or not any(held is lease for lease in self._leases.values()):
+            near.close()
+            guest.close()
+            return
+        self._join(held, near, guest)
+
+    # -- both
+
+    def _join(self, held: _Lease, near: _End, far: _End) -> None:
+        held.pipes.add(near)
+        near.join(far)
+        far.join(near)
+
+    def _sent(self, held: _Lease, peer: NodeId, count: int) -> None:
+        held.traffic.setdefault(peer, Traffic()).sent += count
+
+    def _received(self, held: _Lease, peer: NodeId, count: int) -> None:
+        held.traffic.setdefault(peer, Traffic()).received += count

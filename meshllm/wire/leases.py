@@ -1,0 +1,118 @@
+"""What host and workers of a split say to each other, as fields of a message and back.
+
+Law: as in `codec.py`, which names the kinds: fields have fixed places, new ones come at the end, every number and text
+has its bound. File names in it are names, never paths: what a slash or a leading dot would make of them is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from meshllm.core import leases as n
+from meshllm.core.leases import Lease, LeasedFile, LeasePhase
+from meshllm.core.messages import Message
+from meshllm.core.records import MAX_NAME_BYTES, NODE_ID_BYTES, NodeId
+from meshllm.core.split import Share
+from meshllm.errors import BadMessage
+from meshllm.wire import fields as f
+
+SHA256_BYTES = 32
+PHASES = {
+    LeasePhase.PREPARING: 1,
+    LeasePhase.READY: 2,
+    LeasePhase.ENDED: 3,
+}
+PHASE_OF = {number: phase for phase, number in PHASES.items()}
+_FILE_NAME = re.compile(r"[^/\\.][^/\\]*\.gguf", re.IGNORECASE)
+
+
+def write_propose(message: n.Propose) -> tuple[Any, ...]:
+    """The fields after the kind."""
+    lease = message.lease
+    files = [(file.name, file.size, bytes.fromhex(file.sha256)) for file in lease.files]
+    shares = [(share.node, share.first, share.layers, share.memory) for share in lease.shares]
+    return (lease.session, lease.generation, lease.model, files, shares)
+
+
+def read_propose(found: tuple[Any, ...]) -> Message:
+    """A proposal: the shares are of different nodes and follow one another without a gap. Raises BadMessage."""
+    _, session, generation, model, files, shares, *_ = f.fields(found, 6, "proposal")
+    lease = Lease(
+        session=f.exactly(session, n.SESSION_BYTES, "session"),
+        generation=f.number(generation, "generation"),
+        model=f.name(model, "leased model"),
+        files=tuple([_file(item) for item in f.items(files, n.MAX_FILES, "leased files")]),
+        shares=tuple([_share(item) for item in f.items(shares, n.MAX_SHARES, "shares")]),
+    )
+    if not lease.files or len({file.name for file in lease.files}) != len(lease.files):
+        raise BadMessage("leased files: none, or one twice")
+    if len(lease.shares) < 2 or len({share.node for share in lease.shares}) != len(lease.shares):
+        raise BadMessage("shares: not of several nodes")
+    at = 0
+    for share in lease.shares:
+        if share.first != at:
+            raise BadMessage("shares: they do not follow one another")
+        at += share.layers
+    return n.Propose(lease)
+
+
+def _file(value: Any) -> LeasedFile:
+    name, size, sha256, *_ = f.fields(value, 3, "leased file")
+    name = f.name(name, "leased file's name")
+    if not _FILE_NAME.fullmatch(name):
+        raise BadMessage("leased file's name: not the name of a GGUF file")
+    digest = f.exactly(sha256, SHA256_BYTES, "leased file's digest")
+    return LeasedFile(name, f.number(size, "leased file's size", 1), digest.hex())
+
+
+def _share(value: Any) -> Share:
+    node, first, layers, memory, *_ = f.fields(value, 4, "share")
+    return Share(
+        NodeId(f.exactly(node, NODE_ID_BYTES, "share's node id")),
+        f.number(first, "share's first layer", 0, n.MAX_LAYERS),
+        f.number(layers, "share's layers", 1, n.MAX_LAYERS),
+        f.number(memory, "share's memory"),
+    )
+
+
+def write_lent(message: n.Lent) -> tuple[Any, ...]:
+    """The fields after the kind. What could not be shown is left out of the detail, and what is too long is cut."""
+    return (message.session, message.generation, PHASES[message.phase], _shown(message.detail))
+
+
+def read_lent(found: tuple[Any, ...]) -> Message:
+    """How far a worker is. Raises BadMessage."""
+    _, session, generation, phase, detail, *_ = f.fields(found, 5, "lent")
+    session, generation = _which(session, generation)
+    number = f.number(phase, "lease's phase", 1, len(PHASES))
+    return n.Lent(session, generation, PHASE_OF[number], f.text(detail, "lease's detail"))
+
+
+def write_commit(message: n.Commit) -> tuple[Any, ...]:
+    """The fields after the kind."""
+    return (message.session, message.generation)
+
+
+def read_commit(found: tuple[Any, ...]) -> Message:
+    """It begins. Raises BadMessage."""
+    return n.Commit(*_which(*f.fields(found, 3, "commit")[1:3]))
+
+
+def write_release(message: n.Release) -> tuple[Any, ...]:
+    """The fields after the kind."""
+    return (message.session, message.generation, _shown(message.reason))
+
+
+def read_release(found: tuple[Any, ...]) -> Message:
+    """It is over. Raises BadMessage."""
+    _, session, generation, reason, *_ = f.fields(found, 4, "release")
+    return n.Release(*_which(session, generation), f.text(reason, "release's reason"))
+
+
+def _shown(text: str) -> str:
+    return f.UNPRINTABLE.sub(" ", text).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+
+
+def _which(session: Any, generation: Any) -> tuple[bytes, int]:
+    return f.exactly(session, n.SESSION_BYTES, "session"), f.number(generation, "generation")

@@ -1,0 +1,218 @@
+"""`scripts/bench split-engine`: the engine of a split without daemons: ours against stock RPC, over wires with a delay.
+
+Every engine has one thread, so that two cores can play several machines. All ways are up at the same time and are asked
+in turn, so that what else happens on the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from meshllm import paths
+from meshllm.engine import build
+
+from . import engine, report
+from .native import BenchError
+from .relay import Relay
+from .split_nodes import Host, Scene
+
+DECODE_PROMPT = "Explain in plain words how a bicycle stays upright."
+PREFILL_PROMPT = "The quick brown fox jumps over the lazy dog. " * 40
+KEPT_OUTPUT = r"^(output|output_norm|token_embd)\.=CPU"
+"""What our patch does by itself, for the stock engine: without it the logits of every token come back."""
+
+
+@dataclass
+class Way:
+    """One way to serve the model, and what was measured of it."""
+
+    name: str
+    host: Host
+    wires: list[Relay]
+    load_bytes: int
+    decode_ms: list[float] = field(default_factory=list)
+    prefill_ms: list[float] = field(default_factory=list)
+    back_bytes: float = 0.0
+
+    @property
+    def token_ms(self) -> float:
+        return median(self.decode_ms)
+
+    @property
+    def prompt_ms(self) -> float:
+        return median(self.prefill_ms)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument("--model", type=Path, help=f"a GGUF file (default: {engine.MODEL})")
+    parser.add_argument("--engine", type=Path, help="folder of our programs (default: the build of this checkout)")
+    parser.add_argument(
+        "--stock", type=Path, help="folder of programs built without patches (default: one in the cache, if any)"
+    )
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of each reply (default 48)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all ways (default 5)")
+    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and print. 0, or raises BenchError."""
+    ours, stock = options.engine or _built(), options.stock or _stock()
+    model = options.model or _model()
+    with ExitStack() as stack:
+        ways = {"solo": _solo(stack, ours, model)}
+        for name, delays in (("2 nodes, at once", [0.0]), ("2 nodes, 20 ms", [0.01]), ("3 nodes, at once", [0.0] * 2),
+                             ("3 nodes, 10 ms each", [0.01] * 2)):  # fmt: skip
+            report.progress(f"starting {name}")
+            ways[f"ours, {name}"] = _ours(stack, ours, model, f"ours, {name}", delays)
+            if stock:
+                for kind, more in (("stock", ()), ("stock, output kept", ("--override-tensor", KEPT_OUTPUT))):
+                    ways[f"{kind}, {name}"] = _stock_way(stack, stock, model, f"{kind}, {name}", delays, more)
+        for number in range(options.rounds):
+            order = list(ways.values())
+            for way in order if number % 2 else reversed(order):
+                report.progress(f"round {number + 1} of {options.rounds}: {way.name}")
+                _measure(way, options.tokens)
+    report.progress("")
+    bars = _bars(ways, model)
+    if options.json:
+        measured = {
+            name: {"decode_ms": way.decode_ms, "prefill_ms": way.prefill_ms, "load_s": way.host.load_seconds,
+                   "load_bytes": way.load_bytes, "back_bytes_per_token": way.back_bytes}
+            for name, way in ways.items()
+        }  # fmt: skip
+        print(report.as_json("split-engine", bars, model=model.name, measured=measured))
+    else:
+        title = f"split-engine: {model.name}, {options.tokens} tokens, medians of {options.rounds} rounds"
+        columns = ["", "ms/token", "prefill, ms", "load, s", "MB sent at load", "B back per token"]
+        notes = [] if stock else ["no build without patches: --stock FOLDER names one"]
+        report.show(title, columns, [_row(way) for way in ways.values()], bars, notes)
+    return 0
+
+
+# -- the ways
+
+
+def _solo(stack: ExitStack, programs: Path, model: Path) -> Way:
+    return Way("solo", Scene(stack, programs).host(model), [], 0)
+
+
+def _ours(stack: ExitStack, programs: Path, model: Path, name: str, delays: list[float]) -> Way:
+    """Workers with copies of the file (here the file itself) that push down the chain, and their host."""
+    scene = Scene(stack, programs)
+    files = scene.list_of(model)
+    pushes = [scene.endpoint() for _ in delays]
+    between = [stack.enter_context(Relay(push, delay)) for push, delay in zip(pushes, delays, strict=True)]
+    peers = {f"worker-{number}": wire.endpoint for number, wire in enumerate(between)}
+    workers = [scene.worker(files=files, peers=peers, push=push) for push in pushes]
+    wires = [stack.enter_context(Relay(each.endpoint, delay)) for each, delay in zip(workers, delays, strict=True)]
+    endpoints = [wire.endpoint for wire in wires]
+    named = dict(zip(peers, endpoints, strict=True))
+    host = scene.host(model, endpoints, *_shares(len(delays)), files=files, peers=named)
+    return Way(name, host, wires, sum(wire.sent for wire in wires))
+
+
+def _stock_way(
+    stack: ExitStack, programs: Path, model: Path, name: str, delays: list[float], more: tuple[str, ...]
+) -> Way:
+    scene = Scene(stack, programs, ports=True)
+    workers = [scene.worker() for _ in delays]
+    wires = [stack.enter_context(Relay(each.endpoint, delay)) for each, delay in zip(workers, delays, strict=True)]
+    host = scene.host(model, [wire.endpoint for wire in wires], *_shares(len(delays)), *more)
+    return Way(name, host, wires, sum(wire.sent for wire in wires))
+
+
+def _shares(workers: int) -> tuple[str, ...]:
+    """The same to each worker, as near as may be, whichever build it is."""
+    return () if workers == 1 else ("--tensor-split", ",".join(["1"] * workers))
+
+
+# -- measuring
+
+
+def _measure(way: Way, tokens: int) -> None:
+    """One decode and one prefill. The first reply of a host has its graphs sent, and is not counted."""
+    if not way.decode_ms:
+        way.host.complete(DECODE_PROMPT, tokens)
+    before = sum(wire.received for wire in way.wires)
+    decoded = way.host.complete(DECODE_PROMPT, tokens)["timings"]
+    way.back_bytes = (sum(wire.received for wire in way.wires) - before) / tokens
+    way.decode_ms.append(decoded["predicted_per_token_ms"])
+    way.prefill_ms.append(way.host.complete(PREFILL_PROMPT, 1)["timings"]["prompt_ms"])
+
+
+def _row(way: Way) -> list[str]:
+    return [
+        way.name, f"{way.token_ms:.1f}", f"{way.prompt_ms:.0f}", f"{way.host.load_seconds:.2f}",
+        f"{way.load_bytes / 1e6:.1f}" if way.wires else "", f"{way.back_bytes:,.0f}" if way.wires else "",
+    ]  # fmt: skip
+
+
+def _bars(ways: dict[str, Way], model: Path) -> list[report.Bar]:
+    two, far = ways["ours, 2 nodes, at once"], ways["ours, 2 nodes, 20 ms"]
+    three, chain = ways["ours, 3 nodes, at once"], ways["ours, 3 nodes, 10 ms each"]
+    stock = ways.get("stock, 2 nodes, at once")
+    pairs = list(zip(stock.decode_ms, two.decode_ms, strict=True)) if stock else []
+    prefills = list(zip(stock.prefill_ms, two.prefill_ms, strict=True)) if stock else []
+    state = _hidden_bytes(model)
+    return [
+        report.bar("2 nodes: decode, x stock", _ratio(pairs), 0.97, at_most=False),
+        report.bar("2 nodes: prefill, x stock", _ratio(prefills), 0.95, at_most=False),
+        report.bar("2 nodes, 20 ms: decode, x 1 / (compute + 20 ms)", _reached(two, far, 20), 0.95, at_most=False),
+        report.bar("3 nodes, 10 ms: decode, x 1 / (compute + 30 ms)", _reached(three, chain, 30), 0.9, at_most=False),
+        report.bar(
+            "load over 20 ms, x solo", far.host.load_seconds / ways["solo"].host.load_seconds, 1.2, at_most=True
+        ),
+        report.bar("sent at load, x the file", far.load_bytes / model.stat().st_size, 0.01, at_most=True),
+        report.bar("bytes back per token", far.back_bytes, 4 * state + 1024, at_most=True, shape="{:.0f}"),
+    ]
+
+
+def _ratio(pairs: list[tuple[float, float]]) -> float | None:
+    return median(theirs / ours for theirs, ours in pairs) if pairs else None
+
+
+def _reached(near: Way, far: Way, wire_ms: float) -> float:
+    """Speed over the wire, as a part of what the same programs without delay and the wire alone would allow."""
+    return median((quick + wire_ms) / slow for quick, slow in zip(near.decode_ms, far.decode_ms, strict=True))
+
+
+# -- what to measure with
+
+
+def _hidden_bytes(model: Path) -> int:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(model)
+    architecture = reader.fields["general.architecture"].contents()
+    return 4 * int(reader.fields[f"{architecture}.embedding_length"].contents())
+
+
+def _built() -> Path:
+    found = build.find()
+    if found is None:
+        raise BenchError("the engine is not built: run `scripts/mesh-llm engine build`")
+    return found.server.parent
+
+
+def _stock() -> Path | None:
+    """The programs of an installed build of the same source that has no patches."""
+    ours: Any = json.loads((_built().parent / "manifest.json").read_text())["info"]
+    for manifest in sorted(build.layout().builds.glob("*/manifest.json")):
+        told = json.loads(manifest.read_text())["info"]
+        if not told["patches"] and told["commit"] == ours["commit"]:
+            return manifest.parent / "bin"
+    return None
+
+
+def _model() -> Path:
+    found = sorted(paths.models().glob(f"{engine.MODEL}*.gguf"))
+    if not found:
+        raise BenchError(f"the model is not here: run `scripts/mesh-llm download {engine.MODEL}`")
+    return found[0]

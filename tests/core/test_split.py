@@ -1,0 +1,179 @@
+"""Who carries a model together: any machines, any model, always the same answer, and one that holds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core.records import NodeId
+from meshllm.core.split import (
+    MAX_RTT_SECONDS,
+    Lender,
+    NoPlan,
+    SplitNeed,
+    SplitPlan,
+    choose_host,
+    plan,
+    seconds_per_token,
+)
+
+GIGABYTE = 10**9
+
+
+def node(number: int) -> NodeId:
+    return NodeId(bytes([number]) * 32)
+
+
+def lender(number: int, gigabytes: float, rtt: float | None = 0.002, speed: float = 0.0) -> Lender:
+    return Lender(node(number), int(gigabytes * GIGABYTE), rtt, speed)
+
+
+def need(layers: int = 32, gigabytes: float = 16.0, ends: float = 1.0) -> SplitNeed:
+    """A model of equal layers."""
+    each = int(gigabytes * GIGABYTE / layers)
+    return SplitNeed((each,) * layers, (each,) * layers, int(ends * GIGABYTE), 100_000_000, int(ends * GIGABYTE) // 2)
+
+
+def counts(found: SplitPlan | NoPlan) -> list[int]:
+    assert isinstance(found, SplitPlan), found
+    return [share.layers for share in found.shares]
+
+
+def test_a_model_that_fits_stays_whole() -> None:
+    found = plan(need(), lender(1, 24), [lender(2, 64)], "m")
+    assert counts(found) == [32]
+    assert isinstance(found, SplitPlan)
+    assert found.members == ()
+    assert "fits" in found.reason
+
+
+def test_layers_are_in_proportion_to_the_memory_that_is_left_beside_the_ends() -> None:
+    found = plan(need(gigabytes=16, ends=1.0), lender(1, 9.1), [lender(2, 16.1)], "m")
+    assert counts(found) == [11, 21]  # 8 and 16 GB to spare
+    assert isinstance(found, SplitPlan)
+    assert found.shares[1].first == 11
+
+
+def test_just_enough_members_the_nearest_first() -> None:
+    others = [lender(2, 8, 0.030), lender(3, 8, 0.001), lender(4, 8, 0.010), lender(5, 8, None)]
+    found = plan(need(), lender(1, 8), others, "m")
+    assert isinstance(found, SplitPlan)
+    assert [share.node for share in found.members] == [node(3), node(4)]
+
+
+def test_whoever_is_too_far_away_is_no_member_and_unknown_ones_come_last() -> None:
+    far = lender(2, 64, MAX_RTT_SECONDS + 0.001)
+    refused = plan(need(), lender(1, 8), [far], "m")
+    assert isinstance(refused, NoPlan)
+    assert "no other node that is near enough" in refused.reason
+    found = plan(need(), lender(1, 8), [far, lender(3, 64, None)], "m")
+    assert isinstance(found, SplitPlan)
+    assert [share.node for share in found.members] == [node(3)]
+
+
+def test_what_is_missing_is_said_in_numbers() -> None:
+    refused = plan(need(gigabytes=16, ends=1.0), lender(1, 6), [lender(2, 6)], "m")
+    assert isinstance(refused, NoPlan)
+    assert refused.missing == 16 * GIGABYTE + 1 * GIGABYTE + 2 * 100_000_000 - 12 * GIGABYTE
+    assert refused.reason == "it takes 17.1 GB and 2 nodes have 12.0 GB together: 5.2 GB more are needed"
+
+
+def test_memory_that_would_do_in_sum_but_not_in_layers_is_no_plan() -> None:
+    coarse = SplitNeed((10,) * 2, (10,) * 2, 0, 0)
+    assert isinstance(plan(coarse, Lender(node(1), 11), [Lender(node(2), 9, 0.001)], "m"), NoPlan)
+
+
+def test_a_split_that_is_asked_for_is_made_though_the_model_fits() -> None:
+    found = plan(need(gigabytes=1, ends=0.1), lender(1, 64), [lender(2, 64)], "m", force=True)
+    assert sum(counts(found)) == 32
+    assert len(counts(found)) == 2
+    alone = plan(need(gigabytes=1, ends=0.1), lender(1, 64), [], "m", force=True)
+    assert isinstance(alone, NoPlan)
+    assert "a split was asked for" in alone.reason
+
+
+def test_even_a_tiny_member_gets_a_layer_when_a_split_is_asked_for() -> None:
+    small = plan(need(layers=30, gigabytes=0.1, ends=0.05), lender(1, 64), [lender(2, 1)], "m", force=True)
+    assert counts(small)[1] >= 1
+
+
+def test_a_member_that_is_far_faster_is_preferred_to_a_nearer_one_and_to_staying_alone() -> None:
+    fast = lender(3, 64, 0.004, speed=900e9)
+    found = plan(need(), lender(1, 24, speed=10e9), [lender(2, 64, 0.001, speed=10e9), fast], "m")
+    assert isinstance(found, SplitPlan)
+    assert [share.node for share in found.members] == [node(3)]
+    assert "faster" in found.reason
+    assert len(found.considered) == 4
+    assert min(promise.seconds for promise in found.considered) == found.seconds
+
+
+def test_a_gain_below_the_margin_changes_nothing() -> None:
+    found = plan(need(), lender(1, 24, speed=10e9), [lender(2, 24, 0.001, speed=10.5e9)], "m")
+    assert counts(found) == [32]
+
+
+def test_the_forecast_adds_up_the_reading_and_the_way_round() -> None:
+    model = SplitNeed((4,) * 3, (4_000_000_000,) * 3, 0, 0, 2_000_000_000)
+    team = [Lender(node(1), 4, None, 20e9), Lender(node(2), 4, 0.020, 40e9), Lender(node(3), 4, 0.020, 40e9)]
+    found = plan(model, team[0], team[1:], "m")
+    assert isinstance(found, SplitPlan)
+    # 6 GB at 20 GB/s, twice 4 GB at 40 GB/s, and three ways of 10 ms.
+    assert found.seconds == pytest.approx(0.3 + 0.2 + 0.030)
+    assert seconds_per_token(model, team, found.shares) == found.seconds
+
+
+def test_the_host_is_who_has_most_and_the_hash_decides_between_equals() -> None:
+    assert choose_host([lender(1, 8), lender(2, 9), lender(3, 7)], "m") == node(2)
+    equals = [lender(number, 8) for number in range(1, 9)]
+    chosen = {model: choose_host(equals, model) for model in "abcdefghijklmnop"}
+    assert len(set(chosen.values())) > 2
+    assert all(choose_host(reversed(equals), model) == host for model, host in chosen.items())
+    assert choose_host([], "m") is None
+
+
+lenders = st.builds(
+    Lender,
+    node=st.integers(1, 40).map(node),
+    memory=st.integers(0, 400),
+    rtt=st.none() | st.floats(0.0001, 0.2),
+    speed=st.just(0.0) | st.floats(1.0, 1000.0),
+)
+needs = st.integers(1, 40).flatmap(
+    lambda count: st.builds(
+        SplitNeed,
+        layers=st.lists(st.integers(1, 40), min_size=count, max_size=count).map(tuple),
+        weights=st.lists(st.integers(0, 40), min_size=count, max_size=count).map(tuple),
+        ends=st.integers(0, 60),
+        buffers=st.integers(0, 10),
+        end_weights=st.integers(0, 60),
+    )
+)
+
+
+@given(needs, lenders, st.lists(lenders, max_size=12), st.booleans(), st.randoms())
+def test_a_plan_holds_and_does_not_depend_on_the_order(
+    model: SplitNeed, host: Lender, others: list[Lender], force: bool, rng: random.Random
+) -> None:
+    others = list({other.node: other for other in others if other.node != host.node}.values())
+    found = plan(model, host, others, "m", force=force)
+    shuffled = others[:]
+    rng.shuffle(shuffled)
+    assert plan(model, host, shuffled, "m", force=force) == found
+    if isinstance(found, NoPlan):
+        assert found.missing > 0 or force
+        assert plan(model, replace(host, memory=model.total), others, "m") != found
+        return
+    assert found.host == host.node
+    assert sum(share.layers for share in found.shares) == len(model.layers)
+    assert found.shares[0].first == 0
+    assert all(one.first + one.layers == two.first for one, two in pairwise(found.shares))
+    room = {other.node: other.memory for other in (host, *others)}
+    for share in found.shares:
+        assert share.layers >= 1
+        assert share.memory <= room[share.node]
+    assert sum(share.memory for share in found.shares) == model.total + model.buffers * len(found.members)

@@ -1,0 +1,348 @@
+"""Splits among a few cores on virtual time: who hosts, who lends, what becomes of it when somebody goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core import routing, serving
+from meshllm.core.hosting import Measured, SizeNeed, SplitState
+from meshllm.core.leases import Lease, LeasedFile, LeasePhase, Lent, Propose
+from meshllm.core.records import NodeId
+from meshllm.core.sizing import Size
+from meshllm.core.split import Share, SplitNeed
+from meshllm.core.types import ModelFacts, ModelPhase, ServerFacts, ServerPhase
+from tests.core.small_mesh import SmallMesh, node_id
+
+FILES = (LeasedFile("m.gguf", 1000, "ab" * 32),)
+
+
+class SplitMesh(SmallMesh):
+    """A small mesh whose nodes have engines.
+
+    `room` is what each has; those in `mute` say nothing of leases, those in `endless` never come to an end with
+    preparing, those in `paging` could serve it from the disk.
+    """
+
+    def __init__(self, seed: int = 1) -> None:
+        super().__init__(seed)
+        self.room: dict[int, int] = {}
+        self.need = SplitNeed((100,) * 10, (100,) * 10, 50, 10)
+        self.workers: dict[int, Lease] = {}
+        self.servers: dict[int, c.StartServer] = {}
+        self.started: list[tuple[int, c.StartServer]] = []
+        self.mute: set[int] = set()
+        self.endless: set[int] = set()
+        self.paging: set[int] = set()
+
+    def node(self, number: int, room: int, *, joins: int | None = None, model: str = "", apart: bool = False) -> None:
+        """Start one; with `model` it is asked to serve that."""
+        self.room[number] = room
+        self.start(number, () if joins is None else (self.way(joins),))
+        self.tell(number, e.DiskScanned((), room))
+        if model:
+            self.tell(number, e.ModelWanted(model, apart))
+
+    def lose_worker(self, number: int) -> None:
+        """Its rpc-server dies."""
+        lease = self.workers.pop(number)
+        self.tell(number, e.WorkerGone(lease.session, lease.generation, "it was killed"))
+
+    def split(self, number: int, model: str = "m") -> SplitState | None:
+        state = self.cores[number].snapshot().model(model)
+        return state.split if state is not None else None
+
+    def serves(self, number: int, model: str = "m") -> bool:
+        state = self.cores[number].snapshot().model(model)
+        return state is not None and state.server is ServerPhase.SERVING
+
+    def phase(self, number: int, model: str = "m") -> ModelPhase:
+        snapshot = self.cores[number].snapshot()
+        state = snapshot.model(model)
+        assert state is not None
+        return serving.phase(snapshot.engine, state)
+
+    def soon(self, number: int, event: e.Event) -> None:
+        core = self.cores.get(number)
+        self._at(0.05, lambda: self.tell(number, event) if self.cores.get(number) is core else None)
+
+    def _measured(self, number: int) -> Measured:
+        alone = self.need.total <= self.room[number]
+        sizes = (SizeNeed(Size(4096, 1), self.need),)
+        return Measured(alone, self.room[number], sizes, FILES, pages=not alone and number in self.paging)
+
+    def _carry_out(self, number: int, command: c.Command) -> None:
+        match command:
+            case c.PrepareEngine():
+                self.soon(number, e.EngineReady("1"))
+            case c.FetchModel(model):
+                self.soon(number, e.FileReady(model, ModelFacts("/m.gguf", 1000, "llama", 8192)))
+            case c.MeasureModel(model):
+                self.soon(number, e.ModelMeasured(model, self._measured(number)))
+            case c.StartServer(model, generation):
+                self.servers[number] = command
+                self.started.append((number, command))
+                self.soon(number, e.ServerReady(model, generation, ServerFacts("/s", 1, 1, 4096)))
+            case c.StopServer(model, generation):
+                self.servers.pop(number, None)
+                self.soon(number, e.ServerGone(model, generation, "it was stopped"))
+            case c.StartWorker(lease):
+                self.workers[number] = lease
+                if number not in self.endless:
+                    self.soon(number, e.WorkerReady(lease.session, lease.generation))
+            case c.StopWorker(session, generation):
+                self.workers.pop(number, None)
+                self.soon(number, e.WorkerGone(session, generation, "it was stopped"))
+            case c.Send(_, Lent()) if number in self.mute:
+                pass
+            case _:
+                super()._carry_out(number, command)
+
+
+@pytest.fixture
+def mesh() -> SplitMesh:
+    return SplitMesh()
+
+
+def pair(mesh: SplitMesh, host: int = 700, worker: int = 600) -> None:
+    """Node 1 wants a model that takes 1,060; node 2 has nothing to do."""
+    mesh.node(1, host, model="m")
+    mesh.node(2, worker, joins=1)
+
+
+def serving_pair(mesh: SplitMesh) -> Lease:
+    pair(mesh)
+    mesh.until(lambda: mesh.serves(1))
+    lease = mesh.servers[1].lease
+    assert lease is not None
+    return lease
+
+
+def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    assert lease.members == (node_id(2),)
+    assert sum(share.layers for share in lease.shares) == 10
+    assert mesh.workers[2] == lease
+    split = mesh.split(1)
+    assert split is not None
+    assert split.committed
+    assert split.plan is not None
+    assert split.plan.seconds > 0
+    lent = mesh.cores[2].snapshot().lent
+    assert lent is not None
+    assert (lent.lease, lent.phase) == (lease, LeasePhase.COMMITTED)
+    mesh.run(2.0)
+    assert routing.route(mesh.cores[2].snapshot(), "m").targets
+
+
+def test_one_node_refuses_with_a_sentence_until_another_comes(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.run(5.0)
+    assert mesh.phase(1) is ModelPhase.FAILED
+    words = routing.route(mesh.cores[1].snapshot(), "m").words
+    assert "it takes" in words
+    assert "no other node" in words
+    assert "--join" in words
+    mesh.node(2, 600, joins=1)
+    mesh.until(lambda: mesh.serves(1))
+
+
+def test_a_model_that_fits_is_served_whole_unless_a_split_is_asked_for(mesh: SplitMesh) -> None:
+    mesh.node(1, 5000, model="m")
+    mesh.node(2, 5000, joins=1)
+    mesh.until(lambda: mesh.serves(1))
+    assert mesh.servers[1].lease is None
+    mesh.node(3, 5000, joins=1, model="n", apart=True)
+    mesh.until(lambda: mesh.serves(3, "n"))
+    lease = mesh.servers[3].lease
+    assert lease is not None
+    assert lease.members == (node_id(2),)
+
+
+def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: SplitMesh) -> None:
+    mesh.node(1, 600, model="m")
+    mesh.node(2, 700, joins=1, model="m")
+    mesh.until(lambda: mesh.serves(2))
+    lease = mesh.servers[2].lease
+    assert lease is not None
+    assert (lease.host, lease.members) == (node_id(2), (node_id(1),))
+    mesh.run(2.0)
+    assert not mesh.serves(1)
+    split = mesh.split(1)
+    assert split is not None
+    assert "host" in split.words()
+    assert routing.route(mesh.cores[1].snapshot(), "m").targets
+
+
+def test_a_node_that_serves_something_lends_nothing(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.node(2, 5000, joins=1, model="other")
+    mesh.run(10.0)
+    assert mesh.serves(2, "other")
+    assert mesh.phase(1) is ModelPhase.FAILED
+
+
+def killed(mesh: SplitMesh) -> None:
+    mesh.kill(2, seen=True)
+
+
+def killed_unseen(mesh: SplitMesh) -> None:
+    mesh.kill(2)
+
+
+def worker_dies(mesh: SplitMesh) -> None:
+    mesh.lose_worker(2)
+
+
+@pytest.mark.parametrize("how", [killed, killed_unseen, worker_dies])
+def test_a_lost_member_withdraws_the_route_and_the_rest_go_on(
+    mesh: SplitMesh, how: Callable[[SplitMesh], None]
+) -> None:
+    serving_pair(mesh)
+    mesh.node(3, 500, joins=1)
+    mesh.run(3.0)
+    how(mesh)
+    mesh.until(lambda: not routing.offers_here(mesh.cores[1].snapshot(), "m"), within=20.0)
+    mesh.until(lambda: mesh.serves(1), within=10.0)
+    lease = mesh.servers[1].lease
+    assert lease is not None
+    assert lease.generation == 2
+    assert lease.members == (node_id(3),)
+    state = mesh.cores[1].snapshot().model("m")
+    assert state is not None
+    assert (state.failures, state.restarts) == (0, 1)
+
+
+def test_whoever_was_lost_is_taken_again_when_nobody_else_will_do(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    mesh.lose_worker(2)
+    mesh.until(lambda: not mesh.serves(1))
+    mesh.until(lambda: mesh.serves(1), within=20.0)
+    assert mesh.workers[2].generation == 2
+
+
+def test_fifty_deaths_in_a_row_are_fifty_recoveries(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    for _ in range(50):
+        mesh.lose_worker(2)
+        mesh.until(lambda: not mesh.serves(1))
+        mesh.until(lambda: mesh.serves(1), within=20.0)
+    assert mesh.workers[2].generation == 51
+
+
+def test_the_host_dies_and_its_workers_are_free(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    mesh.kill(1, seen=True)
+    mesh.run(1.0)
+    assert mesh.workers == {}
+    assert mesh.cores[2].snapshot().lent is None
+
+
+def test_a_host_that_stops_gives_back_what_it_was_lent(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    mesh.tell(1, e.StopWanted())
+    mesh.run(1.0)
+    assert mesh.workers == {}
+    assert mesh.cores[2].snapshot().lent is None
+
+
+def test_a_worker_that_stops_says_so(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    mesh.tell(2, e.StopWanted())
+    mesh.run(0.05)
+    assert not routing.offers_here(mesh.cores[1].snapshot(), "m")
+
+
+def test_whoever_says_nothing_is_left_out(mesh: SplitMesh) -> None:
+    mesh.mute.add(2)
+    pair(mesh)
+    mesh.run(6.0)
+    mesh.node(3, 600, joins=1)
+    mesh.until(lambda: mesh.serves(1), within=30.0)
+    lease = mesh.servers[1].lease
+    assert lease is not None
+    assert lease.members == (node_id(3),)
+
+
+def test_a_worker_may_take_long_to_prepare_as_long_as_it_says_so(mesh: SplitMesh) -> None:
+    mesh.endless.add(2)
+    pair(mesh)
+    mesh.run(300.0)
+    lease = mesh.workers[2]
+    assert lease.generation == 1
+    split = mesh.split(1)
+    assert split is not None
+    assert "preparing" in split.words()
+    assert mesh.phase(1) is not ModelPhase.FAILED
+    mesh.tell(2, e.WorkerReady(lease.session, lease.generation))
+    mesh.until(lambda: mesh.serves(1), within=2.0)
+
+
+def test_a_better_member_disturbs_nothing(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    mesh.node(3, 100_000, joins=1)
+    mesh.run(30.0)
+    assert mesh.servers[1].lease == lease
+    assert len(mesh.started) == 1
+
+
+def test_the_engine_of_a_split_that_dies_is_started_under_a_new_lease(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    mesh.tell(1, e.ServerGone("m", 1, "it crashed"))
+    mesh.until(lambda: mesh.serves(1), within=20.0)
+    again = mesh.servers[1].lease
+    assert again is not None
+    assert (again.session, again.generation) == (lease.session, 2)
+    assert mesh.workers[2] == again
+
+
+def test_only_the_host_itself_can_propose(mesh: SplitMesh) -> None:
+    mesh.node(1, 700)
+    mesh.node(2, 600, joins=1)
+    mesh.run(3.0)
+    forged = Lease(b"s" * 16, 1, "m", FILES, (Share(NodeId(b"x" * 32), 0, 5, 1), Share(node_id(2), 5, 5, 1)))
+    mesh.tell(2, e.MessageReceived(node_id(1), Propose(forged)))
+    mesh.run(1.0)
+    assert mesh.workers == {}
+    mine = Lease(b"s" * 16, 1, "m", FILES, (Share(node_id(1), 0, 5, 1), Share(node_id(2), 5, 5, 601)))
+    mesh.tell(2, e.MessageReceived(node_id(1), Propose(mine)))
+    mesh.run(1.0)
+    assert mesh.workers == {}, "its share does not fit there"
+
+
+def test_what_could_be_served_from_the_disk_is_split_where_that_can_be(mesh: SplitMesh) -> None:
+    mesh.paging.add(2)
+    mesh.node(1, 600)
+    mesh.node(2, 700, joins=1, model="m")
+    mesh.until(lambda: mesh.serves(2))
+    lease = mesh.servers[2].lease
+    assert lease is not None
+    assert lease.members == (node_id(1),)
+
+
+def test_and_served_from_the_disk_where_nobody_helps(mesh: SplitMesh) -> None:
+    mesh.paging |= {1, 2}
+    mesh.node(1, 700, model="m")
+    mesh.until(lambda: mesh.serves(1), within=2.0)
+    assert mesh.servers[1].lease is None
+    mesh.node(2, 700, joins=1, model="n")
+    took = mesh.until(lambda: mesh.serves(2, "n"))
+    assert took >= 5.0, "it waits a while for others"
+
+
+def test_who_reads_faster_is_told_and_counts(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.tell(1, e.SpeedMeasured(1000))
+    for number, speed in ((2, 1000), (3, 100_000)):
+        mesh.node(number, 600, joins=1)
+        mesh.tell(number, e.SpeedMeasured(speed))
+    mesh.run(3.0)
+    mesh.tell(1, e.ServerGone("m", 1, "it crashed"))
+    mesh.until(lambda: mesh.serves(1), within=20.0)
+    split = mesh.split(1)
+    assert split is not None
+    assert split.plan is not None
+    assert split.plan.members[0].node == node_id(3)

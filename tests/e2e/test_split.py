@@ -1,0 +1,176 @@
+"""Real daemons carry one model together, with the real engine: agreed on, answered from, lost and found again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from here import Site, client, joined, serves, site
+
+from meshllm import paths
+from tests.daemons import MODEL, PATIENCE_SECONDS
+from tests.netlab.nodes import Node, Status
+
+pytestmark = pytest.mark.engine
+
+COUNT = [{"role": "user", "content": "Count from one to thirty in words."}]
+FORCED = ("--model", MODEL, "--split", "--ctx-size", "1024", "--threads", "1", "--no-speculation")
+# No hub, and no packages: what does not come from a peer does not come.
+ALONE = {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/nowhere"}
+HIDDEN = 576  # numbers that SmolLM2-135M has for a token between two layers
+WEIGHTS = 98_362_432
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Site]:
+    """This machine, for nodes of a test."""
+    with site(tmp_path) as made:
+        yield made
+
+
+def environment(folder: Path, *, model: bool = True) -> dict[str, str]:
+    """For a node with a model folder of its own, the model's file in it or not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if model:
+        real = next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+        shutil.copy(real, folder / real.name)
+    return {"MESH_LLM_MODELS": str(folder), "HF_HOME": str(folder / "no-hub-cache"), **ALONE}
+
+
+def node(here: Site, name: str, *arguments: str, join: Node | None = None, model: bool = True) -> Node:
+    """A node with a model folder of its own."""
+    around = environment(here.folder / f"{name}-models", model=model)
+    return here.node(name, *arguments, join=join, environment=around)
+
+
+def split_of(status: Status) -> dict[str, Any]:
+    """The one split that a node hosts."""
+    (found,) = status["splits"]
+    return dict(found)
+
+
+def committed(status: Status) -> bool:
+    """Whether the node hosts a split that is served."""
+    return any(split["committed"] for split in status["splits"]) and status["models"][0]["phase"] == "serving"
+
+
+def said(node: Node, tokens: int = 40) -> str:
+    """A greedy answer."""
+    reply: Any = client(node).chat.completions.create(
+        model=MODEL, messages=COUNT, max_tokens=tokens, temperature=0.0  # type: ignore[arg-type]
+    )  # fmt: skip
+    return str(reply.choices[0].message.content)
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process ends."""
+    _, alive = psutil.wait_procs([process], timeout=PATIENCE_SECONDS)
+    return not alive
+
+
+def rpc_servers(*nodes: Node) -> list[psutil.Process]:
+    """The rpc-servers that nodes run."""
+    return [child for one in nodes for child in one.children() if child.name() == "ggml-rpc-server"]
+
+
+def test_two_nodes_answer_as_one_would(here: Site) -> None:
+    alone = node(here, "alone", *(word for word in FORCED if word != "--split"))
+    alone.wait_until_serving()
+    expected = said(alone)
+    assert alone.stop() == 0
+
+    host = node(here, "host", *FORCED)
+    refused = host.until(lambda s: s["models"] and s["models"][0]["reason"], "that it cannot be split alone")
+    assert "a split was asked for" in refused["models"][0]["reason"]
+    worker = node(here, "worker", join=host)
+    status = host.until(committed, "a split that is served")
+    split = split_of(status)
+    assert [share["phase"] for share in split["shares"]] == ["host", "committed"]
+    assert sum(share["layers"] for share in split["shares"]) == 30
+    assert split["forecast"] > 0
+    loaded = split["shares"][1]
+    assert loaded["sent"] + loaded["received"] < 2_000_000 < WEIGHTS / 20, "the weights came from the worker's disk"
+    assert worker.status()["lent"]["phase"] == "committed"
+
+    assert said(host) == expected
+    # Any node answers, the one that carries layers too.
+    worker.until(serves(MODEL), "the host's model")
+    assert said(worker) == expected
+    before = split_of(host.status())["shares"][1]["received"]
+    said(host, tokens=40)
+    after = split_of(host.status())["shares"][1]["received"]
+    assert (after - before) / 40 <= 4 * HIDDEN + 1000 + 200, "hidden states come back, not scores"
+
+    (process,) = rpc_servers(worker)
+    assert host.stop() == 0
+    worker.until(lambda s: s["lent"] is None, "the end of the lease")
+    assert gone(process)
+
+
+def test_a_model_too_large_for_either_is_served_by_both_and_refused_by_one(here: Site) -> None:
+    little = ("--ctx-size", "4096", "--max-vram", "0.2", "--threads", "1")
+    host = node(here, "host", "--model", MODEL, *little)
+    refused = host.until(lambda s: s["models"] and s["models"][0]["phase"] == "failed", "the refusal")
+    assert "it takes" in refused["models"][0]["reason"]
+    assert "0.2 GB" in refused["models"][0]["reason"]
+    assert "--join" in refused["models"][0]["advice"]
+    worker = node(here, "worker", "--max-vram", "0.2", "--threads", "1", join=host, model=False)
+    host.until(committed, "a split that is served")
+    assert said(host, tokens=5)
+    # It had no copy of the file: it got one from the host, in the background.
+    assert [path.stat().st_size for path in (here.folder / "worker-models").glob("*.gguf")] == [WEIGHTS]
+    assert worker.status()["lent"]["layers"] > 0
+
+
+def kill_rpc_server(host: Node, worker: Node) -> None:
+    (process,) = rpc_servers(worker)
+    process.kill()
+
+
+def stop_worker(host: Node, worker: Node) -> None:
+    worker.process.send_signal(signal.SIGINT)
+    worker.process.wait(30)
+
+
+def kill_worker(host: Node, worker: Node) -> None:
+    worker.process.kill()
+    worker.process.wait(30)
+
+
+@pytest.mark.parametrize("how", [kill_rpc_server, stop_worker, kill_worker])
+def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, how: Any) -> None:
+    host = node(here, "host", *FORCED)
+    worker = node(here, "worker", join=host)
+    spare = node(here, "spare", join=host)
+    host.until(committed, "a split that is served")
+    carrying = {one: one.status()["mesh"]["node"] for one in (worker, spare)}
+    first = next(one for one, name in carrying.items() if name == split_of(host.status())["shares"][1]["node"])
+    generation = split_of(host.status())["generation"]
+    stream: Any = client(host).chat.completions.create(
+        model=MODEL, messages=COUNT, max_tokens=900, stream=True  # type: ignore[arg-type]
+    )  # fmt: skip
+    next(iter(stream))
+    how(host, first)
+    with pytest.raises(Exception, match=r"."):
+        for _ in stream:
+            pass
+    host.until(lambda s: committed(s) and split_of(s)["generation"] > generation, "the split without it")
+    assert said(host, tokens=3)
+
+
+def test_the_host_is_killed_and_nothing_of_it_is_left(here: Site) -> None:
+    host = node(here, "host", *FORCED)
+    worker = node(here, "worker", join=host)
+    host.until(committed, "a split that is served")
+    worker.until(joined, "its mesh")
+    (process,) = rpc_servers(worker)
+    os.kill(host.process.pid, signal.SIGKILL)
+    host.process.wait(30)
+    worker.until(lambda s: s["lent"] is None, "the end of the lease")
+    assert gone(process)

@@ -1,0 +1,327 @@
+"""What our patches make of the engine's RPC, with the built programs: real workers, a real host, a wire that counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import gguf
+import pytest
+
+from meshllm import paths
+from meshllm.engine import build
+from scripts.benchmarks.native import BenchError
+from scripts.benchmarks.relay import Relay, connect
+from scripts.benchmarks.split_nodes import Host, Scene, Worker, digest_of, disk_reads
+
+pytestmark = pytest.mark.engine
+
+PROMPT = "List the planets of the solar system and say one thing about each."
+TOKENS = 40
+HIDDEN = 576 * 4  # bytes of SmolLM2-135M's hidden state
+LOGITS = 49152 * 4
+GRAPHS = 1_500_000  # bytes; the graphs of a load and a request take less, the weights of one layer on a worker more
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    found = build.find()
+    if found is None:
+        pytest.skip("the engine is not built (mesh-llm engine build)")
+    return found.server.parent
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+    if not found:
+        pytest.skip("the model is not here (mesh-llm download SmolLM2-135M-Instruct)")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def copy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model's file as another machine has it: elsewhere, under another name."""
+    path = tmp_path_factory.mktemp("other machine") / "my copy.gguf"
+    shutil.copyfile(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same model in four files."""
+    folder = tmp_path_factory.mktemp("parts")
+    reader = gguf.GGUFReader(model)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(folder / "model.gguf", architecture, split_max_tensors=70)
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind = field.types[0]
+            sub = field.types[-1] if kind is gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, sub)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("*.gguf"))
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def scene(stack: ExitStack, programs: Path) -> Scene:
+    return Scene(stack, programs)
+
+
+@pytest.fixture(scope="module")
+def solo(programs: Path, model: Path) -> str:
+    """What one node alone writes."""
+    with ExitStack() as stack:
+        return str(Scene(stack, programs).host(model).complete(PROMPT, TOKENS)["content"])
+
+
+def text(host: Host) -> str:
+    return str(host.complete(PROMPT, TOKENS)["content"])
+
+
+# -- weights from the worker's own file
+
+
+def test_no_weight_crosses_the_wire(scene: Scene, stack: ExitStack, model: Path, copy: Path, solo: str) -> None:
+    worker = scene.worker(files=scene.list_of(copy))
+    wire = stack.enter_context(Relay(worker.endpoint))
+    host = scene.host(model, [wire.endpoint], files=scene.list_of(model))
+    assert wire.sent < GRAPHS
+    assert text(host) == solo
+
+
+def test_the_host_does_not_read_what_the_worker_reads(scene: Scene, copy: Path, tmp_path: Path) -> None:
+    cold = tmp_path / "cold.gguf"
+    shutil.copyfile(copy, cold)
+    with cold.open("rb") as file:
+        os.fsync(file.fileno())
+        if not hasattr(os, "posix_fadvise"):
+            pytest.skip("this system cannot forget a file")
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    worker = scene.worker(files=scene.list_of(copy))
+    host = scene.host(cold, [worker.endpoint], files=_list(scene, cold, copy))
+    read = disk_reads(host.child)
+    assert read is not None
+    assert read < cold.stat().st_size * 0.7  # the embedding, its own, is 0.3 of this model; then the system reads ahead
+
+
+def _list(scene: Scene, file: Path, same: Path) -> str:
+    """A list of `file` with the digest of its twin: computing its own would read it."""
+    return scene.list_of(file, digest=digest_of(same))
+
+
+def test_every_part_of_a_model_in_parts(
+    scene: Scene, stack: ExitStack, parts: list[Path], tmp_path: Path, solo: str
+) -> None:
+    assert len(parts) == 4
+    theirs = [shutil.copyfile(part, tmp_path / f"{number}.bin") for number, part in enumerate(parts)]
+    workers = [scene.worker(files=scene.list_of(*theirs)) for _ in range(2)]
+    wires = [stack.enter_context(Relay(worker.endpoint)) for worker in workers]
+    host = scene.host(parts[0], [wire.endpoint for wire in wires], files=scene.list_of(*parts))
+    assert all(wire.sent < GRAPHS for wire in wires)
+    assert text(host) == solo
+
+
+def test_what_the_worker_lacks_is_sent(
+    scene: Scene, stack: ExitStack, parts: list[Path], model: Path, solo: str
+) -> None:
+    worker = scene.worker(files=scene.list_of(parts[1], parts[3]))
+    wire = stack.enter_context(Relay(worker.endpoint))
+    host = scene.host(parts[0], [wire.endpoint], files=scene.list_of(*parts))
+    size = sum(part.stat().st_size for part in (parts[0], parts[2]))
+    assert GRAPHS < wire.sent < size + GRAPHS
+    assert text(host) == solo
+
+
+@pytest.mark.parametrize("fault", ["changed", "other digest", "no list", "list without the file", "host has no list"])
+def test_another_file_is_never_taken_for_the_model(
+    scene: Scene, stack: ExitStack, model: Path, copy: Path, tmp_path: Path, solo: str, fault: str
+) -> None:
+    theirs, mine = scene.list_of(copy), scene.list_of(model)
+    if fault == "changed":
+        changed = tmp_path / "changed.gguf"
+        shutil.copyfile(copy, changed)
+        theirs = scene.list_of(changed)
+        with changed.open("r+b") as file:
+            start = gguf.GGUFReader(copy).data_offset
+            file.seek(start)
+            file.write(bytes(copy.stat().st_size - start))
+    elif fault == "other digest":
+        theirs = scene.list_of(copy, digest="0" * 64)
+    elif fault == "no list":
+        theirs = ""
+    elif fault == "list without the file":
+        Path(theirs).write_text(Path(theirs).read_text().replace("my copy", "no copy"))
+    else:
+        mine = ""
+    worker = scene.worker(files=theirs)
+    wire = stack.enter_context(Relay(worker.endpoint))
+    host = scene.host(model, [wire.endpoint], files=mine)
+    assert wire.sent > model.stat().st_size / 2
+    assert text(host) == solo
+
+
+# -- what comes back
+
+
+def test_a_hidden_state_comes_back_and_not_the_logits(scene: Scene, stack: ExitStack, model: Path, copy: Path) -> None:
+    wire = stack.enter_context(Relay(scene.worker(files=scene.list_of(copy)).endpoint))
+    host = scene.host(model, [wire.endpoint], files=scene.list_of(model))
+    text(host)
+    before = wire.received
+    text(host)
+    assert HIDDEN <= (wire.received - before) / TOKENS < HIDDEN + 1024 < LOGITS
+
+
+def test_loading_takes_few_round_trips(scene: Scene, stack: ExitStack, model: Path, copy: Path) -> None:
+    wire = stack.enter_context(Relay(scene.worker(files=scene.list_of(copy)).endpoint))
+    scene.host(model, [wire.endpoint], files=scene.list_of(model))
+    assert wire.connections == 1
+    assert wire.turns < 15
+
+
+# -- from worker to worker
+
+
+class Chain:
+    """Two workers, the first of which pushes to the second over a wire of its own, and their host."""
+
+    def __init__(self, stack: ExitStack, scene: Scene, model: Path, copy: Path, delay: float = 0.0) -> None:
+        files, push = scene.list_of(copy), scene.endpoint()
+        self.second = scene.worker(files=files, push=push)
+        self.between = stack.enter_context(Relay(push, delay))
+        self.first = scene.worker(files=files, peers={"second": self.between.endpoint})
+        self.wires = [stack.enter_context(Relay(each.endpoint)) for each in (self.first, self.second)]
+        endpoints = [wire.endpoint for wire in self.wires]
+        peers = dict(zip(("first", "second"), endpoints, strict=True))
+        self.host = scene.host(model, endpoints, files=scene.list_of(model), peers=peers)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02])
+def test_workers_push_to_one_another(
+    stack: ExitStack, scene: Scene, model: Path, copy: Path, solo: str, delay: float
+) -> None:
+    """And the second never computes before the push is there, however late it is."""
+    chain = Chain(stack, scene, model, copy, delay)
+    before, pushed = chain.wires[0].received, chain.between.sent
+    assert text(chain.host) == solo
+    assert chain.wires[0].received == before  # nothing at all comes back from the first
+    assert (chain.between.sent - pushed) / TOKENS > HIDDEN
+    long = chain.host.complete("The quick brown fox jumps over the lazy dog. " * 120, 4)
+    assert long["timings"]["prompt_n"] > 1000  # several batches, which follow one another down the chain
+
+
+@pytest.mark.parametrize("lacking", ["names", "a way", "a port"])
+def test_without_a_way_between_workers_tensors_go_through_the_host(
+    scene: Scene, model: Path, copy: Path, solo: str, lacking: str
+) -> None:
+    files, push, nowhere = scene.list_of(copy), scene.endpoint(), scene.endpoint()
+    second = scene.worker(files=files, push="" if lacking == "a port" else push)
+    reach = nowhere if lacking == "a way" else push
+    first = scene.worker(files=files, peers={} if lacking == "names" else {"second": reach})
+    workers = [first.endpoint, second.endpoint]
+    host = scene.host(model, workers, files=scene.list_of(model), peers={"second": second.endpoint})
+    assert text(host) == solo
+
+
+def test_two_devices_of_one_worker(scene: Scene, model: Path, copy: Path, solo: str) -> None:
+    worker = scene.worker(files=scene.list_of(copy), devices="CPU,CPU")
+    host = scene.host(model, [worker.endpoint], "--tensor-split", "15,16", files=scene.list_of(model))
+    assert text(host) == solo
+
+
+# -- losses
+
+
+def killed_in_the_stream(host: Host, worker: Worker) -> dict[str, object]:
+    """Kill a worker at the tenth token; the last event."""
+    event: dict[str, object] = {}
+    for number, event in enumerate(host.stream(PROMPT, 1000)):  # noqa: B007 (the last one is wanted)
+        if number == 10:
+            worker.child.process.kill()
+    return event
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_lost_worker_is_an_error_and_the_others_go_on(
+    stack: ExitStack, scene: Scene, model: Path, copy: Path, solo: str, which: str
+) -> None:
+    chain = Chain(stack, scene, model, copy)
+    event = killed_in_the_stream(chain.host, getattr(chain, which))
+    assert event["error"] == {"code": 500, "message": "Compute error.", "type": "server_error"}
+    assert "error" in chain.host.complete(PROMPT, 1)
+    assert chain.host.child.process.is_running()
+    chain.host.child.stop()
+    survivor = chain.second if which == "first" else chain.first
+    again = scene.host(model, [survivor.endpoint], files=scene.list_of(model))
+    assert text(again) == solo
+
+
+def test_a_wire_that_breaks_is_a_lost_worker(stack: ExitStack, scene: Scene, model: Path, copy: Path) -> None:
+    chain = Chain(stack, scene, model, copy)
+    chain.between.cut()
+    assert "error" in chain.host.complete(PROMPT, TOKENS)
+
+
+def test_a_host_does_not_start_without_its_worker(scene: Scene, model: Path) -> None:
+    nobody = scene.endpoint()
+    with pytest.raises(BenchError, match="no RPC server at"):
+        scene.host(model, [nobody])
+
+
+def test_a_worker_that_dies_during_the_load_ends_the_host(stack: ExitStack, scene: Scene, model: Path) -> None:
+    worker = scene.worker()
+    wire = stack.enter_context(Relay(worker.endpoint))
+    host = scene.start_host(model, [wire.endpoint])
+    host.child.wait_for("weights on the wire", lambda: wire.sent > 1_000_000)
+    worker.child.process.kill()
+    with pytest.raises(BenchError, match=r"ended with 1(?s:.*)lost"):
+        host.wait_until_healthy()
+
+
+# -- hostile neighbours
+
+
+def test_a_worker_outlives_nonsense(scene: Scene, model: Path, copy: Path, solo: str) -> None:
+    push = scene.endpoint()
+    worker = scene.worker(files=scene.list_of(copy), push=push)
+    hello = struct.pack("<BQ", 14, 24) + bytes(24)
+    entry = struct.pack("<QQIIIIIIQQ", 1, 2, 0, 1, 1, 1, 1, 0, 0, 0)
+    for command, body in (
+        (19, b""),
+        (19, struct.pack("<II", 0xFFFFFFFF, 0xFFFFFFFF)),
+        (19, struct.pack("<II", 0, 1) + entry),
+        (19, struct.pack("<II", 1, 1) + bytes(72) + entry),
+    ):
+        with connect(worker.endpoint) as connection:
+            connection.sendall(hello + struct.pack("<BQ", command, len(body)) + body)
+            answer = b"".join(iter(lambda connection=connection: connection.recv(4096), b""))
+            assert answer[8:9] == bytes([107])  # the version; a stock client or server ends here
+            assert len(answer) == 8 + 4 + 24  # and nothing but the answer to the hello
+    with connect(push) as connection:
+        connection.sendall(struct.pack("<Q", 12345))  # a session nobody opened
+        assert connection.recv(10) == b"\0"
+        assert connection.recv(10) == b""
+    host = scene.host(model, [worker.endpoint], files=scene.list_of(model))
+    assert text(host) == solo
+
+
+def test_the_patches_are_in_the_build(programs: Path) -> None:
+    told = json.loads((programs.parent / "manifest.json").read_text())
+    assert [name for name in told["info"]["patches"] if "rpc" in name] != []

@@ -1,0 +1,189 @@
+"""RPC tunnels: from one engine's socket to another's, for leases that are held and for nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from lane_rig import Ear
+from tunnel_rig import House, street
+
+from meshllm.core.records import NodeId
+from meshllm.net import lanes
+from meshllm.net.base import StreamKind
+from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, RpcTunnels, TunnelUse
+
+LEASE = (b"s" * 16, 7)
+
+both_ways = pytest.mark.parametrize("with_lanes", [True, False], ids=["lanes", "streams"])
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine that runs the tests may be busy: what should work is waited for."""
+    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(lanes, "REACH_SECONDS", 20.0)
+
+
+class Known:
+    """What leads from a house to its only neighbour."""
+
+    def __init__(self, house: House, other: House) -> None:
+        self.serve = house.tunnels.serve
+        self.house, self.other = house, other
+
+    async def open(
+        self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> asyncio.BaseProtocol:
+        return await self.house.tunnels.open(peer, kind, factory, addresses=[self.other.address])
+
+
+class Split:
+    """A host and a worker, and an rpc-server on the worker that answers with what it is told."""
+
+    def __init__(self, host: House, worker: House, folder: Path) -> None:
+        self.host, self.worker = host, worker
+        self.out, self.into = RpcTunnels(Known(host, worker)), RpcTunnels(Known(worker, host))
+        self.engine_socket, self.local_socket = folder / "e.sock", folder / "l.sock"
+        self.heard: list[Ear] = []
+
+    def engine(self) -> Ear:
+        self.heard.append(Ear(echo=True))
+        return self.heard[-1]
+
+    async def listen(self) -> None:
+        """The host's end, at the local socket."""
+        await self.out.listen(LEASE, TunnelUse.COMMANDS, self.worker.node, self.local_socket)
+
+    def admit(self, *peers: NodeId) -> None:
+        self.into.admit(LEASE, TunnelUse.COMMANDS, peers or (self.host.node,), self.engine_socket)
+
+    async def call(self) -> Ear:
+        """What the host's engine does."""
+        _, ear = await asyncio.get_running_loop().create_unix_connection(Ear, str(self.local_socket))
+        return ear
+
+
+@asynccontextmanager
+async def split(folder: Path, with_lanes: bool = True) -> AsyncIterator[Split]:
+    async with street("quic", folder, with_lanes) as (host, worker):
+        found = Split(host, worker, folder)
+        server = await asyncio.get_running_loop().create_unix_server(found.engine, str(found.engine_socket))
+        try:
+            yield found
+        finally:
+            await found.out.close()
+            await found.into.close()
+            server.close()
+            await server.wait_closed()
+
+
+@both_ways
+async def test_what_one_engine_says_the_other_hears(tmp_path: Path, with_lanes: bool) -> None:
+    async with split(tmp_path, with_lanes) as it:
+        it.admit()
+        await it.listen()
+        ear = await it.call()
+        ear.transport.write(b"hello")
+        assert await ear.until(5) == b"hello"
+        assert it.out.traffic(LEASE)[it.worker.node].sent == 5
+        assert it.out.traffic(LEASE)[it.worker.node].received == 5
+        assert it.into.traffic(LEASE)[it.host.node].received == 5
+        ear.transport.close()
+        await it.heard[0].gone
+
+
+@both_ways
+async def test_much_goes_both_ways_at_once(tmp_path: Path, with_lanes: bool) -> None:
+    async with split(tmp_path, with_lanes) as it:
+        it.admit()
+        await it.listen()
+        ears, data = [await it.call() for _ in range(3)], bytes(range(256)) * 8192
+        for ear in ears:
+            ear.transport.write(data)
+        for ear in ears:
+            assert await ear.until(len(data)) == data
+
+
+async def test_nobody_comes_in_without_a_lease(tmp_path: Path) -> None:
+    async with split(tmp_path) as it:
+        await it.listen()
+        refused = await it.call()
+        await refused.gone
+        it.admit(it.worker.node)  # a lease of somebody else
+        refused = await it.call()
+        await refused.gone
+        it.into.admit(LEASE, TunnelUse.PUSHES, [it.host.node], it.engine_socket)
+        refused = await it.call()
+        await refused.gone
+        assert it.heard == []
+
+
+async def test_nonsense_instead_of_a_header_leads_nowhere(tmp_path: Path) -> None:
+    async with split(tmp_path) as it:
+        it.admit()
+        for said in (b"\xff" * 200, HEADER.pack(LEASE[0], 8, 0), HEADER.pack(LEASE[0], 7, 9)):
+            ear = await it.host.tunnels.open(it.worker.node, StreamKind.RPC_TUNNEL, Ear, addresses=[it.worker.address])
+            assert isinstance(ear, Ear)
+            ear.transport.write(said)
+            await ear.gone
+        assert it.heard == []
+
+
+async def test_a_header_may_come_in_pieces_and_with_what_follows(tmp_path: Path) -> None:
+    async with split(tmp_path) as it:
+        it.admit()
+        ear = await it.host.tunnels.open(it.worker.node, StreamKind.RPC_TUNNEL, Ear, addresses=[it.worker.address])
+        assert isinstance(ear, Ear)
+        header = HEADER.pack(*LEASE, TunnelUse.COMMANDS)
+        ear.transport.write(header[:7])
+        await asyncio.sleep(0)
+        ear.transport.write(header[7:] + b"and this")
+        assert await ear.until(8) == b"and this"
+
+
+@both_ways
+async def test_the_end_of_a_lease_ends_its_tunnels(tmp_path: Path, with_lanes: bool) -> None:
+    async with split(tmp_path, with_lanes) as it:
+        it.admit()
+        await it.listen()
+        ear = await it.call()
+        ear.transport.write(b"x")
+        await ear.until(1)
+        it.into.revoke(LEASE)
+        await ear.gone
+        await it.heard[0].gone
+        late = await it.call()
+        await late.gone
+        assert len(it.heard) == 1
+        it.out.revoke(LEASE)
+        with pytest.raises(OSError, match=r"."):
+            await it.call()
+
+
+async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
+    async with split(tmp_path) as it:
+        it.admit()
+        await it.listen()
+        ears = [await it.call() for _ in range(MAX_CONNECTIONS)]
+        for ear in ears:
+            ear.transport.write(b"x")
+            await ear.until(1)
+        refused = await it.call()
+        await refused.gone
+        ears[0].transport.close()
+        await it.heard[0].gone
+        again = await it.call()
+        again.transport.write(b"x")
+        assert await again.until(1) == b"x"
+
+
+async def test_an_engine_that_does_not_listen_closes_the_tunnel(tmp_path: Path) -> None:
+    async with split(tmp_path) as it:
+        it.into.admit(LEASE, TunnelUse.COMMANDS, [it.host.node], tmp_path / "nobody.sock")
+        await it.listen()
+        ear = await it.call()
+        await ear.gone
