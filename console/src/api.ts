@@ -157,11 +157,11 @@ export interface NodeStatus {
   models: ModelStatus[]
   backends: BackendStatus[]
   load: LoadStatus[]
+  splits: SplitStatus[]
   mesh: MeshStatus | null
   mesh_reason: string
   sharing: SharingStatus | null
   machine: MachineStatus | null
-  splits: SplitStatus[]
   lent: LentStatus | null
 }
 
