@@ -118,7 +118,7 @@ def remove(
         for line in _removal_words(wanted):
             typer.echo(line)
     if not yes:
-        if as_json or not sys.stdin.isatty():
+        if as_json or not _somebody():
             raise UsageError("Nobody is there to be asked.", advice="Add --yes to remove it without a question.")
         if not typer.confirm(f"Remove {_printable(wanted.item.name)}?"):
             typer.echo("Nothing was removed.")
@@ -277,7 +277,7 @@ def _verdict(item: Item, proof: Proof) -> str:
         if item.manifest is None:
             mend = f"Remove it with `mesh-llm models remove {name}`, and get it again where it came from."
     if item.program:
-        mend = f"It belongs to {_printable(item.program)}: fetch it again there."
+        mend = f"It is not in the model folder: fetch it again where it came from ({_printable(item.program)})."
     told = "is not whole" if proof.verdict.value == "missing" else "is DAMAGED"
     return f"{name}: {where} {told}: {_printable(proof.reason)}. {mend}"
 
@@ -295,6 +295,11 @@ def _proof_facts(item: Item, proof: Proof) -> dict[str, Any]:
 
 
 # -- removing
+
+
+def _somebody() -> bool:
+    """Whether there is anybody to be asked."""
+    return sys.stdin.isatty()
 
 
 def _refuse_if_served(wanted: Removal) -> None:

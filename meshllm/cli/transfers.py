@@ -133,6 +133,7 @@ class Bar:
         self._tally = Tally()
         self._task: TaskID | None = None
         self._now = ("", "")
+        self._source = ""
 
     def __enter__(self) -> None:
         self._bar.start()
@@ -156,16 +157,17 @@ class Bar:
         # All that is downloaded is one thing; what is read is a file.
         now = (progress.stage, "" if downloading else progress.file)
         done, total = (self._tally.done, self._tally.total) if downloading else (progress.done, progress.total)
+        place = self._tally.place(progress.file) if downloading else ""
+        words = f"{WORDS[progress.stage]} {place}".rstrip()
         if self._task is None or now != self._now:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            if progress.stage == "connecting":
-                where = f" from {source_words(progress.source)}" if progress.source else ""
-                self._console.print(f"{printable(progress.file)}{where}", markup=False, highlight=False)
+            if progress.stage == "connecting" and progress.source != self._source:
+                self._source = progress.source  # said once, not for each of a hundred parts
+                where = f"{printable(progress.file)} from {source_words(progress.source)}"
+                self._console.print(where, markup=False, highlight=False)
             self._now = now
-            self._task = self._bar.add_task("", total=total or None, completed=done, sources="")
-        place = self._tally.place(progress.file) if downloading else ""
-        words = f"{WORDS[progress.stage]} {place}".rstrip()
+            self._task = self._bar.add_task(words, total=total or None, completed=done, sources="")
         sources = self._tally.sources() if downloading and len(progress.by_source) > 1 else ""
         self._bar.update(self._task, description=words, completed=done, total=total or None, sources=sources)
 

@@ -142,6 +142,15 @@ class WorkerGone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelBroken(Event):
+    """The tunnel of a lease from this host to a worker has ended, and not because our engine hung up."""
+
+    session: bytes
+    generation: int
+    worker: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class ServerProgress(Event):
     """An engine process is loading its model."""
 

@@ -104,6 +104,7 @@ class Hosting:
         self._sessions: dict[str, bytes] = {}
         self._generations: dict[str, int] = {}
         self._shunned: dict[NodeId, float] = {}
+        self._returning: dict[NodeId, float] = {}  # of these, who may be back in a moment
         self._plan_at: dict[str, float] = {}
 
     def state(self, model: str) -> SplitState | None:
@@ -177,12 +178,22 @@ class Hosting:
             if split.lease is not None and any(m.node == peer and m.phase is LeasePhase.ASKED for m in split.members):
                 self._send(peer, Propose(split.lease))
 
+    def tunnel_broken(self, peer: NodeId, session: bytes, generation: int, now: float) -> None:
+        """The engine cannot reach `peer` any more. It never tries again, so that this lease is worth nothing."""
+        for split in self._splits.values():
+            lease = split.lease
+            if split.committed and lease is not None and (lease.session, lease.generation) == (session, generation):
+                self.lost(peer, "the tunnel to it broke", now)
+                return
+
     def lost(self, peer: NodeId, reason: str, now: float, shunned: float = LOST_SECONDS) -> None:
         """`peer` carries nothing any more: no lease that it was part of holds."""
         for model, split in list(self._splits.items()):
             if split.lease is None or split.lease.share(peer) is None:
                 continue
             self._shunned[peer] = now + shunned
+            if shunned <= LOST_SECONDS:
+                self._returning[peer] = now + shunned
             others = tuple(member for member in split.members if member.node != peer)
             self._release(replace(split, members=others), "a member was lost")
             self._splits[model] = SplitState(f"{short(peer)} is lost to the split: {reason}")
@@ -201,7 +212,9 @@ class Hosting:
     def _propose(
         self, model: str, measured: Measured, host: Lender, lenders: Sequence[Lender], now: float, *, force: bool
     ) -> SplitState:
-        self._shunned = {node: until for node, until in self._shunned.items() if until > now}
+        for left_out in (self._shunned, self._returning):
+            for node in [node for node, until in left_out.items() if until <= now]:
+                del left_out[node]
         willing = [lender for lender in lenders if lender.node not in self._shunned]
         refusal = ""
         for tried in measured.sizes:
@@ -215,7 +228,13 @@ class Hosting:
             self._splits[model] = split
             return split
         self._plan_at[model] = now + PLAN_SECONDS
-        self._splits[model] = SplitState(refusal, refused=True)
+        back = [lender.node for lender in lenders if lender.node in self._returning]
+        if back:
+            # Callers wait for it: to be told that there is nobody would be too early by seconds.
+            names = ", ".join(short(node) for node in back)
+            self._splits[model] = SplitState(f"{names} was lost a moment ago, and may be back in another")
+        else:
+            self._splits[model] = SplitState(refusal, refused=True)
         return self._splits[model]
 
     def _ask(

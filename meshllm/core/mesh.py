@@ -180,6 +180,8 @@ class Mesh:
                 splitting.link_down(peer, now)
             case e.WorkerProgress() | e.WorkerReady() | e.WorkerGone():
                 splitting.worker(event)
+            case e.TunnelBroken():
+                splitting.tunnel_broken(event, now)
             case _:
                 deadline = splitting.next_deadline()
                 if deadline is None or now < deadline:
@@ -211,7 +213,12 @@ class Mesh:
         names = {model.name for model in served}
         pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]
         served += [ServedModel(name) for name in list(dict.fromkeys(pooled))[:MAX_BACKEND_MODELS]]
-        wants = [name for name, model in self._local.models.items() if model.wanted and name != self._taken]
+        # What is to be split is only wanted together with the word that it is: whoever has it would take it whole.
+        wants = [
+            name
+            for name, model in self._local.models.items()
+            if model.wanted and name != self._taken and not (model.apart and model.measured is None)
+        ]
         return {
             "serves": tuple(served),
             "wants": tuple(dict.fromkeys([*wants, *self._wishes]))[:MAX_WANTED],
@@ -235,6 +242,7 @@ class Mesh:
             self._placement_at = None
             return []
         if not self._on_disk or not peers.joined or (self._splitting is not None and self._splitting.lent is not None):
+            self._placement_at = None  # a deadline that nobody meets would be due at every moment
             return []
         if self._placement_at is None:
             self._placement_at = now + PLACEMENT_SECONDS

@@ -66,7 +66,8 @@ class Offer:
     """A target, and what is known of it beside.
 
     `context_length` in tokens (0: unknown), `rtt` in seconds (None: unknown), `load` the newest that a peer told,
-    `name` for people. `purpose` is what a peer says the model is for.
+    `name` for people. `purpose` is what a peer says the model is for; `shared` that an engine here has workers on other
+    nodes, and fails when one of them is lost.
     """
 
     target: Target
@@ -76,6 +77,7 @@ class Offer:
     load: ModelLoad | None = None
     purpose: Purpose | None = None
     size: int = 0
+    shared: bool = False
 
     @property
     def busy(self) -> float:
@@ -198,7 +200,8 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[Offer, ...]:
     here = snapshot.model(model)
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
-        offers.insert(0, Offer(target, "this node", facts.context_length))
+        shared = here.split is not None and here.split.lease is not None
+        offers.insert(0, Offer(target, "this node", facts.context_length, shared=shared))
     return tuple(offers)
 
 

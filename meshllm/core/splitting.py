@@ -102,6 +102,10 @@ class Splitting:
         self._hosting.lost(peer, "the link to it is gone", now)
         self._lending.host_lost(peer)
 
+    def tunnel_broken(self, event: e.TunnelBroken, now: float) -> None:
+        """The engine here has lost one of its workers, whatever becomes of the link."""
+        self._hosting.tunnel_broken(event.worker, event.session, event.generation, now)
+
     def tick(self, now: float) -> None:
         """Time has passed."""
         self._hosting.tick(now)

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from meshllm.core import events as e
@@ -87,7 +88,9 @@ class Carrying:
         endpoints = {}
         for node in lease.members:
             endpoints[node] = self._socket()
-            await tunnels.listen((lease.session, lease.generation), TunnelUse.COMMANDS, node, endpoints[node])
+            broken = partial(self._post, e.TunnelBroken(lease.session, lease.generation, node))
+            which = (lease.session, lease.generation)
+            await tunnels.listen(which, TunnelUse.COMMANDS, node, endpoints[node], broken)
         environment = {
             rpc_server.FILES_VARIABLE: str(self._list(lease, files)),
             rpc_server.PEERS_VARIABLE: rpc_server.peers_value({_name(n): path for n, path in endpoints.items()}),

@@ -166,6 +166,7 @@ class Servers:
         return tuple(found)
 
     def _digest(self, path: Path, stop: Stop) -> str:
+        self._store.prepare()  # the model may lie elsewhere, and nothing have been fetched yet
         found = checking.digests(stop, path, self._store.chunk_bytes, lambda done: None).sha256
         self._store.record(path, found)
         return found

@@ -73,6 +73,23 @@ def inventory(store: Store, *, catalog: Catalog | None = None) -> list[Item]:
     return sorted(items, key=lambda item: (item.program, item.name.casefold()))
 
 
+def at(path: Path, store: Store) -> Item | None:
+    """What lies in the file that somebody named by its path; None where there is none."""
+    if (item := _item(model_name(path.name), path, store, load())) is not None:
+        return item
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+        from_path(path, store)
+    except MeshError as error:
+        reason = error.message
+    except OSError:
+        return None
+    else:
+        reason = ""
+    where = _program(path, store)
+    return Item(path.stem, State.DAMAGED, (path,), size, size, where, reason=reason) if size >= 0 else None
+
+
 def manifest_of(wanted: Wanted, store: Store) -> Manifest | None:
     """The files of what can be asked for, as far as they are known without asking the hub."""
     if isinstance(wanted, CatalogEntry):

@@ -12,7 +12,7 @@ from pathlib import Path
 from meshllm.errors import UnknownModel
 
 from .entry import Wanted
-from .inventory import Item
+from .inventory import Item, at
 from .store import Store
 
 
@@ -22,6 +22,8 @@ def find(name: str, everything: Sequence[Item], store: Store) -> Item:
         return item
     wanted = understood(name, everything, store)
     if (item := item_of(wanted, everything)) is not None:
+        return item
+    if isinstance(wanted, Path) and (item := at(wanted, store)) is not None:
         return item
     raise UnknownModel(
         f"{wanted.name} is not on this disk.",

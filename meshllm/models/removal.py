@@ -6,6 +6,7 @@ needs stays. What will go is told first (`plan`), and only that goes (`remove`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -34,9 +35,11 @@ class Removal:
 def plan(item: Item, everything: Sequence[Item], store: Store) -> Removal:
     """What removing the model means. Raises UsageError for one that lies elsewhere."""
     if item.program:
+        somebody = not item.program.startswith(os.sep)
+        whose = f"it belongs to {item.program}" if somebody else "that is not the model folder"
         raise UsageError(
-            f"{item.name} lies at {item.files[0]}: it belongs to {item.program}, and nothing is removed there.",
-            advice="Remove it with the program that put it there.",
+            f"{item.name} lies at {item.files[0]}: {whose}, and nothing is removed there.",
+            advice=f"Remove it with {item.program if somebody else 'whatever put it there'}.",
         )
     needed = {path: other.name for other in everything if other is not item for path in other.files}
     files, kept = [], []

@@ -74,12 +74,19 @@ class _Lease:
 class _End(asyncio.Protocol):
     """One of two connections that are joined: what comes here goes out there, and both end together.
 
-    `count` hears how many bytes have come; `made`, if given, that the connection is there.
+    `count` hears how many bytes have come; `made`, if given, that the connection is there; `broken` that it was this
+    one of the two that ended, and not the other.
     """
 
-    def __init__(self, count: Callable[[int], None], made: Callable[[_End], None] | None = None) -> None:
+    def __init__(
+        self,
+        count: Callable[[int], None],
+        made: Callable[[_End], None] | None = None,
+        broken: Callable[[], None] | None = None,
+    ) -> None:
         self._count = count
         self._made = made
+        self._broken = broken
         self.transport: asyncio.Transport | None = None
         self._there: _End | None = None
         self._early: list[bytes] = []
@@ -113,10 +120,15 @@ class _End(asyncio.Protocol):
             self._there.transport.write(data)
 
     def eof_received(self) -> None:
-        self.close()
+        self._end()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
+        self._end()
+
+    def _end(self) -> None:
+        if self._there is not None and self._broken is not None:
+            self._broken()
         self.close()
 
     def pause_writing(self) -> None:
@@ -209,12 +221,22 @@ class RpcTunnels:
         """From now on tunnels of `peers` for `lease` and that purpose lead to the Unix socket at `path`."""
         self._leases.setdefault(lease, _Lease()).admissions[purpose] = Admission(frozenset(peers), path)
 
-    async def listen(self, lease: Lend, purpose: TunnelUse, peer: NodeId, path: Path) -> None:
-        """What connects to the Unix socket at `path` is led to `peer`, for `lease` and that purpose. Raises OSError."""
+    async def listen(
+        self, lease: Lend, purpose: TunnelUse, peer: NodeId, path: Path, broken: Callable[[], None] | None = None
+    ) -> None:
+        """What connects to the Unix socket at `path` is led to `peer`, for `lease` and that purpose. Raises OSError.
+
+        `broken` hears, while the lease is held, of each tunnel that cannot be had, or ends though the engine here did
+        not end it.
+        """
         held = self._leases.setdefault(lease, _Lease())
 
+        def tell() -> None:
+            if broken is not None and self._leases.get(lease) is held:
+                broken()
+
         def accepted(near: _End) -> None:
-            self._owner.start(self._lead(held, lease, purpose, peer, near), f"rpc tunnel to {short(peer)}")
+            self._owner.start(self._lead(held, lease, purpose, peer, near, tell), f"rpc tunnel to {short(peer)}")
 
         def accept() -> asyncio.Protocol:
             return _End(lambda count: self._sent(held, peer, count), accepted)
@@ -244,14 +266,17 @@ class RpcTunnels:
 
     # -- out
 
-    async def _lead(self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: _End) -> None:
+    async def _lead(
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: _End, broken: Callable[[], None]
+    ) -> None:
         """Open the tunnel for what the engine has just connected."""
-        far = _End(lambda count: self._received(held, peer, count))
+        far = _End(lambda count: self._received(held, peer, count), broken=broken)
         try:
             await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
         except (MeshError, OSError) as error:
             log.warning("no tunnel to %s for a split: %s", short(peer), error)
             near.close()
+            broken()
             return
         if far.transport is None or near.transport is None or self._leases.get(lease) is not held:
             far.close()

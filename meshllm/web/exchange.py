@@ -330,10 +330,11 @@ class Exchange:
         self._end_stream(self._repair.fail("upstream_lost", message), "lost")
 
     def _answer(self, whole: WholeAnswer) -> None:
-        body = whole.body
         if not 200 <= whole.status < 300:
-            refusal = Refusal(*translate_error(self.api, whole.status, body), whole.retry_after)
-            if self.kind is not None and refusal.elsewhere(self.kind):
+            refusal = Refusal(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
+            if self._at is not None and self._at.offer.shared and refusal.worker_lost:
+                self._try_again("a node that carried a part of it was lost")
+            elif self.kind is not None and refusal.elsewhere(self.kind):
                 self._refused(refusal)
             else:
                 self._tell(refusal)
@@ -342,9 +343,9 @@ class Exchange:
             # A client would look for events in it, find none, and call that an empty answer.
             self._fail(502, "upstream_error", "The model server did not stream although it was asked to.")
             return
-        answer = self._inquiry.whole_answer(body, is_json=whole.is_json, now=self._hall.wall())
+        answer = self._inquiry.whole_answer(whole.body, is_json=whole.is_json, now=self._hall.wall())
         if answer is None:
-            self._tell(Refusal(*translate_error(self.api, 502, body)))
+            self._tell(Refusal(*translate_error(self.api, 502, whole.body)))
             return
         self._first_byte()
         self._finish("answered", whole.status)

@@ -33,6 +33,8 @@ ELSEWHERE_CODES = frozenset(
         "upstream_empty",
     )
 )
+# What an engine answers that has lost a worker (llama.cpp/patches/05): it will never compute anything again.
+_WORKER_LOST = "Compute error"
 # What a stream of `/v1/responses` begins with even if all that follows is an error.
 _OPENINGS = ("response.created", "response.in_progress")
 
@@ -66,6 +68,11 @@ class Refusal:
         """A count of tokens that the error speaks of, or 0."""
         value = self.error.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53 else 0
+
+    @property
+    def worker_lost(self) -> bool:
+        """Whether an engine with workers on other nodes has lost one: then this is no answer, but its end."""
+        return self.status == 500 and str(self.error.get("message", "")).startswith(_WORKER_LOST)
 
     def elsewhere(self, kind: TargetKind) -> bool:
         """Whether another host may answer what a target of this `kind` did not."""

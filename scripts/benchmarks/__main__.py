@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from . import console, engine, gateway, memory, mesh, models, speculation, split_engine, start, swarm
+from . import console, engine, gateway, memory, mesh, models, speculation, split, split_engine, start, swarm
 from .native import BenchError
 
 _COMMANDS = {
@@ -19,6 +19,7 @@ _COMMANDS = {
     "models": (models, "everything about models in one run: downloads, memory, the swarm, guessing ahead"),
     "speculation": (speculation, "tokens guessed ahead against none: text that repeats, and text that does not"),
     "swarm": (swarm, "a model file from three peers against plain TLS, and what giving costs a giver's answers"),
+    "split": (split, "a model that daemons carry together: speed, load, bytes, losses; against stock RPC and the wire"),
     "split-engine": (
         split_engine,
         "a model on several machines, engine alone: speed, load and bytes; against the stock RPC",

@@ -25,7 +25,7 @@ from .split_nodes import Host, Scene
 DECODE_PROMPT = "Explain in plain words how a bicycle stays upright."
 PREFILL_PROMPT = "The quick brown fox jumps over the lazy dog. " * 40
 KEPT_OUTPUT = r"^(output|output_norm|token_embd)\.=CPU"
-"""What our patch does by itself, for the stock engine: without it the logits of every token come back."""
+"""Has the stock engine keep the output layer on the host, as ours does by itself: the faster way to use it."""
 
 
 @dataclass
@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print. 0, or raises BenchError."""
-    ours, stock = options.engine or _built(), options.stock or _stock()
-    model = options.model or _model()
+    ours, stock = options.engine or built_programs(), options.stock or stock_programs()
+    model, kept = options.model or default_model(), ("--override-tensor", KEPT_OUTPUT)
     with ExitStack() as stack:
         ways = {"solo": _solo(stack, ours, model)}
         for name, delays in (("2 nodes, at once", [0.0]), ("2 nodes, 20 ms", [0.01]), ("3 nodes, at once", [0.0] * 2),
@@ -72,8 +72,9 @@ def run(options: argparse.Namespace) -> int:
             report.progress(f"starting {name}")
             ways[f"ours, {name}"] = _ours(stack, ours, model, f"ours, {name}", delays)
             if stock:
-                for kind, more in (("stock", ()), ("stock, output kept", ("--override-tensor", KEPT_OUTPUT))):
-                    ways[f"{kind}, {name}"] = _stock_way(stack, stock, model, f"{kind}, {name}", delays, more)
+                ways[f"stock, {name}"] = _stock_way(stack, stock, model, f"stock, {name}", delays, kept)
+                if name == "2 nodes, 20 ms":
+                    ways["as it comes"] = _stock_way(stack, stock, model, f"stock as it comes, {name}", delays, ())
         for number in range(options.rounds):
             order = list(ways.values())
             for way in order if number % 2 else reversed(order):
@@ -105,14 +106,13 @@ def _solo(stack: ExitStack, programs: Path, model: Path) -> Way:
 
 def _ours(stack: ExitStack, programs: Path, model: Path, name: str, delays: list[float]) -> Way:
     """Workers with copies of the file (here the file itself) that push down the chain, and their host."""
-    scene = Scene(stack, programs)
+    scene = Scene(stack, programs, ports=True)
     files = scene.list_of(model)
     pushes = [scene.endpoint() for _ in delays]
-    between = [stack.enter_context(Relay(push, delay)) for push, delay in zip(pushes, delays, strict=True)]
-    peers = {f"worker-{number}": wire.endpoint for number, wire in enumerate(between)}
+    reached, _ = _over_wires(stack, pushes, delays)
+    peers = {f"worker-{number}": endpoint for number, endpoint in enumerate(reached)}
     workers = [scene.worker(files=files, peers=peers, push=push) for push in pushes]
-    wires = [stack.enter_context(Relay(each.endpoint, delay)) for each, delay in zip(workers, delays, strict=True)]
-    endpoints = [wire.endpoint for wire in wires]
+    endpoints, wires = _over_wires(stack, [worker.endpoint for worker in workers], delays)
     named = dict(zip(peers, endpoints, strict=True))
     host = scene.host(model, endpoints, *_shares(len(delays)), files=files, peers=named)
     return Way(name, host, wires, sum(wire.sent for wire in wires))
@@ -123,9 +123,17 @@ def _stock_way(
 ) -> Way:
     scene = Scene(stack, programs, ports=True)
     workers = [scene.worker() for _ in delays]
-    wires = [stack.enter_context(Relay(each.endpoint, delay)) for each, delay in zip(workers, delays, strict=True)]
-    host = scene.host(model, [wire.endpoint for wire in wires], *_shares(len(delays)), *more)
+    endpoints, wires = _over_wires(stack, [worker.endpoint for worker in workers], delays)
+    host = scene.host(model, endpoints, *_shares(len(delays)), *more)
     return Way(name, host, wires, sum(wire.sent for wire in wires))
+
+
+def _over_wires(stack: ExitStack, endpoints: list[str], delays: list[float]) -> tuple[list[str], list[Relay]]:
+    """How the endpoints are reached over wires with these delays, and the wires: none where there is no delay."""
+    if not any(delays):
+        return endpoints, []
+    wires = [stack.enter_context(Relay(each, delay)) for each, delay in zip(endpoints, delays, strict=True)]
+    return [wire.endpoint for wire in wires], wires
 
 
 def _shares(workers: int) -> tuple[str, ...]:
@@ -160,7 +168,7 @@ def _bars(ways: dict[str, Way], model: Path) -> list[report.Bar]:
     stock = ways.get("stock, 2 nodes, at once")
     pairs = list(zip(stock.decode_ms, two.decode_ms, strict=True)) if stock else []
     prefills = list(zip(stock.prefill_ms, two.prefill_ms, strict=True)) if stock else []
-    state = _hidden_bytes(model)
+    state = 4 * hidden_size(model)
     return [
         report.bar("2 nodes: decode, x stock", _ratio(pairs), 0.97, at_most=False),
         report.bar("2 nodes: prefill, x stock", _ratio(prefills), 0.95, at_most=False),
@@ -186,24 +194,26 @@ def _reached(near: Way, far: Way, wire_ms: float) -> float:
 # -- what to measure with
 
 
-def _hidden_bytes(model: Path) -> int:
+def hidden_size(model: Path) -> int:
+    """How many numbers the model has for a token between two layers."""
     from gguf import GGUFReader
 
     reader = GGUFReader(model)
     architecture = reader.fields["general.architecture"].contents()
-    return 4 * int(reader.fields[f"{architecture}.embedding_length"].contents())
+    return int(reader.fields[f"{architecture}.embedding_length"].contents())
 
 
-def _built() -> Path:
+def built_programs() -> Path:
+    """The folder of this checkout's programs. Raises BenchError."""
     found = build.find()
     if found is None:
         raise BenchError("the engine is not built: run `scripts/mesh-llm engine build`")
     return found.server.parent
 
 
-def _stock() -> Path | None:
+def stock_programs() -> Path | None:
     """The programs of an installed build of the same source that has no patches."""
-    ours: Any = json.loads((_built().parent / "manifest.json").read_text())["info"]
+    ours: Any = json.loads((built_programs().parent / "manifest.json").read_text())["info"]
     for manifest in sorted(build.layout().builds.glob("*/manifest.json")):
         told = json.loads(manifest.read_text())["info"]
         if not told["patches"] and told["commit"] == ours["commit"]:
@@ -211,7 +221,8 @@ def _stock() -> Path | None:
     return None
 
 
-def _model() -> Path:
+def default_model() -> Path:
+    """The file of the model that is measured if nobody names another. Raises BenchError."""
     found = sorted(paths.models().glob(f"{engine.MODEL}*.gguf"))
     if not found:
         raise BenchError(f"the model is not here: run `scripts/mesh-llm download {engine.MODEL}`")

@@ -83,6 +83,17 @@ class Scene:
         child = Child("host", [*command, *options], self.folder, _variables(files, peers, ""))
         return Host(self._stack.enter_context(child), path)
 
+    def host_like(self, words: Sequence[str], workers: Sequence[str]) -> Host:
+        """A llama-server with the arguments `words` of another one, on a socket and with `workers` of its own."""
+        path = str(self.folder / f"host-{time.monotonic_ns()}.sock")
+        command = [str(self._programs / "llama-server"), *words]
+        for option, value in (("--host", path), ("--rpc", ",".join(workers))):
+            command[command.index(option) + 1] = value
+        child = Child("host", command, self.folder, ENVIRONMENT)
+        host = Host(self._stack.enter_context(child), path)
+        host.wait_until_healthy()
+        return host
+
     def host(self, *arguments: Any, **options: Any) -> Host:
         """The same once it answers."""
         host = self.start_host(*arguments, **options)

@@ -37,6 +37,7 @@ class SplitMesh(SmallMesh):
         self.mute: set[int] = set()
         self.endless: set[int] = set()
         self.paging: set[int] = set()
+        self.slow = False  # whether measuring takes long
 
     def node(self, number: int, room: int, *, joins: int | None = None, model: str = "", apart: bool = False) -> None:
         """Start one; with `model` it is asked to serve that."""
@@ -69,7 +70,8 @@ class SplitMesh(SmallMesh):
         core = self.cores.get(number)
         self._at(0.05, lambda: self.tell(number, event) if self.cores.get(number) is core else None)
 
-    def _measured(self, number: int) -> Measured:
+    def measured(self, number: int) -> Measured:
+        """What a node finds out about the model."""
         alone = self.need.total <= self.room[number]
         sizes = (SizeNeed(Size(4096, 1), self.need),)
         return Measured(alone, self.room[number], sizes, FILES, pages=not alone and number in self.paging)
@@ -81,7 +83,8 @@ class SplitMesh(SmallMesh):
             case c.FetchModel(model):
                 self.soon(number, e.FileReady(model, ModelFacts("/m.gguf", 1000, "llama", 8192)))
             case c.MeasureModel(model):
-                self.soon(number, e.ModelMeasured(model, self._measured(number)))
+                if not self.slow:
+                    self.soon(number, e.ModelMeasured(model, self.measured(number)))
             case c.StartServer(model, generation):
                 self.servers[number] = command
                 self.started.append((number, command))
@@ -138,6 +141,18 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
     assert routing.route(mesh.cores[2].snapshot(), "m").targets
 
 
+def test_a_node_that_lends_takes_no_model_of_its_own_and_is_at_rest(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.node(2, 600, joins=1)
+    mesh.tell(2, e.DiskScanned(("other",), 600))  # what it would look through again and again, if it lent nothing
+    mesh.until(lambda: mesh.serves(1))
+    mesh.run(30.0)  # and does not stand still
+    assert mesh.cores[2].snapshot().models == ()
+    deadline = mesh.cores[2].next_deadline()
+    assert deadline is not None
+    assert deadline > mesh.now
+
+
 def test_one_node_refuses_with_a_sentence_until_another_comes(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.run(5.0)
@@ -160,6 +175,20 @@ def test_a_model_that_fits_is_served_whole_unless_a_split_is_asked_for(mesh: Spl
     lease = mesh.servers[3].lease
     assert lease is not None
     assert lease.members == (node_id(2),)
+
+
+def test_what_is_to_be_split_is_not_taken_whole_while_it_is_measured(mesh: SplitMesh) -> None:
+    mesh.node(2, 5000)
+    mesh.node(1, 5000, joins=2)
+    mesh.tell(2, e.DiskScanned(("m",), 5000))
+    mesh.slow = True
+    mesh.tell(1, e.ModelWanted("m", True))
+    mesh.run(20.0)  # somebody who has it has looked what the mesh could use
+    assert mesh.cores[2].snapshot().models == ()
+    mesh.slow = False
+    mesh.soon(1, e.ModelMeasured("m", mesh.measured(1)))
+    mesh.until(lambda: mesh.serves(1))
+    assert mesh.servers[1].lease is not None
 
 
 def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: SplitMesh) -> None:
@@ -214,6 +243,39 @@ def test_a_lost_member_withdraws_the_route_and_the_rest_go_on(
     state = mesh.cores[1].snapshot().model("m")
     assert state is not None
     assert (state.failures, state.restarts) == (0, 1)
+
+
+def test_a_broken_tunnel_is_a_lost_member_whatever_the_link_does(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    mesh.node(3, 500, joins=1)
+    mesh.run(3.0)
+    mesh.tell(1, e.TunnelBroken(lease.session, lease.generation + 1, node_id(2)))
+    mesh.tell(1, e.TunnelBroken(b"x" * 16, lease.generation, node_id(2)))
+    assert mesh.serves(1)  # of other leases
+    mesh.tell(1, e.TunnelBroken(lease.session, lease.generation, node_id(2)))
+    assert not routing.offers_here(mesh.cores[1].snapshot(), "m")
+    mesh.until(lambda: mesh.serves(1), within=2.0)
+    again = mesh.servers[1].lease
+    assert again is not None
+    assert again.members == (node_id(3),)
+
+
+def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    mesh.lose_worker(2)
+    mesh.until(lambda: not mesh.serves(1))
+    mesh.run(1.0)
+    route = routing.route(mesh.cores[1].snapshot(), "m")
+    assert route.standing is routing.Standing.COMING
+    assert "may be back" in route.words
+    mesh.kill(2, seen=True)
+    mesh.until(lambda: mesh.phase(1) is ModelPhase.FAILED)  # now there is nobody to wait for
+
+
+def test_an_engine_with_workers_is_offered_as_one_that_loses_them(mesh: SplitMesh) -> None:
+    serving_pair(mesh)
+    (offer,) = routing.offers_here(mesh.cores[1].snapshot(), "m")
+    assert offer.shared
 
 
 def test_whoever_was_lost_is_taken_again_when_nobody_else_will_do(mesh: SplitMesh) -> None:

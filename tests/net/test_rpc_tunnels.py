@@ -164,6 +164,49 @@ async def test_the_end_of_a_lease_ends_its_tunnels(tmp_path: Path, with_lanes: b
             await it.call()
 
 
+@both_ways
+async def test_a_tunnel_that_breaks_is_told_and_one_that_is_hung_up_is_not(tmp_path: Path, with_lanes: bool) -> None:
+    async with split(tmp_path, with_lanes) as it:
+        broken = asyncio.Event()
+        it.admit()
+        await it.out.listen(LEASE, TunnelUse.COMMANDS, it.worker.node, it.local_socket, broken.set)
+        ear = await it.call()
+        ear.transport.write(b"x")
+        await ear.until(1)
+        ear.transport.close()
+        await it.heard[0].gone
+        assert not broken.is_set()
+        ear = await it.call()
+        ear.transport.write(b"x")
+        await ear.until(1)
+        it.heard[1].transport.close()
+        await ear.gone
+        await broken.wait()
+
+
+async def test_a_tunnel_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    async with split(tmp_path) as it:
+        broken = asyncio.Event()
+        await it.out.listen(LEASE, TunnelUse.COMMANDS, it.worker.node, it.local_socket, broken.set)
+        ear = await it.call()  # it holds no lease
+        await ear.gone
+        await broken.wait()
+
+
+async def test_the_end_of_a_lease_breaks_nothing(tmp_path: Path) -> None:
+    async with split(tmp_path) as it:
+        broken = asyncio.Event()
+        it.admit()
+        await it.out.listen(LEASE, TunnelUse.COMMANDS, it.worker.node, it.local_socket, broken.set)
+        ear = await it.call()
+        ear.transport.write(b"x")
+        await ear.until(1)
+        it.out.revoke(LEASE)
+        await ear.gone
+        await it.heard[0].gone
+        assert not broken.is_set()
+
+
 async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         it.admit()

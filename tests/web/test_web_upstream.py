@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ from web_rig import (
     well,
 )
 
+from meshllm.core.hosting import SplitState
+from meshllm.core.leases import Lease
+from meshllm.core.records import NodeId
+from meshllm.core.split import Share
 from meshllm.web import upstream as upstream_module
 
 
@@ -214,6 +219,37 @@ async def test_the_next_process_of_a_model_is_tried(table: Bench) -> None:
         assert response.status == 200
         assert b"Hello" in response.body
         await caller.close()
+    await table.idle()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_engine_that_lost_a_worker_is_no_answer(table: Bench) -> None:
+    """What was to be computed by several nodes is computed by the next generation of them."""
+    failed = b'{"error":{"code":500,"message":"Compute error.","type":"server_error"}}'
+
+    lease = Lease(b"s" * 16, 1, "m", (), (Share(NodeId(b"a" * 32), 0, 1, 1), Share(NodeId(b"b" * 32), 1, 1, 1)))
+    split = SplitState(lease=lease, committed=True)
+    second = await table.engine(well)
+
+    async def fails(call: Call) -> None:
+        call.answer(failed, status=500)
+
+    async def lost(call: Call) -> None:
+        table.publish(replace(served("m", second.address, generation=2), split=split))
+        await fails(call)
+
+    first = await table.engine(lost)
+    for stream in (False, True):
+        table.publish(replace(served("m", first.address), split=split))
+        response = await table.call(ask(stream=stream))
+        assert response.status == 200
+        assert b"Hello" in response.body
+    assert len(first.calls) == 2
+    # Of an engine that has nobody to lose it is the answer.
+    alone = await table.serve(fails)
+    response = await table.call(ask())
+    assert (response.status, response.json["error"]["message"]) == (500, "Compute error.")
+    assert len(alone.calls) == 1
     await table.idle()
 
 
