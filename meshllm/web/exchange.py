@@ -61,8 +61,7 @@ class Exchange:
         self.began = hall.now()
         self.first_byte_at: float | None = None
         self.status = 0
-        self.outcome = ""
-        self.words = ""
+        self.outcome = self.words = ""
         # Whom this asks, and whose slot it holds; what counts tokens holds none.
         self._at: TargetDesk | None = None
         self._slot: TargetDesk | None = None
