@@ -57,5 +57,6 @@ def lent_news(snapshot: Snapshot) -> str:
 
 
 def waiting(model: ModelState) -> str:
-    """What a split of `model` waits for; empty if nothing."""
-    return model.split.words() if model.split is not None and not model.split.committed else ""
+    """What a split of `model` waits for; empty if nothing, or where it is the reason that the model has failed."""
+    split = model.split
+    return split.words() if split is not None and not (split.committed or split.refused) else ""

@@ -24,6 +24,7 @@ FETCH_RETRY_CAP_SECONDS = 300.0
 # What a node in no mesh can do about a model that is too large for it.
 ALONE = SplitState("it is too large for this node, which is in no mesh", refused=True)
 MORE_NODES = "Add a node with --join, or choose a smaller model, a smaller quantisation or a smaller --ctx-size."
+OTHER_NODES = "Add a node with --join, or leave out --split."
 
 
 class Local:
@@ -128,8 +129,8 @@ class Local:
         model = replace(
             model,
             split=split,
-            reason=split.reason if refused else "",
-            advice=MORE_NODES if refused else "",
+            reason=f"{split.reason}." if refused else "",
+            advice=(OTHER_NODES if model.apart else MORE_NODES) if refused else "",
         )
         self.models[model.name] = model
         return model
