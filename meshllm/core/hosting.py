@@ -26,7 +26,7 @@ from meshllm.core.leases import (
 from meshllm.core.links import Rng
 from meshllm.core.records import NodeId, short
 from meshllm.core.sizing import Size
-from meshllm.core.split import Lender, NoPlan, SplitNeed, SplitPlan, plan
+from meshllm.core.split import Lender, NoPlan, SplitNeed, SplitPlan, plan, seconds_per_token
 
 # Until its first word about a proposal: a dial (5 s at most) and a round trip.
 ASKED_SECONDS = 8.0
@@ -137,7 +137,7 @@ class Hosting:
             return split
         if split is not None and split.lease is not None:
             if all(member.phase is LeasePhase.READY for member in split.members):
-                split = self._commit(model, split, split.lease)
+                split = self._commit(model, _foreseen(split, measured, (host, *lenders)), split.lease)
             return split
         if split is not None and model in self._plan_at:
             return split
@@ -261,6 +261,17 @@ class Hosting:
         assert split.lease is not None
         for member in split.members:
             self._send(member.node, Release(split.lease.session, split.lease.generation, reason))
+
+
+def _foreseen(split: SplitState, measured: Measured, known: Sequence[Lender]) -> SplitState:
+    """With a forecast by what is known now: there may have been no link to measure when it was planned."""
+    lenders = {lender.node: lender for lender in known}
+    need = next((tried.need for tried in measured.sizes if tried.size == split.size), None)
+    if need is None or split.plan is None or any(share.node not in lenders for share in split.plan.shares):
+        return split
+    team = [lenders[share.node] for share in split.plan.shares]
+    seconds = seconds_per_token(need, team, split.plan.shares)
+    return replace(split, plan=replace(split.plan, seconds=seconds))
 
 
 def _waited_for(member: MemberState) -> bool:

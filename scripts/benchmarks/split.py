@@ -24,12 +24,14 @@ from tests.netlab.lab import Lab, missing
 from . import report, split_engine, split_losses
 from .native import BenchError
 from .speculation_texts import repeating
-from .split_daemons import CONTEXT, Daemons, Here, Node, Place, round_trip_ms
+from .split_daemons import Daemons, Here, Node, Place, round_trip_ms
 from .split_nodes import Host, Scene
 from .split_stock import stock_of
 
 PARTS = ("near", "far", "chain", "load", "kill")
 FAR_MS, CHAIN_MS = 10, 10  # one way
+# So much that a third of a small model takes what `--max-vram` wants at least.
+CHAIN_CONTEXT = 8192
 PLAIN = "--no-speculation"
 
 
@@ -98,7 +100,7 @@ class Found:
         self.notes: list[str] = []
         self.failed = False
         self._more: dict[str, Any] = {}
-        self._need = need_of(read_header(self.model).shape, Size(CONTEXT, 1))
+        self._need = need_of(read_header(self.model).shape, Size(CHAIN_CONTEXT, 1))
 
     # -- the parts
 
@@ -255,7 +257,8 @@ def _three(daemons: Daemons, places: Sequence[Place], need: SplitNeed) -> Node:
     lent, kept = need.buffers + third, need.buffers + need.ends + third
     worker = daemons.worker(places[1], "worker-1", "--max-vram", f"{lent / 1e9:.4f}")
     daemons.worker(places[2], "worker-2", "--max-vram", f"{lent / 1e9:.4f}", join=worker)
-    host = daemons.host(places[0], "host", PLAIN, "--max-vram", f"{kept / 1e9:.4f}", join=worker)
+    words = (PLAIN, "--ctx-size", str(CHAIN_CONTEXT), "--max-vram", f"{kept / 1e9:.4f}")
+    host = daemons.host(places[0], "host", *words, join=worker)
     split = host.wait_until_split()
     if len(split["shares"]) != 3:
         raise BenchError(f"the model was to be on three nodes, and is on {len(split['shares'])}")

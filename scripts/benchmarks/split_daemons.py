@@ -161,8 +161,6 @@ class Node:
                     began = time.monotonic()
                 elif phase == "serving" and began is not None:
                     return time.monotonic() - began
-                elif phase == "failed":
-                    raise BenchError(f"{self.name} does not serve its model:\n{self.child.said()}")
         raise BenchError(f"{self.name} said no more of its state:\n{self.child.said()}")
 
     def engines(self, program: str) -> list[psutil.Process]:

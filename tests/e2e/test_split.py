@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
@@ -162,6 +163,60 @@ def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, 
             pass
     host.until(lambda s: committed(s) and split_of(s)["generation"] > generation, "the split without it")
     assert said(host, tokens=3)
+
+
+def test_workers_push_to_each_other_and_not_through_the_host(here: Site) -> None:
+    little, less = ("--max-vram", "0.22"), ("--max-vram", "0.12")  # no two of them hold it
+    thread = ("--threads", "1")
+    worker = node(here, "worker", *thread, *less)
+    node(here, "other", *thread, *less, join=worker)
+    host = node(here, "host", "--model", MODEL, *thread, *little, "--ctx-size", "8192", "--no-speculation", join=worker)
+    host.until(lambda s: committed(s) and len(split_of(s)["shares"]) == 3, "a split over three nodes")
+    said(host, tokens=2)  # has the graphs sent
+    before = split_of(host.status())["shares"][1:]
+    said(host, tokens=40)
+    after = split_of(host.status())["shares"][1:]
+    from_first, from_last = ((a["received"] - b["received"]) / 40 for a, b in zip(after, before, strict=True))
+    state = 4 * HIDDEN
+    assert from_last >= state, "the last one gives the hidden state back"
+    assert from_first < state / 4, "what the first one computes goes on to the last one"
+
+
+def test_a_better_member_disturbs_no_answer(here: Site) -> None:
+    little = ("--max-vram", "0.2", "--threads", "1")
+    worker = node(here, "worker", *little)
+    host = node(here, "host", "--model", MODEL, *little, "--ctx-size", "4096", "--no-speculation", join=worker)
+    host.until(committed, "a split that is served")
+    begun, go_on = Event(), Event()
+
+    def each(pieces: int) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+
+    answer = host.ask(MODEL, tokens=300, stream=True, each=each)
+    assert begun.wait(PATIENCE_SECONDS)
+    better = node(here, "better", "--threads", "1", join=worker)
+    name = better.status()["mesh"]["node"]
+    host.until(lambda s: any(p["id"] == name and p["status"] == "alive" for p in s["mesh"]["peers"]), "the newcomer")
+    go_on.set()
+    told = answer.result()
+    assert (told.status, told.done, "error" in told.body) == (200, True, False)
+    assert split_of(host.status())["generation"] == 1
+
+
+def test_what_has_no_answer_yet_is_asked_again_of_the_next_generation(here: Site) -> None:
+    worker = node(here, "worker")
+    host = node(here, "host", *FORCED[:3], "--ctx-size", "4096", "--threads", "1", "--no-speculation", join=worker)
+    host.until(committed, "a split that is served")
+    long = "The quick brown fox jumps over the lazy dog. " * 120
+    answers = [host.ask(MODEL, tokens=3, stream=stream, question=long) for stream in (False, True)]
+    host.until(lambda s: any(load["active"] == 2 for load in s["load"]), "two prompts that are read")
+    kill_rpc_server(host, worker)
+    whole, streamed = (answer.result() for answer in answers)
+    assert (whole.status, whole.done) == (200, True)
+    assert (streamed.status, streamed.done, "error" in streamed.body) == (200, True, False)
+    assert streamed.comments, "who waits is told so"
+    assert split_of(host.status())["generation"] > 1
 
 
 def test_the_host_is_killed_and_nothing_of_it_is_left(here: Site) -> None:

@@ -153,13 +153,14 @@ def serving(fake: FakeModel) -> Iterator[FakeModel]:
 
 @dataclass
 class Answer:
-    """What an API call gave: the status, the text of all pieces, and how many there were."""
+    """What an API call gave: the status, the text of all pieces, how many there were, and comments between them."""
 
     status: int
     text: str = ""
     pieces: int = 0
     done: bool = False
     body: dict[str, Any] = field(default_factory=dict)
+    comments: list[str] = field(default_factory=list)
 
 
 class Node(Daemon):
@@ -232,14 +233,24 @@ class Node(Daemon):
         return self.host.run([PROGRAM, "invite"], env=environment).stdout.strip()
 
     def chat(
-        self, model: str, *, tokens: int = 3, stream: bool = False, each: Callable[[int], object] | None = None
+        self,
+        model: str,
+        *,
+        tokens: int = 3,
+        stream: bool = False,
+        each: Callable[[int], object] | None = None,
+        question: str = "",
     ) -> Answer:
-        """Ask something new; `each` hears after each piece how many there were. Raises OSError when cut off."""
+        """Ask something new, or that question; `each` hears after each piece how many there were.
+
+        Raises OSError when cut off.
+        """
         body = {
             "model": model,
-            "messages": [{"role": "user", "content": f"Question {next(_questions)}"}],
+            "messages": [{"role": "user", "content": question or f"Question {next(_questions)}"}],
             "max_tokens": tokens,
             "stream": stream,
+            "temperature": 0,
         }
         connection = self._connect(self.base_url)
         try:
@@ -261,6 +272,8 @@ class Node(Daemon):
     def _piece(self, answer: Answer, line: bytes, each: Callable[[int], object] | None) -> None:
         if line.startswith(b"data: [DONE]"):
             answer.done = True
+        elif line.startswith(b": "):
+            answer.comments.append(line[2:].decode().strip())
         elif line.startswith(b"data: "):
             event = json.loads(line[6:])
             if "error" in event:

@@ -1,0 +1,260 @@
+"""What a node does for its leases: a worker's process, its sockets and its files, with a script for rpc-server."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from meshllm.core import events as e
+from meshllm.core.leases import Lease, LeasedFile
+from meshllm.core.records import NodeId
+from meshllm.core.split import Share
+from meshllm.core.types import Progress
+from meshllm.daemon.carrying import Carrying
+from meshllm.daemon.fitting import Fitter
+from meshllm.engine import build
+from meshllm.engine.build import Engine
+from meshllm.engine.ledger import Ledger
+from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError
+from meshllm.models.manifest import Manifest
+from meshllm.net.rpc_tunnels import RpcTunnels, TunnelUse
+
+HOST, FIRST, LAST = (NodeId(letter * 32) for letter in (b"h", b"f", b"l"))
+FILES = (LeasedFile("m.gguf", 5, "ab" * 32),)
+LEASE = Lease(b"s" * 16, 3, "m", FILES, (Share(HOST, 0, 1, 1), Share(FIRST, 1, 1, 1), Share(LAST, 2, 1, 1)))
+WHICH = (LEASE.session, LEASE.generation)
+LISTENS = """
+import os, signal, socket, sys
+names = [sys.argv[sys.argv.index("--host") + 1], os.environ["GGML_RPC_PUSH"]]
+sockets = [socket.socket(socket.AF_UNIX) for _ in names]
+for one, name in zip(sockets, names):
+    one.bind(name)
+    one.listen()
+signal.pause()
+"""
+DIES = "import sys; print('no such device', flush=True); sys.exit(4)"
+
+
+class Tunnels:
+    """Remembers what was to be let in and led out."""
+
+    def __init__(self) -> None:
+        self.admitted: dict[TunnelUse, tuple[set[NodeId], Path]] = {}
+        self.led: dict[NodeId, tuple[TunnelUse, Path]] = {}
+        self.broken: dict[NodeId, Callable[[], None] | None] = {}
+        self.revoked: list[tuple[bytes, int]] = []
+
+    def admit(self, lease: Any, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
+        self.admitted[purpose] = (set(peers), path)
+
+    async def listen(self, lease: Any, purpose: TunnelUse, peer: NodeId, path: Path, broken: Any = None) -> None:
+        self.led[peer], self.broken[peer] = (purpose, path), broken
+
+    def revoke(self, lease: tuple[bytes, int]) -> None:
+        self.revoked.append(lease)
+
+    async def close(self) -> None: ...
+
+
+class Bench:
+    """A node that carries, and what it says."""
+
+    def __init__(self, folder: Path, node: NodeId, fetch: Any) -> None:
+        self.tunnels, self.said = Tunnels(), asyncio.Queue[e.Event]()
+        self.sockets = folder / "run"
+        self.sockets.mkdir(parents=True)
+        self.threads = 3
+        fitter = cast(Fitter, self)
+        self.carrying = Carrying(folder, self.sockets, Ledger(folder / "c"), self.said.put_nowait, fetch, fitter)
+        self.carrying.join(cast(RpcTunnels, self.tunnels), node)
+
+    async def look(self, engine: Engine) -> None: ...
+
+    def lent_device(self) -> str | None:
+        return "CUDA1"
+
+    async def until(self, kind: type[e.Event]) -> Any:
+        while not isinstance(event := await asyncio.wait_for(self.said.get(), 60), kind):
+            pass
+        return event
+
+
+@asynccontextmanager
+async def bench(folder: Path, fetch: Any, node: NodeId = FIRST) -> AsyncIterator[Bench]:
+    made = Bench(folder, node, fetch)
+    try:
+        yield made
+    finally:
+        await made.carrying.close()
+        assert list(made.sockets.iterdir()) == []
+        assert [child.name() for child in psutil.Process().children(recursive=True)] == []
+
+
+async def here(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+    tell(Progress("downloading", 0.5))
+    return tuple(Path("/models") / file.name for file in manifest.files)
+
+
+async def nowhere(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+    raise DownloadFailed("nobody has it")
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the rpc-server be a script of that text."""
+
+    def write(text: str) -> None:
+        path = tmp_path / "ggml-rpc-server"
+        path.write_text(f"#!{sys.executable}\n{text}")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+        async def ensure(**_: Any) -> Engine:
+            return cast(Engine, type("Built", (), {"rpc_server": path}))
+
+        monkeypatch.setattr(build, "ensure", ensure)
+
+    return write
+
+
+def child() -> psutil.Process:
+    """The process itself, not its guard."""
+    (found,) = [
+        one for one in psutil.Process().children(recursive=True) if "--threads" in one.cmdline() and not one.children()
+    ]
+    return found
+
+
+def text(path: str) -> str:
+    """What stands in a file."""
+    return Path(path).read_text()
+
+
+async def test_a_worker_has_its_sockets_its_neighbours_and_its_files(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
+    program(LISTENS)
+    async with bench(tmp_path / "n", here) as it:
+        it.carrying.start(LEASE)
+        assert (await it.until(e.WorkerProgress)).progress.stage == "downloading"
+        assert await it.until(e.WorkerReady) == e.WorkerReady(*WHICH)
+        commands, pushes = (it.tunnels.admitted.get(use) for use in TunnelUse)
+        assert commands is not None
+        assert commands[0] == {HOST}
+        assert pushes is None, "there is no worker before it"
+        purpose, onward = it.tunnels.led[LAST]
+        assert purpose is TunnelUse.PUSHES
+        environment, words = child().environ(), child().cmdline()
+        assert text(environment["GGML_RPC_FILES"]) == f"{'ab' * 32} 5 /models/m.gguf\n"
+        assert environment["GGML_RPC_PEERS"] == f"{LAST.hex()[:32]}={onward}"
+        assert words[-4:] == ["--threads", "3", "--device", "CUDA1"]
+        assert not {"HF_TOKEN", "MESH_LLM_API_KEY"} & environment.keys()
+        it.carrying.stop(WHICH)
+        assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
+        assert it.tunnels.revoked == [WHICH]
+
+
+async def test_the_last_worker_takes_pushes_of_the_one_before(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(LISTENS)
+    async with bench(tmp_path / "n", here, LAST) as it:
+        it.carrying.start(LEASE)
+        await it.until(e.WorkerReady)
+        assert it.tunnels.admitted[TunnelUse.PUSHES][0] == {FIRST}
+        assert it.tunnels.led == {}
+        assert child().environ()["GGML_RPC_PEERS"] == ""
+        it.carrying.stop(WHICH)
+        await it.until(e.WorkerGone)
+
+
+async def test_a_worker_without_the_files_serves_all_the_same(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(LISTENS)
+    async with bench(tmp_path / "n", nowhere) as it:
+        it.carrying.start(LEASE)
+        await it.until(e.WorkerReady)
+        assert text(child().environ()["GGML_RPC_FILES"]) == ""
+        it.carrying.stop(WHICH)
+        await it.until(e.WorkerGone)
+
+
+async def test_a_process_that_dies_is_told_with_its_reason(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(DIES)
+    async with bench(tmp_path / "n", here) as it:
+        it.carrying.start(LEASE)
+        gone = await it.until(e.WorkerGone)
+        assert "its rpc-server ended" in gone.reason
+        assert "4" in gone.reason
+        assert it.tunnels.admitted == {}, "nobody was let in"
+
+
+async def test_a_process_that_is_killed_while_it_carries(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(LISTENS)
+    async with bench(tmp_path / "n", here) as it:
+        it.carrying.start(LEASE)
+        await it.until(e.WorkerReady)
+        child().kill()
+        assert "its rpc-server ended" in (await it.until(e.WorkerGone)).reason
+        assert it.tunnels.revoked == [WHICH]
+
+
+async def test_why_a_worker_cannot_be_started_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults: list[Exception] = [EngineUnavailable("no compiler", advice="install one"), OSError("disk is full")]
+
+    async def ensure(**_: Any) -> Engine:
+        raise faults.pop(0)
+
+    monkeypatch.setattr(build, "ensure", ensure)
+    async with bench(tmp_path / "n", here) as it:
+        for words in ("no compiler", "disk is full"):
+            it.carrying.start(LEASE)
+            assert words in (await it.until(e.WorkerGone)).reason
+
+
+async def test_a_lease_that_ends_before_its_process_has_begun(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(LISTENS)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+        asked.set()
+        await go_on.wait()
+        return ()
+
+    async with bench(tmp_path / "n", slowly) as it:
+        it.carrying.start(LEASE)
+        await asked.wait()
+        it.carrying.stop(WHICH)
+        go_on.set()
+        assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
+
+
+async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: Path) -> None:
+    async with bench(tmp_path / "n", here, HOST) as it:
+        reach = await it.carrying.reach(LEASE, (tmp_path / "m.gguf",))
+        assert [it.tunnels.led[node] for node in (FIRST, LAST)] == [
+            (TunnelUse.COMMANDS, endpoint) for endpoint in reach.endpoints
+        ]
+        assert reach.environment["GGML_RPC_PEERS"].split(",") == [
+            f"{node.hex()[:32]}={path}" for node, path in zip((FIRST, LAST), reach.endpoints, strict=True)
+        ]
+        (listed,) = (path for path in it.sockets.iterdir() if str(path) == reach.environment["GGML_RPC_FILES"])
+        assert stat.S_IMODE(listed.lstat().st_mode) == 0o600
+        told = it.tunnels.broken[LAST]
+        assert told is not None
+        told()
+        assert it.said.get_nowait() == e.TunnelBroken(*WHICH, LAST)
+        it.carrying.let_go(LEASE, reach)
+        assert it.tunnels.revoked == [WHICH]
+
+
+async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
+    said = list[e.Event]()
+    alone = Carrying(tmp_path, tmp_path, Ledger(tmp_path / "c"), said.append, here, cast(Fitter, None))
+    with pytest.raises((OSError, MeshError), match="no mesh"):
+        await alone.reach(LEASE, ())
+    await alone.close()

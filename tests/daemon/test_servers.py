@@ -1,0 +1,138 @@
+"""What the host of a split finds out before it starts: sizes, digests; and why a start failed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core.leases import Lease
+from meshllm.core.records import NodeId
+from meshllm.core.sizing import Size
+from meshllm.core.split import Share
+from meshllm.daemon.carrying import Carrying
+from meshllm.daemon.drafting import NO_WISH, Drafter
+from meshllm.daemon.fitting import Fit, Fitter
+from meshllm.daemon.servers import Servers
+from meshllm.engine.build import Engine
+from meshllm.engine.ledger import Ledger
+from meshllm.errors import MeshError, OutOfRoom
+from meshllm.models.local import LocalModel, from_path
+from meshllm.models.store import Store
+from tests import engine_samples
+
+LEASE = Lease(b"s" * 16, 1, "m", (), (Share(NodeId(b"h" * 32), 0, 1, 1), Share(NodeId(b"w" * 32), 1, 1, 1)))
+ENGINE = cast(Engine, None)
+
+
+class Hands:
+    """Servers with everything around them made up; `wrong` is what fitting it here alone raises."""
+
+    def __init__(self, folder: Path, wrong: MeshError | None = None) -> None:
+        self.wrong, self.said = wrong, asyncio.Queue[e.Event]()
+        self.released: list[Lease] = []
+        self.store = Store(folder / "models")  # nothing was ever fetched into it
+        drafter = Drafter(NO_WISH, self.store, ())
+        ledger = Ledger(folder / "children")
+        self.fitter = Fitter(context=64, cap=10**9)
+        self.servers = Servers(
+            folder, folder, ledger, self.store, self.fitter, drafter, cast(Carrying, self), self._bring,
+            self.said.put_nowait,
+        )  # fmt: skip
+
+    async def _bring(self, *_: Any) -> LocalModel:
+        raise AssertionError("no draft was asked for")
+
+    async def fit(self, *_: Any, **__: Any) -> Fit:
+        if self.wrong is not None:
+            raise self.wrong
+        return Fit(Size(64, 1), 1, None, 0)
+
+    async def reach(self, lease: Lease, files: Any) -> Any:
+        raise OSError("no room for sockets")
+
+    def let_go(self, lease: Lease, reach: Any) -> None:
+        assert reach is None
+        self.released.append(lease)
+
+    async def told(self) -> e.Event:
+        return await asyncio.wait_for(self.said.get(), 60)
+
+
+@asynccontextmanager
+async def hands(folder: Path, wrong: MeshError | None = None) -> AsyncIterator[Hands]:
+    made = Hands(folder, wrong)
+    try:
+        yield made
+    finally:
+        await made.servers.close()
+
+
+def model(made: Hands, folder: Path) -> LocalModel:
+    """A small file outside the store, as a person names one by its path."""
+    return from_path(engine_samples.model_without_needed_tensors(folder / "named.gguf"), made.store)
+
+
+async def test_what_is_to_be_split_is_measured_by_layers_and_known_by_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hands(tmp_path) as it:
+        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        local = model(it, tmp_path)
+        for split in (True, False):
+            it.servers.measure(local, "m", ENGINE, split=split)
+            event = await it.told()
+            assert isinstance(event, e.ModelMeasured)
+            assert event.measured.alone
+            assert bool(event.measured.files) is split  # nobody else needs them
+        it.servers.measure(local, "m", ENGINE, split=True)
+        event = await it.told()
+        assert isinstance(event, e.ModelMeasured)
+        (file,) = event.measured.files
+        data = local.path.read_bytes()
+        assert (file.name, file.size, file.sha256) == ("named.gguf", len(data), hashlib.sha256(data).hexdigest())
+        assert it.store.known_digest(local.path) == file.sha256, "it is not computed again"
+        assert [tried.size.slots for tried in event.measured.sizes] == [4, 2, 1]
+        assert all(len(tried.need.layers) == 1 for tried in event.measured.sizes)
+
+
+async def test_what_does_not_fit_alone_may_fit_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hands(tmp_path, OutOfRoom("too large")) as it:
+        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        it.servers.measure(model(it, tmp_path), "m", ENGINE, split=False)
+        event = await it.told()
+        assert isinstance(event, e.ModelMeasured)
+        assert not event.measured.alone
+        assert event.measured.files
+        assert event.measured.sizes
+
+
+async def test_what_cannot_be_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hands(tmp_path, MeshError("the engine is broken", advice="build it again")) as it:
+        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        local = model(it, tmp_path)
+        it.servers.measure(local, "m", ENGINE, split=True)
+        assert await it.told() == e.MeasureFailed("m", "the engine is broken", "build it again")
+        it.wrong = None
+        local.path.unlink()
+        it.servers.measure(local, "m", ENGINE, split=True)
+        event = await it.told()
+        assert isinstance(event, e.MeasureFailed)
+        assert event.reason
+
+
+async def test_a_host_that_cannot_reach_its_workers_gives_the_lease_back(tmp_path: Path) -> None:
+    async with hands(tmp_path) as it:
+        it.servers.start(model(it, tmp_path), c.StartServer("m", 4, LEASE, Size(64, 1)), ENGINE)
+        event = await it.told()
+        assert isinstance(event, e.ServerGone)
+        assert (event.model, event.generation) == ("m", 4)
+        assert "no room for sockets" in event.reason
+        assert it.released == [LEASE]
