@@ -244,7 +244,7 @@ async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
         refused = await it.call()
         await refused.gone
         ears[0].transport.close()
-        await it.heard[0].gone
+        await asyncio.wait([ear.gone for ear in it.heard], return_when=asyncio.FIRST_COMPLETED)
         again = await it.call()
         again.transport.write(b"x")
         assert await again.until(1) == b"x"
