@@ -15,7 +15,7 @@ test *arguments:
 check *arguments:
     scripts/check {{arguments}}
 
-# Measure: gateway, engine, mesh or start
+# Measure: gateway, engine, mesh, console or start
 bench what="gateway" *arguments:
     scripts/bench {{what}} {{arguments}}
 

@@ -40,9 +40,11 @@ def main() -> None:
 
 def give_up(error: MeshError) -> NoReturn:
     """Say what is wrong and what to do, and exit."""
-    print(f"mesh-llm: {error.message}", file=sys.stderr)  # noqa: T201 - rich would take longer to import than to print
-    if error.advice:
-        print(f"  {error.advice}", file=sys.stderr)  # noqa: T201
+    # A file's name may stand in it, and hold what moves a terminal's cursor.
+    for words in (f"mesh-llm: {error.message}", f"  {error.advice}" if error.advice else ""):
+        if words:
+            shown = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in words)
+            print(shown, file=sys.stderr)  # noqa: T201 - rich would take longer to import than to print
     sys.exit(2 if isinstance(error, TheirFault) else 1)
 
 
@@ -404,12 +406,13 @@ def status(
 
 def _add_rooms() -> None:
     """Commands that live in files of their own. Those files import nothing heavy at their top either."""
-    from meshllm.cli import doctor, engine, invite, models
+    from meshllm.cli import doctor, download, engine, invite, models
 
-    app.command("download")(models.download)
+    app.command("download")(download.download)
     app.command("doctor")(doctor.doctor)
     app.command("invite")(invite.invite)
     app.add_typer(engine.app, name="engine")
+    app.add_typer(models.app, name="models")
 
 
 _add_rooms()

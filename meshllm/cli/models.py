@@ -1,257 +1,345 @@
-"""`mesh-llm download`: the catalogue as a table, and fetching with a bar that moves.
+"""`mesh-llm models`: what is on this disk; what a model is; whether it is sound; taking it away.
 
-Law: this file only shows; what is fetched, kept and verified is decided in `meshllm.models`. On a terminal there is a
-bar, elsewhere plain lines, and an interrupted download says what was kept.
+Law: this file only asks and shows. Names that come from files are printed without what could move a terminal's cursor,
+and nothing is removed that was not told of first.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-# asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
 from meshllm import paths
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from meshllm.models.inventory import Item
+    from meshllm.models.proof import Proof
+    from meshllm.models.removal import Removal
 
-    from meshllm.models.entry import CatalogEntry
-    from meshllm.models.local import LocalModel
-    from meshllm.models.progress import Progress
+app = typer.Typer(help="Model files on this disk: list, show, verify and remove them.")
+JSON = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
+
+STYLES = {"verified": "green", "not-verified": "yellow", "partial": "yellow", "damaged": "bold red"}
+
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: JSON = False) -> None:
+    """List the models on this disk: those in the model folder, and those of other programs."""
+    if context.invoked_subcommand is not None:
+        return
+    from meshllm.models.inventory import inventory
     from meshllm.models.store import Store
 
-
-def download(
-    name: Annotated[str | None, typer.Argument(help="A name from the list; without it, the list is shown.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The list, or the model, as JSON.")] = False,
-) -> None:
-    """Fetch a model into the model folder, or list the models that are known by name."""
-    if name is None:
-        show_catalog(as_json)
-        return
-    import asyncio
-
-    try:
-        model = asyncio.run(fetch_with_progress(name))
-    except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. {_kept(name)}", err=True)
-        raise typer.Exit(130) from None
+    items = inventory(Store(paths.models()))
     if as_json:
-        typer.echo(
-            json.dumps({"name": model.name, "path": str(model.path), "size": model.size, "sha256": model.digest})
-        )
+        typer.echo(json.dumps([facts(item) for item in items], indent=2))
+    elif not items:
+        typer.echo(f"There are no models in {paths.models()}. `mesh-llm download` lists what can be fetched.")
+    elif sys.stdout.isatty():
+        _print_table(items)
     else:
-        typer.echo(f"{model.name} is at {model.path}")
+        for item in items:
+            typer.echo("  ".join(filter(None, _words(item))))
 
 
-async def fetch_with_progress(name: str, console: Console | None = None) -> LocalModel:
-    """The model called `name` (a catalogue name or a path), fetched first if need be, with progress on `console`.
-
-    Progress goes to standard error unless a console is given. Raises what `models.download.ensure` and
-    `models.resolve.resolve` raise; when cancelled, what has arrived is kept.
-    """
-    from rich.console import Console as RichConsole
-
-    from meshllm.machine.packages import PipFetcher
-    from meshllm.models.download import ensure
-    from meshllm.models.resolve import resolve
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A model on this disk, or one of the catalogue.")], as_json: JSON = False
+) -> None:
+    """Show what a model is, where it lies, and what it needs on this machine."""
+    from meshllm.cli import model_page
     from meshllm.models.store import Store
 
     store = Store(paths.models())
-    found = resolve(name, folder=store.folder)
-    console = console or RichConsole(stderr=True)
-    if found.note:
-        console.print(found.note, markup=False, highlight=False)
-    view: _View = _Bar(console) if console.is_terminal else _Lines(console)
-    with view:
-        return await ensure(found.wanted, store, view.report, packages=PipFetcher())
+    page = model_page.look_up(name, store)
+    if as_json:
+        typer.echo(json.dumps(model_page.facts(page, store), indent=2))
+        return
+    told = model_page.words(page, store)
+    width = max(len(key) for key in told)
+    for key, value in told.items():
+        for place, line in enumerate(value if isinstance(value, list) else [value]):
+            typer.echo(f"{'' if place else key:<{width}}  {_printable(line)}")
 
 
-def _kept(name: str) -> str:
-    from meshllm.errors import MeshError
-    from meshllm.models.download import arrived
-    from meshllm.models.resolve import resolve
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Models on this disk; by default all of them.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Read model files again, and say whether they are what they should be. The exit status is 1 if one is not."""
+    from meshllm.models.inventory import State, inventory
+    from meshllm.models.picking import find
+    from meshllm.models.proof import prove
+    from meshllm.models.store import Store
+
+    store = Store(paths.models())
+    everything = inventory(store)
+    # What has not arrived yet is no damage; whoever asks for it by name is told, though.
+    whole = [item for item in everything if item.state is not State.PARTIAL]
+    items = [find(name, everything, store) for name in names] if names else whole
+    told, sound = [], True
+    with _Reading(sum(item.arrived for item in items)) as reading:
+        for item in items:
+            for proof in prove(item, store, reading.report):
+                sound = sound and proof.sound
+                told.append((item, proof))
+                if not as_json:
+                    reading.say(_verdict(item, proof))
+    if as_json:
+        typer.echo(json.dumps([_proof_facts(item, proof) for item, proof in told], indent=2))
+    elif not told:
+        typer.echo(f"There is nothing to verify in {paths.models()}.")
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="A model in the model folder.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Remove a model from the model folder, with what is left of its download."""
+    from meshllm.errors import UsageError
+    from meshllm.models import removal
+    from meshllm.models.inventory import inventory
+    from meshllm.models.picking import find
     from meshllm.models.store import Store, megabytes
 
     store = Store(paths.models())
-    try:
-        wanted = resolve(name, folder=store.folder).wanted
-    except MeshError:
-        return ""
-    kept = arrived(wanted, store)
-    if not kept:
-        return "Nothing had arrived that could be kept."
-    return f"{megabytes(kept)} are kept; the same command goes on from there."
-
-
-# -- the list
-
-
-def show_catalog(as_json: bool) -> None:
-    """The catalogue: a table on a terminal, lines or JSON elsewhere."""
-    from meshllm.models.catalog import load
-    from meshllm.models.store import Store, megabytes
-
-    store, entries = Store(paths.models()), load().entries
+    everything = inventory(store)
+    wanted = removal.plan(find(name, everything, store), everything, store)
+    _refuse_if_served(wanted)
+    if not as_json:
+        for line in _removal_words(wanted):
+            typer.echo(line)
+    if not yes:
+        if as_json or not _somebody():
+            raise UsageError("Nobody is there to be asked.", advice="Add --yes to remove it without a question.")
+        if not typer.confirm(f"Remove {_printable(wanted.item.name)}?"):
+            typer.echo("Nothing was removed.")
+            raise typer.Exit(1)
+    removal.remove(wanted, store)
     if as_json:
-        typer.echo(json.dumps([_facts(entry, store) for entry in entries], indent=2))
-        return
-    if not sys.stdout.isatty():
-        for entry in entries:
-            typer.echo(f"{entry.name}  {megabytes(entry.size)}  {_state(entry, store)}  {entry.license}")
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", style="bold", no_wrap=True)
-    for heading in ("size", "params", "quant", "context"):
-        table.add_column(heading, justify="right")
-    table.add_column("on disk")
-    table.add_column("license")
-    for entry in entries:
-        state = _state(entry, store)
-        style = {"yes": "green", "no": "dim"}.get(state, "yellow")
-        table.add_row(
-            entry.name,
-            megabytes(entry.size),
-            _short(entry.parameters),
-            entry.quantization,
-            f"{entry.context_length:,}",
-            f"[{style}]{state}[/{style}]",
-            entry.license,
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        f"`mesh-llm download NAME` fetches one into {store.folder}.", style="dim", highlight=False, markup=False
-    )
+        typer.echo(json.dumps(_removal_facts(wanted)))
+    else:
+        typer.echo(f"Removed {_printable(wanted.item.name)}: {megabytes(wanted.freed)} are free again.")
 
 
-def _state(entry: CatalogEntry, store: Store) -> str:
-    """ "yes", "no", or what is there of it."""
-    if entry.files and all(store.is_verified(file) for file in entry.files):
-        return "yes"
-    if entry.files and all(store.has_size(file) for file in entry.files):
-        return "not verified"
-    arrived = sum(file.size if store.has_size(file) else store.arrived(file) for file in entry.files)
-    return f"{min(99, 100 * arrived // entry.size)} %" if arrived else "no"
+# -- listing
 
 
-def _facts(entry: CatalogEntry, store: Store) -> dict[str, object]:
+def facts(item: Item) -> dict[str, Any]:
+    """What is known of a model on this disk, for programs."""
+    header = item.model.header if item.model is not None else None
     return {
-        "name": entry.name,
-        "size": entry.size,
-        "parameters": entry.parameters,
-        "architecture": entry.architecture,
-        "quantization": entry.quantization,
-        "context_length": entry.context_length,
-        "license": entry.license,
-        "on_disk": _state(entry, store) == "yes",
-        "files": [{"path": str(store.path(file)), "size": file.size, "sha256": file.sha256} for file in entry.files],
+        "name": item.name,
+        "other_names": list(item.other_names),
+        "state": item.state.value,
+        "size": item.size,
+        "arrived": item.arrived,
+        "files": [str(path) for path in item.files],
+        "program": item.program,
+        "architecture": header.architecture if header is not None else "",
+        "quantization": header.quantization if header is not None else item.entry.quantization if item.entry else "",
+        "context_length": item.model.context_length if item.model is not None else 0,
+        "sha256": item.model.digest if item.model is not None else None,
+        "reason": item.reason,
     }
 
 
-def _short(count: int) -> str:
-    """134515008 -> "135M"."""
-    for unit, letter in ((10**9, "B"), (10**6, "M")):
-        if count >= unit:
-            return f"{count / unit:.3g}{letter}"
-    return str(count)
+def _words(item: Item) -> list[str]:
+    from meshllm.cli.catalogue import context_words, size_words
+
+    header = item.model.header if item.model is not None else None
+    quantization = header.quantization if header is not None else item.entry.quantization if item.entry else ""
+    return [
+        _printable(item.name),
+        size_words(item.size) if item.size else "",
+        quantization,
+        context_words(item.model.context_length) if item.model is not None and item.model.context_length else "",
+        _state_words(item),
+        _place_words(item),
+    ]
 
 
-# -- views
+def _state_words(item: Item) -> str:
+    if item.state.value == "partial":
+        return f"{min(99, 100 * item.arrived // item.size)} %" if item.size else f"unfinished: {item.reason}"
+    return item.state.value.replace("-", " ")
 
 
-class _View(Protocol):
-    def __enter__(self) -> object: ...
+def _place_words(item: Item) -> str:
+    """Where it lies: in the model folder by its place there, else by the whole path with the home as "~"."""
+    from pathlib import Path
 
-    def __exit__(self, *error: object) -> None: ...
-
-    def report(self, progress: Progress) -> None: ...
-
-
-_WORDS = {
-    "waiting": "waiting for another download of it",
-    "connecting": "connecting",
-    "downloading": "downloading",
-    "extracting": "unpacking",
-    "verifying": "verifying",
-}
+    if not item.files:
+        return ""
+    first, folder = item.files[0], paths.models()
+    where = str(first.relative_to(folder)) if first.is_relative_to(folder) else str(first)
+    if not first.is_relative_to(folder) and first.is_relative_to(Path.home()):
+        where = f"~/{first.relative_to(Path.home())}"
+    more = f" and {len(item.files) - 1} more" if len(item.files) > 1 else ""
+    whose = f"{item.program}: " if item.program and not item.program.startswith("/") else ""
+    return f"{whose}{_printable(where)}{more}"
 
 
-class _Bar:
-    """One moving line on a terminal."""
+def _print_table(items: list[Item]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 
-    def __init__(self, console: Console) -> None:
+    console = Console()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("name", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("quant", no_wrap=True)
+    table.add_column("ctx", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for item in items:
+        name, size, quantization, context, state, place = _words(item)
+        style = STYLES[item.state.value]
+        table.add_row(
+            escape(name),
+            size,
+            escape(quantization),
+            context,
+            f"[{style}]{escape(state)}[/]",
+            f"[dim]{escape(place)}[/]",
+        )
+    console.print(table)
+    for item in items:
+        if item.state.value == "damaged":
+            console.print(_printable(item.reason), style="red", highlight=False, markup=False)
+    console.print(f"The model folder is {paths.models()}.", style="dim", highlight=False, markup=False)
+
+
+# -- verifying
+
+
+class _Reading:
+    """Shows how far reading has come, on a terminal."""
+
+    def __init__(self, total: int) -> None:
         from rich import progress as rich
+        from rich.console import Console
 
-        tight = [rich.DownloadColumn(), rich.TransferSpeedColumn(), rich.TimeRemainingColumn()]
-        self._bar: RichProgress = rich.Progress(
-            rich.TextColumn("{task.description}", markup=False),
+        self._console = Console(stderr=True)
+        self._bar = rich.Progress(
+            rich.TextColumn("reading {task.fields[file]}", markup=False),
             rich.BarColumn(bar_width=None),
-            *tight,
-            console=console,
+            rich.DownloadColumn(),
+            rich.TransferSpeedColumn(),
+            rich.TimeRemainingColumn(),
+            console=self._console,
             transient=True,
             expand=True,
+            disable=not self._console.is_terminal,
         )
-        self._console = console
-        self._task: TaskID | None = None
-        self._now = ("", "")
+        self._task = self._bar.add_task("", total=total or None, file="")
+        self._done: dict[object, int] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Reading:
         self._bar.start()
+        return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def report(self, progress: Progress) -> None:
-        if progress.stage not in _WORDS:
-            if progress.note:
-                self._console.print(progress.note, style="yellow", markup=False, highlight=False)
-            return
-        if self._task is None or (progress.stage, progress.source) != self._now:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._now = (progress.stage, progress.source)
-            if progress.source and progress.stage == "connecting":
-                self._console.print(f"{progress.file} from {progress.source}", markup=False, highlight=False)
-            words = _WORDS[progress.stage]
-            self._task = self._bar.add_task(words, total=progress.total or None, completed=progress.done)
-        self._bar.update(self._task, completed=progress.done, total=progress.total or None)
+    def report(self, path: object, done: int) -> None:
+        self._done[path] = done
+        name = _printable(getattr(path, "name", ""))[:40]
+        self._bar.update(self._task, completed=sum(self._done.values()), file=name)
+
+    def say(self, text: str) -> None:
+        """A line on standard output, beside the bar."""
+        if self._console.is_terminal and sys.stdout.isatty():
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            typer.echo(text)
 
 
-class _Lines:
-    """A line for each stage, and for each tenth of a download."""
+def _verdict(item: Item, proof: Proof) -> str:
+    """A file's proof in a sentence, and how to mend what is wrong."""
+    name, where = _printable(item.name), _printable(str(proof.path))
+    if proof.verdict.value == "sound":
+        return f"{name}: {where} is sound (sha256 {proof.sha256[:12]})"
+    if proof.sound:
+        return f"{name}: {where}: {_printable(proof.reason)} (sha256 {proof.sha256[:12]})"
+    mend = f"Fetch the rest with `mesh-llm download {name}`."
+    if proof.verdict.value == "damaged":
+        mend = f"Remove it with `mesh-llm models remove {name}`, then fetch it again: `mesh-llm download {name}`."
+        if item.manifest is None:
+            mend = f"Remove it with `mesh-llm models remove {name}`, and get it again where it came from."
+    if item.program:
+        mend = f"It is not in the model folder: fetch it again where it came from ({_printable(item.program)})."
+    told = "is not whole" if proof.verdict.value == "missing" else "is DAMAGED"
+    return f"{name}: {where} {told}: {_printable(proof.reason)}. {mend}"
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._last = ("", "", -1)
 
-    def __enter__(self) -> None:
-        pass
+def _proof_facts(item: Item, proof: Proof) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "path": str(proof.path),
+        "verdict": proof.verdict.value,
+        "sound": proof.sound,
+        "sha256": proof.sha256,
+        "expected": proof.expected,
+        "reason": proof.reason,
+    }
 
-    def __exit__(self, *error: object) -> None:
-        pass
 
-    def report(self, progress: Progress) -> None:
-        if progress.stage not in _WORDS:
-            if progress.note:
-                self._print(progress.note)
-            return
-        tenth = 10 * progress.done // progress.total if progress.total and progress.stage == "downloading" else 0
-        if (now := (progress.stage, progress.source, tenth)) == self._last:
-            return
-        self._last = now
-        source = f" from {progress.source}" if progress.source else ""
-        share = f" {10 * tenth} %" if progress.stage == "downloading" else ""
-        self._print(f"{progress.file}: {_WORDS[progress.stage]}{source}{share}")
+# -- removing
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+def _somebody() -> bool:
+    """Whether there is anybody to be asked."""
+    return sys.stdin.isatty()
+
+
+def _refuse_if_served(wanted: Removal) -> None:
+    """Raises UsageError while the node of this home serves the model, or fetches it."""
+    from meshllm.cli.capacity import running
+    from meshllm.errors import UsageError
+
+    told = running()
+    names = {wanted.item.name, *wanted.item.other_names}
+    files = {str(path) for path in wanted.files}
+    for model in told["models"] if told is not None else []:
+        file, engine = model.get("file") or {}, model.get("engine") or {}
+        drafts = {(engine.get("speculation") or {}).get("draft")} - {""}
+        if model.get("phase") in ("stopped", "failed"):
+            continue
+        if model.get("name") in names or file.get("path") in files or drafts & names:
+            raise UsageError(
+                f"The node that runs here uses {wanted.item.name}.", advice="End it first: 'mesh-llm stop'."
+            )
+
+
+def _removal_words(wanted: Removal) -> list[str]:
+    from meshllm.models.store import megabytes
+
+    lines = [f"remove  {_printable(str(path))}" for path in wanted.files]
+    lines += [f"remove  what has arrived of {_printable(file.name)}" for file in wanted.unfinished]
+    lines += [f"keep    {_printable(str(path))}: {_printable(reason)}" for path, reason in wanted.kept]
+    return [*lines, f"{megabytes(wanted.freed)} in all"]
+
+
+def _removal_facts(wanted: Removal) -> dict[str, Any]:
+    return {
+        "name": wanted.item.name,
+        "removed": [str(path) for path in wanted.files],
+        "unfinished": [file.name for file in wanted.unfinished],
+        "kept": [{"path": str(path), "reason": reason} for path, reason in wanted.kept],
+        "freed": wanted.freed,
+    }
+
+
+def _printable(text: str) -> str:
+    """Without what could move a terminal's cursor or end a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

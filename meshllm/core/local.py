@@ -262,7 +262,8 @@ class Local:
         stable = model.serving_since is not None and now - model.serving_since >= serving.STABLE_SECONDS
         failures = 1 if stable else model.failures + 1
         if event.hopeless:
-            failures = max(failures, serving.CRASH_LOOP_FAILURES)
+            # The memory is not what it was when the model was measured: perhaps others can help by then.
+            failures, gone = max(failures, serving.CRASH_LOOP_FAILURES), replace(gone, measured=None)
         self.models[event.model] = replace(
             gone,
             failures=failures,

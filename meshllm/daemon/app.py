@@ -49,7 +49,7 @@ from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.gateway import Gateway
 from meshllm.web.split_status import Carried
-from meshllm.web.status import LoadStatus, NodeStatus, node_status
+from meshllm.web.status import NodeStatus, load_status, node_status
 
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Found, Membership
@@ -346,10 +346,7 @@ class App:
         membership = self._membership
         return node_status(
             self._snapshot,
-            [
-                LoadStatus(target=d.target.address, active=d.active, waiting=d.waiting, slots=d.limit)
-                for d in self._gateway.all_desks()
-            ],
+            [load_status(desk) for desk in self._gateway.all_desks()],
             name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),

@@ -1,11 +1,12 @@
 """Runs one engine process and takes it along when the daemon dies, however it dies.
 
-    python -I -S guard.py GRACE_SECONDS PROGRAM [ARGUMENT ...]
+    python -I -S guard.py GRACE_SECONDS FAREWELL PROGRAM [ARGUMENT ...]
 
 Law: this file imports only the standard library, runs with `-I -S` (it starts in some 15 ms and stays at about 9 MB),
 and has no other job. Standard input is the lifeline: nobody writes to it, and its end means that the daemon is gone,
 which the kernel tells us even after `kill -9`. The engine process gets a process group of its own, so that what it may
-start goes with it. Its exit status becomes ours; a death by signal N becomes 128 + N, as shells do.
+start goes with it. When it is to end it gets SIGTERM; and FAREWELL, unless that is empty, as a line on its standard
+input, for a program that waits there. Its exit status becomes ours; a death by signal N becomes 128 + N, as shells do.
 
 The first line on standard output is `guard: PID`, PID being the engine process's: what must be killed should this one
 be killed.
@@ -39,7 +40,7 @@ def signal_group(pid: int, number: int) -> None:
 
 def main() -> int:
     """Start, watch, and end the program. Returns the exit status to end with."""
-    grace, argv = float(sys.argv[1]), sys.argv[2:]
+    grace, farewell, argv = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
     # One pipe carries "something happened" out of signal handlers into the one place that waits.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -50,7 +51,12 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: wanted_end.append(number))
     try:
-        child = subprocess.Popen(argv, process_group=0, preexec_fn=die_with_parent)  # noqa: PLW1509 - single-threaded
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE if farewell else subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - single-threaded
+        )
     except OSError as error:
         print(f"guard: cannot start {argv[0]}: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return 127
@@ -58,7 +64,7 @@ def main() -> int:
 
     lifeline = select.poll()
     lifeline.register(wake_read, select.POLLIN)
-    lifeline.register(0, select.POLLHUP)  # only its end matters; the engine shares this pipe and may read it
+    lifeline.register(0, select.POLLHUP)  # only its end matters
     deadline: float | None = None
     while child.poll() is None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -73,6 +79,9 @@ def main() -> int:
         if wanted_end and deadline is None:
             deadline = time.monotonic() + grace
             signal_group(child.pid, signal.SIGTERM)
+            if child.stdin is not None:
+                with contextlib.suppress(OSError):  # it is gone already
+                    os.write(child.stdin.fileno(), farewell.encode() + b"\n")
         elif deadline is not None and time.monotonic() >= deadline:
             signal_group(child.pid, signal.SIGKILL)
             deadline = time.monotonic() + 1.0

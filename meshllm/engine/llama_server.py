@@ -23,6 +23,8 @@ from meshllm.engine.process import ChildSpec, Ending
 # Started as the router's child, llama-server prints its loading state on standard output, one JSON object a line.
 STATE_PREFIX = "cmd_child_to_router:state:"
 CHILD_MODE_VARIABLE = "LLAMA_SERVER_ROUTER_PORT"
+# As such it does not end before its router has said this: until then it waits for another line (after SIGTERM too).
+FAREWELL = "cmd_router_to_child:exit"
 NO_BACKTRACE_VARIABLE = "GGML_NO_BACKTRACE"
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_BYTES = 103
@@ -222,6 +224,7 @@ def child_spec(
         log=log,
         probe=healthy,
         on_line=on_line,
+        farewell=FAREWELL,
     )
 
 

@@ -60,6 +60,7 @@ class ChildSpec:
     `probe` answers whether the child is ready (and, later, healthy); OSError, TimeoutError or ValueError mean no.
     `grace` is what it gets between SIGTERM and SIGKILL, `stall` how long it may show no progress while it loads (both
     seconds). `on_line` sees each line of its output, without the newline, and says whether it hints at being ready.
+    `farewell` is the line by which a program that waits for one on its standard input is told to end.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ChildSpec:
     log: Path
     probe: Callable[[], Awaitable[bool]]
     on_line: Callable[[str], bool] = lambda line: False
+    farewell: str = ""
     grace: float = 5.0
     stall: float = 120.0
 
@@ -121,7 +123,7 @@ class Child:
     async def run(self) -> Ending:
         """Live through the child's life. If cancelled, the child is killed, not stopped, before this returns."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", guard.__file__, str(self.spec.grace), *self.spec.argv,
+            sys.executable, "-I", "-S", guard.__file__, str(self.spec.grace), self.spec.farewell, *self.spec.argv,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=dict(self.spec.environment), start_new_session=True,
         )  # fmt: skip

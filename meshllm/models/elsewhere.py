@@ -48,13 +48,16 @@ class Match:
     sure: bool
 
 
-def find(files: Sequence[ModelFile]) -> Iterator[Match]:
-    """Where all of these files (the parts of a model, in their order) may lie together, the certain places first."""
+def find(files: Sequence[ModelFile], there: Iterable[Found] | None = None) -> Iterator[Match]:
+    """Where all of these files (the parts of a model, in their order) may lie together, the certain places first.
+
+    `there`: what `gguf_files` found, for whoever asks for many models.
+    """
     first = files[0]
     if len(files) == 1 and (blob := _ollama_blob(first.sha256)) and _size(blob) == first.size:
         yield Match((blob,), sure=True)
     unsure = []
-    for found in gguf_files():
+    for found in gguf_files() if there is None else there:
         if found.size != first.size or (found.sha256 and found.sha256 != first.sha256):
             continue
         # llama.cpp puts the repository before the name.
@@ -64,10 +67,10 @@ def find(files: Sequence[ModelFile]) -> Iterator[Match]:
         paths = tuple(found.path.with_name(prefix + file.name) for file in files)
         if any(_size(path) != file.size for path, file in zip(paths, files, strict=True)):
             continue
-        told = [_told(path) for path in paths]
-        if told == [file.sha256 for file in files]:
+        names = [told(path) for path in paths]
+        if names == [file.sha256 for file in files]:
             yield Match(paths, sure=True)
-        elif not any(told):
+        elif not any(names):
             unsure.append(Match(paths, sure=False))
     yield from unsure
 
@@ -111,13 +114,29 @@ def hugging_face() -> Path:
 
 def folders() -> list[Path]:
     """The folders in which LM Studio, llama.cpp, GPT4All and Jan keep GGUF files under their own names."""
-    named = ["~/.lmstudio/models", "~/.cache/lm-studio/models", os.environ.get("LLAMA_CACHE") or "~/.cache/llama.cpp"]
+    return [folder for folder, _ in _programs()]
+
+
+def whose(path: Path) -> str:
+    """The program that keeps the file, by where it lies; "" where nobody knows."""
+    places = [*_programs(), (hugging_face(), "Hugging Face"), (_ollama(), "Ollama")]
+    return next((program for folder, program in places if path.is_relative_to(folder)), "")
+
+
+def _programs() -> list[tuple[Path, str]]:
+    named = [
+        ("~/.lmstudio/models", "LM Studio"),
+        ("~/.cache/lm-studio/models", "LM Studio"),
+        (os.environ.get("LLAMA_CACHE") or "~/.cache/llama.cpp", "llama.cpp"),
+    ]
     if sys.platform == "darwin":
-        named += ["~/Library/Caches/llama.cpp", "~/Library/Application Support/nomic.ai/GPT4All"]
-        named += ["~/Library/Application Support/Jan/data/llamacpp/models"]
+        named.append(("~/Library/Caches/llama.cpp", "llama.cpp"))
+        named.append(("~/Library/Application Support/nomic.ai/GPT4All", "GPT4All"))
+        named.append(("~/Library/Application Support/Jan/data/llamacpp/models", "Jan"))
     else:
-        named += ["~/.local/share/nomic.ai/GPT4All", "~/.local/share/Jan/data/llamacpp/models"]
-    return [Path(name).expanduser() for name in named]
+        named.append(("~/.local/share/nomic.ai/GPT4All", "GPT4All"))
+        named.append(("~/.local/share/Jan/data/llamacpp/models", "Jan"))
+    return [(Path(name).expanduser(), program) for name, program in named]
 
 
 def _ollama() -> Path:
@@ -155,7 +174,7 @@ def gguf_in(folder: Path) -> Iterator[Found]:
     """The GGUF files in the folder and those below it."""
     for path in walk(folder, MAX_DEPTH):
         if is_file_name(path.name) and (size := _size(path)):
-            yield Found(path, size, _told(path))
+            yield Found(path, size, told(path))
 
 
 def _size(path: Path) -> int:
@@ -167,7 +186,7 @@ def _size(path: Path) -> int:
     return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
 
 
-def _told(path: Path) -> str:
+def told(path: Path) -> str:
     """The digest that the Hugging Face cache gives a file: the name of the blob that it is a link to."""
     try:
         name = path.readlink().name

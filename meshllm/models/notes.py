@@ -52,6 +52,11 @@ class Notes:
             return None
         return note.sha256 if _still(note, path) else None
 
+    def noted(self, path: Path) -> str | None:
+        """The same, whether or not it has changed since."""
+        note = self._read(self._place(path))
+        return note.sha256 if note is not None and self._path(note) == path else None
+
     def places(self, sha256: str) -> list[Path]:
         """Where files with that digest are that have not changed since it was checked; those in the store first."""
         notes = sorted(self._by_digest().get(sha256, ()), key=lambda note: (Path(note.path).is_absolute(), note.path))

@@ -47,7 +47,7 @@ def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
             found.setdefault(manifest.name, manifest)
     others = elsewhere.first_parts(elsewhere.gguf_files())
     seen = store.seen()
-    for path in islice(chain(named, _files(store.folder), others), MOST_FILES):
+    for path in islice(chain(named, files_in(store.folder), others), MOST_FILES):
         if seen.is_model(path, lambda path: _is_model(path, store)):
             found.setdefault(model_name(path.name), path)
     seen.save()
@@ -69,7 +69,7 @@ def _is_here(manifest: Manifest, store: Store) -> bool:
     return all(store.has_size(file) for file in manifest.all_files)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """The GGUF files of the store, those in its own folder first."""
     found = []
     for path in walk(folder, MAX_DEPTH, MAX_ENTRIES):

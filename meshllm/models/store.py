@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,7 @@ MARGIN_BYTES: Final = 64 << 20  # left free on the disk, so that other programs 
 
 _FOLDERS: Final = ("partial", "manifests", "locks", "chunks", "models")
 _DIGEST_BYTES: Final = 32
+_MOST_PARTIAL: Final = 4096  # unfinished files that are looked at; nobody has begun so many
 
 
 class Store:
@@ -77,6 +79,10 @@ class Store:
     def record(self, path: Path, sha256: str) -> None:
         """Note that the file's digest was checked just now. Raises OSError."""
         self._notes.record(path, sha256)
+
+    def noted_digest(self, path: Path) -> str | None:
+        """The sha256 that the file had when it was last checked, even if it has changed since."""
+        return self._notes.noted(path)
 
     def forget(self, path: Path) -> None:
         """Note that the file is not there any more. Raises OSError."""
@@ -160,6 +166,14 @@ class Store:
             tables = None
         return max([sum(tables[0]) if tables else 0, *wheels])
 
+    def unfinished(self) -> set[str]:
+        """The digests of all files of which something has arrived and that are not finished."""
+        try:
+            names = [path.name for path in islice((self._state / "partial").iterdir(), _MOST_PARTIAL)]
+        except OSError:
+            return set()
+        return {digest for digest in (name.partition(".")[0] for name in names) if SHA256.fullmatch(digest)}
+
     def discard(self, file: ModelFile) -> None:
         """Remove what is left of a download that is finished. Raises OSError."""
         for suffix in ("part", "state", "unpacked"):
@@ -187,6 +201,10 @@ class Store:
         except OSError:
             return None
         return found if len(found) == count * _DIGEST_BYTES else None
+
+    def forget_chunks(self, sha256: str) -> None:
+        """The file that has that sha256 is not here any more. Raises OSError."""
+        (self._state / "chunks" / sha256).unlink(missing_ok=True)
 
     def record_chunks(self, sha256: str, digests: bytes) -> None:
         """Keep the digests of the chunks of the file that has that sha256. Raises OSError."""

@@ -52,6 +52,8 @@ class TargetDesk:
         self.queue_limit = max(QUEUE_MIN, QUEUE_PER_SLOT * self.limit) if queued else QUEUE_MIN
         self.active = 0
         self.mean_seconds = 5.0
+        # Of the last answer that told (None: none did), as this node's callers and guests had it.
+        self.tokens_per_second: float | None = None
         self.offer = Offer(target)
         self.askers: dict[Asker, None] = {}
         self.first_byte = FirstByteTimes()
@@ -61,6 +63,14 @@ class TargetDesk:
         self._changed = changed
         # A dict keeps the order of arrival and lets any waiter leave at once.
         self._waiting: dict[Waiter, None] = {}
+
+    @property
+    def host(self) -> str:
+        """Who answers, as callers are told: "engine", "backend URL", or "peer" with the first digits of its id."""
+        kind, address = self.target.kind, self.target.address
+        if kind is TargetKind.ENGINE:
+            return "engine"
+        return f"peer {address[:10]}" if kind is TargetKind.PEER else f"backend {address}"
 
     @property
     def waiting(self) -> int:

@@ -1,8 +1,8 @@
-"""The console server on :3131: the status, once or as it changes; and the invite, for the command that prints it.
+"""The console server on :3131: the page, the status, once or as it changes; and the invite, for who asks for it.
 
 Law: only for this machine (the same caller checks as the gateway, never a key), and nothing here changes the node. An
-invite is a secret: it is given to programs of this machine that ask for exactly it, never to a web page of whatever
-origin. A viewer that does not read is dropped, not waited for: each gets the newest state, whatever it missed.
+invite is a secret: it is given to programs of this machine that ask for exactly it, and of all web pages to our own
+alone. A viewer that does not read is dropped, not waited for: each gets the newest state, whatever it missed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from aiohttp import web
 
 from meshllm.errors import MeshError, NobodysFault, PortTaken
 from meshllm.web.callers import CallerPolicy
+from meshllm.web.openapi import document
+from meshllm.web.page import Page
 from meshllm.web.status import NodeStatus
 
 # No viewer is told more often than this, however fast things change; and it hears something at least this often, so
@@ -32,10 +34,8 @@ SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-
-
 # A page can send a POST to any address, but not with a header of its own unless we allowed it, and we never do. What
-# a browser adds to every request it makes for a page gives the rest away.
+# a browser adds to every request it makes for a page gives the rest away; our own page is told apart by it.
 INVITE_HEADER, INVITE_WORD = "x-mesh-llm", "invite"
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
 # An invite for longer should be one without an end; also keeps the sum with the clock within 64 bits.
@@ -69,16 +69,20 @@ class Console:
         policy: CallerPolicy,
         status: Callable[[], NodeStatus],
         invite: Callable[[float], Invitation] = no_invite,
+        page: Page | None = None,
     ) -> None:
         self._policy = policy
         self._status = status
         self._invite = invite
+        self._page = page or Page()
         self._change = asyncio.Event()
         self._version = 0
         self._viewers = 0
         self._closing = False
         app = web.Application(middlewares=[self._check], client_max_size=1024)
         app.router.add_get("/", self._index)
+        app.router.add_get("/assets/{name}", self._asset)
+        app.router.add_get("/api/openapi.json", self._openapi)
         app.router.add_get("/api/status", self._status_once)
         app.router.add_get("/api/events", self._events)
         app.router.add_post("/api/invite", self._invitation)
@@ -137,23 +141,27 @@ class Console:
             error.headers.update(SECURITY_HEADERS)
             raise
         if not response.prepared:
-            response.headers.update(SECURITY_HEADERS)
+            for name, value in SECURITY_HEADERS.items():
+                response.headers.setdefault(name, value)
         return response
 
     async def _index(self, request: web.Request) -> web.Response:
-        return web.Response(
-            text="mesh-llm: the console page is not part of this build yet.\n"
-            "GET /api/status is the state of this node as JSON, GET /api/events the same whenever it changes (SSE).\n"
-        )
+        api = self._status().api
+        return self._page.index(api.removesuffix("/v1"))
+
+    async def _asset(self, request: web.Request) -> web.Response:
+        return self._page.asset(request.match_info["name"])
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return web.json_response(document())
 
     async def _status_once(self, request: web.Request) -> web.Response:
         return web.Response(text=self._status().model_dump_json(), content_type="application/json")
 
     async def _invitation(self, request: web.Request) -> web.Response:
-        if request.headers.get(INVITE_HEADER) != INVITE_WORD or any(
-            name in request.headers for name in BROWSER_HEADERS
-        ):
-            return _error(403, "not_for_pages", "An invite is given to programs only: run 'mesh-llm invite'.")
+        if not _may_have_an_invite(request):
+            words = "An invite is given to programs and the console's own page only: run 'mesh-llm invite'."
+            return _error(403, "not_for_pages", words)
         try:
             asked = json.loads(await request.read() or b"{}")
             seconds = asked.get("expires") or 0
@@ -201,6 +209,19 @@ class Console:
             if told == self._version:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(change.wait(), timeout=HEARTBEAT_SECONDS)
+
+
+def _may_have_an_invite(request: web.Request) -> bool:
+    """A program that asks for exactly it; or the console's page, as the browser itself says and no other page can.
+
+    Cookies tell nothing: those of any page of this machine, on whatever port, come along.
+    """
+    headers = request.headers
+    if headers.get(INVITE_HEADER) != INVITE_WORD:
+        return False
+    if not any(name in headers for name in BROWSER_HEADERS):
+        return True
+    return headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

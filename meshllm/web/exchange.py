@@ -61,8 +61,7 @@ class Exchange:
         self.began = hall.now()
         self.first_byte_at: float | None = None
         self.status = 0
-        self.outcome = ""
-        self.words = ""
+        self.outcome = self.words = ""
         # Whom this asks, and whose slot it holds; what counts tokens holds none.
         self._at: TargetDesk | None = None
         self._slot: TargetDesk | None = None
@@ -74,7 +73,7 @@ class Exchange:
         self._whole = WholeAnswer()
         self._attempts = self._late = 0
         self.kind: TargetKind | None = None
-        self._voice = Voice(connection, inquiry, cors, self.began)
+        self._voice = Voice(connection, inquiry, cors, self.began, guest=guest)
         self._last_upstream = self.began
 
     @property
@@ -142,6 +141,7 @@ class Exchange:
         self._at = desk
         self._slot = desk if self._choice.needs_slot else None
         self.kind = desk.target.kind
+        self._voice.asking(desk)
         self._taken_at = self._last_upstream = self._hall.now()
         desk.askers[self] = None
         connection = desk.pool.take()

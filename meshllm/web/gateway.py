@@ -37,6 +37,7 @@ from meshllm.web.model_list import known_words, model_card, model_list, unknown_
 from meshllm.web.requests import Request
 from meshllm.web.tunnel import Tunnels
 from meshllm.web.upstream import PeerConnector, UpstreamPool
+from meshllm.web.voice import HOST_HEADER
 from meshllm.wire.api_errors import error_body
 from meshllm.wire.apis import Api, find_route, model_in_path
 
@@ -261,7 +262,11 @@ class Gateway:
 
     def _cors(self, request: Request) -> str:
         origin = request.header(b"origin")
-        return f"access-control-allow-origin: {origin}\r\nvary: origin\r\n" if origin else ""
+        if not origin:
+            return ""
+        return (
+            f"access-control-allow-origin: {origin}\r\naccess-control-expose-headers: {HOST_HEADER}\r\nvary: origin\r\n"
+        )
 
     # -- what exchanges need
 

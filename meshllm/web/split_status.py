@@ -8,21 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
-
 from meshllm.core.hosting import SplitState
 from meshllm.core.leases import Lease
 from meshllm.core.records import NodeId
 from meshllm.core.speculation import Guesses
 from meshllm.core.split import Share
 from meshllm.core.types import Snapshot
+from meshllm.web.status_model import StatusModel
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ShareStatus(_Model):
+class ShareStatus(StatusModel):
     """`layers` of the model from `first` on, carried by `node`; `phase` and `detail` of its part in the lease.
 
     `rtt` from the host, null if never measured; `via`: "lane" or "quic"; `sent` and `received` by the host's tunnel.
@@ -41,14 +36,14 @@ class ShareStatus(_Model):
     received: int
 
 
-class ForecastStatus(_Model):
+class ForecastStatus(StatusModel):
     """What one way to serve the model promised: `nodes`, the host first, and the time for one token."""
 
     nodes: list[str]
     seconds_per_token: float
 
 
-class SplitStatus(_Model):
+class SplitStatus(StatusModel):
     """A model that this node hosts with others. `forecast` and `measured` are seconds for one token (null: not yet
     known), `considered` the ways that there were; `reason` says why it is so, or what is missing."""
 
@@ -63,7 +58,7 @@ class SplitStatus(_Model):
     shares: list[ShareStatus]
 
 
-class LentStatus(_Model):
+class LentStatus(StatusModel):
     """What this node carries for the host of a split."""
 
     model: str

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
-
 from meshllm.core import serving
 from meshllm.core.lending import Machine, offer
 from meshllm.core.records import NodeId
 from meshllm.core.speculation import Guesses, Speculation
 from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
-from meshllm.core.views import JoinStep, MeshView, PeerView
 from meshllm.web import split_status
+from meshllm.web.admission import TargetDesk
+from meshllm.web.mesh_status import MeshStatus, mesh_status
 from meshllm.web.split_status import LentStatus, SplitStatus, Traffic
+from meshllm.web.status_model import StatusModel
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ProgressStatus(_Model):
+class ProgressStatus(StatusModel):
     """How far something long has come; `fraction` is null where nobody knows."""
 
     stage: str
@@ -31,7 +27,7 @@ class ProgressStatus(_Model):
     detail: str
 
 
-class EngineStatus(_Model):
+class EngineStatus(StatusModel):
     """The engine (llama.cpp, built on this machine)."""
 
     phase: str
@@ -41,7 +37,7 @@ class EngineStatus(_Model):
     advice: str
 
 
-class SpeculationStatus(_Model):
+class SpeculationStatus(StatusModel):
     """How the engine guesses ahead: `kind` is none, n-grams or draft (with the model called `draft`), `reason` why no
     more than that. `drafted` and `accepted` tokens since this node began; `acceptance` is null before the first."""
 
@@ -53,7 +49,7 @@ class SpeculationStatus(_Model):
     reason: str
 
 
-class ServerStatus(_Model):
+class ServerStatus(StatusModel):
     """The process that serves a model. `memory` is what the engine says it needs, `fit` where that is and what was
     given up for it, in words."""
 
@@ -67,7 +63,7 @@ class ServerStatus(_Model):
     speculation: SpeculationStatus
 
 
-class DeviceStatus(_Model):
+class DeviceStatus(StatusModel):
     """An accelerator as the engine sees it; `shared`: its memory is the computer's own; `used`: models may go there."""
 
     name: str
@@ -79,7 +75,7 @@ class DeviceStatus(_Model):
     used: bool
 
 
-class MachineStatus(_Model):
+class MachineStatus(StatusModel):
     """What this machine has for models. `memory_limited`: by a cgroup; `offered`: bytes models may take now, `cap`:
     what --max-vram allows, null for all; `devices` is null until the engine has been asked."""
 
@@ -91,7 +87,7 @@ class MachineStatus(_Model):
     devices: list[DeviceStatus] | None
 
 
-class FileStatus(_Model):
+class FileStatus(StatusModel):
     """The model's file."""
 
     path: str
@@ -102,7 +98,7 @@ class FileStatus(_Model):
     digest: str
 
 
-class ModelStatus(_Model):
+class ModelStatus(StatusModel):
     """A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there."""
 
     name: str
@@ -116,7 +112,7 @@ class ModelStatus(_Model):
     advice: str
 
 
-class BackendStatus(_Model):
+class BackendStatus(StatusModel):
     """An OpenAI-compatible server in the pool."""
 
     url: str
@@ -125,46 +121,22 @@ class BackendStatus(_Model):
     reason: str
 
 
-class LoadStatus(_Model):
-    """Requests at work and waiting, by the model or backend that answers them."""
+class LoadStatus(StatusModel):
+    """Requests at work and waiting, by the model or backend that answers them.
+
+    `kind`: engine, backend or peer; `model` is set for a peer. `tokens_per_second` is of the last answer that told it.
+    """
 
     target: str
     active: int
     waiting: int
     slots: int
+    kind: str = ""
+    model: str = ""
+    tokens_per_second: float | None = None
 
 
-class StepStatus(_Model):
-    """One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words."""
-
-    peer: str
-    addresses: list[str]
-    state: str
-    reason: str
-
-
-class PeerStatus(_Model):
-    """Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
-    "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard."""
-
-    id: str
-    name: str
-    software: str
-    status: str
-    since_seconds: float
-    reason: str
-    linked: bool
-    rtt: float | None
-    via: str
-    addresses: list[str]
-    models: list[str]
-    wants: list[str]
-    memory: int
-    active: int
-    waiting: int
-
-
-class TransferStatus(_Model):
+class TransferStatus(StatusModel):
     """Model files on their way to or from a peer (`peer`: its id): `bytes` so far, `rate` in bytes/s of late, by "lane"
     or "quic". `what` is the file that is given, or the model of which something is taken."""
 
@@ -176,7 +148,7 @@ class TransferStatus(_Model):
     via: str
 
 
-class BannedStatus(_Model):
+class BannedStatus(StatusModel):
     """A peer from which nothing is taken any more while this node runs, and why."""
 
     peer: str
@@ -184,7 +156,7 @@ class BannedStatus(_Model):
     reason: str
 
 
-class SharingStatus(_Model):
+class SharingStatus(StatusModel):
     """Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be
     given now, null for any number; `given`: bytes in all."""
 
@@ -196,23 +168,7 @@ class SharingStatus(_Model):
     banned: list[BannedStatus]
 
 
-class MeshStatus(_Model):
-    """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal."""
-
-    node: str
-    mesh: str
-    role: str
-    phase: str
-    reason: str
-    incarnation: int
-    addresses: list[str]
-    wants: list[str]
-    clients: int
-    steps: list[StepStatus]
-    peers: list[PeerStatus]
-
-
-class NodeStatus(_Model):
+class NodeStatus(StatusModel):
     """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
     those it hosts, `lent` is what it carries for the host of another."""
 
@@ -228,11 +184,11 @@ class NodeStatus(_Model):
     models: list[ModelStatus]
     backends: list[BackendStatus]
     load: list[LoadStatus]
+    splits: list[SplitStatus]
     mesh: MeshStatus | None = None
     mesh_reason: str = ""
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
-    splits: list[SplitStatus] = []
     lent: LentStatus | None = None
 
 
@@ -289,52 +245,22 @@ def _model(snapshot: Snapshot, model: ModelState, guesses: Guesses, now: float) 
     )
 
 
+def load_status(desk: TargetDesk) -> LoadStatus:
+    """How busy a target is."""
+    target = desk.target
+    return LoadStatus(
+        target=target.address,
+        active=desk.active,
+        waiting=desk.waiting,
+        slots=desk.limit,
+        kind=target.kind.value,
+        model=target.model,
+        tokens_per_second=desk.tokens_per_second,
+    )
+
+
 def _backend(backend: BackendState) -> BackendStatus:
     return BackendStatus(url=backend.url, healthy=backend.healthy, models=list(backend.models), reason=backend.reason)
-
-
-def _step(step: JoinStep) -> StepStatus:
-    addresses = [str(address) for address in step.way.addresses]
-    return StepStatus(peer=step.way.pin.hex(), addresses=addresses, state=step.state, reason=step.reason)
-
-
-def _peer(peer: PeerView, via: str, now: float) -> PeerStatus:
-    record = peer.record
-    return PeerStatus(
-        id=peer.node.hex(),
-        name=record.name,
-        software=record.software,
-        status=peer.status.value,
-        since_seconds=round(max(0.0, now - peer.since), 3),
-        reason=peer.reason,
-        linked=peer.linked,
-        rtt=None if peer.rtt is None else round(peer.rtt, 6),
-        via=via,
-        addresses=[str(address) for address in record.addresses],
-        models=[served.name for served in record.serves],
-        wants=list(record.wants),
-        memory=record.memory,
-        active=sum(load.active for load in peer.loads),
-        waiting=sum(load.waiting for load in peer.loads),
-    )
-
-
-def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
-    """The mesh at `now`; `vias` says what requests to a peer take, `wants` what was asked for here."""
-    record = mesh.record
-    return MeshStatus(
-        node=mesh.node.hex(),
-        mesh=mesh.mesh.hex(),
-        role=mesh.role.value,
-        phase=mesh.phase.value,
-        reason=mesh.reason,
-        incarnation=0 if record is None else record.stamp.incarnation,
-        addresses=[] if record is None else [str(address) for address in record.addresses],
-        wants=list(wants),
-        clients=mesh.clients,
-        steps=[_step(step) for step in mesh.steps],
-        peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
-    )
 
 
 def machine_status(machine: Machine) -> MachineStatus:

@@ -1,15 +1,18 @@
 """What the caller of an exchange hears: an answer, whole or as a stream, an error, and a word now and then meanwhile.
 
-Law: a stream's head is sent with its first word, and from then on everything is an event or a comment between two.
+Law: a stream's head is sent with its first word, and from then on everything is an event or a comment between two. Who
+answered stands in the head; if that had to be sent before anybody did, it is a comment before the answer's first event.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
+from meshllm.web.admission import TargetDesk
 from meshllm.web.http1 import Connection
 from meshllm.web.inquiry import Inquiry
 from meshllm.wire.apis import Api
@@ -17,38 +20,49 @@ from meshllm.wire.sse import PING, comment
 
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON = "application/json"
+# Who answered: "engine", "backend URL" or "peer ID". ASCII, whatever peers call themselves.
+HOST_HEADER = "x-mesh-llm-host"
+# How fast the engine wrote, as it says itself at the end of an answer. In what a model writes a quote is escaped.
+_SPEED_MARK = b'"predicted_per_second":'
+_SPEED = re.compile(rb'"predicted_per_second":\s?(\d{1,9}(?:\.\d{1,17})?)[,}]')
 
 
 class Voice:
     """Speaks to one caller about one request. The connection goes on to its next request with `end`, `whole`, `error`.
 
-    `streaming`: the head of a stream has been sent; `last`: when the caller heard something (seconds, monotonic).
+    `streaming`: the head of a stream has been sent; `last`: when the caller heard something (seconds, monotonic). A
+    `guest` is not told who answered: it asked this node.
     """
 
-    def __init__(self, connection: Connection, inquiry: Inquiry, cors: str, now: float) -> None:
+    def __init__(self, connection: Connection, inquiry: Inquiry, cors: str, now: float, *, guest: bool = False) -> None:
         self._connection = connection
         self._inquiry = inquiry
         self._cors = cors
+        self._guest = guest
+        self._desk: TargetDesk | None = None
+        self._named = guest
         self.streaming = False
         self.last = now
+
+    def asking(self, desk: TargetDesk) -> None:
+        """What is passed on from now on is the answer of `desk`."""
+        self._desk = desk
 
     def pass_on(self, data: bytes, now: float) -> None:
         """More of a stream: whole events."""
         if data:
-            if not self.streaming:
-                self._send_head()
+            data = self._heard(data)
             self.last = now
             self._connection.send_data(data)
 
     def end(self, data: bytes) -> None:
         """The last of a stream."""
-        if not self.streaming:
-            self._send_head()
-        self._connection.end_stream(data)
+        self._connection.end_stream(self._heard(data))
 
     def whole(self, status: int, answer: bytes) -> None:
         """An answer that is not a stream."""
-        self._connection.send(status, JSON, answer, self._cors)
+        self._note_speed(answer)
+        self._connection.send(status, JSON, answer, self._host() + self._cors)
 
     def error(self, status: int, body: Mapping[str, Any], headers: str) -> None:
         """An error, in the caller's API shape, instead of an answer: only while not `streaming`."""
@@ -67,6 +81,23 @@ class Voice:
         # A comment may only stand between two events: the repairer passes on whole events alone.
         self._connection.send_data(comment(words) + (PING if self._inquiry.api is Api.MESSAGES else b""))
 
-    def _send_head(self) -> None:
+    def _heard(self, data: bytes) -> bytes:
+        """`data` of an answer, with what has to come before it."""
+        self._note_speed(data)
+        if not self.streaming:
+            self._send_head(self._host())
+        elif not self._named and self._desk is not None:
+            data = comment(f"answered by {self._desk.host}") + data
+        self._named = True
+        return data
+
+    def _note_speed(self, data: bytes) -> None:
+        if _SPEED_MARK in data and self._desk is not None and (told := _SPEED.search(data)) is not None:
+            self._desk.tokens_per_second = float(told[1])
+
+    def _host(self) -> str:
+        return "" if self._guest or self._desk is None else f"{HOST_HEADER}: {self._desk.host}\r\n"
+
+    def _send_head(self, host: str = "") -> None:
         self.streaming = True
-        self._connection.start_stream(200, "text/event-stream; charset=utf-8", STREAM_HEADERS + self._cors)
+        self._connection.start_stream(200, "text/event-stream; charset=utf-8", STREAM_HEADERS + host + self._cors)

@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from . import engine, gateway, memory, mesh, speculation, split, split_engine, start, swarm
+from . import console, engine, gateway, memory, mesh, models, speculation, split, split_engine, start, swarm
 from .native import BenchError
 
 _COMMANDS = {
@@ -15,6 +15,8 @@ _COMMANDS = {
     "engine": (engine, "a real model: tokens/s and time to the first token, direct and through the gateway"),
     "memory": (memory, "what models were said to need, against what the engine allocates and then uses"),
     "mesh": (mesh, "what a model on another node costs: joining, added time, tokens/s, idle nodes, a host that dies"),
+    "console": (console, "the console's page in a browser: size, first paint, a mesh of 300 nodes that changes"),
+    "models": (models, "everything about models in one run: downloads, memory, the swarm, guessing ahead"),
     "speculation": (speculation, "tokens guessed ahead against none: text that repeats, and text that does not"),
     "swarm": (swarm, "a model file from three peers against plain TLS, and what giving costs a giver's answers"),
     "split": (split, "a model that daemons carry together: speed, load, bytes, losses; against stock RPC and the wire"),

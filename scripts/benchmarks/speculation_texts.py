@@ -33,7 +33,7 @@ def _people() -> str:
         {"id": number, "name": name, "role": "developer", "city": city, "active": number % 2 == 0}
         for number, (name, city) in enumerate(zip(names, cities, strict=True))
     ]
-    return json.dumps(people, indent=2) + "\n"
+    return "".join(json.dumps(person) + "\n" for person in people)
 
 
 def _listing() -> str:
@@ -62,7 +62,7 @@ def repeating() -> list[Text]:
     return [
         _edit("code", "python", progress, "Progress", "Advance", 12),
         _edit("more code", "python", rules, "MeshId", "Network", 10),
-        _edit("data", "json", _people(), "developer", "engineer", 14),
+        _edit("data", "json", _people(), "developer", "engineer", 3),
         _edit("listing", "text", _listing(), "root", "user", 3),
     ]
 

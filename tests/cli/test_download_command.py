@@ -1,4 +1,4 @@
-"""`mesh-llm download`: the list, the bar and the lines, and what an interruption says."""
+"""`mesh-llm download NAME`: what is fetched, the bar and the lines, and what an interruption says."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
+from huggingface_hub import close_session
 from rich.console import Console
 from typer.testing import CliRunner
 
-from meshllm.cli import models as command
-from meshllm.errors import UnknownModel
-from meshllm.models.catalog import load
+from meshllm.cli import download as command
+from meshllm.cli.transfers import Bar, Lines, Tally
+from meshllm.errors import UnknownModel, UsageError
+from meshllm.models.catalog import Catalog, load
+from meshllm.models.entry import CatalogEntry
+from meshllm.models.manifest import HubReference
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
+from tests import engine_samples
+from tests.models.fake_hub import FakeHub, running
 
 ENTRY = load().entries[0]
 FILE = ENTRY.files[0]
@@ -27,6 +35,11 @@ FILE = ENTRY.files[0]
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A model folder of its own, and a machine on which nobody else keeps models."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
     return Store(tmp_path / "models")
 
@@ -37,30 +50,6 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
-
-
-def test_the_list(store: Store) -> None:
-    assert "SmolLM2-135M-Instruct  98.4 MB  no  Apache-2.0" in run()
-    store.prepare()
-    with store.partial(FILE).open("wb") as file:
-        file.truncate(FILE.size // 2)
-    assert "  50 %  " in run()
-    with store.path(FILE).open("wb") as file:
-        file.truncate(FILE.size)
-    assert "  not verified  " in run()
-    store.record(store.path(FILE), FILE.sha256)
-    assert "  yes  " in run()
-    listed = json.loads(run("--json"))
-    assert listed[0]["on_disk"] is True
-    assert listed[0]["files"][0]["sha256"] == FILE.sha256
-
-
-def test_the_list_as_a_table(store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    command.show_catalog(as_json=False)
-    printed = capsys.readouterr().out
-    assert "SmolLM2-135M-Instruct" in printed
-    assert "135M" in printed
 
 
 def test_an_unknown_name_is_left_to_the_edge(store: Store) -> None:
@@ -81,7 +70,7 @@ STEPS = [
 
 def test_lines_are_few() -> None:
     text = io.StringIO()
-    view = command._Lines(Console(file=text, width=80))
+    view = Lines(Console(file=text, width=80))
     with view:
         for step in STEPS:
             view.report(step)
@@ -95,7 +84,7 @@ def test_lines_are_few() -> None:
 
 def test_the_bar() -> None:
     text = io.StringIO()
-    view = command._Bar(Console(file=text, force_terminal=True, width=100))
+    view = Bar(Console(file=text, force_terminal=True, width=100))
     with view:
         for step in STEPS:
             view.report(step)
@@ -106,9 +95,94 @@ def test_the_bar() -> None:
     assert "verifying" in printed
 
 
+def shares(name: str, done: int, **sources: int) -> Progress:
+    return Progress(Stage.DOWNLOADING, name, "https://hub.example", done, 100, by_source=tuple(sources.items()))
+
+
+def test_several_files_are_one_download() -> None:
+    tally = Tally()
+    tally.expect(lambda: {"a.gguf": 100, "b.gguf": 100, "mmproj.gguf": 50})
+    tally.add(shares("a.gguf", 30, hub=10, anna=20))
+    assert (tally.done, tally.total, tally.place("a.gguf")) == (30, 250, "1 of 3")
+    tally.add(shares("a.gguf", 100, hub=70, anna=30))
+    tally.expect(lambda: {"d.gguf": 7})  # the draft's, when the model is there
+    tally.add(shares("b.gguf", 40, hub=40))
+    assert (tally.done, tally.total, tally.place("b.gguf")) == (140, 257, "2 of 4")
+    assert tally.sources() == "hub 0.0 MB, anna 0.0 MB"
+
+
+def test_lines_of_several_files_say_which_it_is() -> None:
+    text = io.StringIO()
+    view = Lines(Console(file=text, width=80))
+    view.expect(lambda: {"a.gguf": 100, "b.gguf": 100})
+    with view:
+        view.report(shares("a.gguf", 100))
+        view.report(Progress(Stage.DOWNLOADING, "b\x1b[2J.gguf", "https://hub.example/x", 0, 100))
+    assert text.getvalue().splitlines() == [
+        "a.gguf (1 of 2): downloading from hub.example 100 %",
+        "b?[2J.gguf (2 of 3): downloading from hub.example 0 %",
+    ]
+
+
+def test_the_bar_ends_with_who_gave_it() -> None:
+    text = io.StringIO()
+    view = Bar(Console(file=text, force_terminal=True, width=120))
+    given = (("anna", 3_000_000), ("https://hub.example", 1_000_000))
+    with view:
+        view.report(Progress(Stage.DOWNLOADING, "a.gguf", "peers", 4_000_000, 4_000_000, by_source=given))
+    assert "from anna 3.0 MB, hub.example 1.0 MB" in text.getvalue()
+
+
+# -- what is fetched
+
+
+@pytest.fixture
+def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    content = engine_samples.causal_embedder(tmp_path / "made.gguf").read_bytes()
+    sees = engine_samples.projector(tmp_path / "sees.gguf").read_bytes()
+    with running(FakeHub(content, others={"mmproj-F16.gguf": sees})) as fake:
+        monkeypatch.setenv("HF_ENDPOINT", fake.endpoint)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield fake
+    close_session()
+
+
+def test_a_model_of_the_hub_comes_with_what_it_sees_with(store: Store, hub: FakeHub) -> None:
+    told = json.loads(run("org/repo/model.gguf", "--json"))
+    assert told["name"] == "model"
+    assert Path(told["path"]).read_bytes() == hub.content
+    assert Path(told["projector"]).read_bytes() == hub.others["mmproj-F16.gguf"]
+    assert told["size"] == len(hub.content)
+    again = run("org/repo/model.gguf")
+    assert again.startswith(f"model is at {told['path']}, with mmproj-F16.gguf to see with")
+
+
+def test_a_draft_is_fetched_with_its_model(store: Store, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = HubReference("Small", "org/repo", "small.gguf")
+    draft = CatalogEntry("Small", "llama", 1, "F32", 2048, "MIT", None, hub=small)
+    large = replace(draft, name="Large", hub=HubReference("Large", "org/repo", "model.gguf"), draft="Small")
+    hub.others = {"small.gguf": hub.content[:-4] + b"more"}
+    catalog = Catalog((draft, large))
+    for room in ("catalog", "resolve", "on_disk"):
+        monkeypatch.setattr(f"meshllm.models.{room}.load", lambda: catalog)
+    told = json.loads(run("Large", "--draft", "--json"))
+    assert [model["name"] for model in told] == ["Large", "Small"]
+    assert [Path(model["path"]).name for model in told] == ["model.gguf", "small.gguf"]
+    with pytest.raises(UsageError, match="No draft is known for Small: it has none in the catalogue"):
+        run("Small", "--draft")
+    with pytest.raises(UsageError, match="is not in the catalogue"):
+        run("org/repo/model.gguf", "--draft")
+
+
+def test_what_was_taken_for_a_name_is_said(store: Store) -> None:
+    wanted, note = command.chosen("qwen3 8b", store, draft=True)
+    assert [model.name for model in wanted] == ["Qwen3-8B", "Qwen3-0.6B"]
+    assert note == "'qwen3 8b' is taken as Qwen3-8B (Q4_K_M)."
+
+
 INTERRUPTED = """
 import sys, typer
-from meshllm.cli.models import download
+from meshllm.cli.download import download
 typer.run(download)
 """
 

@@ -47,7 +47,10 @@ def test_what_cannot_fit_is_failed_at_once_and_tried_again_later() -> None:
     mesh.handle(e.ModelMeasured("m", FITS), 0.0)
     assert mesh.handle(e.ServerGone("m", 1, "it does not fit", "buy more", hopeless=True), 1.0) == []
     assert phase(mesh) is ModelPhase.FAILED
-    assert mesh.next_deadline() == 1.0 + serving.CRASH_LOOP_RETRY_SECONDS
+    due = mesh.next_deadline()
+    assert due == 1.0 + serving.CRASH_LOOP_RETRY_SECONDS
+    # The memory is looked at again, and by then others may help.
+    assert mesh.handle(e.TimePassed(), due) == [c.MeasureModel("m")]
 
 
 def phase(mesh: Mesh) -> ModelPhase:

@@ -1,0 +1,15 @@
+// Puts the licences of what went into the page beside it: dist/assets/licences.txt.
+
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+
+const { dependencies } = JSON.parse(readFileSync('package.json', 'utf8'))
+// What the dependencies themselves are made of.
+const names = [...Object.keys(dependencies), '@preact/signals-core'].sort()
+
+const texts = names.map((name) => {
+  const folder = `node_modules/${name}`
+  const { version, license } = JSON.parse(readFileSync(`${folder}/package.json`, 'utf8'))
+  const file = readdirSync(folder).find((one) => /^licen[cs]e/i.test(one))
+  return `${name} ${version} (${license})\n\n${file === undefined ? '' : readFileSync(`${folder}/${file}`, 'utf8').trim()}\n`
+})
+writeFileSync('dist/assets/licences.txt', texts.join(`\n${'-'.repeat(78)}\n\n`))

@@ -1,0 +1,157 @@
+// What a model writes, as people read it: markdown, tables, code with colours.
+//
+// Law: a model's words are hostile input. They reach the page only through DOMPurify, as nodes and never as text to be
+// parsed; nothing in them loads anything: images of elsewhere become links. Blocks that are complete are drawn once.
+
+import DOMPurify, { type Config } from 'dompurify'
+import { marked, type Token, type Tokens } from 'marked'
+import type { JSX } from 'preact'
+import { useLayoutEffect, useMemo, useRef } from 'preact/hooks'
+import { Copy } from '../parts/basics'
+import { memo } from '../parts/memo'
+import { highlighted } from './code'
+
+const CLEAN: Config & { RETURN_DOM_FRAGMENT: true } = {
+  RETURN_DOM_FRAGMENT: true,
+  ALLOWED_TAGS: [
+    'a',
+    'b',
+    'blockquote',
+    'br',
+    'code',
+    'del',
+    'em',
+    'h1',
+    'h2',
+    'h3',
+    'h4',
+    'h5',
+    'h6',
+    'hr',
+    'i',
+    'input',
+    'kbd',
+    'li',
+    'ol',
+    'p',
+    'pre',
+    's',
+    'span',
+    'strong',
+    'sub',
+    'sup',
+    'table',
+    'tbody',
+    'td',
+    'th',
+    'thead',
+    'tr',
+    'ul',
+  ],
+  ALLOWED_ATTR: ['href', 'title', 'class', 'start', 'align', 'type', 'checked', 'disabled'],
+  ALLOW_DATA_ATTR: false,
+  ALLOW_ARIA_ATTR: false,
+}
+// The longest text whose markup is looked for; beyond it, it is shown as it is.
+const MAX_LENGTH = 400_000
+
+marked.use({
+  gfm: true,
+  breaks: true,
+  renderer: {
+    image({ href, text }: Tokens.Image): string {
+      return `<a href="${escaped(href)}">${escaped(text || href)}</a>`
+    },
+    // HTML that a model writes is shown, not done.
+    html({ text }: Tokens.HTML | Tokens.Tag): string {
+      return escaped(text)
+    },
+  },
+})
+
+function escaped(text: string): string {
+  return text.replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`)
+}
+
+export function Markdown({ text }: { text: string }): JSX.Element {
+  const blocks = useMemo(() => split(text), [text])
+  return (
+    <div class="prose">
+      {blocks.map((block, place) => (
+        <Block key={place} {...block} />
+      ))}
+    </div>
+  )
+}
+
+interface BlockProps {
+  html: string | null // null: code
+  code: string
+  language: string
+}
+
+// Top-level blocks. While an answer grows, only the last one changes.
+function split(text: string): BlockProps[] {
+  if (text.length > MAX_LENGTH) return [{ html: `<p>${escaped(text)}</p>`, code: '', language: '' }]
+  return marked
+    .lexer(text)
+    .filter((token) => token.type !== 'space')
+    .map(blockOf)
+}
+
+function blockOf(token: Token): BlockProps {
+  if (token.type === 'code') {
+    const code = token as Tokens.Code
+    return { html: null, code: code.text, language: (code.lang ?? '').split(/\s/, 1)[0] ?? '' }
+  }
+  return { html: marked.parser([token]) ?? '', code: '', language: '' }
+}
+
+const Block = memo(function Block({ html, code, language }: BlockProps): JSX.Element {
+  return html === null ? <Code code={code} language={language} /> : <Html html={html} />
+})
+
+function Html({ html }: { html: string }): JSX.Element {
+  const place = useRef<HTMLDivElement>(null)
+  useLayoutEffect(() => place.current?.replaceChildren(cleaned(html)), [html])
+  return <div ref={place} />
+}
+
+function cleaned(html: string): DocumentFragment {
+  const fragment = DOMPurify.sanitize(html, CLEAN)
+  for (const link of fragment.querySelectorAll('a')) {
+    link.target = '_blank'
+    link.rel = 'noopener noreferrer'
+  }
+  for (const table of fragment.querySelectorAll('table')) {
+    const frame = document.createElement('div')
+    frame.className = 'table'
+    frame.tabIndex = 0
+    frame.setAttribute('role', 'region')
+    frame.setAttribute('aria-label', 'Table')
+    table.replaceWith(frame)
+    frame.append(table)
+  }
+  for (const box of fragment.querySelectorAll('input')) box.setAttribute('aria-label', box.checked ? 'done' : 'to do')
+  return fragment
+}
+
+function Code({ code, language }: { code: string; language: string }): JSX.Element {
+  const place = useRef<HTMLElement>(null)
+  useLayoutEffect(() => {
+    const html = highlighted(code, language)
+    if (html === null) place.current?.replaceChildren(code)
+    else place.current?.replaceChildren(DOMPurify.sanitize(html, CLEAN))
+  }, [code, language])
+  return (
+    <figure class="code">
+      <figcaption>
+        <span>{language || 'text'}</span>
+        <Copy text={code} label="Copy the code" quiet />
+      </figcaption>
+      <pre tabIndex={0} role="region" aria-label={`Code${language === '' ? '' : ` in ${language}`}`}>
+        <code ref={place} />
+      </pre>
+    </figure>
+  )
+}

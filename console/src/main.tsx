@@ -1,0 +1,119 @@
+// The page: a frame with the five views, and what stands in it while there is nothing to show yet.
+
+import '@fontsource-variable/geist/wght.css'
+import '@fontsource-variable/geist-mono/wght.css'
+import './style/base.css'
+import './style/parts.css'
+import './style/picture.css'
+import './style/views.css'
+import { render, type JSX } from 'preact'
+import { useEffect, useRef } from 'preact/hooks'
+import { Icon, type IconName } from './parts/icons'
+import { address, route, VIEWS, type View } from './route'
+import { begin, contact, nodes, status } from './state'
+import { theme, turn } from './theme'
+import { Join } from './views/join'
+import { Mesh } from './views/mesh'
+import { Models } from './views/models'
+import { Nodes } from './views/nodes'
+import { Chat } from './views/chat'
+import { counted } from './words'
+
+const NAMES: Record<View, string> = { mesh: 'Mesh', nodes: 'Nodes', models: 'Models', chat: 'Chat', join: 'Join' }
+const BODIES: Record<View, () => JSX.Element> = { mesh: Mesh, nodes: Nodes, models: Models, chat: Chat, join: Join }
+const THEME_ICONS = { system: 'auto', light: 'sun', dark: 'moon' } as const satisfies Record<string, IconName>
+
+function Frame(): JSX.Element {
+  const { view } = route.value
+  const main = useRef<HTMLElement>(null)
+  const before = useRef(view)
+  useEffect(() => {
+    document.title = `${NAMES[view]} · ${status.value?.name ?? 'mesh-llm'}`
+    // Whoever came here by keyboard goes on in the new view, not behind the link that led to it.
+    if (before.current !== view) main.current?.focus({ preventScroll: true })
+    before.current = view
+  }, [view, status.value?.name])
+  const Body = BODIES[view]
+  return (
+    <>
+      <a
+        class="skip"
+        href="#main"
+        onClick={(event) => {
+          event.preventDefault()
+          main.current?.focus()
+        }}
+      >
+        Skip to the content
+      </a>
+      <Side view={view} />
+      <main id="main" class={view} tabIndex={-1} ref={main}>
+        {contact.value === 'lost' && <Lost />}
+        {status.value === null ? (
+          <p class="waiting" role="status">
+            Asking the daemon …
+          </p>
+        ) : (
+          <Body />
+        )}
+      </main>
+    </>
+  )
+}
+
+function Side({ view }: { view: View }): JSX.Element {
+  return (
+    <header class="side">
+      <a class="brand" href={address('mesh')} aria-label="mesh-llm">
+        <Icon name="mesh" size={22} />
+        <span>mesh-llm</span>
+      </a>
+      <nav aria-label="Views">
+        {VIEWS.map((one) => (
+          <a key={one} href={address(one)} aria-current={one === view ? 'page' : undefined}>
+            <Icon name={one} />
+            <span>{NAMES[one]}</span>
+          </a>
+        ))}
+      </nav>
+      <Foot />
+    </header>
+  )
+}
+
+function Foot(): JSX.Element {
+  const known = status.value
+  const alive = nodes.value.filter((node) => node.life === 'alive' && node.role !== 'backend').length
+  return (
+    <div class="foot">
+      {known !== null && (
+        <dl>
+          <dt class="unseen">This node</dt>
+          <dd class="strong" title={known.name}>
+            {known.name}
+          </dd>
+          <dt class="unseen">Mesh</dt>
+          <dd>{known.mesh === null ? 'in no mesh' : `${counted(alive, 'node')}`}</dd>
+          <dt class="unseen">Version</dt>
+          <dd>version {known.version}</dd>
+        </dl>
+      )}
+      <button type="button" class="tool" onClick={turn} title={`Colours: ${theme.value}`}>
+        <Icon name={THEME_ICONS[theme.value]} />
+        <span class="unseen">Colours: {theme.value}. Change</span>
+      </button>
+    </div>
+  )
+}
+
+function Lost(): JSX.Element {
+  return (
+    <p class="notice worrying" role="alert">
+      <Icon name="warning" /> This node does not answer any more. What is shown is what it said last; this page goes on
+      trying.
+    </p>
+  )
+}
+
+begin()
+render(<Frame />, document.getElementById('app') as HTMLElement)

@@ -1,0 +1,149 @@
+// The models of the mesh as one list: served, on their way, wanted, or only lying on a disk; and who has each.
+//
+// Law: pure. A model is one line whoever has it; this node's own word on it comes first.
+
+import type { ModelStatus, NodeStatus } from '../api'
+import type { MeshNode } from './nodes'
+
+export type Standing = 'serving' | 'coming' | 'failed' | 'wanted' | 'heard of' | 'on disk'
+
+export interface MeshModel {
+  name: string
+  standing: Standing
+  phase: string // this node's own word for it; empty if it is not served here
+  purpose: string | null
+  hosts: MeshNode[] // who answers for it
+  onDisk: string[] // names of the nodes that have its file and do not serve it
+  wantedBy: string[]
+  context: number
+  slots: number
+  active: number
+  waiting: number
+  size: number
+  here: ModelStatus | null
+}
+
+const ORDER: readonly Standing[] = ['serving', 'coming', 'failed', 'wanted', 'heard of', 'on disk']
+const COMING = ['waiting', 'fetching', 'loading', 'restarting']
+
+export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshModel[] {
+  const found = new Map<string, MeshModel>()
+  const at = (name: string): MeshModel => {
+    let model = found.get(name)
+    if (model === undefined) {
+      model = {
+        name,
+        standing: 'on disk',
+        phase: '',
+        purpose: null,
+        hosts: [],
+        onDisk: [],
+        wantedBy: [],
+        context: 0,
+        slots: 0,
+        active: 0,
+        waiting: 0,
+        size: 0,
+        here: null,
+      }
+      found.set(name, model)
+    }
+    return model
+  }
+  for (const model of status.models) Object.assign(at(model.name), ofHere(model))
+  for (const node of nodes) gather(node, at)
+  for (const model of found.values()) model.standing = standingOf(model)
+  return [...found.values()].sort(inOrder)
+}
+
+function ofHere(model: ModelStatus): Partial<MeshModel> {
+  return { phase: model.phase, purpose: model.purpose, size: model.file?.size ?? 0, here: model }
+}
+
+function gather(node: MeshNode, at: (name: string) => MeshModel): void {
+  if (node.life === 'dead' || node.life === 'left') return
+  for (const carried of node.models) {
+    const model = at(carried.name)
+    if (carried.phase !== 'serving') continue
+    model.hosts.push(node)
+    if (node.life !== 'alive') continue
+    model.purpose ??= carried.purpose
+    model.context = Math.max(model.context, carried.context)
+    model.slots += carried.slots
+    model.active += carried.active
+    model.waiting += carried.waiting
+    if (!node.here) model.size ||= carried.memory
+  }
+  for (const name of node.wants) at(name).wantedBy.push(node.name)
+  for (const name of node.onDisk) {
+    if (!node.models.some((carried) => carried.name === name)) at(name).onDisk.push(node.name)
+  }
+}
+
+function standingOf(model: MeshModel): Standing {
+  if (model.hosts.some((node) => node.life === 'alive')) return 'serving'
+  if (model.phase === 'failed') return 'failed'
+  if (COMING.includes(model.phase)) return 'coming'
+  if (model.hosts.length > 0) return 'heard of'
+  return model.wantedBy.length > 0 ? 'wanted' : 'on disk'
+}
+
+function inOrder(one: MeshModel, other: MeshModel): number {
+  const by = ORDER.indexOf(one.standing) - ORDER.indexOf(other.standing)
+  return by !== 0 ? by : one.name.localeCompare(other.name)
+}
+
+// What can be chatted with: everything that writes text and is served, or about to be.
+export function chattable(models: readonly MeshModel[]): MeshModel[] {
+  return models.filter((model) => {
+    const writes = model.purpose === null || model.purpose === 'generate'
+    return writes && (model.standing === 'serving' || model.standing === 'coming' || model.standing === 'heard of')
+  })
+}
+
+// Why a model is as it is, in a sentence.
+export function reasonOf(model: MeshModel): string {
+  const { here } = model
+  if (here !== null && here.reason !== '') return `${here.reason} ${here.advice}`.trim()
+  if (here?.progress != null) return [here.progress.stage, here.progress.detail].filter(Boolean).join(': ')
+  switch (model.standing) {
+    case 'serving':
+      return [servedBy(model.hosts), fitOf(here), guessesOf(here)].filter(Boolean).join(' ')
+    case 'coming':
+      return 'On its way.'
+    case 'failed':
+      return 'It cannot be served; no reason is known.'
+    case 'wanted':
+      return model.onDisk.length > 0
+        ? `Asked for by ${listed(model.wantedBy)}. ${listed(model.onDisk)} has the file and may take it.`
+        : `Asked for by ${listed(model.wantedBy)}, but no node that is known has its file.`
+    case 'heard of':
+      return `${listed(model.hosts.map((node) => node.name))} said it serves this, but does not answer this node.`
+    case 'on disk':
+      return `Lies on the disk of ${listed(model.onDisk)}; nobody asked for it. Serve it with --model ${model.name}.`
+  }
+}
+
+function servedBy(hosts: readonly MeshNode[]): string {
+  return hosts.length === 1 ? `Served by ${hosts[0]?.name}.` : `Served by ${hosts.length} nodes.`
+}
+
+// Where it lies in this machine's memory, and what was given up for that: the daemon's own words.
+function fitOf(here: ModelStatus | null): string {
+  const fit = here?.engine?.fit ?? ''
+  return fit === '' ? '' : `Here: ${fit.replace(/\.$/, '')}.`
+}
+
+function guessesOf(here: ModelStatus | null): string {
+  const guessing = here?.engine?.speculation
+  if (guessing === undefined || guessing.kind === 'none')
+    return guessing?.reason ? `No guessing ahead: ${guessing.reason}.` : ''
+  const how = guessing.kind === 'draft' ? `with the draft ${guessing.draft}` : 'by repetitions in the text'
+  const right = guessing.acceptance === null ? '' : `, ${Math.round(guessing.acceptance * 100)} % of it right so far`
+  return `Guesses ahead ${how}${right}.`
+}
+
+function listed(names: readonly string[]): string {
+  const shown = names.slice(0, 3)
+  return names.length > 3 ? `${shown.join(', ')} and ${names.length - 3} more` : shown.join(', ')
+}

@@ -1,0 +1,114 @@
+// Small parts that every view is made of.
+
+import type { ComponentChildren, JSX } from 'preact'
+import { useEffect, useRef, useState } from 'preact/hooks'
+import { percent } from '../words'
+import { Icon, type IconName } from './icons'
+
+export type Tone = 'good' | 'plain' | 'busy' | 'worrying' | 'bad'
+
+export function Badge({ tone, children }: { tone: Tone; children: ComponentChildren }): JSX.Element {
+  return <span class={`badge ${tone}`}>{children}</span>
+}
+
+// Copies `text`; says that it did, to eyes and to screen readers, for a moment.
+export function Copy({
+  text,
+  label = 'Copy',
+  quiet = false,
+}: {
+  text: string
+  label?: string
+  quiet?: boolean
+}): JSX.Element {
+  const [done, setDone] = useState(false)
+  const timer = useRef<number | undefined>(undefined)
+  useEffect(() => () => clearTimeout(timer.current), [])
+  const copy = async (): Promise<void> => {
+    await navigator.clipboard.writeText(text)
+    setDone(true)
+    clearTimeout(timer.current)
+    timer.current = setTimeout(() => setDone(false), 1600)
+  }
+  return (
+    <>
+      <button type="button" class={quiet ? 'tool' : 'button small'} title={label} onClick={() => void copy()}>
+        <Icon name={done ? 'check' : 'copy'} size={16} />
+        <span class={quiet ? 'unseen' : ''}>{done ? 'Copied' : label}</span>
+      </button>
+      <span class="unseen" role="status">
+        {done ? 'Copied' : ''}
+      </span>
+    </>
+  )
+}
+
+export function Tool(props: { icon: IconName; label: string; onClick: () => void; danger?: boolean }): JSX.Element {
+  return (
+    <button
+      type="button"
+      class={`tool${props.danger === true ? ' danger' : ''}`}
+      title={props.label}
+      onClick={props.onClick}
+    >
+      <Icon name={props.icon} size={16} />
+      <span class="unseen">{props.label}</span>
+    </button>
+  )
+}
+
+export interface Part {
+  fraction: number
+  kind: string // a class: what the part stands for
+}
+
+// A bar of parts of a whole. `label` says in words what it shows.
+export function Bar({ parts, label }: { parts: readonly Part[]; label: string }): JSX.Element {
+  return (
+    <div class="bar" role="img" aria-label={label}>
+      {parts.map((part, place) => (
+        <span key={place} class={part.kind} style={{ width: `${Math.min(100, Math.max(0, part.fraction * 100))}%` }} />
+      ))}
+    </div>
+  )
+}
+
+export function Progress({ fraction, label }: { fraction: number | null; label: string }): JSX.Element {
+  const known = fraction === null ? {} : { 'aria-valuenow': Math.round(fraction * 100) }
+  return (
+    <div class="progress">
+      <div
+        class={`bar${fraction === null ? ' unknown' : ''}`}
+        role="progressbar"
+        aria-label={label}
+        aria-valuemin={0}
+        aria-valuemax={100}
+        {...known}
+      >
+        <span class="doing" style={{ width: fraction === null ? '30%' : `${fraction * 100}%` }} />
+      </div>
+      {fraction !== null && <span class="number">{percent(fraction)}</span>}
+    </div>
+  )
+}
+
+export function Empty({ title, children }: { title: string; children?: ComponentChildren }): JSX.Element {
+  return (
+    <div class="empty">
+      <h2>{title}</h2>
+      {children}
+    </div>
+  )
+}
+
+// A command or a piece of configuration, to be copied.
+export function Command({ text, label }: { text: string; label: string }): JSX.Element {
+  return (
+    <div class="command">
+      <pre tabIndex={0} role="region" aria-label={label}>
+        {text}
+      </pre>
+      <Copy text={text} label="Copy" quiet />
+    </div>
+  )
+}

@@ -1,0 +1,146 @@
+// The nodes as a list: memory, what is loaded, how busy, how far, which version.
+
+import type { JSX } from 'preact'
+import { useMemo, useState } from 'preact/hooks'
+import { busyOf, linkWords, standing, type MeshNode } from '../mesh/nodes'
+import { Badge } from '../parts/basics'
+import { Icon } from '../parts/icons'
+import { memo } from '../parts/memo'
+import { nodes, status } from '../state'
+import { counted, duration, milliseconds, speed, tokens } from '../words'
+import { Details, toneOf } from './details'
+import { Machine } from './memory'
+
+const LIFE_ORDER = ['alive', 'suspect', 'heard', 'left', 'dead']
+
+export function Nodes(): JSX.Element {
+  const [text, setText] = useState('')
+  const [chosen, setChosen] = useState<string | null>(null)
+  const list = nodes.value
+  const shown = useMemo(
+    () => list.filter((node) => fits(node, text.trim().toLowerCase())).toSorted(inOrder),
+    [list, text],
+  )
+  const node = list.find((one) => one.id === chosen) ?? null
+  return (
+    <div
+      class="split"
+      onKeyDown={(event) => {
+        if (event.key === 'Escape') setChosen(null)
+      }}
+    >
+      <section class="page" aria-labelledby="nodes-title">
+        <div class="head">
+          <h1 id="nodes-title">Nodes</h1>
+          <p>
+            {words(list)}
+            {status.value !== null && `, this one up ${duration(status.value.uptime_seconds)}`}
+          </p>
+          {list.length > 6 && (
+            <label class="search">
+              <Icon name="search" size={16} />
+              <span class="unseen">Find a node by name, model or state</span>
+              <input
+                type="search"
+                placeholder="Name, model or state"
+                value={text}
+                onInput={(event) => setText(event.currentTarget.value)}
+              />
+            </label>
+          )}
+        </div>
+        <Engine />
+        <ul class="rows">
+          {shown.map((one) => (
+            <Row key={one.id} node={one} chosen={one.id === chosen} choose={setChosen} />
+          ))}
+        </ul>
+        {shown.length === 0 && <p class="quiet">No node is called so, serves that, or is in that state.</p>}
+      </section>
+      {node !== null && <Details node={node} close={() => setChosen(null)} />}
+    </div>
+  )
+}
+
+function words(list: readonly MeshNode[]): string {
+  const backends = list.filter((node) => node.role === 'backend').length
+  const nodes = counted(list.length - backends, 'node')
+  return backends === 0 ? nodes : `${nodes}, ${counted(backends, 'backend')}`
+}
+
+function fits(node: MeshNode, text: string): boolean {
+  if (text === '') return true
+  const words = [node.name, node.id, standing(node), ...node.models.map((model) => model.name)]
+  return words.some((word) => word.toLowerCase().includes(text))
+}
+
+function inOrder(one: MeshNode, other: MeshNode): number {
+  if (one.here !== other.here) return one.here ? -1 : 1
+  const by = LIFE_ORDER.indexOf(one.life) - LIFE_ORDER.indexOf(other.life)
+  if (by !== 0) return by
+  const serves = Number(other.models.length > 0) - Number(one.models.length > 0)
+  return serves !== 0 ? serves : one.name.localeCompare(other.name) || (one.id < other.id ? -1 : 1)
+}
+
+// The engine of this machine, while it is not simply there.
+function Engine(): JSX.Element | null {
+  const engine = status.value?.engine
+  if (engine === undefined || engine.phase === 'ready' || engine.phase === 'unknown') return null
+  const progress = engine.progress
+  const failed = engine.phase === 'failed'
+  return (
+    <p class={`notice${failed ? ' bad' : ''}`} role="status">
+      {failed
+        ? `The engine cannot be built: ${engine.reason} ${engine.advice}`
+        : `The engine is being made ready${progress === null ? '' : `: ${progress.detail || progress.stage}`}.`}
+    </p>
+  )
+}
+
+interface RowProps {
+  node: MeshNode
+  chosen: boolean
+  choose: (id: string | null) => void
+}
+
+const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
+  const { active, waiting, slots } = busyOf(node)
+  const context = Math.max(0, ...node.models.map((model) => model.context))
+  const fastest = Math.max(0, ...node.models.map((model) => model.speed ?? 0))
+  return (
+    <li class={`row ${node.life}${chosen ? ' chosen' : ''}`}>
+      <button type="button" class="title" aria-expanded={chosen} onClick={() => choose(chosen ? null : node.id)}>
+        <i class={`dot ${node.role} ${node.life}`} />
+        <span class="name">{node.name}</span>
+        {node.here && <span class="quiet">this node</span>}
+      </button>
+      <Badge tone={toneOf(node)}>{standing(node)}</Badge>
+      <p class="carries">{node.models.length === 0 ? <span class="quiet">nothing loaded</span> : names(node)}</p>
+      <p class="numbers">
+        {slots > 0 && (
+          <span title="Requests at work, of those possible at a time">
+            {active}/{slots} slots{waiting > 0 ? ` +${waiting}` : ''}
+          </span>
+        )}
+        {slots === 0 && active > 0 && <span>{active} at work</span>}
+        {context > 0 && <span title="Longest context">{tokens(context)} context</span>}
+        {fastest > 0 && <span title="Speed of the last answer">{speed(fastest)}</span>}
+        {node.rtt !== null && (
+          <span title={`Round trip ${linkWords(node)}`}>
+            {milliseconds(node.rtt)}
+            {node.via === '' ? '' : ` ${node.via}`}
+          </span>
+        )}
+        {node.version !== '' && <span>v{node.version}</span>}
+      </p>
+      <Machine node={node} />
+    </li>
+  )
+})
+
+function names(node: MeshNode): string {
+  const shown = node.models
+    .slice(0, 3)
+    .map((model) => (model.phase === 'serving' ? model.name : `${model.name} (${model.phase})`))
+  return node.models.length > 3 ? `${shown.join(', ')} and ${node.models.length - 3} more` : shown.join(', ')
+}

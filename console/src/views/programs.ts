@@ -1,0 +1,73 @@
+// How other programs are pointed at this node. Pure text.
+
+export interface Program {
+  name: string
+  steps: [string, string][] // what to do, and the text for it
+}
+
+// `base` is the API's address without `/v1`; `model` a model of the mesh.
+export function programs(base: string, model: string): Program[] {
+  const body = JSON.stringify({ model, messages: [{ role: 'user', content: 'Say hello.' }] })
+  const opencode = {
+    $schema: 'https://opencode.ai/config.json',
+    provider: {
+      'mesh-llm': {
+        npm: '@ai-sdk/openai-compatible',
+        name: 'mesh-llm',
+        options: { baseURL: `${base}/v1` },
+        models: { [model]: { name: model } },
+      },
+    },
+  }
+  const pi = {
+    providers: {
+      'mesh-llm': { baseUrl: `${base}/v1`, api: 'openai-completions', apiKey: 'none', models: [{ id: model }] },
+    },
+  }
+  return [
+    { name: 'curl', steps: [['In a shell:', `curl ${base}/v1/chat/completions -d ${quoted(body)}`]] },
+    {
+      name: 'goose',
+      steps: [
+        [
+          'In a shell:',
+          `GOOSE_PROVIDER=openai OPENAI_HOST=${base} OPENAI_API_KEY=none \\\n  GOOSE_MODEL=${quoted(model)} goose session`,
+        ],
+      ],
+    },
+    {
+      name: 'Claude Code',
+      steps: [
+        [
+          'In a shell:',
+          `ANTHROPIC_BASE_URL=${base} ANTHROPIC_AUTH_TOKEN=none \\\n  ANTHROPIC_MODEL=${quoted(model)} ANTHROPIC_SMALL_FAST_MODEL=${quoted(model)} claude`,
+        ],
+      ],
+    },
+    {
+      name: 'opencode',
+      steps: [
+        ['In opencode.json:', JSON.stringify(opencode, null, 2)],
+        ['Then:', `opencode --model ${quoted(`mesh-llm/${model}`)}`],
+      ],
+    },
+    {
+      name: 'pi',
+      steps: [
+        ['In ~/.pi/agent/models.json:', JSON.stringify(pi, null, 2)],
+        ['Then:', `pi --provider mesh-llm --model ${quoted(model)}`],
+      ],
+    },
+    {
+      name: 'Python',
+      steps: [
+        ['With the openai package:', `import openai\n\nclient = openai.OpenAI(base_url="${base}/v1", api_key="none")`],
+      ],
+    },
+  ]
+}
+
+// For a shell: names of models come from other machines, and may hold anything.
+export function quoted(text: string): string {
+  return /^[\w./:@-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`
+}

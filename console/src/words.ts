@@ -1,0 +1,53 @@
+// How numbers and states are said. Pure; words are short, units are those people know.
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
+
+export function bytes(count: number): string {
+  let value = count
+  let unit = 0
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024
+    unit += 1
+  }
+  return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`
+}
+
+// Tokens of context: powers of two are said as people say them.
+export function tokens(count: number): string {
+  if (count >= 1024 && count % 1024 === 0) return `${count / 1024}k`
+  return count >= 10_000 ? `${Math.round(count / 1000)}k` : String(count)
+}
+
+export function milliseconds(seconds: number): string {
+  const ms = seconds * 1000
+  return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`
+}
+
+export function duration(seconds: number): string {
+  const whole = Math.max(0, Math.floor(seconds))
+  if (whole < 60) return `${whole} s`
+  if (whole < 3600) return `${Math.floor(whole / 60)} min`
+  if (whole < 86_400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`
+  return `${Math.floor(whole / 86_400)} d ${Math.floor((whole % 86_400) / 3600)} h`
+}
+
+export function speed(tokensPerSecond: number): string {
+  return `${tokensPerSecond < 10 ? tokensPerSecond.toFixed(1) : Math.round(tokensPerSecond)} tok/s`
+}
+
+export function percent(fraction: number): string {
+  return `${Math.round(Math.min(1, Math.max(0, fraction)) * 100)} %`
+}
+
+export function counted(count: number, one: string, many = `${one}s`): string {
+  return `${count.toLocaleString('en')} ${count === 1 ? one : many}`
+}
+
+// The first ten digits of a node's id: what all of mesh-llm shows of it.
+export function short(id: string): string {
+  return id.slice(0, 10)
+}
+
+export function software(text: string): string {
+  return text.replace(/^mesh-llm /, '')
+}

@@ -1,0 +1,111 @@
+// Statuses for tests: a node, and whatever a test says of it.
+
+import type { NodeStatus, PeerStatus } from '../src/api'
+import type { MeshNode } from '../src/mesh/nodes'
+
+export function peer(id: string, more: Partial<PeerStatus> = {}): PeerStatus {
+  return {
+    id,
+    name: `node ${id}`,
+    software: 'mesh-llm 0.1.0',
+    status: 'alive',
+    since_seconds: 60,
+    reason: '',
+    linked: true,
+    rtt: 0.01,
+    via: 'lane',
+    addresses: [],
+    models: [],
+    wants: [],
+    memory: 0,
+    active: 0,
+    waiting: 0,
+    serves: [],
+    on_disk: [],
+    ...more,
+  }
+}
+
+export function serves(name: string): PeerStatus['serves'][number] {
+  return { name, purpose: 'generate', context_length: 4096, slots: 4, size: 1000, active: 1, waiting: 0 }
+}
+
+export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {}): NodeStatus {
+  return {
+    name: 'here',
+    version: '0.1.0',
+    snapshot: 1,
+    pid: 1,
+    uptime_seconds: 1,
+    api: 'http://localhost:9337/v1',
+    console: '',
+    stopping: false,
+    engine: { phase: 'ready', version: '', progress: null, reason: '', advice: '' },
+    models: [],
+    backends: [],
+    load: [],
+    mesh_reason: '',
+    machine: null,
+    sharing: null,
+    splits: [],
+    lent: null,
+    mesh: {
+      node: 'me',
+      mesh: 'm',
+      role: 'node',
+      phase: 'joined',
+      reason: '',
+      incarnation: 1,
+      addresses: [],
+      wants: [],
+      clients: 0,
+      steps: [],
+      peers,
+      memory: 0,
+      on_disk: [],
+    },
+    ...more,
+  }
+}
+
+export function model(
+  name: string,
+  phase: string,
+  more: Partial<NodeStatus['models'][number]> = {},
+): NodeStatus['models'][number] {
+  return {
+    name,
+    purpose: 'generate',
+    phase,
+    progress: null,
+    file: null,
+    engine: null,
+    restarts: 0,
+    reason: '',
+    advice: '',
+    ...more,
+  }
+}
+
+export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
+  return {
+    id,
+    name: id,
+    here: false,
+    role: 'standby',
+    life: 'alive',
+    reason: '',
+    version: '',
+    models: [],
+    wants: [],
+    onDisk: [],
+    parts: [],
+    memory: 0,
+    linked: true,
+    rtt: null,
+    via: '',
+    addresses: [],
+    since: null,
+    ...more,
+  }
+}

@@ -1,0 +1,62 @@
+import { describe, expect, it } from 'vitest'
+import type { ShareStatus, SplitStatus } from '../src/api'
+import { nodesOf } from '../src/mesh/nodes'
+import { layersOf, pipelinesOf } from '../src/mesh/splits'
+import { peer, status } from './made'
+
+const share = (node: string, first: number, layers: number, phase = 'committed'): ShareStatus => {
+  return { node, name: '', first, layers, memory: 100, phase, detail: '', rtt: null, via: '', sent: 3, received: 4 }
+}
+const split: SplitStatus = {
+  model: 'm',
+  session: '',
+  generation: 1,
+  committed: true,
+  reason: '',
+  forecast: null,
+  measured: null,
+  considered: [],
+  shares: [share('b', 20, 10), share('me', 0, 12, 'host'), share('a', 12, 8)],
+}
+
+describe('splits', () => {
+  it('are the way of a token, in the order of the layers', () => {
+    expect(pipelinesOf(status([], { splits: [split] }))).toEqual([
+      { model: 'm', committed: true, stops: ['me', 'a', 'b'] },
+    ])
+  })
+
+  it('make workers of nodes that serve nothing else', () => {
+    const found = nodesOf(status([peer('a'), peer('b'), peer('c')], { splits: [split] }), 1)
+    expect(found.map((node) => [node.id, node.role, node.parts.map(layersOf)])).toEqual([
+      ['me', 'worker', ['layers 0 to 11']],
+      ['a', 'worker', ['layers 12 to 19']],
+      ['b', 'worker', ['layers 20 to 29']],
+      ['c', 'standby', []],
+    ])
+    expect(found[1]?.parts[0]?.traffic).toBe(7)
+  })
+
+  it('of others show this node its own part alone', () => {
+    const lent = {
+      model: 'm',
+      host: 'a',
+      session: '',
+      generation: 1,
+      phase: 'ready',
+      detail: '',
+      first: 5,
+      layers: 1,
+      memory: 9,
+    }
+    const known = status([peer('a')], { lent })
+    expect(pipelinesOf(known)).toEqual([{ model: 'm', committed: false, stops: ['a', 'me'] }])
+    expect(nodesOf(known, 1)[0]).toMatchObject({ role: 'worker', parts: [{ host: 'a', traffic: null }] })
+    expect(layersOf(lent)).toBe('layer 5')
+  })
+
+  it('are nothing to draw while nobody shares anything', () => {
+    expect(pipelinesOf(status([], { splits: [{ ...split, shares: [] }] }))).toEqual([])
+    expect(layersOf({ first: 0, layers: 0 })).toBe('no layers')
+  })
+})

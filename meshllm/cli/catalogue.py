@@ -1,0 +1,260 @@
+"""`mesh-llm download` without a name: the models that are known, and how each stands with this machine.
+
+Law: this file only shows. On a terminal there is a table of a hundred columns, elsewhere a line for each model, and
+with `--json` everything that is known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from meshllm import paths
+from meshllm.cli.mesh_news import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from meshllm.core.fitting import Room
+    from meshllm.core.outlook import Outlook
+    from meshllm.models.entry import CatalogEntry
+    from meshllm.models.inventory import Standing
+
+HERE = {"fits": "green", "less-context": "green", "split": "yellow", "too-big": "dim"}
+ON_DISK = {"yes": "green", "no": "dim", "elsewhere": "green", "partial": "yellow", "not-verified": "yellow"}
+# Below so many columns, licences are not shown: names are longer.
+COLUMNS_WITH_LICENCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model, what would become of it here, and whether it is here."""
+
+    entry: CatalogEntry
+    outlook: Outlook
+    standing: Standing
+
+    @property
+    def kind(self) -> str:
+        """What it is for."""
+        if self.entry.purpose.value != "generate":
+            return {"embed": "embeddings", "rerank": "rerank"}[self.entry.purpose.value]
+        return "text and pictures" if self.entry.vision else "text"
+
+
+def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
+    """Print the catalogue, or what of it fits here or has a word in it."""
+    from meshllm.cli.capacity import machine
+    from meshllm.core.lending import room
+
+    facts = machine()
+    given = room(facts)
+    rows = [row for row in look(given) if (not fits or row.outlook.machines == 1) and _has(row, search)]
+    if as_json:
+        typer.echo(json.dumps([_facts(row) for row in rows], indent=2))
+    elif not sys.stdout.isatty():
+        for row in rows:
+            typer.echo("  ".join(_words(row)))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        if rows:
+            console.print(table(rows, licences=console.width >= COLUMNS_WITH_LICENCE))
+        _print_legend(console, rows, given, devices=bool(facts.in_use))
+
+
+def look(given: Room) -> list[Row]:
+    """Every model of the catalogue, by purpose and size."""
+    from meshllm.cli.model_page import outlook_of_entry
+    from meshllm.models import elsewhere
+    from meshllm.models.catalog import load
+    from meshllm.models.inventory import standing
+    from meshllm.models.store import Store
+
+    store, others = Store(paths.models()), list(elsewhere.gguf_files())
+    rows = [Row(entry, outlook_of_entry(entry, given), standing(entry, store, others)) for entry in load().entries]
+    kinds = ["text", "text and pictures", "embeddings", "rerank"]
+    return sorted(rows, key=lambda row: (kinds.index(row.kind), row.entry.size, row.entry.name))
+
+
+def _has(row: Row, search: str) -> bool:
+    """Whether every word that is looked for is said of the model."""
+    entry = row.entry
+    said = " ".join((entry.name, *entry.aliases, row.kind, entry.license, entry.architecture, entry.quantization))
+    said += " tools" if entry.tools else ""
+    return all(word in said.casefold() for word in search.casefold().split())
+
+
+# -- words
+
+
+def size_words(count: int, *, about: bool = False) -> str:
+    """Bytes in two or three digits: "98 MB", "1.9 GB", "~405 GB"."""
+    number = f"{count / 1e9:.0f} GB" if count >= 9_950_000_000 else f"{count / 1e9:.1f} GB"
+    if count < 995_000_000:
+        number = f"{count / 1e6:.0f} MB"
+    return f"~{number}" if about else number
+
+
+def count_words(count: int) -> str:
+    """A number of parameters: "135M", "3.1B", "32B"."""
+    if count >= 9_950_000_000:
+        return f"{count / 1e9:.0f}B"
+    return f"{count / 1e9:.1f}B".replace(".0B", "B") if count >= 995_000_000 else f"{count / 1e6:.0f}M"
+
+
+def parameters_words(entry: CatalogEntry) -> str:
+    """All parameters, and of a mixture those a token passes: "31B/3.3B"."""
+    active = "" if entry.dense else f"/{count_words(entry.active_parameters)}"
+    return f"{count_words(entry.parameters)}{active}"
+
+
+def context_words(tokens: int) -> str:
+    """Tokens as people say them: "8k", "128k", "1M"."""
+    if tokens >= 1 << 20:
+        return f"{tokens / (1 << 20):.3g}M"
+    return f"{tokens / 1024:.3g}k" if tokens >= 1024 else str(tokens)
+
+
+def fit_words(told: Outlook) -> str:
+    """What would become of it on this machine."""
+    if told.prospect.value == "less-context":
+        return f"fits with {context_words(told.size.context_length)} context"
+    if told.prospect.value == "split":
+        return f"split over {told.machines} machines"
+    return "fits" if told.machines == 1 else "too big"
+
+
+def disk_words(told: Standing) -> str:
+    """Whether it is on this disk."""
+    presence = told.presence.value
+    if presence == "elsewhere":
+        return f"elsewhere: {printable(told.program)}" if told.program else "elsewhere"
+    return {"partial": f"{told.percent} %", "not-verified": "not verified"}.get(presence, presence)
+
+
+def _words(row: Row) -> list[str]:
+    """A line for programs that read lines."""
+    entry = row.entry
+    return [
+        entry.name,
+        size_words(entry.size, about=entry.approximate),
+        parameters_words(entry),
+        entry.quantization,
+        context_words(entry.context_length),
+        row.kind + (" and tools" if entry.tools else ""),
+        f"draft: {entry.draft}" if entry.draft else "no draft",
+        entry.license,
+        fit_words(row.outlook),
+        f"on disk: {disk_words(row.standing)}",
+    ]
+
+
+def _facts(row: Row) -> dict[str, Any]:
+    from meshllm.cli.model_page import outlook_facts
+
+    entry = row.entry
+    return {
+        "name": entry.name,
+        "aliases": list(entry.aliases),
+        "size": entry.size,
+        "approximate": entry.approximate,
+        "parameters": entry.parameters,
+        "active_parameters": entry.active_parameters or entry.parameters,
+        "architecture": entry.architecture,
+        "quantization": entry.quantization,
+        "context_length": entry.context_length,
+        "purpose": entry.purpose.value,
+        "vision": entry.vision,
+        "tools": entry.tools,
+        "draft": entry.draft,
+        "license": entry.license,
+        "repository": entry.repository,
+        "fit": outlook_facts(row.outlook),
+        "on_disk": row.standing.presence.value,
+        "percent": row.standing.percent,
+        "program": row.standing.program,
+        "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in entry.files],
+    }
+
+
+# -- the table
+
+
+def table(rows: Sequence[Row], *, licences: bool) -> Table:
+    """The rows, each kind under a heading of its own."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    made.add_column("name", no_wrap=True)
+    for heading in ("size", "params", "quant", "ctx"):
+        made.add_column(heading, justify="left" if heading == "quant" else "right", no_wrap=True)
+    for heading in ("", "here", "on disk"):
+        made.add_column(heading, no_wrap=True)
+    if licences:
+        made.add_column("licence", no_wrap=True)
+    kind = ""
+    for row in rows:
+        if row.kind != kind:
+            if kind:
+                made.add_row()
+            kind = row.kind
+            made.add_row(f"[bold cyan]{kind}[/]")
+        made.add_row(*_cells(row)[: len(made.columns)])
+    return made
+
+
+def _cells(row: Row) -> list[str]:
+    entry, told, standing = row.entry, row.outlook, row.standing
+    here = HERE[told.prospect.value]
+    disk = ON_DISK[standing.presence.value]
+    short = {
+        "less-context": context_words(told.size.context_length),
+        "split": f"split {told.machines}",
+        "fits": "fits",
+        "too-big": "too big",
+    }[told.prospect.value]
+    # A program's name says that it lies elsewhere; a path would not fit.
+    known = bool(standing.program) and os.sep not in standing.program
+    words = standing.program if known else disk_words(replace(standing, program=""))
+    dim = told.machines > 1
+    return [
+        f"[dim]{entry.name}[/]" if dim else entry.name,
+        size_words(entry.size, about=entry.approximate),
+        parameters_words(entry),
+        entry.quantization.removeprefix("UD-"),
+        context_words(entry.context_length),
+        ("t" if entry.tools else " ") + ("d" if entry.draft else " "),
+        f"[{here}]{short}[/]",
+        f"[{disk}]{words}[/]",
+        f"[dim]{entry.license}[/]",
+    ]
+
+
+def _print_legend(console: Console, rows: Sequence[Row], given: Room, *, devices: bool) -> None:
+    from meshllm.core.fit_words import gigabytes
+
+    def say(text: str) -> None:
+        console.print(text, style="dim", highlight=False, markup=False)
+
+    if not rows:
+        say("No known model is like that. A model at the hub can be fetched by org/repo too.")
+        return
+    memory = f"{gigabytes(given.host)} of memory"
+    if devices:
+        there = sum(accelerator.room for accelerator in given.accelerators)
+        memory = f"{gigabytes(there)} on accelerators and {memory}"
+    say("")
+    say(f"here: with the {memory} that may be used now")
+    say("  8k: fits with no more than 8k tokens of context   split 3: over 3 machines like this one")
+    say("t: uses tools   d: has a draft, which --draft fetches too")
+    say("`mesh-llm download NAME` fetches one; `mesh-llm models show NAME` tells more of it.")

@@ -1,0 +1,261 @@
+"""Everything that is known of one model: what `mesh-llm models show` prints, and the same for programs.
+
+Law: this file only gathers and words. What a model needs is a forecast, and is called one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meshllm.errors import UnknownModel
+
+if TYPE_CHECKING:
+    from meshllm.core.fitting import Room
+    from meshllm.core.outlook import Outlook
+    from meshllm.models.entry import CatalogEntry, Wanted
+    from meshllm.models.gguf import Header
+    from meshllm.models.inventory import Item
+    from meshllm.models.local import LocalModel
+    from meshllm.models.store import Store
+
+LINES_OF_TEMPLATE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A model, as far as it is known: `draft` is the name of the one that would guess ahead for it here, or why there
+    is none; `outlook` what it takes of the `room` of this machine."""
+
+    name: str
+    room: Room
+    outlook: Outlook
+    item: Item | None = None
+    entry: CatalogEntry | None = None
+    model: LocalModel | None = None
+    draft: str = ""
+    why_no_draft: str = ""
+
+
+def look_up(name: str, store: Store) -> Page:
+    """The model that is meant, on this disk or in the catalogue.
+
+    Raises UnknownModel for one that only the hub knows, and as `picking.understood` and `local.from_path` do.
+    """
+    from meshllm.cli.capacity import machine
+    from meshllm.core.lending import room
+    from meshllm.models.entry import CatalogEntry
+    from meshllm.models.inventory import inventory
+    from meshllm.models.local import from_path
+    from meshllm.models.picking import by_name, item_of, understood
+
+    everything, given = inventory(store), room(machine())
+    item = by_name(name, everything)
+    wanted = understood(name, everything, store) if item is None else None
+    if item is None and wanted is not None:
+        item = item_of(wanted, everything)
+    if item is not None and item.model is not None:
+        draft, why = _draft(item.model, everything, store)
+        told = _outlook_of_model(item.model, given)
+        return Page(item.name, given, told, item, item.entry, item.model, draft, why)
+    entry = item.entry if item is not None else wanted if isinstance(wanted, CatalogEntry) else None
+    if entry is not None:
+        return Page(entry.name, given, outlook_of_entry(entry, given), item, entry)
+    if isinstance(wanted, Path):
+        model = from_path(wanted, store)
+        return Page(model.name, given, _outlook_of_model(model, given), model=model)
+    if item is not None:
+        raise UnknownModel(f"{item.name} cannot be shown: {item.reason or 'it is not whole yet'}")
+    assert wanted is not None
+    raise UnknownModel(
+        f"{wanted.name} is not on this disk, and its header is not read at the hub.",
+        advice="`mesh-llm download` fetches it.",
+    )
+
+
+def outlook_of_entry(entry: CatalogEntry, given: Room) -> Outlook:
+    """What would become of a model of the catalogue in that room."""
+    from meshllm.core.outlook import outlook
+    from meshllm.core.sizing import candidates
+    from meshllm.core.types import Purpose
+    from meshllm.models.outline import outline, projector_estimate
+
+    sizes = candidates(entry.context_length, None, entry.purpose, slots_are_free=not entry.cache)
+    embeds = entry.purpose is not Purpose.GENERATE
+    return outlook(outline(entry), sizes, given, embeds=embeds, beside=projector_estimate(entry))
+
+
+def _outlook_of_model(model: LocalModel, given: Room) -> Outlook:
+    from meshllm.core.outlook import outlook
+    from meshllm.core.sizing import candidates
+    from meshllm.core.types import Purpose
+    from meshllm.models.projector import projector_bytes
+    from meshllm.models.purpose import usage
+
+    how = usage(model.header)
+    sizes = candidates(model.context_length, None, how.purpose, slots_are_free=how.at_once)
+    beside = projector_bytes(model.projector) if model.projector is not None else 0
+    embeds = how.purpose is not Purpose.GENERATE
+    return outlook(model.header.shape, sizes, given, embeds=embeds, beside=beside)
+
+
+def _draft(model: LocalModel, everything: Sequence[Item], store: Store) -> tuple[str, str]:
+    """Which draft would be taken of those here, or why none."""
+    from meshllm.errors import MeshError
+    from meshllm.models import drafts
+
+    disk: dict[str, Wanted] = {item.name: item.model.path for item in everything if item.model is not None}
+    try:
+        pairing = drafts.find(model, disk, store)
+    except MeshError as error:
+        return "", error.message
+    return pairing.name, pairing.reason
+
+
+# -- for people
+
+
+def words(page: Page, store: Store) -> dict[str, str | list[str]]:
+    """What is printed: headings with a line or several."""
+    told: dict[str, str | list[str]] = {"name": page.name}
+    told |= _item_words(page.item, store) if page.item is not None else {"on disk": "no"}
+    if page.entry is not None:
+        told |= _entry_words(page.entry)
+    if page.model is not None:
+        told |= _header_words(page.model.header)
+        if page.model.chat_template is not None:
+            told["our template"] = f"{page.model.chat_template.name} takes the place of its own"
+        told["projector"] = str(page.model.projector or "none: it takes no pictures")
+        told["draft"] = page.draft or f"none: {page.why_no_draft}"
+    return told | _need_words(page.outlook, page.room)
+
+
+def _item_words(item: Item, store: Store) -> dict[str, str | list[str]]:
+    from meshllm.models.store import megabytes
+
+    state = item.state.value.replace("-", " ")
+    if item.state.value == "partial":
+        state += f": {megabytes(item.arrived)} of {megabytes(item.size)} are here"
+    told: dict[str, str | list[str]] = {"on disk": state + (f" ({item.program})" if item.program else "")}
+    if item.other_names:
+        told = {"also called": ", ".join(item.other_names), **told}
+    if item.reason:
+        told["reason"] = item.reason
+    if item.files:
+        told["files"] = [str(path) for path in item.files]
+        told["sha256"] = [store.known_digest(path) or "not read yet" for path in item.files]
+    told["size"] = megabytes(item.size)
+    if item.manifest is not None and item.manifest.origin:
+        told["from"] = item.manifest.origin
+    return told
+
+
+def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
+    from meshllm.cli.catalogue import parameters_words, size_words
+
+    size = size_words(entry.size, about=entry.approximate)
+    purpose = ["text", *(["pictures"] if entry.vision else []), *(["tools"] if entry.tools else [])]
+    told: dict[str, str | list[str]] = {
+        "catalogue": f"{parameters_words(entry)} parameters, {entry.quantization}, {size}",
+        "for": {"embed": "embeddings", "rerank": "rerank"}.get(entry.purpose.value, ", ".join(purpose)),
+        "licence": entry.license,
+    }
+    if entry.repository:
+        told["at the hub"] = entry.repository
+    if entry.draft:
+        told["usual draft"] = entry.draft
+    return told
+
+
+def _header_words(header: Header) -> dict[str, str | list[str]]:
+    from meshllm.cli.catalogue import count_words
+
+    heads = f"{header.heads} heads of {header.key_length}, {header.kv_heads} of them for keys and values"
+    told: dict[str, str | list[str]] = {
+        "architecture": header.architecture,
+        "parameters": f"{header.parameters:,} ({count_words(header.parameters)})",
+        "quantization": header.quantization,
+        "trained for": f"{header.context_length:,} tokens of context",
+        "layers": f"{header.layers}, {header.embedding_length} wide, {heads}",
+    }
+    if header.experts:
+        told["experts"] = f"{header.experts} in each layer, of which a token passes {header.experts_used}"
+    if header.sliding_window:
+        told["window"] = f"{header.sliding_window:,} tokens, in the layers that have one"
+    told["vocabulary"] = f"{header.vocabulary_size:,} words ({header.tokenizer})"
+    lines = (header.chat_template or "").strip().splitlines()
+    if len(lines) > LINES_OF_TEMPLATE:
+        lines = [*lines[:LINES_OF_TEMPLATE], f"... {len(lines)} lines in all"]
+    told["template"] = [line[:100] for line in lines] or "none"
+    return told
+
+
+def _need_words(told: Outlook, given: Room) -> dict[str, str | list[str]]:
+    from meshllm.cli.catalogue import fit_words
+    from meshllm.core.fit_words import gigabytes
+
+    slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
+    there = [f"{gigabytes(accelerator.room)} on {accelerator.name}" for accelerator in given.accelerators]
+    there.append(f"{gigabytes(given.host)} of memory")
+    return {
+        "needs": f"{gigabytes(told.memory)} with {told.size.context_length:,} tokens of context for {slots} (forecast)",
+        "here": f"{fit_words(told)}; {' and '.join(there)} may be used now",
+    }
+
+
+# -- for programs
+
+
+def facts(page: Page, store: Store) -> dict[str, Any]:
+    """The same as values."""
+    from meshllm.cli.models import facts as item_facts
+
+    told: dict[str, Any] = item_facts(page.item) if page.item is not None else {"name": page.name, "state": "absent"}
+    if page.item is not None:
+        told["digests"] = {str(path): store.known_digest(path) for path in page.item.files}
+        told["origin"] = page.item.manifest.origin if page.item.manifest is not None else ""
+    told["catalogue"] = _entry_facts(page.entry) if page.entry is not None else None
+    told["header"] = _header_facts(page.model.header) if page.model is not None else None
+    if page.model is not None:
+        template, projector = page.model.chat_template, page.model.projector
+        told["our_template"] = template.name if template is not None else None
+        told["projector"] = str(projector) if projector is not None else None
+        told["draft"], told["why_no_draft"] = page.draft or None, page.why_no_draft
+    told["forecast"] = outlook_facts(page.outlook)
+    return told
+
+
+def outlook_facts(told: Outlook) -> dict[str, Any]:
+    """What a model would take here."""
+    return {
+        "verdict": told.prospect.value,
+        "context_length": told.size.context_length,
+        "slots": told.size.slots,
+        "memory": told.memory,
+        "machines": told.machines,
+    }
+
+
+def _entry_facts(entry: CatalogEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "parameters": entry.parameters,
+        "active_parameters": entry.active_parameters or entry.parameters,
+        "purpose": entry.purpose.value,
+        "vision": entry.vision,
+        "tools": entry.tools,
+        "draft": entry.draft,
+        "license": entry.license,
+        "repository": entry.repository,
+    }
+
+
+def _header_facts(header: Header) -> dict[str, Any]:
+    names = (
+        "architecture", "name", "quantization", "context_length", "parameters", "layers", "embedding_length", "heads",
+        "kv_heads", "key_length", "value_length", "experts", "experts_used", "sliding_window", "vocabulary_size",
+        "tokenizer", "chat_template",
+    )  # fmt: skip
+    return {name: getattr(header, name) for name in names}

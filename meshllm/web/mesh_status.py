@@ -1,0 +1,144 @@
+"""What the status says of the mesh: the other nodes, and how this one found them.
+
+Times are seconds, sizes bytes. Fields are only ever added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from meshllm.core.records import NodeId
+from meshllm.core.views import JoinStep, MeshView, PeerView
+from meshllm.web.status_model import StatusModel
+
+
+class StepStatus(StatusModel):
+    """One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words."""
+
+    peer: str
+    addresses: list[str]
+    state: str
+    reason: str
+
+
+class ServedStatus(StatusModel):
+    """A model that another node answers for, as it says. 0: unknown. `size` is that of the file."""
+
+    name: str
+    purpose: str | None
+    context_length: int
+    slots: int
+    size: int
+    active: int
+    waiting: int
+
+
+class PeerStatus(StatusModel):
+    """Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
+    "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard."""
+
+    id: str
+    name: str
+    software: str
+    status: str
+    since_seconds: float
+    reason: str
+    linked: bool
+    rtt: float | None
+    via: str
+    addresses: list[str]
+    models: list[str]
+    wants: list[str]
+    memory: int
+    active: int
+    waiting: int
+    serves: list[ServedStatus]
+    on_disk: list[str]
+
+
+class MeshStatus(StatusModel):
+    """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
+
+    `memory` (bytes) and `on_disk` are what this node tells the others that it has.
+    """
+
+    node: str
+    mesh: str
+    role: str
+    phase: str
+    reason: str
+    incarnation: int
+    addresses: list[str]
+    wants: list[str]
+    clients: int
+    steps: list[StepStatus]
+    peers: list[PeerStatus]
+    memory: int
+    on_disk: list[str]
+
+
+def _step(step: JoinStep) -> StepStatus:
+    addresses = [str(address) for address in step.way.addresses]
+    return StepStatus(peer=step.way.pin.hex(), addresses=addresses, state=step.state, reason=step.reason)
+
+
+def _peer(peer: PeerView, via: str, now: float) -> PeerStatus:
+    record = peer.record
+    return PeerStatus(
+        id=peer.node.hex(),
+        name=record.name,
+        software=record.software,
+        status=peer.status.value,
+        since_seconds=round(max(0.0, now - peer.since), 3),
+        reason=peer.reason,
+        linked=peer.linked,
+        rtt=None if peer.rtt is None else round(peer.rtt, 6),
+        via=via,
+        addresses=[str(address) for address in record.addresses],
+        models=[served.name for served in record.serves],
+        wants=list(record.wants),
+        memory=record.memory,
+        active=sum(load.active for load in peer.loads),
+        waiting=sum(load.waiting for load in peer.loads),
+        serves=_serves(peer),
+        on_disk=list(record.on_disk),
+    )
+
+
+def _serves(peer: PeerView) -> list[ServedStatus]:
+    loads = {load.name: load for load in peer.loads or peer.record.loads}
+    found = []
+    for served in peer.record.serves:
+        load = loads.get(served.name)
+        found.append(
+            ServedStatus(
+                name=served.name,
+                purpose=None if served.purpose is None else served.purpose.value,
+                context_length=served.context_length,
+                slots=served.slots,
+                size=served.size,
+                active=0 if load is None else load.active,
+                waiting=0 if load is None else load.waiting,
+            )
+        )
+    return found
+
+
+def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
+    """The mesh at `now`; `vias` says what requests to a peer take, `wants` what was asked for here."""
+    record = mesh.record
+    return MeshStatus(
+        node=mesh.node.hex(),
+        mesh=mesh.mesh.hex(),
+        role=mesh.role.value,
+        phase=mesh.phase.value,
+        reason=mesh.reason,
+        incarnation=0 if record is None else record.stamp.incarnation,
+        addresses=[] if record is None else [str(address) for address in record.addresses],
+        wants=list(wants),
+        clients=mesh.clients,
+        steps=[_step(step) for step in mesh.steps],
+        peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
+        memory=0 if record is None else record.memory,
+        on_disk=[] if record is None else list(record.on_disk),
+    )

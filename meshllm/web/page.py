@@ -1,0 +1,79 @@
+"""The console's page: the files that its build made, and what is said where there is no build.
+
+Law: only files of that one folder are read, by names that cannot leave it; nothing the page holds comes from elsewhere,
+and the policy sent with it lets it ask nobody but this daemon: its console, and its API on the other port.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+FOLDER: Final = Path(__file__).with_name("page")
+# The largest file of a build is some hundred kilobytes.
+MAX_FILE_BYTES: Final = 8 << 20
+TYPES: Final = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+    ".txt": "text/plain",
+}
+# A build names its files by what is in them.
+FOR_GOOD: Final = {"cache-control": "public, max-age=31536000, immutable"}
+_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self' {api}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify"
+)
+_WITHOUT: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>mesh-llm</title>
+<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="5"></head>
+<body><h1>mesh-llm runs, its console page is not built yet</h1>
+<p>This node answers at {api}. The page is built in the background when scripts/mesh-llm starts a node for the first
+time, which takes about a minute; this text makes room for it by itself.</p>
+<p>To build it by hand, in a checkout: <code>scripts/console</code></p>
+<p>Without it: <a href="/api/status">/api/status</a> is the state of this node as JSON, <code>/api/events</code> the
+same whenever it changes (SSE), and <code>mesh-llm status</code> prints it.</p></body></html>
+"""
+
+
+class Page:
+    """The files in `folder`: `index.html`, and `assets` with names of their own. A build may come, go and change."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+
+    def index(self, api: str) -> web.Response:
+        """The page, which may ask the API at `api` (scheme, host and port)."""
+        found = _read(self._folder / "index.html")
+        body = found if found is not None else _WITHOUT.format(api=escape(api)).encode()
+        headers = {"content-security-policy": _POLICY.format(api=api), "x-frame-options": "DENY"}
+        return web.Response(body=body, content_type="text/html", charset="utf-8", headers=headers)
+
+    def asset(self, name: str) -> web.Response:
+        """One of its files. Raises HTTPNotFound."""
+        kind = TYPES.get(Path(name).suffix)
+        found = None
+        if kind is not None and _NAME.fullmatch(name):
+            found = _read(self._folder / "assets" / name)
+        if found is None:
+            raise web.HTTPNotFound
+        charset = "utf-8" if kind is not None and kind.startswith("text/") else None
+        return web.Response(body=found, content_type=kind or "", charset=charset, headers=FOR_GOOD)
+
+
+def _read(path: Path) -> bytes | None:
+    """The file, or None where there is none. Short, and in the system's cache after the first time."""
+    try:
+        with path.open("rb") as file:
+            found = file.read(MAX_FILE_BYTES + 1)
+    except OSError:
+        return None
+    return found if len(found) <= MAX_FILE_BYTES else None

@@ -1,0 +1,264 @@
+"""`mesh-llm download` without a name: the table, the lines and the JSON, and what of the list is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from meshllm.cli import capacity, catalogue
+from meshllm.cli import download as command
+from meshllm.core.lending import Device, Machine
+from meshllm.core.outlook import Outlook, Prospect
+from meshllm.core.sizing import Size
+from meshllm.errors import UsageError
+from meshllm.machine import accelerators
+from meshllm.machine.accelerators import Accelerator
+from meshllm.models.catalog import load
+from meshllm.models.store import Store
+
+GB = 10**9
+ENTRY = load().entries[0]
+FILE = ENTRY.files[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A model folder of its own, on a machine with 16 GB free on which nobody else keeps models."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr(capacity, "machine", lambda: Machine(32 * GB, 16 * GB))
+    return Store(tmp_path / "models")
+
+
+def run(*arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(command.download)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def line(name: str) -> list[str]:
+    return next(text for text in run().splitlines() if text.startswith(f"{name}  ")).split("  ")
+
+
+def test_lines_say_everything(store: Store) -> None:
+    assert line("Qwen3-8B") == [
+        "Qwen3-8B", "5.0 GB", "8.2B", "Q4_K_M", "40k", "text and tools", "draft: Qwen3-0.6B", "Apache-2.0", "fits",
+        "on disk: no",
+    ]  # fmt: skip
+    assert line("Gemma-4-26B-A4B-it")[1:3] == ["~17 GB", "26B/3.8B"]
+    assert line("Llama-3.3-70B-Instruct")[8] == "split over 4 machines"
+    assert line("DeepSeek-V3.1")[8] == "too big"
+    assert line("bge-m3")[5:7] == ["embeddings", "no draft"]
+    assert line("Gemma-3-12B-it")[5] == "text and pictures"
+    assert len(run().splitlines()) == len(load().entries)
+
+
+def test_what_is_on_the_disk(store: Store) -> None:
+    store.prepare()
+    with store.partial(FILE).open("wb") as file:
+        file.truncate(FILE.size // 2)
+    assert line(ENTRY.name)[-1] == "on disk: 50 %"
+    with store.path(FILE).open("wb") as file:
+        file.truncate(FILE.size)
+    assert line(ENTRY.name)[-1] == "on disk: not verified"
+    store.record(store.path(FILE), FILE.sha256)
+    assert line(ENTRY.name)[-1] == "on disk: yes"
+    theirs = Path("~/.lmstudio/models/org/repo").expanduser() / FILE.name
+    theirs.parent.mkdir(parents=True)
+    store.path(FILE).replace(theirs)
+    assert line(ENTRY.name)[-1] == "on disk: elsewhere: LM Studio"
+
+
+def test_the_json_is_for_programs(store: Store) -> None:
+    listed = {entry["name"]: entry for entry in json.loads(run("--json"))}
+    assert set(listed) == {entry.name for entry in load().entries}
+    told = listed[ENTRY.name]
+    assert (told["on_disk"], told["percent"], told["program"]) == ("no", 0, "")
+    assert told["files"] == [{"name": FILE.name, "size": FILE.size, "sha256": FILE.sha256}]
+    assert listed["Llama-3.3-70B-Instruct"]["fit"]["verdict"] == "split"
+    assert listed["Qwen3-8B"]["fit"]["context_length"] == 32_768
+    assert listed["Qwen3-8B"]["draft"] == "Qwen3-0.6B"
+
+
+def test_they_are_sorted_by_what_they_are_for_and_by_size(store: Store) -> None:
+    listed = json.loads(run("--json"))
+    kinds = [(entry["purpose"], entry["vision"]) for entry in listed]
+    order = [("generate", False), ("generate", True), ("embed", False), ("rerank", False)]
+    assert kinds == sorted(kinds, key=order.index)
+    for kind in order:
+        sizes = [entry["size"] for entry in listed if (entry["purpose"], entry["vision"]) == kind]
+        assert sizes == sorted(sizes)
+
+
+def test_only_what_fits_or_has_words_in_it(store: Store) -> None:
+    fitting = json.loads(run("--json", "--fits"))
+    assert fitting
+    assert {entry["fit"]["machines"] for entry in fitting} == {1}
+    names = [entry["name"] for entry in json.loads(run("--json", "--search", "QWEN coder", "--fits"))]
+    assert names == ["Qwen2.5-Coder-7B-Instruct", "Qwen2.5-Coder-14B-Instruct"]
+    assert {entry["purpose"] for entry in json.loads(run("--json", "--search", "embeddings"))} == {"embed"}
+    assert run("--search", "no such words") == ""
+
+
+def test_options_of_the_list_and_of_a_model_do_not_mix(store: Store) -> None:
+    with pytest.raises(UsageError, match="about the list"):
+        run("--fits", "Qwen3-8B")
+    with pytest.raises(UsageError, match="none is named"):
+        run("--draft")
+
+
+@pytest.mark.parametrize("columns", [100, 120, 200])
+def test_the_table_keeps_to_its_width_and_cuts_nothing(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    command.download()
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "…" not in printed
+    for entry in load().entries:
+        assert entry.name in printed
+        assert entry.license in printed
+    for word in ("text and pictures", "embeddings", "rerank", "split 4", "too big", "14.4 GB of memory"):
+        assert word in printed
+
+
+def test_a_narrow_terminal_loses_licences_first(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "90")
+    command.download()
+    printed = capsys.readouterr().out
+    assert "Apache-2.0" not in printed
+    assert all(entry.name in printed for entry in load().entries)
+
+
+def test_a_search_without_a_result_says_what_else_there_is(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    command.download(search="nothing of the kind")
+    assert "No known model is like that" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (98_362_432, "98 MB"),
+        (999_999_999, "1.0 GB"),
+        (1_915_305_312, "1.9 GB"),
+        (9_999_999_999, "10 GB"),
+        (405 * GB, "405 GB"),
+    ],
+)
+def test_sizes(count: int, words: str) -> None:
+    assert catalogue.size_words(count) == words
+    assert catalogue.size_words(count, about=True) == f"~{words}"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (134_515_008, "135M"),
+        (3_075_098_624, "3.1B"),
+        (8_000_000_000, "8B"),
+        (999_999_999, "1B"),
+        (671_026_419_200, "671B"),
+    ],
+)
+def test_parameters(count: int, words: str) -> None:
+    assert catalogue.count_words(count) == words
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"), [(512, "512"), (8192, "8k"), (131_072, "128k"), (1 << 20, "1M"), (10_485_760, "10M")]
+)
+def test_contexts(tokens: int, words: str) -> None:
+    assert catalogue.context_words(tokens) == words
+
+
+def test_what_would_become_of_a_model() -> None:
+    def said(prospect: Prospect, machines: int) -> str:
+        return catalogue.fit_words(Outlook(prospect, Size(8192, 1), 1, machines))
+
+    assert said(Prospect.FITS, 1) == "fits"
+    assert said(Prospect.LESS_CONTEXT, 1) == "fits with 8k context"
+    assert said(Prospect.SPLIT, 3) == "split over 3 machines"
+    assert said(Prospect.TOO_BIG, 90) == "too big"
+
+
+# -- what this machine has
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path))
+
+
+def tools(monkeypatch: pytest.MonkeyPatch, *found: Accelerator) -> None:
+    async def find(within: float) -> tuple[Accelerator, ...]:
+        return found
+
+    monkeypatch.setattr(accelerators, "find", find)
+
+
+def test_without_a_node_the_drivers_tools_are_asked(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools(monkeypatch)
+    told = capacity.machine()
+    assert (told.devices, told.used, told.known) == ((), (), False)
+    assert 0 < told.available <= told.total
+    tools(
+        monkeypatch,
+        Accelerator("cuda", "H100", 80 * GB, 79 * GB),
+        Accelerator("metal", "Apple M4", unified=True),
+        Accelerator("vulkan", "who knows"),
+    )
+    told = capacity.machine()
+    assert [(device.name, device.free) for device in told.in_use] == [("cuda0", 79 * GB)]
+
+
+def node(**machine: Any) -> dict[str, Any]:
+    """What a running node says of itself."""
+    device = {"name": "CUDA0", "memory_total": 24 * GB, "memory_free": 4 * GB, "shared": False, "used": True}
+    return {
+        "machine": {"devices": [device], "cap": None, **machine},
+        "models": [{"engine": {"memory": 18 * GB}}, {"engine": None}],
+    }
+
+
+def test_a_node_that_runs_knows_best_and_would_give_back_what_it_holds(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "running", lambda: node(cap=10 * GB))
+    told = capacity.machine()
+    assert told.devices == (Device("CUDA0", total=24 * GB, free=22 * GB),)
+    assert (told.used, told.cap, told.known) == (("CUDA0",), 10 * GB, True)
+
+
+@pytest.mark.parametrize("odd", [{"devices": None}, {"devices": [{}]}, {"devices": 7}, {"cap": "much"}])
+def test_a_node_that_says_nothing_useful_is_not_asked(
+    alone: None, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(capacity, "running", lambda: node(**odd))
+    tools(monkeypatch)
+    assert not capacity.machine().known
+
+
+def test_no_node_runs(alone: None, tmp_path: Path) -> None:
+    assert capacity.running() is None
+    (tmp_path / "daemon.json").write_text('{"pid": 1, "started": 0, "port": 1, "console": 1}')
+    assert capacity.running() is None

@@ -1,0 +1,292 @@
+"""`mesh-llm models`: what is listed and shown, what verifying says, and that nothing is removed by mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from typer.testing import CliRunner, Result
+
+from meshllm.cli import capacity
+from meshllm.cli import models as command
+from meshllm.core.lending import Machine
+from meshllm.errors import InvalidModelFile, UnknownModel, UsageError
+from meshllm.models.checking import digests
+from meshllm.models.manifest import Manifest, ModelFile
+from meshllm.models.store import Store
+from meshllm.models.threads import Stop
+from tests import engine_samples
+
+GB = 10**9
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A model folder of its own, on a machine with 16 GB free where no node runs."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
+    monkeypatch.setattr(capacity, "machine", lambda: Machine(32 * GB, 16 * GB))
+    found = Store(tmp_path / "models")
+    found.prepare()
+    return found
+
+
+def run(*arguments: str, answer: str = "") -> Result:
+    return CliRunner().invoke(command.app, list(arguments), catch_exceptions=False, input=answer)
+
+
+def said(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def model(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return engine_samples.causal_embedder(path)
+
+
+def theirs(name: str = "theirs.gguf") -> Path:
+    return model(Path("~/.lmstudio/models/org/repo").expanduser() / name)
+
+
+def sees(store: Store) -> tuple[Path, Path]:
+    """A model with a projector, both as they were fetched and verified."""
+    first, second = model(store.folder / "sees.gguf"), engine_samples.projector(store.folder / "mmproj-sees.gguf")
+    files = []
+    for path in (first, second):
+        found = digests(Stop(), path, store.chunk_bytes, lambda done: None).sha256
+        store.record(path, found)
+        files.append(ModelFile(path.name, path.stat().st_size, found))
+    store.kept.keep(Manifest("Sees", (files[0],), files[1], origin="the hub"))
+    return first, second
+
+
+# -- listing
+
+
+def test_an_empty_folder_says_how_to_fill_it(store: Store) -> None:
+    assert "There are no models in" in said()
+    assert "`mesh-llm download`" in said()
+    assert json.loads(said("--json")) == []
+
+
+def test_the_list(store: Store) -> None:
+    model(store.folder / "mine.gguf")
+    sees(store)
+    theirs()
+    store.partial(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
+    lines = said().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["mine", "Sees", "unknown-dddddddddddd", "theirs"]
+    assert lines[0].endswith("F32  2k  not verified  mine.gguf")
+    assert lines[1].endswith("verified  sees.gguf and 1 more")
+    assert lines[3].endswith("not verified  LM Studio: ~/.lmstudio/models/org/repo/theirs.gguf")
+    told = json.loads(said("--json"))
+    assert [item["state"] for item in told] == ["not-verified", "verified", "partial", "not-verified"]
+    assert told[3]["program"] == "LM Studio"
+
+
+def test_the_list_as_a_table(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model(store.folder / "[red]mine.gguf")
+    (store.folder / "bad.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    command.models(click.Context(click.Command("models")))  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    assert "[red]mine" in printed
+    assert "damaged" in printed
+    assert "is not a usable GGUF file" in printed
+
+
+def test_names_of_files_cannot_move_the_cursor(store: Store) -> None:
+    model(store.folder / "a\x1b[2J\nb.gguf")
+    (store.folder / "c\x1b[2J.gguf").write_bytes(b"GGUF")
+    for result in (run(), run("verify"), run("show", str(store.folder / "a\x1b[2J\nb.gguf"))):
+        assert "\x1b" not in result.stdout
+        assert "?[2J" in result.stdout
+
+
+# -- showing
+
+
+def test_everything_of_a_model_is_shown(store: Store) -> None:
+    path, projector = sees(store)
+    text = said("show", "sees")
+    for words in (
+        f"files         {path}", str(projector), "from          the hub", "architecture  llama",
+        "vocabulary    31 words (gpt2)", "with 2,048 tokens of context", "(forecast)", "may be used now",
+    ):  # fmt: skip
+        assert words in text
+    told = json.loads(said("show", "sees", "--json"))
+    assert told["header"]["layers"] == 1
+    assert told["projector"] == str(projector)
+    assert told["forecast"]["verdict"] == "fits"
+    assert told["origin"] == "the hub"
+    assert len(told["digests"][str(path)]) == 64
+
+
+def test_a_model_of_the_catalogue_is_shown_though_it_is_not_here(store: Store) -> None:
+    text = said("show", "qwen3 8b")
+    for words in ("Qwen3-8B", "on disk      no", "8.2B parameters", "usual draft  Qwen3-0.6B", "Apache-2.0", "fits;"):
+        assert words in text
+    told = json.loads(said("show", "Llama-3.3-70B-Instruct", "--json"))
+    assert (told["state"], told["forecast"]["verdict"], told["header"]) == ("absent", "split", None)
+
+
+def test_a_file_anywhere_is_shown_by_its_path(store: Store, tmp_path: Path) -> None:
+    path = model(tmp_path / "elsewhere" / "x.gguf")
+    assert "architecture  llama" in said("show", str(path))
+
+
+def test_what_cannot_be_shown_says_why(store: Store) -> None:
+    (store.folder / "bad.gguf").write_bytes(b"GGUF")
+    store.partial(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
+    with pytest.raises(UnknownModel, match="is not a usable GGUF file"):
+        run("show", "bad")
+    with pytest.raises(UnknownModel, match="nobody knows what it is of"):
+        run("show", "unknown-dddddddddddd")
+    with pytest.raises(UnknownModel, match="is not read at the hub"):
+        run("show", "org/repo:Q8_0")
+    with pytest.raises(UnknownModel, match="No model is called"):
+        run("show", "no such thing at all")
+    lone = store.folder / "mmproj.gguf"
+    engine_samples.projector(lone)
+    with pytest.raises((UnknownModel, InvalidModelFile), match="mmproj"):
+        run("show", str(lone))
+
+
+# -- verifying
+
+
+def test_sound_files_are_said_to_be(store: Store) -> None:
+    sees(store)
+    engine_samples.embedder(store.folder / "mine.gguf")
+    lines = said("verify").splitlines()
+    assert sum("is sound" in line for line in lines) == 2
+    assert sum("nobody knows what it should be" in line for line in lines) == 1
+    assert "is sound" in said("verify", "mine"), "it is known from now on"
+    assert [proof["verdict"] for proof in json.loads(said("verify", "--json"))] == ["sound"] * 3
+    assert "There is nothing to verify" not in said("verify")
+
+
+def test_a_damaged_file_is_exit_status_one_and_says_how_to_mend_it(store: Store) -> None:
+    path, _ = sees(store)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    result = run("verify")
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stdout.splitlines() if "DAMAGED" in line]
+    assert str(path) in line
+    assert "it has other bytes than it should have" in line
+    assert "mesh-llm models remove" in line
+    assert "mesh-llm download" in line
+    assert run("verify", "--json", str(path)).exit_code == 1
+
+
+def test_damage_elsewhere_is_for_its_program_to_mend(store: Store) -> None:
+    path = theirs()
+    said("verify", "theirs")
+    path.write_bytes(path.read_bytes()[:100])
+    result = run("verify", str(path))
+    assert result.exit_code == 1
+    assert "DAMAGED" in result.stdout
+    assert "LM Studio" in result.stdout
+
+
+def test_what_is_no_file_is_not_read(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for odd in ("/dev/zero", str(tmp_path / "pipe.gguf")):
+        with pytest.raises(UnknownModel, match="is not on this disk"):
+            run("verify", odd)
+
+
+def test_what_has_not_arrived_is_no_damage_unless_it_is_asked_for(store: Store) -> None:
+    file = ModelFile("m.gguf", 100, "a" * 64)
+    store.kept.keep(Manifest("m", (file,)))
+    store.partial(file).write_bytes(b"abc")
+    assert "There is nothing to verify" in said("verify")
+    result = run("verify", "m")
+    assert result.exit_code == 1
+    assert "Fetch the rest with `mesh-llm download m`" in result.stdout
+
+
+# -- removing
+
+
+def test_it_asks_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, projector = sees(store)
+    with pytest.raises(UsageError, match="Nobody is there to be asked"):
+        run("remove", "Sees")
+    monkeypatch.setattr("meshllm.cli.models._somebody", lambda: True)
+    refused = run("remove", "Sees", answer="n\n")
+    assert refused.exit_code == 1
+    assert f"remove  {path}" in refused.stdout
+    assert "Nothing was removed." in refused.stdout
+    assert path.exists()
+    assert projector.exists()
+    done = run("remove", "Sees", answer="y\n")
+    assert done.exit_code == 0
+    assert "Removed Sees" in done.stdout
+    assert not path.exists()
+    assert not projector.exists()
+
+
+def test_yes_and_json(store: Store) -> None:
+    path = model(store.folder / "mine.gguf")
+    size = path.stat().st_size
+    told = json.loads(said("remove", "mine", "--yes", "--json"))
+    assert (told["removed"], told["freed"], told["kept"]) == ([str(path)], size, [])
+    assert not path.exists()
+
+
+def test_what_lies_elsewhere_stays(store: Store) -> None:
+    path = theirs()
+    with pytest.raises(UsageError, match="belongs to LM Studio") as refused:
+        run("remove", "theirs", "--yes")
+    assert str(path) in refused.value.message
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "model_status",
+    [
+        {"name": "mine", "phase": "serving"},
+        {"name": "other", "phase": "serving", "file": {"path": "HERE"}},
+        {"name": "other", "phase": "serving", "engine": {"speculation": {"draft": "mine"}}},
+        {"name": "mine", "phase": "fetching", "file": None, "engine": None},
+    ],
+)
+def test_what_a_node_uses_is_not_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, model_status: dict[str, Any]
+) -> None:
+    path = model(store.folder / "mine.gguf")
+    if model_status.get("file"):
+        model_status = {**model_status, "file": {"path": str(path)}}
+    monkeypatch.setattr(capacity, "running", lambda: {"machine": {}, "models": [model_status]})
+    with pytest.raises(UsageError, match="The node that runs here uses mine"):
+        run("remove", "mine", "--yes")
+    assert path.exists()
+
+
+def test_what_a_node_does_not_use_is_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model(store.folder / "mine.gguf")
+    others = [{"name": "other", "phase": "serving"}, {"name": "mine", "phase": "failed"}]
+    monkeypatch.setattr(capacity, "running", lambda: {"machine": {}, "models": others})
+    said("remove", "mine", "--yes")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["", "\x1b[2J", "a\nb", "../..", "~", "x" * 5000, "[bold]", "-", "\0"])
+def test_odd_names_remove_nothing(store: Store, name: str) -> None:
+    path = model(store.folder / "mine.gguf")
+    with pytest.raises((UnknownModel, UsageError)):
+        run("remove", "--yes", "--", name)
+    assert path.exists()

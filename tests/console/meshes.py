@@ -1,0 +1,271 @@
+"""Meshes that do not exist, as a daemon would tell of them: for a page that has to show three hundred nodes.
+
+Law: made of the daemon's own types and told by its own console server; only the nodes are made up, from a seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from random import Random
+from threading import Thread
+
+from meshllm.core.hosting import SplitState
+from meshllm.core.leases import Lease, LeasePhase, MemberState
+from meshllm.core.lending import Device, Machine
+from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
+from meshllm.core.speculation import Guesses
+from meshllm.core.split import Forecast, Share, SplitPlan
+from meshllm.core.types import (
+    BackendState,
+    EnginePhase,
+    EngineState,
+    FilePhase,
+    ModelFacts,
+    ModelState,
+    Progress,
+    Purpose,
+    ServerFacts,
+    ServerPhase,
+    Snapshot,
+)
+from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.web.callers import CallerPolicy
+from meshllm.web.console import Console, Invitation
+from meshllm.web.split_status import Carried
+from meshllm.web.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
+
+GIB = 1 << 30
+# Only matters when something is broken.
+PATIENCE_SECONDS = 60.0
+MESH = MeshId(bytes.fromhex("6989ec9eacd6b822cdeb1c806dc611ec"))
+HERE = NodeId(b"h" * 32)
+WORDS = (
+    "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
+    "islet", "juniper", "kelp", "larch", "maple", "north", "ocean", "pine",
+)  # fmt: skip
+# Name, size in GiB, context: what people run.
+MODELS = (
+    ("Qwen3-8B-Q4_K_M", 4.7, 32768),
+    ("Llama-3.3-70B-Instruct-Q4_K_M", 39.6, 32768),
+    ("gemma-3-27b-it-Q4_0", 14.6, 32768),
+    ("Qwen3-32B-Q4_K_M", 18.4, 32768),
+    ("SmolLM2-135M-Instruct", 0.09, 8192),
+    ("Mistral-Small-24B-Q4_K_M", 13.3, 32768),
+)
+HIDDEN_TOKEN = (
+    "mesh1-AWmJ7J6s1rgizescgG3GEezWlJNwEcWAmiEpN9e9Y1sSEzzkQ1qvvwsS-Tz9WxseYhMC7dfAAAIC_QAAAAAAAAAAAAAAAAAAAn8AAAF8nDSM"
+)
+
+
+def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
+    """Node `number` of a made-up mesh: every third serves something, one in forty does not answer."""
+    node = NodeId(hashlib.sha256(f"node {number}".encode()).digest())
+    name = f"{WORDS[number % len(WORDS)]}{'' if number < len(WORDS) else f'-{number // len(WORDS)}'}"
+    model, size, context = MODELS[number % len(MODELS)]
+    serves = number % 3 == 0
+    memory = int(max(size * 1.3, rng.choice((8, 16, 24, 48, 64))) * GIB)
+    record = NodeRecord(
+        node=node,
+        stamp=Stamp(3, 4),
+        mesh=MESH,
+        name=name,
+        software="mesh-llm 0.1.0",
+        addresses=(Address(f"192.0.2.{number % 250 + 1}", 41000 + number),),
+        serves=(ServedModel(model, Purpose.GENERATE, context, 4, int(size * GIB)),) if serves else (),
+        on_disk=(model,) if number % 4 == 0 else (),
+        memory=memory,
+    )
+    status = PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.HEARD if number % 40 == 23 else PeerStatus.ALIVE
+    linked = status is PeerStatus.ALIVE and (number < 30 or number % 5 == 0)
+    loads = (ModelLoad(model, rng.randint(0, 4), 0),) if serves else ()
+    return PeerView(record, status, linked, rng.uniform(0.0004, 0.04) if linked else None, loads, now - 60.0 * number)
+
+
+def served(name: str, size: float, context: int, memory: float) -> ModelState:
+    """A model that this node's engine serves."""
+    facts = ModelFacts(f"/models/{name}.gguf", int(size * GIB), "llama", context, "Q4_K_M", "sha256:0")
+    server = ServerFacts(f"/run/{name}.sock", 4242, 4, context, int(memory * GIB))
+    return ModelState(name, file=FilePhase.READY, facts=facts, server=ServerPhase.SERVING, server_facts=server)
+
+
+@dataclass
+class Stage:
+    """A console server in a thread of its own, and what it tells. `show` changes that from any thread."""
+
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    name: str = "workbench"
+    api: str = "http://localhost:9/v1"
+    load: tuple[LoadStatus, ...] = ()
+    vias: dict[NodeId, str] = field(default_factory=dict)
+    machine: Machine | None = None
+    sharing: SharingStatus | None = None
+    invite_problem: Exception | None = None
+    guesses: dict[str, Guesses] = field(default_factory=dict)
+    carried: dict[NodeId, Carried] = field(default_factory=dict)
+    port: int = 0
+
+    def status(self) -> NodeStatus:
+        """What the daemon would say."""
+        return node_status(
+            self.snapshot,
+            list(self.load),
+            name=self.name,
+            version="0.1.0",
+            pid=1,
+            api=self.api,
+            console=self.url,
+            started=-7384.0,
+            now=0.0,
+            vias=self.vias,
+            machine=self.machine,
+            sharing=self.sharing,
+            guesses=self.guesses,
+            traffic=lambda lease: self.carried,
+        )
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://localhost:{self.port}"
+
+    def _invite(self, seconds: float) -> Invitation:
+        if self.invite_problem is not None:
+            raise self.invite_problem
+        return Invitation(HIDDEN_TOKEN, int(seconds and 1_800_000_000 + seconds))
+
+    async def begin(self) -> None:
+        """Listen."""
+        self._loop = asyncio.get_running_loop()
+        self._console = Console(CallerPolicy(), self.status, self._invite)
+        self.port = await self._console.start(("127.0.0.1", "::1"), self.port)
+
+    async def end(self) -> None:
+        """Stop listening."""
+        await self._console.close()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """This is so from now on."""
+        self.snapshot = replace(snapshot, version=self.snapshot.version + 1)
+        self._loop.call_soon_threadsafe(self._console.changed)
+
+    def peers(self, change: Callable[[tuple[PeerView, ...]], tuple[PeerView, ...]]) -> None:
+        """The other nodes are these from now on."""
+        assert self.snapshot.mesh is not None
+        mesh = replace(self.snapshot.mesh, peers=change(self.snapshot.mesh.peers))
+        self.show(replace(self.snapshot, mesh=mesh))
+
+
+@contextmanager
+def staged(stage: Stage) -> Iterator[Stage]:
+    """`stage`, listening."""
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, name="console")
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(PATIENCE_SECONDS)
+        try:
+            yield stage
+        finally:
+            asyncio.run_coroutine_threadsafe(stage.end(), loop).result(PATIENCE_SECONDS)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def idle() -> Stage:
+    """A node that was started without arguments."""
+    mesh = MeshView(HERE, MESH, Role.NODE, record=NodeRecord(HERE, Stamp(1, 1), MESH, "workbench"))
+    machine = Machine(32 * GIB, 27 * GIB, known=True)
+    return Stage(Snapshot(mesh=mesh), machine=machine)
+
+
+def mesh_of(count: int, *, seed: int = 1) -> Stage:
+    """A node that serves a model, with `count` - 1 others around it."""
+    rng = Random(seed)
+    peers = tuple(peer(number, rng) for number in range(count - 1))
+    record = NodeRecord(
+        HERE,
+        Stamp(1, 1),
+        MESH,
+        "workbench",
+        on_disk=("Qwen3-8B-Q4_K_M", "bge-m3-Q8_0"),
+        memory=56 * GIB,
+        wants=("Llama-3.3-70B-Instruct-Q4_K_M",),
+    )
+    mesh = MeshView(HERE, MESH, Role.NODE, JoinPhase.JOINED if peers else JoinPhase.ALONE, record=record, peers=peers)
+    models = [served("Qwen3-8B-Q4_K_M", 4.7, 32768, 9.2)]
+    backends: tuple[BackendState, ...] = ()
+    if count > 2:
+        fetching = Progress("downloading", 0.42, "5.6 of 13.3 GB, 88 MB/s")
+        models.append(ModelState("Mistral-Small-24B-Q4_K_M", file=FilePhase.FETCHING, progress=fetching))
+        backends = (BackendState("http://localhost:8000", True, ("gpt-oss-120b",), ""),)
+    wants = ("DeepSeek-R1-0528-Q4_K_M",) if count > 2 else ()
+    snapshot = Snapshot(
+        engine=EngineState(EnginePhase.READY, version="llama.cpp 0c1e570"),
+        models=tuple(models),
+        backends=backends,
+        mesh=replace(mesh, clients=3 if count > 2 else 0),
+        wants=wants,
+    )
+    linked = [view for view in peers if view.linked]
+    vias = {view.node: "lane" if place % 3 else "quic" for place, view in enumerate(linked) if place % 4 != 3}
+    card = Device("CUDA0", "NVIDIA RTX 4090", "CUDA", 24 * GIB, 13 * GIB)
+    machine = Machine(64 * GIB, 39 * GIB, devices=(card,), used=("CUDA0",), known=True)
+    load = [_load("/run/Qwen3-8B-Q4_K_M.sock", "engine", "", 1, 87.3)]
+    for view in linked[:6]:
+        for model in view.record.serves:
+            load.append(_load(view.node.hex(), "peer", model.name, 0, rng.uniform(12, 90)))
+    return Stage(snapshot, load=tuple(load), vias=vias, machine=machine, sharing=_sharing(peers))
+
+
+def split_over(stage: Stage, committed: bool = True) -> Stage:
+    """The same mesh, in which this node hosts a model too large for it, with two nodes that serve nothing else."""
+    assert stage.snapshot.mesh is not None
+    workers = [view for view in stage.snapshot.mesh.peers if not view.record.serves and view.linked][:2]
+    one, two = (view.node for view in workers)
+    shares = (Share(HERE, 0, 34, 17 * GIB), Share(one, 34, 26, 13 * GIB), Share(two, 60, 20, 10 * GIB))
+    considered = (Forecast((HERE, one, two), 0.118), Forecast((HERE, two), 0.131), Forecast((HERE,), 2.4))
+    reason = "39.6 GiB of weights do not fit into this node's 24.0 GiB; the two nearest nodes have room for the rest"
+    plan = SplitPlan(shares, 0.118, reason, considered)
+    name = "Llama-3.3-70B-Instruct-Q4_K_M"
+    lease = Lease(b"s" * 16, 1, name, (), shares)
+    phase = LeasePhase.COMMITTED if committed else LeasePhase.PREPARING
+    detail = "" if committed else "loads its layers, 40 %"
+    members = (MemberState(one, phase, detail), MemberState(two, phase))
+    split = SplitState(reason, plan=plan, lease=lease, members=members, committed=committed)
+    model = replace(served(name, 39.6, 16384, 17.4), split=split)
+    if not committed:
+        model = replace(model, server=ServerPhase.NONE, server_facts=None)
+    kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
+    stage.snapshot = replace(stage.snapshot, models=(model, *kept))
+    stage.guesses = {name: Guesses(written=1000, seconds=121.0)} if committed else {}
+    stage.carried = {one: Carried(31 << 20, 29 << 20), two: Carried(22 << 20, 21 << 20)}
+    stage.vias = {**stage.vias, one: "lane", two: "lane"}
+    return stage
+
+
+def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:
+    # Two give what is being fetched, one of them by the fast way.
+    taking = [
+        TransferStatus(
+            peer=view.node.hex(),
+            name=view.record.name,
+            what="Mistral-Small-24B-Q4_K_M",
+            bytes=(place + 2) * GIB,
+            rate=(62 - place * 40) << 20,
+            via=("lane", "quic")[place],
+        )
+        for place, view in enumerate(peers[:2])
+    ]
+    return SharingStatus(shares=True, limit=None, given=31 * GIB, giving=[], taking=taking, banned=[])
+
+
+def _load(target: str, kind: str, model: str, active: int, speed: float) -> LoadStatus:
+    return LoadStatus(
+        target=target, active=active, waiting=0, slots=4, kind=kind, model=model, tokens_per_second=round(speed, 1)
+    )

@@ -1,0 +1,335 @@
+"""The console's page in a real browser: what it shows of a mesh, live, to eyes, keyboards and screen readers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from random import Random
+
+import pytest
+from playwright.sync_api import expect
+
+from meshllm.core.views import PeerStatus, PeerView
+from meshllm.errors import NobodysFault
+from tests.console.conftest import Visitor, serious
+from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged
+from tests.console.overlap import overlapping
+
+VIEWS = ("mesh", "nodes", "models", "chat", "join")
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """Three nodes and a backend."""
+    with staged(mesh_of(3)) as made:
+        yield made
+
+
+def test_the_page_loads_with_a_policy_that_lets_in_nothing_else(stage: Stage, visitor: Visitor) -> None:
+    with visitor.page.expect_response(lambda response: response.url == f"{stage.url}/") as waited:
+        page = visitor.open(stage.url)
+    expect(page).to_have_title("Mesh · workbench")
+    policy = waited.value.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "script-src 'self';" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert waited.value.headers["x-frame-options"] == "DENY"
+    expect(page.locator("header.side")).to_contain_text("workbench")
+
+
+def test_a_page_of_elsewhere_cannot_show_it_in_a_frame(stage: Stage, visitor: Visitor) -> None:
+    visitor.allow("Framing")
+    visitor.allow("frame-ancestors")
+    visitor.allow("refused to connect")
+    visitor.allow("chrome-error")
+    page = visitor.open(stage.url)
+    held = page.evaluate(
+        """async (url) => {
+            const frame = document.createElement('iframe')
+            const loaded = new Promise((resolve) => { frame.onload = resolve; setTimeout(resolve, 3000) })
+            frame.src = url
+            document.body.append(frame)
+            await loaded
+            try { return frame.contentDocument?.querySelector('h1')?.textContent ?? null } catch { return null }
+        }""",
+        stage.url,
+    )
+    assert held is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 30, 300])
+def test_every_node_is_in_the_picture_and_none_covers_another(count: int, visitor: Visitor) -> None:
+    with staged(mesh_of(count)) as stage:
+        page = visitor.open(stage.url)
+        dots = page.locator("svg [role=button]")
+        expect(dots).to_have_count(count + (count > 2))  # and the backend
+        boxes = page.eval_on_selector_all(
+            "svg [role=button] .body",
+            "found => found.map((one) => { const { x, y, width, height } = one.getBoundingClientRect(); "
+            "return [x, y, width, height] })",
+        )
+        assert overlapping(boxes) == []
+        frame = page.locator("main").bounding_box()
+        assert frame is not None
+        for x, y, width, height in boxes:
+            assert frame["x"] <= x
+            assert x + width <= frame["x"] + frame["width"]
+            assert frame["y"] <= y
+            assert y + height <= frame["y"] + frame["height"]
+            assert width >= 6, "large enough to be seen"
+
+
+def test_the_picture_follows_the_mesh(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(stage.url)
+    expect(page.locator("svg [role=button]")).to_have_count(4)
+    expect(page.get_by_role("button", name="amber Qwen3-8B")).to_be_visible()
+
+    def silenced(peers: tuple[PeerView, ...]) -> tuple[PeerView, ...]:
+        return (replace(peers[0], status=PeerStatus.SUSPECT, reason="no answer for 3 s"), *peers[1:])
+
+    stage.peers(silenced)
+    expect(page.get_by_role("button", name="amber does not answer")).to_be_visible()
+    expect(page.locator(".head")).to_contain_text("1 silent")
+    stage.peers(lambda peers: (*peers, peer(3, Random(3))))
+    expect(page.get_by_role("button", name="delta Qwen3-32B")).to_be_visible()
+    stage.peers(lambda peers: peers[1:])
+    expect(page.get_by_role("button", name="amber")).to_have_count(0)
+
+
+def test_a_node_is_told_in_full_and_reached_by_keyboard(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(stage.url)
+    page.locator("svg [role=button][tabindex='0']").focus()
+    expect(page.locator("svg [role=button]:focus")).to_have_attribute(
+        "aria-label", re.compile("^workbench Qwen3-8B-Q4_K_M; this node; serves")
+    )
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("svg [role=button]:focus")).to_have_attribute("aria-label", re.compile("^amber"))
+    page.keyboard.press("Enter")
+    details = page.get_by_role("complementary", name="Node amber")
+    expect(details).to_contain_text("Qwen3-8B-Q4_K_M")
+    expect(details).to_contain_text("32k context")
+    expect(details).to_contain_text("Round trip")
+    expect(details).to_contain_text("QUIC")
+    expect(details).to_contain_text("0.1.0")
+    page.keyboard.press("Escape")
+    expect(details).to_have_count(0)
+
+
+def test_the_keyboard_goes_through_the_views(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(stage.url)
+    page.keyboard.press("Tab")
+    expect(page.locator(":focus")).to_have_text("Skip to the content")
+    page.keyboard.press("Tab")  # the brand
+    for name in ("Mesh", "Nodes"):
+        page.keyboard.press("Tab")
+        expect(page.locator(":focus")).to_have_text(name)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Nodes")).to_be_visible()
+    expect(page.locator("main")).to_be_focused()
+
+
+def test_nodes_tell_memory_load_and_speed(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(f"{stage.url}/#/nodes")
+    here = page.get_by_role("listitem").filter(has_text="this node")
+    for words in ("1/4 slots", "32k context", "87 tok/s", "39.0 GiB free of 64.0 GiB", "NVIDIA RTX 4090", "v0.1.0"):
+        expect(here).to_contain_text(words)
+    expect(here.get_by_role("img", name=re.compile("models take 9.2 GiB"))).to_have_count(1)
+    amber = page.get_by_role("listitem").filter(has_text="amber")
+    expect(amber).to_contain_text("Offered memory")
+    expect(amber).to_contain_text("quic")
+
+
+def test_a_node_is_found_among_many(visitor: Visitor) -> None:
+    with staged(mesh_of(60)) as stage:
+        page = visitor.open(f"{stage.url}/#/nodes")
+        page.get_by_label("Find a node").fill("cedar-2")
+        expect(page.locator(".rows > li")).to_have_count(1)
+        page.get_by_label("Find a node").fill("no such node")
+        expect(page.locator("main")).to_contain_text("No node is called so")
+
+
+def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(f"{stage.url}/#/models")
+
+    def row(name: str) -> object:
+        return page.locator(".rows > li").filter(has=page.locator(".name", has_text=name))
+
+    expect(row("Qwen3-8B")).to_contain_text("Served by 2 nodes")  # type: ignore[arg-type]
+    expect(row("Qwen3-8B")).to_contain_text("amber")  # type: ignore[arg-type]
+    expect(row("Mistral-Small")).to_contain_text("fetching 42 %")  # type: ignore[arg-type]
+    expect(row("Mistral-Small")).to_contain_text("5.6 of 13.3 GB, 88 MB/s")  # type: ignore[arg-type]
+    expect(row("Mistral-Small").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")  # type: ignore[attr-defined]
+    expect(row("DeepSeek-R1")).to_contain_text("no node that is known has its file")  # type: ignore[arg-type]
+    expect(row("bge-m3")).to_contain_text("on disk")  # type: ignore[arg-type]
+    exchanged = page.get_by_role("region", name="Files exchanged with the mesh")
+    expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GiB, 62.0 MiB a second by lane")
+    expect(exchanged).to_contain_text("31.0 GiB given so far")
+    page.get_by_role("link", name="Chat", exact=True).last.click()
+    expect(page.get_by_role("combobox", name="Model")).to_have_value(re.compile("Qwen3|gpt-oss"))
+
+
+def test_a_split_is_drawn_as_the_way_that_tokens_take(visitor: Visitor) -> None:
+    with staged(split_over(mesh_of(6))) as stage:
+        page = visitor.open(stage.url)
+        # From the host to one, to the other, and back.
+        expect(page.locator(".pipe:not(.forming) path")).to_have_count(3)
+        expect(page.get_by_role("button", name="birch layers 34 to 59")).to_have_class(re.compile("worker"))
+        expect(page.get_by_role("list", name="What the marks mean")).to_contain_text("carries a part")
+        page.get_by_role("button", name="birch layers 34 to 59").click()
+        details = page.get_by_role("complementary", name="Node birch")
+        expect(details).to_contain_text("layers 34 to 59 · 13.0 GiB · 60.0 MiB through the tunnel")
+        page.get_by_role("link", name="Models").click()
+        row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
+        carriers = row.get_by_role("list", name="Who carries Llama-3.3-70B-Instruct-Q4_K_M")
+        expect(carriers.get_by_role("listitem")).to_have_count(3)
+        expect(carriers).to_contain_text("workbench")
+        expect(row).to_contain_text("Forecast 118 ms for a token, measured 121 ms.")
+        expect(row).to_contain_text("do not fit into this node")
+        row.get_by_text("The ways there were").click()
+        expect(row).to_contain_text("workbench → birch → cedar: 118 ms for a token")
+
+
+def test_a_split_that_is_being_made_says_what_it_waits_for(visitor: Visitor) -> None:
+    with staged(split_over(mesh_of(6), committed=False)) as stage:
+        page = visitor.open(stage.url)
+        expect(page.locator(".pipe.forming path")).to_have_count(3)
+        page.get_by_role("link", name="Models").click()
+        row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
+        expect(row).to_contain_text("layers 34 to 59, loads its layers, 40 %")
+        expect(row).to_contain_text("Forecast 118 ms for a token, not measured yet.")
+
+
+def test_an_invite_is_made_when_it_is_asked_for_and_gone_afterwards(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(f"{stage.url}/#/join")
+    expect(page.get_by_role("heading", name="Join", exact=True)).to_be_visible()
+    assert not any("/api/invite" in url for url in visitor.asked)
+    assert HIDDEN_TOKEN not in page.content()
+    page.get_by_role("button", name="Show an invite").click()
+    expect(page.get_by_role("region", name="Command that joins")).to_have_text(f"mesh-llm --join {HIDDEN_TOKEN}")
+    expect(page.get_by_role("img", name="The invite as a QR code")).to_be_visible()
+    page.get_by_role("button", name="Copy the invite alone").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == HIDDEN_TOKEN
+    page.get_by_role("link", name="Nodes").click()
+    expect(page.get_by_role("heading", name="Nodes")).to_be_visible()
+    page.get_by_role("link", name="Join").click()
+    expect(page.get_by_role("button", name="Show an invite")).to_be_visible()
+    assert HIDDEN_TOKEN not in page.content()
+
+
+def test_a_node_that_has_no_invite_says_why(stage: Stage, visitor: Visitor) -> None:
+    visitor.allow("409")
+    stage.invite_problem = NobodysFault("A client only uses the mesh.", advice="Ask a node of the mesh.")
+    page = visitor.open(f"{stage.url}/#/join")
+    page.get_by_role("button", name="Show an invite").click()
+    expect(page.get_by_role("alert")).to_contain_text("Ask a node of the mesh.")
+
+
+def test_programs_are_pointed_here_by_commands_to_copy(stage: Stage, visitor: Visitor) -> None:
+    page = visitor.open(f"{stage.url}/#/join")
+    base = stage.api.removesuffix("/v1")
+    for program, words in (
+        ("goose", f"OPENAI_HOST={base}"),
+        ("pi", f'"baseUrl": "{base}/v1"'),
+        ("opencode", f'"baseURL": "{base}/v1"'),
+        ("Claude Code", f"ANTHROPIC_BASE_URL={base}"),
+        ("curl", f"curl {base}/v1/chat/completions"),
+    ):
+        page.get_by_role("button", name=program, exact=True).click()
+        expect(page.get_by_role("region", name=re.compile(f"^{program}: ")).first).to_contain_text(words)
+
+
+def test_a_node_that_serves_nothing_shows_what_could_be_done(visitor: Visitor) -> None:
+    with staged(idle()) as stage:
+        page = visitor.open(stage.url)
+        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_be_visible()
+        expect(page.locator("main")).to_contain_text("mesh-llm --join INVITE")
+        page.get_by_role("link", name="Models").click()
+        expect(page.get_by_role("heading", name="No model yet")).to_be_visible()
+        page.get_by_role("link", name="Chat").click()
+        expect(page.get_by_role("heading", name="Nobody to talk to yet")).to_be_visible()
+        expect(page.get_by_role("button", name="Send")).to_be_disabled()
+
+
+def test_a_daemon_that_ends_is_missed_and_one_that_comes_back_is_heard(visitor: Visitor) -> None:
+    visitor.allow("ERR_")
+    with staged(mesh_of(3)) as stage:
+        page, port = visitor.open(stage.url), stage.port
+    expect(page.get_by_role("alert")).to_contain_text("does not answer any more")
+    again = mesh_of(2)
+    again.port = port
+    with staged(again):
+        expect(page.get_by_role("alert")).to_have_count(0)
+        expect(page.locator("svg [role=button]")).to_have_count(2)
+
+
+def test_colours_follow_the_system_until_they_are_chosen(stage: Stage, visit: Callable[..., Visitor]) -> None:
+    page = visit(color_scheme="dark").open(stage.url)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(ground) == "rgb(14, 16, 16)"
+    page.get_by_role("button", name="Colours: system. Change").click()
+    assert page.evaluate(ground) == "rgb(247, 247, 245)"
+    page.reload()
+    expect(page.get_by_role("button", name="Colours: light. Change")).to_be_visible()
+    assert page.evaluate(ground) == "rgb(247, 247, 245)"
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_it_fits_a_phone(view: str, visit: Callable[..., Visitor]) -> None:
+    with staged(mesh_of(30)) as stage:
+        page = visit(viewport={"width": 375, "height": 720}, has_touch=True, is_mobile=True).open(
+            f"{stage.url}/#/{view}"
+        )
+        page.get_by_role("link", name="Mesh").last.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        wide = page.eval_on_selector_all(
+            "main *:not(svg *)",
+            "all => all.filter((one) => one.getBoundingClientRect().right > 376 && "
+            "!one.closest('pre, .table')).map((one) => one.outerHTML.slice(0, 120))",
+        )
+        assert wide == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_serious_is_in_the_way_of_anybody(
+    view: str, scheme: str, axe: str, visit: Callable[..., Visitor]
+) -> None:
+    with staged(mesh_of(30)) as stage:
+        page = visit(color_scheme=scheme, bypass_csp=True).open(f"{stage.url}/#/{view}")
+        if view in ("mesh", "nodes"):
+            page.get_by_role("button", name=re.compile("^(workbench|amber)")).first.click()
+            page.get_by_role("complementary").wait_for()
+        if view == "join":
+            page.get_by_role("button", name="Show an invite").click()
+            page.get_by_role("img", name="The invite as a QR code").wait_for()
+        page.evaluate(axe)
+        assert serious(page) == []
+
+
+def test_the_one_who_founded_a_mesh_is_idle_only_while_nobody_else_is_there(visitor: Visitor) -> None:
+    with staged(idle()) as stage:
+        page = visitor.open(stage.url)
+        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_be_visible()
+        stage.peers(lambda peers: (peer(0, Random(0)),))
+        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_have_count(0)
+        expect(page.locator("svg [role=button]")).to_have_count(2)
+
+
+def test_three_hundred_nodes_that_change_are_followed_to_the_last_change(visitor: Visitor) -> None:
+    with staged(mesh_of(300)) as stage:
+        page = visitor.open(stage.url)
+        expect(page.locator("svg [role=button]")).to_have_count(301)
+        for round_ in range(20):
+
+            def changed(peers: tuple[PeerView, ...], round_: int = round_) -> tuple[PeerView, ...]:
+                return tuple(
+                    replace(view, status=PeerStatus.SUSPECT if place % 20 == round_ else PeerStatus.ALIVE)
+                    for place, view in enumerate(peers)
+                )
+
+            stage.peers(changed)
+        expect(page.locator("svg [role=button].suspect")).to_have_count(14)
+        expect(page.locator(".head")).to_contain_text("14 silent")

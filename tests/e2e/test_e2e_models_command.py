@@ -1,0 +1,43 @@
+"""`mesh-llm models` and `mesh-llm download` beside a node that serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.daemons import MODEL, PATIENCE_SECONDS, PROGRAM, Daemon
+
+
+def run(node: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`mesh-llm` to its end, with the home of the node, and nobody to answer a question."""
+    return subprocess.run(
+        [str(PROGRAM), *arguments],
+        env={**os.environ, "MESH_LLM_HOME": str(node.home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+@pytest.mark.engine
+def test_what_a_node_serves_is_not_removed(served: Daemon) -> None:
+    """Without --yes: were it not refused, nobody would be there to be asked, and the model stayed all the same."""
+    done = run(served, "models", "remove", MODEL)
+    assert done.returncode == 2
+    assert f"The node that runs here uses {MODEL}" in done.stderr
+    listed = json.loads(run(served, "models", "--json").stdout)
+    assert MODEL in [item["name"] for item in listed]
+
+
+@pytest.mark.engine
+def test_the_list_and_the_page_know_the_machine_by_the_node(served: Daemon) -> None:
+    listed = {entry["name"]: entry for entry in json.loads(run(served, "download", "--json").stdout)}
+    assert listed[MODEL]["on_disk"] in ("yes", "not-verified")
+    assert listed[MODEL]["fit"]["verdict"] in ("fits", "less-context")
+    told = json.loads(run(served, "models", "show", MODEL, "--json").stdout)
+    assert told["header"]["layers"] == 30
+    assert told["forecast"]["context_length"] == 8192

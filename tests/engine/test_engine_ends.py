@@ -1,0 +1,34 @@
+"""The real engine ends when it is asked to, by itself: nobody waits for the grace after which it would be killed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from meshllm import paths
+from meshllm.engine import build, llama_server
+from meshllm.engine.ledger import Ledger
+from meshllm.engine.llama_server import ServerPlan
+from meshllm.engine.process import Child
+from meshllm.tasks import Owner
+
+
+@pytest.mark.engine
+async def test_a_serving_engine_ends_at_its_farewell(tmp_path: Path) -> None:
+    engine = build.find()
+    assert engine is not None
+    model = next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+    plan = ServerPlan("m", model, context_length=256, slots=1)
+    spec = llama_server.child_spec(engine.server, plan, tmp_path / "s.sock", tmp_path / "log", lambda fraction: None)
+    ready = asyncio.Event()
+    child = Child(spec, Ledger(tmp_path / "ledger"), lambda pid: ready.set())
+    owner = Owner("test")
+    running = owner.start(child.run(), "engine")
+    await ready.wait()
+    child.stop()
+    ending = await running
+    await owner.close()
+    assert ending.asked
+    assert ending.status == 0, "it was not killed"

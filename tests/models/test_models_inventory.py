@@ -1,0 +1,186 @@
+"""What lies on a disk, for people: each model once, whole or half there, ours or another's; and what a name means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub
+from gguf_samples import write_parts, write_sample
+
+from meshllm.errors import AmbiguousModel, UnknownModel, UsageError
+from meshllm.models import elsewhere
+from meshllm.models.catalog import Catalog
+from meshllm.models.entry import CatalogEntry
+from meshllm.models.inventory import Item, Presence, Standing, State, inventory, standing
+from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile
+from meshllm.models.picking import by_name, find
+from meshllm.models.store import Store
+from tests import engine_samples
+
+NOTHING = Catalog(())
+
+
+def look(store: Store, catalog: Catalog = NOTHING) -> dict[str, Item]:
+    return {item.name: item for item in inventory(store, catalog=catalog)}
+
+
+def lm_studio(name: str) -> Path:
+    """A place in the folder of LM Studio of this user."""
+    folder = Path("~/.lmstudio/models/org/repo").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def put(store: Store, entry: CatalogEntry, fake: FakeHub) -> Path:
+    store.prepare()
+    path = store.path(entry.files[0])
+    path.write_bytes(fake.content)
+    return path
+
+
+def test_nothing(store: Store) -> None:
+    assert look(store) == {}
+
+
+def test_the_catalogues_model_is_listed_once(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
+    path = put(store, entry, fake)
+    catalog = Catalog((entry,))
+    (item,) = look(store, catalog).values()
+    assert (item.name, item.state, item.files, item.entry) == ("Model", State.UNVERIFIED, (path,), entry)
+    assert item.other_names == ("model",)
+    store.record(path, fake.sha256)
+    (item,) = look(store, catalog).values()
+    assert (item.state, item.size, item.arrived) == (State.VERIFIED, len(fake.content), len(fake.content))
+
+
+def test_files_of_the_user_parts_and_projectors(store: Store) -> None:
+    mine = write_sample(store.folder / "mine.gguf") if store.folder.mkdir() is None else Path()
+    parts = write_parts(store.folder / "org" / "repo", "big", 3)
+    sees = engine_samples.projector(store.folder / "org" / "repo" / "mmproj-big.gguf")
+    found = look(store)
+    assert set(found) == {"mine", "big"}
+    assert found["mine"].files == (mine,)
+    assert found["big"].files == (*parts, sees)
+    assert found["big"].size == sum(path.stat().st_size for path in (*parts, sees))
+
+
+def test_what_lies_elsewhere_is_told_of_with_its_program(store: Store) -> None:
+    write_sample(lm_studio("theirs.gguf"))
+    item = look(store)["theirs"]
+    assert (item.program, item.state) == ("LM Studio", State.UNVERIFIED)
+
+
+def test_what_takes_room_and_is_no_model_is_listed_with_the_reason(store: Store) -> None:
+    store.folder.mkdir()
+    (store.folder / "bad\x1b[2J.gguf").write_bytes(b"GGUF nonsense")
+    engine_samples.projector(store.folder / "mmproj-x.gguf")
+    found = look(store)
+    assert {item.state for item in found.values()} == {State.DAMAGED}
+    assert "vision projector" in found["mmproj-x"].reason or "mmproj" in found["mmproj-x"].reason
+
+
+def test_a_damaged_file_of_the_catalogue_answers_to_its_name(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
+    put(store, entry, fake).write_bytes(fake.content[: len(fake.content) // 2])
+    (item,) = look(store, Catalog((entry,))).values()
+    assert (item.state, item.entry, item.other_names) == (State.DAMAGED, entry, ("Model",))
+    assert item.manifest == entry.manifest
+
+
+def test_an_unfinished_download_is_listed_with_what_has_arrived(
+    store: Store, entry: CatalogEntry, fake: FakeHub
+) -> None:
+    store.prepare()
+    file = entry.files[0]
+    store.partial(file).write_bytes(fake.content[:1000])
+    (item,) = look(store, Catalog((entry,))).values()
+    assert (item.name, item.state, item.arrived, item.size) == ("Model", State.PARTIAL, 1000, file.size)
+    store.partial(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
+    unknown = look(store, Catalog((entry,)))["unknown-dddddddddddd"]
+    assert (unknown.state, unknown.arrived, unknown.reason) == (State.PARTIAL, 1, "nobody knows what it is of")
+
+
+def test_one_part_of_two_has_arrived(store: Store, fake: FakeHub) -> None:
+    store.prepare()
+    first, second = ModelFile("m-00001-of-00002.gguf", 4, "a" * 64), ModelFile("m-00002-of-00002.gguf", 6, "b" * 64)
+    store.kept.keep(Manifest("m", (first, second)))
+    (store.folder / first.name).write_bytes(b"GGUF")
+    store.record(store.folder / first.name, first.sha256)
+    store.partial(second).write_bytes(b"abc")
+    item = look(store)["m"]
+    assert (item.state, item.arrived, item.size) == (State.PARTIAL, 7, 10)
+
+
+# -- names
+
+
+def test_what_a_name_means(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
+    path = put(store, entry, fake)
+    write_sample(store.folder / "mine-v1.gguf")
+    write_sample(store.folder / "mine-v2.gguf")
+    items = inventory(store, catalog=Catalog((entry,)))
+    for name in ("Model", "MODEL", "model", "model.gguf", str(path)):
+        assert find(name, items, store).name == "Model"
+    assert find("mine v2", items, store).name == "mine-v2"
+    with pytest.raises(AmbiguousModel):
+        find("mine", items, store)
+    with pytest.raises(UnknownModel, match="Qwen3-8B is not on this disk"):
+        find("qwen3 8b", items, store)
+    for odd in ("", "\x1b[2J", "a\nb", "~nobody-here/x.gguf", "\0"):
+        with pytest.raises((UnknownModel, UsageError)):
+            find(odd, items, store)
+
+
+def test_a_name_that_cannot_be_typed_is_given_as_a_path(store: Store) -> None:
+    store.folder.mkdir()
+    odd = write_sample(store.folder / "odd\x1b[31m.gguf")
+    items = inventory(store, catalog=NOTHING)
+    assert (by_name(str(odd), items) or items[0]).files == (odd,)
+    assert find(str(odd), items, store).files == (odd,)
+
+
+# -- the catalogue's
+
+
+def test_how_an_entry_stands(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
+    def told() -> Standing:
+        return standing(entry, store, list(elsewhere.gguf_files()))
+
+    assert told() == Standing(Presence.ABSENT)
+    store.prepare()
+    store.partial(entry.files[0]).write_bytes(fake.content[: len(fake.content) // 2])
+    assert told() == Standing(Presence.PARTIAL, 50)
+    theirs = lm_studio("model.gguf")
+    theirs.write_bytes(fake.content)
+    assert told() == Standing(Presence.ELSEWHERE, program="LM Studio")
+    store.record(theirs, fake.sha256)
+    assert told() == Standing(Presence.ELSEWHERE, program="LM Studio")
+    path = store.folder / "model.gguf"
+    path.write_bytes(fake.content)
+    store.record(path, fake.sha256)
+    assert told() == Standing(Presence.HERE)
+    path.write_bytes(fake.content[::-1])
+    theirs.unlink()
+    assert told() == Standing(Presence.UNVERIFIED)
+
+
+def test_an_entry_that_only_the_hub_knows_is_found_by_its_files_name(store: Store, entry: CatalogEntry) -> None:
+    asked = HubReference("Model", "org/repo", "model.gguf")
+    hub = replace(entry, files=(), hub=asked, listed_size=10)
+    assert standing(hub, store, []) == Standing(Presence.ABSENT)
+    write_sample(lm_studio("org_repo_model.gguf"))
+    assert standing(hub, store, list(elsewhere.gguf_files())).presence is Presence.ELSEWHERE
+    store.prepare()
+    file = ModelFile("model.gguf", 10, "e" * 64, (HubSource("org/repo", "c" * 40, "model.gguf"),))
+    store.kept.keep(Manifest("Model", (file,)), asked)
+    (store.folder / "model.gguf").write_bytes(b"0123456789")
+    store.record(store.folder / "model.gguf", file.sha256)
+    assert standing(hub, store, []) == Standing(Presence.HERE)
+
+
+def test_a_model_that_lacks_what_it_sees_with_is_not_whole(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
+    sees = replace(entry, projector=ModelFile("mmproj-Model.gguf", len(fake.content), "f" * 64))
+    path = put(store, entry, fake)
+    store.record(path, fake.sha256)
+    assert standing(sees, store, []) == Standing(Presence.PARTIAL, 50)

@@ -1,0 +1,36 @@
+"""The shape of a model that only the catalogue knows, against what real headers say of the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshllm.core.forecast import forecast
+from meshllm.core.sizing import Size
+from meshllm.models.catalog import load
+from meshllm.models.outline import outline, projector_estimate
+
+
+@pytest.mark.parametrize("entry", load().entries, ids=lambda entry: entry.name)
+def test_every_entry_has_a_shape_that_makes_sense(entry) -> None:  # type: ignore[no-untyped-def]
+    shape = outline(entry)
+    assert shape.weights == entry.size
+    assert bool(shape.expert_weights) is not entry.dense
+    told = forecast(shape, Size(4096, 1))
+    assert told.total > entry.size
+    assert told.compute < 2 * 10**9
+    # The engine keeps windows in steps of 256 tokens.
+    assert sum(told.cache) == pytest.approx(entry.cache_bytes(4096), rel=0.15, abs=1)
+
+
+def test_widths_are_about_what_they_are() -> None:
+    """Qwen3-8B is 4096 wide with an inner part of 12288, gpt-oss-120b 2880 wide."""
+    entry = load().get("Qwen3-8B")
+    assert entry is not None
+    shape = outline(entry)
+    assert 3500 < shape.width < 4700
+    assert 11_000 < shape.inner < 17_000
+
+
+def test_what_sees_counts_what_it_sees_with() -> None:
+    for entry in load().entries:
+        assert bool(projector_estimate(entry)) is entry.vision

@@ -1,0 +1,156 @@
+"""Models are taken away: all of them and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub
+from filelock import FileLock
+from gguf_samples import write_parts, write_sample
+
+from meshllm.errors import NobodysFault, UsageError
+from meshllm.models import removal
+from meshllm.models.catalog import Catalog
+from meshllm.models.inventory import Item, State, inventory
+from meshllm.models.manifest import Manifest, ModelFile
+from meshllm.models.picking import find
+from meshllm.models.removal import Removal
+from meshllm.models.store import Store
+from tests import engine_samples
+
+NOTHING = Catalog(())
+
+
+def look(store: Store) -> dict[str, Item]:
+    return {item.name: item for item in inventory(store, catalog=NOTHING)}
+
+
+def planned(name: str, store: Store) -> Removal:
+    found = look(store)
+    return removal.plan(found[name], list(found.values()), store)
+
+
+def gone(name: str, store: Store) -> Removal:
+    told = planned(name, store)
+    removal.remove(told, store)
+    return told
+
+
+def left(store: Store) -> set[str]:
+    """The files that are there, our own notes too."""
+    return {str(path.relative_to(store.folder)) for path in store.folder.rglob("*") if path.is_file()}
+
+
+def file_of(path: Path, digest: str) -> ModelFile:
+    return ModelFile(path.name, path.stat().st_size, digest)
+
+
+def test_all_parts_the_projector_the_notes_and_the_manifest_go(store: Store) -> None:
+    store.prepare()
+    write_sample(store.folder / "stays.gguf")
+    before = left(store)
+    folder = store.folder / "org" / "repo"
+    parts = write_parts(folder, "big", 2)
+    sees = engine_samples.projector(folder / "mmproj.gguf")
+    digests = {path: character * 64 for path, character in zip((*parts, sees), "abc", strict=True)}
+    for path, digest in digests.items():
+        store.record(path, digest)
+        store.record_chunks(digest, bytes(32))
+    store.kept.keep(
+        Manifest("Big", tuple(file_of(path, digests[path]) for path in parts), file_of(sees, digests[sees]))
+    )
+    size = sum(path.stat().st_size for path in digests)
+    told = gone("Big", store)
+    assert set(told.files) == set(digests)
+    assert told.freed == size
+    assert left(store) - before <= {".mesh-llm/seen.json"}
+    assert not folder.parent.exists(), "folders that are empty now go too"
+    assert set(look(store)) == {"stays"}
+
+
+def test_a_projector_that_another_model_needs_stays(store: Store) -> None:
+    store.prepare()
+    sees = engine_samples.projector(store.folder / "mmproj.gguf")
+    store.record(sees, "c" * 64)
+    for name, digest in (("one", "a" * 64), ("two", "b" * 64)):
+        path = write_sample(store.folder / f"{name}.gguf")
+        store.record(path, digest)
+        store.kept.keep(Manifest(name, (file_of(path, digest),), file_of(sees, "c" * 64)))
+    told = gone("one", store)
+    assert told.kept == ((sees, "two needs it"),)
+    assert sees.exists()
+    assert gone("two", store).files == (store.folder / "two.gguf", sees)
+    assert not sees.exists()
+
+
+def test_whoever_names_a_projector_means_no_model(store: Store) -> None:
+    store.prepare()
+    (store.folder / "org" / "repo").mkdir(parents=True)
+    one = write_sample(store.folder / "org" / "repo" / "one.gguf")
+    sees = engine_samples.projector(one.with_name("mmproj.gguf"))
+    everything = list(look(store).values())
+    found = find(str(sees), everything, store)
+    assert (found.state, found.files) == (State.DAMAGED, (sees,))
+    told = removal.plan(found, everything, store)
+    assert (told.files, told.kept) == ((), ((sees, "one needs it"),))
+    removal.remove(told, store)
+    assert sees.exists()
+    assert find(str(one), everything, store).name == "one"
+
+
+def test_what_has_arrived_goes_unless_it_is_being_fetched(store: Store) -> None:
+    store.prepare()
+    file = ModelFile("m.gguf", 100_000, "a" * 64)
+    store.kept.keep(Manifest("m", (file,)))
+    store.partial(file).write_bytes(bytes(5000))
+    store.partial(file, "state").write_bytes(b"x")
+    told = planned("m", store)
+    assert (told.files, told.unfinished) == ((), (file,))
+    assert 0 <= told.freed <= 5000, "some file systems say how much that is only later"
+    with FileLock(store.lock(file).lock_file), pytest.raises(NobodysFault, match="being downloaded"):
+        removal.remove(told, store)
+    assert store.partial(file).exists()
+    removal.remove(told, store)
+    assert store.unfinished() == set()
+    assert store.kept.manifests() == []
+    assert look(store) == {}
+
+
+def test_what_lies_elsewhere_is_not_touched(store: Store) -> None:
+    folder = Path("~/.lmstudio/models/org/repo").expanduser()
+    folder.mkdir(parents=True)
+    theirs = write_sample(folder / "theirs.gguf")
+    with pytest.raises(UsageError, match="belongs to LM Studio"):
+        planned("theirs", store)
+    assert theirs.exists()
+
+
+def test_of_a_link_only_the_link_goes(store: Store, tmp_path: Path) -> None:
+    store.prepare()
+    real = write_sample(tmp_path / "real.gguf")
+    (store.folder / "linked.gguf").symlink_to(real)
+    told = gone("linked", store)
+    assert told.freed < 1000
+    assert real.exists()
+    assert look(store) == {}
+
+
+def test_damaged_and_oddly_named_files_can_be_removed(store: Store, fake: FakeHub) -> None:
+    store.prepare()
+    (store.folder / "bad \x1b[31m.gguf").write_bytes(b"GGUF nonsense")
+    (name,) = look(store)
+    gone(name, store)
+    assert look(store) == {}
+
+
+def test_a_copy_of_the_same_bytes_keeps_the_digests_of_its_chunks(store: Store) -> None:
+    store.prepare()
+    for name in ("one", "two"):
+        store.record(write_sample(store.folder / f"{name}.gguf"), "a" * 64)
+    store.record_chunks("a" * 64, bytes(32))
+    gone("one", store)
+    chunks = store.folder / ".mesh-llm" / "chunks" / ("a" * 64)
+    assert chunks.exists()
+    gone("two", store)
+    assert not chunks.exists()

@@ -1,0 +1,210 @@
+"""The page as it is served: its files and nothing else, under a policy; and what is said while there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from web_rig import Caller, Response, request
+
+from meshllm.core.types import Snapshot
+from meshllm.web.callers import CallerPolicy
+from meshllm.web.console import Console, Invitation
+from meshllm.web.page import FOLDER, Page
+from meshllm.web.status import NodeStatus, node_status
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSET = "/assets/index-abc_123.js"
+
+
+def status() -> NodeStatus:
+    """Of a node whose API is on port 9337."""
+    return node_status(
+        Snapshot(), [], name="box", version="1", pid=1, api="http://localhost:9337/v1", console="", started=0.0, now=1.0
+    )
+
+
+class Desk:
+    """A console that serves a page, and whoever asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.console = Console(CallerPolicy(), status, lambda seconds: Invitation("mesh1-SECRET", 0), Page(folder))
+
+    async def start(self) -> None:
+        """Listen."""
+        self.port = await self.console.start(("127.0.0.1",), 0)
+
+    async def call(self, data: bytes) -> Response:
+        """One request on a connection of its own."""
+        caller = Caller(*await asyncio.open_connection("127.0.0.1", self.port))
+        caller.send(data)
+        try:
+            return await caller.response(data.partition(b" ")[0].decode())
+        finally:
+            await caller.close()
+
+    async def get(self, path: str, **headers: str) -> Response:
+        """GET."""
+        return await self.call(request("GET", path, headers=headers))
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """A page that has been built."""
+    folder = tmp_path / "page"
+    (folder / "assets").mkdir(parents=True)
+    (folder / "index.html").write_text("<!doctype html><title>x</title>")
+    for name in ("index-abc_123.js", "a.css", "b.woff2", "c.svg", "licences.txt", "d.exe", ".hidden.js"):
+        (folder / "assets" / name).write_text(f"this is {name}")
+    (tmp_path / "secret.txt").write_text("SECRET")
+    (folder / "secret.js").write_text("SECRET")
+    made = Desk(folder)
+    await made.start()
+    yield made
+    await made.console.close()
+
+
+async def test_the_page_comes_with_a_policy_that_names_this_daemon_alone(desk: Desk) -> None:
+    response = await desk.get("/")
+    assert (response.status, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = dict(part.strip().partition(" ")[::2] for part in response.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["font-src"] == "'self'"
+    assert policy["connect-src"] == "'self' http://localhost:9337"
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["require-trusted-types-for"] == "'script'"
+    assert "unsafe" not in response.headers["content-security-policy"]
+    assert response.headers["x-frame-options"] == "DENY"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("index-abc_123.js", "text/javascript; charset=utf-8"),
+        ("a.css", "text/css; charset=utf-8"),
+        ("b.woff2", "font/woff2"),
+        ("c.svg", "image/svg+xml"),
+        ("licences.txt", "text/plain; charset=utf-8"),
+    ],
+)
+async def test_its_files_are_kept_for_good(desk: Desk, name: str, kind: str) -> None:
+    response = await desk.get(f"/assets/{name}")
+    assert (response.status, response.headers["content-type"]) == (200, kind)
+    assert response.body == f"this is {name}".encode()
+    assert "immutable" in response.headers["cache-control"]
+    assert response.headers["content-security-policy"] == "default-src 'none'"
+    assert (await desk.call(request("HEAD", f"/assets/{name}"))).status == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/assets/d.exe", "/assets/.hidden.js", "/assets/", "/assets/nothing.js", "/assets/../secret.js", "/secret.js",
+        "/assets/..%2fsecret.js", "/assets/%2e%2e/secret.js", "/assets/..%2f..%2fsecret.txt", "/assets/a.css/",
+        "/assets//etc/passwd", "/assets/%00.js", "/assets/a.css%00.js", "/index.html", "/assets/" + "a" * 300 + ".js",
+    ],
+)  # fmt: skip
+async def test_nothing_else_is_served(desk: Desk, path: str) -> None:
+    response = await desk.get(path)
+    assert response.status in (400, 404)
+    assert b"SECRET" not in response.body
+    assert b"hidden" not in response.body
+
+
+async def test_a_file_that_is_larger_than_any_of_a_build_is_not_read(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshllm.web.page.MAX_FILE_BYTES", 10)
+    assert (await desk.get(ASSET)).status == 404
+    assert b"not built" in (await desk.get("/")).body
+
+
+async def test_no_page_of_elsewhere_gets_it(desk: Desk) -> None:
+    for path in ("/", ASSET, "/api/openapi.json"):
+        assert (await desk.get(path, Origin="https://example.org")).status == 403
+        assert (await desk.call(request("GET", path, host="example.org"))).status == 403
+
+
+async def test_without_a_build_it_says_how_to_make_one_and_looks_again(desk: Desk) -> None:
+    index = desk.folder / "index.html"
+    built = index.read_text()
+    index.unlink()
+    response = await desk.get("/")
+    assert response.status == 200
+    for words in (b"scripts/console", b"http://localhost:9337", b"/api/status", b'http-equiv="refresh"'):
+        assert words in response.body
+    index.write_text(built)
+    assert (await desk.get("/")).body == built.encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin", "Cookie": "of=another-port"}, 200),
+        ({"Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-origin"}, 403),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://localhost"}, 403),
+        ({"Origin": "https://localhost", "Sec-Fetch-Site": "same-origin"}, 403),
+        ({"Origin": "null", "Sec-Fetch-Site": "same-origin"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 403),
+    ],
+)
+async def test_of_all_pages_only_our_own_gets_an_invite(desk: Desk, headers: dict[str, str], status: int) -> None:
+    data = request("POST", "/api/invite", {}, {"x-mesh-llm": "invite", **headers})
+    response = await desk.call(data)
+    assert response.status == status
+    assert (b"SECRET" in response.body) == (status == 200)
+    # And not even that one without asking for exactly it: a form could.
+    response = await desk.call(request("POST", "/api/invite", {}, headers))
+    assert (response.status, b"SECRET" in response.body) == (403, False)
+
+
+async def test_it_describes_itself(desk: Desk) -> None:
+    described = (await desk.get("/api/openapi.json")).json
+    assert described["openapi"].startswith("3.1")
+    assert set(described["paths"]) == {"/api/status", "/api/events", "/api/invite", "/api/openapi.json"}
+    schemas = described["components"]["schemas"]
+    assert set(schemas["NodeStatus"]["required"]) == set((await desk.get("/api/status")).json)
+    text = json.dumps(described)
+    references = {text[at:].split('"', 1)[0] for at in _all(text, "#/components/schemas/")}
+    assert {reference.rpartition("/")[2] for reference in references} <= set(schemas)
+
+
+def _all(text: str, what: str) -> list[int]:
+    found, at = [], text.find(what)
+    while at >= 0:
+        found.append(at)
+        at = text.find(what, at + 1)
+    return found
+
+
+def test_the_pages_types_are_those_of_the_daemon() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "console_types.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_packages_of_the_page_are_pinned_by_hash_and_name_no_registry() -> None:
+    lock = json.loads((ROOT / "console" / "package-lock.json").read_text())
+    packages = {name: facts for name, facts in lock["packages"].items() if name}
+    assert all(facts.get("integrity", "").startswith("sha512-") for facts in packages.values())
+    assert not [name for name, facts in packages.items() if "resolved" in facts]
+
+
+def test_a_package_takes_the_built_page_along() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["meshllm"]
+    inside = FOLDER.relative_to(ROOT / "meshllm").as_posix()
+    assert {f"{inside}/*.html", f"{inside}/assets/*"} <= set(patterns)
