@@ -34,6 +34,8 @@ ASKED_SECONDS = 8.0
 SILENT_SECONDS = 10.0
 # How long it is left out: whoever was lost may be back in a moment, whoever refused is busy for longer.
 LOST_SECONDS = 5.0
+# But where nobody else will do, it is asked again after this much: often only its rpc-server has died.
+AGAIN_SECONDS = 1.0
 REFUSED_SECONDS = 30.0
 # While there is no plan, memory may turn up at any time.
 PLAN_SECONDS = 1.0
@@ -216,9 +218,11 @@ class Hosting:
             for node in [node for node, until in left_out.items() if until <= now]:
                 del left_out[node]
         willing = [lender for lender in lenders if lender.node not in self._shunned]
+        again = now + LOST_SECONDS - AGAIN_SECONDS
+        more = [lender for lender in lenders if self._returning.get(lender.node, again + 1.0) <= again]
         refusal = ""
-        for tried in measured.sizes:
-            found = plan(tried.need, host, willing, model, force=force)
+        for tried, asked in [(tried, asked) for asked in (willing, [*willing, *more]) for tried in measured.sizes]:
+            found = plan(tried.need, host, asked, model, force=force)
             if isinstance(found, NoPlan):
                 refusal = found.reason  # of the smallest size, in the end
                 continue

@@ -30,6 +30,10 @@ HEADER = struct.Struct(f">{SESSION_BYTES}sQB")
 HEADER_SECONDS = 10.0
 # Connections of one lease and purpose: an engine keeps one to each worker, and opens another to ask what it has.
 MAX_CONNECTIONS = 8
+# So many a host opens before its engine asks for them: a lane takes four round trips, in which an engine starts up. The
+# other side hangs up on what stays silent (HEADER_SECONDS): what is too old for that is not used any more.
+AHEAD_CONNECTIONS = 2
+AHEAD_SECONDS = HEADER_SECONDS / 2
 
 Lend = tuple[bytes, int]
 """Session and generation of a lease."""
@@ -63,6 +67,7 @@ class _Lease:
     admissions: dict[TunnelUse, Admission] = field(default_factory=dict)
     listeners: list[asyncio.Server] = field(default_factory=list)
     pipes: set[_End] = field(default_factory=set)
+    ahead: dict[NodeId, list[asyncio.Task[_Ahead | None]]] = field(default_factory=dict)
     traffic: dict[NodeId, Traffic] = field(default_factory=dict)
 
     def open(self) -> int:
@@ -146,6 +151,14 @@ class _End(asyncio.Protocol):
             self.transport.close()
         if there is not None:
             there.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A tunnel that nothing has been said on, and when it was opened (the loop's time)."""
+
+    end: _End
+    opened: float
 
 
 class _Guest(_End):
@@ -242,6 +255,11 @@ class RpcTunnels:
             return _End(lambda count: self._sent(held, peer, count), accepted)
 
         held.listeners.append(await asyncio.get_running_loop().create_unix_server(accept, str(path)))
+        if purpose is TunnelUse.COMMANDS:
+            held.ahead[peer] = [
+                self._owner.start(self._open_ahead(held, lease, peer, tell), f"rpc tunnel {number} to {short(peer)}")
+                for number in range(AHEAD_CONNECTIONS)
+            ]
 
     def revoke(self, lease: Lend) -> None:
         """The lease is over: its tunnels end, nobody comes in, nothing is listened on."""
@@ -252,6 +270,9 @@ class RpcTunnels:
             listener.close()
         for pipe in list(held.pipes):
             pipe.close()
+        for opening in (task for tasks in held.ahead.values() for task in tasks):
+            if opening.done() and not opening.cancelled() and (opened := opening.result()) is not None:
+                opened.end.close()
 
     def traffic(self, lease: Lend) -> dict[NodeId, Traffic]:
         """Bytes that have gone to and come from each peer of the lease."""
@@ -269,10 +290,9 @@ class RpcTunnels:
     async def _lead(
         self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: _End, broken: Callable[[], None]
     ) -> None:
-        """Open the tunnel for what the engine has just connected."""
-        far = _End(lambda count: self._received(held, peer, count), broken=broken)
+        """Have a tunnel for what the engine has just connected."""
         try:
-            await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
+            far = await self._opened_ahead(held, peer) or await self._open(held, peer, broken)
         except (MeshError, OSError) as error:
             log.warning("no tunnel to %s for a split: %s", short(peer), error)
             near.close()
@@ -284,6 +304,32 @@ class RpcTunnels:
             return
         far.transport.write(HEADER.pack(*lease, purpose))
         self._join(held, near, far)
+
+    async def _open(self, held: _Lease, peer: NodeId, broken: Callable[[], None]) -> _End:
+        """A tunnel that nothing has been said on. Raises MeshError and OSError."""
+        far = _End(lambda count: self._received(held, peer, count), broken=broken)
+        await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
+        return far
+
+    async def _open_ahead(self, held: _Lease, lease: Lend, peer: NodeId, broken: Callable[[], None]) -> _Ahead | None:
+        try:
+            far = await self._open(held, peer, broken)
+        except (MeshError, OSError):
+            return None  # whoever needs it will try again, and say why there is none
+        if self._leases.get(lease) is not held:
+            far.close()
+            return None
+        return _Ahead(far, asyncio.get_running_loop().time())
+
+    async def _opened_ahead(self, held: _Lease, peer: NodeId) -> _End | None:
+        while waiting := held.ahead.get(peer):
+            found = await waiting.pop(0)
+            if found is None or found.end.transport is None or found.end.transport.is_closing():
+                continue
+            if asyncio.get_running_loop().time() - found.opened <= AHEAD_SECONDS:
+                return found.end
+            found.end.close()
+        return None
 
     # -- in
 

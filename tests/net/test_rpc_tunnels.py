@@ -12,9 +12,9 @@ from lane_rig import Ear
 from tunnel_rig import House, street
 
 from meshllm.core.records import NodeId
-from meshllm.net import lanes
+from meshllm.net import lanes, rpc_tunnels
 from meshllm.net.base import StreamKind
-from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, RpcTunnels, TunnelUse
+from meshllm.net.rpc_tunnels import AHEAD_CONNECTIONS, HEADER, MAX_CONNECTIONS, RpcTunnels, TunnelUse
 
 LEASE = (b"s" * 16, 7)
 
@@ -34,10 +34,12 @@ class Known:
     def __init__(self, house: House, other: House) -> None:
         self.serve = house.tunnels.serve
         self.house, self.other = house, other
+        self.opened = 0
 
     async def open(
         self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
     ) -> asyncio.BaseProtocol:
+        self.opened += 1
         return await self.house.tunnels.open(peer, kind, factory, addresses=[self.other.address])
 
 
@@ -46,7 +48,8 @@ class Split:
 
     def __init__(self, host: House, worker: House, folder: Path) -> None:
         self.host, self.worker = host, worker
-        self.out, self.into = RpcTunnels(Known(host, worker)), RpcTunnels(Known(worker, host))
+        self.way = Known(host, worker)
+        self.out, self.into = RpcTunnels(self.way), RpcTunnels(Known(worker, host))
         self.engine_socket, self.local_socket = folder / "e.sock", folder / "l.sock"
         self.heard: list[Ear] = []
 
@@ -207,6 +210,29 @@ async def test_the_end_of_a_lease_breaks_nothing(tmp_path: Path) -> None:
         assert not broken.is_set()
 
 
+@both_ways
+async def test_the_first_tunnels_are_opened_before_they_are_asked_for(tmp_path: Path, with_lanes: bool) -> None:
+    async with split(tmp_path, with_lanes) as it:
+        it.admit()
+        await it.listen()
+        for number in range(AHEAD_CONNECTIONS + 1):
+            ear = await it.call()
+            ear.transport.write(b"x")
+            assert await ear.until(1) == b"x"
+            assert it.way.opened == max(AHEAD_CONNECTIONS, number + 1)
+
+
+async def test_what_was_opened_long_ago_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_tunnels, "AHEAD_SECONDS", -1.0)
+    async with split(tmp_path) as it:
+        it.admit()
+        await it.listen()
+        ear = await it.call()
+        ear.transport.write(b"x")
+        assert await ear.until(1) == b"x"
+        assert it.way.opened == AHEAD_CONNECTIONS + 1
+
+
 async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         it.admit()
@@ -218,7 +244,7 @@ async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
         refused = await it.call()
         await refused.gone
         ears[0].transport.close()
-        await it.heard[0].gone
+        await asyncio.wait([ear.gone for ear in it.heard], return_when=asyncio.FIRST_COMPLETED)
         again = await it.call()
         again.transport.write(b"x")
         assert await again.until(1) == b"x"
