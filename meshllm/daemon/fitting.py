@@ -20,7 +20,7 @@ from meshllm.core.lending import Device, Machine, offer, room, select
 from meshllm.core.records import short
 from meshllm.core.shapes import Shape
 from meshllm.core.sizing import Size, candidates
-from meshllm.core.speculation import PLAIN, Guessing, Speculation
+from meshllm.core.speculation import PLAIN, TABLE_BYTES, Guessing, Speculation
 from meshllm.core.types import Purpose
 from meshllm.engine import bindings
 from meshllm.engine.installed import Engine
@@ -323,6 +323,7 @@ class _Task:
         by_device = told.by_device()
         scored = size.slots * (1 + self.guessed)
         beside = score_bytes(vocabulary, scored, self.micro_batch(size), embeds=embeds) + process_bytes(vocabulary)
+        beside += TABLE_BYTES if self.guessed else 0
         return Need(
             by_device.get("CPU", 0) + beside,
             told.mapped,

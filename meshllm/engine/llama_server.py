@@ -170,14 +170,15 @@ def _placement(plan: ServerPlan) -> list[str]:
 
 def _speculation(plan: ServerPlan) -> list[str]:
     """How it guesses ahead. The kinds are asked in an order of the engine's own: n-grams cost nothing, so they are
-    before a draft. Of those, the kind without a memory of its own: the others forget most of a prompt that follows a
-    different one in the same slot (ngram-map-k), or mix what different callers wrote (ngram-mod)."""
+    before a draft. Of those, the kind that copies less than it matched: another (ngram-simple) copies as much at least,
+    and loses more when it is wrong; the third (ngram-map-k) overlooks most of a prompt that follows a different one."""
     if plan.speculation.guessing is Guessing.NONE:
         return []
-    kinds = ["ngram-simple"]
+    kinds = ["ngram-mod"]
     argv = [
-        "--spec-ngram-simple-size-n", str(speculation.MATCH_TOKENS),
-        "--spec-ngram-simple-size-m", str(speculation.COPIED_TOKENS),
+        "--spec-ngram-mod-n-match", str(speculation.MATCH_TOKENS),
+        "--spec-ngram-mod-n-min", str(speculation.LEAST_COPIED_TOKENS),
+        "--spec-ngram-mod-n-max", str(speculation.COPIED_TOKENS),
     ]  # fmt: skip
     if plan.speculation.guessing is Guessing.DRAFT:
         assert plan.draft_path is not None

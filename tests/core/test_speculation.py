@@ -44,9 +44,8 @@ def test_what_hinders_a_model(writes: bool, causal: bool, recurrent: bool, word:
     assert bool(found) == bool(word)
 
 
-def test_the_engine_copies_nothing_unless_a_copy_is_at_least_as_long_as_its_match() -> None:
-    """llama.cpp's ngram-simple drops shorter copies, so that a longer match would switch it off without a word."""
-    assert speculation.COPIED_TOKENS >= speculation.MATCH_TOKENS
+def test_copies_have_room_between_their_bounds() -> None:
+    assert 0 < speculation.LEAST_COPIED_TOKENS <= speculation.COPIED_TOKENS <= speculation.MATCH_TOKENS
 
 
 def test_guesses_add_up_over_processes() -> None:

@@ -79,14 +79,14 @@ def test_nothing_is_guessed_unless_it_was_decided() -> None:
 
 def test_n_grams_need_no_file() -> None:
     told = line(speculation=Speculation(Guessing.NGRAMS))
-    assert "--spec-type ngram-simple --spec-ngram-simple-size-n 12 --spec-ngram-simple-size-m 12" in told
+    assert "--spec-type ngram-mod --spec-ngram-mod-n-match 12 --spec-ngram-mod-n-min 4 --spec-ngram-mod-n-max 6" in told
     assert "draft" not in told
 
 
 def test_a_draft_comes_after_n_grams_and_lies_where_it_is_told() -> None:
     how = Speculation(Guessing.DRAFT, "small")
     told = line(speculation=how, draft_path=Path("/d.gguf"))
-    assert "--spec-type ngram-simple,draft-simple" in told
+    assert "--spec-type ngram-mod,draft-simple" in told
     assert "--spec-draft-model /d.gguf --spec-draft-n-max 8 --spec-draft-p-min 0.75" in told
     assert "--spec-draft-device" not in told
     told = line(speculation=how, draft_path=Path("/d.gguf"), draft_device="CUDA0")
