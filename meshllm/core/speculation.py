@@ -28,6 +28,9 @@ class Guessing(Enum):
 MATCH_TOKENS = 12
 LEAST_COPIED_TOKENS = 4
 COPIED_TOKENS = 6
+# Where each step waits for a round trip to other nodes anyway, a wrong guess costs little beside it, and a right one
+# saves one round trip more.
+FAR_COPIED_TOKENS = 16
 # What the engine keeps of what followed what: 4 million tokens' numbers, of all requests together.
 TABLE_BYTES = 4 << 22
 # A draft goes on while it is this sure of each token (the engine's default was that for long), and at most this far.

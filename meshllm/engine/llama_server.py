@@ -178,7 +178,7 @@ def _speculation(plan: ServerPlan) -> list[str]:
     argv = [
         "--spec-ngram-mod-n-match", str(speculation.MATCH_TOKENS),
         "--spec-ngram-mod-n-min", str(speculation.LEAST_COPIED_TOKENS),
-        "--spec-ngram-mod-n-max", str(speculation.COPIED_TOKENS),
+        "--spec-ngram-mod-n-max", str(speculation.FAR_COPIED_TOKENS if plan.workers else speculation.COPIED_TOKENS),
     ]  # fmt: skip
     if plan.speculation.guessing is Guessing.DRAFT:
         assert plan.draft_path is not None

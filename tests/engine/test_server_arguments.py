@@ -118,3 +118,10 @@ def test_guesses_are_read_off_the_metrics() -> None:
 def test_metrics_that_say_nothing_of_guesses(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_guesses(text)
+
+
+def test_a_split_copies_more_at_a_time() -> None:
+    ngrams = Speculation(Guessing.NGRAMS)
+    told = [line(speculation=ngrams, **more).split() for more in ({}, {"workers": (Path("/w.sock"),)})]
+    near, far = (int(words[words.index("--spec-ngram-mod-n-max") + 1]) for words in told)
+    assert far > near
