@@ -37,7 +37,6 @@ CONTEXT: Final = 4096
 MODEL: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE: Final = PACKAGE / "models" / "templates" / "smollm2-tools.jinja"
 WARM: Final = 0.8
-WARM_UP: Final = Text("warm-up", "What is the capital of France?")
 CPU_TICK_S: Final = 0.01
 
 
@@ -90,7 +89,6 @@ class Engine:
             raise BenchError("the engine is not built (mesh-llm engine build)")
         self.name = name
         self.socket = scratch / f"{name}.sock"
-        self.socket.unlink(missing_ok=True)  # of one that was here before
         self.child = stack.enter_context(Child(name, list(arguments(found.server, plan, self.socket)), scratch))
 
     def wait(self) -> None:
@@ -133,7 +131,7 @@ class Engine:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print; 0."""
-    with tempfile.TemporaryDirectory(prefix="mesh-") as name:
+    with tempfile.TemporaryDirectory(prefix="mesh-") as name, ExitStack() as stack:
         scratch = Path(name)
         ways: dict[str, tuple[Speculation, Path | None]] = {
             "none": (PLAIN, None),
@@ -144,15 +142,10 @@ def run(options: argparse.Namespace) -> int:
         if options.cut:
             smaller = cut(options.model, scratch / "cut.gguf", options.cut)
             ways["cut"] = (Speculation(Guessing.DRAFT, "cut"), smaller)
-
-        def start(stack: ExitStack) -> list[Engine]:
-            engines = [Engine(stack, scratch, way, _plan(options.model, *what)) for way, what in ways.items()]
-            for engine in engines:
-                engine.wait()
-                engine.answer(WARM_UP, 0.0, 8, 0)
-            return engines
-
-        cells = _measure(start, options)
+        engines = [Engine(stack, scratch, way, _plan(options.model, *what)) for way, what in ways.items()]
+        for engine in engines:
+            engine.wait()
+        cells = _measure(engines, options)
     bars = [
         report.bar(f"{way}: texts that do not repeat, x none", _least(cells, way, "plain"), 0.97, at_most=False)
         for way in list(ways)[1:]
@@ -188,22 +181,20 @@ def _plan(model: Path, speculation: Speculation, draft: Path | None) -> ServerPl
     return ServerPlan("m", model, CONTEXT, STREAMS, chat_template=template, speculation=speculation, draft_path=draft)
 
 
-def _measure(start: Callable[[ExitStack], list[Engine]], options: argparse.Namespace) -> Cells:
-    """Each kind of texts meets new engines: they remember what they wrote, and would guess it the second time."""
+def _measure(engines: Sequence[Engine], options: argparse.Namespace) -> Cells:
     cells: Cells = {}
     kinds = {"repeating": repeating(), "plain": plain()}
-    for number in range(options.rounds):
-        report.progress(f"round {number + 1} of {options.rounds}")
-        for kind, texts in kinds.items():
-            for temperature, streams in ((0.0, 1), (WARM, 1), (0.0, STREAMS)):
-                with ExitStack() as stack, ThreadPoolExecutor(STREAMS) as pool:
-                    engines = start(stack)
+    with ThreadPoolExecutor(STREAMS) as pool:
+        for number in range(-1, options.rounds):  # round -1 warms up
+            report.progress(f"round {number + 1} of {options.rounds}")
+            for kind, texts in kinds.items():
+                for temperature, streams in ((0.0, 1), (WARM, 1), (0.0, STREAMS)):
                     by_way = cells.setdefault((kind, temperature, streams), {one.name: Cell() for one in engines})
                     for first in range(0, len(texts), streams):
                         group = texts[first : first + streams]
                         for engine in engines if number % 2 else reversed(engines):
                             answers = _together(pool, engine, group, temperature, options.tokens, number + 1)
-                            for text, answer in zip(group, answers, strict=True):
+                            for text, answer in zip(group, answers if number >= 0 else [], strict=number >= 0):
                                 by_way[engine.name].answers.setdefault(text.name, []).append(answer)
     report.progress("")
     return cells
