@@ -13,10 +13,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from meshllm.meter import Meter
 from meshllm.models.assembly import Assembly
 from meshllm.models.peer_line import PeerLine
 from meshllm.models.taking import Lists, Mesh, Peer, Taking, digest_of
-from meshllm.models.throttle import Meter
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from meshllm.errors import BadMessage, DownloadFailed, LinkClosed, MeshError
+from meshllm.meter import Meter
 from meshllm.models.assembly import Assembly
 from meshllm.models.peer_line import PeerLine
 from meshllm.models.threads import Stop, in_thread
-from meshllm.models.throttle import Meter
 from meshllm.tasks import Owner, backoff
 from meshllm.wire import files as w
 
