@@ -220,7 +220,8 @@ export interface ServerStatus {
 
 // `layers` of the model from `first` on, carried by `node`; `phase` and `detail` of its part in the lease.
 //
-// `rtt` from the host, null if never measured; `via`: "lane" or "quic"; `sent` and `received` by the host's tunnel.
+// `rtt` from the host, null if never measured; `via`: "lane" or "quic", what the host's tunnels to it run over;
+// `sent` and `received` by them, and `rate` in bytes/s of late, both ways together.
 export interface ShareStatus {
   node: string
   name: string
@@ -233,6 +234,7 @@ export interface ShareStatus {
   via: string
   sent: number
   received: number
+  rate: number
 }
 
 // Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be

@@ -366,7 +366,7 @@ class App:
         """What the tunnels of a lease have carried."""
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
-        return {peer: Carried(traffic.sent, traffic.received) for peer, traffic in found.items()}
+        return {peer: Carried(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
 
 
 def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[RpcTunnels], Found]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -19,7 +20,8 @@ from typing import Protocol, cast
 from meshllm.core.leases import SESSION_BYTES
 from meshllm.core.records import NodeId, short
 from meshllm.errors import MeshError
-from meshllm.net.base import StreamKind
+from meshllm.meter import Meter
+from meshllm.net.base import Clock, StreamKind
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
@@ -54,12 +56,27 @@ class Admission:
     path: Path
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes that the tunnels of one lease to or from one peer have carried."""
+    """Bytes that the tunnels of one lease to or from one peer have carried; `rate` per second of late, both ways.
 
+    `via`: "lane" or "quic", what the newest of them runs over; empty before the first.
+    """
+
+    sent: int
+    received: int
+    rate: int
+    via: str
+
+
+@dataclass(slots=True)
+class _Count:
+    """The same as it is counted."""
+
+    meter: Meter
     sent: int = 0
     received: int = 0
+    via: str = ""
 
 
 @dataclass(slots=True)
@@ -68,7 +85,7 @@ class _Lease:
     listeners: list[asyncio.Server] = field(default_factory=list)
     pipes: set[_End] = field(default_factory=set)
     ahead: dict[NodeId, list[asyncio.Task[_Ahead | None]]] = field(default_factory=dict)
-    traffic: dict[NodeId, Traffic] = field(default_factory=dict)
+    counts: dict[NodeId, _Count] = field(default_factory=dict)
 
     def open(self) -> int:
         """How many tunnels there are."""
@@ -102,6 +119,11 @@ class _End(asyncio.Protocol):
             self.transport.pause_reading()
         if self._made is not None:
             self._made(self)
+
+    def via(self) -> str:
+        """What a connection to a peer runs over."""
+        assert self.transport is not None
+        return "lane" if self.transport.get_extra_info("ssl_object") is not None else "quic"
 
     def join(self, there: _End) -> None:
         """From now on bytes go to `there`, those that came early first."""
@@ -224,8 +246,9 @@ class Mesh(Protocol):
 class RpcTunnels:
     """The tunnels of the leases that this node holds, as host or as worker."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, clock: Clock = time.monotonic) -> None:
         self._mesh = mesh
+        self._clock = clock
         self._owner = Owner("rpc tunnels")
         self._leases: dict[Lend, _Lease] = {}
         mesh.serve(StreamKind.RPC_TUNNEL, self._serve)
@@ -277,7 +300,8 @@ class RpcTunnels:
     def traffic(self, lease: Lend) -> dict[NodeId, Traffic]:
         """Bytes that have gone to and come from each peer of the lease."""
         held = self._leases.get(lease)
-        return dict(held.traffic) if held is not None else {}
+        counts, now = held.counts if held is not None else {}, self._clock()
+        return {p: Traffic(c.sent, c.received, round(c.meter.rate(now)), c.via) for p, c in counts.items()}
 
     async def close(self) -> None:
         """End everything."""
@@ -303,7 +327,7 @@ class RpcTunnels:
             near.close()
             return
         far.transport.write(HEADER.pack(*lease, purpose))
-        self._join(held, near, far)
+        self._join(held, peer, near, far)
 
     async def _open(self, held: _Lease, peer: NodeId, broken: Callable[[], None]) -> _End:
         """A tunnel that nothing has been said on. Raises MeshError and OSError."""
@@ -359,17 +383,28 @@ class RpcTunnels:
             near.close()
             guest.close()
             return
-        self._join(held, near, guest)
+        self._join(held, peer, near, guest)
 
     # -- both
 
-    def _join(self, held: _Lease, near: _End, far: _End) -> None:
+    def _join(self, held: _Lease, peer: NodeId, near: _End, far: _End) -> None:
+        self._count(held, peer).via = far.via()
         held.pipes.add(near)
         near.join(far)
         far.join(near)
 
     def _sent(self, held: _Lease, peer: NodeId, count: int) -> None:
-        held.traffic.setdefault(peer, Traffic()).sent += count
+        counted = self._count(held, peer)
+        counted.sent += count
+        counted.meter.add(count, self._clock())
 
     def _received(self, held: _Lease, peer: NodeId, count: int) -> None:
-        held.traffic.setdefault(peer, Traffic()).received += count
+        counted = self._count(held, peer)
+        counted.received += count
+        counted.meter.add(count, self._clock())
+
+    def _count(self, held: _Lease, peer: NodeId) -> _Count:
+        found = held.counts.get(peer)
+        if found is None:
+            found = held.counts[peer] = _Count(Meter(self._clock()))
+        return found

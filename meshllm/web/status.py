@@ -331,6 +331,6 @@ def node_status(
         mesh_reason=mesh_reason,
         sharing=sharing,
         machine=None if machine is None else machine_status(machine),
-        splits=split_status.splits(snapshot, vias or {}, traffic, guessed),
+        splits=split_status.splits(snapshot, traffic, guessed),
         lent=split_status.lent(snapshot),
     )

@@ -244,7 +244,7 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
     stage.snapshot = replace(stage.snapshot, models=(model, *kept))
     stage.guesses = {name: Guesses(written=1000, seconds=121.0)} if committed else {}
-    stage.carried = {one: Carried(31 << 20, 29 << 20), two: Carried(22 << 20, 21 << 20)}
+    stage.carried = {one: Carried(31 << 20, 29 << 20, 1840, "lane"), two: Carried(22 << 20, 21 << 20, 1310, "lane")}
     stage.vias = {**stage.vias, one: "lane", two: "lane"}
     return stage
 
