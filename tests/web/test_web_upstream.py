@@ -342,7 +342,7 @@ async def test_after_the_end_nothing_matters(table: Bench, path: str) -> None:
 async def test_a_stream_ends_even_if_its_target_forgets_to(
     table: Bench, monkeypatch: pytest.MonkeyPatch, chatter: bool
 ) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.LINGER_SECONDS", 0.03)
+    monkeypatch.setattr("meshllm.web.deadlines.LINGER_SECONDS", 0.03)
 
     async def script(call: Call) -> None:
         call.begin_stream()
@@ -552,7 +552,7 @@ async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("quick")
 async def test_a_backend_that_says_nothing_is_given_up(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.BACKEND_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.deadlines.BACKEND_SILENCE_SECONDS", 0.05)
 
     async def half(call: Call) -> None:
         call.begin_stream()
