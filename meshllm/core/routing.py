@@ -16,7 +16,7 @@ from enum import Enum
 
 from meshllm.core import serving
 from meshllm.core.records import ModelLoad, short
-from meshllm.core.types import ModelPhase, ModelState, Purpose, Snapshot
+from meshllm.core.types import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 
 # So many unanswered probes in a row, and callers of a backend's models get an error instead of waiting for it.
@@ -99,7 +99,8 @@ class Route:
 
     `purpose` is what the model is for, where this node has its file; a backend does not say. A caller waits for a model
     that is coming no longer than `patience` seconds (None: as long as anybody waits), and is then told `verdict`.
-    `seek`: somebody who serves it has been heard of and should be dialled.
+    `seek`: somebody who serves it has been heard of and should be dialled. `lost`: why what answered for it here has
+    been withdrawn (see `member_lost`).
     """
 
     offers: tuple[Offer, ...]
@@ -109,6 +110,7 @@ class Route:
     patience: float | None = None
     verdict: str = ""
     seek: bool = False
+    lost: str = ""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -183,7 +185,7 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> Rou
     offers = (*offers_here(snapshot, model), *index.hosts.get(model, ()))
     purpose = here.facts.purpose if here is not None and here.facts is not None else None
     if offers:
-        return Route(offers, Standing.COMING, purpose=purpose)
+        return Route(offers, Standing.COMING, purpose=purpose, lost=member_lost(here))
     if here is None or snapshot.stopping:
         return _away(snapshot, model, index) if here is None else _here(snapshot, here, purpose)
     found = _here(snapshot, here, purpose)
@@ -208,7 +210,15 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[Offer, ...]:
 def _here(snapshot: Snapshot, here: ModelState, purpose: Purpose | None) -> Route:
     if serving.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
         return Route((), Standing.FAILED, failure_words(snapshot, here), purpose)
-    return Route((), Standing.COMING, serving.progress_words(snapshot.engine, here), purpose)
+    words = serving.progress_words(snapshot.engine, here)
+    return Route((), Standing.COMING, words, purpose, lost=member_lost(here))
+
+
+def member_lost(here: ModelState | None) -> str:
+    """Why the engine process of a model is being ended although it is wanted: who was lost that carried layers of it.
+    Empty if it is not."""
+    ending = here is not None and here.wanted and here.server is ServerPhase.STOPPING
+    return here.reason if here is not None and ending else ""
 
 
 def _away(snapshot: Snapshot, model: str, index: MeshIndex) -> Route:

@@ -126,7 +126,8 @@ class Desks:
             offers = routing.offers_here(self.snapshot, model)
             here = self.snapshot.model(model)
             purpose = here.facts.purpose if here is not None and here.facts is not None else None
-            found = (Route(offers, Standing.UNKNOWN, purpose=purpose), [self._desk(offer) for offer in offers])
+            route = Route(offers, Standing.UNKNOWN, purpose=purpose, lost=routing.member_lost(here))
+            found = (route, [self._desk(offer) for offer in offers])
             if offers:
                 self._here[model] = found
         return found

@@ -20,7 +20,8 @@ from meshllm.web.inquiry import Inquiry, WholeAnswer
 from meshllm.web.refusals import Refusal, refusal_in_stream, retry_after
 from meshllm.web.upstream import UpstreamConnection, UpstreamPool
 from meshllm.web.voice import Voice
-from meshllm.wire.api_errors import error_body, error_event, translate_error
+from meshllm.wire.api_errors import error_body, translate_error
+from meshllm.wire.losses import PART_LOST, UPSTREAM_LOST, loss_words
 from meshllm.wire.repair import StreamRepair
 
 # A target that failed a request is left alone for so long by that request.
@@ -187,7 +188,7 @@ class Exchange:
         self._attempts += 1
         if self._attempts >= MAX_ATTEMPTS:
             message = f"{self.model} could not be reached after {self._attempts} tries: {reason}."
-            self._fail(502, "upstream_lost", message, "retry-after: 5\r\n")
+            self._fail(502, UPSTREAM_LOST, message, "retry-after: 5\r\n")
         else:
             self._start_over()
 
@@ -218,7 +219,8 @@ class Exchange:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
             self.phase = Phase.STREAMING
-            self._repair = self._inquiry.stream_repair(self._hall.wall())
+            shared = self._at is not None and self._at.offer.shared
+            self._repair = self._inquiry.stream_repair(self._hall.wall(), shared=shared)
         else:
             self.phase = Phase.BUFFERING
             self._whole = WholeAnswer(status, content_type.startswith("application/json"), retry_after(headers))
@@ -247,18 +249,22 @@ class Exchange:
         begun = repair.started
         passed = repair.feed(data)
         if repair.failed:
-            self._stream_failed(passed, begun)
+            self._stream_failed(repair, passed, begun)
             return
         if repair.started and not begun:
             self._first_byte()
         self._voice.pass_on(passed, self._last_upstream)
 
-    def _stream_failed(self, passed: bytes, begun: bool) -> None:
-        """A stream ended with an error: that of a peer which had said nothing else is no reason to give up."""
-        if not begun and self.kind is TargetKind.PEER and (refusal := refusal_in_stream(self.api, passed)) is not None:
+    def _stream_failed(self, repair: StreamRepair, passed: bytes, begun: bool) -> None:
+        """A stream ended with an error: that of a peer which had said nothing else is no reason to give up, nor that a
+        worker of an engine was lost before it had said anything."""
+        refusal = None if begun or self.kind is not TargetKind.PEER else refusal_in_stream(self.api, passed)
+        if repair.worker_lost and not begun:
+            self._try_again(PART_LOST)
+        elif refusal is not None:
             self._refused(refusal)
         else:
-            self._end_stream(passed, "failed")
+            self._end_stream(passed, "lost" if repair.worker_lost else "failed")
 
     def _refused(self, refusal: Refusal) -> None:
         """A host gave an answer that another may do better."""
@@ -290,7 +296,7 @@ class Exchange:
         repair, begun = self._repair, self._repair.started
         rest = repair.feed(data) + repair.finish()
         if repair.failed:
-            self._stream_failed(rest, begun)
+            self._stream_failed(repair, rest, begun)
             return
         if not begun:
             self._first_byte()
@@ -313,14 +319,17 @@ class Exchange:
 
     def _lost(self, reason: str) -> None:
         assert self._repair is not None
-        message = f"{self.model} was lost in the middle of the answer: {reason}."
-        self._end_stream(self._repair.fail("upstream_lost", message), "lost")
+        why = self._hall.find(self.model)[0].lost if self._at is not None and self._at.offer.shared else ""
+        message = (
+            loss_words(self.model, why) if why else f"{self.model} was lost in the middle of the answer: {reason}."
+        )
+        self._end_stream(self._repair.fail(UPSTREAM_LOST, message), "lost")
 
     def _answer(self, whole: WholeAnswer) -> None:
         if not 200 <= whole.status < 300:
             refusal = Refusal(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
             if self._at is not None and self._at.offer.shared and refusal.worker_lost:
-                self._try_again("a node that carried a part of it was lost")
+                self._try_again(PART_LOST)
             elif self.kind is not None and refusal.elsewhere(self.kind):
                 self._refused(refusal)
             else:
@@ -349,15 +358,9 @@ class Exchange:
 
     def _tell(self, refusal: Refusal, headers: str = "") -> None:
         """The end: an error of ours, or what a target answered instead of an answer."""
-        if not self._voice.streaming:
-            self._finish("refused" if refusal.status < 500 else "failed", refusal.status)
-            self._voice.error(refusal.status, refusal.body, headers or refusal.headers)
-            return
-        code, message = refusal.code or "upstream_error", refusal.error["message"]
-        if self._repair is not None:
-            self._end_stream(self._repair.fail(code, message, status=refusal.status), "failed")
-        else:
-            self._end_stream(error_event(self.api, refusal.status, code, message), "failed")
+        begun = self._voice.streaming
+        self._finish("failed" if begun or refusal.status >= 500 else "refused", 200 if begun else refusal.status)
+        self._voice.refuse(refusal, headers, self._repair)
 
     def _finish(self, outcome: str, status: int) -> None:
         """Everything that was taken is given back; the caller still gets its last bytes after this."""

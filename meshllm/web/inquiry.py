@@ -87,9 +87,9 @@ class Inquiry:
             lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
         return b"".join([*lines, b"\r\n", body])
 
-    def stream_repair(self, now: int) -> StreamRepair:
-        """What repairs the answer's stream; `now` in seconds since the epoch."""
-        return stream_repair(self.api, **self._made_up(now))
+    def stream_repair(self, now: int, *, shared: bool) -> StreamRepair:
+        """What repairs the answer's stream; `now` in seconds since the epoch, `shared` as in `routing.Offer`."""
+        return stream_repair(self.api, **self._made_up(now), shared=shared)
 
     def whole_answer(self, body: bytes, *, is_json: bool, now: int) -> bytes | None:
         """The answer as it is passed on; None if it is not what any of these APIs answers. Others' JSON is believed."""

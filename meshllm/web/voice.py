@@ -7,15 +7,16 @@ answered stands in the head; if that had to be sent before anybody did, it is a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import orjson
 
 from meshllm.web.admission import TargetDesk
 from meshllm.web.http1 import Connection
 from meshllm.web.inquiry import Inquiry
+from meshllm.web.refusals import Refusal
+from meshllm.wire.api_errors import error_event
 from meshllm.wire.apis import Api
+from meshllm.wire.repair import StreamRepair
 from meshllm.wire.sse import PING, comment
 
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -64,9 +65,18 @@ class Voice:
         self._note_speed(answer)
         self._connection.send(status, JSON, answer, self._host() + self._cors)
 
-    def error(self, status: int, body: Mapping[str, Any], headers: str) -> None:
-        """An error, in the caller's API shape, instead of an answer: only while not `streaming`."""
-        self._connection.send(status, JSON, orjson.dumps(body), headers + self._cors)
+    def refuse(self, refusal: Refusal, headers: str, repair: StreamRepair | None) -> None:
+        """An error instead of an answer, with these `headers` or its own; in a stream it is the last event, where
+        `repair` knows how far the answer was."""
+        if not self.streaming:
+            body = orjson.dumps(refusal.body)
+            self._connection.send(refusal.status, JSON, body, (headers or refusal.headers) + self._cors)
+            return
+        status, code, message = refusal.status, refusal.code or "upstream_error", refusal.error["message"]
+        if repair is not None:
+            self.end(repair.fail(code, message, status=status))
+        else:
+            self.end(error_event(self._inquiry.api, status, code, message))
 
     def say(self, words: str, now: float) -> None:
         """A sign of life. A caller that wants no stream hears an interim answer (102), which our own gateways know."""
