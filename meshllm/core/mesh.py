@@ -206,9 +206,12 @@ class Mesh:
     def _said(self) -> dict[str, object]:
         """What this node says of itself; the signer cuts what is beyond the bounds of a record."""
         served = [
-            ServedModel(m.name, m.facts.purpose, m.server_facts.context_length, m.server_facts.slots, m.facts.size)
+            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.sees)
             for m in self._local.models.values()
-            if m.wanted and m.server is ServerPhase.SERVING and m.server_facts is not None and m.facts is not None
+            if m.wanted
+            and m.server is ServerPhase.SERVING
+            and m.facts is not None
+            and (run := m.server_facts) is not None
         ][:MAX_SERVED]
         names = {model.name for model in served}
         pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]

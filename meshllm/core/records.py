@@ -69,7 +69,7 @@ class Address:
 class ServedModel:
     """A model a node answers for now. `context_length` tokens per request (0: unknown), `size` bytes of the file.
 
-    `slots` requests are worked on at a time (0: unknown, a backend).
+    `slots` requests are worked on at a time (0: unknown, a backend). `sees`: it takes pictures (None: unknown).
     """
 
     name: str
@@ -77,6 +77,7 @@ class ServedModel:
     context_length: int = 0
     slots: int = 0
     size: int = 0
+    sees: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

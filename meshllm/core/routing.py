@@ -11,7 +11,7 @@ much they take) says only whether that peer is worth asking.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from meshllm.core import serving
@@ -67,7 +67,7 @@ class Offer:
 
     `context_length` in tokens (0: unknown), `rtt` in seconds (None: unknown), `load` the newest that a peer told,
     `name` for people. `purpose` is what a peer says the model is for; `shared` that an engine here has workers on other
-    nodes, and fails when one of them is lost.
+    nodes, and fails when one of them is lost; `sees` that the model takes pictures (None: unknown).
     """
 
     target: Target
@@ -78,6 +78,7 @@ class Offer:
     purpose: Purpose | None = None
     size: int = 0
     shared: bool = False
+    sees: bool | None = None
 
     @property
     def busy(self) -> float:
@@ -97,10 +98,10 @@ class Standing(Enum):
 class Route:
     """The answer to "who serves this model?": `offers`, best first, or why there are none.
 
-    `purpose` is what the model is for, where this node has its file; a backend does not say. A caller waits for a model
-    that is coming no longer than `patience` seconds (None: as long as anybody waits), and is then told `verdict`.
-    `seek`: somebody who serves it has been heard of and should be dialled. `lost`: why what answered for it here has
-    been withdrawn (see `member_lost`).
+    `purpose` is what the model is for, and `sees` whether it takes pictures, where this node has its file; a backend
+    does not say. A caller waits for a model that is coming no longer than `patience` seconds (None: as long as anybody
+    waits), and is then told `verdict`. `seek`: somebody who serves it has been heard of and should be dialled. `lost`:
+    why what answered for it here has been withdrawn.
     """
 
     offers: tuple[Offer, ...]
@@ -111,6 +112,7 @@ class Route:
     verdict: str = ""
     seek: bool = False
     lost: str = ""
+    sees: bool | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -166,7 +168,7 @@ def _offers(peer: PeerView) -> Iterable[Offer]:
     for served in peer.record.serves:
         target = Target(TargetKind.PEER, address, incarnation, served.slots, served.name)
         load = loads.get(served.name)
-        yield Offer(target, name, served.context_length, peer.rtt, load, served.purpose, served.size)
+        yield Offer(target, name, served.context_length, peer.rtt, load, served.purpose, served.size, sees=served.sees)
 
 
 def _by_what_is_told(offer: Offer) -> tuple[float, float, int, str]:
@@ -183,13 +185,25 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> Rou
         index = mesh_index(snapshot.mesh)
     here = snapshot.model(model)
     offers = (*offers_here(snapshot, model), *index.hosts.get(model, ()))
-    purpose = here.facts.purpose if here is not None and here.facts is not None else None
     if offers:
-        return Route(offers, Standing.COMING, purpose=purpose, lost=member_lost(here))
+        return route_to(offers, here)
     if here is None or snapshot.stopping:
-        return _away(snapshot, model, index) if here is None else _here(snapshot, here, purpose)
-    found = _here(snapshot, here, purpose)
+        return _away(snapshot, model, index) if here is None else _here(snapshot, here)
+    found = _here(snapshot, here)
     return (_turning_up(snapshot, model, index) or found) if found.standing is Standing.FAILED else found
+
+
+def route_to(offers: tuple[Offer, ...], here: ModelState | None, words: str = "") -> Route:
+    """The route to `offers` for a model, with what is known of it `here`."""
+    facts = here.facts if here is not None else None
+    return Route(
+        offers,
+        Standing.COMING,
+        words,
+        purpose=facts.purpose if facts is not None else None,
+        sees=facts.sees if facts is not None else None,
+        lost=_member_lost(here),
+    )
 
 
 def offers_here(snapshot: Snapshot, model: str) -> tuple[Offer, ...]:
@@ -203,18 +217,18 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[Offer, ...]:
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
-        offers.insert(0, Offer(target, "this node", facts.context_length, shared=shared))
+        sees = here.facts.sees if here.facts is not None else None
+        offers.insert(0, Offer(target, "this node", facts.context_length, shared=shared, sees=sees))
     return tuple(offers)
 
 
-def _here(snapshot: Snapshot, here: ModelState, purpose: Purpose | None) -> Route:
+def _here(snapshot: Snapshot, here: ModelState) -> Route:
     if serving.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
-        return Route((), Standing.FAILED, failure_words(snapshot, here), purpose)
-    words = serving.progress_words(snapshot.engine, here)
-    return Route((), Standing.COMING, words, purpose, lost=member_lost(here))
+        return replace(route_to((), here, failure_words(snapshot, here)), standing=Standing.FAILED)
+    return route_to((), here, serving.progress_words(snapshot.engine, here))
 
 
-def member_lost(here: ModelState | None) -> str:
+def _member_lost(here: ModelState | None) -> str:
     """Why the engine process of a model is being ended although it is wanted: who was lost that carried layers of it.
     Empty if it is not."""
     ending = here is not None and here.wanted and here.server is ServerPhase.STOPPING
@@ -281,6 +295,14 @@ def purpose_words(model: str, purpose: Purpose) -> str:
             return f"{model} only turns texts into vectors: ask it at /v1/embeddings, and another model for the rest."
         case Purpose.RERANK:
             return f"{model} only ranks documents: ask it at /v1/rerank, and another model for the rest."
+
+
+def blind_words(model: str) -> str:
+    """What to tell a caller who showed a picture to `model`, which cannot see."""
+    return (
+        f"{model} cannot see: it takes text alone. Leave the pictures out, or ask a model that sees; "
+        "`mesh.input_modalities` in /v1/models says which do."
+    )
 
 
 def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, list[Offer]]:

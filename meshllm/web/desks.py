@@ -124,9 +124,7 @@ class Desks:
         found = self._here.get(model)
         if found is None:
             offers = routing.offers_here(self.snapshot, model)
-            here = self.snapshot.model(model)
-            purpose = here.facts.purpose if here is not None and here.facts is not None else None
-            route = Route(offers, Standing.UNKNOWN, purpose=purpose, lost=routing.member_lost(here))
+            route = replace(routing.route_to(offers, self.snapshot.model(model)), standing=Standing.UNKNOWN)
             found = (route, [self._desk(offer) for offer in offers])
             if offers:
                 self._here[model] = found

@@ -16,6 +16,7 @@ import orjson
 from meshllm.core.routing import TargetKind
 from meshllm.web.upstream import UpstreamPool
 from meshllm.wire.apis import ROUTES, Api
+from meshllm.wire.pictures import PICTURE_WORDS, shows_pictures
 from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
 from meshllm.wire.request_repair import repair_request
 
@@ -69,6 +70,10 @@ class Inquiry:
     def about_tokens(self) -> int:
         """How long the prompt is, roughly: what takes a host its time."""
         return len(self.body) // 4
+
+    def shows_pictures(self) -> bool:
+        """Whether there are pictures in it: a scan of the body, and a closer look only where that finds some."""
+        return any(word in self.body for word in PICTURE_WORDS) and shows_pictures(self.request)
 
     def wire(self, pool: UpstreamPool, key: str | None) -> bytes:
         """The whole HTTP request for a target; `key` is what it wants as a bearer token."""

@@ -34,6 +34,10 @@ MAX_PROTOCOL = 65535
 MAX_ITEMS = 512
 PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
 PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
+# What a model takes, a bit for each kind; a newer version may know more kinds. 0: not known.
+TEXT, PICTURES = 1, 2
+INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | PICTURES}
+MAX_INPUTS = 0xFFFF
 # What a record has had from the beginning; what came later may be missing in one of an older node.
 FIELDS = 15
 
@@ -67,7 +71,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.software,
             record.protocol,
             hosts,
-            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size) for m in record.serves],
+            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.sees]) for m in record.serves],
             [(load.name, load.active, load.waiting) for load in record.loads],
             record.wants,
             record.on_disk,
@@ -163,13 +167,15 @@ def _window(value: Any) -> tuple[int, int]:
 
 
 def _model(value: Any) -> r.ServedModel | None:
-    name, purpose, context, slots, size, *_ = f.fields(value, 5, "model")
+    name, purpose, context, slots, size, *later = f.fields(value, 5, "model")
+    inputs = f.number(later[0], "model's inputs", 0, MAX_INPUTS) if later else 0
     model = r.ServedModel(
         name=f.name(name, "model's name"),
         purpose=PURPOSE_OF.get(f.number(purpose, "model's purpose")),
         context_length=f.number(context, "model's context", 0, MAX_CONTEXT),
         slots=f.number(slots, "model's slots", 0, MAX_REQUESTS),
         size=f.number(size, "model's size"),
+        sees=bool(inputs & PICTURES) if inputs else None,
     )
     return model if purpose in PURPOSE_OF else None
 

@@ -129,12 +129,12 @@ class SmallMesh:
                 return False
         return True
 
-    def serve(self, number: int, model: str) -> None:
+    def serve(self, number: int, model: str, *, sees: bool = False) -> None:
         """Have it serve a model."""
 
         self.tell(number, e.ModelWanted(model))
         self.tell(number, e.EngineReady("1"))
-        self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192)))
+        self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192, sees=sees)))
         self.tell(number, e.ModelMeasured(model, Measured(alone=True, room=1000)))
         self.tell(number, e.ServerReady(model, 1, ServerFacts("/s", 1, 4, 8192)))
 

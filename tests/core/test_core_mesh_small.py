@@ -97,6 +97,16 @@ def test_two_meshes_become_one_and_the_smaller_id_wins() -> None:
     assert set(mesh.meshes.values()) == {MeshId(bytes([5]) * 16)}
 
 
+def test_what_a_node_serves_is_told_with_what_it_takes() -> None:
+    mesh = together(3)
+    mesh.serve(1, "m", sees=True)
+    mesh.serve(2, "n")
+    mesh.until(lambda: sum(len(peer.record.serves) for peer in mesh.view(0).peers) == 2, within=2)
+    told = {served.name: served for peer in mesh.view(0).peers for served in peer.record.serves}
+    assert (told["m"].sees, told["n"].sees) == (True, False)
+    assert (told["m"].context_length, told["m"].slots, told["m"].size) == (8192, 4, 100)
+
+
 def test_a_client_knows_what_its_nodes_know_and_is_no_member() -> None:
     mesh = together(6)
     mesh.serve(4, "m")

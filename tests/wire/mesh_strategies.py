@@ -47,7 +47,13 @@ hosts = st.one_of(
 ).filter(lambda host: (packed := fields.pack_host(host)) is not None and fields.unpack_host(packed) == host)
 addresses = st.builds(r.Address, hosts, st.integers(1, 65535))
 models = st.builds(
-    r.ServedModel, names, st.sampled_from([None, *Purpose]), st.integers(0, MAX_CONTEXT), requests, numbers
+    r.ServedModel,
+    names,
+    st.sampled_from([None, *Purpose]),
+    st.integers(0, MAX_CONTEXT),
+    requests,
+    numbers,
+    st.sampled_from([None, False, True]),
 )
 loads = st.builds(r.ModelLoad, names, requests, requests)
 complaints = st.builds(r.Complaint, node_ids, numbers)

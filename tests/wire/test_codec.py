@@ -34,7 +34,7 @@ RECORD = r.NodeRecord(
     name="bench",
     software="mesh-llm 0.1.0",
     addresses=(r.Address("192.0.2.1", 9337), r.Address("2001:db8::1", 9337)),
-    serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27),),
+    serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27, sees=False),),
     loads=(r.ModelLoad("SmolLM2", 1, 2),),
     wants=("Qwen3-8B",),
     on_disk=("SmolLM2",),
@@ -155,6 +155,15 @@ def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
     assert [model.name for model in decode_record(altered(8, models)).serves] == ["chat"]
     with pytest.raises(BadMessage):
         decode_record(altered(8, [["", 9, 1, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sees"),
+    [([], None), ([0], None), ([1], False), ([3], True), ([2], True), ([5], False), ([0xFFFF], True)],
+)
+def test_what_a_model_takes_may_be_missing_or_of_the_future(inputs: list[int], sees: bool | None) -> None:
+    (model,) = decode_record(altered(8, [["chat", 1, 1, 1, 1, *inputs]])).serves
+    assert model.sees is sees
 
 
 def test_a_kind_from_the_future_is_none() -> None:
@@ -330,6 +339,7 @@ FAULTS: list[tuple[int, Any]] = [
     (7, [[b"\x01\x02\x03\x04", 1]] * (r.MAX_ADDRESSES + 1)),
     *((8, [[value, *MODEL[1:]]]) for value in [*TEXT_FAULTS, ""]),
     *((8, [[*MODEL[:at], value, *MODEL[at + 1 :]]]) for at in range(1, 5) for value in NUMBER_FAULTS),
+    *((8, [[*MODEL, value]]) for value in (*NUMBER_FAULTS, 0x10000)),
     (8, [MODEL[:4]]),
     (8, [["m", 1, (1 << 30) + 1, 1, 1]]),
     (8, [["m", 1, 1, (1 << 20) + 1, 1]]),
@@ -370,7 +380,7 @@ def test_the_bounds_themselves_are_within() -> None:
         protocol=(0, 65535),
         stamp=r.Stamp(MAX_NUMBER, MAX_NUMBER),
         addresses=(r.Address("2001:db8::1", 65535),) * r.MAX_ADDRESSES,
-        serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER),) * MAX_MODELS,
+        serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER, sees=True),) * MAX_MODELS,
         loads=(r.ModelLoad("m", 1 << 20, 1 << 20),) * MAX_MODELS,
         wants=(name,) * r.MAX_WANTED,
         on_disk=("m",) * r.MAX_ON_DISK,
