@@ -73,6 +73,11 @@ export interface InviteWish {
   expires?: number | null
 }
 
+// The key that other machines send as 'Authorization: Bearer KEY', to the API and to this.
+export interface KeyAnswer {
+  key: string
+}
+
 // What this node carries for the host of a split.
 export interface LentStatus {
   model: string
@@ -143,7 +148,8 @@ export interface ModelStatus {
 }
 
 // Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
-// those it hosts, `lent` is what it carries for the host of another.
+// those it hosts, `lent` is what it carries for the host of another. `elsewhere` is where other machines find this
+// console; `read_only` is told to those: they get no invite, and what is its owner's alone is empty or 0.
 export interface NodeStatus {
   name: string
   version: string
@@ -163,6 +169,8 @@ export interface NodeStatus {
   sharing: SharingStatus | null
   machine: MachineStatus | null
   lent: LentStatus | null
+  elsewhere: string[]
+  read_only: boolean
 }
 
 // Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,

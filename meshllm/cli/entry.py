@@ -201,7 +201,8 @@ def serve(
         bool,
         typer.Option(
             "--listen-all",
-            help="Let other machines call the API, with a key; alone, only this one can.",
+            help="Let other machines call the API, and see the console read-only, with a key; without this, only this "
+            "one can.",
             rich_help_panel=NETWORK,
         ),
     ] = False,
@@ -210,6 +211,14 @@ def serve(
         typer.Option(
             metavar="ORIGIN",
             help="Let web pages of this origin (https://host) call the API. Repeatable.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name by which others, or a proxy for them, may call this node, with a key. Repeatable.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -227,6 +236,7 @@ def serve(
         return
     from meshllm import paths
     from meshllm.cli import join as joining
+    from meshllm.cli import let_in
     from meshllm.daemon.settings import Settings
 
     invites = joining.read(join or [])
@@ -237,7 +247,8 @@ def serve(
         port=port,
         console=console,
         listen_all=listen_all,
-        allowed_origins=tuple(_origin(text) for text in allow_origin or ()),
+        allowed_origins=tuple(map(let_in.origin, allow_origin or ())),
+        allowed_hosts=tuple(map(let_in.host, allow_host or ())),
         context=ctx_size,
         max_memory=None if max_vram is None else int(max_vram * 1e9),
         devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),
@@ -287,15 +298,6 @@ def _backends(texts: list[str]) -> tuple[Backend, ...]:
             raise BadBackend(f"{base} is named twice.", advice="Name each backend once.")
         found[base] = Backend(base, variable)
     return tuple(found.values())
-
-
-def _origin(text: str) -> str:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(text)
-    if not parts.scheme or not parts.netloc or parts.path not in ("", "/") or parts.query:
-        raise typer.BadParameter(f"{text!r} is not an origin. Give it as https://host or http://host:port.")
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _node_name(given: str) -> str:

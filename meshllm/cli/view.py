@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 ENGINE_TASK = "engine"
+# A machine with containers has an address in each of their networks; the first are the likeliest.
+MOST_ADDRESSES = 2
 # A line that only tells how far something is comes at most this often, in steps of the fraction.
 PLAIN_STEP = 0.1
 IDLE = """Serving nothing. Start it with one of these to change that:
@@ -87,10 +89,23 @@ class LineViewer(Viewer):
         self._url = listening.api
         self.console.print(f"API      {listening.api}", style="bold", highlight=False)
         self.console.print(f"Console  {listening.console}", highlight=False)
-        if listening.key_file is not None:
-            self.console.print(f"Callers from other machines need the key in {listening.key_file}", highlight=False)
+        self._elsewhere(listening)
         if self._idle:
             self.console.print(IDLE, highlight=False, markup=False)
+
+    def _elsewhere(self, listening: Listening) -> None:
+        """Where others find us, and what they need."""
+        if not listening.key_place:
+            return
+        if not listening.elsewhere:
+            words = f"Callers from elsewhere need the key in {listening.key_place}"
+            self.console.print(words, highlight=False, markup=False)
+            return
+        words = f"From other machines, with the key in {listening.key_place} (the console is read-only there):"
+        self.console.print(words, highlight=False, markup=False)
+        for api, console in listening.elsewhere[:MOST_ADDRESSES]:
+            self.console.print(f"  API      {api}", highlight=False, markup=False)
+            self.console.print(f"  Console  {console}", highlight=False, markup=False)
 
     def invite(self, token: str) -> None:
         """How others get in. The command is alone on its line, however long: it is there to be copied."""
@@ -208,7 +223,8 @@ class JsonViewer(Viewer):
 
     def listening(self, listening: Listening) -> None:
         """Where callers find us."""
-        self.write("listening", api=listening.api, console=listening.console)
+        elsewhere = [console for _, console in listening.elsewhere]
+        self.write("listening", api=listening.api, console=listening.console, elsewhere=elsewhere)
 
     def invite(self, token: str) -> None:
         """What is written here ends in log files, and an invite is a secret: say how to get it."""

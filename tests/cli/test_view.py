@@ -16,7 +16,7 @@ from meshllm.core.mesh import Mesh
 from meshllm.core.types import ModelFacts, Progress, ServerFacts
 from meshllm.daemon.app import Listening
 
-LISTENING = Listening("http://localhost:1/v1", "http://localhost:2", None)
+LISTENING = Listening("http://localhost:1/v1", "http://localhost:2")
 STORY = [
     e.ModelWanted("m[red]odel"),
     e.EngineProgress(Progress("engine: compile", 0.5, "ggml.c [x]")),
@@ -42,6 +42,24 @@ def play(viewer: view.LineViewer | view.JsonViewer) -> None:
         viewer.snapshot(mesh.snapshot())
         viewer.snapshot(mesh.snapshot())
     viewer.close()
+
+
+def test_other_machines_are_told_where_to_call_and_what_they_need() -> None:
+    homes = [(f"http://192.0.2.{host}:1/v1", f"http://192.0.2.{host}:2") for host in range(1, 9)]
+    out = io.StringIO()
+    lines = view.LineViewer(view.PlainConsole(out))
+    lines.listening(LISTENING)
+    assert "other machines" not in out.getvalue()
+    lines.listening(Listening(LISTENING.api, LISTENING.console, "/home/[x]/api-key", tuple(homes)))
+    told = out.getvalue()
+    assert "From other machines, with the key in /home/[x]/api-key (the console is read-only there):" in told
+    assert "  API      http://192.0.2.1:1/v1\n  Console  http://192.0.2.1:2\n" in told
+    assert "192.0.2.8" not in told
+    lines.listening(Listening(LISTENING.api, LISTENING.console, "$MESH_LLM_API_KEY"))
+    assert out.getvalue().endswith("Callers from elsewhere need the key in $MESH_LLM_API_KEY\n")
+    services = io.StringIO()
+    view.JsonViewer(services).listening(Listening(LISTENING.api, LISTENING.console, "$K", tuple(homes[:1])))
+    assert json.loads(services.getvalue())["elsewhere"] == ["http://192.0.2.1:2"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "lines", "terminal"])
