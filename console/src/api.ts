@@ -134,7 +134,8 @@ export interface MeshStatus {
   on_disk: string[]
 }
 
-// A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there.
+// A model this node serves or is about to. `purpose`: generate, embed or rerank; `input_modalities`: "text", and
+// "image" where it sees; both null until the file is there.
 export interface ModelStatus {
   name: string
   purpose: string | null
@@ -145,6 +146,7 @@ export interface ModelStatus {
   restarts: number
   reason: string
   advice: string
+  input_modalities: string[] | null
 }
 
 // Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
@@ -202,7 +204,8 @@ export interface ProgressStatus {
   detail: string
 }
 
-// A model that another node answers for, as it says. 0: unknown. `size` is that of the file.
+// A model that another node answers for, as it says. 0: unknown. `size` is that of the file; `input_modalities`:
+// "text", and "image" where it sees; null where the node does not say.
 export interface ServedStatus {
   name: string
   purpose: string | null
@@ -211,6 +214,7 @@ export interface ServedStatus {
   size: number
   active: number
   waiting: number
+  input_modalities: string[] | null
 }
 
 // The process that serves a model. `memory` is what the engine says it needs, `fit` where that is and what was

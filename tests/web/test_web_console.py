@@ -111,6 +111,7 @@ async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
     assert status.models[0].engine.serving_seconds == 1.0
     assert status.models[0].file is not None
     assert status.models[0].file.quantization == "Q4_1"
+    assert [model.input_modalities for model in status.models] == [["text"], None, None]
     assert set(response.json) == set(NodeStatus.model_json_schema()["properties"])
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
