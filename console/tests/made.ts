@@ -50,6 +50,8 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
     sharing: null,
     splits: [],
     lent: null,
+    elsewhere: [],
+    read_only: false,
     mesh: {
       node: 'me',
       mesh: 'm',
