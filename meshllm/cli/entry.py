@@ -62,8 +62,9 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A catalogue name ('mesh-llm download' lists them) or a path to a GGUF file. Repeatable: the first is "
-            "served here, the others are wanted by the mesh, for a node that has room.",
+            metavar="NAME",
+            help="A name from 'mesh-llm download', org/repo or org/repo:QUANT at the Hugging Face hub, or the path of a "
+            "GGUF file. Repeatable: the first is served here, the others are wanted by the mesh, for a node with room.",
             rich_help_panel=SERVE,
         ),
     ] = None,
@@ -192,10 +193,16 @@ def serve(
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the API (0: any free one).", rich_help_panel=NETWORK)
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="Port of the API (0: any free one).", rich_help_panel=NETWORK
+        ),
     ] = DEFAULT_PORT,
     console: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the console (0: any free one).", rich_help_panel=NETWORK)
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="Port of the console (0: any free one).", rich_help_panel=NETWORK
+        ),
     ] = DEFAULT_CONSOLE,
     listen_all: Annotated[
         bool,
@@ -369,7 +376,8 @@ def _viewer(json: bool, verbose: bool, *, idle: bool) -> LineViewer | JsonViewer
         from rich.logging import RichHandler
 
         console = Console(soft_wrap=True)
-        logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+        handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
+        logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
         return view.LiveViewer(console, idle=idle)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle)

@@ -172,7 +172,7 @@ def _models(told: dict[str, Any]) -> Table:
             f"[{STYLES.get(model['phase'], 'dim')}]{state}[/]",
             str(engine["slots"]) if engine else "",
             str(engine["context_length"]) if engine else "",
-            f"{engine['memory'] >> 20} MiB" if engine else "",
+            gigabytes(engine["memory"]) if engine else "",
             str(model["restarts"]),
             f"{busy['active']}+{busy['waiting']}" if busy else "",
         )

@@ -14,6 +14,7 @@ import orjson
 from meshllm.cli.mesh_news import MeshNews, Tone
 from meshllm.cli.split_words import lent_news, waiting
 from meshllm.core import serving
+from meshllm.core.fit_words import gigabytes
 from meshllm.core.types import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
 from meshllm.daemon.app import Listening, Viewer
 
@@ -28,10 +29,12 @@ MOST_ADDRESSES = 2
 # A line that only tells how far something is comes at most this often, in steps of the fraction.
 PLAIN_STEP = 0.1
 IDLE = """Serving nothing. Start it with one of these to change that:
-  mesh-llm --model SmolLM2-135M-Instruct     a model from the catalogue (mesh-llm download lists it)
+  mesh-llm --model SmolLM2-135M-Instruct     a model of those that
+                                             `mesh-llm download` lists
   mesh-llm --model ./model.gguf              a model file
-  mesh-llm --backend http://localhost:8000   the models of a server that already runs
-  mesh-llm --join INVITE                     lend this machine to a mesh, and use its models"""
+  mesh-llm --backend http://localhost:8000   what another server here serves
+  mesh-llm --join INVITE                     lend this machine to a mesh, and
+                                             use its models"""
 STYLES = {Tone.GOOD: "green", Tone.PLAIN: "dim", Tone.WORRYING: "yellow", Tone.BAD: "bold red"}
 
 
@@ -51,9 +54,8 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
     """A model's state in one sentence."""
     phase = serving.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
-        size = f"{facts.slots} x {facts.context_length} tokens of context"
-        told = f"serving {model.name} ({size}, {facts.memory >> 20} MiB)"
-        return f"{told}: {facts.fit}" if facts.fit else told
+        told = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
+        return f"{told}: {facts.fit or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""

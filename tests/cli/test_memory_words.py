@@ -66,7 +66,7 @@ def test_where_a_model_went_is_said_when_it_serves() -> None:
     out = io.StringIO()
     viewer = view.LineViewer(view.PlainConsole(out))
     viewer.snapshot(serving().snapshot())
-    assert f"serving m (1 x 4096 tokens of context, 7168 MiB): {FIT}\n" in out.getvalue()
+    assert f"serving m (1 x 4096 tokens of context): {FIT}\n" in out.getvalue()
 
 
 def told() -> dict[str, Any]:

@@ -72,7 +72,8 @@ def test_the_whole_story_is_told(kind: str) -> None:
     told = out.getvalue()
     assert "http://localhost:1/v1" in told
     assert "Serving nothing" in told
-    assert told.count("serving m[red]odel (4 x 8192 tokens of context, 300 MiB)") == 1
+    assert max(map(len, view.IDLE.splitlines())) <= 80
+    assert told.count("serving m[red]odel (4 x 8192 tokens of context): 0.31 GB") == 1
     assert told.count("http://b is away: refused") == 1
     assert told.count("http://b serves x") == 1
     assert "SIGKILL" in told

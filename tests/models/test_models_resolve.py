@@ -181,6 +181,10 @@ def test_an_existing_path_wins_over_the_hub(here: Path) -> None:
 def test_a_folder_that_could_be_a_repository_is_not_guessed(here: Path) -> None:
     with pytest.raises(UsageError, match=r"is a folder.*hf://org/repo"):
         resolve("org/repo")
+    (here / "folder.gguf").mkdir()
+    with pytest.raises(UsageError, match=r"is a folder") as refused:
+        resolve("folder.gguf")
+    assert "hf://" not in refused.value.advice
 
 
 def test_the_mirror_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
