@@ -63,8 +63,9 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A name from 'mesh-llm download', org/repo or org/repo:QUANT at the Hugging Face hub, or the path of a "
-            "GGUF file. Repeatable: the first is served here, the others are wanted by the mesh, for a node with room.",
+            help="A name from 'mesh-llm download', org/repo or org/repo:QUANT at the Hugging Face hub, or the path of "
+            "a GGUF file. Repeatable: the first is served here, the others are wanted by the mesh, for a node with "
+            "room.",
             rich_help_panel=SERVE,
         ),
     ] = None,
