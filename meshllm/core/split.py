@@ -251,13 +251,14 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
 
 
-def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH) -> SplitNeed:
-    """What a model of that shape takes by layer for `size`, by the arithmetic of `forecast` (off by some per cent)."""
+def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH, *, beside: int = 0) -> SplitNeed:
+    """What a model of that shape takes by layer for `size`, by the arithmetic of `forecast` (off by some per cent).
+    `beside`: bytes that the host needs for more than the model, such as what lets it see."""
     found = forecast(shape, size, micro_batch=micro_batch)
     return SplitNeed(
         layers=tuple(weights + cache for weights, cache in zip(found.weights, found.cache, strict=True)),
         weights=_read_by_layer(shape),
-        ends=found.rest + found.scores + found.process,
+        ends=found.rest + found.scores + found.process + beside,
         buffers=found.compute,
         end_weights=_read_at_the_ends(shape),
     )

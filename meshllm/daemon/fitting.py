@@ -192,7 +192,7 @@ class Fitter:
             memory=found.need.host + sum(found.need.accelerators) + draft_memory + task.beside,
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
-            words=describe(found, wish, task.shape, given) + task.sees(),
+            words=describe(found, wish, task.shape, given) + _sees(task.projector),
             devices=tuple(task.names(trial)) if task.chosen else None,
             layers=tuple(count for count in trial.layers if count),
             experts_aside=trial.experts_aside,
@@ -214,7 +214,8 @@ class Fitter:
     ) -> Fit:
         """How the host of `lease` starts the engine: its own layers on its own devices, the others on its workers'.
 
-        The draft stays here, if what is left holds it.
+        The draft stays here, if what is left holds it; what lets the model see does in any case, and its share of the
+        memory counts that. Raises InvalidModelFile if the latter cannot be read any more.
         """
         own, *others = lease.shares
         given = room(self.machine())
@@ -225,18 +226,19 @@ class Fitter:
         if draft is not None and own.memory + draft.size * 3 // 2 > self.offer():
             speculation = Speculation(Guessing.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers")
         carried = ", ".join(f"{share.layers} on {short(share.node)}" for share in others)
+        projector = None if model.projector is None else Projector(model.projector, device=None)
         return Fit(
             size=size,
             memory=own.memory,
             micro_batch=size.context_length if how.at_once else None,
             prompt_cache_mib=0,  # it would fetch what the workers remember of whole prompts
-            words=f"split by layers: {own.layers} of {len(model.header.shape.layers)} here, {carried}",
+            words=f"split by layers: {own.layers} of {model.header.layers} here, {carried}{_sees(projector)}",
             devices=(*names, *(f"RPC{number}" for number in range(len(others)))),
             layers=tuple(layers),
             checkpoints=0 if checkpoint_bytes(model.header.shape) else None,
             speculation=speculation,
             draft_device=given.accelerators[0].name if given.accelerators else "none",
-            projector=None if model.projector is None else Projector(model.projector, device=None),
+            projector=projector,
         )
 
     def lent_device(self) -> str | None:
@@ -270,13 +272,6 @@ class _Task:
     def sizes(self, context: int | None) -> tuple[Size, ...]:
         # What computes a text in one go hardly ever keeps anything of it.
         return candidates(self.model.context_length, context, self.how.purpose, slots_are_free=self.how.at_once)
-
-    def sees(self) -> str:
-        """That it takes pictures, for a person; "" if it does not."""
-        if self.projector is None:
-            return ""
-        where = f" on {self.projector.device}" if self.projector.device is not None else ""
-        return f"; sees pictures ({gigabytes(self.beside)} at most{where})"
 
     def asked_micro_batch(self, size: Size) -> int | None:
         """Tokens the engine has to compute in one go, None if it need not."""
@@ -343,6 +338,14 @@ def _with_projector(task: _Task) -> _Task:
     taken = projector_bytes(path)
     here_and_there = (taken, 0) if device is None else (0, taken)
     return replace(task, room=_less(task.room, here_and_there, device), projector=Projector(path, device), beside=taken)
+
+
+def _sees(projector: Projector | None) -> str:
+    """That a model takes pictures, for a person; "" if it does not."""
+    if projector is None:
+        return ""
+    where = f" on {projector.device}" if projector.device is not None else ""
+    return f"; sees pictures ({gigabytes(projector_bytes(projector.path))} at most{where})"
 
 
 def _roomiest(given: Room) -> str | None:

@@ -17,6 +17,8 @@ import pytest
 from here import Site, client, joined, serves, site
 
 from meshllm import paths
+from meshllm.models.projector import projector_bytes
+from tests import engine_samples
 from tests.daemons import MODEL, PATIENCE_SECONDS
 from tests.netlab.nodes import Node, Status
 
@@ -184,6 +186,36 @@ def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, 
     assert "Ask again" in told[0]["message"]
     host.until(lambda s: committed(s) and split_of(s)["generation"] > generation, "the split without it")
     assert said(host, tokens=3)
+
+
+def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
+    """A tiny projector of random weights beside the model: what it makes of a picture goes through all layers."""
+    folder = here.folder / "sees"
+    folder.mkdir()
+    real = next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+    shutil.copy(real, folder / real.name)
+    projector = engine_samples.projector(folder / "mmproj.gguf")
+    words = ("--split", "--ctx-size", "1024", "--threads", "1", "--no-speculation")
+    host = node(here, "host", "--model", str(folder / real.name), *words)
+    worker = node(here, "worker", join=host)
+    status = host.until(committed, "a split that is served")
+    (model,) = status["models"]
+    assert model["input_modalities"] == ["text", "image"]
+    assert "sees pictures" in model["engine"]["fit"]
+    blind, seeing = sorted(share["memory"] for share in split_of(status)["shares"])
+    assert seeing - blind > projector_bytes(projector) / 2, "the host's share"
+    assert split_of(status)["shares"][0]["memory"] == seeing
+    known = worker.until(serves(model["name"]), "the host's model")
+    (told,) = [served for peer in known["mesh"]["peers"] for served in peer["serves"]]
+    assert told["input_modalities"] == ["text", "image"]
+    question = {"type": "text", "text": "What is this?"}
+    counted = []
+    for content in ([question], [question, engine_samples.picture(200)]):
+        messages: Any = [{"role": "user", "content": content}]
+        reply = client(worker).chat.completions.create(model=model["name"], messages=messages, max_tokens=2)
+        assert reply.usage is not None
+        counted.append(reply.usage.prompt_tokens)
+    assert counted[1] >= counted[0] + 4
 
 
 def test_workers_push_to_each_other_and_not_through_the_host(here: Site) -> None:
