@@ -10,7 +10,9 @@ import re
 
 import orjson
 
+from meshllm.core.routing import TargetKind
 from meshllm.web.admission import TargetDesk
+from meshllm.web.callers import is_near
 from meshllm.web.http1 import Connection
 from meshllm.web.inquiry import Inquiry
 from meshllm.web.refusals import Refusal
@@ -21,7 +23,8 @@ from meshllm.wire.sse import PING, comment
 
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON = "application/json"
-# Who answered: "engine", "backend URL" or "peer ID". ASCII, whatever peers call themselves.
+# Who answered: "engine", "backend URL" (without the URL for other machines) or "peer ID". ASCII, whatever peers call
+# themselves.
 HOST_HEADER = "x-mesh-llm-host"
 # How fast the engine wrote, as it says itself at the end of an answer. In what a model writes a quote is escaped.
 _SPEED_MARK = b'"predicted_per_second":'
@@ -97,7 +100,7 @@ class Voice:
         if not self.streaming:
             self._send_head(self._host())
         elif not self._named and self._desk is not None:
-            data = comment(f"answered by {self._desk.host}") + data
+            data = comment(f"answered by {self._who(self._desk)}") + data
         self._named = True
         return data
 
@@ -106,7 +109,14 @@ class Voice:
             self._desk.tokens_per_second = float(told[1])
 
     def _host(self) -> str:
-        return "" if self._guest or self._desk is None else f"{HOST_HEADER}: {self._desk.host}\r\n"
+        return "" if self._guest or self._desk is None else f"{HOST_HEADER}: {self._who(self._desk)}\r\n"
+
+    def _who(self, desk: TargetDesk) -> str:
+        """Who answered. Where its backends are is nothing that a node tells other machines."""
+        hidden = desk.target.kind is TargetKind.BACKEND
+        if hidden and not is_near(self._connection.peer, self._inquiry.headers):
+            return TargetKind.BACKEND.value
+        return desk.host
 
     def _send_head(self, host: str = "") -> None:
         self.streaming = True

@@ -324,6 +324,16 @@ async def test_no_other_page_of_elsewhere_is_answered(table: Bench) -> None:
             assert (response.status, "access-control-allow-origin" in response.headers) == (403, False)
 
 
+async def test_where_a_backend_is_other_machines_are_not_told(table: Bench) -> None:
+    upstream = await table.pool()
+    for stream in (False, True):
+        near = await table.call(ask(stream=stream))
+        assert near.headers["x-mesh-llm-host"] == f"backend {upstream.address}"
+        body = {"model": "m", "stream": stream}
+        far = await table.call(request("POST", "/v1/chat/completions", body, BEARER, host="box.lan"))
+        assert far.headers["x-mesh-llm-host"] == "backend"
+
+
 # -- what others are told
 
 
