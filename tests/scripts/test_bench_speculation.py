@@ -1,4 +1,4 @@
-"""`scripts/bench speculation` at its smallest: every way of guessing answers a text of each kind; and what is counted."""
+"""`scripts/bench speculation` at its smallest, every way of guessing with a text of each kind; and what is counted."""
 
 from __future__ import annotations
 
