@@ -56,9 +56,13 @@ class Reach:
 
 
 def far(facts: Iterable[InterfaceFacts]) -> list[str]:
-    """The addresses among `facts` that mean something on other machines. Of loopback nobody else can make use."""
-    found = (address.host for address in addresses(facts, 1))
-    return [host for host in found if not ipaddress.ip_address(host).is_loopback]
+    """The addresses among `facts` that mean something on other machines; those of IPv6 only where there are no others.
+
+    A browser's policy (CSP) cannot name an address of IPv6: the console's page could be opened there, but not chat.
+    """
+    found = [ipaddress.ip_address(address.host) for address in addresses(facts, 1)]
+    usable = [ip for ip in found if not ip.is_loopback]
+    return [str(ip) for ip in usable if ip.version == 4] or [str(ip) for ip in usable]
 
 
 def _bracketed(host: str) -> str:

@@ -106,6 +106,9 @@ class Stage:
     invite_problem: Exception | None = None
     guesses: dict[str, Guesses] = field(default_factory=dict)
     carried: dict[NodeId, Carried] = field(default_factory=dict)
+    policy: CallerPolicy = field(default_factory=CallerPolicy)
+    hosts: tuple[str, ...] = ("127.0.0.1", "::1")
+    elsewhere: tuple[str, ...] = ()
     port: int = 0
 
     def status(self) -> NodeStatus:
@@ -125,6 +128,7 @@ class Stage:
             sharing=self.sharing,
             guesses=self.guesses,
             traffic=lambda lease: self.carried,
+            elsewhere=self.elsewhere,
         )
 
     @property
@@ -140,8 +144,8 @@ class Stage:
     async def begin(self) -> None:
         """Listen."""
         self._loop = asyncio.get_running_loop()
-        self._console = Console(CallerPolicy(), self.status, self._invite)
-        self.port = await self._console.start(("127.0.0.1", "::1"), self.port)
+        self._console = Console(self.policy, self.status, self._invite)
+        self.port = await self._console.start(self.hosts, self.port)
 
     async def end(self) -> None:
         """Stop listening."""

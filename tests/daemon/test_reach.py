@@ -30,15 +30,16 @@ def test_the_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: p
 
 def test_of_a_machine_without_a_network_nobody_else_is_told() -> None:
     assert far(LOOPBACK) == []
-    assert far([*LOOPBACK, BRIDGE, SIX, HOME]) == ["192.168.1.7", "fd00::7", "172.17.0.1"]
+    assert far([*LOOPBACK, BRIDGE, SIX, HOME]) == ["192.168.1.7", "172.17.0.1"]
+    assert far([*LOOPBACK, SIX]) == ["fd00::7"]
 
 
 def test_names_come_first_and_networks_are_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts, now = [*LOOPBACK, HOME, SIX], [100.0]
+    facts, now = [*LOOPBACK, HOME], [100.0]
     monkeypatch.setattr(reach, "read_facts", lambda: facts)
     found = Reach(("box.lan", "192.168.1.7", "fd00::9"), lambda: now[0])
-    assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]", "[fd00::7]")
+    assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]")
     facts = [*LOOPBACK, BRIDGE]
-    assert "[fd00::7]" in found.hosts()
+    assert "172.17.0.1" not in found.hosts()
     now[0] += reach.LOOK_SECONDS
     assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]", "172.17.0.1")

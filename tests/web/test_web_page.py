@@ -86,6 +86,13 @@ async def test_the_page_comes_with_a_policy_that_names_this_daemon_alone(desk: D
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
+async def test_a_policy_names_no_address_that_none_can_name(desk: Desk) -> None:
+    """Browsers complain of an IPv6 address in a policy, and heed it no more."""
+    policy = Page(desk.folder).index("http://[fd00::2]:9337").headers["content-security-policy"]
+    assert "connect-src 'self';" in policy
+    assert "fd00" not in policy
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

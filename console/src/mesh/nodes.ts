@@ -187,7 +187,7 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
     linked: true,
     rtt: null,
     via: 'http',
-    addresses: [backend.url],
+    addresses: backend.url.includes('://') ? [backend.url] : [], // other devices are told a number instead
     since: null,
   }
 }
