@@ -342,6 +342,8 @@ def _check(settings: Settings) -> None:
                 raise UsageError(f"--draft and {option} do not go together.", advice="Leave out one of them.")
         if not settings.models:
             raise UsageError("--draft helps a model, but there is no --model.", advice="Add --model NAME.")
+    if settings.split and not settings.models:
+        raise UsageError("--split spreads a model, but there is no --model.", advice="Add --model NAME.")
     if settings.context is not None and not settings.models:
         raise UsageError("--ctx-size says how to serve a model, but there is no --model.", advice="Add --model NAME.")
 

@@ -110,7 +110,8 @@ def _context(size: Size, wish: Wish) -> str:
     if size.context_length < wish.best.context_length:
         return f"{told} of {wish.trained or wish.best.context_length} for memory"
     if wish.asked:
-        return f"{told}, as asked for" if not wish.trained or wish.trained > size.context_length else told
+        reached = wish.trained and wish.trained <= size.context_length
+        return f"{told}, all that the model was made for" if reached else f"{told}, as asked for"
     if wish.trained > size.context_length:
         return f"{told} of {wish.trained} (more with --ctx-size)"
     return told

@@ -129,6 +129,7 @@ async def test_a_context_that_was_asked_for_is_kept(
     assert "context 65536, as asked for" in fit.words
     fit = await Fitter(context=1 << 20).fit(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
+    assert "context 131072, all that the model was made for" in fit.words
     assert "it gets no more" in caplog.text
 
 
