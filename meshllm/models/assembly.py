@@ -1,7 +1,7 @@
 """A file that is being put together out of what any number of sources send at once.
 
 Law: every missing byte is fetched by one source at a time, whatever has arrived is kept, and no source idles while
-another crawls. What is in the file is only a claim until its digest was checked (`checking.py`).
+another crawls. What is in the file is only a claim until it was read (`checking.py`).
 
 The file is cut into chunks; of each, what has arrived is a run of bytes from the chunk's start. A source claims a piece
 (the rest of a chunk, and untouched chunks behind it), writes it in order, and gives it back. Everything
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -81,11 +82,9 @@ class Assembly:
         self.chunk_bytes = chunk_bytes
         self.by_source: Counter[str] = Counter()
         self.expected: bytes | None = None
-        """What others say the chunks' digests are, 32 bytes each; set by whoever fetches from peers. Only a claim."""
-        self.checked: dict[int, bytes] = {}
-        """The sha256 of chunks that was computed while they came: whoever reads the file need not compute it again."""
+        """What others say the digests of `checking.Digests.chunks` are; set by whoever fetches from peers. A claim."""
         self.spoilt = 0
-        """How often bytes were taken back."""
+        """How often bytes were taken back by somebody who does not follow the file (`checking.follow`)."""
         self.heard: Callable[[int], None] | None = None
         """Called, from whichever thread, with the number of bytes that are there whenever it has grown."""
         self._clock = clock
@@ -103,6 +102,8 @@ class Assembly:
         self._find_first()
         self._pieces: list[Piece] = []
         self._holders: dict[int, Piece] = {}
+        self._givers: dict[int, str] = {}  # who answers for a chunk, where somebody does
+        self._refuted: list[tuple[int, str]] = []
         self._pace: dict[str, float] = {}  # bytes per second of a source's last piece
         self._news = threading.Condition()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -149,13 +150,14 @@ class Assembly:
             self._news.wait_for(lambda: self.prefix > beyond, seconds)
             return self.prefix
 
-    async def changed(self, within: float = LOOK_AGAIN_SECONDS) -> None:
-        """Return when something may be claimed that could not be before, when the file is complete, or after `within`
-        seconds, because by then another source may have become so slow that it must share."""
+    async def changed(self, within: float | None = LOOK_AGAIN_SECONDS, *, complete: bool = True) -> None:
+        """Return when something may be claimed that could not be before, when the file is complete (not `complete`:
+        when it is so no longer), or after `within` seconds, because by then another source may have become so slow that
+        it must share."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         with self._news:
-            if self.complete:
+            if self.complete is complete:
                 return
             self._waiting.append((loop, future))
         try:
@@ -300,8 +302,10 @@ class Assembly:
             rest = rest[end - begin :]
         return piece.end - piece.position if piece.held else 0
 
-    def put(self, source: str, chunk: int, data: bytes | memoryview, digest: bytes | None = None) -> None:
-        """Write a whole chunk whose digest was checked, in any order; it is welcome whoever holds it. Raises OSError.
+    def put(self, source: str, chunk: int, data: bytes | memoryview, giver: str | None = None) -> None:
+        """Write a whole chunk, in any order; it is welcome whoever holds it. Raises OSError.
+
+        `giver` is the id of whoever answers for it, if anybody does.
 
         A source that puts chunks must not `write` too: its piece goes on behind what it has put.
         """
@@ -314,8 +318,8 @@ class Assembly:
             _write(self._file, memoryview(data), begin)
         with self._news:
             if not known:
-                if digest is not None:
-                    self.checked[chunk] = digest
+                if giver is not None:
+                    self._givers[chunk] = giver
                 self._note(end, end - begin, source)
             piece = self._holders.get(chunk)
             if piece is None or piece.source != source:
@@ -329,17 +333,37 @@ class Assembly:
         with self._news:
             piece.coming, piece.heard = coming, self._clock()
 
+    def read(self, place: int, room: memoryview) -> None:
+        """Fill `room` with what is in the file from `place` on. Raises OSError."""
+        while room:
+            if not (count := os.preadv(self._file, [room], place)):
+                raise OSError(errno.EIO, "it has become shorter", str(self.path))
+            room, place = room[count:], place + count
+
+    def giver(self, chunk: int) -> str | None:
+        """The id of whoever answers for the chunk that is there, if anybody does."""
+        with self._news:
+            return self._givers.get(chunk)
+
     def spoil(self, chunk: int) -> None:
         """What is there of the chunk is wrong: it is to be fetched again. Raises OSError."""
         with self._news:
-            whole, have = self.has(chunk), self._table[chunk]
-            self._table[chunk] = 0
-            self.checked.pop(chunk, None)
-            self._whole -= whole
-            self._arrived -= have
-            self._first, self._low = min(self._first, chunk), min(self._low, chunk)
             self.spoilt += 1
-            self._wake()
+            self._take_back(chunk)
+
+    def refute(self, chunk: int) -> None:
+        """The same, because it does not fit `expected`; whoever answers for it is accused. Raises OSError."""
+        with self._news:
+            giver = self._givers.get(chunk)
+            self._take_back(chunk)
+            if giver is not None:
+                self._refuted.append((chunk, giver))
+
+    def accused(self) -> list[tuple[int, str]]:
+        """Chunks that were refuted since the last call, and the ids of those who answer for them."""
+        with self._news:
+            refuted, self._refuted = self._refuted, []
+            return refuted
 
     def checkpoint(self) -> None:
         """Bring what has arrived to the disk, so that a power cut costs nothing of it. Blocks for long. OSError."""
@@ -357,6 +381,15 @@ class Assembly:
                 self._open = False
                 self._table.close()
                 os.close(self._file)
+
+    def _take_back(self, chunk: int) -> None:
+        whole, have = self.has(chunk), self._table[chunk]
+        self._table[chunk] = 0
+        self._givers.pop(chunk, None)
+        self._whole -= whole
+        self._arrived -= have
+        self._first, self._low = min(self._first, chunk), min(self._low, chunk)
+        self._wake()
 
     def _note(self, end: int, count: int, source: str) -> None:
         """Bytes up to `end`, inside one chunk, are in the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +134,8 @@ def test_digests_of_chunks(store: Store, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(25))
     found = digests(Stop(), tmp_path / "f", 10, lambda done: None)
     assert len(found.chunks) == 3 * 32
-    assert found.chunks[:32] == found.chunks[32:64] != found.chunks[64:]
+    assert found.chunks == b"".join(hashlib.sha256(bytes(count)).digest() for count in (10, 20, 25))
+    assert found.sha256 == found.chunks[64:].hex()
     store.prepare()
     with pytest.raises(ValueError, match="no digests"):
         store.record_chunks("../x", found.chunks)
