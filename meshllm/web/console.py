@@ -124,9 +124,10 @@ class Console:
         return port
 
     def _let_in(self, peer: str) -> asyncio.Protocol | None:
-        """What serves a connection of `peer`, or None where other machines have too many already."""
+        """What serves a connection of `peer`; None where other machines have too many, and at the very end."""
         server = self._runner.server
-        assert server is not None
+        if server is None or self._closing:
+            return None
         if not is_loopback(peer):
             strangers = sum(1 for one in server.connections if not is_loopback(_peer_of(one.transport)))
             if strangers >= MAX_STRANGERS:

@@ -14,7 +14,10 @@ import pytest
 from tests.netlab.lab import Host, Lab, missing
 from tests.netlab.nodes import PATIENCE, Node, host_model, start
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no network lab: {missing()}")
+pytestmark = [
+    pytest.mark.skipif(missing() is not None, reason=f"no network lab: {missing()}"),
+    pytest.mark.slow,
+]
 ROUTES = ("/api/status", "/api/events", "/api/openapi.json", "/api/invite", "/api/key", "/api/nothing", "/nothing")
 
 

@@ -272,6 +272,13 @@ async def test_strangers_leave_room_for_this_machine(desk: Desk, monkeypatch: py
         await caller.close()
 
 
+async def test_who_comes_while_it_closes_is_hung_up_on(desk: Desk) -> None:
+    caller = await desk.caller()  # accepted by the system, not yet by us
+    await desk.console.close()
+    assert await caller.eof() == b""
+    await caller.close()
+
+
 async def test_onlookers_leave_room_for_viewers_of_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.console.MAX_ONLOOKERS", 1)
     first = await desk.caller()
