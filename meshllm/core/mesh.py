@@ -21,6 +21,7 @@ from meshllm.core.local import Local
 from meshllm.core.peers import MeshConfig, Peers
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
+    MAX_DEVICES,
     MAX_ON_DISK,
     MAX_SERVED,
     MAX_SPLITS,
@@ -53,6 +54,7 @@ class Mesh:
         self._wishes: dict[str, None] = {}
         self._on_disk: tuple[str, ...] = ()
         self._memory = 0
+        self._devices: tuple[int, ...] = ()
         self._loads: tuple[ModelLoad, ...] = ()
         self._taken: str | None = None  # served because the mesh needed it
         self._placement_at: float | None = None
@@ -230,6 +232,7 @@ class Mesh:
             "loads": self._loads,
             "splits": self._candidates(),
             "speed": self._local.speed,
+            "devices": self._devices[:MAX_DEVICES],
         }
 
     def _candidates(self) -> tuple[Candidate, ...]:
@@ -265,7 +268,7 @@ class Mesh:
             self._wishes[event.model] = None
 
     def _disk_scanned(self, event: e.DiskScanned, now: float) -> None:
-        self._on_disk, self._memory = event.models, event.memory
+        self._on_disk, self._memory, self._devices = event.models, event.memory, event.devices
 
     def _speed_measured(self, event: e.SpeedMeasured, now: float) -> None:
         self._local.speed = event.bytes_per_second

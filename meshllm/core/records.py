@@ -28,6 +28,7 @@ MAX_WANTED = 32
 MAX_ON_DISK = 64
 MAX_COMPLAINTS = 64
 MAX_SPLITS = 8
+MAX_DEVICES = 16
 MAX_NAME_BYTES = 256
 MAX_RECORD_BYTES = 32 << 10
 # The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
@@ -111,7 +112,8 @@ class Candidate:
 class NodeRecord:
     """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks;
     `splits` the models that it would host a split of; `speed` how many bytes of weights it reads in a second (0: not
-    known).
+    known); `devices` how `memory` is divided between its accelerators, in the order of its engine (none: it is in one
+    piece).
 
     `loads` are as of the time of writing: a change of load alone is not worth a new record.
     """
@@ -132,6 +134,7 @@ class NodeRecord:
     leaving: bool = False
     splits: tuple[Candidate, ...] = ()
     speed: int = 0
+    devices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,22 +55,36 @@ class SplitNeed:
 @dataclass(frozen=True, slots=True)
 class Lender:
     """A node that could carry layers: `memory` it offers in bytes, `rtt` from the host in seconds (None: unknown),
-    `speed` in bytes of weights read per second (0: never measured)."""
+    `speed` in bytes of weights read per second (0: never measured). `devices`: the bytes on each of its accelerators,
+    where the memory is not in one piece."""
 
     node: NodeId
     memory: int
     rtt: float | None = None
     speed: float = 0.0
+    devices: tuple[int, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """The bytes of each piece of its memory."""
+        return self.devices or (self.memory,)
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`layers` from `first` on are `node`'s; `memory` is what that takes there, in bytes."""
+    """`layers` from `first` on are `node`'s; `memory` is what that takes there, in bytes. `devices`: how many of them,
+    in their order, are on each of its accelerators (none: its memory is in one piece)."""
 
     node: NodeId
     first: int
     layers: int
     memory: int
+    devices: tuple[int, ...] = ()
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The layers on each device that has some."""
+        return tuple(count for count in self.devices if count) or (self.layers,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +173,12 @@ def _shared(need: SplitNeed, team: Sequence[Lender]) -> tuple[Share, ...] | None
     """The layers in contiguous runs, in proportion to what each of the team has to spare; None if they do not fit.
 
     The proportion is the smallest fraction of everybody's memory that holds them all, found by bisection. Everybody
-    has a layer at least: a team in which somebody has none is another, smaller team.
+    has a layer at least: a team in which somebody has none is another, smaller team. A node's devices are filled one
+    after the other, each with what it takes for itself; one that is too small for a layer has none.
     """
-    rooms = [lender.memory - need.buffers - (need.ends if place == 0 else 0) for place, lender in enumerate(team)]
-    if len(team) > len(need.layers) or any(room < 0 for room in rooms):
+    rooms = [[piece - need.buffers for piece in lender.pieces] for lender in team]
+    rooms[0][0] -= need.ends
+    if len(team) > len(need.layers) or any(max(pieces) < 0 for pieces in rooms):
         return None
     counts = _counts(need.layers, rooms)
     if counts is None:
@@ -170,33 +186,37 @@ def _shared(need: SplitNeed, team: Sequence[Lender]) -> tuple[Share, ...] | None
     low, high = 0.0, 1.0
     for _ in range(20):  # to a millionth: far finer than a layer
         middle = (low + high) / 2
-        tried = _counts(need.layers, [int(room * middle) for room in rooms])
+        tried = _counts(need.layers, [[int(room * middle) for room in pieces] for pieces in rooms])
         if tried is None:
             low = middle
         else:
             high, counts = middle, tried
     shares, first = [], 0
-    for place, (lender, count) in enumerate(zip(team, counts, strict=True)):
-        taken = sum(need.layers[first : first + count]) + need.buffers + (need.ends if place == 0 else 0)
-        shares.append(Share(lender.node, first, count, taken))
+    for place, (lender, runs) in enumerate(zip(team, counts, strict=True)):
+        count, used = sum(runs), len([run for run in runs if run])
+        taken = sum(need.layers[first : first + count]) + need.buffers * used + (need.ends if place == 0 else 0)
+        shares.append(Share(lender.node, first, count, taken, tuple(runs) if lender.devices else ()))
         first += count
     return tuple(shares)
 
 
-def _counts(layers: Sequence[int], rooms: Sequence[int]) -> list[int] | None:
-    """How many layers each takes if it takes all it has room for, leaving one for each that follows; None if some are
-    left over, or somebody cannot take one."""
-    counts: list[int] = []
+def _counts(layers: Sequence[int], rooms: Sequence[Sequence[int]]) -> list[list[int]] | None:
+    """How many layers each takes, by the pieces of its memory, if it takes all it has room for, leaving one for each
+    that follows; None if some are left over, or somebody cannot take one."""
+    counts: list[list[int]] = []
     at = 0
-    for place, room in enumerate(rooms):
+    for place, pieces in enumerate(rooms):
         last = len(layers) - (len(rooms) - place - 1)
-        begin, left = at, room
-        while at < last and layers[at] <= left:
-            left -= layers[at]
-            at += 1
-        if at == begin:
+        runs = []
+        for room in pieces:
+            begin, left = at, room
+            while at < last and layers[at] <= left:
+                left -= layers[at]
+                at += 1
+            runs.append(at - begin)
+        if not any(runs):
             return None
-        counts.append(at - begin)
+        counts.append(runs)
     return counts if at == len(layers) else None
 
 

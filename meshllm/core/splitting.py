@@ -157,7 +157,7 @@ class Splitting:
         self._hosting.release(model, reason)
 
     def _lender(self, record: NodeRecord) -> Lender:
-        return Lender(record.node, record.memory, self._mesh.rtt(record.node), record.speed)
+        return Lender(record.node, record.memory, self._mesh.rtt(record.node), record.speed, record.devices)
 
     def _elsewhere(self, model: ModelState, alive: Iterable[NodeRecord]) -> NodeId | None:
         """Who hosts `model` if not this node."""

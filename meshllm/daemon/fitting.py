@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from meshllm.core import fitting
 from meshllm.core.fit_words import Wish, describe, gigabytes, losses, shortage
-from meshllm.core.fitting import Need, Room, Trial, Verdict
+from meshllm.core.fitting import Accelerator, Need, Room, Trial, Verdict
 from meshllm.core.forecast import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
 from meshllm.core.leases import Lease
 from meshllm.core.lending import Device, Machine, offer, room, select
@@ -21,6 +21,7 @@ from meshllm.core.records import short
 from meshllm.core.shapes import Shape
 from meshllm.core.sizing import Size, candidates
 from meshllm.core.speculation import PLAIN, TABLE_BYTES, Guessing, Speculation
+from meshllm.core.split import Share
 from meshllm.core.types import Purpose
 from meshllm.engine import bindings
 from meshllm.engine.installed import Engine
@@ -120,6 +121,11 @@ class Fitter:
         """Bytes that this machine has for models, now."""
         return offer(self.machine())
 
+    def pieces(self) -> tuple[int, ...]:
+        """The same for each accelerator, where there are several."""
+        accelerators = room(self.machine()).accelerators
+        return tuple(accelerator.room for accelerator in accelerators) if len(accelerators) > 1 else ()
+
     async def fit(
         self,
         engine: Engine,
@@ -159,7 +165,7 @@ class Fitter:
         self, task: _Task, sizes: tuple[Size, ...], draft: LocalModel, speculation: Speculation
     ) -> Fit | None:
         """The fit with the draft in memory too, None where the model would lose anything by it."""
-        device = _roomiest(task.room)
+        device = _roomiest(task.room.accelerators)
         taken = await _draft_need(task, draft, sizes[0], device)
         smaller = replace(task, room=_less(task.room, taken, device))
         found = await smaller.search(sizes[:1])
@@ -221,11 +227,12 @@ class Fitter:
         given = room(self.machine())
         here = _spread(own.layers, [accelerator.room for accelerator in given.accelerators])
         names = [accelerator.name for accelerator, count in zip(given.accelerators, here, strict=True) if count]
-        layers = [count for count in here if count] + [share.layers for share in others]
+        there = [count for share in others for count in share.runs]
+        layers = [count for count in here if count] + there
         layers[-1] += 1  # the output counts as one of the last, though the engine keeps it here
         if draft is not None and own.memory + draft.size * 3 // 2 > self.offer():
             speculation = Speculation(Guessing.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers")
-        carried = ", ".join(f"{share.layers} on {short(share.node)}" for share in others)
+        carried = ", ".join(f"{'+'.join(map(str, share.runs))} on {short(share.node)}" for share in others)
         projector = None if model.projector is None else Projector(model.projector, device=None)
         return Fit(
             size=size,
@@ -233,7 +240,7 @@ class Fitter:
             micro_batch=size.context_length if how.at_once else None,
             prompt_cache_mib=0,  # it would fetch what the workers remember of whole prompts
             words=f"split by layers: {own.layers} of {model.header.layers} here, {carried}{_sees(projector)}",
-            devices=(*names, *(f"RPC{number}" for number in range(len(others)))),
+            devices=(*names, *(f"RPC{number}" for number in range(len(there)))),
             layers=tuple(layers),
             checkpoints=0 if checkpoint_bytes(model.header.shape) else None,
             speculation=speculation,
@@ -241,10 +248,22 @@ class Fitter:
             projector=projector,
         )
 
-    def lent_device(self) -> str | None:
-        """The accelerator that layers for others are computed on: the one with most room; None: the processor."""
-        best = max(room(self.machine()).accelerators, key=lambda accelerator: accelerator.room, default=None)
-        return best.name if best is not None else None
+    def lent_devices(self, share: Share) -> tuple[str, ...]:
+        """The accelerators that the layers of `share` are computed on, in their order; none: the processor.
+
+        Raises OutOfRoom where they are not those that it was planned for.
+        """
+        accelerators = room(self.machine()).accelerators
+        if not share.devices:  # the host has not heard of any; the one with most room, then
+            best = _roomiest(accelerators)
+            return () if best is None else (best,)
+        if len(share.devices) != len(accelerators):
+            raise OutOfRoom(
+                f"The layers were planned for {len(share.devices)} accelerators, and there are {len(accelerators)}.",
+                advice="The host plans anew by itself.",
+            )
+        pairs = zip(accelerators, share.devices, strict=True)
+        return tuple(accelerator.name for accelerator, layers in pairs if layers)
 
     def _wish(self, model: LocalModel, sizes: tuple[Size, ...]) -> Wish:
         return Wish(sizes[0], model.context_length, asked=self._context is not None)
@@ -334,7 +353,7 @@ def _with_projector(task: _Task) -> _Task:
     path = task.model.projector
     if path is None:
         return task
-    device = _roomiest(task.room)
+    device = _roomiest(task.room.accelerators)
     taken = projector_bytes(path)
     here_and_there = (taken, 0) if device is None else (0, taken)
     return replace(task, room=_less(task.room, here_and_there, device), projector=Projector(path, device), beside=taken)
@@ -348,9 +367,9 @@ def _sees(projector: Projector | None) -> str:
     return f"; sees pictures ({gigabytes(projector_bytes(projector.path))} at most{where})"
 
 
-def _roomiest(given: Room) -> str | None:
+def _roomiest(accelerators: Sequence[Accelerator]) -> str | None:
     """The accelerator with most room, None where there is none."""
-    best = max(given.accelerators, key=lambda accelerator: accelerator.room, default=None)
+    best = max(accelerators, key=lambda accelerator: accelerator.room, default=None)
     return None if best is None else best.name
 
 

@@ -80,6 +80,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.leaving,
             [(candidate.model, candidate.room, candidate.apart) for candidate in record.splits],
             record.speed,
+            record.devices,
         )
     )
     try:
@@ -157,6 +158,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         leaving=f.flag(leaving, "leaving"),
         splits=_candidates(later[0]) if later else (),
         speed=f.number(later[1], "speed") if len(later) > 1 else 0,
+        devices=_devices(later[2]) if len(later) > 2 else (),
     )
 
 
@@ -195,6 +197,10 @@ def _candidate(value: Any) -> r.Candidate:
     return r.Candidate(f.name(model, "candidate's model"), f.number(room, "room"), f.flag(apart, "apart"))
 
 
+def _devices(value: Any) -> tuple[int, ...]:
+    return tuple([f.number(room, "device's memory") for room in f.items(value, r.MAX_DEVICES, "devices")])
+
+
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
     """Loads, as they stand in a record and in a pong."""
     return tuple([_load(item) for item in f.items(value, MAX_MODELS, "loads")])
@@ -228,6 +234,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
         memory=_within(record.memory, MAX_NUMBER),
         speed=_within(record.speed, MAX_NUMBER),
+        devices=tuple([_within(room, MAX_NUMBER) for room in record.devices][: r.MAX_DEVICES]),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
         splits=tuple(
             [replace(c, room=_within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]
@@ -277,7 +284,8 @@ def _plain(address: r.Address) -> r.Address | None:
 
 
 # At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.
-_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
+_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9
+_FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
 
 

@@ -83,6 +83,7 @@ records = st.builds(
     leaving=st.booleans(),
     splits=few(st.builds(r.Candidate, names, numbers, st.booleans())),
     speed=numbers,
+    devices=few(numbers),
 )
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
@@ -120,7 +121,9 @@ def leases(draw: st.DrawFn) -> n.Lease:
     shares: list[Share] = []
     for node in draw(st.lists(node_ids, min_size=2, max_size=5, unique=True)):
         first = shares[-1].first + shares[-1].layers if shares else 0
-        shares.append(Share(node, first, draw(st.integers(1, 80)), draw(numbers)))
+        layers, there = draw(st.integers(1, 80)), draw(st.integers(0, 80))
+        devices = draw(st.sampled_from([(), (layers,), (min(there, layers), layers - min(there, layers), 0)]))
+        shares.append(Share(node, first, layers, draw(numbers), devices))
     files = draw(st.lists(leased_files, min_size=1, max_size=3, unique_by=lambda file: file.name))
     return n.Lease(draw(sessions), draw(numbers), draw(names), tuple(files), tuple(shares))
 
