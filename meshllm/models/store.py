@@ -158,8 +158,9 @@ class Store:
     def arrived(self, file: ModelFile) -> int:
         """Bytes of an unfinished download that the next one goes on from."""
         partial = self.partial(file)
-        wheels = [path.stat().st_size for path in self.partial(file, "wheel").glob("*.whl") if path.is_file()]
+        wheels: list[int] = []
         try:
+            wheels += [path.stat().st_size for path in self.partial(file, "wheel").glob("*.whl") if path.is_file()]
             there = partial.stat().st_size
             tables = read_tables(state_path(partial), file.sha256, file.size, self.chunk_bytes, there)
         except OSError:

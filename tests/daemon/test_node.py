@@ -102,6 +102,14 @@ def test_a_home_has_one_daemon(tmp_path: Path) -> None:
     Claim(tmp_path).release()
 
 
+def test_a_home_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for home in (file, file / "below"):
+        with pytest.raises(UsageError, match=r"cannot be used: .*set MESH_LLM_HOME"):
+            Claim(home)
+
+
 @pytest.mark.parametrize(
     "note",
     ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "started": 0, "port": 1, "console": 2}'],
