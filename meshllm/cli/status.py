@@ -44,7 +44,9 @@ def show(port: int | None, *, as_json: bool) -> None:
     console.print(f"[bold]mesh-llm {told['version']}[/] on {told['name']}, process {told['pid']}", highlight=False)
     console.print(f"API {told['api']}   console {told['console']}   up {_duration(told['uptime_seconds'])}")
     engine = told["engine"]
-    console.print(f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}".rstrip())
+    if engine["phase"] != "unknown":  # nothing has needed one yet
+        words = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
+        console.print(words.rstrip(), highlight=False, markup=False)
     for line in memory:
         console.print(line, highlight=False, markup=False)
     if told["models"]:

@@ -42,7 +42,7 @@ def _moving(snapshot: Snapshot) -> dict[str, Progress]:
     """What is on its way now, by what it is."""
     moving = {}
     if snapshot.engine.phase is EnginePhase.PREPARING:
-        moving[ENGINE_TASK] = snapshot.engine.progress or Progress("engine")
+        moving[ENGINE_TASK] = snapshot.engine.progress or Progress("looking for it")
     for model in snapshot.models:
         phase = serving.phase(snapshot.engine, model)
         if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):

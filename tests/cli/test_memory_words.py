@@ -112,6 +112,18 @@ def test_the_status_command_shows_them(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert f"m: {FIT}" in shown
 
 
+def test_an_engine_that_nothing_needed_yet_is_not_called_unknown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = told()
+    monkeypatch.setattr(status_command, "fetch", lambda port: orjson.dumps(status))
+    status_command.show(3131, as_json=False)
+    assert "\nengine ready 1" in capsys.readouterr().out
+    status["engine"]["phase"] = "unknown"
+    status_command.show(3131, as_json=False)
+    assert "\nengine" not in capsys.readouterr().out
+
+
 def test_why_a_model_is_not_served_has_the_whole_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
