@@ -9,7 +9,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from meshllm.cli import entry, view
+from meshllm.cli import entry, start, view
 from meshllm.cli import status as status_command
 from meshllm.core import events as e
 from meshllm.core.hosting import Measured
@@ -45,7 +45,7 @@ def serving() -> Mesh:
 
 def settings(monkeypatch: pytest.MonkeyPatch, *options: str) -> Settings:
     taken: list[Settings] = []
-    monkeypatch.setattr(entry, "_run", lambda given, **_: taken.append(given))
+    monkeypatch.setattr(start, "run", lambda given, **_: taken.append(given))
     result = CliRunner().invoke(entry.app, list(options), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return taken[0]
