@@ -92,6 +92,7 @@ def _model(model: ModelStatus, targets: Mapping[str, str]) -> ModelStatus:
         restarts=model.restarts,
         reason=_why(model.reason),
         advice="",
+        input_modalities=model.input_modalities,
     )
 
 

@@ -374,7 +374,9 @@ def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
     told = for_onlookers(filled(NodeStatus, "s"), api="API", console="CONSOLE")
     passed = {text for text in texts(told.model_dump(mode="json")) if text.startswith("s.")}
     machine = {f"s.machine.devices.{name}" for name in ("name", "description", "backend")}
-    model = {f"s.models.{name}" for name in ("name", "purpose", "phase", "progress.stage", "engine.fit")}
+    model = {
+        f"s.models.{name}" for name in ("name", "purpose", "phase", "progress.stage", "engine.fit", "input_modalities")
+    }
     model |= {"s.models.file.architecture", "s.models.file.quantization"}
     model |= {"s.models.engine.speculation.kind", "s.models.engine.speculation.draft"}
     peer = {
