@@ -247,7 +247,8 @@ class Mesh:
         if not isinstance(peers, Peers) or self._local.models or self._backends or self._wishes or self._stopping:
             self._placement_at = None
             return []
-        if not self._on_disk or not peers.joined or (self._splitting is not None and self._splitting.lent is not None):
+        lent = self._splitting is not None and self._splitting.lent is not None
+        if not self._on_disk or not peers.joined or peers.record.idle or lent:
             self._placement_at = None  # a deadline that nobody meets would be due at every moment
             return []
         if self._placement_at is None:

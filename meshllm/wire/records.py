@@ -81,6 +81,7 @@ def encode_record(record: NodeRecord) -> bytes:
             [(candidate.model, candidate.room, candidate.apart) for candidate in record.splits],
             record.speed,
             record.devices,
+            record.idle,
         )
     )
     try:
@@ -159,6 +160,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         splits=_candidates(later[0]) if later else (),
         speed=f.number(later[1], "speed") if len(later) > 1 else 0,
         devices=_devices(later[2]) if len(later) > 2 else (),
+        idle=f.flag(later[3], "idle") if len(later) > 3 else False,
     )
 
 

@@ -56,14 +56,17 @@ class SmallMesh:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
 
-    def start(self, number: int, ways: Iterable[WayIn] = (), *, role: Role = Role.NODE, mesh: int = 0) -> Mesh:
+    def start(
+        self, number: int, ways: Iterable[WayIn] = (), *, role: Role = Role.NODE, mesh: int = 0, idle: bool = False
+    ) -> Mesh:
         """Start node `number`; again with a higher incarnation if it ran before."""
         self.incarnations[number] = self.incarnations.get(number, 0) + 1
         self.numbers[node_id(number)] = number
         self.roles[number] = role
         self.links[number] = set()
         mine = self.meshes.setdefault(number, MeshId(bytes([mesh]) * 16))
-        config = MeshConfig(node_id(number), mine, role, self.incarnations[number], f"n{number}", "t", (1, 1), sign)
+        incarnation = self.incarnations[number]
+        config = MeshConfig(node_id(number), mine, role, incarnation, f"n{number}", "t", (1, 1), sign, idle)
         self.cores[number] = Mesh(config, random.Random(self.rng.random()))
         self.tell(number, e.AddressesFound((address(number),)))
         ways = tuple(ways)

@@ -194,3 +194,20 @@ def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
     assert all(model.file is FilePhase.FETCHING for i in (1, 2, 3) for model in mesh.cores[i].snapshot().models)
     assert mesh.cores[0].snapshot().models == ()
     assert all(peer.record.wants == () for peer in mesh.view(0).peers)
+
+
+def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
+    mesh = SmallMesh()
+    mesh.start(0, idle=True)
+    for number in (1, 2):
+        mesh.start(number, [mesh.way(0)])
+    mesh.until(mesh.whole, within=20)
+    mesh.tell(1, e.ModelWished("m"))
+    for number in (0, 2):
+        mesh.tell(number, e.DiskScanned(("m",)))
+    mesh.run(20)
+    assert [model.name for model in mesh.cores[2].snapshot().models] == ["m"], "the others know that it will not"
+    assert mesh.cores[0].snapshot().models == ()
+    mesh.tell(0, e.ModelWanted("m"))
+    mesh.run(1)
+    assert [model.name for model in mesh.cores[0].snapshot().models] == ["m"], "it was asked itself"

@@ -84,6 +84,7 @@ records = st.builds(
     splits=few(st.builds(r.Candidate, names, numbers, st.booleans())),
     speed=numbers,
     devices=few(numbers),
+    idle=st.booleans(),
 )
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)

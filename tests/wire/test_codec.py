@@ -43,6 +43,7 @@ RECORD = r.NodeRecord(
     splits=(r.Candidate("Qwen3-8B", 16 << 30, apart=True),),
     speed=20 << 30,
     devices=(10 << 30, 6 << 30),
+    idle=True,
 )
 SESSION = b"s" * n.SESSION_BYTES
 LEASE = n.Lease(
@@ -119,7 +120,7 @@ def test_the_bytes_stay_what_they_are() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.Stamp(1, 2), MESH, name="a")).hex() == (
-        "dc0012c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090"
+        "dc0013c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c2"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
@@ -148,8 +149,10 @@ def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
 
 def test_a_record_of_a_node_from_before_splits_is_read() -> None:
     whole = msgpack.unpackb(encode_record(RECORD))
-    assert decode_record(msgpack.packb(whole[:FIELDS])) == replace(RECORD, splits=(), speed=0, devices=())
-    assert decode_record(msgpack.packb(whole[:-1])) == replace(RECORD, devices=()), "or from before several devices"
+    assert decode_record(msgpack.packb(whole[:FIELDS])) == replace(RECORD, splits=(), speed=0, devices=(), idle=False)
+    before = replace(RECORD, devices=(), idle=False)
+    assert decode_record(msgpack.packb(whole[: FIELDS + 2])) == before, "or from before several devices"
+    assert decode_record(msgpack.packb(whole[:-1])) == replace(RECORD, idle=False), "or from before idle ones"
 
 
 def test_a_proposal_from_before_several_devices_is_read() -> None:
