@@ -8,7 +8,9 @@ runs in threads that can be stopped.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +59,12 @@ def follow(stop: Stop, assembly: Assembly, report: Callable[[int], None]) -> Dig
     again from somebody who never said what it would be, the list is not believed any more, and the whole file is the
     judge. `report` hears how many bytes were read. Raises OSError.
     """
+    with assembly.path.open("rb", buffering=0) as file:
+        return _follow(stop, assembly, _Reader(assembly, file.fileno()), report)
+
+
+def _follow(stop: Stop, assembly: Assembly, reader: _Reader, report: Callable[[int], None]) -> Digests:
     saved = assembly.arrived
-    reader = _Reader(assembly)
     while True:
         reader.heed()
         if reader.chunk == assembly.count:
@@ -81,9 +87,9 @@ def follow(stop: Stop, assembly: Assembly, report: Callable[[int], None]) -> Dig
 class _Reader:
     """How far `follow` has come: everything before `chunk` fits the list, if there is one that can be believed."""
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: Assembly, file: int) -> None:
         self._assembly = assembly
-        self._room = memoryview(bytearray(min(assembly.chunk_bytes, assembly.size)))
+        self._file = file
         self._expected: bytes | None = None
         self._doubted: bytes | None = None
         self._begin()
@@ -114,11 +120,14 @@ class _Reader:
 
     def read(self) -> None:
         """Hash the next chunk, which is there. Raises OSError."""
-        begin, end = self._assembly.span(self.chunk)
-        data = self._room[: end - begin]
-        self._assembly.read(begin, data)
+        rooms = self._assembly.rooms
+        if (data := rooms.kept(self.chunk)) is None:
+            begin, end = self._assembly.span(self.chunk)
+            data = rooms.take()[: end - begin]
+            _fill(data, self._file, begin)
         self._next = self._whole.copy()
         self._next.update(data)
+        rooms.give_back(data)
 
     def judge(self) -> None:
         """Go on to the next chunk, unless this one is refuted. Raises OSError."""
@@ -131,6 +140,13 @@ class _Reader:
             self._expected, self._doubted = None, expected
         self._whole = self._next
         self._chunks += digest
+
+
+def _fill(room: memoryview, file: int, place: int) -> None:
+    while room:
+        if not (count := os.preadv(file, [room], place)):
+            raise OSError(errno.EIO, "the file has become shorter")
+        room, place = room[count:], place + count
 
 
 def digest_of(digests: bytes, chunk: int) -> bytes:

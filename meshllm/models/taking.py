@@ -1,9 +1,9 @@
 """One file, while it is taken from peers.
 
 Law: a chunk is only as good as the giver that answers for it, until whoever follows the file (`checking.follow`) has
-come to it; a giver whose chunk is refuted by the list that it vouches for is asked no more. Buffers are reused, so that
-what is under way is bounded by the number of givers. What goes wrong with one giver is over as soon as it is seen, and
-what that one was to bring is free for the others at once.
+come to it; a giver whose chunk is refuted by the list that it vouches for is asked no more. What is under way is
+bounded by the number of givers, and its memory is used again. What goes wrong with one giver is over as soon as it is
+seen, and what that one was to bring is free for the others at once.
 """
 
 from __future__ import annotations
@@ -343,7 +343,6 @@ class Taking:
 
     async def _fetch_all(self, line: PeerLine, peer: Peer, asked: set[int]) -> None:
         assembly = self._assembly
-        room = memoryview(bytearray(min(assembly.chunk_bytes, assembly.size)))
         while not assembly.complete:
             # What this line is busy with already is not to be taken over by it.
             piece = assembly.claim(str(peer), 1, lambda chunk: chunk not in asked)
@@ -355,16 +354,16 @@ class Taking:
                     chunk = piece.position // assembly.chunk_bytes
                     asked.add(chunk)
                     try:
-                        await self._fetch(line, peer, chunk, room)
+                        await self._fetch(line, peer, chunk)
                     finally:
                         asked.discard(chunk)
             finally:
                 assembly.give_back(piece)
 
-    async def _fetch(self, line: PeerLine, peer: Peer, chunk: int, room: memoryview) -> None:
+    async def _fetch(self, line: PeerLine, peer: Peer, chunk: int) -> None:
         """Take a chunk and write it. Raises MeshError, _NotNow and OSError."""
         begin, end = self._assembly.span(chunk)
-        data = room[: end - begin]
+        data = self._assembly.rooms.take()[: end - begin]
         if (refusal := await line.get(chunk, data)) is not None:
             raise _refused(refusal)
 

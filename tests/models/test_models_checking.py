@@ -51,7 +51,10 @@ def put(assembly: Assembly, *chunks: int, giver: str | None = None, data: bytes 
     """Put these chunks, right ones unless there is other `data`."""
     for chunk in chunks:
         begin, end = assembly.span(chunk)
-        assembly.put("source", chunk, CONTENT[begin:end] if data is None else data, giver)
+        assembly.claim("source", 1, lambda free, chunk=chunk: free == chunk)  # type: ignore[misc]
+        room = assembly.rooms.take()[: end - begin]
+        room[:] = CONTENT[begin:end] if data is None else data
+        assembly.put("source", chunk, room, giver)
 
 
 async def until_missing(assembly: Assembly, chunk: int) -> None:
