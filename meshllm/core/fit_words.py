@@ -23,7 +23,9 @@ class Wish:
 
 
 def gigabytes(size: int) -> str:
-    """A size for people: "5.1 GB", "0.14 GB"."""
+    """A size for people: "5.1 GB", "0.14 GB", and below a hundredth of one "3.2 MB"."""
+    if size < 10**7:
+        return f"{size / 1e6:.1f} MB"
     return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e9:.2f} GB"
 
 

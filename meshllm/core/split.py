@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from meshllm.core.fit_words import gigabytes
 from meshllm.core.forecast import MICRO_BATCH, forecast
 from meshllm.core.placement import weight
 from meshllm.core.records import NodeId, short
@@ -56,13 +57,19 @@ class SplitNeed:
 class Lender:
     """A node that could carry layers: `memory` it offers in bytes, `rtt` from the host in seconds (None: unknown),
     `speed` in bytes of weights read per second (0: never measured). `devices`: the bytes on each of its accelerators,
-    where the memory is not in one piece."""
+    where the memory is not in one piece. `name` is for people."""
 
     node: NodeId
     memory: int
     rtt: float | None = None
     speed: float = 0.0
     devices: tuple[int, ...] = ()
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """What people know it by."""
+        return self.name or short(self.node)
 
     @property
     def pieces(self) -> tuple[int, ...]:
@@ -248,27 +255,26 @@ def _rtt(lender: Lender) -> float:
 
 
 def _words(need: SplitNeed, host: Lender, members: Sequence[Lender], force: bool) -> str:
-    names = ", ".join(short(lender.node) for lender in members)
+    names = ", ".join(lender.called for lender in members)
     if need.total <= host.memory:
         return f"a split with {names} was asked for" if force else f"a split with {names} promises to be faster"
-    return f"it takes {_gigabytes(need.total)} and this node has {_gigabytes(host.memory)}: {names} carry the rest"
+    carry = "carries" if len(members) == 1 else "carry"
+    return f"it takes {gigabytes(need.total)} and this node has {gigabytes(host.memory)}: {names} {carry} the rest"
 
 
 def _no_plan(need: SplitNeed, host: Lender, near: Sequence[Lender], *, force: bool) -> NoPlan:
     if not near and force and need.total <= host.memory:
         return NoPlan(0, "a split was asked for, and no other node that is near enough has memory to lend")
     have = host.memory + sum(lender.memory for lender in near)
-    # Where the sum would do, it is the grain: a layer that goes into nobody's rest.
-    missing = max(need.total + need.buffers * len(near) - have, max(need.layers, default=0))
+    missing = need.total + need.buffers * len(near) - have
     if not near:
-        words = f"it takes {_gigabytes(need.total)} and this node has {_gigabytes(host.memory)}"
-        return NoPlan(missing, f"{words}; no other node that is near enough has memory to lend")
-    words = f"it takes {_gigabytes(need.total)} and {1 + len(near)} nodes have {_gigabytes(have)} together"
-    return NoPlan(missing, f"{words}: {_gigabytes(missing)} more are needed")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
+        words = f"it takes {gigabytes(need.total)} and this node has {gigabytes(host.memory)}"
+        lacks = f"{gigabytes(missing)} are missing, and no other node that is near enough has memory to lend"
+        return NoPlan(missing, f"{words}: {lacks}")
+    # Where the sum would do, it is the grain: a layer that goes into nobody's rest.
+    missing = max(missing, max(need.layers, default=0))
+    words = f"it takes {gigabytes(need.total)} and {1 + len(near)} nodes have {gigabytes(have)} together"
+    return NoPlan(missing, f"{words}: {gigabytes(missing)} more are needed")
 
 
 def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH, *, beside: int = 0) -> SplitNeed:

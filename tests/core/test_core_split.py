@@ -81,6 +81,16 @@ def test_what_is_missing_is_said_in_numbers() -> None:
     assert isinstance(refused, NoPlan)
     assert refused.missing == 16 * GIGABYTE + 1 * GIGABYTE + 2 * 100_000_000 - 12 * GIGABYTE
     assert refused.reason == "it takes 17.1 GB and 2 nodes have 12.0 GB together: 5.2 GB more are needed"
+    alone = plan(SplitNeed((90_000_000,) * 2, (1,) * 2, 0, 0), Lender(node(1), 150_000_000), [], "m")
+    assert isinstance(alone, NoPlan)
+    assert alone.reason.startswith("it takes 0.18 GB and this node has 0.15 GB: 0.03 GB are missing, and no other node")
+
+
+def test_who_carries_the_rest_is_called_by_name() -> None:
+    attic = replace(lender(2, 12), name="attic")
+    found = plan(need(gigabytes=16), lender(1, 12), [attic], "m")
+    assert isinstance(found, SplitPlan)
+    assert found.reason.endswith("this node has 12.0 GB: attic carries the rest")
 
 
 def test_memory_that_would_do_in_sum_but_not_in_layers_is_no_plan() -> None:
