@@ -117,7 +117,7 @@ export interface MachineStatus {
 
 // The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
 //
-// `memory` (bytes) and `on_disk` are what this node tells the others that it has.
+// `memory` (bytes), `on_disk` and `aliases` (see PeerStatus) are what this node tells the others that it has.
 export interface MeshStatus {
   node: string
   mesh: string
@@ -132,6 +132,7 @@ export interface MeshStatus {
   peers: PeerStatus[]
   memory: number
   on_disk: string[]
+  aliases: Record<string, string>
 }
 
 // A model this node serves or is about to. `purpose`: generate, embed or rerank; `input_modalities`: "text", and
@@ -176,7 +177,8 @@ export interface NodeStatus {
 }
 
 // Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
-// "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard.
+// "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard;
+// `aliases`: names in `on_disk` of files that have another name there, each with that one.
 export interface PeerStatus {
   id: string
   name: string
@@ -195,6 +197,7 @@ export interface PeerStatus {
   waiting: number
   serves: ServedStatus[]
   on_disk: string[]
+  aliases: Record<string, string>
 }
 
 // How far something long has come; `fraction` is null where nobody knows.

@@ -22,6 +22,7 @@ export function peer(id: string, more: Partial<PeerStatus> = {}): PeerStatus {
     waiting: 0,
     serves: [],
     on_disk: [],
+    aliases: {},
     ...more,
   }
 }
@@ -66,6 +67,7 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
       peers,
       memory: 0,
       on_disk: [],
+      aliases: {},
     },
     ...more,
   }
@@ -103,6 +105,7 @@ export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
     models: [],
     wants: [],
     onDisk: [],
+    aliases: {},
     parts: [],
     memory: 0,
     linked: true,

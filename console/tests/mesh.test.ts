@@ -77,6 +77,37 @@ describe('the models', () => {
     ])
   })
 
+  it('are one line for each file, whatever it is called on which disk', () => {
+    const both = { on_disk: ['known', 'known.Q4'], aliases: { 'known.Q4': 'known' } }
+    const here = status([peer('a', { on_disk: ['known.Q4'] }), peer('b', both), peer('c', { on_disk: ['other'] })])
+    const idle = of(here)
+    expect(idle.map((one) => [one.name, one.onDisk, one.aliases])).toEqual([
+      ['known', ['node a', 'node b'], ['known.Q4']],
+      ['other', ['node c'], []],
+    ])
+    expect(reasonOf(idle[0]!)).toContain('Serve it with --model known.')
+
+    // By whichever name it is served, or only wanted, that line has the file of all.
+    for (const more of [{ serves: [serves('known.Q4')] }, { wants: ['known.Q4'] }]) {
+      const live = of(status([peer('a', more), peer('b', both)]))
+      expect(live.map((one) => [one.name, one.onDisk, one.aliases])).toEqual([['known.Q4', ['node b'], ['known']]])
+    }
+
+    // Two names by which callers can ask for it stay two.
+    const two = of(
+      status([peer('a', { serves: [serves('known')] }), peer('c', { wants: ['known.Q4'] }), peer('b', both)]),
+    )
+    expect(two.map((one) => [one.name, one.standing, one.onDisk, one.aliases])).toEqual([
+      ['known', 'serving', ['node b'], []],
+      ['known.Q4', 'wanted', ['node b'], []],
+    ])
+  })
+
+  it('are not lost to a node that tells of aliases in a circle', () => {
+    const odd = { on_disk: ['x', 'y'], aliases: { x: 'y', y: 'x', z: 'z' } }
+    expect(of(status([peer('a', odd)])).map((one) => one.name)).toEqual(['y'])
+  })
+
   it('see if somebody who carries them does, or may', () => {
     const peers = [
       peer('a', { serves: ['m', 'n', 'o'].map((name) => ({ ...serves(name), input_modalities: ['text'] })) }),

@@ -216,12 +216,13 @@ class AddressesFound(Event):
 
 @dataclass(frozen=True, slots=True)
 class DiskScanned(Event):
-    """The models whose files are here already, by the names callers use; the memory that there is for models, and how
-    it is divided between accelerators (see `NodeRecord`)."""
+    """The models whose files are here already, by the names callers use; the memory that there is for models, how it is
+    divided between accelerators, and which names are others for the same file (see `NodeRecord`)."""
 
     models: tuple[str, ...]
     memory: int = 0
     devices: tuple[int, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

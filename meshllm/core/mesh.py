@@ -53,6 +53,7 @@ class Mesh:
         self._backends: dict[str, BackendState] = {}
         self._wishes: dict[str, None] = {}
         self._on_disk: tuple[str, ...] = ()
+        self._aliases: tuple[tuple[str, str], ...] = ()
         self._memory = 0
         self._devices: tuple[int, ...] = ()
         self._loads: tuple[ModelLoad, ...] = ()
@@ -228,6 +229,7 @@ class Mesh:
             "serves": tuple(served),
             "wants": tuple(dict.fromkeys([*wants, *self._wishes]))[:MAX_WANTED],
             "on_disk": self._on_disk[:MAX_ON_DISK],
+            "aliases": self._aliases,
             "memory": self._memory,
             "loads": self._loads,
             "splits": self._candidates(),
@@ -270,6 +272,7 @@ class Mesh:
 
     def _disk_scanned(self, event: e.DiskScanned, now: float) -> None:
         self._on_disk, self._memory, self._devices = event.models, event.memory, event.devices
+        self._aliases = event.aliases
 
     def _speed_measured(self, event: e.SpeedMeasured, now: float) -> None:
         self._local.speed = event.bytes_per_second

@@ -113,7 +113,8 @@ class NodeRecord:
     """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks;
     `splits` the models that it would host a split of; `speed` how many bytes of weights it reads in a second (0: not
     known); `devices` how `memory` is divided between its accelerators, in the order of its engine (none: it is in one
-    piece); `idle`: it serves no model that it was not asked for itself.
+    piece); `idle`: it serves no model that it was not asked for itself; `aliases` which names in `on_disk` stand for a
+    file that has another name there, each with that one.
 
     `loads` are as of the time of writing: a change of load alone is not worth a new record.
     """
@@ -136,6 +137,7 @@ class NodeRecord:
     speed: int = 0
     devices: tuple[int, ...] = ()
     idle: bool = False
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ passed over without a word: the folder is the user's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from meshllm.errors import MeshError
 from . import elsewhere
 from .catalog import Catalog, load
 from .elsewhere import walk
-from .entry import Wanted
+from .entry import CatalogEntry, Wanted
 from .local import from_path
 from .manifest import Manifest
 from .names import model_name
@@ -54,6 +54,31 @@ def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
     for manifest in islice(elsewhere.ollama_models(), MOST_FILES):
         found.setdefault(manifest.name, manifest)
     return found
+
+
+def aliases(found: Mapping[str, Wanted], store: Store) -> dict[str, str]:
+    """Which names of `found` (as `scan` gives it) mean a file that has another name there, each with the first of its
+    file's names: the catalogue's, where it has one. Blocks on the disk."""
+    first: dict[str | Path, str] = {}
+    others: dict[str, str] = {}
+    for name, wanted in found.items():
+        path = _first_file(wanted, store)
+        if path is not None:
+            known = first.setdefault(store.known_digest(path) or path, name)
+            if known != name:
+                others[name] = known
+    return others
+
+
+def _first_file(wanted: Wanted, store: Store) -> Path | None:
+    """Where it lies; the first of its parts."""
+    if isinstance(wanted, Path):
+        return wanted.absolute()
+    if isinstance(wanted, CatalogEntry):
+        known = store.kept.answer(wanted.hub) if wanted.hub else wanted.manifest
+    else:
+        known = wanted if isinstance(wanted, Manifest) else store.kept.answer(wanted)
+    return store.path(known.files[0]).absolute() if known is not None else None
 
 
 def _is_model(path: Path, store: Store) -> bool:

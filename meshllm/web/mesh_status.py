@@ -38,7 +38,8 @@ class ServedStatus(StatusModel):
 
 class PeerStatus(StatusModel):
     """Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
-    "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard."""
+    "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard;
+    `aliases`: names in `on_disk` of files that have another name there, each with that one."""
 
     id: str
     name: str
@@ -57,12 +58,13 @@ class PeerStatus(StatusModel):
     waiting: int
     serves: list[ServedStatus]
     on_disk: list[str]
+    aliases: dict[str, str]
 
 
 class MeshStatus(StatusModel):
     """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
 
-    `memory` (bytes) and `on_disk` are what this node tells the others that it has.
+    `memory` (bytes), `on_disk` and `aliases` (see PeerStatus) are what this node tells the others that it has.
     """
 
     node: str
@@ -78,6 +80,7 @@ class MeshStatus(StatusModel):
     peers: list[PeerStatus]
     memory: int
     on_disk: list[str]
+    aliases: dict[str, str]
 
 
 def _step(step: JoinStep) -> StepStatus:
@@ -105,6 +108,7 @@ def _peer(peer: PeerView, via: str, now: float) -> PeerStatus:
         waiting=sum(load.waiting for load in peer.loads),
         serves=_serves(peer),
         on_disk=list(record.on_disk),
+        aliases=dict(record.aliases),
     )
 
 
@@ -145,4 +149,5 @@ def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ..
         peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
         memory=0 if record is None else record.memory,
         on_disk=[] if record is None else list(record.on_disk),
+        aliases={} if record is None else dict(record.aliases),
     )

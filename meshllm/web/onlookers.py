@@ -207,6 +207,7 @@ def _mesh(mesh: MeshStatus) -> MeshStatus:
         peers=[_peer(peer) for peer in mesh.peers],
         memory=mesh.memory,
         on_disk=mesh.on_disk,
+        aliases=mesh.aliases,
     )
 
 
@@ -229,6 +230,7 @@ def _peer(peer: PeerStatus) -> PeerStatus:
         waiting=peer.waiting,
         serves=peer.serves,
         on_disk=peer.on_disk,
+        aliases=peer.aliases,
     )
 
 

@@ -60,6 +60,7 @@ def signer(sign: Callable[[bytes], bytes]) -> r.Signer:
 
 def encode_record(record: NodeRecord) -> bytes:
     """The body. Raises ValueError for a record that `decode_record` would refuse (`fit` makes one that it does not)."""
+    places = {name: place for place, name in enumerate(record.on_disk)}
     hosts = [(f.pack_host(address.host), address.port) for address in record.addresses]
     body: bytes = msgpack.packb(
         (
@@ -82,6 +83,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.speed,
             record.devices,
             record.idle,
+            [(places.get(alias, -1), places.get(name, -1)) for alias, name in record.aliases],
         )
     )
     try:
@@ -142,6 +144,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         leaving,
         *later,
     ) = f.fields(found, FIELDS, "record")
+    disk = f.names(on_disk, r.MAX_ON_DISK, "models on disk")
     return NodeRecord(
         node=r.NodeId(node),
         stamp=r.Stamp(f.number(incarnation, "incarnation"), f.number(version, "version")),
@@ -153,7 +156,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         serves=tuple([model for item in f.items(serves, MAX_MODELS, "models") if (model := _model(item)) is not None]),
         loads=read_loads(loads),
         wants=f.names(wants, r.MAX_WANTED, "wanted models"),
-        on_disk=f.names(on_disk, r.MAX_ON_DISK, "models on disk"),
+        on_disk=disk,
         memory=f.number(memory, "memory"),
         complaints=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
         leaving=f.flag(leaving, "leaving"),
@@ -161,6 +164,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         speed=f.number(later[1], "speed") if len(later) > 1 else 0,
         devices=_devices(later[2]) if len(later) > 2 else (),
         idle=f.flag(later[3], "idle") if len(later) > 3 else False,
+        aliases=_aliases(later[4], disk) if len(later) > 4 else (),
     )
 
 
@@ -201,6 +205,16 @@ def _candidate(value: Any) -> r.Candidate:
 
 def _devices(value: Any) -> tuple[int, ...]:
     return tuple([f.number(room, "device's memory") for room in f.items(value, r.MAX_DEVICES, "devices")])
+
+
+def _aliases(value: Any, disk: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names, as their places among those on `disk`."""
+    found = []
+    for item in f.items(value, r.MAX_ON_DISK, "aliases"):
+        alias, name, *_ = f.fields(item, 2, "alias")
+        last = len(disk) - 1
+        found.append((disk[f.number(alias, "alias", 0, last)], disk[f.number(name, "aliased name", 0, last)]))
+    return tuple(found)
 
 
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
@@ -286,7 +300,7 @@ def _plain(address: r.Address) -> r.Address | None:
 
 
 # At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.
-_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9
+_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
 
@@ -298,7 +312,15 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
     loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)
     on_disk, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.on_disk], left)
-    return replace(record, serves=tuple(serves), wants=tuple(wants), loads=tuple(loads), on_disk=tuple(on_disk))
+    aliases = [pair for pair in record.aliases if pair[0] in on_disk and pair[1] in on_disk][: r.MAX_ON_DISK]
+    return replace(
+        record,
+        serves=tuple(serves),
+        wants=tuple(wants),
+        loads=tuple(loads),
+        on_disk=tuple(on_disk),
+        aliases=tuple(aliases),
+    )
 
 
 def _as_many(sized: list[tuple[Any, int]], room: int) -> tuple[list[Any], int]:

@@ -196,6 +196,15 @@ def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
     assert all(peer.record.wants == () for peer in mesh.view(0).peers)
 
 
+def test_a_standby_takes_its_file_by_the_name_that_is_wanted_and_tells_which_names_are_one_file() -> None:
+    mesh = together(2)
+    mesh.tell(1, e.DiskScanned(("known", "known.Q4"), aliases=(("known.Q4", "known"),)))
+    mesh.tell(0, e.ModelWished("known.Q4"))
+    mesh.run(20)
+    assert [model.name for model in mesh.cores[1].snapshot().models] == ["known.Q4"]
+    assert [peer.record.aliases for peer in mesh.view(0).peers] == [(("known.Q4", "known"),)]
+
+
 def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
     mesh = SmallMesh()
     mesh.start(0, idle=True)

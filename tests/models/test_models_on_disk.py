@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from gguf_samples import write_parts, write_sample
 
 from meshllm.models import on_disk
 from meshllm.models.catalog import Catalog, CatalogEntry
-from meshllm.models.on_disk import scan
+from meshllm.models.on_disk import aliases, scan
 from meshllm.models.store import Store
 
 
@@ -55,6 +56,30 @@ def test_the_catalogues_models_count_when_they_are_whole(store: Store, entry: Ca
     found = scan(store, catalog=catalog)
     assert found[entry.name] == entry
     assert set(found) == {entry.name, path.name.removesuffix(".gguf")}
+
+
+def test_all_names_of_one_file_are_told_from_models_of_their_own(
+    store: Store, entry: CatalogEntry, fake: FakeHub
+) -> None:
+    store.prepare()
+    path = store.path(entry.files[0])
+    path.write_bytes(fake.content)
+    assert entry.manifest is not None
+    store.kept.keep(replace(entry.manifest, name="as-downloaded"))
+    write_sample(store.folder / "another.gguf")
+    elsewhere = store.folder / "copies" / "copy.gguf"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(fake.content)
+    found = scan(store, catalog=Catalog((entry,)))
+    stem = path.stem
+    assert set(found) == {entry.name, "as-downloaded", stem, "another", "copy"}
+    assert aliases(found, store) == {"as-downloaded": entry.name, stem: entry.name}
+    for one in (path, elsewhere):
+        store.record(one, entry.files[0].sha256)
+    told = aliases(found, store)
+    assert told == {"as-downloaded": entry.name, stem: entry.name, "copy": entry.name}, (
+        "bytes that are known to be equal"
+    )
 
 
 def test_headers_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,6 +351,8 @@ def filled(kind: Any, where: str) -> Any:
     arguments = getattr(kind, "__args__", ())
     if type(None) in arguments:
         return filled(arguments[0], where)
+    if getattr(kind, "__origin__", kind) is dict:
+        return {where: filled(arguments[1], where)}
     if getattr(kind, "__origin__", kind) in (list, tuple):
         return [filled(arguments[0], where)]
     plain: dict[Any, Any] = {str: where, int: 4711, float: 47.11, bool: True}
@@ -380,7 +382,8 @@ def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
     model |= {"s.models.file.architecture", "s.models.file.quantization"}
     model |= {"s.models.engine.speculation.kind", "s.models.engine.speculation.draft"}
     peer = {
-        f"s.mesh.peers.{name}" for name in ("id", "name", "software", "status", "via", "models", "wants", "on_disk")
+        f"s.mesh.peers.{name}"
+        for name in ("id", "name", "software", "status", "via", "models", "wants", "on_disk", "aliases")
     }
     # Of served models there is nothing to hide.
     peer |= set(texts(filled(ServedStatus, "s.mesh.peers.serves").model_dump(mode="json")))
@@ -390,8 +393,8 @@ def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
     assert passed == {
         "s.name", "s.version", "s.engine.phase", "s.engine.version", "s.engine.progress.stage", *machine, *model,
         "s.backends.models", "s.load.kind", "s.load.model", "s.mesh.node", "s.mesh.role", "s.mesh.phase", *peer,
-        "s.mesh.wants", "s.mesh.on_disk", *split, "s.lent.model", "s.lent.host", "s.lent.phase", *files,
-        "s.sharing.banned.peer", "s.sharing.banned.name",
+        "s.mesh.wants", "s.mesh.on_disk", "s.mesh.aliases", *split, *files,
+        "s.lent.model", "s.lent.host", "s.lent.phase", "s.sharing.banned.peer", "s.sharing.banned.name",
     }  # fmt: skip
     assert (told.pid, told.models[0].engine.pid) == (0, 0)  # type: ignore[union-attr]
     assert (told.api, told.console, told.read_only) == ("API", "CONSOLE", True)

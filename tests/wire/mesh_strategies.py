@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import strategies as st
@@ -65,6 +66,15 @@ def few(values: st.SearchStrategy[object], most: int = 6) -> st.SearchStrategy[t
     return st.lists(values, max_size=most).map(tuple)
 
 
+@st.composite
+def _with_aliases(draw: st.DrawFn, record: r.NodeRecord) -> r.NodeRecord:
+    """The record with some of its names on disk told to be the same."""
+    if not record.on_disk:
+        return record
+    one = st.sampled_from(record.on_disk)
+    return replace(record, aliases=draw(few(st.tuples(one, one))))
+
+
 records = st.builds(
     r.NodeRecord,
     node=node_ids,
@@ -85,7 +95,7 @@ records = st.builds(
     speed=numbers,
     devices=few(numbers),
     idle=st.booleans(),
-)
+).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
 

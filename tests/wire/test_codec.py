@@ -37,13 +37,14 @@ RECORD = r.NodeRecord(
     serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27, sees=False),),
     loads=(r.ModelLoad("SmolLM2", 1, 2),),
     wants=("Qwen3-8B",),
-    on_disk=("SmolLM2",),
+    on_disk=("SmolLM2", "SmolLM2.Q4_1"),
     memory=16 << 30,
     complaints=(r.Complaint(OTHER, 7),),
     splits=(r.Candidate("Qwen3-8B", 16 << 30, apart=True),),
     speed=20 << 30,
     devices=(10 << 30, 6 << 30),
     idle=True,
+    aliases=(("SmolLM2.Q4_1", "SmolLM2"),),
 )
 SESSION = b"s" * n.SESSION_BYTES
 LEASE = n.Lease(
@@ -120,7 +121,7 @@ def test_the_bytes_stay_what_they_are() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.Stamp(1, 2), MESH, name="a")).hex() == (
-        "dc0013c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c2"
+        "dc0014c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c290"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
@@ -137,7 +138,7 @@ def test_fields_of_a_newer_version_are_skipped(message: m.Message) -> None:
 
 def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
     fields = msgpack.unpackb(encode_record(RECORD))
-    for place in (6, 7, 8, 9, 13, 15):  # the window, and entries of lists
+    for place in (6, 7, 8, 9, 13, 15, 19):  # the window, and entries of lists
         where = fields[place] if place == 6 else fields[place][0]
         where.append("more")
     body = msgpack.packb([*fields, "more", b"x" * 32, 1.5])
@@ -149,10 +150,22 @@ def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
 
 def test_a_record_of_a_node_from_before_splits_is_read() -> None:
     whole = msgpack.unpackb(encode_record(RECORD))
-    assert decode_record(msgpack.packb(whole[:FIELDS])) == replace(RECORD, splits=(), speed=0, devices=(), idle=False)
-    before = replace(RECORD, devices=(), idle=False)
+    before = replace(RECORD, aliases=())
+    assert decode_record(msgpack.packb(whole[: FIELDS + 4])) == before, "or from before aliases"
+    before = replace(before, idle=False)
+    assert decode_record(msgpack.packb(whole[: FIELDS + 3])) == before, "or from before idle ones"
+    before = replace(before, devices=())
     assert decode_record(msgpack.packb(whole[: FIELDS + 2])) == before, "or from before several devices"
-    assert decode_record(msgpack.packb(whole[:-1])) == replace(RECORD, idle=False), "or from before idle ones"
+    assert decode_record(msgpack.packb(whole[:FIELDS])) == replace(before, splits=(), speed=0)
+
+
+def test_an_alias_whose_names_are_cut_is_cut_with_them() -> None:
+    many = tuple(f"m{number}" for number in range(r.MAX_ON_DISK))
+    record = replace(RECORD, on_disk=("a", "a\0", *many), aliases=(("m0", "a"), ("a\0", "a"), (many[-1], "a")))
+    assert fit(record).aliases == (("m0", "a"),)
+    assert decode_record(encode_record(fit(record))) == fit(record)
+    with pytest.raises(ValueError, match="refused"):
+        encode_record(replace(RECORD, aliases=(("not here", "SmolLM2"),)))
 
 
 def test_a_proposal_from_before_several_devices_is_read() -> None:
@@ -374,7 +387,13 @@ FAULTS: list[tuple[int, Any]] = [
     (15, [["m", 1, False]] * (r.MAX_SPLITS + 1)),
     *((17, [value]) for value in NUMBER_FAULTS),
     (17, [1] * (r.MAX_DEVICES + 1)),
-    *((place, value) for place in (7, 8, 9, 10, 11, 13, 15, 17) for value in (None, 1, "text", b"bytes", {}, [None])),
+    *((19, [pair]) for value in (*NUMBER_FAULTS, 2) for pair in ([0, value], [value, 0], [0])),
+    (19, [[1, 0]] * (r.MAX_ON_DISK + 1)),
+    *(
+        (place, value)
+        for place in (7, 8, 9, 10, 11, 13, 15, 17, 19)
+        for value in (None, 1, "text", b"bytes", {}, [None])
+    ),
 ]
 
 
@@ -403,6 +422,7 @@ def test_the_bounds_themselves_are_within() -> None:
         splits=(r.Candidate("m", MAX_NUMBER),) * r.MAX_SPLITS,
         speed=MAX_NUMBER,
         devices=(MAX_NUMBER,) * r.MAX_DEVICES,
+        aliases=(("m", "m"),) * r.MAX_ON_DISK,
     )
     assert decode_record(encode_record(full)) == full
 
@@ -495,7 +515,7 @@ def test_what_no_peer_would_take_is_never_sent() -> None:
         m.Table((), ids),
         m.Difference(0, (), tuple((node, r.Stamp(1, 1)) for node in ids)),
         m.Records((signed(RECORD),) * (codec.MAX_RECORDS + 1)),
-        m.Records((signed(replace(RECORD, on_disk=("x" * 250,) * 60)),) * 20),
+        m.Records((signed(replace(RECORD, on_disk=("x" * 250,) * 60, aliases=())),) * 20),
     ):
         with pytest.raises(ValueError, match="above"):
             encode_message(message)

@@ -15,6 +15,7 @@ export interface MeshModel {
   sees: boolean | null // whether images can be shown to it: false if nobody who carries it can take them
   hosts: MeshNode[] // who answers for it
   onDisk: string[] // names of the nodes that have its file and do not serve it
+  aliases: string[] // other names of that file, by which nobody serves or wants it
   wantedBy: string[]
   context: number
   slots: number
@@ -40,6 +41,7 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
         sees: null,
         hosts: [],
         onDisk: [],
+        aliases: [],
         wantedBy: [],
         context: 0,
         slots: 0,
@@ -54,6 +56,7 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
   }
   for (const model of status.models) Object.assign(at(model.name), ofHere(model))
   for (const node of nodes) gather(node, at)
+  lay(nodes, found, at)
   for (const model of found.values()) model.standing = standingOf(model)
   for (const [name, told] of sight(nodes)) {
     // One that sees is asked where there is one; of whom nothing is known may see.
@@ -81,9 +84,43 @@ function gather(node: MeshNode, at: (name: string) => MeshModel): void {
     if (!node.here) model.size ||= carried.memory
   }
   for (const name of node.wants) at(name).wantedBy.push(node.name)
-  for (const name of node.onDisk) {
-    if (!node.models.some((carried) => carried.name === name)) at(name).onDisk.push(node.name)
+}
+
+// What lies on disks, after what is served and wanted: a name of a file that a model here has already is no model of its
+// own. What callers can ask for by two names stays two.
+function lay(nodes: readonly MeshNode[], found: ReadonlyMap<string, MeshModel>, at: (name: string) => MeshModel): void {
+  const file = filesOf(nodes)
+  const known = new Map<string, MeshModel[]>()
+  for (const model of found.values()) known.set(file(model.name), [...(known.get(file(model.name)) ?? []), model])
+  for (const node of nodes) {
+    if (node.life === 'dead' || node.life === 'left') continue
+    for (const name of node.onDisk) {
+      let those = known.get(file(name))
+      if (those === undefined) known.set(file(name), (those = [at(file(name))]))
+      const mine = those.find((model) => model.name === name)
+      for (const model of mine !== undefined ? [mine] : those) {
+        if (model.name !== name && !model.aliases.includes(name)) model.aliases.push(name)
+        const serves = node.models.some((carried) => carried.name === model.name)
+        if (!serves && !model.onDisk.includes(node.name)) model.onDisk.push(node.name)
+      }
+    }
   }
+}
+
+// For each name, the one that stands for its file: what the nodes say of their own, put together.
+function filesOf(nodes: readonly MeshNode[]): (name: string) => string {
+  const next = new Map<string, string>()
+  const file = (name: string): string => {
+    let found = name
+    for (let after = next.get(found); after !== undefined; after = next.get(found)) found = after
+    return found
+  }
+  for (const node of nodes) {
+    for (const [alias, name] of Object.entries(node.aliases)) {
+      if (file(alias) !== file(name)) next.set(file(alias), file(name))
+    }
+  }
+  return file
 }
 
 // Of each model, what those who carry it say of its seeing.

@@ -32,6 +32,7 @@ export interface MeshNode {
   models: Carried[]
   wants: string[]
   onDisk: string[]
+  aliases: Record<string, string> // names on its disk of files that have another name there, and that one
   parts: Part[] // what it carries of models that are split
   memory: number // offered, in bytes
   linked: boolean
@@ -71,6 +72,7 @@ function hereOf(status: NodeStatus): MeshNode {
     models,
     wants: mesh?.wants ?? [],
     onDisk: mesh?.on_disk ?? [],
+    aliases: mesh?.aliases ?? {},
     parts: [],
     memory: mesh?.memory ?? 0,
     linked: true,
@@ -119,6 +121,7 @@ function peerOf(peer: PeerStatus, load: readonly LoadStatus[], wall: number, bef
     ),
     wants: peer.wants,
     onDisk: peer.on_disk,
+    aliases: peer.aliases,
     parts: [],
     memory: peer.memory,
     linked: peer.linked,
@@ -182,6 +185,7 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
     models,
     wants: [],
     onDisk: [],
+    aliases: {},
     parts: [],
     memory: 0,
     linked: true,

@@ -18,6 +18,7 @@ export function toneOf(node: MeshNode): Tone {
 
 export function Details({ node, close }: { node: MeshNode; close: () => void }): JSX.Element {
   const mesh = status.value?.mesh
+  const onDisk = node.onDisk.filter((name) => !Object.hasOwn(node.aliases, name))
   return (
     <aside class="details" aria-label={`Node ${node.name}`}>
       <header>
@@ -75,7 +76,7 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
         {node.since !== null && <Fact name="In this state for">{duration(Date.now() / 1000 - node.since)}</Fact>}
         {node.version !== '' && <Fact name="Version">{node.version}</Fact>}
         {node.wants.length > 0 && <Fact name="Wants">{node.wants.join(', ')}</Fact>}
-        {node.onDisk.length > 0 && <Fact name="On disk">{node.onDisk.join(', ')}</Fact>}
+        {onDisk.length > 0 && <Fact name="On disk">{onDisk.join(', ')}</Fact>}
         {node.addresses.length > 0 && (
           <Fact name="Addresses">
             <span class="mono">{node.addresses.join(' ')}</span>

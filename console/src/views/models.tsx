@@ -70,6 +70,7 @@ const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
     model.purpose !== null && model.purpose !== 'generate'
       ? `for ${model.purpose === 'embed' ? 'embeddings' : 'ranking'}`
       : '',
+    model.aliases.length > 0 ? `also ${model.aliases.join(', ')}` : '',
   ].filter(Boolean)
   const place = useRef<HTMLLIElement>(null)
   useEffect(() => {
