@@ -6,6 +6,9 @@ code once, at the edge (`web`, `cli`). A `MeshError` is never swallowed; anythin
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class MeshError(Exception):
     """Base of all errors that are meant to be seen.
@@ -105,9 +108,22 @@ class OutOfRoom(NobodysFault):
 
 
 class PortTaken(NobodysFault):
-    """Another program listens on a port we were told to use."""
+    """A port we were told to use cannot be listened on: another program does, or this user may not."""
 
     code = "port_taken"
+
+
+def port_taken(error: OSError, where: str, option: str) -> PortTaken:
+    """What to raise when the system does not let us listen `where` ("... port N"); `option` chooses another port."""
+    # The words of asyncio are those of a program, and hold the address once more.
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        advice = f"Ports below 1024 need more rights: choose another with {option}."
+    elif error.errno == errno.EADDRINUSE:
+        advice = f"Stop what uses it, or choose another with {option}."
+    else:
+        advice = f"Choose another with {option}."
+    return PortTaken(f"Cannot listen on {where}: {reason}.", advice=advice)
 
 
 class NotRunning(NobodysFault):

@@ -140,9 +140,7 @@ class Membership:
                 self._port = await transport.start(self)
             except PortTaken as error:
                 if wanted:
-                    raise PortTaken(
-                        error.message, advice="Stop what uses it, or choose another with --bind-port."
-                    ) from error
+                    raise
                 log.info("%s", error)
                 continue
             except OSError as error:

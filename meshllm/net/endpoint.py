@@ -28,7 +28,7 @@ from aioquic.quic.packet import (
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from meshllm.core.records import Address
-from meshllm.errors import PortTaken
+from meshllm.errors import port_taken
 from meshllm.net.base import Clock
 from meshllm.net.credit import Bucket
 from meshllm.net.quic_connection import CONNECTION_ID_BYTES, VERSIONS
@@ -104,9 +104,7 @@ class Endpoint:
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
-            raise PortTaken(
-                f"UDP port {port} cannot be used: {error.strerror}.", advice="Choose another one with --bind-port."
-            ) from error
+            raise port_taken(error, f"UDP port {port}", "--bind-port") from error
         self.port = int(self._socket.getsockname()[1])
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
         return self.port

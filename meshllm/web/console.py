@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from meshllm.errors import MeshError, NobodysFault, PortTaken
+from meshllm.errors import MeshError, NobodysFault, port_taken
 from meshllm.web.callers import CallerPolicy, Refusal, host_in, is_loopback, is_near
 from meshllm.web.onlookers import for_onlookers
 from meshllm.web.openapi import document
@@ -114,10 +114,7 @@ class Console:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # no IPv6 here
                 await self.close()
-                raise PortTaken(
-                    f"Cannot listen on {host} port {port}: {error.strerror or error}.",
-                    advice="Stop what uses it, or choose another with --console.",
-                ) from error
+                raise port_taken(error, f"{host} port {port}", "--console") from error
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
         self._policy = replace(self._policy, page_port=port)

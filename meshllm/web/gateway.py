@@ -25,7 +25,7 @@ from meshllm.core.routing import Target, TargetKind
 from meshllm.core.speculation import Guesses
 from meshllm.core.stickiness import Stickiness
 from meshllm.core.types import Snapshot
-from meshllm.errors import MeshError, PortTaken
+from meshllm.errors import MeshError, port_taken
 from meshllm.tasks import Owner
 from meshllm.web.admission import TargetDesk
 from meshllm.web.callers import CallerPolicy
@@ -96,10 +96,7 @@ class Gateway:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # no IPv6 here
                 await self.close()
-                raise PortTaken(
-                    f"Cannot listen on {host} port {port}: {error.strerror or error}.",
-                    advice="Stop what uses it, or choose another with --port.",
-                ) from error
+                raise port_taken(error, f"{host} port {port}", "--port") from error
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
         return port
