@@ -43,10 +43,12 @@ mesh_console_packages() {
 }
 
 # The same in the background, at low priority: whoever starts a node does not wait for it. It belongs to nobody, so that
-# the node is not the parent of what it knows nothing of; what it has to say is in .venv/console.log.
+# the node is not the parent of what it knows nothing of; what it has to say is in .venv/console.log. That it failed is
+# told by a file beside the page (meshllm/web/page.py looks for it), until the next try.
 mesh_console_build_beside() {
     mesh_console_is_built && return 0
-    (nice "$mesh_root/scripts/console" </dev/null >"$mesh_venv/console.log" 2>&1 &)
+    rm -f "$mesh_page.failed"
+    ({ nice "$mesh_root/scripts/console" || : >"$mesh_page.failed"; } </dev/null >"$mesh_venv/console.log" 2>&1 &)
 }
 
 # Build, if there is something to do. Two at once: the second waits and finds the work done.
@@ -74,7 +76,7 @@ mesh_console_build() {
         rm -rf "$mesh_page.old"
         [ ! -e "$mesh_page" ] || mv "$mesh_page" "$mesh_page.old"
         mv "$mesh_root/console/dist" "$mesh_page"
-        rm -rf "$mesh_page.old"
+        rm -rf "$mesh_page.old" "$mesh_page.failed"
     fi
     rm -rf "$lockdir"
     trap - EXIT

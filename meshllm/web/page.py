@@ -35,29 +35,45 @@ _POLICY: Final = (
 _WITHOUT: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>mesh-llm</title>
 <meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="5"></head>
-<body><h1>mesh-llm runs, its console page is not built yet</h1>
-<p>This node answers at {api}. The page is built in the background when scripts/mesh-llm starts a node for the first
-time, which takes about a minute; this text makes room for it by itself.</p>
-<p>To build it by hand, in a checkout: <code>scripts/console</code></p>
+<body><h1>mesh-llm runs, its console page {state}</h1>
+<p>This node answers at {api}. {why}</p>
+<p>To build it by hand, in a checkout: <code>scripts/console</code>. This text makes room for the page by itself.</p>
 <p>Without it: <a href="/api/status">/api/status</a> is the state of this node as JSON, <code>/api/events</code> the
 same whenever it changes (SSE), and <code>mesh-llm status</code> prints it.</p></body></html>
 """
+_COMING: Final = {
+    "state": "is not built yet",
+    "why": "The page is built in the background when scripts/mesh-llm starts a node for the first time, which takes "
+    "about a minute.",
+}
+# Where that log lies is said as it is in every checkout: the page is shown to other machines as well.
+_FAILED: Final = {
+    "state": "could not be built",
+    "why": "What went wrong is in <code>.venv/console.log</code>, in the checkout that it was started from. The next "
+    "start of scripts/mesh-llm tries again.",
+}
 
 
 class Page:
-    """The files in `folder`: `index.html`, and `assets` with names of their own. A build may come, go and change."""
+    """The files in `folder`: `index.html`, and `assets` with names of their own. A build may come, go and change; one
+    that failed leaves a file beside the folder, which ends in ".failed" (scripts/console.sh)."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._folder = folder
+        self._failed = folder.with_name(f"{folder.name}.failed")
 
     def index(self, api: str) -> web.Response:
         """The page, which may ask the API at `api` (scheme, host and port)."""
         found = _read(self._folder / "index.html")
-        body = found if found is not None else _WITHOUT.format(api=escape(api)).encode()
+        body = found if found is not None else self._without(api)
         # A policy cannot name an address of IPv6 (CSP3, 2.3.1): a page that came by one says that it cannot chat.
         named = "" if "//[" in api else f" {api}"
         headers = {"content-security-policy": _POLICY.format(api=named), "x-frame-options": "DENY"}
         return web.Response(body=body, content_type="text/html", charset="utf-8", headers=headers)
+
+    def _without(self, api: str) -> bytes:
+        """What is said where there is no page."""
+        return _WITHOUT.format(api=escape(api), **(_FAILED if self._failed.exists() else _COMING)).encode()
 
     def asset(self, name: str) -> web.Response:
         """One of its files. Raises HTTPNotFound."""

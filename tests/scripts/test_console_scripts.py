@@ -82,3 +82,14 @@ def test_starting_a_node_builds_beside_it_and_asking_one_does_not(checkout: Path
         subprocess.run([str(checkout / "scripts" / "mesh-llm"), *arguments], check=True)
         assert pipe.read_text() == "page \n"
     assert log.read_text().splitlines()[4:] == ["node ", "node --model x"]
+    # One that fails leaves word of it: here into a pipe as well, which is waited for.
+    failed = checkout / "meshllm" / "web" / "page.failed"
+    assert not failed.exists()
+    (checkout / "scripts" / "console").write_text(
+        f"#!/bin/sh\necho what went wrong\nmkfifo {failed}\necho begun >{pipe}\nexit 1\n"
+    )
+    subprocess.run([str(checkout / "scripts" / "mesh-llm")], check=True)
+    assert pipe.read_text() == "begun\n"
+    assert failed.read_text() == ""
+    assert (checkout / ".venv" / "console.log").read_text() == "what went wrong\n"
+    failed.unlink()

@@ -132,7 +132,14 @@ async def test_a_file_that_is_larger_than_any_of_a_build_is_not_read(
 ) -> None:
     monkeypatch.setattr("meshllm.web.page.MAX_FILE_BYTES", 10)
     assert (await desk.get(ASSET)).status == 404
-    assert b"not built" in (await desk.get("/")).body
+    assert b"is not built yet" in (await desk.get("/")).body
+    failed = desk.folder.with_name(f"{desk.folder.name}.failed")
+    failed.touch()
+    told = (await desk.get("/")).body
+    assert b"could not be built" in told
+    assert b".venv/console.log" in told
+    assert b"<code>scripts/console</code>" in told
+    failed.unlink()
 
 
 async def test_no_page_of_elsewhere_gets_it(desk: Desk) -> None:
