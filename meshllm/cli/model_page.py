@@ -137,7 +137,8 @@ def _item_words(item: Item, store: Store) -> dict[str, str | list[str]]:
 
     state = item.state.value.replace("-", " ")
     if item.state.value == "partial":
-        state += f": {megabytes(item.arrived)} of {megabytes(item.size)} are here"
+        there = megabytes(item.arrived) if item.arrived else "nothing"
+        state += f": {there} of {megabytes(item.size)} {'are' if item.arrived else 'is'} here"
     told: dict[str, str | list[str]] = {"on disk": state + (f" ({item.program})" if item.program else "")}
     if item.other_names:
         told = {"also called": ", ".join(item.other_names), **told}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from meshllm.models.inventory import Item
     from meshllm.models.proof import Proof
     from meshllm.models.removal import Removal
+    from meshllm.models.store import Store
 
 app = typer.Typer(help="Model files on this disk: list, show, verify and remove them.")
 JSON = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
@@ -31,9 +32,8 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from meshllm.models.inventory import inventory
-    from meshllm.models.store import Store
 
-    items = inventory(Store(paths.models()))
+    items = inventory(_store())
     if as_json:
         typer.echo(json.dumps([facts(item) for item in items], indent=2))
     elif not items:
@@ -51,9 +51,8 @@ def show(
 ) -> None:
     """Show what a model is, where it lies, and what it needs on this machine."""
     from meshllm.cli import model_page
-    from meshllm.models.store import Store
 
-    store = Store(paths.models())
+    store = _store()
     page = model_page.look_up(name, store)
     if as_json:
         typer.echo(json.dumps(model_page.facts(page, store), indent=2))
@@ -74,9 +73,8 @@ def verify(
     from meshllm.models.inventory import State, inventory
     from meshllm.models.picking import find
     from meshllm.models.proof import prove
-    from meshllm.models.store import Store
 
-    store = Store(paths.models())
+    store = _store()
     everything = inventory(store)
     # What has not arrived yet is no damage; whoever asks for it by name is told, though.
     whole = [item for item in everything if item.state is not State.PARTIAL]
@@ -108,9 +106,9 @@ def remove(
     from meshllm.models import removal
     from meshllm.models.inventory import inventory
     from meshllm.models.picking import find
-    from meshllm.models.store import Store, megabytes
+    from meshllm.models.store import megabytes
 
-    store = Store(paths.models())
+    store = _store()
     everything = inventory(store)
     wanted = removal.plan(find(name, everything, store), everything, store)
     _refuse_if_served(wanted)
@@ -128,6 +126,15 @@ def remove(
         typer.echo(json.dumps(_removal_facts(wanted)))
     else:
         typer.echo(f"Removed {_printable(wanted.item.name)}: {megabytes(wanted.freed)} are free again.")
+
+
+def _store() -> Store:
+    """The model folder. Raises UsageError where it cannot be read: it would look empty."""
+    from meshllm.models.store import Store
+
+    store = Store(paths.models())
+    store.check_readable()
+    return store
 
 
 # -- listing
@@ -169,6 +176,8 @@ def _words(item: Item) -> list[str]:
 
 def _state_words(item: Item) -> str:
     if item.state.value == "partial":
+        if not item.arrived:
+            return "not begun"
         return f"{min(99, 100 * item.arrived // item.size)} %" if item.size else f"unfinished: {item.reason}"
     return item.state.value.replace("-", " ")
 

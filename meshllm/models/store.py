@@ -8,13 +8,14 @@ deleted, moved or written over: what has another content gets another place.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meshllm.errors import DownloadFailed, OutOfRoom
+from meshllm.errors import DownloadFailed, OutOfRoom, UsageError
 
 from .arrivals import read_tables
 from .assembly import CHUNK_BYTES, Assembly, state_path
@@ -140,6 +141,21 @@ class Store:
                 f"The model folder {self.folder} cannot be written: {error.strerror or error}.",
                 advice="Make it writable, or set MESH_LLM_MODELS to a folder that is.",
             ) from error
+
+    def check_readable(self) -> None:
+        """Raises UsageError where the folder is none, or may not be read; one that is not there yet is empty."""
+        try:
+            with os.scandir(self.folder):
+                reason = "" if os.access(self.folder, os.X_OK) else os.strerror(errno.EACCES)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if isinstance(error, FileNotFoundError) and not self.folder.is_symlink():
+                return
+        if reason:
+            raise UsageError(
+                f"The model folder {self.folder} cannot be read: {reason.lower()}.",
+                advice="Make it a folder that you may read, or set MESH_LLM_MODELS to one.",
+            )
 
     def lock(self, file: ModelFile) -> AsyncFileLock:
         """A lock between processes, and between tasks, that fetch the same content."""

@@ -79,6 +79,25 @@ def test_an_empty_folder_says_how_to_fill_it(store: Store) -> None:
     assert json.loads(said("--json")) == []
 
 
+@pytest.mark.usefixtures("store")
+def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for odd in ("file", "link"):
+        monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / odd))
+        (tmp_path / odd).touch() if odd == "file" else (tmp_path / odd).symlink_to(tmp_path / "nowhere")
+        for arguments in ([], ["--json"], ["show", "m"], ["verify"], ["remove", "m"]):
+            with pytest.raises(UsageError, match=f"{odd} cannot be read: (not a directory|no such file)") as raised:
+                said(*arguments)
+            assert "MESH_LLM_MODELS" in raised.value.advice
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "nowhere"))
+    assert "There are no models in" in said()
+
+
+def test_a_download_of_which_nothing_has_arrived_has_not_begun(store: Store) -> None:
+    store.kept.keep(Manifest("M", (ModelFile("m.gguf", 500, "e" * 64),), origin="the hub"))
+    store.partial(ModelFile("m.gguf", 500, "e" * 64)).touch()
+    assert said() == "M  0 MB  not begun\n"
+
+
 def test_the_list(store: Store) -> None:
     model(store.folder / "mine.gguf")
     sees(store)
