@@ -157,6 +157,10 @@ def _placement(plan: ServerPlan) -> list[str]:
     argv: list[str] = []
     if plan.workers:
         argv += ["--rpc", ",".join(map(str, plan.workers))]  # before --device, which names them
+        if plan.purpose is Purpose.GENERATE and plan.projector is None:
+            # Before it serves it computes two tokens anyway, to see whether its memory can forget them: over a wire a
+            # second such run costs a round trip, and with what it is to warm up is warm then.
+            argv += ["--no-warmup"]
     if plan.devices is not None:
         argv += ["--device", ",".join(plan.devices) or "none", "--gpu-layers", str(sum(plan.layers))]
     if len(plan.layers) > 1:

@@ -30,11 +30,10 @@ log = logging.getLogger(__name__)
 HEADER = struct.Struct(f">{SESSION_BYTES}sQB")
 # A peer that has opened a tunnel has written its header already.
 HEADER_SECONDS = 10.0
-# Connections of one lease and purpose: an engine keeps one to each worker, and opens another to ask what it has.
+# Connections of one lease and purpose: an engine keeps one to each worker.
 MAX_CONNECTIONS = 8
-# So many a host opens before its engine asks for them: a lane takes four round trips, in which an engine starts up. The
+# A lane takes four round trips, in which a worker makes itself ready: a host opens it when it asks for the lease. The
 # other side hangs up on what stays silent (HEADER_SECONDS): what is too old for that is not used any more.
-AHEAD_CONNECTIONS = 2
 AHEAD_SECONDS = HEADER_SECONDS / 2
 
 Lend = tuple[bytes, int]
@@ -84,7 +83,7 @@ class _Lease:
     admissions: dict[TunnelUse, Admission] = field(default_factory=dict)
     listeners: list[asyncio.Server] = field(default_factory=list)
     pipes: set[_End] = field(default_factory=set)
-    ahead: dict[NodeId, list[asyncio.Task[_Ahead | None]]] = field(default_factory=dict)
+    ready: dict[NodeId, asyncio.Task[_End | None]] = field(default_factory=dict)
     counts: dict[NodeId, _Count] = field(default_factory=dict)
 
     def open(self) -> int:
@@ -96,19 +95,13 @@ class _Lease:
 class _End(asyncio.Protocol):
     """One of two connections that are joined: what comes here goes out there, and both end together.
 
-    `count` hears how many bytes have come; `made`, if given, that the connection is there; `broken` that it was this
-    one of the two that ended, and not the other.
+    `count` hears how many bytes have come; `made`, if given, that the connection is there.
     """
 
-    def __init__(
-        self,
-        count: Callable[[int], None],
-        made: Callable[[_End], None] | None = None,
-        broken: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, count: Callable[[int], None], made: Callable[[_End], None] | None = None) -> None:
         self._count = count
         self._made = made
-        self._broken = broken
+        self._broken: Callable[[], None] | None = None
         self.transport: asyncio.Transport | None = None
         self._there: _End | None = None
         self._early: list[bytes] = []
@@ -124,6 +117,10 @@ class _End(asyncio.Protocol):
         """What a connection to a peer runs over."""
         assert self.transport is not None
         return "lane" if self.transport.get_extra_info("ssl_object") is not None else "quic"
+
+    def belongs(self, count: Callable[[int], None], broken: Callable[[], None] | None = None) -> None:
+        """`count` hears of what comes from now on; `broken` if it is this one of the two that ends, not the other."""
+        self._count, self._broken = count, broken
 
     def join(self, there: _End) -> None:
         """From now on bytes go to `there`, those that came early first."""
@@ -177,7 +174,7 @@ class _End(asyncio.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """A tunnel that nothing has been said on, and when it was opened (the loop's time)."""
+    """A tunnel that nothing has been said on yet, and when it was opened (the loop's time)."""
 
     end: _End
     opened: float
@@ -213,10 +210,6 @@ class _Guest(_End):
                 super().data_received(rest)
             self._admit(self, header)
 
-    def count_with(self, count: Callable[[int], None]) -> None:
-        """What comes from now on is counted there."""
-        self._count = count
-
     def connection_lost(self, error: Exception | None) -> None:
         self._quiet()
         super().connection_lost(error)
@@ -251,17 +244,24 @@ class RpcTunnels:
         self._clock = clock
         self._owner = Owner("rpc tunnels")
         self._leases: dict[Lend, _Lease] = {}
+        self._ahead: dict[NodeId, asyncio.Task[_Ahead | None]] = {}
         mesh.serve(StreamKind.RPC_TUNNEL, self._serve)
 
     def admit(self, lease: Lend, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
         """From now on tunnels of `peers` for `lease` and that purpose lead to the Unix socket at `path`."""
         self._leases.setdefault(lease, _Lease()).admissions[purpose] = Admission(frozenset(peers), path)
 
+    def open_ahead(self, peer: NodeId) -> None:
+        """There may soon be a lease with `peer`: have a tunnel made, of which it hears later what it is for."""
+        self._drop(self._ahead.pop(peer, None))
+        self._ahead[peer] = self._owner.start(self._open_ahead(peer), f"rpc tunnel to {short(peer)}")
+
     async def listen(
         self, lease: Lend, purpose: TunnelUse, peer: NodeId, path: Path, broken: Callable[[], None] | None = None
     ) -> None:
         """What connects to the Unix socket at `path` is led to `peer`, for `lease` and that purpose. Raises OSError.
 
+        A tunnel for commands is made at once, so that what the other engine says first is here when this one asks.
         `broken` hears, while the lease is held, of each tunnel that cannot be had, or ends though the engine here did
         not end it.
         """
@@ -279,10 +279,8 @@ class RpcTunnels:
 
         held.listeners.append(await asyncio.get_running_loop().create_unix_server(accept, str(path)))
         if purpose is TunnelUse.COMMANDS:
-            held.ahead[peer] = [
-                self._owner.start(self._open_ahead(held, lease, peer, tell), f"rpc tunnel {number} to {short(peer)}")
-                for number in range(AHEAD_CONNECTIONS)
-            ]
+            making = self._make_ready(held, lease, purpose, peer, tell)
+            held.ready[peer] = self._owner.start(making, f"rpc tunnel to {short(peer)}")
 
     def revoke(self, lease: Lend) -> None:
         """The lease is over: its tunnels end, nobody comes in, nothing is listened on."""
@@ -293,9 +291,9 @@ class RpcTunnels:
             listener.close()
         for pipe in list(held.pipes):
             pipe.close()
-        for opening in (task for tasks in held.ahead.values() for task in tasks):
-            if opening.done() and not opening.cancelled() and (opened := opening.result()) is not None:
-                opened.end.close()
+        for making in held.ready.values():
+            if making.done() and not making.cancelled() and (made := making.result()) is not None:
+                made.close()
 
     def traffic(self, lease: Lend) -> dict[NodeId, Traffic]:
         """Bytes that have gone to and come from each peer of the lease."""
@@ -307,6 +305,8 @@ class RpcTunnels:
         """End everything."""
         for lease in list(self._leases):
             self.revoke(lease)
+        for opening in self._ahead.values():
+            self._drop(opening)
         await self._owner.close()
 
     # -- out
@@ -316,7 +316,7 @@ class RpcTunnels:
     ) -> None:
         """Have a tunnel for what the engine has just connected."""
         try:
-            far = await self._opened_ahead(held, peer) or await self._open(held, peer, broken)
+            far = await self._ready(held, peer) or await self._make(held, lease, purpose, peer, broken)
         except (MeshError, OSError) as error:
             log.warning("no tunnel to %s for a split: %s", short(peer), error)
             near.close()
@@ -326,34 +326,66 @@ class RpcTunnels:
             far.close()
             near.close()
             return
-        far.transport.write(HEADER.pack(*lease, purpose))
         self._join(held, peer, near, far)
 
-    async def _open(self, held: _Lease, peer: NodeId, broken: Callable[[], None]) -> _End:
+    async def _make(
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
+    ) -> _End:
+        """A tunnel of which the other side knows what it is for. Raises MeshError and OSError."""
+        far = await self._opened_ahead(peer) or await self._open(peer)
+        far.belongs(lambda count: self._received(held, peer, count), broken)
+        if far.transport is not None:
+            far.transport.write(HEADER.pack(*lease, purpose))
+        return far
+
+    async def _open(self, peer: NodeId) -> _End:
         """A tunnel that nothing has been said on. Raises MeshError and OSError."""
-        far = _End(lambda count: self._received(held, peer, count), broken=broken)
+        far = _End(lambda count: None)
         await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
         return far
 
-    async def _open_ahead(self, held: _Lease, lease: Lend, peer: NodeId, broken: Callable[[], None]) -> _Ahead | None:
+    async def _open_ahead(self, peer: NodeId) -> _Ahead | None:
         try:
-            far = await self._open(held, peer, broken)
+            far = await self._open(peer)
         except (MeshError, OSError):
             return None  # whoever needs it will try again, and say why there is none
+        return _Ahead(far, asyncio.get_running_loop().time())
+
+    async def _opened_ahead(self, peer: NodeId) -> _End | None:
+        opening = self._ahead.pop(peer, None)
+        found = await opening if opening is not None else None
+        if found is None or not _lives(found.end):
+            return None
+        if asyncio.get_running_loop().time() - found.opened <= AHEAD_SECONDS:
+            return found.end
+        found.end.close()
+        return None
+
+    def _drop(self, opening: asyncio.Task[_Ahead | None] | None) -> None:
+        """What was opened, or is about to be, is not needed."""
+        if opening is None:
+            return
+        if not opening.done():
+            opening.cancel()
+        elif not opening.cancelled() and (opened := opening.result()) is not None:
+            opened.end.close()
+
+    async def _make_ready(
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
+    ) -> _End | None:
+        try:
+            far = await self._make(held, lease, purpose, peer, broken)
+        except (MeshError, OSError):
+            return None  # as above
         if self._leases.get(lease) is not held:
             far.close()
             return None
-        return _Ahead(far, asyncio.get_running_loop().time())
+        return far
 
-    async def _opened_ahead(self, held: _Lease, peer: NodeId) -> _End | None:
-        while waiting := held.ahead.get(peer):
-            found = await waiting.pop(0)
-            if found is None or found.end.transport is None or found.end.transport.is_closing():
-                continue
-            if asyncio.get_running_loop().time() - found.opened <= AHEAD_SECONDS:
-                return found.end
-            found.end.close()
-        return None
+    async def _ready(self, held: _Lease, peer: NodeId) -> _End | None:
+        making = held.ready.pop(peer, None)
+        found = await making if making is not None else None
+        return found if found is not None and _lives(found) else None
 
     # -- in
 
@@ -368,7 +400,7 @@ class RpcTunnels:
             log.warning("refused an rpc tunnel of %s: it holds no lease of this node", short(peer))
             guest.close()
             return
-        guest.count_with(lambda count: self._received(held, peer, count))
+        guest.belongs(lambda count: self._received(held, peer, count))
         self._owner.start(self._reach(held, peer, guest, admission.path), f"rpc tunnel of {short(peer)}")
 
     async def _reach(self, held: _Lease, peer: NodeId, guest: _Guest, path: Path) -> None:
@@ -408,3 +440,7 @@ class RpcTunnels:
         if found is None:
             found = held.counts[peer] = _Count(Meter(self._clock()))
         return found
+
+
+def _lives(end: _End) -> bool:
+    return end.transport is not None and not end.transport.is_closing()

@@ -60,6 +60,14 @@ def test_where_the_layers_go_is_told(plan: dict[str, object], expected: str) -> 
     assert "--fit off" in line()
 
 
+def test_over_a_wire_it_warms_up_once() -> None:
+    workers = {"workers": (Path("/w.sock"),)}
+    assert line(**workers) == line() + " --rpc /w.sock --no-warmup"
+    projector = Projector(Path("/p.gguf"))
+    for plan in ({}, {**workers, "purpose": Purpose.EMBED}, {**workers, "projector": projector}):
+        assert "--no-warmup" not in line(**plan)
+
+
 @pytest.mark.parametrize(
     ("projector", "expected"),
     [
