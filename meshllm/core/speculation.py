@@ -38,9 +38,9 @@ FAR_COPIED_TOKENS = 16
 FAR_PRICE = 0.25
 # What the engine keeps of what followed what: 4 million tokens' numbers, of all requests together.
 TABLE_BYTES = 4 << 22
-# A draft goes on while it is this sure of each token (the engine's default was that for long), and at most this far: nine
-# of ten guesses are then right. That is no gain everywhere: on two cores, where the draft takes a tenth of the model's
-# time, a guess costs 0.8 to 1.35 of a token, and prose comes up to a fifth later even with a draft that is always right.
+# A draft goes on while it is this sure of each token (the engine's default was that for long), and at most this far:
+# nine of ten guesses are then right. That is no gain everywhere: on two cores, where the draft takes a tenth of the
+# model's time, a guess costs 0.8 to 1.3 of a token, and prose comes up to a fifth later even if all guesses are right.
 SURE = 0.75
 DRAFTED_TOKENS = 8
 # Of the model's parameters; a draft that is larger takes more time than its guesses save.
