@@ -27,11 +27,11 @@ LEAST_COPIED_TOKENS = 4
 # fiftieth with each step (a patch of ours in the engine), pays the price for each token that is guessed, and gets one
 # for each that is right. It begins with two tokens and never loses more than it was given: 2.6 % of 160 tokens.
 # Replayed with the tokens of 36 texts that are no repetition (greedy, twice at 0.8) the worst comes 2.6 % later, and 11
-# edited files and tables come 1.18 times as fast greedily, 1.03 times at 0.8. With 20 and 9 others, by which nothing
-# was chosen: 2.8 %, 1.20 and 1.06. Copies of 6 without a credit are as fast, and 12 % and 4.8 % later.
+# edited files and tables come 1.18 times as fast greedily, 1.03 times at 0.8. With 20 and 9 others, which only spoke
+# against a match of 10: 2.8 %, 1.20 and 1.06. Copies of 6 without a credit are as fast, and 12 % and 4.8 % later.
 COPIED_TOKENS = 12
-# What each token more in a step costs beside a step of one, with two cores and a model of 135 M: 0.62 where it is one of
-# two, 0.48 where it is one of twelve (more with one core; less where reading the weights is what takes the time).
+# What each token more in a step costs beside a step of one, with two cores and a model of 135 M: 0.62 where it is one
+# of two, 0.48 where it is one of twelve (more with one core; less where reading the weights is what takes the time).
 PRICE = 0.5
 # Where each step waits for a round trip to other nodes, a guess costs less beside it (20 ms: 0.24 to 0.30).
 FAR_COPIED_TOKENS = 16
