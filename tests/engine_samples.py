@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy
@@ -87,6 +91,18 @@ def causal_embedder(path: Path) -> Path:
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         writer.add_tensor(f"{name}.weight", numpy.ones(WIDTH, dtype=numpy.float32))
     return _written(writer, path)
+
+
+def picture(side: int) -> dict[str, Any]:
+    """A grey PNG, as a part of a chat's message."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress((b"\0" + b"\x80" * 3 * side) * side)
+    size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(png).decode()}}
 
 
 def projector(

@@ -73,6 +73,11 @@ export interface InviteWish {
   expires?: number | null
 }
 
+// The key that other machines send as 'Authorization: Bearer KEY', to the API and to this.
+export interface KeyAnswer {
+  key: string
+}
+
 // What this node carries for the host of a split.
 export interface LentStatus {
   model: string
@@ -129,7 +134,8 @@ export interface MeshStatus {
   on_disk: string[]
 }
 
-// A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there.
+// A model this node serves or is about to. `purpose`: generate, embed or rerank; `input_modalities`: "text", and
+// "image" where it sees; both null until the file is there.
 export interface ModelStatus {
   name: string
   purpose: string | null
@@ -140,10 +146,12 @@ export interface ModelStatus {
   restarts: number
   reason: string
   advice: string
+  input_modalities: string[] | null
 }
 
 // Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
-// those it hosts, `lent` is what it carries for the host of another.
+// those it hosts, `lent` is what it carries for the host of another. `elsewhere` is where other machines find this
+// console; `read_only` is told to those: they get no invite, and what is its owner's alone is empty or 0.
 export interface NodeStatus {
   name: string
   version: string
@@ -163,6 +171,8 @@ export interface NodeStatus {
   sharing: SharingStatus | null
   machine: MachineStatus | null
   lent: LentStatus | null
+  elsewhere: string[]
+  read_only: boolean
 }
 
 // Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
@@ -194,7 +204,8 @@ export interface ProgressStatus {
   detail: string
 }
 
-// A model that another node answers for, as it says. 0: unknown. `size` is that of the file.
+// A model that another node answers for, as it says. 0: unknown. `size` is that of the file; `input_modalities`:
+// "text", and "image" where it sees; null where the node does not say.
 export interface ServedStatus {
   name: string
   purpose: string | null
@@ -203,6 +214,7 @@ export interface ServedStatus {
   size: number
   active: number
   waiting: number
+  input_modalities: string[] | null
 }
 
 // The process that serves a model. `memory` is what the engine says it needs, `fit` where that is and what was
@@ -220,7 +232,8 @@ export interface ServerStatus {
 
 // `layers` of the model from `first` on, carried by `node`; `phase` and `detail` of its part in the lease.
 //
-// `rtt` from the host, null if never measured; `via`: "lane" or "quic"; `sent` and `received` by the host's tunnel.
+// `rtt` from the host, null if never measured; `via`: "lane" or "quic", what the host's tunnels to it run over;
+// `sent` and `received` by them, and `rate` in bytes/s of late, both ways together.
 export interface ShareStatus {
   node: string
   name: string
@@ -233,6 +246,7 @@ export interface ShareStatus {
   via: string
   sent: number
   received: number
+  rate: number
 }
 
 // Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be

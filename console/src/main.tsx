@@ -13,6 +13,7 @@ import { address, route, VIEWS, type View } from './route'
 import { begin, contact, nodes, status } from './state'
 import { theme, turn } from './theme'
 import { Join } from './views/join'
+import { Locked } from './views/locked'
 import { Mesh } from './views/mesh'
 import { Models } from './views/models'
 import { Nodes } from './views/nodes'
@@ -28,11 +29,11 @@ function Frame(): JSX.Element {
   const main = useRef<HTMLElement>(null)
   const before = useRef(view)
   useEffect(() => {
-    document.title = `${NAMES[view]} · ${status.value?.name ?? 'mesh-llm'}`
+    document.title = `${contact.value === 'locked' ? 'Key' : NAMES[view]} · ${status.value?.name ?? 'mesh-llm'}`
     // Whoever came here by keyboard goes on in the new view, not behind the link that led to it.
     if (before.current !== view) main.current?.focus({ preventScroll: true })
     before.current = view
-  }, [view, status.value?.name])
+  }, [view, status.value?.name, contact.value])
   const Body = BODIES[view]
   return (
     <>
@@ -49,7 +50,9 @@ function Frame(): JSX.Element {
       <Side view={view} />
       <main id="main" class={view} tabIndex={-1} ref={main}>
         {contact.value === 'lost' && <Lost />}
-        {status.value === null ? (
+        {contact.value === 'locked' ? (
+          <Locked />
+        ) : status.value === null ? (
           <p class="waiting" role="status">
             Asking the daemon …
           </p>
@@ -68,14 +71,16 @@ function Side({ view }: { view: View }): JSX.Element {
         <Icon name="mesh" size={22} />
         <span>mesh-llm</span>
       </a>
-      <nav aria-label="Views">
-        {VIEWS.map((one) => (
-          <a key={one} href={address(one)} aria-current={one === view ? 'page' : undefined}>
-            <Icon name={one} />
-            <span>{NAMES[one]}</span>
-          </a>
-        ))}
-      </nav>
+      {contact.value !== 'locked' && (
+        <nav aria-label="Views">
+          {VIEWS.map((one) => (
+            <a key={one} href={address(one)} aria-current={one === view ? 'page' : undefined}>
+              <Icon name={one} />
+              <span>{NAMES[one]}</span>
+            </a>
+          ))}
+        </nav>
+      )}
       <Foot />
     </header>
   )
@@ -96,6 +101,7 @@ function Foot(): JSX.Element {
           <dd>{known.mesh === null ? 'in no mesh' : `${counted(alive, 'node')}`}</dd>
           <dt class="unseen">Version</dt>
           <dd>version {known.version}</dd>
+          {known.read_only && <dd>read-only from here</dd>}
         </dl>
       )}
       <button type="button" class="tool" onClick={turn} title={`Colours: ${theme.value}`}>

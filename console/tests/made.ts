@@ -27,7 +27,8 @@ export function peer(id: string, more: Partial<PeerStatus> = {}): PeerStatus {
 }
 
 export function serves(name: string): PeerStatus['serves'][number] {
-  return { name, purpose: 'generate', context_length: 4096, slots: 4, size: 1000, active: 1, waiting: 0 }
+  const known = { name, purpose: 'generate', context_length: 4096, slots: 4, size: 1000 }
+  return { ...known, active: 1, waiting: 0, input_modalities: null }
 }
 
 export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {}): NodeStatus {
@@ -49,6 +50,8 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
     sharing: null,
     splits: [],
     lent: null,
+    elsewhere: [],
+    read_only: false,
     mesh: {
       node: 'me',
       mesh: 'm',
@@ -83,6 +86,7 @@ export function model(
     restarts: 0,
     reason: '',
     advice: '',
+    input_modalities: null,
     ...more,
   }
 }

@@ -77,6 +77,16 @@ describe('the models', () => {
     ])
   })
 
+  it('see if somebody who carries them does, or may', () => {
+    const peers = [
+      peer('a', { serves: ['m', 'n', 'o'].map((name) => ({ ...serves(name), input_modalities: ['text'] })) }),
+      peer('b', { serves: [{ ...serves('n'), input_modalities: ['text', 'image'] }, serves('o'), serves('p')] }),
+    ]
+    const models = [model('h', 'loading', { input_modalities: ['text'] }), model('q', 'fetching')]
+    const found = new Map(of(status(peers, { models })).map((one) => [one.name, one.sees]))
+    expect([...'mnophq'].map((name) => found.get(name))).toEqual([false, true, null, null, false, null])
+  })
+
   it('can be chatted with if they write and somebody serves them', () => {
     const peers = [
       peer('a', { serves: [serves('m'), { ...serves('e'), purpose: 'embed' }, { ...serves('u'), purpose: null }] }),

@@ -5,7 +5,20 @@ import { layersOf, pipelinesOf } from '../src/mesh/splits'
 import { peer, status } from './made'
 
 const share = (node: string, first: number, layers: number, phase = 'committed'): ShareStatus => {
-  return { node, name: '', first, layers, memory: 100, phase, detail: '', rtt: null, via: '', sent: 3, received: 4 }
+  return {
+    node,
+    name: '',
+    first,
+    layers,
+    memory: 100,
+    phase,
+    detail: '',
+    rtt: null,
+    via: '',
+    sent: 3,
+    received: 4,
+    rate: 0,
+  }
 }
 const split: SplitStatus = {
   model: 'm',

@@ -32,6 +32,7 @@ HERE = {"fits": "green", "less-context": "green", "split": "yellow", "too-big": 
 ON_DISK = {"yes": "green", "no": "dim", "elsewhere": "green", "partial": "yellow", "not-verified": "yellow"}
 # Below so many columns, licences are not shown: names are longer.
 COLUMNS_WITH_LICENCE = 100
+NOTHING = "No known model is like that. A model at the hub can be fetched by org/repo too."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
     elif not sys.stdout.isatty():
         for row in rows:
             typer.echo("  ".join(_words(row)))
+        if not rows:
+            typer.echo(NOTHING, err=True)
     else:
         from rich.console import Console
 
@@ -90,7 +93,7 @@ def _has(row: Row, search: str) -> bool:
     """Whether every word that is looked for is said of the model."""
     entry = row.entry
     said = " ".join((entry.name, *entry.aliases, row.kind, entry.license, entry.architecture, entry.quantization))
-    said += " tools" if entry.tools else ""
+    said += f"{' tools' if entry.tools else ''}{' vision' if entry.vision else ''} {'dense' if entry.dense else 'moe'}"
     return all(word in said.casefold() for word in search.casefold().split())
 
 
@@ -195,7 +198,7 @@ def table(rows: Sequence[Row], *, licences: bool) -> Table:
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    made.add_column("name", no_wrap=True)
+    made.add_column("name", overflow="ellipsis")  # the only one that gives way where there is no room for all
     for heading in ("size", "params", "quant", "ctx"):
         made.add_column(heading, justify="left" if heading == "quant" else "right", no_wrap=True)
     for heading in ("", "here", "on disk"):
@@ -247,7 +250,7 @@ def _print_legend(console: Console, rows: Sequence[Row], given: Room, *, devices
         console.print(text, style="dim", highlight=False, markup=False)
 
     if not rows:
-        say("No known model is like that. A model at the hub can be fetched by org/repo too.")
+        say(NOTHING)
         return
     memory = f"{gigabytes(given.host)} of memory"
     if devices:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
 from meshllm.errors import MeshError, TheirFault
-
-if TYPE_CHECKING:
-    from meshllm.cli.view import JsonViewer, LineViewer
-    from meshllm.daemon.settings import Backend, Settings
 
 SERVE, MESH, NETWORK, OUTPUT = "What to serve", "The mesh", "Where to listen", "Output"
 
@@ -62,8 +58,10 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A catalogue name ('mesh-llm download' lists them) or a path to a GGUF file. Repeatable: the first is "
-            "served here, the others are wanted by the mesh, for a node that has room.",
+            metavar="NAME",
+            help="A name from 'mesh-llm download', org/repo or org/repo:QUANT at the Hugging Face hub, or the path of "
+            "a GGUF file. Repeatable: the first is served here, the others are wanted by the mesh, for a node with "
+            "room.",
             rich_help_panel=SERVE,
         ),
     ] = None,
@@ -192,16 +190,23 @@ def serve(
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the API (0: any free one).", rich_help_panel=NETWORK)
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="Port of the API (0: any free one).", rich_help_panel=NETWORK
+        ),
     ] = DEFAULT_PORT,
     console: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the console (0: any free one).", rich_help_panel=NETWORK)
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="Port of the console (0: any free one).", rich_help_panel=NETWORK
+        ),
     ] = DEFAULT_CONSOLE,
     listen_all: Annotated[
         bool,
         typer.Option(
             "--listen-all",
-            help="Let other machines call the API, with a key; alone, only this one can.",
+            help="Let other machines call the API, and see the console read-only, with a key; without this, only this "
+            "one can.",
             rich_help_panel=NETWORK,
         ),
     ] = False,
@@ -210,6 +215,14 @@ def serve(
         typer.Option(
             metavar="ORIGIN",
             help="Let web pages of this origin (https://host) call the API. Repeatable.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name by which others, or a proxy for them, may call this node, with a key. Repeatable.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -227,24 +240,26 @@ def serve(
         return
     from meshllm import paths
     from meshllm.cli import join as joining
+    from meshllm.cli import let_in, start
     from meshllm.daemon.settings import Settings
 
     invites = joining.read(join or [])
     settings = Settings(
         home=paths.home(),
         models=tuple(model or ()),
-        backends=_backends(backend or []),
+        backends=start.backends(backend or []),
         port=port,
         console=console,
         listen_all=listen_all,
-        allowed_origins=tuple(_origin(text) for text in allow_origin or ()),
+        allowed_origins=tuple(map(let_in.origin, allow_origin or ())),
+        allowed_hosts=tuple(map(let_in.host, allow_host or ())),
         context=ctx_size,
         max_memory=None if max_vram is None else int(max_vram * 1e9),
         devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),
         invites=invites,
         client=client,
         bind_port=bind_port,
-        node_name=_node_name(name),
+        node_name=start.node_name(name),
         max_clients=max_clients,
         share_models=share_models,
         share_rate=None if share_rate is None else share_rate * 1e6,
@@ -254,8 +269,8 @@ def serve(
         split=split,
         threads=threads,
     )
-    _check(settings)
-    _run(settings, json=json, verbose=verbose)
+    start.check(settings)
+    start.run(settings, json=json, verbose=verbose)
 
 
 def _refuse_options_before(context: typer.Context) -> None:
@@ -266,111 +281,6 @@ def _refuse_options_before(context: typer.Context) -> None:
         raise typer.BadParameter(
             f"--{given[0]} has no meaning for '{context.invoked_subcommand}': it belongs to starting a node."
         )
-
-
-def _backends(texts: list[str]) -> tuple[Backend, ...]:
-    from meshllm.daemon.settings import Backend
-    from meshllm.errors import BadBackend
-    from meshllm.web.backends import check_url
-
-    found: dict[str, Backend] = {}
-    for text in texts:
-        url, comma, option = text.partition(",")
-        name, _, variable = option.partition("=")
-        if comma and (name != "key" or not variable.isidentifier()):
-            raise BadBackend(
-                f"{text!r}: what stands behind the comma is not understood.",
-                advice="Name the environment variable that holds the key: --backend URL,key=VARIABLE",
-            )
-        base = check_url(url)
-        if base in found:
-            raise BadBackend(f"{base} is named twice.", advice="Name each backend once.")
-        found[base] = Backend(base, variable)
-    return tuple(found.values())
-
-
-def _origin(text: str) -> str:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(text)
-    if not parts.scheme or not parts.netloc or parts.path not in ("", "/") or parts.query:
-        raise typer.BadParameter(f"{text!r} is not an origin. Give it as https://host or http://host:port.")
-    return f"{parts.scheme}://{parts.netloc}"
-
-
-def _node_name(given: str) -> str:
-    """What others call this node: as given, or the host's name without its domain."""
-    import platform
-
-    from meshllm.core.records import MAX_NAME_BYTES
-    from meshllm.errors import UsageError
-    from meshllm.wire.fields import is_text
-
-    name = given.strip() or platform.node().partition(".")[0]
-    if not is_text(name):
-        if given:
-            raise UsageError("--name has characters that cannot be shown, or too many.", advice="Choose a plain name.")
-        return "".join(character for character in name if is_text(character))[: MAX_NAME_BYTES // 4]
-    return name
-
-
-def _check(settings: Settings) -> None:
-    from meshllm.errors import UsageError
-
-    lent = ((settings.max_memory, "--max-vram"), (settings.devices, "--device"))
-    for given, option in ((settings.models, "--model"), (settings.backends, "--backend"), *lent):
-        if settings.client and given:
-            raise UsageError(
-                f"A client serves nothing, so --client and {option} do not go together.",
-                advice=f"Leave out --client to serve, or {option} only to use the mesh.",
-            )
-    if settings.port and settings.port == settings.console:
-        raise UsageError("The API and the console cannot share a port.", advice="Choose another with --console.")
-    if settings.draft is not None:
-        for refused, option in ((not settings.drafts, "--no-draft"), (not settings.speculation, "--no-speculation")):
-            if refused:
-                raise UsageError(f"--draft and {option} do not go together.", advice="Leave out one of them.")
-        if not settings.models:
-            raise UsageError("--draft helps a model, but there is no --model.", advice="Add --model NAME.")
-    if settings.context is not None and not settings.models:
-        raise UsageError("--ctx-size says how to serve a model, but there is no --model.", advice="Add --model NAME.")
-
-
-def _run(settings: Settings, *, json: bool, verbose: bool) -> None:
-    import asyncio
-
-    import uvloop
-
-    from meshllm.daemon.app import App
-
-    idle = not (settings.models or settings.backends or settings.invites or settings.client)
-    viewer = _viewer(json, verbose, idle=idle)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(App(settings, viewer).run())
-    finally:
-        viewer.close()
-
-
-def _viewer(json: bool, verbose: bool, *, idle: bool) -> LineViewer | JsonViewer:
-    import logging
-
-    from meshllm.cli import view
-
-    level = logging.DEBUG if verbose else logging.WARNING
-    if json:
-        viewer = view.JsonViewer(sys.stdout)
-        logging.basicConfig(level=min(level, logging.INFO), handlers=[view.JsonLogHandler(viewer)])
-        return viewer
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        console = Console(soft_wrap=True)
-        logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-        return view.LiveViewer(console, idle=idle)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle)
 
 
 @app.command()

@@ -71,7 +71,7 @@ def look_up(name: str, store: Store) -> Page:
     assert wanted is not None
     raise UnknownModel(
         f"{wanted.name} is not on this disk, and its header is not read at the hub.",
-        advice="`mesh-llm download` fetches it.",
+        advice=f"`mesh-llm download {name}` fetches it.",
     )
 
 

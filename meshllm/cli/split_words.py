@@ -26,6 +26,7 @@ def hosted(split: dict[str, Any]) -> list[str]:
             told += "" if share["rtt"] is None else f", {share['rtt'] * 1000:.1f} ms away"
             told += f", by {share['via']}" if share["via"] else ""
             told += f", {share['sent'] / 1e6:,.1f} MB sent and {share['received'] / 1e6:,.1f} MB received"
+            told += f", {share['rate'] / 1e3:,.1f} kB/s now" if share["rate"] else ""
         lines.append(told)
     return lines
 

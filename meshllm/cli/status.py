@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.cli.mesh_news import printable
 from meshllm.cli.split_words import carried, hosted
+from meshllm.cli.transfers import printable_note
 from meshllm.core.fit_words import gigabytes
 from meshllm.errors import NotRunning
 
@@ -43,13 +44,18 @@ def show(port: int | None, *, as_json: bool) -> None:
     console.print(f"[bold]mesh-llm {told['version']}[/] on {told['name']}, process {told['pid']}", highlight=False)
     console.print(f"API {told['api']}   console {told['console']}   up {_duration(told['uptime_seconds'])}")
     engine = told["engine"]
-    console.print(f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}".rstrip())
+    if engine["phase"] != "unknown":  # nothing has needed one yet
+        words = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
+        console.print(words.rstrip(), highlight=False, markup=False)
     for line in memory:
         console.print(line, highlight=False, markup=False)
     if told["models"]:
         console.print(table)
     for model in told["models"]:
         name, running = printable(model["name"]), model["engine"]
+        if model["reason"]:
+            reason = printable_note(f"{model['reason']} {model['advice']}".rstrip())
+            console.print(f"{name}: {reason}", style=STYLES.get(model["phase"], "dim"), highlight=False, markup=False)
         if running and running["fit"]:
             console.print(f"{name}: {printable(running['fit'])}", highlight=False, markup=False)
         if running:
@@ -75,7 +81,9 @@ def show(port: int | None, *, as_json: bool) -> None:
 
 def _carrying(told: dict[str, Any]) -> list[str]:
     """What is carried with others."""
-    lines = [line for split in told["splits"] for line in hosted(split)]
+    explained = {model["name"] for model in told["models"] if model["reason"]}
+    splits = [split for split in told["splits"] if split["shares"] or split["model"] not in explained]
+    lines = [line for split in splits for line in hosted(split)]
     return [*lines, carried(told["lent"])] if told["lent"] is not None else lines
 
 
@@ -155,6 +163,7 @@ def fetch(port: int) -> bytes:
 
 
 def _models(told: dict[str, Any]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -168,16 +177,14 @@ def _models(told: dict[str, Any]) -> Table:
             state += f" {progress['fraction'] * 100:.0f}%"
         busy = load.get(engine["socket"]) if engine else None
         table.add_row(
-            model["name"],
+            escape(printable(model["name"])),
             f"[{STYLES.get(model['phase'], 'dim')}]{state}[/]",
             str(engine["slots"]) if engine else "",
             str(engine["context_length"]) if engine else "",
-            f"{engine['memory'] >> 20} MiB" if engine else "",
+            gigabytes(engine["memory"]) if engine else "",
             str(model["restarts"]),
             f"{busy['active']}+{busy['waiting']}" if busy else "",
         )
-        if model["reason"]:
-            table.add_row("", f"[dim]{model['reason']} {model['advice']}[/]")
     return table
 
 

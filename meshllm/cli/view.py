@@ -14,6 +14,7 @@ import orjson
 from meshllm.cli.mesh_news import MeshNews, Tone
 from meshllm.cli.split_words import lent_news, waiting
 from meshllm.core import serving
+from meshllm.core.fit_words import gigabytes
 from meshllm.core.types import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
 from meshllm.daemon.app import Listening, Viewer
 
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 ENGINE_TASK = "engine"
+# A machine with containers has an address in each of their networks; the first are the likeliest.
+MOST_ADDRESSES = 2
 # A line that only tells how far something is comes at most this often, in steps of the fraction.
 PLAIN_STEP = 0.1
 IDLE = """Serving nothing. Start it with one of these to change that:
-  mesh-llm --model SmolLM2-135M-Instruct     a model from the catalogue (mesh-llm download lists it)
+  mesh-llm --model SmolLM2-135M-Instruct     a model of those that
+                                             `mesh-llm download` lists
   mesh-llm --model ./model.gguf              a model file
-  mesh-llm --backend http://localhost:8000   the models of a server that already runs
-  mesh-llm --join INVITE                     lend this machine to a mesh, and use its models"""
+  mesh-llm --backend http://localhost:8000   what another server here serves
+  mesh-llm --join INVITE                     lend this machine to a mesh, and
+                                             use its models"""
 STYLES = {Tone.GOOD: "green", Tone.PLAIN: "dim", Tone.WORRYING: "yellow", Tone.BAD: "bold red"}
 
 
@@ -37,7 +42,7 @@ def _moving(snapshot: Snapshot) -> dict[str, Progress]:
     """What is on its way now, by what it is."""
     moving = {}
     if snapshot.engine.phase is EnginePhase.PREPARING:
-        moving[ENGINE_TASK] = snapshot.engine.progress or Progress("engine")
+        moving[ENGINE_TASK] = snapshot.engine.progress or Progress("looking for it")
     for model in snapshot.models:
         phase = serving.phase(snapshot.engine, model)
         if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):
@@ -49,9 +54,8 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
     """A model's state in one sentence."""
     phase = serving.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
-        size = f"{facts.slots} x {facts.context_length} tokens of context"
-        told = f"serving {model.name} ({size}, {facts.memory >> 20} MiB)"
-        return f"{told}: {facts.fit}" if facts.fit else told
+        told = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
+        return f"{told}: {facts.fit or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
@@ -87,10 +91,23 @@ class LineViewer(Viewer):
         self._url = listening.api
         self.console.print(f"API      {listening.api}", style="bold", highlight=False)
         self.console.print(f"Console  {listening.console}", highlight=False)
-        if listening.key_file is not None:
-            self.console.print(f"Callers from other machines need the key in {listening.key_file}", highlight=False)
+        self._elsewhere(listening)
         if self._idle:
             self.console.print(IDLE, highlight=False, markup=False)
+
+    def _elsewhere(self, listening: Listening) -> None:
+        """Where others find us, and what they need."""
+        if not listening.key_place:
+            return
+        if not listening.elsewhere:
+            words = f"Callers from elsewhere need the key in {listening.key_place}"
+            self.console.print(words, highlight=False, markup=False)
+            return
+        words = f"From other machines, with the key in {listening.key_place} (the console is read-only there):"
+        self.console.print(words, highlight=False, markup=False)
+        for api, console in listening.elsewhere[:MOST_ADDRESSES]:
+            self.console.print(f"  API      {api}", highlight=False, markup=False)
+            self.console.print(f"  Console  {console}", highlight=False, markup=False)
 
     def invite(self, token: str) -> None:
         """How others get in. The command is alone on its line, however long: it is there to be copied."""
@@ -208,7 +225,8 @@ class JsonViewer(Viewer):
 
     def listening(self, listening: Listening) -> None:
         """Where callers find us."""
-        self.write("listening", api=listening.api, console=listening.console)
+        elsewhere = [console for _, console in listening.elsewhere]
+        self.write("listening", api=listening.api, console=listening.console, elsewhere=elsewhere)
 
     def invite(self, token: str) -> None:
         """What is written here ends in log files, and an invite is a secret: say how to get it."""

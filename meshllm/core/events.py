@@ -216,10 +216,12 @@ class AddressesFound(Event):
 
 @dataclass(frozen=True, slots=True)
 class DiskScanned(Event):
-    """The models whose files are here already, by the names callers use."""
+    """The models whose files are here already, by the names callers use; the memory that there is for models, and how
+    it is divided between accelerators (see `NodeRecord`)."""
 
     models: tuple[str, ...]
     memory: int = 0
+    devices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

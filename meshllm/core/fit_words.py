@@ -23,7 +23,9 @@ class Wish:
 
 
 def gigabytes(size: int) -> str:
-    """A size for people: "5.1 GB", "0.14 GB"."""
+    """A size for people: "5.1 GB", "0.14 GB", and below a hundredth of one "3.2 MB"."""
+    if size < 10**7:
+        return f"{size / 1e6:.1f} MB"
     return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e9:.2f} GB"
 
 
@@ -110,7 +112,8 @@ def _context(size: Size, wish: Wish) -> str:
     if size.context_length < wish.best.context_length:
         return f"{told} of {wish.trained or wish.best.context_length} for memory"
     if wish.asked:
-        return f"{told}, as asked for" if not wish.trained or wish.trained > size.context_length else told
+        reached = wish.trained and wish.trained <= size.context_length
+        return f"{told}, all that the model was made for" if reached else f"{told}, as asked for"
     if wish.trained > size.context_length:
         return f"{told} of {wish.trained} (more with --ctx-size)"
     return told

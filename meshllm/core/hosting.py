@@ -7,7 +7,7 @@ member that turns up disturbs nothing that is agreed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from meshllm.core.leases import (
@@ -81,7 +81,7 @@ class SplitState:
         if self.lease is None:
             return self.reason
         waiting = [m for m in self.members if m.phase in (LeasePhase.ASKED, LeasePhase.PREPARING)]
-        told = ", ".join(f"{short(m.node)} {m.detail or m.phase.value}" for m in waiting)
+        told = ", ".join(f"{m.name or short(m.node)} ({m.detail or m.phase.value})" for m in waiting)
         return f"waiting for {told}" if told else self.reason
 
 
@@ -197,8 +197,9 @@ class Hosting:
             if shunned <= LOST_SECONDS:
                 self._returning[peer] = now + shunned
             others = tuple(member for member in split.members if member.node != peer)
+            name = next((m.name for m in split.members if m.node == peer and m.name), short(peer))
             self._release(replace(split, members=others), "a member was lost")
-            self._splits[model] = SplitState(f"{short(peer)} is lost to the split: {reason}")
+            self._splits[model] = SplitState(f"{name} is lost to the split: {reason}")
 
     def tick(self, now: float) -> None:
         """Time has passed: whoever should have spoken by now is lost, and what had no plan may be tried again."""
@@ -228,21 +229,27 @@ class Hosting:
                 continue
             split = SplitState(found.reason, plan=found, size=tried.size)
             if found.members:
-                split = self._ask(model, split, found, measured.files, now)
+                names = {lender.node: lender.name for lender in lenders}
+                split = self._ask(model, split, found, measured.files, names, now)
             self._splits[model] = split
             return split
         self._plan_at[model] = now + PLAN_SECONDS
-        back = [lender.node for lender in lenders if lender.node in self._returning]
+        back = [lender.called for lender in lenders if lender.node in self._returning]
         if back:
             # Callers wait for it: to be told that there is nobody would be too early by seconds.
-            names = ", ".join(short(node) for node in back)
-            self._splits[model] = SplitState(f"{names} was lost a moment ago, and may be back in another")
+            self._splits[model] = SplitState(f"{', '.join(back)} was lost a moment ago, and may be back in another")
         else:
             self._splits[model] = SplitState(refusal, refused=True)
         return self._splits[model]
 
     def _ask(
-        self, model: str, split: SplitState, found: SplitPlan, files: tuple[LeasedFile, ...], now: float
+        self,
+        model: str,
+        split: SplitState,
+        found: SplitPlan,
+        files: tuple[LeasedFile, ...],
+        names: Mapping[NodeId, str],
+        now: float,
     ) -> SplitState:
         session = self._sessions.setdefault(model, bytes(self._rng.randrange(256) for _ in range(SESSION_BYTES)))
         generation = self._generations[model] = self._generations.get(model, 0) + 1
@@ -252,7 +259,9 @@ class Hosting:
                 self._send(node, Propose(lease))
             else:
                 self._dial(node, now)  # the proposal follows when there is a link
-        return replace(split, lease=lease, members=tuple(MemberState(node, heard=now) for node in lease.members))
+        return replace(
+            split, lease=lease, members=tuple(MemberState(node, heard=now, name=names[node]) for node in lease.members)
+        )
 
     def _commit(self, model: str, split: SplitState, lease: Lease) -> SplitState:
         for node in lease.members:

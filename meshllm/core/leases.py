@@ -79,12 +79,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class MemberState:
-    """A worker as the host sees it. `detail` is for people; `heard` is when it last spoke (seconds)."""
+    """A worker as the host sees it. `detail` and `name` are for people; `heard` is when it last spoke (seconds)."""
 
     node: NodeId
     phase: LeasePhase = LeasePhase.ASKED
     detail: str = ""
     heard: float = 0.0
+    name: str = ""
 
 
 # -- what they say to each other

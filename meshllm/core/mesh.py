@@ -21,6 +21,7 @@ from meshllm.core.local import Local
 from meshllm.core.peers import MeshConfig, Peers
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
+    MAX_DEVICES,
     MAX_ON_DISK,
     MAX_SERVED,
     MAX_SPLITS,
@@ -53,6 +54,7 @@ class Mesh:
         self._wishes: dict[str, None] = {}
         self._on_disk: tuple[str, ...] = ()
         self._memory = 0
+        self._devices: tuple[int, ...] = ()
         self._loads: tuple[ModelLoad, ...] = ()
         self._taken: str | None = None  # served because the mesh needed it
         self._placement_at: float | None = None
@@ -206,9 +208,12 @@ class Mesh:
     def _said(self) -> dict[str, object]:
         """What this node says of itself; the signer cuts what is beyond the bounds of a record."""
         served = [
-            ServedModel(m.name, m.facts.purpose, m.server_facts.context_length, m.server_facts.slots, m.facts.size)
+            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.sees)
             for m in self._local.models.values()
-            if m.wanted and m.server is ServerPhase.SERVING and m.server_facts is not None and m.facts is not None
+            if m.wanted
+            and m.server is ServerPhase.SERVING
+            and m.facts is not None
+            and (run := m.server_facts) is not None
         ][:MAX_SERVED]
         names = {model.name for model in served}
         pooled = [name for b in self._backends.values() if b.healthy for name in b.models if name not in names]
@@ -227,6 +232,7 @@ class Mesh:
             "loads": self._loads,
             "splits": self._candidates(),
             "speed": self._local.speed,
+            "devices": self._devices[:MAX_DEVICES],
         }
 
     def _candidates(self) -> tuple[Candidate, ...]:
@@ -241,7 +247,8 @@ class Mesh:
         if not isinstance(peers, Peers) or self._local.models or self._backends or self._wishes or self._stopping:
             self._placement_at = None
             return []
-        if not self._on_disk or not peers.joined or (self._splitting is not None and self._splitting.lent is not None):
+        lent = self._splitting is not None and self._splitting.lent is not None
+        if not self._on_disk or not peers.joined or peers.record.idle or lent:
             self._placement_at = None  # a deadline that nobody meets would be due at every moment
             return []
         if self._placement_at is None:
@@ -262,7 +269,7 @@ class Mesh:
             self._wishes[event.model] = None
 
     def _disk_scanned(self, event: e.DiskScanned, now: float) -> None:
-        self._on_disk, self._memory = event.models, event.memory
+        self._on_disk, self._memory, self._devices = event.models, event.memory, event.devices
 
     def _speed_measured(self, event: e.SpeedMeasured, now: float) -> None:
         self._local.speed = event.bytes_per_second

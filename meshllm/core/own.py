@@ -34,7 +34,7 @@ class MeshConfig:
     """Who this node is. `incarnation` is for this run: already one higher than that of any run before, and saved.
 
     `mesh` is the id it holds (founded at its first start, or adopted), `protocol` the window it speaks; `sign` signs
-    its records (a client never signs any).
+    its records (a client never signs any). `idle`: it takes no model that only others want.
     """
 
     node: NodeId
@@ -45,6 +45,7 @@ class MeshConfig:
     software: str
     protocol: tuple[int, int]
     sign: Signer
+    idle: bool = False
 
 
 class OwnRecord:
@@ -59,6 +60,7 @@ class OwnRecord:
             name=config.name,
             software=config.software,
             protocol=config.protocol,
+            idle=config.idle,
         )
         self._loads: tuple[ModelLoad, ...] = ()
         # About whom, at which incarnation, and until when it stays (None: until it answers).

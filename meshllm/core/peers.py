@@ -20,7 +20,7 @@ from meshllm.core.liveness import PROBE_SECONDS, Prober
 from meshllm.core.membership import Membership, News
 from meshllm.core.own import MeshConfig, OwnRecord
 from meshllm.core.records import MeshId, NodeId, NodeRecord, Role, SignedRecord
-from meshllm.core.subscribing import Subscribers, told_alike
+from meshllm.core.subscribing import Subscribers
 from meshllm.core.tending import HEAL_SECONDS, Tending
 from meshllm.core.timers import Timers
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus
@@ -56,8 +56,7 @@ class Peers:
         self._joining = Joining(self._links, self._timers, rng)
         self._exchange = Exchange(self._members, self._links, self._send)
         self._prober = Prober(self._timers, self._tending)
-        self._subscribers = Subscribers(self._send)
-        self._told: dict[NodeId, NodeRecord] = {}  # what clients were last told of a node
+        self._subscribers = Subscribers(self._send, self._routable)
         self._started = False
         self._left = False
         self._now = 0.0  # of the event at hand
@@ -92,7 +91,7 @@ class Peers:
             "renew": lambda now: self._voice.publish(now, push=True),
             "rise": lambda now: None,  # what calls for it is looked at after every event
             "sought": lambda now: None,
-            "tables": lambda now: self._subscribers.flush(self._routable),
+            "tables": lambda now: self._subscribers.flush(),
         }
 
     # -- what `Mesh` calls
@@ -367,11 +366,7 @@ class Peers:
 
     def _subscribe(self, peer: NodeId, link: LinkState, message: m.Subscribe, now: float) -> None:
         if link.role is Role.CLIENT and link.allowance.take(20.0, now):
-            self._subscribers.flush(self._routable)
-            nodes = [self._id, *sorted(self._members.members())]
-            table = [signed for node in nodes if (signed := self._routable(node)) is not None]
-            self._told = {signed.record.node: signed.record for signed in table}
-            self._subscribers.add(peer, table)
+            self._subscribers.add(peer, [self._id, *sorted(self._members.members())])
 
     def _synced(self) -> None:
         self._joining.synced()
@@ -405,15 +400,6 @@ class Peers:
     def _changed(self, node: NodeId) -> None:
         """`Membership` says: this node is not what it was."""
         self._seen(node)
-        if not len(self._subscribers):
-            return
-        signed, told = self._routable(node), self._told.get(node)
-        if signed is None if told is None else signed is not None and told_alike(told, signed.record):
-            return
-        if signed is None:
-            self._told.pop(node, None)
-        else:
-            self._told[node] = signed.record
         if self._subscribers.changed(node) and self._timers.at("tables") is None:
             self._timers.set("tables", self._now + TABLES_SECONDS)
 

@@ -2,6 +2,7 @@
 
 Law: a pure function of what is known of the mesh; equal views give equal answers, so that two standbys take different
 models where they can, without a word between them. Nothing is fetched for others: a node takes what lies on its disk.
+Whoever founded the mesh and was asked for nothing stays idle: it came to look, and for others to join.
 """
 
 from __future__ import annotations
@@ -53,4 +54,4 @@ def weight(node: NodeId, model: str) -> bytes:
 
 
 def _stands_by(record: NodeRecord) -> bool:
-    return not record.serves and not record.wants and not record.leaving
+    return not (record.serves or record.wants or record.leaving or record.idle)

@@ -28,6 +28,7 @@ MAX_WANTED = 32
 MAX_ON_DISK = 64
 MAX_COMPLAINTS = 64
 MAX_SPLITS = 8
+MAX_DEVICES = 16
 MAX_NAME_BYTES = 256
 MAX_RECORD_BYTES = 32 << 10
 # The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
@@ -69,7 +70,7 @@ class Address:
 class ServedModel:
     """A model a node answers for now. `context_length` tokens per request (0: unknown), `size` bytes of the file.
 
-    `slots` requests are worked on at a time (0: unknown, a backend).
+    `slots` requests are worked on at a time (0: unknown, a backend). `sees`: it takes pictures (None: unknown).
     """
 
     name: str
@@ -77,6 +78,7 @@ class ServedModel:
     context_length: int = 0
     slots: int = 0
     size: int = 0
+    sees: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ class Candidate:
 class NodeRecord:
     """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks;
     `splits` the models that it would host a split of; `speed` how many bytes of weights it reads in a second (0: not
-    known).
+    known); `devices` how `memory` is divided between its accelerators, in the order of its engine (none: it is in one
+    piece); `idle`: it serves no model that it was not asked for itself.
 
     `loads` are as of the time of writing: a change of load alone is not worth a new record.
     """
@@ -131,6 +134,8 @@ class NodeRecord:
     leaving: bool = False
     splits: tuple[Candidate, ...] = ()
     speed: int = 0
+    devices: tuple[int, ...] = ()
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ much they take) says only whether that peer is worth asking.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from meshllm.core import serving
 from meshllm.core.records import ModelLoad, short
-from meshllm.core.types import ModelPhase, ModelState, Purpose, Snapshot
+from meshllm.core.types import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 
 # So many unanswered probes in a row, and callers of a backend's models get an error instead of waiting for it.
@@ -67,7 +67,7 @@ class Offer:
 
     `context_length` in tokens (0: unknown), `rtt` in seconds (None: unknown), `load` the newest that a peer told,
     `name` for people. `purpose` is what a peer says the model is for; `shared` that an engine here has workers on other
-    nodes, and fails when one of them is lost.
+    nodes, and fails when one of them is lost; `sees` that the model takes pictures (None: unknown).
     """
 
     target: Target
@@ -78,6 +78,7 @@ class Offer:
     purpose: Purpose | None = None
     size: int = 0
     shared: bool = False
+    sees: bool | None = None
 
     @property
     def busy(self) -> float:
@@ -97,9 +98,10 @@ class Standing(Enum):
 class Route:
     """The answer to "who serves this model?": `offers`, best first, or why there are none.
 
-    `purpose` is what the model is for, where this node has its file; a backend does not say. A caller waits for a model
-    that is coming no longer than `patience` seconds (None: as long as anybody waits), and is then told `verdict`.
-    `seek`: somebody who serves it has been heard of and should be dialled.
+    `purpose` is what the model is for, and `sees` whether it takes pictures, where this node has its file; a backend
+    does not say. A caller waits for a model that is coming no longer than `patience` seconds (None: as long as anybody
+    waits), and is then told `verdict`. `seek`: somebody who serves it has been heard of and should be dialled. `lost`:
+    why what answered for it here has been withdrawn.
     """
 
     offers: tuple[Offer, ...]
@@ -109,6 +111,8 @@ class Route:
     patience: float | None = None
     verdict: str = ""
     seek: bool = False
+    lost: str = ""
+    sees: bool | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -164,7 +168,7 @@ def _offers(peer: PeerView) -> Iterable[Offer]:
     for served in peer.record.serves:
         target = Target(TargetKind.PEER, address, incarnation, served.slots, served.name)
         load = loads.get(served.name)
-        yield Offer(target, name, served.context_length, peer.rtt, load, served.purpose, served.size)
+        yield Offer(target, name, served.context_length, peer.rtt, load, served.purpose, served.size, sees=served.sees)
 
 
 def _by_what_is_told(offer: Offer) -> tuple[float, float, int, str]:
@@ -181,13 +185,25 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> Rou
         index = mesh_index(snapshot.mesh)
     here = snapshot.model(model)
     offers = (*offers_here(snapshot, model), *index.hosts.get(model, ()))
-    purpose = here.facts.purpose if here is not None and here.facts is not None else None
     if offers:
-        return Route(offers, Standing.COMING, purpose=purpose)
+        return route_to(offers, here)
     if here is None or snapshot.stopping:
-        return _away(snapshot, model, index) if here is None else _here(snapshot, here, purpose)
-    found = _here(snapshot, here, purpose)
+        return _away(snapshot, model, index) if here is None else _here(snapshot, here)
+    found = _here(snapshot, here)
     return (_turning_up(snapshot, model, index) or found) if found.standing is Standing.FAILED else found
+
+
+def route_to(offers: tuple[Offer, ...], here: ModelState | None, words: str = "") -> Route:
+    """The route to `offers` for a model, with what is known of it `here`."""
+    facts = here.facts if here is not None else None
+    return Route(
+        offers,
+        Standing.COMING,
+        words,
+        purpose=facts.purpose if facts is not None else None,
+        sees=facts.sees if facts is not None else None,
+        lost=_member_lost(here),
+    )
 
 
 def offers_here(snapshot: Snapshot, model: str) -> tuple[Offer, ...]:
@@ -201,14 +217,22 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[Offer, ...]:
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
-        offers.insert(0, Offer(target, "this node", facts.context_length, shared=shared))
+        sees = here.facts.sees if here.facts is not None else None
+        offers.insert(0, Offer(target, "this node", facts.context_length, shared=shared, sees=sees))
     return tuple(offers)
 
 
-def _here(snapshot: Snapshot, here: ModelState, purpose: Purpose | None) -> Route:
+def _here(snapshot: Snapshot, here: ModelState) -> Route:
     if serving.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
-        return Route((), Standing.FAILED, failure_words(snapshot, here), purpose)
-    return Route((), Standing.COMING, serving.progress_words(snapshot.engine, here), purpose)
+        return replace(route_to((), here, failure_words(snapshot, here)), standing=Standing.FAILED)
+    return route_to((), here, serving.progress_words(snapshot.engine, here))
+
+
+def _member_lost(here: ModelState | None) -> str:
+    """Why the engine process of a model is being ended although it is wanted: who was lost that carried layers of it.
+    Empty if it is not."""
+    ending = here is not None and here.wanted and here.server is ServerPhase.STOPPING
+    return here.reason if here is not None and ending else ""
 
 
 def _away(snapshot: Snapshot, model: str, index: MeshIndex) -> Route:
@@ -271,6 +295,14 @@ def purpose_words(model: str, purpose: Purpose) -> str:
             return f"{model} only turns texts into vectors: ask it at /v1/embeddings, and another model for the rest."
         case Purpose.RERANK:
             return f"{model} only ranks documents: ask it at /v1/rerank, and another model for the rest."
+
+
+def blind_words(model: str) -> str:
+    """What to tell a caller who showed a picture to `model`, which cannot see."""
+    return (
+        f"{model} cannot see: it takes text alone. Leave the pictures out, or ask a model that sees; "
+        "`mesh.input_modalities` in /v1/models says which do."
+    )
 
 
 def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, list[Offer]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from meshllm.core.fit_words import gigabytes
 from meshllm.core.forecast import MICRO_BATCH, forecast
 from meshllm.core.placement import weight
 from meshllm.core.records import NodeId, short
@@ -55,22 +56,42 @@ class SplitNeed:
 @dataclass(frozen=True, slots=True)
 class Lender:
     """A node that could carry layers: `memory` it offers in bytes, `rtt` from the host in seconds (None: unknown),
-    `speed` in bytes of weights read per second (0: never measured)."""
+    `speed` in bytes of weights read per second (0: never measured). `devices`: the bytes on each of its accelerators,
+    where the memory is not in one piece. `name` is for people."""
 
     node: NodeId
     memory: int
     rtt: float | None = None
     speed: float = 0.0
+    devices: tuple[int, ...] = ()
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """What people know it by."""
+        return self.name or short(self.node)
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """The bytes of each piece of its memory."""
+        return self.devices or (self.memory,)
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`layers` from `first` on are `node`'s; `memory` is what that takes there, in bytes."""
+    """`layers` from `first` on are `node`'s; `memory` is what that takes there, in bytes. `devices`: how many of them,
+    in their order, are on each of its accelerators (none: its memory is in one piece)."""
 
     node: NodeId
     first: int
     layers: int
     memory: int
+    devices: tuple[int, ...] = ()
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The layers on each device that has some."""
+        return tuple(count for count in self.devices if count) or (self.layers,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +180,12 @@ def _shared(need: SplitNeed, team: Sequence[Lender]) -> tuple[Share, ...] | None
     """The layers in contiguous runs, in proportion to what each of the team has to spare; None if they do not fit.
 
     The proportion is the smallest fraction of everybody's memory that holds them all, found by bisection. Everybody
-    has a layer at least: a team in which somebody has none is another, smaller team.
+    has a layer at least: a team in which somebody has none is another, smaller team. A node's devices are filled one
+    after the other, each with what it takes for itself; one that is too small for a layer has none.
     """
-    rooms = [lender.memory - need.buffers - (need.ends if place == 0 else 0) for place, lender in enumerate(team)]
-    if len(team) > len(need.layers) or any(room < 0 for room in rooms):
+    rooms = [[piece - need.buffers for piece in lender.pieces] for lender in team]
+    rooms[0][0] -= need.ends
+    if len(team) > len(need.layers) or any(max(pieces) < 0 for pieces in rooms):
         return None
     counts = _counts(need.layers, rooms)
     if counts is None:
@@ -170,33 +193,37 @@ def _shared(need: SplitNeed, team: Sequence[Lender]) -> tuple[Share, ...] | None
     low, high = 0.0, 1.0
     for _ in range(20):  # to a millionth: far finer than a layer
         middle = (low + high) / 2
-        tried = _counts(need.layers, [int(room * middle) for room in rooms])
+        tried = _counts(need.layers, [[int(room * middle) for room in pieces] for pieces in rooms])
         if tried is None:
             low = middle
         else:
             high, counts = middle, tried
     shares, first = [], 0
-    for place, (lender, count) in enumerate(zip(team, counts, strict=True)):
-        taken = sum(need.layers[first : first + count]) + need.buffers + (need.ends if place == 0 else 0)
-        shares.append(Share(lender.node, first, count, taken))
+    for place, (lender, runs) in enumerate(zip(team, counts, strict=True)):
+        count, used = sum(runs), len([run for run in runs if run])
+        taken = sum(need.layers[first : first + count]) + need.buffers * used + (need.ends if place == 0 else 0)
+        shares.append(Share(lender.node, first, count, taken, tuple(runs) if lender.devices else ()))
         first += count
     return tuple(shares)
 
 
-def _counts(layers: Sequence[int], rooms: Sequence[int]) -> list[int] | None:
-    """How many layers each takes if it takes all it has room for, leaving one for each that follows; None if some are
-    left over, or somebody cannot take one."""
-    counts: list[int] = []
+def _counts(layers: Sequence[int], rooms: Sequence[Sequence[int]]) -> list[list[int]] | None:
+    """How many layers each takes, by the pieces of its memory, if it takes all it has room for, leaving one for each
+    that follows; None if some are left over, or somebody cannot take one."""
+    counts: list[list[int]] = []
     at = 0
-    for place, room in enumerate(rooms):
+    for place, pieces in enumerate(rooms):
         last = len(layers) - (len(rooms) - place - 1)
-        begin, left = at, room
-        while at < last and layers[at] <= left:
-            left -= layers[at]
-            at += 1
-        if at == begin:
+        runs = []
+        for room in pieces:
+            begin, left = at, room
+            while at < last and layers[at] <= left:
+                left -= layers[at]
+                at += 1
+            runs.append(at - begin)
+        if not any(runs):
             return None
-        counts.append(at - begin)
+        counts.append(runs)
     return counts if at == len(layers) else None
 
 
@@ -228,36 +255,36 @@ def _rtt(lender: Lender) -> float:
 
 
 def _words(need: SplitNeed, host: Lender, members: Sequence[Lender], force: bool) -> str:
-    names = ", ".join(short(lender.node) for lender in members)
+    names = ", ".join(lender.called for lender in members)
     if need.total <= host.memory:
         return f"a split with {names} was asked for" if force else f"a split with {names} promises to be faster"
-    return f"it takes {_gigabytes(need.total)} and this node has {_gigabytes(host.memory)}: {names} carry the rest"
+    carry = "carries" if len(members) == 1 else "carry"
+    return f"it takes {gigabytes(need.total)} and this node has {gigabytes(host.memory)}: {names} {carry} the rest"
 
 
 def _no_plan(need: SplitNeed, host: Lender, near: Sequence[Lender], *, force: bool) -> NoPlan:
     if not near and force and need.total <= host.memory:
         return NoPlan(0, "a split was asked for, and no other node that is near enough has memory to lend")
     have = host.memory + sum(lender.memory for lender in near)
-    # Where the sum would do, it is the grain: a layer that goes into nobody's rest.
-    missing = max(need.total + need.buffers * len(near) - have, max(need.layers, default=0))
+    missing = need.total + need.buffers * len(near) - have
     if not near:
-        words = f"it takes {_gigabytes(need.total)} and this node has {_gigabytes(host.memory)}"
-        return NoPlan(missing, f"{words}; no other node that is near enough has memory to lend")
-    words = f"it takes {_gigabytes(need.total)} and {1 + len(near)} nodes have {_gigabytes(have)} together"
-    return NoPlan(missing, f"{words}: {_gigabytes(missing)} more are needed")
+        words = f"it takes {gigabytes(need.total)} and this node has {gigabytes(host.memory)}"
+        lacks = f"{gigabytes(missing)} are missing, and no other node that is near enough has memory to lend"
+        return NoPlan(missing, f"{words}: {lacks}")
+    # Where the sum would do, it is the grain: a layer that goes into nobody's rest.
+    missing = max(missing, max(need.layers, default=0))
+    words = f"it takes {gigabytes(need.total)} and {1 + len(near)} nodes have {gigabytes(have)} together"
+    return NoPlan(missing, f"{words}: {gigabytes(missing)} more are needed")
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
-
-
-def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH) -> SplitNeed:
-    """What a model of that shape takes by layer for `size`, by the arithmetic of `forecast` (off by some per cent)."""
+def need_of(shape: Shape, size: Size, micro_batch: int = MICRO_BATCH, *, beside: int = 0) -> SplitNeed:
+    """What a model of that shape takes by layer for `size`, by the arithmetic of `forecast` (off by some per cent).
+    `beside`: bytes that the host needs for more than the model, such as what lets it see."""
     found = forecast(shape, size, micro_batch=micro_batch)
     return SplitNeed(
         layers=tuple(weights + cache for weights, cache in zip(found.weights, found.cache, strict=True)),
         weights=_read_by_layer(shape),
-        ends=found.rest + found.scores + found.process,
+        ends=found.rest + found.scores + found.process + beside,
         buffers=found.compute,
         end_weights=_read_at_the_ends(shape),
     )

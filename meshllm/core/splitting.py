@@ -138,7 +138,8 @@ class Splitting:
         elsewhere = self._elsewhere(model, alive)
         if elsewhere is not None:
             self._hosting.release(model.name, "another node hosts it")
-            return SplitState(f"{short(elsewhere)} is the one to host it: it has more memory, or serves it already")
+            name = next((record.name for record in alive if record.node == elsewhere), "") or short(elsewhere)
+            return SplitState(f"{name} is the one to host it: it has more memory, or serves it already")
         lenders = [self._lender(record) for record in alive if lends(record, model.name)]
         host = Lender(self._own, model.measured.room, 0.0, speed)
         split = self._hosting.agree(model.name, model.measured, host, lenders, now, force=model.apart)
@@ -159,7 +160,9 @@ class Splitting:
         self._hosting.release(model, reason)
 
     def _lender(self, record: NodeRecord) -> Lender:
-        return Lender(record.node, record.memory, self._mesh.rtt(record.node), record.speed)
+        return Lender(
+            record.node, record.memory, self._mesh.rtt(record.node), record.speed, record.devices, record.name
+        )
 
     def _elsewhere(self, model: ModelState, alive: Iterable[NodeRecord]) -> NodeId | None:
         """Who hosts `model` if not this node."""

@@ -21,7 +21,7 @@ MAX_TABLE = 20_000
 _BLANK = Stamp(0, 0)
 
 
-def told_alike(one: NodeRecord, other: NodeRecord) -> bool:
+def _told_alike(one: NodeRecord, other: NodeRecord) -> bool:
     """Whether the two say the same to a client: a heartbeat is no news to it, nor is who complains."""
 
     def bare(record: NodeRecord) -> NodeRecord:
@@ -34,15 +34,20 @@ def told_alike(one: NodeRecord, other: NodeRecord) -> bool:
 class Subscribers:
     """A node's side."""
 
-    def __init__(self, tell: Callable[[NodeId, Table], None]) -> None:
+    def __init__(
+        self, tell: Callable[[NodeId, Table], None], routable: Callable[[NodeId], SignedRecord | None]
+    ) -> None:
+        """`routable` gives the record of a node that clients may ask, else None."""
         self._tell = tell
+        self._routable = routable
         self._clients: dict[NodeId, set[NodeId]] = {}
+        self._told: dict[NodeId, NodeRecord] = {}  # what they were last told of a node
 
-    def __len__(self) -> int:
-        return len(self._clients)
-
-    def add(self, client: NodeId, table: Iterable[SignedRecord]) -> None:
-        """Tell `client` the whole `table`, and from now on what changes."""
+    def add(self, client: NodeId, nodes: Iterable[NodeId]) -> None:
+        """Tell `client` the table of `nodes` whole, and from now on what changes."""
+        self.flush()
+        table = [signed for node in nodes if (signed := self._routable(node)) is not None]
+        self._told = {signed.record.node: signed.record for signed in table}
         self._clients[client] = set()
         portions = list(gossip.chunks(table)) or [()]
         for number, portion in enumerate(portions):
@@ -54,18 +59,27 @@ class Subscribers:
 
     def changed(self, node: NodeId) -> bool:
         """`node` is not what it was. True if anybody is to be told."""
+        if not self._clients:
+            return False
+        signed, told = self._routable(node), self._told.get(node)
+        if signed is None if told is None else signed is not None and _told_alike(told, signed.record):
+            return False
+        if signed is None:
+            self._told.pop(node, None)
+        else:
+            self._told[node] = signed.record
         for waiting in self._clients.values():
             waiting.add(node)
-        return bool(self._clients)
+        return True
 
-    def flush(self, routable: Callable[[NodeId], SignedRecord | None]) -> None:
-        """Tell everybody what has changed; `routable` gives the record of a node that is to be asked, else None."""
+    def flush(self) -> None:
+        """Tell everybody what has changed."""
         for client, waiting in self._clients.items():
             if not waiting:
                 continue
             new, gone = [], []
             for node in sorted(waiting):
-                signed = routable(node)
+                signed = self._routable(node)
                 if signed is None:
                     gone.append(node)
                 else:

@@ -1,7 +1,8 @@
 """What becomes of the tokens that the engines here guess ahead, asked of them after requests.
 
 Law: nobody is asked while nothing is served, and no engine more often than once a second; one that does not answer
-changes nothing. Counts only grow: what a process had guessed when it ended is kept.
+changes nothing, and one that is to end is not asked, nor waited for: it does not end while somebody waits for its
+answer. Counts only grow: what a process had guessed when it ended is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from meshllm.core.speculation import Guesses, Guessing
-from meshllm.core.types import Snapshot
+from meshllm.core.types import ServerPhase, Snapshot
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Acceptance:
         self._engines: dict[str, str] = {}
         self._now: dict[str, Guesses] = {}
         self._before: dict[str, Guesses] = {}
+        self._questions: dict[str, asyncio.Task[Guesses | None]] = {}
         self._asking = False
         self._again = False
 
@@ -43,12 +45,16 @@ class Acceptance:
             for model in snapshot.models
             # Of a split, how long a token takes is wanted too, to hold it against the forecast.
             if (facts := model.server_facts) is not None
+            and model.server is not ServerPhase.STOPPING
             and (facts.speculation.guessing is not Guessing.NONE or model.split is not None)
         }
         for model, socket in self._engines.items():
             if engines.get(model) != socket and model in self._now:
                 self._before[model] = self._before.get(model, Guesses()) + self._now.pop(model)
         self._engines = engines
+        for socket, question in self._questions.items():
+            if socket not in engines.values():
+                question.cancel()
 
     def look(self) -> None:
         """Requests began or ended: ask the engines, now or after the pause."""
@@ -72,18 +78,28 @@ class Acceptance:
             while self._again:
                 self._again = False
                 for model, socket in list(self._engines.items()):
-                    await self._ask_one(model, socket)
+                    if self._engines.get(model) == socket:
+                        await self._ask_one(model, socket)
                 await asyncio.sleep(self._pause)
         finally:
             self._asking = False
 
     async def _ask_one(self, model: str, socket: str) -> None:
+        question = self._questions[socket] = self._owner.start(self._guesses_of(socket), f"ask {model}")
         try:
-            guesses = await self._ask(socket)
-        except (OSError, TimeoutError, ValueError) as error:
-            log.debug("%s does not say how well it guesses: %r", model, error)
-            return
+            await asyncio.wait((question,))
+        finally:
+            del self._questions[socket]
+        guesses = None if question.cancelled() else question.result()
         # A later process counts from nothing again.
-        if self._engines.get(model) == socket and self._now.get(model) != guesses:
+        if guesses is not None and self._engines.get(model) == socket and self._now.get(model) != guesses:
             self._now[model] = guesses
             self._changed()
+
+    async def _guesses_of(self, socket: str) -> Guesses | None:
+        """What the engine says, None where it says nothing."""
+        try:
+            return await self._ask(socket)
+        except (OSError, TimeoutError, ValueError) as error:
+            log.debug("the engine at %s does not say how well it guesses: %r", socket, error)
+            return None

@@ -8,18 +8,17 @@ all that it imports) is loaded after that. A stop goes the other way.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
-import secrets
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from meshllm import __version__, paths
 from meshllm.core import commands as c
@@ -34,6 +33,7 @@ from meshllm.daemon.drafting import wish_of
 from meshllm.daemon.fitting import Fitter
 from meshllm.daemon.instance import Claim
 from meshllm.daemon.node import Node
+from meshllm.daemon.reach import KEY_VARIABLE, Reach, api_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine import build, llama_server
@@ -60,18 +60,19 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
-KEY_VARIABLE = "MESH_LLM_API_KEY"
 # Answers in progress when the daemon is told to stop get this long to be completed (seconds).
 ANSWER_GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where the daemon listens. `key_file` is set where callers from elsewhere need the key in it."""
+    """Where the daemon listens. Callers from elsewhere need the key that lies in `key_place` (empty: none may call),
+    and find the API and the console at these pairs of URLs (none: how is not for this machine to know)."""
 
     api: str
     console: str
-    key_file: Path | None
+    key_place: str = ""
+    elsewhere: tuple[tuple[str, str], ...] = ()
 
 
 class Viewer:
@@ -141,22 +142,6 @@ def backend_keys(settings: Settings) -> dict[str, str]:
     return keys
 
 
-def api_key(home: Path) -> tuple[str, Path | None]:
-    """The key callers from elsewhere need: the environment's, or one made once and kept in a file only we can read."""
-    if key := os.environ.get(KEY_VARIABLE):
-        return key, None
-    path = home / "api-key"
-    with contextlib.suppress(FileNotFoundError):
-        if key := path.read_text(encoding="ascii").strip():
-            path.chmod(0o600)
-            return key, path
-    key = secrets.token_urlsafe(32)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key + "\n")
-    return key, path
-
-
 class App:
     """A daemon. `run` it once; it returns when everything has stopped and nothing of it is left."""
 
@@ -164,7 +149,8 @@ class App:
         self._settings = settings
         self._viewer = viewer or Viewer()
         self._snapshot = Snapshot()
-        self._listening = Listening("", "", None)
+        self._listening = Listening("", "")
+        self._reach: Reach | None = None
         self._membership: Membership | None = None
         self._sharing: Sharing | None = None
         self._rpc: RpcTunnels | None = None
@@ -185,11 +171,13 @@ class App:
             await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
         owner = Owner("daemon")
-        key, key_file = api_key(settings.home) if settings.listen_all else (None, None)
-        self._console = Console(CallerPolicy(None, frozenset()), self.status, self._invite)
+        hosts = EVERYWHERE if settings.listen_all else LOOPBACK
+        key, key_place = self._key()
+        policy = CallerPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
+        self._console = Console(policy, self.status, self._invite)
         self._acceptance = Acceptance(llama_server.guesses, self._written)
         self._gateway = Gateway(
-            CallerPolicy(key, frozenset(settings.allowed_origins)),
+            replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
             peers=self,
             seek=lambda model: self._post(e.ModelSought(model)),
@@ -201,10 +189,11 @@ class App:
         try:
             # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
             self._gateway.publish(_before(settings, wanted))
-            port = await self._gateway.start(EVERYWHERE if settings.listen_all else LOOPBACK, settings.port)
-            console = await self._console.start(LOOPBACK, settings.console)
+            port = await self._gateway.start(hosts, settings.port)
+            console = await self._console.start(hosts, settings.console)
+            self._gateway.page_at(console)
             claim.announce(port, console)
-            self._listening = Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", key_file)
+            self._listening = self._heard_at(port, console, key_place)
             self._show(lambda viewer: viewer.listening(self._listening))
             supervisor.end_leftovers()
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -228,6 +217,22 @@ class App:
                 await self._membership.close()
             await supervisor.close()
             claim.release()
+
+    def _key(self) -> tuple[str | None, str]:
+        """The key of callers from elsewhere, and where it lies, in words; None where there are none."""
+        settings = self._settings
+        if not settings.listen_all and not settings.allowed_hosts:
+            return None, ""
+        key, path = api_key(settings.home)
+        return key, f"${KEY_VARIABLE}" if path is None else str(path)
+
+    def _heard_at(self, port: int, console: int, key_place: str) -> Listening:
+        """Where this node can be called, for people."""
+        elsewhere: tuple[tuple[str, str], ...] = ()
+        if self._settings.listen_all:
+            reach = self._reach = Reach(self._settings.allowed_hosts, asyncio.get_running_loop().time)
+            elsewhere = tuple((f"http://{host}:{port}/v1", f"http://{host}:{console}") for host in reach.hosts())
+        return Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", key_place, elsewhere)
 
     def _post(self, event: e.Event) -> None:
         self._mailbox.put_nowait(event)
@@ -360,13 +365,19 @@ class App:
             machine=self._fitter.machine(),
             guesses=self._acceptance.guesses(),
             traffic=self._traffic,
+            elsewhere=self._elsewhere(),
         )
+
+    def _elsewhere(self) -> tuple[str, ...]:
+        """Where other machines find the console."""
+        port = urlsplit(self._listening.console).port
+        return () if self._reach is None else tuple(f"http://{host}:{port}" for host in self._reach.hosts())
 
     def _traffic(self, lease: Lease) -> Mapping[NodeId, Carried]:
         """What the tunnels of a lease have carried."""
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
-        return {peer: Carried(traffic.sent, traffic.received) for peer, traffic in found.items()}
+        return {peer: Carried(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
 
 
 def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[RpcTunnels], Found]:

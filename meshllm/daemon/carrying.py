@@ -161,6 +161,8 @@ class Carrying:
         await self._fitter.look(engine)
         files = await self._files(lease, tell)
         commands, pushes, onward = places
+        share = lease.share(self._node)
+        assert share is not None, "a lease that is carried has a share of this node's"
         before, after = _neighbours(lease, self._node)
         peers = {}
         if after is not None:
@@ -172,7 +174,7 @@ class Carrying:
             pushes=pushes,
             files=self._list(lease, files),
             peers=peers,
-            device=self._fitter.lent_device(),
+            devices=self._fitter.lent_devices(share),
             threads=self._fitter.threads or resources.processors().usable,
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from meshllm.core import fitting
 from meshllm.core.fit_words import Wish, describe, gigabytes, losses, shortage
-from meshllm.core.fitting import Need, Room, Trial, Verdict
+from meshllm.core.fitting import Accelerator, Need, Room, Trial, Verdict
 from meshllm.core.forecast import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
 from meshllm.core.leases import Lease
 from meshllm.core.lending import Device, Machine, offer, room, select
@@ -21,6 +21,7 @@ from meshllm.core.records import short
 from meshllm.core.shapes import Shape
 from meshllm.core.sizing import Size, candidates
 from meshllm.core.speculation import PLAIN, TABLE_BYTES, Guessing, Speculation
+from meshllm.core.split import Share
 from meshllm.core.types import Purpose
 from meshllm.engine import bindings
 from meshllm.engine.installed import Engine
@@ -120,6 +121,11 @@ class Fitter:
         """Bytes that this machine has for models, now."""
         return offer(self.machine())
 
+    def pieces(self) -> tuple[int, ...]:
+        """The same for each accelerator, where there are several."""
+        accelerators = room(self.machine()).accelerators
+        return tuple(accelerator.room for accelerator in accelerators) if len(accelerators) > 1 else ()
+
     async def fit(
         self,
         engine: Engine,
@@ -159,7 +165,7 @@ class Fitter:
         self, task: _Task, sizes: tuple[Size, ...], draft: LocalModel, speculation: Speculation
     ) -> Fit | None:
         """The fit with the draft in memory too, None where the model would lose anything by it."""
-        device = _roomiest(task.room)
+        device = _roomiest(task.room.accelerators)
         taken = await _draft_need(task, draft, sizes[0], device)
         smaller = replace(task, room=_less(task.room, taken, device))
         found = await smaller.search(sizes[:1])
@@ -192,7 +198,7 @@ class Fitter:
             memory=found.need.host + sum(found.need.accelerators) + draft_memory + task.beside,
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
-            words=describe(found, wish, task.shape, given) + task.sees(),
+            words=describe(found, wish, task.shape, given) + _sees(task.projector),
             devices=tuple(task.names(trial)) if task.chosen else None,
             layers=tuple(count for count in trial.layers if count),
             experts_aside=trial.experts_aside,
@@ -214,35 +220,50 @@ class Fitter:
     ) -> Fit:
         """How the host of `lease` starts the engine: its own layers on its own devices, the others on its workers'.
 
-        The draft stays here, if what is left holds it.
+        The draft stays here, if what is left holds it; what lets the model see does in any case, and its share of the
+        memory counts that. Raises InvalidModelFile if the latter cannot be read any more.
         """
         own, *others = lease.shares
         given = room(self.machine())
         here = _spread(own.layers, [accelerator.room for accelerator in given.accelerators])
         names = [accelerator.name for accelerator, count in zip(given.accelerators, here, strict=True) if count]
-        layers = [count for count in here if count] + [share.layers for share in others]
+        there = [count for share in others for count in share.runs]
+        layers = [count for count in here if count] + there
         layers[-1] += 1  # the output counts as one of the last, though the engine keeps it here
         if draft is not None and own.memory + draft.size * 3 // 2 > self.offer():
             speculation = Speculation(Guessing.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers")
-        carried = ", ".join(f"{share.layers} on {short(share.node)}" for share in others)
+        carried = ", ".join(f"{'+'.join(map(str, share.runs))} on {short(share.node)}" for share in others)
+        projector = None if model.projector is None else Projector(model.projector, device=None)
         return Fit(
             size=size,
             memory=own.memory,
             micro_batch=size.context_length if how.at_once else None,
             prompt_cache_mib=0,  # it would fetch what the workers remember of whole prompts
-            words=f"split by layers: {own.layers} of {len(model.header.shape.layers)} here, {carried}",
-            devices=(*names, *(f"RPC{number}" for number in range(len(others)))),
+            words=f"split by layers: {own.layers} of {model.header.layers} here, {carried}{_sees(projector)}",
+            devices=(*names, *(f"RPC{number}" for number in range(len(there)))),
             layers=tuple(layers),
             checkpoints=0 if checkpoint_bytes(model.header.shape) else None,
             speculation=speculation,
             draft_device=given.accelerators[0].name if given.accelerators else "none",
-            projector=None if model.projector is None else Projector(model.projector, device=None),
+            projector=projector,
         )
 
-    def lent_device(self) -> str | None:
-        """The accelerator that layers for others are computed on: the one with most room; None: the processor."""
-        best = max(room(self.machine()).accelerators, key=lambda accelerator: accelerator.room, default=None)
-        return best.name if best is not None else None
+    def lent_devices(self, share: Share) -> tuple[str, ...]:
+        """The accelerators that the layers of `share` are computed on, in their order; none: the processor.
+
+        Raises OutOfRoom where they are not those that it was planned for.
+        """
+        accelerators = room(self.machine()).accelerators
+        if not share.devices:  # the host has not heard of any; the one with most room, then
+            best = _roomiest(accelerators)
+            return () if best is None else (best,)
+        if len(share.devices) != len(accelerators):
+            raise OutOfRoom(
+                f"The layers were planned for {len(share.devices)} accelerators, and there are {len(accelerators)}.",
+                advice="The host plans anew by itself.",
+            )
+        pairs = zip(accelerators, share.devices, strict=True)
+        return tuple(accelerator.name for accelerator, layers in pairs if layers)
 
     def _wish(self, model: LocalModel, sizes: tuple[Size, ...]) -> Wish:
         return Wish(sizes[0], model.context_length, asked=self._context is not None)
@@ -270,13 +291,6 @@ class _Task:
     def sizes(self, context: int | None) -> tuple[Size, ...]:
         # What computes a text in one go hardly ever keeps anything of it.
         return candidates(self.model.context_length, context, self.how.purpose, slots_are_free=self.how.at_once)
-
-    def sees(self) -> str:
-        """That it takes pictures, for a person; "" if it does not."""
-        if self.projector is None:
-            return ""
-        where = f" on {self.projector.device}" if self.projector.device is not None else ""
-        return f"; sees pictures ({gigabytes(self.beside)} at most{where})"
 
     def asked_micro_batch(self, size: Size) -> int | None:
         """Tokens the engine has to compute in one go, None if it need not."""
@@ -339,15 +353,23 @@ def _with_projector(task: _Task) -> _Task:
     path = task.model.projector
     if path is None:
         return task
-    device = _roomiest(task.room)
+    device = _roomiest(task.room.accelerators)
     taken = projector_bytes(path)
     here_and_there = (taken, 0) if device is None else (0, taken)
     return replace(task, room=_less(task.room, here_and_there, device), projector=Projector(path, device), beside=taken)
 
 
-def _roomiest(given: Room) -> str | None:
+def _sees(projector: Projector | None) -> str:
+    """That a model takes pictures, for a person; "" if it does not."""
+    if projector is None:
+        return ""
+    where = f" on {projector.device}" if projector.device is not None else ""
+    return f"; sees pictures ({gigabytes(projector_bytes(projector.path))} at most{where})"
+
+
+def _roomiest(accelerators: Sequence[Accelerator]) -> str | None:
     """The accelerator with most room, None where there is none."""
-    best = max(given.accelerators, key=lambda accelerator: accelerator.room, default=None)
+    best = max(accelerators, key=lambda accelerator: accelerator.room, default=None)
     return None if best is None else best.name
 
 

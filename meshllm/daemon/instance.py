@@ -37,11 +37,11 @@ class Claim:
     """Holds a home for as long as this process lives, whatever becomes of it: the kernel lets go of the lock."""
 
     def __init__(self, home: Path) -> None:
-        """Raises UsageError when another daemon holds `home`."""
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Raises UsageError when another daemon holds `home`, and where it cannot be written."""
         self._note = home / NOTE
         self._lock = filelock.FileLock(home / "daemon.lock", blocking=False)
         try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.acquire()
         except filelock.Timeout as error:
             other = read(home)
@@ -49,6 +49,11 @@ class Claim:
             raise UsageError(
                 f"A mesh-llm is already running with the home {home}{who}.",
                 advice="End it with 'mesh-llm stop', or set MESH_LLM_HOME to another directory for a second node.",
+            ) from error
+        except OSError as error:  # after Timeout, which is one
+            raise UsageError(
+                f"The home {home} cannot be used: {error.strerror or error}.",
+                advice="Make it a folder that you may write to, or set MESH_LLM_HOME to one.",
             ) from error
 
     def announce(self, port: int, console: int) -> None:

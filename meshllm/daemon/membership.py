@@ -84,6 +84,7 @@ class Membership:
             software=f"mesh-llm {__version__}",
             protocol=PROTOCOL,
             sign=signer(found.identity.sign),
+            idle=found.state.founded and not self._belonging.foreign,
         )
         self._keeper = Keeper()
         self._observed = Observed()

@@ -49,6 +49,7 @@ class _Kept:
     incarnation: int = 0
     port: int | None = None
     peers: tuple[WayIn, ...] = ()
+    founded: bool = False
 
 
 class MeshState:
@@ -100,6 +101,11 @@ class MeshState:
         return self._kept.secret
 
     @property
+    def founded(self) -> bool:
+        """Whether the mesh was founded by this node; False where an older version wrote the file, which did not say."""
+        return self._kept.founded
+
+    @property
     def incarnation(self) -> int:
         """The last one saved."""
         return self._kept.incarnation
@@ -149,7 +155,7 @@ class MeshState:
             self.save_mesh(mesh)
             return
         self._save(self._home / PREVIOUS, self._kept)
-        self._keep(replace(self._kept, mesh=mesh, secret=secret, peers=()))
+        self._keep(replace(self._kept, mesh=mesh, secret=secret, peers=(), founded=False))
 
     def _keep(self, kept: _Kept) -> None:
         if kept != self._kept:
@@ -173,7 +179,7 @@ class MeshState:
 
 
 def _founded() -> _Kept:
-    return _Kept(MeshId(secrets.token_bytes(MESH_ID_BYTES)), secrets.token_bytes(SECRET_BYTES))
+    return _Kept(MeshId(secrets.token_bytes(MESH_ID_BYTES)), secrets.token_bytes(SECRET_BYTES), founded=True)
 
 
 def knows_others(home: Path) -> bool:
@@ -258,6 +264,7 @@ def _format(kept: _Kept) -> str:
         "incarnation": kept.incarnation,
         "port": kept.port,
         "peers": peers,
+        "founded": kept.founded,
     }
     return json.dumps(told, indent=1) + "\n"
 
@@ -284,6 +291,7 @@ def _parse(text: str, path: Path) -> _Kept:
         incarnation=incarnation,
         port=port if type(port) is int and 1 <= port <= MAX_PORT else None,
         peers=_peers(told.get("peers")),
+        founded=told.get("founded") is True,
     )
 
 

@@ -33,6 +33,7 @@ from meshllm.models import checking
 from meshllm.models import progress as model_progress
 from meshllm.models.entry import Wanted
 from meshllm.models.local import LocalModel
+from meshllm.models.projector import projector_bytes
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from meshllm.models.threads import Stop, in_thread
@@ -136,7 +137,9 @@ class Servers:
         if alone and not split:
             return Measured(alone, room)
         tries = candidates(model.context_length, self._fitter.context, usage(model.header).purpose)
-        sizes = tuple(SizeNeed(size, need_of(model.header.shape, size)) for size in tries)
+        # Whoever carries layers, pictures are turned into tokens by the host.
+        beside = 0 if model.projector is None else projector_bytes(model.projector)
+        sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=beside)) for size in tries)
         return Measured(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
 
     async def _prepare(self, model: LocalModel, name: str, engine: build.Engine) -> _Start:

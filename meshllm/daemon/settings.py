@@ -36,6 +36,7 @@ class Settings:
     engine's names of those to use ("none": the processor alone), none for its own choice. `share_models`: whether other
     nodes may have model files of this one, at `share_rate` bytes per second at most (None: as fast as it goes).
 
+    `listen_all`: other machines may call, with a key; `allowed_hosts` are names by which they may, besides addresses.
     `split`: the first model is spread over several nodes even if it fits on this one. `threads`: of the processor, for
     each engine process.
     """
@@ -47,6 +48,7 @@ class Settings:
     console: int = DEFAULT_CONSOLE
     listen_all: bool = False
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     context: int | None = None
     invites: tuple[Invite, ...] = ()
     client: bool = False

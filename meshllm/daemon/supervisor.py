@@ -174,7 +174,7 @@ class Supervisor:
         self._on_disk = await in_thread(lambda stop: on_disk.scan(self._store, named=named), "look at the disk")
         # Those asked for by name come first: there is a limit to how many the mesh is told of.
         names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
-        self._post(e.DiskScanned(tuple(names), self._fitter.offer()))
+        self._post(e.DiskScanned(tuple(names), self._fitter.offer(), self._fitter.pieces()))
         if not self._sped:
             self._sped = True
             # Until an engine has shown how fast it is here. Accelerators are not to be judged by that.

@@ -71,9 +71,9 @@ class ServerPlan:
     `speculation`: how it guesses ahead; `draft_path` is the smaller model's file, `draft_device` the accelerator that
     holds it (None: as the model itself).
 
-    `workers`: the sockets behind which other nodes hold layers; the engine calls them RPC0, RPC1 and so on among its
-    `devices`. `environment` is what it must be told beside, `threads` how many of the processor it
-    uses (None: the engine's choice).
+    `workers`: the sockets behind which other nodes hold layers; the engine calls the devices there RPC0, RPC1 and so on
+    among its `devices`, those of the first worker first. `environment` is what it must be told beside, `threads` how
+    many of the processor it uses (None: the engine's choice).
 
     `projector`: what lets the model see pictures, if it does.
     """

@@ -32,14 +32,15 @@ class SharedFile:
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
     """`socket`: for the host's commands; `pushes`: for tensors of the worker before; `peers`: where others are reached,
-    by name; `device`: the one accelerator to use (None: the processor); `threads` of the processor."""
+    by name; `devices`: the accelerators to use, in the order of their layers (none: the processor); `threads` of the
+    processor."""
 
     name: str
     socket: Path
     pushes: Path
     files: Path
     peers: Mapping[str, Path]
-    device: str | None
+    devices: tuple[str, ...]
     threads: int
 
 
@@ -74,8 +75,8 @@ def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
         "GGML_NO_BACKTRACE": "1",
     }
     argv = [str(program), "--host", str(plan.socket), "--threads", str(plan.threads)]
-    if plan.device is not None:
-        argv += ["--device", plan.device]
+    if plan.devices:
+        argv += ["--device", ",".join(plan.devices)]
     return ChildSpec(
         name=f"rpc-server for {plan.name}",
         argv=tuple(argv),

@@ -1,12 +1,11 @@
 """A file that is being put together out of what any number of sources send at once.
 
 Law: every missing byte is fetched by one source at a time, whatever has arrived is kept, and no source idles while
-another crawls. What is in the file is only a claim until its digest was checked (`checking.py`).
+another crawls. What is in the file is only a claim until it was read (`checking.py`).
 
 The file is cut into chunks; of each, what has arrived is a run of bytes from the chunk's start. A source claims a piece
-(the rest of a chunk, and untouched chunks behind it), writes it in order, and gives it back. Everything
-may be called from any thread; `write` and `put`, which block, inside `with stop:`, so that nothing is written for
-someone who was cancelled.
+(the rest of a chunk, and untouched chunks behind it), writes it in order, and gives it back. Everything may be called
+from any thread; `write` and `put`, which block, inside `with stop:`, so that nothing is written for who was cancelled.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from .arrivals import Arrivals, flush
+from .rooms import Rooms
 
 CHUNK_BYTES: Final = 4 << 20
 """Bytes per chunk: what is claimed, verified and named by digest. A kilobyte of digests for each 128 MB."""
@@ -81,11 +81,9 @@ class Assembly:
         self.chunk_bytes = chunk_bytes
         self.by_source: Counter[str] = Counter()
         self.expected: bytes | None = None
-        """What others say the chunks' digests are, 32 bytes each; set by whoever fetches from peers. Only a claim."""
-        self.checked: dict[int, bytes] = {}
-        """The sha256 of chunks that was computed while they came: whoever reads the file need not compute it again."""
+        """What others say the digests of `checking.Digests.chunks` are; set by whoever fetches from peers. A claim."""
         self.spoilt = 0
-        """How often bytes were taken back."""
+        """How often bytes were taken back by somebody who does not follow the file (`checking.follow`)."""
         self.heard: Callable[[int], None] | None = None
         """Called, from whichever thread, with the number of bytes that are there whenever it has grown."""
         self._clock = clock
@@ -95,6 +93,7 @@ class Assembly:
         except BaseException:
             os.close(self._file)
             raise
+        self.rooms = Rooms(min(chunk_bytes, size))
         self._open = True
         self._arrived = self._table.total()
         self._whole = sum(self.has(chunk) for chunk in range(self.count))
@@ -103,6 +102,9 @@ class Assembly:
         self._find_first()
         self._pieces: list[Piece] = []
         self._holders: dict[int, Piece] = {}
+        self._givers: dict[int, str] = {}  # who answers for a chunk, where somebody does
+        self._putting: set[int] = set()  # chunks that are just being written by `put`
+        self._refuted: list[tuple[int, str]] = []
         self._pace: dict[str, float] = {}  # bytes per second of a source's last piece
         self._news = threading.Condition()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -149,13 +151,13 @@ class Assembly:
             self._news.wait_for(lambda: self.prefix > beyond, seconds)
             return self.prefix
 
-    async def changed(self, within: float = LOOK_AGAIN_SECONDS) -> None:
-        """Return when something may be claimed that could not be before, when the file is complete, or after `within`
-        seconds, because by then another source may have become so slow that it must share."""
+    async def changed(self, within: float | None = LOOK_AGAIN_SECONDS, *, complete: bool = True) -> None:
+        """Return when something may be claimed that could not be before, when the file is complete (not `complete`: is
+        so no longer), or after `within` seconds: by then another source may have become so slow that it must share."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         with self._news:
-            if self.complete:
+            if self.complete is complete:
                 return
             self._waiting.append((loop, future))
         try:
@@ -300,46 +302,69 @@ class Assembly:
             rest = rest[end - begin :]
         return piece.end - piece.position if piece.held else 0
 
-    def put(self, source: str, chunk: int, data: bytes | memoryview, digest: bytes | None = None) -> None:
-        """Write a whole chunk whose digest was checked, in any order; it is welcome whoever holds it. Raises OSError.
+    def put(self, source: str, chunk: int, data: bytes | memoryview, giver: str | None = None) -> None:
+        """Write a whole chunk, in any order; it is welcome whoever holds it. Raises OSError.
 
+        `giver` is the id of whoever answers for it, if anybody does; `data` is then in one of `rooms`, and goes back.
         A source that puts chunks must not `write` too: its piece goes on behind what it has put.
         """
         begin, end = self.span(chunk)
         if len(data) != end - begin:
             raise ValueError(f"chunk {chunk} has {end - begin} bytes, not {len(data)}")
         with self._news:
-            known = self.has(chunk) or not self._open
-        if not known:
-            _write(self._file, memoryview(data), begin)
+            wanted = self._open and not self.has(chunk) and chunk not in self._putting
+            if wanted:
+                self._putting.add(chunk)
+        try:
+            if wanted:
+                _write(self._file, memoryview(data), begin)
+        except BaseException:
+            self._putting.discard(chunk)
+            raise
         with self._news:
-            if not known:
-                if digest is not None:
-                    self.checked[chunk] = digest
-                self._note(end, end - begin, source)
             piece = self._holders.get(chunk)
-            if piece is None or piece.source != source:
-                return
-            while piece.position < piece.end and self.has(piece.position // self.chunk_bytes):
-                piece.position = piece.writing = min(piece.end, self.span(piece.position // self.chunk_bytes)[1])
-                piece.heard, piece.coming = self._clock(), 0
+            mine = piece if piece is not None and piece.source == source else None
+            if wanted:
+                self._putting.discard(chunk)
+                self._note(end, end - begin, source)
+            # Where somebody else is at the chunk, too, nobody knows for a moment whose bytes the file has.
+            if giver is not None and wanted and mine is not None:
+                self._givers[chunk] = giver
+                self.rooms.keep(chunk, memoryview(data))
+            elif giver is not None:
+                self.rooms.give_back(memoryview(data))
+            while mine and mine.position < mine.end and self.has(mine.position // self.chunk_bytes):
+                mine.position = mine.writing = min(mine.end, self.span(mine.position // self.chunk_bytes)[1])
+                mine.heard, mine.coming = self._clock(), 0
 
     def hear(self, piece: Piece, coming: int) -> None:
         """So many bytes of the piece came that cannot be written before more has: its source is not silent."""
         with self._news:
             piece.coming, piece.heard = coming, self._clock()
 
+    def giver(self, chunk: int) -> str | None:
+        """The id of whoever answers for the chunk that is there, if anybody does."""
+        with self._news:
+            return self._givers.get(chunk)
+
     def spoil(self, chunk: int) -> None:
         """What is there of the chunk is wrong: it is to be fetched again. Raises OSError."""
         with self._news:
-            whole, have = self.has(chunk), self._table[chunk]
-            self._table[chunk] = 0
-            self.checked.pop(chunk, None)
-            self._whole -= whole
-            self._arrived -= have
-            self._first, self._low = min(self._first, chunk), min(self._low, chunk)
             self.spoilt += 1
-            self._wake()
+            self._take_back(chunk)
+
+    def refute(self, chunk: int) -> None:
+        """The same, because it does not fit `expected`; whoever answers for it is accused. Raises OSError."""
+        with self._news:
+            if (giver := self._givers.get(chunk)) is not None:
+                self._refuted.append((chunk, giver))
+            self._take_back(chunk)
+
+    def accused(self) -> list[tuple[int, str]]:
+        """Chunks that were refuted since the last call, and the ids of those who answer for them."""
+        with self._news:
+            refuted, self._refuted = self._refuted, []
+        return refuted
 
     def checkpoint(self) -> None:
         """Bring what has arrived to the disk, so that a power cut costs nothing of it. Blocks for long. OSError."""
@@ -357,6 +382,17 @@ class Assembly:
                 self._open = False
                 self._table.close()
                 os.close(self._file)
+
+    def _take_back(self, chunk: int) -> None:
+        whole, have = self.has(chunk), self._table[chunk]
+        self._table[chunk] = 0
+        self._givers.pop(chunk, None)
+        if (room := self.rooms.kept(chunk)) is not None:
+            self.rooms.give_back(room)
+        self._whole -= whole
+        self._arrived -= have
+        self._first, self._low = min(self._first, chunk), min(self._low, chunk)
+        self._wake()
 
     def _note(self, end: int, count: int, source: str) -> None:
         """Bytes up to `end`, inside one chunk, are in the file."""

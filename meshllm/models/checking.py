@@ -1,12 +1,16 @@
-"""Digests of model files: of the whole, and of each chunk, so that other nodes can check what they get of it.
+"""Digests of model files: of the whole, and on the way there, so that other nodes can check what they get of it.
 
-Law: one pass over the bytes gives both, and a file that is arriving is read while it arrives, so that a finished one is
-not read again from its start. All of it runs in threads that can be stopped.
+Law: every byte is hashed once. What is said of a chunk is the sha256 of all bytes up to its end: one pass in the file's
+order gives all of them, and the last is the file's own. A file that is arriving is read while it arrives: a chunk is
+proved as soon as all before it are, and one that is not what it should be is found out then, not at the end. All of it
+runs in threads that can be stopped.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +24,13 @@ CHECKPOINT_BYTES: Final = 256 << 20
 # How soon a follower notices that it should stop, in seconds, while nothing arrives.
 _TICK_SECONDS: Final = 0.1
 _READ_BYTES: Final = 1 << 20
+DIGEST_BYTES: Final = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """`sha256` of a whole file in hex, and `chunks`: those of its chunks one after the other, 32 raw bytes each."""
+    """`sha256` of a whole file in hex, and `chunks`: 32 raw bytes for each chunk, the sha256 of the file's bytes up to
+    that chunk's end."""
 
     sha256: str
     chunks: bytes
@@ -34,53 +40,121 @@ def digests(stop: Stop, path: Path, chunk_bytes: int, report: Callable[[int], No
     """Of a file that is there whole; `report` hears how many bytes were read. Raises OSError."""
     whole, chunks, done = hashlib.sha256(), bytearray(), 0
     with path.open("rb", buffering=0) as file:
-        while True:
-            chunk, begin = hashlib.sha256(), done
-            while data := file.read(min(_READ_BYTES, chunk_bytes - (done - begin))):
-                with stop:
-                    done += len(data)
-                whole.update(data)
-                chunk.update(data)
-                report(done)
-            if done == begin:
-                return Digests(whole.hexdigest(), bytes(chunks))
-            chunks += chunk.digest()
+        while data := file.read(min(_READ_BYTES, chunk_bytes - done % chunk_bytes)):
+            with stop:
+                done += len(data)
+            whole.update(data)
+            if done % chunk_bytes == 0:
+                chunks += whole.digest()
+            report(done)
+    if done % chunk_bytes:
+        chunks += whole.digest()
+    return Digests(whole.hexdigest(), bytes(chunks))
 
 
 def follow(stop: Stop, assembly: Assembly, report: Callable[[int], None]) -> Digests:
-    """Of a file that is arriving; returns once it is complete and read.
+    """Of a file that is arriving; returns once it is complete and read, whether or not it is the right one.
 
-    `report` hears how many bytes were read. What was spoilt meanwhile is read again. Raises OSError.
+    What is not as `assembly.expected` says is refuted, and so fetched again; where that is no use, because it comes
+    again from somebody who never said what it would be, the list is not believed any more, and the whole file is the
+    judge. `report` hears how many bytes were read. Raises OSError.
     """
+    with assembly.path.open("rb", buffering=0) as file:
+        return _follow(stop, assembly, _Reader(assembly, file.fileno()), report)
+
+
+def _follow(stop: Stop, assembly: Assembly, reader: _Reader, report: Callable[[int], None]) -> Digests:
     saved = assembly.arrived
     while True:
-        spoilt, whole, chunks = assembly.spoilt, hashlib.sha256(), bytearray()
-        with assembly.path.open("rb", buffering=0) as file:
-            for chunk in range(assembly.count):
-                begin, end = assembly.span(chunk)
-                while assembly.wait_for_prefix(end - 1, _TICK_SECONDS) < end:
-                    with stop:
-                        pass
-                    if assembly.spoilt != spoilt:
-                        break
-                if assembly.spoilt != spoilt:
-                    break
-                data = file.read(end - begin)
-                with stop:
-                    whole.update(data)
-                    chunks += assembly.checked.get(chunk) or hashlib.sha256(data).digest()
-                if assembly.arrived - saved >= CHECKPOINT_BYTES:
-                    saved = assembly.arrived
-                    assembly.checkpoint()
-                report(end)
-            else:
-                if assembly.complete and assembly.spoilt == spoilt:
-                    assembly.checkpoint()  # what is called verified is on the disk
-                    return Digests(whole.hexdigest(), bytes(chunks))
+        reader.heed()
+        if reader.chunk == assembly.count:
+            assembly.checkpoint()  # what is called verified is on the disk
+            return reader.found()
+        end = assembly.span(reader.chunk)[1]
+        if assembly.wait_for_prefix(end - 1, _TICK_SECONDS) < end:
+            with stop:
+                pass
+            continue
+        reader.read()
+        with stop:
+            reader.judge()
+        if assembly.arrived - saved >= CHECKPOINT_BYTES:
+            saved = assembly.arrived
+            assembly.checkpoint()
+        report(end)
 
 
-def differing(found: bytes, expected: bytes) -> list[int]:
-    """The chunks of which two lists of digests say different things."""
-    return [
-        place // 32 for place in range(0, len(found), 32) if found[place : place + 32] != expected[place : place + 32]
-    ]
+class _Reader:
+    """How far `follow` has come: everything before `chunk` fits the list, if there is one that can be believed."""
+
+    def __init__(self, assembly: Assembly, file: int) -> None:
+        self._assembly = assembly
+        self._file = file
+        self._expected: bytes | None = None
+        self._doubted: bytes | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._spoilt = self._assembly.spoilt
+        self._whole, self._chunks = hashlib.sha256(), bytearray()
+        self._next, self._refuted = self._whole, set[int]()
+
+    @property
+    def chunk(self) -> int:
+        """The one that is to be read next."""
+        return len(self._chunks) // DIGEST_BYTES
+
+    def found(self) -> Digests:
+        """Of all that was read."""
+        return Digests(self._whole.hexdigest(), bytes(self._chunks))
+
+    def heed(self) -> None:
+        """Begin again where what was read is not there any more, or another list says otherwise of it."""
+        assembly, expected = self._assembly, self._assembly.expected
+        if expected != self._expected and expected != self._doubted:
+            self._expected = expected
+            if expected is not None and not expected.startswith(self._chunks):
+                self._begin()
+        if assembly.spoilt != self._spoilt:
+            self._begin()
+
+    def read(self) -> None:
+        """Hash the next chunk, which is there. Raises OSError."""
+        rooms = self._assembly.rooms
+        if (data := rooms.kept(self.chunk)) is None:
+            begin, end = self._assembly.span(self.chunk)
+            data = rooms.take()[: end - begin]
+            _fill(data, self._file, begin)
+        self._next = self._whole.copy()
+        self._next.update(data)
+        rooms.give_back(data)
+
+    def judge(self) -> None:
+        """Go on to the next chunk, unless this one is refuted. Raises OSError."""
+        digest, chunk, expected = self._next.digest(), self.chunk, self._expected
+        if expected is not None and digest_of(expected, chunk) != digest:
+            if chunk not in self._refuted or self._assembly.giver(chunk) is not None:
+                self._refuted.add(chunk)
+                self._assembly.refute(chunk)
+                return
+            self._expected, self._doubted = None, expected
+        self._whole = self._next
+        self._chunks += digest
+
+
+def _fill(room: memoryview, file: int, place: int) -> None:
+    while room:
+        if not (count := os.preadv(file, [room], place)):
+            raise OSError(errno.EIO, "the file has become shorter")
+        room, place = room[count:], place + count
+
+
+def digest_of(digests: bytes, chunk: int) -> bytes:
+    """What a list of digests says of one chunk."""
+    return digests[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES]
+
+
+def first_difference(found: bytes, expected: bytes) -> int:
+    """The first chunk of which two lists of digests say different things; their length if there is none."""
+    count = len(found) // DIGEST_BYTES
+    return next((chunk for chunk in range(count) if digest_of(found, chunk) != digest_of(expected, chunk)), count)

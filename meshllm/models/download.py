@@ -79,7 +79,7 @@ def arrived(wanted: Wanted, store: Store) -> int:
 
 
 async def chunk_digests(file: ModelFile, store: Store) -> bytes:
-    """The digests of the chunks of a file that is on this disk, 32 bytes each; read whole if they are not known yet.
+    """The `checking.Digests.chunks` of a file that is on this disk; read whole if they are not known yet.
 
     Raises DownloadFailed if it is not there any more, or has other bytes by now. It can be cancelled.
     """

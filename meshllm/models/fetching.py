@@ -16,7 +16,7 @@ from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
 from meshllm.tasks import Owner
 
 from .assembly import Assembly
-from .checking import Digests, differing, digests, follow
+from .checking import Digests, digests, first_difference, follow
 from .hub import Hub
 from .kept import MAX_FILE_BYTES
 from .manifest import HubSource, ModelFile, PackageSource
@@ -29,7 +29,7 @@ from .threads import Relay, Stop, in_thread
 # line to the internet, and a peer that has the file answers within one.
 HEAD_START_SECONDS: Final = 2.0
 # How often a finished file with a wrong digest is mended before the sources are given up.
-MOST_MENDS: Final = 3
+MOST_MENDS: Final = 4
 # The completion of a file is noticed at once; this is only how long one wait for it lasts.
 _WAIT_SECONDS: Final = 3600.0
 T = TypeVar("T")
@@ -47,10 +47,8 @@ class PeerSource(Protocol):
         ...
 
     def disown(self, assembly: Assembly) -> bool:
-        """Every chunk is as peers said it must be, and the whole is wrong: whoever vouched for the chunks lied.
-
-        Returns whether, by what other peers say, some chunks were spoilt and can be fetched again. Raises OSError.
-        """
+        """Every chunk that a peer answers for is as `assembly.expected` says, and the whole is wrong: who vouched for
+        that lied. Returns whether other peers say otherwise; `assembly.expected` is what they say then."""
         ...
 
 
@@ -94,14 +92,14 @@ class Fetcher:
 
     async def _assembled(self, file: ModelFile, hubs: list[HubSource]) -> Path:
         assembly = self._store.assembly(file)
-        afresh = True
+        afresh, mended = True, set[int]()
         try:
             for _ in range(MOST_MENDS):
                 found = await self._completed(assembly, file, hubs)
                 if found.sha256 == file.sha256:
                     self._store.record_chunks(file.sha256, found.chunks)
                     return assembly.path
-                if not self._mend(assembly, found):
+                if not self._mend(assembly, found, mended):
                     if not afresh:
                         break
                     afresh = False
@@ -121,20 +119,25 @@ class Fetcher:
         )
 
         def read(done: int) -> None:
-            if filling.done():
+            if assembly.complete:
                 self._report(_verifying(file, done))
 
         reading = Relay(read)
         owner = Owner("assembly", on_error=lambda name, error: None)  # they are raised here
         checking = owner.start(in_thread(lambda stop: follow(stop, assembly, reading), "check-file"), "check")
-        filling = owner.start(self._fill(assembly, file, hubs), "fill")
         try:
-            await asyncio.wait([checking, filling], return_when=asyncio.FIRST_COMPLETED)
-            if filling.done():
-                filling.result()
-            arrivals.end()
-            self._report(_verifying(file, 0))
-            return await checking
+            while True:
+                filling = owner.start(self._fill(assembly, file, hubs), "fill")
+                await asyncio.wait([checking, filling], return_when=asyncio.FIRST_COMPLETED)
+                if filling.done():
+                    filling.result()
+                arrivals.flush()
+                self._report(_verifying(file, 0))
+                # What is refuted when everything has arrived is to be fetched again.
+                refuted = owner.start(assembly.changed(None, complete=False), "refuted")
+                await asyncio.wait([checking, refuted], return_when=asyncio.FIRST_COMPLETED)
+                if checking.done():
+                    return checking.result()
         finally:
             assembly.heard = None
             arrivals.end()
@@ -178,16 +181,18 @@ class Fetcher:
                     raise
                 self._report(Progress(Stage.FAILED_SOURCE, file.name, note=str(failure)))
 
-    def _mend(self, assembly: Assembly, found: Digests) -> bool:
-        """Throw away what may be wrong in a complete file with a wrong digest: the chunks that peers say are otherwise;
-        else those that other peers say are; else all of it. Returns False for all of it."""
+    def _mend(self, assembly: Assembly, found: Digests, mended: set[int]) -> bool:
+        """Throw away what may be wrong in a complete file with a wrong digest: the first chunk that is not as peers
+        say, unless it is one of the `mended`; then what they say, if others say otherwise; else all of it. Returns
+        False for all of it."""
         expected = assembly.expected
-        if expected is not None and len(expected) == len(found.chunks) and (wrong := differing(found.chunks, expected)):
-            for chunk in wrong:
-                assembly.spoil(chunk)
-            return True
-        if self._peers is not None and expected is not None and self._peers.disown(assembly):
-            return True
+        if expected is not None:
+            if (first := first_difference(found.chunks, expected)) not in mended and first < assembly.count:
+                mended.add(first)
+                assembly.spoil(first)
+                return True
+            if self._peers is not None and self._peers.disown(assembly):
+                return True
         assembly.expected = None
         for chunk in range(assembly.count):
             assembly.spoil(chunk)

@@ -124,7 +124,10 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
-        raise _invalid(str(path), f"it cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+        raise InvalidModelFile(
+            f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}.",
+            advice="Make it readable for whoever runs this, or point to another GGUF file.",
+        ) from error
     facts = os.fstat(descriptor)
     if not stat.S_ISREG(facts.st_mode):
         os.close(descriptor)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from meshllm.errors import BadMessage
-from meshllm.models.throttle import Meter, Throttle
+from meshllm.meter import Meter
+from meshllm.models.throttle import Throttle
 from meshllm.tasks import Owner
 from meshllm.wire import files as w
 

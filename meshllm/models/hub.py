@@ -240,4 +240,7 @@ def refuse(response: httpx2.Response, repository: str, what: str) -> None:
             advice="Check the name; or accept the model's terms on its page, and set HF_TOKEN or run `hf auth login`.",
         )
     if status in (400, 404, 410, 451):
-        raise DownloadFailed(f"The hub has no {what} (it answered {status}).")
+        raise DownloadFailed(
+            f"The hub has no {what} (it answered {status}).",
+            advice="Check how it is written; what is private is shown only to a key, in HF_TOKEN.",
+        )

@@ -262,7 +262,10 @@ def _parts(first: Listed, listing: Listing) -> list[Listed]:
     begin, _, end = first.path.rpartition("-00001-of-")
     paths = [f"{begin}-{number:05d}-of-{end}" for number in range(1, part.parts + 1)]
     if missing := [path for path in paths if path not in by_path]:
-        raise DownloadFailed(f"{listing.repository} lacks {missing[0]}, a part of the model.")
+        raise DownloadFailed(
+            f"{listing.repository} lacks {missing[0]}, a part of the model.",
+            advice="Take another of its quantizations, or the model from another repository.",
+        )
     return [by_path[path] for path in paths]
 
 

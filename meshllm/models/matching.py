@@ -23,6 +23,8 @@ MOST_CANDIDATES: Final = 10
 MOST_SUGGESTIONS: Final = 3
 MOST_LETTERS: Final = 200  # of a name; no model has a longer one, and comparing them takes long
 SIMILAR: Final = 0.6  # of a spelling to another, for it to be worth suggesting
+MISSPELT: Final = 0.8  # of a word to another: five letters of which one is wrong
+MOST_MISSPELT: Final = 3  # words of a name
 
 # Sizes stay one word ("8b", "0.6b", "a3b", "8x7b", "e4b", "16e"); "qwen3" is two, as is "llama3.2".
 _WORD = re.compile(
@@ -135,7 +137,20 @@ def _likeness(asked: _Name, name: _Name) -> float:
     """How well a name suits what was asked, for suggestions only: 0 where it does not."""
     common = _weight(asked.words & name.words)
     similar = SequenceMatcher(None, asked.letters, name.letters, autojunk=False).ratio()
+    if _is_misspelt(asked, name):
+        return 1.0 + common + similar
     return common + similar if 0 < _weight(asked.words) <= 2 * common or similar >= SIMILAR else 0.0
+
+
+def _is_misspelt(asked: _Name, name: _Name) -> bool:
+    """Whether all that was written is said of the model, but for a letter or two ("mistrl", "smolm2")."""
+    said = asked.words - name.words
+    if not 0 < len(said) <= MOST_MISSPELT or not all(len(word) > 3 and word.isalpha() for word in said):
+        return False
+    return all(
+        any(SequenceMatcher(None, word, other, autojunk=False).ratio() >= MISSPELT for other in name.words)
+        for word in said
+    )
 
 
 def _weight(words: Counter[str]) -> float:

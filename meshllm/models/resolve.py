@@ -91,7 +91,11 @@ def _here(text: str, folder: Path | None) -> Path | None:
         if not path.exists() and folder is not None and Path(text).name == text and (folder / text).is_file():
             path = folder / text
         if path.is_dir():
-            hub = "" if text.startswith(("~", ".", os.sep)) else f" The repository at the hub is hf://{text[:200]}."
+            hub = (
+                ""
+                if "/" not in text or text.startswith(("~", ".", os.sep))
+                else f" The repository at the hub is hf://{text[:200]}."
+            )
             raise UsageError(f"{path} is a folder.", advice=f"Name the GGUF file in it.{hub}")
         return path if path.exists() else None
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, no permission

@@ -158,8 +158,9 @@ class Store:
     def arrived(self, file: ModelFile) -> int:
         """Bytes of an unfinished download that the next one goes on from."""
         partial = self.partial(file)
-        wheels = [path.stat().st_size for path in self.partial(file, "wheel").glob("*.whl") if path.is_file()]
+        wheels: list[int] = []
         try:
+            wheels += [path.stat().st_size for path in self.partial(file, "wheel").glob("*.whl") if path.is_file()]
             there = partial.stat().st_size
             tables = read_tables(state_path(partial), file.sha256, file.size, self.chunk_bytes, there)
         except OSError:
@@ -193,21 +194,22 @@ class Store:
     # -- digests of chunks
 
     def chunk_digests(self, file: ModelFile) -> bytes | None:
-        """The sha256 of each chunk of a file that was read whole here, 32 raw bytes each; None: not known yet."""
+        """The `checking.Digests.chunks` of a file that was read whole here; None: not known yet."""
         count = -(-file.size // self.chunk_bytes)
         try:
             with (self._state / "chunks" / file.sha256).open("rb") as kept:
                 found = kept.read(count * _DIGEST_BYTES + 1)
         except OSError:
             return None
-        return found if len(found) == count * _DIGEST_BYTES else None
+        # The last is the file's own: what does not end with it is damaged, or of an earlier version.
+        return found if len(found) == count * _DIGEST_BYTES and found.endswith(bytes.fromhex(file.sha256)) else None
 
     def forget_chunks(self, sha256: str) -> None:
         """The file that has that sha256 is not here any more. Raises OSError."""
         (self._state / "chunks" / sha256).unlink(missing_ok=True)
 
     def record_chunks(self, sha256: str, digests: bytes) -> None:
-        """Keep the digests of the chunks of the file that has that sha256. Raises OSError."""
+        """Keep the `checking.Digests.chunks` of the file that has that sha256. Raises OSError."""
         if not SHA256.fullmatch(sha256) or len(digests) % _DIGEST_BYTES:
             raise ValueError("no digests")
         write_whole(self._state / "chunks" / sha256, digests)

@@ -1,9 +1,9 @@
 """Taking files from peers: several at once, chunk by chunk, from whoever has them.
 
 Law: only what was asked for is taken, and by what it is, not by who says so: the file's sha256 is known beforehand and
-is the judge. What the sha256 of each chunk is, givers only claim. Whoever sends a chunk that does not fit its claim, or
-claimed what the whole file disproves, or talks nonsense, is taken from no more while this program runs, and people are
-told. Whoever is slow, silent or gone costs time and nothing else.
+is the judge. What the sha256 is up to the end of each chunk, givers only claim. Whoever sends a chunk that does not fit
+its claim, or claimed what the whole file disproves, or talks nonsense, is taken from no more while this program runs,
+and people are told. Whoever is slow, silent or gone costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from meshllm.meter import Meter
 from meshllm.models.assembly import Assembly
 from meshllm.models.peer_line import PeerLine
-from meshllm.models.taking import Lists, Mesh, Peer, Taking, digest_of
-from meshllm.models.throttle import Meter
+from meshllm.models.taking import Lists, Mesh, Peer, Taking
 
 log = logging.getLogger(__name__)
 
@@ -92,21 +92,12 @@ class PeerSource:
             await taking.close()
 
     def disown(self, assembly: Assembly) -> bool:
-        """Every chunk fits the digests that givers claimed, and yet the file's sha256 is wrong: whoever vouched for
-        them lied. What another giver says otherwise is to be fetched again; False if nobody says otherwise.
-
-        Raises OSError.
-        """
+        """The file's sha256 is wrong although each chunk that somebody answers for fits what `expected` says of it:
+        whoever vouched for that lied. False if nobody says otherwise."""
         lists = self._lists.get(assembly.sha256)
-        wrong = lists.chosen if lists is not None else None
-        if lists is None or wrong is None:
+        if lists is None or lists.chosen is None:
             return False
         for peer in lists.drop():
             self._swarm.ban(peer, f"what it said of {self._model} is not true of the file")
-        other = assembly.expected = lists.chosen
-        if other is None:
-            return False
-        for chunk in range(assembly.count):
-            if digest_of(other, chunk) != digest_of(wrong, chunk):
-                assembly.spoil(chunk)
-        return True
+        assembly.expected = lists.chosen
+        return lists.chosen is not None

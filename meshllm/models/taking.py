@@ -1,23 +1,24 @@
 """One file, while it is taken from peers.
 
-Law: a chunk is written only once its sha256 is what its giver claimed; its buffer is reused, so that what is under way
-is bounded by the number of givers. What goes wrong with one giver is over as soon as it is seen, and what that one was
-to bring is free for the others at once.
+Law: a chunk is only as good as the giver that answers for it, until whoever follows the file (`checking.follow`) has
+come to it; a giver whose chunk is refuted by the list that it vouches for is asked no more. What is under way is
+bounded by the number of givers, and its memory is used again. What goes wrong with one giver is over as soon as it is
+seen, and what that one was to bring is free for the others at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from meshllm.errors import BadMessage, DownloadFailed, LinkClosed, MeshError
+from meshllm.meter import Meter
 from meshllm.models.assembly import Assembly
+from meshllm.models.checking import digest_of
 from meshllm.models.peer_line import PeerLine
 from meshllm.models.threads import Stop, in_thread
-from meshllm.models.throttle import Meter
 from meshllm.tasks import Owner, backoff
 from meshllm.wire import files as w
 
@@ -80,6 +81,10 @@ class Lists:
         self._vouchers.setdefault(digests, {})[peer] = None
         self._present[peer] = digests
 
+    def vouches(self, peer: Peer) -> bool:
+        """Whether `peer` said that the chosen one is right."""
+        return self.chosen is not None and peer in self._vouchers.get(self.chosen, ())
+
     def left(self, peer: Peer) -> None:
         """`peer` gives nothing for now; what it said stands."""
         self._present.pop(peer, None)
@@ -91,13 +96,33 @@ class Lists:
             self.chosen = max(present, key=present.count)
         return self.chosen
 
+    def peer(self, identity: str) -> Peer | None:
+        """Who of those that vouch for something has that id."""
+        known = (peer for vouchers in self._vouchers.values() for peer in vouchers)
+        return next((peer for peer in known if peer.id == identity), None)
+
+    def refute(self, peer: Peer) -> None:
+        """What `peer` says counts no more. A list that nobody else has vouched for is forgotten."""
+        self._present.pop(peer, None)
+        for vouchers in self._vouchers.values():
+            vouchers.pop(peer, None)
+        self._vouchers = {digests: vouchers for digests, vouchers in self._vouchers.items() if vouchers}
+        if self.chosen not in self._vouchers:
+            self._replace()
+
     def drop(self) -> list[Peer]:
         """Not the chosen one. Who ever vouched for it."""
         vouchers = list(self._vouchers.pop(self.chosen, {})) if self.chosen is not None else []
         for peer in vouchers:
             self._present.pop(peer, None)
-        self.chosen = next(iter(sorted(self._vouchers, key=lambda digests: -len(self._vouchers[digests]))), None)
+        self._replace()
         return vouchers
+
+    def _replace(self) -> None:
+        """Choose another one, of givers that are there if possible."""
+        self.chosen = None
+        if self.choose() is None:
+            self.chosen = max(self._vouchers, key=lambda digests: len(self._vouchers[digests]), default=None)
 
 
 class Watch(Protocol):
@@ -149,6 +174,7 @@ class Taking:
         self._owner = Owner(f"take {model}", on_error=lambda name, error: None)
         self._standing: dict[str, _Standing] = {}
         self._from: dict[asyncio.Task[None], Peer] = {}
+        self._lines: dict[Peer, PeerLine] = {}
         self._unheard = 0
         self._council: asyncio.Future[None] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -159,6 +185,7 @@ class Taking:
         """Until the file is complete. Raises OSError; and DownloadFailed once there is nobody left who could give, and
         nothing has arrived from anywhere else for LONELY_SECONDS."""
         news: asyncio.Task[None] | None = None
+        self._judge()
         while not self._assembly.complete:
             if news is None or news.done():
                 news = self._owner.start(self._mesh.changed(), "news of the mesh")
@@ -171,6 +198,7 @@ class Taking:
             pause = None if until == float("inf") else max(0.0, until - self._clock())
             await asyncio.wait([news, arrivals, *self._from], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             arrivals.cancel()
+            self._judge()
             for task in [task for task in self._from if task.done()]:
                 self._settle(self._from.pop(task), task)
 
@@ -226,6 +254,20 @@ class Taking:
             case _:
                 raise error
 
+    def _judge(self) -> None:
+        """Take nothing more from those whose chunks are not what they vouched for; perhaps others say otherwise."""
+        for chunk, giver in self._assembly.accused():
+            peer = self._lists.peer(giver)
+            if peer is None or not self._lists.vouches(peer):
+                continue
+            error = BadMessage(f"chunk {chunk} is not what it said that it would be")
+            self._watch.ban(peer, error.message)
+            self._standing.setdefault(peer.id, _Standing()).reason = error.message
+            if (line := self._lines.get(peer)) is not None:
+                line.end(error)
+            self._lists.refute(peer)
+            self._assembly.expected = self._lists.chosen
+
     def _why_nobody(self) -> str:
         reasons = {standing.reason for standing in self._standing.values() if standing.reason}
         if not reasons:
@@ -240,6 +282,7 @@ class Taking:
         line = PeerLine(lambda count: meter.add(count, self._clock()))
         heard = False
         self._watch.began(peer, self._model, line, meter)
+        self._lines[peer] = line
         try:
             await self._mesh.open(peer.id, lambda: line)
             listing = await line.have(self._assembly.sha256, self._assembly.count)
@@ -251,11 +294,12 @@ class Taking:
             self._assembly.expected = self._lists.choose()
             if self._lists.chosen != digests:
                 raise _NotNow("what it says of the file is not what others say", OTHERWISE_SECONDS)
-            await self._work(line, str(peer), digests)
+            await self._work(line, peer)
         finally:
             if not heard:
                 self._heard()
             self._lists.left(peer)
+            self._lines.pop(peer, None)
             line.end(LinkClosed("It was hung up."))
             self._watch.ended(line)
 
@@ -267,6 +311,8 @@ class Taking:
             raise BadMessage("it says that the file has another size")
         if listing.chunk_bytes != self._assembly.chunk_bytes:
             raise _NotNow("it cuts files in another way; it is of another version", 0)
+        if digest_of(listing.digests, self._assembly.count - 1).hex() != self._assembly.sha256:
+            raise BadMessage("what it says of the file's chunks does not end with the file's own digest")
         return listing.digests
 
     def _heard(self) -> None:
@@ -282,12 +328,11 @@ class Taking:
         if self._lists.choose() is not None and not self._council.done():
             self._council.set_result(None)
 
-    async def _work(self, line: PeerLine, source: str, digests: bytes) -> None:
+    async def _work(self, line: PeerLine, peer: Peer) -> None:
         """Take chunks by that line, several at a time, until there are none left to take."""
         asked: set[int] = set()
         workers = [
-            self._owner.start(self._fetch_all(line, source, digests, asked), f"{source} {number}")
-            for number in range(OUTSTANDING)
+            self._owner.start(self._fetch_all(line, peer, asked), f"{peer} {number}") for number in range(OUTSTANDING)
         ]
         try:
             await asyncio.gather(*workers)
@@ -296,12 +341,11 @@ class Taking:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _fetch_all(self, line: PeerLine, source: str, digests: bytes, asked: set[int]) -> None:
+    async def _fetch_all(self, line: PeerLine, peer: Peer, asked: set[int]) -> None:
         assembly = self._assembly
-        room = memoryview(bytearray(min(assembly.chunk_bytes, assembly.size)))
         while not assembly.complete:
             # What this line is busy with already is not to be taken over by it.
-            piece = assembly.claim(source, 1, lambda chunk: chunk not in asked)
+            piece = assembly.claim(str(peer), 1, lambda chunk: chunk not in asked)
             if piece is None:
                 await assembly.changed()
                 continue
@@ -310,34 +354,24 @@ class Taking:
                     chunk = piece.position // assembly.chunk_bytes
                     asked.add(chunk)
                     try:
-                        await self._fetch(line, source, chunk, room, digests)
+                        await self._fetch(line, peer, chunk)
                     finally:
                         asked.discard(chunk)
             finally:
                 assembly.give_back(piece)
 
-    async def _fetch(self, line: PeerLine, source: str, chunk: int, room: memoryview, digests: bytes) -> None:
-        """Take a chunk, check it and write it. Raises MeshError, _NotNow and OSError."""
+    async def _fetch(self, line: PeerLine, peer: Peer, chunk: int) -> None:
+        """Take a chunk and write it. Raises MeshError, _NotNow and OSError."""
         begin, end = self._assembly.span(chunk)
-        data = room[: end - begin]
+        data = self._assembly.rooms.take()[: end - begin]
         if (refusal := await line.get(chunk, data)) is not None:
             raise _refused(refusal)
 
-        def keep(stop: Stop) -> bool:
-            digest = hashlib.sha256(data).digest()
-            if digest != digest_of(digests, chunk):
-                return False
+        def keep(stop: Stop) -> None:
             with stop:
-                self._assembly.put(source, chunk, data, digest)
-            return True
+                self._assembly.put(str(peer), chunk, data, peer.id)
 
-        if not await in_thread(keep, "check-chunk"):
-            raise BadMessage(f"chunk {chunk} is not what it said that it would be")
-
-
-def digest_of(digests: bytes, chunk: int) -> bytes:
-    """The digest of one chunk."""
-    return digests[chunk * w.DIGEST_BYTES : (chunk + 1) * w.DIGEST_BYTES]
+        await in_thread(keep, "write-chunk")
 
 
 def _refused(refusal: w.Refusal) -> _NotNow:

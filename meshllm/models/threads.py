@@ -64,12 +64,15 @@ class Relay:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._schedule)
 
-    def end(self) -> None:
-        """Tell the last number, if it was not told yet, and nothing more after that."""
+    def flush(self) -> None:
+        """Tell the newest number now, if it was not told yet."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._pending and not self._ended:
-            self._tell()
+        self._tell()
+
+    def end(self) -> None:
+        """The same, and nothing more after that."""
+        self.flush()
         self._ended = True
 
     def _schedule(self) -> None:

@@ -28,7 +28,8 @@ from meshllm.tasks import Owner
 TICKETS_AT_ONCE = 4
 # TCP and TLS take two round trips; somebody who does not answer in this and 4 round trips is behind a filter.
 REACH_SECONDS = 1.0
-# A caller waits this and 4 round trips (ticket, TCP, TLS, welcome) before the tunnel goes over QUIC.
+# A caller waits this and 4 round trips (ticket, TCP, TLS, welcome) before the tunnel goes over QUIC; those that come
+# while that attempt still goes on do not wait.
 PATIENCE_SECONDS = 0.25
 # Until TCP is tried again where it did not get through; and where it did, but the lane was refused.
 BLOCKED_SECONDS = 60.0
@@ -68,6 +69,12 @@ class _Way:
     probing: bool = False
     blocked: str = ""
     blocked_until: float = 0.0
+    late: asyncio.Task[None] | None = None  # an attempt that a caller did not wait for to the end
+
+    def obstacle(self) -> str:
+        """Why a tunnel does not wait for a lane now; empty if it does."""
+        slow = self.late is not None and not self.late.done()
+        return self.blocked or ("TCP takes longer than a tunnel waits for it" if slow else "")
 
 
 class _NoLane(Exception):
@@ -120,6 +127,8 @@ class Lanes:
                 way.probing = True
                 self._owner.start(self._probe(way), f"probe {short(link.facts.peer)}")
             return None
+        if way.obstacle():
+            return None
         wish = Wish(factory, lambda lane: self._granted(way, lane))
         attempt = self._owner.start(self._attempt(way, kind, wish), f"lane to {short(link.facts.peer)}")
         try:
@@ -130,6 +139,8 @@ class Lanes:
             raise
         finally:
             wish.wanted = False  # a late lane is not taken, but what it proves counts
+        if not attempt.done():
+            way.late = attempt
         return wish.protocol
 
     def count(self, peer: NodeId) -> int:
@@ -144,7 +155,7 @@ class Lanes:
         return LaneFacts(
             open=len(living),
             proved=bool(living) or (way is not None and way.proved),
-            blocked=way.blocked if way is not None else "",
+            blocked=way.obstacle() if way is not None else "",
             sent=sum(sent) if figures else None,
             received=sum(received) if figures else None,
             rate=max(rates) if figures else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -70,12 +71,20 @@ async def list_models(url: str, key: str | None) -> tuple[str, ...]:
     except TimeoutError as error:
         raise BadBackend(f"it did not list its models within {PROBE_SECONDS:.0f} s") from error
     except (aiohttp.ClientError, OSError) as error:
-        raise BadBackend(f"it cannot be reached: {error}") from error
+        raise BadBackend(f"it cannot be reached: {_reason(error)}") from error
     if status in (401, 403):
         raise BadBackend(f"it wants a key (status {status})", advice="Name one with ',key=VARIABLE' behind the URL.")
     if status != 200:
         raise BadBackend(f"it answered the question for its models with status {status}")
     return parse_models(body)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, without the words that aiohttp puts around it."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and (cause.errno or 0) > 0:
+        return os.strerror(cause.errno or 0)
+    return str(cause)
 
 
 def parse_models(body: bytes) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from meshllm.wire.apis import Api
 NOT_HERE_SECONDS = 2.0
 # So many such answers, and the caller hears an error: half a minute, in which a small engine has been started anew.
 MAX_NOT_HERE = 15
+# The code of a refusal: the model does not take what it was given.
+UNSUPPORTED_INPUT = "unsupported_input"
 
 
 class Step(Enum):
@@ -64,6 +66,7 @@ class Choice:
         self._not_here = 0
         self._context_needed = 0
         self._tokens: int | None = None
+        self._pictures: bool | None = None
         self._key: bytes | None = None
         self._keyed = False
         self._several = False
@@ -79,6 +82,9 @@ class Choice:
         if route.purpose is not None and api.purpose not in (None, route.purpose):
             return Decision(Step.FAIL, words=routing.purpose_words(model, route.purpose), status=400,
                             code="wrong_purpose")  # fmt: skip
+        blind = all(desk.offer.sees is False for desk in desks) if desks else route.sees is False
+        if blind and self._shows_pictures():
+            return Decision(Step.FAIL, words=routing.blind_words(model), status=400, code=UNSUPPORTED_INPUT)
         usable = self._usable(desks, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
@@ -95,7 +101,10 @@ class Choice:
         return Decision(Step.FAIL, words=route.words, status=404, code="model_not_found")
 
     def _usable(self, desks: list[TargetDesk], now: float) -> list[TargetDesk]:
-        """Who may be asked now: whoever has not refused or failed this request, and among them those not at rest."""
+        """Who may be asked now: whoever has not refused or failed this request and can see what it shows, and among
+        them those not at rest."""
+        if any(desk.offer.sees is False for desk in desks) and self._shows_pictures():
+            desks = [desk for desk in desks if desk.offer.sees is not False]
         if self._avoid or self._refusals:
             desks = [
                 desk
@@ -109,6 +118,11 @@ class Choice:
         purpose = self._inquiry.api.purpose
         fit = [desk for desk in desks if purpose is None or desk.offer.purpose in (None, purpose)]
         return [desk for desk in fit if desk.resting_until <= now] or fit
+
+    def _shows_pictures(self) -> bool:
+        if self._pictures is None:
+            self._pictures = self._inquiry.shows_pictures()
+        return self._pictures
 
     def _pick(self, usable: list[TargetDesk], waiter: Waiter, queued: TargetDesk | None, now: float) -> Decision:
         ordered = usable if len(usable) == 1 else self._ordered(usable, now)

@@ -1,8 +1,9 @@
-"""The console server on :3131: the page, the status, once or as it changes; and the invite, for who asks for it.
+"""The console server on :3131: the page, the status, once or as it changes; and two secrets, for who asks for them.
 
-Law: only for this machine (the same caller checks as the gateway, never a key), and nothing here changes the node. An
-invite is a secret: it is given to programs of this machine that ask for exactly it, and of all web pages to our own
-alone. A viewer that does not read is dropped, not waited for: each gets the newest state, whatever it missed.
+Law: nothing here changes the node. Whoever is on another machine (`--listen-all`), or comes through a proxy, gets the
+page's files, which are the same for everybody; and with the key a status without what is its owner's alone. An invite
+and the key are secrets: they are given to programs of this machine that ask for exactly them, and of all web pages to
+our own alone. A viewer that does not read is dropped, not waited for: each gets the newest state, whatever it missed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import contextlib
 import errno
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from meshllm.errors import MeshError, NobodysFault, PortTaken
-from meshllm.web.callers import CallerPolicy
+from meshllm.web.callers import CallerPolicy, Refusal, host_in, is_loopback, is_near
+from meshllm.web.onlookers import for_onlookers
 from meshllm.web.openapi import document
 from meshllm.web.page import Page
 from meshllm.web.status import NodeStatus
@@ -28,6 +32,12 @@ MIN_INTERVAL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 15.0
 WRITE_SECONDS = 30.0
 MAX_VIEWERS = 64
+# Of other machines: so many viewers, so that there is room for this one; and so many connections, whoever makes them.
+MAX_ONLOOKERS = 32
+MAX_STRANGERS = 128
+# A connection on which nothing is asked is kept for so long.
+IDLE_SECONDS = 75.0
+LISTEN_BACKLOG = 128
 SECURITY_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'",
@@ -36,10 +46,13 @@ SECURITY_HEADERS = {
 }
 # A page can send a POST to any address, but not with a header of its own unless we allowed it, and we never do. What
 # a browser adds to every request it makes for a page gives the rest away; our own page is told apart by it.
-INVITE_HEADER, INVITE_WORD = "x-mesh-llm", "invite"
+SECRET_HEADER, INVITE_WORD, KEY_WORD = "x-mesh-llm", "invite", "key"
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
 # An invite for longer should be one without an end; also keeps the sum with the clock within 64 bits.
 MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
+# What a proxy adds: whoever it speaks for is somewhere else, wherever the proxy itself may run.
+PROXY_HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
+NEAR = web.RequestKey("near", bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +90,9 @@ class Console:
         self._page = page or Page()
         self._change = asyncio.Event()
         self._version = 0
-        self._viewers = 0
+        self._viewers = self._onlookers = 0
         self._closing = False
+        self._servers: list[asyncio.Server] = []
         app = web.Application(middlewares=[self._check], client_max_size=1024)
         app.router.add_get("/", self._index)
         app.router.add_get("/assets/{name}", self._asset)
@@ -86,25 +100,39 @@ class Console:
         app.router.add_get("/api/status", self._status_once)
         app.router.add_get("/api/events", self._events)
         app.router.add_post("/api/invite", self._invitation)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        app.router.add_post("/api/key", self._key)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=IDLE_SECONDS)
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
         """Listen; returns the port. Raises PortTaken."""
         await self._runner.setup()
+        loop = asyncio.get_running_loop()
         for host in hosts:
-            site = web.TCPSite(self._runner, host, port)
             try:
-                await site.start()
+                server = await loop.create_server(lambda: _Door(self._let_in), host, port, backlog=LISTEN_BACKLOG)
             except OSError as error:
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._runner.addresses:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # no IPv6 here
-                await self._runner.cleanup()
+                await self.close()
                 raise PortTaken(
                     f"Cannot listen on {host} port {port}: {error.strerror or error}.",
                     advice="Stop what uses it, or choose another with --console.",
                 ) from error
-            port = self._runner.addresses[0][1]
+            self._servers.append(server)
+            port = server.sockets[0].getsockname()[1]
+        self._policy = replace(self._policy, page_port=port)
         return port
+
+    def _let_in(self, peer: str) -> asyncio.Protocol | None:
+        """What serves a connection of `peer`; None where other machines have too many, and at the very end."""
+        server = self._runner.server
+        if server is None or self._closing:
+            return None
+        if not is_loopback(peer):
+            strangers = sum(1 for one in server.connections if not is_loopback(_peer_of(one.transport)))
+            if strangers >= MAX_STRANGERS:
+                return None
+        return server()
 
     @property
     def viewers(self) -> int:
@@ -121,6 +149,8 @@ class Console:
         """Let viewers go, and stop listening."""
         self._closing = True
         self.changed()
+        for server in self._servers:
+            server.close()
         await self._runner.cleanup()
 
     @web.middleware
@@ -132,7 +162,8 @@ class Console:
             name.lower().encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
             for name, value in request.headers.items()
         }
-        refusal = self._policy.refuse(request.remote or "", headers)
+        near, refusal = self._judge(request, headers)
+        request[NEAR] = near
         if refusal is not None:
             return _error(refusal.status, refusal.code, refusal.message)
         try:
@@ -145,9 +176,27 @@ class Console:
                 response.headers.setdefault(name, value)
         return response
 
+    def _judge(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, Refusal | None]:
+        """Whether the caller is on this machine, and why it is refused, if it is."""
+        at = "" if request.transport is None else _host(request.transport.get_extra_info("sockname"))
+        near = is_near(request.remote or "", headers) and headers.keys().isdisjoint(PROXY_HEADERS)
+        refusal = self._policy.refuse_page(headers, at)
+        if refusal is None and not near:
+            refusal = self._policy.refuse_name(headers, at)
+            if refusal is None and request.match_info.handler not in (self._index, self._asset):
+                refusal = self._policy.refuse_without_key(headers)
+        return near, refusal
+
+    def _told(self, request: web.Request) -> NodeStatus:
+        """The status as this caller is told it."""
+        status = self._status()
+        if request[NEAR]:
+            return status
+        return for_onlookers(status, api=f"{_as_reached(status.api, request)}/v1", console=f"http://{request.host}")
+
     async def _index(self, request: web.Request) -> web.Response:
         api = self._status().api
-        return self._page.index(api.removesuffix("/v1"))
+        return self._page.index(api.removesuffix("/v1") if request[NEAR] else _as_reached(api, request))
 
     async def _asset(self, request: web.Request) -> web.Response:
         return self._page.asset(request.match_info["name"])
@@ -156,12 +205,18 @@ class Console:
         return web.json_response(document())
 
     async def _status_once(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._status().model_dump_json(), content_type="application/json")
+        return web.Response(text=self._told(request).model_dump_json(), content_type="application/json")
+
+    async def _key(self, request: web.Request) -> web.Response:
+        if (refused := _withheld(request, KEY_WORD, "The key")) is not None:
+            return refused
+        if not self._policy.key:
+            return _error(409, "no_key", "No other machine may call this node: start it with --listen-all.")
+        return web.json_response({"key": self._policy.key})
 
     async def _invitation(self, request: web.Request) -> web.Response:
-        if not _may_have_an_invite(request):
-            words = "An invite is given to programs and the console's own page only: run 'mesh-llm invite'."
-            return _error(403, "not_for_pages", words)
+        if (refused := _withheld(request, INVITE_WORD, "An invite")) is not None:
+            return refused
         try:
             asked = json.loads(await request.read() or b"{}")
             seconds = asked.get("expires") or 0
@@ -177,28 +232,31 @@ class Console:
         return web.json_response({"invite": invitation.text, "expires": invitation.expires})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        if self._viewers >= MAX_VIEWERS:
+        far = not request[NEAR]
+        if self._viewers >= MAX_VIEWERS or (far and self._onlookers >= MAX_ONLOOKERS):
             return _error(503, "overloaded", "Too many viewers.")
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **SECURITY_HEADERS})
         self._viewers += 1
+        self._onlookers += far
         try:
             await response.prepare(request)
             with contextlib.suppress(ConnectionError):
-                await self._tell(response)
+                await self._tell(request, response)
         except TimeoutError:
             # It does not read; the end of the response would wait for it as well.
             if request.transport is not None:
                 request.transport.abort()
         finally:
             self._viewers -= 1
+            self._onlookers -= far
         return response
 
-    async def _tell(self, response: web.StreamResponse) -> None:
+    async def _tell(self, request: web.Request, response: web.StreamResponse) -> None:
         told = -1
         while not self._closing:
             if told != self._version:
                 told = self._version
-                text = f"event: status\nid: {told}\ndata: {self._status().model_dump_json()}\n\n"
+                text = f"event: status\nid: {told}\ndata: {self._told(request).model_dump_json()}\n\n"
             else:
                 text = ": still here\n\n"
             async with asyncio.timeout(WRITE_SECONDS):
@@ -211,17 +269,53 @@ class Console:
                     await asyncio.wait_for(change.wait(), timeout=HEARTBEAT_SECONDS)
 
 
-def _may_have_an_invite(request: web.Request) -> bool:
-    """A program that asks for exactly it; or the console's page, as the browser itself says and no other page can.
+class _Door(asyncio.Protocol):
+    """A connection that has just been made, until it is known whose it is."""
 
-    Cookies tell nothing: those of any page of this machine, on whatever port, come along.
+    def __init__(self, let_in: Callable[[str], asyncio.Protocol | None]) -> None:
+        self._let_in = let_in
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hand it on, or hang up."""
+        handler = self._let_in(_peer_of(transport))
+        if handler is None:
+            cast("asyncio.Transport", transport).abort()  # uvloop has classes of its own
+            return
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
+
+
+def _peer_of(transport: asyncio.BaseTransport | None) -> str:
+    """The address at the other end."""
+    return "" if transport is None else _host(transport.get_extra_info("peername"))
+
+
+def _host(address: object) -> str:
+    """The host in a socket's address."""
+    return str(address[0]) if isinstance(address, tuple) and address else ""
+
+
+def _as_reached(url: str, request: web.Request) -> str:
+    """`url` of this machine, without its path, for who reaches it by the name that `request` used."""
+    host = host_in({b"host": request.host.encode("latin-1")})
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{urlsplit(url).port}"
+
+
+def _withheld(request: web.Request, word: str, what: str) -> web.Response | None:
+    """Why a secret is not told, if it is not: `word` is to be in its header, `what` is how it is called.
+
+    It is for programs of this machine that ask for exactly it; and for the console's page here, as the browser itself
+    says and no other page can. Cookies tell nothing: those of any page of this machine, on whatever port, come along.
     """
+    if not request[NEAR]:
+        return _error(403, "read_only", f"{what} is told on this node's own machine only.")
     headers = request.headers
-    if headers.get(INVITE_HEADER) != INVITE_WORD:
-        return False
-    if not any(name in headers for name in BROWSER_HEADERS):
-        return True
-    return headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
+    ours = headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
+    if headers.get(SECRET_HEADER) == word and (ours or not any(name in headers for name in BROWSER_HEADERS)):
+        return None
+    words = f"{what} is given to programs that ask with '{SECRET_HEADER}: {word}', and to the console's own page only."
+    return _error(403, "not_for_pages", words)
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

@@ -124,9 +124,8 @@ class Desks:
         found = self._here.get(model)
         if found is None:
             offers = routing.offers_here(self.snapshot, model)
-            here = self.snapshot.model(model)
-            purpose = here.facts.purpose if here is not None and here.facts is not None else None
-            found = (Route(offers, Standing.UNKNOWN, purpose=purpose), [self._desk(offer) for offer in offers])
+            route = replace(routing.route_to(offers, self.snapshot.model(model)), standing=Standing.UNKNOWN)
+            found = (route, [self._desk(offer) for offer in offers])
             if offers:
                 self._here[model] = found
         return found

@@ -3,43 +3,32 @@
 Law: an exchange ends exactly once: with an answer, with a typed error in the caller's own API shape, or because the
 caller went away. Until something of an answer has been passed on, another target, or the same model's next process, is
 tried; afterwards the stream ends with a typed error. A caller that streams hears at least a comment within
-`SILENCE_SECONDS`, whatever happens. Everything here is a callback and nothing waits, except for making a connection:
-that is what keeps the added time to the first byte low. Whom to ask is for `choice` to say.
+`deadlines.SILENCE_SECONDS`, whatever happens. Everything here is a callback and nothing waits, except for making a
+connection: that is what keeps the added time to the first byte low. Whom to ask is for `choice` to say.
 """
 
 from __future__ import annotations
 
 from meshllm.core.routing import TargetKind
+from meshllm.web import deadlines
 from meshllm.web.admission import TargetDesk
 from meshllm.web.choice import Choice, Step
+from meshllm.web.deadlines import Overdue
 from meshllm.web.hall import Hall, Phase
 from meshllm.web.http1 import Connection
 from meshllm.web.inquiry import Inquiry, WholeAnswer
 from meshllm.web.refusals import Refusal, refusal_in_stream, retry_after
 from meshllm.web.upstream import UpstreamConnection, UpstreamPool
 from meshllm.web.voice import Voice
-from meshllm.wire.api_errors import error_body, error_event, translate_error
+from meshllm.wire.api_errors import error_body, translate_error
+from meshllm.wire.losses import PART_LOST, UPSTREAM_LOST, loss_words
 from meshllm.wire.repair import StreamRepair
 
-# A streaming caller never hears nothing for longer than this (plus a second).
-SILENCE_SECONDS = 5.0
-# How long a caller waits for a model that is on its way. One that streams hears comments meanwhile; one that does not
-# would wait in silence, and gets a 503 with Retry-After instead, which the SDKs act upon, before they give up (600 s).
-WAIT_STREAMING_SECONDS = 3600.0
-WAIT_SILENT_SECONDS = 300.0
 # A target that failed a request is left alone for so long by that request.
 AVOID_SECONDS = 1.0
 MAX_ATTEMPTS = 4
 # So many hosts are left for being slow; the next one may take its time.
 MAX_LATE = 2
-# An engine process that hangs is found out by its supervisor; a backend is given up after this long without a byte. A
-# peer's gateway says something every `SILENCE_SECONDS`, and is gone if it misses three of these in a row.
-BACKEND_SILENCE_SECONDS = 600.0
-PEER_SILENCES = 3
-# A host to which a connection takes so long is left, if another could begin at once.
-CONNECT_PATIENCE_SECONDS = 2.0
-# A stream that is complete ends even if its target forgets to hang up.
-LINGER_SECONDS = 2.0
 # The largest answer that is not a stream: embeddings of a big batch are some 10 MB.
 MAX_ANSWER_BYTES = 256 << 20
 
@@ -199,7 +188,7 @@ class Exchange:
         self._attempts += 1
         if self._attempts >= MAX_ATTEMPTS:
             message = f"{self.model} could not be reached after {self._attempts} tries: {reason}."
-            self._fail(502, "upstream_lost", message, "retry-after: 5\r\n")
+            self._fail(502, UPSTREAM_LOST, message, "retry-after: 5\r\n")
         else:
             self._start_over()
 
@@ -230,7 +219,8 @@ class Exchange:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
             self.phase = Phase.STREAMING
-            self._repair = self._inquiry.stream_repair(self._hall.wall())
+            shared = self._at is not None and self._at.offer.shared
+            self._repair = self._inquiry.stream_repair(self._hall.wall(), shared=shared)
         else:
             self.phase = Phase.BUFFERING
             self._whole = WholeAnswer(status, content_type.startswith("application/json"), retry_after(headers))
@@ -259,18 +249,22 @@ class Exchange:
         begun = repair.started
         passed = repair.feed(data)
         if repair.failed:
-            self._stream_failed(passed, begun)
+            self._stream_failed(repair, passed, begun)
             return
         if repair.started and not begun:
             self._first_byte()
         self._voice.pass_on(passed, self._last_upstream)
 
-    def _stream_failed(self, passed: bytes, begun: bool) -> None:
-        """A stream ended with an error: that of a peer which had said nothing else is no reason to give up."""
-        if not begun and self.kind is TargetKind.PEER and (refusal := refusal_in_stream(self.api, passed)) is not None:
+    def _stream_failed(self, repair: StreamRepair, passed: bytes, begun: bool) -> None:
+        """A stream ended with an error: that of a peer which had said nothing else is no reason to give up, nor that a
+        worker of an engine was lost before it had said anything."""
+        refusal = None if begun or self.kind is not TargetKind.PEER else refusal_in_stream(self.api, passed)
+        if repair.worker_lost and not begun:
+            self._try_again(PART_LOST)
+        elif refusal is not None:
             self._refused(refusal)
         else:
-            self._end_stream(passed, "failed")
+            self._end_stream(passed, "lost" if repair.worker_lost else "failed")
 
     def _refused(self, refusal: Refusal) -> None:
         """A host gave an answer that another may do better."""
@@ -302,7 +296,7 @@ class Exchange:
         repair, begun = self._repair, self._repair.started
         rest = repair.feed(data) + repair.finish()
         if repair.failed:
-            self._stream_failed(rest, begun)
+            self._stream_failed(repair, rest, begun)
             return
         if not begun:
             self._first_byte()
@@ -325,14 +319,17 @@ class Exchange:
 
     def _lost(self, reason: str) -> None:
         assert self._repair is not None
-        message = f"{self.model} was lost in the middle of the answer: {reason}."
-        self._end_stream(self._repair.fail("upstream_lost", message), "lost")
+        why = self._hall.find(self.model)[0].lost if self._at is not None and self._at.offer.shared else ""
+        message = (
+            loss_words(self.model, why) if why else f"{self.model} was lost in the middle of the answer: {reason}."
+        )
+        self._end_stream(self._repair.fail(UPSTREAM_LOST, message), "lost")
 
     def _answer(self, whole: WholeAnswer) -> None:
         if not 200 <= whole.status < 300:
             refusal = Refusal(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
             if self._at is not None and self._at.offer.shared and refusal.worker_lost:
-                self._try_again("a node that carried a part of it was lost")
+                self._try_again(PART_LOST)
             elif self.kind is not None and refusal.elsewhere(self.kind):
                 self._refused(refusal)
             else:
@@ -361,15 +358,9 @@ class Exchange:
 
     def _tell(self, refusal: Refusal, headers: str = "") -> None:
         """The end: an error of ours, or what a target answered instead of an answer."""
-        if not self._voice.streaming:
-            self._finish("refused" if refusal.status < 500 else "failed", refusal.status)
-            self._voice.error(refusal.status, refusal.body, headers or refusal.headers)
-            return
-        code, message = refusal.code or "upstream_error", refusal.error["message"]
-        if self._repair is not None:
-            self._end_stream(self._repair.fail(code, message, status=refusal.status), "failed")
-        else:
-            self._end_stream(error_event(self.api, refusal.status, code, message), "failed")
+        begun = self._voice.streaming
+        self._finish("failed" if begun or refusal.status >= 500 else "refused", 200 if begun else refusal.status)
+        self._voice.refuse(refusal, headers, self._repair)
 
     def _finish(self, outcome: str, status: int) -> None:
         """Everything that was taken is given back; the caller still gets its last bytes after this."""
@@ -405,35 +396,40 @@ class Exchange:
             return
         if self.phase is Phase.WAITING:
             self.reconsider()
-            limit = WAIT_STREAMING_SECONDS if self.streams else WAIT_SILENT_SECONDS
-            if self.phase is Phase.WAITING and now - self.began > limit:
+            waited = deadlines.waited_too_long(now - self.began, streams=self.streams)
+            if self.phase is Phase.WAITING and waited:
                 message = f"{self.model} is not ready yet ({self.words}). Try again in a while."
                 self._fail(503, "model_not_ready", message, "retry-after: 10\r\n")
         elif self._at is not None and not self._connection.paused:
             self._check_time(self._at, now)
-        if not self.over and now - self._voice.last >= SILENCE_SECONDS and (self.streams or self._guest):
+        if not self.over and now - self._voice.last >= deadlines.SILENCE_SECONDS and (self.streams or self._guest):
             words = self.words
             if self._queued is not None:
                 words += f", {self._queued.place(self)} ahead"
             self._voice.say(words, now)
 
     def _check_time(self, desk: TargetDesk, now: float) -> None:
-        """Whether the target has taken too long, by what kind of target it is and how far the answer is."""
-        kind, silent = desk.target.kind, now - self._last_upstream
-        if self._repair is not None and self._repair.complete:
-            if silent > LINGER_SECONDS:
-                self._end_stream(b"", "failed" if self._repair.failed else "answered")
-        elif self.phase is Phase.CONNECTING:
-            if kind is not TargetKind.ENGINE and silent > CONNECT_PATIENCE_SECONDS and self._another():
+        """Whether the target has taken too long, and what becomes of that."""
+        kind, silent, repair = desk.target.kind, now - self._last_upstream, self._repair
+        connecting, complete = self.phase is Phase.CONNECTING, repair is not None and repair.complete
+        match deadlines.overdue(kind, silent, connecting=connecting, complete=complete):
+            case Overdue.HANG_UP:
+                self._end_stream(b"", "failed" if repair is not None and repair.failed else "answered")
+            case Overdue.CONNECT if self._another():
                 self._try_again("connecting to it takes too long")
-        elif kind is TargetKind.PEER and silent > PEER_SILENCES * SILENCE_SECONDS:
-            reason = f"it has not said anything for {silent:.0f} s"
-            self._lost(reason) if self._begun else self._try_again(reason)
-        elif kind is TargetKind.BACKEND and silent > BACKEND_SILENCE_SECONDS:
-            self._let_go()
-            self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")
-        elif kind is not TargetKind.ENGINE and self.streams and not self._begun and self._late < MAX_LATE:
-            # What is not a stream has its first byte at its end: no estimate could tell slow from gone.
+            case Overdue.SPEAK if kind is TargetKind.PEER:
+                reason = f"it has not said anything for {silent:.0f} s"
+                self._lost(reason) if self._begun else self._try_again(reason)
+            case Overdue.SPEAK:
+                self._let_go()
+                self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")
+            case None if kind is not TargetKind.ENGINE and not connecting:
+                self._check_beginning(desk, now)
+
+    def _check_beginning(self, desk: TargetDesk, now: float) -> None:
+        """Whether a host is so slow to begin that another one is asked."""
+        # What is not a stream has its first byte at its end: no estimate could tell slow from gone.
+        if self.streams and not self._begun and self._late < MAX_LATE:
             limit = desk.first_byte.deadline(self._inquiry.about_tokens, self._late)
             if now - self._asked_at > limit and self._attempts < MAX_ATTEMPTS - 1 and self._another():
                 self._late += 1

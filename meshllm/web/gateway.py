@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http import HTTPStatus
@@ -103,6 +104,10 @@ class Gateway:
             port = server.sockets[0].getsockname()[1]
         return port
 
+    def page_at(self, port: int) -> None:
+        """The console listens on `port`: its page may call."""
+        self._policy = replace(self._policy, page_port=port)
+
     def publish(self, snapshot: Snapshot) -> None:
         """What the core knows now. Whoever waits looks again."""
         self._desks.publish(snapshot)
@@ -181,11 +186,13 @@ class Gateway:
     def on_request(self, connection: Connection, request: Request) -> Exchange | None:
         """Answer `request`, or begin to."""
         api = api_of(request.path)
-        refusal = self._policy.refuse(connection.peer, request.headers)
+        refusal = self._policy.refuse(connection.peer, request.headers, connection.at)
         # A browser that asks whether a page it shows may call has no key yet; the answer gives nothing away.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             log.info("refused %s %s from %s: %s", request.method, request.path, connection.peer, refusal.message)
-            self._error(connection, api, refusal.status, refusal.code, refusal.message)
+            # A page that may call, but sends no key or a wrong one, is to read that.
+            readable = self._cors(request) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
+            self._error(connection, api, refusal.status, refusal.code, refusal.message, readable)
             return None
         cors = self._cors(request)
         if request.method == "OPTIONS":

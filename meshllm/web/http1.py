@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self.peer = ""
+        self.peer = self.at = ""
         self._reader = RequestReader(connections.bodies)
         self._exchange: Exchange | None = None
         self._busy = False
@@ -134,6 +134,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else ""
+        at = transport.get_extra_info("sockname")
+        self.at = at[0] if isinstance(at, tuple) else ""
         self._connections.add(self)
         self.deadline = self._loop.time() + HEAD_SECONDS
         if self._connections.full:

@@ -16,6 +16,7 @@ import orjson
 from meshllm.core.routing import TargetKind
 from meshllm.web.upstream import UpstreamPool
 from meshllm.wire.apis import ROUTES, Api
+from meshllm.wire.pictures import PICTURE_WORDS, shows_pictures
 from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
 from meshllm.wire.request_repair import repair_request
 
@@ -70,6 +71,10 @@ class Inquiry:
         """How long the prompt is, roughly: what takes a host its time."""
         return len(self.body) // 4
 
+    def shows_pictures(self) -> bool:
+        """Whether there are pictures in it: a scan of the body, and a closer look only where that finds some."""
+        return any(word in self.body for word in PICTURE_WORDS) and shows_pictures(self.request)
+
     def wire(self, pool: UpstreamPool, key: str | None) -> bytes:
         """The whole HTTP request for a target; `key` is what it wants as a bearer token."""
         address, body = pool.address, self.body
@@ -87,9 +92,9 @@ class Inquiry:
             lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
         return b"".join([*lines, b"\r\n", body])
 
-    def stream_repair(self, now: int) -> StreamRepair:
-        """What repairs the answer's stream; `now` in seconds since the epoch."""
-        return stream_repair(self.api, **self._made_up(now))
+    def stream_repair(self, now: int, *, shared: bool) -> StreamRepair:
+        """What repairs the answer's stream; `now` in seconds since the epoch, `shared` as in `routing.Offer`."""
+        return stream_repair(self.api, **self._made_up(now), shared=shared)
 
     def whole_answer(self, body: bytes, *, is_json: bool, now: int) -> bytes | None:
         """The answer as it is passed on; None if it is not what any of these APIs answers. Others' JSON is believed."""

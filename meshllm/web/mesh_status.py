@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from meshllm.core.records import NodeId
 from meshllm.core.views import JoinStep, MeshView, PeerView
+from meshllm.web.model_list import modalities
 from meshllm.web.status_model import StatusModel
 
 
@@ -22,7 +23,8 @@ class StepStatus(StatusModel):
 
 
 class ServedStatus(StatusModel):
-    """A model that another node answers for, as it says. 0: unknown. `size` is that of the file."""
+    """A model that another node answers for, as it says. 0: unknown. `size` is that of the file; `input_modalities`:
+    "text", and "image" where it sees; null where the node does not say."""
 
     name: str
     purpose: str | None
@@ -31,6 +33,7 @@ class ServedStatus(StatusModel):
     size: int
     active: int
     waiting: int
+    input_modalities: list[str] | None = None
 
 
 class PeerStatus(StatusModel):
@@ -119,6 +122,7 @@ def _serves(peer: PeerView) -> list[ServedStatus]:
                 size=served.size,
                 active=0 if load is None else load.active,
                 waiting=0 if load is None else load.waiting,
+                input_modalities=None if served.sees is None else modalities(served.sees),
             )
         )
     return found

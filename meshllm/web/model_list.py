@@ -49,7 +49,7 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[Offer], index: MeshInd
         if here.facts is not None:
             known |= {"size": here.facts.size, "architecture": here.facts.architecture}
             known["purpose"] = here.facts.purpose.value
-            known["input_modalities"] = ["text", "image"] if here.facts.sees else ["text"]
+            known["input_modalities"] = modalities(here.facts.sees)
         if here.server_facts is not None:
             known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
     if offers and offers[0].target.kind is TargetKind.PEER:
@@ -80,7 +80,15 @@ def _of_peers(offers: Sequence[Offer], known: dict[str, Any]) -> dict[str, Any]:
         found["size"] = size
     if purpose is not None and "purpose" not in known:
         found["purpose"] = purpose.value
+    told = [offer.sees for offer in offers if offer.sees is not None]
+    if told and "input_modalities" not in known:
+        found["input_modalities"] = modalities(any(told))
     return found
+
+
+def modalities(sees: bool) -> list[str]:
+    """What a model takes, in the words that other programs have for it."""
+    return ["text", "image"] if sees else ["text"]
 
 
 def _host(offer: Offer) -> dict[str, Any]:

@@ -30,6 +30,12 @@ class InviteAnswer(BaseModel):
     expires: int
 
 
+class KeyAnswer(BaseModel):
+    """The key that other machines send as 'Authorization: Bearer KEY', to the API and to this."""
+
+    key: str
+
+
 class ErrorFacts(BaseModel):
     """What went wrong: `code` for programs, `message` for people."""
 
@@ -50,6 +56,7 @@ def document() -> dict[str, Any]:
         [
             (NodeStatus, "serialization"),
             (InviteAnswer, "serialization"),
+            (KeyAnswer, "serialization"),
             (ErrorAnswer, "serialization"),
             (InviteWish, "validation"),
         ],
@@ -68,17 +75,11 @@ def document() -> dict[str, Any]:
             },
             "/api/invite": {
                 "post": _operation("An invite into the mesh, for programs of this machine.", _json(InviteAnswer))
-                | {
-                    "parameters": [
-                        {
-                            "name": "x-mesh-llm",
-                            "in": "header",
-                            "required": True,
-                            "schema": {"type": "string", "const": "invite"},
-                        }
-                    ],
-                    "requestBody": {"required": False, "content": _json(InviteWish)},
-                }
+                | {"parameters": [_word("invite")], "requestBody": {"required": False, "content": _json(InviteWish)}}
+            },
+            "/api/key": {
+                "post": _operation("The key of --listen-all, for programs of this machine.", _json(KeyAnswer))
+                | {"parameters": [_word("key")]}
             },
             "/api/openapi.json": {
                 "get": _operation("This document.", {"application/json": {"schema": {"type": "object"}}})
@@ -86,6 +87,12 @@ def document() -> dict[str, Any]:
         },
         "components": {"schemas": schemas["$defs"]},
     }
+
+
+def _word(word: str) -> dict[str, Any]:
+    """The header that says that exactly this is wanted."""
+    schema = {"type": "string", "const": word}
+    return {"name": "x-mesh-llm", "in": "header", "required": True, "schema": schema}
 
 
 def _json(model: type[BaseModel]) -> dict[str, Any]:

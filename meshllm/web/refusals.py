@@ -13,6 +13,7 @@ from meshllm.core.routing import TargetKind
 from meshllm.wire import strict_json
 from meshllm.wire.api_errors import error_body, find_error, status_of
 from meshllm.wire.apis import Api
+from meshllm.wire.losses import UPSTREAM_LOST, says_worker_lost
 from meshllm.wire.sse import parse_event, split_events
 
 # A peer's word for: the model that you ask for is not served here (any more), ask somebody else.
@@ -28,13 +29,11 @@ ELSEWHERE_CODES = frozenset(
         "stopping",
         "model_unavailable",
         "model_not_ready",
-        "upstream_lost",
+        UPSTREAM_LOST,
         "upstream_timeout",
         "upstream_empty",
     )
 )
-# What an engine answers that has lost a worker (llama.cpp/patches/05): it will never compute anything again.
-_WORKER_LOST = "Compute error"
 # What a stream of `/v1/responses` begins with even if all that follows is an error.
 _OPENINGS = ("response.created", "response.in_progress")
 
@@ -72,7 +71,7 @@ class Refusal:
     @property
     def worker_lost(self) -> bool:
         """Whether an engine with workers on other nodes has lost one: then this is no answer, but its end."""
-        return self.status == 500 and str(self.error.get("message", "")).startswith(_WORKER_LOST)
+        return self.status == 500 and says_worker_lost(self.error)
 
     def elsewhere(self, kind: TargetKind) -> bool:
         """Whether another host may answer what a target of this `kind` did not."""

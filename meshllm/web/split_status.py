@@ -20,7 +20,8 @@ from meshllm.web.status_model import StatusModel
 class ShareStatus(StatusModel):
     """`layers` of the model from `first` on, carried by `node`; `phase` and `detail` of its part in the lease.
 
-    `rtt` from the host, null if never measured; `via`: "lane" or "quic"; `sent` and `received` by the host's tunnel.
+    `rtt` from the host, null if never measured; `via`: "lane" or "quic", what the host's tunnels to it run over;
+    `sent` and `received` by them, and `rate` in bytes/s of late, both ways together.
     """
 
     node: str
@@ -34,6 +35,7 @@ class ShareStatus(StatusModel):
     via: str
     sent: int
     received: int
+    rate: int
 
 
 class ForecastStatus(StatusModel):
@@ -74,25 +76,25 @@ class LentStatus(StatusModel):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """Bytes that the tunnels of a lease to one peer have carried."""
+    """Bytes that the tunnels of a lease to one peer have carried, per second of late, and what they run over."""
 
     sent: int = 0
     received: int = 0
+    rate: int = 0
+    via: str = ""
 
 
 Traffic = Callable[[Lease], Mapping[NodeId, Carried]]
 """What the tunnels of a lease have carried, by peer."""
 
 
-def splits(
-    snapshot: Snapshot, vias: Mapping[NodeId, str], traffic: Traffic, guesses: Mapping[str, Guesses]
-) -> list[SplitStatus]:
+def splits(snapshot: Snapshot, traffic: Traffic, guesses: Mapping[str, Guesses]) -> list[SplitStatus]:
     """The splits that this node hosts, or would like to."""
     found = []
     for model in snapshot.models:
         if model.split is not None:
             measured = guesses.get(model.name, Guesses()).seconds_per_token
-            found.append(_split(snapshot, model.name, model.split, vias, traffic, measured))
+            found.append(_split(snapshot, model.name, model.split, traffic, measured))
     return found
 
 
@@ -100,7 +102,6 @@ def _split(
     snapshot: Snapshot,
     model: str,
     split: SplitState,
-    vias: Mapping[NodeId, str],
     traffic: Traffic,
     measured: float | None,
 ) -> SplitStatus:
@@ -118,13 +119,11 @@ def _split(
             ForecastStatus(nodes=[node.hex() for node in way.nodes], seconds_per_token=round(way.seconds, 6))
             for way in (plan.considered if plan is not None else ())
         ],
-        shares=[_share(snapshot, split, share, vias, carried) for share in (lease.shares if lease is not None else ())],
+        shares=[_share(snapshot, split, share, carried) for share in (lease.shares if lease is not None else ())],
     )
 
 
-def _share(
-    snapshot: Snapshot, split: SplitState, share: Share, vias: Mapping[NodeId, str], carried: Mapping[NodeId, Carried]
-) -> ShareStatus:
+def _share(snapshot: Snapshot, split: SplitState, share: Share, carried: Mapping[NodeId, Carried]) -> ShareStatus:
     member = next((m for m in split.members if m.node == share.node), None)
     peers = snapshot.mesh.peers if snapshot.mesh is not None else ()
     peer = next((p for p in peers if p.node == share.node), None)
@@ -138,9 +137,10 @@ def _share(
         phase="host" if member is None else member.phase.value,
         detail="" if member is None else member.detail,
         rtt=None if peer is None or peer.rtt is None else round(peer.rtt, 6),
-        via=vias.get(share.node, ""),
+        via=tunnel.via,
         sent=tunnel.sent,
         received=tunnel.received,
+        rate=tunnel.rate,
     )
 
 

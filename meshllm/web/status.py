@@ -5,7 +5,7 @@ Times are seconds, sizes bytes, fractions 0 to 1. Fields are only ever added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from meshllm.core import serving
 from meshllm.core.lending import Machine, offer
@@ -15,6 +15,7 @@ from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
 from meshllm.web import split_status
 from meshllm.web.admission import TargetDesk
 from meshllm.web.mesh_status import MeshStatus, mesh_status
+from meshllm.web.model_list import modalities
 from meshllm.web.split_status import LentStatus, SplitStatus, Traffic
 from meshllm.web.status_model import StatusModel
 
@@ -99,7 +100,8 @@ class FileStatus(StatusModel):
 
 
 class ModelStatus(StatusModel):
-    """A model this node serves or is about to. `purpose`: generate, embed or rerank; null until the file is there."""
+    """A model this node serves or is about to. `purpose`: generate, embed or rerank; `input_modalities`: "text", and
+    "image" where it sees; both null until the file is there."""
 
     name: str
     purpose: str | None
@@ -110,6 +112,7 @@ class ModelStatus(StatusModel):
     restarts: int
     reason: str
     advice: str
+    input_modalities: list[str] | None = None
 
 
 class BackendStatus(StatusModel):
@@ -170,7 +173,8 @@ class SharingStatus(StatusModel):
 
 class NodeStatus(StatusModel):
     """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
-    those it hosts, `lent` is what it carries for the host of another."""
+    those it hosts, `lent` is what it carries for the host of another. `elsewhere` is where other machines find this
+    console; `read_only` is told to those: they get no invite, and what is its owner's alone is empty or 0."""
 
     name: str
     version: str
@@ -190,6 +194,8 @@ class NodeStatus(StatusModel):
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
     lent: LentStatus | None = None
+    elsewhere: tuple[str, ...] = ()
+    read_only: bool = False
 
 
 def _progress(progress: Progress | None) -> ProgressStatus | None:
@@ -242,6 +248,7 @@ def _model(snapshot: Snapshot, model: ModelState, guesses: Guesses, now: float) 
         restarts=model.restarts,
         reason=model.reason,
         advice=model.advice,
+        input_modalities=None if model.facts is None else modalities(model.facts.sees),
     )
 
 
@@ -304,9 +311,11 @@ def node_status(
     machine: Machine | None = None,
     guesses: Mapping[str, Guesses] | None = None,
     traffic: Traffic = lambda lease: {},
+    elsewhere: Sequence[str] = (),
 ) -> NodeStatus:
     """The status at `now`; `started` is when the daemon began (seconds, the same clock), `guesses` what became of
-    tokens guessed ahead, by model; `traffic` what the tunnels of a lease have carried."""
+    tokens guessed ahead, by model; `traffic` what the tunnels of a lease have carried; `elsewhere` where other machines
+    find this console."""
     engine, mesh, guessed = snapshot.engine, snapshot.mesh, guesses or {}
     return NodeStatus(
         name=name,
@@ -331,6 +340,7 @@ def node_status(
         mesh_reason=mesh_reason,
         sharing=sharing,
         machine=None if machine is None else machine_status(machine),
-        splits=split_status.splits(snapshot, vias or {}, traffic, guessed),
+        splits=split_status.splits(snapshot, traffic, guessed),
         lent=split_status.lent(snapshot),
+        elsewhere=tuple(elsewhere),
     )

@@ -7,20 +7,24 @@ answered stands in the head; if that had to be sent before anybody did, it is a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import orjson
 
+from meshllm.core.routing import TargetKind
 from meshllm.web.admission import TargetDesk
+from meshllm.web.callers import is_near
 from meshllm.web.http1 import Connection
 from meshllm.web.inquiry import Inquiry
+from meshllm.web.refusals import Refusal
+from meshllm.wire.api_errors import error_event
 from meshllm.wire.apis import Api
+from meshllm.wire.repair import StreamRepair
 from meshllm.wire.sse import PING, comment
 
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON = "application/json"
-# Who answered: "engine", "backend URL" or "peer ID". ASCII, whatever peers call themselves.
+# Who answered: "engine", "backend URL" (without the URL for other machines) or "peer ID". ASCII, whatever peers call
+# themselves.
 HOST_HEADER = "x-mesh-llm-host"
 # How fast the engine wrote, as it says itself at the end of an answer. In what a model writes a quote is escaped.
 _SPEED_MARK = b'"predicted_per_second":'
@@ -64,9 +68,18 @@ class Voice:
         self._note_speed(answer)
         self._connection.send(status, JSON, answer, self._host() + self._cors)
 
-    def error(self, status: int, body: Mapping[str, Any], headers: str) -> None:
-        """An error, in the caller's API shape, instead of an answer: only while not `streaming`."""
-        self._connection.send(status, JSON, orjson.dumps(body), headers + self._cors)
+    def refuse(self, refusal: Refusal, headers: str, repair: StreamRepair | None) -> None:
+        """An error instead of an answer, with these `headers` or its own; in a stream it is the last event, where
+        `repair` knows how far the answer was."""
+        if not self.streaming:
+            body = orjson.dumps(refusal.body)
+            self._connection.send(refusal.status, JSON, body, (headers or refusal.headers) + self._cors)
+            return
+        status, code, message = refusal.status, refusal.code or "upstream_error", refusal.error["message"]
+        if repair is not None:
+            self.end(repair.fail(code, message, status=status))
+        else:
+            self.end(error_event(self._inquiry.api, status, code, message))
 
     def say(self, words: str, now: float) -> None:
         """A sign of life. A caller that wants no stream hears an interim answer (102), which our own gateways know."""
@@ -87,7 +100,7 @@ class Voice:
         if not self.streaming:
             self._send_head(self._host())
         elif not self._named and self._desk is not None:
-            data = comment(f"answered by {self._desk.host}") + data
+            data = comment(f"answered by {self._who(self._desk)}") + data
         self._named = True
         return data
 
@@ -96,7 +109,14 @@ class Voice:
             self._desk.tokens_per_second = float(told[1])
 
     def _host(self) -> str:
-        return "" if self._guest or self._desk is None else f"{HOST_HEADER}: {self._desk.host}\r\n"
+        return "" if self._guest or self._desk is None else f"{HOST_HEADER}: {self._who(self._desk)}\r\n"
+
+    def _who(self, desk: TargetDesk) -> str:
+        """Who answered. Where its backends are is nothing that a node tells other machines."""
+        hidden = desk.target.kind is TargetKind.BACKEND
+        if hidden and not is_near(self._connection.peer, self._inquiry.headers):
+            return TargetKind.BACKEND.value
+        return desk.host
 
     def _send_head(self, host: str = "") -> None:
         self.streaming = True

@@ -5,8 +5,8 @@ error in the middle ends the stream without `[DONE]`. What other backends get wr
 errors in shapes that clients do not raise on.
 
 Law: once the first delta of every choice has been seen, bytes pass through untouched and no event is parsed: two
-substring scans for each piece, and neither can be fooled by what the model writes, since inside JSON a quote is escaped
-and a line never breaks.
+substring scans for each piece (three, if the engine computes with others), and none can be fooled by what the model
+writes, since inside JSON a quote is escaped and a line never breaks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from meshllm.wire import strict_json
 from meshllm.wire.api_errors import error_event, find_error, loads_error, translate_event
 from meshllm.wire.apis import Api
+from meshllm.wire.losses import MARK, UPSTREAM_LOST, loss_words, says_worker_lost
 from meshllm.wire.sse import (
     DONE,
     MAX_EVENT,
@@ -39,11 +40,24 @@ class ChatRepair:
     `choices` is how many were asked for (`n`). For `Api.COMPLETIONS` there are no roles, only the end is looked after.
     """
 
-    def __init__(self, api: Api, *, model: str, ident: str, created: int, choices: int = 1, limit: int = MAX_EVENT):
+    def __init__(
+        self,
+        api: Api,
+        *,
+        model: str,
+        ident: str,
+        created: int,
+        choices: int = 1,
+        shared: bool = False,
+        limit: int = MAX_EVENT,
+    ) -> None:
         self.complete = False
         self.started = False
         self.failed = False
+        self.worker_lost = False
         self._api = api
+        self._model = model
+        self._shared = shared
         self._choices = max(1, min(choices, _MAX_CHOICES))
         self._buffer = EventBuffer(limit)
         chat = api is Api.CHAT
@@ -153,6 +167,8 @@ class ChatRepair:
     def _bulk(self, block: bytes) -> bytes:
         if not block:
             return b""
+        if self._shared and MARK in block and (loss := self._find_loss(block)) is not None:
+            return block[:loss] + self._upstream_lost()
         cut = self._find_done(block)
         if cut is not None:
             block = block[:cut]
@@ -171,6 +187,15 @@ class ChatRepair:
             if (position == 0 or block[position - 1] in b"\r\n") and block[after : after + 1] in (b"\n", b"\r"):
                 return position
             position = block.find(mark, after)
+        return None
+
+    def _find_loss(self, block: bytes) -> int | None:
+        """Where the event begins that says that a worker is lost, if it is here."""
+        for start, end in event_spans(block):
+            if MARK in block[start:end]:
+                found = loads_error(parse_event(block[start:end]).data or b"")
+                if found is not None and says_worker_lost(found):
+                    return start
         return None
 
     def _note_finish(self, block: bytes) -> None:
@@ -202,9 +227,15 @@ class ChatRepair:
         return next((parse_event(raw) for raw in events_backwards(self._last) if _carries(raw)), None)
 
     def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
+        if self._shared and says_worker_lost(found):
+            return self._upstream_lost()
         self.complete = self.failed = True
         self.started = True
         return translate_event(self._api, found)
+
+    def _upstream_lost(self) -> bytes:
+        self.worker_lost = True
+        return self.fail(UPSTREAM_LOST, loss_words(self._model))
 
     def _final_choice(self, index: int) -> dict[str, Any]:
         if self._api is Api.CHAT:

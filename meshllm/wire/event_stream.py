@@ -10,6 +10,7 @@ from typing import Any
 
 from meshllm.wire import strict_json
 from meshllm.wire.api_errors import find_error, loads_error, status_of
+from meshllm.wire.losses import UPSTREAM_LOST, loss_words, says_worker_lost
 from meshllm.wire.sse import MAX_EVENT, Event, EventBuffer, next_event, parse_event, skip_blanks
 
 MAX_NUMBER = 1 << 53
@@ -19,10 +20,13 @@ MAX_NUMBER = 1 << 53
 class EventRepair:
     """Base class; see `meshllm.wire.repair.StreamRepair` for the contract. Subclasses fill in the last methods."""
 
-    def __init__(self, *, limit: int = MAX_EVENT) -> None:
+    def __init__(self, model: str, *, shared: bool = False, limit: int = MAX_EVENT) -> None:
         self.complete = False
         self.started = False
         self.failed = False
+        self.worker_lost = False
+        self._model = model
+        self._shared = shared
         self._buffer = EventBuffer(limit)
 
     def feed(self, data: bytes) -> bytes:
@@ -76,8 +80,7 @@ class EventRepair:
         if event.data is None:
             if event.error is None:
                 return raw
-            error = loads_error(event.error) or {"message": "unknown error"}
-            return self._fail(error, status_of(error))
+            return self._upstream_error(loads_error(event.error) or {"message": "unknown error"})
         if event.data.strip() == b"[DONE]":
             return b""  # not a word of these APIs
         value = strict_json.loads_object(event.data)
@@ -90,10 +93,16 @@ class EventRepair:
             if kind == "error" or event.name == "error" or not isinstance(value.get("type"), str):
                 found = find_error(value) or ({"message": "unknown error"} if "error" in (kind, event.name) else None)
                 if found is not None:
-                    return self._fail(found, status_of(found))
+                    return self._upstream_error(found)
             return self._event(kind, value, event)
         except (ValueError, RecursionError):
             return self._said() + self._invalid()
+
+    def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
+        if self._shared and says_worker_lost(found):
+            self.worker_lost = True
+            return self.fail(UPSTREAM_LOST, loss_words(self._model))
+        return self._fail(found, status_of(found))
 
     def _invalid(self) -> bytes:
         return self.fail("upstream_invalid", "The model server sent something that is not an event of this API.")

@@ -91,7 +91,8 @@ class Find:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The file is there: its size, bytes of a chunk, and the sha256 of each chunk, back to back."""
+    """The file is there: its size, bytes of a chunk, and for each chunk the sha256 of all bytes up to its end, back to
+    back; so the last is the file's own."""
 
     size: int
     chunk_bytes: int

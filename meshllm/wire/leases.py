@@ -12,7 +12,7 @@ from typing import Any
 from meshllm.core import leases as n
 from meshllm.core.leases import Lease, LeasedFile, LeasePhase
 from meshllm.core.messages import Message
-from meshllm.core.records import MAX_NAME_BYTES, NODE_ID_BYTES, NodeId
+from meshllm.core.records import MAX_DEVICES, MAX_NAME_BYTES, NODE_ID_BYTES, NodeId
 from meshllm.core.split import Share
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
@@ -31,7 +31,7 @@ def write_propose(message: n.Propose) -> tuple[Any, ...]:
     """The fields after the kind."""
     lease = message.lease
     files = [(file.name, file.size, bytes.fromhex(file.sha256)) for file in lease.files]
-    shares = [(share.node, share.first, share.layers, share.memory) for share in lease.shares]
+    shares = [(share.node, share.first, share.layers, share.memory, share.devices) for share in lease.shares]
     return (lease.session, lease.generation, lease.model, files, shares)
 
 
@@ -67,13 +67,22 @@ def _file(value: Any) -> LeasedFile:
 
 
 def _share(value: Any) -> Share:
-    node, first, layers, memory, *_ = f.fields(value, 4, "share")
-    return Share(
+    node, first, layers, memory, *later = f.fields(value, 4, "share")
+    share = Share(
         NodeId(f.exactly(node, NODE_ID_BYTES, "share's node id")),
         f.number(first, "share's first layer", 0, n.MAX_LAYERS),
         f.number(layers, "share's layers", 1, n.MAX_LAYERS),
         f.number(memory, "share's memory"),
+        _devices(later[0]) if later else (),
     )
+    if share.devices and sum(share.devices) != share.layers:
+        raise BadMessage("share's devices: not its layers")
+    return share
+
+
+def _devices(value: Any) -> tuple[int, ...]:
+    counts = f.items(value, MAX_DEVICES, "share's devices")
+    return tuple([f.number(count, "device's layers", 0, n.MAX_LAYERS) for count in counts])
 
 
 def write_lent(message: n.Lent) -> tuple[Any, ...]:

@@ -55,9 +55,10 @@ class _Block:
 class MessagesRepair(EventRepair):
     """Repairs one stream; see `meshllm.wire.repair.StreamRepair` for the contract."""
 
-    def __init__(self, *, model: str, ident: str, input_tokens: int | None = None, limit: int = MAX_EVENT) -> None:
-        super().__init__(limit=limit)
-        self._model = model
+    def __init__(
+        self, *, model: str, ident: str, input_tokens: int | None = None, shared: bool = False, limit: int = MAX_EVENT
+    ) -> None:
+        super().__init__(model, shared=shared, limit=limit)
         self._ident = ident
         self._counts: dict[str, Any] = {} if input_tokens is None else {"input_tokens": input_tokens}
         self._open: _Block | None = None

@@ -34,6 +34,10 @@ MAX_PROTOCOL = 65535
 MAX_ITEMS = 512
 PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
 PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
+# What a model takes, a bit for each kind; a newer version may know more kinds. 0: not known.
+TEXT, PICTURES = 1, 2
+INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | PICTURES}
+MAX_INPUTS = 0xFFFF
 # What a record has had from the beginning; what came later may be missing in one of an older node.
 FIELDS = 15
 
@@ -67,7 +71,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.software,
             record.protocol,
             hosts,
-            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size) for m in record.serves],
+            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.sees]) for m in record.serves],
             [(load.name, load.active, load.waiting) for load in record.loads],
             record.wants,
             record.on_disk,
@@ -76,6 +80,8 @@ def encode_record(record: NodeRecord) -> bytes:
             record.leaving,
             [(candidate.model, candidate.room, candidate.apart) for candidate in record.splits],
             record.speed,
+            record.devices,
+            record.idle,
         )
     )
     try:
@@ -153,6 +159,8 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         leaving=f.flag(leaving, "leaving"),
         splits=_candidates(later[0]) if later else (),
         speed=f.number(later[1], "speed") if len(later) > 1 else 0,
+        devices=_devices(later[2]) if len(later) > 2 else (),
+        idle=f.flag(later[3], "idle") if len(later) > 3 else False,
     )
 
 
@@ -163,13 +171,15 @@ def _window(value: Any) -> tuple[int, int]:
 
 
 def _model(value: Any) -> r.ServedModel | None:
-    name, purpose, context, slots, size, *_ = f.fields(value, 5, "model")
+    name, purpose, context, slots, size, *later = f.fields(value, 5, "model")
+    inputs = f.number(later[0], "model's inputs", 0, MAX_INPUTS) if later else 0
     model = r.ServedModel(
         name=f.name(name, "model's name"),
         purpose=PURPOSE_OF.get(f.number(purpose, "model's purpose")),
         context_length=f.number(context, "model's context", 0, MAX_CONTEXT),
         slots=f.number(slots, "model's slots", 0, MAX_REQUESTS),
         size=f.number(size, "model's size"),
+        sees=bool(inputs & PICTURES) if inputs else None,
     )
     return model if purpose in PURPOSE_OF else None
 
@@ -187,6 +197,10 @@ def _candidates(value: Any) -> tuple[r.Candidate, ...]:
 def _candidate(value: Any) -> r.Candidate:
     model, room, apart, *_ = f.fields(value, 3, "candidate")
     return r.Candidate(f.name(model, "candidate's model"), f.number(room, "room"), f.flag(apart, "apart"))
+
+
+def _devices(value: Any) -> tuple[int, ...]:
+    return tuple([f.number(room, "device's memory") for room in f.items(value, r.MAX_DEVICES, "devices")])
 
 
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
@@ -222,6 +236,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
         memory=_within(record.memory, MAX_NUMBER),
         speed=_within(record.speed, MAX_NUMBER),
+        devices=tuple([_within(room, MAX_NUMBER) for room in record.devices][: r.MAX_DEVICES]),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
         splits=tuple(
             [replace(c, room=_within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]
@@ -271,7 +286,8 @@ def _plain(address: r.Address) -> r.Address | None:
 
 
 # At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.
-_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
+_FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9
+_FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
 
 

@@ -25,6 +25,8 @@ class StreamRepair(Protocol):
     """Something other than comments has been passed on: the request cannot be tried elsewhere any more."""
     failed: bool
     """The stream ended, but with an error event."""
+    worker_lost: bool
+    """That error is an engine's which has lost a node that computed with it: it was put in our words."""
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that can be sent on now."""
@@ -37,19 +39,28 @@ class StreamRepair(Protocol):
 
 
 def stream_repair(
-    api: Api, *, model: str, ident: str, created: int, request: Mapping[str, Any], input_tokens: int | None = None
+    api: Api,
+    *,
+    model: str,
+    ident: str,
+    created: int,
+    request: Mapping[str, Any],
+    input_tokens: int | None = None,
+    shared: bool = False,
 ) -> StreamRepair:
     """The repairer for one streamed reply; ValueError if `api` does not stream.
 
     `ident` makes up ids where upstream gave none (letters and digits, unique to the request); `created` is the time in
     Unix seconds; `request` is the caller's parsed body; `input_tokens` the length of the prompt where it is known.
+    `shared`: upstream is an engine that computes with other nodes (see `losses`).
     """
     if api in (Api.CHAT, Api.COMPLETIONS):
-        return ChatRepair(api, model=model, ident=ident, created=created, choices=_count(request.get("n")))
+        choices = _count(request.get("n"))
+        return ChatRepair(api, model=model, ident=ident, created=created, choices=choices, shared=shared)
     if api is Api.MESSAGES:
-        return MessagesRepair(model=model, ident=ident, input_tokens=input_tokens)
+        return MessagesRepair(model=model, ident=ident, input_tokens=input_tokens, shared=shared)
     if api is Api.RESPONSES:
-        return ResponsesRepair(model=model, ident=ident, created=created, request=request)
+        return ResponsesRepair(model=model, ident=ident, created=created, request=request, shared=shared)
     raise ValueError(f"{api.value} does not stream")
 
 

@@ -40,9 +40,16 @@ class ResponsesRepair(EventRepair):
     """Repairs one stream; see `meshllm.wire.repair.StreamRepair` for the contract."""
 
     def __init__(
-        self, *, model: str, ident: str, created: int, request: Mapping[str, Any], limit: int = MAX_EVENT
+        self,
+        *,
+        model: str,
+        ident: str,
+        created: int,
+        request: Mapping[str, Any],
+        shared: bool = False,
+        limit: int = MAX_EVENT,
     ) -> None:
-        super().__init__(limit=limit)
+        super().__init__(model, shared=shared, limit=limit)
         self._ident = ident
         self._base = new_response(request, model=model, ident=ident, created=created)
         try:

@@ -1,8 +1,15 @@
 """`scripts/bench speculation`: a real model that guesses ahead, against the same one that does not.
 
-Both engines are up at once and get every request in turn, so that whatever else the machine does meets both. What
-counts is the ratio of their times for a token, taken request by request. Texts that repeat what was said and texts that
-do not are told apart, greedy and not, one at a time and several.
+The engines are up at once and get every request in turn, so that whatever else the machine does meets all. What counts
+is the ratio of their times for a token, taken request by request. Texts that repeat what was said and texts that do not
+are told apart, greedy and not, one at a time and several.
+
+An engine remembers what it has read and written, for all requests together, and guesses it the second time: every
+engine is asked each text once, and new engines are started for the next round and for the next way of asking.
+
+Where the machine is busy the times of a single text say little, and the worst of several less. What was guessed and
+what was right does not depend on the machine: the worst text is also told by counting, with the cost of a guess (in
+tokens) that all texts of a row had in the middle.
 """
 
 from __future__ import annotations
@@ -10,6 +17,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +25,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import geometric_mean, median, quantiles
 from typing import Any, Final
 
 from meshllm import paths
 from meshllm.core.speculation import PLAIN, Guessing, Speculation
 from meshllm.engine import build
-from meshllm.engine.llama_server import ServerPlan, arguments
+from meshllm.engine.llama_server import SPIN_ROUNDS, SPIN_VARIABLE, ServerPlan, arguments
 
 from . import report
 from .children import Child
@@ -37,6 +45,9 @@ CONTEXT: Final = 4096
 MODEL: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE: Final = PACKAGE / "models" / "templates" / "smollm2-tools.jinja"
 WARM: Final = 0.8
+MANNERS: Final = {"greedy": (0.0, 1), "warm": (WARM, 1), "together": (0.0, STREAMS)}
+"""How the texts are asked for: temperature, and how many at a time."""
+WARM_UP, WARM_UP_TOKENS = Text("warm-up", "What is the capital of France?"), 8
 CPU_TICK_S: Final = 0.01
 
 
@@ -49,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", type=int, default=160, help="most tokens of each reply (default 160)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each text is asked for (default 5)")
+    parser.add_argument("--text", action="append", metavar="NAME", help="ask for this text alone (repeatable)")
+    parser.add_argument("--how", action="append", choices=MANNERS, help="ask in this way alone (repeatable)")
     parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
 
 
@@ -89,7 +102,10 @@ class Engine:
             raise BenchError("the engine is not built (mesh-llm engine build)")
         self.name = name
         self.socket = scratch / f"{name}.sock"
-        self.child = stack.enter_context(Child(name, list(arguments(found.server, plan, self.socket)), scratch))
+        self.socket.unlink(missing_ok=True)  # of one that was here before
+        words = list(arguments(found.server, plan, self.socket))
+        spin = {SPIN_VARIABLE: os.environ.get(SPIN_VARIABLE, SPIN_ROUNDS)}
+        self.child = stack.enter_context(Child(name, words, scratch, spin))
 
     def wait(self) -> None:
         """Until it answers. Raises BenchError."""
@@ -130,8 +146,8 @@ class Engine:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print; 0."""
-    with tempfile.TemporaryDirectory(prefix="mesh-") as name, ExitStack() as stack:
+    """Measure and print; 0. Raises BenchError."""
+    with tempfile.TemporaryDirectory(prefix="mesh-") as name:
         scratch = Path(name)
         ways: dict[str, tuple[Speculation, Path | None]] = {
             "none": (PLAIN, None),
@@ -142,38 +158,38 @@ def run(options: argparse.Namespace) -> int:
         if options.cut:
             smaller = cut(options.model, scratch / "cut.gguf", options.cut)
             ways["cut"] = (Speculation(Guessing.DRAFT, "cut"), smaller)
-        engines = [Engine(stack, scratch, way, _plan(options.model, *what)) for way, what in ways.items()]
-        for engine in engines:
-            engine.wait()
-        cells = _measure(engines, options)
-    bars = [
-        report.bar(f"{way}: texts that do not repeat, x none", _least(cells, way, "plain"), 0.97, at_most=False)
-        for way in list(ways)[1:]
-    ]
-    rows = [facts for key, by_way in cells.items() for facts in _facts(key, by_way)]
+
+        def start(stack: ExitStack) -> list[Engine]:
+            engines = [Engine(stack, scratch, way, _plan(options.model, *what)) for way, what in ways.items()]
+            for engine in engines:
+                engine.wait()
+                engine.answer(WARM_UP, 0.0, WARM_UP_TOKENS, 0)
+            return engines
+
+        cells = _measure(start, options)
+    rows = [facts for key, by_way in cells.items() for facts in figures(key, by_way)]
+    bars = []
+    for way in list(ways)[1:]:
+        unhelped = [facts for facts in rows if facts["way"] == way and facts["texts"] == "plain"]
+        for what, value in (("mean of texts", "ratio"), ("worst text, counted", "least_counted")):
+            least = min((facts[value] for facts in unhelped), default=None)
+            bars.append(report.bar(f"{way}, plain texts, x none: {what}", least, 0.97, at_most=False))
     if options.json:
         print(report.as_json("speculation", bars, rows=rows))
     else:
-        columns = [
-            "texts",
-            "speculation",
-            "ms/token",
-            "x none",
-            "worst text",
-            "x none, CPU",
-            "guessed",
-            "right",
-            "same text",
-        ]
-        title = f"speculation: {options.model.stem}, {options.tokens} tokens, {options.rounds} rounds"
-        report.show(
-            title,
-            columns,
-            [_row(facts) for facts in rows],
-            bars,
-            ["x none: of each text the median of rounds, of these the mean"],
-        )
+        _show(options, rows, bars)
     return 0
+
+
+def _show(options: argparse.Namespace, rows: list[dict[str, Any]], bars: list[report.Bar]) -> None:
+    title = f"speculation: {options.model.stem}, {options.tokens} tokens, {options.rounds} rounds"
+    columns = ["texts", "speculation", "ms/token", "x none", "CPU", "worst", "quartiles", "counted"]
+    notes = [
+        "x none: of each text the median of rounds, of these the mean; CPU: the same of the processor's time",
+        "worst: the worst text's median, and its quartiles; counted: the worst by what was guessed, at the price said",
+        "guessed, right: of all tokens, of all guesses; price: of a guess, in tokens; same: answers that are none's",
+    ]
+    report.show(title, [*columns, "guessed", "right", "price", "same"], [_row(facts) for facts in rows], bars, notes)
 
 
 def _plan(model: Path, speculation: Speculation, draft: Path | None) -> ServerPlan:
@@ -181,23 +197,36 @@ def _plan(model: Path, speculation: Speculation, draft: Path | None) -> ServerPl
     return ServerPlan("m", model, CONTEXT, STREAMS, chat_template=template, speculation=speculation, draft_path=draft)
 
 
-def _measure(engines: Sequence[Engine], options: argparse.Namespace) -> Cells:
+def _measure(start: Callable[[ExitStack], list[Engine]], options: argparse.Namespace) -> Cells:
+    """Every way of asking and every kind of texts meets new engines, in each round."""
     cells: Cells = {}
-    kinds = {"repeating": repeating(), "plain": plain()}
-    with ThreadPoolExecutor(STREAMS) as pool:
-        for number in range(-1, options.rounds):  # round -1 warms up
-            report.progress(f"round {number + 1} of {options.rounds}")
-            for kind, texts in kinds.items():
-                for temperature, streams in ((0.0, 1), (WARM, 1), (0.0, STREAMS)):
+    for number in range(options.rounds):
+        for kind, texts in _texts(options.text).items():
+            for manner in options.how or MANNERS:
+                report.progress(f"round {number + 1} of {options.rounds}: {kind}, {manner}")
+                temperature, streams = MANNERS[manner]
+                with ExitStack() as stack, ThreadPoolExecutor(STREAMS) as pool:
+                    engines = start(stack)
                     by_way = cells.setdefault((kind, temperature, streams), {one.name: Cell() for one in engines})
                     for first in range(0, len(texts), streams):
                         group = texts[first : first + streams]
                         for engine in engines if number % 2 else reversed(engines):
                             answers = _together(pool, engine, group, temperature, options.tokens, number + 1)
-                            for text, answer in zip(group, answers if number >= 0 else [], strict=number >= 0):
+                            for text, answer in zip(group, answers, strict=True):
                                 by_way[engine.name].answers.setdefault(text.name, []).append(answer)
     report.progress("")
     return cells
+
+
+def _texts(names: Sequence[str] | None) -> dict[str, list[Text]]:
+    """The texts of those names (None: all), by their kind. Raises BenchError."""
+    kinds = {"repeating": repeating(), "plain": plain()}
+    if names is not None:
+        known = [text.name for texts in kinds.values() for text in texts]
+        if unknown := set(names).difference(known):
+            raise BenchError(f"no text is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+        kinds = {kind: [text for text in texts if text.name in names] for kind, texts in kinds.items()}
+    return {kind: texts for kind, texts in kinds.items() if texts}
 
 
 def _together(
@@ -213,27 +242,54 @@ def _together(
     return answers
 
 
-def _ratios(base: Cell, other: Cell, of: Callable[[Answer], float] = lambda answer: answer.pace) -> list[float]:
-    """How many times as fast, for each text: the median of rounds."""
+def _ratios(base: Cell, other: Cell, of: Callable[[Answer], float] = lambda answer: answer.pace) -> list[list[float]]:
+    """How many times as fast, for each text in each round."""
     return [
-        median(of(one) / of(another) for one, another in zip(base.answers[text], answers, strict=True))
+        [of(one) / of(another) for one, another in zip(base.answers[text], answers, strict=True)]
         for text, answers in other.answers.items()
     ]
 
 
-def _least(cells: Cells, way: str, kind: str) -> float:
-    """The worst of the means over texts."""
-    return min(geometric_mean(_ratios(by_way["none"], by_way[way])) for key, by_way in cells.items() if key[0] == kind)
+def _price(base: Cell, other: Cell) -> float:
+    """What a guess costs, right or wrong, in tokens: the median of all answers that had some; 0 where none had."""
+    pairs = zip(base.all(), other.all(), strict=True)
+    # What an answer took, in tokens of an engine that does not guess, is a step for each token but those that were
+    # guessed right, and the guesses.
+    prices = [
+        (guessing.pace / alone.pace * guessing.tokens - guessing.tokens + guessing.accepted) / guessing.drafted
+        for alone, guessing in pairs
+        if guessing.drafted
+    ]
+    return median(prices) if prices else 0.0
 
 
-def _facts(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[str, Any]]:
+def _counted(answers: Sequence[Answer], price: float) -> float:
+    """How many times as fast a text comes, going by its guesses alone."""
+    tokens = sum(one.tokens for one in answers)
+    return tokens / sum(one.tokens - one.accepted + price * one.drafted for one in answers)
+
+
+def figures(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[str, Any]]:
     """What is to be told of each engine, for one kind of texts."""
     kind, temperature, streams = key
     found = []
     for way, cell in by_way.items():
         answers, base = list(cell.all()), list(by_way["none"].all())
-        ratios = _ratios(by_way["none"], cell)
         drafted, accepted = sum(one.drafted for one in answers), sum(one.accepted for one in answers)
+        price = _price(by_way["none"], cell)
+        texts = {
+            name: {
+                "ratio": median(ratios),
+                "quartiles": _quartiles(ratios),
+                "counted": _counted(cell.answers[name], price),
+                "tokens": [one.tokens for one in cell.answers[name]],
+                "guessed": [one.drafted for one in cell.answers[name]],
+                "right": [one.accepted for one in cell.answers[name]],
+            }
+            for name, ratios in zip(cell.answers, _ratios(by_way["none"], cell), strict=True)
+        }
+        worst = min(texts.values(), key=lambda text: text["ratio"])
+        by_cpu = _ratios(by_way["none"], cell, lambda answer: answer.cpu)
         found.append(
             {
                 "texts": kind,
@@ -241,28 +297,45 @@ def _facts(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[st
                 "streams": streams,
                 "way": way,
                 "ms_a_token": median(one.pace for one in answers),
-                "ratio": geometric_mean(ratios),
-                "least": min(ratios),
-                "ratio_cpu": geometric_mean(_ratios(by_way["none"], cell, lambda answer: answer.cpu)),
+                "ratio": geometric_mean(text["ratio"] for text in texts.values()),
+                "ratio_cpu": geometric_mean(median(ratios) for ratios in by_cpu),
+                "least": worst["ratio"],
+                "least_quartiles": worst["quartiles"],
+                "least_counted": min(text["counted"] for text in texts.values()),
                 "guessed": drafted / sum(one.tokens for one in answers),
                 "right": accepted / drafted if drafted else None,
+                "price": price if drafted else None,
                 "same": sum(one.text == another.text for one, another in zip(base, answers, strict=True)),
                 "answers": len(answers),
+                "by_text": texts,
             }
         )
     return found
 
 
+def _quartiles(ratios: Sequence[float]) -> tuple[float, float]:
+    """The first and the third; of a single one it is both."""
+    if len(ratios) == 1:
+        return ratios[0], ratios[0]
+    first, _, third = quantiles(ratios, n=4, method="inclusive")
+    return first, third
+
+
 def _row(facts: dict[str, Any]) -> list[str]:
     how = f"at {facts['temperature']}" if facts["temperature"] else "greedy"
+    together = f", {facts['streams']} together" if facts["streams"] > 1 else ""
+    first, third = facts["least_quartiles"]
     return [
-        f"{facts['texts']}, {how}, {facts['streams']} at a time",
+        f"{facts['texts']}, {how}{together}",
         facts["way"],
         f"{facts['ms_a_token']:.1f}",
         f"{facts['ratio']:.3f}",
-        f"{facts['least']:.3f}",
         f"{facts['ratio_cpu']:.3f}",
+        f"{facts['least']:.3f}",
+        f"{first:.2f}, {third:.2f}",
+        f"{facts['least_counted']:.3f}",
         f"{facts['guessed']:.2f}",
         "" if facts["right"] is None else f"{facts['right']:.2f}",
+        "" if facts["price"] is None else f"{facts['price']:.2f}",
         f"{facts['same']} of {facts['answers']}",
     ]

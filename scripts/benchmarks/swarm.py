@@ -167,7 +167,7 @@ class Bench:
                 chunk = os.urandom(min(store.chunk_bytes, self._size - begin))
                 file.write(chunk)
                 whole.update(chunk)
-                chunks += hashlib.sha256(chunk).digest()
+                chunks += whole.digest()
         self._sha256 = whole.hexdigest()
         store.record(path, self._sha256)
         store.record_chunks(self._sha256, bytes(chunks))

@@ -109,6 +109,10 @@ def test_only_what_fits_or_has_words_in_it(store: Store) -> None:
     names = [entry["name"] for entry in json.loads(run("--json", "--search", "QWEN coder", "--fits"))]
     assert names == ["Qwen2.5-Coder-7B-Instruct", "Qwen2.5-Coder-14B-Instruct"]
     assert {entry["purpose"] for entry in json.loads(run("--json", "--search", "embeddings"))} == {"embed"}
+    assert all(entry["vision"] for entry in json.loads(run("--json", "--search", "vision")))
+    mixtures = json.loads(run("--json", "--search", "moe"))
+    assert {"gpt-oss-20b", "Mixtral-8x7B-Instruct-v0.1"} <= {entry["name"] for entry in mixtures}
+    assert all(entry["active_parameters"] < entry["parameters"] for entry in mixtures)
     assert run("--search", "no such words") == ""
 
 
@@ -145,6 +149,19 @@ def test_a_narrow_terminal_loses_licences_first(
     printed = capsys.readouterr().out
     assert "Apache-2.0" not in printed
     assert all(entry.name in printed for entry in load().entries)
+
+
+def test_in_80_columns_only_names_are_cut(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    command.download()
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert all("…" not in line.partition(" ")[2] for line in printed.splitlines())
+    for word in ("on disk", "128k td fits", "~4.2 GB"):
+        assert word in printed
 
 
 def test_a_search_without_a_result_says_what_else_there_is(

@@ -20,7 +20,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from meshllm.cli import argv, entry, join
+from meshllm.cli import argv, entry, join, start
 from meshllm.cli.invite import seconds
 from meshllm.core.records import Address, MeshId, WayIn
 from meshllm.daemon.settings import Settings
@@ -131,7 +131,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> Settings:
     def run(settings: Settings, **_: Any) -> None:
         asked.append(settings)
 
-    monkeypatch.setattr(entry, "_run", run)
+    monkeypatch.setattr(start, "run", run)
     result = CliRunner().invoke(entry.app, list(options), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return asked[0]

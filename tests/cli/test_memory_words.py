@@ -9,7 +9,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from meshllm.cli import entry, view
+from meshllm.cli import entry, start, view
 from meshllm.cli import status as status_command
 from meshllm.core import events as e
 from meshllm.core.hosting import Measured
@@ -45,7 +45,7 @@ def serving() -> Mesh:
 
 def settings(monkeypatch: pytest.MonkeyPatch, *options: str) -> Settings:
     taken: list[Settings] = []
-    monkeypatch.setattr(entry, "_run", lambda given, **_: taken.append(given))
+    monkeypatch.setattr(start, "run", lambda given, **_: taken.append(given))
     result = CliRunner().invoke(entry.app, list(options), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return taken[0]
@@ -57,6 +57,8 @@ def test_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(monkeypatch, "--max-vram", "5.5", "--device", "CUDA0, CUDA1", "--device", "Vulkan0")
     assert (given.max_memory, given.devices) == (5_500_000_000, ("CUDA0", "CUDA1", "Vulkan0"))
     assert CliRunner().invoke(entry.app, ["--max-vram", "0"]).exit_code == 2
+    with pytest.raises(UsageError, match="--split spreads a model"):
+        settings(monkeypatch, "--split")
     for option in ("--max-vram=5", "--device=CUDA0"):
         with pytest.raises(UsageError, match="A client serves nothing"):
             settings(monkeypatch, "--client", option)
@@ -66,7 +68,7 @@ def test_where_a_model_went_is_said_when_it_serves() -> None:
     out = io.StringIO()
     viewer = view.LineViewer(view.PlainConsole(out))
     viewer.snapshot(serving().snapshot())
-    assert f"serving m (1 x 4096 tokens of context, 7168 MiB): {FIT}\n" in out.getvalue()
+    assert f"serving m (1 x 4096 tokens of context): {FIT}\n" in out.getvalue()
 
 
 def told() -> dict[str, Any]:
@@ -108,3 +110,33 @@ def test_the_status_command_shows_them(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "CUDA0 (H200): 6.0 GB of 8.0 GB free, its own\n" in shown
     assert "Vulkan1 (Iris): 9.0 GB of 16.0 GB free, shared with the computer; not used" in shown
     assert f"m: {FIT}" in shown
+
+
+def test_an_engine_that_nothing_needed_yet_is_not_called_unknown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = told()
+    monkeypatch.setattr(status_command, "fetch", lambda port: orjson.dumps(status))
+    status_command.show(3131, as_json=False)
+    assert "\nengine ready 1" in capsys.readouterr().out
+    status["engine"]["phase"] = "unknown"
+    status_command.show(3131, as_json=False)
+    assert "\nengine" not in capsys.readouterr().out
+
+
+def test_why_a_model_is_not_served_has_the_whole_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = told()
+    status["models"][0] |= {"phase": "failed", "reason": "it takes 6.0 GB", "advice": "Add a [node]."}
+    status["models"][0]["engine"] = None
+    split = {"model": "m", "shares": [], "reason": "it takes 6.0 GB"}
+    status["splits"] = [split]
+    monkeypatch.setattr(status_command, "fetch", lambda port: orjson.dumps(status))
+    monkeypatch.setenv("COLUMNS", "80")
+    status_command.show(3131, as_json=False)
+    assert capsys.readouterr().out.count("m: it takes 6.0 GB") == 1
+    status["models"][0]["reason"] = ""
+    status["splits"] = [split | {"reason": "others are asked"}]
+    status_command.show(3131, as_json=False)
+    assert "\nm: others are asked\n" in capsys.readouterr().out

@@ -16,11 +16,12 @@ SPLIT = {
     "shares": [
         {
             "node": "aa" * 32, "name": "", "first": 0, "layers": 20, "memory": 3_500_000_000, "phase": "host",
-            "detail": "", "rtt": None, "via": "", "sent": 0, "received": 0,
+            "detail": "", "rtt": None, "via": "", "sent": 0, "received": 0, "rate": 0,
         },
         {
             "node": "bb" * 32, "name": "attic\x1b[31m", "first": 20, "layers": 16, "memory": 2_500_000_000,
             "phase": "committed", "detail": "", "rtt": 0.0042, "via": "lane", "sent": 1_200_000, "received": 900_000,
+            "rate": 15_400,
         },
     ],
 }  # fmt: skip
@@ -34,7 +35,7 @@ def test_a_split_is_told_share_by_share_with_forecast_and_result() -> None:
     )
     assert host == "  layers 0 to 19 on this node: 3.5 GB"
     assert worker.startswith("  layers 20 to 35 on attic")
-    assert worker.endswith("2.5 GB, committed, 4.2 ms away, by lane, 1.2 MB sent and 0.9 MB received")
+    assert worker.endswith("2.5 GB, committed, 4.2 ms away, by lane, 1.2 MB sent and 0.9 MB received, 15.4 kB/s now")
     assert "\x1b" not in worker
 
 

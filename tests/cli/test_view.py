@@ -16,7 +16,7 @@ from meshllm.core.mesh import Mesh
 from meshllm.core.types import ModelFacts, Progress, ServerFacts
 from meshllm.daemon.app import Listening
 
-LISTENING = Listening("http://localhost:1/v1", "http://localhost:2", None)
+LISTENING = Listening("http://localhost:1/v1", "http://localhost:2")
 STORY = [
     e.ModelWanted("m[red]odel"),
     e.EngineProgress(Progress("engine: compile", 0.5, "ggml.c [x]")),
@@ -44,6 +44,24 @@ def play(viewer: view.LineViewer | view.JsonViewer) -> None:
     viewer.close()
 
 
+def test_other_machines_are_told_where_to_call_and_what_they_need() -> None:
+    homes = [(f"http://192.0.2.{host}:1/v1", f"http://192.0.2.{host}:2") for host in range(1, 9)]
+    out = io.StringIO()
+    lines = view.LineViewer(view.PlainConsole(out))
+    lines.listening(LISTENING)
+    assert "other machines" not in out.getvalue()
+    lines.listening(Listening(LISTENING.api, LISTENING.console, "/home/[x]/api-key", tuple(homes)))
+    told = out.getvalue()
+    assert "From other machines, with the key in /home/[x]/api-key (the console is read-only there):" in told
+    assert "  API      http://192.0.2.1:1/v1\n  Console  http://192.0.2.1:2\n" in told
+    assert "192.0.2.8" not in told
+    lines.listening(Listening(LISTENING.api, LISTENING.console, "$MESH_LLM_API_KEY"))
+    assert out.getvalue().endswith("Callers from elsewhere need the key in $MESH_LLM_API_KEY\n")
+    services = io.StringIO()
+    view.JsonViewer(services).listening(Listening(LISTENING.api, LISTENING.console, "$K", tuple(homes[:1])))
+    assert json.loads(services.getvalue())["elsewhere"] == ["http://192.0.2.1:2"]
+
+
 @pytest.mark.parametrize("kind", ["plain", "lines", "terminal"])
 def test_the_whole_story_is_told(kind: str) -> None:
     out = io.StringIO()
@@ -54,7 +72,8 @@ def test_the_whole_story_is_told(kind: str) -> None:
     told = out.getvalue()
     assert "http://localhost:1/v1" in told
     assert "Serving nothing" in told
-    assert told.count("serving m[red]odel (4 x 8192 tokens of context, 300 MiB)") == 1
+    assert max(map(len, view.IDLE.splitlines())) <= 80
+    assert told.count("serving m[red]odel (4 x 8192 tokens of context): 0.31 GB") == 1
     assert told.count("http://b is away: refused") == 1
     assert told.count("http://b serves x") == 1
     assert "SIGKILL" in told

@@ -41,6 +41,7 @@ class Visitor:
         self.page: Page = context.new_page()
         self.page.set_default_timeout(PATIENCE_MS)
         self.asked: list[str] = []
+        self._homes = {"localhost", "127.0.0.1"}
         self._complaints: list[str] = []
         self._allowed: list[str] = []
         self.page.on("console", self._said)
@@ -59,7 +60,8 @@ class Visitor:
         self.asked.append(request.url)
 
     def open(self, url: str) -> Page:
-        """The page at `url`, once it shows something."""
+        """The page at `url`, once it shows something. That is its daemon."""
+        self._homes.add(urlsplit(url).hostname or "")
         self.page.goto(url)
         self.page.locator("h1").first.wait_for(state="attached")
         return self.page
@@ -69,7 +71,7 @@ class Visitor:
         elsewhere = [
             f"asked {url[:200]}"
             for url in self.asked
-            if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname not in ("localhost", "127.0.0.1")
+            if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname not in self._homes
         ]
         found = [words for words in self._complaints if not any(allowed in words for allowed in self._allowed)]
         return found + elsewhere

@@ -106,6 +106,9 @@ class Stage:
     invite_problem: Exception | None = None
     guesses: dict[str, Guesses] = field(default_factory=dict)
     carried: dict[NodeId, Carried] = field(default_factory=dict)
+    policy: CallerPolicy = field(default_factory=CallerPolicy)
+    hosts: tuple[str, ...] = ("127.0.0.1", "::1")
+    elsewhere: tuple[str, ...] = ()
     port: int = 0
 
     def status(self) -> NodeStatus:
@@ -125,6 +128,7 @@ class Stage:
             sharing=self.sharing,
             guesses=self.guesses,
             traffic=lambda lease: self.carried,
+            elsewhere=self.elsewhere,
         )
 
     @property
@@ -140,8 +144,8 @@ class Stage:
     async def begin(self) -> None:
         """Listen."""
         self._loop = asyncio.get_running_loop()
-        self._console = Console(CallerPolicy(), self.status, self._invite)
-        self.port = await self._console.start(("127.0.0.1", "::1"), self.port)
+        self._console = Console(self.policy, self.status, self._invite)
+        self.port = await self._console.start(self.hosts, self.port)
 
     async def end(self) -> None:
         """Stop listening."""
@@ -244,7 +248,7 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
     stage.snapshot = replace(stage.snapshot, models=(model, *kept))
     stage.guesses = {name: Guesses(written=1000, seconds=121.0)} if committed else {}
-    stage.carried = {one: Carried(31 << 20, 29 << 20), two: Carried(22 << 20, 21 << 20)}
+    stage.carried = {one: Carried(31 << 20, 29 << 20, 1840, "lane"), two: Carried(22 << 20, 21 << 20, 1310, "lane")}
     stage.vias = {**stage.vias, one: "lane", two: "lane"}
     return stage
 

@@ -272,8 +272,15 @@ def test_images_are_sent_to_models_that_see_and_refusals_are_told(
     visitor.allow("400")
     picture = tmp_path / "picture.png"
     chat.screenshot(path=str(picture))
+    # The model of this node is known to see nothing; what a backend has is for the backend to say.
+    expect(chat.locator("input[type=file]")).to_have_count(0)
+    model_of(chat).select_option("speaker")
     chat.locator("input[type=file]").set_input_files(str(picture))
     expect(chat.get_by_role("img", name="Image 1")).to_be_visible()
+    model_of(chat).select_option(MODEL)
+    expect(chat.get_by_role("alert")).to_contain_text("This model cannot see")
+    ask(chat, "What is this?")
+    expect(answers(chat)).to_have_count(0)
     speaker.says = "A chat."
     ask(chat, "What is this?", "speaker")
     finished(chat)

@@ -56,14 +56,17 @@ class SmallMesh:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
 
-    def start(self, number: int, ways: Iterable[WayIn] = (), *, role: Role = Role.NODE, mesh: int = 0) -> Mesh:
+    def start(
+        self, number: int, ways: Iterable[WayIn] = (), *, role: Role = Role.NODE, mesh: int = 0, idle: bool = False
+    ) -> Mesh:
         """Start node `number`; again with a higher incarnation if it ran before."""
         self.incarnations[number] = self.incarnations.get(number, 0) + 1
         self.numbers[node_id(number)] = number
         self.roles[number] = role
         self.links[number] = set()
         mine = self.meshes.setdefault(number, MeshId(bytes([mesh]) * 16))
-        config = MeshConfig(node_id(number), mine, role, self.incarnations[number], f"n{number}", "t", (1, 1), sign)
+        incarnation = self.incarnations[number]
+        config = MeshConfig(node_id(number), mine, role, incarnation, f"n{number}", "t", (1, 1), sign, idle)
         self.cores[number] = Mesh(config, random.Random(self.rng.random()))
         self.tell(number, e.AddressesFound((address(number),)))
         ways = tuple(ways)
@@ -129,12 +132,12 @@ class SmallMesh:
                 return False
         return True
 
-    def serve(self, number: int, model: str) -> None:
+    def serve(self, number: int, model: str, *, sees: bool = False) -> None:
         """Have it serve a model."""
 
         self.tell(number, e.ModelWanted(model))
         self.tell(number, e.EngineReady("1"))
-        self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192)))
+        self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192, sees=sees)))
         self.tell(number, e.ModelMeasured(model, Measured(alone=True, room=1000)))
         self.tell(number, e.ServerReady(model, 1, ServerFacts("/s", 1, 4, 8192)))
 

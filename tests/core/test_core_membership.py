@@ -258,16 +258,18 @@ def test_deciding_is_antisymmetric_and_transitive(a: MeshId, b: MeshId, c: MeshI
         assert decide(a, c) is decide(a, b)
 
 
-def standby(number: int, *disk: str) -> NodeRecord:
+def standby(number: int, *disk: str, idle: bool = False) -> NodeRecord:
     """A node that serves nothing and has these files."""
-    return NodeRecord(node_id(number), Stamp(1, 1), MESH, on_disk=disk)
+    return NodeRecord(node_id(number), Stamp(1, 1), MESH, on_disk=disk, idle=idle)
 
 
 @given(st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=8), st.sets(st.sampled_from("abcd")))
 def test_standbys_choose_alike_and_spread(disks: list[set[str]], wanted: set[str]) -> None:
     asker = NodeRecord(node_id(99), Stamp(1, 1), MESH, wants=tuple(sorted(wanted)), serves=(ServedModel("a"),))
     standbys = [standby(number, *sorted(disk)) for number, disk in enumerate(disks)]
-    chosen = [choose(own, [asker, *[s for s in standbys if s != own]]) for own in standbys]
+    idle = standby(100, *"abcd", idle=True)
+    chosen = [choose(own, [asker, idle, *[s for s in standbys if s != own]]) for own in standbys]
+    assert choose(idle, [asker, *standbys]) is None
     for model, disk in zip(chosen, disks, strict=True):
         assert model in disk & wanted if disk & wanted else model is None
     everywhere = set.intersection(*disks) & wanted

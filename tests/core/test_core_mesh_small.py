@@ -97,6 +97,16 @@ def test_two_meshes_become_one_and_the_smaller_id_wins() -> None:
     assert set(mesh.meshes.values()) == {MeshId(bytes([5]) * 16)}
 
 
+def test_what_a_node_serves_is_told_with_what_it_takes() -> None:
+    mesh = together(3)
+    mesh.serve(1, "m", sees=True)
+    mesh.serve(2, "n")
+    mesh.until(lambda: sum(len(peer.record.serves) for peer in mesh.view(0).peers) == 2, within=2)
+    told = {served.name: served for peer in mesh.view(0).peers for served in peer.record.serves}
+    assert (told["m"].sees, told["n"].sees) == (True, False)
+    assert (told["m"].context_length, told["m"].slots, told["m"].size) == (8192, 4, 100)
+
+
 def test_a_client_knows_what_its_nodes_know_and_is_no_member() -> None:
     mesh = together(6)
     mesh.serve(4, "m")
@@ -184,3 +194,20 @@ def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
     assert all(model.file is FilePhase.FETCHING for i in (1, 2, 3) for model in mesh.cores[i].snapshot().models)
     assert mesh.cores[0].snapshot().models == ()
     assert all(peer.record.wants == () for peer in mesh.view(0).peers)
+
+
+def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
+    mesh = SmallMesh()
+    mesh.start(0, idle=True)
+    for number in (1, 2):
+        mesh.start(number, [mesh.way(0)])
+    mesh.until(mesh.whole, within=20)
+    mesh.tell(1, e.ModelWished("m"))
+    for number in (0, 2):
+        mesh.tell(number, e.DiskScanned(("m",)))
+    mesh.run(20)
+    assert [model.name for model in mesh.cores[2].snapshot().models] == ["m"], "the others know that it will not"
+    assert mesh.cores[0].snapshot().models == ()
+    mesh.tell(0, e.ModelWanted("m"))
+    mesh.run(1)
+    assert [model.name for model in mesh.cores[0].snapshot().models] == ["m"], "it was asked itself"

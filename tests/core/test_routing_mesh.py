@@ -13,7 +13,7 @@ from meshllm.core.ranking import Candidate, rank
 from meshllm.core.records import Complaint, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
 from meshllm.core.routing import Standing, TargetKind
 from meshllm.core.stickiness import Stickiness
-from meshllm.core.types import BackendState, FilePhase, ModelState, ServerFacts, ServerPhase, Snapshot
+from meshllm.core.types import BackendState, FilePhase, ModelFacts, ModelState, ServerFacts, ServerPhase, Snapshot
 from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 
 MESH = MeshId(bytes(16))
@@ -69,6 +69,17 @@ def test_what_is_here_comes_before_peers_and_peers_by_load_and_distance() -> Non
     assert [target.address[:2] for target in targets[2:]] == ["03", "02", "01"]
     assert (targets[2].generation, targets[2].slots, targets[2].model) == (1, 4, "m")
     assert [offer.target for offer in routing.all_offers(known)["m"]] == list(targets)
+
+
+def test_who_sees_is_told_by_the_file_here_and_by_the_record_of_a_peer() -> None:
+    facts = ModelFacts("/m", 1, "llama", 4096, sees=True)
+    record = replace(peer(1).record, serves=(ServedModel("m", sees=False), ServedModel("n")))
+    known = snapshot(replace(peer(1), record=record), models=(replace(SERVED, facts=facts),))
+    assert [offer.sees for offer in routing.route(known, "m").offers] == [True, False]
+    assert [offer.sees for offer in routing.route(known, "n").offers] == [None]
+    loading = replace(SERVED, facts=facts, server=ServerPhase.STARTING, server_facts=None)
+    route = routing.route(snapshot(models=(loading,)), "m")
+    assert (route.offers, route.sees) == ((), True)
 
 
 @given(st.sampled_from(list(PeerStatus)))

@@ -210,6 +210,18 @@ def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: Spli
     assert routing.route(mesh.cores[1].snapshot(), "m").targets
 
 
+def test_a_worker_with_several_accelerators_has_a_run_of_layers_for_each(mesh: SplitMesh) -> None:
+    mesh.node(1, 700, model="m")
+    mesh.node(2, 700, joins=1)
+    mesh.tell(2, e.DiskScanned((), 700, (300, 400)))
+    mesh.until(lambda: mesh.serves(1))
+    share = mesh.workers[2].share(node_id(2))
+    assert share is not None
+    assert (len(share.devices), sum(share.devices)) == (2, share.layers)
+    assert all(count * 100 + 10 <= room for count, room in zip(share.devices, (300, 400), strict=True))
+    assert mesh.servers[1].lease == mesh.workers[2]
+
+
 def test_a_node_that_serves_something_lends_nothing(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.node(2, 5000, joins=1, model="other")

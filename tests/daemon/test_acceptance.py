@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
 from meshllm.core.speculation import PLAIN, Guesses, Guessing, Speculation
-from meshllm.core.types import ModelState, ServerFacts, Snapshot
+from meshllm.core.types import ModelState, ServerFacts, ServerPhase, Snapshot
 from meshllm.daemon.acceptance import Acceptance
 
 NGRAMS = Speculation(Guessing.NGRAMS)
@@ -121,6 +122,33 @@ async def test_an_engine_that_does_not_answer_changes_nothing(
     acceptance.look()
     await engines.until(lambda: acceptance.guesses()["n"] == Guesses(3, 1))
     assert acceptance.guesses()["m"] == Guesses(10, 5)
+
+
+async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
+    asked, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def ask(socket: str) -> Guesses:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            hung_up.set()
+        raise AssertionError
+
+    acceptance = Acceptance(ask, lambda: None, pause=0.0)
+    running = serving(("m", "/a", NGRAMS))
+    acceptance.publish(running)
+    acceptance.look()
+    async with asyncio.timeout(30):
+        await asked.wait()
+        ending = replace(running.models[0], server=ServerPhase.STOPPING)
+        acceptance.publish(Snapshot(models=(ending,)))
+        await hung_up.wait()
+    asked.clear()
+    acceptance.look()
+    await asyncio.sleep(0)
+    assert not asked.is_set()
+    await acceptance.close()
 
 
 async def test_nobody_is_asked_after_the_end(engines: Engines, acceptance: Acceptance) -> None:

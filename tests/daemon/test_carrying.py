@@ -7,6 +7,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from meshllm.daemon.fitting import Fitter
 from meshllm.engine import build
 from meshllm.engine.build import Engine
 from meshllm.engine.ledger import Ledger
-from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError
+from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
 from meshllm.models.manifest import Manifest
 from meshllm.net.rpc_tunnels import RpcTunnels, TunnelUse
 
@@ -82,8 +83,10 @@ class Bench:
 
     async def look(self, engine: Engine) -> None: ...
 
-    def lent_device(self) -> str | None:
-        return "CUDA1"
+    def lent_devices(self, share: Share) -> tuple[str, ...]:
+        if len(share.devices) == 3:
+            raise OutOfRoom("three accelerators were planned for")
+        return ("CUDA1", "CUDA3") if share.devices else ("CUDA1",)
 
     async def until(self, kind: type[e.Event]) -> Any:
         while not isinstance(event := await asyncio.wait_for(self.said.get(), 60), kind):
@@ -163,6 +166,24 @@ async def test_a_worker_has_its_sockets_its_neighbours_and_its_files(
         it.carrying.stop(WHICH)
         assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
         assert it.tunnels.revoked == [WHICH]
+
+
+async def test_a_worker_lends_the_accelerators_that_were_planned_for(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
+    program(LISTENS)
+    for devices, named in (((1, 0, 2, 0), "CUDA1,CUDA3"), ((), "CUDA1")):
+        lease = replace(LEASE, shares=(LEASE.shares[0], Share(FIRST, 1, 3, 1, devices), Share(LAST, 4, 1, 1)))
+        async with bench(tmp_path / str(len(devices)), here) as it:
+            it.carrying.start(lease)
+            await it.until(e.WorkerReady)
+            assert child().cmdline()[-2:] == ["--device", named]
+            it.carrying.stop(WHICH)
+            await it.until(e.WorkerGone)
+    odd = replace(LEASE, shares=(LEASE.shares[0], Share(FIRST, 1, 3, 1, (1, 1, 1)), Share(LAST, 4, 1, 1)))
+    async with bench(tmp_path / "odd", here) as it:
+        it.carrying.start(odd)
+        assert "three accelerators" in (await it.until(e.WorkerGone)).reason
 
 
 async def test_the_last_worker_takes_pushes_of_the_one_before(tmp_path: Path, program: Callable[[str], None]) -> None:

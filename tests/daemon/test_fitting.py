@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from meshllm.core.fitting import MOST_PAGED
+from meshllm.core.leases import Lease
+from meshllm.core.records import NodeId
 from meshllm.core.sizing import Size
-from meshllm.core.speculation import Guessing, Speculation
+from meshllm.core.speculation import PLAIN, Guessing, Speculation
+from meshllm.core.split import Share
 from meshllm.daemon.fitting import CHECKPOINTS_MOST, Fitter
 from meshllm.engine import bindings, build
 from meshllm.engine.bindings import BufferNeed, EngineDevice, MemoryNeed
@@ -129,6 +132,7 @@ async def test_a_context_that_was_asked_for_is_kept(
     assert "context 65536, as asked for" in fit.words
     fit = await Fitter(context=1 << 20).fit(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
+    assert "context 131072, all that the model was made for" in fit.words
     assert "it gets no more" in caplog.text
 
 
@@ -150,6 +154,29 @@ async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -
     assert 0 < sum(capped.layers) < 5
     with pytest.raises(UsageError, match="CUDA7"):
         await Fitter(wanted=("CUDA7",)).look(ENGINE)
+
+
+async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine: Machine, tmp_path: Path) -> None:
+    fitter, own, other = Fitter(), NodeId(b"h" * 32), NodeId(b"w" * 32)
+    assert fitter.pieces() == ()
+    machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), gpu("CUDA2", 6), PROCESSOR)
+    await fitter.look(ENGINE)
+    assert len(fitter.pieces()) == 3
+    assert sum(fitter.pieces()) == fitter.offer()
+    assert fitter.lent_devices(Share(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
+    assert fitter.lent_devices(Share(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
+    with pytest.raises(OutOfRoom, match=r"planned for 2 accelerators, and there are 3"):
+        fitter.lent_devices(Share(other, 1, 9, 1, (5, 4)))
+    machine.devices = (gpu("CUDA0", 6), PROCESSOR)
+    await fitter.look(ENGINE)
+    assert fitter.pieces() == ()
+    # And the host gives the engine a run of layers for each device behind a wire.
+    local = model(tmp_path / "m.gguf")
+    last = NodeId(b"l" * 32)
+    lease = Lease(b"s" * 16, 1, "m", (), (Share(own, 0, 1, 1), Share(other, 1, 2, 1, (1, 0, 1)), Share(last, 3, 1, 1)))
+    fit = fitter.fit_split(local, usage(local.header), lease, Size(64, 1), PLAIN, None)
+    assert (fit.devices, fit.layers) == (("CUDA0", "RPC0", "RPC1", "RPC2"), (1, 1, 1, 2))
+    assert "1 of 4 here, 1+1 on 7777777777, 1 on 6c6c6c6c6c" in fit.words
 
 
 async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_everything_is_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
 
 
-def test_an_incarnation_is_above_all_before_it(tmp_path: Path) -> None:
+def test_an_incarnation_is_above_all_as_founded(tmp_path: Path) -> None:
     first = opened(tmp_path).next_incarnation()
     assert first == int(NOW)
     assert opened(tmp_path).next_incarnation() == first + 1  # within the same second
@@ -102,9 +102,10 @@ def test_another_mesh_is_adopted_and_the_one_before_kept(tmp_path: Path) -> None
     state.save_peers(PEERS)
     state.save_port(41337)
     number = state.next_incarnation()
-    before = everything(state)
+    before, as_founded = everything(state), opened(tmp_path)
     state.adopt(MeshId(b"n" * 16), b"s" * 16)
     assert everything(opened(tmp_path)) == (b"n" * 16, b"s" * 16, number, (), 41337)
+    assert (as_founded.founded, opened(tmp_path).founded) == (True, False)
     assert mode(tmp_path / PREVIOUS) == 0o600
     (tmp_path / PREVIOUS).replace(tmp_path / FILE)
     assert everything(opened(tmp_path)) == before

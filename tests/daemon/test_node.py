@@ -16,7 +16,7 @@ from meshllm.core.mesh import Mesh
 from meshllm.core.records import Address, WayIn
 from meshllm.core.types import Snapshot
 from meshllm.daemon import instance
-from meshllm.daemon.app import App, Listening, Viewer, api_key, backend_keys, find_models
+from meshllm.daemon.app import App, Listening, Viewer, backend_keys, find_models
 from meshllm.daemon.instance import Claim
 from meshllm.daemon.mesh_state import MeshState
 from meshllm.daemon.node import Node
@@ -102,6 +102,14 @@ def test_a_home_has_one_daemon(tmp_path: Path) -> None:
     Claim(tmp_path).release()
 
 
+def test_a_home_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for home in (file, file / "below"):
+        with pytest.raises(UsageError, match=r"cannot be used: .*set MESH_LLM_HOME"):
+            Claim(home)
+
+
 @pytest.mark.parametrize(
     "note",
     ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "started": 0, "port": 1, "console": 2}'],
@@ -117,18 +125,6 @@ def test_the_note_of_another_process_with_our_pid_is_not_believed(tmp_path: Path
     told = {"pid": os.getpid(), "started": 1.0, "port": 1, "console": 2}
     (tmp_path / instance.NOTE).write_text(json.dumps(told))
     assert instance.read(tmp_path) is None
-
-
-def test_the_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MESH_LLM_API_KEY", raising=False)
-    key, path = api_key(tmp_path)
-    assert path is not None
-    assert path.stat().st_mode & 0o777 == 0o600
-    path.chmod(0o644)
-    assert api_key(tmp_path) == (key, path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setenv("MESH_LLM_API_KEY", "chosen")
-    assert api_key(tmp_path) == ("chosen", None)
 
 
 def test_backend_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from meshllm.core import events as e
 from meshllm.core.leases import Lease
 from meshllm.core.records import NodeId
 from meshllm.core.sizing import Size
+from meshllm.core.speculation import PLAIN
 from meshllm.core.split import Share
 from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter
@@ -23,8 +25,11 @@ from meshllm.daemon.fitting import Fit, Fitter
 from meshllm.daemon.servers import Servers
 from meshllm.engine.build import Engine
 from meshllm.engine.ledger import Ledger
+from meshllm.engine.llama_server import Projector
 from meshllm.errors import MeshError, OutOfRoom
 from meshllm.models.local import LocalModel, from_path
+from meshllm.models.projector import projector_bytes
+from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from tests import engine_samples
 
@@ -101,6 +106,32 @@ async def test_what_is_to_be_split_is_measured_by_layers_and_known_by_digest(
         assert it.store.known_digest(local.path) == file.sha256, "it is not computed again"
         assert [tried.size.slots for tried in event.measured.sizes] == [4, 2, 1]
         assert all(len(tried.need.layers) == 1 for tried in event.measured.sizes)
+
+
+async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hands(tmp_path) as it:
+        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        blind = model(it, tmp_path)
+        sees = replace(blind, projector=engine_samples.projector(tmp_path / "mmproj.gguf"))
+        assert sees.projector is not None
+        needs = []
+        for local in (blind, sees):
+            it.servers.measure(local, "m", ENGINE, split=True)
+            event = await it.told()
+            assert isinstance(event, e.ModelMeasured)
+            needs.append([tried.need for tried in event.measured.sizes])
+        taken = projector_bytes(sees.projector)
+        assert taken > 0
+        for without, beside in zip(*needs, strict=True):
+            assert beside == replace(without, ends=without.ends + taken), "on the host, and on nobody else"
+        size, workers = Size(64, 1), LEASE.shares[1:]
+        lease = replace(LEASE, shares=(replace(LEASE.shares[0], memory=needs[1][-1].total), *workers))
+        fit = it.fitter.fit_split(sees, usage(sees.header), lease, size, PLAIN, None)
+        assert fit.projector == Projector(sees.projector, device=None)
+        assert "sees pictures" in fit.words
+        assert fit.memory >= needs[0][-1].total + taken
 
 
 async def test_what_does_not_fit_alone_may_fit_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -27,14 +28,16 @@ WEATHER = {
 
 
 @pytest.fixture
-def client(served: Daemon) -> openai.OpenAI:
-    return openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=600)
+def client(served: Daemon) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=600) as made:
+        yield made
 
 
 @pytest.fixture
-def claude(served: Daemon) -> anthropic.Anthropic:
+def claude(served: Daemon) -> Iterator[anthropic.Anthropic]:
     base = served.base_url.removesuffix("/v1")
-    return anthropic.Anthropic(base_url=base, api_key="none", max_retries=0, timeout=600)
+    with anthropic.Anthropic(base_url=base, api_key="none", max_retries=0, timeout=600) as made:
+        yield made
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:

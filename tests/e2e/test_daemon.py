@@ -23,8 +23,9 @@ SMALL = ("--model", MODEL, "--ctx-size", "1024")
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 0}
 
 
-def client(node: Daemon, **more: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=node.base_url, api_key="none", timeout=PATIENCE_SECONDS, **more)
+def client(node: Daemon) -> openai.OpenAI:
+    """OpenAI's client, which tries nothing twice. To be closed."""
+    return openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
 
 
 def status(node: Daemon) -> Any:
@@ -42,18 +43,17 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.engine
 def test_a_request_made_at_once_is_answered_when_the_model_is_there(tmp_path: Path) -> None:
-    with daemon(tmp_path, *SMALL) as node:
+    with daemon(tmp_path, *SMALL) as node, client(node) as caller:
         # Not a moment after the port is open, and long before the model is loaded.
-        answer = client(node, max_retries=0).chat.completions.create(**CHAT, max_tokens=5, stream=True)
+        answer = caller.chat.completions.create(**CHAT, max_tokens=5, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
 
 
 @pytest.mark.engine
 def test_killing_the_engine_in_a_stream_is_a_typed_error_and_then_all_is_well(tmp_path: Path) -> None:
-    with daemon(tmp_path, *SMALL) as node:
+    with daemon(tmp_path, *SMALL) as node, client(node) as caller:
         node.wait_until_serving()
-        direct = client(node, max_retries=0)
-        stream = direct.chat.completions.create(**CHAT, max_tokens=900, stream=True, extra_body={"ignore_eos": True})
+        stream = caller.chat.completions.create(**CHAT, max_tokens=900, stream=True, extra_body={"ignore_eos": True})
         chunks = iter(stream)
         next(chunks)
         victim = status(node)["models"][0]["engine"]["pid"]
@@ -63,7 +63,7 @@ def test_killing_the_engine_in_a_stream_is_a_typed_error_and_then_all_is_well(tm
                 pass
         assert lost.value.code == "upstream_lost"
         # Asked while it is away: answered when it is back, by the same call.
-        again = direct.chat.completions.create(**CHAT, max_tokens=5)
+        again = caller.chat.completions.create(**CHAT, max_tokens=5)
         assert again.choices[0].message.content
         node.wait_until_serving(restarts=1)
         told = status(node)["models"][0]
@@ -75,10 +75,10 @@ def test_killing_the_engine_in_a_stream_is_a_typed_error_and_then_all_is_well(tm
 @pytest.mark.engine
 def test_an_engine_that_hangs_is_found_out(tmp_path: Path) -> None:
     """SIGSTOP: it neither answers nor dies. The supervisor ends it, and the caller's request is asked again."""
-    with daemon(tmp_path, *SMALL) as node:
+    with daemon(tmp_path, *SMALL) as node, client(node) as caller:
         node.wait_until_serving()
         os.kill(status(node)["models"][0]["engine"]["pid"], signal.SIGSTOP)
-        answer = client(node, max_retries=0).chat.completions.create(**CHAT, max_tokens=5)
+        answer = caller.chat.completions.create(**CHAT, max_tokens=5)
         assert answer.choices[0].message.content
         assert status(node)["models"][0]["restarts"] == 1
 
@@ -102,9 +102,9 @@ def test_kill_minus_nine_of_the_daemon_leaves_nothing_and_it_starts_again(tmp_pa
 
 @pytest.mark.engine
 def test_stop_lets_an_answer_be_completed_and_leaves_nothing(tmp_path: Path) -> None:
-    with daemon(tmp_path, *SMALL) as node:
+    with daemon(tmp_path, *SMALL) as node, client(node) as caller:
         node.wait_until_serving()
-        stream = client(node, max_retries=0).chat.completions.create(**CHAT, max_tokens=12, stream=True)
+        stream = caller.chat.completions.create(**CHAT, max_tokens=12, stream=True)
         chunks = iter(stream)
         next(chunks)
         below = node.children()
@@ -121,17 +121,17 @@ def test_stop_lets_an_answer_be_completed_and_leaves_nothing(tmp_path: Path) -> 
 @pytest.mark.engine
 def test_one_node_is_the_backend_of_another(tmp_path: Path, served: Daemon) -> None:
     url = served.base_url.replace("localhost", "127.0.0.1")
-    with daemon(tmp_path, "--backend", url) as node:
+    with daemon(tmp_path, "--backend", url) as node, client(node) as caller:
         node.wait_for(lambda line: line["event"] == "backend" and line["healthy"], "the backend")
-        answer = client(node, max_retries=0).chat.completions.create(**CHAT, max_tokens=5)
+        answer = caller.chat.completions.create(**CHAT, max_tokens=5)
         assert answer.choices[0].message.content
         assert [backend["models"] for backend in status(node)["backends"]] == [[MODEL]]
 
 
 def test_a_node_without_models_answers_and_says_so(tmp_path: Path) -> None:
-    with daemon(tmp_path) as node:
+    with daemon(tmp_path) as node, client(node) as caller:
         with pytest.raises(openai.NotFoundError) as refused:
-            client(node, max_retries=0).chat.completions.create(**CHAT)
+            caller.chat.completions.create(**CHAT)
         assert "No model is served here yet" in refused.value.message
         assert status(node)["models"] == []
 
@@ -235,12 +235,12 @@ def test_an_engine_that_keeps_dying_is_reported_not_hidden(tmp_path: Path) -> No
     from tests.engine_samples import model_without_needed_tensors
 
     broken = model_without_needed_tensors(tmp_path / "broken.gguf")
-    with daemon(tmp_path / "home", "--model", str(broken)) as node:
+    with daemon(tmp_path / "home", "--model", str(broken)) as node, client(node) as caller:
         node.wait_for(lambda line: line["event"] == "model" and line["phase"] == "failed", "the crash loop")
         told = status(node)["models"][0]
         assert told["reason"]
         with pytest.raises(openai.InternalServerError) as refused:
-            client(node, max_retries=0).chat.completions.create(**{**CHAT, "model": "broken"})
+            caller.chat.completions.create(**{**CHAT, "model": "broken"})
         assert refused.value.status_code == 503
         assert refused.value.code == "model_unavailable"
 

@@ -45,10 +45,10 @@ def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
 
 def repeat(node: Daemon) -> str:
     """The answer to a request that makes the model repeat what it was told."""
-    client = openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
-    answer = client.completions.create(
-        model=MODEL, prompt=f"{LINES}\nOnce more:\n{LINES[:160]}", max_tokens=60, temperature=0
-    )
+    with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as client:
+        answer = client.completions.create(
+            model=MODEL, prompt=f"{LINES}\nOnce more:\n{LINES[:160]}", max_tokens=60, temperature=0
+        )
     return answer.choices[0].text
 
 

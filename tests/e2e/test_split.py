@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 from here import Site, client, joined, serves, site
 
 from meshllm import paths
+from meshllm.models.projector import projector_bytes
+from tests import engine_samples
 from tests.daemons import MODEL, PATIENCE_SECONDS
 from tests.netlab.nodes import Node, Status
 
@@ -144,8 +148,27 @@ def kill_worker(host: Node, worker: Node) -> None:
     worker.process.wait(30)
 
 
-@pytest.mark.parametrize("how", [kill_rpc_server, stop_worker, kill_worker])
-def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, how: Any) -> None:
+ASKED = {
+    "chat/completions": {"messages": COUNT, "max_tokens": 900},
+    "messages": {"messages": COUNT, "max_tokens": 900},
+    "responses": {"input": COUNT[0]["content"], "max_output_tokens": 900},
+}
+
+
+def events(node: Node, path: str) -> Iterator[dict[str, Any]]:
+    """A long answer, as its events come in."""
+    body = json.dumps({"model": MODEL, "stream": True, **ASKED[path]}).encode()
+    request = Request(f"{node.base_url}/{path}", body, {"content-type": "application/json"})
+    with urlopen(request, timeout=PATIENCE_SECONDS) as response:
+        for line in response:
+            if line.startswith(b"data: {"):
+                yield json.loads(line[6:])
+
+
+@pytest.mark.parametrize(
+    ("how", "path"), [(kill_rpc_server, "chat/completions"), (stop_worker, "messages"), (kill_worker, "responses")]
+)
+def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, how: Any, path: str) -> None:
     host = node(here, "host", *FORCED)
     worker = node(here, "worker", join=host)
     spare = node(here, "spare", join=host)
@@ -153,16 +176,46 @@ def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, 
     carrying = {one: one.status()["mesh"]["node"] for one in (worker, spare)}
     first = next(one for one, name in carrying.items() if name == split_of(host.status())["shares"][1]["node"])
     generation = split_of(host.status())["generation"]
-    stream: Any = client(host).chat.completions.create(
-        model=MODEL, messages=COUNT, max_tokens=900, stream=True  # type: ignore[arg-type]
-    )  # fmt: skip
-    next(iter(stream))
+    stream = events(host, path)
+    next(event for event in stream if event.get("choices") or "delta" in event)
     how(host, first)
-    with pytest.raises(Exception, match=r"."):
-        for _ in stream:
-            pass
+    told = [found for event in stream if "message" in (found := event.get("error") or event)]
+    assert [(error["code"], "was lost in the middle" in error["message"]) for error in told] == [
+        ("upstream_lost", True)
+    ]
+    assert "Ask again" in told[0]["message"]
     host.until(lambda s: committed(s) and split_of(s)["generation"] > generation, "the split without it")
     assert said(host, tokens=3)
+
+
+def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
+    """A tiny projector of random weights beside the model: what it makes of a picture goes through all layers."""
+    folder = here.folder / "sees"
+    folder.mkdir()
+    real = next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
+    shutil.copy(real, folder / real.name)
+    projector = engine_samples.projector(folder / "mmproj.gguf")
+    words = ("--split", "--ctx-size", "1024", "--threads", "1", "--no-speculation")
+    host = node(here, "host", "--model", str(folder / real.name), *words)
+    worker = node(here, "worker", join=host)
+    status = host.until(committed, "a split that is served")
+    (model,) = status["models"]
+    assert model["input_modalities"] == ["text", "image"]
+    assert "sees pictures" in model["engine"]["fit"]
+    blind, seeing = sorted(share["memory"] for share in split_of(status)["shares"])
+    assert seeing - blind > projector_bytes(projector) / 2, "the host's share"
+    assert split_of(status)["shares"][0]["memory"] == seeing
+    known = worker.until(serves(model["name"]), "the host's model")
+    (told,) = [served for peer in known["mesh"]["peers"] for served in peer["serves"]]
+    assert told["input_modalities"] == ["text", "image"]
+    question = {"type": "text", "text": "What is this?"}
+    counted = []
+    for content in ([question], [question, engine_samples.picture(200)]):
+        messages: Any = [{"role": "user", "content": content}]
+        reply = client(worker).chat.completions.create(model=model["name"], messages=messages, max_tokens=2)
+        assert reply.usage is not None
+        counted.append(reply.usage.prompt_tokens)
+    assert counted[1] >= counted[0] + 4
 
 
 def test_workers_push_to_each_other_and_not_through_the_host(here: Site) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,18 +30,6 @@ def model() -> Path:
     return found[0]
 
 
-def picture(side: int) -> dict[str, object]:
-    """A grey PNG, as a part of a message."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = zlib.compress((b"\0" + b"\x80" * 3 * side) * side)
-    size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(png).decode()}}
-
-
 def memory(engine: Engine) -> int:
     """Bytes that are its own."""
     return int(psutil.Process(engine.child.process.pid).memory_info().rss)
@@ -62,7 +47,8 @@ def test_a_picture_is_part_of_the_question(model: Path, tmp_path: Path) -> None:
         asked = {"max_tokens": 2, "temperature": 0}
         spoken = engine.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": [QUESTION]}], **asked})
         shown = engine.ask(
-            "/v1/chat/completions", {"messages": [{"role": "user", "content": [QUESTION, picture(200)]}], **asked}
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [QUESTION, engine_samples.picture(200)]}], **asked},
         )
         # 16 patches are 4 tokens, and the engine puts two marks around them.
         assert shown["usage"]["prompt_tokens"] >= spoken["usage"]["prompt_tokens"] + 4

@@ -12,9 +12,12 @@ from typing import cast
 
 from meshllm.errors import PeerUnreachable
 from meshllm.models.assembly import Assembly
+from meshllm.models.checking import Digests, follow
 from meshllm.models.giving import Giver, Shelved
-from meshllm.models.swarm import Swarm
+from meshllm.models.swarm import PeerSource, Swarm
 from meshllm.models.taking import Peer
+from meshllm.models.threads import in_thread
+from meshllm.tasks import Owner
 from meshllm.wire import files as w
 
 CHUNK = 4096
@@ -22,8 +25,28 @@ PATIENCE = 30.0
 
 
 def digests_of(content: bytes, chunk: int = CHUNK) -> bytes:
-    """Those of the chunks of `content`."""
-    return b"".join(hashlib.sha256(content[at : at + chunk]).digest() for at in range(0, len(content), chunk))
+    """Of `content` up to the end of each chunk."""
+    return b"".join(hashlib.sha256(content[: at + chunk]).digest() for at in range(0, len(content), chunk))
+
+
+def false_digests(false: bytes, content: bytes) -> bytes:
+    """Those of other bytes, as somebody must say them who claims that they are of `content`."""
+    return digests_of(false)[:-32] + hashlib.sha256(content).digest()
+
+
+async def fetch(source: PeerSource, assembly: Assembly) -> Digests:
+    """Take all of a file and read it meanwhile, as a download does; its digests. Raises DownloadFailed, OSError."""
+    owner = Owner("fetch", on_error=lambda name, error: None)
+    following = in_thread(lambda stop: follow(stop, assembly, lambda done: None), "follow")
+    reading = owner.start(following, "follow")
+    try:
+        while not reading.done():
+            await source.feed(assembly)
+            refuted = owner.start(assembly.changed(None, complete=False), "refuted")
+            await asyncio.wait([reading, refuted], return_when=asyncio.FIRST_COMPLETED)
+        return reading.result()
+    finally:
+        await owner.close()
 
 
 def content_of(chunks: int, seed: int = 0) -> bytes:

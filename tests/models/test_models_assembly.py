@@ -241,6 +241,24 @@ def test_a_verified_chunk_is_not_written_over(assembly: Assembly, path: Path) ->
     assert assembly.arrived == hubs.end
 
 
+def test_only_who_is_alone_at_a_chunk_answers_for_it(assembly: Assembly) -> None:
+    held, other = assembly.claim("peer", 1), assembly.claim("hub", 1)
+    assert held is not None
+    assert other is not None
+    for chunk in (0, 1):
+        room = assembly.rooms.take()
+        room[:] = CONTENT[chunk * CHUNK : (chunk + 1) * CHUNK]
+        assembly.put("peer", chunk, room, "peer's id")
+    assert (assembly.giver(0), assembly.giver(1)) == ("peer's id", None)
+    assert assembly.rooms.kept(0) == CONTENT[:CHUNK]
+    assert assembly.rooms.kept(1) is None
+    # What comes again, from whomever, changes nothing.
+    again = assembly.rooms.take()
+    assembly.put("peer", 0, again, "another's id")
+    assert assembly.giver(0) == "peer's id"
+    assert assembly.rooms.take().obj is again.obj
+
+
 def test_a_spoilt_chunk_is_fetched_again(assembly: Assembly) -> None:
     fill_all(assembly)
     assembly.spoil(4)

@@ -17,7 +17,7 @@ from swarm_rig import CHUNK, FakeShelf, content_of
 from meshllm.models import giving
 from meshllm.models.giving import Giver
 from meshllm.models.peer_line import STALL_SECONDS
-from meshllm.models.throttle import BURST_SECONDS, Meter, Throttle
+from meshllm.models.throttle import BURST_SECONDS, Throttle
 from meshllm.wire import files as w
 
 
@@ -279,17 +279,6 @@ def test_no_taker_waits_long_enough_to_take_it_for_a_stall(rate: float) -> None:
     piece = giving._piece_bytes(rate)
     assert giving.SMALL_PIECE_BYTES <= piece <= giving.PIECE_BYTES
     assert giving.MAX_TAKERS * piece / rate < STALL_SECONDS / 2
-
-
-def test_a_meter_tells_of_late() -> None:
-    meter = Meter(100.0)
-    assert meter.rate(100.0) == 0.0
-    for second in range(10):
-        meter.add(50, 100.25 + second)
-        meter.add(50, 100.75 + second)
-    assert meter.total == 1000
-    assert meter.rate(109.999) == pytest.approx(100.0, rel=0.01)
-    assert meter.rate(200.0) == 0.0
 
 
 async def test_a_rate_holds_for_all_takers_together(

@@ -99,7 +99,7 @@ def test_all_parts_in_their_order_or_none() -> None:
     parts = [f"m-Q4_K_M-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
     assert chosen(reference(parts[0]), *parts) == parts
     assert chosen(reference(quantization="Q4_K_M"), *parts) == parts
-    with pytest.raises(DownloadFailed, match="lacks m-Q4_K_M-00002-of-00003"):
+    with pytest.raises(DownloadFailed, match=r"lacks m-Q4_K_M-00002-of-00003.*another"):
         chosen(reference(parts[0]), parts[0], parts[2])
     with pytest.raises(UnknownModel, match="part 2 of 3"):
         chosen(reference(parts[1]), *parts)
@@ -224,7 +224,7 @@ async def test_the_list_is_asked_for_with_the_token(many: FakeHub, hub: Hub) -> 
     [
         ({"list_faults": ["status:401"]}, "HF_TOKEN"),
         ({"list_faults": ["status:403"]}, "HF_TOKEN"),
-        ({"list_faults": ["status:404"]}, "has no repository"),
+        ({"list_faults": ["status:404"]}, "has no repository.*Check how it is written"),
         ({"list_faults": ["status:503"] * 9}, "5 times in a row"),
         ({"listing": b"x"}, "makes no sense"),
     ],

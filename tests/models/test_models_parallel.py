@@ -37,7 +37,7 @@ def ignore(progress: Progress) -> None:
 
 
 def digests_of(content: bytes) -> bytes:
-    return b"".join(hashlib.sha256(content[at : at + CHUNK]).digest() for at in range(0, len(content), CHUNK))
+    return b"".join(hashlib.sha256(content[: at + CHUNK]).digest() for at in range(0, len(content), CHUNK))
 
 
 async def together(fake: FakeHub, count: int) -> None:
@@ -220,7 +220,7 @@ async def test_peers_that_lie_about_their_chunks_are_disowned(
 ) -> None:
     """Their chunks fit what they say, and the file does not: the hub alone brings it, from the start."""
     lie = bytes(CHUNK) + fake.content[CHUNK:]
-    peers = Peers(lie, range(3), digests_of(lie))
+    peers = Peers(lie, range(3), digests_of(lie)[:-32] + bytes.fromhex(fake.sha256))
     feed, peers.feed = peers.feed, None  # type: ignore[method-assign, assignment]
 
     async def once(assembly: Assembly) -> None:

@@ -178,9 +178,29 @@ def test_an_existing_path_wins_over_the_hub(here: Path) -> None:
     assert resolve("hf.co/org/repo").wanted == HubReference("repo", "org/repo")
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("smolm2", "SmolLM2-135M-Instruct"),
+        ("qwne3 8b", "Qwen3-8B"),
+        ("mistrl nemo", "Mistral-Nemo-Instruct-2407"),
+        ("deepsek v3", "DeepSeek-V3.1"),
+        ("lama 3.3 70b", "Llama-3.3-70B-Instruct"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_answered_with_what_is_meant(written: str, meant: str) -> None:
+    with pytest.raises(UnknownModel) as refused:
+        resolve(written)
+    assert refused.value.advice.startswith(f"Did you mean {meant}")
+
+
 def test_a_folder_that_could_be_a_repository_is_not_guessed(here: Path) -> None:
     with pytest.raises(UsageError, match=r"is a folder.*hf://org/repo"):
         resolve("org/repo")
+    (here / "folder.gguf").mkdir()
+    with pytest.raises(UsageError, match=r"is a folder") as refused:
+        resolve("folder.gguf")
+    assert "hf://" not in refused.value.advice
 
 
 def test_the_mirror_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

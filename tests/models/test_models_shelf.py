@@ -69,7 +69,7 @@ async def test_a_verified_file_is_read_once_and_given(small: Store) -> None:
         answer = await until_ready(shelf, sha256)
         assert isinstance(answer, Shelved)
         content = path.read_bytes()
-        digests = [hashlib.sha256(content[at : at + 4096]).digest() for at in range(0, len(content), 4096)]
+        digests = [hashlib.sha256(content[: at + 4096]).digest() for at in range(0, len(content), 4096)]
         assert answer.listing == w.Listing(len(content), 4096, b"".join(digests))
         assert answer.path == path
         # Known from now on, for a later start too.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.errors import DownloadFailed
+from meshllm.errors import DownloadFailed, InvalidModelFile
 from meshllm.models import kept as kept_module
 from meshllm.models.checking import digests
+from meshllm.models.gguf import read_header
 from meshllm.models.kept import Kept, is_file_name, is_repository_path
 from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
 from meshllm.models.store import Store
@@ -32,6 +37,21 @@ def verified(path: Path, sha256: str, store: Store) -> Path:
     path.write_bytes(b"12345")
     store.record(path, sha256)
     return path
+
+
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """The folder may not be looked into, not even by root."""
+    folder.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o700)
 
 
 def names(folder: Path) -> list[str]:
@@ -133,7 +153,8 @@ def test_digests_of_chunks(store: Store, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(25))
     found = digests(Stop(), tmp_path / "f", 10, lambda done: None)
     assert len(found.chunks) == 3 * 32
-    assert found.chunks[:32] == found.chunks[32:64] != found.chunks[64:]
+    assert found.chunks == b"".join(hashlib.sha256(bytes(count)).digest() for count in (10, 20, 25))
+    assert found.sha256 == found.chunks[64:].hex()
     store.prepare()
     with pytest.raises(ValueError, match="no digests"):
         store.record_chunks("../x", found.chunks)
@@ -214,3 +235,14 @@ def test_a_kept_manifest_that_was_changed_is_sound_or_nothing(place: list[str | 
             for source in file.sources
             if isinstance(source, HubSource)
         )
+
+
+def test_of_a_folder_that_may_not_be_looked_into_nothing_has_arrived(store: Store) -> None:
+    store.prepare()
+    with closed(store.folder):
+        assert store.arrived(FILE) == 0
+        assert store.unfinished() == set()
+        with pytest.raises(DownloadFailed, match="cannot be written"):
+            store.prepare()
+        with pytest.raises(InvalidModelFile, match=r"cannot be opened: Permission denied.*Make it readable"):
+            read_header(store.folder / "m.gguf")

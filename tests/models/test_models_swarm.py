@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from swarm_rig import CHUNK, content_of, digests_of, rig
+from swarm_rig import CHUNK, content_of, digests_of, false_digests, fetch, rig
 
 from meshllm.errors import DownloadFailed
 from meshllm.models import peer_line, taking
@@ -23,7 +23,7 @@ async def test_from_three_at_once(tmp_path: Path) -> None:
         for name in "abc":
             await place.giver(name, content)
         assembly = place.assembly(content)
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.complete
         assert assembly.path.read_bytes() == content
         assert assembly.expected == digests_of(content)
@@ -60,11 +60,11 @@ async def test_a_liar_about_a_chunk_is_found_out_and_dropped(tmp_path: Path) -> 
         assembly = place.assembly(content)
         source = place.swarm.source("Model")
         with pytest.raises(DownloadFailed, match="chunk 1 is not what it said"):
-            await source.feed(assembly)
+            await fetch(source, assembly)
         assert "chunk 1 is not what it said" in place.swarm.banned[liar]
         assert not assembly.has(1)
         await place.giver("honest", content)
-        await source.feed(assembly)
+        await fetch(source, assembly)
         assert assembly.path.read_bytes() == content
         assert place.site.opened.count(liar.id) == 1
 
@@ -76,7 +76,7 @@ async def test_a_liar_among_honest_ones_changes_nothing_but_the_time(tmp_path: P
         for name in "ab":
             await place.giver(name, content)
         assembly = place.assembly(content)
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content
         assert list(place.swarm.banned) == [liar]
 
@@ -86,7 +86,7 @@ async def test_bans_last_for_the_run_and_for_every_file(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         liar = await place.liar("liar", content, wrong_chunk(0))
         with pytest.raises(DownloadFailed):
-            await place.swarm.source("Model").feed(place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.assembly(content))
         place.site.opened.clear()
         with pytest.raises(DownloadFailed, match="No other node"):
             await place.swarm.source("Other").feed(place.assembly(content))
@@ -94,44 +94,48 @@ async def test_bans_last_for_the_run_and_for_every_file(tmp_path: Path) -> None:
         assert list(place.swarm.banned) == [liar]
 
 
-async def test_a_liar_about_the_list_is_disowned_and_what_both_agree_on_is_kept(tmp_path: Path) -> None:
+async def test_a_liar_about_the_list_is_found_out_and_what_is_right_is_kept(tmp_path: Path) -> None:
     content = content_of(20)
     false = content[: 7 * CHUNK] + bytes(CHUNK) + content[8 * CHUNK :]
     async with rig(tmp_path) as place:
-        # Two liars agree, so that their list is the one that most vouch for.
-        liars = [await place.liar(name, false, honest, digests_of(false)) for name in ("one", "two")]
+        # Two liars agree, so that their list is the one that most vouch for. What they send fits it, to the last chunk.
+        liars = [await place.liar(name, false, honest, false_digests(false, content)) for name in ("one", "two")]
         truthful, _ = await place.giver("honest", content)
         assembly = place.assembly(content)
-        source = place.swarm.source("Model")
-        await source.feed(assembly)
-        assert assembly.complete
-        assert assembly.path.read_bytes() == false
-        assert source.disown(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert set(place.swarm.banned) == set(liars)
-        assert [chunk for chunk in range(assembly.count) if not assembly.has(chunk)] == [7]
-        assert assembly.expected == digests_of(content)
-        before = place.givers[0].total
-        await source.feed(assembly)
-        assert place.givers[0].total - before == CHUNK
-        assert assembly.path.read_bytes() == content
         assert truthful not in place.swarm.banned
+        assert assembly.path.read_bytes() == content
+        assert assembly.expected == digests_of(content)
+        # The chunk they lied about, and the last, by which each of them was found out.
+        assert place.givers[0].total <= 2 * CHUNK
 
 
 async def test_where_all_lie_there_is_nothing_left_to_take(tmp_path: Path) -> None:
     content = content_of(4)
     false = bytes(len(content))
     async with rig(tmp_path) as place:
-        liar = await place.liar("liar", false, honest, digests_of(false))
+        liar = await place.liar("liar", false, honest, false_digests(false, content))
         assembly = place.assembly(content)
         source = place.swarm.source("Model")
-        await source.feed(assembly)
-        assert not source.disown(assembly)
+        with pytest.raises(DownloadFailed, match="chunk 3 is not what it said"):
+            await fetch(source, assembly)
         assert list(place.swarm.banned) == [liar]
-        assembly.spoil(0)
-        with pytest.raises(DownloadFailed):
-            await source.feed(assembly)
-        # Before anybody has vouched for anything there is nothing to disown.
+        # Nobody is left who has vouched for anything.
+        assert not source.disown(assembly)
         assert not place.swarm.source("Other").disown(assembly)
+
+
+async def test_a_list_can_be_disowned(tmp_path: Path) -> None:
+    content = content_of(4)
+    async with rig(tmp_path) as place:
+        giver, _ = await place.giver("giver", content)
+        assembly = place.assembly(content)
+        source = place.swarm.source("Model")
+        await fetch(source, assembly)
+        assert not source.disown(assembly)
+        assert assembly.expected is None
+        assert "is not true of the file" in place.swarm.banned[giver]
 
 
 async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
@@ -147,10 +151,10 @@ async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
             return None if isinstance(request, w.Get) and request.chunk > 0 else answer
 
         for name in ("one", "two"):
-            await place.liar(name, false, hang_up, digests_of(false))
+            await place.liar(name, false, hang_up, false_digests(false, content))
         await place.giver("honest", content)
         assembly = place.assembly(content)
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.expected == digests_of(content)
         assert assembly.path.read_bytes() == content
 
@@ -161,7 +165,7 @@ async def test_a_giver_that_dies_in_the_middle_changes_nothing_but_the_time(tmp_
         dying = await place.liar("dying", content, lambda request, answer: None if request == w.Get(5) else answer)
         await place.giver("living", content)
         assembly = place.assembly(content)
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content
         assert dying not in place.swarm.banned
 
@@ -176,7 +180,7 @@ async def test_half_a_chunk_is_no_chunk(tmp_path: Path) -> None:
         stalling = await place.liar("stalling", content, half)
         await place.giver("living", content)
         assembly = place.assembly(content)
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content
         assert stalling not in place.swarm.banned
 
@@ -188,7 +192,7 @@ async def test_who_stalls_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.Monk
     async with rig(tmp_path) as place:
         stalling = await place.liar("stalling", content, lambda request, answer: b"")
         with pytest.raises(DownloadFailed, match="sent nothing for 0 seconds"):
-            await place.swarm.source("Model").feed(place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.assembly(content))
         assert place.site.opened == [stalling.id] * taking.MOST_FAILURES
         assert place.swarm.banned == {}
 
@@ -213,6 +217,9 @@ NONSENSE = {
     "another size": lambda request, answer: (
         w.encode_answer(w.Listing(CHUNK, CHUNK, bytes(32))) if isinstance(request, w.Have) else answer
     ),
+    "a list of another file": lambda request, answer: (
+        answer[:-1] + bytes([answer[-1] ^ 1]) if isinstance(request, w.Have) else answer
+    ),
     "a huge list": lambda request, answer: w.header(w.Kind.LISTING, 0, (1 << 32) - 1),
     "half a list": lambda request, answer: w.header(w.Kind.LISTING, 0, 20) + bytes(20),
 }
@@ -224,12 +231,12 @@ async def test_who_talks_nonsense_is_dropped(tmp_path: Path, name: str) -> None:
     async with rig(tmp_path) as place:
         fool = await place.liar("fool", content, NONSENSE[name])
         with pytest.raises(DownloadFailed) as failure:
-            await place.swarm.source("Model").feed(place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.assembly(content))
         assert list(place.swarm.banned) == [fool]
         assert place.swarm.banned[fool] in failure.value.message
         await place.giver("honest", content)
         assembly = place.assembly(content)
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content
 
 
@@ -259,7 +266,7 @@ async def test_interrupted_and_resumed(tmp_path: Path) -> None:
         assembly = place.assembly(content)
         there, sent = assembly.arrived, place.givers[0].total
         assert there >= 35 * CHUNK
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content
         # What was there is not asked for again; what was under way when it was interrupted may come a little later.
         assert place.givers[0].total - sent <= len(content) - there + taking.OUTSTANDING * CHUNK
@@ -286,7 +293,7 @@ async def test_nobody_to_ask(tmp_path: Path) -> None:
     content = content_of(2)
     async with rig(tmp_path) as place:
         with pytest.raises(DownloadFailed, match="No other node of the mesh could be asked"):
-            await place.swarm.source("Model").feed(place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.assembly(content))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +310,7 @@ async def test_who_refuses_says_why(tmp_path: Path, refusal: w.Refusal, words: s
         _, shelf = await place.giver("giver", content)
         shelf.refusals = [refusal]
         with pytest.raises(DownloadFailed, match=words):
-            await place.swarm.source("Model").feed(place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.assembly(content))
         assert place.swarm.banned == {}
 
 
@@ -313,7 +320,7 @@ async def test_who_is_preparing_is_asked_again(tmp_path: Path) -> None:
         _, shelf = await place.giver("giver", content)
         shelf.refusals = [w.Refusal(w.Reason.PREPARING, 50, 1)]
         assembly = place.assembly(content)
-        await place.swarm.source("Model").feed(assembly)
+        await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content
         assert len(place.site.opened) == 2
 
@@ -324,12 +331,12 @@ async def test_a_full_disk_ends_it(tmp_path: Path) -> None:
         await place.giver("giver", content)
         assembly = place.assembly(content)
 
-        def full(source: str, chunk: int, data: bytes | memoryview, digest: bytes) -> None:
+        def full(source: str, chunk: int, data: bytes | memoryview, giver: str) -> None:
             raise OSError(28, "No space left on device")
 
         assembly.put = full  # type: ignore[method-assign]
         with pytest.raises(OSError, match="No space left"):
-            await place.swarm.source("Model").feed(assembly)
+            await fetch(place.swarm.source("Model"), assembly)
         assert place.swarm.taken() == []
 
 
@@ -344,8 +351,13 @@ def test_votes() -> None:
     assert lists.choose() == b"x", "what is chosen stays while somebody who vouches for it is there"
     lists.left(one)
     assert lists.choose() == b"y"
-    assert lists.drop() == [two, three]
+    assert (lists.vouches(two), lists.vouches(one)) == (True, False)
+    assert lists.peer("b" * 64) is two
+    lists.refute(two)
+    assert (lists.chosen, lists.peer("b" * 64)) == (b"y", None)
+    lists.add(two, b"y")
+    assert lists.drop() == [three, two]
     assert lists.chosen == b"x"
-    assert lists.drop() == [one]
+    lists.refute(one)
     assert lists.chosen is None
     assert lists.drop() == []

@@ -27,7 +27,7 @@ class OneFile:
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(CONTENT)
-        digests = [hashlib.sha256(CONTENT[at : at + CHUNK]).digest() for at in range(0, len(CONTENT), CHUNK)]
+        digests = [hashlib.sha256(CONTENT[: at + CHUNK]).digest() for at in range(0, len(CONTENT), CHUNK)]
         self.file = Shelved(path, w.Listing(len(CONTENT), CHUNK, b"".join(digests)), path.stat().st_mtime_ns)
 
     async def look(self, sha256: str) -> Shelved | w.Refusal:

@@ -484,8 +484,16 @@ async def test_a_port_that_does_not_answer_is_waited_for_only_a_moment(
             opener, peer = place.nodes[0].lanes, place.nodes[1].node
             monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 0.01)
             assert await opener.open(place.link(), HTTP, Ear) is None
-            assert opener.facts(peer).blocked == ""  # not known yet: the attempt goes on
+            attempts = len(opener._owner._tasks)
+            assert attempts
+            assert "longer than a tunnel waits" in opener.facts(peer).blocked  # the attempt goes on
             monkeypatch.setattr(lanes, "PATIENCE_SECONDS", PATIENT_SECONDS)
+            assert await opener.open(place.link(), HTTP, Ear) is None  # the next does not wait at all
+            assert len(opener._owner._tasks) == attempts
+            for attempt in tuple(opener._owner._tasks):
+                attempt.cancel()
+            await asyncio.gather(*opener._owner._tasks, return_exceptions=True)
+            assert opener.facts(peer).blocked == ""
             monkeypatch.setattr(lanes, "REACH_SECONDS", 0.01)
             assert await opener.open(place.link(), HTTP, Ear) is None
             assert "does not get through" in opener.facts(peer).blocked

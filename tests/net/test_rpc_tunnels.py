@@ -14,7 +14,8 @@ from tunnel_rig import House, street
 from meshllm.core.records import NodeId
 from meshllm.net import lanes, rpc_tunnels
 from meshllm.net.base import StreamKind
-from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, RpcTunnels, TunnelUse
+from meshllm.net.rpc_ends import HEADER
+from meshllm.net.rpc_tunnels import MAX_CONNECTIONS, RpcTunnels, TunnelUse
 
 LEASE = (b"s" * 16, 7)
 
@@ -49,7 +50,9 @@ class Split:
     def __init__(self, host: House, worker: House, folder: Path) -> None:
         self.host, self.worker = host, worker
         self.way = Known(host, worker)
-        self.out, self.into = RpcTunnels(self.way), RpcTunnels(Known(worker, host))
+        self.now = 0.0
+        self.out = RpcTunnels(self.way, lambda: self.now)
+        self.into = RpcTunnels(Known(worker, host))
         self.engine_socket, self.local_socket = folder / "e.sock", folder / "l.sock"
         self.heard: list[Ear] = []
 
@@ -95,6 +98,9 @@ async def test_what_one_engine_says_the_other_hears(tmp_path: Path, with_lanes: 
         assert it.out.traffic(LEASE)[it.worker.node].sent == 5
         assert it.out.traffic(LEASE)[it.worker.node].received == 5
         assert it.into.traffic(LEASE)[it.host.node].received == 5
+        assert it.out.traffic(LEASE)[it.worker.node].via == ("lane" if with_lanes else "quic")
+        it.now += 2.5
+        assert it.out.traffic(LEASE)[it.worker.node].rate == 4  # ten bytes in 2.5 seconds
         ear.transport.close()
         await it.heard[0].gone
 

@@ -111,13 +111,22 @@ async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
     assert status.models[0].engine.serving_seconds == 1.0
     assert status.models[0].file is not None
     assert status.models[0].file.quantization == "Q4_1"
+    assert [model.input_modalities for model in status.models] == [["text"], None, None]
     assert set(response.json) == set(NodeStatus.model_json_schema()["properties"])
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
 async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
-    record = NodeRecord(PEER, Stamp(3, 4), MESH, "box2", addresses=(AT,), serves=(ServedModel("m"),), memory=5)
+    record = NodeRecord(
+        PEER,
+        Stamp(3, 4),
+        MESH,
+        "box2",
+        addresses=(AT,),
+        serves=(ServedModel("m"), ServedModel("n", sees=True)),
+        memory=5,
+    )
     peer = PeerView(record, PeerStatus.ALIVE, True, 0.002, (ModelLoad("m", 1, 2), ModelLoad("n", 1, 0)), 1.0)
     steps = (JoinStep(WayIn(PEER[:16], (AT,)), "refused", "wrong secret"),)
     desk.change(
@@ -129,7 +138,8 @@ async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
     assert (mesh.mesh, mesh.role, mesh.phase, mesh.wants) == (MESH.hex(), "client", "joined", ["w"])
     assert (mesh.steps[0].addresses, mesh.steps[0].reason) == (["192.0.2.7:9"], "wrong secret")
     told = mesh.peers[0]
-    assert (told.name, told.status, told.rtt, told.via, told.models) == ("box2", "alive", 0.002, "lane", ["m"])
+    assert (told.name, told.status, told.rtt, told.via, told.models) == ("box2", "alive", 0.002, "lane", ["m", "n"])
+    assert [served.input_modalities for served in told.serves] == [None, ["text", "image"]]
     assert (told.active, told.waiting, told.since_seconds) == (2, 2, 0.5)
 
 

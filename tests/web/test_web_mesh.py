@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from web_rig import (
 
 from meshllm.core.records import ModelLoad, ServedModel
 from meshllm.core.routing import TargetKind
-from meshllm.core.types import Purpose
+from meshllm.core.types import ModelFacts, Purpose, ServerPhase
 from meshllm.core.views import JoinPhase, PeerStatus
 from meshllm.web import tunnel
 
@@ -238,7 +239,7 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_host_dies(pla
 async def test_a_host_that_cannot_be_connected_to_is_left_for_another(
     place: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.CONNECT_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.web.deadlines.CONNECT_PATIENCE_SECONDS", 0.02)
     place.roads.slow[ONE.hex()] = asyncio.Event()
     await place.serve(1)
     two = await place.serve(2)
@@ -466,15 +467,16 @@ async def test_nobody_is_left_for_being_slow_if_there_is_no_other(place: Town, m
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_peer_that_is_at_work_says_so(place: Town, stream: bool) -> None:
+async def test_a_peer_that_is_at_work_says_so(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """With comments in a stream, else with interim answers."""
+    monkeypatch.setattr("meshllm.web.deadlines.PEER_SILENCES", 15)  # 0.3 s: a busy machine may stand still for a moment
     gate = Gate()
     await place.serve(1, gate)
     place.here.meet(host(ONE, "m"))
     caller = await place.here.caller()
     caller.send(ask(stream=stream, number=1))
     # For several times as long as it takes to give up one that says nothing.
-    asyncio.get_running_loop().call_later(0.3, gate.let, 1)
+    asyncio.get_running_loop().call_later(1.0, gate.let, 1)
     assert b"Hello" in (await caller.response()).body
     assert (place.roads.made, len(gate.order)) == (1, 1)
 
@@ -482,7 +484,7 @@ async def test_a_peer_that_is_at_work_says_so(place: Town, stream: bool) -> None
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_peer_that_falls_silent_is_gone(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.PEER_SILENCES", 5)
+    monkeypatch.setattr("meshllm.web.deadlines.PEER_SILENCES", 5)
     one, two = await place.serve(1, never), await place.serve(2)
     # Its gateway's clock stands still.
     monkeypatch.setattr(place.benches[1].gateway._tunnels, "sweep", lambda now: True)
@@ -838,6 +840,64 @@ async def test_what_a_model_of_a_peer_is_not_for(place: Town) -> None:
     two = await place.serve(2)
     assert (await place.here.call(ask())).status == 200
     assert len(two.calls) == 1
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+SHOWN = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": [PICTURE]}]},
+    "/v1/messages": {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]},
+    "/v1/responses": {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+}
+
+
+@pytest.mark.parametrize("path", SHOWN)
+async def test_a_picture_goes_to_who_can_see_it(place: Town, path: str) -> None:
+    one, two = await place.serve(1), await place.serve(2)
+    blind, sees = ServedModel("m", slots=4, sees=False), ServedModel("m", slots=4, sees=True)
+    place.here.meet(host(ONE, blind, rtt=0.001), host(TWO, sees, rtt=0.2))
+    assert (await place.here.call(ask(path, **SHOWN[path]))).status == 200
+    assert (len(one.calls), len(two.calls)) == (0, 1)
+    # A text goes to the nearest, and one of whom nothing is known may see.
+    assert (await place.here.call(ask(path, messages=[], input="hi"))).status == 200
+    assert (len(one.calls), len(two.calls)) == (1, 1)
+    place.here.meet(host(ONE, blind, rtt=0.001), host(TWO, "m", rtt=0.2))
+    assert (await place.here.call(ask(path, **SHOWN[path]))).status == 200
+    assert (len(one.calls), len(two.calls)) == (1, 2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", SHOWN)
+async def test_a_picture_for_a_model_that_cannot_see_is_refused_before_anybody_is_asked(
+    place: Town, path: str, stream: bool
+) -> None:
+    here, there = await place.here.engine(), await place.serve(1)
+    text = ModelFacts("/m", 1, "llama", 4096)
+    mine = replace(served("m", here.address), facts=text)
+    loading = replace(mine, server=ServerPhase.STARTING, server_facts=None)
+    blind = host(ONE, ServedModel("m", sees=False))
+    for models, peers in (((mine,), (blind,)), ((), (blind,)), ((loading,), ())):
+        place.here.publish(*models)
+        place.here.meet(*peers)
+        response = await place.here.call(ask(path, stream=stream, **SHOWN[path]))
+        error = response.json["error"]
+        assert (response.status, error["type"], error["code"]) == (400, "invalid_request_error", "unsupported_input")
+        assert "cannot see" in error["message"]
+    assert (here.calls, there.calls) == ([], [])
+    place.here.publish(mine)
+    assert (await place.here.call(ask(path, messages=["image"]))).status == 200
+
+
+async def test_what_models_take_is_listed(place: Town) -> None:
+    mine = await place.here.engine()
+    seeing = replace(served("own", mine.address), facts=ModelFacts("/m", 1, "llama", 4096, sees=True))
+    place.here.publish(seeing)
+    place.here.meet(
+        host(ONE, ServedModel("text", sees=False), ServedModel("both", sees=False)),
+        host(TWO, ServedModel("both", sees=True), "unknown"),
+    )
+    listed = {card["id"]: card["mesh"] for card in (await place.here.get("/v1/models")).json["data"]}
+    taken = {name: card.get("input_modalities") for name, card in listed.items()}
+    assert taken == {"own": ["text", "image"], "text": ["text"], "both": ["text", "image"], "unknown": None}
 
 
 async def test_requests_are_counted_by_who_answers_them(place: Town) -> None:

@@ -86,6 +86,13 @@ async def test_the_page_comes_with_a_policy_that_names_this_daemon_alone(desk: D
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
+async def test_a_policy_names_no_address_that_none_can_name(desk: Desk) -> None:
+    """Browsers complain of an IPv6 address in a policy, and heed it no more."""
+    policy = Page(desk.folder).index("http://[fd00::2]:9337").headers["content-security-policy"]
+    assert "connect-src 'self';" in policy
+    assert "fd00" not in policy
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -174,7 +181,7 @@ async def test_of_all_pages_only_our_own_gets_an_invite(desk: Desk, headers: dic
 async def test_it_describes_itself(desk: Desk) -> None:
     described = (await desk.get("/api/openapi.json")).json
     assert described["openapi"].startswith("3.1")
-    assert set(described["paths"]) == {"/api/status", "/api/events", "/api/invite", "/api/openapi.json"}
+    assert set(described["paths"]) == {"/api/status", "/api/events", "/api/invite", "/api/key", "/api/openapi.json"}
     schemas = described["components"]["schemas"]
     assert set(schemas["NodeStatus"]["required"]) == set((await desk.get("/api/status")).json)
     text = json.dumps(described)

@@ -242,7 +242,7 @@ async def test_asking_a_backend_for_its_models(monkeypatch: pytest.MonkeyPatch) 
                 await list_models(f"{url}/{kind}", None)
     finally:
         await upstream.die()
-    with pytest.raises(BadBackend):
+    with pytest.raises(BadBackend, match=r"^it cannot be reached: Connection refused$"):
         await list_models(url, None)
 
 

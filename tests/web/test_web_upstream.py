@@ -32,7 +32,9 @@ from meshllm.core.hosting import SplitState
 from meshllm.core.leases import Lease
 from meshllm.core.records import NodeId
 from meshllm.core.split import Share
+from meshllm.core.types import ServerPhase
 from meshllm.web import upstream as upstream_module
+from meshllm.wire.losses import loss_words
 
 
 def told(path: str, response: Response) -> dict[str, object]:
@@ -222,25 +224,28 @@ async def test_the_next_process_of_a_model_is_tried(table: Bench) -> None:
     await table.idle()
 
 
+FAILED = b'{"error":{"code":500,"message":"Compute error.","type":"server_error"}}'
+SPLIT = SplitState(
+    lease=Lease(b"s" * 16, 1, "m", (), (Share(NodeId(b"a" * 32), 0, 1, 1), Share(NodeId(b"b" * 32), 1, 1, 1))),
+    committed=True,
+)
+
+
 @pytest.mark.usefixtures("quick")
 async def test_an_engine_that_lost_a_worker_is_no_answer(table: Bench) -> None:
     """What was to be computed by several nodes is computed by the next generation of them."""
-    failed = b'{"error":{"code":500,"message":"Compute error.","type":"server_error"}}'
-
-    lease = Lease(b"s" * 16, 1, "m", (), (Share(NodeId(b"a" * 32), 0, 1, 1), Share(NodeId(b"b" * 32), 1, 1, 1)))
-    split = SplitState(lease=lease, committed=True)
     second = await table.engine(well)
 
     async def fails(call: Call) -> None:
-        call.answer(failed, status=500)
+        call.answer(FAILED, status=500)
 
     async def lost(call: Call) -> None:
-        table.publish(replace(served("m", second.address, generation=2), split=split))
+        table.publish(replace(served("m", second.address, generation=2), split=SPLIT))
         await fails(call)
 
     first = await table.engine(lost)
     for stream in (False, True):
-        table.publish(replace(served("m", first.address), split=split))
+        table.publish(replace(served("m", first.address), split=SPLIT))
         response = await table.call(ask(stream=stream))
         assert response.status == 200
         assert b"Hello" in response.body
@@ -250,6 +255,75 @@ async def test_an_engine_that_lost_a_worker_is_no_answer(table: Bench) -> None:
     response = await table.call(ask())
     assert (response.status, response.json["error"]["message"]) == (500, "Compute error.")
     assert len(alone.calls) == 1
+    await table.idle()
+
+
+def compute_error(path: str) -> bytes:
+    """The same in a stream."""
+    if path in ("/v1/chat/completions", "/v1/completions"):
+        return b"data: " + FAILED + b"\n\n"
+    return b'event: error\ndata: {"code":500,"message":"Compute error.","type":"server_error"}\n\n'
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("path", STREAMING)
+async def test_a_stream_that_fails_before_its_first_word_is_asked_again(table: Bench, path: str) -> None:
+    second = await table.engine(well)
+
+    async def lost(call: Call) -> None:
+        table.publish(replace(served("m", second.address, generation=2), split=SPLIT))
+        call.stream(compute_error(call.path))
+        call.hang_up()
+
+    first = await table.engine(lost)
+    table.publish(replace(served("m", first.address), split=SPLIT))
+    response = await table.call(ask(path, stream=True))
+    assert b"Hello" in response.body
+    assert b"ompute" not in response.body
+    assert (len(first.calls), len(second.calls)) == (1, 1)
+    await table.idle()
+
+
+@pytest.mark.parametrize("path", STREAMING)
+async def test_who_loses_a_worker_in_the_middle_tells_what_happened(table: Bench, path: str) -> None:
+    """Whether the engine finds it out first, or the daemon, which ends the engine."""
+    heard = asyncio.Event()
+    why = "bbbb is lost to the split: the link to it is gone"
+
+    async def begin(call: Call) -> None:
+        call.begin_stream()
+        for event in STREAMS[call.path][:3]:
+            call.chunk(event)
+        await heard.wait()
+
+    async def engine_first(call: Call) -> None:
+        await begin(call)
+        call.chunk(compute_error(call.path))
+        call.end_stream()
+        call.hang_up()
+
+    async def daemon_first(call: Call) -> None:
+        await begin(call)
+        ending = replace(served("m", call.upstream.address), server=ServerPhase.STOPPING, server_facts=None)
+        table.publish(replace(ending, split=SplitState(why), reason=why))
+        call.reset()
+
+    for script, known in ((engine_first, ""), (daemon_first, why)):
+        heard.clear()
+        engine = await table.engine(script)
+        table.publish(replace(served("m", engine.address), split=SPLIT))
+        caller = await table.caller()
+        caller.send(ask(path, stream=True))
+        response = await caller.head()
+        response.body = await caller.piece()
+        heard.set()
+        while piece := await caller.piece():
+            response.body += piece
+        error = told(path, response)
+        assert (error["code"], error["message"]) == ("upstream_lost", loss_words("m", known))
+        assert len(engine.calls) == 1
+        await caller.close()
+    assert table.gateway.outcomes == ["lost", "lost"]
     await table.idle()
 
 
@@ -342,7 +416,7 @@ async def test_after_the_end_nothing_matters(table: Bench, path: str) -> None:
 async def test_a_stream_ends_even_if_its_target_forgets_to(
     table: Bench, monkeypatch: pytest.MonkeyPatch, chatter: bool
 ) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.LINGER_SECONDS", 0.03)
+    monkeypatch.setattr("meshllm.web.deadlines.LINGER_SECONDS", 0.03)
 
     async def script(call: Call) -> None:
         call.begin_stream()
@@ -552,7 +626,7 @@ async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("quick")
 async def test_a_backend_that_says_nothing_is_given_up(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.BACKEND_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.deadlines.BACKEND_SILENCE_SECONDS", 0.05)
 
     async def half(call: Call) -> None:
         call.begin_stream()

@@ -85,8 +85,8 @@ async def test_a_model_that_fails_after_all_ends_the_stream_with_an_error(table:
 
 
 async def test_waiting_has_a_bound(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.WAIT_SILENT_SECONDS", 0.2)
-    monkeypatch.setattr("meshllm.web.exchange.WAIT_STREAMING_SECONDS", 0.3)
+    monkeypatch.setattr("meshllm.web.deadlines.WAIT_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("meshllm.web.deadlines.WAIT_STREAMING_SECONDS", 0.3)
     table.publish(coming("m"))
     silent = await table.call(ask())
     assert (silent.status, silent.headers["retry-after"]) == (503, "10")

@@ -47,7 +47,13 @@ hosts = st.one_of(
 ).filter(lambda host: (packed := fields.pack_host(host)) is not None and fields.unpack_host(packed) == host)
 addresses = st.builds(r.Address, hosts, st.integers(1, 65535))
 models = st.builds(
-    r.ServedModel, names, st.sampled_from([None, *Purpose]), st.integers(0, MAX_CONTEXT), requests, numbers
+    r.ServedModel,
+    names,
+    st.sampled_from([None, *Purpose]),
+    st.integers(0, MAX_CONTEXT),
+    requests,
+    numbers,
+    st.sampled_from([None, False, True]),
 )
 loads = st.builds(r.ModelLoad, names, requests, requests)
 complaints = st.builds(r.Complaint, node_ids, numbers)
@@ -77,6 +83,8 @@ records = st.builds(
     leaving=st.booleans(),
     splits=few(st.builds(r.Candidate, names, numbers, st.booleans())),
     speed=numbers,
+    devices=few(numbers),
+    idle=st.booleans(),
 )
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
@@ -114,7 +122,9 @@ def leases(draw: st.DrawFn) -> n.Lease:
     shares: list[Share] = []
     for node in draw(st.lists(node_ids, min_size=2, max_size=5, unique=True)):
         first = shares[-1].first + shares[-1].layers if shares else 0
-        shares.append(Share(node, first, draw(st.integers(1, 80)), draw(numbers)))
+        layers, there = draw(st.integers(1, 80)), draw(st.integers(0, 80))
+        devices = draw(st.sampled_from([(), (layers,), (min(there, layers), layers - min(there, layers), 0)]))
+        shares.append(Share(node, first, layers, draw(numbers), devices))
     files = draw(st.lists(leased_files, min_size=1, max_size=3, unique_by=lambda file: file.name))
     return n.Lease(draw(sessions), draw(numbers), draw(names), tuple(files), tuple(shares))
 

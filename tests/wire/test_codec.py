@@ -34,7 +34,7 @@ RECORD = r.NodeRecord(
     name="bench",
     software="mesh-llm 0.1.0",
     addresses=(r.Address("192.0.2.1", 9337), r.Address("2001:db8::1", 9337)),
-    serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27),),
+    serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27, sees=False),),
     loads=(r.ModelLoad("SmolLM2", 1, 2),),
     wants=("Qwen3-8B",),
     on_disk=("SmolLM2",),
@@ -42,6 +42,8 @@ RECORD = r.NodeRecord(
     complaints=(r.Complaint(OTHER, 7),),
     splits=(r.Candidate("Qwen3-8B", 16 << 30, apart=True),),
     speed=20 << 30,
+    devices=(10 << 30, 6 << 30),
+    idle=True,
 )
 SESSION = b"s" * n.SESSION_BYTES
 LEASE = n.Lease(
@@ -49,7 +51,7 @@ LEASE = n.Lease(
     3,
     "Qwen3-8B",
     (n.LeasedFile("Qwen3-8B-Q4_K_M.gguf", 5 << 30, "ab" * 32),),
-    (Share(NODE, 0, 20, 3 << 30), Share(OTHER, 20, 16, 2 << 30)),
+    (Share(NODE, 0, 20, 3 << 30), Share(OTHER, 20, 16, 2 << 30, (10, 6))),
 )
 ONE_OF_EACH = (
     m.Ping(1),
@@ -118,7 +120,7 @@ def test_the_bytes_stay_what_they_are() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.Stamp(1, 2), MESH, name="a")).hex() == (
-        "dc0011c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c29000"
+        "dc0013c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c2"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
@@ -146,8 +148,18 @@ def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
 
 
 def test_a_record_of_a_node_from_before_splits_is_read() -> None:
-    body = msgpack.packb(msgpack.unpackb(encode_record(RECORD))[:FIELDS])
-    assert decode_record(body) == replace(RECORD, splits=(), speed=0)
+    whole = msgpack.unpackb(encode_record(RECORD))
+    assert decode_record(msgpack.packb(whole[:FIELDS])) == replace(RECORD, splits=(), speed=0, devices=(), idle=False)
+    before = replace(RECORD, devices=(), idle=False)
+    assert decode_record(msgpack.packb(whole[: FIELDS + 2])) == before, "or from before several devices"
+    assert decode_record(msgpack.packb(whole[:-1])) == replace(RECORD, idle=False), "or from before idle ones"
+
+
+def test_a_proposal_from_before_several_devices_is_read() -> None:
+    shares = [[NODE, 0, 2, 0], [OTHER, 2, 5, 0]]
+    found = decode_message(raw(10, SESSION, 1, "m", [["m.gguf", 1, b"d" * 32]], shares), verify)
+    assert isinstance(found, n.Propose)
+    assert [(share.devices, share.runs) for share in found.lease.shares] == [((), (2,)), ((), (5,))]
 
 
 def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
@@ -155,6 +167,15 @@ def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
     assert [model.name for model in decode_record(altered(8, models)).serves] == ["chat"]
     with pytest.raises(BadMessage):
         decode_record(altered(8, [["", 9, 1, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sees"),
+    [([], None), ([0], None), ([1], False), ([3], True), ([2], True), ([5], False), ([0xFFFF], True)],
+)
+def test_what_a_model_takes_may_be_missing_or_of_the_future(inputs: list[int], sees: bool | None) -> None:
+    (model,) = decode_record(altered(8, [["chat", 1, 1, 1, 1, *inputs]])).serves
+    assert model.sees is sees
 
 
 def test_a_kind_from_the_future_is_none() -> None:
@@ -330,6 +351,7 @@ FAULTS: list[tuple[int, Any]] = [
     (7, [[b"\x01\x02\x03\x04", 1]] * (r.MAX_ADDRESSES + 1)),
     *((8, [[value, *MODEL[1:]]]) for value in [*TEXT_FAULTS, ""]),
     *((8, [[*MODEL[:at], value, *MODEL[at + 1 :]]]) for at in range(1, 5) for value in NUMBER_FAULTS),
+    *((8, [[*MODEL, value]]) for value in (*NUMBER_FAULTS, 0x10000)),
     (8, [MODEL[:4]]),
     (8, [["m", 1, (1 << 30) + 1, 1, 1]]),
     (8, [["m", 1, 1, (1 << 20) + 1, 1]]),
@@ -350,7 +372,9 @@ FAULTS: list[tuple[int, Any]] = [
     *((15, [["m", 1, value]]) for value in (0, 1, None, "no")),
     (15, [["m", 1]]),
     (15, [["m", 1, False]] * (r.MAX_SPLITS + 1)),
-    *((place, value) for place in (7, 8, 9, 10, 11, 13, 15) for value in (None, 1, "text", b"bytes", {}, [None])),
+    *((17, [value]) for value in NUMBER_FAULTS),
+    (17, [1] * (r.MAX_DEVICES + 1)),
+    *((place, value) for place in (7, 8, 9, 10, 11, 13, 15, 17) for value in (None, 1, "text", b"bytes", {}, [None])),
 ]
 
 
@@ -370,7 +394,7 @@ def test_the_bounds_themselves_are_within() -> None:
         protocol=(0, 65535),
         stamp=r.Stamp(MAX_NUMBER, MAX_NUMBER),
         addresses=(r.Address("2001:db8::1", 65535),) * r.MAX_ADDRESSES,
-        serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER),) * MAX_MODELS,
+        serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER, sees=True),) * MAX_MODELS,
         loads=(r.ModelLoad("m", 1 << 20, 1 << 20),) * MAX_MODELS,
         wants=(name,) * r.MAX_WANTED,
         on_disk=("m",) * r.MAX_ON_DISK,
@@ -378,6 +402,7 @@ def test_the_bounds_themselves_are_within() -> None:
         complaints=(r.Complaint(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
         splits=(r.Candidate("m", MAX_NUMBER),) * r.MAX_SPLITS,
         speed=MAX_NUMBER,
+        devices=(MAX_NUMBER,) * r.MAX_DEVICES,
     )
     assert decode_record(encode_record(full)) == full
 
@@ -404,6 +429,10 @@ PROPOSAL_FAULTS = [
     raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [OTHER, 1, 0, 0]]),
     raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [OTHER, 1, 1, -1]]),
     raw(10, SESSION, 1, "m", [FILE], [SHARES[0], [OTHER[1:], 1, 1, 0]]),
+    *(
+        raw(10, SESSION, 1, "m", [FILE], [[NODE, 0, 2, 0], [OTHER, 2, 5, 0, devices]])
+        for devices in ([4], [5, 1], [6, -1], [5, None], [5.0], 5, None, [1] * 5 + [0] * r.MAX_DEVICES)
+    ),
     raw(11, SESSION, 1, 0, ""),
     raw(11, SESSION, 1, 4, ""),
     raw(11, SESSION, 1, 1, "a\nb"),

@@ -8,11 +8,12 @@ import { asAddress, MAX_IMAGES } from './images'
 interface ComposerProps {
   busy: boolean
   ready: boolean
+  sees: boolean // false: the model is known to take no images
   send: (text: string, images: string[]) => void
   stop: () => void
 }
 
-export function Composer({ busy, ready, send, stop }: ComposerProps): JSX.Element {
+export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.Element {
   const [text, setText] = useState('')
   const [images, setImages] = useState<string[]>([])
   const [problem, setProblem] = useState('')
@@ -27,7 +28,8 @@ export function Composer({ busy, ready, send, stop }: ComposerProps): JSX.Elemen
     element.style.height = 'auto'
     element.style.height = `${Math.min(element.scrollHeight, 240)}px`
   }, [text])
-  const can = ready && !busy && (text.trim() !== '' || images.length > 0)
+  const unseen = !sees && images.length > 0
+  const can = ready && !busy && !unseen && (text.trim() !== '' || images.length > 0)
   const submit = (): void => {
     if (!can) return
     send(text.trim(), images)
@@ -77,26 +79,28 @@ export function Composer({ busy, ready, send, stop }: ComposerProps): JSX.Elemen
           ))}
         </ul>
       )}
-      {problem !== '' && (
+      {(problem !== '' || unseen) && (
         <p class="notice worrying" role="alert">
-          {problem}
+          {unseen ? 'This model cannot see. Remove the images, or choose one that does.' : problem}
         </p>
       )}
       <div class="box">
-        <label class="tool" title="Add images, for models that see">
-          <Icon name="image" />
-          <span class="unseen">Add images, for models that see</span>
-          <input
-            type="file"
-            accept="image/*"
-            multiple
-            class="unseen"
-            onChange={(event) => {
-              void add([...(event.currentTarget.files ?? [])])
-              event.currentTarget.value = ''
-            }}
-          />
-        </label>
+        {sees && (
+          <label class="tool" title="Add images">
+            <Icon name="image" />
+            <span class="unseen">Add images</span>
+            <input
+              type="file"
+              accept="image/*"
+              multiple
+              class="unseen"
+              onChange={(event) => {
+                void add([...(event.currentTarget.files ?? [])])
+                event.currentTarget.value = ''
+              }}
+            />
+          </label>
+        )}
         <textarea
           ref={area}
           rows={1}

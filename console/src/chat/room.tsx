@@ -38,6 +38,7 @@ export function Room(): JSX.Element {
           key={conversation.id}
           busy={ongoing.value.has(conversation.id)}
           ready={conversation.model !== ''}
+          sees={models.value.find((model) => model.name === conversation.model)?.sees !== false}
           send={(text, images) => {
             const said = say(conversation, text, images)
             if (route.value.rest !== said.id) go('chat', said.id, { replace: true })

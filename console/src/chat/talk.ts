@@ -3,7 +3,8 @@
 // Law: one answer at a time for each conversation; what has been written so far is never lost, however it ends.
 
 import { batch, signal, type Signal } from '@preact/signals'
-import { nodes, status } from '../state'
+import { headers } from '../key'
+import { api, lock, nodes, status } from '../state'
 import { all, drop, keep, type Conversation, type Message } from './store'
 import { Reader, type Answer } from './stream'
 
@@ -52,8 +53,13 @@ function put(conversation: Conversation, { top = false } = {}): void {
       : conversations.value.map((one) => (one.id === conversation.id ? conversation : one))
 }
 
+// Not `crypto.randomUUID`: browsers have that for pages of this machine or over TLS alone.
+function ident(): string {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('')
+}
+
 export function create(model: string): Conversation {
-  return { id: crypto.randomUUID(), title: '', model, system: '', changed: Date.now(), messages: [] }
+  return { id: ident(), title: '', model, system: '', changed: Date.now(), messages: [] }
 }
 
 export function change(conversation: Conversation, changes: Partial<Conversation>): Conversation {
@@ -74,7 +80,7 @@ export function remove(id: string): void {
 
 // Says `text` in a conversation and begins the answer. Returns the conversation as it is now.
 export function say(conversation: Conversation, text: string, images: readonly string[]): Conversation {
-  const message: Message = { id: crypto.randomUUID(), role: 'user', text }
+  const message: Message = { id: ident(), role: 'user', text }
   if (images.length > 0) message.images = [...images]
   return answer({ ...conversation, messages: [...conversation.messages, message] })
 }
@@ -95,7 +101,7 @@ export function edit(conversation: Conversation, id: string, text: string): void
 
 function answer(asked: Conversation): Conversation {
   ongoing.value.get(asked.id)?.stop()
-  const message: Message = { id: crypto.randomUUID(), role: 'assistant', text: '', model: asked.model }
+  const message: Message = { id: ident(), role: 'assistant', text: '', model: asked.model }
   const first = asked.messages.find((one) => one.role === 'user')?.text.trim() ?? ''
   const title = asked.title || shortened(first) || 'An image'
   const conversation = { ...asked, title, changed: Date.now(), messages: [...asked.messages, message] }
@@ -224,6 +230,7 @@ export function hostName(host: string): string {
   const [kind = '', what = ''] = host.split(' ', 2)
   if (kind === 'engine') return status.value?.name ?? 'this node'
   if (kind === 'peer') return nodes.value.find((node) => node.id.startsWith(what))?.name ?? what
+  if (what === '') return 'a backend' // which one is told on its own machine only
   return what.replace(/^https?:\/\//, '')
 }
 
@@ -233,10 +240,13 @@ interface Body {
 }
 
 async function ask(conversation: Conversation, stopped: AbortSignal): Promise<Body> {
-  const api = status.value?.api ?? ''
-  const answer = await fetch(`${api}/chat/completions`, {
+  if (api.value.includes('//['))
+    throw new Error(
+      'Browsers let no page call an IPv6 address. Open this one by the node’s IPv4 address, or by a name.',
+    )
+  const answer = await fetch(`${api.value}/chat/completions`, {
     method: 'POST',
-    headers: { 'content-type': 'application/json' },
+    headers: { ...headers(), 'content-type': 'application/json' },
     body: JSON.stringify({
       model: conversation.model,
       stream: true,
@@ -246,6 +256,7 @@ async function ask(conversation: Conversation, stopped: AbortSignal): Promise<Bo
     signal: stopped,
     credentials: 'omit',
   })
+  if (answer.status === 401) lock()
   if (!answer.ok || answer.body === null) throw new Error(await problemOf(answer))
   const body = answer.body.pipeThrough(new TextDecoderStream()).getReader()
   return { body, host: answer.headers.get('x-mesh-llm-host') }

@@ -12,6 +12,7 @@ export interface MeshModel {
   standing: Standing
   phase: string // this node's own word for it; empty if it is not served here
   purpose: string | null
+  sees: boolean | null // whether images can be shown to it: false if nobody who carries it can take them
   hosts: MeshNode[] // who answers for it
   onDisk: string[] // names of the nodes that have its file and do not serve it
   wantedBy: string[]
@@ -36,6 +37,7 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
         standing: 'on disk',
         phase: '',
         purpose: null,
+        sees: null,
         hosts: [],
         onDisk: [],
         wantedBy: [],
@@ -53,6 +55,10 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
   for (const model of status.models) Object.assign(at(model.name), ofHere(model))
   for (const node of nodes) gather(node, at)
   for (const model of found.values()) model.standing = standingOf(model)
+  for (const [name, told] of sight(nodes)) {
+    // One that sees is asked where there is one; of whom nothing is known may see.
+    at(name).sees = told.has(true) || (told.has(null) ? null : false)
+  }
   return [...found.values()].sort(inOrder)
 }
 
@@ -78,6 +84,16 @@ function gather(node: MeshNode, at: (name: string) => MeshModel): void {
   for (const name of node.onDisk) {
     if (!node.models.some((carried) => carried.name === name)) at(name).onDisk.push(node.name)
   }
+}
+
+// Of each model, what those who carry it say of its seeing.
+function sight(nodes: readonly MeshNode[]): Map<string, Set<boolean | null>> {
+  const told = new Map<string, Set<boolean | null>>()
+  for (const node of nodes) {
+    if (node.life !== 'alive') continue
+    for (const { name, sees } of node.models) told.set(name, (told.get(name) ?? new Set()).add(sees))
+  }
+  return told
 }
 
 function standingOf(model: MeshModel): Standing {

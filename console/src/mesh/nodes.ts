@@ -12,6 +12,7 @@ export interface Carried {
   name: string
   phase: string
   purpose: string | null
+  sees: boolean | null // whether it takes images
   context: number
   slots: number
   active: number
@@ -87,6 +88,7 @@ function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
     name: model.name,
     phase: model.phase,
     purpose: model.purpose,
+    sees: seesBy(model.input_modalities),
     context: engine?.context_length ?? 0,
     slots: engine?.slots ?? 0,
     active: busy?.active ?? 0,
@@ -136,6 +138,7 @@ function carriedThere(served: ServedStatus, asked: LoadStatus | undefined): Carr
     name: served.name,
     phase: 'serving',
     purpose: served.purpose,
+    sees: seesBy(served.input_modalities),
     context: served.context_length,
     slots: served.slots,
     active: served.active,
@@ -145,6 +148,10 @@ function carriedThere(served: ServedStatus, asked: LoadStatus | undefined): Carr
   }
 }
 
+function seesBy(modalities: readonly string[] | null): boolean | null {
+  return modalities?.includes('image') ?? null
+}
+
 function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadStatus[]): MeshNode {
   const busy = load.find((entry) => entry.target === backend.url)
   const models = backend.models.map((name): Carried => {
@@ -152,6 +159,7 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
       name,
       phase: 'serving',
       purpose: null,
+      sees: null,
       context: 0,
       slots: 0,
       active: 0,
@@ -179,7 +187,7 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
     linked: true,
     rtt: null,
     via: 'http',
-    addresses: [backend.url],
+    addresses: backend.url.includes('://') ? [backend.url] : [], // other devices are told a number instead
     since: null,
   }
 }

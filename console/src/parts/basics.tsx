@@ -25,7 +25,7 @@ export function Copy({
   const timer = useRef<number | undefined>(undefined)
   useEffect(() => () => clearTimeout(timer.current), [])
   const copy = async (): Promise<void> => {
-    await navigator.clipboard.writeText(text)
+    await toClipboard(text)
     setDone(true)
     clearTimeout(timer.current)
     timer.current = setTimeout(() => setDone(false), 1600)
@@ -41,6 +41,26 @@ export function Copy({
       </span>
     </>
   )
+}
+
+// Browsers have the clipboard for pages of this machine or over TLS alone; elsewhere only what is selected is copied.
+async function toClipboard(text: string): Promise<void> {
+  // The types have it that it is always there.
+  const clipboard = navigator.clipboard as Clipboard | undefined
+  if (clipboard !== undefined) {
+    await clipboard.writeText(text)
+    return
+  }
+  const focused = document.activeElement
+  const area = document.createElement('textarea')
+  area.value = text
+  area.className = 'unseen'
+  area.setAttribute('aria-hidden', 'true')
+  document.body.append(area)
+  area.select()
+  document.execCommand('copy')
+  area.remove()
+  if (focused instanceof HTMLElement) focused.focus()
 }
 
 export function Tool(props: { icon: IconName; label: string; onClick: () => void; danger?: boolean }): JSX.Element {

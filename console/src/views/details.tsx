@@ -66,7 +66,7 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
             {node.linked ? linkWords(node) || 'QUIC, no request yet' : 'none; known through others'}
           </Fact>
         )}
-        {node.here && mesh != null && (
+        {node.here && mesh != null && mesh.mesh !== '' && (
           <Fact name="Mesh">
             <span class="mono">{mesh.mesh.slice(0, 10)}</span>
           </Fact>

@@ -8,7 +8,8 @@ import { chattable } from '../mesh/models'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
-import { models, status } from '../state'
+import { api, models, status } from '../state'
+import { Devices, ReadOnly } from './devices'
 import { programs } from './programs'
 
 const TERMS: readonly [string, number][] = [
@@ -22,14 +23,18 @@ const TERMS: readonly [string, number][] = [
 const invite = signal<InviteAnswer | null>(null)
 
 export function Join(): JSX.Element {
+  const far = status.value?.read_only === true
   return (
     <section class="page narrow" aria-labelledby="join-title">
       <div class="head">
         <h1 id="join-title">Join</h1>
-        <p>Add a machine to the mesh, or point a program at it.</p>
+        <p>
+          {far ? 'Point a program at the mesh.' : 'Add a machine to the mesh, or point a program or a phone at it.'}
+        </p>
       </div>
-      <Invite />
-      <Programs />
+      {!far && <Invite />}
+      <Programs far={far} />
+      {far ? <ReadOnly /> : <Devices />}
     </section>
   )
 }
@@ -120,19 +125,19 @@ async function fetchInvite(seconds: number): Promise<InviteAnswer> {
   return (await answer.json()) as InviteAnswer
 }
 
-function Programs(): JSX.Element {
+function Programs({ far }: { far: boolean }): JSX.Element {
   const names = chattable(models.value).map((model) => model.name)
   const [wanted, setWanted] = useState('')
   const model = names.includes(wanted) ? wanted : (names[0] ?? 'MODEL')
-  const api = status.value?.api ?? ''
-  const list = programs(api.replace(/\/v1$/, ''), model)
+  const list = programs(api.value.replace(/\/v1$/, ''), model, far ? 'KEY' : null)
   const [open, setOpen] = useState(list[0]?.name ?? '')
   const program = list.find((one) => one.name === open)
   return (
     <section class="card" aria-labelledby="programs-title">
       <h2 id="programs-title">A program</h2>
       <p>
-        Anything that speaks to OpenAI or Anthropic works, with any key. The API is at <code>{api}</code>.
+        Anything that speaks to OpenAI or Anthropic works, with {far ? 'the key of this node' : 'any key'}. The API is
+        at <code>{api}</code>.
       </p>
       {names.length > 1 && (
         <label class="line">

@@ -5,8 +5,11 @@ export interface Program {
   steps: [string, string][] // what to do, and the text for it
 }
 
-// `base` is the API's address without `/v1`; `model` a model of the mesh.
-export function programs(base: string, model: string): Program[] {
+// `base` is the API's address without `/v1`; `model` a model of the mesh; `needed` what stands for the key, null where
+// any will do.
+export function programs(base: string, model: string, needed: string | null = null): Program[] {
+  const key = needed ?? 'none'
+  const bearer = needed === null ? '' : ` -H 'Authorization: Bearer ${needed}'`
   const body = JSON.stringify({ model, messages: [{ role: 'user', content: 'Say hello.' }] })
   const opencode = {
     $schema: 'https://opencode.ai/config.json',
@@ -14,24 +17,24 @@ export function programs(base: string, model: string): Program[] {
       'mesh-llm': {
         npm: '@ai-sdk/openai-compatible',
         name: 'mesh-llm',
-        options: { baseURL: `${base}/v1` },
+        options: { baseURL: `${base}/v1`, ...(needed === null ? {} : { apiKey: needed }) },
         models: { [model]: { name: model } },
       },
     },
   }
   const pi = {
     providers: {
-      'mesh-llm': { baseUrl: `${base}/v1`, api: 'openai-completions', apiKey: 'none', models: [{ id: model }] },
+      'mesh-llm': { baseUrl: `${base}/v1`, api: 'openai-completions', apiKey: key, models: [{ id: model }] },
     },
   }
   return [
-    { name: 'curl', steps: [['In a shell:', `curl ${base}/v1/chat/completions -d ${quoted(body)}`]] },
+    { name: 'curl', steps: [['In a shell:', `curl ${base}/v1/chat/completions${bearer} -d ${quoted(body)}`]] },
     {
       name: 'goose',
       steps: [
         [
           'In a shell:',
-          `GOOSE_PROVIDER=openai OPENAI_HOST=${base} OPENAI_API_KEY=none \\\n  GOOSE_MODEL=${quoted(model)} goose session`,
+          `GOOSE_PROVIDER=openai OPENAI_HOST=${base} OPENAI_API_KEY=${key} \\\n  GOOSE_MODEL=${quoted(model)} goose session`,
         ],
       ],
     },
@@ -40,7 +43,7 @@ export function programs(base: string, model: string): Program[] {
       steps: [
         [
           'In a shell:',
-          `ANTHROPIC_BASE_URL=${base} ANTHROPIC_AUTH_TOKEN=none \\\n  ANTHROPIC_MODEL=${quoted(model)} ANTHROPIC_SMALL_FAST_MODEL=${quoted(model)} claude`,
+          `ANTHROPIC_BASE_URL=${base} ANTHROPIC_AUTH_TOKEN=${key} \\\n  ANTHROPIC_MODEL=${quoted(model)} ANTHROPIC_SMALL_FAST_MODEL=${quoted(model)} claude`,
         ],
       ],
     },
@@ -61,7 +64,10 @@ export function programs(base: string, model: string): Program[] {
     {
       name: 'Python',
       steps: [
-        ['With the openai package:', `import openai\n\nclient = openai.OpenAI(base_url="${base}/v1", api_key="none")`],
+        [
+          'With the openai package:',
+          `import openai\n\nclient = openai.OpenAI(base_url="${base}/v1", api_key="${key}")`,
+        ],
       ],
     },
   ]

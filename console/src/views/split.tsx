@@ -43,6 +43,7 @@ function Share({ share }: { share: ShareStatus }): JSX.Element {
     bytes(share.memory),
     share.rtt === null ? '' : milliseconds(share.rtt),
     share.via === 'quic' ? 'QUIC' : share.via,
+    share.rate === 0 ? '' : `${bytes(share.rate)}/s`,
   ].filter(Boolean)
   return (
     <li class={share.phase} style={{ flexGrow: Math.max(1, share.layers) }}>

@@ -1,0 +1,31 @@
+// Reads the daemon's events: the status, whenever it changes, and comments between.
+//
+// Law: pure, and indifferent to how the bytes were cut. Why not the browser's EventSource: it can send no key.
+
+const END = '\n\n'
+const DATA = 'data: '
+
+export class Events {
+  private rest = ''
+
+  // The data of the events that are whole by now.
+  feed(piece: string): string[] {
+    // The end of an event may have been cut in two.
+    const from = Math.max(0, this.rest.length - 1)
+    this.rest += piece
+    const found: string[] = []
+    let begin = 0
+    for (let end = this.rest.indexOf(END, from); end >= 0; end = this.rest.indexOf(END, begin)) {
+      const data = dataOf(this.rest.slice(begin, end))
+      if (data !== null) found.push(data)
+      begin = end + END.length
+    }
+    this.rest = this.rest.slice(begin)
+    return found
+  }
+}
+
+function dataOf(event: string): string | null {
+  const line = event.split('\n').find((one) => one.startsWith(DATA))
+  return line === undefined ? null : line.slice(DATA.length)
+}

@@ -1,0 +1,32 @@
+"""What `--allow-origin` and `--allow-host` name: checked here, believed by the servers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+import typer
+
+# A label of letters, digits and hyphens, or several with dots between (RFC 1123).
+_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.IGNORECASE)
+MAX_NAME = 253
+
+
+def origin(text: str) -> str:
+    """The origin of a web page, without what may stand behind it. Raises BadParameter."""
+    parts = urlsplit(text)
+    if not parts.scheme or not parts.netloc or parts.path not in ("", "/") or parts.query:
+        raise typer.BadParameter(f"{text!r} is not an origin. Give it as https://host or http://host:port.")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def host(text: str) -> str:
+    """A name or an address, as a browser would write it. Raises BadParameter."""
+    name = text.strip().rstrip(".")
+    try:
+        return str(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        if len(name) <= MAX_NAME and _NAME.fullmatch(name):
+            return name.lower()
+    raise typer.BadParameter(f"{text!r} is not a name of a machine. Give it as workbench.local, without a port.")

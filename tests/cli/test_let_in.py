@@ -1,0 +1,42 @@
+"""Names and origins that the owner lets in: as browsers write them, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from meshllm.cli.let_in import host, origin
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("workbench.local", "workbench.local"),
+        (" Workbench.LAN. ", "workbench.lan"),
+        ("box", "box"),
+        ("192.168.1.7", "192.168.1.7"),
+        ("[FD00:0::7]", "fd00::7"),
+        ("my_box-2.tail1234.ts.net", "my_box-2.tail1234.ts.net"),
+    ],
+)
+def test_a_name_is_taken_as_a_browser_writes_it(given: str, taken: str) -> None:
+    assert host(given) == taken
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "", ".", "*", "*.lan", "http://box", "box:3131", "box/", "a b", "a..b", "-a", "a-", "b\u00f6x", "x" * 64,
+        "a." * 127 + "a",
+    ],
+)  # fmt: skip
+def test_what_is_no_name_is_refused(given: str) -> None:
+    with pytest.raises(typer.BadParameter, match="not a name of a machine"):
+        host(given)
+
+
+def test_an_origin_is_taken_without_what_stands_behind_it() -> None:
+    assert origin("https://app.example/") == "https://app.example"
+    for wrong in ("app.example", "https://", "https://app.example/page", "https://app.example?x"):
+        with pytest.raises(typer.BadParameter, match="not an origin"):
+            origin(wrong)

@@ -1,0 +1,45 @@
+"""Where other machines find this one, and the key that they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from meshllm.daemon import reach
+from meshllm.daemon.reach import Reach, api_key, far
+from meshllm.net.addresses import InterfaceFacts
+
+LOOPBACK = (InterfaceFacts("lo", "127.0.0.1"), InterfaceFacts("lo", "::1"))
+HOME = InterfaceFacts("eth0", "192.168.1.7", default=True)
+BRIDGE = InterfaceFacts("docker0", "172.17.0.1")
+SIX = InterfaceFacts("eth0", "fd00::7", default=True)
+
+
+def test_the_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MESH_LLM_API_KEY", raising=False)
+    key, path = api_key(tmp_path)
+    assert path is not None
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    assert api_key(tmp_path) == (key, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("MESH_LLM_API_KEY", "chosen")
+    assert api_key(tmp_path) == ("chosen", None)
+
+
+def test_of_a_machine_without_a_network_nobody_else_is_told() -> None:
+    assert far(LOOPBACK) == []
+    assert far([*LOOPBACK, BRIDGE, SIX, HOME]) == ["192.168.1.7", "172.17.0.1"]
+    assert far([*LOOPBACK, SIX]) == ["fd00::7"]
+
+
+def test_names_come_first_and_networks_are_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, now = [*LOOPBACK, HOME], [100.0]
+    monkeypatch.setattr(reach, "read_facts", lambda: facts)
+    found = Reach(("box.lan", "192.168.1.7", "fd00::9"), lambda: now[0])
+    assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]")
+    facts = [*LOOPBACK, BRIDGE]
+    assert "172.17.0.1" not in found.hosts()
+    now[0] += reach.LOOK_SECONDS
+    assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]", "172.17.0.1")

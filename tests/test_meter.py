@@ -1,0 +1,18 @@
+"""The meter: bytes in all, and how fast they go."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshllm.meter import Meter
+
+
+def test_a_meter_tells_of_late() -> None:
+    meter = Meter(100.0)
+    assert meter.rate(100.0) == 0.0
+    for second in range(10):
+        meter.add(50, 100.25 + second)
+        meter.add(50, 100.75 + second)
+    assert meter.total == 1000
+    assert meter.rate(109.999) == pytest.approx(100.0, rel=0.01)
+    assert meter.rate(200.0) == 0.0

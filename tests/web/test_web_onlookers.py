@@ -1,0 +1,436 @@
+"""Who may see what of the console: this machine everything, others a part of it and with the key, strangers nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from web_rig import Bench, Caller, Response, ask, bench, request
+
+from meshllm.core.types import Snapshot
+from meshllm.web.callers import CallerPolicy, is_near
+from meshllm.web.console import MAX_STRANGERS, PROXY_HEADERS, Console, Invitation
+from meshllm.web.mesh_status import ServedStatus
+from meshllm.web.onlookers import WITHHELD, for_onlookers
+from meshllm.web.page import Page
+from meshllm.web.status import NodeStatus, node_status
+from tests.elsewhere import own_address
+
+KEY = "k3y-of-this-node"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+API_ROUTES = ("/api/status", "/api/events", "/api/openapi.json", "/api/nothing", "/nothing", "/assets/../api/status")
+SECRETS = ("/api/invite", "/api/key")
+
+
+def status() -> NodeStatus:
+    """Of a node with something to hide."""
+    return node_status(
+        Snapshot(), [], name="box", version="1", pid=4711, api="http://localhost:9337/v1", console="http://localhost:1",
+        started=0.0, now=1.0, mesh_reason="/home/owner/SECRET is damaged", elsewhere=("http://192.0.2.1:1",),
+    )  # fmt: skip
+
+
+class Desk:
+    """A console that other machines may call."""
+
+    def __init__(self, folder: Path, policy: CallerPolicy) -> None:
+        self.console = Console(policy, status, lambda seconds: Invitation("mesh1-SECRET", 0), Page(folder))
+        self.host = "127.0.0.1"
+
+    async def start(self) -> None:
+        """Listen on every address."""
+        self.port = await self.console.start(("0.0.0.0",), 0)
+
+    async def caller(self, host: str = "") -> Caller:
+        """A connection to the console at `host`."""
+        return Caller(*await asyncio.open_connection(host or self.host, self.port))
+
+    async def ask(
+        self, path: str, host: str, headers: dict[str, str] | None = None, method: str = "GET", at: str = ""
+    ) -> Response:
+        """One request to the console `at` an address, in which it is called `host`."""
+        caller = await self.caller(at)
+        caller.send(request(method, path, {} if method == "POST" else None, headers, host=host))
+        try:
+            head = await caller.head()
+            head.body = await caller.piece()
+            return head
+        finally:
+            await caller.close()
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """A page that has been built."""
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text("<!doctype html><title>x</title>")
+    (tmp_path / "assets" / "a.css").write_text("body {}")
+    return tmp_path
+
+
+@pytest.fixture
+async def desk(page: Path) -> AsyncIterator[Desk]:
+    """A console with a key, which its owner calls box.lan."""
+    made = Desk(page, CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"})))
+    await made.start()
+    yield made
+    await made.console.close()
+
+
+# -- who is who
+
+
+@pytest.mark.parametrize(
+    ("host", "at", "known"),
+    [
+        ("192.0.2.7", "192.0.2.7", True),
+        ("192.0.2.8", "192.0.2.7", False),
+        ("::ffff:192.0.2.7", "192.0.2.7", True),
+        ("fd00:0:0::2", "fd00::2", True),
+        ("fe80::1%eth0", "fe80::1%2", True),
+        ("127.0.0.1%evil.com", "192.0.2.7", False),
+        ("localhost", "192.0.2.7", True),
+        ("box.lan", "192.0.2.7", True),
+        ("BOX.lan.", "192.0.2.7", True),
+        ("box.lan.evil.com", "192.0.2.7", False),
+        ("evil.com", "192.0.2.7", False),
+        ("192.0.2.7.evil.com", "192.0.2.7", False),
+        ("", "192.0.2.7", False),
+        ("", "", False),
+    ],
+)
+def test_only_names_that_nobody_else_can_give_are_known(host: str, at: str, known: bool) -> None:
+    assert CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_name(host, at) is known
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "let_in"),
+    [
+        ("http://192.0.2.7:3131", "192.0.2.7:9337", True),
+        ("https://192.0.2.7:3131", "192.0.2.7:9337", True),
+        ("http://box.lan:3131", "box.lan:9337", True),
+        ("http://192.0.2.7:8080", "192.0.2.7:9337", False),
+        ("http://192.0.2.7", "192.0.2.7:9337", False),
+        ("http://192.0.2.8:3131", "192.0.2.7:9337", False),
+        ("http://192.0.2.8:3131", "192.0.2.8:9337", False),
+        ("http://evil.com:3131", "evil.com:9337", False),
+        ("http://evil.com:3131", "192.0.2.7:9337", False),
+        ("ftp://192.0.2.7:3131", "192.0.2.7:9337", False),
+        ("http://192.0.2.7:3131@evil.com", "192.0.2.7:9337", False),
+        ("http://192.0.2.7:99999", "192.0.2.7:9337", False),
+        ("null", "192.0.2.7:9337", False),
+        ("*", "192.0.2.7:9337", False),
+    ],
+)
+def test_of_the_pages_of_other_machines_only_the_consoles_may_call(origin: str, host: str, let_in: bool) -> None:
+    policy = CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"}), page_port=3131)
+    headers = {b"origin": origin.encode(), b"host": host.encode(), b"authorization": b"Bearer " + KEY.encode()}
+    refusal = policy.refuse("192.0.2.9", headers, "192.0.2.7")
+    assert (refusal is None) is let_in
+    if refusal is not None:
+        assert refusal.code == "origin_not_allowed"
+    # And even that one not without the key.
+    del headers[b"authorization"]
+    assert policy.refuse("192.0.2.9", headers, "192.0.2.7") is not None
+
+
+@given(st.text(), st.text(), st.text())
+def test_whatever_a_caller_says_it_is_judged(origin: str, host: str, at: str) -> None:
+    policy = CallerPolicy(KEY, page_port=3131)
+    headers = {b"origin": origin.encode("utf-8", "replace"), b"host": host.encode("utf-8", "replace")}
+    if policy.refuse("192.0.2.9", headers, at) is None:
+        pytest.fail("a stranger without a key was let in")
+    if policy.refuse_name(headers, at) is None:
+        assert policy.knows_name(host.partition(":")[0].strip("[]"), at) or ":" in host
+
+
+# -- each route, from here and from elsewhere
+
+
+async def test_another_machine_gets_the_page_and_without_the_key_nothing_else(desk: Desk) -> None:
+    host = own_address()
+    served = await desk.ask("/", f"{host}:{desk.port}", at=host)
+    assert (served.status, b"<title>x" in served.body) == (200, True)
+    assert f"connect-src 'self' http://{host}:9337;" in served.headers["content-security-policy"]
+    assert (await desk.ask("/assets/a.css", f"{host}:{desk.port}", at=host)).status == 200
+    for path in (*API_ROUTES, *SECRETS):
+        for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": f"Basic {KEY}"}, {"X-Api-Key": ""}):
+            for method in ("GET", "POST"):
+                refused = await desk.ask(path, f"{host}:{desk.port}", headers, method, at=host)
+                assert (refused.status, refused.json["error"]["code"]) == (401, "invalid_api_key"), (path, headers)
+                for secret in (b"SECRET", b"4711", b"box", KEY.encode(), b"NodeStatus"):
+                    assert secret not in refused.body
+
+
+async def test_with_the_key_another_machine_sees_what_is_nobodys_secret(desk: Desk) -> None:
+    host = own_address()
+    authority = f"{host}:{desk.port}"
+    told = NodeStatus.model_validate_json((await desk.ask("/api/status", authority, BEARER, at=host)).body)
+    assert (told.name, told.read_only, told.pid, told.elsewhere) == ("box", True, 0, ())
+    assert (told.api, told.console) == (f"http://{host}:9337/v1", f"http://{authority}")
+    assert told.mesh_reason == WITHHELD
+    event = await desk.ask("/api/events", authority, BEARER, at=host)
+    assert (event.status, b'"read_only":true' in event.body) == (200, True)
+    assert b"SECRET" not in event.body
+    assert (await desk.ask("/api/openapi.json", authority, BEARER, at=host)).status == 200
+    for path in SECRETS:
+        for word in ("invite", "key"):
+            headers = {**BEARER, "x-mesh-llm": word}
+            refused = await desk.ask(path, authority, headers, "POST", at=host)
+            assert (refused.status, refused.json["error"]["code"]) == (403, "read_only")
+            assert b"SECRET" not in refused.body
+            assert KEY.encode() not in refused.body
+
+
+@pytest.mark.parametrize("host", ["evil.com", "evil.com:3131", "203.0.113.9", "0.0.0.0", "box.lan.evil.com"])
+async def test_a_name_that_was_made_to_lead_here_leads_to_nothing(desk: Desk, host: str) -> None:
+    for at in ("127.0.0.1", own_address()):
+        for path in ("/", "/assets/a.css", *API_ROUTES, *SECRETS):
+            refused = await desk.ask(path, host, BEARER, at=at)
+            assert refused.status in (400, 403)
+            assert b"<title>x" not in refused.body
+
+
+async def test_the_name_that_the_owner_gave_is_known(desk: Desk) -> None:
+    served = await desk.ask("/", "box.lan:3131")
+    assert "connect-src 'self' http://box.lan:9337;" in served.headers["content-security-policy"]
+    assert (await desk.ask("/api/status", "box.lan")).status == 401
+    assert b'"read_only":true' in (await desk.ask("/api/status", "box.lan", BEARER)).body
+
+
+@pytest.mark.parametrize("header", sorted(name.decode() for name in PROXY_HEADERS))
+async def test_who_comes_through_a_proxy_of_this_machine_is_not_this_machine(desk: Desk, header: str) -> None:
+    through = {header: "192.0.2.9"}
+    assert (await desk.ask("/api/status", "localhost", through)).status == 401
+    assert b'"read_only":true' in (await desk.ask("/api/status", "localhost", {**through, **BEARER})).body
+    refused = await desk.ask("/api/invite", "localhost", {**through, **BEARER, "x-mesh-llm": "invite"}, "POST")
+    assert refused.json["error"]["code"] == "read_only"
+
+
+async def test_this_machine_sees_everything_and_needs_no_key(desk: Desk) -> None:
+    told = NodeStatus.model_validate_json((await desk.ask("/api/status", "localhost")).body)
+    assert told == status()
+    given = await desk.ask("/api/invite", "localhost", {"x-mesh-llm": "invite"}, "POST")
+    assert given.json["invite"] == "mesh1-SECRET"
+    given = await desk.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
+    assert (given.status, given.json) == (200, {"key": KEY})
+    assert given.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-mesh-llm": "invite"},
+        {"x-mesh-llm": "key", "Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-site"},
+        {"x-mesh-llm": "key", "Origin": "http://localhost"},
+        {"x-mesh-llm": "key", "Referer": "http://localhost/"},
+    ],
+)
+async def test_of_all_pages_of_this_machine_only_our_own_gets_the_key(desk: Desk, headers: dict[str, str]) -> None:
+    refused = await desk.ask("/api/key", "localhost", headers, "POST")
+    assert (refused.status, refused.json["error"]["code"]) == (403, "not_for_pages")
+    ours = {"x-mesh-llm": "key", "Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+    assert (await desk.ask("/api/key", "localhost", ours, "POST")).json == {"key": KEY}
+
+
+async def test_without_a_key_nobody_else_gets_anything_and_none_is_told(page: Path) -> None:
+    desk = Desk(page, CallerPolicy(None, allowed_hosts=frozenset({"box.lan"})))
+    await desk.start()
+    try:
+        for path in ("/", "/assets/a.css", *API_ROUTES):
+            for host, headers in (("box.lan", {}), ("box.lan", BEARER), ("localhost", {"via": "proxy"})):
+                refused = await desk.ask(path, host, headers)
+                assert (refused.status, refused.json["error"]["code"]) == (403, "host_not_allowed")
+        refused = await desk.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
+        assert (refused.status, "--listen-all" in refused.json["error"]["message"]) == (409, True)
+    finally:
+        await desk.console.close()
+
+
+async def test_strangers_leave_room_for_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_STRANGERS > 2
+    monkeypatch.setattr("meshllm.web.console.MAX_STRANGERS", 2)
+    host = own_address()
+    held = []
+    for _ in range(2):
+        caller = await desk.caller(host)
+        caller.send(request("GET", "/", host=host))
+        assert (await caller.response()).status == 200
+        held.append(caller)
+    third = await desk.caller(host)
+    third.send(request("GET", "/", host=host))
+    assert await third.eof() == b""
+    assert (await desk.ask("/api/status", "localhost")).status == 200
+    for caller in (*held, third):
+        await caller.close()
+
+
+async def test_who_comes_while_it_closes_is_hung_up_on(desk: Desk) -> None:
+    caller = await desk.caller()  # accepted by the system, not yet by us
+    await desk.console.close()
+    assert await caller.eof() == b""
+    await caller.close()
+
+
+async def test_onlookers_leave_room_for_viewers_of_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.console.MAX_ONLOOKERS", 1)
+    first = await desk.caller()
+    first.send(request("GET", "/api/events", headers=BEARER, host="box.lan"))
+    assert (await first.head()).status == 200
+    assert (await desk.ask("/api/events", "box.lan", BEARER)).status == 503
+    assert (await desk.ask("/api/events", "localhost")).status == 200
+    await first.close()
+
+
+# -- the API, which the page asks
+
+
+@pytest.fixture
+async def table(folder: Path) -> AsyncIterator[Bench]:
+    """A gateway with a key, of a node whose console is on port 3131."""
+    async with bench(folder, CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"}))) as made:
+        made.gateway.page_at(3131)
+        yield made
+
+
+async def test_the_page_on_another_machine_asks_the_gateway_with_the_key(table: Bench) -> None:
+    await table.serve()
+    origin = "http://box.lan:3131"
+    wish = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    first = request("OPTIONS", "/v1/chat/completions", headers={"Origin": origin, **wish}, host="box.lan:9337")
+    asked = await table.call(first)
+    assert (asked.status, asked.headers["access-control-allow-origin"]) == (204, origin)
+    assert asked.headers["access-control-allow-headers"] == "authorization,content-type"
+    body = {"model": "m", "stream": True}
+    for headers, answer in (({}, 401), ({"Authorization": "Bearer no"}, 401), (BEARER, 200)):
+        data = request("POST", "/v1/chat/completions", body, {"Origin": origin, **headers}, host="box.lan:9337")
+        response = await table.call(data)
+        # It is to read why it was refused.
+        assert (response.status, response.headers["access-control-allow-origin"]) == (answer, origin)
+
+
+async def test_no_other_page_of_elsewhere_is_answered(table: Bench) -> None:
+    await table.serve()
+    for origin, host in (
+        ("http://evil.com:3131", "evil.com:9337"),
+        ("http://box.lan:8080", "box.lan:9337"),
+        ("http://evil.com:3131", "box.lan:9337"),
+        ("http://box.lan:3131", "evil.com:9337"),
+    ):
+        for data in (ask(), request("OPTIONS", "/v1/chat/completions")):
+            sent = data.replace(b"Host: localhost", f"Host: {host}\r\nOrigin: {origin}".encode(), 1)
+            sent = sent.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode(), 1)
+            response = await table.call(sent)
+            assert (response.status, "access-control-allow-origin" in response.headers) == (403, False)
+
+
+async def test_where_a_backend_is_other_machines_are_not_told(table: Bench) -> None:
+    upstream = await table.pool()
+    for stream in (False, True):
+        near = await table.call(ask(stream=stream))
+        assert near.headers["x-mesh-llm-host"] == f"backend {upstream.address}"
+        body = {"model": "m", "stream": stream}
+        far = await table.call(request("POST", "/v1/chat/completions", body, BEARER, host="box.lan"))
+        assert far.headers["x-mesh-llm-host"] == "backend"
+
+
+# -- what others are told
+
+
+def filled(kind: Any, where: str) -> Any:
+    """A value of `kind`, in which every text is the name of where it stands."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind(**{name: filled(facts.annotation, f"{where}.{name}") for name, facts in kind.model_fields.items()})
+    arguments = getattr(kind, "__args__", ())
+    if type(None) in arguments:
+        return filled(arguments[0], where)
+    if getattr(kind, "__origin__", kind) in (list, tuple):
+        return [filled(arguments[0], where)]
+    plain: dict[Any, Any] = {str: where, int: 4711, float: 47.11, bool: True}
+    return plain[kind]
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a status."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner)
+
+
+def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
+    """A text that comes to be in the status is withheld until it stands here as well."""
+    told = for_onlookers(filled(NodeStatus, "s"), api="API", console="CONSOLE")
+    passed = {text for text in texts(told.model_dump(mode="json")) if text.startswith("s.")}
+    machine = {f"s.machine.devices.{name}" for name in ("name", "description", "backend")}
+    model = {
+        f"s.models.{name}" for name in ("name", "purpose", "phase", "progress.stage", "engine.fit", "input_modalities")
+    }
+    model |= {"s.models.file.architecture", "s.models.file.quantization"}
+    model |= {"s.models.engine.speculation.kind", "s.models.engine.speculation.draft"}
+    peer = {
+        f"s.mesh.peers.{name}" for name in ("id", "name", "software", "status", "via", "models", "wants", "on_disk")
+    }
+    # Of served models there is nothing to hide.
+    peer |= set(texts(filled(ServedStatus, "s.mesh.peers.serves").model_dump(mode="json")))
+    split = {f"s.splits.{name}" for name in ("model", "reason", "considered.nodes")}
+    split |= {f"s.splits.shares.{name}" for name in ("node", "name", "phase", "via")}
+    files = {f"s.sharing.{way}.{name}" for way in ("giving", "taking") for name in ("peer", "name", "what", "via")}
+    assert passed == {
+        "s.name", "s.version", "s.engine.phase", "s.engine.version", "s.engine.progress.stage", *machine, *model,
+        "s.backends.models", "s.load.kind", "s.load.model", "s.mesh.node", "s.mesh.role", "s.mesh.phase", *peer,
+        "s.mesh.wants", "s.mesh.on_disk", *split, "s.lent.model", "s.lent.host", "s.lent.phase", *files,
+        "s.sharing.banned.peer", "s.sharing.banned.name",
+    }  # fmt: skip
+    assert (told.pid, told.models[0].engine.pid) == (0, 0)  # type: ignore[union-attr]
+    assert (told.api, told.console, told.read_only) == ("API", "CONSOLE", True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("39.6 GiB do not fit into this node's 24.0 GiB; the nearest nodes have room", True),
+        ("", True),
+        ("0123456789 is lost to the split: it ended", True),
+        ("0123456789 cannot read /home/owner/m.gguf", False),
+        ("no answer of 192.0.2.7", False),
+        ("no answer of fd00::2", False),
+        (r"cannot read C:\models", False),
+        ("ask owner@example.org", False),
+    ],
+)
+def test_a_plans_reason_is_told_unless_it_names_a_place(reason: str, told: bool) -> None:
+    split = {**filled(NodeStatus, "s").splits[0].model_dump(), "reason": reason}
+    seen = for_onlookers(
+        status().model_copy(update={"splits": [type(filled(NodeStatus, "s").splits[0])(**split)]}), api="", console=""
+    )
+    assert (seen.splits[0].reason == reason) is told
+
+
+def test_requests_at_an_engine_are_told_without_its_socket() -> None:
+    whole = filled(NodeStatus, "s")
+    load = whole.load[0].model_copy(update={"kind": "engine", "target": whole.models[0].engine.socket})
+    other = load.model_copy(update={"kind": "backend", "target": "http://10.0.0.3:8000"})
+    seen = for_onlookers(whole.model_copy(update={"load": [load, other]}), api="", console="")
+    assert seen.models[0].engine is not None
+    assert seen.load[0].target == seen.models[0].engine.socket == "engine of s.models.name"
+    assert seen.load[1].target == "backend"
+
+
+def test_nearness_takes_both_the_address_and_the_name() -> None:
+    assert is_near("127.0.0.1", {b"host": b"localhost:3131"})
+    assert is_near("", {b"host": b"127.0.0.1"})
+    assert not is_near("127.0.0.1", {b"host": b"192.0.2.7"})
+    assert not is_near("192.0.2.9", {b"host": b"localhost"})
+    assert not is_near("127.0.0.1", {})
