@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
-from meshllm.core.leases import SESSION_BYTES
 from meshllm.core.records import NodeId, short
 from meshllm.errors import MeshError
 from meshllm.meter import Meter
 from meshllm.net.base import Clock, StreamKind
+from meshllm.net.rpc_ends import HEADER, HEADER_SECONDS, End, Guest
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
 
-# The first bytes of a tunnel: which lease it belongs to, and what for.
-HEADER = struct.Struct(f">{SESSION_BYTES}sQB")
-# A peer that has opened a tunnel has written its header already.
-HEADER_SECONDS = 10.0
 # Connections of one lease and purpose: an engine keeps one to each worker.
 MAX_CONNECTIONS = 8
 # A lane takes four round trips, in which a worker makes itself ready: a host opens it when it asks for the lease. The
@@ -82,8 +77,8 @@ class _Count:
 class _Lease:
     admissions: dict[TunnelUse, Admission] = field(default_factory=dict)
     listeners: list[asyncio.Server] = field(default_factory=list)
-    pipes: set[_End] = field(default_factory=set)
-    ready: dict[NodeId, asyncio.Task[_End | None]] = field(default_factory=dict)
+    pipes: set[End] = field(default_factory=set)
+    ready: dict[NodeId, asyncio.Task[End | None]] = field(default_factory=dict)
     counts: dict[NodeId, _Count] = field(default_factory=dict)
 
     def open(self) -> int:
@@ -92,136 +87,12 @@ class _Lease:
         return len(self.pipes)
 
 
-class _End(asyncio.Protocol):
-    """One of two connections that are joined: what comes here goes out there, and both end together.
-
-    `count` hears how many bytes have come; `made`, if given, that the connection is there.
-    """
-
-    def __init__(self, count: Callable[[int], None], made: Callable[[_End], None] | None = None) -> None:
-        self._count = count
-        self._made = made
-        self._broken: Callable[[], None] | None = None
-        self.transport: asyncio.Transport | None = None
-        self._there: _End | None = None
-        self._early: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
-        if self._there is None:
-            self.transport.pause_reading()
-        if self._made is not None:
-            self._made(self)
-
-    def via(self) -> str:
-        """What a connection to a peer runs over."""
-        assert self.transport is not None
-        return "lane" if self.transport.get_extra_info("ssl_object") is not None else "quic"
-
-    def belongs(self, count: Callable[[int], None], broken: Callable[[], None] | None = None) -> None:
-        """`count` hears of what comes from now on; `broken` if it is this one of the two that ends, not the other."""
-        self._count, self._broken = count, broken
-
-    def join(self, there: _End) -> None:
-        """From now on bytes go to `there`, those that came early first."""
-        self._there = there
-        for data in self._early:
-            self._hand_on(data)
-        self._early.clear()
-        if self.transport is not None:
-            self.transport.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        if self._there is None:
-            self._early.append(data)
-        else:
-            self._hand_on(data)
-
-    def _hand_on(self, data: bytes) -> None:
-        self._count(len(data))
-        assert self._there is not None
-        if self._there.transport is not None:
-            self._there.transport.write(data)
-
-    def eof_received(self) -> None:
-        self._end()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.transport = None
-        self._end()
-
-    def _end(self) -> None:
-        if self._there is not None and self._broken is not None:
-            self._broken()
-        self.close()
-
-    def pause_writing(self) -> None:
-        if self._there is not None and self._there.transport is not None:
-            self._there.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._there is not None and self._there.transport is not None:
-            self._there.transport.resume_reading()
-
-    def close(self) -> None:
-        """End both connections; what has been written is still sent."""
-        there, self._there = self._there, None
-        if self.transport is not None:
-            self.transport.close()
-        if there is not None:
-            there.close()
-
-
 @dataclass(frozen=True, slots=True)
 class _Ahead:
     """A tunnel that nothing has been said on yet, and when it was opened (the loop's time)."""
 
-    end: _End
+    end: End
     opened: float
-
-
-class _Guest(_End):
-    """A tunnel that a peer has opened: its header is read, and then it leads on to the engine, or nowhere."""
-
-    def __init__(self, admit: Callable[[_Guest, bytes], None]) -> None:
-        super().__init__(lambda count: None)
-        self._admit = admit
-        self._header = b""
-        self._impatience: asyncio.TimerHandle | None = None
-        self.admitted = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
-        self._impatience = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.close)
-
-    def data_received(self, data: bytes) -> None:
-        if self.admitted:
-            super().data_received(data)
-            return
-        self._header += data
-        if len(self._header) >= HEADER.size:
-            self.admitted = True
-            self._quiet()
-            if self.transport is not None:
-                self.transport.pause_reading()
-            header, rest = self._header[: HEADER.size], self._header[HEADER.size :]
-            self._header = b""
-            if rest:
-                super().data_received(rest)
-            self._admit(self, header)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._quiet()
-        super().connection_lost(error)
-
-    def close(self) -> None:
-        self._quiet()
-        super().close()
-
-    def _quiet(self) -> None:
-        if self._impatience is not None:
-            self._impatience.cancel()
-            self._impatience = None
 
 
 class Mesh(Protocol):
@@ -271,11 +142,11 @@ class RpcTunnels:
             if broken is not None and self._leases.get(lease) is held:
                 broken()
 
-        def accepted(near: _End) -> None:
+        def accepted(near: End) -> None:
             self._owner.start(self._lead(held, lease, purpose, peer, near, tell), f"rpc tunnel to {short(peer)}")
 
         def accept() -> asyncio.Protocol:
-            return _End(lambda count: self._sent(held, peer, count), accepted)
+            return End(lambda count: self._sent(held, peer, count), accepted)
 
         held.listeners.append(await asyncio.get_running_loop().create_unix_server(accept, str(path)))
         if purpose is TunnelUse.COMMANDS:
@@ -312,7 +183,7 @@ class RpcTunnels:
     # -- out
 
     async def _lead(
-        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: _End, broken: Callable[[], None]
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: End, broken: Callable[[], None]
     ) -> None:
         """Have a tunnel for what the engine has just connected."""
         try:
@@ -330,7 +201,7 @@ class RpcTunnels:
 
     async def _make(
         self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
-    ) -> _End:
+    ) -> End:
         """A tunnel of which the other side knows what it is for. Raises MeshError and OSError."""
         far = await self._opened_ahead(peer) or await self._open(peer)
         far.belongs(lambda count: self._received(held, peer, count), broken)
@@ -338,9 +209,9 @@ class RpcTunnels:
             far.transport.write(HEADER.pack(*lease, purpose))
         return far
 
-    async def _open(self, peer: NodeId) -> _End:
+    async def _open(self, peer: NodeId) -> End:
         """A tunnel that nothing has been said on. Raises MeshError and OSError."""
-        far = _End(lambda count: None)
+        far = End(lambda count: None)
         await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
         return far
 
@@ -351,10 +222,10 @@ class RpcTunnels:
             return None  # whoever needs it will try again, and say why there is none
         return _Ahead(far, asyncio.get_running_loop().time())
 
-    async def _opened_ahead(self, peer: NodeId) -> _End | None:
+    async def _opened_ahead(self, peer: NodeId) -> End | None:
         opening = self._ahead.pop(peer, None)
         found = await opening if opening is not None else None
-        if found is None or not _lives(found.end):
+        if found is None or not found.end.lives():
             return None
         if asyncio.get_running_loop().time() - found.opened <= AHEAD_SECONDS:
             return found.end
@@ -372,7 +243,7 @@ class RpcTunnels:
 
     async def _make_ready(
         self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
-    ) -> _End | None:
+    ) -> End | None:
         try:
             far = await self._make(held, lease, purpose, peer, broken)
         except (MeshError, OSError):
@@ -382,17 +253,17 @@ class RpcTunnels:
             return None
         return far
 
-    async def _ready(self, held: _Lease, peer: NodeId) -> _End | None:
+    async def _ready(self, held: _Lease, peer: NodeId) -> End | None:
         making = held.ready.pop(peer, None)
         found = await making if making is not None else None
-        return found if found is not None and _lives(found) else None
+        return found if found is not None and found.lives() else None
 
     # -- in
 
     def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
-        return _Guest(lambda guest, header: self._admitted(peer, guest, header))
+        return Guest(lambda guest, header: self._admitted(peer, guest, header))
 
-    def _admitted(self, peer: NodeId, guest: _Guest, header: bytes) -> None:
+    def _admitted(self, peer: NodeId, guest: Guest, header: bytes) -> None:
         session, generation, purpose = HEADER.unpack(header)
         held = self._leases.get((session, generation))
         admission = None if held is None else held.admissions.get(purpose)
@@ -403,8 +274,8 @@ class RpcTunnels:
         guest.belongs(lambda count: self._received(held, peer, count))
         self._owner.start(self._reach(held, peer, guest, admission.path), f"rpc tunnel of {short(peer)}")
 
-    async def _reach(self, held: _Lease, peer: NodeId, guest: _Guest, path: Path) -> None:
-        near = _End(lambda count: self._sent(held, peer, count))
+    async def _reach(self, held: _Lease, peer: NodeId, guest: Guest, path: Path) -> None:
+        near = End(lambda count: self._sent(held, peer, count))
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: near, str(path))
         except OSError as error:
@@ -419,7 +290,7 @@ class RpcTunnels:
 
     # -- both
 
-    def _join(self, held: _Lease, peer: NodeId, near: _End, far: _End) -> None:
+    def _join(self, held: _Lease, peer: NodeId, near: End, far: End) -> None:
         self._count(held, peer).via = far.via()
         held.pipes.add(near)
         near.join(far)
@@ -440,7 +311,3 @@ class RpcTunnels:
         if found is None:
             found = held.counts[peer] = _Count(Meter(self._clock()))
         return found
-
-
-def _lives(end: _End) -> bool:
-    return end.transport is not None and not end.transport.is_closing()

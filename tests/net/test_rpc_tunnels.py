@@ -14,7 +14,8 @@ from tunnel_rig import House, street
 from meshllm.core.records import NodeId
 from meshllm.net import lanes, rpc_tunnels
 from meshllm.net.base import StreamKind
-from meshllm.net.rpc_tunnels import HEADER, MAX_CONNECTIONS, RpcTunnels, TunnelUse
+from meshllm.net.rpc_ends import HEADER
+from meshllm.net.rpc_tunnels import MAX_CONNECTIONS, RpcTunnels, TunnelUse
 
 LEASE = (b"s" * 16, 7)
 
