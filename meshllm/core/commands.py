@@ -82,6 +82,13 @@ class StopWorker(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class OpenAhead(Command):
+    """Have a tunnel to `peer` made: it is being asked for a lease, which will need one. Nothing answers."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeBackend(Command):
     """Ask a backend for its models. Answered by BackendAnswered or BackendSilent."""
 

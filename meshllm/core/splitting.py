@@ -56,6 +56,8 @@ class Splitting:
 
     def _send(self, peer: NodeId, message: LeaseMessage) -> None:
         self._out.append(c.Send(peer, message))
+        if isinstance(message, Propose):
+            self._out.append(c.OpenAhead(peer))
 
     def taken(self) -> list[c.Command]:
         """What is to be done since the last time."""

@@ -82,6 +82,11 @@ class Carrying:
 
     # -- as a host
 
+    def open_ahead(self, peer: NodeId) -> None:
+        """`peer` has been asked to be a worker: what leads to it is made while it makes itself ready."""
+        if self._tunnels is not None:
+            self._tunnels.open_ahead(peer)
+
     async def reach(self, lease: Lease, files: tuple[Path, ...]) -> Reach:
         """Have a socket for each worker of `lease`, and the list of the model's files. Raises OSError, MeshError."""
         tunnels = self._mesh()

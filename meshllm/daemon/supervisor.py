@@ -119,6 +119,8 @@ class Supervisor:
                 self._carrying.start(lease)
             case c.StopWorker(session, generation):
                 self._carrying.stop((session, generation))
+            case c.OpenAhead(peer):
+                self._carrying.open_ahead(peer)
             case c.ProbeBackend(url):
                 self._owner.start(self._probe(url), f"probe {url}")
             case _:

@@ -44,6 +44,8 @@ DRAFTED, ACCEPTED = "llamacpp:spec_decode_num_draft_tokens_total", "llamacpp:spe
 # And tokens written, with the seconds that took.
 WRITTEN, SECONDS = "llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"
 MOST_TOKENS = 1e18
+# What a copied token costs, for a patch of ours: a request copies no more than it can afford to be wrong.
+PRICE_VARIABLE = "LLAMA_SPEC_NGRAM_MOD_PRICE"
 # It answers between two steps of its work, which for a long prompt on a slow machine take some seconds.
 GUESSES_SECONDS = 30.0
 
@@ -157,6 +159,10 @@ def _placement(plan: ServerPlan) -> list[str]:
     argv: list[str] = []
     if plan.workers:
         argv += ["--rpc", ",".join(map(str, plan.workers))]  # before --device, which names them
+        if plan.purpose is Purpose.GENERATE and plan.projector is None:
+            # Before it serves it computes two tokens anyway, to see whether its memory can forget them: over a wire a
+            # second such run costs a round trip, and with what it is to warm up is warm then.
+            argv += ["--no-warmup"]
     if plan.devices is not None:
         argv += ["--device", ",".join(plan.devices) or "none", "--gpu-layers", str(sum(plan.layers))]
     if len(plan.layers) > 1:
@@ -193,6 +199,13 @@ def _speculation(plan: ServerPlan) -> list[str]:
     return ["--spec-type", ",".join(kinds), *argv]
 
 
+def environment(plan: ServerPlan) -> dict[str, str]:
+    """What the engine is told beside its command line, without what it inherits."""
+    price = speculation.FAR_PRICE if plan.workers else speculation.PRICE
+    # When it aborts, the engine would start a debugger for a backtrace, and only then be started again.
+    return {NO_BACKTRACE_VARIABLE: "1", PRICE_VARIABLE: str(price), **plan.environment}
+
+
 def child_spec(
     program: Path,
     plan: ServerPlan,
@@ -212,16 +225,12 @@ def child_spec(
             on_progress(state.fraction)
         return state is not None and state.name == "ready"
 
-    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    environment[CHILD_MODE_VARIABLE] = "0"
-    environment.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
-    # When it aborts, the engine would start a debugger for a backtrace, and only then be started again.
-    environment[NO_BACKTRACE_VARIABLE] = "1"
-    environment |= plan.environment
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    inherited.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
     return ChildSpec(
         name=f"llama-server {plan.model_name}",
         argv=arguments(program, plan, socket),
-        environment=environment,
+        environment={**inherited, CHILD_MODE_VARIABLE: "0", **environment(plan)},
         log=log,
         probe=healthy,
         on_line=on_line,

@@ -16,6 +16,8 @@ from meshllm.engine.process import ChildSpec
 
 # What our patches of the engine read (llama.cpp/patches).
 FILES_VARIABLE, PEERS_VARIABLE, PUSH_VARIABLE = "GGML_RPC_FILES", "GGML_RPC_PEERS", "GGML_RPC_PUSH"
+# And what they have it print once its sockets are there.
+LISTENS = "Listening"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,9 @@ def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
     async def listens() -> bool:
         return plan.socket.is_socket() and plan.pushes.is_socket()
 
+    def on_line(line: str) -> bool:
+        return line == LISTENS
+
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
     environment |= {
@@ -73,5 +78,10 @@ def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
     if plan.devices:
         argv += ["--device", ",".join(plan.devices)]
     return ChildSpec(
-        name=f"rpc-server for {plan.name}", argv=tuple(argv), environment=environment, log=log, probe=listens
+        name=f"rpc-server for {plan.name}",
+        argv=tuple(argv),
+        environment=environment,
+        log=log,
+        probe=listens,
+        on_line=on_line,
     )

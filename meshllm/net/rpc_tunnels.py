@@ -9,32 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
-from meshllm.core.leases import SESSION_BYTES
 from meshllm.core.records import NodeId, short
 from meshllm.errors import MeshError
 from meshllm.meter import Meter
 from meshllm.net.base import Clock, StreamKind
+from meshllm.net.rpc_ends import HEADER, HEADER_SECONDS, End, Guest
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
 
-# The first bytes of a tunnel: which lease it belongs to, and what for.
-HEADER = struct.Struct(f">{SESSION_BYTES}sQB")
-# A peer that has opened a tunnel has written its header already.
-HEADER_SECONDS = 10.0
-# Connections of one lease and purpose: an engine keeps one to each worker, and opens another to ask what it has.
+# Connections of one lease and purpose: an engine keeps one to each worker.
 MAX_CONNECTIONS = 8
-# So many a host opens before its engine asks for them: a lane takes four round trips, in which an engine starts up. The
+# A lane takes four round trips, in which a worker makes itself ready: a host opens it when it asks for the lease. The
 # other side hangs up on what stays silent (HEADER_SECONDS): what is too old for that is not used any more.
-AHEAD_CONNECTIONS = 2
 AHEAD_SECONDS = HEADER_SECONDS / 2
 
 Lend = tuple[bytes, int]
@@ -83,8 +77,8 @@ class _Count:
 class _Lease:
     admissions: dict[TunnelUse, Admission] = field(default_factory=dict)
     listeners: list[asyncio.Server] = field(default_factory=list)
-    pipes: set[_End] = field(default_factory=set)
-    ahead: dict[NodeId, list[asyncio.Task[_Ahead | None]]] = field(default_factory=dict)
+    pipes: set[End] = field(default_factory=set)
+    ready: dict[NodeId, asyncio.Task[End | None]] = field(default_factory=dict)
     counts: dict[NodeId, _Count] = field(default_factory=dict)
 
     def open(self) -> int:
@@ -93,142 +87,12 @@ class _Lease:
         return len(self.pipes)
 
 
-class _End(asyncio.Protocol):
-    """One of two connections that are joined: what comes here goes out there, and both end together.
-
-    `count` hears how many bytes have come; `made`, if given, that the connection is there; `broken` that it was this
-    one of the two that ended, and not the other.
-    """
-
-    def __init__(
-        self,
-        count: Callable[[int], None],
-        made: Callable[[_End], None] | None = None,
-        broken: Callable[[], None] | None = None,
-    ) -> None:
-        self._count = count
-        self._made = made
-        self._broken = broken
-        self.transport: asyncio.Transport | None = None
-        self._there: _End | None = None
-        self._early: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
-        if self._there is None:
-            self.transport.pause_reading()
-        if self._made is not None:
-            self._made(self)
-
-    def via(self) -> str:
-        """What a connection to a peer runs over."""
-        assert self.transport is not None
-        return "lane" if self.transport.get_extra_info("ssl_object") is not None else "quic"
-
-    def join(self, there: _End) -> None:
-        """From now on bytes go to `there`, those that came early first."""
-        self._there = there
-        for data in self._early:
-            self._hand_on(data)
-        self._early.clear()
-        if self.transport is not None:
-            self.transport.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        if self._there is None:
-            self._early.append(data)
-        else:
-            self._hand_on(data)
-
-    def _hand_on(self, data: bytes) -> None:
-        self._count(len(data))
-        assert self._there is not None
-        if self._there.transport is not None:
-            self._there.transport.write(data)
-
-    def eof_received(self) -> None:
-        self._end()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.transport = None
-        self._end()
-
-    def _end(self) -> None:
-        if self._there is not None and self._broken is not None:
-            self._broken()
-        self.close()
-
-    def pause_writing(self) -> None:
-        if self._there is not None and self._there.transport is not None:
-            self._there.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._there is not None and self._there.transport is not None:
-            self._there.transport.resume_reading()
-
-    def close(self) -> None:
-        """End both connections; what has been written is still sent."""
-        there, self._there = self._there, None
-        if self.transport is not None:
-            self.transport.close()
-        if there is not None:
-            there.close()
-
-
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """A tunnel that nothing has been said on, and when it was opened (the loop's time)."""
+    """A tunnel that nothing has been said on yet, and when it was opened (the loop's time)."""
 
-    end: _End
+    end: End
     opened: float
-
-
-class _Guest(_End):
-    """A tunnel that a peer has opened: its header is read, and then it leads on to the engine, or nowhere."""
-
-    def __init__(self, admit: Callable[[_Guest, bytes], None]) -> None:
-        super().__init__(lambda count: None)
-        self._admit = admit
-        self._header = b""
-        self._impatience: asyncio.TimerHandle | None = None
-        self.admitted = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
-        self._impatience = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.close)
-
-    def data_received(self, data: bytes) -> None:
-        if self.admitted:
-            super().data_received(data)
-            return
-        self._header += data
-        if len(self._header) >= HEADER.size:
-            self.admitted = True
-            self._quiet()
-            if self.transport is not None:
-                self.transport.pause_reading()
-            header, rest = self._header[: HEADER.size], self._header[HEADER.size :]
-            self._header = b""
-            if rest:
-                super().data_received(rest)
-            self._admit(self, header)
-
-    def count_with(self, count: Callable[[int], None]) -> None:
-        """What comes from now on is counted there."""
-        self._count = count
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._quiet()
-        super().connection_lost(error)
-
-    def close(self) -> None:
-        self._quiet()
-        super().close()
-
-    def _quiet(self) -> None:
-        if self._impatience is not None:
-            self._impatience.cancel()
-            self._impatience = None
 
 
 class Mesh(Protocol):
@@ -251,17 +115,24 @@ class RpcTunnels:
         self._clock = clock
         self._owner = Owner("rpc tunnels")
         self._leases: dict[Lend, _Lease] = {}
+        self._ahead: dict[NodeId, asyncio.Task[_Ahead | None]] = {}
         mesh.serve(StreamKind.RPC_TUNNEL, self._serve)
 
     def admit(self, lease: Lend, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
         """From now on tunnels of `peers` for `lease` and that purpose lead to the Unix socket at `path`."""
         self._leases.setdefault(lease, _Lease()).admissions[purpose] = Admission(frozenset(peers), path)
 
+    def open_ahead(self, peer: NodeId) -> None:
+        """There may soon be a lease with `peer`: have a tunnel made, of which it hears later what it is for."""
+        self._drop(self._ahead.pop(peer, None))
+        self._ahead[peer] = self._owner.start(self._open_ahead(peer), f"rpc tunnel to {short(peer)}")
+
     async def listen(
         self, lease: Lend, purpose: TunnelUse, peer: NodeId, path: Path, broken: Callable[[], None] | None = None
     ) -> None:
         """What connects to the Unix socket at `path` is led to `peer`, for `lease` and that purpose. Raises OSError.
 
+        A tunnel for commands is made at once, so that what the other engine says first is here when this one asks.
         `broken` hears, while the lease is held, of each tunnel that cannot be had, or ends though the engine here did
         not end it.
         """
@@ -271,18 +142,16 @@ class RpcTunnels:
             if broken is not None and self._leases.get(lease) is held:
                 broken()
 
-        def accepted(near: _End) -> None:
+        def accepted(near: End) -> None:
             self._owner.start(self._lead(held, lease, purpose, peer, near, tell), f"rpc tunnel to {short(peer)}")
 
         def accept() -> asyncio.Protocol:
-            return _End(lambda count: self._sent(held, peer, count), accepted)
+            return End(lambda count: self._sent(held, peer, count), accepted)
 
         held.listeners.append(await asyncio.get_running_loop().create_unix_server(accept, str(path)))
         if purpose is TunnelUse.COMMANDS:
-            held.ahead[peer] = [
-                self._owner.start(self._open_ahead(held, lease, peer, tell), f"rpc tunnel {number} to {short(peer)}")
-                for number in range(AHEAD_CONNECTIONS)
-            ]
+            making = self._make_ready(held, lease, purpose, peer, tell)
+            held.ready[peer] = self._owner.start(making, f"rpc tunnel to {short(peer)}")
 
     def revoke(self, lease: Lend) -> None:
         """The lease is over: its tunnels end, nobody comes in, nothing is listened on."""
@@ -293,9 +162,9 @@ class RpcTunnels:
             listener.close()
         for pipe in list(held.pipes):
             pipe.close()
-        for opening in (task for tasks in held.ahead.values() for task in tasks):
-            if opening.done() and not opening.cancelled() and (opened := opening.result()) is not None:
-                opened.end.close()
+        for making in held.ready.values():
+            if making.done() and not making.cancelled() and (made := making.result()) is not None:
+                made.close()
 
     def traffic(self, lease: Lend) -> dict[NodeId, Traffic]:
         """Bytes that have gone to and come from each peer of the lease."""
@@ -307,16 +176,18 @@ class RpcTunnels:
         """End everything."""
         for lease in list(self._leases):
             self.revoke(lease)
+        for opening in self._ahead.values():
+            self._drop(opening)
         await self._owner.close()
 
     # -- out
 
     async def _lead(
-        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: _End, broken: Callable[[], None]
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: End, broken: Callable[[], None]
     ) -> None:
         """Have a tunnel for what the engine has just connected."""
         try:
-            far = await self._opened_ahead(held, peer) or await self._open(held, peer, broken)
+            far = await self._ready(held, peer) or await self._make(held, lease, purpose, peer, broken)
         except (MeshError, OSError) as error:
             log.warning("no tunnel to %s for a split: %s", short(peer), error)
             near.close()
@@ -326,41 +197,73 @@ class RpcTunnels:
             far.close()
             near.close()
             return
-        far.transport.write(HEADER.pack(*lease, purpose))
         self._join(held, peer, near, far)
 
-    async def _open(self, held: _Lease, peer: NodeId, broken: Callable[[], None]) -> _End:
+    async def _make(
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
+    ) -> End:
+        """A tunnel of which the other side knows what it is for. Raises MeshError and OSError."""
+        far = await self._opened_ahead(peer) or await self._open(peer)
+        far.belongs(lambda count: self._received(held, peer, count), broken)
+        if far.transport is not None:
+            far.transport.write(HEADER.pack(*lease, purpose))
+        return far
+
+    async def _open(self, peer: NodeId) -> End:
         """A tunnel that nothing has been said on. Raises MeshError and OSError."""
-        far = _End(lambda count: self._received(held, peer, count), broken=broken)
+        far = End(lambda count: None)
         await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
         return far
 
-    async def _open_ahead(self, held: _Lease, lease: Lend, peer: NodeId, broken: Callable[[], None]) -> _Ahead | None:
+    async def _open_ahead(self, peer: NodeId) -> _Ahead | None:
         try:
-            far = await self._open(held, peer, broken)
+            far = await self._open(peer)
         except (MeshError, OSError):
             return None  # whoever needs it will try again, and say why there is none
+        return _Ahead(far, asyncio.get_running_loop().time())
+
+    async def _opened_ahead(self, peer: NodeId) -> End | None:
+        opening = self._ahead.pop(peer, None)
+        found = await opening if opening is not None else None
+        if found is None or not found.end.lives():
+            return None
+        if asyncio.get_running_loop().time() - found.opened <= AHEAD_SECONDS:
+            return found.end
+        found.end.close()
+        return None
+
+    def _drop(self, opening: asyncio.Task[_Ahead | None] | None) -> None:
+        """What was opened, or is about to be, is not needed."""
+        if opening is None:
+            return
+        if not opening.done():
+            opening.cancel()
+        elif not opening.cancelled() and (opened := opening.result()) is not None:
+            opened.end.close()
+
+    async def _make_ready(
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
+    ) -> End | None:
+        try:
+            far = await self._make(held, lease, purpose, peer, broken)
+        except (MeshError, OSError):
+            return None  # as above
         if self._leases.get(lease) is not held:
             far.close()
             return None
-        return _Ahead(far, asyncio.get_running_loop().time())
+        return far
 
-    async def _opened_ahead(self, held: _Lease, peer: NodeId) -> _End | None:
-        while waiting := held.ahead.get(peer):
-            found = await waiting.pop(0)
-            if found is None or found.end.transport is None or found.end.transport.is_closing():
-                continue
-            if asyncio.get_running_loop().time() - found.opened <= AHEAD_SECONDS:
-                return found.end
-            found.end.close()
-        return None
+    async def _ready(self, held: _Lease, peer: NodeId) -> End | None:
+        making = held.ready.pop(peer, None)
+        found = await making if making is not None else None
+        return found if found is not None and found.lives() else None
 
     # -- in
 
     def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
-        return _Guest(lambda guest, header: self._admitted(peer, guest, header))
+        return Guest(lambda guest, header: self._admitted(peer, guest, header))
 
-    def _admitted(self, peer: NodeId, guest: _Guest, header: bytes) -> None:
+    def _admitted(self, peer: NodeId, guest: Guest, header: bytes) -> None:
         session, generation, purpose = HEADER.unpack(header)
         held = self._leases.get((session, generation))
         admission = None if held is None else held.admissions.get(purpose)
@@ -368,11 +271,11 @@ class RpcTunnels:
             log.warning("refused an rpc tunnel of %s: it holds no lease of this node", short(peer))
             guest.close()
             return
-        guest.count_with(lambda count: self._received(held, peer, count))
+        guest.belongs(lambda count: self._received(held, peer, count))
         self._owner.start(self._reach(held, peer, guest, admission.path), f"rpc tunnel of {short(peer)}")
 
-    async def _reach(self, held: _Lease, peer: NodeId, guest: _Guest, path: Path) -> None:
-        near = _End(lambda count: self._sent(held, peer, count))
+    async def _reach(self, held: _Lease, peer: NodeId, guest: Guest, path: Path) -> None:
+        near = End(lambda count: self._sent(held, peer, count))
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: near, str(path))
         except OSError as error:
@@ -387,7 +290,7 @@ class RpcTunnels:
 
     # -- both
 
-    def _join(self, held: _Lease, peer: NodeId, near: _End, far: _End) -> None:
+    def _join(self, held: _Lease, peer: NodeId, near: End, far: End) -> None:
         self._count(held, peer).via = far.via()
         held.pipes.add(near)
         near.join(far)

@@ -31,7 +31,7 @@ from typing import Any, Final
 from meshllm import paths
 from meshllm.core.speculation import PLAIN, Guessing, Speculation
 from meshllm.engine import build
-from meshllm.engine.llama_server import SPIN_ROUNDS, SPIN_VARIABLE, ServerPlan, arguments
+from meshllm.engine.llama_server import SPIN_ROUNDS, SPIN_VARIABLE, ServerPlan, arguments, environment
 
 from . import report
 from .children import Child
@@ -104,8 +104,8 @@ class Engine:
         self.socket = scratch / f"{name}.sock"
         self.socket.unlink(missing_ok=True)  # of one that was here before
         words = list(arguments(found.server, plan, self.socket))
-        spin = {SPIN_VARIABLE: os.environ.get(SPIN_VARIABLE, SPIN_ROUNDS)}
-        self.child = stack.enter_context(Child(name, words, scratch, spin))
+        told = {SPIN_VARIABLE: os.environ.get(SPIN_VARIABLE, SPIN_ROUNDS), **environment(plan)}
+        self.child = stack.enter_context(Child(name, words, scratch, told))
 
     def wait(self) -> None:
         """Until it answers. Raises BenchError."""

@@ -48,6 +48,10 @@ def test_copies_have_room_between_their_bounds() -> None:
     assert 0 < speculation.LEAST_COPIED_TOKENS <= speculation.COPIED_TOKENS <= speculation.MATCH_TOKENS
 
 
+def test_guesses_have_a_price_that_the_engine_takes() -> None:
+    assert 0 < speculation.FAR_PRICE < speculation.PRICE <= 1
+
+
 def test_guesses_add_up_over_processes() -> None:
     assert Guesses().acceptance is None
     both = Guesses(10, 5, 100, 2.0) + Guesses(30, 25, 100, 3.0)

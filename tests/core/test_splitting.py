@@ -34,6 +34,7 @@ class SplitMesh(SmallMesh):
         self.workers: dict[int, Lease] = {}
         self.servers: dict[int, c.StartServer] = {}
         self.started: list[tuple[int, c.StartServer]] = []
+        self.ahead: list[tuple[int, NodeId]] = []
         self.mute: set[int] = set()
         self.endless: set[int] = set()
         self.paging: set[int] = set()
@@ -99,6 +100,8 @@ class SplitMesh(SmallMesh):
             case c.StopWorker(session, generation):
                 self.workers.pop(number, None)
                 self.soon(number, e.WorkerGone(session, generation, "it was stopped"))
+            case c.OpenAhead(peer):
+                self.ahead.append((number, peer))
             case c.Send(_, Lent()) if number in self.mute:
                 pass
             case _:
@@ -129,6 +132,7 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
     assert lease.members == (node_id(2),)
     assert sum(share.layers for share in lease.shares) == 10
     assert mesh.workers[2] == lease
+    assert mesh.ahead == [(1, node_id(2))]
     split = mesh.split(1)
     assert split is not None
     assert split.committed

@@ -52,6 +52,10 @@ class Tunnels:
         self.led: dict[NodeId, tuple[TunnelUse, Path]] = {}
         self.broken: dict[NodeId, Callable[[], None] | None] = {}
         self.revoked: list[tuple[bytes, int]] = []
+        self.ahead: list[NodeId] = []
+
+    def open_ahead(self, peer: NodeId) -> None:
+        self.ahead.append(peer)
 
     def admit(self, lease: Any, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
         self.admitted[purpose] = (set(peers), path)
@@ -273,9 +277,16 @@ async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: 
         assert it.tunnels.revoked == [WHICH]
 
 
+async def test_a_tunnel_is_made_while_a_worker_makes_itself_ready(tmp_path: Path) -> None:
+    async with bench(tmp_path / "n", here, HOST) as it:
+        it.carrying.open_ahead(FIRST)
+        assert it.tunnels.ahead == [FIRST]
+
+
 async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
     said = list[e.Event]()
     alone = Carrying(tmp_path, tmp_path, Ledger(tmp_path / "c"), said.append, here, cast(Fitter, None))
+    alone.open_ahead(FIRST)
     with pytest.raises((OSError, MeshError), match="no mesh"):
         await alone.reach(LEASE, ())
     await alone.close()

@@ -8,12 +8,22 @@ import pytest
 
 from meshllm.core.speculation import Guesses, Guessing, Speculation
 from meshllm.core.types import Purpose
-from meshllm.engine.llama_server import Projector, ServerPlan, arguments, parse_guesses
+from meshllm.engine.llama_server import (
+    PRICE_VARIABLE,
+    Projector,
+    ServerPlan,
+    arguments,
+    environment,
+    parse_guesses,
+)
+
+
+def served(**more: object) -> ServerPlan:
+    return ServerPlan("m", Path("/m.gguf"), context_length=512, slots=4, **more)  # type: ignore[arg-type]
 
 
 def line(**more: object) -> str:
-    plan = ServerPlan("m", Path("/m.gguf"), context_length=512, slots=4, **more)  # type: ignore[arg-type]
-    return " ".join(arguments(Path("/llama-server"), plan, Path("/s.sock")))
+    return " ".join(arguments(Path("/llama-server"), served(**more), Path("/s.sock")))
 
 
 def line_end(size: int) -> str:
@@ -60,6 +70,14 @@ def test_where_the_layers_go_is_told(plan: dict[str, object], expected: str) -> 
     assert "--fit off" in line()
 
 
+def test_over_a_wire_it_warms_up_once() -> None:
+    workers = {"workers": (Path("/w.sock"),)}
+    assert line(**workers) == line() + " --rpc /w.sock --no-warmup"
+    projector = Projector(Path("/p.gguf"))
+    for plan in ({}, {**workers, "purpose": Purpose.EMBED}, {**workers, "projector": projector}):
+        assert "--no-warmup" not in line(**plan)
+
+
 @pytest.mark.parametrize(
     ("projector", "expected"),
     [
@@ -79,7 +97,9 @@ def test_nothing_is_guessed_unless_it_was_decided() -> None:
 
 def test_n_grams_need_no_file() -> None:
     told = line(speculation=Speculation(Guessing.NGRAMS))
-    assert "--spec-type ngram-mod --spec-ngram-mod-n-match 12 --spec-ngram-mod-n-min 4 --spec-ngram-mod-n-max 6" in told
+    assert (
+        "--spec-type ngram-mod --spec-ngram-mod-n-match 12 --spec-ngram-mod-n-min 4 --spec-ngram-mod-n-max 12" in told
+    )
     assert "draft" not in told
 
 
@@ -125,3 +145,11 @@ def test_a_split_copies_more_at_a_time() -> None:
     told = [line(speculation=ngrams, **more).split() for more in ({}, {"workers": (Path("/w.sock"),)})]
     near, far = (int(words[words.index("--spec-ngram-mod-n-max") + 1]) for words in told)
     assert far > near
+
+
+def test_what_a_guess_costs_is_told_beside_the_command_line() -> None:
+    def price(**more: object) -> float:
+        return float(environment(served(**more))[PRICE_VARIABLE])
+
+    assert 0 < price(workers=(Path("/w.sock"),)) < price() <= 1
+    assert environment(served(environment={"GGML_RPC_FILES": "/f"}))["GGML_RPC_FILES"] == "/f"

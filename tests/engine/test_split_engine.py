@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import gguf
+import psutil
 import pytest
 
 from meshllm import paths
@@ -27,7 +28,8 @@ PROMPT = "List the planets of the solar system and say one thing about each."
 TOKENS = 40
 HIDDEN = 576 * 4  # bytes of SmolLM2-135M's hidden state
 LOGITS = 49152 * 4
-GRAPHS = 1_500_000  # bytes; the graphs of a load and a request take less, the weights of one layer on a worker more
+GRAPHS = 150_000  # bytes; what a load sends beside weights takes less, the weights of one layer more
+HELLO = 8 + 32 + 16 * 34  # bytes of what a worker says first
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +200,36 @@ def test_a_hidden_state_comes_back_and_not_the_logits(scene: Scene, stack: ExitS
 
 
 def test_loading_takes_few_round_trips(scene: Scene, stack: ExitStack, model: Path, copy: Path) -> None:
-    wire = stack.enter_context(Relay(scene.worker(files=scene.list_of(copy)).endpoint))
-    scene.host(model, [wire.endpoint], files=scene.list_of(model))
+    wire = stack.enter_context(Relay(scene.worker(files=scene.list_of(copy)).endpoint, 0.02))
+    scene.host(model, [wire.endpoint], "--no-warmup", files=scene.list_of(model))
     assert wire.connections == 1
-    assert wire.turns < 12
+    assert wire.turns < 6  # three, if nothing else holds up the host
+
+
+def test_a_worker_speaks_first(scene: Scene) -> None:
+    with connect(scene.worker().endpoint) as connection:
+        assert len(connection.recv(HELLO, socket.MSG_WAITALL)) == HELLO
+
+
+def test_graphs_are_sent_packed(scene: Scene, stack: ExitStack, model: Path, copy: Path) -> None:
+    wire = stack.enter_context(Relay(scene.worker(files=scene.list_of(copy)).endpoint))
+    host = scene.host(model, [wire.endpoint], files=scene.list_of(model))
+    before = wire.sent
+    host.complete("One.", 1)
+    assert wire.sent - before < 50_000  # a graph of 1,290 tensors, of 296 bytes each
+
+
+def test_what_a_worker_has_no_room_for_ends_the_host(scene: Scene, model: Path, copy: Path, solo: str) -> None:
+    worker = scene.worker(files=scene.list_of(copy))
+    process = worker.child.process
+    if not hasattr(process, "rlimit"):
+        pytest.skip("this system cannot limit another process")
+    limits, room = process.rlimit(psutil.RLIMIT_AS), process.memory_info().vms + 2 * model.stat().st_size
+    process.rlimit(psutil.RLIMIT_AS, (room, limits[1]))
+    with pytest.raises(BenchError, match=r"ended with 1(?s:.*)failed to allocate(?s:.*)lost"):
+        scene.host(model, [worker.endpoint], "--no-warmup", "--ctx-size", "32768", files=scene.list_of(model))
+    process.rlimit(psutil.RLIMIT_AS, limits)
+    assert text(scene.host(model, [worker.endpoint], files=scene.list_of(model))) == solo
 
 
 # -- from worker to worker
@@ -319,7 +347,7 @@ def test_a_worker_outlives_nonsense(scene: Scene, model: Path, copy: Path, solo:
     push = scene.endpoint()
     worker = scene.worker(files=scene.list_of(copy), push=push)
     hello = struct.pack("<BQ", 14, 24) + bytes(24)
-    load, map_file, push_tensor = 18, 19, 23
+    allocate, set_tensor, graph, load, map_file, push_tensor = 0, 6, 10, 18, 19, 23
     entry = struct.pack("<QQIIIIIIQQ", 1, 2, 0, 1, 1, 1, 1, 0, 0, 0)
     for command, body in (
         (load, b""),
@@ -327,15 +355,29 @@ def test_a_worker_outlives_nonsense(scene: Scene, model: Path, copy: Path, solo:
         (load, struct.pack("<II", 0, 1) + entry),
         (load, struct.pack("<II", 1, 1) + bytes(72) + entry),
         (map_file, b"short"),
-        (map_file, struct.pack("<I64sQQQQ", 7, b"0" * 64, 1, 0, 1, 1)),
+        (map_file, struct.pack("<IQ64sQQQQ", 7, 1, b"0" * 64, 1, 0, 1, 1)),
         (push_tensor, bytes(320)),
         (255, b""),
+        (allocate, struct.pack("<IQQ", 0, 64, 0)),  # buffers are numbered from 1
+        (allocate, struct.pack("<IQQ", 0, 64, 1 << 60)),
+        (set_tensor, bytes(12) + struct.pack("<Q", 1 << 46) + bytes(296 - 20 + 9) + b"somewhere"),
+        (graph, b""),
+        (graph, b"\0\1\1"),  # promises more than there is
+        (graph, b"\0\xff\xff\xff\x7f\1"),
+        (graph, b"\0" + b"\xff" * 12),
+        (graph, b"\0\1\1\2\0\0"),  # a node that is no tensor
+        (graph, b"\0\1\1\0\0\0"),
+        (graph, b"\0\1\1\1\1\0"),  # a tensor like the one before the first
+        (graph, b"\0\1\1\1\0\1\xa8\2x"),  # a byte after the end of a tensor
+        (graph, b"\0\1\1\1\0\1\x7c\1"),  # made of one that does not come before it
+        (graph, b"\0\1\1\1\0\0x"),
+        (graph, b"\x63\1\1\1\0\0"),  # for a device that it does not have
     ):
         with connect(worker.endpoint) as connection:
             connection.sendall(hello + struct.pack("<BQ", command, len(body)) + body)
             answer = all_that_comes(connection)
-        assert answer[8:9] == bytes([107])  # the version; a stock client or server ends here
-        assert len(answer) == 8 + 32 + 16 * 33  # and nothing but the answer to the hello
+        assert answer[8:9] == bytes([108])  # the version; a stock client or server ends here
+        assert len(answer) == HELLO  # and nothing else
     with connect(push) as connection:
         connection.sendall(struct.pack("<Q", 12345))  # a session nobody opened
         assert connection.recv(10) == b"\0"

@@ -14,7 +14,8 @@ from tunnel_rig import House, street
 from meshllm.core.records import NodeId
 from meshllm.net import lanes, rpc_tunnels
 from meshllm.net.base import StreamKind
-from meshllm.net.rpc_tunnels import AHEAD_CONNECTIONS, HEADER, MAX_CONNECTIONS, RpcTunnels, TunnelUse
+from meshllm.net.rpc_ends import HEADER
+from meshllm.net.rpc_tunnels import MAX_CONNECTIONS, RpcTunnels, TunnelUse
 
 LEASE = (b"s" * 16, 7)
 
@@ -215,27 +216,55 @@ async def test_the_end_of_a_lease_breaks_nothing(tmp_path: Path) -> None:
         assert not broken.is_set()
 
 
+class Greeter(Ear):
+    """An rpc-server that speaks first."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.write(b"welcome")
+
+
 @both_ways
-async def test_the_first_tunnels_are_opened_before_they_are_asked_for(tmp_path: Path, with_lanes: bool) -> None:
+async def test_the_worker_s_engine_has_spoken_before_the_host_s_asks(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
+        greeter = Greeter(echo=True)
+        greets = await asyncio.get_running_loop().create_unix_server(lambda: greeter, str(tmp_path / "greets.sock"))
+        async with greets:
+            it.into.admit(LEASE, TunnelUse.COMMANDS, [it.host.node], tmp_path / "greets.sock")
+            await it.listen()
+            await greeter.when(lambda ear: hasattr(ear, "transport"))
+            ear = await it.call()
+            assert await ear.until(7) == b"welcome"
+            ear.transport.write(b"thanks")
+            assert await ear.until(13) == b"welcomethanks"
+            assert it.way.opened == 1
+            assert it.out.traffic(LEASE)[it.worker.node].received == 13
+
+
+@both_ways
+async def test_a_tunnel_is_opened_ahead_of_the_lease(tmp_path: Path, with_lanes: bool) -> None:
+    async with split(tmp_path, with_lanes) as it:
+        it.out.open_ahead(it.worker.node)
+        it.out.open_ahead(it.worker.node)  # the first is not needed, then
         it.admit()
         await it.listen()
-        for number in range(AHEAD_CONNECTIONS + 1):
+        for opened in (2, 3):
             ear = await it.call()
             ear.transport.write(b"x")
             assert await ear.until(1) == b"x"
-            assert it.way.opened == max(AHEAD_CONNECTIONS, number + 1)
+            assert it.way.opened <= opened
 
 
 async def test_what_was_opened_long_ago_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_tunnels, "AHEAD_SECONDS", -1.0)
     async with split(tmp_path) as it:
+        it.out.open_ahead(it.worker.node)
         it.admit()
         await it.listen()
         ear = await it.call()
         ear.transport.write(b"x")
         assert await ear.until(1) == b"x"
-        assert it.way.opened == AHEAD_CONNECTIONS + 1
+        assert it.way.opened == 2
 
 
 async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
