@@ -201,7 +201,8 @@ class Lines:
         if (now := (progress.stage, progress.file, progress.source, tenth)) == self._last:
             return
         self._last = now
-        source = f" from {source_words(progress.source)}" if progress.source else ""
+        way = "to" if progress.stage == "connecting" else "from"
+        source = f" {way} {source_words(progress.source)}" if progress.source else ""
         place = self._tally.place(progress.file) if downloading else ""
         share = f" {10 * tenth} %" if downloading else ""
         name = printable(progress.file) + (f" ({place})" if place else "")

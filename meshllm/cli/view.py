@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 ENGINE_TASK = "engine"
+LOOKING = "looking for"
 # A machine with containers has an address in each of their networks; the first are the likeliest.
 MOST_ADDRESSES = 2
 # A line that only tells how far something is comes at most this often, in steps of the fraction.
@@ -46,7 +47,7 @@ def _moving(snapshot: Snapshot) -> dict[str, Progress]:
     for model in snapshot.models:
         phase = serving.phase(snapshot.engine, model)
         if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):
-            moving[model.name] = model.progress or Progress(phase.value)
+            moving[model.name] = model.progress or Progress(LOOKING if _is_looked_for(model) else phase.value)
     return moving
 
 
@@ -59,7 +60,12 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
-    return f"{phase.value} {model.name}{told}"
+    return f"{LOOKING if _is_looked_for(model) else phase.value} {model.name}{told}"
+
+
+def _is_looked_for(model: ModelState) -> bool:
+    """Whether nothing of it is on its way yet: its file may lie here already, and only be read to be sure of it."""
+    return model.file is FilePhase.FETCHING and (model.progress is None or model.progress.stage == "verifying")
 
 
 class PlainConsole:
@@ -124,7 +130,9 @@ class LineViewer(Viewer):
             self.console.print(news.words, style=STYLES[news.tone], highlight=False, markup=False)
         for model in snapshot.models:
             phase = serving.phase(snapshot.engine, model)
-            if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING):
+            # Between two files of a model nothing is on its way for a moment: that is no news.
+            fetched = self._said.get(f"model {model.name}") == f"{ModelPhase.FETCHING.value} {model.name}"
+            if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING) and not (fetched and _is_looked_for(model)):
                 self._say(f"model {model.name}", _words(snapshot, model), phase)
             if words := waiting(model):
                 self._say(f"split {model.name}", f"{model.name}: {words}", phase)

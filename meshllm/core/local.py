@@ -23,7 +23,7 @@ FETCH_RETRY_BASE_SECONDS = 5.0
 FETCH_RETRY_CAP_SECONDS = 300.0
 # What a node in no mesh can do about a model that is too large for it.
 ALONE = SplitState("it is too large for this node, which is in no mesh", refused=True)
-MORE_NODES = "Add a node with --join, or choose a smaller model, a smaller quantisation or a smaller --ctx-size."
+MORE_NODES = "Add a node with --join, or choose a smaller model, a smaller quantization or a smaller --ctx-size."
 OTHER_NODES = "Add a node with --join, or leave out --split."
 
 

@@ -67,12 +67,17 @@ def _checked(key: str, value: int) -> int:
     return int(value)
 
 
+def _shown(raw: bytes) -> str:
+    """Bytes from a file as people read them: letters as they are, everything else as \\x.."""
+    return "".join(chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}" for byte in raw)
+
+
 def read_start(cursor: Cursor) -> tuple[int, int]:
     """How many tensors and metadata keys the file says it has."""
     if cursor.size < 24:
         raise Damage(f"it is only {cursor.size} bytes long")
     if (magic := cursor.take(4)) != b"GGUF":
-        raise Damage(f"it begins with {magic!r} instead of b'GGUF'")
+        raise Damage(f"it begins with {_shown(magic)} instead of GGUF, as model files do")
     version = cursor.u32()
     if version & 0xFFFF == 0:
         raise Damage("it is written in big-endian byte order")
@@ -90,7 +95,7 @@ def read_key(cursor: Cursor, seen: set[bytes]) -> tuple[str, int]:
     """The next key and the type of its value."""
     raw = cursor.text(MAX_KEY_BYTES, "a metadata key")
     if not raw or raw in seen:
-        raise Damage(f"the metadata key {raw[:80]!r} is {'empty' if not raw else 'there twice'}")
+        raise Damage(f"the metadata key {_shown(raw[:80])} is there twice" if raw else "a metadata key is empty")
     seen.add(raw)
     return raw.decode("utf-8", "backslashreplace"), cursor.u32()
 

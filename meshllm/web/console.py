@@ -166,8 +166,7 @@ class Console:
         try:
             response = await handler(request)
         except web.HTTPException as error:
-            error.headers.update(SECURITY_HEADERS)
-            raise
+            return _refused(request, error)
         if not response.prepared:
             for name, value in SECURITY_HEADERS.items():
                 response.headers.setdefault(name, value)
@@ -313,6 +312,19 @@ def _withheld(request: web.Request, word: str, what: str) -> web.Response | None
         return None
     words = f"{what} is given to programs that ask with '{SECRET_HEADER}: {word}', and to the console's own page only."
     return _error(403, "not_for_pages", words)
+
+
+def _refused(request: web.Request, error: web.HTTPException) -> web.Response:
+    """What aiohttp refuses, as all our errors are."""
+    match error.status:
+        case 404:
+            refusal = _error(404, "not_found", f"There is nothing at {request.path[:200]}.")
+        case 405:
+            refusal = _error(405, "method_not_allowed", f"{request.path[:200]} takes {error.headers['allow']} only.")
+            refusal.headers["allow"] = error.headers["allow"]
+        case _:
+            refusal = _error(error.status, "invalid_request", f"{error.reason}.")
+    return refusal
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

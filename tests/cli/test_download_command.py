@@ -75,7 +75,7 @@ def test_lines_are_few() -> None:
         for step in STEPS:
             view.report(step)
     lines = text.getvalue().splitlines()
-    assert lines[0] == "m.gguf: connecting from the hub"
+    assert lines[0] == "m.gguf: connecting to the hub"
     assert lines[1] == "It [b]failed[/b]."
     assert lines[3:5] == ["m.gguf: downloading from a package 0 %", "m.gguf: downloading from a package 10 %"]
     assert lines[-1] == "m.gguf: verifying"

@@ -22,6 +22,7 @@ STORY = [
     e.EngineProgress(Progress("engine: compile", 0.5, "ggml.c [x]")),
     e.FileProgress("m[red]odel", Progress("downloading", None)),
     e.FileProgress("m[red]odel", Progress("downloading", 0.5)),
+    e.FileProgress("m[red]odel", Progress("verifying", 0.5)),
     e.FileReady("m[red]odel", ModelFacts("/m.gguf", 100, "llama", 8192)),
     e.EngineReady("1.0"),
     e.ModelMeasured("m[red]odel", Measured(alone=True, room=1 << 30)),
@@ -77,6 +78,9 @@ def test_the_whole_story_is_told(kind: str) -> None:
     assert told.count("http://b is away: refused") == 1
     assert told.count("http://b serves x") == 1
     assert "SIGKILL" in told
+    if not terminal:
+        assert told.index("looking for m[red]odel") < told.index("fetching m[red]odel")
+        assert (told.count("looking for m[red]odel"), told.count("fetching m[red]odel")) == (1, 1)
     assert ("restarting" if terminal else "compile") in told  # bars are drawn only so often
     if terminal:
         assert "━" in told
@@ -85,11 +89,11 @@ def test_the_whole_story_is_told(kind: str) -> None:
 def test_the_live_display_is_away_while_nothing_moves() -> None:
     viewer = view.LiveViewer(Console(file=io.StringIO(), force_terminal=True))
     mesh = Mesh()
-    for event in STORY[:8]:
+    for event in STORY[:9]:
         mesh.handle(event, 0.0)
         viewer.snapshot(mesh.snapshot())
     assert viewer._bars is not None
-    mesh.handle(STORY[8], 1.0)
+    mesh.handle(STORY[9], 1.0)
     viewer.snapshot(mesh.snapshot())
     assert viewer._bars is None
 

@@ -75,8 +75,8 @@ async def test_memory_follows_the_options(engine: Engine, model: Path) -> None:
     large = await bindings.memory_need(engine, model, context_size=4096)
     assert large.context == 4 * small.context
     assert large.model == small.model
-    quantised = await bindings.memory_need(engine, model, context_size=4096, cache_type_k="q8_0")
-    assert quantised.context < large.context
+    quantized = await bindings.memory_need(engine, model, context_size=4096, cache_type_k="q8_0")
+    assert quantized.context < large.context
 
 
 @pytest.mark.engine

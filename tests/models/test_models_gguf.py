@@ -160,7 +160,8 @@ ARCHITECTURE = pair("general.architecture", 8, text("llama"))
 HUGE = 1 << 62
 
 BAD = {
-    "begins with": header(magic=b"GGML"),
+    "begins with GGML instead of GGUF": header(magic=b"GGML"),
+    r"begins with \x00PK\xff instead of GGUF": header(magic=b"\0PK\xff"),
     "only 0 bytes": b"",
     "version 1": header(version=1),
     "version 4": header(version=4),
@@ -169,7 +170,7 @@ BAD = {
     "metadata keys, ": header(pair_count=HUGE),
     "ends in the middle": header(pair_count=3),
     "a metadata key is": header([struct.pack("<Q", HUGE)]),
-    "key b'' is empty": header([pair("", 4, bytes(4))]),
+    "key is empty": header([pair("", 4, bytes(4))]),
     "there twice": header([ARCHITECTURE, ARCHITECTURE]),
     "unknown type 13": header([ARCHITECTURE, pair("a", 13, b"")]),
     "list of the unknown type 9": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQ", 9, 1))]),

@@ -288,10 +288,15 @@ async def test_what_else_is_asked_is_refused(desk: Desk) -> None:
         (request("GET", "/../etc/passwd"), 404),
         (request("POST", "/api/status", {}), 405),
         (request("DELETE", "/api/events"), 405),
+        (request("POST", "/api/invite", {"x": "y" * 2000}, headers={"X-Mesh-LLM": "invite"}), 413),
     ):
         response = await desk.call(data)
         assert response.status == status
         assert response.headers["x-content-type-options"] == "nosniff"
+        told = json.loads(response.body)["error"]
+        assert told["code"] == {404: "not_found", 405: "method_not_allowed", 413: "invalid_request"}[status]
+        assert told["message"].endswith(".")
+        assert response.headers.get("allow", "GET,HEAD") == "GET,HEAD"
 
 
 async def test_garbage_does_not_stop_it(desk: Desk) -> None:

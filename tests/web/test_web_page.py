@@ -124,7 +124,7 @@ async def test_nothing_else_is_served(desk: Desk, path: str) -> None:
     response = await desk.get(path)
     assert response.status in (400, 404)
     assert b"SECRET" not in response.body
-    assert b"hidden" not in response.body
+    assert b"this is" not in response.body
 
 
 async def test_a_file_that_is_larger_than_any_of_a_build_is_not_read(
