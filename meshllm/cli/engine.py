@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from meshllm.cli.flags import Commands
+
 # asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from meshllm.engine.build import Engine, Layout, Progress
     from meshllm.engine.recipe import Recipe
 
-app = typer.Typer(help="The inference engine: what is built, building it anew, removing old builds.")
+app = Commands(help="The inference engine: what is built, building it anew, removing old builds.")
 
 _WORDS = {
     "wait": "Waiting",

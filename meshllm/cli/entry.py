@@ -8,12 +8,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from meshllm.cli.flags import Commands
 from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
 from meshllm.errors import MeshError, TheirFault
 
 SERVE, MESH, NETWORK, OUTPUT = "What to serve", "The mesh", "Where to listen", "Output"
 
-app = typer.Typer(
+app = Commands(
     name="mesh-llm",
     help="Pools spare machines into a mesh that serves large language models behind one OpenAI-compatible API.",
     epilog="mesh-llm --model SmolLM2-135M-Instruct serves a model at http://localhost:9337/v1.",

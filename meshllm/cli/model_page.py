@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshllm.models.store import Store
 
 LINES_OF_TEMPLATE = 3
+TEMPLATE_COLUMNS = 64  # beside the headings, within 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ def words(page: Page, store: Store) -> dict[str, str | list[str]]:
         told |= _header_words(page.model.header)
         if page.model.chat_template is not None:
             told["our template"] = f"{page.model.chat_template.name} takes the place of its own"
-        told["projector"] = str(page.model.projector or "none: it takes no pictures")
+        projector = page.model.projector
+        told["projector"] = [str(projector)] if projector is not None else "none: it takes no pictures"
         told["draft"] = page.draft or f"none: {page.why_no_draft}"
     return told | _need_words(page.outlook, page.room)
 
@@ -189,8 +191,13 @@ def _header_words(header: Header) -> dict[str, str | list[str]]:
     lines = (header.chat_template or "").strip().splitlines()
     if len(lines) > LINES_OF_TEMPLATE:
         lines = [*lines[:LINES_OF_TEMPLATE], f"... {len(lines)} lines in all"]
-    told["template"] = [line[:100] for line in lines] or "none"
+    told["template"] = [_shortened(line) for line in lines] or "none"
     return told
+
+
+def _shortened(line: str) -> str:
+    """A line of code, cut to what fits beside the headings."""
+    return line if len(line) <= TEMPLATE_COLUMNS else f"{line[: TEMPLATE_COLUMNS - 3]}..."
 
 
 def _need_words(told: Outlook, given: Room) -> dict[str, str | list[str]]:

@@ -7,12 +7,15 @@ and nothing is removed that was not told of first.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from meshllm import paths
+from meshllm.cli.flags import Commands
 
 if TYPE_CHECKING:
     from meshllm.models.inventory import Item
@@ -20,9 +23,10 @@ if TYPE_CHECKING:
     from meshllm.models.removal import Removal
     from meshllm.models.store import Store
 
-app = typer.Typer(help="Model files on this disk: list, show, verify and remove them.")
+app = Commands(help="Model files on this disk: list, show, verify and remove them.")
 JSON = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
 
+LEAST_COLUMNS = 20  # of text beside headings, however narrow the terminal
 STYLES = {"verified": "green", "not-verified": "yellow", "partial": "yellow", "damaged": "bold red"}
 
 
@@ -60,7 +64,9 @@ def show(
     told = model_page.words(page, store)
     width = max(len(key) for key in told)
     for key, value in told.items():
-        for place, line in enumerate(value if isinstance(value, list) else [value]):
+        # A list is of paths, digests and the like, which are copied in one piece.
+        lines = value if isinstance(value, list) else _wrapped(value, width + 2)
+        for place, line in enumerate(lines):
             typer.echo(f"{'' if place else key:<{width}}  {_printable(line)}")
 
 
@@ -126,6 +132,12 @@ def remove(
         typer.echo(json.dumps(_removal_facts(wanted)))
     else:
         typer.echo(f"Removed {_printable(wanted.item.name)}: {megabytes(wanted.freed)} are free again.")
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """`text` in lines that, so far indented, are as long as those of the terminal (80 letters without one)."""
+    room = shutil.get_terminal_size().columns - indent
+    return textwrap.wrap(text, max(room, LEAST_COLUMNS), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _store() -> Store:

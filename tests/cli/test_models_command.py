@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,17 @@ def test_everything_of_a_model_is_shown(store: Store) -> None:
     assert told["forecast"]["verdict"] == "fits"
     assert told["origin"] == "the hub"
     assert len(told["digests"][str(path)]) == 64
+
+
+def test_what_is_shown_fits_the_terminal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sees(store)
+    for columns in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for name in ("sees", "Llama-3.3-70B-Instruct"):
+            lines = said("show", name).splitlines()
+            whole = [line for line in lines if "/" in line or re.search("[0-9a-f]{64}", line)]
+            assert all(len(line) <= columns for line in lines if line not in whole)
+    assert len([line for line in said("show", "sees").splitlines() if str(store.folder) in line]) == 3
 
 
 def test_a_model_of_the_catalogue_is_shown_though_it_is_not_here(store: Store) -> None:
