@@ -1,4 +1,5 @@
-// Where a message is written: Enter sends, Shift+Enter begins a line; images are pasted, dropped or chosen.
+// Where a message is written: Enter sends, Shift+Enter begins a line, Escape stops the answer; images are pasted, dropped
+// or chosen.
 
 import type { JSX } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
@@ -28,6 +29,15 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
     element.style.height = 'auto'
     element.style.height = `${Math.min(element.scrollHeight, 240)}px`
   }, [text])
+  useEffect(() => {
+    if (!busy) return
+    // Wherever the focus is: whoever reads has it nowhere.
+    const listen = (event: KeyboardEvent): void => {
+      if (event.key === 'Escape' && !event.isComposing) stop()
+    }
+    addEventListener('keydown', listen)
+    return () => removeEventListener('keydown', listen)
+  }, [busy, stop])
   const unseen = !sees && images.length > 0
   const can = ready && !busy && !unseen && (text.trim() !== '' || images.length > 0)
   const submit = (): void => {
@@ -122,7 +132,7 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
           }}
         />
         {busy ? (
-          <button type="button" class="round" onClick={stop} title="Stop">
+          <button type="button" class="round" onClick={stop} title="Stop (Escape)">
             <Icon name="stop" />
             <span class="unseen">Stop</span>
           </button>

@@ -70,8 +70,15 @@ function Editor({ text, done }: { text: string; done: (text: string | null) => v
         aria-label="Your message"
         rows={Math.min(12, text.split('\n').length + 1)}
         onKeyDown={(event) => {
-          if (event.key === 'Escape') done(null)
-          if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) save()
+          if (event.isComposing) return
+          if (event.key === 'Escape') {
+            event.stopPropagation() // it is about this box, not about an answer that is being written
+            done(null)
+          }
+          if (event.key === 'Enter' && !event.shiftKey) {
+            event.preventDefault()
+            save()
+          }
         }}
       >
         {text}

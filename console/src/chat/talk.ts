@@ -12,6 +12,8 @@ import { Reader, type Answer } from './stream'
 const DRAW_MS = 60
 const KEEP_MS = 2000
 const TITLE_LENGTH = 48
+const API_AWAY =
+  'The API of this node cannot be reached. On its machine, "mesh-llm status" says whether it runs; then try again.'
 
 export const conversations = signal<Conversation[]>([])
 export const keeps = signal(true) // whether this browser keeps them
@@ -290,6 +292,6 @@ async function problemOf(answer: Response): Promise<string> {
 }
 
 function wordsOf(error: unknown): string {
-  if (error instanceof TypeError) return 'The API of this node cannot be reached.'
+  if (error instanceof TypeError) return API_AWAY
   return error instanceof Error ? error.message : String(error)
 }
