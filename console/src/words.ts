@@ -1,12 +1,13 @@
 // How numbers and states are said. Pure; words are short, units are those people know.
 
-const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
+// As the daemon's own sentences have them: a thousand each.
+const UNITS = ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
 
 export function bytes(count: number): string {
   let value = count
   let unit = 0
-  while (value >= 1024 && unit < UNITS.length - 1) {
-    value /= 1024
+  while (value >= 1000 && unit < UNITS.length - 1) {
+    value /= 1000
     unit += 1
   }
   return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`

@@ -5,13 +5,13 @@ import { bytes, duration, milliseconds, speed, tokens } from '../src/words'
 
 describe('numbers', () => {
   it('are said as people say them', () => {
-    expect([0, 1023, 1024, 1.5 * 2 ** 30, 150 * 2 ** 30, 2 ** 60].map(bytes)).toEqual([
+    expect([0, 999, 1000, 1.5e9, 150e9, 1e18].map(bytes)).toEqual([
       '0 B',
-      '1023 B',
-      '1.0 KiB',
-      '1.5 GiB',
-      '150 GiB',
-      '1024 PiB',
+      '999 B',
+      '1.0 kB',
+      '1.5 GB',
+      '150 GB',
+      '1000 PB',
     ])
     expect([512, 4096, 32768, 40000, 131072].map(tokens)).toEqual(['512', '4k', '32k', '40k', '128k'])
     expect([0.00042, 0.0123, 1.5].map(milliseconds)).toEqual(['0.4 ms', '12 ms', '1500 ms'])

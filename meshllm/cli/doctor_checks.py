@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from meshllm.core.fit_words import gigabytes
 from meshllm.errors import DownloadFailed, MeshError, ToolMissing
 from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact
@@ -23,10 +24,9 @@ from meshllm.machine.resources import Disk, Memory, Processors
 if TYPE_CHECKING:
     from meshllm.engine.bindings import EngineDevice
 
-GIB: Final = 1 << 30
-ENGINE_BUILD_BYTES: Final = 1 * GIB  # measured peak of a build: under half of it
-MODEL_ROOM_BYTES: Final = 5 * GIB  # a usual model of 7 to 8 thousand million parameters, 4 bits each
-LITTLE_MEMORY_BYTES: Final = 2 * GIB
+ENGINE_BUILD_BYTES: Final = 10**9  # measured peak of a build: under half of it
+MODEL_ROOM_BYTES: Final = 5 * 10**9  # a usual model of 7 to 8 thousand million parameters, 4 bits each
+LITTLE_MEMORY_BYTES: Final = 2 * 10**9
 PACKAGES: Final = ("llama-cpp-python", "huggingface-hub", "aiohttp", "pydantic", "typer")
 HUB_SECONDS: Final = 3.0
 
@@ -164,7 +164,7 @@ def check_accelerators(devices: Sequence[Accelerator]) -> Finding:
 def _device(device: Accelerator) -> str:
     if device.unified or not device.memory_total:
         return f"{device.name} ({device.kind})"
-    return f"{device.name} ({device.kind}, {gib(device.memory_free)} of {gib(device.memory_total)} free)"
+    return f"{device.name} ({device.kind}, {gigabytes(device.memory_free)} of {gigabytes(device.memory_total)} free)"
 
 
 def check_devices(devices: Sequence[EngineDevice] | None) -> Finding:
@@ -173,7 +173,7 @@ def check_devices(devices: Sequence[EngineDevice] | None) -> Finding:
         return well("devices", "the engine can be asked once it is built")
     accelerators = [device for device in devices if device.accelerator]
     told = [
-        f"{device.name} ({device.description}, {gib(device.free)} of {gib(device.total)} free"
+        f"{device.name} ({device.description}, {gigabytes(device.free)} of {gigabytes(device.total)} free"
         f"{', shared with the computer' if device.shared else ''})"
         for device in accelerators
     ]
@@ -185,9 +185,8 @@ def check_devices(devices: Sequence[EngineDevice] | None) -> Finding:
 def check_memory(memory: Memory, processors: Processors) -> Finding:
     """Memory and processors that this process may use."""
     limit = ", limited by a cgroup" if memory.limited else ""
-    found = (
-        f"{gib(memory.available)} of {gib(memory.total)} free{limit}; {processors.usable} of {processors.logical} CPUs"
-    )
+    free = f"{gigabytes(memory.available)} of {gigabytes(memory.total)} free"
+    found = f"{free}{limit}; {processors.usable} of {processors.logical} CPUs"
     if memory.available < LITTLE_MEMORY_BYTES:
         return Finding(
             "memory", State.WARNING, found, "Only the smallest models fit: end other programs, or join a mesh."
@@ -216,9 +215,9 @@ def check_disk(name: str, disk: Disk | None, path: Path, needed: int, variable: 
     place = next((parent for parent in (path, *path.parents) if parent.exists()), path)
     if not os.access(place, os.W_OK):
         return Finding(name, State.BAD, f"{place} cannot be written", f"Set {variable} to a folder that can.")
-    found = f"{gib(disk.free)} free at {path}"
+    found = f"{gigabytes(disk.free)} free at {path}"
     if disk.free < needed:
-        advice = f"Make room, or set {variable} to a folder on a larger disk; {gib(needed)} are good to have."
+        advice = f"Make room, or set {variable} to a folder on a larger disk; {gigabytes(needed)} are good to have."
         return Finding(name, State.BAD if disk.free < 200 << 20 else State.WARNING, found, advice)
     return well(name, found)
 
@@ -261,8 +260,3 @@ async def check_hub(within: float = HUB_SECONDS) -> Finding:
         advice = "Models that are on disk or come in a package still work; HF_ENDPOINT names a mirror."
         return Finding("hub", State.WARNING, failure.message.rstrip("."), advice)
     return well("hub", f"{hub.endpoint} answers")
-
-
-def gib(count: int) -> str:
-    """Bytes as "12.3 GiB"."""
-    return f"{count / GIB:,.1f} GiB"

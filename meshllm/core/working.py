@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.fit_words import gigabytes
 from meshllm.core.leases import Commit, Lease, LeaseMessage, LeasePhase, Lent, Propose, Release
 from meshllm.core.records import NodeId
 from meshllm.core.types import Progress
@@ -73,7 +74,7 @@ class Lending:
         elif held is not None:
             busy = busy or f"it already carries layers of {held.model}"
         if busy or share.memory > free:
-            words = busy or f"its share takes {share.memory >> 20} MiB and {free >> 20} MiB are free"
+            words = busy or f"its share takes {gigabytes(share.memory)} and {gigabytes(free)} are free"
             self._send(peer, Lent(lease.session, lease.generation, LeasePhase.ENDED, words))
             return
         self._state = LentState(lease, LeasePhase.PREPARING, "preparing")

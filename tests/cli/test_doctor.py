@@ -23,7 +23,7 @@ from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
 
-GIB = 1 << 30
+GB = 10**9
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +66,9 @@ def test_home(tmp_path: Path) -> None:
 
 def test_memory() -> None:
     processors = Processors(8, 4)
-    enough = checks.check_memory(Memory(16 * GIB, 8 * GIB, limited=False), processors)
-    assert enough == well("memory", "8.0 GiB of 16.0 GiB free; 4 of 8 CPUs")
-    little = checks.check_memory(Memory(2 * GIB, GIB, limited=True), processors)
+    enough = checks.check_memory(Memory(16 * GB, 8 * GB, limited=False), processors)
+    assert enough == well("memory", "8.0 GB of 16.0 GB free; 4 of 8 CPUs")
+    little = checks.check_memory(Memory(2 * GB, GB, limited=True), processors)
     assert little.state == State.WARNING
     assert "cgroup" in little.found
 
@@ -88,20 +88,20 @@ def test_ports() -> None:
 def test_disk(tmp_path: Path) -> None:
     def judge(free: int) -> State:
         path = tmp_path / "models"
-        return checks.check_disk("models", Disk(path, 100 * GIB, free), path, 5 * GIB, "MESH_LLM_MODELS").state
+        return checks.check_disk("models", Disk(path, 100 * GB, free), path, 5 * GB, "MESH_LLM_MODELS").state
 
-    assert [judge(free) for free in (6 * GIB, 4 * GIB, 1 << 20)] == [State.WELL, State.WARNING, State.BAD]
+    assert [judge(free) for free in (6 * GB, 4 * GB, 1 << 20)] == [State.WELL, State.WARNING, State.BAD]
     assert checks.check_disk("models", None, tmp_path, 1, "MESH_LLM_MODELS").state == State.BAD
 
 
 def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
     processor = EngineDevice("CPU", "EPYC", "CPU", False, False, "", 0, 0)
-    card = EngineDevice("CUDA0", "H200", "CUDA", True, False, "0:1", 100 * GIB, 140 * GIB)
-    own = EngineDevice("MTL0", "M4", "Metal", True, True, "", 10 * GIB, 16 * GIB)
+    card = EngineDevice("CUDA0", "H200", "CUDA", True, False, "0:1", 100 * GB, 140 * GB)
+    own = EngineDevice("MTL0", "M4", "Metal", True, True, "", 10 * GB, 16 * GB)
     assert "EPYC" in checks.check_devices([processor]).found
     found = checks.check_devices([processor, card, own]).found
-    assert "CUDA0 (H200, 100.0 GiB of 140.0 GiB free)" in found
-    assert "MTL0 (M4, 10.0 GiB of 16.0 GiB free, shared with the computer)" in found
+    assert "CUDA0 (H200, 100.0 GB of 140.0 GB free)" in found
+    assert "MTL0 (M4, 10.0 GB of 16.0 GB free, shared with the computer)" in found
     assert "EPYC" not in found
     assert checks.check_devices(None).state == State.WELL
 
@@ -109,9 +109,9 @@ def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
 def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "none")
     assert checks.check_accelerators([]).state == State.WELL
-    idle = checks.check_accelerators([Accelerator("cuda", "H200", 140 * GIB, 100 * GIB)])
+    idle = checks.check_accelerators([Accelerator("cuda", "H200", 140 * GB, 100 * GB)])
     assert idle.state == State.WARNING
-    assert "100.0 GiB of 140.0 GiB free" in idle.found
+    assert "100.0 GB of 140.0 GB free" in idle.found
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "cuda")
     assert checks.check_accelerators([Accelerator("cuda", "H200")]).state == State.WELL
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "abacus")

@@ -38,7 +38,7 @@ from meshllm.web.console import Console, Invitation
 from meshllm.web.split_status import Carried
 from meshllm.web.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
 
-GIB = 1 << 30
+GB, MB = 10**9, 10**6
 # Only matters when something is broken.
 PATIENCE_SECONDS = 60.0
 MESH = MeshId(bytes.fromhex("6989ec9eacd6b822cdeb1c806dc611ec"))
@@ -47,7 +47,7 @@ WORDS = (
     "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
     "islet", "juniper", "kelp", "larch", "maple", "north", "ocean", "pine",
 )  # fmt: skip
-# Name, size in GiB, context: what people run.
+# Name, size in GB, context: what people run.
 MODELS = (
     ("Qwen3-8B-Q4_K_M", 4.7, 32768),
     ("Llama-3.3-70B-Instruct-Q4_K_M", 39.6, 32768),
@@ -67,7 +67,7 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
     name = f"{WORDS[number % len(WORDS)]}{'' if number < len(WORDS) else f'-{number // len(WORDS)}'}"
     model, size, context = MODELS[number % len(MODELS)]
     serves = number % 3 == 0
-    memory = int(max(size * 1.3, rng.choice((8, 16, 24, 48, 64))) * GIB)
+    memory = int(max(size * 1.3, rng.choice((8, 16, 24, 48, 64))) * GB)
     record = NodeRecord(
         node=node,
         stamp=Stamp(3, 4),
@@ -75,7 +75,7 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
         name=name,
         software="mesh-llm 0.1.0",
         addresses=(Address(f"192.0.2.{number % 250 + 1}", 41000 + number),),
-        serves=(ServedModel(model, Purpose.GENERATE, context, 4, int(size * GIB)),) if serves else (),
+        serves=(ServedModel(model, Purpose.GENERATE, context, 4, int(size * GB)),) if serves else (),
         on_disk=(model,) if number % 4 == 0 else (),
         memory=memory,
     )
@@ -87,8 +87,8 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
 
 def served(name: str, size: float, context: int, memory: float) -> ModelState:
     """A model that this node's engine serves."""
-    facts = ModelFacts(f"/models/{name}.gguf", int(size * GIB), "llama", context, "Q4_K_M", "sha256:0")
-    server = ServerFacts(f"/run/{name}.sock", 4242, 4, context, int(memory * GIB))
+    facts = ModelFacts(f"/models/{name}.gguf", int(size * GB), "llama", context, "Q4_K_M", "sha256:0")
+    server = ServerFacts(f"/run/{name}.sock", 4242, 4, context, int(memory * GB))
     return ModelState(name, file=FilePhase.READY, facts=facts, server=ServerPhase.SERVING, server_facts=server)
 
 
@@ -184,7 +184,7 @@ def staged(stage: Stage) -> Iterator[Stage]:
 def idle() -> Stage:
     """A node that was started without arguments."""
     mesh = MeshView(HERE, MESH, Role.NODE, record=NodeRecord(HERE, Stamp(1, 1), MESH, "workbench"))
-    machine = Machine(32 * GIB, 27 * GIB, known=True)
+    machine = Machine(32 * GB, 27 * GB, known=True)
     return Stage(Snapshot(mesh=mesh), machine=machine)
 
 
@@ -197,8 +197,9 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
         Stamp(1, 1),
         MESH,
         "workbench",
-        on_disk=("Qwen3-8B-Q4_K_M", "bge-m3-Q8_0"),
-        memory=56 * GIB,
+        on_disk=("Qwen3-8B-Q4_K_M", "bge-m3-Q8_0", "bge-m3"),
+        aliases=(("bge-m3-Q8_0", "bge-m3"),),
+        memory=56 * GB,
         wants=("Llama-3.3-70B-Instruct-Q4_K_M",),
     )
     mesh = MeshView(HERE, MESH, Role.NODE, JoinPhase.JOINED if peers else JoinPhase.ALONE, record=record, peers=peers)
@@ -218,8 +219,8 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     )
     linked = [view for view in peers if view.linked]
     vias = {view.node: "lane" if place % 3 else "quic" for place, view in enumerate(linked) if place % 4 != 3}
-    card = Device("CUDA0", "NVIDIA RTX 4090", "CUDA", 24 * GIB, 13 * GIB)
-    machine = Machine(64 * GIB, 39 * GIB, devices=(card,), used=("CUDA0",), known=True)
+    card = Device("CUDA0", "NVIDIA RTX 4090", "CUDA", 24 * GB, 13 * GB)
+    machine = Machine(64 * GB, 39 * GB, devices=(card,), used=("CUDA0",), known=True)
     load = [_load("/run/Qwen3-8B-Q4_K_M.sock", "engine", "", 1, 87.3)]
     for view in linked[:6]:
         for model in view.record.serves:
@@ -232,9 +233,9 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     assert stage.snapshot.mesh is not None
     workers = [view for view in stage.snapshot.mesh.peers if not view.record.serves and view.linked][:2]
     one, two = (view.node for view in workers)
-    shares = (Share(HERE, 0, 34, 17 * GIB), Share(one, 34, 26, 13 * GIB), Share(two, 60, 20, 10 * GIB))
+    shares = (Share(HERE, 0, 34, 17 * GB), Share(one, 34, 26, 13 * GB), Share(two, 60, 20, 10 * GB))
     considered = (Forecast((HERE, one, two), 0.118), Forecast((HERE, two), 0.131), Forecast((HERE,), 2.4))
-    reason = "39.6 GiB of weights do not fit into this node's 24.0 GiB; the two nearest nodes have room for the rest"
+    reason = "39.6 GB of weights do not fit into this node's 24.0 GB; the two nearest nodes have room for the rest"
     plan = SplitPlan(shares, 0.118, reason, considered)
     name = "Llama-3.3-70B-Instruct-Q4_K_M"
     lease = Lease(b"s" * 16, 1, name, (), shares)
@@ -248,7 +249,7 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
     stage.snapshot = replace(stage.snapshot, models=(model, *kept))
     stage.guesses = {name: Guesses(written=1000, seconds=121.0)} if committed else {}
-    stage.carried = {one: Carried(31 << 20, 29 << 20, 1840, "lane"), two: Carried(22 << 20, 21 << 20, 1310, "lane")}
+    stage.carried = {one: Carried(31 * MB, 29 * MB, 1840, "lane"), two: Carried(22 * MB, 21 * MB, 1310, "lane")}
     stage.vias = {**stage.vias, one: "lane", two: "lane"}
     return stage
 
@@ -260,13 +261,13 @@ def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:
             peer=view.node.hex(),
             name=view.record.name,
             what="Mistral-Small-24B-Q4_K_M",
-            bytes=(place + 2) * GIB,
-            rate=(62 - place * 40) << 20,
+            bytes=(place + 2) * GB,
+            rate=(62 - place * 40) * MB,
             via=("lane", "quic")[place],
         )
         for place, view in enumerate(peers[:2])
     ]
-    return SharingStatus(shares=True, limit=None, given=31 * GIB, giving=[], taking=taking, banned=[])
+    return SharingStatus(shares=True, limit=None, given=31 * GB, giving=[], taking=taking, banned=[])
 
 
 def _load(target: str, kind: str, model: str, active: int, speed: float) -> LoadStatus:

@@ -133,9 +133,9 @@ def test_the_keyboard_goes_through_the_views(stage: Stage, visitor: Visitor) -> 
 def test_nodes_tell_memory_load_and_speed(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(f"{stage.url}/#/nodes")
     here = page.get_by_role("listitem").filter(has_text="this node")
-    for words in ("1/4 slots", "32k context", "87 tok/s", "39.0 GiB free of 64.0 GiB", "NVIDIA RTX 4090", "v0.1.0"):
+    for words in ("1/4 slots", "32k context", "87 tok/s", "39.0 GB free of 64.0 GB", "NVIDIA RTX 4090", "v0.1.0"):
         expect(here).to_contain_text(words)
-    expect(here.get_by_role("img", name=re.compile("models take 9.2 GiB"))).to_have_count(1)
+    expect(here.get_by_role("img", name=re.compile("models take 9.2 GB"))).to_have_count(1)
     amber = page.get_by_role("listitem").filter(has_text="amber")
     expect(amber).to_contain_text("Offered memory")
     expect(amber).to_contain_text("quic")
@@ -162,10 +162,12 @@ def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, vis
     expect(row("Mistral-Small")).to_contain_text("5.6 of 13.3 GB, 88 MB/s")  # type: ignore[arg-type]
     expect(row("Mistral-Small").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")  # type: ignore[attr-defined]
     expect(row("DeepSeek-R1")).to_contain_text("no node that is known has its file")  # type: ignore[arg-type]
-    expect(row("bge-m3")).to_contain_text("on disk")  # type: ignore[arg-type]
+    expect(row("bge-m3")).to_have_count(1)  # type: ignore[arg-type]
+    expect(row("bge-m3")).to_contain_text("Serve it with --model bge-m3.")  # type: ignore[arg-type]
+    expect(row("bge-m3")).to_contain_text("also bge-m3-Q8_0")  # type: ignore[arg-type]
     exchanged = page.get_by_role("region", name="Files exchanged with the mesh")
-    expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GiB, 62.0 MiB a second by lane")
-    expect(exchanged).to_contain_text("31.0 GiB given so far")
+    expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GB, 62.0 MB a second by lane")
+    expect(exchanged).to_contain_text("31.0 GB given so far")
     page.get_by_role("link", name="Chat", exact=True).last.click()
     expect(page.get_by_role("combobox", name="Model")).to_have_value(re.compile("Qwen3|gpt-oss"))
 
@@ -179,7 +181,7 @@ def test_a_split_is_drawn_as_the_way_that_tokens_take(visitor: Visitor) -> None:
         expect(page.get_by_role("list", name="What the marks mean")).to_contain_text("carries a part")
         page.get_by_role("button", name="birch layers 34 to 59").click()
         details = page.get_by_role("complementary", name="Node birch")
-        expect(details).to_contain_text("layers 34 to 59 · 13.0 GiB · 60.0 MiB through the tunnel")
+        expect(details).to_contain_text("layers 34 to 59 · 13.0 GB · 60.0 MB through the tunnel")
         page.get_by_role("link", name="Models").click()
         row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
         carriers = row.get_by_role("list", name="Who carries Llama-3.3-70B-Instruct-Q4_K_M")

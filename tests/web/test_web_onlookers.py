@@ -403,7 +403,7 @@ def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
 @pytest.mark.parametrize(
     ("reason", "told"),
     [
-        ("39.6 GiB do not fit into this node's 24.0 GiB; the nearest nodes have room", True),
+        ("39.6 GB do not fit into this node's 24.0 GB; the nearest nodes have room", True),
         ("", True),
         ("0123456789 is lost to the split: it ended", True),
         ("0123456789 cannot read /home/owner/m.gguf", False),
