@@ -40,11 +40,14 @@ export function find(id: string): Conversation | undefined {
   return conversations.value.find((one) => one.id === id)
 }
 
-function save(conversation: Conversation): void {
+// Settles once it is kept, or cannot be; it never fails.
+async function save(conversation: Conversation): Promise<void> {
   if (!keeps.value) return
-  keep(conversation).catch(() => {
+  try {
+    await keep(conversation)
+  } catch {
     keeps.value = false
-  })
+  }
 }
 
 function put(conversation: Conversation, { top = false } = {}): void {
@@ -67,7 +70,7 @@ export function create(model: string): Conversation {
 export function change(conversation: Conversation, changes: Partial<Conversation>): Conversation {
   const changed = { ...(find(conversation.id) ?? conversation), ...changes }
   put(changed)
-  if (changed.messages.length > 0) save(changed)
+  if (changed.messages.length > 0) void save(changed)
   return changed
 }
 
@@ -108,7 +111,7 @@ function answer(asked: Conversation): Conversation {
   const title = asked.title || shortened(first) || 'An image'
   const conversation = { ...asked, title, changed: Date.now(), messages: [...asked.messages, message] }
   batch(() => put(conversation, { top: true }))
-  save(conversation)
+  void save(conversation)
   const stopper = new AbortController()
   const news = signal('')
   setOngoing(asked.id, { stop: () => stopper.abort(), news })
@@ -169,7 +172,7 @@ async function stream(
       if (now - kept >= KEEP_MS) {
         kept = now
         const changed = write({})
-        if (changed !== null) save(changed)
+        if (changed !== null) void save(changed)
       }
     }
     reader.end()
@@ -180,7 +183,8 @@ async function stream(
     end = stopped.aborted ? { ended: 'stopped' } : { ended: 'error', error: wordsOf(error) }
   }
   const changed = write(end)
-  if (changed !== null) save(changed)
+  // An answer that is there is there after a reload, too.
+  if (changed !== null) await save(changed)
 }
 
 // Speed as seen from here, for servers that do not tell; and how long things took.
