@@ -51,6 +51,7 @@ class SmallMesh:
         self.meshes: dict[int, MeshId] = {}
         self.numbers: dict[NodeId, int] = {}
         self.roles: dict[int, Role] = {}
+        self.busy = 0.0  # seconds that a handshake takes beside the way
         self.cut: Callable[[int, int], bool] = lambda a, b: False
         self.sent: list[tuple[int, int, object]] = []
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -205,5 +206,7 @@ class SmallMesh:
         self.links[number].add(other)
         self.links[other].add(number)
         for one, two, dialled in ((number, other, True), (other, number, False)):
-            event = e.LinkUp(node_id(two), self.roles[two], self.meshes[two], address(two), 2 * DELAY, dialled)
+            event = e.LinkUp(
+                node_id(two), self.roles[two], self.meshes[two], address(two), 2 * DELAY + self.busy, dialled
+            )
             self.tell(one, event)

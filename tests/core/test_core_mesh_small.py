@@ -9,7 +9,7 @@ from meshllm.core import messages as m
 from meshllm.core.records import MeshId, Role, Stamp, WayIn
 from meshllm.core.types import FilePhase
 from meshllm.core.views import JoinPhase, PeerStatus
-from tests.core.small_mesh import SmallMesh, address, node_id, sign
+from tests.core.small_mesh import DELAY, SmallMesh, address, node_id, sign
 
 
 def together(count: int, seed: int = 1) -> SmallMesh:
@@ -220,3 +220,13 @@ def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
     mesh.tell(0, e.ModelWanted("m"))
     mesh.run(1)
     assert [model.name for model in mesh.cores[0].snapshot().models] == ["m"], "it was asked itself"
+
+
+def test_the_first_answer_says_more_of_the_way_than_a_handshake_on_a_busy_machine() -> None:
+    mesh = SmallMesh()
+    mesh.busy = 0.5
+    mesh.start(0)
+    mesh.start(1, [mesh.way(0)])
+    mesh.until(mesh.whole, within=20)
+    mesh.run(2.5)
+    assert [peer.rtt for peer in mesh.view(0).peers] == [pytest.approx(2 * DELAY)]
