@@ -301,8 +301,8 @@ class Peers:
         entry = self._members.entries.get(peer)
         if rtt is None or entry is None:
             return
-        # Smoothed upwards as TCP does it (RFC 6298). A shorter one counts at once: none is shorter than the way, and the
-        # first had a handshake in it. Told to readers only when it makes a difference to them.
+        # Smoothed upwards as TCP does it (RFC 6298). A shorter one counts at once: none is shorter than the way, and
+        # the first had a handshake in it. Told to readers only when it makes a difference to them.
         link.rtt = min(rtt, 0.875 * link.rtt + 0.125 * rtt)
         if entry.rtt is None or abs(link.rtt - entry.rtt) > max(0.001, 0.1 * entry.rtt):
             entry.rtt = link.rtt
