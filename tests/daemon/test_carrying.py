@@ -97,12 +97,18 @@ class Bench:
 @asynccontextmanager
 async def bench(folder: Path, fetch: Any, node: NodeId = FIRST) -> AsyncIterator[Bench]:
     made = Bench(folder, node, fetch)
+    before = children()  # of a node that other tests use
     try:
         yield made
     finally:
         await made.carrying.close()
         assert list(made.sockets.iterdir()) == []
-        assert [child.name() for child in psutil.Process().children(recursive=True)] == []
+        assert [child.name() for child in children() if child not in before] == []
+
+
+def children() -> list[psutil.Process]:
+    """All that this process has started, and they in turn."""
+    return psutil.Process().children(recursive=True)
 
 
 async def here(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
@@ -133,9 +139,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 def child() -> psutil.Process:
     """The process itself, not its guard."""
-    (found,) = [
-        one for one in psutil.Process().children(recursive=True) if "--threads" in one.cmdline() and not one.children()
-    ]
+    ours = [one for one in children() if any(word.endswith("/ggml-rpc-server") for word in one.cmdline())]
+    (found,) = [one for one in ours if not one.children()]
     return found
 
 
