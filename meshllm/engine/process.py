@@ -21,6 +21,7 @@ import psutil
 
 from meshllm.engine import guard
 from meshllm.engine.ledger import Ledger, end_group
+from meshllm.engine.starting import start
 from meshllm.tasks import Owner
 
 TAIL_LINES = 60
@@ -122,11 +123,8 @@ class Child:
 
     async def run(self) -> Ending:
         """Live through the child's life. If cancelled, the child is killed, not stopped, before this returns."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", guard.__file__, str(self.spec.grace), self.spec.farewell, *self.spec.argv,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env=dict(self.spec.environment), start_new_session=True,
-        )  # fmt: skip
+        words = [sys.executable, "-I", "-S", guard.__file__, str(self.spec.grace), self.spec.farewell, *self.spec.argv]
+        process = await start(words, environment=self.spec.environment)
         owner = Owner(f"child {self.spec.name}")
         try:
             reading = owner.start(self._read(process), "output")

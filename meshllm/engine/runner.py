@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from meshllm.engine.starting import start
+
 TAIL_LINES = 400
 MAX_LINE_BYTES = 16 * 1024
 _TETHER = Path(__file__).with_name("tether.py")
@@ -45,21 +47,8 @@ async def run(
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     with log.open("ab") as sink:
         sink.write(f"$ {' '.join(words)}\n".encode())
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            str(_TETHER),
-            str(lock),
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=cwd,
-            env=dict(environment) if environment is not None else None,
-            start_new_session=True,
-        )
-        assert process.stdin is not None
+        tether = [sys.executable, "-I", "-S", str(_TETHER), str(lock)]
+        process = await start([*tether, *words], environment=environment, cwd=cwd)
         assert process.stdout is not None
         try:
             await _pump(process.stdout, sink.write, tail, on_line)

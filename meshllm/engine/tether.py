@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,15 +27,22 @@ def main(arguments: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, unlike SIG_IGN, is not inherited by the command
     with open(arguments[0], "ab") as lock:  # noqa: PTH123 - a descriptor to lock, not content
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL)
-        threading.Thread(target=_watch, args=(command,), daemon=True).start()
+        # All that the command starts has the other end: once it is closed they are gone, whoever their parents were.
+        gone, theirs = os.pipe()
+        command = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, pass_fds=(theirs,))
+        os.close(theirs)
+        stopping = threading.Event()
+        threading.Thread(target=_watch, args=(command, stopping), daemon=True).start()
         code = command.wait()
+        if stopping.is_set() and not select.select([gone], [], [], GRACE)[0]:
+            os.killpg(0, signal.SIGKILL)
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _watch(command: subprocess.Popen[bytes]) -> None:
+def _watch(command: subprocess.Popen[bytes], stopping: threading.Event) -> None:
     while os.read(0, 4096):
         pass
+    stopping.set()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(0, signal.SIGTERM)  # our own group: we ignore it, the command does not
     try:

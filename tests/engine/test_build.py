@@ -149,8 +149,8 @@ async def interrupt(bench: Bench) -> None:
     compiling = asyncio.Event()
 
     def report(step: Progress) -> None:
-        # Not at the first step that is done: the object that is looked for afterwards may be a later one.
-        if step.stage is Stage.COMPILE and next(bench.where.work.rglob("llama.cpp.o"), None):
+        # What is linked of it shows that the object that is looked for afterwards is whole: ninja removes what is not.
+        if step.stage is Stage.COMPILE and next(bench.where.work.rglob("libllama.*"), None):
             compiling.set()
 
     owner = Owner("test", lambda *_: None)
