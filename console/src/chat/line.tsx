@@ -2,7 +2,7 @@
 
 import type { Signal } from '@preact/signals'
 import type { JSX } from 'preact'
-import { useEffect, useRef, useState } from 'preact/hooks'
+import { useLayoutEffect, useRef, useState } from 'preact/hooks'
 import { Copy, Tool } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
@@ -58,7 +58,8 @@ function Said({ message, edit }: LineProps): JSX.Element {
 
 function Editor({ text, done }: { text: string; done: (text: string | null) => void }): JSX.Element {
   const area = useRef<HTMLTextAreaElement>(null)
-  useEffect(() => {
+  useLayoutEffect(() => {
+    // Before anybody can type: later it would move the caret under their hands.
     area.current?.focus()
     area.current?.setSelectionRange(text.length, text.length)
   }, [])
