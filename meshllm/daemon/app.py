@@ -273,7 +273,7 @@ class App:
             self._say_alone("it is a client and knows no mesh. Start it with --join INVITE.")
         if not settings.client:
             supervisor.look_at_disk()
-        if self._membership.founded:
+        if self._membership.looks_for_nobody:
             token = self._invite(0).text
             self._show(lambda viewer: viewer.invite(token))
 

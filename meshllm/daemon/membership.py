@@ -101,8 +101,8 @@ class Membership:
         self._tunnels: Tunnels | None = None
 
     @property
-    def founded(self) -> bool:
-        """Whether this node looks for nobody: it is a mesh of one, for others to join."""
+    def looks_for_nobody(self) -> bool:
+        """Whether this node is a mesh of one, for others to join."""
         return not (self._belonging.ways or self._state.peers) and self.config.role is Role.NODE
 
     @property

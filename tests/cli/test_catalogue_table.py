@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from meshllm.cli import capacity, catalogue
 from meshllm.cli import download as command
@@ -22,6 +20,7 @@ from meshllm.machine import accelerators
 from meshllm.machine.accelerators import Accelerator
 from meshllm.models.catalog import load
 from meshllm.models.store import Store
+from tests.cli.downloading import run
 
 GB = 10**9
 ENTRY = load().entries[0]
@@ -29,23 +28,10 @@ FILE = ENTRY.files[0]
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A model folder of its own, on a machine with 16 GB free on which nobody else keeps models."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
+def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """That of a machine with 16 GB free."""
     monkeypatch.setattr(capacity, "machine", lambda: Machine(32 * GB, 16 * GB))
-    return Store(tmp_path / "models")
-
-
-def run(*arguments: str) -> str:
-    app = typer.Typer()
-    app.command()(command.download)
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout
+    return store
 
 
 def line(name: str) -> list[str]:

@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import typer
 from huggingface_hub import close_session
 from rich.console import Console
-from typer.testing import CliRunner
 
 from meshllm.cli import download as command
 from meshllm.cli.transfers import Bar, Lines, Tally
@@ -27,29 +25,11 @@ from meshllm.models.manifest import HubReference
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
 from tests import engine_samples
+from tests.cli.downloading import run
 from tests.models.fake_hub import FakeHub, running
 
 ENTRY = load().entries[0]
 FILE = ENTRY.files[0]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A model folder of its own, and a machine on which nobody else keeps models."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
-    return Store(tmp_path / "models")
-
-
-def run(*arguments: str) -> str:
-    app = typer.Typer()
-    app.command()(command.download)
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout
 
 
 def test_an_unknown_name_is_left_to_the_edge(store: Store) -> None:

@@ -132,11 +132,11 @@ async def test_what_the_core_wants_kept_is_kept_and_the_rest_is_somebody_elses(r
 
 async def test_a_mesh_of_one_is_one_that_looks_for_nobody(rig: Make) -> None:
     there = rig()
-    assert there.membership.founded
+    assert there.membership.looks_for_nobody
     there.membership.carry_out(c.SavePeers((WAY,)))
     await there.membership.close()
-    assert not rig().membership.founded
-    assert not rig(Invite(MESH, SECRET, 0, (WAY,))).membership.founded
+    assert not rig().membership.looks_for_nobody
+    assert not rig(Invite(MESH, SECRET, 0, (WAY,))).membership.looks_for_nobody
     assert rig().membership.config.incarnation > there.membership.config.incarnation
 
 
@@ -163,7 +163,7 @@ async def test_an_invite_leads_to_this_node_and_to_two_others_that_live(rig: Mak
 
 async def test_a_client_gives_no_invites(rig: Make) -> None:
     there = rig(client=True)
-    assert not there.membership.founded
+    assert not there.membership.looks_for_nobody
     assert there.membership.lost
     assert not rig(Invite(MESH, SECRET, 0, (WAY,)), client=True).membership.lost
     with pytest.raises(NobodysFault, match="client"):
