@@ -122,11 +122,9 @@ class Lanes:
         anything a peer or a network does.
         """
         way = self._way(link, addresses)
-        if way.blocked:
-            if self._clock() >= way.blocked_until and not way.probing:
-                way.probing = True
-                self._owner.start(self._probe(way), f"probe {short(link.facts.peer)}")
-            return None
+        if way.blocked and self._clock() >= way.blocked_until and not way.probing:
+            way.probing = True
+            self._owner.start(self._probe(way), f"probe {short(link.facts.peer)}")
         if way.obstacle():
             return None
         wish = Wish(factory, lambda lane: self._granted(way, lane))
