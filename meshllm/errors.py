@@ -27,17 +27,17 @@ class MeshError(Exception):
         return f"{self.message} {self.advice}".rstrip()
 
 
-class OurFault(MeshError):
+class InternalError(MeshError):
     """A defect or a limit of this program."""
 
 
-class TheirFault(MeshError):
+class InputError(MeshError):
     """Bad input: from a command line, an HTTP body, a model file, a peer."""
 
     code = "invalid_request_error"
 
 
-class NobodysFault(MeshError):
+class EnvironmentFailure(MeshError):
     """Circumstances: a full disk, a network that is away, a process that was killed."""
 
     code = "unavailable_error"
@@ -46,19 +46,19 @@ class NobodysFault(MeshError):
 # -- theirs
 
 
-class UsageError(TheirFault):
+class UsageError(InputError):
     """A command line that does not make sense."""
 
     code = "usage_error"
 
 
-class UnknownModel(TheirFault):
+class UnknownModel(InputError):
     """No model of that name is known here."""
 
     code = "model_not_found"
 
 
-class AmbiguousModel(TheirFault):
+class AmbiguousModel(InputError):
     """A name that several models answer to; `candidates` are some of their names, each of which is understood."""
 
     code = "ambiguous_model"
@@ -68,13 +68,13 @@ class AmbiguousModel(TheirFault):
         self.candidates = candidates
 
 
-class InvalidModelFile(TheirFault):
+class InvalidModelFile(InputError):
     """A GGUF file that is damaged, hostile or not GGUF at all."""
 
     code = "invalid_model_file"
 
 
-class BadBackend(TheirFault):
+class BadBackend(InputError):
     """A `--backend` URL that is not one, or behind which no OpenAI-compatible server answers as it should."""
 
     code = "bad_backend"
@@ -83,7 +83,7 @@ class BadBackend(TheirFault):
 # -- nobody's
 
 
-class EngineUnavailable(NobodysFault):
+class EngineUnavailable(EnvironmentFailure):
     """The engine is not built, cannot be built here, or does not run."""
 
     code = "engine_unavailable"
@@ -95,19 +95,19 @@ class ToolMissing(EngineUnavailable):
     code = "tool_missing"
 
 
-class DownloadFailed(NobodysFault):
+class DownloadFailed(EnvironmentFailure):
     """A model file could not be fetched; what has arrived is kept and the next try goes on from there."""
 
     code = "download_failed"
 
 
-class OutOfRoom(NobodysFault):
+class OutOfRoom(EnvironmentFailure):
     """Not enough disk or memory."""
 
     code = "out_of_room"
 
 
-class PortTaken(NobodysFault):
+class PortTaken(EnvironmentFailure):
     """A port we were told to use cannot be listened on: another program does, or this user may not."""
 
     code = "port_taken"
@@ -126,19 +126,19 @@ def port_taken(error: OSError, where: str, option: str) -> PortTaken:
     return PortTaken(f"Cannot listen on {where}: {reason}.", advice=advice)
 
 
-class NotRunning(NobodysFault):
+class NotRunning(EnvironmentFailure):
     """No daemon answers where one was expected."""
 
     code = "not_running"
 
 
-class DamagedState(NobodysFault):
+class DamagedState(EnvironmentFailure):
     """A file of this node's own (its key, what it knows of its mesh) cannot be read; it is left as it is."""
 
     code = "damaged_state"
 
 
-class PeerRefused(TheirFault):
+class PeerRefused(InputError):
     """A peer answered and will not have us, or is not who it should be: trying again will not help.
 
     `reason` is a word for programs: "wrong_secret", "expired_invite", "protocol", "too_many_clients", "itself"...
@@ -151,25 +151,25 @@ class PeerRefused(TheirFault):
         self.reason = reason
 
 
-class BadInvite(TheirFault):
+class BadInvite(InputError):
     """An invite that is damaged, expired or of another version."""
 
     code = "bad_invite"
 
 
-class BadMessage(TheirFault):
+class BadMessage(InputError):
     """Bytes from a peer that are no message, or one that breaks a bound or a signature."""
 
     code = "bad_message"
 
 
-class PeerUnreachable(NobodysFault):
+class PeerUnreachable(EnvironmentFailure):
     """No address of a peer answers."""
 
     code = "peer_unreachable"
 
 
-class LinkClosed(NobodysFault):
+class LinkClosed(EnvironmentFailure):
     """The connection to a peer is gone."""
 
     code = "link_closed"

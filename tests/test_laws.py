@@ -65,7 +65,9 @@ def offences(path: Path) -> list[str]:
         top, parts = name.split(".")[0], name.split(".")
         other = parts[1] if top == "meshllm" and len(parts) > 1 else None
         if here in ("core", "wire"):
-            ours = top == "meshllm" and other in (("core", "errors") if here == "core" else ("core", "wire", "errors"))
+            ours = top == "meshllm" and other in (
+                ("core", "errors", "util") if here == "core" else ("core", "wire", "errors", "util")
+            )
             if top in PURE_FORBIDDEN or not (ours or top in STANDARD or top == "msgpack"):
                 found.append(f"line {line}: {here} imports {name}")
         if here in SIDEWAYS and other in (*SIDEWAYS, "daemon", "cli", "agents") and other != here:

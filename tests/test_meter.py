@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from meshllm.meter import Meter
+from meshllm.util.rate_meter import RateMeter
 
 
 def test_a_meter_tells_of_late() -> None:
-    meter = Meter(100.0)
+    meter = RateMeter(100.0)
     assert meter.rate(100.0) == 0.0
     for second in range(10):
         meter.add(50, 100.25 + second)

@@ -52,9 +52,8 @@ def doctor(
 
 def checks(port: int, console: int) -> list[Check]:
     """All checks, in the order in which they are shown."""
+    from meshllm.cli import doctor_checks as c
     from meshllm.machine import accelerators, ports, resources
-
-    from . import doctor_checks as c
 
     def engine_is_built() -> bool:
         return c.check_engine().state == c.State.WELL
@@ -100,7 +99,7 @@ def checks(port: int, console: int) -> list[Check]:
 
 async def _aside(work: Callable[[], Finding]) -> Finding:
     """A check that may block, in a thread that may be left behind."""
-    from meshllm.models.threads import in_thread
+    from meshllm.util.threads import in_thread
 
     return await in_thread(lambda stop: work(), "doctor-check", leave=True)
 

@@ -10,7 +10,7 @@ import typer
 
 from meshllm.cli.flags import Commands
 from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
-from meshllm.errors import MeshError, TheirFault
+from meshllm.errors import InputError, MeshError
 
 SERVE, MESH, NETWORK, OUTPUT = "What to serve", "The mesh", "Where to listen", "Output"
 
@@ -42,7 +42,7 @@ def give_up(error: MeshError) -> NoReturn:
         if words:
             shown = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in words)
             print(shown, file=sys.stderr)  # noqa: T201 - rich would take longer to import than to print
-    sys.exit(2 if isinstance(error, TheirFault) else 1)
+    sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def _version(wanted: bool) -> None:
@@ -291,12 +291,12 @@ def stop(
     """End the node that runs here (the one of MESH_LLM_HOME)."""
     from meshllm import paths
     from meshllm.daemon import instance
-    from meshllm.errors import NobodysFault
+    from meshllm.errors import EnvironmentFailure
 
     try:
         ended = instance.stop(paths.home(), within=timeout)
     except TimeoutError as error:
-        raise NobodysFault(
+        raise EnvironmentFailure(
             f"It was asked to stop, but {error}.", advice="Wait a little, or see what it does."
         ) from error
     typer.echo(f"Stopped mesh-llm (process {ended.pid}).")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
-from meshllm.errors import NobodysFault, NotRunning
+from meshllm.errors import EnvironmentFailure, NotRunning
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 # What should be good for longer should be good for ever; the console refuses more, too.
@@ -65,5 +65,5 @@ def fetch(port: int, length: int) -> dict[str, str | int]:
         # The answer is not repeated: it may hold half an invite.
         raise not_a_console(port, status) from error
     if status == 409:
-        raise NobodysFault(f"The node gives no invite: {words}")
+        raise EnvironmentFailure(f"The node gives no invite: {words}")
     raise NotRunning(f"The console on port {port} did not answer as it should (status {status}): {words}")

@@ -37,14 +37,14 @@ from meshllm.daemon.reach import KEY_VARIABLE, Reach, api_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine import build, llama_server
-from meshllm.errors import DamagedState, NobodysFault, PortTaken, UnknownModel, UsageError
+from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError
 from meshllm.models import on_disk
 from meshllm.models.entry import Wanted
 from meshllm.models.local import from_path
 from meshllm.models.resolve import resolve
 from meshllm.models.store import Store
-from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import in_thread
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.gateway import Gateway
@@ -254,7 +254,7 @@ class App:
             await self._membership.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
             raise
-        except (NobodysFault, OSError, ImportError) as error:
+        except (EnvironmentFailure, OSError, ImportError) as error:
             if isinstance(error, PortTaken) and settings.bind_port:
                 raise
             log.warning("no mesh: %s", error)
@@ -343,7 +343,7 @@ class App:
 
     def _invite(self, seconds: float) -> Invitation:
         if self._membership is None:
-            raise NobodysFault(f"This node is in no mesh: {self._alone}.")
+            raise EnvironmentFailure(f"This node is in no mesh: {self._alone}.")
         return self._membership.invite(seconds)
 
     def status(self) -> NodeStatus:

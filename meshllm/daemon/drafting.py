@@ -24,7 +24,7 @@ from meshllm.models.names import model_name
 from meshllm.models.purpose import usage
 from meshllm.models.resolve import resolve
 from meshllm.models.store import Store
-from meshllm.models.threads import in_thread
+from meshllm.util.threads import in_thread
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 
 from meshllm.errors import MeshError
-from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import in_thread
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from meshllm.daemon.keeper import Keeper
 from meshllm.daemon.links import Links
 from meshllm.daemon.mesh_state import SECRET_BYTES, MeshState
 from meshllm.daemon.settings import Settings
-from meshllm.errors import LinkClosed, MeshError, NobodysFault, PortTaken
+from meshllm.errors import EnvironmentFailure, LinkClosed, MeshError, PortTaken
 from meshllm.net.addresses import InterfaceFacts, Observed, addresses, read_facts
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
@@ -144,10 +144,10 @@ class Membership:
                 log.info("%s", error)
                 continue
             except OSError as error:
-                raise NobodysFault(f"No UDP port can be opened: {error.strerror or error}.") from error
+                raise EnvironmentFailure(f"No UDP port can be opened: {error.strerror or error}.") from error
             self._tunnels.start(self._port)
             return
-        raise NobodysFault("No UDP port can be opened.")
+        raise EnvironmentFailure("No UDP port can be opened.")
 
     async def close(self) -> None:
         """Part from all peers, politely; nothing is left, and everything is kept that should be."""
@@ -263,19 +263,19 @@ class Membership:
     def invite(self, seconds: float) -> Invitation:
         """An invite into this mesh that is good for `seconds` (0: for good). Raises NobodysFault."""
         if self.config.role is Role.CLIENT:
-            raise NobodysFault(
+            raise EnvironmentFailure(
                 "A client only uses the mesh; others cannot come in by it.", advice="Ask a node of the mesh."
             )
         secret = self._belonging.secret
         if secret is None or self._belonging.foreign:
-            raise NobodysFault(
+            raise EnvironmentFailure(
                 "This node has not joined its mesh yet.", advice="'mesh-llm status' shows how far it is."
             )
         here = addresses(self._facts, self._port, observed=self._observed.believed(), loopback=True)
         ways = [WayIn(self.config.node, here)] if here else []
         ways += [WayIn(node, found) for node, found in self._others() if found]
         if not ways:
-            raise NobodysFault("This machine has no address by which another could reach it.")
+            raise EnvironmentFailure("This machine has no address by which another could reach it.")
         expires = int(datetime.now(UTC).timestamp() + seconds) if seconds else 0
         token = encode(Invite(self._belonging.mesh, invite_key(secret, expires), expires, tuple(ways[:MAX_WAYS])))
         return Invitation(token, expires)

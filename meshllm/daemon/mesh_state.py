@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, Address, MeshId, WayIn
-from meshllm.errors import DamagedState, NobodysFault
+from meshllm.errors import DamagedState, EnvironmentFailure
 from meshllm.wire.fields import MAX_PORT, pack_host
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class MeshState:
         try:
             _replace(path, _format(kept))
         except OSError as error:
-            raise NobodysFault(
+            raise EnvironmentFailure(
                 f"{path} cannot be written: {error.strerror or error}.",
                 advice="Make room, or make its directory writable for this user.",
             ) from error

@@ -36,8 +36,8 @@ from meshllm.models.local import LocalModel
 from meshllm.models.projector import projector_bytes
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
-from meshllm.models.threads import Stop, in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import StopSignal, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Servers:
             found.append(LeasedFile(path.name, path.stat().st_size, digest))
         return tuple(found)
 
-    def _digest(self, path: Path, stop: Stop) -> str:
+    def _digest(self, path: Path, stop: StopSignal) -> str:
         self._store.prepare()  # the model may lie elsewhere, and nothing have been fetched yet
         found = checking.digests(stop, path, self._store.chunk_bytes, lambda done: None).sha256
         self._store.record(path, found)

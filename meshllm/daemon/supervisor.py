@@ -42,8 +42,8 @@ from meshllm.models.local import LocalModel
 from meshllm.models.manifest import HubReference, Manifest
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
-from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import in_thread
 from meshllm.web import backends
 
 if TYPE_CHECKING:

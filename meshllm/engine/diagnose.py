@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meshllm.engine.toolchain import ACCELERATORS_VARIABLE, install_line
-from meshllm.errors import EngineUnavailable, NobodysFault, OutOfRoom
+from meshllm.errors import EngineUnavailable, EnvironmentFailure, OutOfRoom
 
 JOBS_VARIABLE = "MESH_LLM_ENGINE_JOBS"
 _TELLING = re.compile(
@@ -20,7 +20,7 @@ _ACCELERATOR = re.compile(r"nvcc|CUDA|cuda|hipcc|ROCm|HIP|Vulkan|glslc|SPIRV|uns
 SHOWN_LINES = 8
 
 
-def failure(stage: str, tail: Sequence[str], log: Path, accelerators: Sequence[str]) -> NobodysFault:
+def failure(stage: str, tail: Sequence[str], log: Path, accelerators: Sequence[str]) -> EnvironmentFailure:
     """The typed error for a program that failed in `stage`; its message ends with the lines that tell most."""
     told = "\n".join(f"  {line.strip()[:300]}" for line in telling_lines(tail))
     message = f"The engine did not {stage}. The last errors (all of it is in {log}):\n{told}\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshllm.core.types import Purpose
-from meshllm.errors import OurFault, UsageError
+from meshllm.errors import InternalError, UsageError
 
 from .entry import CacheLayers, CatalogEntry
 from .manifest import HubReference, HubSource, ModelFile, PackageSource, Source
@@ -51,7 +51,9 @@ class Catalog:
         for entry in entries:
             for name in (entry.name, *entry.aliases):
                 if (other := self._by_name.get(name.casefold())) is not None:
-                    raise OurFault(f"The catalogue has two models of the same name: {name} is {other.name} already.")
+                    raise InternalError(
+                        f"The catalogue has two models of the same name: {name} is {other.name} already."
+                    )
                 self._by_name[name.casefold()] = entry
 
     def get(self, name: str) -> CatalogEntry | None:
@@ -74,7 +76,7 @@ def parse(text: str) -> Catalog:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise OurFault(f"The catalogue is not TOML: {error}.") from error
+        raise InternalError(f"The catalogue is not TOML: {error}.") from error
     _only(data, {"model"}, "the catalogue")
     catalog = Catalog(tuple(_entry(item) for item in _list(data, "model", "the catalogue")))
     files: dict[str, str] = {}
@@ -82,7 +84,7 @@ def parse(text: str) -> Catalog:
         _check_draft(entry, catalog)
         for file in (*entry.files, *([entry.projector] if entry.projector else [])):
             if files.setdefault(file.name.casefold(), file.sha256) != file.sha256:
-                raise OurFault(f"The catalogue's {entry.name} has a file {file.name}, as another model has.")
+                raise InternalError(f"The catalogue's {entry.name} has a file {file.name}, as another model has.")
     return catalog
 
 
@@ -91,11 +93,11 @@ def _check_draft(entry: CatalogEntry, catalog: Catalog) -> None:
         return
     draft = catalog.get(entry.draft)
     if draft is None or draft.name != entry.draft:
-        raise OurFault(f"The catalogue has no {entry.draft}, which is to be the draft of {entry.name}.")
+        raise InternalError(f"The catalogue has no {entry.draft}, which is to be the draft of {entry.name}.")
     if draft.purpose is not Purpose.GENERATE or entry.purpose is not Purpose.GENERATE:
-        raise OurFault(f"The catalogue's draft of {entry.name} is {draft.name}: one of them writes no text.")
+        raise InternalError(f"The catalogue's draft of {entry.name} is {draft.name}: one of them writes no text.")
     if draft.parameters >= entry.parameters or draft.size >= entry.size:
-        raise OurFault(f"The catalogue's draft of {entry.name} is {draft.name}, which is no smaller.")
+        raise InternalError(f"The catalogue's draft of {entry.name} is {draft.name}, which is no smaller.")
 
 
 # -- one entry
@@ -109,7 +111,7 @@ def _entry(data: dict[str, Any]) -> CatalogEntry:
     chosen = _text(data, "quantization", name, _is_quantization)
     purpose = _purpose(data, name)
     if ("file" in data) == ("hub" in data):
-        raise OurFault(f"The catalogue's {name} has to have either a file or a place at the hub.")
+        raise InternalError(f"The catalogue's {name} has to have either a file or a place at the hub.")
     files: tuple[ModelFile, ...] = ()
     projector, hub, listed, approximate = None, None, 0, False
     if "file" in data:
@@ -146,19 +148,23 @@ def _check(entry: CatalogEntry, *, sees: bool) -> None:
     """What the fields of an entry say of each other."""
     name = entry.name
     if sees != entry.vision:
-        raise OurFault(f"The catalogue's vision of {name} and its projector go together, and one of them is missing.")
+        raise InternalError(
+            f"The catalogue's vision of {name} and its projector go together, and one of them is missing."
+        )
     if not LEAST_BITS <= 8 * entry.size / entry.parameters <= MOST_BITS:
-        raise OurFault(f"The catalogue's size of {name} cannot be {entry.size} bytes at {entry.parameters} parameters.")
+        raise InternalError(
+            f"The catalogue's size of {name} cannot be {entry.size} bytes at {entry.parameters} parameters."
+        )
     writes = entry.purpose is Purpose.GENERATE
     if writes and not entry.cache:
-        raise OurFault(f"The catalogue does not say what the cache of {name} takes.")
+        raise InternalError(f"The catalogue does not say what the cache of {name} takes.")
     if not writes and (entry.tools or entry.vision):
-        raise OurFault(f"The catalogue's tools and vision of {name} mean nothing: it writes no text.")
+        raise InternalError(f"The catalogue's tools and vision of {name} mean nothing: it writes no text.")
     parts = [part_of(file.name) for file in entry.files]
     if len(parts) > 1 and [part and (part.number, part.parts) for part in parts] != [
         (number + 1, len(parts)) for number in range(len(parts))
     ]:
-        raise OurFault(f"The catalogue's files of {name} are not the parts of one model, in their order.")
+        raise InternalError(f"The catalogue's files of {name} are not the parts of one model, in their order.")
 
 
 def _purpose(data: Mapping[str, Any], model: str) -> Purpose:
@@ -166,7 +172,7 @@ def _purpose(data: Mapping[str, Any], model: str) -> Purpose:
     try:
         return Purpose(value)
     except ValueError:
-        raise OurFault(f"The catalogue's purpose of {model} cannot be {value!r}.") from None
+        raise InternalError(f"The catalogue's purpose of {model} cannot be {value!r}.") from None
 
 
 def _cache(data: dict[str, Any], model: str) -> CacheLayers:
@@ -183,7 +189,7 @@ def _cache(data: dict[str, Any], model: str) -> CacheLayers:
 def _aliases(data: Mapping[str, Any], model: str) -> tuple[str, ...]:
     items = data.get("aliases", [])
     if not isinstance(items, list) or not all(isinstance(item, str) and _ALIAS.fullmatch(item) for item in items):
-        raise OurFault(f"The catalogue's aliases of {model} cannot be {items!r}.")
+        raise InternalError(f"The catalogue's aliases of {model} cannot be {items!r}.")
     return tuple(items)
 
 
@@ -249,7 +255,7 @@ def _file(data: dict[str, Any], model: str) -> ModelFile:
     _only(data, {"name", "size", "sha256", "source"}, model)
     name = _text(data, "name", model, _NAME.fullmatch)
     if not name.endswith(".gguf"):
-        raise OurFault(f"The catalogue's file {name} of {model} is not called .gguf.")
+        raise InternalError(f"The catalogue's file {name} of {model} is not called .gguf.")
     return ModelFile(
         name=name,
         size=_count(data, "size", model),
@@ -275,7 +281,7 @@ def _source(data: dict[str, Any], model: str) -> Source:
             sha256=_text(data, "sha256", model, _SHA256.fullmatch),
             member=_text(data, "member", model, _MEMBER.fullmatch),
         )
-    raise OurFault(f"The catalogue's {model} has a source of unknown kind {kind!r}.")
+    raise InternalError(f"The catalogue's {model} has a source of unknown kind {kind!r}.")
 
 
 # -- one field
@@ -283,39 +289,39 @@ def _source(data: dict[str, Any], model: str) -> Source:
 
 def _only(data: Mapping[str, object], known: set[str], where: str) -> None:
     if unknown := sorted(set(data) - known):
-        raise OurFault(f"The catalogue says {', '.join(unknown)} of {where}, which means nothing here.")
+        raise InternalError(f"The catalogue says {', '.join(unknown)} of {where}, which means nothing here.")
 
 
 def _list(data: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
     items = data.get(key)
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
-        raise OurFault(f"The catalogue gives no {key} of {where}.")
+        raise InternalError(f"The catalogue gives no {key} of {where}.")
     return items
 
 
 def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     item = data.get(key)
     if not isinstance(item, dict):
-        raise OurFault(f"The catalogue's {key} of {where} cannot be {item!r}.")
+        raise InternalError(f"The catalogue's {key} of {where} cannot be {item!r}.")
     return item
 
 
 def _text(data: Mapping[str, Any], key: str, where: str, accepts: Callable[[str], object] = bool) -> str:
     value = data.get(key)
     if not isinstance(value, str) or not accepts(value):
-        raise OurFault(f"The catalogue's {key} of {where} cannot be {value!r}.")
+        raise InternalError(f"The catalogue's {key} of {where} cannot be {value!r}.")
     return value
 
 
 def _count(data: Mapping[str, Any], key: str, where: str, *, most: int = 1 << 60) -> int:
     value = data.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-        raise OurFault(f"The catalogue's {key} of {where} cannot be {value!r}.")
+        raise InternalError(f"The catalogue's {key} of {where} cannot be {value!r}.")
     return value
 
 
 def _flag(data: Mapping[str, Any], key: str, where: str) -> bool:
     value = data.get(key, False)
     if not isinstance(value, bool):
-        raise OurFault(f"The catalogue's {key} of {where} cannot be {value!r}.")
+        raise InternalError(f"The catalogue's {key} of {where} cannot be {value!r}.")
     return value

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from meshllm.util.threads import StopSignal
+
 from .assembly import Assembly
-from .threads import Stop
 
 # What has arrived is flushed to the disk at least this often: a power cut costs no more. Rarely enough to cost nothing.
 CHECKPOINT_BYTES: Final = 256 << 20
@@ -36,7 +37,7 @@ class Digests:
     chunks: bytes
 
 
-def digests(stop: Stop, path: Path, chunk_bytes: int, report: Callable[[int], None]) -> Digests:
+def digests(stop: StopSignal, path: Path, chunk_bytes: int, report: Callable[[int], None]) -> Digests:
     """Of a file that is there whole; `report` hears how many bytes were read. Raises OSError."""
     whole, chunks, done = hashlib.sha256(), bytearray(), 0
     with path.open("rb", buffering=0) as file:
@@ -52,7 +53,7 @@ def digests(stop: Stop, path: Path, chunk_bytes: int, report: Callable[[int], No
     return Digests(whole.hexdigest(), bytes(chunks))
 
 
-def follow(stop: Stop, assembly: Assembly, report: Callable[[int], None]) -> Digests:
+def follow(stop: StopSignal, assembly: Assembly, report: Callable[[int], None]) -> Digests:
     """Of a file that is arriving; returns once it is complete and read, whether or not it is the right one.
 
     What is not as `assembly.expected` says is refuted, and so fetched again; where that is no use, because it comes
@@ -63,7 +64,7 @@ def follow(stop: Stop, assembly: Assembly, report: Callable[[int], None]) -> Dig
         return _follow(stop, assembly, _Reader(assembly, file.fileno()), report)
 
 
-def _follow(stop: Stop, assembly: Assembly, reader: _Reader, report: Callable[[int], None]) -> Digests:
+def _follow(stop: StopSignal, assembly: Assembly, reader: _Reader, report: Callable[[int], None]) -> Digests:
     saved = assembly.arrived
     while True:
         reader.heed()

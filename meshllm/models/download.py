@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshllm.errors import DownloadFailed, UnknownModel
+from meshllm.models import elsewhere
+from meshllm.util.threads import in_thread
 
-from . import elsewhere
 from .assembly import state_path
 from .checking import digests
 from .entry import CatalogEntry, Wanted
@@ -29,7 +30,6 @@ from .notes import SHA256
 from .package import PackageFetcher
 from .progress import Progress, Report, Stage
 from .store import Store, disk_error
-from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

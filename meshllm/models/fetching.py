@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
 from meshllm.tasks import Owner
+from meshllm.util.threads import ProgressRelay, StopSignal, in_thread
 
 from .assembly import Assembly
 from .checking import Digests, digests, first_difference, follow
@@ -23,7 +24,6 @@ from .manifest import HubSource, ModelFile, PackageSource
 from .package import PackageFetcher, extract
 from .progress import Progress, Report, Stage
 from .store import Store
-from .threads import Relay, Stop, in_thread
 
 # Peers are asked first, and the hub joins them after so many seconds: what comes over the local network costs nobody's
 # line to the internet, and a peer that has the file answers within one.
@@ -112,7 +112,7 @@ class Fetcher:
         """The digests of the file, once all of it has arrived."""
         where = self._hub.endpoint if hubs else "peers"
         self._report(Progress(Stage.CONNECTING, file.name, where, assembly.arrived, file.size))
-        arrivals = assembly.heard = Relay(
+        arrivals = assembly.heard = ProgressRelay(
             lambda done: self._report(
                 Progress(Stage.DOWNLOADING, file.name, where, done, file.size, by_source=assembly.shares())
             )
@@ -122,7 +122,7 @@ class Fetcher:
             if assembly.complete:
                 self._report(_verifying(file, done))
 
-        reading = Relay(read)
+        reading = ProgressRelay(read)
         owner = Owner("assembly", on_error=lambda name, error: None)  # they are raised here
         checking = owner.start(in_thread(lambda stop: follow(stop, assembly, reading), "check-file"), "check")
         try:
@@ -236,8 +236,8 @@ class Fetcher:
     async def _digests(self, path: Path) -> Digests:
         return await in_thread(lambda stop: digests(stop, path, self._store.chunk_bytes, lambda done: None), "digest")
 
-    async def _threaded(self, work: Callable[[Stop, Callable[[int], None]], T], told: Callable[[int], None]) -> T:
-        relay = Relay(told)
+    async def _threaded(self, work: Callable[[StopSignal, Callable[[int], None]], T], told: Callable[[int], None]) -> T:
+        relay = ProgressRelay(told)
         try:
             return await in_thread(lambda stop: work(stop, relay), "model-file")
         finally:

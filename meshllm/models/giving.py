@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from meshllm.errors import BadMessage
-from meshllm.meter import Meter
-from meshllm.models.throttle import Throttle
 from meshllm.tasks import Owner
+from meshllm.util.rate_limiter import RateLimiter
+from meshllm.util.rate_meter import RateMeter
 from meshllm.wire import files as w
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Giver:
         self.shelf = shelf
         self.rate = rate
         self.clock = clock or asyncio.get_running_loop().time
-        self.throttle = Throttle()
+        self.throttle = RateLimiter()
         self.owner = Owner("giving")
         self.readers = ThreadPoolExecutor(READERS, "giving")
         self.total = 0
@@ -125,7 +125,7 @@ class _Taker(asyncio.Protocol):
 
     def __init__(self, giver: Giver, peer: str) -> None:
         self.peer = peer
-        self.meter = Meter(giver.clock())
+        self.meter = RateMeter(giver.clock())
         self._giver = giver
         self._transport: asyncio.Transport | None = None
         self._reader = w.Reader(w.place_request)

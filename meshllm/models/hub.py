@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 from meshllm import __version__
 from meshllm.errors import DownloadFailed
 from meshllm.tasks import Owner, backoff
+from meshllm.util.threads import in_thread
 
 from .assembly import Assembly
 from .hub_stream import Again, Body, Location, RangeIgnored, retry_after, words
 from .manifest import HubSource, ModelFile
 from .notes import SHA256
 from .store import disk_error
-from .threads import in_thread
 
 if TYPE_CHECKING:
     import httpx2

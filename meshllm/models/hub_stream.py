@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meshllm.errors import DownloadFailed
+from meshllm.util.threads import StopSignal
 
 from .assembly import Assembly, Piece
-from .threads import Stop
 
 if TYPE_CHECKING:
     import httpx2
@@ -71,7 +71,7 @@ class Body:
             self._assembly.give_back(self._piece)
             self._piece = None
 
-    def fetch(self, stop: Stop, location: Location, stall: float) -> None:
+    def fetch(self, stop: StopSignal, location: Location, stall: float) -> None:
         """Ask for it and write what comes (in a thread). Raises `Again`, RangeIgnored, DownloadFailed, OSError."""
         import httpx2
         from huggingface_hub import get_session
@@ -116,7 +116,7 @@ class Body:
             return False
         return not self.from_start or self._over or self._assembly.complete or self._place == self._end
 
-    def _take(self, stop: Stop, data: memoryview) -> None:
+    def _take(self, stop: StopSignal, data: memoryview) -> None:
         assembly = self._assembly
         while data:
             with stop:

@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 
 from meshllm.errors import MeshError
+from meshllm.models import elsewhere, on_disk
 
-from . import elsewhere, on_disk
 from .catalog import Catalog, load
 from .elsewhere import Found
 from .entry import CatalogEntry, Wanted

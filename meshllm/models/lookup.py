@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from meshllm.errors import AmbiguousModel, DownloadFailed, UnknownModel
 from meshllm.tasks import backoff
+from meshllm.util.threads import in_thread
 
 from .elsewhere import gguf_in, hugging_face
 from .hub import MAX_WAIT_SECONDS, Hub, own_headers, refuse
@@ -24,7 +25,6 @@ from .kept import MAX_FILE_BYTES, MAX_FILES, is_file_name, is_repository_path
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 from .names import part_of, quantization_in
 from .notes import SHA256
-from .threads import in_thread
 
 MAX_LISTING_BYTES: Final = 32 << 20  # the longest lists (a thousand files) have half a megabyte
 MAX_LISTED: Final = 20_000

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from meshllm.errors import MeshError
+from meshllm.models import elsewhere
 
-from . import elsewhere
 from .catalog import Catalog, load
 from .elsewhere import walk
 from .entry import CatalogEntry, Wanted

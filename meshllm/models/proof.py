@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from meshllm.errors import MeshError
+from meshllm.util.threads import StopSignal
 
 from .catalog import load
 from .checking import digests
@@ -21,7 +22,6 @@ from .gguf import read_header
 from .inventory import Item, State
 from .notes import SHA256
 from .store import Store
-from .threads import Stop
 
 
 class Verdict(Enum):
@@ -69,7 +69,7 @@ def _prove(path: Path, expected: str, known: set[str], store: Store, report: Cal
     due = expected or _named(path) or (noted if noted in known else store.known_digest(path)) or ""
     try:
         before = path.stat()
-        found = digests(Stop(), path, store.chunk_bytes, lambda done: report(path, done))
+        found = digests(StopSignal(), path, store.chunk_bytes, lambda done: report(path, done))
         after = path.stat()
     except FileNotFoundError:
         store.forget(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from meshllm.errors import NobodysFault, UsageError
+from meshllm.errors import EnvironmentFailure, UsageError
 
 from .inventory import Item
 from .manifest import Manifest, ModelFile
@@ -110,7 +110,7 @@ def _hold(file: ModelFile, store: Store, stack: ExitStack) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise NobodysFault(
+        raise EnvironmentFailure(
             f"{file.name} is being downloaded.", advice="Stop that first ('mesh-llm stop', if it is the node)."
         ) from None
     stack.callback(lock.release)

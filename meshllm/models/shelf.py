@@ -21,8 +21,8 @@ from meshllm.models.giving import Shelved
 from meshllm.models.local import LocalModel, from_manifest, from_path
 from meshllm.models.manifest import HubReference, Manifest, ModelFile
 from meshllm.models.store import Store
-from meshllm.models.threads import Stop, in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import StopSignal, in_thread
 from meshllm.wire import files as w
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class StoreShelf:
         projector = files.pop() if model.projector is not None else None
         return w.OfferedModel(model.name, tuple(files), projector, model.context_length)
 
-    def _read(self, stop: Stop, path: Path) -> Digests:
+    def _read(self, stop: StopSignal, path: Path) -> Digests:
         size = max(1, path.stat().st_size)
         done = 0
 

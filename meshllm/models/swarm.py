@@ -13,10 +13,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meshllm.meter import Meter
 from meshllm.models.assembly import Assembly
 from meshllm.models.peer_line import PeerLine
 from meshllm.models.taking import Lists, Mesh, Peer, Taking
+from meshllm.util.rate_meter import RateMeter
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Swarm:
         self.banned: dict[Peer, str] = {}
         """Why, in words."""
         self._banned_ids: set[str] = set()
-        self._lines: dict[PeerLine, tuple[Peer, str, Meter]] = {}
+        self._lines: dict[PeerLine, tuple[Peer, str, RateMeter]] = {}
 
     def source(self, model: str) -> PeerSource:
         """Peers as a source for the files of `model`."""
@@ -53,7 +53,7 @@ class Swarm:
         found = [(*facts, line.via) for line, facts in self._lines.items()]
         return [Taken(peer, model, meter.total, meter.rate(now), via) for peer, model, meter, via in found if via]
 
-    def began(self, peer: Peer, model: str, line: PeerLine, meter: Meter) -> None:
+    def began(self, peer: Peer, model: str, line: PeerLine, meter: RateMeter) -> None:
         """Something may come by that line from now on."""
         self._lines[line] = (peer, model, meter)
 

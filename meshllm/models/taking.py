@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from meshllm.errors import BadMessage, DownloadFailed, LinkClosed, MeshError
-from meshllm.meter import Meter
 from meshllm.models.assembly import Assembly
 from meshllm.models.checking import digest_of
 from meshllm.models.peer_line import PeerLine
-from meshllm.models.threads import Stop, in_thread
 from meshllm.tasks import Owner, backoff
+from meshllm.util.rate_meter import RateMeter
+from meshllm.util.threads import StopSignal, in_thread
 from meshllm.wire import files as w
 
 # Peers a file is taken from at once: more than fill any line; each costs OUTSTANDING chunks of memory.
@@ -134,7 +134,7 @@ class Watch(Protocol):
     def ban(self, peer: Peer, reason: str) -> None:
         """Take nothing more from `peer`."""
 
-    def began(self, peer: Peer, model: str, line: PeerLine, meter: Meter) -> None:
+    def began(self, peer: Peer, model: str, line: PeerLine, meter: RateMeter) -> None:
         """Something may come by that line from now on."""
 
     def ended(self, line: PeerLine) -> None:
@@ -278,7 +278,7 @@ class Taking:
 
     async def _take_from(self, peer: Peer) -> None:
         """Raises MeshError, _NotNow and OSError."""
-        meter = Meter(self._clock())
+        meter = RateMeter(self._clock())
         line = PeerLine(lambda count: meter.add(count, self._clock()))
         heard = False
         self._watch.began(peer, self._model, line, meter)
@@ -367,7 +367,7 @@ class Taking:
         if (refusal := await line.get(chunk, data)) is not None:
             raise _refused(refusal)
 
-        def keep(stop: Stop) -> None:
+        def keep(stop: StopSignal) -> None:
             with stop:
                 self._assembly.put(str(peer), chunk, data, peer.id)
 

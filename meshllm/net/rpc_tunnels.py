@@ -18,10 +18,10 @@ from typing import Protocol
 
 from meshllm.core.records import NodeId, short
 from meshllm.errors import MeshError
-from meshllm.meter import Meter
 from meshllm.net.base import Clock, StreamKind
 from meshllm.net.rpc_ends import HEADER, HEADER_SECONDS, End, Guest
 from meshllm.tasks import Owner
+from meshllm.util.rate_meter import RateMeter
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Traffic:
 class _Count:
     """The same as it is counted."""
 
-    meter: Meter
+    meter: RateMeter
     sent: int = 0
     received: int = 0
     via: str = ""
@@ -309,5 +309,5 @@ class RpcTunnels:
     def _count(self, held: _Lease, peer: NodeId) -> _Count:
         found = held.counts.get(peer)
         if found is None:
-            found = held.counts[peer] = _Count(Meter(self._clock()))
+            found = held.counts[peer] = _Count(RateMeter(self._clock()))
         return found

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from meshllm.errors import MeshError, NobodysFault, port_taken
+from meshllm.errors import EnvironmentFailure, MeshError, port_taken
 from meshllm.web.callers import CallerPolicy, Refusal, host_in, is_loopback, is_near
 from meshllm.web.onlookers import for_onlookers
 from meshllm.web.openapi import document
@@ -68,7 +68,7 @@ class Invitation:
 
 def no_invite(seconds: float) -> Invitation:
     """The invite of a node that has none to give. Raises NobodysFault."""
-    raise NobodysFault("This node is part of no mesh.")
+    raise EnvironmentFailure("This node is part of no mesh.")
 
 
 class Console:

@@ -24,7 +24,7 @@ from meshllm.cli import argv, entry, join, start
 from meshllm.cli.invite import seconds
 from meshllm.core.records import Address, MeshId, WayIn
 from meshllm.daemon.settings import Settings
-from meshllm.errors import BadInvite, MeshError, NobodysFault, NotRunning, UsageError
+from meshllm.errors import BadInvite, EnvironmentFailure, MeshError, NotRunning, UsageError
 from meshllm.wire.invite import Invite, encode
 from tests.daemons import MODEL, PROGRAM, daemon
 
@@ -378,7 +378,7 @@ def test_an_invite_that_expires(console: Callable[[int, bytes], FakeConsole]) ->
         (
             409,
             json.dumps({"error": {"code": "x", "message": "It is a client."}}).encode(),
-            NobodysFault,
+            EnvironmentFailure,
             "It is a client",
         ),
         (400, json.dumps({"error": {"code": "x", "message": "Odd."}}).encode(), NotRunning, "status 400.*Odd"),

@@ -20,7 +20,7 @@ from meshllm.errors import InvalidModelFile, UnknownModel, UsageError
 from meshllm.models.checking import digests
 from meshllm.models.manifest import Manifest, ModelFile
 from meshllm.models.store import Store
-from meshllm.models.threads import Stop
+from meshllm.util.threads import StopSignal
 from tests import engine_samples
 
 GB = 10**9
@@ -64,7 +64,7 @@ def sees(store: Store) -> tuple[Path, Path]:
     first, second = model(store.folder / "sees.gguf"), engine_samples.projector(store.folder / "mmproj-sees.gguf")
     files = []
     for path in (first, second):
-        found = digests(Stop(), path, store.chunk_bytes, lambda done: None).sha256
+        found = digests(StopSignal(), path, store.chunk_bytes, lambda done: None).sha256
         store.record(path, found)
         files.append(ModelFile(path.name, path.stat().st_size, found))
     store.kept.keep(Manifest("Sees", (files[0],), files[1], origin="the hub"))

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from meshllm.core.views import PeerStatus, PeerView
-from meshllm.errors import NobodysFault
+from meshllm.errors import EnvironmentFailure
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged
 from tests.console.overlap import overlapping
@@ -223,7 +223,7 @@ def test_an_invite_is_made_when_it_is_asked_for_and_gone_afterwards(stage: Stage
 
 def test_a_node_that_has_no_invite_says_why(stage: Stage, visitor: Visitor) -> None:
     visitor.allow("409")
-    stage.invite_problem = NobodysFault("A client only uses the mesh.", advice="Ask a node of the mesh.")
+    stage.invite_problem = EnvironmentFailure("A client only uses the mesh.", advice="Ask a node of the mesh.")
     page = visitor.open(f"{stage.url}/#/join")
     page.get_by_role("button", name="Show an invite").click()
     expect(page.get_by_role("alert")).to_contain_text("Ask a node of the mesh.")

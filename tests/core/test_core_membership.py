@@ -16,16 +16,7 @@ from meshllm.core.liveness import expiry_seconds, heartbeat_seconds, suspicion_s
 from meshllm.core.membership import GONE, TOMBSTONE_SECONDS, TRANSITIONS, Membership, News
 from meshllm.core.messages import Difference, Digest
 from meshllm.core.placement import choose
-from meshllm.core.records import (
-    MAX_NUMBER,
-    Complaint,
-    MeshId,
-    NodeId,
-    NodeRecord,
-    ServedModel,
-    SignedRecord,
-    Stamp,
-)
+from meshllm.core.records import MAX_NUMBER, Complaint, MeshId, NodeId, NodeRecord, ServedModel, SignedRecord, Stamp
 from meshllm.core.rings import RINGS, Rings
 from meshllm.core.timers import Timers
 from meshllm.core.views import PeerStatus

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from meshllm.daemon.keeper import Keeper
-from meshllm.errors import NobodysFault
+from meshllm.errors import EnvironmentFailure
 
 
 async def test_everything_is_written_in_order_and_off_the_loop() -> None:
@@ -57,7 +57,7 @@ async def test_what_cannot_be_written_is_said_and_ends_nothing(caplog: pytest.Lo
     keeper, written = Keeper(), list[int]()
 
     def full() -> None:
-        raise NobodysFault("The disk is full.")
+        raise EnvironmentFailure("The disk is full.")
 
     def broken() -> None:
         raise KeyError("a defect")

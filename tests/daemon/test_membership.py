@@ -19,7 +19,7 @@ from meshllm.core.views import MeshView, PeerStatus, PeerView
 from meshllm.daemon.app import App, Listening, Viewer
 from meshllm.daemon.membership import Membership, look_up
 from meshllm.daemon.settings import Settings
-from meshllm.errors import NobodysFault, PeerUnreachable
+from meshllm.errors import EnvironmentFailure, PeerUnreachable
 from meshllm.net.addresses import InterfaceFacts
 from meshllm.net.base import LinkFacts
 from meshllm.net.quic import QuicTransport
@@ -82,7 +82,7 @@ async def test_an_invite_is_followed_but_believed_only_when_a_link_proves_it(rig
     there = rig(Invite(MESH, SECRET, 0, (WAY,)))
     before = there.kept()
     assert there.membership.config.mesh == MESH
-    with pytest.raises(NobodysFault, match="not joined"):
+    with pytest.raises(EnvironmentFailure, match="not joined"):
         there.membership.invite(0)
     there.membership.carry_out(c.SaveMesh(MeshId(b"a" * 16)))
     there.membership.carry_out(c.SaveIncarnation(before["incarnation"] + 5))
@@ -166,7 +166,7 @@ async def test_a_client_gives_no_invites(rig: Make) -> None:
     assert not there.membership.looks_for_nobody
     assert there.membership.lost
     assert not rig(Invite(MESH, SECRET, 0, (WAY,)), client=True).membership.lost
-    with pytest.raises(NobodysFault, match="client"):
+    with pytest.raises(EnvironmentFailure, match="client"):
         there.membership.invite(0)
 
 

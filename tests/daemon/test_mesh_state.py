@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from meshllm.core.records import MAX_NUMBER, Address, MeshId, WayIn
 from meshllm.daemon import mesh_state
 from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState, knows_others
-from meshllm.errors import DamagedState, NobodysFault
+from meshllm.errors import DamagedState, EnvironmentFailure
 
 NOW = 1_800_000_000.7
 PEERS = (
@@ -237,9 +237,9 @@ def test_what_cannot_be_saved_is_not_believed(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(NobodysFault, match="No space left"):
+    with pytest.raises(EnvironmentFailure, match="No space left"):
         state.adopt(MeshId(b"n" * 16), b"s" * 16)
-    with pytest.raises(NobodysFault, match="No space left"):
+    with pytest.raises(EnvironmentFailure, match="No space left"):
         state.next_incarnation()
     monkeypatch.undo()
     assert everything(state) == everything(opened(tmp_path)) == before

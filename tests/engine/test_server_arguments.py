@@ -8,14 +8,7 @@ import pytest
 
 from meshllm.core.speculation import Guesses, Guessing, Speculation
 from meshllm.core.types import Purpose
-from meshllm.engine.llama_server import (
-    PRICE_VARIABLE,
-    Projector,
-    ServerPlan,
-    arguments,
-    environment,
-    parse_guesses,
-)
+from meshllm.engine.llama_server import PRICE_VARIABLE, Projector, ServerPlan, arguments, environment, parse_guesses
 
 
 def served(**more: object) -> ServerPlan:

@@ -16,8 +16,8 @@ from meshllm.models.checking import Digests, follow
 from meshllm.models.giving import Giver, Shelved
 from meshllm.models.swarm import PeerSource, Swarm
 from meshllm.models.taking import Peer
-from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import in_thread
 from meshllm.wire import files as w
 
 CHUNK = 4096

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from meshllm.core.types import Purpose
-from meshllm.errors import OurFault
+from meshllm.errors import InternalError
 from meshllm.models.catalog import load, parse
 from meshllm.models.entry import CacheLayers, CatalogEntry
 from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
@@ -239,25 +239,25 @@ def test_names_and_aliases_are_found_whatever_the_case() -> None:
 )
 def test_a_damaged_one_is_our_fault(text: str, old: str, new: str) -> None:
     assert old in text
-    with pytest.raises(OurFault):
+    with pytest.raises(InternalError):
         parse(text.replace(old, new))
 
 
 def test_an_error_names_the_model_and_the_field() -> None:
-    with pytest.raises(OurFault, match="context_length of M cannot be -1"):
+    with pytest.raises(InternalError, match="context_length of M cannot be -1"):
         parse(WITH_FILE.replace("context_length = 1", "context_length = -1"))
 
 
 def test_two_of_a_name() -> None:
-    with pytest.raises(OurFault, match="same name"):
+    with pytest.raises(InternalError, match="same name"):
         parse(WITH_FILE + WITH_FILE.replace('name = "M"', 'name = "m"'))
 
 
 def test_two_files_of_a_name_in_one_folder() -> None:
-    with pytest.raises(OurFault, match=r"m\.gguf, as another"):
+    with pytest.raises(InternalError, match=r"m\.gguf, as another"):
         parse(WITH_FILE + WITH_FILE.replace('name = "M"', 'name = "N"').replace("a" * 64, "c" * 64))
 
 
 def test_nothing_at_all() -> None:
-    with pytest.raises(OurFault):
+    with pytest.raises(InternalError):
         parse("")

@@ -13,8 +13,8 @@ import pytest
 
 from meshllm.models.assembly import Assembly
 from meshllm.models.checking import Digests, first_difference, follow
-from meshllm.models.threads import in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import in_thread
 
 CHUNK = 1000
 CONTENT = Random(3).randbytes(5 * CHUNK + 500)

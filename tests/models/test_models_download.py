@@ -24,8 +24,8 @@ from meshllm.models.local import from_path
 from meshllm.models.manifest import HubSource, Manifest, PackageSource
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
-from meshllm.models.threads import Relay, in_thread
 from meshllm.tasks import Owner
+from meshllm.util.threads import ProgressRelay, in_thread
 
 MEMBER = "some_package/model.gguf"
 
@@ -350,7 +350,7 @@ async def test_a_thread_gives_back_what_it_returns_or_raises() -> None:
 
 async def test_what_a_thread_tells_is_told_seldom_and_the_last_of_it_always() -> None:
     told: list[int] = []
-    relay = Relay(told.append, pause=3600.0)
+    relay = ProgressRelay(told.append, pause=3600.0)
 
     def work(stop: object) -> None:
         for number in range(1, 1001):

@@ -17,7 +17,7 @@ from swarm_rig import CHUNK, FakeShelf, content_of
 from meshllm.models import giving
 from meshllm.models.giving import Giver
 from meshllm.models.peer_line import STALL_SECONDS
-from meshllm.models.throttle import BURST_SECONDS, Throttle
+from meshllm.util.rate_limiter import BURST_SECONDS, RateLimiter
 from meshllm.wire import files as w
 
 
@@ -240,7 +240,7 @@ async def test_who_does_not_read_holds_little(tmp_path: Path, shelf: FakeShelf) 
     st.floats(1e3, 1e9),
 )
 def test_never_more_than_the_rate_allows(pieces: list[tuple[int, float]], rate: float) -> None:
-    throttle, now = Throttle(), 1000.0
+    throttle, now = RateLimiter(), 1000.0
     begin, sent, largest = now, 0, 0
     for count, pause in pieces:
         now += pause
@@ -251,14 +251,14 @@ def test_never_more_than_the_rate_allows(pieces: list[tuple[int, float]], rate: 
 
 
 def test_the_rate_is_reached() -> None:
-    throttle, now = Throttle(), 0.0
+    throttle, now = RateLimiter(), 0.0
     for _ in range(1000):
         now += throttle.delay(1000, 1e5, now)
     assert now == pytest.approx(10.0, rel=0.01)
 
 
 def test_no_limit_and_back() -> None:
-    throttle = Throttle()
+    throttle = RateLimiter()
     assert [throttle.delay(1 << 30, None, 5.0) for _ in range(3)] == [0.0] * 3
     assert throttle.delay(1000, 1000.0, 5.0) == 0.0
     assert throttle.delay(1000, 1000.0, 5.0) == pytest.approx(1.0)
@@ -267,7 +267,7 @@ def test_no_limit_and_back() -> None:
 
 def test_takers_share_the_rate_in_turn() -> None:
     """Each waits for its own piece, in the order of asking: nobody waits for ever."""
-    throttle = Throttle()
+    throttle = RateLimiter()
     waits = [throttle.delay(100, 100.0, 0.0) for _ in range(4)]
     assert waits == sorted(waits)
     assert waits[-1] == pytest.approx(3.0, abs=BURST_SECONDS)

@@ -21,7 +21,7 @@ from meshllm.models.hub import Hub, HubSettings
 from meshllm.models.manifest import Manifest, ModelFile
 from meshllm.models.progress import Progress, Stage
 from meshllm.models.store import Store
-from meshllm.models.threads import in_thread
+from meshllm.util.threads import in_thread
 
 CHUNK = 8192
 

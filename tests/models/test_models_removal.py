@@ -9,7 +9,7 @@ from fake_hub import FakeHub
 from filelock import FileLock
 from gguf_samples import write_parts, write_sample
 
-from meshllm.errors import NobodysFault, UsageError
+from meshllm.errors import EnvironmentFailure, UsageError
 from meshllm.models import removal
 from meshllm.models.catalog import Catalog
 from meshllm.models.inventory import Item, State, inventory
@@ -108,7 +108,7 @@ def test_what_has_arrived_goes_unless_it_is_being_fetched(store: Store) -> None:
     told = planned("m", store)
     assert (told.files, told.unfinished) == ((), (file,))
     assert 0 <= told.freed <= 5000, "some file systems say how much that is only later"
-    with FileLock(store.lock(file).lock_file), pytest.raises(NobodysFault, match="being downloaded"):
+    with FileLock(store.lock(file).lock_file), pytest.raises(EnvironmentFailure, match="being downloaded"):
         removal.remove(told, store)
     assert store.partial(file).exists()
     removal.remove(told, store)

@@ -21,7 +21,7 @@ from meshllm.models.gguf import read_header
 from meshllm.models.kept import Kept, is_file_name, is_repository_path
 from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
 from meshllm.models.store import Store
-from meshllm.models.threads import Stop
+from meshllm.util.threads import StopSignal
 
 ONE, TWO = "1a" * 32, "2b" * 32
 HUB = HubSource("org/repo", "c" * 40, "a/m.gguf")
@@ -151,7 +151,7 @@ def test_room_is_asked_for_what_has_not_arrived(store: Store) -> None:
 
 def test_digests_of_chunks(store: Store, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(25))
-    found = digests(Stop(), tmp_path / "f", 10, lambda done: None)
+    found = digests(StopSignal(), tmp_path / "f", 10, lambda done: None)
     assert len(found.chunks) == 3 * 32
     assert found.chunks == b"".join(hashlib.sha256(bytes(count)).digest() for count in (10, 20, 25))
     assert found.sha256 == found.chunks[64:].hex()

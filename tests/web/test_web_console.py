@@ -14,7 +14,7 @@ from web_rig import PATIENCE, READY, Caller, Malformed, Response, Watch, backend
 from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp, WayIn
 from meshllm.core.types import ModelFacts, Snapshot
 from meshllm.core.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
-from meshllm.errors import NobodysFault, PortTaken
+from meshllm.errors import EnvironmentFailure, PortTaken
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.status import LoadStatus, NodeStatus, node_status
@@ -39,7 +39,7 @@ class Desk:
 
     def invite(self, seconds: float) -> Invitation:
         if seconds == 7:
-            raise NobodysFault("This node only uses the API.", advice="Ask another.")
+            raise EnvironmentFailure("This node only uses the API.", advice="Ask another.")
         return Invitation("mesh1-SECRET", int(seconds))
 
     def status(self) -> NodeStatus:

@@ -17,11 +17,11 @@ REPORT_SECONDS: Final = 0.05
 T = TypeVar("T")
 
 
-class Stopped(Exception):
+class ThreadStopped(Exception):
     """The thread was asked to stop; it never reaches a caller."""
 
 
-class Stop:
+class StopSignal:
     """How a thread hears that it should stop. Effects happen inside `with stop:`, and none after `set()` returned."""
 
     def __init__(self) -> None:
@@ -36,13 +36,13 @@ class Stop:
         self._lock.acquire()
         if self._wanted:
             self._lock.release()
-            raise Stopped
+            raise ThreadStopped
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
 
-class Relay:
+class ProgressRelay:
     """Tells the event loop how far a thread has come: always the newest number, and only so often a second."""
 
     def __init__(self, report: Callable[[int], None], *, pause: float = REPORT_SECONDS) -> None:
@@ -91,8 +91,8 @@ class Relay:
 
 
 class _Call(Generic[T]):
-    def __init__(self, work: Callable[[Stop], T]) -> None:
-        self.stop = Stop()
+    def __init__(self, work: Callable[[StopSignal], T]) -> None:
+        self.stop = StopSignal()
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[T] = self.loop.create_future()
         self._work = work
@@ -112,13 +112,13 @@ class _Call(Generic[T]):
             return
         if error is None:
             self.ended.set_result(result)  # type: ignore[arg-type]
-        elif isinstance(error, Stopped | StopIteration):
+        elif isinstance(error, ThreadStopped | StopIteration):
             self.ended.cancel()
         else:
             self.ended.set_exception(error)
 
 
-async def in_thread(work: Callable[[Stop], T], name: str, *, leave: bool = False) -> T:
+async def in_thread(work: Callable[[StopSignal], T], name: str, *, leave: bool = False) -> T:
     """What `work` returns or raises, run in a thread of its own called `name`.
 
     When cancelled, the thread is told to stop and is waited for; with `leave`, for work that may hang in the system,

@@ -12,7 +12,7 @@ from typing import Final
 BURST_SECONDS: Final = 0.05
 
 
-class Throttle:
+class RateLimiter:
     """A token bucket that everybody shares: `delay` says when what is asked for may go."""
 
     def __init__(self) -> None:

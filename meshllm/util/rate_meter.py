@@ -12,7 +12,7 @@ from typing import Final
 WINDOW_SECONDS: Final = 5
 
 
-class Meter:
+class RateMeter:
     """Bytes in all, and per second of late."""
 
     def __init__(self, now: float) -> None:

@@ -1,0 +1,1 @@
+"""Small tools without an owner: threads, rate limits, formatting, atomic files."""
