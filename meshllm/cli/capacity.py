@@ -9,26 +9,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from meshllm.core.lending import Device, Machine
+    from meshllm.core.memory.devices import Device, MachineMemory
 
 # A driver's tool that takes longer is not waited for: a list is looked at, not lived by.
 TOOL_SECONDS = 1.5
 
 
-def machine() -> Machine:
+def machine() -> MachineMemory:
     """What there is now, and what a node that runs here would give back if it served another model instead."""
-    from meshllm.core.lending import Machine, select
+    from meshllm.core.memory.devices import MachineMemory, select
     from meshllm.machine import resources
 
     memory, told = resources.memory(), running()
     if told is not None:
         try:
             devices, used, cap = _of_node(told)
-            return Machine(memory.total, memory.available, memory.limited, devices, used, cap, known=True)
+            return MachineMemory(memory.total, memory.available, memory.limited, devices, used, cap, known=True)
         except (KeyError, TypeError, ValueError):
             pass  # it has not asked its engine yet, or is of another version
     devices = _of_tools()
-    return Machine(memory.total, memory.available, memory.limited, devices, select(devices, ()))
+    return MachineMemory(memory.total, memory.available, memory.limited, devices, select(devices, ()))
 
 
 def running() -> dict[str, Any] | None:
@@ -54,7 +54,7 @@ def running() -> dict[str, Any] | None:
 
 def _of_node(told: dict[str, Any]) -> tuple[tuple[Device, ...], tuple[str, ...], int | None]:
     """The devices that the engine of a running node sees, those it uses, and the most it may lend."""
-    from meshllm.core.lending import Device
+    from meshllm.core.memory.devices import Device
 
     devices = told["machine"]["devices"]
     held = sum(model["engine"]["memory"] for model in told["models"] if model.get("engine"))
@@ -74,7 +74,7 @@ def _of_tools() -> tuple[Device, ...]:
     """The graphics processors whose memory their tools tell; one that shares the computer's counts as that."""
     import asyncio
 
-    from meshllm.core.lending import Device
+    from meshllm.core.memory.devices import Device
     from meshllm.machine import accelerators
 
     return tuple(

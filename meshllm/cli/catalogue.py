@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from meshllm.core.fitting import Room
-    from meshllm.core.outlook import Outlook
+    from meshllm.core.memory.fit_preview import FitPreview
+    from meshllm.core.memory.layer_placement import MemoryBudget
     from meshllm.models.entry import CatalogEntry
     from meshllm.models.inventory import Standing
 
@@ -40,7 +40,7 @@ class Row:
     """A model, what would become of it here, and whether it is here."""
 
     entry: CatalogEntry
-    outlook: Outlook
+    outlook: FitPreview
     standing: Standing
 
     @property
@@ -54,7 +54,7 @@ class Row:
 def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
     """Print the catalogue, or what of it fits here or has a word in it."""
     from meshllm.cli.capacity import machine
-    from meshllm.core.lending import room
+    from meshllm.core.memory.devices import room
 
     facts = machine()
     given = room(facts)
@@ -75,7 +75,7 @@ def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
         _print_legend(console, rows, given, devices=bool(facts.in_use))
 
 
-def look(given: Room) -> list[Row]:
+def look(given: MemoryBudget) -> list[Row]:
     """Every model of the catalogue, by purpose and size."""
     from meshllm.cli.model_page import outlook_of_entry
     from meshllm.models import elsewhere
@@ -128,7 +128,7 @@ def context_words(tokens: int) -> str:
     return f"{tokens / 1024:.3g}k" if tokens >= 1024 else str(tokens)
 
 
-def fit_words(told: Outlook) -> str:
+def fit_words(told: FitPreview) -> str:
     """What would become of it on this machine."""
     if told.prospect.value == "less-context":
         return f"fits with {context_words(told.size.context_length)} context"
@@ -243,8 +243,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _print_legend(console: Console, rows: Sequence[Row], given: Room, *, devices: bool) -> None:
-    from meshllm.core.fit_words import gigabytes
+def _print_legend(console: Console, rows: Sequence[Row], given: MemoryBudget, *, devices: bool) -> None:
+    from meshllm.core.memory.fit_text import gigabytes
 
     def say(text: str) -> None:
         console.print(text, style="dim", highlight=False, markup=False)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meshllm.core.fit_words import gigabytes
+from meshllm.core.memory.fit_text import gigabytes
 from meshllm.errors import DownloadFailed, MeshError, ToolMissing
 from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact

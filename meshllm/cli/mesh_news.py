@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
 from meshllm.core.records import NodeId, short
-from meshllm.core.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
 
 # More changes than this at once are summed up in a line.
 MOST_AT_ONCE = 8

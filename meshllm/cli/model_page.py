@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from meshllm.errors import UnknownModel
 
 if TYPE_CHECKING:
-    from meshllm.core.fitting import Room
-    from meshllm.core.outlook import Outlook
+    from meshllm.core.memory.fit_preview import FitPreview
+    from meshllm.core.memory.layer_placement import MemoryBudget
     from meshllm.models.entry import CatalogEntry, Wanted
     from meshllm.models.gguf import Header
     from meshllm.models.inventory import Item
@@ -31,8 +31,8 @@ class Page:
     is none; `outlook` what it takes of the `room` of this machine."""
 
     name: str
-    room: Room
-    outlook: Outlook
+    room: MemoryBudget
+    outlook: FitPreview
     item: Item | None = None
     entry: CatalogEntry | None = None
     model: LocalModel | None = None
@@ -46,7 +46,7 @@ def look_up(name: str, store: Store) -> Page:
     Raises UnknownModel for one that only the hub knows, and as `picking.understood` and `local.from_path` do.
     """
     from meshllm.cli.capacity import machine
-    from meshllm.core.lending import room
+    from meshllm.core.memory.devices import room
     from meshllm.models.entry import CatalogEntry
     from meshllm.models.inventory import inventory
     from meshllm.models.local import from_path
@@ -76,11 +76,11 @@ def look_up(name: str, store: Store) -> Page:
     )
 
 
-def outlook_of_entry(entry: CatalogEntry, given: Room) -> Outlook:
+def outlook_of_entry(entry: CatalogEntry, given: MemoryBudget) -> FitPreview:
     """What would become of a model of the catalogue in that room."""
-    from meshllm.core.outlook import outlook
-    from meshllm.core.sizing import candidates
-    from meshllm.core.types import Purpose
+    from meshllm.core.memory.context_size import candidates
+    from meshllm.core.memory.fit_preview import outlook
+    from meshllm.core.snapshot import Purpose
     from meshllm.models.outline import outline, projector_estimate
 
     sizes = candidates(entry.context_length, None, entry.purpose, slots_are_free=not entry.cache)
@@ -88,10 +88,10 @@ def outlook_of_entry(entry: CatalogEntry, given: Room) -> Outlook:
     return outlook(outline(entry), sizes, given, embeds=embeds, beside=projector_estimate(entry))
 
 
-def _outlook_of_model(model: LocalModel, given: Room) -> Outlook:
-    from meshllm.core.outlook import outlook
-    from meshllm.core.sizing import candidates
-    from meshllm.core.types import Purpose
+def _outlook_of_model(model: LocalModel, given: MemoryBudget) -> FitPreview:
+    from meshllm.core.memory.context_size import candidates
+    from meshllm.core.memory.fit_preview import outlook
+    from meshllm.core.snapshot import Purpose
     from meshllm.models.projector import projector_bytes
     from meshllm.models.purpose import usage
 
@@ -200,9 +200,9 @@ def _shortened(line: str) -> str:
     return line if len(line) <= TEMPLATE_COLUMNS else f"{line[: TEMPLATE_COLUMNS - 3]}..."
 
 
-def _need_words(told: Outlook, given: Room) -> dict[str, str | list[str]]:
+def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
     from meshllm.cli.catalogue import fit_words
-    from meshllm.core.fit_words import gigabytes
+    from meshllm.core.memory.fit_text import gigabytes
 
     slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
     there = [f"{gigabytes(accelerator.room)} on {accelerator.name}" for accelerator in given.accelerators]
@@ -235,7 +235,7 @@ def facts(page: Page, store: Store) -> dict[str, Any]:
     return told
 
 
-def outlook_facts(told: Outlook) -> dict[str, Any]:
+def outlook_facts(told: FitPreview) -> dict[str, Any]:
     """What a model would take here."""
     return {
         "verdict": told.prospect.value,

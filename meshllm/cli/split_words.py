@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.mesh_news import printable
-from meshllm.core.fit_words import gigabytes
+from meshllm.core.memory.fit_text import gigabytes
 
 if TYPE_CHECKING:
-    from meshllm.core.types import ModelState, Snapshot
+    from meshllm.core.snapshot import ModelState, Snapshot
 
 
 def hosted(split: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.cli.mesh_news import printable
 from meshllm.cli.split_words import carried, hosted
 from meshllm.cli.transfers import printable_note
-from meshllm.core.fit_words import gigabytes
+from meshllm.core.memory.fit_text import gigabytes
 from meshllm.errors import NotRunning
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import orjson
 
 from meshllm.cli.mesh_news import MeshNews, Tone
 from meshllm.cli.split_words import lent_news, waiting
-from meshllm.core import serving
-from meshllm.core.fit_words import gigabytes
-from meshllm.core.types import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
+from meshllm.core.memory.fit_text import gigabytes
+from meshllm.core.serving import next_step
+from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
 from meshllm.daemon.app import Listening, Viewer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _moving(snapshot: Snapshot) -> dict[str, Progress]:
     if snapshot.engine.phase is EnginePhase.PREPARING:
         moving[ENGINE_TASK] = snapshot.engine.progress or Progress("looking for it")
     for model in snapshot.models:
-        phase = serving.phase(snapshot.engine, model)
+        phase = next_step.phase(snapshot.engine, model)
         if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):
             moving[model.name] = model.progress or Progress(LOOKING if _is_looked_for(model) else phase.value)
     return moving
@@ -53,7 +53,7 @@ def _moving(snapshot: Snapshot) -> dict[str, Progress]:
 
 def _words(snapshot: Snapshot, model: ModelState) -> str:
     """A model's state in one sentence."""
-    phase = serving.phase(snapshot.engine, model)
+    phase = next_step.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
         told = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
         return f"{told}: {facts.fit or gigabytes(facts.memory)}"
@@ -129,7 +129,7 @@ class LineViewer(Viewer):
         for news in [] if snapshot.mesh is None else self._mesh.news(snapshot.mesh):
             self.console.print(news.words, style=STYLES[news.tone], highlight=False, markup=False)
         for model in snapshot.models:
-            phase = serving.phase(snapshot.engine, model)
+            phase = next_step.phase(snapshot.engine, model)
             # Between two files of a model nothing is on its way for a moment: that is no news.
             fetched = self._said.get(f"model {model.name}") == f"{ModelPhase.FETCHING.value} {model.name}"
             if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING) and not (fetched and _is_looked_for(model)):
@@ -250,7 +250,7 @@ class JsonViewer(Viewer):
             self.write(news.event, **news.fields)
         self._say("engine", engine=snapshot.engine.phase.value, reason=snapshot.engine.reason)
         for model in snapshot.models:
-            phase = serving.phase(snapshot.engine, model).value
+            phase = next_step.phase(snapshot.engine, model).value
             self._say("model", model=model.name, phase=phase, restarts=model.restarts, reason=model.reason)
         for backend in snapshot.backends:
             self._say(

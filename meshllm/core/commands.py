@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meshllm.core.messages import Message
-from meshllm.core.records import MeshId, NodeId, WayIn
+from meshllm.core.membership.messages import Message
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId
 
 if TYPE_CHECKING:
-    from meshllm.core.leases import Lease
-    from meshllm.core.sizing import Size
+    from meshllm.core.memory.context_size import ContextSize
+    from meshllm.core.split.lease import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class StartServer(Command):
     model: str
     generation: int
     lease: Lease | None = None
-    size: Size | None = None
+    size: ContextSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ class Finish(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Dial(Command):
+class DialPeer(Command):
     """Connect to a peer, all its addresses nearly at once. Answered by LinkUp or DialFailed, within a deadline."""
 
-    way: WayIn
+    way: BootstrapAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +144,4 @@ class SaveMesh(Command):
 class SavePeers(Command):
     """Who to look for after a restart, best first."""
 
-    ways: tuple[WayIn, ...]
+    ways: tuple[BootstrapAddress, ...]

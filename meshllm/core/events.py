@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meshllm.core.messages import Message
-from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, Role, WayIn
-from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.core.membership.messages import Message
+from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, Role
+from meshllm.core.snapshot import ModelFacts, Progress, ServerFacts
 
 if TYPE_CHECKING:
-    from meshllm.core.hosting import Measured
+    from meshllm.core.split.host import MeasuredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class ModelMeasured(Event):
     """What a model takes here is known."""
 
     model: str
-    measured: Measured
+    measured: MeasuredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class BackendSilent(Event):
 class JoinWanted(Event):
     """Somebody gave this node an invite, or it remembers peers: find the mesh. `invited`: a person waits for it."""
 
-    ways: tuple[WayIn, ...]
+    ways: tuple[BootstrapAddress, ...]
     invited: bool = True
 
 
@@ -211,7 +211,7 @@ class JoinWanted(Event):
 class AddressesFound(Event):
     """Where this node can be reached, best first; sent again when that changes (a peer saw another address)."""
 
-    addresses: tuple[Address, ...]
+    addresses: tuple[PeerAddress, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class SpeedMeasured(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSought(Event):
+class ModelRequested(Event):
     """A caller asks for a model that nobody known to live serves: peers that were only heard of are worth a try."""
 
     model: str
@@ -253,7 +253,7 @@ class LinkUp(Event):
     peer: NodeId
     role: Role
     mesh: MeshId
-    address: Address
+    address: PeerAddress
     rtt: float
     dialled: bool
 
@@ -270,7 +270,7 @@ class LinkDown(Event):
 class DialFailed(Event):
     """No address of that way led to the peer. `final`: it answered, and will not have us (wrong secret, say)."""
 
-    way: WayIn
+    way: BootstrapAddress
     reason: str
     advice: str = ""
     final: bool = False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 
 # An Ed25519 public key, 32 bytes.
 NodeId = NewType("NodeId", bytes)
@@ -48,7 +48,7 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Stamp:
+class RecordVersion:
     """`incarnation` grows at each start and refutation (persisted), `version` with each change of the record."""
 
     incarnation: int
@@ -56,7 +56,7 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Address:
+class PeerAddress:
     """Where a node listens: an IP literal (v4 or v6, no name) and a UDP port (the TCP port of lanes is the same)."""
 
     host: str
@@ -91,7 +91,7 @@ class ModelLoad:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Complaint:
+class FailureReport:
     """The writer of the record got no answer from `node` when it was at `incarnation`."""
 
     node: NodeId
@@ -99,7 +99,7 @@ class Complaint:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class SplitCandidate:
     """The writer of the record was asked to serve `model` and needs others for it; it has `room` bytes itself. `apart`:
     it is to be split even where it would fit (`--split`)."""
 
@@ -120,20 +120,20 @@ class NodeRecord:
     """
 
     node: NodeId
-    stamp: Stamp
+    stamp: RecordVersion
     mesh: MeshId
     name: str = ""
     software: str = ""
     protocol: tuple[int, int] = (1, 1)
-    addresses: tuple[Address, ...] = ()
+    addresses: tuple[PeerAddress, ...] = ()
     serves: tuple[ServedModel, ...] = ()
     loads: tuple[ModelLoad, ...] = ()
     wants: tuple[str, ...] = ()
     on_disk: tuple[str, ...] = ()
     memory: int = 0
-    complaints: tuple[Complaint, ...] = ()
+    complaints: tuple[FailureReport, ...] = ()
     leaving: bool = False
-    splits: tuple[Candidate, ...] = ()
+    splits: tuple[SplitCandidate, ...] = ()
     speed: int = 0
     devices: tuple[int, ...] = ()
     idle: bool = False
@@ -154,8 +154,8 @@ Signer = Callable[[NodeRecord], SignedRecord]
 
 
 @dataclass(frozen=True, slots=True)
-class WayIn:
+class BootstrapAddress:
     """Somewhere a node may be: `pin` is its id or the first 16 bytes of it; `addresses` in the order to be tried."""
 
     pin: bytes
-    addresses: tuple[Address, ...]
+    addresses: tuple[PeerAddress, ...]

@@ -11,8 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from meshllm.core.speculation import Guesses, Guessing
-from meshllm.core.types import ServerPhase, Snapshot
+from meshllm.core.memory.speculation import DraftCounts, DraftSource
+from meshllm.core.snapshot import ServerPhase, Snapshot
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
@@ -25,16 +25,16 @@ class Acceptance:
     is called when there is something new."""
 
     def __init__(
-        self, ask: Callable[[str], Awaitable[Guesses]], changed: Callable[[], None], pause: float = PAUSE_SECONDS
+        self, ask: Callable[[str], Awaitable[DraftCounts]], changed: Callable[[], None], pause: float = PAUSE_SECONDS
     ) -> None:
         self._ask = ask
         self._changed = changed
         self._pause = pause
         self._owner = Owner("acceptance")
         self._engines: dict[str, str] = {}
-        self._now: dict[str, Guesses] = {}
-        self._before: dict[str, Guesses] = {}
-        self._questions: dict[str, asyncio.Task[Guesses | None]] = {}
+        self._now: dict[str, DraftCounts] = {}
+        self._before: dict[str, DraftCounts] = {}
+        self._questions: dict[str, asyncio.Task[DraftCounts | None]] = {}
         self._asking = False
         self._again = False
 
@@ -46,11 +46,11 @@ class Acceptance:
             # Of a split, how long a token takes is wanted too, to hold it against the forecast.
             if (facts := model.server_facts) is not None
             and model.server is not ServerPhase.STOPPING
-            and (facts.speculation.guessing is not Guessing.NONE or model.split is not None)
+            and (facts.speculation.guessing is not DraftSource.NONE or model.split is not None)
         }
         for model, socket in self._engines.items():
             if engines.get(model) != socket and model in self._now:
-                self._before[model] = self._before.get(model, Guesses()) + self._now.pop(model)
+                self._before[model] = self._before.get(model, DraftCounts()) + self._now.pop(model)
         self._engines = engines
         for socket, question in self._questions.items():
             if socket not in engines.values():
@@ -63,10 +63,13 @@ class Acceptance:
             self._asking = True
             self._owner.start(self._keep_asking(), "ask the engines")
 
-    def guesses(self) -> Mapping[str, Guesses]:
+    def guesses(self) -> Mapping[str, DraftCounts]:
         """What is known, by model."""
         models = {*self._before, *self._now, *self._engines}
-        return {model: self._before.get(model, Guesses()) + self._now.get(model, Guesses()) for model in sorted(models)}
+        return {
+            model: self._before.get(model, DraftCounts()) + self._now.get(model, DraftCounts())
+            for model in sorted(models)
+        }
 
     async def close(self) -> None:
         """Ask nobody any more."""
@@ -96,7 +99,7 @@ class Acceptance:
             self._now[model] = guesses
             self._changed()
 
-    async def _guesses_of(self, socket: str) -> Guesses | None:
+    async def _guesses_of(self, socket: str) -> DraftCounts | None:
         """What the engine says, None where it says nothing."""
         try:
             return await self._ask(socket)

@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 from meshllm import __version__, paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.leases import Lease
-from meshllm.core.mesh import Mesh
+from meshllm.core.membership.views import JoinPhase, MeshView
+from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
-from meshllm.core.types import ModelState, Snapshot
-from meshllm.core.views import JoinPhase, MeshView
+from meshllm.core.snapshot import ModelState, Snapshot
+from meshllm.core.split.lease import Lease
 from meshllm.daemon.acceptance import Acceptance
 from meshllm.daemon.drafting import wish_of
 from meshllm.daemon.fitting import Fitter
@@ -180,7 +180,7 @@ class App:
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
             peers=self,
-            seek=lambda model: self._post(e.ModelSought(model)),
+            seek=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
             on_work=self._acceptance.look,
             guesses=self._acceptance.guesses,
@@ -284,7 +284,7 @@ class App:
     async def _live(self, supervisor: Supervisor) -> None:
         """Until the core says that all is done."""
         membership = self._membership
-        core = Mesh(membership.config if membership is not None else None, Random())
+        core = NodeCore(membership.config if membership is not None else None, Random())
 
         def carry_out(command: c.Command) -> None:
             if membership is None or not membership.carry_out(command):

@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from meshllm.core.records import MeshId, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId
 from meshllm.errors import UsageError
 from meshllm.wire.invite import Invite, invite_key
 
@@ -26,7 +26,7 @@ class Belonging:
     mesh: MeshId
     secret: bytes | None = field(repr=False)
     invite: tuple[bytes, int] | None = field(default=None, repr=False)
-    ways: tuple[WayIn, ...] = ()
+    ways: tuple[BootstrapAddress, ...] = ()
     foreign: bool = False
 
 
@@ -58,10 +58,12 @@ def decide(mesh: MeshId, secret: bytes, invites: Sequence[Invite]) -> Belonging:
     return Belonging(last.mesh, None, (last.key, last.expires), ways, foreign=True)
 
 
-def _together(invites: Sequence[Invite]) -> tuple[WayIn, ...]:
+def _together(invites: Sequence[Invite]) -> tuple[BootstrapAddress, ...]:
     """All ways in, each node once, with all its addresses."""
-    ways: dict[bytes, WayIn] = {}
+    ways: dict[bytes, BootstrapAddress] = {}
     for way in (way for invite in invites for way in invite.ways):
         known = ways.get(way.pin)
-        ways[way.pin] = way if known is None else WayIn(way.pin, tuple(dict.fromkeys(known.addresses + way.addresses)))
+        ways[way.pin] = (
+            way if known is None else BootstrapAddress(way.pin, tuple(dict.fromkeys(known.addresses + way.addresses)))
+        )
     return tuple(ways.values())

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from meshllm.core import events as e
-from meshllm.core.leases import Lease
 from meshllm.core.records import NodeId
-from meshllm.core.types import Progress
+from meshllm.core.snapshot import Progress
+from meshllm.core.split.lease import Lease
 from meshllm.daemon.fitting import Fitter
 from meshllm.engine import build, rpc_server
 from meshllm.engine.ledger import Ledger

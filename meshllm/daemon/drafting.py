@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshllm.core.speculation import Speculation, decide, obstacle
-from meshllm.core.types import Purpose
+from meshllm.core.memory.speculation import Speculation, decide, obstacle
+from meshllm.core.snapshot import Purpose
 from meshllm.daemon.settings import Settings
 from meshllm.errors import MeshError
 from meshllm.models import drafts, on_disk

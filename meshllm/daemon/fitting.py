@@ -11,18 +11,24 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from meshllm.core import fitting
-from meshllm.core.fit_words import Wish, describe, gigabytes, losses, shortage
-from meshllm.core.fitting import Accelerator, Need, Room, Trial, Verdict
-from meshllm.core.forecast import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
-from meshllm.core.leases import Lease
-from meshllm.core.lending import Device, Machine, offer, room, select
+from meshllm.core.memory import layer_placement
+from meshllm.core.memory.context_size import ContextSize, candidates
+from meshllm.core.memory.devices import Device, MachineMemory, offer, room, select
+from meshllm.core.memory.estimate import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
+from meshllm.core.memory.fit_text import WantedSize, describe, gigabytes, losses, shortage
+from meshllm.core.memory.layer_placement import (
+    AcceleratorBudget,
+    FitVerdict,
+    MemoryBudget,
+    PlacementNeed,
+    PlacementTrial,
+)
+from meshllm.core.memory.model_shape import ModelShape
+from meshllm.core.memory.speculation import PLAIN, TABLE_BYTES, DraftSource, Speculation
 from meshllm.core.records import short
-from meshllm.core.shapes import Shape
-from meshllm.core.sizing import Size, candidates
-from meshllm.core.speculation import PLAIN, TABLE_BYTES, Guessing, Speculation
-from meshllm.core.split import Share
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
+from meshllm.core.split.lease import Lease
+from meshllm.core.split.planner import WorkerShare
 from meshllm.engine import bindings
 from meshllm.engine.installed import Engine
 from meshllm.engine.llama_server import Projector
@@ -53,7 +59,7 @@ class Fit:
     it does not fit, and weights will be read from the disk.
     """
 
-    size: Size
+    size: ContextSize
     memory: int
     micro_batch: int | None
     prompt_cache_mib: int
@@ -104,10 +110,10 @@ class Fitter:
         self._used = select(devices, self._wanted)
         self._devices = devices
 
-    def machine(self) -> Machine:
+    def machine(self) -> MachineMemory:
         """What there is now, as far as it is known."""
         memory = resources.memory()
-        return Machine(
+        return MachineMemory(
             memory.total,
             memory.available,
             memory.limited,
@@ -145,7 +151,7 @@ class Fitter:
         task = _Task(engine, model, how, room(machine), bool(machine.devices), speculation.longest)
         task = _with_projector(task)
         sizes = task.sizes(self._context)
-        if draft is not None and speculation.guessing is Guessing.DRAFT:
+        if draft is not None and speculation.guessing is DraftSource.DRAFT:
             why = f"{draft.name} would take memory that {model.name} needs"
             try:
                 both = await self._with_draft(task, sizes, draft, speculation)
@@ -154,30 +160,32 @@ class Fitter:
             except InvalidModelFile as error:  # of the draft; if it is of the model, that comes to light below
                 why = error.message
             log.warning("%s is served without a draft: %s", model.name, why)
-            speculation = Speculation(Guessing.NGRAMS, reason=why)
+            speculation = Speculation(DraftSource.NGRAMS, reason=why)
         found = await task.search(sizes)
-        if found.verdict is Verdict.TOO_BIG:
+        if found.verdict is FitVerdict.TOO_BIG:
             reason, advice = shortage(found, self._wish(model, sizes), task.room)
             raise OutOfRoom(f"{model.name} does not fit here: {reason}.", advice=advice)
         return self._fit(task, sizes, found, speculation, draft_memory=0, draft_device=None)
 
     async def _with_draft(
-        self, task: _Task, sizes: tuple[Size, ...], draft: LocalModel, speculation: Speculation
+        self, task: _Task, sizes: tuple[ContextSize, ...], draft: LocalModel, speculation: Speculation
     ) -> Fit | None:
         """The fit with the draft in memory too, None where the model would lose anything by it."""
         device = _roomiest(task.room.accelerators)
         taken = await _draft_need(task, draft, sizes[0], device)
         smaller = replace(task, room=_less(task.room, taken, device))
         found = await smaller.search(sizes[:1])
-        if found.verdict is not Verdict.FITS or losses(found, self._wish(task.model, sizes), task.shape, smaller.room):
+        if found.verdict is not FitVerdict.FITS or losses(
+            found, self._wish(task.model, sizes), task.shape, smaller.room
+        ):
             return None
         return self._fit(smaller, sizes, found, speculation, sum(taken), device)
 
     def _fit(
         self,
         task: _Task,
-        sizes: tuple[Size, ...],
-        found: fitting.Fit,
+        sizes: tuple[ContextSize, ...],
+        found: layer_placement.LayerPlacement,
         speculation: Speculation,
         draft_memory: int,
         draft_device: str | None,
@@ -188,7 +196,7 @@ class Fitter:
             log.warning("%s was made for %d tokens of context: it gets no more", model.name, model.context_length)
         if lost := losses(found, wish, task.shape, given):
             log.warning("%s: %s", model.name, lost)
-        spare = max(0, given.host - found.need.host - fitting.shared(found.need, given))
+        spare = max(0, given.host - found.need.host - layer_placement.shared(found.need, given))
         cache, checkpoints = 0, None
         if task.how.purpose is Purpose.GENERATE:
             checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
@@ -205,7 +213,7 @@ class Fitter:
             checkpoints=checkpoints,
             speculation=speculation,
             draft_device=draft_device,
-            pages=found.verdict is Verdict.PAGES,
+            pages=found.verdict is FitVerdict.PAGES,
             projector=task.projector,
         )
 
@@ -214,7 +222,7 @@ class Fitter:
         model: LocalModel,
         how: Usage,
         lease: Lease,
-        size: Size,
+        size: ContextSize,
         speculation: Speculation,
         draft: LocalModel | None,
     ) -> Fit:
@@ -231,7 +239,9 @@ class Fitter:
         layers = [count for count in here if count] + there
         layers[-1] += 1  # the output counts as one of the last, though the engine keeps it here
         if draft is not None and own.memory + draft.size * 3 // 2 > self.offer():
-            speculation = Speculation(Guessing.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers")
+            speculation = Speculation(
+                DraftSource.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers"
+            )
         carried = ", ".join(f"{'+'.join(map(str, share.runs))} on {short(share.node)}" for share in others)
         projector = None if model.projector is None else Projector(model.projector, device=None)
         return Fit(
@@ -248,7 +258,7 @@ class Fitter:
             projector=projector,
         )
 
-    def lent_devices(self, share: Share) -> tuple[str, ...]:
+    def lent_devices(self, share: WorkerShare) -> tuple[str, ...]:
         """The accelerators that the layers of `share` are computed on, in their order; none: the processor.
 
         Raises OutOfRoom where they are not those that it was planned for.
@@ -265,8 +275,8 @@ class Fitter:
         pairs = zip(accelerators, share.devices, strict=True)
         return tuple(accelerator.name for accelerator, layers in pairs if layers)
 
-    def _wish(self, model: LocalModel, sizes: tuple[Size, ...]) -> Wish:
-        return Wish(sizes[0], model.context_length, asked=self._context is not None)
+    def _wish(self, model: LocalModel, sizes: tuple[ContextSize, ...]) -> WantedSize:
+        return WantedSize(sizes[0], model.context_length, asked=self._context is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,45 +288,45 @@ class _Task:
     engine: Engine
     model: LocalModel
     how: Usage
-    room: Room
+    room: MemoryBudget
     chosen: bool = False
     guessed: int = 0
     projector: Projector | None = None
     beside: int = 0
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelShape:
         return self.model.header.shape
 
-    def sizes(self, context: int | None) -> tuple[Size, ...]:
+    def sizes(self, context: int | None) -> tuple[ContextSize, ...]:
         # What computes a text in one go hardly ever keeps anything of it.
         return candidates(self.model.context_length, context, self.how.purpose, slots_are_free=self.how.at_once)
 
-    def asked_micro_batch(self, size: Size) -> int | None:
+    def asked_micro_batch(self, size: ContextSize) -> int | None:
         """Tokens the engine has to compute in one go, None if it need not."""
         return size.context_length if self.how.at_once else None
 
-    def micro_batch(self, size: Size) -> int:
+    def micro_batch(self, size: ContextSize) -> int:
         return self.asked_micro_batch(size) or MICRO_BATCH
 
-    def names(self, trial: Trial) -> list[str]:
+    def names(self, trial: PlacementTrial) -> list[str]:
         """The accelerators that `trial` puts layers on."""
         pairs = zip(trial.layers, self.room.accelerators, strict=False)
         return [accelerator.name for count, accelerator in pairs if count]
 
-    async def search(self, sizes: tuple[Size, ...]) -> fitting.Fit:
+    async def search(self, sizes: tuple[ContextSize, ...]) -> layer_placement.LayerPlacement:
         """Ask the engine what fits, as often as it takes."""
-        search = fitting.choose(self.shape, sizes, self.room, micro_batch=self.micro_batch(sizes[0]))
+        search = layer_placement.choose(self.shape, sizes, self.room, micro_batch=self.micro_batch(sizes[0]))
         trial = next(search)
         while True:
             need = await self.need(trial)
             try:
                 trial = search.send(need)
             except StopIteration as end:
-                found: fitting.Fit = end.value
+                found: layer_placement.LayerPlacement = end.value
                 return found
 
-    async def need(self, trial: Trial) -> Need:
+    async def need(self, trial: PlacementTrial) -> PlacementNeed:
         """What `trial` takes, with what the engine does not count: the words' scores and the process itself."""
         size, names = trial.size, self.names(trial)
         embeds, vocabulary = self.how.purpose is not Purpose.GENERATE, self.model.header.vocabulary_size
@@ -338,7 +348,7 @@ class _Task:
         scored = size.slots * (1 + self.guessed)
         beside = score_bytes(vocabulary, scored, self.micro_batch(size), embeds=embeds) + process_bytes(vocabulary)
         beside += TABLE_BYTES if self.guessed else 0
-        return Need(
+        return PlacementNeed(
             by_device.get("CPU", 0) + beside,
             told.mapped,
             tuple(by_device.get(accelerator.name, 0) for accelerator in self.room.accelerators),
@@ -367,13 +377,13 @@ def _sees(projector: Projector | None) -> str:
     return f"; sees pictures ({gigabytes(projector_bytes(projector.path))} at most{where})"
 
 
-def _roomiest(accelerators: Sequence[Accelerator]) -> str | None:
+def _roomiest(accelerators: Sequence[AcceleratorBudget]) -> str | None:
     """The accelerator with most room, None where there is none."""
     best = max(accelerators, key=lambda accelerator: accelerator.room, default=None)
     return None if best is None else best.name
 
 
-async def _draft_need(task: _Task, draft: LocalModel, size: Size, device: str | None) -> tuple[int, int]:
+async def _draft_need(task: _Task, draft: LocalModel, size: ContextSize, device: str | None) -> tuple[int, int]:
     """Bytes that the draft takes of the computer's memory, and of the accelerator it is on."""
     told = await bindings.memory_need(
         task.engine,
@@ -397,7 +407,7 @@ def _spread(count: int, rooms: Sequence[int]) -> list[int]:
     return found
 
 
-def _less(given: Room, taken: tuple[int, int], device: str | None) -> Room:
+def _less(given: MemoryBudget, taken: tuple[int, int], device: str | None) -> MemoryBudget:
     """`given` without what a draft takes."""
     here, there = taken
     own = sum(there for it in given.accelerators if it.name == device and it.shared)
@@ -410,7 +420,7 @@ def _less(given: Room, taken: tuple[int, int], device: str | None) -> Room:
     )
 
 
-def _checkpoints(each: int, size: Size, spare: int) -> int | None:
+def _checkpoints(each: int, size: ContextSize, spare: int) -> int | None:
     """How many states of each slot are kept; None where a model forgets nothing, so that there is nothing to keep."""
     if not each:
         return None

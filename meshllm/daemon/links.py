@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.messages import Message
-from meshllm.core.records import NodeId, WayIn, short
+from meshllm.core.membership.messages import Message
+from meshllm.core.records import BootstrapAddress, NodeId, short
 from meshllm.errors import BadMessage, MeshError, PeerRefused
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.tasks import Owner
@@ -89,10 +89,10 @@ class Links:
 
     # -- the core's wishes
 
-    def carry_out(self, command: c.Dial | c.HangUp | c.Send) -> None:
+    def carry_out(self, command: c.DialPeer | c.HangUp | c.Send) -> None:
         """Begin what `command` asks for; returns at once."""
         match command:
-            case c.Dial(way):
+            case c.DialPeer(way):
                 self._keep(way)
                 if not self._closing:
                     self._owner.start(self._dial(way), "dial")
@@ -102,7 +102,7 @@ class Links:
             case c.Send(peer, message):
                 self._send(peer, message)
 
-    async def _dial(self, way: WayIn) -> None:
+    async def _dial(self, way: BootstrapAddress) -> None:
         assert self._transport is not None
         try:
             await self._transport.dial(way)
@@ -114,7 +114,7 @@ class Links:
             log.exception("dialling %s failed", way.pin[:5].hex())
             self._post(e.DialFailed(way, f"dialling failed: {error!r}", "This is a defect; please report it."))
 
-    def _keep(self, way: WayIn) -> None:
+    def _keep(self, way: BootstrapAddress) -> None:
         """A link that is wanted again is not closed."""
         for peer in [peer for peer in self._unwanted if peer.startswith(way.pin)]:
             del self._unwanted[peer]

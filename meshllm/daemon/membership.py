@@ -20,9 +20,9 @@ from random import Random
 from meshllm import __version__
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.peers import MeshConfig
-from meshllm.core.records import Address, NodeId, Role, WayIn, short
-from meshllm.core.views import MeshView, PeerStatus
+from meshllm.core.membership.member import MeshConfig
+from meshllm.core.membership.views import MeshView, PeerStatus
+from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, short
 from meshllm.daemon.belonging import Belonging, decide
 from meshllm.daemon.keeper import Keeper
 from meshllm.daemon.links import Links
@@ -94,7 +94,7 @@ class Membership:
         self._port = 0
         self._remembered = False
         self._facts: list[InterfaceFacts] = []
-        self._addresses: tuple[Address, ...] = ()
+        self._addresses: tuple[PeerAddress, ...] = ()
         self._view: MeshView | None = None
         self._watcher: asyncio.TimerHandle | None = None
         self._transport: Transport | None = None
@@ -165,7 +165,7 @@ class Membership:
     def carry_out(self, command: c.Command) -> bool:
         """Do what `command` asks for; False if it is not about the mesh."""
         match command:
-            case c.Dial() | c.HangUp() | c.Send():
+            case c.DialPeer() | c.HangUp() | c.Send():
                 self._links.carry_out(command)
             case c.SaveIncarnation(incarnation):
                 self._keeper.keep(lambda: self._state.save_incarnation(incarnation))
@@ -237,7 +237,7 @@ class Membership:
         before that."""
         if not self._remembered:
             self._remembered = True
-            ways = (WayIn(link.facts.peer, (link.facts.address,)), *self._belonging.ways)
+            ways = (BootstrapAddress(link.facts.peer, (link.facts.address,)), *self._belonging.ways)
             self._keeper.keep(lambda: None if self._state.peers else self._state.save_peers(ways))
 
     def _credentials(self) -> Credentials:
@@ -272,15 +272,15 @@ class Membership:
                 "This node has not joined its mesh yet.", advice="'mesh-llm status' shows how far it is."
             )
         here = addresses(self._facts, self._port, observed=self._observed.believed(), loopback=True)
-        ways = [WayIn(self.config.node, here)] if here else []
-        ways += [WayIn(node, found) for node, found in self._others() if found]
+        ways = [BootstrapAddress(self.config.node, here)] if here else []
+        ways += [BootstrapAddress(node, found) for node, found in self._others() if found]
         if not ways:
             raise EnvironmentFailure("This machine has no address by which another could reach it.")
         expires = int(datetime.now(UTC).timestamp() + seconds) if seconds else 0
         token = encode(Invite(self._belonging.mesh, invite_key(secret, expires), expires, tuple(ways[:MAX_WAYS])))
         return Invitation(token, expires)
 
-    def _others(self) -> list[tuple[NodeId, tuple[Address, ...]]]:
+    def _others(self) -> list[tuple[NodeId, tuple[PeerAddress, ...]]]:
         """Nodes that live, so that an invite is good when this one is off; any of them, not always the same."""
         peers = [] if self._view is None else [p for p in self._view.peers if p.status is PeerStatus.ALIVE]
         chosen = Random().sample(peers, min(len(peers), MAX_WAYS - 1))

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, Address, MeshId, WayIn
+from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import DamagedState, EnvironmentFailure
 from meshllm.wire.fields import MAX_PORT, pack_host
 
@@ -48,7 +48,7 @@ class _Kept:
     secret: bytes = field(repr=False)
     incarnation: int = 0
     port: int | None = None
-    peers: tuple[WayIn, ...] = ()
+    peers: tuple[BootstrapAddress, ...] = ()
     founded: bool = False
 
 
@@ -111,7 +111,7 @@ class MeshState:
         return self._kept.incarnation
 
     @property
-    def peers(self) -> tuple[WayIn, ...]:
+    def peers(self) -> tuple[BootstrapAddress, ...]:
         """Who was last known, best first."""
         return self._kept.peers
 
@@ -134,9 +134,9 @@ class MeshState:
         if incarnation > self._kept.incarnation:
             self._keep(replace(self._kept, incarnation=min(incarnation, MAX_NUMBER)))
 
-    def save_peers(self, ways: tuple[WayIn, ...]) -> None:
+    def save_peers(self, ways: tuple[BootstrapAddress, ...]) -> None:
         """Keep the first 64 of them, in place of those from before."""
-        cut = [WayIn(way.pin, way.addresses[:MAX_PEER_ADDRESSES]) for way in ways[:MAX_PEERS]]
+        cut = [BootstrapAddress(way.pin, way.addresses[:MAX_PEER_ADDRESSES]) for way in ways[:MAX_PEERS]]
         self._keep(replace(self._kept, peers=tuple(cut)))
 
     def save_mesh(self, mesh: MeshId) -> None:
@@ -305,19 +305,19 @@ def _hex(value: Any, lengths: tuple[int, ...], what: str) -> bytes:
     return found
 
 
-def _peers(told: Any) -> tuple[WayIn, ...]:
+def _peers(told: Any) -> tuple[BootstrapAddress, ...]:
     """The peers that make sense. One that does not is no loss worth a mesh."""
     found = []
     for entry in told[:MAX_PEERS] if isinstance(told, list) else ():
         try:
             pin = _hex(entry["node"], PIN_LENGTHS, "peer")
             addresses = [
-                Address(host, port)
+                PeerAddress(host, port)
                 for host, port in entry["addresses"][:MAX_PEER_ADDRESSES]
                 if isinstance(host, str) and pack_host(host) and type(port) is int and 1 <= port <= MAX_PORT
             ]
         except (_Damaged, TypeError, ValueError, KeyError):
             continue
         if addresses:
-            found.append(WayIn(pin, tuple(addresses)))
+            found.append(BootstrapAddress(pin, tuple(addresses)))
     return tuple(found)

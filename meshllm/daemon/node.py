@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from meshllm.core.commands import Command, Finish
 from meshllm.core.events import Event, TimePassed
-from meshllm.core.mesh import Mesh
-from meshllm.core.types import Snapshot
+from meshllm.core.node import NodeCore
+from meshllm.core.snapshot import Snapshot
 
 # Events taken in before readers are told; they cost some 0.1 ms each.
 MOST_AT_ONCE = 64
@@ -23,7 +23,7 @@ class Node:
     """Runs a core until it says that it is finished."""
 
     def __init__(
-        self, mesh: Mesh, publish: Callable[[Snapshot], None], mailbox: asyncio.Queue[Event] | None = None
+        self, mesh: NodeCore, publish: Callable[[Snapshot], None], mailbox: asyncio.Queue[Event] | None = None
     ) -> None:
         """`publish` hears the first snapshot and each new one. `mailbox` may hold what happened before the core was."""
         self._mesh = mesh

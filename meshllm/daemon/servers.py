@@ -15,12 +15,12 @@ from pathlib import Path
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.hosting import Measured, SizeNeed
-from meshllm.core.leases import LeasedFile
-from meshllm.core.sizing import candidates
-from meshllm.core.speculation import Guessing
-from meshllm.core.split import need_of
-from meshllm.core.types import Progress, ServerFacts
+from meshllm.core.memory.context_size import candidates
+from meshllm.core.memory.speculation import DraftSource
+from meshllm.core.snapshot import Progress, ServerFacts
+from meshllm.core.split.host import MeasuredModel, SizeNeed
+from meshllm.core.split.lease import LeasedFile
+from meshllm.core.split.planner import need_of
 from meshllm.daemon.carrying import Carrying, Reach
 from meshllm.daemon.drafting import Drafter
 from meshllm.daemon.fitting import Fit, Fitter
@@ -129,24 +129,24 @@ class Servers:
         else:
             self._post(e.ModelMeasured(name, measured))
 
-    async def _measured(self, model: LocalModel, name: str, engine: build.Engine, split: bool) -> Measured:
+    async def _measured(self, model: LocalModel, name: str, engine: build.Engine, split: bool) -> MeasuredModel:
         room, found = self._fitter.offer(), None
         with contextlib.suppress(OutOfRoom):
             found = self._found[name] = await self._prepare(model, name, engine)
         alone = found is not None and not found.fit.pages
         if alone and not split:
-            return Measured(alone, room)
+            return MeasuredModel(alone, room)
         tries = candidates(model.context_length, self._fitter.context, usage(model.header).purpose)
         # Whoever carries layers, pictures are turned into tokens by the host.
         beside = 0 if model.projector is None else projector_bytes(model.projector)
         sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=beside)) for size in tries)
-        return Measured(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
+        return MeasuredModel(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
 
     async def _prepare(self, model: LocalModel, name: str, engine: build.Engine) -> _Start:
         """How to serve it here alone. Raises OutOfRoom where that cannot be."""
         speculation, draft = await self._drafter.choose(name, model, partial(self._fetch_draft, name))
         fit = await self._fitter.fit(engine, model, usage(model.header), speculation=speculation, draft=draft)
-        return _Start(fit, draft if fit.speculation.guessing is Guessing.DRAFT else None)
+        return _Start(fit, draft if fit.speculation.guessing is DraftSource.DRAFT else None)
 
     async def _fetch_draft(self, name: str, draft: Wanted) -> LocalModel:
         """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
@@ -242,7 +242,7 @@ class Servers:
         assert size is not None
         speculation, draft = await self._drafter.choose(command.model, model, partial(self._fetch_draft, command.model))
         fit = self._fitter.fit_split(model, usage(model.header), lease, size, speculation, draft)
-        kept = draft if fit.speculation.guessing is Guessing.DRAFT else None
+        kept = draft if fit.speculation.guessing is DraftSource.DRAFT else None
         return _Start(fit, kept, await self._carrying.reach(lease, model.files))
 
 

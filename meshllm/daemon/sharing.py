@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, cast
 
+from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import NodeId, Role, short
-from meshllm.core.views import MeshView, PeerStatus, PeerView
 from meshllm.models.finding import find
 from meshllm.models.giving import Giver
 from meshllm.models.manifest import Manifest

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from meshllm import paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
-from meshllm.core.speculation import Guesses
-from meshllm.core.split import token_bytes
-from meshllm.core.types import ModelFacts, Progress
+from meshllm.core.snapshot import ModelFacts, Progress
+from meshllm.core.split.planner import token_bytes
 from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
 from meshllm.daemon.fitting import Fitter
@@ -130,11 +130,11 @@ class Supervisor:
         """Find out which models are here, and post `DiskScanned`."""
         self._owner.start(self._scan(), "look at the disk")
 
-    def written(self, guesses: Mapping[str, Guesses], split: Container[str]) -> None:
+    def written(self, guesses: Mapping[str, DraftCounts], split: Container[str]) -> None:
         """So much have the engines here written: how fast this node reads weights follows from it. `split`: the models
         that others have a part in, which say nothing of this node."""
         for name, model in self._models.items():
-            told = guesses.get(name, Guesses())
+            told = guesses.get(name, DraftCounts())
             if name not in split and told.written >= SPEED_TOKENS and told.seconds > 0:
                 read = token_bytes(model.header.shape) * (told.written - told.accepted)
                 self._post(e.SpeedMeasured(int(read / told.seconds)))

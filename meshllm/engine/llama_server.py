@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meshllm.core import speculation
-from meshllm.core.speculation import PLAIN, Guesses, Guessing, Speculation
-from meshllm.core.types import Purpose
+from meshllm.core.memory import speculation
+from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Speculation
+from meshllm.core.snapshot import Purpose
 from meshllm.engine import unix_http
 from meshllm.engine.process import ChildSpec, Ending
 
@@ -178,7 +178,7 @@ def _speculation(plan: ServerPlan) -> list[str]:
     """How it guesses ahead. The kinds are asked in an order of the engine's own: n-grams cost nothing, so they are
     before a draft. Of those, the kind that copies less than it matched: another (ngram-simple) copies as much at least,
     and loses more when it is wrong; the third (ngram-map-k) overlooks most of a prompt that follows a different one."""
-    if plan.speculation.guessing is Guessing.NONE:
+    if plan.speculation.guessing is DraftSource.NONE:
         return []
     kinds = ["ngram-mod"]
     argv = [
@@ -186,7 +186,7 @@ def _speculation(plan: ServerPlan) -> list[str]:
         "--spec-ngram-mod-n-min", str(speculation.LEAST_COPIED_TOKENS),
         "--spec-ngram-mod-n-max", str(speculation.FAR_COPIED_TOKENS if plan.workers else speculation.COPIED_TOKENS),
     ]  # fmt: skip
-    if plan.speculation.guessing is Guessing.DRAFT:
+    if plan.speculation.guessing is DraftSource.DRAFT:
         assert plan.draft_path is not None
         kinds.append("draft-simple")
         argv += [
@@ -263,7 +263,7 @@ def parse_state(line: str) -> EngineStateLine | None:
         return None
 
 
-async def guesses(socket: str) -> Guesses:
+async def guesses(socket: str) -> DraftCounts:
     """What became of the guesses of the engine at `socket` since it started, finished requests only. Raises as
     `unix_http.get` does, and ValueError for an answer that says nothing of it."""
     status, text = await unix_http.get(socket, "/metrics", deadline=GUESSES_SECONDS)
@@ -272,7 +272,7 @@ async def guesses(socket: str) -> Guesses:
     return parse_guesses(text.decode("ascii", "replace"))
 
 
-def parse_guesses(text: str) -> Guesses:
+def parse_guesses(text: str) -> DraftCounts:
     """The same, from the text. The engine writes six digits of each number. Raises ValueError."""
     found = {
         name: _number(value)
@@ -282,7 +282,7 @@ def parse_guesses(text: str) -> Guesses:
     if len(found) < 4:
         raise ValueError("the engine's metrics say nothing of guesses")
     drafted = int(found[DRAFTED])
-    return Guesses(drafted, min(int(found[ACCEPTED]), drafted), int(found[WRITTEN]), found[SECONDS])
+    return DraftCounts(drafted, min(int(found[ACCEPTED]), drafted), int(found[WRITTEN]), found[SECONDS])
 
 
 def _number(text: str) -> float:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 from meshllm.errors import InternalError, UsageError
 
 from .entry import CacheLayers, CatalogEntry

@@ -13,8 +13,8 @@ from math import log
 from pathlib import Path
 from typing import Final
 
-from meshllm.core.speculation import MOST_OF_TARGET
-from meshllm.core.types import Purpose
+from meshllm.core.memory.speculation import MOST_OF_TARGET
+from meshllm.core.snapshot import Purpose
 from meshllm.errors import MeshError, UsageError
 
 from .catalog import Catalog, load

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from meshllm.core.shapes import Shape
+from meshllm.core.memory.model_shape import ModelShape
 from meshllm.errors import InvalidModelFile
 
 from .ggml_types import FILE_TYPES
@@ -70,7 +70,7 @@ class Header:
     parameters: int
     part: int
     parts: int
-    shape: Shape
+    shape: ModelShape
 
 
 def read_header(path: Path) -> Header:

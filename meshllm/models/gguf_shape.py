@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from meshllm.core.shapes import Layer, Shape
+from meshllm.core.memory.model_shape import LayerShape, ModelShape
 
 from .gguf_cursor import Damage
 from .gguf_metadata import Metadata
@@ -84,7 +84,7 @@ WINDOWS: Final = {
 """Architectures the engine gives a cache of the window's size. Others may name a window (phi3 does) and get none."""
 
 
-def shape_of(metadata: Metadata, table: Table) -> Shape:
+def shape_of(metadata: Metadata, table: Table) -> ModelShape:
     """The shape of the model that `metadata` and `table` describe. Raises Damage for numbers the engine refuses."""
     architecture = metadata.text("general.architecture")
 
@@ -104,7 +104,7 @@ def shape_of(metadata: Metadata, table: Table) -> Shape:
     dense = not experts or any(not layer.experts for layer in weights)
     each = number("expert_feed_forward_length") or number("feed_forward_length")
     shared = number("expert_shared_feed_forward_length") or each * number("expert_shared_count")
-    return Shape(
+    return ModelShape(
         layers=tuple(keeps.layer(index, layer) for index, layer in enumerate(weights)),
         input=table.input,
         output=table.other + stray,
@@ -145,7 +145,7 @@ class _Keeping:
     def _list(self, key: str) -> tuple[int, ...]:
         return self._metadata.by_layer(f"{self._architecture}.{key}", self._count)
 
-    def layer(self, index: int, weights: LayerBytes) -> Layer:
+    def layer(self, index: int, weights: LayerBytes) -> LayerShape:
         """Layer number `index`."""
         keys = values = state = 0
         if self._architecture not in NO_CACHE and index < self._trunk:
@@ -155,7 +155,7 @@ class _Keeping:
                 keys = self._head("key_length", index) * self._kv_heads[index]
                 values = 0 if self._mla else self._head("value_length", index) * self._kv_heads[index]
         window = self._windows[index] if keys else 0
-        return Layer(weights.all, weights.experts, keys, values, window, state, idle=index >= self._trunk)
+        return LayerShape(weights.all, weights.experts, keys, values, window, state, idle=index >= self._trunk)
 
     @property
     def latent(self) -> int:

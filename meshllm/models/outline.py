@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import isqrt
 from typing import Final
 
-from meshllm.core.shapes import Layer, Shape
+from meshllm.core.memory.model_shape import LayerShape, ModelShape
 
 from .entry import CatalogEntry
 
@@ -24,7 +24,7 @@ _INNER_QUARTERS: Final = 14  # 3.5 times the width
 _EXPERT_PERCENT: Final = 90
 
 
-def outline(entry: CatalogEntry) -> Shape:
+def outline(entry: CatalogEntry) -> ModelShape:
     """What is known, and what is usual, of a model of the catalogue."""
     caches = [layers for layers in entry.cache for _ in range(layers.layers)]
     count = len(caches) or USUAL_LAYERS
@@ -34,12 +34,12 @@ def outline(entry: CatalogEntry) -> Shape:
     experts = 0 if entry.dense else each * _EXPERT_PERCENT // 100
     if caches:
         layers = tuple(
-            Layer(each, experts, kept.heads * kept.key_length, kept.heads * kept.value_length, kept.window)
+            LayerShape(each, experts, kept.heads * kept.key_length, kept.heads * kept.value_length, kept.window)
             for kept in caches
         )
     else:
-        layers = (Layer(each, experts),) * count
-    return Shape(
+        layers = (LayerShape(each, experts),) * count
+    return ModelShape(
         layers=layers,
         output=rest,
         width=width,

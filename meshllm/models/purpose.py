@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 
 from .gguf import POOLING_LAST, POOLING_NONE, POOLING_RANK, Header
 

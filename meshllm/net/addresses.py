@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from meshllm.core.records import MAX_ADDRESSES, Address, NodeId
+from meshllm.core.records import MAX_ADDRESSES, NodeId, PeerAddress
 
 # Addresses for documentation (RFC 5737, RFC 3849): routed like any other, answered by nobody.
 _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
@@ -36,8 +36,8 @@ class InterfaceFacts:
 
 
 def addresses(
-    facts: Iterable[InterfaceFacts], port: int, *, observed: Iterable[Address] = (), loopback: bool = False
-) -> tuple[Address, ...]:
+    facts: Iterable[InterfaceFacts], port: int, *, observed: Iterable[PeerAddress] = (), loopback: bool = False
+) -> tuple[PeerAddress, ...]:
     """At most MAX_ADDRESSES, the likeliest first: those of the default route, those that others see, all the rest.
 
     IPv4 comes before IPv6, private before global. `observed` addresses (see `Observed`) keep the port they were seen
@@ -48,10 +48,10 @@ def addresses(
     usable = [(found, ip) for found in facts if (ip := _parse(found.host)) is not None]
     outward = sorted(((fact, ip) for fact, ip in usable if not ip.is_loopback), key=_rank)
     inward = sorted(((fact, ip) for fact, ip in usable if ip.is_loopback), key=_rank)
-    found = [Address(str(ip), port) for fact, ip in outward if fact.default]
+    found = [PeerAddress(str(ip), port) for fact, ip in outward if fact.default]
     found += [seen for seen in observed if (ip := _parse(seen.host)) is not None and not ip.is_loopback]
-    found += [Address(str(ip), port) for fact, ip in outward if not fact.default]
-    last = [Address(str(ip), port) for _, ip in inward[:1]] if loopback or not found else []
+    found += [PeerAddress(str(ip), port) for fact, ip in outward if not fact.default]
+    last = [PeerAddress(str(ip), port) for _, ip in inward[:1]] if loopback or not found else []
     return (*tuple(dict.fromkeys(found))[: MAX_ADDRESSES - len(last)], *last)
 
 
@@ -106,9 +106,9 @@ class Observed:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[NodeId, Address] = {}
+        self._seen: dict[NodeId, PeerAddress] = {}
 
-    def saw(self, peer: NodeId, address: Address) -> None:
+    def saw(self, peer: NodeId, address: PeerAddress) -> None:
         """`peer` sees us at `address`. Its last word counts; the oldest witness goes when there are too many."""
         self._seen.pop(peer, None)
         if _parse(address.host) is None or not 0 < address.port < 65536:
@@ -121,10 +121,10 @@ class Observed:
         """The peer is gone, and its word with it."""
         self._seen.pop(peer, None)
 
-    def believed(self, *, alone: bool = False) -> tuple[Address, ...]:
+    def believed(self, *, alone: bool = False) -> tuple[PeerAddress, ...]:
         """The addresses enough peers agree on, most witnesses first. `alone`: this node knows one peer only."""
         needed = 1 if alone else WITNESSES_NEEDED
-        votes: dict[Address, int] = {}
+        votes: dict[PeerAddress, int] = {}
         for address in self._seen.values():
             votes[address] = votes.get(address, 0) + 1
         return tuple(sorted((a for a, count in votes.items() if count >= needed), key=lambda a: (-votes[a], a)))

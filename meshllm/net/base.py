@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from meshllm.core.records import Address, MeshId, NodeId, Role, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 
 
 class StreamKind(IntEnum):
@@ -42,11 +42,11 @@ class LinkFacts:
     peer: NodeId
     role: Role
     mesh: MeshId
-    address: Address
+    address: PeerAddress
     dialled: bool
     rtt: float
     protocol: int
-    observed: Address | None = None
+    observed: PeerAddress | None = None
     secret: bytes | None = field(default=None, repr=False)
 
 
@@ -98,7 +98,7 @@ class Transport(Protocol):
     async def start(self, handler: LinkHandler) -> int:
         """Listen; returns the port. Raises PortTaken."""
 
-    async def dial(self, way: WayIn) -> Link:
+    async def dial(self, way: BootstrapAddress) -> Link:
         """A link to that peer: the one that is there, or a new one (addresses nearly at once, first to answer wins).
 
         Raises PeerUnreachable or PeerRefused within DIAL_SECONDS, whatever the addresses do.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from meshllm.core.records import Address
+from meshllm.core.records import PeerAddress
 
 # The stream that the dialler opens first, for the handshake and the messages. It has no kind byte.
 CONTROL = 0
@@ -26,7 +26,7 @@ class Carrier(Protocol):
         """Whether this end dialled."""
 
     @property
-    def address(self) -> Address:
+    def address(self) -> PeerAddress:
         """Where the peer is."""
 
     @property

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from meshllm.core.records import Address, NodeId, WayIn, short
+from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, short
 from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
 from meshllm.net.base import DIAL_SECONDS
 from meshllm.net.links import NodeLink
@@ -34,7 +34,7 @@ class Attempt(Protocol):
 class Dialler(Protocol):
     """The verbs a dial needs of the transport."""
 
-    def attempt(self, address: Address, dial: Dial) -> Attempt:
+    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
         """Try an address. Later (never at once) `dial.ready` or `dial.failed` is called, once."""
 
     def greet(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
@@ -45,7 +45,7 @@ class Dial:
     """Being dialled: `future` gets the link, PeerRefused or PeerUnreachable."""
 
     def __init__(
-        self, way: WayIn, dialler: Dialler, loop: asyncio.AbstractEventLoop, done: Callable[[Dial], None]
+        self, way: BootstrapAddress, dialler: Dialler, loop: asyncio.AbstractEventLoop, done: Callable[[Dial], None]
     ) -> None:
         self.way = way
         self.future: asyncio.Future[NodeLink] = loop.create_future()
@@ -55,7 +55,7 @@ class Dial:
         self._loop = loop
         self._done = done
         self._addresses = deque(dict.fromkeys(way.addresses[:MAX_ADDRESSES_TRIED]))
-        self._trying: dict[Attempt, Address] = {}
+        self._trying: dict[Attempt, PeerAddress] = {}
         self._ready: deque[tuple[Attempt, NodeId]] = deque()
         self._reasons: list[str] = []
         self._wrong_node: PeerRefused | None = None

@@ -27,7 +27,7 @@ from aioquic.quic.packet import (
 )
 from aioquic.quic.retry import QuicRetryTokenHandler
 
-from meshllm.core.records import Address
+from meshllm.core.records import PeerAddress
 from meshllm.errors import port_taken
 from meshllm.net.base import Clock
 from meshllm.net.credit import Bucket
@@ -132,7 +132,7 @@ class Endpoint:
             return error.errno in (errno.ECONNREFUSED, errno.ENOBUFS, errno.EPERM)
         return True
 
-    def sockaddr(self, address: Address) -> SocketAddress:
+    def sockaddr(self, address: PeerAddress) -> SocketAddress:
         """As `receive` gives it, so that both compare. Raises ValueError for what is no IP address."""
         host = ipaddress.ip_address(address.host)
         if not self._ipv6:
@@ -309,12 +309,12 @@ def _enlarge(made: socket.socket, option: int) -> None:
             size //= 2
 
 
-def to_address(source: SocketAddress) -> Address:
+def to_address(source: SocketAddress) -> PeerAddress:
     """What other parts of the program call it: IPv4 in IPv6 clothing is IPv4, scopes are left out."""
     host = source[0].partition("%")[0]
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
-    return Address(host, source[1])
+    return PeerAddress(host, source[1])
 
 
 def address_key(host: str) -> str:

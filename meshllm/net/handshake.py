@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from meshllm.core.records import Address, MeshId, NodeId, Role
+from meshllm.core.records import MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage, PeerRefused
 from meshllm.net.identity import Identity, verify
 from meshllm.wire.hello import (
@@ -65,7 +65,7 @@ class Finding:
     name: bytes
     instance: bytes
     ended: bytes = b""
-    observed: Address | None = None
+    observed: PeerAddress | None = None
     secret: bytes | None = field(default=None, repr=False)
 
 
@@ -159,7 +159,7 @@ class AcceptorHandshake:
         credentials: Credentials,
         *,
         instance: bytes,
-        observed: Address | None,
+        observed: PeerAddress | None,
         wall_clock: Callable[[], float],
         admit: Callable[[Finding], Refusal | None],
     ) -> None:

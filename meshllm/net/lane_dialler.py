@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from meshllm.core.records import Address, NodeId, short
+from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import PeerRefused
 from meshllm.net.base import StreamKind
 from meshllm.net.identity import node_of_der
@@ -133,7 +133,7 @@ def _deliver(protocol: asyncio.BaseProtocol, data: bytes) -> None:
         protocol.data_received(data)
 
 
-def hosts_to_try(linked: Address, others: Iterable[Address]) -> tuple[str, ...]:
+def hosts_to_try(linked: PeerAddress, others: Iterable[PeerAddress]) -> tuple[str, ...]:
     """Where to knock: where the link goes first. What a peer merely claims may not lead to this machine itself."""
     hosts = [linked.host]
     for other in others:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from meshllm.core.records import Address, NodeId, short
+from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import LinkClosed
 from meshllm.net.base import Clock, Link, StreamKind
 from meshllm.net.identity import Identity
@@ -114,7 +114,7 @@ class Lanes:
         link: Link,
         kind: StreamKind,
         factory: Callable[[], asyncio.BaseProtocol],
-        addresses: Iterable[Address] = (),
+        addresses: Iterable[PeerAddress] = (),
     ) -> asyncio.BaseProtocol | None:
         """A lane to the link's peer with a protocol of `factory` on it, already connected; None: use a stream.
 
@@ -176,7 +176,7 @@ class Lanes:
 
     # -- what is known
 
-    def _way(self, link: Link, addresses: Iterable[Address]) -> _Way:
+    def _way(self, link: Link, addresses: Iterable[PeerAddress]) -> _Way:
         way = self._ways.get(link.facts.peer)
         if way is None or way.link is not link:
             way = self._ways[link.facts.peer] = _Way(link)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import cast
 
-from meshllm.core.records import Address
+from meshllm.core.records import PeerAddress
 from meshllm.errors import PortTaken
 from meshllm.net.base import IDLE_SECONDS, Clock
 from meshllm.net.carrier import CONTROL, Carrier, CarrierUser
@@ -32,29 +32,29 @@ class MemoryNetwork:
     """Who listens where, and which pairs of addresses are cut from each other."""
 
     def __init__(self) -> None:
-        self.listening: dict[Address, MemoryTransport] = {}
+        self.listening: dict[PeerAddress, MemoryTransport] = {}
         self._hosts = count(1)
-        self._cuts: set[frozenset[Address]] = set()
+        self._cuts: set[frozenset[PeerAddress]] = set()
         self._carriers: set[MemoryCarrier] = set()
 
-    def address(self) -> Address:
+    def address(self) -> PeerAddress:
         """One that nobody has."""
         number = next(self._hosts)
-        return Address(f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", PORT)
+        return PeerAddress(f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", PORT)
 
-    def cut(self, one: Address, other: Address) -> None:
+    def cut(self, one: PeerAddress, other: PeerAddress) -> None:
         """Nothing passes between the two any more."""
         self._cuts.add(frozenset((one, other)))
         for carrier in tuple(self._carriers):
             carrier.cut_or_healed()
 
-    def heal(self, one: Address, other: Address) -> None:
+    def heal(self, one: PeerAddress, other: PeerAddress) -> None:
         """What waits passes, and all else."""
         self._cuts.discard(frozenset((one, other)))
         for carrier in tuple(self._carriers):
             carrier.cut_or_healed()
 
-    def is_cut(self, one: Address, other: Address) -> bool:
+    def is_cut(self, one: PeerAddress, other: PeerAddress) -> bool:
         """Whether nothing passes between the two."""
         return frozenset((one, other)) in self._cuts
 
@@ -76,7 +76,7 @@ class MemoryTransport(NodeTransport):
         credentials: Callable[[], Credentials],
         network: MemoryNetwork,
         *,
-        address: Address | None = None,
+        address: PeerAddress | None = None,
         max_clients: int | None = None,
         wall_clock: Callable[[], float] | None = None,
         clock: Clock | None = None,
@@ -94,7 +94,7 @@ class MemoryTransport(NodeTransport):
     async def _stop_listening(self) -> None:
         self.network.listening.pop(self.address, None)
 
-    def attempt(self, address: Address, dial: Dial) -> Attempt:
+    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
         return MemoryCarrier.dial_to(self.network, self.address, address, dial)
 
     def _attach(self, attempt: Attempt, make: Callable[[Carrier], NodeLink]) -> NodeLink:
@@ -128,7 +128,7 @@ class Incoming:
 class MemoryCarrier:
     """`carrier.Carrier` and `dialling.Attempt`: one end of a connection; `peer` is the other."""
 
-    def __init__(self, network: MemoryNetwork, here: Address, there: Address, *, dialled: bool) -> None:
+    def __init__(self, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, *, dialled: bool) -> None:
         self.peer: MemoryCarrier | None = None
         self._network = network
         self._here, self._there = here, there
@@ -145,7 +145,7 @@ class MemoryCarrier:
         self._over = False
 
     @classmethod
-    def dial_to(cls, network: MemoryNetwork, here: Address, there: Address, dial: Dial) -> MemoryCarrier:
+    def dial_to(cls, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, dial: Dial) -> MemoryCarrier:
         """A connection in the making."""
         carrier = cls(network, here, there, dialled=True)
         carrier._dial = dial
@@ -159,7 +159,7 @@ class MemoryCarrier:
         return self._dialled
 
     @property
-    def address(self) -> Address:
+    def address(self) -> PeerAddress:
         return self._there
 
     @property

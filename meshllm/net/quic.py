@@ -13,7 +13,7 @@ from typing import cast
 
 from aioquic.quic import events
 
-from meshllm.core.records import Address, NodeId
+from meshllm.core.records import NodeId, PeerAddress
 from meshllm.errors import PeerRefused
 from meshllm.net.base import Clock
 from meshllm.net.carrier import Carrier, CarrierUser
@@ -57,7 +57,7 @@ class QuicTransport(NodeTransport):
     async def _stop_listening(self) -> None:
         self.endpoint.close()
 
-    def attempt(self, address: Address, dial: Dial) -> Attempt:
+    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
         carrier = QuicCarrier(self.endpoint, MeshConnection(self._client), self._clock, dialled=True)
         carrier.dial = dial
         carrier.connect(address)
@@ -107,7 +107,7 @@ class QuicCarrier:
         return self._dialled
 
     @property
-    def address(self) -> Address:
+    def address(self) -> PeerAddress:
         return to_address(self._quic.get_peer_address() or self.where)
 
     @property
@@ -160,7 +160,7 @@ class QuicCarrier:
 
     # -- dialling.Attempt
 
-    def connect(self, address: Address) -> None:
+    def connect(self, address: PeerAddress) -> None:
         """Begin the handshake of QUIC."""
         try:
             self.where = self._endpoint.sockaddr(address)

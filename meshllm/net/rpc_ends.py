@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import cast
 
-from meshllm.core.leases import SESSION_BYTES
+from meshllm.core.split.lease import SESSION_BYTES
 
 # The first bytes of a tunnel: which lease it belongs to, and what for.
 HEADER = struct.Struct(f">{SESSION_BYTES}sQB")

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import cast
 
-from meshllm.core.records import NODE_ID_BYTES, Address, NodeId, Role, WayIn, short
+from meshllm.core.records import NODE_ID_BYTES, BootstrapAddress, NodeId, PeerAddress, Role, short
 from meshllm.errors import LinkClosed, PeerRefused, PeerUnreachable
 from meshllm.net.base import Clock, Link, LinkHandler, StreamKind
 from meshllm.net.carrier import Carrier
@@ -67,7 +67,7 @@ class NodeTransport(ABC):
         self._running = True
         return port
 
-    async def dial(self, way: WayIn) -> Link:
+    async def dial(self, way: BootstrapAddress) -> Link:
         if len(way.pin) not in (PIN_BYTES, NODE_ID_BYTES):
             raise PeerRefused("The way in does not say which node is there.", reason="bad_way")
         if self.identity.node.startswith(way.pin):
@@ -115,7 +115,7 @@ class NodeTransport(ABC):
         """Nothing is left."""
 
     @abstractmethod
-    def attempt(self, address: Address, dial: Dial) -> Attempt:
+    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
         """See `dialling.Dialler`."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from meshllm.core.records import Address, NodeId, WayIn, short
+from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, short
 from meshllm.errors import PeerUnreachable
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.lane_listener import LANE_KINDS
@@ -57,7 +57,7 @@ class Tunnels:
         kind: StreamKind,
         factory: Callable[[], asyncio.BaseProtocol],
         *,
-        addresses: Iterable[Address] = (),
+        addresses: Iterable[PeerAddress] = (),
     ) -> asyncio.BaseProtocol:
         """A tunnel to `peer` with a protocol of `factory` on it, already connected; the link is made if there is none.
 
@@ -69,7 +69,7 @@ class Tunnels:
         if link is None:
             if not ways:
                 raise PeerUnreachable(f"There is no link to {short(peer)}, and no address of it is known.")
-            link = await self._transport.dial(WayIn(peer, ways))
+            link = await self._transport.dial(BootstrapAddress(peer, ways))
         if self._lanes is not None and kind in LANE_KINDS:
             protocol = await self._lanes.open(link, kind, factory, ways)
             if protocol is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from meshllm.core.patience import FirstByteTimes
-from meshllm.core.routing import Offer, Target, TargetKind
+from meshllm.core.routing.first_byte_timeout import FirstByteTimes
+from meshllm.core.routing.routes import Target, TargetKind, TargetOffer
 from meshllm.web.upstream import UpstreamPool
 
 # What a backend can do at a time is its own affair; this only keeps one from taking all our connections.
@@ -54,7 +54,7 @@ class TargetDesk:
         self.mean_seconds = 5.0
         # Of the last answer that told (None: none did), as this node's callers and guests had it.
         self.tokens_per_second: float | None = None
-        self.offer = Offer(target)
+        self.offer = TargetOffer(target)
         self.askers: dict[Asker, None] = {}
         self.first_byte = FirstByteTimes()
         self.resting_until = 0.0
@@ -87,7 +87,7 @@ class TargetDesk:
         """Requests at work and waiting, ours and what is known of others', per slot."""
         return (self.active + len(self._waiting) + self._others) / self.limit
 
-    def update(self, offer: Offer) -> None:
+    def update(self, offer: TargetOffer) -> None:
         """What is known of the target now."""
         if offer.load is not None and offer.load is not self.offer.load:
             # It counts ours as well. An old report says nothing new: what we have sent since is not in it.

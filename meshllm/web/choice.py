@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from meshllm.core import routing
-from meshllm.core.ranking import Candidate, least_tokens, rank
-from meshllm.core.routing import Place, Route, Standing, Target, TargetKind
-from meshllm.core.stickiness import Stickiness
+from meshllm.core.routing import routes
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
+from meshllm.core.routing.routes import Availability, ModelRoute, Place, Target, TargetKind
 from meshllm.web.admission import TargetDesk, Waiter
 from meshllm.web.inquiry import Inquiry
 from meshllm.web.refusals import CONTEXT, NOT_HERE, Refusal
@@ -54,7 +54,7 @@ class Decision:
 class Choice:
     """The search of one request for a host."""
 
-    def __init__(self, inquiry: Inquiry, stickiness: Stickiness, *, guest: bool = False) -> None:
+    def __init__(self, inquiry: Inquiry, stickiness: SessionAffinity, *, guest: bool = False) -> None:
         """`guest`: the request is a peer's, and is only for what is served here."""
         self._inquiry = inquiry
         self._stickiness = stickiness
@@ -75,16 +75,16 @@ class Choice:
 
     # -- what comes next
 
-    def decide(self, route: Route, desks: list[TargetDesk], waiter: Waiter, queued: TargetDesk | None,
+    def decide(self, route: ModelRoute, desks: list[TargetDesk], waiter: Waiter, queued: TargetDesk | None,
                now: float) -> Decision:  # fmt: skip
         """The next step. `queued` is whose queue `waiter` stands in."""
         api, model = self._inquiry.api, self._inquiry.model
         if route.purpose is not None and api.purpose not in (None, route.purpose):
-            return Decision(Step.FAIL, words=routing.purpose_words(model, route.purpose), status=400,
+            return Decision(Step.FAIL, words=routes.purpose_words(model, route.purpose), status=400,
                             code="wrong_purpose")  # fmt: skip
         blind = all(desk.offer.sees is False for desk in desks) if desks else route.sees is False
         if blind and self._shows_pictures():
-            return Decision(Step.FAIL, words=routing.blind_words(model), status=400, code=UNSUPPORTED_INPUT)
+            return Decision(Step.FAIL, words=routes.blind_words(model), status=400, code=UNSUPPORTED_INPUT)
         usable = self._usable(desks, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
@@ -93,9 +93,9 @@ class Choice:
             return Decision(Step.FAIL, words=words, status=503, code=NOT_HERE)
         if desks or self._guest:
             return self._nobody(desks)
-        if route.standing is Standing.COMING:
+        if route.standing is Availability.COMING:
             return self._coming(route, now)
-        if route.standing is Standing.FAILED:
+        if route.standing is Availability.FAILED:
             return Decision(Step.FAIL, words=route.words, status=503, code="model_unavailable",
                             headers="retry-after: 30\r\n")  # fmt: skip
         return Decision(Step.FAIL, words=route.words, status=404, code="model_not_found")
@@ -152,7 +152,7 @@ class Choice:
         self._several = True
         place = self._sticky_place(now)
         candidates = [
-            Candidate(
+            RankedHost(
                 order,
                 desk.target.kind is not TargetKind.PEER,
                 desk.free,
@@ -183,7 +183,7 @@ class Choice:
             return Decision(Step.TELL, refusal=told)
         purpose = next((desk.offer.purpose for desk in desks if desk.offer.purpose is not None), None)
         if not waits and purpose is not None:
-            words = routing.purpose_words(self._inquiry.model, purpose)
+            words = routes.purpose_words(self._inquiry.model, purpose)
             return Decision(Step.FAIL, words=words, status=400, code="wrong_purpose")
         return Decision(Step.WAIT, words=f"{self._inquiry.model} lost its server; waiting for it to come back")
 
@@ -195,7 +195,7 @@ class Choice:
             return max(too_long, key=lambda refusal: refusal.number("n_ctx"))
         return refusals[-1] if refusals else None
 
-    def _coming(self, route: Route, now: float) -> Decision:
+    def _coming(self, route: ModelRoute, now: float) -> Decision:
         if route.verdict != self._verdict:
             self._verdict, self._since = route.verdict, now
         if route.patience is not None and now - self._since >= route.patience:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from meshllm.core.routing import TargetKind
+from meshllm.core.routing.routes import TargetKind
 
 # A streaming caller never hears nothing for longer than this (plus a second).
 SILENCE_SECONDS = 5.0

@@ -11,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from meshllm.core import routing
 from meshllm.core.records import ModelLoad
-from meshllm.core.routing import MeshIndex, Offer, Route, Standing, Target, TargetKind
-from meshllm.core.stickiness import Stickiness
-from meshllm.core.types import Snapshot
+from meshllm.core.routing import routes
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
+from meshllm.core.snapshot import Snapshot
 from meshllm.web.admission import TargetDesk
 from meshllm.web.model_list import unknown_words
 from meshllm.web.upstream import PeerConnector, UpstreamPool
@@ -28,7 +28,7 @@ MAX_SOUGHT = 256
 # Whoever wants to know how busy the engine here is hears of it at most twice a second.
 LOADS_SECONDS = 0.5
 
-Found = tuple[Route, list[TargetDesk]]
+Found = tuple[ModelRoute, list[TargetDesk]]
 
 
 class Desks:
@@ -48,8 +48,8 @@ class Desks:
         self._on_loads = on_loads
         self._on_work = on_work
         self.snapshot = Snapshot()
-        self.stickiness = Stickiness()
-        self._index: MeshIndex | None = routing.NO_MESH
+        self.stickiness = SessionAffinity()
+        self._index: MeshIndex | None = routes.NO_MESH
         self._desks: dict[Target, TargetDesk] = {}
         self._peer_pools: dict[str, UpstreamPool] = {}
         self._routes: dict[str, Found] = {}
@@ -65,7 +65,7 @@ class Desks:
     def index(self) -> MeshIndex:
         """What the mesh serves, by model."""
         if self._index is None:
-            self._index = routing.mesh_index(self.snapshot.mesh)
+            self._index = routes.mesh_index(self.snapshot.mesh)
         return self._index
 
     def publish(self, snapshot: Snapshot) -> None:
@@ -82,7 +82,7 @@ class Desks:
     def _forget_the_gone(self) -> None:
         # Not by asking for each model's route: two backends with 2,000 models each took 0.4 s, at every progress tick.
         snapshot = self.snapshot
-        current = {offer.target for model in snapshot.models for offer in routing.offers_here(snapshot, model.name)}
+        current = {offer.target for model in snapshot.models for offer in routes.offers_here(snapshot, model.name)}
         current |= {Target(TargetKind.BACKEND, backend.url) for backend in snapshot.backends if backend.healthy}
         for target, desk in list(self._desks.items()):
             if target.kind is TargetKind.PEER:
@@ -109,8 +109,8 @@ class Desks:
         found = self._routes.get(model)
         if found is not None:
             return found
-        route = routing.route(self.snapshot, model, self.index)
-        if route.standing is Standing.UNKNOWN:
+        route = routes.route(self.snapshot, model, self.index)
+        if route.standing is Availability.UNKNOWN:
             route = replace(route, words=unknown_words(self.snapshot, model, self.index))
         elif route.seek:
             self._look_for(model)
@@ -123,8 +123,8 @@ class Desks:
         """The same for peers who ask: only what this node itself answers with, so that no request goes in circles."""
         found = self._here.get(model)
         if found is None:
-            offers = routing.offers_here(self.snapshot, model)
-            route = replace(routing.route_to(offers, self.snapshot.model(model)), standing=Standing.UNKNOWN)
+            offers = routes.offers_here(self.snapshot, model)
+            route = replace(routes.route_to(offers, self.snapshot.model(model)), standing=Availability.UNKNOWN)
             found = (route, [self._desk(offer) for offer in offers])
             if offers:
                 self._here[model] = found
@@ -132,9 +132,9 @@ class Desks:
 
     def is_known(self, model: str) -> bool:
         """Whether there is such a model: names that callers make up must not fill the metrics."""
-        return model in self._routes or model in self._here or model in routing.models(self.snapshot, self.index)
+        return model in self._routes or model in self._here or model in routes.models(self.snapshot, self.index)
 
-    def _desk(self, offer: Offer) -> TargetDesk:
+    def _desk(self, offer: TargetOffer) -> TargetDesk:
         target = offer.target
         desk = self._desks.get(target)
         if desk is None:
@@ -179,7 +179,7 @@ class Desks:
         """What the engine processes here work on, and who waits for them."""
         found = []
         for model in self.snapshot.models:
-            offers = routing.offers_here(self.snapshot, model.name)
+            offers = routes.offers_here(self.snapshot, model.name)
             if offers and offers[0].target.kind is TargetKind.ENGINE:
                 desk = self._desks.get(offers[0].target)
                 counts = (desk.active, desk.waiting) if desk is not None else (0, 0)

@@ -9,7 +9,7 @@ connection: that is what keeps the added time to the first byte low. Whom to ask
 
 from __future__ import annotations
 
-from meshllm.core.routing import TargetKind
+from meshllm.core.routing.routes import TargetKind
 from meshllm.web import deadlines
 from meshllm.web.admission import TargetDesk
 from meshllm.web.choice import Choice, Step

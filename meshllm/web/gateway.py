@@ -20,11 +20,11 @@ from typing import Any
 import orjson
 
 from meshllm import __version__
+from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import ModelLoad
-from meshllm.core.routing import Target, TargetKind
-from meshllm.core.speculation import Guesses
-from meshllm.core.stickiness import Stickiness
-from meshllm.core.types import Snapshot
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.routes import Target, TargetKind
+from meshllm.core.snapshot import Snapshot
 from meshllm.errors import MeshError, port_taken
 from meshllm.tasks import Owner
 from meshllm.web.admission import TargetDesk
@@ -63,7 +63,7 @@ class Gateway:
         seek: Callable[[str], None] | None = None,
         on_loads: Callable[[tuple[ModelLoad, ...]], None] | None = None,
         on_work: Callable[[], None] | None = None,
-        guesses: Callable[[], Mapping[str, Guesses]] = dict,
+        guesses: Callable[[], Mapping[str, DraftCounts]] = dict,
     ) -> None:
         """`backend_keys`: what to send as a bearer token, by backend URL. `peers` makes connections to peers.
 
@@ -279,7 +279,7 @@ class Gateway:
         return int(datetime.now(UTC).timestamp())
 
     @property
-    def stickiness(self) -> Stickiness:
+    def stickiness(self) -> SessionAffinity:
         """Who answered for which conversation."""
         return self._desks.stickiness
 

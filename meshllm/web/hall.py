@@ -6,8 +6,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from meshllm.core.routing import Route, Target
-from meshllm.core.stickiness import Stickiness
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.routes import ModelRoute, Target
 from meshllm.web.admission import TargetDesk
 from meshllm.web.upstream import UpstreamPool
 
@@ -36,11 +36,11 @@ class Hall(Protocol):
     def wall(self) -> int:
         """Seconds since the epoch, for timestamps that callers see."""
 
-    def find(self, model: str) -> tuple[Route, list[TargetDesk]]:
+    def find(self, model: str) -> tuple[ModelRoute, list[TargetDesk]]:
         """Who can answer for `model` now, and the desks of its targets, best first."""
 
     @property
-    def stickiness(self) -> Stickiness:
+    def stickiness(self) -> SessionAffinity:
         """Who answered for which conversation."""
 
     def failed(self, desk: TargetDesk, now: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from meshllm.core.routing import TargetKind
+from meshllm.core.routing.routes import TargetKind
 from meshllm.web.upstream import UpstreamPool
 from meshllm.wire.apis import ROUTES, Api
 from meshllm.wire.pictures import PICTURE_WORDS, shows_pictures

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from meshllm.core.membership.views import JoinStep, MeshView, PeerView
 from meshllm.core.records import NodeId
-from meshllm.core.views import JoinStep, MeshView, PeerView
 from meshllm.web.model_list import modalities
 from meshllm.web.status_model import StatusModel
 

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from meshllm.core import serving
-from meshllm.core.routing import TargetKind
-from meshllm.core.speculation import Guesses
-from meshllm.core.types import ModelPhase, Snapshot
+from meshllm.core.memory.speculation import DraftCounts
+from meshllm.core.routing.routes import TargetKind
+from meshllm.core.serving import next_step
+from meshllm.core.snapshot import ModelPhase, Snapshot
 from meshllm.web.admission import TargetDesk
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,7 +44,7 @@ class Metrics:
         self,
         snapshot: Callable[[], Snapshot],
         desks: Callable[[], Iterable[TargetDesk]],
-        guesses: Callable[[], Mapping[str, Guesses]] = dict,
+        guesses: Callable[[], Mapping[str, DraftCounts]] = dict,
     ) -> None:
         self.registry = CollectorRegistry()
         self._tallies: dict[tuple[str, str, str], _Tally] = {}
@@ -138,7 +138,7 @@ class _State(Collector):
         self,
         snapshot: Callable[[], Snapshot],
         desks: Callable[[], Iterable[TargetDesk]],
-        guesses: Callable[[], Mapping[str, Guesses]],
+        guesses: Callable[[], Mapping[str, DraftCounts]],
     ) -> None:
         self._snapshot = snapshot
         self._desks = desks
@@ -151,7 +151,7 @@ class _State(Collector):
             "mesh_llm_engine_restarts", "Engine processes that ended without being asked to.", labels=("model",)
         )
         for model in snapshot.models:
-            now = serving.phase(snapshot.engine, model)
+            now = next_step.phase(snapshot.engine, model)
             for phase in ModelPhase:
                 phases.add_metric((model.name, phase.value), float(phase is now))
             restarts.add_metric((model.name,), model.restarts)

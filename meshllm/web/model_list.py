@@ -9,9 +9,10 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from meshllm.core import routing, serving
-from meshllm.core.routing import MeshIndex, Offer, TargetKind
-from meshllm.core.types import Snapshot
+from meshllm.core.routing import routes
+from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
+from meshllm.core.serving import next_step
+from meshllm.core.snapshot import Snapshot
 from meshllm.web.inquiry import MAX_MODEL_NAME
 
 # Comparing a name with all that a big backend lists takes 0.3 s, in which nobody else is served.
@@ -24,8 +25,8 @@ MAX_HOSTS_LISTED = 32
 
 def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
     """The body of `GET /v1/models`: what is here, what peers serve, what others say is served, what is only wanted."""
-    offers = routing.all_offers(snapshot, index)
-    names = list(dict.fromkeys([*offers, *sorted(index.rumoured), *routing.wanted(snapshot, index)]))[:MAX_LISTED]
+    offers = routes.all_offers(snapshot, index)
+    names = list(dict.fromkeys([*offers, *sorted(index.rumoured), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
     cards = [_card(snapshot, name, offers.get(name, ()), index) for name in names]
     ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]} if cards else {}
     return {"object": "list", "data": cards, "has_more": False, **ends}
@@ -33,19 +34,19 @@ def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
 
 def model_card(snapshot: Snapshot, index: MeshIndex, name: str) -> dict[str, Any] | None:
     """The body of `GET /v1/models/NAME`; None if there is no such model."""
-    known = name in index.rumoured or name in routing.wanted(snapshot, index)
-    if not known and name not in routing.models(snapshot, index):
+    known = name in index.rumoured or name in routes.wanted(snapshot, index)
+    if not known and name not in routes.models(snapshot, index):
         return None
-    return _card(snapshot, name, routing.route(snapshot, name, index).offers, index)
+    return _card(snapshot, name, routes.route(snapshot, name, index).offers, index)
 
 
-def _card(snapshot: Snapshot, name: str, offers: Sequence[Offer], index: MeshIndex) -> dict[str, Any]:
+def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: MeshIndex) -> dict[str, Any]:
     """A model as OpenAI's and Anthropic's clients both read it, and what we know besides, under `mesh`."""
     # "heard of": others say that somebody serves it; the first request for it finds out (`Route.seek`).
     known: dict[str, Any] = {"phase": "serving" if offers else "heard of" if name in index.rumoured else "wanted"}
     here = snapshot.model(name)
     if here is not None:
-        known["phase"] = serving.phase(snapshot.engine, here).value
+        known["phase"] = next_step.phase(snapshot.engine, here).value
         if here.facts is not None:
             known |= {"size": here.facts.size, "architecture": here.facts.architecture}
             known["purpose"] = here.facts.purpose.value
@@ -70,7 +71,7 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[Offer], index: MeshInd
     }
 
 
-def _of_peers(offers: Sequence[Offer], known: dict[str, Any]) -> dict[str, Any]:
+def _of_peers(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[str, Any]:
     """What can be said of a model that only peers serve."""
     found: dict[str, Any] = {"phase": "serving", "context_length": max(offer.context_length for offer in offers)}
     found["slots"] = sum(offer.target.slots for offer in offers)
@@ -91,7 +92,7 @@ def modalities(sees: bool) -> list[str]:
     return ["text", "image"] if sees else ["text"]
 
 
-def _host(offer: Offer) -> dict[str, Any]:
+def _host(offer: TargetOffer) -> dict[str, Any]:
     """One that serves a model: who it is, and what it takes."""
     target = offer.target
     host: dict[str, Any] = {"kind": target.kind.value, "name": offer.name}
@@ -106,7 +107,7 @@ def _host(offer: Offer) -> dict[str, Any]:
 
 def known_words(snapshot: Snapshot, index: MeshIndex) -> str:
     """Which models there are, as the end of a sentence."""
-    names = routing.models(snapshot, index)
+    names = routes.models(snapshot, index)
     if not names:
         return " No model is served here yet."
     more = f" and {len(names) - MAX_NAMES_TOLD} more" if len(names) > MAX_NAMES_TOLD else ""
@@ -116,7 +117,7 @@ def known_words(snapshot: Snapshot, index: MeshIndex) -> str:
 
 def unknown_words(snapshot: Snapshot, name: str, index: MeshIndex) -> str:
     """That there is no model `name`, which one may be meant, and which ones there are."""
-    names = routing.models(snapshot, index)[:MAX_NAMES_COMPARED]
+    names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
     close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"The model {name[:MAX_MODEL_NAME]!r} is not known here.{hint}{known_words(snapshot, index)}"

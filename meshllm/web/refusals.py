@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshllm.core.routing import TargetKind
+from meshllm.core.routing.routes import TargetKind
 from meshllm.wire import strict_json
 from meshllm.wire.api_errors import error_body, find_error, status_of
 from meshllm.wire.apis import Api

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from meshllm.core.hosting import SplitState
-from meshllm.core.leases import Lease
+from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
-from meshllm.core.speculation import Guesses
-from meshllm.core.split import Share
-from meshllm.core.types import Snapshot
+from meshllm.core.snapshot import Snapshot
+from meshllm.core.split.host import SplitState
+from meshllm.core.split.lease import Lease
+from meshllm.core.split.planner import WorkerShare
 from meshllm.web.status_model import StatusModel
 
 
@@ -88,12 +88,12 @@ Traffic = Callable[[Lease], Mapping[NodeId, Carried]]
 """What the tunnels of a lease have carried, by peer."""
 
 
-def splits(snapshot: Snapshot, traffic: Traffic, guesses: Mapping[str, Guesses]) -> list[SplitStatus]:
+def splits(snapshot: Snapshot, traffic: Traffic, guesses: Mapping[str, DraftCounts]) -> list[SplitStatus]:
     """The splits that this node hosts, or would like to."""
     found = []
     for model in snapshot.models:
         if model.split is not None:
-            measured = guesses.get(model.name, Guesses()).seconds_per_token
+            measured = guesses.get(model.name, DraftCounts()).seconds_per_token
             found.append(_split(snapshot, model.name, model.split, traffic, measured))
     return found
 
@@ -123,7 +123,7 @@ def _split(
     )
 
 
-def _share(snapshot: Snapshot, split: SplitState, share: Share, carried: Mapping[NodeId, Carried]) -> ShareStatus:
+def _share(snapshot: Snapshot, split: SplitState, share: WorkerShare, carried: Mapping[NodeId, Carried]) -> ShareStatus:
     member = next((m for m in split.members if m.node == share.node), None)
     peers = snapshot.mesh.peers if snapshot.mesh is not None else ()
     peer = next((p for p in peers if p.node == share.node), None)

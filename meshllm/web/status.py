@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from meshllm.core import serving
-from meshllm.core.lending import Machine, offer
+from meshllm.core.memory.devices import MachineMemory, offer
+from meshllm.core.memory.speculation import DraftCounts, Speculation
 from meshllm.core.records import NodeId
-from meshllm.core.speculation import Guesses, Speculation
-from meshllm.core.types import BackendState, ModelState, Progress, Snapshot
+from meshllm.core.serving import next_step
+from meshllm.core.snapshot import BackendState, ModelState, Progress, Snapshot
 from meshllm.web import split_status
 from meshllm.web.admission import TargetDesk
 from meshllm.web.mesh_status import MeshStatus, mesh_status
@@ -204,7 +204,7 @@ def _progress(progress: Progress | None) -> ProgressStatus | None:
     return ProgressStatus(stage=progress.stage, fraction=progress.fraction, detail=progress.detail)
 
 
-def _speculation(speculation: Speculation, guesses: Guesses) -> SpeculationStatus:
+def _speculation(speculation: Speculation, guesses: DraftCounts) -> SpeculationStatus:
     acceptance = guesses.acceptance
     return SpeculationStatus(
         kind=speculation.guessing.value,
@@ -216,7 +216,7 @@ def _speculation(speculation: Speculation, guesses: Guesses) -> SpeculationStatu
     )
 
 
-def _model(snapshot: Snapshot, model: ModelState, guesses: Guesses, now: float) -> ModelStatus:
+def _model(snapshot: Snapshot, model: ModelState, guesses: DraftCounts, now: float) -> ModelStatus:
     file, server = None, None
     if (facts := model.facts) is not None:
         file = FileStatus(
@@ -241,7 +241,7 @@ def _model(snapshot: Snapshot, model: ModelState, guesses: Guesses, now: float) 
     return ModelStatus(
         name=model.name,
         purpose=None if model.facts is None else model.facts.purpose.value,
-        phase=serving.phase(snapshot.engine, model).value,
+        phase=next_step.phase(snapshot.engine, model).value,
         progress=_progress(model.progress),
         file=file,
         engine=server,
@@ -270,7 +270,7 @@ def _backend(backend: BackendState) -> BackendStatus:
     return BackendStatus(url=backend.url, healthy=backend.healthy, models=list(backend.models), reason=backend.reason)
 
 
-def machine_status(machine: Machine) -> MachineStatus:
+def machine_status(machine: MachineMemory) -> MachineStatus:
     """What `machine` has, and what of it is used."""
     devices = [
         DeviceStatus(
@@ -308,8 +308,8 @@ def node_status(
     vias: Mapping[NodeId, str] | None = None,
     mesh_reason: str = "",
     sharing: SharingStatus | None = None,
-    machine: Machine | None = None,
-    guesses: Mapping[str, Guesses] | None = None,
+    machine: MachineMemory | None = None,
+    guesses: Mapping[str, DraftCounts] | None = None,
     traffic: Traffic = lambda lease: {},
     elsewhere: Sequence[str] = (),
 ) -> NodeStatus:
@@ -333,7 +333,7 @@ def node_status(
             reason=engine.reason,
             advice=engine.advice,
         ),
-        models=[_model(snapshot, model, guessed.get(model.name, Guesses()), now) for model in snapshot.models],
+        models=[_model(snapshot, model, guessed.get(model.name, DraftCounts()), now) for model in snapshot.models],
         backends=[_backend(backend) for backend in snapshot.backends],
         load=load,
         mesh=None if mesh is None else mesh_status(mesh, vias or {}, snapshot.wants, now),

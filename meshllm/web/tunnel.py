@@ -14,8 +14,8 @@ from typing import Protocol
 
 import orjson
 
-from meshllm.core.routing import Target
-from meshllm.core.stickiness import Stickiness
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.routes import Target
 from meshllm.web.admission import TargetDesk
 from meshllm.web.desks import Desks, Found
 from meshllm.web.exchange import Exchange
@@ -121,7 +121,7 @@ class Entrance:
         return self._house.wall()
 
     @property
-    def stickiness(self) -> Stickiness:
+    def stickiness(self) -> SessionAffinity:
         """Who answered for which conversation."""
         return self._desks.stickiness
 

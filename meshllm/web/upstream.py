@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from meshllm.core.routing import Target, TargetKind
+from meshllm.core.routing.routes import Target, TargetKind
 
 # llama-server's cpp-httplib hangs up on an idle connection after 5 s, other servers after 5 s to 75 s.
 IDLE_SECONDS = 3.0

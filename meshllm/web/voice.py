@@ -10,7 +10,7 @@ import re
 
 import orjson
 
-from meshllm.core.routing import TargetKind
+from meshllm.core.routing.routes import TargetKind
 from meshllm.web.admission import TargetDesk
 from meshllm.web.callers import is_near
 from meshllm.web.http1 import Connection

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import unquote
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 
 
 class Api(Enum):

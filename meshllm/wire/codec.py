@@ -15,9 +15,8 @@ from typing import Any
 
 import msgpack
 
-from meshllm.core import leases as n
-from meshllm.core import messages as m
-from meshllm.core.messages import MAX_DIGEST_BITS, Message
+from meshllm.core.membership import messages as m
+from meshllm.core.membership.messages import MAX_DIGEST_BITS, Message
 from meshllm.core.records import (
     MAX_NUMBER,
     MAX_RECORD_BYTES,
@@ -25,9 +24,10 @@ from meshllm.core.records import (
     NODE_ID_BYTES,
     MeshId,
     NodeId,
+    RecordVersion,
     SignedRecord,
-    Stamp,
 )
+from meshllm.core.split import lease as n
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
 from meshllm.wire import leases
@@ -139,7 +139,7 @@ def _read_difference(found: tuple[Any, ...], verify: Verify) -> Message:
     for node, incarnation, version in HELD.iter_unpack(entries):
         if incarnation > MAX_NUMBER or version > MAX_NUMBER:
             raise BadMessage("difference's nodes: not a stamp")
-        held.append((NodeId(node), Stamp(incarnation, version)))
+        held.append((NodeId(node), RecordVersion(incarnation, version)))
     if len({node for node, _ in held}) != len(held):
         raise BadMessage("difference's nodes: one twice")
     return m.Difference(bits, buckets, tuple(held))
@@ -170,14 +170,14 @@ def _read_subscribe(found: tuple[Any, ...], verify: Verify) -> Message:
     return m.Subscribe()
 
 
-def _write_table(message: m.Table) -> tuple[Any, ...]:
+def _write_table(message: m.TableUpdate) -> tuple[Any, ...]:
     return (_packed_records(message.records), _packed_ids(message.gone), message.first, message.more)
 
 
 def _read_table(found: tuple[Any, ...], verify: Verify) -> Message:
     _, records, gone, first, more, *_ = f.fields(found, 5, "table")
     first, more = f.flag(first, "first"), f.flag(more, "more")
-    return m.Table(_signed(records, verify), _ids(gone, "gone nodes"), first, more)
+    return m.TableUpdate(_signed(records, verify), _ids(gone, "gone nodes"), first, more)
 
 
 def _write_adopted(message: m.Adopted) -> tuple[Any, ...]:
@@ -241,10 +241,10 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (5, m.Wanted, _write_wanted, _read_wanted),
     (6, m.Records, _write_records, _read_records),
     (7, m.Subscribe, _write_subscribe, _read_subscribe),
-    (8, m.Table, _write_table, _read_table),
+    (8, m.TableUpdate, _write_table, _read_table),
     (9, m.Adopted, _write_adopted, _read_adopted),
     (10, n.Propose, leases.write_propose, _unsigned(leases.read_propose)),
-    (11, n.Lent, leases.write_lent, _unsigned(leases.read_lent)),
+    (11, n.WorkerReport, leases.write_lent, _unsigned(leases.read_lent)),
     (12, n.Commit, leases.write_commit, _unsigned(leases.read_commit)),
     (13, n.Release, leases.write_release, _unsigned(leases.read_release)),
 )

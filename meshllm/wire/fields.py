@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from meshllm.core.records import MAX_NAME_BYTES, MAX_NUMBER, Address
+from meshllm.core.records import MAX_NAME_BYTES, MAX_NUMBER, PeerAddress
 from meshllm.errors import BadMessage
 
 MAX_PORT = 65535
@@ -144,10 +144,10 @@ def unpack_host(packed: bytes) -> str | None:
     return host if pack_host(host) == packed else None
 
 
-def address(value: Any, what: str) -> Address:
+def address(value: Any, what: str) -> PeerAddress:
     """An address as [packed host, port]."""
     host, port, *_ = fields(value, 2, what)
     literal = unpack_host(host) if type(host) is bytes else None
     if literal is None:
         raise BadMessage(f"{what}: not an IP address")
-    return Address(literal, number(port, f"{what}'s port", 1, MAX_PORT))
+    return PeerAddress(literal, number(port, f"{what}'s port", 1, MAX_PORT))

@@ -17,7 +17,7 @@ from enum import IntEnum
 
 import msgpack
 
-from meshllm.core.records import MAX_NAME_BYTES, MESH_ID_BYTES, NODE_ID_BYTES, Address, MeshId, NodeId, Role
+from meshllm.core.records import MAX_NAME_BYTES, MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
 
@@ -84,7 +84,7 @@ class Welcome:
 
     proof: bytes
     mesh: MeshId
-    observed: Address | None
+    observed: PeerAddress | None
     secret: bytes = field(default=b"", repr=False)
 
 

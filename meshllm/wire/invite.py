@@ -18,7 +18,7 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass, field
 
-from meshllm.core.records import MESH_ID_BYTES, Address, MeshId, WayIn
+from meshllm.core.records import MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import BadInvite
 from meshllm.wire.fields import MAX_PORT, pack_host, unpack_host
 
@@ -50,7 +50,7 @@ class Invite:
     mesh: MeshId
     key: bytes = field(repr=False)
     expires: int
-    ways: tuple[WayIn, ...]
+    ways: tuple[BootstrapAddress, ...]
 
 
 def invite_key(secret: bytes, expires: int) -> bytes:
@@ -84,7 +84,7 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()[:CHECKSUM_BYTES]
 
 
-def _encode_way(way: WayIn) -> bytes:
+def _encode_way(way: BootstrapAddress) -> bytes:
     hosts: list[bytes] = []
     ports: list[int] = []
     for address in way.addresses:
@@ -151,7 +151,7 @@ def _read(data: bytes) -> Invite:
     return invite
 
 
-def _read_way(reader: _Reader) -> WayIn:
+def _read_way(reader: _Reader) -> BootstrapAddress:
     pin = reader.take(PIN_BYTES)
     head, families = reader.take(2)
     count = head & COUNT_MASK
@@ -164,8 +164,8 @@ def _read_way(reader: _Reader) -> WayIn:
         host = unpack_host(reader.take(16 if families >> at & 1 else 4))
         if host is None or not port:
             raise ValueError("address")
-        addresses.append(Address(host, port))
-    return WayIn(pin, tuple(addresses))
+        addresses.append(PeerAddress(host, port))
+    return BootstrapAddress(pin, tuple(addresses))
 
 
 class _Reader:

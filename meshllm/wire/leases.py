@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from meshllm.core import leases as n
-from meshllm.core.leases import Lease, LeasedFile, LeasePhase
-from meshllm.core.messages import Message
+from meshllm.core.membership.messages import Message
 from meshllm.core.records import MAX_DEVICES, MAX_NAME_BYTES, NODE_ID_BYTES, NodeId
-from meshllm.core.split import Share
+from meshllm.core.split import lease as n
+from meshllm.core.split.lease import Lease, LeasedFile, LeasePhase
+from meshllm.core.split.planner import WorkerShare
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
 
@@ -66,9 +66,9 @@ def _file(value: Any) -> LeasedFile:
     return LeasedFile(name, f.number(size, "leased file's size", 1), digest.hex())
 
 
-def _share(value: Any) -> Share:
+def _share(value: Any) -> WorkerShare:
     node, first, layers, memory, *later = f.fields(value, 4, "share")
-    share = Share(
+    share = WorkerShare(
         NodeId(f.exactly(node, NODE_ID_BYTES, "share's node id")),
         f.number(first, "share's first layer", 0, n.MAX_LAYERS),
         f.number(layers, "share's layers", 1, n.MAX_LAYERS),
@@ -85,7 +85,7 @@ def _devices(value: Any) -> tuple[int, ...]:
     return tuple([f.number(count, "device's layers", 0, n.MAX_LAYERS) for count in counts])
 
 
-def write_lent(message: n.Lent) -> tuple[Any, ...]:
+def write_lent(message: n.WorkerReport) -> tuple[Any, ...]:
     """The fields after the kind. What could not be shown is left out of the detail, and what is too long is cut."""
     return (message.session, message.generation, PHASES[message.phase], _shown(message.detail))
 
@@ -95,7 +95,7 @@ def read_lent(found: tuple[Any, ...]) -> Message:
     _, session, generation, phase, detail, *_ = f.fields(found, 5, "lent")
     session, generation = _which(session, generation)
     number = f.number(phase, "lease's phase", 1, len(PHASES))
-    return n.Lent(session, generation, PHASE_OF[number], f.text(detail, "lease's detail"))
+    return n.WorkerReport(session, generation, PHASE_OF[number], f.text(detail, "lease's detail"))
 
 
 def write_commit(message: n.Commit) -> tuple[Any, ...]:

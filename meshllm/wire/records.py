@@ -17,7 +17,7 @@ import msgpack
 
 from meshllm.core import records as r
 from meshllm.core.records import MAX_NUMBER, NodeRecord, SignedRecord
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 from meshllm.errors import BadMessage
 from meshllm.wire import fields as f
 
@@ -147,7 +147,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
     disk = f.names(on_disk, r.MAX_ON_DISK, "models on disk")
     return NodeRecord(
         node=r.NodeId(node),
-        stamp=r.Stamp(f.number(incarnation, "incarnation"), f.number(version, "version")),
+        stamp=r.RecordVersion(f.number(incarnation, "incarnation"), f.number(version, "version")),
         mesh=r.MeshId(f.exactly(mesh, r.MESH_ID_BYTES, "mesh id")),
         name=f.text(name, "node's name"),
         software=f.text(software, "software"),
@@ -188,19 +188,19 @@ def _model(value: Any) -> r.ServedModel | None:
     return model if purpose in PURPOSE_OF else None
 
 
-def _complaint(value: Any) -> r.Complaint:
+def _complaint(value: Any) -> r.FailureReport:
     node, incarnation, *_ = f.fields(value, 2, "complaint")
     subject = r.NodeId(f.exactly(node, r.NODE_ID_BYTES, "complaint's node id"))
-    return r.Complaint(subject, f.number(incarnation, "complaint's incarnation"))
+    return r.FailureReport(subject, f.number(incarnation, "complaint's incarnation"))
 
 
-def _candidates(value: Any) -> tuple[r.Candidate, ...]:
+def _candidates(value: Any) -> tuple[r.SplitCandidate, ...]:
     return tuple([_candidate(item) for item in f.items(value, r.MAX_SPLITS, "candidates")])
 
 
-def _candidate(value: Any) -> r.Candidate:
+def _candidate(value: Any) -> r.SplitCandidate:
     model, room, apart, *_ = f.fields(value, 3, "candidate")
-    return r.Candidate(f.name(model, "candidate's model"), f.number(room, "room"), f.flag(apart, "apart"))
+    return r.SplitCandidate(f.name(model, "candidate's model"), f.number(room, "room"), f.flag(apart, "apart"))
 
 
 def _devices(value: Any) -> tuple[int, ...]:
@@ -292,11 +292,11 @@ def _shown(text: str) -> str:
     return f.UNPRINTABLE.sub("", text).encode()[: r.MAX_NAME_BYTES].decode(errors="ignore")
 
 
-def _plain(address: r.Address) -> r.Address | None:
+def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
     """The address in the one form it has on the wire, or None."""
     packed = f.pack_host(address.host)
     host = f.unpack_host(packed) if packed is not None else None
-    return r.Address(host, address.port) if host is not None and 1 <= address.port <= f.MAX_PORT else None
+    return r.PeerAddress(host, address.port) if host is not None and 1 <= address.port <= f.MAX_PORT else None
 
 
 # At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from meshllm import paths
-from meshllm.core.forecast import forecast, process_bytes
-from meshllm.core.sizing import Size
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.estimate import forecast, process_bytes
 from meshllm.engine import bindings, build
 from meshllm.engine.build import Engine
 from meshllm.engine.llama_server import ServerPlan, arguments
@@ -27,7 +27,7 @@ from .allocations import MIB, measure
 from .native import BenchError
 
 BATCH = 1024  # tokens of a prompt: two full batches
-SIZES = (Size(4096, 1), Size(2048, 4))
+SIZES = (ContextSize(4096, 1), ContextSize(2048, 4))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ async def _measure(engine: Engine, scratch: Path, model: Path | None) -> tuple[l
     outlines = []
     for name in engine_shapes.OUTLINES:
         report.progress(name)
-        size = Size(32768, 4)
+        size = ContextSize(32768, 4)
         path = engine_shapes.outline(scratch / "outline.gguf", name)
         told = await bindings.memory_need(
             engine, path, context_size=size.context_length * size.slots, parallel=size.slots
@@ -103,7 +103,7 @@ async def _measure(engine: Engine, scratch: Path, model: Path | None) -> tuple[l
     return rows, outlines
 
 
-async def _row(engine: Engine, scratch: Path, name: str, path: Path, size: Size) -> Row:
+async def _row(engine: Engine, scratch: Path, name: str, path: Path, size: ContextSize) -> Row:
     tokens = size.context_length * size.slots
     told = await bindings.memory_need(engine, path, context_size=tokens, parallel=size.slots)
     argv = arguments(engine.server, ServerPlan("m", path, size.context_length, size.slots), scratch / "s.sock")
@@ -122,6 +122,6 @@ async def _row(engine: Engine, scratch: Path, name: str, path: Path, size: Size)
     )
 
 
-def _buffers(path: Path, size: Size) -> int:
+def _buffers(path: Path, size: ContextSize) -> int:
     said = forecast(read_header(path).shape, size)
     return said.total - said.scores - said.process

@@ -29,7 +29,7 @@ from statistics import geometric_mean, median, quantiles
 from typing import Any, Final
 
 from meshllm import paths
-from meshllm.core.speculation import PLAIN, Guessing, Speculation
+from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.engine import build
 from meshllm.engine.llama_server import SPIN_ROUNDS, SPIN_VARIABLE, ServerPlan, arguments, environment
 
@@ -151,13 +151,13 @@ def run(options: argparse.Namespace) -> int:
         scratch = Path(name)
         ways: dict[str, tuple[Speculation, Path | None]] = {
             "none": (PLAIN, None),
-            "n-grams": (Speculation(Guessing.NGRAMS), None),
+            "n-grams": (Speculation(DraftSource.NGRAMS), None),
         }
         if options.draft is not None:
-            ways["draft"] = (Speculation(Guessing.DRAFT, options.draft.stem), options.draft)
+            ways["draft"] = (Speculation(DraftSource.DRAFT, options.draft.stem), options.draft)
         if options.cut:
             smaller = cut(options.model, scratch / "cut.gguf", options.cut)
-            ways["cut"] = (Speculation(Guessing.DRAFT, "cut"), smaller)
+            ways["cut"] = (Speculation(DraftSource.DRAFT, "cut"), smaller)
 
         def start(stack: ExitStack) -> list[Engine]:
             engines = [Engine(stack, scratch, way, _plan(options.model, *what)) for way, what in ways.items()]

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from meshllm.core.sizing import Size
-from meshllm.core.split import SplitNeed, need_of
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.split.planner import SplitNeed, need_of
 from meshllm.models.gguf import read_header
 from tests.netlab.lab import Lab, missing
 
@@ -100,7 +100,7 @@ class Found:
         self.notes: list[str] = []
         self.failed = False
         self._more: dict[str, Any] = {}
-        self._need = need_of(read_header(self.model).shape, Size(CHAIN_CONTEXT, 1))
+        self._need = need_of(read_header(self.model).shape, ContextSize(CHAIN_CONTEXT, 1))
 
     # -- the parts
 

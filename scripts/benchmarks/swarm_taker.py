@@ -25,8 +25,8 @@ from typing import Any, cast
 import uvloop
 
 from meshllm.cli.join import read
-from meshllm.core.mesh import Mesh
-from meshllm.core.types import Snapshot
+from meshllm.core.node import NodeCore
+from meshllm.core.snapshot import Snapshot
 from meshllm.daemon.membership import Membership, look_up
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
@@ -159,7 +159,7 @@ async def main(options: argparse.Namespace) -> None:
         taker.publish(snapshot)
 
     try:
-        node = Node(Mesh(membership.config, Random()), publish, mailbox)
+        node = Node(NodeCore(membership.config, Random()), publish, mailbox)
         owner.start(node.run(lambda command: cast(None, membership.carry_out(command))), "node")
         async with asyncio.timeout(60):
             await taker.ready()

@@ -12,9 +12,9 @@ import pytest
 
 from meshllm.cli import capacity, catalogue
 from meshllm.cli import download as command
-from meshllm.core.lending import Device, Machine
-from meshllm.core.outlook import Outlook, Prospect
-from meshllm.core.sizing import Size
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.devices import Device, MachineMemory
+from meshllm.core.memory.fit_preview import FitOutlook, FitPreview
 from meshllm.errors import UsageError
 from meshllm.machine import accelerators
 from meshllm.machine.accelerators import Accelerator
@@ -30,7 +30,7 @@ FILE = ENTRY.files[0]
 @pytest.fixture
 def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """That of a machine with 16 GB free."""
-    monkeypatch.setattr(capacity, "machine", lambda: Machine(32 * GB, 16 * GB))
+    monkeypatch.setattr(capacity, "machine", lambda: MachineMemory(32 * GB, 16 * GB))
     return store
 
 
@@ -195,13 +195,13 @@ def test_contexts(tokens: int, words: str) -> None:
 
 
 def test_what_would_become_of_a_model() -> None:
-    def said(prospect: Prospect, machines: int) -> str:
-        return catalogue.fit_words(Outlook(prospect, Size(8192, 1), 1, machines))
+    def said(prospect: FitOutlook, machines: int) -> str:
+        return catalogue.fit_words(FitPreview(prospect, ContextSize(8192, 1), 1, machines))
 
-    assert said(Prospect.FITS, 1) == "fits"
-    assert said(Prospect.LESS_CONTEXT, 1) == "fits with 8k context"
-    assert said(Prospect.SPLIT, 3) == "split over 3 machines"
-    assert said(Prospect.TOO_BIG, 90) == "too big"
+    assert said(FitOutlook.FITS, 1) == "fits"
+    assert said(FitOutlook.LESS_CONTEXT, 1) == "fits with 8k context"
+    assert said(FitOutlook.SPLIT, 3) == "split over 3 machines"
+    assert said(FitOutlook.TOO_BIG, 90) == "too big"
 
 
 # -- what this machine has

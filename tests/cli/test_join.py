@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from meshllm.cli import argv, entry, join, start
 from meshllm.cli.invite import seconds
-from meshllm.core.records import Address, MeshId, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon.settings import Settings
 from meshllm.errors import BadInvite, EnvironmentFailure, MeshError, NotRunning, UsageError
 from meshllm.wire.invite import Invite, encode
@@ -30,10 +30,10 @@ from tests.daemons import MODEL, PROGRAM, daemon
 
 NOW = 1_800_000_000.0
 # Nobody listens at the discard port of this machine.
-WAY = WayIn(b"p" * 16, (Address("127.0.0.1", 9),))
+WAY = BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),))
 INVITE = Invite(MeshId(b"m" * 16), b"the key of a one", 0, (WAY,))
 TOKEN = encode(INVITE)
-SECOND = replace(INVITE, ways=(WayIn(b"q" * 16, (Address("127.0.0.2", 9),)),))
+SECOND = replace(INVITE, ways=(BootstrapAddress(b"q" * 16, (PeerAddress("127.0.0.2", 9),)),))
 EXPIRED = replace(INVITE, expires=int(NOW))
 OTHER_MESH = replace(INVITE, mesh=MeshId(b"o" * 16))
 

@@ -12,17 +12,17 @@ from typer.testing import CliRunner
 from meshllm.cli import entry, start, view
 from meshllm.cli import status as status_command
 from meshllm.core import events as e
-from meshllm.core.hosting import Measured
-from meshllm.core.lending import Device, Machine
-from meshllm.core.mesh import Mesh
-from meshllm.core.types import ModelFacts, ServerFacts
+from meshllm.core.memory.devices import Device, MachineMemory
+from meshllm.core.node import NodeCore
+from meshllm.core.snapshot import ModelFacts, ServerFacts
+from meshllm.core.split.host import MeasuredModel
 from meshllm.daemon.settings import Settings
 from meshllm.errors import UsageError
 from meshllm.web.status import node_status
 
 GB = 10**9
 FIT = "3 of 4 layers on CUDA0: 5.1 GB of 6.0 GB; the rest on the processor: 2.0 GB of 20.0 GB; context 4096 of 8192"
-MACHINE = Machine(
+MACHINE = MachineMemory(
     32 * GB, 20 * GB, limited=True, cap=5 * GB, known=True, used=("CUDA0",),
     devices=(
         Device("CUDA0", "H200", "CUDA", 8 * GB, 6 * GB), Device("Vulkan1", "Iris", "Vulkan", 16 * GB, 9 * GB, True),
@@ -30,13 +30,13 @@ MACHINE = Machine(
 )  # fmt: skip
 
 
-def serving() -> Mesh:
-    mesh = Mesh()
+def serving() -> NodeCore:
+    mesh = NodeCore()
     for event in (
         e.ModelWanted("m"),
         e.EngineReady("1"),
         e.FileReady("m", ModelFacts("/m.gguf", 100, "llama", 8192)),
-        e.ModelMeasured("m", Measured(alone=True, room=GB)),
+        e.ModelMeasured("m", MeasuredModel(alone=True, room=GB)),
         e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, fit=FIT)),
     ):
         mesh.handle(event, 0.0)
@@ -94,8 +94,8 @@ def test_the_status_has_memory_devices_and_the_fit() -> None:
 
 def test_a_machine_whose_engine_was_not_asked_says_so() -> None:
     status = node_status(
-        Mesh().snapshot(), [], name="n", version="1", pid=1, api="a", console="c", started=0.0, now=1.0,
-        machine=Machine(32 * GB, 20 * GB),
+        NodeCore().snapshot(), [], name="n", version="1", pid=1, api="a", console="c", started=0.0, now=1.0,
+        machine=MachineMemory(32 * GB, 20 * GB),
     )  # fmt: skip
     assert status.machine is not None
     assert status.machine.devices is None

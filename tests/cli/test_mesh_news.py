@@ -11,19 +11,28 @@ from rich.console import Console
 
 from meshllm.cli import view
 from meshllm.cli.mesh_news import MOST_AT_ONCE, MeshNews, Tone, printable
-from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, ServedModel, Stamp, WayIn
-from meshllm.core.types import Snapshot
-from meshllm.core.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.records import (
+    BootstrapAddress,
+    MeshId,
+    NodeId,
+    NodeRecord,
+    PeerAddress,
+    RecordVersion,
+    Role,
+    ServedModel,
+)
+from meshllm.core.snapshot import Snapshot
 
 MESH = MeshId(b"m" * 16)
 ALONE = MeshView(NodeId(b"n" * 32), MESH, Role.NODE)
-WAY = WayIn(b"p" * 16, (Address("192.0.2.1", 7), Address("2001:db8::1", 7)))
+WAY = BootstrapAddress(b"p" * 16, (PeerAddress("192.0.2.1", 7), PeerAddress("2001:db8::1", 7)))
 
 
 def peer(number: int, status: PeerStatus = PeerStatus.ALIVE, *models: str, name: str = "") -> PeerView:
     node = NodeId(number.to_bytes(32, "big"))
     serves = tuple(ServedModel(model) for model in models)
-    return PeerView(NodeRecord(node, Stamp(1, 1), MESH, name or f"box{number}", serves=serves), status)
+    return PeerView(NodeRecord(node, RecordVersion(1, 1), MESH, name or f"box{number}", serves=serves), status)
 
 
 def said(news: MeshNews, mesh: MeshView) -> list[str]:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from meshllm.cli import capacity
 from meshllm.cli import models as command
-from meshllm.core.lending import Machine
+from meshllm.core.memory.devices import MachineMemory
 from meshllm.errors import InvalidModelFile, UnknownModel, UsageError
 from meshllm.models.checking import digests
 from meshllm.models.manifest import Manifest, ModelFile
@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(capacity, "machine", lambda: Machine(32 * GB, 16 * GB))
+    monkeypatch.setattr(capacity, "machine", lambda: MachineMemory(32 * GB, 16 * GB))
     found = Store(tmp_path / "models")
     found.prepare()
     return found

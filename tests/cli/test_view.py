@@ -11,9 +11,9 @@ from rich.console import Console
 
 from meshllm.cli import view
 from meshllm.core import events as e
-from meshllm.core.hosting import Measured
-from meshllm.core.mesh import Mesh
-from meshllm.core.types import ModelFacts, Progress, ServerFacts
+from meshllm.core.node import NodeCore
+from meshllm.core.snapshot import ModelFacts, Progress, ServerFacts
+from meshllm.core.split.host import MeasuredModel
 from meshllm.daemon.app import Listening
 
 LISTENING = Listening("http://localhost:1/v1", "http://localhost:2")
@@ -25,7 +25,7 @@ STORY = [
     e.FileProgress("m[red]odel", Progress("verifying", 0.5)),
     e.FileReady("m[red]odel", ModelFacts("/m.gguf", 100, "llama", 8192)),
     e.EngineReady("1.0"),
-    e.ModelMeasured("m[red]odel", Measured(alone=True, room=1 << 30)),
+    e.ModelMeasured("m[red]odel", MeasuredModel(alone=True, room=1 << 30)),
     e.ServerProgress("m[red]odel", 1, Progress("loading", 0.9)),
     e.ServerReady("m[red]odel", 1, ServerFacts("/s.sock", 1, 4, 8192, 300 << 20)),
     e.BackendAdded("http://b"),
@@ -36,7 +36,7 @@ STORY = [
 
 
 def play(viewer: view.LineViewer | view.JsonViewer) -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     viewer.listening(LISTENING)
     for now, event in enumerate(STORY):
         mesh.handle(event, float(now))
@@ -88,7 +88,7 @@ def test_the_whole_story_is_told(kind: str) -> None:
 
 def test_the_live_display_is_away_while_nothing_moves() -> None:
     viewer = view.LiveViewer(Console(file=io.StringIO(), force_terminal=True))
-    mesh = Mesh()
+    mesh = NodeCore()
     for event in STORY[:9]:
         mesh.handle(event, 0.0)
         viewer.snapshot(mesh.snapshot())

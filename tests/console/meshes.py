@@ -13,13 +13,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from threading import Thread
 
-from meshllm.core.hosting import SplitState
-from meshllm.core.leases import Lease, LeasePhase, MemberState
-from meshllm.core.lending import Device, Machine
-from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
-from meshllm.core.speculation import Guesses
-from meshllm.core.split import Forecast, Share, SplitPlan
-from meshllm.core.types import (
+from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.memory.devices import Device, MachineMemory
+from meshllm.core.memory.speculation import DraftCounts
+from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
+from meshllm.core.snapshot import (
     BackendState,
     EnginePhase,
     EngineState,
@@ -32,7 +30,9 @@ from meshllm.core.types import (
     ServerPhase,
     Snapshot,
 )
-from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.split.host import SplitState
+from meshllm.core.split.lease import Lease, LeasePhase, MemberState
+from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.split_status import Carried
@@ -70,11 +70,11 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
     memory = int(max(size * 1.3, rng.choice((8, 16, 24, 48, 64))) * GB)
     record = NodeRecord(
         node=node,
-        stamp=Stamp(3, 4),
+        stamp=RecordVersion(3, 4),
         mesh=MESH,
         name=name,
         software="mesh-llm 0.1.0",
-        addresses=(Address(f"192.0.2.{number % 250 + 1}", 41000 + number),),
+        addresses=(PeerAddress(f"192.0.2.{number % 250 + 1}", 41000 + number),),
         serves=(ServedModel(model, Purpose.GENERATE, context, 4, int(size * GB)),) if serves else (),
         on_disk=(model,) if number % 4 == 0 else (),
         memory=memory,
@@ -101,10 +101,10 @@ class Stage:
     api: str = "http://localhost:9/v1"
     load: tuple[LoadStatus, ...] = ()
     vias: dict[NodeId, str] = field(default_factory=dict)
-    machine: Machine | None = None
+    machine: MachineMemory | None = None
     sharing: SharingStatus | None = None
     invite_problem: Exception | None = None
-    guesses: dict[str, Guesses] = field(default_factory=dict)
+    guesses: dict[str, DraftCounts] = field(default_factory=dict)
     carried: dict[NodeId, Carried] = field(default_factory=dict)
     policy: CallerPolicy = field(default_factory=CallerPolicy)
     hosts: tuple[str, ...] = ("127.0.0.1", "::1")
@@ -183,8 +183,8 @@ def staged(stage: Stage) -> Iterator[Stage]:
 
 def idle() -> Stage:
     """A node that was started without arguments."""
-    mesh = MeshView(HERE, MESH, Role.NODE, record=NodeRecord(HERE, Stamp(1, 1), MESH, "workbench"))
-    machine = Machine(32 * GB, 27 * GB, known=True)
+    mesh = MeshView(HERE, MESH, Role.NODE, record=NodeRecord(HERE, RecordVersion(1, 1), MESH, "workbench"))
+    machine = MachineMemory(32 * GB, 27 * GB, known=True)
     return Stage(Snapshot(mesh=mesh), machine=machine)
 
 
@@ -194,7 +194,7 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     peers = tuple(peer(number, rng) for number in range(count - 1))
     record = NodeRecord(
         HERE,
-        Stamp(1, 1),
+        RecordVersion(1, 1),
         MESH,
         "workbench",
         on_disk=("Qwen3-8B-Q4_K_M", "bge-m3-Q8_0", "bge-m3"),
@@ -220,7 +220,7 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     linked = [view for view in peers if view.linked]
     vias = {view.node: "lane" if place % 3 else "quic" for place, view in enumerate(linked) if place % 4 != 3}
     card = Device("CUDA0", "NVIDIA RTX 4090", "CUDA", 24 * GB, 13 * GB)
-    machine = Machine(64 * GB, 39 * GB, devices=(card,), used=("CUDA0",), known=True)
+    machine = MachineMemory(64 * GB, 39 * GB, devices=(card,), used=("CUDA0",), known=True)
     load = [_load("/run/Qwen3-8B-Q4_K_M.sock", "engine", "", 1, 87.3)]
     for view in linked[:6]:
         for model in view.record.serves:
@@ -233,8 +233,12 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     assert stage.snapshot.mesh is not None
     workers = [view for view in stage.snapshot.mesh.peers if not view.record.serves and view.linked][:2]
     one, two = (view.node for view in workers)
-    shares = (Share(HERE, 0, 34, 17 * GB), Share(one, 34, 26, 13 * GB), Share(two, 60, 20, 10 * GB))
-    considered = (Forecast((HERE, one, two), 0.118), Forecast((HERE, two), 0.131), Forecast((HERE,), 2.4))
+    shares = (WorkerShare(HERE, 0, 34, 17 * GB), WorkerShare(one, 34, 26, 13 * GB), WorkerShare(two, 60, 20, 10 * GB))
+    considered = (
+        SplitForecast((HERE, one, two), 0.118),
+        SplitForecast((HERE, two), 0.131),
+        SplitForecast((HERE,), 2.4),
+    )
     reason = "39.6 GB of weights do not fit into this node's 24.0 GB; the two nearest nodes have room for the rest"
     plan = SplitPlan(shares, 0.118, reason, considered)
     name = "Llama-3.3-70B-Instruct-Q4_K_M"
@@ -248,7 +252,7 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
         model = replace(model, server=ServerPhase.NONE, server_facts=None)
     kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
     stage.snapshot = replace(stage.snapshot, models=(model, *kept))
-    stage.guesses = {name: Guesses(written=1000, seconds=121.0)} if committed else {}
+    stage.guesses = {name: DraftCounts(written=1000, seconds=121.0)} if committed else {}
     stage.carried = {one: Carried(31 * MB, 29 * MB, 1840, "lane"), two: Carried(22 * MB, 21 * MB, 1310, "lane")}
     stage.vias = {**stage.vias, one: "lane", two: "lane"}
     return stage

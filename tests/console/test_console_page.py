@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from playwright.sync_api import expect
 
-from meshllm.core.views import PeerStatus, PeerView
+from meshllm.core.membership.views import PeerStatus, PeerView
 from meshllm.errors import EnvironmentFailure
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged

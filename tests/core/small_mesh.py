@@ -11,12 +11,12 @@ from hashlib import sha256
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.hosting import Measured
-from meshllm.core.mesh import Mesh
-from meshllm.core.peers import MeshConfig
-from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, SignedRecord, WayIn
-from meshllm.core.types import ModelFacts, ServerFacts
-from meshllm.core.views import MeshView, PeerStatus
+from meshllm.core.membership.member import MeshConfig
+from meshllm.core.membership.views import MeshView, PeerStatus
+from meshllm.core.node import NodeCore
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, Role, SignedRecord
+from meshllm.core.snapshot import ModelFacts, ServerFacts
+from meshllm.core.split.host import MeasuredModel
 
 DELAY = 0.01
 DIAL_SECONDS = 5.0
@@ -28,9 +28,9 @@ def node_id(number: int) -> NodeId:
     return NodeId(sha256(number.to_bytes(4)).digest())
 
 
-def address(number: int) -> Address:
+def address(number: int) -> PeerAddress:
     """Where node `number` listens."""
-    return Address(f"10.0.{number >> 8}.{number & 255}", 9000)
+    return PeerAddress(f"10.0.{number >> 8}.{number & 255}", 9000)
 
 
 def sign(record: NodeRecord) -> SignedRecord:
@@ -44,9 +44,9 @@ class SmallMesh:
     def __init__(self, seed: int = 1) -> None:
         self.now = 1000.0
         self.rng = random.Random(seed)
-        self.cores: dict[int, Mesh] = {}
+        self.cores: dict[int, NodeCore] = {}
         self.links: dict[int, set[int]] = {}
-        self.saved: dict[int, tuple[WayIn, ...]] = {}
+        self.saved: dict[int, tuple[BootstrapAddress, ...]] = {}
         self.incarnations: dict[int, int] = {}
         self.meshes: dict[int, MeshId] = {}
         self.numbers: dict[NodeId, int] = {}
@@ -58,8 +58,14 @@ class SmallMesh:
         self._count = itertools.count()
 
     def start(
-        self, number: int, ways: Iterable[WayIn] = (), *, role: Role = Role.NODE, mesh: int = 0, idle: bool = False
-    ) -> Mesh:
+        self,
+        number: int,
+        ways: Iterable[BootstrapAddress] = (),
+        *,
+        role: Role = Role.NODE,
+        mesh: int = 0,
+        idle: bool = False,
+    ) -> NodeCore:
         """Start node `number`; again with a higher incarnation if it ran before."""
         self.incarnations[number] = self.incarnations.get(number, 0) + 1
         self.numbers[node_id(number)] = number
@@ -68,16 +74,16 @@ class SmallMesh:
         mine = self.meshes.setdefault(number, MeshId(bytes([mesh]) * 16))
         incarnation = self.incarnations[number]
         config = MeshConfig(node_id(number), mine, role, incarnation, f"n{number}", "t", (1, 1), sign, idle)
-        self.cores[number] = Mesh(config, random.Random(self.rng.random()))
+        self.cores[number] = NodeCore(config, random.Random(self.rng.random()))
         self.tell(number, e.AddressesFound((address(number),)))
         ways = tuple(ways)
         if ways or self.saved.get(number):
             self.tell(number, e.JoinWanted(ways or self.saved[number], invited=bool(ways)))
         return self.cores[number]
 
-    def way(self, number: int) -> WayIn:
+    def way(self, number: int) -> BootstrapAddress:
         """A way in as an invite has it."""
-        return WayIn(node_id(number)[:16], (address(number),))
+        return BootstrapAddress(node_id(number)[:16], (address(number),))
 
     def kill(self, number: int, *, seen: bool = False) -> None:
         """End it without a word; `seen`: the links break visibly."""
@@ -139,7 +145,7 @@ class SmallMesh:
         self.tell(number, e.ModelWanted(model))
         self.tell(number, e.EngineReady("1"))
         self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192, sees=sees)))
-        self.tell(number, e.ModelMeasured(model, Measured(alone=True, room=1000)))
+        self.tell(number, e.ModelMeasured(model, MeasuredModel(alone=True, room=1000)))
         self.tell(number, e.ServerReady(model, 1, ServerFacts("/s", 1, 4, 8192)))
 
     # -- inside
@@ -151,19 +157,19 @@ class SmallMesh:
     def _at(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (self.now + seconds, next(self._count), action))
 
-    def _wake(self, number: int, core: Mesh) -> None:
+    def _wake(self, number: int, core: NodeCore) -> None:
         deadline = core.next_deadline()
         if deadline is not None:
             self._at(max(0.0, deadline - self.now), lambda: self._due(number, core))
 
-    def _due(self, number: int, core: Mesh) -> None:
+    def _due(self, number: int, core: NodeCore) -> None:
         deadline = core.next_deadline()
         if self.cores.get(number) is core and deadline is not None and deadline <= self.now:
             self.tell(number, e.TimePassed())
 
     def _carry_out(self, number: int, command: c.Command) -> None:
         match command:
-            case c.Dial(way):
+            case c.DialPeer(way):
                 self._dial(number, way)
             case c.Send(peer, message):
                 other = self.numbers[peer]
@@ -190,14 +196,14 @@ class SmallMesh:
         if other in self.links.get(number, ()) and not self.cut(number, other):
             self.tell(other, event)
 
-    def _dial(self, number: int, way: WayIn) -> None:
+    def _dial(self, number: int, way: BootstrapAddress) -> None:
         other = next((n for key, n in self.numbers.items() if key.startswith(way.pin) and n in self.cores), None)
         if other is None or self.cut(number, other):
             self._at(DIAL_SECONDS, lambda: self.tell(number, e.DialFailed(way, "no answer")))
         else:
             self._at(2 * DELAY, lambda: self._connect(number, other, way))
 
-    def _connect(self, number: int, other: int, way: WayIn) -> None:
+    def _connect(self, number: int, other: int, way: BootstrapAddress) -> None:
         if number not in self.cores or other not in self.cores:
             self.tell(number, e.DialFailed(way, "gone"))
             return

@@ -11,21 +11,33 @@ from hypothesis import strategies as st
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core import messages as m
-from meshllm.core.mesh import Mesh
-from meshllm.core.peers import MeshConfig
-from meshllm.core.records import Complaint, MeshId, NodeId, NodeRecord, Role, ServedModel, SignedRecord, Stamp, WayIn
+from meshllm.core.membership import messages as m
+from meshllm.core.membership.member import MeshConfig
+from meshllm.core.node import NodeCore
+from meshllm.core.records import (
+    BootstrapAddress,
+    FailureReport,
+    MeshId,
+    NodeId,
+    NodeRecord,
+    RecordVersion,
+    Role,
+    ServedModel,
+    SignedRecord,
+)
 from tests.core.small_mesh import address, node_id, sign
 
 NUMBERS = st.integers(0, 5)
 NODES = NUMBERS.map(node_id)
 MESHES = st.integers(0, 3).map(lambda n: MeshId(bytes([n]) * 16))
 BIG = st.one_of(st.integers(-1, 3), st.sampled_from([(1 << 53) - 1, 1 << 53, 1 << 64]))
-STAMPS = st.builds(Stamp, BIG, BIG)
+STAMPS = st.builds(RecordVersion, BIG, BIG)
 WAYS = st.builds(
-    lambda n, size: WayIn(node_id(n)[:size], (address(n),) if size else ()), NUMBERS, st.sampled_from([0, 16, 32])
+    lambda n, size: BootstrapAddress(node_id(n)[:size], (address(n),) if size else ()),
+    NUMBERS,
+    st.sampled_from([0, 16, 32]),
 )
-COMPLAINTS = st.lists(st.builds(Complaint, NODES, BIG), max_size=4).map(tuple)
+COMPLAINTS = st.lists(st.builds(FailureReport, NODES, BIG), max_size=4).map(tuple)
 RECORDS = st.builds(
     lambda node, stamp, mesh, complaints, leaving, serves: sign(
         NodeRecord(
@@ -48,7 +60,7 @@ MESSAGES = st.one_of(
     st.builds(m.Wanted, st.lists(NODES, max_size=4).map(tuple)),
     st.builds(m.Records, SOME_RECORDS, st.booleans()),
     st.just(m.Subscribe()),
-    st.builds(m.Table, SOME_RECORDS, st.lists(NODES, max_size=3).map(tuple), st.booleans(), st.booleans()),
+    st.builds(m.TableUpdate, SOME_RECORDS, st.lists(NODES, max_size=3).map(tuple), st.booleans(), st.booleans()),
     st.builds(m.Adopted, MESHES),
 )
 EVENTS = st.one_of(
@@ -62,14 +74,14 @@ EVENTS = st.one_of(
     st.just(e.TimePassed()),
     st.builds(e.ModelWanted, st.just("m")),
     st.builds(e.ModelWished, st.just("n")),
-    st.builds(e.ModelSought, st.just("m")),
+    st.builds(e.ModelRequested, st.just("m")),
     st.builds(e.DiskScanned, st.just(("m",))),
     st.just(e.StopWanted()),
 )
 STEPS = st.lists(st.tuples(EVENTS, st.sampled_from([0.0, 0.1, 1.0, 7.0, 400.0])), max_size=40)
 
 
-def core(role: Role, written: list[SignedRecord]) -> Mesh:
+def core(role: Role, written: list[SignedRecord]) -> NodeCore:
     """Node 0, which keeps all that it signs."""
 
     def signer(record: NodeRecord) -> SignedRecord:
@@ -77,10 +89,10 @@ def core(role: Role, written: list[SignedRecord]) -> Mesh:
         return written[-1]
 
     config = MeshConfig(node_id(0), MeshId(b"\x02" * 16), role, 1, "n", "t", (1, 1), signer)
-    return Mesh(config, random.Random(1))
+    return NodeCore(config, random.Random(1))
 
 
-def consistent(mesh: Mesh) -> None:
+def consistent(mesh: NodeCore) -> None:
     """The snapshot says what the core says; asking twice gives the same object."""
     snapshot = mesh.snapshot()
     assert mesh.snapshot() is snapshot
@@ -110,7 +122,7 @@ def test_no_order_of_events_makes_it_fail(role: Role, steps: list[tuple[e.Event,
     settle(mesh, now)
 
 
-def settle(mesh: Mesh, now: float) -> None:
+def settle(mesh: NodeCore, now: float) -> None:
     """With nothing but time passing, the core does not spin: its next deadline is always ahead."""
     for _ in range(300):
         deadline = mesh.next_deadline()
@@ -143,7 +155,7 @@ def test_a_peer_that_floods_is_answered_only_so_often() -> None:
 def test_a_hint_without_a_signature_is_worth_one_step() -> None:
     mesh = core(Role.NODE, [])
     mesh.handle(e.LinkUp(node_id(1), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
-    held = ((node_id(0), Stamp(1 << 50, 0)),)
+    held = ((node_id(0), RecordVersion(1 << 50, 0)),)
     found = mesh.handle(e.MessageReceived(node_id(1), m.Difference(0, (), held)), 1.0)
     assert c.SaveIncarnation(2) in found
     found = mesh.handle(e.MessageReceived(node_id(1), m.Difference(0, (), held)), 1.1)
@@ -152,10 +164,15 @@ def test_a_hint_without_a_signature_is_worth_one_step() -> None:
 
 def test_strangers_and_clients_say_nothing_that_counts() -> None:
     mesh = core(Role.NODE, [])
-    record = sign(NodeRecord(node_id(3), Stamp(1, 1), MeshId(bytes(16))))
+    record = sign(NodeRecord(node_id(3), RecordVersion(1, 1), MeshId(bytes(16))))
     mesh.handle(e.MessageReceived(node_id(1), m.Records((record,), push=True)), 0.0)
     mesh.handle(e.LinkUp(node_id(2), Role.CLIENT, MeshId(bytes(16)), address(2), 0.01, False), 0.0)
-    for message in (m.Records((record,)), m.Adopted(MeshId(bytes(16))), m.Digest(0, bytes(4)), m.Table((record,))):
+    for message in (
+        m.Records((record,)),
+        m.Adopted(MeshId(bytes(16))),
+        m.Digest(0, bytes(4)),
+        m.TableUpdate((record,)),
+    ):
         assert mesh.handle(e.MessageReceived(node_id(2), message), 1e-9) == []
     snapshot = mesh.snapshot()
     assert snapshot.mesh is not None
@@ -168,11 +185,11 @@ def test_the_accused_clears_itself_by_a_new_incarnation() -> None:
     mesh = core(Role.NODE, [])
     for number in (1, 2, 3):
         mesh.handle(e.LinkUp(node_id(number), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
-        known = sign(NodeRecord(node_id(number), Stamp(1, 1), MeshId(bytes(16))))
+        known = sign(NodeRecord(node_id(number), RecordVersion(1, 1), MeshId(bytes(16))))
         mesh.handle(e.MessageReceived(node_id(number), m.Records((known,))), 0.0)
     for number, risen in ((1, False), (2, True)):
-        complaint = (Complaint(node_id(0), 1),)
-        said = sign(NodeRecord(node_id(number), Stamp(1, 2), MeshId(bytes(16)), complaints=complaint))
+        complaint = (FailureReport(node_id(0), 1),)
+        said = sign(NodeRecord(node_id(number), RecordVersion(1, 2), MeshId(bytes(16)), complaints=complaint))
         found = mesh.handle(e.MessageReceived(node_id(number), m.Records((said,))), 5.0)
         assert (c.SaveIncarnation(2) in found) is risen
 
@@ -184,14 +201,14 @@ def test_a_client_is_told_who_is_to_be_asked_and_who_no_more() -> None:
     tables = list(told(mesh.handle(e.MessageReceived(client, m.Subscribe()), 0.0), client))
     assert [(table.first, table.more) for table in tables] == [(True, False)]
     for version, leaving in ((1, False), (2, True)):
-        record = sign(NodeRecord(host, Stamp(1, version), MeshId(b"\x02" * 16), leaving=leaving))
+        record = sign(NodeRecord(host, RecordVersion(1, version), MeshId(b"\x02" * 16), leaving=leaving))
         mesh.handle(e.MessageReceived(host, m.Records((record,))), version)
         found = list(told(mesh.handle(e.TimePassed(), version + 0.5), client))
-        assert found == [m.Table((), gone=(host,)) if leaving else m.Table((record,))]
+        assert found == [m.TableUpdate((), gone=(host,)) if leaving else m.TableUpdate((record,))]
 
 
-def told(commands: list[c.Command], client: NodeId) -> Iterator[m.Table]:
+def told(commands: list[c.Command], client: NodeId) -> Iterator[m.TableUpdate]:
     """The tables a client gets."""
     for command in commands:
-        if isinstance(command, c.Send) and command.peer == client and isinstance(command.message, m.Table):
+        if isinstance(command, c.Send) and command.peer == client and isinstance(command.message, m.TableUpdate):
             yield command.message

@@ -8,30 +8,39 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.fit_words import Wish, describe, losses, shortage
-from meshllm.core.fitting import MOST_TRIALS, Accelerator, Fit, Need, Room, Trial, Verdict, choose
-from meshllm.core.forecast import cache_bytes, padded
-from meshllm.core.shapes import Layer, Shape
-from meshllm.core.sizing import Size, candidates
+from meshllm.core.memory.context_size import ContextSize, candidates
+from meshllm.core.memory.estimate import cache_bytes, padded
+from meshllm.core.memory.fit_text import WantedSize, describe, losses, shortage
+from meshllm.core.memory.layer_placement import (
+    MOST_TRIALS,
+    AcceleratorBudget,
+    FitVerdict,
+    LayerPlacement,
+    MemoryBudget,
+    PlacementNeed,
+    PlacementTrial,
+    choose,
+)
+from meshllm.core.memory.model_shape import LayerShape, ModelShape
 
 GB = 10**9
 LAYERS = 32
 # Some 8 billion parameters in 4 bits: 32 layers of 125 MB, and 128 kB for each token of context.
-DENSE = Shape(
-    (Layer(125_000_000, keys=1024, values=1024),) * LAYERS,
+DENSE = ModelShape(
+    (LayerShape(125_000_000, keys=1024, values=1024),) * LAYERS,
     input=300_000_000, output=400_000_000, width=4096, inner=14336, query=4096, vocabulary=128_000,
 )  # fmt: skip
-MIXTURE = Shape(
-    (Layer(600_000_000, experts=560_000_000, keys=512, values=512),) * 48,
+MIXTURE = ModelShape(
+    (LayerShape(600_000_000, experts=560_000_000, keys=512, values=512),) * 48,
     input=200_000_000, output=250_000_000, width=2048, inner=6144, query=4096, vocabulary=152_000, experts=128,
     experts_used=8,
 )  # fmt: skip
 COMPUTE = 300_000_000
 SIZES = candidates(131_072, None)
-BEST = Wish(SIZES[0], 131_072)
+BEST = WantedSize(SIZES[0], 131_072)
 
 
-def engine(shape: Shape, room: Room, trial: Trial) -> Need:
+def engine(shape: ModelShape, room: MemoryBudget, trial: PlacementTrial) -> PlacementNeed:
     """What an engine would say: weights, cache, and a buffer wherever something is computed."""
     kept = [cache_bytes(layer, padded(trial.size.context_length), trial.size.slots) for layer in shape.layers]
     costs = [
@@ -46,17 +55,17 @@ def engine(shape: Shape, room: Room, trial: Trial) -> Need:
     aside = sum(shape.layers[index].experts for index in range(first, min(trial.experts_aside, len(shape.layers))))
     weights = sum(layer.weights for layer in shape.layers[:first]) + aside + shape.input
     weights += shape.output if first == len(costs) else 0
-    return Need(weights + sum(kept[:first]) + COMPUTE, weights, tuple(on))
+    return PlacementNeed(weights + sum(kept[:first]) + COMPUTE, weights, tuple(on))
 
 
 def run(
-    shape: Shape,
-    room: Room,
-    sizes: tuple[Size, ...] = SIZES,
-    ask: Callable[[Shape, Room, Trial], Need] = engine,
-) -> tuple[Fit, list[Trial]]:
+    shape: ModelShape,
+    room: MemoryBudget,
+    sizes: tuple[ContextSize, ...] = SIZES,
+    ask: Callable[[ModelShape, MemoryBudget, PlacementTrial], PlacementNeed] = engine,
+) -> tuple[LayerPlacement, list[PlacementTrial]]:
     """The fit, and all that was asked for it."""
-    asked: list[Trial] = []
+    asked: list[PlacementTrial] = []
     search = choose(shape, sizes, room)
     try:
         trial = next(search)
@@ -64,43 +73,43 @@ def run(
             asked.append(trial)
             trial = search.send(ask(shape, room, trial))
     except StopIteration as end:
-        fit: Fit = end.value
+        fit: LayerPlacement = end.value
         return fit, asked
 
 
-def gpu(room: float, name: str = "CUDA0", *, shared: bool = False) -> Accelerator:
-    return Accelerator(name, int(room * GB), shared)
+def gpu(room: float, name: str = "CUDA0", *, shared: bool = False) -> AcceleratorBudget:
+    return AcceleratorBudget(name, int(room * GB), shared)
 
 
 # -- without accelerators
 
 
 def test_the_best_size_that_fits_the_memory() -> None:
-    plenty, asked = run(DENSE, Room(64 * GB))
-    assert (plenty.trial.size, plenty.verdict, len(asked)) == (SIZES[0], Verdict.FITS, 1)
-    assert losses(plenty, BEST, DENSE, Room(64 * GB)) == ""
-    assert "on the processor: " in describe(plenty, BEST, DENSE, Room(64 * GB))
-    assert "context 32768 of 131072 (more with --ctx-size)" in describe(plenty, BEST, DENSE, Room(64 * GB))
-    room = Room(15 * GB)
+    plenty, asked = run(DENSE, MemoryBudget(64 * GB))
+    assert (plenty.trial.size, plenty.verdict, len(asked)) == (SIZES[0], FitVerdict.FITS, 1)
+    assert losses(plenty, BEST, DENSE, MemoryBudget(64 * GB)) == ""
+    assert "on the processor: " in describe(plenty, BEST, DENSE, MemoryBudget(64 * GB))
+    assert "context 32768 of 131072 (more with --ctx-size)" in describe(plenty, BEST, DENSE, MemoryBudget(64 * GB))
+    room = MemoryBudget(15 * GB)
     less, _ = run(DENSE, room)
-    assert less.trial.size == Size(32768, 2)
+    assert less.trial.size == ContextSize(32768, 2)
     assert losses(less, BEST, DENSE, room) == "2 of 4 requests at a time for memory"
-    little, _ = run(DENSE, Room(int(6.5 * GB)))
+    little, _ = run(DENSE, MemoryBudget(int(6.5 * GB)))
     assert little.trial.size.context_length < 32768
-    assert "of 131072 for memory" in losses(little, BEST, DENSE, Room(int(6.5 * GB)))
+    assert "of 131072 for memory" in losses(little, BEST, DENSE, MemoryBudget(int(6.5 * GB)))
 
 
 def test_weights_that_are_mapped_may_exceed_the_memory_but_not_silently() -> None:
-    room = Room(3 * GB)
+    room = MemoryBudget(3 * GB)
     fit, _ = run(DENSE, room)
-    assert fit.verdict is Verdict.PAGES
+    assert fit.verdict is FitVerdict.PAGES
     assert "read from the disk again and again" in losses(fit, BEST, DENSE, room)
-    assert run(DENSE, Room(2 * GB))[0].verdict is Verdict.TOO_BIG, "more than twice the memory"
-    assert run(DENSE, replace(room, capped=True))[0].verdict is Verdict.TOO_BIG, "a cap is a cap"
+    assert run(DENSE, MemoryBudget(2 * GB))[0].verdict is FitVerdict.TOO_BIG, "more than twice the memory"
+    assert run(DENSE, replace(room, capped=True))[0].verdict is FitVerdict.TOO_BIG, "a cap is a cap"
 
 
 def test_too_big_says_what_is_missing_and_what_would_help() -> None:
-    room = Room(2 * GB, capped=True)
+    room = MemoryBudget(2 * GB, capped=True)
     fit, _ = run(DENSE, room)
     assert fit.trial.size == SIZES[-1]
     reason, advice = shortage(fit, BEST, room)
@@ -109,17 +118,17 @@ def test_too_big_says_what_is_missing_and_what_would_help() -> None:
     assert "2.0 GB of memory may be used" in reason
     assert "--max-vram" in advice
     assert "--ctx-size" not in advice
-    asked = Wish(Size(131_072, 4), 131_072, asked=True)
-    fit, _ = run(DENSE, Room(9 * GB), candidates(131_072, 131_072))
-    assert (fit.verdict, fit.trial.size) == (Verdict.TOO_BIG, Size(131_072, 1)), "what was asked for is kept"
-    assert "--ctx-size" in shortage(fit, asked, Room(9 * GB))[1]
+    asked = WantedSize(ContextSize(131_072, 4), 131_072, asked=True)
+    fit, _ = run(DENSE, MemoryBudget(9 * GB), candidates(131_072, 131_072))
+    assert (fit.verdict, fit.trial.size) == (FitVerdict.TOO_BIG, ContextSize(131_072, 1)), "what was asked for is kept"
+    assert "--ctx-size" in shortage(fit, asked, MemoryBudget(9 * GB))[1]
 
 
 # -- with accelerators
 
 
 def test_all_layers_go_to_one_accelerator_where_they_fit() -> None:
-    room = Room(32 * GB, (gpu(24),))
+    room = MemoryBudget(32 * GB, (gpu(24),))
     fit, asked = run(DENSE, room)
     assert (fit.trial.layers, fit.trial.size, len(asked)) == ((LAYERS + 1,), SIZES[0], 1)
     assert describe(fit, BEST, DENSE, room).startswith("all 32 layers on CUDA0: ")
@@ -127,17 +136,17 @@ def test_all_layers_go_to_one_accelerator_where_they_fit() -> None:
 
 
 def test_slots_and_context_give_way_before_layers_do() -> None:
-    room = Room(32 * GB, (gpu(10),))
+    room = MemoryBudget(32 * GB, (gpu(10),))
     fit, _ = run(DENSE, room)
-    assert (fit.trial.layers, fit.trial.size) == ((LAYERS + 1,), Size(32768, 1))
+    assert (fit.trial.layers, fit.trial.size) == ((LAYERS + 1,), ContextSize(32768, 1))
     assert losses(fit, BEST, DENSE, room) == "1 of 4 requests at a time for memory"
 
 
 def test_what_does_not_fit_stays_with_the_processor() -> None:
-    room = Room(32 * GB, (gpu(4),))
+    room = MemoryBudget(32 * GB, (gpu(4),))
     fit, asked = run(DENSE, room)
     assert 0 < fit.trial.layers[0] < LAYERS + 1
-    assert fit.trial.size == Size(32768, 1)
+    assert fit.trial.size == ContextSize(32768, 1)
     assert len(asked) <= 2 * MOST_TRIALS
     assert losses(fit, BEST, DENSE, room).startswith(f"{fit.trial.layers[0] - 1} of 32 layers on CUDA0: ")
     assert "the rest on the processor: " in describe(fit, BEST, DENSE, room)
@@ -147,14 +156,14 @@ def test_what_does_not_fit_stays_with_the_processor() -> None:
 
 
 def test_an_accelerator_smaller_than_a_layer_is_left_alone() -> None:
-    room = Room(32 * GB, (gpu(0.1),))
+    room = MemoryBudget(32 * GB, (gpu(0.1),))
     fit, _ = run(DENSE, room)
-    assert (sum(fit.trial.layers), fit.verdict, fit.trial.size) == (0, Verdict.FITS, SIZES[0])
+    assert (sum(fit.trial.layers), fit.verdict, fit.trial.size) == (0, FitVerdict.FITS, SIZES[0])
     assert "no layer fits an accelerator" in losses(fit, BEST, DENSE, room)
 
 
 def test_two_unequal_accelerators_are_filled_by_about_the_same_part() -> None:
-    room = Room(32 * GB, (gpu(8), gpu(4, "CUDA1")))
+    room = MemoryBudget(32 * GB, (gpu(8), gpu(4, "CUDA1")))
     fit, _ = run(DENSE, room)
     assert sum(fit.trial.layers) == LAYERS + 1
     assert fit.trial.layers[0] > fit.trial.layers[1] > 1
@@ -164,12 +173,12 @@ def test_two_unequal_accelerators_are_filled_by_about_the_same_part() -> None:
 
 
 def test_the_roomiest_is_enough() -> None:
-    fit, _ = run(DENSE, Room(32 * GB, (gpu(6), gpu(40, "CUDA1"), gpu(30, "CUDA2"))))
+    fit, _ = run(DENSE, MemoryBudget(32 * GB, (gpu(6), gpu(40, "CUDA1"), gpu(30, "CUDA2"))))
     assert fit.trial.layers == (0, LAYERS + 1, 0)
 
 
 def test_experts_stay_behind_before_layers_do() -> None:
-    room = Room(64 * GB, (gpu(12),))
+    room = MemoryBudget(64 * GB, (gpu(12),))
     fit, _ = run(MIXTURE, room)
     assert fit.trial.layers == (49,)
     assert 0 < fit.trial.experts_aside < 48
@@ -178,41 +187,41 @@ def test_experts_stay_behind_before_layers_do() -> None:
     )
     fewer = engine(MIXTURE, room, replace(fit.trial, experts_aside=fit.trial.experts_aside - 1))
     assert fewer.accelerators[0] > room.accelerators[0].room
-    tiny = Room(64 * GB, (gpu(2),))
+    tiny = MemoryBudget(64 * GB, (gpu(2),))
     fit, _ = run(MIXTURE, tiny)
     assert fit.trial.experts_aside == 48
     assert 0 < fit.trial.layers[0] < 49
 
 
 def test_memory_that_is_shared_counts_once() -> None:
-    room = Room(16 * GB, (gpu(12, "MTL0", shared=True),))
+    room = MemoryBudget(16 * GB, (gpu(12, "MTL0", shared=True),))
     fit, _ = run(DENSE, room)
     assert sum(fit.trial.layers) == LAYERS + 1
     assert fit.need.host + fit.need.accelerators[0] <= 16 * GB
-    assert run(DENSE, Room(4 * GB, (gpu(12, "MTL0", shared=True),)))[0].verdict is not Verdict.FITS
+    assert run(DENSE, MemoryBudget(4 * GB, (gpu(12, "MTL0", shared=True),)))[0].verdict is not FitVerdict.FITS
 
 
 def test_an_accelerator_still_helps_where_the_memory_is_short() -> None:
-    room = Room(int(2.6 * GB), (gpu(2),))
+    room = MemoryBudget(int(2.6 * GB), (gpu(2),))
     fit, _ = run(DENSE, room, candidates(4096, 4096))
-    assert fit.verdict is Verdict.PAGES
+    assert fit.verdict is FitVerdict.PAGES
     assert fit.trial.layers[0] > 0
 
 
 def test_an_engine_that_needs_more_than_was_guessed_is_believed() -> None:
-    def greedy(shape: Shape, room: Room, trial: Trial) -> Need:
+    def greedy(shape: ModelShape, room: MemoryBudget, trial: PlacementTrial) -> PlacementNeed:
         need = engine(shape, room, trial)
         return replace(need, accelerators=tuple(taken + 2 * GB * bool(taken) for taken in need.accelerators))
 
-    fit, _ = run(DENSE, Room(32 * GB, (gpu(6),)), ask=greedy)
-    assert fit.verdict is Verdict.FITS
+    fit, _ = run(DENSE, MemoryBudget(32 * GB, (gpu(6),)), ask=greedy)
+    assert fit.verdict is FitVerdict.FITS
     assert fit.need.accelerators[0] <= 6 * GB
     assert fit.trial.layers[0] > 5
 
 
 ROOMS = st.builds(
-    lambda host, sizes, shared, capped: Room(
-        host, tuple(Accelerator(f"GPU{index}", size, shared) for index, size in enumerate(sizes)), capped
+    lambda host, sizes, shared, capped: MemoryBudget(
+        host, tuple(AcceleratorBudget(f"GPU{index}", size, shared) for index, size in enumerate(sizes)), capped
     ),
     st.integers(0, 80 * GB),
     st.lists(st.integers(0, 30 * GB), max_size=3),
@@ -222,19 +231,19 @@ ROOMS = st.builds(
 
 
 @given(ROOMS, st.sampled_from([DENSE, MIXTURE]), st.sampled_from([None, 4096, 65536]))
-def test_whatever_there_is_what_is_said_to_fit_fits(room: Room, shape: Shape, asked: int | None) -> None:
+def test_whatever_there_is_what_is_said_to_fit_fits(room: MemoryBudget, shape: ModelShape, asked: int | None) -> None:
     sizes = candidates(131_072, asked)
-    wish = Wish(sizes[0], 131_072, asked is not None)
+    wish = WantedSize(sizes[0], 131_072, asked is not None)
     fit, trials = run(shape, room, sizes)
     assert fit.trial.size in sizes
     assert len(trials) <= (2 * MOST_TRIALS + 1) * len(sizes)
     assert fit.need == engine(shape, room, fit.trial)
-    if fit.verdict is Verdict.FITS:
+    if fit.verdict is FitVerdict.FITS:
         assert all(taken <= given.room for taken, given in zip(fit.need.accelerators, room.accelerators, strict=True))
         together = sum(fit.need.accelerators) if any(given.shared for given in room.accelerators) else 0
         assert fit.need.host + together <= room.host
     else:
-        assert losses(fit, wish, shape, room) or fit.verdict is Verdict.TOO_BIG
+        assert losses(fit, wish, shape, room) or fit.verdict is FitVerdict.TOO_BIG
         assert all(shortage(fit, wish, room))
     if fit.trial.size != sizes[0]:
         assert "for memory" in losses(fit, wish, shape, room)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.forecast import MICRO_BATCH, cache_bytes, checkpoint_bytes, forecast, padded
-from meshllm.core.shapes import Layer, Shape, even
-from meshllm.core.sizing import Size
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.estimate import MICRO_BATCH, cache_bytes, checkpoint_bytes, forecast, padded
+from meshllm.core.memory.model_shape import LayerShape, ModelShape, even
 
 FULL, WINDOWED, STATEFUL = (
-    Layer(100, keys=64, values=32),
-    Layer(100, keys=64, values=32, window=300),
-    Layer(100, state=7),
+    LayerShape(100, keys=64, values=32),
+    LayerShape(100, keys=64, values=32, window=300),
+    LayerShape(100, state=7),
 )
 
 
@@ -24,20 +24,20 @@ def test_what_a_layer_keeps() -> None:
 
 
 def test_what_can_be_gone_back_to() -> None:
-    assert checkpoint_bytes(Shape((FULL,) * 4)) == 0
-    assert checkpoint_bytes(Shape((FULL, WINDOWED, STATEFUL))) == 300 * 2 * 96 + 4 * 7
+    assert checkpoint_bytes(ModelShape((FULL,) * 4)) == 0
+    assert checkpoint_bytes(ModelShape((FULL, WINDOWED, STATEFUL))) == 300 * 2 * 96 + 4 * 7
 
 
 def test_a_layer_that_is_not_loaded_weighs_nothing() -> None:
-    shape = Shape((FULL, Layer(500, idle=True)), input=10, output=20)
-    said = forecast(shape, Size(1024, 1))
+    shape = ModelShape((FULL, LayerShape(500, idle=True)), input=10, output=20)
+    said = forecast(shape, ContextSize(1024, 1))
     assert said.weights == (100, 0)
     assert shape.weights == 130
 
 
 def test_an_encoder_has_no_mask_of_earlier_tokens() -> None:
-    layers = (Layer(100),) * 2
-    encoder = forecast(Shape(layers, width=64, vocabulary=1000, cached=False), Size(8192, 4), embeds=True)
+    layers = (LayerShape(100),) * 2
+    encoder = forecast(ModelShape(layers, width=64, vocabulary=1000, cached=False), ContextSize(8192, 4), embeds=True)
     assert sum(encoder.cache) == 0
     assert encoder.scores == 4 * 1000 * MICRO_BATCH
 
@@ -45,7 +45,7 @@ def test_an_encoder_has_no_mask_of_earlier_tokens() -> None:
 def test_a_model_of_which_little_is_known() -> None:
     # Qwen3 8B as a catalogue has it: 36 layers, 8 heads of 128 for keys and values, 5.0 GB.
     shape = even(size=5_027_783_872, layers=36, kv_heads=8, head_length=128, width=4096, inner=12288, vocabulary=151936)
-    said = forecast(shape, Size(32768, 1))
+    said = forecast(shape, ContextSize(32768, 1))
     assert shape.weights == 5_027_783_872
     assert sum(said.cache) == 36 * 32768 * 2 * 2048
     assert 10.0e9 < said.total < 10.3e9
@@ -55,14 +55,14 @@ def test_a_model_of_which_little_is_known() -> None:
 
 
 @given(
-    st.lists(st.builds(Layer, *[st.integers(0, 1 << 30)] * 2, *[st.integers(0, 4096)] * 4), max_size=8),
+    st.lists(st.builds(LayerShape, *[st.integers(0, 1 << 30)] * 2, *[st.integers(0, 4096)] * 4), max_size=8),
     st.integers(256, 1 << 20),
     st.integers(1, 8),
 )
-def test_more_context_or_slots_never_take_less(layers: list[Layer], context: int, slots: int) -> None:
-    shape = Shape(tuple(layers), input=1, output=2, width=64, inner=256, vocabulary=1000)
-    said = forecast(shape, Size(context, slots))
-    assert said.total <= forecast(shape, Size(context + 1, slots)).total
-    assert said.total <= forecast(shape, Size(context, slots + 1)).total
+def test_more_context_or_slots_never_take_less(layers: list[LayerShape], context: int, slots: int) -> None:
+    shape = ModelShape(tuple(layers), input=1, output=2, width=64, inner=256, vocabulary=1000)
+    said = forecast(shape, ContextSize(context, slots))
+    assert said.total <= forecast(shape, ContextSize(context + 1, slots)).total
+    assert said.total <= forecast(shape, ContextSize(context, slots + 1)).total
     assert len(said.weights) == len(said.cache) == len(layers)
     assert padded(context) >= context

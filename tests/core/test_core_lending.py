@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.lending import DRIVER_LEAST, MEMORY_SHARE, Device, Machine, offer, room, select
+from meshllm.core.memory.devices import DRIVER_LEAST, MEMORY_SHARE, Device, MachineMemory, offer, room, select
 from meshllm.errors import UsageError
 
 GB = 10**9
 CUDA = (Device("CUDA0", total=24 * GB, free=20 * GB, id="0:1"), Device("CUDA1", total=8 * GB, free=8 * GB, id="0:2"))
 VULKAN = Device("Vulkan0", total=24 * GB, free=20 * GB, id="0:1")
 INTEGRATED = Device("Vulkan1", total=16 * GB, free=12 * GB, shared=True, id="0:9")
-BARE = Machine(32 * GB, 30 * GB, known=True)
+BARE = MachineMemory(32 * GB, 30 * GB, known=True)
 
 
 def test_a_device_that_two_backends_show_is_used_once() -> None:
@@ -76,5 +76,5 @@ def test_memory_that_is_shared_is_no_more_than_the_computers() -> None:
 )
 def test_the_offer_is_never_above_the_cap(available: int, cap: int | None, found: list[tuple[int, int, bool]]) -> None:
     devices = [Device(f"G{n}", total=max(pair), free=min(pair), shared=own) for n, (*pair, own) in enumerate(found)]
-    machine = Machine(64 * GB, available, False, tuple(devices), select(devices, ()), cap, known=True)
+    machine = MachineMemory(64 * GB, available, False, tuple(devices), select(devices, ()), cap, known=True)
     assert 0 <= offer(machine) <= (64 * 5 * GB if cap is None else cap)

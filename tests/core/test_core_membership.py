@@ -9,27 +9,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core import gossip
-from meshllm.core.convergence import Decision, decide
-from meshllm.core.gossip import Summary
-from meshllm.core.liveness import expiry_seconds, heartbeat_seconds, suspicion_seconds
-from meshllm.core.membership import GONE, TOMBSTONE_SECONDS, TRANSITIONS, Membership, News
-from meshllm.core.messages import Difference, Digest
-from meshllm.core.placement import choose
-from meshllm.core.records import MAX_NUMBER, Complaint, MeshId, NodeId, NodeRecord, ServedModel, SignedRecord, Stamp
-from meshllm.core.rings import RINGS, Rings
-from meshllm.core.timers import Timers
-from meshllm.core.views import PeerStatus
+from meshllm.core.membership import summary as gossip
+from meshllm.core.membership.failure_detector import expiry_seconds, heartbeat_seconds, suspicion_seconds
+from meshllm.core.membership.mesh_merge import MergeDecision, decide
+from meshllm.core.membership.messages import Difference, Digest
+from meshllm.core.membership.rings import RINGS, Rings
+from meshllm.core.membership.summary import Summary
+from meshllm.core.membership.table import GONE, TOMBSTONE_SECONDS, TRANSITIONS, MembershipTable, MergeResult
+from meshllm.core.membership.timers import Timers
+from meshllm.core.membership.views import PeerStatus
+from meshllm.core.records import (
+    MAX_NUMBER,
+    FailureReport,
+    MeshId,
+    NodeId,
+    NodeRecord,
+    RecordVersion,
+    ServedModel,
+    SignedRecord,
+)
+from meshllm.core.serving.placement import choose
 from tests.core.small_mesh import node_id, sign
 
 OWN = node_id(0)
 MESH = MeshId(bytes(16))
 
 
-def table() -> Membership:
+def table() -> MembershipTable:
     """An empty one."""
-    members = Membership(OWN, Timers(), lambda node: None, lambda node, status: None)
-    members.keep_own(sign(NodeRecord(OWN, Stamp(1, 1), MESH)), 0.0)
+    members = MembershipTable(OWN, Timers(), lambda node: None, lambda node, status: None)
+    members.keep_own(sign(NodeRecord(OWN, RecordVersion(1, 1), MESH)), 0.0)
     return members
 
 
@@ -37,8 +46,10 @@ def record(
     number: int, incarnation: int, version: int, complaints: tuple[int, ...] = (), leaving: bool = False
 ) -> SignedRecord:
     """What node `number` said; it complains about the first incarnation of others."""
-    said = tuple(Complaint(node_id(n), 1) for n in complaints)
-    return sign(NodeRecord(node_id(number), Stamp(incarnation, version), MESH, complaints=said, leaving=leaving))
+    said = tuple(FailureReport(node_id(n), 1) for n in complaints)
+    return sign(
+        NodeRecord(node_id(number), RecordVersion(incarnation, version), MESH, complaints=said, leaving=leaving)
+    )
 
 
 RECORDS = st.builds(
@@ -82,20 +93,20 @@ def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[Signe
     assert {n: x.record.stamp for n, x in one.entries.items()} == {n: x.record.stamp for n, x in other.entries.items()}
     assert {n: n in one._gone for n in one.entries} == {n: n in other._gone for n in other.entries}
     for signed in shuffled:
-        assert other.merge(signed, 1.0, linked=False) in (News.STALE, News.BURIED)
+        assert other.merge(signed, 1.0, linked=False) in (MergeResult.STALE, MergeResult.BURIED)
 
 
 def test_first_hearing_is_no_sign_of_life_growth_is_repetition_is_not() -> None:
     members = table()
-    assert members.merge(record(1, 1, 1), 0.0, linked=False) is News.FIRST
+    assert members.merge(record(1, 1, 1), 0.0, linked=False) is MergeResult.FIRST
     assert members.status(node_id(1)) is PeerStatus.HEARD
-    assert members.merge(record(1, 1, 1), 9.0, linked=False) is News.STALE
+    assert members.merge(record(1, 1, 1), 9.0, linked=False) is MergeResult.STALE
     assert members.status(node_id(1)) is PeerStatus.HEARD
     members.merge(record(1, 1, 2), 10.0, linked=False)
     assert members.status(node_id(1)) is PeerStatus.ALIVE
 
 
-def dead_table() -> Membership:
+def dead_table() -> MembershipTable:
     """Five live nodes of which the fifth is dead by the complaints of three."""
     members = table()
     for number in range(1, 6):
@@ -114,7 +125,7 @@ def test_the_dead_are_never_revived_by_what_they_said_in_that_life(stamps: list[
     members = dead_table()
     for incarnation, version in stamps:
         found = members.merge(record(5, incarnation, version), 30.0, linked=True)
-        assert found in (News.STALE, News.BURIED)
+        assert found in (MergeResult.STALE, MergeResult.BURIED)
     assert members.status(node_id(5)) is PeerStatus.DEAD
     members.merge(record(5, 2, 1), 31.0, linked=False)
     assert members.status(node_id(5)) is PeerStatus.HEARD
@@ -200,8 +211,8 @@ def summary_of(stamps: dict[int, tuple[int, int]]) -> Summary:
     """As if these were a table."""
     summary = Summary()
     for number, stamp in stamps.items():
-        summary.put(node_id(number), Stamp(0, 0))
-        summary.put(node_id(number), Stamp(*stamp))
+        summary.put(node_id(number), RecordVersion(0, 0))
+        summary.put(node_id(number), RecordVersion(*stamp))
     return summary
 
 
@@ -232,7 +243,7 @@ def test_absurd_digests_and_differences_are_refused(bits: int, hashes: bytes, bu
 
 
 def test_records_go_in_portions() -> None:
-    records = [replace(sign(NodeRecord(node_id(n), Stamp(1, 1), MESH)), body=bytes(20_000)) for n in range(10)]
+    records = [replace(sign(NodeRecord(node_id(n), RecordVersion(1, 1), MESH)), body=bytes(20_000)) for n in range(10)]
     portions = list(gossip.chunks(records))
     assert [signed for portion in portions for signed in portion] == records
     assert all(sum(map(gossip.size, portion)) <= gossip.CHUNK_BYTES for portion in portions)
@@ -243,7 +254,11 @@ IDS = st.binary(min_size=16, max_size=16).map(MeshId)
 
 @given(IDS, IDS, IDS)
 def test_deciding_is_antisymmetric_and_transitive(a: MeshId, b: MeshId, c: MeshId) -> None:
-    opposite = {Decision.SAME: Decision.SAME, Decision.KEEP: Decision.ADOPT, Decision.ADOPT: Decision.KEEP}
+    opposite = {
+        MergeDecision.SAME: MergeDecision.SAME,
+        MergeDecision.KEEP: MergeDecision.ADOPT,
+        MergeDecision.ADOPT: MergeDecision.KEEP,
+    }
     assert decide(b, a) is opposite[decide(a, b)]
     if decide(a, b) is decide(b, c):
         assert decide(a, c) is decide(a, b)
@@ -251,12 +266,12 @@ def test_deciding_is_antisymmetric_and_transitive(a: MeshId, b: MeshId, c: MeshI
 
 def standby(number: int, *disk: str, idle: bool = False) -> NodeRecord:
     """A node that serves nothing and has these files."""
-    return NodeRecord(node_id(number), Stamp(1, 1), MESH, on_disk=disk, idle=idle)
+    return NodeRecord(node_id(number), RecordVersion(1, 1), MESH, on_disk=disk, idle=idle)
 
 
 @given(st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=8), st.sets(st.sampled_from("abcd")))
 def test_standbys_choose_alike_and_spread(disks: list[set[str]], wanted: set[str]) -> None:
-    asker = NodeRecord(node_id(99), Stamp(1, 1), MESH, wants=tuple(sorted(wanted)), serves=(ServedModel("a"),))
+    asker = NodeRecord(node_id(99), RecordVersion(1, 1), MESH, wants=tuple(sorted(wanted)), serves=(ServedModel("a"),))
     standbys = [standby(number, *sorted(disk)) for number, disk in enumerate(disks)]
     idle = standby(100, *"abcd", idle=True)
     chosen = [choose(own, [asker, idle, *[s for s in standbys if s != own]]) for own in standbys]

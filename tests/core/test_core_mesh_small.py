@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from meshllm.core import events as e
-from meshllm.core import messages as m
-from meshllm.core.records import MeshId, Role, Stamp, WayIn
-from meshllm.core.types import FilePhase
-from meshllm.core.views import JoinPhase, PeerStatus
+from meshllm.core.membership import messages as m
+from meshllm.core.membership.views import JoinPhase, PeerStatus
+from meshllm.core.records import BootstrapAddress, MeshId, RecordVersion, Role
+from meshllm.core.snapshot import FilePhase
 from tests.core.small_mesh import DELAY, SmallMesh, address, node_id, sign
 
 
@@ -138,7 +138,7 @@ def test_a_client_that_loses_all_its_nodes_joins_again() -> None:
 
 def test_dead_addresses_delay_nobody() -> None:
     mesh = together(3)
-    dead = [WayIn(node_id(number), (address(number),)) for number in range(100, 160)]
+    dead = [BootstrapAddress(node_id(number), (address(number),)) for number in range(100, 160)]
     mesh.start(5, [*dead, mesh.way(0)])
     assert mesh.until(lambda: mesh.view(5).phase is JoinPhase.JOINED) < 1
 
@@ -171,7 +171,7 @@ def test_a_lost_incarnation_is_overtaken() -> None:
     mesh = together(3)
     mesh.run(40)  # it has renewed its record meanwhile
 
-    def stamp() -> Stamp:
+    def stamp() -> RecordVersion:
         return next(p for p in mesh.view(0).peers if p.node == node_id(2)).record.stamp
 
     before = stamp()

@@ -5,57 +5,62 @@ from __future__ import annotations
 import pytest
 from test_core_fitting import DENSE, GB, SIZES, gpu
 
-from meshllm.core.fitting import Need, Room, Trial, judge
-from meshllm.core.forecast import forecast
-from meshllm.core.outlook import MOST_MACHINES, Prospect, need, outlook
-from meshllm.core.shapes import Layer, Shape
+from meshllm.core.memory.estimate import forecast
+from meshllm.core.memory.fit_preview import MOST_MACHINES, FitOutlook, need, outlook
+from meshllm.core.memory.layer_placement import MemoryBudget, PlacementNeed, PlacementTrial, judge
+from meshllm.core.memory.model_shape import LayerShape, ModelShape
 
 
 def test_it_fits() -> None:
-    told = outlook(DENSE, SIZES, Room(64 * GB))
-    assert (told.prospect, told.size, told.machines) == (Prospect.FITS, SIZES[0], 1)
+    told = outlook(DENSE, SIZES, MemoryBudget(64 * GB))
+    assert (told.prospect, told.size, told.machines) == (FitOutlook.FITS, SIZES[0], 1)
     assert told.memory == forecast(DENSE, SIZES[0]).total
 
 
 def test_fewer_slots_are_no_loss_but_less_context_is() -> None:
-    assert outlook(DENSE, SIZES, Room(15 * GB)).prospect is Prospect.FITS
-    told = outlook(DENSE, SIZES, Room(int(6.5 * GB)))
-    assert told.prospect is Prospect.LESS_CONTEXT
+    assert outlook(DENSE, SIZES, MemoryBudget(15 * GB)).prospect is FitOutlook.FITS
+    told = outlook(DENSE, SIZES, MemoryBudget(int(6.5 * GB)))
+    assert told.prospect is FitOutlook.LESS_CONTEXT
     assert told.size.context_length < SIZES[0].context_length
     assert told.memory <= 6.5 * GB
 
 
 def test_what_would_be_read_from_the_disk_again_and_again_is_for_several_machines() -> None:
-    told = outlook(DENSE, SIZES, Room(4 * GB))
-    assert (told.prospect, told.machines) == (Prospect.SPLIT, 2)
+    told = outlook(DENSE, SIZES, MemoryBudget(4 * GB))
+    assert (told.prospect, told.machines) == (FitOutlook.SPLIT, 2)
     assert told.size == SIZES[-1]
-    assert outlook(DENSE, SIZES, Room(told.memory // MOST_MACHINES)).prospect in (Prospect.SPLIT, Prospect.TOO_BIG)
-    assert outlook(DENSE, SIZES, Room(told.memory // (MOST_MACHINES + 1))).prospect is Prospect.TOO_BIG
-    assert outlook(DENSE, SIZES, Room(0)).prospect is Prospect.TOO_BIG
+    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // MOST_MACHINES)).prospect in (
+        FitOutlook.SPLIT,
+        FitOutlook.TOO_BIG,
+    )
+    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // (MOST_MACHINES + 1))).prospect is FitOutlook.TOO_BIG
+    assert outlook(DENSE, SIZES, MemoryBudget(0)).prospect is FitOutlook.TOO_BIG
 
 
 def test_what_goes_with_it_counts() -> None:
-    least = outlook(DENSE, SIZES, Room(4 * GB)).memory
-    enough = Room(least + GB // 10)
-    assert outlook(DENSE, SIZES, enough).prospect is Prospect.LESS_CONTEXT
-    assert outlook(DENSE, SIZES, enough, beside=GB).prospect is Prospect.SPLIT
+    least = outlook(DENSE, SIZES, MemoryBudget(4 * GB)).memory
+    enough = MemoryBudget(least + GB // 10)
+    assert outlook(DENSE, SIZES, enough).prospect is FitOutlook.LESS_CONTEXT
+    assert outlook(DENSE, SIZES, enough, beside=GB).prospect is FitOutlook.SPLIT
 
 
 def test_accelerators_hold_it_or_a_part_of_it() -> None:
-    assert outlook(DENSE, SIZES, Room(2 * GB, (gpu(24),))).prospect is Prospect.FITS
-    assert outlook(DENSE, SIZES, Room(64 * GB, (gpu(3),))).prospect is Prospect.FITS, "the rest is on the processor"
-    told = outlook(DENSE, SIZES, Room(2 * GB, (gpu(3),)))
-    assert (told.prospect, told.machines) == (Prospect.SPLIT, 2)
+    assert outlook(DENSE, SIZES, MemoryBudget(2 * GB, (gpu(24),))).prospect is FitOutlook.FITS
+    assert outlook(DENSE, SIZES, MemoryBudget(64 * GB, (gpu(3),))).prospect is FitOutlook.FITS, (
+        "the rest is on the processor"
+    )
+    told = outlook(DENSE, SIZES, MemoryBudget(2 * GB, (gpu(3),)))
+    assert (told.prospect, told.machines) == (FitOutlook.SPLIT, 2)
 
 
 @pytest.mark.parametrize("moved", range(4))
 def test_a_placement_takes_no_more_and_no_less_than_the_whole(moved: int) -> None:
     """Whatever is moved, weights and what is kept are somewhere, and nothing is twice but what computing takes."""
-    layers = tuple(Layer(weights=100 + index, keys=10, values=10) for index in range(2))
-    shape = Shape(layers, input=50, output=30)
+    layers = tuple(LayerShape(weights=100 + index, keys=10, values=10) for index in range(2))
+    shape = ModelShape(layers, input=50, output=30)
     size = SIZES[-1]
-    told = need(shape, Trial(size, (moved,)))
-    whole = need(shape, Trial(size))
+    told = need(shape, PlacementTrial(size, (moved,)))
+    whole = need(shape, PlacementTrial(size))
     compute = forecast(shape, size).compute if moved else 0
     assert told.host + sum(told.accelerators) == whole.host + compute
     assert whole.mapped == shape.weights
@@ -63,16 +68,16 @@ def test_a_placement_takes_no_more_and_no_less_than_the_whole(moved: int) -> Non
 
 
 def test_a_tied_head_is_copied_and_experts_may_stay() -> None:
-    shape = Shape((Layer(weights=100, experts=90),), input=50, tied=True)
+    shape = ModelShape((LayerShape(weights=100, experts=90),), input=50, tied=True)
     size = SIZES[-1]
-    every, aside = need(shape, Trial(size, (2,))), need(shape, Trial(size, (2,), experts_aside=1))
+    every, aside = need(shape, PlacementTrial(size, (2,))), need(shape, PlacementTrial(size, (2,), experts_aside=1))
     assert every.mapped == 50
     assert aside.mapped == 50 + 90
     assert every.accelerators[0] - aside.accelerators[0] == 90
 
 
 def test_what_it_says_fits_is_judged_so() -> None:
-    room = Room(64 * GB, (gpu(24),))
-    told = need(DENSE, Trial(SIZES[-1], (len(DENSE.layers) + 1,)))
-    assert isinstance(told, Need)
+    room = MemoryBudget(64 * GB, (gpu(24),))
+    told = need(DENSE, PlacementTrial(SIZES[-1], (len(DENSE.layers) + 1,)))
+    assert isinstance(told, PlacementNeed)
     assert judge(told, room).value == "fits"

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.core.records import NodeId
-from meshllm.core.split import (
+from meshllm.core.split.planner import (
     MAX_RTT_SECONDS,
-    Lender,
     NoPlan,
     SplitNeed,
     SplitPlan,
+    WorkerOffer,
     choose_host,
     plan,
     seconds_per_token,
@@ -29,8 +29,8 @@ def node(number: int) -> NodeId:
     return NodeId(bytes([number]) * 32)
 
 
-def lender(number: int, gigabytes: float, rtt: float | None = 0.002, speed: float = 0.0) -> Lender:
-    return Lender(node(number), int(gigabytes * GIGABYTE), rtt, speed)
+def lender(number: int, gigabytes: float, rtt: float | None = 0.002, speed: float = 0.0) -> WorkerOffer:
+    return WorkerOffer(node(number), int(gigabytes * GIGABYTE), rtt, speed)
 
 
 def need(layers: int = 32, gigabytes: float = 16.0, ends: float = 1.0) -> SplitNeed:
@@ -81,7 +81,7 @@ def test_what_is_missing_is_said_in_numbers() -> None:
     assert isinstance(refused, NoPlan)
     assert refused.missing == 16 * GIGABYTE + 1 * GIGABYTE + 2 * 100_000_000 - 12 * GIGABYTE
     assert refused.reason == "it takes 17.1 GB and 2 nodes have 12.0 GB together: 5.2 GB more are needed"
-    alone = plan(SplitNeed((90_000_000,) * 2, (1,) * 2, 0, 0), Lender(node(1), 150_000_000), [], "m")
+    alone = plan(SplitNeed((90_000_000,) * 2, (1,) * 2, 0, 0), WorkerOffer(node(1), 150_000_000), [], "m")
     assert isinstance(alone, NoPlan)
     assert alone.reason.startswith("it takes 0.18 GB and this node has 0.15 GB: 0.03 GB are missing, and no other node")
 
@@ -95,7 +95,7 @@ def test_who_carries_the_rest_is_called_by_name() -> None:
 
 def test_memory_that_would_do_in_sum_but_not_in_layers_is_no_plan() -> None:
     coarse = SplitNeed((10,) * 2, (10,) * 2, 0, 0)
-    assert isinstance(plan(coarse, Lender(node(1), 11), [Lender(node(2), 9, 0.001)], "m"), NoPlan)
+    assert isinstance(plan(coarse, WorkerOffer(node(1), 11), [WorkerOffer(node(2), 9, 0.001)], "m"), NoPlan)
 
 
 def test_each_device_of_a_member_holds_its_own_run_of_layers() -> None:
@@ -156,7 +156,11 @@ def test_a_gain_below_the_margin_changes_nothing() -> None:
 
 def test_the_forecast_adds_up_the_reading_and_the_way_round() -> None:
     model = SplitNeed((4,) * 3, (4_000_000_000,) * 3, 0, 0, 2_000_000_000)
-    team = [Lender(node(1), 4, None, 20e9), Lender(node(2), 4, 0.020, 40e9), Lender(node(3), 4, 0.020, 40e9)]
+    team = [
+        WorkerOffer(node(1), 4, None, 20e9),
+        WorkerOffer(node(2), 4, 0.020, 40e9),
+        WorkerOffer(node(3), 4, 0.020, 40e9),
+    ]
     found = plan(model, team[0], team[1:], "m")
     assert isinstance(found, SplitPlan)
     # 6 GB at 20 GB/s, twice 4 GB at 40 GB/s, and three ways of 10 ms.
@@ -174,7 +178,7 @@ def test_the_host_is_who_has_most_and_the_hash_decides_between_equals() -> None:
 
 
 lenders = st.builds(
-    Lender,
+    WorkerOffer,
     node=st.integers(1, 40).map(node),
     memory=st.integers(0, 400),
     rtt=st.none() | st.floats(0.0001, 0.2),
@@ -199,7 +203,7 @@ needs = st.integers(1, 40).flatmap(
 
 @given(needs, lenders, st.lists(lenders | several, max_size=12), st.booleans(), st.randoms())
 def test_a_plan_holds_and_does_not_depend_on_the_order(
-    model: SplitNeed, host: Lender, others: list[Lender], force: bool, rng: random.Random
+    model: SplitNeed, host: WorkerOffer, others: list[WorkerOffer], force: bool, rng: random.Random
 ) -> None:
     others = list({other.node: other for other in others if other.node != host.node}.values())
     found = plan(model, host, others, "m", force=force)

@@ -7,14 +7,14 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core import routing
-from meshllm.core.patience import FLOOR_SECONDS, MAX_SECONDS, FirstByteTimes
-from meshllm.core.ranking import Candidate, rank
-from meshllm.core.records import Complaint, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
-from meshllm.core.routing import Standing, TargetKind
-from meshllm.core.stickiness import Stickiness
-from meshllm.core.types import BackendState, FilePhase, ModelFacts, ModelState, ServerFacts, ServerPhase, Snapshot
-from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.records import FailureReport, MeshId, ModelLoad, NodeId, NodeRecord, RecordVersion, Role, ServedModel
+from meshllm.core.routing import routes
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.first_byte_timeout import FLOOR_SECONDS, MAX_SECONDS, FirstByteTimes
+from meshllm.core.routing.ranking import RankedHost, rank
+from meshllm.core.routing.routes import Availability, TargetKind
+from meshllm.core.snapshot import BackendState, FilePhase, ModelFacts, ModelState, ServerFacts, ServerPhase, Snapshot
 
 MESH = MeshId(bytes(16))
 ME = NodeId(bytes(32))
@@ -32,7 +32,7 @@ def peer(
     """A peer that serves these models with four slots each."""
     serves = tuple(ServedModel(model, context_length=4096, slots=4) for model in models)
     record = NodeRecord(
-        NodeId(bytes([number]) * 32), Stamp(incarnation, 1), MESH, f"n{number}", serves=serves, wants=wants
+        NodeId(bytes([number]) * 32), RecordVersion(incarnation, 1), MESH, f"n{number}", serves=serves, wants=wants
     )
     loads = tuple(ModelLoad(model, *load) for model in models) if load is not None else ()
     return PeerView(record, status, True, rtt, loads)
@@ -64,67 +64,67 @@ def test_what_is_here_comes_before_peers_and_peers_by_load_and_distance() -> Non
         models=(SERVED,),
         backends=(BackendState("http://b", True, ("m",)),),
     )
-    targets = routing.route(known, "m").targets
+    targets = routes.route(known, "m").targets
     assert [target.kind for target in targets] == [TargetKind.ENGINE, TargetKind.BACKEND, *[TargetKind.PEER] * 3]
     assert [target.address[:2] for target in targets[2:]] == ["03", "02", "01"]
     assert (targets[2].generation, targets[2].slots, targets[2].model) == (1, 4, "m")
-    assert [offer.target for offer in routing.all_offers(known)["m"]] == list(targets)
+    assert [offer.target for offer in routes.all_offers(known)["m"]] == list(targets)
 
 
 def test_who_sees_is_told_by_the_file_here_and_by_the_record_of_a_peer() -> None:
     facts = ModelFacts("/m", 1, "llama", 4096, sees=True)
     record = replace(peer(1).record, serves=(ServedModel("m", sees=False), ServedModel("n")))
     known = snapshot(replace(peer(1), record=record), models=(replace(SERVED, facts=facts),))
-    assert [offer.sees for offer in routing.route(known, "m").offers] == [True, False]
-    assert [offer.sees for offer in routing.route(known, "n").offers] == [None]
+    assert [offer.sees for offer in routes.route(known, "m").offers] == [True, False]
+    assert [offer.sees for offer in routes.route(known, "n").offers] == [None]
     loading = replace(SERVED, facts=facts, server=ServerPhase.STARTING, server_facts=None)
-    route = routing.route(snapshot(models=(loading,)), "m")
+    route = routes.route(snapshot(models=(loading,)), "m")
     assert (route.offers, route.sees) == ((), True)
 
 
 @given(st.sampled_from(list(PeerStatus)))
 def test_only_the_living_are_routable(status: PeerStatus) -> None:
-    route = routing.route(snapshot(peer(1, "m", status=status)), "m")
+    route = routes.route(snapshot(peer(1, "m", status=status)), "m")
     assert bool(route.targets) == (status is PeerStatus.ALIVE)
     assert route.seek == (status in (PeerStatus.HEARD, PeerStatus.SUSPECT))
-    assert (route.standing is Standing.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
+    assert (route.standing is Availability.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
 
 
 def test_who_does_not_answer_this_node_is_not_asked_though_it_lives_for_others() -> None:
     seen = (peer(1, "m"), peer(2, "m", incarnation=2))
     known = snapshot(*seen)
     assert known.mesh is not None
-    complaints = (Complaint(seen[0].node, 1), Complaint(seen[1].node, 1))  # the second has come back since
-    own = NodeRecord(ME, Stamp(1, 1), MESH, complaints=complaints)
+    complaints = (FailureReport(seen[0].node, 1), FailureReport(seen[1].node, 1))  # the second has come back since
+    own = NodeRecord(ME, RecordVersion(1, 1), MESH, complaints=complaints)
     known = replace(known, mesh=replace(known.mesh, record=own))
-    assert [target.address[:2] for target in routing.route(known, "m").targets] == ["02"]
+    assert [target.address[:2] for target in routes.route(known, "m").targets] == ["02"]
 
 
 def test_why_there_is_nobody() -> None:
-    joining = routing.route(snapshot(phase=JoinPhase.SYNCING), "m")
-    assert (joining.standing, joining.patience) == (Standing.COMING, routing.SETTLING_SECONDS)
+    joining = routes.route(snapshot(phase=JoinPhase.SYNCING), "m")
+    assert (joining.standing, joining.patience) == (Availability.COMING, routes.SETTLING_SECONDS)
     assert "joining the mesh" in joining.words
     for known in (snapshot(wants=("m",)), snapshot(peer(1, wants=("m",)))):
-        wanted = routing.route(known, "m")
-        assert (wanted.standing, wanted.patience) == (Standing.COMING, routing.WANTED_SECONDS)
+        wanted = routes.route(known, "m")
+        assert (wanted.standing, wanted.patience) == (Availability.COMING, routes.WANTED_SECONDS)
         assert "--join" in wanted.verdict
-        assert routing.wanted(known) == ("m",)
-    assert routing.route(snapshot(phase=JoinPhase.FAILED), "m").standing is Standing.FAILED
-    assert routing.route(snapshot(peer(1, "x")), "m").standing is Standing.UNKNOWN
-    assert routing.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
+        assert routes.wanted(known) == ("m",)
+    assert routes.route(snapshot(phase=JoinPhase.FAILED), "m").standing is Availability.FAILED
+    assert routes.route(snapshot(peer(1, "x")), "m").standing is Availability.UNKNOWN
+    assert routes.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
 
 
 def test_a_model_that_cannot_be_served_here_is_served_by_a_peer() -> None:
     failed = ModelState("m", file=FilePhase.FAILED, reason="no room")
-    assert routing.route(snapshot(models=(failed,)), "m").standing is Standing.FAILED
-    assert routing.route(snapshot(models=(failed,), phase=JoinPhase.DIALLING), "m").standing is Standing.COMING
-    assert routing.route(snapshot(peer(1, "m"), models=(failed,)), "m").targets
+    assert routes.route(snapshot(models=(failed,)), "m").standing is Availability.FAILED
+    assert routes.route(snapshot(models=(failed,), phase=JoinPhase.DIALLING), "m").standing is Availability.COMING
+    assert routes.route(snapshot(peer(1, "m"), models=(failed,)), "m").targets
 
 
 def test_the_order_of_candidates() -> None:
-    here = Candidate(0, local=True, busy=0.5, context_length=2048)
-    near = Candidate(1, rtt=0.001, context_length=4096)
-    far = Candidate(2, rtt=0.2, context_length=4096)
+    here = RankedHost(0, local=True, busy=0.5, context_length=2048)
+    near = RankedHost(1, rtt=0.001, context_length=4096)
+    far = RankedHost(2, rtt=0.2, context_length=4096)
     assert [c.order for c in rank([far, near, here])] == [0, 1, 2]
     assert rank([near, far._replace(sticky=True), here])[0].order == 2
     # No free slot: load alone counts, and the conversation's own host may have a slightly longer queue.
@@ -143,7 +143,7 @@ def test_the_order_of_candidates() -> None:
 @given(
     st.lists(
         st.builds(
-            Candidate,
+            RankedHost,
             st.just(0),
             st.booleans(),
             st.booleans(),
@@ -158,7 +158,7 @@ def test_the_order_of_candidates() -> None:
     st.integers(0, 1 << 20),
     st.randoms(),
 )
-def test_the_order_is_total_whoever_is_named_first(pool: list[Candidate], tokens: int, random) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_is_total_whoever_is_named_first(pool: list[RankedHost], tokens: int, random) -> None:  # type: ignore[no-untyped-def]
     pool = [candidate._replace(order=order) for order, candidate in enumerate(pool)]
     ranked = rank(pool, tokens)
     assert sorted(c.order for c in ranked) == list(range(len(pool)))
@@ -170,8 +170,8 @@ PLACES = [(TargetKind.PEER, "a"), (TargetKind.PEER, "b"), (TargetKind.ENGINE, "/
 
 
 @given(st.lists(st.tuples(st.sampled_from("rfpd"), st.integers(0, 9), st.sampled_from(PLACES)), max_size=80))
-def test_stickiness_is_bounded_and_forgets_whoever_fails(steps: list[tuple[str, int, routing.Place]]) -> None:
-    table, model = Stickiness(limit=5, age=30.0), dict[bytes, tuple[routing.Place, float]]()
+def test_stickiness_is_bounded_and_forgets_whoever_fails(steps: list[tuple[str, int, routes.Place]]) -> None:
+    table, model = SessionAffinity(limit=5, age=30.0), dict[bytes, tuple[routes.Place, float]]()
     for now, (step, number, place) in enumerate(steps):
         key = bytes([number])
         if step == "r":

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core import routing, serving
-from meshllm.core.hosting import Measured
-from meshllm.core.mesh import Mesh
-from meshllm.core.sizing import DEFAULT_CONTEXT, DEFAULT_SLOTS, DEFAULT_TEXT, SMALLEST_CONTEXT, candidates
-from meshllm.core.types import (
+from meshllm.core.memory.context_size import DEFAULT_CONTEXT, DEFAULT_SLOTS, DEFAULT_TEXT, SMALLEST_CONTEXT, candidates
+from meshllm.core.node import NodeCore
+from meshllm.core.routing import routes
+from meshllm.core.serving import next_step
+from meshllm.core.snapshot import (
     EnginePhase,
     FilePhase,
     ModelFacts,
@@ -22,15 +22,16 @@ from meshllm.core.types import (
     ServerFacts,
     ServerPhase,
 )
+from meshllm.core.split.host import MeasuredModel
 
 FACTS = ModelFacts("/models/m.gguf", 100, "llama", 8192)
 SERVER = ServerFacts("/run/m.sock", 42, 4, 8192)
-FITS = Measured(alone=True, room=1 << 30)
+FITS = MeasuredModel(alone=True, room=1 << 30)
 
 
-def serving_mesh(now: float = 0.0) -> Mesh:
+def serving_mesh(now: float = 0.0) -> NodeCore:
     """A core whose one model is being served by generation 1."""
-    mesh = Mesh()
+    mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), now)
     mesh.handle(e.EngineReady("1"), now)
     mesh.handle(e.FileReady("m", FACTS), now)
@@ -40,7 +41,7 @@ def serving_mesh(now: float = 0.0) -> Mesh:
 
 
 def test_what_cannot_fit_is_failed_at_once_and_tried_again_later() -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.EngineReady("1"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
@@ -48,19 +49,19 @@ def test_what_cannot_fit_is_failed_at_once_and_tried_again_later() -> None:
     assert mesh.handle(e.ServerGone("m", 1, "it does not fit", "buy more", hopeless=True), 1.0) == []
     assert phase(mesh) is ModelPhase.FAILED
     due = mesh.next_deadline()
-    assert due == 1.0 + serving.CRASH_LOOP_RETRY_SECONDS
+    assert due == 1.0 + next_step.CRASH_LOOP_RETRY_SECONDS
     # The memory is looked at again, and by then others may help.
     assert mesh.handle(e.TimePassed(), due) == [c.MeasureModel("m")]
 
 
-def phase(mesh: Mesh) -> ModelPhase:
+def phase(mesh: NodeCore) -> ModelPhase:
     """The phase of the one model."""
     snapshot = mesh.snapshot()
-    return serving.phase(snapshot.engine, snapshot.models[0])
+    return next_step.phase(snapshot.engine, snapshot.models[0])
 
 
 def test_file_and_engine_are_made_ready_together_and_then_the_server_starts() -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     assert mesh.handle(e.ModelWanted("m"), 0.0) == [c.FetchModel("m"), c.PrepareEngine()]
     assert mesh.handle(e.FileReady("m", FACTS), 1.0) == []
     assert phase(mesh) is ModelPhase.WAITING
@@ -94,10 +95,10 @@ def test_a_death_is_followed_by_a_start_at_once_and_by_backoff_if_it_repeats() -
         now, generation = due, generation + 1
         assert mesh.handle(e.TimePassed(), now) == [c.StartServer("m", generation)]
     assert waits == sorted(waits)
-    assert waits[-1] == serving.CRASH_LOOP_RETRY_SECONDS
-    assert len(waits) == serving.CRASH_LOOP_FAILURES - 1
-    route = routing.route(mesh.snapshot(), "m")
-    assert route.standing is routing.Standing.FAILED
+    assert waits[-1] == next_step.CRASH_LOOP_RETRY_SECONDS
+    assert len(waits) == next_step.CRASH_LOOP_FAILURES - 1
+    route = routes.route(mesh.snapshot(), "m")
+    assert route.standing is routes.Availability.FAILED
     assert "killed again" in route.words
 
 
@@ -123,7 +124,7 @@ def test_events_of_a_dead_generation_change_nothing() -> None:
 
 
 def test_what_cannot_be_measured_is_tried_again_later_and_said_meanwhile() -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
     mesh.handle(e.EngineReady("1"), 0.0)
@@ -136,14 +137,14 @@ def test_what_cannot_be_measured_is_tried_again_later_and_said_meanwhile() -> No
 
 
 def test_a_model_too_large_for_a_node_in_no_mesh_is_refused_with_the_reason() -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
     mesh.handle(e.EngineReady("1"), 0.0)
-    assert mesh.handle(e.ModelMeasured("m", Measured(alone=False, room=10)), 1.0) == []
+    assert mesh.handle(e.ModelMeasured("m", MeasuredModel(alone=False, room=10)), 1.0) == []
     assert phase(mesh) is ModelPhase.FAILED
-    route = routing.route(mesh.snapshot(), "m")
-    assert route.standing is routing.Standing.FAILED
+    route = routes.route(mesh.snapshot(), "m")
+    assert route.standing is routes.Availability.FAILED
     assert "too large" in route.words
     assert "--join" in route.words
 
@@ -159,22 +160,22 @@ def test_stop_stops_everything_and_finishes_once() -> None:
 
 
 def test_stopping_with_nothing_running_finishes_at_once() -> None:
-    assert Mesh().handle(e.StopWanted(), 0.0) == [c.Finish()]
+    assert NodeCore().handle(e.StopWanted(), 0.0) == [c.Finish()]
 
 
 def test_an_engine_that_cannot_be_had_is_told_to_callers() -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
     mesh.handle(e.EngineFailed("no compiler", "apt install g++"), 1.0)
-    route = routing.route(mesh.snapshot(), "m")
-    assert route.standing is routing.Standing.FAILED
+    route = routes.route(mesh.snapshot(), "m")
+    assert route.standing is routes.Availability.FAILED
     assert "no compiler" in route.words
     assert "apt install g++" in route.words
 
 
 def test_a_file_that_did_not_come_is_tried_again_unless_that_is_hopeless() -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     assert mesh.handle(e.FileFailed("m", "no network"), 10.0) == []
     due = mesh.next_deadline()
@@ -186,34 +187,34 @@ def test_a_file_that_did_not_come_is_tried_again_unless_that_is_hopeless() -> No
 
 
 def test_backends_are_probed_and_their_models_routed_while_they_answer() -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     assert mesh.handle(e.BackendAdded("http://b"), 0.0) == [c.ProbeBackend("http://b")]
-    assert routing.route(mesh.snapshot(), "x").standing is routing.Standing.COMING
+    assert routes.route(mesh.snapshot(), "x").standing is routes.Availability.COMING
     mesh.handle(e.BackendAnswered("http://b", ("x", "y")), 1.0)
-    assert [t.address for t in routing.route(mesh.snapshot(), "x").targets] == ["http://b"]
-    assert routing.route(mesh.snapshot(), "z").standing is routing.Standing.UNKNOWN
+    assert [t.address for t in routes.route(mesh.snapshot(), "x").targets] == ["http://b"]
+    assert routes.route(mesh.snapshot(), "z").standing is routes.Availability.UNKNOWN
     due = mesh.next_deadline()
     assert due is not None
     assert mesh.handle(e.TimePassed(), due) == [c.ProbeBackend("http://b")]
     mesh.handle(e.BackendSilent("http://b", "refused"), due)
-    gone = routing.route(mesh.snapshot(), "x")
+    gone = routes.route(mesh.snapshot(), "x")
     assert gone.targets == ()
-    assert gone.standing is routing.Standing.COMING
-    for _ in range(routing.BACKEND_PATIENCE_FAILURES):
+    assert gone.standing is routes.Availability.COMING
+    for _ in range(routes.BACKEND_PATIENCE_FAILURES):
         later = mesh.next_deadline()
         assert later is not None
         assert mesh.handle(e.TimePassed(), later) == [c.ProbeBackend("http://b")]
         mesh.handle(e.BackendSilent("http://b", "refused"), later)
-    assert routing.route(mesh.snapshot(), "x").standing is routing.Standing.FAILED
+    assert routes.route(mesh.snapshot(), "x").standing is routes.Availability.FAILED
 
 
 def test_the_local_model_comes_before_a_backend_of_the_same_name() -> None:
     mesh = serving_mesh()
     mesh.handle(e.BackendAdded("http://b"), 0.0)
     mesh.handle(e.BackendAnswered("http://b", ("m",)), 0.0)
-    kinds = [target.kind for target in routing.route(mesh.snapshot(), "m").targets]
-    assert kinds == [routing.TargetKind.ENGINE, routing.TargetKind.BACKEND]
-    assert routing.models(mesh.snapshot()) == ("m",)
+    kinds = [target.kind for target in routes.route(mesh.snapshot(), "m").targets]
+    assert kinds == [routes.TargetKind.ENGINE, routes.TargetKind.BACKEND]
+    assert routes.models(mesh.snapshot()) == ("m",)
 
 
 def test_all_offers_are_what_each_route_says() -> None:
@@ -222,10 +223,10 @@ def test_all_offers_are_what_each_route_says() -> None:
         mesh.handle(e.BackendAdded(url), 0.0)
         mesh.handle(e.BackendAnswered(url, names), 0.0)
     mesh.handle(e.ModelWanted("coming"), 0.0)
-    found = routing.all_offers(mesh.snapshot())
-    assert tuple(found) == routing.models(mesh.snapshot()) == ("m", "coming", "x", "y")
+    found = routes.all_offers(mesh.snapshot())
+    assert tuple(found) == routes.models(mesh.snapshot()) == ("m", "coming", "x", "y")
     assert {name: tuple(offers) for name, offers in found.items()} == {
-        name: routing.route(mesh.snapshot(), name).offers for name in found
+        name: routes.route(mesh.snapshot(), name).offers for name in found
     }
 
 
@@ -235,7 +236,7 @@ ANSWERS = st.sampled_from(["ready", "gone", "progress", "stale", "time", "stop",
 @given(st.lists(st.tuples(ANSWERS, st.floats(0.0, 300.0)), max_size=60))
 def test_whatever_happens_the_core_keeps_its_promises(history: list[tuple[str, float]]) -> None:
     """At most one process of a model at a time; never a start after a stop; snapshots only grow; it always settles."""
-    mesh, now, started, stopped, version = Mesh(), 0.0, 0, False, 0
+    mesh, now, started, stopped, version = NodeCore(), 0.0, 0, False, 0
 
     def happen(event: e.Event) -> None:
         nonlocal started
@@ -279,27 +280,27 @@ def test_whatever_happens_the_core_keeps_its_promises(history: list[tuple[str, f
 
 @given(st.sampled_from(list(EnginePhase)), st.sampled_from(list(FilePhase)), st.sampled_from(list(ServerPhase)))
 def test_every_state_has_a_phase_and_words(engine: EnginePhase, file: FilePhase, server: ServerPhase) -> None:
-    from meshllm.core.types import EngineState, ModelState
+    from meshllm.core.snapshot import EngineState, ModelState
 
     model = ModelState("m", file=file, server=server)
-    assert isinstance(serving.phase(EngineState(engine), model), ModelPhase)
-    assert "m" in serving.progress_words(EngineState(engine), model)
-    assert serving.next_step(EngineState(engine), model, 0.0) == serving.next_step(EngineState(engine), model, 0.0)
+    assert isinstance(next_step.phase(EngineState(engine), model), ModelPhase)
+    assert "m" in next_step.progress_words(EngineState(engine), model)
+    assert next_step.next_step(EngineState(engine), model, 0.0) == next_step.next_step(EngineState(engine), model, 0.0)
 
 
 @pytest.mark.parametrize("purpose", Purpose)
 def test_a_route_tells_what_the_model_is_for_as_soon_as_its_file_is_read(purpose: Purpose) -> None:
-    mesh = Mesh()
+    mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
-    assert routing.route(mesh.snapshot(), "m").purpose is None
+    assert routes.route(mesh.snapshot(), "m").purpose is None
     mesh.handle(e.FileReady("m", ModelFacts("/m.gguf", 1, "bert", 512, purpose=purpose)), 1.0)
-    assert routing.route(mesh.snapshot(), "m").purpose is purpose
+    assert routes.route(mesh.snapshot(), "m").purpose is purpose
     mesh.handle(e.EngineReady("1"), 2.0)
     mesh.handle(e.ModelMeasured("m", FITS), 2.5)
     mesh.handle(e.ServerReady("m", 1, SERVER), 3.0)
-    route = routing.route(mesh.snapshot(), "m")
+    route = routes.route(mesh.snapshot(), "m")
     assert (route.purpose, len(route.targets)) == (purpose, 1)
-    assert "m" in routing.purpose_words("m", purpose)
+    assert "m" in routes.purpose_words("m", purpose)
 
 
 @given(st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))
@@ -331,4 +332,4 @@ def test_sizes_of_what_does_not_generate_stay_within_what_it_was_made_for(
 
 @pytest.mark.parametrize("failures", range(1, 20))
 def test_restart_delays_never_shrink(failures: int) -> None:
-    assert serving.restart_delay(failures + 1) >= serving.restart_delay(failures)
+    assert next_step.restart_delay(failures + 1) >= next_step.restart_delay(failures)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from meshllm.core import speculation
-from meshllm.core.speculation import Guesses, Guessing, decide, obstacle
+from meshllm.core.memory import speculation
+from meshllm.core.memory.speculation import DraftCounts, DraftSource, decide, obstacle
 
 
 def test_a_draft_is_used_with_n_grams_before_it() -> None:
     found = decide(wanted=True, obstacle="", draft="small", why_no_draft="")
-    assert (found.guessing, found.draft, found.reason) == (Guessing.DRAFT, "small", "")
+    assert (found.guessing, found.draft, found.reason) == (DraftSource.DRAFT, "small", "")
     assert found.longest == max(speculation.COPIED_TOKENS, speculation.DRAFTED_TOKENS)
 
 
 def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> None:
     found = decide(wanted=True, obstacle="", draft="", why_no_draft="there is none on this disk")
-    assert (found.guessing, found.draft, found.reason) == (Guessing.NGRAMS, "", "there is none on this disk")
+    assert (found.guessing, found.draft, found.reason) == (DraftSource.NGRAMS, "", "there is none on this disk")
     assert found.longest == speculation.COPIED_TOKENS
 
 
@@ -25,7 +25,7 @@ def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> Non
 )
 def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, hindrance: str) -> None:
     found = decide(wanted=wanted, obstacle=hindrance, draft="small", why_no_draft="")
-    assert (found.guessing, found.draft, found.longest) == (Guessing.NONE, "", 0)
+    assert (found.guessing, found.draft, found.longest) == (DraftSource.NONE, "", 0)
     assert found.reason == ("it writes no text" if wanted else "it was switched off")
 
 
@@ -53,9 +53,9 @@ def test_guesses_have_a_price_that_the_engine_takes() -> None:
 
 
 def test_guesses_add_up_over_processes() -> None:
-    assert Guesses().acceptance is None
-    both = Guesses(10, 5, 100, 2.0) + Guesses(30, 25, 100, 3.0)
-    assert both == Guesses(40, 30, 200, 5.0)
+    assert DraftCounts().acceptance is None
+    both = DraftCounts(10, 5, 100, 2.0) + DraftCounts(30, 25, 100, 3.0)
+    assert both == DraftCounts(40, 30, 200, 5.0)
     assert both.seconds_per_token == 0.025
-    assert Guesses().seconds_per_token is None
+    assert DraftCounts().seconds_per_token is None
     assert both.acceptance == 0.75

@@ -8,13 +8,14 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core import routing, serving
-from meshllm.core.hosting import Measured, SizeNeed, SplitState
-from meshllm.core.leases import Lease, LeasedFile, LeasePhase, Lent, Propose
+from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.records import NodeId
-from meshllm.core.sizing import Size
-from meshllm.core.split import Share, SplitNeed
-from meshllm.core.types import ModelFacts, ModelPhase, ServerFacts, ServerPhase
+from meshllm.core.routing import routes
+from meshllm.core.serving import next_step
+from meshllm.core.snapshot import ModelFacts, ModelPhase, ServerFacts, ServerPhase
+from meshllm.core.split.host import MeasuredModel, SizeNeed, SplitState
+from meshllm.core.split.lease import Lease, LeasedFile, LeasePhase, Propose, WorkerReport
+from meshllm.core.split.planner import SplitNeed, WorkerShare
 from tests.core.small_mesh import SmallMesh, node_id
 
 FILES = (LeasedFile("m.gguf", 1000, "ab" * 32),)
@@ -65,17 +66,17 @@ class SplitMesh(SmallMesh):
         snapshot = self.cores[number].snapshot()
         state = snapshot.model(model)
         assert state is not None
-        return serving.phase(snapshot.engine, state)
+        return next_step.phase(snapshot.engine, state)
 
     def soon(self, number: int, event: e.Event) -> None:
         core = self.cores.get(number)
         self._at(0.05, lambda: self.tell(number, event) if self.cores.get(number) is core else None)
 
-    def measured(self, number: int) -> Measured:
+    def measured(self, number: int) -> MeasuredModel:
         """What a node finds out about the model."""
         alone = self.need.total <= self.room[number]
-        sizes = (SizeNeed(Size(4096, 1), self.need),)
-        return Measured(alone, self.room[number], sizes, FILES, pages=not alone and number in self.paging)
+        sizes = (SizeNeed(ContextSize(4096, 1), self.need),)
+        return MeasuredModel(alone, self.room[number], sizes, FILES, pages=not alone and number in self.paging)
 
     def _carry_out(self, number: int, command: c.Command) -> None:
         match command:
@@ -102,7 +103,7 @@ class SplitMesh(SmallMesh):
                 self.soon(number, e.WorkerGone(session, generation, "it was stopped"))
             case c.OpenAhead(peer):
                 self.ahead.append((number, peer))
-            case c.Send(_, Lent()) if number in self.mute:
+            case c.Send(_, WorkerReport()) if number in self.mute:
                 pass
             case _:
                 super()._carry_out(number, command)
@@ -142,7 +143,7 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
     assert lent is not None
     assert (lent.lease, lent.phase) == (lease, LeasePhase.COMMITTED)
     mesh.run(2.0)
-    assert routing.route(mesh.cores[2].snapshot(), "m").targets
+    assert routes.route(mesh.cores[2].snapshot(), "m").targets
 
 
 def test_a_node_that_lends_takes_no_model_of_its_own_and_is_at_rest(mesh: SplitMesh) -> None:
@@ -161,7 +162,7 @@ def test_one_node_refuses_with_a_sentence_until_another_comes(mesh: SplitMesh) -
     mesh.node(1, 700, model="m")
     mesh.run(5.0)
     assert mesh.phase(1) is ModelPhase.FAILED
-    words = routing.route(mesh.cores[1].snapshot(), "m").words
+    words = routes.route(mesh.cores[1].snapshot(), "m").words
     assert "it takes" in words
     assert "no other node" in words
     assert "--join" in words
@@ -207,7 +208,7 @@ def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: Spli
     split = mesh.split(1)
     assert split is not None
     assert "host" in split.words()
-    assert routing.route(mesh.cores[1].snapshot(), "m").targets
+    assert routes.route(mesh.cores[1].snapshot(), "m").targets
 
 
 def test_a_worker_with_several_accelerators_has_a_run_of_layers_for_each(mesh: SplitMesh) -> None:
@@ -250,7 +251,7 @@ def test_a_lost_member_withdraws_the_route_and_the_rest_go_on(
     mesh.node(3, 500, joins=1)
     mesh.run(3.0)
     how(mesh)
-    mesh.until(lambda: not routing.offers_here(mesh.cores[1].snapshot(), "m"), within=20.0)
+    mesh.until(lambda: not routes.offers_here(mesh.cores[1].snapshot(), "m"), within=20.0)
     mesh.until(lambda: mesh.serves(1), within=10.0)
     lease = mesh.servers[1].lease
     assert lease is not None
@@ -269,7 +270,7 @@ def test_a_broken_tunnel_is_a_lost_member_whatever_the_link_does(mesh: SplitMesh
     mesh.tell(1, e.TunnelBroken(b"x" * 16, lease.generation, node_id(2)))
     assert mesh.serves(1)  # of other leases
     mesh.tell(1, e.TunnelBroken(lease.session, lease.generation, node_id(2)))
-    assert not routing.offers_here(mesh.cores[1].snapshot(), "m")
+    assert not routes.offers_here(mesh.cores[1].snapshot(), "m")
     mesh.until(lambda: mesh.serves(1), within=2.0)
     again = mesh.servers[1].lease
     assert again is not None
@@ -281,8 +282,8 @@ def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh)
     mesh.lose_worker(2)
     mesh.until(lambda: not mesh.serves(1))
     mesh.run(1.0)
-    route = routing.route(mesh.cores[1].snapshot(), "m")
-    assert route.standing is routing.Standing.COMING
+    route = routes.route(mesh.cores[1].snapshot(), "m")
+    assert route.standing is routes.Availability.COMING
     assert "may be back" in route.words
     mesh.kill(2, seen=True)
     mesh.until(lambda: mesh.phase(1) is ModelPhase.FAILED)  # now there is nobody to wait for
@@ -290,7 +291,7 @@ def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh)
 
 def test_an_engine_with_workers_is_offered_as_one_that_loses_them(mesh: SplitMesh) -> None:
     serving_pair(mesh)
-    (offer,) = routing.offers_here(mesh.cores[1].snapshot(), "m")
+    (offer,) = routes.offers_here(mesh.cores[1].snapshot(), "m")
     assert offer.shared
 
 
@@ -331,7 +332,7 @@ def test_a_worker_that_stops_says_so(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     mesh.tell(2, e.StopWanted())
     mesh.run(0.05)
-    assert not routing.offers_here(mesh.cores[1].snapshot(), "m")
+    assert not routes.offers_here(mesh.cores[1].snapshot(), "m")
 
 
 def test_whoever_says_nothing_is_left_out(mesh: SplitMesh) -> None:
@@ -381,11 +382,13 @@ def test_only_the_host_itself_can_propose(mesh: SplitMesh) -> None:
     mesh.node(1, 700)
     mesh.node(2, 600, joins=1)
     mesh.run(3.0)
-    forged = Lease(b"s" * 16, 1, "m", FILES, (Share(NodeId(b"x" * 32), 0, 5, 1), Share(node_id(2), 5, 5, 1)))
+    forged = Lease(
+        b"s" * 16, 1, "m", FILES, (WorkerShare(NodeId(b"x" * 32), 0, 5, 1), WorkerShare(node_id(2), 5, 5, 1))
+    )
     mesh.tell(2, e.MessageReceived(node_id(1), Propose(forged)))
     mesh.run(1.0)
     assert mesh.workers == {}
-    mine = Lease(b"s" * 16, 1, "m", FILES, (Share(node_id(1), 0, 5, 1), Share(node_id(2), 5, 5, 601)))
+    mine = Lease(b"s" * 16, 1, "m", FILES, (WorkerShare(node_id(1), 0, 5, 1), WorkerShare(node_id(2), 5, 5, 601)))
     mesh.tell(2, e.MessageReceived(node_id(1), Propose(mine)))
     mesh.run(1.0)
     assert mesh.workers == {}, "its share does not fit there"

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from meshllm.core.speculation import PLAIN, Guesses, Guessing, Speculation
-from meshllm.core.types import ModelState, ServerFacts, ServerPhase, Snapshot
+from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Speculation
+from meshllm.core.snapshot import ModelState, ServerFacts, ServerPhase, Snapshot
 from meshllm.daemon.acceptance import Acceptance
 
-NGRAMS = Speculation(Guessing.NGRAMS)
+NGRAMS = Speculation(DraftSource.NGRAMS)
 
 
 def serving(*models: tuple[str, str, Speculation]) -> Snapshot:
@@ -28,11 +28,11 @@ class Engines:
     """What engines answer; `answers` an exception or counts, by socket. `moved` is set at each question and change."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Guesses | Exception] = {}
+        self.answers: dict[str, DraftCounts | Exception] = {}
         self.asked: list[str] = []
         self.moved = asyncio.Event()
 
-    async def ask(self, socket: str) -> Guesses:
+    async def ask(self, socket: str) -> DraftCounts:
         self.asked.append(socket)
         self.moved.set()
         await asyncio.sleep(0)
@@ -61,21 +61,21 @@ async def acceptance(engines: Engines) -> AsyncIterator[Acceptance]:
 
 
 async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines, acceptance: Acceptance) -> None:
-    engines.answers["/a"] = Guesses(10, 6)
+    engines.answers["/a"] = DraftCounts(10, 6)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
-    assert acceptance.guesses() == {"m": Guesses()}
+    assert acceptance.guesses() == {"m": DraftCounts()}
     assert engines.asked == []
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(10, 6))
-    engines.answers["/a"] = Guesses(20, 9)
+    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(10, 6))
+    engines.answers["/a"] = DraftCounts(20, 9)
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(20, 9))
+    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(20, 9))
 
 
 async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
     engines: Engines, acceptance: Acceptance
 ) -> None:
-    engines.answers["/a"] = Guesses(1, 1)
+    engines.answers["/a"] = DraftCounts(1, 1)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     acceptance.look()
     await engines.until(lambda: len(engines.asked) == 1)
@@ -83,51 +83,51 @@ async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
         acceptance.look()
     await engines.until(lambda: len(engines.asked) == 2)
     acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
-    engines.answers["/b"] = Guesses(2, 2)
+    engines.answers["/b"] = DraftCounts(2, 2)
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["n"] == Guesses(2, 2))
+    await engines.until(lambda: acceptance.guesses()["n"] == DraftCounts(2, 2))
     assert engines.asked == ["/a", "/a", "/a", "/b"]
 
 
 async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, acceptance: Acceptance) -> None:
-    engines.answers["/b"] = Guesses(4, 4)
+    engines.answers["/b"] = DraftCounts(4, 4)
     acceptance.publish(serving(("plain", "/a", PLAIN), ("m", "/b", NGRAMS)))
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(4, 4))
+    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(4, 4))
     assert "/a" not in engines.asked
     assert "plain" not in acceptance.guesses()
 
 
 async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, acceptance: Acceptance) -> None:
-    engines.answers = {"/a": Guesses(10, 5), "/b": Guesses(3, 3)}
+    engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(3, 3)}
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(10, 5))
+    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(10, 5))
     acceptance.publish(Snapshot(models=(ModelState("m"),)))
-    assert acceptance.guesses() == {"m": Guesses(10, 5)}
+    assert acceptance.guesses() == {"m": DraftCounts(10, 5)}
     acceptance.publish(serving(("m", "/b", NGRAMS)))
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(13, 8))
+    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(13, 8))
 
 
 @pytest.mark.parametrize("trouble", [ConnectionRefusedError(), TimeoutError(), ValueError("no HTTP")])
 async def test_an_engine_that_does_not_answer_changes_nothing(
     engines: Engines, acceptance: Acceptance, trouble: Exception
 ) -> None:
-    engines.answers = {"/a": Guesses(10, 5), "/b": Guesses(2, 1)}
+    engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(2, 1)}
     acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == Guesses(10, 5))
-    engines.answers = {"/a": trouble, "/b": Guesses(3, 1)}
+    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(10, 5))
+    engines.answers = {"/a": trouble, "/b": DraftCounts(3, 1)}
     acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["n"] == Guesses(3, 1))
-    assert acceptance.guesses()["m"] == Guesses(10, 5)
+    await engines.until(lambda: acceptance.guesses()["n"] == DraftCounts(3, 1))
+    assert acceptance.guesses()["m"] == DraftCounts(10, 5)
 
 
 async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
     asked, hung_up = asyncio.Event(), asyncio.Event()
 
-    async def ask(socket: str) -> Guesses:
+    async def ask(socket: str) -> DraftCounts:
         asked.set()
         try:
             await asyncio.Event().wait()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from meshllm.core.records import Address, MeshId, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon.belonging import Belonging, decide
 from meshllm.errors import UsageError
 from meshllm.wire.invite import Invite, invite_key
 
 MESH, OTHER = MeshId(b"m" * 16), MeshId(b"o" * 16)
 SECRET, THEIRS = b"s" * 16, b"t" * 16
-A, B = Address("192.0.2.1", 1), Address("192.0.2.2", 2)
-WAY = WayIn(b"p" * 16, (A,))
+A, B = PeerAddress("192.0.2.1", 1), PeerAddress("192.0.2.2", 2)
+WAY = BootstrapAddress(b"p" * 16, (A,))
 
 
-def invite(secret: bytes = THEIRS, mesh: MeshId = OTHER, expires: int = 0, way: WayIn = WAY) -> Invite:
+def invite(secret: bytes = THEIRS, mesh: MeshId = OTHER, expires: int = 0, way: BootstrapAddress = WAY) -> Invite:
     return Invite(mesh, invite_key(secret, expires), expires, (way,))
 
 
@@ -44,9 +44,9 @@ def test_one_that_lasts_is_better_than_one_that_expires() -> None:
 
 
 def test_the_ways_of_all_invites_count_each_node_once() -> None:
-    more = WayIn(WAY.pin, (B, A))
-    found = decide(MESH, SECRET, [invite(), invite(way=more), invite(way=WayIn(b"q" * 16, (B,)))])
-    assert found.ways == (WayIn(WAY.pin, (A, B)), WayIn(b"q" * 16, (B,)))
+    more = BootstrapAddress(WAY.pin, (B, A))
+    found = decide(MESH, SECRET, [invite(), invite(way=more), invite(way=BootstrapAddress(b"q" * 16, (B,)))])
+    assert found.ways == (BootstrapAddress(WAY.pin, (A, B)), BootstrapAddress(b"q" * 16, (B,)))
 
 
 @pytest.mark.parametrize(

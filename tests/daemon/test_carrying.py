@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from meshllm.core import events as e
-from meshllm.core.leases import Lease, LeasedFile
 from meshllm.core.records import NodeId
-from meshllm.core.split import Share
-from meshllm.core.types import Progress
+from meshllm.core.snapshot import Progress
+from meshllm.core.split.lease import Lease, LeasedFile
+from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.fitting import Fitter
 from meshllm.engine import build
@@ -30,7 +30,9 @@ from meshllm.net.rpc_tunnels import RpcTunnels, TunnelUse
 
 HOST, FIRST, LAST = (NodeId(letter * 32) for letter in (b"h", b"f", b"l"))
 FILES = (LeasedFile("m.gguf", 5, "ab" * 32),)
-LEASE = Lease(b"s" * 16, 3, "m", FILES, (Share(HOST, 0, 1, 1), Share(FIRST, 1, 1, 1), Share(LAST, 2, 1, 1)))
+LEASE = Lease(
+    b"s" * 16, 3, "m", FILES, (WorkerShare(HOST, 0, 1, 1), WorkerShare(FIRST, 1, 1, 1), WorkerShare(LAST, 2, 1, 1))
+)
 WHICH = (LEASE.session, LEASE.generation)
 LISTENS = """
 import os, signal, socket, sys
@@ -83,7 +85,7 @@ class Bench:
 
     async def look(self, engine: Engine) -> None: ...
 
-    def lent_devices(self, share: Share) -> tuple[str, ...]:
+    def lent_devices(self, share: WorkerShare) -> tuple[str, ...]:
         if len(share.devices) == 3:
             raise OutOfRoom("three accelerators were planned for")
         return ("CUDA1", "CUDA3") if share.devices else ("CUDA1",)
@@ -178,14 +180,16 @@ async def test_a_worker_lends_the_accelerators_that_were_planned_for(
 ) -> None:
     program(LISTENS)
     for devices, named in (((1, 0, 2, 0), "CUDA1,CUDA3"), ((), "CUDA1")):
-        lease = replace(LEASE, shares=(LEASE.shares[0], Share(FIRST, 1, 3, 1, devices), Share(LAST, 4, 1, 1)))
+        lease = replace(
+            LEASE, shares=(LEASE.shares[0], WorkerShare(FIRST, 1, 3, 1, devices), WorkerShare(LAST, 4, 1, 1))
+        )
         async with bench(tmp_path / str(len(devices)), here) as it:
             it.carrying.start(lease)
             await it.until(e.WorkerReady)
             assert child().cmdline()[-2:] == ["--device", named]
             it.carrying.stop(WHICH)
             await it.until(e.WorkerGone)
-    odd = replace(LEASE, shares=(LEASE.shares[0], Share(FIRST, 1, 3, 1, (1, 1, 1)), Share(LAST, 4, 1, 1)))
+    odd = replace(LEASE, shares=(LEASE.shares[0], WorkerShare(FIRST, 1, 3, 1, (1, 1, 1)), WorkerShare(LAST, 4, 1, 1)))
     async with bench(tmp_path / "odd", here) as it:
         it.carrying.start(odd)
         assert "three accelerators" in (await it.until(e.WorkerGone)).reason

@@ -15,11 +15,11 @@ import pytest
 
 from meshllm import paths
 from meshllm.core import events as e
-from meshllm.core.leases import Lease, LeasedFile
-from meshllm.core.sizing import Size
-from meshllm.core.speculation import PLAIN
-from meshllm.core.split import Lender, SplitPlan, need_of, plan
-from meshllm.core.types import Progress
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.speculation import PLAIN
+from meshllm.core.snapshot import Progress
+from meshllm.core.split.lease import Lease, LeasedFile
+from meshllm.core.split.planner import SplitPlan, WorkerOffer, need_of, plan
 from meshllm.daemon.fitting import Fitter
 from meshllm.engine import build, rpc_server
 from meshllm.engine.llama_server import ServerPlan
@@ -33,7 +33,7 @@ from tests.daemon.test_carrying import FIRST, HOST, LAST, Bench, bench
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-SIZE = Size(1024, 1)
+SIZE = ContextSize(1024, 1)
 ASKED: dict[str, Any] = {"prompt": "The planets of the solar system are", "n_predict": 24, "temperature": 0}
 
 
@@ -53,10 +53,10 @@ def agreed(model: LocalModel) -> Lease:
     each, rest = max(need.layers), need.ends + need.buffers
     rooms = [each * 7 + need.buffers, each * 9 + need.buffers], [each * 6 + need.buffers] * 2 + [need.buffers]
     workers = [
-        Lender(node, sum(pieces), 0.001 * number, devices=tuple(pieces))
+        WorkerOffer(node, sum(pieces), 0.001 * number, devices=tuple(pieces))
         for number, (node, pieces) in enumerate(zip((FIRST, LAST), rooms, strict=True), 1)
     ]
-    found = plan(need, Lender(HOST, each * 8 + rest), workers, model.name)
+    found = plan(need, WorkerOffer(HOST, each * 8 + rest), workers, model.name)
     assert isinstance(found, SplitPlan)
     return Lease(b"s" * 16, 1, model.name, (LeasedFile(model.path.name, model.size, "ab" * 32),), found.shares)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meshllm.core.speculation import Guessing, Speculation
+from meshllm.core.memory.speculation import DraftSource, Speculation
 from meshllm.daemon.drafting import Drafter, DraftWish, wish_of
 from meshllm.daemon.settings import Settings
 from meshllm.errors import DownloadFailed, UnknownModel, UsageError
@@ -45,7 +45,7 @@ async def choose(drafter: Drafter, target: LocalModel, name: str = "m") -> tuple
 async def test_what_is_on_the_disk_is_used(store: Store) -> None:
     target, small = model(store.folder, "large", 60), model(store.folder, "small", 2)
     how, draft = await choose(Drafter(DraftWish(), store), target)
-    assert how == Speculation(Guessing.DRAFT, "small")
+    assert how == Speculation(DraftSource.DRAFT, "small")
     assert draft is not None
     assert draft.path == small.path
 
@@ -58,16 +58,19 @@ async def test_a_file_that_was_named_elsewhere_may_be_a_draft(store: Store, tmp_
 
 async def test_without_one_the_text_guesses(store: Store) -> None:
     target = model(store.folder, "large", 60)
-    assert await choose(Drafter(DraftWish(), store), target) == (Speculation(Guessing.NGRAMS, reason=NONE_HERE), None)
+    assert await choose(Drafter(DraftWish(), store), target) == (
+        Speculation(DraftSource.NGRAMS, reason=NONE_HERE),
+        None,
+    )
 
 
 async def test_what_was_switched_off_is_off(store: Store) -> None:
     target = model(store.folder, "large", 60)
     model(store.folder, "small", 2)
     how, draft = await choose(Drafter(DraftWish(drafts=False), store), target)
-    assert (how.guessing, how.reason, draft) == (Guessing.NGRAMS, "--no-draft", None)
+    assert (how.guessing, how.reason, draft) == (DraftSource.NGRAMS, "--no-draft", None)
     how, draft = await choose(Drafter(DraftWish(speculation=False), store), target)
-    assert (how.guessing, how.reason, draft) == (Guessing.NONE, "it was switched off", None)
+    assert (how.guessing, how.reason, draft) == (DraftSource.NONE, "it was switched off", None)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ async def test_models_that_cannot_guess_get_nothing(store: Store, more: dict[str
     target = model(store.folder, "large", 60, **more)
     model(store.folder, "small", 2)
     how, draft = await choose(Drafter(DraftWish(), store), target)
-    assert (how.guessing, draft) == (Guessing.NONE, None)
+    assert (how.guessing, draft) == (DraftSource.NONE, None)
     assert how.reason
 
 
@@ -97,9 +100,9 @@ async def test_a_draft_that_was_asked_for_is_fetched_for_its_model_alone(store: 
         return asked
 
     how, draft = await drafter.choose("m", target, fetch)
-    assert (how, draft, fetched) == (Speculation(Guessing.DRAFT, "asked"), asked, [asked.path])
+    assert (how, draft, fetched) == (Speculation(DraftSource.DRAFT, "asked"), asked, [asked.path])
     how, draft = await choose(drafter, target, "another")
-    assert (how.guessing, draft) == (Guessing.NGRAMS, None)
+    assert (how.guessing, draft) == (DraftSource.NGRAMS, None)
 
 
 async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path
         raise DownloadFailed("The hub does not answer.")
 
     how, draft = await drafter.choose("m", target, fetch)
-    assert (how, draft) == (Speculation(Guessing.NGRAMS, reason="The hub does not answer."), None)
+    assert (how, draft) == (Speculation(DraftSource.NGRAMS, reason="The hub does not answer."), None)
 
 
 async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, 
         return other
 
     how, draft = await drafter.choose("m", target, fetch)
-    assert (how.guessing, draft) == (Guessing.NGRAMS, None)
+    assert (how.guessing, draft) == (DraftSource.NGRAMS, None)
     assert how.reason.startswith("other cannot be the draft of large: one has 380 more tokens")
 
 
@@ -134,7 +137,7 @@ async def test_a_draft_that_an_engine_did_not_start_with_is_not_tried_again(stor
     drafter.give_up(draft, "the engine did not start with it")
     how, draft = await choose(drafter, target)
     assert (how, draft) == (
-        Speculation(Guessing.NGRAMS, reason="small was tried, but the engine did not start with it"),
+        Speculation(DraftSource.NGRAMS, reason="small was tried, but the engine did not start with it"),
         None,
     )
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from meshllm.core.fitting import MOST_PAGED
-from meshllm.core.leases import Lease
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.layer_placement import MOST_PAGED
+from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.core.records import NodeId
-from meshllm.core.sizing import Size
-from meshllm.core.speculation import PLAIN, Guessing, Speculation
-from meshllm.core.split import Share
+from meshllm.core.split.lease import Lease
+from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.fitting import CHECKPOINTS_MOST, Fitter
 from meshllm.engine import bindings, build
 from meshllm.engine.bindings import BufferNeed, EngineDevice, MemoryNeed
@@ -90,7 +90,7 @@ def model(path: Path, name: str = "qwen3", context: int = 131_072) -> LocalModel
 async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
     fit = await Fitter().fit(ENGINE, local, usage(local.header))
-    assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (Size(32768, 4), None, (), None)
+    assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
     assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
     assert fit.words.startswith("on the processor: 4.")
     assert 4 * GB < fit.memory < 5 * GB
@@ -101,7 +101,7 @@ async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog
     local = model(tmp_path / "m.gguf")
     machine.available = int(4.65 * GB)
     fit = await Fitter().fit(ENGINE, local, usage(local.header))
-    assert fit.size == Size(32768, 2)
+    assert fit.size == ContextSize(32768, 2)
     assert "2 of 4 requests at a time for memory" in fit.words
     assert "2 of 4 requests at a time for memory" in caplog.text
     assert fit.prompt_cache_mib < 100
@@ -128,7 +128,7 @@ async def test_a_context_that_was_asked_for_is_kept(
 ) -> None:
     local = model(tmp_path / "m.gguf")
     fit = await Fitter(context=65536).fit(ENGINE, local, usage(local.header))
-    assert fit.size == Size(65536, 4)
+    assert fit.size == ContextSize(65536, 4)
     assert "context 65536, as asked for" in fit.words
     fit = await Fitter(context=1 << 20).fit(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
@@ -141,7 +141,7 @@ async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
     fitter = Fitter()
     fit = await fitter.fit(ENGINE, local, usage(local.header))
-    assert (fit.devices, fit.layers, fit.size) == (("CUDA1",), (5,), Size(32768, 4))
+    assert (fit.devices, fit.layers, fit.size) == (("CUDA1",), (5,), ContextSize(32768, 4))
     assert "all 4 layers on CUDA1: " in fit.words
     assert fitter.machine().used == ("CUDA0", "CUDA1")
     assert 14 * GB < fitter.offer() < 16 * GB
@@ -163,18 +163,24 @@ async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine
     await fitter.look(ENGINE)
     assert len(fitter.pieces()) == 3
     assert sum(fitter.pieces()) == fitter.offer()
-    assert fitter.lent_devices(Share(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
-    assert fitter.lent_devices(Share(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
+    assert fitter.lent_devices(WorkerShare(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
+    assert fitter.lent_devices(WorkerShare(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
     with pytest.raises(OutOfRoom, match=r"planned for 2 accelerators, and there are 3"):
-        fitter.lent_devices(Share(other, 1, 9, 1, (5, 4)))
+        fitter.lent_devices(WorkerShare(other, 1, 9, 1, (5, 4)))
     machine.devices = (gpu("CUDA0", 6), PROCESSOR)
     await fitter.look(ENGINE)
     assert fitter.pieces() == ()
     # And the host gives the engine a run of layers for each device behind a wire.
     local = model(tmp_path / "m.gguf")
     last = NodeId(b"l" * 32)
-    lease = Lease(b"s" * 16, 1, "m", (), (Share(own, 0, 1, 1), Share(other, 1, 2, 1, (1, 0, 1)), Share(last, 3, 1, 1)))
-    fit = fitter.fit_split(local, usage(local.header), lease, Size(64, 1), PLAIN, None)
+    lease = Lease(
+        b"s" * 16,
+        1,
+        "m",
+        (),
+        (WorkerShare(own, 0, 1, 1), WorkerShare(other, 1, 2, 1, (1, 0, 1)), WorkerShare(last, 3, 1, 1)),
+    )
+    fit = fitter.fit_split(local, usage(local.header), lease, ContextSize(64, 1), PLAIN, None)
     assert (fit.devices, fit.layers) == (("CUDA0", "RPC0", "RPC1", "RPC2"), (1, 1, 1, 2))
     assert "1 of 4 here, 1+1 on 7777777777, 1 on 6c6c6c6c6c" in fit.words
 
@@ -210,19 +216,19 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
     machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     local, draft = model(tmp_path / "m.gguf"), model(tmp_path / "draft.gguf")
-    wanted = Speculation(Guessing.DRAFT, "draft")
+    wanted = Speculation(DraftSource.DRAFT, "draft")
     fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
-    alone = await Fitter().fit(ENGINE, local, usage(local.header), speculation=Speculation(Guessing.NGRAMS))
-    assert (fit.speculation, fit.size) == (wanted, Size(32768, 4))
+    alone = await Fitter().fit(ENGINE, local, usage(local.header), speculation=Speculation(DraftSource.NGRAMS))
+    assert (fit.speculation, fit.size) == (wanted, ContextSize(32768, 4))
     assert fit.memory > alone.memory + 0.4 * GB
     guessed = [asked["guessed"] for asked in machine.asked if asked["path"] == local.path]
-    assert guessed == [wanted.longest, Speculation(Guessing.NGRAMS).longest]
+    assert guessed == [wanted.longest, Speculation(DraftSource.NGRAMS).longest]
     machine.available = int(5.2 * GB)
     with caplog.at_level(logging.WARNING):
         fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
-    assert fit.speculation.guessing is Guessing.NGRAMS
+    assert fit.speculation.guessing is DraftSource.NGRAMS
     assert "would take memory that m needs" in fit.speculation.reason
-    assert fit.size == Size(32768, 4)
+    assert fit.size == ContextSize(32768, 4)
     machine.available, machine.devices = 32 * GB, (gpu("CUDA0", 8), PROCESSOR)
     fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
     assert (fit.draft_device, fit.layers) == ("CUDA0", (5,))
@@ -255,7 +261,7 @@ async def test_the_real_engine(tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf", context=8192)
     fitter = Fitter(wanted=("none",))
     fit = await fitter.fit(engine, local, usage(local.header))
-    assert fit.size == Size(8192, 4)
+    assert fit.size == ContextSize(8192, 4)
     assert fitter.machine().known
     with pytest.raises(OutOfRoom, match="are missing"):
         await Fitter(cap=20 * MIB, wanted=("none",)).fit(engine, local, usage(local.header))

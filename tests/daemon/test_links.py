@@ -11,8 +11,8 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core import messages as m
-from meshllm.core.records import Address, MeshId, NodeId, Role, WayIn
+from meshllm.core.membership import messages as m
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 from meshllm.daemon import links as subject
 from meshllm.daemon.links import Links
 from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
@@ -20,8 +20,8 @@ from meshllm.net.base import Link, LinkFacts, LinkHandler, StreamKind
 from meshllm.wire.codec import decode_message, encode_message
 
 PEER, OTHER = NodeId(b"p" * 32), NodeId(b"o" * 32)
-AT = Address("192.0.2.1", 7)
-WAY = WayIn(PEER[:16], (AT,))
+AT = PeerAddress("192.0.2.1", 7)
+WAY = BootstrapAddress(PEER[:16], (AT,))
 
 
 @dataclass
@@ -56,12 +56,12 @@ class FakeTransport:
 
     known: dict[NodeId, FakeLink] = field(default_factory=dict)
     error: Exception | None = None
-    dialled: list[WayIn] = field(default_factory=list)
+    dialled: list[BootstrapAddress] = field(default_factory=list)
 
     async def start(self, handler: LinkHandler) -> int:
         return 1
 
-    async def dial(self, way: WayIn) -> FakeLink:
+    async def dial(self, way: BootstrapAddress) -> FakeLink:
         self.dialled.append(way)
         if self.error is not None:
             raise self.error
@@ -140,13 +140,13 @@ async def test_a_link_is_told_of_with_all_that_is_known(rig: Rig) -> None:
 )
 async def test_every_failed_dial_is_answered(rig: Rig, error: MeshError, final: bool) -> None:
     rig.transport.error = error
-    rig.links.carry_out(c.Dial(WAY))
+    rig.links.carry_out(c.DialPeer(WAY))
     assert await rig.next() == e.DialFailed(WAY, error.message, "Look.", final)
 
 
 async def test_a_defect_in_dialling_is_answered_too(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.transport.error = KeyError("oops")
-    rig.links.carry_out(c.Dial(WAY))
+    rig.links.carry_out(c.DialPeer(WAY))
     failed = await rig.next()
     assert isinstance(failed, e.DialFailed)
     assert "oops" in failed.reason
@@ -247,7 +247,7 @@ async def test_a_link_that_is_wanted_again_stays(rig: Rig, monkeypatch: pytest.M
     link.streams = other.streams = 1
     rig.links.carry_out(c.HangUp(PEER, "enough"))
     rig.links.carry_out(c.HangUp(OTHER, "enough"))
-    rig.links.carry_out(c.Dial(WAY))
+    rig.links.carry_out(c.DialPeer(WAY))
     link.streams = other.streams = 0
     async with asyncio.timeout(10):
         while not other.closed:  # noqa: ASYNC110
@@ -268,5 +268,5 @@ async def test_streams_are_served_by_kind_and_none_once_closed(rig: Rig) -> None
     assert rig.links.stream(link, StreamKind.RPC_TUNNEL) is None
     await rig.links.close()
     assert rig.links.stream(link, StreamKind.HTTP_TUNNEL) is None
-    rig.links.carry_out(c.Dial(WAY))
+    rig.links.carry_out(c.DialPeer(WAY))
     assert rig.transport.dialled == []

@@ -14,8 +14,8 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, Stamp, WayIn
-from meshllm.core.views import MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
 from meshllm.daemon.app import App, Listening, Viewer
 from meshllm.daemon.membership import Membership, look_up
 from meshllm.daemon.settings import Settings
@@ -26,14 +26,14 @@ from meshllm.net.quic import QuicTransport
 from meshllm.wire.invite import Invite, decode, invite_key
 
 PEER, MESH, SECRET = NodeId(b"p" * 32), MeshId(b"m" * 16), b"s" * 16
-AT = Address("192.0.2.1", 7)
-WAY = WayIn(PEER[:16], (AT,))
+AT = PeerAddress("192.0.2.1", 7)
+WAY = BootstrapAddress(PEER[:16], (AT,))
 
 
 class FakeLink:
     """A link that is only looked at."""
 
-    def __init__(self, secret: bytes | None = None, peer: NodeId = PEER, observed: Address | None = None) -> None:
+    def __init__(self, secret: bytes | None = None, peer: NodeId = PEER, observed: PeerAddress | None = None) -> None:
         self.facts = LinkFacts(peer, Role.NODE, MESH, AT, True, 0.01, 1, observed, secret)
         self.closed = ""
 
@@ -145,13 +145,15 @@ async def test_an_invite_leads_to_this_node_and_to_two_others_that_live(rig: Mak
     config = there.membership.config
 
     def peer(number: int, status: PeerStatus) -> PeerView:
-        record = NodeRecord(NodeId(bytes([number]) * 32), Stamp(1, 1), MESH, addresses=(Address("192.0.2.2", number),))
+        record = NodeRecord(
+            NodeId(bytes([number]) * 32), RecordVersion(1, 1), MESH, addresses=(PeerAddress("192.0.2.2", number),)
+        )
         return PeerView(record, status)
 
     peers = tuple(peer(n, PeerStatus.ALIVE if n % 2 else PeerStatus.DEAD) for n in range(1, 20))
     there.membership.publish(MeshView(config.node, config.mesh, Role.NODE, peers=peers))
     given = decode(there.membership.invite(0).text)
-    assert given.ways[0] == WayIn(config.node[:16], (Address("192.0.2.9", 99),))
+    assert given.ways[0] == BootstrapAddress(config.node[:16], (PeerAddress("192.0.2.9", 99),))
     assert len(given.ways) == 3
     assert all(way.pin[0] % 2 for way in given.ways[1:])
     assert given.expires == 0

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.records import MAX_NUMBER, Address, MeshId, WayIn
+from meshllm.core.records import MAX_NUMBER, BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon import mesh_state
 from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState, knows_others
 from meshllm.errors import DamagedState, EnvironmentFailure
 
 NOW = 1_800_000_000.7
 PEERS = (
-    WayIn(b"a" * 32, (Address("192.0.2.1", 9), Address("2001:db8::1", 10))),
-    WayIn(b"b" * 16, (Address("192.0.2.2", 11),)),
+    BootstrapAddress(b"a" * 32, (PeerAddress("192.0.2.1", 9), PeerAddress("2001:db8::1", 10))),
+    BootstrapAddress(b"b" * 16, (PeerAddress("192.0.2.2", 11),)),
 )
 
 
@@ -125,7 +125,7 @@ def test_the_same_mesh_is_not_adopted_again(tmp_path: Path) -> None:
 def test_peers_are_bounded(tmp_path: Path) -> None:
     state = opened(tmp_path)
     many = tuple(
-        WayIn(number.to_bytes(32, "big"), tuple(Address("192.0.2.1", port) for port in range(1, 20)))
+        BootstrapAddress(number.to_bytes(32, "big"), tuple(PeerAddress("192.0.2.1", port) for port in range(1, 20)))
         for number in range(1000)
     )
     state.save_peers(many)
@@ -204,7 +204,7 @@ def test_peers_that_make_no_sense_cost_nothing_but_themselves(told: Any) -> None
     sound = {"node": "61" * 16, "addresses": [["192.0.2.1", 9]]}
     assert mesh_state._peers(
         [told, {"node": told, "addresses": told}, {"node": "61" * 16, "addresses": [told]}, sound]
-    ) == (WayIn(b"a" * 16, (Address("192.0.2.1", 9),)),)
+    ) == (BootstrapAddress(b"a" * 16, (PeerAddress("192.0.2.1", 9),)),)
     mesh_state._peers(told)
 
 

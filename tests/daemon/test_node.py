@@ -12,9 +12,9 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.mesh import Mesh
-from meshllm.core.records import Address, WayIn
-from meshllm.core.types import Snapshot
+from meshllm.core.node import NodeCore
+from meshllm.core.records import BootstrapAddress, PeerAddress
+from meshllm.core.snapshot import Snapshot
 from meshllm.daemon import instance
 from meshllm.daemon.app import App, Listening, Viewer, backend_keys, find_models
 from meshllm.daemon.instance import Claim
@@ -26,7 +26,7 @@ from meshllm.errors import InvalidModelFile, NotRunning, UnknownModel, UsageErro
 
 async def test_events_become_commands_and_snapshots_in_order_until_the_end() -> None:
     seen: list[object] = []
-    node = Node(Mesh(), lambda snapshot: seen.append(snapshot.version))
+    node = Node(NodeCore(), lambda snapshot: seen.append(snapshot.version))
 
     def carry_out(command: c.Command) -> None:
         seen.append(command)
@@ -46,7 +46,7 @@ async def test_what_is_known_at_the_same_time_is_told_at_once() -> None:
     for model in ("a", "b", "c"):
         mailbox.put_nowait(e.ModelWanted(model))
     told: list[list[str]] = []
-    node = Node(Mesh(), lambda snapshot: told.append([model.name for model in snapshot.models]), mailbox)
+    node = Node(NodeCore(), lambda snapshot: told.append([model.name for model in snapshot.models]), mailbox)
     asked: list[c.Command] = []
 
     def carry_out(command: c.Command) -> None:
@@ -67,7 +67,7 @@ async def test_readers_are_told_of_a_core_to_which_nothing_has_happened() -> Non
         told.append(snapshot)
         node.post(e.StopWanted())
 
-    node = Node(Mesh(), publish)
+    node = Node(NodeCore(), publish)
     async with asyncio.timeout(10):
         await node.run(lambda command: None)
     assert told[0] == Snapshot()
@@ -75,7 +75,7 @@ async def test_readers_are_told_of_a_core_to_which_nothing_has_happened() -> Non
 
 async def test_a_deadline_of_the_core_comes_by_itself() -> None:
     asked: list[str] = []
-    node = Node(Mesh(), lambda snapshot: None)
+    node = Node(NodeCore(), lambda snapshot: None)
 
     def carry_out(command: c.Command) -> None:
         assert isinstance(command, c.ProbeBackend)
@@ -155,7 +155,7 @@ def test_a_node_that_knows_others_may_ask_them_what_a_name_means(
     state = MeshState.open(home)
     with pytest.raises(UnknownModel, match="Qwen3-9B"):
         find_models(Settings(home, models=("Qwen3-9B",)))  # a mesh of one knows no more than this node
-    state.save_peers((WayIn(b"a" * 32, (Address("192.0.2.1", 9),)),))
+    state.save_peers((BootstrapAddress(b"a" * 32, (PeerAddress("192.0.2.1", 9),)),))
     assert find_models(Settings(home, models=("Qwen3-9B",))) == {"Qwen3-9B": None}
     assert "The mesh is asked for it. Did you mean" in caplog.text
     with pytest.raises(UnknownModel, match=r"missing\.gguf"):

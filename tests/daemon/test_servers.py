@@ -14,11 +14,11 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.leases import Lease
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.speculation import PLAIN
 from meshllm.core.records import NodeId
-from meshllm.core.sizing import Size
-from meshllm.core.speculation import PLAIN
-from meshllm.core.split import Share
+from meshllm.core.split.lease import Lease
+from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter
 from meshllm.daemon.fitting import Fit, Fitter
@@ -33,7 +33,7 @@ from meshllm.models.purpose import usage
 from meshllm.models.store import Store
 from tests import engine_samples
 
-LEASE = Lease(b"s" * 16, 1, "m", (), (Share(NodeId(b"h" * 32), 0, 1, 1), Share(NodeId(b"w" * 32), 1, 1, 1)))
+LEASE = Lease(b"s" * 16, 1, "m", (), (WorkerShare(NodeId(b"h" * 32), 0, 1, 1), WorkerShare(NodeId(b"w" * 32), 1, 1, 1)))
 ENGINE = cast(Engine, None)
 
 
@@ -58,7 +58,7 @@ class Hands:
     async def fit(self, *_: Any, **__: Any) -> Fit:
         if self.wrong is not None:
             raise self.wrong
-        return Fit(Size(64, 1), 1, None, 0)
+        return Fit(ContextSize(64, 1), 1, None, 0)
 
     async def reach(self, lease: Lease, files: Any) -> Any:
         raise OSError("no room for sockets")
@@ -126,7 +126,7 @@ async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
         assert taken > 0
         for without, beside in zip(*needs, strict=True):
             assert beside == replace(without, ends=without.ends + taken), "on the host, and on nobody else"
-        size, workers = Size(64, 1), LEASE.shares[1:]
+        size, workers = ContextSize(64, 1), LEASE.shares[1:]
         lease = replace(LEASE, shares=(replace(LEASE.shares[0], memory=needs[1][-1].total), *workers))
         fit = it.fitter.fit_split(sees, usage(sees.header), lease, size, PLAIN, None)
         assert fit.projector == Projector(sees.projector, device=None)
@@ -161,7 +161,7 @@ async def test_what_cannot_be_measured_is_said(tmp_path: Path, monkeypatch: pyte
 
 async def test_a_host_that_cannot_reach_its_workers_gives_the_lease_back(tmp_path: Path) -> None:
     async with hands(tmp_path) as it:
-        it.servers.start(model(it, tmp_path), c.StartServer("m", 4, LEASE, Size(64, 1)), ENGINE)
+        it.servers.start(model(it, tmp_path), c.StartServer("m", 4, LEASE, ContextSize(64, 1)), ENGINE)
         event = await it.told()
         assert isinstance(event, e.ServerGone)
         assert (event.model, event.generation) == ("m", 4)

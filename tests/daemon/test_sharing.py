@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, ServedModel, Stamp
-from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.records import MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
 from meshllm.daemon import sharing
 from meshllm.daemon.membership import Membership
 from meshllm.daemon.sharing import BUSY_RATE, Sharing
@@ -44,7 +44,7 @@ def peer(number: int, **options: Any) -> PeerView:
     """Node `number`, alive unless said otherwise."""
     has, serves = options.pop("has", ()), options.pop("serves", ())
     record = NodeRecord(
-        NodeId(bytes([number] * 32)), Stamp(1, 1), MESH, name=f"n{number}", addresses=(Address("192.0.2.1", 7),),
+        NodeId(bytes([number] * 32)), RecordVersion(1, 1), MESH, name=f"n{number}", addresses=(PeerAddress("192.0.2.1", 7),),
         on_disk=has, serves=tuple(ServedModel(name) for name in serves),
     )  # fmt: skip
     return PeerView(record, options.pop("status", PeerStatus.ALIVE), **options)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.core.speculation import Guessing, Speculation
-from meshllm.core.types import Purpose
+from meshllm.core.memory.speculation import DraftSource, Speculation
+from meshllm.core.snapshot import Purpose
 from meshllm.engine import bindings, build
 from meshllm.engine.build import Engine
 from meshllm.engine.llama_server import ServerPlan, arguments
@@ -68,7 +68,7 @@ async def test_a_model_that_guesses_ahead_has_scores_for_each_guess(
     engine: Engine, shapes: Path, tmp_path: Path
 ) -> None:
     path, context, slots = sample(shapes, "qwen3"), 2048, 4
-    speculation = Speculation(Guessing.NGRAMS)
+    speculation = Speculation(DraftSource.NGRAMS)
     need = await bindings.memory_need(
         engine, path, context_size=context * slots, parallel=slots, guessed=speculation.longest
     )

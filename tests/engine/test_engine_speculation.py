@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from meshllm import paths
-from meshllm.core import speculation
-from meshllm.core.speculation import PLAIN, Guessing, Speculation
+from meshllm.core.memory import speculation
+from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.engine import build, llama_server
 from meshllm.engine.llama_server import ServerPlan
 from meshllm.models.gguf import read_header
@@ -42,10 +42,10 @@ def model() -> Path:
 @pytest.fixture(scope="module")
 def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
     """Engines that guess nothing, from the text, and with the model itself as a draft."""
-    folder, how = tmp_path_factory.mktemp("s"), Speculation(Guessing.DRAFT, "d")
+    folder, how = tmp_path_factory.mktemp("s"), Speculation(DraftSource.DRAFT, "d")
     plans = {
         "none": ServerPlan("m", model, 2048, 2, speculation=PLAIN),
-        "n-grams": ServerPlan("m", model, 2048, 2, speculation=Speculation(Guessing.NGRAMS)),
+        "n-grams": ServerPlan("m", model, 2048, 2, speculation=Speculation(DraftSource.NGRAMS)),
         "self": ServerPlan("m", model, 2048, 2, speculation=how, draft_path=model),
     }
     with ExitStack() as stack:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.core.forecast import Forecast, forecast
-from meshllm.core.sizing import Size
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.estimate import MemoryEstimate, forecast
 from meshllm.engine import bindings, build
 from meshllm.engine.build import Engine
 from meshllm.models.gguf import read_header
@@ -15,7 +15,7 @@ from tests import engine_shapes
 
 pytestmark = pytest.mark.engine
 
-SIZES = [Size(4096, 1), Size(2048, 4), Size(32768, 2)]
+SIZES = [ContextSize(4096, 1), ContextSize(2048, 4), ContextSize(32768, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def engine() -> Engine:
     return found
 
 
-async def both(engine: Engine, path: Path, size: Size) -> tuple[Forecast, bindings.MemoryNeed]:
+async def both(engine: Engine, path: Path, size: ContextSize) -> tuple[MemoryEstimate, bindings.MemoryNeed]:
     said = forecast(read_header(path).shape, size)
     tokens = size.context_length * size.slots
     return said, await bindings.memory_need(engine, path, context_size=tokens, parallel=size.slots)

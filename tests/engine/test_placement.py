@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.core.fitting import Accelerator, Fit, Need, Room, Trial, Verdict, choose
-from meshllm.core.sizing import Size
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.layer_placement import (
+    AcceleratorBudget,
+    FitVerdict,
+    LayerPlacement,
+    MemoryBudget,
+    PlacementNeed,
+    PlacementTrial,
+    choose,
+)
 from meshllm.engine import bindings, build
 from meshllm.engine.build import Engine
 from meshllm.engine.llama_server import ServerPlan, arguments
@@ -21,7 +29,7 @@ from tests import engine_shapes
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-SIZE = Size(2048, 2)
+SIZE = ContextSize(2048, 2)
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +59,26 @@ def _listens(port: int) -> bool:
         return True
 
 
-async def fitted(engine: Engine, path: Path, room: Room, workers: list[str], size: Size) -> Fit:
+async def fitted(
+    engine: Engine, path: Path, room: MemoryBudget, workers: list[str], size: ContextSize
+) -> LayerPlacement:
     search = choose(read_header(path).shape, [size], room)
     trial = next(search)
     try:
         while True:
             trial = search.send(await asked(engine, path, room, trial, workers))
     except StopIteration as end:
-        found: Fit = end.value
+        found: LayerPlacement = end.value
         return found
 
 
-def names(room: Room, trial: Trial) -> list[str]:
+def names(room: MemoryBudget, trial: PlacementTrial) -> list[str]:
     return [given.name for given, count in zip(room.accelerators, trial.layers, strict=True) if count]
 
 
-async def asked(engine: Engine, path: Path, room: Room, trial: Trial, workers: list[str]) -> Need:
+async def asked(
+    engine: Engine, path: Path, room: MemoryBudget, trial: PlacementTrial, workers: list[str]
+) -> PlacementNeed:
     told = await bindings.memory_need(
         engine,
         path,
@@ -79,13 +91,17 @@ async def asked(engine: Engine, path: Path, room: Room, trial: Trial, workers: l
         rpc=workers,
     )
     by_device = told.by_device()
-    return Need(by_device["CPU"], told.mapped, tuple(by_device.get(given.name, 0) for given in room.accelerators))
+    return PlacementNeed(
+        by_device["CPU"], told.mapped, tuple(by_device.get(given.name, 0) for given in room.accelerators)
+    )
 
 
-async def check(engine: Engine, path: Path, room: Room, workers: list[str], folder: Path, size: Size = SIZE) -> Fit:
+async def check(
+    engine: Engine, path: Path, room: MemoryBudget, workers: list[str], folder: Path, size: ContextSize = SIZE
+) -> LayerPlacement:
     """Fit the model, start it, and compare what each place is said to hold with what the engine allocates there."""
     found = await fitted(engine, path, room, workers, size)
-    assert found.verdict is Verdict.FITS
+    assert found.verdict is FitVerdict.FITS
     trial = found.trial
     plan = ServerPlan(
         "m", path, size.context_length, size.slots, devices=tuple(names(room, trial)),
@@ -105,8 +121,10 @@ async def check(engine: Engine, path: Path, room: Room, workers: list[str], fold
     return found
 
 
-def room(*sizes: int) -> Room:
-    return Room(1 << 34, tuple(Accelerator(f"RPC{index}", size * MIB) for index, size in enumerate(sizes)))
+def room(*sizes: int) -> MemoryBudget:
+    return MemoryBudget(
+        1 << 34, tuple(AcceleratorBudget(f"RPC{index}", size * MIB) for index, size in enumerate(sizes))
+    )
 
 
 async def test_all_layers_on_one(engine: Engine, workers: list[str], tmp_path: Path) -> None:
@@ -117,7 +135,7 @@ async def test_all_layers_on_one(engine: Engine, workers: list[str], tmp_path: P
 
 async def test_too_many_for_one_but_not_for_two(engine: Engine, workers: list[str], tmp_path: Path) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", "qwen3")
-    found = await check(engine, path, room(155, 155), workers, tmp_path, Size(16384, 4))
+    found = await check(engine, path, room(155, 155), workers, tmp_path, ContextSize(16384, 4))
     assert sum(found.trial.layers) == 5
     assert all(found.trial.layers)
 

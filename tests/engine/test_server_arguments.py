@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.core.speculation import Guesses, Guessing, Speculation
-from meshllm.core.types import Purpose
+from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculation
+from meshllm.core.snapshot import Purpose
 from meshllm.engine.llama_server import PRICE_VARIABLE, Projector, ServerPlan, arguments, environment, parse_guesses
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_guessed_unless_it_was_decided() -> None:
 
 
 def test_n_grams_need_no_file() -> None:
-    told = line(speculation=Speculation(Guessing.NGRAMS))
+    told = line(speculation=Speculation(DraftSource.NGRAMS))
     assert (
         "--spec-type ngram-mod --spec-ngram-mod-n-match 12 --spec-ngram-mod-n-min 4 --spec-ngram-mod-n-max 12" in told
     )
@@ -97,7 +97,7 @@ def test_n_grams_need_no_file() -> None:
 
 
 def test_a_draft_comes_after_n_grams_and_lies_where_it_is_told() -> None:
-    how = Speculation(Guessing.DRAFT, "small")
+    how = Speculation(DraftSource.DRAFT, "small")
     told = line(speculation=how, draft_path=Path("/d.gguf"))
     assert "--spec-type ngram-mod,draft-simple" in told
     assert "--spec-draft-model /d.gguf --spec-draft-n-max 8 --spec-draft-p-min 0.75" in told
@@ -119,9 +119,9 @@ def metrics(drafted: str, accepted: str) -> str:
 
 
 def test_guesses_are_read_off_the_metrics() -> None:
-    assert parse_guesses(metrics("109", "86")) == Guesses(109, 86, 200, 2.5)
-    assert parse_guesses(metrics("1.23457e+07", "1e+06")) == Guesses(12_345_700, 1_000_000, 200, 2.5)
-    assert parse_guesses(metrics("5", "6")) == Guesses(5, 5, 200, 2.5)  # of a moment between the two
+    assert parse_guesses(metrics("109", "86")) == DraftCounts(109, 86, 200, 2.5)
+    assert parse_guesses(metrics("1.23457e+07", "1e+06")) == DraftCounts(12_345_700, 1_000_000, 200, 2.5)
+    assert parse_guesses(metrics("5", "6")) == DraftCounts(5, 5, 200, 2.5)  # of a moment between the two
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_metrics_that_say_nothing_of_guesses(text: str) -> None:
 
 
 def test_a_split_copies_more_at_a_time() -> None:
-    ngrams = Speculation(Guessing.NGRAMS)
+    ngrams = Speculation(DraftSource.NGRAMS)
     told = [line(speculation=ngrams, **more).split() for more in ({}, {"workers": (Path("/w.sock"),)})]
     near, far = (int(words[words.index("--spec-ngram-mod-n-max") + 1]) for words in told)
     assert far > near

@@ -9,7 +9,7 @@ import gguf
 import numpy
 import pytest
 
-from meshllm.core.speculation import Guessing, Speculation
+from meshllm.core.memory.speculation import DraftSource, Speculation
 from meshllm.engine import bindings, build
 from meshllm.engine.build import Engine
 from meshllm.engine.llama_server import ServerPlan, arguments
@@ -89,7 +89,7 @@ def engine() -> Engine:
 async def test_pairs_where_the_engine_does(engine: Engine, tmp_path: Path, case: str) -> None:
     tokens, change, expected = CASES[case]
     target, draft = write(tmp_path / "t.gguf", change=pre("default")), write(tmp_path / "d.gguf", tokens, change)
-    speculation = Speculation(Guessing.DRAFT, "d")
+    speculation = Speculation(DraftSource.DRAFT, "d")
     plan = ServerPlan("t", target, 256, 1, speculation=speculation, draft_path=draft)
     log = measure(arguments(engine.server, plan, tmp_path / "s.sock"), tmp_path).log
     paired = "vocabs are not compatible" not in log

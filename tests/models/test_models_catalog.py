@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 from meshllm.errors import InternalError
 from meshllm.models.catalog import load, parse
 from meshllm.models.entry import CacheLayers, CatalogEntry

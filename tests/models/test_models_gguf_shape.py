@@ -10,7 +10,7 @@ import gguf
 import numpy
 import pytest
 
-from meshllm.core.shapes import Layer
+from meshllm.core.memory.model_shape import LayerShape
 from meshllm.errors import InvalidModelFile
 from meshllm.models.gguf import Header, read_header, read_whole
 from tests import engine_shapes
@@ -87,7 +87,7 @@ def test_which_layers_see_only_a_window(tmp_path: Path, case: str) -> None:
     assert all((layer.keys, layer.values) == (16, 16) for layer in header.shape.layers)
 
 
-KEPT, STATE = Layer(128, keys=16, values=16), 3 * (64 + 2 * 2 * 16) + 16 * 64
+KEPT, STATE = LayerShape(128, keys=16, values=16), 3 * (64 + 2 * 2 * 16) + 16 * 64
 CONV = 32 * 2
 STATES = {
     "qwen3next": (MAMBA, ["s", "s", "s", "k"], STATE),
@@ -150,7 +150,7 @@ def test_experts_of_old_files_are_tensors_of_their_own(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert read_header(tmp_path / "m.gguf").shape.layers == (Layer(7 * 128, experts=4 * 128),)
+    assert read_header(tmp_path / "m.gguf").shape.layers == (LayerShape(7 * 128, experts=4 * 128),)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from meshllm.core.forecast import forecast
-from meshllm.core.sizing import Size
+from meshllm.core.memory.context_size import ContextSize
+from meshllm.core.memory.estimate import forecast
 from meshllm.models.catalog import load
 from meshllm.models.outline import outline, projector_estimate
 
@@ -15,7 +15,7 @@ def test_every_entry_has_a_shape_that_makes_sense(entry) -> None:  # type: ignor
     shape = outline(entry)
     assert shape.weights == entry.size
     assert bool(shape.expert_weights) is not entry.dense
-    told = forecast(shape, Size(4096, 1))
+    told = forecast(shape, ContextSize(4096, 1))
     assert told.total > entry.size
     assert told.compute < 2 * 10**9
     # The engine keeps windows in steps of 256 tokens.

@@ -8,7 +8,7 @@ import gguf
 import pytest
 from gguf_samples import header, pair, text, write_sample
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 from meshllm.errors import InvalidModelFile
 from meshllm.models.gguf import POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK, read_header
 from meshllm.models.purpose import DIFFUSION, ENCODERS, Usage, usage

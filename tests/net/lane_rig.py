@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from meshllm.core.records import Address, MeshId, NodeId, Role, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import LinkClosed, PeerUnreachable
 from meshllm.net.base import Link, LinkFacts, LinkHandler, StreamKind
 from meshllm.net.identity import Identity
 from meshllm.net.lanes import Lanes
 from meshllm.net.tunnels import Tunnels
 
-HERE = Address("127.0.0.1", 1)
+HERE = PeerAddress("127.0.0.1", 1)
 
 
 class Wire(asyncio.Transport):
@@ -107,14 +107,14 @@ class FakeTransport:
         self.directory, self.node = directory, node
         self.known: dict[NodeId, FakeLink] = {}
         self.handler: LinkHandler
-        self.dialled: list[WayIn] = []
+        self.dialled: list[BootstrapAddress] = []
         directory[node] = self
 
     async def start(self, handler: LinkHandler) -> int:
         self.handler = handler
         return 0
 
-    async def dial(self, way: WayIn) -> FakeLink:
+    async def dial(self, way: BootstrapAddress) -> FakeLink:
         self.dialled.append(way)
         other = self.directory.get(NodeId(way.pin))
         if other is None:
@@ -256,7 +256,7 @@ async def town(folder: Path, count: int = 2, listening: bool = True) -> AsyncIte
             node.tunnels.serve(kind, node.serve)
         made.nodes.append(node)
     for node in made.nodes[1:]:
-        await made.nodes[0].transport.dial(WayIn(node.node, (HERE,)))
+        await made.nodes[0].transport.dial(BootstrapAddress(node.node, (HERE,)))
     made.nodes[0].transport.dialled.clear()
     before = asyncio.all_tasks()
     try:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshllm.core.records import Address, MeshId, NodeId, Role, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 from meshllm.net.base import Link, StreamKind
 from meshllm.net.dialling import Dial
 from meshllm.net.handshake import Credentials, Frames, frame
@@ -142,15 +142,15 @@ class Node:
 
     transport: NodeTransport
     heard: Recorder
-    address: Address
+    address: PeerAddress
 
     @property
     def id(self) -> NodeId:
         return self.transport.identity.node
 
     @property
-    def way(self) -> WayIn:
-        return WayIn(self.id, (self.address,))
+    def way(self) -> BootstrapAddress:
+        return BootstrapAddress(self.id, (self.address,))
 
 
 @dataclass
@@ -172,7 +172,7 @@ class World:
             await transport.start(heard := Recorder())
         else:
             transport = QuicTransport(who, lambda: credentials, host="127.0.0.1", **options)
-            address = Address("127.0.0.1", await transport.start(heard := Recorder()))
+            address = PeerAddress("127.0.0.1", await transport.start(heard := Recorder()))
         node = Node(transport, heard, address)
         self.nodes.append(node)
         return node

@@ -7,13 +7,13 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.records import MAX_ADDRESSES, Address, NodeId
+from meshllm.core.records import MAX_ADDRESSES, NodeId, PeerAddress
 from meshllm.net.addresses import MAX_WITNESSES, InterfaceFacts, Observed, addresses, read_facts
 
 LOOPBACK = [InterfaceFacts("lo", "127.0.0.1"), InterfaceFacts("lo", "::1")]
 
 
-def hosts(facts: list[InterfaceFacts], loopback: bool = False, observed: tuple[Address, ...] = ()) -> list[str]:
+def hosts(facts: list[InterfaceFacts], loopback: bool = False, observed: tuple[PeerAddress, ...] = ()) -> list[str]:
     return [address.host for address in addresses(facts, 4242, observed=observed, loopback=loopback)]
 
 
@@ -56,8 +56,8 @@ def test_loopback_is_the_last_resort_and_the_last_of_an_invite() -> None:
 def test_observed_addresses_come_before_bridges_and_keep_their_port() -> None:
     facts = [InterfaceFacts(f"br{number:02}", f"172.{number}.0.1") for number in range(16, 32)]
     facts.append(InterfaceFacts("eth0", "192.168.1.2", default=True))
-    found = addresses(facts, 4242, observed=[Address("203.0.113.9", 40000), Address("127.0.0.1", 1)])
-    assert found[:2] == (Address("192.168.1.2", 4242), Address("203.0.113.9", 40000))
+    found = addresses(facts, 4242, observed=[PeerAddress("203.0.113.9", 40000), PeerAddress("127.0.0.1", 1)])
+    assert found[:2] == (PeerAddress("192.168.1.2", 4242), PeerAddress("203.0.113.9", 40000))
     assert len(found) == MAX_ADDRESSES
 
 
@@ -80,7 +80,7 @@ def test_this_machine_has_an_address() -> None:
 
 
 def test_one_peer_is_not_believed_two_are() -> None:
-    observed, outside, lie = Observed(), Address("203.0.113.9", 7), Address("198.51.100.1", 7)
+    observed, outside, lie = Observed(), PeerAddress("203.0.113.9", 7), PeerAddress("198.51.100.1", 7)
     observed.saw(node(1), outside)
     assert observed.believed() == ()
     assert observed.believed(alone=True) == (outside,)
@@ -97,7 +97,9 @@ def test_one_peer_is_not_believed_two_are() -> None:
 
 def test_nonsense_is_no_testimony() -> None:
     observed = Observed()
-    for number, address in enumerate([Address("224.0.0.1", 7), Address("odd", 7), Address("203.0.113.9", 0)]):
+    for number, address in enumerate(
+        [PeerAddress("224.0.0.1", 7), PeerAddress("odd", 7), PeerAddress("203.0.113.9", 0)]
+    ):
         observed.saw(node(number), address)
     assert observed.believed(alone=True) == ()
 
@@ -105,5 +107,5 @@ def test_nonsense_is_no_testimony() -> None:
 def test_witnesses_are_bounded() -> None:
     observed = Observed()
     for number in range(MAX_WITNESSES * 2):
-        observed.saw(node(number), Address("203.0.113.9", number + 1))
+        observed.saw(node(number), PeerAddress("203.0.113.9", number + 1))
     assert len(observed.believed(alone=True)) == MAX_WITNESSES

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lane_rig import Ear, FakeLink, Town, town
 
-from meshllm.core.records import Address, WayIn
+from meshllm.core.records import BootstrapAddress, PeerAddress
 from meshllm.net import lane_dialler, lane_listener, lanes
 from meshllm.net.base import StreamKind
 from meshllm.net.identity import Identity
@@ -444,10 +444,10 @@ async def test_other_addresses_are_tried(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_hosts_are_tried_in_order_and_claims_do_not_lead_here() -> None:
     claimed = ["127.0.0.1", "::1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "odd", "10.0.0.1", "10.0.0.9", "fd00::1"]
-    found = hosts_to_try(Address("10.0.0.9", 5), [Address(host, 5) for host in claimed])
+    found = hosts_to_try(PeerAddress("10.0.0.9", 5), [PeerAddress(host, 5) for host in claimed])
     assert found == ("10.0.0.9", "10.0.0.1", "fd00::1")
-    assert hosts_to_try(Address("127.0.0.1", 5), []) == ("127.0.0.1",)
-    many = [Address(f"10.0.0.{number}", 5) for number in range(20)]
+    assert hosts_to_try(PeerAddress("127.0.0.1", 5), []) == ("127.0.0.1",)
+    many = [PeerAddress(f"10.0.0.{number}", 5) for number in range(20)]
     assert len(hosts_to_try(many[0], many)) == lane_dialler.MAX_HOSTS
 
 
@@ -537,7 +537,7 @@ async def test_a_new_link_is_a_new_chance(tmp_path: Path) -> None:
         assert await place.nodes[0].lanes.open(place.link(), HTTP, Ear) is None
         listener.port = place.nodes[1].port
         place.link().close("changed networks")
-        await place.nodes[0].transport.dial(WayIn(place.nodes[1].node, ()))
+        await place.nodes[0].transport.dial(BootstrapAddress(place.nodes[1].node, ()))
         await lane(place)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from net_rig import MEMBER, MESH, SECRET, Stranger, Talker, World, client, identity
 
-from meshllm.core.records import Address, MeshId, NodeId, Role
+from meshllm.core.records import MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage, PeerRefused
 from meshllm.net import dialling, links, transport
 from meshllm.net.base import LinkFacts, StreamKind
@@ -36,7 +36,7 @@ from meshllm.wire.invite import invite_key
 
 NOW = 2_000_000_000.0
 DIALLER, ACCEPTOR = identity(), identity()
-SEEN = Address("192.0.2.7", 4433)
+SEEN = PeerAddress("192.0.2.7", 4433)
 INSTANCE = b"instance"
 
 

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from net_rig import MEMBER, MESH, SECRET, Node, Recorder, Talker, World, client, identity
 
-from meshllm.core.records import Address, NodeId, Role, WayIn
+from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role
 from meshllm.errors import LinkClosed, PeerRefused, PeerUnreachable
 from meshllm.net import credit, dialling, links, streams
 from meshllm.net.base import MAX_MESSAGE_BYTES, Link, StreamKind
@@ -51,12 +51,12 @@ async def test_both_ends_know_who_is_there(world: World) -> None:
 async def test_a_second_dial_gives_the_same_link(world: World) -> None:
     one, other, dialled, _ = await world.pair()
     assert await one.transport.dial(other.way) is dialled
-    assert await other.transport.dial(WayIn(one.id[:16], ())) is other.heard.up[one.id]
+    assert await other.transport.dial(BootstrapAddress(one.id[:16], ())) is other.heard.up[one.id]
 
 
 async def test_dials_to_one_node_at_the_same_time_are_one(world: World) -> None:
     one, other = await world.node(), await world.node()
-    half = WayIn(other.id[:16], (other.address,))
+    half = BootstrapAddress(other.id[:16], (other.address,))
     found = await asyncio.gather(*(one.transport.dial(way) for way in (other.way, half, other.way)))
     assert len(set(map(id, found))) == 1
     await other.heard.until(lambda: other.heard.up)
@@ -217,8 +217,8 @@ async def test_closing_tells_the_peer_why_and_ends_the_streams(world: World) -> 
 
 async def test_a_dead_address_does_not_delay_a_good_one(world: World) -> None:
     one, other = await world.node(), await world.node()
-    dead = [Address("127.0.0.1", 1), Address("10.255.255.1", 4433), Address("nonsense", 7)]
-    link = await one.transport.dial(WayIn(other.id, (*dead, other.address)))
+    dead = [PeerAddress("127.0.0.1", 1), PeerAddress("10.255.255.1", 4433), PeerAddress("nonsense", 7)]
+    link = await one.transport.dial(BootstrapAddress(other.id, (*dead, other.address)))
     assert link.facts.address == other.address
 
 
@@ -226,15 +226,15 @@ async def test_nobody_there_is_said_within_the_time(world: World, monkeypatch: p
     monkeypatch.setattr(dialling, "DIAL_SECONDS", 0.3)
     one = await world.node()
     with pytest.raises(PeerUnreachable, match=r"127\.0\.0\.1:1"):
-        await one.transport.dial(WayIn(identity().node, (Address("127.0.0.1", 1),)))
+        await one.transport.dial(BootstrapAddress(identity().node, (PeerAddress("127.0.0.1", 1),)))
     with pytest.raises(PeerUnreachable, match="no address"):
-        await one.transport.dial(WayIn(identity().node, ()))
+        await one.transport.dial(BootstrapAddress(identity().node, ()))
 
 
 async def test_another_node_at_the_address_is_refused(world: World) -> None:
     one, other = await world.node(), await world.node()
     with pytest.raises(PeerRefused) as caught:
-        await one.transport.dial(WayIn(identity().node, (other.address,)))
+        await one.transport.dial(BootstrapAddress(identity().node, (other.address,)))
     assert caught.value.reason == "wrong_node"
     assert other.heard.events == []
 
@@ -507,14 +507,14 @@ async def test_a_protocol_that_fails_costs_its_own_stream(world: World) -> None:
 
 async def test_closing_a_transport_fails_its_dials_and_leaves_nothing(world: World) -> None:
     one, *_ = await world.pair()
-    nowhere = WayIn(identity().node, (Address("127.0.0.1", 1),))
+    nowhere = BootstrapAddress(identity().node, (PeerAddress("127.0.0.1", 1),))
     waiting = Owner("caller").start(one.transport.dial(nowhere), "dial")
     await asyncio.sleep(0)
     await one.transport.close()
     with pytest.raises(PeerUnreachable):
         await waiting
     with pytest.raises(LinkClosed):
-        await one.transport.dial(WayIn(identity().node, ()))
+        await one.transport.dial(BootstrapAddress(identity().node, ()))
     assert one.transport.links() == []
 
 

@@ -14,7 +14,7 @@ from aioquic._buffer import Buffer
 from aioquic.quic.packet import QuicHeader, QuicPacketType, pull_quic_header
 from net_rig import MEMBER, Changes, Node, Recorder, Talker, World, identity
 
-from meshllm.core.records import Address, WayIn
+from meshllm.core.records import BootstrapAddress, PeerAddress
 from meshllm.errors import PeerUnreachable, PortTaken
 from meshllm.net import endpoint, quic_connection, transport
 from meshllm.net.base import MAX_STREAMS_PER_LINK, STREAM_CREDIT_BYTES, StreamKind
@@ -54,7 +54,7 @@ class Wire(Changes, asyncio.DatagramProtocol):
         await asyncio.sleep(0)
 
 
-async def wire(to: Address) -> Wire:
+async def wire(to: PeerAddress) -> Wire:
     """A socket that sends to one address."""
     loop = asyncio.get_running_loop()
     _, made = await loop.create_datagram_endpoint(Wire, remote_addr=(to.host, to.port))
@@ -90,14 +90,14 @@ async def test_one_socket_takes_both_families() -> None:
     port = await host.start(Recorder())
     await guest.start(Recorder())
     try:
-        link = await guest.dial(WayIn(host.identity.node, (Address("127.0.0.1", port),)))
-        assert link.facts.address == Address("127.0.0.1", port)
-        assert link.facts.observed == Address("127.0.0.1", guest.endpoint.port)
+        link = await guest.dial(BootstrapAddress(host.identity.node, (PeerAddress("127.0.0.1", port),)))
+        assert link.facts.address == PeerAddress("127.0.0.1", port)
+        assert link.facts.observed == PeerAddress("127.0.0.1", guest.endpoint.port)
         if not socket.has_ipv6:
             pytest.skip("no IPv6 here")
         link.close("again by IPv6")
-        link = await guest.dial(WayIn(host.identity.node, (Address("::1", port),)))
-        assert link.facts.address == Address("::1", port)
+        link = await guest.dial(BootstrapAddress(host.identity.node, (PeerAddress("::1", port),)))
+        assert link.facts.address == PeerAddress("::1", port)
     finally:
         await guest.close()
         await host.close()
@@ -117,12 +117,12 @@ async def test_a_port_that_is_taken_is_said() -> None:
 async def test_an_address_of_a_family_that_is_not_there_fails_at_once(world: World) -> None:
     one = await world.node()
     with pytest.raises(PeerUnreachable, match="no route"):
-        await one.transport.dial(WayIn(identity().node, (Address("2001:db8::1", 9),)))
+        await one.transport.dial(BootstrapAddress(identity().node, (PeerAddress("2001:db8::1", 9),)))
 
 
 def test_addresses_have_one_form() -> None:
-    assert to_address(("::ffff:192.0.2.1", 5, 0, 0)) == Address("192.0.2.1", 5)
-    assert to_address(("fe80::1%eth0", 5, 0, 2)) == Address("fe80::1", 5)
+    assert to_address(("::ffff:192.0.2.1", 5, 0, 0)) == PeerAddress("192.0.2.1", 5)
+    assert to_address(("fe80::1%eth0", 5, 0, 2)) == PeerAddress("fe80::1", 5)
     assert address_key("::ffff:192.0.2.1") == address_key("192.0.2.1") == "192.0.2.1"
     assert address_key("2001:db8::1") == address_key("2001:db8::ffff") != address_key("2001:db8:0:1::1")
 
@@ -341,10 +341,10 @@ class Relay:
     `drop` says which datagrams are lost: (towards the target, bytes).
     """
 
-    def __init__(self, target: Address) -> None:
+    def __init__(self, target: PeerAddress) -> None:
         self.target = target
         self.inside, self.outside = self._socket(), self._socket()
-        self.address = Address("127.0.0.1", self.inside.getsockname()[1])
+        self.address = PeerAddress("127.0.0.1", self.inside.getsockname()[1])
         self.client: SocketAddress | None = None
         self.drop: Callable[[bool, bytes], bool] = lambda towards, data: False
         self._loop = asyncio.get_running_loop()
@@ -383,7 +383,7 @@ class Relay:
 async def test_a_link_survives_a_peer_whose_address_changes(world: World) -> None:
     one, other = await world.node(), await world.node()
     relay = Relay(other.address)
-    link = await one.transport.dial(WayIn(other.id, (relay.address,)))
+    link = await one.transport.dial(BootstrapAddress(other.id, (relay.address,)))
     await other.heard.until(lambda: other.heard.up)
     other.heard.serve = lambda kind: Talker(echo=True)
     talker = Talker()
@@ -407,7 +407,7 @@ async def test_lost_datagrams_lose_nothing(world: World, seed: int) -> None:
     relay = Relay(other.address)
     relay.drop = lambda towards, data: rng.random() < 0.1
     other.heard.serve = lambda kind: Talker(echo=True, keep=False)
-    link = await one.transport.dial(WayIn(other.id, (relay.address,)))
+    link = await one.transport.dial(BootstrapAddress(other.id, (relay.address,)))
     talkers = []
     for _ in range(5):
         talker, data = Talker(), rng.randbytes(30_000)

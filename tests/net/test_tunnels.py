@@ -9,7 +9,7 @@ import pytest
 from lane_rig import Ear
 from tunnel_rig import HTTP, street
 
-from meshllm.core.records import WayIn
+from meshllm.core.records import BootstrapAddress
 from meshllm.errors import LinkClosed, PeerUnreachable
 from meshllm.net import lanes, tunnels
 from meshllm.net.base import StreamKind
@@ -150,7 +150,7 @@ async def test_without_link_and_address_there_is_no_way(tmp_path: Path) -> None:
 
 async def test_a_link_that_is_gone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with street("memory", tmp_path, True) as (here, there):
-        link = await here.transport.dial(WayIn(there.node, (there.address,)))
+        link = await here.transport.dial(BootstrapAddress(there.node, (there.address,)))
         link.close("over")
         monkeypatch.setattr(here.transport, "link", lambda peer: link)
         with pytest.raises(LinkClosed):

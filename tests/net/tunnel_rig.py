@@ -10,7 +10,7 @@ from pathlib import Path
 from lane_rig import Ear
 from net_rig import MEMBER, leftovers
 
-from meshllm.core.records import Address, NodeId
+from meshllm.core.records import NodeId, PeerAddress
 from meshllm.net.base import Link, StreamKind
 from meshllm.net.identity import Identity
 from meshllm.net.lanes import Lanes
@@ -28,7 +28,7 @@ class House:
     def __init__(self, transport: NodeTransport, identity: Identity, with_lanes: bool) -> None:
         self.transport, self.node = transport, identity.node
         self.tunnels = Tunnels(transport, Lanes(identity) if with_lanes else None)
-        self.address = Address("127.0.0.1", 0)
+        self.address = PeerAddress("127.0.0.1", 0)
         self.ears: list[Ear] = []
         self.callers: list[NodeId] = []
         self.linked = asyncio.Event()
@@ -66,11 +66,11 @@ async def street(
         who = Identity.load_or_create(folder / str(number))
         transport: NodeTransport
         if kind == "memory":
-            transport = MemoryTransport(who, lambda: MEMBER, network, address=Address("127.0.0.1", number))
+            transport = MemoryTransport(who, lambda: MEMBER, network, address=PeerAddress("127.0.0.1", number))
         else:
             transport = QuicTransport(who, lambda: MEMBER, host="127.0.0.1")
         house = House(transport, who, with_lanes)
-        house.address = Address("127.0.0.1", await transport.start(house))
+        house.address = PeerAddress("127.0.0.1", await transport.start(house))
         if listening:
             house.tunnels.start(0 if kind == "memory" else house.address.port, "127.0.0.1")
         houses.append(house)

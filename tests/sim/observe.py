@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from meshllm.core.membership import Entry
-from meshllm.core.peers import Peers
+from meshllm.core.membership.member import Member
+from meshllm.core.membership.table import MemberEntry
+from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
 from meshllm.core.records import NodeId, NodeRecord, Role
-from meshllm.core.views import JoinPhase, MeshView, PeerStatus
 from tests.sim.simulation import SimulatedNode, Simulation
 
 # How often the watch looks for deaths; a tombstone lives far longer than this.
@@ -34,11 +34,11 @@ def status(node: SimulatedNode, peer: NodeId) -> PeerStatus | None:
     return node.core.peer_status(peer)
 
 
-def _table(node: SimulatedNode) -> dict[NodeId, Entry]:
+def _table(node: SimulatedNode) -> dict[NodeId, MemberEntry]:
     assert node.core is not None
     peers = node.core._peers
     assert peers is not None
-    return peers._members.entries if isinstance(peers, Peers) else peers._entries
+    return peers._members.entries if isinstance(peers, Member) else peers._entries
 
 
 def record(node: SimulatedNode, peer: NodeId) -> NodeRecord | None:
@@ -51,7 +51,7 @@ def troubled(node: SimulatedNode) -> list[tuple[NodeId, PeerStatus]]:
     """Those that a running node thinks are gone, or has heard complaints about."""
     assert node.core is not None
     peers = node.core._peers
-    assert isinstance(peers, Peers)
+    assert isinstance(peers, Member)
     members = peers._members
     found = {**members._gone, **members._complaints}
     return [(peer, members.entries[peer].status) for peer in found if peer in members.entries]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from meshllm.core.events import JoinWanted, ModelWanted
-from meshllm.core.records import MeshId, Role, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId, Role
 from tests.sim import observe
 from tests.sim.network import Network
 from tests.sim.scenario import Nodes, Scenario, Step
@@ -117,12 +117,12 @@ class Player:
             else:
                 self.simulation.start(index, ways or self._ways_for(index))
 
-    def _ghost_way(self, index: int) -> WayIn:
+    def _ghost_way(self, index: int) -> BootstrapAddress:
         if index < len(self.simulation.nodes):
             return self.simulation.nodes[index].way()
         return SimulatedNode(index, Role.NODE, MESH, 0.0, 1.0).way()
 
-    def _ways_for(self, index: int) -> list[WayIn]:
+    def _ways_for(self, index: int) -> list[BootstrapAddress]:
         mesh = self.simulation.nodes[index].mesh
         inside = [node for node in self.simulation.live() if node.mesh == mesh]
         chosen = self.simulation.rng.sample(inside, min(WAYS_IN, len(inside)))

@@ -1,6 +1,6 @@
 """A whole mesh in one process on virtual time: N cores, the links between them, and what can befall both.
 
-Law: nothing here decides anything about the mesh; it carries out the commands of `meshllm.core.mesh` as the daemon
+Law: nothing here decides anything about the mesh; it carries out the commands of `meshllm.core.node` as the daemon
 would and answers with events. A seed repeats a run exactly. Numbers of nodes stand for nodes; `now` is virtual time in
 seconds, which every node reads from a clock of its own.
 """
@@ -17,12 +17,12 @@ from typing import Any
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.hosting import Measured
-from meshllm.core.mesh import Mesh
-from meshllm.core.messages import Message, Records
-from meshllm.core.peers import MeshConfig
-from meshllm.core.records import Address, MeshId, NodeId, NodeRecord, Role, SignedRecord, WayIn
-from meshllm.core.types import ModelFacts, ServerFacts
+from meshllm.core.membership.member import MeshConfig
+from meshllm.core.membership.messages import Message, Records
+from meshllm.core.node import NodeCore
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, Role, SignedRecord
+from meshllm.core.snapshot import ModelFacts, ServerFacts
+from meshllm.core.split.host import MeasuredModel
 from meshllm.net.base import DIAL_SECONDS, IDLE_SECONDS
 from meshllm.wire import codec
 from tests.sim.network import Network
@@ -58,25 +58,25 @@ class SimulatedNode:
         self.role = role
         self.mesh = mesh
         self.id = NodeId(hashlib.sha256(b"node %d" % index).digest())
-        self.address = Address(f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}", 7000)
+        self.address = PeerAddress(f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}", 7000)
         self.offset = offset
         self.rate = rate
         # None while the process does not run.
-        self.core: Mesh | None = None
+        self.core: NodeCore | None = None
         self.links: dict[NodeId, Link] = {}
         self.dialling: set[bytes] = set()
         self.incarnation = 0
-        self.peers: tuple[WayIn, ...] = ()
+        self.peers: tuple[BootstrapAddress, ...] = ()
         # What it was started with the first time: whoever starts it anew before it knows anybody does so again.
-        self.invites: tuple[WayIn, ...] = ()
+        self.invites: tuple[BootstrapAddress, ...] = ()
         self.wakes_at: float | None = None
         self.starts = 0
         self.bytes_sent = 0
         self.bytes_received = 0
 
-    def way(self) -> WayIn:
+    def way(self) -> BootstrapAddress:
         """How an invite names it."""
-        return WayIn(self.id[:16], (self.address,))
+        return BootstrapAddress(self.id[:16], (self.address,))
 
     def clock(self, now: float) -> float:
         """What its own monotonic clock shows at virtual time `now`."""
@@ -108,7 +108,7 @@ class Simulation:
         network: Network | None = None,
         *,
         skew: float = 0.0,
-        make: Callable[[MeshConfig, random.Random], Mesh] = Mesh,
+        make: Callable[[MeshConfig, random.Random], NodeCore] = NodeCore,
     ) -> None:
         self.seed = seed
         self._make = make
@@ -128,14 +128,14 @@ class Simulation:
         self.events = 0
         self.refused = 0
         self._skew = skew
-        self._by_address: dict[Address, SimulatedNode] = {}
+        self._by_address: dict[PeerAddress, SimulatedNode] = {}
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = itertools.count()
         self._wakes = 0
         self._archive: dict[NodeId, list[SignedRecord]] = {}
         self._hands: dict[type[c.Command], Callable[[SimulatedNode, Any], None]] = {
             c.Send: self._send,
-            c.Dial: self._dial,
+            c.DialPeer: self._dial,
             c.HangUp: self._hang_up,
             c.SaveIncarnation: self._save_incarnation,
             c.SaveMesh: self._save_mesh,
@@ -190,7 +190,7 @@ class Simulation:
             self.by_id[node.id] = self._by_address[node.address] = node
         return list(range(first, len(self.nodes)))
 
-    def start(self, index: int, ways: Iterable[WayIn] = (), *, invited: bool = True) -> None:
+    def start(self, index: int, ways: Iterable[BootstrapAddress] = (), *, invited: bool = True) -> None:
         """Start the daemon of a node: with invites, else with the peers it remembers, else with its first invites."""
         node = self.nodes[index]
         assert node.core is None, f"node {index} runs already"
@@ -294,7 +294,7 @@ class Simulation:
                 node.wakes_at = due
                 heapq.heappush(self._heap, (due, next(self._sequence), self._wake, (node, core)))
 
-    def _wake(self, node: SimulatedNode, core: Mesh) -> None:
+    def _wake(self, node: SimulatedNode, core: NodeCore) -> None:
         if node.core is not core or node.wakes_at is None or node.wakes_at > self.now:
             return
         node.wakes_at = None
@@ -350,14 +350,14 @@ class Simulation:
             node.bytes_received += size
             self._handle(node, e.MessageReceived(sender, message))
 
-    def _dial(self, node: SimulatedNode, command: c.Dial) -> None:
+    def _dial(self, node: SimulatedNode, command: c.DialPeer) -> None:
         way = command.way
         self.dials += 1
         wrong_port = False
         for address in way.addresses:
             target = self._by_address.get(address)
             if target is None:
-                there = self._by_address.get(Address(address.host, 7000))
+                there = self._by_address.get(PeerAddress(address.host, 7000))
                 wrong_port = there is not None and there.core is not None
                 continue
             if target.core is None or target is node or self.network.severed(node.index, target.index):
@@ -378,12 +378,17 @@ class Simulation:
     def _later(self, seconds: float, node: SimulatedNode, event: e.Event) -> None:
         self.at(self.now + seconds, self._if_same, node, node.core, event)
 
-    def _if_same(self, node: SimulatedNode, core: Mesh | None, event: e.Event) -> None:
+    def _if_same(self, node: SimulatedNode, core: NodeCore | None, event: e.Event) -> None:
         if node.core is core:
             self._handle(node, event)
 
     def _connected(
-        self, node: SimulatedNode, core: Mesh | None, target: SimulatedNode, other: Mesh | None, way: WayIn
+        self,
+        node: SimulatedNode,
+        core: NodeCore | None,
+        target: SimulatedNode,
+        other: NodeCore | None,
+        way: BootstrapAddress,
     ) -> None:
         if node.core is not core:
             return
@@ -441,7 +446,7 @@ class Simulation:
         self._tell(node, e.FileReady(command.model, facts))
 
     def _measure(self, node: SimulatedNode, command: c.MeasureModel) -> None:
-        self._tell(node, e.ModelMeasured(command.model, Measured(alone=True, room=1 << 34)))
+        self._tell(node, e.ModelMeasured(command.model, MeasuredModel(alone=True, room=1 << 34)))
 
     def _start_server(self, node: SimulatedNode, command: c.StartServer) -> None:
         facts = ServerFacts("/run/server", 1, 4, 32768)

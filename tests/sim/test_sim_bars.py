@@ -10,8 +10,8 @@ import random
 
 import pytest
 
-from meshllm.core.liveness import heartbeat_seconds
-from meshllm.core.views import PeerStatus
+from meshllm.core.membership.failure_detector import heartbeat_seconds
+from meshllm.core.membership.views import PeerStatus
 from tests.sim import observe
 from tests.sim.__main__ import read
 from tests.sim.play import Failed, Player

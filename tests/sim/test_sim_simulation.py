@@ -10,9 +10,9 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.messages import Ping
-from meshllm.core.peers import MeshConfig
-from meshllm.core.records import Address, MeshId, NodeRecord, Stamp, WayIn
+from meshllm.core.membership.member import MeshConfig
+from meshllm.core.membership.messages import Ping
+from meshllm.core.records import BootstrapAddress, MeshId, NodeRecord, PeerAddress, RecordVersion
 from meshllm.net.base import DIAL_SECONDS, IDLE_SECONDS
 from tests.sim.network import Network
 from tests.sim.simulation import Simulation, Stuck, genuine, sign
@@ -63,7 +63,7 @@ class Rig:
         self.simulation.tell(index, e.TimePassed())
 
     def link(self, one: int = 0, other: int = 1) -> None:
-        self.ask(one, c.Dial(self.simulation.nodes[other].way()))
+        self.ask(one, c.DialPeer(self.simulation.nodes[other].way()))
         self.simulation.run(1.0)
 
 
@@ -78,7 +78,7 @@ def test_a_dial_links_both_ends() -> None:
 
 def test_there_is_one_link_per_pair() -> None:
     rig = Rig()
-    rig.ask(0, c.Dial(rig.simulation.nodes[1].way()))
+    rig.ask(0, c.DialPeer(rig.simulation.nodes[1].way()))
     rig.link(1, 0)
     rig.link()
     assert len(rig.puppet(0).of(e.LinkUp)) == len(rig.puppet(1).of(e.LinkUp)) == 1
@@ -93,8 +93,8 @@ def test_a_dead_address_fails_after_the_deadline(gone: str) -> None:
     elif gone == "cut":
         rig.simulation.cut([1], [0], one_way=True)
     else:
-        way = WayIn(bytes(16), (Address("10.9.9.9", 7000),))
-    rig.ask(0, c.Dial(way))
+        way = BootstrapAddress(bytes(16), (PeerAddress("10.9.9.9", 7000),))
+    rig.ask(0, c.DialPeer(way))
     rig.simulation.run(DIAL_SECONDS - 0.01)
     assert rig.puppet(0).of(e.DialFailed) == []
     rig.simulation.run(0.02)
@@ -104,8 +104,11 @@ def test_a_dead_address_fails_after_the_deadline(gone: str) -> None:
 def test_a_wrong_port_and_a_wrong_pin_fail_at_once() -> None:
     rig = Rig()
     host = rig.simulation.nodes[1].address.host
-    ways = [WayIn(bytes(16), (Address(host, 1),)), WayIn(bytes(16), (Address(host, 7000),))]
-    rig.ask(0, *(c.Dial(way) for way in ways))
+    ways = [
+        BootstrapAddress(bytes(16), (PeerAddress(host, 1),)),
+        BootstrapAddress(bytes(16), (PeerAddress(host, 7000),)),
+    ]
+    rig.ask(0, *(c.DialPeer(way) for way in ways))
     rig.simulation.run(0.1)
     assert [event.way for event in rig.puppet(0).of(e.DialFailed)] == ways
 
@@ -113,7 +116,7 @@ def test_a_wrong_port_and_a_wrong_pin_fail_at_once() -> None:
 def test_a_dead_way_does_not_hide_a_good_one() -> None:
     rig = Rig()
     node = rig.simulation.nodes[1]
-    rig.ask(0, c.Dial(WayIn(node.id, (Address("10.9.9.9", 7000), node.address))))
+    rig.ask(0, c.DialPeer(BootstrapAddress(node.id, (PeerAddress("10.9.9.9", 7000), node.address))))
     rig.simulation.run(1.0)
     assert len(rig.puppet(0).of(e.LinkUp)) == 1
 
@@ -210,8 +213,8 @@ def test_a_core_that_never_lets_time_pass_is_found_out() -> None:
 def test_a_forged_record_does_not_get_past_the_shell() -> None:
     rig = Rig()
     rig.link()
-    good = sign(NodeRecord(rig.simulation.nodes[0].id, Stamp(1, 1), MeshId(bytes(16))))
-    altered = replace(good, record=replace(good.record, stamp=Stamp(2, 1)))
+    good = sign(NodeRecord(rig.simulation.nodes[0].id, RecordVersion(1, 1), MeshId(bytes(16))))
+    altered = replace(good, record=replace(good.record, stamp=RecordVersion(2, 1)))
     stolen = replace(good, signature=bytes(64))
     assert genuine(good)
     rig.simulation.inject(1, [altered, good, stolen])

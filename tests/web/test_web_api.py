@@ -27,7 +27,7 @@ from web_rig import (
     served,
 )
 
-from meshllm.core.types import ModelFacts
+from meshllm.core.snapshot import ModelFacts
 from meshllm.web.callers import CallerPolicy
 
 # What is tested here does not depend on the loop, and there is much of it.

@@ -11,16 +11,26 @@ from dataclasses import dataclass, field, replace
 import pytest
 from web_rig import PATIENCE, READY, Caller, Malformed, Response, Watch, backend, broken, coming, request, served
 
-from meshllm.core.records import Address, MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp, WayIn
-from meshllm.core.types import ModelFacts, Snapshot
-from meshllm.core.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.records import (
+    BootstrapAddress,
+    MeshId,
+    ModelLoad,
+    NodeId,
+    NodeRecord,
+    PeerAddress,
+    RecordVersion,
+    Role,
+    ServedModel,
+)
+from meshllm.core.snapshot import ModelFacts, Snapshot
 from meshllm.errors import EnvironmentFailure, PortTaken
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.status import LoadStatus, NodeStatus, node_status
 
 PEER, MESH = NodeId(b"p" * 32), MeshId(b"m" * 16)
-AT = Address("192.0.2.7", 9)
+AT = PeerAddress("192.0.2.7", 9)
 
 
 @dataclass
@@ -120,7 +130,7 @@ async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
 async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
     record = NodeRecord(
         PEER,
-        Stamp(3, 4),
+        RecordVersion(3, 4),
         MESH,
         "box2",
         addresses=(AT,),
@@ -128,7 +138,7 @@ async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
         memory=5,
     )
     peer = PeerView(record, PeerStatus.ALIVE, True, 0.002, (ModelLoad("m", 1, 2), ModelLoad("n", 1, 0)), 1.0)
-    steps = (JoinStep(WayIn(PEER[:16], (AT,)), "refused", "wrong secret"),)
+    steps = (JoinStep(BootstrapAddress(PEER[:16], (AT,)), "refused", "wrong secret"),)
     desk.change(
         mesh=MeshView(NodeId(b"n" * 32), MESH, Role.CLIENT, JoinPhase.JOINED, steps, peers=(peer,)), wants=("w",)
     )

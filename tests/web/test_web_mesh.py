@@ -34,10 +34,10 @@ from web_rig import (
     town,
 )
 
+from meshllm.core.membership.views import JoinPhase, PeerStatus
 from meshllm.core.records import ModelLoad, ServedModel
-from meshllm.core.routing import TargetKind
-from meshllm.core.types import ModelFacts, Purpose, ServerPhase
-from meshllm.core.views import JoinPhase, PeerStatus
+from meshllm.core.routing.routes import TargetKind
+from meshllm.core.snapshot import ModelFacts, Purpose, ServerPhase
 from meshllm.web import tunnel
 
 ONE, TWO = node_id(1), node_id(2)
@@ -432,8 +432,8 @@ async def test_a_host_without_a_free_slot_is_left_by_its_conversations(place: To
 async def test_a_host_that_takes_too_long_for_its_first_byte_is_left(
     place: Town, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("meshllm.core.patience.UNKNOWN_SECONDS", 0.05)
-    monkeypatch.setattr("meshllm.core.patience.UNKNOWN_TOKENS_PER_SECOND", 1e9)
+    monkeypatch.setattr("meshllm.core.routing.first_byte_timeout.UNKNOWN_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.core.routing.first_byte_timeout.UNKNOWN_TOKENS_PER_SECOND", 1e9)
     two = await place.serve(2)
     if kind == "peer":
         slow = await place.serve(1, never)
@@ -449,8 +449,8 @@ async def test_a_host_that_takes_too_long_for_its_first_byte_is_left(
 
 @pytest.mark.usefixtures("quick")
 async def test_nobody_is_left_for_being_slow_if_there_is_no_other(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.core.patience.UNKNOWN_SECONDS", 0.0)
-    monkeypatch.setattr("meshllm.core.patience.UNKNOWN_TOKENS_PER_SECOND", 1e9)
+    monkeypatch.setattr("meshllm.core.routing.first_byte_timeout.UNKNOWN_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.core.routing.first_byte_timeout.UNKNOWN_TOKENS_PER_SECOND", 1e9)
     gate = Gate()
     await place.serve(1, gate)
     place.here.meet(host(ONE, "m"))
@@ -515,7 +515,7 @@ async def test_who_asks_while_the_node_joins_is_served_when_it_has(place: Town, 
 
 @pytest.mark.usefixtures("quick")
 async def test_joining_is_waited_for_with_a_bound(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.core.routing.SETTLING_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.core.routing.routes.SETTLING_SECONDS", 0.02)
     place.here.meet(phase=JoinPhase.DIALLING)
     response = await place.here.call(ask())
     assert (response.status, response.json["error"]["code"]) == (503, "model_unavailable")
@@ -538,7 +538,7 @@ async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypa
     assert place.sought == ["m"]
     place.here.meet(host(ONE, "m"))
     assert b"Hello" in (await finish(caller)).body
-    monkeypatch.setattr("meshllm.core.routing.LOOKING_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.core.routing.routes.LOOKING_SECONDS", 0.02)
     place.here.meet(host(ONE, "m", "other", status=PeerStatus.HEARD))
     response = await place.here.call(ask(model="other"))
     assert response.status == 503
@@ -555,7 +555,7 @@ async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypa
 async def test_what_is_wanted_and_served_by_nobody_says_what_to_do(
     place: Town, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    monkeypatch.setattr("meshllm.core.routing.WANTED_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.core.routing.routes.WANTED_SECONDS", 0.02)
     if by == "this node":
         place.here.meet(wants=("w",))
     else:

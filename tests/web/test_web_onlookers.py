@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from web_rig import Bench, Caller, Response, ask, bench, request
 
-from meshllm.core.types import Snapshot
+from meshllm.core.snapshot import Snapshot
 from meshllm.web.callers import CallerPolicy, is_near
 from meshllm.web.console import MAX_STRANGERS, PROXY_HEADERS, Console, Invitation
 from meshllm.web.mesh_status import ServedStatus

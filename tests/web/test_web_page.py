@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from web_rig import Caller, Response, request
 
-from meshllm.core.types import Snapshot
+from meshllm.core.snapshot import Snapshot
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.console import Console, Invitation
 from meshllm.web.page import FOLDER, Page

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from web_rig import Call, Upstream
 
-from meshllm.core.routing import Target, TargetKind
+from meshllm.core.routing.routes import Target, TargetKind
 from meshllm.errors import BadBackend
 from meshllm.web import admission, backends
 from meshllm.web.admission import TargetDesk

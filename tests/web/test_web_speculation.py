@@ -9,14 +9,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from web_rig import READY, Bench, ask, served
 
 from meshllm.cli.status import speculation_words as words
-from meshllm.core.speculation import PLAIN, Guesses, Guessing, Speculation
-from meshllm.core.types import ModelState, Snapshot
+from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Speculation
+from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.gateway import Gateway
 from meshllm.web.status import ModelStatus, node_status
 
-DRAFT = Speculation(Guessing.DRAFT, "small")
-NGRAMS = Speculation(Guessing.NGRAMS, reason="no small model of the same vocabulary is on this disk")
+DRAFT = Speculation(DraftSource.DRAFT, "small")
+NGRAMS = Speculation(DraftSource.NGRAMS, reason="no small model of the same vocabulary is on this disk")
 
 
 def serving(speculation: Speculation) -> ModelState:
@@ -25,7 +25,7 @@ def serving(speculation: Speculation) -> ModelState:
     return replace(model, server_facts=replace(model.server_facts, speculation=speculation))
 
 
-def status(speculation: Speculation, **guesses: Guesses) -> ModelStatus:
+def status(speculation: Speculation, **guesses: DraftCounts) -> ModelStatus:
     snapshot = Snapshot(engine=READY, models=(serving(speculation),))
     told = node_status(
         snapshot, [], name="n", version="1", pid=1, api="", console="", started=0.0, now=1.0, guesses=guesses
@@ -34,7 +34,7 @@ def status(speculation: Speculation, **guesses: Guesses) -> ModelStatus:
 
 
 def test_a_draft_and_how_well_it_guesses() -> None:
-    engine = status(DRAFT, m=Guesses(30, 20)).engine
+    engine = status(DRAFT, m=DraftCounts(30, 20)).engine
     assert engine is not None
     told = engine.speculation
     assert (told.kind, told.draft, told.drafted, told.accepted, told.acceptance) == ("draft", "small", 30, 20, 0.6667)
@@ -42,7 +42,7 @@ def test_a_draft_and_how_well_it_guesses() -> None:
 
 
 def test_why_there_is_no_draft() -> None:
-    engine = status(NGRAMS, other=Guesses(30, 20)).engine
+    engine = status(NGRAMS, other=DraftCounts(30, 20)).engine
     assert engine is not None
     told = engine.speculation
     assert (told.kind, told.drafted, told.acceptance, told.reason) == ("n-grams", 0, None, NGRAMS.reason)
@@ -59,7 +59,7 @@ def test_why_nothing_is_guessed() -> None:
 
 
 async def test_the_metrics_count_guesses() -> None:
-    gateway = Gateway(CallerPolicy(), guesses=lambda: {"m": Guesses(30, 20), 'o"d': Guesses(1, 0)})
+    gateway = Gateway(CallerPolicy(), guesses=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
     try:
         families = {family.name: family for family in text_string_to_metric_families(gateway.metrics.text().decode())}
     finally:

@@ -28,11 +28,11 @@ from web_rig import (
     well,
 )
 
-from meshllm.core.hosting import SplitState
-from meshllm.core.leases import Lease
 from meshllm.core.records import NodeId
-from meshllm.core.split import Share
-from meshllm.core.types import ServerPhase
+from meshllm.core.snapshot import ServerPhase
+from meshllm.core.split.host import SplitState
+from meshllm.core.split.lease import Lease
+from meshllm.core.split.planner import WorkerShare
 from meshllm.web import upstream as upstream_module
 from meshllm.wire.losses import loss_words
 
@@ -226,7 +226,9 @@ async def test_the_next_process_of_a_model_is_tried(table: Bench) -> None:
 
 FAILED = b'{"error":{"code":500,"message":"Compute error.","type":"server_error"}}'
 SPLIT = SplitState(
-    lease=Lease(b"s" * 16, 1, "m", (), (Share(NodeId(b"a" * 32), 0, 1, 1), Share(NodeId(b"b" * 32), 1, 1, 1))),
+    lease=Lease(
+        b"s" * 16, 1, "m", (), (WorkerShare(NodeId(b"a" * 32), 0, 1, 1), WorkerShare(NodeId(b"b" * 32), 1, 1, 1))
+    ),
     committed=True,
 )
 

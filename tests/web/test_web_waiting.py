@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from web_rig import STREAMING, Bench, Call, Caller, Response, ask, backend, broken, coming, never, served, well
 
-from meshllm.core.types import BackendState
+from meshllm.core.snapshot import BackendState
 from meshllm.web.upstream import UpstreamPool
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, Role, ServedModel, Stamp
-from meshllm.core.types import (
+from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, RecordVersion, Role, ServedModel
+from meshllm.core.snapshot import (
     BackendState,
     EnginePhase,
     EngineState,
@@ -28,7 +29,6 @@ from meshllm.core.types import (
     ServerPhase,
     Snapshot,
 )
-from meshllm.core.views import JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.web.callers import CallerPolicy
 from meshllm.web.exchange import Exchange
 from meshllm.web.gateway import Gateway
@@ -771,7 +771,7 @@ def host(
         ServedModel(model, context_length=context, slots=slots) if isinstance(model, str) else model for model in serves
     )
     name = f"node{node[0]}"
-    record = NodeRecord(node, Stamp(incarnation, 1), MeshId(bytes(16)), name, serves=models, wants=wants)
+    record = NodeRecord(node, RecordVersion(incarnation, 1), MeshId(bytes(16)), name, serves=models, wants=wants)
     return PeerView(record, status, linked=True, rtt=rtt, loads=loads)
 
 

@@ -8,11 +8,11 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import strategies as st
 
-from meshllm.core import leases as n
-from meshllm.core import messages as m
 from meshllm.core import records as r
-from meshllm.core.split import Share
-from meshllm.core.types import Purpose
+from meshllm.core.membership import messages as m
+from meshllm.core.snapshot import Purpose
+from meshllm.core.split import lease as n
+from meshllm.core.split.planner import WorkerShare
 from meshllm.wire import fields, invite
 from meshllm.wire.codec import encode_record, signed_bytes
 from meshllm.wire.leases import PHASES as LENT_PHASES
@@ -41,12 +41,12 @@ texts = st.text(max_size=40).filter(fields.is_text)
 names = texts.filter(bool)
 node_ids = st.binary(min_size=32, max_size=32).map(r.NodeId)
 mesh_ids = st.binary(min_size=16, max_size=16).map(r.MeshId)
-stamps = st.builds(r.Stamp, numbers, numbers)
+stamps = st.builds(r.RecordVersion, numbers, numbers)
 hosts = st.one_of(
     st.integers(0, (1 << 32) - 1).map(lambda number: str(IPv4Address(number))),
     st.integers(0, (1 << 128) - 1).map(lambda number: str(IPv6Address(number))),
 ).filter(lambda host: (packed := fields.pack_host(host)) is not None and fields.unpack_host(packed) == host)
-addresses = st.builds(r.Address, hosts, st.integers(1, 65535))
+addresses = st.builds(r.PeerAddress, hosts, st.integers(1, 65535))
 models = st.builds(
     r.ServedModel,
     names,
@@ -57,7 +57,7 @@ models = st.builds(
     st.sampled_from([None, False, True]),
 )
 loads = st.builds(r.ModelLoad, names, requests, requests)
-complaints = st.builds(r.Complaint, node_ids, numbers)
+complaints = st.builds(r.FailureReport, node_ids, numbers)
 windows = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda pair: (min(pair), max(pair)))
 
 
@@ -91,7 +91,7 @@ records = st.builds(
     memory=numbers,
     complaints=few(complaints),
     leaving=st.booleans(),
-    splits=few(st.builds(r.Candidate, names, numbers, st.booleans())),
+    splits=few(st.builds(r.SplitCandidate, names, numbers, st.booleans())),
     speed=numbers,
     devices=few(numbers),
     idle=st.booleans(),
@@ -129,19 +129,19 @@ leased_files = st.builds(
 @st.composite
 def leases(draw: st.DrawFn) -> n.Lease:
     """A lease whose shares follow one another."""
-    shares: list[Share] = []
+    shares: list[WorkerShare] = []
     for node in draw(st.lists(node_ids, min_size=2, max_size=5, unique=True)):
         first = shares[-1].first + shares[-1].layers if shares else 0
         layers, there = draw(st.integers(1, 80)), draw(st.integers(0, 80))
         devices = draw(st.sampled_from([(), (layers,), (min(there, layers), layers - min(there, layers), 0)]))
-        shares.append(Share(node, first, layers, draw(numbers), devices))
+        shares.append(WorkerShare(node, first, layers, draw(numbers), devices))
     files = draw(st.lists(leased_files, min_size=1, max_size=3, unique_by=lambda file: file.name))
     return n.Lease(draw(sessions), draw(numbers), draw(names), tuple(files), tuple(shares))
 
 
 lease_messages = st.one_of(
     st.builds(n.Propose, leases()),
-    st.builds(n.Lent, sessions, numbers, st.sampled_from(list(LENT_PHASES)), texts),
+    st.builds(n.WorkerReport, sessions, numbers, st.sampled_from(list(LENT_PHASES)), texts),
     st.builds(n.Commit, sessions, numbers),
     st.builds(n.Release, sessions, numbers, texts),
 )
@@ -155,12 +155,12 @@ messages = st.one_of(
     st.builds(m.Wanted, some_ids),
     st.builds(m.Records, few(signed_records, 3), st.booleans()),
     st.just(m.Subscribe()),
-    st.builds(m.Table, few(signed_records, 3), some_ids, st.booleans(), st.booleans()),
+    st.builds(m.TableUpdate, few(signed_records, 3), some_ids, st.booleans(), st.booleans()),
     st.builds(m.Adopted, mesh_ids),
 )
 
 ways = st.builds(
-    r.WayIn,
+    r.BootstrapAddress,
     st.binary(min_size=16, max_size=16),
     st.lists(addresses, min_size=1, max_size=invite.MAX_ADDRESSES).map(tuple),
 )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_helpers import read
 
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
 from meshllm.wire.api_errors import error_body, error_event, translate_error
 from meshllm.wire.apis import ROUTES, Api, find_route, model_in_path
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core import leases as n
-from meshllm.core import messages as m
 from meshllm.core import records as r
+from meshllm.core.membership import messages as m
 from meshllm.core.records import MAX_NUMBER
-from meshllm.core.split import Share
-from meshllm.core.types import Purpose
+from meshllm.core.snapshot import Purpose
+from meshllm.core.split import lease as n
+from meshllm.core.split.planner import WorkerShare
 from meshllm.errors import BadMessage
 from meshllm.net.base import MAX_MESSAGE_BYTES
 from meshllm.wire import codec
@@ -29,18 +29,18 @@ NODE, OTHER = r.NodeId(bytes(range(32))), r.NodeId(bytes(range(1, 33)))
 MESH = r.MeshId(b"m" * 16)
 RECORD = r.NodeRecord(
     node=NODE,
-    stamp=r.Stamp(3, 4),
+    stamp=r.RecordVersion(3, 4),
     mesh=MESH,
     name="bench",
     software="mesh-llm 0.1.0",
-    addresses=(r.Address("192.0.2.1", 9337), r.Address("2001:db8::1", 9337)),
+    addresses=(r.PeerAddress("192.0.2.1", 9337), r.PeerAddress("2001:db8::1", 9337)),
     serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27, sees=False),),
     loads=(r.ModelLoad("SmolLM2", 1, 2),),
     wants=("Qwen3-8B",),
     on_disk=("SmolLM2", "SmolLM2.Q4_1"),
     memory=16 << 30,
-    complaints=(r.Complaint(OTHER, 7),),
-    splits=(r.Candidate("Qwen3-8B", 16 << 30, apart=True),),
+    complaints=(r.FailureReport(OTHER, 7),),
+    splits=(r.SplitCandidate("Qwen3-8B", 16 << 30, apart=True),),
     speed=20 << 30,
     devices=(10 << 30, 6 << 30),
     idle=True,
@@ -52,20 +52,20 @@ LEASE = n.Lease(
     3,
     "Qwen3-8B",
     (n.LeasedFile("Qwen3-8B-Q4_K_M.gguf", 5 << 30, "ab" * 32),),
-    (Share(NODE, 0, 20, 3 << 30), Share(OTHER, 20, 16, 2 << 30, (10, 6))),
+    (WorkerShare(NODE, 0, 20, 3 << 30), WorkerShare(OTHER, 20, 16, 2 << 30, (10, 6))),
 )
 ONE_OF_EACH = (
     m.Ping(1),
     m.Pong(1, RECORD.loads),
     m.Digest(2, b"h" * 16),
-    m.Difference(3, (0, 7), ((NODE, r.Stamp(1, 2)), (OTHER, r.Stamp(3, 4)))),
+    m.Difference(3, (0, 7), ((NODE, r.RecordVersion(1, 2)), (OTHER, r.RecordVersion(3, 4)))),
     m.Wanted((NODE, OTHER)),
     m.Records((signed(RECORD), signed(replace(RECORD, node=OTHER))), push=True),
     m.Subscribe(),
-    m.Table((signed(RECORD),), (OTHER,), first=True, more=True),
+    m.TableUpdate((signed(RECORD),), (OTHER,), first=True, more=True),
     m.Adopted(MESH),
     n.Propose(LEASE),
-    n.Lent(SESSION, 3, n.LeasePhase.PREPARING, "downloading 12%"),
+    n.WorkerReport(SESSION, 3, n.LeasePhase.PREPARING, "downloading 12%"),
     n.Commit(SESSION, 3),
     n.Release(SESSION, 3, "the host stops"),
 )
@@ -117,10 +117,10 @@ def test_the_bytes_stay_what_they_are() -> None:
     assert encode_message(m.Ping(5)).hex() == "920105"
     assert encode_message(m.Adopted(MESH)).hex() == "9209c410" + MESH.hex()
     assert encode_message(m.Wanted((NODE,))).hex() == "9205c420" + NODE.hex()
-    assert encode_message(m.Difference(1, (1,), ((NODE, r.Stamp(1, 2)),))).hex() == (
+    assert encode_message(m.Difference(1, (1,), ((NODE, r.RecordVersion(1, 2)),))).hex() == (
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
-    assert encode_record(r.NodeRecord(NODE, r.Stamp(1, 2), MESH, name="a")).hex() == (
+    assert encode_record(r.NodeRecord(NODE, r.RecordVersion(1, 2), MESH, name="a")).hex() == (
         "dc0014c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c290"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
@@ -411,15 +411,15 @@ def test_the_bounds_themselves_are_within() -> None:
         name=name,
         software=name,
         protocol=(0, 65535),
-        stamp=r.Stamp(MAX_NUMBER, MAX_NUMBER),
-        addresses=(r.Address("2001:db8::1", 65535),) * r.MAX_ADDRESSES,
+        stamp=r.RecordVersion(MAX_NUMBER, MAX_NUMBER),
+        addresses=(r.PeerAddress("2001:db8::1", 65535),) * r.MAX_ADDRESSES,
         serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER, sees=True),) * MAX_MODELS,
         loads=(r.ModelLoad("m", 1 << 20, 1 << 20),) * MAX_MODELS,
         wants=(name,) * r.MAX_WANTED,
         on_disk=("m",) * r.MAX_ON_DISK,
         memory=MAX_NUMBER,
-        complaints=(r.Complaint(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
-        splits=(r.Candidate("m", MAX_NUMBER),) * r.MAX_SPLITS,
+        complaints=(r.FailureReport(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
+        splits=(r.SplitCandidate("m", MAX_NUMBER),) * r.MAX_SPLITS,
         speed=MAX_NUMBER,
         devices=(MAX_NUMBER,) * r.MAX_DEVICES,
         aliases=(("m", "m"),) * r.MAX_ON_DISK,
@@ -512,8 +512,8 @@ def test_what_no_peer_would_take_is_never_sent() -> None:
     ids = tuple(r.NodeId(number.to_bytes(32, "big")) for number in range(codec.MAX_IDS + 1))
     for message in (
         m.Wanted(ids),
-        m.Table((), ids),
-        m.Difference(0, (), tuple((node, r.Stamp(1, 1)) for node in ids)),
+        m.TableUpdate((), ids),
+        m.Difference(0, (), tuple((node, r.RecordVersion(1, 1)) for node in ids)),
         m.Records((signed(RECORD),) * (codec.MAX_RECORDS + 1)),
         m.Records((signed(replace(RECORD, on_disk=("x" * 250,) * 60, aliases=())),) * 20),
     ):
@@ -522,15 +522,15 @@ def test_what_no_peer_would_take_is_never_sent() -> None:
     with pytest.raises(ValueError, match="name"):
         encode_record(replace(RECORD, name="a\nb"))
     with pytest.raises(ValueError, match="address"):
-        encode_record(replace(RECORD, addresses=(r.Address("localhost", 1),)))
+        encode_record(replace(RECORD, addresses=(r.PeerAddress("localhost", 1),)))
 
 
 def test_the_largest_of_each_list_goes_through() -> None:
     ids = tuple(r.NodeId(number.to_bytes(32, "big")) for number in range(codec.MAX_IDS))
-    held = tuple((node, r.Stamp(MAX_NUMBER, MAX_NUMBER)) for node in ids)
+    held = tuple((node, r.RecordVersion(MAX_NUMBER, MAX_NUMBER)) for node in ids)
     for message in (
         m.Wanted(ids),
-        m.Table((), ids),
+        m.TableUpdate((), ids),
         m.Difference(8, tuple(range(256)), held),
         m.Digest(8, bytes(1024)),
     ):
@@ -542,13 +542,13 @@ odd_numbers = st.integers(-5, 1 << 70)
 odd_records = st.builds(
     r.NodeRecord,
     node=st.just(NODE),
-    stamp=st.just(r.Stamp(1, 1)),
+    stamp=st.just(r.RecordVersion(1, 1)),
     mesh=st.just(MESH),
     name=odd_names | st.text(max_size=300),
     software=odd_names,
     addresses=st.lists(
         st.builds(
-            r.Address,
+            r.PeerAddress,
             st.sampled_from(["127.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", "0.0.0.0", "localhost", "::1", ""]),
             st.integers(-1, 70000),
         ),
@@ -573,12 +573,12 @@ def test_fit_keeps_what_is_good_and_drops_what_is_odd() -> None:
     odd = replace(
         RECORD,
         name="be\x07nch",
-        addresses=(*RECORD.addresses, r.Address("::ffff:10.0.0.1", 1), r.Address("host.example", 1)),
+        addresses=(*RECORD.addresses, r.PeerAddress("::ffff:10.0.0.1", 1), r.PeerAddress("host.example", 1)),
         serves=(r.ServedModel("evil\nname"), *RECORD.serves),
         loads=(r.ModelLoad("evil\nname", 1, 1), r.ModelLoad("SmolLM2", 1, 2)),
         wants=("", "Qwen3-8B"),
     )
-    assert fit(odd) == replace(RECORD, addresses=(*RECORD.addresses, r.Address("10.0.0.1", 1)))
+    assert fit(odd) == replace(RECORD, addresses=(*RECORD.addresses, r.PeerAddress("10.0.0.1", 1)))
 
 
 def test_fit_cuts_to_the_size_of_a_record_and_what_it_serves_goes_last() -> None:
@@ -588,7 +588,7 @@ def test_fit_cuts_to_the_size_of_a_record_and_what_it_serves_goes_last() -> None
         serves=tuple(r.ServedModel(name) for name in long[:40]),
         wants=tuple(long[:32]),
         on_disk=tuple(long[:64]),
-        complaints=tuple(r.Complaint(OTHER, MAX_NUMBER) for _ in range(64)),
+        complaints=tuple(r.FailureReport(OTHER, MAX_NUMBER) for _ in range(64)),
     )
     fitting = fit(full)
     assert (fitting.serves, fitting.wants, fitting.complaints) == (full.serves, full.wants, full.complaints)

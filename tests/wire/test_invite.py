@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.records import Address, MeshId, WayIn
+from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import BadInvite
 from meshllm.wire.invite import MAX_ADDRESSES, MAX_CHARACTERS, Invite, _checksum, decode, encode, expired, invite_key
 from tests.wire.mesh_strategies import invites
 
 KEY = bytes(range(100, 116))
-WAY = WayIn(b"p" * 16, (Address("192.168.1.20", 41337), Address("203.0.113.7", 41337)))
+WAY = BootstrapAddress(b"p" * 16, (PeerAddress("192.168.1.20", 41337), PeerAddress("203.0.113.7", 41337)))
 INVITE = Invite(MeshId(b"m" * 16), KEY, 0, (WAY,))
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
@@ -40,8 +40,8 @@ def test_it_is_short_enough_to_paste() -> None:
     assert len(encode(INVITE)) == 93
     assert len(encode(replace(INVITE, ways=(replace(WAY, addresses=WAY.addresses[:1]),)))) == 88
     assert len(encode(replace(INVITE, ways=(WAY,) * 3))) == 168
-    six = tuple(Address(f"2001:db8::{at}", 40000 + at) for at in range(1, 5))
-    assert len(encode(replace(INVITE, expires=1, ways=(WayIn(b"p" * 16, six),) * 3))) < MAX_CHARACTERS // 2
+    six = tuple(PeerAddress(f"2001:db8::{at}", 40000 + at) for at in range(1, 5))
+    assert len(encode(replace(INVITE, expires=1, ways=(BootstrapAddress(b"p" * 16, six),) * 3))) < MAX_CHARACTERS // 2
 
 
 def test_the_form_stays_what_it_is() -> None:
@@ -50,9 +50,9 @@ def test_the_form_stays_what_it_is() -> None:
 
 
 def test_a_way_is_cut_to_what_is_needed() -> None:
-    many = tuple(Address(f"10.0.0.{at}", at) for at in range(1, 9))
-    long = replace(INVITE, ways=(WayIn(b"p" * 16 + b"q" * 16, (Address("host.example", 1), *many)),))
-    assert decode(encode(long)).ways == (WayIn(b"p" * 16, many[:MAX_ADDRESSES]),)
+    many = tuple(PeerAddress(f"10.0.0.{at}", at) for at in range(1, 9))
+    long = replace(INVITE, ways=(BootstrapAddress(b"p" * 16 + b"q" * 16, (PeerAddress("host.example", 1), *many)),))
+    assert decode(encode(long)).ways == (BootstrapAddress(b"p" * 16, many[:MAX_ADDRESSES]),)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_a_way_is_cut_to_what_is_needed() -> None:
     [
         replace(INVITE, ways=()),
         replace(INVITE, ways=(WAY,) * 4),
-        replace(INVITE, ways=(WayIn(b"p" * 15, WAY.addresses),)),
-        replace(INVITE, ways=(WayIn(b"p" * 16, ()),)),
+        replace(INVITE, ways=(BootstrapAddress(b"p" * 15, WAY.addresses),)),
+        replace(INVITE, ways=(BootstrapAddress(b"p" * 16, ()),)),
         replace(INVITE, key=b"short"),
         replace(INVITE, mesh=MeshId(b"")),
         replace(INVITE, expires=-1),
@@ -160,7 +160,7 @@ ONE_WAY = b"p" * 16 + b"\x11\x00" + b"\x00\x01" + b"\x01\x02\x03\x04"
     ],
 )
 def test_each_bound(body: bytes) -> None:
-    assert decode(token(b"\x01" + HEAD + ONE_WAY)).ways[0].addresses == (Address("1.2.3.4", 1),)
+    assert decode(token(b"\x01" + HEAD + ONE_WAY)).ways[0].addresses == (PeerAddress("1.2.3.4", 1),)
     with pytest.raises(BadInvite, match="damaged"):
         decode(token(body))
 

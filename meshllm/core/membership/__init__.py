@@ -1,0 +1,1 @@
+"""Other nodes: the member table, failure detection, anti-entropy, joining, clients."""

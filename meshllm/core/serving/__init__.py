@@ -1,0 +1,1 @@
+"""What this node serves, and the next step for each model."""

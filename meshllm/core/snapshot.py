@@ -1,0 +1,177 @@
+"""The words of the core: what a node knows, as frozen values.
+
+Law: everything here is immutable and comparable; nothing here does anything. Times are seconds on the daemon's
+monotonic clock, as passed in with each event; sizes are bytes; fractions are 0 to 1, or None where nobody knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from meshllm.core.memory.speculation import PLAIN, Speculation
+
+if TYPE_CHECKING:
+    from meshllm.core.membership.views import MeshView
+    from meshllm.core.split.host import MeasuredModel, SplitState
+    from meshllm.core.split.worker import WorkerLeaseState
+
+
+class Purpose(Enum):
+    """What a model is for; it answers nothing else."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    RERANK = "rerank"
+
+
+class EnginePhase(Enum):
+    """How far the engine (llama.cpp, built here) is."""
+
+    UNKNOWN = "unknown"
+    PREPARING = "preparing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class FilePhase(Enum):
+    """How far a model's file is."""
+
+    ABSENT = "absent"
+    FETCHING = "fetching"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ServerPhase(Enum):
+    """The life of one engine process. `NONE` is before the first and after each one has gone."""
+
+    NONE = "none"
+    STARTING = "starting"
+    SERVING = "serving"
+    STOPPING = "stopping"
+
+
+class ModelPhase(Enum):
+    """What a person is told of a model. Derived (`serving.phase`), never stored."""
+
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    LOADING = "loading"
+    SERVING = "serving"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far something long has come. `detail` is for people."""
+
+    stage: str
+    fraction: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the core knows of the engine."""
+
+    phase: EnginePhase = EnginePhase.UNKNOWN
+    progress: Progress | None = None
+    reason: str = ""
+    advice: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a model once its file is there and has been read. `sees`: it takes pictures."""
+
+    path: str
+    size: int
+    architecture: str
+    context_length: int
+    quantization: str = ""
+    digest: str = ""
+    purpose: Purpose = Purpose.GENERATE
+    sees: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
+    `speculation` how it guesses ahead; `fit` where it went and what that left, in words."""
+
+    endpoint: str
+    pid: int
+    slots: int
+    context_length: int
+    memory: int = 0
+    speculation: Speculation = PLAIN
+    fit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One model this node was asked to serve, and how far it is.
+
+    `generation` counts the engine processes started for it; events of an older generation are stale and ignored.
+    `failures` counts deaths since the last stable stretch; `not_before` is when the next start is allowed. `measured`
+    is what it takes here, `split` how the agreement with others stands where it needs them, or where `apart` is asked
+    for (`--split`).
+    """
+
+    name: str
+    wanted: bool = True
+    file: FilePhase = FilePhase.ABSENT
+    facts: ModelFacts | None = None
+    server: ServerPhase = ServerPhase.NONE
+    server_facts: ServerFacts | None = None
+    generation: int = 0
+    progress: Progress | None = None
+    serving_since: float | None = None
+    failures: int = 0
+    restarts: int = 0
+    not_before: float | None = None
+    reason: str = ""
+    advice: str = ""
+    measuring: bool = False
+    measured: MeasuredModel | None = None
+    apart: bool = False
+    split: SplitState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """An OpenAI-compatible server somebody else runs, whose models are in the pool while it answers."""
+
+    url: str
+    healthy: bool = False
+    models: tuple[str, ...] = ()
+    reason: str = "not asked yet"
+    probing: bool = False
+    failures: int = 0
+    next_probe: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that readers may know, at one moment. `version` grows by one with each visible change."""
+
+    version: int = 0
+    engine: EngineState = EngineState()
+    models: tuple[ModelState, ...] = ()
+    backends: tuple[BackendState, ...] = ()
+    stopping: bool = False
+    # The mesh, where this node is part of one; and the models asked for here that others are to serve.
+    mesh: MeshView | None = None
+    wants: tuple[str, ...] = ()
+    # What this node carries for the host of a split.
+    lent: WorkerLeaseState | None = None
+
+    def model(self, name: str) -> ModelState | None:
+        """The model this node was asked to serve under exactly that name."""
+        return next((model for model in self.models if model.name == name), None)

@@ -1,0 +1,1 @@
+"""Pipeline splits: planning, leases, host, worker."""
