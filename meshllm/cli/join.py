@@ -14,7 +14,7 @@ from typing import TextIO
 
 from meshllm.cli import argv
 from meshllm.errors import BadInvite, UsageError
-from meshllm.wire.invite import Invite, decode, expired
+from meshllm.wire.mesh.invite import Invite, decode, expired
 
 # A thousand times what one invite takes.
 MAX_FILE_BYTES = 1 << 20

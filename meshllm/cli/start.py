@@ -41,7 +41,7 @@ def node_name(given: str) -> str:
 
     from meshllm.core.records import MAX_NAME_BYTES
     from meshllm.errors import UsageError
-    from meshllm.wire.fields import is_text
+    from meshllm.wire.mesh.fields import is_text
 
     name = given.strip() or platform.node().partition(".")[0]
     if not is_text(name):

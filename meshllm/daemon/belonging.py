@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from meshllm.core.records import BootstrapAddress, MeshId
 from meshllm.errors import UsageError
-from meshllm.wire.invite import Invite, invite_key
+from meshllm.wire.mesh.invite import Invite, invite_key
 
 
 @dataclass(frozen=True, slots=True)

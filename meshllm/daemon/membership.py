@@ -37,8 +37,8 @@ from meshllm.net.lanes import Lanes
 from meshllm.net.quic import QuicTransport
 from meshllm.net.tunnels import Tunnels
 from meshllm.web.console import Invitation
-from meshllm.wire.codec import decode_message, encode_message, signer
-from meshllm.wire.invite import MAX_WAYS, Invite, encode, invite_key
+from meshllm.wire.mesh.codec import decode_message, encode_message, signer
+from meshllm.wire.mesh.invite import MAX_WAYS, Invite, encode, invite_key
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import DamagedState, EnvironmentFailure
-from meshllm.wire.fields import MAX_PORT, pack_host
+from meshllm.wire.mesh.fields import MAX_PORT, pack_host
 
 log = logging.getLogger(__name__)
 

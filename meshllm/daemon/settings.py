@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line is read before anything that takes long to import is needed
-    from meshllm.wire.invite import Invite
+    from meshllm.wire.mesh.invite import Invite
 
 DEFAULT_PORT = 9337
 DEFAULT_CONSOLE = 3131

@@ -20,7 +20,7 @@ from meshllm.models.swarm import PeerSource, Swarm
 from meshllm.models.taking import Peer
 from meshllm.net.base import StreamKind
 from meshllm.web.status import BannedStatus, SharingStatus, TransferStatus
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Membership
@@ -110,7 +110,7 @@ class Sharing:
     def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
         # Clients serve nothing, so that they have no use for a model's files.
         if not self._share or self._membership.role_of(peer) is not Role.NODE:
-            return _Refusing(w.Reason.NOT_SHARED)
+            return _Refusing(w.FileRefusalReason.NOT_SHARED)
         return self._giver.serve(peer.hex())
 
     def _rate(self) -> float | None:
@@ -154,8 +154,8 @@ class Sharing:
 class _Refusing(asyncio.Protocol):
     """Answers whatever is asked with the same reason, once, and hangs up."""
 
-    def __init__(self, reason: w.Reason) -> None:
-        self._answer = w.encode_answer(w.Refusal(reason))
+    def __init__(self, reason: w.FileRefusalReason) -> None:
+        self._answer = w.encode_answer(w.FileRefusal(reason))
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -16,7 +16,7 @@ from meshllm.models.manifest import Manifest, ModelFile
 from meshllm.models.peer_line import PeerLine
 from meshllm.models.taking import Mesh, Peer
 from meshllm.tasks import Owner
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ async def _ask(mesh: Mesh, peer: Peer, name: str, tell: Callable[[str], None]) -
             while True:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     answer = await line.find(name)
-                if isinstance(answer, w.Found):
+                if isinstance(answer, w.FoundModels):
                     return answer.models
-                if answer.reason is not w.Reason.PREPARING:
+                if answer.reason is not w.FileRefusalReason.PREPARING:
                     return ()
                 tell(f"{peer} is reading its file ({answer.percent} %)")
                 await asyncio.sleep(max(1, answer.wait))

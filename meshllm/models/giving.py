@@ -21,7 +21,7 @@ from meshllm.errors import BadMessage
 from meshllm.tasks import Owner
 from meshllm.util.rate_limiter import RateLimiter
 from meshllm.util.rate_meter import RateMeter
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +51,17 @@ class Shelved:
     verified."""
 
     path: Path
-    listing: w.Listing
+    listing: w.ChunkListing
     modified_ns: int
 
 
 class Shelf(Protocol):
     """What there is to give."""
 
-    async def look(self, sha256: str) -> Shelved | w.Refusal:
+    async def look(self, sha256: str) -> Shelved | w.FileRefusal:
         """The file of that digest."""
 
-    async def find(self, name: str) -> w.Found | w.Refusal:
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
         """The models of that name, whole and verified."""
 
 
@@ -128,8 +128,8 @@ class _Taker(asyncio.Protocol):
         self.meter = RateMeter(giver.clock())
         self._giver = giver
         self._transport: asyncio.Transport | None = None
-        self._reader = w.Reader(w.place_request)
-        self._asked: deque[w.Request | w.Unknown] = deque()
+        self._reader = w.FrameReader(w.place_request)
+        self._asked: deque[w.Request | w.UnknownRequest] = deque()
         self._wake = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -191,7 +191,7 @@ class _Taker(asyncio.Protocol):
                 if admitted:
                     await self._answer(request)
                 else:
-                    self._say(w.Refusal(w.Reason.BUSY, wait=BUSY_WAIT_SECONDS))
+                    self._say(w.FileRefusal(w.FileRefusalReason.BUSY, wait=BUSY_WAIT_SECONDS))
         except (OSError, BadMessage) as error:  # TimeoutError among them: it asks for nothing
             log.info("nothing more is given to %s: %s", self.peer[:10], error or "it asks for nothing")
         finally:
@@ -199,7 +199,7 @@ class _Taker(asyncio.Protocol):
             self.hang_up()
             await self._close_file()
 
-    async def _next(self) -> w.Request | w.Unknown | None:
+    async def _next(self) -> w.Request | w.UnknownRequest | None:
         """The next request; None when the taker is gone. Raises TimeoutError if it asks for nothing."""
         while not self._asked and not self._gone:
             self._wake.clear()
@@ -207,16 +207,16 @@ class _Taker(asyncio.Protocol):
                 await self._wake.wait()
         return None if self._gone else self._asked.popleft()
 
-    async def _answer(self, request: w.Request | w.Unknown) -> None:
+    async def _answer(self, request: w.Request | w.UnknownRequest) -> None:
         match request:
-            case w.Have(sha256):
+            case w.HaveRequest(sha256):
                 await self._list(sha256)
-            case w.Get(chunk):
+            case w.ChunkRequest(chunk):
                 await self._give(chunk)
-            case w.Find(name):
+            case w.FindRequest(name):
                 self._say(await self._giver.shelf.find(name))
             case _:
-                self._say(w.Refusal(w.Reason.NOT_UNDERSTOOD))
+                self._say(w.FileRefusal(w.FileRefusalReason.NOT_UNDERSTOOD))
 
     def _say(self, answer: w.Answer) -> None:
         if self._transport is not None and not self._gone:
@@ -225,7 +225,7 @@ class _Taker(asyncio.Protocol):
     async def _list(self, sha256: str) -> None:
         await self._close_file()
         found = await self._giver.shelf.look(sha256)
-        if isinstance(found, w.Refusal):
+        if isinstance(found, w.FileRefusal):
             self._say(found)
             return
         self._file = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -240,11 +240,11 @@ class _Taker(asyncio.Protocol):
             raise BadMessage("a chunk that there is not")
         facts = os.fstat(self._file)
         if (facts.st_size, facts.st_mtime_ns) != (shelved.listing.size, shelved.modified_ns):
-            self._say(w.Refusal(w.Reason.CHANGED))
+            self._say(w.FileRefusal(w.FileRefusalReason.CHANGED))
             return
         end = min(begin + shelved.listing.chunk_bytes, shelved.listing.size)
         transport = cast(asyncio.Transport, self._transport)
-        transport.write(w.header(w.Kind.CHUNK, chunk, end - begin))
+        transport.write(w.header(w.FileFrameKind.CHUNK, chunk, end - begin))
         while begin < end:
             await self._writable.wait()
             limit = giver.rate()

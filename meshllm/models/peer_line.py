@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
 from meshllm.errors import BadMessage, LinkClosed, MeshError
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 # A giver that must be slow still sends something (it lets many small pieces out, not a few large ones).
 STALL_SECONDS: Final = 15.0
@@ -26,7 +26,7 @@ A = TypeVar("A", bound=w.Answer)
 class _Owed:
     """An answer that is to come: of `kind`, at most `most` bytes long; or the chunk that fills `room`."""
 
-    kind: w.Kind
+    kind: w.FileFrameKind
     most: int
     room: memoryview | None
     chunk: int
@@ -41,32 +41,32 @@ class PeerLine(asyncio.BufferedProtocol):
         self._heard = heard
         self._stall = stall
         self._transport: asyncio.Transport | None = None
-        self._reader = w.Reader(self._place)
+        self._reader = w.FrameReader(self._place)
         self._owed: deque[_Owed] = deque()
         self._received = 0
         self._over: MeshError | None = None
 
     # -- asking
 
-    async def have(self, sha256: str, chunks: int) -> w.Listing | w.Refusal:
+    async def have(self, sha256: str, chunks: int) -> w.ChunkListing | w.FileRefusal:
         """What the peer has of that file, which has so many chunks. Raises LinkClosed and BadMessage."""
-        return await self._ask(w.Have(sha256), w.Kind.LISTING, w.listing_bytes(chunks), w.Listing)
+        return await self._ask(w.HaveRequest(sha256), w.FileFrameKind.LISTING, w.listing_bytes(chunks), w.ChunkListing)
 
-    async def find(self, name: str) -> w.Found | w.Refusal:
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
         """Which models the peer has of that name. Raises LinkClosed and BadMessage."""
-        return await self._ask(w.Find(name), w.Kind.FOUND, w.MAX_FOUND_BYTES, w.Found)
+        return await self._ask(w.FindRequest(name), w.FileFrameKind.FOUND, w.MAX_FOUND_BYTES, w.FoundModels)
 
-    async def get(self, chunk: int, room: memoryview) -> w.Refusal | None:
+    async def get(self, chunk: int, room: memoryview) -> w.FileRefusal | None:
         """Fill `room` with the chunk of the file last asked for; its reason if the peer will not.
 
         Raises LinkClosed and BadMessage. Whoever is cancelled here hangs up: the bytes are on their way.
         """
-        refusal = await self._exchange(w.Get(chunk), _Owed(w.Kind.CHUNK, 0, room, chunk, _future()))
+        refusal = await self._exchange(w.ChunkRequest(chunk), _Owed(w.FileFrameKind.CHUNK, 0, room, chunk, _future()))
         return cast("w.Refusal | None", refusal)
 
-    async def _ask(self, request: w.Request, kind: w.Kind, most: int, wanted: type[A]) -> A | w.Refusal:
+    async def _ask(self, request: w.Request, kind: w.FileFrameKind, most: int, wanted: type[A]) -> A | w.FileRefusal:
         answer = await self._exchange(request, _Owed(kind, most, None, 0, _future()))
-        assert isinstance(answer, wanted | w.Refusal)
+        assert isinstance(answer, wanted | w.FileRefusal)
         return answer
 
     async def _exchange(self, request: w.Request, owed: _Owed) -> w.Answer | None:
@@ -141,18 +141,18 @@ class PeerLine(asyncio.BufferedProtocol):
         if not self._owed:
             raise BadMessage("an answer that nobody asked for")
         owed = self._owed[0]
-        if kind == w.Kind.CHUNK and owed.room is not None:
+        if kind == w.FileFrameKind.CHUNK and owed.room is not None:
             if number != owed.chunk or length != len(owed.room):
                 raise BadMessage("a chunk that nobody asked for")
             return owed.room
-        if not (kind == w.Kind.REFUSAL and length <= _MAX_REFUSAL_BYTES) and not (
+        if not (kind == w.FileFrameKind.REFUSAL and length <= _MAX_REFUSAL_BYTES) and not (
             kind == owed.kind and length <= owed.most
         ):
             raise BadMessage("an answer that is too long, or to another question")
         return memoryview(bytearray(length))
 
-    def _hear(self, frame: w.Frame) -> None:
-        answer = None if frame.kind == w.Kind.CHUNK else w.decode_answer(frame)
+    def _hear(self, frame: w.FileFrame) -> None:
+        answer = None if frame.kind == w.FileFrameKind.CHUNK else w.decode_answer(frame)
         owed = self._owed.popleft()
         if not owed.answer.done():
             owed.answer.set_result(answer)

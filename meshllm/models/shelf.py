@@ -23,7 +23,7 @@ from meshllm.models.manifest import HubReference, Manifest, ModelFile
 from meshllm.models.store import Store
 from meshllm.tasks import Owner
 from meshllm.util.threads import StopSignal, in_thread
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +48,21 @@ class StoreShelf:
         self._looked = float("-inf")
         self._models: dict[str, list[LocalModel]] = {}
 
-    async def look(self, sha256: str) -> Shelved | w.Refusal:
+    async def look(self, sha256: str) -> Shelved | w.FileRefusal:
         """The file of that digest."""
         try:
             found = await in_thread(lambda stop: self._verified(sha256), "look-for-file")
         except OSError:
             found = None
         if found is None:
-            return w.Refusal(w.Reason.ABSENT)
+            return w.FileRefusal(w.FileRefusalReason.ABSENT)
         file, path, modified_ns = found
         chunks = await in_thread(lambda stop: self._store.chunk_digests(file), "look-for-file")
         if chunks is None:
             return self._prepare(path, sha256)
-        return Shelved(path, w.Listing(file.size, self._store.chunk_bytes, chunks), modified_ns)
+        return Shelved(path, w.ChunkListing(file.size, self._store.chunk_bytes, chunks), modified_ns)
 
-    async def find(self, name: str) -> w.Found | w.Refusal:
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
         """The models of that name whose files were all verified. Those that were not are read, to be found then."""
         if self._clock() - self._looked > LOOK_SECONDS:
             self._looked = self._clock()
@@ -74,7 +74,7 @@ class StoreShelf:
                 return self._prepare(offered, None)
             if offered is not None:
                 found.append(offered)
-        return w.Found(tuple(found))
+        return w.FoundModels(tuple(found))
 
     async def close(self) -> None:
         """Read no more."""
@@ -139,12 +139,12 @@ class StoreShelf:
 
     # -- preparing
 
-    def _prepare(self, path: Path, sha256: str | None) -> w.Refusal:
+    def _prepare(self, path: Path, sha256: str | None) -> w.FileRefusal:
         """Read the file, which should have that digest (None: any), unless that is going on."""
         if path not in self._percent:
             self._percent[path] = 0
             self._owner.start(self._prepared(path, sha256), f"read {path.name}")
-        return w.Refusal(w.Reason.PREPARING, self._percent[path], PREPARING_WAIT_SECONDS)
+        return w.FileRefusal(w.FileRefusalReason.PREPARING, self._percent[path], PREPARING_WAIT_SECONDS)
 
     async def _prepared(self, path: Path, sha256: str | None) -> None:
         try:

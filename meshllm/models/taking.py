@@ -20,7 +20,7 @@ from meshllm.models.peer_line import PeerLine
 from meshllm.tasks import Owner, backoff
 from meshllm.util.rate_meter import RateMeter
 from meshllm.util.threads import StopSignal, in_thread
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 # Peers a file is taken from at once: more than fill any line; each costs OUTSTANDING chunks of memory.
 MAX_GIVERS: Final = 6
@@ -303,9 +303,9 @@ class Taking:
             line.end(LinkClosed("It was hung up."))
             self._watch.ended(line)
 
-    def _checked(self, listing: w.Listing | w.Refusal) -> bytes:
+    def _checked(self, listing: w.ChunkListing | w.FileRefusal) -> bytes:
         """The digests of a listing that can be one of this file. Raises BadMessage and _NotNow."""
-        if isinstance(listing, w.Refusal):
+        if isinstance(listing, w.FileRefusal):
             raise _refused(listing)
         if listing.size != self._assembly.size:
             raise BadMessage("it says that the file has another size")
@@ -374,13 +374,13 @@ class Taking:
         await in_thread(keep, "write-chunk")
 
 
-def _refused(refusal: w.Refusal) -> _NotNow:
+def _refused(refusal: w.FileRefusal) -> _NotNow:
     words = {
-        w.Reason.ABSENT: "it does not have the file",
-        w.Reason.PREPARING: f"it is preparing the file ({refusal.percent} %)",
-        w.Reason.NOT_SHARED: "it shares no models",
-        w.Reason.BUSY: "it gives to as many others as it can",
-        w.Reason.CHANGED: "the file has changed there",
-        w.Reason.NOT_UNDERSTOOD: "it is of another version",
+        w.FileRefusalReason.ABSENT: "it does not have the file",
+        w.FileRefusalReason.PREPARING: f"it is preparing the file ({refusal.percent} %)",
+        w.FileRefusalReason.NOT_SHARED: "it shares no models",
+        w.FileRefusalReason.BUSY: "it gives to as many others as it can",
+        w.FileRefusalReason.CHANGED: "the file has changed there",
+        w.FileRefusalReason.NOT_UNDERSTOOD: "it is of another version",
     }
     return _NotNow(words[refusal.reason], refusal.wait)

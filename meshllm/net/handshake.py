@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from meshllm.core.records import MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage, PeerRefused
 from meshllm.net.identity import Identity, verify
-from meshllm.wire.hello import (
+from meshllm.wire.mesh.hello import (
     NONCE_BYTES,
     Challenge,
     Credential,
     Hello,
-    Proof,
-    Refusal,
+    HelloProof,
+    HelloRefusal,
     Welcome,
     decode_hello,
     encode_hello,
@@ -31,7 +31,7 @@ from meshllm.wire.hello import (
     to_sign,
     transcript,
 )
-from meshllm.wire.invite import invite_key
+from meshllm.wire.mesh.invite import invite_key
 
 LENGTH = struct.Struct(">I")
 FRESH_INVITE = "Ask for a fresh invite: 'mesh-llm invite' prints it on a node of the mesh."
@@ -77,7 +77,7 @@ class DiallerHandshake:
     ) -> None:
         self.peer = peer
         self.finding: Finding | None = None
-        self.refused: Refusal | None = None
+        self.refused: HelloRefusal | None = None
         self._identity = identity
         key, kind, expires = credentials.secret, Credential.MEMBER, 0
         if credentials.invite is not None:
@@ -111,7 +111,7 @@ class DiallerHandshake:
     def receive(self, payload: bytes) -> bytes | None:
         """The answer to a payload, or None when all is said. Raises PeerRefused and BadMessage."""
         message = decode_hello(payload)
-        if isinstance(message, Refusal):
+        if isinstance(message, HelloRefusal):
             self.refused = message
             raise PeerRefused(message.words, advice=message.advice, reason=message.code)
         if self._challenge is None and isinstance(message, Challenge):
@@ -129,7 +129,7 @@ class DiallerHandshake:
         self._challenge = challenge
         self._over = transcript(self._hello, payload)
         return encode_hello(
-            Proof(self._identity.sign(to_sign(self._over)), prove(self._key, "dialler", self._over)),
+            HelloProof(self._identity.sign(to_sign(self._over)), prove(self._key, "dialler", self._over)),
         )
 
     def _welcome(self, challenge: Challenge, welcome: Welcome) -> None:
@@ -161,10 +161,10 @@ class AcceptorHandshake:
         instance: bytes,
         observed: PeerAddress | None,
         wall_clock: Callable[[], float],
-        admit: Callable[[Finding], Refusal | None],
+        admit: Callable[[Finding], HelloRefusal | None],
     ) -> None:
         self.finding: Finding | None = None
-        self.refused: Refusal | None = None
+        self.refused: HelloRefusal | None = None
         self._identity = identity
         self._credentials = credentials
         self._instance = instance
@@ -184,11 +184,11 @@ class AcceptorHandshake:
         message = decode_hello(payload)
         if self._hello is None and isinstance(message, Hello):
             return self._answer_hello(message, payload)
-        if self._hello is not None and isinstance(message, Proof):
+        if self._hello is not None and isinstance(message, HelloProof):
             return self._answer_proof(self._hello, message)
         raise BadMessage(f"handshake: {type(message).__name__} out of turn")
 
-    def refuse(self, refusal: Refusal) -> bytes:
+    def refuse(self, refusal: HelloRefusal) -> bytes:
         """Say no."""
         self.refused = refusal
         return encode_hello(refusal)
@@ -196,7 +196,7 @@ class AcceptorHandshake:
     def _answer_hello(self, hello: Hello, payload: bytes) -> bytes:
         ours, secret = self._credentials, self._credentials.secret
         if hello.node == self._identity.node:
-            return self.refuse(Refusal("itself", "That is this very node."))
+            return self.refuse(HelloRefusal("itself", "That is this very node."))
         chosen = highest_common(ours.protocol, hello.protocol)
         if chosen is None:
             older = "The dialling node" if hello.protocol[1] < ours.protocol[0] else "The answering node"
@@ -204,13 +204,13 @@ class AcceptorHandshake:
                 f"{older} is too old: one speaks protocols {hello.protocol[0]} to {hello.protocol[1]}, "
                 f"the other {ours.protocol[0]} to {ours.protocol[1]}."
             )
-            return self.refuse(Refusal("protocol", words, UPDATE))
+            return self.refuse(HelloRefusal("protocol", words, UPDATE))
         if secret is None:
             words = "The node is still joining and cannot tell who belongs to the mesh."
-            return self.refuse(Refusal("joining", words, "Try again in a few seconds, or another node."))
+            return self.refuse(HelloRefusal("joining", words, "Try again in a few seconds, or another node."))
         if hello.credential is Credential.INVITE:
             if hello.expires <= self._wall_clock():
-                return self.refuse(Refusal("expired_invite", "The invite has expired.", FRESH_INVITE))
+                return self.refuse(HelloRefusal("expired_invite", "The invite has expired.", FRESH_INVITE))
             self._key = invite_key(secret, hello.expires)
         else:
             self._key = secret
@@ -221,13 +221,13 @@ class AcceptorHandshake:
         self._over = transcript(payload, answer)
         return answer
 
-    def _answer_proof(self, hello: Hello, proof: Proof) -> bytes:
+    def _answer_proof(self, hello: Hello, proof: HelloProof) -> bytes:
         # The key first: whoever does not know it learns nothing about signatures, and costs no check of one.
         if not hmac.compare_digest(proof.proof, prove(self._key, "dialler", self._over)):
             words = "The invite is of another mesh, or its mesh has a new secret."
-            return self.refuse(Refusal("wrong_secret", words, FRESH_INVITE))
+            return self.refuse(HelloRefusal("wrong_secret", words, FRESH_INVITE))
         if not verify(hello.node, to_sign(self._over), proof.signature):
-            return self.refuse(Refusal("wrong_node", "The dialling node does not own the key that is its id."))
+            return self.refuse(HelloRefusal("wrong_node", "The dialling node does not own the key that is its id."))
         finding = Finding(
             hello.node, hello.role, hello.mesh, self._chosen, self._nonce, hello.instance, ended=hello.ended
         )

@@ -18,7 +18,7 @@ from meshllm.net.carrier import CONTROL, Carrier
 from meshllm.net.credit import Bucket
 from meshllm.net.handshake import AcceptorHandshake, DiallerHandshake, Finding, Frames, frame
 from meshllm.net.streams import Stream, Streams
-from meshllm.wire.hello import MAX_HELLO_BYTES
+from meshllm.wire.mesh.hello import MAX_HELLO_BYTES
 
 # Two round trips and some arithmetic; with a lost packet or two still far below.
 HANDSHAKE_SECONDS = 5.0

@@ -23,7 +23,7 @@ from meshllm.net.dialling import Attempt, Dial
 from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, Finding
 from meshllm.net.identity import Identity
 from meshllm.net.links import HANDSHAKE_SECONDS, NodeLink
-from meshllm.wire.hello import INSTANCE_BYTES, Refusal
+from meshllm.wire.mesh.hello import INSTANCE_BYTES, HelloRefusal
 
 # A pin is a whole node id or the first half of one (invites carry the half: 128 bits).
 PIN_BYTES = 16
@@ -160,7 +160,7 @@ class NodeTransport(ABC):
         link.begin(handshake, HANDSHAKE_SECONDS)
         return link
 
-    def _admit(self, finding: Finding) -> Refusal | None:
+    def _admit(self, finding: Finding) -> HelloRefusal | None:
         """Whether a peer that has proved itself may stay."""
         peer, existing = finding.peer, self._links.get(finding.peer)
         if existing is not None:
@@ -172,7 +172,9 @@ class NodeTransport(ABC):
         if finding.role is Role.CLIENT and self._max_clients is not None and existing is None:
             clients = sum(link.facts.role is Role.CLIENT for link in self._links.values())
             if clients >= self._max_clients:
-                return Refusal("too_many_clients", f"The node takes {self._max_clients} clients, and has them.", ASK)
+                return HelloRefusal(
+                    "too_many_clients", f"The node takes {self._max_clients} clients, and has them.", ASK
+                )
         return None
 
     # -- links.LinkOwner
@@ -237,5 +239,5 @@ class NodeTransport(ABC):
         )
 
 
-DUPLICATE = Refusal("duplicate", "There is a link between the two nodes already.")
+DUPLICATE = HelloRefusal("duplicate", "There is a link between the two nodes already.")
 ASK = "Ask another node of the mesh, or raise --max-clients there."

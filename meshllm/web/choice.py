@@ -18,7 +18,7 @@ from meshllm.web.admission import TargetDesk, Waiter
 from meshllm.web.inquiry import Inquiry
 from meshllm.web.refusals import CONTEXT, NOT_HERE, Refusal
 from meshllm.web.session import conversation, text_bytes
-from meshllm.wire.apis import Api
+from meshllm.wire.api.routes import Api
 
 # A peer that does not have what this node believes it has: its next record will say so, within about as long.
 NOT_HERE_SECONDS = 2.0

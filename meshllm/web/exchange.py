@@ -20,9 +20,9 @@ from meshllm.web.inquiry import Inquiry, WholeAnswer
 from meshllm.web.refusals import Refusal, refusal_in_stream, retry_after
 from meshllm.web.upstream import UpstreamConnection, UpstreamPool
 from meshllm.web.voice import Voice
-from meshllm.wire.api_errors import error_body, translate_error
-from meshllm.wire.losses import PART_LOST, UPSTREAM_LOST, loss_words
-from meshllm.wire.repair import StreamRepair
+from meshllm.wire.api.errors import error_body, translate_error
+from meshllm.wire.api.stream_repair import StreamRepair
+from meshllm.wire.api.worker_loss import PART_LOST, UPSTREAM_LOST, loss_words
 
 # A target that failed a request is left alone for so long by that request.
 AVOID_SECONDS = 1.0

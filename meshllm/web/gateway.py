@@ -39,8 +39,8 @@ from meshllm.web.requests import Request
 from meshllm.web.tunnel import Tunnels
 from meshllm.web.upstream import PeerConnector, UpstreamPool
 from meshllm.web.voice import HOST_HEADER
-from meshllm.wire.api_errors import error_body
-from meshllm.wire.apis import Api, find_route, model_in_path
+from meshllm.wire.api.errors import error_body
+from meshllm.wire.api.routes import Api, find_route, model_in_path
 
 log = logging.getLogger(__name__)
 

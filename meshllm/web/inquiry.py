@@ -15,10 +15,10 @@ import orjson
 
 from meshllm.core.routing.routes import TargetKind
 from meshllm.web.upstream import UpstreamPool
-from meshllm.wire.apis import ROUTES, Api
-from meshllm.wire.pictures import PICTURE_WORDS, shows_pictures
-from meshllm.wire.repair import StreamRepair, repair_response, stream_repair
-from meshllm.wire.request_repair import repair_request
+from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
+from meshllm.wire.api.request_repair import repair_request
+from meshllm.wire.api.routes import ROUTES, Api
+from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
 # Of the caller's headers only these go upstream: never its keys, its cookies or its connection's business.
 FORWARDED = (b"anthropic-version", b"anthropic-beta")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.wire import strict_json
-from meshllm.wire.api_errors import error_body, find_error, status_of
-from meshllm.wire.apis import Api
-from meshllm.wire.losses import UPSTREAM_LOST, says_worker_lost
-from meshllm.wire.sse import parse_event, split_events
+from meshllm.wire.api import strict_json
+from meshllm.wire.api.errors import error_body, find_error, status_of
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import parse_event, split_events
+from meshllm.wire.api.worker_loss import UPSTREAM_LOST, says_worker_lost
 
 # A peer's word for: the model that you ask for is not served here (any more), ask somebody else.
 NOT_HERE = "not_here"

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from meshllm.wire.apis import Api
+from meshllm.wire.api.routes import Api
 
 # What agents call the session in their headers: Codex, Claude Code, OpenCode, and what is common beside.
 SESSION_HEADERS = (

@@ -25,8 +25,8 @@ from meshllm.web.inquiry import Inquiry, api_of, problem_of
 from meshllm.web.metrics import Metrics
 from meshllm.web.requests import BodyBudget, Request
 from meshllm.web.upstream import UpstreamPool
-from meshllm.wire.api_errors import error_body
-from meshllm.wire.apis import Api, find_route
+from meshllm.wire.api.errors import error_body
+from meshllm.wire.api.routes import Api, find_route
 
 log = logging.getLogger(__name__)
 

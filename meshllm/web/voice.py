@@ -16,10 +16,10 @@ from meshllm.web.callers import is_near
 from meshllm.web.http1 import Connection
 from meshllm.web.inquiry import Inquiry
 from meshllm.web.refusals import Refusal
-from meshllm.wire.api_errors import error_event
-from meshllm.wire.apis import Api
-from meshllm.wire.repair import StreamRepair
-from meshllm.wire.sse import PING, comment
+from meshllm.wire.api.errors import error_event
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import PING, comment
+from meshllm.wire.api.stream_repair import StreamRepair
 
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON = "application/json"

@@ -25,7 +25,7 @@ from meshllm.cli.invite import seconds
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon.settings import Settings
 from meshllm.errors import BadInvite, EnvironmentFailure, MeshError, NotRunning, UsageError
-from meshllm.wire.invite import Invite, encode
+from meshllm.wire.mesh.invite import Invite, encode
 from tests.daemons import MODEL, PROGRAM, daemon
 
 NOW = 1_800_000_000.0

@@ -7,7 +7,7 @@ import pytest
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon.belonging import Belonging, decide
 from meshllm.errors import UsageError
-from meshllm.wire.invite import Invite, invite_key
+from meshllm.wire.mesh.invite import Invite, invite_key
 
 MESH, OTHER = MeshId(b"m" * 16), MeshId(b"o" * 16)
 SECRET, THEIRS = b"s" * 16, b"t" * 16

@@ -17,7 +17,7 @@ from meshllm.daemon import links as subject
 from meshllm.daemon.links import Links
 from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
 from meshllm.net.base import Link, LinkFacts, LinkHandler, StreamKind
-from meshllm.wire.codec import decode_message, encode_message
+from meshllm.wire.mesh.codec import decode_message, encode_message
 
 PEER, OTHER = NodeId(b"p" * 32), NodeId(b"o" * 32)
 AT = PeerAddress("192.0.2.1", 7)

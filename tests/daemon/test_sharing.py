@@ -17,7 +17,7 @@ from meshllm.daemon.membership import Membership
 from meshllm.daemon.sharing import BUSY_RATE, Sharing
 from meshllm.models.store import Store
 from meshllm.net.base import StreamKind
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 MESH, ME = MeshId(bytes(16)), NodeId(bytes(32))
 
@@ -114,31 +114,31 @@ async def answered(protocol: asyncio.BaseProtocol) -> w.Answer:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: protocol, "127.0.0.1", 0)  # type: ignore[arg-type,return-value]
     reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
-    writer.write(w.encode_request(w.Have("ab" * 32)))
+    writer.write(w.encode_request(w.HaveRequest("ab" * 32)))
     kind, number, length = w.HEADER.unpack(await reader.readexactly(w.HEADER.size))
     body = await reader.readexactly(length)
     writer.close()
     server.close()
     await server.wait_closed()
-    return w.decode_answer(w.Frame(kind, number, memoryview(body)))
+    return w.decode_answer(w.FileFrame(kind, number, memoryview(body)))
 
 
 @pytest.mark.parametrize(
     ("role", "share", "reason"),
     [
-        (Role.NODE, True, w.Reason.ABSENT),
-        (Role.CLIENT, True, w.Reason.NOT_SHARED),
-        (None, True, w.Reason.NOT_SHARED),
-        (Role.NODE, False, w.Reason.NOT_SHARED),
+        (Role.NODE, True, w.FileRefusalReason.ABSENT),
+        (Role.CLIENT, True, w.FileRefusalReason.NOT_SHARED),
+        (None, True, w.FileRefusalReason.NOT_SHARED),
+        (Role.NODE, False, w.FileRefusalReason.NOT_SHARED),
     ],
 )
 async def test_files_are_for_nodes_and_only_if_they_are_shared(
-    tmp_path: Path, role: Role | None, share: bool, reason: w.Reason
+    tmp_path: Path, role: Role | None, share: bool, reason: w.FileRefusalReason
 ) -> None:
     membership = FakeMembership(role)
     async with sharing_of(tmp_path, membership, share=share) as made:
         answer = await answered(membership.served[StreamKind.FILES](NodeId(bytes([1] * 32))))
-        assert isinstance(answer, w.Refusal)
+        assert isinstance(answer, w.FileRefusal)
         assert answer.reason is reason
         assert made.status().shares is share
 

@@ -27,7 +27,7 @@ from here import HERE, Site, client, joined, serves, site
 
 from meshllm import paths
 from meshllm.engine import recipe
-from meshllm.wire import invite as invites
+from meshllm.wire.mesh import invite as invites
 from tests.daemons import MODEL, PATIENCE_SECONDS, PROGRAM, Daemon
 from tests.netlab.nodes import Node, Status
 

@@ -18,7 +18,7 @@ from meshllm.models.swarm import PeerSource, Swarm
 from meshllm.models.taking import Peer
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 CHUNK = 4096
 PATIENCE = 30.0
@@ -60,25 +60,25 @@ class FakeShelf:
 
     files: dict[str, Shelved] = field(default_factory=dict)
     models: tuple[w.OfferedModel, ...] = ()
-    refusals: list[w.Refusal] = field(default_factory=list)
+    refusals: list[w.FileRefusal] = field(default_factory=list)
 
     def put(self, path: Path, content: bytes, claimed: bytes | None = None) -> str:
         """Write a file and offer it, with `claimed` for the digests of its chunks; its sha256."""
         path.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        listing = w.Listing(len(content), CHUNK, digests_of(content) if claimed is None else claimed)
+        listing = w.ChunkListing(len(content), CHUNK, digests_of(content) if claimed is None else claimed)
         self.files[sha256] = Shelved(path, listing, path.stat().st_mtime_ns)
         return sha256
 
-    async def look(self, sha256: str) -> Shelved | w.Refusal:
+    async def look(self, sha256: str) -> Shelved | w.FileRefusal:
         if self.refusals:
             return self.refusals.pop(0)
-        return self.files.get(sha256, w.Refusal(w.Reason.ABSENT))
+        return self.files.get(sha256, w.FileRefusal(w.FileRefusalReason.ABSENT))
 
-    async def find(self, name: str) -> w.Found | w.Refusal:
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
         if self.refusals:
             return self.refusals.pop(0)
-        return w.Found(tuple(model for model in self.models if model.name == name))
+        return w.FoundModels(tuple(model for model in self.models if model.name == name))
 
 
 class Site:
@@ -157,7 +157,7 @@ class Liar(asyncio.Protocol):
         self._content = content
         self._spoil = spoil
         self._claimed = claimed or digests_of(content)
-        self._reader = w.Reader(w.place_request)
+        self._reader = w.FrameReader(w.place_request)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -165,7 +165,7 @@ class Liar(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for frame in self._reader.feed(data):
             request = w.decode_request(frame)
-            assert not isinstance(request, w.Unknown)
+            assert not isinstance(request, w.UnknownRequest)
             answer = self._spoil(request, self._honest(request))
             if answer is None:
                 self._transport.abort()
@@ -173,12 +173,12 @@ class Liar(asyncio.Protocol):
             self._transport.write(answer)
 
     def _honest(self, request: w.Request) -> bytes:
-        if isinstance(request, w.Get):
+        if isinstance(request, w.ChunkRequest):
             data = self._content[request.chunk * CHUNK : (request.chunk + 1) * CHUNK]
-            return w.header(w.Kind.CHUNK, request.chunk, len(data)) + data
-        if isinstance(request, w.Have):
-            return w.encode_answer(w.Listing(len(self._content), CHUNK, self._claimed))
-        return w.encode_answer(w.Found(()))
+            return w.header(w.FileFrameKind.CHUNK, request.chunk, len(data)) + data
+        if isinstance(request, w.HaveRequest):
+            return w.encode_answer(w.ChunkListing(len(self._content), CHUNK, self._claimed))
+        return w.encode_answer(w.FoundModels(()))
 
 
 @dataclass

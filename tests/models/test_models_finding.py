@@ -11,7 +11,7 @@ from meshllm.errors import AmbiguousModel, UnknownModel
 from meshllm.models import finding
 from meshllm.models.finding import find
 from meshllm.models.manifest import Manifest, ModelFile
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 ONE = w.OfferedModel("Ours", (w.OfferedFile("ours.gguf", 10, "ab" * 32),), None, 4096)
 OTHER = w.OfferedModel("Ours", (w.OfferedFile("ours.gguf", 11, "cd" * 32),))
@@ -70,7 +70,7 @@ async def test_who_is_reading_its_file_is_asked_again(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         _, shelf = await place.giver("a", content_of(1))
         shelf.models = (ONE,)
-        shelf.refusals = [w.Refusal(w.Reason.PREPARING, 40, 1)]
+        shelf.refusals = [w.FileRefusal(w.FileRefusalReason.PREPARING, 40, 1)]
         heard: list[str] = []
         await find(place.site, "Ours", ban=place.swarm.ban, tell=heard.append)
         assert len(heard) == 1
@@ -84,7 +84,7 @@ async def test_fools_and_the_dead_do_not_stand_in_the_way(tmp_path: Path) -> Non
         dead = await place.liar("dead", b"x", lambda request, answer: answer)
         place.site.cut(dead)
         _, refusing = await place.giver("refusing", content_of(1))
-        refusing.refusals = [w.Refusal(w.Reason.NOT_SHARED)]
+        refusing.refusals = [w.FileRefusal(w.FileRefusalReason.NOT_SHARED)]
         _, shelf = await place.giver("a", content_of(1))
         shelf.models = (ONE,)
         found = await find(place.site, "Ours", ban=place.swarm.ban)

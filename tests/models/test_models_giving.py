@@ -18,7 +18,7 @@ from meshllm.models import giving
 from meshllm.models.giving import Giver
 from meshllm.models.peer_line import STALL_SECONDS
 from meshllm.util.rate_limiter import BURST_SECONDS, RateLimiter
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 
 class Clock:
@@ -41,9 +41,9 @@ class Asker:
     def ask(self, *requests: w.Request) -> None:
         self.writer.write(b"".join(map(w.encode_request, requests)))
 
-    async def frame(self) -> w.Frame:
+    async def frame(self) -> w.FileFrame:
         kind, number, length = w.HEADER.unpack(await self.reader.readexactly(w.HEADER.size))
-        return w.Frame(kind, number, memoryview(await self.reader.readexactly(length)))
+        return w.FileFrame(kind, number, memoryview(await self.reader.readexactly(length)))
 
     async def answer(self) -> w.Answer:
         return w.decode_answer(await self.frame())
@@ -101,9 +101,9 @@ async def test_chunks_come_in_the_order_they_were_asked_for(tmp_path: Path, shel
     sha256 = shelf.put(tmp_path / "a.gguf", content)
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.Have(sha256), w.Get(4), w.Get(0))
+        asker.ask(w.HaveRequest(sha256), w.ChunkRequest(4), w.ChunkRequest(0))
         listing = await asker.answer()
-        assert isinstance(listing, w.Listing)
+        assert isinstance(listing, w.ChunkListing)
         assert listing.size == len(content)
         last, first = await asker.frame(), await asker.frame()
         assert (last.number, bytes(last.body)) == (4, content[4 * CHUNK :])
@@ -122,7 +122,7 @@ async def test_from_the_disk_where_the_system_cannot_say_what_is_in_memory(
     sha256 = shelf.put(tmp_path / "a.gguf", content)
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.Have(sha256), w.Get(0), w.Get(2))
+        asker.ask(w.HaveRequest(sha256), w.ChunkRequest(0), w.ChunkRequest(2))
         await asker.answer()
         assert bytes((await asker.frame()).body) == content[:CHUNK]
         assert bytes((await asker.frame()).body) == content[2 * CHUNK :]
@@ -131,12 +131,12 @@ async def test_from_the_disk_where_the_system_cannot_say_what_is_in_memory(
 async def test_what_is_not_here(shelf: FakeShelf) -> None:
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.Have("ab" * 32))
-        assert await asker.answer() == w.Refusal(w.Reason.ABSENT)
+        asker.ask(w.HaveRequest("ab" * 32))
+        assert await asker.answer() == w.FileRefusal(w.FileRefusalReason.ABSENT)
         asker.writer.write(w.header(9, 0, 3) + b"new")  # type: ignore[arg-type]
-        assert await asker.answer() == w.Refusal(w.Reason.NOT_UNDERSTOOD)
+        assert await asker.answer() == w.FileRefusal(w.FileRefusalReason.NOT_UNDERSTOOD)
         # A chunk of no file.
-        asker.ask(w.Get(0))
+        asker.ask(w.ChunkRequest(0))
         assert await asker.ended()
 
 
@@ -145,9 +145,9 @@ async def test_a_chunk_that_there_is_not(tmp_path: Path, shelf: FakeShelf, chunk
     sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.Have(sha256))
+        asker.ask(w.HaveRequest(sha256))
         await asker.answer()
-        asker.ask(w.Get(chunk))
+        asker.ask(w.ChunkRequest(chunk))
         assert await asker.ended()
 
 
@@ -157,15 +157,15 @@ async def test_a_file_that_has_changed_is_given_no_further(tmp_path: Path, shelf
     sha256 = shelf.put(path, content_of(5))
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.Have(sha256), w.Get(0))
+        asker.ask(w.HaveRequest(sha256), w.ChunkRequest(0))
         await asker.answer()
         await asker.frame()
         if how == "longer":
             path.write_bytes(path.read_bytes() + b"more")
         else:
             os.utime(path, ns=(1, 1))
-        asker.ask(w.Get(1))
-        assert await asker.answer() == w.Refusal(w.Reason.CHANGED)
+        asker.ask(w.ChunkRequest(1))
+        assert await asker.answer() == w.FileRefusal(w.FileRefusalReason.CHANGED)
 
 
 @given(st.binary(min_size=1, max_size=200))
@@ -177,8 +177,8 @@ def test_garbage_costs_the_asker_its_connection_and_nothing_else(data: bytes) ->
             asker.writer.write_eof()
             await asker.ended()
             other = await place.asker()
-            other.ask(w.Have("ab" * 32))
-            assert await other.answer() == w.Refusal(w.Reason.ABSENT)
+            other.ask(w.HaveRequest("ab" * 32))
+            assert await other.answer() == w.FileRefusal(w.FileRefusalReason.ABSENT)
 
     asyncio.run(scene())
 
@@ -187,7 +187,7 @@ async def test_too_many_requests_at_once(tmp_path: Path, shelf: FakeShelf) -> No
     sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.Have(sha256), *[w.Get(0)] * (2 * giving.MAX_ASKED))
+        asker.ask(w.HaveRequest(sha256), *[w.ChunkRequest(0)] * (2 * giving.MAX_ASKED))
         assert await asker.ended()
 
 
@@ -196,16 +196,16 @@ async def test_there_is_room_for_so_many_of_a_peer(tmp_path: Path, shelf: FakeSh
     async with giving_of(shelf) as place:
         askers = [await place.asker() for _ in range(giving.MAX_TAKERS_PER_PEER)]
         for asker in askers:
-            asker.ask(w.Have(sha256))
-            assert isinstance(await asker.answer(), w.Listing)
+            asker.ask(w.HaveRequest(sha256))
+            assert isinstance(await asker.answer(), w.ChunkListing)
         late = await place.asker()
-        late.ask(w.Have(sha256))
-        assert await late.answer() == w.Refusal(w.Reason.BUSY, wait=giving.BUSY_WAIT_SECONDS)
+        late.ask(w.HaveRequest(sha256))
+        assert await late.answer() == w.FileRefusal(w.FileRefusalReason.BUSY, wait=giving.BUSY_WAIT_SECONDS)
         askers[0].writer.write_eof()
         assert await askers[0].ended()
         next_one = await place.asker()
-        next_one.ask(w.Have(sha256))
-        assert isinstance(await next_one.answer(), w.Listing)
+        next_one.ask(w.HaveRequest(sha256))
+        assert isinstance(await next_one.answer(), w.ChunkListing)
 
 
 async def test_who_asks_for_nothing_is_hung_up_on(shelf: FakeShelf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,16 +219,16 @@ async def test_who_does_not_read_holds_little(tmp_path: Path, shelf: FakeShelf) 
     content = bytes(64 << 20)
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
-    listing = w.Listing(len(content), 16 << 20, bytes(4 * 32))
+    listing = w.ChunkListing(len(content), 16 << 20, bytes(4 * 32))
     shelf.files["ab" * 32] = giving.Shelved(path, listing, path.stat().st_mtime_ns)
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.Have("ab" * 32), *[w.Get(chunk) for chunk in range(4)])
+        asker.ask(w.HaveRequest("ab" * 32), *[w.ChunkRequest(chunk) for chunk in range(4)])
         await asker.answer()
         other = await place.asker()
         for _ in range(20):  # others are answered meanwhile
-            other.ask(w.Have("cd" * 32))
-            assert await other.answer() == w.Refusal(w.Reason.ABSENT)
+            other.ask(w.HaveRequest("cd" * 32))
+            assert await other.answer() == w.FileRefusal(w.FileRefusalReason.ABSENT)
         assert place.giver.total < len(content) // 2
 
 
@@ -299,7 +299,7 @@ async def test_a_rate_holds_for_all_takers_together(
         begin = clock.now
         askers = [await place.asker() for _ in range(2)]
         for asker in askers:
-            asker.ask(w.Have(sha256), *[w.Get(chunk) for chunk in range(10)])
+            asker.ask(w.HaveRequest(sha256), *[w.ChunkRequest(chunk) for chunk in range(10)])
         for asker in askers:
             await asker.answer()
             for _ in range(10):

@@ -14,7 +14,7 @@ from gguf_samples import write_sample
 from meshllm.models.giving import Shelved
 from meshllm.models.shelf import StoreShelf
 from meshllm.models.store import Store
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ async def until_ready(shelf: StoreShelf, question: str, *, by_name: bool = False
     """The answer, asked for again while it is prepared."""
     while True:
         answer = await (shelf.find(question) if by_name else shelf.look(question))
-        if not isinstance(answer, w.Refusal) or answer.reason is not w.Reason.PREPARING:
+        if not isinstance(answer, w.FileRefusal) or answer.reason is not w.FileRefusalReason.PREPARING:
             return answer
         await asyncio.gather(*[task for task in asyncio.all_tasks() if task.get_name().startswith("shelf/")])
 
@@ -65,12 +65,12 @@ async def test_a_verified_file_is_read_once_and_given(small: Store) -> None:
     small.record(path, sha256)
     async with shelf_of(small) as shelf:
         first = await shelf.look(sha256)
-        assert first == w.Refusal(w.Reason.PREPARING, 0, 2)
+        assert first == w.FileRefusal(w.FileRefusalReason.PREPARING, 0, 2)
         answer = await until_ready(shelf, sha256)
         assert isinstance(answer, Shelved)
         content = path.read_bytes()
         digests = [hashlib.sha256(content[: at + 4096]).digest() for at in range(0, len(content), 4096)]
-        assert answer.listing == w.Listing(len(content), 4096, b"".join(digests))
+        assert answer.listing == w.ChunkListing(len(content), 4096, b"".join(digests))
         assert answer.path == path
         # Known from now on, for a later start too.
         assert isinstance(await StoreShelf(small, lambda: False).look(sha256), Shelved)
@@ -82,7 +82,7 @@ async def test_what_was_never_verified_cannot_be_had_by_its_digest(small: Store,
     secret.write_bytes(b"private")
     async with shelf_of(small) as shelf:
         for digest in (sha256, hashlib.sha256(b"private").hexdigest(), "00" * 32):
-            assert await shelf.look(digest) == w.Refusal(w.Reason.ABSENT)
+            assert await shelf.look(digest) == w.FileRefusal(w.FileRefusalReason.ABSENT)
 
 
 async def test_what_has_changed_since_is_not_given(small: Store) -> None:
@@ -91,14 +91,14 @@ async def test_what_has_changed_since_is_not_given(small: Store) -> None:
     async with shelf_of(small) as shelf:
         assert isinstance(await until_ready(shelf, sha256), Shelved)
         path.write_bytes(path.read_bytes() + b"more")
-        assert await shelf.look(sha256) == w.Refusal(w.Reason.ABSENT)
+        assert await shelf.look(sha256) == w.FileRefusal(w.FileRefusalReason.ABSENT)
 
 
 async def test_a_note_that_is_wrong_is_found_out(small: Store) -> None:
     path, _ = made(small)
     small.record(path, "ab" * 32)
     async with shelf_of(small) as shelf:
-        assert await until_ready(shelf, "ab" * 32) == w.Refusal(w.Reason.ABSENT)
+        assert await until_ready(shelf, "ab" * 32) == w.FileRefusal(w.FileRefusalReason.ABSENT)
         assert small.known_digest(path) is None
 
 
@@ -106,11 +106,11 @@ async def test_a_model_is_found_by_its_name_whatever_the_case(small: Store) -> N
     path, sha256 = made(small, "Our-Model.gguf")
     async with shelf_of(small) as shelf:
         answer = await until_ready(shelf, "our-MODEL", by_name=True)
-        assert isinstance(answer, w.Found)
+        assert isinstance(answer, w.FoundModels)
         (model,) = answer.models
         assert model.files == (w.OfferedFile("Our-Model.gguf", path.stat().st_size, sha256),)
-        assert await shelf.find("../Our-Model.gguf") == w.Found(())
-        assert await shelf.find(str(path)) == w.Found(())
+        assert await shelf.find("../Our-Model.gguf") == w.FoundModels(())
+        assert await shelf.find(str(path)) == w.FoundModels(())
 
 
 async def test_reading_is_slow_while_there_is_other_work(small: Store, monkeypatch: pytest.MonkeyPatch) -> None:

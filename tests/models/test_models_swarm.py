@@ -14,7 +14,7 @@ from meshllm.models import peer_line, taking
 from meshllm.models.assembly import Assembly
 from meshllm.models.swarm import PeerSource
 from meshllm.tasks import Owner
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 
 async def test_from_three_at_once(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def wrong_chunk(number: int | None) -> Callable[[w.Request, bytes], bytes | None
     """Sends other bytes for one chunk, or for all."""
 
     def spoil(request: w.Request, answer: bytes) -> bytes:
-        wrong = isinstance(request, w.Get) and number in (None, request.chunk)
+        wrong = isinstance(request, w.ChunkRequest) and number in (None, request.chunk)
         return answer[:-1] + bytes([answer[-1] ^ 1]) if wrong else answer
 
     return spoil
@@ -148,7 +148,7 @@ async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
     async with rig(tmp_path) as place:
 
         def hang_up(request: w.Request, answer: bytes) -> bytes | None:
-            return None if isinstance(request, w.Get) and request.chunk > 0 else answer
+            return None if isinstance(request, w.ChunkRequest) and request.chunk > 0 else answer
 
         for name in ("one", "two"):
             await place.liar(name, false, hang_up, false_digests(false, content))
@@ -162,7 +162,9 @@ async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
 async def test_a_giver_that_dies_in_the_middle_changes_nothing_but_the_time(tmp_path: Path) -> None:
     content = content_of(60)
     async with rig(tmp_path) as place:
-        dying = await place.liar("dying", content, lambda request, answer: None if request == w.Get(5) else answer)
+        dying = await place.liar(
+            "dying", content, lambda request, answer: None if request == w.ChunkRequest(5) else answer
+        )
         await place.giver("living", content)
         assembly = place.assembly(content)
         await fetch(place.swarm.source("Model"), assembly)
@@ -175,7 +177,7 @@ async def test_half_a_chunk_is_no_chunk(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         # All it sends of one is its half, and then nothing: what it was to bring is taken over.
         def half(request: w.Request, answer: bytes) -> bytes:
-            return answer[: len(answer) // 2] if request == w.Get(2) else answer
+            return answer[: len(answer) // 2] if request == w.ChunkRequest(2) else answer
 
         stalling = await place.liar("stalling", content, half)
         await place.giver("living", content)
@@ -200,28 +202,28 @@ async def test_who_stalls_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.Monk
 NONSENSE = {
     "garbage": lambda request, answer: b"\xff" * 50,
     "another chunk": lambda request, answer: (
-        w.header(w.Kind.CHUNK, request.chunk + 1, len(answer) - w.HEADER.size) + answer[w.HEADER.size :]
-        if isinstance(request, w.Get)
+        w.header(w.FileFrameKind.CHUNK, request.chunk + 1, len(answer) - w.HEADER.size) + answer[w.HEADER.size :]
+        if isinstance(request, w.ChunkRequest)
         else answer
     ),
     "too long": lambda request, answer: (
-        w.header(w.Kind.CHUNK, request.chunk, 1 << 31) if isinstance(request, w.Get) else answer
+        w.header(w.FileFrameKind.CHUNK, request.chunk, 1 << 31) if isinstance(request, w.ChunkRequest) else answer
     ),
     "too short": lambda request, answer: (
-        w.header(w.Kind.CHUNK, request.chunk, 5) + b"short" if isinstance(request, w.Get) else answer
+        w.header(w.FileFrameKind.CHUNK, request.chunk, 5) + b"short" if isinstance(request, w.ChunkRequest) else answer
     ),
     "unasked": lambda request, answer: answer + answer,
     "a list for a chunk": lambda request, answer: (
-        w.encode_answer(w.Listing(1, 1, bytes(32))) if isinstance(request, w.Get) else answer
+        w.encode_answer(w.ChunkListing(1, 1, bytes(32))) if isinstance(request, w.ChunkRequest) else answer
     ),
     "another size": lambda request, answer: (
-        w.encode_answer(w.Listing(CHUNK, CHUNK, bytes(32))) if isinstance(request, w.Have) else answer
+        w.encode_answer(w.ChunkListing(CHUNK, CHUNK, bytes(32))) if isinstance(request, w.HaveRequest) else answer
     ),
     "a list of another file": lambda request, answer: (
-        answer[:-1] + bytes([answer[-1] ^ 1]) if isinstance(request, w.Have) else answer
+        answer[:-1] + bytes([answer[-1] ^ 1]) if isinstance(request, w.HaveRequest) else answer
     ),
-    "a huge list": lambda request, answer: w.header(w.Kind.LISTING, 0, (1 << 32) - 1),
-    "half a list": lambda request, answer: w.header(w.Kind.LISTING, 0, 20) + bytes(20),
+    "a huge list": lambda request, answer: w.header(w.FileFrameKind.LISTING, 0, (1 << 32) - 1),
+    "half a list": lambda request, answer: w.header(w.FileFrameKind.LISTING, 0, 20) + bytes(20),
 }
 
 
@@ -299,12 +301,12 @@ async def test_nobody_to_ask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
-        (w.Refusal(w.Reason.ABSENT), "does not have the file"),
-        (w.Refusal(w.Reason.NOT_SHARED), "shares no models"),
-        (w.Refusal(w.Reason.NOT_UNDERSTOOD), "another version"),
+        (w.FileRefusal(w.FileRefusalReason.ABSENT), "does not have the file"),
+        (w.FileRefusal(w.FileRefusalReason.NOT_SHARED), "shares no models"),
+        (w.FileRefusal(w.FileRefusalReason.NOT_UNDERSTOOD), "another version"),
     ],
 )
-async def test_who_refuses_says_why(tmp_path: Path, refusal: w.Refusal, words: str) -> None:
+async def test_who_refuses_says_why(tmp_path: Path, refusal: w.FileRefusal, words: str) -> None:
     content = content_of(2)
     async with rig(tmp_path) as place:
         _, shelf = await place.giver("giver", content)
@@ -318,7 +320,7 @@ async def test_who_is_preparing_is_asked_again(tmp_path: Path) -> None:
     content = content_of(2)
     async with rig(tmp_path) as place:
         _, shelf = await place.giver("giver", content)
-        shelf.refusals = [w.Refusal(w.Reason.PREPARING, 50, 1)]
+        shelf.refusals = [w.FileRefusal(w.FileRefusalReason.PREPARING, 50, 1)]
         assembly = place.assembly(content)
         await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content

@@ -19,7 +19,7 @@ from meshllm.net.links import NodeLink
 from meshllm.net.memory import MemoryCarrier, MemoryNetwork, MemoryTransport
 from meshllm.net.quic import QuicCarrier, QuicTransport
 from meshllm.net.transport import NodeTransport
-from meshllm.wire.hello import HelloMessage, decode_hello, encode_hello
+from meshllm.wire.mesh.hello import HelloMessage, decode_hello, encode_hello
 
 MESH = MeshId(b"mesh-id-16-bytes")
 SECRET = b"secret--16-bytes"

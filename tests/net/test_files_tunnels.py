@@ -14,7 +14,7 @@ from meshllm.errors import LinkClosed
 from meshllm.models.giving import Giver, Shelved
 from meshllm.models.peer_line import PeerLine
 from meshllm.net.base import StreamKind
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 
 CHUNK = 1 << 20
 CONTENT = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(100_000))
@@ -28,19 +28,19 @@ class OneFile:
     def __init__(self, path: Path) -> None:
         path.write_bytes(CONTENT)
         digests = [hashlib.sha256(CONTENT[: at + CHUNK]).digest() for at in range(0, len(CONTENT), CHUNK)]
-        self.file = Shelved(path, w.Listing(len(CONTENT), CHUNK, b"".join(digests)), path.stat().st_mtime_ns)
+        self.file = Shelved(path, w.ChunkListing(len(CONTENT), CHUNK, b"".join(digests)), path.stat().st_mtime_ns)
 
-    async def look(self, sha256: str) -> Shelved | w.Refusal:
-        return self.file if sha256 == SHA256 else w.Refusal(w.Reason.ABSENT)
+    async def look(self, sha256: str) -> Shelved | w.FileRefusal:
+        return self.file if sha256 == SHA256 else w.FileRefusal(w.FileRefusalReason.ABSENT)
 
-    async def find(self, name: str) -> w.Found | w.Refusal:
-        return w.Found(())
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
+        return w.FoundModels(())
 
 
 async def taken(line: PeerLine) -> bytes:
     """The whole file, all chunks asked for at once."""
     listing = await line.have(SHA256, COUNT)
-    assert isinstance(listing, w.Listing)
+    assert isinstance(listing, w.ChunkListing)
     rooms = [memoryview(bytearray(min(CHUNK, len(CONTENT) - number * CHUNK))) for number in range(COUNT)]
     assert await asyncio.gather(*(line.get(number, room) for number, room in enumerate(rooms))) == [None] * COUNT
     return b"".join(rooms)

@@ -17,13 +17,13 @@ from meshllm.errors import BadMessage, PeerRefused
 from meshllm.net import dialling, links, transport
 from meshllm.net.base import LinkFacts, StreamKind
 from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, Finding, Frames, frame
-from meshllm.wire.hello import (
+from meshllm.wire.mesh.hello import (
     MAX_HELLO_BYTES,
     Challenge,
     Credential,
     Hello,
-    Proof,
-    Refusal,
+    HelloProof,
+    HelloRefusal,
     Welcome,
     decode_hello,
     encode_hello,
@@ -32,7 +32,7 @@ from meshllm.wire.hello import (
     to_sign,
     transcript,
 )
-from meshllm.wire.invite import invite_key
+from meshllm.wire.mesh.invite import invite_key
 
 NOW = 2_000_000_000.0
 DIALLER, ACCEPTOR = identity(), identity()
@@ -52,7 +52,7 @@ def dialler(credentials: Credentials = MEMBER, peer: NodeId = ACCEPTOR.node) -> 
 
 
 def acceptor(
-    credentials: Credentials = MEMBER, admit: Callable[[Finding], Refusal | None] = lambda finding: None
+    credentials: Credentials = MEMBER, admit: Callable[[Finding], HelloRefusal | None] = lambda finding: None
 ) -> AcceptorHandshake:
     return AcceptorHandshake(
         ACCEPTOR, credentials, instance=INSTANCE, observed=SEEN, wall_clock=lambda: NOW, admit=admit
@@ -157,9 +157,9 @@ def test_a_node_refuses_itself() -> None:
 def test_who_may_not_stay_hears_why() -> None:
     asked: list[Finding] = []
 
-    def admit(finding: Finding) -> Refusal:
+    def admit(finding: Finding) -> HelloRefusal:
         asked.append(finding)
-        return Refusal("too_many_clients", "Full.", "Go elsewhere.")
+        return HelloRefusal("too_many_clients", "Full.", "Go elsewhere.")
 
     error = refusal(dialler(), acceptor(admit=admit))
     assert (error.reason, error.message, error.advice) == ("too_many_clients", "Full.", "Go elsewhere.")
@@ -214,7 +214,7 @@ def test_a_replayed_hello_is_refused() -> None:
     again = acceptor()
     again.receive(hello)
     answer = decode_hello(again.receive(proof))
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, HelloRefusal)
     assert again.finding is None
 
 
@@ -238,7 +238,7 @@ def test_a_proof_made_for_another_acceptor_is_refused() -> None:
     assert caught.value.reason == "wrong_node"
     proof = one.receive(encode_hello(replace(challenge, node=between.node)))
     assert proof is not None
-    assert isinstance(decode_hello(third.receive(proof)), Refusal)
+    assert isinstance(decode_hello(third.receive(proof)), HelloRefusal)
     assert third.finding is None
 
 
@@ -247,7 +247,7 @@ def test_a_reflected_proof_is_refused() -> None:
     one = dialler()
     challenge = acceptor().receive(one.start())
     proof = decode_hello(cast(bytes, one.receive(challenge)))
-    assert isinstance(proof, Proof)
+    assert isinstance(proof, HelloProof)
     with pytest.raises(PeerRefused):
         one.receive(encode_hello(Welcome(proof.proof, MESH, None)))
 
@@ -256,7 +256,7 @@ def test_a_reflected_hello_is_refused() -> None:
     """A node's own hello comes back to it."""
     hello = DiallerHandshake(ACCEPTOR, DIALLER.node, MEMBER, instance=INSTANCE).start()
     answer = decode_hello(acceptor().receive(hello))
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, HelloRefusal)
     assert answer.code == "itself"
 
 
@@ -265,9 +265,9 @@ def test_who_knows_the_secret_cannot_speak_for_another_node() -> None:
     other = acceptor()
     challenge = other.receive(encode_hello(hello))
     over = transcript(encode_hello(hello), challenge)
-    forged = Proof(identity().sign(to_sign(over)), prove(SECRET, "dialler", over))
+    forged = HelloProof(identity().sign(to_sign(over)), prove(SECRET, "dialler", over))
     answer = decode_hello(other.receive(encode_hello(forged)))
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, HelloRefusal)
     assert answer.code == "wrong_node"
 
 
@@ -292,7 +292,7 @@ def test_an_altered_hello_is_noticed(alter: Callable[[Hello], Hello]) -> None:
     challenge = other.receive(encode_hello(alter(hello)))
     proof = one.receive(challenge)
     assert proof is not None
-    assert isinstance(decode_hello(other.receive(proof)), Refusal)
+    assert isinstance(decode_hello(other.receive(proof)), HelloRefusal)
     assert other.finding is None
 
 
@@ -311,7 +311,7 @@ def test_an_altered_challenge_is_noticed(alter: Callable[[Challenge], Challenge]
     assert isinstance(challenge, Challenge)
     proof = one.receive(encode_hello(alter(challenge)))
     assert proof is not None
-    assert isinstance(decode_hello(other.receive(proof)), Refusal)
+    assert isinstance(decode_hello(other.receive(proof)), HelloRefusal)
     assert other.finding is None
 
 
@@ -429,7 +429,7 @@ async def test_a_replay_on_the_wire_gets_nobody_in(world: World) -> None:
     second.say(handshake.start())
     assert isinstance((await second.hear())[0], Challenge)
     second.say(proof)
-    assert isinstance((await second.hear())[0], Refusal)
+    assert isinstance((await second.hear())[0], HelloRefusal)
     assert target.heard.events == []
 
 
@@ -490,7 +490,7 @@ async def test_nothing_more_is_read_of_who_was_refused(world: World) -> None:
     proof = cast(bytes, handshake.receive((await stranger.hear())[1]))
     stranger.say(proof)
     stranger.carrier.send(0, frame(b"a message") * 20)
-    assert isinstance((await stranger.hear())[0], Refusal)
+    assert isinstance((await stranger.hear())[0], HelloRefusal)
     await stranger.until(lambda: stranger.why)
     assert target.heard.messages == []
 

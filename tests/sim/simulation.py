@@ -24,7 +24,7 @@ from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, P
 from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.host import MeasuredModel
 from meshllm.net.base import DIAL_SECONDS, IDLE_SECONDS
-from meshllm.wire import codec
+from meshllm.wire.mesh import codec
 from tests.sim.network import Network
 
 # The control stream puts a length before each message.

@@ -34,7 +34,7 @@ from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.web import upstream as upstream_module
-from meshllm.wire.losses import loss_words
+from meshllm.wire.api.worker_loss import loss_words
 
 
 def told(path: str, response: Response) -> dict[str, object]:

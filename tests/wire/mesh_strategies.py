@@ -13,10 +13,10 @@ from meshllm.core.membership import messages as m
 from meshllm.core.snapshot import Purpose
 from meshllm.core.split import lease as n
 from meshllm.core.split.planner import WorkerShare
-from meshllm.wire import fields, invite
-from meshllm.wire.codec import encode_record, signed_bytes
-from meshllm.wire.leases import PHASES as LENT_PHASES
-from meshllm.wire.records import MAX_CONTEXT, MAX_REQUESTS
+from meshllm.wire.mesh import fields, invite
+from meshllm.wire.mesh.codec import encode_record, signed_bytes
+from meshllm.wire.mesh.leases import PHASES as LENT_PHASES
+from meshllm.wire.mesh.records import MAX_CONTEXT, MAX_REQUESTS
 
 
 def sign(node: r.NodeId, data: bytes) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from meshllm.wire.apis import Api
-from meshllm.wire.repair import StreamRepair, stream_repair
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.stream_repair import StreamRepair, stream_repair
 
 REQUEST: dict[str, Any] = {
     "model": "m",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from stream_helpers import read
 
 from meshllm.core.snapshot import Purpose
-from meshllm.wire.api_errors import error_body, error_event, translate_error
-from meshllm.wire.apis import ROUTES, Api, find_route, model_in_path
+from meshllm.wire.api.errors import error_body, error_event, translate_error
+from meshllm.wire.api.routes import ROUTES, Api, find_route, model_in_path
 
 CONTEXT = {
     "error": {

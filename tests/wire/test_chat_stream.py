@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from stream_helpers import chunk, cuts, event, garbage, read, repairer, run
 
-from meshllm.wire.apis import Api
-from meshllm.wire.sse import DONE
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import DONE
 
 ROLE = chunk({"role": "assistant", "content": None})
 END = chunk({}, finish="stop") + event({"choices": [], "usage": {"total_tokens": 3}}) + DONE

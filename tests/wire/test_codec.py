@@ -19,10 +19,18 @@ from meshllm.core.split import lease as n
 from meshllm.core.split.planner import WorkerShare
 from meshllm.errors import BadMessage
 from meshllm.net.base import MAX_MESSAGE_BYTES
-from meshllm.wire import codec
-from meshllm.wire.codec import decode_message, decode_record, encode_message, encode_record, fit, signed_bytes, signer
-from meshllm.wire.fields import pack_host, unpack_host
-from meshllm.wire.records import FIELDS, MAX_MODELS
+from meshllm.wire.mesh import codec
+from meshllm.wire.mesh.codec import (
+    decode_message,
+    decode_record,
+    encode_message,
+    encode_record,
+    fit,
+    signed_bytes,
+    signer,
+)
+from meshllm.wire.mesh.fields import pack_host, unpack_host
+from meshllm.wire.mesh.records import FIELDS, MAX_MODELS
 from tests.wire.mesh_strategies import messages, node_ids, records, sign, signed, verify
 
 NODE, OTHER = r.NodeId(bytes(range(32))), r.NodeId(bytes(range(1, 33)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.errors import BadMessage
-from meshllm.wire import files as w
+from meshllm.wire.mesh import files as w
 from tests.wire.mesh_strategies import names, numbers
 
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
@@ -24,18 +24,22 @@ offered_models = st.builds(
     st.integers(0, w.MAX_CONTEXT),
 )
 requests = st.one_of(
-    st.builds(w.Have, digests), st.builds(w.Get, st.integers(0, w.MAX_CHUNKS - 1)), st.builds(w.Find, names)
+    st.builds(w.HaveRequest, digests),
+    st.builds(w.ChunkRequest, st.integers(0, w.MAX_CHUNKS - 1)),
+    st.builds(w.FindRequest, names),
 )
 listings = st.integers(1, 9).flatmap(
     lambda count: st.builds(
-        w.Listing,
+        w.ChunkListing,
         st.integers(4096 * (count - 1) + 1, 4096 * count),
         st.just(4096),
         st.binary(min_size=32 * count, max_size=32 * count),
     )
 )
-refusals = st.builds(w.Refusal, st.sampled_from(w.Reason), st.integers(0, 100), st.integers(0, w.MAX_WAIT_SECONDS))
-answers = st.one_of(listings, refusals, st.builds(w.Found, st.lists(offered_models, max_size=3).map(tuple)))
+refusals = st.builds(
+    w.FileRefusal, st.sampled_from(w.FileRefusalReason), st.integers(0, 100), st.integers(0, w.MAX_WAIT_SECONDS)
+)
+answers = st.one_of(listings, refusals, st.builds(w.FoundModels, st.lists(offered_models, max_size=3).map(tuple)))
 FILE = w.OfferedFile("model.gguf", 10, "ab" * 32)
 
 
@@ -48,20 +52,20 @@ def place(kind: int, number: int, length: int) -> memoryview:
 
 def frames(data: bytes, step: int = 0) -> list[tuple[int, int, bytes]]:
     """The frames in `data`, fed in steps of so many bytes (0: all at once)."""
-    reader = w.Reader(place)
+    reader = w.FrameReader(place)
     pieces = [data[at : at + step] for at in range(0, len(data), step)] if step else [data]
     return [(frame.kind, frame.number, bytes(frame.body)) for piece in pieces for frame in reader.feed(piece)]
 
 
-def one(data: bytes) -> w.Frame:
-    (frame,) = w.Reader(place).feed(data)
+def one(data: bytes) -> w.FileFrame:
+    (frame,) = w.FrameReader(place).feed(data)
     return frame
 
 
 @given(requests)
 def test_a_request_comes_back(request: w.Request) -> None:
     encoded = w.encode_request(request)
-    (frame,) = w.Reader(w.place_request).feed(encoded)
+    (frame,) = w.FrameReader(w.place_request).feed(encoded)
     assert w.decode_request(frame) == request
 
 
@@ -72,13 +76,15 @@ def test_an_answer_comes_back(answer: w.Answer) -> None:
 
 def test_a_model_that_sees_comes_back() -> None:
     model = w.OfferedModel("Model", (FILE,), w.OfferedFile("mmproj.gguf", 3, "cd" * 32), 4096)
-    assert w.decode_answer(one(w.encode_answer(w.Found((model,))))) == w.Found((model,))
+    assert w.decode_answer(one(w.encode_answer(w.FoundModels((model,))))) == w.FoundModels((model,))
 
 
 @given(st.lists(st.one_of(requests, answers), min_size=1, max_size=4), st.integers(1, 50))
 def test_in_pieces_as_all_at_once(messages: list[w.Request | w.Answer], step: int) -> None:
     encoded = [
-        w.encode_request(message) if isinstance(message, w.Have | w.Get | w.Find) else w.encode_answer(message)
+        w.encode_request(message)
+        if isinstance(message, w.HaveRequest | w.ChunkRequest | w.FindRequest)
+        else w.encode_answer(message)
         for message in messages
     ]
     data = b"".join(encoded)
@@ -90,7 +96,7 @@ def test_in_pieces_as_all_at_once(messages: list[w.Request | w.Answer], step: in
 def test_garbage_is_refused_or_read_the_same_in_any_pieces(data: bytes, step: int) -> None:
     def heard(step: int) -> object:
         found = []
-        reader = w.Reader(w.place_request)
+        reader = w.FrameReader(w.place_request)
         try:
             for piece in [data[at : at + step] for at in range(0, len(data), step)] if step else [data]:
                 found += [(frame.kind, frame.number, bytes(frame.body)) for frame in reader.feed(piece)]
@@ -103,7 +109,7 @@ def test_garbage_is_refused_or_read_the_same_in_any_pieces(data: bytes, step: in
 
 @given(st.integers(0, 255), st.integers(0, (1 << 32) - 1), st.binary(max_size=200))
 def test_any_frame_is_a_message_or_bad(kind: int, number: int, body: bytes) -> None:
-    frame = w.Frame(kind, number, memoryview(body))
+    frame = w.FileFrame(kind, number, memoryview(body))
     for read in (w.decode_request, w.decode_answer):
         with contextlib.suppress(BadMessage):
             read(frame)
@@ -115,10 +121,10 @@ packed = st.recursive(
 )
 
 
-@given(st.sampled_from([w.Kind.REFUSAL, w.Kind.FOUND]), st.lists(packed, max_size=5))
-def test_any_msgpack_is_an_answer_or_bad(kind: w.Kind, value: list[object]) -> None:
+@given(st.sampled_from([w.FileFrameKind.REFUSAL, w.FileFrameKind.FOUND]), st.lists(packed, max_size=5))
+def test_any_msgpack_is_an_answer_or_bad(kind: w.FileFrameKind, value: list[object]) -> None:
     with contextlib.suppress(BadMessage):
-        w.decode_answer(w.Frame(kind, 0, memoryview(msgpack.packb(value))))
+        w.decode_answer(w.FileFrame(kind, 0, memoryview(msgpack.packb(value))))
 
 
 def test_room_is_made_only_for_what_may_come() -> None:
@@ -129,16 +135,16 @@ def test_room_is_made_only_for_what_may_come() -> None:
         raise BadMessage("too long")
 
     with pytest.raises(BadMessage):
-        list(w.Reader(never).feed(w.HEADER.pack(w.Kind.CHUNK, 0, (1 << 32) - 1)))
+        list(w.FrameReader(never).feed(w.HEADER.pack(w.FileFrameKind.CHUNK, 0, (1 << 32) - 1)))
     assert asked == [(1 << 32) - 1]
     with pytest.raises(BadMessage):
-        list(w.Reader(w.place_request).feed(w.HEADER.pack(w.Kind.FIND, 0, w.MAX_REQUEST_BYTES + 1)))
+        list(w.FrameReader(w.place_request).feed(w.HEADER.pack(w.FileFrameKind.FIND, 0, w.MAX_REQUEST_BYTES + 1)))
 
 
 def test_a_reader_takes_bytes_where_they_belong() -> None:
     room = memoryview(bytearray(5))
-    reader = w.Reader(lambda kind, number, length: room)
-    head = w.header(w.Kind.CHUNK, 7, 5)
+    reader = w.FrameReader(lambda kind, number, length: room)
+    head = w.header(w.FileFrameKind.CHUNK, 7, 5)
     reader.room()[:] = head
     assert reader.advance(len(head)) is None
     assert len(reader.room()) == 5
@@ -146,7 +152,7 @@ def test_a_reader_takes_bytes_where_they_belong() -> None:
     assert reader.advance(2) is None
     reader.room()[:] = b"llo"
     frame = reader.advance(3)
-    assert frame == w.Frame(w.Kind.CHUNK, 7, room)
+    assert frame == w.FileFrame(w.FileFrameKind.CHUNK, 7, room)
     assert bytes(room) == b"hello"
     assert len(reader.room()) == w.HEADER.size
 
@@ -159,22 +165,22 @@ def test_a_file_has_a_plain_name(name: str) -> None:
     model = w.OfferedModel("Model", (w.OfferedFile(name, 1, "ab" * 32),))
     assert not w.is_file_name(name)
     with pytest.raises(BadMessage):
-        w.decode_answer(one(w.encode_answer(w.Found((model,)))))
+        w.decode_answer(one(w.encode_answer(w.FoundModels((model,)))))
 
 
 @pytest.mark.parametrize(
     "listing",
     [
-        w.Listing(0, 4096, b""),
-        w.Listing(5000, 4096, bytes(32)),
-        w.Listing(5000, 0, bytes(64)),
-        w.Listing(5000, w.MAX_CHUNK_BYTES + 1, bytes(32)),
-        w.Listing(1 << 50, 1, bytes(64)),
+        w.ChunkListing(0, 4096, b""),
+        w.ChunkListing(5000, 4096, bytes(32)),
+        w.ChunkListing(5000, 0, bytes(64)),
+        w.ChunkListing(5000, w.MAX_CHUNK_BYTES + 1, bytes(32)),
+        w.ChunkListing(1 << 50, 1, bytes(64)),
     ],
 )
-def test_a_listing_must_fit_its_file(listing: w.Listing) -> None:
+def test_a_listing_must_fit_its_file(listing: w.ChunkListing) -> None:
     with pytest.raises(BadMessage):
-        w.decode_answer(w.Frame(w.Kind.LISTING, 0, memoryview(w.encode_answer(listing))[w.HEADER.size :]))
+        w.decode_answer(w.FileFrame(w.FileFrameKind.LISTING, 0, memoryview(w.encode_answer(listing))[w.HEADER.size :]))
 
 
 @pytest.mark.parametrize(
@@ -193,26 +199,28 @@ def test_a_listing_must_fit_its_file(listing: w.Listing) -> None:
 )
 def test_a_model_must_make_sense(body: tuple[object, ...]) -> None:
     with pytest.raises(BadMessage):
-        w.decode_answer(w.Frame(w.Kind.FOUND, 0, memoryview(msgpack.packb([body]))))
+        w.decode_answer(w.FileFrame(w.FileFrameKind.FOUND, 0, memoryview(msgpack.packb([body]))))
 
 
 def test_what_is_newer_is_told_from_what_is_wrong() -> None:
-    assert w.decode_request(w.Frame(9, 0, memoryview(b"whatever"))) == w.Unknown(9)
+    assert w.decode_request(w.FileFrame(9, 0, memoryview(b"whatever"))) == w.UnknownRequest(9)
     refusal = msgpack.packb((77, 0, 0, "a new field"))
-    assert w.decode_answer(w.Frame(w.Kind.REFUSAL, 0, memoryview(refusal))) == w.Refusal(w.Reason.ABSENT)
+    assert w.decode_answer(w.FileFrame(w.FileFrameKind.REFUSAL, 0, memoryview(refusal))) == w.FileRefusal(
+        w.FileRefusalReason.ABSENT
+    )
     with pytest.raises(BadMessage):
-        w.decode_answer(w.Frame(w.Kind.CHUNK, 0, memoryview(b"")))
+        w.decode_answer(w.FileFrame(w.FileFrameKind.CHUNK, 0, memoryview(b"")))
 
 
 def test_the_largest_listing_and_models_can_be_said() -> None:
     count = w.MAX_CHUNKS
-    listing = w.Listing(count * 4096, 4096, bytes(32 * count))
+    listing = w.ChunkListing(count * 4096, 4096, bytes(32 * count))
     assert len(w.encode_answer(listing)) == w.HEADER.size + w.listing_bytes(count)
     most = (1 << 53) - 1
     files = tuple(w.OfferedFile(f"{number:05}{'x' * 195}.gguf", most, "ab" * 32) for number in range(w.MAX_FILES))
-    found = w.Found((w.OfferedModel("m" * 256, files),) * w.MAX_MODELS)
+    found = w.FoundModels((w.OfferedModel("m" * 256, files),) * w.MAX_MODELS)
     body = memoryview(w.encode_answer(found))[w.HEADER.size :]
     assert len(body) <= w.MAX_FOUND_BYTES
-    assert w.decode_answer(w.Frame(w.Kind.FOUND, 0, body)) == found
+    assert w.decode_answer(w.FileFrame(w.FileFrameKind.FOUND, 0, body)) == found
     with pytest.raises(ValueError, match="a name of"):
-        w.encode_request(w.Find("x" * 2000))
+        w.encode_request(w.FindRequest("x" * 2000))

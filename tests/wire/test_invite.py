@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import BadInvite
-from meshllm.wire.invite import MAX_ADDRESSES, MAX_CHARACTERS, Invite, _checksum, decode, encode, expired, invite_key
+from meshllm.wire.mesh.invite import (
+    MAX_ADDRESSES,
+    MAX_CHARACTERS,
+    Invite,
+    _checksum,
+    decode,
+    encode,
+    expired,
+    invite_key,
+)
 from tests.wire.mesh_strategies import invites
 
 KEY = bytes(range(100, 116))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from stream_helpers import check_messages, check_responses, chunk, cuts, event, read, typed
 
-from meshllm.wire.apis import Api
-from meshllm.wire.losses import loss_words
-from meshllm.wire.repair import StreamRepair, stream_repair
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.stream_repair import StreamRepair, stream_repair
+from meshllm.wire.api.worker_loss import loss_words
 
 FAILED = {"code": 500, "message": "Compute error.", "type": "server_error"}
 NAMED = f"event: error\ndata: {json.dumps(FAILED, separators=(',', ':'))}\n\n".encode()

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_helpers import check_messages, cuts, event, garbage, read, repairer, run, typed
 
-from meshllm.wire.apis import Api
-from meshllm.wire.repair import repair_response, stream_repair
-from meshllm.wire.sse import PING
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import PING
+from meshllm.wire.api.stream_repair import repair_response, stream_repair
 
 USAGE = {"cache_read_input_tokens": 3, "input_tokens": 7, "output_tokens": 0}
 MESSAGE = {

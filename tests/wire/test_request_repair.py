@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.wire.apis import Api
-from meshllm.wire.request_repair import repair_request
+from meshllm.wire.api.request_repair import repair_request
+from meshllm.wire.api.routes import Api
 
 SAID = {"role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}
 TEXT = {"type": "reasoning_text", "text": "hm"}

@@ -11,8 +11,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from stream_helpers import REQUEST, check_responses, cuts, event, garbage, read, repairer, run, typed
 
-from meshllm.wire.apis import Api
-from meshllm.wire.repair import repair_response
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.stream_repair import repair_response
 
 SDK: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 SHORT = {"id": "resp_1", "object": "response", "status": "in_progress"}

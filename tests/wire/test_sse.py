@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stream_helpers import cuts, garbage
 
-from meshllm.wire.sse import (
+from meshllm.wire.api.sse import (
     EventBuffer,
     comment,
     encode_event,

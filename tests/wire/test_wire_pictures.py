@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.wire.pictures import MAX_PARTS, PICTURE_WORDS, shows_pictures
+from meshllm.wire.api.images import MAX_PARTS, PICTURE_WORDS, shows_pictures
 
 TEXT = {"type": "text", "text": "image_url"}
 OPENAI = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}

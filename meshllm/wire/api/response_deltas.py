@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshllm.wire import strict_json
-from meshllm.wire.response_items import Emitter, Item, Part
-from meshllm.wire.sse import Event
+from meshllm.wire.api import strict_json
+from meshllm.wire.api.response_items import ContentPart, EventEmitter, OutputItem
+from meshllm.wire.api.sse import SseEvent
 
 _HEAD = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","item_id":%b,"delta":"'
 _TAIL = b'","output_index":%d,"content_index":0,"logprobs":[],"sequence_number":'
@@ -17,22 +17,22 @@ _END = b'"}\n\n'
 
 
 @dataclass(frozen=True, slots=True)
-class Quick:
+class TextDeltas:
     """Deltas that go on with the text of one part."""
 
-    part: Part
+    part: ContentPart
     head: bytes
     tail: bytes
 
     @classmethod
-    def after(cls, item: Item, event: Event) -> Quick | None:
+    def after(cls, item: OutputItem, event: SseEvent) -> TextDeltas | None:
         """How to go on after `event`, a delta of `item`; None if it is not written as the engine does."""
         head, part = _HEAD % strict_json.dumps(item.ident), item.parts.get(0)
         if part is None or not event.raw.startswith(head) or not event.raw.endswith(_END):
             return None
         return cls(part, head, _TAIL % item.index)
 
-    def take(self, block: bytes, start: int, out: Emitter) -> tuple[bytes, int] | None:
+    def take(self, block: bytes, start: int, out: EventEmitter) -> tuple[bytes, int] | None:
         """One such event at `start`, completed, and where it ended; None if the next event is another."""
         first = start + len(self.head)
         last = block.find(b'"', first)

@@ -19,7 +19,7 @@ import msgpack
 
 from meshllm.core.records import MAX_NAME_BYTES, MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage
-from meshllm.wire import fields as f
+from meshllm.wire.mesh import fields as f
 
 # The longest message is a refusal with its words; a hello takes about 180 bytes.
 MAX_HELLO_BYTES = 1024
@@ -71,7 +71,7 @@ class Challenge:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class HelloProof:
     """The dialler is who it says it is (`signature`), and knows the key (`proof`)."""
 
     signature: bytes
@@ -89,7 +89,7 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class HelloRefusal:
     """No. `code` is for programs, `words` and `advice` are for people."""
 
     code: str
@@ -97,7 +97,7 @@ class Refusal:
     advice: str = ""
 
 
-HelloMessage = Hello | Challenge | Proof | Welcome | Refusal
+HelloMessage = Hello | Challenge | HelloProof | Welcome | HelloRefusal
 
 
 def encode_hello(message: HelloMessage) -> bytes:
@@ -111,13 +111,13 @@ def encode_hello(message: HelloMessage) -> bytes:
         case Challenge():
             protocol, role = message.protocol, message.role.value
             parts = (2, *protocol, message.chosen, message.node, role, message.nonce, message.instance)
-        case Proof():
+        case HelloProof():
             parts = (3, message.signature, message.proof)
         case Welcome():
             packed = f.pack_host(message.observed.host) if message.observed is not None else None
             observed = (packed, message.observed.port) if packed is not None and message.observed is not None else None
             parts = (4, message.proof, message.mesh, observed, message.secret)
-        case Refusal():
+        case HelloRefusal():
             parts = (5, message.code, message.words[:MAX_NAME_BYTES], message.advice[:MAX_NAME_BYTES])
     payload: bytes = msgpack.packb(parts)
     return payload
@@ -197,9 +197,9 @@ def _read_challenge(found: tuple[object, ...]) -> Challenge:
     )
 
 
-def _read_proof(found: tuple[object, ...]) -> Proof:
+def _read_proof(found: tuple[object, ...]) -> HelloProof:
     _, signature, proof, *_ = f.fields(found, 3, "proof")
-    return Proof(f.exactly(signature, SIGNATURE_BYTES, "signature"), f.exactly(proof, PROOF_BYTES, "proof"))
+    return HelloProof(f.exactly(signature, SIGNATURE_BYTES, "signature"), f.exactly(proof, PROOF_BYTES, "proof"))
 
 
 def _read_welcome(found: tuple[object, ...]) -> Welcome:
@@ -212,9 +212,9 @@ def _read_welcome(found: tuple[object, ...]) -> Welcome:
     )
 
 
-def _read_refusal(found: tuple[object, ...]) -> Refusal:
+def _read_refusal(found: tuple[object, ...]) -> HelloRefusal:
     _, code, words, advice, *_ = f.fields(found, 4, "refusal")
-    return Refusal(f.name(code, "code"), f.text(words, "words"), f.text(advice, "advice"))
+    return HelloRefusal(f.name(code, "code"), f.text(words, "words"), f.text(advice, "advice"))
 
 
 _READERS: dict[int, Callable[[tuple[object, ...]], HelloMessage]] = {

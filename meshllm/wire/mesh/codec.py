@@ -29,9 +29,9 @@ from meshllm.core.records import (
 )
 from meshllm.core.split import lease as n
 from meshllm.errors import BadMessage
-from meshllm.wire import fields as f
-from meshllm.wire import leases
-from meshllm.wire.records import (
+from meshllm.wire.mesh import fields as f
+from meshllm.wire.mesh import leases
+from meshllm.wire.mesh.records import (
     SIGNATURE_BYTES,
     decode_record,
     encode_record,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from meshllm.core.records import MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import BadInvite
-from meshllm.wire.fields import MAX_PORT, pack_host, unpack_host
+from meshllm.wire.mesh.fields import MAX_PORT, pack_host, unpack_host
 
 VERSION = 1
 PREFIX = f"mesh{VERSION}-"
@@ -136,7 +136,7 @@ def _read(data: bytes) -> Invite:
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if _checksum(body) != checksum:
         raise ValueError("checksum")
-    reader = _Reader(body)
+    reader = _ByteReader(body)
     head = reader.take(1)[0]
     ways = head & WAYS_MASK
     if head & ~(WAYS_MASK | EXPIRES_BIT) or not ways:
@@ -151,7 +151,7 @@ def _read(data: bytes) -> Invite:
     return invite
 
 
-def _read_way(reader: _Reader) -> BootstrapAddress:
+def _read_way(reader: _ByteReader) -> BootstrapAddress:
     pin = reader.take(PIN_BYTES)
     head, families = reader.take(2)
     count = head & COUNT_MASK
@@ -168,7 +168,7 @@ def _read_way(reader: _Reader) -> BootstrapAddress:
     return BootstrapAddress(pin, tuple(addresses))
 
 
-class _Reader:
+class _ByteReader:
     """Bytes, taken from the front; taking more than there are is a ValueError."""
 
     def __init__(self, data: bytes) -> None:

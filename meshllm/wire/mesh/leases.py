@@ -15,7 +15,7 @@ from meshllm.core.split import lease as n
 from meshllm.core.split.lease import Lease, LeasedFile, LeasePhase
 from meshllm.core.split.planner import WorkerShare
 from meshllm.errors import BadMessage
-from meshllm.wire import fields as f
+from meshllm.wire.mesh import fields as f
 
 SHA256_BYTES = 32
 PHASES = {

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meshllm.wire import strict_json
-from meshllm.wire.api_errors import translate_event
-from meshllm.wire.apis import Api
-from meshllm.wire.event_stream import EventRepair, whole_number
-from meshllm.wire.response_items import Contents, Emitter, Item
-from meshllm.wire.response_object import filled, filled_item, filled_usage, new_response, truncated
-from meshllm.wire.response_quick import Quick
-from meshllm.wire.sse import MAX_EVENT, Event
+from meshllm.wire.api import strict_json
+from meshllm.wire.api.errors import translate_event
+from meshllm.wire.api.event_stream import EventRepair, whole_number
+from meshllm.wire.api.response_deltas import TextDeltas
+from meshllm.wire.api.response_items import EventEmitter, ItemContents, OutputItem
+from meshllm.wire.api.response_object import filled, filled_item, filled_usage, new_response, truncated
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import MAX_EVENT, SseEvent
 
 _MAX_ITEMS = 1024
 _TERMINAL = ("response.completed", "response.failed", "response.incomplete")
@@ -37,7 +37,7 @@ _KIND_OF = {
 
 
 class ResponsesRepair(EventRepair):
-    """Repairs one stream; see `meshllm.wire.repair.StreamRepair` for the contract."""
+    """Repairs one stream; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract."""
 
     def __init__(
         self,
@@ -56,13 +56,13 @@ class ResponsesRepair(EventRepair):
             strict_json.dumps(self._base)
         except ValueError:  # a request too deep to be repeated
             self._base = new_response({}, model=model, ident=ident, created=created)
-        self._out = Emitter(limit)
-        self._contents = Contents(self._out)
+        self._out = EventEmitter(limit)
+        self._contents = ItemContents(self._out)
         self._progress = False
-        self._items: dict[str, Item] = {}
-        self._quick: Quick | None = None
+        self._items: dict[str, OutputItem] = {}
+        self._quick: TextDeltas | None = None
 
-    def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
+    def _event(self, kind: str, value: dict[str, Any], event: SseEvent) -> bytes:
         self._out.now(value)
         self._quick = None
         if not kind:
@@ -91,7 +91,7 @@ class ResponsesRepair(EventRepair):
         item, adding = self._item_of(value, word)
         said = begin + adding + self._contents.about(item, word, verb, value, event)
         if kind == "response.output_text.delta":
-            self._quick = Quick.after(item, event)
+            self._quick = TextDeltas.after(item, event)
         return said
 
     def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
@@ -102,7 +102,7 @@ class ResponsesRepair(EventRepair):
 
     # -- the response as a whole
 
-    def _created(self, value: Mapping[str, Any] | None = None, event: Event | None = None) -> bytes:
+    def _created(self, value: Mapping[str, Any] | None = None, event: SseEvent | None = None) -> bytes:
         self.started = True
         given = (value or {}).get("response")
         for key in ("id", "created_at", "model"):
@@ -118,7 +118,7 @@ class ResponsesRepair(EventRepair):
             out += self._lifecycle({"type": "response.in_progress"})
         return out
 
-    def _lifecycle(self, value: Mapping[str, Any], event: Event | None = None) -> bytes:
+    def _lifecycle(self, value: Mapping[str, Any], event: SseEvent | None = None) -> bytes:
         return self._out.emit({**value, "response": self._response(value.get("response"))}, event)
 
     def _response(self, given: object) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class ResponsesRepair(EventRepair):
         full["usage"] = filled_usage(full.get("usage"))
         return full
 
-    def _finished(self, value: Mapping[str, Any], event: Event | None = None) -> bytes:
+    def _finished(self, value: Mapping[str, Any], event: SseEvent | None = None) -> bytes:
         kind = str(value["type"])
         given = value.get("response")
         given = dict(given) if isinstance(given, dict) else {}
@@ -162,7 +162,7 @@ class ResponsesRepair(EventRepair):
                 out.append(self._contents.finish(item, {"status": "completed" if whole else "incomplete"}))
         return b"".join(out), [final.get(item.ident) or item.final for item in self._ordered()]
 
-    def _ordered(self) -> list[Item]:
+    def _ordered(self) -> list[OutputItem]:
         return sorted(self._items.values(), key=lambda item: item.index)
 
     def _end(self) -> bytes:
@@ -186,13 +186,13 @@ class ResponsesRepair(EventRepair):
 
     # -- its items
 
-    def _find(self, ident: object, index: int | None) -> Item | None:
+    def _find(self, ident: object, index: int | None) -> OutputItem | None:
         """By its id, or by its index where no id is given."""
         if isinstance(ident, str):
             return self._items.get(ident)
         return next((item for item in self._items.values() if item.index == index), None)
 
-    def _item_of(self, value: Mapping[str, Any], word: str) -> tuple[Item, bytes]:
+    def _item_of(self, value: Mapping[str, Any], word: str) -> tuple[OutputItem, bytes]:
         """The item an event speaks of; one that was never added is added now."""
         kind = _KIND_OF[word]
         ident, index = value.get("item_id"), whole_number(value.get("output_index"))
@@ -210,8 +210,8 @@ class ResponsesRepair(EventRepair):
         given: Mapping[str, Any],
         index: int | None,
         value: Mapping[str, Any] | None = None,
-        event: Event | None = None,
-    ) -> tuple[Item, bytes]:
+        event: SseEvent | None = None,
+    ) -> tuple[OutputItem, bytes]:
         taken = {item.index for item in self._items.values()}
         if len(taken) >= _MAX_ITEMS:
             raise ValueError("too many items")
@@ -224,15 +224,15 @@ class ResponsesRepair(EventRepair):
         ident = full["id"]
         if not isinstance(ident, str) or ident in self._items:
             raise ValueError("an item without an identity of its own")
-        item = self._items[ident] = Item(index, ident, full)
+        item = self._items[ident] = OutputItem(index, ident, full)
         about = {**(value or {}), "type": "response.output_item.added", "output_index": index, "item": full}
         return item, self._out.emit(about, event)
 
-    def _item_added(self, value: Mapping[str, Any], event: Event) -> bytes:
+    def _item_added(self, value: Mapping[str, Any], event: SseEvent) -> bytes:
         given, index = _item_in(value), whole_number(value.get("output_index"))
         return b"" if self._find(given.get("id"), index) is not None else self._add(given, index, value, event)[1]
 
-    def _item_done(self, value: Mapping[str, Any], event: Event) -> bytes:
+    def _item_done(self, value: Mapping[str, Any], event: SseEvent) -> bytes:
         given, index = _item_in(value), whole_number(value.get("output_index"))
         item, adding = self._find(given.get("id"), index), b""
         if item is None:

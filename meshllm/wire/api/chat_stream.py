@@ -14,15 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meshllm.wire import strict_json
-from meshllm.wire.api_errors import error_event, find_error, loads_error, translate_event
-from meshllm.wire.apis import Api
-from meshllm.wire.losses import MARK, UPSTREAM_LOST, loss_words, says_worker_lost
-from meshllm.wire.sse import (
+from meshllm.wire.api import strict_json
+from meshllm.wire.api.errors import error_event, find_error, loads_error, translate_event
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import (
     DONE,
     MAX_EVENT,
-    Event,
     EventBuffer,
+    SseEvent,
     encode_event,
     event_spans,
     events_backwards,
@@ -30,12 +29,13 @@ from meshllm.wire.sse import (
     parse_event,
     split_events,
 )
+from meshllm.wire.api.worker_loss import MARK, UPSTREAM_LOST, loss_words, says_worker_lost
 
 _MAX_CHOICES = 128  # OpenAI's own bound on `n`
 
 
 class ChatRepair:
-    """Repairs one stream; see `meshllm.wire.repair.StreamRepair` for the contract.
+    """Repairs one stream; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract.
 
     `choices` is how many were asked for (`n`). For `Api.COMPLETIONS` there are no roles, only the end is looked after.
     """
@@ -138,7 +138,7 @@ class ChatRepair:
                 return self._upstream_error(found)
         return self._first_chunk(event, chunk)
 
-    def _first_chunk(self, event: Event, chunk: dict[str, Any]) -> bytes:
+    def _first_chunk(self, event: SseEvent, chunk: dict[str, Any]) -> bytes:
         if not self.started:
             self.started = True
             for key in ("id", "created", "model", "system_fingerprint"):
@@ -223,7 +223,7 @@ class ChatRepair:
         missing = [self._chunk(self._final_choice(index)) for index in sorted(self._seen - self._finished)]
         return b"".join(missing) + DONE
 
-    def _last_event(self) -> Event | None:
+    def _last_event(self) -> SseEvent | None:
         return next((parse_event(raw) for raw in events_backwards(self._last) if _carries(raw)), None)
 
     def _upstream_error(self, found: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from meshllm.wire import strict_json
+from meshllm.wire.api import strict_json
 
 MAX_EVENT = 16 * 1024 * 1024
 """Largest event in bytes. A final event may repeat a whole answer; this is far above any context that is served."""
@@ -151,7 +151,7 @@ def events_backwards(block: bytes) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class SseEvent:
     """One event. `data` is None when it has no data field (a comment); `error` is a field of old llama.cpp servers."""
 
     name: str
@@ -160,7 +160,7 @@ class Event:
     raw: bytes
 
 
-def parse_event(raw: bytes) -> Event:
+def parse_event(raw: bytes) -> SseEvent:
     """Read one event; unknown fields and comments are ignored, as the specification wants."""
     name, error = b"", None
     lines: list[bytes] = []
@@ -174,7 +174,7 @@ def parse_event(raw: bytes) -> Event:
         elif field == b"error":
             error = value
     data = b"\n".join(lines) if lines else None
-    return Event(name.decode("utf-8", "replace"), data, error, raw)
+    return SseEvent(name.decode("utf-8", "replace"), data, error, raw)
 
 
 def encode_event(value: object, name: str = "") -> bytes:

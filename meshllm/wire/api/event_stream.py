@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meshllm.wire import strict_json
-from meshllm.wire.api_errors import find_error, loads_error, status_of
-from meshllm.wire.losses import UPSTREAM_LOST, loss_words, says_worker_lost
-from meshllm.wire.sse import MAX_EVENT, Event, EventBuffer, next_event, parse_event, skip_blanks
+from meshllm.wire.api import strict_json
+from meshllm.wire.api.errors import find_error, loads_error, status_of
+from meshllm.wire.api.sse import MAX_EVENT, EventBuffer, SseEvent, next_event, parse_event, skip_blanks
+from meshllm.wire.api.worker_loss import UPSTREAM_LOST, loss_words, says_worker_lost
 
 MAX_NUMBER = 1 << 53
 """Numbers above this are not repeated as indices or sequence numbers: JavaScript could not tell them apart."""
 
 
 class EventRepair:
-    """Base class; see `meshllm.wire.repair.StreamRepair` for the contract. Subclasses fill in the last methods."""
+    """Base class; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract. Subclasses fill in the last methods."""
 
     def __init__(self, model: str, *, shared: bool = False, limit: int = MAX_EVENT) -> None:
         self.complete = False
@@ -117,7 +117,7 @@ class EventRepair:
         """What was written for an event before it turned out to make no sense."""
         return b""
 
-    def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
+    def _event(self, kind: str, value: dict[str, Any], event: SseEvent) -> bytes:
         """One event of type `kind`; ValueError if it makes no sense."""
         raise NotImplementedError
 

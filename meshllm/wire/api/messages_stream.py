@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshllm.wire.api_errors import translate_event
-from meshllm.wire.apis import Api
-from meshllm.wire.event_stream import EventRepair, whole_number
-from meshllm.wire.sse import MAX_EVENT, PING, Event, encode_event
+from meshllm.wire.api.errors import translate_event
+from meshllm.wire.api.event_stream import EventRepair, whole_number
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import MAX_EVENT, PING, SseEvent, encode_event
 
 _BLOCK_OF = {
     "text_delta": "text",
@@ -53,7 +53,7 @@ class _Block:
 
 
 class MessagesRepair(EventRepair):
-    """Repairs one stream; see `meshllm.wire.repair.StreamRepair` for the contract."""
+    """Repairs one stream; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract."""
 
     def __init__(
         self, *, model: str, ident: str, input_tokens: int | None = None, shared: bool = False, limit: int = MAX_EVENT
@@ -71,7 +71,7 @@ class MessagesRepair(EventRepair):
         match = self._run.match(block, start) if self._run is not None else None
         return (match[0], match.end()) if match else None
 
-    def _event(self, kind: str, value: dict[str, Any], event: Event) -> bytes:
+    def _event(self, kind: str, value: dict[str, Any], event: SseEvent) -> bytes:
         if kind == "ping":
             return PING
         if kind == "message_start":
@@ -94,7 +94,7 @@ class MessagesRepair(EventRepair):
 
     # -- the message
 
-    def _begin(self, message: object, value: Mapping[str, Any] | None = None, event: Event | None = None) -> bytes:
+    def _begin(self, message: object, value: Mapping[str, Any] | None = None, event: SseEvent | None = None) -> bytes:
         self.started = True
         given = message if isinstance(message, dict) else {}
         full = {
@@ -118,7 +118,7 @@ class MessagesRepair(EventRepair):
         full["usage"] = usage
         return _send({**(value or {}), "type": "message_start", "message": full}, value, event)
 
-    def _message_delta(self, value: Mapping[str, Any], event: Event) -> bytes:
+    def _message_delta(self, value: Mapping[str, Any], event: SseEvent) -> bytes:
         closing = self._close_block()
         self._told_stop = True
         delta = value.get("delta")
@@ -136,7 +136,7 @@ class MessagesRepair(EventRepair):
         return closing + _send(full, value, event)
 
     def _end(self) -> bytes:
-        told = b"" if self._told_stop else self._message_delta({}, Event("", None, None, b""))
+        told = b"" if self._told_stop else self._message_delta({}, SseEvent("", None, None, b""))
         closing = self._close_block()
         self.complete = True
         return told + closing + encode_event({"type": "message_stop"}, "message_stop")
@@ -147,7 +147,7 @@ class MessagesRepair(EventRepair):
 
     # -- its blocks
 
-    def _block_start(self, value: Mapping[str, Any], event: Event) -> bytes:
+    def _block_start(self, value: Mapping[str, Any], event: SseEvent) -> bytes:
         given = value.get("content_block")
         kind = given.get("type") if isinstance(given, dict) else None
         if not isinstance(given, dict) or not isinstance(kind, str):
@@ -169,7 +169,7 @@ class MessagesRepair(EventRepair):
         source: int | None,
         given: Mapping[str, Any],
         value: Mapping[str, Any] | None = None,
-        event: Event | None = None,
+        event: SseEvent | None = None,
     ) -> bytes:
         closing = self._close_block()
         full = {"type": kind, **_EMPTY.get(kind, {}), **{key: item for key, item in given.items() if item is not None}}
@@ -201,7 +201,7 @@ class MessagesRepair(EventRepair):
             out = encode_event(signed, "content_block_delta")
         return out + encode_event({"type": "content_block_stop", "index": block.index}, "content_block_stop")
 
-    def _block_delta(self, value: Mapping[str, Any], event: Event) -> bytes:
+    def _block_delta(self, value: Mapping[str, Any], event: SseEvent) -> bytes:
         delta = value.get("delta")
         word = delta.get("type") if isinstance(delta, dict) else None
         if not isinstance(delta, dict) or not isinstance(word, str):
@@ -238,7 +238,7 @@ class MessagesRepair(EventRepair):
         return False
 
 
-def _send(full: Mapping[str, Any], value: Mapping[str, Any] | None, event: Event | None) -> bytes:
+def _send(full: Mapping[str, Any], value: Mapping[str, Any] | None, event: SseEvent | None) -> bytes:
     """The event as it came if nothing had to be changed."""
     kind = str(full["type"])
     if event is not None and full == value and event.name == kind:

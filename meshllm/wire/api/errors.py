@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from meshllm.wire import strict_json
-from meshllm.wire.apis import Api
-from meshllm.wire.sse import DONE, encode_event
+from meshllm.wire.api import strict_json
+from meshllm.wire.api.routes import Api
+from meshllm.wire.api.sse import DONE, encode_event
 
 MAX_UPSTREAM = 1024 * 1024
 """Largest error body that is read at all; a longer one is treated as text and cut."""

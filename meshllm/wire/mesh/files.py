@@ -22,7 +22,7 @@ import msgpack
 
 from meshllm.core.records import MAX_NUMBER
 from meshllm.errors import BadMessage
-from meshllm.wire import fields as f
+from meshllm.wire.mesh import fields as f
 
 # Kind, number of the chunk (0 where there is none), bytes of the body.
 HEADER: Final = struct.Struct(">BII")
@@ -45,7 +45,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.gguf")
 _LISTED = struct.Struct(">QI")
 
 
-class Kind(IntEnum):
+class FileFrameKind(IntEnum):
     """What a frame is. Requests are below 16."""
 
     HAVE = 1
@@ -57,7 +57,7 @@ class Kind(IntEnum):
     FOUND = 19
 
 
-class Reason(IntEnum):
+class FileRefusalReason(IntEnum):
     """Why a request is not answered with what was asked for."""
 
     ABSENT = 1  # no such file here
@@ -69,28 +69,28 @@ class Reason(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Have:
+class HaveRequest:
     """Whether the file of that sha256 (hexadecimal) is there; later `Get`s are about it."""
 
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
-class Get:
+class ChunkRequest:
     """A chunk of the file last asked for."""
 
     chunk: int
 
 
 @dataclass(frozen=True, slots=True)
-class Find:
+class FindRequest:
     """Which models go by that name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ChunkListing:
     """The file is there: its size, bytes of a chunk, and for each chunk the sha256 of all bytes up to its end, back to
     back; so the last is the file's own."""
 
@@ -100,10 +100,10 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class FileRefusal:
     """Why not. `percent` of the preparation is done; it is worth asking again in `wait` seconds (0: it is not)."""
 
-    reason: Reason
+    reason: FileRefusalReason
     percent: int = 0
     wait: int = 0
 
@@ -128,25 +128,25 @@ class OfferedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModels:
     """Models of the name that was asked for."""
 
     models: tuple[OfferedModel, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class UnknownRequest:
     """A request that only a newer version understands."""
 
     kind: int
 
 
-Request = Have | Get | Find
-Answer = Listing | Refusal | Found
+Request = HaveRequest | ChunkRequest | FindRequest
+Answer = ChunkListing | FileRefusal | FoundModels
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FileFrame:
     """One frame. The body is the room that `place` made for it."""
 
     kind: int
@@ -159,7 +159,7 @@ class Frame:
 Place = Callable[[int, int, int], memoryview]
 
 
-class Reader:
+class FrameReader:
     """Cuts a stream into frames without holding more than the one that is coming, whose room is somebody else's.
 
     Either bytes are put into `room()` and told of with `advance`, so that nothing is copied, or given to `feed`.
@@ -176,7 +176,7 @@ class Reader:
         """Where the next bytes go; never empty."""
         return self._room[self._filled :]
 
-    def advance(self, count: int) -> Frame | None:
+    def advance(self, count: int) -> FileFrame | None:
         """`count` bytes were put into the room. The frame that is complete with them. Raises BadMessage."""
         self._filled += count
         if self._filled < len(self._room):
@@ -191,9 +191,9 @@ class Reader:
         else:
             room = self._room
             self._room, self._filled = self._header, 0
-        return Frame(self._kind, self._number, room)
+        return FileFrame(self._kind, self._number, room)
 
-    def feed(self, data: bytes | memoryview) -> Iterator[Frame]:
+    def feed(self, data: bytes | memoryview) -> Iterator[FileFrame]:
         """The frames that are complete with `data`. Raises BadMessage."""
         rest = memoryview(data)
         while rest:
@@ -212,7 +212,7 @@ def place_request(kind: int, number: int, length: int) -> memoryview:
     return memoryview(bytearray(length))
 
 
-def header(kind: Kind, number: int, length: int) -> bytes:
+def header(kind: FileFrameKind, number: int, length: int) -> bytes:
     """What stands before a body of `length` bytes."""
     return HEADER.pack(kind, number, length)
 
@@ -223,33 +223,33 @@ def header(kind: Kind, number: int, length: int) -> bytes:
 def encode_request(request: Request) -> bytes:
     """The whole frame. Raises ValueError for a name that is too long."""
     match request:
-        case Have(sha256):
-            return _frame(Kind.HAVE, bytes.fromhex(sha256))
-        case Get(chunk):
-            return header(Kind.GET, chunk, 0)
-        case Find(name):
+        case HaveRequest(sha256):
+            return _frame(FileFrameKind.HAVE, bytes.fromhex(sha256))
+        case ChunkRequest(chunk):
+            return header(FileFrameKind.GET, chunk, 0)
+        case FindRequest(name):
             body = name.encode()
             if len(body) > MAX_REQUEST_BYTES:
                 raise ValueError(f"a name of {len(body)} bytes")
-            return _frame(Kind.FIND, body)
+            return _frame(FileFrameKind.FIND, body)
 
 
-def decode_request(frame: Frame) -> Request | Unknown:
+def decode_request(frame: FileFrame) -> Request | UnknownRequest:
     """The request. Raises BadMessage."""
     match frame.kind:
-        case Kind.HAVE:
-            return Have(f.exactly(bytes(frame.body), DIGEST_BYTES, "file's digest").hex())
-        case Kind.GET:
+        case FileFrameKind.HAVE:
+            return HaveRequest(f.exactly(bytes(frame.body), DIGEST_BYTES, "file's digest").hex())
+        case FileFrameKind.GET:
             if frame.body:
                 raise BadMessage("get: it has a body")
-            return Get(f.number(frame.number, "chunk", 0, MAX_CHUNKS - 1))
-        case Kind.FIND:
+            return ChunkRequest(f.number(frame.number, "chunk", 0, MAX_CHUNKS - 1))
+        case FileFrameKind.FIND:
             try:
-                return Find(f.name(str(frame.body, "utf-8"), "model's name"))
+                return FindRequest(f.name(str(frame.body, "utf-8"), "model's name"))
             except UnicodeDecodeError as error:
                 raise BadMessage("model's name: not UTF-8") from error
         case _:
-            return Unknown(frame.kind)
+            return UnknownRequest(frame.kind)
 
 
 # -- answers
@@ -258,35 +258,35 @@ def decode_request(frame: Frame) -> Request | Unknown:
 def encode_answer(answer: Answer) -> bytes:
     """The whole frame."""
     match answer:
-        case Listing(size, chunk_bytes, digests):
-            return _frame(Kind.LISTING, _LISTED.pack(size, chunk_bytes) + digests)
-        case Refusal(reason, percent, wait):
-            return _frame(Kind.REFUSAL, msgpack.packb((int(reason), percent, min(wait, MAX_WAIT_SECONDS))))
-        case Found(models):
-            return _frame(Kind.FOUND, msgpack.packb([_packed_model(model) for model in models[:MAX_MODELS]]))
+        case ChunkListing(size, chunk_bytes, digests):
+            return _frame(FileFrameKind.LISTING, _LISTED.pack(size, chunk_bytes) + digests)
+        case FileRefusal(reason, percent, wait):
+            return _frame(FileFrameKind.REFUSAL, msgpack.packb((int(reason), percent, min(wait, MAX_WAIT_SECONDS))))
+        case FoundModels(models):
+            return _frame(FileFrameKind.FOUND, msgpack.packb([_packed_model(model) for model in models[:MAX_MODELS]]))
 
 
-def decode_answer(frame: Frame) -> Answer:
+def decode_answer(frame: FileFrame) -> Answer:
     """The answer, if it is none of a chunk. Raises BadMessage, also for a kind that nobody asked for."""
     match frame.kind:
-        case Kind.LISTING:
+        case FileFrameKind.LISTING:
             return _listing(frame.body)
-        case Kind.REFUSAL:
+        case FileFrameKind.REFUSAL:
             reason, percent, wait, *_ = f.fields(_unpacked(frame, 8), 3, "refusal")
             known = f.number(reason, "reason", 0, 255)
-            return Refusal(
-                Reason(known) if known in _REASONS else Reason.ABSENT,
+            return FileRefusal(
+                FileRefusalReason(known) if known in _REASONS else FileRefusalReason.ABSENT,
                 f.number(percent, "percent", 0, 100),
                 f.number(wait, "seconds to wait", 0, MAX_WAIT_SECONDS),
             )
-        case Kind.FOUND:
+        case FileFrameKind.FOUND:
             models = f.items(_unpacked(frame, MAX_FILES), MAX_MODELS, "models")
-            return Found(tuple([_read_model(model) for model in models]))
+            return FoundModels(tuple([_read_model(model) for model in models]))
         case _:
             raise BadMessage(f"answer: of kind {frame.kind}")
 
 
-def _listing(body: memoryview) -> Listing:
+def _listing(body: memoryview) -> ChunkListing:
     if len(body) < _LISTED.size:
         raise BadMessage("listing: too short")
     size, chunk_bytes = _LISTED.unpack_from(body)
@@ -296,7 +296,7 @@ def _listing(body: memoryview) -> Listing:
     if count > MAX_CHUNKS:
         raise BadMessage(f"listing: more than {MAX_CHUNKS} chunks")
     digests = f.exactly(bytes(body[_LISTED.size :]), count * DIGEST_BYTES, "chunks' digests")
-    return Listing(size, chunk_bytes, digests)
+    return ChunkListing(size, chunk_bytes, digests)
 
 
 def listing_bytes(count: int) -> int:
@@ -304,7 +304,7 @@ def listing_bytes(count: int) -> int:
     return _LISTED.size + count * DIGEST_BYTES
 
 
-def _unpacked(frame: Frame, most: int) -> tuple[Any, ...]:
+def _unpacked(frame: FileFrame, most: int) -> tuple[Any, ...]:
     return f.unpack(bytes(frame.body), max_text=256, max_bytes=DIGEST_BYTES, max_items=most)
 
 
@@ -341,8 +341,8 @@ def is_file_name(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None
 
 
-def _frame(kind: Kind, body: bytes) -> bytes:
+def _frame(kind: FileFrameKind, body: bytes) -> bytes:
     return header(kind, 0, len(body)) + body
 
 
-_REASONS = frozenset(int(reason) for reason in Reason)
+_REASONS = frozenset(int(reason) for reason in FileRefusalReason)

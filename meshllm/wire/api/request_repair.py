@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meshllm.wire.apis import Api
+from meshllm.wire.api.routes import Api
 
 
 def repair_request(api: Api, body: Mapping[str, Any]) -> dict[str, Any] | None:

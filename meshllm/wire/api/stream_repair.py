@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from meshllm.wire.apis import Api
-from meshllm.wire.chat_stream import ChatRepair
-from meshllm.wire.messages_stream import MessagesRepair, repair_message
-from meshllm.wire.response_object import repair_body
-from meshllm.wire.responses_stream import ResponsesRepair
+from meshllm.wire.api.chat_stream import ChatRepair
+from meshllm.wire.api.messages_stream import MessagesRepair, repair_message
+from meshllm.wire.api.response_object import repair_body
+from meshllm.wire.api.responses_stream import ResponsesRepair
+from meshllm.wire.api.routes import Api
 
 
 class StreamRepair(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from meshllm.wire.api_errors import status_of
+from meshllm.wire.api.errors import status_of
 
 UPSTREAM_LOST = "upstream_lost"
 """The code of every answer that broke off because who gave it is gone."""

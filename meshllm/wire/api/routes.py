@@ -54,7 +54,7 @@ _PURPOSES = {
 
 
 @dataclass(frozen=True)
-class Route:
+class ApiRoute:
     """One endpoint: what it is, how it is called, and the path to call upstream."""
 
     api: Api
@@ -76,21 +76,21 @@ _CANONICAL = (
 )
 
 
-def _table() -> dict[str, Route]:
-    table: dict[str, Route] = {}
+def _table() -> dict[str, ApiRoute]:
+    table: dict[str, ApiRoute] = {}
     for api, method, path in _CANONICAL:
-        route = Route(api, method, path)
+        route = ApiRoute(api, method, path)
         table[path] = route
         table[path.removeprefix("/v1")] = route
     table["/v1/reranking"] = table["/reranking"] = table["/v1/rerank"]
     return table
 
 
-ROUTES: dict[str, Route] = _table()
+ROUTES: dict[str, ApiRoute] = _table()
 """Every path that is served (no query string), aliases included, and its route."""
 
 
-def find_route(path: str) -> Route | None:
+def find_route(path: str) -> ApiRoute | None:
     """The route of a path without its query string, or None. The caller compares `route.method` (405 if it differs)."""
     return ROUTES.get(path)
 

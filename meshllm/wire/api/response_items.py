@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshllm.wire.event_stream import whole_number
-from meshllm.wire.response_object import filled, filled_item, filled_part
-from meshllm.wire.sse import Event, encode_event
+from meshllm.wire.api.event_stream import whole_number
+from meshllm.wire.api.response_object import filled, filled_item, filled_part
+from meshllm.wire.api.sse import SseEvent, encode_event
 
 _MAX_PARTS = 1024
 _PART_OF = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
 @dataclass(slots=True)
-class Part:
+class ContentPart:
     """One content part: what has been streamed of it, and what has been said about its end."""
 
     kind: str
@@ -34,13 +34,13 @@ class Part:
 
 
 @dataclass(slots=True)
-class Item:
+class OutputItem:
     """One output item, open until `final` is set."""
 
     index: int
     ident: str
     added: dict[str, Any]
-    parts: dict[int, Part] = field(default_factory=dict)
+    parts: dict[int, ContentPart] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     told_arguments: bool = False
     final: dict[str, Any] | None = None
@@ -56,7 +56,7 @@ class Item:
         return {"item_id": self.ident, "output_index": self.index}
 
 
-class Emitter:
+class EventEmitter:
     """Writes the events of one stream, numbered; remembers text, but no more than `limit` characters of it."""
 
     def __init__(self, limit: int) -> None:
@@ -80,7 +80,7 @@ class Emitter:
         self.written.append(raw)
         return raw
 
-    def emit(self, value: Mapping[str, Any], event: Event | None = None) -> bytes:
+    def emit(self, value: Mapping[str, Any], event: SseEvent | None = None) -> bytes:
         """One event; exactly as it came if it is `event` and nothing had to be changed."""
         kind = str(value["type"])
         given = whole_number(value.get("sequence_number")) or 0
@@ -102,13 +102,13 @@ class Emitter:
         pieces.append(text)
 
 
-class Contents:
+class ItemContents:
     """Passes on, fills in and completes what upstream says about items. ValueError for what makes no sense."""
 
-    def __init__(self, emitter: Emitter) -> None:
+    def __init__(self, emitter: EventEmitter) -> None:
         self._out = emitter
 
-    def about(self, item: Item, word: str, verb: str, value: Mapping[str, Any], event: Event) -> bytes:
+    def about(self, item: OutputItem, word: str, verb: str, value: Mapping[str, Any], event: SseEvent) -> bytes:
         """One event `response.WORD.VERB` about an open item."""
         if item.final is not None:
             raise ValueError("more about an item that is done")
@@ -140,7 +140,11 @@ class Contents:
         return adding + self._out.emit(about, event)
 
     def finish(
-        self, item: Item, given: Mapping[str, Any], value: Mapping[str, Any] | None = None, event: Event | None = None
+        self,
+        item: OutputItem,
+        given: Mapping[str, Any],
+        value: Mapping[str, Any] | None = None,
+        event: SseEvent | None = None,
     ) -> bytes:
         """Everything that is still missing of an item, then that it is done; `given` is upstream's last word on it."""
         out: list[bytes] = []
@@ -168,22 +172,27 @@ class Contents:
     # -- parts
 
     def _part(
-        self, item: Item, number: int, kind: str, about: Mapping[str, Any] | None = None, event: Event | None = None
-    ) -> tuple[Part, bytes]:
+        self,
+        item: OutputItem,
+        number: int,
+        kind: str,
+        about: Mapping[str, Any] | None = None,
+        event: SseEvent | None = None,
+    ) -> tuple[ContentPart, bytes]:
         part = item.parts.get(number)
         if part is not None:
             return part, b""
-        part = item.parts[number] = Part(kind)
+        part = item.parts[number] = ContentPart(kind)
         place = {**item.place, "content_index": number, "part": filled_part({"type": kind})}
         return part, self._out.emit({**place, **(about or {}), "type": "response.content_part.added"}, event)
 
     def _finish_part(
         self,
-        item: Item,
+        item: OutputItem,
         number: int,
         given: Mapping[str, Any],
         about: Mapping[str, Any] | None = None,
-        event: Event | None = None,
+        event: SseEvent | None = None,
     ) -> bytes:
         kind = given.get("type") or _PART_OF.get(item.kind, "output_text")
         part, out = self._part(item, number, str(kind))
@@ -198,11 +207,11 @@ class Contents:
 
     def _finish_text(
         self,
-        item: Item,
+        item: OutputItem,
         number: int,
-        part: Part,
+        part: ContentPart,
         given: Mapping[str, Any],
-        event: Event | None = None,
+        event: SseEvent | None = None,
     ) -> bytes:
         """That a part's text is whole; what was never streamed of it is streamed first."""
         place: dict[str, Any] = {**item.place, "content_index": number}
@@ -222,7 +231,7 @@ class Contents:
 
     # -- arguments of a function call
 
-    def _arguments(self, item: Item, verb: str, about: Mapping[str, Any], event: Event) -> bytes:
+    def _arguments(self, item: OutputItem, verb: str, about: Mapping[str, Any], event: SseEvent) -> bytes:
         if item.told_arguments:
             raise ValueError("more arguments than all")
         if verb == "done":
@@ -235,7 +244,11 @@ class Contents:
         return self._out.emit(about, event)
 
     def _finish_arguments(
-        self, item: Item, arguments: str | None, about: Mapping[str, Any] | None = None, event: Event | None = None
+        self,
+        item: OutputItem,
+        arguments: str | None,
+        about: Mapping[str, Any] | None = None,
+        event: SseEvent | None = None,
     ) -> bytes:
         if item.told_arguments:
             return b""

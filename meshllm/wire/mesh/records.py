@@ -19,7 +19,7 @@ from meshllm.core import records as r
 from meshllm.core.records import MAX_NUMBER, NodeRecord, SignedRecord
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import BadMessage
-from meshllm.wire import fields as f
+from meshllm.wire.mesh import fields as f
 
 SIGNED_PREFIX = b"mesh-llm/1 record\0"
 SIGNATURE_BYTES = 64

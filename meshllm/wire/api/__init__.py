@@ -1,0 +1,1 @@
+"""The HTTP APIs: requests, errors, event streams and their repair."""

@@ -1,0 +1,1 @@
+"""What nodes send to each other: msgpack messages, records, invites, files."""
