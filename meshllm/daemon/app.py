@@ -54,7 +54,7 @@ from meshllm.web.status import NodeStatus, load_status, node_status
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Found, Membership
     from meshllm.daemon.sharing import Sharing
-    from meshllm.net.rpc_tunnels import RpcTunnels
+    from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
 
@@ -384,7 +384,7 @@ def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[Rpc
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
     from meshllm.daemon.membership import Membership, look_up
     from meshllm.daemon.sharing import Sharing
-    from meshllm.net.rpc_tunnels import RpcTunnels
+    from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
     return Membership, Sharing, RpcTunnels, look_up(settings)
 

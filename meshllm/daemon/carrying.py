@@ -25,7 +25,7 @@ from meshllm.engine.rpc_server import SharedFile, WorkerPlan
 from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
 from meshllm.machine import resources
 from meshllm.models.manifest import Manifest, ModelFile
-from meshllm.net.rpc_tunnels import RpcTunnels, TunnelUse
+from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)

@@ -33,9 +33,9 @@ from meshllm.net.addresses import InterfaceFacts, Observed, addresses, read_fact
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
 from meshllm.net.identity import Identity, verify
-from meshllm.net.lanes import Lanes
-from meshllm.net.quic import QuicTransport
-from meshllm.net.tunnels import Tunnels
+from meshllm.net.lanes.lanes import Lanes
+from meshllm.net.quic.transport import QuicTransport
+from meshllm.net.tunnels.tunnels import Tunnels
 from meshllm.web.console import Invitation
 from meshllm.wire.mesh.codec import decode_message, encode_message, signer
 from meshllm.wire.mesh.invite import MAX_WAYS, Invite, encode, invite_key

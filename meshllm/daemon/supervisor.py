@@ -48,7 +48,7 @@ from meshllm.web import backends
 
 if TYPE_CHECKING:
     from meshllm.daemon.sharing import Sharing
-    from meshllm.net.rpc_tunnels import RpcTunnels
+    from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
 

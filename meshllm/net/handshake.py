@@ -55,7 +55,7 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class HandshakeResult:
     """What a handshake has established about the peer. `name` is the link's, known to both ends and to no one else."""
 
     peer: NodeId
@@ -76,7 +76,7 @@ class DiallerHandshake:
         self, identity: Identity, peer: NodeId, credentials: Credentials, *, instance: bytes, ended: bytes = b""
     ) -> None:
         self.peer = peer
-        self.finding: Finding | None = None
+        self.finding: HandshakeResult | None = None
         self.refused: HelloRefusal | None = None
         self._identity = identity
         key, kind, expires = credentials.secret, Credential.MEMBER, 0
@@ -135,7 +135,7 @@ class DiallerHandshake:
     def _welcome(self, challenge: Challenge, welcome: Welcome) -> None:
         if not hmac.compare_digest(welcome.proof, prove(self._key, "acceptor", self._over)):
             raise PeerRefused("The peer does not know the mesh's secret.", advice=FRESH_INVITE, reason="wrong_secret")
-        self.finding = Finding(
+        self.finding = HandshakeResult(
             self.peer,
             challenge.role,
             welcome.mesh,
@@ -161,9 +161,9 @@ class AcceptorHandshake:
         instance: bytes,
         observed: PeerAddress | None,
         wall_clock: Callable[[], float],
-        admit: Callable[[Finding], HelloRefusal | None],
+        admit: Callable[[HandshakeResult], HelloRefusal | None],
     ) -> None:
-        self.finding: Finding | None = None
+        self.finding: HandshakeResult | None = None
         self.refused: HelloRefusal | None = None
         self._identity = identity
         self._credentials = credentials
@@ -228,7 +228,7 @@ class AcceptorHandshake:
             return self.refuse(HelloRefusal("wrong_secret", words, FRESH_INVITE))
         if not verify(hello.node, to_sign(self._over), proof.signature):
             return self.refuse(HelloRefusal("wrong_node", "The dialling node does not own the key that is its id."))
-        finding = Finding(
+        finding = HandshakeResult(
             hello.node, hello.role, hello.mesh, self._chosen, self._nonce, hello.instance, ended=hello.ended
         )
         refusal = self._admit(finding)

@@ -17,13 +17,13 @@ from typing import cast
 from meshllm.core.records import PeerAddress
 from meshllm.errors import PortTaken
 from meshllm.net.base import IDLE_SECONDS, Clock
-from meshllm.net.carrier import CONTROL, Carrier, CarrierUser
-from meshllm.net.credit import FIRST_CREDIT_BYTES
-from meshllm.net.dialling import Attempt, Dial
+from meshllm.net.connection_protocol import CONTROL, StreamConnection, StreamConnectionUser
 from meshllm.net.handshake import Credentials
 from meshllm.net.identity import Identity
-from meshllm.net.links import NodeLink
-from meshllm.net.transport import NodeTransport
+from meshllm.net.node_link import NodeLink
+from meshllm.net.node_transport import NodeTransport
+from meshllm.net.quic.flow_control import FIRST_CREDIT_BYTES
+from meshllm.net.quic.happy_eyeballs import Attempt, PendingDial
 
 PORT = 4433
 
@@ -35,7 +35,7 @@ class MemoryNetwork:
         self.listening: dict[PeerAddress, MemoryTransport] = {}
         self._hosts = count(1)
         self._cuts: set[frozenset[PeerAddress]] = set()
-        self._carriers: set[MemoryCarrier] = set()
+        self._carriers: set[MemoryConnection] = set()
 
     def address(self) -> PeerAddress:
         """One that nobody has."""
@@ -58,11 +58,11 @@ class MemoryNetwork:
         """Whether nothing passes between the two."""
         return frozenset((one, other)) in self._cuts
 
-    def join(self, carrier: MemoryCarrier) -> None:
+    def join(self, carrier: MemoryConnection) -> None:
         """One end of a connection is there."""
         self._carriers.add(carrier)
 
-    def leave(self, carrier: MemoryCarrier) -> None:
+    def leave(self, carrier: MemoryConnection) -> None:
         """And gone."""
         self._carriers.discard(carrier)
 
@@ -94,11 +94,11 @@ class MemoryTransport(NodeTransport):
     async def _stop_listening(self) -> None:
         self.network.listening.pop(self.address, None)
 
-    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
-        return MemoryCarrier.dial_to(self.network, self.address, address, dial)
+    def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
+        return MemoryConnection.dial_to(self.network, self.address, address, dial)
 
-    def _attach(self, attempt: Attempt, make: Callable[[Carrier], NodeLink]) -> NodeLink:
-        carrier = cast(MemoryCarrier, attempt)
+    def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
+        carrier = cast(MemoryConnection, attempt)
         link = make(carrier)
         carrier.attach(link)
         return link
@@ -125,18 +125,18 @@ class Incoming:
     limit: int = FIRST_CREDIT_BYTES
 
 
-class MemoryCarrier:
+class MemoryConnection:
     """`carrier.Carrier` and `dialling.Attempt`: one end of a connection; `peer` is the other."""
 
     def __init__(self, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, *, dialled: bool) -> None:
-        self.peer: MemoryCarrier | None = None
+        self.peer: MemoryConnection | None = None
         self._network = network
         self._here, self._there = here, there
         self._dialled = dialled
         self._loop = asyncio.get_running_loop()
-        self._dial: Dial | None = None
-        self._user: CarrierUser | None = None
-        self._pipe: deque[Callable[[MemoryCarrier], None]] = deque()
+        self._dial: PendingDial | None = None
+        self._user: StreamConnectionUser | None = None
+        self._pipe: deque[Callable[[MemoryConnection], None]] = deque()
         self._soon: asyncio.Handle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._out: dict[int, Outgoing] = {}
@@ -145,7 +145,9 @@ class MemoryCarrier:
         self._over = False
 
     @classmethod
-    def dial_to(cls, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, dial: Dial) -> MemoryCarrier:
+    def dial_to(
+        cls, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, dial: PendingDial
+    ) -> MemoryConnection:
         """A connection in the making."""
         carrier = cls(network, here, there, dialled=True)
         carrier._dial = dial
@@ -213,7 +215,7 @@ class MemoryCarrier:
         self._dial = None
         self.close("not needed any more")
 
-    def attach(self, user: CarrierUser) -> None:
+    def attach(self, user: StreamConnectionUser) -> None:
         """From now on `user` hears what the connection brings."""
         self._user = user
         self._network.join(self)
@@ -241,13 +243,13 @@ class MemoryCarrier:
             self._end()
             dial.failed(self, "another node answers there", wrong_node=True)
             return
-        self.peer = MemoryCarrier(self._network, self._there, self._here, dialled=False)
+        self.peer = MemoryConnection(self._network, self._there, self._here, dialled=False)
         self.peer.peer = self
         self.peer.attach(listener.accept(self.peer))
         self._dial = None
         dial.ready(self, listener.identity.node)
 
-    def _carry(self, what: Callable[[MemoryCarrier], None]) -> None:
+    def _carry(self, what: Callable[[MemoryConnection], None]) -> None:
         if not self._over:
             self._pipe.append(what)
             self._deliver_soon()
@@ -284,8 +286,8 @@ class MemoryCarrier:
             out.over = True
             self._carry(self._data_for(stream, b"", True))
 
-    def _data_for(self, stream: int, data: bytes, end: bool) -> Callable[[MemoryCarrier], None]:
-        def arrive(peer: MemoryCarrier) -> None:
+    def _data_for(self, stream: int, data: bytes, end: bool) -> Callable[[MemoryConnection], None]:
+        def arrive(peer: MemoryConnection) -> None:
             out = self._out.get(stream)
             if out is not None:
                 out.under_way -= len(data)

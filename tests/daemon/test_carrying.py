@@ -26,7 +26,7 @@ from meshllm.engine.build import Engine
 from meshllm.engine.ledger import Ledger
 from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
 from meshllm.models.manifest import Manifest
-from meshllm.net.rpc_tunnels import RpcTunnels, TunnelUse
+from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 
 HOST, FIRST, LAST = (NodeId(letter * 32) for letter in (b"h", b"f", b"l"))
 FILES = (LeasedFile("m.gguf", 5, "ab" * 32),)

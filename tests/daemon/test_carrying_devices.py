@@ -27,7 +27,7 @@ from meshllm.models.local import LocalModel, from_path
 from meshllm.models.manifest import Manifest
 from meshllm.models.purpose import usage
 from meshllm.models.store import Store
-from meshllm.net.rpc_tunnels import TunnelUse
+from meshllm.net.tunnels.rpc_tunnels import TunnelUse
 from scripts.benchmarks.speculation import Engine
 from tests.daemon.test_carrying import FIRST, HOST, LAST, Bench, bench
 

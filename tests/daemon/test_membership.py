@@ -22,7 +22,7 @@ from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
 from meshllm.net.addresses import InterfaceFacts
 from meshllm.net.base import LinkFacts
-from meshllm.net.quic import QuicTransport
+from meshllm.net.quic.transport import QuicTransport
 from meshllm.wire.mesh.invite import Invite, decode, invite_key
 
 PEER, MESH, SECRET = NodeId(b"p" * 32), MeshId(b"m" * 16), b"s" * 16

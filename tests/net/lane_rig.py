@@ -13,8 +13,8 @@ from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, 
 from meshllm.errors import LinkClosed, PeerUnreachable
 from meshllm.net.base import Link, LinkFacts, LinkHandler, StreamKind
 from meshllm.net.identity import Identity
-from meshllm.net.lanes import Lanes
-from meshllm.net.tunnels import Tunnels
+from meshllm.net.lanes.lanes import Lanes
+from meshllm.net.tunnels.tunnels import Tunnels
 
 HERE = PeerAddress("127.0.0.1", 1)
 

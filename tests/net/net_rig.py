@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 from meshllm.net.base import Link, StreamKind
-from meshllm.net.dialling import Dial
 from meshllm.net.handshake import Credentials, Frames, frame
 from meshllm.net.identity import Identity
-from meshllm.net.links import NodeLink
-from meshllm.net.memory import MemoryCarrier, MemoryNetwork, MemoryTransport
-from meshllm.net.quic import QuicCarrier, QuicTransport
-from meshllm.net.transport import NodeTransport
+from meshllm.net.memory import MemoryConnection, MemoryNetwork, MemoryTransport
+from meshllm.net.node_link import NodeLink
+from meshllm.net.node_transport import NodeTransport
+from meshllm.net.quic.happy_eyeballs import PendingDial
+from meshllm.net.quic.transport import QuicStreamConnection, QuicTransport
 from meshllm.wire.mesh.hello import HelloMessage, decode_hello, encode_hello
 
 MESH = MeshId(b"mesh-id-16-bytes")
@@ -189,7 +189,7 @@ class World:
         stranger = Stranger(target)
         self.strangers.append(stranger)
         caller = await self.node()
-        stranger.attach(caller.transport.attempt(target.address, cast(Dial, stranger)))
+        stranger.attach(caller.transport.attempt(target.address, cast(PendingDial, stranger)))
         await stranger.until(lambda: stranger.is_ready or stranger.why)
         return stranger
 
@@ -220,7 +220,7 @@ class Stranger(Changes):
         self.is_ready = False
         self.why = ""
         self.target = target
-        self.carrier: MemoryCarrier | QuicCarrier = cast(Any, None)
+        self.carrier: MemoryConnection | QuicStreamConnection = cast(Any, None)
         self.inbox: dict[int, bytearray] = {}
         self.resets: dict[int, int] = {}
         self._frames = Frames(1 << 20)
@@ -253,7 +253,7 @@ class Stranger(Changes):
         self.change()
 
     def attach(self, attempt: object) -> None:
-        self.carrier = cast(MemoryCarrier | QuicCarrier, attempt)
+        self.carrier = cast(MemoryConnection | QuicStreamConnection, attempt)
         self.carrier.attach(self)
 
     def data(self, stream: int, data: bytes, end: bool) -> None:

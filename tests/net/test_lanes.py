@@ -13,12 +13,13 @@ import pytest
 from lane_rig import Ear, FakeLink, Town, town
 
 from meshllm.core.records import BootstrapAddress, PeerAddress
-from meshllm.net import lane_dialler, lane_listener, lanes
 from meshllm.net.base import StreamKind
 from meshllm.net.identity import Identity
-from meshllm.net.lane_dialler import hosts_to_try
-from meshllm.net.lane_listener import MAX_TICKETS_PER_ASK, MAX_TICKETS_PER_PEER, TICKET_SECONDS
-from meshllm.net.lanes import BLOCKED_SECONDS
+from meshllm.net.lanes import dialler, lanes
+from meshllm.net.lanes import listener as lane_listener
+from meshllm.net.lanes.dialler import hosts_to_try
+from meshllm.net.lanes.lanes import BLOCKED_SECONDS
+from meshllm.net.lanes.listener import MAX_TICKETS_PER_ASK, MAX_TICKETS_PER_PEER, TICKET_SECONDS
 
 HTTP = StreamKind.HTTP_TUNNEL
 PATIENT_SECONDS = 20.0
@@ -115,7 +116,7 @@ async def test_a_protocol_that_reads_into_its_own_buffer_is_served_too(tmp_path:
                 self.full.set()
 
     protocol = Buffered()
-    lane_dialler._deliver(protocol, b"welcome")
+    dialler._deliver(protocol, b"welcome")
     assert protocol.heard == b"welcome"
     async with town(tmp_path) as place:
         assert await place.nodes[0].lanes.open(place.link(), HTTP, lambda: protocol) is protocol
@@ -448,7 +449,7 @@ def test_hosts_are_tried_in_order_and_claims_do_not_lead_here() -> None:
     assert found == ("10.0.0.9", "10.0.0.1", "fd00::1")
     assert hosts_to_try(PeerAddress("127.0.0.1", 5), []) == ("127.0.0.1",)
     many = [PeerAddress(f"10.0.0.{number}", 5) for number in range(20)]
-    assert len(hosts_to_try(many[0], many)) == lane_dialler.MAX_HOSTS
+    assert len(hosts_to_try(many[0], many)) == dialler.MAX_HOSTS
 
 
 # -- where TCP does not get through

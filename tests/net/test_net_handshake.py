@@ -14,9 +14,10 @@ from net_rig import MEMBER, MESH, SECRET, Stranger, Talker, World, client, ident
 
 from meshllm.core.records import MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage, PeerRefused
-from meshllm.net import dialling, links, transport
+from meshllm.net import node_link, node_transport
 from meshllm.net.base import LinkFacts, StreamKind
-from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, Finding, Frames, frame
+from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, Frames, HandshakeResult, frame
+from meshllm.net.quic import happy_eyeballs
 from meshllm.wire.mesh.hello import (
     MAX_HELLO_BYTES,
     Challenge,
@@ -52,7 +53,7 @@ def dialler(credentials: Credentials = MEMBER, peer: NodeId = ACCEPTOR.node) -> 
 
 
 def acceptor(
-    credentials: Credentials = MEMBER, admit: Callable[[Finding], HelloRefusal | None] = lambda finding: None
+    credentials: Credentials = MEMBER, admit: Callable[[HandshakeResult], HelloRefusal | None] = lambda finding: None
 ) -> AcceptorHandshake:
     return AcceptorHandshake(
         ACCEPTOR, credentials, instance=INSTANCE, observed=SEEN, wall_clock=lambda: NOW, admit=admit
@@ -155,9 +156,9 @@ def test_a_node_refuses_itself() -> None:
 
 
 def test_who_may_not_stay_hears_why() -> None:
-    asked: list[Finding] = []
+    asked: list[HandshakeResult] = []
 
-    def admit(finding: Finding) -> HelloRefusal:
+    def admit(finding: HandshakeResult) -> HelloRefusal:
         asked.append(finding)
         return HelloRefusal("too_many_clients", "Full.", "Go elsewhere.")
 
@@ -366,7 +367,7 @@ def test_frames_are_the_same_byte_by_byte(payloads: list[bytes], step: int) -> N
 
 def test_nothing_shows_the_secret() -> None:
     credentials = Credentials(MESH, SECRET, (SECRET, 5))
-    finding = Finding(DIALLER.node, Role.NODE, MESH, 1, b"", b"", secret=SECRET)
+    finding = HandshakeResult(DIALLER.node, Role.NODE, MESH, 1, b"", b"", secret=SECRET)
     facts = LinkFacts(DIALLER.node, Role.NODE, MESH, SEEN, True, 0.0, 1, secret=SECRET)
     for shown in (credentials, finding, facts, Welcome(bytes(32), MESH, None, SECRET), dialler(), acceptor()):
         assert "secret--" not in repr(shown)
@@ -451,7 +452,7 @@ async def test_garbage_ends_it(world: World) -> None:
 
 async def test_who_is_slow_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However diligently it goes on: one byte at a time does not move the deadline."""
-    monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(node_transport, "HANDSHAKE_SECONDS", 0.3)
     target = await world.node()
     stranger = await world.stranger(target)
     stranger.carrier.send(0, b"\0")
@@ -464,8 +465,8 @@ async def test_who_is_slow_is_cut_off(world: World, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_dialled_node_that_says_nothing_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialling, "GREETING_SECONDS", 0.1)
-    monkeypatch.setattr(links.Greeting, "data_received", lambda self, data: None)
+    monkeypatch.setattr(happy_eyeballs, "GREETING_SECONDS", 0.1)
+    monkeypatch.setattr(node_link.LinkGreeting, "data_received", lambda self, data: None)
     one, other = await world.node(), await world.node()
     with pytest.raises(Exception, match="cannot be reached"):
         await one.transport.dial(other.way)
@@ -499,7 +500,7 @@ async def test_the_dialler_says_nothing_to_a_node_it_did_not_want(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[bytes] = []
-    monkeypatch.setattr(links.Greeting, "data_received", lambda self, data: heard.append(data))
+    monkeypatch.setattr(node_link.LinkGreeting, "data_received", lambda self, data: heard.append(data))
     one, other = await world.node(), await world.node()
     with pytest.raises(PeerRefused):
         await one.transport.dial(replace(other.way, pin=identity().node))

@@ -12,10 +12,11 @@ from net_rig import MEMBER, MESH, SECRET, Node, Recorder, Talker, World, client,
 
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role
 from meshllm.errors import LinkClosed, PeerRefused, PeerUnreachable
-from meshllm.net import credit, dialling, links, streams
+from meshllm.net import node_link
 from meshllm.net.base import MAX_MESSAGE_BYTES, Link, StreamKind
-from meshllm.net.credit import GROWN_CREDIT_BYTES, LINK_UNSENT_BYTES
-from meshllm.net.transport import NodeTransport
+from meshllm.net.node_transport import NodeTransport
+from meshllm.net.quic import flow_control, happy_eyeballs, streams
+from meshllm.net.quic.flow_control import GROWN_CREDIT_BYTES, LINK_UNSENT_BYTES
 from meshllm.tasks import Owner
 
 HTTP = StreamKind.HTTP_TUNNEL
@@ -111,11 +112,11 @@ async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
 ) -> None:
     """Both have proved themselves before either is welcomed: the case that the rule is for, in both orders."""
     smaller, larger = await ordered(world)
-    read = links.Greeting.data_received
+    read = node_link.LinkGreeting.data_received
     held: dict[NodeId, Callable[[], None]] = {}
     hellos: set[object] = set()
 
-    def hold_proofs(self: links.Greeting, data: bytes) -> None:
+    def hold_proofs(self: node_link.LinkGreeting, data: bytes) -> None:
         if self._link.carrier.dialled or self not in hellos:
             hellos.add(self)
             read(self, data)
@@ -132,7 +133,7 @@ async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
         if "after the welcome" in first and len(smaller.heard.events) == 1:
             held[smaller.id]()
 
-    def refused(link: links.NodeLink, error: PeerRefused) -> None:
+    def refused(link: node_link.NodeLink, error: PeerRefused) -> None:
         assert error.reason == "duplicate"
         NodeTransport.refused(larger.transport, link, error)
         if "after the refusal" in first:
@@ -141,7 +142,7 @@ async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
     smaller.heard.link_up = up  # type: ignore[method-assign]
     larger.transport.refused = refused  # type: ignore[method-assign]
 
-    monkeypatch.setattr(links.Greeting, "data_received", hold_proofs)
+    monkeypatch.setattr(node_link.LinkGreeting, "data_received", hold_proofs)
     found = await asyncio.gather(smaller.transport.dial(larger.way), larger.transport.dial(smaller.way))
     assert [link.facts.peer for link in found] == [larger.id, smaller.id]
     assert len(held) == 2
@@ -187,7 +188,7 @@ async def test_a_link_that_one_end_has_lost_is_replaced_when_it_dials(
     await one.transport.dial(other.way)
     await other.heard.until(lambda: other.heard.up)
     loser, still = (one, other) if dialler_loses else (other, one)
-    lost = cast(links.NodeLink, loser.transport.links()[0])
+    lost = cast(node_link.NodeLink, loser.transport.links()[0])
     lost.carrier._end()  # type: ignore[attr-defined]
     lost.lost("as if the network had been away for longer than this end waits")
     await loser.transport.dial(still.way)
@@ -223,7 +224,7 @@ async def test_a_dead_address_does_not_delay_a_good_one(world: World) -> None:
 
 
 async def test_nobody_there_is_said_within_the_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialling, "DIAL_SECONDS", 0.3)
+    monkeypatch.setattr(happy_eyeballs, "DIAL_SECONDS", 0.3)
     one = await world.node()
     with pytest.raises(PeerUnreachable, match=r"127\.0\.0\.1:1"):
         await one.transport.dial(BootstrapAddress(identity().node, (PeerAddress("127.0.0.1", 1),)))
@@ -289,7 +290,7 @@ async def test_messages_are_dropped_when_too_many_wait(world: World) -> None:
 
 
 async def test_who_sends_too_many_messages_is_read_more_slowly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "MESSAGES_AT_ONCE", 5.0)
+    monkeypatch.setattr(node_link, "MESSAGES_AT_ONCE", 5.0)
     _, other, dialled, accepted = await world.pair()
     now = [0.0]
     assert accepted.closed is None
@@ -402,7 +403,7 @@ async def test_who_does_not_read_holds_the_writer_back(world: World) -> None:
     dialled.send(b"messages pass all the same")
     await other.heard.until(lambda: other.heard.messages)
     assert there.received == b""
-    assert held.unread <= credit.FIRST_CREDIT_BYTES
+    assert held.unread <= flow_control.FIRST_CREDIT_BYTES
     assert stream.get_write_buffer_size() > 0
     there.transport.resume_reading()
     await here.until(lambda: not here.paused)
@@ -465,7 +466,7 @@ async def test_a_window_grows_with_use_and_is_given_back(world: World) -> None:
     await other.heard.until(lambda: other.heard.streams)
     there = other.heard.streams[0]
     await there.until(lambda: len(there.received) == 4 << 20)
-    assert accepted._streams.budget.left == GROWN_CREDIT_BYTES - (1 << 20) + credit.FIRST_CREDIT_BYTES
+    assert accepted._streams.budget.left == GROWN_CREDIT_BYTES - (1 << 20) + flow_control.FIRST_CREDIT_BYTES
     stream.abort()
     await there.until(lambda: there.lost)
     assert accepted._streams.budget.left == GROWN_CREDIT_BYTES
@@ -473,7 +474,7 @@ async def test_a_window_grows_with_use_and_is_given_back(world: World) -> None:
 
 def test_all_streams_of_a_link_together_are_bounded() -> None:
     for count in (1, 16, 17, 200, 1024):
-        assert count * credit.unsent_limit(count) <= LINK_UNSENT_BYTES + count * credit.LEAST_UNSENT_BYTES
+        assert count * flow_control.unsent_limit(count) <= LINK_UNSENT_BYTES + count * flow_control.LEAST_UNSENT_BYTES
 
 
 async def test_there_are_so_many_streams_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import pytest
 from net_rig import Talker, World
 
 from meshllm.errors import PeerUnreachable, PortTaken
-from meshllm.net import dialling, memory
+from meshllm.net import memory
 from meshllm.net.base import StreamKind
 from meshllm.net.memory import MemoryTransport
+from meshllm.net.quic import happy_eyeballs
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ async def test_what_stays_cut_is_lost_at_both_ends(world: World, monkeypatch: py
         await node.heard.until(lambda: not one.heard.up and not other.heard.up)
         assert node.heard.reasons == ["Idle timeout"]
     await talker.until(lambda: talker.lost)
-    monkeypatch.setattr(dialling, "DIAL_SECONDS", 0.05)
+    monkeypatch.setattr(happy_eyeballs, "DIAL_SECONDS", 0.05)
     with pytest.raises(PeerUnreachable):
         await one.transport.dial(other.way)
     world.network.heal(one.address, other.address)

@@ -16,12 +16,14 @@ from net_rig import MEMBER, Changes, Node, Recorder, Talker, World, identity
 
 from meshllm.core.records import BootstrapAddress, PeerAddress
 from meshllm.errors import PeerUnreachable, PortTaken
-from meshllm.net import endpoint, quic_connection, transport
+from meshllm.net import node_transport as transport
 from meshllm.net.base import MAX_STREAMS_PER_LINK, STREAM_CREDIT_BYTES, StreamKind
-from meshllm.net.credit import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES
-from meshllm.net.endpoint import Endpoint, SocketAddress, address_key, to_address
-from meshllm.net.quic import QuicCarrier, QuicTransport
-from meshllm.net.quic_connection import MeshConnection, configuration
+from meshllm.net.quic import connection as quic_connection
+from meshllm.net.quic import endpoint
+from meshllm.net.quic.connection import MeshConnection, configuration
+from meshllm.net.quic.endpoint import Endpoint, SocketAddress, address_key, to_address
+from meshllm.net.quic.flow_control import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES
+from meshllm.net.quic.transport import QuicStreamConnection, QuicTransport
 
 HTTP = StreamKind.HTTP_TUNNEL
 
@@ -66,7 +68,7 @@ def endpoint_of(node: Node) -> Endpoint:
 
 
 def connection_of(link: object) -> MeshConnection:
-    return cast(QuicCarrier, link.carrier)._quic  # type: ignore[attr-defined]
+    return cast(QuicStreamConnection, link.carrier)._quic  # type: ignore[attr-defined]
 
 
 def first_datagram() -> bytes:
@@ -286,7 +288,7 @@ async def test_a_stranger_cannot_have_a_gap_kept(world: World) -> None:
     """One byte far ahead would make QUIC hold the whole gap before it."""
     target = await world.node()
     stranger = await world.stranger(target)
-    connection = cast(QuicCarrier, stranger.carrier)._quic
+    connection = cast(QuicStreamConnection, stranger.carrier)._quic
     connection._remote_max_data = 1 << 40
     stranger.carrier.send(0, b"\0")
     sender = connection._streams[0].sender

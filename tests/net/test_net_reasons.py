@@ -7,7 +7,7 @@ from pathlib import Path
 from aioquic.quic.events import ConnectionTerminated
 
 from meshllm.net.identity import Identity
-from meshllm.net.quic_connection import MAX_REASON, MeshConnection, configuration
+from meshllm.net.quic.connection import MAX_REASON, MeshConnection, configuration
 
 
 def test_a_peers_last_words_are_made_harmless(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from lane_rig import Ear
 from tunnel_rig import House, street
 
 from meshllm.core.records import NodeId
-from meshllm.net import lanes, rpc_tunnels
 from meshllm.net.base import StreamKind
-from meshllm.net.rpc_ends import HEADER
-from meshllm.net.rpc_tunnels import MAX_CONNECTIONS, RpcTunnels, TunnelUse
+from meshllm.net.lanes import lanes
+from meshllm.net.tunnels import rpc_tunnels
+from meshllm.net.tunnels.pipe import HEADER
+from meshllm.net.tunnels.rpc_tunnels import MAX_CONNECTIONS, RpcTunnels, TunnelUse
 
 LEASE = (b"s" * 16, 7)
 

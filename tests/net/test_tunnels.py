@@ -11,8 +11,9 @@ from tunnel_rig import HTTP, street
 
 from meshllm.core.records import BootstrapAddress
 from meshllm.errors import LinkClosed, PeerUnreachable
-from meshllm.net import lanes, tunnels
 from meshllm.net.base import StreamKind
+from meshllm.net.lanes import lanes
+from meshllm.net.tunnels import tunnels
 
 
 @pytest.fixture(autouse=True)

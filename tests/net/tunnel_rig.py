@@ -13,11 +13,11 @@ from net_rig import MEMBER, leftovers
 from meshllm.core.records import NodeId, PeerAddress
 from meshllm.net.base import Link, StreamKind
 from meshllm.net.identity import Identity
-from meshllm.net.lanes import Lanes
+from meshllm.net.lanes.lanes import Lanes
 from meshllm.net.memory import MemoryNetwork, MemoryTransport
-from meshllm.net.quic import QuicTransport
-from meshllm.net.transport import NodeTransport
-from meshllm.net.tunnels import Tunnels
+from meshllm.net.node_transport import NodeTransport
+from meshllm.net.quic.transport import QuicTransport
+from meshllm.net.tunnels.tunnels import Tunnels
 
 HTTP = StreamKind.HTTP_TUNNEL
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, short
 from meshllm.errors import PeerUnreachable
 from meshllm.net.base import Link, StreamKind, Transport
-from meshllm.net.lane_listener import LANE_KINDS
-from meshllm.net.lanes import LaneFacts, Lanes
+from meshllm.net.lanes.lanes import LaneFacts, Lanes
+from meshllm.net.lanes.listener import LANE_KINDS
 
 # A peer's tunnels into this node, streams and lanes together. A gateway at full load has some dozens.
 MAX_TUNNELS_PER_PEER = 256

@@ -22,7 +22,7 @@ LINK_UNSENT_BYTES = 16 << 20
 LEAST_UNSENT_BYTES = 16 << 10
 
 
-class Budget:
+class FlowBudget:
     """Bytes that the windows of one link share for growing."""
 
     __slots__ = ("left",)
@@ -38,12 +38,12 @@ class Budget:
         return True
 
 
-class Window:
+class FlowWindow:
     """What one stream's peer may have sent by now: `limit` is a position in the stream, in bytes from its beginning."""
 
     __slots__ = ("_budget", "consumed", "limit", "size")
 
-    def __init__(self, budget: Budget, size: int = FIRST_CREDIT_BYTES) -> None:
+    def __init__(self, budget: FlowBudget, size: int = FIRST_CREDIT_BYTES) -> None:
         self._budget = budget
         self.size = size
         self.limit = size
@@ -65,7 +65,7 @@ class Window:
         self.size = FIRST_CREDIT_BYTES
 
 
-class Bucket:
+class TokenBucket:
     """So many things a second (`rate`), and `burst` at once after a silence."""
 
     __slots__ = ("_burst", "_rate", "_tokens", "_updated")

@@ -19,7 +19,7 @@ from typing import Protocol
 from meshllm.core.records import NodeId, short
 from meshllm.errors import MeshError
 from meshllm.net.base import Clock, StreamKind
-from meshllm.net.rpc_ends import HEADER, HEADER_SECONDS, End, Guest
+from meshllm.net.tunnels.pipe import HEADER, HEADER_SECONDS, InboundTunnel, PipeEnd
 from meshllm.tasks import Owner
 from meshllm.util.rate_meter import RateMeter
 
@@ -77,8 +77,8 @@ class _Count:
 class _Lease:
     admissions: dict[TunnelUse, Admission] = field(default_factory=dict)
     listeners: list[asyncio.Server] = field(default_factory=list)
-    pipes: set[End] = field(default_factory=set)
-    ready: dict[NodeId, asyncio.Task[End | None]] = field(default_factory=dict)
+    pipes: set[PipeEnd] = field(default_factory=set)
+    ready: dict[NodeId, asyncio.Task[PipeEnd | None]] = field(default_factory=dict)
     counts: dict[NodeId, _Count] = field(default_factory=dict)
 
     def open(self) -> int:
@@ -91,11 +91,11 @@ class _Lease:
 class _Ahead:
     """A tunnel that nothing has been said on yet, and when it was opened (the loop's time)."""
 
-    end: End
+    end: PipeEnd
     opened: float
 
 
-class Mesh(Protocol):
+class TunnelNetwork(Protocol):
     """What leads to the other nodes."""
 
     async def open(
@@ -110,7 +110,7 @@ class Mesh(Protocol):
 class RpcTunnels:
     """The tunnels of the leases that this node holds, as host or as worker."""
 
-    def __init__(self, mesh: Mesh, clock: Clock = time.monotonic) -> None:
+    def __init__(self, mesh: TunnelNetwork, clock: Clock = time.monotonic) -> None:
         self._mesh = mesh
         self._clock = clock
         self._owner = Owner("rpc tunnels")
@@ -142,11 +142,11 @@ class RpcTunnels:
             if broken is not None and self._leases.get(lease) is held:
                 broken()
 
-        def accepted(near: End) -> None:
+        def accepted(near: PipeEnd) -> None:
             self._owner.start(self._lead(held, lease, purpose, peer, near, tell), f"rpc tunnel to {short(peer)}")
 
         def accept() -> asyncio.Protocol:
-            return End(lambda count: self._sent(held, peer, count), accepted)
+            return PipeEnd(lambda count: self._sent(held, peer, count), accepted)
 
         held.listeners.append(await asyncio.get_running_loop().create_unix_server(accept, str(path)))
         if purpose is TunnelUse.COMMANDS:
@@ -183,7 +183,7 @@ class RpcTunnels:
     # -- out
 
     async def _lead(
-        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: End, broken: Callable[[], None]
+        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: PipeEnd, broken: Callable[[], None]
     ) -> None:
         """Have a tunnel for what the engine has just connected."""
         try:
@@ -201,7 +201,7 @@ class RpcTunnels:
 
     async def _make(
         self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
-    ) -> End:
+    ) -> PipeEnd:
         """A tunnel of which the other side knows what it is for. Raises MeshError and OSError."""
         far = await self._opened_ahead(peer) or await self._open(peer)
         far.belongs(lambda count: self._received(held, peer, count), broken)
@@ -209,9 +209,9 @@ class RpcTunnels:
             far.transport.write(HEADER.pack(*lease, purpose))
         return far
 
-    async def _open(self, peer: NodeId) -> End:
+    async def _open(self, peer: NodeId) -> PipeEnd:
         """A tunnel that nothing has been said on. Raises MeshError and OSError."""
-        far = End(lambda count: None)
+        far = PipeEnd(lambda count: None)
         await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
         return far
 
@@ -222,7 +222,7 @@ class RpcTunnels:
             return None  # whoever needs it will try again, and say why there is none
         return _Ahead(far, asyncio.get_running_loop().time())
 
-    async def _opened_ahead(self, peer: NodeId) -> End | None:
+    async def _opened_ahead(self, peer: NodeId) -> PipeEnd | None:
         opening = self._ahead.pop(peer, None)
         found = await opening if opening is not None else None
         if found is None or not found.end.lives():
@@ -243,7 +243,7 @@ class RpcTunnels:
 
     async def _make_ready(
         self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
-    ) -> End | None:
+    ) -> PipeEnd | None:
         try:
             far = await self._make(held, lease, purpose, peer, broken)
         except (MeshError, OSError):
@@ -253,7 +253,7 @@ class RpcTunnels:
             return None
         return far
 
-    async def _ready(self, held: _Lease, peer: NodeId) -> End | None:
+    async def _ready(self, held: _Lease, peer: NodeId) -> PipeEnd | None:
         making = held.ready.pop(peer, None)
         found = await making if making is not None else None
         return found if found is not None and found.lives() else None
@@ -261,9 +261,9 @@ class RpcTunnels:
     # -- in
 
     def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
-        return Guest(lambda guest, header: self._admitted(peer, guest, header))
+        return InboundTunnel(lambda guest, header: self._admitted(peer, guest, header))
 
-    def _admitted(self, peer: NodeId, guest: Guest, header: bytes) -> None:
+    def _admitted(self, peer: NodeId, guest: InboundTunnel, header: bytes) -> None:
         session, generation, purpose = HEADER.unpack(header)
         held = self._leases.get((session, generation))
         admission = None if held is None else held.admissions.get(purpose)
@@ -274,8 +274,8 @@ class RpcTunnels:
         guest.belongs(lambda count: self._received(held, peer, count))
         self._owner.start(self._reach(held, peer, guest, admission.path), f"rpc tunnel of {short(peer)}")
 
-    async def _reach(self, held: _Lease, peer: NodeId, guest: Guest, path: Path) -> None:
-        near = End(lambda count: self._sent(held, peer, count))
+    async def _reach(self, held: _Lease, peer: NodeId, guest: InboundTunnel, path: Path) -> None:
+        near = PipeEnd(lambda count: self._sent(held, peer, count))
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: near, str(path))
         except OSError as error:
@@ -290,7 +290,7 @@ class RpcTunnels:
 
     # -- both
 
-    def _join(self, held: _Lease, peer: NodeId, near: End, far: End) -> None:
+    def _join(self, held: _Lease, peer: NodeId, near: PipeEnd, far: PipeEnd) -> None:
         self._count(held, peer).via = far.via()
         held.pipes.add(near)
         near.join(far)

@@ -87,7 +87,7 @@ class LaneListener:
 
     def desk(self, link: Link) -> asyncio.BaseProtocol:
         """What serves a stream of kind LANE_TICKET on `link`."""
-        return _Desk(self, link)
+        return _TicketHandler(self, link)
 
     def issue(self, peer: NodeId, host: str, kind: int, count: int) -> bytes:
         """The answer to an ask: port (2 bytes), life in seconds (1), number (1), and so many tickets.
@@ -161,7 +161,7 @@ class LaneListener:
 
     async def _hear(self, connection: socket.socket) -> None:
         """TLS, then the ticket, all within the deadline; then the lane is in other hands, or gone."""
-        loop, knock, admitted = asyncio.get_running_loop(), _Knock(), False
+        loop, knock, admitted = asyncio.get_running_loop(), _PendingLane(), False
         connection.setblocking(False)
         try:
             async with asyncio.timeout(KNOCK_SECONDS):
@@ -178,7 +178,7 @@ class LaneListener:
             if not admitted and knock.transport is not None:
                 knock.transport.abort()
 
-    def _admit(self, knock: _Knock) -> bool:
+    def _admit(self, knock: _PendingLane) -> bool:
         """Hand the lane to what serves it. False if the ticket is wrong or nobody serves it."""
         entry, lane = self.redeem(knock.heard), knock.transport
         if entry is None or lane is None or knock.gone or lane.is_closing():
@@ -211,7 +211,7 @@ class LaneListener:
             del self._outstanding[peer]
 
 
-class _Knock(asyncio.Protocol):
+class _PendingLane(asyncio.Protocol):
     """Somebody at the door. `spoken` is done once `heard` is as long as a ticket, or never will be.
 
     Whoever says more before he is welcome is no peer (a lane must not begin in the middle): then `heard` is too long.
@@ -238,7 +238,7 @@ class _Knock(asyncio.Protocol):
             self.spoken.set_result(None)
 
 
-class _Desk(asyncio.Protocol):
+class _TicketHandler(asyncio.Protocol):
     """Answers one ask for tickets: kind and number, a byte each."""
 
     def __init__(self, listener: LaneListener, link: Link) -> None:

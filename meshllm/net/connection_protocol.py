@@ -18,7 +18,7 @@ ABORTED = 1
 REFUSED = 2
 
 
-class Carrier(Protocol):
+class StreamConnection(Protocol):
     """Carries streams, numbered as in QUIC: the dialler opens 0, 4, 8..., the acceptor 1, 5, 9... (RFC 9000, 2.1)."""
 
     @property
@@ -55,7 +55,7 @@ class Carrier(Protocol):
         """End everything, and tell the peer why. The user hears nothing more."""
 
 
-class CarrierUser(Protocol):
+class StreamConnectionUser(Protocol):
     """Who hears of what a carrier brings."""
 
     def data(self, stream: int, data: bytes, end: bool) -> None:

@@ -30,8 +30,8 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from meshllm.core.records import PeerAddress
 from meshllm.errors import port_taken
 from meshllm.net.base import Clock
-from meshllm.net.credit import Bucket
-from meshllm.net.quic_connection import CONNECTION_ID_BYTES, VERSIONS
+from meshllm.net.quic.connection import CONNECTION_ID_BYTES, VERSIONS
+from meshllm.net.quic.flow_control import TokenBucket
 
 # (host, port) or (host, port, flow, scope), as the socket gives and takes it.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
@@ -58,14 +58,14 @@ FAREWELLS_EACH = 8
 
 
 @dataclass(slots=True)
-class Farewell:
+class CloseDatagram:
     """A connection's last datagram, and how often it may still be said again."""
 
     datagram: bytes
     left: int = FAREWELLS_EACH
 
 
-class Route(Protocol):
+class DatagramRoute(Protocol):
     """Who takes the datagrams of a connection."""
 
     def receive(self, data: bytes, source: SocketAddress, now: float) -> None:
@@ -76,24 +76,24 @@ class Route(Protocol):
 
 
 # Makes a connection for a stranger: (first datagram's destination, source id the retry gave or None, address).
-Welcome = Callable[[bytes, bytes | None, SocketAddress], "Route"]
+Welcome = Callable[[bytes, bytes | None, SocketAddress], "DatagramRoute"]
 
 
 class Endpoint:
     """`accept` makes connections; `routes` are kept up by them."""
 
     def __init__(self, accept: Welcome, clock: Clock) -> None:
-        self.routes: dict[bytes, Route] = {}
+        self.routes: dict[bytes, DatagramRoute] = {}
         self.port = 0
         self._accept = accept
         self._clock = clock
         self._socket: socket.socket | None = None
         self._ipv6 = False
-        self._strangers: dict[Route, str] = {}
+        self._strangers: dict[DatagramRoute, str] = {}
         self._per_address: dict[str, int] = {}
-        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._retry = QuicRetryTokenHandler()
-        self._farewells: OrderedDict[bytes, Farewell] = OrderedDict()
+        self._farewells: OrderedDict[bytes, CloseDatagram] = OrderedDict()
 
     # -- life
 
@@ -142,7 +142,7 @@ class Endpoint:
 
     # -- strangers
 
-    def known(self, route: Route) -> None:
+    def known(self, route: DatagramRoute) -> None:
         """No stranger any more: it has proved who it is, or it is gone."""
         key = self._strangers.pop(route, None)
         if key is not None:
@@ -159,7 +159,7 @@ class Endpoint:
 
     def farewell(self, ids: tuple[bytes, ...], datagram: bytes) -> None:
         """A connection has ended with that datagram; say it again if the peer goes on."""
-        words = Farewell(datagram)
+        words = CloseDatagram(datagram)
         for connection_id in ids:
             self._farewells[connection_id] = words
         while len(self._farewells) > MAX_FAREWELLS:
@@ -168,7 +168,7 @@ class Endpoint:
     # -- receiving
 
     def _readable(self) -> None:
-        touched: dict[Route, None] = {}
+        touched: dict[DatagramRoute, None] = {}
         now = self._clock()
         for _ in range(DATAGRAMS_AT_ONCE):
             if self._socket is None:
@@ -184,7 +184,7 @@ class Endpoint:
         for route in touched:
             route.received()
 
-    def _route(self, data: bytes, source: SocketAddress, now: float) -> Route | None:
+    def _route(self, data: bytes, source: SocketAddress, now: float) -> DatagramRoute | None:
         if len(data) < 1 + CONNECTION_ID_BYTES:
             return None
         if not data[0] & 0x80:
@@ -198,7 +198,7 @@ class Endpoint:
             return self._stranger(data, source, now)
         return route
 
-    def _stranger(self, data: bytes, source: SocketAddress, now: float) -> Route | None:
+    def _stranger(self, data: bytes, source: SocketAddress, now: float) -> DatagramRoute | None:
         """A connection for a stranger's first datagram, if there is room for it."""
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
@@ -254,10 +254,10 @@ class Endpoint:
         )
         self.send(packet, source)
 
-    def _bucket(self, key: str, now: float) -> Bucket:
+    def _bucket(self, key: str, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = Bucket(STRANGERS_PER_SECOND, STRANGERS_AT_ONCE, now)
+            bucket = self._buckets[key] = TokenBucket(STRANGERS_PER_SECOND, STRANGERS_AT_ONCE, now)
             if len(self._buckets) > MAX_ADDRESSES_KNOWN:
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(key)

@@ -18,8 +18,8 @@ from aioquic.quic.packet import QuicProtocolVersion
 from meshllm.core.records import NodeId
 from meshllm.errors import PeerRefused
 from meshllm.net.base import IDLE_SECONDS, MAX_STREAMS_PER_LINK
-from meshllm.net.credit import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES, STRANGER_CREDIT_BYTES
 from meshllm.net.identity import Identity, node_of_certificate
+from meshllm.net.quic.flow_control import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES, STRANGER_CREDIT_BYTES
 
 if TYPE_CHECKING:
     from aioquic.quic.packet_builder import QuicPacketBuilder

@@ -17,7 +17,7 @@ from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import PeerRefused
 from meshllm.net.base import StreamKind
 from meshllm.net.identity import node_of_der
-from meshllm.net.lane_listener import GOODBYE_SECONDS, MAX_TICKETS_PER_ASK, TICKET_BYTES, WELCOME
+from meshllm.net.lanes.listener import GOODBYE_SECONDS, MAX_TICKETS_PER_ASK, TICKET_BYTES, WELCOME
 from meshllm.tasks import Owner
 
 # Addresses tried for one lane, a little after one another.
@@ -25,7 +25,7 @@ MAX_HOSTS = 4
 STAGGER_SECONDS = 0.2
 
 
-class Wish:
+class LaneRequest:
     """Who wants a lane, and whether still. Without a factory nobody does: it is to see whether TCP gets through.
 
     `granted` is asked last, when the lane is there, and told of its transport; False: the lane is dropped.
@@ -52,7 +52,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TicketAnswer:
     """What a peer says when asked: its TCP port (0: none), the tickets' life in seconds, and the tickets."""
 
     port: int
@@ -60,11 +60,11 @@ class Answer:
     tickets: tuple[bytes, ...]
 
 
-class Ask(asyncio.Protocol):
+class TicketRequest(asyncio.Protocol):
     """Asks for tickets on a stream of kind LANE_TICKET. `answer` becomes None if none that makes sense comes."""
 
     def __init__(self, kind: StreamKind, count: int) -> None:
-        self.answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[TicketAnswer | None] = asyncio.get_running_loop().create_future()
         self._question = bytes((kind, count))
         self._heard = b""
 
@@ -83,22 +83,22 @@ class Ask(asyncio.Protocol):
             self.answer.set_result(None)
         elif len(heard) == length:
             tickets = tuple(heard[start : start + TICKET_BYTES] for start in range(4, length, TICKET_BYTES))
-            self.answer.set_result(Answer(int.from_bytes(heard[:2], "big"), heard[2], tickets))
+            self.answer.set_result(TicketAnswer(int.from_bytes(heard[:2], "big"), heard[2], tickets))
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.answer.done():
             self.answer.set_result(None)
 
 
-class Greeting(asyncio.Protocol):
+class LaneGreeting(asyncio.Protocol):
     """The dialler's end until it is welcome."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self._welcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._wish: Wish | None = None
+        self._wish: LaneRequest | None = None
 
-    async def enter(self, ticket: bytes, wish: Wish) -> bool:
+    async def enter(self, ticket: bytes, wish: LaneRequest) -> bool:
         """Show the ticket. True once the peer has taken it, whether or not the lane was still wanted."""
         self._wish = wish
         if self.transport is not None:
@@ -149,12 +149,12 @@ def hosts_to_try(linked: PeerAddress, others: Iterable[PeerAddress]) -> tuple[st
 
 async def reach(
     owner: Owner, context: ssl.SSLContext, peer: NodeId, hosts: Sequence[str], port: int, limit: float
-) -> Greeting | None:
+) -> LaneGreeting | None:
     """The TLS end of `peer` at the first of `hosts` that is really the peer; None if there is none in `limit` seconds.
 
     The next host is tried when the last one has failed, or has not answered for a moment.
     """
-    remaining, attempts, found = list(hosts), list[asyncio.Task[Greeting | None]](), None
+    remaining, attempts, found = list(hosts), list[asyncio.Task[LaneGreeting | None]](), None
     try:
         async with asyncio.timeout(limit):
             while found is None:
@@ -179,11 +179,11 @@ async def reach(
     return found
 
 
-async def _knock(context: ssl.SSLContext, peer: NodeId, host: str, port: int, limit: float) -> Greeting | None:
+async def _knock(context: ssl.SSLContext, peer: NodeId, host: str, port: int, limit: float) -> LaneGreeting | None:
     """TCP and TLS to one host; None if it does not answer or is not the peer."""
     try:
         transport, greeting = await asyncio.get_running_loop().create_connection(
-            Greeting, host, port, ssl=context, ssl_handshake_timeout=limit, ssl_shutdown_timeout=GOODBYE_SECONDS
+            LaneGreeting, host, port, ssl=context, ssl_handshake_timeout=limit, ssl_shutdown_timeout=GOODBYE_SECONDS
         )
     except OSError:
         return None
@@ -197,5 +197,5 @@ async def _knock(context: ssl.SSLContext, peer: NodeId, host: str, port: int, li
     return None
 
 
-def _outcome(attempt: asyncio.Task[Greeting | None]) -> Greeting | None:
+def _outcome(attempt: asyncio.Task[LaneGreeting | None]) -> LaneGreeting | None:
     return attempt.result() if attempt.done() and not attempt.cancelled() else None

@@ -14,10 +14,10 @@ from typing import Protocol, cast
 from meshllm.core.records import NodeId, short
 from meshllm.errors import BadMessage, LinkClosed, PeerRefused
 from meshllm.net.base import MAX_MESSAGE_BYTES, Clock, LinkFacts, StreamKind
-from meshllm.net.carrier import CONTROL, Carrier
-from meshllm.net.credit import Bucket
-from meshllm.net.handshake import AcceptorHandshake, DiallerHandshake, Finding, Frames, frame
-from meshllm.net.streams import Stream, Streams
+from meshllm.net.connection_protocol import CONTROL, StreamConnection
+from meshllm.net.handshake import AcceptorHandshake, DiallerHandshake, Frames, HandshakeResult, frame
+from meshllm.net.quic.flow_control import TokenBucket
+from meshllm.net.quic.streams import Stream, Streams
 from meshllm.wire.mesh.hello import MAX_HELLO_BYTES
 
 # Two round trips and some arithmetic; with a lost packet or two still far below.
@@ -39,7 +39,7 @@ class LinkOwner(Protocol):
     def proving(self, link: NodeLink) -> bool:
         """The dialled peer has answered, and this end is about to prove itself: whether the link is still wanted."""
 
-    def established(self, link: NodeLink, finding: Finding) -> None:
+    def established(self, link: NodeLink, finding: HandshakeResult) -> None:
         """The handshake has succeeded."""
 
     def refused(self, link: NodeLink, error: PeerRefused) -> None:
@@ -58,7 +58,9 @@ class LinkOwner(Protocol):
 class NodeLink:
     """`base.Link`, and the carrier's user. `address` is where the peer was at the beginning."""
 
-    def __init__(self, carrier: Carrier, owner: LinkOwner, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
+    def __init__(
+        self, carrier: StreamConnection, owner: LinkOwner, loop: asyncio.AbstractEventLoop, clock: Clock
+    ) -> None:
         self.carrier = carrier
         self.name = b""  # known to both ends once established
         self.instance = b""
@@ -70,7 +72,7 @@ class NodeLink:
         self._clock = clock
         self._began = clock()
         self._streams = Streams(carrier, lambda kind: owner.stream(self, kind), loop)
-        self._greeting: Greeting | None = None
+        self._greeting: LinkGreeting | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     # -- base.Link
@@ -121,7 +123,7 @@ class NodeLink:
     def begin(self, handshake: DiallerHandshake | AcceptorHandshake, seconds: float = HANDSHAKE_SECONDS) -> None:
         """Greet the peer, or wait to be greeted."""
         self.greeted = handshake.peer if isinstance(handshake, DiallerHandshake) else None
-        self._greeting = Greeting(self, handshake)
+        self._greeting = LinkGreeting(self, handshake)
         self._deadline = self._loop.call_later(seconds, self.close, "the handshake took too long")
         self._streams.control(self._greeting)
 
@@ -132,7 +134,7 @@ class NodeLink:
         self.close("another link to the same node has come first")
         return False
 
-    def succeed(self, finding: Finding, control: Stream, rest: bytes) -> None:
+    def succeed(self, finding: HandshakeResult, control: Stream, rest: bytes) -> None:
         """The handshake has succeeded. What came behind it are messages already."""
         self._cancel_deadline()
         self._facts = LinkFacts(
@@ -207,7 +209,7 @@ class NodeLink:
         return f"<NodeLink {who} {self.carrier.address} {state}>"
 
 
-class Greeting(asyncio.Protocol):
+class LinkGreeting(asyncio.Protocol):
     """The control stream during the handshake."""
 
     def __init__(self, link: NodeLink, handshake: DiallerHandshake | AcceptorHandshake) -> None:
@@ -276,7 +278,7 @@ class Messages(asyncio.Protocol):
         self._loop = loop
         self._clock = clock
         self._frames = Frames(MAX_MESSAGE_BYTES)
-        self._bucket = Bucket(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, clock())
+        self._bucket = TokenBucket(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, clock())
         self._waiting: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:

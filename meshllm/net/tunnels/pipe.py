@@ -19,18 +19,18 @@ HEADER = struct.Struct(f">{SESSION_BYTES}sQB")
 HEADER_SECONDS = 10.0
 
 
-class End(asyncio.Protocol):
+class PipeEnd(asyncio.Protocol):
     """One of two connections that are joined: what comes here goes out there, and both end together.
 
     `count` hears how many bytes have come; `made`, if given, that the connection is there.
     """
 
-    def __init__(self, count: Callable[[int], None], made: Callable[[End], None] | None = None) -> None:
+    def __init__(self, count: Callable[[int], None], made: Callable[[PipeEnd], None] | None = None) -> None:
         self._count = count
         self._made = made
         self._broken: Callable[[], None] | None = None
         self.transport: asyncio.Transport | None = None
-        self._there: End | None = None
+        self._there: PipeEnd | None = None
         self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -53,7 +53,7 @@ class End(asyncio.Protocol):
         assert self.transport is not None
         return "lane" if self.transport.get_extra_info("ssl_object") is not None else "quic"
 
-    def join(self, there: End) -> None:
+    def join(self, there: PipeEnd) -> None:
         """From now on bytes go to `there`, those that came early first."""
         self._there = there
         for data in self._early:
@@ -103,10 +103,10 @@ class End(asyncio.Protocol):
             there.close()
 
 
-class Guest(End):
+class InboundTunnel(PipeEnd):
     """A tunnel that a peer has opened: its header is read, and then it leads on to the engine, or nowhere."""
 
-    def __init__(self, admit: Callable[[Guest, bytes], None]) -> None:
+    def __init__(self, admit: Callable[[InboundTunnel, bytes], None]) -> None:
         super().__init__(lambda count: None)
         self._admit = admit
         self._header = b""

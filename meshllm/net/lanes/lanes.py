@@ -20,8 +20,8 @@ from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import LinkClosed
 from meshllm.net.base import Clock, Link, StreamKind
 from meshllm.net.identity import Identity
-from meshllm.net.lane_dialler import Ask, Wish, hosts_to_try, reach
-from meshllm.net.lane_listener import LaneListener, Serve
+from meshllm.net.lanes.dialler import LaneRequest, TicketRequest, hosts_to_try, reach
+from meshllm.net.lanes.listener import LaneListener, Serve
 from meshllm.tasks import Owner
 
 # Fetched at once and kept ready, so that only the first lane of a burst costs a round trip over the link.
@@ -57,7 +57,7 @@ class LaneFacts:
 
 
 @dataclass(slots=True)
-class _Way:
+class _LanePath:
     """What is known of the way to one peer, as long as one link lives."""
 
     link: Link
@@ -94,7 +94,7 @@ class Lanes:
         self._clock = clock
         self._listener = LaneListener(identity.server_context(), self._accepted, clock)
         self._owner = Owner("lanes")
-        self._ways: dict[NodeId, _Way] = {}
+        self._ways: dict[NodeId, _LanePath] = {}
         self._open: dict[NodeId, list[asyncio.Transport]] = {}
 
     def start(self, serve: Serve, port: int, host: str | None = None) -> int:
@@ -127,7 +127,7 @@ class Lanes:
             self._owner.start(self._probe(way), f"probe {short(link.facts.peer)}")
         if way.obstacle():
             return None
-        wish = Wish(factory, lambda lane: self._granted(way, lane))
+        wish = LaneRequest(factory, lambda lane: self._granted(way, lane))
         attempt = self._owner.start(self._attempt(way, kind, wish), f"lane to {short(link.facts.peer)}")
         try:
             await asyncio.wait({attempt}, timeout=PATIENCE_SECONDS + 4 * link.rtt)
@@ -176,10 +176,10 @@ class Lanes:
 
     # -- what is known
 
-    def _way(self, link: Link, addresses: Iterable[PeerAddress]) -> _Way:
+    def _way(self, link: Link, addresses: Iterable[PeerAddress]) -> _LanePath:
         way = self._ways.get(link.facts.peer)
         if way is None or way.link is not link:
-            way = self._ways[link.facts.peer] = _Way(link)
+            way = self._ways[link.facts.peer] = _LanePath(link)
         way.hosts = hosts_to_try(link.facts.address, addresses)
         return way
 
@@ -204,21 +204,21 @@ class Lanes:
 
     # -- opening
 
-    def _granted(self, way: _Way, lane: asyncio.Transport) -> bool:
+    def _granted(self, way: _LanePath, lane: asyncio.Transport) -> bool:
         """Whether a lane that is there may be used: not if its link went down meanwhile."""
         if self._ways.get(way.link.facts.peer) is not way:
             return False
         self._add(way.link.facts.peer, lane)
         return True
 
-    async def _probe(self, way: _Way) -> None:
+    async def _probe(self, way: _LanePath) -> None:
         """Whether TCP gets through by now. Nothing is opened."""
         try:
-            await self._attempt(way, StreamKind.HTTP_TUNNEL, Wish(None, lambda _: False))
+            await self._attempt(way, StreamKind.HTTP_TUNNEL, LaneRequest(None, lambda _: False))
         finally:
             way.probing = False
 
-    async def _attempt(self, way: _Way, kind: StreamKind, wish: Wish) -> None:
+    async def _attempt(self, way: _LanePath, kind: StreamKind, wish: LaneRequest) -> None:
         """One try: ticket, TCP and TLS, ticket shown, welcome. What it shows is kept in `way`."""
         try:
             await self._try(way, kind, wish)
@@ -229,7 +229,7 @@ class Lanes:
         else:
             way.proved, way.blocked = True, ""
 
-    async def _try(self, way: _Way, kind: StreamKind, wish: Wish) -> None:
+    async def _try(self, way: _LanePath, kind: StreamKind, wish: LaneRequest) -> None:
         """Raises LinkClosed and _NoLane."""
         ticket, limit = await self._ticket(way, kind), REACH_SECONDS + 4 * way.link.rtt
         peer = way.link.facts.peer
@@ -251,7 +251,7 @@ class Lanes:
             way.tickets.clear()
             raise _NoLane("the peer refused the lane", REFUSED_SECONDS)
 
-    async def _ticket(self, way: _Way, kind: StreamKind) -> bytes:
+    async def _ticket(self, way: _LanePath, kind: StreamKind) -> bytes:
         """A ticket, ready or fetched. Raises LinkClosed and _NoLane."""
         ready = way.tickets.setdefault(kind, deque())
         while ready:
@@ -259,7 +259,7 @@ class Lanes:
             if expires > self._clock():
                 return ticket
         # Of many that open at once, one brings some in reserve.
-        ask = Ask(kind, 1 if way.asking else TICKETS_AT_ONCE)
+        ask = TicketRequest(kind, 1 if way.asking else TICKETS_AT_ONCE)
         asked, answer = self._clock(), None
         way.asking += 1
         try:

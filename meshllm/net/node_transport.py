@@ -18,11 +18,11 @@ from typing import cast
 from meshllm.core.records import NODE_ID_BYTES, BootstrapAddress, NodeId, PeerAddress, Role, short
 from meshllm.errors import LinkClosed, PeerRefused, PeerUnreachable
 from meshllm.net.base import Clock, Link, LinkHandler, StreamKind
-from meshllm.net.carrier import Carrier
-from meshllm.net.dialling import Attempt, Dial
-from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, Finding
+from meshllm.net.connection_protocol import StreamConnection
+from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, HandshakeResult
 from meshllm.net.identity import Identity
-from meshllm.net.links import HANDSHAKE_SECONDS, NodeLink
+from meshllm.net.node_link import HANDSHAKE_SECONDS, NodeLink
+from meshllm.net.quic.happy_eyeballs import Attempt, PendingDial
 from meshllm.wire.mesh.hello import INSTANCE_BYTES, HelloRefusal
 
 # A pin is a whole node id or the first half of one (invites carry the half: 128 bits).
@@ -54,7 +54,7 @@ class NodeTransport(ABC):
         self._links: dict[NodeId, NodeLink] = {}
         self._greeting: set[NodeLink] = set()
         self._proved: dict[NodeId, NodeLink] = {}
-        self._dials: dict[bytes, Dial] = {}
+        self._dials: dict[bytes, PendingDial] = {}
         self._ended: OrderedDict[NodeId, bytes] = OrderedDict()
         self._handler: LinkHandler | None = None
         self._running = False
@@ -83,7 +83,7 @@ class NodeTransport(ABC):
             if len(self._dials) >= MAX_DIALS:
                 raise PeerUnreachable("This node dials too many others at the moment.", advice="Try again soon.")
             loop = asyncio.get_running_loop()
-            dial = self._dials[key] = Dial(way, self, loop, self._dialled)
+            dial = self._dials[key] = PendingDial(way, self, loop, self._dialled)
         return await asyncio.shield(dial.future)
 
     def link(self, peer: NodeId) -> Link | None:
@@ -101,7 +101,7 @@ class NodeTransport(ABC):
         await self._stop_listening()
         await asyncio.sleep(0)  # `connection_lost` of the streams is called by now
 
-    def _dialled(self, dial: Dial) -> None:
+    def _dialled(self, dial: PendingDial) -> None:
         self._dials.pop(dial.way.pin[:PIN_BYTES], None)
 
     # -- what a kind of transport adds
@@ -115,11 +115,11 @@ class NodeTransport(ABC):
         """Nothing is left."""
 
     @abstractmethod
-    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
+    def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
         """See `dialling.Dialler`."""
 
     @abstractmethod
-    def _attach(self, attempt: Attempt, make: Callable[[Carrier], NodeLink]) -> NodeLink:
+    def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
         """The link on the carrier of an attempt that is ready."""
 
     # -- dialling
@@ -140,12 +140,12 @@ class NodeTransport(ABC):
         self._proved[peer] = link
         return True
 
-    def _dial_of(self, link: NodeLink) -> Dial | None:
+    def _dial_of(self, link: NodeLink) -> PendingDial | None:
         return next((dial for dial in self._dials.values() if dial.greeted is link), None)
 
     # -- accepting
 
-    def accept(self, carrier: Carrier) -> NodeLink:
+    def accept(self, carrier: StreamConnection) -> NodeLink:
         """Somebody comes in on `carrier`."""
         link = self._new_link(carrier)
         handshake = AcceptorHandshake(
@@ -160,7 +160,7 @@ class NodeTransport(ABC):
         link.begin(handshake, HANDSHAKE_SECONDS)
         return link
 
-    def _admit(self, finding: Finding) -> HelloRefusal | None:
+    def _admit(self, finding: HandshakeResult) -> HelloRefusal | None:
         """Whether a peer that has proved itself may stay."""
         peer, existing = finding.peer, self._links.get(finding.peer)
         if existing is not None:
@@ -179,7 +179,7 @@ class NodeTransport(ABC):
 
     # -- links.LinkOwner
 
-    def established(self, link: NodeLink, finding: Finding) -> None:
+    def established(self, link: NodeLink, finding: HandshakeResult) -> None:
         self._greeting.discard(link)
         self._forget_proof(link)
         old = self._links.pop(finding.peer, None)
@@ -222,7 +222,7 @@ class NodeTransport(ABC):
 
     # -- inside
 
-    def _new_link(self, carrier: Carrier) -> NodeLink:
+    def _new_link(self, carrier: StreamConnection) -> NodeLink:
         return NodeLink(carrier, self, asyncio.get_running_loop(), self._clock)
 
     def _forget_proof(self, link: NodeLink) -> None:

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from meshllm.errors import LinkClosed
 from meshllm.net.base import MAX_STREAMS_PER_LINK, StreamKind
-from meshllm.net.carrier import ABORTED, CONTROL, ENDED, REFUSED, Carrier
-from meshllm.net.credit import Budget, Window, unsent_limit
+from meshllm.net.connection_protocol import ABORTED, CONTROL, ENDED, REFUSED, StreamConnection
+from meshllm.net.quic.flow_control import FlowBudget, FlowWindow, unsent_limit
 
 # Unsent bytes at which a protocol is told to pause, and to go on: asyncio's own defaults.
 HIGH_WATER = 64 << 10
@@ -29,7 +29,7 @@ class Stream(asyncio.Transport):
         super().__init__()
         self.number = number
         self.kind = kind
-        self.window = Window(table.budget)
+        self.window = FlowWindow(table.budget)
         self._table = table
         self._protocol: asyncio.Protocol | None = None
         self._inbox: deque[bytes] = deque()
@@ -294,14 +294,14 @@ class Streams:
 
     def __init__(
         self,
-        carrier: Carrier,
+        carrier: StreamConnection,
         accept: Callable[[StreamKind], asyncio.BaseProtocol | None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.carrier = carrier
         self.loop = loop
         self.peer: bytes | None = None
-        self.budget = Budget()
+        self.budget = FlowBudget()
         self.backlogged: set[Stream] = set()
         self.open_streams: dict[int, Stream] = {}
         self._accept = accept

@@ -14,7 +14,7 @@ from typing import Protocol
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, short
 from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
 from meshllm.net.base import DIAL_SECONDS
-from meshllm.net.links import NodeLink
+from meshllm.net.node_link import NodeLink
 
 # Between one address and the next: longer than a round trip at home, so that mostly only the first one is used.
 STAGGER_SECONDS = 0.05
@@ -34,18 +34,22 @@ class Attempt(Protocol):
 class Dialler(Protocol):
     """The verbs a dial needs of the transport."""
 
-    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
+    def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
         """Try an address. Later (never at once) `dial.ready` or `dial.failed` is called, once."""
 
     def greet(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
         """Begin the handshake on an attempt that is ready. Raises PeerRefused."""
 
 
-class Dial:
+class PendingDial:
     """Being dialled: `future` gets the link, PeerRefused or PeerUnreachable."""
 
     def __init__(
-        self, way: BootstrapAddress, dialler: Dialler, loop: asyncio.AbstractEventLoop, done: Callable[[Dial], None]
+        self,
+        way: BootstrapAddress,
+        dialler: Dialler,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[PendingDial], None],
     ) -> None:
         self.way = way
         self.future: asyncio.Future[NodeLink] = loop.create_future()

@@ -16,14 +16,14 @@ from aioquic.quic import events
 from meshllm.core.records import NodeId, PeerAddress
 from meshllm.errors import PeerRefused
 from meshllm.net.base import Clock
-from meshllm.net.carrier import Carrier, CarrierUser
-from meshllm.net.dialling import Attempt, Dial
-from meshllm.net.endpoint import Endpoint, Route, SocketAddress, to_address
+from meshllm.net.connection_protocol import StreamConnection, StreamConnectionUser
 from meshllm.net.handshake import Credentials
 from meshllm.net.identity import Identity
-from meshllm.net.links import NodeLink
-from meshllm.net.quic_connection import MeshConnection, configuration
-from meshllm.net.transport import NodeTransport
+from meshllm.net.node_link import NodeLink
+from meshllm.net.node_transport import NodeTransport
+from meshllm.net.quic.connection import MeshConnection, configuration
+from meshllm.net.quic.endpoint import DatagramRoute, Endpoint, SocketAddress, to_address
+from meshllm.net.quic.happy_eyeballs import Attempt, PendingDial
 
 # The application's error code when a connection is closed; the reason is in words.
 CLOSED = 0
@@ -57,41 +57,41 @@ class QuicTransport(NodeTransport):
     async def _stop_listening(self) -> None:
         self.endpoint.close()
 
-    def attempt(self, address: PeerAddress, dial: Dial) -> Attempt:
-        carrier = QuicCarrier(self.endpoint, MeshConnection(self._client), self._clock, dialled=True)
+    def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
+        carrier = QuicStreamConnection(self.endpoint, MeshConnection(self._client), self._clock, dialled=True)
         carrier.dial = dial
         carrier.connect(address)
         return carrier
 
-    def _attach(self, attempt: Attempt, make: Callable[[Carrier], NodeLink]) -> NodeLink:
-        carrier = cast(QuicCarrier, attempt)
+    def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
+        carrier = cast(QuicStreamConnection, attempt)
         carrier.dial = None
         link = make(carrier)
         carrier.attach(link)
         return link
 
-    def _stranger(self, original: bytes, retried: bytes | None, source: SocketAddress) -> Route:
+    def _stranger(self, original: bytes, retried: bytes | None, source: SocketAddress) -> DatagramRoute:
         connection = MeshConnection(
             self._server, original_destination_connection_id=original, retry_source_connection_id=retried
         )
-        carrier = QuicCarrier(self.endpoint, connection, self._clock, dialled=False)
+        carrier = QuicStreamConnection(self.endpoint, connection, self._clock, dialled=False)
         carrier.where = source
         carrier.attach(self.accept(carrier))
         return carrier
 
 
-class QuicCarrier:
+class QuicStreamConnection:
     """`streams.Carrier` and `dialling.Attempt` on one QUIC connection."""
 
     def __init__(self, endpoint: Endpoint, connection: MeshConnection, clock: Clock, *, dialled: bool) -> None:
-        self.dial: Dial | None = None
+        self.dial: PendingDial | None = None
         self.where: SocketAddress = ("", 0)
         self._endpoint = endpoint
         self._quic = connection
         self._clock = clock
         self._dialled = dialled
         self._loop = asyncio.get_running_loop()
-        self._user: CarrierUser | None = None
+        self._user: StreamConnectionUser | None = None
         # aioquic issues an id anew (the same one) when the packet that told the peer of it is lost.
         self._ids: dict[bytes, None] = {connection.host_cid: None}
         self._timer: asyncio.TimerHandle | None = None
@@ -174,7 +174,7 @@ class QuicCarrier:
         self.dial = None
         self.close("not needed any more")
 
-    def attach(self, user: CarrierUser) -> None:
+    def attach(self, user: StreamConnectionUser) -> None:
         """From now on `user` hears what the connection brings."""
         self._user = user
         self._quic.unread = user.unread
@@ -224,7 +224,7 @@ class QuicCarrier:
             elif isinstance(event, events.HandshakeCompleted) and self.dial is not None:
                 self._check_pin(self.dial)
 
-    def _check_pin(self, dial: Dial) -> None:
+    def _check_pin(self, dial: PendingDial) -> None:
         try:
             node = self._quic.peer_node()
         except PeerRefused:

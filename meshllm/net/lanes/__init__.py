@@ -1,0 +1,1 @@
+"""Lanes: direct TLS/TCP connections beside a link."""

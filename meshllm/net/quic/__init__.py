@@ -1,0 +1,1 @@
+"""QUIC: endpoint, connections, streams, flow control, dialling."""

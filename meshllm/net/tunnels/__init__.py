@@ -1,0 +1,1 @@
+"""Byte streams to a peer over a lane or a QUIC stream."""
