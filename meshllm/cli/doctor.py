@@ -63,9 +63,10 @@ def checks(port: int, console: int) -> list[Check]:
         return await _aside(lambda: c.check_accelerators(found))
 
     async def engine_devices() -> Finding:
-        from meshllm.engine import bindings, build
+        from meshllm.engine.build import builder
+        from meshllm.engine.probe import bindings
 
-        engine = build.find()
+        engine = builder.find()
         return c.check_devices(None if engine is None else await bindings.devices(engine, seconds=int(SECONDS)))
 
     cache, models = paths.cache(), paths.models()

@@ -22,7 +22,7 @@ from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
 
 if TYPE_CHECKING:
-    from meshllm.engine.bindings import EngineDevice
+    from meshllm.engine.probe.bindings import EngineDevice
 
 ENGINE_BUILD_BYTES: Final = 10**9  # measured peak of a build: under half of it
 MODEL_ROOM_BYTES: Final = 5 * 10**9  # a usual model of 7 to 8 thousand million parameters, 4 bits each
@@ -98,10 +98,10 @@ def check_home(home: Path) -> Finding:
 
 def check_engine() -> Finding:
     """Whether the engine of this checkout is built."""
-    from meshllm.engine import build
+    from meshllm.engine.build import builder
 
     try:
-        engine = build.find()
+        engine = builder.find()
     except MeshError as error:
         return Finding("engine", State.BAD, error.message, error.advice)
     if engine is None:
@@ -113,7 +113,7 @@ def check_engine() -> Finding:
 
 def check_compiler(built: bool) -> Finding:
     """A C++ compiler; only needed where the engine is not built."""
-    from meshllm.engine import toolchain
+    from meshllm.engine.build import toolchain
 
     try:
         compiler = toolchain.require_compiler(toolchain.find_compiler())
@@ -124,7 +124,7 @@ def check_compiler(built: bool) -> Finding:
 
 def check_build_tools(built: bool) -> Finding:
     """cmake and ninja."""
-    from meshllm.engine import toolchain
+    from meshllm.engine.build import toolchain
 
     try:
         found = [str(toolchain.find_tool(name)) for name in ("cmake", "ninja")]
@@ -138,7 +138,7 @@ def check_build_tools(built: bool) -> Finding:
 
 def check_accelerators(devices: Sequence[Accelerator]) -> Finding:
     """GPUs, and whether the engine can be built for them."""
-    from meshllm.engine import toolchain
+    from meshllm.engine.build import toolchain
 
     try:
         buildable = toolchain.find_accelerators()

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from meshllm.engine.build import Engine, Layout, Progress
-    from meshllm.engine.recipe import Recipe
+    from meshllm.engine.build.builder import BuildProgress, Engine, Layout
+    from meshllm.engine.build.recipe import Recipe
 
 app = Commands(help="The inference engine: what is built, building it anew, removing old builds.")
 
@@ -75,8 +75,9 @@ def clean(
     everything: Annotated[bool, typer.Option("--all", help="The current build and the fetched source too.")] = False,
 ) -> None:
     """Remove builds that are not current, and what interrupted ones left."""
-    from meshllm.engine import cleaning, recipe
-    from meshllm.engine.build import layout
+    from meshllm.engine.build import clean as cleaning
+    from meshllm.engine.build import recipe
+    from meshllm.engine.build.builder import layout
 
     current = None if everything else recipe.current()
     freed = 0
@@ -95,9 +96,9 @@ def unpack(
     pristine: Annotated[bool, typer.Option("--pristine", help="Without our patches.")] = False,
 ) -> None:
     """Unpack the pinned source, patched, for those who write patches (see llama.cpp/README.md)."""
-    from meshllm.engine import pin, source
-    from meshllm.engine.build import layout
-    from meshllm.engine.progress import silent
+    from meshllm.engine.build import pin, source
+    from meshllm.engine.build.builder import layout
+    from meshllm.engine.build.progress import silent
     from meshllm.errors import UsageError
 
     if directory.exists():
@@ -125,7 +126,7 @@ async def build_with_progress(console: Console | None = None, *, again: bool = F
     """
     from rich.console import Console as RichConsole
 
-    from meshllm.engine import build as engine_build
+    from meshllm.engine.build import builder as engine_build
 
     console = console or RichConsole(stderr=True)
     started = time.monotonic()
@@ -156,11 +157,11 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def _moving(bar: Bar) -> Callable[[Progress], None]:
+def _moving(bar: Bar) -> Callable[[BuildProgress], None]:
     """One line a stage; the last one moves, and the others stay with the time they took."""
     tasks: dict[str, TaskID] = {}
 
-    def report(step: Progress) -> None:
+    def report(step: BuildProgress) -> None:
         stage = step.stage.value
         if stage not in tasks:
             for done in tasks.values():
@@ -178,10 +179,10 @@ def _moving(bar: Bar) -> Callable[[Progress], None]:
     return report
 
 
-def _plain(console: Console) -> Callable[[Progress], None]:
+def _plain(console: Console) -> Callable[[BuildProgress], None]:
     last: dict[str, float] = {}
 
-    def report(step: Progress) -> None:
+    def report(step: BuildProgress) -> None:
         stage, now = step.stage.value, time.monotonic()
         finished = bool(step.total) and step.done == step.total and stage in ("compile", "fetch")
         if not finished and now - last.get(stage, -PLAIN_SECONDS) < PLAIN_SECONDS:
@@ -193,7 +194,7 @@ def _plain(console: Console) -> Callable[[Progress], None]:
     return report
 
 
-def _count(step: Progress) -> str:
+def _count(step: BuildProgress) -> str:
     if not step.total:
         return ""
     if step.stage.value in _BYTES:
@@ -206,7 +207,7 @@ def _run(*, again: bool) -> None:
 
     from rich.console import Console as RichConsole
 
-    from meshllm.engine import build as engine_build
+    from meshllm.engine.build import builder as engine_build
 
     console = RichConsole(stderr=True)
     if not again and (engine := engine_build.find()):
@@ -226,9 +227,9 @@ def _facts() -> dict[str, Any]:
     """All that is known of this machine's engine, as JSON can carry it."""
     from dataclasses import asdict
 
-    from meshllm.engine import installed
-    from meshllm.engine import recipe as recipes
-    from meshllm.engine.build import layout
+    from meshllm.engine.build import installed
+    from meshllm.engine.build import recipe as recipes
+    from meshllm.engine.build.builder import layout
 
     recipe, where = recipes.current(), layout()
     engine = installed.find(recipe, where)

@@ -36,7 +36,8 @@ from meshllm.daemon.node import Node
 from meshllm.daemon.reach import KEY_VARIABLE, Reach, api_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.supervisor import Supervisor
-from meshllm.engine import build, llama_server
+from meshllm.engine.build import builder
+from meshllm.engine.processes import llama_server
 from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError
 from meshllm.models import on_disk
 from meshllm.models.entry import Wanted
@@ -167,7 +168,7 @@ class App:
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = wish_of(settings, wanted, Store(paths.models()))
         self._fitter = Fitter(settings.context, settings.max_memory, settings.devices, settings.threads)
-        if settings.devices and (engine := build.find()) is not None:
+        if settings.devices and (engine := builder.find()) is not None:
             await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
         claim = Claim(settings.home)
         owner = Owner("daemon")

@@ -18,10 +18,11 @@ from meshllm.core.records import NodeId
 from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease
 from meshllm.daemon.fitting import Fitter
-from meshllm.engine import build, rpc_server
-from meshllm.engine.ledger import Ledger
-from meshllm.engine.process import Child
-from meshllm.engine.rpc_server import SharedFile, WorkerPlan
+from meshllm.engine.build import builder
+from meshllm.engine.processes import rpc_server
+from meshllm.engine.processes.child import Child
+from meshllm.engine.processes.child_registry import ChildRegistry
+from meshllm.engine.processes.rpc_server import SharedFile, WorkerPlan
 from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
 from meshllm.machine import resources
 from meshllm.models.manifest import Manifest, ModelFile
@@ -53,7 +54,7 @@ class Carrying:
         self,
         home: Path,
         sockets: Path,
-        ledger: Ledger,
+        ledger: ChildRegistry,
         post: Callable[[e.Event], None],
         fetch: Fetch,
         fitter: Fitter,
@@ -153,11 +154,11 @@ class Carrying:
         def tell(progress: Progress) -> None:
             self._post(e.WorkerProgress(*which, progress))
 
-        def built(step: build.Progress) -> None:
+        def built(step: builder.BuildProgress) -> None:
             fraction = step.done / step.total if step.total else None
             tell(Progress(f"engine: {step.stage.value}", fraction, step.detail))
 
-        engine = await build.ensure(progress=built)
+        engine = await builder.ensure(progress=built)
         await self._fitter.look(engine)
         files = await self._files(lease, tell)
         commands, pushes, onward = places

@@ -29,9 +29,9 @@ from meshllm.core.records import short
 from meshllm.core.snapshot import Purpose
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
-from meshllm.engine import bindings
-from meshllm.engine.installed import Engine
-from meshllm.engine.llama_server import Projector
+from meshllm.engine.build.installed import Engine
+from meshllm.engine.probe import bindings
+from meshllm.engine.processes.llama_server import Projector
 from meshllm.errors import InvalidModelFile, OutOfRoom
 from meshllm.machine import resources
 from meshllm.models.local import LocalModel

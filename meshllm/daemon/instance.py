@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from meshllm.engine.ledger import is_same_process
+from meshllm.engine.processes.child_registry import is_same_process
 from meshllm.errors import NotRunning, UsageError
 
 NOTE = "daemon.json"

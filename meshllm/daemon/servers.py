@@ -24,10 +24,11 @@ from meshllm.core.split.planner import need_of
 from meshllm.daemon.carrying import Carrying, Reach
 from meshllm.daemon.drafting import Drafter
 from meshllm.daemon.fitting import Fit, Fitter
-from meshllm.engine import build, llama_server
-from meshllm.engine.ledger import Ledger
-from meshllm.engine.llama_server import ServerPlan
-from meshllm.engine.process import Child
+from meshllm.engine.build import builder
+from meshllm.engine.processes import llama_server
+from meshllm.engine.processes.child import Child
+from meshllm.engine.processes.child_registry import ChildRegistry
+from meshllm.engine.processes.llama_server import ServerPlan
 from meshllm.errors import MeshError, OutOfRoom
 from meshllm.models import checking
 from meshllm.models import progress as model_progress
@@ -73,7 +74,7 @@ class Servers:
         self,
         home: Path,
         sockets: Path,
-        ledger: Ledger,
+        ledger: ChildRegistry,
         store: Store,
         fitter: Fitter,
         drafter: Drafter,
@@ -95,11 +96,11 @@ class Servers:
         self._children: dict[tuple[str, int], Child | None] = {}
         self._unwanted: set[tuple[str, int]] = set()
 
-    def measure(self, model: LocalModel, name: str, engine: build.Engine, *, split: bool) -> None:
+    def measure(self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool) -> None:
         """Find out what `model`, served as `name`, takes here; ends in ModelMeasured or MeasureFailed."""
         self._owner.start(self._measure(model, name, engine, split), f"measure {name}")
 
-    def start(self, model: LocalModel, command: c.StartServer, engine: build.Engine) -> None:
+    def start(self, model: LocalModel, command: c.StartServer, engine: builder.Engine) -> None:
         """Start a process; ends in ServerGone."""
         self._children[command.model, command.generation] = None
         self._owner.start(self._serve(model, command, engine), f"serve {command.model} {command.generation}")
@@ -118,7 +119,7 @@ class Servers:
 
     # -- what it takes
 
-    async def _measure(self, model: LocalModel, name: str, engine: build.Engine, split: bool) -> None:
+    async def _measure(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> None:
         try:
             measured = await self._measured(model, name, engine, split)
         except MeshError as error:
@@ -129,7 +130,7 @@ class Servers:
         else:
             self._post(e.ModelMeasured(name, measured))
 
-    async def _measured(self, model: LocalModel, name: str, engine: build.Engine, split: bool) -> MeasuredModel:
+    async def _measured(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> MeasuredModel:
         room, found = self._fitter.offer(), None
         with contextlib.suppress(OutOfRoom):
             found = self._found[name] = await self._prepare(model, name, engine)
@@ -142,7 +143,7 @@ class Servers:
         sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=beside)) for size in tries)
         return MeasuredModel(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
 
-    async def _prepare(self, model: LocalModel, name: str, engine: build.Engine) -> _Start:
+    async def _prepare(self, model: LocalModel, name: str, engine: builder.Engine) -> _Start:
         """How to serve it here alone. Raises OutOfRoom where that cannot be."""
         speculation, draft = await self._drafter.choose(name, model, partial(self._fetch_draft, name))
         fit = await self._fitter.fit(engine, model, usage(model.header), speculation=speculation, draft=draft)
@@ -176,7 +177,7 @@ class Servers:
 
     # -- a process
 
-    async def _serve(self, model: LocalModel, command: c.StartServer, engine: build.Engine) -> None:
+    async def _serve(self, model: LocalModel, command: c.StartServer, engine: builder.Engine) -> None:
         name, generation = command.model, command.generation
         key = (name, generation)
         socket = llama_server.socket_path(self._sockets)
@@ -202,7 +203,7 @@ class Servers:
             self._post(e.ServerGone(name, generation, reason, advice, hopeless))
 
     async def _run(
-        self, model: LocalModel, command: c.StartServer, engine: build.Engine, start: _Start, socket: Path
+        self, model: LocalModel, command: c.StartServer, engine: builder.Engine, start: _Start, socket: Path
     ) -> tuple[str, str] | None:
         """Live through the life of a process. Returns why it ended and what to do; None if it was to end."""
         name, generation = command.model, command.generation

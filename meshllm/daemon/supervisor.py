@@ -22,8 +22,9 @@ from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
 from meshllm.daemon.fitting import Fitter
 from meshllm.daemon.servers import Servers, progress_of
-from meshllm.engine import build, llama_server
-from meshllm.engine.ledger import Ledger
+from meshllm.engine.build import builder
+from meshllm.engine.processes import llama_server
+from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.errors import (
     AmbiguousModel,
     BadBackend,
@@ -79,9 +80,9 @@ class Supervisor:
         self._sharing: Sharing | None = None
         self._store = Store(paths.models())
         named = (source for source in wanted.values() if isinstance(source, Path))
-        self._ledger = Ledger(home / "children")
+        self._ledger = ChildRegistry(home / "children")
         self._sockets = llama_server.socket_directory(home)
-        self._engine: build.Engine | None = None
+        self._engine: builder.Engine | None = None
         self._models: dict[str, LocalModel] = {}
         self._sped = False
         self._carrying = Carrying(home, self._sockets, self._ledger, post, self._lay_down, fitter)
@@ -150,12 +151,12 @@ class Supervisor:
     # -- the engine and the files
 
     async def _prepare_engine(self) -> None:
-        def tell(step: build.Progress) -> None:
+        def tell(step: builder.BuildProgress) -> None:
             fraction = step.done / step.total if step.total else None
             self._post(e.EngineProgress(Progress(f"engine: {step.stage.value}", fraction, step.detail)))
 
         try:
-            engine = await build.ensure(progress=tell)
+            engine = await builder.ensure(progress=tell)
             await self._fitter.look(engine)
             self._engine = engine
         except MeshError as error:
@@ -262,7 +263,7 @@ class Supervisor:
         model = await download.ensure(manifest, self._store, told, peers=peers)
         return model.files
 
-    def _ready(self) -> build.Engine:
+    def _ready(self) -> builder.Engine:
         assert self._engine is not None, "the core asks for an engine process only once there is an engine"
         return self._engine
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from meshllm import paths
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.estimate import forecast, process_bytes
-from meshllm.engine import bindings, build
-from meshllm.engine.build import Engine
-from meshllm.engine.llama_server import ServerPlan, arguments
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.probe import bindings
+from meshllm.engine.processes.llama_server import ServerPlan, arguments
 from meshllm.models.gguf import read_header
 from tests import engine_shapes
 
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print; 1 where a prediction was off by more than 3 %."""
-    engine = build.find()
+    engine = builder.find()
     if engine is None:
         raise BenchError("the engine is not built; `mesh-llm engine build` builds it")
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch:

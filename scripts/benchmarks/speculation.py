@@ -30,8 +30,8 @@ from typing import Any, Final
 
 from meshllm import paths
 from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
-from meshllm.engine import build
-from meshllm.engine.llama_server import SPIN_ROUNDS, SPIN_VARIABLE, ServerPlan, arguments, environment
+from meshllm.engine.build import builder
+from meshllm.engine.processes.llama_server import SPIN_ROUNDS, SPIN_VARIABLE, ServerPlan, arguments, environment
 
 from . import report
 from .children import Child
@@ -97,7 +97,7 @@ class Engine:
     """A llama-server on a Unix socket, started as the daemon starts it."""
 
     def __init__(self, stack: ExitStack, scratch: Path, name: str, plan: ServerPlan) -> None:
-        found = build.find()
+        found = builder.find()
         if found is None:
             raise BenchError("the engine is not built (mesh-llm engine build)")
         self.name = name

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from meshllm import paths
-from meshllm.engine import build
+from meshllm.engine.build import builder
 
 from . import engine, report
 from .native import BenchError
@@ -205,7 +205,7 @@ def hidden_size(model: Path) -> int:
 
 def built_programs() -> Path:
     """The folder of this checkout's programs. Raises BenchError."""
-    found = build.find()
+    found = builder.find()
     if found is None:
         raise BenchError("the engine is not built: run `scripts/mesh-llm engine build`")
     return found.server.parent
@@ -214,7 +214,7 @@ def built_programs() -> Path:
 def stock_programs() -> Path | None:
     """The programs of an installed build of the same source that has no patches."""
     ours: Any = json.loads((built_programs().parent / "manifest.json").read_text())["info"]
-    for manifest in sorted(build.layout().builds.glob("*/manifest.json")):
+    for manifest in sorted(builder.layout().builds.glob("*/manifest.json")):
         told = json.loads(manifest.read_text())["info"]
         if not told["patches"] and told["commit"] == ours["commit"]:
             return manifest.parent / "bin"

@@ -18,7 +18,7 @@ from meshllm.cli import doctor as command
 from meshllm.cli import doctor_checks as checks
 from meshllm.cli.doctor import Check, examine, show
 from meshllm.cli.doctor_checks import Finding, State, well
-from meshllm.engine.bindings import EngineDevice
+from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors

@@ -21,9 +21,9 @@ from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.fitting import Fitter
-from meshllm.engine import build
-from meshllm.engine.build import Engine
-from meshllm.engine.ledger import Ledger
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
 from meshllm.models.manifest import Manifest
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
@@ -80,7 +80,7 @@ class Bench:
         self.sockets.mkdir(parents=True)
         self.threads = 3
         fitter = cast(Fitter, self)
-        self.carrying = Carrying(folder, self.sockets, Ledger(folder / "c"), self.said.put_nowait, fetch, fitter)
+        self.carrying = Carrying(folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait, fetch, fitter)
         self.carrying.join(cast(RpcTunnels, self.tunnels), node)
 
     async def look(self, engine: Engine) -> None: ...
@@ -134,7 +134,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         async def ensure(**_: Any) -> Engine:
             return cast(Engine, type("Built", (), {"rpc_server": path}))
 
-        monkeypatch.setattr(build, "ensure", ensure)
+        monkeypatch.setattr(builder, "ensure", ensure)
 
     return write
 
@@ -243,7 +243,7 @@ async def test_why_a_worker_cannot_be_started_is_said(tmp_path: Path, monkeypatc
     async def ensure(**_: Any) -> Engine:
         raise faults.pop(0)
 
-    monkeypatch.setattr(build, "ensure", ensure)
+    monkeypatch.setattr(builder, "ensure", ensure)
     async with bench(tmp_path / "n", here) as it:
         for words in ("no compiler", "disk is full"):
             it.carrying.start(LEASE)
@@ -294,7 +294,7 @@ async def test_a_tunnel_is_made_while_a_worker_makes_itself_ready(tmp_path: Path
 
 async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
     said = list[e.Event]()
-    alone = Carrying(tmp_path, tmp_path, Ledger(tmp_path / "c"), said.append, here, cast(Fitter, None))
+    alone = Carrying(tmp_path, tmp_path, ChildRegistry(tmp_path / "c"), said.append, here, cast(Fitter, None))
     alone.open_ahead(FIRST)
     with pytest.raises((OSError, MeshError), match="no mesh"):
         await alone.reach(LEASE, ())

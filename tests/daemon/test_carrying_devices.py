@@ -21,8 +21,9 @@ from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import SplitPlan, WorkerOffer, need_of, plan
 from meshllm.daemon.fitting import Fitter
-from meshllm.engine import build, rpc_server
-from meshllm.engine.llama_server import ServerPlan
+from meshllm.engine.build import builder
+from meshllm.engine.processes import rpc_server
+from meshllm.engine.processes.llama_server import ServerPlan
 from meshllm.models.local import LocalModel, from_path
 from meshllm.models.manifest import Manifest
 from meshllm.models.purpose import usage
@@ -39,7 +40,7 @@ ASKED: dict[str, Any] = {"prompt": "The planets of the solar system are", "n_pre
 
 @pytest.fixture
 def model(tmp_path: Path) -> LocalModel:
-    if build.find() is None:
+    if builder.find() is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
     if not found:

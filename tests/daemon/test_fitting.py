@@ -16,10 +16,11 @@ from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.fitting import CHECKPOINTS_MOST, Fitter
-from meshllm.engine import bindings, build
-from meshllm.engine.bindings import BufferNeed, EngineDevice, MemoryNeed
-from meshllm.engine.build import Engine
-from meshllm.engine.llama_server import Projector
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.probe import bindings
+from meshllm.engine.probe.bindings import BufferNeed, EngineDevice, MemoryNeed
+from meshllm.engine.processes.llama_server import Projector
 from meshllm.errors import OutOfRoom, UsageError
 from meshllm.machine import resources
 from meshllm.machine.resources import Memory
@@ -255,7 +256,7 @@ async def test_an_encoder_computes_a_text_in_one_go(machine: Machine, tmp_path: 
 
 @pytest.mark.engine
 async def test_the_real_engine(tmp_path: Path) -> None:
-    engine = build.find()
+    engine = builder.find()
     if engine is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     local = model(tmp_path / "m.gguf", context=8192)

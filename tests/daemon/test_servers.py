@@ -23,9 +23,9 @@ from meshllm.daemon.carrying import Carrying
 from meshllm.daemon.drafting import NO_WISH, Drafter
 from meshllm.daemon.fitting import Fit, Fitter
 from meshllm.daemon.servers import Servers
-from meshllm.engine.build import Engine
-from meshllm.engine.ledger import Ledger
-from meshllm.engine.llama_server import Projector
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.processes.child_registry import ChildRegistry
+from meshllm.engine.processes.llama_server import Projector
 from meshllm.errors import MeshError, OutOfRoom
 from meshllm.models.local import LocalModel, from_path
 from meshllm.models.projector import projector_bytes
@@ -45,7 +45,7 @@ class Hands:
         self.released: list[Lease] = []
         self.store = Store(folder / "models")  # nothing was ever fetched into it
         drafter = Drafter(NO_WISH, self.store, ())
-        ledger = Ledger(folder / "children")
+        ledger = ChildRegistry(folder / "children")
         self.fitter = Fitter(context=64, cap=10**9)
         self.servers = Servers(
             folder, folder, ledger, self.store, self.fitter, drafter, cast(Carrying, self), self._bring,

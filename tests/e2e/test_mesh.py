@@ -26,7 +26,7 @@ import pytest
 from here import HERE, Site, client, joined, serves, site
 
 from meshllm import paths
-from meshllm.engine import recipe
+from meshllm.engine.build import recipe
 from meshllm.wire.mesh import invite as invites
 from tests.daemons import MODEL, PATIENCE_SECONDS, PROGRAM, Daemon
 from tests.netlab.nodes import Node, Status

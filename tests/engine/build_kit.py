@@ -10,11 +10,11 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from meshllm.engine.build import Layout, Progress, Stage
-from meshllm.engine.pin import Patch, Pin, Source
-from meshllm.engine.progress import Report
-from meshllm.engine.recipe import Recipe
-from meshllm.engine.toolchain import find_compiler
+from meshllm.engine.build.builder import BuildProgress, BuildStage, Layout
+from meshllm.engine.build.pin import Patch, Pin, Source
+from meshllm.engine.build.progress import Report
+from meshllm.engine.build.recipe import Recipe
+from meshllm.engine.build.toolchain import find_compiler
 
 TREE = "package-1.0/vendor/llama.cpp"
 
@@ -78,7 +78,7 @@ class Index:
 
     async def fetch(self, pin: Pin, target: Path, report: Report) -> None:
         self.fetched += 1
-        report(Progress(Stage.FETCH, len(self.data), pin.size))
+        report(BuildProgress(BuildStage.FETCH, len(self.data), pin.size))
         await asyncio.to_thread(target.write_bytes, self.data)
 
 
@@ -89,10 +89,10 @@ class Bench:
         self.index = Index(archive(files))
         self.where = Layout(folder / "engine")
         self.recipe = Recipe(Source(pin_of(self.index.data), patches), find_compiler(), (), "some processor")
-        self.steps: list[Progress] = []
+        self.steps: list[BuildProgress] = []
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[BuildStage]:
         """The stages reported so far, each once, in order."""
         return list(dict.fromkeys(step.stage for step in self.steps))
 

@@ -8,9 +8,10 @@ import pytest
 
 from meshllm.core.memory.speculation import DraftSource, Speculation
 from meshllm.core.snapshot import Purpose
-from meshllm.engine import bindings, build
-from meshllm.engine.build import Engine
-from meshllm.engine.llama_server import ServerPlan, arguments
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.probe import bindings
+from meshllm.engine.processes.llama_server import ServerPlan, arguments
 from scripts.benchmarks.allocations import MIB, Allocated, measure
 from tests import engine_samples, engine_shapes
 
@@ -22,7 +23,7 @@ ROUNDING = 0.011  # MiB: the log has two decimals
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    found = build.find()
+    found = builder.find()
     if found is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     return found

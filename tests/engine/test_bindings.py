@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from meshllm import paths
-from meshllm.engine import bindings, build
-from meshllm.engine.build import Engine
-from meshllm.engine.installed import EngineInfo
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.build.installed import EngineInfo
+from meshllm.engine.probe import bindings
 from meshllm.errors import EngineUnavailable, InvalidModelFile
 
 NOTHING = EngineInfo("", "", "", (), (), "", (), "", "", "", 0.0, 0)
@@ -21,7 +22,7 @@ NOTHING = EngineInfo("", "", "", (), (), "", (), "", "", "", 0.0, 0)
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    found = build.find()
+    found = builder.find()
     if found is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     return found

@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from meshllm.engine import build, cleaning, installed, recipe
-from meshllm.engine.build import Engine, Progress, Stage
-from meshllm.engine.pin import Patch
+from meshllm.engine.build import builder as build
+from meshllm.engine.build import clean, installed, recipe
+from meshllm.engine.build.builder import BuildProgress, BuildStage, Engine
+from meshllm.engine.build.pin import Patch
 from meshllm.errors import EngineUnavailable, OutOfRoom, ToolMissing, UsageError
 from meshllm.tasks import Owner
 from tests.engine.build_kit import FILES, HAS_COMPILER, NO_COMPILER, Bench, patch
@@ -63,8 +64,15 @@ def processes_in(folder: Path) -> list[str]:
 async def test_builds_once_and_then_only_finds(bench: Bench) -> None:
     assert build.find(bench.recipe, bench.where) is None
     engine = await make(bench)
-    assert bench.stages == [Stage.FETCH, Stage.VERIFY, Stage.UNPACK, Stage.CONFIGURE, Stage.COMPILE, Stage.INSTALL]
-    compiled = [step for step in bench.steps if step.stage is Stage.COMPILE and step.total]
+    assert bench.stages == [
+        BuildStage.FETCH,
+        BuildStage.VERIFY,
+        BuildStage.UNPACK,
+        BuildStage.CONFIGURE,
+        BuildStage.COMPILE,
+        BuildStage.INSTALL,
+    ]
+    compiled = [step for step in bench.steps if step.stage is BuildStage.COMPILE and step.total]
     assert compiled[-1].done == compiled[-1].total >= 5
     assert [step.done for step in compiled] == sorted(step.done for step in compiled)
     assert said_by(engine.server) == "one"
@@ -101,13 +109,13 @@ async def test_patches_go_in_the_order_of_the_series(tmp_path: Path) -> None:
 
 
 async def test_two_at_once_build_one(bench: Bench) -> None:
-    seen: list[Progress] = []
+    seen: list[BuildProgress] = []
     second = build.ensure(bench.recipe, bench.where, progress=seen.append, fetch=bench.index.fetch)
     first, other = await asyncio.gather(make(bench), second)
     assert first == other
     assert bench.index.fetched == 1
-    waiting = seen if bench.stages[0] is not Stage.WAIT else bench.steps
-    assert [step.stage for step in waiting] == [Stage.WAIT]
+    waiting = seen if bench.stages[0] is not BuildStage.WAIT else bench.steps
+    assert [step.stage for step in waiting] == [BuildStage.WAIT]
 
 
 async def test_a_failure_shows_the_errors_and_the_log(tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ async def test_a_failure_shows_the_errors_and_the_log(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable):  # and again, without starting from nothing
         await make(bench)
     assert bench.index.fetched == 1
-    assert bench.stages.count(Stage.CONFIGURE) == 1
+    assert bench.stages.count(BuildStage.CONFIGURE) == 1
 
 
 async def test_a_program_that_does_not_start_is_not_installed(tmp_path: Path) -> None:
@@ -148,9 +156,9 @@ async def interrupt(bench: Bench) -> None:
     """Start a build and cancel it once it compiles something that takes for ever."""
     compiling = asyncio.Event()
 
-    def report(step: Progress) -> None:
+    def report(step: BuildProgress) -> None:
         # What is linked of it shows that the object that is looked for afterwards is whole: ninja removes what is not.
-        if step.stage is Stage.COMPILE and next(bench.where.work.rglob("libllama.*"), None):
+        if step.stage is BuildStage.COMPILE and next(bench.where.work.rglob("libllama.*"), None):
             compiling.set()
 
     owner = Owner("test", lambda *_: None)
@@ -171,15 +179,15 @@ async def test_cancelled_leaves_no_process_and_goes_on(
     monkeypatch.delenv("FAKE_GATE")
     kept: list[bool] = []
 
-    def report(step: Progress) -> None:
-        if step.stage is Stage.INSTALL and not kept:
+    def report(step: BuildProgress) -> None:
+        if step.stage is BuildStage.INSTALL and not kept:
             kept.append(all(path.stat().st_mtime_ns == time for path, time in compiled.items()))
         bench.steps.append(step)
 
     engine = await build.ensure(bench.recipe, bench.where, progress=report, fetch=bench.index.fetch)
     assert said_by(engine.server) == "one"
     assert kept == [True]
-    assert bench.stages == [Stage.COMPILE, Stage.INSTALL]
+    assert bench.stages == [BuildStage.COMPILE, BuildStage.INSTALL]
 
 
 async def test_what_a_power_cut_spoilt_is_made_again(bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,12 +327,12 @@ async def test_cleaning_keeps_the_current_build(bench: Bench) -> None:
     (bench.where.builds / ".0123456789abcdef.12345678").mkdir()
     (bench.where.work / "0123456789abcdef").mkdir()
     (bench.where.downloads / "older-0.9.tar.gz").write_bytes(b"12345")
-    found = cleaning.removable(bench.recipe, bench.where)
+    found = clean.removable(bench.recipe, bench.where)
     assert {item.path.name for item in found} == {"0123456789abcdef", ".0123456789abcdef.12345678", "older-0.9.tar.gz"}
-    assert [cleaning.remove(item, bench.where) for item in found] == [""] * 4
+    assert [clean.remove(item, bench.where) for item in found] == [""] * 4
     assert build.find(bench.recipe, bench.where) == engine
-    assert cleaning.removable(bench.recipe, bench.where) == ()
-    assert {item.path.name for item in cleaning.removable(None, bench.where)} == {engine.key, "package-1.0.tar.gz"}
+    assert clean.removable(bench.recipe, bench.where) == ()
+    assert {item.path.name for item in clean.removable(None, bench.where)} == {engine.key, "package-1.0.tar.gz"}
 
 
 def test_cleaning_leaves_alone_what_runs_or_is_being_built(bench: Bench) -> None:
@@ -334,12 +342,12 @@ def test_cleaning_leaves_alone_what_runs_or_is_being_built(bench: Bench) -> None
     (old / "bin").mkdir(parents=True)
     shutil.copy2(shutil.which("cat") or "/bin/cat", old / "bin/llama-server")
     with subprocess.Popen([old / "bin/llama-server"], stdin=subprocess.PIPE):
-        (found,) = cleaning.removable(bench.recipe, bench.where)
-        assert "runs" in cleaning.remove(found, bench.where)
+        (found,) = clean.removable(bench.recipe, bench.where)
+        assert "runs" in clean.remove(found, bench.where)
     bench.where.locks.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(bench.where.locks / f"{old.name}.lock"):
-        assert "another process" in cleaning.remove(found, bench.where)
-    assert cleaning.remove(found, bench.where) == ""
+        assert "another process" in clean.remove(found, bench.where)
+    assert clean.remove(found, bench.where) == ""
     assert not old.exists()
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from meshllm.cli import engine as command
-from meshllm.engine import build, recipe
+from meshllm.engine.build import builder, recipe
 from tests.engine.build_kit import HAS_COMPILER, NO_COMPILER, Bench
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
@@ -29,7 +29,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("MESH_LLM_CACHE", str(tmp_path))
     made = Bench(tmp_path)
     monkeypatch.setattr(recipe, "current", lambda: made.recipe)
-    monkeypatch.setattr(build, "ensure", functools.partial(build.ensure, fetch=made.index.fetch))
+    monkeypatch.setattr(builder, "ensure", functools.partial(builder.ensure, fetch=made.index.fetch))
     return made
 
 
@@ -111,7 +111,7 @@ engine.app()
 
 
 def test_unpacking_for_those_who_write_patches(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from meshllm.engine import pin, source
+    from meshllm.engine.build import pin, source
 
     monkeypatch.setattr(pin, "read_source", lambda _: bench.recipe.source)
     monkeypatch.setattr(source, "fetch_with_pip", bench.index.fetch)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshllm.engine import diagnose, recipe, toolchain
-from meshllm.engine.pin import Pin, Source
+from meshllm.engine.build import diagnose, recipe, toolchain
+from meshllm.engine.build.pin import Pin, Source
 from meshllm.errors import EngineUnavailable, OutOfRoom, ToolMissing, UsageError
 
 GCC = "g++ (Debian {0}.2.0-14) {0}.2.0\nCopyright"

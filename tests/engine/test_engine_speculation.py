@@ -13,8 +13,9 @@ import pytest
 from meshllm import paths
 from meshllm.core.memory import speculation
 from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
-from meshllm.engine import build, llama_server
-from meshllm.engine.llama_server import ServerPlan
+from meshllm.engine.build import builder
+from meshllm.engine.processes import llama_server
+from meshllm.engine.processes.llama_server import ServerPlan
 from meshllm.models.gguf import read_header
 from meshllm.models.vocabulary import read_vocabulary
 from scripts.benchmarks.cut import cut
@@ -31,7 +32,7 @@ REPEAT = f"Copy this list.\n\n{LINES}"
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    if build.find() is None:
+    if builder.find() is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
     if not found:

@@ -8,8 +8,9 @@ import pytest
 
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.estimate import MemoryEstimate, forecast
-from meshllm.engine import bindings, build
-from meshllm.engine.build import Engine
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.probe import bindings
 from meshllm.models.gguf import read_header
 from tests import engine_shapes
 
@@ -20,7 +21,7 @@ SIZES = [ContextSize(4096, 1), ContextSize(2048, 4), ContextSize(32768, 2)]
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    found = build.find()
+    found = builder.find()
     if found is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     return found

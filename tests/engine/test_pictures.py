@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from meshllm import paths
-from meshllm.engine import build
-from meshllm.engine.llama_server import Projector, ServerPlan
+from meshllm.engine.build import builder
+from meshllm.engine.processes.llama_server import Projector, ServerPlan
 from meshllm.models.projector import projector_bytes
 from scripts.benchmarks.speculation import Engine
 from tests import engine_samples
@@ -22,7 +22,7 @@ QUESTION = {"type": "text", "text": "What is this?"}
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    if build.find() is None:
+    if builder.find() is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
     if not found:

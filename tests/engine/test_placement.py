@@ -19,9 +19,10 @@ from meshllm.core.memory.layer_placement import (
     PlacementTrial,
     choose,
 )
-from meshllm.engine import bindings, build
-from meshllm.engine.build import Engine
-from meshllm.engine.llama_server import ServerPlan, arguments
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.probe import bindings
+from meshllm.engine.processes.llama_server import ServerPlan, arguments
 from meshllm.models.gguf import read_header
 from scripts.benchmarks.allocations import MIB, measure
 from scripts.benchmarks.children import Child, free_port
@@ -34,7 +35,7 @@ SIZE = ContextSize(2048, 2)
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    found = build.find()
+    found = builder.find()
     if found is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     return found

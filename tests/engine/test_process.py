@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from meshllm.engine import process as process_module
-from meshllm.engine.ledger import Ledger, is_same_process
-from meshllm.engine.process import TRANSITIONS, Child, ChildPhase, ChildSpec, Ending
+from meshllm.engine.processes import child as process_module
+from meshllm.engine.processes.child import TRANSITIONS, Child, ChildPhase, ChildSpec, Ending
+from meshllm.engine.processes.child_registry import ChildRegistry, is_same_process
 
 FAKE = Path(__file__).with_name("fake_child.py")
 PATIENCE = 30.0
@@ -26,7 +26,7 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ledger = Ledger(folder / "children")
+        self.ledger = ChildRegistry(folder / "children")
         self.healthy = False
         self.lines: list[str] = []
         self.ready = asyncio.Event()
@@ -222,7 +222,7 @@ async def test_kill_minus_nine_of_the_daemon_leaves_nothing(tmp_path: Path) -> N
 
 
 def test_the_ledger_ends_what_was_left_and_only_that(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "children")
+    ledger = ChildRegistry(tmp_path / "children")
     left, stranger = (
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0) for _ in range(2)
     )
@@ -248,7 +248,7 @@ def test_the_ledger_ends_what_was_left_and_only_that(tmp_path: Path) -> None:
 def test_a_process_that_has_gone_is_not_written_down(tmp_path: Path) -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
-    Ledger(tmp_path).add(done.pid, "gone")
+    ChildRegistry(tmp_path).add(done.pid, "gone")
     assert list(tmp_path.iterdir()) == []
 
 

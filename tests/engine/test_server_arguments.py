@@ -8,7 +8,14 @@ import pytest
 
 from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculation
 from meshllm.core.snapshot import Purpose
-from meshllm.engine.llama_server import PRICE_VARIABLE, Projector, ServerPlan, arguments, environment, parse_guesses
+from meshllm.engine.processes.llama_server import (
+    PRICE_VARIABLE,
+    Projector,
+    ServerPlan,
+    arguments,
+    environment,
+    parse_guesses,
+)
 
 
 def served(**more: object) -> ServerPlan:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshllm.engine import patches, pin, source
-from meshllm.engine.progress import Progress, Stage, silent
+from meshllm.engine.build import patches, pin, source
+from meshllm.engine.build.progress import BuildProgress, BuildStage, silent
 from meshllm.errors import EngineUnavailable, OutOfRoom
 from tests.engine.build_kit import FILES, TREE, Index, archive, patch, pin_of
 
@@ -312,13 +312,13 @@ def names_in(folder: Path) -> list[str]:
 
 
 async def test_a_fetched_file_is_verified_and_kept(tmp_path: Path) -> None:
-    index, steps = Index(archive()), list[Progress]()
+    index, steps = Index(archive()), list[BuildProgress]()
     wanted = pin_of(index.data)
     path = await source.obtain(wanted, tmp_path / "downloads", steps.append, index.fetch)
     assert path.read_bytes() == index.data
     assert await source.obtain(wanted, tmp_path / "downloads", steps.append, index.fetch) == path
     assert index.fetched == 1
-    assert {step.stage for step in steps} == {Stage.FETCH, Stage.VERIFY}
+    assert {step.stage for step in steps} == {BuildStage.FETCH, BuildStage.VERIFY}
     path.write_bytes(index.data[:-1])
     await source.obtain(wanted, tmp_path / "downloads", silent, index.fetch)
     path.write_bytes(index.data[:-1] + b"x")

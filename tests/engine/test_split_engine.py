@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from meshllm import paths
-from meshllm.engine import build
+from meshllm.engine.build import builder
 from scripts.benchmarks.native import BenchError
 from scripts.benchmarks.relay import Relay, connect
 from scripts.benchmarks.split_nodes import Host, Scene, Worker, digest_of, disk_reads
@@ -34,7 +34,7 @@ HELLO = 8 + 32 + 16 * 34  # bytes of what a worker says first
 
 @pytest.fixture(scope="module")
 def programs() -> Path:
-    found = build.find()
+    found = builder.find()
     if found is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     return found.server.parent

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from meshllm.engine import tether
-from meshllm.engine.starting import start
+from meshllm.engine.build import build_reaper
+from meshllm.engine.processes.spawn import start
 from meshllm.tasks import Owner
 
 # Says that it is there, and that of a process which it has started too, and lives until somebody ends it.
@@ -46,7 +46,7 @@ async def test_a_cancelled_start_takes_along_what_was_started(tmp_path: Path, mo
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
-    words = [sys.executable, "-I", "-S", tether.__file__, str(tmp_path / "lock")]
+    words = [sys.executable, "-I", "-S", build_reaper.__file__, str(tmp_path / "lock")]
     command = [sys.executable, "-c", PROGRAM, str(told)]
     work = Owner("test").start(start([*words, *command]), "start")
     await begun.wait()

@@ -10,9 +10,10 @@ import numpy
 import pytest
 
 from meshllm.core.memory.speculation import DraftSource, Speculation
-from meshllm.engine import bindings, build
-from meshllm.engine.build import Engine
-from meshllm.engine.llama_server import ServerPlan, arguments
+from meshllm.engine.build import builder
+from meshllm.engine.build.builder import Engine
+from meshllm.engine.probe import bindings
+from meshllm.engine.processes.llama_server import ServerPlan, arguments
 from meshllm.models.vocabulary import read_vocabulary
 from scripts.benchmarks.allocations import measure
 from tests.engine_samples import HEADS, HIDDEN, LETTERS, WIDTH
@@ -79,7 +80,7 @@ CASES: dict[str, tuple[list[str], Callable[[gguf.GGUFWriter], object], bool]] = 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    found = build.find()
+    found = builder.find()
     if found is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     return found

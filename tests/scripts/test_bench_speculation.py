@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from meshllm import paths
-from meshllm.engine import build
+from meshllm.engine.build import builder
 from scripts.benchmarks.speculation import Answer, Cell, figures
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_a_text_that_is_unknown_is_said_with_the_known_ones() -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 def test_every_way_is_measured() -> None:
-    if build.find() is None or not (paths.models() / MODEL).is_file():
+    if builder.find() is None or not (paths.models() / MODEL).is_file():
         pytest.skip("the engine or the model is not here (mesh-llm --model SmolLM2-135M-Instruct)")
     result = bench("--rounds", "1", "--tokens", "24", "--json", *TEXTS)
     assert result.returncode == 0, result.stdout + result.stderr

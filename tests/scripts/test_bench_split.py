@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from meshllm import paths
-from meshllm.engine import build
+from meshllm.engine.build import builder
 from scripts.benchmarks.relay import Relay, connect
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_nobody_at_the_other_end_is_an_end(tmp_path: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 def test_the_measurement_measures() -> None:
-    if build.find() is None or not list(paths.models().glob("SmolLM2-135M-Instruct*.gguf")):
+    if builder.find() is None or not list(paths.models().glob("SmolLM2-135M-Instruct*.gguf")):
         pytest.skip("the engine or the model is not here")
     command = [sys.executable, "-m", "scripts.benchmarks", "split-engine", "--rounds", "1", "--tokens", "4", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

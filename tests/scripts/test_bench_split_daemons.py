@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from meshllm import paths
-from meshllm.engine import build
+from meshllm.engine.build import builder
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 def test_a_split_is_measured_and_nothing_is_left_behind() -> None:
-    if build.find() is None or not any(paths.models().glob("SmolLM2-135M-Instruct*.gguf")):
+    if builder.find() is None or not any(paths.models().glob("SmolLM2-135M-Instruct*.gguf")):
         pytest.skip("the engine or the model is not here (mesh-llm --model SmolLM2-135M-Instruct)")
     options = [
         "--quick",

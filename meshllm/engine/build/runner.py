@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from meshllm.engine.starting import start
+from meshllm.engine.processes.spawn import start
 
 TAIL_LINES = 400
 MAX_LINE_BYTES = 16 * 1024
-_TETHER = Path(__file__).with_name("tether.py")
+_TETHER = Path(__file__).with_name("build_reaper.py")
 
 
 class Failed(Exception):

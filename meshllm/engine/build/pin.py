@@ -63,7 +63,7 @@ class Source:
 
 def directory() -> Path:
     """The `llama.cpp` folder of the checkout that this package runs from. Raises EngineUnavailable without one."""
-    found = Path(__file__).resolve().parents[2] / "llama.cpp"
+    found = Path(__file__).resolve().parents[3] / "llama.cpp"
     if not (found / "pin.toml").is_file():
         raise EngineUnavailable(
             f"The folder that pins the engine is missing: {found}.",

@@ -21,15 +21,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshllm.engine import diagnose, installed, runner, source, toolchain
-from meshllm.engine import recipe as recipes
-from meshllm.engine.diagnose import JOBS_VARIABLE
-from meshllm.engine.installed import Engine, EngineInfo, Layout, layout
-from meshllm.engine.progress import Progress, Report, Stage, silent
-from meshllm.engine.recipe import TARGETS, Recipe
+from meshllm.engine.build import diagnose, installed, runner, source, toolchain
+from meshllm.engine.build import recipe as recipes
+from meshllm.engine.build.diagnose import JOBS_VARIABLE
+from meshllm.engine.build.installed import Engine, EngineInfo, Layout, layout
+from meshllm.engine.build.progress import BuildProgress, BuildStage, Report, silent
+from meshllm.engine.build.recipe import TARGETS, Recipe
 from meshllm.errors import EngineUnavailable, OutOfRoom, UsageError
 
-__all__ = ["Engine", "EngineInfo", "Layout", "Progress", "Report", "Stage", "ensure", "find", "layout"]
+__all__ = ["Engine", "EngineInfo", "Layout", "BuildProgress", "Report", "BuildStage", "ensure", "find", "layout"]
 
 ROOM = 450 * 1024**2
 """Bytes of disk that a build needs at its peak: while pip unpacks what it fetched."""
@@ -83,7 +83,7 @@ def _on_loop(progress: Report) -> Report:
     """Reports from threads reach the caller on the loop, in order."""
     loop = asyncio.get_running_loop()
 
-    def report(step: Progress) -> None:
+    def report(step: BuildProgress) -> None:
         with contextlib.suppress(RuntimeError):  # the loop closed while a thread was finishing
             loop.call_soon_threadsafe(progress, step)
 
@@ -104,7 +104,7 @@ async def _exclusive(path: Path, report: Report) -> AsyncIterator[None]:
             break
         except filelock.Timeout:
             if not waiting:
-                report(Progress(Stage.WAIT, detail="another process builds it; waiting for that"))
+                report(BuildProgress(BuildStage.WAIT, detail="another process builds it; waiting for that"))
                 waiting = True
             await asyncio.sleep(0.2)  # a file lock cannot be awaited
     try:
@@ -175,7 +175,9 @@ class _Build:
             if not cut_off:
                 raise
             self.report(
-                Progress(Stage.CONFIGURE, detail="what the interrupted build left is of no use; starting afresh")
+                BuildProgress(
+                    BuildStage.CONFIGURE, detail="what the interrupted build left is of no use; starting afresh"
+                )
             )
             await asyncio.to_thread(installed.remove, self.objects)
             await self._configure_and_compile()
@@ -216,13 +218,13 @@ class _Build:
     async def _configure_and_compile(self) -> None:
         if not self._resumable():
             await asyncio.to_thread(installed.remove, self.objects)
-            await self._step(Stage.CONFIGURE, self._configure)
+            await self._step(BuildStage.CONFIGURE, self._configure)
             self._configured.write_text(self._configuration())
         self._interrupted.touch()
-        await self._step(Stage.COMPILE, self._compile)
+        await self._step(BuildStage.COMPILE, self._compile)
         self._interrupted.unlink(missing_ok=True)
 
-    async def _step(self, stage: Stage, work: Callable[[], Awaitable[None]]) -> None:
+    async def _step(self, stage: BuildStage, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except runner.Failed as failed:
@@ -230,7 +232,7 @@ class _Build:
 
     async def _configure(self) -> None:
         compiler = toolchain.require_compiler(self.recipe.compiler)
-        self.report(Progress(Stage.CONFIGURE, detail=compiler.version))
+        self.report(BuildProgress(BuildStage.CONFIGURE, detail=compiler.version))
         self.log.unlink(missing_ok=True)
         command: list[str | Path] = [toolchain.find_tool("cmake"), "-G", "Ninja", "-S", self.tree, "-B", self.objects]
         command += [f"-DCMAKE_MAKE_PROGRAM={toolchain.find_tool('ninja')}"]
@@ -242,9 +244,9 @@ class _Build:
 
         def on_line(line: str) -> None:
             if step := _STEP.match(line):
-                self.report(Progress(Stage.COMPILE, int(step[1]), int(step[2]), _short(step[3])))
+                self.report(BuildProgress(BuildStage.COMPILE, int(step[1]), int(step[2]), _short(step[3])))
 
-        self.report(Progress(Stage.COMPILE, detail=f"{count} at a time"))
+        self.report(BuildProgress(BuildStage.COMPILE, detail=f"{count} at a time"))
         command: list[str | Path] = [toolchain.find_tool("ninja"), "-C", self.objects, "-j", str(count), *TARGETS]
         environment = {**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
         await runner.run(command, lock=self._tether, log=self.log, environment=environment, on_line=on_line)
@@ -256,11 +258,11 @@ class _Build:
     # -- install
 
     async def _install(self, seconds: float) -> Engine:
-        self.report(Progress(Stage.INSTALL, 0, 2, "copying"))
+        self.report(BuildProgress(BuildStage.INSTALL, 0, 2, "copying"))
         staging = await asyncio.to_thread(installed.stage, self.objects, self.tree, self.where, self.recipe.key)
         try:
             shutil.copyfile(self.log, staging / "build.log")
-            self.report(Progress(Stage.INSTALL, 1, 2, "trying it"))
+            self.report(BuildProgress(BuildStage.INSTALL, 1, 2, "trying it"))
             await self._try(staging / "bin" / TARGETS[0])
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             engine = await asyncio.to_thread(
@@ -269,7 +271,7 @@ class _Build:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         await asyncio.to_thread(installed.remove, self.work)
-        self.report(Progress(Stage.INSTALL, 2, 2, str(engine.directory)))
+        self.report(BuildProgress(BuildStage.INSTALL, 2, 2, str(engine.directory)))
         return engine
 
     async def _try(self, server: Path) -> None:

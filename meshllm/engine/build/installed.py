@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from meshllm import paths
-from meshllm.engine.recipe import FORMAT, TARGETS, Recipe
+from meshllm.engine.build.recipe import FORMAT, TARGETS, Recipe
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1024 * 1024

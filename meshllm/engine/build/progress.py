@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Stage(StrEnum):
+class BuildStage(StrEnum):
     """The parts of a build, in order. WAIT comes in where another process builds the same engine."""
 
     WAIT = "wait"
@@ -21,17 +21,17 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BuildProgress:
     """`done` of `total` (bytes for fetch, verify and unpack; steps otherwise; total 0: not known) and a few words."""
 
-    stage: Stage
+    stage: BuildStage
     done: int = 0
     total: int = 0
     detail: str = ""
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[BuildProgress], None]
 
 
-def silent(_: Progress) -> None:
+def silent(_: BuildProgress) -> None:
     """A `Report` for those who do not care."""

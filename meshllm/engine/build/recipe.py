@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshllm.engine import pin, toolchain
-from meshllm.engine.pin import Source
-from meshllm.engine.toolchain import Accelerator, Compiler
+from meshllm.engine.build import pin, toolchain
+from meshllm.engine.build.pin import Source
+from meshllm.engine.build.toolchain import BuildAccelerator, Compiler
 
 FORMAT = 1
 """Grows when the layout of an installed build, or how it is made, changes."""
@@ -45,7 +45,7 @@ class Recipe:
 
     source: Source
     compiler: Compiler | None
-    accelerators: tuple[Accelerator, ...]
+    accelerators: tuple[BuildAccelerator, ...]
     processor: str
     extra: tuple[str, ...] = ()
 

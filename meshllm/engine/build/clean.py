@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshllm.engine import installed
-from meshllm.engine.installed import Layout
-from meshllm.engine.recipe import Recipe
+from meshllm.engine.build import installed
+from meshllm.engine.build.installed import Layout
+from meshllm.engine.build.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

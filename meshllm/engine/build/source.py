@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
 
-from meshllm.engine import patches, runner
-from meshllm.engine.pin import Pin, Source
-from meshllm.engine.progress import Progress, Report, Stage
+from meshllm.engine.build import patches, runner
+from meshllm.engine.build.pin import Pin, Source
+from meshllm.engine.build.progress import BuildProgress, BuildStage, Report
 from meshllm.errors import EngineUnavailable, OutOfRoom
 from meshllm.tasks import Owner
 
@@ -75,7 +75,7 @@ async def in_thread(function: Callable[[threading.Event], T]) -> T:
         raise
 
 
-class Stopped(Exception):
+class BuildStopped(Exception):
     """The thread noticed that nobody wants its result any more."""
 
 
@@ -114,9 +114,9 @@ async def verify(pin: Pin, archive: Path, report: Report) -> None:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
                 done += len(chunk)
-                report(Progress(Stage.VERIFY, done, pin.size))
+                report(BuildProgress(BuildStage.VERIFY, done, pin.size))
                 if stop.is_set():
-                    raise Stopped
+                    raise BuildStopped
         return digest.hexdigest() == pin.sha256
 
     if not await in_thread(check):
@@ -170,7 +170,7 @@ async def _watch_download(pin: Pin, folder: Path, report: Report) -> None:
     """Progress for the eye: every pip writes the file below its TMPDIR; only new ones can say how far they are."""
     while True:
         arrived = min(_largest(folder, pin.file), pin.size)
-        report(Progress(Stage.FETCH, arrived, pin.size, f"{pin.package} {pin.version}"))
+        report(BuildProgress(BuildStage.FETCH, arrived, pin.size, f"{pin.package} {pin.version}"))
         await asyncio.sleep(0.25)
 
 
@@ -213,7 +213,7 @@ async def prepare_tree(source: Source, archive: Path, target: Path, report: Repo
         unpack(archive, source.pin.tree, arriving, report, stop)
         for number, patch in enumerate(source.patches, 1):
             patches.apply(arriving, patch.name, patch.text)
-            report(Progress(Stage.PATCH, number, len(source.patches), patch.name))
+            report(BuildProgress(BuildStage.PATCH, number, len(source.patches), patch.name))
         os.sync()  # a name must not outlive a power cut that its content did not
         arriving.replace(target)
 
@@ -237,7 +237,7 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: threadi
         with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
             for member in tar:
                 if stop is not None and stop.is_set():
-                    raise Stopped
+                    raise BuildStopped
                 if (relative := _wanted(member, prefix)) is None:
                     continue
                 total, count = total + member.size, count + 1
@@ -246,7 +246,7 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: threadi
                 file = tar.extractfile(member)
                 assert file is not None
                 _write(target / relative, file, executable=bool(member.mode & 0o100))
-                report(Progress(Stage.UNPACK, min(raw.tell(), size), size))
+                report(BuildProgress(BuildStage.UNPACK, min(raw.tell(), size), size))
     except (tarfile.TarError, zlib.error, EOFError, ValueError, ArithmeticError, TypeError) as error:
         raise _bad_archive(f"it is damaged ({error})") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError):

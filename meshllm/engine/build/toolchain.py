@@ -48,7 +48,7 @@ class Compiler:
 
 
 @dataclass(frozen=True, slots=True)
-class Accelerator:
+class BuildAccelerator:
     """`on`: it will be built in, with `options`. `why` says what was found; `advice`, what would switch it on."""
 
     name: str
@@ -231,7 +231,7 @@ def _darwin_features() -> list[str]:
 # -- accelerators
 
 
-def find_accelerators(environment: Mapping[str, str] = os.environ) -> tuple[Accelerator, ...]:
+def find_accelerators(environment: Mapping[str, str] = os.environ) -> tuple[BuildAccelerator, ...]:
     """What to build in. MESH_LLM_ENGINE_ACCELERATORS overrides: `none`, or a list such as `cuda` or `rocm,vulkan`.
 
     By default an accelerator is on if both its device and its toolchain are here; Vulkan only if no other one is on.
@@ -244,13 +244,13 @@ def find_accelerators(environment: Mapping[str, str] = os.environ) -> tuple[Acce
             f"{ACCELERATORS_VARIABLE} names {unknown[0]!r}, which is not an accelerator.",
             advice=f"Use auto, none, or a list of: {', '.join(_PROBES)}.",
         )
-    found: list[Accelerator] = []
+    found: list[BuildAccelerator] = []
     for name, probe in _PROBES.items():
         accelerator = probe(environment, any(other.on for other in found) if chosen is None else False)
         if chosen is not None:
             on = name in chosen
             why = "asked for" if on else f"switched off by {ACCELERATORS_VARIABLE}"
-            accelerator = Accelerator(name, on, why, _OPTIONS[name][on], "", accelerator.identity if on else "")
+            accelerator = BuildAccelerator(name, on, why, _OPTIONS[name][on], "", accelerator.identity if on else "")
         found.append(accelerator)
     return tuple(found)
 
@@ -263,11 +263,11 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def _made(name: str, on: bool, why: str, advice: str = "", identity: str = "") -> Accelerator:
-    return Accelerator(name, on, why, _OPTIONS[name][on], advice, identity if on else "")
+def _made(name: str, on: bool, why: str, advice: str = "", identity: str = "") -> BuildAccelerator:
+    return BuildAccelerator(name, on, why, _OPTIONS[name][on], advice, identity if on else "")
 
 
-def _metal(environment: Mapping[str, str], other: bool) -> Accelerator:
+def _metal(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
     del environment, other
     if not _DARWIN:
         return _made("metal", False, "not macOS")
@@ -276,7 +276,7 @@ def _metal(environment: Mapping[str, str], other: bool) -> Accelerator:
     return _made("metal", True, "Apple processor", identity="metal")
 
 
-def _cuda(environment: Mapping[str, str], other: bool) -> Accelerator:
+def _cuda(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
     del other
     gpus = sorted(_nvidia_gpus())
     nvcc = _which("nvcc", environment, "CUDA_HOME", "CUDA_PATH", fallback="/usr/local/cuda")
@@ -306,7 +306,7 @@ def _nvidia_gpus() -> set[str]:
     return models
 
 
-def _rocm(environment: Mapping[str, str], other: bool) -> Accelerator:
+def _rocm(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
     del other
     hipcc = _which("hipcc", environment, "ROCM_PATH", "HIP_PATH", fallback="/opt/rocm")
     device = Path("/dev/kfd").exists()
@@ -320,7 +320,7 @@ def _rocm(environment: Mapping[str, str], other: bool) -> Accelerator:
     return _made("rocm", False, "no AMD GPU")
 
 
-def _vulkan(environment: Mapping[str, str], other: bool) -> Accelerator:
+def _vulkan(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
     if _DARWIN:
         return _made("vulkan", False, "Metal is used on macOS")
     device = any(Path("/dev/dri").glob("renderD*"))

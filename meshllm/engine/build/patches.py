@@ -37,7 +37,7 @@ class FileChange:
     deleted: bool = False
 
 
-class _Reader:
+class _PatchReader:
     """The lines of a patch, one after the other. Splits at newlines alone, as the format does."""
 
     def __init__(self, name: str, text: str) -> None:
@@ -56,7 +56,7 @@ class _Reader:
 
 def parse(name: str, text: str) -> tuple[FileChange, ...]:
     """The changes in a patch. Raises EngineUnavailable, naming the line, for anything but a plain unified diff."""
-    reader = _Reader(name, text)
+    reader = _PatchReader(name, text)
     changes: list[FileChange] = []
     while (line := reader.peek()) is not None:
         if line.startswith(_REFUSED):
@@ -79,7 +79,7 @@ def parse(name: str, text: str) -> tuple[FileChange, ...]:
     return tuple(changes)
 
 
-def _parse_file(reader: _Reader, old: str, new: str) -> FileChange:
+def _parse_file(reader: _PatchReader, old: str, new: str) -> FileChange:
     old_path, new_path = (_path_of(reader, raw) for raw in (old, new))
     path = new_path or old_path
     if path is None or (old_path and new_path and old_path != new_path):
@@ -96,7 +96,7 @@ def _parse_file(reader: _Reader, old: str, new: str) -> FileChange:
     return FileChange(path, tuple(hunks), created, deleted)
 
 
-def _path_of(reader: _Reader, raw: str) -> str | None:
+def _path_of(reader: _PatchReader, raw: str) -> str | None:
     """The path without its `a/` or `b/`, or None for /dev/null. Refuses what could leave the tree."""
     path = raw.split("\t", 1)[0].rstrip("\r")
     if path == "/dev/null":
@@ -110,7 +110,7 @@ def _path_of(reader: _Reader, raw: str) -> str | None:
     return rest
 
 
-def _parse_hunk(reader: _Reader, header: str) -> Hunk:
+def _parse_hunk(reader: _PatchReader, header: str) -> Hunk:
     match = _HUNK.fullmatch(header)
     if match is None:
         raise reader.error("malformed hunk header")

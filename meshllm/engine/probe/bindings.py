@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meshllm.engine.installed import Engine
+from meshllm.engine.build.installed import Engine
 from meshllm.errors import EngineUnavailable, InvalidModelFile
 
 SECONDS = 60
@@ -200,7 +200,7 @@ async def vocabulary(engine: Engine, model_path: Path, *, seconds: int = SECONDS
 
 async def _ask(engine: Engine, request: dict[str, Any], seconds: int) -> dict[str, Any]:
     name = Path(request["path"]).name if "path" in request else ""
-    words = [sys.executable, "-m", "meshllm.engine.probe"]
+    words = [sys.executable, "-m", "meshllm.engine.probe.libllama_probe"]
     process = await asyncio.create_subprocess_exec(
         *words,
         stdin=asyncio.subprocess.PIPE,

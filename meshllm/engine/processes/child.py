@@ -19,9 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from meshllm.engine import guard
-from meshllm.engine.ledger import Ledger, end_group
-from meshllm.engine.starting import start
+from meshllm.engine.processes import child_reaper
+from meshllm.engine.processes.child_registry import ChildRegistry, end_group
+from meshllm.engine.processes.spawn import start
 from meshllm.tasks import Owner
 
 TAIL_LINES = 60
@@ -98,7 +98,7 @@ class Ending:
 class Child:
     """One child process under a guard. `await run()` once; it returns when nothing of the child is left."""
 
-    def __init__(self, spec: ChildSpec, ledger: Ledger, on_ready: Callable[[int], None]) -> None:
+    def __init__(self, spec: ChildSpec, ledger: ChildRegistry, on_ready: Callable[[int], None]) -> None:
         """`on_ready` is called once, with the process's pid, when the probe first says so."""
         self.spec = spec
         self.phase = ChildPhase.STARTING
@@ -123,7 +123,15 @@ class Child:
 
     async def run(self) -> Ending:
         """Live through the child's life. If cancelled, the child is killed, not stopped, before this returns."""
-        words = [sys.executable, "-I", "-S", guard.__file__, str(self.spec.grace), self.spec.farewell, *self.spec.argv]
+        words = [
+            sys.executable,
+            "-I",
+            "-S",
+            child_reaper.__file__,
+            str(self.spec.grace),
+            self.spec.farewell,
+            *self.spec.argv,
+        ]
         process = await start(words, environment=self.spec.environment)
         owner = Owner(f"child {self.spec.name}")
         try:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from meshllm.engine.toolchain import ACCELERATORS_VARIABLE, install_line
+from meshllm.engine.build.toolchain import ACCELERATORS_VARIABLE, install_line
 from meshllm.errors import EngineUnavailable, EnvironmentFailure, OutOfRoom
 
 JOBS_VARIABLE = "MESH_LLM_ENGINE_JOBS"

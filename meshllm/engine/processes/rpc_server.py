@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meshllm.engine.llama_server import INHERITED, SPIN_ROUNDS, SPIN_VARIABLE
-from meshllm.engine.process import ChildSpec
+from meshllm.engine.processes.child import ChildSpec
+from meshllm.engine.processes.llama_server import INHERITED, SPIN_ROUNDS, SPIN_VARIABLE
 
 # What our patches of the engine read (llama.cpp/patches).
 FILES_VARIABLE, PEERS_VARIABLE, PUSH_VARIABLE = "GGML_RPC_FILES", "GGML_RPC_PEERS", "GGML_RPC_PUSH"

@@ -17,8 +17,8 @@ from pathlib import Path
 from meshllm.core.memory import speculation
 from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Speculation
 from meshllm.core.snapshot import Purpose
-from meshllm.engine import unix_http
-from meshllm.engine.process import ChildSpec, Ending
+from meshllm.engine.processes import unix_http
+from meshllm.engine.processes.child import ChildSpec, Ending
 
 # Started as the router's child, llama-server prints its loading state on standard output, one JSON object a line.
 STATE_PREFIX = "cmd_child_to_router:state:"

@@ -19,7 +19,7 @@ import psutil
 START_TIME_TOLERANCE_SECONDS = 2.0
 
 
-class Ledger:
+class ChildRegistry:
     """A directory with one small file per process."""
 
     def __init__(self, directory: Path) -> None:

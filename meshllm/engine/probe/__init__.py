@@ -1,0 +1,1 @@
+"""Questions to libllama, each asked in a child process."""

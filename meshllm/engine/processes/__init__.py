@@ -1,0 +1,1 @@
+"""llama-server and rpc-server as supervised child processes."""
