@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from meshllm.core.memory.fit_preview import FitPreview
     from meshllm.core.memory.layer_placement import MemoryBudget
-    from meshllm.models.entry import CatalogEntry
-    from meshllm.models.inventory import Standing
+    from meshllm.models.catalog.entry import CatalogEntry
+    from meshllm.models.library.inventory import ItemState
 
 HERE = {"fits": "green", "less-context": "green", "split": "yellow", "too-big": "dim"}
 ON_DISK = {"yes": "green", "no": "dim", "elsewhere": "green", "partial": "yellow", "not-verified": "yellow"}
@@ -41,7 +41,7 @@ class Row:
 
     entry: CatalogEntry
     outlook: FitPreview
-    standing: Standing
+    standing: ItemState
 
     @property
     def kind(self) -> str:
@@ -78,12 +78,12 @@ def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
 def look(given: MemoryBudget) -> list[Row]:
     """Every model of the catalogue, by purpose and size."""
     from meshllm.cli.model_page import outlook_of_entry
-    from meshllm.models import elsewhere
-    from meshllm.models.catalog import load
-    from meshllm.models.inventory import standing
-    from meshllm.models.store import Store
+    from meshllm.models.catalog.catalog import load
+    from meshllm.models.library import other_apps
+    from meshllm.models.library.inventory import standing
+    from meshllm.models.library.store import Store
 
-    store, others = Store(paths.models()), list(elsewhere.gguf_files())
+    store, others = Store(paths.models()), list(other_apps.gguf_files())
     rows = [Row(entry, outlook_of_entry(entry, given), standing(entry, store, others)) for entry in load().entries]
     kinds = ["text", "text and pictures", "embeddings", "rerank"]
     return sorted(rows, key=lambda row: (kinds.index(row.kind), row.entry.size, row.entry.name))
@@ -137,7 +137,7 @@ def fit_words(told: FitPreview) -> str:
     return "fits" if told.machines == 1 else "too big"
 
 
-def disk_words(told: Standing) -> str:
+def disk_words(told: ItemState) -> str:
     """Whether it is on this disk."""
     presence = told.presence.value
     if presence == "elsewhere":

@@ -227,8 +227,8 @@ def check_disk(name: str, disk: Disk | None, path: Path, needed: int, variable: 
 
 def check_models(folder: Path) -> Finding:
     """Models of the catalogue, and other GGUF files, that lie in the store."""
-    from meshllm.models import catalog
-    from meshllm.models.store import Store
+    from meshllm.models.catalog import catalog
+    from meshllm.models.library.store import Store
 
     store = Store(folder)
     entries = catalog.load().entries
@@ -251,7 +251,7 @@ def check_models(folder: Path) -> Finding:
 
 async def check_hub(within: float = HUB_SECONDS) -> Finding:
     """Whether the place where models come from answers."""
-    from meshllm.models.hub import Hub
+    from meshllm.models.hub.hub import Hub
 
     hub = Hub()
     try:

@@ -18,9 +18,9 @@ from meshllm import paths
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from meshllm.models.entry import Wanted
-    from meshllm.models.local import LocalModel
-    from meshllm.models.store import Store
+    from meshllm.models.catalog.entry import Wanted
+    from meshllm.models.library.local_model import LocalModel
+    from meshllm.models.library.store import Store
 
 
 def download(
@@ -54,7 +54,7 @@ def download(
         raise UsageError("--fits and --search are about the list.", advice="Leave out the name, or the option.")
     import asyncio
 
-    from meshllm.models.store import Store
+    from meshllm.models.library.store import Store
 
     store = Store(paths.models())
     wanted, note = chosen(name, store, draft=draft)
@@ -72,12 +72,12 @@ def chosen(name: str, store: Store, *, draft: bool) -> tuple[list[Wanted], str]:
     Raises what `models.resolve.resolve` raises, and UsageError where a draft is wanted and none is known.
     """
     from meshllm.errors import UsageError
-    from meshllm.models import on_disk
-    from meshllm.models.catalog import load
-    from meshllm.models.entry import CatalogEntry
-    from meshllm.models.resolve import resolve
+    from meshllm.models.catalog.catalog import load
+    from meshllm.models.catalog.entry import CatalogEntry
+    from meshllm.models.catalog.resolve import resolve
+    from meshllm.models.library import scan
 
-    found = resolve(name, folder=store.folder, disk=lambda: on_disk.scan(store))
+    found = resolve(name, folder=store.folder, disk=lambda: scan.scan(store))
     if not draft:
         return [found.wanted], found.note
     known = isinstance(found.wanted, CatalogEntry)
@@ -102,7 +102,7 @@ async def fetch(
 
     from meshllm.cli.transfers import view
     from meshllm.machine.packages import PipFetcher
-    from meshllm.models.download import ensure
+    from meshllm.models.transfer.ensure import ensure
 
     console = console or RichConsole(stderr=True)
     if note:
@@ -119,9 +119,9 @@ async def fetch(
 
 def kept(wanted: list[Wanted], store: Store) -> str:
     """What an interrupted download has left, in a sentence."""
-    from meshllm.models.download import arrived
-    from meshllm.models.inventory import manifest_of
-    from meshllm.models.store import megabytes
+    from meshllm.models.library.inventory import manifest_of
+    from meshllm.models.library.store import megabytes
+    from meshllm.models.transfer.ensure import arrived
 
     unfinished = sum(arrived(model, store) for model in wanted)
     manifests = [manifest for model in wanted if (manifest := manifest_of(model, store)) is not None]
@@ -135,7 +135,7 @@ def kept(wanted: list[Wanted], store: Store) -> str:
 
 def _missing(wanted: list[Wanted], store: Store) -> Mapping[str, int]:
     """The files that are still to come, by name, as far as they are known."""
-    from meshllm.models.inventory import manifest_of
+    from meshllm.models.library.inventory import manifest_of
 
     manifests = [manifest for model in wanted if (manifest := manifest_of(model, store)) is not None]
     files = [file for manifest in manifests for file in manifest.all_files]

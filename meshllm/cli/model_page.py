@@ -15,11 +15,11 @@ from meshllm.errors import UnknownModel
 if TYPE_CHECKING:
     from meshllm.core.memory.fit_preview import FitPreview
     from meshllm.core.memory.layer_placement import MemoryBudget
-    from meshllm.models.entry import CatalogEntry, Wanted
-    from meshllm.models.gguf import Header
-    from meshllm.models.inventory import Item
-    from meshllm.models.local import LocalModel
-    from meshllm.models.store import Store
+    from meshllm.models.catalog.entry import CatalogEntry, Wanted
+    from meshllm.models.gguf.header import Header
+    from meshllm.models.library.inventory import InventoryItem
+    from meshllm.models.library.local_model import LocalModel
+    from meshllm.models.library.store import Store
 
 LINES_OF_TEMPLATE = 3
 TEMPLATE_COLUMNS = 64  # beside the headings, within 80
@@ -33,7 +33,7 @@ class Page:
     name: str
     room: MemoryBudget
     outlook: FitPreview
-    item: Item | None = None
+    item: InventoryItem | None = None
     entry: CatalogEntry | None = None
     model: LocalModel | None = None
     draft: str = ""
@@ -47,10 +47,10 @@ def look_up(name: str, store: Store) -> Page:
     """
     from meshllm.cli.capacity import machine
     from meshllm.core.memory.devices import room
-    from meshllm.models.entry import CatalogEntry
-    from meshllm.models.inventory import inventory
-    from meshllm.models.local import from_path
-    from meshllm.models.picking import by_name, item_of, understood
+    from meshllm.models.catalog.entry import CatalogEntry
+    from meshllm.models.library.inventory import inventory
+    from meshllm.models.library.local_model import from_path
+    from meshllm.models.library.select import by_name, item_of, understood
 
     everything, given = inventory(store), room(machine())
     item = by_name(name, everything)
@@ -81,7 +81,7 @@ def outlook_of_entry(entry: CatalogEntry, given: MemoryBudget) -> FitPreview:
     from meshllm.core.memory.context_size import candidates
     from meshllm.core.memory.fit_preview import outlook
     from meshllm.core.snapshot import Purpose
-    from meshllm.models.outline import outline, projector_estimate
+    from meshllm.models.gguf.outline import outline, projector_estimate
 
     sizes = candidates(entry.context_length, None, entry.purpose, slots_are_free=not entry.cache)
     embeds = entry.purpose is not Purpose.GENERATE
@@ -92,8 +92,8 @@ def _outlook_of_model(model: LocalModel, given: MemoryBudget) -> FitPreview:
     from meshllm.core.memory.context_size import candidates
     from meshllm.core.memory.fit_preview import outlook
     from meshllm.core.snapshot import Purpose
-    from meshllm.models.projector import projector_bytes
-    from meshllm.models.purpose import usage
+    from meshllm.models.gguf.projector import projector_bytes
+    from meshllm.models.gguf.purpose import usage
 
     how = usage(model.header)
     sizes = candidates(model.context_length, None, how.purpose, slots_are_free=how.at_once)
@@ -102,10 +102,10 @@ def _outlook_of_model(model: LocalModel, given: MemoryBudget) -> FitPreview:
     return outlook(model.header.shape, sizes, given, embeds=embeds, beside=beside)
 
 
-def _draft(model: LocalModel, everything: Sequence[Item], store: Store) -> tuple[str, str]:
+def _draft(model: LocalModel, everything: Sequence[InventoryItem], store: Store) -> tuple[str, str]:
     """Which draft would be taken of those here, or why none."""
     from meshllm.errors import MeshError
-    from meshllm.models import drafts
+    from meshllm.models.library import drafts
 
     disk: dict[str, Wanted] = {item.name: item.model.path for item in everything if item.model is not None}
     try:
@@ -134,8 +134,8 @@ def words(page: Page, store: Store) -> dict[str, str | list[str]]:
     return told | _need_words(page.outlook, page.room)
 
 
-def _item_words(item: Item, store: Store) -> dict[str, str | list[str]]:
-    from meshllm.models.store import megabytes
+def _item_words(item: InventoryItem, store: Store) -> dict[str, str | list[str]]:
+    from meshllm.models.library.store import megabytes
 
     state = item.state.value.replace("-", " ")
     if item.state.value == "partial":

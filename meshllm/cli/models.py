@@ -18,10 +18,10 @@ from meshllm import paths
 from meshllm.cli.flags import Commands
 
 if TYPE_CHECKING:
-    from meshllm.models.inventory import Item
-    from meshllm.models.proof import Proof
-    from meshllm.models.removal import Removal
-    from meshllm.models.store import Store
+    from meshllm.models.library.inventory import InventoryItem
+    from meshllm.models.library.remove import Removal
+    from meshllm.models.library.store import Store
+    from meshllm.models.library.verify import FileVerification
 
 app = Commands(help="Model files on this disk: list, show, verify and remove them.")
 JSON = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
@@ -35,7 +35,7 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
     """List the models on this disk: those in the model folder, and those of other programs."""
     if context.invoked_subcommand is not None:
         return
-    from meshllm.models.inventory import inventory
+    from meshllm.models.library.inventory import inventory
 
     items = inventory(_store())
     if as_json:
@@ -76,14 +76,14 @@ def verify(
     as_json: JSON = False,
 ) -> None:
     """Read model files again, and say whether they are what they should be. The exit status is 1 if one is not."""
-    from meshllm.models.inventory import State, inventory
-    from meshllm.models.picking import find
-    from meshllm.models.proof import prove
+    from meshllm.models.library.inventory import FileState, inventory
+    from meshllm.models.library.select import find
+    from meshllm.models.library.verify import prove
 
     store = _store()
     everything = inventory(store)
     # What has not arrived yet is no damage; whoever asks for it by name is told, though.
-    whole = [item for item in everything if item.state is not State.PARTIAL]
+    whole = [item for item in everything if item.state is not FileState.PARTIAL]
     items = [find(name, everything, store) for name in names] if names else whole
     told, sound = [], True
     with _Reading(sum(item.arrived for item in items)) as reading:
@@ -109,10 +109,10 @@ def remove(
 ) -> None:
     """Remove a model from the model folder, with what is left of its download."""
     from meshllm.errors import UsageError
-    from meshllm.models import removal
-    from meshllm.models.inventory import inventory
-    from meshllm.models.picking import find
-    from meshllm.models.store import megabytes
+    from meshllm.models.library import remove as removal
+    from meshllm.models.library.inventory import inventory
+    from meshllm.models.library.select import find
+    from meshllm.models.library.store import megabytes
 
     store = _store()
     everything = inventory(store)
@@ -142,7 +142,7 @@ def _wrapped(text: str, indent: int) -> list[str]:
 
 def _store() -> Store:
     """The model folder. Raises UsageError where it cannot be read: it would look empty."""
-    from meshllm.models.store import Store
+    from meshllm.models.library.store import Store
 
     store = Store(paths.models())
     store.check_readable()
@@ -152,7 +152,7 @@ def _store() -> Store:
 # -- listing
 
 
-def facts(item: Item) -> dict[str, Any]:
+def facts(item: InventoryItem) -> dict[str, Any]:
     """What is known of a model on this disk, for programs."""
     header = item.model.header if item.model is not None else None
     return {
@@ -171,7 +171,7 @@ def facts(item: Item) -> dict[str, Any]:
     }
 
 
-def _words(item: Item) -> list[str]:
+def _words(item: InventoryItem) -> list[str]:
     from meshllm.cli.catalogue import context_words, size_words
 
     header = item.model.header if item.model is not None else None
@@ -186,7 +186,7 @@ def _words(item: Item) -> list[str]:
     ]
 
 
-def _state_words(item: Item) -> str:
+def _state_words(item: InventoryItem) -> str:
     if item.state.value == "partial":
         if not item.arrived:
             return "not begun"
@@ -194,7 +194,7 @@ def _state_words(item: Item) -> str:
     return item.state.value.replace("-", " ")
 
 
-def _place_words(item: Item) -> str:
+def _place_words(item: InventoryItem) -> str:
     """Where it lies: in the model folder by its place there, else by the whole path with the home as "~"."""
     from pathlib import Path
 
@@ -209,7 +209,7 @@ def _place_words(item: Item) -> str:
     return f"{whose}{_printable(where)}{more}"
 
 
-def _print_table(items: list[Item]) -> None:
+def _print_table(items: list[InventoryItem]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -285,7 +285,7 @@ class _Reading:
             typer.echo(text)
 
 
-def _verdict(item: Item, proof: Proof) -> str:
+def _verdict(item: InventoryItem, proof: FileVerification) -> str:
     """A file's proof in a sentence, and how to mend what is wrong."""
     name, where = _printable(item.name), _printable(str(proof.path))
     if proof.verdict.value == "sound":
@@ -303,7 +303,7 @@ def _verdict(item: Item, proof: Proof) -> str:
     return f"{name}: {where} {told}: {_printable(proof.reason)}. {mend}"
 
 
-def _proof_facts(item: Item, proof: Proof) -> dict[str, Any]:
+def _proof_facts(item: InventoryItem, proof: FileVerification) -> dict[str, Any]:
     return {
         "name": item.name,
         "path": str(proof.path),
@@ -343,7 +343,7 @@ def _refuse_if_served(wanted: Removal) -> None:
 
 
 def _removal_words(wanted: Removal) -> list[str]:
-    from meshllm.models.store import megabytes
+    from meshllm.models.library.store import megabytes
 
     lines = [f"remove  {_printable(str(path))}" for path in wanted.files]
     lines += [f"remove  what has arrived of {_printable(file.name)}" for file in wanted.unfinished]

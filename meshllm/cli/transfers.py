@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from meshllm.models.progress import Progress
+    from meshllm.models.transfer.progress import TransferProgress
 
 WORDS = {
     "waiting": "waiting for another download of it",
@@ -42,7 +42,7 @@ class View(Protocol):
     def expect(self, files: Expect) -> None:
         """From now on these files are fetched, beside those that were."""
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TransferProgress) -> None:
         """A step of it."""
 
 
@@ -64,7 +64,7 @@ class Tally:
         """These are fetched too."""
         self._expected = files
 
-    def add(self, progress: Progress) -> None:
+    def add(self, progress: TransferProgress) -> None:
         """A file has come so far."""
         if progress.file not in self._done:
             # By now it is known what the model's files are.
@@ -107,7 +107,7 @@ def source_words(name: str) -> str:
 
 def megabytes(count: int) -> str:
     """Bytes as the bar writes them."""
-    from meshllm.models.store import megabytes as words
+    from meshllm.models.library.store import megabytes as words
 
     return words(count)
 
@@ -146,7 +146,7 @@ class Bar:
     def expect(self, files: Expect) -> None:
         self._tally.expect(files)
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TransferProgress) -> None:
         if progress.stage not in WORDS:
             if progress.note:
                 self._console.print(printable_note(progress.note), style="yellow", markup=False, highlight=False)
@@ -189,7 +189,7 @@ class Lines:
     def expect(self, files: Expect) -> None:
         self._tally.expect(files)
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TransferProgress) -> None:
         if progress.stage not in WORDS:
             if progress.note:
                 self._print(printable_note(progress.note))

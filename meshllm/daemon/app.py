@@ -39,11 +39,11 @@ from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError
-from meshllm.models import on_disk
-from meshllm.models.entry import Wanted
-from meshllm.models.local import from_path
-from meshllm.models.resolve import resolve
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import Wanted
+from meshllm.models.catalog.resolve import resolve
+from meshllm.models.library import scan
+from meshllm.models.library.local_model import from_path
+from meshllm.models.library.store import Store
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 from meshllm.web.callers import CallerPolicy
@@ -102,7 +102,7 @@ def find_models(settings: Settings) -> dict[str, Wanted | None]:
     wanted: dict[str, Wanted | None] = {}
     for text in settings.models:
         try:
-            found = resolve(text, folder=store.folder, disk=lambda: on_disk.scan(store))
+            found = resolve(text, folder=store.folder, disk=lambda: scan.scan(store))
         except UnknownModel as error:
             if "/" in text or text.casefold().endswith(".gguf"):
                 raise

@@ -25,7 +25,7 @@ from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.rpc_server import SharedFile, WorkerPlan
 from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
 from meshllm.machine import resources
-from meshllm.models.manifest import Manifest, ModelFile
+from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.tasks import Owner
 

@@ -16,14 +16,14 @@ from meshllm.core.memory.speculation import Speculation, decide, obstacle
 from meshllm.core.snapshot import Purpose
 from meshllm.daemon.settings import Settings
 from meshllm.errors import MeshError
-from meshllm.models import drafts, on_disk
-from meshllm.models.drafts import Pairing
-from meshllm.models.entry import Wanted
-from meshllm.models.local import LocalModel
-from meshllm.models.names import model_name
-from meshllm.models.purpose import usage
-from meshllm.models.resolve import resolve
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import Wanted
+from meshllm.models.catalog.names import model_name
+from meshllm.models.catalog.resolve import resolve
+from meshllm.models.gguf.purpose import usage
+from meshllm.models.library import drafts, scan
+from meshllm.models.library.drafts import Pairing
+from meshllm.models.library.local_model import LocalModel
+from meshllm.models.library.store import Store
 from meshllm.util.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def wish_of(settings: Settings, wanted: Mapping[str, Wanted | None], store: Stor
     """
     if settings.draft is None:
         return DraftWish(settings.speculation, settings.drafts)
-    found = resolve(settings.draft, folder=store.folder, disk=lambda: on_disk.scan(store))
+    found = resolve(settings.draft, folder=store.folder, disk=lambda: scan.scan(store))
     if found.note:
         log.warning("%s", found.note)
     target, source = next(iter(wanted.items()))
@@ -112,4 +112,4 @@ class Drafter:
             return Pairing(reason=error.message)
 
     def _look(self, model: LocalModel) -> Pairing:
-        return drafts.find(model, on_disk.scan(self._store, named=self._named), self._store)
+        return drafts.find(model, scan.scan(self._store, named=self._named), self._store)

@@ -34,9 +34,9 @@ from meshllm.engine.probe import bindings
 from meshllm.engine.processes.llama_server import Projector
 from meshllm.errors import InvalidModelFile, OutOfRoom
 from meshllm.machine import resources
-from meshllm.models.local import LocalModel
-from meshllm.models.projector import projector_bytes
-from meshllm.models.purpose import Usage
+from meshllm.models.gguf.projector import projector_bytes
+from meshllm.models.gguf.purpose import ModelUsage
+from meshllm.models.library.local_model import LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Fitter:
         self,
         engine: Engine,
         model: LocalModel,
-        how: Usage,
+        how: ModelUsage,
         *,
         speculation: Speculation = PLAIN,
         draft: LocalModel | None = None,
@@ -220,7 +220,7 @@ class Fitter:
     def fit_split(
         self,
         model: LocalModel,
-        how: Usage,
+        how: ModelUsage,
         lease: Lease,
         size: ContextSize,
         speculation: Speculation,
@@ -287,7 +287,7 @@ class _Task:
 
     engine: Engine
     model: LocalModel
-    how: Usage
+    how: ModelUsage
     room: MemoryBudget
     chosen: bool = False
     guessed: int = 0

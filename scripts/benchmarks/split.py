@@ -18,7 +18,7 @@ from typing import Any
 
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.split.planner import SplitNeed, need_of
-from meshllm.models.gguf import read_header
+from meshllm.models.gguf.header import read_header
 from tests.netlab.lab import Lab, missing
 
 from . import report, split_engine, split_losses

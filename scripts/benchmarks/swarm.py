@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from meshllm import paths
-from meshllm.models.store import Store
+from meshllm.models.library.store import Store
 
 from . import engine, report
 from .children import Child

@@ -31,10 +31,10 @@ from meshllm.daemon.membership import Membership, look_up
 from meshllm.daemon.node import Node
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.sharing import Sharing
-from meshllm.models.fetching import Fetcher
-from meshllm.models.hub import Hub
-from meshllm.models.manifest import ModelFile
-from meshllm.models.store import Store
+from meshllm.models.hub.hub import Hub
+from meshllm.models.hub.manifest import ModelFile
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.fetcher import Fetcher
 from meshllm.net.identity import Identity
 from meshllm.tasks import Owner
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.models.store import Store
+from meshllm.models.library.store import Store
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from meshllm.core.memory.fit_preview import FitOutlook, FitPreview
 from meshllm.errors import UsageError
 from meshllm.machine import accelerators
 from meshllm.machine.accelerators import Accelerator
-from meshllm.models.catalog import load
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import load
+from meshllm.models.library.store import Store
 from tests.cli.downloading import run
 
 GB = 10**9

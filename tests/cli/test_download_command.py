@@ -19,11 +19,11 @@ from rich.console import Console
 from meshllm.cli import download as command
 from meshllm.cli.transfers import Bar, Lines, Tally
 from meshllm.errors import UnknownModel, UsageError
-from meshllm.models.catalog import Catalog, load
-from meshllm.models.entry import CatalogEntry
-from meshllm.models.manifest import HubReference
-from meshllm.models.progress import Progress, Stage
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog, load
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.manifest import HubReference
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.progress import TransferProgress, TransferStage
 from tests import engine_samples
 from tests.cli.downloading import run
 from tests.models.fake_hub import FakeHub, running
@@ -38,13 +38,13 @@ def test_an_unknown_name_is_left_to_the_edge(store: Store) -> None:
 
 
 STEPS = [
-    Progress(Stage.CONNECTING, "m.gguf", "the hub", 0, 100),
-    Progress(Stage.FAILED_SOURCE, "m.gguf", note="It [b]failed[/b]."),
-    Progress(Stage.WAITING, "m.gguf"),
-    *(Progress(Stage.DOWNLOADING, "m.gguf", "a package", done, 100) for done in range(0, 101, 5)),
-    Progress(Stage.EXTRACTING, "m.gguf", "a package", 7, 10),
-    Progress(Stage.VERIFYING, "m.gguf", "", 0, 0),
-    Progress(Stage.READY, "m.gguf", done=100, total=100),
+    TransferProgress(TransferStage.CONNECTING, "m.gguf", "the hub", 0, 100),
+    TransferProgress(TransferStage.FAILED_SOURCE, "m.gguf", note="It [b]failed[/b]."),
+    TransferProgress(TransferStage.WAITING, "m.gguf"),
+    *(TransferProgress(TransferStage.DOWNLOADING, "m.gguf", "a package", done, 100) for done in range(0, 101, 5)),
+    TransferProgress(TransferStage.EXTRACTING, "m.gguf", "a package", 7, 10),
+    TransferProgress(TransferStage.VERIFYING, "m.gguf", "", 0, 0),
+    TransferProgress(TransferStage.READY, "m.gguf", done=100, total=100),
 ]
 
 
@@ -75,8 +75,10 @@ def test_the_bar() -> None:
     assert "verifying" in printed
 
 
-def shares(name: str, done: int, **sources: int) -> Progress:
-    return Progress(Stage.DOWNLOADING, name, "https://hub.example", done, 100, by_source=tuple(sources.items()))
+def shares(name: str, done: int, **sources: int) -> TransferProgress:
+    return TransferProgress(
+        TransferStage.DOWNLOADING, name, "https://hub.example", done, 100, by_source=tuple(sources.items())
+    )
 
 
 def test_several_files_are_one_download() -> None:
@@ -97,7 +99,7 @@ def test_lines_of_several_files_say_which_it_is() -> None:
     view.expect(lambda: {"a.gguf": 100, "b.gguf": 100})
     with view:
         view.report(shares("a.gguf", 100))
-        view.report(Progress(Stage.DOWNLOADING, "b\x1b[2J.gguf", "https://hub.example/x", 0, 100))
+        view.report(TransferProgress(TransferStage.DOWNLOADING, "b\x1b[2J.gguf", "https://hub.example/x", 0, 100))
     assert text.getvalue().splitlines() == [
         "a.gguf (1 of 2): downloading from hub.example 100 %",
         "b?[2J.gguf (2 of 3): downloading from hub.example 0 %",
@@ -109,7 +111,9 @@ def test_the_bar_ends_with_who_gave_it() -> None:
     view = Bar(Console(file=text, force_terminal=True, width=120))
     given = (("anna", 3_000_000), ("https://hub.example", 1_000_000))
     with view:
-        view.report(Progress(Stage.DOWNLOADING, "a.gguf", "peers", 4_000_000, 4_000_000, by_source=given))
+        view.report(
+            TransferProgress(TransferStage.DOWNLOADING, "a.gguf", "peers", 4_000_000, 4_000_000, by_source=given)
+        )
     assert "from anna 3.0 MB, hub.example 1.0 MB" in text.getvalue()
 
 

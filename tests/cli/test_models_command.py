@@ -17,9 +17,9 @@ from meshllm.cli import capacity
 from meshllm.cli import models as command
 from meshllm.core.memory.devices import MachineMemory
 from meshllm.errors import InvalidModelFile, UnknownModel, UsageError
-from meshllm.models.checking import digests
-from meshllm.models.manifest import Manifest, ModelFile
-from meshllm.models.store import Store
+from meshllm.models.hub.manifest import Manifest, ModelFile
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.prefix_hash import digests
 from meshllm.util.threads import StopSignal
 from tests import engine_samples
 

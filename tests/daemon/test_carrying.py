@@ -25,7 +25,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
-from meshllm.models.manifest import Manifest
+from meshllm.models.hub.manifest import Manifest
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 
 HOST, FIRST, LAST = (NodeId(letter * 32) for letter in (b"h", b"f", b"l"))

@@ -24,10 +24,10 @@ from meshllm.daemon.fitting import Fitter
 from meshllm.engine.build import builder
 from meshllm.engine.processes import rpc_server
 from meshllm.engine.processes.llama_server import ServerPlan
-from meshllm.models.local import LocalModel, from_path
-from meshllm.models.manifest import Manifest
-from meshllm.models.purpose import usage
-from meshllm.models.store import Store
+from meshllm.models.gguf.purpose import usage
+from meshllm.models.hub.manifest import Manifest
+from meshllm.models.library.local_model import LocalModel, from_path
+from meshllm.models.library.store import Store
 from meshllm.net.tunnels.rpc_tunnels import TunnelUse
 from scripts.benchmarks.speculation import Engine
 from tests.daemon.test_carrying import FIRST, HOST, LAST, Bench, bench

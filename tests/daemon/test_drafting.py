@@ -11,9 +11,9 @@ from meshllm.core.memory.speculation import DraftSource, Speculation
 from meshllm.daemon.drafting import Drafter, DraftWish, wish_of
 from meshllm.daemon.settings import Settings
 from meshllm.errors import DownloadFailed, UnknownModel, UsageError
-from meshllm.models.entry import Wanted
-from meshllm.models.local import LocalModel, from_path
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import Wanted
+from meshllm.models.library.local_model import LocalModel, from_path
+from meshllm.models.library.store import Store
 from tests.models.gguf_samples import write_sample
 
 NONE_HERE = "no small model of the same vocabulary is on this disk"

@@ -24,10 +24,10 @@ from meshllm.engine.processes.llama_server import Projector
 from meshllm.errors import OutOfRoom, UsageError
 from meshllm.machine import resources
 from meshllm.machine.resources import Memory
-from meshllm.models.gguf import read_header
-from meshllm.models.local import LocalModel
-from meshllm.models.projector import projector_bytes
-from meshllm.models.purpose import usage
+from meshllm.models.gguf.header import read_header
+from meshllm.models.gguf.projector import projector_bytes
+from meshllm.models.gguf.purpose import usage
+from meshllm.models.library.local_model import LocalModel
 from tests import engine_samples, engine_shapes
 
 GB, MIB = 10**9, 1 << 20

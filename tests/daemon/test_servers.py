@@ -27,10 +27,10 @@ from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.llama_server import Projector
 from meshllm.errors import MeshError, OutOfRoom
-from meshllm.models.local import LocalModel, from_path
-from meshllm.models.projector import projector_bytes
-from meshllm.models.purpose import usage
-from meshllm.models.store import Store
+from meshllm.models.gguf.projector import projector_bytes
+from meshllm.models.gguf.purpose import usage
+from meshllm.models.library.local_model import LocalModel, from_path
+from meshllm.models.library.store import Store
 from tests import engine_samples
 
 LEASE = Lease(b"s" * 16, 1, "m", (), (WorkerShare(NodeId(b"h" * 32), 0, 1, 1), WorkerShare(NodeId(b"w" * 32), 1, 1, 1)))

@@ -15,7 +15,7 @@ from meshllm.core.records import MeshId, NodeId, NodeRecord, PeerAddress, Record
 from meshllm.daemon import sharing
 from meshllm.daemon.membership import Membership
 from meshllm.daemon.sharing import BUSY_RATE, Sharing
-from meshllm.models.store import Store
+from meshllm.models.library.store import Store
 from meshllm.net.base import StreamKind
 from meshllm.wire.mesh import files as w
 

@@ -17,7 +17,7 @@ import pytest
 from here import Site, client, joined, serves, site
 
 from meshllm import paths
-from meshllm.models.projector import projector_bytes
+from meshllm.models.gguf.projector import projector_bytes
 from tests import engine_samples
 from tests.daemons import MODEL, PATIENCE_SECONDS
 from tests.netlab.nodes import Node, Status

@@ -12,7 +12,7 @@ import pytest
 from here import Site, client, joined, site
 
 from meshllm import paths
-from meshllm.models.store import Store
+from meshllm.models.library.store import Store
 from tests.daemons import MODEL
 from tests.netlab.nodes import Node, Status
 

@@ -16,8 +16,8 @@ from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.llama_server import ServerPlan
-from meshllm.models.gguf import read_header
-from meshllm.models.vocabulary import read_vocabulary
+from meshllm.models.gguf.header import read_header
+from meshllm.models.gguf.vocabulary import read_vocabulary
 from scripts.benchmarks.cut import cut
 from scripts.benchmarks.speculation import Engine
 

@@ -11,7 +11,7 @@ from meshllm.core.memory.estimate import MemoryEstimate, forecast
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
-from meshllm.models.gguf import read_header
+from meshllm.models.gguf.header import read_header
 from tests import engine_shapes
 
 pytestmark = pytest.mark.engine

@@ -11,7 +11,7 @@ import pytest
 from meshllm import paths
 from meshllm.engine.build import builder
 from meshllm.engine.processes.llama_server import Projector, ServerPlan
-from meshllm.models.projector import projector_bytes
+from meshllm.models.gguf.projector import projector_bytes
 from scripts.benchmarks.speculation import Engine
 from tests import engine_samples
 

@@ -23,7 +23,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.processes.llama_server import ServerPlan, arguments
-from meshllm.models.gguf import read_header
+from meshllm.models.gguf.header import read_header
 from scripts.benchmarks.allocations import MIB, measure
 from scripts.benchmarks.children import Child, free_port
 from tests import engine_shapes

@@ -14,7 +14,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.processes.llama_server import ServerPlan, arguments
-from meshllm.models.vocabulary import read_vocabulary
+from meshllm.models.gguf.vocabulary import read_vocabulary
 from scripts.benchmarks.allocations import measure
 from tests.engine_samples import HEADS, HIDDEN, LETTERS, WIDTH
 

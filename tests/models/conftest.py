@@ -11,10 +11,10 @@ from fake_hub import FakeHub, make_entry, running
 from gguf_samples import write_sample
 from platformdirs import user_cache_path
 
-from meshllm.models.entry import CatalogEntry
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.manifest import HubSource
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.manifest import HubSource
+from meshllm.models.library.store import Store
 
 
 @pytest.fixture(autouse=True)

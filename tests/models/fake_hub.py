@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from meshllm.models.entry import CatalogEntry
-from meshllm.models.manifest import HubSource, ModelFile, PackageSource
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.manifest import HubSource, ModelFile, PackageSource
 
 PART_BYTES = 8 << 10
 BUFFER_BYTES = 4 << 10

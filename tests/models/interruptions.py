@@ -24,11 +24,11 @@ from fake_hub import BUFFER_BYTES, FakeHub, running
 from gguf_samples import write_sample
 
 from meshllm.errors import DownloadFailed
-from meshllm.models.assembly import CHUNK_BYTES, Assembly
-from meshllm.models.download import ensure
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.manifest import HubSource, Manifest, ModelFile
-from meshllm.models.store import Store
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.manifest import HubSource, Manifest, ModelFile
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.ensure import ensure
+from meshllm.models.transfer.partial_file import CHUNK_BYTES, PartialFile
 from meshllm.tasks import Owner
 
 PART_BYTES = CHUNK_BYTES
@@ -58,11 +58,11 @@ class Vouching:
     def __init__(self, digests: bytes) -> None:
         self.digests = digests
 
-    async def feed(self, assembly: Assembly) -> None:
+    async def feed(self, assembly: PartialFile) -> None:
         assembly.expected = self.digests
         raise DownloadFailed("No peer has any of it.")
 
-    def disown(self, assembly: Assembly) -> bool:
+    def disown(self, assembly: PartialFile) -> bool:
         return False
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import cast
 
 from meshllm.errors import PeerUnreachable
-from meshllm.models.assembly import Assembly
-from meshllm.models.checking import Digests, follow
-from meshllm.models.giving import Giver, Shelved
-from meshllm.models.swarm import PeerSource, Swarm
-from meshllm.models.taking import Peer
+from meshllm.models.p2p.downloader import SwarmPeer
+from meshllm.models.p2p.seeder import Seeder, SeedFile
+from meshllm.models.p2p.swarm import Swarm, SwarmSource
+from meshllm.models.transfer.partial_file import PartialFile
+from meshllm.models.transfer.prefix_hash import PrefixDigests, follow
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 from meshllm.wire.mesh import files as w
@@ -34,7 +34,7 @@ def false_digests(false: bytes, content: bytes) -> bytes:
     return digests_of(false)[:-32] + hashlib.sha256(content).digest()
 
 
-async def fetch(source: PeerSource, assembly: Assembly) -> Digests:
+async def fetch(source: SwarmSource, assembly: PartialFile) -> PrefixDigests:
     """Take all of a file and read it meanwhile, as a download does; its digests. Raises DownloadFailed, OSError."""
     owner = Owner("fetch", on_error=lambda name, error: None)
     following = in_thread(lambda stop: follow(stop, assembly, lambda done: None), "follow")
@@ -58,7 +58,7 @@ def content_of(chunks: int, seed: int = 0) -> bytes:
 class FakeShelf:
     """Has the files that it is given."""
 
-    files: dict[str, Shelved] = field(default_factory=dict)
+    files: dict[str, SeedFile] = field(default_factory=dict)
     models: tuple[w.OfferedModel, ...] = ()
     refusals: list[w.FileRefusal] = field(default_factory=list)
 
@@ -67,10 +67,10 @@ class FakeShelf:
         path.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
         listing = w.ChunkListing(len(content), CHUNK, digests_of(content) if claimed is None else claimed)
-        self.files[sha256] = Shelved(path, listing, path.stat().st_mtime_ns)
+        self.files[sha256] = SeedFile(path, listing, path.stat().st_mtime_ns)
         return sha256
 
-    async def look(self, sha256: str) -> Shelved | w.FileRefusal:
+    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
         if self.refusals:
             return self.refusals.pop(0)
         return self.files.get(sha256, w.FileRefusal(w.FileRefusalReason.ABSENT))
@@ -85,7 +85,7 @@ class Site:
     """A mesh of givers: whoever has been added is a holder of every model."""
 
     def __init__(self) -> None:
-        self.peers: list[Peer] = []
+        self.peers: list[SwarmPeer] = []
         self.settling = False
         self.opened: list[str] = []
         self.waited_for = asyncio.Event()
@@ -94,26 +94,26 @@ class Site:
         self._news: list[asyncio.Future[None]] = []
         self._transports: dict[str, list[asyncio.Transport]] = {}
 
-    async def add(self, name: str, serve: Callable[[], asyncio.BaseProtocol]) -> Peer:
+    async def add(self, name: str, serve: Callable[[], asyncio.BaseProtocol]) -> SwarmPeer:
         """A node that answers tunnels with a protocol of `serve`."""
         server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
         self._servers.append(server)
-        peer = Peer(hashlib.sha256(name.encode()).hexdigest(), name)
+        peer = SwarmPeer(hashlib.sha256(name.encode()).hexdigest(), name)
         self._ports[peer.id] = server.sockets[0].getsockname()[1]
         self.appear(peer)
         return peer
 
-    def appear(self, peer: Peer) -> None:
+    def appear(self, peer: SwarmPeer) -> None:
         """The node is known from now on."""
         self.peers.append(peer)
         self._tell()
 
-    def vanish(self, peer: Peer) -> None:
+    def vanish(self, peer: SwarmPeer) -> None:
         """The node is known no more."""
         self.peers.remove(peer)
         self._tell()
 
-    def cut(self, peer: Peer) -> None:
+    def cut(self, peer: SwarmPeer) -> None:
         """All connections to it break, and no new ones are made."""
         self._ports.pop(peer.id)
         for transport in self._transports.get(peer.id, ()):
@@ -132,7 +132,7 @@ class Site:
 
     # -- what taking sees
 
-    def holders(self, model: str) -> Sequence[Peer]:
+    def holders(self, model: str) -> Sequence[SwarmPeer]:
         return list(self.peers)
 
     async def open(self, peer: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
@@ -188,29 +188,29 @@ class Rig:
     folder: Path
     site: Site
     swarm: Swarm
-    givers: list[Giver] = field(default_factory=list)
-    made: list[Assembly] = field(default_factory=list)
+    givers: list[Seeder] = field(default_factory=list)
+    made: list[PartialFile] = field(default_factory=list)
 
     async def giver(
         self, name: str, content: bytes, *, claimed: bytes | None = None, rate: float | None = None
-    ) -> tuple[Peer, FakeShelf]:
+    ) -> tuple[SwarmPeer, FakeShelf]:
         """A real giver that has `content`."""
         shelf = FakeShelf()
         shelf.put(self.folder / f"{name}.gguf", content, claimed)
-        giver = Giver(shelf, lambda: rate)
+        giver = Seeder(shelf, lambda: rate)
         self.givers.append(giver)
         return await self.site.add(name, lambda: giver.serve("taker")), shelf
 
     async def liar(
         self, name: str, content: bytes, spoil: Callable[[w.Request, bytes], bytes | None], claimed: bytes = b""
-    ) -> Peer:
+    ) -> SwarmPeer:
         """A giver that does not do as it should."""
         return await self.site.add(name, lambda: Liar(content, spoil, claimed))
 
-    def assembly(self, content: bytes) -> Assembly:
+    def assembly(self, content: bytes) -> PartialFile:
         """The unfinished file of that content; a new one each time, of what lies there."""
         path = self.folder / "taken.part"
-        assembly = Assembly(path, len(content), hashlib.sha256(content).hexdigest(), chunk_bytes=CHUNK)
+        assembly = PartialFile(path, len(content), hashlib.sha256(content).hexdigest(), chunk_bytes=CHUNK)
         self.made.append(assembly)
         return assembly
 

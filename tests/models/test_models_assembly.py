@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.models import arrivals
-from meshllm.models.assembly import Assembly, Piece, state_path
+from meshllm.models.transfer import resume_table
+from meshllm.models.transfer.partial_file import ByteRange, PartialFile, state_path
 from meshllm.tasks import Owner
 
 CHUNK = 1000
@@ -45,29 +45,29 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def assembly(path: Path, clock: Clock) -> Iterator[Assembly]:
+def assembly(path: Path, clock: Clock) -> Iterator[PartialFile]:
     made = opened(path, clock)
     yield made
     made.close()
 
 
-def opened(path: Path, clock: Clock | None = None, size: int = SIZE) -> Assembly:
-    return Assembly(path, size, DIGEST, chunk_bytes=CHUNK, clock=clock or Clock())
+def opened(path: Path, clock: Clock | None = None, size: int = SIZE) -> PartialFile:
+    return PartialFile(path, size, DIGEST, chunk_bytes=CHUNK, clock=clock or Clock())
 
 
-def fill(assembly: Assembly, piece: Piece, count: int | None = None) -> int:
+def fill(assembly: PartialFile, piece: ByteRange, count: int | None = None) -> int:
     """Write the right bytes, all that the piece wants or `count`."""
     end = piece.end if count is None else piece.position + count
     return assembly.write(piece, CONTENT[piece.position : end])
 
 
-def fill_all(assembly: Assembly) -> None:
+def fill_all(assembly: PartialFile) -> None:
     while piece := assembly.claim("rest", 4):
         fill(assembly, piece)
         assembly.give_back(piece)
 
 
-def test_one_source_fetches_all(assembly: Assembly, path: Path) -> None:
+def test_one_source_fetches_all(assembly: PartialFile, path: Path) -> None:
     assert (assembly.count, assembly.arrived, assembly.prefix, assembly.complete) == (11, 0, 0, False)
     fill_all(assembly)
     assert assembly.complete
@@ -77,7 +77,7 @@ def test_one_source_fetches_all(assembly: Assembly, path: Path) -> None:
     assert assembly.by_source == {"rest": SIZE}
 
 
-def test_pieces_never_overlap_and_become_smaller(assembly: Assembly) -> None:
+def test_pieces_never_overlap_and_become_smaller(assembly: PartialFile) -> None:
     pieces = []
     while piece := assembly.claim("a", 4):
         pieces.append((piece.begin, piece.end))
@@ -86,7 +86,7 @@ def test_pieces_never_overlap_and_become_smaller(assembly: Assembly) -> None:
     assert pieces[-1] == (10 * CHUNK, SIZE)
 
 
-def test_only_what_a_source_has_is_claimed(assembly: Assembly) -> None:
+def test_only_what_a_source_has_is_claimed(assembly: PartialFile) -> None:
     first = assembly.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9))
     second = assembly.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9))
     assert first is not None
@@ -96,7 +96,7 @@ def test_only_what_a_source_has_is_claimed(assembly: Assembly) -> None:
     assert assembly.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9)) is None
 
 
-def test_what_was_given_back_goes_on_in_the_middle_of_its_chunk(assembly: Assembly) -> None:
+def test_what_was_given_back_goes_on_in_the_middle_of_its_chunk(assembly: PartialFile) -> None:
     piece = assembly.claim("a", 2)
     assert piece is not None
     assert fill(assembly, piece, 1300) == 700
@@ -113,7 +113,7 @@ def test_what_was_given_back_goes_on_in_the_middle_of_its_chunk(assembly: Assemb
     assert assembly.complete
 
 
-def test_a_run_ends_before_a_chunk_that_is_there_in_part(assembly: Assembly) -> None:
+def test_a_run_ends_before_a_chunk_that_is_there_in_part(assembly: PartialFile) -> None:
     later = assembly.claim("a", 1, accept=lambda chunk: chunk == 2)
     assert later is not None
     fill(assembly, later, 10)
@@ -123,7 +123,7 @@ def test_a_run_ends_before_a_chunk_that_is_there_in_part(assembly: Assembly) -> 
     assert (piece.begin, piece.end) == (0, 2 * CHUNK)
 
 
-def test_bytes_beyond_the_piece_are_dropped(assembly: Assembly, path: Path) -> None:
+def test_bytes_beyond_the_piece_are_dropped(assembly: PartialFile, path: Path) -> None:
     piece = assembly.claim("a", 1)
     assert piece is not None
     assert assembly.write(piece, CONTENT[: 3 * CHUNK]) == 0
@@ -134,11 +134,11 @@ def test_bytes_beyond_the_piece_are_dropped(assembly: Assembly, path: Path) -> N
 # -- nobody idles while another crawls
 
 
-def claim_all(assembly: Assembly, source: str) -> list[Piece]:
+def claim_all(assembly: PartialFile, source: str) -> list[ByteRange]:
     return list(iter(lambda: assembly.claim(source, 4), None))
 
 
-def test_an_idle_source_takes_half_of_what_a_slow_one_has_before_it(assembly: Assembly, clock: Clock) -> None:
+def test_an_idle_source_takes_half_of_what_a_slow_one_has_before_it(assembly: PartialFile, clock: Clock) -> None:
     slow = assembly.claim("slow", 4)
     assert slow is not None
     rest = claim_all(assembly, "fast")
@@ -157,7 +157,7 @@ def test_an_idle_source_takes_half_of_what_a_slow_one_has_before_it(assembly: As
     assert assembly.by_source == {"slow": 2 * CHUNK, "fast": SIZE - 2 * CHUNK}
 
 
-def test_the_last_chunk_of_a_slow_source_goes_on_with_a_faster_one(assembly: Assembly, clock: Clock) -> None:
+def test_the_last_chunk_of_a_slow_source_goes_on_with_a_faster_one(assembly: PartialFile, clock: Clock) -> None:
     pieces = claim_all(assembly, "fast")
     slow = pieces.pop()
     slow.source = "slow"
@@ -182,7 +182,7 @@ def test_the_last_chunk_of_a_slow_source_goes_on_with_a_faster_one(assembly: Ass
     assert assembly.by_source == {"slow": 100, "fast": SIZE - 100}
 
 
-def test_a_source_that_is_nearly_done_keeps_its_piece(assembly: Assembly, clock: Clock) -> None:
+def test_a_source_that_is_nearly_done_keeps_its_piece(assembly: PartialFile, clock: Clock) -> None:
     pieces = claim_all(assembly, "a")
     clock.now = 10.0
     for piece in pieces:
@@ -194,7 +194,7 @@ def test_a_source_that_is_nearly_done_keeps_its_piece(assembly: Assembly, clock:
     assert taken.end - taken.begin == 10
 
 
-def test_a_source_that_writes_whole_chunks_can_say_that_it_is_at_work(assembly: Assembly, clock: Clock) -> None:
+def test_a_source_that_writes_whole_chunks_can_say_that_it_is_at_work(assembly: PartialFile, clock: Clock) -> None:
     mine = assembly.claim("peer", 1)
     assert mine is not None
     for piece in claim_all(assembly, "fast"):
@@ -212,7 +212,7 @@ def test_a_source_that_writes_whole_chunks_can_say_that_it_is_at_work(assembly: 
 # -- whole chunks
 
 
-def test_whole_chunks_come_in_any_order(assembly: Assembly, path: Path) -> None:
+def test_whole_chunks_come_in_any_order(assembly: PartialFile, path: Path) -> None:
     piece = assembly.claim("peer", 4)
     assert piece is not None
     for chunk in (2, 0, 3, 1):
@@ -227,7 +227,7 @@ def test_whole_chunks_come_in_any_order(assembly: Assembly, path: Path) -> None:
     assert path.read_bytes() == CONTENT
 
 
-def test_a_verified_chunk_is_not_written_over(assembly: Assembly, path: Path) -> None:
+def test_a_verified_chunk_is_not_written_over(assembly: PartialFile, path: Path) -> None:
     """A peer gives a chunk that the hub is just sending, wrong."""
     theirs = assembly.claim("peer", 1)
     hubs = assembly.claim("hub", 2)
@@ -241,7 +241,7 @@ def test_a_verified_chunk_is_not_written_over(assembly: Assembly, path: Path) ->
     assert assembly.arrived == hubs.end
 
 
-def test_only_who_is_alone_at_a_chunk_answers_for_it(assembly: Assembly) -> None:
+def test_only_who_is_alone_at_a_chunk_answers_for_it(assembly: PartialFile) -> None:
     held, other = assembly.claim("peer", 1), assembly.claim("hub", 1)
     assert held is not None
     assert other is not None
@@ -259,7 +259,7 @@ def test_only_who_is_alone_at_a_chunk_answers_for_it(assembly: Assembly) -> None
     assert assembly.rooms.take().obj is again.obj
 
 
-def test_a_spoilt_chunk_is_fetched_again(assembly: Assembly) -> None:
+def test_a_spoilt_chunk_is_fetched_again(assembly: PartialFile) -> None:
     fill_all(assembly)
     assembly.spoil(4)
     assert not assembly.complete
@@ -274,7 +274,7 @@ def test_a_spoilt_chunk_is_fetched_again(assembly: Assembly) -> None:
 # -- what survives
 
 
-def test_what_was_written_is_there_after_any_death(assembly: Assembly, path: Path) -> None:
+def test_what_was_written_is_there_after_any_death(assembly: PartialFile, path: Path) -> None:
     """The file is looked at without closing the first assembly: as a kill leaves it."""
     for chunk, count in ((7, 10), (2, CHUNK), (0, 999)):
         piece = assembly.claim("a", 1, accept=lambda found, chunk=chunk: found == chunk)
@@ -296,7 +296,7 @@ def test_after_a_power_cut_only_what_was_flushed_is_believed(path: Path, monkeyp
     fill(first, piece, 1000)
     first.close()
     opened(path).close()  # the same run of the machine: opening it proves nothing about the disk
-    monkeypatch.setattr(arrivals, "_boot", lambda: b"another".ljust(40))
+    monkeypatch.setattr(resume_table, "_boot", lambda: b"another".ljust(40))
     second = opened(path)
     assert second.arrived == 1500
     second.close()
@@ -308,7 +308,7 @@ def test_what_was_spoilt_stays_so_after_a_power_cut(path: Path, monkeypatch: pyt
     first.checkpoint()
     first.spoil(3)
     first.close()
-    monkeypatch.setattr(arrivals, "_boot", lambda: b"another".ljust(40))
+    monkeypatch.setattr(resume_table, "_boot", lambda: b"another".ljust(40))
     second = opened(path)
     assert second.arrived == SIZE - CHUNK
     second.close()
@@ -373,7 +373,7 @@ def test_sizes_that_are_none(size: int, path: Path) -> None:
 # -- waiting
 
 
-async def test_waiting_ends_when_something_is_free_or_all_is_there(assembly: Assembly) -> None:
+async def test_waiting_ends_when_something_is_free_or_all_is_there(assembly: PartialFile) -> None:
     owner = Owner("test")
     pieces = claim_all(assembly, "a")
     waiting = owner.start(assembly.changed(within=60), "wait")
@@ -393,7 +393,7 @@ async def test_waiting_ends_when_something_is_free_or_all_is_there(assembly: Ass
     await owner.close()
 
 
-async def test_a_follower_hears_of_a_longer_prefix(assembly: Assembly) -> None:
+async def test_a_follower_hears_of_a_longer_prefix(assembly: PartialFile) -> None:
     piece = assembly.claim("a", 1)
     assert piece is not None
     owner = Owner("test")
@@ -457,7 +457,7 @@ def _even(chunk: int) -> bool:
 
 
 async def test_many_threads_at_once(path: Path) -> None:
-    assembly = Assembly(path, SIZE, DIGEST, chunk_bytes=CHUNK)
+    assembly = PartialFile(path, SIZE, DIGEST, chunk_bytes=CHUNK)
 
     def work(name: str) -> None:
         rng = Random(name)

@@ -8,9 +8,9 @@ import pytest
 
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import InternalError
-from meshllm.models.catalog import load, parse
-from meshllm.models.entry import CacheLayers, CatalogEntry
-from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
+from meshllm.models.catalog.catalog import load, parse
+from meshllm.models.catalog.entry import CacheLayers, CatalogEntry
+from meshllm.models.hub.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
 
 GB = 10**9
 WITH_FILE = """

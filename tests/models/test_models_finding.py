@@ -8,9 +8,9 @@ import pytest
 from swarm_rig import content_of, rig
 
 from meshllm.errors import AmbiguousModel, UnknownModel
-from meshllm.models import finding
-from meshllm.models.finding import find
-from meshllm.models.manifest import Manifest, ModelFile
+from meshllm.models.hub.manifest import Manifest, ModelFile
+from meshllm.models.p2p import model_lookup
+from meshllm.models.p2p.model_lookup import find
 from meshllm.wire.mesh import files as w
 
 ONE = w.OfferedModel("Ours", (w.OfferedFile("ours.gguf", 10, "ab" * 32),), None, 4096)
@@ -20,7 +20,7 @@ OTHER = w.OfferedModel("Ours", (w.OfferedFile("ours.gguf", 11, "cd" * 32),))
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be waited for in vain is not."""
-    monkeypatch.setattr(finding, "JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(model_lookup, "JOIN_SECONDS", 0.05)
 
 
 async def test_all_who_know_it_mean_the_same(tmp_path: Path) -> None:

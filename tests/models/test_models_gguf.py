@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from meshllm import paths
 from meshllm.errors import InvalidModelFile
-from meshllm.models import gguf_cursor as cursor
-from meshllm.models.catalog import load
-from meshllm.models.ggml_types import BLOCKS, FILE_TYPES
-from meshllm.models.gguf import Header, read_header, read_header_from
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import load
+from meshllm.models.gguf import cursor as cursor
+from meshllm.models.gguf.ggml_types import BLOCKS, FILE_TYPES
+from meshllm.models.gguf.header import Header, read_header, read_header_from
+from meshllm.models.library.store import Store
 
 
 def read(data: bytes) -> Header:

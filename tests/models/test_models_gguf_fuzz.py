@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshllm.errors import InvalidModelFile
-from meshllm.models.gguf import read_header_from, read_whole
-from meshllm.models.gguf_cursor import WINDOW
-from meshllm.models.vocabulary import read_vocabulary_from
+from meshllm.models.gguf.cursor import WINDOW
+from meshllm.models.gguf.header import read_header_from, read_whole
+from meshllm.models.gguf.vocabulary import read_vocabulary_from
 from tests import engine_shapes
 
 # Values that overflow something, somewhere.

@@ -12,7 +12,7 @@ import pytest
 
 from meshllm.core.memory.model_shape import LayerShape
 from meshllm.errors import InvalidModelFile
-from meshllm.models.gguf import Header, read_header, read_whole
+from meshllm.models.gguf.header import Header, read_header, read_whole
 from tests import engine_shapes
 
 

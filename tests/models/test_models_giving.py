@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swarm_rig import CHUNK, FakeShelf, content_of
 
-from meshllm.models import giving
-from meshllm.models.giving import Giver
-from meshllm.models.peer_line import STALL_SECONDS
+from meshllm.models.p2p import seeder
+from meshllm.models.p2p.peer_connection import STALL_SECONDS
+from meshllm.models.p2p.seeder import Seeder
 from meshllm.util.rate_limiter import BURST_SECONDS, RateLimiter
 from meshllm.wire.mesh import files as w
 
@@ -58,7 +58,7 @@ class Asker:
 class Place:
     """A giver behind a socket."""
 
-    def __init__(self, giver: Giver, port: int) -> None:
+    def __init__(self, giver: Seeder, port: int) -> None:
         self.giver = giver
         self._port = port
         self._askers: list[Asker] = []
@@ -77,7 +77,7 @@ class Place:
 async def giving_of(shelf: FakeShelf, rate: float | None = None, peer: str = "taker") -> AsyncIterator[Place]:
     """At the end nothing of it is left."""
     before = asyncio.all_tasks()
-    giver = Giver(shelf, lambda: rate)
+    giver = Seeder(shelf, lambda: rate)
     server = await asyncio.get_running_loop().create_server(lambda: giver.serve(peer), "127.0.0.1", 0)
     place = Place(giver, server.sockets[0].getsockname()[1])
     try:
@@ -117,7 +117,7 @@ async def test_chunks_come_in_the_order_they_were_asked_for(tmp_path: Path, shel
 async def test_from_the_disk_where_the_system_cannot_say_what_is_in_memory(
     tmp_path: Path, shelf: FakeShelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(giving, "_in_memory", lambda file, size, begin: None)
+    monkeypatch.setattr(seeder, "_in_memory", lambda file, size, begin: None)
     content = content_of(3)
     sha256 = shelf.put(tmp_path / "a.gguf", content)
     async with giving_of(shelf) as place:
@@ -187,20 +187,20 @@ async def test_too_many_requests_at_once(tmp_path: Path, shelf: FakeShelf) -> No
     sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.HaveRequest(sha256), *[w.ChunkRequest(0)] * (2 * giving.MAX_ASKED))
+        asker.ask(w.HaveRequest(sha256), *[w.ChunkRequest(0)] * (2 * seeder.MAX_ASKED))
         assert await asker.ended()
 
 
 async def test_there_is_room_for_so_many_of_a_peer(tmp_path: Path, shelf: FakeShelf) -> None:
     sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
     async with giving_of(shelf) as place:
-        askers = [await place.asker() for _ in range(giving.MAX_TAKERS_PER_PEER)]
+        askers = [await place.asker() for _ in range(seeder.MAX_TAKERS_PER_PEER)]
         for asker in askers:
             asker.ask(w.HaveRequest(sha256))
             assert isinstance(await asker.answer(), w.ChunkListing)
         late = await place.asker()
         late.ask(w.HaveRequest(sha256))
-        assert await late.answer() == w.FileRefusal(w.FileRefusalReason.BUSY, wait=giving.BUSY_WAIT_SECONDS)
+        assert await late.answer() == w.FileRefusal(w.FileRefusalReason.BUSY, wait=seeder.BUSY_WAIT_SECONDS)
         askers[0].writer.write_eof()
         assert await askers[0].ended()
         next_one = await place.asker()
@@ -209,7 +209,7 @@ async def test_there_is_room_for_so_many_of_a_peer(tmp_path: Path, shelf: FakeSh
 
 
 async def test_who_asks_for_nothing_is_hung_up_on(shelf: FakeShelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(giving, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(seeder, "IDLE_SECONDS", 0.01)
     async with giving_of(shelf) as place:
         assert await (await place.asker()).ended()
 
@@ -220,7 +220,7 @@ async def test_who_does_not_read_holds_little(tmp_path: Path, shelf: FakeShelf) 
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
     listing = w.ChunkListing(len(content), 16 << 20, bytes(4 * 32))
-    shelf.files["ab" * 32] = giving.Shelved(path, listing, path.stat().st_mtime_ns)
+    shelf.files["ab" * 32] = seeder.SeedFile(path, listing, path.stat().st_mtime_ns)
     async with giving_of(shelf) as place:
         asker = await place.asker()
         asker.ask(w.HaveRequest("ab" * 32), *[w.ChunkRequest(chunk) for chunk in range(4)])
@@ -276,9 +276,9 @@ def test_takers_share_the_rate_in_turn() -> None:
 @pytest.mark.parametrize("rate", [1e5, 1e6, 8e6, 1e9])
 def test_no_taker_waits_long_enough_to_take_it_for_a_stall(rate: float) -> None:
     """Even when all that there is room for share the slowest rate that can be set."""
-    piece = giving._piece_bytes(rate)
-    assert giving.SMALL_PIECE_BYTES <= piece <= giving.PIECE_BYTES
-    assert giving.MAX_TAKERS * piece / rate < STALL_SECONDS / 2
+    piece = seeder._piece_bytes(rate)
+    assert seeder.SMALL_PIECE_BYTES <= piece <= seeder.PIECE_BYTES
+    assert seeder.MAX_TAKERS * piece / rate < STALL_SECONDS / 2
 
 
 async def test_a_rate_holds_for_all_takers_together(
@@ -295,7 +295,7 @@ async def test_a_rate_holds_for_all_takers_together(
 
     async with giving_of(shelf, rate=100_000.0) as place:
         place.giver.clock = clock
-        monkeypatch.setattr(giving.asyncio, "sleep", sleep)
+        monkeypatch.setattr(seeder.asyncio, "sleep", sleep)
         begin = clock.now
         askers = [await place.asker() for _ in range(2)]
         for asker in askers:
@@ -304,7 +304,7 @@ async def test_a_rate_holds_for_all_takers_together(
             await asker.answer()
             for _ in range(10):
                 await asker.frame()
-        largest = giving._piece_bytes(100_000.0)
+        largest = seeder._piece_bytes(100_000.0)
         assert place.giver.total == 2 * 10 * CHUNK
         assert place.giver.total <= (clock.now - begin + BURST_SECONDS) * 100_000.0 + largest
         assert clock.now > begin

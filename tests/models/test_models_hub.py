@@ -14,30 +14,30 @@ from fake_hub import FakeHub
 from gguf_samples import write_parts
 
 from meshllm.errors import DownloadFailed
-from meshllm.models.catalog import CatalogEntry
-from meshllm.models.download import arrived, ensure
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.manifest import Manifest
-from meshllm.models.progress import Progress, Stage
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import CatalogEntry
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.manifest import Manifest
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.ensure import arrived, ensure
+from meshllm.models.transfer.progress import TransferProgress, TransferStage
 from meshllm.tasks import Owner
 
 
-def ignore(progress: Progress) -> None:
+def ignore(progress: TransferProgress) -> None:
     pass
 
 
 async def test_fetches_and_verifies(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model = await ensure(entry, store, seen.append, hub=hub)
     assert model.path.read_bytes() == fake.content
     assert (model.name, model.size, model.digest) == ("Model", len(fake.content), fake.sha256)
     assert (model.header.architecture, model.context_length, model.chat_template) == ("llama", 512, None)
     stages = [progress.stage for progress in seen]
-    assert stages[0] == Stage.CONNECTING
-    assert stages[-1] == Stage.READY
-    assert Stage.DOWNLOADING in stages
-    assert Stage.VERIFYING in stages
+    assert stages[0] == TransferStage.CONNECTING
+    assert stages[-1] == TransferStage.READY
+    assert TransferStage.DOWNLOADING in stages
+    assert TransferStage.VERIFYING in stages
     assert all(0 <= progress.done <= progress.total for progress in seen)
     assert not store.partial(entry.files[0]).exists()
 
@@ -47,10 +47,10 @@ async def test_a_second_time_nothing_is_asked_or_read(
 ) -> None:
     await ensure(entry, store, ignore, hub=hub)
     before = len(fake.requests)
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     await ensure(entry, store, seen.append, hub=hub)
     assert len(fake.requests) == before
-    assert [progress.stage for progress in seen] == [Stage.READY]
+    assert [progress.stage for progress in seen] == [TransferStage.READY]
 
 
 async def test_the_token_goes_to_the_hub_and_to_nobody_else(
@@ -196,8 +196,8 @@ async def cancelled_at(place: int, entry: CatalogEntry, store: Store, hub: Hub) 
     """Start fetching, and cancel when so many bytes are there."""
     there = asyncio.Event()
 
-    def report(progress: Progress) -> None:
-        if progress.stage == Stage.DOWNLOADING and progress.done == place:
+    def report(progress: TransferProgress) -> None:
+        if progress.stage == TransferStage.DOWNLOADING and progress.done == place:
             there.set()
 
     owner = Owner("test")
@@ -221,11 +221,11 @@ async def test_after_cancelling_nothing_is_written(fake: FakeHub, hub: Hub, entr
 
 
 async def test_two_at_once_fetch_once(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     models = await asyncio.gather(*(ensure(entry, store, seen.append, hub=hub) for _ in range(4)))
     assert len({model.path for model in models}) == 1
     assert fake.sent == len(fake.content)
-    assert Stage.WAITING in [progress.stage for progress in seen]
+    assert TransferStage.WAITING in [progress.stage for progress in seen]
 
 
 async def test_a_model_of_two_files(fake: FakeHub, hub: Hub, store: Store, tmp_path: Path) -> None:

@@ -10,19 +10,19 @@ from fake_hub import FakeHub
 from gguf_samples import write_parts, write_sample
 
 from meshllm.errors import AmbiguousModel, UnknownModel, UsageError
-from meshllm.models import elsewhere
-from meshllm.models.catalog import Catalog
-from meshllm.models.entry import CatalogEntry
-from meshllm.models.inventory import Item, Presence, Standing, State, inventory, standing
-from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile
-from meshllm.models.picking import by_name, find
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.manifest import HubReference, HubSource, Manifest, ModelFile
+from meshllm.models.library import other_apps
+from meshllm.models.library.inventory import FileState, InventoryItem, ItemState, Presence, inventory, standing
+from meshllm.models.library.select import by_name, find
+from meshllm.models.library.store import Store
 from tests import engine_samples
 
 NOTHING = Catalog(())
 
 
-def look(store: Store, catalog: Catalog = NOTHING) -> dict[str, Item]:
+def look(store: Store, catalog: Catalog = NOTHING) -> dict[str, InventoryItem]:
     return {item.name: item for item in inventory(store, catalog=catalog)}
 
 
@@ -48,11 +48,11 @@ def test_the_catalogues_model_is_listed_once(store: Store, entry: CatalogEntry, 
     path = put(store, entry, fake)
     catalog = Catalog((entry,))
     (item,) = look(store, catalog).values()
-    assert (item.name, item.state, item.files, item.entry) == ("Model", State.UNVERIFIED, (path,), entry)
+    assert (item.name, item.state, item.files, item.entry) == ("Model", FileState.UNVERIFIED, (path,), entry)
     assert item.other_names == ("model",)
     store.record(path, fake.sha256)
     (item,) = look(store, catalog).values()
-    assert (item.state, item.size, item.arrived) == (State.VERIFIED, len(fake.content), len(fake.content))
+    assert (item.state, item.size, item.arrived) == (FileState.VERIFIED, len(fake.content), len(fake.content))
 
 
 def test_files_of_the_user_parts_and_projectors(store: Store) -> None:
@@ -69,7 +69,7 @@ def test_files_of_the_user_parts_and_projectors(store: Store) -> None:
 def test_what_lies_elsewhere_is_told_of_with_its_program(store: Store) -> None:
     write_sample(lm_studio("theirs.gguf"))
     item = look(store)["theirs"]
-    assert (item.program, item.state) == ("LM Studio", State.UNVERIFIED)
+    assert (item.program, item.state) == ("LM Studio", FileState.UNVERIFIED)
 
 
 def test_what_takes_room_and_is_no_model_is_listed_with_the_reason(store: Store) -> None:
@@ -77,14 +77,14 @@ def test_what_takes_room_and_is_no_model_is_listed_with_the_reason(store: Store)
     (store.folder / "bad\x1b[2J.gguf").write_bytes(b"GGUF nonsense")
     engine_samples.projector(store.folder / "mmproj-x.gguf")
     found = look(store)
-    assert {item.state for item in found.values()} == {State.DAMAGED}
+    assert {item.state for item in found.values()} == {FileState.DAMAGED}
     assert "vision projector" in found["mmproj-x"].reason or "mmproj" in found["mmproj-x"].reason
 
 
 def test_a_damaged_file_of_the_catalogue_answers_to_its_name(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
     put(store, entry, fake).write_bytes(fake.content[: len(fake.content) // 2])
     (item,) = look(store, Catalog((entry,))).values()
-    assert (item.state, item.entry, item.other_names) == (State.DAMAGED, entry, ("Model",))
+    assert (item.state, item.entry, item.other_names) == (FileState.DAMAGED, entry, ("Model",))
     assert item.manifest == entry.manifest
 
 
@@ -95,10 +95,10 @@ def test_an_unfinished_download_is_listed_with_what_has_arrived(
     file = entry.files[0]
     store.partial(file).write_bytes(fake.content[:1000])
     (item,) = look(store, Catalog((entry,))).values()
-    assert (item.name, item.state, item.arrived, item.size) == ("Model", State.PARTIAL, 1000, file.size)
+    assert (item.name, item.state, item.arrived, item.size) == ("Model", FileState.PARTIAL, 1000, file.size)
     store.partial(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
     unknown = look(store, Catalog((entry,)))["unknown-dddddddddddd"]
-    assert (unknown.state, unknown.arrived, unknown.reason) == (State.PARTIAL, 1, "nobody knows what it is of")
+    assert (unknown.state, unknown.arrived, unknown.reason) == (FileState.PARTIAL, 1, "nobody knows what it is of")
 
 
 def test_one_part_of_two_has_arrived(store: Store, fake: FakeHub) -> None:
@@ -109,7 +109,7 @@ def test_one_part_of_two_has_arrived(store: Store, fake: FakeHub) -> None:
     store.record(store.folder / first.name, first.sha256)
     store.partial(second).write_bytes(b"abc")
     item = look(store)["m"]
-    assert (item.state, item.arrived, item.size) == (State.PARTIAL, 7, 10)
+    assert (item.state, item.arrived, item.size) == (FileState.PARTIAL, 7, 10)
 
 
 # -- names
@@ -144,43 +144,43 @@ def test_a_name_that_cannot_be_typed_is_given_as_a_path(store: Store) -> None:
 
 
 def test_how_an_entry_stands(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
-    def told() -> Standing:
-        return standing(entry, store, list(elsewhere.gguf_files()))
+    def told() -> ItemState:
+        return standing(entry, store, list(other_apps.gguf_files()))
 
-    assert told() == Standing(Presence.ABSENT)
+    assert told() == ItemState(Presence.ABSENT)
     store.prepare()
     store.partial(entry.files[0]).write_bytes(fake.content[: len(fake.content) // 2])
-    assert told() == Standing(Presence.PARTIAL, 50)
+    assert told() == ItemState(Presence.PARTIAL, 50)
     theirs = lm_studio("model.gguf")
     theirs.write_bytes(fake.content)
-    assert told() == Standing(Presence.ELSEWHERE, program="LM Studio")
+    assert told() == ItemState(Presence.ELSEWHERE, program="LM Studio")
     store.record(theirs, fake.sha256)
-    assert told() == Standing(Presence.ELSEWHERE, program="LM Studio")
+    assert told() == ItemState(Presence.ELSEWHERE, program="LM Studio")
     path = store.folder / "model.gguf"
     path.write_bytes(fake.content)
     store.record(path, fake.sha256)
-    assert told() == Standing(Presence.HERE)
+    assert told() == ItemState(Presence.HERE)
     path.write_bytes(fake.content[::-1])
     theirs.unlink()
-    assert told() == Standing(Presence.UNVERIFIED)
+    assert told() == ItemState(Presence.UNVERIFIED)
 
 
 def test_an_entry_that_only_the_hub_knows_is_found_by_its_files_name(store: Store, entry: CatalogEntry) -> None:
     asked = HubReference("Model", "org/repo", "model.gguf")
     hub = replace(entry, files=(), hub=asked, listed_size=10)
-    assert standing(hub, store, []) == Standing(Presence.ABSENT)
+    assert standing(hub, store, []) == ItemState(Presence.ABSENT)
     write_sample(lm_studio("org_repo_model.gguf"))
-    assert standing(hub, store, list(elsewhere.gguf_files())).presence is Presence.ELSEWHERE
+    assert standing(hub, store, list(other_apps.gguf_files())).presence is Presence.ELSEWHERE
     store.prepare()
     file = ModelFile("model.gguf", 10, "e" * 64, (HubSource("org/repo", "c" * 40, "model.gguf"),))
     store.kept.keep(Manifest("Model", (file,)), asked)
     (store.folder / "model.gguf").write_bytes(b"0123456789")
     store.record(store.folder / "model.gguf", file.sha256)
-    assert standing(hub, store, []) == Standing(Presence.HERE)
+    assert standing(hub, store, []) == ItemState(Presence.HERE)
 
 
 def test_a_model_that_lacks_what_it_sees_with_is_not_whole(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
     sees = replace(entry, projector=ModelFile("mmproj-Model.gguf", len(fake.content), "f" * 64))
     path = put(store, entry, fake)
     store.record(path, fake.sha256)
-    assert standing(sees, store, []) == Standing(Presence.PARTIAL, 50)
+    assert standing(sees, store, []) == ItemState(Presence.PARTIAL, 50)

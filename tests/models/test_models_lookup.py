@@ -13,25 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.errors import AmbiguousModel, DownloadFailed, InvalidModelFile, MeshError, UnknownModel
-from meshllm.models.download import arrived, ensure
-from meshllm.models.entry import CatalogEntry
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.lookup import MAX_LISTED, Listed, Listing, choose, look_up, parse
-from meshllm.models.manifest import HubReference, HubSource, Manifest
-from meshllm.models.on_disk import scan
-from meshllm.models.progress import Progress, Stage
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.lookup import MAX_LISTED, ListedFile, RepositoryListing, choose, look_up, parse
+from meshllm.models.hub.manifest import HubReference, HubSource, Manifest
+from meshllm.models.library.scan import scan
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.ensure import arrived, ensure
+from meshllm.models.transfer.progress import TransferProgress, TransferStage
 
 COMMIT = "c" * 40
 DIGEST = "ab" * 32
 
 
-def ignore(progress: Progress) -> None:
+def ignore(progress: TransferProgress) -> None:
     pass
 
 
-def listing(*paths: str, sha256: str = DIGEST) -> Listing:
-    return Listing("org/repo", COMMIT, tuple(Listed(path, 100, sha256) for path in sorted(paths)))
+def listing(*paths: str, sha256: str = DIGEST) -> RepositoryListing:
+    return RepositoryListing("org/repo", COMMIT, tuple(ListedFile(path, 100, sha256) for path in sorted(paths)))
 
 
 def reference(path: str = "", quantization: str = "", **more: str) -> HubReference:
@@ -283,10 +283,10 @@ async def test_what_is_not_whole_goes_on_without_the_list(many: FakeHub, hub: Hu
     assert arrived(wanted, store) == 1000
     assert arrived(store.folder / "m.gguf", store) == 0
     many.faults, many.list_faults = [], ["status:404"]
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model = await ensure(wanted, store, seen.append, hub=hub)
     assert model.path.read_bytes() == many.content
-    assert Stage.FAILED_SOURCE in [progress.stage for progress in seen]
+    assert TransferStage.FAILED_SOURCE in [progress.stage for progress in seen]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 9999, b"\xff"])

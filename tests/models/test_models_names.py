@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.errors import UsageError
-from meshllm.models.manifest import HubReference
-from meshllm.models.names import MAX_MODEL_NAME, Part, hub_reference, model_name, part_of, quantization, quantization_in
+from meshllm.models.catalog.names import (
+    MAX_MODEL_NAME,
+    GgufPart,
+    hub_reference,
+    model_name,
+    part_of,
+    quantization,
+    quantization_in,
+)
+from meshllm.models.hub.manifest import HubReference
 
 MIRROR = "https://mirror.example:8443/hf"
 
@@ -51,8 +59,8 @@ def test_a_name_without_a_quantization() -> None:
 
 
 def test_parts() -> None:
-    assert part_of("m-00002-of-00003.gguf") == Part(2, 3, "m-00001-of-00003.gguf")
-    assert part_of("m-00002-of-00003.GGUF") == Part(2, 3, "m-00001-of-00003.GGUF")
+    assert part_of("m-00002-of-00003.gguf") == GgufPart(2, 3, "m-00001-of-00003.gguf")
+    assert part_of("m-00002-of-00003.GGUF") == GgufPart(2, 3, "m-00001-of-00003.GGUF")
     assert part_of("m.gguf") is None
     assert model_name("m-00001-of-00003.gguf") == model_name("m.gguf") == model_name("m.GGUF") == "m"
 

@@ -9,10 +9,10 @@ import pytest
 from fake_hub import FakeHub
 from gguf_samples import write_parts, write_sample
 
-from meshllm.models import on_disk
-from meshllm.models.catalog import Catalog, CatalogEntry
-from meshllm.models.on_disk import aliases, scan
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog, CatalogEntry
+from meshllm.models.library import scan as on_disk
+from meshllm.models.library.scan import aliases, scan
+from meshllm.models.library.store import Store
 
 
 def test_an_empty_or_missing_folder_has_nothing(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.estimate import forecast
-from meshllm.models.catalog import load
-from meshllm.models.outline import outline, projector_estimate
+from meshllm.models.catalog.catalog import load
+from meshllm.models.gguf.outline import outline, projector_estimate
 
 
 @pytest.mark.parametrize("entry", load().entries, ids=lambda entry: entry.name)

@@ -12,15 +12,15 @@ import pytest
 from fake_hub import FakeHub
 
 from meshllm.errors import DownloadFailed
-from meshllm.models import assembly as assembly_module
-from meshllm.models import fetching
-from meshllm.models.assembly import Assembly
-from meshllm.models.download import chunk_digests, ensure
-from meshllm.models.entry import CatalogEntry
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.manifest import Manifest, ModelFile
-from meshllm.models.progress import Progress, Stage
-from meshllm.models.store import Store
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.manifest import Manifest, ModelFile
+from meshllm.models.library.store import Store
+from meshllm.models.transfer import fetcher
+from meshllm.models.transfer import partial_file as assembly_module
+from meshllm.models.transfer.ensure import chunk_digests, ensure
+from meshllm.models.transfer.partial_file import PartialFile
+from meshllm.models.transfer.progress import TransferProgress, TransferStage
 from meshllm.util.threads import in_thread
 
 CHUNK = 8192
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "models", chunk_bytes=CHUNK)
 
 
-def ignore(progress: Progress) -> None:
+def ignore(progress: TransferProgress) -> None:
     pass
 
 
@@ -52,12 +52,12 @@ async def together(fake: FakeHub, count: int) -> None:
 
 async def test_several_connections_share_a_file(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
     fake.always = "part:100"  # nobody is done before all have begun
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model, _ = await asyncio.gather(ensure(entry, store, seen.append, hub=hub), together(fake, 4))
     assert model.path.read_bytes() == fake.content
     assert fake.sent == len(fake.content)
     assert sum(request.method == "HEAD" for request in fake.requests) == 1
-    loading = [progress for progress in seen if progress.stage == Stage.DOWNLOADING]
+    loading = [progress for progress in seen if progress.stage == TransferStage.DOWNLOADING]
     done = [progress.done for progress in loading]
     assert done == sorted(done)
     assert loading[-1].by_source == ((fake.endpoint, len(fake.content)),)
@@ -98,7 +98,7 @@ async def test_a_server_that_forgets_ranges_writes_nothing_wrong(
     store.prepare()
     store.partial(entry.files[0]).write_bytes(fake.content[:have])
     fake.always = "no-range"
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     model = await ensure(entry, store, seen.append, hub=hub)
     assert model.path.read_bytes() == fake.content
     given = max(dict(progress.by_source).get(fake.endpoint, 0) for progress in seen)
@@ -140,7 +140,7 @@ class Peers:
         self.then = then
         self.disowned = 0
 
-    async def feed(self, assembly: Assembly) -> None:
+    async def feed(self, assembly: PartialFile) -> None:
         assembly.expected = self.digests
         while piece := assembly.claim("peer", 1, lambda chunk: chunk in self.chunks):
             chunk = piece.position // assembly.chunk_bytes
@@ -157,14 +157,14 @@ class Peers:
         if not assembly.complete:
             raise DownloadFailed("No peer has more.")
 
-    def disown(self, assembly: Assembly) -> bool:
+    def disown(self, assembly: PartialFile) -> bool:
         self.disowned += 1
         return False
 
 
 async def test_peers_alone(fake: FakeHub, store: Store) -> None:
     file = ModelFile("model.gguf", len(fake.content), fake.sha256)
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     peers = Peers(fake.content, range(100))
     model = await ensure(Manifest("Model", (file,)), store, seen.append, peers=peers)
     assert model.path.read_bytes() == fake.content
@@ -192,7 +192,7 @@ async def test_the_hub_brings_what_peers_lack(fake: FakeHub, hub: Hub, entry: Ca
 async def test_the_hub_joins_peers_that_are_slow(
     fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "HEAD_START_SECONDS", 0.05)
+    monkeypatch.setattr(fetcher, "HEAD_START_SECONDS", 0.05)
     async with asyncio.timeout(60):
         model = await ensure(entry, store, ignore, hub=hub, peers=Peers(fake.content, range(2), then="hang"))
     assert model.path.read_bytes() == fake.content
@@ -223,7 +223,7 @@ async def test_peers_that_lie_about_their_chunks_are_disowned(
     peers = Peers(lie, range(3), digests_of(lie)[:-32] + bytes.fromhex(fake.sha256))
     feed, peers.feed = peers.feed, None  # type: ignore[method-assign, assignment]
 
-    async def once(assembly: Assembly) -> None:
+    async def once(assembly: PartialFile) -> None:
         if peers.disowned:
             raise DownloadFailed("No peer is left.")
         await feed(assembly)

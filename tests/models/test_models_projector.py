@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meshllm.errors import InvalidModelFile
-from meshllm.models.projector import MOST_PATCHES, projector_bytes
+from meshllm.models.gguf.projector import MOST_PATCHES, projector_bytes
 from tests import engine_samples
 
 

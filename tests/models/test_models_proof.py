@@ -9,23 +9,23 @@ import pytest
 from fake_hub import FakeHub
 from gguf_samples import write_sample
 
-from meshllm.models import proof
-from meshllm.models.catalog import Catalog
-from meshllm.models.entry import CatalogEntry
-from meshllm.models.inventory import Item, inventory
-from meshllm.models.manifest import Manifest, ModelFile
-from meshllm.models.proof import Proof, Verdict, prove
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.manifest import Manifest, ModelFile
+from meshllm.models.library import verify
+from meshllm.models.library.inventory import InventoryItem, inventory
+from meshllm.models.library.store import Store
+from meshllm.models.library.verify import FileVerification, VerifyVerdict, prove
 
 
 @pytest.fixture
 def catalog(entry: CatalogEntry, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     found = Catalog((entry,))
-    monkeypatch.setattr(proof, "load", lambda: found)
+    monkeypatch.setattr(verify, "load", lambda: found)
     return found
 
 
-def proofs(store: Store, catalog: Catalog) -> list[Proof]:
+def proofs(store: Store, catalog: Catalog) -> list[FileVerification]:
     return [
         found for item in inventory(store, catalog=catalog) for found in prove(item, store, lambda path, done: None)
     ]
@@ -43,7 +43,12 @@ def test_a_sound_file_is_verified_from_then_on(store: Store, catalog: Catalog, f
     heard: list[int] = []
     (item,) = inventory(store, catalog=catalog)
     (found,) = prove(item, store, lambda where, done: heard.append(done))
-    assert (found.verdict, found.sha256, found.expected, found.sound) == (Verdict.SOUND, fake.sha256, fake.sha256, True)
+    assert (found.verdict, found.sha256, found.expected, found.sound) == (
+        VerifyVerdict.SOUND,
+        fake.sha256,
+        fake.sha256,
+        True,
+    )
     assert heard[-1] == len(fake.content)
     assert store.known_digest(path) == fake.sha256
     assert store.chunk_digests(ModelFile("", len(fake.content), fake.sha256)) is not None
@@ -59,28 +64,28 @@ def test_a_flipped_bit_is_found_though_size_and_time_are_the_same(
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert store.known_digest(path) == fake.sha256, "nothing but reading it can tell"
     (found,) = proofs(store, catalog)
-    assert (found.verdict, found.expected, found.sound) == (Verdict.DAMAGED, fake.sha256, False)
+    assert (found.verdict, found.expected, found.sound) == (VerifyVerdict.DAMAGED, fake.sha256, False)
     assert store.known_digest(path) is None, "it is not called verified any more"
 
 
 def test_a_cut_file_is_damaged(store: Store, catalog: Catalog, fake: FakeHub) -> None:
     put(store, fake.content[: len(fake.content) // 2])
     (found,) = proofs(store, catalog)
-    assert (found.verdict, found.expected) == (Verdict.DAMAGED, fake.sha256)
+    assert (found.verdict, found.expected) == (VerifyVerdict.DAMAGED, fake.sha256)
 
 
 def test_a_file_of_the_user_is_noted_and_may_be_changed_by_them(store: Store, catalog: Catalog) -> None:
     store.prepare()
     mine = write_sample(store.folder / "mine.gguf")
     (found,) = proofs(store, catalog)
-    assert (found.verdict, found.sound, found.expected) == (Verdict.FIRST_READ, True, "")
-    assert proofs(store, catalog)[0].verdict is Verdict.SOUND
+    assert (found.verdict, found.sound, found.expected) == (VerifyVerdict.FIRST_READ, True, "")
+    assert proofs(store, catalog)[0].verdict is VerifyVerdict.SOUND
     write_sample(mine, tokens=30)
     (found,) = proofs(store, catalog)
-    assert (found.verdict, found.sound) == (Verdict.CHANGED, True)
+    assert (found.verdict, found.sound) == (VerifyVerdict.CHANGED, True)
     mine.write_bytes(mine.read_bytes()[:500])
     (found,) = proofs(store, catalog)
-    assert found.verdict is Verdict.DAMAGED
+    assert found.verdict is VerifyVerdict.DAMAGED
     assert "not a usable GGUF file" in found.reason
 
 
@@ -91,7 +96,7 @@ def test_a_changed_file_that_was_fetched_once_is_damaged(store: Store, catalog: 
     store.kept.keep(Manifest("fetched", (ModelFile("other-name.gguf", len(fake.content), fake.sha256),)))
     write_sample(path)
     (found,) = proofs(store, catalog)
-    assert (found.verdict, found.expected) == (Verdict.DAMAGED, fake.sha256)
+    assert (found.verdict, found.expected) == (VerifyVerdict.DAMAGED, fake.sha256)
 
 
 def test_what_the_hubs_cache_calls_a_file_counts(store: Store, catalog: Catalog, fake: FakeHub) -> None:
@@ -102,21 +107,21 @@ def test_what_the_hubs_cache_calls_a_file_counts(store: Store, catalog: Catalog,
     (cache / "blobs" / ("9" * 64)).write_bytes(fake.content)
     (snapshot / "theirs.gguf").symlink_to(cache / "blobs" / ("9" * 64))
     (found,) = proofs(store, catalog)
-    assert (found.verdict, found.expected) == (Verdict.DAMAGED, "9" * 64)
+    assert (found.verdict, found.expected) == (VerifyVerdict.DAMAGED, "9" * 64)
 
 
 def test_what_has_not_arrived_is_missing(store: Store, catalog: Catalog, fake: FakeHub, entry: CatalogEntry) -> None:
     store.prepare()
     store.partial(entry.files[0]).write_bytes(fake.content[:9])
     (found,) = proofs(store, catalog)
-    assert (found.verdict, found.sound) == (Verdict.MISSING, False)
+    assert (found.verdict, found.sound) == (VerifyVerdict.MISSING, False)
 
 
 def test_a_file_that_goes_away_meanwhile(store: Store, catalog: Catalog, fake: FakeHub) -> None:
     path = put(store, fake.content)
-    items: list[Item] = inventory(store, catalog=catalog)
+    items: list[InventoryItem] = inventory(store, catalog=catalog)
     path.unlink()
-    assert [found.verdict for found in prove(items[0], store, lambda where, done: None)] == [Verdict.MISSING]
+    assert [found.verdict for found in prove(items[0], store, lambda where, done: None)] == [VerifyVerdict.MISSING]
 
 
 def test_a_file_that_is_written_meanwhile_is_not_noted(store: Store, catalog: Catalog, fake: FakeHub) -> None:
@@ -127,5 +132,5 @@ def test_a_file_that_is_written_meanwhile_is_not_noted(store: Store, catalog: Ca
         path.write_bytes(fake.content + b"more")
 
     (found,) = prove(item, store, write)
-    assert found.verdict is Verdict.CHANGED
+    assert found.verdict is VerifyVerdict.CHANGED
     assert store.known_digest(path) is None

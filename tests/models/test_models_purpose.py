@@ -10,12 +10,12 @@ from gguf_samples import header, pair, text, write_sample
 
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import InvalidModelFile
-from meshllm.models.gguf import POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK, read_header
-from meshllm.models.purpose import DIFFUSION, ENCODERS, Usage, usage
+from meshllm.models.gguf.header import POOLING_LAST, POOLING_MEAN, POOLING_NONE, POOLING_RANK, read_header
+from meshllm.models.gguf.purpose import DIFFUSION, ENCODERS, ModelUsage, usage
 from tests.engine_samples import causal_embedder, embedder, reranker
 
 U32, BOOL = 4, 7
-GENERATES = Usage(Purpose.GENERATE)
+GENERATES = ModelUsage(Purpose.GENERATE)
 
 
 def written(path: Path, architecture: str, pooling: int | None = None, causal: bool | None = None) -> Path:
@@ -35,35 +35,35 @@ def written(path: Path, architecture: str, pooling: int | None = None, causal: b
         ("llama", POOLING_NONE, True, GENERATES),
         *((name, None, False, GENERATES) for name in sorted(DIFFUSION)),
         ("pangu-embedded", None, None, GENERATES),  # a chat model, whatever its name
-        ("qwen3", POOLING_LAST, None, Usage(Purpose.EMBED)),
-        ("qwen3", POOLING_MEAN, None, Usage(Purpose.EMBED, at_once=True)),
-        ("qwen3", POOLING_RANK, None, Usage(Purpose.RERANK)),
-        ("qwen2", POOLING_LAST, False, Usage(Purpose.EMBED, at_once=True)),
-        ("lfm2", None, False, Usage(Purpose.EMBED, "mean", at_once=True)),
-        *((name, POOLING_MEAN, False, Usage(Purpose.EMBED, at_once=True)) for name in sorted(ENCODERS)),
-        ("bert", None, None, Usage(Purpose.EMBED, "mean", at_once=True)),
-        ("bert", POOLING_RANK, False, Usage(Purpose.RERANK, at_once=True)),
+        ("qwen3", POOLING_LAST, None, ModelUsage(Purpose.EMBED)),
+        ("qwen3", POOLING_MEAN, None, ModelUsage(Purpose.EMBED, at_once=True)),
+        ("qwen3", POOLING_RANK, None, ModelUsage(Purpose.RERANK)),
+        ("qwen2", POOLING_LAST, False, ModelUsage(Purpose.EMBED, at_once=True)),
+        ("lfm2", None, False, ModelUsage(Purpose.EMBED, "mean", at_once=True)),
+        *((name, POOLING_MEAN, False, ModelUsage(Purpose.EMBED, at_once=True)) for name in sorted(ENCODERS)),
+        ("bert", None, None, ModelUsage(Purpose.EMBED, "mean", at_once=True)),
+        ("bert", POOLING_RANK, False, ModelUsage(Purpose.RERANK, at_once=True)),
     ],
 )
 def test_what_a_model_is_for(
-    tmp_path: Path, architecture: str, pooling: int | None, causal: bool | None, expected: Usage
+    tmp_path: Path, architecture: str, pooling: int | None, causal: bool | None, expected: ModelUsage
 ) -> None:
     assert usage(read_header(written(tmp_path / "m.gguf", architecture, pooling, causal))) == expected
 
 
 def test_what_a_classifier_says(tmp_path: Path) -> None:
-    assert usage(read_header(reranker(tmp_path / "a.gguf"))) == Usage(Purpose.RERANK, at_once=True)
+    assert usage(read_header(reranker(tmp_path / "a.gguf"))) == ModelUsage(Purpose.RERANK, at_once=True)
     old = read_header(reranker(tmp_path / "b.gguf", pooling=None))
     assert (old.pooling, old.causal, old.classifier) == (POOLING_NONE, False, True)
-    assert usage(old) == Usage(Purpose.RERANK, "rank", at_once=True)
+    assert usage(old) == ModelUsage(Purpose.RERANK, "rank", at_once=True)
     # An embedding model may keep the head of the classifier it was made from: what its file says comes first.
     mixed = read_header(reranker(tmp_path / "c.gguf", pooling=gguf.PoolingType.CLS))
-    assert usage(mixed) == Usage(Purpose.EMBED, at_once=True)
+    assert usage(mixed) == ModelUsage(Purpose.EMBED, at_once=True)
 
 
 def test_the_samples_are_what_they_are_called(tmp_path: Path) -> None:
-    assert usage(read_header(embedder(tmp_path / "a.gguf"))) == Usage(Purpose.EMBED, at_once=True)
-    assert usage(read_header(causal_embedder(tmp_path / "b.gguf"))) == Usage(Purpose.EMBED)
+    assert usage(read_header(embedder(tmp_path / "a.gguf"))) == ModelUsage(Purpose.EMBED, at_once=True)
+    assert usage(read_header(causal_embedder(tmp_path / "b.gguf"))) == ModelUsage(Purpose.EMBED)
     assert usage(read_header(write_sample(tmp_path / "c.gguf"))) == GENERATES
     assert embedder(tmp_path / "d.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
 

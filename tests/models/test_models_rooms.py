@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from meshllm.models.rooms import KEPT_CHUNKS, Rooms
+from meshllm.models.transfer.buffer_pool import KEPT_CHUNKS, BufferPool
 
 
-def filled(rooms: Rooms, number: int) -> memoryview:
+def filled(rooms: BufferPool, number: int) -> memoryview:
     """The start of a room, with these bytes in it."""
     room = rooms.take()[:2]
     room[:] = bytes([number] * 2)
@@ -13,7 +13,7 @@ def filled(rooms: Rooms, number: int) -> memoryview:
 
 
 def test_a_room_is_used_again_whole() -> None:
-    rooms = Rooms(3)
+    rooms = BufferPool(3)
     room = rooms.take()
     assert rooms.take().obj is not room.obj
     rooms.give_back(room[:1])
@@ -23,7 +23,7 @@ def test_a_room_is_used_again_whole() -> None:
 
 
 def test_a_chunk_is_handed_over_once() -> None:
-    rooms = Rooms(3)
+    rooms = BufferPool(3)
     rooms.keep(7, filled(rooms, 7))
     assert rooms.kept(6) is None
     assert rooms.kept(7) == bytes([7, 7])
@@ -31,7 +31,7 @@ def test_a_chunk_is_handed_over_once() -> None:
 
 
 def test_what_is_furthest_from_its_turn_is_not_kept() -> None:
-    rooms = Rooms(3)
+    rooms = BufferPool(3)
     chunks = [90, *range(KEPT_CHUNKS)]
     starts = [filled(rooms, chunk) for chunk in chunks]
     for chunk, start in zip(chunks, starts, strict=True):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from gguf_samples import write_sample
 
-from meshllm.models.giving import Shelved
-from meshllm.models.shelf import StoreShelf
-from meshllm.models.store import Store
+from meshllm.models.library.store import Store
+from meshllm.models.p2p.seed_index import StoreSeedIndex
+from meshllm.models.p2p.seeder import SeedFile
 from meshllm.wire.mesh import files as w
 
 
@@ -34,9 +34,9 @@ def small(tmp_path: Path) -> Store:
 
 
 @asynccontextmanager
-async def shelf_of(store: Store, busy: bool = False) -> AsyncIterator[StoreShelf]:
+async def shelf_of(store: Store, busy: bool = False) -> AsyncIterator[StoreSeedIndex]:
     before = asyncio.all_tasks()
-    shelf = StoreShelf(store, lambda: busy)
+    shelf = StoreSeedIndex(store, lambda: busy)
     try:
         async with asyncio.timeout(30):
             yield shelf
@@ -51,7 +51,7 @@ def made(store: Store, name: str = "model.gguf") -> tuple[Path, str]:
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-async def until_ready(shelf: StoreShelf, question: str, *, by_name: bool = False) -> object:
+async def until_ready(shelf: StoreSeedIndex, question: str, *, by_name: bool = False) -> object:
     """The answer, asked for again while it is prepared."""
     while True:
         answer = await (shelf.find(question) if by_name else shelf.look(question))
@@ -67,13 +67,13 @@ async def test_a_verified_file_is_read_once_and_given(small: Store) -> None:
         first = await shelf.look(sha256)
         assert first == w.FileRefusal(w.FileRefusalReason.PREPARING, 0, 2)
         answer = await until_ready(shelf, sha256)
-        assert isinstance(answer, Shelved)
+        assert isinstance(answer, SeedFile)
         content = path.read_bytes()
         digests = [hashlib.sha256(content[: at + 4096]).digest() for at in range(0, len(content), 4096)]
         assert answer.listing == w.ChunkListing(len(content), 4096, b"".join(digests))
         assert answer.path == path
         # Known from now on, for a later start too.
-        assert isinstance(await StoreShelf(small, lambda: False).look(sha256), Shelved)
+        assert isinstance(await StoreSeedIndex(small, lambda: False).look(sha256), SeedFile)
 
 
 async def test_what_was_never_verified_cannot_be_had_by_its_digest(small: Store, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ async def test_what_has_changed_since_is_not_given(small: Store) -> None:
     path, sha256 = made(small)
     small.record(path, sha256)
     async with shelf_of(small) as shelf:
-        assert isinstance(await until_ready(shelf, sha256), Shelved)
+        assert isinstance(await until_ready(shelf, sha256), SeedFile)
         path.write_bytes(path.read_bytes() + b"more")
         assert await shelf.look(sha256) == w.FileRefusal(w.FileRefusalReason.ABSENT)
 
@@ -118,7 +118,7 @@ async def test_reading_is_slow_while_there_is_other_work(small: Store, monkeypat
     path, sha256 = made(small)
     small.record(path, sha256)
     waited: list[float] = []
-    monkeypatch.setattr("meshllm.models.shelf.time.sleep", waited.append)
+    monkeypatch.setattr("meshllm.models.p2p.seed_index.time.sleep", waited.append)
     async with shelf_of(small, busy=True) as shelf:
-        assert isinstance(await until_ready(shelf, sha256), Shelved)
+        assert isinstance(await until_ready(shelf, sha256), SeedFile)
     assert sum(waited) == pytest.approx(path.stat().st_size / 32e6)

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.errors import DownloadFailed, InvalidModelFile
-from meshllm.models import kept as kept_module
-from meshllm.models.checking import digests
-from meshllm.models.gguf import read_header
-from meshllm.models.kept import Kept, is_file_name, is_repository_path
-from meshllm.models.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
-from meshllm.models.store import Store
+from meshllm.models.gguf.header import read_header
+from meshllm.models.hub import manifest_cache as kept_module
+from meshllm.models.hub.manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource
+from meshllm.models.hub.manifest_cache import ManifestCache, is_file_name, is_repository_path
+from meshllm.models.library.store import Store
+from meshllm.models.transfer.prefix_hash import digests
 from meshllm.util.threads import StopSignal
 
 ONE, TWO = "1a" * 32, "2b" * 32
@@ -166,23 +166,23 @@ def test_digests_of_chunks(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
+def kept(tmp_path: Path) -> ManifestCache:
     (tmp_path / "kept").mkdir()
-    return Kept(tmp_path / "kept")
+    return ManifestCache(tmp_path / "kept")
 
 
 QUESTION = HubReference("M", "org/repo", quantization="Q4_K_M")
 
 
-def test_what_is_kept_comes_back_as_it_was(kept: Kept, tmp_path: Path) -> None:
+def test_what_is_kept_comes_back_as_it_was(kept: ManifestCache, tmp_path: Path) -> None:
     kept.keep(MANIFEST, QUESTION)
-    assert Kept(tmp_path / "kept").manifests() == [MANIFEST]
+    assert ManifestCache(tmp_path / "kept").manifests() == [MANIFEST]
     assert kept.answer(QUESTION) == MANIFEST
     assert kept.answer(replace(QUESTION, quantization="Q8_0")) is None
     assert names(tmp_path / "kept") == ["M.json"]
 
 
-def test_models_of_equal_names_are_both_kept(kept: Kept) -> None:
+def test_models_of_equal_names_are_both_kept(kept: ManifestCache) -> None:
     other = replace(QUESTION, repository="other/repo")
     kept.keep(MANIFEST, QUESTION)
     kept.keep(replace(MANIFEST, origin="other"), other)
@@ -196,7 +196,7 @@ def test_models_of_equal_names_are_both_kept(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b:c", ".hidden", "x" * 200, "ä", "a b"])
-def test_odd_names_stay_in_the_folder(name: str, kept: Kept, tmp_path: Path) -> None:
+def test_odd_names_stay_in_the_folder(name: str, kept: ManifestCache, tmp_path: Path) -> None:
     kept.keep(replace(MANIFEST, name=name), QUESTION)
     assert [manifest.name for manifest in kept.manifests()] == [name]
     assert len(names(tmp_path / "kept")) == 1

@@ -10,9 +10,9 @@ import pytest
 from swarm_rig import CHUNK, content_of, digests_of, false_digests, fetch, rig
 
 from meshllm.errors import DownloadFailed
-from meshllm.models import peer_line, taking
-from meshllm.models.assembly import Assembly
-from meshllm.models.swarm import PeerSource
+from meshllm.models.p2p import downloader, peer_connection
+from meshllm.models.p2p.swarm import SwarmSource
+from meshllm.models.transfer.partial_file import PartialFile
 from meshllm.tasks import Owner
 from meshllm.wire.mesh import files as w
 
@@ -36,7 +36,7 @@ async def test_from_three_at_once(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be waited for in vain is not."""
-    monkeypatch.setattr(taking, "LONELY_SECONDS", 0.0)
+    monkeypatch.setattr(downloader, "LONELY_SECONDS", 0.0)
 
 
 def wrong_chunk(number: int | None) -> Callable[[w.Request, bytes], bytes | None]:
@@ -141,8 +141,8 @@ async def test_a_list_can_be_disowned(tmp_path: Path) -> None:
 async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(taking, "OTHERWISE_SECONDS", 0.01)
-    monkeypatch.setattr(taking, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(downloader, "OTHERWISE_SECONDS", 0.01)
+    monkeypatch.setattr(downloader, "RETRY_SECONDS", 0.01)
     content = content_of(12)
     false = content[: 3 * CHUNK] + bytes(CHUNK) + content[4 * CHUNK :]
     async with rig(tmp_path) as place:
@@ -188,14 +188,14 @@ async def test_half_a_chunk_is_no_chunk(tmp_path: Path) -> None:
 
 
 async def test_who_stalls_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_line.PeerLine.__init__, "__kwdefaults__", {"stall": 0.05})
-    monkeypatch.setattr(taking, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(peer_connection.PeerConnection.__init__, "__kwdefaults__", {"stall": 0.05})
+    monkeypatch.setattr(downloader, "RETRY_SECONDS", 0.001)
     content = content_of(3)
     async with rig(tmp_path) as place:
         stalling = await place.liar("stalling", content, lambda request, answer: b"")
         with pytest.raises(DownloadFailed, match="sent nothing for 0 seconds"):
             await fetch(place.swarm.source("Model"), place.assembly(content))
-        assert place.site.opened == [stalling.id] * taking.MOST_FAILURES
+        assert place.site.opened == [stalling.id] * downloader.MOST_FAILURES
         assert place.swarm.banned == {}
 
 
@@ -242,7 +242,7 @@ async def test_who_talks_nonsense_is_dropped(tmp_path: Path, name: str) -> None:
         assert assembly.path.read_bytes() == content
 
 
-async def interrupted(source: PeerSource, assembly: Assembly, count: int) -> None:
+async def interrupted(source: SwarmSource, assembly: PartialFile, count: int) -> None:
     """Take until so many bytes are there, and then no more."""
     loop, reached, owner = asyncio.get_running_loop(), asyncio.Event(), Owner("interrupted")
 
@@ -271,7 +271,7 @@ async def test_interrupted_and_resumed(tmp_path: Path) -> None:
         await fetch(place.swarm.source("Model"), assembly)
         assert assembly.path.read_bytes() == content
         # What was there is not asked for again; what was under way when it was interrupted may come a little later.
-        assert place.givers[0].total - sent <= len(content) - there + taking.OUTSTANDING * CHUNK
+        assert place.givers[0].total - sent <= len(content) - there + downloader.OUTSTANDING * CHUNK
 
 
 async def test_peers_that_appear_later_help(tmp_path: Path) -> None:
@@ -343,8 +343,8 @@ async def test_a_full_disk_ends_it(tmp_path: Path) -> None:
 
 
 def test_votes() -> None:
-    one, two, three = (taking.Peer(name * 64, name) for name in "abc")
-    lists = taking.Lists()
+    one, two, three = (downloader.SwarmPeer(name * 64, name) for name in "abc")
+    lists = downloader.DigestLists()
     assert lists.choose() is None
     lists.add(one, b"x")
     assert lists.choose() == b"x"

@@ -17,7 +17,7 @@ import meshllm.models
 from meshllm import paths
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-OURS = (Path(meshllm.models.__file__).parent / "templates" / "smollm2-tools.jinja").read_text()
+OURS = (Path(meshllm.models.__file__).parent / "catalog" / "templates" / "smollm2-tools.jinja").read_text()
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Of a city", "parameters": PARAMETERS}}
 CALL = {"type": "function", "id": "1", "function": {"name": "weather", "arguments": {"city": "Rome"}}}

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.errors import InvalidModelFile
-from meshllm.models import vocabulary
-from meshllm.models.vocabulary import VocabularyIdentity, read_vocabulary_from
+from meshllm.models.gguf import vocabulary
+from meshllm.models.gguf.vocabulary import VocabularyIdentity, read_vocabulary_from
 
 WORDS = [b"token %d" % number for number in range(300)]
 

@@ -11,8 +11,8 @@ from lane_rig import town
 from net_rig import World
 
 from meshllm.errors import LinkClosed
-from meshllm.models.giving import Giver, Shelved
-from meshllm.models.peer_line import PeerLine
+from meshllm.models.p2p.peer_connection import PeerConnection
+from meshllm.models.p2p.seeder import Seeder, SeedFile
 from meshllm.net.base import StreamKind
 from meshllm.wire.mesh import files as w
 
@@ -28,16 +28,16 @@ class OneFile:
     def __init__(self, path: Path) -> None:
         path.write_bytes(CONTENT)
         digests = [hashlib.sha256(CONTENT[: at + CHUNK]).digest() for at in range(0, len(CONTENT), CHUNK)]
-        self.file = Shelved(path, w.ChunkListing(len(CONTENT), CHUNK, b"".join(digests)), path.stat().st_mtime_ns)
+        self.file = SeedFile(path, w.ChunkListing(len(CONTENT), CHUNK, b"".join(digests)), path.stat().st_mtime_ns)
 
-    async def look(self, sha256: str) -> Shelved | w.FileRefusal:
+    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
         return self.file if sha256 == SHA256 else w.FileRefusal(w.FileRefusalReason.ABSENT)
 
     async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
         return w.FoundModels(())
 
 
-async def taken(line: PeerLine) -> bytes:
+async def taken(line: PeerConnection) -> bytes:
     """The whole file, all chunks asked for at once."""
     listing = await line.have(SHA256, COUNT)
     assert isinstance(listing, w.ChunkListing)
@@ -48,10 +48,10 @@ async def taken(line: PeerLine) -> bytes:
 
 @pytest.mark.parametrize("kind", ["memory", "quic"])
 async def test_over_a_stream(tmp_path: Path, kind: str) -> None:
-    world, giver = World(kind), Giver(OneFile(tmp_path / "a.gguf"), lambda: None)
+    world, giver = World(kind), Seeder(OneFile(tmp_path / "a.gguf"), lambda: None)
     _, other, dialled, _ = await world.pair()
     other.heard.serve = lambda kind: giver.serve("taker")  # type: ignore[assignment,return-value]
-    line = PeerLine()
+    line = PeerConnection()
     dialled.open(StreamKind.FILES, line)
     assert line.via == "quic"
     assert await taken(line) == CONTENT
@@ -62,11 +62,11 @@ async def test_over_a_stream(tmp_path: Path, kind: str) -> None:
 
 
 async def test_over_a_lane(tmp_path: Path) -> None:
-    giver = Giver(OneFile(tmp_path / "a.gguf"), lambda: None)
+    giver = Seeder(OneFile(tmp_path / "a.gguf"), lambda: None)
     async with town(tmp_path) as place:
         there = place.nodes[1]
         there.tunnels.serve(StreamKind.FILES, lambda peer: giver.serve(peer.hex()))
-        line = PeerLine()
+        line = PeerConnection()
         await place.nodes[0].tunnels.open(there.node, StreamKind.FILES, lambda: line)
         assert line.via == "lane"
         assert await taken(line) == CONTENT
@@ -79,11 +79,11 @@ async def test_over_a_lane(tmp_path: Path) -> None:
 
 
 async def test_a_link_that_goes_down_ends_it(tmp_path: Path) -> None:
-    giver = Giver(OneFile(tmp_path / "a.gguf"), lambda: 1.0)
+    giver = Seeder(OneFile(tmp_path / "a.gguf"), lambda: 1.0)
     async with town(tmp_path) as place:
         there = place.nodes[1]
         there.tunnels.serve(StreamKind.FILES, lambda peer: giver.serve(peer.hex()))
-        line = PeerLine()
+        line = PeerConnection()
         await place.nodes[0].tunnels.open(there.node, StreamKind.FILES, lambda: line)
         await line.have(SHA256, COUNT)
         room = memoryview(bytearray(CHUNK))
@@ -95,11 +95,11 @@ async def test_a_link_that_goes_down_ends_it(tmp_path: Path) -> None:
 
 
 async def test_who_is_cancelled_hangs_up(tmp_path: Path) -> None:
-    giver = Giver(OneFile(tmp_path / "a.gguf"), lambda: 1.0)
+    giver = Seeder(OneFile(tmp_path / "a.gguf"), lambda: 1.0)
     async with town(tmp_path) as place:
         there = place.nodes[1]
         there.tunnels.serve(StreamKind.FILES, lambda peer: giver.serve(peer.hex()))
-        line = PeerLine()
+        line = PeerConnection()
         await place.nodes[0].tunnels.open(there.node, StreamKind.FILES, lambda: line)
         await line.have(SHA256, COUNT)
         with pytest.raises(TimeoutError):

@@ -1,0 +1,1 @@
+"""The model catalogue, and names as users write them."""

@@ -1,0 +1,158 @@
+"""Which known model a person means who does not write its name exactly.
+
+Law: words decide, never distances between spellings. A model is meant if everything that was written is said of it; the
+closest reading that fits one model alone wins, one that fits several is answered with them, and one that fits none with
+names to choose from. Everything is compared in memory, in the order of the catalogue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Final
+
+from meshllm.errors import AmbiguousModel, UnknownModel
+
+from .entry import CatalogEntry, Wanted
+from .names import model_name, quantization_in
+
+MOST_CANDIDATES: Final = 10
+MOST_SUGGESTIONS: Final = 3
+MOST_LETTERS: Final = 200  # of a name; no model has a longer one, and comparing them takes long
+SIMILAR: Final = 0.6  # of a spelling to another, for it to be worth suggesting
+MISSPELT: Final = 0.8  # of a word to another: five letters of which one is wrong
+MOST_MISSPELT: Final = 3  # words of a name
+
+# Sizes stay one word ("8b", "0.6b", "a3b", "8x7b", "e4b", "16e"); "qwen3" is two, as is "llama3.2".
+_WORD = re.compile(
+    r"\d+x\d+b(?![a-z0-9])|[ae]\d+(?:\.\d+)?b(?![a-z0-9])|\d+(?:\.\d+)*[bkme](?![a-z0-9])|\d+(?:\.\d+)*|[a-z]+"
+)
+_FILLERS = frozenset({"gguf", "latest", "model"})  # say nothing about which model is meant
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model that can be named: `name` is what it is called here, `others` are what else it goes by.
+
+    `quantization`: its own, "" where its name has to say it.
+    """
+
+    name: str
+    wanted: Wanted
+    others: tuple[str, ...] = ()
+    quantization: str = ""
+
+
+def known_models(entries: Iterable[CatalogEntry], disk: Mapping[str, Wanted]) -> list[KnownModel]:
+    """Everything that can be named: the catalogue first, then what only the disk has."""
+    catalogue = [_of_catalogue(entry) for entry in entries]
+    taken = {name.casefold() for known in catalogue for name in (known.name, *known.others)}
+    return catalogue + [KnownModel(name, wanted) for name, wanted in disk.items() if name.casefold() not in taken]
+
+
+def match(text: str, models: list[KnownModel]) -> KnownModel:
+    """The one model that `text` means. Raises AmbiguousModel and UnknownModel."""
+    if len(text) > MOST_LETTERS:
+        raise UnknownModel("No model has a name that long.", advice="`mesh-llm download` lists the known ones.")
+    wish = _Wish(text)
+    readings: tuple[Callable[[_Name], bool], ...] = (
+        lambda name: name.folded == wish.name.folded,
+        lambda name: name.letters == wish.name.letters and bool(name.letters),
+        lambda name: name.words == wish.name.words and bool(name.words) and wish.allows(name),
+        lambda name: bool(wish.name.words) and wish.name.words <= name.words and wish.allows(name),
+    )
+    names = [(model, [_Name(name, model.quantization) for name in (model.name, *model.others)]) for model in models]
+    for fits in readings:
+        found = [model for model, spellings in names if any(fits(name) for name in spellings)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise _several(text, found)
+    raise _none(text, wish, [(model, spellings[0]) for model, spellings in names])
+
+
+class _Name:
+    """A name, in the ways in which it is compared."""
+
+    def __init__(self, name: str, quantization: str = "") -> None:
+        said, rest = quantization_in(name)
+        self.folded = name.casefold()
+        self.letters = re.sub(r"[^a-z0-9]", "", self.folded)
+        words = [word for word in _WORD.findall(rest.casefold()) if word not in _FILLERS]
+        self.words = Counter(words)
+        # Of a family: the 3 of "Qwen3-8B". Another number is another model, and so is none ("SmolLM-135M").
+        number = next((word for word in words if word[0].isdigit()), "")
+        self.version = number if number.replace(".", "").isdigit() else ""
+        self.quantization = said or quantization
+
+
+class _Wish:
+    """What a person wrote."""
+
+    def __init__(self, text: str) -> None:
+        self.name = _Name(model_name(f"{text.strip()}.gguf"))
+        words = list(self.name.words)
+        self._exact = any(word.isalpha() for word in words) and not all(word.isalpha() for word in words)
+
+    def allows(self, name: _Name) -> bool:
+        """Whether nothing that was left out could be meant otherwise: who says a size says the version too."""
+        versions = not self._exact or not name.version or name.version in self.name.words
+        return versions and self.name.quantization in ("", name.quantization)
+
+
+def _of_catalogue(entry: CatalogEntry) -> KnownModel:
+    file = (model_name(entry.file_name),) if entry.file_name else ()
+    others = (*entry.aliases, *file, f"{entry.name}-{entry.quantization}")
+    return KnownModel(entry.name, entry, others, entry.quantization)
+
+
+def _several(text: str, found: list[KnownModel]) -> AmbiguousModel:
+    names = tuple(model.name for model in found[:MOST_CANDIDATES])
+    more = f" and {len(found) - len(names)} more" if len(found) > len(names) else ""
+    return AmbiguousModel(f"{text!r} can mean {', '.join(names)}{more}.", advice="Say which one.", candidates=names)
+
+
+def _none(text: str, wish: _Wish, names: list[tuple[KnownModel, _Name]]) -> UnknownModel:
+    asked = wish.name
+    if asked.quantization and asked.words:
+        for model, name in names:
+            if name.words == asked.words and isinstance(model.wanted, CatalogEntry):
+                return UnknownModel(
+                    f"{model.name} is known as {name.quantization}, not as {asked.quantization}.",
+                    advice=f"Take {model.name} as it is, or ask the hub for another: "
+                    f"{model.wanted.repository or 'org/repo'}:{asked.quantization}.",
+                )
+    ranked = sorted(names, key=lambda item: -_likeness(asked, item[1]))
+    close = [model.name for model, name in ranked[:MOST_SUGGESTIONS] if _likeness(asked, name) > 0]
+    return UnknownModel(
+        f"No model is called {text!r}.",
+        advice=f"Did you mean {' or '.join(close)}?" if close else "`mesh-llm download` lists the known ones.",
+    )
+
+
+def _likeness(asked: _Name, name: _Name) -> float:
+    """How well a name suits what was asked, for suggestions only: 0 where it does not."""
+    common = _weight(asked.words & name.words)
+    similar = SequenceMatcher(None, asked.letters, name.letters, autojunk=False).ratio()
+    if _is_misspelt(asked, name):
+        return 1.0 + common + similar
+    return common + similar if 0 < _weight(asked.words) <= 2 * common or similar >= SIMILAR else 0.0
+
+
+def _is_misspelt(asked: _Name, name: _Name) -> bool:
+    """Whether all that was written is said of the model, but for a letter or two ("mistrl", "smolm2")."""
+    said = asked.words - name.words
+    if not 0 < len(said) <= MOST_MISSPELT or not all(len(word) > 3 and word.isalpha() for word in said):
+        return False
+    return all(
+        any(SequenceMatcher(None, word, other, autojunk=False).ratio() >= MISSPELT for other in name.words)
+        for word in said
+    )
+
+
+def _weight(words: Counter[str]) -> float:
+    """Words say what a model is; numbers and single letters are shared by many."""
+    return sum(count * (1.0 if len(word) > 2 and word.isalpha() else 0.25) for word, count in words.items())

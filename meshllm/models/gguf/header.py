@@ -1,0 +1,202 @@
+"""Reads the header of a GGUF file: what the model is, without reading its weights.
+
+Law: the file is hostile. Every count and length is bounded before it is used, nothing big is ever held in memory, and
+whatever is wrong ends in one `InvalidModelFile` with a reason. What llama.cpp refuses is refused here, before an engine
+is started for it. The layout is that of llama.cpp's `ggml/include/gguf.h`, versions 2 and 3, little-endian.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from meshllm.core.memory.model_shape import ModelShape
+from meshllm.errors import InvalidModelFile
+
+from .cursor import Cursor, Damage
+from .ggml_types import FILE_TYPES
+from .metadata import Metadata, alignment, read_metadata, read_start
+from .shape import shape_of
+from .tensors import TensorSums, read_tensors
+
+POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = range(5)
+"""How the tokens' vectors become one, as `{architecture}.pooling_type` numbers it."""
+
+_GUESSED: Final = 1024  # a flag in the file type: the converter was not sure
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a GGUF file says of its model. Numbers that the file does not give are 0, texts empty.
+
+    `kind` is `general.type` ("model", "adapter", "mmproj", ...). `heads` and `kv_heads` are the largest of all layers;
+    `key_length` and `value_length` are a head's numbers of values; `sliding_window` is what the file says, in tokens,
+    which some layers keep to or none (`shape` knows). `quantization` is the file type's name ("Q4_K_M"), or the type
+    most of the weights have. `pooling` is one of the `POOLING_` numbers (none, if the file does not say); `causal`: a
+    token sees only those before it; `classifier`: there is a head that gives scores.
+
+    Of the tensors it holds those of the file, one part of `parts`, or those of all parts (`read_whole`): their number,
+    `tensor_bytes` and `parameters`, and in `shape` what each layer weighs and keeps.
+    """
+
+    architecture: str
+    kind: str
+    name: str
+    context_length: int
+    layers: int
+    heads: int
+    kv_heads: int
+    key_length: int
+    value_length: int
+    embedding_length: int
+    experts: int
+    experts_used: int
+    experts_shared: int
+    sliding_window: int
+    vocabulary_size: int
+    tokenizer: str
+    chat_template: str | None
+    quantization: str
+    pooling: int
+    causal: bool
+    classifier: bool
+    tensor_count: int
+    tensor_bytes: int
+    parameters: int
+    part: int
+    parts: int
+    shape: ModelShape
+
+
+def read_header(path: Path) -> Header:
+    """The header of the file at `path`. Raises InvalidModelFile; never blocks on a pipe or a device."""
+    with opened(path) as (file, size):
+        return read_header_from(file, size, str(path))
+
+
+def read_header_from(file: BinaryIO, size: int, name: str) -> Header:
+    """The header of an open file of `size` bytes; `name` is what to call it in errors. Raises InvalidModelFile."""
+    with blaming(name):
+        cursor, table = Cursor(file, size), TensorSums()
+        tensors, keys = read_start(cursor)
+        metadata = read_metadata(cursor, keys)
+        read_tensors(cursor, tensors, alignment(metadata), table)
+        return _header(metadata, table)
+
+
+def read_whole(paths: Sequence[Path]) -> Header:
+    """The header of a model whose parts are the files `paths`, in order; its tensors are those of all of them.
+
+    Raises InvalidModelFile, also where these are not all the parts of one model. The first may hold no tensors.
+    """
+    if len(paths) == 1:
+        return read_header(paths[0])
+    table = TensorSums()
+    parts = [_read_one_of(path, index, len(paths), table) for index, path in enumerate(paths)]
+    with blaming(str(paths[0])):
+        promised = parts[0].number("split.tensors.count")
+        if promised and promised != table.count:
+            raise Damage(f"its parts hold {table.count} tensors, {promised} are promised")
+        return _header(parts[0], table)
+
+
+def _read_one_of(path: Path, index: int, count: int, table: TensorSums) -> Metadata:
+    """Add the tensors of part number `index` of `count` to `table`."""
+    with opened(path) as (file, size), blaming(str(path)):
+        cursor = Cursor(file, size)
+        tensors, keys = read_start(cursor)
+        metadata = read_metadata(cursor, keys)
+        part, parts = metadata.number("split.no"), metadata.number("split.count")
+        if (part, parts) != (index, count):
+            raise Damage(f"it is part {part + 1} of {parts}, where part {index + 1} of {count} is expected")
+        read_tensors(cursor, tensors, alignment(metadata), table)
+        return metadata
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The file and its size in bytes. Raises InvalidModelFile; never blocks on a pipe or a device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise InvalidModelFile(
+            f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}.",
+            advice="Make it readable for whoever runs this, or point to another GGUF file.",
+        ) from error
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(descriptor)
+        raise _invalid(str(path), "it is not a regular file")
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        yield file, facts.st_size
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """What goes wrong inside is an `InvalidModelFile` about `name`."""
+    try:
+        yield
+    except Damage as damage:
+        raise _invalid(name, str(damage)) from None
+    except OSError as error:
+        raise _invalid(name, f"reading it failed ({error.strerror or error})") from error
+
+
+def _invalid(name: str, reason: str) -> InvalidModelFile:
+    return InvalidModelFile(
+        f"{name} is not a usable GGUF file: {reason}.",
+        advice="Download it again, or point to another GGUF file.",
+    )
+
+
+def _header(metadata: Metadata, table: TensorSums) -> Header:
+    architecture, part = metadata.text("general.architecture"), metadata.number("split.no")
+    # Only the first of several parts says what the model is.
+    named = architecture or "-" * bool(part)
+    if not 0 < len(named) <= 64 or not named.isascii() or not named.isprintable():
+        raise Damage("it does not say which architecture the model has")
+
+    def number(key: str) -> int:
+        return metadata.number(f"{architecture}.{key}")
+
+    if (pooling := number("pooling_type")) > POOLING_RANK:
+        raise Damage(f"it asks for pooling of type {pooling}, which this engine does not know")
+    shape = shape_of(metadata, table)
+    heads = number("attention.head_count")
+    even = shape.width // heads if heads else 0
+    mixture = metadata.values.get("general.file_type")
+    file_type = FILE_TYPES.get(mixture & ~_GUESSED, "") if isinstance(mixture, int) else ""
+    return Header(
+        architecture=architecture,
+        kind=metadata.text("general.type") or "model",
+        name=metadata.text("general.name"),
+        context_length=number("context_length"),
+        layers=len(shape.layers),
+        heads=heads,
+        kv_heads=number("attention.head_count_kv") or heads,
+        key_length=number("attention.key_length") or even,
+        value_length=number("attention.value_length") or even,
+        embedding_length=shape.width,
+        experts=shape.experts,
+        experts_used=shape.experts_used,
+        experts_shared=number("expert_shared_count"),
+        sliding_window=number("attention.sliding_window"),
+        vocabulary_size=shape.vocabulary,
+        tokenizer=metadata.text("tokenizer.ggml.model"),
+        chat_template=metadata.text("tokenizer.chat_template") or None,
+        quantization=file_type or table.commonest,
+        pooling=pooling,
+        causal=metadata.values.get(f"{architecture}.attention.causal") is not False,
+        classifier=table.classifier,
+        tensor_count=table.count,
+        tensor_bytes=table.size,
+        parameters=table.values,
+        part=part,
+        parts=max(1, metadata.number("split.count")),
+        shape=shape,
+    )

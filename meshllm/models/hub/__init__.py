@@ -1,0 +1,1 @@
+"""The Hugging Face hub: lookup, metadata, byte streams."""

@@ -1,0 +1,246 @@
+"""Fetches files from the Hugging Face hub, or whatever HF_ENDPOINT names, with the hub's own client.
+
+Law: `huggingface_hub` says where a file lies, what its size and digest are, and with which token and proxies to ask.
+The bytes are streamed here, over several connections at once, because its own download (2.4) neither resumes nor can be
+stopped. Whether the hub can be reached is decided within a short deadline. What arrives is only a claim until its
+digest was checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from meshllm import __version__
+from meshllm.errors import DownloadFailed
+from meshllm.models.library.digest_index import SHA256
+from meshllm.models.library.store import disk_error
+from meshllm.models.transfer.partial_file import PartialFile
+from meshllm.tasks import Owner, backoff
+from meshllm.util.threads import in_thread
+
+from .manifest import HubSource, ModelFile
+from .stream import HubBody, Location, RangeIgnored, RetryLater, retry_after, words
+
+if TYPE_CHECKING:
+    import httpx2
+
+MAX_WAIT_SECONDS: Final = 60.0  # the most that a server's Retry-After is obeyed
+# Chunks that one request asks for: 64 MiB, some seconds of work, so that asking costs nothing against it.
+PIECE_CHUNKS: Final = 16
+# Another connection pays only for so many chunks each: small files come over one.
+CONNECTION_CHUNKS: Final = 4
+# After so many whole files in a row where ranges were asked for, the server is taken to know no ranges.
+IGNORED_RANGES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HubSettings:
+    """Deadlines in seconds. `endpoint` None means HF_ENDPOINT or the public hub.
+
+    `decide_within`: until the first answer; after that the hub counts as unreachable. `stall`: silence in the middle
+    of a file, after which the connection is given up and a new one goes on from there. `tries`: failures of one
+    connection in a row without a single new byte on any, after which the source is given up. `connections`: at most so
+    many at once for one file.
+    """
+
+    endpoint: str | None = None
+    decide_within: float = 4.0
+    stall: float = 20.0
+    tries: int = 5
+    pause: float = 0.5
+    connections: int = 4
+
+
+class Hub:
+    """The hub as a source of files."""
+
+    def __init__(self, settings: HubSettings | None = None) -> None:
+        self.settings = settings or HubSettings()
+
+    @property
+    def endpoint(self) -> str:
+        """The address that is asked, as the environment has it now."""
+        chosen = self.settings.endpoint or os.environ.get("HF_ENDPOINT") or ""
+        if not chosen:
+            from huggingface_hub import constants
+
+            chosen = constants.ENDPOINT
+        return chosen.rstrip("/")
+
+    async def probe(self, *, within: float) -> None:
+        """Return if something answers at the endpoint within so many seconds. Raises DownloadFailed with the reason."""
+        work = in_thread(lambda stop: _probe(self.endpoint, within), "hub-probe", leave=True)
+        try:
+            await asyncio.wait_for(work, within)
+        except TimeoutError:
+            raise DownloadFailed(f"{self.endpoint} did not answer within {within:g} s.") from None
+
+    async def locate(self, source: HubSource, file: ModelFile, *, within: float) -> Location:
+        """Ask the hub for the file within so many seconds.
+
+        Raises DownloadFailed where it holds no such file, or other bytes, or may not be asked; `Again` where it
+        cannot be reached.
+        """
+        work = in_thread(lambda stop: _locate(self.endpoint, source, file, within), "hub-locate", leave=True)
+        try:
+            return await asyncio.wait_for(work, within + 0.5)
+        except TimeoutError:
+            raise RetryLater(f"{self.endpoint} did not answer within {within:g} s", answered=False) from None
+
+    async def fetch(self, source: HubSource, file: ModelFile, assembly: PartialFile) -> None:
+        """Bring what the file lacks, beside whoever else does; return when it is complete.
+
+        Raises DownloadFailed, with what has arrived kept, or OutOfRoom.
+        """
+        fetch = _Fetch(self, source, file, assembly)
+        missing = -(-(assembly.size - assembly.arrived) // assembly.chunk_bytes)
+        count = max(1, min(self.settings.connections, missing // CONNECTION_CHUNKS))
+        owner = Owner("hub", on_error=lambda name, error: None)  # they are raised here
+        try:
+            await fetch.find()
+            running = {owner.start(fetch.connection(), f"connection {number}") for number in range(count)}
+            while running and not assembly.complete:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            await owner.close()
+
+
+class _Fetch:
+    """One file that is being fetched, over several connections that learn from each other."""
+
+    def __init__(self, hub: Hub, source: HubSource, file: ModelFile, assembly: PartialFile) -> None:
+        self._hub = hub
+        self._settings = hub.settings
+        self._source = source
+        self._file = file
+        self._assembly = assembly
+        self._name = hub.endpoint
+        self._location: Location | None = None
+        self._ignored = 0  # whole files in a row where ranges were asked for
+        self._bodies: dict[object, HubBody] = {}  # by connection
+        self._only: object | None = None  # the one connection there is to a server that knows no ranges
+        self._wait_until = 0.0
+
+    async def find(self) -> None:
+        """Ask where the file lies; a hub that nobody can reach is given up at once."""
+        try:
+            self._location = await self._hub.locate(self._source, self._file, within=self._settings.decide_within)
+        except RetryLater as reason:
+            if not reason.answered:
+                raise DownloadFailed(f"The hub cannot be reached: {reason}.") from None
+            self._wait(reason.after)
+
+    async def connection(self) -> None:
+        """Fetch one piece after the other until the file is complete. Raises DownloadFailed after enough failures."""
+        this, failures, seen = object(), 0, self._got()
+        while not self._assembly.complete and self._only in (None, this):
+            await asyncio.sleep(max(0.0, self._wait_until - asyncio.get_running_loop().time()))
+            whole = self._only is this
+            piece = self._assembly.claim(self._name, 1 if whole else PIECE_CHUNKS)
+            if piece is None:
+                await self._assembly.changed()
+                continue
+            self._bodies[this] = HubBody(self._assembly, piece, self._name, whole=whole)
+            try:
+                await self._fetch(self._bodies[this])
+                failures = self._ignored = 0
+            except RangeIgnored:
+                self._ignored += 1
+                if self._ignored >= IGNORED_RANGES:
+                    reading = (other for other, body in self._bodies.items() if body.from_start)
+                    self._only = self._only or next(reading, this)
+            except RetryLater as reason:
+                self._location = None  # a signed address runs out
+                failures = 1 if self._got() > seen else failures + 1
+                if failures >= self._settings.tries:
+                    raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
+                self._wait(reason.after)
+                await asyncio.sleep(backoff(failures - 1, base=self._settings.pause))
+            finally:
+                del self._bodies[this]
+            seen = self._got()
+
+    async def _fetch(self, body: HubBody) -> None:
+        try:
+            # The hub is there: now patience pays.
+            within, stall = 2 * self._settings.decide_within, self._settings.stall
+            location = self._location or await self._hub.locate(self._source, self._file, within=within)
+            self._location = location
+            await in_thread(lambda stop: body.fetch(stop, location, stall), "hub-stream", leave=True)
+        except OSError as error:
+            raise disk_error(error, self._assembly.path) from error
+        finally:
+            body.release()
+
+    def _wait(self, seconds: float) -> None:
+        until = asyncio.get_running_loop().time() + min(MAX_WAIT_SECONDS, seconds)
+        self._wait_until = max(self._wait_until, until)
+
+    def _got(self) -> int:
+        return self._assembly.by_source[self._name]
+
+
+def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) -> Location:
+    """One question to the hub, by its own client, without retries (in a thread)."""
+    import httpx2
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    url = hf_hub_url(source.repository, source.path, revision=source.revision, endpoint=endpoint)
+    headers = own_headers()
+    try:
+        found = get_hf_file_metadata(url, timeout=within, headers=headers, endpoint=endpoint)
+    except OfflineModeIsEnabled:
+        raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
+    except HfHubHTTPError as error:
+        refuse(error.response, source.repository, f"file {source.path} in {source.repository}")
+        raise RetryLater(words(error), retry_after(error.response)) from None
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        raise RetryLater(words(error), answered=False) from None
+    etag = (found.etag or "").lower()
+    if (found.size is not None and found.size != file.size) or (SHA256.fullmatch(etag) and etag != file.sha256):
+        raise DownloadFailed(f"The hub's {source.repository}/{source.path} holds other bytes than were expected.")
+    if urlsplit(found.location).netloc != urlsplit(url).netloc:
+        headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
+    return Location(found.location, headers)
+
+
+def own_headers() -> dict[str, str]:
+    """The headers to ask the hub with: who we are, and the token if there is one."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # exported by its __init__
+
+    return dict(build_hf_headers(library_name="mesh-llm", library_version=__version__))
+
+
+def _probe(endpoint: str, within: float) -> None:
+    import httpx2
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        get_session().head(endpoint, timeout=within, follow_redirects=False)
+    except OfflineModeIsEnabled:
+        raise DownloadFailed("It may not be asked: HF_HUB_OFFLINE is set.") from None
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        raise DownloadFailed(f"{endpoint} cannot be reached: {words(error)}.") from None
+
+
+def refuse(response: httpx2.Response, repository: str, what: str) -> None:
+    """Raise DownloadFailed for an answer that asking again will not change."""
+    status = response.status_code
+    if status in (401, 403):
+        raise DownloadFailed(
+            f"The hub does not give {repository} to everyone, or has no such repository (it answered {status}).",
+            advice="Check the name; or accept the model's terms on its page, and set HF_TOKEN or run `hf auth login`.",
+        )
+    if status in (400, 404, 410, 451):
+        raise DownloadFailed(
+            f"The hub has no {what} (it answered {status}).",
+            advice="Check how it is written; what is private is shown only to a key, in HF_TOKEN.",
+        )

@@ -1,0 +1,144 @@
+"""Which smaller model guesses ahead for a model: the one that was asked for, the catalogue's, or one that fits.
+
+Law: two models pair if their vocabularies do, which is read off their files; no name proves anything. Nothing is
+fetched here. A draft is a convenience: where there is none, that is said in words and is no error, except for one that
+was asked for and cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Final
+
+from meshllm.core.memory.speculation import MOST_OF_TARGET
+from meshllm.core.snapshot import Purpose
+from meshllm.errors import MeshError, UsageError
+from meshllm.models.catalog.catalog import Catalog, load
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.gguf.header import Header
+from meshllm.models.gguf.purpose import usage
+from meshllm.models.gguf.vocabulary import MAX_DIFFERENCE, VocabularyIdentity, read_vocabulary
+from meshllm.models.hub.manifest import Manifest
+
+from .local_model import LocalModel, from_path
+from .store import Store
+
+# Of several that fit, the one closest to this share of the model: what is much smaller guesses badly, what is much
+# larger takes its time. The pairs people publish (0.5B for 7B to 32B, 1B for 70B) lie around it.
+BEST_SHARE: Final = 1 / 30
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """The draft that was found, or why there is none."""
+
+    name: str = ""
+    draft: LocalModel | None = None
+    reason: str = ""
+
+
+def check(target: LocalModel, draft: LocalModel) -> None:
+    """Raises UsageError unless `draft` can guess ahead for `target`, and InvalidModelFile. Reads both vocabularies."""
+    if reason := _why_not(target.header, draft.header) or _identity(target).why_not(_identity(draft)):
+        raise UsageError(
+            f"{draft.name} cannot be the draft of {target.name}: {reason}.",
+            advice="Choose a smaller model of the same family with --draft, or leave it out.",
+        )
+
+
+def find(target: LocalModel, disk: Mapping[str, Wanted], store: Store, *, catalog: Catalog | None = None) -> Pairing:
+    """The best draft for `target` among the models of this `disk` (as `on_disk.scan` gives them). Blocks on the disk.
+
+    The catalogue's pairing is taken if that model is here; else one that is at most a tenth of the target.
+    """
+    known = catalog or load()
+    entry = known.get(target.name) or (known.with_digest(target.digest) if target.digest else None)
+    identity: VocabularyIdentity | None = None
+    missing = ""
+    if entry is not None and entry.draft:
+        if (paired := _named(entry.draft, disk, store)) is None:
+            missing = f"{entry.draft}, its usual draft, is not on this disk (`mesh-llm download {entry.draft}`)"
+        elif _pairs(target, paired, _identity(target)):
+            return Pairing(entry.draft, paired)
+    if target.header.experts:
+        # It computes with a few of its experts, and with more of them for each token that is checked.
+        return Pairing(reason=missing or "a mixture of experts gains little from one")
+    for name, draft in _candidates(target, disk, store):
+        identity = identity or _identity(target)
+        if _pairs(target, draft, identity):
+            return Pairing(name, draft)
+    return Pairing(reason=missing or "no small model of the same vocabulary is on this disk")
+
+
+def _candidates(target: LocalModel, disk: Mapping[str, Wanted], store: Store) -> list[tuple[str, LocalModel]]:
+    """Models that may fit, by their headers alone, the best first; each file once."""
+    found: dict[Path, tuple[str, LocalModel]] = {}
+    for name in disk:
+        draft = _named(name, disk, store)
+        if draft is not None and not _too_different(target.header, draft.header):
+            found.setdefault(draft.path, (name, draft))
+    best = log(target.header.parameters * BEST_SHARE) if found else 0.0
+    return sorted(found.values(), key=lambda item: (abs(log(item[1].header.parameters) - best), item[0]))
+
+
+def _too_different(target: Header, draft: Header) -> bool:
+    """Whether it need not be looked at any closer."""
+    return (
+        draft.parameters > target.parameters * MOST_OF_TARGET
+        or draft.parameters <= 0
+        or draft.tokenizer != target.tokenizer
+        or abs(draft.vocabulary_size - target.vocabulary_size) > MAX_DIFFERENCE
+        or bool(_why_not(target, draft))
+    )
+
+
+def _why_not(target: Header, draft: Header) -> str:
+    """What speaks against a draft before vocabularies are compared; "" if nothing."""
+    if usage(draft).purpose is not Purpose.GENERATE or not draft.causal:
+        return "it does not write text one token after the other"
+    if any(layer.state for layer in draft.shape.layers):
+        return "its layers keep a state that cannot be taken back"
+    if draft.parameters >= target.parameters:
+        return "it is no smaller"
+    return ""
+
+
+def _pairs(target: LocalModel, draft: LocalModel, identity: VocabularyIdentity) -> bool:
+    if draft.path == target.path or _why_not(target.header, draft.header):
+        return False
+    try:
+        return not identity.why_not(_identity(draft))
+    except MeshError:
+        return False  # a file that cannot be read is no draft; whoever wants to serve it is told why
+
+
+def _identity(model: LocalModel) -> VocabularyIdentity:
+    return read_vocabulary(model.path)
+
+
+def here(wanted: Wanted, store: Store) -> LocalModel | None:
+    """The model, if all of it is on this disk; whatever is wrong with it is for whoever serves it to say."""
+    path = _path(wanted, store)
+    try:
+        return from_path(path, store) if path is not None else None
+    except (MeshError, OSError):
+        return None
+
+
+def _named(name: str, disk: Mapping[str, Wanted], store: Store) -> LocalModel | None:
+    return here(disk[name], store) if name in disk else None
+
+
+def _path(wanted: Wanted, store: Store) -> Path | None:
+    """Its (first) file, if it lies in the store or was named by path."""
+    if isinstance(wanted, Path):
+        return wanted
+    if isinstance(wanted, CatalogEntry):
+        kept = store.kept.answer(wanted.hub) if wanted.hub else None
+        files = kept.files if kept else wanted.files
+    else:
+        files = wanted.files if isinstance(wanted, Manifest) else ()
+    return store.path(files[0]) if files and store.has_size(files[0]) else None

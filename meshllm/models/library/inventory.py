@@ -1,0 +1,244 @@
+"""What lies on this disk, for people: each model once, whole or half there, ours or another program's, sound or not.
+
+Law: this only looks. A model goes by one name, the catalogue's where it has one; what is in the store and can be no
+model is listed with the reason, so that nothing takes room unseen. Blocks on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from meshllm.errors import MeshError
+from meshllm.models.catalog.catalog import Catalog, load
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.catalog.names import model_name, part_of
+from meshllm.models.hub.manifest import HubReference, Manifest, ModelFile
+from meshllm.models.library import other_apps, scan
+
+from .local_model import LocalModel, from_manifest, from_path
+from .other_apps import AppModelFile
+from .store import Store
+
+
+class FileState(Enum):
+    """How a model stands; the values are for programs."""
+
+    VERIFIED = "verified"
+    UNVERIFIED = "not-verified"
+    PARTIAL = "partial"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryItem:
+    """A model on this disk. `files`: all of it that is whole, a projector last; `size`: bytes of it when all is here,
+    of which `arrived` are; `program`: whose it is, "" for the model folder's own.
+
+    `model` is what could be served; None where it is not whole, or for a `reason`. `manifest`: its files as they should
+    be, where that is known; `other_names`: what else it answers to.
+    """
+
+    name: str
+    state: FileState
+    files: tuple[Path, ...]
+    size: int
+    arrived: int
+    program: str = ""
+    model: LocalModel | None = None
+    manifest: Manifest | None = None
+    entry: CatalogEntry | None = None
+    other_names: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def inventory(store: Store, *, catalog: Catalog | None = None) -> list[InventoryItem]:
+    """Everything that lies here, by name; the store's own before what lies elsewhere."""
+    known = catalog or load()
+    found: dict[Path, InventoryItem] = {}
+    for name, wanted in scan.scan(store, catalog=known).items():
+        item = _item(name, wanted, store, known)
+        if item is None:
+            continue
+        before = found.get(item.files[0])
+        if before is None:
+            found[item.files[0]] = item
+        elif name not in (before.name, *before.other_names):
+            found[item.files[0]] = _also(before, name)
+    items = list(found.values())
+    items += _partial(store, known, {file.sha256 for item in items if item.manifest for file in item.manifest.files})
+    items += _useless(store, known, {path for item in items for path in item.files})
+    return sorted(items, key=lambda item: (item.program, item.name.casefold()))
+
+
+def at(path: Path, store: Store) -> InventoryItem | None:
+    """What lies in the file that somebody named by its path; None where there is none."""
+    if (item := _item(model_name(path.name), path, store, load())) is not None:
+        return item
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+        from_path(path, store)
+    except MeshError as error:
+        reason = error.message
+    except OSError:
+        return None
+    else:
+        reason = ""
+    where = _program(path, store)
+    return InventoryItem(path.stem, FileState.DAMAGED, (path,), size, size, where, reason=reason) if size >= 0 else None
+
+
+def manifest_of(wanted: Wanted, store: Store) -> Manifest | None:
+    """The files of what can be asked for, as far as they are known without asking the hub."""
+    if isinstance(wanted, CatalogEntry):
+        told = store.kept.answer(wanted.hub) if wanted.hub else wanted.manifest
+        return wanted.complete(told) if told is not None else None
+    if isinstance(wanted, HubReference):
+        return store.kept.answer(wanted)
+    return wanted if isinstance(wanted, Manifest) else None
+
+
+def _item(name: str, wanted: Wanted, store: Store, catalog: Catalog) -> InventoryItem | None:
+    """The model that was found under that name; None where it cannot be read any more."""
+    manifest = manifest_of(wanted, store)
+    try:
+        if manifest is not None and _verified(manifest, store):
+            model = from_manifest(manifest, store)
+        else:
+            path = wanted if isinstance(wanted, Path) else store.path(manifest.files[0]) if manifest else None
+            if path is None:
+                return None
+            model = from_path(path, store, catalog)
+        files = (*model.files, *((model.projector,) if model.projector is not None else ()))
+        size = sum(path.stat().st_size for path in files)
+    except (MeshError, OSError):
+        return None
+    entry = wanted if isinstance(wanted, CatalogEntry) else catalog.with_digest(model.digest) if model.digest else None
+    verified = all(store.known_digest(path) is not None for path in files)
+    return InventoryItem(
+        name=name,
+        state=FileState.VERIFIED if verified else FileState.UNVERIFIED,
+        files=files,
+        size=size,
+        arrived=size,
+        program=_program(files[0], store),
+        model=model,
+        manifest=manifest,
+        entry=entry,
+        other_names=tuple({model.name} - {name}),
+    )
+
+
+def _also(item: InventoryItem, name: str) -> InventoryItem:
+    return replace(item, other_names=(*item.other_names, name))
+
+
+def _verified(manifest: Manifest, store: Store) -> bool:
+    return store.together(manifest.files) is not None and (
+        manifest.projector is None or store.is_verified(manifest.projector)
+    )
+
+
+def _program(path: Path, store: Store) -> str:
+    return "" if path.is_relative_to(store.folder) else other_apps.whose(path) or str(path.parent)
+
+
+def _partial(store: Store, catalog: Catalog, whole: set[str]) -> Iterable[InventoryItem]:
+    """Models of which something has arrived."""
+    left = store.unfinished()
+    kept = [(None, manifest) for manifest in store.kept.manifests()]
+    listed = [(entry, manifest) for entry in catalog.entries if (manifest := manifest_of(entry, store)) is not None]
+    for entry, manifest in (*listed, *kept):
+        digests = {file.sha256 for file in manifest.all_files}
+        if left & digests and manifest.files[0].sha256 not in whole:
+            left -= digests
+            there = [file for file in manifest.all_files if store.has_size(file)]
+            arrived = sum(file.size for file in there)
+            arrived += sum(store.arrived(file) for file in manifest.all_files if file not in there)
+            files = tuple(store.path(file) for file in there)
+            yield InventoryItem(
+                manifest.name, FileState.PARTIAL, files, manifest.size, arrived, manifest=manifest, entry=entry
+            )
+    for sha256 in sorted(left - {file.sha256 for _, manifest in listed for file in manifest.all_files}):
+        file = ModelFile(f"{sha256}.gguf", 0, sha256)
+        size = sum(path.stat().st_size for path in (store.partial(file),) if path.is_file())
+        manifest = Manifest(f"unknown-{sha256[:12]}", (file,))
+        yield InventoryItem(
+            manifest.name, FileState.PARTIAL, (), 0, size, manifest=manifest, reason="nobody knows what it is of"
+        )
+
+
+def _useless(store: Store, catalog: Catalog, known: set[Path]) -> Iterable[InventoryItem]:
+    """Files of the store that are no models, nor go with one that is here."""
+    entries = {file.name: entry for entry in catalog.entries for file in entry.files}
+    for path in scan.files_in(store.folder):
+        part = part_of(path.name)
+        if path in known or (part is not None and part.number > 1 and path.with_name(part.first).is_file()):
+            continue
+        try:
+            size = path.stat().st_size
+            from_path(path, store)
+        except OSError:
+            continue  # it has just gone
+        except MeshError as error:
+            reason = error.message
+            entry = entries.get(path.name)
+            manifest = entry.manifest if entry is not None else None
+            names = (entry.name,) if entry is not None else ()
+            yield InventoryItem(
+                path.stem, FileState.DAMAGED, (path,), size, size, "", None, manifest, entry, names, reason
+            )
+        else:  # more of them than are looked at, or it has just come
+            yield InventoryItem(model_name(path.name), FileState.UNVERIFIED, (path,), size, size)
+
+
+# -- of the catalogue
+
+
+class Presence(Enum):
+    """Whether a model of the catalogue is here."""
+
+    HERE = "yes"
+    UNVERIFIED = "not-verified"
+    PARTIAL = "partial"
+    ELSEWHERE = "elsewhere"
+    ABSENT = "no"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemState:
+    """`percent` of it that has arrived, where it is partial; whose it is, where it lies elsewhere."""
+
+    presence: Presence
+    percent: int = 0
+    program: str = ""
+
+
+def standing(entry: CatalogEntry, store: Store, others: list[AppModelFile]) -> ItemState:
+    """How an entry stands; `others` are the files of other programs (`elsewhere.gguf_files`)."""
+    manifest = manifest_of(entry, store)
+    if manifest is None:
+        found = next((it for it in others if _is_called(it.path.name, entry.file_name)), None)
+        return (
+            ItemState(Presence.ELSEWHERE, program=other_apps.whose(found.path)) if found else ItemState(Presence.ABSENT)
+        )
+    together = store.together(manifest.files)
+    if together is not None and _verified(manifest, store):
+        program = _program(together[0], store)
+        return ItemState(Presence.ELSEWHERE, program=program) if program else ItemState(Presence.HERE)
+    if all(store.has_size(file) for file in manifest.all_files):
+        return ItemState(Presence.UNVERIFIED)
+    match = next(other_apps.find(manifest.files, others), None)
+    if match is not None:
+        return ItemState(Presence.ELSEWHERE, program=_program(match.paths[0], store))
+    arrived = sum(file.size if store.has_size(file) else store.arrived(file) for file in manifest.all_files)
+    return (
+        ItemState(Presence.PARTIAL, min(99, 100 * arrived // manifest.size)) if arrived else ItemState(Presence.ABSENT)
+    )
+
+
+def _is_called(name: str, wanted: str) -> bool:
+    """As the hub calls it, or as llama.cpp does, with the repository before it."""
+    return bool(wanted) and (name == wanted or name.endswith(f"_{wanted}"))

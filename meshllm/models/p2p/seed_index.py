@@ -1,0 +1,163 @@
+"""What of the model store can be given to other nodes: files that were verified, with the digests of their chunks.
+
+Law: a file is found by its sha256 among those the store knows to be verified and unchanged, by nothing else. What has
+to be read whole before it can be given is read once, one file at a time, and slowly while this node has other work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from meshllm.errors import MeshError
+from meshllm.models.catalog.entry import CatalogEntry
+from meshllm.models.hub.manifest import HubReference, Manifest, ModelFile
+from meshllm.models.library import scan
+from meshllm.models.library.local_model import LocalModel, from_manifest, from_path
+from meshllm.models.library.store import Store
+from meshllm.models.p2p.seeder import SeedFile
+from meshllm.models.transfer.prefix_hash import PrefixDigests, digests
+from meshllm.tasks import Owner
+from meshllm.util.threads import StopSignal, in_thread
+from meshllm.wire.mesh import files as w
+
+log = logging.getLogger(__name__)
+
+# When to ask again for a file that is being read.
+PREPARING_WAIT_SECONDS: Final = 2
+# Bytes per second that are read to be given later while this node answers requests: a twentieth of a processor.
+BUSY_READ_RATE: Final = 32e6
+# The folder is looked through at most so often for peers who ask by name (seconds).
+LOOK_SECONDS: Final = 5.0
+
+
+class StoreSeedIndex:
+    """The store's, as `giving.Shelf`. `busy` says whether this node is answering requests."""
+
+    def __init__(self, store: Store, busy: Callable[[], bool]) -> None:
+        self._store = store
+        self._busy = busy
+        self._clock = asyncio.get_running_loop().time
+        self._owner = Owner("shelf")
+        self._one = asyncio.Lock()
+        self._percent: dict[Path, int] = {}
+        self._looked = float("-inf")
+        self._models: dict[str, list[LocalModel]] = {}
+
+    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
+        """The file of that digest."""
+        try:
+            found = await in_thread(lambda stop: self._verified(sha256), "look-for-file")
+        except OSError:
+            found = None
+        if found is None:
+            return w.FileRefusal(w.FileRefusalReason.ABSENT)
+        file, path, modified_ns = found
+        chunks = await in_thread(lambda stop: self._store.chunk_digests(file), "look-for-file")
+        if chunks is None:
+            return self._prepare(path, sha256)
+        return SeedFile(path, w.ChunkListing(file.size, self._store.chunk_bytes, chunks), modified_ns)
+
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
+        """The models of that name whose files were all verified. Those that were not are read, to be found then."""
+        if self._clock() - self._looked > LOOK_SECONDS:
+            self._looked = self._clock()
+            self._models = await in_thread(lambda stop: self._by_name(), "look-for-model")
+        found = []
+        for model in self._models.get(name.casefold(), ()):
+            offered = self._offered(model)
+            if isinstance(offered, Path):
+                return self._prepare(offered, None)
+            if offered is not None:
+                found.append(offered)
+        return w.FoundModels(tuple(found))
+
+    async def close(self) -> None:
+        """Read no more."""
+        await self._owner.close()
+
+    # -- in threads
+
+    def _verified(self, sha256: str) -> tuple[ModelFile, Path, int] | None:
+        file = ModelFile("", 0, sha256)
+        if not self._store.is_verified(file):
+            return None
+        path = self._store.path(file)
+        facts = path.stat()
+        return ModelFile(path.name, facts.st_size, sha256), path, facts.st_mtime_ns
+
+    def _by_name(self) -> dict[str, list[LocalModel]]:
+        found: dict[str, list[LocalModel]] = {}
+        for name, source in scan.scan(self._store).items():
+            try:
+                if isinstance(source, CatalogEntry):
+                    known = source.manifest or (self._store.kept.answer(source.hub) if source.hub else None)
+                    model = from_manifest(known, self._store) if known is not None else None
+                elif isinstance(source, Manifest):
+                    model = from_manifest(source, self._store)
+                else:
+                    model = None if isinstance(source, HubReference) else from_path(source, self._store)
+            except (MeshError, OSError):
+                continue
+            if model is not None:
+                found.setdefault(name.casefold(), []).append(model)
+        return found
+
+    def _offered(self, model: LocalModel) -> w.OfferedModel | Path | None:
+        """The model with its digests; the first of its files that has none yet; None if it cannot be offered.
+
+        A look at each file and its note: some 0.1 ms.
+        """
+        files: list[w.OfferedFile] = []
+        beside = (model.projector,) if model.projector is not None else ()
+        for path in model.files + beside:
+            digest = self._store.known_digest(path)
+            if not w.is_file_name(path.name) or not path.is_file():
+                return None
+            if digest is None:
+                return path
+            files.append(w.OfferedFile(path.name, path.stat().st_size, digest))
+        projector = files.pop() if model.projector is not None else None
+        return w.OfferedModel(model.name, tuple(files), projector, model.context_length)
+
+    def _read(self, stop: StopSignal, path: Path) -> PrefixDigests:
+        size = max(1, path.stat().st_size)
+        done = 0
+
+        def report(count: int) -> None:
+            nonlocal done
+            self._percent[path] = min(99, 100 * count // size)
+            if self._busy():
+                time.sleep((count - done) / BUSY_READ_RATE)
+            done = count
+
+        return digests(stop, path, self._store.chunk_bytes, report)
+
+    # -- preparing
+
+    def _prepare(self, path: Path, sha256: str | None) -> w.FileRefusal:
+        """Read the file, which should have that digest (None: any), unless that is going on."""
+        if path not in self._percent:
+            self._percent[path] = 0
+            self._owner.start(self._prepared(path, sha256), f"read {path.name}")
+        return w.FileRefusal(w.FileRefusalReason.PREPARING, self._percent[path], PREPARING_WAIT_SECONDS)
+
+    async def _prepared(self, path: Path, sha256: str | None) -> None:
+        try:
+            async with self._one:
+                found = await in_thread(lambda stop: self._read(stop, path), "digest-to-give")
+            if sha256 is not None and found.sha256 != sha256:
+                self._store.forget(path)
+                log.warning("%s has other bytes than when it was verified: it is not given to others", path)
+                return
+            self._store.prepare()
+            self._store.record(path, found.sha256)
+            self._store.record_chunks(found.sha256, found.chunks)
+        except (MeshError, OSError) as error:
+            log.warning("%s cannot be given to others: %s", path, error)
+        finally:
+            self._percent.pop(path, None)

@@ -1,0 +1,304 @@
+"""The giver's end of tunnels for files: what was verified, to whoever may ask, as fast as it may go.
+
+Law: a file is given by its sha256 and found by nothing else; what a taker can make this node hold or do is bounded by
+itself; and what is given away never comes before this node's own work (the rate is asked for at every piece). A file
+that is not any more what was listed is given no further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, cast
+
+from meshllm.errors import BadMessage
+from meshllm.tasks import Owner
+from meshllm.util.rate_limiter import RateLimiter
+from meshllm.util.rate_meter import RateMeter
+from meshllm.wire.mesh import files as w
+
+log = logging.getLogger(__name__)
+
+# Read and sent at a time: what the system has in memory is read at once, what it must fetch from the disk in a thread,
+# and then more of it. One such piece is under way for each taker, and as much again while the next one is read.
+PIECE_BYTES: Final = 256 << 10
+DISK_PIECE_BYTES: Final = 1 << 20
+# Where the rate is limited, a piece takes so many seconds of it, so that what comes is even, and nobody who waits for a
+# turn takes it for a stall; but each is work and wakes somebody, so that it is not below so many bytes.
+PACE_SECONDS: Final = 1 / 32
+SMALL_PIECE_BYTES: Final = 16 << 10
+# Tunnels that are answered at a time, in all and of one peer (which may fetch several files at once).
+MAX_TAKERS: Final = 32
+MAX_TAKERS_PER_PEER: Final = 6
+# Requests a taker may have unanswered; honest ones have three.
+MAX_ASKED: Final = 16
+# Whoever asks nothing for so long is hung up on (seconds): it can come again.
+IDLE_SECONDS: Final = 120.0
+# When to ask again where there was no room.
+BUSY_WAIT_SECONDS: Final = 5
+READERS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SeedFile:
+    """A file that can be given: where it lies, what it is, and what it was (size and modification time) when it was
+    verified."""
+
+    path: Path
+    listing: w.ChunkListing
+    modified_ns: int
+
+
+class SeedIndex(Protocol):
+    """What there is to give."""
+
+    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
+        """The file of that digest."""
+
+    async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
+        """The models of that name, whole and verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUpload:
+    """What is given by one tunnel: to whom (node id in hexadecimal), which file, bytes, and bytes/s of late."""
+
+    peer: str
+    file: str
+    sent: int
+    rate: float
+    via: str
+
+
+class Seeder:
+    """Answers takers. `rate` says, whenever it matters, how many bytes per second may go now; None: any number."""
+
+    def __init__(
+        self, shelf: SeedIndex, rate: Callable[[], float | None], clock: Callable[[], float] | None = None
+    ) -> None:
+        self.shelf = shelf
+        self.rate = rate
+        self.clock = clock or asyncio.get_running_loop().time
+        self.throttle = RateLimiter()
+        self.owner = Owner("giving")
+        self.readers = ThreadPoolExecutor(READERS, "giving")
+        self.total = 0
+        self._takers: dict[_UploadConnection, None] = {}
+
+    def serve(self, peer: str) -> asyncio.BaseProtocol:
+        """What answers a tunnel that the authenticated `peer` (node id in hexadecimal) has opened."""
+        return _UploadConnection(self, peer)
+
+    def given(self) -> list[PeerUpload]:
+        """What is being given now."""
+        now = self.clock()
+        return [taker.facts(now) for taker in self._takers if taker.meter.total]
+
+    async def close(self) -> None:
+        """Hang up on everybody."""
+        for taker in list(self._takers):
+            taker.hang_up()
+        await self.owner.close()
+        self.readers.shutdown(wait=False, cancel_futures=True)
+
+    def admits(self, taker: _UploadConnection) -> bool:
+        """Whether there is room for `taker`, which then has it until `left`."""
+        of_peer = sum(other.peer == taker.peer for other in self._takers)
+        if len(self._takers) >= MAX_TAKERS or of_peer >= MAX_TAKERS_PER_PEER:
+            return False
+        self._takers[taker] = None
+        return True
+
+    def left(self, taker: _UploadConnection) -> None:
+        """`taker` is gone."""
+        self._takers.pop(taker, None)
+
+
+class _UploadConnection(asyncio.Protocol):
+    """One tunnel. Requests are put in a queue, and a task answers them in their order."""
+
+    def __init__(self, giver: Seeder, peer: str) -> None:
+        self.peer = peer
+        self.meter = RateMeter(giver.clock())
+        self._giver = giver
+        self._transport: asyncio.Transport | None = None
+        self._reader = w.FrameReader(w.place_request)
+        self._asked: deque[w.Request | w.UnknownRequest] = deque()
+        self._wake = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._shelved: SeedFile | None = None
+        self._file = -1
+        self._reading: asyncio.Future[bytes] | None = None
+        self._ahead = memoryview(b"")  # what was read of the present chunk and not sent yet
+        self._gone = False
+
+    def facts(self, now: float) -> PeerUpload:
+        """For the status."""
+        name = self._shelved.path.name if self._shelved is not None else ""
+        lane = self._transport is not None and self._transport.get_extra_info("ssl_object") is not None
+        return PeerUpload(self.peer, name, self.meter.total, self.meter.rate(now), "lane" if lane else "quic")
+
+    # -- hearing
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._giver.owner.start(self._serve(), f"to {self.peer[:10]}")
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._reader.feed(data):
+                self._asked.append(w.decode_request(frame))
+                if len(self._asked) > MAX_ASKED:
+                    raise BadMessage(f"more than {MAX_ASKED} requests at once")
+        except BadMessage as error:
+            log.warning("%s asks for files in a way that makes no sense: %s", self.peer[:10], error.message)
+            self.hang_up()
+        self._wake.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self._wake.set()
+        self._writable.set()
+
+    def hang_up(self) -> None:
+        """At once."""
+        self._gone = True
+        self._asked.clear()
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake.set()
+        self._writable.set()
+
+    # -- answering
+
+    async def _serve(self) -> None:
+        admitted = self._giver.admits(self)
+        try:
+            while (request := await self._next()) is not None:
+                if admitted:
+                    await self._answer(request)
+                else:
+                    self._say(w.FileRefusal(w.FileRefusalReason.BUSY, wait=BUSY_WAIT_SECONDS))
+        except (OSError, BadMessage) as error:  # TimeoutError among them: it asks for nothing
+            log.info("nothing more is given to %s: %s", self.peer[:10], error or "it asks for nothing")
+        finally:
+            self._giver.left(self)
+            self.hang_up()
+            await self._close_file()
+
+    async def _next(self) -> w.Request | w.UnknownRequest | None:
+        """The next request; None when the taker is gone. Raises TimeoutError if it asks for nothing."""
+        while not self._asked and not self._gone:
+            self._wake.clear()
+            async with asyncio.timeout(IDLE_SECONDS):
+                await self._wake.wait()
+        return None if self._gone else self._asked.popleft()
+
+    async def _answer(self, request: w.Request | w.UnknownRequest) -> None:
+        match request:
+            case w.HaveRequest(sha256):
+                await self._list(sha256)
+            case w.ChunkRequest(chunk):
+                await self._give(chunk)
+            case w.FindRequest(name):
+                self._say(await self._giver.shelf.find(name))
+            case _:
+                self._say(w.FileRefusal(w.FileRefusalReason.NOT_UNDERSTOOD))
+
+    def _say(self, answer: w.Answer) -> None:
+        if self._transport is not None and not self._gone:
+            self._transport.write(w.encode_answer(answer))
+
+    async def _list(self, sha256: str) -> None:
+        await self._close_file()
+        found = await self._giver.shelf.look(sha256)
+        if isinstance(found, w.FileRefusal):
+            self._say(found)
+            return
+        self._file = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._shelved = found
+        self._say(found.listing)
+
+    async def _give(self, chunk: int) -> None:
+        """Send a chunk, piece by piece: the next is read while one is sent. Raises BadMessage and OSError."""
+        shelved, giver = self._shelved, self._giver
+        begin = chunk * shelved.listing.chunk_bytes if shelved is not None else 0
+        if shelved is None or begin >= shelved.listing.size:
+            raise BadMessage("a chunk that there is not")
+        facts = os.fstat(self._file)
+        if (facts.st_size, facts.st_mtime_ns) != (shelved.listing.size, shelved.modified_ns):
+            self._say(w.FileRefusal(w.FileRefusalReason.CHANGED))
+            return
+        end = min(begin + shelved.listing.chunk_bytes, shelved.listing.size)
+        transport = cast(asyncio.Transport, self._transport)
+        transport.write(w.header(w.FileFrameKind.CHUNK, chunk, end - begin))
+        while begin < end:
+            await self._writable.wait()
+            limit = giver.rate()
+            data = await self._read(begin, end - begin, _piece_bytes(limit))
+            if wait := giver.throttle.delay(len(data), limit, giver.clock()):
+                await asyncio.sleep(wait)
+            if self._gone:
+                return
+            begin += len(data)
+            self.meter.add(len(data), giver.clock())
+            giver.total += len(data)
+            transport.write(data)
+
+    # -- reading
+
+    async def _read(self, begin: int, rest: int, most: int) -> memoryview:
+        """The next bytes of the file, at most `most` of `rest`. Raises OSError, also where it has become shorter."""
+        if not self._ahead:
+            size = min(rest, most)
+            data: bytes | bytearray | None = _in_memory(self._file, size, begin)
+            if data is None:
+                size, loop = min(rest, DISK_PIECE_BYTES), asyncio.get_running_loop()
+                self._reading = loop.run_in_executor(self._giver.readers, os.pread, self._file, size, begin)
+                await asyncio.wait([self._reading])  # not cancelled with this task: the file stays open for the thread
+                data = self._reading.result()
+                self._reading = None
+            if not data:
+                raise OSError("the file has become shorter")
+            self._ahead = memoryview(data)
+        piece, self._ahead = self._ahead[:most], self._ahead[most:]
+        return piece
+
+    async def _close_file(self) -> None:
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+            self._reading = None
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._shelved = -1, None
+
+
+def _piece_bytes(limit: float | None) -> int:
+    """How much is sent at a time, at so many bytes per second."""
+    return PIECE_BYTES if limit is None else max(SMALL_PIECE_BYTES, min(PIECE_BYTES, int(limit * PACE_SECONDS)))
+
+
+def _in_memory(file: int, size: int, begin: int) -> bytearray | None:
+    """Bytes of a file that can be read without waiting for the disk; None where that is not so, or cannot be known."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return None
+    data = bytearray(size)
+    try:
+        count = os.preadv(file, [data], begin, os.RWF_NOWAIT)
+    except OSError:  # EAGAIN: it would wait; or the file system cannot tell
+        return None
+    del data[count:]
+    return data or None

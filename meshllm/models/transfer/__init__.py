@@ -1,0 +1,1 @@
+"""Downloads: sources, partial files, resume, verification."""
