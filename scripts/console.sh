@@ -44,7 +44,7 @@ mesh_console_packages() {
 
 # The same in the background, at low priority: whoever starts a node does not wait for it. It belongs to nobody, so that
 # the node is not the parent of what it knows nothing of; what it has to say is in .venv/console.log. That it failed is
-# told by a file beside the page (meshllm/web/page.py looks for it), until the next try.
+# told by a file beside the page (meshllm/web/console/page_files.py looks for it), until the next try.
 mesh_console_build_beside() {
     mesh_console_is_built && return 0
     rm -f "$mesh_page.failed"

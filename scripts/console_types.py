@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from meshllm.web.openapi import document
+from meshllm.web.console.openapi import document
 
 TARGET = Path(__file__).resolve().parent.parent / "console" / "src" / "api.ts"
 HEAD = """// What the daemon says, as types. Written by `scripts/console types` from its OpenAPI document; not by hand.

@@ -17,7 +17,7 @@ def backends(texts: list[str]) -> tuple[Backend, ...]:
     """What `--backend` names, each once. Raises BadBackend."""
     from meshllm.daemon.settings import Backend
     from meshllm.errors import BadBackend
-    from meshllm.web.backends import check_url
+    from meshllm.web.gateway.backends import check_url
 
     found: dict[str, Backend] = {}
     for text in texts:

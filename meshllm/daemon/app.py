@@ -46,11 +46,11 @@ from meshllm.models.library.local_model import from_path
 from meshllm.models.library.store import Store
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
-from meshllm.web.callers import CallerPolicy
-from meshllm.web.console import Console, Invitation
-from meshllm.web.gateway import Gateway
-from meshllm.web.split_status import Carried
-from meshllm.web.status import NodeStatus, load_status, node_status
+from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.split_status import LeaseTraffic
+from meshllm.web.console.status import NodeStatus, load_status, node_status
+from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.http.access_control import AccessPolicy
 
 if TYPE_CHECKING:
     from meshllm.daemon.membership import Found, Membership
@@ -174,7 +174,7 @@ class App:
         owner = Owner("daemon")
         hosts = EVERYWHERE if settings.listen_all else LOOPBACK
         key, key_place = self._key()
-        policy = CallerPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
+        policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
         self._console = Console(policy, self.status, self._invite)
         self._acceptance = Acceptance(llama_server.guesses, self._written)
         self._gateway = Gateway(
@@ -374,11 +374,11 @@ class App:
         port = urlsplit(self._listening.console).port
         return () if self._reach is None else tuple(f"http://{host}:{port}" for host in self._reach.hosts())
 
-    def _traffic(self, lease: Lease) -> Mapping[NodeId, Carried]:
+    def _traffic(self, lease: Lease) -> Mapping[NodeId, LeaseTraffic]:
         """What the tunnels of a lease have carried."""
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
-        return {peer: Carried(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
+        return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
 
 
 def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[RpcTunnels], Found]:

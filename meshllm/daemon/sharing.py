@@ -19,7 +19,7 @@ from meshllm.models.p2p.seed_index import StoreSeedIndex
 from meshllm.models.p2p.seeder import Seeder
 from meshllm.models.p2p.swarm import Swarm, SwarmSource
 from meshllm.net.base import StreamKind
-from meshllm.web.status import BannedStatus, SharingStatus, TransferStatus
+from meshllm.web.console.status import BannedStatus, SharingStatus, TransferStatus
 from meshllm.wire.mesh import files as w
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ from meshllm.models.transfer import ensure
 from meshllm.models.transfer import progress as model_progress
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
-from meshllm.web import backends
+from meshllm.web.gateway import backends
 
 if TYPE_CHECKING:
     from meshllm.daemon.sharing import Sharing

@@ -20,7 +20,7 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from meshllm.web.page import FOLDER
+from meshllm.web.console.page_files import FOLDER
 
 from . import report
 from .children import Child, free_port, listening

@@ -18,7 +18,7 @@ from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.host import MeasuredModel
 from meshllm.daemon.settings import Settings
 from meshllm.errors import UsageError
-from meshllm.web.status import node_status
+from meshllm.web.console.status import node_status
 
 GB = 10**9
 FIT = "3 of 4 layers on CUDA0: 5.1 GB of 6.0 GB; the rest on the processor: 2.0 GB of 20.0 GB; context 4096 of 8192"

@@ -33,10 +33,10 @@ from meshllm.core.snapshot import (
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase, MemberState
 from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
-from meshllm.web.callers import CallerPolicy
-from meshllm.web.console import Console, Invitation
-from meshllm.web.split_status import Carried
-from meshllm.web.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
+from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.split_status import LeaseTraffic
+from meshllm.web.console.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
+from meshllm.web.http.access_control import AccessPolicy
 
 GB, MB = 10**9, 10**6
 # Only matters when something is broken.
@@ -105,8 +105,8 @@ class Stage:
     sharing: SharingStatus | None = None
     invite_problem: Exception | None = None
     guesses: dict[str, DraftCounts] = field(default_factory=dict)
-    carried: dict[NodeId, Carried] = field(default_factory=dict)
-    policy: CallerPolicy = field(default_factory=CallerPolicy)
+    carried: dict[NodeId, LeaseTraffic] = field(default_factory=dict)
+    policy: AccessPolicy = field(default_factory=AccessPolicy)
     hosts: tuple[str, ...] = ("127.0.0.1", "::1")
     elsewhere: tuple[str, ...] = ()
     port: int = 0
@@ -253,7 +253,10 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
     stage.snapshot = replace(stage.snapshot, models=(model, *kept))
     stage.guesses = {name: DraftCounts(written=1000, seconds=121.0)} if committed else {}
-    stage.carried = {one: Carried(31 * MB, 29 * MB, 1840, "lane"), two: Carried(22 * MB, 21 * MB, 1310, "lane")}
+    stage.carried = {
+        one: LeaseTraffic(31 * MB, 29 * MB, 1840, "lane"),
+        two: LeaseTraffic(22 * MB, 21 * MB, 1310, "lane"),
+    }
     stage.vias = {**stage.vias, one: "lane", two: "lane"}
     return stage
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from meshllm.web.page import FOLDER
+from meshllm.web.console.page_files import FOLDER
 from tests.console.conftest import ARGUMENTS, ROOT, chromium
 from tests.console.meshes import Stage, idle, mesh_of, split_over, staged
 from tests.daemons import MODEL, daemon

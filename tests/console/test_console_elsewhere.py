@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
-from meshllm.web.callers import CallerPolicy
+from meshllm.web.http.access_control import AccessPolicy
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, mesh_of, staged
 from tests.console.speaker import Speaker, speaking
@@ -159,7 +159,7 @@ def test_the_code_on_this_machine_opens_the_page_on_a_phone(
 
 def elsewhere(stage: Stage, key: str = KEY) -> Stage:
     """The same, for other machines as well."""
-    stage.policy = CallerPolicy(key)
+    stage.policy = AccessPolicy(key)
     stage.hosts = ("0.0.0.0",)
     return stage
 

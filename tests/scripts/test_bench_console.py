@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.web.page import FOLDER
+from meshllm.web.console.page_files import FOLDER
 from tests.console.conftest import chromium
 
 ROOT = Path(__file__).parents[2]

@@ -35,7 +35,7 @@ async def table(folder: Path) -> AsyncIterator[Bench]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway looks at the time two hundred times a second, and callers hear of it soon."""
-    monkeypatch.setattr("meshllm.web.gateway.SWEEP_SECONDS", 0.005)
-    monkeypatch.setattr("meshllm.web.deadlines.SILENCE_SECONDS", 0.02)
-    monkeypatch.setattr("meshllm.web.exchange.AVOID_SECONDS", 0.005)
-    monkeypatch.setattr("meshllm.web.admission.REST_BASE_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.gateway.gateway.SWEEP_SECONDS", 0.005)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.web.gateway.request.AVOID_SECONDS", 0.005)
+    monkeypatch.setattr("meshllm.web.gateway.target.REST_BASE_SECONDS", 0.0)

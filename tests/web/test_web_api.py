@@ -28,7 +28,7 @@ from web_rig import (
 )
 
 from meshllm.core.snapshot import ModelFacts
-from meshllm.web.callers import CallerPolicy
+from meshllm.web.http.access_control import AccessPolicy
 
 # What is tested here does not depend on the loop, and there is much of it.
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -346,13 +346,13 @@ async def test_a_page_of_this_machine_may_call_and_may_ask_first(table: Bench) -
 
 
 async def test_a_named_origin_is_let_in(folder: Path) -> None:
-    async with bench(folder, CallerPolicy(allowed_origins=frozenset({"https://app.example"}))) as table:
+    async with bench(folder, AccessPolicy(allowed_origins=frozenset({"https://app.example"}))) as table:
         assert (await table.get("/health", Origin="https://app.example")).status == 200
         assert (await table.get("/health", Origin="https://app.example.evil")).status == 403
 
 
 async def test_from_elsewhere_a_key_is_needed(folder: Path) -> None:
-    policy = CallerPolicy(key="sésame", allowed_origins=frozenset({"https://app.example"}))
+    policy = AccessPolicy(key="sésame", allowed_origins=frozenset({"https://app.example"}))
     async with bench(folder, policy) as table:
         await table.serve()
         body = json.dumps({"model": "m"}).encode()
@@ -375,6 +375,6 @@ async def test_from_elsewhere_a_key_is_needed(folder: Path) -> None:
 
 
 async def test_an_empty_key_opens_nothing(folder: Path) -> None:
-    async with bench(folder, CallerPolicy(key="")) as table:
+    async with bench(folder, AccessPolicy(key="")) as table:
         response = await table.call(request("GET", "/health", headers={"X-Api-Key": ""}, host="box.lan"))
         assert response.status == 403

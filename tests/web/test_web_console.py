@@ -25,9 +25,9 @@ from meshllm.core.records import (
 )
 from meshllm.core.snapshot import ModelFacts, Snapshot
 from meshllm.errors import EnvironmentFailure, PortTaken
-from meshllm.web.callers import CallerPolicy
-from meshllm.web.console import Console, Invitation
-from meshllm.web.status import LoadStatus, NodeStatus, node_status
+from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.status import LoadStatus, NodeStatus, node_status
+from meshllm.web.http.access_control import AccessPolicy
 
 PEER, MESH = NodeId(b"p" * 32), MeshId(b"m" * 16)
 AT = PeerAddress("192.0.2.7", 9)
@@ -45,7 +45,7 @@ class Desk:
     callers: list[Caller] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.console = Console(CallerPolicy(), self.status, self.invite)
+        self.console = Console(AccessPolicy(), self.status, self.invite)
 
     def invite(self, seconds: float) -> Invitation:
         if seconds == 7:
@@ -226,8 +226,8 @@ async def test_a_thousand_changes_are_not_a_thousand_events(desk: Desk) -> None:
 
 
 async def test_a_quiet_node_still_says_that_it_is_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr("meshllm.web.console.MIN_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("meshllm.web.console.server.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.01)
     viewer = await desk.viewer()
     await viewer.piece()
     assert await viewer.piece() == b": still here\n\n"
@@ -238,9 +238,9 @@ async def test_a_quiet_node_still_says_that_it_is_there(desk: Desk, monkeypatch:
 
 
 async def test_viewers_that_do_not_read_are_dropped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.WRITE_SECONDS", 0.05)
-    monkeypatch.setattr("meshllm.web.console.MIN_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("meshllm.web.console.MAX_VIEWERS", 1)
+    monkeypatch.setattr("meshllm.web.console.server.WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.console.server.MAX_VIEWERS", 1)
     desk.filler = "x" * (4 << 20)
     deaf = await desk.caller()
     deaf.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -260,8 +260,8 @@ async def test_viewers_that_do_not_read_are_dropped(desk: Desk, monkeypatch: pyt
 
 
 async def test_there_is_room_for_so_many_viewers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.MAX_VIEWERS", 2)
-    monkeypatch.setattr("meshllm.web.console.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.console.server.MAX_VIEWERS", 2)
+    monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.0)
     viewers = [await desk.viewer() for _ in range(2)]
     refused = await desk.call(request("GET", "/api/events"))
     assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
@@ -319,7 +319,7 @@ async def test_garbage_does_not_stop_it(desk: Desk) -> None:
 
 
 async def test_a_port_that_is_taken_is_said_to_be(desk: Desk) -> None:
-    other = Console(CallerPolicy(), desk.status)
+    other = Console(AccessPolicy(), desk.status)
     with pytest.raises(PortTaken) as raised:
         await other.start(("127.0.0.1",), desk.port)
     assert "--console" in raised.value.advice

@@ -16,9 +16,9 @@ GET = request("GET", "/health")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test can reach."""
-    monkeypatch.setattr("meshllm.web.requests.MAX_HEAD_BYTES", 2000)
-    monkeypatch.setattr("meshllm.web.requests.MAX_BODY_BYTES", 10_000)
-    monkeypatch.setattr("meshllm.web.requests.MAX_BODIES_BYTES", 25_000)
+    monkeypatch.setattr("meshllm.web.http.parser.MAX_HEAD_BYTES", 2000)
+    monkeypatch.setattr("meshllm.web.http.parser.MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr("meshllm.web.http.parser.MAX_BODIES_BYTES", 25_000)
 
 
 async def refused(caller: Caller, status: int) -> str:
@@ -342,7 +342,7 @@ async def test_limits_of_the_body(table: Bench) -> None:
 async def test_a_caller_that_is_still_sending_hears_why_it_is_refused(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.requests.MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr("meshllm.web.http.parser.MAX_BODY_BYTES", 10_000)
     caller = await table.caller()
     size = 4 << 20
     caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
@@ -373,8 +373,8 @@ async def test_all_bodies_together_are_bounded_as_long_as_they_are_held(table: B
 @pytest.mark.usefixtures("quick")
 async def test_limits_of_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_SECONDS", "BODY_SECONDS"):
-        monkeypatch.setattr(f"meshllm.web.http1.{name}", 0.3)
-    monkeypatch.setattr("meshllm.web.http1.IDLE_SECONDS", 0.4)
+        monkeypatch.setattr(f"meshllm.web.http.server.{name}", 0.3)
+    monkeypatch.setattr("meshllm.web.http.server.IDLE_SECONDS", 0.4)
     silent = await table.caller()
     kept = await table.caller()
     kept.send(GET)
@@ -391,8 +391,8 @@ async def test_limits_of_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_no_connection_escapes_the_limits(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that comes just as the gateway, having no others, stops looking at the time."""
-    monkeypatch.setattr("meshllm.web.gateway.SWEEP_SECONDS", 0.0)
-    monkeypatch.setattr("meshllm.web.http1.HEAD_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.gateway.gateway.SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.http.server.HEAD_SECONDS", 0.0)
     for _ in range(20):
         caller = await table.caller()
         assert await caller.eof() == b""
@@ -402,7 +402,7 @@ async def test_no_connection_escapes_the_limits(table: Bench, monkeypatch: pytes
 
 @pytest.mark.usefixtures("quick")
 async def test_a_head_that_trickles_in_has_no_more_time_than_any(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.http1.HEAD_SECONDS", 0.3)
+    monkeypatch.setattr("meshllm.web.http.server.HEAD_SECONDS", 0.3)
     caller = await table.caller()
     caller.send(b"GET /health HTTP/1.1\r\nX: ")
     response = asyncio.get_running_loop().create_future()
@@ -419,7 +419,7 @@ async def test_a_head_that_trickles_in_has_no_more_time_than_any(table: Bench, m
 
 
 async def test_too_many_connections_are_told_so(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.http1.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("meshllm.web.http.server.MAX_CONNECTIONS", 2)
     kept = [await table.caller() for _ in range(2)]
     for caller in kept:
         caller.send(GET)
@@ -502,7 +502,7 @@ async def test_a_slow_caller_leaves_a_backends_connection_in_order(table: Bench)
 
 @pytest.mark.usefixtures("quick")
 async def test_a_caller_that_never_reads_is_hung_up_on(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.http1.STALLED_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.http.server.STALLED_WRITE_SECONDS", 0.05)
     event = b"data: " + b'{"choices":[{"index":0,"delta":{"content":"' + b"x" * 60_000 + b'"}}]}\n\n'
 
     async def flood(call: Call) -> None:
@@ -524,8 +524,8 @@ async def test_a_caller_that_never_reads_is_hung_up_on(table: Bench, monkeypatch
 async def test_answers_do_not_pile_up_for_a_caller_that_never_reads(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.http1.STALLED_WRITE_SECONDS", 0.05)
-    monkeypatch.setattr("meshllm.web.http1.LINGER_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.http.server.STALLED_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.http.server.LINGER_SECONDS", 0.05)
     caller = await table.caller()
     deaf(caller)
     biggest = 0
@@ -545,7 +545,7 @@ async def test_answers_do_not_pile_up_for_a_caller_that_never_reads(
 async def test_a_last_answer_that_nobody_reads_does_not_keep_a_connection(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.http1.STALLED_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.http.server.STALLED_WRITE_SECONDS", 0.05)
 
     async def big(call: Call) -> None:
         call.answer(b'"' + b"x" * (16 << 20) + b'"')

@@ -38,7 +38,7 @@ from meshllm.core.membership.views import JoinPhase, PeerStatus
 from meshllm.core.records import ModelLoad, ServedModel
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import ModelFacts, Purpose, ServerPhase
-from meshllm.web import tunnel
+from meshllm.web.gateway import peer_endpoint
 
 ONE, TWO = node_id(1), node_id(2)
 # Of a host that is asked only when there is no other: it is far away and kept busy by others.
@@ -239,7 +239,7 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_host_dies(pla
 async def test_a_host_that_cannot_be_connected_to_is_left_for_another(
     place: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.deadlines.CONNECT_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.CONNECT_PATIENCE_SECONDS", 0.02)
     place.roads.slow[ONE.hex()] = asyncio.Event()
     await place.serve(1)
     two = await place.serve(2)
@@ -270,7 +270,7 @@ async def test_a_host_that_failed_rests_for_everybody(place: Town) -> None:
 async def test_what_a_host_has_no_room_for_is_asked_elsewhere(
     place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(tunnel, "MAX_PEER_REQUESTS", 0)
+    monkeypatch.setattr(peer_endpoint, "MAX_PEER_REQUESTS", 0)
     await place.serve(1)
     mine = await place.here.engine(gate := Gate())
     place.here.meet(host(ONE, "m"))
@@ -300,7 +300,7 @@ async def test_what_is_not_there_any_more_is_asked_elsewhere(place: Town, stream
 
 @pytest.mark.usefixtures("quick")
 async def test_what_is_nowhere_any_more_is_an_error_in_the_end(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.choice.NOT_HERE_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.gateway.target_selection.NOT_HERE_SECONDS", 0.0)
     place.here.meet(host(ONE, "m"))
     response = await place.here.call(ask("/v1/messages"))
     assert (response.status, response.json["error"]["code"]) == (503, "model_unavailable")
@@ -469,7 +469,9 @@ async def test_nobody_is_left_for_being_slow_if_there_is_no_other(place: Town, m
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_peer_that_is_at_work_says_so(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """With comments in a stream, else with interim answers."""
-    monkeypatch.setattr("meshllm.web.deadlines.PEER_SILENCES", 15)  # 0.3 s: a busy machine may stand still for a moment
+    monkeypatch.setattr(
+        "meshllm.web.gateway.timeouts.PEER_SILENCES", 15
+    )  # 0.3 s: a busy machine may stand still for a moment
     gate = Gate()
     await place.serve(1, gate)
     place.here.meet(host(ONE, "m"))
@@ -484,7 +486,7 @@ async def test_a_peer_that_is_at_work_says_so(place: Town, monkeypatch: pytest.M
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_peer_that_falls_silent_is_gone(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
-    monkeypatch.setattr("meshllm.web.deadlines.PEER_SILENCES", 5)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.PEER_SILENCES", 5)
     one, two = await place.serve(1, never), await place.serve(2)
     # Its gateway's clock stands still.
     monkeypatch.setattr(place.benches[1].gateway._tunnels, "sweep", lambda now: True)
@@ -670,7 +672,7 @@ async def test_a_peer_is_served_by_backends_too(place: Town) -> None:
 
 
 async def test_one_peer_has_so_many_requests_at_a_time(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tunnel, "MAX_PEER_REQUESTS", 2)
+    monkeypatch.setattr(peer_endpoint, "MAX_PEER_REQUESTS", 2)
     gate = Gate()
     await place.serve(1, gate, slots=8)
     gateway = place.benches[1].gateway
@@ -693,8 +695,8 @@ async def test_one_peer_has_so_many_requests_at_a_time(place: Town, monkeypatch:
 async def test_peers_leave_room_in_the_queue_for_this_nodes_own_callers(
     place: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.admission.QUEUE_MIN", 4)
-    monkeypatch.setattr("meshllm.web.admission.QUEUE_PER_SLOT", 4)
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_MIN", 4)
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_PER_SLOT", 4)
     gate = Gate()
     await place.serve(1, gate, slots=1)
     gateway = place.benches[1].gateway
@@ -714,8 +716,8 @@ async def test_peers_leave_room_in_the_queue_for_this_nodes_own_callers(
 
 
 async def test_the_bodies_of_one_peer_are_bounded_by_themselves(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tunnel, "MAX_PEER_BODIES_BYTES", 5000)
-    monkeypatch.setattr(tunnel, "MAX_PEER_CONNECTIONS", 2)
+    monkeypatch.setattr(peer_endpoint, "MAX_PEER_BODIES_BYTES", 5000)
+    monkeypatch.setattr(peer_endpoint, "MAX_PEER_CONNECTIONS", 2)
     await place.serve(1)
     one, two = await inside(place), await inside(place)
     begun = b"POST /v1/embeddings HTTP/1.1\r\ncontent-length: 9000\r\n\r\n"
@@ -917,7 +919,7 @@ async def test_requests_are_counted_by_who_answers_them(place: Town) -> None:
 
 
 async def test_how_busy_the_engine_is_is_told_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.desks.LOADS_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.gateway.target_table.LOADS_SECONDS", 0.0)
     told: list[tuple[ModelLoad, ...]] = []
     watch = Watch()
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel
 from web_rig import Bench, Caller, Response, ask, bench, request
 
 from meshllm.core.snapshot import Snapshot
-from meshllm.web.callers import CallerPolicy, is_near
-from meshllm.web.console import MAX_STRANGERS, PROXY_HEADERS, Console, Invitation
-from meshllm.web.mesh_status import ServedStatus
-from meshllm.web.onlookers import WITHHELD, for_onlookers
-from meshllm.web.page import Page
-from meshllm.web.status import NodeStatus, node_status
+from meshllm.web.console.mesh_status import ServedStatus
+from meshllm.web.console.page_files import PageFiles
+from meshllm.web.console.redaction import WITHHELD, for_onlookers
+from meshllm.web.console.server import MAX_STRANGERS, PROXY_HEADERS, Console, Invitation
+from meshllm.web.console.status import NodeStatus, node_status
+from meshllm.web.http.access_control import AccessPolicy, is_near
 from tests.elsewhere import own_address
 
 KEY = "k3y-of-this-node"
@@ -39,8 +39,8 @@ def status() -> NodeStatus:
 class Desk:
     """A console that other machines may call."""
 
-    def __init__(self, folder: Path, policy: CallerPolicy) -> None:
-        self.console = Console(policy, status, lambda seconds: Invitation("mesh1-SECRET", 0), Page(folder))
+    def __init__(self, folder: Path, policy: AccessPolicy) -> None:
+        self.console = Console(policy, status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder))
         self.host = "127.0.0.1"
 
     async def start(self) -> None:
@@ -77,7 +77,7 @@ def page(tmp_path: Path) -> Path:
 @pytest.fixture
 async def desk(page: Path) -> AsyncIterator[Desk]:
     """A console with a key, which its owner calls box.lan."""
-    made = Desk(page, CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"})))
+    made = Desk(page, AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})))
     await made.start()
     yield made
     await made.console.close()
@@ -106,7 +106,7 @@ async def desk(page: Path) -> AsyncIterator[Desk]:
     ],
 )
 def test_only_names_that_nobody_else_can_give_are_known(host: str, at: str, known: bool) -> None:
-    assert CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_name(host, at) is known
+    assert AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_name(host, at) is known
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_only_names_that_nobody_else_can_give_are_known(host: str, at: str, know
     ],
 )
 def test_of_the_pages_of_other_machines_only_the_consoles_may_call(origin: str, host: str, let_in: bool) -> None:
-    policy = CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"}), page_port=3131)
+    policy = AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"}), page_port=3131)
     headers = {b"origin": origin.encode(), b"host": host.encode(), b"authorization": b"Bearer " + KEY.encode()}
     refusal = policy.refuse("192.0.2.9", headers, "192.0.2.7")
     assert (refusal is None) is let_in
@@ -142,7 +142,7 @@ def test_of_the_pages_of_other_machines_only_the_consoles_may_call(origin: str, 
 
 @given(st.text(), st.text(), st.text())
 def test_whatever_a_caller_says_it_is_judged(origin: str, host: str, at: str) -> None:
-    policy = CallerPolicy(KEY, page_port=3131)
+    policy = AccessPolicy(KEY, page_port=3131)
     headers = {b"origin": origin.encode("utf-8", "replace"), b"host": host.encode("utf-8", "replace")}
     if policy.refuse("192.0.2.9", headers, at) is None:
         pytest.fail("a stranger without a key was let in")
@@ -241,7 +241,7 @@ async def test_of_all_pages_of_this_machine_only_our_own_gets_the_key(desk: Desk
 
 
 async def test_without_a_key_nobody_else_gets_anything_and_none_is_told(page: Path) -> None:
-    desk = Desk(page, CallerPolicy(None, allowed_hosts=frozenset({"box.lan"})))
+    desk = Desk(page, AccessPolicy(None, allowed_hosts=frozenset({"box.lan"})))
     await desk.start()
     try:
         for path in ("/", "/assets/a.css", *API_ROUTES):
@@ -256,7 +256,7 @@ async def test_without_a_key_nobody_else_gets_anything_and_none_is_told(page: Pa
 
 async def test_strangers_leave_room_for_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_STRANGERS > 2
-    monkeypatch.setattr("meshllm.web.console.MAX_STRANGERS", 2)
+    monkeypatch.setattr("meshllm.web.console.server.MAX_STRANGERS", 2)
     host = own_address()
     held = []
     for _ in range(2):
@@ -280,7 +280,7 @@ async def test_who_comes_while_it_closes_is_hung_up_on(desk: Desk) -> None:
 
 
 async def test_onlookers_leave_room_for_viewers_of_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.MAX_ONLOOKERS", 1)
+    monkeypatch.setattr("meshllm.web.console.server.MAX_ONLOOKERS", 1)
     first = await desk.caller()
     first.send(request("GET", "/api/events", headers=BEARER, host="box.lan"))
     assert (await first.head()).status == 200
@@ -295,7 +295,7 @@ async def test_onlookers_leave_room_for_viewers_of_this_machine(desk: Desk, monk
 @pytest.fixture
 async def table(folder: Path) -> AsyncIterator[Bench]:
     """A gateway with a key, of a node whose console is on port 3131."""
-    async with bench(folder, CallerPolicy(KEY, allowed_hosts=frozenset({"box.lan"}))) as made:
+    async with bench(folder, AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"}))) as made:
         made.gateway.page_at(3131)
         yield made
 

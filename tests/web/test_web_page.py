@@ -14,10 +14,10 @@ import pytest
 from web_rig import Caller, Response, request
 
 from meshllm.core.snapshot import Snapshot
-from meshllm.web.callers import CallerPolicy
-from meshllm.web.console import Console, Invitation
-from meshllm.web.page import FOLDER, Page
-from meshllm.web.status import NodeStatus, node_status
+from meshllm.web.console.page_files import FOLDER, PageFiles
+from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.status import NodeStatus, node_status
+from meshllm.web.http.access_control import AccessPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSET = "/assets/index-abc_123.js"
@@ -35,7 +35,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.console = Console(CallerPolicy(), status, lambda seconds: Invitation("mesh1-SECRET", 0), Page(folder))
+        self.console = Console(AccessPolicy(), status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder))
 
     async def start(self) -> None:
         """Listen."""
@@ -88,7 +88,7 @@ async def test_the_page_comes_with_a_policy_that_names_this_daemon_alone(desk: D
 
 async def test_a_policy_names_no_address_that_none_can_name(desk: Desk) -> None:
     """Browsers complain of an IPv6 address in a policy, and heed it no more."""
-    policy = Page(desk.folder).index("http://[fd00::2]:9337").headers["content-security-policy"]
+    policy = PageFiles(desk.folder).index("http://[fd00::2]:9337").headers["content-security-policy"]
     assert "connect-src 'self';" in policy
     assert "fd00" not in policy
 
@@ -130,7 +130,7 @@ async def test_nothing_else_is_served(desk: Desk, path: str) -> None:
 async def test_a_file_that_is_larger_than_any_of_a_build_is_not_read(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.page.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("meshllm.web.console.page_files.MAX_FILE_BYTES", 10)
     assert (await desk.get(ASSET)).status == 404
     assert b"is not built yet" in (await desk.get("/")).body
     failed = desk.folder.with_name(f"{desk.folder.name}.failed")

@@ -14,11 +14,12 @@ from web_rig import Call, Upstream
 
 from meshllm.core.routing.routes import Target, TargetKind
 from meshllm.errors import BadBackend
-from meshllm.web import admission, backends
-from meshllm.web.admission import TargetDesk
-from meshllm.web.backends import MAX_MODELS, MAX_NAME, check_url, list_models, parse_models
-from meshllm.web.callers import CallerPolicy, host_of, is_loopback
-from meshllm.web.upstream import Address, UpstreamPool
+from meshllm.web.gateway import backends
+from meshllm.web.gateway import target as admission
+from meshllm.web.gateway.backends import MAX_MODELS, MAX_NAME, check_url, list_models, parse_models
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.http.access_control import AccessPolicy, host_of, is_loopback
+from meshllm.web.http.client import UpstreamAddress, UpstreamPool
 
 # Text of the kind that breaks readers of URLs and of authorities.
 TRICKY = st.text(st.sampled_from("localhost.evil:/@[]?#\\%0127 \t\n\x00\xffé²:…٠"), max_size=40)
@@ -88,7 +89,7 @@ HEADERS = st.dictionaries(
     st.sampled_from([None, "", "k3y"]),
 )
 def test_nobody_gets_in_without_a_reason(headers: dict[bytes, bytes], peer: str, key: str | None) -> None:
-    refusal = CallerPolicy(key).refuse(peer, headers)
+    refusal = AccessPolicy(key).refuse(peer, headers)
     if refusal is not None:
         assert refusal.status in (401, 403)
         assert refusal.message
@@ -103,7 +104,7 @@ def test_nobody_gets_in_without_a_reason(headers: dict[bytes, bytes], peer: str,
 
 @given(st.text())
 def test_an_origin_never_fails(origin: str) -> None:
-    assert CallerPolicy().allows_origin(origin) in (True, False)
+    assert AccessPolicy().allows_origin(origin) in (True, False)
 
 
 # -- URLs of backends
@@ -126,7 +127,7 @@ def test_a_url_that_is_taken_can_be_used(text: str) -> None:
         url = check_url(text)
     except BadBackend:
         return
-    address = Address.of(Target(TargetKind.BACKEND, url))
+    address = UpstreamAddress.of(Target(TargetKind.BACKEND, url))
     head = f"POST {address.prefix}/v1/x HTTP/1.1\r\nhost: {address.authority}\r\n\r\n".encode("latin-1")
     assert head.count(b"\r\n") == 3
     assert head.count(b" ") == 3
@@ -255,7 +256,7 @@ class _Waiter:
     def __init__(self) -> None:
         self.had = 0
 
-    def granted(self, desk: TargetDesk) -> None:
+    def granted(self, desk: TargetQueue) -> None:
         self.had += 1
 
 
@@ -264,7 +265,7 @@ def test_a_desk_never_gives_more_than_it_has_and_forgets_nobody(steps: list[str]
     loop = asyncio.new_event_loop()
     try:
         target = Target(TargetKind.ENGINE, "/x", 1, slots)
-        desk = TargetDesk(target, UpstreamPool(target, loop))
+        desk = TargetQueue(target, UpstreamPool(target, loop))
     finally:
         loop.close()
     line: list[_Waiter] = []

@@ -11,9 +11,9 @@ from web_rig import READY, Bench, ask, served
 from meshllm.cli.status import speculation_words as words
 from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Speculation
 from meshllm.core.snapshot import ModelState, Snapshot
-from meshllm.web.callers import CallerPolicy
-from meshllm.web.gateway import Gateway
-from meshllm.web.status import ModelStatus, node_status
+from meshllm.web.console.status import ModelStatus, node_status
+from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.http.access_control import AccessPolicy
 
 DRAFT = Speculation(DraftSource.DRAFT, "small")
 NGRAMS = Speculation(DraftSource.NGRAMS, reason="no small model of the same vocabulary is on this disk")
@@ -59,7 +59,7 @@ def test_why_nothing_is_guessed() -> None:
 
 
 async def test_the_metrics_count_guesses() -> None:
-    gateway = Gateway(CallerPolicy(), guesses=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
+    gateway = Gateway(AccessPolicy(), guesses=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
     try:
         families = {family.name: family for family in text_string_to_metric_families(gateway.metrics.text().decode())}
     finally:
@@ -78,7 +78,7 @@ async def test_whoever_counts_is_told_after_each_request_of_an_engine(table: Ben
         if not any(load.active for load in gateway.loads()):
             rested.set()
 
-    gateway = Gateway(CallerPolicy(), on_work=work)
+    gateway = Gateway(AccessPolicy(), on_work=work)
     port = await gateway.start(("127.0.0.1",), 0)
     try:
         gateway.publish(Snapshot(engine=READY, models=(served("m", engine.address),)))

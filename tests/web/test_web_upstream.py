@@ -33,7 +33,7 @@ from meshllm.core.snapshot import ServerPhase
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
-from meshllm.web import upstream as upstream_module
+from meshllm.web.http import client as upstream_module
 from meshllm.wire.api.worker_loss import loss_words
 
 
@@ -418,7 +418,7 @@ async def test_after_the_end_nothing_matters(table: Bench, path: str) -> None:
 async def test_a_stream_ends_even_if_its_target_forgets_to(
     table: Bench, monkeypatch: pytest.MonkeyPatch, chatter: bool
 ) -> None:
-    monkeypatch.setattr("meshllm.web.deadlines.LINGER_SECONDS", 0.03)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.LINGER_SECONDS", 0.03)
 
     async def script(call: Call) -> None:
         call.begin_stream()
@@ -612,7 +612,7 @@ async def test_a_request_too_deep_to_be_written_again(table: Bench) -> None:
 
 
 async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.exchange.MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr("meshllm.web.gateway.request.MAX_ANSWER_BYTES", 1 << 20)
 
     async def script(call: Call) -> None:
         call.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
@@ -628,7 +628,7 @@ async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("quick")
 async def test_a_backend_that_says_nothing_is_given_up(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.deadlines.BACKEND_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.BACKEND_SILENCE_SECONDS", 0.05)
 
     async def half(call: Call) -> None:
         call.begin_stream()

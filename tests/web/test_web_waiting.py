@@ -8,7 +8,7 @@ import pytest
 from web_rig import STREAMING, Bench, Call, Caller, Response, ask, backend, broken, coming, never, served, well
 
 from meshllm.core.snapshot import BackendState
-from meshllm.web.upstream import UpstreamPool
+from meshllm.web.http.client import UpstreamPool
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -85,8 +85,8 @@ async def test_a_model_that_fails_after_all_ends_the_stream_with_an_error(table:
 
 
 async def test_waiting_has_a_bound(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.deadlines.WAIT_SILENT_SECONDS", 0.2)
-    monkeypatch.setattr("meshllm.web.deadlines.WAIT_STREAMING_SECONDS", 0.3)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.WAIT_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.WAIT_STREAMING_SECONDS", 0.3)
     table.publish(coming("m"))
     silent = await table.call(ask())
     assert (silent.status, silent.headers["retry-after"]) == (503, "10")
@@ -169,8 +169,8 @@ async def test_who_waits_in_a_stream_hears_how_many_are_ahead(table: Bench) -> N
 
 
 async def test_a_full_queue_is_429_with_retry_after(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.admission.QUEUE_MIN", 2)
-    monkeypatch.setattr("meshllm.web.admission.QUEUE_PER_SLOT", 2)
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_MIN", 2)
+    monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_PER_SLOT", 2)
     gate = Gate()
     await table.serve(gate, slots=1)
     callers = await queue(table, 3)

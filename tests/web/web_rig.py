@@ -29,9 +29,9 @@ from meshllm.core.snapshot import (
     ServerPhase,
     Snapshot,
 )
-from meshllm.web.callers import CallerPolicy
-from meshllm.web.exchange import Exchange
-from meshllm.web.gateway import Gateway
+from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.http.access_control import AccessPolicy
 
 # No test comes near it; a hang becomes a failure that names the line.
 PATIENCE = 20.0
@@ -64,7 +64,7 @@ class Watch:
 class WatchedGateway(Gateway):
     """A gateway whose queue, connections and endings can be waited for."""
 
-    def __init__(self, policy: CallerPolicy, backend_keys: Mapping[str, str] | None = None, **mesh: Any) -> None:
+    def __init__(self, policy: AccessPolicy, backend_keys: Mapping[str, str] | None = None, **mesh: Any) -> None:
         super().__init__(policy, backend_keys, **mesh)
         self.watch = Watch()
         self.outcomes: list[str] = []
@@ -85,11 +85,11 @@ class WatchedGateway(Gateway):
 
         self._connections.remove = remove  # type: ignore[method-assign]
 
-    def waits(self, exchange: Exchange, waiting: bool) -> None:
+    def waits(self, exchange: ProxiedRequest, waiting: bool) -> None:
         super().waits(exchange, waiting)
         self.watch.notify()
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, exchange: ProxiedRequest) -> None:
         super().ended(exchange)
         self.outcomes.append(exchange.outcome)
         self.watch.notify()
@@ -726,7 +726,7 @@ class _Faults(logging.Handler):
 
 @contextlib.asynccontextmanager
 async def bench(
-    folder: Path, policy: CallerPolicy | None = None, backend_keys: Mapping[str, str] | None = None, **mesh: Any
+    folder: Path, policy: AccessPolicy | None = None, backend_keys: Mapping[str, str] | None = None, **mesh: Any
 ) -> AsyncIterator[Bench]:
     """A bench that listens on a port of its own."""
     faults: list[str] = []
@@ -735,7 +735,7 @@ async def bench(
     for logger in loggers:
         logger.addHandler(handler)
     try:
-        gateway = WatchedGateway(policy or CallerPolicy(), backend_keys, **mesh)
+        gateway = WatchedGateway(policy or AccessPolicy(), backend_keys, **mesh)
         made = Bench(gateway, await gateway.start(("127.0.0.1",), 0), folder, faults)
         try:
             yield made

@@ -13,7 +13,7 @@ from meshllm.core.routing import routes
 from meshllm.core.routing.routes import MeshIndex, TargetKind, TargetOffer
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import Snapshot
-from meshllm.web.inquiry import MAX_MODEL_NAME
+from meshllm.web.gateway.api_request import MAX_MODEL_NAME
 
 # Comparing a name with all that a big backend lists takes 0.3 s, in which nobody else is served.
 MAX_NAMES_COMPARED = 100

@@ -16,9 +16,9 @@ from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
 from meshllm.core.snapshot import Snapshot
-from meshllm.web.admission import TargetDesk
-from meshllm.web.model_list import unknown_words
-from meshllm.web.upstream import PeerConnector, UpstreamPool
+from meshllm.web.gateway.model_list import unknown_words
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.http.client import PeerConnector, UpstreamPool
 
 # So many hosts of a model are compared for a request: the least busy ones by what they told last.
 MAX_HOSTS = 64
@@ -28,10 +28,10 @@ MAX_SOUGHT = 256
 # Whoever wants to know how busy the engine here is hears of it at most twice a second.
 LOADS_SECONDS = 0.5
 
-Found = tuple[ModelRoute, list[TargetDesk]]
+Found = tuple[ModelRoute, list[TargetQueue]]
 
 
-class Desks:
+class TargetTable:
     """What the gateway knows of those it asks."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Desks:
         self.snapshot = Snapshot()
         self.stickiness = SessionAffinity()
         self._index: MeshIndex | None = routes.NO_MESH
-        self._desks: dict[Target, TargetDesk] = {}
+        self._desks: dict[Target, TargetQueue] = {}
         self._peer_pools: dict[str, UpstreamPool] = {}
         self._routes: dict[str, Found] = {}
         self._here: dict[str, Found] = {}
@@ -134,12 +134,12 @@ class Desks:
         """Whether there is such a model: names that callers make up must not fill the metrics."""
         return model in self._routes or model in self._here or model in routes.models(self.snapshot, self.index)
 
-    def _desk(self, offer: TargetOffer) -> TargetDesk:
+    def _desk(self, offer: TargetOffer) -> TargetQueue:
         target = offer.target
         desk = self._desks.get(target)
         if desk is None:
             changed = self._changed if self._listened and target.kind is TargetKind.ENGINE else None
-            desk = self._desks[target] = TargetDesk(target, self._pool(target), changed)
+            desk = self._desks[target] = TargetQueue(target, self._pool(target), changed)
         desk.update(offer)
         return desk
 
@@ -161,7 +161,7 @@ class Desks:
             self._sought.popitem(last=False)
         self._seek(model)
 
-    def failed(self, desk: TargetDesk, now: float) -> None:
+    def failed(self, desk: TargetQueue, now: float) -> None:
         """A request failed there: it rests for everybody, with all that is at the same place."""
         if desk.target.kind is TargetKind.ENGINE:
             return  # its supervisor sees to it, and the next process has a desk of its own
@@ -169,7 +169,7 @@ class Desks:
             if other.target.place == desk.target.place:
                 other.failed(now)
 
-    def all(self) -> Iterable[TargetDesk]:
+    def all(self) -> Iterable[TargetQueue]:
         """The desks of all targets that have been asked."""
         return self._desks.values()
 

@@ -39,7 +39,7 @@ _OPENINGS = ("response.created", "response.in_progress")
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class UpstreamError:
     """A host's answer that is an error: the body to pass on if nobody does better, and what programs know it by."""
 
     status: int
@@ -88,7 +88,7 @@ def retry_after(headers: Mapping[bytes, bytes]) -> int:
     return min(3600, int(value)) if value.isdigit() and len(value) < 10 else 0
 
 
-def refusal_in_stream(api: Api, block: bytes) -> Refusal | None:
+def refusal_in_stream(api: Api, block: bytes) -> UpstreamError | None:
     """The error in a block of whole events that hold nothing else, if another host may do better; else None."""
     for raw in split_events(block):
         event = parse_event(raw)
@@ -103,5 +103,5 @@ def refusal_in_stream(api: Api, block: bytes) -> Refusal | None:
         if found is None or found.get("code") not in ELSEWHERE_CODES:
             return None
         status = 429 if found["code"] == "overloaded" else max(500, min(599, status_of(found)))
-        return Refusal(status, error_body(api, status, found["code"], found["message"]))
+        return UpstreamError(status, error_body(api, status, found["code"], found["message"]))
     return None

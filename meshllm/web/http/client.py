@@ -64,7 +64,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class UpstreamAddress:
     """Where a target is: a Unix socket, or host and port with or without TLS; and the path before `/v1`."""
 
     unix: str = ""
@@ -75,18 +75,18 @@ class Address:
     prefix: str = ""
 
     @staticmethod
-    def of(target: Target) -> Address:
+    def of(target: Target) -> UpstreamAddress:
         """The address of `target`; a backend's is a URL that has been checked already."""
         if target.kind is TargetKind.ENGINE:
-            return Address(unix=target.address)
+            return UpstreamAddress(unix=target.address)
         if target.kind is TargetKind.PEER:
-            return Address()
+            return UpstreamAddress()
         parts = urlsplit(target.address)
         tls = parts.scheme == "https"
         host = parts.hostname or ""
         authority = f"[{host}]" if ":" in host else host
         authority += f":{parts.port}" if parts.port else ""
-        return Address("", host, parts.port or (443 if tls else 80), tls, authority, parts.path.rstrip("/"))
+        return UpstreamAddress("", host, parts.port or (443 if tls else 80), tls, authority, parts.path.rstrip("/"))
 
 
 @functools.cache
@@ -257,7 +257,7 @@ class UpstreamPool:
     def __init__(self, target: Target, loop: asyncio.AbstractEventLoop, peers: PeerConnector | None = None) -> None:
         self.target = target
         self._peers = peers
-        self.address = Address.of(target)
+        self.address = UpstreamAddress.of(target)
         self.closes_after_stream = target.kind is TargetKind.ENGINE
         self._loop = loop
         self._idle: deque[UpstreamConnection] = deque()

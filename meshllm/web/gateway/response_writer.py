@@ -11,11 +11,11 @@ import re
 import orjson
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web.admission import TargetDesk
-from meshllm.web.callers import is_near
-from meshllm.web.http1 import Connection
-from meshllm.web.inquiry import Inquiry
-from meshllm.web.refusals import Refusal
+from meshllm.web.gateway.api_request import ApiRequest
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.gateway.upstream_errors import UpstreamError
+from meshllm.web.http.access_control import is_near
+from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_event
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import PING, comment
@@ -31,24 +31,26 @@ _SPEED_MARK = b'"predicted_per_second":'
 _SPEED = re.compile(rb'"predicted_per_second":\s?(\d{1,9}(?:\.\d{1,17})?)[,}]')
 
 
-class Voice:
+class ResponseWriter:
     """Speaks to one caller about one request. The connection goes on to its next request with `end`, `whole`, `error`.
 
     `streaming`: the head of a stream has been sent; `last`: when the caller heard something (seconds, monotonic). A
     `guest` is not told who answered: it asked this node.
     """
 
-    def __init__(self, connection: Connection, inquiry: Inquiry, cors: str, now: float, *, guest: bool = False) -> None:
+    def __init__(
+        self, connection: Connection, inquiry: ApiRequest, cors: str, now: float, *, guest: bool = False
+    ) -> None:
         self._connection = connection
         self._inquiry = inquiry
         self._cors = cors
         self._guest = guest
-        self._desk: TargetDesk | None = None
+        self._desk: TargetQueue | None = None
         self._named = guest
         self.streaming = False
         self.last = now
 
-    def asking(self, desk: TargetDesk) -> None:
+    def asking(self, desk: TargetQueue) -> None:
         """What is passed on from now on is the answer of `desk`."""
         self._desk = desk
 
@@ -68,7 +70,7 @@ class Voice:
         self._note_speed(answer)
         self._connection.send(status, JSON, answer, self._host() + self._cors)
 
-    def refuse(self, refusal: Refusal, headers: str, repair: StreamRepair | None) -> None:
+    def refuse(self, refusal: UpstreamError, headers: str, repair: StreamRepair | None) -> None:
         """An error instead of an answer, with these `headers` or its own; in a stream it is the last event, where
         `repair` knows how far the answer was."""
         if not self.streaming:
@@ -111,7 +113,7 @@ class Voice:
     def _host(self) -> str:
         return "" if self._guest or self._desk is None else f"{HOST_HEADER}: {self._who(self._desk)}\r\n"
 
-    def _who(self, desk: TargetDesk) -> str:
+    def _who(self, desk: TargetQueue) -> str:
         """Who answered. Where its backends are is nothing that a node tells other machines."""
         hidden = desk.target.kind is TargetKind.BACKEND
         if hidden and not is_near(self._connection.peer, self._inquiry.headers):

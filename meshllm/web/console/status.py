@@ -12,12 +12,12 @@ from meshllm.core.memory.speculation import DraftCounts, Speculation
 from meshllm.core.records import NodeId
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import BackendState, ModelState, Progress, Snapshot
-from meshllm.web import split_status
-from meshllm.web.admission import TargetDesk
-from meshllm.web.mesh_status import MeshStatus, mesh_status
-from meshllm.web.model_list import modalities
-from meshllm.web.split_status import LentStatus, SplitStatus, Traffic
-from meshllm.web.status_model import StatusModel
+from meshllm.web.console import split_status
+from meshllm.web.console.mesh_status import MeshStatus, mesh_status
+from meshllm.web.console.split_status import SplitStatus, Traffic, WorkerLeaseStatus
+from meshllm.web.console.status_model import StatusModel
+from meshllm.web.gateway.model_list import modalities
+from meshllm.web.gateway.target import TargetQueue
 
 
 class ProgressStatus(StatusModel):
@@ -193,7 +193,7 @@ class NodeStatus(StatusModel):
     mesh_reason: str = ""
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
-    lent: LentStatus | None = None
+    lent: WorkerLeaseStatus | None = None
     elsewhere: tuple[str, ...] = ()
     read_only: bool = False
 
@@ -252,7 +252,7 @@ def _model(snapshot: Snapshot, model: ModelState, guesses: DraftCounts, now: flo
     )
 
 
-def load_status(desk: TargetDesk) -> LoadStatus:
+def load_status(desk: TargetQueue) -> LoadStatus:
     """How busy a target is."""
     target = desk.target
     return LoadStatus(

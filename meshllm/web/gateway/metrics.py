@@ -14,7 +14,7 @@ from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, Snapshot
-from meshllm.web.admission import TargetDesk
+from meshllm.web.gateway.target import TargetQueue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a cached answer to a long prompt on a slow machine.
@@ -43,7 +43,7 @@ class Metrics:
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
-        desks: Callable[[], Iterable[TargetDesk]],
+        desks: Callable[[], Iterable[TargetQueue]],
         guesses: Callable[[], Mapping[str, DraftCounts]] = dict,
     ) -> None:
         self.registry = CollectorRegistry()
@@ -137,7 +137,7 @@ class _State(Collector):
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
-        desks: Callable[[], Iterable[TargetDesk]],
+        desks: Callable[[], Iterable[TargetQueue]],
         guesses: Callable[[], Mapping[str, DraftCounts]],
     ) -> None:
         self._snapshot = snapshot

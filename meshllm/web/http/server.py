@@ -17,7 +17,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
 
-from meshllm.web.requests import BodyBudget, Refused, Request, RequestReader
+from meshllm.web.http.parser import BodyBudget, Refused, Request, RequestReader
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ LINGER_SECONDS = 5.0
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
-class Exchange(Protocol):
+class ActiveRequest(Protocol):
     """What is at work on a connection's current request."""
 
     def caller_gone(self) -> None:
@@ -54,7 +54,7 @@ class Exchange(Protocol):
 class Application(Protocol):
     """What answers requests. Both calls must lead to exactly one `finish` of the connection, now or later."""
 
-    def on_request(self, connection: Connection, request: Request) -> Exchange | None:
+    def on_request(self, connection: Connection, request: Request) -> ActiveRequest | None:
         """Answer `request`; returns who works on it, or None if it has been answered already."""
 
     def on_refused(self, connection: Connection, path: str, status: int, message: str) -> None:
@@ -114,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.peer = self.at = ""
         self._reader = RequestReader(connections.bodies)
-        self._exchange: Exchange | None = None
+        self._exchange: ActiveRequest | None = None
         self._busy = False
         self._closing = False
         self._refusal: tuple[int, str] | None = None

@@ -14,10 +14,10 @@ from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
 from meshllm.core.routing.routes import Availability, ModelRoute, Place, Target, TargetKind
-from meshllm.web.admission import TargetDesk, Waiter
-from meshllm.web.inquiry import Inquiry
-from meshllm.web.refusals import CONTEXT, NOT_HERE, Refusal
-from meshllm.web.session import conversation, text_bytes
+from meshllm.web.gateway.api_request import ApiRequest
+from meshllm.web.gateway.session import conversation, text_bytes
+from meshllm.web.gateway.target import SlotWaiter, TargetQueue
+from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, UpstreamError
 from meshllm.wire.api.routes import Api
 
 # A peer that does not have what this node believes it has: its next record will say so, within about as long.
@@ -28,7 +28,7 @@ MAX_NOT_HERE = 15
 UNSUPPORTED_INPUT = "unsupported_input"
 
 
-class Step(Enum):
+class SelectionAction(Enum):
     """What is to be done next."""
 
     ASK = "ask"  # `desk`, of which a slot has been taken where one is needed
@@ -39,22 +39,22 @@ class Step(Enum):
 
 
 @dataclass(slots=True)  # not frozen: that costs every request more than a microsecond
-class Decision:
+class SelectionStep:
     """One next step, with what it needs; `words` are for people. Not changed once made."""
 
-    step: Step
-    desk: TargetDesk | None = None
+    step: SelectionAction
+    desk: TargetQueue | None = None
     words: str = ""
     status: int = 0
     code: str = ""
     headers: str = ""
-    refusal: Refusal | None = None
+    refusal: UpstreamError | None = None
 
 
-class Choice:
+class TargetSelection:
     """The search of one request for a host."""
 
-    def __init__(self, inquiry: Inquiry, stickiness: SessionAffinity, *, guest: bool = False) -> None:
+    def __init__(self, inquiry: ApiRequest, stickiness: SessionAffinity, *, guest: bool = False) -> None:
         """`guest`: the request is a peer's, and is only for what is served here."""
         self._inquiry = inquiry
         self._stickiness = stickiness
@@ -62,7 +62,7 @@ class Choice:
         # Counting tokens is no work to wait for.
         self.needs_slot = inquiry.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
         self._avoid: dict[Target, float] = {}
-        self._refusals: dict[Target, Refusal] = {}
+        self._refusals: dict[Target, UpstreamError] = {}
         self._not_here = 0
         self._context_needed = 0
         self._tokens: int | None = None
@@ -75,32 +75,34 @@ class Choice:
 
     # -- what comes next
 
-    def decide(self, route: ModelRoute, desks: list[TargetDesk], waiter: Waiter, queued: TargetDesk | None,
-               now: float) -> Decision:  # fmt: skip
+    def decide(self, route: ModelRoute, desks: list[TargetQueue], waiter: SlotWaiter, queued: TargetQueue | None,
+               now: float) -> SelectionStep:  # fmt: skip
         """The next step. `queued` is whose queue `waiter` stands in."""
         api, model = self._inquiry.api, self._inquiry.model
         if route.purpose is not None and api.purpose not in (None, route.purpose):
-            return Decision(Step.FAIL, words=routes.purpose_words(model, route.purpose), status=400,
+            return SelectionStep(SelectionAction.FAIL, words=routes.purpose_words(model, route.purpose), status=400,
                             code="wrong_purpose")  # fmt: skip
         blind = all(desk.offer.sees is False for desk in desks) if desks else route.sees is False
         if blind and self._shows_pictures():
-            return Decision(Step.FAIL, words=routes.blind_words(model), status=400, code=UNSUPPORTED_INPUT)
+            return SelectionStep(
+                SelectionAction.FAIL, words=routes.blind_words(model), status=400, code=UNSUPPORTED_INPUT
+            )
         usable = self._usable(desks, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
         if self._guest and not self._refusals:
             words = f"{model} is not served by this node at the moment."
-            return Decision(Step.FAIL, words=words, status=503, code=NOT_HERE)
+            return SelectionStep(SelectionAction.FAIL, words=words, status=503, code=NOT_HERE)
         if desks or self._guest:
             return self._nobody(desks)
         if route.standing is Availability.COMING:
             return self._coming(route, now)
         if route.standing is Availability.FAILED:
-            return Decision(Step.FAIL, words=route.words, status=503, code="model_unavailable",
+            return SelectionStep(SelectionAction.FAIL, words=route.words, status=503, code="model_unavailable",
                             headers="retry-after: 30\r\n")  # fmt: skip
-        return Decision(Step.FAIL, words=route.words, status=404, code="model_not_found")
+        return SelectionStep(SelectionAction.FAIL, words=route.words, status=404, code="model_not_found")
 
-    def _usable(self, desks: list[TargetDesk], now: float) -> list[TargetDesk]:
+    def _usable(self, desks: list[TargetQueue], now: float) -> list[TargetQueue]:
         """Who may be asked now: whoever has not refused or failed this request and can see what it shows, and among
         them those not at rest."""
         if any(desk.offer.sees is False for desk in desks) and self._shows_pictures():
@@ -124,31 +126,33 @@ class Choice:
             self._pictures = self._inquiry.shows_pictures()
         return self._pictures
 
-    def _pick(self, usable: list[TargetDesk], waiter: Waiter, queued: TargetDesk | None, now: float) -> Decision:
+    def _pick(
+        self, usable: list[TargetQueue], waiter: SlotWaiter, queued: TargetQueue | None, now: float
+    ) -> SelectionStep:
         ordered = usable if len(usable) == 1 else self._ordered(usable, now)
         if not self.needs_slot:
-            return Decision(Step.ASK, ordered[0])
+            return SelectionStep(SelectionAction.ASK, ordered[0])
         for desk in ordered:
             if desk.free and desk.take():
-                return Decision(Step.ASK, desk)
+                return SelectionStep(SelectionAction.ASK, desk)
         if queued is not None and queued in usable:
-            return Decision(Step.QUEUED, queued)
+            return SelectionStep(SelectionAction.QUEUED, queued)
         for desk in ordered:
             # A peer may be busy with what others sent: then our request stands in its queue, not in ours.
             if desk.take():
-                return Decision(Step.ASK, desk)
+                return SelectionStep(SelectionAction.ASK, desk)
             if desk.join(waiter, guest=self._guest):
-                return Decision(Step.QUEUED, desk, words="waiting for a free slot")
+                return SelectionStep(SelectionAction.QUEUED, desk, words="waiting for a free slot")
         if (told := self._best_refusal()) is not None:
-            return Decision(Step.TELL, refusal=told)
+            return SelectionStep(SelectionAction.TELL, refusal=told)
         desk = ordered[0]
         words = (
             f"{self._inquiry.model} is busy: {desk.active} requests at work and {desk.waiting} waiting. Try again soon."
         )
-        return Decision(Step.FAIL, words=words, status=429, code="overloaded",
+        return SelectionStep(SelectionAction.FAIL, words=words, status=429, code="overloaded",
                         headers=f"retry-after: {desk.retry_after()}\r\n")  # fmt: skip
 
-    def _ordered(self, usable: list[TargetDesk], now: float) -> list[TargetDesk]:
+    def _ordered(self, usable: list[TargetQueue], now: float) -> list[TargetQueue]:
         self._several = True
         place = self._sticky_place(now)
         candidates = [
@@ -165,7 +169,7 @@ class Choice:
         ]
         return [usable[candidate.order] for candidate in rank(candidates, self._least_tokens(usable))]
 
-    def _least_tokens(self, usable: list[TargetDesk]) -> int:
+    def _least_tokens(self, usable: list[TargetQueue]) -> int:
         """How many tokens the prompt has at least; 0 where it cannot matter."""
         known = [desk.offer.context_length for desk in usable if desk.offer.context_length]
         if not known or least_tokens(len(self._inquiry.body)) <= min(known):
@@ -174,20 +178,22 @@ class Choice:
             self._tokens = least_tokens(text_bytes(self._inquiry.request))
         return self._tokens
 
-    def _nobody(self, desks: list[TargetDesk]) -> Decision:
+    def _nobody(self, desks: list[TargetQueue]) -> SelectionStep:
         """There are hosts, and none that may be asked now."""
         failed = self._avoid.keys() - self._refusals.keys()
         waits = not self._guest and any(desk.target in failed for desk in desks)
         told = self._best_refusal()
         if told is not None and not waits:
-            return Decision(Step.TELL, refusal=told)
+            return SelectionStep(SelectionAction.TELL, refusal=told)
         purpose = next((desk.offer.purpose for desk in desks if desk.offer.purpose is not None), None)
         if not waits and purpose is not None:
             words = routes.purpose_words(self._inquiry.model, purpose)
-            return Decision(Step.FAIL, words=words, status=400, code="wrong_purpose")
-        return Decision(Step.WAIT, words=f"{self._inquiry.model} lost its server; waiting for it to come back")
+            return SelectionStep(SelectionAction.FAIL, words=words, status=400, code="wrong_purpose")
+        return SelectionStep(
+            SelectionAction.WAIT, words=f"{self._inquiry.model} lost its server; waiting for it to come back"
+        )
 
-    def _best_refusal(self) -> Refusal | None:
+    def _best_refusal(self) -> UpstreamError | None:
         """What to tell a caller whom nobody served: that its prompt is too long, rather than that somebody was busy."""
         refusals = list(self._refusals.values())
         too_long = [refusal for refusal in refusals if refusal.code == CONTEXT]
@@ -195,15 +201,15 @@ class Choice:
             return max(too_long, key=lambda refusal: refusal.number("n_ctx"))
         return refusals[-1] if refusals else None
 
-    def _coming(self, route: ModelRoute, now: float) -> Decision:
+    def _coming(self, route: ModelRoute, now: float) -> SelectionStep:
         if route.verdict != self._verdict:
             self._verdict, self._since = route.verdict, now
         if route.patience is not None and now - self._since >= route.patience:
-            return Decision(Step.FAIL, words=route.verdict, status=503, code="model_unavailable",
+            return SelectionStep(SelectionAction.FAIL, words=route.verdict, status=503, code="model_unavailable",
                             headers="retry-after: 5\r\n")  # fmt: skip
-        return Decision(Step.WAIT, words=route.words)
+        return SelectionStep(SelectionAction.WAIT, words=route.words)
 
-    def another(self, desks: list[TargetDesk], but: TargetDesk, now: float, *, at_once: bool = True) -> bool:
+    def another(self, desks: list[TargetQueue], but: TargetQueue, now: float, *, at_once: bool = True) -> bool:
         """Whether somebody else could work on this, `at_once` or in its turn."""
         return any(
             desk.target.place != but.target.place and desk.resting_until <= now and (desk.free or not at_once)
@@ -212,12 +218,12 @@ class Choice:
 
     # -- what has been learned
 
-    def avoid(self, desk: TargetDesk, until: float) -> None:
+    def avoid(self, desk: TargetQueue, until: float) -> None:
         """Asking there has failed."""
         self._avoid[desk.target] = until
         self._stickiness.forget_place(desk.target.place)
 
-    def refused(self, desk: TargetDesk, refusal: Refusal, now: float) -> bool:
+    def refused(self, desk: TargetQueue, refusal: UpstreamError, now: float) -> bool:
         """A host gave an answer that another may do better. False if there have been too many."""
         if refusal.code == NOT_HERE:
             self._forget(desk.target.place)
@@ -233,7 +239,7 @@ class Choice:
             self._forget(desk.target.place)
         return True
 
-    def begun(self, desk: TargetDesk, now: float) -> None:
+    def begun(self, desk: TargetQueue, now: float) -> None:
         """The answer has begun: the next turn of this conversation is best asked there."""
         desk.answered()
         if (self._several or desk.target.kind is TargetKind.PEER) and (key := self._conversation()) is not None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import ModelRoute, Target
-from meshllm.web.admission import TargetDesk
-from meshllm.web.upstream import UpstreamPool
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.http.client import UpstreamPool
 
 if TYPE_CHECKING:
-    from meshllm.web.exchange import Exchange
+    from meshllm.web.gateway.request import ProxiedRequest
 
 
-class Phase(Enum):
+class RequestPhase(Enum):
     """Where an exchange is."""
 
     WAITING = "waiting"
@@ -26,7 +26,7 @@ class Phase(Enum):
     DONE = "done"
 
 
-class Hall(Protocol):
+class RequestHost(Protocol):
     """What an exchange needs of the gateway it belongs to."""
 
     @property
@@ -36,24 +36,24 @@ class Hall(Protocol):
     def wall(self) -> int:
         """Seconds since the epoch, for timestamps that callers see."""
 
-    def find(self, model: str) -> tuple[ModelRoute, list[TargetDesk]]:
+    def find(self, model: str) -> tuple[ModelRoute, list[TargetQueue]]:
         """Who can answer for `model` now, and the desks of its targets, best first."""
 
     @property
     def stickiness(self) -> SessionAffinity:
         """Who answered for which conversation."""
 
-    def failed(self, desk: TargetDesk, now: float) -> None:
+    def failed(self, desk: TargetQueue, now: float) -> None:
         """A request failed there: it rests, for everybody."""
 
     def key_for(self, target: Target) -> str | None:
         """The key that a backend wants of us."""
 
-    def connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
+    def connect(self, exchange: ProxiedRequest, pool: UpstreamPool) -> None:
         """Make a connection; leads to `exchange.connected` or `exchange.not_connected`."""
 
-    def waits(self, exchange: Exchange, waiting: bool) -> None:
+    def waits(self, exchange: ProxiedRequest, waiting: bool) -> None:
         """`exchange` wants to `reconsider` when something changes (True), or no longer."""
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, exchange: ProxiedRequest) -> None:
         """The exchange is over; its `outcome`, `status` and times stay readable."""

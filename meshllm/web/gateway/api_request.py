@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web.upstream import UpstreamPool
+from meshllm.web.http.client import UpstreamPool
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
 from meshllm.wire.api.request_repair import repair_request
 from meshllm.wire.api.routes import ROUTES, Api
@@ -26,7 +26,7 @@ MAX_MODEL_NAME = 512
 
 
 @dataclass(slots=True)
-class WholeAnswer:
+class WholeResponse:
     """An answer that is not a stream, as it comes in. `retry_after` in seconds, 0 if the target names none."""
 
     status: int = 0
@@ -47,7 +47,7 @@ class WholeAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Inquiry:
+class ApiRequest:
     """`path` is the canonical one; `request` is `body`, parsed; `headers` are the caller's, with lower-case names."""
 
     api: Api

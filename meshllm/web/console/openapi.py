@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from meshllm import __version__
-from meshllm.web.status import NodeStatus
+from meshllm.web.console.status import NodeStatus
 
 _SCHEMAS = "#/components/schemas/"
 

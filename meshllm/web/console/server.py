@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from meshllm.errors import EnvironmentFailure, MeshError, port_taken
-from meshllm.web.callers import CallerPolicy, Refusal, host_in, is_loopback, is_near
-from meshllm.web.onlookers import for_onlookers
-from meshllm.web.openapi import document
-from meshllm.web.page import Page
-from meshllm.web.status import NodeStatus
+from meshllm.web.console.openapi import document
+from meshllm.web.console.page_files import PageFiles
+from meshllm.web.console.redaction import for_onlookers
+from meshllm.web.console.status import NodeStatus
+from meshllm.web.http.access_control import AccessDenied, AccessPolicy, host_in, is_loopback, is_near
 
 # No viewer is told more often than this, however fast things change; and it hears something at least this often, so
 # that either side notices that the other has gone.
@@ -79,15 +79,15 @@ class Console:
 
     def __init__(
         self,
-        policy: CallerPolicy,
+        policy: AccessPolicy,
         status: Callable[[], NodeStatus],
         invite: Callable[[float], Invitation] = no_invite,
-        page: Page | None = None,
+        page: PageFiles | None = None,
     ) -> None:
         self._policy = policy
         self._status = status
         self._invite = invite
-        self._page = page or Page()
+        self._page = page or PageFiles()
         self._change = asyncio.Event()
         self._version = 0
         self._viewers = self._onlookers = 0
@@ -172,7 +172,7 @@ class Console:
                 response.headers.setdefault(name, value)
         return response
 
-    def _judge(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, Refusal | None]:
+    def _judge(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, AccessDenied | None]:
         """Whether the caller is on this machine, and why it is refused, if it is."""
         at = "" if request.transport is None else _host(request.transport.get_extra_info("sockname"))
         near = is_near(request.remote or "", headers) and headers.keys().isdisjoint(PROXY_HEADERS)

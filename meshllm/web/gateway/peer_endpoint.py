@@ -16,15 +16,15 @@ import orjson
 
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import Target
-from meshllm.web.admission import TargetDesk
-from meshllm.web.desks import Desks, Found
-from meshllm.web.exchange import Exchange
-from meshllm.web.hall import Hall
-from meshllm.web.http1 import Connection, ConnectionSet
-from meshllm.web.inquiry import Inquiry, api_of, problem_of
-from meshllm.web.metrics import Metrics
-from meshllm.web.requests import BodyBudget, Request
-from meshllm.web.upstream import UpstreamPool
+from meshllm.web.gateway.api_request import ApiRequest, api_of, problem_of
+from meshllm.web.gateway.hall import RequestHost
+from meshllm.web.gateway.metrics import Metrics
+from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.gateway.target_table import Found, TargetTable
+from meshllm.web.http.client import UpstreamPool
+from meshllm.web.http.parser import BodyBudget, Request
+from meshllm.web.http.server import Connection, ConnectionSet
 from meshllm.wire.api.errors import error_body
 from meshllm.wire.api.routes import Api, find_route
 
@@ -39,7 +39,7 @@ MAX_PEER_BODIES_BYTES = 128 << 20
 MAX_ALL_BODIES_BYTES = 512 << 20
 
 
-class House(Hall, Protocol):
+class PeerGateway(RequestHost, Protocol):
     """What the door needs of the gateway."""
 
     @property
@@ -50,10 +50,12 @@ class House(Hall, Protocol):
         """The Date header's value."""
 
 
-class Entrance:
+class PeerEndpoint:
     """One peer's: answers its connections, and is the hall of its exchanges."""
 
-    def __init__(self, peer: str, house: House, desks: Desks, connections: Callable[[Entrance], ConnectionSet]) -> None:
+    def __init__(
+        self, peer: str, house: PeerGateway, desks: TargetTable, connections: Callable[[PeerEndpoint], ConnectionSet]
+    ) -> None:
         self.peer = peer
         self._house = house
         self._desks = desks
@@ -71,7 +73,7 @@ class Entrance:
         """Answer what never became a request."""
         self._error(connection, api_of(path), status, "bad_request", message)
 
-    def on_request(self, connection: Connection, request: Request) -> Exchange | None:
+    def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
         route = find_route(request.path)
         # The canonical paths alone: that is what gateways ask, and nothing here depends on how else one may spell them.
@@ -95,8 +97,8 @@ class Entrance:
             self._error(connection, api, 400, "invalid_parameter", message, parameter=parameter)
             return None
         self.active += 1
-        inquiry = Inquiry(api, route.path, body, request.body, request.headers)
-        exchange = Exchange(self, connection, inquiry, "", guest=True)
+        inquiry = ApiRequest(api, route.path, body, request.body, request.headers)
+        exchange = ProxiedRequest(self, connection, inquiry, "", guest=True)
         exchange.start()
         return exchange
 
@@ -129,7 +131,7 @@ class Entrance:
         """What this node itself answers with."""
         return self._desks.find_here(model)
 
-    def failed(self, desk: TargetDesk, now: float) -> None:
+    def failed(self, desk: TargetQueue, now: float) -> None:
         """A request failed there."""
         self._house.failed(desk, now)
 
@@ -137,22 +139,22 @@ class Entrance:
         """The key that a backend wants of us."""
         return self._house.key_for(target)
 
-    def connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
+    def connect(self, exchange: ProxiedRequest, pool: UpstreamPool) -> None:
         """Make a connection for `exchange`."""
         self._house.connect(exchange, pool)
 
-    def waits(self, exchange: Exchange, waiting: bool) -> None:
+    def waits(self, exchange: ProxiedRequest, waiting: bool) -> None:
         """`exchange` wants to hear of changes, or no longer."""
         self._house.waits(exchange, waiting)
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, exchange: ProxiedRequest) -> None:
         """Count an exchange that is over."""
         self.active -= 1
         model = exchange.model if self._desks.is_known(exchange.model) else "unknown"
         self._house.metrics.count_guest(model, exchange.outcome)
 
 
-class _Shut(asyncio.Protocol):
+class _ClosedEndpoint(asyncio.Protocol):
     """For whoever comes when the door is shut."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -160,31 +162,33 @@ class _Shut(asyncio.Protocol):
         asyncio.get_running_loop().call_soon(transport.close)
 
 
-class Tunnels:
+class PeerEndpoints:
     """The entrances of all peers."""
 
-    def __init__(self, house: House, desks: Desks, wake: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, house: PeerGateway, desks: TargetTable, wake: Callable[[], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
         """`wake` is called when there is somebody for `sweep` to look after."""
         self._house = house
         self._desks = desks
         self._wake = wake
         self._loop = loop
         self._bodies = BodyBudget(limit=MAX_ALL_BODIES_BYTES)
-        self._entrances: dict[str, Entrance] = {}
+        self._entrances: dict[str, PeerEndpoint] = {}
         # Those with connections: one may come a while after its entrance was asked for, and must be looked after too.
-        self._busy: dict[Entrance, None] = {}
+        self._busy: dict[PeerEndpoint, None] = {}
         self._shut = False
 
     def open(self, peer: str) -> asyncio.Protocol:
         """The protocol for a stream of `peer`."""
         if self._shut:
-            return _Shut()
+            return _ClosedEndpoint()
         entrance = self._entrances.get(peer)
         if entrance is None:
-            entrance = self._entrances[peer] = Entrance(peer, self._house, self._desks, self._connections)
+            entrance = self._entrances[peer] = PeerEndpoint(peer, self._house, self._desks, self._connections)
         return Connection(entrance, entrance.connections, self._loop)
 
-    def _connections(self, entrance: Entrance) -> ConnectionSet:
+    def _connections(self, entrance: PeerEndpoint) -> ConnectionSet:
         def wake() -> None:
             self._busy[entrance] = None
             self._wake()

@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
-FOLDER: Final = Path(__file__).with_name("page")
+FOLDER: Final = Path(__file__).resolve().parents[1] / "page"
 # The largest file of a build is some hundred kilobytes.
 MAX_FILE_BYTES: Final = 8 << 20
 TYPES: Final = {
@@ -54,7 +54,7 @@ _FAILED: Final = {
 }
 
 
-class Page:
+class PageFiles:
     """The files in `folder`: `index.html`, and `assets` with names of their own. A build may come, go and change; one
     that failed leaves a file beside the folder, which ends in ".failed" (scripts/console.sh)."""
 

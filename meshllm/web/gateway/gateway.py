@@ -27,18 +27,18 @@ from meshllm.core.routing.routes import Target, TargetKind
 from meshllm.core.snapshot import Snapshot
 from meshllm.errors import MeshError, port_taken
 from meshllm.tasks import Owner
-from meshllm.web.admission import TargetDesk
-from meshllm.web.callers import CallerPolicy
-from meshllm.web.desks import Desks, Found
-from meshllm.web.exchange import Exchange
-from meshllm.web.http1 import Connection, ConnectionSet
-from meshllm.web.inquiry import Inquiry, api_of, problem_of
-from meshllm.web.metrics import CONTENT_TYPE, Metrics
-from meshllm.web.model_list import known_words, model_card, model_list, unknown_words
-from meshllm.web.requests import Request
-from meshllm.web.tunnel import Tunnels
-from meshllm.web.upstream import PeerConnector, UpstreamPool
-from meshllm.web.voice import HOST_HEADER
+from meshllm.web.gateway.api_request import ApiRequest, api_of, problem_of
+from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics
+from meshllm.web.gateway.model_list import known_words, model_card, model_list, unknown_words
+from meshllm.web.gateway.peer_endpoint import PeerEndpoints
+from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.response_writer import HOST_HEADER
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.gateway.target_table import Found, TargetTable
+from meshllm.web.http.access_control import AccessPolicy
+from meshllm.web.http.client import PeerConnector, UpstreamPool
+from meshllm.web.http.parser import Request
+from meshllm.web.http.server import Connection, ConnectionSet
 from meshllm.wire.api.errors import error_body
 from meshllm.wire.api.routes import Api, find_route, model_in_path
 
@@ -56,7 +56,7 @@ class Gateway:
 
     def __init__(
         self,
-        policy: CallerPolicy,
+        policy: AccessPolicy,
         backend_keys: Mapping[str, str] | None = None,
         *,
         peers: PeerConnector | None = None,
@@ -76,14 +76,14 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
         self._connections = ConnectionSet(self._wake)
-        self._desks = Desks(self._loop, peers, seek, on_loads, on_work)
+        self._desks = TargetTable(self._loop, peers, seek, on_loads, on_work)
         self.now = self._loop.time
-        self._waiting: dict[Exchange, None] = {}
+        self._waiting: dict[ProxiedRequest, None] = {}
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._date = (0, b"")
         self.metrics = Metrics(lambda: self._desks.snapshot, self._desks.all, guesses)
-        self._tunnels = Tunnels(self, self._desks, self._wake, self._loop)
+        self._tunnels = PeerEndpoints(self, self._desks, self._wake, self._loop)
 
     # -- the daemon's side
 
@@ -145,7 +145,7 @@ class Gateway:
         for server in self._servers:
             await server.wait_closed()
 
-    def all_desks(self) -> list[TargetDesk]:
+    def all_desks(self) -> list[TargetQueue]:
         """The desks of all targets that have been asked, for the status."""
         return list(self._desks.all())
 
@@ -180,7 +180,7 @@ class Gateway:
         """Answer what never became a request."""
         self._error(connection, api_of(path), status, "bad_request", message)
 
-    def on_request(self, connection: Connection, request: Request) -> Exchange | None:
+    def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
         api = api_of(request.path)
         refusal = self._policy.refuse(connection.peer, request.headers, connection.at)
@@ -207,7 +207,9 @@ class Gateway:
             self._error(connection, api, 405, "method_not_allowed", message, f"allow: {route.method}\r\n{cors}")
         return None
 
-    def _exchange(self, connection: Connection, request: Request, api: Api, path: str, cors: str) -> Exchange | None:
+    def _exchange(
+        self, connection: Connection, request: Request, api: Api, path: str, cors: str
+    ) -> ProxiedRequest | None:
         try:
             body = orjson.loads(request.body)
         except orjson.JSONDecodeError as error:
@@ -219,7 +221,7 @@ class Gateway:
             message += known_words(self._desks.snapshot, self._desks.index)
             self._error(connection, api, 400, "invalid_parameter", message, cors, parameter)
             return None
-        exchange = Exchange(self, connection, Inquiry(api, path, body, request.body, request.headers), cors)
+        exchange = ProxiedRequest(self, connection, ApiRequest(api, path, body, request.body, request.headers), cors)
         exchange.start()
         return exchange
 
@@ -287,7 +289,7 @@ class Gateway:
         """Who can answer for `model` now, and their desks."""
         return self._desks.find(model)
 
-    def failed(self, desk: TargetDesk, now: float) -> None:
+    def failed(self, desk: TargetQueue, now: float) -> None:
         """A request failed there: it rests, for everybody."""
         self._desks.failed(desk, now)
 
@@ -295,11 +297,11 @@ class Gateway:
         """The key that a backend wants of us."""
         return self._backend_keys.get(target.address) if target.kind is TargetKind.BACKEND else None
 
-    def connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
+    def connect(self, exchange: ProxiedRequest, pool: UpstreamPool) -> None:
         """Make a connection for `exchange`."""
         self._owner.start(self._connect(exchange, pool), "connect")
 
-    async def _connect(self, exchange: Exchange, pool: UpstreamPool) -> None:
+    async def _connect(self, exchange: ProxiedRequest, pool: UpstreamPool) -> None:
         try:
             connection = await pool.connect()
         except (OSError, ValueError, MeshError) as error:  # a name that cannot be looked up is a ValueError
@@ -307,14 +309,14 @@ class Gateway:
         else:
             exchange.connected(connection)
 
-    def waits(self, exchange: Exchange, waiting: bool) -> None:
+    def waits(self, exchange: ProxiedRequest, waiting: bool) -> None:
         """`exchange` wants to hear of changes, or no longer."""
         if waiting:
             self._waiting[exchange] = None
         else:
             self._waiting.pop(exchange, None)
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, exchange: ProxiedRequest) -> None:
         """Count and, if something went wrong, log an exchange that is over."""
         model = exchange.model if self._desks.is_known(exchange.model) else "unknown"
         self.metrics.count(exchange.api.value, model, exchange.outcome, *exchange.times())

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from meshllm.core.routing.first_byte_timeout import FirstByteTimes
 from meshllm.core.routing.routes import Target, TargetKind, TargetOffer
-from meshllm.web.upstream import UpstreamPool
+from meshllm.web.http.client import UpstreamPool
 
 # What a backend can do at a time is its own affair; this only keeps one from taking all our connections.
 BACKEND_SLOTS = 512
@@ -26,21 +26,21 @@ REST_CAP_SECONDS = 30.0
 BUSY_SECONDS = 1.0
 
 
-class Waiter(Protocol):
+class SlotWaiter(Protocol):
     """Who waits for a slot."""
 
-    def granted(self, desk: TargetDesk) -> None:
+    def granted(self, desk: TargetQueue) -> None:
         """A slot of `desk` is yours; give it back with `release`."""
 
 
-class Asker(Protocol):
+class UpstreamUser(Protocol):
     """Who waits for an answer of a target."""
 
     def deserted(self) -> None:
         """The target is believed to be gone; what has not begun to answer may be asked elsewhere."""
 
 
-class TargetDesk:
+class TargetQueue:
     """One target as the gateway sees it: its connections, its free slots, its queue. Holds no task and no lock."""
 
     def __init__(self, target: Target, pool: UpstreamPool, changed: Callable[[], None] | None = None) -> None:
@@ -55,14 +55,14 @@ class TargetDesk:
         # Of the last answer that told (None: none did), as this node's callers and guests had it.
         self.tokens_per_second: float | None = None
         self.offer = TargetOffer(target)
-        self.askers: dict[Asker, None] = {}
+        self.askers: dict[UpstreamUser, None] = {}
         self.first_byte = FirstByteTimes()
         self.resting_until = 0.0
         self._failures = 0
         self._others = 0
         self._changed = changed
         # A dict keeps the order of arrival and lets any waiter leave at once.
-        self._waiting: dict[Waiter, None] = {}
+        self._waiting: dict[SlotWaiter, None] = {}
 
     @property
     def host(self) -> str:
@@ -102,7 +102,7 @@ class TargetDesk:
         self._tell()
         return True
 
-    def join(self, waiter: Waiter, *, guest: bool = False) -> bool:
+    def join(self, waiter: SlotWaiter, *, guest: bool = False) -> bool:
         """Wait for a slot; False if the queue is full, or a `guest`'s part of it."""
         if len(self._waiting) >= self.queue_limit * (GUESTS_SHARE if guest else 1.0):
             return False
@@ -110,13 +110,13 @@ class TargetDesk:
         self._tell()
         return True
 
-    def leave(self, waiter: Waiter) -> None:
+    def leave(self, waiter: SlotWaiter) -> None:
         """No longer wait."""
         if waiter in self._waiting:
             del self._waiting[waiter]
             self._tell()
 
-    def place(self, waiter: Waiter) -> int:
+    def place(self, waiter: SlotWaiter) -> int:
         """How many are served before `waiter`."""
         return next((place for place, other in enumerate(self._waiting) if other is waiter), 0)
 

@@ -10,16 +10,16 @@ connection: that is what keeps the added time to the first byte low. Whom to ask
 from __future__ import annotations
 
 from meshllm.core.routing.routes import TargetKind
-from meshllm.web import deadlines
-from meshllm.web.admission import TargetDesk
-from meshllm.web.choice import Choice, Step
-from meshllm.web.deadlines import Overdue
-from meshllm.web.hall import Hall, Phase
-from meshllm.web.http1 import Connection
-from meshllm.web.inquiry import Inquiry, WholeAnswer
-from meshllm.web.refusals import Refusal, refusal_in_stream, retry_after
-from meshllm.web.upstream import UpstreamConnection, UpstreamPool
-from meshllm.web.voice import Voice
+from meshllm.web.gateway import timeouts
+from meshllm.web.gateway.api_request import ApiRequest, WholeResponse
+from meshllm.web.gateway.hall import RequestHost, RequestPhase
+from meshllm.web.gateway.response_writer import ResponseWriter
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.gateway.target_selection import SelectionAction, TargetSelection
+from meshllm.web.gateway.timeouts import Overdue
+from meshllm.web.gateway.upstream_errors import UpstreamError, refusal_in_stream, retry_after
+from meshllm.web.http.client import UpstreamConnection, UpstreamPool
+from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_body, translate_error
 from meshllm.wire.api.stream_repair import StreamRepair
 from meshllm.wire.api.worker_loss import PART_LOST, UPSTREAM_LOST, loss_words
@@ -33,42 +33,44 @@ MAX_LATE = 2
 MAX_ANSWER_BYTES = 256 << 20
 
 
-class Exchange:
+class ProxiedRequest:
     """A request with a model and a body that has been understood. `start` it once."""
 
-    def __init__(self, hall: Hall, connection: Connection, inquiry: Inquiry, cors: str, *, guest: bool = False) -> None:
+    def __init__(
+        self, hall: RequestHost, connection: Connection, inquiry: ApiRequest, cors: str, *, guest: bool = False
+    ) -> None:
         """`guest`: asked by a peer's gateway, which knows better than to wait here for what is not served here."""
         self._hall = hall
         self._connection = connection
         self._inquiry = inquiry
         self._guest = guest
-        self._choice = Choice(inquiry, hall.stickiness, guest=guest)
+        self._choice = TargetSelection(inquiry, hall.stickiness, guest=guest)
         self.api = inquiry.api
         self.model = inquiry.model
         self.streams = inquiry.streams
-        self.phase = Phase.WAITING
+        self.phase = RequestPhase.WAITING
         self.began = hall.now()
         self.first_byte_at: float | None = None
         self.status = 0
         self.outcome = self.words = ""
         # Whom this asks, and whose slot it holds; what counts tokens holds none.
-        self._at: TargetDesk | None = None
-        self._slot: TargetDesk | None = None
-        self._queued: TargetDesk | None = None
+        self._at: TargetQueue | None = None
+        self._slot: TargetQueue | None = None
+        self._queued: TargetQueue | None = None
         self._taken_at = self._asked_at = 0.0
         self._connecting: UpstreamPool | None = None
         self._upstream: UpstreamConnection | None = None
         self._repair: StreamRepair | None = None
-        self._whole = WholeAnswer()
+        self._whole = WholeResponse()
         self._attempts = self._late = 0
         self.kind: TargetKind | None = None
-        self._voice = Voice(connection, inquiry, cors, self.began, guest=guest)
+        self._voice = ResponseWriter(connection, inquiry, cors, self.began, guest=guest)
         self._last_upstream = self.began
 
     @property
     def over(self) -> bool:
         """Whether it has ended."""
-        return self.phase is Phase.DONE
+        return self.phase is RequestPhase.DONE
 
     def times(self) -> tuple[float, float | None]:
         """Seconds since its beginning: now, and at the first byte of an answer (None: there was none)."""
@@ -83,7 +85,7 @@ class Exchange:
 
     def reconsider(self) -> None:
         """Something changed while this exchange was waiting."""
-        if self.phase is Phase.WAITING:
+        if self.phase is RequestPhase.WAITING:
             self._seek()
 
     def _seek(self) -> None:
@@ -92,23 +94,23 @@ class Exchange:
             self._leave_queue()
         found = self._choice.decide(route, desks, self, self._queued, self._hall.now())
         match found.step:
-            case Step.ASK:
+            case SelectionAction.ASK:
                 assert found.desk is not None
                 self._leave_queue()
                 self._hall.waits(self, False)
                 self._use(found.desk)
-            case Step.QUEUED:
+            case SelectionAction.QUEUED:
                 if found.desk is not self._queued:
                     self._leave_queue()
                     self._queued = found.desk
                     self._wait(found.words)
-            case Step.WAIT:
+            case SelectionAction.WAIT:
                 self._leave_queue()
                 self._wait(found.words)
-            case Step.TELL:
+            case SelectionAction.TELL:
                 assert found.refusal is not None
                 self._tell(found.refusal)
-            case Step.FAIL:
+            case SelectionAction.FAIL:
                 self._fail(found.status, found.code, found.words, found.headers)
 
     def _leave_queue(self) -> None:
@@ -120,13 +122,13 @@ class Exchange:
         self.words = words
         self._hall.waits(self, True)
 
-    def granted(self, desk: TargetDesk) -> None:
+    def granted(self, desk: TargetQueue) -> None:
         """The queue has come to this exchange."""
         self._queued = None
         self._hall.waits(self, False)
         self._use(desk)
 
-    def _use(self, desk: TargetDesk) -> None:
+    def _use(self, desk: TargetQueue) -> None:
         self._at = desk
         self._slot = desk if self._choice.needs_slot else None
         self.kind = desk.target.kind
@@ -140,7 +142,7 @@ class Exchange:
             self._connect(desk.pool)
 
     def _connect(self, pool: UpstreamPool) -> None:
-        self.phase = Phase.CONNECTING
+        self.phase = RequestPhase.CONNECTING
         self._connecting = pool
         self._hall.connect(self, pool)
 
@@ -153,7 +155,7 @@ class Exchange:
 
     def _ask(self, connection: UpstreamConnection) -> None:
         self._connecting = None
-        self.phase = Phase.ASKING
+        self.phase = RequestPhase.ASKING
         self._upstream = connection
         self._asked_at = self._last_upstream = self._hall.now()
         self.words = "the model is reading the prompt"
@@ -166,7 +168,7 @@ class Exchange:
 
     def deserted(self) -> None:
         """The host is believed to be gone: what it has not begun to answer is asked of another one, if there is one."""
-        if not self._begun and self.phase is not Phase.WAITING and self._another(at_once=False):
+        if not self._begun and self.phase is not RequestPhase.WAITING and self._another(at_once=False):
             self._try_again("it is gone")
 
     @property
@@ -194,10 +196,10 @@ class Exchange:
 
     def _start_over(self) -> None:
         self._repair = None
-        self.phase = Phase.WAITING
+        self.phase = RequestPhase.WAITING
         self._seek()
 
-    def _let_go(self) -> TargetDesk | None:
+    def _let_go(self) -> TargetQueue | None:
         """Hang up and give the slot back; returns who was asked."""
         self._connecting = None
         upstream, self._upstream = self._upstream, None
@@ -218,12 +220,12 @@ class Exchange:
         if self._connection.paused and self._upstream is not None:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
-            self.phase = Phase.STREAMING
+            self.phase = RequestPhase.STREAMING
             shared = self._at is not None and self._at.offer.shared
             self._repair = self._inquiry.stream_repair(self._hall.wall(), shared=shared)
         else:
-            self.phase = Phase.BUFFERING
-            self._whole = WholeAnswer(status, content_type.startswith("application/json"), retry_after(headers))
+            self.phase = RequestPhase.BUFFERING
+            self._whole = WholeResponse(status, content_type.startswith("application/json"), retry_after(headers))
 
     def upstream_alive(self) -> None:
         """The target says that it is at work."""
@@ -266,7 +268,7 @@ class Exchange:
         else:
             self._end_stream(passed, "lost" if repair.worker_lost else "failed")
 
-    def _refused(self, refusal: Refusal) -> None:
+    def _refused(self, refusal: UpstreamError) -> None:
         """A host gave an answer that another may do better."""
         desk, self._repair = self._let_go(), None
         assert desk is not None
@@ -325,9 +327,9 @@ class Exchange:
         )
         self._end_stream(self._repair.fail(UPSTREAM_LOST, message), "lost")
 
-    def _answer(self, whole: WholeAnswer) -> None:
+    def _answer(self, whole: WholeResponse) -> None:
         if not 200 <= whole.status < 300:
-            refusal = Refusal(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
+            refusal = UpstreamError(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
             if self._at is not None and self._at.offer.shared and refusal.worker_lost:
                 self._try_again(PART_LOST)
             elif self.kind is not None and refusal.elsewhere(self.kind):
@@ -341,7 +343,7 @@ class Exchange:
             return
         answer = self._inquiry.whole_answer(whole.body, is_json=whole.is_json, now=self._hall.wall())
         if answer is None:
-            self._tell(Refusal(*translate_error(self.api, 502, whole.body)))
+            self._tell(UpstreamError(*translate_error(self.api, 502, whole.body)))
             return
         self._first_byte()
         self._finish("answered", whole.status)
@@ -354,9 +356,9 @@ class Exchange:
         self._voice.end(data)
 
     def _fail(self, status: int, code: str, message: str, headers: str = "") -> None:
-        self._tell(Refusal(status, error_body(self.api, status, code, message)), headers)
+        self._tell(UpstreamError(status, error_body(self.api, status, code, message)), headers)
 
-    def _tell(self, refusal: Refusal, headers: str = "") -> None:
+    def _tell(self, refusal: UpstreamError, headers: str = "") -> None:
         """The end: an error of ours, or what a target answered instead of an answer."""
         begun = self._voice.streaming
         self._finish("failed" if begun or refusal.status >= 500 else "refused", 200 if begun else refusal.status)
@@ -364,7 +366,7 @@ class Exchange:
 
     def _finish(self, outcome: str, status: int) -> None:
         """Everything that was taken is given back; the caller still gets its last bytes after this."""
-        self.phase = Phase.DONE
+        self.phase = RequestPhase.DONE
         self.outcome, self.status = outcome, status
         self._let_go()
         self._leave_queue()
@@ -375,44 +377,44 @@ class Exchange:
 
     def stopping(self) -> None:
         """The gateway closes and waits no longer."""
-        if self.phase is not Phase.DONE:
+        if self.phase is not RequestPhase.DONE:
             self._let_go()
             self._fail(503, "stopping", "This node is stopping.", "retry-after: 10\r\n")
 
     def caller_gone(self) -> None:
         """Nobody wants the answer any more."""
-        if self.phase is not Phase.DONE:
+        if self.phase is not RequestPhase.DONE:
             self._finish("abandoned", 499)
 
     def caller_paused(self, paused: bool) -> None:
         """Read from the target only as fast as the caller reads from us."""
-        if self._upstream is not None and self.phase in (Phase.STREAMING, Phase.BUFFERING):
+        if self._upstream is not None and self.phase in (RequestPhase.STREAMING, RequestPhase.BUFFERING):
             self._last_upstream = self._hall.now()  # while it may not speak, its silence means nothing
             self._upstream.pause() if paused else self._upstream.resume()
 
     def tick(self, now: float) -> None:
         """About a second has passed: time limits, and a word to a caller who has heard nothing for long."""
-        if self.phase is Phase.DONE:
+        if self.phase is RequestPhase.DONE:
             return
-        if self.phase is Phase.WAITING:
+        if self.phase is RequestPhase.WAITING:
             self.reconsider()
-            waited = deadlines.waited_too_long(now - self.began, streams=self.streams)
-            if self.phase is Phase.WAITING and waited:
+            waited = timeouts.waited_too_long(now - self.began, streams=self.streams)
+            if self.phase is RequestPhase.WAITING and waited:
                 message = f"{self.model} is not ready yet ({self.words}). Try again in a while."
                 self._fail(503, "model_not_ready", message, "retry-after: 10\r\n")
         elif self._at is not None and not self._connection.paused:
             self._check_time(self._at, now)
-        if not self.over and now - self._voice.last >= deadlines.SILENCE_SECONDS and (self.streams or self._guest):
+        if not self.over and now - self._voice.last >= timeouts.SILENCE_SECONDS and (self.streams or self._guest):
             words = self.words
             if self._queued is not None:
                 words += f", {self._queued.place(self)} ahead"
             self._voice.say(words, now)
 
-    def _check_time(self, desk: TargetDesk, now: float) -> None:
+    def _check_time(self, desk: TargetQueue, now: float) -> None:
         """Whether the target has taken too long, and what becomes of that."""
         kind, silent, repair = desk.target.kind, now - self._last_upstream, self._repair
-        connecting, complete = self.phase is Phase.CONNECTING, repair is not None and repair.complete
-        match deadlines.overdue(kind, silent, connecting=connecting, complete=complete):
+        connecting, complete = self.phase is RequestPhase.CONNECTING, repair is not None and repair.complete
+        match timeouts.overdue(kind, silent, connecting=connecting, complete=complete):
             case Overdue.HANG_UP:
                 self._end_stream(b"", "failed" if repair is not None and repair.failed else "answered")
             case Overdue.CONNECT if self._another():
@@ -426,7 +428,7 @@ class Exchange:
             case None if kind is not TargetKind.ENGINE and not connecting:
                 self._check_beginning(desk, now)
 
-    def _check_beginning(self, desk: TargetDesk, now: float) -> None:
+    def _check_beginning(self, desk: TargetQueue, now: float) -> None:
         """Whether a host is so slow to begin that another one is asked."""
         # What is not a stream has its first byte at its end: no estimate could tell slow from gone.
         if self.streams and not self._begun and self._late < MAX_LATE:

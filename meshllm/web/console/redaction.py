@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from meshllm.web.mesh_status import MeshStatus, PeerStatus
-from meshllm.web.split_status import LentStatus, ShareStatus, SplitStatus
-from meshllm.web.status import (
+from meshllm.web.console.mesh_status import MeshStatus, PeerInfo
+from meshllm.web.console.split_status import SplitStatus, WorkerLeaseStatus, WorkerShareStatus
+from meshllm.web.console.status import (
     BackendStatus,
     BannedStatus,
     EngineStatus,
@@ -161,8 +161,8 @@ def _split(split: SplitStatus) -> SplitStatus:
     )
 
 
-def _share(share: ShareStatus) -> ShareStatus:
-    return ShareStatus(
+def _share(share: WorkerShareStatus) -> WorkerShareStatus:
+    return WorkerShareStatus(
         node=share.node,
         name=share.name,
         first=share.first,
@@ -178,8 +178,8 @@ def _share(share: ShareStatus) -> ShareStatus:
     )
 
 
-def _lent(lent: LentStatus) -> LentStatus:
-    return LentStatus(
+def _lent(lent: WorkerLeaseStatus) -> WorkerLeaseStatus:
+    return WorkerLeaseStatus(
         model=lent.model,
         host=lent.host,
         session="",
@@ -211,8 +211,8 @@ def _mesh(mesh: MeshStatus) -> MeshStatus:
     )
 
 
-def _peer(peer: PeerStatus) -> PeerStatus:
-    return PeerStatus(
+def _peer(peer: PeerInfo) -> PeerInfo:
+    return PeerInfo(
         id=peer.id,
         name=peer.name,
         software=peer.software,

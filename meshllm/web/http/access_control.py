@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class AccessDenied:
     """Why a caller is not served."""
 
     status: int
@@ -68,7 +68,7 @@ def is_near(peer: str, headers: Mapping[bytes, bytes]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class CallerPolicy:
+class AccessPolicy:
     """Whom a server answers. `key` is required of callers that are not on this machine; None: nobody else may call.
 
     `allowed_hosts` are names (lower case, no port) by which others may call it; `page_port` is that of the console, 0
@@ -81,39 +81,43 @@ class CallerPolicy:
     allowed_hosts: frozenset[str] = frozenset()
     page_port: int = 0
 
-    def refuse(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> Refusal | None:
+    def refuse(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:
         """Why this caller is refused, or None."""
         refusal = self.refuse_page(headers, at)
         if refusal is None and not is_near(peer, headers):
             refusal = self.refuse_without_key(headers)
         return refusal
 
-    def refuse_page(self, headers: Mapping[bytes, bytes], at: str = "") -> Refusal | None:
+    def refuse_page(self, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:
         """Why the web page that calls, if it is one, is refused."""
         origin = headers.get(b"origin")
         if origin is None:
             if headers.get(b"sec-fetch-site") != b"cross-site":
                 return None
-            return Refusal(403, "origin_not_allowed", "Web pages from elsewhere may not call this API.")
+            return AccessDenied(403, "origin_not_allowed", "Web pages from elsewhere may not call this API.")
         text = origin.decode("latin-1")
         if self.allows_origin(text) or self._is_console(text, host_in(headers), at):
             return None
-        return Refusal(
+        return AccessDenied(
             403, "origin_not_allowed", "Web pages from elsewhere may not call this API; --allow-origin lets one in."
         )
 
-    def refuse_without_key(self, headers: Mapping[bytes, bytes]) -> Refusal | None:
+    def refuse_without_key(self, headers: Mapping[bytes, bytes]) -> AccessDenied | None:
         """Why a caller from elsewhere is refused: nobody may call from there, or it does not know the key."""
         if not self.key:
-            return Refusal(403, "host_not_allowed", "This API answers to localhost only; call it as http://localhost.")
+            return AccessDenied(
+                403, "host_not_allowed", "This API answers to localhost only; call it as http://localhost."
+            )
         if not self._knows_key(headers):
-            return Refusal(401, "invalid_api_key", "This API needs its key: send it as 'Authorization: Bearer KEY'.")
+            return AccessDenied(
+                401, "invalid_api_key", "This API needs its key: send it as 'Authorization: Bearer KEY'."
+            )
         return None
 
-    def refuse_name(self, headers: Mapping[bytes, bytes], at: str) -> Refusal | None:
+    def refuse_name(self, headers: Mapping[bytes, bytes], at: str) -> AccessDenied | None:
         """Why a browser on another machine is not even shown a page: it came by a name that may be anybody's."""
         if not self.key:
-            return Refusal(
+            return AccessDenied(
                 403,
                 "host_not_allowed",
                 "This console answers to this machine only: open it as http://localhost. "
@@ -124,7 +128,7 @@ class CallerPolicy:
             return None
         shown = host[:100] if host.isprintable() else ""
         message = f"This console does not know itself as {shown!r}: open it by its address, or --allow-host that name."
-        return Refusal(403, "host_not_allowed", message)
+        return AccessDenied(403, "host_not_allowed", message)
 
     def allows_origin(self, origin: str) -> bool:
         """Whether a page of `origin` may call: one of this machine's, one named by the user, or no web page at all."""

@@ -14,10 +14,10 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
-from meshllm.web.status_model import StatusModel
+from meshllm.web.console.status_model import StatusModel
 
 
-class ShareStatus(StatusModel):
+class WorkerShareStatus(StatusModel):
     """`layers` of the model from `first` on, carried by `node`; `phase` and `detail` of its part in the lease.
 
     `rtt` from the host, null if never measured; `via`: "lane" or "quic", what the host's tunnels to it run over;
@@ -57,10 +57,10 @@ class SplitStatus(StatusModel):
     forecast: float | None
     measured: float | None
     considered: list[ForecastStatus]
-    shares: list[ShareStatus]
+    shares: list[WorkerShareStatus]
 
 
-class LentStatus(StatusModel):
+class WorkerLeaseStatus(StatusModel):
     """What this node carries for the host of a split."""
 
     model: str
@@ -75,7 +75,7 @@ class LentStatus(StatusModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class LeaseTraffic:
     """Bytes that the tunnels of a lease to one peer have carried, per second of late, and what they run over."""
 
     sent: int = 0
@@ -84,7 +84,7 @@ class Carried:
     via: str = ""
 
 
-Traffic = Callable[[Lease], Mapping[NodeId, Carried]]
+Traffic = Callable[[Lease], Mapping[NodeId, LeaseTraffic]]
 """What the tunnels of a lease have carried, by peer."""
 
 
@@ -123,12 +123,14 @@ def _split(
     )
 
 
-def _share(snapshot: Snapshot, split: SplitState, share: WorkerShare, carried: Mapping[NodeId, Carried]) -> ShareStatus:
+def _share(
+    snapshot: Snapshot, split: SplitState, share: WorkerShare, carried: Mapping[NodeId, LeaseTraffic]
+) -> WorkerShareStatus:
     member = next((m for m in split.members if m.node == share.node), None)
     peers = snapshot.mesh.peers if snapshot.mesh is not None else ()
     peer = next((p for p in peers if p.node == share.node), None)
-    tunnel = carried.get(share.node, Carried())
-    return ShareStatus(
+    tunnel = carried.get(share.node, LeaseTraffic())
+    return WorkerShareStatus(
         node=share.node.hex(),
         name=peer.record.name if peer is not None else "",
         first=share.first,
@@ -144,13 +146,13 @@ def _share(snapshot: Snapshot, split: SplitState, share: WorkerShare, carried: M
     )
 
 
-def lent(snapshot: Snapshot) -> LentStatus | None:
+def lent(snapshot: Snapshot) -> WorkerLeaseStatus | None:
     """What this node carries for another, if anything."""
     state, mesh = snapshot.lent, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return None
-    return LentStatus(
+    return WorkerLeaseStatus(
         model=state.lease.model,
         host=state.lease.host.hex(),
         session=state.lease.session.hex(),

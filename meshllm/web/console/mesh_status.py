@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from meshllm.core.membership.views import JoinStep, MeshView, PeerView
 from meshllm.core.records import NodeId
-from meshllm.web.model_list import modalities
-from meshllm.web.status_model import StatusModel
+from meshllm.web.console.status_model import StatusModel
+from meshllm.web.gateway.model_list import modalities
 
 
 class StepStatus(StatusModel):
@@ -36,7 +36,7 @@ class ServedStatus(StatusModel):
     input_modalities: list[str] | None = None
 
 
-class PeerStatus(StatusModel):
+class PeerInfo(StatusModel):
     """Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
     "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard;
     `aliases`: names in `on_disk` of files that have another name there, each with that one."""
@@ -77,7 +77,7 @@ class MeshStatus(StatusModel):
     wants: list[str]
     clients: int
     steps: list[StepStatus]
-    peers: list[PeerStatus]
+    peers: list[PeerInfo]
     memory: int
     on_disk: list[str]
     aliases: dict[str, str]
@@ -88,9 +88,9 @@ def _step(step: JoinStep) -> StepStatus:
     return StepStatus(peer=step.way.pin.hex(), addresses=addresses, state=step.state, reason=step.reason)
 
 
-def _peer(peer: PeerView, via: str, now: float) -> PeerStatus:
+def _peer(peer: PeerView, via: str, now: float) -> PeerInfo:
     record = peer.record
-    return PeerStatus(
+    return PeerInfo(
         id=peer.node.hex(),
         name=record.name,
         software=record.software,

@@ -1,0 +1,1 @@
+"""The page and management API on port 3131."""

@@ -1,0 +1,1 @@
+"""The API on port 9337: one request to one target."""
