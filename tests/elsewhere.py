@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meshllm.daemon.reach import far
+from meshllm.daemon.public_urls import far
 from meshllm.net.addresses import read_facts
 
 

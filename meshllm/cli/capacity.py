@@ -37,11 +37,11 @@ def running() -> dict[str, Any] | None:
 
     from meshllm import paths
     from meshllm.cli.console_client import ask
-    from meshllm.daemon import instance
+    from meshllm.daemon import pidfile
     from meshllm.errors import MeshError
 
     try:
-        found = instance.read(paths.home())
+        found = pidfile.read(paths.home())
         if found is None:
             return None
         status, text = ask(found.console, "GET", "/api/status")

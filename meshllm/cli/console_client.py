@@ -13,9 +13,9 @@ def console_port(given: int | None) -> int:
     if given is not None:
         return given
     from meshllm import paths
-    from meshllm.daemon import instance
+    from meshllm.daemon import pidfile
 
-    running = instance.read(paths.home())
+    running = pidfile.read(paths.home())
     if running is None:
         raise NotRunning(
             f"No mesh-llm runs with the home {paths.home()}.",

@@ -290,11 +290,11 @@ def stop(
 ) -> None:
     """End the node that runs here (the one of MESH_LLM_HOME)."""
     from meshllm import paths
-    from meshllm.daemon import instance
+    from meshllm.daemon import pidfile
     from meshllm.errors import EnvironmentFailure
 
     try:
-        ended = instance.stop(paths.home(), within=timeout)
+        ended = pidfile.stop(paths.home(), within=timeout)
     except TimeoutError as error:
         raise EnvironmentFailure(
             f"It was asked to stop, but {error}.", advice="Wait a little, or see what it does."

@@ -28,13 +28,13 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon.acceptance import Acceptance
-from meshllm.daemon.drafting import wish_of
-from meshllm.daemon.fitting import Fitter
-from meshllm.daemon.instance import Claim
-from meshllm.daemon.node import Node
-from meshllm.daemon.reach import KEY_VARIABLE, Reach, api_key
+from meshllm.daemon.draft_selection import wish_of
+from meshllm.daemon.draft_stats import DraftStats
+from meshllm.daemon.node_loop import NodeLoop
+from meshllm.daemon.pidfile import HomeLock
+from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
+from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
@@ -53,8 +53,8 @@ from meshllm.web.gateway.gateway import Gateway
 from meshllm.web.http.access_control import AccessPolicy
 
 if TYPE_CHECKING:
-    from meshllm.daemon.membership import Found, Membership
-    from meshllm.daemon.sharing import Sharing
+    from meshllm.daemon.file_sharing import FileSharing
+    from meshllm.daemon.mesh_session import HomeState, MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
@@ -151,9 +151,9 @@ class App:
         self._viewer = viewer or Viewer()
         self._snapshot = Snapshot()
         self._listening = Listening("", "")
-        self._reach: Reach | None = None
-        self._membership: Membership | None = None
-        self._sharing: Sharing | None = None
+        self._reach: PublicUrls | None = None
+        self._membership: MeshSession | None = None
+        self._sharing: FileSharing | None = None
         self._rpc: RpcTunnels | None = None
         self._alone = "it has not been looked for yet"
         self._stops = 0
@@ -167,16 +167,16 @@ class App:
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = wish_of(settings, wanted, Store(paths.models()))
-        self._fitter = Fitter(settings.context, settings.max_memory, settings.devices, settings.threads)
+        self._fitter = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := builder.find()) is not None:
             await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
-        claim = Claim(settings.home)
+        claim = HomeLock(settings.home)
         owner = Owner("daemon")
         hosts = EVERYWHERE if settings.listen_all else LOOPBACK
         key, key_place = self._key()
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
         self._console = Console(policy, self.status, self._invite)
-        self._acceptance = Acceptance(llama_server.guesses, self._written)
+        self._acceptance = DraftStats(llama_server.guesses, self._written)
         self._gateway = Gateway(
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
@@ -231,7 +231,7 @@ class App:
         """Where this node can be called, for people."""
         elsewhere: tuple[tuple[str, str], ...] = ()
         if self._settings.listen_all:
-            reach = self._reach = Reach(self._settings.allowed_hosts, asyncio.get_running_loop().time)
+            reach = self._reach = PublicUrls(self._settings.allowed_hosts, asyncio.get_running_loop().time)
             elsewhere = tuple((f"http://{host}:{port}/v1", f"http://{host}:{console}") for host in reach.hosts())
         return Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", key_place, elsewhere)
 
@@ -291,7 +291,7 @@ class App:
             if membership is None or not membership.carry_out(command):
                 supervisor.carry_out(command)
 
-        await Node(core, self._publish, self._mailbox).run(carry_out)
+        await NodeLoop(core, self._publish, self._mailbox).run(carry_out)
 
     def _stop_wanted(self, post: Callable[[e.Event], None], owner: Owner) -> None:
         self._stops += 1
@@ -381,13 +381,13 @@ class App:
         return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
 
 
-def _load(settings: Settings) -> tuple[type[Membership], type[Sharing], type[RpcTunnels], Found]:
+def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
-    from meshllm.daemon.membership import Membership, look_up
-    from meshllm.daemon.sharing import Sharing
+    from meshllm.daemon.file_sharing import FileSharing
+    from meshllm.daemon.mesh_session import MeshSession, look_up
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
-    return Membership, Sharing, RpcTunnels, look_up(settings)
+    return MeshSession, FileSharing, RpcTunnels, look_up(settings)
 
 
 def _before(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:

@@ -41,7 +41,7 @@ class _Damaged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _StateFile:
     """The file's content."""
 
     mesh: MeshId
@@ -58,7 +58,7 @@ class MeshState:
     `notice` says what a person should know about the file as it was found ("" if nothing).
     """
 
-    def __init__(self, home: Path, kept: _Kept, notice: str, clock: Callable[[], float]) -> None:
+    def __init__(self, home: Path, kept: _StateFile, notice: str, clock: Callable[[], float]) -> None:
         """Not to be called: see `open`."""
         self._home = home
         self._kept = kept
@@ -157,7 +157,7 @@ class MeshState:
         self._save(self._home / PREVIOUS, self._kept)
         self._keep(replace(self._kept, mesh=mesh, secret=secret, peers=(), founded=False))
 
-    def _keep(self, kept: _Kept) -> None:
+    def _keep(self, kept: _StateFile) -> None:
         if kept != self._kept:
             self._save(self._home / FILE, kept)
             self._kept = kept  # only now: what cannot be saved is not believed either
@@ -165,7 +165,7 @@ class MeshState:
     def _write(self) -> None:
         self._save(self._home / FILE, self._kept)
 
-    def _save(self, path: Path, kept: _Kept) -> None:
+    def _save(self, path: Path, kept: _StateFile) -> None:
         try:
             _replace(path, _format(kept))
         except OSError as error:
@@ -178,8 +178,8 @@ class MeshState:
         return f"<MeshState {self.mesh.hex()[:8]}, incarnation {self.incarnation}, {len(self.peers)} peers>"
 
 
-def _founded() -> _Kept:
-    return _Kept(MeshId(secrets.token_bytes(MESH_ID_BYTES)), secrets.token_bytes(SECRET_BYTES), founded=True)
+def _founded() -> _StateFile:
+    return _StateFile(MeshId(secrets.token_bytes(MESH_ID_BYTES)), secrets.token_bytes(SECRET_BYTES), founded=True)
 
 
 def knows_others(home: Path) -> bool:
@@ -255,7 +255,7 @@ def _replace(path: Path, text: str) -> None:
         os.close(directory)
 
 
-def _format(kept: _Kept) -> str:
+def _format(kept: _StateFile) -> str:
     peers = [{"node": way.pin.hex(), "addresses": [[a.host, a.port] for a in way.addresses]} for way in kept.peers]
     told = {
         "version": VERSION,
@@ -269,7 +269,7 @@ def _format(kept: _Kept) -> str:
     return json.dumps(told, indent=1) + "\n"
 
 
-def _parse(text: str, path: Path) -> _Kept:
+def _parse(text: str, path: Path) -> _StateFile:
     """Raises _Damaged for what was never written by us, DamagedState for what a newer version wrote."""
     try:
         told = json.loads(text)
@@ -285,7 +285,7 @@ def _parse(text: str, path: Path) -> _Kept:
     incarnation, port = told.get("incarnation"), told.get("port")
     if type(incarnation) is not int or not 0 <= incarnation <= MAX_NUMBER:
         raise _Damaged("its incarnation is no number")
-    return _Kept(
+    return _StateFile(
         mesh=MeshId(_hex(told.get("mesh"), (MESH_ID_BYTES,), "mesh id")),
         secret=_hex(told.get("secret"), (SECRET_BYTES,), "secret"),
         incarnation=incarnation,

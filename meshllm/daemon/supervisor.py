@@ -18,10 +18,10 @@ from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
 from meshllm.core.snapshot import ModelFacts, Progress
 from meshllm.core.split.planner import token_bytes
-from meshllm.daemon.carrying import Carrying
-from meshllm.daemon.drafting import NO_WISH, Drafter, DraftWish
-from meshllm.daemon.fitting import Fitter
-from meshllm.daemon.servers import Servers, progress_of
+from meshllm.daemon.draft_selection import NO_WISH, DraftRequest, DraftSelector
+from meshllm.daemon.engine_process import EngineProcesses, progress_of
+from meshllm.daemon.start_planner import StartPlanner
+from meshllm.daemon.worker_process import WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child_registry import ChildRegistry
@@ -49,7 +49,7 @@ from meshllm.util.threads import in_thread
 from meshllm.web.gateway import backends
 
 if TYPE_CHECKING:
-    from meshllm.daemon.sharing import Sharing
+    from meshllm.daemon.file_sharing import FileSharing
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,9 @@ class Supervisor:
         wanted: dict[str, Wanted | None],
         backend_keys: dict[str, str],
         home: Path,
-        fitter: Fitter,
+        fitter: StartPlanner,
         post: Callable[[e.Event], None],
-        drafts: DraftWish = NO_WISH,
+        drafts: DraftRequest = NO_WISH,
     ) -> None:
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
@@ -78,7 +78,7 @@ class Supervisor:
         self._fitter = fitter
         self._post = post
         self._owner = Owner("supervisor")
-        self._sharing: Sharing | None = None
+        self._sharing: FileSharing | None = None
         self._store = Store(paths.models())
         named = (source for source in wanted.values() if isinstance(source, Path))
         self._ledger = ChildRegistry(home / "children")
@@ -86,13 +86,13 @@ class Supervisor:
         self._engine: builder.Engine | None = None
         self._models: dict[str, LocalModel] = {}
         self._sped = False
-        self._carrying = Carrying(home, self._sockets, self._ledger, post, self._lay_down, fitter)
-        self._servers = Servers(
-            home, self._sockets, self._ledger, self._store, fitter, Drafter(drafts, self._store, named), self._carrying,
+        self._carrying = WorkerProcesses(home, self._sockets, self._ledger, post, self._lay_down, fitter)
+        self._servers = EngineProcesses(
+            home, self._sockets, self._ledger, self._store, fitter, DraftSelector(drafts, self._store, named), self._carrying,
             self._bring, post,
         )  # fmt: skip
 
-    def join(self, sharing: Sharing, tunnels: RpcTunnels, node: NodeId) -> None:
+    def join(self, sharing: FileSharing, tunnels: RpcTunnels, node: NodeId) -> None:
         """There is a mesh: a source of files, and of others to carry layers with. In it this node is called `node`."""
         self._sharing = sharing
         self._carrying.join(tunnels, node)

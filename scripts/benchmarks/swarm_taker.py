@@ -27,10 +27,10 @@ import uvloop
 from meshllm.cli.join import read
 from meshllm.core.node import NodeCore
 from meshllm.core.snapshot import Snapshot
-from meshllm.daemon.membership import Membership, look_up
-from meshllm.daemon.node import Node
+from meshllm.daemon.file_sharing import FileSharing
+from meshllm.daemon.mesh_session import MeshSession, look_up
+from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.settings import Settings
-from meshllm.daemon.sharing import Sharing
 from meshllm.models.hub.hub import Hub
 from meshllm.models.hub.manifest import ModelFile
 from meshllm.models.library.store import Store
@@ -58,10 +58,10 @@ class Sink(asyncio.Protocol):
 class Taker:
     """Takes `file` into `folder`."""
 
-    def __init__(self, membership: Membership, folder: Path, file: ModelFile, givers: int) -> None:
+    def __init__(self, membership: MeshSession, folder: Path, file: ModelFile, givers: int) -> None:
         self._store = Store(folder)
         self._store.prepare()
-        self._sharing = Sharing(membership, self._store, lambda: False)
+        self._sharing = FileSharing(membership, self._store, lambda: False)
         self._context = Identity.load_or_create(folder / "plain").client_context()
         self._file = file
         self._givers = givers
@@ -148,7 +148,7 @@ async def main(options: argparse.Namespace) -> None:
     settings = Settings(home=options.folder / "home", invites=read([f"@{options.invite}"]), node_name="taker")
     settings.home.mkdir(parents=True)
     mailbox: asyncio.Queue[Any] = asyncio.Queue()
-    membership = Membership(settings, look_up(settings), mailbox.put_nowait)
+    membership = MeshSession(settings, look_up(settings), mailbox.put_nowait)
     owner = Owner("taker")
     await membership.begin(lambda peer: asyncio.Protocol())
     file = ModelFile(options.name, options.size, options.sha256)
@@ -159,7 +159,7 @@ async def main(options: argparse.Namespace) -> None:
         taker.publish(snapshot)
 
     try:
-        node = Node(NodeCore(membership.config, Random()), publish, mailbox)
+        node = NodeLoop(NodeCore(membership.config, Random()), publish, mailbox)
         owner.start(node.run(lambda command: cast(None, membership.carry_out(command))), "node")
         async with asyncio.timeout(60):
             await taker.ready()

@@ -10,7 +10,7 @@ import pytest
 
 from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Speculation
 from meshllm.core.snapshot import ModelState, ServerFacts, ServerPhase, Snapshot
-from meshllm.daemon.acceptance import Acceptance
+from meshllm.daemon.draft_stats import DraftStats
 
 NGRAMS = Speculation(DraftSource.NGRAMS)
 
@@ -54,13 +54,13 @@ def engines() -> Engines:
 
 
 @pytest.fixture
-async def acceptance(engines: Engines) -> AsyncIterator[Acceptance]:
-    made = Acceptance(engines.ask, engines.moved.set, pause=0.0)
+async def acceptance(engines: Engines) -> AsyncIterator[DraftStats]:
+    made = DraftStats(engines.ask, engines.moved.set, pause=0.0)
     yield made
     await made.close()
 
 
-async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines, acceptance: Acceptance) -> None:
+async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers["/a"] = DraftCounts(10, 6)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     assert acceptance.guesses() == {"m": DraftCounts()}
@@ -73,7 +73,7 @@ async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines,
 
 
 async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
-    engines: Engines, acceptance: Acceptance
+    engines: Engines, acceptance: DraftStats
 ) -> None:
     engines.answers["/a"] = DraftCounts(1, 1)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
@@ -89,7 +89,7 @@ async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
     assert engines.asked == ["/a", "/a", "/a", "/b"]
 
 
-async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, acceptance: Acceptance) -> None:
+async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers["/b"] = DraftCounts(4, 4)
     acceptance.publish(serving(("plain", "/a", PLAIN), ("m", "/b", NGRAMS)))
     acceptance.look()
@@ -98,7 +98,7 @@ async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, accept
     assert "plain" not in acceptance.guesses()
 
 
-async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, acceptance: Acceptance) -> None:
+async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(3, 3)}
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     acceptance.look()
@@ -112,7 +112,7 @@ async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, 
 
 @pytest.mark.parametrize("trouble", [ConnectionRefusedError(), TimeoutError(), ValueError("no HTTP")])
 async def test_an_engine_that_does_not_answer_changes_nothing(
-    engines: Engines, acceptance: Acceptance, trouble: Exception
+    engines: Engines, acceptance: DraftStats, trouble: Exception
 ) -> None:
     engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(2, 1)}
     acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
@@ -135,7 +135,7 @@ async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
             hung_up.set()
         raise AssertionError
 
-    acceptance = Acceptance(ask, lambda: None, pause=0.0)
+    acceptance = DraftStats(ask, lambda: None, pause=0.0)
     running = serving(("m", "/a", NGRAMS))
     acceptance.publish(running)
     acceptance.look()
@@ -151,7 +151,7 @@ async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
     await acceptance.close()
 
 
-async def test_nobody_is_asked_after_the_end(engines: Engines, acceptance: Acceptance) -> None:
+async def test_nobody_is_asked_after_the_end(engines: Engines, acceptance: DraftStats) -> None:
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     await acceptance.close()
     acceptance.look()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
-from meshllm.daemon.belonging import Belonging, decide
+from meshllm.daemon.mesh_choice import MeshChoice, decide
 from meshllm.errors import UsageError
 from meshllm.wire.mesh.invite import Invite, invite_key
 
@@ -20,27 +20,27 @@ def invite(secret: bytes = THEIRS, mesh: MeshId = OTHER, expires: int = 0, way: 
 
 
 def test_without_an_invite_it_is_the_mesh_of_last_time() -> None:
-    assert decide(MESH, SECRET, []) == Belonging(MESH, SECRET)
+    assert decide(MESH, SECRET, []) == MeshChoice(MESH, SECRET)
 
 
 @pytest.mark.parametrize("expires", [0, 99])
 def test_an_invite_of_our_own_mesh_only_adds_ways(expires: int) -> None:
     # Its id may be another: the mesh has healed with one of a smaller id since.
-    assert decide(MESH, SECRET, [invite(SECRET, OTHER, expires)]) == Belonging(MESH, SECRET, ways=(WAY,))
+    assert decide(MESH, SECRET, [invite(SECRET, OTHER, expires)]) == MeshChoice(MESH, SECRET, ways=(WAY,))
 
 
 def test_an_invite_of_another_mesh_leads_there() -> None:
-    assert decide(MESH, SECRET, [invite()]) == Belonging(OTHER, THEIRS, ways=(WAY,), foreign=True)
+    assert decide(MESH, SECRET, [invite()]) == MeshChoice(OTHER, THEIRS, ways=(WAY,), foreign=True)
 
 
 def test_an_invite_that_expires_holds_no_secret() -> None:
     found = decide(MESH, SECRET, [invite(expires=99), invite(expires=100)])
-    assert found == Belonging(OTHER, None, (invite_key(THEIRS, 100), 100), (WAY,), foreign=True)
+    assert found == MeshChoice(OTHER, None, (invite_key(THEIRS, 100), 100), (WAY,), foreign=True)
 
 
 def test_one_that_lasts_is_better_than_one_that_expires() -> None:
     found = decide(MESH, SECRET, [invite(expires=99), invite()])
-    assert found == Belonging(OTHER, THEIRS, None, (WAY,), foreign=True)
+    assert found == MeshChoice(OTHER, THEIRS, None, (WAY,), foreign=True)
 
 
 def test_the_ways_of_all_invites_count_each_node_once() -> None:

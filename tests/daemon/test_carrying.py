@@ -19,8 +19,8 @@ from meshllm.core.records import NodeId
 from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import WorkerShare
-from meshllm.daemon.carrying import Carrying
-from meshllm.daemon.fitting import Fitter
+from meshllm.daemon.start_planner import StartPlanner
+from meshllm.daemon.worker_process import WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
@@ -79,8 +79,10 @@ class Bench:
         self.sockets = folder / "run"
         self.sockets.mkdir(parents=True)
         self.threads = 3
-        fitter = cast(Fitter, self)
-        self.carrying = Carrying(folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait, fetch, fitter)
+        fitter = cast(StartPlanner, self)
+        self.carrying = WorkerProcesses(
+            folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait, fetch, fitter
+        )
         self.carrying.join(cast(RpcTunnels, self.tunnels), node)
 
     async def look(self, engine: Engine) -> None: ...
@@ -294,7 +296,9 @@ async def test_a_tunnel_is_made_while_a_worker_makes_itself_ready(tmp_path: Path
 
 async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
     said = list[e.Event]()
-    alone = Carrying(tmp_path, tmp_path, ChildRegistry(tmp_path / "c"), said.append, here, cast(Fitter, None))
+    alone = WorkerProcesses(
+        tmp_path, tmp_path, ChildRegistry(tmp_path / "c"), said.append, here, cast(StartPlanner, None)
+    )
     alone.open_ahead(FIRST)
     with pytest.raises((OSError, MeshError), match="no mesh"):
         await alone.reach(LEASE, ())

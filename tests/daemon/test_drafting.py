@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from meshllm.core.memory.speculation import DraftSource, Speculation
-from meshllm.daemon.drafting import Drafter, DraftWish, wish_of
+from meshllm.daemon.draft_selection import DraftRequest, DraftSelector, wish_of
 from meshllm.daemon.settings import Settings
 from meshllm.errors import DownloadFailed, UnknownModel, UsageError
 from meshllm.models.catalog.entry import Wanted
@@ -38,13 +38,13 @@ async def nothing_is_fetched(wanted: Wanted) -> LocalModel:
     raise AssertionError(f"{wanted} was to be fetched")
 
 
-async def choose(drafter: Drafter, target: LocalModel, name: str = "m") -> tuple[Speculation, LocalModel | None]:
+async def choose(drafter: DraftSelector, target: LocalModel, name: str = "m") -> tuple[Speculation, LocalModel | None]:
     return await drafter.choose(name, target, nothing_is_fetched)
 
 
 async def test_what_is_on_the_disk_is_used(store: Store) -> None:
     target, small = model(store.folder, "large", 60), model(store.folder, "small", 2)
-    how, draft = await choose(Drafter(DraftWish(), store), target)
+    how, draft = await choose(DraftSelector(DraftRequest(), store), target)
     assert how == Speculation(DraftSource.DRAFT, "small")
     assert draft is not None
     assert draft.path == small.path
@@ -52,13 +52,13 @@ async def test_what_is_on_the_disk_is_used(store: Store) -> None:
 
 async def test_a_file_that_was_named_elsewhere_may_be_a_draft(store: Store, tmp_path: Path) -> None:
     target, small = model(store.folder, "large", 60), model(tmp_path, "small", 2)
-    how, _ = await choose(Drafter(DraftWish(), store, [small.path]), target)
+    how, _ = await choose(DraftSelector(DraftRequest(), store, [small.path]), target)
     assert how.draft == "small"
 
 
 async def test_without_one_the_text_guesses(store: Store) -> None:
     target = model(store.folder, "large", 60)
-    assert await choose(Drafter(DraftWish(), store), target) == (
+    assert await choose(DraftSelector(DraftRequest(), store), target) == (
         Speculation(DraftSource.NGRAMS, reason=NONE_HERE),
         None,
     )
@@ -67,9 +67,9 @@ async def test_without_one_the_text_guesses(store: Store) -> None:
 async def test_what_was_switched_off_is_off(store: Store) -> None:
     target = model(store.folder, "large", 60)
     model(store.folder, "small", 2)
-    how, draft = await choose(Drafter(DraftWish(drafts=False), store), target)
+    how, draft = await choose(DraftSelector(DraftRequest(drafts=False), store), target)
     assert (how.guessing, how.reason, draft) == (DraftSource.NGRAMS, "--no-draft", None)
-    how, draft = await choose(Drafter(DraftWish(speculation=False), store), target)
+    how, draft = await choose(DraftSelector(DraftRequest(speculation=False), store), target)
     assert (how.guessing, how.reason, draft) == (DraftSource.NONE, "it was switched off", None)
 
 
@@ -85,14 +85,14 @@ async def test_what_was_switched_off_is_off(store: Store) -> None:
 async def test_models_that_cannot_guess_get_nothing(store: Store, more: dict[str, Any]) -> None:
     target = model(store.folder, "large", 60, **more)
     model(store.folder, "small", 2)
-    how, draft = await choose(Drafter(DraftWish(), store), target)
+    how, draft = await choose(DraftSelector(DraftRequest(), store), target)
     assert (how.guessing, draft) == (DraftSource.NONE, None)
     assert how.reason
 
 
 async def test_a_draft_that_was_asked_for_is_fetched_for_its_model_alone(store: Store, tmp_path: Path) -> None:
     target, asked = model(store.folder, "large", 60), model(tmp_path, "asked", 20)
-    drafter = Drafter(DraftWish(asked=asked.path, name="asked", target="m"), store)
+    drafter = DraftSelector(DraftRequest(asked=asked.path, name="asked", target="m"), store)
     fetched: list[Wanted] = []
 
     async def fetch(wanted: Wanted) -> LocalModel:
@@ -107,7 +107,7 @@ async def test_a_draft_that_was_asked_for_is_fetched_for_its_model_alone(store: 
 
 async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path: Path) -> None:
     target = model(store.folder, "large", 60)
-    drafter = Drafter(DraftWish(asked=tmp_path / "asked.gguf", name="asked", target="m"), store)
+    drafter = DraftSelector(DraftRequest(asked=tmp_path / "asked.gguf", name="asked", target="m"), store)
 
     async def fetch(wanted: Wanted) -> LocalModel:
         raise DownloadFailed("The hub does not answer.")
@@ -118,7 +118,7 @@ async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path
 
 async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, tmp_path: Path) -> None:
     target, other = model(store.folder, "large", 60), model(tmp_path, "other", 2, tokens=400)
-    drafter = Drafter(DraftWish(asked=other.path, name="other", target="m"), store)
+    drafter = DraftSelector(DraftRequest(asked=other.path, name="other", target="m"), store)
 
     async def fetch(wanted: Wanted) -> LocalModel:
         return other
@@ -131,7 +131,7 @@ async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, 
 async def test_a_draft_that_an_engine_did_not_start_with_is_not_tried_again(store: Store) -> None:
     target = model(store.folder, "large", 60)
     model(store.folder, "small", 2)
-    drafter = Drafter(DraftWish(), store)
+    drafter = DraftSelector(DraftRequest(), store)
     _, draft = await choose(drafter, target)
     assert draft is not None
     drafter.give_up(draft, "the engine did not start with it")
@@ -146,9 +146,9 @@ def test_what_the_settings_ask_for(store: Store, tmp_path: Path) -> None:
     target, small = model(store.folder, "large", 60), model(tmp_path, "small", 2)
     wanted: dict[str, Wanted | None] = {"large": target.path, "other": None}
     settings = Settings(tmp_path, models=("large", "other"), draft=str(small.path))
-    assert wish_of(settings, wanted, store) == DraftWish(asked=small.path, name="small", target="large")
+    assert wish_of(settings, wanted, store) == DraftRequest(asked=small.path, name="small", target="large")
     settings = Settings(tmp_path, drafts=False, speculation=False)
-    assert wish_of(settings, wanted, store) == DraftWish(speculation=False, drafts=False)
+    assert wish_of(settings, wanted, store) == DraftRequest(speculation=False, drafts=False)
 
 
 def test_a_draft_that_cannot_pair_is_refused_before_anything_begins(store: Store, tmp_path: Path) -> None:

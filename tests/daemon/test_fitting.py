@@ -15,7 +15,7 @@ from meshllm.core.memory.speculation import PLAIN, DraftSource, Speculation
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
-from meshllm.daemon.fitting import CHECKPOINTS_MOST, Fitter
+from meshllm.daemon.start_planner import CHECKPOINTS_MOST, StartPlanner
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
@@ -90,7 +90,7 @@ def model(path: Path, name: str = "qwen3", context: int = 131_072) -> LocalModel
 
 async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
-    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
     assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
     assert fit.words.startswith("on the processor: 4.")
@@ -101,14 +101,14 @@ async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
 async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     local = model(tmp_path / "m.gguf")
     machine.available = int(4.65 * GB)
-    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(32768, 2)
     assert "2 of 4 requests at a time for memory" in fit.words
     assert "2 of 4 requests at a time for memory" in caplog.text
     assert fit.prompt_cache_mib < 100
     caplog.clear()
     machine.available = 3 * GB
-    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert "read from the disk again and again" in caplog.text
 
 
@@ -116,11 +116,11 @@ async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine,
     local = model(tmp_path / "m.gguf")
     machine.available = int(4 * GB / MOST_PAGED)
     with pytest.raises(OutOfRoom, match=r"m does not fit here: .* GB are missing") as caught:
-        await Fitter().fit(ENGINE, local, usage(local.header))
+        await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert "--join" in caught.value.advice
     machine.available = 32 * GB
     with pytest.raises(OutOfRoom, match=r"2\.0 GB of memory may be used") as caught:
-        await Fitter(cap=2 * GB).fit(ENGINE, local, usage(local.header))
+        await StartPlanner(cap=2 * GB).fit(ENGINE, local, usage(local.header))
     assert "--max-vram" in caught.value.advice
 
 
@@ -128,10 +128,10 @@ async def test_a_context_that_was_asked_for_is_kept(
     machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     local = model(tmp_path / "m.gguf")
-    fit = await Fitter(context=65536).fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner(context=65536).fit(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(65536, 4)
     assert "context 65536, as asked for" in fit.words
-    fit = await Fitter(context=1 << 20).fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner(context=1 << 20).fit(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
     assert "context 131072, all that the model was made for" in fit.words
     assert "it gets no more" in caplog.text
@@ -140,25 +140,25 @@ async def test_a_context_that_was_asked_for_is_kept(
 async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
-    fitter = Fitter()
+    fitter = StartPlanner()
     fit = await fitter.fit(ENGINE, local, usage(local.header))
     assert (fit.devices, fit.layers, fit.size) == (("CUDA1",), (5,), ContextSize(32768, 4))
     assert "all 4 layers on CUDA1: " in fit.words
     assert fitter.machine().used == ("CUDA0", "CUDA1")
     assert 14 * GB < fitter.offer() < 16 * GB
-    only = await Fitter(wanted=("CUDA0",)).fit(ENGINE, local, usage(local.header))
+    only = await StartPlanner(wanted=("CUDA0",)).fit(ENGINE, local, usage(local.header))
     assert only.devices == ("CUDA0",)
-    none = await Fitter(wanted=("none",)).fit(ENGINE, local, usage(local.header))
+    none = await StartPlanner(wanted=("none",)).fit(ENGINE, local, usage(local.header))
     assert (none.devices, none.layers) == ((), ())
     assert machine.asked[-1]["devices"] == [], "an engine that is not told would use what there is"
-    capped = await Fitter(cap=3 * GB, wanted=("CUDA1",)).fit(ENGINE, local, usage(local.header))
+    capped = await StartPlanner(cap=3 * GB, wanted=("CUDA1",)).fit(ENGINE, local, usage(local.header))
     assert 0 < sum(capped.layers) < 5
     with pytest.raises(UsageError, match="CUDA7"):
-        await Fitter(wanted=("CUDA7",)).look(ENGINE)
+        await StartPlanner(wanted=("CUDA7",)).look(ENGINE)
 
 
 async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine: Machine, tmp_path: Path) -> None:
-    fitter, own, other = Fitter(), NodeId(b"h" * 32), NodeId(b"w" * 32)
+    fitter, own, other = StartPlanner(), NodeId(b"h" * 32), NodeId(b"w" * 32)
     assert fitter.pieces() == ()
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), gpu("CUDA2", 6), PROCESSOR)
     await fitter.look(ENGINE)
@@ -190,25 +190,25 @@ async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Pat
     sees = engine_samples.projector(tmp_path / "mmproj.gguf", width=1152, hidden=4304, layers=1)
     taken = projector_bytes(sees)
     local = model(tmp_path / "m.gguf")
-    blind = await Fitter().fit(ENGINE, local, usage(local.header))
+    blind = await StartPlanner().fit(ENGINE, local, usage(local.header))
     local = replace(local, projector=sees)
-    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees)
     assert fit.memory == blind.memory + taken
     assert "sees pictures (0.93 GB at most)" in fit.words
     assert blind.projector is None
     assert "pictures" not in blind.words
     machine.available = int((blind.memory + taken - 10 * MIB) / 0.9)
-    assert (await Fitter().fit(ENGINE, local, usage(local.header))).size.slots < 4, "it has no room for all"
+    assert (await StartPlanner().fit(ENGINE, local, usage(local.header))).size.slots < 4, "it has no room for all"
     machine.available = 32 * GB
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
-    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees, "CUDA1")
     assert "GB at most on CUDA1)" in fit.words
 
 
 async def test_before_the_engine_was_asked_the_memory_is_what_there_is(machine: Machine) -> None:
-    fitter = Fitter(cap=8 * GB)
+    fitter = StartPlanner(cap=8 * GB)
     assert fitter.offer() == 8 * GB
     assert not fitter.machine().known
 
@@ -218,37 +218,37 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
 ) -> None:
     local, draft = model(tmp_path / "m.gguf"), model(tmp_path / "draft.gguf")
     wanted = Speculation(DraftSource.DRAFT, "draft")
-    fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
-    alone = await Fitter().fit(ENGINE, local, usage(local.header), speculation=Speculation(DraftSource.NGRAMS))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    alone = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=Speculation(DraftSource.NGRAMS))
     assert (fit.speculation, fit.size) == (wanted, ContextSize(32768, 4))
     assert fit.memory > alone.memory + 0.4 * GB
     guessed = [asked["guessed"] for asked in machine.asked if asked["path"] == local.path]
     assert guessed == [wanted.longest, Speculation(DraftSource.NGRAMS).longest]
     machine.available = int(5.2 * GB)
     with caplog.at_level(logging.WARNING):
-        fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+        fit = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
     assert fit.speculation.guessing is DraftSource.NGRAMS
     assert "would take memory that m needs" in fit.speculation.reason
     assert fit.size == ContextSize(32768, 4)
     machine.available, machine.devices = 32 * GB, (gpu("CUDA0", 8), PROCESSOR)
-    fit = await Fitter().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
     assert (fit.draft_device, fit.layers) == ("CUDA0", (5,))
 
 
 async def test_copies_to_go_back_to_take_a_part_of_what_is_left(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf", "gemma3")
-    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert fit.checkpoints == CHECKPOINTS_MOST
     wide = replace(local.header.shape, layers=tuple(replace(it, keys=1 << 19) for it in local.header.shape.layers))
     large = replace(local, header=replace(local.header, shape=wide))
-    fit = await Fitter().fit(ENGINE, large, usage(large.header))
+    fit = await StartPlanner().fit(ENGINE, large, usage(large.header))
     assert fit.checkpoints is not None
     assert 1 <= fit.checkpoints < CHECKPOINTS_MOST
 
 
 async def test_an_encoder_computes_a_text_in_one_go(machine: Machine, tmp_path: Path) -> None:
     local = model(engine_samples.embedder(tmp_path / "e.gguf"), context=engine_samples.CONTEXT)
-    fit = await Fitter().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
     assert (fit.micro_batch, fit.prompt_cache_mib, fit.checkpoints) == (engine_samples.CONTEXT, 0, None)
     assert machine.asked[0]["embeddings"]
     assert machine.asked[0]["micro_batch"] == engine_samples.CONTEXT
@@ -260,9 +260,9 @@ async def test_the_real_engine(tmp_path: Path) -> None:
     if engine is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     local = model(tmp_path / "m.gguf", context=8192)
-    fitter = Fitter(wanted=("none",))
+    fitter = StartPlanner(wanted=("none",))
     fit = await fitter.fit(engine, local, usage(local.header))
     assert fit.size == ContextSize(8192, 4)
     assert fitter.machine().known
     with pytest.raises(OutOfRoom, match="are missing"):
-        await Fitter(cap=20 * MIB, wanted=("none",)).fit(engine, local, usage(local.header))
+        await StartPlanner(cap=20 * MIB, wanted=("none",)).fit(engine, local, usage(local.header))

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from meshllm.daemon.keeper import Keeper
+from meshllm.daemon.state_writer import StateWriter
 from meshllm.errors import EnvironmentFailure
 
 
 async def test_everything_is_written_in_order_and_off_the_loop() -> None:
-    keeper, written, threads = Keeper(), list[int](), set[int]()
+    keeper, written, threads = StateWriter(), list[int](), set[int]()
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -34,7 +34,7 @@ async def test_everything_is_written_in_order_and_off_the_loop() -> None:
 
 
 async def test_a_close_loses_nothing_and_waits_for_what_is_being_written() -> None:
-    keeper, written = Keeper(), list[int]()
+    keeper, written = StateWriter(), list[int]()
     began, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -54,7 +54,7 @@ async def test_a_close_loses_nothing_and_waits_for_what_is_being_written() -> No
 
 
 async def test_what_cannot_be_written_is_said_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    keeper, written = Keeper(), list[int]()
+    keeper, written = StateWriter(), list[int]()
 
     def full() -> None:
         raise EnvironmentFailure("The disk is full.")

@@ -13,8 +13,8 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
-from meshllm.daemon import links as subject
-from meshllm.daemon.links import Links
+from meshllm.daemon import peer_links as subject
+from meshllm.daemon.peer_links import PeerLinks
 from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
 from meshllm.net.base import Link, LinkFacts, LinkHandler, StreamKind
 from meshllm.wire.mesh.codec import decode_message, encode_message
@@ -83,7 +83,7 @@ class Rig:
 
     posted: asyncio.Queue[e.Event]
     transport: FakeTransport
-    links: Links
+    links: PeerLinks
     busy: set[NodeId]
 
     def up(self, peer: NodeId = PEER) -> FakeLink:
@@ -108,7 +108,7 @@ async def rig() -> AsyncIterator[Rig]:
     def serve(link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
         return asyncio.Protocol() if kind is StreamKind.HTTP_TUNNEL else None
 
-    made = Links(
+    made = PeerLinks(
         posted.put_nowait,
         encode_message,
         lambda payload: decode_message(payload, lambda *_: True),

@@ -17,7 +17,7 @@ from meshllm.core import events as e
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
 from meshllm.daemon.app import App, Listening, Viewer
-from meshllm.daemon.membership import Membership, look_up
+from meshllm.daemon.mesh_session import MeshSession, look_up
 from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
 from meshllm.net.addresses import InterfaceFacts
@@ -48,7 +48,7 @@ class Rig:
         self.home = home
         self.posted: list[e.Event] = []
         self.settings = Settings(home, invites=invites, client=client, node_name="box")
-        self.membership = Membership(self.settings, look_up(self.settings), self.posted.append)
+        self.membership = MeshSession(self.settings, look_up(self.settings), self.posted.append)
         self.membership._facts = [InterfaceFacts("eth0", "192.0.2.9", default=True)]
         self.membership._port = 99
 

@@ -15,18 +15,18 @@ from meshllm.core import events as e
 from meshllm.core.node import NodeCore
 from meshllm.core.records import BootstrapAddress, PeerAddress
 from meshllm.core.snapshot import Snapshot
-from meshllm.daemon import instance
+from meshllm.daemon import pidfile
 from meshllm.daemon.app import App, Listening, Viewer, backend_keys, find_models
-from meshllm.daemon.instance import Claim
 from meshllm.daemon.mesh_state import MeshState
-from meshllm.daemon.node import Node
+from meshllm.daemon.node_loop import NodeLoop
+from meshllm.daemon.pidfile import HomeLock
 from meshllm.daemon.settings import Backend, Settings
 from meshllm.errors import InvalidModelFile, NotRunning, UnknownModel, UsageError
 
 
 async def test_events_become_commands_and_snapshots_in_order_until_the_end() -> None:
     seen: list[object] = []
-    node = Node(NodeCore(), lambda snapshot: seen.append(snapshot.version))
+    node = NodeLoop(NodeCore(), lambda snapshot: seen.append(snapshot.version))
 
     def carry_out(command: c.Command) -> None:
         seen.append(command)
@@ -46,7 +46,7 @@ async def test_what_is_known_at_the_same_time_is_told_at_once() -> None:
     for model in ("a", "b", "c"):
         mailbox.put_nowait(e.ModelWanted(model))
     told: list[list[str]] = []
-    node = Node(NodeCore(), lambda snapshot: told.append([model.name for model in snapshot.models]), mailbox)
+    node = NodeLoop(NodeCore(), lambda snapshot: told.append([model.name for model in snapshot.models]), mailbox)
     asked: list[c.Command] = []
 
     def carry_out(command: c.Command) -> None:
@@ -67,7 +67,7 @@ async def test_readers_are_told_of_a_core_to_which_nothing_has_happened() -> Non
         told.append(snapshot)
         node.post(e.StopWanted())
 
-    node = Node(NodeCore(), publish)
+    node = NodeLoop(NodeCore(), publish)
     async with asyncio.timeout(10):
         await node.run(lambda command: None)
     assert told[0] == Snapshot()
@@ -75,7 +75,7 @@ async def test_readers_are_told_of_a_core_to_which_nothing_has_happened() -> Non
 
 async def test_a_deadline_of_the_core_comes_by_itself() -> None:
     asked: list[str] = []
-    node = Node(NodeCore(), lambda snapshot: None)
+    node = NodeLoop(NodeCore(), lambda snapshot: None)
 
     def carry_out(command: c.Command) -> None:
         assert isinstance(command, c.ProbeBackend)
@@ -90,16 +90,16 @@ async def test_a_deadline_of_the_core_comes_by_itself() -> None:
 
 
 def test_a_home_has_one_daemon(tmp_path: Path) -> None:
-    claim = Claim(tmp_path)
+    claim = HomeLock(tmp_path)
     claim.announce(1, 2)
-    found = instance.read(tmp_path)
+    found = pidfile.read(tmp_path)
     assert found is not None
     assert (found.pid, found.port, found.console) == (os.getpid(), 1, 2)
     with pytest.raises(UsageError, match="MESH_LLM_HOME"):
-        Claim(tmp_path)
+        HomeLock(tmp_path)
     claim.release()
-    assert instance.read(tmp_path) is None
-    Claim(tmp_path).release()
+    assert pidfile.read(tmp_path) is None
+    HomeLock(tmp_path).release()
 
 
 def test_a_home_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_home_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     file.touch()
     for home in (file, file / "below"):
         with pytest.raises(UsageError, match=r"cannot be used: .*set MESH_LLM_HOME"):
-            Claim(home)
+            HomeLock(home)
 
 
 @pytest.mark.parametrize(
@@ -115,16 +115,16 @@ def test_a_home_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     ["", "{", "[]", '{"pid": 1}', '{"pid": "x", "started": 0, "port": 1, "console": 2}'],
 )
 def test_a_damaged_note_is_no_daemon(tmp_path: Path, note: str) -> None:
-    (tmp_path / instance.NOTE).write_text(note)
-    assert instance.read(tmp_path) is None
+    (tmp_path / pidfile.NOTE).write_text(note)
+    assert pidfile.read(tmp_path) is None
     with pytest.raises(NotRunning):
-        instance.stop(tmp_path, within=1)
+        pidfile.stop(tmp_path, within=1)
 
 
 def test_the_note_of_another_process_with_our_pid_is_not_believed(tmp_path: Path) -> None:
     told = {"pid": os.getpid(), "started": 1.0, "port": 1, "console": 2}
-    (tmp_path / instance.NOTE).write_text(json.dumps(told))
-    assert instance.read(tmp_path) is None
+    (tmp_path / pidfile.NOTE).write_text(json.dumps(told))
+    assert pidfile.read(tmp_path) is None
 
 
 def test_backend_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,4 +184,4 @@ async def test_a_viewer_that_fails_does_not_end_the_daemon(tmp_path: Path, caplo
         await App(Settings(tmp_path, port=0, console=0), Broken()).run()
     assert "the terminal is gone" in caplog.text
     assert "nothing more may be shown" not in caplog.text
-    assert not (tmp_path / instance.NOTE).exists()
+    assert not (tmp_path / pidfile.NOTE).exists()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meshllm.daemon import reach
-from meshllm.daemon.reach import Reach, api_key, far
+from meshllm.daemon import public_urls
+from meshllm.daemon.public_urls import PublicUrls, api_key, far
 from meshllm.net.addresses import InterfaceFacts
 
 LOOPBACK = (InterfaceFacts("lo", "127.0.0.1"), InterfaceFacts("lo", "::1"))
@@ -36,10 +36,10 @@ def test_of_a_machine_without_a_network_nobody_else_is_told() -> None:
 
 def test_names_come_first_and_networks_are_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     facts, now = [*LOOPBACK, HOME], [100.0]
-    monkeypatch.setattr(reach, "read_facts", lambda: facts)
-    found = Reach(("box.lan", "192.168.1.7", "fd00::9"), lambda: now[0])
+    monkeypatch.setattr(public_urls, "read_facts", lambda: facts)
+    found = PublicUrls(("box.lan", "192.168.1.7", "fd00::9"), lambda: now[0])
     assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]")
     facts = [*LOOPBACK, BRIDGE]
     assert "172.17.0.1" not in found.hosts()
-    now[0] += reach.LOOK_SECONDS
+    now[0] += public_urls.LOOK_SECONDS
     assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]", "172.17.0.1")

@@ -19,10 +19,10 @@ from meshllm.core.memory.speculation import PLAIN
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
-from meshllm.daemon.carrying import Carrying
-from meshllm.daemon.drafting import NO_WISH, Drafter
-from meshllm.daemon.fitting import Fit, Fitter
-from meshllm.daemon.servers import Servers
+from meshllm.daemon.draft_selection import NO_WISH, DraftSelector
+from meshllm.daemon.engine_process import EngineProcesses
+from meshllm.daemon.start_planner import StartPlan, StartPlanner
+from meshllm.daemon.worker_process import WorkerProcesses
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.llama_server import Projector
@@ -44,21 +44,21 @@ class Hands:
         self.wrong, self.said = wrong, asyncio.Queue[e.Event]()
         self.released: list[Lease] = []
         self.store = Store(folder / "models")  # nothing was ever fetched into it
-        drafter = Drafter(NO_WISH, self.store, ())
+        drafter = DraftSelector(NO_WISH, self.store, ())
         ledger = ChildRegistry(folder / "children")
-        self.fitter = Fitter(context=64, cap=10**9)
-        self.servers = Servers(
-            folder, folder, ledger, self.store, self.fitter, drafter, cast(Carrying, self), self._bring,
+        self.fitter = StartPlanner(context=64, cap=10**9)
+        self.servers = EngineProcesses(
+            folder, folder, ledger, self.store, self.fitter, drafter, cast(WorkerProcesses, self), self._bring,
             self.said.put_nowait,
         )  # fmt: skip
 
     async def _bring(self, *_: Any) -> LocalModel:
         raise AssertionError("no draft was asked for")
 
-    async def fit(self, *_: Any, **__: Any) -> Fit:
+    async def fit(self, *_: Any, **__: Any) -> StartPlan:
         if self.wrong is not None:
             raise self.wrong
-        return Fit(ContextSize(64, 1), 1, None, 0)
+        return StartPlan(ContextSize(64, 1), 1, None, 0)
 
     async def reach(self, lease: Lease, files: Any) -> Any:
         raise OSError("no room for sockets")

@@ -12,9 +12,9 @@ import pytest
 
 from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
-from meshllm.daemon import sharing
-from meshllm.daemon.membership import Membership
-from meshllm.daemon.sharing import BUSY_RATE, Sharing
+from meshllm.daemon import file_sharing
+from meshllm.daemon.file_sharing import BUSY_RATE, FileSharing
+from meshllm.daemon.mesh_session import MeshSession
 from meshllm.models.library.store import Store
 from meshllm.net.base import StreamKind
 from meshllm.wire.mesh import files as w
@@ -55,9 +55,9 @@ def view(*peers: PeerView, phase: JoinPhase = JoinPhase.JOINED) -> MeshView:
 
 
 @asynccontextmanager
-async def sharing_of(tmp_path: Path, membership: FakeMembership, **options: Any) -> AsyncIterator[Sharing]:
+async def sharing_of(tmp_path: Path, membership: FakeMembership, **options: Any) -> AsyncIterator[FileSharing]:
     working = options.pop("working", lambda: False)
-    made = Sharing(cast(Membership, membership), Store(tmp_path / "models"), working, **options)
+    made = FileSharing(cast(MeshSession, membership), Store(tmp_path / "models"), working, **options)
     try:
         yield made
     finally:
@@ -85,8 +85,8 @@ async def test_who_has_it_is_asked_first_and_the_near_before_the_far(tmp_path: P
 async def test_of_a_large_mesh_not_everybody_is_asked(tmp_path: Path) -> None:
     async with sharing_of(tmp_path, FakeMembership()) as made:
         made.publish(view(*[peer(number, has=("M",) if number < 100 else ()) for number in range(1, 200)]))
-        assert len(made.holders("M")) == sharing.MAX_HOLDERS
-        assert len(made.holders("Other")) == sharing.MAX_UNLIKELY
+        assert len(made.holders("M")) == file_sharing.MAX_HOLDERS
+        assert len(made.holders("Other")) == file_sharing.MAX_UNLIKELY
 
 
 async def test_news_of_the_mesh_are_heard(tmp_path: Path) -> None:

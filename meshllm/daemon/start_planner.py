@@ -50,7 +50,7 @@ CHECKPOINTS_MOST = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class StartPlan:
     """How to start a model. `memory`: bytes it takes in all; `words`: what a person is told of it.
 
     `micro_batch`: tokens the engine has to compute in one go, None if it need not. `devices`, `layers`,
@@ -74,7 +74,7 @@ class Fit:
     projector: Projector | None = None
 
 
-class Fitter:
+class StartPlanner:
     """Finds what fits. `context`: tokens that were asked for, None where nobody did; `cap`: bytes that may be lent at
     most; `wanted`: names of the devices to use, none for the engine's choice."""
 
@@ -140,7 +140,7 @@ class Fitter:
         *,
         speculation: Speculation = PLAIN,
         draft: LocalModel | None = None,
-    ) -> Fit:
+    ) -> StartPlan:
         """How to start `model` for the use `how`, with `draft` beside it if that costs the model nothing.
 
         Raises OutOfRoom where it cannot be served here at all, and as `bindings.memory_need` does.
@@ -169,7 +169,7 @@ class Fitter:
 
     async def _with_draft(
         self, task: _Task, sizes: tuple[ContextSize, ...], draft: LocalModel, speculation: Speculation
-    ) -> Fit | None:
+    ) -> StartPlan | None:
         """The fit with the draft in memory too, None where the model would lose anything by it."""
         device = _roomiest(task.room.accelerators)
         taken = await _draft_need(task, draft, sizes[0], device)
@@ -189,7 +189,7 @@ class Fitter:
         speculation: Speculation,
         draft_memory: int,
         draft_device: str | None,
-    ) -> Fit:
+    ) -> StartPlan:
         model, trial, given = task.model, found.trial, task.room
         wish = self._wish(model, sizes)
         if self._context and 0 < model.context_length < self._context:
@@ -201,7 +201,7 @@ class Fitter:
         if task.how.purpose is Purpose.GENERATE:
             checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
             cache = _prompt_cache_mib(spare)
-        return Fit(
+        return StartPlan(
             size=trial.size,
             memory=found.need.host + sum(found.need.accelerators) + draft_memory + task.beside,
             micro_batch=task.asked_micro_batch(trial.size),
@@ -225,7 +225,7 @@ class Fitter:
         size: ContextSize,
         speculation: Speculation,
         draft: LocalModel | None,
-    ) -> Fit:
+    ) -> StartPlan:
         """How the host of `lease` starts the engine: its own layers on its own devices, the others on its workers'.
 
         The draft stays here, if what is left holds it; what lets the model see does in any case, and its share of the
@@ -244,7 +244,7 @@ class Fitter:
             )
         carried = ", ".join(f"{'+'.join(map(str, share.runs))} on {short(share.node)}" for share in others)
         projector = None if model.projector is None else Projector(model.projector, device=None)
-        return Fit(
+        return StartPlan(
             size=size,
             memory=own.memory,
             micro_batch=size.context_length if how.at_once else None,

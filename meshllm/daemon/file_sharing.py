@@ -23,7 +23,7 @@ from meshllm.web.console.status import BannedStatus, SharingStatus, TransferStat
 from meshllm.wire.mesh import files as w
 
 if TYPE_CHECKING:
-    from meshllm.daemon.membership import Membership
+    from meshllm.daemon.mesh_session import MeshSession
     from meshllm.models.library.store import Store
 
 # Bytes per second that are given away while this node's own engine works. Measured on 2 cores: giving so much takes
@@ -35,12 +35,12 @@ MAX_UNLIKELY: Final = 24
 MAX_HOLDERS: Final = 48
 
 
-class Sharing:
+class FileSharing:
     """Gives and takes model files; `membership` leads to the peers, and `working` says whether the engine works."""
 
     def __init__(
         self,
-        membership: Membership,
+        membership: MeshSession,
         store: Store,
         working: Callable[[], bool],
         *,

@@ -18,7 +18,7 @@ from meshllm.util.threads import in_thread
 log = logging.getLogger(__name__)
 
 
-class Keeper:
+class StateWriter:
     """A queue of things to write; a thread only while there are some."""
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ def api_key(home: Path) -> tuple[str, Path | None]:
     return key, path
 
 
-class Reach:
+class PublicUrls:
     """Where other machines find this one: by the names that its owner has given, and by its addresses."""
 
     def __init__(self, names: tuple[str, ...], clock: Callable[[], float]) -> None:

@@ -21,9 +21,9 @@ from meshllm.core.snapshot import Progress, ServerFacts
 from meshllm.core.split.host import MeasuredModel, SizeNeed
 from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
-from meshllm.daemon.carrying import Carrying, Reach
-from meshllm.daemon.drafting import Drafter
-from meshllm.daemon.fitting import Fit, Fitter
+from meshllm.daemon.draft_selection import DraftSelector
+from meshllm.daemon.start_planner import StartPlan, StartPlanner
+from meshllm.daemon.worker_process import WorkerConnections, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child import Child
@@ -62,12 +62,12 @@ def progress_of(step: model_progress.TransferProgress) -> Progress:
 class _Start:
     """What a process is to be started with."""
 
-    fit: Fit
+    fit: StartPlan
     draft: LocalModel | None = None
-    reach: Reach | None = None
+    reach: WorkerConnections | None = None
 
 
-class Servers:
+class EngineProcesses:
     """The engine processes of this node."""
 
     def __init__(
@@ -76,9 +76,9 @@ class Servers:
         sockets: Path,
         ledger: ChildRegistry,
         store: Store,
-        fitter: Fitter,
-        drafter: Drafter,
-        carrying: Carrying,
+        fitter: StartPlanner,
+        drafter: DraftSelector,
+        carrying: WorkerProcesses,
         bring: Bring,
         post: Callable[[e.Event], None],
     ) -> None:

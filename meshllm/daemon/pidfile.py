@@ -20,7 +20,7 @@ STOP_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class RunningInstance:
     """A running daemon: its process and where it listens."""
 
     pid: int
@@ -33,7 +33,7 @@ class Instance:
         return is_same_process(self.pid, self.started)
 
 
-class Claim:
+class HomeLock:
     """Holds a home for as long as this process lives, whatever becomes of it: the kernel lets go of the lock."""
 
     def __init__(self, home: Path) -> None:
@@ -59,7 +59,7 @@ class Claim:
     def announce(self, port: int, console: int) -> None:
         """Write down where this daemon listens."""
         started = psutil.Process().create_time()
-        text = json.dumps(asdict(Instance(os.getpid(), started, port, console)))
+        text = json.dumps(asdict(RunningInstance(os.getpid(), started, port, console)))
         partial = self._note.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(self._note)
@@ -70,17 +70,17 @@ class Claim:
         self._lock.release()
 
 
-def read(home: Path) -> Instance | None:
+def read(home: Path) -> RunningInstance | None:
     """The daemon that runs with `home`, or None."""
     try:
         told = json.loads((home / NOTE).read_text(encoding="utf-8"))
-        instance = Instance(int(told["pid"]), float(told["started"]), int(told["port"]), int(told["console"]))
+        instance = RunningInstance(int(told["pid"]), float(told["started"]), int(told["port"]), int(told["console"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return instance if instance.alive() else None
 
 
-def stop(home: Path, *, within: float) -> Instance:
+def stop(home: Path, *, within: float) -> RunningInstance:
     """Ask the daemon of `home` to end, and wait `within` seconds for it. Raises NotRunning, TimeoutError."""
     instance = read(home)
     if instance is None:

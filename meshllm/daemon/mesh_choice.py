@@ -16,7 +16,7 @@ from meshllm.wire.mesh.invite import Invite, invite_key
 
 
 @dataclass(frozen=True, slots=True)
-class Belonging:
+class MeshChoice:
     """The mesh to be in. `secret` is None as long as only an invite that expires is held (`invite`: key, expiry).
 
     `ways` are those of the invites, in their order. `foreign`: it is not the mesh on the disk; to be adopted there once
@@ -30,14 +30,14 @@ class Belonging:
     foreign: bool = False
 
 
-def decide(mesh: MeshId, secret: bytes, invites: Sequence[Invite]) -> Belonging:
+def decide(mesh: MeshId, secret: bytes, invites: Sequence[Invite]) -> MeshChoice:
     """Where to go, for a node that was in `mesh`. Raises UsageError for invites to different meshes."""
     if not invites:
-        return Belonging(mesh, secret)
+        return MeshChoice(mesh, secret)
     ways = _together(invites)
     ours = [hmac.compare_digest(invite.key, invite_key(secret, invite.expires)) for invite in invites]
     if all(ours):
-        return Belonging(mesh, secret, ways=ways)
+        return MeshChoice(mesh, secret, ways=ways)
     # Two meshes of one secret may still have two ids: they are about to heal into one. The key is what counts.
     lasting = {invite.key for invite in invites if not invite.expires}
     expiring = [invite for invite in invites if invite.expires]
@@ -53,9 +53,9 @@ def decide(mesh: MeshId, secret: bytes, invites: Sequence[Invite]) -> Belonging:
             "These invites are of different meshes.", advice="A node is in one mesh: give invites of one only."
         )
     if known is not None:
-        return Belonging(invites[0].mesh, known, ways=ways, foreign=True)
+        return MeshChoice(invites[0].mesh, known, ways=ways, foreign=True)
     last = max(expiring, key=lambda invite: invite.expires)
-    return Belonging(last.mesh, None, (last.key, last.expires), ways, foreign=True)
+    return MeshChoice(last.mesh, None, (last.key, last.expires), ways, foreign=True)
 
 
 def _together(invites: Sequence[Invite]) -> tuple[BootstrapAddress, ...]:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 1.0
 
 
-class Acceptance:
+class DraftStats:
     """The counts. `ask` gets an engine's own, by its socket; it raises OSError, TimeoutError or ValueError. `changed`
     is called when there is something new."""
 

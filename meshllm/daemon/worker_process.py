@@ -17,7 +17,7 @@ from meshllm.core import events as e
 from meshllm.core.records import NodeId
 from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease
-from meshllm.daemon.fitting import Fitter
+from meshllm.daemon.start_planner import StartPlanner
 from meshllm.engine.build import builder
 from meshllm.engine.processes import rpc_server
 from meshllm.engine.processes.child import Child
@@ -39,7 +39,7 @@ Fetch = Callable[[Manifest, Callable[[Progress], None]], Awaitable[tuple[Path, .
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class WorkerConnections:
     """How a host's engine reaches its workers: a Unix socket for each, in the order of their layers, and what its
     environment must say."""
 
@@ -47,7 +47,7 @@ class Reach:
     environment: Mapping[str, str]
 
 
-class Carrying:
+class WorkerProcesses:
     """The leases that this node holds, as far as there are processes, sockets and tunnels for them."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Carrying:
         ledger: ChildRegistry,
         post: Callable[[e.Event], None],
         fetch: Fetch,
-        fitter: Fitter,
+        fitter: StartPlanner,
     ) -> None:
         self._home = home
         self._sockets = sockets
@@ -88,7 +88,7 @@ class Carrying:
         if self._tunnels is not None:
             self._tunnels.open_ahead(peer)
 
-    async def reach(self, lease: Lease, files: tuple[Path, ...]) -> Reach:
+    async def reach(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
         """Have a socket for each worker of `lease`, and the list of the model's files. Raises OSError, MeshError."""
         tunnels = self._mesh()
         endpoints = {}
@@ -101,9 +101,9 @@ class Carrying:
             rpc_server.FILES_VARIABLE: str(self._list(lease, files)),
             rpc_server.PEERS_VARIABLE: rpc_server.peers_value({_name(n): path for n, path in endpoints.items()}),
         }
-        return Reach(tuple(endpoints.values()), environment)
+        return WorkerConnections(tuple(endpoints.values()), environment)
 
-    def let_go(self, lease: Lease, reach: Reach | None) -> None:
+    def let_go(self, lease: Lease, reach: WorkerConnections | None) -> None:
         """Nothing that `reach` made is needed any more."""
         if self._tunnels is not None:
             self._tunnels.revoke((lease.session, lease.generation))

@@ -19,7 +19,7 @@ from meshllm.core.snapshot import Snapshot
 MOST_AT_ONCE = 64
 
 
-class Node:
+class NodeLoop:
     """Runs a core until it says that it is finished."""
 
     def __init__(

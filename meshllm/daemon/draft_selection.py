@@ -33,7 +33,7 @@ Ensure = Callable[[Wanted], Awaitable[LocalModel]]
 
 
 @dataclass(frozen=True, slots=True)
-class DraftWish:
+class DraftRequest:
     """What the user wants: to have tokens guessed ahead at all; by a draft, if there is one (`drafts`); by the draft
     `asked` for (called `name`) where the model called `target` is served."""
 
@@ -44,18 +44,18 @@ class DraftWish:
     target: str = ""
 
 
-NO_WISH = DraftWish()
+NO_WISH = DraftRequest()
 """Whatever is here may be used."""
 
 
-def wish_of(settings: Settings, wanted: Mapping[str, Wanted | None], store: Store) -> DraftWish:
+def wish_of(settings: Settings, wanted: Mapping[str, Wanted | None], store: Store) -> DraftRequest:
     """What `settings` ask for; `wanted` are their models, by name.
 
     Raises as `resolve` does for a draft's name that means nothing, and UsageError if that draft cannot pair with the
     first model, as far as files that are here tell.
     """
     if settings.draft is None:
-        return DraftWish(settings.speculation, settings.drafts)
+        return DraftRequest(settings.speculation, settings.drafts)
     found = resolve(settings.draft, folder=store.folder, disk=lambda: scan.scan(store))
     if found.note:
         log.warning("%s", found.note)
@@ -65,13 +65,13 @@ def wish_of(settings: Settings, wanted: Mapping[str, Wanted | None], store: Stor
     if draft is not None and model is not None:
         drafts.check(model, draft)
     name = model_name(found.wanted.name)
-    return DraftWish(settings.speculation, settings.drafts, found.wanted, name, target)
+    return DraftRequest(settings.speculation, settings.drafts, found.wanted, name, target)
 
 
-class Drafter:
+class DraftSelector:
     """Finds drafts. `named`: files outside the store that may be one too."""
 
-    def __init__(self, wish: DraftWish, store: Store, named: Iterable[Path] = ()) -> None:
+    def __init__(self, wish: DraftRequest, store: Store, named: Iterable[Path] = ()) -> None:
         self._wish = wish
         self._store = store
         self._named = tuple(named)

@@ -23,11 +23,11 @@ from meshllm.core import events as e
 from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, short
-from meshllm.daemon.belonging import Belonging, decide
-from meshllm.daemon.keeper import Keeper
-from meshllm.daemon.links import Links
+from meshllm.daemon.mesh_choice import MeshChoice, decide
 from meshllm.daemon.mesh_state import SECRET_BYTES, MeshState
+from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
+from meshllm.daemon.state_writer import StateWriter
 from meshllm.errors import EnvironmentFailure, LinkClosed, MeshError, PortTaken
 from meshllm.net.addresses import InterfaceFacts, Observed, addresses, read_facts
 from meshllm.net.base import Link, StreamKind, Transport
@@ -50,7 +50,7 @@ ADDRESSES_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class HomeState:
     """What this node's home says of it: read once, at the start."""
 
     identity: Identity
@@ -58,22 +58,22 @@ class Found:
     incarnation: int
 
 
-def look_up(settings: Settings) -> Found:
+def look_up(settings: Settings) -> HomeState:
     """The node's key and its mesh, made if there are none; blocks on the disk. Raises DamagedState, NobodysFault."""
     identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
-    return Found(identity, state, state.next_incarnation())
+    return HomeState(identity, state, state.next_incarnation())
 
 
-class Membership:
+class MeshSession:
     """This node's part in a mesh, as far as it is not the core's: `begin` it, and `close` it at the end."""
 
-    def __init__(self, settings: Settings, found: Found, post: Callable[[e.Event], None]) -> None:
+    def __init__(self, settings: Settings, found: HomeState, post: Callable[[e.Event], None]) -> None:
         """Raises UsageError if the invites lead to different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
         self._post = post
-        self._belonging: Belonging = decide(found.state.mesh, found.state.secret, settings.invites)
+        self._belonging: MeshChoice = decide(found.state.mesh, found.state.secret, settings.invites)
         role = Role.CLIENT if settings.client else Role.NODE
         self.config = MeshConfig(
             node=found.identity.node,
@@ -86,9 +86,9 @@ class Membership:
             sign=signer(found.identity.sign),
             idle=found.state.founded and not self._belonging.foreign,
         )
-        self._keeper = Keeper()
+        self._keeper = StateWriter()
         self._observed = Observed()
-        self._links = Links(
+        self._links = PeerLinks(
             post, encode_message, lambda payload: decode_message(payload, verify), self._accept, self._in_use
         )
         self._port = 0
@@ -227,7 +227,7 @@ class Membership:
             if len(secret) != SECRET_BYTES or not hmac.compare_digest(invite_key(secret, expires), key):
                 log.warning("%s gave a mesh secret that does not fit the invite", short(link.facts.peer))
                 return False
-        self._belonging = Belonging(belonging.mesh, secret, ways=belonging.ways)
+        self._belonging = MeshChoice(belonging.mesh, secret, ways=belonging.ways)
         mesh = belonging.mesh
         self._keeper.keep(lambda: self._state.adopt(mesh, secret))
         return True

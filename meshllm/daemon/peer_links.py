@@ -33,7 +33,7 @@ Serve = Callable[[Link, StreamKind], asyncio.BaseProtocol | None]
 
 
 @dataclass(slots=True)
-class Allowance:
+class MessageAllowance:
     """What a peer may still send; it fills up again with time."""
 
     size: float
@@ -46,7 +46,7 @@ class Allowance:
         return self.size >= 0
 
 
-class Links:
+class PeerLinks:
     """The `LinkHandler` of this node, and the hands of its core for links."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Links:
         self._owner = Owner("links")
         self._transport: Transport | None = None
         self._up: dict[NodeId, Link] = {}
-        self._allowances: dict[NodeId, Allowance] = {}
+        self._allowances: dict[NodeId, MessageAllowance] = {}
         self._unwanted: dict[NodeId, str] = {}
         self._checker: asyncio.TimerHandle | None = None
         self._encoded: tuple[Message | None, bytes] = (None, b"")
@@ -155,7 +155,7 @@ class Links:
         facts = link.facts
         self._unwanted.pop(facts.peer, None)
         self._up[facts.peer] = link
-        self._allowances[facts.peer] = Allowance(BYTES_AT_ONCE, self._clock())
+        self._allowances[facts.peer] = MessageAllowance(BYTES_AT_ONCE, self._clock())
         log.info("link to %s at %s, %s", short(facts.peer), facts.address, "dialled" if facts.dialled else "accepted")
         self._post(e.LinkUp(facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled))
 
