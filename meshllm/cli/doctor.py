@@ -20,7 +20,7 @@ from meshllm import paths
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .doctor_checks import Finding
+    from .doctor_checks import CheckResult
 
 SECONDS: Final = 8.0  # for one check; they run side by side
 
@@ -30,7 +30,7 @@ class Check:
     """A named question; `ask` answers with a Finding."""
 
     name: str
-    ask: Callable[[], Awaitable[Finding]]
+    ask: Callable[[], Awaitable[CheckResult]]
 
 
 def doctor(
@@ -56,13 +56,13 @@ def checks(port: int, console: int) -> list[Check]:
     from meshllm.machine import accelerators, ports, resources
 
     def engine_is_built() -> bool:
-        return c.check_engine().state == c.State.WELL
+        return c.check_engine().state == c.CheckState.WELL
 
-    async def devices() -> Finding:
+    async def devices() -> CheckResult:
         found = await accelerators.find(SECONDS / 2)
         return await _aside(lambda: c.check_accelerators(found))
 
-    async def engine_devices() -> Finding:
+    async def engine_devices() -> CheckResult:
         from meshllm.engine.build import builder
         from meshllm.engine.probe import bindings
 
@@ -98,14 +98,14 @@ def checks(port: int, console: int) -> list[Check]:
     ]
 
 
-async def _aside(work: Callable[[], Finding]) -> Finding:
+async def _aside(work: Callable[[], CheckResult]) -> CheckResult:
     """A check that may block, in a thread that may be left behind."""
     from meshllm.util.threads import in_thread
 
     return await in_thread(lambda stop: work(), "doctor-check", leave=True)
 
 
-async def examine(wanted: Sequence[Check], within: float = SECONDS) -> list[Finding]:
+async def examine(wanted: Sequence[Check], within: float = SECONDS) -> list[CheckResult]:
     """The findings, in the order of the checks, after `within` seconds at most (and a little)."""
     import asyncio
 
@@ -119,8 +119,8 @@ async def examine(wanted: Sequence[Check], within: float = SECONDS) -> list[Find
         await owner.close()
 
 
-async def _examine(check: Check, within: float) -> Finding:
-    from .doctor_checks import Finding, State
+async def _examine(check: Check, within: float) -> CheckResult:
+    from .doctor_checks import CheckResult, CheckState
 
     try:
         import asyncio
@@ -128,12 +128,14 @@ async def _examine(check: Check, within: float) -> Finding:
         async with asyncio.timeout(within):
             return await check.ask()
     except TimeoutError:
-        return Finding(check.name, State.WARNING, f"no answer within {within:g} s", "Try again; something hangs here.")
+        return CheckResult(
+            check.name, CheckState.WARNING, f"no answer within {within:g} s", "Try again; something hangs here."
+        )
     except Exception as error:  # noqa: BLE001 - a check that fails must not hide the others
-        return Finding(check.name, State.WARNING, f"the check itself failed: {error!r}", "Please report this.")
+        return CheckResult(check.name, CheckState.WARNING, f"the check itself failed: {error!r}", "Please report this.")
 
 
-def show(findings: Sequence[Finding], terminal: bool, console: Console | None = None) -> None:
+def show(findings: Sequence[CheckResult], terminal: bool, console: Console | None = None) -> None:
     """A table on a terminal, one plain line for each finding elsewhere."""
     if not terminal and console is None:
         for finding in findings:

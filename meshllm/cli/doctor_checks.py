@@ -31,7 +31,7 @@ PACKAGES: Final = ("llama-cpp-python", "huggingface-hub", "aiohttp", "pydantic",
 HUB_SECONDS: Final = 3.0
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """How it stands with something. `BAD` means that mesh-llm cannot do its work here."""
 
     WELL = "well"
@@ -40,23 +40,23 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What was looked at, how it stands, what was found, and what to do ("" where nothing is to be done)."""
 
     name: str
-    state: State
+    state: CheckState
     found: str
     advice: str = ""
 
 
-def well(name: str, found: str) -> Finding:
-    return Finding(name, State.WELL, found)
+def well(name: str, found: str) -> CheckResult:
+    return CheckResult(name, CheckState.WELL, found)
 
 
 # -- the program itself
 
 
-def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> CheckResult:
     """Python, and the packages that matter, with their versions."""
     from importlib import metadata
 
@@ -69,92 +69,100 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
         except metadata.PackageNotFoundError:
             missing.append(name)
     if version < (3, 11):
-        return Finding("python", State.BAD, found[0], "Install Python 3.11 or newer.")
+        return CheckResult("python", CheckState.BAD, found[0], "Install Python 3.11 or newer.")
     if missing:
-        return Finding("python", State.BAD, f"missing: {', '.join(missing)}", "Start scripts/mesh-llm, or pip install.")
+        return CheckResult(
+            "python", CheckState.BAD, f"missing: {', '.join(missing)}", "Start scripts/mesh-llm, or pip install."
+        )
     return well("python", ", ".join(found))
 
 
-def check_home(home: Path) -> Finding:
+def check_home(home: Path) -> CheckResult:
     """The state directory belongs to us alone: it holds keys."""
     try:
         facts = home.stat()
     except FileNotFoundError:
         return well("home", f"{home} is not made yet")
     except OSError as error:
-        return Finding("home", State.BAD, f"{home}: {error.strerror or error}", "Set MESH_LLM_HOME to another folder.")
+        return CheckResult(
+            "home", CheckState.BAD, f"{home}: {error.strerror or error}", "Set MESH_LLM_HOME to another folder."
+        )
     if not stat.S_ISDIR(facts.st_mode):
-        return Finding("home", State.BAD, f"{home} is not a folder", "Move it away, or set MESH_LLM_HOME.")
+        return CheckResult("home", CheckState.BAD, f"{home} is not a folder", "Move it away, or set MESH_LLM_HOME.")
     if not os.access(home, os.W_OK | os.X_OK):
-        return Finding("home", State.BAD, f"{home} cannot be written", f"chown it to yourself, then chmod 700 {home}")
+        return CheckResult(
+            "home", CheckState.BAD, f"{home} cannot be written", f"chown it to yourself, then chmod 700 {home}"
+        )
     if hasattr(os, "getuid") and facts.st_mode & 0o077:
         mode = stat.S_IMODE(facts.st_mode)
-        return Finding("home", State.WARNING, f"{home} is open to others (mode {mode:o})", f"chmod 700 {home}")
+        return CheckResult("home", CheckState.WARNING, f"{home} is open to others (mode {mode:o})", f"chmod 700 {home}")
     return well("home", str(home))
 
 
 # -- the engine
 
 
-def check_engine() -> Finding:
+def check_engine() -> CheckResult:
     """Whether the engine of this checkout is built."""
     from meshllm.engine.build import builder
 
     try:
         engine = builder.find()
     except MeshError as error:
-        return Finding("engine", State.BAD, error.message, error.advice)
+        return CheckResult("engine", CheckState.BAD, error.message, error.advice)
     if engine is None:
-        return Finding("engine", State.WARNING, "not built yet", "`mesh-llm engine build`, or just start a model.")
+        return CheckResult(
+            "engine", CheckState.WARNING, "not built yet", "`mesh-llm engine build`, or just start a model."
+        )
     info = engine.info
     accelerators = ", ".join(info.accelerators) or "processor only"
     return well("engine", f"llama.cpp {info.commit[:9]} of {info.package} {info.version}, {accelerators}, current")
 
 
-def check_compiler(built: bool) -> Finding:
+def check_compiler(built: bool) -> CheckResult:
     """A C++ compiler; only needed where the engine is not built."""
     from meshllm.engine.build import toolchain
 
     try:
         compiler = toolchain.require_compiler(toolchain.find_compiler())
     except ToolMissing as error:
-        return Finding("compiler", State.WARNING if built else State.BAD, error.message, error.advice)
+        return CheckResult("compiler", CheckState.WARNING if built else CheckState.BAD, error.message, error.advice)
     return well("compiler", f"{compiler.version} ({compiler.cxx})")
 
 
-def check_build_tools(built: bool) -> Finding:
+def check_build_tools(built: bool) -> CheckResult:
     """cmake and ninja."""
     from meshllm.engine.build import toolchain
 
     try:
         found = [str(toolchain.find_tool(name)) for name in ("cmake", "ninja")]
     except ToolMissing as error:
-        return Finding("build tools", State.WARNING if built else State.BAD, error.message, error.advice)
+        return CheckResult("build tools", CheckState.WARNING if built else CheckState.BAD, error.message, error.advice)
     return well("build tools", ", ".join(found))
 
 
 # -- the machine
 
 
-def check_accelerators(devices: Sequence[Accelerator]) -> Finding:
+def check_accelerators(devices: Sequence[Accelerator]) -> CheckResult:
     """GPUs, and whether the engine can be built for them."""
     from meshllm.engine.build import toolchain
 
     try:
         buildable = toolchain.find_accelerators()
     except MeshError as error:
-        return Finding("accelerators", State.BAD, error.message, error.advice)
+        return CheckResult("accelerators", CheckState.BAD, error.message, error.advice)
     found = "; ".join(_device(device) for device in devices)
     usable = [accelerator.name for accelerator in buildable if accelerator.on]
     idle = [accelerator for accelerator in buildable if not accelerator.on and accelerator.advice]
     if usable:
         return well("accelerators", f"{found or 'found by their drivers'}; the engine uses {', '.join(usable)}")
     if devices and idle:
-        return Finding("accelerators", State.WARNING, f"{found}; not used: {idle[0].why}", idle[0].advice)
+        return CheckResult("accelerators", CheckState.WARNING, f"{found}; not used: {idle[0].why}", idle[0].advice)
     if devices:
-        return Finding(
+        return CheckResult(
             "accelerators",
-            State.WARNING,
+            CheckState.WARNING,
             f"{found}; the engine does not use it",
             "MESH_LLM_ENGINE_ACCELERATORS can force one.",
         )
@@ -167,7 +175,7 @@ def _device(device: Accelerator) -> str:
     return f"{device.name} ({device.kind}, {gigabytes(device.memory_free)} of {gigabytes(device.memory_total)} free)"
 
 
-def check_devices(devices: Sequence[EngineDevice] | None) -> Finding:
+def check_devices(devices: Sequence[EngineDevice] | None) -> CheckResult:
     """What the engine computes on, by the names that --device takes."""
     if devices is None:
         return well("devices", "the engine can be asked once it is built")
@@ -182,19 +190,19 @@ def check_devices(devices: Sequence[EngineDevice] | None) -> Finding:
     return well("devices", f"the processor: {', '.join(device.description for device in devices) or 'unknown'}")
 
 
-def check_memory(memory: Memory, processors: Processors) -> Finding:
+def check_memory(memory: Memory, processors: Processors) -> CheckResult:
     """Memory and processors that this process may use."""
     limit = ", limited by a cgroup" if memory.limited else ""
     free = f"{gigabytes(memory.available)} of {gigabytes(memory.total)} free"
     found = f"{free}{limit}; {processors.usable} of {processors.logical} CPUs"
     if memory.available < LITTLE_MEMORY_BYTES:
-        return Finding(
-            "memory", State.WARNING, found, "Only the smallest models fit: end other programs, or join a mesh."
+        return CheckResult(
+            "memory", CheckState.WARNING, found, "Only the smallest models fit: end other programs, or join a mesh."
         )
     return well("memory", found)
 
 
-def check_port(fact: PortFact, flag: str) -> Finding:
+def check_port(fact: PortFact, flag: str) -> CheckResult:
     """A port that the daemon listens on; `flag` moves it."""
     name = f"port {fact.port}"
     if fact.free:
@@ -202,30 +210,32 @@ def check_port(fact: PortFact, flag: str) -> Finding:
     if fact.ours:
         return well(name, f"a mesh-llm listens there (process {fact.holder_pid})")
     if not fact.permitted:
-        return Finding(name, State.BAD, "this user may not listen there", f"Choose one above 1023 with {flag}.")
+        return CheckResult(
+            name, CheckState.BAD, "this user may not listen there", f"Choose one above 1023 with {flag}."
+        )
     holder = f"{fact.holder} (process {fact.holder_pid})" if fact.holder_pid else "another program"
-    return Finding(name, State.BAD, f"held by {holder}", f"End it, or choose another port with {flag}.")
+    return CheckResult(name, CheckState.BAD, f"held by {holder}", f"End it, or choose another port with {flag}.")
 
 
-def check_disk(name: str, disk: Disk | None, path: Path, needed: int, variable: str) -> Finding:
+def check_disk(name: str, disk: Disk | None, path: Path, needed: int, variable: str) -> CheckResult:
     """Room on the disk where `path` is, or will be; less than `needed` bytes is little."""
     name = f"disk: {name}"
     if disk is None:
-        return Finding(name, State.BAD, f"{path} cannot be looked at", f"Set {variable} to a folder that can.")
+        return CheckResult(name, CheckState.BAD, f"{path} cannot be looked at", f"Set {variable} to a folder that can.")
     place = next((parent for parent in (path, *path.parents) if parent.exists()), path)
     if not os.access(place, os.W_OK):
-        return Finding(name, State.BAD, f"{place} cannot be written", f"Set {variable} to a folder that can.")
+        return CheckResult(name, CheckState.BAD, f"{place} cannot be written", f"Set {variable} to a folder that can.")
     found = f"{gigabytes(disk.free)} free at {path}"
     if disk.free < needed:
         advice = f"Make room, or set {variable} to a folder on a larger disk; {gigabytes(needed)} are good to have."
-        return Finding(name, State.BAD if disk.free < 200 << 20 else State.WARNING, found, advice)
+        return CheckResult(name, CheckState.BAD if disk.free < 200 << 20 else CheckState.WARNING, found, advice)
     return well(name, found)
 
 
 # -- models
 
 
-def check_models(folder: Path) -> Finding:
+def check_models(folder: Path) -> CheckResult:
     """Models of the catalogue, and other GGUF files, that lie in the store."""
     from meshllm.models.catalog import catalog
     from meshllm.models.library.store import Store
@@ -245,11 +255,13 @@ def check_models(folder: Path) -> Finding:
     words += [f"{model.name} (not verified yet)" for model in unverified]
     words += [f"{others} other GGUF files"] if others else []
     if not words:
-        return Finding("models", State.WARNING, f"none in {folder} yet", f"`mesh-llm download {entries[0].name}`")
+        return CheckResult(
+            "models", CheckState.WARNING, f"none in {folder} yet", f"`mesh-llm download {entries[0].name}`"
+        )
     return well("models", ", ".join(words))
 
 
-async def check_hub(within: float = HUB_SECONDS) -> Finding:
+async def check_hub(within: float = HUB_SECONDS) -> CheckResult:
     """Whether the place where models come from answers."""
     from meshllm.models.hub.hub import Hub
 
@@ -258,5 +270,5 @@ async def check_hub(within: float = HUB_SECONDS) -> Finding:
         await hub.probe(within=within)
     except DownloadFailed as failure:
         advice = "Models that are on disk or come in a package still work; HF_ENDPOINT names a mirror."
-        return Finding("hub", State.WARNING, failure.message.rstrip("."), advice)
+        return CheckResult("hub", CheckState.WARNING, failure.message.rstrip("."), advice)
     return well("hub", f"{hub.endpoint} answers")

@@ -46,7 +46,7 @@ def download(
     if name is None:
         if draft:
             raise UsageError("--draft goes with a model, but none is named.", advice="Name one: NAME --draft.")
-        from meshllm.cli.catalogue import show
+        from meshllm.cli.catalog_table import show
 
         show(as_json=as_json, fits=fits, search=search)
         return

@@ -241,7 +241,7 @@ def serve(
         return
     from meshllm import paths
     from meshllm.cli import join as joining
-    from meshllm.cli import let_in, start
+    from meshllm.cli import origin_host_args, start
     from meshllm.daemon.settings import Settings
 
     invites = joining.read(join or [])
@@ -252,8 +252,8 @@ def serve(
         port=port,
         console=console,
         listen_all=listen_all,
-        allowed_origins=tuple(map(let_in.origin, allow_origin or ())),
-        allowed_hosts=tuple(map(let_in.host, allow_host or ())),
+        allowed_origins=tuple(map(origin_host_args.origin, allow_origin or ())),
+        allowed_hosts=tuple(map(origin_host_args.host, allow_host or ())),
         context=ctx_size,
         max_memory=None if max_vram is None else int(max_vram * 1e9),
         devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from meshllm.cli import argv
+from meshllm.cli import hide_secrets
 from meshllm.errors import BadInvite, UsageError
 from meshllm.wire.mesh.invite import Invite, decode, expired
 
@@ -33,7 +33,7 @@ def read(options: list[str], stdin: TextIO | None = None, now_unix: float | None
     UsageError (no such file, nothing in it).
     """
     tokens = [value for value in options if value != STANDARD_INPUT and not value.startswith(FILE_MARK)]
-    if not argv.hide(tokens):
+    if not hide_secrets.hide(tokens):
         _advise()
     if options.count(STANDARD_INPUT) > 1:
         raise UsageError("Standard input can be read once only.", advice="Give '--join -' once.")

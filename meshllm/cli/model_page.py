@@ -26,7 +26,7 @@ TEMPLATE_COLUMNS = 64  # beside the headings, within 80
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ModelPage:
     """A model, as far as it is known: `draft` is the name of the one that would guess ahead for it here, or why there
     is none; `outlook` what it takes of the `room` of this machine."""
 
@@ -40,12 +40,12 @@ class Page:
     why_no_draft: str = ""
 
 
-def look_up(name: str, store: Store) -> Page:
+def look_up(name: str, store: Store) -> ModelPage:
     """The model that is meant, on this disk or in the catalogue.
 
     Raises UnknownModel for one that only the hub knows, and as `picking.understood` and `local.from_path` do.
     """
-    from meshllm.cli.capacity import machine
+    from meshllm.cli.machine_info import machine
     from meshllm.core.memory.devices import room
     from meshllm.models.catalog.entry import CatalogEntry
     from meshllm.models.library.inventory import inventory
@@ -60,13 +60,13 @@ def look_up(name: str, store: Store) -> Page:
     if item is not None and item.model is not None:
         draft, why = _draft(item.model, everything, store)
         told = _outlook_of_model(item.model, given)
-        return Page(item.name, given, told, item, item.entry, item.model, draft, why)
+        return ModelPage(item.name, given, told, item, item.entry, item.model, draft, why)
     entry = item.entry if item is not None else wanted if isinstance(wanted, CatalogEntry) else None
     if entry is not None:
-        return Page(entry.name, given, outlook_of_entry(entry, given), item, entry)
+        return ModelPage(entry.name, given, outlook_of_entry(entry, given), item, entry)
     if isinstance(wanted, Path):
         model = from_path(wanted, store)
-        return Page(model.name, given, _outlook_of_model(model, given), model=model)
+        return ModelPage(model.name, given, _outlook_of_model(model, given), model=model)
     if item is not None:
         raise UnknownModel(f"{item.name} cannot be shown: {item.reason or 'it is not whole yet'}")
     assert wanted is not None
@@ -118,7 +118,7 @@ def _draft(model: LocalModel, everything: Sequence[InventoryItem], store: Store)
 # -- for people
 
 
-def words(page: Page, store: Store) -> dict[str, str | list[str]]:
+def words(page: ModelPage, store: Store) -> dict[str, str | list[str]]:
     """What is printed: headings with a line or several."""
     told: dict[str, str | list[str]] = {"name": page.name}
     told |= _item_words(page.item, store) if page.item is not None else {"on disk": "no"}
@@ -156,7 +156,7 @@ def _item_words(item: InventoryItem, store: Store) -> dict[str, str | list[str]]
 
 
 def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalogue import parameters_words, size_words
+    from meshllm.cli.catalog_table import parameters_words, size_words
 
     size = size_words(entry.size, about=entry.approximate)
     purpose = ["text", *(["pictures"] if entry.vision else []), *(["tools"] if entry.tools else [])]
@@ -173,7 +173,7 @@ def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
 
 
 def _header_words(header: Header) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalogue import count_words
+    from meshllm.cli.catalog_table import count_words
 
     heads = f"{header.heads} heads of {header.key_length}, {header.kv_heads} of them for keys and values"
     told: dict[str, str | list[str]] = {
@@ -201,7 +201,7 @@ def _shortened(line: str) -> str:
 
 
 def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalogue import fit_words
+    from meshllm.cli.catalog_table import fit_words
     from meshllm.core.memory.fit_text import gigabytes
 
     slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
@@ -216,7 +216,7 @@ def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[s
 # -- for programs
 
 
-def facts(page: Page, store: Store) -> dict[str, Any]:
+def facts(page: ModelPage, store: Store) -> dict[str, Any]:
     """The same as values."""
     from meshllm.cli.models import facts as item_facts
 

@@ -172,7 +172,7 @@ def facts(item: InventoryItem) -> dict[str, Any]:
 
 
 def _words(item: InventoryItem) -> list[str]:
-    from meshllm.cli.catalogue import context_words, size_words
+    from meshllm.cli.catalog_table import context_words, size_words
 
     header = item.model.header if item.model is not None else None
     quantization = header.quantization if header is not None else item.entry.quantization if item.entry else ""
@@ -325,7 +325,7 @@ def _somebody() -> bool:
 
 def _refuse_if_served(wanted: Removal) -> None:
     """Raises UsageError while the node of this home serves the model, or fetches it."""
-    from meshllm.cli.capacity import running
+    from meshllm.cli.machine_info import running
     from meshllm.errors import UsageError
 
     told = running()

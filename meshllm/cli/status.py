@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
-from meshllm.cli.mesh_news import printable
-from meshllm.cli.split_words import carried, hosted
+from meshllm.cli.mesh_notices import printable
+from meshllm.cli.split_text import carried, hosted
 from meshllm.cli.transfers import printable_note
 from meshllm.core.memory.fit_text import gigabytes
 from meshllm.errors import NotRunning

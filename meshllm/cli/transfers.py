@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from meshllm.cli.mesh_news import printable
+from meshllm.cli.mesh_notices import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ Expect = Callable[[], Mapping[str, int]]
 """Which files are still to come, with their sizes, as far as that is known by now."""
 
 
-class View(Protocol):
+class DownloadView(Protocol):
     """What shows a download; used with `with`."""
 
     def __enter__(self) -> object: ...
@@ -46,12 +46,12 @@ class View(Protocol):
         """A step of it."""
 
 
-def view(console: Console) -> View:
+def view(console: Console) -> DownloadView:
     """What suits the console."""
-    return Bar(console) if console.is_terminal else Lines(console)
+    return ProgressBar(console) if console.is_terminal else ProgressLines(console)
 
 
-class Tally:
+class DownloadTally:
     """Adds up what several files report."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ def megabytes(count: int) -> str:
     return words(count)
 
 
-class Bar:
+class ProgressBar:
     """One moving line on a terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -130,7 +130,7 @@ class Bar:
             expand=True,
         )
         self._console = console
-        self._tally = Tally()
+        self._tally = DownloadTally()
         self._task: TaskID | None = None
         self._now = ("", "")
         self._source = ""
@@ -172,12 +172,12 @@ class Bar:
         self._bar.update(self._task, description=words, completed=done, total=total or None, sources=sources)
 
 
-class Lines:
+class ProgressLines:
     """A line for each stage, and for each tenth of a file."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._tally = Tally()
+        self._tally = DownloadTally()
         self._last = ("", "", "", -1)
 
     def __enter__(self) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import orjson
 
-from meshllm.cli.mesh_news import MeshNews, Tone
-from meshllm.cli.split_words import lent_news, waiting
+from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
+from meshllm.cli.split_text import lent_news, waiting
 from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
@@ -36,7 +36,7 @@ IDLE = """Serving nothing. Start it with one of these to change that:
   mesh-llm --backend http://localhost:8000   what another server here serves
   mesh-llm --join INVITE                     lend this machine to a mesh, and
                                              use its models"""
-STYLES = {Tone.GOOD: "green", Tone.PLAIN: "dim", Tone.WORRYING: "yellow", Tone.BAD: "bold red"}
+STYLES = {NoticeTone.GOOD: "green", NoticeTone.PLAIN: "dim", NoticeTone.WORRYING: "yellow", NoticeTone.BAD: "bold red"}
 
 
 def _moving(snapshot: Snapshot) -> dict[str, Progress]:
@@ -89,7 +89,7 @@ class LineViewer(Viewer):
         self._idle = idle
         self._said: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
-        self._mesh = MeshNews()
+        self._mesh = MeshNotices()
         self._url = ""
 
     def listening(self, listening: Listening) -> None:
@@ -229,7 +229,7 @@ class JsonViewer(Viewer):
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._said: dict[str, object] = {}
-        self._mesh = MeshNews()
+        self._mesh = MeshNotices()
 
     def listening(self, listening: Listening) -> None:
         """Where callers find us."""

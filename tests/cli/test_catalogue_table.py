@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meshllm.cli import capacity, catalogue
+from meshllm.cli import catalog_table, machine_info
 from meshllm.cli import download as command
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.devices import Device, MachineMemory
@@ -30,7 +30,7 @@ FILE = ENTRY.files[0]
 @pytest.fixture
 def store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """That of a machine with 16 GB free."""
-    monkeypatch.setattr(capacity, "machine", lambda: MachineMemory(32 * GB, 16 * GB))
+    monkeypatch.setattr(machine_info, "machine", lambda: MachineMemory(32 * GB, 16 * GB))
     return store
 
 
@@ -169,8 +169,8 @@ def test_a_search_without_a_result_says_what_else_there_is(
     ],
 )
 def test_sizes(count: int, words: str) -> None:
-    assert catalogue.size_words(count) == words
-    assert catalogue.size_words(count, about=True) == f"~{words}"
+    assert catalog_table.size_words(count) == words
+    assert catalog_table.size_words(count, about=True) == f"~{words}"
 
 
 @pytest.mark.parametrize(
@@ -184,19 +184,19 @@ def test_sizes(count: int, words: str) -> None:
     ],
 )
 def test_parameters(count: int, words: str) -> None:
-    assert catalogue.count_words(count) == words
+    assert catalog_table.count_words(count) == words
 
 
 @pytest.mark.parametrize(
     ("tokens", "words"), [(512, "512"), (8192, "8k"), (131_072, "128k"), (1 << 20, "1M"), (10_485_760, "10M")]
 )
 def test_contexts(tokens: int, words: str) -> None:
-    assert catalogue.context_words(tokens) == words
+    assert catalog_table.context_words(tokens) == words
 
 
 def test_what_would_become_of_a_model() -> None:
     def said(prospect: FitOutlook, machines: int) -> str:
-        return catalogue.fit_words(FitPreview(prospect, ContextSize(8192, 1), 1, machines))
+        return catalog_table.fit_words(FitPreview(prospect, ContextSize(8192, 1), 1, machines))
 
     assert said(FitOutlook.FITS, 1) == "fits"
     assert said(FitOutlook.LESS_CONTEXT, 1) == "fits with 8k context"
@@ -221,7 +221,7 @@ def tools(monkeypatch: pytest.MonkeyPatch, *found: Accelerator) -> None:
 
 def test_without_a_node_the_drivers_tools_are_asked(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tools(monkeypatch)
-    told = capacity.machine()
+    told = machine_info.machine()
     assert (told.devices, told.used, told.known) == ((), (), False)
     assert 0 < told.available <= told.total
     tools(
@@ -230,7 +230,7 @@ def test_without_a_node_the_drivers_tools_are_asked(alone: None, monkeypatch: py
         Accelerator("metal", "Apple M4", unified=True),
         Accelerator("vulkan", "who knows"),
     )
-    told = capacity.machine()
+    told = machine_info.machine()
     assert [(device.name, device.free) for device in told.in_use] == [("cuda0", 79 * GB)]
 
 
@@ -246,8 +246,8 @@ def node(**machine: Any) -> dict[str, Any]:
 def test_a_node_that_runs_knows_best_and_would_give_back_what_it_holds(
     alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity, "running", lambda: node(cap=10 * GB))
-    told = capacity.machine()
+    monkeypatch.setattr(machine_info, "running", lambda: node(cap=10 * GB))
+    told = machine_info.machine()
     assert told.devices == (Device("CUDA0", total=24 * GB, free=22 * GB),)
     assert (told.used, told.cap, told.known) == (("CUDA0",), 10 * GB, True)
 
@@ -256,12 +256,12 @@ def test_a_node_that_runs_knows_best_and_would_give_back_what_it_holds(
 def test_a_node_that_says_nothing_useful_is_not_asked(
     alone: None, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(capacity, "running", lambda: node(**odd))
+    monkeypatch.setattr(machine_info, "running", lambda: node(**odd))
     tools(monkeypatch)
-    assert not capacity.machine().known
+    assert not machine_info.machine().known
 
 
 def test_no_node_runs(alone: None, tmp_path: Path) -> None:
-    assert capacity.running() is None
+    assert machine_info.running() is None
     (tmp_path / "daemon.json").write_text('{"pid": 1, "started": 0, "port": 1, "console": 1}')
-    assert capacity.running() is None
+    assert machine_info.running() is None

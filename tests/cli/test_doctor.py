@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from meshllm.cli import doctor as command
 from meshllm.cli import doctor_checks as checks
 from meshllm.cli.doctor import Check, examine, show
-from meshllm.cli.doctor_checks import Finding, State, well
+from meshllm.cli.doctor_checks import CheckResult, CheckState, well
 from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.machine.accelerators import Accelerator
 from meshllm.machine.ports import PortFact
@@ -35,8 +35,8 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused_tcp_port}")
 
 
-def answering(finding: Finding) -> Callable[[], Awaitable[Finding]]:
-    async def ask() -> Finding:
+def answering(finding: CheckResult) -> Callable[[], Awaitable[CheckResult]]:
+    async def ask() -> CheckResult:
         return finding
 
     return ask
@@ -46,22 +46,22 @@ def answering(finding: Finding) -> Callable[[], Awaitable[Finding]]:
 
 
 def test_python() -> None:
-    assert checks.check_python().state == State.WELL
-    assert checks.check_python((3, 10, 1)).state == State.BAD
+    assert checks.check_python().state == CheckState.WELL
+    assert checks.check_python((3, 10, 1)).state == CheckState.BAD
 
 
 def test_home(tmp_path: Path) -> None:
     home = tmp_path / "state"
-    assert checks.check_home(home).state == State.WELL
+    assert checks.check_home(home).state == CheckState.WELL
     home.mkdir(mode=0o700)
-    assert checks.check_home(home).state == State.WELL
+    assert checks.check_home(home).state == CheckState.WELL
     home.chmod(0o755)
     found = checks.check_home(home)
-    assert found.state == State.WARNING
+    assert found.state == CheckState.WARNING
     assert "chmod 700" in found.advice
     home.rmdir()
     home.write_text("")
-    assert checks.check_home(home).state == State.BAD
+    assert checks.check_home(home).state == CheckState.BAD
 
 
 def test_memory() -> None:
@@ -69,29 +69,30 @@ def test_memory() -> None:
     enough = checks.check_memory(Memory(16 * GB, 8 * GB, limited=False), processors)
     assert enough == well("memory", "8.0 GB of 16.0 GB free; 4 of 8 CPUs")
     little = checks.check_memory(Memory(2 * GB, GB, limited=True), processors)
-    assert little.state == State.WARNING
+    assert little.state == CheckState.WARNING
     assert "cgroup" in little.found
 
 
 def test_ports() -> None:
-    assert checks.check_port(PortFact(9337, free=True), "--port").state == State.WELL
+    assert checks.check_port(PortFact(9337, free=True), "--port").state == CheckState.WELL
     assert (
-        checks.check_port(PortFact(9337, False, holder_pid=5, holder="python", ours=True), "--port").state == State.WELL
+        checks.check_port(PortFact(9337, False, holder_pid=5, holder="python", ours=True), "--port").state
+        == CheckState.WELL
     )
     taken = checks.check_port(PortFact(9337, False, holder_pid=5, holder="nginx"), "--port")
-    assert taken.state == State.BAD
+    assert taken.state == CheckState.BAD
     assert "nginx (process 5)" in taken.found
     assert "--port" in taken.advice
-    assert checks.check_port(PortFact(80, False, permitted=False), "--port").state == State.BAD
+    assert checks.check_port(PortFact(80, False, permitted=False), "--port").state == CheckState.BAD
 
 
 def test_disk(tmp_path: Path) -> None:
-    def judge(free: int) -> State:
+    def judge(free: int) -> CheckState:
         path = tmp_path / "models"
         return checks.check_disk("models", Disk(path, 100 * GB, free), path, 5 * GB, "MESH_LLM_MODELS").state
 
-    assert [judge(free) for free in (6 * GB, 4 * GB, 1 << 20)] == [State.WELL, State.WARNING, State.BAD]
-    assert checks.check_disk("models", None, tmp_path, 1, "MESH_LLM_MODELS").state == State.BAD
+    assert [judge(free) for free in (6 * GB, 4 * GB, 1 << 20)] == [CheckState.WELL, CheckState.WARNING, CheckState.BAD]
+    assert checks.check_disk("models", None, tmp_path, 1, "MESH_LLM_MODELS").state == CheckState.BAD
 
 
 def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
@@ -103,34 +104,36 @@ def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
     assert "CUDA0 (H200, 100.0 GB of 140.0 GB free)" in found
     assert "MTL0 (M4, 10.0 GB of 16.0 GB free, shared with the computer)" in found
     assert "EPYC" not in found
-    assert checks.check_devices(None).state == State.WELL
+    assert checks.check_devices(None).state == CheckState.WELL
 
 
 def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "none")
-    assert checks.check_accelerators([]).state == State.WELL
+    assert checks.check_accelerators([]).state == CheckState.WELL
     idle = checks.check_accelerators([Accelerator("cuda", "H200", 140 * GB, 100 * GB)])
-    assert idle.state == State.WARNING
+    assert idle.state == CheckState.WARNING
     assert "100.0 GB of 140.0 GB free" in idle.found
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "cuda")
-    assert checks.check_accelerators([Accelerator("cuda", "H200")]).state == State.WELL
+    assert checks.check_accelerators([Accelerator("cuda", "H200")]).state == CheckState.WELL
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "abacus")
-    assert checks.check_accelerators([]).state == State.BAD
+    assert checks.check_accelerators([]).state == CheckState.BAD
 
 
 def test_compiler_and_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     missing = checks.check_compiler(built=False)
-    assert missing.state == State.BAD
+    assert missing.state == CheckState.BAD
     assert missing.advice
-    assert checks.check_compiler(built=True).state == State.WARNING
-    assert checks.check_build_tools(built=False).state == State.WELL, "cmake and ninja come with our own environment"
+    assert checks.check_compiler(built=True).state == CheckState.WARNING
+    assert checks.check_build_tools(built=False).state == CheckState.WELL, (
+        "cmake and ninja come with our own environment"
+    )
 
 
 def test_engine_that_is_not_built() -> None:
     found = checks.check_engine()
-    assert found.state == State.WARNING
+    assert found.state == CheckState.WARNING
     assert "mesh-llm engine build" in found.advice
 
 
@@ -144,7 +147,7 @@ def test_models(tmp_path: Path) -> None:
 
 async def test_hub_that_is_away() -> None:
     found = await checks.check_hub(within=20)
-    assert found.state == State.WARNING
+    assert found.state == CheckState.WARNING
     assert "HF_ENDPOINT" in found.advice
 
 
@@ -152,11 +155,11 @@ async def test_hub_that_is_away() -> None:
 
 
 async def test_order_is_kept_and_a_check_that_hangs_or_fails_hides_no_other() -> None:
-    async def hang() -> Finding:
+    async def hang() -> CheckResult:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def fail() -> Finding:
+    async def fail() -> CheckResult:
         raise ValueError("oh")
 
     wanted = [
@@ -166,9 +169,9 @@ async def test_order_is_kept_and_a_check_that_hangs_or_fails_hides_no_other() ->
     ]
     found = await examine(wanted, within=0.1)
     assert [(finding.name, finding.state) for finding in found] == [
-        ("hangs", State.WARNING),
-        ("fails", State.WARNING),
-        ("fine", State.WELL),
+        ("hangs", CheckState.WARNING),
+        ("fails", CheckState.WARNING),
+        ("fine", CheckState.WELL),
     ]
     assert "no answer" in found[0].found
     assert "oh" in found[1].found
@@ -204,19 +207,19 @@ def test_a_port_that_is_taken_makes_it_fail(unused_tcp_port: int) -> None:
 
 
 def test_nothing_bad_is_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = [well("a", "b"), Finding("c", State.WARNING, "d", "do e")]
+    findings = [well("a", "b"), CheckResult("c", CheckState.WARNING, "d", "do e")]
     monkeypatch.setattr(command, "checks", lambda port, console: [Check("x", answering(f)) for f in findings])
     code, output = run()
     assert code == 0
     assert output == "well     a: b\nwarning  c: d -> do e\n"
-    findings.append(Finding("f", State.BAD, "g", "h"))
+    findings.append(CheckResult("f", CheckState.BAD, "g", "h"))
     assert run()[0] == 1
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_table(width: int) -> None:
     text = io.StringIO()
-    findings = [well("a", "fine [red]not markup[/red]"), Finding("c", State.BAD, "broken", "mend it")]
+    findings = [well("a", "fine [red]not markup[/red]"), CheckResult("c", CheckState.BAD, "broken", "mend it")]
     show(findings, True, Console(file=text, force_terminal=True, width=width, color_system=None))
     printed = " ".join(text.getvalue().split())
     assert "→ mend it" in printed

@@ -17,7 +17,7 @@ from huggingface_hub import close_session
 from rich.console import Console
 
 from meshllm.cli import download as command
-from meshllm.cli.transfers import Bar, Lines, Tally
+from meshllm.cli.transfers import DownloadTally, ProgressBar, ProgressLines
 from meshllm.errors import UnknownModel, UsageError
 from meshllm.models.catalog.catalog import Catalog, load
 from meshllm.models.catalog.entry import CatalogEntry
@@ -50,7 +50,7 @@ STEPS = [
 
 def test_lines_are_few() -> None:
     text = io.StringIO()
-    view = Lines(Console(file=text, width=80))
+    view = ProgressLines(Console(file=text, width=80))
     with view:
         for step in STEPS:
             view.report(step)
@@ -64,7 +64,7 @@ def test_lines_are_few() -> None:
 
 def test_the_bar() -> None:
     text = io.StringIO()
-    view = Bar(Console(file=text, force_terminal=True, width=100))
+    view = ProgressBar(Console(file=text, force_terminal=True, width=100))
     with view:
         for step in STEPS:
             view.report(step)
@@ -82,7 +82,7 @@ def shares(name: str, done: int, **sources: int) -> TransferProgress:
 
 
 def test_several_files_are_one_download() -> None:
-    tally = Tally()
+    tally = DownloadTally()
     tally.expect(lambda: {"a.gguf": 100, "b.gguf": 100, "mmproj.gguf": 50})
     tally.add(shares("a.gguf", 30, hub=10, anna=20))
     assert (tally.done, tally.total, tally.place("a.gguf")) == (30, 250, "1 of 3")
@@ -95,7 +95,7 @@ def test_several_files_are_one_download() -> None:
 
 def test_lines_of_several_files_say_which_it_is() -> None:
     text = io.StringIO()
-    view = Lines(Console(file=text, width=80))
+    view = ProgressLines(Console(file=text, width=80))
     view.expect(lambda: {"a.gguf": 100, "b.gguf": 100})
     with view:
         view.report(shares("a.gguf", 100))
@@ -108,7 +108,7 @@ def test_lines_of_several_files_say_which_it_is() -> None:
 
 def test_the_bar_ends_with_who_gave_it() -> None:
     text = io.StringIO()
-    view = Bar(Console(file=text, force_terminal=True, width=120))
+    view = ProgressBar(Console(file=text, force_terminal=True, width=120))
     given = (("anna", 3_000_000), ("https://hub.example", 1_000_000))
     with view:
         view.report(

@@ -20,7 +20,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from meshllm.cli import argv, entry, join, start
+from meshllm.cli import entry, hide_secrets, join, start
 from meshllm.cli.invite import seconds
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon.settings import Settings
@@ -248,7 +248,7 @@ def test_what_is_not_an_invite_of_its_own_is_left(monkeypatch: pytest.MonkeyPatc
     before = Path("/proc/self/cmdline").read_bytes()
     monkeypatch.setattr(sys, "argv", ["mesh-llm", "--name", "abc", "--join", "b", "--join=b"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "b"])
-    assert argv.hide(["b"])
+    assert hide_secrets.hide(["b"])
     assert sys.argv == ["mesh-llm", "--name", "abc", "--join", "*", "--join=*"]
     assert sys.orig_argv == ["python", "*"]
     assert Path("/proc/self/cmdline").read_bytes() == before
@@ -260,7 +260,7 @@ def test_where_it_cannot_be_hidden_the_person_is_told(
     def broken(values: list[str]) -> bool:
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(argv, "_overwrite", broken)
+    monkeypatch.setattr(hide_secrets, "_overwrite", broken)
     monkeypatch.setattr(sys, "argv", ["mesh-llm", "--join", TOKEN])
     assert read(TOKEN) == (INVITE,)
     told = capsys.readouterr().err

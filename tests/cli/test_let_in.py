@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from meshllm.cli.let_in import host, origin
+from meshllm.cli.origin_host_args import host, origin
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from meshllm.cli import view
-from meshllm.cli.mesh_news import MOST_AT_ONCE, MeshNews, Tone, printable
+from meshllm.cli.mesh_notices import MOST_AT_ONCE, MeshNotices, NoticeTone, printable
 from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
 from meshllm.core.records import (
     BootstrapAddress,
@@ -35,12 +35,12 @@ def peer(number: int, status: PeerStatus = PeerStatus.ALIVE, *models: str, name:
     return PeerView(NodeRecord(node, RecordVersion(1, 1), MESH, name or f"box{number}", serves=serves), status)
 
 
-def said(news: MeshNews, mesh: MeshView) -> list[str]:
+def said(news: MeshNotices, mesh: MeshView) -> list[str]:
     return [item.words for item in news.news(mesh)]
 
 
 def test_a_join_is_told_step_by_step() -> None:
-    news = MeshNews()
+    news = MeshNotices()
     assert said(news, ALONE) == []
     dialling = replace(ALONE, phase=JoinPhase.DIALLING, steps=(JoinStep(WAY, "dialling"),))
     assert said(news, dialling) == [
@@ -75,7 +75,7 @@ def test_a_join_is_told_step_by_step() -> None:
     ],
 )
 def test_coming_and_going_is_told(before: PeerStatus, after: PeerStatus, words: str) -> None:
-    news = MeshNews()
+    news = MeshNotices()
     news.news(replace(ALONE, peers=(peer(1, before),)))
     told = said(news, replace(ALONE, peers=(peer(1, after),)))
     assert len(told) == 1
@@ -84,25 +84,25 @@ def test_coming_and_going_is_told(before: PeerStatus, after: PeerStatus, words: 
 
 def test_what_was_never_there_does_not_go() -> None:
     for status in (PeerStatus.HEARD, PeerStatus.DEAD, PeerStatus.LEFT):
-        assert said(MeshNews(), replace(ALONE, peers=(peer(1, status),))) == []
+        assert said(MeshNotices(), replace(ALONE, peers=(peer(1, status),))) == []
 
 
 def test_a_peer_that_serves_something_else_says_so() -> None:
-    news = MeshNews()
+    news = MeshNotices()
     news.news(replace(ALONE, peers=(peer(1),)))
     assert said(news, replace(ALONE, peers=(peer(1, PeerStatus.ALIVE, "a"),))) == ["box1 (0000000000) serves a"]
     assert said(news, replace(ALONE, peers=(peer(1),))) == ["box1 (0000000000) serves nothing now"]
 
 
 def test_a_large_mesh_is_summed_up() -> None:
-    news = MeshNews()
+    news = MeshNotices()
     told = news.news(replace(ALONE, peers=tuple(peer(n) for n in range(MOST_AT_ONCE + 1))))
     assert [(item.words, item.event) for item in told] == [("9 nodes changed; 9 are there", "peers")]
 
 
 def test_names_cannot_move_the_cursor() -> None:
     evil = peer(1, PeerStatus.ALIVE, "\x1b[2Jm", name="a\x1b]0;x\x07\nb\u202e")
-    for words in said(MeshNews(), replace(ALONE, peers=(evil,))):
+    for words in said(MeshNotices(), replace(ALONE, peers=(evil,))):
         assert words.isprintable()
     assert len(printable("x" * 1000)) == 200
 
@@ -131,4 +131,4 @@ def test_services_are_told_how_to_get_the_invite_but_not_the_invite() -> None:
 
 
 def test_tones_have_styles() -> None:
-    assert set(view.STYLES) == set(Tone)
+    assert set(view.STYLES) == set(NoticeTone)

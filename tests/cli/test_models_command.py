@@ -13,7 +13,7 @@ import click
 import pytest
 from typer.testing import CliRunner, Result
 
-from meshllm.cli import capacity
+from meshllm.cli import machine_info
 from meshllm.cli import models as command
 from meshllm.core.memory.devices import MachineMemory
 from meshllm.errors import InvalidModelFile, UnknownModel, UsageError
@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(capacity, "machine", lambda: MachineMemory(32 * GB, 16 * GB))
+    monkeypatch.setattr(machine_info, "machine", lambda: MachineMemory(32 * GB, 16 * GB))
     found = Store(tmp_path / "models")
     found.prepare()
     return found
@@ -301,7 +301,7 @@ def test_what_a_node_uses_is_not_removed(
     path = model(store.folder / "mine.gguf")
     if model_status.get("file"):
         model_status = {**model_status, "file": {"path": str(path)}}
-    monkeypatch.setattr(capacity, "running", lambda: {"machine": {}, "models": [model_status]})
+    monkeypatch.setattr(machine_info, "running", lambda: {"machine": {}, "models": [model_status]})
     with pytest.raises(UsageError, match="The node that runs here uses mine"):
         run("remove", "mine", "--yes")
     assert path.exists()
@@ -310,7 +310,7 @@ def test_what_a_node_uses_is_not_removed(
 def test_what_a_node_does_not_use_is_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model(store.folder / "mine.gguf")
     others = [{"name": "other", "phase": "serving"}, {"name": "mine", "phase": "failed"}]
-    monkeypatch.setattr(capacity, "running", lambda: {"machine": {}, "models": others})
+    monkeypatch.setattr(machine_info, "running", lambda: {"machine": {}, "models": others})
     said("remove", "mine", "--yes")
     assert not path.exists()
 

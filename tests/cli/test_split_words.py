@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshllm.cli import split_words
+from meshllm.cli import split_text
 
 SPLIT = {
     "model": "Qwen3-8B",
@@ -28,7 +28,7 @@ SPLIT = {
 
 
 def test_a_split_is_told_share_by_share_with_forecast_and_result() -> None:
-    head, host, worker = split_words.hosted(SPLIT)
+    head, host, worker = split_text.hosted(SPLIT)
     assert head == (
         "Qwen3-8B split over 2 nodes (forecast 51 ms per token, measured 49 ms per token): "
         "it takes 6.0 GB and this node has 4.0 GB"
@@ -40,7 +40,7 @@ def test_a_split_is_told_share_by_share_with_forecast_and_result() -> None:
 
 
 def test_what_could_not_be_split_is_told_with_the_reason() -> None:
-    assert split_words.hosted({**SPLIT, "shares": []}) == ["Qwen3-8B: it takes 6.0 GB and this node has 4.0 GB"]
+    assert split_text.hosted({**SPLIT, "shares": []}) == ["Qwen3-8B: it takes 6.0 GB and this node has 4.0 GB"]
 
 
 def test_what_is_carried_for_another_is_told() -> None:
@@ -48,6 +48,6 @@ def test_what_is_carried_for_another_is_told() -> None:
         "model": "Qwen3-8B", "host": "aa" * 32, "session": "ab", "generation": 1, "phase": "preparing",
         "detail": "downloading 40%", "first": 20, "layers": 16, "memory": 2_500_000_000,
     }  # fmt: skip
-    assert split_words.carried(lent) == (
+    assert split_text.carried(lent) == (
         "carries layers 20 to 35 of Qwen3-8B for aaaaaaaaaa: 2.5 GB, preparing, downloading 40%"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshllm.cli.mesh_news import printable
+from meshllm.cli.mesh_notices import printable
 from meshllm.core.memory.fit_text import gigabytes
 
 if TYPE_CHECKING:

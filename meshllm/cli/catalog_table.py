@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meshllm import paths
-from meshllm.cli.mesh_news import printable
+from meshllm.cli.mesh_notices import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Row:
 
 def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
     """Print the catalogue, or what of it fits here or has a word in it."""
-    from meshllm.cli.capacity import machine
+    from meshllm.cli.machine_info import machine
     from meshllm.core.memory.devices import room
 
     facts = machine()

@@ -19,7 +19,7 @@ MOST_WAYS = 12
 MOST_MODELS = 6
 
 
-class Tone(Enum):
+class NoticeTone(Enum):
     """How a line is to be taken."""
 
     GOOD = "good"
@@ -29,11 +29,11 @@ class Tone(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class MeshNotice:
     """One thing that is new. `fields` say the same to programs, under the name `event`."""
 
     words: str
-    tone: Tone
+    tone: NoticeTone
     event: str
     fields: dict[str, object]
 
@@ -55,7 +55,7 @@ def listed(names: list[str]) -> str:
     return f"{shown} and {len(names) - MOST_MODELS} more" if len(names) > MOST_MODELS else shown
 
 
-class MeshNews:
+class MeshNotices:
     """Remembers what was said, and says what is new."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class MeshNews:
         self._peers: dict[NodeId, tuple[PeerStatus, tuple[str, ...]]] = {}
         self._seen: object = None
 
-    def news(self, mesh: MeshView) -> list[News]:
+    def news(self, mesh: MeshView) -> list[MeshNotice]:
         """What `mesh` says that the one before did not."""
         found = self._of_steps(mesh)
         if mesh.peers is not self._seen:
@@ -73,7 +73,7 @@ class MeshNews:
         phase = self._of_phase(mesh)
         return phase + found if mesh.phase is JoinPhase.DIALLING else found + phase
 
-    def _of_phase(self, mesh: MeshView) -> list[News]:
+    def _of_phase(self, mesh: MeshView) -> list[MeshNotice]:
         if mesh.phase is self._phase:
             return []
         before, self._phase = self._phase, mesh.phase
@@ -82,23 +82,23 @@ class MeshNews:
         match mesh.phase:
             case JoinPhase.DIALLING:
                 again = " again" if before in (JoinPhase.JOINED, JoinPhase.FAILED) else ""
-                words, tone = f"Looking for the mesh{again}: {_ways(len(mesh.steps))}", Tone.PLAIN
+                words, tone = f"Looking for the mesh{again}: {_ways(len(mesh.steps))}", NoticeTone.PLAIN
             case JoinPhase.SYNCING:
-                words, tone = "Connected; learning who is in the mesh", Tone.PLAIN
+                words, tone = "Connected; learning who is in the mesh", NoticeTone.PLAIN
             case JoinPhase.JOINED:
                 alive = [peer for peer in mesh.peers if peer.status is PeerStatus.ALIVE]
                 models = sorted({served.name for peer in alive for served in peer.record.serves})
                 serving = f", serving {listed(models)}" if models else ""
                 others = "1 other node" if len(alive) == 1 else f"{len(alive)} other nodes"
-                words, tone = f"Joined the mesh {mesh.mesh[:5].hex()}: {others}{serving}", Tone.GOOD
+                words, tone = f"Joined the mesh {mesh.mesh[:5].hex()}: {others}{serving}", NoticeTone.GOOD
                 fields |= {"nodes": len(alive), "models": models}
             case JoinPhase.FAILED:
-                words, tone = f"The mesh cannot be reached yet{reason}. It goes on trying.", Tone.BAD
+                words, tone = f"The mesh cannot be reached yet{reason}. It goes on trying.", NoticeTone.BAD
             case JoinPhase.ALONE:
-                words, tone = "This node is alone in its mesh", Tone.PLAIN
-        return [News(words, tone, "mesh", fields)]
+                words, tone = "This node is alone in its mesh", NoticeTone.PLAIN
+        return [MeshNotice(words, tone, "mesh", fields)]
 
-    def _of_steps(self, mesh: MeshView) -> list[News]:
+    def _of_steps(self, mesh: MeshView) -> list[MeshNotice]:
         found = []
         for step in mesh.steps[:MOST_WAYS]:
             key, told = (step.way.pin, step.way.addresses), (step.state, step.reason)
@@ -108,8 +108,8 @@ class MeshNews:
                 found.append(_of_step(step))
         return found
 
-    def _of_peers(self, mesh: MeshView) -> list[News]:
-        found: list[News] = []
+    def _of_peers(self, mesh: MeshView) -> list[MeshNotice]:
+        found: list[MeshNotice] = []
         current = {}
         for peer in mesh.peers:
             now = (peer.status, tuple([served.name for served in peer.record.serves]))
@@ -121,27 +121,31 @@ class MeshNews:
         if len(found) <= MOST_AT_ONCE:
             return found
         alive = sum(status is PeerStatus.ALIVE for status, _ in current.values())
-        return [News(f"{len(found)} nodes changed; {alive} are there", Tone.PLAIN, "peers", {"alive": alive})]
+        return [
+            MeshNotice(f"{len(found)} nodes changed; {alive} are there", NoticeTone.PLAIN, "peers", {"alive": alive})
+        ]
 
 
 def _ways(count: int) -> str:
     return "1 way in" if count == 1 else f"{count} ways in"
 
 
-def _of_step(step: JoinStep) -> News:
+def _of_step(step: JoinStep) -> MeshNotice:
     where = " or ".join(str(address) for address in step.way.addresses) or step.way.pin[:5].hex()
     reason = f": {printable(step.reason)}" if step.reason else ""
-    tone = {"linked": Tone.GOOD, "failed": Tone.WORRYING, "refused": Tone.BAD}.get(step.state, Tone.PLAIN)
+    tone = {"linked": NoticeTone.GOOD, "failed": NoticeTone.WORRYING, "refused": NoticeTone.BAD}.get(
+        step.state, NoticeTone.PLAIN
+    )
     fields: dict[str, object] = {
         "peer": step.way.pin.hex(),
         "addresses": [str(address) for address in step.way.addresses],
         "state": step.state,
         "reason": step.reason,
     }
-    return News(f"  {where}: {step.state}{reason}", tone, "join", fields)
+    return MeshNotice(f"  {where}: {step.state}{reason}", tone, "join", fields)
 
 
-def _of_peer(peer: PeerView, before: tuple[PeerStatus, tuple[str, ...]] | None) -> News | None:
+def _of_peer(peer: PeerView, before: tuple[PeerStatus, tuple[str, ...]] | None) -> MeshNotice | None:
     """What to say of a peer whose status or models have changed; None: nothing that matters to a person."""
     models = [served.name for served in peer.record.serves]
     serving = f", serving {listed(models)}" if models else ""
@@ -149,16 +153,16 @@ def _of_peer(peer: PeerView, before: tuple[PeerStatus, tuple[str, ...]] | None) 
     was = before[0] if before is not None else PeerStatus.HEARD
     match peer.status:
         case PeerStatus.ALIVE if was is PeerStatus.ALIVE:
-            words, tone = f"{called(peer)} serves {listed(models) or 'nothing now'}", Tone.GOOD
+            words, tone = f"{called(peer)} serves {listed(models) or 'nothing now'}", NoticeTone.GOOD
         case PeerStatus.ALIVE:
             back = "is back" if was in (PeerStatus.SUSPECT, PeerStatus.DEAD, PeerStatus.LEFT) else "is in the mesh"
-            words, tone = f"{called(peer)} {back}{serving}", Tone.GOOD
+            words, tone = f"{called(peer)} {back}{serving}", NoticeTone.GOOD
         case PeerStatus.SUSPECT if was is not PeerStatus.SUSPECT:
-            words, tone = f"{called(peer)} does not answer{reason}", Tone.WORRYING
+            words, tone = f"{called(peer)} does not answer{reason}", NoticeTone.WORRYING
         case PeerStatus.DEAD if was in (PeerStatus.ALIVE, PeerStatus.SUSPECT):
-            words, tone = f"{called(peer)} is gone{reason}", Tone.BAD
+            words, tone = f"{called(peer)} is gone{reason}", NoticeTone.BAD
         case PeerStatus.LEFT if was in (PeerStatus.ALIVE, PeerStatus.SUSPECT):
-            words, tone = f"{called(peer)} has left", Tone.PLAIN
+            words, tone = f"{called(peer)} has left", NoticeTone.PLAIN
         case _:
             return None
     fields: dict[str, object] = {
@@ -168,4 +172,4 @@ def _of_peer(peer: PeerView, before: tuple[PeerStatus, tuple[str, ...]] | None) 
         "models": models,
         "reason": peer.reason,
     }
-    return News(words, tone, "peer", fields)
+    return MeshNotice(words, tone, "peer", fields)
