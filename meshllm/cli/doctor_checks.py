@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshllm.core.memory.fit_text import gigabytes
 from meshllm.errors import DownloadFailed, MeshError, ToolMissing
-from meshllm.machine.accelerators import Accelerator
+from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
 
@@ -144,7 +144,7 @@ def check_build_tools(built: bool) -> CheckResult:
 # -- the machine
 
 
-def check_accelerators(devices: Sequence[Accelerator]) -> CheckResult:
+def check_accelerators(devices: Sequence[AcceleratorInfo]) -> CheckResult:
     """GPUs, and whether the engine can be built for them."""
     from meshllm.engine.build import toolchain
 
@@ -169,7 +169,7 @@ def check_accelerators(devices: Sequence[Accelerator]) -> CheckResult:
     return well("accelerators", "none: models run on the processor")
 
 
-def _device(device: Accelerator) -> str:
+def _device(device: AcceleratorInfo) -> str:
     if device.unified or not device.memory_total:
         return f"{device.name} ({device.kind})"
     return f"{device.name} ({device.kind}, {gigabytes(device.memory_free)} of {gigabytes(device.memory_total)} free)"

@@ -22,7 +22,7 @@ MAX_DEVICES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Accelerator:
+class AcceleratorInfo:
     """One device. `kind`: "cuda", "rocm", "metal" or "vulkan". Memory in bytes, 0 where it is not told.
 
     `unified`: it shares the computer's memory, so that memory is not to be counted twice.
@@ -36,7 +36,7 @@ class Accelerator:
     unified: bool = False
 
 
-async def find(within: float = 5.0) -> tuple[Accelerator, ...]:
+async def find(within: float = 5.0) -> tuple[AcceleratorInfo, ...]:
     """All devices, asked for in parallel within so many seconds. Vulkan's only where nothing else is found."""
     owner = Owner("accelerators")
     try:
@@ -51,39 +51,39 @@ async def find(within: float = 5.0) -> tuple[Accelerator, ...]:
     return tuple(native or found[3])[:MAX_DEVICES]
 
 
-async def _nvidia(within: float) -> list[Accelerator]:
+async def _nvidia(within: float) -> list[AcceleratorInfo]:
     fields = "--query-gpu=name,memory.total,memory.free,driver_version"
     text = await output_of("nvidia-smi", fields, "--format=csv,noheader,nounits", within=within)
     return parse_nvidia(text or "")
 
 
-async def _amd(within: float) -> list[Accelerator]:
+async def _amd(within: float) -> list[AcceleratorInfo]:
     text = await output_of("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--json", within=within)
     return parse_amd(text or "")
 
 
-async def _apple(within: float) -> list[Accelerator]:
+async def _apple(within: float) -> list[AcceleratorInfo]:
     if platform.system() != "Darwin":
         return []
     text = await output_of("system_profiler", "-json", "SPDisplaysDataType", within=within)
     return parse_apple(text or "")
 
 
-async def _vulkan(within: float) -> list[Accelerator]:
+async def _vulkan(within: float) -> list[AcceleratorInfo]:
     return parse_vulkan(await output_of("vulkaninfo", "--summary", within=within) or "")
 
 
-def parse_nvidia(text: str) -> list[Accelerator]:
+def parse_nvidia(text: str) -> list[AcceleratorInfo]:
     """From `nvidia-smi --query-gpu`, whose memory is in MiB; "[N/A]" where memory is the computer's own."""
     found = []
     for row in csv.reader(text.splitlines()[:MAX_DEVICES], skipinitialspace=True):
         if len(row) == 4 and row[0]:
             total, free = _number(row[1]) << 20, _number(row[2]) << 20
-            found.append(Accelerator("cuda", row[0].strip(), total, free, row[3].strip(), unified=total == 0))
+            found.append(AcceleratorInfo("cuda", row[0].strip(), total, free, row[3].strip(), unified=total == 0))
     return found
 
 
-def parse_amd(text: str) -> list[Accelerator]:
+def parse_amd(text: str) -> list[AcceleratorInfo]:
     """From `rocm-smi --json`: cards by name, memory in bytes as text."""
     found = []
     for key, card in sorted(_object(text).items()):
@@ -94,11 +94,11 @@ def parse_amd(text: str) -> list[Accelerator]:
         )
         total = _number(str(card.get("VRAM Total Memory (B)", "")))
         used = _number(str(card.get("VRAM Total Used Memory (B)", "")))
-        found.append(Accelerator("rocm", name, total, max(0, total - used)))
+        found.append(AcceleratorInfo("rocm", name, total, max(0, total - used)))
     return found
 
 
-def parse_apple(text: str) -> list[Accelerator]:
+def parse_apple(text: str) -> list[AcceleratorInfo]:
     """From `system_profiler -json SPDisplaysDataType`; only processors that know Metal."""
     found = []
     devices = _object(text).get("SPDisplaysDataType")
@@ -107,11 +107,11 @@ def parse_apple(text: str) -> list[Accelerator]:
             device.get("spdisplays_mtlgpufamilysupport") or device.get("spdisplays_metal")
         ):
             name = str(device.get("sppci_model") or device.get("_name") or "GPU")
-            found.append(Accelerator("metal", name, unified="Apple" in name))
+            found.append(AcceleratorInfo("metal", name, unified="Apple" in name))
     return found
 
 
-def parse_vulkan(text: str) -> list[Accelerator]:
+def parse_vulkan(text: str) -> list[AcceleratorInfo]:
     """From `vulkaninfo --summary`; software renderers are left out."""
     found = []
     for block in re.split(r"^GPU\d+:", text, flags=re.MULTILINE)[1 : MAX_DEVICES + 1]:
@@ -120,7 +120,7 @@ def parse_vulkan(text: str) -> list[Accelerator]:
         if "GPU" in kind and fields.get("deviceName"):
             unified = "INTEGRATED" in kind
             driver = fields.get("driverInfo", "")
-            found.append(Accelerator("vulkan", fields["deviceName"], driver=driver, unified=unified))
+            found.append(AcceleratorInfo("vulkan", fields["deviceName"], driver=driver, unified=unified))
     return found
 
 

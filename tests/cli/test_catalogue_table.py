@@ -17,7 +17,7 @@ from meshllm.core.memory.devices import Device, MachineMemory
 from meshllm.core.memory.fit_preview import FitOutlook, FitPreview
 from meshllm.errors import UsageError
 from meshllm.machine import accelerators
-from meshllm.machine.accelerators import Accelerator
+from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.models.catalog.catalog import load
 from meshllm.models.library.store import Store
 from tests.cli.downloading import run
@@ -212,8 +212,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path))
 
 
-def tools(monkeypatch: pytest.MonkeyPatch, *found: Accelerator) -> None:
-    async def find(within: float) -> tuple[Accelerator, ...]:
+def tools(monkeypatch: pytest.MonkeyPatch, *found: AcceleratorInfo) -> None:
+    async def find(within: float) -> tuple[AcceleratorInfo, ...]:
         return found
 
     monkeypatch.setattr(accelerators, "find", find)
@@ -226,9 +226,9 @@ def test_without_a_node_the_drivers_tools_are_asked(alone: None, monkeypatch: py
     assert 0 < told.available <= told.total
     tools(
         monkeypatch,
-        Accelerator("cuda", "H100", 80 * GB, 79 * GB),
-        Accelerator("metal", "Apple M4", unified=True),
-        Accelerator("vulkan", "who knows"),
+        AcceleratorInfo("cuda", "H100", 80 * GB, 79 * GB),
+        AcceleratorInfo("metal", "Apple M4", unified=True),
+        AcceleratorInfo("vulkan", "who knows"),
     )
     told = machine_info.machine()
     assert [(device.name, device.free) for device in told.in_use] == [("cuda0", 79 * GB)]

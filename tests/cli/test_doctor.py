@@ -19,7 +19,7 @@ from meshllm.cli import doctor_checks as checks
 from meshllm.cli.doctor import Check, examine, show
 from meshllm.cli.doctor_checks import CheckResult, CheckState, well
 from meshllm.engine.probe.bindings import EngineDevice
-from meshllm.machine.accelerators import Accelerator
+from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
 
@@ -110,11 +110,11 @@ def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
 def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "none")
     assert checks.check_accelerators([]).state == CheckState.WELL
-    idle = checks.check_accelerators([Accelerator("cuda", "H200", 140 * GB, 100 * GB)])
+    idle = checks.check_accelerators([AcceleratorInfo("cuda", "H200", 140 * GB, 100 * GB)])
     assert idle.state == CheckState.WARNING
     assert "100.0 GB of 140.0 GB free" in idle.found
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "cuda")
-    assert checks.check_accelerators([Accelerator("cuda", "H200")]).state == CheckState.WELL
+    assert checks.check_accelerators([AcceleratorInfo("cuda", "H200")]).state == CheckState.WELL
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "abacus")
     assert checks.check_accelerators([]).state == CheckState.BAD
 
