@@ -88,9 +88,16 @@ class Supervisor:
         self._sped = False
         self._carrying = WorkerProcesses(home, self._sockets, self._ledger, post, self._lay_down, fitter)
         self._servers = EngineProcesses(
-            home, self._sockets, self._ledger, self._store, fitter, DraftSelector(drafts, self._store, named), self._carrying,
-            self._bring, post,
-        )  # fmt: skip
+            home,
+            self._sockets,
+            self._ledger,
+            self._store,
+            fitter,
+            DraftSelector(drafts, self._store, named),
+            self._carrying,
+            self._bring,
+            post,
+        )
 
     def join(self, sharing: FileSharing, tunnels: RpcTunnels, node: NodeId) -> None:
         """There is a mesh: a source of files, and of others to carry layers with. In it this node is called `node`."""

@@ -44,9 +44,14 @@ def peer(number: int, **options: Any) -> PeerView:
     """Node `number`, alive unless said otherwise."""
     has, serves = options.pop("has", ()), options.pop("serves", ())
     record = NodeRecord(
-        NodeId(bytes([number] * 32)), RecordVersion(1, 1), MESH, name=f"n{number}", addresses=(PeerAddress("192.0.2.1", 7),),
-        on_disk=has, serves=tuple(ServedModel(name) for name in serves),
-    )  # fmt: skip
+        NodeId(bytes([number] * 32)),
+        RecordVersion(1, 1),
+        MESH,
+        name=f"n{number}",
+        addresses=(PeerAddress("192.0.2.1", 7),),
+        on_disk=has,
+        serves=tuple(ServedModel(name) for name in serves),
+    )
     return PeerView(record, options.pop("status", PeerStatus.ALIVE), **options)
 
 

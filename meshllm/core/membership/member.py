@@ -26,7 +26,7 @@ from meshllm.core.membership.timers import Timers
 from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
 from meshllm.core.records import MeshId, NodeId, NodeRecord, Role, SignedRecord
 
-__all__ = ["MeshConfig", "Member"]
+__all__ = ["Member", "MeshConfig"]
 
 # A round of anti-entropy with one random peer.
 ROUND_SECONDS = 1.0

@@ -29,7 +29,7 @@ from meshllm.engine.build.progress import BuildProgress, BuildStage, Report, sil
 from meshllm.engine.build.recipe import TARGETS, Recipe
 from meshllm.errors import EngineUnavailable, OutOfRoom, UsageError
 
-__all__ = ["Engine", "EngineInfo", "Layout", "BuildProgress", "Report", "BuildStage", "ensure", "find", "layout"]
+__all__ = ["BuildProgress", "BuildStage", "Engine", "EngineInfo", "Layout", "Report", "ensure", "find", "layout"]
 
 ROOM = 450 * 1024**2
 """Bytes of disk that a build needs at its peak: while pip unpacks what it fetched."""

@@ -1,4 +1,4 @@
-"""A program of its own, `python -m meshllm.engine.probe.libllama_probe`: asks the engine's libllama about a model file or devices.
+"""Asks libllama about a model file or devices: `python -m meshllm.engine.probe.libllama_probe`.
 
 Reads one JSON request from stdin, writes one JSON answer to stdout, ends. Law: this process may crash, hang or eat
 memory on a hostile file, and nothing else may: limits are set before the file is opened, and the parent (bindings.py)

@@ -18,7 +18,7 @@ MAX_NUMBER = 1 << 53
 
 
 class EventRepair:
-    """Base class; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract. Subclasses fill in the last methods."""
+    """Base class; contract: `stream_repair.StreamRepair`. Subclasses fill in the last methods."""
 
     def __init__(self, model: str, *, shared: bool = False, limit: int = MAX_EVENT) -> None:
         self.complete = False
