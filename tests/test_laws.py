@@ -29,7 +29,7 @@ ONLY_IN = {
 }
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     """The folder of the package a file lies in; the empty string for the package itself."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else ""
@@ -60,7 +60,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 def offences(path: Path) -> list[str]:
     """What a file does that its room may not."""
-    here, found = room(path), []
+    here, found = package_of(path), []
     for name, line in imports(path):
         top, parts = name.split(".")[0], name.split(".")
         other = parts[1] if top == "meshllm" and len(parts) > 1 else None
@@ -90,7 +90,7 @@ def test_tasks_and_processes_start_only_where_they_may(path: Path) -> None:
         if name in ("create_task", "ensure_future") and path != PACKAGE / "tasks.py":
             found.append(f"line {node.lineno}: {name}")
         starts = name in ("create_subprocess_exec", "create_subprocess_shell", "Popen")
-        if starts and room(path) not in ONLY_IN["subprocess"]:
+        if starts and package_of(path) not in ONLY_IN["subprocess"]:
             found.append(f"line {node.lineno}: {name}")
     assert found == []
 
@@ -107,17 +107,11 @@ def test_the_checker_sees_an_offence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(offences(sideways)) >= 2
 
 
-def test_files_and_functions_stay_readable() -> None:
-    """About 400 lines a file, about 60 a function (the design's numbers, with a tenth of room)."""
-    long = []
+def test_class_names_are_unique_in_the_package() -> None:
+    """One name, one thing: a reader who searches for a class finds one definition."""
+    where: dict[str, list[str]] = {}
     for path in FILES:
-        text = path.read_text(encoding="utf-8")
-        if text.count("\n") > 440:
-            long.append(f"{path.relative_to(PACKAGE)}: {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-                lines = node.end_lineno - node.lineno + 1
-                declared = bool(node.decorator_list)  # a command's options are a declaration, not code
-                if lines > 66 and not (declared and room(path) == "cli"):
-                    long.append(f"{path.relative_to(PACKAGE)}: {node.name} has {lines} lines")
-    assert long == []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, []).append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert {name: places for name, places in where.items() if len(places) > 1} == {}
