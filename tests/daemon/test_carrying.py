@@ -16,7 +16,6 @@ import pytest
 
 from meshllm.core import events as e
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.start_planner import StartPlanner
@@ -27,6 +26,7 @@ from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
 from meshllm.models.hub.manifest import Manifest
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
+from meshllm.util.progress import Progress
 
 HOST, FIRST, LAST = (NodeId(letter * 32) for letter in (b"h", b"f", b"l"))
 FILES = (LeasedFile("m.gguf", 5, "ab" * 32),)
@@ -116,7 +116,7 @@ def children() -> list[psutil.Process]:
 
 
 async def here(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
-    tell(Progress("downloading", 0.5))
+    tell(Progress.at("downloading", 0.5))
     return tuple(Path("/models") / file.name for file in manifest.files)
 
 
