@@ -55,8 +55,8 @@ class StartPlan:
 
     `micro_batch`: tokens that the engine must compute in one batch (None: its default). `devices`, `layers`,
     `experts_aside`, `checkpoints` and `projector` are those of `llama_server.ServerPlan`. `speculation`: what was
-    requested, or less. `draft_device`: the device of the draft model. `disk_paging`: the model does not fit in memory and
-    the engine reads weights from the disk.
+    requested, or less. `draft_device`: the device of the draft model. `disk_paging`: the model does not fit in memory
+    and the engine reads weights from the disk.
     """
 
     size: ContextSize

@@ -123,8 +123,8 @@ class ModelRoute:
 class MeshIndex:
     """The models of the mesh, by name; computed once for each view of the mesh.
 
-    `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models of
-    peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh.
+    `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models
+    of peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh.
     """
 
     hosts: Mapping[str, tuple[TargetOffer, ...]]
