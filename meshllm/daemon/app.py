@@ -28,6 +28,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
+from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import draft_request
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.node_loop import NodeLoop
@@ -177,7 +178,8 @@ class App:
         hosts = EVERYWHERE if settings.listen_all else LOOPBACK
         key, key_place = self._key()
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
-        self._console = Console(policy, self.status, self._invite)
+        downloads = DownloadService(lambda: self._sharing)
+        self._console = Console(policy, self.status, self._invite, download=downloads.download)
         self._acceptance = DraftStats(llama_server.guesses, self._written)
         self._gateway = Gateway(
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
