@@ -49,7 +49,7 @@ def carried(lent: dict[str, Any]) -> str:
 
 def lent_news(snapshot: Snapshot) -> str:
     """What a running node says of that; empty while there is nothing to say."""
-    state, mesh = snapshot.lent, snapshot.mesh
+    state, mesh = snapshot.worker_lease, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return ""

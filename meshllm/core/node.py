@@ -76,7 +76,7 @@ class NodeCore:
         self._dirty = self._peers is not None
         self._handlers: dict[type[e.Event], Callable[[Any, float], None]] = {
             **self._local.handlers,
-            e.ModelWished: self._model_wished,
+            e.MeshModelRequested: self._model_wished,
             e.DiskScanned: self._disk_scanned,
             e.SpeedMeasured: self._speed_measured,
             e.LoadsChanged: self._loads_changed,
@@ -199,7 +199,7 @@ class NodeCore:
         if self._stopping:
             return "it is stopping"
         for name, own in self._local.models.items():
-            alone = own.measured is not None and own.measured.alone and not own.apart
+            alone = own.measured is not None and own.measured.alone and not own.force_split
             if own.wanted and (name != model or alone or own.server is not ServerPhase.NONE):
                 return f"it serves {name} itself"
         return "it has backends" if self._backends else ""
@@ -209,7 +209,7 @@ class NodeCore:
     def _said(self) -> dict[str, object]:
         """What this node says of itself; the signer cuts what is beyond the bounds of a record."""
         served = [
-            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.sees)
+            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.vision)
             for m in self._local.models.values()
             if m.wanted
             and m.server is ServerPhase.SERVING
@@ -223,7 +223,7 @@ class NodeCore:
         wants = [
             name
             for name, model in self._local.models.items()
-            if model.wanted and name != self._taken and not (model.apart and model.measured is None)
+            if model.wanted and name != self._taken and not (model.force_split and model.measured is None)
         ]
         return {
             "serves": tuple(served),
@@ -266,7 +266,7 @@ class NodeCore:
         self._dirty = True
         return self._decide(now)
 
-    def _model_wished(self, event: e.ModelWished, now: float) -> None:
+    def _model_wished(self, event: e.MeshModelRequested, now: float) -> None:
         if not self._stopping:
             self._wishes[event.model] = None
 

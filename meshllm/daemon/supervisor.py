@@ -225,7 +225,7 @@ class Supervisor:
                         quantization=header.quantization,
                         digest=model.digest or "",
                         purpose=usage(header).purpose,
-                        sees=model.projector is not None,
+                        vision=model.projector is not None,
                     ),
                 )
             )

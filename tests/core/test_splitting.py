@@ -139,7 +139,7 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
     assert split.committed
     assert split.plan is not None
     assert split.plan.seconds > 0
-    lent = mesh.cores[2].snapshot().lent
+    lent = mesh.cores[2].snapshot().worker_lease
     assert lent is not None
     assert (lent.lease, lent.phase) == (lease, LeasePhase.COMMITTED)
     mesh.run(2.0)
@@ -317,7 +317,7 @@ def test_the_host_dies_and_its_workers_are_free(mesh: SplitMesh) -> None:
     mesh.kill(1, seen=True)
     mesh.run(1.0)
     assert mesh.workers == {}
-    assert mesh.cores[2].snapshot().lent is None
+    assert mesh.cores[2].snapshot().worker_lease is None
 
 
 def test_a_host_that_stops_gives_back_what_it_was_lent(mesh: SplitMesh) -> None:
@@ -325,7 +325,7 @@ def test_a_host_that_stops_gives_back_what_it_was_lent(mesh: SplitMesh) -> None:
     mesh.tell(1, e.StopWanted())
     mesh.run(1.0)
     assert mesh.workers == {}
-    assert mesh.cores[2].snapshot().lent is None
+    assert mesh.cores[2].snapshot().worker_lease is None
 
 
 def test_a_worker_that_stops_says_so(mesh: SplitMesh) -> None:

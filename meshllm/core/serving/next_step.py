@@ -74,7 +74,7 @@ def _ready(model: ModelState) -> ServingStep:
     """File and engine are there: how is it to be served?"""
     if model.measured is None:
         return ServingStep(ServingAction.WAIT if model.measuring else ServingAction.MEASURE)
-    if model.measured.alone and not model.apart:
+    if model.measured.alone and not model.force_split:
         return ServingStep(ServingAction.START)
     split = model.split
     # With a plan but no lease there is nobody to agree with: what was measured was a little too careful.

@@ -124,9 +124,9 @@ class SplitCoordinator:
     def candidate(self, model: ModelState) -> SplitCandidate | None:
         """What this node says of a model that it would host a split of."""
         measured = model.measured
-        if not model.wanted or measured is None or (measured.alone and not model.apart):
+        if not model.wanted or measured is None or (measured.alone and not model.force_split):
             return None
-        return SplitCandidate(model.name, measured.room, model.apart)
+        return SplitCandidate(model.name, measured.room, model.force_split)
 
     def agree(self, model: ModelState, speed: int, now: float) -> SplitState:
         """How the agreement about `model` stands now, after the next step towards it. `speed` is this node's."""
@@ -142,14 +142,14 @@ class SplitCoordinator:
             return SplitState(f"{name} is the one to host it: it has more memory, or serves it already")
         lenders = [self._lender(record) for record in alive if lends(record, model.name)]
         host = WorkerOffer(self._own, model.measured.room, 0.0, speed)
-        split = self._hosting.agree(model.name, model.measured, host, lenders, now, force=model.apart)
+        split = self._hosting.agree(model.name, model.measured, host, lenders, now, force=model.force_split)
         if not split.refused:
             self._refused.pop(model.name, None)
             return split
         # Whoever could help may be about to be heard of.
         since = self._refused.setdefault(model.name, now)
         helpless = phase is JoinPhase.ALONE or now - since >= PAGES_SECONDS
-        return replace(split, pages=model.measured.pages and helpless and not model.apart)
+        return replace(split, pages=model.measured.pages and helpless and not model.force_split)
 
     def state(self, model: str) -> SplitState | None:
         """How the agreement about `model` stands; None if there is none."""
@@ -173,7 +173,9 @@ class SplitCoordinator:
                 continue
             if any(served.name == model.name for served in record.serves):
                 return record.node
-            candidates += [WorkerOffer(record.node, said.room) for said in record.splits if said.model == model.name]
+            candidates += [
+                WorkerOffer(record.node, said.free_bytes) for said in record.splits if said.model == model.name
+            ]
         host = choose_host(candidates, model.name)
         return host if host != self._own else None
 

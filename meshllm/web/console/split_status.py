@@ -148,7 +148,7 @@ def _share(
 
 def lent(snapshot: Snapshot) -> WorkerLeaseStatus | None:
     """What this node carries for another, if anything."""
-    state, mesh = snapshot.lent, snapshot.mesh
+    state, mesh = snapshot.worker_lease, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return None

@@ -50,7 +50,7 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         if here.facts is not None:
             known |= {"size": here.facts.size, "architecture": here.facts.architecture}
             known["purpose"] = here.facts.purpose.value
-            known["input_modalities"] = modalities(here.facts.sees)
+            known["input_modalities"] = modalities(here.facts.vision)
         if here.server_facts is not None:
             known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
     if offers and offers[0].target.kind is TargetKind.PEER:
