@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshllm.cli.mesh_notices import printable
-from meshllm.core.memory.fit_text import gigabytes
+from meshllm.util.format import gigabytes, printable
 
 if TYPE_CHECKING:
     from meshllm.core.snapshot import ModelState, Snapshot
@@ -60,4 +59,4 @@ def lent_news(snapshot: Snapshot) -> str:
 def waiting(model: ModelState) -> str:
     """What a split of `model` waits for; empty if nothing, or where it is the reason that the model has failed."""
     split = model.split
-    return split.words() if split is not None and not (split.committed or split.refused) else ""
+    return split.status_text() if split is not None and not (split.committed or split.refused) else ""

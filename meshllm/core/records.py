@@ -100,10 +100,8 @@ class FailureReport:
 
 @dataclass(frozen=True, slots=True)
 class SplitCandidate:
-    """The writer of the record needs workers for `model` and has `free_bytes` bytes of memory itself.
-
-    `force_split`: split the model even where it would fit on one node (`--split`).
-    """
+    """A model that the writer of the record would host as a split. `free_bytes`: the writer's own free memory.
+    `force_split`: split the model even if it fits on one node (`--split`)."""
 
     model: str
     free_bytes: int

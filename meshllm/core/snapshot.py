@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from meshllm.core.memory.speculation import PLAIN, Speculation
+from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from meshllm.core.membership.views import MeshView
@@ -67,15 +68,6 @@ class ModelPhase(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far something long has come. `detail` is for people."""
-
-    stage: str
-    fraction: float | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class EngineState:
     """What the core knows of the engine."""
 
@@ -120,7 +112,8 @@ class ModelState:
 
     `generation` counts the engine processes started for it; events of an older generation are stale and ignored.
     `failures` counts deaths since the last stable stretch; `not_before` is when the next start is allowed. `measured`
-    is the memory it needs here, `split` the state of its pipeline split; `force_split` is `--split`.
+    is the memory that the model needs here; `split` the state of its split, if it needs one; `force_split`: split the
+    model even if it fits here (`--split`).
     """
 
     name: str

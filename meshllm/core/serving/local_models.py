@@ -17,6 +17,7 @@ from meshllm.core.serving.next_step import ServingAction
 from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelState, ServerPhase
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.host import SplitState
+from meshllm.util.backoff import backoff
 
 # A file that could not be fetched for no lasting reason is tried again: doubling from the first to the second.
 FETCH_RETRY_BASE_SECONDS = 5.0
@@ -122,10 +123,10 @@ class LocalModels:
     def _agree(self, model: ModelState, now: float) -> ModelState:
         assert model.measured is not None
         if self._splitting is not None:
-            split = self._splitting.agree(model, self.speed, now)
+            split = self._splitting.advance_lease(model, self.speed, now)
         else:
-            split = replace(ALONE, pages=model.measured.pages and not model.force_split)
-        refused = split.refused and not split.pages
+            split = replace(ALONE, disk_paging=model.measured.disk_paging and not model.force_split)
+        refused = split.refused and not split.disk_paging
         model = replace(
             model,
             split=split,
@@ -189,7 +190,7 @@ class LocalModels:
         if model is None:
             return
         failures = model.failures + 1
-        delay = min(FETCH_RETRY_CAP_SECONDS, FETCH_RETRY_BASE_SECONDS * 2.0 ** (failures - 1))
+        delay = backoff(failures - 1, base=FETCH_RETRY_BASE_SECONDS, cap=FETCH_RETRY_CAP_SECONDS)
         self.models[event.model] = replace(
             model,
             file=FilePhase.FAILED if event.final else FilePhase.ABSENT,

@@ -112,7 +112,7 @@ def _split(
         session=lease.session.hex() if lease is not None else "",
         generation=lease.generation if lease is not None else 0,
         committed=split.committed,
-        reason=split.words(),
+        reason=split.status_text(),
         forecast=None if plan is None else round(plan.seconds, 6),
         measured=None if measured is None else round(measured, 6),
         considered=[
