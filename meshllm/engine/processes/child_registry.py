@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from meshllm.util.atomic_file import replace_file
+
 logger = logging.getLogger(__name__)
 
 # psutil derives start times from the wall clock, which may be adjusted by this much between two runs of the daemon.
@@ -36,7 +38,7 @@ class ChildRegistry:
             started = psutil.Process(pid).create_time()
             self._directory.mkdir(parents=True, exist_ok=True)
             entry = json.dumps({"pid": pid, "started": started, "name": name})
-            (self._directory / f"{pid}.json").write_text(entry, encoding="utf-8")
+            replace_file(self._directory / f"{pid}.json", entry)
         except psutil.NoSuchProcess:
             return
         except (OSError, psutil.Error) as error:

@@ -180,7 +180,7 @@ def _speculation(plan: ServerPlan) -> list[str]:
     ngram-mod drafts fewer tokens than it matched. ngram-simple drafts at least as many, and loses more when they are
     rejected; ngram-map-k misses most repetitions in a prompt that follows a different one.
     """
-    if plan.speculation.guessing is DraftSource.NONE:
+    if plan.speculation.source is DraftSource.NONE:
         return []
     kinds = ["ngram-mod"]
     argv = [
@@ -188,7 +188,7 @@ def _speculation(plan: ServerPlan) -> list[str]:
         "--spec-ngram-mod-n-min", str(speculation.LEAST_COPIED_TOKENS),
         "--spec-ngram-mod-n-max", str(speculation.FAR_COPIED_TOKENS if plan.workers else speculation.COPIED_TOKENS),
     ]  # fmt: skip
-    if plan.speculation.guessing is DraftSource.DRAFT:
+    if plan.speculation.source is DraftSource.DRAFT:
         assert plan.draft_path is not None
         kinds.append("draft-simple")
         argv += [

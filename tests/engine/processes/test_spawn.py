@@ -15,6 +15,8 @@ from meshllm.engine.build import build_reaper
 from meshllm.engine.processes.spawn import start
 from meshllm.tasks import Owner
 
+TIMEOUT = 30.0
+
 # Writes the pid of its own child to a file and waits for that child.
 PROGRAM = """
 import subprocess, sys
@@ -24,12 +26,12 @@ child.wait()
 """
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process has ended, reaped or not."""
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended: the kernel closes its files, for which `start` waits, just before its end."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        psutil.Process(pid).wait(TIMEOUT)
     except psutil.NoSuchProcess:
-        return True
+        return
 
 
 async def test_cancelled_start_ends_the_process_and_its_children(
@@ -55,7 +57,7 @@ async def test_cancelled_start_ends_the_process_and_its_children(
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert has_ended(pids[0])
+    wait_for_end(pids[0])
     assert [child for child in psutil.Process().children() if child not in before] == []
 
 
