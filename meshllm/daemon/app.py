@@ -178,7 +178,7 @@ class App:
         key, key_place = self._key()
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
         self._console = Console(policy, self.status, self._invite)
-        self._acceptance = DraftStats(llama_server.guesses, self._written)
+        self._acceptance = DraftStats(llama_server.draft_counts, self._written)
         self._gateway = Gateway(
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
