@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import (
     LEASE_TTL_SECONDS,
     TRANSITIONS,
@@ -26,6 +24,8 @@ from meshllm.core.split.lease import (
     WorkerReport,
 )
 from meshllm.core.transitions import move
+from meshllm.util.format import gigabytes
+from meshllm.util.progress import Progress
 
 # Until the lease is committed the worker reports its phase this often; the host drops a worker that is silent for
 # longer (`host.SILENT_SECONDS`).
