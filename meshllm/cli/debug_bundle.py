@@ -1,6 +1,6 @@
 """The contents of `mesh-llm debug dump`.
 
-Invariants: every file passes through `Redactor`, which replaces the secrets found on this machine, everything that looks
+Invariants: every file passes through `Redactor`, which replaces the secrets found on this machine, text that looks
 like a secret, public IP addresses and the user's home folder. Files with secrets (`node-key`, `api-key`, `mesh.json`)
 are never included; `mesh.json` only by the members in MESH_MEMBERS.
 """
@@ -50,7 +50,7 @@ metrics.txt       GET /metrics
 logs/             the ends of the log files of the daemon and its engine processes
 errors.txt        parts that could not be collected
 
-Replaced: invites, API keys, tokens, the mesh secret ([redacted]), public IP addresses (public-ip-N), the home folder (~).
+Replaced: invites, API keys, tokens and the mesh secret ([redacted]), public IP addresses (public-ip-N), your home (~).
 """
 
 
@@ -79,7 +79,7 @@ class Redactor:
 
 
 def secrets_of(home: Path, environment: Mapping[str, str]) -> frozenset[str]:
-    """The secrets of this node and user that can be found: mesh secret, API key, node key, tokens in the environment."""
+    """The secrets of this node and user: mesh secret, API key, node key, tokens in the environment."""
     found = {value for name, value in environment.items() if SECRET_VARIABLE.search(name)}
     hub = Path(environment.get("HF_HOME") or Path(environment.get("HOME") or "/") / ".cache" / "huggingface")
     for path in (home / "api-key", hub / "token"):

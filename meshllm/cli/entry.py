@@ -29,7 +29,7 @@ app = Commands(
 
 
 def main() -> None:
-    """Run the command. A `MeshError` becomes a message on stderr and exit status 2 (wrong usage) or 1 (anything else)."""
+    """Run the command. A `MeshError` becomes a message on stderr and exit status 2 (wrong usage) or 1."""
     try:
         app()
     except MeshError as error:

@@ -28,12 +28,11 @@ def replace_renamed(arguments: list[str], renamed: Mapping[str, str]) -> list[st
         if argument == "--":
             return found + arguments[index:]
         name, equals, value = argument.partition("=")
-        if (new := renamed.get(name)) is not None:
-            if name not in reported:
-                reported.add(name)
-                print(f"mesh-llm: {name} is now {new}; the old name will be removed.", file=sys.stderr)  # noqa: T201
-            argument = f"{new}{equals}{value}"
-        found.append(argument)
+        new = renamed.get(name)
+        if new is not None and name not in reported:
+            reported.add(name)
+            print(f"mesh-llm: {name} is now {new}; the old name will be removed.", file=sys.stderr)  # noqa: T201
+        found.append(argument if new is None else f"{new}{equals}{value}")
     return found
 
 

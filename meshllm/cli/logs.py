@@ -161,7 +161,7 @@ def _accepted(tail: LogTail, wanted: LogFilter) -> Iterator[str]:
 
 
 def _shown(records: Iterable[LogRecordView]) -> Iterator[str]:
-    """The records' text, coloured on a terminal. Other programs' lines may hold control characters: they are escaped."""
+    """The records' text, coloured on a terminal, with control characters of other programs escaped."""
     from meshllm.daemon.log_format import escaped
 
     colours = sys.stdout.isatty()

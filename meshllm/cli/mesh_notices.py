@@ -1,6 +1,6 @@
 """Changes of the mesh as lines for the terminal and as fields for programs.
 
-Invariants: names, reasons and models that peers chose are shown without control characters. A change is shown once; more
+Invariants: names, reasons and models chosen by peers are shown without control characters. A change is shown once; more
 than 8 changes at once become one line with their number.
 """
 
@@ -11,6 +11,7 @@ from enum import Enum
 
 from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
 from meshllm.core.records import NodeId, short
+from meshllm.util.format import printable
 
 # More changes than this at once become one line.
 MAX_CHANGES = 8
@@ -36,11 +37,6 @@ class MeshNotice:
     tone: NoticeTone
     event: str
     fields: dict[str, object]
-
-
-def printable(text: str) -> str:
-    """At most 200 characters of `text`, with `?` for each that could move a terminal's cursor or end a line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
 
 
 def peer_label(peer: PeerView) -> str:

@@ -13,11 +13,12 @@ import orjson
 
 from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
 from meshllm.cli.split_text import lent_news, waiting
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.serving import next_step
-from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
+from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.app import Listening, Viewer
 from meshllm.daemon.log_format import json_fields
+from meshllm.util.format import gigabytes
+from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,7 @@ def _model_text(snapshot: Snapshot, model: ModelState) -> str:
     phase = next_step.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
         text = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
-        return f"{text}: {facts.fit or gigabytes(facts.memory)}"
+        return f"{text}: {facts.placement_text or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     cause = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
@@ -276,11 +277,8 @@ class JsonViewer(Viewer):
             self.write(event, **fields)
 
     def write(self, event: str, **fields: object) -> None:
-        """Write one line with the time."""
-        self.write_entry({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields})
-
-    def write_entry(self, entry: dict[str, object]) -> None:
         """Write one line."""
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         self._out.write(orjson.dumps(entry, default=str).decode() + "\n")
         self._out.flush()
 
@@ -298,6 +296,8 @@ class JsonLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. A closed standard output is no error of whoever logs."""
         try:
-            self._viewer.write_entry({"event": "log", **json_fields(record)})
+            fields = json_fields(record)
+            del fields["time"]
+            self._viewer.write("log", **fields)
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)

@@ -31,7 +31,7 @@ from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
 from meshllm.daemon.change_log import ChangeLog
-from meshllm.daemon.draft_selection import DraftRequest, wish_of
+from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.node_loop import NodeLoop
@@ -179,10 +179,12 @@ class App:
         self._started = asyncio.get_running_loop().time()
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
-        drafts = wish_of(settings, wanted, Store(paths.models()))
+        drafts = draft_request(settings, wanted, Store(paths.models()))
         self._planner = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := builder.find()) is not None:
-            await self._planner.look(engine)  # a wrong device name ends the start here, before anything is started
+            await self._planner.refresh_devices(
+                engine
+            )  # a wrong device name ends the start here, before anything is started
         async with AsyncExitStack() as stack:
             lock = HomeLock(settings.home)
             stack.callback(lock.release)
@@ -227,8 +229,8 @@ class App:
             peers=self,
             seek=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
-            on_work=self._draft_stats.look,
-            guesses=self._draft_stats.guesses,
+            on_work=self._draft_stats.refresh,
+            guesses=self._draft_stats.counts,
         )
         stack.push_async_callback(self._gateway.close)
         self._owner = Owner("daemon")
@@ -281,7 +283,7 @@ class App:
         self._mailbox.put_nowait(event)
 
     def _request_models(self, wanted: dict[str, Wanted | None]) -> None:
-        """Pass models and backends of the command line to the core: the first model runs here, the mesh serves others."""
+        """Pass the command line's models and backends to the core: the first model runs here, others in the mesh."""
         for number, model in enumerate(wanted):
             self._post(e.ModelWished(model) if number else e.ModelWanted(model, self._settings.split))
         for backend in self._settings.backends:
@@ -396,7 +398,7 @@ class App:
     def _tokens_written(self) -> None:
         """The engines here have written more."""
         split = {model.name for model in self._snapshot.models if model.split is not None}
-        self._supervisor.written(self._draft_stats.guesses(), split)
+        self._supervisor.update_speed(self._draft_stats.counts(), split)
         self._console.changed()
 
     def _is_working(self) -> bool:
@@ -425,7 +427,7 @@ class App:
             mesh_reason=self._no_mesh_reason,
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._planner.machine(),
-            guesses=self._draft_stats.guesses(),
+            guesses=self._draft_stats.counts(),
             traffic=self._traffic,
             elsewhere=self._lan_urls(),
         )

@@ -44,8 +44,8 @@ class ChangeLog:
             _log_backends(last, snapshot)
         if snapshot.mesh is not None and snapshot.mesh is not last.mesh:
             _log_mesh(last.mesh, snapshot.mesh)
-        if snapshot.lent is not last.lent:
-            _log_worker_lease(last.lent, snapshot.lent)
+        if snapshot.worker_lease is not last.worker_lease:
+            _log_worker_lease(last.worker_lease, snapshot.worker_lease)
 
 
 def _info(text: str, **fields: object) -> None:

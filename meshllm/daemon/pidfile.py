@@ -15,6 +15,7 @@ import psutil
 
 from meshllm.engine.processes.child_registry import is_same_process
 from meshllm.errors import EnvironmentFailure, NotRunning, UsageError
+from meshllm.util.atomic_file import replace_file
 
 PID_FILE = "daemon.json"
 STOP_POLL_SECONDS = 0.02
@@ -61,10 +62,8 @@ class HomeLock:
         """Write process id and ports to `daemon.json`. Raises EnvironmentFailure."""
         started = psutil.Process().create_time()
         text = json.dumps(asdict(RunningInstance(os.getpid(), started, port, console)))
-        partial = self._pid_file.with_suffix(".partial")
         try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self._pid_file)
+            replace_file(self._pid_file, text)
         except OSError as error:
             raise EnvironmentFailure(
                 f"{self._pid_file} cannot be written: {error.strerror or error}.",

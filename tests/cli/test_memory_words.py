@@ -36,8 +36,8 @@ def serving() -> NodeCore:
         e.ModelWanted("m"),
         e.EngineReady("1"),
         e.FileReady("m", ModelFacts("/m.gguf", 100, "llama", 8192)),
-        e.ModelMeasured("m", MeasuredModel(alone=True, room=GB)),
-        e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, fit=FIT)),
+        e.ModelMeasured("m", MeasuredModel(fits_locally=True, free_bytes=GB)),
+        e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, placement_text=FIT)),
     ):
         mesh.handle(event, 0.0)
     return mesh
@@ -57,7 +57,7 @@ def test_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(monkeypatch, "--max-vram", "5.5", "--device", "CUDA0, CUDA1", "--device", "Vulkan0")
     assert (given.max_memory, given.devices) == (5_500_000_000, ("CUDA0", "CUDA1", "Vulkan0"))
     assert CliRunner().invoke(entry.app, ["--max-vram", "0"]).exit_code == 2
-    with pytest.raises(UsageError, match="--split spreads a model"):
+    with pytest.raises(UsageError, match="--split needs a --model"):
         settings(monkeypatch, "--split")
     for option in ("--max-vram=5", "--device=CUDA0"):
         with pytest.raises(UsageError, match="A client serves nothing"):

@@ -24,7 +24,6 @@ from meshllm.core.snapshot import (
     FilePhase,
     ModelFacts,
     ModelState,
-    Progress,
     Purpose,
     ServerFacts,
     ServerPhase,
@@ -33,6 +32,7 @@ from meshllm.core.snapshot import (
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase, MemberState
 from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
+from meshllm.util.progress import Progress
 from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
@@ -206,7 +206,7 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     models = [served("Qwen3-8B-Q4_K_M", 4.7, 32768, 9.2)]
     backends: tuple[BackendState, ...] = ()
     if count > 2:
-        fetching = Progress("downloading", 0.42, "5.6 of 13.3 GB, 88 MB/s")
+        fetching = Progress.at("downloading", 0.42, "5.6 of 13.3 GB, 88 MB/s")
         models.append(ModelState("Mistral-Small-24B-Q4_K_M", file=FilePhase.FETCHING, progress=fetching))
         backends = (BackendState("http://localhost:8000", True, ("gpt-oss-120b",), ""),)
     wants = ("DeepSeek-R1-0528-Q4_K_M",) if count > 2 else ()

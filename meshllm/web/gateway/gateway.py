@@ -32,6 +32,7 @@ from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics
 from meshllm.web.gateway.model_list import known_words, model_card, model_list, unknown_words
 from meshllm.web.gateway.peer_endpoint import PeerEndpoints
 from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.request_log import RequestLog
 from meshllm.web.gateway.response_writer import HOST_HEADER
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import Found, TargetTable
@@ -83,6 +84,7 @@ class Gateway:
         self._sweeper: asyncio.TimerHandle | None = None
         self._date = (0, b"")
         self.metrics = Metrics(lambda: self._desks.snapshot, self._desks.all, guesses)
+        self.requests = RequestLog(self.now, lambda: datetime.now(UTC).timestamp())
         self._tunnels = PeerEndpoints(self, self._desks, self._wake, self._loop)
 
     # -- the daemon's side

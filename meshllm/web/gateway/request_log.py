@@ -1,0 +1,211 @@
+"""The last requests of the API, with their attempts: a bounded ring for the console, and one log line per request.
+
+A request fills in its `RequestTrace` while it runs; nothing else is computed until somebody reads the ring.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+access_log = logging.getLogger("meshllm.access")
+attempt_log = logging.getLogger("meshllm.gateway")
+
+MAX_REQUESTS = 200
+# Longest string that a summary keeps: model names and error texts come from callers and peers.
+MAX_TEXT = 300
+REQUEST_ID_HEADER = b"x-request-id"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's `x-request-id` if it is well-formed, else a new id: "req_" and 24 hexadecimal digits."""
+    sent = headers.get(REQUEST_ID_HEADER)
+    if sent is not None and _REQUEST_ID.fullmatch(sent):
+        return sent.decode("ascii")
+    return f"req_{secrets.token_hex(12)}"
+
+
+class Outcome(Enum):
+    """How a request or an attempt ended."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"  # an error below 500: the request is at fault, or there is no capacity
+    FAILED = "failed"
+    LOST = "lost"  # the target failed after the answer had begun
+    ABANDONED = "abandoned"  # the caller went away
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSummary:
+    """One attempt to have a request answered by a target. Times in seconds; None: it did not come to that.
+
+    `started_seconds` counts from the request's arrival, the others from the attempt's start. `number` starts at 1.
+    `target` is "engine", "backend URL" or "peer ID"; `node` the first digits of the id of the node asked, if known.
+    """
+
+    number: int
+    target: str
+    node: str
+    started_seconds: float
+    connect_seconds: float | None
+    first_byte_seconds: float | None
+    duration_seconds: float | None
+    outcome: Outcome | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSummary:
+    """One API request. `started_at` in seconds since the epoch; other times in seconds from its arrival.
+
+    `caller`: "local", "remote ADDRESS" or "peer ID". `target` and `node` are those of the last attempt. `outcome` None:
+    the request is at work. Empty strings and None mean unknown.
+    """
+
+    request_id: str
+    api: str
+    path: str
+    model: str
+    caller: str
+    target: str
+    node: str
+    status: int
+    outcome: Outcome | None
+    error: str
+    stream: bool
+    started_at: float
+    queue_seconds: float | None
+    first_byte_seconds: float | None
+    duration_seconds: float | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    completion_tokens: int | None
+    attempts: tuple[AttemptSummary, ...]
+
+
+class AttemptTrace:
+    """An attempt as its request writes it down. Times are of the monotonic clock."""
+
+    __slots__ = ("connected", "ended", "error", "first_byte", "node", "outcome", "started", "target")
+
+    def __init__(self, target: str, node: str, started: float) -> None:
+        self.target = target
+        self.node = node
+        self.started = started
+        self.connected: float | None = None
+        self.first_byte: float | None = None
+        self.ended: float | None = None
+        self.outcome: Outcome | None = None
+        self.error = ""
+
+
+class RequestTrace:
+    """A request as it is written down while it runs. `started` and `ended` are of the monotonic clock."""
+
+    __slots__ = (
+        "api",
+        "attempts",
+        "cached_tokens",
+        "caller",
+        "completion_tokens",
+        "ended",
+        "error",
+        "first_byte",
+        "model",
+        "outcome",
+        "path",
+        "prompt_tokens",
+        "queue_seconds",
+        "request_id",
+        "started",
+        "status",
+        "stream",
+    )
+
+    def __init__(self, request_id: str, api: str, path: str, caller: str, started: float) -> None:
+        self.request_id = request_id
+        self.api = api
+        self.path = path
+        self.caller = caller
+        self.started = started
+        self.model = ""
+        self.stream = False
+        self.queue_seconds: float | None = None
+        self.first_byte: float | None = None
+        self.ended: float | None = None
+        self.status = 0
+        self.outcome: Outcome | None = None
+        self.error = ""
+        self.prompt_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.completion_tokens: int | None = None
+        self.attempts: list[AttemptTrace] = []
+
+
+class RequestLog:
+    """The last `limit` requests that ended."""
+
+    def __init__(self, now: Callable[[], float], wall: Callable[[], float], limit: int = MAX_REQUESTS) -> None:
+        """`now` is the monotonic clock that traces use, `wall` the time since the epoch; both in seconds."""
+        self._now = now
+        self._wall = wall
+        self._ended: deque[RequestTrace] = deque(maxlen=limit)
+
+    def add(self, trace: RequestTrace) -> None:
+        """A request has ended."""
+        self._ended.append(trace)
+
+    def snapshot(self) -> tuple[RequestSummary, ...]:
+        """The requests, the newest first."""
+        offset = self._wall() - self._now()
+        return tuple(_summary(trace, offset) for trace in reversed(self._ended))
+
+
+def _summary(trace: RequestTrace, offset: float) -> RequestSummary:
+    last = trace.attempts[-1] if trace.attempts else None
+    return RequestSummary(
+        request_id=trace.request_id,
+        api=trace.api,
+        path=trace.path[:MAX_TEXT],
+        model=trace.model[:MAX_TEXT],
+        caller=trace.caller,
+        target=last.target if last is not None else "",
+        node=last.node if last is not None else "",
+        status=trace.status,
+        outcome=trace.outcome,
+        error=trace.error[:MAX_TEXT],
+        stream=trace.stream,
+        started_at=trace.started + offset,
+        queue_seconds=trace.queue_seconds,
+        first_byte_seconds=_since(trace.started, trace.first_byte),
+        duration_seconds=_since(trace.started, trace.ended),
+        prompt_tokens=trace.prompt_tokens,
+        cached_tokens=trace.cached_tokens,
+        completion_tokens=trace.completion_tokens,
+        attempts=tuple(_attempts(trace.attempts, trace.started)),
+    )
+
+
+def _attempts(attempts: Iterable[AttemptTrace], began: float) -> Iterable[AttemptSummary]:
+    for number, each in enumerate(attempts, 1):
+        yield AttemptSummary(
+            number=number,
+            target=each.target,
+            node=each.node,
+            started_seconds=each.started - began,
+            connect_seconds=_since(each.started, each.connected),
+            first_byte_seconds=_since(each.started, each.first_byte),
+            duration_seconds=_since(each.started, each.ended),
+            outcome=each.outcome,
+            error=each.error[:MAX_TEXT],
+        )
+
+
+def _since(start: float, moment: float | None) -> float | None:
+    return None if moment is None else max(0.0, moment - start)
