@@ -216,7 +216,7 @@ class App:
         settings = self._settings
         key, self._key_place = self._api_key()
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
-        self._draft_stats = DraftStats(llama_server.guesses, self._tokens_written)
+        self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
         supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._planner, self._post, drafts)
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
@@ -285,7 +285,7 @@ class App:
     def _request_models(self, wanted: dict[str, Wanted | None]) -> None:
         """Pass the command line's models and backends to the core: the first model runs here, others in the mesh."""
         for number, model in enumerate(wanted):
-            self._post(e.ModelWished(model) if number else e.ModelWanted(model, self._settings.split))
+            self._post(e.MeshModelRequested(model) if number else e.ModelWanted(model, self._settings.split))
         for backend in self._settings.backends:
             self._post(e.BackendAdded(backend.url))
 

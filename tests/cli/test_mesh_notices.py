@@ -11,7 +11,7 @@ from rich.console import Console
 
 from meshllm.cli import view
 from meshllm.cli.mesh_notices import MAX_CHANGES, MeshNotices, NoticeTone
-from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import (
     BootstrapAddress,
     MeshId,
@@ -43,13 +43,13 @@ def said(news: MeshNotices, mesh: MeshView) -> list[str]:
 def test_notices_report_each_step_of_a_join() -> None:
     news = MeshNotices()
     assert said(news, ALONE) == []
-    dialling = replace(ALONE, phase=JoinPhase.DIALLING, steps=(JoinStep(WAY, "dialling"),))
+    dialling = replace(ALONE, phase=JoinPhase.DIALLING, join_attempts=(JoinAttempt(WAY, JoinAttemptState.DIALLING),))
     assert said(news, dialling) == [
         "Connecting to the mesh: 1 bootstrap address",
         "  192.0.2.1:7 or [2001:db8::1]:7: dialling",
     ]
     assert said(news, dialling) == []
-    refused = replace(dialling, steps=(JoinStep(WAY, "refused", "wrong secret"),))
+    refused = replace(dialling, join_attempts=(JoinAttempt(WAY, JoinAttemptState.REFUSED, "wrong secret"),))
     assert said(news, refused) == ["  192.0.2.1:7 or [2001:db8::1]:7: refused: wrong secret"]
     # Tried again, and refused again: nothing that a person does not know.
     assert said(news, dialling) == []
@@ -72,7 +72,7 @@ def test_notices_report_each_step_of_a_join() -> None:
         (PeerStatus.SUSPECT, PeerStatus.ALIVE, "is online again"),
         (PeerStatus.DEAD, PeerStatus.ALIVE, "is online again"),
         (PeerStatus.ALIVE, PeerStatus.LEFT, "left the mesh"),
-        (PeerStatus.HEARD, PeerStatus.ALIVE, "joined the mesh"),
+        (PeerStatus.UNVERIFIED, PeerStatus.ALIVE, "joined the mesh"),
     ],
 )
 def test_notices_report_a_change_of_a_peers_status(before: PeerStatus, after: PeerStatus, words: str) -> None:
@@ -84,7 +84,7 @@ def test_notices_report_a_change_of_a_peers_status(before: PeerStatus, after: Pe
 
 
 def test_notices_ignore_peers_that_were_never_online() -> None:
-    for status in (PeerStatus.HEARD, PeerStatus.DEAD, PeerStatus.LEFT):
+    for status in (PeerStatus.UNVERIFIED, PeerStatus.DEAD, PeerStatus.LEFT):
         assert said(MeshNotices(), replace(ALONE, peers=(peer(1, status),))) == []
 
 
