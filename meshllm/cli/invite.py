@@ -48,7 +48,7 @@ def seconds(text: str) -> int:
 def fetch(port: int, length: int) -> dict[str, str | int]:
     """An invite that is good for `length` seconds (0: for ever), from the console at `port`: `invite` and `expires`.
 
-    Raises NotRunning if no console answers, NobodysFault if the node has no invite to give (a client, say).
+    Raises NotRunning if no console answers, EnvironmentFailure if the node has no invite to give (a client, say).
     """
     import orjson
 

@@ -59,7 +59,7 @@ class HomeState:
 
 
 def look_up(settings: Settings) -> HomeState:
-    """The node's key and its mesh, made if there are none; blocks on the disk. Raises DamagedState, NobodysFault."""
+    """The node's key and its mesh, made if missing; blocks on the disk. Raises DamagedState, EnvironmentFailure."""
     identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
     return HomeState(identity, state, state.next_incarnation())
 
@@ -113,7 +113,7 @@ class MeshSession:
     async def begin(self, serve: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
         """Listen for peers, whose HTTP tunnels end in `serve`, and tell the core where we are and whom to look for.
 
-        Raises PortTaken if `--bind-port` is, NobodysFault where nothing can be listened on at all.
+        Raises PortTaken if `--bind-port` is, EnvironmentFailure where nothing can be listened on at all.
         """
         await self._listen()
         assert self._tunnels is not None
@@ -261,7 +261,7 @@ class MeshSession:
     # -- what others ask for
 
     def invite(self, seconds: float) -> Invitation:
-        """An invite into this mesh that is good for `seconds` (0: for good). Raises NobodysFault."""
+        """An invite into this mesh that is good for `seconds` (0: for good). Raises EnvironmentFailure."""
         if self.config.role is Role.CLIENT:
             raise EnvironmentFailure(
                 "A client only uses the mesh; others cannot come in by it.", advice="Ask a node of the mesh."

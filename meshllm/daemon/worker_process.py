@@ -22,7 +22,7 @@ from meshllm.engine.processes import rpc_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.rpc_server import SharedFile, WorkerPlan
-from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
+from meshllm.errors import DownloadFailed, MeshError, NotEnoughSpace
 from meshllm.machine import resources
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
@@ -197,7 +197,7 @@ class WorkerProcesses:
         files = tuple(ModelFile(file.name, file.size, file.sha256) for file in lease.files)
         try:
             return await self._fetch(Manifest(lease.model, files), tell)
-        except (DownloadFailed, OutOfRoom) as error:
+        except (DownloadFailed, NotEnoughSpace) as error:
             log.warning("the weights of %s will come over the wire: %s", lease.model, error)
             return ()
 

@@ -23,7 +23,7 @@ from meshllm.daemon.worker_process import WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
-from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
+from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, NotEnoughSpace
 from meshllm.models.hub.manifest import Manifest
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.util.progress import Progress
@@ -89,7 +89,7 @@ class Bench:
 
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
         if len(share.devices) == 3:
-            raise OutOfRoom("three accelerators were planned for")
+            raise NotEnoughSpace("three accelerators were planned for")
         return ("CUDA1", "CUDA3") if share.devices else ("CUDA1",)
 
     async def until(self, kind: type[e.Event]) -> Any:

@@ -67,7 +67,7 @@ class Invitation:
 
 
 def no_invite(seconds: float) -> Invitation:
-    """The invite of a node that has none to give. Raises NobodysFault."""
+    """The invite of a node that has none to give. Raises EnvironmentFailure."""
     raise EnvironmentFailure("This node is part of no mesh.")
 
 
