@@ -380,7 +380,7 @@ class App:
         """What the tunnels of a lease have carried."""
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
-        return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
+        return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.transport) for peer, t in found.items()}
 
 
 def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:

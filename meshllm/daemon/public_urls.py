@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from meshllm.net.addresses import InterfaceFacts, addresses, read_facts
+from meshllm.net.addresses import InterfaceAddress, addresses, read_interfaces
 
 KEY_VARIABLE = "MESH_LLM_API_KEY"
 # Networks come and go; to look for them takes a millisecond.
@@ -51,11 +51,11 @@ class PublicUrls:
         now = self._clock()
         if self._until is None or now >= self._until:
             self._until = now + LOOK_SECONDS
-            self._hosts = tuple(dict.fromkeys(map(_bracketed, (*self._names, *far(read_facts())))))
+            self._hosts = tuple(dict.fromkeys(map(_bracketed, (*self._names, *far(read_interfaces())))))
         return self._hosts
 
 
-def far(facts: Iterable[InterfaceFacts]) -> list[str]:
+def far(facts: Iterable[InterfaceAddress]) -> list[str]:
     """The addresses among `facts` that mean something on other machines; those of IPv6 only where there are no others.
 
     A browser's policy (CSP) cannot name an address of IPv6: the console's page could be opened there, but not chat.

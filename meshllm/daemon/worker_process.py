@@ -83,10 +83,10 @@ class WorkerProcesses:
 
     # -- as a host
 
-    def open_ahead(self, peer: NodeId) -> None:
+    def preconnect(self, peer: NodeId) -> None:
         """`peer` has been asked to be a worker: what leads to it is made while it makes itself ready."""
         if self._tunnels is not None:
-            self._tunnels.open_ahead(peer)
+            self._tunnels.preconnect(peer)
 
     async def connect_workers(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
         """Have a socket for each worker of `lease`, and the list of the model's files. Raises OSError, MeshError."""
@@ -166,7 +166,7 @@ class WorkerProcesses:
         before, after = _neighbours(lease, self._node)
         peers = {}
         if after is not None:
-            await tunnels.listen(which, TunnelUse.PUSHES, after, onward)
+            await tunnels.listen(which, TunnelUse.TENSORS, after, onward)
             peers[_name(after)] = onward
         plan = WorkerPlan(
             name=lease.model,
@@ -181,7 +181,7 @@ class WorkerProcesses:
         def ready(pid: int) -> None:
             tunnels.admit(which, TunnelUse.COMMANDS, [lease.host], commands)
             if before is not None:
-                tunnels.admit(which, TunnelUse.PUSHES, [before], pushes)
+                tunnels.admit(which, TunnelUse.TENSORS, [before], pushes)
             self._post(e.WorkerReady(*which))
 
         log_file = self._home / "logs" / "rpc-server.log"
