@@ -225,7 +225,7 @@ class EngineProcesses:
         if key in self._unwanted:
             return None
         ending = await child.run()
-        if ending.asked:
+        if ending.requested:
             return None
         reason, advice = llama_server.reason_and_advice(ending, log_file)
         log.warning("%s: %s", name, reason)

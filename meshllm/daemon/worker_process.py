@@ -190,7 +190,7 @@ class WorkerProcesses:
         if which in self._ended:
             return ""
         ending = await child.run()
-        return "" if ending.asked else f"its rpc-server ended: {ending.words()}"
+        return "" if ending.requested else f"its rpc-server {ending.describe()}"
 
     async def _files(self, lease: Lease, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
         """The model's files here, fetched from the mesh if need be; none where they cannot be had."""

@@ -224,7 +224,7 @@ async def test_a_process_that_dies_is_told_with_its_reason(tmp_path: Path, progr
     async with bench(tmp_path / "n", here) as it:
         it.carrying.start(LEASE)
         gone = await it.until(e.WorkerGone)
-        assert "its rpc-server ended" in gone.reason
+        assert "its rpc-server exited" in gone.reason
         assert "4" in gone.reason
         assert it.tunnels.admitted == {}, "nobody was let in"
 
@@ -235,7 +235,7 @@ async def test_a_process_that_is_killed_while_it_carries(tmp_path: Path, program
         it.carrying.start(LEASE)
         await it.until(e.WorkerReady)
         child().kill()
-        assert "its rpc-server ended" in (await it.until(e.WorkerGone)).reason
+        assert "its rpc-server was killed" in (await it.until(e.WorkerGone)).reason
         assert it.tunnels.revoked == [WHICH]
 
 

@@ -154,7 +154,7 @@ def test_the_status_command_prints_what_the_api_says(tmp_path: Path) -> None:
         told = json.loads(run(tmp_path, "status", "--json").stdout)
         assert told["pid"] == node.process.pid
         port = str(urlsplit(node.console_url).port)
-        shown = run(tmp_path / "elsewhere", "status", "--console", port)
+        shown = run(tmp_path / "elsewhere", "status", "--node-port", port)
         assert shown.returncode == 0
         assert "It serves nothing" in shown.stdout
 
@@ -169,7 +169,7 @@ def test_stop_ends_the_node_of_this_home_and_only_that(tmp_path: Path) -> None:
         assert status(other)["pid"] == other.process.pid
         again = run(tmp_path / "a", "stop")
         assert again.returncode == 1
-        assert "No mesh-llm runs" in again.stderr
+        assert "No mesh-llm is running" in again.stderr
 
 
 def test_a_second_node_with_the_same_home_is_refused_with_a_way_out(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_a_taken_port_is_refused_with_a_way_out(tmp_path: Path) -> None:
         (["--backend", "http://api.example.com/v1"], "private network"),
         (["--backend", "http://localhost:1,key=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
         (["--backend", "http://localhost:1,token=X"], "key=VARIABLE"),
-        (["--port", "3000", "--console", "3000"], "share a port"),
-        (["--ctx-size", "4096"], "no --model"),
+        (["--port", "3000", "--console", "3000"], "both listen on port 3000"),
+        (["--ctx-size", "4096"], "needs a --model"),
         (["--port", "70000"], "65535"),
         (["--modle", "x"], "--modle"),
         (["--model", MODEL, "status"], "--model"),

@@ -107,8 +107,8 @@ def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft do not go together"),
-        (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation do not go together"),
+        (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft exclude each other"),
+        (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation exclude each other"),
         (("--draft", "d.gguf"), "there is no --model"),
     ],
 )

@@ -154,7 +154,7 @@ def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
 
 def test_a_client_without_a_mesh_says_what_it_lacks(here: Site) -> None:
     user = here.node("user", "--client")
-    assert "--join" in user.wait_for(lambda line: line["event"] == "alone", "what it lacks")["reason"]
+    assert "--join" in user.wait_for(lambda line: line["event"] == "no_mesh", "what it lacks")["reason"]
     with pytest.raises(openai.NotFoundError):
         client(user).chat.completions.create(model="m", messages=HELLO)  # type: ignore[arg-type]
 

@@ -102,7 +102,7 @@ def fetch_failed(status: Status) -> bool:
 
 
 def test_who_does_not_share_gives_nothing(here: Site, real: Path) -> None:
-    host = holder(here, real, "host", "--no-share-models")
+    host = holder(here, real, "host", "--no-upload")
     folder = here.folder / "taker-models"
     taker = here.node("taker", "--model", MODEL, join=host, environment=environment(folder))
     status = taker.until(fetch_failed, "the end of the fetch")
@@ -119,5 +119,5 @@ def test_a_name_that_nobody_in_the_mesh_knows(here: Site) -> None:
 
 
 def test_a_rate_that_is_set_is_shown(here: Site) -> None:
-    node = here.node("node", "--share-rate", "2.5")
+    node = here.node("node", "--upload-limit", "2.5")
     assert node.status()["sharing"]["limit"] == 2_500_000

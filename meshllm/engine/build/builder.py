@@ -226,7 +226,7 @@ class _Build:
     async def _step(self, stage: BuildStage, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except runner.Failed as failed:
+        except runner.CommandFailed as failed:
             raise diagnose.failure(stage.value, failed.tail, self.log, self.accelerators) from None
 
     async def _configure(self) -> None:
@@ -277,7 +277,7 @@ class _Build:
         """A program that does not start here is not installed: a library may be missing at run time only."""
         try:
             await runner.run([server, "--version"], lock=self._tether, log=self.log)
-        except runner.Failed as failed:
+        except runner.CommandFailed as failed:
             raise diagnose.failure("run once it was built", failed.tail, self.log, self.accelerators) from None
 
 

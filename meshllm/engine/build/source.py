@@ -130,7 +130,7 @@ async def fetch_with_pip(pin: Pin, target: Path, report: Report) -> None:
     try:
         await runner.run(_pip_command(pin, work), lock=work / "lock", log=work / "pip.log", environment=_pip_env(work))
         (work / "out" / pin.file).replace(target)
-    except runner.Failed as failed:
+    except runner.CommandFailed as failed:
         raise _pip_failed(pin, failed) from None
     finally:
         await owner.close()
@@ -164,7 +164,7 @@ def _largest(folder: Path, name: str) -> int:
     return max(sizes)
 
 
-def _pip_failed(pin: Pin, failed: runner.Failed) -> EngineUnavailable:
+def _pip_failed(pin: Pin, failed: runner.CommandFailed) -> EngineUnavailable:
     said = [line.strip()[:200] for line in failed.tail if line.startswith("ERROR")] or list(failed.tail[-3:])
     return EngineUnavailable(
         f"{pin.package} {pin.version}, which carries the engine's source, could not be fetched: {' '.join(said)[:600]}",

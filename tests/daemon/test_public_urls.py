@@ -41,5 +41,5 @@ def test_names_come_first_and_networks_are_looked_for_now_and_then(monkeypatch: 
     assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]")
     facts = [*LOOPBACK, BRIDGE]
     assert "172.17.0.1" not in found.hosts()
-    now[0] += public_urls.LOOK_SECONDS
+    now[0] += public_urls.REFRESH_SECONDS
     assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]", "172.17.0.1")
