@@ -69,9 +69,12 @@ class Site:
             node.until(lambda status: status["mesh"] is not None, "the mesh to be looked for")
         return node
 
-    def run(self, home: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, home: str, *arguments: str, stdin: str = "", environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """`mesh-llm` to its end."""
-        environment = {**os.environ, **self.environment, "MESH_LLM_HOME": str(self.folder / home)}
+        chosen = self.environment if environment is None else environment
+        environment = {**os.environ, **chosen, "MESH_LLM_HOME": str(self.folder / home)}
         return subprocess.run(
             [str(PROGRAM), *arguments],
             env=environment, input=stdin, capture_output=True, text=True, timeout=OPEN_WAIT_SECONDS,
