@@ -80,11 +80,11 @@ async def test_interrupting_says_that_it_goes_on(bench: Bench, tmp_path: Path) -
 import functools, pathlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from meshllm.cli import engine
-from meshllm.engine import build, recipe
+from meshllm.engine.build import builder, recipe
 from tests.engine.build_kit import Bench
 bench = Bench(pathlib.Path({str(tmp_path)!r}))
 recipe.current = lambda: bench.recipe
-build.ensure = functools.partial(build.ensure, fetch=bench.index.fetch)
+builder.ensure = functools.partial(builder.ensure, fetch=bench.index.fetch)
 engine.PLAIN_SECONDS = 0.0
 sys.argv = ["engine", "build"]
 engine.app()
