@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STYLES = {"serving": "green", "failed": "bold red", "restarting": "yellow"}
-PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "heard": "dim"}
+PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "unverified": "dim"}
 # Of a large mesh, the first so many are shown: the living ones before the others.
 MOST_PEERS = 60
-ORDER = ("alive", "suspect", "heard", "left", "dead")
+ORDER = ("alive", "suspect", "unverified", "left", "dead")
 
 
 def show(port: int | None, *, as_json: bool) -> None:

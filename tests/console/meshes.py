@@ -70,7 +70,7 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
     memory = int(max(size * 1.3, rng.choice((8, 16, 24, 48, 64))) * GB)
     record = NodeRecord(
         node=node,
-        stamp=RecordVersion(3, 4),
+        version=RecordVersion(3, 4),
         mesh=MESH,
         name=name,
         software="mesh-llm 0.1.0",
@@ -79,7 +79,9 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
         on_disk=(model,) if number % 4 == 0 else (),
         memory=memory,
     )
-    status = PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.HEARD if number % 40 == 23 else PeerStatus.ALIVE
+    status = (
+        PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.UNVERIFIED if number % 40 == 23 else PeerStatus.ALIVE
+    )
     linked = status is PeerStatus.ALIVE and (number < 30 or number % 5 == 0)
     loads = (ModelLoad(model, rng.randint(0, 4), 0),) if serves else ()
     return PeerView(record, status, linked, rng.uniform(0.0004, 0.04) if linked else None, loads, now - 60.0 * number)
