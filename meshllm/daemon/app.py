@@ -31,6 +31,7 @@ from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
 from meshllm.daemon.change_log import ChangeLog
+from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.loop_lag import LoopLag
@@ -220,7 +221,8 @@ class App:
         supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._planner, self._post, drafts)
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
-        self._console = Console(policy, self.status, self._invite)
+        downloads = DownloadService(lambda: self._sharing)
+        self._console = Console(policy, self.status, self._invite, download=downloads.download)
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
@@ -441,7 +443,7 @@ class App:
         """What the tunnels of a lease have carried."""
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
-        return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
+        return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.transport) for peer, t in found.items()}
 
 
 def _log_start(settings: Settings) -> None:
