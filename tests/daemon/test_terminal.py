@@ -16,7 +16,7 @@ import pytest
 
 from meshllm.daemon import pidfile
 from meshllm.daemon.log_file import log_path
-from tests.daemons import PATIENCE_SECONDS, PROGRAM
+from tests.daemons import OPEN_WAIT_SECONDS, PROGRAM
 
 OPTIONS = [str(PROGRAM), "--port", "0", "--console", "0"]
 
@@ -42,7 +42,7 @@ def test_daemon_leaves_in_order_when_its_terminal_is_closed(tmp_path: Path, envi
         while b"--join mesh1-" not in shown:
             shown += os.read(controller, 65536)
         os.close(controller)  # as a terminal window that is closed: the kernel sends SIGHUP
-        assert process.wait(PATIENCE_SECONDS) == 0
+        assert process.wait(OPEN_WAIT_SECONDS) == 0
     finally:
         if process.poll() is None:
             process.kill()
@@ -67,7 +67,7 @@ def test_daemon_survives_closed_output(tmp_path: Path, environment: dict[str, st
         wait_for_line(process, log_path(tmp_path), "mesh alone")
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_SECONDS) == 0
+        assert process.wait(OPEN_WAIT_SECONDS) == 0
     finally:
         if process.poll() is None:
             process.kill()
