@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import orjson
 
 from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
-from meshllm.cli.split_text import lent_news, waiting
+from meshllm.cli.split_text import waiting, worker_news
 from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
@@ -136,7 +136,7 @@ class LineViewer(Viewer):
                 self._say(f"model {model.name}", _words(snapshot, model), phase)
             if words := waiting(model):
                 self._say(f"split {model.name}", f"{model.name}: {words}", phase)
-        if words := lent_news(snapshot):
+        if words := worker_news(snapshot):
             self._say("lent", words)
         elif "lent" in self._said:
             self._say("lent", "carries nothing for others any more", ModelPhase.STOPPED)

@@ -48,8 +48,9 @@ from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
-from meshllm.web.console.status import NodeStatus, load_status, node_status
+from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
 
 if TYPE_CHECKING:
@@ -348,29 +349,29 @@ class App:
         return self._membership.invite(seconds)
 
     def status(self) -> NodeStatus:
-        """The state of this node, now."""
+        """The status of this node now."""
         membership = self._membership
-        return node_status(
-            self._snapshot,
-            [load_status(desk) for desk in self._gateway.all_desks()],
+        inputs = StatusInputs(
+            snapshot=self._snapshot,
             name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
-            now=asyncio.get_running_loop().time(),
-            vias=membership.vias() if membership is not None else {},
+            loads=[_target_load(queue) for queue in self._gateway.all_desks()],
+            transports=membership.vias() if membership is not None else {},
             mesh_reason=self._alone,
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._fitter.machine(),
-            guesses=self._acceptance.guesses(),
+            drafts=self._acceptance.guesses(),
             traffic=self._traffic,
-            elsewhere=self._elsewhere(),
+            lan_urls=self._lan_urls(),
         )
+        return node_status(inputs, asyncio.get_running_loop().time())
 
-    def _elsewhere(self) -> tuple[str, ...]:
-        """Where other machines find the console."""
+    def _lan_urls(self) -> tuple[str, ...]:
+        """URLs of the console for other machines."""
         port = urlsplit(self._listening.console).port
         return () if self._reach is None else tuple(f"http://{host}:{port}" for host in self._reach.hosts())
 
@@ -379,6 +380,20 @@ class App:
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
         return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
+
+
+def _target_load(queue: TargetQueue) -> TargetLoad:
+    """The load of a gateway target, for the status."""
+    target = queue.target
+    return TargetLoad(
+        kind=target.kind,
+        address=target.address,
+        active=queue.active,
+        waiting=queue.waiting,
+        slots=queue.limit,
+        model=target.model,
+        tokens_per_second=queue.tokens_per_second,
+    )
 
 
 def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:

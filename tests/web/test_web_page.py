@@ -16,7 +16,7 @@ from web_rig import Caller, Response, request
 from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.page_files import FOLDER, PageFiles
 from meshllm.web.console.server import Console, Invitation
-from meshllm.web.console.status import NodeStatus, node_status
+from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,9 +25,16 @@ ASSET = "/assets/index-abc_123.js"
 
 def status() -> NodeStatus:
     """Of a node whose API is on port 9337."""
-    return node_status(
-        Snapshot(), [], name="box", version="1", pid=1, api="http://localhost:9337/v1", console="", started=0.0, now=1.0
+    inputs = StatusInputs(
+        snapshot=Snapshot(),
+        name="box",
+        version="1",
+        pid=1,
+        api="http://localhost:9337/v1",
+        console="",
+        started=0.0,
     )
+    return node_status(inputs, 1.0)
 
 
 class Desk:
