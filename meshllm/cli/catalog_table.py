@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meshllm import paths
-from meshllm.cli.mesh_notices import printable
+from meshllm.util.format import printable, short_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,14 +100,6 @@ def _has(row: Row, search: str) -> bool:
 # -- words
 
 
-def size_words(count: int, *, about: bool = False) -> str:
-    """Bytes in two or three digits: "98 MB", "1.9 GB", "~405 GB"."""
-    number = f"{count / 1e9:.0f} GB" if count >= 9_950_000_000 else f"{count / 1e9:.1f} GB"
-    if count < 995_000_000:
-        number = f"{count / 1e6:.0f} MB"
-    return f"~{number}" if about else number
-
-
 def count_words(count: int) -> str:
     """A number of parameters: "135M", "3.1B", "32B"."""
     if count >= 9_950_000_000:
@@ -130,9 +122,9 @@ def context_words(tokens: int) -> str:
 
 def fit_words(told: FitPreview) -> str:
     """What would become of it on this machine."""
-    if told.prospect.value == "less-context":
+    if told.outlook.value == "less-context":
         return f"fits with {context_words(told.size.context_length)} context"
-    if told.prospect.value == "split":
+    if told.outlook.value == "split":
         return f"split over {told.machines} machines"
     return "fits" if told.machines == 1 else "too big"
 
@@ -150,7 +142,7 @@ def _words(row: Row) -> list[str]:
     entry = row.entry
     return [
         entry.name,
-        size_words(entry.size, about=entry.approximate),
+        short_size(entry.size, about=entry.approximate),
         parameters_words(entry),
         entry.quantization,
         context_words(entry.context_length),
@@ -218,21 +210,21 @@ def table(rows: Sequence[Row], *, licences: bool) -> Table:
 
 def _cells(row: Row) -> list[str]:
     entry, told, standing = row.entry, row.outlook, row.standing
-    here = HERE[told.prospect.value]
+    here = HERE[told.outlook.value]
     disk = ON_DISK[standing.presence.value]
     short = {
         "less-context": context_words(told.size.context_length),
         "split": f"split {told.machines}",
         "fits": "fits",
         "too-big": "too big",
-    }[told.prospect.value]
+    }[told.outlook.value]
     # A program's name says that it lies elsewhere; a path would not fit.
     known = bool(standing.program) and os.sep not in standing.program
     words = standing.program if known else disk_words(replace(standing, program=""))
     dim = told.machines > 1
     return [
         f"[dim]{entry.name}[/]" if dim else entry.name,
-        size_words(entry.size, about=entry.approximate),
+        short_size(entry.size, about=entry.approximate),
         parameters_words(entry),
         entry.quantization.removeprefix("UD-"),
         context_words(entry.context_length),
@@ -244,7 +236,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _print_legend(console: Console, rows: Sequence[Row], given: MemoryBudget, *, devices: bool) -> None:
-    from meshllm.core.memory.fit_text import gigabytes
+    from meshllm.util.format import gigabytes
 
     def say(text: str) -> None:
         console.print(text, style="dim", highlight=False, markup=False)

@@ -11,6 +11,7 @@ from enum import Enum
 
 from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
 from meshllm.core.records import NodeId, short
+from meshllm.util.format import printable
 
 # More changes than this at once are summed up in a line.
 MOST_AT_ONCE = 8
@@ -36,11 +37,6 @@ class MeshNotice:
     tone: NoticeTone
     event: str
     fields: dict[str, object]
-
-
-def printable(text: str) -> str:
-    """`text` without what could move a terminal's cursor or end a line; at most 200 characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
 
 
 def called(peer: PeerView) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshllm.cli.mesh_notices import printable
-from meshllm.core.memory.fit_text import gigabytes
+from meshllm.util.format import gigabytes, printable
 
 if TYPE_CHECKING:
     from meshllm.core.snapshot import ModelState, Snapshot
@@ -30,7 +29,7 @@ def worker_lease_line(lease: dict[str, Any]) -> str:
 
 def worker_news(snapshot: Snapshot) -> str:
     """This node's part in the split of another host, for a running node's lines; empty if it has none."""
-    state, mesh = snapshot.lent, snapshot.mesh
+    state, mesh = snapshot.worker_lease, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return ""
@@ -41,7 +40,7 @@ def worker_news(snapshot: Snapshot) -> str:
 def waiting(model: ModelState) -> str:
     """What a split of `model` waits for; empty if it does not wait, or if the model has failed for that reason."""
     split = model.split
-    return split.words() if split is not None and not (split.committed or split.refused) else ""
+    return split.status_text() if split is not None and not (split.committed or split.refused) else ""
 
 
 def _share_line(share: dict[str, Any]) -> str:
@@ -62,5 +61,7 @@ def _share_line(share: dict[str, Any]) -> str:
 
 
 def _speed(split: dict[str, Any]) -> str:
-    texts = [f"{key} {split[key] * 1000:.0f} ms per token" for key in ("forecast", "measured") if split[key] is not None]
+    texts = [
+        f"{key} {split[key] * 1000:.0f} ms per token" for key in ("forecast", "measured") if split[key] is not None
+    ]
     return ", ".join(texts) or "no forecast"

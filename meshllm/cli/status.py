@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
-from meshllm.cli.mesh_notices import printable
 from meshllm.cli.split_text import split_lines, worker_lease_line
-from meshllm.cli.transfers import printable_note
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.errors import NotRunning
+from meshllm.util.format import counted, gigabytes, printable, printable_message, whole_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +41,7 @@ def show(port: int | None, *, as_json: bool) -> None:
         ) from error
     console = Console()
     console.print(f"[bold]mesh-llm {status['version']}[/] on {status['name']}, pid {status['pid']}", highlight=False)
-    console.print(f"API {status['api']}   console {status['console']}   up {_duration(status['uptime_seconds'])}")
+    console.print(f"API {status['api']}   console {status['console']}   up {whole_duration(status['uptime_seconds'])}")
     engine = status["engine"]
     if engine["phase"] != "unknown":  # no model has needed the engine yet
         line = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
@@ -104,7 +102,7 @@ def _print_model(console: Console, model: dict[str, Any]) -> None:
     """What the table of models has no column for."""
     name, engine = printable(model["name"]), model["engine"]
     if model["reason"]:
-        reason = printable_note(f"{model['reason']} {model['advice']}".rstrip())
+        reason = printable_message(f"{model['reason']} {model['advice']}".rstrip())
         style = MODEL_STYLES.get(model["phase"], "dim")
         console.print(f"{name}: {reason}", style=style, highlight=False, markup=False)
     if engine and engine["placement_text"]:
@@ -142,7 +140,7 @@ def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
     alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
     node = f"mesh {mesh['mesh'][:10]} {mesh['phase']}, this is {mesh['role']} {mesh['node'][:10]}"
     reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
-    _print_plain(console, f"{node}, {_counted(alive, 'other node')}, {_counted(mesh['clients'], 'client')}{reason}")
+    _print_plain(console, f"{node}, {counted(alive, 'other node')}, {counted(mesh['clients'], 'client')}{reason}")
     if mesh["wants"]:
         _print_plain(console, f"requested from the mesh: {', '.join(printable(name) for name in mesh['wants'])}")
     for attempt in mesh["join_attempts"] if mesh["phase"] not in ("alone", "joined") else []:
@@ -212,15 +210,3 @@ def _model_table(status: dict[str, Any]) -> Table:
             f"{load['active']}+{load['waiting']}" if load else "",
         )
     return table
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"

@@ -13,10 +13,11 @@ import orjson
 
 from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
 from meshllm.cli.split_text import waiting, worker_news
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.serving import next_step
-from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
+from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.app import Listening, Viewer
+from meshllm.util.format import gigabytes
+from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +57,7 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
     phase = next_step.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
         told = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
-        return f"{told}: {facts.fit or gigabytes(facts.memory)}"
+        return f"{told}: {facts.placement_text or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from meshllm.core.membership.messages import Message
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, Role
-from meshllm.core.snapshot import ModelFacts, Progress, ServerFacts
+from meshllm.core.snapshot import ModelFacts, ServerFacts
+from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from meshllm.core.split.host import MeasuredModel

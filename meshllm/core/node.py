@@ -35,6 +35,7 @@ from meshllm.core.serving.local_models import LocalModels
 from meshllm.core.snapshot import BackendState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.lease import LeaseMessage
+from meshllm.util.backoff import backoff
 
 # A healthy backend is asked for its models this often; a silent one sooner at first, then ever less often.
 BACKEND_PROBE_SECONDS = 10.0
@@ -136,7 +137,7 @@ class NodeCore:
         todo = [*self._local.decide(now), *self._probes(now)]
         times = [self._local.next_deadline()]
         if self._splitting is not None:
-            todo += self._splitting.taken()
+            todo += self._splitting.drain_commands()
             times.append(self._splitting.next_deadline())
         if not self._stopping:
             times += [b.next_probe for b in self._backends.values() if not b.probing]
@@ -162,7 +163,7 @@ class NodeCore:
             self._stopping,
             self._peers.view() if self._peers is not None else None,
             tuple(self._wishes),
-            self._splitting.lent if self._splitting is not None else None,
+            self._splitting.worker_lease if self._splitting is not None else None,
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
@@ -176,13 +177,13 @@ class NodeCore:
             return []
         match event:
             case e.MessageReceived(peer, LeaseMessage() as message):
-                splitting.message(peer, message, self._memory, self._busy, now)
+                splitting.on_message(peer, message, self._memory, self._busy, now)
             case e.LinkUp(peer):
                 splitting.link_up(peer, now)
             case e.LinkDown(peer):
                 splitting.link_down(peer, now)
             case e.WorkerProgress() | e.WorkerReady() | e.WorkerGone():
-                splitting.worker(event)
+                splitting.on_worker_event(event)
             case e.TunnelBroken():
                 splitting.tunnel_broken(event, now)
             case _:
@@ -199,7 +200,7 @@ class NodeCore:
         if self._stopping:
             return "it is stopping"
         for name, own in self._local.models.items():
-            alone = own.measured is not None and own.measured.alone and not own.apart
+            alone = own.measured is not None and own.measured.fits_locally and not own.force_split
             if own.wanted and (name != model or alone or own.server is not ServerPhase.NONE):
                 return f"it serves {name} itself"
         return "it has backends" if self._backends else ""
@@ -209,7 +210,7 @@ class NodeCore:
     def _said(self) -> dict[str, object]:
         """What this node says of itself; the signer cuts what is beyond the bounds of a record."""
         served = [
-            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.sees)
+            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.vision)
             for m in self._local.models.values()
             if m.wanted
             and m.server is ServerPhase.SERVING
@@ -223,7 +224,7 @@ class NodeCore:
         wants = [
             name
             for name, model in self._local.models.items()
-            if model.wanted and name != self._taken and not (model.apart and model.measured is None)
+            if model.wanted and name != self._taken and not (model.force_split and model.measured is None)
         ]
         return {
             "serves": tuple(served),
@@ -249,7 +250,7 @@ class NodeCore:
         if not isinstance(peers, Member) or self._local.models or self._backends or self._wishes or self._stopping:
             self._placement_at = None
             return []
-        lent = self._splitting is not None and self._splitting.lent is not None
+        lent = self._splitting is not None and self._splitting.worker_lease is not None
         if not self._on_disk or not peers.joined or peers.record.idle or lent:
             self._placement_at = None  # a deadline that nobody meets would be due at every moment
             return []
@@ -303,7 +304,7 @@ class NodeCore:
     def _backend_silent(self, event: e.BackendSilent, now: float) -> None:
         backend = self._backends.get(event.url)
         if backend is not None:
-            delay = min(BACKEND_RETRY_CAP_SECONDS, BACKEND_RETRY_BASE_SECONDS * 2.0 ** min(backend.failures, 8))
+            delay = backoff(backend.failures, base=BACKEND_RETRY_BASE_SECONDS, cap=BACKEND_RETRY_CAP_SECONDS)
             # What it had is remembered: its callers are told that it is away, not that the model is unknown.
             self._backends[event.url] = BackendState(
                 event.url,

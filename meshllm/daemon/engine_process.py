@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.memory.context_size import candidates
 from meshllm.core.memory.speculation import DraftSource
-from meshllm.core.snapshot import Progress, ServerFacts
+from meshllm.core.snapshot import ServerFacts
 from meshllm.core.split.host import MeasuredModel, SizeNeed
 from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
@@ -38,24 +38,21 @@ from meshllm.models.library.store import Store
 from meshllm.models.transfer import prefix_hash
 from meshllm.models.transfer import progress as model_progress
 from meshllm.tasks import Owner
+from meshllm.util.progress import Progress
 from meshllm.util.threads import StopSignal, in_thread
 
 log = logging.getLogger(__name__)
-
-STAGES = {
-    model_progress.TransferStage.DOWNLOADING: "downloading",
-    model_progress.TransferStage.EXTRACTING: "unpacking",
-    model_progress.TransferStage.VERIFYING: "verifying",
-}
 
 Bring = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
 """Brings a model to this disk, if it is not there. Raises MeshError."""
 
 
+STAGES: dict[str, str] = {model_progress.TransferStage.EXTRACTING: "unpacking"}
+
+
 def progress_of(step: model_progress.TransferProgress) -> Progress:
-    """What a download says, in the core's words."""
-    fraction = step.done / step.total if step.total else None
-    return Progress(STAGES.get(step.stage, step.stage.value), fraction, step.note)
+    """The progress of a transfer, without what only the download command shows."""
+    return Progress(STAGES.get(step.stage, step.stage), step.done, step.total, step.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,31 +128,31 @@ class EngineProcesses:
             self._post(e.ModelMeasured(name, measured))
 
     async def _measured(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> MeasuredModel:
-        room, found = self._fitter.offer(), None
+        room, found = self._fitter.free_memory(), None
         with contextlib.suppress(OutOfRoom):
             found = self._found[name] = await self._prepare(model, name, engine)
-        alone = found is not None and not found.fit.pages
+        alone = found is not None and not found.fit.disk_paging
         if alone and not split:
             return MeasuredModel(alone, room)
         tries = candidates(model.context_length, self._fitter.context, usage(model.header).purpose)
         # Whoever carries layers, pictures are turned into tokens by the host.
         beside = 0 if model.projector is None else projector_bytes(model.projector)
         sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=beside)) for size in tries)
-        return MeasuredModel(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
+        return MeasuredModel(alone, room, sizes, await self._leased(model), disk_paging=found is not None and not alone)
 
     async def _prepare(self, model: LocalModel, name: str, engine: builder.Engine) -> _Start:
         """How to serve it here alone. Raises OutOfRoom where that cannot be."""
         speculation, draft = await self._drafter.choose(name, model, partial(self._fetch_draft, name))
-        fit = await self._fitter.fit(engine, model, usage(model.header), speculation=speculation, draft=draft)
-        return _Start(fit, draft if fit.speculation.guessing is DraftSource.DRAFT else None)
+        fit = await self._fitter.plan(engine, model, usage(model.header), speculation=speculation, draft=draft)
+        return _Start(fit, draft if fit.speculation.source is DraftSource.DRAFT else None)
 
     async def _fetch_draft(self, name: str, draft: Wanted) -> LocalModel:
         """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
 
         def tell(step: model_progress.TransferProgress) -> None:
             if step.stage is not model_progress.TransferStage.READY:
-                told = progress_of(step)
-                self._post(e.FileProgress(name, Progress(f"{told.stage} the draft", told.fraction, told.detail)))
+                progress = progress_of(step)
+                self._post(e.FileProgress(name, replace(progress, stage=f"{progress.stage} the draft model")))
 
         return await self._bring(draft, tell)
 
@@ -197,7 +194,7 @@ class EngineProcesses:
         finally:
             socket.unlink(missing_ok=True)
             if command.lease is not None:
-                self._carrying.let_go(command.lease, start.reach if start is not None else None)
+                self._carrying.release(command.lease, start.reach if start is not None else None)
             self._children.pop(key, None)
             self._unwanted.discard(key)
             self._post(e.ServerGone(name, generation, reason, advice, hopeless))
@@ -211,14 +208,14 @@ class EngineProcesses:
         log_file = self._home / "logs" / f"{_file_name(name)}.log"
 
         def loading(fraction: float | None) -> None:
-            self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
+            self._post(e.ServerProgress(name, generation, Progress.at("loading", fraction)))
 
         def ready(pid: int) -> None:
             nonlocal started
             started = True
             size = fit.size
             facts = ServerFacts(
-                str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.words
+                str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.placement_text
             )
             self._post(e.ServerReady(name, generation, facts))
 
@@ -233,7 +230,7 @@ class EngineProcesses:
         reason, advice = llama_server.reason_and_advice(ending, log_file)
         log.warning("%s: %s", name, reason)
         if start.draft is not None and not started:
-            self._drafter.give_up(start.draft, f"the engine did not start with it: {reason}")
+            self._drafter.reject(start.draft, f"the engine did not start with it: {reason}")
         return reason, advice
 
     async def _reach(self, model: LocalModel, command: c.StartServer) -> _Start:
@@ -242,9 +239,9 @@ class EngineProcesses:
         assert lease is not None
         assert size is not None
         speculation, draft = await self._drafter.choose(command.model, model, partial(self._fetch_draft, command.model))
-        fit = self._fitter.fit_split(model, usage(model.header), lease, size, speculation, draft)
-        kept = draft if fit.speculation.guessing is DraftSource.DRAFT else None
-        return _Start(fit, kept, await self._carrying.reach(lease, model.files))
+        fit = self._fitter.plan_split(model, usage(model.header), lease, size, speculation, draft)
+        kept = draft if fit.speculation.source is DraftSource.DRAFT else None
+        return _Start(fit, kept, await self._carrying.connect_workers(lease, model.files))
 
 
 def _plan(model: LocalModel, name: str, start: _Start, threads: int | None) -> ServerPlan:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from meshllm.core import events as e
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.engine.build import builder
@@ -28,6 +27,7 @@ from meshllm.machine import resources
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.tasks import Owner
+from meshllm.util.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class WorkerProcesses:
         if self._tunnels is not None:
             self._tunnels.open_ahead(peer)
 
-    async def reach(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
+    async def connect_workers(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
         """Have a socket for each worker of `lease`, and the list of the model's files. Raises OSError, MeshError."""
         tunnels = self._mesh()
         endpoints = {}
@@ -103,8 +103,8 @@ class WorkerProcesses:
         }
         return WorkerConnections(tuple(endpoints.values()), environment)
 
-    def let_go(self, lease: Lease, reach: WorkerConnections | None) -> None:
-        """Nothing that `reach` made is needed any more."""
+    def release(self, lease: Lease, reach: WorkerConnections | None) -> None:
+        """Nothing that `connect_workers` made is needed any more."""
         if self._tunnels is not None:
             self._tunnels.revoke((lease.session, lease.generation))
         for path in (*(reach.endpoints if reach is not None else ()), self._list_path(lease)):
@@ -154,12 +154,11 @@ class WorkerProcesses:
         def tell(progress: Progress) -> None:
             self._post(e.WorkerProgress(*which, progress))
 
-        def built(step: builder.BuildProgress) -> None:
-            fraction = step.done / step.total if step.total else None
-            tell(Progress(f"engine: {step.stage.value}", fraction, step.detail))
+        def built(step: Progress) -> None:
+            tell(replace(step, stage=f"engine: {step.stage}"))
 
         engine = await builder.ensure(progress=built)
-        await self._fitter.look(engine)
+        await self._fitter.refresh_devices(engine)
         files = await self._files(lease, tell)
         commands, pushes, onward = places
         share = lease.share(self._node)
@@ -175,7 +174,7 @@ class WorkerProcesses:
             pushes=pushes,
             files=self._list(lease, files),
             peers=peers,
-            devices=self._fitter.lent_devices(share),
+            devices=self._fitter.worker_devices(share),
             threads=self._fitter.threads or resources.processors().usable,
         )
 

@@ -397,7 +397,10 @@ def test_a_console_that_gives_none(
 
 def test_where_nothing_runs(tmp_path: Path, unused_tcp_port: int) -> None:
     environment = {**os.environ, "MESH_LLM_HOME": str(tmp_path)}
-    for options, words in (([], "No mesh-llm node runs"), (["--console", str(unused_tcp_port)], "Cannot connect to the console")):
+    for options, words in (
+        ([], "No mesh-llm node runs"),
+        (["--console", str(unused_tcp_port)], "Cannot connect to the console"),
+    ):
         told = subprocess.run(
             [str(PROGRAM), "invite", *options], env=environment, capture_output=True, text=True, check=False
         )

@@ -20,8 +20,8 @@ SPLIT = {
         },
         {
             "node": "bb" * 32, "name": "attic\x1b[31m", "first": 20, "layers": 16, "memory": 2_500_000_000,
-            "phase": "committed", "detail": "", "rtt": 0.0042, "transport": "lane", "sent": 1_200_000, "received": 900_000,
-            "rate": 15_400,
+            "phase": "committed", "detail": "", "rtt": 0.0042, "transport": "lane", "sent": 1_200_000,
+            "received": 900_000, "rate": 15_400,
         },
     ],
 }  # fmt: skip

@@ -17,7 +17,6 @@ from meshllm import paths
 from meshllm.core import events as e
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.speculation import PLAIN
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import SplitPlan, WorkerOffer, need_of, plan
 from meshllm.daemon.start_planner import StartPlanner
@@ -29,6 +28,7 @@ from meshllm.models.hub.manifest import Manifest
 from meshllm.models.library.local_model import LocalModel, from_path
 from meshllm.models.library.store import Store
 from meshllm.net.tunnels.rpc_tunnels import TunnelUse
+from meshllm.util.progress import Progress
 from scripts.benchmarks.speculation import Engine
 from tests.daemon.test_carrying import FIRST, HOST, LAST, Bench, bench
 
@@ -97,7 +97,7 @@ async def test_layers_on_several_devices_of_each_worker(
         return ("CPU",) * len(share.runs)
 
     monkeypatch.setattr(Bench, "lent_devices", lent)
-    fit = StartPlanner(threads=1).fit_split(model, usage(model.header), lease, SIZE, PLAIN, None)
+    fit = StartPlanner(threads=1).plan_split(model, usage(model.header), lease, SIZE, PLAIN, None)
     assert fit.devices == ("RPC0", "RPC1", "RPC2", "RPC3")
     async with AsyncExitStack() as nodes:
         workers = [await nodes.enter_async_context(bench(tmp_path / n.hex()[:2], files, n)) for n in (FIRST, LAST)]

@@ -238,7 +238,9 @@ def test_an_invite_with_a_wrong_secret_is_refused_aloud_and_costs_nothing(here: 
     file = here.folder / "bad"
     file.write_text(changed(server.invite(), key=bytes(16)))
     joiner = here.node("joiner", "--join", f"@{file}")
-    refused = joiner.until(lambda s: s["mesh"]["join_attempts"] and s["mesh"]["join_attempts"][0]["state"] == "refused", "no")
+    refused = joiner.until(
+        lambda s: s["mesh"]["join_attempts"] and s["mesh"]["join_attempts"][0]["state"] == "refused", "no"
+    )
     reason = refused["mesh"]["join_attempts"][0]["reason"]
     assert "another mesh" in reason
     assert reason in " ".join(here.run("joiner", "status").stdout.split())

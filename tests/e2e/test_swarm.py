@@ -80,7 +80,10 @@ def test_a_model_comes_from_peers(here: Site, real: Path, lanes: str) -> None:
     # Towards the end a chunk may be fetched from both.
     assert size <= given(first) + given(second) <= 1.5 * size
     assert taker.status()["sharing"]["banned"] == []
-    assert {peer["transport"] for peer in taker.status()["mesh"]["peers"]} <= {None, "lane" if lanes == "on" else "quic"}
+    assert {peer["transport"] for peer in taker.status()["mesh"]["peers"]} <= {
+        None,
+        "lane" if lanes == "on" else "quic",
+    }
 
 
 @pytest.mark.engine

@@ -53,7 +53,9 @@ def name(node: Node) -> str:
 def peer(status: Status, node_id: str) -> dict[str, Any]:
     """What a status says of one peer; nothing if it does not know it."""
     found: list[dict[str, Any]] = [one for one in status["mesh"]["peers"] if one["id"] == node_id]
-    return found[0] if found else {"status": "unknown", "models": [], "linked": False, "transport": None, "addresses": []}
+    return (
+        found[0] if found else {"status": "unknown", "models": [], "linked": False, "transport": None, "addresses": []}
+    )
 
 
 def until_by(node: Node, way: str, host: str, model: str) -> None:

@@ -195,7 +195,14 @@ async def test_of_all_pages_only_our_own_gets_an_invite(desk: Desk, headers: dic
 async def test_it_describes_itself(desk: Desk) -> None:
     described = (await desk.get("/api/openapi.json")).json
     assert described["openapi"].startswith("3.1")
-    assert set(described["paths"]) == {"/api/status", "/api/events", "/api/invite", "/api/key", "/api/openapi.json"}
+    assert set(described["paths"]) == {
+        "/api/status",
+        "/api/events",
+        "/api/requests",
+        "/api/invite",
+        "/api/key",
+        "/api/openapi.json",
+    }
     schemas = described["components"]["schemas"]
     assert set(schemas["NodeStatus"]["required"]) == set((await desk.get("/api/status")).json)
     text = json.dumps(described)

@@ -17,6 +17,7 @@ from meshllm.core.serving.next_step import ServingAction
 from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelState, ServerPhase
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.host import SplitState
+from meshllm.util.backoff import backoff
 
 # A file that could not be fetched for no lasting reason is tried again: doubling from the first to the second.
 FETCH_RETRY_BASE_SECONDS = 5.0
@@ -54,7 +55,7 @@ class LocalModels:
     def want(self, name: str, *, apart: bool = False) -> None:
         """Somebody asked for that model here; `apart`: split, even if it fits."""
         if not self._stopping and name not in self.models:
-            self.models[name] = ModelState(name, apart=apart)
+            self.models[name] = ModelState(name, force_split=apart)
 
     def stop(self) -> None:
         """End everything."""
@@ -100,7 +101,7 @@ class LocalModels:
                 return c.PrepareEngine()
             case ServingAction.MEASURE:
                 self.models[name] = replace(model, measuring=True)
-                return c.MeasureModel(name, model.apart)
+                return c.MeasureModel(name, model.force_split)
             case ServingAction.START:
                 return self._start(model)
             case ServingAction.STOP:
@@ -122,15 +123,15 @@ class LocalModels:
     def _agree(self, model: ModelState, now: float) -> ModelState:
         assert model.measured is not None
         if self._splitting is not None:
-            split = self._splitting.agree(model, self.speed, now)
+            split = self._splitting.advance_lease(model, self.speed, now)
         else:
-            split = replace(ALONE, pages=model.measured.pages and not model.apart)
-        refused = split.refused and not split.pages
+            split = replace(ALONE, disk_paging=model.measured.disk_paging and not model.force_split)
+        refused = split.refused and not split.disk_paging
         model = replace(
             model,
             split=split,
             reason=f"{split.reason}." if refused else "",
-            advice=(OTHER_NODES if model.apart else MORE_NODES) if refused else "",
+            advice=(OTHER_NODES if model.force_split else MORE_NODES) if refused else "",
         )
         self.models[model.name] = model
         return model
@@ -189,7 +190,7 @@ class LocalModels:
         if model is None:
             return
         failures = model.failures + 1
-        delay = min(FETCH_RETRY_CAP_SECONDS, FETCH_RETRY_BASE_SECONDS * 2.0 ** (failures - 1))
+        delay = backoff(failures - 1, base=FETCH_RETRY_BASE_SECONDS, cap=FETCH_RETRY_CAP_SECONDS)
         self.models[event.model] = replace(
             model,
             file=FilePhase.FAILED if event.final else FilePhase.ABSENT,

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from meshllm.util.atomic_file import replace_file
+
 # psutil derives start times from the wall clock, which may be stepped by this much between two daemons. A pid that is
 # used again within such a time is another of our own processes or nobody's luck.
 START_TIME_TOLERANCE_SECONDS = 2.0
@@ -31,7 +33,7 @@ class ChildRegistry:
             started = psutil.Process(pid).create_time()
             self._directory.mkdir(parents=True, exist_ok=True)
             entry = json.dumps({"pid": pid, "started": started, "name": name})
-            (self._directory / f"{pid}.json").write_text(entry, encoding="utf-8")
+            replace_file(self._directory / f"{pid}.json", entry)
 
     def remove(self, pid: int) -> None:
         """Strike out a process that has ended."""

@@ -123,7 +123,7 @@ def _serves(peer: PeerView) -> list[ServedStatus]:
                 size=served.size,
                 active=0 if load is None else load.active,
                 waiting=0 if load is None else load.waiting,
-                input_modalities=input_modalities(served.sees),
+                input_modalities=input_modalities(served.vision),
             )
         )
     return found

@@ -114,7 +114,7 @@ def _split(
         session=lease.session.hex() if lease is not None else "",
         generation=lease.generation if lease is not None else 0,
         committed=split.committed,
-        reason=split.words(),
+        reason=split.status_text(),
         forecast=None if plan is None else round(plan.seconds, 6),
         measured=None if measured is None else round(measured, 6),
         considered=[
@@ -150,7 +150,7 @@ def _share(
 
 def worker_lease(snapshot: Snapshot) -> WorkerLeaseStatus | None:
     """This node's lease as a worker, if it has one."""
-    state, mesh = snapshot.lent, snapshot.mesh
+    state, mesh = snapshot.worker_lease, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return None

@@ -20,11 +20,11 @@ from meshllm.core.snapshot import (
     ModelFacts,
     ModelPhase,
     ModelState,
-    Progress,
     Purpose,
     ServerFacts,
     Snapshot,
 )
+from meshllm.util.progress import Progress
 from meshllm.web.console import split_status
 from meshllm.web.console.mesh_status import MeshStatus, mesh_status
 from meshllm.web.console.split_status import LeaseTrafficReader, SplitStatus, WorkerLeaseStatus
@@ -62,8 +62,8 @@ class SpeculationStatus(StatusModel):
 
 
 class ServerStatus(StatusModel):
-    """The engine process of a model. `socket` is its Unix socket, `memory` is what the engine reports that it needs; `placement_text` describes
-    which layers are in which memory."""
+    """The engine process of a model. `socket` is its Unix socket, `memory` is what the engine reports that it
+    needs, `placement_text` describes which layers are in which memory."""
 
     pid: int
     socket: str
@@ -324,7 +324,7 @@ def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: floa
         restarts=model.restarts,
         reason=model.reason,
         advice=model.advice,
-        input_modalities=None if facts is None else input_modalities(facts.sees),
+        input_modalities=None if facts is None else input_modalities(facts.vision),
     )
 
 
@@ -346,7 +346,7 @@ def _server(server: ServerFacts, serving_seconds: float, drafts: DraftCounts) ->
         slots=server.slots,
         context_length=server.context_length,
         memory=server.memory,
-        placement_text=server.fit,
+        placement_text=server.placement_text,
         serving_seconds=serving_seconds,
         speculation=_speculation(server.speculation, drafts),
     )
@@ -355,7 +355,7 @@ def _server(server: ServerFacts, serving_seconds: float, drafts: DraftCounts) ->
 def _speculation(speculation: Speculation, drafts: DraftCounts) -> SpeculationStatus:
     acceptance = drafts.acceptance
     return SpeculationStatus(
-        kind=speculation.guessing,
+        kind=speculation.source,
         draft_model=speculation.draft,
         draft_tokens=drafts.drafted,
         accepted_tokens=drafts.accepted,
