@@ -40,6 +40,13 @@ export interface DeviceStatus {
   used: boolean
 }
 
+// `name` as `mesh-llm download` takes it; `folder`: the caller's model folder, which must be the node's.
+export interface DownloadRequest {
+  name: string
+  folder: string
+  draft?: boolean
+}
+
 export const DRAFT_SOURCES = ['none', 'n-grams', 'draft'] as const
 export type DraftSource = (typeof DRAFT_SOURCES)[number]
 
@@ -93,11 +100,14 @@ export interface InviteOptions {
   expires?: number | null
 }
 
+export const JOIN_ATTEMPT_STATES = ['waiting', 'dialling', 'linked', 'failed', 'refused'] as const
+export type JoinAttemptState = (typeof JOIN_ATTEMPT_STATES)[number]
+
 // An attempt to join the mesh through one bootstrap address. `peer`: the pinned start of the peer's node id.
 export interface JoinAttemptStatus {
   peer: string
   addresses: string[]
-  state: string
+  state: JoinAttemptState
   reason: string
 }
 
@@ -227,7 +237,7 @@ export interface PeerInfo {
   aliases: Record<string, string>
 }
 
-export const PEER_STATUSES = ['heard', 'alive', 'suspect', 'dead', 'left'] as const
+export const PEER_STATUSES = ['unverified', 'alive', 'suspect', 'dead', 'left'] as const
 export type PeerStatus = (typeof PEER_STATUSES)[number]
 
 // Progress of a long operation. `fraction` is null if unknown.

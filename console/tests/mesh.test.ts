@@ -38,7 +38,7 @@ describe('the nodes', () => {
 
   it('may be in a state or have a role that this page does not know yet', () => {
     const [here, there] = nodesOf(status([peer('a', { status: 'resting' as PeerStatus })]), 1)
-    expect([here?.status, there?.status]).toEqual(['alive', 'heard'])
+    expect([here?.status, there?.status]).toEqual(['alive', 'unverified'])
   })
 })
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MODEL_STYLES = {"serving": "green", "failed": "bold red", "restarting": "yellow"}
-PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "heard": "dim"}
+PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "unverified": "dim"}
 # Peers are listed in this order of their status; of a large mesh only the first MAX_PEERS.
-PEER_ORDER = ("alive", "suspect", "heard", "left", "dead")
+PEER_ORDER = ("alive", "suspect", "unverified", "left", "dead")
 MAX_PEERS = 60
 
 

@@ -75,10 +75,11 @@ class StartWorker(Command):
 
 @dataclass(frozen=True, slots=True)
 class StopWorker(Command):
-    """End what was started for that lease, and let no tunnel in for it. Answered by WorkerGone."""
+    """Stop the worker process of that lease, or its preparation, and close its tunnels. Answered by WorkerGone."""
 
     session: bytes
     generation: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Finish(Command):
 class DialPeer(Command):
     """Connect to a peer, all its addresses nearly at once. Answered by LinkUp or DialFailed, within a deadline."""
 
-    way: BootstrapAddress
+    target: BootstrapAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +145,4 @@ class SaveMesh(Command):
 class SavePeers(Command):
     """Who to look for after a restart, best first."""
 
-    ways: tuple[BootstrapAddress, ...]
+    peers: tuple[BootstrapAddress, ...]

@@ -28,7 +28,7 @@ class ModelWanted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelWished(Event):
+class MeshModelRequested(Event):
     """Somebody asked for a model that another node of the mesh is to serve."""
 
     model: str
@@ -204,7 +204,7 @@ class BackendSilent(Event):
 class JoinWanted(Event):
     """Somebody gave this node an invite, or it remembers peers: find the mesh. `invited`: a person waits for it."""
 
-    ways: tuple[BootstrapAddress, ...]
+    addresses: tuple[BootstrapAddress, ...]
     invited: bool = True
 
 
@@ -271,7 +271,7 @@ class LinkDown(Event):
 class DialFailed(Event):
     """No address of that way led to the peer. `final`: it answered, and will not have us (wrong secret, say)."""
 
-    way: BootstrapAddress
+    target: BootstrapAddress
     reason: str
     advice: str = ""
     final: bool = False

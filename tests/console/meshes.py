@@ -42,7 +42,7 @@ from meshllm.web.http.access_control import AccessPolicy
 
 GB, MB = 10**9, 10**6
 # Only matters when something is broken.
-PATIENCE_SECONDS = 60.0
+OPEN_WAIT_SECONDS = 60.0
 MESH = MeshId(bytes.fromhex("6989ec9eacd6b822cdeb1c806dc611ec"))
 HERE = NodeId(b"h" * 32)
 WORDS = (
@@ -72,7 +72,7 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
     memory = int(max(size * 1.3, rng.choice((8, 16, 24, 48, 64))) * GB)
     record = NodeRecord(
         node=node,
-        stamp=RecordVersion(3, 4),
+        version=RecordVersion(3, 4),
         mesh=MESH,
         name=name,
         software="mesh-llm 0.1.0",
@@ -81,7 +81,9 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
         on_disk=(model,) if number % 4 == 0 else (),
         memory=memory,
     )
-    status = PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.HEARD if number % 40 == 23 else PeerStatus.ALIVE
+    status = (
+        PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.UNVERIFIED if number % 40 == 23 else PeerStatus.ALIVE
+    )
     linked = status is PeerStatus.ALIVE and (number < 30 or number % 5 == 0)
     loads = (ModelLoad(model, rng.randint(0, 4), 0),) if serves else ()
     return PeerView(record, status, linked, rng.uniform(0.0004, 0.04) if linked else None, loads, now - 60.0 * number)
@@ -172,11 +174,11 @@ def staged(stage: Stage) -> Iterator[Stage]:
     thread = Thread(target=loop.run_forever, name="console")
     thread.start()
     try:
-        asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(PATIENCE_SECONDS)
+        asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(OPEN_WAIT_SECONDS)
         try:
             yield stage
         finally:
-            asyncio.run_coroutine_threadsafe(stage.end(), loop).result(PATIENCE_SECONDS)
+            asyncio.run_coroutine_threadsafe(stage.end(), loop).result(OPEN_WAIT_SECONDS)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

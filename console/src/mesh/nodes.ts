@@ -111,7 +111,7 @@ function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
 }
 
 function peerOf(peer: PeerInfo, load: readonly LoadStatus[], wall: number, before: MeshNode | undefined): MeshNode {
-  const status = PEER_STATUSES.find((known) => known === peer.status) ?? 'heard' // a newer daemon may know more
+  const status = PEER_STATUSES.find((known) => known === peer.status) ?? 'unverified' // a newer daemon may know more
   const began = Math.round(wall - peer.since_seconds)
   // The same moment, told again and again, comes out a little different each time.
   const steady = before?.status === status && before.since !== null && Math.abs(before.since - began) <= 2
@@ -226,7 +226,7 @@ const ROLE_WORDS: Record<Role, string> = {
 const STATUS_TEXTS: Record<PeerStatus, string> = {
   alive: 'alive',
   suspect: 'does not answer',
-  heard: 'heard of',
+  unverified: 'unverified',
   dead: 'gone',
   left: 'has left',
 }

@@ -319,7 +319,7 @@ function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
     ['dot client', 'client', has((node) => node.role === 'client')],
     ['dot backend', 'backend', has((node) => node.role === 'backend')],
     ['dot suspect', 'does not answer', has((node) => node.status === 'suspect')],
-    ['dot heard', 'only heard of', has((node) => node.status === 'heard')],
+    ['dot unverified', 'unverified', has((node) => node.status === 'unverified')],
     ['dot dead', 'gone', has((node) => node.status === 'dead' || node.status === 'left')],
     ['line lane', 'lane', has((node) => node.transport === 'lane')],
     ['line quic', 'QUIC', has((node) => node.transport === 'quic')],

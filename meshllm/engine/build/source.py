@@ -23,7 +23,7 @@ from typing import IO
 from meshllm.engine.build import patches, runner
 from meshllm.engine.build.pin import Pin, Source
 from meshllm.engine.build.progress import BuildStage, Report
-from meshllm.errors import EngineUnavailable, OutOfRoom
+from meshllm.errors import EngineUnavailable, NotEnoughSpace
 from meshllm.tasks import Owner
 from meshllm.util.progress import Progress
 from meshllm.util.threads import StopSignal, in_thread
@@ -130,7 +130,7 @@ async def fetch_with_pip(pin: Pin, target: Path, report: Report) -> None:
     try:
         await runner.run(_pip_command(pin, work), lock=work / "lock", log=work / "pip.log", environment=_pip_env(work))
         (work / "out" / pin.file).replace(target)
-    except runner.Failed as failed:
+    except runner.CommandFailed as failed:
         raise _pip_failed(pin, failed) from None
     finally:
         await owner.close()
@@ -164,7 +164,7 @@ def _largest(folder: Path, name: str) -> int:
     return max(sizes)
 
 
-def _pip_failed(pin: Pin, failed: runner.Failed) -> EngineUnavailable:
+def _pip_failed(pin: Pin, failed: runner.CommandFailed) -> EngineUnavailable:
     said = [line.strip()[:200] for line in failed.tail if line.startswith("ERROR")] or list(failed.tail[-3:])
     return EngineUnavailable(
         f"{pin.package} {pin.version}, which carries the engine's source, could not be fetched: {' '.join(said)[:600]}",
@@ -270,12 +270,12 @@ def _bad_archive(what: str) -> EngineUnavailable:
     )
 
 
-def no_room(error: OSError, folder: Path) -> EngineUnavailable | OutOfRoom:
+def no_room(error: OSError, folder: Path) -> EngineUnavailable | NotEnoughSpace:
     """The typed error for a file operation in the cache that failed."""
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfRoom(
+        return NotEnoughSpace(
             f"The disk that holds {folder} is full.",
             advice="Free some room (`mesh-llm engine clean` helps), or move the cache: MESH_LLM_CACHE=/path.",
         )

@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import web
 from pydantic import BaseModel
 
+from meshllm.web.console.downloads import DOWNLOAD_WORD, DownloadRequest
 from meshllm.web.console.request_status import RequestsAnswer
 from meshllm.web.console.status import NodeStatus
 
@@ -104,6 +105,14 @@ INVITE: Final = ConsoleEndpoint(
 KEY: Final = ConsoleEndpoint(
     "POST", "/api/key", "The API key of --listen-all, for programs on this machine.", KeyAnswer, header_word=KEY_WORD
 )
+DOWNLOADS: Final = ConsoleEndpoint(
+    "POST",
+    "/api/downloads",
+    "Downloads a model, for programs on this machine; the progress is streamed as JSON lines.",
+    body=DownloadRequest,
+    content_type="application/x-ndjson",
+    header_word=DOWNLOAD_WORD,
+)
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 
-ENDPOINTS: Final = (STATUS, EVENTS, REQUESTS, INVITE, KEY, OPENAPI)
+ENDPOINTS: Final = (STATUS, EVENTS, REQUESTS, INVITE, KEY, DOWNLOADS, OPENAPI)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import NodeId, Role
 from meshllm.core.snapshot import Purpose
 from meshllm.web.console.status_model import Modality, StatusModel, TransportKind, input_modalities, transport_kind
@@ -18,7 +18,7 @@ class JoinAttemptStatus(StatusModel):
 
     peer: str
     addresses: list[str]
-    state: str
+    state: JoinAttemptState
     reason: str
 
 
@@ -80,9 +80,10 @@ class MeshStatus(StatusModel):
     aliases: dict[str, str]
 
 
-def _join_attempt(step: JoinStep) -> JoinAttemptStatus:
-    addresses = [str(address) for address in step.way.addresses]
-    return JoinAttemptStatus(peer=step.way.pin.hex(), addresses=addresses, state=step.state, reason=step.reason)
+def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
+    addresses = [str(address) for address in attempt.address.addresses]
+    pin = attempt.address.pin.hex()
+    return JoinAttemptStatus(peer=pin, addresses=addresses, state=attempt.state, reason=attempt.reason)
 
 
 def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
@@ -139,11 +140,11 @@ def mesh_status(mesh: MeshView, transports: Mapping[NodeId, str], wants: tuple[s
         role=mesh.role,
         phase=mesh.phase,
         reason=mesh.reason,
-        incarnation=0 if record is None else record.stamp.incarnation,
+        incarnation=0 if record is None else record.version.incarnation,
         addresses=[] if record is None else [str(address) for address in record.addresses],
         wants=list(wants),
         clients=mesh.clients,
-        join_attempts=[_join_attempt(step) for step in mesh.steps],
+        join_attempts=[_join_attempt(attempt) for attempt in mesh.join_attempts],
         peers=[_peer(peer, transports.get(peer.node, ""), now) for peer in mesh.peers],
         memory=0 if record is None else record.memory,
         on_disk=[] if record is None else list(record.on_disk),

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from meshllm.errors import EnvironmentFailure, MeshError, port_taken
 from meshllm.web.console import endpoints
+from meshllm.web.console.downloads import DOWNLOAD_WORD, Download, DownloadHandler
 from meshllm.web.console.endpoints import (
     INVITE_WORD,
     KEY_WORD,
@@ -50,6 +51,8 @@ MAX_REMOTE_CONNECTIONS = 128
 # An idle connection is closed after this.
 IDLE_SECONDS = 75.0
 LISTEN_BACKLOG = 128
+# Longest body of a request.
+MAX_BODY_BYTES = 8192
 # Headers that browsers add to requests of web pages.
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
 # Longest lifetime of an invite with an expiry; keeps the sum with the clock within 64 bits.
@@ -80,7 +83,7 @@ class Console:
 
     `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite that is
     valid for so many seconds (0: no expiry), or raises MeshError. `requests` returns the last API requests, the newest
-    first. `routes` are endpoints beside the built-in ones.
+    first. `download` downloads models for the command line (None: refused). `routes` are additional endpoints.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Console:
         invite: Callable[[float], Invitation] = no_invite,
         page: PageFiles | None = None,
         requests: Callable[[], Iterable[RequestSummary]] = tuple,
+        download: Download | None = None,
         routes: Sequence[ConsoleRoute] = (),
     ) -> None:
         self._policy = policy
@@ -97,6 +101,7 @@ class Console:
         self._invite = invite
         self._requests = requests
         self._page = page or PageFiles()
+        self._downloads = DownloadHandler(download) if download is not None else None
         self._change = asyncio.Event()
         self._version = 0
         self._cache = StatusCache(status, lambda: asyncio.get_running_loop().time())
@@ -104,7 +109,7 @@ class Console:
         self._closing = False
         self._servers: list[asyncio.Server] = []
         self._open_to_all: set[Handler] = set()
-        app = web.Application(middlewares=[self._check], client_max_size=1024)
+        app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
         for route in (*self._routes(), *routes):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
             if route.endpoint.method == "GET":
@@ -123,6 +128,7 @@ class Console:
             ConsoleRoute(endpoints.REQUESTS, self._last_requests),
             ConsoleRoute(endpoints.INVITE, self._new_invite),
             ConsoleRoute(endpoints.KEY, self._key),
+            ConsoleRoute(endpoints.DOWNLOADS, self._download),
         )
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
@@ -240,6 +246,14 @@ class Console:
             )
             return error_response(409, "no_key", message)
         return _json_text(KeyAnswer(key=self._policy.key).model_dump_json())
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        if (denied := _secret_denied(request, DOWNLOAD_WORD, "A download")) is not None:
+            return denied
+        if self._downloads is None:
+            return error_response(404, "not_found", "This node does not download models for other programs.")
+        answer = await self._downloads.handle(request, SECURITY_HEADERS)
+        return error_response(400, "invalid_request", answer) if isinstance(answer, str) else answer
 
     async def _new_invite(self, request: web.Request) -> web.Response:
         if (denied := _secret_denied(request, INVITE_WORD, "An invite")) is not None:
