@@ -56,6 +56,7 @@ from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
 
@@ -223,7 +224,13 @@ class App:
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
-        self._console = Console(policy, self.status, self._invite, download=downloads.download)
+        self._console = Console(
+            policy,
+            self.status,
+            self._invite,
+            requests=self._last_requests,
+            download=downloads.download,
+        )
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
@@ -412,6 +419,10 @@ class App:
         if self._session is None:
             raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason}.")
         return self._session.invite(seconds)
+
+    def _last_requests(self) -> tuple[RequestSummary, ...]:
+        """The last requests of the API, for the console."""
+        return self._gateway.requests.snapshot()
 
     def status(self) -> NodeStatus:
         """The status of this node now."""

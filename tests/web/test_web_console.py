@@ -352,3 +352,14 @@ def test_the_status_can_be_read_by_any_json_reader() -> None:
     desk.snapshot, desk.asked, desk.filler, desk.watch = Snapshot(), 0, "", Watch()
     status = json.loads(desk.status().model_dump_json())
     assert status["engine"]["phase"] == "unknown"
+
+
+async def test_event_stream_makes_one_status_for_all_viewers(desk: Desk) -> None:
+    viewers = [await desk.viewer() for _ in range(20)]
+    for viewer in viewers:
+        await viewer.piece()
+    desk.change(models=(coming("m"),))
+    asked = desk.asked
+    for viewer in viewers:
+        assert parsed(await viewer.piece())[1].models[0].name == "m"
+    assert desk.asked - asked == 1
