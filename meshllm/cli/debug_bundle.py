@@ -205,7 +205,7 @@ async def _doctor() -> object:
     from meshllm.cli import doctor
     from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_PORT
 
-    return [asdict(finding) for finding in await doctor.examine(doctor.checks(DEFAULT_PORT, DEFAULT_CONSOLE))]
+    return [asdict(finding) for finding in await doctor.run_checks(doctor.checks(DEFAULT_PORT, DEFAULT_CONSOLE))]
 
 
 def _get(port: int, path: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from meshllm.errors import DamagedState, UsageError
-from meshllm.net.addresses import InterfaceFacts, addresses, read_facts
+from meshllm.net.addresses import InterfaceAddress, addresses, read_interfaces
 
 KEY_VARIABLE = "MESH_LLM_API_KEY"
 KEY_FILE = "api-key"
@@ -88,11 +88,11 @@ class PublicUrls:
         now = self._clock()
         if self._until is None or now >= self._until:
             self._until = now + REFRESH_SECONDS
-            self._hosts = tuple(dict.fromkeys(map(_bracketed, (*self._names, *far(read_facts())))))
+            self._hosts = tuple(dict.fromkeys(map(_bracketed, (*self._names, *far(read_interfaces())))))
         return self._hosts
 
 
-def far(facts: Iterable[InterfaceFacts]) -> list[str]:
+def far(facts: Iterable[InterfaceAddress]) -> list[str]:
     """The addresses of `facts` that other machines can use; IPv6 only where there is no IPv4.
 
     A content security policy cannot name an IPv6 address: the console would open there, but its chat would not work.
