@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PeerDownload:
-    """What is taken from one peer: of which model, bytes, and bytes/s of late; `via` is "lane" or "quic"."""
+    """What is taken from one peer: of which model, bytes, and bytes/s of late; `transport` is "lane" or "quic"."""
 
     peer: SwarmPeer
     model: str
     received: int
     rate: float
-    via: str
+    transport: str
 
 
 class Swarm:
-    """All taking of this node: whom it trusts no more, and what is under way."""
+    """All download of this node: whom it trusts no more, and what is under way."""
 
     def __init__(self, mesh: PeerNetwork, clock: Callable[[], float] | None = None) -> None:
         self.mesh = mesh
@@ -41,27 +41,29 @@ class Swarm:
         self.banned: dict[SwarmPeer, str] = {}
         """Why, in words."""
         self._banned_ids: set[str] = set()
-        self._lines: dict[PeerConnection, tuple[SwarmPeer, str, RateMeter]] = {}
+        self._connections: dict[PeerConnection, tuple[SwarmPeer, str, RateMeter]] = {}
 
     def source(self, model: str) -> SwarmSource:
         """Peers as a source for the files of `model`."""
         return SwarmSource(self, model)
 
-    def taken(self) -> list[PeerDownload]:
+    def downloads(self) -> list[PeerDownload]:
         """What is being taken now."""
         now = self.clock()
-        found = [(*facts, line.via) for line, facts in self._lines.items()]
+        found = [(*facts, connection.transport) for connection, facts in self._connections.items()]
         return [
-            PeerDownload(peer, model, meter.total, meter.rate(now), via) for peer, model, meter, via in found if via
+            PeerDownload(peer, model, meter.total, meter.rate(now), transport)
+            for peer, model, meter, transport in found
+            if transport
         ]
 
-    def began(self, peer: SwarmPeer, model: str, line: PeerConnection, meter: RateMeter) -> None:
-        """Something may come by that line from now on."""
-        self._lines[line] = (peer, model, meter)
+    def connection_opened(self, peer: SwarmPeer, model: str, connection: PeerConnection, meter: RateMeter) -> None:
+        """Something may come by that connection from now on."""
+        self._connections[connection] = (peer, model, meter)
 
-    def ended(self, line: PeerConnection) -> None:
+    def connection_closed(self, connection: PeerConnection) -> None:
         """Nothing more."""
-        self._lines.pop(line, None)
+        self._connections.pop(connection, None)
 
     def ban(self, peer: SwarmPeer, reason: str) -> None:
         """Take nothing more from `peer`."""
@@ -83,23 +85,23 @@ class SwarmSource:
         self._model = model
         self._lists: dict[str, DigestLists] = {}
 
-    async def feed(self, assembly: PartialFile) -> None:
+    async def download_into(self, partial: PartialFile) -> None:
         """Take chunks until the file is complete. Raises DownloadFailed once nobody is left who could give, and
         OSError. When cancelled, nothing is left running."""
-        lists = self._lists.setdefault(assembly.sha256, DigestLists())
-        taking = SwarmDownload(self._swarm.mesh, self._swarm, self._model, assembly, lists)
+        lists = self._lists.setdefault(partial.sha256, DigestLists())
+        download = SwarmDownload(self._swarm.mesh, self._swarm, self._model, partial, lists)
         try:
-            await taking.run()
+            await download.run()
         finally:
-            await taking.close()
+            await download.close()
 
-    def disown(self, assembly: PartialFile) -> bool:
+    def reject_claims(self, partial: PartialFile) -> bool:
         """The file's sha256 is wrong although each chunk that somebody answers for fits what `expected` says of it:
         whoever vouched for that lied. False if nobody says otherwise."""
-        lists = self._lists.get(assembly.sha256)
+        lists = self._lists.get(partial.sha256)
         if lists is None or lists.chosen is None:
             return False
-        for peer in lists.drop():
+        for peer in lists.reject_chosen():
             self._swarm.ban(peer, f"what it said of {self._model} is not true of the file")
-        assembly.expected = lists.chosen
+        partial.expected = lists.chosen
         return lists.chosen is not None
