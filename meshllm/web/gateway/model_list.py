@@ -5,7 +5,6 @@ Pure. What peers say is bounded before it is repeated.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,6 +117,8 @@ def known_words(snapshot: Snapshot, index: MeshIndex) -> str:
 def unknown_words(snapshot: Snapshot, name: str, index: MeshIndex) -> str:
     """That there is no model `name`, which one may be meant, and which ones there are."""
     names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
+    import difflib  # needed for unknown names only
+
     close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"The model {name[:MAX_MODEL_NAME]!r} is not known here.{hint}{known_words(snapshot, index)}"
