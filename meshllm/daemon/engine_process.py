@@ -28,7 +28,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.llama_server import ServerPlan
-from meshllm.errors import MeshError, OutOfRoom
+from meshllm.errors import MeshError, NotEnoughSpace
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.gguf.projector import projector_bytes
 from meshllm.models.gguf.purpose import usage
@@ -139,7 +139,7 @@ class EngineProcesses:
 
     async def _measured(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> MeasuredModel:
         free_bytes, found = self._planner.free_memory(), None
-        with contextlib.suppress(OutOfRoom):
+        with contextlib.suppress(NotEnoughSpace):
             found = self._planned[name] = await self._plan_alone(model, name, engine)
         fits_locally = found is not None and not found.plan.disk_paging
         if fits_locally and not split:
@@ -157,7 +157,7 @@ class EngineProcesses:
         )
 
     async def _plan_alone(self, model: LocalModel, name: str, engine: builder.Engine) -> _PlannedStart:
-        """How to serve `model` on this node alone. Raises OutOfRoom if it does not fit."""
+        """How to serve `model` on this node alone. Raises NotEnoughSpace if it does not fit."""
         speculation, draft = await self._drafts.choose(name, model, partial(self._ensure_draft, name))
         plan = await self._planner.plan(engine, model, usage(model.header), speculation=speculation, draft=draft)
         return _PlannedStart(plan, draft if plan.speculation.source is DraftSource.DRAFT else None)
@@ -203,7 +203,7 @@ class EngineProcesses:
             reason, advice = await self._run(model, command, engine, start, socket)
             return e.ServerGone(name, generation, reason, advice)
         except MeshError as error:
-            return e.ServerGone(name, generation, error.message, error.advice, isinstance(error, OutOfRoom))
+            return e.ServerGone(name, generation, error.message, error.advice, isinstance(error, NotEnoughSpace))
         except Exception as error:
             log.exception("serving %s failed", name)
             return e.ServerGone(name, generation, f"starting it failed: {error!r}", DEFECT_ADVICE)

@@ -27,7 +27,7 @@ from meshllm.engine.processes import rpc_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.rpc_server import SharedFile, WorkerPlan
-from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
+from meshllm.errors import DownloadFailed, MeshError, NotEnoughSpace
 from meshllm.machine import resources
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
@@ -107,10 +107,10 @@ class WorkerProcesses:
 
     # -- as a host
 
-    def open_ahead(self, peer: NodeId) -> None:
+    def preconnect(self, peer: NodeId) -> None:
         """Open a tunnel to `peer` while it prepares its share."""
         if self._tunnels is not None:
-            self._tunnels.open_ahead(peer)
+            self._tunnels.preconnect(peer)
 
     async def connect_workers(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
         """Open a socket for each worker of `lease`, and write the list of the model's files. Raises OSError, MeshError."""
@@ -213,7 +213,7 @@ class WorkerProcesses:
         before, after = _neighbours(lease, self._node)
         peers = {}
         if after is not None:
-            await tunnels.listen(key, TunnelUse.PUSHES, after, onward)
+            await tunnels.listen(key, TunnelUse.TENSORS, after, onward)
             peers[_name(after)] = onward
         plan = WorkerPlan(
             name=lease.model,
@@ -228,20 +228,20 @@ class WorkerProcesses:
         def ready(pid: int) -> None:
             tunnels.admit(key, TunnelUse.COMMANDS, [lease.host], commands)
             if before is not None:
-                tunnels.admit(key, TunnelUse.PUSHES, [before], pushes)
+                tunnels.admit(key, TunnelUse.TENSORS, [before], pushes)
             self._post(e.WorkerReady(*key))
 
         log_file = self._context.home / "logs" / "rpc-server.log"
         child = Child(rpc_server.child_spec(engine.rpc_server, plan, log_file), self._context.registry, ready)
         self._tasks[key].child = child
         ending = await child.run()
-        return STOPPED if ending.requested else f"its rpc-server ended: {ending.describe()}"
+        return STOPPED if ending.requested else f"its rpc-server {ending.describe()}"
 
     def _check_memory(self, share: WorkerShare) -> None:
-        """Raises OutOfRoom if the memory that is free now does not hold `share`."""
+        """Raises NotEnoughSpace if the memory that is free now does not hold `share`."""
         free = self._planner.free_memory()
         if share.memory > free * MEMORY_TOLERANCE:
-            raise OutOfRoom(
+            raise NotEnoughSpace(
                 f"Its layers need {gigabytes(share.memory)} and {gigabytes(free)} are free now.",
                 advice="The host plans again with the free memory of all nodes.",
             )
@@ -251,7 +251,7 @@ class WorkerProcesses:
         files = tuple(ModelFile(file.name, file.size, file.sha256) for file in lease.files)
         try:
             return await self._ensure_files(Manifest(lease.model, files), report)
-        except (DownloadFailed, OutOfRoom) as error:
+        except (DownloadFailed, NotEnoughSpace) as error:
             log.warning("worker of %s: no model files, the host sends the weights: %s", lease.model, error)
             return ()
 

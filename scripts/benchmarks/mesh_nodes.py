@@ -98,7 +98,7 @@ class Nodes:
 
     def invite(self, node: Node) -> Path:
         """A file with a fresh invite of that node."""
-        command = [str(MESH_LLM), "invite", "--console", str(node.console)]
+        command = [str(MESH_LLM), "invite", "--node-port", str(node.console)]
 
         def ask() -> str:
             result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -57,7 +57,7 @@ def test_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(monkeypatch, "--max-vram", "5.5", "--device", "CUDA0, CUDA1", "--device", "Vulkan0")
     assert (given.max_memory, given.devices) == (5_500_000_000, ("CUDA0", "CUDA1", "Vulkan0"))
     assert CliRunner().invoke(entry.app, ["--max-vram", "0"]).exit_code == 2
-    with pytest.raises(UsageError, match="--split spreads a model"):
+    with pytest.raises(UsageError, match="--split needs a --model"):
         settings(monkeypatch, "--split")
     for option in ("--max-vram=5", "--device=CUDA0"):
         with pytest.raises(UsageError, match="A client serves nothing"):

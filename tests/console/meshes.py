@@ -40,7 +40,7 @@ from meshllm.web.http.access_control import AccessPolicy
 
 GB, MB = 10**9, 10**6
 # Only matters when something is broken.
-PATIENCE_SECONDS = 60.0
+OPEN_WAIT_SECONDS = 60.0
 MESH = MeshId(bytes.fromhex("6989ec9eacd6b822cdeb1c806dc611ec"))
 HERE = NodeId(b"h" * 32)
 WORDS = (
@@ -172,11 +172,11 @@ def staged(stage: Stage) -> Iterator[Stage]:
     thread = Thread(target=loop.run_forever, name="console")
     thread.start()
     try:
-        asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(PATIENCE_SECONDS)
+        asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(OPEN_WAIT_SECONDS)
         try:
             yield stage
         finally:
-            asyncio.run_coroutine_threadsafe(stage.end(), loop).result(PATIENCE_SECONDS)
+            asyncio.run_coroutine_threadsafe(stage.end(), loop).result(OPEN_WAIT_SECONDS)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

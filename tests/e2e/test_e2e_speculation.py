@@ -13,7 +13,7 @@ import pytest
 
 from meshllm import paths
 from scripts.benchmarks.cut import cut
-from tests.daemons import MODEL, PATIENCE_SECONDS, Daemon, daemon
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS, Daemon, daemon
 from tests.e2e.test_daemon import run, status
 from tests.models.gguf_samples import write_sample
 
@@ -36,7 +36,7 @@ def speculation(told: Any) -> dict[str, Any]:
 
 def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """What the status says of speculation, as soon as it is `so`."""
-    with urllib.request.urlopen(f"{node.console_url}/api/events", timeout=PATIENCE_SECONDS) as events:
+    with urllib.request.urlopen(f"{node.console_url}/api/events", timeout=OPEN_WAIT_SECONDS) as events:
         for line in events:
             if line.startswith(b"data: ") and so(found := speculation(json.loads(line[6:]))):
                 return found
@@ -45,7 +45,7 @@ def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
 
 def repeat(node: Daemon) -> str:
     """The answer to a request that makes the model repeat what it was told."""
-    with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as client:
+    with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as client:
         answer = client.completions.create(
             model=MODEL, prompt=f"{LINES}\nOnce more:\n{LINES[:160]}", max_tokens=60, temperature=0
         )
@@ -107,8 +107,8 @@ def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft do not go together"),
-        (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation do not go together"),
+        (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft exclude each other"),
+        (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation exclude each other"),
         (("--draft", "d.gguf"), "there is no --model"),
     ],
 )

@@ -19,7 +19,7 @@ from here import Site, client, joined, serves, site
 from meshllm import paths
 from meshllm.models.gguf.projector import projector_bytes
 from tests import engine_samples
-from tests.daemons import MODEL, PATIENCE_SECONDS
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS
 from tests.netlab.nodes import Node, Status
 
 pytestmark = pytest.mark.engine
@@ -75,7 +75,7 @@ def said(node: Node, tokens: int = 40) -> str:
 
 def gone(process: psutil.Process) -> bool:
     """Whether a process ends."""
-    _, alive = psutil.wait_procs([process], timeout=PATIENCE_SECONDS)
+    _, alive = psutil.wait_procs([process], timeout=OPEN_WAIT_SECONDS)
     return not alive
 
 
@@ -159,7 +159,7 @@ def events(node: Node, path: str) -> Iterator[dict[str, Any]]:
     """A long answer, as its events come in."""
     body = json.dumps({"model": MODEL, "stream": True, **ASKED[path]}).encode()
     request = Request(f"{node.base_url}/{path}", body, {"content-type": "application/json"})
-    with urlopen(request, timeout=PATIENCE_SECONDS) as response:
+    with urlopen(request, timeout=OPEN_WAIT_SECONDS) as response:
         for line in response:
             if line.startswith(b"data: {"):
                 yield json.loads(line[6:])
@@ -244,10 +244,10 @@ def test_a_better_member_disturbs_no_answer(here: Site) -> None:
 
     def each(pieces: int) -> None:
         begun.set()
-        assert go_on.wait(PATIENCE_SECONDS)
+        assert go_on.wait(OPEN_WAIT_SECONDS)
 
     answer = host.ask(MODEL, tokens=300, stream=True, each=each)
-    assert begun.wait(PATIENCE_SECONDS)
+    assert begun.wait(OPEN_WAIT_SECONDS)
     better = node(here, "better", "--threads", "1", join=worker)
     name = better.status()["mesh"]["node"]
     host.until(lambda s: any(p["id"] == name and p["status"] == "alive" for p in s["mesh"]["peers"]), "the newcomer")

@@ -96,12 +96,12 @@ class Hub:
     async def fetch(self, source: HubSource, file: ModelFile, assembly: PartialFile) -> None:
         """Bring what the file lacks, beside whoever else does; return when it is complete.
 
-        Raises DownloadFailed, with what has arrived kept, or OutOfRoom.
+        Raises DownloadFailed, with what has arrived kept, or NotEnoughSpace.
         """
         fetch = _Fetch(self, source, file, assembly)
         missing = -(-(assembly.size - assembly.arrived) // assembly.chunk_bytes)
         count = max(1, min(self.settings.connections, missing // CONNECTION_CHUNKS))
-        owner = Owner("hub", on_error=lambda name, error: None)  # they are raised here
+        owner = Owner("hub", awaited=True)
         try:
             await fetch.find()
             running = {owner.start(fetch.connection(), f"connection {number}") for number in range(count)}

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from meshllm.errors import EnvironmentFailure, MeshError, port_taken
+from meshllm.web.console.downloads import DOWNLOAD_WORD, Download, DownloadHandler
 from meshllm.web.console.openapi import document
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import for_onlookers
@@ -67,7 +68,7 @@ class Invitation:
 
 
 def no_invite(seconds: float) -> Invitation:
-    """The invite of a node that has none to give. Raises NobodysFault."""
+    """The invite of a node that has none to give. Raises EnvironmentFailure."""
     raise EnvironmentFailure("This node is part of no mesh.")
 
 
@@ -83,17 +84,19 @@ class Console:
         status: Callable[[], NodeStatus],
         invite: Callable[[float], Invitation] = no_invite,
         page: PageFiles | None = None,
+        download: Download | None = None,
     ) -> None:
         self._policy = policy
         self._status = status
         self._invite = invite
         self._page = page or PageFiles()
+        self._downloads = DownloadHandler(download) if download is not None else None
         self._change = asyncio.Event()
         self._version = 0
         self._viewers = self._onlookers = 0
         self._closing = False
         self._servers: list[asyncio.Server] = []
-        app = web.Application(middlewares=[self._check], client_max_size=1024)
+        app = web.Application(middlewares=[self._check], client_max_size=8192)
         app.router.add_get("/", self._index)
         app.router.add_get("/assets/{name}", self._asset)
         app.router.add_get("/api/openapi.json", self._openapi)
@@ -101,6 +104,7 @@ class Console:
         app.router.add_get("/api/events", self._events)
         app.router.add_post("/api/invite", self._invitation)
         app.router.add_post("/api/key", self._key)
+        app.router.add_post("/api/downloads", self._download)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=IDLE_SECONDS)
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
@@ -209,6 +213,14 @@ class Console:
         if not self._policy.key:
             return _error(409, "no_key", "No other machine may call this node: start it with --listen-all.")
         return web.json_response({"key": self._policy.key})
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        if (refused := _withheld(request, DOWNLOAD_WORD, "A download")) is not None:
+            return refused
+        if self._downloads is None:
+            return _error(404, "not_found", "This node downloads nothing for others.")
+        answer = await self._downloads.handle(request, SECURITY_HEADERS)
+        return _error(400, "invalid_request", answer) if isinstance(answer, str) else answer
 
     async def _invitation(self, request: web.Request) -> web.Response:
         if (refused := _withheld(request, INVITE_WORD, "An invite")) is not None:
