@@ -17,6 +17,7 @@ from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.links import Rng
 from meshllm.core.membership.member import Member, MeshConfig
 from meshllm.core.membership.views import PeerStatus
+from meshllm.core.memory.observation import MachineFacts
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_DEVICES,
@@ -53,10 +54,8 @@ class NodeCore:
         """Without `config` this node is in no mesh. With it, `rng` is needed as well."""
         self._backends: dict[str, BackendState] = {}
         self._wishes: dict[str, None] = {}
-        self._on_disk: tuple[str, ...] = ()
-        self._aliases: tuple[tuple[str, str], ...] = ()
-        self._memory = 0
-        self._devices: tuple[int, ...] = ()
+        self._machine = MachineFacts()
+        self._free_memory = 0  # as last observed, not quantised
         self._loads: tuple[ModelLoad, ...] = ()
         self._taken: str | None = None  # served because the mesh needed it
         self._placement_at: float | None = None
@@ -78,7 +77,7 @@ class NodeCore:
         self._handlers: dict[type[e.Event], Callable[[Any, float], None]] = {
             **self._local.handlers,
             e.MeshModelRequested: self._model_wished,
-            e.DiskScanned: self._disk_scanned,
+            e.MachineObserved: self._machine_observed,
             e.SpeedMeasured: self._speed_measured,
             e.LoadsChanged: self._loads_changed,
             e.BackendAdded: self._backend_added,
@@ -177,7 +176,7 @@ class NodeCore:
             return []
         match event:
             case e.MessageReceived(peer, LeaseMessage() as message):
-                splitting.on_message(peer, message, self._memory, self._busy, now)
+                splitting.on_message(peer, message, self._free_memory, self._busy, now)
             case e.LinkUp(peer):
                 splitting.link_up(peer, now)
             case e.LinkDown(peer):
@@ -229,13 +228,13 @@ class NodeCore:
         return {
             "serves": tuple(served),
             "wants": tuple(dict.fromkeys([*wants, *self._wishes]))[:MAX_WANTED],
-            "on_disk": self._on_disk[:MAX_ON_DISK],
-            "aliases": self._aliases,
-            "memory": self._memory,
+            "on_disk": self._machine.models[:MAX_ON_DISK],
+            "aliases": self._machine.aliases,
+            "memory": self._machine.memory,
             "loads": self._loads,
             "splits": self._candidates(),
             "speed": self._local.speed,
-            "devices": self._devices[:MAX_DEVICES],
+            "devices": self._machine.devices[:MAX_DEVICES],
         }
 
     def _candidates(self) -> tuple[SplitCandidate, ...]:
@@ -251,7 +250,7 @@ class NodeCore:
             self._placement_at = None
             return []
         lent = self._splitting is not None and self._splitting.worker_lease is not None
-        if not self._on_disk or not peers.joined or peers.record.idle or lent:
+        if not self._machine.models or not peers.joined or peers.record.idle or lent:
             self._placement_at = None  # a deadline that nobody meets would be due at every moment
             return []
         if self._placement_at is None:
@@ -271,9 +270,17 @@ class NodeCore:
         if not self._stopping:
             self._wishes[event.model] = None
 
-    def _disk_scanned(self, event: e.DiskScanned, now: float) -> None:
-        self._on_disk, self._memory, self._devices = event.models, event.memory, event.devices
-        self._aliases = event.aliases
+    def _machine_observed(self, event: e.MachineObserved, now: float) -> None:
+        machine = self._machine
+        if event.memory is not None:
+            self._free_memory = event.memory
+            machine = machine.with_memory(event.memory, event.devices)
+            self._local.memory_observed(event.memory, now)
+        if event.disk_free is not None:
+            machine = machine.with_disk_free(event.disk_free)
+        if event.models is not None:
+            machine = replace(machine, models=event.models, aliases=event.aliases)
+        self._machine = machine
 
     def _speed_measured(self, event: e.SpeedMeasured, now: float) -> None:
         self._local.speed = event.bytes_per_second

@@ -321,7 +321,7 @@ class App:
         if self._session.lost:
             self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
         if not settings.client:
-            supervisor.look_at_disk()
+            supervisor.observe()
         if self._session.looks_for_nobody:
             token = self._invite(0).text
             self._show(lambda viewer: viewer.invite(token))

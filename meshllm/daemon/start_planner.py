@@ -111,12 +111,12 @@ class StartPlanner:
         self._used = select(devices, self._wanted)
         self._devices = devices
 
-    def machine(self) -> MachineMemory:
-        """What there is now, as far as it is known."""
+    def machine(self, held: int = 0) -> MachineMemory:
+        """The machine's memory now. `held`: bytes in use that count as available."""
         memory = resources.memory()
         return MachineMemory(
             memory.total,
-            memory.available,
+            min(memory.total, memory.available + held),
             memory.limited,
             self._devices or (),
             self._used,
@@ -124,13 +124,13 @@ class StartPlanner:
             known=self._devices is not None,
         )
 
-    def free_memory(self) -> int:
-        """Bytes that this machine has for models, now."""
-        return offer(self.machine())
+    def free_memory(self, held: int = 0) -> int:
+        """Bytes that this machine has for models now."""
+        return offer(self.machine(held))
 
-    def device_memory(self) -> tuple[int, ...]:
-        """The same for each accelerator, where there are several."""
-        accelerators = room(self.machine()).accelerators
+    def device_memory(self, held: int = 0) -> tuple[int, ...]:
+        """The same for each accelerator, if there are several."""
+        accelerators = room(self.machine(held)).accelerators
         return tuple(accelerator.room for accelerator in accelerators) if len(accelerators) > 1 else ()
 
     async def plan(

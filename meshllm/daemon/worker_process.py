@@ -113,7 +113,7 @@ class WorkerProcesses:
             self._tunnels.preconnect(peer)
 
     async def connect_workers(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
-        """Open a socket for each worker of `lease`, and write the list of the model's files. Raises OSError, MeshError."""
+        """Open a socket for each worker of `lease` and write the list of model files. Raises OSError, MeshError."""
         tunnels = self._mesh()
         endpoints: dict[NodeId, Path] = {}
         try:
@@ -154,23 +154,22 @@ class WorkerProcesses:
             log.info("worker of %s: the lease is over: %s", worker.lease.model, reason or "released")
             worker.task.cancel()
 
-    def held_memory(self) -> tuple[int, tuple[int, ...]]:
-        """Bytes of the computer's memory, and of each accelerator, that the rpc-servers of this node hold. Blocks.
+    @property
+    def active(self) -> bool:
+        """Whether this node serves layers for another one, or prepares to."""
+        return bool(self._tasks)
 
-        It is free again as soon as the lease ends. The accelerators' figures are those of the plan.
-        """
-        memory, devices = 0, list[int]()
+    def held_memory(self) -> int:
+        """Bytes of the computer's memory that the rpc-servers hold: free again as soon as their lease ends."""
+        held = 0
         for worker in list(self._tasks.values()):
-            share = worker.lease.share(self._node)
             pid = worker.child.pid if worker.child is not None else 0
-            if share is None or not pid:
-                continue
-            with contextlib.suppress(psutil.Error):
-                found = psutil.Process(pid).memory_info()
-                # Pages of files are free memory to the system; `shared` (Linux) counts them.
-                memory += min(share.memory, max(0, found.rss - int(getattr(found, "shared", 0))))
-            devices = _device_memory(share)
-        return memory, tuple(devices)
+            if pid:
+                with contextlib.suppress(psutil.Error):
+                    found = psutil.Process(pid).memory_info()
+                    # The system counts pages of files as available; so does `shared` (Linux).
+                    held += max(0, found.rss - int(getattr(found, "shared", 0)))
+        return held
 
     async def _serve(self, lease: Lease, earlier: list[asyncio.Task[str]]) -> str:
         """Serve this node's share of `lease`. Returns why it ended."""
@@ -285,11 +284,6 @@ def _neighbours(lease: Lease, own: NodeId) -> tuple[NodeId | None, NodeId | None
     before = lease.members[index - 1] if index else None
     after = lease.members[index + 1] if index + 1 < len(lease.members) else None
     return before, after
-
-
-def _device_memory(share: WorkerShare) -> list[int]:
-    """The bytes of `share` on each accelerator, in proportion to its layers there."""
-    return [share.memory * layers // max(1, share.layers) for layers in share.devices]
 
 
 def _name(node: NodeId) -> str:
