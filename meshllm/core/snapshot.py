@@ -69,8 +69,8 @@ class ModelPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """The engine. `reason` and `advice` are of the last failure, until the engine is ready; `failures` counts the failed
-    attempts since then, and the next one is due at `not_before`."""
+    """The engine. `reason` and `advice`: the last failure, until the engine is ready. `failures`: failed attempts in a
+    row; the next attempt is due at `not_before`."""
 
     phase: EnginePhase = EnginePhase.UNKNOWN
     progress: Progress | None = None

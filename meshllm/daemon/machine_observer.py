@@ -1,7 +1,7 @@
 """Observes this machine for the core: free memory, devices, disk, model files; every 15 s and after changes.
 
-Invariants: one observation at a time, so an older result never replaces a newer one. A part that fails is logged, leaves
-the last value in place, and is read again next time.
+Invariants: one observation at a time, so an older result never replaces a newer one. A part that fails is logged and
+read again next time; until then its last value stays.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OBSERVE_SECONDS = 15.0
-# Reading the devices' free memory starts a child process with the drivers (up to a second of processor time): while
-# nothing changes, once in so many seconds.
-DEVICE_SECONDS = 300.0
+# Reading the devices' free memory runs nvidia-smi (some 50 ms of processor time): while nothing changes, this often.
+DEVICE_SECONDS = 60.0
 # Looking through the model folders takes at most this part of one processor: 4 ms for a few models.
 SCAN_PART = 1 / 1000
 

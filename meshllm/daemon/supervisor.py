@@ -191,10 +191,9 @@ class Supervisor:
         return FoundModels(tuple(names), tuple(sorted(aliases.items())))
 
     async def refresh_devices(self) -> None:
-        """Read the devices' free memory, if the engine is ready and has any. Not while a worker process runs: what was
-        free before it is what the next lease gets."""
-        if self._engine is not None and self._planner.machine().devices and not self._workers.active:
-            await self._planner.refresh_devices(self._engine)
+        """Read the devices' free memory. Not while a worker process runs: the next lease gets what was free before."""
+        if not self._workers.active:
+            await self._planner.refresh_free_memory()
 
     async def _measure_speed(self) -> None:
         """Until an engine has shown how fast it is here. It says nothing of accelerators."""
