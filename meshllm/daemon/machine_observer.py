@@ -36,7 +36,7 @@ class FreeMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundModels:
+class ModelsOnDisk:
     """Names of the models on the disk, and further names of the same files."""
 
     models: tuple[str, ...]
@@ -52,7 +52,7 @@ class MachineReader(Protocol):
     def disk_free(self) -> int | None:
         """Bytes free for model files."""
 
-    def find_models(self) -> FoundModels:
+    def find_models(self) -> ModelsOnDisk:
         """The models on the disk."""
 
     async def refresh_devices(self) -> None:
@@ -101,7 +101,7 @@ class MachineObserver:
         if loop.time() >= self._devices_due:
             self._devices_due = loop.time() + DEVICE_SECONDS
             await self._read("the devices", self._reader.refresh_devices())
-        found: FoundModels | None = None
+        found: ModelsOnDisk | None = None
         if loop.time() >= self._files_due:
             begun = loop.time()
             self._files_due = float("inf")  # unless `refresh` asks for another scan meanwhile

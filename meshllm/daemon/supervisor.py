@@ -21,7 +21,7 @@ from meshllm.core.split.planner import token_bytes
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
 from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progress_of
 from meshllm.daemon.engine_provider import EngineProvider
-from meshllm.daemon.machine_observer import FoundModels, FreeMemory, MachineObserver
+from meshllm.daemon.machine_observer import ModelsOnDisk, FreeMemory, MachineObserver
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
@@ -182,13 +182,13 @@ class Supervisor:
         disk = resources.disk(self._store.folder)
         return disk.free if disk is not None else None
 
-    def find_models(self) -> FoundModels:
+    def find_models(self) -> ModelsOnDisk:
         """The models on the disk, the requested ones first: a record has room for a limited number."""
         found = scan.scan(self._store, named=self._named)
         aliases = scan.aliases(found, self._store)
         self._on_disk = found
         names = sorted(found, key=lambda name: (name not in self._wanted, name))
-        return FoundModels(tuple(names), tuple(sorted(aliases.items())))
+        return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())))
 
     async def refresh_devices(self) -> None:
         """Read the devices' free memory. Not while a worker process runs: the next lease gets what was free before."""

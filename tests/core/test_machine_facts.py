@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ def test_published_memory_does_not_flap(base: int, noise: list[int]) -> None:
     for part in noise:
         found = published(found, base + base * part // 20_000)
         values.append(found)
-    changes = sum(one != two for one, two in zip(values, values[1:], strict=False))
+    changes = sum(one != two for one, two in pairwise(values))
     assert changes <= 2, values
 
 

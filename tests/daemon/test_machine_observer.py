@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from meshllm.core import events as e
-from meshllm.daemon.machine_observer import FoundModels, FreeMemory, MachineObserver
+from meshllm.daemon.machine_observer import ModelsOnDisk, FreeMemory, MachineObserver
 
 
 class Machine:
@@ -38,7 +38,7 @@ class Machine:
     def disk_free(self) -> int | None:
         return 7
 
-    def find_models(self) -> FoundModels:
+    def find_models(self) -> ModelsOnDisk:
         if not self.scanning.acquire(blocking=False):
             self.overlaps += 1
         try:
@@ -48,7 +48,7 @@ class Machine:
             self.gate.wait(60)
             if self.scan_fault is not None:
                 raise self.scan_fault
-            return FoundModels(found)
+            return ModelsOnDisk(found)
         finally:
             if self.scanning.locked():
                 self.scanning.release()
