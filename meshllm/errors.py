@@ -101,10 +101,10 @@ class DownloadFailed(EnvironmentFailure):
     code = "download_failed"
 
 
-class OutOfRoom(EnvironmentFailure):
+class NotEnoughSpace(EnvironmentFailure):
     """Not enough disk or memory."""
 
-    code = "out_of_room"
+    code = "not_enough_space"
 
 
 class PortTaken(EnvironmentFailure):

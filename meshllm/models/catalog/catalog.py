@@ -72,7 +72,7 @@ def load() -> Catalog:
 
 
 def parse(text: str) -> Catalog:
-    """A catalogue from TOML. Raises OurFault that names the entry and field which is wrong."""
+    """A catalogue from TOML. Raises InternalError that names the entry and field which is wrong."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

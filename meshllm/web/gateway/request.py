@@ -22,7 +22,7 @@ from meshllm.web.http.client import UpstreamConnection, UpstreamPool
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_body, translate_error
 from meshllm.wire.api.stream_repair import StreamRepair
-from meshllm.wire.api.worker_loss import PART_LOST, UPSTREAM_LOST, loss_words
+from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss_message
 
 # A target that failed a request is left alone for so long by that request.
 AVOID_SECONDS = 1.0
@@ -262,7 +262,7 @@ class ProxiedRequest:
         worker of an engine was lost before it had said anything."""
         refusal = None if begun or self.kind is not TargetKind.PEER else refusal_in_stream(self.api, passed)
         if repair.worker_lost and not begun:
-            self._try_again(PART_LOST)
+            self._try_again(WORKER_LOST)
         elif refusal is not None:
             self._refused(refusal)
         else:
@@ -323,7 +323,9 @@ class ProxiedRequest:
         assert self._repair is not None
         why = self._hall.find(self.model)[0].lost_reason if self._at is not None and self._at.offer.split else ""
         message = (
-            loss_words(self.model, why) if why else f"{self.model} was lost in the middle of the answer: {reason}."
+            worker_loss_message(self.model, why)
+            if why
+            else f"{self.model} was lost in the middle of the answer: {reason}."
         )
         self._end_stream(self._repair.fail(UPSTREAM_LOST, message), "lost")
 
@@ -331,7 +333,7 @@ class ProxiedRequest:
         if not 200 <= whole.status < 300:
             refusal = UpstreamError(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
             if self._at is not None and self._at.offer.split and refusal.worker_lost:
-                self._try_again(PART_LOST)
+                self._try_again(WORKER_LOST)
             elif self.kind is not None and refusal.elsewhere(self.kind):
                 self._refused(refusal)
             else:

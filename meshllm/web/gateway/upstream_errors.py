@@ -14,7 +14,7 @@ from meshllm.wire.api import strict_json
 from meshllm.wire.api.errors import error_body, find_error, status_of
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import parse_event, split_events
-from meshllm.wire.api.worker_loss import UPSTREAM_LOST, says_worker_lost
+from meshllm.wire.api.worker_loss import UPSTREAM_LOST, is_worker_loss
 
 # A peer's word for: the model that you ask for is not served here (any more), ask somebody else.
 NOT_HERE = "not_here"
@@ -71,7 +71,7 @@ class UpstreamError:
     @property
     def worker_lost(self) -> bool:
         """Whether an engine with workers on other nodes has lost one: then this is no answer, but its end."""
-        return self.status == 500 and says_worker_lost(self.error)
+        return self.status == 500 and is_worker_loss(self.error)
 
     def elsewhere(self, kind: TargetKind) -> bool:
         """Whether another host may answer what a target of this `kind` did not."""
