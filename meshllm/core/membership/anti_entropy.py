@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from meshllm.core.membership.summary import MAX_WANTED_NODES, chunks, plan_exchange
 from meshllm.core.membership.links import LinkState, LinkTable
 from meshllm.core.membership.messages import Difference, Digest, Message, Records, Wanted
+from meshllm.core.membership.summary import MAX_WANTED_NODES, chunks, plan_exchange
 from meshllm.core.membership.table import MembershipTable
 from meshllm.core.records import MAX_NUMBER, NodeId, RecordVersion, SignedRecord
 
@@ -59,7 +59,7 @@ class AntiEntropy:
         """Send the records of these nodes, as far as the summary lists them."""
         summary = self._table.summary
         found = []
-        for node in dict.fromkeys(list(nodes)[: MAX_WANTED_NODES]):
+        for node in dict.fromkeys(list(nodes)[:MAX_WANTED_NODES]):
             signed = self._table.signed(node)
             if signed is not None and summary.version(node) is not None:
                 found.append(signed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from meshllm.core.membership anti_entropy
+from meshllm.core.membership import summary
 from meshllm.core.membership.messages import TableUpdate
 from meshllm.core.records import NodeId, NodeRecord, RecordVersion, SignedRecord
 
@@ -16,6 +16,7 @@ from meshllm.core.records import NodeId, NodeRecord, RecordVersion, SignedRecord
 MAX_GONE = 1024
 # Records that a client takes from one provider: as many as a node has in its own table.
 MAX_TABLE = 20_000
+
 
 def _same_for_clients(one: NodeRecord, other: NodeRecord) -> bool:
     """Whether the two records differ only in what no client uses: version, loads, failure reports."""

@@ -88,7 +88,7 @@ class ProbeIO(Protocol):
 class WatchedNode:
     """A watched node. `asked`: when the open ping was sent; None if none is open."""
 
-    __slots__ = ("asked", "first", "had_link", "misses", "number", "misses_needed")
+    __slots__ = ("asked", "first", "had_link", "misses", "misses_needed", "number")
 
     def __init__(self) -> None:
         self.number = 0

@@ -175,19 +175,19 @@ class MeshParticipant(ABC):
     def _set_mesh(self, mesh: MeshId) -> None:
         """Take over another mesh id and tell the peers."""
 
-    def _other_event(self, event: e.Event, now: float) -> None:
+    def _other_event(self, event: e.Event, now: float) -> None:  # noqa: B027
         """An event that does not concern links or the join."""
 
-    def _join_requested(self, event: e.JoinWanted) -> None:
+    def _join_requested(self, event: e.JoinWanted) -> None:  # noqa: B027
         """Bootstrap addresses were given."""
 
-    def _peer_unreachable(self, target: NodeId, now: float) -> None:
+    def _peer_unreachable(self, target: NodeId, now: float) -> None:  # noqa: B027
         """A dial to the node `target` failed because the node did not answer."""
 
-    def _after_probe(self, now: float) -> None:
+    def _after_probe(self, now: float) -> None:  # noqa: B027
         """The probes of this second are sent."""
 
-    def _settle(self, now: float) -> None:
+    def _settle(self, now: float) -> None:  # noqa: B027
         """Every event and timer is handled: act on what changed."""
 
     def _loads(self) -> tuple[ModelLoad, ...]:
