@@ -21,7 +21,7 @@ from meshllm.core.split.planner import token_bytes
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
 from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progress_of
 from meshllm.daemon.engine_provider import EngineProvider
-from meshllm.daemon.machine_observer import ModelsOnDisk, FreeMemory, MachineObserver
+from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsOnDisk
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder

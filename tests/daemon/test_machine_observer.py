@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from meshllm.core import events as e
-from meshllm.daemon.machine_observer import ModelsOnDisk, FreeMemory, MachineObserver
+from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsOnDisk
 
 
 class Machine:
