@@ -33,7 +33,7 @@ async def download_through_node(port: int, name: str, folder: Path, view: Downlo
     import aiohttp
 
     from meshllm.web.console.downloads import DOWNLOAD_WORD, DownloadRequest
-    from meshllm.web.console.server import SECRET_HEADER
+    from meshllm.web.console.endpoints import SECRET_HEADER
 
     body = DownloadRequest(name=name, folder=str(folder), draft=draft).model_dump_json()
     headers = {SECRET_HEADER: DOWNLOAD_WORD, "content-type": "application/json"}

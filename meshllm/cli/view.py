@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import orjson
 
 from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
-from meshllm.cli.split_text import lent_news, waiting
+from meshllm.cli.split_text import waiting, worker_news
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.app import Listening, Viewer
@@ -141,7 +141,7 @@ class LineViewer(Viewer):
                 self._show_change(f"model {model.name}", _model_text(snapshot, model), phase)
             if text := waiting(model):
                 self._show_change(f"split {model.name}", f"{model.name}: {text}", phase)
-        if text := lent_news(snapshot):
+        if text := worker_news(snapshot):
             self._show_change("worker lease", text)
         elif "worker lease" in self._shown:
             self._show_change("worker lease", "stopped serving layers for another node", ModelPhase.STOPPED)

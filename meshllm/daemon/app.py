@@ -54,8 +54,10 @@ from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
 from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
-from meshllm.web.console.status import NodeStatus, load_status, node_status
+from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.gateway.request_log import RequestSummary
+from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
 
 if TYPE_CHECKING:
@@ -222,7 +224,13 @@ class App:
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
-        self._console = Console(policy, self.status, self._invite, download=downloads.download)
+        self._console = Console(
+            policy,
+            self.status,
+            self._invite,
+            requests=self._last_requests,
+            download=downloads.download,
+        )
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
@@ -412,30 +420,34 @@ class App:
             raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason}.")
         return self._session.invite(seconds)
 
+    def _last_requests(self) -> tuple[RequestSummary, ...]:
+        """The last requests of the API, for the console."""
+        return self._gateway.requests.snapshot()
+
     def status(self) -> NodeStatus:
-        """The state of this node, now."""
-        membership = self._session
-        return node_status(
-            self._snapshot,
-            [load_status(desk) for desk in self._gateway.all_desks()],
+        """The status of this node now."""
+        session = self._session
+        inputs = StatusInputs(
+            snapshot=self._snapshot,
             name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
-            now=asyncio.get_running_loop().time(),
-            vias=membership.vias() if membership is not None else {},
+            loads=[_target_load(queue) for queue in self._gateway.all_desks()],
+            transports=session.vias() if session is not None else {},
             mesh_reason=self._no_mesh_reason,
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._planner.machine(),
-            guesses=self._draft_stats.counts(),
+            drafts=self._draft_stats.counts(),
             traffic=self._traffic,
-            elsewhere=self._lan_urls(),
+            lan_urls=self._lan_urls(),
         )
+        return node_status(inputs, asyncio.get_running_loop().time())
 
     def _lan_urls(self) -> tuple[str, ...]:
-        """Where other machines find the console."""
+        """URLs of the console for other machines."""
         port = urlsplit(self._listening.console).port
         return () if self._public_urls is None else tuple(f"http://{host}:{port}" for host in self._public_urls.hosts())
 
@@ -475,6 +487,20 @@ def _log_start(settings: Settings) -> None:
         **{name: value for name, value in options.items() if value not in (None, "", False, 0)},
     }
     log.info("mesh-llm started", extra={"fields": fields})
+
+
+def _target_load(queue: TargetQueue) -> TargetLoad:
+    """The load of a gateway target, for the status."""
+    target = queue.target
+    return TargetLoad(
+        kind=target.kind,
+        address=target.address,
+        active=queue.active,
+        waiting=queue.waiting,
+        slots=queue.limit,
+        model=target.model,
+        tokens_per_second=queue.tokens_per_second,
+    )
 
 
 def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:

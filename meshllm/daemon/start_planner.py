@@ -343,7 +343,7 @@ class _Task:
             micro_batch=self.micro_batch(size),
             embeddings=embeds,
             pooling=self.how.pooling,
-            guessed=self.guessed,
+            draft_tokens=self.guessed,
         )
         by_device = told.by_device()
         scored = size.slots * (1 + self.guessed)

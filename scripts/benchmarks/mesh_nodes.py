@@ -46,7 +46,7 @@ class Node:
 
     def ways(self) -> set[str]:
         """How its requests to others travel: "lane", "quic"."""
-        return {peer["via"] for peer in self.peers() if peer["via"]}
+        return {peer["transport"] for peer in self.peers() if peer["transport"]}
 
     def serves(self, model: str) -> bool:
         """Whether it lists `model`. Raises OSError while it does not answer."""

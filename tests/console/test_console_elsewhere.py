@@ -243,7 +243,7 @@ def test_nothing_serious_is_in_the_way_of_who_comes_from_elsewhere(
         unlock(page, KEY)
         page.get_by_role("heading", name="Read-only from here").wait_for()
         assert serious(page) == []
-        stage.elsewhere = (f"http://{own_address()}:{stage.port}",)
+        stage.lan_urls = (f"http://{own_address()}:{stage.port}",)
         page = visitor.open(f"http://localhost:{stage.port}/#/join")
         page.get_by_role("button", name="Show the code and the key").click()
         page.get_by_role("img", name="The console’s address and the key as a QR code").wait_for()

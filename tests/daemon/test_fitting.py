@@ -222,7 +222,7 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
     alone = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=Speculation(DraftSource.NGRAMS))
     assert (fit.speculation, fit.size) == (wanted, ContextSize(32768, 4))
     assert fit.memory > alone.memory + 0.4 * GB
-    guessed = [asked["guessed"] for asked in machine.asked if asked["path"] == local.path]
+    guessed = [asked["draft_tokens"] for asked in machine.asked if asked["path"] == local.path]
     assert guessed == [wanted.max_draft_tokens, Speculation(DraftSource.NGRAMS).max_draft_tokens]
     machine.available = int(5.2 * GB)
     with caplog.at_level(logging.WARNING):

@@ -156,7 +156,7 @@ def test_the_status_command_prints_what_the_api_says(tmp_path: Path) -> None:
         port = str(urlsplit(node.console_url).port)
         shown = run(tmp_path / "elsewhere", "status", "--node-port", port)
         assert shown.returncode == 0
-        assert "It serves nothing" in shown.stdout
+        assert "No model is served" in shown.stdout
 
 
 def test_stop_ends_the_node_of_this_home_and_only_that(tmp_path: Path) -> None:

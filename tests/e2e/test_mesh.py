@@ -100,7 +100,7 @@ def test_a_node_joins_and_its_callers_are_answered_by_the_host_and_no_secret_get
     assert said(joiner) == "alpha0 alpha1 alpha2 "
     status = joiner.until(joined, "the join")
     assert [peer["models"] for peer in status["mesh"]["peers"]] == [["m"]]
-    assert status["mesh"]["peers"][0]["via"] in ("lane", "quic")
+    assert status["mesh"]["peers"][0]["transport"] in ("lane", "quic")
     card = client(joiner).models.retrieve("m").model_extra
     assert card is not None
     assert card["mesh"]["served_by"] == [
@@ -133,7 +133,7 @@ def test_where_lanes_are_off_requests_go_over_quic(here: Site) -> None:
     joiner = here.node("joiner", "--join", f"@{file}", environment={**here.environment, "MESH_LLM_LANES": "off"})
     joiner.until(serves("m"), "the host")
     assert said(joiner) == "alpha0 alpha1 alpha2 "
-    assert [peer["via"] for peer in joiner.status()["mesh"]["peers"]] == ["quic"]
+    assert [peer["transport"] for peer in joiner.status()["mesh"]["peers"]] == ["quic"]
 
 
 def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
@@ -240,8 +240,10 @@ def test_an_invite_with_a_wrong_secret_is_refused_aloud_and_costs_nothing(here: 
     file = here.folder / "bad"
     file.write_text(changed(server.invite(), key=bytes(16)))
     joiner = here.node("joiner", "--join", f"@{file}")
-    refused = joiner.until(lambda s: s["mesh"]["steps"] and s["mesh"]["steps"][0]["state"] == "refused", "no")
-    reason = refused["mesh"]["steps"][0]["reason"]
+    refused = joiner.until(
+        lambda s: s["mesh"]["join_attempts"] and s["mesh"]["join_attempts"][0]["state"] == "refused", "no"
+    )
+    reason = refused["mesh"]["join_attempts"][0]["reason"]
     assert "another mesh" in reason
     assert reason in " ".join(here.run("joiner", "status").stdout.split())
     assert server.status()["mesh"]["peers"] == []

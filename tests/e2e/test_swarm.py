@@ -62,7 +62,7 @@ def answer(node: Node, model: str) -> str:
 
 def given(node: Node) -> int:
     """Bytes that the node has given away."""
-    return int(node.status()["sharing"]["given"])
+    return int(node.status()["sharing"]["uploaded_bytes"])
 
 
 @pytest.mark.engine
@@ -80,7 +80,10 @@ def test_a_model_comes_from_peers(here: Site, real: Path, lanes: str) -> None:
     # Towards the end a chunk may be fetched from both.
     assert size <= given(first) + given(second) <= 1.5 * size
     assert taker.status()["sharing"]["banned"] == []
-    assert {peer["via"] for peer in taker.status()["mesh"]["peers"]} <= {"", "lane" if lanes == "on" else "quic"}
+    assert {peer["transport"] for peer in taker.status()["mesh"]["peers"]} <= {
+        None,
+        "lane" if lanes == "on" else "quic",
+    }
 
 
 @pytest.mark.engine
@@ -148,7 +151,7 @@ def test_who_does_not_share_gives_nothing(here: Site, real: Path) -> None:
     status = taker.until(fetch_failed, "the end of the fetch")
     assert "shares no models" in status["models"][0]["reason"]
     assert given(host) == 0
-    assert host.status()["sharing"]["shares"] is False
+    assert host.status()["sharing"]["upload_enabled"] is False
 
 
 def test_a_name_that_nobody_in_the_mesh_knows(here: Site) -> None:
@@ -160,4 +163,4 @@ def test_a_name_that_nobody_in_the_mesh_knows(here: Site) -> None:
 
 def test_a_rate_that_is_set_is_shown(here: Site) -> None:
     node = here.node("node", "--upload-limit", "2.5")
-    assert node.status()["sharing"]["limit"] == 2_500_000
+    assert node.status()["sharing"]["upload_limit"] == 2_500_000
