@@ -116,9 +116,8 @@ def open_log(home: Path, engine: str) -> LogTail:
     from meshllm.errors import UsageError
 
     path = engine_log(home, engine) if engine else log_path(home)
-    # Older versions kept one rotated file, under this name.
-    older = path.with_name(f"{path.stem}.old.log")
-    tail = LogTail(path, (*(path.with_name(f"{path.name}.{n}") for n in range(1, 5)), older))
+    # The log of an engine process has one rotated file.
+    tail = LogTail(path, (path.with_suffix(".old.log"),) if engine else None)
     if tail.found:
         return tail
     if not engine:

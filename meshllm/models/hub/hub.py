@@ -202,7 +202,7 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
         raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
         refuse(error.response, source.repository, f"file {source.path} in {source.repository}")
-        raise RetryLater(words(error), retry_after(error.response)) from None
+        raise RetryLater(words(error), retry_after(error.response.headers)) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise RetryLater(words(error), answered=False) from None
     etag = (found.etag or "").lower()

@@ -27,6 +27,7 @@ from meshllm.core.routing.routes import Target, TargetKind
 from meshllm.core.snapshot import Snapshot
 from meshllm.errors import MeshError, port_taken
 from meshllm.tasks import Owner
+from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.api_request import ApiRequest, api_of, problem_of
 from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics
 from meshllm.web.gateway.model_list import known_words, model_card, model_list, unknown_words
@@ -76,6 +77,7 @@ class Gateway:
         self._backend_keys = dict(backend_keys or {})
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
+        self._isolation = Isolation()
         self._connections = ConnectionSet(self._wake)
         self._desks = TargetTable(self._loop, peers, seek, on_loads, on_work)
         self.now = self._loop.time
@@ -111,7 +113,7 @@ class Gateway:
         """What the core knows now. Whoever waits looks again."""
         self._desks.publish(snapshot)
         for exchange in list(self._waiting):
-            exchange.reconsider()
+            self._isolation.run("reconsidering a waiting request", exchange.reconsider)
 
     def tunnel(self, peer: str) -> asyncio.Protocol:
         """The protocol for a stream that the authenticated `peer` (node id in hexadecimal) has opened to our API.

@@ -16,6 +16,7 @@ from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
 from meshllm.core.snapshot import Snapshot
+from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.model_list import unknown_words
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.client import PeerConnector, UpstreamPool
@@ -48,6 +49,7 @@ class TargetTable:
         self._on_loads = on_loads
         self._on_work = on_work
         self.snapshot = Snapshot()
+        self._isolation = Isolation()
         self.stickiness = SessionAffinity()
         self._index: MeshIndex | None = routes.NO_MESH
         self._desks: dict[Target, TargetQueue] = {}
@@ -88,7 +90,7 @@ class TargetTable:
             if target.kind is TargetKind.PEER:
                 if target.address not in self.index.alive:
                     for asker in list(desk.askers):
-                        asker.deserted()
+                        self._isolation.run("moving a request from a lost peer", asker.deserted)
                 elif any(offer.target == target for offer in self.index.hosts.get(target.model, ())):
                     continue
             elif target in current:
