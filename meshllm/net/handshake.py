@@ -1,8 +1,8 @@
-"""How two nodes come to trust each other at the beginning of a link: decisions only, no socket, no clock of its own.
+"""The hello of a link: both state machines and the framing, without sockets. docs/protocol.md specifies it.
 
-Law: the dialler knows who it talks to before this begins (its transport has compared the certificate's key with the
-pin); the acceptor believes nothing until `Proof`, and that only once, because its nonce is fresh for each link. Each
-side gives a `Finding` only when the other has proved to know the key; a refusal says what is wrong and what to do.
+The dialler has compared the acceptor's certificate key with the pin before this begins. The acceptor believes nothing
+before `HelloProof`; its nonce is fresh for each link, so no proof can be replayed. A side has a `HandshakeResult` only
+after the peer has proved that it knows the key.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ UPDATE = "Update the older of the two nodes."
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What this node shows and asks for. `protocol` is the oldest and newest it speaks.
+    """What this node presents in a hello. `protocol`: oldest and newest version that it speaks.
 
-    `secret` is the mesh's, None as long as only an expiring invite is held: then this node dials but accepts nobody.
-    `invite` (key, expiry in unix seconds) is used for dialling for as long as it is set; the secret that
-    `LinkFacts.secret` then brings takes its place.
+    `secret` is the mesh secret; None while only an expiring invite is held: the node then dials but accepts no link.
+    `invite` (key, expiry in unix seconds) is used for dialling while it is set; `LinkFacts.secret` then replaces it.
     """
 
     mesh: MeshId
@@ -56,7 +55,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeResult:
-    """What a handshake has established about the peer. `name` is the link's, known to both ends and to no one else."""
+    """The facts about the peer that a handshake proved. `name` identifies the link at both ends."""
 
     peer: NodeId
     role: Role
@@ -70,7 +69,7 @@ class HandshakeResult:
 
 
 class DiallerHandshake:
-    """The dialler's side: send `start()`, hand in each frame, send what comes back, until `finding` is there."""
+    """The dialler's side: send `start()`, pass each frame to `receive` and send its answer, until `finding` is set."""
 
     def __init__(
         self, identity: Identity, peer: NodeId, credentials: Credentials, *, instance: bytes, ended: bytes = b""
@@ -105,11 +104,11 @@ class DiallerHandshake:
         self._over = b""
 
     def start(self) -> bytes:
-        """The first payload."""
+        """The first frame's payload."""
         return self._hello
 
     def receive(self, payload: bytes) -> bytes | None:
-        """The answer to a payload, or None when all is said. Raises PeerRefused and BadMessage."""
+        """The answer to a payload, or None at the end. Raises PeerRefused and BadMessage."""
         message = decode_hello(payload)
         if isinstance(message, HelloRefusal):
             self.refused = message
@@ -148,9 +147,9 @@ class DiallerHandshake:
 
 
 class AcceptorHandshake:
-    """The acceptor's side: hand in each frame, send what comes back. Once it has `refused`, nothing more is read.
+    """The acceptor's side: pass each frame to `receive` and send its answer. After a refusal it reads nothing.
 
-    `admit` decides, once the peer has proved itself, whether it may stay; it gives the refusal or None.
+    `admit` is called after the peer has proved itself; it returns a refusal or None.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class AcceptorHandshake:
         self._over = b""
 
     def receive(self, payload: bytes) -> bytes:
-        """The answer to a payload. Raises BadMessage for what makes no sense here."""
+        """The answer to a payload. Raises BadMessage for an unexpected one."""
         if self.refused is not None or self.finding is not None:
             raise BadMessage("handshake: more than was asked for")
         message = decode_hello(payload)
@@ -189,7 +188,7 @@ class AcceptorHandshake:
         raise BadMessage(f"handshake: {type(message).__name__} out of turn")
 
     def refuse(self, refusal: HelloRefusal) -> bytes:
-        """Say no."""
+        """Refuse the peer; returns the payload."""
         self.refused = refusal
         return encode_hello(refusal)
 
@@ -222,7 +221,7 @@ class AcceptorHandshake:
         return answer
 
     def _answer_proof(self, hello: Hello, proof: HelloProof) -> bytes:
-        # The key first: whoever does not know it learns nothing about signatures, and costs no check of one.
+        # The proof comes before the signature: a peer without the key costs no signature check.
         if not hmac.compare_digest(proof.proof, prove(self._key, "dialler", self._over)):
             words = "The invite is of another mesh, or its mesh has a new secret."
             return self.refuse(HelloRefusal("wrong_secret", words, FRESH_INVITE))
@@ -242,19 +241,19 @@ class AcceptorHandshake:
 
 
 class Frames:
-    """Cuts a byte stream into frames of [u32 length][payload]. A length above `limit` raises BadMessage at once."""
+    """Splits a byte stream into frames of [u32 length][payload]."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """More bytes. Raises BadMessage as soon as a length is known to be too large."""
+        """Add bytes. Raises BadMessage once a length above the limit is known."""
         self._buffer += data
         self._check()
 
     def ready(self) -> bool:
-        """Whether `take` would give something."""
+        """Whether `take` would return a frame."""
         return len(self._buffer) >= 4 and len(self._buffer) >= 4 + LENGTH.unpack_from(self._buffer)[0]
 
     def take(self) -> bytes | None:
@@ -269,7 +268,7 @@ class Frames:
         return payload
 
     def rest(self) -> bytes:
-        """What has not been taken; it is gone from here."""
+        """Remove and return all bytes that were not taken."""
         rest = bytes(self._buffer)
         self._buffer.clear()
         return rest
@@ -280,5 +279,5 @@ class Frames:
 
 
 def frame(payload: bytes) -> bytes:
-    """The frame that carries `payload`."""
+    """The frame for `payload`."""
     return LENGTH.pack(len(payload)) + payload

@@ -1,8 +1,7 @@
-"""One link: the handshake, then messages and streams, over a carrier.
+"""One link on a connection: the hello, then messages and streams.
 
-Law: until the handshake has succeeded (`facts` are there) nothing of the peer is read but handshake frames, each of
-them bounded, all of them within HANDSHAKE_SECONDS. Afterwards a peer that sends messages faster than
-MESSAGES_PER_SECOND is read more slowly; one that sends what is no frame loses the link.
+Invariants: before the hello has succeeded (`facts` are set), only hello frames are read, each at most MAX_HELLO_BYTES,
+all within HANDSHAKE_SECONDS. Above MESSAGES_PER_SECOND a peer is read more slowly; an invalid frame closes the link.
 """
 
 from __future__ import annotations
@@ -20,51 +19,51 @@ from meshllm.net.quic.streams import Stream, Streams
 from meshllm.util.rate_limiter import TokenBucket
 from meshllm.wire.mesh.hello import MAX_HELLO_BYTES
 
-# Two round trips and some arithmetic; with a lost packet or two still far below.
+# Two round trips and a signature; enough for two lost packets.
 HANDSHAKE_SECONDS = 5.0
-# How long a refused peer may take to read why.
+# Time for a refused peer to read the refusal.
 REFUSED_SECONDS = 1.0
-# Messages waiting for a peer that does not read; what goes over it is dropped (`send` gives False).
+# Queue for a slow peer; beyond it `send` drops the message and returns False.
 MAX_QUEUED_BYTES = 1 << 20
-# Far above what honest nodes send each other (a few a second), and no burden for whoever receives them.
+# Far above the few messages a second of a correct node, and cheap to receive.
 MESSAGES_PER_SECOND = 200.0
 MESSAGES_AT_ONCE = 500.0
-# A reason is told to the peer and logged by it.
+# The reason for closing a link is sent to the peer, which logs it.
 MAX_REASON_CHARACTERS = 200
 
 
 class LinkOwner(Protocol):
-    """Who a link belongs to: the transport."""
+    """The owner of a link: its transport."""
 
     def proving(self, link: NodeLink) -> bool:
-        """The dialled peer has answered, and this end is about to prove itself: whether the link is still wanted."""
+        """The dialled peer has answered; whether the link is still wanted before this node proves itself."""
 
     def established(self, link: NodeLink, finding: HandshakeResult) -> None:
         """The handshake has succeeded."""
 
     def refused(self, link: NodeLink, error: PeerRefused) -> None:
-        """The dialled peer will not have us, or we not it. The link is closed."""
+        """The handshake with a dialled peer failed with a refusal of either side; the link closes."""
 
     def gone(self, link: NodeLink, reason: str) -> None:
-        """It is over, established or not. Once."""
+        """The link has ended, established or not. Called once."""
 
     def message(self, link: NodeLink, payload: bytes) -> None:
         """A control message."""
 
     def stream(self, link: NodeLink, kind: StreamKind) -> asyncio.BaseProtocol | None:
-        """The peer opens a stream."""
+        """The peer opened a stream."""
 
 
 class NodeLink:
-    """`base.Link`, and the carrier's user. `address` is where the peer was at the beginning."""
+    """`base.Link`, and the user of its connection."""
 
     def __init__(
         self, carrier: StreamConnection, owner: LinkOwner, loop: asyncio.AbstractEventLoop, clock: Clock
     ) -> None:
         self.carrier = carrier
-        self.name = b""  # known to both ends once established
+        self.name = b""  # set once established; the same at both ends
         self.instance = b""
-        self.greeted: NodeId | None = None  # who was dialled
+        self.greeted: NodeId | None = None  # the dialled node
         self.closed: str | None = None
         self._facts: LinkFacts | None = None
         self._owner = owner
@@ -85,7 +84,7 @@ class NodeLink:
 
     @property
     def established(self) -> bool:
-        """Whether the peer has proved who it is."""
+        """Whether the handshake has succeeded."""
         return self._facts is not None
 
     @property
@@ -121,21 +120,21 @@ class NodeLink:
     # -- the handshake
 
     def begin(self, handshake: DiallerHandshake | AcceptorHandshake, seconds: float = HANDSHAKE_SECONDS) -> None:
-        """Greet the peer, or wait to be greeted."""
+        """Start the handshake as dialler or acceptor."""
         self.greeted = handshake.peer if isinstance(handshake, DiallerHandshake) else None
         self._greeting = LinkGreeting(self, handshake)
         self._deadline = self._loop.call_later(seconds, self.close, "the handshake took too long")
         self._streams.control(self._greeting)
 
     def wants_to_prove(self) -> bool:
-        """Whether the dialled link is still wanted; if not, it is closed."""
+        """Whether the dialled link is still wanted; closes it if not."""
         if self._owner.proving(self):
             return True
         self.close("another link to the same node has come first")
         return False
 
     def succeed(self, finding: HandshakeResult, control: Stream, rest: bytes) -> None:
-        """The handshake has succeeded. What came behind it are messages already."""
+        """The handshake has succeeded. `rest`: bytes after it, which are messages."""
         self._cancel_deadline()
         self._facts = LinkFacts(
             peer=finding.peer,
@@ -159,16 +158,16 @@ class NodeLink:
             messages.data_received(rest)
 
     def fail(self, error: PeerRefused) -> None:
-        """The peer refused, or is not who it should be."""
+        """The peer refused, or is not the expected node."""
         self._owner.refused(self, error)
         self.close(error.message)
 
     def linger(self) -> None:
-        """The peer has been refused: leave it time to read why, and read nothing more."""
+        """The peer is refused: read nothing more, and close after REFUSED_SECONDS."""
         self._cancel_deadline()
         self._deadline = self._loop.call_later(REFUSED_SECONDS, self.close, "refused")
 
-    # -- the carrier's user
+    # -- connection_protocol.StreamConnectionUser
 
     def data(self, stream: int, data: bytes, end: bool) -> None:
         self._streams.data(stream, data, end)
@@ -184,7 +183,7 @@ class NodeLink:
             self._streams.pump()
 
     def unread(self) -> int:
-        """Bytes that wait for protocols that do not read."""
+        """Bytes that no protocol has read."""
         return self._streams.unread
 
     def lost(self, reason: str) -> None:

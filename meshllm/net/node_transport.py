@@ -1,8 +1,8 @@
-"""What every transport does, whatever carries it: one link per peer, who may come in, dials that are shared.
+"""The part of a transport that does not depend on the connection: one link per peer, admission, shared dials.
 
-Law: there is one link per peer, and `link_up`/`link_down` are told in pairs. Of two links to a peer the acceptor
-decides which one stays, and the dialler follows, by these rules in this order: a peer that was started anew, or that
-says it saw the old link end, gets a new link; if both have dialled, the link of the node with the smaller id stays.
+Invariants: one link per peer; `link_up` and `link_down` come in pairs. Of two links to a peer the acceptor chooses one
+and the dialler follows: a peer that restarted, or that saw the old link end, gets a new link; if both have dialled, the
+link that the node with the smaller id dialled stays.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from meshllm.net.node_link import HANDSHAKE_SECONDS, NodeLink
 from meshllm.net.quic.happy_eyeballs import Attempt, PendingDial
 from meshllm.wire.mesh.hello import INSTANCE_BYTES, HelloRefusal
 
-# A pin is a whole node id or the first half of one (invites carry the half: 128 bits).
+# A pin is a node id or its first 16 bytes (invites carry those).
 PIN_BYTES = 16
-# Dials at a time; each costs a few packets a second until it ends.
+# Concurrent dials; each costs a few packets a second.
 MAX_DIALS = 64
-# The names of ended links are remembered for so many peers, 64 bytes each; forgetting one costs a failed dial.
+# Names of ended links kept, 64 bytes each; a missing one costs one failed dial.
 MAX_ENDED = 4096
 
 
 class NodeTransport(ABC):
-    """`base.Transport` without the sockets. `credentials` is asked at each handshake, so that they may change."""
+    """`base.Transport` without sockets. `credentials` is called for each handshake, because they change."""
 
     def __init__(
         self,
@@ -99,28 +99,28 @@ class NodeTransport(ABC):
         for link in (*self._links.values(), *self._greeting):
             link.close(reason)
         await self._stop_listening()
-        await asyncio.sleep(0)  # `connection_lost` of the streams is called by now
+        await asyncio.sleep(0)  # runs `connection_lost` of the streams
 
     def _dialled(self, dial: PendingDial) -> None:
         self._dials.pop(dial.way.pin[:PIN_BYTES], None)
 
-    # -- what a kind of transport adds
+    # -- implemented by each transport
 
     @abstractmethod
     async def _listen(self) -> int:
-        """Begin to accept; gives the port. Raises PortTaken."""
+        """Listen; return the port. Raises PortTaken."""
 
     @abstractmethod
     async def _stop_listening(self) -> None:
-        """Nothing is left."""
+        """Close the listening socket."""
 
     @abstractmethod
     def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
-        """See `dialling.Dialler`."""
+        """See `happy_eyeballs.Dialler`."""
 
     @abstractmethod
     def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
-        """The link on the carrier of an attempt that is ready."""
+        """Make the link on the connection of a ready attempt."""
 
     # -- dialling
 
@@ -146,7 +146,7 @@ class NodeTransport(ABC):
     # -- accepting
 
     def accept(self, carrier: StreamConnection) -> NodeLink:
-        """Somebody comes in on `carrier`."""
+        """A peer connected: start the acceptor's handshake."""
         link = self._new_link(carrier)
         handshake = AcceptorHandshake(
             self.identity,
@@ -161,7 +161,7 @@ class NodeTransport(ABC):
         return link
 
     def _admit(self, finding: HandshakeResult) -> HelloRefusal | None:
-        """Whether a peer that has proved itself may stay."""
+        """Decide whether an authenticated peer may stay; a refusal, or None."""
         peer, existing = finding.peer, self._links.get(finding.peer)
         if existing is not None:
             fresh = existing.instance != finding.instance or existing.name == finding.ended
@@ -177,7 +177,7 @@ class NodeTransport(ABC):
                 )
         return None
 
-    # -- links.LinkOwner
+    # -- node_link.LinkOwner
 
     def established(self, link: NodeLink, finding: HandshakeResult) -> None:
         self._greeting.discard(link)
@@ -220,7 +220,7 @@ class NodeTransport(ABC):
     def stream(self, link: NodeLink, kind: StreamKind) -> asyncio.BaseProtocol | None:
         return self._handler_of().stream(link, kind)
 
-    # -- inside
+    # -- internals
 
     def _new_link(self, carrier: StreamConnection) -> NodeLink:
         return NodeLink(carrier, self, asyncio.get_running_loop(), self._clock)

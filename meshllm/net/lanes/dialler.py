@@ -1,7 +1,7 @@
-"""The dialler's half of a lane: asking for tickets, finding the peer's TLS end, and going in.
+"""The dialler's side of a lane: ask for tickets, connect by TLS, present a ticket.
 
-Law: nothing is sent to anybody who has not shown the peer's own key. The real protocol takes its place within the
-callback that brings the welcome, so that no byte can come between; if its caller has given up by then, it never does.
+Invariants: nothing is sent before the peer has shown its node key. The tunnel's protocol is installed in the callback
+that receives the acceptance, so no byte is lost; it is not installed if the caller has given up.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from meshllm.net.identity import node_of_der
 from meshllm.net.lanes.listener import ACCEPTED_BYTE, MAX_TICKETS_PER_ASK, TICKET_BYTES, TLS_SHUTDOWN_SECONDS
 from meshllm.tasks import Owner
 
-# Addresses tried for one lane, a little after one another.
+# Addresses tried for one lane, STAGGER_SECONDS apart.
 MAX_HOSTS = 4
 STAGGER_SECONDS = 0.2
 
 
 class LaneRequest:
-    """Who wants a lane, and whether still. Without a factory nobody does: it is to see whether TCP gets through.
+    """A request for a lane; without a factory it only tests whether TCP gets through.
 
-    `granted` is asked last, when the lane is there, and told of its transport; False: the lane is dropped.
+    `granted(transport)` is called last, when the lane is ready; False: the lane is dropped.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LaneRequest:
         self._granted = granted
 
     def fulfil(self, transport: asyncio.Transport, rest: bytes) -> None:
-        """The lane is there: put the real protocol on it and give it what has come already. Or drop the lane."""
+        """The lane is ready: install the protocol and pass it the bytes that have come, or drop the lane."""
         if not self.wanted or self._factory is None or not self._granted(transport):
             transport.abort()
             return
@@ -53,7 +53,7 @@ class LaneRequest:
 
 @dataclass(frozen=True, slots=True)
 class TicketAnswer:
-    """What a peer says when asked: its TCP port (0: none), the tickets' life in seconds, and the tickets."""
+    """The answer to a ticket request: TCP port (0: no lanes), lifetime in seconds, tickets."""
 
     port: int
     life: int
@@ -61,7 +61,7 @@ class TicketAnswer:
 
 
 class TicketRequest(asyncio.Protocol):
-    """Asks for tickets on a stream of kind LANE_TICKET. `answer` becomes None if none that makes sense comes."""
+    """Asks for tickets on a LANE_TICKET stream. `answer` becomes None without a valid answer."""
 
     def __init__(self, kind: StreamKind, count: int) -> None:
         self.answer: asyncio.Future[TicketAnswer | None] = asyncio.get_running_loop().create_future()
@@ -91,7 +91,7 @@ class TicketRequest(asyncio.Protocol):
 
 
 class LaneGreeting(asyncio.Protocol):
-    """The dialler's end until it is welcome."""
+    """The dialler's protocol until the lane is accepted."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -99,7 +99,7 @@ class LaneGreeting(asyncio.Protocol):
         self._wish: LaneRequest | None = None
 
     async def enter(self, ticket: bytes, wish: LaneRequest) -> bool:
-        """Show the ticket. True once the peer has taken it, whether or not the lane was still wanted."""
+        """Send the ticket. True once the peer has accepted it, even if the lane is not wanted any more."""
         self._wish = wish
         if self.transport is not None:
             self.transport.write(ticket)
@@ -121,7 +121,7 @@ class LaneGreeting(asyncio.Protocol):
 
 
 def _deliver(protocol: asyncio.BaseProtocol, data: bytes) -> None:
-    """Bytes that came with the welcome, as the loop would have handed them over."""
+    """Pass on bytes that came with the acceptance, as the event loop would."""
     if isinstance(protocol, asyncio.BufferedProtocol):
         while data:
             buffer = memoryview(protocol.get_buffer(len(data)))
@@ -134,7 +134,7 @@ def _deliver(protocol: asyncio.BaseProtocol, data: bytes) -> None:
 
 
 def hosts_to_try(linked: PeerAddress, others: Iterable[PeerAddress]) -> tuple[str, ...]:
-    """Where to knock: where the link goes first. What a peer merely claims may not lead to this machine itself."""
+    """Hosts to connect to, the link's first. Addresses that a peer claims may not be this machine's loopback."""
     hosts = [linked.host]
     for other in others:
         try:
@@ -150,9 +150,9 @@ def hosts_to_try(linked: PeerAddress, others: Iterable[PeerAddress]) -> tuple[st
 async def reach(
     owner: Owner, context: ssl.SSLContext, peer: NodeId, hosts: Sequence[str], port: int, limit: float
 ) -> LaneGreeting | None:
-    """The TLS end of `peer` at the first of `hosts` that is really the peer; None if there is none in `limit` seconds.
+    """Connect by TLS to the first of `hosts` that is `peer`; None if there is none within `limit` seconds.
 
-    The next host is tried when the last one has failed, or has not answered for a moment.
+    The next host is tried after a failure or STAGGER_SECONDS.
     """
     remaining, attempts, found = list(hosts), list[asyncio.Task[LaneGreeting | None]](), None
     try:
@@ -180,7 +180,7 @@ async def reach(
 
 
 async def _knock(context: ssl.SSLContext, peer: NodeId, host: str, port: int, limit: float) -> LaneGreeting | None:
-    """TCP and TLS to one host; None if it does not answer or is not the peer."""
+    """Connect to one host; None if it does not answer or is another node."""
     try:
         transport, greeting = await asyncio.get_running_loop().create_connection(
             LaneGreeting,
