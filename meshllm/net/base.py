@@ -98,7 +98,7 @@ class Transport(Protocol):
     async def start(self, handler: LinkHandler) -> int:
         """Listen; return the port. Raises PortTaken."""
 
-    async def dial(self, way: BootstrapAddress) -> Link:
+    async def dial(self, target: BootstrapAddress) -> Link:
         """Return the link to that peer; dial if there is none (addresses staggered, the first to answer wins).
 
         Raises PeerUnreachable or PeerRefused within DIAL_SECONDS.

@@ -20,7 +20,7 @@ REFUSED = 2
 
 
 class StreamConnection(Protocol):
-    """A connection that carries streams. Numbers as in QUIC: the dialler opens 0, 4, 8..., the acceptor 1, 5, 9... (RFC
+    """Carries streams. Numbers as in QUIC: the dialler opens 0, 4, 8..., the acceptor 1, 5, 9... (RFC
     9000, 2.1)."""
 
     @property
@@ -36,7 +36,7 @@ class StreamConnection(Protocol):
         """Smoothed round trip time in seconds."""
 
     def send(self, stream: int, data: bytes | memoryview, end: bool = False) -> None:
-        """Send bytes of a stream; the first ones open it. `end`: the last ones. Does nothing if the stream is closed."""
+        """Send bytes of a stream; the first ones open it. `end`: the last. Does nothing if the stream is closed."""
 
     def unacknowledged(self, stream: int) -> int:
         """Bytes given to `send` that the peer has not acknowledged."""
@@ -50,7 +50,7 @@ class StreamConnection(Protocol):
     def stop(self, stream: int, code: int) -> None:
         """Ask the peer to stop sending (STOP_SENDING)."""
 
-    def trust(self) -> None:
+    def allow_streams(self) -> None:
         """Allow the peer to open streams, now that it is authenticated."""
 
     def close(self, reason: str) -> None:

@@ -35,7 +35,7 @@ class MemoryNetwork:
         self.listening: dict[PeerAddress, MemoryTransport] = {}
         self._hosts = count(1)
         self._cuts: set[frozenset[PeerAddress]] = set()
-        self._carriers: set[MemoryConnection] = set()
+        self._connections: set[MemoryConnection] = set()
 
     def address(self) -> PeerAddress:
         """A free address."""
@@ -45,26 +45,26 @@ class MemoryNetwork:
     def cut(self, one: PeerAddress, other: PeerAddress) -> None:
         """Stop delivery between the two."""
         self._cuts.add(frozenset((one, other)))
-        for carrier in tuple(self._carriers):
-            carrier.cut_or_healed()
+        for connection in tuple(self._connections):
+            connection.cut_or_healed()
 
     def heal(self, one: PeerAddress, other: PeerAddress) -> None:
         """Resume delivery between the two, including what waits."""
         self._cuts.discard(frozenset((one, other)))
-        for carrier in tuple(self._carriers):
-            carrier.cut_or_healed()
+        for connection in tuple(self._connections):
+            connection.cut_or_healed()
 
     def is_cut(self, one: PeerAddress, other: PeerAddress) -> bool:
         """Whether delivery between the two is stopped."""
         return frozenset((one, other)) in self._cuts
 
-    def join(self, carrier: MemoryConnection) -> None:
+    def join(self, connection: MemoryConnection) -> None:
         """Add one end of a connection."""
-        self._carriers.add(carrier)
+        self._connections.add(connection)
 
-    def leave(self, carrier: MemoryConnection) -> None:
+    def leave(self, connection: MemoryConnection) -> None:
         """Remove one end of a connection."""
-        self._carriers.discard(carrier)
+        self._connections.discard(connection)
 
 
 class MemoryTransport(NodeTransport):
@@ -98,9 +98,9 @@ class MemoryTransport(NodeTransport):
         return MemoryConnection.dial_to(self.network, self.address, address, dial)
 
     def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
-        carrier = cast(MemoryConnection, attempt)
-        link = make(carrier)
-        carrier.attach(link)
+        connection = cast(MemoryConnection, attempt)
+        link = make(connection)
+        connection.attach(link)
         return link
 
 
@@ -141,7 +141,7 @@ class MemoryConnection:
         self._idle: asyncio.TimerHandle | None = None
         self._out: dict[int, Outgoing] = {}
         self._in: dict[int, Incoming] = {}
-        self._trusted = False
+        self._streams_allowed = False
         self._over = False
 
     @classmethod
@@ -149,10 +149,10 @@ class MemoryConnection:
         cls, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, dial: PendingDial
     ) -> MemoryConnection:
         """A connection being dialled."""
-        carrier = cls(network, here, there, dialled=True)
-        carrier._dial = dial
-        carrier._soon = carrier._loop.call_soon(carrier._connect)
-        return carrier
+        connection = cls(network, here, there, dialled=True)
+        connection._dial = dial
+        connection._soon = connection._loop.call_soon(connection._connect)
+        return connection
 
     # -- connection_protocol.StreamConnection
 
@@ -198,8 +198,8 @@ class MemoryConnection:
     def stop(self, stream: int, code: int) -> None:
         self._carry(lambda peer: peer._was_stopped(stream, code))
 
-    def trust(self) -> None:
-        self._trusted = True
+    def allow_streams(self) -> None:
+        self._streams_allowed = True
 
     def close(self, reason: str) -> None:
         if self._over:
@@ -301,7 +301,7 @@ class MemoryConnection:
         user = self._user
         if user is None:
             return
-        if stream != CONTROL and not self._trusted and bool(stream & 1) == self._dialled:
+        if stream != CONTROL and not self._streams_allowed and bool(stream & 1) == self._dialled:
             self._violated("Too many streams open")
             return
         incoming = self._in.setdefault(stream, Incoming())

@@ -35,10 +35,10 @@ MAX_REASON_CHARACTERS = 200
 class LinkOwner(Protocol):
     """The owner of a link: its transport."""
 
-    def proving(self, link: NodeLink) -> bool:
+    def may_prove(self, link: NodeLink) -> bool:
         """The dialled peer has answered; whether the link is still wanted before this node proves itself."""
 
-    def established(self, link: NodeLink, finding: HandshakeResult) -> None:
+    def established(self, link: NodeLink, result: HandshakeResult) -> None:
         """The handshake has succeeded."""
 
     def refused(self, link: NodeLink, error: PeerRefused) -> None:
@@ -58,19 +58,19 @@ class NodeLink:
     """`base.Link`, and the user of its connection."""
 
     def __init__(
-        self, carrier: StreamConnection, owner: LinkOwner, loop: asyncio.AbstractEventLoop, clock: Clock
+        self, connection: StreamConnection, owner: LinkOwner, loop: asyncio.AbstractEventLoop, clock: Clock
     ) -> None:
-        self.carrier = carrier
+        self.connection = connection
         self.name = b""  # set once established; the same at both ends
         self.instance = b""
-        self.greeted: NodeId | None = None  # the dialled node
+        self.dialled_peer: NodeId | None = None  # the dialled node
         self.closed: str | None = None
         self._facts: LinkFacts | None = None
         self._owner = owner
         self._loop = loop
         self._clock = clock
         self._began = clock()
-        self._streams = Streams(carrier, lambda kind: owner.stream(self, kind), loop)
+        self._streams = Streams(connection, lambda kind: owner.stream(self, kind), loop)
         self._greeting: LinkGreeting | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -89,7 +89,7 @@ class NodeLink:
 
     @property
     def rtt(self) -> float:
-        return self.carrier.rtt
+        return self.connection.rtt
 
     @property
     def streams(self) -> int:
@@ -106,7 +106,7 @@ class NodeLink:
         if self.closed is not None or self._facts is None:
             return False
         control = self._streams.open_streams[CONTROL]
-        queued = control.get_write_buffer_size() + self.carrier.unacknowledged(CONTROL)
+        queued = control.get_write_buffer_size() + self.connection.unacknowledged(CONTROL)
         if queued + len(payload) > MAX_QUEUED_BYTES:
             return False
         control.write(frame(payload))
@@ -114,46 +114,48 @@ class NodeLink:
 
     def close(self, reason: str) -> None:
         if self.closed is None:
-            self.carrier.close(reason[:MAX_REASON_CHARACTERS])
+            self.connection.close(reason[:MAX_REASON_CHARACTERS])
             self.lost(reason)
 
     # -- the handshake
 
-    def begin(self, handshake: DiallerHandshake | AcceptorHandshake, seconds: float = HANDSHAKE_SECONDS) -> None:
+    def start_handshake(
+        self, handshake: DiallerHandshake | AcceptorHandshake, seconds: float = HANDSHAKE_SECONDS
+    ) -> None:
         """Start the handshake as dialler or acceptor."""
-        self.greeted = handshake.peer if isinstance(handshake, DiallerHandshake) else None
+        self.dialled_peer = handshake.peer if isinstance(handshake, DiallerHandshake) else None
         self._greeting = LinkGreeting(self, handshake)
         self._deadline = self._loop.call_later(seconds, self.close, "the handshake took too long")
         self._streams.control(self._greeting)
 
-    def wants_to_prove(self) -> bool:
+    def still_wanted(self) -> bool:
         """Whether the dialled link is still wanted; closes it if not."""
-        if self._owner.proving(self):
+        if self._owner.may_prove(self):
             return True
         self.close("another link to the same node has come first")
         return False
 
-    def succeed(self, finding: HandshakeResult, control: Stream, rest: bytes) -> None:
+    def succeed(self, result: HandshakeResult, control: Stream, rest: bytes) -> None:
         """The handshake has succeeded. `rest`: bytes after it, which are messages."""
         self._cancel_deadline()
         self._facts = LinkFacts(
-            peer=finding.peer,
-            role=finding.role,
-            mesh=finding.mesh,
-            address=self.carrier.address,
-            dialled=self.carrier.dialled,
-            rtt=self.carrier.rtt or self._clock() - self._began,
-            protocol=finding.protocol,
-            observed=finding.observed,
-            secret=finding.secret,
+            peer=result.peer,
+            role=result.role,
+            mesh=result.mesh,
+            address=self.connection.address,
+            dialled=self.connection.dialled,
+            rtt=self.connection.rtt or self._clock() - self._began,
+            protocol=result.protocol,
+            observed=result.observed,
+            secret=result.secret,
         )
-        self.name, self.instance = finding.name, finding.instance
+        self.name, self.instance = result.name, result.instance
         self._greeting = None
-        self._streams.peer = finding.peer
-        self._streams.trust()
+        self._streams.peer = result.peer
+        self._streams.allow_streams()
         messages = Messages(control, self._message, self.close, self._loop, self._clock)
         control.set_protocol(messages)
-        self._owner.established(self, finding)
+        self._owner.established(self, result)
         if rest and self.closed is None:
             messages.data_received(rest)
 
@@ -162,7 +164,7 @@ class NodeLink:
         self._owner.refused(self, error)
         self.close(error.message)
 
-    def linger(self) -> None:
+    def close_refused(self) -> None:
         """The peer is refused: read nothing more, and close after REFUSED_SECONDS."""
         self._cancel_deadline()
         self._deadline = self._loop.call_later(REFUSED_SECONDS, self.close, "refused")
@@ -205,7 +207,7 @@ class NodeLink:
     def __repr__(self) -> str:
         who = short(self._facts.peer) if self._facts else "stranger"
         state = f"closed: {self.closed}" if self.closed is not None else f"{self.streams} streams"
-        return f"<NodeLink {who} {self.carrier.address} {state}>"
+        return f"<NodeLink {who} {self.connection.address} {state}>"
 
 
 class LinkGreeting(asyncio.Protocol):
@@ -227,7 +229,7 @@ class LinkGreeting(asyncio.Protocol):
             self._frames.feed(data)
             while self._link.closed is None and (payload := self._frames.take()) is not None:
                 self._receive(cast(Stream, self._transport), payload)
-                if self._handshake.finding is not None or self._handshake.refused is not None:
+                if self._handshake.result is not None or self._handshake.refusal is not None:
                     break
         except PeerRefused as error:
             self._link.fail(error)
@@ -235,11 +237,11 @@ class LinkGreeting(asyncio.Protocol):
         except BadMessage as error:
             self._link.close(error.message)
             return
-        if self._handshake.finding is not None and self._link.closed is None:
-            self._link.succeed(self._handshake.finding, cast(Stream, self._transport), self._frames.rest())
+        if self._handshake.result is not None and self._link.closed is None:
+            self._link.succeed(self._handshake.result, cast(Stream, self._transport), self._frames.rest())
 
     def eof_received(self) -> bool:
-        if isinstance(self._handshake, DiallerHandshake) or self._handshake.refused is None:
+        if isinstance(self._handshake, DiallerHandshake) or self._handshake.refusal is None:
             self._link.close("the peer ended the handshake")
         return True
 
@@ -250,14 +252,14 @@ class LinkGreeting(asyncio.Protocol):
         handshake = self._handshake
         answer = handshake.receive(payload)
         if isinstance(handshake, DiallerHandshake):
-            if answer is not None and self._link.wants_to_prove():
+            if answer is not None and self._link.still_wanted():
                 transport.write(frame(answer))
             return
         transport.write(frame(cast(bytes, answer)))
-        if handshake.refused is not None:
+        if handshake.refusal is not None:
             transport.write_eof()
             transport.pause_reading()
-            self._link.linger()
+            self._link.close_refused()
 
 
 class Messages(asyncio.Protocol):

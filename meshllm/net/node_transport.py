@@ -52,8 +52,8 @@ class NodeTransport(ABC):
         self._clock = clock or time.monotonic
         self._instance = secrets.token_bytes(INSTANCE_BYTES)
         self._links: dict[NodeId, NodeLink] = {}
-        self._greeting: set[NodeLink] = set()
-        self._proved: dict[NodeId, NodeLink] = {}
+        self._in_handshake: set[NodeLink] = set()
+        self._proving: dict[NodeId, NodeLink] = {}
         self._dials: dict[bytes, PendingDial] = {}
         self._ended: OrderedDict[NodeId, bytes] = OrderedDict()
         self._handler: LinkHandler | None = None
@@ -67,15 +67,15 @@ class NodeTransport(ABC):
         self._running = True
         return port
 
-    async def dial(self, way: BootstrapAddress) -> Link:
-        if len(way.pin) not in (PIN_BYTES, NODE_ID_BYTES):
-            raise PeerRefused("The way in does not say which node is there.", reason="bad_way")
-        if self.identity.node.startswith(way.pin):
+    async def dial(self, target: BootstrapAddress) -> Link:
+        if len(target.pin) not in (PIN_BYTES, NODE_ID_BYTES):
+            raise PeerRefused("The target in does not say which node is there.", reason="bad_way")
+        if self.identity.node.startswith(target.pin):
             raise PeerRefused("That is this very node.", reason="itself")
         if not self._running:
             raise LinkClosed("This node stops.")
-        key = way.pin[:PIN_BYTES]
-        existing = next((link for node, link in self._links.items() if node.startswith(way.pin)), None)
+        key = target.pin[:PIN_BYTES]
+        existing = next((link for node, link in self._links.items() if node.startswith(target.pin)), None)
         if existing is not None:
             return existing
         dial = self._dials.get(key)
@@ -83,7 +83,7 @@ class NodeTransport(ABC):
             if len(self._dials) >= MAX_DIALS:
                 raise PeerUnreachable("This node dials too many others at the moment.", advice="Try again soon.")
             loop = asyncio.get_running_loop()
-            dial = self._dials[key] = PendingDial(way, self, loop, self._dialled)
+            dial = self._dials[key] = PendingDial(target, self, loop, self._dialled)
         return await asyncio.shield(dial.future)
 
     def link(self, peer: NodeId) -> Link | None:
@@ -96,13 +96,13 @@ class NodeTransport(ABC):
         self._running = False
         for dial in tuple(self._dials.values()):
             dial.drop(PeerUnreachable("This node stops."))
-        for link in (*self._links.values(), *self._greeting):
+        for link in (*self._links.values(), *self._in_handshake):
             link.close(reason)
         await self._stop_listening()
         await asyncio.sleep(0)  # runs `connection_lost` of the streams
 
     def _dialled(self, dial: PendingDial) -> None:
-        self._dials.pop(dial.way.pin[:PIN_BYTES], None)
+        self._dials.pop(dial.target.pin[:PIN_BYTES], None)
 
     # -- implemented by each transport
 
@@ -124,52 +124,52 @@ class NodeTransport(ABC):
 
     # -- dialling
 
-    def greet(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
+    def start_handshake(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
         ended = self._ended.get(peer, b"")
         handshake = DiallerHandshake(self.identity, peer, self._credentials(), instance=self._instance, ended=ended)
         link = self._attach(attempt, self._new_link)
-        self._greeting.add(link)
-        link.begin(handshake, seconds)
+        self._in_handshake.add(link)
+        link.start_handshake(handshake, seconds)
         return link
 
-    def proving(self, link: NodeLink) -> bool:
+    def may_prove(self, link: NodeLink) -> bool:
         dial = self._dial_of(link)
-        peer = link.greeted
+        peer = link.dialled_peer
         if dial is None or peer is None or peer in self._links:
             return False
-        self._proved[peer] = link
+        self._proving[peer] = link
         return True
 
     def _dial_of(self, link: NodeLink) -> PendingDial | None:
-        return next((dial for dial in self._dials.values() if dial.greeted is link), None)
+        return next((dial for dial in self._dials.values() if dial.candidate is link), None)
 
     # -- accepting
 
-    def accept(self, carrier: StreamConnection) -> NodeLink:
+    def accept(self, connection: StreamConnection) -> NodeLink:
         """A peer connected: start the acceptor's handshake."""
-        link = self._new_link(carrier)
+        link = self._new_link(connection)
         handshake = AcceptorHandshake(
             self.identity,
             self._credentials(),
             instance=self._instance,
-            observed=carrier.address,
+            observed=connection.address,
             wall_clock=self._wall_clock,
             admit=self._admit,
         )
-        self._greeting.add(link)
-        link.begin(handshake, HANDSHAKE_SECONDS)
+        self._in_handshake.add(link)
+        link.start_handshake(handshake, HANDSHAKE_SECONDS)
         return link
 
-    def _admit(self, finding: HandshakeResult) -> HelloRefusal | None:
+    def _admit(self, result: HandshakeResult) -> HelloRefusal | None:
         """Decide whether an authenticated peer may stay; a refusal, or None."""
-        peer, existing = finding.peer, self._links.get(finding.peer)
+        peer, existing = result.peer, self._links.get(result.peer)
         if existing is not None:
-            fresh = existing.instance != finding.instance or existing.name == finding.ended
+            fresh = existing.instance != result.instance or existing.name == result.ended
             if not fresh and existing.facts.dialled and self.identity.node < peer:
                 return DUPLICATE
-        elif peer in self._proved and self.identity.node < peer:
+        elif peer in self._proving and self.identity.node < peer:
             return DUPLICATE
-        if finding.role is Role.CLIENT and self._max_clients is not None and existing is None:
+        if result.role is Role.CLIENT and self._max_clients is not None and existing is None:
             clients = sum(link.facts.role is Role.CLIENT for link in self._links.values())
             if clients >= self._max_clients:
                 return HelloRefusal(
@@ -179,31 +179,31 @@ class NodeTransport(ABC):
 
     # -- node_link.LinkOwner
 
-    def established(self, link: NodeLink, finding: HandshakeResult) -> None:
-        self._greeting.discard(link)
-        self._forget_proof(link)
-        old = self._links.pop(finding.peer, None)
+    def established(self, link: NodeLink, result: HandshakeResult) -> None:
+        self._in_handshake.discard(link)
+        self._forget_proving(link)
+        old = self._links.pop(result.peer, None)
         if old is not None:
             old.close("replaced by a new link")
             self._handler_of().link_down(old, "replaced by a new link")
-        self._links[finding.peer] = link
+        self._links[result.peer] = link
         self._handler_of().link_up(link)
         for dial in tuple(self._dials.values()):
-            if dial.matches(finding.peer):
+            if dial.matches(result.peer):
                 dial.linked(link)
 
     def refused(self, link: NodeLink, error: PeerRefused) -> None:
         dial = self._dial_of(link)
         if dial is not None:
-            dial.greeting_failed(link, error)
+            dial.handshake_failed(link, error)
 
     def gone(self, link: NodeLink, reason: str) -> None:
-        self._greeting.discard(link)
-        self._forget_proof(link)
+        self._in_handshake.discard(link)
+        self._forget_proving(link)
         if not link.established:
             dial = self._dial_of(link)
             if dial is not None:
-                dial.greeting_failed(link, reason)
+                dial.handshake_failed(link, reason)
             return
         peer = link.facts.peer
         self._ended[peer] = link.name
@@ -222,13 +222,13 @@ class NodeTransport(ABC):
 
     # -- internals
 
-    def _new_link(self, carrier: StreamConnection) -> NodeLink:
-        return NodeLink(carrier, self, asyncio.get_running_loop(), self._clock)
+    def _new_link(self, connection: StreamConnection) -> NodeLink:
+        return NodeLink(connection, self, asyncio.get_running_loop(), self._clock)
 
-    def _forget_proof(self, link: NodeLink) -> None:
-        peer = link.greeted
-        if peer is not None and self._proved.get(peer) is link:
-            del self._proved[peer]
+    def _forget_proving(self, link: NodeLink) -> None:
+        peer = link.dialled_peer
+        if peer is not None and self._proving.get(peer) is link:
+            del self._proving[peer]
 
     def _handler_of(self) -> LinkHandler:
         return cast(LinkHandler, self._handler)

@@ -66,7 +66,7 @@ class TicketRequest(asyncio.Protocol):
     def __init__(self, kind: StreamKind, count: int) -> None:
         self.answer: asyncio.Future[TicketAnswer | None] = asyncio.get_running_loop().create_future()
         self._question = bytes((kind, count))
-        self._heard = b""
+        self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.Transport, transport).write(self._question)
@@ -74,16 +74,16 @@ class TicketRequest(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.answer.done():
             return
-        self._heard += data
-        heard = self._heard
-        if len(heard) < 4:
+        self._received += data
+        received = self._received
+        if len(received) < 4:
             return
-        count, length = heard[3], 4 + heard[3] * TICKET_BYTES
-        if count > MAX_TICKETS_PER_ASK or len(heard) > length:
+        count, length = received[3], 4 + received[3] * TICKET_BYTES
+        if count > MAX_TICKETS_PER_ASK or len(received) > length:
             self.answer.set_result(None)
-        elif len(heard) == length:
-            tickets = tuple(heard[start : start + TICKET_BYTES] for start in range(4, length, TICKET_BYTES))
-            self.answer.set_result(TicketAnswer(int.from_bytes(heard[:2], "big"), heard[2], tickets))
+        elif len(received) == length:
+            tickets = tuple(received[start : start + TICKET_BYTES] for start in range(4, length, TICKET_BYTES))
+            self.answer.set_result(TicketAnswer(int.from_bytes(received[:2], "big"), received[2], tickets))
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.answer.done():
@@ -96,11 +96,11 @@ class LaneGreeting(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self._welcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._wish: LaneRequest | None = None
+        self._request: LaneRequest | None = None
 
-    async def enter(self, ticket: bytes, wish: LaneRequest) -> bool:
+    async def enter(self, ticket: bytes, request: LaneRequest) -> bool:
         """Send the ticket. True once the peer has accepted it, even if the lane is not wanted any more."""
-        self._wish = wish
+        self._request = request
         if self.transport is not None:
             self.transport.write(ticket)
         return await self._welcome
@@ -109,11 +109,11 @@ class LaneGreeting(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._welcome.done() or self._wish is None or self.transport is None or data[:1] != ACCEPTED_BYTE:
+        if self._welcome.done() or self._request is None or self.transport is None or data[:1] != ACCEPTED_BYTE:
             self.connection_lost(None)
         else:
             self._welcome.set_result(True)
-            self._wish.fulfil(self.transport, data[1:])
+            self._request.fulfil(self.transport, data[1:])
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._welcome.done():
@@ -147,7 +147,7 @@ def hosts_to_try(linked: PeerAddress, others: Iterable[PeerAddress]) -> tuple[st
     return tuple(hosts[:MAX_HOSTS])
 
 
-async def reach(
+async def connect(
     owner: Owner, context: ssl.SSLContext, peer: NodeId, hosts: Sequence[str], port: int, limit: float
 ) -> LaneGreeting | None:
     """Connect by TLS to the first of `hosts` that is `peer`; None if there is none within `limit` seconds.
@@ -159,8 +159,8 @@ async def reach(
         async with asyncio.timeout(limit):
             while found is None:
                 if remaining:
-                    knock = _knock(context, peer, remaining.pop(0), port, limit)
-                    attempts.append(owner.start(knock, f"reach {short(peer)}"))
+                    attempting = _connect(context, peer, remaining.pop(0), port, limit)
+                    attempts.append(owner.start(attempting, f"connect {short(peer)}"))
                 waiting = [attempt for attempt in attempts if not attempt.done()]
                 if waiting:
                     pause = STAGGER_SECONDS if remaining else None
@@ -179,7 +179,7 @@ async def reach(
     return found
 
 
-async def _knock(context: ssl.SSLContext, peer: NodeId, host: str, port: int, limit: float) -> LaneGreeting | None:
+async def _connect(context: ssl.SSLContext, peer: NodeId, host: str, port: int, limit: float) -> LaneGreeting | None:
     """Connect to one host; None if it does not answer or is another node."""
     try:
         transport, greeting = await asyncio.get_running_loop().create_connection(

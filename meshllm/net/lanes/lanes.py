@@ -19,14 +19,14 @@ from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import LinkClosed
 from meshllm.net.base import Clock, Link, StreamKind
 from meshllm.net.identity import Identity
-from meshllm.net.lanes.dialler import LaneRequest, TicketRequest, hosts_to_try, reach
+from meshllm.net.lanes.dialler import LaneRequest, TicketRequest, connect, hosts_to_try
 from meshllm.net.lanes.listener import LaneListener, Serve
 from meshllm.tasks import Owner
 
 # Fetched at once and kept, so that only the first lane of a burst costs a round trip over the link.
 TICKETS_PER_REQUEST = 4
 # TCP and TLS take two round trips; a peer that does not answer within this and 4 round trips is behind a filter.
-REACH_SECONDS = 1.0
+CONNECT_SECONDS = 1.0
 # A caller waits this and 4 round trips (ticket, TCP, TLS, acceptance); then its tunnel uses QUIC. Callers during a
 # pending attempt do not wait.
 OPEN_WAIT_SECONDS = 0.25
@@ -68,11 +68,11 @@ class _LanePath:
     probing: bool = False
     blocked: str = ""
     blocked_until: float = 0.0
-    late: asyncio.Task[None] | None = None  # an attempt that outlasted its caller's wait
+    pending: asyncio.Task[None] | None = None  # an attempt that outlasted its caller's wait
 
-    def obstacle(self) -> str:
+    def blocked_reason(self) -> str:
         """Why a tunnel does not wait for a lane now; empty if it does."""
-        slow = self.late is not None and not self.late.done()
+        slow = self.pending is not None and not self.pending.done()
         return self.blocked or ("TCP takes longer than a tunnel waits for it" if slow else "")
 
 
@@ -93,7 +93,7 @@ class Lanes:
         self._clock = clock
         self._listener = LaneListener(identity.server_context(), self._accepted, clock)
         self._owner = Owner("lanes")
-        self._ways: dict[NodeId, _LanePath] = {}
+        self._paths: dict[NodeId, _LanePath] = {}
         self._open: dict[NodeId, list[asyncio.Transport]] = {}
 
     def start(self, serve: Serve, port: int, host: str | None = None) -> int:
@@ -120,39 +120,39 @@ class Lanes:
         Takes at most OPEN_WAIT_SECONDS and 4 round trips. `addresses`: other addresses of the peer. Never raises for
         what a peer or a network does.
         """
-        way = self._way(link, addresses)
-        if way.blocked and self._clock() >= way.blocked_until and not way.probing:
-            way.probing = True
-            self._owner.start(self._probe(way), f"probe {short(link.facts.peer)}")
-        if way.obstacle():
+        path = self._path(link, addresses)
+        if path.blocked and self._clock() >= path.blocked_until and not path.probing:
+            path.probing = True
+            self._owner.start(self._probe(path), f"probe {short(link.facts.peer)}")
+        if path.blocked_reason():
             return None
-        wish = LaneRequest(factory, lambda lane: self._granted(way, lane))
-        attempt = self._owner.start(self._attempt(way, kind, wish), f"lane to {short(link.facts.peer)}")
+        request = LaneRequest(factory, lambda lane: self._granted(path, lane))
+        attempt = self._owner.start(self._attempt(path, kind, request), f"lane to {short(link.facts.peer)}")
         try:
             await asyncio.wait({attempt}, timeout=OPEN_WAIT_SECONDS + 4 * link.rtt)
         except asyncio.CancelledError:
-            if wish.transport is not None:
-                wish.transport.abort()
+            if request.transport is not None:
+                request.transport.abort()
             raise
         finally:
-            wish.wanted = False  # a late lane is dropped, but its outcome is recorded
+            request.wanted = False  # a late lane is dropped, but its outcome is recorded
         if not attempt.done():
-            way.late = attempt
-        return wish.protocol
+            path.pending = attempt
+        return request.protocol
 
     def count(self, peer: NodeId) -> int:
         """Number of open lanes to and from `peer`."""
-        return len(self._living(peer))
+        return len(self._open_lanes(peer))
 
     def facts(self, peer: NodeId) -> LaneFacts:
         """State of the lanes to `peer`."""
-        living, way = self._living(peer), self._ways.get(peer)
+        living, path = self._open_lanes(peer), self._paths.get(peer)
         figures = [found for lane in living if (found := _kernel_figures(lane)) is not None]
         sent, received, rates = zip(*figures, strict=True) if figures else ((), (), ())
         return LaneFacts(
             open=len(living),
-            proved=bool(living) or (way is not None and way.proved),
-            blocked=way.obstacle() if way is not None else "",
+            proved=bool(living) or (path is not None and path.proved),
+            blocked=path.blocked_reason() if path is not None else "",
             sent=sum(sent) if figures else None,
             received=sum(received) if figures else None,
             rate=max(rates) if figures else None,
@@ -160,7 +160,7 @@ class Lanes:
 
     def forget(self, peer: NodeId) -> None:
         """The link to `peer` has ended: abort its lanes, invalidate its tickets."""
-        self._ways.pop(peer, None)
+        self._paths.pop(peer, None)
         self._listener.forget(peer)
         for lane in self._open.pop(peer, ()):
             lane.abort()
@@ -169,20 +169,20 @@ class Lanes:
         """Abort all lanes and stop listening."""
         await self._owner.close()
         await self._listener.close()
-        for peer in [*self._ways, *self._open]:
+        for peer in [*self._paths, *self._open]:
             self.forget(peer)
         await asyncio.sleep(0)  # an aborted socket is closed in the next iteration of the loop
 
     # -- state
 
-    def _way(self, link: Link, addresses: Iterable[PeerAddress]) -> _LanePath:
-        way = self._ways.get(link.facts.peer)
-        if way is None or way.link is not link:
-            way = self._ways[link.facts.peer] = _LanePath(link)
-        way.hosts = hosts_to_try(link.facts.address, addresses)
-        return way
+    def _path(self, link: Link, addresses: Iterable[PeerAddress]) -> _LanePath:
+        path = self._paths.get(link.facts.peer)
+        if path is None or path.link is not link:
+            path = self._paths[link.facts.peer] = _LanePath(link)
+        path.hosts = hosts_to_try(link.facts.address, addresses)
+        return path
 
-    def _living(self, peer: NodeId) -> list[asyncio.Transport]:
+    def _open_lanes(self, peer: NodeId) -> list[asyncio.Transport]:
         lanes = self._open.get(peer)
         if lanes is None:
             return []
@@ -198,87 +198,87 @@ class Lanes:
         return protocol
 
     def _add(self, peer: NodeId, lane: asyncio.Transport) -> None:
-        self._living(peer)
+        self._open_lanes(peer)
         self._open.setdefault(peer, []).append(lane)
 
     # -- opening
 
-    def _granted(self, way: _LanePath, lane: asyncio.Transport) -> bool:
+    def _granted(self, path: _LanePath, lane: asyncio.Transport) -> bool:
         """Whether a ready lane may be used: not if its link ended meanwhile."""
-        if self._ways.get(way.link.facts.peer) is not way:
+        if self._paths.get(path.link.facts.peer) is not path:
             return False
-        self._add(way.link.facts.peer, lane)
+        self._add(path.link.facts.peer, lane)
         return True
 
-    async def _probe(self, way: _LanePath) -> None:
+    async def _probe(self, path: _LanePath) -> None:
         """Test whether TCP gets through, without a lane."""
         try:
-            await self._attempt(way, StreamKind.HTTP_TUNNEL, LaneRequest(None, lambda _: False))
+            await self._attempt(path, StreamKind.HTTP_TUNNEL, LaneRequest(None, lambda _: False))
         finally:
-            way.probing = False
+            path.probing = False
 
-    async def _attempt(self, way: _LanePath, kind: StreamKind, wish: LaneRequest) -> None:
-        """One attempt: ticket, TCP, TLS, acceptance. Its outcome is recorded in `way`."""
+    async def _attempt(self, path: _LanePath, kind: StreamKind, request: LaneRequest) -> None:
+        """One attempt: ticket, TCP, TLS, acceptance. Its outcome is recorded in `path`."""
         try:
-            await self._try(way, kind, wish)
+            await self._try(path, kind, request)
         except LinkClosed:
             return
         except _NoLane as none:
-            way.blocked, way.blocked_until = none.reason, self._clock() + none.seconds
+            path.blocked, path.blocked_until = none.reason, self._clock() + none.seconds
         else:
-            way.proved, way.blocked = True, ""
+            path.proved, path.blocked = True, ""
 
-    async def _try(self, way: _LanePath, kind: StreamKind, wish: LaneRequest) -> None:
+    async def _try(self, path: _LanePath, kind: StreamKind, request: LaneRequest) -> None:
         """Raises LinkClosed and _NoLane."""
-        ticket, limit = await self._ticket(way, kind), REACH_SECONDS + 4 * way.link.rtt
-        peer = way.link.facts.peer
-        greeting = await reach(self._owner, self._client, peer, way.hosts, way.port, limit)
+        ticket, limit = await self._ticket(path, kind), CONNECT_SECONDS + 4 * path.link.rtt
+        peer = path.link.facts.peer
+        greeting = await connect(self._owner, self._client, peer, path.hosts, path.port, limit)
         if greeting is None or greeting.transport is None:
-            raise _NoLane(f"TCP to port {way.port} does not get through to the peer", BLOCKED_SECONDS)
+            raise _NoLane(f"TCP to port {path.port} does not get through to the peer", BLOCKED_SECONDS)
         welcome = False
         try:
-            if not wish.wanted:  # too late, or a probe: TCP gets through, and the ticket expires unused
+            if not request.wanted:  # too late, or a probe: TCP gets through, and the ticket expires unused
                 return
             async with asyncio.timeout(limit):
-                welcome = await greeting.enter(ticket, wish)
+                welcome = await greeting.enter(ticket, request)
         except TimeoutError:
             pass
         finally:
             if not welcome:
                 greeting.transport.abort()
         if not welcome:
-            way.tickets.clear()
+            path.tickets.clear()
             raise _NoLane("the peer refused the lane", REFUSED_SECONDS)
 
-    async def _ticket(self, way: _LanePath, kind: StreamKind) -> bytes:
+    async def _ticket(self, path: _LanePath, kind: StreamKind) -> bytes:
         """A kept or freshly fetched ticket. Raises LinkClosed and _NoLane."""
-        ready = way.tickets.setdefault(kind, deque())
+        ready = path.tickets.setdefault(kind, deque())
         while ready:
             ticket, expires = ready.popleft()
             if expires > self._clock():
                 return ticket
         # Of concurrent requests, the first brings spare tickets.
-        ask = TicketRequest(kind, 1 if way.asking else TICKETS_PER_REQUEST)
+        tickets = TicketRequest(kind, 1 if path.asking else TICKETS_PER_REQUEST)
         asked, answer = self._clock(), None
-        way.asking += 1
+        path.asking += 1
         try:
-            stream = way.link.open(StreamKind.LANE_TICKET, ask)
+            stream = path.link.open(StreamKind.LANE_TICKET, tickets)
             try:
-                async with asyncio.timeout(REACH_SECONDS + 4 * way.link.rtt):
-                    answer = await ask.answer
+                async with asyncio.timeout(CONNECT_SECONDS + 4 * path.link.rtt):
+                    answer = await tickets.answer
             finally:
                 stream.abort()
         except TimeoutError:
             pass
         finally:
-            way.asking -= 1
+            path.asking -= 1
         if answer is None:
             raise _NoLane("the peer did not answer when asked for a lane", REFUSED_SECONDS)
         if not answer.port:
             raise _NoLane("the peer accepts no lanes", BLOCKED_SECONDS)
         if not answer.tickets:
             raise _NoLane("the peer has no lane to spare", REFUSED_SECONDS)
-        way.port = answer.port
+        path.port = answer.port
         expires = asked + max(0.0, answer.life - _TICKET_MARGIN_SECONDS)
         ready.extend((ticket, expires) for ticket in answer.tickets[1:])
         return answer.tickets[0]

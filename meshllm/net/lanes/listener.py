@@ -40,7 +40,7 @@ MAX_PENDING_PER_HOST = 32
 # Limit for the TLS shutdown.
 TLS_SHUTDOWN_SECONDS = 1.0
 # Pause after a failed accept: without file descriptors the next one fails too.
-_BREATH_SECONDS = 0.5
+ACCEPT_RETRY_SECONDS = 0.5
 ACCEPTED_BYTE = b"\x01"
 
 # Returns the protocol that serves a lane, given the peer, the kind and the transport; None to refuse.
@@ -68,8 +68,8 @@ class LaneListener:
         self._tickets: dict[bytes, _Ticket] = {}
         self._outstanding: Counter[NodeId] = Counter()
         self._expected: dict[str, float] = {}
-        self._knocks: Counter[str] = Counter()
-        self._strangers = 0
+        self._pending: Counter[str] = Counter()
+        self._without_ticket = 0
 
     def start(self, port: int, host: str | None = None) -> int:
         """Listen on `port`, or on a free port if it is taken. Return the port; 0: no port is available."""
@@ -105,7 +105,7 @@ class LaneListener:
             self._tickets[ticket] = _Ticket(peer, StreamKind(kind), expires)
         if made:
             self._outstanding[peer] += count
-            self._expected[_plain(host)] = expires
+            self._expected[_unmapped(host)] = expires
         return self.port.to_bytes(2, "big") + bytes((TICKET_SECONDS, count)) + b"".join(made)
 
     def redeem(self, ticket: bytes) -> tuple[NodeId, StreamKind] | None:
@@ -139,49 +139,50 @@ class LaneListener:
         while True:
             try:
                 connection, address = await loop.sock_accept(listening)
-            except OSError as error:  # the connection is gone, or the process has no file descriptors left
+            except OSError as error:  # the connection is closed, or the process has no file descriptors left
                 log.warning("a connection for a lane could not be accepted: %s", error.strerror)
-                await asyncio.sleep(_BREATH_SECONDS)
+                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
-            host = _plain(str(address[0]))
+            host = _unmapped(str(address[0]))
             known = self._expected.get(host, 0.0) > self._clock()
-            if (not known and self._strangers >= MAX_UNAUTHENTICATED) or self._knocks[host] >= MAX_PENDING_PER_HOST:
+            full = not known and self._without_ticket >= MAX_UNAUTHENTICATED
+            if full or self._pending[host] >= MAX_PENDING_PER_HOST:
                 connection.close()
                 continue
-            self._knocks[host] += 1
-            self._strangers += not known
-            task = self._owner.start(self._hear(connection), "knock")
-            task.add_done_callback(partial(self._left, host, known))
+            self._pending[host] += 1
+            self._without_ticket += not known
+            task = self._owner.start(self._receive_ticket(connection), "pending")
+            task.add_done_callback(partial(self._done, host, known))
 
-    def _left(self, host: str, known: bool, _: asyncio.Task[None]) -> None:
-        self._strangers -= not known
-        self._knocks[host] -= 1
-        if not self._knocks[host]:
-            del self._knocks[host]
+    def _done(self, host: str, known: bool, _: asyncio.Task[None]) -> None:
+        self._without_ticket -= not known
+        self._pending[host] -= 1
+        if not self._pending[host]:
+            del self._pending[host]
 
-    async def _hear(self, connection: socket.socket) -> None:
+    async def _receive_ticket(self, connection: socket.socket) -> None:
         """TLS and the ticket, within the deadline; then hand the lane over or abort it."""
-        loop, knock, admitted = asyncio.get_running_loop(), _PendingLane(), False
+        loop, pending, admitted = asyncio.get_running_loop(), _PendingLane(), False
         connection.setblocking(False)
         try:
             async with asyncio.timeout(TICKET_DEADLINE_SECONDS):
                 # create_server would hold any number of half-open connections before they could be counted.
                 await loop.connect_accepted_socket(
-                    lambda: knock, connection, ssl=self._context,
+                    lambda: pending, connection, ssl=self._context,
                     ssl_handshake_timeout=TICKET_DEADLINE_SECONDS, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
                 )  # fmt: skip
-                await knock.spoken
-            admitted = self._admit(knock)
+                await pending.complete
+            admitted = self._admit(pending)
         except OSError:  # includes TimeoutError and ssl.SSLError
             pass
         finally:
-            if not admitted and knock.transport is not None:
-                knock.transport.abort()
+            if not admitted and pending.transport is not None:
+                pending.transport.abort()
 
-    def _admit(self, knock: _PendingLane) -> bool:
+    def _admit(self, pending: _PendingLane) -> bool:
         """Give the lane to its server. False if the ticket is invalid or the lane is refused."""
-        entry, lane = self.redeem(knock.heard), knock.transport
-        if entry is None or lane is None or knock.gone or lane.is_closing():
+        entry, lane = self.redeem(pending.received), pending.transport
+        if entry is None or lane is None or pending.closed or lane.is_closing():
             return False
         protocol = self._serve(*entry, lane)
         if protocol is None:
@@ -212,31 +213,31 @@ class LaneListener:
 
 
 class _PendingLane(asyncio.Protocol):
-    """A connection without a redeemed ticket. `spoken` is done once `heard` has the length of a ticket, or the
+    """A connection without a redeemed ticket. `complete` is done once `received` has the length of a ticket, or the
     connection ends.
 
-    A peer sends nothing after the ticket until it is accepted; otherwise `heard` is too long and no ticket matches.
+    A peer sends nothing after the ticket until it is accepted; otherwise `received` is too long and no ticket matches.
     """
 
     def __init__(self) -> None:
-        self.spoken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.transport: asyncio.Transport | None = None
-        self.heard = b""
-        self.gone = False
+        self.received = b""
+        self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if len(self.heard) <= TICKET_BYTES:
-            self.heard += data[: TICKET_BYTES + 1]
-        if len(self.heard) >= TICKET_BYTES and not self.spoken.done():
-            self.spoken.set_result(None)
+        if len(self.received) <= TICKET_BYTES:
+            self.received += data[: TICKET_BYTES + 1]
+        if len(self.received) >= TICKET_BYTES and not self.complete.done():
+            self.complete.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.gone = True
-        if not self.spoken.done():
-            self.spoken.set_result(None)
+        self.closed = True
+        if not self.complete.done():
+            self.complete.set_result(None)
 
 
 class _TicketHandler(asyncio.Protocol):
@@ -245,7 +246,7 @@ class _TicketHandler(asyncio.Protocol):
     def __init__(self, listener: LaneListener, link: Link) -> None:
         self._listener = listener
         self._facts = link.facts
-        self._heard = b""
+        self._received = b""
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -254,13 +255,13 @@ class _TicketHandler(asyncio.Protocol):
         self._deadline = asyncio.get_running_loop().call_later(TICKET_DEADLINE_SECONDS, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        self._heard += data
-        if self._transport is None or len(self._heard) < 2 or self._transport.is_closing():
+        self._received += data
+        if self._transport is None or len(self._received) < 2 or self._transport.is_closing():
             return
-        if len(self._heard) > 2:
+        if len(self._received) > 2:
             self._transport.abort()
             return
-        kind, count = self._heard
+        kind, count = self._received
         self._transport.write(self._listener.issue(self._facts.peer, self._facts.address.host, kind, count))
         self._transport.close()
 
@@ -282,6 +283,6 @@ def _listen(host: str | None, port: int) -> socket.socket:
     return socket.create_server(("0.0.0.0", port), family=socket.AF_INET)
 
 
-def _plain(host: str) -> str:
+def _unmapped(host: str) -> str:
     """An address without the IPv4-mapped prefix or scope: `::ffff:192.0.2.1` becomes 192.0.2.1."""
     return host.removeprefix("::ffff:") if "." in host else host.partition("%")[0]

@@ -53,7 +53,7 @@ def configuration(identity: Identity, *, client: bool) -> QuicConfiguration:
 
 
 class MeshConnection(QuicConnection):
-    """A QUIC connection. Before `trust` the peer may open one stream: the dialler's first."""
+    """A QUIC connection. Before `allow_streams` the peer may open one stream: the dialler's first."""
 
     def __init__(self, config: QuicConfiguration, **known: Any) -> None:
         super().__init__(configuration=config, **known)
@@ -70,7 +70,7 @@ class MeshConnection(QuicConnection):
             raise PeerRefused("The peer has shown no certificate.")
         return node_of_certificate(certificate)
 
-    def trust(self) -> None:
+    def allow_streams(self) -> None:
         """The peer is authenticated: raise its limits."""
         self._link_credit = LINK_CREDIT_BYTES
         self._local_max_streams_bidi.value += MAX_STREAMS_PER_LINK

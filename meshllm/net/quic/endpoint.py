@@ -76,24 +76,24 @@ class DatagramRoute(Protocol):
 
 
 # Makes a connection for a first datagram: (its destination id, source id of the Retry or None, address).
-Welcome = Callable[[bytes, bytes | None, SocketAddress], "DatagramRoute"]
+AcceptConnection = Callable[[bytes, bytes | None, SocketAddress], "DatagramRoute"]
 
 
 class Endpoint:
     """The socket and its routes. `accept` makes connections; connections maintain `routes`."""
 
-    def __init__(self, accept: Welcome, clock: Clock) -> None:
+    def __init__(self, accept: AcceptConnection, clock: Clock) -> None:
         self.routes: dict[bytes, DatagramRoute] = {}
         self.port = 0
         self._accept = accept
         self._clock = clock
         self._socket: socket.socket | None = None
         self._ipv6 = False
-        self._strangers: dict[DatagramRoute, str] = {}
+        self._unauthenticated: dict[DatagramRoute, str] = {}
         self._per_address: dict[str, int] = {}
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._retry = QuicRetryTokenHandler()
-        self._farewells: OrderedDict[bytes, CloseDatagram] = OrderedDict()
+        self._closes: OrderedDict[bytes, CloseDatagram] = OrderedDict()
 
     # -- opening and closing
 
@@ -143,9 +143,9 @@ class Endpoint:
 
     # -- unauthenticated connections
 
-    def known(self, route: DatagramRoute) -> None:
+    def authenticated(self, route: DatagramRoute) -> None:
         """The connection is authenticated or closed: stop counting it."""
-        key = self._strangers.pop(route, None)
+        key = self._unauthenticated.pop(route, None)
         if key is not None:
             left = self._per_address[key] - 1
             if left:
@@ -154,17 +154,17 @@ class Endpoint:
                 del self._per_address[key]
 
     @property
-    def strangers(self) -> int:
+    def unauthenticated(self) -> int:
         """Number of unauthenticated connections."""
-        return len(self._strangers)
+        return len(self._unauthenticated)
 
-    def farewell(self, ids: tuple[bytes, ...], datagram: bytes) -> None:
+    def keep_close(self, ids: tuple[bytes, ...], datagram: bytes) -> None:
         """Keep a connection's close packet, to send it again to a peer that still sends."""
-        words = CloseDatagram(datagram)
+        close = CloseDatagram(datagram)
         for connection_id in ids:
-            self._farewells[connection_id] = words
-        while len(self._farewells) > MAX_CLOSES_KEPT:
-            self._farewells.popitem(last=False)
+            self._closes[connection_id] = close
+        while len(self._closes) > MAX_CLOSES_KEPT:
+            self._closes.popitem(last=False)
 
     # -- receiving
 
@@ -191,15 +191,15 @@ class Endpoint:
         if not data[0] & 0x80:
             connection_id = data[1 : 1 + CONNECTION_ID_BYTES]
             route = self.routes.get(connection_id)
-            if route is None and connection_id in self._farewells:
-                self._say_again(connection_id, source)
+            if route is None and connection_id in self._closes:
+                self._resend_close(connection_id, source)
             return route
         route = self.routes.get(data[6 : 6 + data[5]])
         if route is None and len(data) >= SMALLEST_INITIAL:
-            return self._stranger(data, source, now)
+            return self._accept_datagram(data, source, now)
         return route
 
-    def _stranger(self, data: bytes, source: SocketAddress, now: float) -> DatagramRoute | None:
+    def _accept_datagram(self, data: bytes, source: SocketAddress, now: float) -> DatagramRoute | None:
         """Make a connection for a first datagram, within the limits."""
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
@@ -217,7 +217,7 @@ class Endpoint:
             return None
         key = address_key(source[0])
         if (
-            len(self._strangers) >= MAX_UNAUTHENTICATED
+            len(self._unauthenticated) >= MAX_UNAUTHENTICATED
             or self._per_address.get(key, 0) >= MAX_UNAUTHENTICATED_PER_ADDRESS
         ):
             return None
@@ -230,13 +230,13 @@ class Endpoint:
             except ValueError:
                 return None
             retried = header.destination_cid
-        elif len(self._strangers) >= RETRY_ABOVE:
+        elif len(self._unauthenticated) >= RETRY_ABOVE:
             self._send_retry(header, source, now)
             return None
         if not self._bucket(key, now).take(now):
             return None
         route = self._accept(original, retried, source)
-        self._strangers[route] = key
+        self._unauthenticated[route] = key
         self._per_address[key] = self._per_address.get(key, 0) + 1
         self.routes[header.destination_cid] = route
         return route
@@ -267,11 +267,11 @@ class Endpoint:
         self._buckets.move_to_end(key)
         return bucket
 
-    def _say_again(self, connection_id: bytes, source: SocketAddress) -> None:
-        words = self._farewells[connection_id]
-        if words.left > 0:
-            words.left -= 1
-            self.send(words.datagram, source)
+    def _resend_close(self, connection_id: bytes, source: SocketAddress) -> None:
+        close = self._closes[connection_id]
+        if close.left > 0:
+            close.left -= 1
+            self.send(close.datagram, source)
 
 
 def _bind(host: str | None, port: int) -> tuple[socket.socket, bool]:

@@ -38,7 +38,7 @@ class Dialler(Protocol):
     def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
         """Try an address. Later (never in this call) `dial.ready` or `dial.failed` is called once."""
 
-    def greet(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
+    def start_handshake(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
         """Start the handshake on a ready attempt. Raises PeerRefused."""
 
 
@@ -47,19 +47,19 @@ class PendingDial:
 
     def __init__(
         self,
-        way: BootstrapAddress,
+        target: BootstrapAddress,
         dialler: Dialler,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[PendingDial], None],
     ) -> None:
-        self.way = way
+        self.target = target
         self.future: asyncio.Future[NodeLink] = loop.create_future()
         self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self.greeted: NodeLink | None = None
+        self.candidate: NodeLink | None = None
         self._dialler = dialler
         self._loop = loop
         self._done = done
-        self._addresses = deque(dict.fromkeys(way.addresses[:MAX_ADDRESSES_TRIED]))
+        self._addresses = deque(dict.fromkeys(target.addresses[:MAX_ADDRESSES_TRIED]))
         self._trying: dict[Attempt, PeerAddress] = {}
         self._ready: deque[tuple[Attempt, NodeId]] = deque()
         self._reasons: list[str] = []
@@ -70,12 +70,12 @@ class PendingDial:
 
     def matches(self, node: NodeId) -> bool:
         """Whether `node` is the node being dialled."""
-        return node.startswith(self.way.pin)
+        return node.startswith(self.target.pin)
 
     def ready(self, attempt: Attempt, peer: NodeId) -> None:
         """The node answers at that address."""
         self._ready.append((attempt, peer))
-        self._greet()
+        self._start_next()
 
     def failed(self, attempt: Attempt, reason: str, wrong_node: bool = False) -> None:
         """That address failed. `wrong_node`: another node answers there."""
@@ -84,24 +84,24 @@ class PendingDial:
             self._reasons.append(f"{address}: {reason}")
         if wrong_node:
             self._wrong_node = PeerRefused(
-                f"Another node than {short(NodeId(self.way.pin))} answers at {address}.",
+                f"Another node than {short(NodeId(self.target.pin))} answers at {address}.",
                 advice="The node may have a new identity: ask for a fresh invite.",
                 reason="wrong_node",
             )
         self._check()
 
-    def greeting_failed(self, link: NodeLink, error: PeerRefused | str) -> None:
+    def handshake_failed(self, link: NodeLink, error: PeerRefused | str) -> None:
         """The handshake failed: a refusal, or no answer."""
-        if link is not self.greeted:
+        if link is not self.candidate:
             return
-        self.greeted = None
+        self.candidate = None
         if isinstance(error, PeerRefused) and error.reason != "duplicate":
             self._finish(error)
             return
         # "duplicate": the peer has dialled this node at the same time, and its link stays.
         self._waits = isinstance(error, PeerRefused)
-        self._reasons.append(f"{link.carrier.address}: {error}")
-        self._greet()
+        self._reasons.append(f"{link.connection.address}: {error}")
+        self._start_next()
         self._check()
 
     def linked(self, link: NodeLink) -> None:
@@ -124,18 +124,18 @@ class PendingDial:
         else:
             self._check()
 
-    def _greet(self) -> None:
-        while self._ready and self.greeted is None and not self.future.done():
+    def _start_next(self) -> None:
+        while self._ready and self.candidate is None and not self.future.done():
             attempt, peer = self._ready.popleft()
             self._trying.pop(attempt, None)
             try:
-                self.greeted = self._dialler.greet(attempt, peer, CANDIDATE_SECONDS)
+                self.candidate = self._dialler.start_handshake(attempt, peer, CANDIDATE_SECONDS)
             except PeerRefused as error:
                 self._finish(error)
 
     def _check(self) -> None:
         """Finish if no attempt is left."""
-        busy = self._addresses or self._trying or self._ready or self.greeted or self._next or self._waits
+        busy = self._addresses or self._trying or self._ready or self.candidate or self._next or self._waits
         if not busy:
             self._finish(self._wrong_node or self._unreachable())
 
@@ -146,7 +146,7 @@ class PendingDial:
     def _unreachable(self) -> PeerUnreachable:
         tried = "; ".join(self._reasons) or "it has no address"
         return PeerUnreachable(
-            f"Node {short(NodeId(self.way.pin))} cannot be reached ({tried}).",
+            f"Node {short(NodeId(self.target.pin))} cannot be reached ({tried}).",
             advice="Check that it runs and that its UDP port is open.",
         )
 
@@ -164,7 +164,7 @@ class PendingDial:
         self._trying.clear()
         self._ready.clear()
         self._addresses.clear()
-        greeted, self.greeted = self.greeted, None
+        candidate, self.candidate = self.candidate, None
         self._done(self)
-        if greeted is not None and greeted is not keep:
-            greeted.close("not needed any more")
+        if candidate is not None and candidate is not keep:
+            candidate.close("not needed any more")

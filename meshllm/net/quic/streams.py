@@ -52,7 +52,7 @@ class Stream(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "peername":
-            address = self._table.carrier.address
+            address = self._table.connection.address
             return address.host, address.port
         return {"peer": self._table.peer, "kind": self.kind}.get(name, default)
 
@@ -86,10 +86,10 @@ class Stream(asyncio.Transport):
         if not self._backlog:
             room = self._table.room(self)
             if room >= len(data):
-                self._table.carrier.send(self.number, bytes(data))
+                self._table.connection.send(self.number, bytes(data))
                 return
             if room > 0:
-                self._table.carrier.send(self.number, bytes(data[:room]))
+                self._table.connection.send(self.number, bytes(data[:room]))
                 data = data[room:]
             self._table.backlogged.add(self)
         self._backlog.append(bytes(data))
@@ -124,7 +124,7 @@ class Stream(asyncio.Transport):
         self._closing = self._eof_wanted = True
         self._drop_inbox()
         if not self._ended:
-            self._table.carrier.stop(self.number, ENDED)
+            self._table.connection.stop(self.number, ENDED)
         self._send_end()
 
     def abort(self) -> None:
@@ -166,7 +166,7 @@ class Stream(asyncio.Transport):
                 backlog.appendleft(rest[room:])
                 data = rest[:room]
             self._backlog_bytes -= len(data)
-            table.carrier.send(self.number, data)
+            table.connection.send(self.number, data)
         if not backlog:
             table.backlogged.discard(self)
         self._check_low()
@@ -201,7 +201,7 @@ class Stream(asyncio.Transport):
     def _deliver(self, data: bytes) -> None:
         limit = self.window.consume(len(data))
         if limit is not None and not self._ended:
-            self._table.carrier.grant(self.number, limit)
+            self._table.connection.grant(self.number, limit)
         try:
             cast(asyncio.Protocol, self._protocol).data_received(data)
         except Exception as error:  # noqa: BLE001 - a protocol's defect costs its own stream, as in asyncio
@@ -251,7 +251,7 @@ class Stream(asyncio.Transport):
         if not self._backlog and not self._eof_sent:
             self._eof_sent = True
             if not self._write_dead:
-                self._table.carrier.send(self.number, b"", end=True)
+                self._table.connection.send(self.number, b"", end=True)
         if self._closing and not self._backlog:
             self._finish(None)
 
@@ -269,9 +269,9 @@ class Stream(asyncio.Transport):
             return
         self._closing = True
         if not (self._eof_sent and not self._backlog):
-            self._table.carrier.reset(self.number, code)
+            self._table.connection.reset(self.number, code)
         if not self._ended:
-            self._table.carrier.stop(self.number, code)
+            self._table.connection.stop(self.number, code)
         self._finish(error)
 
     def _finish(self, error: Exception | None) -> None:
@@ -294,23 +294,23 @@ class Streams:
 
     def __init__(
         self,
-        carrier: StreamConnection,
+        connection: StreamConnection,
         accept: Callable[[StreamKind], asyncio.BaseProtocol | None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.carrier = carrier
+        self.connection = connection
         self.loop = loop
         self.peer: bytes | None = None
         self.budget = FlowBudget()
         self.backlogged: set[Stream] = set()
         self.open_streams: dict[int, Stream] = {}
         self._accept = accept
-        self._next = 4 if carrier.dialled else 1
+        self._next = 4 if connection.dialled else 1
         # Numbers of the peer's streams: below `_new` all were opened, except those in `_skipped`.
-        self._new = 1 if carrier.dialled else 4
+        self._new = 1 if connection.dialled else 4
         self._skipped: set[int] = set()
         self._ours = 0
-        self._trusted = False
+        self._streams_allowed = False
 
     def control(self, protocol: asyncio.BaseProtocol) -> Stream:
         """The control stream, at both ends."""
@@ -318,10 +318,10 @@ class Streams:
         stream.begin(protocol)
         return stream
 
-    def trust(self) -> None:
+    def allow_streams(self) -> None:
         """The peer is authenticated: both ends may open streams."""
-        self._trusted = True
-        self.carrier.trust()
+        self._streams_allowed = True
+        self.connection.allow_streams()
 
     def __len__(self) -> int:
         return len(self.open_streams) - (CONTROL in self.open_streams)
@@ -334,7 +334,7 @@ class Streams:
         self._next += 4
         self._ours += 1
         self.open_streams[stream.number] = stream
-        self.carrier.send(stream.number, bytes([kind]))
+        self.connection.send(stream.number, bytes([kind]))
         stream.begin(protocol)
         return stream
 
@@ -356,7 +356,7 @@ class Streams:
         if stream is not None:
             stream.was_reset(code)
         elif self._is_new(number):
-            self.carrier.reset(number, ENDED)
+            self.connection.reset(number, ENDED)
 
     def was_stopped(self, number: int) -> None:
         """The peer sent STOP_SENDING."""
@@ -375,13 +375,13 @@ class Streams:
 
     def room(self, stream: Stream) -> int:
         """Bytes that a stream may send now."""
-        return unsent_limit(len(self.open_streams)) - self.carrier.unacknowledged(stream.number)
+        return unsent_limit(len(self.open_streams)) - self.connection.unacknowledged(stream.number)
 
     def forget(self, stream: Stream) -> None:
         """A stream has ended."""
         if self.open_streams.pop(stream.number, None) is not None:
             stream.window.release()
-            if stream.number != CONTROL and bool(stream.number & 1) != self.carrier.dialled:
+            if stream.number != CONTROL and bool(stream.number & 1) != self.connection.dialled:
                 self._ours -= 1
 
     def close(self, error: Exception | None) -> None:
@@ -391,7 +391,7 @@ class Streams:
 
     def _is_new(self, number: int) -> bool:
         """Whether a number that is not open is a new stream of the peer, and not one that was closed here."""
-        if bool(number & 1) != self.carrier.dialled or number == CONTROL or number & 2:
+        if bool(number & 1) != self.connection.dialled or number == CONTROL or number & 2:
             return False
         if number in self._skipped:
             self._skipped.remove(number)
@@ -406,12 +406,12 @@ class Streams:
         """Accept a stream of the peer, or refuse it and return None."""
         protocol, kind = None, None
         theirs = len(self) - self._ours
-        if data and self._trusted and theirs < MAX_STREAMS_PER_LINK and data[0] in _KINDS:
+        if data and self._streams_allowed and theirs < MAX_STREAMS_PER_LINK and data[0] in _KINDS:
             kind = StreamKind(data[0])
             protocol = self._accept(kind)
         if protocol is None or kind is None:
-            self.carrier.reset(number, REFUSED)
-            self.carrier.stop(number, REFUSED)
+            self.connection.reset(number, REFUSED)
+            self.connection.stop(number, REFUSED)
             return None
         stream = self.open_streams[number] = Stream(self, number, kind)
         stream.window.consume(1)

@@ -47,7 +47,7 @@ class QuicTransport(NodeTransport):
     ) -> None:
         super().__init__(identity, credentials, max_clients=max_clients, wall_clock=wall_clock, clock=clock)
         self._bind = host, port
-        self.endpoint = Endpoint(self._stranger, self._clock)
+        self.endpoint = Endpoint(self._accept, self._clock)
         self._client = configuration(identity, client=True)
         self._server = configuration(identity, client=False)
 
@@ -58,26 +58,26 @@ class QuicTransport(NodeTransport):
         self.endpoint.close()
 
     def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
-        carrier = QuicStreamConnection(self.endpoint, MeshConnection(self._client), self._clock, dialled=True)
-        carrier.dial = dial
-        carrier.connect(address)
-        return carrier
+        connection = QuicStreamConnection(self.endpoint, MeshConnection(self._client), self._clock, dialled=True)
+        connection.dial = dial
+        connection.connect(address)
+        return connection
 
     def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
-        carrier = cast(QuicStreamConnection, attempt)
-        carrier.dial = None
-        link = make(carrier)
-        carrier.attach(link)
+        connection = cast(QuicStreamConnection, attempt)
+        connection.dial = None
+        link = make(connection)
+        connection.attach(link)
         return link
 
-    def _stranger(self, original: bytes, retried: bytes | None, source: SocketAddress) -> DatagramRoute:
-        connection = MeshConnection(
+    def _accept(self, original: bytes, retried: bytes | None, source: SocketAddress) -> DatagramRoute:
+        quic = MeshConnection(
             self._server, original_destination_connection_id=original, retry_source_connection_id=retried
         )
-        carrier = QuicStreamConnection(self.endpoint, connection, self._clock, dialled=False)
-        carrier.where = source
-        carrier.attach(self.accept(carrier))
-        return carrier
+        connection = QuicStreamConnection(self.endpoint, quic, self._clock, dialled=False)
+        connection.where = source
+        connection.attach(self.accept(connection))
+        return connection
 
 
 class QuicStreamConnection:
@@ -144,9 +144,9 @@ class QuicStreamConnection:
             return
         self._transmit_soon()
 
-    def trust(self) -> None:
-        self._quic.trust()
-        self._endpoint.known(self)
+    def allow_streams(self) -> None:
+        self._quic.allow_streams()
+        self._endpoint.authenticated(self)
         self._transmit_soon()
 
     def close(self, reason: str) -> None:
@@ -155,7 +155,7 @@ class QuicStreamConnection:
         self._quic.close(error_code=CLOSED, reason_phrase=reason)
         last = self._flush()
         if last is not None:
-            self._endpoint.farewell(tuple(self._ids), last)
+            self._endpoint.keep_close(tuple(self._ids), last)
         self._end()
 
     # -- happy_eyeballs.Attempt
@@ -314,4 +314,4 @@ class QuicStreamConnection:
         for connection_id in (*self._ids, self._quic.original_destination_connection_id):
             if self._endpoint.routes.get(connection_id) is self:
                 del self._endpoint.routes[connection_id]
-        self._endpoint.known(self)
+        self._endpoint.authenticated(self)
