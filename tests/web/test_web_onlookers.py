@@ -17,9 +17,9 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.mesh_status import ServedStatus
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import WITHHELD, for_onlookers
-from meshllm.web.console.server import MAX_STRANGERS, PROXY_HEADERS, Console, Invitation
+from meshllm.web.console.server import MAX_STRANGERS, Console, Invitation
 from meshllm.web.console.status import NodeStatus, node_status
-from meshllm.web.http.access_control import AccessPolicy, is_near
+from meshllm.web.http.access_control import PROXY_HEADERS, AccessPolicy, is_local
 from tests.elsewhere import own_address
 
 KEY = "k3y-of-this-node"
@@ -106,7 +106,7 @@ async def desk(page: Path) -> AsyncIterator[Desk]:
     ],
 )
 def test_only_names_that_nobody_else_can_give_are_known(host: str, at: str, known: bool) -> None:
-    assert AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_name(host, at) is known
+    assert AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_host(host, at) is known
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_whatever_a_caller_says_it_is_judged(origin: str, host: str, at: str) ->
     headers = {b"origin": origin.encode("utf-8", "replace"), b"host": host.encode("utf-8", "replace")}
     if policy.refuse("192.0.2.9", headers, at) is None:
         pytest.fail("a stranger without a key was let in")
-    if policy.refuse_name(headers, at) is None:
-        assert policy.knows_name(host.partition(":")[0].strip("[]"), at) or ":" in host
+    if policy.refuse_host(headers, at) is None:
+        assert policy.knows_host(host.partition(":")[0].strip("[]"), at) or ":" in host
 
 
 # -- each route, from here and from elsewhere
@@ -432,8 +432,8 @@ def test_requests_at_an_engine_are_told_without_its_socket() -> None:
 
 
 def test_nearness_takes_both_the_address_and_the_name() -> None:
-    assert is_near("127.0.0.1", {b"host": b"localhost:3131"})
-    assert is_near("", {b"host": b"127.0.0.1"})
-    assert not is_near("127.0.0.1", {b"host": b"192.0.2.7"})
-    assert not is_near("192.0.2.9", {b"host": b"localhost"})
-    assert not is_near("127.0.0.1", {})
+    assert is_local("127.0.0.1", {b"host": b"localhost:3131"})
+    assert not is_local("", {b"host": b"127.0.0.1"})
+    assert not is_local("127.0.0.1", {b"host": b"192.0.2.7"})
+    assert not is_local("192.0.2.9", {b"host": b"localhost"})
+    assert not is_local("127.0.0.1", {})

@@ -24,7 +24,7 @@ from meshllm.web.console.openapi import document
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import for_onlookers
 from meshllm.web.console.status import NodeStatus
-from meshllm.web.http.access_control import AccessDenied, AccessPolicy, host_in, is_loopback, is_near
+from meshllm.web.http.access_control import AccessDenied, AccessPolicy, host_in, is_local, is_loopback
 
 # No viewer is told more often than this, however fast things change; and it hears something at least this often, so
 # that either side notices that the other has gone.
@@ -50,8 +50,6 @@ SECRET_HEADER, INVITE_WORD, KEY_WORD = "x-mesh-llm", "invite", "key"
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
 # An invite for longer should be one without an end; also keeps the sum with the clock within 64 bits.
 MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
-# What a proxy adds: whoever it speaks for is somewhere else, wherever the proxy itself may run.
-PROXY_HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
 NEAR = web.RequestKey("near", bool)
 
 
@@ -175,10 +173,10 @@ class Console:
     def _judge(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, AccessDenied | None]:
         """Whether the caller is on this machine, and why it is refused, if it is."""
         at = "" if request.transport is None else _host(request.transport.get_extra_info("sockname"))
-        near = is_near(request.remote or "", headers) and headers.keys().isdisjoint(PROXY_HEADERS)
+        near = is_local(request.remote or "", headers)
         refusal = self._policy.refuse_page(headers, at)
         if refusal is None and not near:
-            refusal = self._policy.refuse_name(headers, at)
+            refusal = self._policy.refuse_host(headers, at)
             if refusal is None and request.match_info.handler not in (self._index, self._asset):
                 refusal = self._policy.refuse_without_key(headers)
         return near, refusal

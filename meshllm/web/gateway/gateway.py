@@ -178,7 +178,7 @@ class Gateway:
 
     # -- requests
 
-    def on_refused(self, connection: Connection, path: str, status: int, message: str) -> None:
+    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
         """Answer what never became a request."""
         self._error(connection, api_of(path), status, "bad_request", message)
 

@@ -69,7 +69,7 @@ class PeerEndpoint:
         """The Date header's value."""
         return self._house.date()
 
-    def on_refused(self, connection: Connection, path: str, status: int, message: str) -> None:
+    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
         """Answer what never became a request."""
         self._error(connection, api_of(path), status, "bad_request", message)
 
@@ -193,7 +193,7 @@ class PeerEndpoints:
             self._busy[entrance] = None
             self._wake()
 
-        bodies = BodyBudget(limit=MAX_PEER_BODIES_BYTES, whole=self._bodies)
+        bodies = BodyBudget(limit=MAX_PEER_BODIES_BYTES, parent=self._bodies)
         return ConnectionSet(wake, bodies, MAX_PEER_CONNECTIONS)
 
     def sweep(self, now: float) -> bool:

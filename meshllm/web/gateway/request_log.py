@@ -6,10 +6,8 @@ A request fills in its `RequestTrace` while it runs; nothing else is computed un
 from __future__ import annotations
 
 import logging
-import re
-import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,16 +17,6 @@ attempt_log = logging.getLogger("meshllm.gateway")
 MAX_REQUESTS = 200
 # Longest string that a summary keeps: model names and error texts come from callers and peers.
 MAX_TEXT = 300
-REQUEST_ID_HEADER = b"x-request-id"
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-
-
-def request_id_of(headers: Mapping[bytes, bytes]) -> str:
-    """The caller's `x-request-id` if it is well-formed, else a new id: "req_" and 24 hexadecimal digits."""
-    sent = headers.get(REQUEST_ID_HEADER)
-    if sent is not None and _REQUEST_ID.fullmatch(sent):
-        return sent.decode("ascii")
-    return f"req_{secrets.token_hex(12)}"
 
 
 class Outcome(Enum):

@@ -14,7 +14,7 @@ from meshllm.core.routing.routes import TargetKind
 from meshllm.web.gateway.api_request import ApiRequest
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.upstream_errors import UpstreamError
-from meshllm.web.http.access_control import is_near
+from meshllm.web.http.access_control import is_local
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_event
 from meshllm.wire.api.routes import Api
@@ -116,7 +116,7 @@ class ResponseWriter:
     def _who(self, desk: TargetQueue) -> str:
         """Who answered. Where its backends are is nothing that a node tells other machines."""
         hidden = desk.target.kind is TargetKind.BACKEND
-        if hidden and not is_near(self._connection.peer, self._inquiry.headers):
+        if hidden and not is_local(self._connection.peer, self._inquiry.headers):
             return TargetKind.BACKEND.value
         return desk.host
 
