@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from random import Random
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -56,9 +55,3 @@ class Owner:
 
     def __repr__(self) -> str:
         return f"<Owner {self.name}: {', '.join(sorted(t.get_name() for t in self._tasks)) or 'idle'}>"
-
-
-def backoff(attempt: int, *, base: float = 0.5, cap: float = 30.0, rng: Random | None = None) -> float:
-    """Seconds to wait before try number `attempt` (0 is the first retry): doubling, capped, with up to 20 % jitter."""
-    delay = min(cap, base * 2.0 ** min(attempt, 16))
-    return float(delay * (1.0 + 0.2 * rng.random())) if rng is not None else delay

@@ -20,6 +20,8 @@ STANDARD = {
     "urllib", "hashlib", "hmac", "struct", "base64", "heapq", "bisect", "string", "abc", "types", "contextlib",
     "ipaddress",
 }  # fmt: skip
+# Modules of `util` that `core` and `wire` may import: they keep the same rules themselves.
+PURE_UTIL = {"backoff", "format", "rate_limiter", "rate_meter"}
 SIDEWAYS = ("net", "engine", "models", "machine", "web")
 ONLY_IN = {
     "aioquic": ("net",),
@@ -64,12 +66,16 @@ def offences(path: Path) -> list[str]:
     for name, line in imports(path):
         top, parts = name.split(".")[0], name.split(".")
         other = parts[1] if top == "meshllm" and len(parts) > 1 else None
-        if here in ("core", "wire"):
-            ours = top == "meshllm" and other in (
-                ("core", "errors", "util") if here == "core" else ("core", "wire", "errors", "util")
+        pure_util = here == "util" and path.stem in PURE_UTIL
+        if here in ("core", "wire") or pure_util:
+            ours = top == "meshllm" and (
+                other in {"core": ("core", "errors"), "wire": ("core", "wire", "errors"), "util": ("errors",)}[here]
+                or (other == "util" and (len(parts) == 2 or parts[2] in PURE_UTIL))
             )
-            if top in PURE_FORBIDDEN or not (ours or top in STANDARD or top == "msgpack"):
+            if top in PURE_FORBIDDEN or not (ours or top in STANDARD or (here == "wire" and top == "msgpack")):
                 found.append(f"line {line}: {here} imports {name}")
+        if here == "util" and other not in (None, "util", "errors"):
+            found.append(f"line {line}: {here} imports {name}")
         if here in SIDEWAYS and other in (*SIDEWAYS, "daemon", "cli", "agents") and other != here:
             found.append(f"line {line}: {here} imports {name}")
         if top in ONLY_IN and here not in ONLY_IN[top]:
@@ -105,6 +111,13 @@ def test_the_checker_sees_an_offence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sideways.write_text("from ..engine import build\nimport subprocess\n")
     assert len(offences(bad)) >= 2
     assert len(offences(sideways)) >= 2
+    impure = tmp_path / "core" / "impure.py"
+    impure.write_text("from meshllm.util.threads import in_thread\nfrom meshllm.util.backoff import backoff\n")
+    assert {line.split(":")[0] for line in offences(impure)} == {"line 1"}
+    (tmp_path / "util").mkdir()
+    pure = tmp_path / "util" / "backoff.py"
+    pure.write_text("import random\n")
+    assert len(offences(pure)) == 1
 
 
 def test_class_names_are_unique_in_the_package() -> None:

@@ -35,6 +35,7 @@ from meshllm.core.serving.local_models import LocalModels
 from meshllm.core.snapshot import BackendState, ServerPhase, Snapshot
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.lease import LeaseMessage
+from meshllm.util.backoff import backoff
 
 # A healthy backend is asked for its models this often; a silent one sooner at first, then ever less often.
 BACKEND_PROBE_SECONDS = 10.0
@@ -303,7 +304,7 @@ class NodeCore:
     def _backend_silent(self, event: e.BackendSilent, now: float) -> None:
         backend = self._backends.get(event.url)
         if backend is not None:
-            delay = min(BACKEND_RETRY_CAP_SECONDS, BACKEND_RETRY_BASE_SECONDS * 2.0 ** min(backend.failures, 8))
+            delay = backoff(backend.failures, base=BACKEND_RETRY_BASE_SECONDS, cap=BACKEND_RETRY_CAP_SECONDS)
             # What it had is remembered: its callers are told that it is away, not that the model is unknown.
             self._backends[event.url] = BackendState(
                 event.url,

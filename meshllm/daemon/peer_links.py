@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
@@ -18,6 +17,7 @@ from meshllm.core.records import BootstrapAddress, NodeId, short
 from meshllm.errors import BadMessage, MeshError, PeerRefused
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.tasks import Owner
+from meshllm.util.rate_limiter import TokenBucket
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +30,6 @@ HANG_UP_CHECK_SECONDS = 1.0
 COMPLAINT_SECONDS = 10.0
 
 Serve = Callable[[Link, StreamKind], asyncio.BaseProtocol | None]
-
-
-@dataclass(slots=True)
-class MessageAllowance:
-    """What a peer may still send; it fills up again with time."""
-
-    size: float
-    at: float
-
-    def spend(self, size: int, now: float) -> bool:
-        """Take `size` bytes from it; False if there is not enough left."""
-        passed, self.at = now - self.at, now
-        self.size = min(BYTES_AT_ONCE, self.size + passed * BYTES_PER_SECOND) - size
-        return self.size >= 0
 
 
 class PeerLinks:
@@ -69,7 +55,7 @@ class PeerLinks:
         self._owner = Owner("links")
         self._transport: Transport | None = None
         self._up: dict[NodeId, Link] = {}
-        self._allowances: dict[NodeId, MessageAllowance] = {}
+        self._allowances: dict[NodeId, TokenBucket] = {}
         self._unwanted: dict[NodeId, str] = {}
         self._checker: asyncio.TimerHandle | None = None
         self._encoded: tuple[Message | None, bytes] = (None, b"")
@@ -155,7 +141,7 @@ class PeerLinks:
         facts = link.facts
         self._unwanted.pop(facts.peer, None)
         self._up[facts.peer] = link
-        self._allowances[facts.peer] = MessageAllowance(BYTES_AT_ONCE, self._clock())
+        self._allowances[facts.peer] = TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, self._clock())
         log.info("link to %s at %s, %s", short(facts.peer), facts.address, "dialled" if facts.dialled else "accepted")
         self._post(e.LinkUp(facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled))
 
@@ -176,7 +162,7 @@ class PeerLinks:
         allowance = self._allowances.get(peer)
         if allowance is None:
             return  # what still comes from a link that is closed already
-        if not allowance.spend(len(payload), self._clock()):
+        if not allowance.take(self._clock(), len(payload)):
             self._end(link, "it sends more than it may")
             return
         try:

@@ -16,8 +16,8 @@ from meshllm.errors import BadMessage, LinkClosed, PeerRefused
 from meshllm.net.base import MAX_MESSAGE_BYTES, Clock, LinkFacts, StreamKind
 from meshllm.net.connection_protocol import CONTROL, StreamConnection
 from meshllm.net.handshake import AcceptorHandshake, DiallerHandshake, Frames, HandshakeResult, frame
-from meshllm.net.quic.flow_control import TokenBucket
 from meshllm.net.quic.streams import Stream, Streams
+from meshllm.util.rate_limiter import TokenBucket
 from meshllm.wire.mesh.hello import MAX_HELLO_BYTES
 
 # Two round trips and some arithmetic; with a lost packet or two still far below.

@@ -1,19 +1,16 @@
-"""How many bytes have gone by, and how fast they go.
-
-Law: time is an argument.
-"""
+"""Bytes in all and bytes per second over the last five seconds. Time is an argument."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Final
 
-# A rate is told of the last so many seconds, in steps of one.
+# The window of `rate`, counted in buckets of one second.
 WINDOW_SECONDS: Final = 5
 
 
 class RateMeter:
-    """Bytes in all, and per second of late."""
+    """Counts bytes: `total`, and `rate` over the last five seconds."""
 
     def __init__(self, now: float) -> None:
         self.total = 0
@@ -21,7 +18,7 @@ class RateMeter:
         self._seconds: deque[tuple[int, int]] = deque()
 
     def add(self, count: int, now: float) -> None:
-        """So many bytes more."""
+        """Count `count` more bytes."""
         self.total += count
         second = int(now)
         if self._seconds and self._seconds[-1][0] == second:
@@ -30,7 +27,7 @@ class RateMeter:
         self._forget(now)
 
     def rate(self, now: float) -> float:
-        """Bytes per second over the last few seconds."""
+        """Bytes per second."""
         self._forget(now)
         span = min(now - self._since, now - int(now) + WINDOW_SECONDS - 1)
         return sum(count for _, count in self._seconds) / span if span > 0 else 0.0

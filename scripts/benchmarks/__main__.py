@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from . import console, engine, gateway, memory, mesh, models, speculation, split, split_engine, start, swarm
+from . import console, engine, gateway, memory, mesh, models, soak, speculation, split, split_engine, start, swarm
 from .native import BenchError
 
 _COMMANDS = {
@@ -24,6 +24,7 @@ _COMMANDS = {
         split_engine,
         "a model on several machines, engine alone: speed, load and bytes; against the stock RPC",
     ),
+    "soak": (soak, "three daemons under steady requests: memory and file descriptors must stay flat"),
     "start": (start, "--help, start, time to a ready model, idle memory and CPU of the daemon"),
 }
 

@@ -176,7 +176,7 @@ class ClientMember:
         if link is None or link.role is Role.CLIENT:
             return
         if isinstance(message, m.Ping):
-            if link.allowance.take(1.0, now):
+            if link.allowance.take(now):
                 self._out.append(c.Send(peer, m.Pong(message.number)))
         elif isinstance(message, m.Pong):
             self._pong(peer, link, message, now)

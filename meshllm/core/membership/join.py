@@ -14,6 +14,7 @@ from meshllm.core.membership.links import PIN_BYTES, LinkTable, Rng
 from meshllm.core.membership.timers import Timers
 from meshllm.core.membership.views import JoinPhase, JoinStep
 from meshllm.core.records import BootstrapAddress, NodeId
+from meshllm.util.backoff import backoff
 
 # Nobody waits for an answer to "did it work?" longer than this.
 JOIN_SECONDS = 20.0
@@ -26,7 +27,6 @@ KNOWN_MORE_SECONDS = 0.5
 MAX_WAYS = 64
 RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
-RETRY_JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +170,9 @@ class Joiner:
         if states <= {"refused"}:
             self._give_up("every way in was refused")
         elif self._timers.at("join retry") is None:
-            delay = min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2.0 ** min(self._rounds, 8))
+            delay = backoff(self._rounds, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, rng=self._rng)
             self._rounds += 1
-            self._timers.set("join retry", now + delay * (1.0 + RETRY_JITTER * self._rng.random()))
+            self._timers.set("join retry", now + delay)
 
     def _again(self, now: float) -> None:
         self._at_a_time = KNOWN_AT_A_TIME

@@ -11,6 +11,8 @@ from typing import Protocol, TypeVar
 
 from meshllm.core import commands as c
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
+from meshllm.util.backoff import backoff
+from meshllm.util.rate_limiter import TokenBucket
 
 T = TypeVar("T")
 
@@ -46,25 +48,6 @@ class Rng(Protocol):
         """`k` different ones."""
 
 
-class DialAllowance:
-    """So many tokens a second, and no more than `burst` at once."""
-
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens, self._at = burst, now
-
-    def take(self, price: float, now: float) -> bool:
-        """Whether there is enough for `price`; it is then spent."""
-        self._tokens = min(self._burst, self._tokens + self._rate * max(0.0, now - self._at))
-        self._at = max(self._at, now)
-        if self._tokens < price:
-            return False
-        self._tokens -= price
-        return True
-
-
 class LinkState:
     """One link. `needed` is when it was last wanted; `digest_bits` of the digest sent and not answered yet."""
 
@@ -86,8 +69,8 @@ class LinkState:
         self.needed = now
         self.digest_bits: int | None = None
         self.wanted: set[NodeId] = set()
-        self.allowance = DialAllowance(ALLOWANCE_PER_SECOND, ALLOWANCE_BURST, now)
-        self.strangers = DialAllowance(STRANGERS_PER_SECOND, STRANGERS_BURST, now)
+        self.allowance = TokenBucket(ALLOWANCE_PER_SECOND, ALLOWANCE_BURST, now)
+        self.strangers = TokenBucket(STRANGERS_PER_SECOND, STRANGERS_BURST, now)
 
 
 class LinkTable:
@@ -163,11 +146,8 @@ class LinkTable:
         pin = way.pin[:PIN_BYTES]
         self._dialling.pop(pin, None)
         count = self._failures.pop(pin, (0, now))[0] + 1
-        delay = DIAL_BACKOFF_BASE_SECONDS * 2.0 ** min(count - 1, 8)
-        self._failures[pin] = (
-            count,
-            now + (DIAL_BACKOFF_CAP_SECONDS if final else min(DIAL_BACKOFF_CAP_SECONDS, delay)),
-        )
+        delay = backoff(count - 1, base=DIAL_BACKOFF_BASE_SECONDS, cap=DIAL_BACKOFF_CAP_SECONDS)
+        self._failures[pin] = (count, now + (DIAL_BACKOFF_CAP_SECONDS if final else delay))
         if len(self._failures) > MAX_FAILURES:
             del self._failures[next(iter(self._failures))]
 

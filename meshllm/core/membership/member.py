@@ -293,7 +293,7 @@ class Member:
             reader(event.peer, link, event.message, now)
 
     def _ping(self, peer: NodeId, link: LinkState, message: m.Ping, now: float) -> None:
-        if link.allowance.take(1.0, now):
+        if link.allowance.take(now):
             self._send(peer, m.Pong(message.number, self._own.loads))
 
     def _pong(self, peer: NodeId, link: LinkState, message: m.Pong, now: float) -> None:
@@ -312,18 +312,18 @@ class Member:
             self._seen(peer)
 
     def _digest(self, peer: NodeId, link: LinkState, message: m.Digest, now: float) -> None:
-        if link.allowance.take(5.0, now):
+        if link.allowance.take(now, 5.0):
             self._exchange.answer(peer, message)
 
     def _difference(self, peer: NodeId, link: LinkState, message: m.Difference, now: float) -> None:
         own = next((stamp for node, stamp in message.held if node == self._id), None)
-        if own is not None and own > self._own.stamp and link.allowance.take(20.0, now):
+        if own is not None and own > self._own.stamp and link.allowance.take(now, 20.0):
             self._voice.reminded(own, now)
         if self._exchange.compare(peer, link, message) and not link.wanted:
             self._synced()
 
     def _wanted(self, peer: NodeId, link: LinkState, message: m.Wanted, now: float) -> None:
-        if link.allowance.take(2.0 + len(message.nodes) / 50.0, now):
+        if link.allowance.take(now, 2.0 + len(message.nodes) / 50.0):
             self._exchange.give(peer, message.nodes)
 
     def _records(self, peer: NodeId, link: LinkState, message: m.Records, now: float) -> None:
@@ -338,7 +338,7 @@ class Member:
             asked = record.node in link.wanted
             link.wanted.discard(record.node)
             before = self._members.signed(record.node)
-            if before is None and not asked and not link.strangers.take(1.0, now):
+            if before is None and not asked and not link.strangers.take(now):
                 continue
             found = self._members.merge(signed, now, linked=record.node in self._links)
             if found in (MergeResult.FIRST, MergeResult.GROWN):
@@ -366,7 +366,7 @@ class Member:
             self._members.entries[record.node].rtt = link.rtt
 
     def _subscribe(self, peer: NodeId, link: LinkState, message: m.Subscribe, now: float) -> None:
-        if link.role is Role.CLIENT and link.allowance.take(20.0, now):
+        if link.role is Role.CLIENT and link.allowance.take(now, 20.0):
             self._subscribers.add(peer, [self._id, *sorted(self._members.members())])
 
     def _synced(self) -> None:

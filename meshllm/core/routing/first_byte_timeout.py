@@ -11,6 +11,8 @@ unless there is another host with a free slot.
 
 from __future__ import annotations
 
+from meshllm.util.backoff import backoff
+
 FIXED_TOKENS = 1000
 # With history: no host is given up sooner than this (seconds), nor while it reads faster than so many tokens a second,
 # which a processor without an accelerator just about does with a small model.
@@ -50,4 +52,4 @@ class FirstByteTimes:
         else:
             expected = (self._mean + 4 * self._deviation) * (FIXED_TOKENS + tokens)
             seconds = max(expected, FLOOR_SECONDS + tokens / SLOW_TOKENS_PER_SECOND)
-        return min(MAX_SECONDS, seconds * 2.0 ** min(late, 8))
+        return backoff(late, base=seconds, cap=MAX_SECONDS)

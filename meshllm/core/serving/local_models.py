@@ -17,6 +17,7 @@ from meshllm.core.serving.next_step import ServingAction
 from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelState, ServerPhase
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.host import SplitState
+from meshllm.util.backoff import backoff
 
 # A file that could not be fetched for no lasting reason is tried again: doubling from the first to the second.
 FETCH_RETRY_BASE_SECONDS = 5.0
@@ -189,7 +190,7 @@ class LocalModels:
         if model is None:
             return
         failures = model.failures + 1
-        delay = min(FETCH_RETRY_CAP_SECONDS, FETCH_RETRY_BASE_SECONDS * 2.0 ** (failures - 1))
+        delay = backoff(failures - 1, base=FETCH_RETRY_BASE_SECONDS, cap=FETCH_RETRY_CAP_SECONDS)
         self.models[event.model] = replace(
             model,
             file=FilePhase.FAILED if event.final else FilePhase.ABSENT,

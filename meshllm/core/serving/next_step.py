@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelPhase, ModelState, ServerPhase
+from meshllm.util.backoff import backoff
 
 # A server that has answered for this long was stable: its next death starts the count of failures anew.
 STABLE_SECONDS = 60.0
@@ -95,7 +96,7 @@ def restart_delay(failures: int) -> float:
         return 0.0
     if failures >= CRASH_LOOP_FAILURES:
         return CRASH_LOOP_RETRY_SECONDS
-    return min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** (failures - 2))
+    return backoff(failures - 2, base=BACKOFF_BASE_SECONDS, cap=BACKOFF_CAP_SECONDS)
 
 
 def phase(engine: EngineState, model: ModelState) -> ModelPhase:

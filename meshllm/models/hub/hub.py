@@ -19,7 +19,8 @@ from meshllm.errors import DownloadFailed
 from meshllm.models.library.digest_index import SHA256
 from meshllm.models.library.store import disk_error
 from meshllm.models.transfer.partial_file import PartialFile
-from meshllm.tasks import Owner, backoff
+from meshllm.tasks import Owner
+from meshllm.util.backoff import backoff
 from meshllm.util.threads import in_thread
 
 from .manifest import HubSource, ModelFile
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import httpx2
 
 MAX_WAIT_SECONDS: Final = 60.0  # the most that a server's Retry-After is obeyed
+MAX_PAUSE_SECONDS: Final = 30.0  # the longest pause between two tries of our own
 # Chunks that one request asks for: 64 MiB, some seconds of work, so that asking costs nothing against it.
 PIECE_CHUNKS: Final = 16
 # Another connection pays only for so many chunks each: small files come over one.
@@ -161,7 +163,7 @@ class _Fetch:
                 if failures >= self._settings.tries:
                     raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
                 self._wait(reason.after)
-                await asyncio.sleep(backoff(failures - 1, base=self._settings.pause))
+                await asyncio.sleep(backoff(failures - 1, base=self._settings.pause, cap=MAX_PAUSE_SECONDS))
             finally:
                 del self._bodies[this]
             seen = self._got()

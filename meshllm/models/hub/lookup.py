@@ -18,10 +18,10 @@ from meshllm.errors import AmbiguousModel, DownloadFailed, UnknownModel
 from meshllm.models.catalog.names import part_of, quantization_in
 from meshllm.models.library.digest_index import SHA256
 from meshllm.models.library.other_apps import gguf_in, hugging_face
-from meshllm.tasks import backoff
+from meshllm.util.backoff import backoff
 from meshllm.util.threads import in_thread
 
-from .hub import MAX_WAIT_SECONDS, Hub, own_headers, refuse
+from .hub import MAX_PAUSE_SECONDS, MAX_WAIT_SECONDS, Hub, own_headers, refuse
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 from .manifest_cache import MAX_FILE_BYTES, MAX_FILES, is_file_name, is_repository_path
 from .stream import RetryLater, retry_after, words
@@ -97,7 +97,7 @@ async def look_up(reference: HubReference, hub: Hub) -> Manifest:
                 raise DownloadFailed(
                     f"The hub failed {failures} times in a row: {reason}.", advice=_WITHOUT_THE_HUB
                 ) from None
-            wait = max(reason.after, backoff(failures - 1, base=settings.pause))
+            wait = max(reason.after, backoff(failures - 1, base=settings.pause, cap=MAX_PAUSE_SECONDS))
             await asyncio.sleep(min(MAX_WAIT_SECONDS, wait))
         else:
             return choose(reference, listing, hub.endpoint)

@@ -17,7 +17,8 @@ from meshllm.errors import BadMessage, DownloadFailed, LinkClosed, MeshError
 from meshllm.models.p2p.peer_connection import PeerConnection
 from meshllm.models.transfer.partial_file import PartialFile
 from meshllm.models.transfer.prefix_hash import digest_of
-from meshllm.tasks import Owner, backoff
+from meshllm.tasks import Owner
+from meshllm.util.backoff import backoff
 from meshllm.util.rate_meter import RateMeter
 from meshllm.util.threads import StopSignal, in_thread
 from meshllm.wire.mesh import files as w

@@ -31,7 +31,7 @@ from meshllm.core.records import PeerAddress
 from meshllm.errors import port_taken
 from meshllm.net.base import Clock
 from meshllm.net.quic.connection import CONNECTION_ID_BYTES, VERSIONS
-from meshllm.net.quic.flow_control import TokenBucket
+from meshllm.util.rate_limiter import TokenBucket
 
 # (host, port) or (host, port, flow, scope), as the socket gives and takes it.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]

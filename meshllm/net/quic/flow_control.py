@@ -65,27 +65,6 @@ class FlowWindow:
         self.size = FIRST_CREDIT_BYTES
 
 
-class TokenBucket:
-    """So many things a second (`rate`), and `burst` at once after a silence."""
-
-    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = burst
-        self._updated = now
-
-    def take(self, now: float) -> bool:
-        """One more: whether that is within the rate."""
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated) * self._rate)
-        self._updated = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
-
-
 def unsent_limit(streams: int) -> int:
     """How many bytes one stream may have handed over unacknowledged, when so many streams are open."""
     return max(LEAST_UNSENT_BYTES, min(STREAM_CREDIT_BYTES, LINK_UNSENT_BYTES // max(1, streams)))

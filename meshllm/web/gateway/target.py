@@ -11,6 +11,7 @@ from typing import Protocol
 
 from meshllm.core.routing.first_byte_timeout import FirstByteTimes
 from meshllm.core.routing.routes import Target, TargetKind, TargetOffer
+from meshllm.util.backoff import backoff
 from meshllm.web.http.client import UpstreamPool
 
 # What a backend can do at a time is its own affair; this only keeps one from taking all our connections.
@@ -144,7 +145,7 @@ class TargetQueue:
     def failed(self, now: float) -> None:
         """A request failed there: it rests. All that fail together, as when it dies, are one failure."""
         if now >= self.resting_until:
-            self.resting_until = now + min(REST_CAP_SECONDS, REST_BASE_SECONDS * 2.0 ** min(self._failures, 16))
+            self.resting_until = now + backoff(self._failures, base=REST_BASE_SECONDS, cap=REST_CAP_SECONDS)
             self._failures += 1
 
     def overloaded(self, now: float) -> None:

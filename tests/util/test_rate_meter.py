@@ -1,4 +1,4 @@
-"""The meter: bytes in all, and how fast they go."""
+"""The rate meter: bytes in all, and bytes per second over the last seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from meshllm.util.rate_meter import RateMeter
 
 
-def test_a_meter_tells_of_late() -> None:
+def test_rate_meter_forgets_bytes_older_than_its_window() -> None:
     meter = RateMeter(100.0)
     assert meter.rate(100.0) == 0.0
     for second in range(10):
