@@ -130,9 +130,9 @@ def context_words(tokens: int) -> str:
 
 def fit_words(told: FitPreview) -> str:
     """What would become of it on this machine."""
-    if told.prospect.value == "less-context":
+    if told.outlook.value == "less-context":
         return f"fits with {context_words(told.size.context_length)} context"
-    if told.prospect.value == "split":
+    if told.outlook.value == "split":
         return f"split over {told.machines} machines"
     return "fits" if told.machines == 1 else "too big"
 
@@ -218,14 +218,14 @@ def table(rows: Sequence[Row], *, licences: bool) -> Table:
 
 def _cells(row: Row) -> list[str]:
     entry, told, standing = row.entry, row.outlook, row.standing
-    here = HERE[told.prospect.value]
+    here = HERE[told.outlook.value]
     disk = ON_DISK[standing.presence.value]
     short = {
         "less-context": context_words(told.size.context_length),
         "split": f"split {told.machines}",
         "fits": "fits",
         "too-big": "too big",
-    }[told.prospect.value]
+    }[told.outlook.value]
     # A program's name says that it lies elsewhere; a path would not fit.
     known = bool(standing.program) and os.sep not in standing.program
     words = standing.program if known else disk_words(replace(standing, program=""))

@@ -238,7 +238,7 @@ def facts(page: ModelPage, store: Store) -> dict[str, Any]:
 def outlook_facts(told: FitPreview) -> dict[str, Any]:
     """What a model would take here."""
     return {
-        "verdict": told.prospect.value,
+        "verdict": told.outlook.value,
         "context_length": told.size.context_length,
         "slots": told.size.slots,
         "memory": told.memory,

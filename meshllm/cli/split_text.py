@@ -49,7 +49,7 @@ def carried(lent: dict[str, Any]) -> str:
 
 def lent_news(snapshot: Snapshot) -> str:
     """What a running node says of that; empty while there is nothing to say."""
-    state, mesh = snapshot.lent, snapshot.mesh
+    state, mesh = snapshot.worker_lease, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return ""
@@ -60,4 +60,4 @@ def lent_news(snapshot: Snapshot) -> str:
 def waiting(model: ModelState) -> str:
     """What a split of `model` waits for; empty if nothing, or where it is the reason that the model has failed."""
     split = model.split
-    return split.words() if split is not None and not (split.committed or split.refused) else ""
+    return split.status_text() if split is not None and not (split.committed or split.refused) else ""

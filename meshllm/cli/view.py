@@ -56,7 +56,7 @@ def _words(snapshot: Snapshot, model: ModelState) -> str:
     phase = next_step.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
         told = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
-        return f"{told}: {facts.fit or gigabytes(facts.memory)}"
+        return f"{told}: {facts.placement_text or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""

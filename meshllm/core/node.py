@@ -137,7 +137,7 @@ class NodeCore:
         todo = [*self._local.decide(now), *self._probes(now)]
         times = [self._local.next_deadline()]
         if self._splitting is not None:
-            todo += self._splitting.taken()
+            todo += self._splitting.drain_commands()
             times.append(self._splitting.next_deadline())
         if not self._stopping:
             times += [b.next_probe for b in self._backends.values() if not b.probing]
@@ -163,7 +163,7 @@ class NodeCore:
             self._stopping,
             self._peers.view() if self._peers is not None else None,
             tuple(self._wishes),
-            self._splitting.lent if self._splitting is not None else None,
+            self._splitting.worker_lease if self._splitting is not None else None,
         )
         if new != self._snapshot:
             self._snapshot = replace(new, version=new.version + 1)
@@ -177,13 +177,13 @@ class NodeCore:
             return []
         match event:
             case e.MessageReceived(peer, LeaseMessage() as message):
-                splitting.message(peer, message, self._memory, self._busy, now)
+                splitting.on_message(peer, message, self._memory, self._busy, now)
             case e.LinkUp(peer):
                 splitting.link_up(peer, now)
             case e.LinkDown(peer):
                 splitting.link_down(peer, now)
             case e.WorkerProgress() | e.WorkerReady() | e.WorkerGone():
-                splitting.worker(event)
+                splitting.on_worker_event(event)
             case e.TunnelBroken():
                 splitting.tunnel_broken(event, now)
             case _:
@@ -200,7 +200,7 @@ class NodeCore:
         if self._stopping:
             return "it is stopping"
         for name, own in self._local.models.items():
-            alone = own.measured is not None and own.measured.alone and not own.apart
+            alone = own.measured is not None and own.measured.fits_locally and not own.force_split
             if own.wanted and (name != model or alone or own.server is not ServerPhase.NONE):
                 return f"it serves {name} itself"
         return "it has backends" if self._backends else ""
@@ -210,7 +210,7 @@ class NodeCore:
     def _said(self) -> dict[str, object]:
         """What this node says of itself; the signer cuts what is beyond the bounds of a record."""
         served = [
-            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.sees)
+            ServedModel(m.name, m.facts.purpose, run.context_length, run.slots, m.facts.size, m.facts.vision)
             for m in self._local.models.values()
             if m.wanted
             and m.server is ServerPhase.SERVING
@@ -224,7 +224,7 @@ class NodeCore:
         wants = [
             name
             for name, model in self._local.models.items()
-            if model.wanted and name != self._taken and not (model.apart and model.measured is None)
+            if model.wanted and name != self._taken and not (model.force_split and model.measured is None)
         ]
         return {
             "serves": tuple(served),
@@ -250,7 +250,7 @@ class NodeCore:
         if not isinstance(peers, Member) or self._local.models or self._backends or self._wishes or self._stopping:
             self._placement_at = None
             return []
-        lent = self._splitting is not None and self._splitting.lent is not None
+        lent = self._splitting is not None and self._splitting.worker_lease is not None
         if not self._on_disk or not peers.joined or peers.record.idle or lent:
             self._placement_at = None  # a deadline that nobody meets would be due at every moment
             return []

@@ -70,7 +70,7 @@ class PeerAddress:
 class ServedModel:
     """A model a node answers for now. `context_length` tokens per request (0: unknown), `size` bytes of the file.
 
-    `slots` requests are worked on at a time (0: unknown, a backend). `sees`: it takes pictures (None: unknown).
+    `slots` requests are worked on at a time (0: unknown, a backend). `vision`: it takes pictures (None: unknown).
     """
 
     name: str
@@ -78,7 +78,7 @@ class ServedModel:
     context_length: int = 0
     slots: int = 0
     size: int = 0
-    sees: bool | None = None
+    vision: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +100,12 @@ class FailureReport:
 
 @dataclass(frozen=True, slots=True)
 class SplitCandidate:
-    """The writer of the record was asked to serve `model` and needs others for it; it has `room` bytes itself. `apart`:
-    it is to be split even where it would fit (`--split`)."""
+    """A model that the writer of the record would host as a split. `free_bytes`: the writer's own free memory.
+    `force_split`: split the model even if it fits on one node (`--split`)."""
 
     model: str
-    room: int
-    apart: bool = False
+    free_bytes: int
+    force_split: bool = False
 
 
 @dataclass(frozen=True, slots=True)

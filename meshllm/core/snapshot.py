@@ -88,7 +88,7 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a model once its file is there and has been read. `sees`: it takes pictures."""
+    """What is known of a model once its file is there and has been read. `vision`: it takes pictures."""
 
     path: str
     size: int
@@ -97,13 +97,13 @@ class ModelFacts:
     quantization: str = ""
     digest: str = ""
     purpose: Purpose = Purpose.GENERATE
-    sees: bool = False
+    vision: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
-    `speculation` how it guesses ahead; `fit` where it went and what that left, in words."""
+    `speculation` how it guesses ahead; `placement_text` where it went and what that left, in words."""
 
     endpoint: str
     pid: int
@@ -111,7 +111,7 @@ class ServerFacts:
     context_length: int
     memory: int = 0
     speculation: Speculation = PLAIN
-    fit: str = ""
+    placement_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ class ModelState:
 
     `generation` counts the engine processes started for it; events of an older generation are stale and ignored.
     `failures` counts deaths since the last stable stretch; `not_before` is when the next start is allowed. `measured`
-    is what it takes here, `split` how the agreement with others stands where it needs them, or where `apart` is asked
-    for (`--split`).
+    is the memory that the model needs here; `split` the state of its split, if it needs one; `force_split`: split the
+    model even if it fits here (`--split`).
     """
 
     name: str
@@ -140,7 +140,7 @@ class ModelState:
     advice: str = ""
     measuring: bool = False
     measured: MeasuredModel | None = None
-    apart: bool = False
+    force_split: bool = False
     split: SplitState | None = None
 
 
@@ -170,7 +170,7 @@ class Snapshot:
     mesh: MeshView | None = None
     wants: tuple[str, ...] = ()
     # What this node carries for the host of a split.
-    lent: WorkerLeaseState | None = None
+    worker_lease: WorkerLeaseState | None = None
 
     def model(self, name: str) -> ModelState | None:
         """The model this node was asked to serve under exactly that name."""

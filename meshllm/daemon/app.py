@@ -28,7 +28,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon.draft_selection import wish_of
+from meshllm.daemon.draft_selection import draft_request
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.pidfile import HomeLock
@@ -166,10 +166,12 @@ class App:
         self._started = loop.time()
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
-        drafts = wish_of(settings, wanted, Store(paths.models()))
+        drafts = draft_request(settings, wanted, Store(paths.models()))
         self._fitter = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := builder.find()) is not None:
-            await self._fitter.look(engine)  # a name that is wrong ends this now, not after everything has begun
+            await self._fitter.refresh_devices(
+                engine
+            )  # a name that is wrong ends this now, not after everything has begun
         claim = HomeLock(settings.home)
         owner = Owner("daemon")
         hosts = EVERYWHERE if settings.listen_all else LOOPBACK
@@ -183,8 +185,8 @@ class App:
             peers=self,
             seek=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
-            on_work=self._acceptance.look,
-            guesses=self._acceptance.guesses,
+            on_work=self._acceptance.refresh,
+            guesses=self._acceptance.counts,
         )
         supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
         try:
@@ -335,7 +337,7 @@ class App:
     def _written(self) -> None:
         """The engines here have written more."""
         split = {model.name for model in self._snapshot.models if model.split is not None}
-        self._supervisor.written(self._acceptance.guesses(), split)
+        self._supervisor.update_speed(self._acceptance.counts(), split)
         self._console.changed()
 
     def _works(self) -> bool:
@@ -364,7 +366,7 @@ class App:
             mesh_reason=self._alone,
             sharing=self._sharing.status() if self._sharing is not None else None,
             machine=self._fitter.machine(),
-            guesses=self._acceptance.guesses(),
+            guesses=self._acceptance.counts(),
             traffic=self._traffic,
             elsewhere=self._elsewhere(),
         )

@@ -44,11 +44,11 @@ class DraftRequest:
     target: str = ""
 
 
-NO_WISH = DraftRequest()
+NO_DRAFT_REQUEST = DraftRequest()
 """Whatever is here may be used."""
 
 
-def wish_of(settings: Settings, wanted: Mapping[str, Wanted | None], store: Store) -> DraftRequest:
+def draft_request(settings: Settings, wanted: Mapping[str, Wanted | None], store: Store) -> DraftRequest:
     """What `settings` ask for; `wanted` are their models, by name.
 
     Raises as `resolve` does for a draft's name that means nothing, and UsageError if that draft cannot pair with the
@@ -92,7 +92,7 @@ class DraftSelector:
             found = Pairing(reason=f"{found.name} was tried, but {why}")
         return decide(wanted=True, obstacle="", draft=found.name, why_no_draft=found.reason), found.draft
 
-    def give_up(self, draft: LocalModel, why: str) -> None:
+    def reject(self, draft: LocalModel, why: str) -> None:
         """An engine did not start with that draft: none does from now on."""
         log.warning("%s is not used as a draft any more: %s", draft.name, why)
         self._broken[draft.path] = why

@@ -46,7 +46,7 @@ class DraftStats:
             # Of a split, how long a token takes is wanted too, to hold it against the forecast.
             if (facts := model.server_facts) is not None
             and model.server is not ServerPhase.STOPPING
-            and (facts.speculation.guessing is not DraftSource.NONE or model.split is not None)
+            and (facts.speculation.source is not DraftSource.NONE or model.split is not None)
         }
         for model, socket in self._engines.items():
             if engines.get(model) != socket and model in self._now:
@@ -56,14 +56,14 @@ class DraftStats:
             if socket not in engines.values():
                 question.cancel()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Requests began or ended: ask the engines, now or after the pause."""
         self._again = True
         if self._engines and not self._asking:
             self._asking = True
             self._owner.start(self._keep_asking(), "ask the engines")
 
-    def guesses(self) -> Mapping[str, DraftCounts]:
+    def counts(self) -> Mapping[str, DraftCounts]:
         """What is known, by model."""
         models = {*self._before, *self._now, *self._engines}
         return {

@@ -131,23 +131,23 @@ class EngineProcesses:
             self._post(e.ModelMeasured(name, measured))
 
     async def _measured(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> MeasuredModel:
-        room, found = self._fitter.offer(), None
+        room, found = self._fitter.free_memory(), None
         with contextlib.suppress(OutOfRoom):
             found = self._found[name] = await self._prepare(model, name, engine)
-        alone = found is not None and not found.fit.pages
+        alone = found is not None and not found.fit.disk_paging
         if alone and not split:
             return MeasuredModel(alone, room)
         tries = candidates(model.context_length, self._fitter.context, usage(model.header).purpose)
         # Whoever carries layers, pictures are turned into tokens by the host.
         beside = 0 if model.projector is None else projector_bytes(model.projector)
         sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=beside)) for size in tries)
-        return MeasuredModel(alone, room, sizes, await self._leased(model), pages=found is not None and not alone)
+        return MeasuredModel(alone, room, sizes, await self._leased(model), disk_paging=found is not None and not alone)
 
     async def _prepare(self, model: LocalModel, name: str, engine: builder.Engine) -> _Start:
         """How to serve it here alone. Raises OutOfRoom where that cannot be."""
         speculation, draft = await self._drafter.choose(name, model, partial(self._fetch_draft, name))
-        fit = await self._fitter.fit(engine, model, usage(model.header), speculation=speculation, draft=draft)
-        return _Start(fit, draft if fit.speculation.guessing is DraftSource.DRAFT else None)
+        fit = await self._fitter.plan(engine, model, usage(model.header), speculation=speculation, draft=draft)
+        return _Start(fit, draft if fit.speculation.source is DraftSource.DRAFT else None)
 
     async def _fetch_draft(self, name: str, draft: Wanted) -> LocalModel:
         """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
@@ -197,7 +197,7 @@ class EngineProcesses:
         finally:
             socket.unlink(missing_ok=True)
             if command.lease is not None:
-                self._carrying.let_go(command.lease, start.reach if start is not None else None)
+                self._carrying.release(command.lease, start.reach if start is not None else None)
             self._children.pop(key, None)
             self._unwanted.discard(key)
             self._post(e.ServerGone(name, generation, reason, advice, hopeless))
@@ -218,7 +218,7 @@ class EngineProcesses:
             started = True
             size = fit.size
             facts = ServerFacts(
-                str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.words
+                str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.placement_text
             )
             self._post(e.ServerReady(name, generation, facts))
 
@@ -233,7 +233,7 @@ class EngineProcesses:
         reason, advice = llama_server.reason_and_advice(ending, log_file)
         log.warning("%s: %s", name, reason)
         if start.draft is not None and not started:
-            self._drafter.give_up(start.draft, f"the engine did not start with it: {reason}")
+            self._drafter.reject(start.draft, f"the engine did not start with it: {reason}")
         return reason, advice
 
     async def _reach(self, model: LocalModel, command: c.StartServer) -> _Start:
@@ -242,9 +242,9 @@ class EngineProcesses:
         assert lease is not None
         assert size is not None
         speculation, draft = await self._drafter.choose(command.model, model, partial(self._fetch_draft, command.model))
-        fit = self._fitter.fit_split(model, usage(model.header), lease, size, speculation, draft)
-        kept = draft if fit.speculation.guessing is DraftSource.DRAFT else None
-        return _Start(fit, kept, await self._carrying.reach(lease, model.files))
+        fit = self._fitter.plan_split(model, usage(model.header), lease, size, speculation, draft)
+        kept = draft if fit.speculation.source is DraftSource.DRAFT else None
+        return _Start(fit, kept, await self._carrying.connect_workers(lease, model.files))
 
 
 def _plan(model: LocalModel, name: str, start: _Start, threads: int | None) -> ServerPlan:

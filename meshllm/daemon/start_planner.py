@@ -51,26 +51,26 @@ CHECKPOINTS_MOST = 32
 
 @dataclass(frozen=True, slots=True)
 class StartPlan:
-    """How to start a model. `memory`: bytes it takes in all; `words`: what a person is told of it.
+    """How to start the engine for a model. `memory`: bytes it needs in all; `placement_text`: the placement, for users.
 
-    `micro_batch`: tokens the engine has to compute in one go, None if it need not. `devices`, `layers`,
-    `experts_aside` and `checkpoints` are those of `llama_server.ServerPlan`. `speculation` is what was asked for, or
-    less; `draft_device` where the draft is held. `projector`: what lets it see, for `llama_server.ServerPlan`. `pages`:
-    it does not fit, and weights will be read from the disk.
+    `micro_batch`: tokens that the engine must compute in one batch (None: its default). `devices`, `layers`,
+    `experts_aside`, `checkpoints` and `projector` are those of `llama_server.ServerPlan`. `speculation`: what was
+    requested, or less. `draft_device`: the device of the draft model. `disk_paging`: the model does not fit in memory and
+    the engine reads weights from the disk.
     """
 
     size: ContextSize
     memory: int
     micro_batch: int | None
     prompt_cache_mib: int
-    words: str = ""
+    placement_text: str = ""
     devices: tuple[str, ...] | None = None
     layers: tuple[int, ...] = ()
     experts_aside: int = 0
     checkpoints: int | None = None
     speculation: Speculation = PLAIN
     draft_device: str | None = None
-    pages: bool = False
+    disk_paging: bool = False
     projector: Projector | None = None
 
 
@@ -98,7 +98,7 @@ class StartPlanner:
         """Tokens of context that were asked for."""
         return self._context
 
-    async def look(self, engine: Engine) -> None:
+    async def refresh_devices(self, engine: Engine) -> None:
         """Ask `engine` what it can compute on here. Raises UsageError if a device that was named is not there, and
         EngineUnavailable."""
         found = await bindings.devices(engine)
@@ -123,16 +123,16 @@ class StartPlanner:
             known=self._devices is not None,
         )
 
-    def offer(self) -> int:
+    def free_memory(self) -> int:
         """Bytes that this machine has for models, now."""
         return offer(self.machine())
 
-    def pieces(self) -> tuple[int, ...]:
+    def device_memory(self) -> tuple[int, ...]:
         """The same for each accelerator, where there are several."""
         accelerators = room(self.machine()).accelerators
         return tuple(accelerator.room for accelerator in accelerators) if len(accelerators) > 1 else ()
 
-    async def fit(
+    async def plan(
         self,
         engine: Engine,
         model: LocalModel,
@@ -146,12 +146,12 @@ class StartPlanner:
         Raises OutOfRoom where it cannot be served here at all, and as `bindings.memory_need` does.
         """
         if self._devices != ():
-            await self.look(engine)  # what is free on a device changes with every model that is loaded
+            await self.refresh_devices(engine)  # what is free on a device changes with every model that is loaded
         machine = self.machine()
-        task = _Task(engine, model, how, room(machine), bool(machine.devices), speculation.longest)
+        task = _Task(engine, model, how, room(machine), bool(machine.devices), speculation.max_draft_tokens)
         task = _with_projector(task)
         sizes = task.sizes(self._context)
-        if draft is not None and speculation.guessing is DraftSource.DRAFT:
+        if draft is not None and speculation.source is DraftSource.DRAFT:
             why = f"{draft.name} would take memory that {model.name} needs"
             try:
                 both = await self._with_draft(task, sizes, draft, speculation)
@@ -206,18 +206,18 @@ class StartPlanner:
             memory=found.need.host + sum(found.need.accelerators) + draft_memory + task.beside,
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
-            words=describe(found, wish, task.shape, given) + _sees(task.projector),
+            placement_text=describe(found, wish, task.shape, given) + _sees(task.projector),
             devices=tuple(task.names(trial)) if task.chosen else None,
             layers=tuple(count for count in trial.layers if count),
             experts_aside=trial.experts_aside,
             checkpoints=checkpoints,
             speculation=speculation,
             draft_device=draft_device,
-            pages=found.verdict is FitVerdict.PAGES,
+            disk_paging=found.verdict is FitVerdict.PAGES,
             projector=task.projector,
         )
 
-    def fit_split(
+    def plan_split(
         self,
         model: LocalModel,
         how: ModelUsage,
@@ -238,7 +238,7 @@ class StartPlanner:
         there = [count for share in others for count in share.runs]
         layers = [count for count in here if count] + there
         layers[-1] += 1  # the output counts as one of the last, though the engine keeps it here
-        if draft is not None and own.memory + draft.size * 3 // 2 > self.offer():
+        if draft is not None and own.memory + draft.size * 3 // 2 > self.free_memory():
             speculation = Speculation(
                 DraftSource.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers"
             )
@@ -249,7 +249,7 @@ class StartPlanner:
             memory=own.memory,
             micro_batch=size.context_length if how.at_once else None,
             prompt_cache_mib=0,  # it would fetch what the workers remember of whole prompts
-            words=f"split by layers: {own.layers} of {model.header.layers} here, {carried}{_sees(projector)}",
+            placement_text=f"split by layers: {own.layers} of {model.header.layers} here, {carried}{_sees(projector)}",
             devices=(*names, *(f"RPC{number}" for number in range(len(there)))),
             layers=tuple(layers),
             checkpoints=0 if checkpoint_bytes(model.header.shape) else None,
@@ -258,7 +258,7 @@ class StartPlanner:
             projector=projector,
         )
 
-    def lent_devices(self, share: WorkerShare) -> tuple[str, ...]:
+    def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
         """The accelerators that the layers of `share` are computed on, in their order; none: the processor.
 
         Raises OutOfRoom where they are not those that it was planned for.

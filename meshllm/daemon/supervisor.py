@@ -18,7 +18,7 @@ from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
 from meshllm.core.snapshot import ModelFacts, Progress
 from meshllm.core.split.planner import token_bytes
-from meshllm.daemon.draft_selection import NO_WISH, DraftRequest, DraftSelector
+from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
 from meshllm.daemon.engine_process import EngineProcesses, progress_of
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.worker_process import WorkerProcesses
@@ -69,7 +69,7 @@ class Supervisor:
         home: Path,
         fitter: StartPlanner,
         post: Callable[[e.Event], None],
-        drafts: DraftRequest = NO_WISH,
+        drafts: DraftRequest = NO_DRAFT_REQUEST,
     ) -> None:
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
@@ -139,7 +139,7 @@ class Supervisor:
         """Find out which models are here, and post `DiskScanned`."""
         self._owner.start(self._scan(), "look at the disk")
 
-    def written(self, guesses: Mapping[str, DraftCounts], split: Container[str]) -> None:
+    def update_speed(self, guesses: Mapping[str, DraftCounts], split: Container[str]) -> None:
         """So much have the engines here written: how fast this node reads weights follows from it. `split`: the models
         that others have a part in, which say nothing of this node."""
         for name, model in self._models.items():
@@ -165,7 +165,7 @@ class Supervisor:
 
         try:
             engine = await builder.ensure(progress=tell)
-            await self._fitter.look(engine)
+            await self._fitter.refresh_devices(engine)
             self._engine = engine
         except MeshError as error:
             self._post(e.EngineFailed(error.message, error.advice))
@@ -186,7 +186,9 @@ class Supervisor:
         # Those asked for by name come first: there is a limit to how many the mesh is told of.
         names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
         self._post(
-            e.DiskScanned(tuple(names), self._fitter.offer(), self._fitter.pieces(), tuple(sorted(aliases.items())))
+            e.DiskScanned(
+                tuple(names), self._fitter.free_memory(), self._fitter.device_memory(), tuple(sorted(aliases.items()))
+            )
         )
         if not self._sped:
             self._sped = True
@@ -225,7 +227,7 @@ class Supervisor:
                         quantization=header.quantization,
                         digest=model.digest or "",
                         purpose=usage(header).purpose,
-                        sees=model.projector is not None,
+                        vision=model.projector is not None,
                     ),
                 )
             )

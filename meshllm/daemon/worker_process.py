@@ -88,7 +88,7 @@ class WorkerProcesses:
         if self._tunnels is not None:
             self._tunnels.open_ahead(peer)
 
-    async def reach(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
+    async def connect_workers(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
         """Have a socket for each worker of `lease`, and the list of the model's files. Raises OSError, MeshError."""
         tunnels = self._mesh()
         endpoints = {}
@@ -103,8 +103,8 @@ class WorkerProcesses:
         }
         return WorkerConnections(tuple(endpoints.values()), environment)
 
-    def let_go(self, lease: Lease, reach: WorkerConnections | None) -> None:
-        """Nothing that `reach` made is needed any more."""
+    def release(self, lease: Lease, reach: WorkerConnections | None) -> None:
+        """Nothing that `connect_workers` made is needed any more."""
         if self._tunnels is not None:
             self._tunnels.revoke((lease.session, lease.generation))
         for path in (*(reach.endpoints if reach is not None else ()), self._list_path(lease)):
@@ -159,7 +159,7 @@ class WorkerProcesses:
             tell(Progress(f"engine: {step.stage.value}", fraction, step.detail))
 
         engine = await builder.ensure(progress=built)
-        await self._fitter.look(engine)
+        await self._fitter.refresh_devices(engine)
         files = await self._files(lease, tell)
         commands, pushes, onward = places
         share = lease.share(self._node)
@@ -175,7 +175,7 @@ class WorkerProcesses:
             pushes=pushes,
             files=self._list(lease, files),
             peers=peers,
-            devices=self._fitter.lent_devices(share),
+            devices=self._fitter.worker_devices(share),
             threads=self._fitter.threads or resources.processors().usable,
         )
 

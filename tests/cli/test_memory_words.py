@@ -36,8 +36,8 @@ def serving() -> NodeCore:
         e.ModelWanted("m"),
         e.EngineReady("1"),
         e.FileReady("m", ModelFacts("/m.gguf", 100, "llama", 8192)),
-        e.ModelMeasured("m", MeasuredModel(alone=True, room=GB)),
-        e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, fit=FIT)),
+        e.ModelMeasured("m", MeasuredModel(fits_locally=True, free_bytes=GB)),
+        e.ServerReady("m", 1, ServerFacts("/s.sock", 1, 1, 4096, 7 << 30, placement_text=FIT)),
     ):
         mesh.handle(event, 0.0)
     return mesh

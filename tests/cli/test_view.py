@@ -25,7 +25,7 @@ STORY = [
     e.FileProgress("m[red]odel", Progress("verifying", 0.5)),
     e.FileReady("m[red]odel", ModelFacts("/m.gguf", 100, "llama", 8192)),
     e.EngineReady("1.0"),
-    e.ModelMeasured("m[red]odel", MeasuredModel(alone=True, room=1 << 30)),
+    e.ModelMeasured("m[red]odel", MeasuredModel(fits_locally=True, free_bytes=1 << 30)),
     e.ServerProgress("m[red]odel", 1, Progress("loading", 0.9)),
     e.ServerReady("m[red]odel", 1, ServerFacts("/s.sock", 1, 4, 8192, 300 << 20)),
     e.BackendAdded("http://b"),

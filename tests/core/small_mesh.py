@@ -144,8 +144,8 @@ class SmallMesh:
 
         self.tell(number, e.ModelWanted(model))
         self.tell(number, e.EngineReady("1"))
-        self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192, sees=sees)))
-        self.tell(number, e.ModelMeasured(model, MeasuredModel(alone=True, room=1000)))
+        self.tell(number, e.FileReady(model, ModelFacts("/m.gguf", 100, "llama", 8192, vision=sees)))
+        self.tell(number, e.ModelMeasured(model, MeasuredModel(fits_locally=True, free_bytes=1000)))
         self.tell(number, e.ServerReady(model, 1, ServerFacts("/s", 1, 4, 8192)))
 
     # -- inside

@@ -103,7 +103,7 @@ def test_what_a_node_serves_is_told_with_what_it_takes() -> None:
     mesh.serve(2, "n")
     mesh.until(lambda: sum(len(peer.record.serves) for peer in mesh.view(0).peers) == 2, within=2)
     told = {served.name: served for peer in mesh.view(0).peers for served in peer.record.serves}
-    assert (told["m"].sees, told["n"].sees) == (True, False)
+    assert (told["m"].vision, told["n"].vision) == (True, False)
     assert (told["m"].context_length, told["m"].slots, told["m"].size) == (8192, 4, 100)
 
 

@@ -13,44 +13,44 @@ from meshllm.core.memory.model_shape import LayerShape, ModelShape
 
 def test_it_fits() -> None:
     told = outlook(DENSE, SIZES, MemoryBudget(64 * GB))
-    assert (told.prospect, told.size, told.machines) == (FitOutlook.FITS, SIZES[0], 1)
+    assert (told.outlook, told.size, told.machines) == (FitOutlook.FITS, SIZES[0], 1)
     assert told.memory == forecast(DENSE, SIZES[0]).total
 
 
 def test_fewer_slots_are_no_loss_but_less_context_is() -> None:
-    assert outlook(DENSE, SIZES, MemoryBudget(15 * GB)).prospect is FitOutlook.FITS
+    assert outlook(DENSE, SIZES, MemoryBudget(15 * GB)).outlook is FitOutlook.FITS
     told = outlook(DENSE, SIZES, MemoryBudget(int(6.5 * GB)))
-    assert told.prospect is FitOutlook.LESS_CONTEXT
+    assert told.outlook is FitOutlook.LESS_CONTEXT
     assert told.size.context_length < SIZES[0].context_length
     assert told.memory <= 6.5 * GB
 
 
 def test_what_would_be_read_from_the_disk_again_and_again_is_for_several_machines() -> None:
     told = outlook(DENSE, SIZES, MemoryBudget(4 * GB))
-    assert (told.prospect, told.machines) == (FitOutlook.SPLIT, 2)
+    assert (told.outlook, told.machines) == (FitOutlook.SPLIT, 2)
     assert told.size == SIZES[-1]
-    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // MOST_MACHINES)).prospect in (
+    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // MOST_MACHINES)).outlook in (
         FitOutlook.SPLIT,
         FitOutlook.TOO_BIG,
     )
-    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // (MOST_MACHINES + 1))).prospect is FitOutlook.TOO_BIG
-    assert outlook(DENSE, SIZES, MemoryBudget(0)).prospect is FitOutlook.TOO_BIG
+    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // (MOST_MACHINES + 1))).outlook is FitOutlook.TOO_BIG
+    assert outlook(DENSE, SIZES, MemoryBudget(0)).outlook is FitOutlook.TOO_BIG
 
 
 def test_what_goes_with_it_counts() -> None:
     least = outlook(DENSE, SIZES, MemoryBudget(4 * GB)).memory
     enough = MemoryBudget(least + GB // 10)
-    assert outlook(DENSE, SIZES, enough).prospect is FitOutlook.LESS_CONTEXT
-    assert outlook(DENSE, SIZES, enough, beside=GB).prospect is FitOutlook.SPLIT
+    assert outlook(DENSE, SIZES, enough).outlook is FitOutlook.LESS_CONTEXT
+    assert outlook(DENSE, SIZES, enough, beside=GB).outlook is FitOutlook.SPLIT
 
 
 def test_accelerators_hold_it_or_a_part_of_it() -> None:
-    assert outlook(DENSE, SIZES, MemoryBudget(2 * GB, (gpu(24),))).prospect is FitOutlook.FITS
-    assert outlook(DENSE, SIZES, MemoryBudget(64 * GB, (gpu(3),))).prospect is FitOutlook.FITS, (
+    assert outlook(DENSE, SIZES, MemoryBudget(2 * GB, (gpu(24),))).outlook is FitOutlook.FITS
+    assert outlook(DENSE, SIZES, MemoryBudget(64 * GB, (gpu(3),))).outlook is FitOutlook.FITS, (
         "the rest is on the processor"
     )
     told = outlook(DENSE, SIZES, MemoryBudget(2 * GB, (gpu(3),)))
-    assert (told.prospect, told.machines) == (FitOutlook.SPLIT, 2)
+    assert (told.outlook, told.machines) == (FitOutlook.SPLIT, 2)
 
 
 @pytest.mark.parametrize("moved", range(4))

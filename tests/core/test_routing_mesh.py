@@ -72,22 +72,22 @@ def test_what_is_here_comes_before_peers_and_peers_by_load_and_distance() -> Non
 
 
 def test_who_sees_is_told_by_the_file_here_and_by_the_record_of_a_peer() -> None:
-    facts = ModelFacts("/m", 1, "llama", 4096, sees=True)
-    record = replace(peer(1).record, serves=(ServedModel("m", sees=False), ServedModel("n")))
+    facts = ModelFacts("/m", 1, "llama", 4096, vision=True)
+    record = replace(peer(1).record, serves=(ServedModel("m", vision=False), ServedModel("n")))
     known = snapshot(replace(peer(1), record=record), models=(replace(SERVED, facts=facts),))
-    assert [offer.sees for offer in routes.route(known, "m").offers] == [True, False]
-    assert [offer.sees for offer in routes.route(known, "n").offers] == [None]
+    assert [offer.vision for offer in routes.route(known, "m").offers] == [True, False]
+    assert [offer.vision for offer in routes.route(known, "n").offers] == [None]
     loading = replace(SERVED, facts=facts, server=ServerPhase.STARTING, server_facts=None)
     route = routes.route(snapshot(models=(loading,)), "m")
-    assert (route.offers, route.sees) == ((), True)
+    assert (route.offers, route.vision) == ((), True)
 
 
 @given(st.sampled_from(list(PeerStatus)))
 def test_only_the_living_are_routable(status: PeerStatus) -> None:
     route = routes.route(snapshot(peer(1, "m", status=status)), "m")
     assert bool(route.targets) == (status is PeerStatus.ALIVE)
-    assert route.seek == (status in (PeerStatus.HEARD, PeerStatus.SUSPECT))
-    assert (route.standing is Availability.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
+    assert route.dial_hosts == (status in (PeerStatus.HEARD, PeerStatus.SUSPECT))
+    assert (route.availability is Availability.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
 
 
 def test_who_does_not_answer_this_node_is_not_asked_though_it_lives_for_others() -> None:
@@ -102,22 +102,22 @@ def test_who_does_not_answer_this_node_is_not_asked_though_it_lives_for_others()
 
 def test_why_there_is_nobody() -> None:
     joining = routes.route(snapshot(phase=JoinPhase.SYNCING), "m")
-    assert (joining.standing, joining.patience) == (Availability.COMING, routes.SETTLING_SECONDS)
-    assert "joining the mesh" in joining.words
+    assert (joining.availability, joining.max_wait) == (Availability.COMING, routes.SETTLING_SECONDS)
+    assert "joining the mesh" in joining.message
     for known in (snapshot(wants=("m",)), snapshot(peer(1, wants=("m",)))):
         wanted = routes.route(known, "m")
-        assert (wanted.standing, wanted.patience) == (Availability.COMING, routes.WANTED_SECONDS)
-        assert "--join" in wanted.verdict
+        assert (wanted.availability, wanted.max_wait) == (Availability.COMING, routes.WANTED_SECONDS)
+        assert "--join" in wanted.timeout_message
         assert routes.wanted(known) == ("m",)
-    assert routes.route(snapshot(phase=JoinPhase.FAILED), "m").standing is Availability.FAILED
-    assert routes.route(snapshot(peer(1, "x")), "m").standing is Availability.UNKNOWN
+    assert routes.route(snapshot(phase=JoinPhase.FAILED), "m").availability is Availability.FAILED
+    assert routes.route(snapshot(peer(1, "x")), "m").availability is Availability.UNKNOWN
     assert routes.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
 
 
 def test_a_model_that_cannot_be_served_here_is_served_by_a_peer() -> None:
     failed = ModelState("m", file=FilePhase.FAILED, reason="no room")
-    assert routes.route(snapshot(models=(failed,)), "m").standing is Availability.FAILED
-    assert routes.route(snapshot(models=(failed,), phase=JoinPhase.DIALLING), "m").standing is Availability.COMING
+    assert routes.route(snapshot(models=(failed,)), "m").availability is Availability.FAILED
+    assert routes.route(snapshot(models=(failed,), phase=JoinPhase.DIALLING), "m").availability is Availability.COMING
     assert routes.route(snapshot(peer(1, "m"), models=(failed,)), "m").targets
 
 

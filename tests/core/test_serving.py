@@ -26,7 +26,7 @@ from meshllm.core.split.host import MeasuredModel
 
 FACTS = ModelFacts("/models/m.gguf", 100, "llama", 8192)
 SERVER = ServerFacts("/run/m.sock", 42, 4, 8192)
-FITS = MeasuredModel(alone=True, room=1 << 30)
+FITS = MeasuredModel(fits_locally=True, free_bytes=1 << 30)
 
 
 def serving_mesh(now: float = 0.0) -> NodeCore:
@@ -98,8 +98,8 @@ def test_a_death_is_followed_by_a_start_at_once_and_by_backoff_if_it_repeats() -
     assert waits[-1] == next_step.CRASH_LOOP_RETRY_SECONDS
     assert len(waits) == next_step.CRASH_LOOP_FAILURES - 1
     route = routes.route(mesh.snapshot(), "m")
-    assert route.standing is routes.Availability.FAILED
-    assert "killed again" in route.words
+    assert route.availability is routes.Availability.FAILED
+    assert "killed again" in route.message
 
 
 def test_a_stable_stretch_forgives_earlier_deaths() -> None:
@@ -141,12 +141,12 @@ def test_a_model_too_large_for_a_node_in_no_mesh_is_refused_with_the_reason() ->
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
     mesh.handle(e.EngineReady("1"), 0.0)
-    assert mesh.handle(e.ModelMeasured("m", MeasuredModel(alone=False, room=10)), 1.0) == []
+    assert mesh.handle(e.ModelMeasured("m", MeasuredModel(fits_locally=False, free_bytes=10)), 1.0) == []
     assert phase(mesh) is ModelPhase.FAILED
     route = routes.route(mesh.snapshot(), "m")
-    assert route.standing is routes.Availability.FAILED
-    assert "too large" in route.words
-    assert "--join" in route.words
+    assert route.availability is routes.Availability.FAILED
+    assert "too large" in route.message
+    assert "--join" in route.message
 
 
 def test_stop_stops_everything_and_finishes_once() -> None:
@@ -169,9 +169,9 @@ def test_an_engine_that_cannot_be_had_is_told_to_callers() -> None:
     mesh.handle(e.FileReady("m", FACTS), 0.0)
     mesh.handle(e.EngineFailed("no compiler", "apt install g++"), 1.0)
     route = routes.route(mesh.snapshot(), "m")
-    assert route.standing is routes.Availability.FAILED
-    assert "no compiler" in route.words
-    assert "apt install g++" in route.words
+    assert route.availability is routes.Availability.FAILED
+    assert "no compiler" in route.message
+    assert "apt install g++" in route.message
 
 
 def test_a_file_that_did_not_come_is_tried_again_unless_that_is_hopeless() -> None:
@@ -189,23 +189,23 @@ def test_a_file_that_did_not_come_is_tried_again_unless_that_is_hopeless() -> No
 def test_backends_are_probed_and_their_models_routed_while_they_answer() -> None:
     mesh = NodeCore()
     assert mesh.handle(e.BackendAdded("http://b"), 0.0) == [c.ProbeBackend("http://b")]
-    assert routes.route(mesh.snapshot(), "x").standing is routes.Availability.COMING
+    assert routes.route(mesh.snapshot(), "x").availability is routes.Availability.COMING
     mesh.handle(e.BackendAnswered("http://b", ("x", "y")), 1.0)
     assert [t.address for t in routes.route(mesh.snapshot(), "x").targets] == ["http://b"]
-    assert routes.route(mesh.snapshot(), "z").standing is routes.Availability.UNKNOWN
+    assert routes.route(mesh.snapshot(), "z").availability is routes.Availability.UNKNOWN
     due = mesh.next_deadline()
     assert due is not None
     assert mesh.handle(e.TimePassed(), due) == [c.ProbeBackend("http://b")]
     mesh.handle(e.BackendSilent("http://b", "refused"), due)
     gone = routes.route(mesh.snapshot(), "x")
     assert gone.targets == ()
-    assert gone.standing is routes.Availability.COMING
+    assert gone.availability is routes.Availability.COMING
     for _ in range(routes.BACKEND_PATIENCE_FAILURES):
         later = mesh.next_deadline()
         assert later is not None
         assert mesh.handle(e.TimePassed(), later) == [c.ProbeBackend("http://b")]
         mesh.handle(e.BackendSilent("http://b", "refused"), later)
-    assert routes.route(mesh.snapshot(), "x").standing is routes.Availability.FAILED
+    assert routes.route(mesh.snapshot(), "x").availability is routes.Availability.FAILED
 
 
 def test_the_local_model_comes_before_a_backend_of_the_same_name() -> None:
@@ -284,7 +284,7 @@ def test_every_state_has_a_phase_and_words(engine: EnginePhase, file: FilePhase,
 
     model = ModelState("m", file=file, server=server)
     assert isinstance(next_step.phase(EngineState(engine), model), ModelPhase)
-    assert "m" in next_step.progress_words(EngineState(engine), model)
+    assert "m" in next_step.progress_message(EngineState(engine), model)
     assert next_step.next_step(EngineState(engine), model, 0.0) == next_step.next_step(EngineState(engine), model, 0.0)
 
 
@@ -300,7 +300,7 @@ def test_a_route_tells_what_the_model_is_for_as_soon_as_its_file_is_read(purpose
     mesh.handle(e.ServerReady("m", 1, SERVER), 3.0)
     route = routes.route(mesh.snapshot(), "m")
     assert (route.purpose, len(route.targets)) == (purpose, 1)
-    assert "m" in routes.purpose_words("m", purpose)
+    assert "m" in routes.purpose_message("m", purpose)
 
 
 @given(st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))

@@ -10,14 +10,14 @@ from meshllm.core.memory.speculation import DraftCounts, DraftSource, decide, ob
 
 def test_a_draft_is_used_with_n_grams_before_it() -> None:
     found = decide(wanted=True, obstacle="", draft="small", why_no_draft="")
-    assert (found.guessing, found.draft, found.reason) == (DraftSource.DRAFT, "small", "")
-    assert found.longest == max(speculation.COPIED_TOKENS, speculation.DRAFTED_TOKENS)
+    assert (found.source, found.draft, found.reason) == (DraftSource.DRAFT, "small", "")
+    assert found.max_draft_tokens == max(speculation.COPIED_TOKENS, speculation.DRAFTED_TOKENS)
 
 
 def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> None:
     found = decide(wanted=True, obstacle="", draft="", why_no_draft="there is none on this disk")
-    assert (found.guessing, found.draft, found.reason) == (DraftSource.NGRAMS, "", "there is none on this disk")
-    assert found.longest == speculation.COPIED_TOKENS
+    assert (found.source, found.draft, found.reason) == (DraftSource.NGRAMS, "", "there is none on this disk")
+    assert found.max_draft_tokens == speculation.COPIED_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> Non
 )
 def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, hindrance: str) -> None:
     found = decide(wanted=wanted, obstacle=hindrance, draft="small", why_no_draft="")
-    assert (found.guessing, found.draft, found.longest) == (DraftSource.NONE, "", 0)
+    assert (found.source, found.draft, found.max_draft_tokens) == (DraftSource.NONE, "", 0)
     assert found.reason == ("it writes no text" if wanted else "it was switched off")
 
 

@@ -76,7 +76,7 @@ class SplitMesh(SmallMesh):
         """What a node finds out about the model."""
         alone = self.need.total <= self.room[number]
         sizes = (SizeNeed(ContextSize(4096, 1), self.need),)
-        return MeasuredModel(alone, self.room[number], sizes, FILES, pages=not alone and number in self.paging)
+        return MeasuredModel(alone, self.room[number], sizes, FILES, disk_paging=not alone and number in self.paging)
 
     def _carry_out(self, number: int, command: c.Command) -> None:
         match command:
@@ -139,7 +139,7 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
     assert split.committed
     assert split.plan is not None
     assert split.plan.seconds > 0
-    lent = mesh.cores[2].snapshot().lent
+    lent = mesh.cores[2].snapshot().worker_lease
     assert lent is not None
     assert (lent.lease, lent.phase) == (lease, LeasePhase.COMMITTED)
     mesh.run(2.0)
@@ -162,7 +162,7 @@ def test_one_node_refuses_with_a_sentence_until_another_comes(mesh: SplitMesh) -
     mesh.node(1, 700, model="m")
     mesh.run(5.0)
     assert mesh.phase(1) is ModelPhase.FAILED
-    words = routes.route(mesh.cores[1].snapshot(), "m").words
+    words = routes.route(mesh.cores[1].snapshot(), "m").message
     assert "it takes" in words
     assert "no other node" in words
     assert "--join" in words
@@ -207,7 +207,7 @@ def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: Spli
     assert not mesh.serves(1)
     split = mesh.split(1)
     assert split is not None
-    assert "host" in split.words()
+    assert "host" in split.status_text()
     assert routes.route(mesh.cores[1].snapshot(), "m").targets
 
 
@@ -283,8 +283,8 @@ def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh)
     mesh.until(lambda: not mesh.serves(1))
     mesh.run(1.0)
     route = routes.route(mesh.cores[1].snapshot(), "m")
-    assert route.standing is routes.Availability.COMING
-    assert "may be back" in route.words
+    assert route.availability is routes.Availability.COMING
+    assert "may be back" in route.message
     mesh.kill(2, seen=True)
     mesh.until(lambda: mesh.phase(1) is ModelPhase.FAILED)  # now there is nobody to wait for
 
@@ -292,7 +292,7 @@ def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh)
 def test_an_engine_with_workers_is_offered_as_one_that_loses_them(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     (offer,) = routes.offers_here(mesh.cores[1].snapshot(), "m")
-    assert offer.shared
+    assert offer.split
 
 
 def test_whoever_was_lost_is_taken_again_when_nobody_else_will_do(mesh: SplitMesh) -> None:
@@ -317,7 +317,7 @@ def test_the_host_dies_and_its_workers_are_free(mesh: SplitMesh) -> None:
     mesh.kill(1, seen=True)
     mesh.run(1.0)
     assert mesh.workers == {}
-    assert mesh.cores[2].snapshot().lent is None
+    assert mesh.cores[2].snapshot().worker_lease is None
 
 
 def test_a_host_that_stops_gives_back_what_it_was_lent(mesh: SplitMesh) -> None:
@@ -325,7 +325,7 @@ def test_a_host_that_stops_gives_back_what_it_was_lent(mesh: SplitMesh) -> None:
     mesh.tell(1, e.StopWanted())
     mesh.run(1.0)
     assert mesh.workers == {}
-    assert mesh.cores[2].snapshot().lent is None
+    assert mesh.cores[2].snapshot().worker_lease is None
 
 
 def test_a_worker_that_stops_says_so(mesh: SplitMesh) -> None:
@@ -354,7 +354,7 @@ def test_a_worker_may_take_long_to_prepare_as_long_as_it_says_so(mesh: SplitMesh
     assert lease.generation == 1
     split = mesh.split(1)
     assert split is not None
-    assert "preparing" in split.words()
+    assert "preparing" in split.status_text()
     assert mesh.phase(1) is not ModelPhase.FAILED
     mesh.tell(2, e.WorkerReady(lease.session, lease.generation))
     mesh.until(lambda: mesh.serves(1), within=2.0)

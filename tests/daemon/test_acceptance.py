@@ -63,13 +63,13 @@ async def acceptance(engines: Engines) -> AsyncIterator[DraftStats]:
 async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers["/a"] = DraftCounts(10, 6)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
-    assert acceptance.guesses() == {"m": DraftCounts()}
+    assert acceptance.counts() == {"m": DraftCounts()}
     assert engines.asked == []
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(10, 6))
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["m"] == DraftCounts(10, 6))
     engines.answers["/a"] = DraftCounts(20, 9)
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(20, 9))
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["m"] == DraftCounts(20, 9))
 
 
 async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
@@ -77,37 +77,37 @@ async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
 ) -> None:
     engines.answers["/a"] = DraftCounts(1, 1)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
-    acceptance.look()
+    acceptance.refresh()
     await engines.until(lambda: len(engines.asked) == 1)
     for _ in range(5):
-        acceptance.look()
+        acceptance.refresh()
     await engines.until(lambda: len(engines.asked) == 2)
     acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
     engines.answers["/b"] = DraftCounts(2, 2)
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["n"] == DraftCounts(2, 2))
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["n"] == DraftCounts(2, 2))
     assert engines.asked == ["/a", "/a", "/a", "/b"]
 
 
 async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers["/b"] = DraftCounts(4, 4)
     acceptance.publish(serving(("plain", "/a", PLAIN), ("m", "/b", NGRAMS)))
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(4, 4))
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["m"] == DraftCounts(4, 4))
     assert "/a" not in engines.asked
-    assert "plain" not in acceptance.guesses()
+    assert "plain" not in acceptance.counts()
 
 
 async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(3, 3)}
     acceptance.publish(serving(("m", "/a", NGRAMS)))
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(10, 5))
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["m"] == DraftCounts(10, 5))
     acceptance.publish(Snapshot(models=(ModelState("m"),)))
-    assert acceptance.guesses() == {"m": DraftCounts(10, 5)}
+    assert acceptance.counts() == {"m": DraftCounts(10, 5)}
     acceptance.publish(serving(("m", "/b", NGRAMS)))
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(13, 8))
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["m"] == DraftCounts(13, 8))
 
 
 @pytest.mark.parametrize("trouble", [ConnectionRefusedError(), TimeoutError(), ValueError("no HTTP")])
@@ -116,12 +116,12 @@ async def test_an_engine_that_does_not_answer_changes_nothing(
 ) -> None:
     engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(2, 1)}
     acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["m"] == DraftCounts(10, 5))
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["m"] == DraftCounts(10, 5))
     engines.answers = {"/a": trouble, "/b": DraftCounts(3, 1)}
-    acceptance.look()
-    await engines.until(lambda: acceptance.guesses()["n"] == DraftCounts(3, 1))
-    assert acceptance.guesses()["m"] == DraftCounts(10, 5)
+    acceptance.refresh()
+    await engines.until(lambda: acceptance.counts()["n"] == DraftCounts(3, 1))
+    assert acceptance.counts()["m"] == DraftCounts(10, 5)
 
 
 async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
@@ -138,14 +138,14 @@ async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
     acceptance = DraftStats(ask, lambda: None, pause=0.0)
     running = serving(("m", "/a", NGRAMS))
     acceptance.publish(running)
-    acceptance.look()
+    acceptance.refresh()
     async with asyncio.timeout(30):
         await asked.wait()
         ending = replace(running.models[0], server=ServerPhase.STOPPING)
         acceptance.publish(Snapshot(models=(ending,)))
         await hung_up.wait()
     asked.clear()
-    acceptance.look()
+    acceptance.refresh()
     await asyncio.sleep(0)
     assert not asked.is_set()
     await acceptance.close()
@@ -154,5 +154,5 @@ async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
 async def test_nobody_is_asked_after_the_end(engines: Engines, acceptance: DraftStats) -> None:
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     await acceptance.close()
-    acceptance.look()
+    acceptance.refresh()
     assert engines.asked == []

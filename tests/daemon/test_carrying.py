@@ -85,9 +85,9 @@ class Bench:
         )
         self.carrying.join(cast(RpcTunnels, self.tunnels), node)
 
-    async def look(self, engine: Engine) -> None: ...
+    async def refresh_devices(self, engine: Engine) -> None: ...
 
-    def lent_devices(self, share: WorkerShare) -> tuple[str, ...]:
+    def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
         if len(share.devices) == 3:
             raise OutOfRoom("three accelerators were planned for")
         return ("CUDA1", "CUDA3") if share.devices else ("CUDA1",)
@@ -271,7 +271,7 @@ async def test_a_lease_that_ends_before_its_process_has_begun(tmp_path: Path, pr
 
 async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: Path) -> None:
     async with bench(tmp_path / "n", here, HOST) as it:
-        reach = await it.carrying.reach(LEASE, (tmp_path / "m.gguf",))
+        reach = await it.carrying.connect_workers(LEASE, (tmp_path / "m.gguf",))
         assert [it.tunnels.led[node] for node in (FIRST, LAST)] == [
             (TunnelUse.COMMANDS, endpoint) for endpoint in reach.endpoints
         ]
@@ -284,7 +284,7 @@ async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: 
         assert told is not None
         told()
         assert it.said.get_nowait() == e.TunnelBroken(*WHICH, LAST)
-        it.carrying.let_go(LEASE, reach)
+        it.carrying.release(LEASE, reach)
         assert it.tunnels.revoked == [WHICH]
 
 
@@ -301,5 +301,5 @@ async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
     )
     alone.open_ahead(FIRST)
     with pytest.raises((OSError, MeshError), match="no mesh"):
-        await alone.reach(LEASE, ())
+        await alone.connect_workers(LEASE, ())
     await alone.close()

@@ -97,7 +97,7 @@ async def test_layers_on_several_devices_of_each_worker(
         return ("CPU",) * len(share.runs)
 
     monkeypatch.setattr(Bench, "lent_devices", lent)
-    fit = StartPlanner(threads=1).fit_split(model, usage(model.header), lease, SIZE, PLAIN, None)
+    fit = StartPlanner(threads=1).plan_split(model, usage(model.header), lease, SIZE, PLAIN, None)
     assert fit.devices == ("RPC0", "RPC1", "RPC2", "RPC3")
     async with AsyncExitStack() as nodes:
         workers = [await nodes.enter_async_context(bench(tmp_path / n.hex()[:2], files, n)) for n in (FIRST, LAST)]

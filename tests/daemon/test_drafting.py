@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from meshllm.core.memory.speculation import DraftSource, Speculation
-from meshllm.daemon.draft_selection import DraftRequest, DraftSelector, wish_of
+from meshllm.daemon.draft_selection import DraftRequest, DraftSelector, draft_request
 from meshllm.daemon.settings import Settings
 from meshllm.errors import DownloadFailed, UnknownModel, UsageError
 from meshllm.models.catalog.entry import Wanted
@@ -68,9 +68,9 @@ async def test_what_was_switched_off_is_off(store: Store) -> None:
     target = model(store.folder, "large", 60)
     model(store.folder, "small", 2)
     how, draft = await choose(DraftSelector(DraftRequest(drafts=False), store), target)
-    assert (how.guessing, how.reason, draft) == (DraftSource.NGRAMS, "--no-draft", None)
+    assert (how.source, how.reason, draft) == (DraftSource.NGRAMS, "--no-draft", None)
     how, draft = await choose(DraftSelector(DraftRequest(speculation=False), store), target)
-    assert (how.guessing, how.reason, draft) == (DraftSource.NONE, "it was switched off", None)
+    assert (how.source, how.reason, draft) == (DraftSource.NONE, "it was switched off", None)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ async def test_models_that_cannot_guess_get_nothing(store: Store, more: dict[str
     target = model(store.folder, "large", 60, **more)
     model(store.folder, "small", 2)
     how, draft = await choose(DraftSelector(DraftRequest(), store), target)
-    assert (how.guessing, draft) == (DraftSource.NONE, None)
+    assert (how.source, draft) == (DraftSource.NONE, None)
     assert how.reason
 
 
@@ -102,7 +102,7 @@ async def test_a_draft_that_was_asked_for_is_fetched_for_its_model_alone(store: 
     how, draft = await drafter.choose("m", target, fetch)
     assert (how, draft, fetched) == (Speculation(DraftSource.DRAFT, "asked"), asked, [asked.path])
     how, draft = await choose(drafter, target, "another")
-    assert (how.guessing, draft) == (DraftSource.NGRAMS, None)
+    assert (how.source, draft) == (DraftSource.NGRAMS, None)
 
 
 async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, 
         return other
 
     how, draft = await drafter.choose("m", target, fetch)
-    assert (how.guessing, draft) == (DraftSource.NGRAMS, None)
+    assert (how.source, draft) == (DraftSource.NGRAMS, None)
     assert how.reason.startswith("other cannot be the draft of large: one has 380 more tokens")
 
 
@@ -134,7 +134,7 @@ async def test_a_draft_that_an_engine_did_not_start_with_is_not_tried_again(stor
     drafter = DraftSelector(DraftRequest(), store)
     _, draft = await choose(drafter, target)
     assert draft is not None
-    drafter.give_up(draft, "the engine did not start with it")
+    drafter.reject(draft, "the engine did not start with it")
     how, draft = await choose(drafter, target)
     assert (how, draft) == (
         Speculation(DraftSource.NGRAMS, reason="small was tried, but the engine did not start with it"),
@@ -146,17 +146,17 @@ def test_what_the_settings_ask_for(store: Store, tmp_path: Path) -> None:
     target, small = model(store.folder, "large", 60), model(tmp_path, "small", 2)
     wanted: dict[str, Wanted | None] = {"large": target.path, "other": None}
     settings = Settings(tmp_path, models=("large", "other"), draft=str(small.path))
-    assert wish_of(settings, wanted, store) == DraftRequest(asked=small.path, name="small", target="large")
+    assert draft_request(settings, wanted, store) == DraftRequest(asked=small.path, name="small", target="large")
     settings = Settings(tmp_path, drafts=False, speculation=False)
-    assert wish_of(settings, wanted, store) == DraftRequest(speculation=False, drafts=False)
+    assert draft_request(settings, wanted, store) == DraftRequest(speculation=False, drafts=False)
 
 
 def test_a_draft_that_cannot_pair_is_refused_before_anything_begins(store: Store, tmp_path: Path) -> None:
     target, other = model(store.folder, "large", 60), model(tmp_path, "other", 2, tokens=400)
     wanted: dict[str, Wanted | None] = {"large": target.path}
     with pytest.raises(UsageError, match="other cannot be the draft of large"):
-        wish_of(Settings(tmp_path, draft=str(other.path)), wanted, store)
+        draft_request(Settings(tmp_path, draft=str(other.path)), wanted, store)
     with pytest.raises(UnknownModel, match="gone"):
-        wish_of(Settings(tmp_path, draft=str(tmp_path / "gone.gguf")), wanted, store)
+        draft_request(Settings(tmp_path, draft=str(tmp_path / "gone.gguf")), wanted, store)
     # Of a model that only the mesh knows, nothing can be told yet.
-    assert wish_of(Settings(tmp_path, draft=str(other.path)), {"large": None}, store).name == "other"
+    assert draft_request(Settings(tmp_path, draft=str(other.path)), {"large": None}, store).name == "other"

@@ -90,10 +90,10 @@ def model(path: Path, name: str = "qwen3", context: int = 131_072) -> LocalModel
 
 async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
     assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
-    assert fit.words.startswith("on the processor: 4.")
+    assert fit.placement_text.startswith("on the processor: 4.")
     assert 4 * GB < fit.memory < 5 * GB
     assert 0 < fit.prompt_cache_mib <= 3200
 
@@ -101,14 +101,14 @@ async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
 async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     local = model(tmp_path / "m.gguf")
     machine.available = int(4.65 * GB)
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(32768, 2)
-    assert "2 of 4 requests at a time for memory" in fit.words
+    assert "2 of 4 requests at a time for memory" in fit.placement_text
     assert "2 of 4 requests at a time for memory" in caplog.text
     assert fit.prompt_cache_mib < 100
     caplog.clear()
     machine.available = 3 * GB
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert "read from the disk again and again" in caplog.text
 
 
@@ -116,11 +116,11 @@ async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine,
     local = model(tmp_path / "m.gguf")
     machine.available = int(4 * GB / MOST_PAGED)
     with pytest.raises(OutOfRoom, match=r"m does not fit here: .* GB are missing") as caught:
-        await StartPlanner().fit(ENGINE, local, usage(local.header))
+        await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert "--join" in caught.value.advice
     machine.available = 32 * GB
     with pytest.raises(OutOfRoom, match=r"2\.0 GB of memory may be used") as caught:
-        await StartPlanner(cap=2 * GB).fit(ENGINE, local, usage(local.header))
+        await StartPlanner(cap=2 * GB).plan(ENGINE, local, usage(local.header))
     assert "--max-vram" in caught.value.advice
 
 
@@ -128,12 +128,12 @@ async def test_a_context_that_was_asked_for_is_kept(
     machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     local = model(tmp_path / "m.gguf")
-    fit = await StartPlanner(context=65536).fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner(context=65536).plan(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(65536, 4)
-    assert "context 65536, as asked for" in fit.words
-    fit = await StartPlanner(context=1 << 20).fit(ENGINE, local, usage(local.header))
+    assert "context 65536, as asked for" in fit.placement_text
+    fit = await StartPlanner(context=1 << 20).plan(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
-    assert "context 131072, all that the model was made for" in fit.words
+    assert "context 131072, all that the model was made for" in fit.placement_text
     assert "it gets no more" in caplog.text
 
 
@@ -141,36 +141,36 @@ async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -
     local = model(tmp_path / "m.gguf")
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
     fitter = StartPlanner()
-    fit = await fitter.fit(ENGINE, local, usage(local.header))
+    fit = await fitter.plan(ENGINE, local, usage(local.header))
     assert (fit.devices, fit.layers, fit.size) == (("CUDA1",), (5,), ContextSize(32768, 4))
-    assert "all 4 layers on CUDA1: " in fit.words
+    assert "all 4 layers on CUDA1: " in fit.placement_text
     assert fitter.machine().used == ("CUDA0", "CUDA1")
-    assert 14 * GB < fitter.offer() < 16 * GB
-    only = await StartPlanner(wanted=("CUDA0",)).fit(ENGINE, local, usage(local.header))
+    assert 14 * GB < fitter.free_memory() < 16 * GB
+    only = await StartPlanner(wanted=("CUDA0",)).plan(ENGINE, local, usage(local.header))
     assert only.devices == ("CUDA0",)
-    none = await StartPlanner(wanted=("none",)).fit(ENGINE, local, usage(local.header))
+    none = await StartPlanner(wanted=("none",)).plan(ENGINE, local, usage(local.header))
     assert (none.devices, none.layers) == ((), ())
     assert machine.asked[-1]["devices"] == [], "an engine that is not told would use what there is"
-    capped = await StartPlanner(cap=3 * GB, wanted=("CUDA1",)).fit(ENGINE, local, usage(local.header))
+    capped = await StartPlanner(cap=3 * GB, wanted=("CUDA1",)).plan(ENGINE, local, usage(local.header))
     assert 0 < sum(capped.layers) < 5
     with pytest.raises(UsageError, match="CUDA7"):
-        await StartPlanner(wanted=("CUDA7",)).look(ENGINE)
+        await StartPlanner(wanted=("CUDA7",)).refresh_devices(ENGINE)
 
 
 async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine: Machine, tmp_path: Path) -> None:
     fitter, own, other = StartPlanner(), NodeId(b"h" * 32), NodeId(b"w" * 32)
-    assert fitter.pieces() == ()
+    assert fitter.device_memory() == ()
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), gpu("CUDA2", 6), PROCESSOR)
-    await fitter.look(ENGINE)
-    assert len(fitter.pieces()) == 3
-    assert sum(fitter.pieces()) == fitter.offer()
-    assert fitter.lent_devices(WorkerShare(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
-    assert fitter.lent_devices(WorkerShare(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
+    await fitter.refresh_devices(ENGINE)
+    assert len(fitter.device_memory()) == 3
+    assert sum(fitter.device_memory()) == fitter.free_memory()
+    assert fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
+    assert fitter.worker_devices(WorkerShare(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
     with pytest.raises(OutOfRoom, match=r"planned for 2 accelerators, and there are 3"):
-        fitter.lent_devices(WorkerShare(other, 1, 9, 1, (5, 4)))
+        fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 4)))
     machine.devices = (gpu("CUDA0", 6), PROCESSOR)
-    await fitter.look(ENGINE)
-    assert fitter.pieces() == ()
+    await fitter.refresh_devices(ENGINE)
+    assert fitter.device_memory() == ()
     # And the host gives the engine a run of layers for each device behind a wire.
     local = model(tmp_path / "m.gguf")
     last = NodeId(b"l" * 32)
@@ -181,35 +181,35 @@ async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine
         (),
         (WorkerShare(own, 0, 1, 1), WorkerShare(other, 1, 2, 1, (1, 0, 1)), WorkerShare(last, 3, 1, 1)),
     )
-    fit = fitter.fit_split(local, usage(local.header), lease, ContextSize(64, 1), PLAIN, None)
+    fit = fitter.plan_split(local, usage(local.header), lease, ContextSize(64, 1), PLAIN, None)
     assert (fit.devices, fit.layers) == (("CUDA0", "RPC0", "RPC1", "RPC2"), (1, 1, 1, 2))
-    assert "1 of 4 here, 1+1 on 7777777777, 1 on 6c6c6c6c6c" in fit.words
+    assert "1 of 4 here, 1+1 on 7777777777, 1 on 6c6c6c6c6c" in fit.placement_text
 
 
 async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Path) -> None:
     sees = engine_samples.projector(tmp_path / "mmproj.gguf", width=1152, hidden=4304, layers=1)
     taken = projector_bytes(sees)
     local = model(tmp_path / "m.gguf")
-    blind = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    blind = await StartPlanner().plan(ENGINE, local, usage(local.header))
     local = replace(local, projector=sees)
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees)
     assert fit.memory == blind.memory + taken
-    assert "sees pictures (0.93 GB at most)" in fit.words
+    assert "sees pictures (0.93 GB at most)" in fit.placement_text
     assert blind.projector is None
-    assert "pictures" not in blind.words
+    assert "pictures" not in blind.placement_text
     machine.available = int((blind.memory + taken - 10 * MIB) / 0.9)
-    assert (await StartPlanner().fit(ENGINE, local, usage(local.header))).size.slots < 4, "it has no room for all"
+    assert (await StartPlanner().plan(ENGINE, local, usage(local.header))).size.slots < 4, "it has no room for all"
     machine.available = 32 * GB
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees, "CUDA1")
-    assert "GB at most on CUDA1)" in fit.words
+    assert "GB at most on CUDA1)" in fit.placement_text
 
 
 async def test_before_the_engine_was_asked_the_memory_is_what_there_is(machine: Machine) -> None:
     fitter = StartPlanner(cap=8 * GB)
-    assert fitter.offer() == 8 * GB
+    assert fitter.free_memory() == 8 * GB
     assert not fitter.machine().known
 
 
@@ -218,37 +218,37 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
 ) -> None:
     local, draft = model(tmp_path / "m.gguf"), model(tmp_path / "draft.gguf")
     wanted = Speculation(DraftSource.DRAFT, "draft")
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
-    alone = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=Speculation(DraftSource.NGRAMS))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    alone = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=Speculation(DraftSource.NGRAMS))
     assert (fit.speculation, fit.size) == (wanted, ContextSize(32768, 4))
     assert fit.memory > alone.memory + 0.4 * GB
     guessed = [asked["guessed"] for asked in machine.asked if asked["path"] == local.path]
-    assert guessed == [wanted.longest, Speculation(DraftSource.NGRAMS).longest]
+    assert guessed == [wanted.max_draft_tokens, Speculation(DraftSource.NGRAMS).max_draft_tokens]
     machine.available = int(5.2 * GB)
     with caplog.at_level(logging.WARNING):
-        fit = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
-    assert fit.speculation.guessing is DraftSource.NGRAMS
+        fit = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    assert fit.speculation.source is DraftSource.NGRAMS
     assert "would take memory that m needs" in fit.speculation.reason
     assert fit.size == ContextSize(32768, 4)
     machine.available, machine.devices = 32 * GB, (gpu("CUDA0", 8), PROCESSOR)
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
     assert (fit.draft_device, fit.layers) == ("CUDA0", (5,))
 
 
 async def test_copies_to_go_back_to_take_a_part_of_what_is_left(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf", "gemma3")
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.checkpoints == CHECKPOINTS_MOST
     wide = replace(local.header.shape, layers=tuple(replace(it, keys=1 << 19) for it in local.header.shape.layers))
     large = replace(local, header=replace(local.header, shape=wide))
-    fit = await StartPlanner().fit(ENGINE, large, usage(large.header))
+    fit = await StartPlanner().plan(ENGINE, large, usage(large.header))
     assert fit.checkpoints is not None
     assert 1 <= fit.checkpoints < CHECKPOINTS_MOST
 
 
 async def test_an_encoder_computes_a_text_in_one_go(machine: Machine, tmp_path: Path) -> None:
     local = model(engine_samples.embedder(tmp_path / "e.gguf"), context=engine_samples.CONTEXT)
-    fit = await StartPlanner().fit(ENGINE, local, usage(local.header))
+    fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert (fit.micro_batch, fit.prompt_cache_mib, fit.checkpoints) == (engine_samples.CONTEXT, 0, None)
     assert machine.asked[0]["embeddings"]
     assert machine.asked[0]["micro_batch"] == engine_samples.CONTEXT
@@ -261,8 +261,8 @@ async def test_the_real_engine(tmp_path: Path) -> None:
         pytest.skip("the engine is not built (mesh-llm engine build)")
     local = model(tmp_path / "m.gguf", context=8192)
     fitter = StartPlanner(wanted=("none",))
-    fit = await fitter.fit(engine, local, usage(local.header))
+    fit = await fitter.plan(engine, local, usage(local.header))
     assert fit.size == ContextSize(8192, 4)
     assert fitter.machine().known
     with pytest.raises(OutOfRoom, match="are missing"):
-        await StartPlanner(cap=20 * MIB, wanted=("none",)).fit(engine, local, usage(local.header))
+        await StartPlanner(cap=20 * MIB, wanted=("none",)).plan(engine, local, usage(local.header))

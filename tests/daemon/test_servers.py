@@ -19,7 +19,7 @@ from meshllm.core.memory.speculation import PLAIN
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
-from meshllm.daemon.draft_selection import NO_WISH, DraftSelector
+from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftSelector
 from meshllm.daemon.engine_process import EngineProcesses
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
 from meshllm.daemon.worker_process import WorkerProcesses
@@ -44,7 +44,7 @@ class Hands:
         self.wrong, self.said = wrong, asyncio.Queue[e.Event]()
         self.released: list[Lease] = []
         self.store = Store(folder / "models")  # nothing was ever fetched into it
-        drafter = DraftSelector(NO_WISH, self.store, ())
+        drafter = DraftSelector(NO_DRAFT_REQUEST, self.store, ())
         ledger = ChildRegistry(folder / "children")
         self.fitter = StartPlanner(context=64, cap=10**9)
         self.servers = EngineProcesses(
@@ -55,15 +55,15 @@ class Hands:
     async def _bring(self, *_: Any) -> LocalModel:
         raise AssertionError("no draft was asked for")
 
-    async def fit(self, *_: Any, **__: Any) -> StartPlan:
+    async def plan(self, *_: Any, **__: Any) -> StartPlan:
         if self.wrong is not None:
             raise self.wrong
         return StartPlan(ContextSize(64, 1), 1, None, 0)
 
-    async def reach(self, lease: Lease, files: Any) -> Any:
+    async def connect_workers(self, lease: Lease, files: Any) -> Any:
         raise OSError("no room for sockets")
 
-    def let_go(self, lease: Lease, reach: Any) -> None:
+    def release(self, lease: Lease, reach: Any) -> None:
         assert reach is None
         self.released.append(lease)
 
@@ -89,13 +89,13 @@ async def test_what_is_to_be_split_is_measured_by_layers_and_known_by_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with hands(tmp_path) as it:
-        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        monkeypatch.setattr(it.fitter, "plan", it.plan)
         local = model(it, tmp_path)
         for split in (True, False):
             it.servers.measure(local, "m", ENGINE, split=split)
             event = await it.told()
             assert isinstance(event, e.ModelMeasured)
-            assert event.measured.alone
+            assert event.measured.fits_locally
             assert bool(event.measured.files) is split  # nobody else needs them
         it.servers.measure(local, "m", ENGINE, split=True)
         event = await it.told()
@@ -112,7 +112,7 @@ async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with hands(tmp_path) as it:
-        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        monkeypatch.setattr(it.fitter, "plan", it.plan)
         blind = model(it, tmp_path)
         sees = replace(blind, projector=engine_samples.projector(tmp_path / "mmproj.gguf"))
         assert sees.projector is not None
@@ -128,26 +128,26 @@ async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
             assert beside == replace(without, ends=without.ends + taken), "on the host, and on nobody else"
         size, workers = ContextSize(64, 1), LEASE.shares[1:]
         lease = replace(LEASE, shares=(replace(LEASE.shares[0], memory=needs[1][-1].total), *workers))
-        fit = it.fitter.fit_split(sees, usage(sees.header), lease, size, PLAIN, None)
+        fit = it.fitter.plan_split(sees, usage(sees.header), lease, size, PLAIN, None)
         assert fit.projector == Projector(sees.projector, device=None)
-        assert "sees pictures" in fit.words
+        assert "sees pictures" in fit.placement_text
         assert fit.memory >= needs[0][-1].total + taken
 
 
 async def test_what_does_not_fit_alone_may_fit_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hands(tmp_path, OutOfRoom("too large")) as it:
-        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        monkeypatch.setattr(it.fitter, "plan", it.plan)
         it.servers.measure(model(it, tmp_path), "m", ENGINE, split=False)
         event = await it.told()
         assert isinstance(event, e.ModelMeasured)
-        assert not event.measured.alone
+        assert not event.measured.fits_locally
         assert event.measured.files
         assert event.measured.sizes
 
 
 async def test_what_cannot_be_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hands(tmp_path, MeshError("the engine is broken", advice="build it again")) as it:
-        monkeypatch.setattr(it.fitter, "fit", it.fit)
+        monkeypatch.setattr(it.fitter, "plan", it.plan)
         local = model(it, tmp_path)
         it.servers.measure(local, "m", ENGINE, split=True)
         assert await it.told() == e.MeasureFailed("m", "the engine is broken", "build it again")

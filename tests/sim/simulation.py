@@ -446,7 +446,7 @@ class Simulation:
         self._tell(node, e.FileReady(command.model, facts))
 
     def _measure(self, node: SimulatedNode, command: c.MeasureModel) -> None:
-        self._tell(node, e.ModelMeasured(command.model, MeasuredModel(alone=True, room=1 << 34)))
+        self._tell(node, e.ModelMeasured(command.model, MeasuredModel(fits_locally=True, free_bytes=1 << 34)))
 
     def _start_server(self, node: SimulatedNode, command: c.StartServer) -> None:
         facts = ServerFacts("/run/server", 1, 4, 32768)

@@ -222,7 +222,7 @@ async def test_models_can_be_read_by_the_sdks_of_both_apis(table: Bench) -> None
 async def test_the_list_says_whether_a_model_takes_pictures(table: Bench, sees: bool, told: list[str]) -> None:
     engine = await table.serve()
     state = served("m", engine.address)
-    table.publish(replace(state, facts=ModelFacts("/m.gguf", 5, "llama", 8192, sees=sees)), coming("c"))
+    table.publish(replace(state, facts=ModelFacts("/m.gguf", 5, "llama", 8192, vision=sees)), coming("c"))
     listed = (await table.get("/v1/models")).json["data"]
     assert listed[0]["mesh"]["input_modalities"] == told
     assert "input_modalities" not in listed[1]["mesh"], "nobody knows it before the file is there"

@@ -134,7 +134,7 @@ async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
         MESH,
         "box2",
         addresses=(AT,),
-        serves=(ServedModel("m"), ServedModel("n", sees=True)),
+        serves=(ServedModel("m"), ServedModel("n", vision=True)),
         memory=5,
     )
     peer = PeerView(record, PeerStatus.ALIVE, True, 0.002, (ModelLoad("m", 1, 2), ModelLoad("n", 1, 0)), 1.0)

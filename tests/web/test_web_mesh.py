@@ -855,7 +855,7 @@ SHOWN = {
 @pytest.mark.parametrize("path", SHOWN)
 async def test_a_picture_goes_to_who_can_see_it(place: Town, path: str) -> None:
     one, two = await place.serve(1), await place.serve(2)
-    blind, sees = ServedModel("m", slots=4, sees=False), ServedModel("m", slots=4, sees=True)
+    blind, sees = ServedModel("m", slots=4, vision=False), ServedModel("m", slots=4, vision=True)
     place.here.meet(host(ONE, blind, rtt=0.001), host(TWO, sees, rtt=0.2))
     assert (await place.here.call(ask(path, **SHOWN[path]))).status == 200
     assert (len(one.calls), len(two.calls)) == (0, 1)
@@ -876,7 +876,7 @@ async def test_a_picture_for_a_model_that_cannot_see_is_refused_before_anybody_i
     text = ModelFacts("/m", 1, "llama", 4096)
     mine = replace(served("m", here.address), facts=text)
     loading = replace(mine, server=ServerPhase.STARTING, server_facts=None)
-    blind = host(ONE, ServedModel("m", sees=False))
+    blind = host(ONE, ServedModel("m", vision=False))
     for models, peers in (((mine,), (blind,)), ((), (blind,)), ((loading,), ())):
         place.here.publish(*models)
         place.here.meet(*peers)
@@ -891,11 +891,11 @@ async def test_a_picture_for_a_model_that_cannot_see_is_refused_before_anybody_i
 
 async def test_what_models_take_is_listed(place: Town) -> None:
     mine = await place.here.engine()
-    seeing = replace(served("own", mine.address), facts=ModelFacts("/m", 1, "llama", 4096, sees=True))
+    seeing = replace(served("own", mine.address), facts=ModelFacts("/m", 1, "llama", 4096, vision=True))
     place.here.publish(seeing)
     place.here.meet(
-        host(ONE, ServedModel("text", sees=False), ServedModel("both", sees=False)),
-        host(TWO, ServedModel("both", sees=True), "unknown"),
+        host(ONE, ServedModel("text", vision=False), ServedModel("both", vision=False)),
+        host(TWO, ServedModel("both", vision=True), "unknown"),
     )
     listed = {card["id"]: card["mesh"] for card in (await place.here.get("/v1/models")).json["data"]}
     taken = {name: card.get("input_modalities") for name, card in listed.items()}

@@ -42,13 +42,13 @@ RECORD = r.NodeRecord(
     name="bench",
     software="mesh-llm 0.1.0",
     addresses=(r.PeerAddress("192.0.2.1", 9337), r.PeerAddress("2001:db8::1", 9337)),
-    serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27, sees=False),),
+    serves=(r.ServedModel("SmolLM2", Purpose.GENERATE, 8192, 4, 1 << 27, vision=False),),
     loads=(r.ModelLoad("SmolLM2", 1, 2),),
     wants=("Qwen3-8B",),
     on_disk=("SmolLM2", "SmolLM2.Q4_1"),
     memory=16 << 30,
     complaints=(r.FailureReport(OTHER, 7),),
-    splits=(r.SplitCandidate("Qwen3-8B", 16 << 30, apart=True),),
+    splits=(r.SplitCandidate("Qwen3-8B", 16 << 30, force_split=True),),
     speed=20 << 30,
     devices=(10 << 30, 6 << 30),
     idle=True,
@@ -196,7 +196,7 @@ def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
 )
 def test_what_a_model_takes_may_be_missing_or_of_the_future(inputs: list[int], sees: bool | None) -> None:
     (model,) = decode_record(altered(8, [["chat", 1, 1, 1, 1, *inputs]])).serves
-    assert model.sees is sees
+    assert model.vision is sees
 
 
 def test_a_kind_from_the_future_is_none() -> None:
@@ -421,7 +421,7 @@ def test_the_bounds_themselves_are_within() -> None:
         protocol=(0, 65535),
         stamp=r.RecordVersion(MAX_NUMBER, MAX_NUMBER),
         addresses=(r.PeerAddress("2001:db8::1", 65535),) * r.MAX_ADDRESSES,
-        serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER, sees=True),) * MAX_MODELS,
+        serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER, vision=True),) * MAX_MODELS,
         loads=(r.ModelLoad("m", 1 << 20, 1 << 20),) * MAX_MODELS,
         wants=(name,) * r.MAX_WANTED,
         on_disk=("m",) * r.MAX_ON_DISK,

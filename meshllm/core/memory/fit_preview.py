@@ -33,7 +33,7 @@ class FitPreview:
     """`size` is what would be served, or the least that makes sense where it does not fit; `memory` the bytes that
     takes; `machines` how many like this one it takes together (1: this one)."""
 
-    prospect: FitOutlook
+    outlook: FitOutlook
     size: ContextSize
     memory: int
     machines: int = 1

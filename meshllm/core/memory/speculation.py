@@ -51,14 +51,14 @@ MOST_OF_TARGET = 0.1
 class Speculation:
     """How an engine guesses ahead. `draft`: the smaller model's name; `reason`: why there is no more than that."""
 
-    guessing: DraftSource = DraftSource.NONE
+    source: DraftSource = DraftSource.NONE
     draft: str = ""
     reason: str = ""
 
     @property
-    def longest(self) -> int:
+    def max_draft_tokens(self) -> int:
         """The most tokens that are guessed at a time; the engine keeps scores for each of them, and for one more."""
-        match self.guessing:
+        match self.source:
             case DraftSource.NONE:
                 return 0
             case DraftSource.NGRAMS:

@@ -66,8 +66,8 @@ class TargetOffer:
     """A target, and what is known of it beside.
 
     `context_length` in tokens (0: unknown), `rtt` in seconds (None: unknown), `load` the newest that a peer told,
-    `name` for people. `purpose` is what a peer says the model is for; `shared` that an engine here has workers on other
-    nodes, and fails when one of them is lost; `sees` that the model takes pictures (None: unknown).
+    `name` for people. `purpose` is what a peer says the model is for; `split` that an engine here has workers on other
+    nodes, and fails when one of them is lost; `vision` that the model takes pictures (None: unknown).
     """
 
     target: Target
@@ -77,8 +77,8 @@ class TargetOffer:
     load: ModelLoad | None = None
     purpose: Purpose | None = None
     size: int = 0
-    shared: bool = False
-    sees: bool | None = None
+    split: bool = False
+    vision: bool | None = None
 
     @property
     def busy(self) -> float:
@@ -96,23 +96,22 @@ class Availability(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """The answer to "who serves this model?": `offers`, best first, or why there are none.
+    """The targets of a model, best first (`offers`), or the reason why there are none.
 
-    `purpose` is what the model is for, and `sees` whether it takes pictures, where this node has its file; a backend
-    does not say. A caller waits for a model that is coming no longer than `patience` seconds (None: as long as anybody
-    waits), and is then told `verdict`. `seek`: somebody who serves it has been heard of and should be dialled. `lost`:
-    why what answered for it here has been withdrawn.
+    `purpose` and `vision` are known only for a model whose file is on this node. A caller waits at most `max_wait`
+    seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`. `dial_hosts`: an
+    unverified node serves the model and should be dialled. `lost_reason`: why the engine here was withdrawn.
     """
 
     offers: tuple[TargetOffer, ...]
-    standing: Availability
-    words: str = ""
+    availability: Availability
+    message: str = ""
     purpose: Purpose | None = None
-    patience: float | None = None
-    verdict: str = ""
-    seek: bool = False
-    lost: str = ""
-    sees: bool | None = None
+    max_wait: float | None = None
+    timeout_message: str = ""
+    dial_hosts: bool = False
+    lost_reason: str = ""
+    vision: bool | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -122,15 +121,15 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class MeshIndex:
-    """What the mesh serves, by model: made once for each view of the mesh, because a look-up must not cost a pass.
+    """The models of the mesh, by name; computed once for each view of the mesh.
 
-    `hosts` are the offers of peers that are alive, best first; `alive` their addresses; `rumoured` the models of nodes
-    that nobody has shown to live, or that do not answer this one; `wanted` the models somebody asked the mesh for.
+    `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models of
+    peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh.
     """
 
     hosts: Mapping[str, tuple[TargetOffer, ...]]
     alive: frozenset[str]
-    rumoured: frozenset[str]
+    unverified: frozenset[str]
     wanted: frozenset[str]
 
 
@@ -169,7 +168,7 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
         target = Target(TargetKind.PEER, address, incarnation, served.slots, served.name)
         load = loads.get(served.name)
         yield TargetOffer(
-            target, name, served.context_length, peer.rtt, load, served.purpose, served.size, sees=served.sees
+            target, name, served.context_length, peer.rtt, load, served.purpose, served.size, vision=served.vision
         )
 
 
@@ -192,7 +191,7 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> Mod
     if here is None or snapshot.stopping:
         return _away(snapshot, model, index) if here is None else _here(snapshot, here)
     found = _here(snapshot, here)
-    return (_turning_up(snapshot, model, index) or found) if found.standing is Availability.FAILED else found
+    return (_turning_up(snapshot, model, index) or found) if found.availability is Availability.FAILED else found
 
 
 def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, words: str = "") -> ModelRoute:
@@ -203,8 +202,8 @@ def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, words: st
         Availability.COMING,
         words,
         purpose=facts.purpose if facts is not None else None,
-        sees=facts.sees if facts is not None else None,
-        lost=_member_lost(here),
+        vision=facts.vision if facts is not None else None,
+        lost_reason=_member_lost(here),
     )
 
 
@@ -219,15 +218,15 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
     if here is not None and (facts := here.server_facts) is not None and here.wanted:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
-        sees = here.facts.sees if here.facts is not None else None
-        offers.insert(0, TargetOffer(target, "this node", facts.context_length, shared=shared, sees=sees))
+        sees = here.facts.vision if here.facts is not None else None
+        offers.insert(0, TargetOffer(target, "this node", facts.context_length, split=shared, vision=sees))
     return tuple(offers)
 
 
 def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     if next_step.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
-        return replace(route_to((), here, failure_words(snapshot, here)), standing=Availability.FAILED)
-    return route_to((), here, next_step.progress_words(snapshot.engine, here))
+        return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
+    return route_to((), here, next_step.progress_message(snapshot.engine, here))
 
 
 def _member_lost(here: ModelState | None) -> str:
@@ -250,7 +249,7 @@ def _away(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute:
     if model in snapshot.wants or model in index.wanted:
         words = f"{model} is wanted by the mesh but no node serves it yet"
         verdict = f"{words}: start a node that has it, with --join."
-        return ModelRoute((), Availability.COMING, words, patience=WANTED_SECONDS, verdict=verdict)
+        return ModelRoute((), Availability.COMING, words, max_wait=WANTED_SECONDS, timeout_message=verdict)
     if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.FAILED:
         reason = snapshot.mesh.reason or "no node that was named answers"
         return ModelRoute(
@@ -267,11 +266,13 @@ def _turning_up(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute 
     if mesh.settling:
         words = f"joining the mesh: {_joining_words(mesh)}"
         verdict = f"{model} is not known here yet, and this node has not reached its mesh ({_joining_words(mesh)})."
-        return ModelRoute((), Availability.COMING, words, patience=SETTLING_SECONDS, verdict=verdict)
-    if model in index.rumoured:
+        return ModelRoute((), Availability.COMING, words, max_wait=SETTLING_SECONDS, timeout_message=verdict)
+    if model in index.unverified:
         verdict = f"{model} is served by a node that does not answer at the moment. Try again soon."
         words = f"looking for a host of {model}"
-        return ModelRoute((), Availability.COMING, words, patience=LOOKING_SECONDS, verdict=verdict, seek=True)
+        return ModelRoute(
+            (), Availability.COMING, words, max_wait=LOOKING_SECONDS, timeout_message=verdict, dial_hosts=True
+        )
     return None
 
 
@@ -281,7 +282,7 @@ def _joining_words(mesh: MeshView) -> str:
     return f"{mesh.phase.value}{tried}"
 
 
-def failure_words(snapshot: Snapshot, model: ModelState) -> str:
+def failure_message(snapshot: Snapshot, model: ModelState) -> str:
     """Why `model` cannot be served, in words for its caller."""
     if snapshot.stopping:
         return f"this node is stopping; {model.name} is no longer served here"
@@ -290,7 +291,7 @@ def failure_words(snapshot: Snapshot, model: ModelState) -> str:
     return f"{model.name} cannot be served: {reason} {advice}".rstrip()
 
 
-def purpose_words(model: str, purpose: Purpose) -> str:
+def purpose_message(model: str, purpose: Purpose) -> str:
     """What to tell a caller who asked `model` for something that it is not for."""
     match purpose:
         case Purpose.GENERATE:
@@ -301,7 +302,7 @@ def purpose_words(model: str, purpose: Purpose) -> str:
             return f"{model} only ranks documents: ask it at /v1/rerank, and another model for the rest."
 
 
-def blind_words(model: str) -> str:
+def no_vision_message(model: str) -> str:
     """What to tell a caller who showed a picture to `model`, which cannot see."""
     return (
         f"{model} cannot see: it takes text alone. Leave the pictures out, or ask a model that sees; "

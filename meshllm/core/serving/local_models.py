@@ -55,7 +55,7 @@ class LocalModels:
     def want(self, name: str, *, apart: bool = False) -> None:
         """Somebody asked for that model here; `apart`: split, even if it fits."""
         if not self._stopping and name not in self.models:
-            self.models[name] = ModelState(name, apart=apart)
+            self.models[name] = ModelState(name, force_split=apart)
 
     def stop(self) -> None:
         """End everything."""
@@ -101,7 +101,7 @@ class LocalModels:
                 return c.PrepareEngine()
             case ServingAction.MEASURE:
                 self.models[name] = replace(model, measuring=True)
-                return c.MeasureModel(name, model.apart)
+                return c.MeasureModel(name, model.force_split)
             case ServingAction.START:
                 return self._start(model)
             case ServingAction.STOP:
@@ -123,15 +123,15 @@ class LocalModels:
     def _agree(self, model: ModelState, now: float) -> ModelState:
         assert model.measured is not None
         if self._splitting is not None:
-            split = self._splitting.agree(model, self.speed, now)
+            split = self._splitting.advance_lease(model, self.speed, now)
         else:
-            split = replace(ALONE, pages=model.measured.pages and not model.apart)
-        refused = split.refused and not split.pages
+            split = replace(ALONE, disk_paging=model.measured.disk_paging and not model.force_split)
+        refused = split.refused and not split.disk_paging
         model = replace(
             model,
             split=split,
             reason=f"{split.reason}." if refused else "",
-            advice=(OTHER_NODES if model.apart else MORE_NODES) if refused else "",
+            advice=(OTHER_NODES if model.force_split else MORE_NODES) if refused else "",
         )
         self.models[model.name] = model
         return model

@@ -75,12 +75,14 @@ def _ready(model: ModelState) -> ServingStep:
     """File and engine are there: how is it to be served?"""
     if model.measured is None:
         return ServingStep(ServingAction.WAIT if model.measuring else ServingAction.MEASURE)
-    if model.measured.alone and not model.apart:
+    if model.measured.fits_locally and not model.force_split:
         return ServingStep(ServingAction.START)
     split = model.split
     # With a plan but no lease there is nobody to agree with: what was measured was a little too careful.
     agreed = split is not None and split.plan is not None and (split.committed or split.lease is None)
-    return ServingStep(ServingAction.START if agreed or (split is not None and split.pages) else ServingAction.AGREE)
+    return ServingStep(
+        ServingAction.START if agreed or (split is not None and split.disk_paging) else ServingAction.AGREE
+    )
 
 
 def _settled(model: ModelState) -> ServingStep:
@@ -107,7 +109,7 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
         return ModelPhase.SERVING
     if model.failures >= CRASH_LOOP_FAILURES or model.file is FilePhase.FAILED or engine.phase is EnginePhase.FAILED:
         return ModelPhase.FAILED
-    if model.split is not None and model.split.refused and not model.split.pages:
+    if model.split is not None and model.split.refused and not model.split.disk_paging:
         return ModelPhase.FAILED
     if model.server is ServerPhase.STARTING:
         return ModelPhase.RESTARTING if model.restarts else ModelPhase.LOADING
@@ -118,11 +120,11 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
     return ModelPhase.WAITING
 
 
-def progress_words(engine: EngineState, model: ModelState) -> str:
+def progress_message(engine: EngineState, model: ModelState) -> str:
     """Why a caller of `model` is waiting, for a progress comment."""
     waiting = None
     if model.split is not None and model.server is ServerPhase.NONE:
-        return f"{model.split.words()}: {model.name}"
+        return f"{model.split.status_text()}: {model.name}"
     if model.file is not FilePhase.READY:
         waiting = model.progress
     elif engine.phase is not EnginePhase.READY:

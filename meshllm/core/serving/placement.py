@@ -21,7 +21,7 @@ def choose(own: NodeRecord, others: Iterable[NodeRecord]) -> str | None:
     """
     records = [own, *others]
     hosts: dict[str, int] = {}
-    apart = {candidate.model for record in records for candidate in record.splits if candidate.apart}
+    apart = {candidate.model for record in records for candidate in record.splits if candidate.force_split}
     for record in records:
         for name in record.wants:
             if name not in apart:

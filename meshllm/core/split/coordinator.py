@@ -22,7 +22,7 @@ from meshllm.core.split.planner import WorkerOffer, choose_host
 from meshllm.core.split.worker import SplitWorker, WorkerLeaseState
 
 # A model that could be served from the disk, slowly, waits so long for nodes to share it with, where there is a mesh.
-PAGES_SECONDS = 5.0
+DISK_PAGING_SECONDS = 5.0
 
 
 class SplitNeighbors(Protocol):
@@ -59,9 +59,9 @@ class SplitCoordinator:
         if isinstance(message, Propose):
             self._out.append(c.OpenAhead(peer))
 
-    def taken(self) -> list[c.Command]:
+    def drain_commands(self) -> list[c.Command]:
         """What is to be done since the last time."""
-        done = [*self._out, *self._lending.taken()]
+        done = [*self._out, *self._lending.drain_commands()]
         self._out.clear()
         return done
 
@@ -73,27 +73,29 @@ class SplitCoordinator:
     # -- as a worker
 
     @property
-    def lent(self) -> WorkerLeaseState | None:
+    def worker_lease(self) -> WorkerLeaseState | None:
         """What this node carries for others, if anything."""
         return self._lending.state
 
-    def worker(self, event: e.WorkerProgress | e.WorkerReady | e.WorkerGone) -> None:
+    def on_worker_event(self, event: e.WorkerProgress | e.WorkerReady | e.WorkerGone) -> None:
         """Something happened to the process of a lease."""
-        self._lending.worker(event)
+        self._lending.on_worker_event(event)
 
     # -- what others do
 
-    def message(self, peer: NodeId, message: LeaseMessage, free: int, busy: Callable[[str], str], now: float) -> None:
+    def on_message(
+        self, peer: NodeId, message: LeaseMessage, free: int, busy: Callable[[str], str], now: float
+    ) -> None:
         """A peer speaks of a lease. `free` bytes could be lent; `busy(model)` says why nothing can for that one."""
         if not self._mesh.linked(peer):
             return
         match message:
             case Propose(lease):
-                self._lending.proposed(peer, message, free, busy(lease.model), now)
+                self._lending.on_propose(peer, message, free, busy(lease.model), now)
             case WorkerReport():
-                self._hosting.told(peer, message, now)
+                self._hosting.on_worker_status(peer, message, now)
             case _:
-                self._lending.message(peer, message)
+                self._lending.on_message(peer, message)
 
     def link_up(self, peer: NodeId, now: float) -> None:
         """There is a link to `peer`."""
@@ -101,7 +103,7 @@ class SplitCoordinator:
 
     def link_down(self, peer: NodeId, now: float) -> None:
         """The link to `peer` is gone, and every tunnel to it."""
-        self._hosting.lost(peer, "the link to it is gone", now)
+        self._hosting.drop_member(peer, "the link to it is gone", now)
         self._lending.host_lost(peer)
 
     def tunnel_broken(self, event: e.TunnelBroken, now: float) -> None:
@@ -124,11 +126,11 @@ class SplitCoordinator:
     def candidate(self, model: ModelState) -> SplitCandidate | None:
         """What this node says of a model that it would host a split of."""
         measured = model.measured
-        if not model.wanted or measured is None or (measured.alone and not model.apart):
+        if not model.wanted or measured is None or (measured.fits_locally and not model.force_split):
             return None
-        return SplitCandidate(model.name, measured.room, model.apart)
+        return SplitCandidate(model.name, measured.free_bytes, model.force_split)
 
-    def agree(self, model: ModelState, speed: int, now: float) -> SplitState:
+    def advance_lease(self, model: ModelState, speed: int, now: float) -> SplitState:
         """How the agreement about `model` stands now, after the next step towards it. `speed` is this node's."""
         assert model.measured is not None
         phase = self._phase()
@@ -141,15 +143,15 @@ class SplitCoordinator:
             name = next((record.name for record in alive if record.node == elsewhere), "") or short(elsewhere)
             return SplitState(f"{name} is the one to host it: it has more memory, or serves it already")
         lenders = [self._lender(record) for record in alive if lends(record, model.name)]
-        host = WorkerOffer(self._own, model.measured.room, 0.0, speed)
-        split = self._hosting.agree(model.name, model.measured, host, lenders, now, force=model.apart)
+        host = WorkerOffer(self._own, model.measured.free_bytes, 0.0, speed)
+        split = self._hosting.advance_lease(model.name, model.measured, host, lenders, now, force=model.force_split)
         if not split.refused:
             self._refused.pop(model.name, None)
             return split
         # Whoever could help may be about to be heard of.
         since = self._refused.setdefault(model.name, now)
-        helpless = phase is JoinPhase.ALONE or now - since >= PAGES_SECONDS
-        return replace(split, pages=model.measured.pages and helpless and not model.apart)
+        helpless = phase is JoinPhase.ALONE or now - since >= DISK_PAGING_SECONDS
+        return replace(split, disk_paging=model.measured.disk_paging and helpless and not model.force_split)
 
     def state(self, model: str) -> SplitState | None:
         """How the agreement about `model` stands; None if there is none."""
@@ -167,13 +169,15 @@ class SplitCoordinator:
     def _elsewhere(self, model: ModelState, alive: Iterable[NodeRecord]) -> NodeId | None:
         """Who hosts `model` if not this node."""
         assert model.measured is not None
-        candidates = [WorkerOffer(self._own, model.measured.room)]
+        candidates = [WorkerOffer(self._own, model.measured.free_bytes)]
         for record in alive:
             if record.leaving:
                 continue
             if any(served.name == model.name for served in record.serves):
                 return record.node
-            candidates += [WorkerOffer(record.node, said.room) for said in record.splits if said.model == model.name]
+            candidates += [
+                WorkerOffer(record.node, said.free_bytes) for said in record.splits if said.model == model.name
+            ]
         host = choose_host(candidates, model.name)
         return host if host != self._own else None
 

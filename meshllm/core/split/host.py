@@ -51,32 +51,34 @@ class SizeNeed:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredModel:
-    """What the engine says a model takes here. `alone`: it fits on this node in some size; `pages`: it does not, but
-    could be served from the disk, slowly. `room` is what this node has for it, in bytes; `sizes` is what to try with
-    others, best first; `files` what they must hold."""
+    """Memory that a model needs on this node, by the engine's arithmetic.
 
-    alone: bool
-    room: int
+    `fits_locally`: the model fits on this node in some size. `disk_paging`: it does not fit, but this node can serve it
+    slowly with weights read from the disk. `free_bytes`: memory of this node for the model. `sizes`: sizes to try in a
+    split, best first. `files`: the files that workers need."""
+
+    fits_locally: bool
+    free_bytes: int
     sizes: tuple[SizeNeed, ...] = ()
     files: tuple[LeasedFile, ...] = ()
-    pages: bool = False
+    disk_paging: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SplitState:
     """How a split stands, and the `reason`. `plan` and `lease` are None while none was made; `refused`: none can be,
-    with the nodes that there are; `pages`: so that the model is served from the disk, as best it can."""
+    with the nodes that there are; `disk_paging`: so that the model is served from the disk, as best it can."""
 
     reason: str = ""
     refused: bool = False
-    pages: bool = False
+    disk_paging: bool = False
     plan: SplitPlan | None = None
     size: ContextSize | None = None
     lease: Lease | None = None
     members: tuple[MemberState, ...] = ()
     committed: bool = False
 
-    def words(self) -> str:
+    def status_text(self) -> str:
         """What is waited for, for people."""
         if self.lease is None:
             return self.reason
@@ -127,7 +129,7 @@ class SplitHost:
 
     # -- what the core calls
 
-    def agree(
+    def advance_lease(
         self,
         model: str,
         measured: MeasuredModel,
@@ -159,7 +161,7 @@ class SplitHost:
         if split is not None and split.lease is not None:
             self._release(split, reason)
 
-    def told(self, peer: NodeId, message: WorkerReport, now: float) -> None:
+    def on_worker_status(self, peer: NodeId, message: WorkerReport, now: float) -> None:
         """A worker says how far it is."""
         for model, split in self._splits.items():
             lease = split.lease
@@ -174,7 +176,7 @@ class SplitHost:
                 return
             if message.phase is LeasePhase.ENDED:
                 refused = member.phase is LeasePhase.ASKED
-                self.lost(peer, message.detail, now, REFUSED_SECONDS if refused else LOST_SECONDS)
+                self.drop_member(peer, message.detail, now, REFUSED_SECONDS if refused else LOST_SECONDS)
                 return
             told = replace(member, phase=message.phase, detail=message.detail, heard=now)
             members = tuple(told if m.node == peer else m for m in split.members)
@@ -192,10 +194,10 @@ class SplitHost:
         for split in self._splits.values():
             lease = split.lease
             if split.committed and lease is not None and (lease.session, lease.generation) == (session, generation):
-                self.lost(peer, "the tunnel to it broke", now)
+                self.drop_member(peer, "the tunnel to it broke", now)
                 return
 
-    def lost(self, peer: NodeId, reason: str, now: float, shunned: float = LOST_SECONDS) -> None:
+    def drop_member(self, peer: NodeId, reason: str, now: float, shunned: float = LOST_SECONDS) -> None:
         """`peer` carries nothing any more: no lease that it was part of holds."""
         for model, split in list(self._splits.items()):
             if split.lease is None or split.lease.share(peer) is None:
@@ -213,7 +215,7 @@ class SplitHost:
         for split in list(self._splits.values()):
             for member in split.members:
                 if not split.committed and _waited_for(member) and now >= _deadline(member):
-                    self.lost(member.node, "it says nothing", now)
+                    self.drop_member(member.node, "it says nothing", now)
         for model in [model for model, at in self._plan_at.items() if at <= now]:
             del self._plan_at[model]
 

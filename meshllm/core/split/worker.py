@@ -48,7 +48,7 @@ class SplitWorker:
         """The lease that is held; None if there is none."""
         return self._state
 
-    def taken(self) -> list[c.Command]:
+    def drain_commands(self) -> list[c.Command]:
         """What is to be done since the last time."""
         done = self._out[:]
         self._out.clear()
@@ -60,7 +60,7 @@ class SplitWorker:
 
     # -- what happens
 
-    def proposed(self, peer: NodeId, message: Propose, free: int, busy: str, now: float) -> None:
+    def on_propose(self, peer: NodeId, message: Propose, free: int, busy: str, now: float) -> None:
         """A host asks. `free` bytes could be lent; `busy` says why none are, or is empty."""
         lease = message.lease
         share = lease.share(self._own)
@@ -82,7 +82,7 @@ class SplitWorker:
         self._out.append(c.StartWorker(lease))
         self._tell(self._state)
 
-    def message(self, peer: NodeId, message: LeaseMessage) -> None:
+    def on_message(self, peer: NodeId, message: LeaseMessage) -> None:
         """The host says something of the lease."""
         state = self._state
         if state is None or state.lease.host != peer:
@@ -95,7 +95,7 @@ class SplitWorker:
             case _:
                 pass
 
-    def worker(self, event: e.WorkerProgress | e.WorkerReady | e.WorkerGone) -> None:
+    def on_worker_event(self, event: e.WorkerProgress | e.WorkerReady | e.WorkerGone) -> None:
         """Something happened to the process."""
         state = self._state
         if state is None or not self._is(event.session, event.generation):

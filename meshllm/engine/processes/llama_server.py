@@ -178,7 +178,7 @@ def _speculation(plan: ServerPlan) -> list[str]:
     """How it guesses ahead. The kinds are asked in an order of the engine's own: n-grams cost nothing, so they are
     before a draft. Of those, the kind that copies less than it matched: another (ngram-simple) copies as much at least,
     and loses more when it is wrong; the third (ngram-map-k) overlooks most of a prompt that follows a different one."""
-    if plan.speculation.guessing is DraftSource.NONE:
+    if plan.speculation.source is DraftSource.NONE:
         return []
     kinds = ["ngram-mod"]
     argv = [
@@ -186,7 +186,7 @@ def _speculation(plan: ServerPlan) -> list[str]:
         "--spec-ngram-mod-n-min", str(speculation.LEAST_COPIED_TOKENS),
         "--spec-ngram-mod-n-max", str(speculation.FAR_COPIED_TOKENS if plan.workers else speculation.COPIED_TOKENS),
     ]  # fmt: skip
-    if plan.speculation.guessing is DraftSource.DRAFT:
+    if plan.speculation.source is DraftSource.DRAFT:
         assert plan.draft_path is not None
         kinds.append("draft-simple")
         argv += [

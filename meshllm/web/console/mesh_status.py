@@ -126,7 +126,7 @@ def _serves(peer: PeerView) -> list[ServedStatus]:
                 size=served.size,
                 active=0 if load is None else load.active,
                 waiting=0 if load is None else load.waiting,
-                input_modalities=None if served.sees is None else modalities(served.sees),
+                input_modalities=None if served.vision is None else modalities(served.vision),
             )
         )
     return found

@@ -112,7 +112,7 @@ def _split(
         session=lease.session.hex() if lease is not None else "",
         generation=lease.generation if lease is not None else 0,
         committed=split.committed,
-        reason=split.words(),
+        reason=split.status_text(),
         forecast=None if plan is None else round(plan.seconds, 6),
         measured=None if measured is None else round(measured, 6),
         considered=[
@@ -148,7 +148,7 @@ def _share(
 
 def lent(snapshot: Snapshot) -> WorkerLeaseStatus | None:
     """What this node carries for another, if anything."""
-    state, mesh = snapshot.lent, snapshot.mesh
+    state, mesh = snapshot.worker_lease, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
         return None

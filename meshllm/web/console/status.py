@@ -207,7 +207,7 @@ def _progress(progress: Progress | None) -> ProgressStatus | None:
 def _speculation(speculation: Speculation, guesses: DraftCounts) -> SpeculationStatus:
     acceptance = guesses.acceptance
     return SpeculationStatus(
-        kind=speculation.guessing.value,
+        kind=speculation.source.value,
         draft=speculation.draft,
         drafted=guesses.drafted,
         accepted=guesses.accepted,
@@ -234,7 +234,7 @@ def _model(snapshot: Snapshot, model: ModelState, guesses: DraftCounts, now: flo
             slots=running.slots,
             context_length=running.context_length,
             memory=running.memory,
-            fit=running.fit,
+            fit=running.placement_text,
             serving_seconds=0.0 if model.serving_since is None else round(now - model.serving_since, 3),
             speculation=_speculation(running.speculation, guesses),
         )
@@ -248,7 +248,7 @@ def _model(snapshot: Snapshot, model: ModelState, guesses: DraftCounts, now: flo
         restarts=model.restarts,
         reason=model.reason,
         advice=model.advice,
-        input_modalities=None if model.facts is None else modalities(model.facts.sees),
+        input_modalities=None if model.facts is None else modalities(model.facts.vision),
     )
 
 

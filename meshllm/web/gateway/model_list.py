@@ -26,7 +26,7 @@ MAX_HOSTS_LISTED = 32
 def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
     """The body of `GET /v1/models`: what is here, what peers serve, what others say is served, what is only wanted."""
     offers = routes.all_offers(snapshot, index)
-    names = list(dict.fromkeys([*offers, *sorted(index.rumoured), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
+    names = list(dict.fromkeys([*offers, *sorted(index.unverified), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
     cards = [_card(snapshot, name, offers.get(name, ()), index) for name in names]
     ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]} if cards else {}
     return {"object": "list", "data": cards, "has_more": False, **ends}
@@ -34,7 +34,7 @@ def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
 
 def model_card(snapshot: Snapshot, index: MeshIndex, name: str) -> dict[str, Any] | None:
     """The body of `GET /v1/models/NAME`; None if there is no such model."""
-    known = name in index.rumoured or name in routes.wanted(snapshot, index)
+    known = name in index.unverified or name in routes.wanted(snapshot, index)
     if not known and name not in routes.models(snapshot, index):
         return None
     return _card(snapshot, name, routes.route(snapshot, name, index).offers, index)
@@ -43,14 +43,14 @@ def model_card(snapshot: Snapshot, index: MeshIndex, name: str) -> dict[str, Any
 def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: MeshIndex) -> dict[str, Any]:
     """A model as OpenAI's and Anthropic's clients both read it, and what we know besides, under `mesh`."""
     # "heard of": others say that somebody serves it; the first request for it finds out (`Route.seek`).
-    known: dict[str, Any] = {"phase": "serving" if offers else "heard of" if name in index.rumoured else "wanted"}
+    known: dict[str, Any] = {"phase": "serving" if offers else "heard of" if name in index.unverified else "wanted"}
     here = snapshot.model(name)
     if here is not None:
         known["phase"] = next_step.phase(snapshot.engine, here).value
         if here.facts is not None:
             known |= {"size": here.facts.size, "architecture": here.facts.architecture}
             known["purpose"] = here.facts.purpose.value
-            known["input_modalities"] = modalities(here.facts.sees)
+            known["input_modalities"] = modalities(here.facts.vision)
         if here.server_facts is not None:
             known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
     if offers and offers[0].target.kind is TargetKind.PEER:
@@ -81,7 +81,7 @@ def _of_peers(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[str,
         found["size"] = size
     if purpose is not None and "purpose" not in known:
         found["purpose"] = purpose.value
-    told = [offer.sees for offer in offers if offer.sees is not None]
+    told = [offer.vision for offer in offers if offer.vision is not None]
     if told and "input_modalities" not in known:
         found["input_modalities"] = modalities(any(told))
     return found

@@ -221,7 +221,7 @@ class ProxiedRequest:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
             self.phase = RequestPhase.STREAMING
-            shared = self._at is not None and self._at.offer.shared
+            shared = self._at is not None and self._at.offer.split
             self._repair = self._inquiry.stream_repair(self._hall.wall(), shared=shared)
         else:
             self.phase = RequestPhase.BUFFERING
@@ -321,7 +321,7 @@ class ProxiedRequest:
 
     def _lost(self, reason: str) -> None:
         assert self._repair is not None
-        why = self._hall.find(self.model)[0].lost if self._at is not None and self._at.offer.shared else ""
+        why = self._hall.find(self.model)[0].lost_reason if self._at is not None and self._at.offer.split else ""
         message = (
             loss_words(self.model, why) if why else f"{self.model} was lost in the middle of the answer: {reason}."
         )
@@ -330,7 +330,7 @@ class ProxiedRequest:
     def _answer(self, whole: WholeResponse) -> None:
         if not 200 <= whole.status < 300:
             refusal = UpstreamError(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
-            if self._at is not None and self._at.offer.shared and refusal.worker_lost:
+            if self._at is not None and self._at.offer.split and refusal.worker_lost:
                 self._try_again(PART_LOST)
             elif self.kind is not None and refusal.elsewhere(self.kind):
                 self._refused(refusal)

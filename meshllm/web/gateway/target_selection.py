@@ -80,12 +80,12 @@ class TargetSelection:
         """The next step. `queued` is whose queue `waiter` stands in."""
         api, model = self._inquiry.api, self._inquiry.model
         if route.purpose is not None and api.purpose not in (None, route.purpose):
-            return SelectionStep(SelectionAction.FAIL, words=routes.purpose_words(model, route.purpose), status=400,
+            return SelectionStep(SelectionAction.FAIL, words=routes.purpose_message(model, route.purpose), status=400,
                             code="wrong_purpose")  # fmt: skip
-        blind = all(desk.offer.sees is False for desk in desks) if desks else route.sees is False
+        blind = all(desk.offer.vision is False for desk in desks) if desks else route.vision is False
         if blind and self._shows_pictures():
             return SelectionStep(
-                SelectionAction.FAIL, words=routes.blind_words(model), status=400, code=UNSUPPORTED_INPUT
+                SelectionAction.FAIL, words=routes.no_vision_message(model), status=400, code=UNSUPPORTED_INPUT
             )
         usable = self._usable(desks, now)
         if usable:
@@ -95,18 +95,18 @@ class TargetSelection:
             return SelectionStep(SelectionAction.FAIL, words=words, status=503, code=NOT_HERE)
         if desks or self._guest:
             return self._nobody(desks)
-        if route.standing is Availability.COMING:
+        if route.availability is Availability.COMING:
             return self._coming(route, now)
-        if route.standing is Availability.FAILED:
-            return SelectionStep(SelectionAction.FAIL, words=route.words, status=503, code="model_unavailable",
+        if route.availability is Availability.FAILED:
+            return SelectionStep(SelectionAction.FAIL, words=route.message, status=503, code="model_unavailable",
                             headers="retry-after: 30\r\n")  # fmt: skip
-        return SelectionStep(SelectionAction.FAIL, words=route.words, status=404, code="model_not_found")
+        return SelectionStep(SelectionAction.FAIL, words=route.message, status=404, code="model_not_found")
 
     def _usable(self, desks: list[TargetQueue], now: float) -> list[TargetQueue]:
         """Who may be asked now: whoever has not refused or failed this request and can see what it shows, and among
         them those not at rest."""
-        if any(desk.offer.sees is False for desk in desks) and self._shows_pictures():
-            desks = [desk for desk in desks if desk.offer.sees is not False]
+        if any(desk.offer.vision is False for desk in desks) and self._shows_pictures():
+            desks = [desk for desk in desks if desk.offer.vision is not False]
         if self._avoid or self._refusals:
             desks = [
                 desk
@@ -187,7 +187,7 @@ class TargetSelection:
             return SelectionStep(SelectionAction.TELL, refusal=told)
         purpose = next((desk.offer.purpose for desk in desks if desk.offer.purpose is not None), None)
         if not waits and purpose is not None:
-            words = routes.purpose_words(self._inquiry.model, purpose)
+            words = routes.purpose_message(self._inquiry.model, purpose)
             return SelectionStep(SelectionAction.FAIL, words=words, status=400, code="wrong_purpose")
         return SelectionStep(
             SelectionAction.WAIT, words=f"{self._inquiry.model} lost its server; waiting for it to come back"
@@ -202,12 +202,17 @@ class TargetSelection:
         return refusals[-1] if refusals else None
 
     def _coming(self, route: ModelRoute, now: float) -> SelectionStep:
-        if route.verdict != self._verdict:
-            self._verdict, self._since = route.verdict, now
-        if route.patience is not None and now - self._since >= route.patience:
-            return SelectionStep(SelectionAction.FAIL, words=route.verdict, status=503, code="model_unavailable",
-                            headers="retry-after: 5\r\n")  # fmt: skip
-        return SelectionStep(SelectionAction.WAIT, words=route.words)
+        if route.timeout_message != self._verdict:
+            self._verdict, self._since = route.timeout_message, now
+        if route.max_wait is not None and now - self._since >= route.max_wait:
+            return SelectionStep(
+                SelectionAction.FAIL,
+                words=route.timeout_message,
+                status=503,
+                code="model_unavailable",
+                headers="retry-after: 5\r\n",
+            )
+        return SelectionStep(SelectionAction.WAIT, words=route.message)
 
     def another(self, desks: list[TargetQueue], but: TargetQueue, now: float, *, at_once: bool = True) -> bool:
         """Whether somebody else could work on this, `at_once` or in its turn."""

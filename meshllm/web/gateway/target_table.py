@@ -110,9 +110,9 @@ class TargetTable:
         if found is not None:
             return found
         route = routes.route(self.snapshot, model, self.index)
-        if route.standing is Availability.UNKNOWN:
-            route = replace(route, words=unknown_words(self.snapshot, model, self.index))
-        elif route.seek:
+        if route.availability is Availability.UNKNOWN:
+            route = replace(route, message=unknown_words(self.snapshot, model, self.index))
+        elif route.dial_hosts:
             self._look_for(model)
         found = (route, [self._desk(offer) for offer in route.offers[:MAX_HOSTS]])
         if route.offers:
@@ -124,7 +124,7 @@ class TargetTable:
         found = self._here.get(model)
         if found is None:
             offers = routes.offers_here(self.snapshot, model)
-            route = replace(routes.route_to(offers, self.snapshot.model(model)), standing=Availability.UNKNOWN)
+            route = replace(routes.route_to(offers, self.snapshot.model(model)), availability=Availability.UNKNOWN)
             found = (route, [self._desk(offer) for offer in offers])
             if offers:
                 self._here[model] = found

@@ -72,14 +72,14 @@ def encode_record(record: NodeRecord) -> bytes:
             record.software,
             record.protocol,
             hosts,
-            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.sees]) for m in record.serves],
+            [(m.name, PURPOSES[m.purpose], m.context_length, m.slots, m.size, INPUTS[m.vision]) for m in record.serves],
             [(load.name, load.active, load.waiting) for load in record.loads],
             record.wants,
             record.on_disk,
             record.memory,
             [(complaint.node, complaint.incarnation) for complaint in record.complaints],
             record.leaving,
-            [(candidate.model, candidate.room, candidate.apart) for candidate in record.splits],
+            [(candidate.model, candidate.free_bytes, candidate.force_split) for candidate in record.splits],
             record.speed,
             record.devices,
             record.idle,
@@ -183,7 +183,7 @@ def _model(value: Any) -> r.ServedModel | None:
         context_length=f.number(context, "model's context", 0, MAX_CONTEXT),
         slots=f.number(slots, "model's slots", 0, MAX_REQUESTS),
         size=f.number(size, "model's size"),
-        sees=bool(inputs & PICTURES) if inputs else None,
+        vision=bool(inputs & PICTURES) if inputs else None,
     )
     return model if purpose in PURPOSE_OF else None
 
@@ -253,7 +253,9 @@ def fit(record: NodeRecord) -> NodeRecord:
         devices=tuple([_within(room, MAX_NUMBER) for room in record.devices][: r.MAX_DEVICES]),
         complaints=record.complaints[: r.MAX_COMPLAINTS],
         splits=tuple(
-            [replace(c, room=_within(c.room, MAX_NUMBER)) for c in record.splits if _good(c.model)][: r.MAX_SPLITS]
+            [replace(c, free_bytes=_within(c.free_bytes, MAX_NUMBER)) for c in record.splits if _good(c.model)][
+                : r.MAX_SPLITS
+            ]
         ),
     )
     return _shrunk(cut)
