@@ -136,6 +136,59 @@ class RequestTrace:
         self.attempts: list[AttemptTrace] = []
 
 
+def log_attempt(trace: RequestTrace, attempt: AttemptTrace) -> None:
+    """Write a line about an attempt that ended, the last one of `trace`: INFO if it failed, else DEBUG."""
+    answered = attempt.outcome is Outcome.ANSWERED
+    level = logging.DEBUG if answered or attempt.outcome is Outcome.ABANDONED else logging.INFO
+    if not attempt_log.isEnabledFor(level):
+        return
+    number, outcome = len(trace.attempts), attempt.outcome.value if attempt.outcome is not None else ""
+    fields = {
+        "request_id": trace.request_id,
+        "attempt": number,
+        "target": attempt.target,
+        "node": attempt.node,
+        "outcome": outcome,
+        "error": attempt.error,
+        "connect_ms": _milliseconds(attempt.started, attempt.connected),
+        "first_byte_ms": _milliseconds(attempt.started, attempt.first_byte),
+        "duration_ms": _milliseconds(attempt.started, attempt.ended),
+    }
+    attempt_log.log(level, "attempt %d at %s: %s", number, attempt.target, outcome, extra={"fields": fields})
+
+
+def log_request(trace: RequestTrace, level: int = logging.INFO) -> None:
+    """Write the access line of a request that ended."""
+    if not access_log.isEnabledFor(level):
+        return
+    last = trace.attempts[-1] if trace.attempts else None
+    fields = {
+        "request_id": trace.request_id,
+        "api": trace.api,
+        "path": trace.path,
+        "model": trace.model,
+        "caller": trace.caller,
+        "target": last.target if last is not None else "",
+        "node": last.node if last is not None else "",
+        "attempts": len(trace.attempts),
+        "queue_ms": None if trace.queue_seconds is None else round(trace.queue_seconds * 1000, 1),
+        "first_byte_ms": _milliseconds(trace.started, trace.first_byte),
+        "duration_ms": _milliseconds(trace.started, trace.ended),
+        "status": trace.status,
+        "outcome": trace.outcome.value if trace.outcome is not None else "",
+        "error": trace.error,
+        "prompt_tokens": trace.prompt_tokens,
+        "cached_tokens": trace.cached_tokens,
+        "completion_tokens": trace.completion_tokens,
+        "stream": trace.stream,
+    }
+    access_log.log(level, "%s %d", trace.path, trace.status, extra={"fields": fields})
+
+
+def _milliseconds(start: float, moment: float | None) -> float | None:
+    return None if moment is None else round(max(0.0, moment - start) * 1000, 1)
+
+
 class RequestLog:
     """The last `limit` requests that ended."""
 
