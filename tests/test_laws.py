@@ -21,7 +21,7 @@ STANDARD = {
     "ipaddress",
 }  # fmt: skip
 # Modules of `util` that `core` and `wire` may import: they keep the same rules themselves.
-PURE_UTIL = {"backoff", "format", "rate_limiter", "rate_meter"}
+PURE_UTIL = {"backoff", "format", "progress", "rate_limiter", "rate_meter"}
 SIDEWAYS = ("net", "engine", "models", "machine", "web")
 ONLY_IN = {
     "aioquic": ("net",),

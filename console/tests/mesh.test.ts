@@ -35,7 +35,7 @@ describe('the nodes', () => {
 
   it('may be in a state or have a role that this page does not know yet', () => {
     const [here, there] = nodesOf(status([peer('a', { status: 'resting' })]), 1)
-    expect([here?.life, there?.life]).toEqual(['alive', 'heard'])
+    expect([here?.life, there?.life]).toEqual(['alive', 'unverified'])
   })
 })
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meshllm import paths
-from meshllm.cli.mesh_notices import printable
+from meshllm.util.format import printable, short_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,14 +100,6 @@ def _has(row: Row, search: str) -> bool:
 # -- words
 
 
-def size_words(count: int, *, about: bool = False) -> str:
-    """Bytes in two or three digits: "98 MB", "1.9 GB", "~405 GB"."""
-    number = f"{count / 1e9:.0f} GB" if count >= 9_950_000_000 else f"{count / 1e9:.1f} GB"
-    if count < 995_000_000:
-        number = f"{count / 1e6:.0f} MB"
-    return f"~{number}" if about else number
-
-
 def count_words(count: int) -> str:
     """A number of parameters: "135M", "3.1B", "32B"."""
     if count >= 9_950_000_000:
@@ -150,7 +142,7 @@ def _words(row: Row) -> list[str]:
     entry = row.entry
     return [
         entry.name,
-        size_words(entry.size, about=entry.approximate),
+        short_size(entry.size, about=entry.approximate),
         parameters_words(entry),
         entry.quantization,
         context_words(entry.context_length),
@@ -232,7 +224,7 @@ def _cells(row: Row) -> list[str]:
     dim = told.machines > 1
     return [
         f"[dim]{entry.name}[/]" if dim else entry.name,
-        size_words(entry.size, about=entry.approximate),
+        short_size(entry.size, about=entry.approximate),
         parameters_words(entry),
         entry.quantization.removeprefix("UD-"),
         context_words(entry.context_length),
@@ -244,7 +236,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _print_legend(console: Console, rows: Sequence[Row], given: MemoryBudget, *, devices: bool) -> None:
-    from meshllm.core.memory.fit_text import gigabytes
+    from meshllm.util.format import gigabytes
 
     def say(text: str) -> None:
         console.print(text, style="dim", highlight=False, markup=False)

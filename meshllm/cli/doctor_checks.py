@@ -15,11 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.errors import DownloadFailed, MeshError, ToolMissing
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
+from meshllm.util.format import gigabytes
 
 if TYPE_CHECKING:
     from meshllm.engine.probe.bindings import EngineDevice

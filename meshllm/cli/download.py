@@ -120,8 +120,8 @@ async def fetch(
 def kept(wanted: list[Wanted], store: Store) -> str:
     """What an interrupted download has left, in a sentence."""
     from meshllm.models.library.inventory import manifest_of
-    from meshllm.models.library.store import megabytes
     from meshllm.models.transfer.ensure import arrived
+    from meshllm.util.format import megabytes
 
     unfinished = sum(arrived(model, store) for model in wanted)
     manifests = [manifest for model in wanted if (manifest := manifest_of(model, store)) is not None]
@@ -143,7 +143,7 @@ def _missing(wanted: list[Wanted], store: Store) -> Mapping[str, int]:
 
 
 def _say(models: list[LocalModel], *, as_json: bool) -> None:
-    from meshllm.cli.transfers import printable_note
+    from meshllm.util.format import printable_message
 
     if as_json:
         told = [_facts(model) for model in models]
@@ -152,7 +152,7 @@ def _say(models: list[LocalModel], *, as_json: bool) -> None:
     for model in models:
         more = f" and {len(model.files) - 1} more files" if len(model.files) > 1 else ""
         sees = f", with {model.projector.name} to see with" if model.projector is not None else ""
-        typer.echo(printable_note(f"{model.name} is at {model.path}{more}{sees}"))
+        typer.echo(printable_message(f"{model.name} is at {model.path}{more}{sees}"))
 
 
 def _facts(model: LocalModel) -> dict[str, Any]:

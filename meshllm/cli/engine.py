@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meshllm.cli.flags import Commands
+from meshllm.util.format import duration, short_size
 
 # asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from meshllm.engine.build.builder import BuildProgress, Engine, Layout
+    from meshllm.engine.build.builder import Engine, Layout
     from meshllm.engine.build.recipe import Recipe
+    from meshllm.util.progress import Progress
 
 app = Commands(help="The inference engine: what is built, building it anew, removing old builds.")
 
@@ -86,8 +88,8 @@ def clean(
             typer.echo(f"kept    {found.path}: {reason}")
             continue
         freed += found.size
-        typer.echo(f"removed {found.path} ({_megabytes(found.size)})")
-    typer.echo(f"{_megabytes(freed)} freed." if freed else "Nothing to remove.")
+        typer.echo(f"removed {found.path} ({short_size(found.size)})")
+    typer.echo(f"{short_size(freed)} freed." if freed else "Nothing to remove.")
 
 
 @app.command()
@@ -137,7 +139,7 @@ async def build_with_progress(console: Console | None = None, *, again: bool = F
             engine = await engine_build.ensure(progress=_moving(bar), again=again)
     else:
         engine = await engine_build.ensure(progress=_plain(console), again=again)
-    console.print(f"Engine ready after {_clock(time.monotonic() - started)}: {engine.directory}", soft_wrap=True)
+    console.print(f"Engine ready after {duration(time.monotonic() - started)}: {engine.directory}", soft_wrap=True)
     return engine
 
 
@@ -157,12 +159,12 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def _moving(bar: Bar) -> Callable[[BuildProgress], None]:
+def _moving(bar: Bar) -> Callable[[Progress], None]:
     """One line a stage; the last one moves, and the others stay with the time they took."""
     tasks: dict[str, TaskID] = {}
 
-    def report(step: BuildProgress) -> None:
-        stage = step.stage.value
+    def report(step: Progress) -> None:
+        stage = step.stage
         if stage not in tasks:
             for done in tasks.values():
                 bar.update(done, total=1, completed=1, count="", detail="")
@@ -179,11 +181,11 @@ def _moving(bar: Bar) -> Callable[[BuildProgress], None]:
     return report
 
 
-def _plain(console: Console) -> Callable[[BuildProgress], None]:
+def _plain(console: Console) -> Callable[[Progress], None]:
     last: dict[str, float] = {}
 
-    def report(step: BuildProgress) -> None:
-        stage, now = step.stage.value, time.monotonic()
+    def report(step: Progress) -> None:
+        stage, now = step.stage, time.monotonic()
         finished = bool(step.total) and step.done == step.total and stage in ("compile", "fetch")
         if not finished and now - last.get(stage, -PLAIN_SECONDS) < PLAIN_SECONDS:
             return
@@ -194,10 +196,10 @@ def _plain(console: Console) -> Callable[[BuildProgress], None]:
     return report
 
 
-def _count(step: BuildProgress) -> str:
+def _count(step: Progress) -> str:
     if not step.total:
         return ""
-    if step.stage.value in _BYTES:
+    if step.stage in _BYTES:
         return f"{step.done / 1e6:.0f}/{step.total / 1e6:.0f} MB"
     return f"{step.done}/{step.total}"
 
@@ -285,7 +287,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     else:
         row("engine", "built" + (", current" if engine["current"] else ", by a compiler that is gone"))
         row("where", engine["directory"])
-        row("when", f"{engine['built_at']}, in {_clock(engine['seconds'])}; {_megabytes(engine['size'])}")
+        row("when", f"{engine['built_at']}, in {duration(engine['seconds'])}; {short_size(engine['size'])}")
     row("source", f"llama.cpp {wanted['commit']} of {wanted['source']}")
     row("patches", ", ".join(wanted["patches"]) or "none")
     row("compiler", (engine or wanted)["compiler"] or "none here")
@@ -298,15 +300,6 @@ def _print_facts(facts: dict[str, Any]) -> None:
     console.print(table)
     if engine is None:
         console.print("Build it with `mesh-llm engine build`, or just start a model.", highlight=False)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB"
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.1f} s"
 
 
 def _shortened(text: str, width: int) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import NodeId, short
+from meshllm.util.format import printable
 
 # More changes than this at once are summed up in a line.
 MOST_AT_ONCE = 8
@@ -36,11 +37,6 @@ class MeshNotice:
     tone: NoticeTone
     event: str
     fields: dict[str, object]
-
-
-def printable(text: str) -> str:
-    """`text` without what could move a terminal's cursor or end a line; at most 200 characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
 
 
 def called(peer: PeerView) -> str:
@@ -82,7 +78,7 @@ class MeshNotices:
         match mesh.phase:
             case JoinPhase.DIALLING:
                 again = " again" if before in (JoinPhase.JOINED, JoinPhase.FAILED) else ""
-                words, tone = f"Looking for the mesh{again}: {_ways(len(mesh.steps))}", NoticeTone.PLAIN
+                words, tone = f"Looking for the mesh{again}: {_ways(len(mesh.join_attempts))}", NoticeTone.PLAIN
             case JoinPhase.SYNCING:
                 words, tone = "Connected; learning who is in the mesh", NoticeTone.PLAIN
             case JoinPhase.JOINED:
@@ -100,10 +96,10 @@ class MeshNotices:
 
     def _of_steps(self, mesh: MeshView) -> list[MeshNotice]:
         found = []
-        for step in mesh.steps[:MOST_WAYS]:
-            key, told = (step.way.pin, step.way.addresses), (step.state, step.reason)
+        for step in mesh.join_attempts[:MOST_WAYS]:
+            key, told = (step.address.pin, step.address.addresses), (step.state.value, step.reason)
             # Trying again is not news, and failing again for the same reason is not either.
-            if self._steps.get(key) != told and not (step.state == "dialling" and key in self._steps):
+            if self._steps.get(key) != told and not (step.state is JoinAttemptState.DIALLING and key in self._steps):
                 self._steps[key] = told
                 found.append(_of_step(step))
         return found
@@ -130,19 +126,19 @@ def _ways(count: int) -> str:
     return "1 way in" if count == 1 else f"{count} ways in"
 
 
-def _of_step(step: JoinStep) -> MeshNotice:
-    where = " or ".join(str(address) for address in step.way.addresses) or step.way.pin[:5].hex()
+def _of_step(step: JoinAttempt) -> MeshNotice:
+    where = " or ".join(str(address) for address in step.address.addresses) or step.address.pin[:5].hex()
     reason = f": {printable(step.reason)}" if step.reason else ""
     tone = {"linked": NoticeTone.GOOD, "failed": NoticeTone.WORRYING, "refused": NoticeTone.BAD}.get(
-        step.state, NoticeTone.PLAIN
+        step.state.value, NoticeTone.PLAIN
     )
     fields: dict[str, object] = {
-        "peer": step.way.pin.hex(),
-        "addresses": [str(address) for address in step.way.addresses],
-        "state": step.state,
+        "peer": step.address.pin.hex(),
+        "addresses": [str(address) for address in step.address.addresses],
+        "state": step.state.value,
         "reason": step.reason,
     }
-    return MeshNotice(f"  {where}: {step.state}{reason}", tone, "join", fields)
+    return MeshNotice(f"  {where}: {step.state.value}{reason}", tone, "join", fields)
 
 
 def _of_peer(peer: PeerView, before: tuple[PeerStatus, tuple[str, ...]] | None) -> MeshNotice | None:
@@ -150,7 +146,7 @@ def _of_peer(peer: PeerView, before: tuple[PeerStatus, tuple[str, ...]] | None) 
     models = [served.name for served in peer.record.serves]
     serving = f", serving {listed(models)}" if models else ""
     reason = f": {printable(peer.reason)}" if peer.reason else ""
-    was = before[0] if before is not None else PeerStatus.HEARD
+    was = before[0] if before is not None else PeerStatus.UNVERIFIED
     match peer.status:
         case PeerStatus.ALIVE if was is PeerStatus.ALIVE:
             words, tone = f"{called(peer)} serves {listed(models) or 'nothing now'}", NoticeTone.GOOD

@@ -135,7 +135,7 @@ def words(page: ModelPage, store: Store) -> dict[str, str | list[str]]:
 
 
 def _item_words(item: InventoryItem, store: Store) -> dict[str, str | list[str]]:
-    from meshllm.models.library.store import megabytes
+    from meshllm.util.format import megabytes
 
     state = item.state.value.replace("-", " ")
     if item.state.value == "partial":
@@ -156,9 +156,10 @@ def _item_words(item: InventoryItem, store: Store) -> dict[str, str | list[str]]
 
 
 def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import parameters_words, size_words
+    from meshllm.cli.catalog_table import parameters_words
+    from meshllm.util.format import short_size
 
-    size = size_words(entry.size, about=entry.approximate)
+    size = short_size(entry.size, about=entry.approximate)
     purpose = ["text", *(["pictures"] if entry.vision else []), *(["tools"] if entry.tools else [])]
     told: dict[str, str | list[str]] = {
         "catalogue": f"{parameters_words(entry)} parameters, {entry.quantization}, {size}",
@@ -202,7 +203,7 @@ def _shortened(line: str) -> str:
 
 def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
     from meshllm.cli.catalog_table import fit_words
-    from meshllm.core.memory.fit_text import gigabytes
+    from meshllm.util.format import gigabytes
 
     slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
     there = [f"{gigabytes(accelerator.room)} on {accelerator.name}" for accelerator in given.accelerators]

@@ -16,6 +16,7 @@ import typer
 
 from meshllm import paths
 from meshllm.cli.flags import Commands
+from meshllm.util.format import printable
 
 if TYPE_CHECKING:
     from meshllm.models.library.inventory import InventoryItem
@@ -67,7 +68,7 @@ def show(
         # A list is of paths, digests and the like, which are copied in one piece.
         lines = value if isinstance(value, list) else _wrapped(value, width + 2)
         for place, line in enumerate(lines):
-            typer.echo(f"{'' if place else key:<{width}}  {_printable(line)}")
+            typer.echo(f"{'' if place else key:<{width}}  {printable(line)}")
 
 
 @app.command()
@@ -112,7 +113,7 @@ def remove(
     from meshllm.models.library import remove as removal
     from meshllm.models.library.inventory import inventory
     from meshllm.models.library.select import find
-    from meshllm.models.library.store import megabytes
+    from meshllm.util.format import megabytes
 
     store = _store()
     everything = inventory(store)
@@ -124,14 +125,14 @@ def remove(
     if not yes:
         if as_json or not _somebody():
             raise UsageError("Nobody is there to be asked.", advice="Add --yes to remove it without a question.")
-        if not typer.confirm(f"Remove {_printable(wanted.item.name)}?"):
+        if not typer.confirm(f"Remove {printable(wanted.item.name)}?"):
             typer.echo("Nothing was removed.")
             raise typer.Exit(1)
     removal.remove(wanted, store)
     if as_json:
         typer.echo(json.dumps(_removal_facts(wanted)))
     else:
-        typer.echo(f"Removed {_printable(wanted.item.name)}: {megabytes(wanted.freed)} are free again.")
+        typer.echo(f"Removed {printable(wanted.item.name)}: {megabytes(wanted.freed)} are free again.")
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
@@ -172,13 +173,14 @@ def facts(item: InventoryItem) -> dict[str, Any]:
 
 
 def _words(item: InventoryItem) -> list[str]:
-    from meshllm.cli.catalog_table import context_words, size_words
+    from meshllm.cli.catalog_table import context_words
+    from meshllm.util.format import short_size
 
     header = item.model.header if item.model is not None else None
     quantization = header.quantization if header is not None else item.entry.quantization if item.entry else ""
     return [
-        _printable(item.name),
-        size_words(item.size) if item.size else "",
+        printable(item.name),
+        short_size(item.size) if item.size else "",
         quantization,
         context_words(item.model.context_length) if item.model is not None and item.model.context_length else "",
         _state_words(item),
@@ -206,7 +208,7 @@ def _place_words(item: InventoryItem) -> str:
         where = f"~/{first.relative_to(Path.home())}"
     more = f" and {len(item.files) - 1} more" if len(item.files) > 1 else ""
     whose = f"{item.program}: " if item.program and not item.program.startswith("/") else ""
-    return f"{whose}{_printable(where)}{more}"
+    return f"{whose}{printable(where)}{more}"
 
 
 def _print_table(items: list[InventoryItem]) -> None:
@@ -236,7 +238,7 @@ def _print_table(items: list[InventoryItem]) -> None:
     console.print(table)
     for item in items:
         if item.state.value == "damaged":
-            console.print(_printable(item.reason), style="red", highlight=False, markup=False)
+            console.print(printable(item.reason), style="red", highlight=False, markup=False)
     console.print(f"The model folder is {paths.models()}.", style="dim", highlight=False, markup=False)
 
 
@@ -274,7 +276,7 @@ class _Reading:
 
     def report(self, path: object, done: int) -> None:
         self._done[path] = done
-        name = _printable(getattr(path, "name", ""))[:40]
+        name = printable(getattr(path, "name", ""))[:40]
         self._bar.update(self._task, completed=sum(self._done.values()), file=name)
 
     def say(self, text: str) -> None:
@@ -287,20 +289,20 @@ class _Reading:
 
 def _verdict(item: InventoryItem, proof: FileVerification) -> str:
     """A file's proof in a sentence, and how to mend what is wrong."""
-    name, where = _printable(item.name), _printable(str(proof.path))
+    name, where = printable(item.name), printable(str(proof.path))
     if proof.verdict.value == "sound":
         return f"{name}: {where} is sound (sha256 {proof.sha256[:12]})"
     if proof.sound:
-        return f"{name}: {where}: {_printable(proof.reason)} (sha256 {proof.sha256[:12]})"
+        return f"{name}: {where}: {printable(proof.reason)} (sha256 {proof.sha256[:12]})"
     mend = f"Fetch the rest with `mesh-llm download {name}`."
     if proof.verdict.value == "damaged":
         mend = f"Remove it with `mesh-llm models remove {name}`, then fetch it again: `mesh-llm download {name}`."
         if item.manifest is None:
             mend = f"Remove it with `mesh-llm models remove {name}`, and get it again where it came from."
     if item.program:
-        mend = f"It is not in the model folder: fetch it again where it came from ({_printable(item.program)})."
+        mend = f"It is not in the model folder: fetch it again where it came from ({printable(item.program)})."
     told = "is not whole" if proof.verdict.value == "missing" else "is DAMAGED"
-    return f"{name}: {where} {told}: {_printable(proof.reason)}. {mend}"
+    return f"{name}: {where} {told}: {printable(proof.reason)}. {mend}"
 
 
 def _proof_facts(item: InventoryItem, proof: FileVerification) -> dict[str, Any]:
@@ -343,11 +345,11 @@ def _refuse_if_served(wanted: Removal) -> None:
 
 
 def _removal_words(wanted: Removal) -> list[str]:
-    from meshllm.models.library.store import megabytes
+    from meshllm.util.format import megabytes
 
-    lines = [f"remove  {_printable(str(path))}" for path in wanted.files]
-    lines += [f"remove  what has arrived of {_printable(file.name)}" for file in wanted.unfinished]
-    lines += [f"keep    {_printable(str(path))}: {_printable(reason)}" for path, reason in wanted.kept]
+    lines = [f"remove  {printable(str(path))}" for path in wanted.files]
+    lines += [f"remove  what has arrived of {printable(file.name)}" for file in wanted.unfinished]
+    lines += [f"keep    {printable(str(path))}: {printable(reason)}" for path, reason in wanted.kept]
     return [*lines, f"{megabytes(wanted.freed)} in all"]
 
 
@@ -359,8 +361,3 @@ def _removal_facts(wanted: Removal) -> dict[str, Any]:
         "kept": [{"path": str(path), "reason": reason} for path, reason in wanted.kept],
         "freed": wanted.freed,
     }
-
-
-def _printable(text: str) -> str:
-    """Without what could move a terminal's cursor or end a line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

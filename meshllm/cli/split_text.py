@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshllm.cli.mesh_notices import printable
-from meshllm.core.memory.fit_text import gigabytes
+from meshllm.util.format import gigabytes, printable
 
 if TYPE_CHECKING:
     from meshllm.core.snapshot import ModelState, Snapshot

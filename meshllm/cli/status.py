@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
-from meshllm.cli.mesh_notices import printable
 from meshllm.cli.split_text import carried, hosted
-from meshllm.cli.transfers import printable_note
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.errors import NotRunning
+from meshllm.util.format import counted, gigabytes, printable, printable_message, whole_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 STYLES = {"serving": "green", "failed": "bold red", "restarting": "yellow"}
-PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "heard": "dim"}
+PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "unverified": "dim"}
 # Of a large mesh, the first so many are shown: the living ones before the others.
 MOST_PEERS = 60
-ORDER = ("alive", "suspect", "heard", "left", "dead")
+ORDER = ("alive", "suspect", "unverified", "left", "dead")
 
 
 def show(port: int | None, *, as_json: bool) -> None:
@@ -42,7 +40,7 @@ def show(port: int | None, *, as_json: bool) -> None:
         ) from error
     console = Console()
     console.print(f"[bold]mesh-llm {told['version']}[/] on {told['name']}, process {told['pid']}", highlight=False)
-    console.print(f"API {told['api']}   console {told['console']}   up {_duration(told['uptime_seconds'])}")
+    console.print(f"API {told['api']}   console {told['console']}   up {whole_duration(told['uptime_seconds'])}")
     engine = told["engine"]
     if engine["phase"] != "unknown":  # nothing has needed one yet
         words = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
@@ -54,7 +52,7 @@ def show(port: int | None, *, as_json: bool) -> None:
     for model in told["models"]:
         name, running = printable(model["name"]), model["engine"]
         if model["reason"]:
-            reason = printable_note(f"{model['reason']} {model['advice']}".rstrip())
+            reason = printable_message(f"{model['reason']} {model['advice']}".rstrip())
             console.print(f"{name}: {reason}", style=STYLES.get(model["phase"], "dim"), highlight=False, markup=False)
         if running and running["fit"]:
             console.print(f"{name}: {printable(running['fit'])}", highlight=False, markup=False)
@@ -107,8 +105,8 @@ def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
     alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
     words = f"mesh {mesh['mesh'][:10]} {mesh['phase']}, this is {mesh['role']} {mesh['node'][:10]}"
     reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
-    counted = f"{_counted(alive, 'other node')}, {_counted(mesh['clients'], 'client')}"
-    console.print(f"{words}, {counted}{reason}", highlight=False, markup=False)
+    counts = f"{counted(alive, 'other node')}, {counted(mesh['clients'], 'client')}"
+    console.print(f"{words}, {counts}{reason}", highlight=False, markup=False)
     if mesh["wants"]:
         wants = ", ".join(printable(name) for name in mesh["wants"])
         console.print(f"wanted of the mesh: {wants}", highlight=False, markup=False)
@@ -196,15 +194,3 @@ def speculation_words(told: dict[str, Any]) -> str:
     share = "none yet" if told["acceptance"] is None else f"{told['acceptance'] * 100:.0f}% of {told['drafted']} right"
     why = f"; no draft: {printable(told['reason'])}" if told["reason"] else ""
     return f"guesses ahead {with_what}, {share}{why}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"

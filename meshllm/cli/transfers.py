@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from meshllm.cli.mesh_notices import printable
+from meshllm.util.format import megabytes, printable, printable_message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,13 +105,6 @@ def source_words(name: str) -> str:
     return printable(urlsplit(name).netloc or name) if "://" in name else printable(name)
 
 
-def megabytes(count: int) -> str:
-    """Bytes as the bar writes them."""
-    from meshllm.models.library.store import megabytes as words
-
-    return words(count)
-
-
 class ProgressBar:
     """One moving line on a terminal."""
 
@@ -148,8 +141,8 @@ class ProgressBar:
 
     def report(self, progress: TransferProgress) -> None:
         if progress.stage not in WORDS:
-            if progress.note:
-                self._console.print(printable_note(progress.note), style="yellow", markup=False, highlight=False)
+            if progress.detail:
+                self._console.print(printable_message(progress.detail), style="yellow", markup=False, highlight=False)
             return
         downloading = progress.stage == "downloading"
         if downloading:
@@ -191,8 +184,8 @@ class ProgressLines:
 
     def report(self, progress: TransferProgress) -> None:
         if progress.stage not in WORDS:
-            if progress.note:
-                self._print(printable_note(progress.note))
+            if progress.detail:
+                self._print(printable_message(progress.detail))
             return
         downloading = progress.stage == "downloading"
         if downloading:
@@ -210,8 +203,3 @@ class ProgressLines:
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def printable_note(text: str) -> str:
-    """A whole message, without what could move a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

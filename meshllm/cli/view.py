@@ -13,10 +13,11 @@ import orjson
 
 from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
 from meshllm.cli.split_text import lent_news, waiting
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.serving import next_step
-from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Progress, Snapshot
+from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.app import Listening, Viewer
+from meshllm.util.format import gigabytes
+from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console

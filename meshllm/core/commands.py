@@ -107,7 +107,7 @@ class Finish(Command):
 class DialPeer(Command):
     """Connect to a peer, all its addresses nearly at once. Answered by LinkUp or DialFailed, within a deadline."""
 
-    way: BootstrapAddress
+    target: BootstrapAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +144,4 @@ class SaveMesh(Command):
 class SavePeers(Command):
     """Who to look for after a restart, best first."""
 
-    ways: tuple[BootstrapAddress, ...]
+    peers: tuple[BootstrapAddress, ...]

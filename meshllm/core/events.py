@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from meshllm.core.membership.messages import Message
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, Role
-from meshllm.core.snapshot import ModelFacts, Progress, ServerFacts
+from meshllm.core.snapshot import ModelFacts, ServerFacts
+from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from meshllm.core.split.host import MeasuredModel
@@ -27,7 +28,7 @@ class ModelWanted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelWished(Event):
+class MeshModelRequested(Event):
     """Somebody asked for a model that another node of the mesh is to serve."""
 
     model: str
@@ -203,7 +204,7 @@ class BackendSilent(Event):
 class JoinWanted(Event):
     """Somebody gave this node an invite, or it remembers peers: find the mesh. `invited`: a person waits for it."""
 
-    ways: tuple[BootstrapAddress, ...]
+    addresses: tuple[BootstrapAddress, ...]
     invited: bool = True
 
 
@@ -270,7 +271,7 @@ class LinkDown(Event):
 class DialFailed(Event):
     """No address of that way led to the peer. `final`: it answered, and will not have us (wrong secret, say)."""
 
-    way: BootstrapAddress
+    target: BootstrapAddress
     reason: str
     advice: str = ""
     final: bool = False

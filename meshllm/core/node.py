@@ -77,7 +77,7 @@ class NodeCore:
         self._dirty = self._peers is not None
         self._handlers: dict[type[e.Event], Callable[[Any, float], None]] = {
             **self._local.handlers,
-            e.ModelWished: self._model_wished,
+            e.MeshModelRequested: self._model_wished,
             e.DiskScanned: self._disk_scanned,
             e.SpeedMeasured: self._speed_measured,
             e.LoadsChanged: self._loads_changed,
@@ -267,7 +267,7 @@ class NodeCore:
         self._dirty = True
         return self._decide(now)
 
-    def _model_wished(self, event: e.ModelWished, now: float) -> None:
+    def _model_wished(self, event: e.MeshModelRequested, now: float) -> None:
         if not self._stopping:
             self._wishes[event.model] = None
 

@@ -120,7 +120,7 @@ class NodeRecord:
     """
 
     node: NodeId
-    stamp: RecordVersion
+    version: RecordVersion
     mesh: MeshId
     name: str = ""
     software: str = ""
@@ -131,7 +131,7 @@ class NodeRecord:
     wants: tuple[str, ...] = ()
     on_disk: tuple[str, ...] = ()
     memory: int = 0
-    complaints: tuple[FailureReport, ...] = ()
+    failure_reports: tuple[FailureReport, ...] = ()
     leaving: bool = False
     splits: tuple[SplitCandidate, ...] = ()
     speed: int = 0

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from meshllm.core.memory.speculation import PLAIN, Speculation
+from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
     from meshllm.core.membership.views import MeshView
@@ -64,15 +65,6 @@ class ModelPhase(Enum):
     FAILED = "failed"
     STOPPING = "stopping"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far something long has come. `detail` is for people."""
-
-    stage: str
-    fraction: float | None = None
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

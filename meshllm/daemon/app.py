@@ -178,7 +178,7 @@ class App:
         key, key_place = self._key()
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
         self._console = Console(policy, self.status, self._invite)
-        self._acceptance = DraftStats(llama_server.guesses, self._written)
+        self._acceptance = DraftStats(llama_server.draft_counts, self._written)
         self._gateway = Gateway(
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
@@ -243,7 +243,7 @@ class App:
     def _wish(self, wanted: dict[str, Wanted | None]) -> None:
         """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
         for place, model in enumerate(wanted):
-            self._post(e.ModelWished(model) if place else e.ModelWanted(model, self._settings.split))
+            self._post(e.MeshModelRequested(model) if place else e.ModelWanted(model, self._settings.split))
         for backend in self._settings.backends:
             self._post(e.BackendAdded(backend.url))
 

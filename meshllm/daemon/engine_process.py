@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.memory.context_size import candidates
 from meshllm.core.memory.speculation import DraftSource
-from meshllm.core.snapshot import Progress, ServerFacts
+from meshllm.core.snapshot import ServerFacts
 from meshllm.core.split.host import MeasuredModel, SizeNeed
 from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
@@ -38,24 +38,21 @@ from meshllm.models.library.store import Store
 from meshllm.models.transfer import prefix_hash
 from meshllm.models.transfer import progress as model_progress
 from meshllm.tasks import Owner
+from meshllm.util.progress import Progress
 from meshllm.util.threads import StopSignal, in_thread
 
 log = logging.getLogger(__name__)
-
-STAGES = {
-    model_progress.TransferStage.DOWNLOADING: "downloading",
-    model_progress.TransferStage.EXTRACTING: "unpacking",
-    model_progress.TransferStage.VERIFYING: "verifying",
-}
 
 Bring = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
 """Brings a model to this disk, if it is not there. Raises MeshError."""
 
 
+STAGES: dict[str, str] = {model_progress.TransferStage.EXTRACTING: "unpacking"}
+
+
 def progress_of(step: model_progress.TransferProgress) -> Progress:
-    """What a download says, in the core's words."""
-    fraction = step.done / step.total if step.total else None
-    return Progress(STAGES.get(step.stage, step.stage.value), fraction, step.note)
+    """The progress of a transfer, without what only the download command shows."""
+    return Progress(STAGES.get(step.stage, step.stage), step.done, step.total, step.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +151,8 @@ class EngineProcesses:
 
         def tell(step: model_progress.TransferProgress) -> None:
             if step.stage is not model_progress.TransferStage.READY:
-                told = progress_of(step)
-                self._post(e.FileProgress(name, Progress(f"{told.stage} the draft", told.fraction, told.detail)))
+                progress = progress_of(step)
+                self._post(e.FileProgress(name, replace(progress, stage=f"{progress.stage} the draft model")))
 
         return await self._bring(draft, tell)
 
@@ -211,7 +208,7 @@ class EngineProcesses:
         log_file = self._home / "logs" / f"{_file_name(name)}.log"
 
         def loading(fraction: float | None) -> None:
-            self._post(e.ServerProgress(name, generation, Progress("loading", fraction)))
+            self._post(e.ServerProgress(name, generation, Progress.at("loading", fraction)))
 
         def ready(pid: int) -> None:
             nonlocal started
@@ -228,7 +225,7 @@ class EngineProcesses:
         if key in self._unwanted:
             return None
         ending = await child.run()
-        if ending.asked:
+        if ending.requested:
             return None
         reason, advice = llama_server.reason_and_advice(ending, log_file)
         log.warning("%s: %s", name, reason)

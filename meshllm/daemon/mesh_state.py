@@ -21,6 +21,7 @@ from typing import Any
 
 from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import DamagedState, EnvironmentFailure
+from meshllm.util.atomic_file import replace_file
 from meshllm.wire.mesh.fields import MAX_PORT, pack_host
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,8 @@ class MeshState:
 
     def _save(self, path: Path, kept: _StateFile) -> None:
         try:
-            _replace(path, _format(kept))
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(path, _format(kept), mode=0o600, durable=True)
         except OSError as error:
             raise EnvironmentFailure(
                 f"{path} cannot be written: {error.strerror or error}.",
@@ -231,28 +233,6 @@ def _move_aside(path: Path) -> Path:
             f"{path} is damaged, and cannot be moved away: {error.strerror or error}.", advice="Move it away yourself."
         ) from error
     return aside
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put a file with that text at `path`, whole or not at all, also if the power goes."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _format(kept: _StateFile) -> str:

@@ -14,6 +14,7 @@ import psutil
 
 from meshllm.engine.processes.child_registry import is_same_process
 from meshllm.errors import NotRunning, UsageError
+from meshllm.util.atomic_file import replace_file
 
 NOTE = "daemon.json"
 STOP_POLL_SECONDS = 0.02
@@ -60,9 +61,7 @@ class HomeLock:
         """Write down where this daemon listens."""
         started = psutil.Process().create_time()
         text = json.dumps(asdict(RunningInstance(os.getpid(), started, port, console)))
-        partial = self._note.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self._note)
+        replace_file(self._note, text)
 
     def release(self) -> None:
         """The daemon ends."""

@@ -15,7 +15,7 @@ from meshllm.core.memory import layer_placement
 from meshllm.core.memory.context_size import ContextSize, candidates
 from meshllm.core.memory.devices import Device, MachineMemory, offer, room, select
 from meshllm.core.memory.estimate import MICRO_BATCH, checkpoint_bytes, process_bytes, score_bytes
-from meshllm.core.memory.fit_text import WantedSize, describe, gigabytes, losses, shortage
+from meshllm.core.memory.fit_text import WantedSize, describe, losses, shortage
 from meshllm.core.memory.layer_placement import (
     AcceleratorBudget,
     FitVerdict,
@@ -37,6 +37,7 @@ from meshllm.machine import resources
 from meshllm.models.gguf.projector import projector_bytes
 from meshllm.models.gguf.purpose import ModelUsage
 from meshllm.models.library.local_model import LocalModel
+from meshllm.util.format import gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class StartPlan:
 
     `micro_batch`: tokens that the engine must compute in one batch (None: its default). `devices`, `layers`,
     `experts_aside`, `checkpoints` and `projector` are those of `llama_server.ServerPlan`. `speculation`: what was
-    requested, or less. `draft_device`: the device of the draft model. `disk_paging`: the model does not fit in memory and
-    the engine reads weights from the disk.
+    requested, or less. `draft_device`: the device of the draft model. `disk_paging`: the model does not fit in memory
+    and the engine reads weights from the disk.
     """
 
     size: ContextSize

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import ModelFacts, Progress
+from meshllm.core.snapshot import ModelFacts
 from meshllm.core.split.planner import token_bytes
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
 from meshllm.daemon.engine_process import EngineProcesses, progress_of
@@ -45,6 +46,7 @@ from meshllm.models.library.store import Store
 from meshllm.models.transfer import ensure
 from meshllm.models.transfer import progress as model_progress
 from meshllm.tasks import Owner
+from meshllm.util.progress import Progress
 from meshllm.util.threads import in_thread
 from meshllm.web.gateway import backends
 
@@ -159,9 +161,8 @@ class Supervisor:
     # -- the engine and the files
 
     async def _prepare_engine(self) -> None:
-        def tell(step: builder.BuildProgress) -> None:
-            fraction = step.done / step.total if step.total else None
-            self._post(e.EngineProgress(Progress(f"engine: {step.stage.value}", fraction, step.detail)))
+        def tell(step: Progress) -> None:
+            self._post(e.EngineProgress(replace(step, stage=f"engine: {step.stage}")))
 
         try:
             engine = await builder.ensure(progress=tell)
@@ -249,7 +250,7 @@ class Supervisor:
         assert sharing is not None
 
         def words(text: str) -> None:
-            tell(model_progress.TransferProgress(model_progress.TransferStage.CONNECTING, name, note=text))
+            tell(model_progress.TransferProgress(model_progress.TransferStage.CONNECTING, file=name, detail=text))
 
         words("asking the mesh")
         sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from meshllm.core import events as e
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.engine.build import builder
@@ -28,6 +27,7 @@ from meshllm.machine import resources
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.tasks import Owner
+from meshllm.util.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +154,8 @@ class WorkerProcesses:
         def tell(progress: Progress) -> None:
             self._post(e.WorkerProgress(*which, progress))
 
-        def built(step: builder.BuildProgress) -> None:
-            fraction = step.done / step.total if step.total else None
-            tell(Progress(f"engine: {step.stage.value}", fraction, step.detail))
+        def built(step: Progress) -> None:
+            tell(replace(step, stage=f"engine: {step.stage}"))
 
         engine = await builder.ensure(progress=built)
         await self._fitter.refresh_devices(engine)
@@ -191,7 +190,7 @@ class WorkerProcesses:
         if which in self._ended:
             return ""
         ending = await child.run()
-        return "" if ending.asked else f"its rpc-server ended: {ending.words()}"
+        return "" if ending.requested else f"its rpc-server {ending.describe()}"
 
     async def _files(self, lease: Lease, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
         """The model's files here, fetched from the mesh if need be; none where they cannot be had."""

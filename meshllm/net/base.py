@@ -18,15 +18,10 @@ from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, 
 
 
 class StreamKind(IntEnum):
-    """The byte a stream begins with. New kinds follow on; an unknown kind is refused, not an error of the link."""
+    """The first byte of a stream. A node refuses a stream of an unknown kind and keeps the link."""
 
-    GOSSIP = 1
     RPC_TUNNEL = 2
-    TUNNEL_MAP = 3
     HTTP_TUNNEL = 4
-    ROUTE_REQUEST = 5
-    PEER_DOWN = 6
-    LEAVING = 7
     LANE_TICKET = 8
     FILES = 9
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from meshllm.core.records import NodeId, short
 from meshllm.errors import DamagedState, PeerRefused
+from meshllm.util.atomic_file import create_file
 
 KEY_FILE = "node-key"
 SIGNATURE_BYTES = 64
@@ -149,31 +150,7 @@ def _create(path: Path) -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    descriptor, name = tempfile.mkstemp(prefix=f".{KEY_FILE}-", dir=path.parent)  # made with O_EXCL and 0600
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without links
-            _write_exclusively(path, pem)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_exclusively(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet; if it does, it stays as it is."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+    create_file(path, pem)
 
 
 def _load(path: Path) -> Ed25519PrivateKey:

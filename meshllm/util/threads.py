@@ -1,7 +1,6 @@
-"""Blocking work, such as hashing, unpacking or a synchronous HTTP client, in a thread that can be stopped.
+"""Runs blocking work (hashing, unpacking, a synchronous HTTP client) in a daemon thread that can be stopped.
 
-Law: whoever is cancelled stops the thread's effects before the cancellation goes on. The threads are daemonic, so that
-a name server which never answers cannot keep the program from ending.
+The threads are daemon threads, so that a system call that never returns (a name server) cannot block the exit.
 """
 
 from __future__ import annotations
@@ -12,25 +11,31 @@ import threading
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-# As often as a bar moves smoothly: what is told more often costs, and nobody sees it.
+# Shortest time between two reports: a progress bar moves smoothly at 20 a second.
 REPORT_SECONDS: Final = 0.05
 T = TypeVar("T")
 
 
 class ThreadStopped(Exception):
-    """The thread was asked to stop; it never reaches a caller."""
+    """Raised in the thread that was asked to stop; `in_thread` never passes it on."""
 
 
 class StopSignal:
-    """How a thread hears that it should stop. Effects happen inside `with stop:`, and none after `set()` returned."""
+    """Asks a thread to stop. Effects made inside `with stop:` do not happen after `set()` has returned."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wanted = False
 
     def set(self) -> None:
+        """Ask the thread to stop. Waits until it has left `with stop:`."""
         with self._lock:
             self._wanted = True
+
+    def check(self) -> None:
+        """In the thread: raises ThreadStopped once it was asked to stop."""
+        if self._wanted:
+            raise ThreadStopped
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -43,7 +48,7 @@ class StopSignal:
 
 
 class ProgressRelay:
-    """Tells the event loop how far a thread has come: always the newest number, and only so often a second."""
+    """Passes a thread's progress to the event loop: the newest number, at most once per `pause` seconds."""
 
     def __init__(self, report: Callable[[int], None], *, pause: float = REPORT_SECONDS) -> None:
         self._loop = asyncio.get_running_loop()
@@ -56,22 +61,22 @@ class ProgressRelay:
         self._ended = False
 
     def __call__(self, done: int) -> None:
-        """From the thread."""
+        """Set the newest number; called from the thread."""
         self._newest = done
         if self._pending:
             return
         self._pending = True
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._schedule)
 
     def flush(self) -> None:
-        """Tell the newest number now, if it was not told yet."""
+        """Report the newest number now, if it was not reported."""
         if self._timer is not None:
             self._timer.cancel()
         self._tell()
 
     def end(self) -> None:
-        """The same, and nothing more after that."""
+        """Report the newest number and ignore later ones."""
         self.flush()
         self._ended = True
 
@@ -86,7 +91,7 @@ class ProgressRelay:
         if self._ended or not self._pending:
             return
         self._next = self._loop.time() + self._pause
-        self._pending = False  # before reading: a number that comes now is told by another call
+        self._pending = False  # before reading: a number set from now on schedules another report
         self._report(self._newest)
 
 
@@ -102,9 +107,9 @@ class _Call(Generic[T]):
         error: BaseException | None = None
         try:
             result = self._work(self.stop)
-        except BaseException as raised:  # noqa: BLE001 - handed to the waiter, whatever it is
+        except BaseException as raised:  # noqa: BLE001 - passed to the waiting task
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self._settle, result, error)
 
     def _settle(self, result: T | None, error: BaseException | None) -> None:
@@ -119,10 +124,10 @@ class _Call(Generic[T]):
 
 
 async def in_thread(work: Callable[[StopSignal], T], name: str, *, leave: bool = False) -> T:
-    """What `work` returns or raises, run in a thread of its own called `name`.
+    """Run `work` in its own thread called `name`; returns its result or raises its error.
 
-    When cancelled, the thread is told to stop and is waited for; with `leave`, for work that may hang in the system,
-    it is left to end by itself (it can have no more effects inside `with stop:`).
+    When cancelled, asks the thread to stop and waits for it. With `leave`, for work that may hang in a system call, it
+    does not wait; the thread then has no further effects inside `with stop:`.
     """
     call = _Call(work)
     threading.Thread(target=call.run, name=name, daemon=True).start()
@@ -136,5 +141,5 @@ async def in_thread(work: Callable[[StopSignal], T], name: str, *, leave: bool =
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([call.ended])
         if not call.ended.cancelled():
-            call.ended.exception()  # seen, so that it is not reported as lost
+            call.ended.exception()  # retrieved, so that asyncio does not log it
         raise

@@ -20,6 +20,7 @@ from meshllm.machine import accelerators
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.models.catalog.catalog import load
 from meshllm.models.library.store import Store
+from meshllm.util.format import short_size
 from tests.cli.downloading import run
 
 GB = 10**9
@@ -169,8 +170,8 @@ def test_a_search_without_a_result_says_what_else_there_is(
     ],
 )
 def test_sizes(count: int, words: str) -> None:
-    assert catalog_table.size_words(count) == words
-    assert catalog_table.size_words(count, about=True) == f"~{words}"
+    assert short_size(count) == words
+    assert short_size(count, about=True) == f"~{words}"
 
 
 @pytest.mark.parametrize(

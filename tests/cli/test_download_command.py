@@ -38,13 +38,16 @@ def test_an_unknown_name_is_left_to_the_edge(store: Store) -> None:
 
 
 STEPS = [
-    TransferProgress(TransferStage.CONNECTING, "m.gguf", "the hub", 0, 100),
-    TransferProgress(TransferStage.FAILED_SOURCE, "m.gguf", note="It [b]failed[/b]."),
-    TransferProgress(TransferStage.WAITING, "m.gguf"),
-    *(TransferProgress(TransferStage.DOWNLOADING, "m.gguf", "a package", done, 100) for done in range(0, 101, 5)),
-    TransferProgress(TransferStage.EXTRACTING, "m.gguf", "a package", 7, 10),
-    TransferProgress(TransferStage.VERIFYING, "m.gguf", "", 0, 0),
-    TransferProgress(TransferStage.READY, "m.gguf", done=100, total=100),
+    TransferProgress(TransferStage.CONNECTING, file="m.gguf", source="the hub", done=0, total=100),
+    TransferProgress(TransferStage.FAILED_SOURCE, file="m.gguf", detail="It [b]failed[/b]."),
+    TransferProgress(TransferStage.WAITING, file="m.gguf"),
+    *(
+        TransferProgress(TransferStage.DOWNLOADING, file="m.gguf", source="a package", done=done, total=100)
+        for done in range(0, 101, 5)
+    ),
+    TransferProgress(TransferStage.EXTRACTING, file="m.gguf", source="a package", done=7, total=10),
+    TransferProgress(TransferStage.VERIFYING, file="m.gguf", source="", done=0, total=0),
+    TransferProgress(TransferStage.READY, file="m.gguf", done=100, total=100),
 ]
 
 
@@ -77,7 +80,12 @@ def test_the_bar() -> None:
 
 def shares(name: str, done: int, **sources: int) -> TransferProgress:
     return TransferProgress(
-        TransferStage.DOWNLOADING, name, "https://hub.example", done, 100, by_source=tuple(sources.items())
+        TransferStage.DOWNLOADING,
+        file=name,
+        source="https://hub.example",
+        done=done,
+        total=100,
+        by_source=tuple(sources.items()),
     )
 
 
@@ -99,7 +107,11 @@ def test_lines_of_several_files_say_which_it_is() -> None:
     view.expect(lambda: {"a.gguf": 100, "b.gguf": 100})
     with view:
         view.report(shares("a.gguf", 100))
-        view.report(TransferProgress(TransferStage.DOWNLOADING, "b\x1b[2J.gguf", "https://hub.example/x", 0, 100))
+        view.report(
+            TransferProgress(
+                TransferStage.DOWNLOADING, file="b\x1b[2J.gguf", source="https://hub.example/x", done=0, total=100
+            )
+        )
     assert text.getvalue().splitlines() == [
         "a.gguf (1 of 2): downloading from hub.example 100 %",
         "b?[2J.gguf (2 of 3): downloading from hub.example 0 %",
@@ -112,7 +124,14 @@ def test_the_bar_ends_with_who_gave_it() -> None:
     given = (("anna", 3_000_000), ("https://hub.example", 1_000_000))
     with view:
         view.report(
-            TransferProgress(TransferStage.DOWNLOADING, "a.gguf", "peers", 4_000_000, 4_000_000, by_source=given)
+            TransferProgress(
+                TransferStage.DOWNLOADING,
+                file="a.gguf",
+                source="peers",
+                done=4_000_000,
+                total=4_000_000,
+                by_source=given,
+            )
         )
     assert "from anna 3.0 MB, hub.example 1.0 MB" in text.getvalue()
 
@@ -147,8 +166,8 @@ def test_a_draft_is_fetched_with_its_model(store: Store, hub: FakeHub, monkeypat
     large = replace(draft, name="Large", hub=HubReference("Large", "org/repo", "model.gguf"), draft="Small")
     hub.others = {"small.gguf": hub.content[:-4] + b"more"}
     catalog = Catalog((draft, large))
-    for room in ("catalog", "resolve", "on_disk"):
-        monkeypatch.setattr(f"meshllm.models.{room}.load", lambda: catalog)
+    for module in ("catalog.catalog", "catalog.resolve", "library.scan"):
+        monkeypatch.setattr(f"meshllm.models.{module}.load", lambda: catalog)
     told = json.loads(run("Large", "--draft", "--json"))
     assert [model["name"] for model in told] == ["Large", "Small"]
     assert [Path(model["path"]).name for model in told] == ["model.gguf", "small.gguf"]

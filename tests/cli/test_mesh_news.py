@@ -11,7 +11,7 @@ from rich.console import Console
 
 from meshllm.cli import view
 from meshllm.cli.mesh_notices import MOST_AT_ONCE, MeshNotices, NoticeTone, printable
-from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import (
     BootstrapAddress,
     MeshId,
@@ -42,13 +42,13 @@ def said(news: MeshNotices, mesh: MeshView) -> list[str]:
 def test_a_join_is_told_step_by_step() -> None:
     news = MeshNotices()
     assert said(news, ALONE) == []
-    dialling = replace(ALONE, phase=JoinPhase.DIALLING, steps=(JoinStep(WAY, "dialling"),))
+    dialling = replace(ALONE, phase=JoinPhase.DIALLING, join_attempts=(JoinAttempt(WAY, JoinAttemptState.DIALLING),))
     assert said(news, dialling) == [
         "Looking for the mesh: 1 way in",
         "  192.0.2.1:7 or [2001:db8::1]:7: dialling",
     ]
     assert said(news, dialling) == []
-    refused = replace(dialling, steps=(JoinStep(WAY, "refused", "wrong secret"),))
+    refused = replace(dialling, join_attempts=(JoinAttempt(WAY, JoinAttemptState.REFUSED, "wrong secret"),))
     assert said(news, refused) == ["  192.0.2.1:7 or [2001:db8::1]:7: refused: wrong secret"]
     # Tried again, and refused again: nothing that a person does not know.
     assert said(news, dialling) == []
@@ -71,7 +71,7 @@ def test_a_join_is_told_step_by_step() -> None:
         (PeerStatus.SUSPECT, PeerStatus.ALIVE, "is back"),
         (PeerStatus.DEAD, PeerStatus.ALIVE, "is back"),
         (PeerStatus.ALIVE, PeerStatus.LEFT, "has left"),
-        (PeerStatus.HEARD, PeerStatus.ALIVE, "is in the mesh"),
+        (PeerStatus.UNVERIFIED, PeerStatus.ALIVE, "is in the mesh"),
     ],
 )
 def test_coming_and_going_is_told(before: PeerStatus, after: PeerStatus, words: str) -> None:
@@ -83,7 +83,7 @@ def test_coming_and_going_is_told(before: PeerStatus, after: PeerStatus, words: 
 
 
 def test_what_was_never_there_does_not_go() -> None:
-    for status in (PeerStatus.HEARD, PeerStatus.DEAD, PeerStatus.LEFT):
+    for status in (PeerStatus.UNVERIFIED, PeerStatus.DEAD, PeerStatus.LEFT):
         assert said(MeshNotices(), replace(ALONE, peers=(peer(1, status),))) == []
 
 

@@ -12,21 +12,22 @@ from rich.console import Console
 from meshllm.cli import view
 from meshllm.core import events as e
 from meshllm.core.node import NodeCore
-from meshllm.core.snapshot import ModelFacts, Progress, ServerFacts
+from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.host import MeasuredModel
 from meshllm.daemon.app import Listening
+from meshllm.util.progress import Progress
 
 LISTENING = Listening("http://localhost:1/v1", "http://localhost:2")
 STORY = [
     e.ModelWanted("m[red]odel"),
-    e.EngineProgress(Progress("engine: compile", 0.5, "ggml.c [x]")),
-    e.FileProgress("m[red]odel", Progress("downloading", None)),
-    e.FileProgress("m[red]odel", Progress("downloading", 0.5)),
-    e.FileProgress("m[red]odel", Progress("verifying", 0.5)),
+    e.EngineProgress(Progress.at("engine: compile", 0.5, "ggml.c [x]")),
+    e.FileProgress("m[red]odel", Progress("downloading")),
+    e.FileProgress("m[red]odel", Progress.at("downloading", 0.5)),
+    e.FileProgress("m[red]odel", Progress.at("verifying", 0.5)),
     e.FileReady("m[red]odel", ModelFacts("/m.gguf", 100, "llama", 8192)),
     e.EngineReady("1.0"),
     e.ModelMeasured("m[red]odel", MeasuredModel(fits_locally=True, free_bytes=1 << 30)),
-    e.ServerProgress("m[red]odel", 1, Progress("loading", 0.9)),
+    e.ServerProgress("m[red]odel", 1, Progress.at("loading", 0.9)),
     e.ServerReady("m[red]odel", 1, ServerFacts("/s.sock", 1, 4, 8192, 300 << 20)),
     e.BackendAdded("http://b"),
     e.BackendSilent("http://b", "refused"),

@@ -24,7 +24,6 @@ from meshllm.core.snapshot import (
     FilePhase,
     ModelFacts,
     ModelState,
-    Progress,
     Purpose,
     ServerFacts,
     ServerPhase,
@@ -33,6 +32,7 @@ from meshllm.core.snapshot import (
 from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase, MemberState
 from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
+from meshllm.util.progress import Progress
 from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
@@ -70,7 +70,7 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
     memory = int(max(size * 1.3, rng.choice((8, 16, 24, 48, 64))) * GB)
     record = NodeRecord(
         node=node,
-        stamp=RecordVersion(3, 4),
+        version=RecordVersion(3, 4),
         mesh=MESH,
         name=name,
         software="mesh-llm 0.1.0",
@@ -79,7 +79,9 @@ def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
         on_disk=(model,) if number % 4 == 0 else (),
         memory=memory,
     )
-    status = PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.HEARD if number % 40 == 23 else PeerStatus.ALIVE
+    status = (
+        PeerStatus.SUSPECT if number % 40 == 7 else PeerStatus.UNVERIFIED if number % 40 == 23 else PeerStatus.ALIVE
+    )
     linked = status is PeerStatus.ALIVE and (number < 30 or number % 5 == 0)
     loads = (ModelLoad(model, rng.randint(0, 4), 0),) if serves else ()
     return PeerView(record, status, linked, rng.uniform(0.0004, 0.04) if linked else None, loads, now - 60.0 * number)
@@ -206,7 +208,7 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
     models = [served("Qwen3-8B-Q4_K_M", 4.7, 32768, 9.2)]
     backends: tuple[BackendState, ...] = ()
     if count > 2:
-        fetching = Progress("downloading", 0.42, "5.6 of 13.3 GB, 88 MB/s")
+        fetching = Progress.at("downloading", 0.42, "5.6 of 13.3 GB, 88 MB/s")
         models.append(ModelState("Mistral-Small-24B-Q4_K_M", file=FilePhase.FETCHING, progress=fetching))
         backends = (BackendState("http://localhost:8000", True, ("gpt-oss-120b",), ""),)
     wants = ("DeepSeek-R1-0528-Q4_K_M",) if count > 2 else ()

@@ -41,7 +41,7 @@ COMPLAINTS = st.lists(st.builds(FailureReport, NODES, BIG), max_size=4).map(tupl
 RECORDS = st.builds(
     lambda node, stamp, mesh, complaints, leaving, serves: sign(
         NodeRecord(
-            node, stamp, mesh, complaints=complaints, leaving=leaving, serves=serves, addresses=(address(1),)
+            node, stamp, mesh, failure_reports=complaints, leaving=leaving, serves=serves, addresses=(address(1),)
         )
     ),
     NODES, STAMPS, MESHES, COMPLAINTS, st.booleans(), st.sampled_from([(), (ServedModel("m"),)]),
@@ -73,7 +73,7 @@ EVENTS = st.one_of(
     st.builds(e.MessageReceived, NODES, MESSAGES),
     st.just(e.TimePassed()),
     st.builds(e.ModelWanted, st.just("m")),
-    st.builds(e.ModelWished, st.just("n")),
+    st.builds(e.MeshModelRequested, st.just("n")),
     st.builds(e.ModelRequested, st.just("m")),
     st.builds(e.DiskScanned, st.just(("m",))),
     st.just(e.StopWanted()),
@@ -116,7 +116,7 @@ def test_no_order_of_events_makes_it_fail(role: Role, steps: list[tuple[e.Event,
             finished += isinstance(command, c.Finish)
         consistent(mesh)
     assert finished <= 1
-    stamps = [signed.record.stamp for signed in written]
+    stamps = [signed.record.version for signed in written]
     assert stamps == sorted(set(stamps))
     assert (role is Role.NODE) or not written
     settle(mesh, now)
@@ -189,7 +189,7 @@ def test_the_accused_clears_itself_by_a_new_incarnation() -> None:
         mesh.handle(e.MessageReceived(node_id(number), m.Records((known,))), 0.0)
     for number, risen in ((1, False), (2, True)):
         complaint = (FailureReport(node_id(0), 1),)
-        said = sign(NodeRecord(node_id(number), RecordVersion(1, 2), MeshId(bytes(16)), complaints=complaint))
+        said = sign(NodeRecord(node_id(number), RecordVersion(1, 2), MeshId(bytes(16)), failure_reports=complaint))
         found = mesh.handle(e.MessageReceived(node_id(number), m.Records((said,))), 5.0)
         assert (c.SaveIncarnation(2) in found) is risen
 

@@ -48,7 +48,7 @@ def record(
     """What node `number` said; it complains about the first incarnation of others."""
     said = tuple(FailureReport(node_id(n), 1) for n in complaints)
     return sign(
-        NodeRecord(node_id(number), RecordVersion(incarnation, version), MESH, complaints=said, leaving=leaving)
+        NodeRecord(node_id(number), RecordVersion(incarnation, version), MESH, failure_reports=said, leaving=leaving)
     )
 
 
@@ -77,12 +77,14 @@ def test_every_transition_that_is_not_listed_raises_and_names_both() -> None:
 def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[SignedRecord], rng: random.Random) -> None:
     # A node that left in an incarnation says nothing more in it: that is what an honest owner writes.
     last: dict[tuple[NodeId, int], SignedRecord] = {}
-    for signed in sorted(records, key=lambda s: s.record.stamp):
-        key = (signed.record.node, signed.record.stamp.incarnation)
+    for signed in sorted(records, key=lambda s: s.record.version):
+        key = (signed.record.node, signed.record.version.incarnation)
         if key not in last or not last[key].record.leaving:
             last[key] = signed
-    honest = [s for s in records if s.record.stamp <= last[s.record.node, s.record.stamp.incarnation].record.stamp]
-    unique = list({(s.record.node, s.record.stamp): s for s in honest}.values())
+    honest = [
+        s for s in records if s.record.version <= last[s.record.node, s.record.version.incarnation].record.version
+    ]
+    unique = list({(s.record.node, s.record.version): s for s in honest}.values())
     shuffled = [*unique, *unique]
     rng.shuffle(shuffled)
     one, other = table(), table()
@@ -90,7 +92,9 @@ def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[Signe
         one.merge(signed, 0.0, linked=False)
     for signed in shuffled:
         other.merge(signed, 0.0, linked=False)
-    assert {n: x.record.stamp for n, x in one.entries.items()} == {n: x.record.stamp for n, x in other.entries.items()}
+    assert {n: x.record.version for n, x in one.entries.items()} == {
+        n: x.record.version for n, x in other.entries.items()
+    }
     assert {n: n in one._gone for n in one.entries} == {n: n in other._gone for n in other.entries}
     for signed in shuffled:
         assert other.merge(signed, 1.0, linked=False) in (MergeResult.STALE, MergeResult.BURIED)
@@ -99,9 +103,9 @@ def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[Signe
 def test_first_hearing_is_no_sign_of_life_growth_is_repetition_is_not() -> None:
     members = table()
     assert members.merge(record(1, 1, 1), 0.0, linked=False) is MergeResult.FIRST
-    assert members.status(node_id(1)) is PeerStatus.HEARD
+    assert members.status(node_id(1)) is PeerStatus.UNVERIFIED
     assert members.merge(record(1, 1, 1), 9.0, linked=False) is MergeResult.STALE
-    assert members.status(node_id(1)) is PeerStatus.HEARD
+    assert members.status(node_id(1)) is PeerStatus.UNVERIFIED
     members.merge(record(1, 1, 2), 10.0, linked=False)
     assert members.status(node_id(1)) is PeerStatus.ALIVE
 
@@ -128,7 +132,7 @@ def test_the_dead_are_never_revived_by_what_they_said_in_that_life(stamps: list[
         assert found in (MergeResult.STALE, MergeResult.BURIED)
     assert members.status(node_id(5)) is PeerStatus.DEAD
     members.merge(record(5, 2, 1), 31.0, linked=False)
-    assert members.status(node_id(5)) is PeerStatus.HEARD
+    assert members.status(node_id(5)) is PeerStatus.UNVERIFIED
     members.expire(31.0 + TOMBSTONE_SECONDS)
 
 
@@ -168,7 +172,7 @@ def test_a_record_that_is_not_renewed_runs_out_and_is_forgotten_in_the_end() -> 
     members = table()
     members.merge(record(1, 1, 1), 0.0, linked=False)
     members.expire(expiry_seconds(2) - 1)
-    assert members.status(node_id(1)) is PeerStatus.HEARD
+    assert members.status(node_id(1)) is PeerStatus.UNVERIFIED
     members.expire(expiry_seconds(2) + 1)
     assert members.status(node_id(1)) is PeerStatus.DEAD
     assert len(members.summary) == 1

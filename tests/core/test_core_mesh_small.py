@@ -6,7 +6,7 @@ import pytest
 
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
-from meshllm.core.membership.views import JoinPhase, PeerStatus
+from meshllm.core.membership.views import JoinAttemptState, JoinPhase, PeerStatus
 from meshllm.core.records import BootstrapAddress, MeshId, RecordVersion, Role
 from meshllm.core.snapshot import FilePhase
 from tests.core.small_mesh import DELAY, SmallMesh, address, node_id, sign
@@ -31,7 +31,7 @@ def all_say(mesh: SmallMesh, number: int, status: PeerStatus) -> bool:
 def test_they_find_each_other(count: int) -> None:
     mesh = together(count)
     assert all(mesh.view(number).phase is JoinPhase.JOINED for number in mesh.cores)
-    assert mesh.view(1).steps[0].state == "linked"
+    assert mesh.view(1).join_attempts[0].state is JoinAttemptState.LINKED
     for number in mesh.cores:
         for peer in mesh.view(number).peers:
             assert mesh.cores[number].peer_status(peer.node) is peer.status
@@ -172,7 +172,7 @@ def test_a_lost_incarnation_is_overtaken() -> None:
     mesh.run(40)  # it has renewed its record meanwhile
 
     def stamp() -> RecordVersion:
-        return next(p for p in mesh.view(0).peers if p.node == node_id(2)).record.stamp
+        return next(p for p in mesh.view(0).peers if p.node == node_id(2)).record.version
 
     before = stamp()
     mesh.kill(2)
@@ -184,8 +184,8 @@ def test_a_lost_incarnation_is_overtaken() -> None:
 
 def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
     mesh = together(4)
-    mesh.tell(0, e.ModelWished("m"))
-    mesh.tell(0, e.ModelWished("n"))
+    mesh.tell(0, e.MeshModelRequested("m"))
+    mesh.tell(0, e.MeshModelRequested("n"))
     for number in (1, 2, 3):
         mesh.tell(number, e.DiskScanned(("n", "m", "x")))
     mesh.run(20)
@@ -199,7 +199,7 @@ def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
 def test_a_standby_takes_its_file_by_the_name_that_is_wanted_and_tells_which_names_are_one_file() -> None:
     mesh = together(2)
     mesh.tell(1, e.DiskScanned(("known", "known.Q4"), aliases=(("known.Q4", "known"),)))
-    mesh.tell(0, e.ModelWished("known.Q4"))
+    mesh.tell(0, e.MeshModelRequested("known.Q4"))
     mesh.run(20)
     assert [model.name for model in mesh.cores[1].snapshot().models] == ["known.Q4"]
     assert [peer.record.aliases for peer in mesh.view(0).peers] == [(("known.Q4", "known"),)]
@@ -211,7 +211,7 @@ def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
     for number in (1, 2):
         mesh.start(number, [mesh.way(0)])
     mesh.until(mesh.whole, within=20)
-    mesh.tell(1, e.ModelWished("m"))
+    mesh.tell(1, e.MeshModelRequested("m"))
     for number in (0, 2):
         mesh.tell(number, e.DiskScanned(("m",)))
     mesh.run(20)

@@ -86,7 +86,7 @@ def test_who_sees_is_told_by_the_file_here_and_by_the_record_of_a_peer() -> None
 def test_only_the_living_are_routable(status: PeerStatus) -> None:
     route = routes.route(snapshot(peer(1, "m", status=status)), "m")
     assert bool(route.targets) == (status is PeerStatus.ALIVE)
-    assert route.dial_hosts == (status in (PeerStatus.HEARD, PeerStatus.SUSPECT))
+    assert route.dial_hosts == (status in (PeerStatus.UNVERIFIED, PeerStatus.SUSPECT))
     assert (route.availability is Availability.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
 
 
@@ -95,7 +95,7 @@ def test_who_does_not_answer_this_node_is_not_asked_though_it_lives_for_others()
     known = snapshot(*seen)
     assert known.mesh is not None
     complaints = (FailureReport(seen[0].node, 1), FailureReport(seen[1].node, 1))  # the second has come back since
-    own = NodeRecord(ME, RecordVersion(1, 1), MESH, complaints=complaints)
+    own = NodeRecord(ME, RecordVersion(1, 1), MESH, failure_reports=complaints)
     known = replace(known, mesh=replace(known.mesh, record=own))
     assert [target.address[:2] for target in routes.route(known, "m").targets] == ["02"]
 

@@ -17,12 +17,12 @@ from meshllm.core.snapshot import (
     FilePhase,
     ModelFacts,
     ModelPhase,
-    Progress,
     Purpose,
     ServerFacts,
     ServerPhase,
 )
 from meshllm.core.split.host import MeasuredModel
+from meshllm.util.progress import Progress
 
 FACTS = ModelFacts("/models/m.gguf", 100, "llama", 8192)
 SERVER = ServerFacts("/run/m.sock", 42, 4, 8192)
@@ -255,7 +255,7 @@ def test_whatever_happens_the_core_keeps_its_promises(history: list[tuple[str, f
             {
                 "ready": e.ServerReady("m", generation, SERVER),
                 "gone": e.ServerGone("m", generation, "gone"),
-                "progress": e.ServerProgress("m", generation, Progress("loading", 0.5)),
+                "progress": e.ServerProgress("m", generation, Progress.at("loading", 0.5)),
                 "stale": e.ServerGone("m", generation - 1, "gone"),
                 "time": e.TimePassed(),
                 "stop": e.StopWanted(),

@@ -16,7 +16,6 @@ import pytest
 
 from meshllm.core import events as e
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.start_planner import StartPlanner
@@ -27,6 +26,7 @@ from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
 from meshllm.models.hub.manifest import Manifest
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
+from meshllm.util.progress import Progress
 
 HOST, FIRST, LAST = (NodeId(letter * 32) for letter in (b"h", b"f", b"l"))
 FILES = (LeasedFile("m.gguf", 5, "ab" * 32),)
@@ -116,7 +116,7 @@ def children() -> list[psutil.Process]:
 
 
 async def here(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
-    tell(Progress("downloading", 0.5))
+    tell(Progress.at("downloading", 0.5))
     return tuple(Path("/models") / file.name for file in manifest.files)
 
 
@@ -224,7 +224,7 @@ async def test_a_process_that_dies_is_told_with_its_reason(tmp_path: Path, progr
     async with bench(tmp_path / "n", here) as it:
         it.carrying.start(LEASE)
         gone = await it.until(e.WorkerGone)
-        assert "its rpc-server ended" in gone.reason
+        assert "its rpc-server exited" in gone.reason
         assert "4" in gone.reason
         assert it.tunnels.admitted == {}, "nobody was let in"
 
@@ -235,7 +235,7 @@ async def test_a_process_that_is_killed_while_it_carries(tmp_path: Path, program
         it.carrying.start(LEASE)
         await it.until(e.WorkerReady)
         child().kill()
-        assert "its rpc-server ended" in (await it.until(e.WorkerGone)).reason
+        assert "its rpc-server was killed" in (await it.until(e.WorkerGone)).reason
         assert it.tunnels.revoked == [WHICH]
 
 

@@ -17,7 +17,6 @@ from meshllm import paths
 from meshllm.core import events as e
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.speculation import PLAIN
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import SplitPlan, WorkerOffer, need_of, plan
 from meshllm.daemon.start_planner import StartPlanner
@@ -29,6 +28,7 @@ from meshllm.models.hub.manifest import Manifest
 from meshllm.models.library.local_model import LocalModel, from_path
 from meshllm.models.library.store import Store
 from meshllm.net.tunnels.rpc_tunnels import TunnelUse
+from meshllm.util.progress import Progress
 from scripts.benchmarks.speculation import Engine
 from tests.daemon.test_carrying import FIRST, HOST, LAST, Bench, bench
 

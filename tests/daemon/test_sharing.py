@@ -80,8 +80,8 @@ async def test_who_has_it_is_asked_first_and_the_near_before_the_far(tmp_path: P
                 peer(4, has=("M",), linked=True, rtt=0.1),
                 peer(5, linked=True),
                 peer(6, has=("M",), status=PeerStatus.DEAD),
-                peer(7, status=PeerStatus.HEARD),
-                peer(8, status=PeerStatus.HEARD, linked=True),
+                peer(7, status=PeerStatus.UNVERIFIED),
+                peer(8, status=PeerStatus.UNVERIFIED, linked=True),
             )
         )
         assert [found.name for found in made.holders("M")] == ["n4", "n3", "n2", "n5", "n8", "n1"]

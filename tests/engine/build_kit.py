@@ -10,11 +10,12 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from meshllm.engine.build.builder import BuildProgress, BuildStage, Layout
+from meshllm.engine.build.builder import BuildStage, Layout
 from meshllm.engine.build.pin import Patch, Pin, Source
 from meshllm.engine.build.progress import Report
 from meshllm.engine.build.recipe import Recipe
 from meshllm.engine.build.toolchain import find_compiler
+from meshllm.util.progress import Progress
 
 TREE = "package-1.0/vendor/llama.cpp"
 
@@ -78,7 +79,7 @@ class Index:
 
     async def fetch(self, pin: Pin, target: Path, report: Report) -> None:
         self.fetched += 1
-        report(BuildProgress(BuildStage.FETCH, len(self.data), pin.size))
+        report(Progress(BuildStage.FETCH, len(self.data), pin.size))
         await asyncio.to_thread(target.write_bytes, self.data)
 
 
@@ -89,7 +90,7 @@ class Bench:
         self.index = Index(archive(files))
         self.where = Layout(folder / "engine")
         self.recipe = Recipe(Source(pin_of(self.index.data), patches), find_compiler(), (), "some processor")
-        self.steps: list[BuildProgress] = []
+        self.steps: list[Progress] = []
 
     @property
     def stages(self) -> list[BuildStage]:

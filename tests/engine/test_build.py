@@ -16,10 +16,11 @@ import pytest
 
 from meshllm.engine.build import builder as build
 from meshllm.engine.build import clean, installed, recipe
-from meshllm.engine.build.builder import BuildProgress, BuildStage, Engine
+from meshllm.engine.build.builder import BuildStage, Engine
 from meshllm.engine.build.pin import Patch
 from meshllm.errors import EngineUnavailable, OutOfRoom, ToolMissing, UsageError
 from meshllm.tasks import Owner
+from meshllm.util.progress import Progress
 from tests.engine.build_kit import FILES, HAS_COMPILER, NO_COMPILER, Bench, patch
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
@@ -109,7 +110,7 @@ async def test_patches_go_in_the_order_of_the_series(tmp_path: Path) -> None:
 
 
 async def test_two_at_once_build_one(bench: Bench) -> None:
-    seen: list[BuildProgress] = []
+    seen: list[Progress] = []
     second = build.ensure(bench.recipe, bench.where, progress=seen.append, fetch=bench.index.fetch)
     first, other = await asyncio.gather(make(bench), second)
     assert first == other
@@ -156,7 +157,7 @@ async def interrupt(bench: Bench) -> None:
     """Start a build and cancel it once it compiles something that takes for ever."""
     compiling = asyncio.Event()
 
-    def report(step: BuildProgress) -> None:
+    def report(step: Progress) -> None:
         # What is linked of it shows that the object that is looked for afterwards is whole: ninja removes what is not.
         if step.stage is BuildStage.COMPILE and next(bench.where.work.rglob("libllama.*"), None):
             compiling.set()
@@ -179,7 +180,7 @@ async def test_cancelled_leaves_no_process_and_goes_on(
     monkeypatch.delenv("FAKE_GATE")
     kept: list[bool] = []
 
-    def report(step: BuildProgress) -> None:
+    def report(step: Progress) -> None:
         if step.stage is BuildStage.INSTALL and not kept:
             kept.append(all(path.stat().st_mtime_ns == time for path, time in compiled.items()))
         bench.steps.append(step)
@@ -207,11 +208,11 @@ async def test_killed_builds_take_their_processes_along(
 ) -> None:
     program = f"""
 import asyncio, pathlib
-from meshllm.engine import build
+from meshllm.engine.build import builder as build
 from tests.engine.build_kit import Bench
 bench = Bench(pathlib.Path({str(bench.where.root.parent)!r}))
 def report(step):
-    if step.stage is build.Stage.COMPILE and step.done:
+    if step.stage is build.BuildStage.COMPILE and step.done:
         print("compiling", flush=True)
 asyncio.run(build.ensure(bench.recipe, bench.where, progress=report, fetch=bench.index.fetch))
 """

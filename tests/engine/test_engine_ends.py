@@ -31,5 +31,5 @@ async def test_a_serving_engine_ends_at_its_farewell(tmp_path: Path) -> None:
     child.stop()
     ending = await running
     await owner.close()
-    assert ending.asked
+    assert ending.requested
     assert ending.status == 0, "it was not killed"

@@ -144,14 +144,14 @@ def test_probabilities_are_those_of_a_plain_engine(running: dict[str, Engine], w
 @pytest.mark.parametrize("way", GUESSING)
 async def test_the_engine_counts_its_guesses(running: dict[str, Engine], way: str) -> None:
     socket = str(running[way].socket)
-    before = await llama_server.guesses(socket)
+    before = await llama_server.draft_counts(socket)
     times = completion(running[way])["timings"]
-    after = await llama_server.guesses(socket)
+    after = await llama_server.draft_counts(socket)
     assert after.drafted - before.drafted == times["draft_n"]
     assert after.accepted - before.accepted == times["draft_n_accepted"]
 
 
 async def test_an_engine_that_guesses_nothing_says_so(running: dict[str, Engine]) -> None:
     completion(running["none"])
-    found = await llama_server.guesses(str(running["none"].socket))
+    found = await llama_server.draft_counts(str(running["none"].socket))
     assert (found.drafted, found.accepted) == (0, 0)

@@ -14,7 +14,7 @@ from meshllm.engine.processes.llama_server import (
     ServerPlan,
     arguments,
     environment,
-    parse_guesses,
+    parse_draft_counts,
 )
 
 
@@ -126,9 +126,9 @@ def metrics(drafted: str, accepted: str) -> str:
 
 
 def test_guesses_are_read_off_the_metrics() -> None:
-    assert parse_guesses(metrics("109", "86")) == DraftCounts(109, 86, 200, 2.5)
-    assert parse_guesses(metrics("1.23457e+07", "1e+06")) == DraftCounts(12_345_700, 1_000_000, 200, 2.5)
-    assert parse_guesses(metrics("5", "6")) == DraftCounts(5, 5, 200, 2.5)  # of a moment between the two
+    assert parse_draft_counts(metrics("109", "86")) == DraftCounts(109, 86, 200, 2.5)
+    assert parse_draft_counts(metrics("1.23457e+07", "1e+06")) == DraftCounts(12_345_700, 1_000_000, 200, 2.5)
+    assert parse_draft_counts(metrics("5", "6")) == DraftCounts(5, 5, 200, 2.5)  # of a moment between the two
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_guesses_are_read_off_the_metrics() -> None:
 )
 def test_metrics_that_say_nothing_of_guesses(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        parse_guesses(text)
+        parse_draft_counts(text)
 
 
 def test_a_split_copies_more_at_a_time() -> None:

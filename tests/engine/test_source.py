@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.engine.build import patches, pin, source
-from meshllm.engine.build.progress import BuildProgress, BuildStage, silent
+from meshllm.engine.build.progress import BuildStage, silent
 from meshllm.errors import EngineUnavailable, OutOfRoom
+from meshllm.util.progress import Progress
 from tests.engine.build_kit import FILES, TREE, Index, archive, patch, pin_of
 
 ROOT = Path(__file__).parents[2]
@@ -312,7 +313,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 async def test_a_fetched_file_is_verified_and_kept(tmp_path: Path) -> None:
-    index, steps = Index(archive()), list[BuildProgress]()
+    index, steps = Index(archive()), list[Progress]()
     wanted = pin_of(index.data)
     path = await source.obtain(wanted, tmp_path / "downloads", steps.append, index.fetch)
     assert path.read_bytes() == index.data

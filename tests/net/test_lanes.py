@@ -287,7 +287,7 @@ async def test_tickets_are_bounded_per_peer_and_come_back_when_used_or_expired(t
         assert len(tickets(place, MAX_TICKETS_PER_ASK)) == MAX_TICKETS_PER_ASK
 
 
-@pytest.mark.parametrize("kind", [0, StreamKind.GOSSIP, StreamKind.LANE_TICKET, 99, 255])
+@pytest.mark.parametrize("kind", [0, 1, StreamKind.LANE_TICKET, 99, 255])
 async def test_there_are_no_tickets_for_what_does_not_run_on_lanes(tmp_path: Path, kind: int) -> None:
     async with town(tmp_path) as place:
         assert tickets(place, 1, kind) == []

@@ -512,5 +512,5 @@ async def test_roles_are_told(world: World) -> None:
     link = await guest.transport.dial(host.way)
     await host.heard.until(lambda: host.heard.up)
     assert host.heard.up[guest.id].facts.role is Role.CLIENT
-    host.heard.up[guest.id].open(StreamKind.GOSSIP, Talker())
+    host.heard.up[guest.id].open(StreamKind.FILES, Talker())
     assert link.facts.role is Role.NODE

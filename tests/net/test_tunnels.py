@@ -114,7 +114,7 @@ async def test_a_tunnel_ends_with_its_link(tmp_path: Path, kind: str, with_lanes
 @both_kinds
 async def test_what_nobody_serves_is_refused(tmp_path: Path, kind: str) -> None:
     async with street(kind, tmp_path, True) as (here, there):
-        for unserved in (StreamKind.RPC_TUNNEL, StreamKind.TUNNEL_MAP):
+        for unserved in (StreamKind.RPC_TUNNEL, StreamKind.FILES):
             ear = await here.open(there, unserved)
             assert await ear.gone is not None
         assert there.ears == []

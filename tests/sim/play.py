@@ -187,8 +187,8 @@ class Player:
             subject = simulation.rng.randrange(self.scenario.nodes)
             target = simulation.rng.choice([node for node in simulation.live() if node.links])
             last = simulation.old_records(subject)[-1]
-            stamp = replace(last.record.stamp, incarnation=last.record.stamp.incarnation + 1)
-            simulation.inject(target.index, [replace(last, record=replace(last.record, stamp=stamp))])
+            stamp = replace(last.record.version, incarnation=last.record.version.incarnation + 1)
+            simulation.inject(target.index, [replace(last, record=replace(last.record, version=stamp))])
         if simulation.refused - before != step.number:
             raise Failed(f"line {step.line}: a forged record got through ({simulation.trouble()})")
 

@@ -351,7 +351,7 @@ class Simulation:
             self._handle(node, e.MessageReceived(sender, message))
 
     def _dial(self, node: SimulatedNode, command: c.DialPeer) -> None:
-        way = command.way
+        way = command.target
         self.dials += 1
         wrong_port = False
         for address in way.addresses:
@@ -439,7 +439,7 @@ class Simulation:
         self.saved_meshes[node.index] += 1
 
     def _save_peers(self, node: SimulatedNode, command: c.SavePeers) -> None:
-        node.peers = command.ways
+        node.peers = command.peers
 
     def _fetch(self, node: SimulatedNode, command: c.FetchModel) -> None:
         facts = ModelFacts(f"/models/{command.model}.gguf", 1 << 30, "llama", 32768)

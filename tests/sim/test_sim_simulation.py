@@ -110,7 +110,7 @@ def test_a_wrong_port_and_a_wrong_pin_fail_at_once() -> None:
     ]
     rig.ask(0, *(c.DialPeer(way) for way in ways))
     rig.simulation.run(0.1)
-    assert [event.way for event in rig.puppet(0).of(e.DialFailed)] == ways
+    assert [event.target for event in rig.puppet(0).of(e.DialFailed)] == ways
 
 
 def test_a_dead_way_does_not_hide_a_good_one() -> None:
@@ -214,7 +214,7 @@ def test_a_forged_record_does_not_get_past_the_shell() -> None:
     rig = Rig()
     rig.link()
     good = sign(NodeRecord(rig.simulation.nodes[0].id, RecordVersion(1, 1), MeshId(bytes(16))))
-    altered = replace(good, record=replace(good.record, stamp=RecordVersion(2, 1)))
+    altered = replace(good, record=replace(good.record, version=RecordVersion(2, 1)))
     stolen = replace(good, signature=bytes(64))
     assert genuine(good)
     rig.simulation.inject(1, [altered, good, stolen])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from web_rig import PATIENCE, READY, Caller, Malformed, Response, Watch, backend, broken, coming, request, served
 
-from meshllm.core.membership.views import JoinPhase, JoinStep, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import (
     BootstrapAddress,
     MeshId,
@@ -138,7 +138,7 @@ async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
         memory=5,
     )
     peer = PeerView(record, PeerStatus.ALIVE, True, 0.002, (ModelLoad("m", 1, 2), ModelLoad("n", 1, 0)), 1.0)
-    steps = (JoinStep(BootstrapAddress(PEER[:16], (AT,)), "refused", "wrong secret"),)
+    steps = (JoinAttempt(BootstrapAddress(PEER[:16], (AT,)), JoinAttemptState.REFUSED, "wrong secret"),)
     desk.change(
         mesh=MeshView(NodeId(b"n" * 32), MESH, Role.CLIENT, JoinPhase.JOINED, steps, peers=(peer,)), wants=("w",)
     )

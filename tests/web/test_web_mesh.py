@@ -138,7 +138,7 @@ async def test_peers_are_asked_by_load_then_by_distance(place: Town) -> None:
     assert (len(one.calls), len(two.calls)) == (1, 1)
 
 
-@pytest.mark.parametrize("status", [PeerStatus.SUSPECT, PeerStatus.DEAD, PeerStatus.LEFT, PeerStatus.HEARD])
+@pytest.mark.parametrize("status", [PeerStatus.SUSPECT, PeerStatus.DEAD, PeerStatus.LEFT, PeerStatus.UNVERIFIED])
 @pytest.mark.usefixtures("quick")
 async def test_only_who_is_alive_is_asked(place: Town, status: PeerStatus) -> None:
     one, two = await place.serve(1), await place.serve(2)
@@ -532,7 +532,7 @@ async def test_joining_is_waited_for_with_a_bound(place: Town, monkeypatch: pyte
 @pytest.mark.usefixtures("quick")
 async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     await place.serve(1)
-    place.here.meet(host(ONE, "m", "other", status=PeerStatus.HEARD))
+    place.here.meet(host(ONE, "m", "other", status=PeerStatus.UNVERIFIED))
     caller = await place.here.caller()
     caller.send(ask(stream=True))
     await caller.head()
@@ -541,7 +541,7 @@ async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypa
     place.here.meet(host(ONE, "m"))
     assert b"Hello" in (await finish(caller)).body
     monkeypatch.setattr("meshllm.core.routing.routes.LOOKING_SECONDS", 0.02)
-    place.here.meet(host(ONE, "m", "other", status=PeerStatus.HEARD))
+    place.here.meet(host(ONE, "m", "other", status=PeerStatus.UNVERIFIED))
     response = await place.here.call(ask(model="other"))
     assert response.status == 503
     assert "does not answer" in response.json["error"]["message"]

@@ -24,11 +24,11 @@ from meshllm.core.snapshot import (
     EngineState,
     FilePhase,
     ModelState,
-    Progress,
     ServerFacts,
     ServerPhase,
     Snapshot,
 )
+from meshllm.util.progress import Progress
 from meshllm.web.gateway.gateway import Gateway
 from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.http.access_control import AccessPolicy
@@ -430,7 +430,7 @@ def served(name: str, address: str, *, generation: int = 1, slots: int = 4) -> M
 
 def coming(name: str, stage: str = "downloading") -> ModelState:
     """A model that is on its way."""
-    return ModelState(name, file=FilePhase.FETCHING, progress=Progress(stage, 0.5))
+    return ModelState(name, file=FilePhase.FETCHING, progress=Progress.at(stage, 0.5))
 
 
 def broken(name: str) -> ModelState:

@@ -78,7 +78,7 @@ def _with_aliases(draw: st.DrawFn, record: r.NodeRecord) -> r.NodeRecord:
 records = st.builds(
     r.NodeRecord,
     node=node_ids,
-    stamp=stamps,
+    version=stamps,
     mesh=mesh_ids,
     name=texts,
     software=texts,
@@ -89,7 +89,7 @@ records = st.builds(
     wants=few(names),
     on_disk=few(names),
     memory=numbers,
-    complaints=few(complaints),
+    failure_reports=few(complaints),
     leaving=st.booleans(),
     splits=few(st.builds(r.SplitCandidate, names, numbers, st.booleans())),
     speed=numbers,

@@ -13,6 +13,7 @@ from stream_helpers import read
 from meshllm.core.snapshot import Purpose
 from meshllm.wire.api.errors import error_body, error_event, translate_error
 from meshllm.wire.api.routes import ROUTES, Api, find_route, model_in_path
+from meshllm.wire.api.stream_repair import stream_repair
 
 CONTEXT = {
     "error": {
@@ -158,3 +159,29 @@ def test_routes_are_exact_and_lead_to_canonical_paths() -> None:
         assert find_route(path) is None
     assert model_in_path("/v1/models/org/name%20x") == "org/name x"
     assert model_in_path("/v1/models/") is None
+
+
+@pytest.mark.parametrize("api", list(Api))
+def test_every_error_body_carries_the_request_id(api: Api) -> None:
+    """OpenAI has no field for it, so it stands beside `code`; Anthropic's own is at the top level."""
+    upstream = json.dumps({"error": {"message": "no", "request_id": "of-the-backend"}}).encode()
+    for body in (
+        error_body(api, 404, "model_not_found", "no", request_id="req_1"),
+        translate_error(api, 500, upstream, request_id="req_1")[1],
+        translate_error(api, 502, b"<html>", request_id="req_1")[1],
+    ):
+        assert (body if api.anthropic else body["error"])["request_id"] == "req_1"
+        assert "of-the-backend" not in json.dumps(body)
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES])
+@pytest.mark.parametrize("upstream", [b'data: {"error": {"message": "out of memory"}}\n\n', b"data: {\n\n", b"", None])
+def test_every_error_event_carries_the_request_id(api: Api, upstream: bytes | None) -> None:
+    repair = stream_repair(api, model="m", ident="x", created=1, request={"model": "m"}, request_id="req_1")
+    stream = repair.fail("upstream_lost", "gone") if upstream is None else repair.feed(upstream) + repair.finish()
+    errors = [
+        data for _, data in read(stream) if isinstance(data, dict) and ("error" in data or data.get("type") == "error")
+    ]
+    assert errors
+    error = errors[0]
+    assert (error["error"] if api in (Api.CHAT, Api.COMPLETIONS) else error)["request_id"] == "req_1"

@@ -37,7 +37,7 @@ NODE, OTHER = r.NodeId(bytes(range(32))), r.NodeId(bytes(range(1, 33)))
 MESH = r.MeshId(b"m" * 16)
 RECORD = r.NodeRecord(
     node=NODE,
-    stamp=r.RecordVersion(3, 4),
+    version=r.RecordVersion(3, 4),
     mesh=MESH,
     name="bench",
     software="mesh-llm 0.1.0",
@@ -47,7 +47,7 @@ RECORD = r.NodeRecord(
     wants=("Qwen3-8B",),
     on_disk=("SmolLM2", "SmolLM2.Q4_1"),
     memory=16 << 30,
-    complaints=(r.FailureReport(OTHER, 7),),
+    failure_reports=(r.FailureReport(OTHER, 7),),
     splits=(r.SplitCandidate("Qwen3-8B", 16 << 30, force_split=True),),
     speed=20 << 30,
     devices=(10 << 30, 6 << 30),
@@ -419,14 +419,14 @@ def test_the_bounds_themselves_are_within() -> None:
         name=name,
         software=name,
         protocol=(0, 65535),
-        stamp=r.RecordVersion(MAX_NUMBER, MAX_NUMBER),
+        version=r.RecordVersion(MAX_NUMBER, MAX_NUMBER),
         addresses=(r.PeerAddress("2001:db8::1", 65535),) * r.MAX_ADDRESSES,
         serves=(r.ServedModel("m", Purpose.EMBED, 1 << 30, 1 << 20, MAX_NUMBER, vision=True),) * MAX_MODELS,
         loads=(r.ModelLoad("m", 1 << 20, 1 << 20),) * MAX_MODELS,
         wants=(name,) * r.MAX_WANTED,
         on_disk=("m",) * r.MAX_ON_DISK,
         memory=MAX_NUMBER,
-        complaints=(r.FailureReport(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
+        failure_reports=(r.FailureReport(OTHER, MAX_NUMBER),) * r.MAX_COMPLAINTS,
         splits=(r.SplitCandidate("m", MAX_NUMBER),) * r.MAX_SPLITS,
         speed=MAX_NUMBER,
         devices=(MAX_NUMBER,) * r.MAX_DEVICES,
@@ -550,7 +550,7 @@ odd_numbers = st.integers(-5, 1 << 70)
 odd_records = st.builds(
     r.NodeRecord,
     node=st.just(NODE),
-    stamp=st.just(r.RecordVersion(1, 1)),
+    version=st.just(r.RecordVersion(1, 1)),
     mesh=st.just(MESH),
     name=odd_names | st.text(max_size=300),
     software=odd_names,
@@ -596,10 +596,10 @@ def test_fit_cuts_to_the_size_of_a_record_and_what_it_serves_goes_last() -> None
         serves=tuple(r.ServedModel(name) for name in long[:40]),
         wants=tuple(long[:32]),
         on_disk=tuple(long[:64]),
-        complaints=tuple(r.FailureReport(OTHER, MAX_NUMBER) for _ in range(64)),
+        failure_reports=tuple(r.FailureReport(OTHER, MAX_NUMBER) for _ in range(64)),
     )
     fitting = fit(full)
-    assert (fitting.serves, fitting.wants, fitting.complaints) == (full.serves, full.wants, full.complaints)
+    assert (fitting.serves, fitting.wants, fitting.failure_reports) == (full.serves, full.wants, full.failure_reports)
     assert 20 < len(fitting.on_disk) < 64
     assert r.MAX_RECORD_BYTES - 6000 < len(encode_record(fitting)) <= r.MAX_RECORD_BYTES
     everything = replace(full, serves=tuple(r.ServedModel(name) for name in long))

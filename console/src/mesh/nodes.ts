@@ -6,7 +6,7 @@ import { partsOf, type Part } from './splits'
 import type { LoadStatus, ModelStatus, NodeStatus, PeerStatus, ServedStatus } from '../api'
 
 export type Role = 'host' | 'worker' | 'standby' | 'client' | 'backend'
-export type Life = 'alive' | 'suspect' | 'heard' | 'dead' | 'left'
+export type Life = 'alive' | 'suspect' | 'unverified' | 'dead' | 'left'
 
 export interface Carried {
   name: string
@@ -42,7 +42,7 @@ export interface MeshNode {
   since: number | null // when its state began, in seconds since the epoch; to the second, and steady
 }
 
-const LIVES: readonly Life[] = ['alive', 'suspect', 'heard', 'dead', 'left']
+const LIVES: readonly Life[] = ['alive', 'suspect', 'unverified', 'dead', 'left']
 
 // All nodes, this one first. `wall` is the time in seconds since the epoch; `before` what was found last time.
 export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshNode[] = []): MeshNode[] {
@@ -101,7 +101,7 @@ function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
 }
 
 function peerOf(peer: PeerStatus, load: readonly LoadStatus[], wall: number, before: MeshNode | undefined): MeshNode {
-  const life = LIVES.find((word) => word === peer.status) ?? 'heard'
+  const life = LIVES.find((word) => word === peer.status) ?? 'unverified'
   const began = Math.round(wall - peer.since_seconds)
   // The same moment, told again and again, comes out a little different each time.
   const steady = before?.life === life && before.since !== null && Math.abs(before.since - began) <= 2
@@ -216,7 +216,7 @@ const ROLE_WORDS: Record<Role, string> = {
 const LIFE_WORDS: Record<Life, string> = {
   alive: 'alive',
   suspect: 'does not answer',
-  heard: 'heard of',
+  unverified: 'unverified',
   dead: 'gone',
   left: 'has left',
 }

@@ -10,7 +10,7 @@ import { status } from '../state'
 import { bytes, duration, milliseconds, speed, tokens } from '../words'
 import { Machine } from './memory'
 
-const LIFE_TONES = { alive: 'good', suspect: 'worrying', heard: 'plain', dead: 'bad', left: 'plain' } as const
+const LIFE_TONES = { alive: 'good', suspect: 'worrying', unverified: 'plain', dead: 'bad', left: 'plain' } as const
 
 export function toneOf(node: MeshNode): Tone {
   return node.life === 'alive' && node.role !== 'host' && node.role !== 'backend' ? 'plain' : LIFE_TONES[node.life]

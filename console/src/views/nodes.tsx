@@ -11,7 +11,7 @@ import { counted, duration, milliseconds, speed, tokens } from '../words'
 import { Details, toneOf } from './details'
 import { Machine } from './memory'
 
-const LIFE_ORDER = ['alive', 'suspect', 'heard', 'left', 'dead']
+const LIFE_ORDER = ['alive', 'suspect', 'unverified', 'left', 'dead']
 
 export function Nodes(): JSX.Element {
   const [text, setText] = useState('')

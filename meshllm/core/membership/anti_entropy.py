@@ -68,7 +68,7 @@ class AntiEntropy:
 
     def remind(self, peer: NodeId, signed: SignedRecord) -> None:
         """Tell `peer` that its life, by all that is known here, is over: it has to begin a new one to get past that."""
-        held = self._buried(peer) or signed.record.stamp
+        held = self._buried(peer) or signed.record.version
         self._send(peer, Difference(0, (), ((peer, held),)))
 
     def _buried(self, node: NodeId) -> RecordVersion | None:
@@ -76,4 +76,4 @@ class AntiEntropy:
         entry = self._members.entries.get(node)
         if entry is None or not self._members.buried(node):
             return None
-        return RecordVersion(entry.record.stamp.incarnation, MAX_NUMBER)
+        return RecordVersion(entry.record.version.incarnation, MAX_NUMBER)

@@ -55,7 +55,7 @@ class RecordBroadcast:
         self._timers.set("heartbeat", now + heartbeat_seconds(self._members.size) * jittered(self._rng))
         if push:
             self._news_until = now + NEWS_SECONDS
-            self.push((signed,), everywhere=signed.record.complaints != before.complaints)
+            self.push((signed,), everywhere=signed.record.failure_reports != before.failure_reports)
 
     def push(self, records: tuple[SignedRecord, ...], *, everywhere: bool, but: NodeId | None = None) -> None:
         """Tell linked nodes at once: a few of them, or (bad news: somebody is to be asked no more) all."""
@@ -99,7 +99,7 @@ class RecordBroadcast:
 
     def overtaken(self, signed: SignedRecord, now: float) -> None:
         """A record of ours from somebody else. If it is not the newest we wrote, our home was lost or put back."""
-        stamp = signed.record.stamp
+        stamp = signed.record.version
         if possible(stamp) and stamp >= self._own.stamp and signed.body != self._own.signed.body:
             self.rise(stamp.incarnation + 1, now)
 

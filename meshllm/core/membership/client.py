@@ -126,7 +126,7 @@ class ClientMember:
     # -- events
 
     def _join_wanted(self, event: e.JoinWanted, now: float) -> None:
-        self._joining.want(event.ways, event.invited, self._id, now)
+        self._joining.want(event.addresses, event.invited, self._id, now)
         self._view = None
 
     def _link_up(self, event: e.LinkUp, now: float) -> None:
@@ -167,8 +167,8 @@ class ClientMember:
         self._look_around(now)
 
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
-        self._links.failed(event.way, now, final=event.final)
-        self._joining.failed(event.way, f"{event.reason} {event.advice}".rstrip(), event.final, now)
+        self._links.failed(event.target, now, final=event.final)
+        self._joining.failed(event.target, f"{event.reason} {event.advice}".rstrip(), event.final, now)
         self._view = None
 
     def _message(self, event: e.MessageReceived, now: float) -> None:
@@ -275,7 +275,7 @@ class ClientMember:
         entry = self._entries.get(node)
         if entry is None:
             entry = self._entries[node] = MemberEntry(signed, PeerStatus.ALIVE, self._now)
-        if signed.record.stamp != entry.record.stamp:
+        if signed.record.version != entry.record.version:
             entry.signed, entry.loads, entry.seen = signed, None, self._now
             self._silent.discard(node)
         link = self._links.get(node)

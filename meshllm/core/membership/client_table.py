@@ -25,8 +25,8 @@ def _told_alike(one: NodeRecord, other: NodeRecord) -> bool:
     """Whether the two say the same to a client: a heartbeat is no news to it, nor is who complains."""
 
     def bare(record: NodeRecord) -> NodeRecord:
-        stamp = RecordVersion(record.stamp.incarnation, 0)
-        return replace(record, stamp=stamp, loads=(), complaints=())
+        stamp = RecordVersion(record.version.incarnation, 0)
+        return replace(record, version=stamp, loads=(), failure_reports=())
 
     return bare(one) == bare(other)
 
@@ -117,7 +117,7 @@ class Providers:
             node = signed.record.node
             held = said.get(node)
             if len(said) < MAX_TABLE or held is not None:
-                said[node] = signed if held is None or held.record.stamp < signed.record.stamp else held
+                said[node] = signed if held is None or held.record.version < signed.record.version else held
         if not table.more:
             self._last = {}
         return touched
@@ -135,7 +135,7 @@ class Providers:
         found = [said[node] for said in self._said.values() if node in said]
         if not found and node in self._last:
             return self._last[node]
-        return max(found, key=lambda signed: signed.record.stamp, default=None)
+        return max(found, key=lambda signed: signed.record.version, default=None)
 
     def nodes(self) -> set[NodeId]:
         """Everybody that is known."""

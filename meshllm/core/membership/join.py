@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from meshllm.core.membership.links import PIN_BYTES, LinkTable, Rng
 from meshllm.core.membership.timers import Timers
-from meshllm.core.membership.views import JoinPhase, JoinStep
+from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase
 from meshllm.core.records import BootstrapAddress, NodeId
 from meshllm.util.backoff import backoff
 
@@ -30,10 +30,10 @@ RETRY_CAP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class _JoinAttempt:
+class _JoinCandidate:
     """A way in, and what became of it. `invited`: a person gave it."""
 
-    step: JoinStep
+    step: JoinAttempt
     invited: bool
 
 
@@ -46,15 +46,15 @@ class Joiner:
         self._links = links
         self._timers = timers
         self._rng = rng
-        self._ways: dict[bytes, _JoinAttempt] = {}
+        self._ways: dict[bytes, _JoinCandidate] = {}
         self._rounds = 0
         self._at_a_time = KNOWN_AT_A_TIME
 
     @property
-    def steps(self) -> tuple[JoinStep, ...]:
+    def steps(self) -> tuple[JoinAttempt, ...]:
         """What became of each way in, invited ones first; remembered ones that nobody tried yet are left out."""
         ways = sorted(self._ways.values(), key=lambda way: not way.invited)
-        return tuple([way.step for way in ways if way.step.state != "waiting"])
+        return tuple([way.step for way in ways if way.step.state is not JoinAttemptState.WAITING])
 
     def want(self, ways: tuple[BootstrapAddress, ...], invited: bool, own: NodeId, now: float) -> None:
         """Find the mesh by these `ways` as well."""
@@ -66,8 +66,12 @@ class Joiner:
                 continue
             if known is None and len(self._ways) >= 2 * MAX_WAYS:
                 break
-            state = "linked" if known is not None and known.step.state == "linked" else "waiting"
-            self._ways[key] = _JoinAttempt(JoinStep(way, state, at=now), invited)
+            state = (
+                JoinAttemptState.LINKED
+                if known is not None and known.step.state is JoinAttemptState.LINKED
+                else JoinAttemptState.WAITING
+            )
+            self._ways[key] = _JoinCandidate(JoinAttempt(way, state, at=now), invited)
         if not self._ways:
             return
         if self.phase in (JoinPhase.ALONE, JoinPhase.FAILED):
@@ -88,7 +92,7 @@ class Joiner:
         """A link to a node is there. True if its table is to be asked for now."""
         key = peer[:PIN_BYTES]
         if key in self._ways:
-            self._mark(key, "linked", "", now)
+            self._mark(key, JoinAttemptState.LINKED, "", now)
         if self.phase is JoinPhase.ALONE:
             self.phase = JoinPhase.JOINED
         elif self.phase in (JoinPhase.DIALLING, JoinPhase.FAILED):
@@ -116,9 +120,9 @@ class Joiner:
         """A dial led nowhere."""
         key = way.pin[:PIN_BYTES]
         known = self._ways.get(key)
-        if known is None or known.step.state != "dialling":
+        if known is None or known.step.state is not JoinAttemptState.DIALLING:
             return
-        self._mark(key, "refused" if final else "failed", reason, now)
+        self._mark(key, JoinAttemptState.REFUSED if final else JoinAttemptState.FAILED, reason, now)
         if self.phase in (JoinPhase.DIALLING, JoinPhase.FAILED):
             self._dial(now)
             self._look(now)
@@ -139,7 +143,7 @@ class Joiner:
 
     # -- inside
 
-    def _mark(self, key: bytes, state: str, reason: str, now: float) -> None:
+    def _mark(self, key: bytes, state: JoinAttemptState, reason: str, now: float) -> None:
         way = self._ways[key]
         self._ways[key] = replace(way, step=replace(way.step, state=state, reason=reason, at=now))
 
@@ -147,27 +151,31 @@ class Joiner:
         for invited in (True, False):
             if not invited and self.phase not in (JoinPhase.DIALLING, JoinPhase.FAILED):
                 return
-            busy = sum(not way.invited and way.step.state == "dialling" for way in self._ways.values())
+            busy = sum(not way.invited and way.step.state is JoinAttemptState.DIALLING for way in self._ways.values())
             for key, way in list(self._ways.items()):
-                if way.invited is not invited or way.step.state != "waiting":
+                if way.invited is not invited or way.step.state is not JoinAttemptState.WAITING:
                     continue
                 if not invited and busy >= self._at_a_time:
                     if self._timers.at("join more") is None:
                         self._timers.set("join more", now + KNOWN_MORE_SECONDS)
                     return
                 busy += 1
-                if not self._links.dial(way.step.way, now, patient=False) and not self._links.dialling(key, now):
+                if not self._links.dial(way.step.address, now, patient=False) and not self._links.dialling(key, now):
                     linked = any(node[:PIN_BYTES] == key for node in self._links.nodes)
-                    self._mark(key, *(("linked", "") if linked else ("failed", "it has no address")), now)
+                    self._mark(
+                        key,
+                        *((JoinAttemptState.LINKED, "") if linked else (JoinAttemptState.FAILED, "it has no address")),
+                        now,
+                    )
                     continue
-                self._mark(key, "dialling", "", now)
+                self._mark(key, JoinAttemptState.DIALLING, "", now)
 
     def _look(self, now: float) -> None:
         """After a failure: is there anything left to try?"""
         states = {way.step.state for way in self._ways.values()}
-        if states & {"dialling", "waiting"}:
+        if states & {JoinAttemptState.DIALLING, JoinAttemptState.WAITING}:
             return
-        if states <= {"refused"}:
+        if states <= {JoinAttemptState.REFUSED}:
             self._give_up("every way in was refused")
         elif self._timers.at("join retry") is None:
             delay = backoff(self._rounds, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, rng=self._rng)
@@ -177,8 +185,8 @@ class Joiner:
     def _again(self, now: float) -> None:
         self._at_a_time = KNOWN_AT_A_TIME
         for key, way in self._ways.items():
-            if way.step.state in ("failed", "linked"):
-                self._mark(key, "waiting", way.step.reason, now)
+            if way.step.state in (JoinAttemptState.FAILED, JoinAttemptState.LINKED):
+                self._mark(key, JoinAttemptState.WAITING, way.step.reason, now)
         self._dial(now)
         self._look(now)
 

@@ -83,7 +83,7 @@ class LinkPolicy:
         """It has not answered for too long: a complaint."""
         entry = self._members.entries.get(node)
         if entry is not None and not self._members.buried(node):
-            self._own.complain(node, entry.record.stamp.incarnation)
+            self._own.complain(node, entry.record.version.incarnation)
 
     def answered(self, node: NodeId) -> None:
         """It answered. About the dead the complaint stands all the same: a new incarnation is due."""
@@ -140,7 +140,7 @@ class LinkPolicy:
         """Somebody wants `model`, and nobody that is known to live has it: find out about those that may."""
         asked = 0
         for node, entry in self._members.entries.items():
-            if entry.status is PeerStatus.HEARD and any(served.name == model for served in entry.record.serves):
+            if entry.status is PeerStatus.UNVERIFIED and any(served.name == model for served in entry.record.serves):
                 asked += self.dial(node, now)
                 if asked == MAX_SOUGHT:
                     return

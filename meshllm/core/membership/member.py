@@ -214,9 +214,9 @@ class Member:
     # -- joining and links
 
     def _join_wanted(self, event: e.JoinWanted, now: float) -> None:
-        self._joining.want(event.ways, event.invited, self._id, now)
+        self._joining.want(event.addresses, event.invited, self._id, now)
         if not event.invited:
-            self._tending.remember(event.ways)
+            self._tending.remember(event.addresses)
         self._view = None
 
     def _link_up(self, event: e.LinkUp, now: float) -> None:
@@ -255,13 +255,13 @@ class Member:
                 self._prober.link_down(event.peer, now)
 
     def _dial_failed(self, event: e.DialFailed, now: float) -> None:
-        self._links.failed(event.way, now, final=event.final)
+        self._links.failed(event.target, now, final=event.final)
         words = f"{event.reason} {event.advice}".rstrip()
-        self._joining.failed(event.way, words, event.final, now)
+        self._joining.failed(event.target, words, event.final, now)
         self._view = None
         if not event.final:
             # A refusal is an answer: that peer lives.
-            self._prober.dial_failed(NodeId(event.way.pin))
+            self._prober.dial_failed(NodeId(event.target.pin))
 
     def _meet(self, mesh: MeshId, now: float) -> None:
         if decide(self._own.mesh, mesh) is MergeDecision.ADOPT:
@@ -343,7 +343,11 @@ class Member:
             found = self._members.merge(signed, now, linked=record.node in self._links)
             if found in (MergeResult.FIRST, MergeResult.GROWN):
                 news.append(signed)
-                bad = bad or record.leaving or (before is not None and record.complaints != before.record.complaints)
+                bad = (
+                    bad
+                    or record.leaving
+                    or (before is not None and record.failure_reports != before.record.failure_reports)
+                )
                 self._heard(signed, before, now)
             elif found is MergeResult.BURIED and record.node == peer:
                 self._exchange.remind(peer, signed)
@@ -357,9 +361,9 @@ class Member:
         if not record.leaving:
             self._meet(record.mesh, now)
         said = self._own.complaints.get(record.node)
-        if said is not None and said[0] != record.stamp.incarnation:
+        if said is not None and said[0] != record.version.incarnation:
             self._own.absolve(record.node)
-        if before is not None and before.record.stamp.incarnation != record.stamp.incarnation:
+        if before is not None and before.record.version.incarnation != record.version.incarnation:
             self._prober.refuted(record.node)
         link = self._links.get(record.node)
         if link is not None and before is None:

@@ -55,7 +55,7 @@ class OwnRecord:
         self._sign = config.sign
         self._said = NodeRecord(
             node=config.node,
-            stamp=RecordVersion(config.incarnation, 0),
+            version=RecordVersion(config.incarnation, 0),
             mesh=config.mesh,
             name=config.name,
             software=config.software,
@@ -71,7 +71,7 @@ class OwnRecord:
     @property
     def stamp(self) -> RecordVersion:
         """Of the newest record."""
-        return self._said.stamp
+        return self._said.version
 
     @property
     def mesh(self) -> MeshId:
@@ -131,16 +131,16 @@ class OwnRecord:
 
     def write(self, incarnation: int | None = None) -> SignedRecord:
         """A new record, of the next version, or the first of a higher `incarnation`."""
-        stamp = self._said.stamp
+        stamp = self._said.version
         if incarnation is not None:
             stamp = RecordVersion(min(MAX_NUMBER, incarnation), 1)
         else:
             stamp = RecordVersion(stamp.incarnation, stamp.version + 1)
-        self._said = replace(self._said, stamp=stamp)
+        self._said = replace(self._said, version=stamp)
         self.changed = False
         self.signed = self._sign(replace(self._said, loads=self._loads[: MAX_SERVED + MAX_BACKEND_MODELS]))
         return self.signed
 
     def _complaints_changed(self) -> None:
         said = [FailureReport(node, incarnation) for node, (incarnation, _) in sorted(self._complaints.items())]
-        self.say(complaints=tuple(said))
+        self.say(failure_reports=tuple(said))

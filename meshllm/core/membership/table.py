@@ -39,19 +39,19 @@ _S = PeerStatus
 GONE = (_S.DEAD, _S.LEFT)
 # Every change of status there is, and why; any other is a defect of this program.
 TRANSITIONS: dict[tuple[PeerStatus, PeerStatus], str] = {
-    (_S.HEARD, _S.ALIVE): "a link, or its stamp grew",
-    (_S.HEARD, _S.SUSPECT): "complaints",
-    (_S.HEARD, _S.DEAD): "not renewed",
-    (_S.HEARD, _S.LEFT): "it said so",
+    (_S.UNVERIFIED, _S.ALIVE): "a link, or its stamp grew",
+    (_S.UNVERIFIED, _S.SUSPECT): "complaints",
+    (_S.UNVERIFIED, _S.DEAD): "not renewed",
+    (_S.UNVERIFIED, _S.LEFT): "it said so",
     (_S.ALIVE, _S.SUSPECT): "complaints",
     (_S.ALIVE, _S.DEAD): "not renewed",
     (_S.ALIVE, _S.LEFT): "it said so",
     (_S.SUSPECT, _S.ALIVE): "a higher incarnation, or the complaints were taken back",
     (_S.SUSPECT, _S.DEAD): "suspicion ran out",
     (_S.SUSPECT, _S.LEFT): "it said so",
-    (_S.DEAD, _S.HEARD): "a higher incarnation",
+    (_S.DEAD, _S.UNVERIFIED): "a higher incarnation",
     (_S.DEAD, _S.ALIVE): "a higher incarnation, and a link",
-    (_S.LEFT, _S.HEARD): "a higher incarnation",
+    (_S.LEFT, _S.UNVERIFIED): "a higher incarnation",
     (_S.LEFT, _S.ALIVE): "a higher incarnation, and a link",
 }
 
@@ -172,13 +172,13 @@ class MembershipTable:
         if node == self.own:
             return True
         entry = self.entries.get(node)
-        return entry is not None and entry.status in (_S.HEARD, _S.ALIVE) and not self.complained(self.own, node)
+        return entry is not None and entry.status in (_S.UNVERIFIED, _S.ALIVE) and not self.complained(self.own, node)
 
     def complained(self, by: NodeId, about: NodeId) -> bool:
         """Whether `by` complains about the incarnation of `about` that is known here."""
         said = self._complaints.get(about)
         entry = self.entries.get(about)
-        return said is not None and entry is not None and said.get(by) == entry.record.stamp.incarnation
+        return said is not None and entry is not None and said.get(by) == entry.record.version.incarnation
 
     # -- taking in
 
@@ -186,14 +186,14 @@ class MembershipTable:
         """This node has written a new record of itself."""
         before = self._signed
         self._signed = signed
-        self.summary.put(self.own, signed.record.stamp)
+        self.summary.put(self.own, signed.record.version)
         self._complaints_changed(before.record if before is not None else None, signed.record, now)
         self._changed(self.own)
 
     def merge(self, signed: SignedRecord, now: float, *, linked: bool) -> MergeResult:
         """Take in a verified record of another node; `linked`: there is a link to that node."""
         record = signed.record
-        node, stamp = record.node, record.stamp
+        node, stamp = record.node, record.version
         if node == self.own or not possible(stamp):
             return MergeResult.REFUSED
         entry = self.entries.get(node)
@@ -202,7 +202,7 @@ class MembershipTable:
                 return MergeResult.REFUSED
             self._first(signed, now, linked=linked)
             return MergeResult.FIRST
-        held = entry.record.stamp
+        held = entry.record.version
         if stamp <= held:
             return MergeResult.STALE
         if entry.status in GONE and stamp.incarnation <= held.incarnation:
@@ -212,7 +212,7 @@ class MembershipTable:
 
     def _first(self, signed: SignedRecord, now: float, *, linked: bool) -> None:
         record = signed.record
-        entry = MemberEntry(signed, PeerStatus.ALIVE if linked else PeerStatus.HEARD, now)
+        entry = MemberEntry(signed, PeerStatus.ALIVE if linked else PeerStatus.UNVERIFIED, now)
         entry.linked = linked
         self.entries[record.node] = entry
         if record.leaving:
@@ -223,7 +223,7 @@ class MembershipTable:
             return
         self._renewed[record.node] = now
         self.rings.add(record.node)
-        self.summary.put(record.node, record.stamp)
+        self.summary.put(record.node, record.version)
         self._complaints_changed(None, record, now)
         self._changed(record.node)
         self.judge(record.node, now)
@@ -231,28 +231,28 @@ class MembershipTable:
     def _grown(self, entry: MemberEntry, signed: SignedRecord, now: float, *, linked: bool) -> None:
         before, record = entry.record, signed.record
         node = record.node
-        risen = record.stamp.incarnation > before.stamp.incarnation
+        risen = record.version.incarnation > before.version.incarnation
         entry.signed, entry.seen, entry.linked = signed, now, linked
         entry.loads = None
         if record.leaving:
-            self.summary.put(node, record.stamp)
+            self.summary.put(node, record.version)
             self._told[node] = now
             if entry.status in GONE:
                 # It came back and left again before anybody here knew.
                 self._gone.pop(node, None)
                 self._gone[node] = now
                 if entry.status is PeerStatus.DEAD:
-                    self._change(entry, PeerStatus.HEARD, now)
+                    self._change(entry, PeerStatus.UNVERIFIED, now)
             if entry.status is not PeerStatus.LEFT:
                 self._change(entry, PeerStatus.LEFT, now, "it left")
         else:
             if entry.status in GONE:
-                self._change(entry, PeerStatus.ALIVE if linked else PeerStatus.HEARD, now)
-            elif entry.status is PeerStatus.HEARD or (entry.status is PeerStatus.SUSPECT and risen):
+                self._change(entry, PeerStatus.ALIVE if linked else PeerStatus.UNVERIFIED, now)
+            elif entry.status is PeerStatus.UNVERIFIED or (entry.status is PeerStatus.SUSPECT and risen):
                 self._change(entry, PeerStatus.ALIVE, now)
             self._renewed.pop(node, None)
             self._renewed[node] = now
-            self.summary.put(node, record.stamp)
+            self.summary.put(node, record.version)
         self._complaints_changed(before, record, now)
         self._changed(node)
         if risen:
@@ -263,7 +263,7 @@ class MembershipTable:
         entry = self.entries.get(node)
         if entry is not None:
             entry.linked = True
-            if entry.status is PeerStatus.HEARD:
+            if entry.status is PeerStatus.UNVERIFIED:
                 self._change(entry, PeerStatus.ALIVE, now)
             self._changed(node)
 
@@ -300,7 +300,7 @@ class MembershipTable:
         entry, said = self.entries.get(subject), self._complaints.get(subject)
         if entry is None or entry.status in GONE or (said is None and entry.status is not PeerStatus.SUSPECT):
             return
-        incarnation = entry.record.stamp.incarnation
+        incarnation = entry.record.version.incarnation
         about = [node for node, number in (said or {}).items() if number == incarnation]
         if entry.status is PeerStatus.SUSPECT:
             # A complainer that is gone has not taken anything back: only the living can.
@@ -356,7 +356,7 @@ class MembershipTable:
         self._told.pop(node, None)
         self.summary.discard(node)
         entry = self.entries.pop(node)
-        for complaint in entry.record.complaints:
+        for complaint in entry.record.failure_reports:
             self._take_out(node, complaint.node)
         self._complaints.pop(node, None)
         self._changed(node)
@@ -379,7 +379,7 @@ class MembershipTable:
                 self._told.pop(node, None)
                 self._renewed[node] = now
                 self.rings.add(node)
-                self.summary.put(node, entry.record.stamp)
+                self.summary.put(node, entry.record.version)
         if was is PeerStatus.SUSPECT:
             self._timers.cancel("dead", node)
         self.doubtful = self.doubtful or bool(self._complaints)
@@ -388,8 +388,8 @@ class MembershipTable:
             self._ended(node, status)
 
     def _complaints_changed(self, before: NodeRecord | None, after: NodeRecord, now: float) -> None:
-        old = {} if before is None else {c.node: c.incarnation for c in before.complaints}
-        new = {c.node: c.incarnation for c in after.complaints}
+        old = {} if before is None else {c.node: c.incarnation for c in before.failure_reports}
+        new = {c.node: c.incarnation for c in after.failure_reports}
         if old == new:
             return
         by = after.node

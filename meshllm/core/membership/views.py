@@ -11,7 +11,7 @@ from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, No
 class PeerStatus(Enum):
     """Where a peer is in its life. Only `ALIVE` is routable and counted; the table of changes is in `membership.py`."""
 
-    HEARD = "heard"  # others spoke of it; nothing has shown yet that it lives
+    UNVERIFIED = "unverified"  # others spoke of it; nothing has shown yet that it lives
     ALIVE = "alive"
     SUSPECT = "suspect"
     DEAD = "dead"
@@ -49,12 +49,22 @@ class JoinPhase(Enum):
     FAILED = "failed"  # nobody answered within the deadline; it goes on trying, slowly
 
 
+class JoinAttemptState(Enum):
+    """How far one bootstrap address is. `WAITING` ones are not shown."""
+
+    WAITING = "waiting"
+    DIALLING = "dialling"
+    LINKED = "linked"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, slots=True)
-class JoinStep:
+class JoinAttempt:
     """One way in and what became of it, in words for people. `at` in seconds, monotonic."""
 
-    way: BootstrapAddress
-    state: str  # "dialling", "linked", "failed", "refused"
+    address: BootstrapAddress
+    state: JoinAttemptState
     reason: str = ""
     at: float = 0.0
 
@@ -67,7 +77,7 @@ class MeshView:
     mesh: MeshId
     role: Role
     phase: JoinPhase = JoinPhase.ALONE
-    steps: tuple[JoinStep, ...] = ()
+    join_attempts: tuple[JoinAttempt, ...] = ()
     record: NodeRecord | None = None
     peers: tuple[PeerView, ...] = ()
     clients: int = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.layer_placement import FitVerdict, LayerPlacement, MemoryBudget, PlacementNeed, shared
 from meshllm.core.memory.model_shape import ModelShape
+from meshllm.util.format import gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,6 @@ class WantedSize:
     best: ContextSize
     trained: int = 0
     asked: bool = False
-
-
-def gigabytes(size: int) -> str:
-    """A size for people: "5.1 GB", "0.14 GB", and below a hundredth of one "3.2 MB"."""
-    if size < 10**7:
-        return f"{size / 1e6:.1f} MB"
-    return f"{size / 1e9:.1f} GB" if size >= 10**9 else f"{size / 1e9:.2f} GB"
 
 
 def describe(fit: LayerPlacement, wish: WantedSize, shape: ModelShape, room: MemoryBudget) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.membership.views import JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
@@ -123,8 +123,8 @@ class ModelRoute:
 class MeshIndex:
     """The models of the mesh, by name; computed once for each view of the mesh.
 
-    `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models of
-    peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh.
+    `hosts`: the offers of live peers, best first. `alive`: node ids of live peers (hexadecimal). `unverified`: models
+    of peers that are not known to live or do not answer this node. `wanted`: models requested from the mesh.
     """
 
     hosts: Mapping[str, tuple[TargetOffer, ...]]
@@ -145,12 +145,12 @@ def mesh_index(mesh: MeshView | None) -> MeshIndex:
     rumoured: set[str] = set()
     wanted: set[str] = set(mesh.record.wants) if mesh.record is not None else set()
     # Whoever does not answer this node is of no use to its callers, though others may still reach it.
-    silent = {(c.node, c.incarnation) for c in mesh.record.complaints} if mesh.record is not None else set()
+    silent = {(c.node, c.incarnation) for c in mesh.record.failure_reports} if mesh.record is not None else set()
     for peer in mesh.peers:
         if peer.status in (PeerStatus.DEAD, PeerStatus.LEFT) or peer.node == mesh.node:
             continue
         wanted.update(peer.record.wants)
-        if peer.status is not PeerStatus.ALIVE or (peer.node, peer.record.stamp.incarnation) in silent:
+        if peer.status is not PeerStatus.ALIVE or (peer.node, peer.record.version.incarnation) in silent:
             rumoured.update(served.name for served in peer.record.serves)
             continue
         alive.add(peer.node.hex())
@@ -161,7 +161,7 @@ def mesh_index(mesh: MeshView | None) -> MeshIndex:
 
 
 def _offers(peer: PeerView) -> Iterable[TargetOffer]:
-    address, incarnation = peer.node.hex(), peer.record.stamp.incarnation
+    address, incarnation = peer.node.hex(), peer.record.version.incarnation
     name = f"{peer.record.name or 'a node'} ({short(peer.node)})"
     loads = {load.name: load for load in peer.loads or peer.record.loads}
     for served in peer.record.serves:
@@ -277,8 +277,8 @@ def _turning_up(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute 
 
 
 def _joining_words(mesh: MeshView) -> str:
-    failed = sum(step.state in ("failed", "refused") for step in mesh.steps)
-    tried = f", {failed} of {len(mesh.steps)} ways in have failed" if failed else ""
+    failed = sum(step.state in (JoinAttemptState.FAILED, JoinAttemptState.REFUSED) for step in mesh.join_attempts)
+    tried = f", {failed} of {len(mesh.join_attempts)} ways in have failed" if failed else ""
     return f"{mesh.phase.value}{tried}"
 
 

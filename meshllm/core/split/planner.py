@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.estimate import MICRO_BATCH, forecast
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.memory.model_shape import ModelShape
 from meshllm.core.records import NodeId, short
 from meshllm.core.serving.placement import weight
+from meshllm.util.format import gigabytes
 
 # Each token makes the whole round: beyond this a member costs more than it brings, and stays a client of the API.
 MAX_RTT_SECONDS = 0.080

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.memory.fit_text import gigabytes
 from meshllm.core.records import NodeId
-from meshllm.core.snapshot import Progress
 from meshllm.core.split.lease import Commit, Lease, LeaseMessage, LeasePhase, Propose, Release, WorkerReport
+from meshllm.util.format import gigabytes
+from meshllm.util.progress import Progress
 
 # While it prepares, a worker says so this often; the host gives up on who is silent for longer (`hosting.py`).
 TELL_SECONDS = 2.0

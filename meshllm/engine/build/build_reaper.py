@@ -1,9 +1,9 @@
-"""A program of its own, `python tether.py LOCK COMMAND...`: runs COMMAND for as long as somebody holds our stdin.
+"""Runs a build command and ends it when the build ends: `python build_reaper.py LOCK COMMAND...`.
 
-Law: when stdin ends, because the build was cancelled or its process was killed, the command and all that it started
-are stopped before this program ends. LOCK is held meanwhile: the next build of the same tree waits for that moment
-(its own file lock is gone with its process, but ninja is not yet). The parent starts us in a session of our own.
-Standard library only; run as a file, so that nothing else has to be imported.
+Invariant: when standard input ends, because the build was cancelled or its process was killed, the command and all that
+it started are ended before this program exits. LOCK is held meanwhile, so that the next build of the same tree waits:
+the build's own file lock is released with its process, while ninja may still run. The parent starts this program in a
+session of its own. Standard library only; run as a file, so that no package is imported.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import threading
 from typing import NoReturn
 
 GRACE = 10.0
-"""Seconds that the command has between SIGTERM and SIGKILL. ninja needs them to stop its compilers."""
+"""Seconds between SIGTERM and SIGKILL; ninja uses them to stop its compilers."""
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Ends with the command's exit code; 128 + n where signal n ended it."""
+    """Exits with the command's exit code; 128 + n for signal n."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # a handler, unlike SIG_IGN, is not inherited by the command
     with open(arguments[0], "ab") as lock:  # noqa: PTH123 - a descriptor to lock, not content
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # All that the command starts has the other end: once it is closed they are gone, whoever their parents were.
+        # The command and its descendants inherit the write end: once the pipe is closed, all of them have ended.
         gone, theirs = os.pipe()
         command = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, pass_fds=(theirs,))
         os.close(theirs)

@@ -25,11 +25,12 @@ from meshllm.engine.build import diagnose, installed, runner, source, toolchain
 from meshllm.engine.build import recipe as recipes
 from meshllm.engine.build.diagnose import JOBS_VARIABLE
 from meshllm.engine.build.installed import Engine, EngineInfo, Layout, layout
-from meshllm.engine.build.progress import BuildProgress, BuildStage, Report, silent
+from meshllm.engine.build.progress import BuildStage, Report, silent
 from meshllm.engine.build.recipe import TARGETS, Recipe
 from meshllm.errors import EngineUnavailable, OutOfRoom, UsageError
+from meshllm.util.progress import Progress
 
-__all__ = ["BuildProgress", "BuildStage", "Engine", "EngineInfo", "Layout", "Report", "ensure", "find", "layout"]
+__all__ = ["BuildStage", "Engine", "EngineInfo", "Layout", "Report", "ensure", "find", "layout"]
 
 ROOM = 450 * 1024**2
 """Bytes of disk that a build needs at its peak: while pip unpacks what it fetched."""
@@ -83,7 +84,7 @@ def _on_loop(progress: Report) -> Report:
     """Reports from threads reach the caller on the loop, in order."""
     loop = asyncio.get_running_loop()
 
-    def report(step: BuildProgress) -> None:
+    def report(step: Progress) -> None:
         with contextlib.suppress(RuntimeError):  # the loop closed while a thread was finishing
             loop.call_soon_threadsafe(progress, step)
 
@@ -104,7 +105,7 @@ async def _exclusive(path: Path, report: Report) -> AsyncIterator[None]:
             break
         except filelock.Timeout:
             if not waiting:
-                report(BuildProgress(BuildStage.WAIT, detail="another process builds it; waiting for that"))
+                report(Progress(BuildStage.WAIT, detail="another process builds it; waiting for that"))
                 waiting = True
             await asyncio.sleep(0.2)  # a file lock cannot be awaited
     try:
@@ -175,9 +176,7 @@ class _Build:
             if not cut_off:
                 raise
             self.report(
-                BuildProgress(
-                    BuildStage.CONFIGURE, detail="what the interrupted build left is of no use; starting afresh"
-                )
+                Progress(BuildStage.CONFIGURE, detail="what the interrupted build left is of no use; starting afresh")
             )
             await asyncio.to_thread(installed.remove, self.objects)
             await self._configure_and_compile()
@@ -227,12 +226,12 @@ class _Build:
     async def _step(self, stage: BuildStage, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except runner.Failed as failed:
+        except runner.CommandFailed as failed:
             raise diagnose.failure(stage.value, failed.tail, self.log, self.accelerators) from None
 
     async def _configure(self) -> None:
         compiler = toolchain.require_compiler(self.recipe.compiler)
-        self.report(BuildProgress(BuildStage.CONFIGURE, detail=compiler.version))
+        self.report(Progress(BuildStage.CONFIGURE, detail=compiler.version))
         self.log.unlink(missing_ok=True)
         command: list[str | Path] = [toolchain.find_tool("cmake"), "-G", "Ninja", "-S", self.tree, "-B", self.objects]
         command += [f"-DCMAKE_MAKE_PROGRAM={toolchain.find_tool('ninja')}"]
@@ -244,9 +243,9 @@ class _Build:
 
         def on_line(line: str) -> None:
             if step := _STEP.match(line):
-                self.report(BuildProgress(BuildStage.COMPILE, int(step[1]), int(step[2]), _short(step[3])))
+                self.report(Progress(BuildStage.COMPILE, int(step[1]), int(step[2]), _short(step[3])))
 
-        self.report(BuildProgress(BuildStage.COMPILE, detail=f"{count} at a time"))
+        self.report(Progress(BuildStage.COMPILE, detail=f"{count} at a time"))
         command: list[str | Path] = [toolchain.find_tool("ninja"), "-C", self.objects, "-j", str(count), *TARGETS]
         environment = {**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
         await runner.run(command, lock=self._tether, log=self.log, environment=environment, on_line=on_line)
@@ -258,11 +257,11 @@ class _Build:
     # -- install
 
     async def _install(self, seconds: float) -> Engine:
-        self.report(BuildProgress(BuildStage.INSTALL, 0, 2, "copying"))
+        self.report(Progress(BuildStage.INSTALL, 0, 2, "copying"))
         staging = await asyncio.to_thread(installed.stage, self.objects, self.tree, self.where, self.recipe.key)
         try:
             shutil.copyfile(self.log, staging / "build.log")
-            self.report(BuildProgress(BuildStage.INSTALL, 1, 2, "trying it"))
+            self.report(Progress(BuildStage.INSTALL, 1, 2, "trying it"))
             await self._try(staging / "bin" / TARGETS[0])
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             engine = await asyncio.to_thread(
@@ -271,14 +270,14 @@ class _Build:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         await asyncio.to_thread(installed.remove, self.work)
-        self.report(BuildProgress(BuildStage.INSTALL, 2, 2, str(engine.directory)))
+        self.report(Progress(BuildStage.INSTALL, 2, 2, str(engine.directory)))
         return engine
 
     async def _try(self, server: Path) -> None:
         """A program that does not start here is not installed: a library may be missing at run time only."""
         try:
             await runner.run([server, "--version"], lock=self._tether, log=self.log)
-        except runner.Failed as failed:
+        except runner.CommandFailed as failed:
             raise diagnose.failure("run once it was built", failed.tail, self.log, self.accelerators) from None
 
 

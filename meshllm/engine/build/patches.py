@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from meshllm.errors import EngineUnavailable
+from meshllm.util.atomic_file import replace_file
 
 _HUNK = re.compile(r"@@ -(\d{1,7})(?:,(\d{1,7}))? \+(\d{1,7})(?:,(\d{1,7}))? @@.*")
 _REFUSED = ("rename from ", "copy from ", "GIT binary patch", "Binary files ", "old mode ")
@@ -162,11 +163,8 @@ def apply(tree: Path, name: str, text: str) -> tuple[str, ...]:
             target.unlink()
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".mesh-new")
-        temporary.write_bytes(data)
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o777)
-        temporary.replace(target)
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666
+        replace_file(target, data, mode=mode)
     return tuple(change.path for change in changes)
 
 

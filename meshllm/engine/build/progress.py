@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from meshllm.util.progress import Progress
 
 
 class BuildStage(StrEnum):
@@ -20,18 +21,9 @@ class BuildStage(StrEnum):
     INSTALL = "install"
 
 
-@dataclass(frozen=True, slots=True)
-class BuildProgress:
-    """`done` of `total` (bytes for fetch, verify and unpack; steps otherwise; total 0: not known) and a few words."""
-
-    stage: BuildStage
-    done: int = 0
-    total: int = 0
-    detail: str = ""
+Report = Callable[[Progress], None]
+"""Receives progress whose stage is a BuildStage; in bytes for FETCH, VERIFY and UNPACK, else in steps."""
 
 
-Report = Callable[[BuildProgress], None]
-
-
-def silent(_: BuildProgress) -> None:
+def silent(_: Progress) -> None:
     """A `Report` for those who do not care."""

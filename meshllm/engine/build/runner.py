@@ -1,6 +1,6 @@
-"""Runs the build's programs: every line to a log, a bounded tail in memory, and nothing left when the build stops.
+"""Runs the programs of a build (pip, cmake, ninja): output to a log file, the last lines kept in memory.
 
-Law: a program lives no longer than the coroutine that waits for it, nor than this process, however it ends (tether.py).
+Invariant: a program and its children end with the coroutine that awaits it and with this process (build_reaper.py).
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from meshllm.engine.processes.spawn import start
+from meshllm.engine.processes.child_log import ChildLog, LineSplitter
+from meshllm.engine.processes.spawn import SpawnedProcess, start
 
 TAIL_LINES = 400
-MAX_LINE_BYTES = 16 * 1024
-_TETHER = Path(__file__).with_name("build_reaper.py")
+LINE_LENGTH = 16 * 1024
+LOG_BYTES = 32 << 20
+_REAPER = Path(__file__).with_name("build_reaper.py")
 
 
-class Failed(Exception):
+class CommandFailed(Exception):
     """A program ended with an exit code other than 0; `tail` holds its last lines."""
 
     def __init__(self, code: int, tail: Sequence[str]) -> None:
@@ -39,71 +41,66 @@ async def run(
     environment: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> tuple[str, ...]:
-    """Run `command`, append its output to `log`, and return its last lines. Raises Failed, or OSError for the log.
+    """Run `command`, append its output to `log` (see ChildLog) and return its last lines.
 
-    `lock` is held while the command lives. A cancelled call returns when the command and its children are gone.
+    `lock` is held while the command runs. A cancelled call returns once the command and its children have ended.
+    Raises CommandFailed, or OSError if the command cannot be started.
     """
-    words = [str(word) for word in command]
+    argv = [str(word) for word in command]
     tail: deque[str] = deque(maxlen=TAIL_LINES)
-    with log.open("ab") as sink:
-        sink.write(f"$ {' '.join(words)}\n".encode())
-        tether = [sys.executable, "-I", "-S", str(_TETHER), str(lock)]
-        process = await start([*tether, *words], environment=environment, cwd=cwd)
-        assert process.stdout is not None
+    splitter = LineSplitter(LINE_LENGTH)
+    with ChildLog(log, LOG_BYTES) as sink:
+
+        def take(lines: Sequence[str]) -> None:
+            sink.write(lines)
+            tail.extend(lines)
+            if on_line is not None:
+                for line in lines:
+                    on_line(line)
+
+        sink.write([f"$ {' '.join(argv)}"])
+        spawned = await start(
+            [sys.executable, "-I", "-S", str(_REAPER), str(lock), *argv], environment=environment, cwd=cwd
+        )
         try:
-            await _pump(process.stdout, sink.write, tail, on_line)
-            code = await process.wait()
+            while chunk := await spawned.output.read(1 << 16):
+                take(splitter.feed(chunk))
+            take(splitter.finish())
+            code = await spawned.process.wait()
         finally:
-            await _end(process)
+            await _end(spawned)
     if code:
-        raise Failed(code, tail)
+        raise CommandFailed(code, tail)
     return tuple(tail)
 
 
-async def _pump(
-    output: asyncio.StreamReader,
-    write: Callable[[bytes], object],
-    tail: deque[str],
-    on_line: Callable[[str], None] | None,
-) -> None:
-    """Lines can be longer than any buffer (a linker's command): they are cut for the tail, never for the log."""
-    pending = b""
-    while chunk := await output.read(65536):
-        write(chunk)
-        *lines, pending = (pending + chunk).split(b"\n")
-        pending = pending[:MAX_LINE_BYTES]
-        for line in lines:
-            text = line[:MAX_LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
-            tail.append(text)
-            if on_line is not None:
-                on_line(text)
-    if pending:
-        tail.append(pending.decode("utf-8", "replace"))
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Let go of the tether and wait until it has brought everything down, whoever cancels us meanwhile."""
+async def _end(spawned: SpawnedProcess) -> None:
+    """Close the reaper's standard input and wait until it has ended the command, however often this is cancelled."""
+    process = spawned.process
     assert process.stdin is not None
     process.stdin.close()
-    if process.returncode is not None:
-        return
-    cancelled = await _drain_within(process, 20.0)  # twice the tether's own grace
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        cancelled = await _drain_within(process, 20.0) or cancelled
+    try:
+        if process.returncode is not None:
+            return
+        cancelled = await _drain_within(spawned, 20.0)  # twice the reaper's own grace period
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            cancelled = await _drain_within(spawned, 20.0) or cancelled
+    finally:
+        spawned.close_output()
     if cancelled:
         raise asyncio.CancelledError
 
 
-async def _drain_within(process: asyncio.subprocess.Process, seconds: float) -> bool:
-    """Wait for the end of `process`, but not longer. Returns whether we were cancelled meanwhile (and waited on)."""
+async def _drain_within(spawned: SpawnedProcess, seconds: float) -> bool:
+    """Wait at most `seconds` for the end of the process. Returns whether the caller was cancelled meanwhile."""
     loop = asyncio.get_running_loop()
     deadline, cancelled = loop.time() + seconds, False
-    while process.returncode is None and loop.time() < deadline:
+    while spawned.process.returncode is None and loop.time() < deadline:
         try:
             async with asyncio.timeout_at(deadline):
-                await _drain(process)
+                await _drain(spawned)
         except asyncio.CancelledError:
             cancelled = True
         except TimeoutError:
@@ -111,9 +108,8 @@ async def _drain_within(process: asyncio.subprocess.Process, seconds: float) -> 
     return cancelled
 
 
-async def _drain(process: asyncio.subprocess.Process) -> None:
-    """A process that nobody reads from does not count as ended: asyncio waits for its pipes too."""
-    assert process.stdout is not None
-    while await process.stdout.read(65536):
+async def _drain(spawned: SpawnedProcess) -> None:
+    """Discard output, or the process would block in a write to a full pipe, and wait for its end."""
+    while await spawned.output.read(1 << 16):
         pass
-    await process.wait()
+    await spawned.process.wait()

@@ -15,19 +15,18 @@ import os
 import shutil
 import sys
 import tarfile
-import threading
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeVar
+from typing import IO
 
 from meshllm.engine.build import patches, runner
 from meshllm.engine.build.pin import Pin, Source
-from meshllm.engine.build.progress import BuildProgress, BuildStage, Report
+from meshllm.engine.build.progress import BuildStage, Report
 from meshllm.errors import EngineUnavailable, OutOfRoom
 from meshllm.tasks import Owner
-
-T = TypeVar("T")
+from meshllm.util.progress import Progress
+from meshllm.util.threads import StopSignal, in_thread
 
 KEEP = (
     "CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "models/templates", "scripts", "src",
@@ -63,22 +62,6 @@ def build_wheel(*_, **__):
 """
 
 
-async def in_thread(function: Callable[[threading.Event], T]) -> T:
-    """Run `function(stop)` in a thread. When cancelled, sets `stop` and waits until the thread has noticed."""
-    stop = threading.Event()
-    work = asyncio.get_running_loop().run_in_executor(None, function, stop)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.gather(work, return_exceptions=True)
-        raise
-
-
-class BuildStopped(Exception):
-    """The thread noticed that nobody wants its result any more."""
-
-
 # -- fetch and verify
 
 
@@ -106,7 +89,7 @@ async def obtain(pin: Pin, folder: Path, report: Report, fetch: Fetch) -> Path:
 async def verify(pin: Pin, archive: Path, report: Report) -> None:
     """Compare size and sha256 with the pin. Raises EngineUnavailable when they differ."""
 
-    def check(stop: threading.Event) -> bool:
+    def check(stop: StopSignal) -> bool:
         if archive.stat().st_size != pin.size:
             return False
         digest, done = hashlib.sha256(), 0
@@ -114,12 +97,11 @@ async def verify(pin: Pin, archive: Path, report: Report) -> None:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
                 done += len(chunk)
-                report(BuildProgress(BuildStage.VERIFY, done, pin.size))
-                if stop.is_set():
-                    raise BuildStopped
+                report(Progress(BuildStage.VERIFY, done, pin.size))
+                stop.check()
         return digest.hexdigest() == pin.sha256
 
-    if not await in_thread(check):
+    if not await in_thread(check, "engine-verify"):
         raise EngineUnavailable(
             f"{pin.file} is not the file that llama.cpp/pin.toml names: its size or sha256 differs.",
             advice="Try again. If it stays so, the package index or a proxy hands out something else: do not use it.",
@@ -148,7 +130,7 @@ async def fetch_with_pip(pin: Pin, target: Path, report: Report) -> None:
     try:
         await runner.run(_pip_command(pin, work), lock=work / "lock", log=work / "pip.log", environment=_pip_env(work))
         (work / "out" / pin.file).replace(target)
-    except runner.Failed as failed:
+    except runner.CommandFailed as failed:
         raise _pip_failed(pin, failed) from None
     finally:
         await owner.close()
@@ -170,7 +152,7 @@ async def _watch_download(pin: Pin, folder: Path, report: Report) -> None:
     """Progress for the eye: every pip writes the file below its TMPDIR; only new ones can say how far they are."""
     while True:
         arrived = min(_largest(folder, pin.file), pin.size)
-        report(BuildProgress(BuildStage.FETCH, arrived, pin.size, f"{pin.package} {pin.version}"))
+        report(Progress(BuildStage.FETCH, arrived, pin.size, f"{pin.package} {pin.version}"))
         await asyncio.sleep(0.25)
 
 
@@ -182,7 +164,7 @@ def _largest(folder: Path, name: str) -> int:
     return max(sizes)
 
 
-def _pip_failed(pin: Pin, failed: runner.Failed) -> EngineUnavailable:
+def _pip_failed(pin: Pin, failed: runner.CommandFailed) -> EngineUnavailable:
     said = [line.strip()[:200] for line in failed.tail if line.startswith("ERROR")] or list(failed.tail[-3:])
     return EngineUnavailable(
         f"{pin.package} {pin.version}, which carries the engine's source, could not be fetched: {' '.join(said)[:600]}",
@@ -208,17 +190,17 @@ async def prepare_tree(source: Source, archive: Path, target: Path, report: Repo
     """Unpack the verified `archive` and patch it; `target` appears when it is complete. Raises EngineUnavailable."""
     arriving = target.with_name(target.name + ".part")
 
-    def work(stop: threading.Event) -> None:
+    def work(stop: StopSignal) -> None:
         shutil.rmtree(arriving, ignore_errors=True)
         unpack(archive, source.pin.tree, arriving, report, stop)
         for number, patch in enumerate(source.patches, 1):
             patches.apply(arriving, patch.name, patch.text)
-            report(BuildProgress(BuildStage.PATCH, number, len(source.patches), patch.name))
+            report(Progress(BuildStage.PATCH, number, len(source.patches), patch.name))
         os.sync()  # a name must not outlive a power cut that its content did not
         arriving.replace(target)
 
     try:
-        await in_thread(work)
+        await in_thread(work, "engine-source")
     except OSError as error:
         raise no_room(error, target.parent) from error
     except BaseException:
@@ -226,7 +208,7 @@ async def prepare_tree(source: Source, archive: Path, target: Path, report: Repo
         raise
 
 
-def unpack(archive: Path, tree: str, target: Path, report: Report, stop: threading.Event | None = None) -> None:
+def unpack(archive: Path, tree: str, target: Path, report: Report, stop: StopSignal | None = None) -> None:
     """Write the wanted plain files below `tree` of a tar.gz to `target`. Raises EngineUnavailable for a bad archive.
 
     Stricter than tarfile's data filter: links and devices are refused too, and sizes and counts are bounded.
@@ -236,8 +218,8 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: threadi
     try:
         with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
             for member in tar:
-                if stop is not None and stop.is_set():
-                    raise BuildStopped
+                if stop is not None:
+                    stop.check()
                 if (relative := _wanted(member, prefix)) is None:
                     continue
                 total, count = total + member.size, count + 1
@@ -246,7 +228,7 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: threadi
                 file = tar.extractfile(member)
                 assert file is not None
                 _write(target / relative, file, executable=bool(member.mode & 0o100))
-                report(BuildProgress(BuildStage.UNPACK, min(raw.tell(), size), size))
+                report(Progress(BuildStage.UNPACK, min(raw.tell(), size), size))
     except (tarfile.TarError, zlib.error, EOFError, ValueError, ArithmeticError, TypeError) as error:
         raise _bad_archive(f"it is damaged ({error})") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError):

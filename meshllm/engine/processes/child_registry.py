@@ -1,44 +1,58 @@
-"""Which processes are ours: pid and start time of each, on disk, so that a crash leaves nothing behind.
+"""A registry on disk of this home's child processes (pid and start time), to end leftovers after a crash.
 
-The guard ends an engine process when the daemon dies. Should the guard be killed as well, the next daemon of the same
-home ends what the ledger still lists. A process is ours only if its start time matches too: pids are used again.
+child_reaper.py ends a child when the daemon dies. If the reaper was killed too, the next daemon of the same home ends
+the processes that are still registered. The start time must match as well, because pids are reused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 from pathlib import Path
 
 import psutil
 
-# psutil derives start times from the wall clock, which may be stepped by this much between two daemons. A pid that is
-# used again within such a time is another of our own processes or nobody's luck.
+from meshllm.util.atomic_file import replace_file
+
+logger = logging.getLogger(__name__)
+
+# psutil derives start times from the wall clock, which may be adjusted by this much between two runs of the daemon.
 START_TIME_TOLERANCE_SECONDS = 2.0
 
 
 class ChildRegistry:
-    """A directory with one small file per process."""
+    """A directory with one JSON file per process."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def add(self, pid: int, name: str) -> None:
-        """Write down a process that runs. One that is already gone is not written down."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        """Register a running process; a process that has ended is not registered.
+
+        Logs a warning if the entry cannot be written: the reaper still ends the child with the daemon.
+        """
+        try:
             started = psutil.Process(pid).create_time()
             self._directory.mkdir(parents=True, exist_ok=True)
             entry = json.dumps({"pid": pid, "started": started, "name": name})
-            (self._directory / f"{pid}.json").write_text(entry, encoding="utf-8")
+            replace_file(self._directory / f"{pid}.json", entry)
+        except psutil.NoSuchProcess:
+            return
+        except (OSError, psutil.Error) as error:
+            logger.warning("cannot register process %d (%s): %s", pid, name, error)
 
     def remove(self, pid: int) -> None:
-        """Strike out a process that has ended."""
-        (self._directory / f"{pid}.json").unlink(missing_ok=True)
+        """Remove the entry of a process that has ended. Logs a warning if that fails: `end_leftovers` removes it."""
+        try:
+            (self._directory / f"{pid}.json").unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("cannot remove the entry of process %d: %s", pid, error)
 
     def end_leftovers(self) -> list[str]:
-        """Kill (SIGKILL, with their process groups) what an earlier daemon left behind; returns their names."""
+        """SIGKILL the registered process groups that still run, and remove all entries. Returns the killed names."""
         ended = []
         for path in sorted(self._directory.glob("*.json")):
             try:
@@ -47,7 +61,7 @@ class ChildRegistry:
             except (OSError, ValueError, KeyError, TypeError):
                 path.unlink(missing_ok=True)
                 continue
-            if is_same_process(pid, started) and end_group(pid):
+            if is_same_process(pid, started) and kill_group(pid):
                 ended.append(name)
             path.unlink(missing_ok=True)
         return ended
@@ -67,8 +81,8 @@ def is_same_process(pid: int, started: float) -> bool:
         return False
 
 
-def end_group(pid: int) -> bool:
-    """SIGKILL the process group that `pid` leads; whether there was one that we may signal."""
+def kill_group(pid: int) -> bool:
+    """SIGKILL the process group led by `pid`. Returns whether it existed and could be signalled."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
         return True

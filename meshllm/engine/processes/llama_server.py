@@ -1,6 +1,6 @@
-"""One llama-server: its command line, its output, and what its end means.
+"""One llama-server process: command line, environment, state lines, draft counters, and the cause of its end.
 
-The engine listens on a Unix socket in a directory only we can enter, so nobody reaches it but through our gateway.
+The engine listens on a Unix socket in a directory with mode 0700, so that other users of the machine cannot connect.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,36 +24,36 @@ from meshllm.engine.processes.child import ChildSpec, Ending
 # Started as the router's child, llama-server prints its loading state on standard output, one JSON object a line.
 STATE_PREFIX = "cmd_child_to_router:state:"
 CHILD_MODE_VARIABLE = "LLAMA_SERVER_ROUTER_PORT"
-# As such it does not end before its router has said this: until then it waits for another line (after SIGTERM too).
-FAREWELL = "cmd_router_to_child:exit"
+# Such a child ends only after it has read this line; until then it waits, after SIGTERM too.
+STOP_LINE = "cmd_router_to_child:exit"
 NO_BACKTRACE_VARIABLE = "GGML_NO_BACKTRACE"
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_BYTES = 103
-# What a child may inherit of our environment: no secrets, and nothing that would change its command line (LLAMA_ARG_*).
+# Environment variables that a child inherits: no secrets, and none that change its command line (LLAMA_ARG_*).
 INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
     "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
     "GOMP_SPINCOUNT",
 )  # fmt: skip
-# OpenMP's threads spin at every barrier, for billions of rounds by default: next to another busy program on two cores
-# that costs nine tenths of the speed. Measured, tokens/s of a small model, alone and beside load: default 53 and 2, two
-# thousand rounds 52 and 16, sleeping at once 42 and 21. Whoever wants another sets the variable.
+# OpenMP threads spin at every barrier, by default for billions of rounds: beside another busy program on two cores that
+# costs 90 % of the speed. Tokens/s of a small model, idle machine and loaded machine: default 53 and 2, 2000 rounds 52
+# and 16, no spinning 42 and 21. A value in the user's environment is kept.
 SPIN_VARIABLE, SPIN_ROUNDS = "GOMP_SPINCOUNT", "2000"
 
-# Among the engine's metrics: tokens guessed, and of those the right ones.
+# Names of the engine's metrics: draft tokens, and accepted draft tokens.
 DRAFTED, ACCEPTED = "llamacpp:spec_decode_num_draft_tokens_total", "llamacpp:spec_decode_num_accepted_tokens_total"
-# And tokens written, with the seconds that took.
+# Generated tokens, and the seconds spent on them.
 WRITTEN, SECONDS = "llamacpp:tokens_predicted_total", "llamacpp:tokens_predicted_seconds_total"
-MOST_TOKENS = 1e18
-# What a copied token costs, for a patch of ours: a request copies no more than it can afford to be wrong.
+MAX_COUNTER = 1e18
+# Read by patches/11-ngram-draft-credit.patch: the cost of a draft token relative to a generated one.
 PRICE_VARIABLE = "LLAMA_SPEC_NGRAM_MOD_PRICE"
-# It answers between two steps of its work, which for a long prompt on a slow machine take some seconds.
-GUESSES_SECONDS = 30.0
+# The engine answers between two batches; a batch of a long prompt takes seconds on a slow machine.
+METRICS_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Projector:
-    """The file that turns pictures into tokens, and the accelerator that holds it (None: the processor computes it)."""
+    """The file of a vision projector, and the accelerator that computes it (None: the CPU)."""
 
     path: Path
     device: str | None = None
@@ -60,24 +61,23 @@ class Projector:
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """How a model is to be served: `context_length` tokens for each of `slots` requests at a time.
+    """How to serve a model: `context_length` tokens for each of `slots` parallel requests.
 
-    `pooling`: the name of llama-server's `--pooling`, where the file's own will not do. `micro_batch`: tokens computed
-    in one go (None: the engine's default); a text that the engine cannot take in pieces must fit in it.
+    `pooling`: llama-server's `--pooling` (None: the file's own). `micro_batch`: tokens computed at once (None: the
+    engine's default); a text that the engine cannot split must fit into it.
 
-    `devices`: the accelerators to use, as the engine names them (none: the processor alone; None: there are none to
-    choose from), and `layers` how many of the model's last layers each holds, in the same order, the output counted as
-    one. `experts_aside`: the routed experts of so many of the first layers stay in the computer's memory all the same.
-    `checkpoints`: how many states of each slot are kept to go back to, for models that forget (None: the engine's).
+    `devices`: accelerators as the engine names them (empty: CPU only; None: let the engine choose). `layers`: how many
+    of the model's last layers each device holds, in the same order; the output layer counts as one. `experts_aside`:
+    keep the routed experts of that many first layers in the computer's memory (`--n-cpu-moe`). `checkpoints`: saved
+    states per slot, for models with recurrent state or a sliding window (None: the engine's default).
 
-    `speculation`: how it guesses ahead; `draft_path` is the smaller model's file, `draft_device` the accelerator that
-    holds it (None: as the model itself).
+    `speculation`: speculative decoding; `draft_path`: the draft model's file; `draft_device`: its accelerator (None: as
+    the model).
 
-    `workers`: the sockets behind which other nodes hold layers; the engine calls the devices there RPC0, RPC1 and so on
-    among its `devices`, those of the first worker first. `environment` is what it must be told beside, `threads` how
-    many of the processor it uses (None: the engine's choice).
+    `workers`: Unix sockets of the workers' rpc-servers; their devices are called RPC0, RPC1, ... in `devices`.
+    `environment`: further variables. `threads`: CPU threads (None: the engine's choice).
 
-    `projector`: what lets the model see pictures, if it does.
+    `projector`: the vision projector, if the model has one.
     """
 
     model_name: str
@@ -103,7 +103,7 @@ class ServerPlan:
 
 
 def socket_directory(home: Path) -> Path:
-    """A directory for Unix sockets that only this user can enter: in `home`, or where paths are short enough."""
+    """A directory with mode 0700 for Unix sockets: in `home`, or in the temporary folder if that path is too long."""
     wanted = home / "run"
     if len(os.fsencode(wanted)) + 32 > SOCKET_PATH_BYTES:
         return Path(tempfile.mkdtemp(prefix="mesh-llm-"))
@@ -114,12 +114,12 @@ def socket_directory(home: Path) -> Path:
 
 
 def socket_path(directory: Path) -> Path:
-    """A fresh socket path; llama-server takes names that end in .sock for Unix sockets."""
+    """A new, random socket path. llama-server requires the suffix .sock."""
     return directory / f"{secrets.token_hex(6)}.sock"
 
 
 def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
-    """The command line. The engine divides `--ctx-size` between its slots, so that each gets the whole context."""
+    """The command line. `--ctx-size` is for all slots together: the engine divides it."""
     argv = [
         str(program),
         "--model", str(plan.model_path),
@@ -133,18 +133,18 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
         "--no-webui",
         "--metrics",
         "--offline",
-        "--fit", "off",  # what fits has been decided, with the engine's own arithmetic, and said
+        "--fit", "off",  # the daemon has already chosen a size that fits
     ]  # fmt: skip
     argv += _placement(plan) + _speculation(plan)
     if plan.chat_template is not None:
         argv += ["--chat-template-file", str(plan.chat_template)]
     if (projector := plan.projector) is not None:
-        where = ["--mmproj-device", projector.device] if projector.device is not None else ["--no-mmproj-offload"]
-        argv += ["--mmproj", str(projector.path), *where]
+        placement = ["--mmproj-device", projector.device] if projector.device is not None else ["--no-mmproj-offload"]
+        argv += ["--mmproj", str(projector.path), *placement]
     if plan.purpose is Purpose.EMBED:
         argv += ["--embeddings"]
     elif plan.purpose is Purpose.RERANK:
-        argv += ["--reranking"]  # which is --embeddings --pooling rank
+        argv += ["--reranking"]  # implies --embeddings --pooling rank
     if plan.pooling is not None and plan.purpose is Purpose.EMBED:
         argv += ["--pooling", plan.pooling]
     if plan.threads is not None:
@@ -155,13 +155,13 @@ def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
 
 
 def _placement(plan: ServerPlan) -> list[str]:
-    """Where the layers go."""
+    """Options that place layers on workers, devices and the CPU."""
     argv: list[str] = []
     if plan.workers:
         argv += ["--rpc", ",".join(map(str, plan.workers))]  # before --device, which names them
         if plan.purpose is Purpose.GENERATE and plan.projector is None:
-            # Before it serves it computes two tokens anyway, to see whether its memory can forget them: over a wire a
-            # second such run costs a round trip, and with what it is to warm up is warm then.
+            # The engine computes two tokens anyway, to test whether its context can remove them. That run warms the
+            # workers up; the warm-up run would cost another round trip.
             argv += ["--no-warmup"]
     if plan.devices is not None:
         argv += ["--device", ",".join(plan.devices) or "none", "--gpu-layers", str(sum(plan.layers))]
@@ -175,9 +175,11 @@ def _placement(plan: ServerPlan) -> list[str]:
 
 
 def _speculation(plan: ServerPlan) -> list[str]:
-    """How it guesses ahead. The kinds are asked in an order of the engine's own: n-grams cost nothing, so they are
-    before a draft. Of those, the kind that copies less than it matched: another (ngram-simple) copies as much at least,
-    and loses more when it is wrong; the third (ngram-map-k) overlooks most of a prompt that follows a different one."""
+    """Options for speculative decoding. The engine asks n-grams before the draft model, because they cost nothing.
+
+    ngram-mod drafts fewer tokens than it matched. ngram-simple drafts at least as many, and loses more when they are
+    rejected; ngram-map-k misses most repetitions in a prompt that follows a different one.
+    """
     if plan.speculation.source is DraftSource.NONE:
         return []
     kinds = ["ngram-mod"]
@@ -200,9 +202,9 @@ def _speculation(plan: ServerPlan) -> list[str]:
 
 
 def environment(plan: ServerPlan) -> dict[str, str]:
-    """What the engine is told beside its command line, without what it inherits."""
+    """Extra environment variables, without the inherited ones."""
     price = speculation.FAR_PRICE if plan.workers else speculation.PRICE
-    # When it aborts, the engine would start a debugger for a backtrace, and only then be started again.
+    # Without this, an engine that aborts starts a debugger for a backtrace, which delays its restart.
     return {NO_BACKTRACE_VARIABLE: "1", PRICE_VARIABLE: str(price), **plan.environment}
 
 
@@ -213,7 +215,7 @@ def child_spec(
     log: Path,
     on_progress: Callable[[float | None], None],
 ) -> ChildSpec:
-    """A child that serves `plan` on `socket`. `on_progress` hears the loaded fraction."""
+    """A child that serves `plan` on `socket`. `on_progress` gets the loaded fraction (0 to 1, None: unknown)."""
 
     async def healthy() -> bool:
         status, _ = await unix_http.get(str(socket), "/health", deadline=4.0)
@@ -234,25 +236,25 @@ def child_spec(
         log=log,
         probe=healthy,
         on_line=on_line,
-        farewell=FAREWELL,
+        stop_line=STOP_LINE,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStateLine:
-    """What the engine said of itself: `loading` (with the fraction loaded, over all stages), `ready`, `sleeping`."""
+    """A state that the engine printed: `loading` (with the loaded fraction over all stages), `ready` or `sleeping`."""
 
     name: str
     fraction: float | None = None
 
 
 def parse_state(line: str) -> EngineStateLine | None:
-    """Read one line of the engine's output; None if it is not about its state."""
+    """Parse a line of the engine's output; None if it is not a state line."""
     if not line.startswith(STATE_PREFIX):
         return None
     try:
-        told = json.loads(line[len(STATE_PREFIX) :])
-        name, payload = str(told["state"]), told.get("payload") or {}
+        state = json.loads(line[len(STATE_PREFIX) :])
+        name, payload = str(state["state"]), state.get("payload") or {}
         fraction = None
         if isinstance(payload.get("value"), int | float):
             stages = payload.get("stages") or [payload.get("current")]
@@ -263,44 +265,47 @@ def parse_state(line: str) -> EngineStateLine | None:
         return None
 
 
-async def guesses(socket: str) -> DraftCounts:
-    """What became of the guesses of the engine at `socket` since it started, finished requests only. Raises as
-    `unix_http.get` does, and ValueError for an answer that says nothing of it."""
-    status, text = await unix_http.get(socket, "/metrics", deadline=GUESSES_SECONDS)
+async def draft_counts(socket: str) -> DraftCounts:
+    """Draft tokens of the engine at `socket` since its start; only finished requests count.
+
+    Raises as `unix_http.get` does, and ValueError for a reply without these metrics.
+    """
+    status, text = await unix_http.get(socket, "/metrics", deadline=METRICS_SECONDS)
     if status != 200:
-        raise ValueError(f"the engine's metrics answer {status}")
-    return parse_guesses(text.decode("ascii", "replace"))
+        raise ValueError(f"the engine's /metrics returned status {status}")
+    return parse_draft_counts(text.decode("ascii", "replace"))
 
 
-def parse_guesses(text: str) -> DraftCounts:
-    """The same, from the text. The engine writes six digits of each number. Raises ValueError."""
+def parse_draft_counts(text: str) -> DraftCounts:
+    """The counts in the text of /metrics. The engine prints six significant digits. Raises ValueError."""
     found = {
-        name: _number(value)
+        name: _counter(value)
         for name, _, value in (line.partition(" ") for line in text.splitlines())
         if name in (DRAFTED, ACCEPTED, WRITTEN, SECONDS)
     }
     if len(found) < 4:
-        raise ValueError("the engine's metrics say nothing of guesses")
+        raise ValueError("the engine's /metrics has no counters of draft tokens")
     drafted = int(found[DRAFTED])
     return DraftCounts(drafted, min(int(found[ACCEPTED]), drafted), int(found[WRITTEN]), found[SECONDS])
 
 
-def _number(text: str) -> float:
+def _counter(text: str) -> float:
     number = float(text)
-    if not 0 <= number < MOST_TOKENS:  # nor is it infinite, or no number
-        raise ValueError(f"{text} is no number of tokens")
+    if not 0 <= number < MAX_COUNTER:  # excludes inf and nan too
+        raise ValueError(f"{text} is not a counter")
     return number
 
 
 def reason_and_advice(ending: Ending, log: Path) -> tuple[str, str]:
-    """Why an engine process ended, for people, and what to do."""
-    words = ending.words()
-    complaint = next((line for line in reversed(ending.tail) if " E " in line or "error" in line.lower()), "")
-    told = "\n".join(ending.tail).lower()
-    if "failed to allocate" in told or "out of memory" in told or "alloc_tensor_range" in told:
-        advice = "There is not enough memory: choose a smaller --ctx-size or model, or close other programs."
-    elif "sigkill" in words.lower():
-        advice = "If nobody killed it, the system ran out of memory: choose a smaller --ctx-size or model."
+    """Why an engine process ended, and what the user can do."""
+    output = "\n".join(ending.tail).lower()
+    if "failed to allocate" in output or "out of memory" in output or "alloc_tensor_range" in output:
+        advice = "Not enough memory: use a smaller model or --ctx-size, or close other programs."
+    elif ending.status == 128 + signal.SIGKILL and not ending.hung:
+        advice = "The system probably ran out of memory: use a smaller model or --ctx-size."
+    elif "no space left on device" in output:
+        advice = "Free some disk space."
     else:
-        advice = f"Its last words are in {log}."
-    return (f"the engine process ended: {words}" + (f" ({complaint.strip()[:300]})" if complaint else "")), advice
+        advice = f"See the log: {log}."
+    error = next((line for line in reversed(ending.tail) if " E " in line or "error" in line.lower()), "")
+    return f"the engine process {ending.describe()}" + (f" ({error.strip()[:300]})" if error else ""), advice

@@ -1,7 +1,7 @@
-"""One ggml-rpc-server: a worker's part of a split. Its command line, its environment, and when it is ready.
+"""One ggml-rpc-server: the process of a split's worker. Command line, environment and readiness.
 
-Law: it listens on Unix sockets in a folder that only this user can enter. Which files it may read, and where it may
-push to, stands in its environment, written by this daemon: nothing of that ever comes from the other side.
+It listens on Unix sockets in a folder with mode 0700. The files it may read and the peers it may push to come from its
+environment, which this daemon writes; the host cannot change them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from meshllm.engine.processes.child import ChildSpec
 from meshllm.engine.processes.llama_server import INHERITED, SPIN_ROUNDS, SPIN_VARIABLE
 
-# What our patches of the engine read (llama.cpp/patches).
+# Environment variables read by our patches (llama.cpp/README.md).
 FILES_VARIABLE, PEERS_VARIABLE, PUSH_VARIABLE = "GGML_RPC_FILES", "GGML_RPC_PEERS", "GGML_RPC_PUSH"
-# And what they have it print once its sockets are there.
-LISTENS = "Listening"
+# The line that the patched server prints once its sockets exist.
+LISTENING_LINE = "Listening"
 
 
 @dataclass(frozen=True, slots=True)
 class SharedFile:
-    """A file that host and worker both may have: its sha256 in hexadecimal (verified), its size, and where it is."""
+    """A model file for the list in FILES_VARIABLE: verified sha256 in hexadecimal, size in bytes, path."""
 
     sha256: str
     size: int
@@ -31,9 +31,12 @@ class SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """`socket`: for the host's commands; `pushes`: for tensors of the worker before; `peers`: where others are reached,
-    by name; `devices`: the accelerators to use, in the order of their layers (none: the processor); `threads` of the
-    processor."""
+    """What a worker's rpc-server runs with.
+
+    `socket`: for the host's commands. `pushes`: for tensors from the previous worker. `files`: the list of model files.
+    `peers`: sockets of other workers by name. `devices`: accelerators in the order of their layers (empty: CPU only).
+    `threads`: CPU threads.
+    """
 
     name: str
     socket: Path
@@ -45,7 +48,7 @@ class WorkerPlan:
 
 
 def write_files(path: Path, files: Sequence[SharedFile]) -> None:
-    """The list that FILES_VARIABLE names: one file a line."""
+    """Write the list that FILES_VARIABLE names: one line per file, mode 0600."""
     lines = [f"{file.sha256} {file.size} {file.path}\n" for file in files if "\n" not in str(file.path)]
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as out:
@@ -53,18 +56,18 @@ def write_files(path: Path, files: Sequence[SharedFile]) -> None:
 
 
 def peers_value(peers: Mapping[str, Path]) -> str:
-    """What PEERS_VARIABLE says: names of servers, and the sockets by which they are reached."""
+    """The value of PEERS_VARIABLE: NAME=SOCKET, comma-separated."""
     return ",".join(f"{name}={path}" for name, path in peers.items())
 
 
 def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
-    """The child. It is ready when its sockets are there, and then serves one host at a time."""
+    """The child: ready once its sockets exist. It serves one host at a time."""
 
-    async def listens() -> bool:
+    async def is_listening() -> bool:
         return plan.socket.is_socket() and plan.pushes.is_socket()
 
     def on_line(line: str) -> bool:
-        return line == LISTENS
+        return line == LISTENING_LINE
 
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
@@ -82,6 +85,6 @@ def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
         argv=tuple(argv),
         environment=environment,
         log=log,
-        probe=listens,
+        probe=is_listening,
         on_line=on_line,
     )

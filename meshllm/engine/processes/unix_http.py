@@ -1,4 +1,4 @@
-"""The smallest HTTP client that can ask an engine process for its health over a Unix socket."""
+"""A minimal HTTP client for GET requests over a Unix socket (health and metrics of an engine process)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ MAX_REPLY_BYTES = 1 << 20
 
 
 async def get(socket_path: str, path: str, *, deadline: float) -> tuple[int, bytes]:
-    """Status and body of `GET path`, in at most `deadline` seconds.
+    """Status and body of `GET path`, within `deadline` seconds.
 
-    Raises OSError (nobody listens, or it hung up), TimeoutError, or ValueError (no HTTP, or over 1 MiB of it).
+    Raises OSError (connection refused or closed), TimeoutError, or ValueError (not HTTP, or the reply exceeds 1 MiB).
     """
     async with asyncio.timeout(deadline):
         reader, writer = await asyncio.open_unix_connection(socket_path)
@@ -24,7 +24,7 @@ async def get(socket_path: str, path: str, *, deadline: float) -> tuple[int, byt
     head, separator, body = reply.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
     if not reply:
-        raise ConnectionResetError("hung up without an answer")
+        raise ConnectionResetError("the connection was closed without a reply")
     if not separator or len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
         raise ValueError("not an HTTP reply")
     return int(words[1]), body

@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from meshllm.models.library.digest_index import SHA256, write_whole
+from meshllm.models.library.digest_index import SHA256
+from meshllm.util.atomic_file import replace_file
 
 from .manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource, Source
 
@@ -71,7 +72,7 @@ class ManifestCache:
         if not plain or ((known := _read(place)) is not None and known[0] != asked):
             name = re.sub(r"[^\w.-]", "_", manifest.name, flags=re.ASCII)[:80].lstrip(".")
             place = self._folder / f"{name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
-        write_whole(place, text)
+        replace_file(place, text)
         self._known = (-1, [])
 
     def forget(self, manifest: Manifest) -> None:

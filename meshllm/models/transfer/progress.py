@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from meshllm.util.progress import Progress
+
 
 class TransferStage(StrEnum):
     """What is being done; the values are for programs."""
@@ -19,22 +21,18 @@ class TransferStage(StrEnum):
     EXTRACTING = "extracting"
     VERIFYING = "verifying"
     READY = "ready"
-    FAILED_SOURCE = "failed-source"  # one source failed and the next is tried; `note` says why
+    FAILED_SOURCE = "failed-source"  # one source failed and the next is tried; `detail` says why
 
 
-@dataclass(frozen=True, slots=True)
-class TransferProgress:
-    """Bytes `done` of `total` in this stage (0 where unknown); `source` is where from, in words.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferProgress(Progress):
+    """Progress of `file`, in bytes; `source`: where the bytes come from (a hub's address, "peers", a package).
 
-    `by_source`: how many bytes each source has given since this download began; the hub is named by its address.
+    `by_source`: bytes received from each source since this download began.
     """
 
-    stage: TransferStage
     file: str
     source: str = ""
-    done: int = 0
-    total: int = 0
-    note: str = ""
     by_source: tuple[tuple[str, int], ...] = ()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from meshllm.core.membership.views import JoinStep, MeshView, PeerView
+from meshllm.core.membership.views import JoinAttempt, MeshView, PeerView
 from meshllm.core.records import NodeId
 from meshllm.web.console.status_model import StatusModel
 from meshllm.web.gateway.model_list import modalities
@@ -83,9 +83,9 @@ class MeshStatus(StatusModel):
     aliases: dict[str, str]
 
 
-def _step(step: JoinStep) -> StepStatus:
-    addresses = [str(address) for address in step.way.addresses]
-    return StepStatus(peer=step.way.pin.hex(), addresses=addresses, state=step.state, reason=step.reason)
+def _step(step: JoinAttempt) -> StepStatus:
+    addresses = [str(address) for address in step.address.addresses]
+    return StepStatus(peer=step.address.pin.hex(), addresses=addresses, state=step.state.value, reason=step.reason)
 
 
 def _peer(peer: PeerView, via: str, now: float) -> PeerInfo:
@@ -141,11 +141,11 @@ def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ..
         role=mesh.role.value,
         phase=mesh.phase.value,
         reason=mesh.reason,
-        incarnation=0 if record is None else record.stamp.incarnation,
+        incarnation=0 if record is None else record.version.incarnation,
         addresses=[] if record is None else [str(address) for address in record.addresses],
         wants=list(wants),
         clients=mesh.clients,
-        steps=[_step(step) for step in mesh.steps],
+        steps=[_step(step) for step in mesh.join_attempts],
         peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
         memory=0 if record is None else record.memory,
         on_disk=[] if record is None else list(record.on_disk),

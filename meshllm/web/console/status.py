@@ -11,7 +11,8 @@ from meshllm.core.memory.devices import MachineMemory, offer
 from meshllm.core.memory.speculation import DraftCounts, Speculation
 from meshllm.core.records import NodeId
 from meshllm.core.serving import next_step
-from meshllm.core.snapshot import BackendState, ModelState, Progress, Snapshot
+from meshllm.core.snapshot import BackendState, ModelState, Snapshot
+from meshllm.util.progress import Progress
 from meshllm.web.console import split_status
 from meshllm.web.console.mesh_status import MeshStatus, mesh_status
 from meshllm.web.console.split_status import SplitStatus, Traffic, WorkerLeaseStatus

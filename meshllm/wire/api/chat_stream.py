@@ -49,6 +49,7 @@ class ChatRepair:
         created: int,
         choices: int = 1,
         shared: bool = False,
+        request_id: str | None = None,
         limit: int = MAX_EVENT,
     ) -> None:
         self.complete = False
@@ -58,6 +59,7 @@ class ChatRepair:
         self._api = api
         self._model = model
         self._shared = shared
+        self._request_id = request_id
         self._choices = max(1, min(choices, _MAX_CHOICES))
         self._buffer = EventBuffer(limit)
         chat = api is Api.CHAT
@@ -103,7 +105,7 @@ class ChatRepair:
         if self.complete:
             return b""
         self.complete = self.failed = True
-        return error_event(self._api, status, code, message)
+        return error_event(self._api, status, code, message, request_id=self._request_id)
 
     # -- the head: event by event, until every choice has its role
 
@@ -219,7 +221,7 @@ class ChatRepair:
             if found is not None:
                 self.failed = True
                 raised = isinstance(chunk, dict) and isinstance(chunk.get("error"), dict)
-                return DONE if raised else translate_event(self._api, found)
+                return DONE if raised else translate_event(self._api, found, request_id=self._request_id)
         missing = [self._chunk(self._final_choice(index)) for index in sorted(self._seen - self._finished)]
         return b"".join(missing) + DONE
 
@@ -231,7 +233,7 @@ class ChatRepair:
             return self._upstream_lost()
         self.complete = self.failed = True
         self.started = True
-        return translate_event(self._api, found)
+        return translate_event(self._api, found, request_id=self._request_id)
 
     def _upstream_lost(self) -> bytes:
         self.worker_lost = True

@@ -91,8 +91,11 @@ def error_body(
             error["code"] = code
     else:
         error = {"message": message, "type": kind or openai_type(status), "param": param, "code": code}
+        if request_id:
+            error["request_id"] = request_id
     for key, value in (extra or {}).items():
-        error.setdefault(key, value)
+        if not (key == "request_id" and request_id):
+            error.setdefault(key, value)
     if not api.anthropic:
         return {"error": error}
     body: dict[str, Any] = {"type": "error", "error": error}
@@ -118,7 +121,8 @@ def error_event(
     """
     if api is Api.RESPONSES:
         fields = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": sequence_number}
-        return encode_event({**(extra or {}), **fields}, "error")
+        ours = {"request_id": request_id} if request_id else {}
+        return encode_event({**(extra or {}), **fields, **ours}, "error")
     body = error_body(api, status, code, message, extra=extra, request_id=request_id)
     return encode_event(body, "error") if api.anthropic else encode_event(body) + DONE
 
@@ -155,14 +159,18 @@ def _owned(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     return status, found
 
 
-def translate_event(api: Api, found: Mapping[str, Any], *, status: int = 0, sequence_number: int = 0) -> bytes:
+def translate_event(
+    api: Api, found: Mapping[str, Any], *, status: int = 0, sequence_number: int = 0, request_id: str | None = None
+) -> bytes:
     """An upstream's error object (see `loads_error`) as this API's error event and end of stream."""
     status = status or status_of(found)
-    error = _rewritten(api, status, found, None)["error"]
+    error = _rewritten(api, status, found, request_id)["error"]
     code, message = error.get("code"), error["message"]
     extra = {key: value for key, value in error.items() if key not in ("type", "message", "code", "param")}
     if api is Api.RESPONSES or api.anthropic:
-        return error_event(api, status, code, message, sequence_number=sequence_number, extra=extra)
+        return error_event(
+            api, status, code, message, sequence_number=sequence_number, extra=extra, request_id=request_id
+        )
     return encode_event({"error": error}) + DONE
 
 

@@ -20,13 +20,16 @@ MAX_NUMBER = 1 << 53
 class EventRepair:
     """Base class; contract: `stream_repair.StreamRepair`. Subclasses fill in the last methods."""
 
-    def __init__(self, model: str, *, shared: bool = False, limit: int = MAX_EVENT) -> None:
+    def __init__(
+        self, model: str, *, shared: bool = False, request_id: str | None = None, limit: int = MAX_EVENT
+    ) -> None:
         self.complete = False
         self.started = False
         self.failed = False
         self.worker_lost = False
         self._model = model
         self._shared = shared
+        self._request_id = request_id
         self._buffer = EventBuffer(limit)
 
     def feed(self, data: bytes) -> bytes:

@@ -56,9 +56,16 @@ class MessagesRepair(EventRepair):
     """Repairs one stream; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract."""
 
     def __init__(
-        self, *, model: str, ident: str, input_tokens: int | None = None, shared: bool = False, limit: int = MAX_EVENT
+        self,
+        *,
+        model: str,
+        ident: str,
+        input_tokens: int | None = None,
+        shared: bool = False,
+        request_id: str | None = None,
+        limit: int = MAX_EVENT,
     ) -> None:
-        super().__init__(model, shared=shared, limit=limit)
+        super().__init__(model, shared=shared, request_id=request_id, limit=limit)
         self._ident = ident
         self._counts: dict[str, Any] = {} if input_tokens is None else {"input_tokens": input_tokens}
         self._open: _Block | None = None
@@ -143,7 +150,7 @@ class MessagesRepair(EventRepair):
 
     def _fail(self, found: Mapping[str, Any], status: int) -> bytes:
         self.complete = self.failed = True
-        return translate_event(Api.MESSAGES, found, status=status)
+        return translate_event(Api.MESSAGES, found, status=status, request_id=self._request_id)
 
     # -- its blocks
 

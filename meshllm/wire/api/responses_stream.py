@@ -47,9 +47,10 @@ class ResponsesRepair(EventRepair):
         created: int,
         request: Mapping[str, Any],
         shared: bool = False,
+        request_id: str | None = None,
         limit: int = MAX_EVENT,
     ) -> None:
-        super().__init__(model, shared=shared, limit=limit)
+        super().__init__(model, shared=shared, request_id=request_id, limit=limit)
         self._ident = ident
         self._base = new_response(request, model=model, ident=ident, created=created)
         try:
@@ -173,7 +174,9 @@ class ResponsesRepair(EventRepair):
             begin = self._begun()
         except ValueError:
             begin = b""
-        error = translate_event(Api.RESPONSES, found, status=status, sequence_number=self._out.number())
+        error = translate_event(
+            Api.RESPONSES, found, status=status, sequence_number=self._out.number(), request_id=self._request_id
+        )
         output = [item.final for item in self._ordered() if item.final is not None]
         told = {"code": "server_error", "message": found["message"]}
         failed = {"type": "response.failed", "response": {"status": "failed", "error": told, "output": output}}

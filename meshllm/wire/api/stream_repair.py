@@ -47,6 +47,7 @@ def stream_repair(
     request: Mapping[str, Any],
     input_tokens: int | None = None,
     shared: bool = False,
+    request_id: str | None = None,
 ) -> StreamRepair:
     """The repairer for one streamed reply; ValueError if `api` does not stream.
 
@@ -56,11 +57,15 @@ def stream_repair(
     """
     if api in (Api.CHAT, Api.COMPLETIONS):
         choices = _count(request.get("n"))
-        return ChatRepair(api, model=model, ident=ident, created=created, choices=choices, shared=shared)
+        return ChatRepair(
+            api, model=model, ident=ident, created=created, choices=choices, shared=shared, request_id=request_id
+        )
     if api is Api.MESSAGES:
-        return MessagesRepair(model=model, ident=ident, input_tokens=input_tokens, shared=shared)
+        return MessagesRepair(model=model, ident=ident, input_tokens=input_tokens, shared=shared, request_id=request_id)
     if api is Api.RESPONSES:
-        return ResponsesRepair(model=model, ident=ident, created=created, request=request, shared=shared)
+        return ResponsesRepair(
+            model=model, ident=ident, created=created, request=request, shared=shared, request_id=request_id
+        )
     raise ValueError(f"{api.value} does not stream")
 
 

@@ -65,8 +65,8 @@ def encode_record(record: NodeRecord) -> bytes:
     body: bytes = msgpack.packb(
         (
             record.node,
-            record.stamp.incarnation,
-            record.stamp.version,
+            record.version.incarnation,
+            record.version.version,
             record.mesh,
             record.name,
             record.software,
@@ -77,7 +77,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.wants,
             record.on_disk,
             record.memory,
-            [(complaint.node, complaint.incarnation) for complaint in record.complaints],
+            [(complaint.node, complaint.incarnation) for complaint in record.failure_reports],
             record.leaving,
             [(candidate.model, candidate.free_bytes, candidate.force_split) for candidate in record.splits],
             record.speed,
@@ -147,7 +147,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
     disk = f.names(on_disk, r.MAX_ON_DISK, "models on disk")
     return NodeRecord(
         node=r.NodeId(node),
-        stamp=r.RecordVersion(f.number(incarnation, "incarnation"), f.number(version, "version")),
+        version=r.RecordVersion(f.number(incarnation, "incarnation"), f.number(version, "version")),
         mesh=r.MeshId(f.exactly(mesh, r.MESH_ID_BYTES, "mesh id")),
         name=f.text(name, "node's name"),
         software=f.text(software, "software"),
@@ -158,7 +158,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         wants=f.names(wants, r.MAX_WANTED, "wanted models"),
         on_disk=disk,
         memory=f.number(memory, "memory"),
-        complaints=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
+        failure_reports=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
         leaving=f.flag(leaving, "leaving"),
         splits=_candidates(later[0]) if later else (),
         speed=f.number(later[1], "speed") if len(later) > 1 else 0,
@@ -251,7 +251,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         memory=_within(record.memory, MAX_NUMBER),
         speed=_within(record.speed, MAX_NUMBER),
         devices=tuple([_within(room, MAX_NUMBER) for room in record.devices][: r.MAX_DEVICES]),
-        complaints=record.complaints[: r.MAX_COMPLAINTS],
+        failure_reports=record.failure_reports[: r.MAX_COMPLAINTS],
         splits=tuple(
             [replace(c, free_bytes=_within(c.free_bytes, MAX_NUMBER)) for c in record.splits if _good(c.model)][
                 : r.MAX_SPLITS
@@ -309,7 +309,7 @@ _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
 
 def _shrunk(record: NodeRecord) -> NodeRecord:
     """`record` with as much as goes into MAX_RECORD_BYTES; the lists are filled in the order of their worth."""
-    left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.complaints) * _COMPLAINT_BYTES
+    left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.failure_reports) * _COMPLAINT_BYTES
     serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
     loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)

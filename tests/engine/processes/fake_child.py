@@ -11,20 +11,30 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Behave as told."""
+    """Run the behaviour named on the command line."""
     behaviour, argument = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
     if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if behaviour == "grandchild":
-        # Something the engine started: it must not outlive it.
+        # It must end with its parent.
         grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(argument).write_text(str(grandchild.pid))
     if behaviour == "noise":
         sys.stdout.write("x" * 3_000_000 + "\n" + "\udcff" * 0)
         sys.stdout.flush()
-        os.write(1, b"\xff\xfe broken \x00 bytes\n" * 2000)
+        os.write(1, b"\xff\xfe broken \x00 \x1b[2J bytes\n" * 2000)
         os.write(1, b"no newline at the end")
         sys.exit(3)
+    if behaviour == "flood":
+        for number in range(10_000):
+            sys.stdout.write(f"line {number} of a long text that fills the pipe if it is not read\n")
+        print("last line", flush=True)
+        sys.exit(int(argument))
+    if behaviour == "escape":
+        # It leaves the process group and keeps standard output open.
+        escaped = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        Path(argument).write_text(str(escaped.pid))
+        os._exit(4)
     if behaviour == "exit":
         print("about to go", flush=True)
         sys.exit(int(argument))

@@ -1,4 +1,4 @@
-"""Processes whose start is cancelled while it goes on: nothing stays behind, and nobody waits without an end."""
+"""Starting a process: a cancelled start leaves no process behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from meshllm.engine.build import build_reaper
 from meshllm.engine.processes.spawn import start
 from meshllm.tasks import Owner
 
-# Says that it is there, and that of a process which it has started too, and lives until somebody ends it.
+TIMEOUT = 30.0
+
+# Writes the pid of its own child to a file and waits for that child.
 PROGRAM = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
@@ -24,39 +26,41 @@ child.wait()
 """
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended; whoever inherited it may not have taken note yet."""
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended: the kernel closes its files, for which `start` waits, just before its end."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        psutil.Process(pid).wait(TIMEOUT)
     except psutil.NoSuchProcess:
-        return True
+        return
 
 
-async def test_a_cancelled_start_takes_along_what_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, begun, told = asyncio.create_subprocess_exec, asyncio.Event(), tmp_path / "told"
-    os.mkfifo(told)
+async def test_cancelled_start_ends_the_process_and_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, started, note = asyncio.create_subprocess_exec, asyncio.Event(), tmp_path / "note"
+    os.mkfifo(note)
     pids: list[int] = []
-    before = psutil.Process().children()  # of a node that other tests use
+    before = psutil.Process().children()
 
     async def slow(*words: Any, **options: Any) -> Any:
         process = await real(*words, **options)
-        pids.append(int(await asyncio.to_thread(told.read_text)))
-        begun.set()
-        await asyncio.sleep(0)  # here a cancellation hits whoever waits for the start
+        pids.append(int(await asyncio.to_thread(note.read_text)))
+        started.set()
+        await asyncio.sleep(0)  # the cancellation arrives here
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
     words = [sys.executable, "-I", "-S", build_reaper.__file__, str(tmp_path / "lock")]
-    command = [sys.executable, "-c", PROGRAM, str(told)]
+    command = [sys.executable, "-c", PROGRAM, str(note)]
     work = Owner("test").start(start([*words, *command]), "start")
-    await begun.wait()
+    await started.wait()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert gone(pids[0])
+    wait_for_end(pids[0])
     assert [child for child in psutil.Process().children() if child not in before] == []
 
 
-async def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
+async def test_start_of_a_missing_program_raises_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         await start([str(tmp_path / "nothing")])
