@@ -183,10 +183,10 @@ class App:
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
             peers=self,
-            seek=lambda model: self._post(e.ModelRequested(model)),
+            on_dial=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
             on_work=self._acceptance.refresh,
-            guesses=self._acceptance.counts,
+            draft_counts=self._acceptance.counts,
         )
         supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
         try:
@@ -354,7 +354,7 @@ class App:
         membership = self._membership
         return node_status(
             self._snapshot,
-            [load_status(desk) for desk in self._gateway.all_desks()],
+            [load_status(desk) for desk in self._gateway.target_queues()],
             name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),

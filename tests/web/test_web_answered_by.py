@@ -96,7 +96,7 @@ async def test_the_speed_of_the_last_answer_is_kept_for_each_target(table: Bench
     await table.serve(telling)
     for stream, speed in ((True, 41.5), (False, 17.0)):
         await table.call(ask(stream=stream))
-        [desk] = table.gateway.all_desks()
+        [desk] = table.gateway.target_queues()
         assert desk.tokens_per_second == speed
 
 
@@ -104,5 +104,5 @@ async def test_the_speed_is_unknown_where_nobody_tells(table: Bench) -> None:
     upstream = await table.backend(well)
     table.publish(backends=(backend(upstream.address, "m"),))
     await table.call(ask(stream=True))
-    [desk] = table.gateway.all_desks()
+    [desk] = table.gateway.target_queues()
     assert desk.tokens_per_second is None

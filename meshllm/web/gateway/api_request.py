@@ -93,10 +93,10 @@ class ApiRequest:
 
     def stream_repair(self, now: int, *, split: bool) -> StreamRepair:
         """The repair of the response stream; `now` in seconds since the epoch, `split` as in `TargetOffer`."""
-        return stream_repair(self.api, **self._defaults(now), shared=split)
+        return stream_repair(self.api, **self._defaults(now), shared=split, request_id=self.request_id)
 
     def whole_response(self, body: bytes, *, is_json: bool, now: int) -> bytes | None:
-        """The response body to forward; None if it is not JSON. Only `/v1/responses` and `/v1/messages` are repaired."""
+        """The response body to forward; None if it is not JSON. Responses of two APIs are repaired."""
         if is_json and self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body or None
         try:

@@ -34,14 +34,17 @@ def check_url(text: str) -> str:
         raise BadBackend(f"{text!r} is not a valid server URL.", advice=advice)
     if not text.isascii():
         raise BadBackend(
-            f"{text!r} contains non-ASCII characters.", advice="Write the host in Punycode (xn--...) and percent-encode the path."
+            f"{text!r} contains non-ASCII characters.",
+            advice="Write the host in Punycode (xn--...) and percent-encode the path.",
         )
     if parts.username is not None or parts.password is not None:
         raise BadBackend("The backend URL contains credentials.", advice=advice)
     if parts.query or parts.fragment:
         raise BadBackend(f"{text!r} has a query or a fragment; a base URL must not.", advice=advice)
     if parts.scheme == "http" and not _is_private(host):
-        raise BadBackend(f"{host} is not in a private network: http:// would send keys and prompts unencrypted.", advice=advice)
+        raise BadBackend(
+            f"{host} is not in a private network: http:// would send keys and prompts unencrypted.", advice=advice
+        )
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"
 
@@ -73,7 +76,9 @@ async def list_models(url: str, key: str | None) -> tuple[str, ...]:
     except (aiohttp.ClientError, OSError) as error:
         raise BadBackend(f"connection failed: {_reason(error)}") from error
     if status in (401, 403):
-        raise BadBackend(f"it requires an API key (status {status})", advice="Name one with ',key=VARIABLE' after the URL.")
+        raise BadBackend(
+            f"it requires an API key (status {status})", advice="Name one with ',key=VARIABLE' after the URL."
+        )
     if status != 200:
         raise BadBackend(f"GET /v1/models returned status {status}")
     return parse_models(body)

@@ -20,7 +20,15 @@ from meshllm.web.gateway.api_request import ApiRequest, problem_of
 from meshllm.web.gateway.metrics import Metrics
 from meshllm.web.gateway.model_list import known_models_text
 from meshllm.web.gateway.request import ProxiedRequest
-from meshllm.web.gateway.request_log import MAX_TEXT, AttemptTrace, Outcome, RequestLog, RequestTrace, log_attempt, log_request
+from meshllm.web.gateway.request_log import (
+    MAX_TEXT,
+    AttemptTrace,
+    Outcome,
+    RequestLog,
+    RequestTrace,
+    log_attempt,
+    log_request,
+)
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import RoutedTargets, TargetTable
 from meshllm.web.http.client import UpstreamPool
@@ -40,7 +48,12 @@ class RequestDispatcher:
     """The `RequestHost` of all requests."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, owner: Owner, table: TargetTable, metrics: Metrics, keys: Mapping[str, str]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: Owner,
+        table: TargetTable,
+        metrics: Metrics,
+        keys: Mapping[str, str],
     ) -> None:
         """`owner` runs connection attempts. `keys`: the API keys of backends, by URL."""
         self._owner = owner
@@ -81,9 +94,7 @@ class RequestDispatcher:
             parameter, message = problem
             if not from_peer:
                 message += known_models_text(self._table.snapshot, self._table.index)
-            self.reject(
-                connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer
-            )
+            self.reject(connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer)
             return None
         parsed = ApiRequest(api, path, body, request.body, request.headers, connection.request_id)
         trace.model, trace.stream = parsed.model, parsed.streams

@@ -207,9 +207,7 @@ class Gateway:
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             # A page that may call, but with a wrong key or none, must be able to read the error.
             readable = self._cors(request) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
-            self._dispatcher.reject(
-                connection, api, trace, refusal.status, refusal.code, refusal.message, readable
-            )
+            self._dispatcher.reject(connection, api, trace, refusal.status, refusal.code, refusal.message, readable)
             return None
         cors = self._cors(request)
         if request.method == "OPTIONS":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -76,7 +76,9 @@ DESCRIPTIONS: dict[str, MetricDescription] = {
     "mesh_llm_speculation_drafted_tokens": MetricDescription(
         "counter", ("model",), "Draft tokens of speculative decoding."
     ),
-    "mesh_llm_speculation_accepted_tokens": MetricDescription("counter", ("model",), "Draft tokens that were accepted."),
+    "mesh_llm_speculation_accepted_tokens": MetricDescription(
+        "counter", ("model",), "Draft tokens that were accepted."
+    ),
     "mesh_llm_peers": MetricDescription("gauge", ("state",), "Nodes of the mesh known here, by membership state."),
     "mesh_llm_links": MetricDescription("gauge", (), "QUIC connections to peers."),
     "mesh_llm_lanes": MetricDescription("gauge", (), "Open TLS/TCP connections to peers."),
@@ -108,8 +110,8 @@ class NodeCounters:
     """What the daemon counts for the metrics. `messages`: by direction ("sent", "received") and message type."""
 
     lanes: int = 0
-    messages: Mapping[tuple[str, str], int] = {}  # noqa: RUF009 - never written to
-    message_bytes: Mapping[str, int] = {}  # noqa: RUF009
+    messages: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    message_bytes: Mapping[str, int] = field(default_factory=dict)
     rate_limited: int = 0
     uploaded_bytes: int = 0
     downloaded_bytes: int = 0
@@ -270,7 +272,9 @@ class _RequestCollector(Collector):
         m = self._metrics
         tallies = [((api, model, outcome.value), tally) for (api, model, outcome), tally in m._tallies.items()]
         kinds = ("prompt", "cached", "completion")
-        tokens = [((model, kind), n) for model, found in m._tokens.items() for kind, n in zip(kinds, found, strict=True)]
+        tokens = [
+            ((model, kind), n) for model, found in m._tokens.items() for kind, n in zip(kinds, found, strict=True)
+        ]
         yield _counter("mesh_llm_requests", [(key, tally.count) for key, tally in tallies])
         yield _histogram("mesh_llm_request_seconds", [(key, tally.seconds) for key, tally in tallies])
         yield _histogram("mesh_llm_first_byte_seconds", [(key, tally.first_byte) for key, tally in tallies])

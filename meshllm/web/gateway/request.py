@@ -344,7 +344,7 @@ class ProxiedRequest:
         self._writer.forward(forwarded, self._last_upstream)
 
     def _stream_failed(self, repair: StreamRepair, forwarded: bytes, begun: bool) -> None:
-        """A stream ended with an error. If nothing else was forwarded, a retryable error or a lost worker is retried."""
+        """A stream ended with an error; retry if nothing else was forwarded and another attempt may succeed."""
         error = None
         if not begun and self.kind is TargetKind.PEER:
             error = retryable_error_in(self.api, forwarded, self._request.request_id)

@@ -79,7 +79,7 @@ class ResponseWriter:
         self._connection.send(status, JSON, body, self._host() + self._cors)
 
     def refuse(self, error: UpstreamError, headers: str, repair: StreamRepair | None) -> None:
-        """Write an error, with these `headers` or its own. In a stream it is the last event; `repair` knows its state."""
+        """Write an error, with these `headers` or its own. In a stream it is the last event."""
         if not self.streaming:
             body = orjson.dumps(error.body)
             self._connection.send(error.status, JSON, body, (headers or error.headers) + self._cors)
@@ -91,7 +91,7 @@ class ResponseWriter:
             self.end(error_event(self._request.api, status, code, message, request_id=self._request.request_id))
 
     def keep_alive(self, message: str, now: float) -> None:
-        """Show that the request is alive: a comment in a stream, else an interim response (102), which gateways know."""
+        """Show that the request is alive: a comment in a stream, else an interim response (102)."""
         if self._connection.paused:
             return
         self.last = now

@@ -63,7 +63,7 @@ class TargetQueue:
     def __init__(
         self, target: Target, pool: UpstreamPool, on_change: Callable[[], None] | None = None, *, model: str = ""
     ) -> None:
-        """`on_change` is called when the number of active or waiting requests changes; `model`: what an engine serves."""
+        """`on_change`: called when requests start, wait or end here. `model`: the model of an engine."""
         self.target = target
         self.pool = pool
         self.limit = target.slots or BACKEND_SLOTS

@@ -86,8 +86,12 @@ class TargetSelection:
         """The next step. `queued`: the queue that `waiter` is in, if any."""
         api, model = self._request.api, self._request.model
         if route.purpose is not None and api.purpose not in (None, route.purpose):
-            return SelectionStep(SelectionAction.FAIL, message=routes.purpose_message(model, route.purpose), status=400,
-                            code="wrong_purpose")
+            return SelectionStep(
+                SelectionAction.FAIL,
+                message=routes.purpose_message(model, route.purpose),
+                status=400,
+                code="wrong_purpose",
+            )
         no_vision = all(queue.offer.vision is False for queue in queues) if queues else route.vision is False
         if no_vision and self._has_images():
             return SelectionStep(
@@ -104,8 +108,13 @@ class TargetSelection:
         if route.availability is Availability.COMING:
             return self._coming(route, now)
         if route.availability is Availability.FAILED:
-            return SelectionStep(SelectionAction.FAIL, message=route.message, status=503, code="model_unavailable",
-                            headers="retry-after: 30\r\n")
+            return SelectionStep(
+                SelectionAction.FAIL,
+                message=route.message,
+                status=503,
+                code="model_unavailable",
+                headers="retry-after: 30\r\n",
+            )
         return SelectionStep(SelectionAction.FAIL, message=route.message, status=404, code="model_not_found")
 
     def _usable(self, queues: list[TargetQueue], now: float) -> list[TargetQueue]:
@@ -155,11 +164,15 @@ class TargetSelection:
         if (error := self._best_error()) is not None:
             return SelectionStep(SelectionAction.FORWARD_ERROR, error=error)
         queue = ordered[0]
-        message = (
-            f"{self._request.model} is overloaded: {queue.active} requests active, {queue.waiting} waiting. Retry later."
+        load = f"{queue.active} requests active, {queue.waiting} waiting"
+        message = f"{self._request.model} is overloaded: {load}. Retry later."
+        return SelectionStep(
+            SelectionAction.FAIL,
+            message=message,
+            status=429,
+            code="overloaded",
+            headers=f"retry-after: {queue.retry_after()}\r\n",
         )
-        return SelectionStep(SelectionAction.FAIL, message=message, status=429, code="overloaded",
-                        headers=f"retry-after: {queue.retry_after()}\r\n")
 
     def _ordered(self, usable: list[TargetQueue], now: float) -> list[TargetQueue]:
         self._several = True

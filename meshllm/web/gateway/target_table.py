@@ -200,7 +200,9 @@ class TargetTable:
 
     def _load_changed(self) -> None:
         if self._report_timer is None:
-            self._report_timer = self._loop.call_at(max(self._loop.time(), self._reported_at + LOADS_SECONDS), self._report)
+            self._report_timer = self._loop.call_at(
+                max(self._loop.time(), self._reported_at + LOADS_SECONDS), self._report
+            )
 
     def _report(self) -> None:
         self._report_timer, self._reported_at = None, self._loop.time()
