@@ -1,7 +1,8 @@
-"""One exception tree. Every fault has a side: ours, theirs, or nobody's.
+"""The exception tree. `InputError`: bad input; `EnvironmentFailure`: circumstances; `InternalError`: a defect.
 
-Law: an error that a person can meet says in `advice` what to do next, and is translated to a wire shape or an exit
-code once, at the edge (`web`, `cli`). A `MeshError` is never swallowed; anything that is not a `MeshError` is a bug.
+Every error that a user can see is a `MeshError` with a message and advice; `web` and `cli` translate it once, at the
+edge, to an HTTP error body or an exit code. Any other exception that reaches the edge is a defect. Exceptions outside
+this tree are private to a module and caught in it.
 """
 
 from __future__ import annotations
@@ -11,57 +12,67 @@ import os
 
 
 class MeshError(Exception):
-    """Base of all errors that are meant to be seen.
+    """Base of all errors that a user may see.
 
-    `message` says what happened, in one sentence; `advice` what to do about it; `code` is a stable word for programs.
+    `message`: one sentence that says what happened. `advice`: what to do; `default_advice` of the class where the
+    caller gives none. `code`: a stable identifier for programs. `str()` has no default advice, so that errors can be
+    quoted in other messages.
     """
 
     code = "internal_error"
+    default_advice = ""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.advice = advice
+        self.advice = advice or self.default_advice
+        self._own_advice = advice
 
     def __str__(self) -> str:
-        return f"{self.message} {self.advice}".rstrip()
+        return f"{self.message} {self._own_advice}".rstrip()
 
 
 class InternalError(MeshError):
-    """A defect or a limit of this program."""
+    """A defect or an unsupported case of this program."""
+
+    default_advice = "This is a defect of mesh-llm; please report it."
 
 
 class InputError(MeshError):
-    """Bad input: from a command line, an HTTP body, a model file, a peer."""
+    """Bad input: a command line, an HTTP body, a model file, bytes from a peer."""
 
     code = "invalid_request_error"
 
 
 class EnvironmentFailure(MeshError):
-    """Circumstances: a full disk, a network that is away, a process that was killed."""
+    """Circumstances outside this program: a full disk, no network, a killed process."""
 
     code = "unavailable_error"
+    default_advice = "Run 'mesh-llm doctor' to check this machine."
 
 
-# -- theirs
+# -- bad input
 
 
 class UsageError(InputError):
-    """A command line that does not make sense."""
+    """A command line with invalid or contradicting arguments."""
 
     code = "usage_error"
+    default_advice = "Run the command with --help to see its arguments."
 
 
 class UnknownModel(InputError):
-    """No model of that name is known here."""
+    """No known model has this name."""
 
     code = "model_not_found"
+    default_advice = "Run 'mesh-llm models' to list the known models."
 
 
 class AmbiguousModel(InputError):
-    """A name that several models answer to; `candidates` are some of their names, each of which is understood."""
+    """Several models match a name; `candidates` are some unambiguous names for them."""
 
     code = "ambiguous_model"
+    default_advice = "Use the full name of one model."
 
     def __init__(self, message: str, *, advice: str = "", candidates: tuple[str, ...] = ()) -> None:
         super().__init__(message, advice=advice)
@@ -69,82 +80,27 @@ class AmbiguousModel(InputError):
 
 
 class InvalidModelFile(InputError):
-    """A GGUF file that is damaged, hostile or not GGUF at all."""
+    """A file that is damaged, hostile or not GGUF."""
 
     code = "invalid_model_file"
+    default_advice = "Delete the file and download the model again."
 
 
 class BadBackend(InputError):
-    """A `--backend` URL that is not one, or behind which no OpenAI-compatible server answers as it should."""
+    """An invalid `--backend` URL, or a server there that is not OpenAI-compatible."""
 
     code = "bad_backend"
-
-
-# -- nobody's
-
-
-class EngineUnavailable(EnvironmentFailure):
-    """The engine is not built, cannot be built here, or does not run."""
-
-    code = "engine_unavailable"
-
-
-class ToolMissing(EngineUnavailable):
-    """A program that the build needs is not on this machine; `advice` says how to install it."""
-
-    code = "tool_missing"
-
-
-class DownloadFailed(EnvironmentFailure):
-    """A model file could not be fetched; what has arrived is kept and the next try goes on from there."""
-
-    code = "download_failed"
-
-
-class OutOfRoom(EnvironmentFailure):
-    """Not enough disk or memory."""
-
-    code = "out_of_room"
-
-
-class PortTaken(EnvironmentFailure):
-    """A port we were told to use cannot be listened on: another program does, or this user may not."""
-
-    code = "port_taken"
-
-
-def port_taken(error: OSError, where: str, option: str) -> PortTaken:
-    """What to raise when the system does not let us listen `where` ("... port N"); `option` chooses another port."""
-    # The words of asyncio are those of a program, and hold the address once more.
-    reason = os.strerror(error.errno).lower() if error.errno else str(error)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        advice = f"Ports below 1024 need more rights: choose another with {option}."
-    elif error.errno == errno.EADDRINUSE:
-        advice = f"Stop what uses it, or choose another with {option}."
-    else:
-        advice = f"Choose another with {option}."
-    return PortTaken(f"Cannot listen on {where}: {reason}.", advice=advice)
-
-
-class NotRunning(EnvironmentFailure):
-    """No daemon answers where one was expected."""
-
-    code = "not_running"
-
-
-class DamagedState(EnvironmentFailure):
-    """A file of this node's own (its key, what it knows of its mesh) cannot be read; it is left as it is."""
-
-    code = "damaged_state"
+    default_advice = "Check that an OpenAI-compatible server answers GET /v1/models at that URL."
 
 
 class PeerRefused(InputError):
-    """A peer answered and will not have us, or is not who it should be: trying again will not help.
+    """A peer refused this node, or is not the expected node; a retry does not help.
 
-    `reason` is a word for programs: "wrong_secret", "expired_invite", "protocol", "too_many_clients", "itself"...
+    `reason`: the code of the refusal ("wrong_secret", "expired_invite", "protocol", ...; docs/protocol.md).
     """
 
     code = "peer_refused"
+    default_advice = "Check that both nodes run the same version of mesh-llm and belong to the same mesh."
 
     def __init__(self, message: str, *, advice: str = "", reason: str = "refused") -> None:
         super().__init__(message, advice=advice)
@@ -155,21 +111,88 @@ class BadInvite(InputError):
     """An invite that is damaged, expired or of another version."""
 
     code = "bad_invite"
+    default_advice = "Ask for a fresh invite: 'mesh-llm invite' prints one on a node of the mesh."
 
 
 class BadMessage(InputError):
-    """Bytes from a peer that are no message, or one that breaks a bound or a signature."""
+    """Bytes of a peer that are not a valid message: wrong format, bound or signature."""
 
     code = "bad_message"
+    default_advice = "Update mesh-llm on both nodes."
+
+
+# -- circumstances
+
+
+class EngineUnavailable(EnvironmentFailure):
+    """The engine is not built, cannot be built here, or does not run."""
+
+    code = "engine_unavailable"
+
+
+class ToolMissing(EngineUnavailable):
+    """A program that the build needs is not installed."""
+
+    code = "tool_missing"
+
+
+class DownloadFailed(EnvironmentFailure):
+    """A model file could not be downloaded. The bytes that arrived are kept for the next attempt."""
+
+    code = "download_failed"
+    default_advice = "Check the network connection and retry: the download resumes where it stopped."
+
+
+class NotEnoughSpace(EnvironmentFailure):
+    """Not enough disk space or memory."""
+
+    code = "not_enough_space"
+    default_advice = "Free disk space or memory, or choose a smaller model."
+
+
+class PortTaken(EnvironmentFailure):
+    """A requested port is in use, or needs more rights."""
+
+    code = "port_taken"
+    default_advice = "Choose another port."
+
+
+class NotRunning(EnvironmentFailure):
+    """No daemon answers on the expected port."""
+
+    code = "not_running"
+    default_advice = "Start the node with 'mesh-llm', or name the port of its console."
+
+
+class DamagedState(EnvironmentFailure):
+    """A state file of this node (its key, its mesh) cannot be read; the file is left unchanged."""
+
+    code = "damaged_state"
+    default_advice = "Restore the file from a backup, or move it away to start with a new one."
 
 
 class PeerUnreachable(EnvironmentFailure):
     """No address of a peer answers."""
 
     code = "peer_unreachable"
+    default_advice = "Check that the node runs and that its UDP port is open."
 
 
 class LinkClosed(EnvironmentFailure):
-    """The connection to a peer is gone."""
+    """The link to a peer, or this node's part in the mesh, has ended."""
 
     code = "link_closed"
+    default_advice = "The node reconnects automatically; if it does not, check the network between the two nodes."
+
+
+def port_taken(error: OSError, listener: str, option: str) -> PortTaken:
+    """The error for a failed bind. `listener`: "... port N"; `option`: the flag that chooses another port."""
+    # asyncio's own text repeats the address and is made for programmers.
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        advice = f"Ports below 1024 need more rights: choose another with {option}."
+    elif error.errno == errno.EADDRINUSE:
+        advice = f"Stop the program that uses it, or choose another with {option}."
+    else:
+        advice = f"Choose another with {option}."
+    return PortTaken(f"Cannot listen on {listener}: {reason}.", advice=advice)

@@ -1,7 +1,7 @@
-"""The only place that starts asyncio tasks.
+"""Starts asyncio tasks. `test_laws.py` checks that no other module does.
 
-Law: every task has a name and an owner (`Owner`); an owner that closes cancels and awaits what it owns; a task
-that fails unexpectedly is reported to its owner's `on_error`, never dropped.
+Invariants: every task has a name and an owner; `Owner.close` cancels and awaits the owner's tasks; the exception of a
+task is reported to `on_error`, to the log, or to the code that awaits the task.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ T = TypeVar("T")
 
 
 class Owner:
-    """Owns tasks. `start` them, and `close` cancels and awaits all that still run."""
+    """Owns tasks: `start` starts one, `close` cancels and awaits all that still run.
 
-    def __init__(self, name: str, on_error: Callable[[str, BaseException], None] | None = None) -> None:
+    `on_error(task name, exception)` is called for each task that fails; by default the failure is logged. With
+    `awaited`, the code that starts a task also awaits it and gets its exception: the log then has it at DEBUG only.
+    """
+
+    def __init__(
+        self, name: str, on_error: Callable[[str, BaseException], None] | None = None, *, awaited: bool = False
+    ) -> None:
         self.name = name
+        self._awaited = awaited
         self._tasks: set[asyncio.Task[Any]] = set()
         self._on_error = on_error
         self._closed = False
@@ -41,10 +48,12 @@ class Owner:
         if self._on_error is not None:
             self._on_error(task.get_name(), error)
         else:
-            log.error("task %s failed", task.get_name(), exc_info=error)
+            log.log(
+                logging.DEBUG if self._awaited else logging.ERROR, "task %s failed", task.get_name(), exc_info=error
+            )
 
     async def close(self) -> None:
-        """Cancel and await every task. Idempotent; safe to call from one of the tasks (which is then left alone)."""
+        """Cancel and await every task. Idempotent. A task that calls it is neither cancelled nor awaited."""
         self._closed = True
         current = asyncio.current_task()
         mine = [task for task in self._tasks if task is not current]

@@ -20,7 +20,7 @@ import psutil
 MODEL = "SmolLM2-135M-Instruct"
 PROGRAM = Path(sys.executable).with_name("mesh-llm")
 # Generous, because it only matters when something is broken: a first start may load the model on a busy machine.
-PATIENCE_SECONDS = 180.0
+OPEN_WAIT_SECONDS = 180.0
 
 
 class Daemon:
@@ -73,7 +73,7 @@ class Daemon:
         """The next line that is `wanted`."""
         while True:
             try:
-                line = self._arriving.get(timeout=PATIENCE_SECONDS)
+                line = self._arriving.get(timeout=OPEN_WAIT_SECONDS)
             except Empty:
                 raise AssertionError(f"waited in vain for {what}; so far: {self.lines[-20:]}") from None
             if line is None:
@@ -110,7 +110,7 @@ class Daemon:
         below = self.children() if self.process.poll() is None else []
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        status = self.process.wait(PATIENCE_SECONDS)
+        status = self.process.wait(OPEN_WAIT_SECONDS)
         self._finish()
         left = [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
         assert left == [], f"left behind: {left}"
@@ -118,7 +118,7 @@ class Daemon:
 
     def _finish(self) -> None:
         for reader in self._readers:
-            reader.join(PATIENCE_SECONDS)
+            reader.join(OPEN_WAIT_SECONDS)
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
             pipe.close()
@@ -127,7 +127,7 @@ class Daemon:
     def kill(self) -> None:
         """`kill -9`, and collect what is left of it."""
         self.process.kill()
-        self.process.wait(PATIENCE_SECONDS)
+        self.process.wait(OPEN_WAIT_SECONDS)
         self._finish()
 
 

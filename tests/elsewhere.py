@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from meshllm.daemon.public_urls import far
-from meshllm.net.addresses import read_facts
+from meshllm.net.addresses import read_interfaces
 
 
 def own_address() -> str:
     """An IPv4 address; the test is skipped aloud where this machine has none."""
-    found = next((host for host in far(read_facts()) if ":" not in host), None)
+    found = next((host for host in far(read_interfaces()) if ":" not in host), None)
     if found is None:
         pytest.skip("this machine has no address but loopback")
     return found

@@ -88,7 +88,7 @@ function Side({ view }: { view: View }): JSX.Element {
 
 function Foot(): JSX.Element {
   const known = status.value
-  const alive = nodes.value.filter((node) => node.life === 'alive' && node.role !== 'backend').length
+  const alive = nodes.value.filter((node) => node.status === 'alive' && node.role !== 'backend').length
   return (
     <div class="foot">
       {known !== null && (

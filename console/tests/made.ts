@@ -1,9 +1,9 @@
 // Statuses for tests: a node, and whatever a test says of it.
 
-import type { NodeStatus, PeerStatus } from '../src/api'
+import type { ModelPhase, NodeStatus, PeerInfo } from '../src/api'
 import type { MeshNode } from '../src/mesh/nodes'
 
-export function peer(id: string, more: Partial<PeerStatus> = {}): PeerStatus {
+export function peer(id: string, more: Partial<PeerInfo> = {}): PeerInfo {
   return {
     id,
     name: `node ${id}`,
@@ -13,7 +13,7 @@ export function peer(id: string, more: Partial<PeerStatus> = {}): PeerStatus {
     reason: '',
     linked: true,
     rtt: 0.01,
-    via: 'lane',
+    transport: 'lane',
     addresses: [],
     models: [],
     wants: [],
@@ -27,12 +27,12 @@ export function peer(id: string, more: Partial<PeerStatus> = {}): PeerStatus {
   }
 }
 
-export function serves(name: string): PeerStatus['serves'][number] {
-  const known = { name, purpose: 'generate', context_length: 4096, slots: 4, size: 1000 }
+export function serves(name: string): PeerInfo['serves'][number] {
+  const known = { name, purpose: 'generate' as const, context_length: 4096, slots: 4, size: 1000 }
   return { ...known, active: 1, waiting: 0, input_modalities: null }
 }
 
-export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {}): NodeStatus {
+export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): NodeStatus {
   return {
     name: 'here',
     version: '0.1.0',
@@ -50,8 +50,8 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
     machine: null,
     sharing: null,
     splits: [],
-    lent: null,
-    elsewhere: [],
+    worker_lease: null,
+    lan_urls: [],
     read_only: false,
     mesh: {
       node: 'me',
@@ -63,7 +63,7 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
       addresses: [],
       wants: [],
       clients: 0,
-      steps: [],
+      join_attempts: [],
       peers,
       memory: 0,
       on_disk: [],
@@ -75,7 +75,7 @@ export function status(peers: PeerStatus[] = [], more: Partial<NodeStatus> = {})
 
 export function model(
   name: string,
-  phase: string,
+  phase: ModelPhase,
   more: Partial<NodeStatus['models'][number]> = {},
 ): NodeStatus['models'][number] {
   return {
@@ -99,7 +99,7 @@ export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
     name: id,
     here: false,
     role: 'standby',
-    life: 'alive',
+    status: 'alive',
     reason: '',
     version: '',
     models: [],
@@ -110,7 +110,7 @@ export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
     memory: 0,
     linked: true,
     rtt: null,
-    via: '',
+    transport: null,
     addresses: [],
     since: null,
     ...more,

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest'
+import type { PeerStatus } from '../src/api'
 import { layout } from '../src/mesh/layout'
 import { chattable, modelsOf, reasonOf } from '../src/mesh/models'
 import { nodesOf, type MeshNode } from '../src/mesh/nodes'
@@ -11,7 +12,7 @@ describe('the nodes', () => {
       status([peer('a', { serves: [serves('m')] }), peer('b', { status: 'dead' })], { backends }),
       1000,
     )
-    expect(found.map((one) => [one.name, one.role, one.life])).toEqual([
+    expect(found.map((one) => [one.name, one.role, one.status])).toEqual([
       ['here', 'standby', 'alive'],
       ['node a', 'host', 'alive'],
       ['node b', 'standby', 'dead'],
@@ -28,14 +29,16 @@ describe('the nodes', () => {
   })
 
   it('are told how fast they answered this node', () => {
-    const load = [{ target: 'a', active: 0, waiting: 0, slots: 4, kind: 'peer', model: 'm', tokens_per_second: 33 }]
+    const load = [
+      { target: 'a', active: 0, waiting: 0, slots: 4, kind: 'peer' as const, model: 'm', tokens_per_second: 33 },
+    ]
     const [, there] = nodesOf(status([peer('a', { serves: [serves('m'), serves('n')] })], { load }), 1)
     expect(there?.models.map((one) => one.speed)).toEqual([33, null])
   })
 
   it('may be in a state or have a role that this page does not know yet', () => {
-    const [here, there] = nodesOf(status([peer('a', { status: 'resting' })]), 1)
-    expect([here?.life, there?.life]).toEqual(['alive', 'unverified'])
+    const [here, there] = nodesOf(status([peer('a', { status: 'resting' as PeerStatus })]), 1)
+    expect([here?.status, there?.status]).toEqual(['alive', 'unverified'])
   })
 })
 
@@ -167,7 +170,7 @@ describe('the picture', () => {
     const after = layout(
       [
         node('me', { here: true }),
-        ...many(40, (place) => (place === 7 ? { life: 'suspect' } : {}))
+        ...many(40, (place) => (place === 7 ? { status: 'suspect' } : {}))
           .slice(1)
           .reverse(),
       ],

@@ -1,10 +1,15 @@
 import { describe, expect, it } from 'vitest'
-import type { ShareStatus, SplitStatus } from '../src/api'
+import type { LeasePhase, SplitStatus, WorkerShareStatus } from '../src/api'
 import { nodesOf } from '../src/mesh/nodes'
 import { layersOf, pipelinesOf } from '../src/mesh/splits'
 import { peer, status } from './made'
 
-const share = (node: string, first: number, layers: number, phase = 'committed'): ShareStatus => {
+const share = (
+  node: string,
+  first: number,
+  layers: number,
+  phase: LeasePhase | null = 'committed',
+): WorkerShareStatus => {
   return {
     node,
     name: '',
@@ -14,7 +19,7 @@ const share = (node: string, first: number, layers: number, phase = 'committed')
     phase,
     detail: '',
     rtt: null,
-    via: '',
+    transport: null,
     sent: 3,
     received: 4,
     rate: 0,
@@ -29,7 +34,7 @@ const split: SplitStatus = {
   forecast: null,
   measured: null,
   considered: [],
-  shares: [share('b', 20, 10), share('me', 0, 12, 'host'), share('a', 12, 8)],
+  shares: [share('b', 20, 10), share('me', 0, 12, null), share('a', 12, 8)],
 }
 
 describe('splits', () => {
@@ -51,21 +56,21 @@ describe('splits', () => {
   })
 
   it('of others show this node its own part alone', () => {
-    const lent = {
+    const lease = {
       model: 'm',
       host: 'a',
       session: '',
       generation: 1,
-      phase: 'ready',
+      phase: 'ready' as const,
       detail: '',
       first: 5,
       layers: 1,
       memory: 9,
     }
-    const known = status([peer('a')], { lent })
+    const known = status([peer('a')], { worker_lease: lease })
     expect(pipelinesOf(known)).toEqual([{ model: 'm', committed: false, stops: ['a', 'me'] }])
     expect(nodesOf(known, 1)[0]).toMatchObject({ role: 'worker', parts: [{ host: 'a', traffic: null }] })
-    expect(layersOf(lent)).toBe('layer 5')
+    expect(layersOf(lease)).toBe('layer 5')
   })
 
   it('are nothing to draw while nobody shares anything', () => {

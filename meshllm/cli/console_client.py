@@ -1,4 +1,4 @@
-"""Asking a running node's console, for the commands that do."""
+"""Requests to the console of a running node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_ANSWER_BYTES = 16 << 20
 
 
 def console_port(given: int | None) -> int:
-    """The port that was `given`, or that of the node of MESH_LLM_HOME. Raises NotRunning."""
+    """`given`, or the console port of the node of MESH_LLM_HOME. Raises NotRunning."""
     if given is not None:
         return given
     from meshllm import paths
@@ -18,8 +18,8 @@ def console_port(given: int | None) -> int:
     running = pidfile.read(paths.home())
     if running is None:
         raise NotRunning(
-            f"No mesh-llm runs with the home {paths.home()}.",
-            advice="Start one with 'mesh-llm --model NAME', or name another's console with --console PORT.",
+            f"No mesh-llm is running with the home {paths.home()}.",
+            advice="Start one with 'mesh-llm --model NAME', or give another node's console port: --node-port PORT.",
         )
     return running.console
 
@@ -27,7 +27,7 @@ def console_port(given: int | None) -> int:
 def ask(
     port: int, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """The status and the body that the console at `port` answers with. Raises NotRunning."""
+    """Status and body of the response of the console at `port`. Raises NotRunning."""
     import http.client
 
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_SECONDS)
@@ -38,12 +38,15 @@ def ask(
     except (OSError, http.client.HTTPException) as error:
         raise NotRunning(
             f"No mesh-llm answers on port {port}: {error or type(error).__name__}.",
-            advice="Is it running? 'mesh-llm doctor' shows who uses which port.",
+            advice="Check that it is running; 'mesh-llm doctor' shows which process uses which port.",
         ) from error
     finally:
         connection.close()
 
 
 def not_a_console(port: int, status: int) -> NotRunning:
-    """What to say of an answer that no console gives."""
-    return NotRunning(f"What answers on port {port} is not a mesh-llm console (status {status}).")
+    """The error for a response that no console sends."""
+    return NotRunning(
+        f"The server on port {port} is not a mesh-llm console (status {status}).",
+        advice="Give the console port of a node (3131 by default), not the port of its API.",
+    )

@@ -1,7 +1,7 @@
-"""`mesh-llm doctor`: what is well on this machine, what is not, and what to do.
+"""`mesh-llm doctor`: runs the checks of this machine and prints their results.
 
-Law: all checks run at the same time, each with a deadline; one that hangs or fails becomes a finding and hides no
-other. The exit code is 1 exactly if something is bad.
+Invariants: all checks run in parallel, each with a deadline; a check that hangs or raises becomes a warning. The exit
+code is 1 exactly if a check is in state ERROR.
 """
 
 from __future__ import annotations
@@ -16,51 +16,52 @@ import typer
 
 # asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
 from meshllm import paths
+from meshllm.util.format import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from .doctor_checks import CheckResult
 
-SECONDS: Final = 8.0  # for one check; they run side by side
+SECONDS: Final = 8.0  # deadline of a check
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A named question; `ask` answers with a Finding."""
+    """A named check."""
 
     name: str
-    ask: Callable[[], Awaitable[CheckResult]]
+    run: Callable[[], Awaitable[CheckResult]]
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    port: Annotated[int, typer.Option(help="The API's port.", min=1, max=65535)] = 9337,
-    console: Annotated[int, typer.Option(help="The console's port.", min=1, max=65535)] = 3131,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the API.", min=1, max=65535)] = 9337,
+    console: Annotated[int, typer.Option(help="Port of the console.", min=1, max=65535)] = 3131,
 ) -> None:
-    """Look at compiler, engine, accelerators, memory, ports, disk and hub: what is well, what is not, what to do."""
+    """Check compiler, engine, accelerators, memory, ports, disk and model hub, and say how to fix errors."""
     import asyncio
 
-    findings = asyncio.run(examine(checks(port, console)))
-    bad = any(finding.state == "bad" for finding in findings)
+    results = asyncio.run(run_checks(checks(port, console)))
+    failed = any(result.state == "error" for result in results)
     if as_json:
-        typer.echo(json.dumps({"ok": not bad, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        typer.echo(json.dumps({"ok": not failed, "checks": [asdict(result) for result in results]}, indent=2))
     else:
-        show(findings, sys.stdout.isatty())
-    raise typer.Exit(1 if bad else 0)
+        show(results, sys.stdout.isatty())
+    raise typer.Exit(1 if failed else 0)
 
 
 def checks(port: int, console: int) -> list[Check]:
-    """All checks, in the order in which they are shown."""
+    """All checks, in the order of the output."""
     from meshllm.cli import doctor_checks as c
     from meshllm.machine import accelerators, ports, resources
 
     def engine_is_built() -> bool:
-        return c.check_engine().state == c.CheckState.WELL
+        return c.check_engine().state == c.CheckState.OK
 
     async def devices() -> CheckResult:
         found = await accelerators.find(SECONDS / 2)
-        return await _aside(lambda: c.check_accelerators(found))
+        return await _in_thread(lambda: c.check_accelerators(found))
 
     async def engine_devices() -> CheckResult:
         from meshllm.engine.build import builder
@@ -71,76 +72,81 @@ def checks(port: int, console: int) -> list[Check]:
 
     cache, models = paths.cache(), paths.models()
     return [
-        Check("python", lambda: _aside(c.check_python)),
-        Check("engine", lambda: _aside(c.check_engine)),
-        Check("compiler", lambda: _aside(lambda: c.check_compiler(engine_is_built()))),
-        Check("build tools", lambda: _aside(lambda: c.check_build_tools(engine_is_built()))),
+        Check("python", lambda: _in_thread(c.check_python)),
+        Check("engine", lambda: _in_thread(c.check_engine)),
+        Check("compiler", lambda: _in_thread(lambda: c.check_compiler(engine_is_built()))),
+        Check("build tools", lambda: _in_thread(lambda: c.check_build_tools(engine_is_built()))),
         Check("accelerators", devices),
         Check("devices", engine_devices),
-        Check("memory", lambda: _aside(lambda: c.check_memory(resources.memory(), resources.processors()))),
-        Check(f"port {port}", lambda: _aside(lambda: c.check_port(ports.probe(port), "--port"))),
-        Check(f"port {console}", lambda: _aside(lambda: c.check_port(ports.probe(console), "--console"))),
+        Check("memory", lambda: _in_thread(lambda: c.check_memory(resources.memory(), resources.processors()))),
+        Check(f"port {port}", lambda: _in_thread(lambda: c.check_port(ports.probe(port), "--port"))),
+        Check(f"port {console}", lambda: _in_thread(lambda: c.check_port(ports.probe(console), "--console"))),
         Check(
             "disk: cache",
-            lambda: _aside(
+            lambda: _in_thread(
                 lambda: c.check_disk("cache", resources.disk(cache), cache, c.ENGINE_BUILD_BYTES, "MESH_LLM_CACHE")
             ),
         ),
         Check(
             "disk: models",
-            lambda: _aside(
-                lambda: c.check_disk("models", resources.disk(models), models, c.MODEL_ROOM_BYTES, "MESH_LLM_MODELS")
+            lambda: _in_thread(
+                lambda: c.check_disk("models", resources.disk(models), models, c.MODEL_DISK_BYTES, "MESH_LLM_MODELS")
             ),
         ),
-        Check("models", lambda: _aside(lambda: c.check_models(models))),
+        Check("models", lambda: _in_thread(lambda: c.check_models(models))),
         Check("hub", c.check_hub),
-        Check("home", lambda: _aside(lambda: c.check_home(paths.home()))),
+        Check("home", lambda: _in_thread(lambda: c.check_home(paths.home()))),
     ]
 
 
-async def _aside(work: Callable[[], CheckResult]) -> CheckResult:
-    """A check that may block, in a thread that may be left behind."""
+async def _in_thread(work: Callable[[], CheckResult]) -> CheckResult:
+    """Run a check that may block in a thread, which is abandoned if it exceeds the deadline."""
     from meshllm.util.threads import in_thread
 
     return await in_thread(lambda stop: work(), "doctor-check", leave=True)
 
 
-async def examine(wanted: Sequence[Check], within: float = SECONDS) -> list[CheckResult]:
-    """The findings, in the order of the checks, after `within` seconds at most (and a little)."""
+async def run_checks(checks: Sequence[Check], within: float = SECONDS) -> list[CheckResult]:
+    """The results in the order of the checks; a check that takes longer than `within` seconds becomes a warning."""
     import asyncio
 
     from meshllm.tasks import Owner
 
     owner = Owner("doctor")
     try:
-        tasks = [owner.start(_examine(check, within), check.name) for check in wanted]
+        tasks = [owner.start(_run_check(check, within), check.name) for check in checks]
         return list(await asyncio.gather(*tasks))
     finally:
         await owner.close()
 
 
-async def _examine(check: Check, within: float) -> CheckResult:
+async def _run_check(check: Check, within: float) -> CheckResult:
     from .doctor_checks import CheckResult, CheckState
 
     try:
         import asyncio
 
         async with asyncio.timeout(within):
-            return await check.ask()
+            return await check.run()
     except TimeoutError:
         return CheckResult(
-            check.name, CheckState.WARNING, f"no answer within {within:g} s", "Try again; something hangs here."
+            check.name,
+            CheckState.WARNING,
+            f"no result within {within:g} s",
+            "Run it again; if it hangs again, please report it.",
         )
-    except Exception as error:  # noqa: BLE001 - a check that fails must not hide the others
-        return CheckResult(check.name, CheckState.WARNING, f"the check itself failed: {error!r}", "Please report this.")
+    except Exception as error:  # noqa: BLE001 - the other checks still count
+        return CheckResult(
+            check.name, CheckState.WARNING, f"the check failed: {error!r}", "This is a bug; please report it."
+        )
 
 
-def show(findings: Sequence[CheckResult], terminal: bool, console: Console | None = None) -> None:
-    """A table on a terminal, one plain line for each finding elsewhere."""
+def show(results: Sequence[CheckResult], terminal: bool, console: Console | None = None) -> None:
+    """Print a table on a terminal, otherwise one line per result."""
     if not terminal and console is None:
-        for finding in findings:
-            advice = f" -> {finding.advice}" if finding.advice else ""
-            typer.echo(f"{finding.state:8} {finding.name}: {finding.found}{advice}")
+        for result in results:
+            advice = f" -> {result.advice}" if result.advice else ""
+            typer.echo(f"{result.state:8} {result.name}: {result.found}{advice}")
         return
     from rich import box
     from rich.console import Console as RichConsole
@@ -149,19 +155,17 @@ def show(findings: Sequence[CheckResult], terminal: bool, console: Console | Non
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    table.add_column("what", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    marks = {"well": ("✓", "green"), "warning": ("!", "yellow"), "bad": ("✗", "bold red")}
-    for finding in findings:
-        mark, style = marks[finding.state]
-        found = Text(finding.found)
-        if finding.advice:
-            found.append(f"\n→ {finding.advice}", style)
-        table.add_row(Text(mark, style), Text(finding.name), found)
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", overflow="fold")
+    marks = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "bold red")}
+    for result in results:
+        mark, style = marks[result.state]
+        found = Text(result.found)
+        if result.advice:
+            found.append(f"\n→ {result.advice}", style)
+        table.add_row(Text(mark, style), Text(result.name), found)
     target = console or RichConsole()
     target.print(table)
-    count = {state: sum(finding.state == state for finding in findings) for state in marks}
-    target.print(
-        Text("Everything is well." if count["well"] == len(findings) else
-             f"{count['well']} well, {count['warning']} to know about, {count['bad']} to be done before it works.")
-    )  # fmt: skip
+    count = {state: sum(result.state == state for result in results) for state in marks}
+    parts = [f"{count['ok']} ok", counted(count["warning"], "warning"), counted(count["error"], "error")]
+    target.print(Text(f"{', '.join(parts)}."))

@@ -1,8 +1,4 @@
-"""What `mesh-llm doctor` looks at, one function for each matter.
-
-Law: a check looks and changes nothing; it judges facts that it is given or gathers itself, and answers with a `Finding`
-that says what to do. Deadlines, order and printing are the caller's business.
-"""
+"""The checks of `mesh-llm doctor`. A check reads facts, changes nothing and returns a `CheckResult`."""
 
 from __future__ import annotations
 
@@ -25,23 +21,23 @@ if TYPE_CHECKING:
     from meshllm.engine.probe.bindings import EngineDevice
 
 ENGINE_BUILD_BYTES: Final = 10**9  # measured peak of a build: under half of it
-MODEL_ROOM_BYTES: Final = 5 * 10**9  # a usual model of 7 to 8 thousand million parameters, 4 bits each
-LITTLE_MEMORY_BYTES: Final = 2 * 10**9
+MODEL_DISK_BYTES: Final = 5 * 10**9  # a model of 7 to 8 billion parameters at 4 bits
+LOW_MEMORY_BYTES: Final = 2 * 10**9
 PACKAGES: Final = ("llama-cpp-python", "huggingface-hub", "aiohttp", "pydantic", "typer")
 HUB_SECONDS: Final = 3.0
 
 
 class CheckState(StrEnum):
-    """How it stands with something. `BAD` means that mesh-llm cannot do its work here."""
+    """The state of a check. ERROR: mesh-llm does not work until it is fixed."""
 
-    WELL = "well"
+    OK = "ok"
     WARNING = "warning"
-    BAD = "bad"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What was looked at, how it stands, what was found, and what to do ("" where nothing is to be done)."""
+    """The result of the check `name`: its state, what it found, and what to do ("" if nothing)."""
 
     name: str
     state: CheckState
@@ -49,15 +45,15 @@ class CheckResult:
     advice: str = ""
 
 
-def well(name: str, found: str) -> CheckResult:
-    return CheckResult(name, CheckState.WELL, found)
+def ok(name: str, found: str) -> CheckResult:
+    return CheckResult(name, CheckState.OK, found)
 
 
 # -- the program itself
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> CheckResult:
-    """Python, and the packages that matter, with their versions."""
+    """Versions of Python, mesh-llm and the main packages."""
     from importlib import metadata
 
     from meshllm import __version__
@@ -69,34 +65,42 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> CheckResult
         except metadata.PackageNotFoundError:
             missing.append(name)
     if version < (3, 11):
-        return CheckResult("python", CheckState.BAD, found[0], "Install Python 3.11 or newer.")
+        return CheckResult("python", CheckState.ERROR, found[0], "Install Python 3.11 or newer.")
     if missing:
         return CheckResult(
-            "python", CheckState.BAD, f"missing: {', '.join(missing)}", "Start scripts/mesh-llm, or pip install."
+            "python",
+            CheckState.ERROR,
+            f"missing: {', '.join(missing)}",
+            "Run scripts/mesh-llm, or install them with pip.",
         )
-    return well("python", ", ".join(found))
+    return ok("python", ", ".join(found))
 
 
 def check_home(home: Path) -> CheckResult:
-    """The state directory belongs to us alone: it holds keys."""
+    """The state directory: only its owner may read it, because it holds keys."""
     try:
         facts = home.stat()
     except FileNotFoundError:
-        return well("home", f"{home} is not made yet")
+        return ok("home", f"{home} does not exist yet")
     except OSError as error:
         return CheckResult(
-            "home", CheckState.BAD, f"{home}: {error.strerror or error}", "Set MESH_LLM_HOME to another folder."
+            "home", CheckState.ERROR, f"{home}: {error.strerror or error}", "Set MESH_LLM_HOME to another folder."
         )
     if not stat.S_ISDIR(facts.st_mode):
-        return CheckResult("home", CheckState.BAD, f"{home} is not a folder", "Move it away, or set MESH_LLM_HOME.")
+        return CheckResult("home", CheckState.ERROR, f"{home} is not a folder", "Move it, or set MESH_LLM_HOME.")
     if not os.access(home, os.W_OK | os.X_OK):
         return CheckResult(
-            "home", CheckState.BAD, f"{home} cannot be written", f"chown it to yourself, then chmod 700 {home}"
+            "home",
+            CheckState.ERROR,
+            f"{home} is not writable",
+            f"Make yourself its owner (chown), then run `chmod 700 {home}`.",
         )
     if hasattr(os, "getuid") and facts.st_mode & 0o077:
         mode = stat.S_IMODE(facts.st_mode)
-        return CheckResult("home", CheckState.WARNING, f"{home} is open to others (mode {mode:o})", f"chmod 700 {home}")
-    return well("home", str(home))
+        return CheckResult(
+            "home", CheckState.WARNING, f"other users can access {home} (mode {mode:o})", f"Run `chmod 700 {home}`."
+        )
+    return ok("home", str(home))
 
 
 # -- the engine
@@ -109,25 +113,25 @@ def check_engine() -> CheckResult:
     try:
         engine = builder.find()
     except MeshError as error:
-        return CheckResult("engine", CheckState.BAD, error.message, error.advice)
+        return CheckResult("engine", CheckState.ERROR, error.message, error.advice)
     if engine is None:
         return CheckResult(
-            "engine", CheckState.WARNING, "not built yet", "`mesh-llm engine build`, or just start a model."
+            "engine", CheckState.WARNING, "not built yet", "Run `mesh-llm engine build`, or start a model."
         )
     info = engine.info
-    accelerators = ", ".join(info.accelerators) or "processor only"
-    return well("engine", f"llama.cpp {info.commit[:9]} of {info.package} {info.version}, {accelerators}, current")
+    accelerators = ", ".join(info.accelerators) or "CPU only"
+    return ok("engine", f"llama.cpp {info.commit[:9]} of {info.package} {info.version}, {accelerators}, current")
 
 
 def check_compiler(built: bool) -> CheckResult:
-    """A C++ compiler; only needed where the engine is not built."""
+    """A C++ compiler; required only while the engine is not built."""
     from meshllm.engine.build import toolchain
 
     try:
         compiler = toolchain.require_compiler(toolchain.find_compiler())
     except ToolMissing as error:
-        return CheckResult("compiler", CheckState.WARNING if built else CheckState.BAD, error.message, error.advice)
-    return well("compiler", f"{compiler.version} ({compiler.cxx})")
+        return CheckResult("compiler", CheckState.WARNING if built else CheckState.ERROR, error.message, error.advice)
+    return ok("compiler", f"{compiler.version} ({compiler.cxx})")
 
 
 def check_build_tools(built: bool) -> CheckResult:
@@ -137,8 +141,10 @@ def check_build_tools(built: bool) -> CheckResult:
     try:
         found = [str(toolchain.find_tool(name)) for name in ("cmake", "ninja")]
     except ToolMissing as error:
-        return CheckResult("build tools", CheckState.WARNING if built else CheckState.BAD, error.message, error.advice)
-    return well("build tools", ", ".join(found))
+        return CheckResult(
+            "build tools", CheckState.WARNING if built else CheckState.ERROR, error.message, error.advice
+        )
+    return ok("build tools", ", ".join(found))
 
 
 # -- the machine
@@ -151,12 +157,12 @@ def check_accelerators(devices: Sequence[AcceleratorInfo]) -> CheckResult:
     try:
         buildable = toolchain.find_accelerators()
     except MeshError as error:
-        return CheckResult("accelerators", CheckState.BAD, error.message, error.advice)
+        return CheckResult("accelerators", CheckState.ERROR, error.message, error.advice)
     found = "; ".join(_device(device) for device in devices)
     usable = [accelerator.name for accelerator in buildable if accelerator.on]
     idle = [accelerator for accelerator in buildable if not accelerator.on and accelerator.advice]
     if usable:
-        return well("accelerators", f"{found or 'found by their drivers'}; the engine uses {', '.join(usable)}")
+        return ok("accelerators", f"{found or 'detected by their drivers'}; the engine uses {', '.join(usable)}")
     if devices and idle:
         return CheckResult("accelerators", CheckState.WARNING, f"{found}; not used: {idle[0].why}", idle[0].advice)
     if devices:
@@ -164,9 +170,9 @@ def check_accelerators(devices: Sequence[AcceleratorInfo]) -> CheckResult:
             "accelerators",
             CheckState.WARNING,
             f"{found}; the engine does not use it",
-            "MESH_LLM_ENGINE_ACCELERATORS can force one.",
+            "Set MESH_LLM_ENGINE_ACCELERATORS to force one.",
         )
-    return well("accelerators", "none: models run on the processor")
+    return ok("accelerators", "none: models run on the CPU")
 
 
 def _device(device: AcceleratorInfo) -> str:
@@ -176,67 +182,73 @@ def _device(device: AcceleratorInfo) -> str:
 
 
 def check_devices(devices: Sequence[EngineDevice] | None) -> CheckResult:
-    """What the engine computes on, by the names that --device takes."""
+    """The devices that the engine can compute on, by their names for --device."""
     if devices is None:
-        return well("devices", "the engine can be asked once it is built")
+        return ok("devices", "unknown until the engine is built")
     accelerators = [device for device in devices if device.accelerator]
-    told = [
+    listed = [
         f"{device.name} ({device.description}, {gigabytes(device.free)} of {gigabytes(device.total)} free"
         f"{', shared with the computer' if device.shared else ''})"
         for device in accelerators
     ]
-    if told:
-        return well("devices", f"{'; '.join(told)}; --device chooses")
-    return well("devices", f"the processor: {', '.join(device.description for device in devices) or 'unknown'}")
+    if listed:
+        return ok("devices", f"{'; '.join(listed)}; select with --device")
+    return ok("devices", f"the CPU: {', '.join(device.description for device in devices) or 'unknown'}")
 
 
 def check_memory(memory: Memory, processors: Processors) -> CheckResult:
-    """Memory and processors that this process may use."""
+    """Memory and CPUs that this process may use."""
     limit = ", limited by a cgroup" if memory.limited else ""
     free = f"{gigabytes(memory.available)} of {gigabytes(memory.total)} free"
     found = f"{free}{limit}; {processors.usable} of {processors.logical} CPUs"
-    if memory.available < LITTLE_MEMORY_BYTES:
+    if memory.available < LOW_MEMORY_BYTES:
         return CheckResult(
-            "memory", CheckState.WARNING, found, "Only the smallest models fit: end other programs, or join a mesh."
+            "memory", CheckState.WARNING, found, "Only small models fit: close other programs, or join a mesh."
         )
-    return well("memory", found)
+    return ok("memory", found)
 
 
 def check_port(fact: PortFact, flag: str) -> CheckResult:
-    """A port that the daemon listens on; `flag` moves it."""
+    """A port that the daemon listens on; `flag` changes it."""
     name = f"port {fact.port}"
     if fact.free:
-        return well(name, "free")
+        return ok(name, "free")
     if fact.ours:
-        return well(name, f"a mesh-llm listens there (process {fact.holder_pid})")
+        return ok(name, f"used by mesh-llm (process {fact.holder_pid})")
     if not fact.permitted:
         return CheckResult(
-            name, CheckState.BAD, "this user may not listen there", f"Choose one above 1023 with {flag}."
+            name, CheckState.ERROR, "this user may not listen on it", f"Choose a port above 1023 with {flag}."
         )
     holder = f"{fact.holder} (process {fact.holder_pid})" if fact.holder_pid else "another program"
-    return CheckResult(name, CheckState.BAD, f"held by {holder}", f"End it, or choose another port with {flag}.")
+    return CheckResult(
+        name, CheckState.ERROR, f"in use by {holder}", f"Stop that program, or choose another port with {flag}."
+    )
 
 
 def check_disk(name: str, disk: Disk | None, path: Path, needed: int, variable: str) -> CheckResult:
-    """Room on the disk where `path` is, or will be; less than `needed` bytes is little."""
+    """Free space on the disk of `path`, which need not exist; less than `needed` bytes is a warning."""
     name = f"disk: {name}"
     if disk is None:
-        return CheckResult(name, CheckState.BAD, f"{path} cannot be looked at", f"Set {variable} to a folder that can.")
-    place = next((parent for parent in (path, *path.parents) if parent.exists()), path)
-    if not os.access(place, os.W_OK):
-        return CheckResult(name, CheckState.BAD, f"{place} cannot be written", f"Set {variable} to a folder that can.")
+        return CheckResult(name, CheckState.ERROR, f"{path} cannot be read", f"Set {variable} to a readable folder.")
+    existing = next((parent for parent in (path, *path.parents) if parent.exists()), path)
+    if not os.access(existing, os.W_OK):
+        return CheckResult(
+            name, CheckState.ERROR, f"{existing} is not writable", f"Set {variable} to a writable folder."
+        )
     found = f"{gigabytes(disk.free)} free at {path}"
     if disk.free < needed:
-        advice = f"Make room, or set {variable} to a folder on a larger disk; {gigabytes(needed)} are good to have."
-        return CheckResult(name, CheckState.BAD if disk.free < 200 << 20 else CheckState.WARNING, found, advice)
-    return well(name, found)
+        advice = (
+            f"Free some space, or set {variable} to a folder on a larger disk; {gigabytes(needed)} are recommended."
+        )
+        return CheckResult(name, CheckState.ERROR if disk.free < 200 << 20 else CheckState.WARNING, found, advice)
+    return ok(name, found)
 
 
 # -- models
 
 
 def check_models(folder: Path) -> CheckResult:
-    """Models of the catalogue, and other GGUF files, that lie in the store."""
+    """Models of the catalogue and other GGUF files in the models folder."""
     from meshllm.models.catalog import catalog
     from meshllm.models.library.store import Store
 
@@ -244,31 +256,31 @@ def check_models(folder: Path) -> CheckResult:
     entries = catalog.load().entries
     manifests = [store.kept.answer(entry.hub) if entry.hub else entry.manifest for entry in entries]
     known = [manifest for manifest in manifests if manifest is not None]
-    there = [model for model in known if all(store.is_verified(file) for file in model.all_files)]
-    unverified = [model for model in known if model not in there and all(store.has_size(f) for f in model.all_files)]
+    verified = [model for model in known if all(store.is_verified(file) for file in model.all_files)]
+    unverified = [model for model in known if model not in verified and all(store.has_size(f) for f in model.all_files)]
     ours = {file.name for model in known for file in model.all_files}
     try:
         others = sum(1 for path in folder.glob("*.gguf") if path.name not in ours)
     except OSError:
         others = 0
-    words = [model.name for model in there]
-    words += [f"{model.name} (not verified yet)" for model in unverified]
-    words += [f"{others} other GGUF files"] if others else []
-    if not words:
+    found = [model.name for model in verified]
+    found += [f"{model.name} (not verified yet)" for model in unverified]
+    found += [f"{others} other GGUF files"] if others else []
+    if not found:
         return CheckResult(
-            "models", CheckState.WARNING, f"none in {folder} yet", f"`mesh-llm download {entries[0].name}`"
+            "models", CheckState.WARNING, f"none in {folder} yet", f"Run `mesh-llm download {entries[0].name}`."
         )
-    return well("models", ", ".join(words))
+    return ok("models", ", ".join(found))
 
 
 async def check_hub(within: float = HUB_SECONDS) -> CheckResult:
-    """Whether the place where models come from answers."""
+    """Whether the model hub responds within `within` seconds."""
     from meshllm.models.hub.hub import Hub
 
     hub = Hub()
     try:
         await hub.probe(within=within)
     except DownloadFailed as failure:
-        advice = "Models that are on disk or come in a package still work; HF_ENDPOINT names a mirror."
+        advice = "Local models and models from packages still work. Set HF_ENDPOINT to use a mirror."
         return CheckResult("hub", CheckState.WARNING, failure.message.rstrip("."), advice)
-    return well("hub", f"{hub.endpoint} answers")
+    return ok("hub", f"{hub.endpoint} responds")

@@ -7,7 +7,6 @@ download says what was kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ from meshllm import paths
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from meshllm.cli.transfers import DownloadView
     from meshllm.models.catalog.entry import Wanted
     from meshllm.models.library.local_model import LocalModel
     from meshllm.models.library.store import Store
@@ -54,55 +54,50 @@ def download(
         raise UsageError("--fits and --search are about the list.", advice="Leave out the name, or the option.")
     import asyncio
 
+    from meshllm.cli.node_download import node_port
+    from meshllm.errors import UnknownModel
     from meshllm.models.library.store import Store
+    from meshllm.models.transfer.request import requested_models
 
     store = Store(paths.models())
-    wanted, note = chosen(name, store, draft=draft)
+    port = node_port()
+    wanted: list[Wanted] = []
+    note = ""
     try:
-        models = asyncio.run(fetch(wanted, store, note=note))
+        wanted, note = requested_models(name, store, draft=draft)
+    except UnknownModel:
+        if port is None:
+            raise
+    try:
+        models = asyncio.run(fetch(name, wanted, store, note=note, draft=draft, port=port))
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. {kept(wanted, store)}", err=True)
         raise typer.Exit(130) from None
     _say(models, as_json=as_json)
 
 
-def chosen(name: str, store: Store, *, draft: bool) -> tuple[list[Wanted], str]:
-    """What is to be fetched, and what a person should know of how the name was understood.
-
-    Raises what `models.resolve.resolve` raises, and UsageError where a draft is wanted and none is known.
-    """
-    from meshllm.errors import UsageError
-    from meshllm.models.catalog.catalog import load
-    from meshllm.models.catalog.entry import CatalogEntry
-    from meshllm.models.catalog.resolve import resolve
-    from meshllm.models.library import scan
-
-    found = resolve(name, folder=store.folder, disk=lambda: scan.scan(store))
-    if not draft:
-        return [found.wanted], found.note
-    known = isinstance(found.wanted, CatalogEntry)
-    paired = load().get(found.wanted.draft) if isinstance(found.wanted, CatalogEntry) and found.wanted.draft else None
-    if paired is None:
-        why = "has none in the catalogue" if known else "is not in the catalogue, which says what goes with what"
-        raise UsageError(
-            f"No draft is known for {found.wanted.name}: it {why}.",
-            advice="Leave out --draft. A small model of the same vocabulary on this disk is found by itself.",
-        )
-    return [found.wanted, paired], found.note
-
-
 async def fetch(
-    wanted: list[Wanted], store: Store, *, note: str = "", console: Console | None = None
+    name: str,
+    wanted: list[Wanted],
+    store: Store,
+    *,
+    note: str = "",
+    draft: bool = False,
+    port: int | None = None,
+    console: Console | None = None,
 ) -> list[LocalModel]:
-    """The models, fetched if need be, with progress on `console` (standard error unless given).
+    """The models called `name`, downloaded if they are not on this disk; progress on `console` (default: stderr).
 
-    Raises what `models.download.ensure` raises; when cancelled, what has arrived is kept.
+    First through the node whose console listens on `port`, if one runs, which asks its mesh first; then by this process
+    from the hub. `wanted` is empty for a name that only the mesh can know. Raises what `requested_models` and `ensure`
+    raise; when cancelled, what has arrived is kept.
     """
     from rich.console import Console as RichConsole
 
     from meshllm.cli.transfers import view
     from meshllm.machine.packages import PipFetcher
     from meshllm.models.transfer.ensure import ensure
+    from meshllm.models.transfer.request import is_complete, missing_files, requested_models
 
     console = console or RichConsole(stderr=True)
     if note:
@@ -110,11 +105,31 @@ async def fetch(
     found = []
     seen = view(console)
     with seen:
-        for number, model in enumerate(wanted):
+        if not (wanted and is_complete(wanted, store)):
+            await _through_node(name, store, seen, console, draft=draft, port=port)
+        for number, model in enumerate(wanted or requested_models(name, store, draft=draft)[0]):
             rest = wanted[number:]
-            seen.expect(lambda rest=rest: _missing(rest, store))  # type: ignore[misc]
+            seen.expect(lambda rest=rest: missing_files(rest, store))  # type: ignore[misc]
             found.append(await ensure(model, store, seen.report, packages=PipFetcher()))
     return found
+
+
+async def _through_node(
+    name: str, store: Store, view: DownloadView, console: Console, *, draft: bool, port: int | None
+) -> None:
+    """Download through the running node. Where that is not possible, says why; the hub is used next."""
+    from meshllm.cli.node_download import download_through_node
+    from meshllm.errors import DownloadFailed, NotRunning
+
+    if port is None:
+        text = "No node runs here, so the mesh cannot be asked: downloading from the hub."
+        console.print(text, style="dim", markup=False, highlight=False)
+        return
+    try:
+        await download_through_node(port, name, store.folder, view, draft=draft)
+    except (DownloadFailed, NotRunning) as error:
+        text = f"The running node could not download it: {error.message} Trying the hub."
+        console.print(text, style="yellow", markup=False, highlight=False)
 
 
 def kept(wanted: list[Wanted], store: Store) -> str:
@@ -131,15 +146,6 @@ def kept(wanted: list[Wanted], store: Store) -> str:
     if not told:
         return "Nothing had arrived that could be kept."
     return f"{'; '.join(told)}; the same command goes on from there."
-
-
-def _missing(wanted: list[Wanted], store: Store) -> Mapping[str, int]:
-    """The files that are still to come, by name, as far as they are known."""
-    from meshllm.models.library.inventory import manifest_of
-
-    manifests = [manifest for model in wanted if (manifest := manifest_of(model, store)) is not None]
-    files = [file for manifest in manifests for file in manifest.all_files]
-    return {file.name: file.size for file in files if not store.is_verified(file)}
 
 
 def _say(models: list[LocalModel], *, as_json: bool) -> None:

@@ -1,7 +1,6 @@
-"""`mesh-llm engine`: what is built and with what; build, rebuild, clean, unpack.
+"""`mesh-llm engine`: show, build, rebuild and remove builds of the inference engine, and unpack its source.
 
-Law: this file only shows; what is built, and whether, is decided in `meshllm.engine`. On a terminal there is a bar that
-moves, elsewhere plain lines. Ctrl-C ends the build with all its processes and says that the next run goes on.
+Progress is a bar on a terminal and plain lines elsewhere. Ctrl-C stops the build's processes; the next build resumes.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ if TYPE_CHECKING:
     from meshllm.engine.build.recipe import Recipe
     from meshllm.util.progress import Progress
 
-app = Commands(help="The inference engine: what is built, building it anew, removing old builds.")
+app = Commands(help="Show, build or remove the inference engine (llama.cpp).")
 
-_WORDS = {
+_STAGE_LABELS = {
     "wait": "Waiting",
-    "fetch": "Fetching the source",
-    "verify": "Verifying it",
-    "unpack": "Unpacking it",
-    "patch": "Patching it",
+    "fetch": "Downloading source",
+    "verify": "Verifying source",
+    "unpack": "Unpacking source",
+    "patch": "Applying patches",
     "configure": "Configuring",
     "compile": "Compiling",
     "install": "Installing",
 }
-_BYTES = ("fetch", "verify", "unpack")
+_BYTE_STAGES = ("fetch", "verify", "unpack")
 PLAIN_SECONDS = 10.0
-"""Where there is no terminal, a line at most that often within a stage."""
+"""Without a terminal: the shortest time between two lines of a stage."""
 
 
 @app.callback(invoke_without_command=True)
 def show(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is built, with what, and whether it is current."""
+    """Show the engine build, its compiler, options and patches, and whether it is current."""
     if context.invoked_subcommand is not None:
         return
     facts = _facts()
@@ -62,21 +61,23 @@ def show(
 
 @app.command()
 def build() -> None:
-    """Build the engine, if it is not built yet."""
+    """Build the engine, unless it is built."""
     _run(again=False)
 
 
 @app.command()
 def rebuild() -> None:
-    """Build the engine anew, whatever is there; the old build serves until the new one is complete."""
+    """Build the engine again from scratch. The old build stays in use until the new one is complete."""
     _run(again=True)
 
 
 @app.command()
 def clean(
-    everything: Annotated[bool, typer.Option("--all", help="The current build and the fetched source too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also remove the current build and the downloaded source.")
+    ] = False,
 ) -> None:
-    """Remove builds that are not current, and what interrupted ones left."""
+    """Remove old and interrupted builds."""
     from meshllm.engine.build import clean as cleaning
     from meshllm.engine.build import recipe
     from meshllm.engine.build.builder import layout
@@ -94,17 +95,17 @@ def clean(
 
 @app.command()
 def unpack(
-    directory: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")],
-    pristine: Annotated[bool, typer.Option("--pristine", help="Without our patches.")] = False,
+    directory: Annotated[Path, typer.Argument(help="A new directory.")],
+    pristine: Annotated[bool, typer.Option("--pristine", help="Without the patches of mesh-llm.")] = False,
 ) -> None:
-    """Unpack the pinned source, patched, for those who write patches (see llama.cpp/README.md)."""
+    """Unpack the patched source of the engine, to write patches (see llama.cpp/README.md)."""
     from meshllm.engine.build import pin, source
     from meshllm.engine.build.builder import layout
     from meshllm.engine.build.progress import silent
     from meshllm.errors import UsageError
 
     if directory.exists():
-        raise UsageError(f"{directory} exists already.", advice="Name a directory that does not.")
+        raise UsageError(f"{directory} exists.", advice="Choose a directory that does not exist.")
     wanted = pin.read_source(pin.directory())
 
     async def work() -> None:
@@ -118,13 +119,13 @@ def unpack(
     typer.echo(f"llama.cpp {wanted.pin.commit} is in {directory}")
 
 
-# -- building, with something to look at
+# -- building, with progress
 
 
 async def build_with_progress(console: Console | None = None, *, again: bool = False) -> Engine:
-    """The engine, built first if need be, with progress on `console` (standard error unless given).
+    """The engine, built first if needed, with progress on `console` (default: standard error).
 
-    Says how long it took if it built. Raises what `engine.build.ensure` raises.
+    Raises what `builder.ensure` raises.
     """
     from rich.console import Console as RichConsole
 
@@ -136,9 +137,9 @@ async def build_with_progress(console: Console | None = None, *, again: bool = F
         return engine
     if console.is_terminal:
         with _bar(console) as bar:
-            engine = await engine_build.ensure(progress=_moving(bar), again=again)
+            engine = await engine_build.ensure(progress=_to_bar(bar), again=again)
     else:
-        engine = await engine_build.ensure(progress=_plain(console), again=again)
+        engine = await engine_build.ensure(progress=_to_lines(console), again=again)
     console.print(f"Engine ready after {duration(time.monotonic() - started)}: {engine.directory}", soft_wrap=True)
     return engine
 
@@ -159,8 +160,8 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def _moving(bar: Bar) -> Callable[[Progress], None]:
-    """One line a stage; the last one moves, and the others stay with the time they took."""
+def _to_bar(bar: Bar) -> Callable[[Progress], None]:
+    """Report to a bar with one line per stage; finished stages keep their duration."""
     tasks: dict[str, TaskID] = {}
 
     def report(step: Progress) -> None:
@@ -169,7 +170,7 @@ def _moving(bar: Bar) -> Callable[[Progress], None]:
             for done in tasks.values():
                 bar.update(done, total=1, completed=1, count="", detail="")
                 bar.stop_task(done)
-            tasks[stage] = bar.add_task(_WORDS[stage], total=None, count="", detail="")
+            tasks[stage] = bar.add_task(_STAGE_LABELS[stage], total=None, count="", detail="")
         bar.update(
             tasks[stage],
             total=step.total or None,
@@ -181,7 +182,7 @@ def _moving(bar: Bar) -> Callable[[Progress], None]:
     return report
 
 
-def _plain(console: Console) -> Callable[[Progress], None]:
+def _to_lines(console: Console) -> Callable[[Progress], None]:
     last: dict[str, float] = {}
 
     def report(step: Progress) -> None:
@@ -190,8 +191,8 @@ def _plain(console: Console) -> Callable[[Progress], None]:
         if not finished and now - last.get(stage, -PLAIN_SECONDS) < PLAIN_SECONDS:
             return
         last[stage] = now
-        words = " ".join(part for part in (_WORDS[stage], _count(step), step.detail) if part)
-        console.print(words, soft_wrap=True, highlight=False, markup=False)
+        line = " ".join(part for part in (_STAGE_LABELS[stage], _count(step), step.detail) if part)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     return report
 
@@ -199,7 +200,7 @@ def _plain(console: Console) -> Callable[[Progress], None]:
 def _count(step: Progress) -> str:
     if not step.total:
         return ""
-    if step.stage in _BYTES:
+    if step.stage in _BYTE_STAGES:
         return f"{step.done / 1e6:.0f}/{step.total / 1e6:.0f} MB"
     return f"{step.done}/{step.total}"
 
@@ -213,20 +214,20 @@ def _run(*, again: bool) -> None:
 
     console = RichConsole(stderr=True)
     if not again and (engine := engine_build.find()):
-        console.print(f"The engine is built: {engine.directory}", soft_wrap=True, highlight=False)
+        console.print(f"The engine is already built: {engine.directory}", soft_wrap=True, highlight=False)
         return
     try:
         asyncio.run(build_with_progress(console, again=again))
     except KeyboardInterrupt:
-        console.print("Interrupted. What was compiled is kept: the next `mesh-llm engine build` goes on from there.")
+        console.print("Interrupted. The next `mesh-llm engine build` resumes from here.")
         raise typer.Exit(130) from None
 
 
-# -- showing
+# -- output
 
 
 def _facts() -> dict[str, Any]:
-    """All that is known of this machine's engine, as JSON can carry it."""
+    """The engine of this machine, as values for JSON."""
     from dataclasses import asdict
 
     from meshllm.engine.build import installed
@@ -283,23 +284,23 @@ def _print_facts(facts: dict[str, Any]) -> None:
         table.add_row(name, Text(value, overflow="fold"))
 
     if engine is None:
-        row("engine", "not built" + (" (an interrupted build is there)" if facts["interrupted"] else ""))
+        row("engine", "not built" + (" (an interrupted build can be resumed)" if facts["interrupted"] else ""))
     else:
-        row("engine", "built" + (", current" if engine["current"] else ", by a compiler that is gone"))
-        row("where", engine["directory"])
-        row("when", f"{engine['built_at']}, in {duration(engine['seconds'])}; {short_size(engine['size'])}")
+        row("engine", "built" + (", current" if engine["current"] else ", by a compiler that is no longer installed"))
+        row("path", engine["directory"])
+        row("built at", f"{engine['built_at']}, in {duration(engine['seconds'])}; {short_size(engine['size'])}")
     row("source", f"llama.cpp {wanted['commit']} of {wanted['source']}")
     row("patches", ", ".join(wanted["patches"]) or "none")
-    row("compiler", (engine or wanted)["compiler"] or "none here")
+    row("compiler", (engine or wanted)["compiler"] or "none found")
     for found in wanted["accelerators"]:
         row(found["name"], f"{'on' if found['on'] else 'off'}: {found['why']}. {found['advice']}".rstrip(". ") + ".")
     row("options", " ".join((engine or wanted)["options"]))
     if facts["other_builds"]:
-        row("old builds", f"{len(facts['other_builds'])}; `mesh-llm engine clean` removes them")
+        row("old builds", f"{len(facts['other_builds'])}; remove them with `mesh-llm engine clean`")
     console = RichConsole(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     if engine is None:
-        console.print("Build it with `mesh-llm engine build`, or just start a model.", highlight=False)
+        console.print("Build it with `mesh-llm engine build`; starting a model builds it too.", highlight=False)
 
 
 def _shortened(text: str, width: int) -> str:

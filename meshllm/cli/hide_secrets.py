@@ -1,7 +1,7 @@
-"""Takes secrets out of this process's own arguments, where every user of the machine can read them (`ps`).
+"""Overwrites secrets in this process's own arguments, which every user of the machine can read (`ps`).
 
-Law: it never fails. What cannot be hidden is left, and the caller told so. Between the start of the process and this,
-the secret could be seen: a file or standard input (`--join @FILE`, `--join -`) is better, and the help says so.
+Never raises: `hide` returns False where a secret stays visible. It is visible between the start of the process and
+`hide` in any case; `--join @FILE` and `--join -` avoid that.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import suppress
 MASK = "*"
 # Linux lets arguments take a quarter of the stack, 2 MiB by default and 6 MiB at most (execve(2)).
 MAX_AREA_BYTES = 8 << 20
-# /proc/self/stat (proc_pid_stat(5)): fields 48 and 49, counted from 1; what follows the name's bracket is field 3.
+# /proc/self/stat (proc_pid_stat(5)): fields 48 and 49, counted from 1; behind the name's bracket comes field 3.
 ARG_START, ARG_END, FIRST_AFTER_NAME = 48, 49, 3
 
 
 def hide(values: Iterable[str]) -> bool:
-    """Overwrite every argument that is one of `values`, or ends in `=` and one; True if none can be seen any more."""
+    """Overwrite every argument that is one of `values` or ends in `=` and one. True if none is visible any more."""
     wanted = [value for value in values if value]
     for arguments in (sys.argv, sys.orig_argv):
         arguments[:] = [_masked(argument, wanted) for argument in arguments]
@@ -37,17 +37,17 @@ def _masked(argument: str, values: list[str]) -> str:
 
 
 def _overwrite(values: list[str]) -> bool:
-    """The same in the memory that the kernel shows as /proc/PID/cmdline."""
+    """Overwrite them in the memory that the kernel shows as /proc/PID/cmdline."""
     import ctypes
     import os
     from pathlib import Path
 
-    told = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    start, end = int(told[ARG_START - FIRST_AFTER_NAME]), int(told[ARG_END - FIRST_AFTER_NAME])
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    start, end = int(fields[ARG_START - FIRST_AFTER_NAME]), int(fields[ARG_END - FIRST_AFTER_NAME])
     if not 0 < start < end <= start + MAX_AREA_BYTES:
         return False
     area = ctypes.string_at(start, end - start)
-    # What lies there must be what the kernel shows: if not, it is not the area it is taken for.
+    # Write only if this memory holds what the kernel shows.
     if area != Path("/proc/self/cmdline").read_bytes():
         return False
     secrets = [os.fsencode(value) for value in values]
@@ -61,5 +61,5 @@ def _overwrite(values: list[str]) -> bool:
 
 
 def _ends(argument: bytes, secrets: list[bytes]) -> list[int]:
-    """The lengths of those secrets that are this argument, or what stands behind a `=` in it."""
+    """The lengths of those secrets that are this argument, or its part behind a `=`."""
     return [len(secret) for secret in secrets if argument == secret or argument.endswith(b"=" + secret)]

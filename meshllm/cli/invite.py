@@ -1,4 +1,4 @@
-"""`mesh-llm invite`: asks the running node for an invite, and prints it alone on a line."""
+"""`mesh-llm invite`: asks the running node for an invite and prints it alone on a line."""
 
 from __future__ import annotations
 
@@ -11,44 +11,48 @@ from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.errors import EnvironmentFailure, NotRunning
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-# What should be good for longer should be good for ever; the console refuses more, too.
+# The console refuses more, too; an invite that should last longer needs no expiry.
 MAX_SECONDS = 10 * 366 * 86_400
 
 
 def invite(
-    console: Annotated[
-        int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Console port of the node to ask.")
+    node_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Console port of the node to ask. Default: the one of MESH_LLM_HOME.",
+        ),
     ] = None,
-    expires: Annotated[
-        str, typer.Option(metavar="TIME", help="How long it is good for: 30m, 2h, 7d. Without it, for ever.")
-    ] = "",
-    json: Annotated[bool, typer.Option("--json", help="As JSON, with the time it expires.")] = False,
+    expires: Annotated[str, typer.Option(metavar="TIME", help="Validity: 30m, 2h, 7d. Default: no expiry.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="JSON, with the time of expiry (unix seconds).")] = False,
 ) -> None:
-    """Print an invite into the mesh of the node that runs here. Who has it can join: hand it on in private."""
-    told = fetch(console_port(console), seconds(expires))
+    """Print an invite to the mesh of the running node. The invite is a secret: it admits anyone who has it."""
+    answer = fetch(console_port(node_port), seconds(expires))
     if json:
         import orjson
 
-        typer.echo(orjson.dumps(told).decode())
+        typer.echo(orjson.dumps(answer).decode())
     else:
-        typer.echo(told["invite"])
+        typer.echo(answer["invite"])
 
 
 def seconds(text: str) -> int:
-    """A duration in words of the command line, in seconds; 0 for an empty text. Raises typer.BadParameter."""
+    """Parse a duration such as `2h` into seconds; 0 for an empty text. Raises typer.BadParameter."""
     if not text:
         return 0
     found = re.fullmatch(r"([0-9]{1,9})\s*([smhdw])", text.strip().lower())
     length = int(found[1]) * UNIT_SECONDS[found[2]] if found else 0
     if not 0 < length <= MAX_SECONDS:
-        raise typer.BadParameter(f"{text!r} is no length of time. Give a number and s, m, h, d or w: 30m, 2h, 7d.")
+        raise typer.BadParameter(f"{text!r} is not a duration. Give a number and s, m, h, d or w: 30m, 2h, 7d.")
     return length
 
 
 def fetch(port: int, length: int) -> dict[str, str | int]:
-    """An invite that is good for `length` seconds (0: for ever), from the console at `port`: `invite` and `expires`.
+    """An invite valid for `length` seconds (0: no expiry) from the console at `port`, as `invite` and `expires`.
 
-    Raises NotRunning if no console answers, NobodysFault if the node has no invite to give (a client, say).
+    Raises NotRunning if no console answers, EnvironmentFailure if the node cannot make invites (a client).
     """
     import orjson
 
@@ -57,13 +61,13 @@ def fetch(port: int, length: int) -> dict[str, str | int]:
     headers = {"x-mesh-llm": "invite", "content-type": "application/json"}
     status, text = ask(port, "POST", "/api/invite", body=body, headers=headers)
     try:
-        told = orjson.loads(text)
+        answer = orjson.loads(text)
         if status == 200:
-            return {"invite": str(told["invite"]), "expires": int(told["expires"])}
-        words = str(told["error"]["message"])
+            return {"invite": str(answer["invite"]), "expires": int(answer["expires"])}
+        message = str(answer["error"]["message"])
     except (KeyError, TypeError, ValueError) as error:
-        # The answer is not repeated: it may hold half an invite.
+        # The answer is not quoted: it may hold a part of an invite.
         raise not_a_console(port, status) from error
     if status == 409:
-        raise EnvironmentFailure(f"The node gives no invite: {words}")
-    raise NotRunning(f"The console on port {port} did not answer as it should (status {status}): {words}")
+        raise EnvironmentFailure(f"The node cannot make an invite: {message}")
+    raise NotRunning(f"The console on port {port} answered with status {status}: {message}")

@@ -1,6 +1,6 @@
-"""`--join`: from what stands on the command line, in a file or on standard input to invites that can be used.
+"""`--join`: reads invites from the command line, a file or standard input, and checks them.
 
-Law: an invite is a secret: no error or log repeats one, and after this none stands in the process's arguments.
+Invariants: no error quotes an invite. After `read`, the process's arguments contain none, where the system allows that.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from meshllm.cli import hide_secrets
 from meshllm.errors import BadInvite, UsageError
 from meshllm.wire.mesh.invite import Invite, decode, expired
 
-# A thousand times what one invite takes.
+# A thousand times the size of an invite.
 MAX_FILE_BYTES = 1 << 20
-# Each has up to 3 ways in, and one that works is enough.
+# Each has up to 3 bootstrap addresses, and one that works is enough.
 MAX_INVITES = 64
 STANDARD_INPUT = "-"
 FILE_MARK = "@"
-BEGINNING = re.compile(r"mesh[0-9]+-")
-FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh."
+INVITE_PREFIX = re.compile(r"mesh[0-9]+-")
+GET_NEW = "Get a new one: run 'mesh-llm invite' on a node of the mesh."
 
 
 def read(options: list[str], stdin: TextIO | None = None, now_unix: float | None = None) -> tuple[Invite, ...]:
-    """The invites that the values of `--join` mean, each once, in their order.
+    """The invites that the values of `--join` name, each once, in their order.
 
-    Takes them out of the process's arguments first of all. Raises BadInvite (damaged, expired, of different meshes),
-    UsageError (no such file, nothing in it).
+    Removes them from the process's arguments first. Raises BadInvite (damaged, expired, of different meshes),
+    UsageError (no such file, empty file).
     """
     tokens = [value for value in options if value != STANDARD_INPUT and not value.startswith(FILE_MARK)]
     if not hide_secrets.hide(tokens):
-        _advise()
+        _warn_visible()
     if options.count(STANDARD_INPUT) > 1:
-        raise UsageError("Standard input can be read once only.", advice="Give '--join -' once.")
+        raise UsageError("'--join -' is given more than once.", advice="Standard input can be read once only.")
     found: dict[Invite, str] = {}
     for text, where in _texts(options, stdin or sys.stdin):
         try:
@@ -44,21 +44,21 @@ def read(options: list[str], stdin: TextIO | None = None, now_unix: float | None
         except BadInvite as error:
             raise BadInvite(f"{where}: {error.message}", advice=error.advice) from None
         if len(found) > MAX_INVITES:
-            raise UsageError(f"More than {MAX_INVITES} invites.", advice="One that works is enough.")
+            raise UsageError(f"More than {MAX_INVITES} invites are given.", advice="One that works is enough.")
     _check(found, datetime.now(UTC).timestamp() if now_unix is None else now_unix)
     return tuple(found)
 
 
-def _advise() -> None:
+def _warn_visible() -> None:
     print(  # noqa: T201 - logging is not set up yet
-        "mesh-llm: others on this machine can see the invite in the list of processes. "
-        "'--join @FILE' or '--join -' (standard input) keeps it to yourself.",
+        "mesh-llm: other users of this machine can read the invite in the process list. "
+        "Use '--join @FILE' or '--join -' (standard input) to keep it secret.",
         file=sys.stderr,
     )
 
 
 def _texts(options: list[str], stdin: TextIO) -> Iterator[tuple[str, str]]:
-    """Each invite's text, and where it stood, in words."""
+    """The text of each invite, and where it was found."""
     for number, value in enumerate(options, 1):
         if value == STANDARD_INPUT:
             yield from _lines(_from_input(stdin), "standard input")
@@ -81,18 +81,20 @@ def _from_file(name: str) -> str:
             return file.read(MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a file name"
-        raise UsageError(f"The invite cannot be read from {name!r}: {reason}.", advice="Is the path right?") from error
+        raise UsageError(
+            f"The invite cannot be read from {name!r}: {reason}.", advice="Check the path and its permissions."
+        ) from error
 
 
 def _lines(text: str, where: str) -> Iterator[tuple[str, str]]:
-    """One invite a line; `#` begins a comment. A line that begins like no invite goes on with the one before it, which
-    something in between has broken in two."""
+    """One invite per line; `#` begins a comment. A line that does not begin like an invite continues the line before
+    it: mail programs break long lines."""
     pending, begun = "", 0
     for number, line in enumerate(text.splitlines(), 1):
         part = line.partition("#")[0].strip()
         if not part:
             continue
-        if pending and not BEGINNING.match(part):
+        if pending and not INVITE_PREFIX.match(part):
             pending += part
             continue
         if pending:
@@ -100,7 +102,7 @@ def _lines(text: str, where: str) -> Iterator[tuple[str, str]]:
         pending, begun = part, number
     if not pending:
         raise UsageError(
-            f"There is no invite in {where}.", advice="'mesh-llm invite' prints one, on a node of the mesh."
+            f"There is no invite in {where}.", advice="Get one: run 'mesh-llm invite' on a node of the mesh."
         )
     yield pending, f"{where}, line {begun}"
 
@@ -109,9 +111,9 @@ def _check(found: dict[Invite, str], now_unix: float) -> None:
     for invite, where in found.items():
         if expired(invite, now_unix):
             until = datetime.fromtimestamp(invite.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
-            raise BadInvite(f"{where}: this invite was good until {until}.", advice=FRESH)
+            raise BadInvite(f"{where}: this invite expired at {until}.", advice=GET_NEW)
     if len({invite.mesh for invite in found}) > 1:
         raise BadInvite(
-            "These invites are of different meshes, and a node belongs to one.",
-            advice="Give those of one mesh; for a second mesh, start a second node with a MESH_LLM_HOME of its own.",
+            "These invites are of different meshes; a node can join only one.",
+            advice="Give the invites of one mesh. For a second mesh, start a second node with its own MESH_LLM_HOME.",
         )

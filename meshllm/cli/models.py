@@ -335,7 +335,7 @@ def _refuse_if_served(wanted: Removal) -> None:
     files = {str(path) for path in wanted.files}
     for model in told["models"] if told is not None else []:
         file, engine = model.get("file") or {}, model.get("engine") or {}
-        drafts = {(engine.get("speculation") or {}).get("draft")} - {""}
+        drafts = {(engine.get("speculation") or {}).get("draft_model")} - {""}
         if model.get("phase") in ("stopped", "failed"):
             continue
         if model.get("name") in names or file.get("path") in files or drafts & names:

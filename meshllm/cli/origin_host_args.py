@@ -1,4 +1,4 @@
-"""What `--allow-origin` and `--allow-host` name: checked here, believed by the servers."""
+"""Checks the values of `--allow-origin` and `--allow-host`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_NAME = 253
 
 
 def origin(text: str) -> str:
-    """The origin of a web page, without what may stand behind it. Raises BadParameter."""
+    """The origin `scheme://host[:port]` of `text`. Raises BadParameter."""
     parts = urlsplit(text)
     if not parts.scheme or not parts.netloc or parts.path not in ("", "/") or parts.query:
         raise typer.BadParameter(f"{text!r} is not an origin. Give it as https://host or http://host:port.")
@@ -22,11 +22,11 @@ def origin(text: str) -> str:
 
 
 def host(text: str) -> str:
-    """A name or an address, as a browser would write it. Raises BadParameter."""
+    """A host name or IP address as browsers write it in `Host`. Raises BadParameter."""
     name = text.strip().rstrip(".")
     try:
         return str(ipaddress.ip_address(name.strip("[]")))
     except ValueError:
         if len(name) <= MAX_NAME and _NAME.fullmatch(name):
             return name.lower()
-    raise typer.BadParameter(f"{text!r} is not a name of a machine. Give it as workbench.local, without a port.")
+    raise typer.BadParameter(f"{text!r} is not a host name. Give a name such as workbench.local, without a port.")

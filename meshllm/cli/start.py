@@ -1,20 +1,27 @@
-"""Starting a node: what the options mean together, and the run itself.
+"""Starting a node: checks options against each other, sets up logging and terminal output, runs the daemon.
 
-Law: nothing heavy is imported at the top, and what cannot work is refused before anything is begun.
+Nothing heavy is imported at the top.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from meshllm.errors import MeshError
 
 if TYPE_CHECKING:
+    import logging
+
     from meshllm.cli.view import JsonViewer, LineViewer
+    from meshllm.daemon.log_file import LogFile
     from meshllm.daemon.settings import Backend, Settings
 
 
 def backends(texts: list[str]) -> tuple[Backend, ...]:
-    """What `--backend` names, each once. Raises BadBackend."""
+    """The backends of the values of `--backend`. Raises BadBackend, also for one given twice."""
     from meshllm.daemon.settings import Backend
     from meshllm.errors import BadBackend
     from meshllm.web.gateway.backends import check_url
@@ -25,18 +32,18 @@ def backends(texts: list[str]) -> tuple[Backend, ...]:
         name, _, variable = option.partition("=")
         if comma and (name != "key" or not variable.isidentifier()):
             raise BadBackend(
-                f"{text!r}: what stands behind the comma is not understood.",
-                advice="Name the environment variable that holds the key: --backend URL,key=VARIABLE",
+                f"--backend {text!r}: unknown option behind the comma.",
+                advice="The only option names the environment variable with the API key: --backend URL,key=VARIABLE",
             )
         base = check_url(url)
         if base in found:
-            raise BadBackend(f"{base} is named twice.", advice="Name each backend once.")
+            raise BadBackend(f"--backend {base} is given twice.", advice="Give each backend once.")
         found[base] = Backend(base, variable)
     return tuple(found.values())
 
 
 def node_name(given: str) -> str:
-    """What others call this node: as given, or the host's name without its domain. Raises UsageError."""
+    """The node's name: as given, or the host name without its domain. Raises UsageError."""
     import platform
 
     from meshllm.core.records import MAX_NAME_BYTES
@@ -46,70 +53,119 @@ def node_name(given: str) -> str:
     name = given.strip() or platform.node().partition(".")[0]
     if not is_text(name):
         if given:
-            raise UsageError("--name has characters that cannot be shown, or too many.", advice="Choose a plain name.")
+            raise UsageError(
+                "--name is too long or has control characters.", advice="Choose a shorter name of printable characters."
+            )
         return "".join(character for character in name if is_text(character))[: MAX_NAME_BYTES // 4]
     return name
 
 
 def check(settings: Settings) -> None:
-    """Whether the options go together. Raises UsageError for those that do not."""
+    """Raise UsageError for options that exclude each other."""
     from meshllm.errors import UsageError
 
-    lent = ((settings.max_memory, "--max-vram"), (settings.devices, "--device"))
-    for given, option in ((settings.models, "--model"), (settings.backends, "--backend"), *lent):
+    memory = ((settings.max_memory, "--max-vram"), (settings.devices, "--device"))
+    for given, option in ((settings.models, "--model"), (settings.backends, "--backend"), *memory):
         if settings.client and given:
             raise UsageError(
-                f"A client serves nothing, so --client and {option} do not go together.",
-                advice=f"Leave out --client to serve, or {option} only to use the mesh.",
+                f"--client and {option} exclude each other: a client serves no models.",
+                advice=f"Remove --client to serve models, or {option} to only use the mesh.",
             )
     if settings.port and settings.port == settings.console:
-        raise UsageError("The API and the console cannot share a port.", advice="Choose another with --console.")
+        raise UsageError(
+            f"The API and the console cannot both listen on port {settings.port}.",
+            advice="Choose another with --console.",
+        )
     if settings.draft is not None:
         for refused, option in ((not settings.drafts, "--no-draft"), (not settings.speculation, "--no-speculation")):
             if refused:
-                raise UsageError(f"--draft and {option} do not go together.", advice="Leave out one of them.")
+                raise UsageError(f"--draft and {option} exclude each other.", advice="Remove one of them.")
         if not settings.models:
-            raise UsageError("--draft helps a model, but there is no --model.", advice="Add --model NAME.")
+            raise UsageError("--draft needs a --model.", advice="Add --model NAME.")
     if settings.split and not settings.models:
-        raise UsageError("--split spreads a model, but there is no --model.", advice="Add --model NAME.")
+        raise UsageError("--split needs a --model.", advice="Add --model NAME.")
     if settings.context is not None and not settings.models:
-        raise UsageError("--ctx-size says how to serve a model, but there is no --model.", advice="Add --model NAME.")
+        raise UsageError("--ctx-size needs a --model.", advice="Add --model NAME.")
 
 
 def run(settings: Settings, *, json: bool, verbose: bool) -> None:
-    """The node's whole life; what it says goes to standard output. Raises MeshError where it cannot begin."""
+    """Run the daemon until it stops. Raises MeshError if it cannot start."""
     import asyncio
+    import logging
 
     import uvloop
 
     from meshllm.daemon.app import App
+    from meshllm.daemon.log_file import LogFile, RotatingFile, log_path
 
     idle = not (settings.models or settings.backends or settings.invites or settings.client)
-    viewer = _viewer(json, verbose, idle=idle)
+    viewer, handler = _output(json, idle=idle)
+    log_file = LogFile(RotatingFile(log_path(settings.home)), json=json)
+    _set_up_logging(handler, log_file, verbose=verbose, json=json)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(App(settings, viewer).run())
+            runner.run(App(settings, viewer, log_file).run())
+    except MeshError as error:
+        # For the log file alone: the terminal gets it from `entry.give_up`.
+        log_file.handle(_record(logging.ERROR, f"the daemon ends: {error}"))
+        raise
+    except Exception:
+        log_file.handle(_record(logging.CRITICAL, "the daemon ends: this is a defect", sys.exc_info()))
+        raise
     finally:
-        viewer.close()
+        with suppress(OSError):  # the terminal is closed
+            viewer.close()
+        logging.getLogger().removeHandler(log_file)
+        log_file.close()
+        _close_output()
 
 
-def _viewer(json: bool, verbose: bool, *, idle: bool) -> LineViewer | JsonViewer:
+def _output(json: bool, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging.Handler]:
+    """What shows changes on standard output, and the handler that shows log records there or on standard error."""
     import logging
 
     from meshllm.cli import view
 
-    level = logging.DEBUG if verbose else logging.WARNING
     if json:
         viewer = view.JsonViewer(sys.stdout)
-        logging.basicConfig(level=min(level, logging.INFO), handlers=[view.JsonLogHandler(viewer)])
-        return viewer
+        return viewer, view.JsonLogHandler(viewer)
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.logging import RichHandler
 
         console = Console(soft_wrap=True)
-        handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
-        logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
-        return view.LiveViewer(console, idle=idle)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle)
+        handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        return view.LiveViewer(console, idle=idle), handler
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle), handler
+
+
+def _set_up_logging(terminal: logging.Handler, log_file: LogFile, *, verbose: bool, json: bool) -> None:
+    """File: INFO of `meshllm`, WARNING of libraries. Terminal: WARNING; INFO as JSON lines. `verbose`: DEBUG of
+    `meshllm` and INFO of libraries in both."""
+    import logging
+
+    terminal.setLevel(logging.DEBUG if verbose else logging.INFO if json else logging.WARNING)
+    # A closed terminal or pipe: logging must not write about it to the same place.
+    logging.raiseExceptions = False
+    root = logging.getLogger()
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("meshllm").setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.handlers[:] = [terminal, log_file]
+
+
+def _record(level: int, text: str, error: Any = None) -> logging.LogRecord:
+    import logging
+
+    return logging.LogRecord("meshllm.daemon", level, "", 0, text, None, error)
+
+
+def _close_output() -> None:
+    """Flush standard output; if its reader is gone, replace it, or Python would fail on it at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,11 @@
-"""`mesh-llm status`: asks a running node's console, and prints what it says."""
+"""`mesh-llm status`: fetches the status of a running node from its console and prints it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from meshllm.cli.console_client import ask, console_port, not_a_console
-from meshllm.cli.split_text import carried, hosted
+from meshllm.cli.split_text import split_lines, worker_lease_line
 from meshllm.errors import NotRunning
 from meshllm.util.format import counted, gigabytes, printable, printable_message, whole_duration
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-STYLES = {"serving": "green", "failed": "bold red", "restarting": "yellow"}
+MODEL_STYLES = {"serving": "green", "failed": "bold red", "restarting": "yellow"}
 PEER_STYLES = {"alive": "green", "suspect": "yellow", "dead": "bold red", "left": "dim", "unverified": "dim"}
-# Of a large mesh, the first so many are shown: the living ones before the others.
-MOST_PEERS = 60
-ORDER = ("alive", "suspect", "unverified", "left", "dead")
+# Peers are listed in this order of their status; of a large mesh only the first MAX_PEERS.
+PEER_ORDER = ("alive", "suspect", "unverified", "left", "dead")
+MAX_PEERS = 60
 
 
 def show(port: int | None, *, as_json: bool) -> None:
-    """Print the status of the node whose console is at `port`, or of the one of MESH_LLM_HOME. Raises NotRunning."""
+    """Print the status of the node whose console is at `port`, or of the node of MESH_LLM_HOME. Raises NotRunning."""
     import orjson
     import typer
 
@@ -32,124 +32,43 @@ def show(port: int | None, *, as_json: bool) -> None:
     from rich.console import Console
 
     try:
-        told = orjson.loads(text)
-        table, peers, memory = _models(told), _peers(told["mesh"]), _memory(told["machine"])
+        status = orjson.loads(text)
+        models, peers, memory = _model_table(status), _peer_table(status["mesh"]), _memory_lines(status["machine"])
     except (KeyError, TypeError, ValueError) as error:
         raise NotRunning(
-            "What answered there is not the mesh-llm of this version.", advice="Restart it, or update this one."
+            "The status of the node has the format of another mesh-llm version.",
+            advice="Restart the node after an update.",
         ) from error
     console = Console()
-    console.print(f"[bold]mesh-llm {told['version']}[/] on {told['name']}, process {told['pid']}", highlight=False)
-    console.print(f"API {told['api']}   console {told['console']}   up {whole_duration(told['uptime_seconds'])}")
-    engine = told["engine"]
-    if engine["phase"] != "unknown":  # nothing has needed one yet
-        words = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
-        console.print(words.rstrip(), highlight=False, markup=False)
+    console.print(f"[bold]mesh-llm {status['version']}[/] on {status['name']}, pid {status['pid']}", highlight=False)
+    console.print(f"API {status['api']}   console {status['console']}   up {whole_duration(status['uptime_seconds'])}")
+    engine = status["engine"]
+    if engine["phase"] != "unknown":  # no model has needed the engine yet
+        line = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
+        _print_plain(console, line.rstrip())
     for line in memory:
-        console.print(line, highlight=False, markup=False)
-    if told["models"]:
-        console.print(table)
-    for model in told["models"]:
-        name, running = printable(model["name"]), model["engine"]
-        if model["reason"]:
-            reason = printable_message(f"{model['reason']} {model['advice']}".rstrip())
-            console.print(f"{name}: {reason}", style=STYLES.get(model["phase"], "dim"), highlight=False, markup=False)
-        if running and running["fit"]:
-            console.print(f"{name}: {printable(running['fit'])}", highlight=False, markup=False)
-        if running:
-            console.print(f"{name}: {speculation_words(running['speculation'])}", highlight=False, markup=False)
-    for line in _carrying(told):
-        console.print(line, highlight=False, markup=False)
-    for backend in told["backends"]:
-        state = ", ".join(backend["models"]) if backend["healthy"] else f"away: {backend['reason']}"
+        _print_plain(console, line)
+    if status["models"]:
+        console.print(models)
+    for model in status["models"]:
+        _print_model(console, model)
+    for line in _split_lines(status):
+        _print_plain(console, line)
+    for backend in status["backends"]:
+        state = ", ".join(backend["models"]) if backend["healthy"] else f"unavailable: {backend['reason']}"
         console.print(f"backend {backend['url']}: {state}", highlight=False)
-    if not (told["models"] or told["backends"] or told["lent"]) and (
-        told["mesh"] is None or told["mesh"]["role"] != "client"
+    if not (status["models"] or status["backends"] or status["worker_lease"]) and (
+        status["mesh"] is None or status["mesh"]["role"] != "client"
     ):
-        console.print("It serves nothing. Start it with --model NAME to change that.")
-    if told["mesh"] is None:
-        console.print(f"It is in no mesh: {told['mesh_reason']}", highlight=False, markup=False)
+        console.print("No model is served. Start the node with --model NAME to serve one.")
+    if status["mesh"] is None:
+        _print_plain(console, f"Running without a mesh: {status['mesh_reason']}")
         return
-    _print_mesh(console, told["mesh"])
-    for line in _sharing(told["sharing"]) if told["sharing"] is not None else []:
-        console.print(line, highlight=False, markup=False)
+    _print_mesh(console, status["mesh"])
+    for line in _sharing_lines(status["sharing"]) if status["sharing"] is not None else []:
+        _print_plain(console, line)
     if peers.row_count:
         console.print(peers)
-
-
-def _carrying(told: dict[str, Any]) -> list[str]:
-    """What is carried with others."""
-    explained = {model["name"] for model in told["models"] if model["reason"]}
-    splits = [split for split in told["splits"] if split["shares"] or split["model"] not in explained]
-    lines = [line for split in splits for line in hosted(split)]
-    return [*lines, carried(told["lent"])] if told["lent"] is not None else lines
-
-
-def _memory(machine: dict[str, Any]) -> list[str]:
-    """The computer's memory, and each accelerator's."""
-    free, total = gigabytes(machine["memory_available"]), gigabytes(machine["memory_total"])
-    limit = ", limited by a cgroup" if machine["memory_limited"] else ""
-    cap = "" if machine["cap"] is None else f" (--max-vram {gigabytes(machine['cap'])})"
-    lines = [f"memory {free} of {total} free{limit}; {gigabytes(machine['offered'])} for models{cap}"]
-    for device in machine["devices"] or ():
-        free, total = gigabytes(device["memory_free"]), gigabytes(device["memory_total"])
-        kind = "shared with the computer" if device["shared"] else "its own"
-        unused = "" if device["used"] else "; not used"
-        about = printable(f"{device['name']} ({device['description']})")
-        lines.append(f"{about}: {free} of {total} free, {kind}{unused}")
-    return lines
-
-
-def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
-    """The mesh in a line, and what became of each way in while it is not joined."""
-    alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
-    words = f"mesh {mesh['mesh'][:10]} {mesh['phase']}, this is {mesh['role']} {mesh['node'][:10]}"
-    reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
-    counts = f"{counted(alive, 'other node')}, {counted(mesh['clients'], 'client')}"
-    console.print(f"{words}, {counts}{reason}", highlight=False, markup=False)
-    if mesh["wants"]:
-        wants = ", ".join(printable(name) for name in mesh["wants"])
-        console.print(f"wanted of the mesh: {wants}", highlight=False, markup=False)
-    for step in mesh["steps"] if mesh["phase"] not in ("alone", "joined") else []:
-        told = f"{step['state']}: {printable(step['reason'])}" if step["reason"] else step["state"]
-        where = " or ".join(step["addresses"]) or step["peer"][:10]
-        console.print(f"  {where}: {told}", highlight=False, markup=False)
-
-
-def _sharing(sharing: dict[str, Any]) -> list[str]:
-    """Model files on their way, and from whom nothing is taken any more."""
-    lines = []
-    for key, words in (("taking", "takes {what} from {name}"), ("giving", "gives {what} to {name}")):
-        for one in sharing[key]:
-            name = printable(one["name"]) or one["peer"][:10]
-            speed = f"{one['bytes'] / 1e6:,.1f} MB so far, {one['rate'] / 1e6:,.1f} MB/s by {one['via']}"
-            lines.append(f"{words.format(what=printable(one['what']), name=name)}: {speed}")
-    for one in sharing["banned"]:
-        lines.append(f"takes nothing from {printable(one['name'])} ({one['peer'][:10]}): {printable(one['reason'])}")
-    return lines
-
-
-def _peers(mesh: dict[str, Any] | None) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("node", "id", "status", "rtt", "by", "models", "busy"):
-        table.add_column(heading, justify="right" if heading in ("rtt", "busy") else "left")
-    peers = sorted(mesh["peers"] if mesh else [], key=lambda peer: (ORDER.index(peer["status"]), peer["name"]))
-    for peer in peers[:MOST_PEERS]:
-        table.add_row(
-            escape(printable(peer["name"])),
-            peer["id"][:10],
-            f"[{PEER_STYLES[peer['status']]}]{peer['status']}[/]",
-            "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
-            peer["via"],
-            escape(", ".join(printable(model) for model in peer["models"])),
-            f"{peer['active']}+{peer['waiting']}" if peer["models"] else "",
-        )
-    if len(peers) > MOST_PEERS:
-        table.add_row(f"[dim]and {len(peers) - MOST_PEERS} more[/]")
-    return table
 
 
 def fetch(port: int) -> bytes:
@@ -160,37 +79,134 @@ def fetch(port: int) -> bytes:
     return text
 
 
-def _models(told: dict[str, Any]) -> Table:
+def speculation_text(speculation: dict[str, Any]) -> str:
+    """Speculative decoding of a model in one line: kind, acceptance, and why there is no draft model."""
+    kind, reason = speculation["kind"], printable(speculation["reason"])
+    if kind == "none":
+        return f"speculative decoding: off ({reason})" if reason else "speculative decoding: off"
+    source = f"draft model {printable(speculation['draft_model'])}" if kind == "draft" else "n-gram"
+    if speculation["acceptance"] is None:
+        result = "no drafts yet"
+    else:
+        result = f"{speculation['acceptance'] * 100:.0f}% of {speculation['draft_tokens']} draft tokens accepted"
+    why = f"; no draft model: {reason}" if reason else ""
+    return f"speculative decoding: {source}, {result}{why}"
+
+
+def _print_plain(console: Console, line: str) -> None:
+    """Print text from the node as it is, without markup."""
+    console.print(line, highlight=False, markup=False)
+
+
+def _print_model(console: Console, model: dict[str, Any]) -> None:
+    """What the table of models has no column for."""
+    name, engine = printable(model["name"]), model["engine"]
+    if model["reason"]:
+        reason = printable_message(f"{model['reason']} {model['advice']}".rstrip())
+        style = MODEL_STYLES.get(model["phase"], "dim")
+        console.print(f"{name}: {reason}", style=style, highlight=False, markup=False)
+    if engine and engine["placement_text"]:
+        _print_plain(console, f"{name}: {printable(engine['placement_text'])}")
+    if engine:
+        _print_plain(console, f"{name}: {speculation_text(engine['speculation'])}")
+
+
+def _split_lines(status: dict[str, Any]) -> list[str]:
+    """The splits that this node hosts, and its part in the split of another host."""
+    explained = {model["name"] for model in status["models"] if model["reason"]}
+    splits = [split for split in status["splits"] if split["shares"] or split["model"] not in explained]
+    lines = [line for split in splits for line in split_lines(split)]
+    lease = status["worker_lease"]
+    return lines if lease is None else [*lines, worker_lease_line(lease)]
+
+
+def _memory_lines(machine: dict[str, Any]) -> list[str]:
+    """The computer's memory, and one line for each accelerator."""
+    free, total = gigabytes(machine["memory_available"]), gigabytes(machine["memory_total"])
+    limit = ", limited by a cgroup" if machine["memory_limited"] else ""
+    cap = "" if machine["cap"] is None else f" (--max-vram {gigabytes(machine['cap'])})"
+    lines = [f"memory {free} of {total} free{limit}; {gigabytes(machine['offered'])} for models{cap}"]
+    for device in machine["devices"] or ():
+        free, total = gigabytes(device["memory_free"]), gigabytes(device["memory_total"])
+        kind = "shared with main memory" if device["shared"] else "dedicated"
+        unused = "" if device["used"] else "; not used"
+        device_name = printable(f"{device['name']} ({device['description']})")
+        lines.append(f"{device_name}: {free} of {total} free, {kind}{unused}")
+    return lines
+
+
+def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
+    """The mesh in one line, and the join attempts while the node has not joined."""
+    alive = sum(peer["status"] == "alive" for peer in mesh["peers"])
+    node = f"mesh {mesh['mesh'][:10]} {mesh['phase']}, this is {mesh['role']} {mesh['node'][:10]}"
+    reason = f": {printable(mesh['reason'])}" if mesh["reason"] else ""
+    _print_plain(console, f"{node}, {counted(alive, 'other node')}, {counted(mesh['clients'], 'client')}{reason}")
+    if mesh["wants"]:
+        _print_plain(console, f"requested from the mesh: {', '.join(printable(name) for name in mesh['wants'])}")
+    for attempt in mesh["join_attempts"] if mesh["phase"] not in ("alone", "joined") else []:
+        state = f"{attempt['state']}: {printable(attempt['reason'])}" if attempt["reason"] else attempt["state"]
+        address = " or ".join(attempt["addresses"]) or attempt["peer"][:10]
+        _print_plain(console, f"  {address}: {state}")
+
+
+def _sharing_lines(sharing: dict[str, Any]) -> list[str]:
+    """Downloads from peers, uploads to peers, and banned peers."""
+    lines = []
+    for key, template in (("downloads", "downloading {what} from {name}"), ("uploads", "uploading {what} to {name}")):
+        for transfer in sharing[key]:
+            name = printable(transfer["name"]) or transfer["peer"][:10]
+            speed = f"{transfer['bytes'] / 1e6:,.1f} MB so far, {transfer['rate'] / 1e6:,.1f} MB/s"
+            transport = f" by {transfer['transport']}" if transfer["transport"] else ""
+            lines.append(f"{template.format(what=printable(transfer['what']), name=name)}: {speed}{transport}")
+    for peer in sharing["banned"]:
+        lines.append(f"no downloads from {printable(peer['name'])} ({peer['peer'][:10]}): {printable(peer['reason'])}")
+    return lines
+
+
+def _peer_table(mesh: dict[str, Any] | None) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("node", "id", "status", "rtt", "transport", "models", "busy"):
+        table.add_column(heading, justify="right" if heading in ("rtt", "busy") else "left")
+    peers = sorted(mesh["peers"] if mesh else [], key=lambda peer: (PEER_ORDER.index(peer["status"]), peer["name"]))
+    for peer in peers[:MAX_PEERS]:
+        table.add_row(
+            escape(printable(peer["name"])),
+            peer["id"][:10],
+            f"[{PEER_STYLES[peer['status']]}]{peer['status']}[/]",
+            "" if peer["rtt"] is None else f"{peer['rtt'] * 1000:.1f} ms",
+            peer["transport"] or "",
+            escape(", ".join(printable(model) for model in peer["models"])),
+            f"{peer['active']}+{peer['waiting']}" if peer["models"] else "",
+        )
+    if len(peers) > MAX_PEERS:
+        table.add_row(f"[dim]and {len(peers) - MAX_PEERS} more[/]")
+    return table
+
+
+def _model_table(status: dict[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "state", "slots", "context", "memory", "restarts", "busy"):
         table.add_column(heading, justify="left" if heading in ("model", "state") else "right")
-    load = {entry["target"]: entry for entry in told["load"]}
-    for model in told["models"]:
+    loads = {load["target"]: load for load in status["load"] if load["kind"] == "engine"}
+    for model in status["models"]:
         engine, progress = model["engine"], model["progress"]
         state = model["phase"]
         if progress is not None and progress["fraction"] is not None:
             state += f" {progress['fraction'] * 100:.0f}%"
-        busy = load.get(engine["socket"]) if engine else None
+        load = loads.get(model["name"]) if engine else None
         table.add_row(
             escape(printable(model["name"])),
-            f"[{STYLES.get(model['phase'], 'dim')}]{state}[/]",
+            f"[{MODEL_STYLES.get(model['phase'], 'dim')}]{state}[/]",
             str(engine["slots"]) if engine else "",
             str(engine["context_length"]) if engine else "",
             gigabytes(engine["memory"]) if engine else "",
             str(model["restarts"]),
-            f"{busy['active']}+{busy['waiting']}" if busy else "",
+            f"{load['active']}+{load['waiting']}" if load else "",
         )
     return table
-
-
-def speculation_words(told: dict[str, Any]) -> str:
-    """How the engine guesses ahead, and how well."""
-    if told["kind"] == "none":
-        return f"guesses nothing ahead: {printable(told['reason'])}"
-    with_what = f"with {printable(told['draft'])}" if told["draft"] else f"from the text ({told['kind']})"
-    share = "none yet" if told["acceptance"] is None else f"{told['acceptance'] * 100:.0f}% of {told['drafted']} right"
-    why = f"; no draft: {printable(told['reason'])}" if told["reason"] else ""
-    return f"guesses ahead {with_what}, {share}{why}"

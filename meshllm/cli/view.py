@@ -1,6 +1,6 @@
-"""What a person sees of a running daemon: moving bars in a terminal, lines where there is none, JSON for services.
+"""Output of a running daemon: lines and progress bars in a terminal, lines elsewhere, JSON objects for services.
 
-Law: showing costs nothing while nothing moves: the live display runs only while something is built, fetched or loaded.
+Invariants: the live display runs only while something is built, downloaded or loaded.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TextIO
 import orjson
 
 from meshllm.cli.mesh_notices import MeshNotices, NoticeTone
-from meshllm.cli.split_text import lent_news, waiting
+from meshllm.cli.split_text import waiting, worker_news
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.app import Listening, Viewer
+from meshllm.daemon.log_format import json_fields
 from meshllm.util.format import gigabytes
 from meshllm.util.progress import Progress
 
@@ -26,149 +27,156 @@ if TYPE_CHECKING:
 
 ENGINE_TASK = "engine"
 LOOKING = "looking for"
-# A machine with containers has an address in each of their networks; the first are the likeliest.
-MOST_ADDRESSES = 2
-# A line that only tells how far something is comes at most this often, in steps of the fraction.
-PLAIN_STEP = 0.1
-IDLE = """Serving nothing. Start it with one of these to change that:
-  mesh-llm --model SmolLM2-135M-Instruct     a model of those that
-                                             `mesh-llm download` lists
+# A machine with containers has an address in each of their networks; the first ones are the most likely.
+MAX_ADDRESSES = 2
+# Without a terminal, progress is one line per step of this fraction.
+PROGRESS_STEP = 0.1
+IDLE = """This node serves no model. To serve one, start it with one of these:
+  mesh-llm --model SmolLM2-135M-Instruct     a model by name (list them with
+                                             `mesh-llm download`)
   mesh-llm --model ./model.gguf              a model file
-  mesh-llm --backend http://localhost:8000   what another server here serves
-  mesh-llm --join INVITE                     lend this machine to a mesh, and
-                                             use its models"""
-STYLES = {NoticeTone.GOOD: "green", NoticeTone.PLAIN: "dim", NoticeTone.WORRYING: "yellow", NoticeTone.BAD: "bold red"}
+  mesh-llm --backend http://localhost:8000   the models of another server
+  mesh-llm --join INVITE                     join a mesh: use its models, and
+                                             add this machine's memory"""
+STYLES = {
+    NoticeTone.GOOD: "green",
+    NoticeTone.PLAIN: "dim",
+    NoticeTone.WARNING: "yellow",
+    NoticeTone.BAD: "bold red",
+}
 
 
-def _moving(snapshot: Snapshot) -> dict[str, Progress]:
-    """What is on its way now, by what it is."""
-    moving = {}
+def _progress(snapshot: Snapshot) -> dict[str, Progress]:
+    """What is being built, downloaded or loaded now, by name."""
+    running = {}
     if snapshot.engine.phase is EnginePhase.PREPARING:
-        moving[ENGINE_TASK] = snapshot.engine.progress or Progress("looking for it")
+        running[ENGINE_TASK] = snapshot.engine.progress or Progress(LOOKING)
     for model in snapshot.models:
         phase = next_step.phase(snapshot.engine, model)
         if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):
-            moving[model.name] = model.progress or Progress(LOOKING if _is_looked_for(model) else phase.value)
-    return moving
+            running[model.name] = model.progress or Progress(LOOKING if _is_looked_for(model) else phase.value)
+    return running
 
 
-def _words(snapshot: Snapshot, model: ModelState) -> str:
-    """A model's state in one sentence."""
+def _model_text(snapshot: Snapshot, model: ModelState) -> str:
+    """A model's state in one line."""
     phase = next_step.phase(snapshot.engine, model)
     if phase is ModelPhase.SERVING and (facts := model.server_facts) is not None:
-        told = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
-        return f"{told}: {facts.placement_text or gigabytes(facts.memory)}"
+        text = f"serving {model.name} ({facts.slots} x {facts.context_length} tokens of context)"
+        return f"{text}: {facts.placement_text or gigabytes(facts.memory)}"
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
-    told = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
-    return f"{LOOKING if _is_looked_for(model) else phase.value} {model.name}{told}"
+    cause = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
+    return f"{LOOKING if _is_looked_for(model) else phase.value} {model.name}{cause}"
 
 
 def _is_looked_for(model: ModelState) -> bool:
-    """Whether nothing of it is on its way yet: its file may lie here already, and only be read to be sure of it."""
+    """Whether no byte of the file is downloaded yet: a file on this disk is only read and checked."""
     return model.file is FilePhase.FETCHING and (model.progress is None or model.progress.stage == "verifying")
 
 
 class PlainConsole:
-    """Lines in a file, in the place of rich's console: that takes 2 MB, to no end where nothing has colour."""
+    """Writes lines to a file. Replaces rich's console, which takes 2 MB of memory, where there is no colour."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
     def print(self, text: str, **_: object) -> None:
-        """One line, at once."""
+        """Write and flush one line."""
         self._out.write(f"{text}\n")
         self._out.flush()
 
 
 class LineViewer(Viewer):
-    """Lines on a console: a model's every change of phase, a backend's coming and going, progress now and then."""
+    """Writes a line for each change of a model, a backend or the mesh, and for each tenth of a progress."""
 
     def __init__(self, console: Console | PlainConsole, *, idle: bool = False) -> None:
-        """`idle`: nothing was asked to be served, so say what could be."""
+        """`idle`: no model or backend was given, so show how to give one."""
         self.console = console
         self._idle = idle
-        self._said: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
         self._mesh = MeshNotices()
-        self._url = ""
 
     def listening(self, listening: Listening) -> None:
-        """Where callers find us."""
-        self._url = listening.api
+        """Show the URLs."""
         self.console.print(f"API      {listening.api}", style="bold", highlight=False)
         self.console.print(f"Console  {listening.console}", highlight=False)
-        self._elsewhere(listening)
+        self._show_lan_urls(listening)
         if self._idle:
             self.console.print(IDLE, highlight=False, markup=False)
 
-    def _elsewhere(self, listening: Listening) -> None:
-        """Where others find us, and what they need."""
+    def _show_lan_urls(self, listening: Listening) -> None:
+        """Show the URLs for other machines, and where the key for them is kept."""
         if not listening.key_place:
             return
-        if not listening.elsewhere:
-            words = f"Callers from elsewhere need the key in {listening.key_place}"
-            self.console.print(words, highlight=False, markup=False)
+        if not listening.lan_urls:
+            text = f"Other machines need the key in {listening.key_place}"
+            self.console.print(text, highlight=False, markup=False)
             return
-        words = f"From other machines, with the key in {listening.key_place} (the console is read-only there):"
-        self.console.print(words, highlight=False, markup=False)
-        for api, console in listening.elsewhere[:MOST_ADDRESSES]:
+        text = f"From other machines, with the key in {listening.key_place} (the console is read-only there):"
+        self.console.print(text, highlight=False, markup=False)
+        for api, console in listening.lan_urls[:MAX_ADDRESSES]:
             self.console.print(f"  API      {api}", highlight=False, markup=False)
             self.console.print(f"  Console  {console}", highlight=False, markup=False)
 
     def invite(self, token: str) -> None:
-        """How others get in. The command is alone on its line, however long: it is there to be copied."""
-        self.console.print("To let another machine into this node's mesh, run there:", highlight=False)
+        """Show how to join this mesh. The command is alone on its line, so that it can be copied."""
+        self.console.print("To add another machine to this mesh, run there:", highlight=False)
         self.console.print(f"\n  mesh-llm --join {token}\n", highlight=False, markup=False, soft_wrap=True)
 
-    def alone(self, reason: str) -> None:
-        """There is no mesh for this node."""
-        self.console.print(f"This node goes on alone: {reason}", style="bold red", highlight=False, markup=False)
+    def no_mesh(self, reason: str) -> None:
+        """Show why this node runs without a mesh."""
+        self.console.print(f"Running without a mesh: {reason}", style="bold red", highlight=False, markup=False)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        """Say what is new."""
-        for news in [] if snapshot.mesh is None else self._mesh.news(snapshot.mesh):
-            self.console.print(news.words, style=STYLES[news.tone], highlight=False, markup=False)
+        """Show what changed."""
+        for notice in [] if snapshot.mesh is None else self._mesh.changes(snapshot.mesh):
+            self.console.print(notice.text, style=STYLES[notice.tone], highlight=False, markup=False)
         for model in snapshot.models:
             phase = next_step.phase(snapshot.engine, model)
-            # Between two files of a model nothing is on its way for a moment: that is no news.
-            fetched = self._said.get(f"model {model.name}") == f"{ModelPhase.FETCHING.value} {model.name}"
+            # Between two files of a model there is no progress for a moment: no change to show.
+            fetched = self._shown.get(f"model {model.name}") == f"{ModelPhase.FETCHING.value} {model.name}"
             if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING) and not (fetched and _is_looked_for(model)):
-                self._say(f"model {model.name}", _words(snapshot, model), phase)
-            if words := waiting(model):
-                self._say(f"split {model.name}", f"{model.name}: {words}", phase)
-        if words := lent_news(snapshot):
-            self._say("lent", words)
-        elif "lent" in self._said:
-            self._say("lent", "carries nothing for others any more", ModelPhase.STOPPED)
+                self._show_change(f"model {model.name}", _model_text(snapshot, model), phase)
+            if text := waiting(model):
+                self._show_change(f"split {model.name}", f"{model.name}: {text}", phase)
+        if text := worker_news(snapshot):
+            self._show_change("worker lease", text)
+        elif "worker lease" in self._shown:
+            self._show_change("worker lease", "stopped serving layers for another node", ModelPhase.STOPPED)
         for backend in snapshot.backends:
             if backend.healthy:
-                self._say(f"backend {backend.url}", f"{backend.url} serves {', '.join(backend.models) or 'nothing'}")
+                self._show_change(
+                    f"backend {backend.url}", f"{backend.url} serves {', '.join(backend.models) or 'nothing'}"
+                )
             elif backend.failures:
-                self._say(f"backend {backend.url}", f"{backend.url} is away: {backend.reason}", ModelPhase.FAILED)
-        self.moving(_moving(snapshot))
+                self._show_change(
+                    f"backend {backend.url}", f"{backend.url} does not answer: {backend.reason}", ModelPhase.FAILED
+                )
+        self.show_progress(_progress(snapshot))
 
-    def moving(self, moving: dict[str, Progress]) -> None:
-        """How far things are: a line per tenth."""
-        for name, progress in moving.items():
-            step = int((progress.fraction or 0.0) / PLAIN_STEP)
+    def show_progress(self, running: dict[str, Progress]) -> None:
+        """Write a line for each tenth."""
+        for name, progress in running.items():
+            step = int((progress.fraction or 0.0) / PROGRESS_STEP)
             if self._steps.get(name) != (progress.stage, step):
                 self._steps[name] = (progress.stage, step)
                 percent = "" if progress.fraction is None else f" {progress.fraction * 100:.0f}%"
                 self.console.print(f"{name}: {progress.stage}{percent}", style="dim", highlight=False, markup=False)
 
-    def _say(self, about: str, words: str, phase: ModelPhase = ModelPhase.SERVING) -> None:
-        if self._said.get(about) != words:
-            self._said[about] = words
+    def _show_change(self, about: str, text: str, phase: ModelPhase = ModelPhase.SERVING) -> None:
+        if self._shown.get(about) != text:
+            self._shown[about] = text
             style = {ModelPhase.SERVING: "green", ModelPhase.FAILED: "bold red", ModelPhase.RESTARTING: "yellow"}
-            self.console.print(words, style=style.get(phase, "dim"), highlight=False, markup=False)
+            self.console.print(text, style=style.get(phase, "dim"), highlight=False, markup=False)
 
     def close(self) -> None:
-        """Nothing more will be shown."""
+        """End the output."""
 
 
 class LiveViewer(LineViewer):
-    """The same lines, and below them a bar for each thing that is on its way."""
+    """The same lines, and below them a bar for each progress."""
 
     def __init__(self, console: Console, *, idle: bool = False) -> None:
         super().__init__(console, idle=idle)
@@ -176,17 +184,17 @@ class LiveViewer(LineViewer):
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def moving(self, moving: dict[str, Progress]) -> None:
-        """Draw the bars; take the display away when nothing moves."""
-        if not moving:
+    def show_progress(self, running: dict[str, Progress]) -> None:
+        """Draw the bars; remove the live display when there are none."""
+        if not running:
             self.close()
             return
         from rich.markup import escape
 
         bars = self._bars or self._start()
-        for name in [name for name in self._tasks if name not in moving]:
+        for name in [name for name in self._tasks if name not in running]:
             bars.remove_task(self._tasks.pop(name))
-        for name, progress in moving.items():
+        for name, progress in running.items():
             if name not in self._tasks:
                 self._tasks[name] = bars.add_task(name, total=1.0, detail="")
             stage = progress.stage.removeprefix("engine: ")
@@ -217,7 +225,7 @@ class LiveViewer(LineViewer):
         return self._bars
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -225,36 +233,36 @@ class LiveViewer(LineViewer):
 
 
 class JsonViewer(Viewer):
-    """One JSON object a line, for services and their log collectors."""
+    """Writes one JSON object per line, for services and log collectors."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._said: dict[str, object] = {}
+        self._shown: dict[str, object] = {}
         self._mesh = MeshNotices()
 
     def listening(self, listening: Listening) -> None:
-        """Where callers find us."""
-        elsewhere = [console for _, console in listening.elsewhere]
-        self.write("listening", api=listening.api, console=listening.console, elsewhere=elsewhere)
+        """Write the URLs."""
+        lan_urls = [console for _, console in listening.lan_urls]
+        self.write("listening", api=listening.api, console=listening.console, lan_urls=lan_urls)
 
     def invite(self, token: str) -> None:
-        """What is written here ends in log files, and an invite is a secret: say how to get it."""
+        """Write the command that prints the invite: these lines end in log files, and an invite is a secret."""
         self.write("invite", command="mesh-llm invite")
 
-    def alone(self, reason: str) -> None:
-        """There is no mesh for this node."""
-        self.write("alone", reason=reason)
+    def no_mesh(self, reason: str) -> None:
+        """Write why this node runs without a mesh."""
+        self.write("no_mesh", reason=reason)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        """Say what is new, without the progress of things."""
-        for news in [] if snapshot.mesh is None else self._mesh.news(snapshot.mesh):
-            self.write(news.event, **news.fields)
-        self._say("engine", engine=snapshot.engine.phase.value, reason=snapshot.engine.reason)
+        """Write what changed, without progress."""
+        for notice in [] if snapshot.mesh is None else self._mesh.changes(snapshot.mesh):
+            self.write(notice.event, **notice.fields)
+        self._show_change("engine", engine=snapshot.engine.phase.value, reason=snapshot.engine.reason)
         for model in snapshot.models:
             phase = next_step.phase(snapshot.engine, model).value
-            self._say("model", model=model.name, phase=phase, restarts=model.restarts, reason=model.reason)
+            self._show_change("model", model=model.name, phase=phase, restarts=model.restarts, reason=model.reason)
         for backend in snapshot.backends:
-            self._say(
+            self._show_change(
                 "backend",
                 backend=backend.url,
                 healthy=backend.healthy,
@@ -262,32 +270,34 @@ class JsonViewer(Viewer):
                 reason=backend.reason,
             )
 
-    def _say(self, event: str, **fields: object) -> None:
+    def _show_change(self, event: str, **fields: object) -> None:
         about = f"{event} {fields.get('model') or fields.get('backend') or ''}"
-        if self._said.get(about) != fields:
-            self._said[about] = fields
+        if self._shown.get(about) != fields:
+            self._shown[about] = fields
             self.write(event, **fields)
 
     def write(self, event: str, **fields: object) -> None:
-        """One line."""
+        """Write one line."""
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         self._out.write(orjson.dumps(entry, default=str).decode() + "\n")
         self._out.flush()
 
     def close(self) -> None:
-        """Nothing to take away."""
+        """End the output."""
 
 
 class JsonLogHandler(logging.Handler):
-    """Log records as lines of the same kind."""
+    """Writes log records as lines of the same kind, event "log"."""
 
     def __init__(self, viewer: JsonViewer) -> None:
         super().__init__()
         self._viewer = viewer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        fields = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        if record.exc_info:
-            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
-        self._viewer.write("log", **fields)
+        """Write one record. A closed standard output is no error of whoever logs."""
+        try:
+            fields = json_fields(record)
+            del fields["time"]
+            self._viewer.write("log", **fields)
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)

@@ -75,10 +75,11 @@ class StartWorker(Command):
 
 @dataclass(frozen=True, slots=True)
 class StopWorker(Command):
-    """End what was started for that lease, and let no tunnel in for it. Answered by WorkerGone."""
+    """Stop the worker process of that lease, or its preparation, and close its tunnels. Answered by WorkerGone."""
 
     session: bytes
     generation: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ class NodeCore:
             case e.LinkDown(peer):
                 splitting.link_down(peer, now)
             case e.WorkerProgress() | e.WorkerReady() | e.WorkerGone():
-                splitting.on_worker_event(event)
+                splitting.on_worker_event(event, now)
             case e.TunnelBroken():
                 splitting.tunnel_broken(event, now)
             case _:

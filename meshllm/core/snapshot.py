@@ -111,9 +111,10 @@ class ModelState:
     """One model this node was asked to serve, and how far it is.
 
     `generation` counts the engine processes started for it; events of an older generation are stale and ignored.
-    `failures` counts deaths since the last stable stretch; `not_before` is when the next start is allowed. `measured`
-    is the memory that the model needs here; `split` the state of its split, if it needs one; `force_split`: split the
-    model even if it fits here (`--split`).
+    `failures` counts deaths since the last stable stretch; `restarts` counts all ends of a wanted engine process, and
+    `last_failure` is the cause of the last unrequested one (kept while the model serves again). `not_before` is when
+    the next start is allowed. `measured` is the memory that the model needs here; `split` the state of its split, if it
+    needs one; `force_split`: split the model even if it fits here (`--split`).
     """
 
     name: str
@@ -127,6 +128,7 @@ class ModelState:
     serving_since: float | None = None
     failures: int = 0
     restarts: int = 0
+    last_failure: str = ""
     not_before: float | None = None
     reason: str = ""
     advice: str = ""

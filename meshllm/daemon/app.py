@@ -1,8 +1,8 @@
-"""Puts a daemon together and runs it: the only file that names the concrete classes of all rooms.
+"""Assembles a daemon from its parts, starts it, and stops it.
 
-Order of a start: the home is claimed, the gateway and the console listen, and only then does any work begin, so that a
-caller never finds a closed port while something is built, fetched or loaded. What the mesh takes (`membership.py`, with
-all that it imports) is loaded after that. A stop goes the other way.
+Order of a start: the home is locked, the API and the console listen, then the engine, models and the mesh are started,
+so that a caller never finds a closed port while something is built, downloaded or loaded. `mesh_session` and its
+imports (QUIC, TLS) are loaded last. A stop goes the other way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -28,8 +30,12 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
-from meshllm.daemon.draft_selection import draft_request
+from meshllm.daemon.change_log import ChangeLog
+from meshllm.daemon.downloads import DownloadService
+from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
+from meshllm.daemon.loop_lag import LoopLag
+from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.pidfile import HomeLock
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
@@ -45,15 +51,20 @@ from meshllm.models.library import scan
 from meshllm.models.library.local_model import from_path
 from meshllm.models.library.store import Store
 from meshllm.tasks import Owner
+from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
 from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
-from meshllm.web.console.status import NodeStatus, load_status, node_status
+from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.gateway.metrics import NodeCounters
+from meshllm.web.gateway.request_log import RequestSummary
+from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
 
 if TYPE_CHECKING:
     from meshllm.daemon.file_sharing import FileSharing
+    from meshllm.daemon.log_file import LogFile
     from meshllm.daemon.mesh_session import HomeState, MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
@@ -61,32 +72,32 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
-# Answers in progress when the daemon is told to stop get this long to be completed (seconds).
+# Responses that run when the daemon is asked to stop get this long to end (seconds).
 ANSWER_GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where the daemon listens. Callers from elsewhere need the key that lies in `key_place` (empty: none may call),
-    and find the API and the console at these pairs of URLs (none: how is not for this machine to know)."""
+    """URLs of this node. `key_place`: file or variable with the key other machines need; empty if they may not call.
+    `lan_urls`: pairs of API and console URL for other machines; empty where none is known."""
 
     api: str
     console: str
     key_place: str = ""
-    elsewhere: tuple[tuple[str, str], ...] = ()
+    lan_urls: tuple[tuple[str, str], ...] = ()
 
 
 class Viewer:
-    """What shows a person what happens. The methods are called on the event loop and must not block."""
+    """Shows what happens on the terminal. Methods run on the event loop and must not block."""
 
     def listening(self, listening: Listening) -> None:
         """The API and the console answer."""
 
     def invite(self, token: str) -> None:
-        """This node is alone in its mesh; `token` lets others in. A secret: for a person to read, never for a log."""
+        """This node is the only one of its mesh; `token` admits others. A secret: show it, never log it."""
 
-    def alone(self, reason: str) -> None:
-        """This node cannot be part of a mesh and goes on alone."""
+    def no_mesh(self, reason: str) -> None:
+        """This node runs without a mesh."""
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Something changed."""
@@ -144,243 +155,370 @@ def backend_keys(settings: Settings) -> dict[str, str]:
 
 
 class App:
-    """A daemon. `run` it once; it returns when everything has stopped and nothing of it is left."""
+    """A daemon. `run` it once; it returns when everything has stopped."""
 
-    def __init__(self, settings: Settings, viewer: Viewer | None = None) -> None:
+    def __init__(self, settings: Settings, viewer: Viewer | None = None, log_file: LogFile | None = None) -> None:
+        """`log_file` is started once this process holds the home; its owner closes it."""
         self._settings = settings
         self._viewer = viewer or Viewer()
+        self._log_file = log_file
         self._snapshot = Snapshot()
         self._listening = Listening("", "")
-        self._reach: PublicUrls | None = None
-        self._membership: MeshSession | None = None
+        self._isolation = Isolation()
+        self._changes = ChangeLog()
+        self._public_urls: PublicUrls | None = None
+        self._session: MeshSession | None = None
         self._sharing: FileSharing | None = None
         self._rpc: RpcTunnels | None = None
-        self._alone = "it has not been looked for yet"
-        self._stops = 0
+        self._no_mesh_reason = "the mesh is not started yet"
+        self._stop_signals = 0
 
     async def run(self) -> None:
-        """Raises UsageError (bad models, backends or devices, the home in use) and PortTaken before anything begins;
-        and PortTaken, UsageError (invites to different meshes) and DamagedState when the mesh is looked for."""
+        """Start, serve until a stop is asked for, stop.
+
+        Raises UsageError (bad models, backends or devices, home in use), DamagedState (a file of the home cannot be
+        read) and PortTaken before anything is started; PortTaken, UsageError (invites to different meshes) and
+        DamagedState when the mesh is started.
+        """
         settings = self._settings
-        loop = asyncio.get_running_loop()
-        self._started = loop.time()
+        self._started = asyncio.get_running_loop().time()
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = draft_request(settings, wanted, Store(paths.models()))
-        self._fitter = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
+        self._planner = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := builder.find()) is not None:
-            await self._fitter.refresh_devices(
+            await self._planner.refresh_devices(
                 engine
-            )  # a name that is wrong ends this now, not after everything has begun
-        claim = HomeLock(settings.home)
-        owner = Owner("daemon")
-        hosts = EVERYWHERE if settings.listen_all else LOOPBACK
-        key, key_place = self._key()
+            )  # a wrong device name ends the start here, before anything is started
+        async with AsyncExitStack() as stack:
+            lock = HomeLock(settings.home)
+            stack.callback(lock.release)
+            if self._log_file is not None:
+                self._log_file.start()
+            _log_start(settings)
+            stack.callback(self._log_stop)
+            try:
+                supervisor = self._assemble(stack, wanted, keys, drafts)
+            except OSError as error:
+                raise DamagedState(
+                    f"{error.filename or settings.home} cannot be used: {error.strerror or error}.",
+                    advice="Make it readable and writable for this user, or set MESH_LLM_HOME to another folder.",
+                ) from error
+            await self._listen(wanted, lock)
+            self._isolation.run("ending processes of an earlier daemon", supervisor.end_leftovers)
+            self._handle_signals(stack)
+            self._request_models(wanted)
+            await self._enter_mesh(supervisor)
+            # What has been loaded stays: the collector need not look at it again in the middle of a request.
+            gc.collect()
+            gc.freeze()
+            await self._run_core(supervisor)
+
+    def _assemble(
+        self, stack: AsyncExitStack, wanted: dict[str, Wanted | None], keys: dict[str, str], drafts: DraftRequest
+    ) -> Supervisor:
+        """Make the parts, and have `stack` close them in the reverse order. Raises DamagedState."""
+        settings = self._settings
+        key, self._key_place = self._api_key()
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
-        self._console = Console(policy, self.status, self._invite)
-        self._acceptance = DraftStats(llama_server.draft_counts, self._written)
+        self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
+        supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._planner, self._post, drafts)
+        stack.push_async_callback(supervisor.close)
+        stack.push_async_callback(self._leave_mesh)
+        downloads = DownloadService(lambda: self._sharing)
+        self._console = Console(
+            policy,
+            self.status,
+            self._invite,
+            requests=self._last_requests,
+            download=downloads.download,
+        )
+        stack.push_async_callback(self._console.close)
+        stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
             peers=self,
             on_dial=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
-            on_work=self._acceptance.refresh,
-            draft_counts=self._acceptance.counts,
+            on_work=self._draft_stats.refresh,
+            draft_counts=self._draft_stats.counts,
+            counters=self._counters,
         )
-        supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._fitter, self._post, drafts)
-        try:
-            # Whoever calls before the core has looked at anything is told to wait, not that there is no such model.
-            self._gateway.publish(_before(settings, wanted))
-            port = await self._gateway.start(hosts, settings.port)
-            console = await self._console.start(hosts, settings.console)
-            self._gateway.page_at(console)
-            claim.announce(port, console)
-            self._listening = self._heard_at(port, console, key_place)
-            self._show(lambda viewer: viewer.listening(self._listening))
-            supervisor.end_leftovers()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._stop_wanted, self._post, owner)
-            self._wish(wanted)
-            await self._enter_mesh(supervisor)
-            # What has been loaded stays: the collector need not look at it again in the middle of a request.
-            gc.collect()
-            gc.freeze()
-            await self._live(supervisor)
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-            await owner.close()
-            await self._gateway.close()
-            await self._acceptance.close()
-            await self._console.close()
-            if self._sharing is not None:
-                await self._sharing.close()
-            if self._membership is not None:
-                await self._membership.close()
-            await supervisor.close()
-            claim.release()
+        stack.push_async_callback(self._gateway.close)
+        self._owner = Owner("daemon")
+        stack.push_async_callback(self._owner.close)
+        self.loop_lag = LoopLag()
+        self.loop_lag.start()
+        stack.callback(self.loop_lag.stop)
+        return supervisor
 
-    def _key(self) -> tuple[str | None, str]:
-        """The key of callers from elsewhere, and where it lies, in words; None where there are none."""
+    async def _listen(self, wanted: dict[str, Wanted | None], lock: HomeLock) -> None:
+        """Open the ports of the API and the console, and announce them. Raises PortTaken."""
+        settings = self._settings
+        # A caller that comes before the core has run gets "loading", not "unknown model".
+        self._gateway.publish(_first_snapshot(settings, wanted))
+        hosts = EVERYWHERE if settings.listen_all else LOOPBACK
+        port = await self._gateway.start(hosts, settings.port)
+        console = await self._console.start(hosts, settings.console)
+        self._gateway.page_at(console)
+        lock.announce(port, console)
+        self._listening = self._urls(port, console)
+        log.info("listening", extra={"fields": {"api": self._listening.api, "console": self._listening.console}})
+        self._show(lambda viewer: viewer.listening(self._listening))
+
+    def _handle_signals(self, stack: AsyncExitStack) -> None:
+        """Stop in order on SIGINT and SIGTERM, and on SIGHUP (a closed terminal) unless it is ignored (nohup)."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            loop.add_signal_handler(number, self._stop, number)
+            stack.callback(loop.remove_signal_handler, number)
+
+    def _api_key(self) -> tuple[str | None, str]:
+        """The key that other machines need and where it is kept; None if other machines may not call."""
         settings = self._settings
         if not settings.listen_all and not settings.allowed_hosts:
             return None, ""
         key, path = api_key(settings.home)
         return key, f"${KEY_VARIABLE}" if path is None else str(path)
 
-    def _heard_at(self, port: int, console: int, key_place: str) -> Listening:
-        """Where this node can be called, for people."""
-        elsewhere: tuple[tuple[str, str], ...] = ()
+    def _urls(self, port: int, console: int) -> Listening:
+        """The URLs of the API and the console."""
+        lan_urls: tuple[tuple[str, str], ...] = ()
         if self._settings.listen_all:
-            reach = self._reach = PublicUrls(self._settings.allowed_hosts, asyncio.get_running_loop().time)
-            elsewhere = tuple((f"http://{host}:{port}/v1", f"http://{host}:{console}") for host in reach.hosts())
-        return Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", key_place, elsewhere)
+            found = self._public_urls = PublicUrls(self._settings.allowed_hosts, asyncio.get_running_loop().time)
+            lan_urls = tuple((f"http://{host}:{port}/v1", f"http://{host}:{console}") for host in found.hosts())
+        return Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", self._key_place, lan_urls)
 
     def _post(self, event: e.Event) -> None:
         self._mailbox.put_nowait(event)
 
-    def _wish(self, wanted: dict[str, Wanted | None]) -> None:
-        """Tell the core what people asked for: the first model is served here, the others are the mesh's to serve."""
-        for place, model in enumerate(wanted):
-            self._post(e.MeshModelRequested(model) if place else e.ModelWanted(model, self._settings.split))
+    def _request_models(self, wanted: dict[str, Wanted | None]) -> None:
+        """Pass the command line's models and backends to the core: the first model runs here, others in the mesh."""
+        for number, model in enumerate(wanted):
+            self._post(e.MeshModelRequested(model) if number else e.ModelWanted(model, self._settings.split))
         for backend in self._settings.backends:
             self._post(e.BackendAdded(backend.url))
 
     async def _enter_mesh(self, supervisor: Supervisor) -> None:
-        """Take part in the mesh, or say why not and go on alone."""
+        """Start the mesh part, or say why the node runs without one. Raises as `run`."""
         settings = self._settings
         try:
-            # In a thread: nobody who calls meanwhile shall wait for imports and disks.
-            kind, share, tunnels, found = await in_thread(lambda stop: _load(settings), "load the mesh")
-            self._membership = kind(settings, found, self._post)
-            await self._membership.begin(lambda peer: self._gateway.tunnel(peer.hex()))
+            # In a thread: callers must not wait for imports and disks.
+            session_type, sharing_type, rpc_type, home_state = await in_thread(
+                lambda stop: _load(settings), "load the mesh"
+            )
+            self._session = session_type(settings, home_state, self._post)
+            await self._session.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
             raise
         except (EnvironmentFailure, OSError, ImportError) as error:
             if isinstance(error, PortTaken) and settings.bind_port:
                 raise
-            log.warning("no mesh: %s", error)
-            if self._membership is not None:
-                await self._membership.close()
-                self._membership = None
-            self._say_alone(str(error))
+            log.warning("running without a mesh: %s", error)
+            if self._session is not None:
+                await self._session.close()
+                self._session = None
+            self._show_no_mesh(str(error))
             return
-        self._alone = ""
-        self._sharing = share(
-            self._membership, Store(paths.models()), self._works, share=settings.share_models, rate=settings.share_rate
+        self._no_mesh_reason = ""
+        self._sharing = sharing_type(
+            self._session, Store(paths.models()), self._is_working, share=settings.upload, rate=settings.upload_limit
         )
-        self._rpc = tunnels(self._membership)
-        supervisor.join(self._sharing, self._rpc, self._membership.config.node)
-        if self._membership.lost:
-            self._say_alone("it is a client and knows no mesh. Start it with --join INVITE.")
+        self._rpc = rpc_type(self._session)
+        supervisor.join(self._sharing, self._rpc, self._session.config.node)
+        if self._session.lost:
+            self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
         if not settings.client:
             supervisor.look_at_disk()
-        if self._membership.looks_for_nobody:
+        if self._session.looks_for_nobody:
             token = self._invite(0).text
             self._show(lambda viewer: viewer.invite(token))
 
-    def _say_alone(self, reason: str) -> None:
-        self._alone = reason
-        self._show(lambda viewer: viewer.alone(reason))
+    async def _leave_mesh(self) -> None:
+        if self._sharing is not None:
+            await self._sharing.close()
+        if self._session is not None:
+            await self._session.close()
 
-    async def _live(self, supervisor: Supervisor) -> None:
-        """Until the core says that all is done."""
-        membership = self._membership
-        core = NodeCore(membership.config if membership is not None else None, Random())
+    def _show_no_mesh(self, reason: str) -> None:
+        self._no_mesh_reason = reason
+        self._show(lambda viewer: viewer.no_mesh(reason))
 
-        def carry_out(command: c.Command) -> None:
-            if membership is None or not membership.carry_out(command):
+    async def _run_core(self, supervisor: Supervisor) -> None:
+        """Run the core until it has stopped everything."""
+        session = self._session
+        core = NodeCore(session.config if session is not None else None, Random())
+
+        def execute(command: c.Command) -> None:
+            if session is None or not session.carry_out(command):
                 supervisor.carry_out(command)
 
-        await NodeLoop(core, self._publish, self._mailbox).run(carry_out)
+        await NodeLoop(core, self._publish, self._mailbox, self._isolation).run(execute)
 
-    def _stop_wanted(self, post: Callable[[e.Event], None], owner: Owner) -> None:
-        self._stops += 1
-        if self._stops > 1:
-            post(e.StopWanted())  # a second Ctrl-C: answers in progress are not waited for
+    def _stop(self, number: signal.Signals) -> None:
+        """Begin to stop: finish running responses for up to 5 s, then end everything. A second signal does not wait."""
+        self._stop_signals += 1
+        log.info("stopping", extra={"fields": {"signal": number.name}})
+        if self._stop_signals > 1:
+            self._post(e.StopWanted())
             return
 
         async def stop() -> None:
-            await self._gateway.close(ANSWER_GRACE_SECONDS)
-            post(e.StopWanted())
+            try:
+                await self._gateway.close(ANSWER_GRACE_SECONDS)
+            finally:
+                self._post(e.StopWanted())
 
-        owner.start(stop(), "stop")
+        self._owner.start(stop(), "stop")
+
+    def _log_stop(self) -> None:
+        uptime = asyncio.get_running_loop().time() - self._started
+        log.info("stopped", extra={"fields": {"uptime_seconds": round(uptime, 1)}})
 
     def _publish(self, snapshot: Snapshot) -> None:
+        """Give `snapshot` to each subscriber. One that raises is logged by name; the others still get it."""
         self._snapshot = snapshot
-        if self._membership is not None:
-            self._membership.publish(snapshot.mesh)
-        if self._sharing is not None:
-            self._sharing.publish(snapshot.mesh)
-        self._gateway.publish(snapshot)
-        self._acceptance.publish(snapshot)
-        self._console.changed()
+        run = self._isolation.run
+        if (session := self._session) is not None:
+            run("snapshot subscriber: mesh session", lambda: session.publish(snapshot.mesh))
+        if (sharing := self._sharing) is not None:
+            run("snapshot subscriber: file sharing", lambda: sharing.publish(snapshot.mesh))
+        run("snapshot subscriber: gateway", lambda: self._gateway.publish(snapshot))
+        run("snapshot subscriber: draft stats", lambda: self._draft_stats.publish(snapshot))
+        run("snapshot subscriber: change log", lambda: self._changes.publish(snapshot))
+        run("snapshot subscriber: console", self._console.changed)
         self._show(lambda viewer: viewer.snapshot(snapshot))
 
-    def _show(self, what: Callable[[Viewer], None]) -> None:
-        """Showing is a courtesy: a closed terminal or a full disk behind it must not end the daemon."""
+    def _show(self, show: Callable[[Viewer], None]) -> None:
+        """Show something on the terminal. A closed terminal or a full disk behind it must not end the daemon."""
         try:
-            what(self._viewer)
+            show(self._viewer)
         except Exception:
             self._viewer = Viewer()
-            log.exception("nothing more is shown")
+            log.exception("the terminal cannot be written to; no more output there")
 
     # -- what others ask for
 
     async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
         """For the gateway: a connection into the gateway of a peer. Raises OSError."""
-        if self._membership is None:
+        if self._session is None:
             raise ConnectionError("this node is in no mesh")
-        return await self._membership.connect(peer, factory)
+        return await self._session.connect(peer, factory)
 
-    def _written(self) -> None:
+    def _tokens_written(self) -> None:
         """The engines here have written more."""
         split = {model.name for model in self._snapshot.models if model.split is not None}
-        self._supervisor.update_speed(self._acceptance.counts(), split)
+        self._supervisor.update_speed(self._draft_stats.counts(), split)
         self._console.changed()
 
-    def _works(self) -> bool:
+    def _is_working(self) -> bool:
         """Whether an engine here works on a request."""
         return any(load.active or load.waiting for load in self._gateway.loads())
 
     def _invite(self, seconds: float) -> Invitation:
-        if self._membership is None:
-            raise EnvironmentFailure(f"This node is in no mesh: {self._alone}.")
-        return self._membership.invite(seconds)
+        if self._session is None:
+            raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason}.")
+        return self._session.invite(seconds)
+
+    def _last_requests(self) -> tuple[RequestSummary, ...]:
+        """The last requests of the API, for the console."""
+        return self._gateway.requests.snapshot()
 
     def status(self) -> NodeStatus:
-        """The state of this node, now."""
-        membership = self._membership
-        return node_status(
-            self._snapshot,
-            [load_status(desk) for desk in self._gateway.target_queues()],
+        """The status of this node now."""
+        session = self._session
+        inputs = StatusInputs(
+            snapshot=self._snapshot,
             name=self._settings.node_name or socket.gethostname(),
             version=__version__,
             pid=os.getpid(),
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
-            now=asyncio.get_running_loop().time(),
-            vias=membership.vias() if membership is not None else {},
-            mesh_reason=self._alone,
+            loads=[_target_load(queue) for queue in self._gateway.target_queues()],
+            transports=session.vias() if session is not None else {},
+            mesh_reason=self._no_mesh_reason,
             sharing=self._sharing.status() if self._sharing is not None else None,
-            machine=self._fitter.machine(),
-            guesses=self._acceptance.counts(),
+            machine=self._planner.machine(),
+            drafts=self._draft_stats.counts(),
             traffic=self._traffic,
-            elsewhere=self._elsewhere(),
+            lan_urls=self._lan_urls(),
+        )
+        return node_status(inputs, asyncio.get_running_loop().time())
+
+    def _counters(self) -> NodeCounters:
+        """What the metrics show beside the snapshot."""
+        session = self._session
+        uploaded, downloaded = self._sharing.transferred() if self._sharing is not None else (0, 0)
+        messages = session.message_counters if session is not None else MessageCounters()
+        return NodeCounters(
+            lanes=session.lanes() if session is not None else 0,
+            loop_lag_seconds=self.loop_lag.worst(),
+            messages=messages.messages,
+            message_bytes=messages.bytes,
+            rate_limited=messages.rate_limited,
+            uploaded_bytes=uploaded,
+            downloaded_bytes=downloaded,
         )
 
-    def _elsewhere(self) -> tuple[str, ...]:
-        """Where other machines find the console."""
+    def _lan_urls(self) -> tuple[str, ...]:
+        """URLs of the console for other machines."""
         port = urlsplit(self._listening.console).port
-        return () if self._reach is None else tuple(f"http://{host}:{port}" for host in self._reach.hosts())
+        return () if self._public_urls is None else tuple(f"http://{host}:{port}" for host in self._public_urls.hosts())
 
     def _traffic(self, lease: Lease) -> Mapping[NodeId, LeaseTraffic]:
         """What the tunnels of a lease have carried."""
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
-        return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.via) for peer, t in found.items()}
+        return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.transport) for peer, t in found.items()}
+
+
+def _log_start(settings: Settings) -> None:
+    """Log version, system and configuration. Invites and keys are left out."""
+    options = {
+        "models": ",".join(settings.models),
+        "backends": ",".join(backend.url for backend in settings.backends),
+        "client": settings.client,
+        "invites": len(settings.invites),
+        "listen_all": settings.listen_all,
+        "allowed_hosts": ",".join(settings.allowed_hosts),
+        "bind_port": settings.bind_port,
+        "context": settings.context,
+        "max_memory": settings.max_memory,
+        "devices": ",".join(settings.devices),
+        "split": settings.split,
+        "draft": settings.draft,
+        "upload": settings.upload,
+        "upload_limit": settings.upload_limit,
+        "threads": settings.threads,
+    }
+    system = os.uname()
+    fields = {
+        "version": __version__,
+        "pid": os.getpid(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "system": f"{system.sysname} {system.release} {system.machine}",
+        "home": str(settings.home),
+        **{name: value for name, value in options.items() if value not in (None, "", False, 0)},
+    }
+    log.info("mesh-llm started", extra={"fields": fields})
+
+
+def _target_load(queue: TargetQueue) -> TargetLoad:
+    """The load of a gateway target, for the status."""
+    target = queue.target
+    return TargetLoad(
+        kind=target.kind,
+        address=target.address,
+        active=queue.active,
+        waiting=queue.waiting,
+        slots=queue.limit,
+        model=target.model,
+        tokens_per_second=queue.tokens_per_second,
+    )
 
 
 def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:
@@ -392,7 +530,7 @@ def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], typ
     return MeshSession, FileSharing, RpcTunnels, look_up(settings)
 
 
-def _before(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:
+def _first_snapshot(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:
     """What callers may know before there is a core: the model is coming, and the mesh may bring more."""
     role = Role.CLIENT if settings.client else Role.NODE
     mesh = MeshView(NodeId(bytes(32)), MeshId(bytes(16)), role, JoinPhase.DIALLING)

@@ -29,7 +29,7 @@ from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.llama_server import ServerPlan
-from meshllm.errors import MeshError, OutOfRoom
+from meshllm.errors import MeshError, NotEnoughSpace
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.gguf.projector import projector_bytes
 from meshllm.models.gguf.purpose import usage
@@ -129,7 +129,7 @@ class EngineProcesses:
 
     async def _measured(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> MeasuredModel:
         room, found = self._fitter.free_memory(), None
-        with contextlib.suppress(OutOfRoom):
+        with contextlib.suppress(NotEnoughSpace):
             found = self._found[name] = await self._prepare(model, name, engine)
         alone = found is not None and not found.fit.disk_paging
         if alone and not split:
@@ -141,7 +141,7 @@ class EngineProcesses:
         return MeasuredModel(alone, room, sizes, await self._leased(model), disk_paging=found is not None and not alone)
 
     async def _prepare(self, model: LocalModel, name: str, engine: builder.Engine) -> _Start:
-        """How to serve it here alone. Raises OutOfRoom where that cannot be."""
+        """How to serve it here alone. Raises NotEnoughSpace where that cannot be."""
         speculation, draft = await self._drafter.choose(name, model, partial(self._fetch_draft, name))
         fit = await self._fitter.plan(engine, model, usage(model.header), speculation=speculation, draft=draft)
         return _Start(fit, draft if fit.speculation.source is DraftSource.DRAFT else None)
@@ -187,7 +187,7 @@ class EngineProcesses:
                 start = self._found.pop(name, None) or await self._prepare(model, name, engine)
             reason, advice = await self._run(model, command, engine, start, socket) or (reason, advice)
         except MeshError as error:
-            reason, advice, hopeless = error.message, error.advice, isinstance(error, OutOfRoom)
+            reason, advice, hopeless = error.message, error.advice, isinstance(error, NotEnoughSpace)
         except Exception as error:
             log.exception("serving %s failed", name)
             reason, advice = f"starting it failed: {error!r}", "This is a defect; please report it."

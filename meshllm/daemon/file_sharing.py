@@ -20,6 +20,7 @@ from meshllm.models.p2p.seeder import Seeder
 from meshllm.models.p2p.swarm import Swarm, SwarmSource
 from meshllm.net.base import StreamKind
 from meshllm.web.console.status import BannedStatus, SharingStatus, TransferStatus
+from meshllm.web.console.status_model import transport_kind
 from meshllm.wire.mesh import files as w
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class FileSharing:
             return _Refusing(w.FileRefusalReason.NOT_SHARED)
         return self._giver.serve(peer.hex())
 
+    def transferred(self) -> tuple[int, int]:
+        """Bytes of model files sent to peers and received from them since the start."""
+        return self._giver.total, self._swarm.downloaded_bytes
+
     def _rate(self) -> float | None:
         if not self._working():
             return self._limit
@@ -121,32 +126,40 @@ class FileSharing:
     # -- for people
 
     def status(self) -> SharingStatus:
-        """What is given and taken now."""
+        """Current uploads and downloads."""
         names = {} if self._view is None else {peer.node.hex(): peer.record.name for peer in self._view.peers}
-        giving = [
+        uploads = [
             TransferStatus(
-                peer=given.peer, name=names.get(given.peer, ""), what=given.file, bytes=given.sent,
-                rate=round(given.rate), via=given.via,
+                peer=given.peer,
+                name=names.get(given.peer, ""),
+                what=given.file,
+                bytes=given.sent,
+                rate=round(given.rate),
+                transport=transport_kind(given.via),
             )
             for given in self._giver.given()
-        ]  # fmt: skip
-        taking = [
+        ]
+        downloads = [
             TransferStatus(
-                peer=taken.peer.id, name=taken.peer.name, what=taken.model, bytes=taken.received,
-                rate=round(taken.rate), via=taken.via,
+                peer=taken.peer.id,
+                name=taken.peer.name,
+                what=taken.model,
+                bytes=taken.received,
+                rate=round(taken.rate),
+                transport=transport_kind(taken.via),
             )
             for taken in self._swarm.taken()
-        ]  # fmt: skip
+        ]
         banned = [
             BannedStatus(peer=peer.id, name=peer.name, reason=reason) for peer, reason in self._swarm.banned.items()
         ]
         limit = self._rate()
         return SharingStatus(
-            shares=self._share,
-            limit=None if limit is None else round(limit),
-            given=self._giver.total,
-            giving=giving,
-            taking=taking,
+            upload_enabled=self._share,
+            upload_limit=None if limit is None else round(limit),
+            uploaded_bytes=self._giver.total,
+            uploads=uploads,
+            downloads=downloads,
             banned=banned,
         )
 

@@ -25,11 +25,12 @@ from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, short
 from meshllm.daemon.mesh_choice import MeshChoice, decide
 from meshllm.daemon.mesh_state import SECRET_BYTES, MeshState
+from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.state_writer import StateWriter
 from meshllm.errors import EnvironmentFailure, LinkClosed, MeshError, PortTaken
-from meshllm.net.addresses import InterfaceFacts, Observed, addresses, read_facts
+from meshllm.net.addresses import InterfaceAddress, ObservedAddresses, addresses, read_interfaces
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
 from meshllm.net.identity import Identity, verify
@@ -59,7 +60,7 @@ class HomeState:
 
 
 def look_up(settings: Settings) -> HomeState:
-    """The node's key and its mesh, made if there are none; blocks on the disk. Raises DamagedState, NobodysFault."""
+    """The node's key and its mesh, made if missing; blocks on the disk. Raises DamagedState, EnvironmentFailure."""
     identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
     return HomeState(identity, state, state.next_incarnation())
 
@@ -87,13 +88,13 @@ class MeshSession:
             idle=found.state.founded and not self._belonging.foreign,
         )
         self._keeper = StateWriter()
-        self._observed = Observed()
+        self._observed = ObservedAddresses()
         self._links = PeerLinks(
             post, encode_message, lambda payload: decode_message(payload, verify), self._accept, self._in_use
         )
         self._port = 0
         self._remembered = False
-        self._facts: list[InterfaceFacts] = []
+        self._facts: list[InterfaceAddress] = []
         self._addresses: tuple[PeerAddress, ...] = ()
         self._view: MeshView | None = None
         self._watcher: asyncio.TimerHandle | None = None
@@ -113,7 +114,7 @@ class MeshSession:
     async def begin(self, serve: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
         """Listen for peers, whose HTTP tunnels end in `serve`, and tell the core where we are and whom to look for.
 
-        Raises PortTaken if `--bind-port` is, NobodysFault where nothing can be listened on at all.
+        Raises PortTaken if `--bind-port` is, EnvironmentFailure where nothing can be listened on at all.
         """
         await self._listen()
         assert self._tunnels is not None
@@ -192,7 +193,7 @@ class MeshSession:
             return
         self._remember(link)
         if link.facts.observed is not None:
-            self._observed.saw(link.facts.peer, link.facts.observed)
+            self._observed.record(link.facts.peer, link.facts.observed)
             self._tell_addresses()
         self._links.link_up(link)
 
@@ -248,12 +249,12 @@ class MeshSession:
 
     def _look_at_addresses(self) -> None:
         self._watcher = asyncio.get_running_loop().call_later(ADDRESSES_SECONDS, self._look_at_addresses)
-        self._facts = read_facts()
+        self._facts = read_interfaces()
         self._tell_addresses()
 
     def _tell_addresses(self) -> None:
         alone = self._transport is not None and len(self._transport.links()) <= 1
-        found = addresses(self._facts, self._port, observed=self._observed.believed(alone=alone))
+        found = addresses(self._facts, self._port, observed=self._observed.confirmed(alone=alone))
         if found != self._addresses:
             self._addresses = found
             self._post(e.AddressesFound(found))
@@ -261,7 +262,7 @@ class MeshSession:
     # -- what others ask for
 
     def invite(self, seconds: float) -> Invitation:
-        """An invite into this mesh that is good for `seconds` (0: for good). Raises NobodysFault."""
+        """An invite into this mesh that is good for `seconds` (0: for good). Raises EnvironmentFailure."""
         if self.config.role is Role.CLIENT:
             raise EnvironmentFailure(
                 "A client only uses the mesh; others cannot come in by it.", advice="Ask a node of the mesh."
@@ -271,7 +272,7 @@ class MeshSession:
             raise EnvironmentFailure(
                 "This node has not joined its mesh yet.", advice="'mesh-llm status' shows how far it is."
             )
-        here = addresses(self._facts, self._port, observed=self._observed.believed(), loopback=True)
+        here = addresses(self._facts, self._port, observed=self._observed.confirmed(), loopback=True)
         ways = [BootstrapAddress(self.config.node, here)] if here else []
         ways += [BootstrapAddress(node, found) for node, found in self._others() if found]
         if not ways:
@@ -286,9 +287,18 @@ class MeshSession:
         chosen = Random().sample(peers, min(len(peers), MAX_WAYS - 1))
         return [(peer.node, peer.record.addresses) for peer in chosen]
 
+    @property
+    def message_counters(self) -> MessageCounters:
+        """Counts of mesh messages."""
+        return self._links.counters
+
+    def lanes(self) -> int:
+        """The number of open lanes."""
+        return 0 if self._tunnels is None else sum(facts.lanes.open for facts in self._tunnels.facts().values())
+
     def vias(self) -> dict[NodeId, str]:
         """What requests to each linked peer take: "lane", "quic", or "" while there were none."""
-        return {} if self._tunnels is None else {peer: facts.way for peer, facts in self._tunnels.kinds().items()}
+        return {} if self._tunnels is None else {peer: facts.transport for peer, facts in self._tunnels.facts().items()}
 
     async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
         """A tunnel into the gateway of `peer` (hexadecimal id). Raises OSError if there is no way to it."""

@@ -70,8 +70,8 @@ class MeshState:
     def open(cls, home: Path, clock: Callable[[], float] | None = None) -> MeshState:
         """What `home` holds; if nothing, a mesh of one is founded and saved. `clock` gives unix seconds.
 
-        Raises DamagedState if the file cannot be read at all or is of a newer version, NobodysFault if none can be
-        written.
+        Raises DamagedState if the file cannot be read at all or is of a newer version, EnvironmentFailure if none can
+        be written.
         """
         clock = clock or (lambda: datetime.now(UTC).timestamp())
         path = home / FILE

@@ -1,68 +1,115 @@
-"""The mailbox loop: the only owner of the core.
+"""The mailbox loop: takes events from one queue, hands them to the core, publishes its snapshots, runs its commands.
 
-Law: everything that happens becomes an event in one queue; one loop hands it to the core, carries out the commands that
-come back and publishes the new snapshot. Nobody else touches the core. What has happened already is taken in together:
-readers never see a state between two things that were known at the same time, and a burst costs one snapshot.
+Invariants: only this loop calls the core. Events that wait together are handled before readers see a snapshot. An
+event or a command that raises is logged and counted, and the loop goes on, until a stop was asked for: then it ends
+the loop, so that a daemon can always be stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from meshllm.core.commands import Command, Finish
-from meshllm.core.events import Event, TimePassed
+from meshllm.core.events import Event, StopWanted, TimePassed
 from meshllm.core.node import NodeCore
 from meshllm.core.snapshot import Snapshot
+from meshllm.util.isolate import Isolation
 
-# Events taken in before readers are told; they cost some 0.1 ms each.
-MOST_AT_ONCE = 64
+# Events handled before readers get a snapshot; one costs some 0.1 ms.
+MAX_BATCH: Final = 64
+# A deadline whose handler raises is still due afterwards: it is tried again after this pause, not at once.
+FAILED_DEADLINE_SECONDS: Final = 1.0
 
 
 class NodeLoop:
-    """Runs a core until it says that it is finished."""
+    """Runs a core until it answers with `Finish`."""
 
     def __init__(
-        self, mesh: NodeCore, publish: Callable[[Snapshot], None], mailbox: asyncio.Queue[Event] | None = None
+        self,
+        core: NodeCore,
+        publish: Callable[[Snapshot], None],
+        mailbox: asyncio.Queue[Event] | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
-        """`publish` hears the first snapshot and each new one. `mailbox` may hold what happened before the core was."""
-        self._mesh = mesh
+        """`publish` gets the first snapshot and each new one. `mailbox` may hold events from before the core existed.
+        `isolation` logs and counts what raises."""
+        self._core = core
         self._publish = publish
         self._mailbox = mailbox if mailbox is not None else asyncio.Queue[Event]()
+        self._isolation = isolation or Isolation()
+        self._stopping = False
+        self._not_before = float("-inf")
 
     def post(self, event: Event) -> None:
-        """Something happened. Never waits."""
+        """Put an event into the mailbox. Never waits."""
         self._mailbox.put_nowait(event)
 
-    async def run(self, carry_out: Callable[[Command], None]) -> None:
-        """Until the core asks to finish. `carry_out` starts what a command asks for and returns at once."""
+    async def run(self, execute: Callable[[Command], None]) -> None:
+        """Run until the core answers with `Finish`. `execute` starts a command and returns at once.
+
+        Raises what the core or `execute` raises once a stop was asked for.
+        """
         clock = asyncio.get_running_loop().time
         published: Snapshot | None = None
-        commands = self._take_in(clock)
+        commands = self._drain(clock)
         while True:
-            # Readers first: whoever is told of the change by a command must find it in the snapshot.
-            if (snapshot := self._mesh.snapshot()) is not published:
+            # Readers first: a task that a command starts must find the change in the snapshot.
+            snapshot = self._snapshot(published)
+            if snapshot is not None and snapshot is not published:
                 published = snapshot
                 self._publish(snapshot)
             for command in commands:
                 if isinstance(command, Finish):
                     return
-                carry_out(command)
-            commands = self._mesh.handle(await self._next(clock), clock()) + self._take_in(clock)
+                self._execute(command, execute)
+            commands = self._handle(await self._next(clock), clock()) + self._drain(clock)
 
-    def _take_in(self, clock: Callable[[], float]) -> list[Command]:
-        """What is in the mailbox already."""
+    def _drain(self, clock: Callable[[], float]) -> list[Command]:
+        """Handle what is in the mailbox already."""
         commands: list[Command] = []
-        for _ in range(min(self._mailbox.qsize(), MOST_AT_ONCE)):
-            commands += self._mesh.handle(self._mailbox.get_nowait(), clock())
+        for _ in range(min(self._mailbox.qsize(), MAX_BATCH)):
+            commands += self._handle(self._mailbox.get_nowait(), clock())
         return commands
 
+    def _handle(self, event: Event, now: float) -> list[Command]:
+        self._stopping = self._stopping or isinstance(event, StopWanted)
+        try:
+            return self._core.handle(event, now)
+        except Exception as error:
+            if self._stopping:
+                raise
+            self._isolation.failed(f"handling {type(event).__name__}", error)
+            if isinstance(event, TimePassed):
+                self._not_before = now + FAILED_DEADLINE_SECONDS
+            return []
+
+    def _execute(self, command: Command, execute: Callable[[Command], None]) -> None:
+        try:
+            execute(command)
+        except Exception as error:
+            if self._stopping:
+                raise
+            self._isolation.failed(f"executing {type(command).__name__}", error)
+
+    def _snapshot(self, published: Snapshot | None) -> Snapshot | None:
+        try:
+            return self._core.snapshot()
+        except Exception as error:
+            if self._stopping:
+                raise
+            self._isolation.failed("making a snapshot", error)
+            return published
+
     async def _next(self, clock: Callable[[], float]) -> Event:
-        deadline = self._mesh.next_deadline()
+        """The next event of the mailbox, or TimePassed at the core's next deadline."""
+        deadline = self._core.next_deadline()
         if deadline is None:
             return await self._mailbox.get()
+        deadline = max(deadline, self._not_before)
         try:
-            # Even when the deadline has passed, what is in the mailbox comes first: it may change the decision.
+            # Even when the deadline has passed, the mailbox comes first: an event may change the decision.
             if not self._mailbox.empty():
                 return self._mailbox.get_nowait()
             return await asyncio.wait_for(self._mailbox.get(), timeout=max(0.0, deadline - clock()))

@@ -1,7 +1,8 @@
-"""One daemon per home: the lock that holds it, and the note that tells other commands where it is."""
+"""One daemon per home: the lock file, and `daemon.json` with its process id and ports for other commands."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,16 +14,16 @@ import filelock
 import psutil
 
 from meshllm.engine.processes.child_registry import is_same_process
-from meshllm.errors import NotRunning, UsageError
+from meshllm.errors import EnvironmentFailure, NotRunning, UsageError
 from meshllm.util.atomic_file import replace_file
 
-NOTE = "daemon.json"
+PID_FILE = "daemon.json"
 STOP_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class RunningInstance:
-    """A running daemon: its process and where it listens."""
+    """A running daemon: process id, start time (unix seconds), ports of API and console."""
 
     pid: int
     started: float
@@ -30,16 +31,16 @@ class RunningInstance:
     console: int
 
     def alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether this process still runs; a later process with the same id does not count."""
         return is_same_process(self.pid, self.started)
 
 
 class HomeLock:
-    """Holds a home for as long as this process lives, whatever becomes of it: the kernel lets go of the lock."""
+    """Locks a home for the life of this process; the kernel releases the lock when the process dies."""
 
     def __init__(self, home: Path) -> None:
-        """Raises UsageError when another daemon holds `home`, and where it cannot be written."""
-        self._note = home / NOTE
+        """Raises UsageError if another daemon holds `home`, or `home` cannot be written."""
+        self._pid_file = home / PID_FILE
         self._lock = filelock.FileLock(home / "daemon.lock", blocking=False)
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ class HomeLock:
             who = f" (process {other.pid}, API on port {other.port})" if other else ""
             raise UsageError(
                 f"A mesh-llm is already running with the home {home}{who}.",
-                advice="End it with 'mesh-llm stop', or set MESH_LLM_HOME to another directory for a second node.",
+                advice="Stop it with 'mesh-llm stop', or set MESH_LLM_HOME to another directory for a second node.",
             ) from error
         except OSError as error:  # after Timeout, which is one
             raise UsageError(
@@ -58,37 +59,56 @@ class HomeLock:
             ) from error
 
     def announce(self, port: int, console: int) -> None:
-        """Write down where this daemon listens."""
+        """Write process id and ports to `daemon.json`. Raises EnvironmentFailure."""
         started = psutil.Process().create_time()
         text = json.dumps(asdict(RunningInstance(os.getpid(), started, port, console)))
-        replace_file(self._note, text)
+        try:
+            replace_file(self._pid_file, text)
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"{self._pid_file} cannot be written: {error.strerror or error}.",
+                advice="Free disk space, or make the home a folder that you may write to.",
+            ) from error
 
     def release(self) -> None:
-        """The daemon ends."""
-        self._note.unlink(missing_ok=True)
+        """Remove `daemon.json` and release the lock."""
+        with contextlib.suppress(OSError):
+            self._pid_file.unlink()
         self._lock.release()
 
 
 def read(home: Path) -> RunningInstance | None:
     """The daemon that runs with `home`, or None."""
     try:
-        told = json.loads((home / NOTE).read_text(encoding="utf-8"))
-        instance = RunningInstance(int(told["pid"]), float(told["started"]), int(told["port"]), int(told["console"]))
+        note = json.loads((home / PID_FILE).read_text(encoding="utf-8"))
+        instance = RunningInstance(int(note["pid"]), float(note["started"]), int(note["port"]), int(note["console"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return instance if instance.alive() else None
 
 
 def stop(home: Path, *, within: float) -> RunningInstance:
-    """Ask the daemon of `home` to end, and wait `within` seconds for it. Raises NotRunning, TimeoutError."""
+    """Ask the daemon of `home` to stop (SIGTERM) and wait `within` seconds.
+
+    Raises NotRunning, TimeoutError, EnvironmentFailure (not allowed).
+    """
     instance = read(home)
     if instance is None:
         raise NotRunning(
-            f"No mesh-llm runs with the home {home}.", advice="MESH_LLM_HOME says whose daemon is meant, if it is set."
+            f"No mesh-llm is running with the home {home}.",
+            advice="If the node has another home, set MESH_LLM_HOME to it.",
         )
-    os.kill(instance.pid, signal.SIGTERM)
+    try:
+        os.kill(instance.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return instance
+    except PermissionError as error:
+        raise EnvironmentFailure(
+            f"Process {instance.pid} of the home {home} belongs to another user and cannot be stopped.",
+            advice="Run the command as that user.",
+        ) from error
     deadline = time.monotonic() + within
-    # Another's child cannot be waited for; and one whose parent does not collect it stays a zombie for good.
+    # Polled: the process is not our child, so that it cannot be waited for.
     while instance.alive():
         if time.monotonic() > deadline:
             raise TimeoutError(f"process {instance.pid} has not ended within {within:.0f} s")

@@ -1,4 +1,4 @@
-"""What a daemon was asked to do. Made by `cli` from the command line, read by `daemon`."""
+"""The options of a start: made by `cli` from the command line, read by `daemon`."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`models` as they were given (catalogue names or paths); ports (0: any that is free); `context` in tokens.
+    """The options of a start. Ports: 0 is any free one. Sizes in bytes, rates in bytes per second, context in tokens.
 
-    The first model is served here, the others are wanted by the mesh. `invites` are of one mesh. A `client` serves
-    nothing. `bind_port` is UDP: None for the one used last, or any that is free. `node_name` is what others see;
-    `max_clients` how many clients this node lets in. `draft`: the model that guesses ahead for the first of `models`,
-    as it was given; `drafts`: whether there may be any; `speculation`: whether tokens are guessed ahead at all.
+    `models`: names or paths as given; the first runs here, the others are requested from the mesh. `invites`: all of
+    one mesh. `client`: only use the mesh. `bind_port`: UDP; None is the last one used, or any free one. `node_name`:
+    shown to other nodes. `max_clients`: clients that this node admits. `draft`: draft model for the first of `models`;
+    `drafts`: whether draft models may be used; `speculation`: whether speculative decoding is used at all.
 
-    `max_memory`: bytes lent at most, of accelerators where there are any, else of the computer's memory. `devices`: the
-    engine's names of those to use ("none": the processor alone), none for its own choice. `share_models`: whether other
-    nodes may have model files of this one, at `share_rate` bytes per second at most (None: as fast as it goes).
+    `max_memory`: most accelerator memory to use (system RAM if there is no accelerator). `devices`: names of the
+    accelerators to use ("none": CPU only), empty for the engine's choice. `upload`: whether other nodes may download
+    model files from this one, at `upload_limit` at most (None: no limit).
 
-    `listen_all`: other machines may call, with a key; `allowed_hosts` are names by which they may, besides addresses.
-    `split`: the first model is spread over several nodes even if it fits on this one. `threads`: of the processor, for
-    each engine process.
+    `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
+    addresses. `split`: spread the first model over several nodes even if it fits here. `threads`: CPU threads of each
+    engine process.
     """
 
     home: Path
@@ -60,7 +60,7 @@ class Settings:
     speculation: bool = True
     max_memory: int | None = None
     devices: tuple[str, ...] = ()
-    share_models: bool = True
-    share_rate: float | None = None
+    upload: bool = True
+    upload_limit: float | None = None
     split: bool = False
     threads: int | None = None

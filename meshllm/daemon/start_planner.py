@@ -32,7 +32,7 @@ from meshllm.core.split.planner import WorkerShare
 from meshllm.engine.build.installed import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.processes.llama_server import Projector
-from meshllm.errors import InvalidModelFile, OutOfRoom
+from meshllm.errors import InvalidModelFile, NotEnoughSpace
 from meshllm.machine import resources
 from meshllm.models.gguf.projector import projector_bytes
 from meshllm.models.gguf.purpose import ModelUsage
@@ -144,7 +144,7 @@ class StartPlanner:
     ) -> StartPlan:
         """How to start `model` for the use `how`, with `draft` beside it if that costs the model nothing.
 
-        Raises OutOfRoom where it cannot be served here at all, and as `bindings.memory_need` does.
+        Raises NotEnoughSpace where it cannot be served here at all, and as `bindings.memory_need` does.
         """
         if self._devices != ():
             await self.refresh_devices(engine)  # what is free on a device changes with every model that is loaded
@@ -165,7 +165,7 @@ class StartPlanner:
         found = await task.search(sizes)
         if found.verdict is FitVerdict.TOO_BIG:
             reason, advice = shortage(found, self._wish(model, sizes), task.room)
-            raise OutOfRoom(f"{model.name} does not fit here: {reason}.", advice=advice)
+            raise NotEnoughSpace(f"{model.name} does not fit here: {reason}.", advice=advice)
         return self._fit(task, sizes, found, speculation, draft_memory=0, draft_device=None)
 
     async def _with_draft(
@@ -262,14 +262,14 @@ class StartPlanner:
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
         """The accelerators that the layers of `share` are computed on, in their order; none: the processor.
 
-        Raises OutOfRoom where they are not those that it was planned for.
+        Raises NotEnoughSpace where they are not those that it was planned for.
         """
         accelerators = room(self.machine()).accelerators
         if not share.devices:  # the host has not heard of any; the one with most room, then
             best = _roomiest(accelerators)
             return () if best is None else (best,)
         if len(share.devices) != len(accelerators):
-            raise OutOfRoom(
+            raise NotEnoughSpace(
                 f"The layers were planned for {len(share.devices)} accelerators, and there are {len(accelerators)}.",
                 advice="The host plans anew by itself.",
             )
@@ -343,7 +343,7 @@ class _Task:
             micro_batch=self.micro_batch(size),
             embeddings=embeds,
             pooling=self.how.pooling,
-            guessed=self.guessed,
+            draft_tokens=self.guessed,
         )
         by_device = told.by_device()
         scored = size.slots * (1 + self.guessed)

@@ -131,7 +131,7 @@ class Supervisor:
             case c.StopWorker(session, generation):
                 self._carrying.stop((session, generation))
             case c.OpenAhead(peer):
-                self._carrying.open_ahead(peer)
+                self._carrying.preconnect(peer)
             case c.ProbeBackend(url):
                 self._owner.start(self._probe(url), f"probe {url}")
             case _:

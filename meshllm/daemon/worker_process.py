@@ -22,7 +22,7 @@ from meshllm.engine.processes import rpc_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.rpc_server import SharedFile, WorkerPlan
-from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
+from meshllm.errors import DownloadFailed, MeshError, NotEnoughSpace
 from meshllm.machine import resources
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
@@ -83,10 +83,10 @@ class WorkerProcesses:
 
     # -- as a host
 
-    def open_ahead(self, peer: NodeId) -> None:
+    def preconnect(self, peer: NodeId) -> None:
         """`peer` has been asked to be a worker: what leads to it is made while it makes itself ready."""
         if self._tunnels is not None:
-            self._tunnels.open_ahead(peer)
+            self._tunnels.preconnect(peer)
 
     async def connect_workers(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
         """Have a socket for each worker of `lease`, and the list of the model's files. Raises OSError, MeshError."""
@@ -166,7 +166,7 @@ class WorkerProcesses:
         before, after = _neighbours(lease, self._node)
         peers = {}
         if after is not None:
-            await tunnels.listen(which, TunnelUse.PUSHES, after, onward)
+            await tunnels.listen(which, TunnelUse.TENSORS, after, onward)
             peers[_name(after)] = onward
         plan = WorkerPlan(
             name=lease.model,
@@ -181,7 +181,7 @@ class WorkerProcesses:
         def ready(pid: int) -> None:
             tunnels.admit(which, TunnelUse.COMMANDS, [lease.host], commands)
             if before is not None:
-                tunnels.admit(which, TunnelUse.PUSHES, [before], pushes)
+                tunnels.admit(which, TunnelUse.TENSORS, [before], pushes)
             self._post(e.WorkerReady(*which))
 
         log_file = self._home / "logs" / "rpc-server.log"
@@ -197,7 +197,7 @@ class WorkerProcesses:
         files = tuple(ModelFile(file.name, file.size, file.sha256) for file in lease.files)
         try:
             return await self._fetch(Manifest(lease.model, files), tell)
-        except (DownloadFailed, OutOfRoom) as error:
+        except (DownloadFailed, NotEnoughSpace) as error:
             log.warning("the weights of %s will come over the wire: %s", lease.model, error)
             return ()
 

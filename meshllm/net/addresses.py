@@ -1,7 +1,7 @@
-"""Where this node can be reached: what it tells others, and what it puts into invites.
+"""This node's addresses: for its record and for invites.
 
-Law: `addresses` is a pure function of facts about interfaces; only `read_facts` looks at the machine, and it sends
-nothing. What a single peer says it saw is not believed: it could send everybody anywhere.
+Invariants: `addresses` is a pure function; only `read_interfaces` reads the machine's interfaces, and it sends nothing.
+An address that peers observe is used only if two of them agree, because a single peer could lie.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import psutil
 
 from meshllm.core.records import MAX_ADDRESSES, NodeId, PeerAddress
 
-# Addresses for documentation (RFC 5737, RFC 3849): routed like any other, answered by nobody.
-_ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
-# Peers whose word on our address is kept, and what each of them may have said last.
-MAX_WITNESSES = 64
-# So many different peers must see the same address before it is passed on.
-WITNESSES_NEEDED = 2
+# Addresses for documentation (RFC 5737, RFC 3849): they are routed like others, and no host has them.
+_UNUSED_HOSTS = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+# Peers whose observation of our address is kept; the latest of each counts.
+MAX_OBSERVERS = 64
+# Number of peers that must observe the same address before it is used.
+OBSERVERS_NEEDED = 2
 
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
-class InterfaceFacts:
-    """One address of one interface. `default`: what the system uses to reach the rest of the world."""
+class InterfaceAddress:
+    """One address of one interface. `default`: the interface has the default route."""
 
     interface: str
     host: str
@@ -36,14 +36,14 @@ class InterfaceFacts:
 
 
 def addresses(
-    facts: Iterable[InterfaceFacts], port: int, *, observed: Iterable[PeerAddress] = (), loopback: bool = False
+    facts: Iterable[InterfaceAddress], port: int, *, observed: Iterable[PeerAddress] = (), loopback: bool = False
 ) -> tuple[PeerAddress, ...]:
-    """At most MAX_ADDRESSES, the likeliest first: those of the default route, those that others see, all the rest.
+    """At most MAX_ADDRESSES, best first: the default route's, then `observed` ones, then those of other interfaces.
 
-    IPv4 comes before IPv6, private before global. `observed` addresses (see `Observed`) keep the port they were seen
-    with; they come before the rest because a machine may have any number of bridges for its containers. Loopback is
-    among them only if there is nothing else, or if `loopback` asks for it: then it is the last (an invite may be used
-    on the same machine). Addresses that mean something on one wire only (link-local, multicast) never are.
+    IPv4 comes before IPv6, private before global. `observed` addresses (see `ObservedAddresses`) keep their own port;
+    they precede other interfaces because a machine may have many container bridges. Loopback comes last, and only if
+    there is no other address or `loopback` is set (an invite may be used on the same machine). Link-local and multicast
+    addresses are left out: they have no meaning on another network.
     """
     usable = [(found, ip) for found in facts if (ip := _parse(found.host)) is not None]
     outward = sorted(((fact, ip) for fact, ip in usable if not ip.is_loopback), key=_rank)
@@ -55,13 +55,13 @@ def addresses(
     return (*tuple(dict.fromkeys(found))[: MAX_ADDRESSES - len(last)], *last)
 
 
-def _rank(item: tuple[InterfaceFacts, _Ip]) -> tuple[int, bool, str, _Ip]:
+def _rank(item: tuple[InterfaceAddress, _Ip]) -> tuple[int, bool, str, _Ip]:
     fact, ip = item
     return ip.version, ip.is_global, fact.interface, ip
 
 
 def _parse(host: str) -> _Ip | None:
-    """An address that may be told to others, loopback included; None for what means nothing elsewhere."""
+    """The address if another machine may be given it (loopback included), else None."""
     try:
         ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -73,12 +73,12 @@ def _parse(host: str) -> _Ip | None:
     return ip
 
 
-def read_facts() -> list[InterfaceFacts]:
-    """The addresses of this machine's interfaces that are up."""
+def read_interfaces() -> list[InterfaceAddress]:
+    """Addresses of the interfaces that are up."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     default = _default_hosts()
     return [
-        InterfaceFacts(name, entry.address, entry.address in default)
+        InterfaceAddress(name, entry.address, entry.address in default)
         for name, entries in psutil.net_if_addrs().items()
         if name in up
         for entry in entries
@@ -87,43 +87,40 @@ def read_facts() -> list[InterfaceFacts]:
 
 
 def _default_hosts() -> set[str]:
-    """This machine's own address towards the rest of the world, per family. Nothing is sent."""
+    """This machine's source address on the default route, one per address family. Nothing is sent."""
     hosts = set[str]()
-    for family, elsewhere in _ELSEWHERE:
+    for family, host in _UNUSED_HOSTS:
         try:
             with closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
-                probe.connect((elsewhere, 9))
+                probe.connect((host, 9))
                 hosts.add(str(probe.getsockname()[0]))
         except OSError:  # no such family here, or no route
             continue
     return hosts
 
 
-class Observed:
-    """What peers see as our address (behind a NAT nothing else knows it). Believed when two peers agree.
-
-    In a mesh of two the only peer's word is taken: `alone` says so when asked.
-    """
+class ObservedAddresses:
+    """This node's address as its peers observe it (the only source for a node behind a NAT)."""
 
     def __init__(self) -> None:
         self._seen: dict[NodeId, PeerAddress] = {}
 
-    def saw(self, peer: NodeId, address: PeerAddress) -> None:
-        """`peer` sees us at `address`. Its last word counts; the oldest witness goes when there are too many."""
+    def record(self, peer: NodeId, address: PeerAddress) -> None:
+        """`peer` observes this node at `address`; replaces its earlier one; the oldest beyond MAX_OBSERVERS goes."""
         self._seen.pop(peer, None)
         if _parse(address.host) is None or not 0 < address.port < 65536:
             return
         self._seen[peer] = address
-        if len(self._seen) > MAX_WITNESSES:
+        if len(self._seen) > MAX_OBSERVERS:
             del self._seen[next(iter(self._seen))]
 
     def forget(self, peer: NodeId) -> None:
-        """The peer is gone, and its word with it."""
+        """Drop the observation of a peer whose link ended."""
         self._seen.pop(peer, None)
 
-    def believed(self, *, alone: bool = False) -> tuple[PeerAddress, ...]:
-        """The addresses enough peers agree on, most witnesses first. `alone`: this node knows one peer only."""
-        needed = 1 if alone else WITNESSES_NEEDED
+    def confirmed(self, *, alone: bool = False) -> tuple[PeerAddress, ...]:
+        """Addresses that OBSERVERS_NEEDED peers agree on, most observers first; with `alone`, one peer is enough."""
+        needed = 1 if alone else OBSERVERS_NEEDED
         votes: dict[PeerAddress, int] = {}
         for address in self._seen.values():
             votes[address] = votes.get(address, 0) + 1

@@ -46,7 +46,7 @@ class Node:
 
     def ways(self) -> set[str]:
         """How its requests to others travel: "lane", "quic"."""
-        return {peer["via"] for peer in self.peers() if peer["via"]}
+        return {peer["transport"] for peer in self.peers() if peer["transport"]}
 
     def serves(self, model: str) -> bool:
         """Whether it lists `model`. Raises OSError while it does not answer."""
@@ -98,7 +98,7 @@ class Nodes:
 
     def invite(self, node: Node) -> Path:
         """A file with a fresh invite of that node."""
-        command = [str(MESH_LLM), "invite", "--console", str(node.console)]
+        command = [str(MESH_LLM), "invite", "--node-port", str(node.console)]
 
         def ask() -> str:
             result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -227,7 +227,7 @@ class Found:
         came = [a["received"] - b["received"] for a, b in zip(after["shares"], before["shares"], strict=True)]
         way.facts |= {
             "back": sum(came) / self.tokens,
-            "via": ", ".join(sorted({share["via"] for share in after["shares"][1:]})),
+            "via": ", ".join(sorted({str(share["transport"]) for share in after["shares"][1:]})),
             "rtt_ms": [None if share["rtt"] is None else share["rtt"] * 1000 for share in after["shares"][1:]],
             "measured_by_status_ms": None if after["measured"] is None else after["measured"] * 1000,
         }

@@ -225,7 +225,7 @@ class Daemons:
         return node
 
     def _invite(self, node: Node) -> Path:
-        command = [*node.place.prefix, str(MESH_LLM), "invite", "--console", str(node.console)]
+        command = [*node.place.prefix, str(MESH_LLM), "invite", "--node-port", str(node.console)]
         around = {**os.environ, "MESH_LLM_HOME": str(node.home)}
 
         def ask() -> str:

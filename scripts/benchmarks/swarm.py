@@ -139,13 +139,13 @@ class Bench:
                 report.progress(f"answers, round {number + 1} of {rounds}: {name}")
                 if name == "giving":
                     taker.ask("keep")
-                    host.child.wait_for("giving", lambda: self._sharing(host)["giving"], PATIENCE_S)
-                before = self._sharing(host)["given"]
+                    host.child.wait_for("giving", lambda: self._sharing(host)["uploads"], PATIENCE_S)
+                before = self._sharing(host)["uploaded_bytes"]
                 one = load(host.port, bodies[:1], requests=2, stream=True)
                 if one["errors"]:
                     raise BenchError(f"a stream failed: {one['complaint']}")
                 if name == "giving":
-                    rate = (self._sharing(host)["given"] - before) / one["seconds"] / 1e6
+                    rate = (self._sharing(host)["uploaded_bytes"] - before) / one["seconds"] / 1e6
                     taker.ask("rest")
                     given += [rate] if number >= 0 else []
                 if number >= 0:

@@ -89,7 +89,7 @@ class Taker:
 
         def seen(step: object) -> None:
             if not vias:  # once: it takes a tenth of a millisecond
-                vias.update(one.via for one in self._sharing.status().taking)
+                vias.update(one.transport.value for one in self._sharing.status().downloads if one.transport)
 
         fetcher = Fetcher(self._store, seen, None, Hub(), source)
         begun, busy = time.perf_counter(), time.process_time()

@@ -1,4 +1,4 @@
-"""`mesh-llm doctor`: each check's judgement, deadlines, and what is printed."""
+"""`mesh-llm doctor`: the result of each check, deadlines, and the output."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from meshllm.cli import doctor as command
 from meshllm.cli import doctor_checks as checks
-from meshllm.cli.doctor import Check, examine, show
-from meshllm.cli.doctor_checks import CheckResult, CheckState, well
+from meshllm.cli.doctor import Check, run_checks, show
+from meshllm.cli.doctor_checks import CheckResult, CheckState, ok
 from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
@@ -27,7 +27,7 @@ GB = 10**9
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
     for name in ("HOME", "MODELS", "CACHE"):
         monkeypatch.setenv(f"MESH_LLM_{name}", str(tmp_path / name.lower()))
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HF_HUB_OFFLINE"):
@@ -35,67 +35,67 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused_tcp_port}")
 
 
-def answering(finding: CheckResult) -> Callable[[], Awaitable[CheckResult]]:
+def returning(finding: CheckResult) -> Callable[[], Awaitable[CheckResult]]:
     async def ask() -> CheckResult:
         return finding
 
     return ask
 
 
-# -- judgements
+# -- checks
 
 
-def test_python() -> None:
-    assert checks.check_python().state == CheckState.WELL
-    assert checks.check_python((3, 10, 1)).state == CheckState.BAD
+def test_check_python_requires_3_11() -> None:
+    assert checks.check_python().state == CheckState.OK
+    assert checks.check_python((3, 10, 1)).state == CheckState.ERROR
 
 
-def test_home(tmp_path: Path) -> None:
+def test_check_home_warns_of_open_permissions(tmp_path: Path) -> None:
     home = tmp_path / "state"
-    assert checks.check_home(home).state == CheckState.WELL
+    assert checks.check_home(home).state == CheckState.OK
     home.mkdir(mode=0o700)
-    assert checks.check_home(home).state == CheckState.WELL
+    assert checks.check_home(home).state == CheckState.OK
     home.chmod(0o755)
     found = checks.check_home(home)
     assert found.state == CheckState.WARNING
     assert "chmod 700" in found.advice
     home.rmdir()
     home.write_text("")
-    assert checks.check_home(home).state == CheckState.BAD
+    assert checks.check_home(home).state == CheckState.ERROR
 
 
-def test_memory() -> None:
+def test_check_memory_names_the_limit() -> None:
     processors = Processors(8, 4)
     enough = checks.check_memory(Memory(16 * GB, 8 * GB, limited=False), processors)
-    assert enough == well("memory", "8.0 GB of 16.0 GB free; 4 of 8 CPUs")
+    assert enough == ok("memory", "8.0 GB of 16.0 GB free; 4 of 8 CPUs")
     little = checks.check_memory(Memory(2 * GB, GB, limited=True), processors)
     assert little.state == CheckState.WARNING
     assert "cgroup" in little.found
 
 
-def test_ports() -> None:
-    assert checks.check_port(PortFact(9337, free=True), "--port").state == CheckState.WELL
+def test_check_port_names_the_program_that_uses_it() -> None:
+    assert checks.check_port(PortFact(9337, free=True), "--port").state == CheckState.OK
     assert (
         checks.check_port(PortFact(9337, False, holder_pid=5, holder="python", ours=True), "--port").state
-        == CheckState.WELL
+        == CheckState.OK
     )
-    taken = checks.check_port(PortFact(9337, False, holder_pid=5, holder="nginx"), "--port")
-    assert taken.state == CheckState.BAD
-    assert "nginx (process 5)" in taken.found
-    assert "--port" in taken.advice
-    assert checks.check_port(PortFact(80, False, permitted=False), "--port").state == CheckState.BAD
+    in_use = checks.check_port(PortFact(9337, False, holder_pid=5, holder="nginx"), "--port")
+    assert in_use.state == CheckState.ERROR
+    assert "nginx (process 5)" in in_use.found
+    assert "--port" in in_use.advice
+    assert checks.check_port(PortFact(80, False, permitted=False), "--port").state == CheckState.ERROR
 
 
-def test_disk(tmp_path: Path) -> None:
+def test_check_disk_compares_free_space(tmp_path: Path) -> None:
     def judge(free: int) -> CheckState:
         path = tmp_path / "models"
         return checks.check_disk("models", Disk(path, 100 * GB, free), path, 5 * GB, "MESH_LLM_MODELS").state
 
-    assert [judge(free) for free in (6 * GB, 4 * GB, 1 << 20)] == [CheckState.WELL, CheckState.WARNING, CheckState.BAD]
-    assert checks.check_disk("models", None, tmp_path, 1, "MESH_LLM_MODELS").state == CheckState.BAD
+    assert [judge(free) for free in (6 * GB, 4 * GB, 1 << 20)] == [CheckState.OK, CheckState.WARNING, CheckState.ERROR]
+    assert checks.check_disk("models", None, tmp_path, 1, "MESH_LLM_MODELS").state == CheckState.ERROR
 
 
-def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
+def test_check_devices_lists_accelerators_by_engine_name() -> None:
     processor = EngineDevice("CPU", "EPYC", "CPU", False, False, "", 0, 0)
     card = EngineDevice("CUDA0", "H200", "CUDA", True, False, "0:1", 100 * GB, 140 * GB)
     own = EngineDevice("MTL0", "M4", "Metal", True, True, "", 10 * GB, 16 * GB)
@@ -104,57 +104,55 @@ def test_devices_are_told_by_the_names_the_engine_has_for_them() -> None:
     assert "CUDA0 (H200, 100.0 GB of 140.0 GB free)" in found
     assert "MTL0 (M4, 10.0 GB of 16.0 GB free, shared with the computer)" in found
     assert "EPYC" not in found
-    assert checks.check_devices(None).state == CheckState.WELL
+    assert checks.check_devices(None).state == CheckState.OK
 
 
-def test_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "none")
-    assert checks.check_accelerators([]).state == CheckState.WELL
-    idle = checks.check_accelerators([AcceleratorInfo("cuda", "H200", 140 * GB, 100 * GB)])
-    assert idle.state == CheckState.WARNING
-    assert "100.0 GB of 140.0 GB free" in idle.found
+    assert checks.check_accelerators([]).state == CheckState.OK
+    unused = checks.check_accelerators([AcceleratorInfo("cuda", "H200", 140 * GB, 100 * GB)])
+    assert unused.state == CheckState.WARNING
+    assert "100.0 GB of 140.0 GB free" in unused.found
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "cuda")
-    assert checks.check_accelerators([AcceleratorInfo("cuda", "H200")]).state == CheckState.WELL
+    assert checks.check_accelerators([AcceleratorInfo("cuda", "H200")]).state == CheckState.OK
     monkeypatch.setenv("MESH_LLM_ENGINE_ACCELERATORS", "abacus")
-    assert checks.check_accelerators([]).state == CheckState.BAD
+    assert checks.check_accelerators([]).state == CheckState.ERROR
 
 
-def test_compiler_and_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_check_compiler_and_build_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     missing = checks.check_compiler(built=False)
-    assert missing.state == CheckState.BAD
+    assert missing.state == CheckState.ERROR
     assert missing.advice
     assert checks.check_compiler(built=True).state == CheckState.WARNING
-    assert checks.check_build_tools(built=False).state == CheckState.WELL, (
-        "cmake and ninja come with our own environment"
-    )
+    assert checks.check_build_tools(built=False).state == CheckState.OK, "cmake and ninja come with our own environment"
 
 
-def test_engine_that_is_not_built() -> None:
+def test_check_engine_warns_if_it_is_not_built() -> None:
     found = checks.check_engine()
     assert found.state == CheckState.WARNING
     assert "mesh-llm engine build" in found.advice
 
 
-def test_models(tmp_path: Path) -> None:
+def test_check_models_lists_files(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     assert "mesh-llm download" in checks.check_models(folder).advice
     folder.mkdir()
     (folder / "other.gguf").write_bytes(b"GGUF")
-    assert checks.check_models(folder) == well("models", "1 other GGUF files")
+    assert checks.check_models(folder) == ok("models", "1 other GGUF files")
 
 
-async def test_hub_that_is_away() -> None:
+async def test_check_hub_warns_if_the_hub_does_not_respond() -> None:
     found = await checks.check_hub(within=20)
     assert found.state == CheckState.WARNING
     assert "HF_ENDPOINT" in found.advice
 
 
-# -- running them
+# -- the command
 
 
-async def test_order_is_kept_and_a_check_that_hangs_or_fails_hides_no_other() -> None:
+async def test_run_checks_keeps_the_order_and_isolates_checks_that_hang_or_fail() -> None:
     async def hang() -> CheckResult:
         await asyncio.Event().wait()
         raise AssertionError
@@ -165,15 +163,15 @@ async def test_order_is_kept_and_a_check_that_hangs_or_fails_hides_no_other() ->
     wanted = [
         Check("hangs", hang),
         Check("fails", fail),
-        Check("fine", answering(well("fine", "yes"))),
+        Check("fine", returning(ok("fine", "yes"))),
     ]
-    found = await examine(wanted, within=0.1)
+    found = await run_checks(wanted, within=0.1)
     assert [(finding.name, finding.state) for finding in found] == [
         ("hangs", CheckState.WARNING),
         ("fails", CheckState.WARNING),
-        ("fine", CheckState.WELL),
+        ("fine", CheckState.OK),
     ]
-    assert "no answer" in found[0].found
+    assert "no result" in found[0].found
     assert "oh" in found[1].found
 
 
@@ -184,7 +182,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-def test_the_command_as_lines(unused_tcp_port_factory: Callable[[], int]) -> None:
+def test_doctor_prints_one_line_per_check(unused_tcp_port_factory: Callable[[], int]) -> None:
     ports = [unused_tcp_port_factory(), unused_tcp_port_factory()]
     _, output = run("--port", str(ports[0]), "--console", str(ports[1]))
     names = [line.split(":")[0].split(maxsplit=1)[1] for line in output.splitlines()]
@@ -194,7 +192,7 @@ def test_the_command_as_lines(unused_tcp_port_factory: Callable[[], int]) -> Non
     ]  # fmt: skip
 
 
-def test_a_port_that_is_taken_makes_it_fail(unused_tcp_port: int) -> None:
+def test_doctor_fails_if_a_port_is_in_use(unused_tcp_port: int) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -202,26 +200,26 @@ def test_a_port_that_is_taken_makes_it_fail(unused_tcp_port: int) -> None:
     report = json.loads(output)
     assert code == 1
     assert report["ok"] is False
-    assert [finding["state"] for finding in report["findings"] if finding["name"].startswith("port")] == ["bad", "well"]
-    assert {key for finding in report["findings"] for key in finding} == {"name", "state", "found", "advice"}
+    assert [finding["state"] for finding in report["checks"] if finding["name"].startswith("port")] == ["error", "ok"]
+    assert {key for finding in report["checks"] for key in finding} == {"name", "state", "found", "advice"}
 
 
-def test_nothing_bad_is_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = [well("a", "b"), CheckResult("c", CheckState.WARNING, "d", "do e")]
-    monkeypatch.setattr(command, "checks", lambda port, console: [Check("x", answering(f)) for f in findings])
+def test_doctor_succeeds_without_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = [ok("a", "b"), CheckResult("c", CheckState.WARNING, "d", "do e")]
+    monkeypatch.setattr(command, "checks", lambda port, console: [Check("x", returning(f)) for f in findings])
     code, output = run()
     assert code == 0
-    assert output == "well     a: b\nwarning  c: d -> do e\n"
-    findings.append(CheckResult("f", CheckState.BAD, "g", "h"))
+    assert output == "ok       a: b\nwarning  c: d -> do e\n"
+    findings.append(CheckResult("f", CheckState.ERROR, "g", "h"))
     assert run()[0] == 1
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_the_table(width: int) -> None:
+def test_doctor_table(width: int) -> None:
     text = io.StringIO()
-    findings = [well("a", "fine [red]not markup[/red]"), CheckResult("c", CheckState.BAD, "broken", "mend it")]
+    findings = [ok("a", "fine [red]not markup[/red]"), CheckResult("c", CheckState.ERROR, "broken", "fix it")]
     show(findings, True, Console(file=text, force_terminal=True, width=width, color_system=None))
     printed = " ".join(text.getvalue().split())
-    assert "→ mend it" in printed
+    assert "→ fix it" in printed
     assert "[red]" in printed
-    assert "1 well, 0 to know about, 1 to be done" in printed
+    assert "1 ok, 0 warnings, 1 error." in printed

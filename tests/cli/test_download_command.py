@@ -16,7 +16,6 @@ import pytest
 from huggingface_hub import close_session
 from rich.console import Console
 
-from meshllm.cli import download as command
 from meshllm.cli.transfers import DownloadTally, ProgressBar, ProgressLines
 from meshllm.errors import UnknownModel, UsageError
 from meshllm.models.catalog.catalog import Catalog, load
@@ -24,6 +23,7 @@ from meshllm.models.catalog.entry import CatalogEntry
 from meshllm.models.hub.manifest import HubReference
 from meshllm.models.library.store import Store
 from meshllm.models.transfer.progress import TransferProgress, TransferStage
+from meshllm.models.transfer.request import requested_models
 from tests import engine_samples
 from tests.cli.downloading import run
 from tests.models.fake_hub import FakeHub, running
@@ -166,19 +166,19 @@ def test_a_draft_is_fetched_with_its_model(store: Store, hub: FakeHub, monkeypat
     large = replace(draft, name="Large", hub=HubReference("Large", "org/repo", "model.gguf"), draft="Small")
     hub.others = {"small.gguf": hub.content[:-4] + b"more"}
     catalog = Catalog((draft, large))
-    for module in ("catalog.catalog", "catalog.resolve", "library.scan"):
+    for module in ("catalog.catalog", "catalog.resolve", "library.scan", "transfer.request"):
         monkeypatch.setattr(f"meshllm.models.{module}.load", lambda: catalog)
     told = json.loads(run("Large", "--draft", "--json"))
     assert [model["name"] for model in told] == ["Large", "Small"]
     assert [Path(model["path"]).name for model in told] == ["model.gguf", "small.gguf"]
-    with pytest.raises(UsageError, match="No draft is known for Small: it has none in the catalogue"):
+    with pytest.raises(UsageError, match="No draft model is known for Small: the catalogue lists none"):
         run("Small", "--draft")
     with pytest.raises(UsageError, match="is not in the catalogue"):
         run("org/repo/model.gguf", "--draft")
 
 
 def test_what_was_taken_for_a_name_is_said(store: Store) -> None:
-    wanted, note = command.chosen("qwen3 8b", store, draft=True)
+    wanted, note = requested_models("qwen3 8b", store, draft=True)
     assert [model.name for model in wanted] == ["Qwen3-8B", "Qwen3-0.6B"]
     assert note == "'qwen3 8b' is taken as Qwen3-8B (Q4_K_M)."
 

@@ -1,4 +1,4 @@
-"""`--join`, `invite` and their neighbours: what they accept, what they say, and that no invite can be seen in `ps`."""
+"""`--join` and `mesh-llm invite`: accepted input, messages, and that `ps` shows no invite."""
 
 from __future__ import annotations
 
@@ -58,28 +58,28 @@ def arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what --join takes
 
 
-def test_none_is_none() -> None:
+def test_join_without_values_gives_no_invites() -> None:
     assert join.read([]) == ()
 
 
-def test_tokens_files_and_standard_input_in_their_order(tmp_path: Path) -> None:
+def test_join_reads_tokens_files_and_standard_input_in_order(tmp_path: Path) -> None:
     file = tmp_path / "invites"
     file.write_text(f"# of the office\n\n  {encode(SECOND)}  # the other one\n{TOKEN}\n")
     third = replace(INVITE, expires=int(NOW) + 1)
     assert read(f"@{file}", "-", TOKEN, stdin=encode(third) + "\n") == (SECOND, INVITE, third)
 
 
-def test_the_same_one_twice_is_one() -> None:
+def test_join_drops_repeated_invites() -> None:
     assert read(TOKEN, f" {TOKEN}\n", "-", stdin=TOKEN) == (INVITE,)
 
 
-def test_an_invite_that_was_broken_in_two(tmp_path: Path) -> None:
+def test_join_rejoins_an_invite_broken_over_two_lines(tmp_path: Path) -> None:
     file = tmp_path / "invites"
     file.write_text(f"{TOKEN[:40]}\n{TOKEN[40:]}\n{encode(SECOND)[:-5]}\r\n  {encode(SECOND)[-5:]}\r\n")
     assert read(f"@{file}") == (INVITE, SECOND)
 
 
-def test_a_person_is_asked_for_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_join_prompts_for_one_line_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert join.read(["-"], Terminal(f"{TOKEN}\nwhat else the person types"), NOW) == (INVITE,)
     assert "Paste" in capsys.readouterr().err
 
@@ -96,13 +96,13 @@ def test_a_person_is_asked_for_one_line(capsys: pytest.CaptureFixture[str]) -> N
         (["@/no/such/file"], "", UsageError, "No such file"),
         (["@/"], "", UsageError, "directory"),
         (["@a\0b"], "", UsageError, "not a file name"),
-        ([encode(EXPIRED)], "", BadInvite, "was good until 2027-01-15 08:00 UTC"),
-        ([TOKEN, encode(EXPIRED)], "", BadInvite, "number 2: this invite was good until"),
+        ([encode(EXPIRED)], "", BadInvite, "expired at 2027-01-15 08:00 UTC"),
+        ([TOKEN, encode(EXPIRED)], "", BadInvite, "number 2: this invite expired at"),
         ([TOKEN, encode(OTHER_MESH)], "", BadInvite, "different meshes"),
         ([TOKEN.replace("mesh1", "mesh2")], "", BadInvite, "version 2"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_what_to_do(
+def test_join_refuses_unusable_invites_with_advice(
     options: list[str], stdin: str, kind: type[MeshError], words: str
 ) -> None:
     with pytest.raises(kind, match=words) as caught:
@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_refused_with_what_to_do(
     assert TOKEN[10:25] not in str(caught.value)
 
 
-def test_what_is_read_is_bounded(tmp_path: Path) -> None:
+def test_join_bounds_file_size_and_number_of_invites(tmp_path: Path) -> None:
     file = tmp_path / "endless"
     file.write_text("x" * (join.MAX_FILE_BYTES + 100))
     with pytest.raises(BadInvite, match="longer"):
@@ -137,7 +137,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> Settings:
     return asked[0]
 
 
-def test_the_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = settings_of(monkeypatch)
     assert (plain.invites, plain.client, plain.bind_port) == ((), False, None)
     assert plain.node_name
@@ -159,7 +159,7 @@ def test_the_options_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (full.node_name, full.max_clients) == ("den", 3)
 
 
-def test_a_host_whose_name_is_odd_has_one_that_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_name_drops_control_characters_of_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.node", lambda: "b\x1b[1mox\u202e.example.org")
     assert settings_of(monkeypatch).node_name == "b[1mox"
     monkeypatch.setattr("platform.node", lambda: "")
@@ -176,19 +176,19 @@ def test_a_host_whose_name_is_odd_has_one_that_can_be_shown(monkeypatch: pytest.
         (["--join", "mesh1-abc"], "damaged"),
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(options: list[str], words: str) -> None:
+def test_start_refuses_options_that_exclude_each_other(options: list[str], words: str) -> None:
     with pytest.raises(MeshError, match=words) as caught:
         CliRunner().invoke(entry.app, options, catch_exceptions=False)
     assert caught.value.advice
 
 
-def test_settings_show_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_repr_hides_invite_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = repr(settings_of(monkeypatch, "--join", TOKEN))
     assert "the key of a one" not in shown
     assert TOKEN not in shown
 
 
-def test_help_needs_none_of_the_mesh() -> None:
+def test_help_imports_no_heavy_module() -> None:
     for arguments in ([], ["invite"]):
         told = subprocess.run(
             [sys.executable, "-X", "importtime", str(PROGRAM), *arguments, "--help"],
@@ -232,7 +232,7 @@ def looking(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @needs_linux
-def test_an_invite_is_taken_out_of_the_arguments() -> None:
+def test_join_removes_the_invite_from_the_arguments() -> None:
     with looking("before", TOKEN, "--join=" + TOKEN, "", encode(SECOND), "after") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "2\n"
@@ -244,7 +244,7 @@ def test_an_invite_is_taken_out_of_the_arguments() -> None:
 
 
 @needs_linux
-def test_what_is_not_an_invite_of_its_own_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hide_leaves_other_arguments_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Path("/proc/self/cmdline").read_bytes()
     monkeypatch.setattr(sys, "argv", ["mesh-llm", "--name", "abc", "--join", "b", "--join=b"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "b"])
@@ -254,7 +254,7 @@ def test_what_is_not_an_invite_of_its_own_is_left(monkeypatch: pytest.MonkeyPatc
     assert Path("/proc/self/cmdline").read_bytes() == before
 
 
-def test_where_it_cannot_be_hidden_the_person_is_told(
+def test_join_warns_where_the_arguments_cannot_be_overwritten(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(values: list[str]) -> bool:
@@ -278,7 +278,7 @@ def seen(process: psutil.Process) -> str:
 
 @needs_linux
 @pytest.mark.parametrize("form", ["separate", "joined", "file"])
-def test_a_daemon_shows_no_invite(tmp_path: Path, form: str) -> None:
+def test_daemon_shows_no_invite_in_its_arguments(tmp_path: Path, form: str) -> None:
     (tmp_path / "invite").write_text(TOKEN)
     arguments = {
         "separate": ["--join", TOKEN],
@@ -294,7 +294,7 @@ def test_a_daemon_shows_no_invite(tmp_path: Path, form: str) -> None:
 
 @needs_linux
 @pytest.mark.engine
-def test_what_a_daemon_starts_shows_no_invite(tmp_path: Path) -> None:
+def test_engine_processes_show_no_invite_in_their_arguments(tmp_path: Path) -> None:
     with daemon(tmp_path, "--model", MODEL, "--ctx-size", "512", "--join", TOKEN, "--verbose") as node:
         node.wait_until_serving()
         shown = [seen(process) for process in node.children()]
@@ -349,7 +349,7 @@ def console() -> Iterator[Callable[[int, bytes], FakeConsole]]:
 
 
 def ask_invite(server: FakeConsole, *options: str) -> str:
-    arguments = ["invite", "--console", str(server.server_port), *options]
+    arguments = ["invite", "--node-port", str(server.server_port), *options]
     result = CliRunner().invoke(entry.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -359,14 +359,14 @@ def answer(expires: int = 0) -> bytes:
     return json.dumps({"invite": TOKEN, "expires": expires}).encode()
 
 
-def test_the_invite_stands_alone_on_a_line(console: Callable[[int, bytes], FakeConsole]) -> None:
+def test_invite_command_prints_the_invite_alone_on_a_line(console: Callable[[int, bytes], FakeConsole]) -> None:
     server = console(200, answer())
     assert ask_invite(server) == TOKEN + "\n"
     path, headers, body = server.asked[0]
     assert (path, headers["x-mesh-llm"], json.loads(body)) == ("/api/invite", "invite", {"expires": 0})
 
 
-def test_an_invite_that_expires(console: Callable[[int, bytes], FakeConsole]) -> None:
+def test_invite_command_asks_for_an_expiry(console: Callable[[int, bytes], FakeConsole]) -> None:
     server = console(200, answer(1_800_007_200))
     assert json.loads(ask_invite(server, "--expires", "2h", "--json")) == {"invite": TOKEN, "expires": 1_800_007_200}
     assert json.loads(server.asked[0][2]) == {"expires": 7200}
@@ -388,16 +388,19 @@ def test_an_invite_that_expires(console: Callable[[int, bytes], FakeConsole]) ->
         (200, b'{"invite": "x", "expires": null}', NotRunning, "not a mesh-llm console"),
     ],
 )
-def test_a_console_that_gives_none(
+def test_invite_command_reports_the_consoles_error(
     console: Callable[[int, bytes], FakeConsole], status: int, text: bytes, kind: type[MeshError], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
         ask_invite(console(status, text))
 
 
-def test_where_nothing_runs(tmp_path: Path, unused_tcp_port: int) -> None:
+def test_invite_command_reports_that_no_node_runs(tmp_path: Path, unused_tcp_port: int) -> None:
     environment = {**os.environ, "MESH_LLM_HOME": str(tmp_path)}
-    for options, words in (([], "No mesh-llm runs"), (["--console", str(unused_tcp_port)], "No mesh-llm answers")):
+    for options, words in (
+        ([], "No mesh-llm is running"),
+        (["--node-port", str(unused_tcp_port)], "No mesh-llm answers"),
+    ):
         told = subprocess.run(
             [str(PROGRAM), "invite", *options], env=environment, capture_output=True, text=True, check=False
         )
@@ -409,11 +412,11 @@ def test_where_nothing_runs(tmp_path: Path, unused_tcp_port: int) -> None:
     ("text", "length"),
     [("", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800), (" 1 W ", 604_800), ("3660d", 316_224_000)],
 )
-def test_a_length_of_time(text: str, length: int) -> None:
+def test_seconds_parses_a_duration(text: str, length: int) -> None:
     assert seconds(text) == length
 
 
 @pytest.mark.parametrize("text", ["0h", "2", "h", "-1h", "1.5h", "2 hours", "2h30m", "999999999w", "3661d", "٣h"])
-def test_no_length_of_time(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="no length of time"):
+def test_seconds_refuses_what_is_no_duration(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="not a duration"):
         seconds(text)

@@ -18,7 +18,7 @@ from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.host import MeasuredModel
 from meshllm.daemon.settings import Settings
 from meshllm.errors import UsageError
-from meshllm.web.console.status import node_status
+from meshllm.web.console.status import StatusInputs, node_status
 
 GB = 10**9
 FIT = "3 of 4 layers on CUDA0: 5.1 GB of 6.0 GB; the rest on the processor: 2.0 GB of 20.0 GB; context 4096 of 8192"
@@ -57,10 +57,10 @@ def test_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(monkeypatch, "--max-vram", "5.5", "--device", "CUDA0, CUDA1", "--device", "Vulkan0")
     assert (given.max_memory, given.devices) == (5_500_000_000, ("CUDA0", "CUDA1", "Vulkan0"))
     assert CliRunner().invoke(entry.app, ["--max-vram", "0"]).exit_code == 2
-    with pytest.raises(UsageError, match="--split spreads a model"):
+    with pytest.raises(UsageError, match="--split needs a --model"):
         settings(monkeypatch, "--split")
     for option in ("--max-vram=5", "--device=CUDA0"):
-        with pytest.raises(UsageError, match="A client serves nothing"):
+        with pytest.raises(UsageError, match="a client serves no models"):
             settings(monkeypatch, "--client", option)
 
 
@@ -71,18 +71,21 @@ def test_where_a_model_went_is_said_when_it_serves() -> None:
     assert f"serving m (1 x 4096 tokens of context): {FIT}\n" in out.getvalue()
 
 
+def inputs(core: NodeCore, machine: MachineMemory) -> StatusInputs:
+    return StatusInputs(
+        snapshot=core.snapshot(), name="n", version="1", pid=1, api="a", console="c", started=0.0, machine=machine
+    )
+
+
 def told() -> dict[str, Any]:
-    status = node_status(
-        serving().snapshot(), [], name="n", version="1", pid=1, api="a", console="c", started=0.0, now=1.0,
-        machine=MACHINE,
-    )  # fmt: skip
+    status = node_status(inputs(serving(), MACHINE), 1.0)
     found: dict[str, Any] = orjson.loads(status.model_dump_json())
     return found
 
 
 def test_the_status_has_memory_devices_and_the_fit() -> None:
     status = told()
-    assert status["models"][0]["engine"]["fit"] == FIT
+    assert status["models"][0]["engine"]["placement_text"] == FIT
     machine = status["machine"]
     assert (machine["memory_total"], machine["memory_limited"], machine["cap"]) == (32 * GB, True, 5 * GB)
     assert machine["offered"] == 5 * GB
@@ -93,10 +96,7 @@ def test_the_status_has_memory_devices_and_the_fit() -> None:
 
 
 def test_a_machine_whose_engine_was_not_asked_says_so() -> None:
-    status = node_status(
-        NodeCore().snapshot(), [], name="n", version="1", pid=1, api="a", console="c", started=0.0, now=1.0,
-        machine=MachineMemory(32 * GB, 20 * GB),
-    )  # fmt: skip
+    status = node_status(inputs(NodeCore(), MachineMemory(32 * GB, 20 * GB)), 1.0)
     assert status.machine is not None
     assert status.machine.devices is None
 
@@ -107,8 +107,8 @@ def test_the_status_command_shows_them(monkeypatch: pytest.MonkeyPatch, capsys: 
     status_command.show(3131, as_json=False)
     shown = capsys.readouterr().out
     assert "memory 20.0 GB of 32.0 GB free, limited by a cgroup; 5.0 GB for models (--max-vram 5.0 GB)" in shown
-    assert "CUDA0 (H200): 6.0 GB of 8.0 GB free, its own\n" in shown
-    assert "Vulkan1 (Iris): 9.0 GB of 16.0 GB free, shared with the computer; not used" in shown
+    assert "CUDA0 (H200): 6.0 GB of 8.0 GB free, dedicated\n" in shown
+    assert "Vulkan1 (Iris): 9.0 GB of 16.0 GB free, shared with main memory; not used" in shown
     assert f"m: {FIT}" in shown
 
 

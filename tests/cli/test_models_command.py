@@ -291,7 +291,7 @@ def test_what_lies_elsewhere_stays(store: Store) -> None:
     [
         {"name": "mine", "phase": "serving"},
         {"name": "other", "phase": "serving", "file": {"path": "HERE"}},
-        {"name": "other", "phase": "serving", "engine": {"speculation": {"draft": "mine"}}},
+        {"name": "other", "phase": "serving", "engine": {"speculation": {"draft_model": "mine"}}},
         {"name": "mine", "phase": "fetching", "file": None, "engine": None},
     ],
 )

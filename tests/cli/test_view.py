@@ -1,4 +1,4 @@
-"""What a person sees: bars while something moves, a line for each change, nothing while nothing happens."""
+"""Terminal and JSON output of a running daemon."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ def play(viewer: view.LineViewer | view.JsonViewer) -> None:
     viewer.close()
 
 
-def test_other_machines_are_told_where_to_call_and_what_they_need() -> None:
+def test_viewers_show_the_urls_for_other_machines() -> None:
     homes = [(f"http://192.0.2.{host}:1/v1", f"http://192.0.2.{host}:2") for host in range(1, 9)]
     out = io.StringIO()
     lines = view.LineViewer(view.PlainConsole(out))
     lines.listening(LISTENING)
-    assert "other machines" not in out.getvalue()
+    assert "machines" not in out.getvalue()
     lines.listening(Listening(LISTENING.api, LISTENING.console, "/home/[x]/api-key", tuple(homes)))
     told = out.getvalue()
     assert "From other machines, with the key in /home/[x]/api-key (the console is read-only there):" in told
     assert "  API      http://192.0.2.1:1/v1\n  Console  http://192.0.2.1:2\n" in told
     assert "192.0.2.8" not in told
     lines.listening(Listening(LISTENING.api, LISTENING.console, "$MESH_LLM_API_KEY"))
-    assert out.getvalue().endswith("Callers from elsewhere need the key in $MESH_LLM_API_KEY\n")
+    assert out.getvalue().endswith("Other machines need the key in $MESH_LLM_API_KEY\n")
     services = io.StringIO()
     view.JsonViewer(services).listening(Listening(LISTENING.api, LISTENING.console, "$K", tuple(homes[:1])))
-    assert json.loads(services.getvalue())["elsewhere"] == ["http://192.0.2.1:2"]
+    assert json.loads(services.getvalue())["lan_urls"] == ["http://192.0.2.1:2"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "lines", "terminal"])
-def test_the_whole_story_is_told(kind: str) -> None:
+def test_line_viewer_shows_each_change_once(kind: str) -> None:
     out = io.StringIO()
     terminal = kind == "terminal"
     console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
@@ -73,10 +73,10 @@ def test_the_whole_story_is_told(kind: str) -> None:
     play(view.LiveViewer(console, idle=True) if terminal else lines)
     told = out.getvalue()
     assert "http://localhost:1/v1" in told
-    assert "Serving nothing" in told
+    assert "This node serves no model" in told
     assert max(map(len, view.IDLE.splitlines())) <= 80
     assert told.count("serving m[red]odel (4 x 8192 tokens of context): 0.31 GB") == 1
-    assert told.count("http://b is away: refused") == 1
+    assert told.count("http://b does not answer: refused") == 1
     assert told.count("http://b serves x") == 1
     assert "SIGKILL" in told
     if not terminal:
@@ -87,7 +87,7 @@ def test_the_whole_story_is_told(kind: str) -> None:
         assert "━" in told
 
 
-def test_the_live_display_is_away_while_nothing_moves() -> None:
+def test_live_viewer_removes_its_bars_without_progress() -> None:
     viewer = view.LiveViewer(Console(file=io.StringIO(), force_terminal=True))
     mesh = NodeCore()
     for event in STORY[:9]:
@@ -99,7 +99,7 @@ def test_the_live_display_is_away_while_nothing_moves() -> None:
     assert viewer._bars is None
 
 
-def test_json_is_one_object_a_line_and_says_each_thing_once() -> None:
+def test_json_viewer_writes_one_object_per_line_and_change() -> None:
     out = io.StringIO()
     viewer = view.JsonViewer(out)
     play(viewer)

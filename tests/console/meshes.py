@@ -17,6 +17,7 @@ from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerV
 from meshllm.core.memory.devices import Device, MachineMemory
 from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, PeerAddress, RecordVersion, Role, ServedModel
+from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import (
     BackendState,
     EnginePhase,
@@ -35,12 +36,13 @@ from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
 from meshllm.util.progress import Progress
 from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
-from meshllm.web.console.status import LoadStatus, NodeStatus, SharingStatus, TransferStatus, node_status
+from meshllm.web.console.status import NodeStatus, SharingStatus, StatusInputs, TargetLoad, TransferStatus, node_status
+from meshllm.web.console.status_model import TransportKind
 from meshllm.web.http.access_control import AccessPolicy
 
 GB, MB = 10**9, 10**6
 # Only matters when something is broken.
-PATIENCE_SECONDS = 60.0
+OPEN_WAIT_SECONDS = 60.0
 MESH = MeshId(bytes.fromhex("6989ec9eacd6b822cdeb1c806dc611ec"))
 HERE = NodeId(b"h" * 32)
 WORDS = (
@@ -101,37 +103,37 @@ class Stage:
     snapshot: Snapshot = field(default_factory=Snapshot)
     name: str = "workbench"
     api: str = "http://localhost:9/v1"
-    load: tuple[LoadStatus, ...] = ()
-    vias: dict[NodeId, str] = field(default_factory=dict)
+    load: tuple[TargetLoad, ...] = ()
+    transports: dict[NodeId, str] = field(default_factory=dict)
     machine: MachineMemory | None = None
     sharing: SharingStatus | None = None
     invite_problem: Exception | None = None
-    guesses: dict[str, DraftCounts] = field(default_factory=dict)
-    carried: dict[NodeId, LeaseTraffic] = field(default_factory=dict)
+    drafts: dict[str, DraftCounts] = field(default_factory=dict)
+    traffic: dict[NodeId, LeaseTraffic] = field(default_factory=dict)
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     hosts: tuple[str, ...] = ("127.0.0.1", "::1")
-    elsewhere: tuple[str, ...] = ()
+    lan_urls: tuple[str, ...] = ()
     port: int = 0
 
     def status(self) -> NodeStatus:
         """What the daemon would say."""
-        return node_status(
-            self.snapshot,
-            list(self.load),
+        inputs = StatusInputs(
+            snapshot=self.snapshot,
+            loads=self.load,
             name=self.name,
             version="0.1.0",
             pid=1,
             api=self.api,
             console=self.url,
             started=-7384.0,
-            now=0.0,
-            vias=self.vias,
+            transports=self.transports,
             machine=self.machine,
             sharing=self.sharing,
-            guesses=self.guesses,
-            traffic=lambda lease: self.carried,
-            elsewhere=self.elsewhere,
+            drafts=self.drafts,
+            traffic=lambda lease: self.traffic,
+            lan_urls=self.lan_urls,
         )
+        return node_status(inputs, 0.0)
 
     @property
     def url(self) -> str:
@@ -172,11 +174,11 @@ def staged(stage: Stage) -> Iterator[Stage]:
     thread = Thread(target=loop.run_forever, name="console")
     thread.start()
     try:
-        asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(PATIENCE_SECONDS)
+        asyncio.run_coroutine_threadsafe(stage.begin(), loop).result(OPEN_WAIT_SECONDS)
         try:
             yield stage
         finally:
-            asyncio.run_coroutine_threadsafe(stage.end(), loop).result(PATIENCE_SECONDS)
+            asyncio.run_coroutine_threadsafe(stage.end(), loop).result(OPEN_WAIT_SECONDS)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -220,14 +222,14 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
         wants=wants,
     )
     linked = [view for view in peers if view.linked]
-    vias = {view.node: "lane" if place % 3 else "quic" for place, view in enumerate(linked) if place % 4 != 3}
+    transports = {view.node: "lane" if place % 3 else "quic" for place, view in enumerate(linked) if place % 4 != 3}
     card = Device("CUDA0", "NVIDIA RTX 4090", "CUDA", 24 * GB, 13 * GB)
     machine = MachineMemory(64 * GB, 39 * GB, devices=(card,), used=("CUDA0",), known=True)
-    load = [_load("/run/Qwen3-8B-Q4_K_M.sock", "engine", "", 1, 87.3)]
+    load = [_load(TargetKind.ENGINE, "/run/Qwen3-8B-Q4_K_M.sock", "", 1, 87.3)]
     for view in linked[:6]:
         for model in view.record.serves:
-            load.append(_load(view.node.hex(), "peer", model.name, 0, rng.uniform(12, 90)))
-    return Stage(snapshot, load=tuple(load), vias=vias, machine=machine, sharing=_sharing(peers))
+            load.append(_load(TargetKind.PEER, view.node.hex(), model.name, 0, rng.uniform(12, 90)))
+    return Stage(snapshot, load=tuple(load), transports=transports, machine=machine, sharing=_sharing(peers))
 
 
 def split_over(stage: Stage, committed: bool = True) -> Stage:
@@ -254,32 +256,37 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
         model = replace(model, server=ServerPhase.NONE, server_facts=None)
     kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
     stage.snapshot = replace(stage.snapshot, models=(model, *kept))
-    stage.guesses = {name: DraftCounts(written=1000, seconds=121.0)} if committed else {}
-    stage.carried = {
+    stage.drafts = {name: DraftCounts(written=1000, seconds=121.0)} if committed else {}
+    stage.traffic = {
         one: LeaseTraffic(31 * MB, 29 * MB, 1840, "lane"),
         two: LeaseTraffic(22 * MB, 21 * MB, 1310, "lane"),
     }
-    stage.vias = {**stage.vias, one: "lane", two: "lane"}
+    stage.transports = {**stage.transports, one: "lane", two: "lane"}
     return stage
 
 
 def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:
     # Two give what is being fetched, one of them by the fast way.
-    taking = [
+    downloads = [
         TransferStatus(
             peer=view.node.hex(),
             name=view.record.name,
             what="Mistral-Small-24B-Q4_K_M",
             bytes=(place + 2) * GB,
             rate=(62 - place * 40) * MB,
-            via=("lane", "quic")[place],
+            transport=(TransportKind.LANE, TransportKind.QUIC)[place],
         )
         for place, view in enumerate(peers[:2])
     ]
-    return SharingStatus(shares=True, limit=None, given=31 * GB, giving=[], taking=taking, banned=[])
-
-
-def _load(target: str, kind: str, model: str, active: int, speed: float) -> LoadStatus:
-    return LoadStatus(
-        target=target, active=active, waiting=0, slots=4, kind=kind, model=model, tokens_per_second=round(speed, 1)
+    return SharingStatus(
+        upload_enabled=True,
+        upload_limit=None,
+        uploaded_bytes=31 * GB,
+        uploads=[],
+        downloads=downloads,
+        banned=[],
     )
+
+
+def _load(kind: TargetKind, address: str, model: str, active: int, speed: float) -> TargetLoad:
+    return TargetLoad(kind, address, active, waiting=0, slots=4, model=model, tokens_per_second=round(speed, 1))

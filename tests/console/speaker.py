@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
 
-PATIENCE_SECONDS = 60.0
+OPEN_WAIT_SECONDS = 60.0
 # An answer comes in pieces of so many characters.
 PIECE = 7
 

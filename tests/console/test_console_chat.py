@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.console.conftest import Visitor, serious
-from tests.console.speaker import PATIENCE_SECONDS, Speaker, speaking
+from tests.console.speaker import OPEN_WAIT_SECONDS, Speaker, speaking
 from tests.daemons import MODEL, PROGRAM, Daemon, daemon
 
 pytestmark = pytest.mark.engine
@@ -151,7 +151,7 @@ def test_a_backend_hears_that_nobody_listens(chat: Page, speaker: Speaker) -> No
     ask(chat, "Go on", "speaker")
     expect(answers(chat).locator(".prose")).to_have_text("So far so good")
     chat.get_by_role("button", name="Stop").click()
-    assert speaker.gave_up.wait(PATIENCE_SECONDS)
+    assert speaker.gave_up.wait(OPEN_WAIT_SECONDS)
     expect(answers(chat)).to_contain_text("Stopped.")
 
 

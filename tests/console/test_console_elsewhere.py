@@ -18,7 +18,7 @@ from meshllm.web.http.access_control import AccessPolicy
 from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, mesh_of, staged
 from tests.console.speaker import Speaker, speaking
-from tests.daemons import MODEL, PATIENCE_SECONDS, Daemon, daemon
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS, Daemon, daemon
 from tests.elsewhere import own_address
 
 PHONE = {"viewport": {"width": 375, "height": 720}, "is_mobile": True, "has_touch": True}
@@ -93,7 +93,7 @@ def test_a_phone_is_let_in_by_the_key_and_chats_and_sees_no_invite(
     ask(page, "Name three colours.", MODEL)
     expect(page.locator("li.answered .prose")).to_contain_text(re.compile(r"\w+"))
     how = page.locator("li.answered:not(.growing) .how")
-    expect(how).to_contain_text("on workbench", timeout=PATIENCE_SECONDS * 1000)
+    expect(how).to_contain_text("on workbench", timeout=OPEN_WAIT_SECONDS * 1000)
     expect(how).to_contain_text(re.compile(r"\d tok/s.*\d tokens"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     for secret in (key_of(node[0]), str(node[0].home), "mesh1-"):
@@ -243,7 +243,7 @@ def test_nothing_serious_is_in_the_way_of_who_comes_from_elsewhere(
         unlock(page, KEY)
         page.get_by_role("heading", name="Read-only from here").wait_for()
         assert serious(page) == []
-        stage.elsewhere = (f"http://{own_address()}:{stage.port}",)
+        stage.lan_urls = (f"http://{own_address()}:{stage.port}",)
         page = visitor.open(f"http://localhost:{stage.port}/#/join")
         page.get_by_role("button", name="Show the code and the key").click()
         page.get_by_role("img", name="The console’s address and the key as a QR code").wait_for()

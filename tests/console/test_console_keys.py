@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.console.conftest import Visitor
-from tests.console.speaker import PATIENCE_SECONDS, Speaker, speaking
+from tests.console.speaker import OPEN_WAIT_SECONDS, Speaker, speaking
 from tests.daemons import Daemon, daemon
 
 
@@ -54,7 +54,7 @@ def test_escape_stops_an_answer_wherever_the_focus_is(chat: Page, node: tuple[Da
         if away:
             chat.evaluate("document.activeElement.blur()")
         chat.keyboard.press("Escape")
-        assert speaker.gave_up.wait(PATIENCE_SECONDS)
+        assert speaker.gave_up.wait(OPEN_WAIT_SECONDS)
         expect(chat.locator("li.answered").last).to_contain_text("Stopped.")
 
 

@@ -165,9 +165,9 @@ def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, vis
     expect(row("bge-m3")).to_have_count(1)  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("Serve it with --model bge-m3.")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("also bge-m3-Q8_0")  # type: ignore[arg-type]
-    exchanged = page.get_by_role("region", name="Files exchanged with the mesh")
-    expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GB, 62.0 MB a second by lane")
-    expect(exchanged).to_contain_text("31.0 GB given so far")
+    exchanged = page.get_by_role("region", name="Model file transfers")
+    expect(exchanged).to_contain_text("Mistral-Small-24B-Q4_K_M from amber: 2.0 GB, 62.0 MB/s by lane")
+    expect(exchanged).to_contain_text("31.0 GB uploaded")
     page.get_by_role("link", name="Chat", exact=True).last.click()
     expect(page.get_by_role("combobox", name="Model")).to_have_value(re.compile("Qwen3|gpt-oss"))
 

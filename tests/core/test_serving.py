@@ -111,6 +111,8 @@ def test_a_stable_stretch_forgives_earlier_deaths() -> None:
         mesh.handle(e.ServerReady("m", generation + 1, SERVER), now + 1)
     assert mesh.snapshot().models[0].restarts == 3
     assert mesh.snapshot().models[0].failures == 1
+    assert mesh.snapshot().models[0].reason == "", "it serves again"
+    assert mesh.snapshot().models[0].last_failure == "killed"
 
 
 def test_events_of_a_dead_generation_change_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -14,8 +15,23 @@ from meshllm.core.routing import routes
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelFacts, ModelPhase, ServerFacts, ServerPhase
 from meshllm.core.split.host import MeasuredModel, SizeNeed, SplitState
-from meshllm.core.split.lease import Lease, LeasedFile, LeasePhase, Propose, WorkerReport
+from meshllm.core.split.lease import (
+    LEASE_TTL_SECONDS,
+    RENEW_SECONDS,
+    TRANSITIONS,
+    Commit,
+    Lease,
+    LeasedFile,
+    LeaseMessage,
+    LeasePhase,
+    Propose,
+    Release,
+    Renew,
+    WorkerReport,
+)
 from meshllm.core.split.planner import SplitNeed, WorkerShare
+from meshllm.core.transitions import move
+from meshllm.wire.mesh.codec import encode_message
 from tests.core.small_mesh import SmallMesh, node_id
 
 FILES = (LeasedFile("m.gguf", 1000, "ab" * 32),)
@@ -40,6 +56,7 @@ class SplitMesh(SmallMesh):
         self.endless: set[int] = set()
         self.paging: set[int] = set()
         self.slow = False  # whether measuring takes long
+        self.lose: Callable[[int, object], bool] = lambda number, message: False  # messages of a node that get lost
 
     def node(self, number: int, room: int, *, joins: int | None = None, model: str = "", apart: bool = False) -> None:
         """Start one; with `model` it is asked to serve that."""
@@ -104,6 +121,8 @@ class SplitMesh(SmallMesh):
             case c.OpenAhead(peer):
                 self.ahead.append((number, peer))
             case c.Send(_, WorkerReport()) if number in self.mute:
+                pass
+            case c.Send(_, LeaseMessage() as message) if self.lose(number, message):
                 pass
             case _:
                 super()._carry_out(number, command)
@@ -275,6 +294,8 @@ def test_a_broken_tunnel_is_a_lost_member_whatever_the_link_does(mesh: SplitMesh
     again = mesh.servers[1].lease
     assert again is not None
     assert again.members == (node_id(3),)
+    assert 2 not in mesh.workers
+    assert mesh.cores[2].snapshot().worker_lease is None
 
 
 def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh) -> None:
@@ -284,7 +305,7 @@ def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh)
     mesh.run(1.0)
     route = routes.route(mesh.cores[1].snapshot(), "m")
     assert route.availability is routes.Availability.COMING
-    assert "may be back" in route.message
+    assert "retrying in a few seconds" in route.message
     mesh.kill(2, seen=True)
     mesh.until(lambda: mesh.phase(1) is ModelPhase.FAILED)  # now there is nobody to wait for
 
@@ -344,6 +365,7 @@ def test_whoever_says_nothing_is_left_out(mesh: SplitMesh) -> None:
     lease = mesh.servers[1].lease
     assert lease is not None
     assert lease.members == (node_id(3),)
+    assert 2 not in mesh.workers, "its link is up, and it is free again all the same"
 
 
 def test_a_worker_may_take_long_to_prepare_as_long_as_it_says_so(mesh: SplitMesh) -> None:
@@ -427,3 +449,172 @@ def test_who_reads_faster_is_told_and_counts(mesh: SplitMesh) -> None:
     assert split is not None
     assert split.plan is not None
     assert split.plan.members[0].node == node_id(3)
+
+
+# -- leases have a time to live
+
+
+def test_lease_is_renewed_for_as_long_as_it_is_served(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    mesh.run(5.0)
+    mesh.sent.clear()
+    mesh.run(60.0)
+    messages = [message for _, _, message in mesh.sent if isinstance(message, LeaseMessage)]
+    assert messages == [Renew(lease.session, lease.generation, True)] * round(60.0 / RENEW_SECONDS), "and nothing else"
+    assert mesh.servers[1].lease == lease
+    assert len(mesh.started) == 1
+
+
+def test_renewal_costs_less_than_15_bytes_a_second() -> None:
+    assert len(encode_message(Renew(b"s" * 16, 1000, True))) / RENEW_SECONDS < 15
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_worker_frees_itself_when_its_lease_is_not_renewed(mesh: SplitMesh, committed: bool) -> None:
+    if not committed:
+        mesh.endless.add(2)
+    pair(mesh)
+    mesh.until(lambda: 2 in mesh.workers and mesh.serves(1) is committed)
+    mesh.run(3.0)
+    mesh.lose = lambda number, message: number == 1  # the link stays up
+    mesh.until(lambda: 2 not in mesh.workers, within=LEASE_TTL_SECONDS + 0.5)
+    assert mesh.cores[2].snapshot().worker_lease is None
+    assert not routes.offers_here(mesh.cores[1].snapshot(), "m"), "the host was told"
+
+
+def test_lease_survives_the_loss_of_three_renewals(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    lost: list[object] = []
+    mesh.lose = lambda number, message: isinstance(message, Renew) and len(lost) < 3 and not lost.append(message)
+    mesh.run(30.0)
+    assert len(lost) == 3
+    assert mesh.workers[2] == lease
+    assert len(mesh.started) == 1
+
+
+def test_worker_that_misses_its_release_frees_itself(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    mesh.node(3, 500, joins=1)
+    mesh.run(3.0)
+    mesh.lose = lambda number, message: isinstance(message, Release)
+    mesh.tell(1, e.TunnelBroken(lease.session, lease.generation, node_id(2)))
+    mesh.run(1.0)
+    assert mesh.workers[2] == lease
+    mesh.until(lambda: 2 not in mesh.workers, within=LEASE_TTL_SECONDS)
+    assert mesh.serves(1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_split_is_served_although_lease_messages_are_lost(seed: int) -> None:
+    mesh = SplitMesh(seed)
+    rng = random.Random(seed)
+    mesh.lose = lambda number, message: rng.random() < 0.3
+    pair(mesh)
+    mesh.until(lambda: mesh.serves(1), within=120.0)
+    mesh.lose = lambda number, message: False
+    mesh.until(
+        lambda: (lease := mesh.cores[2].snapshot().worker_lease) is not None and lease.phase is LeasePhase.COMMITTED,
+        within=30.0,
+    )
+    mesh.run(30.0)
+    assert mesh.serves(1)
+    assert mesh.servers[1].lease == mesh.workers[2]
+
+
+def test_commit_that_is_lost_is_made_up_for_by_a_renewal(mesh: SplitMesh) -> None:
+    mesh.lose = lambda number, message: isinstance(message, Commit)
+    serving_pair(mesh)
+    mesh.run(2 * RENEW_SECONDS)
+    lease = mesh.cores[2].snapshot().worker_lease
+    assert lease is not None
+    assert lease.phase is LeasePhase.COMMITTED
+
+
+def test_host_plans_again_when_its_worker_has_no_such_lease(mesh: SplitMesh) -> None:
+    lease = serving_pair(mesh)
+    mesh.lose = lambda number, message: number == 2  # its last report does not arrive
+    mesh.lose_worker(2)
+    mesh.run(0.5)
+    mesh.lose = lambda number, message: False
+    mesh.until(lambda: mesh.serves(1) and 2 in mesh.workers, within=15.0)
+    assert mesh.workers[2].generation == lease.generation + 1
+
+
+def test_workers_silent_in_the_same_moment_are_all_left_out(mesh: SplitMesh) -> None:
+    mesh.mute |= {2, 3}
+    mesh.node(1, 450, model="m")
+    mesh.node(2, 450, joins=1)
+    mesh.node(3, 450, joins=1)
+    mesh.until(lambda: {2, 3} <= mesh.workers.keys())
+    generation = mesh.workers[2].generation
+    mesh.until(lambda: mesh.workers == {}, within=12.0)
+    mesh.node(4, 450, joins=1)
+    mesh.node(5, 450, joins=1)
+    took = mesh.until(lambda: mesh.serves(1), within=30.0)
+    lease = mesh.servers[1].lease
+    assert lease is not None
+    assert set(lease.members) == {node_id(4), node_id(5)}
+    assert (lease.generation, took < 8.0) == (generation + 1, True), "no further round waits for a silent worker"
+
+
+def test_second_worker_lost_in_the_same_moment_is_left_out(mesh: SplitMesh) -> None:
+    mesh.node(1, 450, model="m")
+    for number in (2, 3):
+        mesh.node(number, 450, joins=1)
+    mesh.until(lambda: mesh.serves(1))
+    lease = mesh.servers[1].lease
+    assert lease is not None
+    assert set(lease.members) == {node_id(2), node_id(3)}
+    mesh.node(4, 450, joins=1)
+    mesh.node(5, 450, joins=1)
+    mesh.run(3.0)
+    for number in (2, 3):
+        mesh.kill(number, seen=True)
+    mesh.until(lambda: mesh.serves(1) and mesh.servers[1].lease != lease, within=5.0)
+    again = mesh.servers[1].lease
+    assert again is not None
+    assert set(again.members) == {node_id(4), node_id(5)}
+    assert again.generation == 2, "no proposal went to the second lost worker"
+
+
+def test_restarted_host_gets_its_worker_at_once(mesh: SplitMesh) -> None:
+    old = serving_pair(mesh)
+    mesh.run(3.0)
+    mesh.cores.pop(1)
+    mesh.servers.pop(1)
+    mesh.links[2].discard(1)  # the worker has not noticed yet that this link is dead
+    mesh.links.pop(1)
+    mesh.node(1, 700, joins=2, model="m")
+    mesh.until(lambda: mesh.serves(1), within=20.0)
+    lease = mesh.servers[1].lease
+    assert lease is not None
+    assert lease.session != old.session
+    mesh.run(LEASE_TTL_SECONDS + 1)
+    assert mesh.workers[2] == lease
+    assert mesh.serves(1)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("distance", [0.0, 0.3, 2.0, 5.0, 9.0, 11.0, 20.0])
+@pytest.mark.parametrize("first", [1, 2])
+def test_split_is_served_again_however_far_apart_its_nodes_restart(first: int, distance: float, seen: bool) -> None:
+    mesh = SplitMesh(int(distance * 10) + first)
+    serving_pair(mesh)
+    mesh.run(3.0)
+    for number in (first, 3 - first):
+        if number in mesh.cores:
+            mesh.kill(number, seen=seen)
+        mesh.workers.pop(number, None)
+        mesh.servers.pop(number, None)
+        mesh.node(number, 700 if number == 1 else 600, joins=3 - number, model="m" if number == 1 else "")
+        mesh.run(distance)
+    mesh.until(lambda: mesh.serves(1), within=60.0)
+    mesh.run(20.0)
+    assert mesh.serves(1), "and stays so"
+    assert mesh.servers[1].lease == mesh.workers[2]
+
+
+def test_transition_that_is_not_in_the_table_raises_naming_both_states() -> None:
+    assert {a for a, _ in TRANSITIONS} == set(LeasePhase) - {LeasePhase.ENDED}
+    with pytest.raises(ValueError, match="ready -> asked"):
+        move(TRANSITIONS, LeasePhase.READY, LeasePhase.ASKED)

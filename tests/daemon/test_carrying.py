@@ -23,7 +23,7 @@ from meshllm.daemon.worker_process import WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
-from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, OutOfRoom
+from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, NotEnoughSpace
 from meshllm.models.hub.manifest import Manifest
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.util.progress import Progress
@@ -56,7 +56,7 @@ class Tunnels:
         self.revoked: list[tuple[bytes, int]] = []
         self.ahead: list[NodeId] = []
 
-    def open_ahead(self, peer: NodeId) -> None:
+    def preconnect(self, peer: NodeId) -> None:
         self.ahead.append(peer)
 
     def admit(self, lease: Any, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
@@ -89,7 +89,7 @@ class Bench:
 
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
         if len(share.devices) == 3:
-            raise OutOfRoom("three accelerators were planned for")
+            raise NotEnoughSpace("three accelerators were planned for")
         return ("CUDA1", "CUDA3") if share.devices else ("CUDA1",)
 
     async def until(self, kind: type[e.Event]) -> Any:
@@ -166,7 +166,7 @@ async def test_a_worker_has_its_sockets_its_neighbours_and_its_files(
         assert commands[0] == {HOST}
         assert pushes is None, "there is no worker before it"
         purpose, onward = it.tunnels.led[LAST]
-        assert purpose is TunnelUse.PUSHES
+        assert purpose is TunnelUse.TENSORS
         environment, words = child().environ(), child().cmdline()
         assert text(environment["GGML_RPC_FILES"]) == f"{'ab' * 32} 5 /models/m.gguf\n"
         assert environment["GGML_RPC_PEERS"] == f"{LAST.hex()[:32]}={onward}"
@@ -202,7 +202,7 @@ async def test_the_last_worker_takes_pushes_of_the_one_before(tmp_path: Path, pr
     async with bench(tmp_path / "n", here, LAST) as it:
         it.carrying.start(LEASE)
         await it.until(e.WorkerReady)
-        assert it.tunnels.admitted[TunnelUse.PUSHES][0] == {FIRST}
+        assert it.tunnels.admitted[TunnelUse.TENSORS][0] == {FIRST}
         assert it.tunnels.led == {}
         assert child().environ()["GGML_RPC_PEERS"] == ""
         it.carrying.stop(WHICH)
@@ -290,7 +290,7 @@ async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: 
 
 async def test_a_tunnel_is_made_while_a_worker_makes_itself_ready(tmp_path: Path) -> None:
     async with bench(tmp_path / "n", here, HOST) as it:
-        it.carrying.open_ahead(FIRST)
+        it.carrying.preconnect(FIRST)
         assert it.tunnels.ahead == [FIRST]
 
 
@@ -299,7 +299,7 @@ async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
     alone = WorkerProcesses(
         tmp_path, tmp_path, ChildRegistry(tmp_path / "c"), said.append, here, cast(StartPlanner, None)
     )
-    alone.open_ahead(FIRST)
+    alone.preconnect(FIRST)
     with pytest.raises((OSError, MeshError), match="no mesh"):
         await alone.connect_workers(LEASE, ())
     await alone.close()

@@ -21,7 +21,7 @@ from meshllm.engine.build.builder import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.probe.bindings import BufferNeed, EngineDevice, MemoryNeed
 from meshllm.engine.processes.llama_server import Projector
-from meshllm.errors import OutOfRoom, UsageError
+from meshllm.errors import NotEnoughSpace, UsageError
 from meshllm.machine import resources
 from meshllm.machine.resources import Memory
 from meshllm.models.gguf.header import read_header
@@ -115,11 +115,11 @@ async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog
 async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
     machine.available = int(4 * GB / MOST_PAGED)
-    with pytest.raises(OutOfRoom, match=r"m does not fit here: .* GB are missing") as caught:
+    with pytest.raises(NotEnoughSpace, match=r"m does not fit here: .* GB are missing") as caught:
         await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert "--join" in caught.value.advice
     machine.available = 32 * GB
-    with pytest.raises(OutOfRoom, match=r"2\.0 GB of memory may be used") as caught:
+    with pytest.raises(NotEnoughSpace, match=r"2\.0 GB of memory may be used") as caught:
         await StartPlanner(cap=2 * GB).plan(ENGINE, local, usage(local.header))
     assert "--max-vram" in caught.value.advice
 
@@ -166,7 +166,7 @@ async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine
     assert sum(fitter.device_memory()) == fitter.free_memory()
     assert fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
     assert fitter.worker_devices(WorkerShare(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
-    with pytest.raises(OutOfRoom, match=r"planned for 2 accelerators, and there are 3"):
+    with pytest.raises(NotEnoughSpace, match=r"planned for 2 accelerators, and there are 3"):
         fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 4)))
     machine.devices = (gpu("CUDA0", 6), PROCESSOR)
     await fitter.refresh_devices(ENGINE)
@@ -222,7 +222,7 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
     alone = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=Speculation(DraftSource.NGRAMS))
     assert (fit.speculation, fit.size) == (wanted, ContextSize(32768, 4))
     assert fit.memory > alone.memory + 0.4 * GB
-    guessed = [asked["guessed"] for asked in machine.asked if asked["path"] == local.path]
+    guessed = [asked["draft_tokens"] for asked in machine.asked if asked["path"] == local.path]
     assert guessed == [wanted.max_draft_tokens, Speculation(DraftSource.NGRAMS).max_draft_tokens]
     machine.available = int(5.2 * GB)
     with caplog.at_level(logging.WARNING):
@@ -264,5 +264,5 @@ async def test_the_real_engine(tmp_path: Path) -> None:
     fit = await fitter.plan(engine, local, usage(local.header))
     assert fit.size == ContextSize(8192, 4)
     assert fitter.machine().known
-    with pytest.raises(OutOfRoom, match="are missing"):
+    with pytest.raises(NotEnoughSpace, match="are missing"):
         await StartPlanner(cap=20 * MIB, wanted=("none",)).plan(engine, local, usage(local.header))

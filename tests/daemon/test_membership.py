@@ -20,7 +20,7 @@ from meshllm.daemon.app import App, Listening, Viewer
 from meshllm.daemon.mesh_session import MeshSession, look_up
 from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
-from meshllm.net.addresses import InterfaceFacts
+from meshllm.net.addresses import InterfaceAddress
 from meshllm.net.base import LinkFacts
 from meshllm.net.quic.transport import QuicTransport
 from meshllm.wire.mesh.invite import Invite, decode, invite_key
@@ -49,7 +49,7 @@ class Rig:
         self.posted: list[e.Event] = []
         self.settings = Settings(home, invites=invites, client=client, node_name="box")
         self.membership = MeshSession(self.settings, look_up(self.settings), self.posted.append)
-        self.membership._facts = [InterfaceFacts("eth0", "192.0.2.9", default=True)]
+        self.membership._facts = [InterfaceAddress("eth0", "192.0.2.9", default=True)]
         self.membership._port = 99
 
     def kept(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from meshllm.daemon.worker_process import WorkerProcesses
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.llama_server import Projector
-from meshllm.errors import MeshError, OutOfRoom
+from meshllm.errors import MeshError, NotEnoughSpace
 from meshllm.models.gguf.projector import projector_bytes
 from meshllm.models.gguf.purpose import usage
 from meshllm.models.library.local_model import LocalModel, from_path
@@ -135,7 +135,7 @@ async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
 
 
 async def test_what_does_not_fit_alone_may_fit_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with hands(tmp_path, OutOfRoom("too large")) as it:
+    async with hands(tmp_path, NotEnoughSpace("too large")) as it:
         monkeypatch.setattr(it.fitter, "plan", it.plan)
         it.servers.measure(model(it, tmp_path), "m", ENGINE, split=False)
         event = await it.told()

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import openai
 
-from tests.daemons import PATIENCE_SECONDS, PROGRAM
+from tests.daemons import OPEN_WAIT_SECONDS, PROGRAM
 from tests.netlab.lab import Host
 from tests.netlab.nodes import FakeModel, Node, Status, _end, serving
 
@@ -69,12 +69,15 @@ class Site:
             node.until(lambda status: status["mesh"] is not None, "the mesh to be looked for")
         return node
 
-    def run(self, home: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, home: str, *arguments: str, stdin: str = "", environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """`mesh-llm` to its end."""
-        environment = {**os.environ, **self.environment, "MESH_LLM_HOME": str(self.folder / home)}
+        chosen = self.environment if environment is None else environment
+        environment = {**os.environ, **chosen, "MESH_LLM_HOME": str(self.folder / home)}
         return subprocess.run(
             [str(PROGRAM), *arguments],
-            env=environment, input=stdin, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+            env=environment, input=stdin, capture_output=True, text=True, timeout=OPEN_WAIT_SECONDS,
         )  # fmt: skip
 
     def kept(self, home: str) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def client(node: Node) -> openai.OpenAI:
     """OpenAI's client, which tries nothing twice."""
     found = _clients.get(node.base_url)
     if found is None:
-        found = openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
+        found = openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS)
         _clients[node.base_url] = found
     return found
 

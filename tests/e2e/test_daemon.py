@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-from tests.daemons import MODEL, PATIENCE_SECONDS, PROGRAM, Daemon, daemon
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS, PROGRAM, Daemon, daemon
 
 SMALL = ("--model", MODEL, "--ctx-size", "1024")
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 0}
@@ -25,7 +25,7 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a stor
 
 def client(node: Daemon) -> openai.OpenAI:
     """OpenAI's client, which tries nothing twice. To be closed."""
-    return openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
+    return openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS)
 
 
 def status(node: Daemon) -> Any:
@@ -37,7 +37,7 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`mesh-llm` to its end, with a home of its own."""
     environment = {**os.environ, "MESH_LLM_HOME": str(home)}
     return subprocess.run(
-        [str(PROGRAM), *arguments], env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        [str(PROGRAM), *arguments], env=environment, capture_output=True, text=True, timeout=OPEN_WAIT_SECONDS
     )
 
 
@@ -92,7 +92,7 @@ def test_kill_minus_nine_of_the_daemon_leaves_nothing_and_it_starts_again(tmp_pa
         assert any("llama-server" in process.name() for process in below)
     finally:
         first.kill()
-    gone, alive = psutil.wait_procs(below, timeout=PATIENCE_SECONDS)
+    gone, alive = psutil.wait_procs(below, timeout=OPEN_WAIT_SECONDS)
     assert alive == []
     assert len(gone) == len(below)
     with daemon(tmp_path, *SMALL) as second:
@@ -111,8 +111,8 @@ def test_stop_lets_an_answer_be_completed_and_leaves_nothing(tmp_path: Path) -> 
         node.process.send_signal(signal.SIGTERM)
         rest = list(chunks)
         assert rest[-1].choices[0].finish_reason in ("length", "stop")
-        assert node.process.wait(PATIENCE_SECONDS) == 0
-        assert psutil.wait_procs(below, timeout=PATIENCE_SECONDS)[1] == []
+        assert node.process.wait(OPEN_WAIT_SECONDS) == 0
+        assert psutil.wait_procs(below, timeout=OPEN_WAIT_SECONDS)[1] == []
     assert not (tmp_path / "daemon.json").exists()
     assert list((tmp_path / "run").iterdir()) == []
     assert list((tmp_path / "children").iterdir()) == []
@@ -139,7 +139,7 @@ def test_a_node_without_models_answers_and_says_so(tmp_path: Path) -> None:
 def test_events_tell_the_state_at_once_and_a_stop_ends_them(tmp_path: Path) -> None:
     with daemon(tmp_path) as node:
         at = urlsplit(node.console_url)
-        connection = http.client.HTTPConnection("127.0.0.1", at.port or 0, timeout=PATIENCE_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", at.port or 0, timeout=OPEN_WAIT_SECONDS)
         connection.request("GET", "/api/events")
         response = connection.getresponse()
         assert response.readline() == b"event: status\n"
@@ -154,9 +154,9 @@ def test_the_status_command_prints_what_the_api_says(tmp_path: Path) -> None:
         told = json.loads(run(tmp_path, "status", "--json").stdout)
         assert told["pid"] == node.process.pid
         port = str(urlsplit(node.console_url).port)
-        shown = run(tmp_path / "elsewhere", "status", "--console", port)
+        shown = run(tmp_path / "elsewhere", "status", "--node-port", port)
         assert shown.returncode == 0
-        assert "It serves nothing" in shown.stdout
+        assert "No model is served" in shown.stdout
 
 
 def test_stop_ends_the_node_of_this_home_and_only_that(tmp_path: Path) -> None:
@@ -164,12 +164,12 @@ def test_stop_ends_the_node_of_this_home_and_only_that(tmp_path: Path) -> None:
         done = run(tmp_path / "a", "stop")
         assert done.returncode == 0
         assert str(one.process.pid) in done.stdout
-        assert one.process.wait(PATIENCE_SECONDS) == 0
+        assert one.process.wait(OPEN_WAIT_SECONDS) == 0
         assert other.process.poll() is None
         assert status(other)["pid"] == other.process.pid
         again = run(tmp_path / "a", "stop")
         assert again.returncode == 1
-        assert "No mesh-llm runs" in again.stderr
+        assert "No mesh-llm is running" in again.stderr
 
 
 def test_a_second_node_with_the_same_home_is_refused_with_a_way_out(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_a_taken_port_is_refused_with_a_way_out(tmp_path: Path) -> None:
         (["--backend", "http://api.example.com/v1"], "private network"),
         (["--backend", "http://localhost:1,key=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
         (["--backend", "http://localhost:1,token=X"], "key=VARIABLE"),
-        (["--port", "3000", "--console", "3000"], "share a port"),
-        (["--ctx-size", "4096"], "no --model"),
+        (["--port", "3000", "--console", "3000"], "both listen on port 3000"),
+        (["--ctx-size", "4096"], "needs a --model"),
         (["--port", "70000"], "65535"),
         (["--modle", "x"], "--modle"),
         (["--model", MODEL, "status"], "--model"),

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.daemons import MODEL, PATIENCE_SECONDS, PROGRAM, Daemon
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS, PROGRAM, Daemon
 
 
 def run(node: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -19,7 +19,7 @@ def run(node: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=OPEN_WAIT_SECONDS,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from meshllm import paths
 from scripts.benchmarks.cut import cut
-from tests.daemons import MODEL, PATIENCE_SECONDS, Daemon, daemon
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS, Daemon, daemon
 from tests.e2e.test_daemon import run, status
 from tests.models.gguf_samples import write_sample
 
@@ -36,7 +36,7 @@ def speculation(told: Any) -> dict[str, Any]:
 
 def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """What the status says of speculation, as soon as it is `so`."""
-    with urllib.request.urlopen(f"{node.console_url}/api/events", timeout=PATIENCE_SECONDS) as events:
+    with urllib.request.urlopen(f"{node.console_url}/api/events", timeout=OPEN_WAIT_SECONDS) as events:
         for line in events:
             if line.startswith(b"data: ") and so(found := speculation(json.loads(line[6:]))):
                 return found
@@ -45,7 +45,7 @@ def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
 
 def repeat(node: Daemon) -> str:
     """The answer to a request that makes the model repeat what it was told."""
-    with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as client:
+    with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as client:
         answer = client.completions.create(
             model=MODEL, prompt=f"{LINES}\nOnce more:\n{LINES[:160]}", max_tokens=60, temperature=0
         )
@@ -59,16 +59,16 @@ def test_a_draft_that_was_asked_for_guesses_and_is_counted(tmp_path: Path, whole
     with daemon(tmp_path / "home", *SMALL, "--draft", str(draft)) as node:
         node.wait_until_serving()
         told = speculation(status(node))
-        assert (told["kind"], told["draft"], told["reason"]) == ("draft", "small", "")
+        assert (told["kind"], told["draft_model"], told["reason"]) == ("draft", "small", "")
         assert "lazy dog" in repeat(node)
-        told = until(node, lambda found: found["accepted"] > 0)
-        assert told["acceptance"] == round(told["accepted"] / told["drafted"], 4)
+        told = until(node, lambda found: found["accepted_tokens"] > 0)
+        assert told["acceptance"] == round(told["accepted_tokens"] / told["draft_tokens"], 4)
         with urllib.request.urlopen(node.base_url.removesuffix("/v1") + "/metrics", timeout=30) as response:
             metrics = response.read().decode()
         count = f"{float(told['accepted'])}"
         assert f'mesh_llm_speculation_accepted_tokens_total{{model="{MODEL}"}} {count}' in metrics
         words = run(node.home, "status").stdout.replace("\n", " ")
-        assert "guesses ahead with small" in words
+        assert "speculative decoding: draft model small" in words
 
 
 @pytest.mark.engine
@@ -80,10 +80,10 @@ def test_a_draft_that_is_broken_is_done_without(tmp_path: Path, whole: Path) -> 
     with daemon(tmp_path / "home", *SMALL, "--draft", str(draft)) as node:
         node.wait_until_serving()
         told = speculation(status(node))
-        assert (told["kind"], told["draft"]) == ("n-grams", "")
+        assert (told["kind"], told["draft_model"]) == ("n-grams", "")
         assert "small" in told["reason"]
         assert "lazy dog" in repeat(node)
-        until(node, lambda found: found["accepted"] > 0)
+        until(node, lambda found: found["accepted_tokens"] > 0)
 
 
 @pytest.mark.engine
@@ -93,7 +93,7 @@ def test_nothing_is_guessed_where_that_was_switched_off(tmp_path: Path) -> None:
         node.wait_until_serving()
         assert speculation(status(node))["kind"] == "none"
         assert "lazy dog" in repeat(node)
-        assert "guesses nothing ahead: it was switched off" in run(node.home, "status").stdout.replace("\n", " ")
+        assert "speculative decoding: off (it was switched off)" in run(node.home, "status").stdout.replace("\n", " ")
 
 
 def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft do not go together"),
-        (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation do not go together"),
+        (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft exclude each other"),
+        (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation exclude each other"),
         (("--draft", "d.gguf"), "there is no --model"),
     ],
 )

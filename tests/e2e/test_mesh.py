@@ -28,7 +28,7 @@ from here import HERE, Site, client, joined, serves, site
 from meshllm import paths
 from meshllm.engine.build import recipe
 from meshllm.wire.mesh import invite as invites
-from tests.daemons import MODEL, PATIENCE_SECONDS, PROGRAM, Daemon
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS, PROGRAM, Daemon
 from tests.netlab.nodes import Node, Status
 
 HELLO = [{"role": "user", "content": "Say hello."}]
@@ -74,7 +74,9 @@ def lines_of(node: Node) -> str:
 
 def first_event(node: Node) -> str:
     """What /api/events says at first."""
-    connection = http.client.HTTPConnection("127.0.0.1", urlsplit(node.console_url).port or 0, timeout=PATIENCE_SECONDS)
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", urlsplit(node.console_url).port or 0, timeout=OPEN_WAIT_SECONDS
+    )
     try:
         connection.request("GET", "/api/events")
         with connection.getresponse() as response:
@@ -98,7 +100,7 @@ def test_a_node_joins_and_its_callers_are_answered_by_the_host_and_no_secret_get
     assert said(joiner) == "alpha0 alpha1 alpha2 "
     status = joiner.until(joined, "the join")
     assert [peer["models"] for peer in status["mesh"]["peers"]] == [["m"]]
-    assert status["mesh"]["peers"][0]["via"] in ("lane", "quic")
+    assert status["mesh"]["peers"][0]["transport"] in ("lane", "quic")
     card = client(joiner).models.retrieve("m").model_extra
     assert card is not None
     assert card["mesh"]["served_by"] == [
@@ -131,7 +133,7 @@ def test_where_lanes_are_off_requests_go_over_quic(here: Site) -> None:
     joiner = here.node("joiner", "--join", f"@{file}", environment={**here.environment, "MESH_LLM_LANES": "off"})
     joiner.until(serves("m"), "the host")
     assert said(joiner) == "alpha0 alpha1 alpha2 "
-    assert [peer["via"] for peer in joiner.status()["mesh"]["peers"]] == ["quic"]
+    assert [peer["transport"] for peer in joiner.status()["mesh"]["peers"]] == ["quic"]
 
 
 def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
@@ -152,7 +154,7 @@ def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
 
 def test_a_client_without_a_mesh_says_what_it_lacks(here: Site) -> None:
     user = here.node("user", "--client")
-    assert "--join" in user.wait_for(lambda line: line["event"] == "alone", "what it lacks")["reason"]
+    assert "--join" in user.wait_for(lambda line: line["event"] == "no_mesh", "what it lacks")["reason"]
     with pytest.raises(openai.NotFoundError):
         client(user).chat.completions.create(model="m", messages=HELLO)  # type: ignore[arg-type]
 
@@ -183,7 +185,7 @@ def test_a_node_that_starts_again_finds_its_mesh_without_an_invite(here: Site, e
 
 def wait_for_file(here: Site, home: str) -> None:
     """Until a node has written down whom it knows."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + OPEN_WAIT_SECONDS
     while not here.kept(home)["peers"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)  # a file has no event
@@ -198,14 +200,14 @@ def test_sixteen_waiting_requests_are_answered_when_their_host_is_killed(here: S
     for fake in fakes:
         fake.before_first.clear()
     answers = [joiner.ask("m") for _ in range(16)]
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + OPEN_WAIT_SECONDS
     while sum(len(fake.asked) for fake in fakes) < 16:
         assert time.monotonic() < deadline
         fakes[0].arrived.wait(0.05)
     assert fakes[0].asked, "some of them wait at the host that dies"
     one.kill()
     fakes[1].before_first.set()
-    assert [answer.result(PATIENCE_SECONDS).text for answer in answers] == ["alpha0 alpha1 alpha2 "] * 16
+    assert [answer.result(OPEN_WAIT_SECONDS).text for answer in answers] == ["alpha0 alpha1 alpha2 "] * 16
 
 
 def test_a_dead_host_is_seen_to_be_dead_and_its_callers_get_an_error(here: Site) -> None:
@@ -238,8 +240,10 @@ def test_an_invite_with_a_wrong_secret_is_refused_aloud_and_costs_nothing(here: 
     file = here.folder / "bad"
     file.write_text(changed(server.invite(), key=bytes(16)))
     joiner = here.node("joiner", "--join", f"@{file}")
-    refused = joiner.until(lambda s: s["mesh"]["steps"] and s["mesh"]["steps"][0]["state"] == "refused", "no")
-    reason = refused["mesh"]["steps"][0]["reason"]
+    refused = joiner.until(
+        lambda s: s["mesh"]["join_attempts"] and s["mesh"]["join_attempts"][0]["state"] == "refused", "no"
+    )
+    reason = refused["mesh"]["join_attempts"][0]["reason"]
     assert "another mesh" in reason
     assert reason in " ".join(here.run("joiner", "status").stdout.split())
     assert server.status()["mesh"]["peers"] == []
@@ -314,7 +318,7 @@ def test_a_mesh_of_one_shows_a_person_its_invite_and_a_service_how_to_get_it(her
         assert person.stdout is not None
         shown = next(line for line in person.stdout if "--join mesh1-" in line)
         person.send_signal(signal.SIGINT)
-        _, errors = person.communicate(timeout=PATIENCE_SECONDS)
+        _, errors = person.communicate(timeout=OPEN_WAIT_SECONDS)
     finally:
         if person.poll() is None:
             person.kill()
@@ -373,12 +377,12 @@ def test_two_interrupts_end_a_node_without_waiting_for_its_callers(here: Site) -
     joiner.until(serves("m"), "the host")
     server.fake.before_first.clear()  # type: ignore[attr-defined]
     waiting = joiner.ask("m")
-    assert server.fake.arrived.wait(PATIENCE_SECONDS)  # type: ignore[attr-defined]
+    assert server.fake.arrived.wait(OPEN_WAIT_SECONDS)  # type: ignore[attr-defined]
     joiner.process.send_signal(signal.SIGINT)
     joiner.process.send_signal(signal.SIGINT)
-    assert joiner.process.wait(PATIENCE_SECONDS) == 0
+    assert joiner.process.wait(OPEN_WAIT_SECONDS) == 0
     with contextlib.suppress(OSError):
-        assert waiting.result(PATIENCE_SECONDS).status == 503
+        assert waiting.result(OPEN_WAIT_SECONDS).status == 503
     server.fake.before_first.set()  # type: ignore[attr-defined]
     server.until(lambda status: status["mesh"]["peers"][0]["status"] == "left", "its leave")
 
@@ -396,7 +400,7 @@ def test_a_real_model_is_reached_through_the_mesh(here: Site, served: Daemon) ->
     limits = {"max_tokens": 16, "temperature": 0, "seed": 1}
     stream = client(joiner).chat.completions.create(model=MODEL, messages=HELLO, stream=True, **limits)  # type: ignore[call-overload]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-    with openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as direct:
+    with openai.OpenAI(base_url=served.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as direct:
         whole = direct.chat.completions.create(model=MODEL, messages=HELLO, **limits)  # type: ignore[call-overload]
     assert text == whole.choices[0].message.content
     assert joiner.stop() == 0

@@ -19,7 +19,7 @@ from here import Site, client, joined, serves, site
 from meshllm import paths
 from meshllm.models.gguf.projector import projector_bytes
 from tests import engine_samples
-from tests.daemons import MODEL, PATIENCE_SECONDS
+from tests.daemons import MODEL, OPEN_WAIT_SECONDS
 from tests.netlab.nodes import Node, Status
 
 pytestmark = pytest.mark.engine
@@ -75,7 +75,7 @@ def said(node: Node, tokens: int = 40) -> str:
 
 def gone(process: psutil.Process) -> bool:
     """Whether a process ends."""
-    _, alive = psutil.wait_procs([process], timeout=PATIENCE_SECONDS)
+    _, alive = psutil.wait_procs([process], timeout=OPEN_WAIT_SECONDS)
     return not alive
 
 
@@ -96,12 +96,12 @@ def test_two_nodes_answer_as_one_would(here: Site) -> None:
     worker = node(here, "worker", join=host)
     status = host.until(committed, "a split that is served")
     split = split_of(status)
-    assert [share["phase"] for share in split["shares"]] == ["host", "committed"]
+    assert [share["phase"] for share in split["shares"]] == [None, "committed"]
     assert sum(share["layers"] for share in split["shares"]) == 30
     assert split["forecast"] > 0
     loaded = split["shares"][1]
     assert loaded["sent"] + loaded["received"] < 2_000_000 < WEIGHTS / 20, "the weights came from the worker's disk"
-    assert worker.status()["lent"]["phase"] == "committed"
+    assert worker.status()["worker_lease"]["phase"] == "committed"
 
     assert said(host) == expected
     # Any node answers, the one that carries layers too.
@@ -114,7 +114,7 @@ def test_two_nodes_answer_as_one_would(here: Site) -> None:
 
     (process,) = rpc_servers(worker)
     assert host.stop() == 0
-    worker.until(lambda s: s["lent"] is None, "the end of the lease")
+    worker.until(lambda s: s["worker_lease"] is None, "the end of the lease")
     assert gone(process)
 
 
@@ -130,7 +130,7 @@ def test_a_model_too_large_for_either_is_served_by_both_and_refused_by_one(here:
     assert said(host, tokens=5)
     # It had no copy of the file: it got one from the host, in the background.
     assert [path.stat().st_size for path in (here.folder / "worker-models").glob("*.gguf")] == [WEIGHTS]
-    assert worker.status()["lent"]["layers"] > 0
+    assert worker.status()["worker_lease"]["layers"] > 0
 
 
 def kill_rpc_server(host: Node, worker: Node) -> None:
@@ -159,7 +159,7 @@ def events(node: Node, path: str) -> Iterator[dict[str, Any]]:
     """A long answer, as its events come in."""
     body = json.dumps({"model": MODEL, "stream": True, **ASKED[path]}).encode()
     request = Request(f"{node.base_url}/{path}", body, {"content-type": "application/json"})
-    with urlopen(request, timeout=PATIENCE_SECONDS) as response:
+    with urlopen(request, timeout=OPEN_WAIT_SECONDS) as response:
         for line in response:
             if line.startswith(b"data: {"):
                 yield json.loads(line[6:])
@@ -201,7 +201,7 @@ def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
     status = host.until(committed, "a split that is served")
     (model,) = status["models"]
     assert model["input_modalities"] == ["text", "image"]
-    assert "sees pictures" in model["engine"]["fit"]
+    assert "sees pictures" in model["engine"]["placement_text"]
     blind, seeing = sorted(share["memory"] for share in split_of(status)["shares"])
     assert seeing - blind > projector_bytes(projector) / 2, "the host's share"
     assert split_of(status)["shares"][0]["memory"] == seeing
@@ -244,10 +244,10 @@ def test_a_better_member_disturbs_no_answer(here: Site) -> None:
 
     def each(pieces: int) -> None:
         begun.set()
-        assert go_on.wait(PATIENCE_SECONDS)
+        assert go_on.wait(OPEN_WAIT_SECONDS)
 
     answer = host.ask(MODEL, tokens=300, stream=True, each=each)
-    assert begun.wait(PATIENCE_SECONDS)
+    assert begun.wait(OPEN_WAIT_SECONDS)
     better = node(here, "better", "--threads", "1", join=worker)
     name = better.status()["mesh"]["node"]
     host.until(lambda s: any(p["id"] == name and p["status"] == "alive" for p in s["mesh"]["peers"]), "the newcomer")
@@ -280,5 +280,5 @@ def test_the_host_is_killed_and_nothing_of_it_is_left(here: Site) -> None:
     (process,) = rpc_servers(worker)
     os.kill(host.process.pid, signal.SIGKILL)
     host.process.wait(30)
-    worker.until(lambda s: s["lent"] is None, "the end of the lease")
+    worker.until(lambda s: s["worker_lease"] is None, "the end of the lease")
     assert gone(process)

@@ -62,7 +62,7 @@ def answer(node: Node, model: str) -> str:
 
 def given(node: Node) -> int:
     """Bytes that the node has given away."""
-    return int(node.status()["sharing"]["given"])
+    return int(node.status()["sharing"]["uploaded_bytes"])
 
 
 @pytest.mark.engine
@@ -80,7 +80,10 @@ def test_a_model_comes_from_peers(here: Site, real: Path, lanes: str) -> None:
     # Towards the end a chunk may be fetched from both.
     assert size <= given(first) + given(second) <= 1.5 * size
     assert taker.status()["sharing"]["banned"] == []
-    assert {peer["via"] for peer in taker.status()["mesh"]["peers"]} <= {"", "lane" if lanes == "on" else "quic"}
+    assert {peer["transport"] for peer in taker.status()["mesh"]["peers"]} <= {
+        None,
+        "lane" if lanes == "on" else "quic",
+    }
 
 
 @pytest.mark.engine
@@ -96,19 +99,59 @@ def test_a_model_that_only_a_peer_knows_is_asked_for_by_name(here: Site, real: P
     assert answer(again, "Our-Own-Model")
 
 
+@pytest.mark.engine
+def test_download_command_gets_the_model_from_the_mesh_without_the_hub(here: Site, real: Path) -> None:
+    host = holder(here, real, "host")
+    folder = here.folder / "taker-models"
+    taker = here.node("taker", join=host, environment=environment(folder))
+    taker.until(joined, "its mesh")
+    done = here.run("taker", "download", MODEL, environment=environment(folder))
+    assert done.returncode == 0, done.stderr
+    assert (folder / real.name).read_bytes() == real.read_bytes()
+    assert str(folder / real.name) in done.stdout
+    assert given(host) >= real.stat().st_size
+
+
+@pytest.mark.engine
+def test_download_command_gets_a_model_that_only_a_peer_knows_by_name(here: Site, real: Path) -> None:
+    host = holder(here, real, "host", file="Our-Own-Model.gguf")
+    folder = here.folder / "taker-models"
+    taker = here.node("taker", join=host, environment=environment(folder))
+    taker.until(joined, "its mesh")
+    done = here.run("taker", "download", "Our-Own-Model", environment=environment(folder))
+    assert done.returncode == 0, done.stderr
+    assert (folder / "Our-Own-Model.gguf").read_bytes() == real.read_bytes()
+
+
+def test_download_command_fails_when_neither_mesh_nor_hub_has_the_model(here: Site) -> None:
+    folder = here.folder / "taker-models"
+    host = here.node("host")
+    here.node("taker", join=host, environment=environment(folder)).until(joined, "its mesh")
+    done = here.run("taker", "download", MODEL, environment=environment(folder))
+    assert done.returncode != 0
+    assert "The running node could not download it" in done.stderr
+    assert "could not be fetched" in done.stderr
+
+
+def test_download_command_says_that_no_node_runs(here: Site) -> None:
+    done = here.run("nobody", "download", MODEL, environment=environment(here.folder / "m"))
+    assert done.returncode != 0
+    assert "No node runs here, so the mesh cannot be asked" in done.stderr
+
+
 def fetch_failed(status: Status) -> bool:
     """Whether the node has given up to fetch its model for now."""
     return any("could not be fetched" in model["reason"] for model in status["models"])
 
 
 def test_who_does_not_share_gives_nothing(here: Site, real: Path) -> None:
-    host = holder(here, real, "host", "--no-share-models")
+    host = holder(here, real, "host", "--no-upload")
     folder = here.folder / "taker-models"
     taker = here.node("taker", "--model", MODEL, join=host, environment=environment(folder))
     status = taker.until(fetch_failed, "the end of the fetch")
     assert "shares no models" in status["models"][0]["reason"]
     assert given(host) == 0
-    assert host.status()["sharing"]["shares"] is False
+    assert host.status()["sharing"]["upload_enabled"] is False
 
 
 def test_a_name_that_nobody_in_the_mesh_knows(here: Site) -> None:
@@ -119,5 +162,5 @@ def test_a_name_that_nobody_in_the_mesh_knows(here: Site) -> None:
 
 
 def test_a_rate_that_is_set_is_shown(here: Site) -> None:
-    node = here.node("node", "--share-rate", "2.5")
-    assert node.status()["sharing"]["limit"] == 2_500_000
+    node = here.node("node", "--upload-limit", "2.5")
+    assert node.status()["sharing"]["upload_limit"] == 2_500_000

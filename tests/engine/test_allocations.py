@@ -71,7 +71,7 @@ async def test_a_model_that_guesses_ahead_has_scores_for_each_guess(
     path, context, slots = sample(shapes, "qwen3"), 2048, 4
     speculation = Speculation(DraftSource.NGRAMS)
     need = await bindings.memory_need(
-        engine, path, context_size=context * slots, parallel=slots, guessed=speculation.max_draft_tokens
+        engine, path, context_size=context * slots, parallel=slots, draft_tokens=speculation.max_draft_tokens
     )
     plain = await bindings.memory_need(engine, path, context_size=context * slots, parallel=slots)
     assert need.compute > plain.compute

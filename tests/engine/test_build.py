@@ -18,7 +18,7 @@ from meshllm.engine.build import builder as build
 from meshllm.engine.build import clean, installed, recipe
 from meshllm.engine.build.builder import BuildStage, Engine
 from meshllm.engine.build.pin import Patch
-from meshllm.errors import EngineUnavailable, OutOfRoom, ToolMissing, UsageError
+from meshllm.errors import EngineUnavailable, NotEnoughSpace, ToolMissing, UsageError
 from meshllm.tasks import Owner
 from meshllm.util.progress import Progress
 from tests.engine.build_kit import FILES, HAS_COMPILER, NO_COMPILER, Bench, patch
@@ -304,7 +304,7 @@ async def test_rebuilding_replaces(bench: Bench) -> None:
 async def test_a_full_disk_is_told_before_anything_is_fetched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(bench.where.root.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
-    with pytest.raises(OutOfRoom, match="has 1 MB") as caught:
+    with pytest.raises(NotEnoughSpace, match="has 1 MB") as caught:
         await make(bench)
     assert "MESH_LLM_CACHE" in caught.value.advice
     assert bench.index.fetched == 0

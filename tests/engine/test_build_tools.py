@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from meshllm.engine.build import diagnose, recipe, toolchain
 from meshllm.engine.build.pin import Pin, Source
-from meshllm.errors import EngineUnavailable, OutOfRoom, ToolMissing, UsageError
+from meshllm.errors import EngineUnavailable, NotEnoughSpace, ToolMissing, UsageError
 
 GCC = "g++ (Debian {0}.2.0-14) {0}.2.0\nCopyright"
 CLANG = "Debian clang version {0}.0.6\nTarget: x86_64-pc-linux-gnu"
@@ -160,7 +160,7 @@ def test_advice_fits_the_error(line: str, told: str) -> None:
 
 def test_a_full_disk_and_an_accelerator_are_told_apart() -> None:
     full = diagnose.failure("compile", ["fatal error: error writing: No space left on device"], Path("/log"), [])
-    assert isinstance(full, OutOfRoom)
+    assert isinstance(full, NotEnoughSpace)
     tail = ["nvcc fatal : Unsupported gpu architecture", "FAILED: x"]
     assert "ACCELERATORS=none" in diagnose.failure("compile", tail, Path("/log"), ["cuda"]).advice
     assert diagnose.telling_lines(["a", "", "b"]) == ["a", "b"]

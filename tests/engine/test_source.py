@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from meshllm.engine.build import patches, pin, source
 from meshllm.engine.build.progress import BuildStage, silent
-from meshllm.errors import EngineUnavailable, OutOfRoom
+from meshllm.errors import EngineUnavailable, NotEnoughSpace
 from meshllm.util.progress import Progress
 from tests.engine.build_kit import FILES, TREE, Index, archive, patch, pin_of
 
@@ -390,7 +390,7 @@ async def test_no_room_is_told_as_such(tmp_path: Path) -> None:
     async def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OutOfRoom) as caught:
+    with pytest.raises(NotEnoughSpace) as caught:
         await source.obtain(pin_of(b"x"), tmp_path, silent, full)
     assert "MESH_LLM_CACHE" in caught.value.advice
 

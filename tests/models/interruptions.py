@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from fake_hub import BUFFER_BYTES, FakeHub, running
 from gguf_samples import write_sample
 
 from meshllm.errors import DownloadFailed
+from meshllm.models.hub import stream
 from meshllm.models.hub.hub import Hub, HubSettings
 from meshllm.models.hub.manifest import HubSource, Manifest, ModelFile
 from meshllm.models.library.store import Store
@@ -98,19 +98,12 @@ def measure(folder: Path, seed: int, *, size: int = 96 << 20, times: int = 20, w
 
 @contextlib.contextmanager
 def _small_buffers() -> Iterator[None]:
-    """Let the hub's client leave little unread when it is interrupted, however slow this machine is just now."""
-    import httpx2
-    from huggingface_hub.utils import _http
-
-    def client() -> httpx2.Client:
-        transport = httpx2.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)])
-        return httpx2.Client(transport=transport, event_hooks={"request": [_http.hf_request_event_hook]})
-
-    _http.set_client_factory(client)
+    """Keep the receive buffers small, so that little is unread at an interruption, however slow this machine is."""
+    stream.RECEIVE_BUFFER_BYTES = BUFFER_BYTES
     try:
         yield
     finally:
-        _http.set_client_factory(_http.default_client_factory)
+        stream.RECEIVE_BUFFER_BYTES = 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 from fake_hub import FakeHub, make_entry
 from gguf_samples import write_parts, write_sample
 
-from meshllm.errors import DownloadFailed, InvalidModelFile, OutOfRoom, UnknownModel
+from meshllm.errors import DownloadFailed, InvalidModelFile, NotEnoughSpace, UnknownModel
 from meshllm.models.catalog.catalog import Catalog, CatalogEntry
 from meshllm.models.hub.hub import Hub, HubSettings
 from meshllm.models.hub.manifest import HubSource, Manifest, PackageSource
@@ -275,7 +275,7 @@ async def test_too_little_room_is_said_before_anything_is_fetched(
     packaged: CatalogEntry, store: Store, fetcher: Fetcher
 ) -> None:
     huge = replace(packaged, files=(replace(packaged.files[0], size=1 << 59),))
-    with pytest.raises(OutOfRoom, match=r"GB are free") as refusal:
+    with pytest.raises(NotEnoughSpace, match=r"GB are free") as refusal:
         await ensure(huge, store, ignore, packages=fetcher)
     assert "MESH_LLM_MODELS" in refusal.value.advice
     assert fetcher.asked == []
@@ -283,7 +283,7 @@ async def test_too_little_room_is_said_before_anything_is_fetched(
 
 async def test_a_disk_that_fills_up(packaged: CatalogEntry, store: Store, fetcher: Fetcher) -> None:
     fetcher.failure = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OutOfRoom, match="is full"):
+    with pytest.raises(NotEnoughSpace, match="is full"):
         await ensure(packaged, store, ignore, packages=fetcher)
 
 

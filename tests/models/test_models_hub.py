@@ -249,7 +249,7 @@ async def test_probe(fake: FakeHub, hub: Hub, unused_tcp_port: int) -> None:
 OFFLINE = """
 import asyncio
 from meshllm.errors import DownloadFailed
-from meshllm.models.hub import Hub
+from meshllm.models.hub.hub import Hub
 hub = Hub()
 print(hub.endpoint)
 try:

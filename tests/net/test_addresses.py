@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.core.records import MAX_ADDRESSES, NodeId, PeerAddress
-from meshllm.net.addresses import MAX_WITNESSES, InterfaceFacts, Observed, addresses, read_facts
+from meshllm.net.addresses import MAX_OBSERVERS, InterfaceAddress, ObservedAddresses, addresses, read_interfaces
 
-LOOPBACK = [InterfaceFacts("lo", "127.0.0.1"), InterfaceFacts("lo", "::1")]
+LOOPBACK = [InterfaceAddress("lo", "127.0.0.1"), InterfaceAddress("lo", "::1")]
 
 
-def hosts(facts: list[InterfaceFacts], loopback: bool = False, observed: tuple[PeerAddress, ...] = ()) -> list[str]:
+def hosts(facts: list[InterfaceAddress], loopback: bool = False, observed: tuple[PeerAddress, ...] = ()) -> list[str]:
     return [address.host for address in addresses(facts, 4242, observed=observed, loopback=loopback)]
 
 
@@ -24,45 +24,47 @@ def node(number: int) -> NodeId:
 def test_the_default_route_comes_first_then_ipv4_then_private() -> None:
     facts = [
         *LOOPBACK,
-        InterfaceFacts("wlan0", "2a00:1450::7"),
-        InterfaceFacts("wlan0", "fd00::7"),
-        InterfaceFacts("br0", "8.8.4.4"),
-        InterfaceFacts("br0", "172.17.0.1"),
-        InterfaceFacts("eth0", "2a00:1450::8", default=True),
-        InterfaceFacts("eth0", "10.0.0.5", default=True),
+        InterfaceAddress("wlan0", "2a00:1450::7"),
+        InterfaceAddress("wlan0", "fd00::7"),
+        InterfaceAddress("br0", "8.8.4.4"),
+        InterfaceAddress("br0", "172.17.0.1"),
+        InterfaceAddress("eth0", "2a00:1450::8", default=True),
+        InterfaceAddress("eth0", "10.0.0.5", default=True),
     ]
     assert hosts(facts) == ["10.0.0.5", "2a00:1450::8", "172.17.0.1", "8.8.4.4", "fd00::7", "2a00:1450::7"]
 
 
 def test_what_means_nothing_elsewhere_is_left_out() -> None:
     facts = [
-        InterfaceFacts("eth0", host)
+        InterfaceAddress("eth0", host)
         for host in ("fe80::1%eth0", "169.254.7.7", "224.0.0.1", "ff02::1", "0.0.0.0", "::", "255.255.255.255", "odd")
     ]
     assert hosts(facts) == []
-    assert hosts([*facts, InterfaceFacts("eth0", "10.0.0.5")]) == ["10.0.0.5"]
-    assert hosts([InterfaceFacts("eth0", "::ffff:10.0.0.5")]) == ["10.0.0.5"]
+    assert hosts([*facts, InterfaceAddress("eth0", "10.0.0.5")]) == ["10.0.0.5"]
+    assert hosts([InterfaceAddress("eth0", "::ffff:10.0.0.5")]) == ["10.0.0.5"]
 
 
 def test_loopback_is_the_last_resort_and_the_last_of_an_invite() -> None:
-    ether = InterfaceFacts("eth0", "10.0.0.5", default=True)
+    ether = InterfaceAddress("eth0", "10.0.0.5", default=True)
     assert hosts(LOOPBACK) == ["127.0.0.1"]
     assert hosts([*LOOPBACK, ether]) == ["10.0.0.5"]
     assert hosts([*LOOPBACK, ether], loopback=True) == ["10.0.0.5", "127.0.0.1"]
-    many = [InterfaceFacts("eth0", f"10.0.0.{number}") for number in range(1, 20)]
+    many = [InterfaceAddress("eth0", f"10.0.0.{number}") for number in range(1, 20)]
     assert hosts([*LOOPBACK, *many], loopback=True)[-1] == "127.0.0.1"
 
 
 def test_observed_addresses_come_before_bridges_and_keep_their_port() -> None:
-    facts = [InterfaceFacts(f"br{number:02}", f"172.{number}.0.1") for number in range(16, 32)]
-    facts.append(InterfaceFacts("eth0", "192.168.1.2", default=True))
+    facts = [InterfaceAddress(f"br{number:02}", f"172.{number}.0.1") for number in range(16, 32)]
+    facts.append(InterfaceAddress("eth0", "192.168.1.2", default=True))
     found = addresses(facts, 4242, observed=[PeerAddress("203.0.113.9", 40000), PeerAddress("127.0.0.1", 1)])
     assert found[:2] == (PeerAddress("192.168.1.2", 4242), PeerAddress("203.0.113.9", 40000))
     assert len(found) == MAX_ADDRESSES
 
 
-@given(st.lists(st.builds(InterfaceFacts, st.text(max_size=3), st.ip_addresses().map(str) | st.text(), st.booleans())))
-def test_whatever_the_interfaces_are_the_list_is_short_and_without_repeats(facts: list[InterfaceFacts]) -> None:
+@given(
+    st.lists(st.builds(InterfaceAddress, st.text(max_size=3), st.ip_addresses().map(str) | st.text(), st.booleans()))
+)
+def test_whatever_the_interfaces_are_the_list_is_short_and_without_repeats(facts: list[InterfaceAddress]) -> None:
     for loopback in (False, True):
         found = addresses(facts, 1, loopback=loopback)
         assert len(found) <= MAX_ADDRESSES
@@ -71,7 +73,7 @@ def test_whatever_the_interfaces_are_the_list_is_short_and_without_repeats(facts
 
 
 def test_this_machine_has_an_address() -> None:
-    found = addresses(read_facts(), 4242)
+    found = addresses(read_interfaces(), 4242)
     assert found
     for address in found:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -80,32 +82,32 @@ def test_this_machine_has_an_address() -> None:
 
 
 def test_one_peer_is_not_believed_two_are() -> None:
-    observed, outside, lie = Observed(), PeerAddress("203.0.113.9", 7), PeerAddress("198.51.100.1", 7)
-    observed.saw(node(1), outside)
-    assert observed.believed() == ()
-    assert observed.believed(alone=True) == (outside,)
-    observed.saw(node(1), outside)  # the same peer again is no second witness
-    assert observed.believed() == ()
-    observed.saw(node(2), outside)
-    observed.saw(node(3), lie)
-    assert observed.believed() == (outside,)
-    observed.saw(node(2), lie)  # its last word counts
-    assert observed.believed() == (lie,)
+    observed, outside, lie = ObservedAddresses(), PeerAddress("203.0.113.9", 7), PeerAddress("198.51.100.1", 7)
+    observed.record(node(1), outside)
+    assert observed.confirmed() == ()
+    assert observed.confirmed(alone=True) == (outside,)
+    observed.record(node(1), outside)  # the same peer again is no second witness
+    assert observed.confirmed() == ()
+    observed.record(node(2), outside)
+    observed.record(node(3), lie)
+    assert observed.confirmed() == (outside,)
+    observed.record(node(2), lie)  # its last word counts
+    assert observed.confirmed() == (lie,)
     observed.forget(node(3))
-    assert observed.believed() == ()
+    assert observed.confirmed() == ()
 
 
 def test_nonsense_is_no_testimony() -> None:
-    observed = Observed()
+    observed = ObservedAddresses()
     for number, address in enumerate(
         [PeerAddress("224.0.0.1", 7), PeerAddress("odd", 7), PeerAddress("203.0.113.9", 0)]
     ):
-        observed.saw(node(number), address)
-    assert observed.believed(alone=True) == ()
+        observed.record(node(number), address)
+    assert observed.confirmed(alone=True) == ()
 
 
 def test_witnesses_are_bounded() -> None:
-    observed = Observed()
-    for number in range(MAX_WITNESSES * 2):
-        observed.saw(node(number), PeerAddress("203.0.113.9", number + 1))
-    assert len(observed.believed(alone=True)) == MAX_WITNESSES
+    observed = ObservedAddresses()
+    for number in range(MAX_OBSERVERS * 2):
+        observed.record(node(number), PeerAddress("203.0.113.9", number + 1))
+    assert len(observed.confirmed(alone=True)) == MAX_OBSERVERS

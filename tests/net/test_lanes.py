@@ -28,9 +28,9 @@ PATIENT_SECONDS = 20.0
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may be busy: what should work is waited for."""
-    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", PATIENT_SECONDS)
     monkeypatch.setattr(lanes, "REACH_SECONDS", PATIENT_SECONDS)
-    monkeypatch.setattr(lane_listener, "KNOCK_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", PATIENT_SECONDS)
 
 
 async def lane(place: Town, kind: StreamKind = HTTP) -> Ear:
@@ -128,7 +128,7 @@ async def test_a_protocol_that_reads_into_its_own_buffer_is_served_too(tmp_path:
 
 async def test_tickets_are_fetched_several_at_a_time(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
-        for _ in range(lanes.TICKETS_AT_ONCE):
+        for _ in range(lanes.TICKETS_PER_REQUEST):
             await lane(place)
         assert place.link().opened == [StreamKind.LANE_TICKET]
         await lane(place)
@@ -215,7 +215,7 @@ async def test_a_ticket_opens_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", bytes(32), bytes(10_000)])
 async def test_a_wrong_ticket_gets_no_answer(tmp_path: Path, wrong: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     if len(wrong) < 32:
-        monkeypatch.setattr(lane_listener, "KNOCK_SECONDS", 0.2)
+        monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", 0.2)
     async with town(tmp_path) as place:
         assert tickets(place)
         said, ear = await knock(place, wrong)
@@ -303,7 +303,7 @@ async def test_an_odd_question_is_cut_off(tmp_path: Path, question: bytes) -> No
 
 
 async def test_whoever_asks_too_slowly_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_listener, "KNOCK_SECONDS", 0.02)
+    monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", 0.02)
     async with town(tmp_path) as place:
         ear = Ear()
         place.link().open(StreamKind.LANE_TICKET, ear).write(b"\x04")
@@ -311,7 +311,7 @@ async def test_whoever_asks_too_slowly_is_cut_off(tmp_path: Path, monkeypatch: p
 
 
 async def test_strangers_who_say_nothing_are_shown_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_listener, "KNOCK_SECONDS", 0.05)
+    monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", 0.05)
     async with town(tmp_path) as place:
         loop = asyncio.get_running_loop()
         _, silent = await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port)
@@ -324,8 +324,8 @@ async def test_strangers_who_say_nothing_are_shown_out(tmp_path: Path, monkeypat
 
 
 async def test_strangers_are_bounded_and_do_not_keep_peers_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_listener, "MAX_STRANGERS", 3)
-    monkeypatch.setattr(lane_listener, "MAX_KNOCKS_PER_HOST", 5)
+    monkeypatch.setattr(lane_listener, "MAX_UNAUTHENTICATED", 3)
+    monkeypatch.setattr(lane_listener, "MAX_PENDING_PER_HOST", 5)
     async with town(tmp_path) as place:
         loop, listener = asyncio.get_running_loop(), place.nodes[1].lanes._listener
         crowd = [(await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port))[1] for _ in range(3)]
@@ -342,7 +342,7 @@ async def test_strangers_are_bounded_and_do_not_keep_peers_out(tmp_path: Path, m
 
 
 async def test_a_bound_holds_for_hosts_with_tickets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_listener, "MAX_KNOCKS_PER_HOST", 2)
+    monkeypatch.setattr(lane_listener, "MAX_PENDING_PER_HOST", 2)
     async with town(tmp_path) as place:
         loop = asyncio.get_running_loop()
         assert tickets(place)
@@ -428,7 +428,7 @@ async def test_an_odd_answer_to_an_ask_is_no_ticket(tmp_path: Path, answer: byte
             transport.close()
 
     async with town(tmp_path) as place:
-        place.nodes[1].lanes.desk = lambda link: Odd()  # type: ignore[method-assign]
+        place.nodes[1].lanes.ticket_handler = lambda link: Odd()  # type: ignore[method-assign]
         assert await place.nodes[0].lanes.open(place.link(), HTTP, Ear) is None
         assert place.nodes[0].lanes.facts(place.nodes[1].node).blocked
 
@@ -483,12 +483,12 @@ async def test_a_port_that_does_not_answer_is_waited_for_only_a_moment(
         with socket.create_server(("127.0.0.1", 0)) as deaf:  # connects, and never answers
             place.nodes[1].lanes._listener.port = deaf.getsockname()[1]
             opener, peer = place.nodes[0].lanes, place.nodes[1].node
-            monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 0.01)
+            monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 0.01)
             assert await opener.open(place.link(), HTTP, Ear) is None
             attempts = len(opener._owner._tasks)
             assert attempts
             assert "longer than a tunnel waits" in opener.facts(peer).blocked  # the attempt goes on
-            monkeypatch.setattr(lanes, "PATIENCE_SECONDS", PATIENT_SECONDS)
+            monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", PATIENT_SECONDS)
             assert await opener.open(place.link(), HTTP, Ear) is None  # the next does not wait at all
             assert len(opener._owner._tasks) == attempts
             for attempt in tuple(opener._owner._tasks):
@@ -503,7 +503,7 @@ async def test_a_port_that_does_not_answer_is_waited_for_only_a_moment(
 async def test_a_lane_that_comes_too_late_is_not_used_but_proves_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", -1.0)
     async with town(tmp_path) as place:
         opener = place.nodes[0].lanes
         made: list[Ear] = []
@@ -512,7 +512,7 @@ async def test_a_lane_that_comes_too_late_is_not_used_but_proves_the_way(
         assert made == []
         assert opener.facts(place.nodes[1].node).proved
         assert opener.count(place.nodes[1].node) == 0
-        monkeypatch.setattr(lanes, "PATIENCE_SECONDS", PATIENT_SECONDS)
+        monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", PATIENT_SECONDS)
         await lane(place)
 
 
@@ -525,7 +525,7 @@ async def test_a_peer_without_a_listener_accepts_no_lanes(tmp_path: Path) -> Non
 async def test_a_peer_that_does_not_answer_the_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "REACH_SECONDS", 0.01)
     async with town(tmp_path) as place:
-        place.nodes[1].lanes.desk = lambda link: asyncio.Protocol()  # type: ignore[method-assign]
+        place.nodes[1].lanes.ticket_handler = lambda link: asyncio.Protocol()  # type: ignore[method-assign]
         assert await place.nodes[0].lanes.open(place.link(), HTTP, Ear) is None
         assert "did not answer" in place.nodes[0].lanes.facts(place.nodes[1].node).blocked
         assert place.link().streams == 0

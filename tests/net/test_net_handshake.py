@@ -465,7 +465,7 @@ async def test_who_is_slow_is_cut_off(world: World, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_dialled_node_that_says_nothing_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happy_eyeballs, "GREETING_SECONDS", 0.1)
+    monkeypatch.setattr(happy_eyeballs, "CANDIDATE_SECONDS", 0.1)
     monkeypatch.setattr(node_link.LinkGreeting, "data_received", lambda self, data: None)
     one, other = await world.node(), await world.node()
     with pytest.raises(Exception, match="cannot be reached"):

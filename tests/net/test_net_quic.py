@@ -211,13 +211,14 @@ async def test_a_retry_token_of_another_address_lets_nobody_in(world: World, mon
 
 
 @pytest.mark.parametrize(
-    ("bound", "limit"), [("MAX_STRANGERS", 3), ("MAX_STRANGERS_PER_ADDRESS", 4), ("STRANGERS_AT_ONCE", 5.0)]
+    ("bound", "limit"),
+    [("MAX_UNAUTHENTICATED", 3), ("MAX_UNAUTHENTICATED_PER_ADDRESS", 4), ("NEW_CONNECTIONS_BURST", 5.0)],
 )
 async def test_one_address_has_so_many_places(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str, limit: float
 ) -> None:
     monkeypatch.setattr(endpoint, bound, limit)
-    monkeypatch.setattr(endpoint, "STRANGERS_PER_SECOND", 0.0)
+    monkeypatch.setattr(endpoint, "NEW_CONNECTIONS_PER_SECOND", 0.0)
     target = await world.node()
     bare = await wire(target.address)
     for _ in range(12):

@@ -26,7 +26,7 @@ both_ways = pytest.mark.parametrize("with_lanes", [True, False], ids=["lanes", "
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may be busy: what should work is waited for."""
-    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 20.0)
     monkeypatch.setattr(lanes, "REACH_SECONDS", 20.0)
 
 
@@ -99,7 +99,7 @@ async def test_what_one_engine_says_the_other_hears(tmp_path: Path, with_lanes: 
         assert it.out.traffic(LEASE)[it.worker.node].sent == 5
         assert it.out.traffic(LEASE)[it.worker.node].received == 5
         assert it.into.traffic(LEASE)[it.host.node].received == 5
-        assert it.out.traffic(LEASE)[it.worker.node].via == ("lane" if with_lanes else "quic")
+        assert it.out.traffic(LEASE)[it.worker.node].transport == ("lane" if with_lanes else "quic")
         it.now += 2.5
         assert it.out.traffic(LEASE)[it.worker.node].rate == 4  # ten bytes in 2.5 seconds
         ear.transport.close()
@@ -126,7 +126,7 @@ async def test_nobody_comes_in_without_a_lease(tmp_path: Path) -> None:
         it.admit(it.worker.node)  # a lease of somebody else
         refused = await it.call()
         await refused.gone
-        it.into.admit(LEASE, TunnelUse.PUSHES, [it.host.node], it.engine_socket)
+        it.into.admit(LEASE, TunnelUse.TENSORS, [it.host.node], it.engine_socket)
         refused = await it.call()
         await refused.gone
         assert it.heard == []
@@ -245,8 +245,8 @@ async def test_the_worker_s_engine_has_spoken_before_the_host_s_asks(tmp_path: P
 @both_ways
 async def test_a_tunnel_is_opened_ahead_of_the_lease(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
-        it.out.open_ahead(it.worker.node)
-        it.out.open_ahead(it.worker.node)  # the first is not needed, then
+        it.out.preconnect(it.worker.node)
+        it.out.preconnect(it.worker.node)  # the first is not needed, then
         it.admit()
         await it.listen()
         for opened in (2, 3):
@@ -257,9 +257,9 @@ async def test_a_tunnel_is_opened_ahead_of_the_lease(tmp_path: Path, with_lanes:
 
 
 async def test_what_was_opened_long_ago_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc_tunnels, "AHEAD_SECONDS", -1.0)
+    monkeypatch.setattr(rpc_tunnels, "PRECONNECT_SECONDS", -1.0)
     async with split(tmp_path) as it:
-        it.out.open_ahead(it.worker.node)
+        it.out.preconnect(it.worker.node)
         it.admit()
         await it.listen()
         ear = await it.call()

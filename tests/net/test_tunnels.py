@@ -19,7 +19,7 @@ from meshllm.net.tunnels import tunnels
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may be busy: what should work is waited for."""
-    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 20.0)
     monkeypatch.setattr(lanes, "REACH_SECONDS", 20.0)
 
 
@@ -35,8 +35,8 @@ async def test_a_tunnel_makes_its_link_and_carries_bytes(tmp_path: Path, kind: s
         ear.transport.write(b"hello")
         assert await ear.until(5) == b"hello"
         assert there.callers == [here.node]
-        facts = here.tunnels.kinds()[there.node]
-        assert facts.way == ("lane" if with_lanes else "quic")
+        facts = here.tunnels.facts()[there.node]
+        assert facts.transport == ("lane" if with_lanes else "quic")
         assert facts.lanes.open == int(with_lanes)
         assert here.tunnels.count(there.node) >= 1
         assert there.tunnels.count(here.node) >= 1
@@ -69,8 +69,8 @@ async def test_without_tcp_it_goes_over_the_link(tmp_path: Path, kind: str) -> N
         ear = await here.open(there)
         ear.transport.write(b"hello")
         assert await ear.until(5) == b"hello"
-        facts = here.tunnels.kinds()[there.node]
-        assert (facts.way, facts.reason) == ("quic", "the peer accepts no lanes")
+        facts = here.tunnels.facts()[there.node]
+        assert (facts.transport, facts.reason) == ("quic", "the peer accepts no lanes")
 
 
 @both_kinds
@@ -108,7 +108,7 @@ async def test_a_tunnel_ends_with_its_link(tmp_path: Path, kind: str, with_lanes
         await ear.gone
         await there.ears[0].gone
         assert here.tunnels.count(there.node) == 0
-        assert here.tunnels.kinds() == {}
+        assert here.tunnels.facts() == {}
 
 
 @both_kinds
@@ -145,7 +145,7 @@ async def test_tunnels_are_bounded_per_peer(
 
 async def test_without_link_and_address_there_is_no_way(tmp_path: Path) -> None:
     async with street("memory", tmp_path, True) as (here, there):
-        with pytest.raises(PeerUnreachable, match="no address"):
+        with pytest.raises(PeerUnreachable, match="none of its addresses is known"):
             await here.tunnels.open(there.node, HTTP, Ear)
 
 

@@ -54,7 +54,7 @@ def test_another_computer_sees_the_console_and_talks_with_the_key_alone(lab: Lab
     fake = host_model(a, "m")
     node = start(a, tmp_path / "a", "--listen-all", "--backend", fake.url)
     node.until(lambda status: any(backend["healthy"] for backend in status["backends"]), "its backend")
-    assert a.address in " ".join(node.status()["elsewhere"])
+    assert a.address in " ".join(node.status()["lan_urls"])
     key = (tmp_path / "a" / "api-key").read_text().strip()
     phone = Phone(b, node)
 
@@ -83,7 +83,7 @@ def test_another_computer_sees_the_console_and_talks_with_the_key_alone(lab: Lab
     told = json.loads(answers["/api/status"][1])
     assert (told["read_only"], told["pid"]) == (True, 0)
     assert told["api"] == f"http://{a.address}:{phone.api}/v1"
-    assert told["mesh"]["addresses"] == told["mesh"]["steps"] == told["elsewhere"] == []
+    assert told["mesh"]["addresses"] == told["mesh"]["join_attempts"] == told["lan_urls"] == []
 
     wish = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
     origin = {"Origin": f"http://{a.address}:{phone.console}"}
@@ -98,7 +98,7 @@ def test_nobody_is_let_in_who_was_not_asked_for(lab: Lab, tmp_path: Path) -> Non
     a, b = lab.host("a"), lab.host("b")
     lab.link_all(delay=0.002)
     node = start(a, tmp_path / "a")
-    assert node.status()["elsewhere"] == []
+    assert node.status()["lan_urls"] == []
     phone = Phone(b, node)
     for port in (phone.console, phone.api):
         with pytest.raises(ConnectionRefusedError):

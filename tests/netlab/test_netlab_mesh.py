@@ -53,14 +53,16 @@ def name(node: Node) -> str:
 def peer(status: Status, node_id: str) -> dict[str, Any]:
     """What a status says of one peer; nothing if it does not know it."""
     found: list[dict[str, Any]] = [one for one in status["mesh"]["peers"] if one["id"] == node_id]
-    return found[0] if found else {"status": "unknown", "models": [], "linked": False, "via": "", "addresses": []}
+    return (
+        found[0] if found else {"status": "unknown", "models": [], "linked": False, "transport": None, "addresses": []}
+    )
 
 
 def until_by(node: Node, way: str, host: str, model: str) -> None:
     """Asks until requests to that host travel by `way`: what is possible is found out by trying, beside the answers."""
     for _ in range(1000):
         assert node.chat(model).done
-        if peer(node.status(), host)["via"] == way:
+        if peer(node.status(), host)["transport"] == way:
             return
     raise AssertionError(f"no request travelled by {way}: {peer(node.status(), host)}")
 

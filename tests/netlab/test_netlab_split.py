@@ -71,14 +71,14 @@ def test_two_and_three_hosts_answer_as_one_would(lab: Lab, join: Join) -> None:
 
     worker = join(hosts[1], None, *THREAD, *LESS)
     two = join(hosts[0], worker, *WANTED, "--split")
-    assert [share["via"] for share in shares(two, 2)[1:]] == ["lane"]
+    assert [share["transport"] for share in shares(two, 2)[1:]] == ["lane"]
     assert two.chat(MODEL, tokens=24, question=QUESTION).text == expected
     assert two.stop() == 0
 
-    worker.until(lambda status: status["lent"] is None, "the end of the lease")
+    worker.until(lambda status: status["worker_lease"] is None, "the end of the lease")
     join(hosts[2], worker, *THREAD, *LESS)
     three = join(hosts[0], worker, *WANTED, *LITTLE)
-    assert [share["via"] for share in shares(three, 3)[1:]] == ["lane", "lane"]
+    assert [share["transport"] for share in shares(three, 3)[1:]] == ["lane", "lane"]
     assert three.chat(MODEL, tokens=24, question=QUESTION).text == expected
 
 
@@ -87,7 +87,7 @@ def test_where_tcp_is_blocked_a_split_goes_over_quic(lab: Lab, join: Join) -> No
     lab.link_all(delay=0.005, blocked=["tcp"])
     worker = join(hosts[1], None, *THREAD)
     host = join(hosts[0], worker, *WANTED, "--split")
-    assert [share["via"] for share in shares(host, 2)[1:]] == ["quic"]
+    assert [share["transport"] for share in shares(host, 2)[1:]] == ["quic"]
     answer = host.chat(MODEL, tokens=24, question=QUESTION, stream=True)
     assert (answer.status, answer.done, answer.pieces > 10) == (200, True, True)
     assert lab.counts("a", "b")["blocked"] > 0

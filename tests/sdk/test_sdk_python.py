@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 SMILE = "🙂"
 GRAMMAR = f'root ::= "{SMILE}" [a-z ]{{1,6}}'
 AT_ONCE = 4
-PATIENCE_SECONDS = 600.0
+OPEN_WAIT_SECONDS = 600.0
 
 
 async def failures(one: Callable[[], Awaitable[None]], count: int) -> list[str]:
@@ -36,7 +36,7 @@ async def failures(one: Callable[[], Awaitable[None]], count: int) -> list[str]:
 
 
 def openai(address: str) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
+    return AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS)
 
 
 async def test_chat_streams_whose_first_token_is_half_a_character(served: Daemon, address: str, streams: int) -> None:
@@ -66,7 +66,7 @@ async def test_chat_streams_whose_first_token_is_half_a_character(served: Daemon
 async def test_message_streams_whose_first_token_is_half_a_character(
     served: Daemon, address: str, streams: int
 ) -> None:
-    async with AsyncAnthropic(base_url=address, api_key="none", max_retries=0, timeout=PATIENCE_SECONDS) as client:
+    async with AsyncAnthropic(base_url=address, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as client:
 
         async def one() -> None:
             kinds: list[str] = []

@@ -88,7 +88,7 @@ async def test_a_page_may_read_who_answered(table: Bench) -> None:
     await table.serve()
     body = {"model": "m"}
     response = await table.call(request("POST", "/v1/chat/completions", body, {"Origin": "http://localhost:3131"}))
-    assert response.headers["access-control-expose-headers"] == HOST_HEADER
+    assert response.headers["access-control-expose-headers"] == f"{HOST_HEADER}, x-request-id"
     assert "access-control-expose-headers" not in (await table.call(ask())).headers
 
 

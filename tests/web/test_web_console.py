@@ -23,10 +23,12 @@ from meshllm.core.records import (
     Role,
     ServedModel,
 )
-from meshllm.core.snapshot import ModelFacts, Snapshot
+from meshllm.core.routing.routes import TargetKind
+from meshllm.core.snapshot import ModelFacts, ModelPhase, Snapshot
 from meshllm.errors import EnvironmentFailure, PortTaken
 from meshllm.web.console.server import Console, Invitation
-from meshllm.web.console.status import LoadStatus, NodeStatus, node_status
+from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
+from meshllm.web.console.status_model import Modality, TransportKind
 from meshllm.web.http.access_control import AccessPolicy
 
 PEER, MESH = NodeId(b"p" * 32), MeshId(b"m" * 16)
@@ -55,18 +57,18 @@ class Desk:
     def status(self) -> NodeStatus:
         self.asked += 1
         self.watch.notify()
-        return node_status(
-            self.snapshot,
-            [LoadStatus(target="m", active=1, waiting=2, slots=4)],
+        inputs = StatusInputs(
+            snapshot=self.snapshot,
+            loads=[TargetLoad(TargetKind.BACKEND, "http://x:1", active=1, waiting=2, slots=4)],
             name="box" + self.filler,
             version="1",
             pid=1,
             api="http://localhost:1/v1",
             console="http://localhost:2",
             started=0.0,
-            now=1.5,
-            vias={PEER: "lane"},
+            transports={PEER: "lane"},
         )
+        return node_status(inputs, 1.5)
 
     def change(self, **changes: object) -> None:
         self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, **changes)  # type: ignore[arg-type]
@@ -116,12 +118,16 @@ async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
     assert response.status == 200
     status = NodeStatus.model_validate_json(response.body, strict=True)
     assert status == desk.status()
-    assert [model.phase for model in status.models] == ["serving", "fetching", "failed"]
+    assert [model.phase for model in status.models] == [
+        ModelPhase.SERVING,
+        ModelPhase.FETCHING,
+        ModelPhase.FAILED,
+    ]
     assert status.models[0].engine is not None
     assert status.models[0].engine.serving_seconds == 1.0
     assert status.models[0].file is not None
     assert status.models[0].file.quantization == "Q4_1"
-    assert [model.input_modalities for model in status.models] == [["text"], None, None]
+    assert [model.input_modalities for model in status.models] == [[Modality.TEXT], None, None]
     assert set(response.json) == set(NodeStatus.model_json_schema()["properties"])
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
@@ -145,11 +151,13 @@ async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
     response = await desk.call(request("GET", "/api/status"))
     mesh = NodeStatus.model_validate_json(response.body, strict=True).mesh
     assert mesh is not None
-    assert (mesh.mesh, mesh.role, mesh.phase, mesh.wants) == (MESH.hex(), "client", "joined", ["w"])
-    assert (mesh.steps[0].addresses, mesh.steps[0].reason) == (["192.0.2.7:9"], "wrong secret")
+    assert (mesh.mesh, mesh.role) == (MESH.hex(), Role.CLIENT)
+    assert (mesh.phase, mesh.wants) == (JoinPhase.JOINED, ["w"])
+    assert (mesh.join_attempts[0].addresses, mesh.join_attempts[0].reason) == (["192.0.2.7:9"], "wrong secret")
     told = mesh.peers[0]
-    assert (told.name, told.status, told.rtt, told.via, told.models) == ("box2", "alive", 0.002, "lane", ["m", "n"])
-    assert [served.input_modalities for served in told.serves] == [None, ["text", "image"]]
+    assert (told.name, told.status, told.models) == ("box2", PeerStatus.ALIVE, ["m", "n"])
+    assert (told.rtt, told.transport) == (0.002, TransportKind.LANE)
+    assert [served.input_modalities for served in told.serves] == [None, [Modality.TEXT, Modality.IMAGE]]
     assert (told.active, told.waiting, told.since_seconds) == (2, 2, 0.5)
 
 
@@ -205,10 +213,10 @@ async def test_viewers_are_told_at_once_and_on_change(desk: Desk) -> None:
     desk.change(models=(coming("m"),))
     for viewer in viewers:
         number, status = parsed(await viewer.piece())
-        assert (number, status.snapshot, status.models[0].phase) == (1, 1, "fetching")
+        assert (number, status.snapshot, status.models[0].phase) == (1, 1, ModelPhase.FETCHING)
     desk.change(models=(served("m", "/run/m.sock"),))
     for viewer in viewers:
-        assert parsed(await viewer.piece())[1].models[0].phase == "serving"
+        assert parsed(await viewer.piece())[1].models[0].phase is ModelPhase.SERVING
 
 
 async def test_a_thousand_changes_are_not_a_thousand_events(desk: Desk) -> None:
@@ -255,6 +263,7 @@ async def test_viewers_that_do_not_read_are_dropped(desk: Desk, monkeypatch: pyt
             await asyncio.sleep(0)
     assert desk.console.viewers == 0
     desk.filler = ""
+    desk.change()  # an event that is already serialised is kept for other viewers
     viewer = await desk.viewer()
     assert parsed(await viewer.piece())[1].name == "box"
 
@@ -298,7 +307,7 @@ async def test_what_else_is_asked_is_refused(desk: Desk) -> None:
         (request("GET", "/../etc/passwd"), 404),
         (request("POST", "/api/status", {}), 405),
         (request("DELETE", "/api/events"), 405),
-        (request("POST", "/api/invite", {"x": "y" * 2000}, headers={"X-Mesh-LLM": "invite"}), 413),
+        (request("POST", "/api/invite", {"x": "y" * 9000}, headers={"X-Mesh-LLM": "invite"}), 413),
     ):
         response = await desk.call(data)
         assert response.status == status
@@ -343,3 +352,14 @@ def test_the_status_can_be_read_by_any_json_reader() -> None:
     desk.snapshot, desk.asked, desk.filler, desk.watch = Snapshot(), 0, "", Watch()
     status = json.loads(desk.status().model_dump_json())
     assert status["engine"]["phase"] == "unknown"
+
+
+async def test_event_stream_makes_one_status_for_all_viewers(desk: Desk) -> None:
+    viewers = [await desk.viewer() for _ in range(20)]
+    for viewer in viewers:
+        await viewer.piece()
+    desk.change(models=(coming("m"),))
+    asked = desk.asked
+    for viewer in viewers:
+        assert parsed(await viewer.piece())[1].models[0].name == "m"
+    assert desk.asked - asked == 1

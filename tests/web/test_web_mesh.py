@@ -323,7 +323,7 @@ async def test_an_error_after_comments_alone_is_no_answer(place: Town, path: str
     caller = await place.here.caller()
     caller.send(ask(path, stream=True))
     await caller.head()
-    heard = await caller.until(b"reading the prompt")
+    heard = await caller.until(b"processing the prompt")
     gate.set()
     response = await finish(caller, heard)
     assert b"Hello" in response.body
@@ -458,7 +458,7 @@ async def test_nobody_is_left_for_being_slow_if_there_is_no_other(place: Town, m
     caller.send(ask(stream=True, number=1))
     await caller.head()
     heard = b""
-    while heard.count(b": the model is reading the prompt") < 5:
+    while heard.count(b": processing the prompt") < 5:
         heard += await caller.piece()
     gate.let(1)
     assert b"Hello" in (await finish(caller, heard)).body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from web_rig import Bench, Caller, Response, ask, bench, request
+from web_rig import Bench, Caller, Response, ask, bench, request, served
 
+from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import Snapshot
-from meshllm.web.console.mesh_status import ServedStatus
 from meshllm.web.console.page_files import PageFiles
-from meshllm.web.console.redaction import WITHHELD, for_onlookers
-from meshllm.web.console.server import MAX_STRANGERS, Console, Invitation
-from meshllm.web.console.status import NodeStatus, node_status
+from meshllm.web.console.redaction import PUBLIC, WITHHELD, Audience, redacted, redacted_status
+from meshllm.web.console.request_status import RequestsAnswer
+from meshllm.web.console.server import MAX_REMOTE_CONNECTIONS, Console, Invitation
+from meshllm.web.console.status import (
+    BackendStatus,
+    FileStatus,
+    LoadStatus,
+    NodeStatus,
+    ProgressStatus,
+    StatusInputs,
+    TargetLoad,
+    node_status,
+)
 from meshllm.web.http.access_control import PROXY_HEADERS, AccessPolicy, is_local
 from tests.elsewhere import own_address
 
@@ -30,10 +41,18 @@ SECRETS = ("/api/invite", "/api/key")
 
 def status() -> NodeStatus:
     """Of a node with something to hide."""
-    return node_status(
-        Snapshot(), [], name="box", version="1", pid=4711, api="http://localhost:9337/v1", console="http://localhost:1",
-        started=0.0, now=1.0, mesh_reason="/home/owner/SECRET is damaged", elsewhere=("http://192.0.2.1:1",),
-    )  # fmt: skip
+    inputs = StatusInputs(
+        snapshot=Snapshot(),
+        name="box",
+        version="1",
+        pid=4711,
+        api="http://localhost:9337/v1",
+        console="http://localhost:1",
+        started=0.0,
+        mesh_reason="/home/owner/SECRET is damaged",
+        lan_urls=("http://192.0.2.1:1",),
+    )
+    return node_status(inputs, 1.0)
 
 
 class Desk:
@@ -172,7 +191,7 @@ async def test_with_the_key_another_machine_sees_what_is_nobodys_secret(desk: De
     host = own_address()
     authority = f"{host}:{desk.port}"
     told = NodeStatus.model_validate_json((await desk.ask("/api/status", authority, BEARER, at=host)).body)
-    assert (told.name, told.read_only, told.pid, told.elsewhere) == ("box", True, 0, ())
+    assert (told.name, told.read_only, told.pid, told.lan_urls) == ("box", True, 0, ())
     assert (told.api, told.console) == (f"http://{host}:9337/v1", f"http://{authority}")
     assert told.mesh_reason == WITHHELD
     event = await desk.ask("/api/events", authority, BEARER, at=host)
@@ -255,8 +274,8 @@ async def test_without_a_key_nobody_else_gets_anything_and_none_is_told(page: Pa
 
 
 async def test_strangers_leave_room_for_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_STRANGERS > 2
-    monkeypatch.setattr("meshllm.web.console.server.MAX_STRANGERS", 2)
+    assert MAX_REMOTE_CONNECTIONS > 2
+    monkeypatch.setattr("meshllm.web.console.server.MAX_REMOTE_CONNECTIONS", 2)
     host = own_address()
     held = []
     for _ in range(2):
@@ -280,7 +299,7 @@ async def test_who_comes_while_it_closes_is_hung_up_on(desk: Desk) -> None:
 
 
 async def test_onlookers_leave_room_for_viewers_of_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.server.MAX_ONLOOKERS", 1)
+    monkeypatch.setattr("meshllm.web.console.server.MAX_REMOTE_VIEWERS", 1)
     first = await desk.caller()
     first.send(request("GET", "/api/events", headers=BEARER, host="box.lan"))
     assert (await first.head()).status == 200
@@ -355,6 +374,8 @@ def filled(kind: Any, where: str) -> Any:
         return {where: filled(arguments[1], where)}
     if getattr(kind, "__origin__", kind) in (list, tuple):
         return [filled(arguments[0], where)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return next(iter(kind))
     plain: dict[Any, Any] = {str: where, int: 4711, float: 47.11, bool: True}
     return plain[kind]
 
@@ -373,28 +394,22 @@ def texts(value: Any) -> Iterator[str]:
 
 def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
     """A text that comes to be in the status is withheld until it stands here as well."""
-    told = for_onlookers(filled(NodeStatus, "s"), api="API", console="CONSOLE")
+    told = redacted_status(filled(NodeStatus, "s"), api="API", console="CONSOLE")
     passed = {text for text in texts(told.model_dump(mode="json")) if text.startswith("s.")}
     machine = {f"s.machine.devices.{name}" for name in ("name", "description", "backend")}
-    model = {
-        f"s.models.{name}" for name in ("name", "purpose", "phase", "progress.stage", "engine.fit", "input_modalities")
-    }
+    model = {f"s.models.{name}" for name in ("name", "progress.stage", "engine.placement_text")}
     model |= {"s.models.file.architecture", "s.models.file.quantization"}
-    model |= {"s.models.engine.speculation.kind", "s.models.engine.speculation.draft"}
-    peer = {
-        f"s.mesh.peers.{name}"
-        for name in ("id", "name", "software", "status", "via", "models", "wants", "on_disk", "aliases")
-    }
-    # Of served models there is nothing to hide.
-    peer |= set(texts(filled(ServedStatus, "s.mesh.peers.serves").model_dump(mode="json")))
+    model |= {"s.models.engine.speculation.draft_model"}
+    peer = {f"s.mesh.peers.{name}" for name in ("id", "name", "software", "models", "wants", "on_disk", "aliases")}
+    peer |= {"s.mesh.peers.serves.name"}
     split = {f"s.splits.{name}" for name in ("model", "reason", "considered.nodes")}
-    split |= {f"s.splits.shares.{name}" for name in ("node", "name", "phase", "via")}
-    files = {f"s.sharing.{way}.{name}" for way in ("giving", "taking") for name in ("peer", "name", "what", "via")}
+    split |= {f"s.splits.shares.{name}" for name in ("node", "name")}
+    files = {f"s.sharing.{way}.{name}" for way in ("uploads", "downloads") for name in ("peer", "name", "what")}
     assert passed == {
-        "s.name", "s.version", "s.engine.phase", "s.engine.version", "s.engine.progress.stage", *machine, *model,
-        "s.backends.models", "s.load.kind", "s.load.model", "s.mesh.node", "s.mesh.role", "s.mesh.phase", *peer,
+        "s.name", "s.version", "s.engine.version", "s.engine.progress.stage", *machine, *model,
+        "s.backends.models", "s.load.target", "s.load.model", "s.mesh.node", *peer,
         "s.mesh.wants", "s.mesh.on_disk", "s.mesh.aliases", *split, *files,
-        "s.lent.model", "s.lent.host", "s.lent.phase", "s.sharing.banned.peer", "s.sharing.banned.name",
+        "s.worker_lease.model", "s.worker_lease.host", "s.sharing.banned.peer", "s.sharing.banned.name",
     }  # fmt: skip
     assert (told.pid, told.models[0].engine.pid) == (0, 0)  # type: ignore[union-attr]
     assert (told.api, told.console, told.read_only) == ("API", "CONSOLE", True)
@@ -415,20 +430,85 @@ def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
 )
 def test_a_plans_reason_is_told_unless_it_names_a_place(reason: str, told: bool) -> None:
     split = {**filled(NodeStatus, "s").splits[0].model_dump(), "reason": reason}
-    seen = for_onlookers(
+    seen = redacted_status(
         status().model_copy(update={"splits": [type(filled(NodeStatus, "s").splits[0])(**split)]}), api="", console=""
     )
     assert (seen.splits[0].reason == reason) is told
 
 
-def test_requests_at_an_engine_are_told_without_its_socket() -> None:
+def test_redacted_load_names_no_socket_and_no_backend_url() -> None:
     whole = filled(NodeStatus, "s")
-    load = whole.load[0].model_copy(update={"kind": "engine", "target": whole.models[0].engine.socket})
-    other = load.model_copy(update={"kind": "backend", "target": "http://10.0.0.3:8000"})
-    seen = for_onlookers(whole.model_copy(update={"load": [load, other]}), api="", console="")
+    backend = BackendStatus(url="http://10.0.0.3:8000", healthy=True, models=[], reason="")
+    load = LoadStatus(target=backend.url, active=1, waiting=0, slots=4, kind=TargetKind.BACKEND)
+    stopped = load.model_copy(update={"target": "http://10.0.0.4:8000"})
+    peer = load.model_copy(update={"target": "ab" * 32, "kind": TargetKind.PEER})
+    seen = redacted_status(
+        whole.model_copy(update={"backends": [backend], "load": [load, stopped, peer]}), api="", console=""
+    )
     assert seen.models[0].engine is not None
-    assert seen.load[0].target == seen.models[0].engine.socket == "engine of s.models.name"
-    assert seen.load[1].target == "backend"
+    assert seen.models[0].engine.socket == ""
+    assert [one.target for one in seen.load] == ["backend 1", "backend", "ab" * 32]
+
+
+def test_load_of_an_engine_is_named_by_its_model() -> None:
+    snapshot = Snapshot(models=(served("m", "/run/m.sock"),))
+    loads = [
+        TargetLoad(TargetKind.ENGINE, "/run/m.sock", active=1, waiting=2, slots=4),
+        TargetLoad(TargetKind.ENGINE, "/run/stopped.sock", active=0, waiting=0, slots=4),
+        TargetLoad(TargetKind.PEER, "ab" * 32, active=0, waiting=0, slots=4, model="n"),
+    ]
+    inputs = StatusInputs(snapshot=snapshot, name="", version="", pid=1, api="", console="", started=0.0, loads=loads)
+    found = node_status(inputs, 1.0).load
+    assert [(load.target, load.model, load.kind) for load in found] == [
+        ("m", "m", TargetKind.ENGINE),
+        ("ab" * 32, "n", TargetKind.PEER),
+    ]
+
+
+class ExtendedFileStatus(FileStatus):
+    """The file with new fields, of which nobody has decided whether other machines may see them."""
+
+    partial_path: str
+    inode: int
+    attributes: dict[str, str]
+    progress: ProgressStatus | None
+    hostname: str = "default"
+
+
+def test_redaction_withholds_new_fields_and_new_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ExtendedFileStatus(
+        **filled(FileStatus, "s").model_dump(),
+        partial_path="/home/SECRET",
+        inode=4712,
+        attributes={"SECRET": "SECRET"},
+        progress=filled(ProgressStatus, "SECRET"),
+        hostname="SECRET",
+    )
+    audience = Audience("", "")
+    assert "s.architecture" not in redacted(file, audience).model_dump_json(), "a model that is not listed is withheld"
+    monkeypatch.setitem(PUBLIC, ExtendedFileStatus, PUBLIC[FileStatus])  # type: ignore[arg-type]
+    seen = redacted(file, audience)
+    assert seen.architecture == "s.architecture"
+    assert (seen.partial_path, seen.inode, seen.attributes, seen.progress) == ("", 0, {}, None)
+    assert seen.hostname == "default"
+    assert "SECRET" not in seen.model_dump_json()
+
+
+def test_redaction_lists_only_fields_that_exist() -> None:
+    for model, rules in PUBLIC.items():
+        assert set(rules) <= set(model.model_fields), model
+
+
+def test_redacted_requests_have_no_error_texts_and_no_addresses() -> None:
+    whole = filled(RequestsAnswer, "s")
+    attempt = whole.requests[0].attempts[0].model_copy(update={"target": "backend http://10.0.0.3:8000"})
+    request = whole.requests[0].model_copy(
+        update={"target": "peer 0123456789", "caller": "remote 192.0.2.7", "attempts": [attempt]}
+    )
+    (seen,) = redacted(RequestsAnswer(requests=[request]), Audience("", "")).requests
+    assert (seen.caller, seen.target, seen.error) == ("remote", "peer 0123456789", WITHHELD)
+    assert (seen.attempts[0].target, seen.attempts[0].error) == ("backend", WITHHELD)
+    assert (seen.id, seen.model, seen.duration_seconds) == (request.id, request.model, request.duration_seconds)
 
 
 def test_nearness_takes_both_the_address_and_the_name() -> None:

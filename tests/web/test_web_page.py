@@ -16,7 +16,7 @@ from web_rig import Caller, Response, request
 from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.page_files import FOLDER, PageFiles
 from meshllm.web.console.server import Console, Invitation
-from meshllm.web.console.status import NodeStatus, node_status
+from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,9 +25,16 @@ ASSET = "/assets/index-abc_123.js"
 
 def status() -> NodeStatus:
     """Of a node whose API is on port 9337."""
-    return node_status(
-        Snapshot(), [], name="box", version="1", pid=1, api="http://localhost:9337/v1", console="", started=0.0, now=1.0
+    inputs = StatusInputs(
+        snapshot=Snapshot(),
+        name="box",
+        version="1",
+        pid=1,
+        api="http://localhost:9337/v1",
+        console="",
+        started=0.0,
     )
+    return node_status(inputs, 1.0)
 
 
 class Desk:
@@ -188,7 +195,15 @@ async def test_of_all_pages_only_our_own_gets_an_invite(desk: Desk, headers: dic
 async def test_it_describes_itself(desk: Desk) -> None:
     described = (await desk.get("/api/openapi.json")).json
     assert described["openapi"].startswith("3.1")
-    assert set(described["paths"]) == {"/api/status", "/api/events", "/api/invite", "/api/key", "/api/openapi.json"}
+    assert set(described["paths"]) == {
+        "/api/status",
+        "/api/events",
+        "/api/requests",
+        "/api/invite",
+        "/api/key",
+        "/api/downloads",
+        "/api/openapi.json",
+    }
     schemas = described["components"]["schemas"]
     assert set(schemas["NodeStatus"]["required"]) == set((await desk.get("/api/status")).json)
     text = json.dumps(described)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 from web_rig import READY, Bench, ask, served
 
-from meshllm.cli.status import speculation_words as words
+from meshllm.cli.status import speculation_text as words
 from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Speculation
 from meshllm.core.snapshot import ModelState, Snapshot
-from meshllm.web.console.status import ModelStatus, node_status
+from meshllm.web.console.status import ModelStatus, StatusInputs, node_status
 from meshllm.web.gateway.gateway import Gateway
 from meshllm.web.http.access_control import AccessPolicy
 
@@ -27,35 +27,39 @@ def serving(speculation: Speculation) -> ModelState:
 
 def status(speculation: Speculation, **guesses: DraftCounts) -> ModelStatus:
     snapshot = Snapshot(engine=READY, models=(serving(speculation),))
-    told = node_status(
-        snapshot, [], name="n", version="1", pid=1, api="", console="", started=0.0, now=1.0, guesses=guesses
+    inputs = StatusInputs(
+        snapshot=snapshot, name="n", version="1", pid=1, api="", console="", started=0.0, drafts=guesses
     )
-    return told.models[0]
+    return node_status(inputs, 1.0).models[0]
 
 
 def test_a_draft_and_how_well_it_guesses() -> None:
     engine = status(DRAFT, m=DraftCounts(30, 20)).engine
     assert engine is not None
     told = engine.speculation
-    assert (told.kind, told.draft, told.drafted, told.accepted, told.acceptance) == ("draft", "small", 30, 20, 0.6667)
-    assert words(told.model_dump()) == "guesses ahead with small, 67% of 30 right"
+    assert (told.kind, told.draft_model, told.draft_tokens) == (DraftSource.DRAFT, "small", 30)
+    assert (told.accepted_tokens, told.acceptance) == (20, 0.6667)
+    assert words(told.model_dump(mode="json")) == (
+        "speculative decoding: draft model small, 67% of 30 draft tokens accepted"
+    )
 
 
 def test_why_there_is_no_draft() -> None:
     engine = status(NGRAMS, other=DraftCounts(30, 20)).engine
     assert engine is not None
     told = engine.speculation
-    assert (told.kind, told.drafted, told.acceptance, told.reason) == ("n-grams", 0, None, NGRAMS.reason)
-    assert words(told.model_dump()) == (
-        "guesses ahead from the text (n-grams), none yet; "
-        "no draft: no small model of the same vocabulary is on this disk"
+    assert (told.kind, told.draft_tokens) == (DraftSource.NGRAMS, 0)
+    assert (told.acceptance, told.reason) == (None, NGRAMS.reason)
+    assert words(told.model_dump(mode="json")) == (
+        "speculative decoding: n-gram, no drafts yet; "
+        "no draft model: no small model of the same vocabulary is on this disk"
     )
 
 
 def test_why_nothing_is_guessed() -> None:
     engine = status(replace(PLAIN, reason="it was switched off")).engine
     assert engine is not None
-    assert words(engine.speculation.model_dump()) == "guesses nothing ahead: it was switched off"
+    assert words(engine.speculation.model_dump(mode="json")) == "speculative decoding: off (it was switched off)"
 
 
 async def test_the_metrics_count_guesses() -> None:

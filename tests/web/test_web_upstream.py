@@ -34,7 +34,7 @@ from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.web.http import client as upstream_module
-from meshllm.wire.api.worker_loss import loss_words
+from meshllm.wire.api.worker_loss import worker_loss_message
 
 
 def told(path: str, response: Response) -> dict[str, object]:
@@ -322,7 +322,7 @@ async def test_who_loses_a_worker_in_the_middle_tells_what_happened(table: Bench
         while piece := await caller.piece():
             response.body += piece
         error = told(path, response)
-        assert (error["code"], error["message"]) == ("upstream_lost", loss_words("m", known))
+        assert (error["code"], error["message"]) == ("upstream_lost", worker_loss_message("m", known))
         assert len(engine.calls) == 1
         await caller.close()
     assert table.gateway.outcomes == ["lost", "lost"]

@@ -144,6 +144,7 @@ lease_messages = st.one_of(
     st.builds(n.WorkerReport, sessions, numbers, st.sampled_from(list(LENT_PHASES)), texts),
     st.builds(n.Commit, sessions, numbers),
     st.builds(n.Release, sessions, numbers, texts),
+    st.builds(n.Renew, sessions, numbers, st.booleans()),
 )
 
 messages = st.one_of(

@@ -76,6 +76,7 @@ ONE_OF_EACH = (
     n.WorkerReport(SESSION, 3, n.LeasePhase.PREPARING, "downloading 12%"),
     n.Commit(SESSION, 3),
     n.Release(SESSION, 3, "the host stops"),
+    n.Renew(SESSION, 3, committed=True),
 )
 each_message = pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: type(message).__name__)
 

@@ -12,7 +12,7 @@ from stream_helpers import check_messages, check_responses, chunk, cuts, event, 
 
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.stream_repair import StreamRepair, stream_repair
-from meshllm.wire.api.worker_loss import loss_words
+from meshllm.wire.api.worker_loss import worker_loss_message
 
 FAILED = {"code": 500, "message": "Compute error.", "type": "server_error"}
 NAMED = f"event: error\ndata: {json.dumps(FAILED, separators=(',', ':'))}\n\n".encode()
@@ -65,7 +65,7 @@ def test_what_happened_is_told_and_what_to_do(api: Api, begun: bool, places: lis
     before, error = STREAMS[api]
     events, repair = run(api, (before if begun else b"") + error, places)
     found = error_in(api, events)
-    assert (found["code"], found["message"]) == ("upstream_lost", loss_words("m"))
+    assert (found["code"], found["message"]) == ("upstream_lost", worker_loss_message("m"))
     assert "Ask again" in found["message"]
     assert (repair.worker_lost, repair.failed, repair.complete) == (True, True, True)
     assert "Compute error" not in str(events)
@@ -98,4 +98,6 @@ def test_a_model_may_write_what_it_likes(places: list[int]) -> None:
 
 
 def test_who_was_lost_is_told_where_it_is_known() -> None:
-    assert "(1a2b is lost to the split: it stopped)" in loss_words("m", "1a2b is lost to the split: it stopped")
+    assert "(1a2b is lost to the split: it stopped)" in worker_loss_message(
+        "m", "1a2b is lost to the split: it stopped"
+    )

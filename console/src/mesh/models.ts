@@ -2,7 +2,7 @@
 //
 // Law: pure. A model is one line whoever has it; this node's own word on it comes first.
 
-import type { ModelStatus, NodeStatus } from '../api'
+import type { ModelPhase, ModelStatus, NodeStatus, Purpose } from '../api'
 import type { MeshNode } from './nodes'
 
 export type Standing = 'serving' | 'coming' | 'failed' | 'wanted' | 'heard of' | 'on disk'
@@ -10,8 +10,8 @@ export type Standing = 'serving' | 'coming' | 'failed' | 'wanted' | 'heard of' |
 export interface MeshModel {
   name: string
   standing: Standing
-  phase: string // this node's own word for it; empty if it is not served here
-  purpose: string | null
+  phase: ModelPhase | null // on this node; null if this node does not serve it
+  purpose: Purpose | null
   sees: boolean | null // whether images can be shown to it: false if nobody who carries it can take them
   hosts: MeshNode[] // who answers for it
   onDisk: string[] // names of the nodes that have its file and do not serve it
@@ -26,7 +26,7 @@ export interface MeshModel {
 }
 
 const ORDER: readonly Standing[] = ['serving', 'coming', 'failed', 'wanted', 'heard of', 'on disk']
-const COMING = ['waiting', 'fetching', 'loading', 'restarting']
+const COMING: readonly (ModelPhase | null)[] = ['waiting', 'fetching', 'loading', 'restarting']
 
 export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshModel[] {
   const found = new Map<string, MeshModel>()
@@ -36,7 +36,7 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
       model = {
         name,
         standing: 'on disk',
-        phase: '',
+        phase: null,
         purpose: null,
         sees: null,
         hosts: [],
@@ -70,12 +70,12 @@ function ofHere(model: ModelStatus): Partial<MeshModel> {
 }
 
 function gather(node: MeshNode, at: (name: string) => MeshModel): void {
-  if (node.life === 'dead' || node.life === 'left') return
+  if (node.status === 'dead' || node.status === 'left') return
   for (const carried of node.models) {
     const model = at(carried.name)
     if (carried.phase !== 'serving') continue
     model.hosts.push(node)
-    if (node.life !== 'alive') continue
+    if (node.status !== 'alive') continue
     model.purpose ??= carried.purpose
     model.context = Math.max(model.context, carried.context)
     model.slots += carried.slots
@@ -93,7 +93,7 @@ function lay(nodes: readonly MeshNode[], found: ReadonlyMap<string, MeshModel>, 
   const known = new Map<string, MeshModel[]>()
   for (const model of found.values()) known.set(file(model.name), [...(known.get(file(model.name)) ?? []), model])
   for (const node of nodes) {
-    if (node.life === 'dead' || node.life === 'left') continue
+    if (node.status === 'dead' || node.status === 'left') continue
     for (const name of node.onDisk) {
       let those = known.get(file(name))
       if (those === undefined) known.set(file(name), (those = [at(file(name))]))
@@ -127,14 +127,14 @@ function filesOf(nodes: readonly MeshNode[]): (name: string) => string {
 function sight(nodes: readonly MeshNode[]): Map<string, Set<boolean | null>> {
   const told = new Map<string, Set<boolean | null>>()
   for (const node of nodes) {
-    if (node.life !== 'alive') continue
+    if (node.status !== 'alive') continue
     for (const { name, sees } of node.models) told.set(name, (told.get(name) ?? new Set()).add(sees))
   }
   return told
 }
 
 function standingOf(model: MeshModel): Standing {
-  if (model.hosts.some((node) => node.life === 'alive')) return 'serving'
+  if (model.hosts.some((node) => node.status === 'alive')) return 'serving'
   if (model.phase === 'failed') return 'failed'
   if (COMING.includes(model.phase)) return 'coming'
   if (model.hosts.length > 0) return 'heard of'
@@ -161,7 +161,7 @@ export function reasonOf(model: MeshModel): string {
   if (here?.progress != null) return [here.progress.stage, here.progress.detail].filter(Boolean).join(': ')
   switch (model.standing) {
     case 'serving':
-      return [servedBy(model.hosts), fitOf(here), guessesOf(here)].filter(Boolean).join(' ')
+      return [servedBy(model.hosts), placementOf(here), speculationOf(here)].filter(Boolean).join(' ')
     case 'coming':
       return 'On its way.'
     case 'failed':
@@ -181,19 +181,20 @@ function servedBy(hosts: readonly MeshNode[]): string {
   return hosts.length === 1 ? `Served by ${hosts[0]?.name}.` : `Served by ${hosts.length} nodes.`
 }
 
-// Where it lies in this machine's memory, and what was given up for that: the daemon's own words.
-function fitOf(here: ModelStatus | null): string {
-  const fit = here?.engine?.fit ?? ''
-  return fit === '' ? '' : `Here: ${fit.replace(/\.$/, '')}.`
+// Where the model is in this machine's memory, as the daemon describes it.
+function placementOf(here: ModelStatus | null): string {
+  const text = here?.engine?.placement_text ?? ''
+  return text === '' ? '' : `Placement here: ${text.replace(/\.$/, '')}.`
 }
 
-function guessesOf(here: ModelStatus | null): string {
-  const guessing = here?.engine?.speculation
-  if (guessing === undefined || guessing.kind === 'none')
-    return guessing?.reason ? `No guessing ahead: ${guessing.reason}.` : ''
-  const how = guessing.kind === 'draft' ? `with the draft ${guessing.draft}` : 'by repetitions in the text'
-  const right = guessing.acceptance === null ? '' : `, ${Math.round(guessing.acceptance * 100)} % of it right so far`
-  return `Guesses ahead ${how}${right}.`
+function speculationOf(here: ModelStatus | null): string {
+  const speculation = here?.engine?.speculation
+  if (speculation === undefined || speculation.kind === 'none')
+    return speculation?.reason ? `Speculative decoding: off (${speculation.reason}).` : ''
+  const source = speculation.kind === 'draft' ? `draft model ${speculation.draft_model}` : 'n-gram'
+  const { acceptance } = speculation
+  const accepted = acceptance === null ? '' : `, ${Math.round(acceptance * 100)} % of draft tokens accepted`
+  return `Speculative decoding: ${source}${accepted}.`
 }
 
 function listed(names: readonly string[]): string {

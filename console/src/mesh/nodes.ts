@@ -3,15 +3,26 @@
 // Law: pure. Nothing is made up: what a node did not tell is null, and is shown as unknown or not at all.
 
 import { partsOf, type Part } from './splits'
-import type { LoadStatus, ModelStatus, NodeStatus, PeerStatus, ServedStatus } from '../api'
+import {
+  PEER_STATUSES,
+  type LoadStatus,
+  type Modality,
+  type ModelPhase,
+  type ModelStatus,
+  type NodeStatus,
+  type PeerInfo,
+  type PeerStatus,
+  type Purpose,
+  type ServedStatus,
+  type TransportKind,
+} from '../api'
 
 export type Role = 'host' | 'worker' | 'standby' | 'client' | 'backend'
-export type Life = 'alive' | 'suspect' | 'unverified' | 'dead' | 'left'
 
 export interface Carried {
   name: string
-  phase: string
-  purpose: string | null
+  phase: ModelPhase
+  purpose: Purpose | null
   sees: boolean | null // whether it takes images
   context: number
   slots: number
@@ -26,7 +37,7 @@ export interface MeshNode {
   name: string
   here: boolean
   role: Role
-  life: Life
+  status: PeerStatus
   reason: string
   version: string
   models: Carried[]
@@ -37,12 +48,10 @@ export interface MeshNode {
   memory: number // offered, in bytes
   linked: boolean
   rtt: number | null
-  via: string
+  transport: TransportKind | 'http' | null // null: no request yet
   addresses: string[]
   since: number | null // when its state began, in seconds since the epoch; to the second, and steady
 }
-
-const LIVES: readonly Life[] = ['alive', 'suspect', 'unverified', 'dead', 'left']
 
 // All nodes, this one first. `wall` is the time in seconds since the epoch; `before` what was found last time.
 export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshNode[] = []): MeshNode[] {
@@ -66,7 +75,7 @@ function hereOf(status: NodeStatus): MeshNode {
     name: status.name,
     here: true,
     role: mesh?.role === 'client' ? 'client' : models.some((model) => model.phase === 'serving') ? 'host' : 'standby',
-    life: 'alive',
+    status: 'alive',
     reason: mesh === null ? status.mesh_reason : mesh.reason,
     version: status.version,
     models,
@@ -77,7 +86,7 @@ function hereOf(status: NodeStatus): MeshNode {
     memory: mesh?.memory ?? 0,
     linked: true,
     rtt: null,
-    via: '',
+    transport: null,
     addresses: mesh?.addresses ?? [],
     since: null,
   }
@@ -85,7 +94,8 @@ function hereOf(status: NodeStatus): MeshNode {
 
 function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
   const { engine } = model
-  const busy = engine === null ? undefined : load.find((entry) => entry.target === engine.socket)
+  const busy =
+    engine === null ? undefined : load.find((entry) => entry.kind === 'engine' && entry.target === model.name)
   return {
     name: model.name,
     phase: model.phase,
@@ -100,17 +110,17 @@ function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
   }
 }
 
-function peerOf(peer: PeerStatus, load: readonly LoadStatus[], wall: number, before: MeshNode | undefined): MeshNode {
-  const life = LIVES.find((word) => word === peer.status) ?? 'unverified'
+function peerOf(peer: PeerInfo, load: readonly LoadStatus[], wall: number, before: MeshNode | undefined): MeshNode {
+  const status = PEER_STATUSES.find((known) => known === peer.status) ?? 'unverified' // a newer daemon may know more
   const began = Math.round(wall - peer.since_seconds)
   // The same moment, told again and again, comes out a little different each time.
-  const steady = before?.life === life && before.since !== null && Math.abs(before.since - began) <= 2
+  const steady = before?.status === status && before.since !== null && Math.abs(before.since - began) <= 2
   return {
     id: peer.id,
     name: peer.name || 'a node',
     here: false,
     role: peer.serves.length > 0 ? 'host' : 'standby',
-    life,
+    status,
     reason: peer.reason,
     version: peer.software.replace(/^mesh-llm /, ''),
     models: peer.serves.map((served) =>
@@ -126,7 +136,7 @@ function peerOf(peer: PeerStatus, load: readonly LoadStatus[], wall: number, bef
     memory: peer.memory,
     linked: peer.linked,
     rtt: peer.rtt,
-    via: peer.via,
+    transport: peer.transport,
     addresses: peer.addresses,
     since: steady ? before.since : began,
   }
@@ -151,12 +161,12 @@ function carriedThere(served: ServedStatus, asked: LoadStatus | undefined): Carr
   }
 }
 
-function seesBy(modalities: readonly string[] | null): boolean | null {
+function seesBy(modalities: readonly Modality[] | null): boolean | null {
   return modalities?.includes('image') ?? null
 }
 
 function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadStatus[]): MeshNode {
-  const busy = load.find((entry) => entry.target === backend.url)
+  const busy = load.find((entry) => entry.kind === 'backend' && entry.target === backend.url)
   const models = backend.models.map((name): Carried => {
     return {
       name,
@@ -179,7 +189,7 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
     name: backend.url.replace(/^https?:\/\//, ''),
     here: false,
     role: 'backend',
-    life: backend.healthy ? 'alive' : 'suspect',
+    status: backend.healthy ? 'alive' : 'suspect',
     reason: backend.reason,
     version: '',
     models,
@@ -190,7 +200,7 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
     memory: 0,
     linked: true,
     rtt: null,
-    via: 'http',
+    transport: 'http',
     addresses: backend.url.includes('://') ? [backend.url] : [], // other devices are told a number instead
     since: null,
   }
@@ -213,7 +223,7 @@ const ROLE_WORDS: Record<Role, string> = {
   client: 'client',
   backend: 'backend',
 }
-const LIFE_WORDS: Record<Life, string> = {
+const STATUS_TEXTS: Record<PeerStatus, string> = {
   alive: 'alive',
   suspect: 'does not answer',
   unverified: 'unverified',
@@ -221,15 +231,14 @@ const LIFE_WORDS: Record<Life, string> = {
   left: 'has left',
 }
 
+const TRANSPORT_TEXTS = { lane: 'lane (TLS over TCP)', quic: 'QUIC', http: 'HTTP' } as const
+
 // What a node is, in a word or three: its state, if that is what matters, else its role.
 export function standing(node: MeshNode): string {
-  return node.life === 'alive' ? ROLE_WORDS[node.role] : LIFE_WORDS[node.life]
+  return node.status === 'alive' ? ROLE_WORDS[node.role] : STATUS_TEXTS[node.status]
 }
 
 // The kind of a link, for people. Empty while no request has taken one.
 export function linkWords(node: MeshNode): string {
-  if (node.via === 'lane') return 'lane (TLS over TCP)'
-  if (node.via === 'quic') return 'QUIC'
-  if (node.via === 'http') return 'HTTP'
-  return node.via
+  return node.transport === null ? '' : TRANSPORT_TEXTS[node.transport]
 }

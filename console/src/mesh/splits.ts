@@ -3,7 +3,7 @@
 // Law: pure. A node knows the splits that it hosts, and its own part in that of another; of others' nothing is known,
 // and nothing is drawn.
 
-import type { NodeStatus, ShareStatus, SplitStatus } from '../api'
+import type { LeasePhase, NodeStatus, SplitStatus, WorkerShareStatus } from '../api'
 
 // What a node carries of a model for its host.
 export interface Part {
@@ -12,7 +12,7 @@ export interface Part {
   first: number
   layers: number
   memory: number
-  phase: string
+  phase: LeasePhase | null // null: the host itself
   detail: string
   traffic: number | null // bytes that the host's tunnel to it has carried, both ways; null: it is not the host who tells
 }
@@ -31,12 +31,12 @@ export function partsOf(status: NodeStatus): Map<string, Part[]> {
   for (const split of status.splits) {
     for (const share of split.shares) add(share.node, partOf(split.model, here, share))
   }
-  const { lent } = status
-  if (lent !== null) add(here, { ...lent, traffic: null })
+  const lease = status.worker_lease
+  if (lease !== null) add(here, { ...lease, traffic: null })
   return found
 }
 
-function partOf(model: string, host: string, share: ShareStatus): Part {
+function partOf(model: string, host: string, share: WorkerShareStatus): Part {
   const { first, layers, memory, phase, detail } = share
   return { model, host, first, layers, memory, phase, detail, traffic: share.sent + share.received }
 }
@@ -49,14 +49,14 @@ export function pipelinesOf(status: NodeStatus): Pipeline[] {
       committed: split.committed,
       stops: inOrder(split).map((share) => share.node),
     }))
-  const { lent, mesh } = status
-  if (lent !== null && mesh !== null) {
-    found.push({ model: lent.model, committed: lent.phase === 'committed', stops: [lent.host, mesh.node] })
+  const { worker_lease: lease, mesh } = status
+  if (lease !== null && mesh !== null) {
+    found.push({ model: lease.model, committed: lease.phase === 'committed', stops: [lease.host, mesh.node] })
   }
   return found
 }
 
-export function inOrder(split: SplitStatus): ShareStatus[] {
+export function inOrder(split: SplitStatus): WorkerShareStatus[] {
   return split.shares.toSorted((one, other) => one.first - other.first)
 }
 

@@ -10,10 +10,12 @@ import { status } from '../state'
 import { bytes, duration, milliseconds, speed, tokens } from '../words'
 import { Machine } from './memory'
 
-const LIFE_TONES = { alive: 'good', suspect: 'worrying', unverified: 'plain', dead: 'bad', left: 'plain' } as const
+const STATUS_TONES = { alive: 'good', suspect: 'worrying', unverified: 'plain', dead: 'bad', left: 'plain' } as const
 
 export function toneOf(node: MeshNode): Tone {
-  return node.life === 'alive' && node.role !== 'host' && node.role !== 'backend' ? 'plain' : LIFE_TONES[node.life]
+  return node.status === 'alive' && node.role !== 'host' && node.role !== 'backend'
+    ? 'plain'
+    : STATUS_TONES[node.status]
 }
 
 export function Details({ node, close }: { node: MeshNode; close: () => void }): JSX.Element {
@@ -89,7 +91,7 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
 
 function partWords(part: Part): string {
   const traffic = part.traffic === null || part.traffic === 0 ? '' : `${bytes(part.traffic)} through the tunnel`
-  const state = part.phase === 'host' || part.phase === 'committed' ? '' : part.detail || part.phase
+  const state = part.phase === null || part.phase === 'committed' ? '' : part.detail || part.phase
   return [layersOf(part), bytes(part.memory), state, traffic].filter(Boolean).join(' · ')
 }
 

@@ -10,7 +10,7 @@ import { Qr } from '../parts/qr'
 import { lock, status } from '../state'
 
 export function Devices(): JSX.Element {
-  const places = status.value?.elsewhere ?? []
+  const places = status.value?.lan_urls ?? []
   const [chosen, setChosen] = useState('')
   const [key, setKey] = useState('') // kept nowhere: it is gone as soon as the view is left
   const [problem, setProblem] = useState('')

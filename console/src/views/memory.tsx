@@ -31,7 +31,7 @@ export function Machine({ node }: { node: MeshNode }): JSX.Element | null {
 function taken(node: MeshNode): number {
   const models = node.models.reduce((sum, model) => sum + (model.phase === 'serving' ? model.memory : 0), 0)
   // A host's own part is in what its engine takes.
-  return node.parts.reduce((sum, part) => sum + (part.phase === 'host' ? 0 : part.memory), models)
+  return node.parts.reduce((sum, part) => sum + (part.phase === null ? 0 : part.memory), models)
 }
 
 function OwnMemory({ node, machine }: { node: MeshNode; machine: MachineStatus }): JSX.Element {

@@ -36,10 +36,12 @@ export function Mesh(): JSX.Element {
 
 function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const mesh = status.value?.mesh ?? null
-  const living = list.filter((node) => node.life === 'alive' && node.role !== 'backend')
-  const hosts = list.filter((node) => node.life === 'alive' && (node.role === 'host' || node.role === 'backend')).length
-  const suspect = list.filter((node) => node.life === 'suspect').length
-  const all = list.filter((node) => node.role !== 'backend' && node.life !== 'dead' && node.life !== 'left').length
+  const living = list.filter((node) => node.status === 'alive' && node.role !== 'backend')
+  const hosts = list.filter(
+    (node) => node.status === 'alive' && (node.role === 'host' || node.role === 'backend'),
+  ).length
+  const suspect = list.filter((node) => node.status === 'suspect').length
+  const all = list.filter((node) => node.role !== 'backend' && node.status !== 'dead' && node.status !== 'left').length
   const words = [
     all === living.length ? counted(all, 'node') : `${living.length} of ${all} nodes alive`,
     hosts === 0 ? 'nothing served' : `${hosts} serving`,
@@ -61,7 +63,7 @@ function Joining(): JSX.Element | null {
   if (known === null) return null
   if (known.mesh === null)
     return known.mesh_reason === '' ? null : <p class="notice">In no mesh: {known.mesh_reason}</p>
-  const { phase, reason, steps } = known.mesh
+  const { phase, reason, join_attempts: attempts } = known.mesh
   if (phase === 'alone' || phase === 'joined') return null
   return (
     <div class={`notice${phase === 'failed' ? ' worrying' : ''}`} role="status">
@@ -70,10 +72,10 @@ function Joining(): JSX.Element | null {
         {reason === '' ? '' : `: ${reason}`}
       </p>
       <ul>
-        {steps.map((step) => (
-          <li key={step.peer + step.addresses.join()}>
-            {step.addresses.join(' or ') || step.peer.slice(0, 10)}: {step.state}
-            {step.reason === '' ? '' : ` (${step.reason})`}
+        {attempts.map((attempt) => (
+          <li key={attempt.peer + attempt.addresses.join()}>
+            {attempt.addresses.join(' or ') || attempt.peer.slice(0, 10)}: {attempt.state}
+            {attempt.reason === '' ? '' : ` (${attempt.reason})`}
           </li>
         ))}
       </ul>
@@ -165,13 +167,13 @@ const Link = memo(function Link({
   labelled: boolean
 }): JSX.Element | null {
   const { node, x, y } = spot
-  if (node.here || !node.linked || node.life === 'dead' || node.life === 'left') return null
-  const way = node.via === '' ? 'unused' : node.via
+  if (node.here || !node.linked || node.status === 'dead' || node.status === 'left') return null
+  const way = node.transport === null ? 'unused' : node.transport
   const told = node.rtt !== null && (labelled || chosen)
   // On a long link behind the nodes of inner rings, else about in the middle between the two ends.
   const at = spot.ring > 1 ? 0.8 : 0.62
   return (
-    <g class={`link ${way} ${node.life}${chosen ? ' chosen' : ''}`}>
+    <g class={`link ${way} ${node.status}${chosen ? ' chosen' : ''}`}>
       <line x1={0} y1={0} x2={x} y2={y} />
       {told && (
         <text x={x * at} y={y * at} dy="-0.4em">
@@ -204,7 +206,7 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
   const { active, slots } = busyOf(node)
   return (
     <g
-      class={`dot ${node.role} ${node.life}${node.here ? ' here' : ''}${chosen ? ' chosen' : ''}${active > 0 ? ' busy' : ''}`}
+      class={`dot ${node.role} ${node.status}${node.here ? ' here' : ''}${chosen ? ' chosen' : ''}${active > 0 ? ' busy' : ''}`}
       style={{ transform: `translate(${x}px, ${y}px)` }}
       role="button"
       tabindex={props.focusable ? 0 : -1}
@@ -251,7 +253,7 @@ interface WordsProps {
 const Words = memo(function Words({ node, x, y, radius, detail }: WordsProps): JSX.Element | null {
   if (detail === 'small' && !node.here) return null
   const { active, slots } = busyOf(node)
-  const more = node.life === 'alive' && node.models.length > 1 ? ` +${node.models.length - 1}` : ''
+  const more = node.status === 'alive' && node.models.length > 1 ? ` +${node.models.length - 1}` : ''
   const most = detail === 'large' ? 24 : 15
   const line = detail === 'large' ? 16 : 13
   // Where the link, which comes from the middle, does not run through it.
@@ -277,7 +279,7 @@ const Words = memo(function Words({ node, x, y, radius, detail }: WordsProps): J
 
 // The most telling thing of a node: its state if that matters, else its first model, else its role.
 function carries(node: MeshNode): string {
-  if (node.life !== 'alive') return standing(node)
+  if (node.status !== 'alive') return standing(node)
   const [part] = node.parts
   if (node.role === 'worker' && part !== undefined) return layersOf(part)
   return node.models[0]?.name ?? standing(node)
@@ -291,7 +293,7 @@ function sentence(node: MeshNode): string {
   // It begins with what is to be read in the picture, for those who say aloud what to click on.
   const words = [`${node.name} ${carries(node)}`]
   if (node.here) words.push('this node')
-  if (node.life === 'alive' && node.models.length > 0) words.push(standing(node))
+  if (node.status === 'alive' && node.models.length > 0) words.push(standing(node))
   if (node.models.length > 1)
     words.push(
       `also ${node.models
@@ -303,7 +305,7 @@ function sentence(node: MeshNode): string {
   const { active, waiting } = busyOf(node)
   if (active + waiting > 0) words.push(`${active} at work, ${waiting} waiting`)
   if (node.rtt !== null) words.push(`${milliseconds(node.rtt)} away`)
-  if (node.via !== '') words.push(`by ${linkWords(node)}`)
+  if (node.transport !== null) words.push(`by ${linkWords(node)}`)
   return words.join('; ')
 }
 
@@ -311,18 +313,18 @@ function sentence(node: MeshNode): string {
 function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const has = (test: (node: MeshNode) => boolean): boolean => list.some(test)
   const marks: [string, string, boolean][] = [
-    ['dot host', 'serves', has((node) => node.role === 'host' && node.life === 'alive')],
-    ['dot worker', 'carries a part', has((node) => node.role === 'worker' && node.life === 'alive')],
-    ['dot standby', 'standby', has((node) => node.role === 'standby' && node.life === 'alive')],
+    ['dot host', 'serves', has((node) => node.role === 'host' && node.status === 'alive')],
+    ['dot worker', 'carries a part', has((node) => node.role === 'worker' && node.status === 'alive')],
+    ['dot standby', 'standby', has((node) => node.role === 'standby' && node.status === 'alive')],
     ['dot client', 'client', has((node) => node.role === 'client')],
     ['dot backend', 'backend', has((node) => node.role === 'backend')],
-    ['dot suspect', 'does not answer', has((node) => node.life === 'suspect')],
-    ['dot heard', 'only heard of', has((node) => node.life === 'heard')],
-    ['dot dead', 'gone', has((node) => node.life === 'dead' || node.life === 'left')],
-    ['line lane', 'lane', has((node) => node.via === 'lane')],
-    ['line quic', 'QUIC', has((node) => node.via === 'quic')],
+    ['dot suspect', 'does not answer', has((node) => node.status === 'suspect')],
+    ['dot unverified', 'unverified', has((node) => node.status === 'unverified')],
+    ['dot dead', 'gone', has((node) => node.status === 'dead' || node.status === 'left')],
+    ['line lane', 'lane', has((node) => node.transport === 'lane')],
+    ['line quic', 'QUIC', has((node) => node.transport === 'quic')],
     ['line pipe', 'a token’s way through a split', pipelines.value.length > 0],
-    ['line unused', 'linked, no request yet', has((node) => node.linked && !node.here && node.via === '')],
+    ['line unused', 'linked, no request yet', has((node) => node.linked && !node.here && node.transport === null)],
   ]
   return (
     <ul class="legend" aria-label="What the marks mean">

@@ -105,7 +105,7 @@ const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
 function badge(model: MeshModel): string {
   if (model.standing !== 'coming') return model.standing
   const fraction = model.here?.progress?.fraction
-  return fraction == null ? model.phase : `${model.phase} ${percent(fraction)}`
+  return fraction == null ? (model.phase ?? '') : `${model.phase} ${percent(fraction)}`
 }
 
 function Hosts({ model }: { model: MeshModel }): JSX.Element {
@@ -114,7 +114,7 @@ function Hosts({ model }: { model: MeshModel }): JSX.Element {
     <ul class="hosts" aria-label={`Who serves ${model.name}`}>
       {shown.map((node) => (
         <li key={node.id}>
-          <i class={`dot ${node.role} ${node.life}`} />
+          <i class={`dot ${node.role} ${node.status}`} />
           {node.here ? 'this node' : node.name}
         </li>
       ))}

@@ -11,7 +11,7 @@ import { counted, duration, milliseconds, speed, tokens } from '../words'
 import { Details, toneOf } from './details'
 import { Machine } from './memory'
 
-const LIFE_ORDER = ['alive', 'suspect', 'unverified', 'left', 'dead']
+const STATUS_ORDER = ['alive', 'suspect', 'unverified', 'left', 'dead']
 
 export function Nodes(): JSX.Element {
   const [text, setText] = useState('')
@@ -76,7 +76,7 @@ function fits(node: MeshNode, text: string): boolean {
 
 function inOrder(one: MeshNode, other: MeshNode): number {
   if (one.here !== other.here) return one.here ? -1 : 1
-  const by = LIFE_ORDER.indexOf(one.life) - LIFE_ORDER.indexOf(other.life)
+  const by = STATUS_ORDER.indexOf(one.status) - STATUS_ORDER.indexOf(other.status)
   if (by !== 0) return by
   const serves = Number(other.models.length > 0) - Number(one.models.length > 0)
   return serves !== 0 ? serves : one.name.localeCompare(other.name) || (one.id < other.id ? -1 : 1)
@@ -108,9 +108,9 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
   const context = Math.max(0, ...node.models.map((model) => model.context))
   const fastest = Math.max(0, ...node.models.map((model) => model.speed ?? 0))
   return (
-    <li class={`row ${node.life}${chosen ? ' chosen' : ''}`}>
+    <li class={`row ${node.status}${chosen ? ' chosen' : ''}`}>
       <button type="button" class="title" aria-expanded={chosen} onClick={() => choose(chosen ? null : node.id)}>
-        <i class={`dot ${node.role} ${node.life}`} />
+        <i class={`dot ${node.role} ${node.status}`} />
         <span class="name">{node.name}</span>
         {node.here && <span class="quiet">this node</span>}
       </button>
@@ -128,7 +128,7 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
         {node.rtt !== null && (
           <span title={`Round trip ${linkWords(node)}`}>
             {milliseconds(node.rtt)}
-            {node.via === '' ? '' : ` ${node.via}`}
+            {node.transport === null ? '' : ` ${node.transport}`}
           </span>
         )}
         {node.version !== '' && <span>v{node.version}</span>}

@@ -1,4 +1,4 @@
-// Model files on their way between this node and others: who gives what to whom, how fast, by which kind of link.
+// Uploads and downloads of model files between this node and its peers.
 
 import type { JSX } from 'preact'
 import type { TransferStatus } from '../api'
@@ -8,25 +8,25 @@ import { bytes } from '../words'
 export function Sharing(): JSX.Element | null {
   const sharing = status.value?.sharing ?? null
   if (sharing === null) return null
-  const { taking, giving, banned, given } = sharing
-  if (taking.length + giving.length + banned.length === 0 && given === 0) return null
+  const { downloads, uploads, banned, uploaded_bytes: uploaded } = sharing
+  if (downloads.length + uploads.length + banned.length === 0 && uploaded === 0) return null
   return (
     <section class="sharing" aria-labelledby="sharing-title">
-      <h2 id="sharing-title">Files exchanged with the mesh</h2>
+      <h2 id="sharing-title">Model file transfers</h2>
       <p class="quiet">
-        {sharing.shares ? `${bytes(given)} given so far` : 'This node gives none'}
-        {sharing.limit === null ? '' : `, at most ${bytes(sharing.limit)} a second now`}.
+        {sharing.upload_enabled ? `${bytes(uploaded)} uploaded` : 'Uploads are disabled'}
+        {sharing.upload_limit === null ? '' : `, limited to ${bytes(sharing.upload_limit)}/s now`}.
       </p>
       <ul>
-        {taking.map((transfer) => (
+        {downloads.map((transfer) => (
           <Transfer key={`t ${transfer.peer} ${transfer.what}`} transfer={transfer} way="from" />
         ))}
-        {giving.map((transfer) => (
+        {uploads.map((transfer) => (
           <Transfer key={`g ${transfer.peer} ${transfer.what}`} transfer={transfer} way="to" />
         ))}
         {banned.map((one) => (
           <li key={`b ${one.peer}`}>
-            Nothing is taken from {one.name || one.peer.slice(0, 10)} any more: {one.reason}
+            No downloads from {one.name || one.peer.slice(0, 10)}: {one.reason}
           </li>
         ))}
       </ul>
@@ -35,11 +35,11 @@ export function Sharing(): JSX.Element | null {
 }
 
 function Transfer({ transfer, way }: { transfer: TransferStatus; way: 'from' | 'to' }): JSX.Element {
-  const { name, peer, what, rate, via } = transfer
+  const { name, peer, what, rate, transport } = transfer
   return (
     <li>
-      {what} {way} {name || peer.slice(0, 10)}: {bytes(transfer.bytes)}, {bytes(rate)} a second
-      {via === '' ? '' : ` by ${via === 'quic' ? 'QUIC' : via}`}
+      {what} {way} {name || peer.slice(0, 10)}: {bytes(transfer.bytes)}, {bytes(rate)}/s
+      {transport === null ? '' : ` by ${transport === 'quic' ? 'QUIC' : transport}`}
     </li>
   )
 }

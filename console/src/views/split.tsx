@@ -1,7 +1,7 @@
 // A model that several nodes carry: who has which layers, what was promised for a token and what came of it, and why.
 
 import type { JSX } from 'preact'
-import type { ShareStatus, SplitStatus } from '../api'
+import type { SplitStatus, WorkerShareStatus } from '../api'
 import { inOrder, layersOf } from '../mesh/splits'
 import { nodes } from '../state'
 import { bytes, milliseconds } from '../words'
@@ -37,16 +37,16 @@ export function Split({ split }: { split: SplitStatus }): JSX.Element {
   )
 }
 
-function Share({ share }: { share: ShareStatus }): JSX.Element {
-  const state = share.phase === 'host' || share.phase === 'committed' ? '' : `, ${share.detail || share.phase}`
+function Share({ share }: { share: WorkerShareStatus }): JSX.Element {
+  const state = share.phase === null || share.phase === 'committed' ? '' : `, ${share.detail || share.phase}`
   const how = [
     bytes(share.memory),
     share.rtt === null ? '' : milliseconds(share.rtt),
-    share.via === 'quic' ? 'QUIC' : share.via,
+    share.transport === 'quic' ? 'QUIC' : (share.transport ?? ''),
     share.rate === 0 ? '' : `${bytes(share.rate)}/s`,
   ].filter(Boolean)
   return (
-    <li class={share.phase} style={{ flexGrow: Math.max(1, share.layers) }}>
+    <li class={share.phase ?? 'host'} style={{ flexGrow: Math.max(1, share.layers) }}>
       <strong>{nameOf(share.node)}</strong>
       <span>
         {layersOf(share)}

@@ -270,6 +270,7 @@ class LocalModels:
             gone,
             failures=failures,
             restarts=model.restarts + 1,
+            last_failure=event.reason,
             not_before=now + next_step.restart_delay(failures),
             reason=event.reason,
             advice=event.advice,

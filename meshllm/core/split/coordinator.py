@@ -1,7 +1,7 @@
-"""A node's part in splits: those that it hosts, and the one that it may lend to.
+"""A node's part in pipeline splits: as a host of several, and as a worker of one.
 
-Law: which node hosts a model that needs several follows from what all of them say of themselves, so that nobody has to
-be asked: of those that were asked to serve it, the one with most room. Once somebody serves it nobody else begins.
+Each node decides from the records of all nodes which node hosts a model: of the nodes asked to serve it, the one with
+most free memory. A node that already serves the model stays its host.
 """
 
 from __future__ import annotations
@@ -21,153 +21,159 @@ from meshllm.core.split.lease import LeaseMessage, Propose, WorkerReport
 from meshllm.core.split.planner import WorkerOffer, choose_host
 from meshllm.core.split.worker import SplitWorker, WorkerLeaseState
 
-# A model that could be served from the disk, slowly, waits so long for nodes to share it with, where there is a mesh.
+# A model that this node could serve slowly, with weights read from the disk, waits this long for workers (seconds).
 DISK_PAGING_SECONDS = 5.0
 
 
 class SplitNeighbors(Protocol):
-    """What is known of the others."""
+    """What the split needs to know of the other nodes."""
 
     def alive(self) -> list[NodeRecord]:
-        """What the nodes say that live."""
+        """The records of the live nodes."""
 
     def rtt(self, node: NodeId) -> float | None:
-        """The round trip to `node` in seconds; None where it was never measured."""
+        """The round trip to `node` in seconds; None if it was never measured."""
 
     def linked(self, node: NodeId) -> bool:
-        """Whether there is a link."""
+        """Whether there is a link to `node`."""
 
     def dial(self, node: NodeId, now: float) -> bool:
-        """Have a link to it made. False if that cannot be."""
+        """Dial `node`. False if that cannot be done now."""
 
 
 class SplitCoordinator:
-    """Hands what happens to `Hosting` and `Lending`, and collects what is to be done."""
+    """Passes events to `SplitHost` and `SplitWorker`, and collects their commands."""
 
     def __init__(self, own: NodeId, mesh: SplitNeighbors, rng: Rng, phase: Callable[[], JoinPhase]) -> None:
-        """`phase`: how far this node is with finding its mesh."""
+        """`phase`: how far this node is with joining its mesh."""
         self._own = own
         self._mesh = mesh
         self._phase = phase
-        self._refused: dict[str, float] = {}  # since when
-        self._out: list[c.Command] = []
-        self._hosting = SplitHost(own, rng, self._send, mesh.linked, mesh.dial)
-        self._lending = SplitWorker(own, self._send)
+        self._refused_since: dict[str, float] = {}
+        self._commands: list[c.Command] = []
+        self._opened: dict[NodeId, tuple[bytes, int]] = {}  # the newest lease proposed to each worker
+        self._host = SplitHost(own, rng, self._send, mesh.linked, mesh.dial)
+        self._worker = SplitWorker(own, self._send)
 
     def _send(self, peer: NodeId, message: LeaseMessage) -> None:
-        self._out.append(c.Send(peer, message))
+        self._commands.append(c.Send(peer, message))
         if isinstance(message, Propose):
-            self._out.append(c.OpenAhead(peer))
+            key = (message.lease.session, message.lease.generation)
+            if self._opened.get(peer) != key:
+                self._opened[peer] = key
+                self._commands.append(c.OpenAhead(peer))
 
     def drain_commands(self) -> list[c.Command]:
-        """What is to be done since the last time."""
-        done = [*self._out, *self._lending.drain_commands()]
-        self._out.clear()
+        """The commands since the last call."""
+        done = [*self._commands, *self._worker.drain_commands()]
+        self._commands.clear()
         return done
 
     def next_deadline(self) -> float | None:
-        """When to look at the clock again."""
-        times = (self._hosting.next_deadline(), self._lending.next_deadline())
+        """When to call `tick`."""
+        times = (self._host.next_deadline(), self._worker.next_deadline())
         return min((at for at in times if at is not None), default=None)
 
     # -- as a worker
 
     @property
     def worker_lease(self) -> WorkerLeaseState | None:
-        """What this node carries for others, if anything."""
-        return self._lending.state
+        """The lease that this node holds as a worker; None if it holds none."""
+        return self._worker.state
 
-    def on_worker_event(self, event: e.WorkerProgress | e.WorkerReady | e.WorkerGone) -> None:
-        """Something happened to the process of a lease."""
-        self._lending.on_worker_event(event)
+    def on_worker_event(self, event: e.WorkerProgress | e.WorkerReady | e.WorkerGone, now: float) -> None:
+        """The rpc-server of a lease, or its preparation, made progress or ended."""
+        self._worker.on_worker_event(event, now)
 
-    # -- what others do
+    # -- events of other nodes
 
     def on_message(
         self, peer: NodeId, message: LeaseMessage, free: int, busy: Callable[[str], str], now: float
     ) -> None:
-        """A peer speaks of a lease. `free` bytes could be lent; `busy(model)` says why nothing can for that one."""
+        """A message of `peer` about a lease. `free`: bytes this node offers; `busy(model)`: why it accepts no lease for
+        that model, "" if it does."""
         if not self._mesh.linked(peer):
             return
         match message:
             case Propose(lease):
-                self._lending.on_propose(peer, message, free, busy(lease.model), now)
+                self._worker.on_propose(peer, message, free, busy(lease.model), now)
             case WorkerReport():
-                self._hosting.on_worker_status(peer, message, now)
+                self._host.on_worker_status(peer, message, now)
             case _:
-                self._lending.on_message(peer, message)
+                self._worker.on_message(peer, message, now)
 
     def link_up(self, peer: NodeId, now: float) -> None:
-        """There is a link to `peer`."""
-        self._hosting.link_up(peer, now)
+        """A link to `peer` is up."""
+        self._host.link_up(peer, now)
 
     def link_down(self, peer: NodeId, now: float) -> None:
-        """The link to `peer` is gone, and every tunnel to it."""
-        self._hosting.drop_member(peer, "the link to it is gone", now)
-        self._lending.host_lost(peer)
+        """The link to `peer` is closed, and every tunnel to it."""
+        self._host.drop_member(peer, "disconnected", now)
+        self._worker.host_lost(peer)
+        self._opened.pop(peer, None)
 
     def tunnel_broken(self, event: e.TunnelBroken, now: float) -> None:
-        """The engine here has lost one of its workers, whatever becomes of the link."""
-        self._hosting.tunnel_broken(event.worker, event.session, event.generation, now)
+        """The engine here lost the tunnel to one of its workers; the link may still be up."""
+        self._host.tunnel_broken(event.worker, event.session, event.generation, now)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
-        self._hosting.tick(now)
-        self._lending.tick(now)
+        self._host.tick(now)
+        self._worker.tick(now)
 
     def stop(self) -> None:
-        """This node ends."""
-        self._lending.stop()
-        for model, _ in list(self._hosting.states()):
-            self._hosting.release(model, "the host stops")
+        """This node stops."""
+        self._worker.stop()
+        for model, _ in list(self._host.states()):
+            self._host.release(model, "the host stops")
 
     # -- as a host
 
     def candidate(self, model: ModelState) -> SplitCandidate | None:
-        """What this node says of a model that it would host a split of."""
+        """What this node publishes about a model that it would host as a split; None if it would not."""
         measured = model.measured
         if not model.wanted or measured is None or (measured.fits_locally and not model.force_split):
             return None
         return SplitCandidate(model.name, measured.free_bytes, model.force_split)
 
     def advance_lease(self, model: ModelState, speed: int, now: float) -> SplitState:
-        """How the agreement about `model` stands now, after the next step towards it. `speed` is this node's."""
+        """Advance the lease of `model` by one step. `speed`: bytes of weights that this node reads per second."""
         assert model.measured is not None
         phase = self._phase()
         if phase in (JoinPhase.DIALLING, JoinPhase.SYNCING):
-            return SplitState(f"it needs other nodes, and this one is still {phase.value}")
+            return SplitState(f"it needs other nodes, and this node has not joined the mesh yet ({phase.value})")
         alive = self._mesh.alive()
-        elsewhere = self._elsewhere(model, alive)
-        if elsewhere is not None:
-            self._hosting.release(model.name, "another node hosts it")
-            name = next((record.name for record in alive if record.node == elsewhere), "") or short(elsewhere)
-            return SplitState(f"{name} is the one to host it: it has more memory, or serves it already")
-        lenders = [self._lender(record) for record in alive if lends(record, model.name)]
+        other = self._other_host(model, alive)
+        if other is not None:
+            self._host.release(model.name, "another node hosts it")
+            name = next((record.name for record in alive if record.node == other), "") or short(other)
+            return SplitState(f"{name} will host this model (more memory, or already serving it)")
+        workers = [self._offer(record) for record in alive if is_idle_worker(record, model.name)]
         host = WorkerOffer(self._own, model.measured.free_bytes, 0.0, speed)
-        split = self._hosting.advance_lease(model.name, model.measured, host, lenders, now, force=model.force_split)
+        split = self._host.advance_lease(model.name, model.measured, host, workers, now, force=model.force_split)
         if not split.refused:
-            self._refused.pop(model.name, None)
+            self._refused_since.pop(model.name, None)
             return split
-        # Whoever could help may be about to be heard of.
-        since = self._refused.setdefault(model.name, now)
-        helpless = phase is JoinPhase.ALONE or now - since >= DISK_PAGING_SECONDS
-        return replace(split, disk_paging=model.measured.disk_paging and helpless and not model.force_split)
+        # Workers may still join.
+        since = self._refused_since.setdefault(model.name, now)
+        alone = phase is JoinPhase.ALONE or now - since >= DISK_PAGING_SECONDS
+        return replace(split, disk_paging=model.measured.disk_paging and alone and not model.force_split)
 
     def state(self, model: str) -> SplitState | None:
-        """How the agreement about `model` stands; None if there is none."""
-        return self._hosting.state(model)
+        """The split of `model`; None if there is none."""
+        return self._host.state(model)
 
     def release(self, model: str, reason: str) -> None:
-        """The lease of `model` is over, if there is one."""
-        self._hosting.release(model, reason)
+        """Release the lease of `model`, if there is one."""
+        self._host.release(model, reason)
 
-    def _lender(self, record: NodeRecord) -> WorkerOffer:
+    def _offer(self, record: NodeRecord) -> WorkerOffer:
         return WorkerOffer(
             record.node, record.memory, self._mesh.rtt(record.node), record.speed, record.devices, record.name
         )
 
-    def _elsewhere(self, model: ModelState, alive: Iterable[NodeRecord]) -> NodeId | None:
-        """Who hosts `model` if not this node."""
+    def _other_host(self, model: ModelState, alive: Iterable[NodeRecord]) -> NodeId | None:
+        """The node that hosts `model`; None if that is this node."""
         assert model.measured is not None
         candidates = [WorkerOffer(self._own, model.measured.free_bytes)]
         for record in alive:
@@ -176,12 +182,12 @@ class SplitCoordinator:
             if any(served.name == model.name for served in record.serves):
                 return record.node
             candidates += [
-                WorkerOffer(record.node, said.free_bytes) for said in record.splits if said.model == model.name
+                WorkerOffer(record.node, split.free_bytes) for split in record.splits if split.model == model.name
             ]
         host = choose_host(candidates, model.name)
         return host if host != self._own else None
 
 
-def lends(record: NodeRecord, model: str) -> bool:
-    """Whether that node has nothing else to do than to carry layers of `model`."""
+def is_idle_worker(record: NodeRecord, model: str) -> bool:
+    """Whether that node may be asked to serve layers of `model`: it serves, and was asked for, no other model."""
     return not record.serves and not record.leaving and record.memory > 0 and set(record.wants) <= {model}

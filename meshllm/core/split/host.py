@@ -1,8 +1,7 @@
-"""A node as the host of splits: it plans, proposes, waits until all are ready, and begins.
+"""The host side of splits: plan, propose, wait for the workers, commit, renew.
 
-Law: one lease for each model that is split, and nothing waits for one that is broken: whoever refuses, falls silent or
-is lost is left out for a while, everybody else is released, and the next generation is planned without it. A better
-member that turns up disturbs nothing that is agreed.
+Invariants: one lease for each split model; a lease without one of its workers is released, and the next generation is
+planned without that worker. A better worker that appears later changes nothing that is committed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from meshllm.core.membership.links import Rng
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.records import NodeId, short
 from meshllm.core.split.lease import (
+    RENEW_SECONDS,
     SESSION_BYTES,
     TRANSITIONS,
     Commit,
@@ -24,26 +24,28 @@ from meshllm.core.split.lease import (
     MemberState,
     Propose,
     Release,
+    Renew,
     WorkerReport,
 )
 from meshllm.core.split.planner import NoPlan, SplitNeed, SplitPlan, WorkerOffer, plan, seconds_per_token
+from meshllm.core.transitions import move
 
-# Until its first word about a proposal: a dial (5 s at most) and a round trip.
+# Until the first report about a proposal: a dial (5 s at most) and a round trip.
 ASKED_SECONDS = 8.0
-# A worker that prepares says so every two seconds (`working.TELL_SECONDS`).
+# A worker that prepares reports every 2 s (`worker.REPORT_SECONDS`).
 SILENT_SECONDS = 10.0
-# How long it is left out: whoever was lost may be back in a moment, whoever refused is busy for longer.
+# A dropped worker is left out of plans for this long: a lost one may reconnect soon, a busy one stays busy for longer.
 LOST_SECONDS = 5.0
-# But where nobody else will do, it is asked again after this much: often only its rpc-server has died.
-AGAIN_SECONDS = 1.0
 REFUSED_SECONDS = 30.0
-# While there is no plan, memory may turn up at any time.
+# If no plan works without it, a lost worker is asked again after this: often only its rpc-server has died.
+AGAIN_SECONDS = 1.0
+# Without a plan, planning is repeated this often: memory may appear at any time.
 PLAN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class SizeNeed:
-    """What it takes to serve with that size."""
+    """The memory that a model needs when served with `size`."""
 
     size: ContextSize
     need: SplitNeed
@@ -66,8 +68,11 @@ class MeasuredModel:
 
 @dataclass(frozen=True, slots=True)
 class SplitState:
-    """How a split stands, and the `reason`. `plan` and `lease` are None while none was made; `refused`: none can be,
-    with the nodes that there are; `disk_paging`: so that the model is served from the disk, as best it can."""
+    """The state of one split, and the `reason` for it.
+
+    `refused`: the known nodes cannot serve the model. `disk_paging`: it is refused, and this node serves it from the
+    disk. `plan`, `size`, `lease` and `members` are set once there is a plan; `committed`: the engine may start.
+    """
 
     reason: str = ""
     refused: bool = False
@@ -79,16 +84,16 @@ class SplitState:
     committed: bool = False
 
     def status_text(self) -> str:
-        """What is waited for, for people."""
+        """What the split waits for, for users."""
         if self.lease is None:
             return self.reason
-        waiting = [m for m in self.members if m.phase in (LeasePhase.ASKED, LeasePhase.PREPARING)]
-        told = ", ".join(f"{m.name or short(m.node)} ({m.detail or m.phase.value})" for m in waiting)
-        return f"waiting for {told}" if told else self.reason
+        waiting = [m for m in self.members if _waited_for(m)]
+        workers = ", ".join(f"{m.name or short(m.node)} ({m.detail or m.phase.value})" for m in waiting)
+        return f"waiting for {workers}" if workers else self.reason
 
 
 class SplitHost:
-    """The splits of this node, by model."""
+    """The splits that this node hosts, by model."""
 
     def __init__(
         self,
@@ -98,7 +103,7 @@ class SplitHost:
         linked: Callable[[NodeId], bool],
         dial: Callable[[NodeId, float], bool],
     ) -> None:
-        """`linked`: whether there is a link to somebody; `dial`: have one made, False if that cannot be."""
+        """`linked`: whether there is a link to a node; `dial`: make one, False if that cannot be done now."""
         self._own = own
         self._rng = rng
         self._send = send
@@ -107,153 +112,195 @@ class SplitHost:
         self._splits: dict[str, SplitState] = {}
         self._sessions: dict[str, bytes] = {}
         self._generations: dict[str, int] = {}
-        self._shunned: dict[NodeId, float] = {}
-        self._returning: dict[NodeId, float] = {}  # of these, who may be back in a moment
+        # The workers of the last lease of a model while there is no new one: each that is lost now is left out, too.
+        self._dropped_team: dict[str, tuple[NodeId, ...]] = {}
+        self._left_out: dict[NodeId, float] = {}  # not planned with, until then
+        self._returning: dict[NodeId, float] = {}  # of these, the ones that may reconnect soon
         self._plan_at: dict[str, float] = {}
+        self._renew_at: float | None = None
 
     def state(self, model: str) -> SplitState | None:
-        """How the split of `model` stands; None if there is none."""
+        """The split of `model`; None if there is none."""
         return self._splits.get(model)
 
     def states(self) -> Iterable[tuple[str, SplitState]]:
-        """All of them."""
+        """All splits, by model."""
         return self._splits.items()
 
     def next_deadline(self) -> float | None:
-        """When to look at the clock again."""
+        """When to call `tick`."""
         times = list(self._plan_at.values())
-        for split in self._splits.values():
-            if split.lease is not None and not split.committed:
-                times += [_deadline(member) for member in split.members if _waited_for(member)]
+        leased = [split for split in self._splits.values() if split.lease is not None]
+        if leased and self._renew_at is not None:
+            times.append(self._renew_at)
+        for split in leased:
+            times += [_deadline(member) for member in split.members if _waited_for(member)]
         return min(times, default=None)
 
-    # -- what the core calls
+    # -- called by the core
 
     def advance_lease(
         self,
         model: str,
         measured: MeasuredModel,
         host: WorkerOffer,
-        lenders: Sequence[WorkerOffer],
+        workers: Sequence[WorkerOffer],
         now: float,
         *,
         force: bool,
     ) -> SplitState:
-        """Come nearer to a committed lease for `model`: plan and propose, or look at how those asked are doing.
+        """Advance the lease of `model`: plan and propose, or commit when all workers are ready.
 
-        `host` is this node. A state with a plan but without a lease means that the model is to be served here alone.
+        `host` is this node. A state with a plan but without a lease means: serve the model on this node alone.
         """
         split = self._splits.get(model)
         if split is not None and split.committed:
             return split
         if split is not None and split.lease is not None:
             if all(member.phase is LeasePhase.READY for member in split.members):
-                split = self._commit(model, _foreseen(split, measured, (host, *lenders)), split.lease)
+                split = self._commit(model, _with_forecast(split, measured, (host, *workers)), split.lease)
             return split
         if split is not None and model in self._plan_at:
             return split
-        return self._propose(model, measured, host, lenders, now, force=force)
+        return self._propose(model, measured, host, workers, now, force=force)
 
     def release(self, model: str, reason: str) -> None:
-        """The lease of `model` is over, if there is one."""
+        """Release the lease of `model`, if there is one."""
         split = self._splits.pop(model, None)
         self._plan_at.pop(model, None)
+        self._dropped_team.pop(model, None)
         if split is not None and split.lease is not None:
             self._release(split, reason)
 
     def on_worker_status(self, peer: NodeId, message: WorkerReport, now: float) -> None:
-        """A worker says how far it is."""
+        """A worker reports the phase of its lease. A report that is not a possible next phase is ignored."""
         for model, split in self._splits.items():
             lease = split.lease
             if lease is None or (lease.session, lease.generation) != (message.session, message.generation):
                 continue
             member = next((m for m in split.members if m.node == peer), None)
-            if (
-                member is None
-                or message.phase not in TRANSITIONS[member.phase]
-                or message.phase is LeasePhase.COMMITTED
-            ):
+            if member is None or (member.phase, message.phase) not in TRANSITIONS:
                 return
+            if message.phase is LeasePhase.COMMITTED:
+                return  # only the host decides that
             if message.phase is LeasePhase.ENDED:
-                refused = member.phase is LeasePhase.ASKED
-                self.drop_member(peer, message.detail, now, REFUSED_SECONDS if refused else LOST_SECONDS)
+                if member.phase is LeasePhase.ASKED:
+                    self.drop_member(peer, f"refused: {message.detail}", now, REFUSED_SECONDS)
+                else:
+                    self.drop_member(peer, f"ended its lease: {message.detail}", now)
                 return
-            told = replace(member, phase=message.phase, detail=message.detail, heard=now)
-            members = tuple(told if m.node == peer else m for m in split.members)
+            reported = replace(
+                member,
+                phase=move(TRANSITIONS, member.phase, message.phase),
+                detail=message.detail,
+                reported_at=now,
+            )
+            members = tuple(reported if m.node == peer else m for m in split.members)
             self._splits[model] = replace(split, members=members)
             return
 
     def link_up(self, peer: NodeId, now: float) -> None:
-        """There is a link: what was to be proposed goes out."""
+        """A link to `peer` is up: send it the proposals that wait for one."""
         for split in self._splits.values():
             if split.lease is not None and any(m.node == peer and m.phase is LeasePhase.ASKED for m in split.members):
                 self._send(peer, Propose(split.lease))
 
     def tunnel_broken(self, peer: NodeId, session: bytes, generation: int, now: float) -> None:
-        """The engine cannot reach `peer` any more. It never tries again, so that this lease is worth nothing."""
+        """The tunnel to `peer` broke. The engine never reconnects, so the lease is useless."""
         for split in self._splits.values():
             lease = split.lease
             if split.committed and lease is not None and (lease.session, lease.generation) == (session, generation):
-                self.drop_member(peer, "the tunnel to it broke", now)
+                self.drop_member(peer, "is lost: the tunnel to it broke", now)
                 return
 
-    def drop_member(self, peer: NodeId, reason: str, now: float, shunned: float = LOST_SECONDS) -> None:
-        """`peer` carries nothing any more: no lease that it was part of holds."""
+    def drop_member(self, peer: NodeId, reason: str, now: float, seconds: float = LOST_SECONDS) -> None:
+        """Release each lease that `peer` is part of, and plan without `peer` for `seconds`. `reason`: a predicate."""
         for model, split in list(self._splits.items()):
-            if split.lease is None or split.lease.share(peer) is None:
-                continue
-            self._shunned[peer] = now + shunned
-            if shunned <= LOST_SECONDS:
-                self._returning[peer] = now + shunned
-            others = tuple(member for member in split.members if member.node != peer)
-            name = next((m.name for m in split.members if m.node == peer and m.name), short(peer))
-            self._release(replace(split, members=others), "a member was lost")
-            self._splits[model] = SplitState(f"{name} is lost to the split: {reason}")
+            if split.lease is not None and split.lease.share(peer) is not None:
+                self._drop(model, split, {peer: reason}, now, seconds)
+            elif peer in self._dropped_team.get(model, ()):
+                self._leave_out(peer, now, seconds)
 
     def tick(self, now: float) -> None:
-        """Time has passed: whoever should have spoken by now is lost, and what had no plan may be tried again."""
-        for split in list(self._splits.values()):
-            for member in split.members:
-                if not split.committed and _waited_for(member) and now >= _deadline(member):
-                    self.drop_member(member.node, "it says nothing", now)
+        """Renew the leases, drop the workers that did not report in time, and allow the next plan."""
+        for model, split in list(self._splits.items()):
+            if not split.committed:
+                silent = {m.node: "timed out" for m in split.members if _waited_for(m) and now >= _deadline(m)}
+                if silent:
+                    self._drop(model, split, silent, now, LOST_SECONDS)
         for model in [model for model, at in self._plan_at.items() if at <= now]:
             del self._plan_at[model]
+        if self._renew_at is not None and self._renew_at <= now:
+            self._renew(now)
 
     # -- inside
+
+    def _renew(self, now: float) -> None:
+        """Renew every lease; a proposal without a report is repeated instead."""
+        self._renew_at = None
+        for split in self._splits.values():
+            lease = split.lease
+            if lease is None:
+                continue
+            self._renew_at = now + RENEW_SECONDS
+            for member in split.members:
+                if not self._linked(member.node):
+                    continue
+                if member.phase is LeasePhase.ASKED:
+                    self._send(member.node, Propose(lease))
+                else:
+                    self._send(member.node, Renew(lease.session, lease.generation, split.committed))
+
+    def _drop(self, model: str, split: SplitState, lost: Mapping[NodeId, str], now: float, seconds: float) -> None:
+        """The lease of `model` is over because of the workers in `lost` (each with the reason)."""
+        assert split.lease is not None
+        for peer in lost:
+            self._leave_out(peer, now, seconds)
+        # The dropped worker as well: its link may be up, and its memory must not stay taken.
+        self._release(split, "a worker was lost")
+        self._dropped_team[model] = split.lease.members
+        names = {member.node: member.name or short(member.node) for member in split.members}
+        text = "; ".join(f"worker {names.get(peer, short(peer))} {reason}" for peer, reason in lost.items())
+        self._splits[model] = SplitState(text)
+
+    def _leave_out(self, peer: NodeId, now: float, seconds: float) -> None:
+        self._left_out[peer] = now + seconds
+        if seconds <= LOST_SECONDS:
+            self._returning[peer] = now + seconds
 
     def _propose(
         self,
         model: str,
         measured: MeasuredModel,
         host: WorkerOffer,
-        lenders: Sequence[WorkerOffer],
+        workers: Sequence[WorkerOffer],
         now: float,
         *,
         force: bool,
     ) -> SplitState:
-        for left_out in (self._shunned, self._returning):
+        for left_out in (self._left_out, self._returning):
             for node in [node for node, until in left_out.items() if until <= now]:
                 del left_out[node]
-        willing = [lender for lender in lenders if lender.node not in self._shunned]
+        willing = [worker for worker in workers if worker.node not in self._left_out]
         again = now + LOST_SECONDS - AGAIN_SECONDS
-        more = [lender for lender in lenders if self._returning.get(lender.node, again + 1.0) <= again]
+        more = [worker for worker in workers if self._returning.get(worker.node, again + 1.0) <= again]
         refusal = ""
-        for tried, asked in [(tried, asked) for asked in (willing, [*willing, *more]) for tried in measured.sizes]:
-            found = plan(tried.need, host, asked, model, force=force)
+        for tried, team in [(tried, team) for team in (willing, [*willing, *more]) for tried in measured.sizes]:
+            found = plan(tried.need, host, team, model, force=force)
             if isinstance(found, NoPlan):
-                refusal = found.reason  # of the smallest size, in the end
+                refusal = found.reason  # in the end, of the smallest size
                 continue
             split = SplitState(found.reason, plan=found, size=tried.size)
             if found.members:
-                names = {lender.node: lender.name for lender in lenders}
+                names = {worker.node: worker.name for worker in workers}
                 split = self._ask(model, split, found, measured.files, names, now)
             self._splits[model] = split
             return split
         self._plan_at[model] = now + PLAN_SECONDS
-        back = [lender.called for lender in lenders if lender.node in self._returning]
-        if back:
-            # Callers wait for it: to be told that there is nobody would be too early by seconds.
-            self._splits[model] = SplitState(f"{', '.join(back)} was lost a moment ago, and may be back in another")
+        returning = [worker.called for worker in workers if worker.node in self._returning]
+        if returning:
+            # An error now would be wrong within seconds: callers wait.
+            self._splits[model] = SplitState(f"{', '.join(returning)} disconnected; retrying in a few seconds")
         else:
             self._splits[model] = SplitState(refusal, refused=True)
         return self._splits[model]
@@ -274,31 +321,36 @@ class SplitHost:
             if self._linked(node):
                 self._send(node, Propose(lease))
             else:
-                self._dial(node, now)  # the proposal follows when there is a link
-        return replace(
-            split, lease=lease, members=tuple(MemberState(node, heard=now, name=names[node]) for node in lease.members)
-        )
+                self._dial(node, now)  # `link_up` sends the proposal
+        self._dropped_team.pop(model, None)
+        if self._renew_at is None:
+            self._renew_at = now + RENEW_SECONDS
+        members = tuple(MemberState(node, reported_at=now, name=names[node]) for node in lease.members)
+        return replace(split, lease=lease, members=members)
 
     def _commit(self, model: str, split: SplitState, lease: Lease) -> SplitState:
         for node in lease.members:
             self._send(node, Commit(lease.session, lease.generation))
-        members = tuple(replace(member, phase=LeasePhase.COMMITTED, detail="") for member in split.members)
+        members = tuple(
+            replace(member, phase=move(TRANSITIONS, member.phase, LeasePhase.COMMITTED), detail="")
+            for member in split.members
+        )
         self._splits[model] = replace(split, members=members, committed=True)
         return self._splits[model]
 
     def _release(self, split: SplitState, reason: str) -> None:
         assert split.lease is not None
-        for member in split.members:
-            self._send(member.node, Release(split.lease.session, split.lease.generation, reason))
+        for node in split.lease.members:
+            self._send(node, Release(split.lease.session, split.lease.generation, reason))
 
 
-def _foreseen(split: SplitState, measured: MeasuredModel, known: Sequence[WorkerOffer]) -> SplitState:
-    """With a forecast by what is known now: there may have been no link to measure when it was planned."""
-    lenders = {lender.node: lender for lender in known}
+def _with_forecast(split: SplitState, measured: MeasuredModel, known: Sequence[WorkerOffer]) -> SplitState:
+    """`split` with the forecast for the round trips known now: at planning time there may have been no link."""
+    offers = {offer.node: offer for offer in known}
     need = next((tried.need for tried in measured.sizes if tried.size == split.size), None)
-    if need is None or split.plan is None or any(share.node not in lenders for share in split.plan.shares):
+    if need is None or split.plan is None or any(share.node not in offers for share in split.plan.shares):
         return split
-    team = [lenders[share.node] for share in split.plan.shares]
+    team = [offers[share.node] for share in split.plan.shares]
     seconds = seconds_per_token(need, team, split.plan.shares)
     return replace(split, plan=replace(split.plan, seconds=seconds))
 
@@ -308,4 +360,4 @@ def _waited_for(member: MemberState) -> bool:
 
 
 def _deadline(member: MemberState) -> float:
-    return member.heard + (ASKED_SECONDS if member.phase is LeasePhase.ASKED else SILENT_SECONDS)
+    return member.reported_at + (ASKED_SECONDS if member.phase is LeasePhase.ASKED else SILENT_SECONDS)

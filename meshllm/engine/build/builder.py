@@ -27,7 +27,7 @@ from meshllm.engine.build.diagnose import JOBS_VARIABLE
 from meshllm.engine.build.installed import Engine, EngineInfo, Layout, layout
 from meshllm.engine.build.progress import BuildStage, Report, silent
 from meshllm.engine.build.recipe import TARGETS, Recipe
-from meshllm.errors import EngineUnavailable, OutOfRoom, UsageError
+from meshllm.errors import EngineUnavailable, NotEnoughSpace, UsageError
 from meshllm.util.progress import Progress
 
 __all__ = ["BuildStage", "Engine", "EngineInfo", "Layout", "Report", "ensure", "find", "layout"]
@@ -60,8 +60,8 @@ async def ensure(
 ) -> Engine:
     """The engine, built first if it is not there (`again`: in any case; the old one serves until then).
 
-    `progress` is called on this event loop. Raises EngineUnavailable, ToolMissing, OutOfRoom, UsageError, each with
-    advice. A cancelled call leaves no process behind, and what it has done is taken up by the next one.
+    `progress` is called on this event loop. Raises EngineUnavailable, ToolMissing, NotEnoughSpace, UsageError, each
+    with advice. A cancelled call leaves no process behind, and what it has done is taken up by the next one.
     """
     recipe, where = recipe or recipes.current(), where or layout()
     if not again and (engine := installed.find(recipe, where)):
@@ -158,7 +158,7 @@ class _Build:
         needed = ROOM + ROOM_PER_ACCELERATOR * len(self.accelerators)
         free = shutil.disk_usage(self.where.root).free
         if free < needed:
-            raise OutOfRoom(
+            raise NotEnoughSpace(
                 f"Building the engine needs {needed // 10**6} MB of disk; {self.where.root} has {free // 10**6} MB.",
                 advice="Free some room (`mesh-llm engine clean`), or move the cache: MESH_LLM_CACHE=/path.",
             )

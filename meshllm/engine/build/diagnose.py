@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meshllm.engine.build.toolchain import ACCELERATORS_VARIABLE, install_line
-from meshllm.errors import EngineUnavailable, EnvironmentFailure, OutOfRoom
+from meshllm.errors import EngineUnavailable, EnvironmentFailure, NotEnoughSpace
 
 JOBS_VARIABLE = "MESH_LLM_ENGINE_JOBS"
 _TELLING = re.compile(
@@ -26,7 +26,7 @@ def failure(stage: str, tail: Sequence[str], log: Path, accelerators: Sequence[s
     message = f"The engine did not {stage}. The last errors (all of it is in {log}):\n{told}\n"
     text = "\n".join(tail)
     if "No space left on device" in text:
-        return OutOfRoom(
+        return NotEnoughSpace(
             message, advice="Free some room, or move the cache with MESH_LLM_CACHE=/path; then run it again."
         )
     return EngineUnavailable(message, advice=advice_for(text, accelerators))

@@ -23,7 +23,7 @@ from typing import IO
 from meshllm.engine.build import patches, runner
 from meshllm.engine.build.pin import Pin, Source
 from meshllm.engine.build.progress import BuildStage, Report
-from meshllm.errors import EngineUnavailable, OutOfRoom
+from meshllm.errors import EngineUnavailable, NotEnoughSpace
 from meshllm.tasks import Owner
 from meshllm.util.progress import Progress
 from meshllm.util.threads import StopSignal, in_thread
@@ -270,12 +270,12 @@ def _bad_archive(what: str) -> EngineUnavailable:
     )
 
 
-def no_room(error: OSError, folder: Path) -> EngineUnavailable | OutOfRoom:
+def no_room(error: OSError, folder: Path) -> EngineUnavailable | NotEnoughSpace:
     """The typed error for a file operation in the cache that failed."""
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfRoom(
+        return NotEnoughSpace(
             f"The disk that holds {folder} is full.",
             advice="Free some room (`mesh-llm engine clean` helps), or move the cache: MESH_LLM_CACHE=/path.",
         )

@@ -1,7 +1,11 @@
-"""What the engine knows before it serves a model: what it can compute on, exact memory need, the vocabulary.
+"""Queries to libllama: devices, the memory that a model needs, the vocabulary of a model file.
 
-Law: libllama is never loaded into this process (it aborts on bad input, and weighs more than the whole daemon). Each
-question is a process of its own (probe.py), bounded in time and memory; its crash is an answer about the file.
+Invariant: libllama is loaded only into a child process per query (libllama_probe.py), bounded in time and memory,
+because it aborts on invalid files. A crash of that process is reported as an error about the file.
+
+Cost of a query: a process of 0.1 to 0.2 s and 50 MB (measured, CPU only). With GPU drivers, their start comes on top
+(CUDA: seconds of time, and hundreds of MB of GPU memory while the process lives): do not poll. To refresh free memory
+alone, use `with_free_memory`.
 """
 
 from __future__ import annotations
@@ -10,10 +14,11 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +27,25 @@ from meshllm.errors import EngineUnavailable, InvalidModelFile
 
 SECONDS = 60
 MEMORY = 4 * 1024**3
-"""Bytes of private memory for a probe; vocabularies of 256k tokens take 0.1 GB, graphs of large models as much."""
-MAX_ANSWER = 1024 * 1024
+"""Bytes of private memory for a query; a vocabulary of 256k tokens takes 0.1 GB, the graph of a large model as much."""
+MAX_REPLY = 1024 * 1024
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
-"""Names of llama-server's --cache-type-k/-v, as ggml's numbers."""
+"""Values of llama-server's --cache-type-k/-v, as numbers of `enum ggml_type`."""
+
+_PCI_ADDRESS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 
 POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
-"""Names of llama-server's --pooling, as the engine's numbers."""
+"""Values of llama-server's --pooling, as numbers of `enum llama_pooling_type`."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDevice:
-    """Something the engine computes on: `name` as its --device takes it ("CUDA0", "CPU"), `backend` "CUDA", ...
+    """A device that the engine computes on: `name` for --device ("CUDA0", "CPU"), `backend` ("CUDA", ...).
 
-    `accelerator`: a graphics processor, of this machine or behind RPC. `shared`: its memory is the computer's own.
-    `id`: where it is plugged in, "" if that is not told; two backends may show one device. `free` and `total` in bytes,
-    0 where it does not say.
+    `accelerator`: a GPU, of this machine or of an RPC server. `shared`: it uses the computer's memory. `id`: its PCI
+    address ("0000:01:00.0"), "" if unknown; two backends may list the same device. `free` and `total`: bytes, 0 if
+    unknown.
     """
 
     name: str
@@ -53,7 +60,7 @@ class EngineDevice:
 
 @dataclass(frozen=True, slots=True)
 class BufferNeed:
-    """Bytes in one kind of buffer (`CPU`, `CPU_REPACK`, `CUDA0`, ...). `host`: in the computer's own memory."""
+    """Bytes in buffers of one type (`CPU`, `CPU_REPACK`, `CUDA0`, ...). `host`: in the computer's own memory."""
 
     kind: str
     device: str
@@ -69,11 +76,11 @@ class BufferNeed:
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """What a model and its context will allocate, as the engine itself adds it up; bytes.
+    """Bytes that a model and its context will allocate, as computed by the engine.
 
-    Exact for buffers. Not in it: the program itself and its libraries (some 50 MB), the output buffer (size of the
-    vocabulary times 4 bytes for every slot, or for every token of a batch when it gives embeddings: it is there for
-    scores of all words even then), the prompt cache, and a GPU driver's own use.
+    Exact for buffers. Not included: the program and its libraries (about 50 MB), the output buffer (size of the
+    vocabulary times 4 bytes per slot, or per token of a batch for embeddings), the prompt cache, and the memory of a
+    GPU driver.
     """
 
     buffers: tuple[BufferNeed, ...]
@@ -100,23 +107,23 @@ class MemoryNeed:
 
     @property
     def mapped(self) -> int:
-        """Bytes of weights that lie in the file, mapped, and not in memory of their own: they can be read again."""
+        """Bytes of weights that are mapped from the file: the system can drop them and read them again."""
         return sum(buffer.model for buffer in self.buffers if buffer.host and buffer.kind == "CPU")
 
     def by_device(self) -> dict[str, int]:
-        """Bytes by device; what lies in the computer's own memory counts as CPU, whichever device it serves."""
-        found: dict[str, int] = {}
+        """Bytes by device; buffers in the computer's own memory count as CPU, whichever device uses them."""
+        totals: dict[str, int] = {}
         for buffer in self.buffers:
             name = "CPU" if buffer.host else buffer.device
-            found[name] = found.get(name, 0) + buffer.total
-        return found
+            totals[name] = totals.get(name, 0) + buffer.total
+        return totals
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A model's vocabulary. Two models of equal `digest` agree on every token and may pair for speculation.
+    """A model's vocabulary. Two models with equal `digest` have the same tokens, so one can draft for the other.
 
-    `special` maps names such as `bos` and `eos` to token ids; `end` holds the ids that end a generation.
+    `special` maps names such as `bos` and `eos` to token ids; `end`: the ids that end a generation.
     """
 
     type: str
@@ -127,12 +134,32 @@ class Vocabulary:
 
 
 async def devices(engine: Engine, *, rpc: Sequence[str] = (), seconds: int = SECONDS) -> tuple[EngineDevice, ...]:
-    """Everything this engine can compute on; `rpc` are endpoints (host:port) of RPC servers to ask too.
+    """All devices of this engine, and of the RPC servers at the endpoints `rpc` (host:port).
 
-    Takes as long as the drivers need to start. Raises EngineUnavailable if the engine does not work here.
+    Cost: see the module. Raises EngineUnavailable if the engine does not work on this machine.
     """
-    answer = await _ask(engine, {"task": "devices", "rpc": list(rpc)}, seconds)
-    return tuple(EngineDevice(**device) for device in answer["devices"])
+    reply = await _query(engine, {"task": "devices", "rpc": list(rpc)}, seconds)
+    return tuple(EngineDevice(**device) for device in reply["devices"])
+
+
+def with_free_memory(devices: Sequence[EngineDevice], free: Mapping[str, int]) -> tuple[EngineDevice, ...]:
+    """`devices` with `free` bytes by PCI address (`machine.device_memory.free_memory`); others are unchanged.
+
+    Starts no process. A device never has more free memory than its total.
+    """
+    found = {pci_address(address): amount for address, amount in free.items()}
+    return tuple(
+        replace(device, free=min(found[key], device.total or found[key]))
+        if (key := pci_address(device.id)) and key in found and not device.shared
+        else device
+        for device in devices
+    )
+
+
+def pci_address(text: str) -> str:
+    """A PCI address in one spelling ("0000:01:00.0"); tools differ in the digits of the domain. "" for other text."""
+    match = _PCI_ADDRESS.fullmatch(text.strip().lower())
+    return f"{int(match[1] or '0', 16):04x}:{match[2]}:{match[3]}.{match[4]}" if match else ""
 
 
 async def memory_need(
@@ -151,21 +178,22 @@ async def memory_need(
     micro_batch: int = 512,
     embeddings: bool = False,
     pooling: str | None = None,
-    guessed: int = 0,
+    draft_tokens: int = 0,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     seconds: int = SECONDS,
 ) -> MemoryNeed:
-    """What llama-server will allocate with these values of --ctx-size (of all slots together), --parallel,
-    --kv-unified, --gpu-layers (-1: all), --device (None: what the engine chooses), --tensor-split, --n-cpu-moe, --rpc,
-    --batch-size, --ubatch-size, --embeddings, --pooling (None: the model's own) and --cache-type-k/-v. llama-server
-    takes the --ubatch-size for both of them when it gives embeddings. `guessed`: the most tokens that are guessed ahead
-    for a request at a time, each of which has scores of its own.
+    """The memory that llama-server will allocate with these options.
 
-    Takes about a second. Raises InvalidModelFile if the engine refuses the file or breaks on it, EngineUnavailable if
-    the engine itself does not work.
+    --ctx-size (for all slots together), --parallel, --kv-unified, --gpu-layers (-1: all), --device (None: the engine's
+    choice), --tensor-split, --n-cpu-moe (`experts_aside`), --rpc, --batch-size, --ubatch-size, --embeddings, --pooling
+    (None: the model's own), --cache-type-k/-v. With --embeddings, llama-server uses --ubatch-size for both batch sizes.
+    `draft_tokens`: the maximum number of draft tokens per slot; each needs an output row.
+
+    Takes up to a second for large models. Raises InvalidModelFile if the engine rejects the file or crashes on it,
+    EngineUnavailable if the engine does not work.
     """
-    answer = await _ask(
+    reply = await _query(
         engine,
         {
             "task": "memory",
@@ -182,27 +210,27 @@ async def memory_need(
             "micro_batch": micro_batch,
             "embeddings": embeddings,
             "pooling": -1 if pooling is None else POOLINGS[pooling],
-            "guessed": guessed,
+            "draft_tokens": draft_tokens,
             "type_k": CACHE_TYPES[cache_type_k],
             "type_v": CACHE_TYPES[cache_type_v],
         },
         seconds,
     )
-    buffers = tuple(BufferNeed(**buffer) for buffer in answer.pop("buffers"))
-    return MemoryNeed(buffers, **answer)
+    buffers = tuple(BufferNeed(**buffer) for buffer in reply.pop("buffers"))
+    return MemoryNeed(buffers, **reply)
 
 
 async def vocabulary(engine: Engine, model_path: Path, *, seconds: int = SECONDS) -> Vocabulary:
-    """The vocabulary of a model file; reads no weights. Takes about a second. Raises as `memory_need` does."""
-    answer = await _ask(engine, {"task": "vocabulary", "path": str(model_path)}, seconds)
-    return Vocabulary(answer["type"], answer["size"], answer["special"], tuple(answer["end"]), answer["digest"])
+    """The vocabulary of a model file, without reading weights. Cost and errors as for `memory_need`."""
+    reply = await _query(engine, {"task": "vocabulary", "path": str(model_path)}, seconds)
+    return Vocabulary(reply["type"], reply["size"], reply["special"], tuple(reply["end"]), reply["digest"])
 
 
-async def _ask(engine: Engine, request: dict[str, Any], seconds: int) -> dict[str, Any]:
+async def _query(engine: Engine, request: dict[str, Any], seconds: int) -> dict[str, Any]:
     name = Path(request["path"]).name if "path" in request else ""
-    words = [sys.executable, "-m", "meshllm.engine.probe.libllama_probe"]
+    command = [sys.executable, "-m", "meshllm.engine.probe.libllama_probe"]
     process = await asyncio.create_subprocess_exec(
-        *words,
+        *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -211,51 +239,51 @@ async def _ask(engine: Engine, request: dict[str, Any], seconds: int) -> dict[st
     )
     line = json.dumps({**request, "seconds": seconds, "memory": MEMORY}).encode() + b"\n"
     try:
-        async with asyncio.timeout(seconds + 5):  # the probe ends itself before that
-            output, noise = await process.communicate(line)
+        async with asyncio.timeout(seconds + 5):  # the probe ends itself earlier
+            output, log = await process.communicate(line)
     except TimeoutError:
-        output, noise = b"", b""
+        output, log = b"", b""
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    return _judge(name, process.returncode or 0, output, noise)
+    return _parse_reply(name, process.returncode or 0, output, log)
 
 
-def _judge(name: str, code: int, output: bytes, noise: bytes) -> dict[str, Any]:
-    """The answer, or the typed error for what became of the probe."""
+def _parse_reply(name: str, code: int, output: bytes, log: bytes) -> dict[str, Any]:
+    """The reply in the probe's output. Raises the error that its output or its end means."""
     try:
-        answer = json.loads(output) if code == 0 and len(output) <= MAX_ANSWER else None
+        reply = json.loads(output) if code == 0 and len(output) <= MAX_REPLY else None
     except ValueError:
-        answer = None
-    if isinstance(answer, dict) and "broken" in answer:
-        raise _broken(str(answer["broken"]))
-    if isinstance(answer, dict) and "error" in answer:
+        reply = None
+    if isinstance(reply, dict) and "broken" in reply:
+        raise _broken(str(reply["broken"]))
+    if isinstance(reply, dict) and "error" in reply:
         if not name:
-            raise _broken(str(answer["error"]))
-        raise _invalid(name, f"the engine refuses it: {answer['error']}")
-    if isinstance(answer, dict):
-        return answer
-    if not name:  # nothing but the engine was asked
-        raise _broken(noise.decode("utf-8", "replace").strip()[-500:] or f"it ended with {code}")
+            raise _broken(str(reply["error"]))
+        raise _invalid(name, f"the engine rejects it: {reply['error']}")
+    if isinstance(reply, dict):
+        return reply
+    if not name:  # the query was not about a file
+        raise _broken(log.decode("utf-8", "replace").strip()[-500:] or f"the probe ended with status {code}")
     if code in (-signal.SIGALRM, -signal.SIGKILL):
-        raise _invalid(name, "reading it took too long, or too much memory")
+        raise _invalid(name, "reading it took too long or too much memory")
     if code < 0:
-        said = noise.decode("utf-8", "replace").strip().splitlines()[-1:] or [""]
-        raise _invalid(name, f"the engine crashed on it (signal {-code}) {said[0][:300]}".rstrip())
-    raise _broken(noise.decode("utf-8", "replace").strip()[-500:])
+        lines = log.decode("utf-8", "replace").strip().splitlines()[-1:] or [""]
+        raise _invalid(name, f"the engine crashed on it (signal {-code}) {lines[0][:300]}".rstrip())
+    raise _broken(log.decode("utf-8", "replace").strip()[-500:])
 
 
-def _invalid(name: str, what: str) -> InvalidModelFile:
+def _invalid(name: str, cause: str) -> InvalidModelFile:
     return InvalidModelFile(
-        f"{name} cannot be used: {what}.",
-        advice="If the file may be damaged, fetch it again; if it is sound, choose another model.",
+        f"Cannot use {name}: {cause}.",
+        advice="Download the file again if it may be damaged; otherwise choose another model.",
     )
 
 
-def _broken(what: str) -> EngineUnavailable:
+def _broken(cause: str) -> EngineUnavailable:
     return EngineUnavailable(
-        f"The engine's library cannot be used from Python: {what}",
+        f"Cannot use the engine's library: {cause}",
         advice="Run `mesh-llm engine rebuild`.",
     )

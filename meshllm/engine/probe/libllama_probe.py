@@ -106,7 +106,7 @@ class _Engine:
         parameters.swa_full = False
         parameters.embeddings = bool(request["embeddings"])
         parameters.pooling_type = int(request["pooling"])
-        scored = 1 + int(request["guessed"])
+        scored = 1 + int(request["draft_tokens"])
         outputs = parameters.n_batch if parameters.embeddings else min(parameters.n_batch, parallel * scored)
         parameters.n_outputs_max = outputs
         parameters.n_outputs_max_per_seq = min(parameters.n_batch, scored)

@@ -96,12 +96,12 @@ class Hub:
     async def fetch(self, source: HubSource, file: ModelFile, assembly: PartialFile) -> None:
         """Bring what the file lacks, beside whoever else does; return when it is complete.
 
-        Raises DownloadFailed, with what has arrived kept, or OutOfRoom.
+        Raises DownloadFailed, with what has arrived kept, or NotEnoughSpace.
         """
         fetch = _Fetch(self, source, file, assembly)
         missing = -(-(assembly.size - assembly.arrived) // assembly.chunk_bytes)
         count = max(1, min(self.settings.connections, missing // CONNECTION_CHUNKS))
-        owner = Owner("hub", on_error=lambda name, error: None)  # they are raised here
+        owner = Owner("hub", awaited=True)
         try:
             await fetch.find()
             running = {owner.start(fetch.connection(), f"connection {number}") for number in range(count)}
@@ -202,7 +202,7 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
         raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
         refuse(error.response, source.repository, f"file {source.path} in {source.repository}")
-        raise RetryLater(words(error), retry_after(error.response)) from None
+        raise RetryLater(words(error), retry_after(error.response.headers)) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise RetryLater(words(error), answered=False) from None
     etag = (found.etag or "").lower()

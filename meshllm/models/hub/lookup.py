@@ -127,7 +127,7 @@ def _ask(endpoint: str, reference: HubReference, within: float) -> bytes:
             answered = True
             refuse(response, repository, f"repository {repository} with a revision {reference.revision}")
             if response.status_code != 200:
-                raise RetryLater(f"it answered {response.status_code}", retry_after(response))
+                raise RetryLater(f"it answered {response.status_code}", retry_after(response.headers))
             for data in response.iter_bytes():
                 body += data
                 if len(body) > MAX_LISTING_BYTES:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, Literal
 
-from meshllm.models.library.digest_index import SHA256
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
 from meshllm.util.atomic_file import replace_file
 
 from .manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource, Source
@@ -114,58 +116,89 @@ def _read(place: Path) -> tuple[object, Manifest] | None:
 
 
 def parse(content: bytes) -> tuple[object, Manifest] | None:
-    """The question and its answer in a file of ours; None for one that is damaged or of another version."""
+    """The question and its answer in a cache file; None for a file that is damaged or of another version."""
     try:
-        data = json.loads(content)
-        return (data["asked"], _manifest(data["manifest"])) if data["version"] == _VERSION else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        entry = _CacheEntry.model_validate_json(content)
+    except ValidationError:
         return None
+    return entry.asked, entry.manifest.to_manifest()
 
 
-def _manifest(data: dict[str, Any]) -> Manifest:
-    """Raises ValueError, TypeError or KeyError for what is no manifest."""
-    files = tuple(_file(item) for item in data["files"][: MAX_FILES + 1])
-    template = data["chat_template"]
-    _check(0 < len(files) <= MAX_FILES)
-    _check(template is None or bool(_PLAIN.fullmatch(template)))
-    return Manifest(
-        name=_text(data["name"], MAX_NAME),
-        files=files,
-        projector=_file(data["projector"]) if data["projector"] is not None else None,
-        chat_template=template,
-        context_length=_number(data["context_length"], 1 << 40, least=0),
-        origin=_text(data["origin"], 500, least=0),
-    )
+# -- the schema of a cache file
 
 
-def _file(data: dict[str, Any]) -> ModelFile:
-    _check(is_file_name(data["name"]) and bool(SHA256.fullmatch(data["sha256"])) and len(data["sources"]) <= 16)
-    size = _number(data["size"], MAX_FILE_BYTES)
-    return ModelFile(data["name"], size, data["sha256"], tuple(_source(item) for item in data["sources"]))
+def _check(accepts: Callable[[str], bool]) -> AfterValidator:
+    def check(text: str) -> str:
+        if not accepts(text):
+            raise ValueError("not allowed")
+        return text
+
+    return AfterValidator(check)
 
 
-def _source(data: dict[str, Any]) -> Source:
-    if "repository" in data:
-        _check(is_repository(data["repository"]) and is_repository_path(data["path"]))
-        _check(bool(re.fullmatch(r"[0-9a-f]{40}", data["revision"])))
-        return HubSource(data["repository"], data["revision"], data["path"])
-    _check(bool(SHA256.fullmatch(data["sha256"])) and is_repository_path(data["member"]))
-    _check(bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.]*", data["requirement"], re.ASCII)))
-    return PackageSource(data["requirement"], _number(data["size"], MAX_FILE_BYTES), data["sha256"], data["member"])
+_FileName = Annotated[str, Field(max_length=MAX_NAME), _check(is_file_name)]
+_RepositoryPath = Annotated[str, _check(is_repository_path)]
+_Repository = Annotated[str, _check(is_repository)]
+_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+_Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*==[A-Za-z0-9][A-Za-z0-9_.]*$")]
+_FileSize = Annotated[int, Field(gt=0, le=MAX_FILE_BYTES)]
+_Printable = _check(lambda text: text.isprintable() or not text)
 
 
-def _check(holds: bool) -> None:
-    if not holds:
-        raise ValueError("no manifest")
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
 
 
-def _text(value: object, most: int, least: int = 1) -> str:
-    if not isinstance(value, str) or not least <= len(value) <= most or not (value.isprintable() or not value):
-        raise ValueError("no manifest")
-    return value
+class _StoredHubSource(_Stored):
+    repository: _Repository
+    revision: _Commit
+    path: _RepositoryPath
+
+    def to_source(self) -> Source:
+        return HubSource(self.repository, self.revision, self.path)
 
 
-def _number(value: object, most: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError("no manifest")
-    return value
+class _StoredPackageSource(_Stored):
+    requirement: _Requirement
+    size: _FileSize
+    sha256: _Digest
+    member: _RepositoryPath
+
+    def to_source(self) -> Source:
+        return PackageSource(self.requirement, self.size, self.sha256, self.member)
+
+
+class _StoredFile(_Stored):
+    name: _FileName
+    size: _FileSize
+    sha256: _Digest
+    sources: list[_StoredHubSource | _StoredPackageSource] = Field(max_length=16)
+
+    def to_file(self) -> ModelFile:
+        return ModelFile(self.name, self.size, self.sha256, tuple(source.to_source() for source in self.sources))
+
+
+class _StoredManifest(_Stored):
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME), _Printable]
+    files: list[_StoredFile] = Field(min_length=1, max_length=MAX_FILES)
+    projector: _StoredFile | None
+    chat_template: Annotated[str, _check(lambda text: bool(_PLAIN.fullmatch(text)))] | None
+    context_length: Annotated[int, Field(ge=0, le=1 << 40)]
+    origin: Annotated[str, Field(max_length=500), _Printable]
+
+    def to_manifest(self) -> Manifest:
+        return Manifest(
+            name=self.name,
+            files=tuple(file.to_file() for file in self.files),
+            projector=self.projector.to_file() if self.projector is not None else None,
+            chat_template=self.chat_template,
+            context_length=self.context_length,
+            origin=self.origin,
+        )
+
+
+class _CacheEntry(_Stored):
+    version: Literal[1]
+    asked: object
+    manifest: _StoredManifest

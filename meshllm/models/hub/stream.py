@@ -6,18 +6,23 @@ server that ignores ranges may cost traffic, never a wrong byte. All of it runs 
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshllm.errors import DownloadFailed
 from meshllm.models.transfer.partial_file import ByteRange, PartialFile
 from meshllm.util.threads import StopSignal
 
 if TYPE_CHECKING:
-    import httpx2
+    from collections.abc import Mapping
+
+    import aiohttp
 
 CONNECT_SECONDS: Final = 10.0
+RECEIVE_BUFFER_BYTES = 0  # of a connection's socket; 0: as the system has it
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
@@ -72,41 +77,45 @@ class HubBody:
 
     def fetch(self, stop: StopSignal, location: Location, stall: float) -> None:
         """Ask for it and write what comes (in a thread). Raises `Again`, RangeIgnored, DownloadFailed, OSError."""
-        import httpx2
-        from huggingface_hub import get_session
+        asyncio.run(self._fetch(stop, location, stall))  # a loop of this thread: writing blocks no other work
+
+    async def _fetch(self, stop: StopSignal, location: Location, stall: float) -> None:
+        import aiohttp
+        import yarl
 
         headers = {**location.headers, "Accept-Encoding": "identity"}
         if self._end - self._place < self._assembly.size:
             headers["Range"] = f"bytes={self._place}-{self._end - 1}"
-        timeout = httpx2.Timeout(stall, connect=min(stall, CONNECT_SECONDS))
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(stall, CONNECT_SECONDS), sock_read=stall)
         try:
-            with get_session().stream(
-                "GET", location.url, headers=headers, timeout=timeout, follow_redirects=True
-            ) as response:
+            async with (
+                http_session(timeout) as session,
+                session.get(yarl.URL(location.url, encoded=True), headers=headers) as response,
+            ):
                 self._check(response)
-                for data in response.iter_raw():
+                async for data in response.content.iter_any():
                     if self._place + len(data) > self._assembly.size:
                         raise DownloadFailed("The hub sent more bytes than the file has.")
                     self._take(stop, memoryview(data))
                     if self._is_done() and self._place < self._end:
-                        break  # someone else fetches the rest
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                        break  # another connection or peer fetches the rest
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise RetryLater(words(error)) from None
         if not self._is_done():
             raise RetryLater(f"the connection ended after {self._place} of {self._end} bytes")
 
-    def _check(self, response: httpx2.Response) -> None:
+    def _check(self, response: aiohttp.ClientResponse) -> None:
         """Raises where the answer's body does not begin at the place that was asked for."""
-        if response.status_code == 200:
+        if response.status == 200:
             if self._place:
                 raise RangeIgnored
             self.from_start, self._end = True, self._assembly.size
-        elif response.status_code == 206:
+        elif response.status == 206:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if not match or int(match[1]) != self._place or match[3] not in ("*", str(self._assembly.size)):
                 raise RetryLater("it sent another range than the one that was asked for")
         else:
-            raise RetryLater(f"it answered {response.status_code}", retry_after(response))
+            raise RetryLater(f"it answered {response.status}", retry_after(response.headers))
 
     def _is_done(self) -> bool:
         """Whether nothing that comes here is wanted any more."""
@@ -147,9 +156,44 @@ class HubBody:
         return self._piece
 
 
-def retry_after(response: httpx2.Response) -> float:
+def http_session(timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
+    """A client session for a loop that serves one thread only: proxies of the environment, the system's certificates.
+
+    Names are resolved in the calling thread: asyncio's threads for that would delay the exit of the program.
+    """
+    import aiohttp
+    import httpx2
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            return [
+                ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=0)
+                for kind, _, protocol, _, address in found
+            ]
+
+        async def close(self) -> None:
+            pass
+
+    connector = aiohttp.TCPConnector(resolver=Resolver(), ssl=httpx2.create_ssl_context(), socket_factory=_socket)
+    # Without decompression, so that positions in the answer are positions in the file.
+    return aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True, auto_decompress=False)
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    made = socket.socket(address[0], address[1], address[2])
+    made.setblocking(False)
+    if RECEIVE_BUFFER_BYTES:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    return made
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the server asks us to wait."""
-    value = response.headers.get("Retry-After", "").strip()
+    value = headers.get("Retry-After", "").strip()
     return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.0
 
 

@@ -63,7 +63,7 @@ def plan(item: InventoryItem, everything: Sequence[InventoryItem], store: Store)
 
 
 def remove(removal: Removal, store: Store) -> None:
-    """Do it. Raises NobodysFault while some of it is being downloaded, OutOfRoom and DownloadFailed for the disk's."""
+    """Do it. Raises EnvironmentFailure during a download of it; NotEnoughSpace or DownloadFailed for the disk."""
     with ExitStack() as stack:
         for file in removal.unfinished:
             _hold(file, store, stack)

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meshllm.errors import DownloadFailed, OutOfRoom, UsageError
+from meshllm.errors import DownloadFailed, NotEnoughSpace, UsageError
 from meshllm.models.hub.manifest import HubSource, ModelFile
 from meshllm.models.hub.manifest_cache import ManifestCache
 from meshllm.models.transfer.partial_file import CHUNK_BYTES, PartialFile, state_path
@@ -200,10 +200,10 @@ class Store:
         shutil.rmtree(self.partial(file, "wheel"), ignore_errors=True)
 
     def check_room(self, needed: int, what: str) -> None:
-        """Raises OutOfRoom, with the numbers, unless `needed` more bytes fit on the disk."""
+        """Raises NotEnoughSpace, with the numbers, unless `needed` more bytes fit on the disk."""
         free = shutil.disk_usage(self.folder).free
         if needed > 0 and free < needed + MARGIN_BYTES:
-            raise OutOfRoom(
+            raise NotEnoughSpace(
                 f"{what} needs {megabytes(needed + MARGIN_BYTES)} on the disk of {self.folder}, "
                 f"where {megabytes(free)} are free.",
                 advice="Make room there, or set MESH_LLM_MODELS to a folder on a larger disk.",
@@ -233,10 +233,10 @@ class Store:
         replace_file(self._state / "chunks" / sha256, digests)
 
 
-def disk_error(error: OSError, path: Path) -> OutOfRoom | DownloadFailed:
+def disk_error(error: OSError, path: Path) -> NotEnoughSpace | DownloadFailed:
     """What to raise for an error of the file system at `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfRoom(
+        return NotEnoughSpace(
             f"The disk of {path.parent} is full.",
             advice="Make room; what has arrived is kept and the next try goes on.",
         )

@@ -174,7 +174,7 @@ class SwarmDownload:
         self._lists = lists
         self._clock = loop.time
         # Whoever starts a task here waits for it, and hears of its errors.
-        self._owner = Owner(f"take {model}", on_error=lambda name, error: None)
+        self._owner = Owner(f"take {model}", awaited=True)
         self._standing: dict[str, _Standing] = {}
         self._from: dict[asyncio.Task[None], SwarmPeer] = {}
         self._lines: dict[SwarmPeer, PeerConnection] = {}

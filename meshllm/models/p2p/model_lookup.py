@@ -42,7 +42,7 @@ async def find(
     Raises UnknownModel where nobody has it, AmbiguousModel where they mean different models. `tell` hears, in words,
     what is waited for; `ban` of peers that talk nonsense.
     """
-    owner = Owner("find", on_error=lambda task, error: None)  # they are gathered here
+    owner = Owner("find", awaited=True)
     try:
         holders = await _holders(mesh, name, owner)
         tasks = [owner.start(_ask(mesh, peer, name, tell), f"ask {peer}") for peer in holders]

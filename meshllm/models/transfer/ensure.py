@@ -48,9 +48,9 @@ async def ensure(
 ) -> LocalModel:
     """The model on this disk; looked up and fetched first if it is not there.
 
-    Raises InvalidModelFile, DownloadFailed, OutOfRoom; UnknownModel and AmbiguousModel where a repository has no such
-    model or several. When cancelled, what has arrived is kept and nothing is left running; the next call goes on from
-    there. Without `packages` there are no package sources, without `peers` no other nodes.
+    Raises InvalidModelFile, DownloadFailed, NotEnoughSpace; UnknownModel and AmbiguousModel where a repository has no
+    such model or several. When cancelled, what has arrived is kept and nothing is left running; the next call
+    resumes it. Without `packages` there are no package sources, without `peers` no other nodes.
     """
     if isinstance(wanted, Path):
         path = wanted

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from meshllm.errors import DownloadFailed, MeshError, OutOfRoom
+from meshllm.errors import DownloadFailed, MeshError, NotEnoughSpace
 from meshllm.models.hub.hub import Hub
 from meshllm.models.hub.manifest import HubSource, ModelFile, PackageSource
 from meshllm.models.hub.manifest_cache import MAX_FILE_BYTES
@@ -65,7 +65,7 @@ class Fetcher:
         self._peers = peers
 
     async def fetch(self, file: ModelFile) -> Path:
-        """The whole, verified file at a place of ours. Raises DownloadFailed with all reasons, OutOfRoom, OSError."""
+        """The whole, verified file in the store. Raises DownloadFailed with all reasons, NotEnoughSpace, OSError."""
         if file.size > MAX_FILE_BYTES:
             raise DownloadFailed(f"{file.name} has {file.size} bytes: no model is that large.")
         reasons: list[str] = []
@@ -134,7 +134,7 @@ class Fetcher:
                 self._report(_verifying(file, done))
 
         reading = ProgressRelay(read)
-        owner = Owner("assembly", on_error=lambda name, error: None)  # they are raised here
+        owner = Owner("assembly", awaited=True)
         checking = owner.start(in_thread(lambda stop: follow(stop, assembly, reading), "check-file"), "check")
         try:
             while True:
@@ -158,7 +158,7 @@ class Fetcher:
     async def _fill(self, assembly: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
         """Return once every byte has arrived. Raises DownloadFailed when every source has failed."""
         reasons: list[str] = []
-        owner = Owner("sources", on_error=lambda name, error: None)  # they are raised here
+        owner = Owner("sources", awaited=True)
         try:
             complete = owner.start(_until_complete(assembly), "until complete")
             sources: set[asyncio.Task[None]] = set()
@@ -173,7 +173,7 @@ class Fetcher:
                     sources.remove(task)
                     try:
                         task.result()
-                    except OutOfRoom:
+                    except NotEnoughSpace:
                         raise
                     except MeshError as failure:
                         reasons.append(str(failure))

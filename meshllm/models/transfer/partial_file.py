@@ -30,7 +30,7 @@ CHUNK_BYTES: Final = 4 << 20
 # A piece is left alone for so long, in seconds, because connecting and a slow start say nothing of its source's speed.
 GRACE_SECONDS: Final = 2.0
 # Whoever will be done with its piece within so many seconds keeps it.
-PATIENCE_SECONDS: Final = 1.0
+OPEN_WAIT_SECONDS: Final = 1.0
 # A source that has nothing to do looks again after so many seconds, because others become slow without a word.
 LOOK_AGAIN_SECONDS: Final = 1.0
 
@@ -220,7 +220,7 @@ class PartialFile:
         now = self._clock()
         slow = [(self._needs(piece, now), piece) for piece in self._pieces if now - piece.since >= GRACE_SECONDS]
         for needs, piece in sorted(slow, key=lambda item: -item[0]):
-            if needs <= PATIENCE_SECONDS:
+            if needs <= OPEN_WAIT_SECONDS:
                 return None
             span = self._tail(piece, accept) or self._taken_over(source, piece, needs, accept)
             if span is not None:
@@ -249,7 +249,7 @@ class PartialFile:
     def _taken_over(self, source: str, piece: ByteRange, needs: float, accept: Accept | None) -> tuple[int, int] | None:
         """The rest of the chunk that the piece is at, if `source` will be done with it in half the time."""
         rest, pace = piece.end - piece.position, self._pace.get(source)
-        quick = needs > 2 * rest / pace if pace else needs > 5 * PATIENCE_SECONDS
+        quick = needs > 2 * rest / pace if pace else needs > 5 * OPEN_WAIT_SECONDS
         ours = accept is None or all(accept(chunk) for chunk in self._chunks(piece))
         if not (quick and ours and rest) or piece.writing > piece.position:
             return None

@@ -17,7 +17,7 @@ from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import PeerRefused
 from meshllm.net.base import StreamKind
 from meshllm.net.identity import node_of_der
-from meshllm.net.lanes.listener import GOODBYE_SECONDS, MAX_TICKETS_PER_ASK, TICKET_BYTES, WELCOME
+from meshllm.net.lanes.listener import ACCEPTED_BYTE, MAX_TICKETS_PER_ASK, TICKET_BYTES, TLS_SHUTDOWN_SECONDS
 from meshllm.tasks import Owner
 
 # Addresses tried for one lane, a little after one another.
@@ -109,7 +109,7 @@ class LaneGreeting(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._welcome.done() or self._wish is None or self.transport is None or data[:1] != WELCOME:
+        if self._welcome.done() or self._wish is None or self.transport is None or data[:1] != ACCEPTED_BYTE:
             self.connection_lost(None)
         else:
             self._welcome.set_result(True)
@@ -183,7 +183,12 @@ async def _knock(context: ssl.SSLContext, peer: NodeId, host: str, port: int, li
     """TCP and TLS to one host; None if it does not answer or is not the peer."""
     try:
         transport, greeting = await asyncio.get_running_loop().create_connection(
-            LaneGreeting, host, port, ssl=context, ssl_handshake_timeout=limit, ssl_shutdown_timeout=GOODBYE_SECONDS
+            LaneGreeting,
+            host,
+            port,
+            ssl=context,
+            ssl_handshake_timeout=limit,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
         )
     except OSError:
         return None

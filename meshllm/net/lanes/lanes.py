@@ -25,12 +25,12 @@ from meshllm.net.lanes.listener import LaneListener, Serve
 from meshllm.tasks import Owner
 
 # Fetched at once and kept ready, so that only the first lane of a burst costs a round trip over the link.
-TICKETS_AT_ONCE = 4
+TICKETS_PER_REQUEST = 4
 # TCP and TLS take two round trips; somebody who does not answer in this and 4 round trips is behind a filter.
 REACH_SECONDS = 1.0
 # A caller waits this and 4 round trips (ticket, TCP, TLS, welcome) before the tunnel goes over QUIC; those that come
 # while that attempt still goes on do not wait.
-PATIENCE_SECONDS = 0.25
+OPEN_WAIT_SECONDS = 0.25
 # Until TCP is tried again where it did not get through; and where it did, but the lane was refused.
 BLOCKED_SECONDS = 60.0
 REFUSED_SECONDS = 5.0
@@ -105,9 +105,9 @@ class Lanes:
         self._serve = serve
         return self._listener.start(port, host)
 
-    def desk(self, link: Link) -> asyncio.BaseProtocol:
+    def ticket_handler(self, link: Link) -> asyncio.BaseProtocol:
         """What serves a LANE_TICKET stream that the peer has opened."""
-        return self._listener.desk(link)
+        return self._listener.ticket_handler(link)
 
     async def open(
         self,
@@ -118,7 +118,7 @@ class Lanes:
     ) -> asyncio.BaseProtocol | None:
         """A lane to the link's peer with a protocol of `factory` on it, already connected; None: use a stream.
 
-        Takes PATIENCE_SECONDS and 4 round trips at most. `addresses`: where else the peer may be. Never raises for
+        Takes OPEN_WAIT_SECONDS and 4 round trips at most. `addresses`: where else the peer may be. Never raises for
         anything a peer or a network does.
         """
         way = self._way(link, addresses)
@@ -130,7 +130,7 @@ class Lanes:
         wish = LaneRequest(factory, lambda lane: self._granted(way, lane))
         attempt = self._owner.start(self._attempt(way, kind, wish), f"lane to {short(link.facts.peer)}")
         try:
-            await asyncio.wait({attempt}, timeout=PATIENCE_SECONDS + 4 * link.rtt)
+            await asyncio.wait({attempt}, timeout=OPEN_WAIT_SECONDS + 4 * link.rtt)
         except asyncio.CancelledError:
             if wish.transport is not None:
                 wish.transport.abort()
@@ -259,7 +259,7 @@ class Lanes:
             if expires > self._clock():
                 return ticket
         # Of many that open at once, one brings some in reserve.
-        ask = TicketRequest(kind, 1 if way.asking else TICKETS_AT_ONCE)
+        ask = TicketRequest(kind, 1 if way.asking else TICKETS_PER_REQUEST)
         asked, answer = self._clock(), None
         way.asking += 1
         try:

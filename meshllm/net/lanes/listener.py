@@ -33,15 +33,15 @@ TICKET_SECONDS = 10
 MAX_TICKETS_PER_ASK = 8
 MAX_TICKETS_PER_PEER = 64
 # From the TCP connection to the whole ticket, and the same for a peer that asks for tickets and does not say how many.
-KNOCK_SECONDS = 3.0
+TICKET_DEADLINE_SECONDS = 3.0
 # Half-open connections cost about 100 kB each (TLS). Hosts that hold tickets are not counted in the first.
-MAX_STRANGERS = 64
-MAX_KNOCKS_PER_HOST = 32
+MAX_UNAUTHENTICATED = 64
+MAX_PENDING_PER_HOST = 32
 # How long a lane's end may take to say goodbye in TLS.
-GOODBYE_SECONDS = 1.0
+TLS_SHUTDOWN_SECONDS = 1.0
 # Without file descriptors accepting would fail again at once.
 _BREATH_SECONDS = 0.5
-WELCOME = b"\x01"
+ACCEPTED_BYTE = b"\x01"
 
 # Given the peer, the kind and the lane: what serves it, or None to refuse it.
 Serve = Callable[[NodeId, StreamKind, asyncio.Transport], asyncio.BaseProtocol | None]
@@ -85,7 +85,7 @@ class LaneListener:
             break
         return self.port
 
-    def desk(self, link: Link) -> asyncio.BaseProtocol:
+    def ticket_handler(self, link: Link) -> asyncio.BaseProtocol:
         """What serves a stream of kind LANE_TICKET on `link`."""
         return _TicketHandler(self, link)
 
@@ -145,7 +145,7 @@ class LaneListener:
                 continue
             host = _plain(str(address[0]))
             known = self._expected.get(host, 0.0) > self._clock()
-            if (not known and self._strangers >= MAX_STRANGERS) or self._knocks[host] >= MAX_KNOCKS_PER_HOST:
+            if (not known and self._strangers >= MAX_UNAUTHENTICATED) or self._knocks[host] >= MAX_PENDING_PER_HOST:
                 connection.close()
                 continue
             self._knocks[host] += 1
@@ -164,11 +164,11 @@ class LaneListener:
         loop, knock, admitted = asyncio.get_running_loop(), _PendingLane(), False
         connection.setblocking(False)
         try:
-            async with asyncio.timeout(KNOCK_SECONDS):
+            async with asyncio.timeout(TICKET_DEADLINE_SECONDS):
                 # Not by create_server: it would hold any number of half-open ones before anybody could count them.
                 await loop.connect_accepted_socket(
                     lambda: knock, connection, ssl=self._context,
-                    ssl_handshake_timeout=KNOCK_SECONDS, ssl_shutdown_timeout=GOODBYE_SECONDS,
+                    ssl_handshake_timeout=TICKET_DEADLINE_SECONDS, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
                 )  # fmt: skip
                 await knock.spoken
             admitted = self._admit(knock)
@@ -187,7 +187,7 @@ class LaneListener:
         if protocol is None:
             return False
         lane.set_protocol(protocol)
-        lane.write(WELCOME)
+        lane.write(ACCEPTED_BYTE)
         protocol.connection_made(lane)
         return True
 
@@ -250,7 +250,7 @@ class _TicketHandler(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._deadline = asyncio.get_running_loop().call_later(KNOCK_SECONDS, self._transport.abort)
+        self._deadline = asyncio.get_running_loop().call_later(TICKET_DEADLINE_SECONDS, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         self._heard += data

@@ -19,7 +19,7 @@ from meshllm.core.records import NodeId
 from meshllm.errors import PeerRefused
 from meshllm.net.base import IDLE_SECONDS, MAX_STREAMS_PER_LINK
 from meshllm.net.identity import Identity, node_of_certificate
-from meshllm.net.quic.flow_control import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES, STRANGER_CREDIT_BYTES
+from meshllm.net.quic.flow_control import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES, UNAUTHENTICATED_CREDIT_BYTES
 
 if TYPE_CHECKING:
     from aioquic.quic.packet_builder import QuicPacketBuilder
@@ -45,7 +45,7 @@ def configuration(identity: Identity, *, client: bool) -> QuicConfiguration:
         private_key=None if client else identity.private_key,
         connection_id_length=CONNECTION_ID_BYTES,
         idle_timeout=IDLE_SECONDS,
-        max_data=STRANGER_CREDIT_BYTES,
+        max_data=UNAUTHENTICATED_CREDIT_BYTES,
         max_stream_data=FIRST_CREDIT_BYTES,
         max_datagram_size=DATAGRAM_BYTES,
         supported_versions=VERSIONS,
@@ -59,7 +59,7 @@ class MeshConnection(QuicConnection):
     def __init__(self, config: QuicConfiguration, **known: Any) -> None:
         super().__init__(configuration=config, **known)
         self.unread: Callable[[], int] = lambda: 0
-        self._link_credit = STRANGER_CREDIT_BYTES
+        self._link_credit = UNAUTHENTICATED_CREDIT_BYTES
         bidirectional, unidirectional = self._local_max_streams_bidi, self._local_max_streams_uni
         bidirectional.value = bidirectional.sent = 0 if config.is_client else 1
         unidirectional.value = unidirectional.sent = 0

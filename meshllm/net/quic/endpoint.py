@@ -37,13 +37,13 @@ from meshllm.util.rate_limiter import TokenBucket
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 # Connections of strangers at a time. A handshake takes some 5 ms of processor and, while it lasts, 50 KiB.
-MAX_STRANGERS = 64
+MAX_UNAUTHENTICATED = 64
 # And from one address (IPv6: one /64): many nodes may sit behind one, but they do not all come in the same second.
-MAX_STRANGERS_PER_ADDRESS = 24
+MAX_UNAUTHENTICATED_PER_ADDRESS = 24
 RETRY_ABOVE = 16
 # New connections from one address: in the long run, and at once.
-STRANGERS_PER_SECOND = 20.0
-STRANGERS_AT_ONCE = 60.0
+NEW_CONNECTIONS_PER_SECOND = 20.0
+NEW_CONNECTIONS_BURST = 60.0
 MAX_ADDRESSES_KNOWN = 1024
 # Datagrams read before others get a turn.
 DATAGRAMS_AT_ONCE = 64
@@ -53,8 +53,8 @@ LONGEST_DATAGRAM = 2048
 # Asked of the system for each direction; it may give less.
 SOCKET_BUFFER_BYTES = 4 << 20
 # Connection ids (8 a connection) of ended connections, whose last words are said again to a peer that goes on.
-MAX_FAREWELLS = 2048
-FAREWELLS_EACH = 8
+MAX_CLOSES_KEPT = 2048
+CLOSE_RESENDS = 8
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class CloseDatagram:
     """A connection's last datagram, and how often it may still be said again."""
 
     datagram: bytes
-    left: int = FAREWELLS_EACH
+    left: int = CLOSE_RESENDS
 
 
 class DatagramRoute(Protocol):
@@ -162,7 +162,7 @@ class Endpoint:
         words = CloseDatagram(datagram)
         for connection_id in ids:
             self._farewells[connection_id] = words
-        while len(self._farewells) > MAX_FAREWELLS:
+        while len(self._farewells) > MAX_CLOSES_KEPT:
             self._farewells.popitem(last=False)
 
     # -- receiving
@@ -215,7 +215,10 @@ class Endpoint:
         if header.packet_type != QuicPacketType.INITIAL or len(header.destination_cid) < CONNECTION_ID_BYTES:
             return None
         key = address_key(source[0])
-        if len(self._strangers) >= MAX_STRANGERS or self._per_address.get(key, 0) >= MAX_STRANGERS_PER_ADDRESS:
+        if (
+            len(self._strangers) >= MAX_UNAUTHENTICATED
+            or self._per_address.get(key, 0) >= MAX_UNAUTHENTICATED_PER_ADDRESS
+        ):
             return None
         original, retried = header.destination_cid, None
         if header.token:
@@ -257,7 +260,7 @@ class Endpoint:
     def _bucket(self, key: str, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = TokenBucket(STRANGERS_PER_SECOND, STRANGERS_AT_ONCE, now)
+            bucket = self._buckets[key] = TokenBucket(NEW_CONNECTIONS_PER_SECOND, NEW_CONNECTIONS_BURST, now)
             if len(self._buckets) > MAX_ADDRESSES_KNOWN:
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(key)

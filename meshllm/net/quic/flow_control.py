@@ -16,7 +16,7 @@ GROWN_CREDIT_BYTES = 32 << 20
 # those that have grown. It keeps an honest link from ever waiting for it.
 LINK_CREDIT_BYTES = GROWN_CREDIT_BYTES + (32 << 20)
 # The same before the peer has proved who it is: a handshake takes 1 KiB.
-STRANGER_CREDIT_BYTES = 16 << 10
+UNAUTHENTICATED_CREDIT_BYTES = 16 << 10
 # What all streams of a link may hand to the carrier unacknowledged, and one of them in any case (a few datagrams).
 LINK_UNSENT_BYTES = 16 << 20
 LEAST_UNSENT_BYTES = 16 << 10

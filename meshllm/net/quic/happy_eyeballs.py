@@ -21,7 +21,7 @@ STAGGER_SECONDS = 0.05
 # At most so many addresses of one way are tried.
 MAX_ADDRESSES_TRIED = 12
 # A dialled node that does not answer the greeting within this leaves the turn to its other addresses.
-GREETING_SECONDS = 3.0
+CANDIDATE_SECONDS = 3.0
 
 
 class Attempt(Protocol):
@@ -128,7 +128,7 @@ class PendingDial:
             attempt, peer = self._ready.popleft()
             self._trying.pop(attempt, None)
             try:
-                self.greeted = self._dialler.greet(attempt, peer, GREETING_SECONDS)
+                self.greeted = self._dialler.greet(attempt, peer, CANDIDATE_SECONDS)
             except PeerRefused as error:
                 self._finish(error)
 

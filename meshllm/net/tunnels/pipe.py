@@ -1,7 +1,7 @@
-"""The ends of RPC tunnels: two connections joined into one, and what a peer opens until it is known what for.
+"""Ends of RPC tunnels: a connection to the engine joined to a connection to a peer.
 
-Law: bytes are handed on as they come, and what one side cannot take yet is not read from the other. Of a peer nothing
-is read but a header, within a deadline, before somebody has let it in.
+Bytes are forwarded as they arrive; while one side cannot take more, reading from the other is paused. Before an inbound
+tunnel is admitted, its 25-byte header is the only input, within HEADER_SECONDS.
 """
 
 from __future__ import annotations
@@ -13,66 +13,66 @@ from typing import cast
 
 from meshllm.core.split.lease import SESSION_BYTES
 
-# The first bytes of a tunnel: which lease it belongs to, and what for.
+# The first bytes of a tunnel: session and generation of the lease, and its use (`rpc_tunnels.TunnelUse`).
 HEADER = struct.Struct(f">{SESSION_BYTES}sQB")
-# A peer that has opened a tunnel has written its header already.
+# Time for the header after a tunnel is opened.
 HEADER_SECONDS = 10.0
 
 
 class PipeEnd(asyncio.Protocol):
-    """One of two connections that are joined: what comes here goes out there, and both end together.
+    """One of two joined connections: bytes received here are sent on the other, and both close together.
 
-    `count` hears how many bytes have come; `made`, if given, that the connection is there.
+    `count(n)` is called for each `n` bytes received; `made(self)`, if given, once connected.
     """
 
     def __init__(self, count: Callable[[int], None], made: Callable[[PipeEnd], None] | None = None) -> None:
         self._count = count
         self._made = made
-        self._broken: Callable[[], None] | None = None
+        self._on_closed: Callable[[], None] | None = None
         self.transport: asyncio.Transport | None = None
-        self._there: PipeEnd | None = None
-        self._early: list[bytes] = []
+        self._other: PipeEnd | None = None
+        self._buffered: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
-        if self._there is None:
+        if self._other is None:
             self.transport.pause_reading()
         if self._made is not None:
             self._made(self)
 
-    def belongs(self, count: Callable[[int], None], broken: Callable[[], None] | None = None) -> None:
-        """`count` hears of what comes from now on; `broken` if it is this one of the two that ends, not the other."""
-        self._count, self._broken = count, broken
+    def assign(self, count: Callable[[int], None], on_closed: Callable[[], None] | None = None) -> None:
+        """Replace `count`; `on_closed` is called if this side closes first."""
+        self._count, self._on_closed = count, on_closed
 
-    def lives(self) -> bool:
-        """Whether something can still be said on it."""
+    def is_open(self) -> bool:
+        """Whether the connection can still be written to."""
         return self.transport is not None and not self.transport.is_closing()
 
-    def via(self) -> str:
-        """What a connection to a peer runs over."""
+    def transport_name(self) -> str:
+        """ "lane" or "quic"."""
         assert self.transport is not None
         return "lane" if self.transport.get_extra_info("ssl_object") is not None else "quic"
 
-    def join(self, there: PipeEnd) -> None:
-        """From now on bytes go to `there`, those that came early first."""
-        self._there = there
-        for data in self._early:
-            self._hand_on(data)
-        self._early.clear()
+    def join(self, other: PipeEnd) -> None:
+        """Forward to `other`: first the bytes received so far, then all others."""
+        self._other = other
+        for data in self._buffered:
+            self._forward(data)
+        self._buffered.clear()
         if self.transport is not None:
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self._there is None:
-            self._early.append(data)
+        if self._other is None:
+            self._buffered.append(data)
         else:
-            self._hand_on(data)
+            self._forward(data)
 
-    def _hand_on(self, data: bytes) -> None:
+    def _forward(self, data: bytes) -> None:
         self._count(len(data))
-        assert self._there is not None
-        if self._there.transport is not None:
-            self._there.transport.write(data)
+        assert self._other is not None
+        if self._other.transport is not None:
+            self._other.transport.write(data)
 
     def eof_received(self) -> None:
         self._end()
@@ -82,40 +82,40 @@ class PipeEnd(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
-        if self._there is not None and self._broken is not None:
-            self._broken()
+        if self._other is not None and self._on_closed is not None:
+            self._on_closed()
         self.close()
 
     def pause_writing(self) -> None:
-        if self._there is not None and self._there.transport is not None:
-            self._there.transport.pause_reading()
+        if self._other is not None and self._other.transport is not None:
+            self._other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self._there is not None and self._there.transport is not None:
-            self._there.transport.resume_reading()
+        if self._other is not None and self._other.transport is not None:
+            self._other.transport.resume_reading()
 
     def close(self) -> None:
-        """End both connections; what has been written is still sent."""
-        there, self._there = self._there, None
+        """Close both connections; bytes already written are still sent."""
+        other, self._other = self._other, None
         if self.transport is not None:
             self.transport.close()
-        if there is not None:
-            there.close()
+        if other is not None:
+            other.close()
 
 
 class InboundTunnel(PipeEnd):
-    """A tunnel that a peer has opened: its header is read, and then it leads on to the engine, or nowhere."""
+    """A tunnel that a peer opened. `admit(self, header)` joins it to the engine or closes it."""
 
     def __init__(self, admit: Callable[[InboundTunnel, bytes], None]) -> None:
         super().__init__(lambda count: None)
         self._admit = admit
         self._header = b""
-        self._impatience: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self.admitted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not descend from asyncio's
-        self._impatience = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.close)
+        self._deadline = asyncio.get_running_loop().call_later(HEADER_SECONDS, self.close)
 
     def data_received(self, data: bytes) -> None:
         if self.admitted:
@@ -124,7 +124,7 @@ class InboundTunnel(PipeEnd):
         self._header += data
         if len(self._header) >= HEADER.size:
             self.admitted = True
-            self._quiet()
+            self._cancel_deadline()
             if self.transport is not None:
                 self.transport.pause_reading()
             header, rest = self._header[: HEADER.size], self._header[HEADER.size :]
@@ -134,14 +134,14 @@ class InboundTunnel(PipeEnd):
             self._admit(self, header)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._quiet()
+        self._cancel_deadline()
         super().connection_lost(error)
 
     def close(self) -> None:
-        self._quiet()
+        self._cancel_deadline()
         super().close()
 
-    def _quiet(self) -> None:
-        if self._impatience is not None:
-            self._impatience.cancel()
-            self._impatience = None
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

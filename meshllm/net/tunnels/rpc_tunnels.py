@@ -1,8 +1,7 @@
-"""RPC tunnels: what host and workers of a split say to each other, from engine to engine, by way of both daemons.
+"""RPC tunnels: the connections between the engines of a split (llama-server and rpc-server), through both daemons.
 
-Law: a tunnel is let in only for a lease that is held, only from the node that the lease names for it, and ends with the
-lease. The engines see Unix sockets in a folder that only this user can enter; nothing of theirs listens anywhere else.
-Bytes are handed on as they come: nothing is kept back, nothing is looked at.
+Invariants: a tunnel is admitted only for a lease that this node holds and from a node that the lease names for that
+use; it ends with the lease. The engines see Unix sockets in a folder that only this user can enter.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ from meshllm.util.rate_meter import RateMeter
 
 log = logging.getLogger(__name__)
 
-# Connections of one lease and purpose: an engine keeps one to each worker.
+# Connections of one lease: an engine keeps one to each worker.
 MAX_CONNECTIONS = 8
-# A lane takes four round trips, in which a worker makes itself ready: a host opens it when it asks for the lease. The
-# other side hangs up on what stays silent (HEADER_SECONDS): what is too old for that is not used any more.
-AHEAD_SECONDS = HEADER_SECONDS / 2
+# A host opens a tunnel when it proposes a lease, to save the four round trips of a lane. The worker closes a tunnel
+# without a header after HEADER_SECONDS; the host does not use one older than this.
+PRECONNECT_SECONDS = HEADER_SECONDS / 2
 
-Lend = tuple[bytes, int]
+LeaseKey = tuple[bytes, int]
 """Session and generation of a lease."""
 
 
 class TunnelUse(IntEnum):
-    """What a tunnel is for: commands of the host to a worker, or tensors from one worker to the next."""
+    """The use of a tunnel: commands of the host to a worker, or tensors from one worker to the next."""
 
     COMMANDS = 0
-    PUSHES = 1
+    TENSORS = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Who may come in for a lease: `peers` for that purpose, on to the Unix socket at `path`."""
+    """Admits tunnels of `peers` and joins them to the Unix socket at `path`."""
 
     peers: frozenset[NodeId]
     path: Path
@@ -52,25 +51,25 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes that the tunnels of one lease to or from one peer have carried; `rate` per second of late, both ways.
+    """Bytes over the tunnels of one lease to one peer; `rate`: bytes per second over the last 5 s, both directions.
 
-    `via`: "lane" or "quic", what the newest of them runs over; empty before the first.
+    `transport` of the newest tunnel: "lane" or "quic"; empty before the first.
     """
 
     sent: int
     received: int
     rate: int
-    via: str
+    transport: str
 
 
 @dataclass(slots=True)
 class _Count:
-    """The same as it is counted."""
+    """Running totals for `Traffic`."""
 
     meter: RateMeter
     sent: int = 0
     received: int = 0
-    via: str = ""
+    transport: str = ""
 
 
 @dataclass(slots=True)
@@ -82,79 +81,83 @@ class _Lease:
     counts: dict[NodeId, _Count] = field(default_factory=dict)
 
     def open(self) -> int:
-        """How many tunnels there are."""
+        """Number of open tunnels."""
         self.pipes = {pipe for pipe in self.pipes if pipe.transport is not None}
         return len(self.pipes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ahead:
-    """A tunnel that nothing has been said on yet, and when it was opened (the loop's time)."""
+class _Preconnected:
+    """A tunnel without a header yet, and the loop's time at which it was opened."""
 
     end: PipeEnd
     opened: float
 
 
 class TunnelNetwork(Protocol):
-    """What leads to the other nodes."""
+    """Opens tunnels to other nodes (`tunnels.Tunnels`)."""
 
     async def open(
         self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
     ) -> asyncio.BaseProtocol:
-        """A tunnel of that kind to `peer`. Raises MeshError if there is no way to it."""
+        """Open a tunnel of that kind to `peer`. Raises MeshError."""
 
     def serve(self, kind: StreamKind, factory: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
-        """From now on `factory` gives what serves the tunnels of that kind that peers open."""
+        """Serve tunnels of that kind that peers open with `factory(peer)`."""
 
 
 class RpcTunnels:
-    """The tunnels of the leases that this node holds, as host or as worker."""
+    """RPC tunnels of all leases that this node holds, as host or worker."""
 
     def __init__(self, mesh: TunnelNetwork, clock: Clock = time.monotonic) -> None:
         self._mesh = mesh
         self._clock = clock
         self._owner = Owner("rpc tunnels")
-        self._leases: dict[Lend, _Lease] = {}
-        self._ahead: dict[NodeId, asyncio.Task[_Ahead | None]] = {}
+        self._leases: dict[LeaseKey, _Lease] = {}
+        self._preconnected: dict[NodeId, asyncio.Task[_Preconnected | None]] = {}
         mesh.serve(StreamKind.RPC_TUNNEL, self._serve)
 
-    def admit(self, lease: Lend, purpose: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
-        """From now on tunnels of `peers` for `lease` and that purpose lead to the Unix socket at `path`."""
-        self._leases.setdefault(lease, _Lease()).admissions[purpose] = Admission(frozenset(peers), path)
+    def admit(self, lease: LeaseKey, use: TunnelUse, peers: Iterable[NodeId], path: Path) -> None:
+        """Join tunnels of `peers` for `lease` and that use to the Unix socket at `path`."""
+        self._leases.setdefault(lease, _Lease()).admissions[use] = Admission(frozenset(peers), path)
 
-    def open_ahead(self, peer: NodeId) -> None:
-        """There may soon be a lease with `peer`: have a tunnel made, of which it hears later what it is for."""
-        self._drop(self._ahead.pop(peer, None))
-        self._ahead[peer] = self._owner.start(self._open_ahead(peer), f"rpc tunnel to {short(peer)}")
+    def preconnect(self, peer: NodeId) -> None:
+        """Open a tunnel to `peer` for a lease that is about to be proposed; its header is sent when it is used."""
+        self._drop(self._preconnected.pop(peer, None))
+        self._preconnected[peer] = self._owner.start(self._preconnect(peer), f"rpc tunnel to {short(peer)}")
 
     async def listen(
-        self, lease: Lend, purpose: TunnelUse, peer: NodeId, path: Path, broken: Callable[[], None] | None = None
+        self,
+        lease: LeaseKey,
+        use: TunnelUse,
+        peer: NodeId,
+        path: Path,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
-        """What connects to the Unix socket at `path` is led to `peer`, for `lease` and that purpose. Raises OSError.
+        """Forward connections to the Unix socket at `path` to `peer`, for `lease` and that use. Raises OSError.
 
-        A tunnel for commands is made at once, so that what the other engine says first is here when this one asks.
-        `broken` hears, while the lease is held, of each tunnel that cannot be had, or ends though the engine here did
-        not end it.
+        A tunnel for commands is opened at once, so that the worker's first bytes are here when the engine connects.
+        While the lease is held, `on_failure` is called for each tunnel that cannot be opened or that the peer ends.
         """
         held = self._leases.setdefault(lease, _Lease())
 
-        def tell() -> None:
-            if broken is not None and self._leases.get(lease) is held:
-                broken()
+        def failed() -> None:
+            if on_failure is not None and self._leases.get(lease) is held:
+                on_failure()
 
         def accepted(near: PipeEnd) -> None:
-            self._owner.start(self._lead(held, lease, purpose, peer, near, tell), f"rpc tunnel to {short(peer)}")
+            self._owner.start(self._lead(held, lease, use, peer, near, failed), f"rpc tunnel to {short(peer)}")
 
         def accept() -> asyncio.Protocol:
             return PipeEnd(lambda count: self._sent(held, peer, count), accepted)
 
         held.listeners.append(await asyncio.get_running_loop().create_unix_server(accept, str(path)))
-        if purpose is TunnelUse.COMMANDS:
-            making = self._make_ready(held, lease, purpose, peer, tell)
+        if use is TunnelUse.COMMANDS:
+            making = self._make_ready(held, lease, use, peer, failed)
             held.ready[peer] = self._owner.start(making, f"rpc tunnel to {short(peer)}")
 
-    def revoke(self, lease: Lend) -> None:
-        """The lease is over: its tunnels end, nobody comes in, nothing is listened on."""
+    def revoke(self, lease: LeaseKey) -> None:
+        """End a lease: close its tunnels and listeners; admit no more."""
         held = self._leases.pop(lease, None)
         if held is None:
             return
@@ -166,32 +169,38 @@ class RpcTunnels:
             if making.done() and not making.cancelled() and (made := making.result()) is not None:
                 made.close()
 
-    def traffic(self, lease: Lend) -> dict[NodeId, Traffic]:
-        """Bytes that have gone to and come from each peer of the lease."""
+    def traffic(self, lease: LeaseKey) -> dict[NodeId, Traffic]:
+        """Traffic of the lease per peer."""
         held = self._leases.get(lease)
         counts, now = held.counts if held is not None else {}, self._clock()
-        return {p: Traffic(c.sent, c.received, round(c.meter.rate(now)), c.via) for p, c in counts.items()}
+        return {p: Traffic(c.sent, c.received, round(c.meter.rate(now)), c.transport) for p, c in counts.items()}
 
     async def close(self) -> None:
-        """End everything."""
+        """End all leases and tasks."""
         for lease in list(self._leases):
             self.revoke(lease)
-        for opening in self._ahead.values():
+        for opening in self._preconnected.values():
             self._drop(opening)
         await self._owner.close()
 
     # -- out
 
     async def _lead(
-        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, near: PipeEnd, broken: Callable[[], None]
+        self,
+        held: _Lease,
+        lease: LeaseKey,
+        use: TunnelUse,
+        peer: NodeId,
+        near: PipeEnd,
+        on_failure: Callable[[], None],
     ) -> None:
-        """Have a tunnel for what the engine has just connected."""
+        """Join a new connection of the engine to a tunnel."""
         try:
-            far = await self._ready(held, peer) or await self._make(held, lease, purpose, peer, broken)
+            far = await self._ready(held, peer) or await self._make(held, lease, use, peer, on_failure)
         except (MeshError, OSError) as error:
-            log.warning("no tunnel to %s for a split: %s", short(peer), error)
+            log.warning("RPC tunnel to node %s failed: %s", short(peer), error)
             near.close()
-            broken()
+            on_failure()
             return
         if far.transport is None or near.transport is None or self._leases.get(lease) is not held:
             far.close()
@@ -200,40 +209,40 @@ class RpcTunnels:
         self._join(held, peer, near, far)
 
     async def _make(
-        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
+        self, held: _Lease, lease: LeaseKey, use: TunnelUse, peer: NodeId, on_failure: Callable[[], None]
     ) -> PipeEnd:
-        """A tunnel of which the other side knows what it is for. Raises MeshError and OSError."""
-        far = await self._opened_ahead(peer) or await self._open(peer)
-        far.belongs(lambda count: self._received(held, peer, count), broken)
+        """A tunnel with its header sent. Raises MeshError and OSError."""
+        far = await self._take_preconnected(peer) or await self._open(peer)
+        far.assign(lambda count: self._received(held, peer, count), on_failure)
         if far.transport is not None:
-            far.transport.write(HEADER.pack(*lease, purpose))
+            far.transport.write(HEADER.pack(*lease, use))
         return far
 
     async def _open(self, peer: NodeId) -> PipeEnd:
-        """A tunnel that nothing has been said on. Raises MeshError and OSError."""
+        """A tunnel without a header. Raises MeshError and OSError."""
         far = PipeEnd(lambda count: None)
         await self._mesh.open(peer, StreamKind.RPC_TUNNEL, lambda: far)
         return far
 
-    async def _open_ahead(self, peer: NodeId) -> _Ahead | None:
+    async def _preconnect(self, peer: NodeId) -> _Preconnected | None:
         try:
             far = await self._open(peer)
         except (MeshError, OSError):
-            return None  # whoever needs it will try again, and say why there is none
-        return _Ahead(far, asyncio.get_running_loop().time())
+            return None  # `_lead` tries again and reports the error
+        return _Preconnected(far, asyncio.get_running_loop().time())
 
-    async def _opened_ahead(self, peer: NodeId) -> PipeEnd | None:
-        opening = self._ahead.pop(peer, None)
+    async def _take_preconnected(self, peer: NodeId) -> PipeEnd | None:
+        opening = self._preconnected.pop(peer, None)
         found = await opening if opening is not None else None
-        if found is None or not found.end.lives():
+        if found is None or not found.end.is_open():
             return None
-        if asyncio.get_running_loop().time() - found.opened <= AHEAD_SECONDS:
+        if asyncio.get_running_loop().time() - found.opened <= PRECONNECT_SECONDS:
             return found.end
         found.end.close()
         return None
 
-    def _drop(self, opening: asyncio.Task[_Ahead | None] | None) -> None:
-        """What was opened, or is about to be, is not needed."""
+    def _drop(self, opening: asyncio.Task[_Preconnected | None] | None) -> None:
+        """Close a preconnected tunnel that is not needed."""
         if opening is None:
             return
         if not opening.done():
@@ -242,12 +251,12 @@ class RpcTunnels:
             opened.end.close()
 
     async def _make_ready(
-        self, held: _Lease, lease: Lend, purpose: TunnelUse, peer: NodeId, broken: Callable[[], None]
+        self, held: _Lease, lease: LeaseKey, use: TunnelUse, peer: NodeId, on_failure: Callable[[], None]
     ) -> PipeEnd | None:
         try:
-            far = await self._make(held, lease, purpose, peer, broken)
+            far = await self._make(held, lease, use, peer, on_failure)
         except (MeshError, OSError):
-            return None  # as above
+            return None  # `_lead` tries again and reports the error
         if self._leases.get(lease) is not held:
             far.close()
             return None
@@ -256,42 +265,42 @@ class RpcTunnels:
     async def _ready(self, held: _Lease, peer: NodeId) -> PipeEnd | None:
         making = held.ready.pop(peer, None)
         found = await making if making is not None else None
-        return found if found is not None and found.lives() else None
+        return found if found is not None and found.is_open() else None
 
     # -- in
 
     def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
-        return InboundTunnel(lambda guest, header: self._admitted(peer, guest, header))
+        return InboundTunnel(lambda inbound, header: self._admitted(peer, inbound, header))
 
-    def _admitted(self, peer: NodeId, guest: InboundTunnel, header: bytes) -> None:
-        session, generation, purpose = HEADER.unpack(header)
+    def _admitted(self, peer: NodeId, inbound: InboundTunnel, header: bytes) -> None:
+        session, generation, use = HEADER.unpack(header)
         held = self._leases.get((session, generation))
-        admission = None if held is None else held.admissions.get(purpose)
+        admission = None if held is None else held.admissions.get(use)
         if held is None or admission is None or peer not in admission.peers or held.open() >= MAX_CONNECTIONS:
-            log.warning("refused an rpc tunnel of %s: it holds no lease of this node", short(peer))
-            guest.close()
+            log.warning("refused an RPC tunnel of node %s: no lease admits it", short(peer))
+            inbound.close()
             return
-        guest.belongs(lambda count: self._received(held, peer, count))
-        self._owner.start(self._reach(held, peer, guest, admission.path), f"rpc tunnel of {short(peer)}")
+        inbound.assign(lambda count: self._received(held, peer, count))
+        self._owner.start(self._connect_engine(held, peer, inbound, admission.path), f"rpc tunnel of {short(peer)}")
 
-    async def _reach(self, held: _Lease, peer: NodeId, guest: InboundTunnel, path: Path) -> None:
+    async def _connect_engine(self, held: _Lease, peer: NodeId, inbound: InboundTunnel, path: Path) -> None:
         near = PipeEnd(lambda count: self._sent(held, peer, count))
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: near, str(path))
         except OSError as error:
-            log.warning("the rpc-server does not answer: %s", error)
-            guest.close()
+            log.warning("cannot connect to the rpc-server: %s", error)
+            inbound.close()
             return
-        if guest.transport is None or not any(held is lease for lease in self._leases.values()):
+        if inbound.transport is None or not any(held is lease for lease in self._leases.values()):
             near.close()
-            guest.close()
+            inbound.close()
             return
-        self._join(held, peer, near, guest)
+        self._join(held, peer, near, inbound)
 
     # -- both
 
     def _join(self, held: _Lease, peer: NodeId, near: PipeEnd, far: PipeEnd) -> None:
-        self._count(held, peer).via = far.via()
+        self._count(held, peer).transport = far.transport_name()
         held.pipes.add(near)
         near.join(far)
         far.join(near)

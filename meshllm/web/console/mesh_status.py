@@ -1,55 +1,55 @@
-"""What the status says of the mesh: the other nodes, and how this one found them.
+"""The mesh part of the status: this node's membership and the other nodes.
 
-Times are seconds, sizes bytes. Fields are only ever added.
+Times are seconds, sizes bytes, ids hexadecimal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from meshllm.core.membership.views import JoinAttempt, MeshView, PeerView
-from meshllm.core.records import NodeId
-from meshllm.web.console.status_model import StatusModel
-from meshllm.web.gateway.model_list import modalities
+from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.records import NodeId, Role
+from meshllm.core.snapshot import Purpose
+from meshllm.web.console.status_model import Modality, StatusModel, TransportKind, input_modalities, transport_kind
 
 
-class StepStatus(StatusModel):
-    """One way into the mesh that was tried: `peer` is what is known of its id; `state` and `reason` in words."""
+class JoinAttemptStatus(StatusModel):
+    """An attempt to join the mesh through one bootstrap address. `peer`: the pinned start of the peer's node id."""
 
     peer: str
     addresses: list[str]
-    state: str
+    state: JoinAttemptState
     reason: str
 
 
 class ServedStatus(StatusModel):
-    """A model that another node answers for, as it says. 0: unknown. `size` is that of the file; `input_modalities`:
-    "text", and "image" where it sees; null where the node does not say."""
+    """A model that another node says it serves. 0: unknown. `size` is the file's size. `input_modalities` is null if
+    the node does not report it."""
 
     name: str
-    purpose: str | None
+    purpose: Purpose | None
     context_length: int
     slots: int
     size: int
     active: int
     waiting: int
-    input_modalities: list[str] | None = None
+    input_modalities: list[Modality] | None = None
 
 
 class PeerInfo(StatusModel):
-    """Another node. `rtt` in seconds, null if never measured; `via`: "lane" or "quic" for what requests to it take,
-    "" while there have been none; `active` and `waiting` are requests at its models, as far as we heard;
-    `aliases`: names in `on_disk` of files that have another name there, each with that one."""
+    """Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
+    first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
+    another name of the same file."""
 
     id: str
     name: str
     software: str
-    status: str
+    status: PeerStatus
     since_seconds: float
     reason: str
     linked: bool
     rtt: float | None
-    via: str
+    transport: TransportKind | None
     addresses: list[str]
     models: list[str]
     wants: list[str]
@@ -62,44 +62,42 @@ class PeerInfo(StatusModel):
 
 
 class MeshStatus(StatusModel):
-    """The mesh as this node sees it. `phase`: alone, dialling, syncing, joined or failed; ids are hexadecimal.
-
-    `memory` (bytes), `on_disk` and `aliases` (see PeerStatus) are what this node tells the others that it has.
-    """
+    """The mesh as this node sees it. `memory`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes."""
 
     node: str
     mesh: str
-    role: str
-    phase: str
+    role: Role
+    phase: JoinPhase
     reason: str
     incarnation: int
     addresses: list[str]
     wants: list[str]
     clients: int
-    steps: list[StepStatus]
+    join_attempts: list[JoinAttemptStatus]
     peers: list[PeerInfo]
     memory: int
     on_disk: list[str]
     aliases: dict[str, str]
 
 
-def _step(step: JoinAttempt) -> StepStatus:
-    addresses = [str(address) for address in step.address.addresses]
-    return StepStatus(peer=step.address.pin.hex(), addresses=addresses, state=step.state.value, reason=step.reason)
+def _join_attempt(attempt: JoinAttempt) -> JoinAttemptStatus:
+    addresses = [str(address) for address in attempt.address.addresses]
+    pin = attempt.address.pin.hex()
+    return JoinAttemptStatus(peer=pin, addresses=addresses, state=attempt.state, reason=attempt.reason)
 
 
-def _peer(peer: PeerView, via: str, now: float) -> PeerInfo:
+def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
     record = peer.record
     return PeerInfo(
         id=peer.node.hex(),
         name=record.name,
         software=record.software,
-        status=peer.status.value,
+        status=peer.status,
         since_seconds=round(max(0.0, now - peer.since), 3),
         reason=peer.reason,
         linked=peer.linked,
         rtt=None if peer.rtt is None else round(peer.rtt, 6),
-        via=via,
+        transport=transport_kind(transport),
         addresses=[str(address) for address in record.addresses],
         models=[served.name for served in record.serves],
         wants=list(record.wants),
@@ -120,33 +118,34 @@ def _serves(peer: PeerView) -> list[ServedStatus]:
         found.append(
             ServedStatus(
                 name=served.name,
-                purpose=None if served.purpose is None else served.purpose.value,
+                purpose=served.purpose,
                 context_length=served.context_length,
                 slots=served.slots,
                 size=served.size,
                 active=0 if load is None else load.active,
                 waiting=0 if load is None else load.waiting,
-                input_modalities=None if served.vision is None else modalities(served.vision),
+                input_modalities=input_modalities(served.vision),
             )
         )
     return found
 
 
-def mesh_status(mesh: MeshView, vias: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
-    """The mesh at `now`; `vias` says what requests to a peer take, `wants` what was asked for here."""
+def mesh_status(mesh: MeshView, transports: Mapping[NodeId, str], wants: tuple[str, ...], now: float) -> MeshStatus:
+    """The mesh at `now`. `transports` maps peers to what carries requests to them, `wants` are this node's requested
+    models."""
     record = mesh.record
     return MeshStatus(
         node=mesh.node.hex(),
         mesh=mesh.mesh.hex(),
-        role=mesh.role.value,
-        phase=mesh.phase.value,
+        role=mesh.role,
+        phase=mesh.phase,
         reason=mesh.reason,
         incarnation=0 if record is None else record.version.incarnation,
         addresses=[] if record is None else [str(address) for address in record.addresses],
         wants=list(wants),
         clients=mesh.clients,
-        steps=[_step(step) for step in mesh.join_attempts],
-        peers=[_peer(peer, vias.get(peer.node, ""), now) for peer in mesh.peers],
+        join_attempts=[_join_attempt(attempt) for attempt in mesh.join_attempts],
+        peers=[_peer(peer, transports.get(peer.node, ""), now) for peer in mesh.peers],
         memory=0 if record is None else record.memory,
         on_disk=[] if record is None else list(record.on_disk),
         aliases={} if record is None else dict(record.aliases),

@@ -1,109 +1,69 @@
-"""What the console serves, as an OpenAPI document: made of the very models that it answers with.
+"""The console's API as an OpenAPI document, made from the table of endpoints and the models they answer with.
 
-Law: nothing is described twice. `scripts/console types` writes the page's types from this document.
+`scripts/console types` writes the page's TypeScript types from this document.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from meshllm import __version__
-from meshllm.web.console.status import NodeStatus
+from meshllm.web.console.endpoints import ENDPOINTS, SECRET_HEADER, ConsoleEndpoint, ErrorAnswer
 
 _SCHEMAS = "#/components/schemas/"
 
 
-class InviteWish(BaseModel):
-    """For how many seconds an invite shall be good; 0: for good."""
-
-    expires: float | None = 0
-
-
-class InviteAnswer(BaseModel):
-    """An invite, and when it ends (seconds since the epoch; 0: never)."""
-
-    invite: str
-    expires: int
-
-
-class KeyAnswer(BaseModel):
-    """The key that other machines send as 'Authorization: Bearer KEY', to the API and to this."""
-
-    key: str
-
-
-class ErrorFacts(BaseModel):
-    """What went wrong: `code` for programs, `message` for people."""
-
-    code: str
-    message: str
-
-
-class ErrorAnswer(BaseModel):
-    """Every answer that is not 200."""
-
-    error: ErrorFacts
-
-
 @functools.cache
 def document() -> dict[str, Any]:
-    """The document, as JSON's values."""
-    _, schemas = models_json_schema(
-        [
-            (NodeStatus, "serialization"),
-            (InviteAnswer, "serialization"),
-            (KeyAnswer, "serialization"),
-            (ErrorAnswer, "serialization"),
-            (InviteWish, "validation"),
-        ],
-        ref_template=_SCHEMAS + "{model}",
-    )
+    """The document as JSON values."""
+    used: dict[tuple[type[BaseModel], Literal["validation", "serialization"]], None] = {}
+    for endpoint in ENDPOINTS:
+        if endpoint.answer is not None:
+            used[endpoint.answer, "serialization"] = None
+        if endpoint.body is not None:
+            used[endpoint.body, "validation"] = None
+    used[ErrorAnswer, "serialization"] = None
+    _, schemas = models_json_schema(list(used), ref_template=_SCHEMAS + "{model}")
     return {
         "openapi": "3.1.0",
         "info": {"title": "mesh-llm console", "version": __version__},
-        "paths": {
-            "/api/status": {"get": _operation("The state of this node.", _json(NodeStatus))},
-            "/api/events": {
-                "get": _operation(
-                    "The same whenever it changes, as server-sent events called 'status'.",
-                    {"text/event-stream": {"schema": {"type": "string"}}},
-                )
-            },
-            "/api/invite": {
-                "post": _operation("An invite into the mesh, for programs of this machine.", _json(InviteAnswer))
-                | {"parameters": [_word("invite")], "requestBody": {"required": False, "content": _json(InviteWish)}}
-            },
-            "/api/key": {
-                "post": _operation("The key of --listen-all, for programs of this machine.", _json(KeyAnswer))
-                | {"parameters": [_word("key")]}
-            },
-            "/api/openapi.json": {
-                "get": _operation("This document.", {"application/json": {"schema": {"type": "object"}}})
-            },
-        },
-        "components": {"schemas": schemas["$defs"]},
+        "paths": {endpoint.path: {endpoint.method.lower(): _operation(endpoint)} for endpoint in ENDPOINTS},
+        "components": {"schemas": {name: _undocumented_enum(schema) for name, schema in schemas["$defs"].items()}},
     }
 
 
-def _word(word: str) -> dict[str, Any]:
-    """The header that says that exactly this is wanted."""
-    schema = {"type": "string", "const": word}
-    return {"name": "x-mesh-llm", "in": "header", "required": True, "schema": schema}
+def _undocumented_enum(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without the docstring of a Python enum, which explains code and not the API."""
+    return {key: value for key, value in schema.items() if key != "description"} if "enum" in schema else schema
+
+
+def _operation(endpoint: ConsoleEndpoint) -> dict[str, Any]:
+    """The OpenAPI operation of `endpoint`."""
+    operation: dict[str, Any] = {
+        "summary": endpoint.summary,
+        "responses": {
+            "200": {"description": endpoint.summary, "content": _content(endpoint)},
+            "default": {"description": "An error.", "content": _json(ErrorAnswer)},
+        },
+    }
+    if endpoint.header_word:
+        schema = {"type": "string", "const": endpoint.header_word}
+        operation["parameters"] = [{"name": SECRET_HEADER, "in": "header", "required": True, "schema": schema}]
+    if endpoint.body is not None:
+        operation["requestBody"] = {"required": False, "content": _json(endpoint.body)}
+    return operation
+
+
+def _content(endpoint: ConsoleEndpoint) -> dict[str, Any]:
+    if endpoint.answer is not None:
+        return _json(endpoint.answer)
+    kind = "object" if endpoint.content_type == "application/json" else "string"
+    return {endpoint.content_type: {"schema": {"type": kind}}}
 
 
 def _json(model: type[BaseModel]) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": _SCHEMAS + model.__name__}}}
-
-
-def _operation(summary: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "summary": summary,
-        "responses": {
-            "200": {"description": summary, "content": content},
-            "default": {"description": "An error.", "content": _json(ErrorAnswer)},
-        },
-    }

@@ -1,245 +1,184 @@
-"""What somebody on another machine is told of this node: its status, without what is its owner's alone.
+"""Redaction: the allow-list of status fields that a caller on another machine may see, and its application.
 
-Law: only what is written down here is passed on, field by field, so that a field that comes to be is withheld until
-somebody decides about it. Never passed on are paths, processes, addresses of the network, ids that let in, and words
-that somebody else chose: errors quote whatever went wrong, and with it whatever it was about.
+Invariants: a field that is not in PUBLIC is withheld. Paths, process ids, network addresses, session ids and error
+texts are never public; an error text quotes the path or address that it is about.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
-from meshllm.web.console.mesh_status import MeshStatus, PeerInfo
-from meshllm.web.console.split_status import SplitStatus, WorkerLeaseStatus, WorkerShareStatus
+from pydantic.fields import FieldInfo
+
+from meshllm.core.routing.routes import TargetKind
+from meshllm.web.console.mesh_status import MeshStatus, PeerInfo, ServedStatus
+from meshllm.web.console.request_status import AttemptStatus, RequestsAnswer, RequestStatus
+from meshllm.web.console.split_status import ForecastStatus, SplitStatus, WorkerLeaseStatus, WorkerShareStatus
 from meshllm.web.console.status import (
     BackendStatus,
     BannedStatus,
+    DeviceStatus,
     EngineStatus,
     FileStatus,
     LoadStatus,
+    MachineStatus,
     ModelStatus,
     NodeStatus,
     ProgressStatus,
     ServerStatus,
     SharingStatus,
     SpeculationStatus,
+    TransferStatus,
 )
+from meshllm.web.console.status_model import StatusModel
 
-WITHHELD = "Why is told on its own machine only."
-# Paths, URLs and addresses, as they would stand in a sentence.
-_PLACE = re.compile(r"[/\\@]|\d+\.\d+\.\d+\.\d+|[0-9A-Fa-f]*:[0-9A-Fa-f:]*:")
-
-
-def for_onlookers(status: NodeStatus, *, api: str, console: str) -> NodeStatus:
-    """`status` as it is told to other machines, for which the API and the console are at these addresses."""
-    targets = {model.engine.socket: f"engine of {model.name}" for model in status.models if model.engine is not None}
-    targets |= {backend.url: f"backend {number}" for number, backend in enumerate(status.backends, 1)}
-    return NodeStatus(
-        name=status.name,
-        version=status.version,
-        snapshot=status.snapshot,
-        pid=0,
-        uptime_seconds=status.uptime_seconds,
-        api=api,
-        console=console,
-        stopping=status.stopping,
-        engine=_engine(status.engine),
-        models=[_model(model, targets) for model in status.models],
-        backends=[_backend(backend, targets) for backend in status.backends],
-        load=[_load(load, targets) for load in status.load],
-        splits=[_split(split) for split in status.splits],
-        mesh=None if status.mesh is None else _mesh(status.mesh),
-        mesh_reason=_why(status.mesh_reason),
-        sharing=None if status.sharing is None else _sharing(status.sharing),
-        machine=status.machine,
-        lent=None if status.lent is None else _lent(status.lent),
-        read_only=True,
-    )
+WITHHELD: Final = "Details are visible on the node's own machine only."
+# Paths, URLs, e-mail addresses and IP addresses inside a sentence.
+_ADDRESS: Final = re.compile(r"[/\\@]|\d+\.\d+\.\d+\.\d+|[0-9A-Fa-f]*:[0-9A-Fa-f:]*:")
 
 
-def _why(reason: str) -> str:
-    return WITHHELD if reason else ""
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """A caller on another machine: the URLs of the API and the console as it reaches them, and the names that stand for
+    the URLs of backends."""
+
+    api: str
+    console: str
+    backends: Mapping[str, str] = field(default_factory=dict)
 
 
-def _planned(reason: str) -> str:
-    """What the planner says, unless it quotes somebody who names a place."""
-    return WITHHELD if _PLACE.search(reason) else reason
+Rule = Callable[[Any, Audience, Any], Any]
+"""Makes the public value of a field from its value, the audience and the model that holds it."""
+
+Model = TypeVar("Model", bound=StatusModel)
 
 
-def _progress(progress: ProgressStatus | None) -> ProgressStatus | None:
-    return None if progress is None else ProgressStatus(stage=progress.stage, fraction=progress.fraction, detail="")
+def _passed(value: Any, audience: Audience, owner: Any) -> Any:
+    return value
 
 
-def _engine(engine: EngineStatus) -> EngineStatus:
-    return EngineStatus(
-        phase=engine.phase,
-        version=engine.version,
-        progress=_progress(engine.progress),
-        reason=_why(engine.reason),
-        advice="",
-    )
+def _hinted(text: str, audience: Audience, owner: Any) -> str:
+    """Tells that there is a text, but not what it says."""
+    return WITHHELD if text else ""
 
 
-def _model(model: ModelStatus, targets: Mapping[str, str]) -> ModelStatus:
-    return ModelStatus(
-        name=model.name,
-        purpose=model.purpose,
-        phase=model.phase,
-        progress=_progress(model.progress),
-        file=None if model.file is None else _file(model.file),
-        engine=None if model.engine is None else _server(model.engine, targets),
-        restarts=model.restarts,
-        reason=_why(model.reason),
-        advice="",
-        input_modalities=model.input_modalities,
-    )
+def _without_addresses(text: str, audience: Audience, owner: Any) -> str:
+    """The text, unless it names a path or an address."""
+    return WITHHELD if _ADDRESS.search(text) else text
 
 
-def _file(file: FileStatus) -> FileStatus:
-    return FileStatus(
-        path="",
-        size=file.size,
-        architecture=file.architecture,
-        quantization=file.quantization,
-        context_length=file.context_length,
-        digest="",
-    )
+def _kind_only(text: str, audience: Audience, owner: Any) -> str:
+    """The first word of "backend URL", "remote ADDRESS"; "peer ID", "engine" and "local" as they are."""
+    return text if text.startswith("peer ") else text.partition(" ")[0]
 
 
-def _server(server: ServerStatus, targets: Mapping[str, str]) -> ServerStatus:
-    guessing = server.speculation
-    return ServerStatus(
-        pid=0,
-        socket=targets[server.socket],
-        slots=server.slots,
-        context_length=server.context_length,
-        memory=server.memory,
-        fit=server.fit,
-        serving_seconds=server.serving_seconds,
-        speculation=SpeculationStatus(
-            kind=guessing.kind,
-            draft=guessing.draft,
-            drafted=guessing.drafted,
-            accepted=guessing.accepted,
-            acceptance=guessing.acceptance,
-            reason="",
-        ),
-    )
+def _backend_name(url: str, audience: Audience, owner: Any) -> str:
+    return audience.backends.get(url, "backend")
 
 
-def _backend(backend: BackendStatus, targets: Mapping[str, str]) -> BackendStatus:
-    return BackendStatus(
-        url=targets[backend.url], healthy=backend.healthy, models=backend.models, reason=_why(backend.reason)
-    )
+def _load_target(target: str, audience: Audience, load: LoadStatus) -> str:
+    """A backend's URL is replaced; a model name and a node id are public."""
+    return _backend_name(target, audience, load) if load.kind is TargetKind.BACKEND else target
 
 
-def _load(load: LoadStatus, targets: Mapping[str, str]) -> LoadStatus:
-    return LoadStatus(
-        # A peer is told by its id; of engines and backends that have just gone, nothing is known any more.
-        target=load.target if load.kind == "peer" else targets.get(load.target, load.kind),
-        active=load.active,
-        waiting=load.waiting,
-        slots=load.slots,
-        kind=load.kind,
-        model=load.model,
-        tokens_per_second=load.tokens_per_second,
-    )
+def _fields(names: str, **rules: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), _passed) | rules
 
 
-def _split(split: SplitStatus) -> SplitStatus:
-    return SplitStatus(
-        model=split.model,
-        session="",
-        generation=split.generation,
-        committed=split.committed,
-        reason=_planned(split.reason),
-        forecast=split.forecast,
-        measured=split.measured,
-        considered=split.considered,
-        shares=[_share(share) for share in split.shares],
-    )
+PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
+    NodeStatus: _fields(
+        "name version snapshot uptime_seconds stopping engine models backends load splits mesh sharing machine "
+        "worker_lease",
+        api=lambda value, audience, owner: audience.api,
+        console=lambda value, audience, owner: audience.console,
+        mesh_reason=_hinted,
+        read_only=lambda value, audience, owner: True,
+    ),
+    EngineStatus: _fields("phase version progress", reason=_hinted),
+    ProgressStatus: _fields("stage fraction"),
+    ModelStatus: _fields("name purpose phase progress file engine restarts input_modalities", reason=_hinted),
+    FileStatus: _fields("size architecture quantization context_length"),
+    ServerStatus: _fields("slots context_length memory placement_text serving_seconds speculation"),
+    SpeculationStatus: _fields("kind draft_model draft_tokens accepted_tokens acceptance"),
+    BackendStatus: _fields("healthy models", url=_backend_name, reason=_hinted),
+    LoadStatus: _fields("active waiting slots kind model tokens_per_second", target=_load_target),
+    MachineStatus: _fields("memory_total memory_available memory_limited offered cap devices"),
+    DeviceStatus: _fields("name description backend memory_total memory_free shared used"),
+    SplitStatus: _fields(
+        "model generation committed forecast measured considered shares",
+        reason=_without_addresses,  # the planner's own sentence, unless it quotes another node
+    ),
+    ForecastStatus: _fields("nodes seconds_per_token"),
+    WorkerShareStatus: _fields("node name first layers memory phase rtt transport sent received rate"),
+    WorkerLeaseStatus: _fields("model host generation phase first layers memory"),
+    MeshStatus: _fields(
+        "node role phase incarnation wants clients peers memory on_disk aliases",
+        reason=_hinted,
+    ),
+    PeerInfo: _fields(
+        "id name software status since_seconds linked rtt transport models wants memory active waiting serves on_disk "
+        "aliases"
+    ),
+    ServedStatus: _fields("name purpose context_length slots size active waiting input_modalities"),
+    SharingStatus: _fields("upload_enabled upload_limit uploaded_bytes uploads downloads banned"),
+    TransferStatus: _fields("peer name what bytes rate transport"),
+    BannedStatus: _fields("peer name", reason=_hinted),
+    RequestsAnswer: _fields("requests"),
+    RequestStatus: _fields(
+        "id api path model node status outcome stream started_at queue_seconds first_byte_seconds duration_seconds "
+        "prompt_tokens cached_tokens completion_tokens attempts",
+        caller=_kind_only,
+        target=_kind_only,
+        error=_hinted,
+    ),
+    AttemptStatus: _fields(
+        "number node started_seconds connect_seconds first_byte_seconds duration_seconds outcome",
+        target=_kind_only,
+        error=_hinted,
+    ),
+}
+"""The public fields of each model. A model that is not listed has none."""
 
 
-def _share(share: WorkerShareStatus) -> WorkerShareStatus:
-    return WorkerShareStatus(
-        node=share.node,
-        name=share.name,
-        first=share.first,
-        layers=share.layers,
-        memory=share.memory,
-        phase=share.phase,
-        detail="",
-        rtt=share.rtt,
-        via=share.via,
-        sent=share.sent,
-        received=share.received,
-        rate=share.rate,
-    )
+def redacted(model: Model, audience: Audience) -> Model:
+    """`model` as `audience` may see it: public fields by their rules, all others blank."""
+    rules = PUBLIC.get(type(model), {})
+    values = {}
+    for name, info in type(model).model_fields.items():
+        rule = rules.get(name)
+        values[name] = (
+            _blank(info) if rule is None else _redacted(rule(getattr(model, name), audience, model), audience)
+        )
+    return type(model)(**values)
 
 
-def _lent(lent: WorkerLeaseStatus) -> WorkerLeaseStatus:
-    return WorkerLeaseStatus(
-        model=lent.model,
-        host=lent.host,
-        session="",
-        generation=lent.generation,
-        phase=lent.phase,
-        detail="",
-        first=lent.first,
-        layers=lent.layers,
-        memory=lent.memory,
-    )
+def redacted_status(status: NodeStatus, *, api: str, console: str) -> NodeStatus:
+    """`status` for a caller on another machine that reaches the API and the console at these URLs."""
+    backends = {backend.url: f"backend {number}" for number, backend in enumerate(status.backends, 1)}
+    return redacted(status, Audience(api, console, backends))
 
 
-def _mesh(mesh: MeshStatus) -> MeshStatus:
-    return MeshStatus(
-        node=mesh.node,
-        mesh="",
-        role=mesh.role,
-        phase=mesh.phase,
-        reason=_why(mesh.reason),
-        incarnation=mesh.incarnation,
-        addresses=[],
-        wants=mesh.wants,
-        clients=mesh.clients,
-        steps=[],
-        peers=[_peer(peer) for peer in mesh.peers],
-        memory=mesh.memory,
-        on_disk=mesh.on_disk,
-        aliases=mesh.aliases,
-    )
+def _redacted(value: Any, audience: Audience) -> Any:
+    if isinstance(value, StatusModel):
+        return redacted(value, audience)
+    if isinstance(value, list):
+        return [_redacted(item, audience) for item in value]
+    return value
 
 
-def _peer(peer: PeerInfo) -> PeerInfo:
-    return PeerInfo(
-        id=peer.id,
-        name=peer.name,
-        software=peer.software,
-        status=peer.status,
-        since_seconds=peer.since_seconds,
-        reason="",
-        linked=peer.linked,
-        rtt=peer.rtt,
-        via=peer.via,
-        addresses=[],
-        models=peer.models,
-        wants=peer.wants,
-        memory=peer.memory,
-        active=peer.active,
-        waiting=peer.waiting,
-        serves=peer.serves,
-        on_disk=peer.on_disk,
-        aliases=peer.aliases,
-    )
-
-
-def _sharing(sharing: SharingStatus) -> SharingStatus:
-    return SharingStatus(
-        shares=sharing.shares,
-        limit=sharing.limit,
-        given=sharing.given,
-        giving=sharing.giving,
-        taking=sharing.taking,
-        banned=[BannedStatus(peer=banned.peer, name=banned.name, reason=WITHHELD) for banned in sharing.banned],
-    )
+def _blank(info: FieldInfo) -> Any:
+    """The value that stands for a withheld field: its default, null, or the empty value of its type."""
+    if not info.is_required():
+        return info.get_default(call_default_factory=True)
+    kind: Any = info.annotation
+    if isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind):
+        return None
+    plain: Any = typing.get_origin(kind) or kind
+    if plain in (str, int, float, bool, list, dict, tuple):
+        return plain()
+    raise TypeError(f"There is no blank value of {kind}: make the field public, nullable or give it a default.")

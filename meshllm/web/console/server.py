@@ -1,9 +1,8 @@
-"""The console server on :3131: the page, the status, once or as it changes; and two secrets, for who asks for them.
+"""The console server on port 3131: the page, the status, the last requests, and two secrets (invite and key).
 
-Law: nothing here changes the node. Whoever is on another machine (`--listen-all`), or comes through a proxy, gets the
-page's files, which are the same for everybody; and with the key a status without what is its owner's alone. An invite
-and the key are secrets: they are given to programs of this machine that ask for exactly them, and of all web pages to
-our own alone. A viewer that does not read is dropped, not waited for: each gets the newest state, whatever it missed.
+Invariants: no endpoint changes the node. A caller on another machine (`--listen-all`) or behind a proxy gets the page's
+files, and with the key a redacted status. Invite and key are given to programs on this machine and to the console's own
+page only. A viewer that does not read is dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import asyncio
 import contextlib
 import errno
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 from urllib.parse import urlsplit
@@ -20,42 +19,50 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from meshllm.errors import EnvironmentFailure, MeshError, port_taken
+from meshllm.web.console import endpoints
+from meshllm.web.console.downloads import DOWNLOAD_WORD, Download, DownloadHandler
+from meshllm.web.console.endpoints import (
+    INVITE_WORD,
+    KEY_WORD,
+    SECRET_HEADER,
+    ConsoleRoute,
+    Handler,
+    InviteAnswer,
+    KeyAnswer,
+)
 from meshllm.web.console.openapi import document
 from meshllm.web.console.page_files import PageFiles
-from meshllm.web.console.redaction import for_onlookers
+from meshllm.web.console.redaction import Audience, redacted
+from meshllm.web.console.request_status import requests_answer
+from meshllm.web.console.responses import SECURITY_HEADERS, error_response, http_error_response
 from meshllm.web.console.status import NodeStatus
+from meshllm.web.console.status_cache import AudienceUrls, StatusCache, dumped
+from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.http.access_control import AccessDenied, AccessPolicy, host_in, is_local, is_loopback
 
-# No viewer is told more often than this, however fast things change; and it hears something at least this often, so
-# that either side notices that the other has gone.
+# Shortest time between two events to a viewer; and the longest, so that both sides notice a broken connection.
 MIN_INTERVAL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 15.0
 WRITE_SECONDS = 30.0
 MAX_VIEWERS = 64
-# Of other machines: so many viewers, so that there is room for this one; and so many connections, whoever makes them.
-MAX_ONLOOKERS = 32
-MAX_STRANGERS = 128
-# A connection on which nothing is asked is kept for so long.
+# Viewers and connections from other machines, so that they cannot use up all places.
+MAX_REMOTE_VIEWERS = 32
+MAX_REMOTE_CONNECTIONS = 128
+# An idle connection is closed after this.
 IDLE_SECONDS = 75.0
 LISTEN_BACKLOG = 128
-SECURITY_HEADERS = {
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-# A page can send a POST to any address, but not with a header of its own unless we allowed it, and we never do. What
-# a browser adds to every request it makes for a page gives the rest away; our own page is told apart by it.
-SECRET_HEADER, INVITE_WORD, KEY_WORD = "x-mesh-llm", "invite", "key"
+# Longest body of a request.
+MAX_BODY_BYTES = 8192
+# Headers that browsers add to requests of web pages.
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
-# An invite for longer should be one without an end; also keeps the sum with the clock within 64 bits.
+# Longest lifetime of an invite with an expiry; keeps the sum with the clock within 64 bits.
 MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
 NEAR = web.RequestKey("near", bool)
 
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What lets a node into the mesh; `expires` in seconds since the epoch (0: never). Its text is never shown."""
+    """An invite token; `expires` in seconds since the epoch (0: never). The repr does not show the token."""
 
     text: str
     expires: int
@@ -65,14 +72,16 @@ class Invitation:
 
 
 def no_invite(seconds: float) -> Invitation:
-    """The invite of a node that has none to give. Raises NobodysFault."""
-    raise EnvironmentFailure("This node is part of no mesh.")
+    """Always raises EnvironmentFailure: the node has no mesh."""
+    raise EnvironmentFailure("This node has no mesh to invite to.")
 
 
 class Console:
-    """Serves what `status` returns; `changed` says that it is worth asking again.
+    """Serves the page and the console API.
 
-    `invite` makes an invite that is good for so many seconds (0: for good), or raises MeshError.
+    `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite that is
+    valid for so many seconds (0: no expiry), or raises MeshError. `requests` returns the last API requests, the newest
+    first. `download` downloads models for the command line (None: refused). `routes` are additional endpoints.
     """
 
     def __init__(
@@ -81,25 +90,44 @@ class Console:
         status: Callable[[], NodeStatus],
         invite: Callable[[float], Invitation] = no_invite,
         page: PageFiles | None = None,
+        requests: Callable[[], Iterable[RequestSummary]] = tuple,
+        download: Download | None = None,
+        routes: Sequence[ConsoleRoute] = (),
     ) -> None:
         self._policy = policy
         self._status = status
         self._invite = invite
+        self._requests = requests
         self._page = page or PageFiles()
+        self._downloads = DownloadHandler(download) if download is not None else None
         self._change = asyncio.Event()
         self._version = 0
-        self._viewers = self._onlookers = 0
+        self._cache = StatusCache(status, lambda: asyncio.get_running_loop().time())
+        self._viewers = self._remote_viewers = 0
         self._closing = False
         self._servers: list[asyncio.Server] = []
-        app = web.Application(middlewares=[self._check], client_max_size=1024)
-        app.router.add_get("/", self._index)
-        app.router.add_get("/assets/{name}", self._asset)
-        app.router.add_get("/api/openapi.json", self._openapi)
-        app.router.add_get("/api/status", self._status_once)
-        app.router.add_get("/api/events", self._events)
-        app.router.add_post("/api/invite", self._invitation)
-        app.router.add_post("/api/key", self._key)
+        self._open_to_all: set[Handler] = set()
+        app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
+        for route in (*self._routes(), *routes):
+            app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
+            if route.endpoint.method == "GET":
+                app.router.add_route("HEAD", route.endpoint.path, route.handler)
+            if route.endpoint.open_to_all:
+                self._open_to_all.add(route.handler)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=IDLE_SECONDS)
+
+    def _routes(self) -> tuple[ConsoleRoute, ...]:
+        return (
+            ConsoleRoute(endpoints.INDEX, self._index),
+            ConsoleRoute(endpoints.ASSET, self._asset),
+            ConsoleRoute(endpoints.OPENAPI, self._openapi),
+            ConsoleRoute(endpoints.STATUS, self._status_once),
+            ConsoleRoute(endpoints.EVENTS, self._events),
+            ConsoleRoute(endpoints.REQUESTS, self._last_requests),
+            ConsoleRoute(endpoints.INVITE, self._new_invite),
+            ConsoleRoute(endpoints.KEY, self._key),
+            ConsoleRoute(endpoints.DOWNLOADS, self._download),
+        )
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
         """Listen; returns the port. Raises PortTaken."""
@@ -107,7 +135,7 @@ class Console:
         loop = asyncio.get_running_loop()
         for host in hosts:
             try:
-                server = await loop.create_server(lambda: _Door(self._let_in), host, port, backlog=LISTEN_BACKLOG)
+                server = await loop.create_server(lambda: _Incoming(self._accept), host, port, backlog=LISTEN_BACKLOG)
             except OSError as error:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # no IPv6 here
@@ -118,30 +146,30 @@ class Console:
         self._policy = replace(self._policy, page_port=port)
         return port
 
-    def _let_in(self, peer: str) -> asyncio.Protocol | None:
-        """What serves a connection of `peer`; None where other machines have too many, and at the very end."""
+    def _accept(self, peer: str) -> asyncio.Protocol | None:
+        """The protocol for a connection from `peer`; None if there are too many, or if the server is closing."""
         server = self._runner.server
         if server is None or self._closing:
             return None
         if not is_loopback(peer):
-            strangers = sum(1 for one in server.connections if not is_loopback(_peer_of(one.transport)))
-            if strangers >= MAX_STRANGERS:
+            remote = sum(1 for one in server.connections if not is_loopback(_peer_of(one.transport)))
+            if remote >= MAX_REMOTE_CONNECTIONS:
                 return None
         return server()
 
     @property
     def viewers(self) -> int:
-        """How many are being told of changes."""
+        """Number of open event streams."""
         return self._viewers
 
     def changed(self) -> None:
-        """Something is new: viewers are told."""
+        """The status has changed: send it to all viewers."""
         self._version += 1
         event, self._change = self._change, asyncio.Event()
         event.set()
 
     async def close(self) -> None:
-        """Let viewers go, and stop listening."""
+        """End all event streams and stop listening."""
         self._closing = True
         self.changed()
         for server in self._servers:
@@ -153,40 +181,39 @@ class Console:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         headers = {
-            # A byte that is not UTF-8 stays the byte that it was.
+            # Bytes that are not UTF-8 stay as they are.
             name.lower().encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
             for name, value in request.headers.items()
         }
-        near, refusal = self._judge(request, headers)
+        near, denied = self._access(request, headers)
         request[NEAR] = near
-        if refusal is not None:
-            return _error(refusal.status, refusal.code, refusal.message)
+        if denied is not None:
+            return error_response(denied.status, denied.code, denied.message)
         try:
             response = await handler(request)
         except web.HTTPException as error:
-            return _refused(request, error)
+            return http_error_response(request, error)
         if not response.prepared:
             for name, value in SECURITY_HEADERS.items():
                 response.headers.setdefault(name, value)
         return response
 
-    def _judge(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, AccessDenied | None]:
-        """Whether the caller is on this machine, and why it is refused, if it is."""
+    def _access(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, AccessDenied | None]:
+        """Whether the caller is on this machine, and why it is denied, if it is."""
         at = "" if request.transport is None else _host(request.transport.get_extra_info("sockname"))
         near = is_local(request.remote or "", headers)
-        refusal = self._policy.refuse_page(headers, at)
-        if refusal is None and not near:
-            refusal = self._policy.refuse_host(headers, at)
-            if refusal is None and request.match_info.handler not in (self._index, self._asset):
-                refusal = self._policy.refuse_without_key(headers)
-        return near, refusal
+        denied = self._policy.refuse_page(headers, at)
+        if denied is None and not near:
+            denied = self._policy.refuse_host(headers, at)
+            if denied is None and request.match_info.handler not in self._open_to_all:
+                denied = self._policy.refuse_without_key(headers)
+        return near, denied
 
-    def _told(self, request: web.Request) -> NodeStatus:
-        """The status as this caller is told it."""
-        status = self._status()
+    def _audience(self, request: web.Request, api: str) -> AudienceUrls | None:
+        """For whom the status is redacted; None: not redacted, the caller is on this machine."""
         if request[NEAR]:
-            return status
-        return for_onlookers(status, api=f"{_as_reached(status.api, request)}/v1", console=f"http://{request.host}")
+            return None
+        return AudienceUrls(f"{_as_reached(api, request)}/v1", f"http://{request.host}")
 
     async def _index(self, request: web.Request) -> web.Response:
         api = self._status().api
@@ -199,79 +226,98 @@ class Console:
         return web.json_response(document())
 
     async def _status_once(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._told(request).model_dump_json(), content_type="application/json")
+        status = self._status()
+        return _json_text(dumped(status, self._audience(request, status.api)))
+
+    async def _last_requests(self, request: web.Request) -> web.Response:
+        answer = requests_answer(self._requests())
+        if not request[NEAR]:
+            answer = redacted(answer, Audience("", ""))
+        return _json_text(answer.model_dump_json())
 
     async def _key(self, request: web.Request) -> web.Response:
-        if (refused := _withheld(request, KEY_WORD, "The key")) is not None:
-            return refused
+        if (denied := _secret_denied(request, KEY_WORD, "The key")) is not None:
+            return denied
         if not self._policy.key:
-            return _error(409, "no_key", "No other machine may call this node: start it with --listen-all.")
-        return web.json_response({"key": self._policy.key})
+            message = (
+                "This node has no API key because it accepts callers on this machine only. Start it with --listen-all."
+            )
+            return error_response(409, "no_key", message)
+        return _json_text(KeyAnswer(key=self._policy.key).model_dump_json())
 
-    async def _invitation(self, request: web.Request) -> web.Response:
-        if (refused := _withheld(request, INVITE_WORD, "An invite")) is not None:
-            return refused
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        if (denied := _secret_denied(request, DOWNLOAD_WORD, "A download")) is not None:
+            return denied
+        if self._downloads is None:
+            return error_response(404, "not_found", "This node does not download models for other programs.")
+        answer = await self._downloads.handle(request, SECURITY_HEADERS)
+        return error_response(400, "invalid_request", answer) if isinstance(answer, str) else answer
+
+    async def _new_invite(self, request: web.Request) -> web.Response:
+        if (denied := _secret_denied(request, INVITE_WORD, "An invite")) is not None:
+            return denied
         try:
-            asked = json.loads(await request.read() or b"{}")
-            seconds = asked.get("expires") or 0
+            body = json.loads(await request.read() or b"{}")
+            seconds = body.get("expires") or 0
             if isinstance(seconds, bool) or not 0 <= seconds <= MAX_EXPIRY_SECONDS:
                 raise ValueError(seconds)
         except (ValueError, TypeError, AttributeError, RecursionError):
-            words = f'The body is {{"expires": SECONDS}}, with 0 (for good) to {MAX_EXPIRY_SECONDS}.'
-            return _error(400, "invalid_request", words)
+            message = f'The body must be {{"expires": SECONDS}} with 0 (no expiry) to {MAX_EXPIRY_SECONDS}.'
+            return error_response(400, "invalid_request", message)
         try:
             invitation = self._invite(float(seconds))
         except MeshError as error:
-            return _error(409, error.code, str(error))
-        return web.json_response({"invite": invitation.text, "expires": invitation.expires})
+            return error_response(409, error.code, str(error))
+        return _json_text(InviteAnswer(invite=invitation.text, expires=invitation.expires).model_dump_json())
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        far = not request[NEAR]
-        if self._viewers >= MAX_VIEWERS or (far and self._onlookers >= MAX_ONLOOKERS):
-            return _error(503, "overloaded", "Too many viewers.")
+        remote = not request[NEAR]
+        if self._viewers >= MAX_VIEWERS or (remote and self._remote_viewers >= MAX_REMOTE_VIEWERS):
+            return error_response(503, "overloaded", "Too many open event streams. Retry later.")
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **SECURITY_HEADERS})
         self._viewers += 1
-        self._onlookers += far
+        self._remote_viewers += remote
         try:
             await response.prepare(request)
             with contextlib.suppress(ConnectionError):
-                await self._tell(request, response)
+                await self._send_events(request, response)
         except TimeoutError:
-            # It does not read; the end of the response would wait for it as well.
+            # The viewer does not read; ending the response would wait for it as well.
             if request.transport is not None:
                 request.transport.abort()
         finally:
             self._viewers -= 1
-            self._onlookers -= far
+            self._remote_viewers -= remote
         return response
 
-    async def _tell(self, request: web.Request, response: web.StreamResponse) -> None:
-        told = -1
+    async def _send_events(self, request: web.Request, response: web.StreamResponse) -> None:
+        audience = self._audience(request, self._status().api) if not request[NEAR] else None
+        sent = -1
         while not self._closing:
-            if told != self._version:
-                told = self._version
-                text = f"event: status\nid: {told}\ndata: {self._told(request).model_dump_json()}\n\n"
+            if sent != self._version:
+                sent = self._version
+                text = f"event: status\nid: {sent}\ndata: {self._cache.text(sent, audience)}\n\n"
             else:
                 text = ": still here\n\n"
             async with asyncio.timeout(WRITE_SECONDS):
                 await response.write(text.encode())
-            # The event is taken before the pause: what changes meanwhile is not missed.
+            # Read before the pause, so that a change during the pause is not missed.
             change = self._change
             await asyncio.sleep(MIN_INTERVAL_SECONDS)
-            if told == self._version:
+            if sent == self._version:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(change.wait(), timeout=HEARTBEAT_SECONDS)
 
 
-class _Door(asyncio.Protocol):
-    """A connection that has just been made, until it is known whose it is."""
+class _Incoming(asyncio.Protocol):
+    """A new connection, until its address has been checked."""
 
-    def __init__(self, let_in: Callable[[str], asyncio.Protocol | None]) -> None:
-        self._let_in = let_in
+    def __init__(self, accept: Callable[[str], asyncio.Protocol | None]) -> None:
+        self._accept = accept
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hand it on, or hang up."""
-        handler = self._let_in(_peer_of(transport))
+        """Pass the connection to aiohttp, or abort it."""
+        handler = self._accept(_peer_of(transport))
         if handler is None:
             cast("asyncio.Transport", transport).abort()  # uvloop has classes of its own
             return
@@ -290,41 +336,27 @@ def _host(address: object) -> str:
 
 
 def _as_reached(url: str, request: web.Request) -> str:
-    """`url` of this machine, without its path, for who reaches it by the name that `request` used."""
+    """`url` without its path, with the host name that the caller used."""
     host = host_in({b"host": request.host.encode("latin-1")})
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{urlsplit(url).port}"
 
 
-def _withheld(request: web.Request, word: str, what: str) -> web.Response | None:
-    """Why a secret is not told, if it is not: `word` is to be in its header, `what` is how it is called.
+def _json_text(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/json")
 
-    It is for programs of this machine that ask for exactly it; and for the console's page here, as the browser itself
-    says and no other page can. Cookies tell nothing: those of any page of this machine, on whatever port, come along.
+
+def _secret_denied(request: web.Request, word: str, what: str) -> web.Response | None:
+    """Why a secret is denied, or None. `word` is the required value of the secret's header, `what` names the secret.
+
+    Secrets are for programs on this machine and for the console's own page, which the browser identifies with
+    Sec-Fetch-Site and Origin. Cookies prove nothing: pages on other ports of this machine send them as well.
     """
     if not request[NEAR]:
-        return _error(403, "read_only", f"{what} is told on this node's own machine only.")
+        return error_response(403, "read_only", f"{what} is available on the node's own machine only.")
     headers = request.headers
-    ours = headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
-    if headers.get(SECRET_HEADER) == word and (ours or not any(name in headers for name in BROWSER_HEADERS)):
+    own_page = headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
+    if headers.get(SECRET_HEADER) == word and (own_page or not any(name in headers for name in BROWSER_HEADERS)):
         return None
-    words = f"{what} is given to programs that ask with '{SECRET_HEADER}: {word}', and to the console's own page only."
-    return _error(403, "not_for_pages", words)
-
-
-def _refused(request: web.Request, error: web.HTTPException) -> web.Response:
-    """What aiohttp refuses, as all our errors are."""
-    match error.status:
-        case 404:
-            refusal = _error(404, "not_found", f"There is nothing at {request.path[:200]}.")
-        case 405:
-            refusal = _error(405, "method_not_allowed", f"{request.path[:200]} takes {error.headers['allow']} only.")
-            refusal.headers["allow"] = error.headers["allow"]
-        case _:
-            refusal = _error(error.status, "invalid_request", f"{error.reason}.")
-    return refusal
-
-
-def _error(status: int, code: str, message: str) -> web.Response:
-    error = {"error": {"code": code, "message": message}}
-    return web.json_response(error, status=status, headers=SECURITY_HEADERS)
+    message = f"{what} needs the header '{SECRET_HEADER}: {word}', and is not given to other web pages."
+    return error_response(403, "not_for_pages", message)

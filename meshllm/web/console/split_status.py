@@ -1,6 +1,6 @@
-"""What the status says of splits: who carries what, what was forecast and what came of it.
+"""The split part of the status: shares of the nodes, forecast and measured time per token.
 
-Times are seconds, sizes bytes; ids are hexadecimal. Fields are only ever added.
+Times are seconds, sizes bytes, ids hexadecimal.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import NodeId
 from meshllm.core.snapshot import Snapshot
 from meshllm.core.split.host import SplitState
-from meshllm.core.split.lease import Lease
+from meshllm.core.split.lease import Lease, LeasePhase
 from meshllm.core.split.planner import WorkerShare
-from meshllm.web.console.status_model import StatusModel
+from meshllm.web.console.status_model import StatusModel, TransportKind, transport_kind
 
 
 class WorkerShareStatus(StatusModel):
-    """`layers` of the model from `first` on, carried by `node`; `phase` and `detail` of its part in the lease.
+    """The share of `node`: `layers` layers starting at layer `first`. `phase` is that of its lease, null for the host.
 
-    `rtt` from the host, null if never measured; `via`: "lane" or "quic", what the host's tunnels to it run over;
-    `sent` and `received` by them, and `rate` in bytes/s of late, both ways together.
+    `rtt` from the host, null if never measured. `transport` carries the host's tunnels to the worker, `sent` and
+    `received` are their bytes, `rate` is bytes/s of both directions.
     """
 
     node: str
@@ -29,25 +29,26 @@ class WorkerShareStatus(StatusModel):
     first: int
     layers: int
     memory: int
-    phase: str
+    phase: LeasePhase | None
     detail: str
     rtt: float | None
-    via: str
+    transport: TransportKind | None
     sent: int
     received: int
     rate: int
 
 
 class ForecastStatus(StatusModel):
-    """What one way to serve the model promised: `nodes`, the host first, and the time for one token."""
+    """Predicted time per token of one plan. `nodes`: the host first."""
 
     nodes: list[str]
     seconds_per_token: float
 
 
 class SplitStatus(StatusModel):
-    """A model that this node hosts with others. `forecast` and `measured` are seconds for one token (null: not yet
-    known), `considered` the ways that there were; `reason` says why it is so, or what is missing."""
+    """A model that this node hosts as a pipeline split. `forecast` and `measured` are seconds per token (null:
+    unknown), `considered` are the plans that were compared, `reason` explains the plan or what is
+    missing."""
 
     model: str
     session: str
@@ -61,13 +62,13 @@ class SplitStatus(StatusModel):
 
 
 class WorkerLeaseStatus(StatusModel):
-    """What this node carries for the host of a split."""
+    """This node's part as a worker in the split of another host."""
 
     model: str
     host: str
     session: str
     generation: int
-    phase: str
+    phase: LeasePhase
     detail: str
     first: int
     layers: int
@@ -76,24 +77,25 @@ class WorkerLeaseStatus(StatusModel):
 
 @dataclass(frozen=True, slots=True)
 class LeaseTraffic:
-    """Bytes that the tunnels of a lease to one peer have carried, per second of late, and what they run over."""
+    """Bytes that the tunnels of a lease to one peer have carried, `rate` in bytes/s, `transport` "lane", "quic" or
+    empty."""
 
     sent: int = 0
     received: int = 0
     rate: int = 0
-    via: str = ""
+    transport: str = ""
 
 
-Traffic = Callable[[Lease], Mapping[NodeId, LeaseTraffic]]
-"""What the tunnels of a lease have carried, by peer."""
+LeaseTrafficReader = Callable[[Lease], Mapping[NodeId, LeaseTraffic]]
+"""Returns the traffic of a lease's tunnels by peer."""
 
 
-def splits(snapshot: Snapshot, traffic: Traffic, guesses: Mapping[str, DraftCounts]) -> list[SplitStatus]:
-    """The splits that this node hosts, or would like to."""
+def splits(snapshot: Snapshot, traffic: LeaseTrafficReader, drafts: Mapping[str, DraftCounts]) -> list[SplitStatus]:
+    """The splits that this node hosts or plans."""
     found = []
     for model in snapshot.models:
         if model.split is not None:
-            measured = guesses.get(model.name, DraftCounts()).seconds_per_token
+            measured = drafts.get(model.name, DraftCounts()).seconds_per_token
             found.append(_split(snapshot, model.name, model.split, traffic, measured))
     return found
 
@@ -102,11 +104,11 @@ def _split(
     snapshot: Snapshot,
     model: str,
     split: SplitState,
-    traffic: Traffic,
+    traffic: LeaseTrafficReader,
     measured: float | None,
 ) -> SplitStatus:
     lease, plan = split.lease, split.plan
-    carried = traffic(lease) if lease is not None else {}
+    tunnels = traffic(lease) if lease is not None else {}
     return SplitStatus(
         model=model,
         session=lease.session.hex() if lease is not None else "",
@@ -119,35 +121,35 @@ def _split(
             ForecastStatus(nodes=[node.hex() for node in way.nodes], seconds_per_token=round(way.seconds, 6))
             for way in (plan.considered if plan is not None else ())
         ],
-        shares=[_share(snapshot, split, share, carried) for share in (lease.shares if lease is not None else ())],
+        shares=[_share(snapshot, split, share, tunnels) for share in (lease.shares if lease is not None else ())],
     )
 
 
 def _share(
-    snapshot: Snapshot, split: SplitState, share: WorkerShare, carried: Mapping[NodeId, LeaseTraffic]
+    snapshot: Snapshot, split: SplitState, share: WorkerShare, tunnels: Mapping[NodeId, LeaseTraffic]
 ) -> WorkerShareStatus:
     member = next((m for m in split.members if m.node == share.node), None)
     peers = snapshot.mesh.peers if snapshot.mesh is not None else ()
     peer = next((p for p in peers if p.node == share.node), None)
-    tunnel = carried.get(share.node, LeaseTraffic())
+    tunnel = tunnels.get(share.node, LeaseTraffic())
     return WorkerShareStatus(
         node=share.node.hex(),
         name=peer.record.name if peer is not None else "",
         first=share.first,
         layers=share.layers,
         memory=share.memory,
-        phase="host" if member is None else member.phase.value,
+        phase=None if member is None else member.phase,
         detail="" if member is None else member.detail,
         rtt=None if peer is None or peer.rtt is None else round(peer.rtt, 6),
-        via=tunnel.via,
+        transport=transport_kind(tunnel.transport),
         sent=tunnel.sent,
         received=tunnel.received,
         rate=tunnel.rate,
     )
 
 
-def lent(snapshot: Snapshot) -> WorkerLeaseStatus | None:
-    """What this node carries for another, if anything."""
+def worker_lease(snapshot: Snapshot) -> WorkerLeaseStatus | None:
+    """This node's lease as a worker, if it has one."""
     state, mesh = snapshot.worker_lease, snapshot.mesh
     share = state.lease.share(mesh.node) if state is not None and mesh is not None else None
     if state is None or share is None:
@@ -157,7 +159,7 @@ def lent(snapshot: Snapshot) -> WorkerLeaseStatus | None:
         host=state.lease.host.hex(),
         session=state.lease.session.hex(),
         generation=state.lease.generation,
-        phase=state.phase.value,
+        phase=state.phase,
         detail=state.detail,
         first=share.first,
         layers=share.layers,

@@ -1,28 +1,38 @@
-"""What the status endpoints say, as pydantic models: the contract with `mesh-llm status`, the console and scripts.
+"""The node's status as pydantic models: the contract with `mesh-llm status`, the console page and scripts.
 
-Times are seconds, sizes bytes, fractions 0 to 1. Fields are only ever added.
+Times are seconds, sizes bytes, fractions 0 to 1, ids hexadecimal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from meshllm.core.memory.devices import MachineMemory, offer
-from meshllm.core.memory.speculation import DraftCounts, Speculation
+from meshllm.core.memory.speculation import DraftCounts, DraftSource, Speculation
 from meshllm.core.records import NodeId
+from meshllm.core.routing.routes import TargetKind
 from meshllm.core.serving import next_step
-from meshllm.core.snapshot import BackendState, ModelState, Snapshot
+from meshllm.core.snapshot import (
+    BackendState,
+    EnginePhase,
+    EngineState,
+    ModelFacts,
+    ModelPhase,
+    ModelState,
+    Purpose,
+    ServerFacts,
+    Snapshot,
+)
 from meshllm.util.progress import Progress
 from meshllm.web.console import split_status
 from meshllm.web.console.mesh_status import MeshStatus, mesh_status
-from meshllm.web.console.split_status import SplitStatus, Traffic, WorkerLeaseStatus
-from meshllm.web.console.status_model import StatusModel
-from meshllm.web.gateway.model_list import modalities
-from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.console.split_status import LeaseTrafficReader, SplitStatus, WorkerLeaseStatus
+from meshllm.web.console.status_model import Modality, StatusModel, TransportKind, input_modalities
 
 
 class ProgressStatus(StatusModel):
-    """How far something long has come; `fraction` is null where nobody knows."""
+    """Progress of a long operation. `fraction` is null if unknown."""
 
     stage: str
     fraction: float | None
@@ -32,7 +42,7 @@ class ProgressStatus(StatusModel):
 class EngineStatus(StatusModel):
     """The engine (llama.cpp, built on this machine)."""
 
-    phase: str
+    phase: EnginePhase
     version: str
     progress: ProgressStatus | None
     reason: str
@@ -40,33 +50,33 @@ class EngineStatus(StatusModel):
 
 
 class SpeculationStatus(StatusModel):
-    """How the engine guesses ahead: `kind` is none, n-grams or draft (with the model called `draft`), `reason` why no
-    more than that. `drafted` and `accepted` tokens since this node began; `acceptance` is null before the first."""
+    """Speculative decoding of a model. `draft_model` is empty unless `kind` is draft; `reason` says why no better kind
+    is used. Draft tokens are counted since the node started; `acceptance` is null before the first."""
 
-    kind: str
-    draft: str
-    drafted: int
-    accepted: int
+    kind: DraftSource
+    draft_model: str
+    draft_tokens: int
+    accepted_tokens: int
     acceptance: float | None
     reason: str
 
 
 class ServerStatus(StatusModel):
-    """The process that serves a model. `memory` is what the engine says it needs, `fit` where that is and what was
-    given up for it, in words."""
+    """The engine process of a model. `socket` is its Unix socket, `memory` is what the engine reports that it
+    needs, `placement_text` describes which layers are in which memory."""
 
     pid: int
     socket: str
     slots: int
     context_length: int
     memory: int
-    fit: str
+    placement_text: str
     serving_seconds: float
     speculation: SpeculationStatus
 
 
 class DeviceStatus(StatusModel):
-    """An accelerator as the engine sees it; `shared`: its memory is the computer's own; `used`: models may go there."""
+    """An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it."""
 
     name: str
     description: str
@@ -78,8 +88,8 @@ class DeviceStatus(StatusModel):
 
 
 class MachineStatus(StatusModel):
-    """What this machine has for models. `memory_limited`: by a cgroup; `offered`: bytes models may take now, `cap`:
-    what --max-vram allows, null for all; `devices` is null until the engine has been asked."""
+    """Memory of this machine. `memory_limited`: by a cgroup; `offered`: bytes that models may take now; `cap`: the
+    limit set with --max-vram, null if there is none; `devices` is null until the engine has listed them."""
 
     memory_total: int
     memory_available: int
@@ -101,23 +111,23 @@ class FileStatus(StatusModel):
 
 
 class ModelStatus(StatusModel):
-    """A model this node serves or is about to. `purpose`: generate, embed or rerank; `input_modalities`: "text", and
-    "image" where it sees; both null until the file is there."""
+    """A model that this node serves or is about to serve. `purpose` and `input_modalities` are null until the file has
+    been read."""
 
     name: str
-    purpose: str | None
-    phase: str
+    purpose: Purpose | None
+    phase: ModelPhase
     progress: ProgressStatus | None
     file: FileStatus | None
     engine: ServerStatus | None
     restarts: int
     reason: str
     advice: str
-    input_modalities: list[str] | None = None
+    input_modalities: list[Modality] | None = None
 
 
 class BackendStatus(StatusModel):
-    """An OpenAI-compatible server in the pool."""
+    """An OpenAI-compatible server in the pool (`--backend`)."""
 
     url: str
     healthy: bool
@@ -126,34 +136,32 @@ class BackendStatus(StatusModel):
 
 
 class LoadStatus(StatusModel):
-    """Requests at work and waiting, by the model or backend that answers them.
-
-    `kind`: engine, backend or peer; `model` is set for a peer. `tokens_per_second` is of the last answer that told it.
-    """
+    """Active and waiting requests of a target. `target` is the model's name for an engine, the URL for a backend, the
+    node id for a peer; `model` is empty for a backend. `tokens_per_second` is the speed of the last answer."""
 
     target: str
     active: int
     waiting: int
     slots: int
-    kind: str = ""
+    kind: TargetKind
     model: str = ""
     tokens_per_second: float | None = None
 
 
 class TransferStatus(StatusModel):
-    """Model files on their way to or from a peer (`peer`: its id): `bytes` so far, `rate` in bytes/s of late, by "lane"
-    or "quic". `what` is the file that is given, or the model of which something is taken."""
+    """A transfer of model files to or from a peer (`peer`: its node id). `bytes` so far, `rate` in bytes/s. `what` is
+    the file for an upload, the model for a download. `transport` is null before the first byte."""
 
     peer: str
     name: str
     what: str
     bytes: int
     rate: int
-    via: str
+    transport: TransportKind | None
 
 
 class BannedStatus(StatusModel):
-    """A peer from which nothing is taken any more while this node runs, and why."""
+    """A peer from which this node downloads nothing until it restarts, because of invalid data."""
 
     peer: str
     name: str
@@ -161,21 +169,20 @@ class BannedStatus(StatusModel):
 
 
 class SharingStatus(StatusModel):
-    """Model files that are exchanged with the mesh. `shares`: whether this node gives any; `limit`: bytes/s that may be
-    given now, null for any number; `given`: bytes in all."""
+    """Model files exchanged with the mesh. `upload_limit` in bytes/s, null if unlimited."""
 
-    shares: bool
-    limit: int | None
-    given: int
-    giving: list[TransferStatus]
-    taking: list[TransferStatus]
+    upload_enabled: bool
+    upload_limit: int | None
+    uploaded_bytes: int
+    uploads: list[TransferStatus]
+    downloads: list[TransferStatus]
     banned: list[BannedStatus]
 
 
 class NodeStatus(StatusModel):
-    """Everything about this node. `mesh` and `sharing` are null where it goes on alone, for `mesh_reason`. `splits` are
-    those it hosts, `lent` is what it carries for the host of another. `elsewhere` is where other machines find this
-    console; `read_only` is told to those: they get no invite, and what is its owner's alone is empty or 0."""
+    """The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
+    `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
+    are URLs of this console for other machines. `read_only`: redacted for a caller on another machine."""
 
     name: str
     version: str
@@ -194,85 +201,78 @@ class NodeStatus(StatusModel):
     mesh_reason: str = ""
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
-    lent: WorkerLeaseStatus | None = None
-    elsewhere: tuple[str, ...] = ()
+    worker_lease: WorkerLeaseStatus | None = None
+    lan_urls: tuple[str, ...] = ()
     read_only: bool = False
 
 
-def _progress(progress: Progress | None) -> ProgressStatus | None:
-    if progress is None:
-        return None
-    return ProgressStatus(stage=progress.stage, fraction=progress.fraction, detail=progress.detail)
+@dataclass(frozen=True, slots=True)
+class TargetLoad:
+    """Load of one gateway target. `address` is the engine's socket, the backend's URL or the peer's node id."""
+
+    kind: TargetKind
+    address: str
+    active: int
+    waiting: int
+    slots: int
+    model: str = ""
+    tokens_per_second: float | None = None
 
 
-def _speculation(speculation: Speculation, guesses: DraftCounts) -> SpeculationStatus:
-    acceptance = guesses.acceptance
-    return SpeculationStatus(
-        kind=speculation.source.value,
-        draft=speculation.draft,
-        drafted=guesses.drafted,
-        accepted=guesses.accepted,
-        acceptance=None if acceptance is None else round(acceptance, 4),
-        reason=speculation.reason,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusInputs:
+    """Everything a status is made of. `started` and the snapshot's times are on the same monotonic clock.
+
+    `transports` maps peers to the transport of their requests ("lane", "quic" or empty), `drafts` maps models to counts
+    of draft tokens, `traffic` returns the bytes that the tunnels of a lease have carried.
+    """
+
+    snapshot: Snapshot
+    name: str
+    version: str
+    pid: int
+    api: str
+    console: str
+    started: float
+    loads: Sequence[TargetLoad] = ()
+    transports: Mapping[NodeId, str] = field(default_factory=dict)
+    mesh_reason: str = ""
+    sharing: SharingStatus | None = None
+    machine: MachineMemory | None = None
+    drafts: Mapping[str, DraftCounts] = field(default_factory=dict)
+    traffic: LeaseTrafficReader = lambda lease: {}
+    lan_urls: Sequence[str] = ()
+
+
+def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
+    """The status at `now` (seconds, the clock of `inputs.started`)."""
+    snapshot, mesh = inputs.snapshot, inputs.snapshot.mesh
+    models = [_model(snapshot, model, inputs.drafts.get(model.name, DraftCounts()), now) for model in snapshot.models]
+    return NodeStatus(
+        name=inputs.name,
+        version=inputs.version,
+        snapshot=snapshot.version,
+        pid=inputs.pid,
+        uptime_seconds=round(now - inputs.started, 3),
+        api=inputs.api,
+        console=inputs.console,
+        stopping=snapshot.stopping,
+        engine=_engine(snapshot.engine),
+        models=models,
+        backends=[_backend(backend) for backend in snapshot.backends],
+        load=_loads(snapshot, inputs.loads),
+        mesh=None if mesh is None else mesh_status(mesh, inputs.transports, snapshot.wants, now),
+        mesh_reason=inputs.mesh_reason,
+        sharing=inputs.sharing,
+        machine=None if inputs.machine is None else machine_status(inputs.machine),
+        splits=split_status.splits(snapshot, inputs.traffic, inputs.drafts),
+        worker_lease=split_status.worker_lease(snapshot),
+        lan_urls=tuple(inputs.lan_urls),
     )
-
-
-def _model(snapshot: Snapshot, model: ModelState, guesses: DraftCounts, now: float) -> ModelStatus:
-    file, server = None, None
-    if (facts := model.facts) is not None:
-        file = FileStatus(
-            path=facts.path,
-            size=facts.size,
-            architecture=facts.architecture,
-            quantization=facts.quantization,
-            context_length=facts.context_length,
-            digest=facts.digest,
-        )
-    if (running := model.server_facts) is not None:
-        server = ServerStatus(
-            pid=running.pid,
-            socket=running.endpoint,
-            slots=running.slots,
-            context_length=running.context_length,
-            memory=running.memory,
-            fit=running.placement_text,
-            serving_seconds=0.0 if model.serving_since is None else round(now - model.serving_since, 3),
-            speculation=_speculation(running.speculation, guesses),
-        )
-    return ModelStatus(
-        name=model.name,
-        purpose=None if model.facts is None else model.facts.purpose.value,
-        phase=next_step.phase(snapshot.engine, model).value,
-        progress=_progress(model.progress),
-        file=file,
-        engine=server,
-        restarts=model.restarts,
-        reason=model.reason,
-        advice=model.advice,
-        input_modalities=None if model.facts is None else modalities(model.facts.vision),
-    )
-
-
-def load_status(desk: TargetQueue) -> LoadStatus:
-    """How busy a target is."""
-    target = desk.target
-    return LoadStatus(
-        target=target.address,
-        active=desk.active,
-        waiting=desk.waiting,
-        slots=desk.limit,
-        kind=target.kind.value,
-        model=target.model,
-        tokens_per_second=desk.tokens_per_second,
-    )
-
-
-def _backend(backend: BackendState) -> BackendStatus:
-    return BackendStatus(url=backend.url, healthy=backend.healthy, models=list(backend.models), reason=backend.reason)
 
 
 def machine_status(machine: MachineMemory) -> MachineStatus:
-    """What `machine` has, and what of it is used."""
+    """Memory and devices of `machine`."""
     devices = [
         DeviceStatus(
             name=device.name,
@@ -295,53 +295,97 @@ def machine_status(machine: MachineMemory) -> MachineStatus:
     )
 
 
-def node_status(
-    snapshot: Snapshot,
-    load: list[LoadStatus],
-    *,
-    name: str,
-    version: str,
-    pid: int,
-    api: str,
-    console: str,
-    started: float,
-    now: float,
-    vias: Mapping[NodeId, str] | None = None,
-    mesh_reason: str = "",
-    sharing: SharingStatus | None = None,
-    machine: MachineMemory | None = None,
-    guesses: Mapping[str, DraftCounts] | None = None,
-    traffic: Traffic = lambda lease: {},
-    elsewhere: Sequence[str] = (),
-) -> NodeStatus:
-    """The status at `now`; `started` is when the daemon began (seconds, the same clock), `guesses` what became of
-    tokens guessed ahead, by model; `traffic` what the tunnels of a lease have carried; `elsewhere` where other machines
-    find this console."""
-    engine, mesh, guessed = snapshot.engine, snapshot.mesh, guesses or {}
-    return NodeStatus(
-        name=name,
-        version=version,
-        snapshot=snapshot.version,
-        pid=pid,
-        uptime_seconds=round(now - started, 3),
-        api=api,
-        console=console,
-        stopping=snapshot.stopping,
-        engine=EngineStatus(
-            phase=engine.phase.value,
-            version=engine.version,
-            progress=_progress(engine.progress),
-            reason=engine.reason,
-            advice=engine.advice,
-        ),
-        models=[_model(snapshot, model, guessed.get(model.name, DraftCounts()), now) for model in snapshot.models],
-        backends=[_backend(backend) for backend in snapshot.backends],
-        load=load,
-        mesh=None if mesh is None else mesh_status(mesh, vias or {}, snapshot.wants, now),
-        mesh_reason=mesh_reason,
-        sharing=sharing,
-        machine=None if machine is None else machine_status(machine),
-        splits=split_status.splits(snapshot, traffic, guessed),
-        lent=split_status.lent(snapshot),
-        elsewhere=tuple(elsewhere),
+def _progress(progress: Progress | None) -> ProgressStatus | None:
+    if progress is None:
+        return None
+    return ProgressStatus(stage=progress.stage, fraction=progress.fraction, detail=progress.detail)
+
+
+def _engine(engine: EngineState) -> EngineStatus:
+    return EngineStatus(
+        phase=engine.phase,
+        version=engine.version,
+        progress=_progress(engine.progress),
+        reason=engine.reason,
+        advice=engine.advice,
     )
+
+
+def _model(snapshot: Snapshot, model: ModelState, drafts: DraftCounts, now: float) -> ModelStatus:
+    facts = model.facts
+    serving_seconds = 0.0 if model.serving_since is None else round(now - model.serving_since, 3)
+    return ModelStatus(
+        name=model.name,
+        purpose=None if facts is None else facts.purpose,
+        phase=next_step.phase(snapshot.engine, model),
+        progress=_progress(model.progress),
+        file=None if facts is None else _file(facts),
+        engine=None if model.server_facts is None else _server(model.server_facts, serving_seconds, drafts),
+        restarts=model.restarts,
+        reason=model.reason,
+        advice=model.advice,
+        input_modalities=None if facts is None else input_modalities(facts.vision),
+    )
+
+
+def _file(facts: ModelFacts) -> FileStatus:
+    return FileStatus(
+        path=facts.path,
+        size=facts.size,
+        architecture=facts.architecture,
+        quantization=facts.quantization,
+        context_length=facts.context_length,
+        digest=facts.digest,
+    )
+
+
+def _server(server: ServerFacts, serving_seconds: float, drafts: DraftCounts) -> ServerStatus:
+    return ServerStatus(
+        pid=server.pid,
+        socket=server.endpoint,
+        slots=server.slots,
+        context_length=server.context_length,
+        memory=server.memory,
+        placement_text=server.placement_text,
+        serving_seconds=serving_seconds,
+        speculation=_speculation(server.speculation, drafts),
+    )
+
+
+def _speculation(speculation: Speculation, drafts: DraftCounts) -> SpeculationStatus:
+    acceptance = drafts.acceptance
+    return SpeculationStatus(
+        kind=speculation.source,
+        draft_model=speculation.draft,
+        draft_tokens=drafts.drafted,
+        accepted_tokens=drafts.accepted,
+        acceptance=None if acceptance is None else round(acceptance, 4),
+        reason=speculation.reason,
+    )
+
+
+def _backend(backend: BackendState) -> BackendStatus:
+    return BackendStatus(url=backend.url, healthy=backend.healthy, models=list(backend.models), reason=backend.reason)
+
+
+def _loads(snapshot: Snapshot, loads: Sequence[TargetLoad]) -> list[LoadStatus]:
+    """Loads with public targets: an engine's socket path is replaced by its model. Stopped engines are left out."""
+    engines = {model.server_facts.endpoint: model.name for model in snapshot.models if model.server_facts is not None}
+    found = []
+    for load in loads:
+        engine = load.kind is TargetKind.ENGINE
+        target = engines.get(load.address, "") if engine else load.address
+        if not target:
+            continue
+        found.append(
+            LoadStatus(
+                target=target,
+                active=load.active,
+                waiting=load.waiting,
+                slots=load.slots,
+                kind=load.kind,
+                model=target if engine else load.model,
+                tokens_per_second=load.tokens_per_second,
+            )
+        )
+    return found

@@ -1,11 +1,39 @@
-"""What all that the status says is made of."""
+"""Shared parts of the status models: the base class, and enums that have no counterpart in the core."""
 
 from __future__ import annotations
+
+from enum import Enum
 
 from pydantic import BaseModel, ConfigDict
 
 
 class StatusModel(BaseModel):
-    """A part of the status: never changed once it is made; what has a default is told all the same."""
+    """Base of all status models: frozen; fields with a default are always serialised."""
 
     model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
+
+
+class TransportKind(Enum):
+    """What carries the traffic to a peer: a lane (TLS over TCP) or streams of the QUIC connection."""
+
+    LANE = "lane"
+    QUIC = "quic"
+
+
+class Modality(Enum):
+    """A kind of input that a model accepts."""
+
+    TEXT = "text"
+    IMAGE = "image"
+
+
+def transport_kind(text: str) -> TransportKind | None:
+    """The transport called `text`; None if no connection has been used yet (the empty string)."""
+    return TransportKind(text) if text else None
+
+
+def input_modalities(vision: bool | None) -> list[Modality] | None:
+    """What a model accepts; None if unknown."""
+    if vision is None:
+        return None
+    return [Modality.TEXT, Modality.IMAGE] if vision else [Modality.TEXT]

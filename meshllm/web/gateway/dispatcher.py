@@ -16,6 +16,7 @@ from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import Target, TargetKind
 from meshllm.errors import MeshError
 from meshllm.tasks import Owner
+from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.api_request import ApiRequest, problem_of
 from meshllm.web.gateway.metrics import Metrics
 from meshllm.web.gateway.model_list import known_models_text
@@ -63,6 +64,7 @@ class RequestDispatcher:
         self.now: Callable[[], float] = loop.time
         self.log = RequestLog(self.now, lambda: datetime.now(UTC).timestamp())
         self.waiting: dict[ProxiedRequest, None] = {}
+        self._isolation = Isolation()
         # A peer's endpoint counts its own requests.
         self._on_end: dict[ProxiedRequest, Callable[[], None]] = {}
 
@@ -140,11 +142,7 @@ class RequestDispatcher:
     def reconsider(self) -> None:
         """The core's state has changed: every waiting request looks for a target again."""
         for request in list(self.waiting):
-            try:
-                request.reconsider()
-            except Exception:
-                # A defect in one request must not stop the others, nor the core's loop.
-                log.exception("request %s failed", request.trace.request_id)
+            self._isolation.run("reconsidering a waiting request", request.reconsider)
 
     # -- what requests need
 

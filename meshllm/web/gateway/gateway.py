@@ -80,7 +80,6 @@ class Gateway:
         self.now = self._loop.time
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
-        self._sweep_due = 0.0
         self._date = (0, b"")
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
         self._dispatcher = RequestDispatcher(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
@@ -161,20 +160,15 @@ class Gateway:
     def _wake(self) -> None:
         # Not when a connection is created, some time before it counts as live: a sweep in between would be the last.
         if self._sweeper is None:
-            self._sweeper = self._schedule_sweep()
+            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
         now = self._loop.time()
-        self.metrics.add_lag(now - self._sweep_due)
         self._connections.sweep(now)
         peers = self._peer_endpoints.sweep(now)
         # No timer runs while there are no connections: an idle gateway does not wake up.
         busy = peers or bool(self._connections.live)
-        self._sweeper = self._schedule_sweep() if busy else None
-
-    def _schedule_sweep(self) -> asyncio.TimerHandle:
-        self._sweep_due = self._loop.time() + SWEEP_SECONDS
-        return self._loop.call_at(self._sweep_due, self._sweep)
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if busy else None
 
     def date(self) -> bytes:
         """The Date header's value, computed once a second."""

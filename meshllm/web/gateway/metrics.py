@@ -30,7 +30,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_TALLIES = 4096
 # From a cached answer to a long prompt on a slow machine.
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class MetricDescription(NamedTuple):
@@ -100,7 +99,7 @@ DESCRIPTIONS: dict[str, MetricDescription] = {
         "counter", ("direction",), "Bytes of model files exchanged with peers: upload or download."
     ),
     "mesh_llm_event_loop_lag_seconds": MetricDescription(
-        "histogram", (), "Delay of a timer that runs every second while callers are connected."
+        "gauge", (), "Event-loop lag: the greatest delay of a timer in the last minute, sampled once a second."
     ),
 }
 
@@ -110,6 +109,7 @@ class NodeCounters:
     """What the daemon counts for the metrics. `messages`: by direction ("sent", "received") and message type."""
 
     lanes: int = 0
+    loop_lag_seconds: float = 0.0
     messages: Mapping[tuple[str, str], int] = field(default_factory=dict)
     message_bytes: Mapping[str, int] = field(default_factory=dict)
     rate_limited: int = 0
@@ -168,7 +168,6 @@ class Metrics:
         self._attempts: dict[tuple[str, str], int] = {}
         self._peers: dict[tuple[str, str], int] = {}
         self._tokens: dict[str, list[int]] = {}
-        self._lag = _Histogram(LAG_BUCKETS)
         ProcessCollector(registry=self.registry)
         self.registry.register(_NodeCollector(snapshot, queues, draft_counts, counters or NodeCounters))
         self.registry.register(_RequestCollector(self))
@@ -223,10 +222,6 @@ class Metrics:
         if key not in self._peers and len(self._peers) >= MAX_TALLIES:
             key = ("other", outcome.value)
         self._peers[key] = self._peers.get(key, 0) + 1
-
-    def add_lag(self, seconds: float) -> None:
-        """A timer of the event loop ran this much too late."""
-        self._lag.add(max(0.0, seconds))
 
     def text(self) -> bytes:
         """All metrics, in Prometheus's text format."""
@@ -283,7 +278,6 @@ class _RequestCollector(Collector):
         yield _counter("mesh_llm_target_requests", m._targets.items())
         yield _counter("mesh_llm_peer_requests", m._peers.items())
         yield _counter("mesh_llm_tokens", tokens)
-        yield _histogram("mesh_llm_event_loop_lag_seconds", [((), m._lag)])
 
 
 class _NodeCollector(Collector):
@@ -308,6 +302,7 @@ class _NodeCollector(Collector):
         yield from _mesh(snapshot)
         counters = self._counters()
         yield _gauge("mesh_llm_lanes", [((), counters.lanes)])
+        yield _gauge("mesh_llm_event_loop_lag_seconds", [((), counters.loop_lag_seconds)])
         yield _counter("mesh_llm_messages", counters.messages.items())
         yield _counter("mesh_llm_message_bytes", [((way,), n) for way, n in counters.message_bytes.items()])
         yield _counter("mesh_llm_messages_rate_limited", [((), counters.rate_limited)])

@@ -106,7 +106,7 @@ def known_models_text(snapshot: Snapshot, index: MeshIndex) -> str:
     """The models of this node and the mesh, as a sentence to append to a message."""
     names = routes.models(snapshot, index)
     if not names:
-        return " No models are available yet."
+        return " No model is served here yet."
     more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     where = "in the mesh" if index.hosts else "here"
     return f" Models {where}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}."

@@ -33,7 +33,7 @@ from meshllm.web.http.client import UpstreamConnection, UpstreamPool
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_body, translate_error
 from meshllm.wire.api.stream_repair import StreamRepair
-from meshllm.wire.api.worker_loss import PART_LOST, UPSTREAM_LOST, loss_words
+from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss_message
 
 # How long a request avoids a target that failed it.
 AVOID_SECONDS = 1.0
@@ -349,7 +349,7 @@ class ProxiedRequest:
         if not begun and self.kind is TargetKind.PEER:
             error = retryable_error_in(self.api, forwarded, self._request.request_id)
         if repair.worker_lost and not begun:
-            self._retry(PART_LOST)
+            self._retry(WORKER_LOST)
         elif error is not None:
             self._refused(error)
         else:
@@ -413,7 +413,7 @@ class ProxiedRequest:
         assert self._repair is not None
         lost_reason = self._find()[0].lost_reason if self._target is not None and self._target.offer.split else ""
         message = (
-            loss_words(self.model, lost_reason)
+            worker_loss_message(self.model, lost_reason)
             if lost_reason
             else f"The connection to the server of {self.model} was lost in the middle of the response: {reason}."
         )
@@ -423,7 +423,7 @@ class ProxiedRequest:
         if not 200 <= whole.status < 300:
             error = self._translated(whole.status, whole)
             if self._target is not None and self._target.offer.split and error.worker_lost:
-                self._retry(PART_LOST)
+                self._retry(WORKER_LOST)
             elif self.kind is not None and error.retryable(self.kind):
                 self._refused(error)
             else:

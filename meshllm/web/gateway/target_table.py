@@ -16,6 +16,7 @@ from meshllm.core.routing import routes
 from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import Availability, MeshIndex, ModelRoute, Target, TargetKind, TargetOffer
 from meshllm.core.snapshot import Snapshot
+from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.model_list import unknown_model_message
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.client import PeerConnector, UpstreamPool
@@ -47,6 +48,7 @@ class TargetTable:
         self._on_dial = on_dial
         self._on_loads = on_loads
         self._on_work = on_work
+        self._isolation = Isolation()
         self.snapshot = Snapshot()
         self.affinity = SessionAffinity()
         self.node = ""
@@ -90,7 +92,7 @@ class TargetTable:
             if target.kind is TargetKind.PEER:
                 if target.address not in self.index.alive:
                     for user in list(queue.users):
-                        user.target_down()
+                        self._isolation.run("moving a request from a lost peer", user.target_down)
                 elif any(offer.target == target for offer in self.index.hosts.get(target.model, ())):
                     continue
             elif target in current:

@@ -15,7 +15,7 @@ from meshllm.wire.api import strict_json
 from meshllm.wire.api.errors import error_body, find_error, status_of
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import events_backwards, parse_event, split_events
-from meshllm.wire.api.worker_loss import UPSTREAM_LOST, says_worker_lost
+from meshllm.wire.api.worker_loss import UPSTREAM_LOST, is_worker_loss
 
 # A peer's code for: this node does not serve the model (any more).
 NOT_HERE = "not_here"
@@ -78,7 +78,7 @@ class UpstreamError:
     @property
     def worker_lost(self) -> bool:
         """Whether a split engine has lost a worker, after which it computes nothing more."""
-        return self.status == 500 and says_worker_lost(self.error)
+        return self.status == 500 and is_worker_loss(self.error)
 
     def retryable(self, kind: TargetKind) -> bool:
         """Whether another host may succeed where a target of this `kind` failed."""

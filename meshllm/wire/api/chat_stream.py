@@ -29,7 +29,7 @@ from meshllm.wire.api.sse import (
     parse_event,
     split_events,
 )
-from meshllm.wire.api.worker_loss import MARK, UPSTREAM_LOST, loss_words, says_worker_lost
+from meshllm.wire.api.worker_loss import MARK, UPSTREAM_LOST, is_worker_loss, worker_loss_message
 
 _MAX_CHOICES = 128  # OpenAI's own bound on `n`
 
@@ -196,7 +196,7 @@ class ChatRepair:
         for start, end in event_spans(block):
             if MARK in block[start:end]:
                 found = loads_error(parse_event(block[start:end]).data or b"")
-                if found is not None and says_worker_lost(found):
+                if found is not None and is_worker_loss(found):
                     return start
         return None
 
@@ -229,7 +229,7 @@ class ChatRepair:
         return next((parse_event(raw) for raw in events_backwards(self._last) if _carries(raw)), None)
 
     def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
-        if self._shared and says_worker_lost(found):
+        if self._shared and is_worker_loss(found):
             return self._upstream_lost()
         self.complete = self.failed = True
         self.started = True
@@ -237,7 +237,7 @@ class ChatRepair:
 
     def _upstream_lost(self) -> bytes:
         self.worker_lost = True
-        return self.fail(UPSTREAM_LOST, loss_words(self._model))
+        return self.fail(UPSTREAM_LOST, worker_loss_message(self._model))
 
     def _final_choice(self, index: int) -> dict[str, Any]:
         if self._api is Api.CHAT:

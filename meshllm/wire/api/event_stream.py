@@ -11,7 +11,7 @@ from typing import Any
 from meshllm.wire.api import strict_json
 from meshllm.wire.api.errors import find_error, loads_error, status_of
 from meshllm.wire.api.sse import MAX_EVENT, EventBuffer, SseEvent, next_event, parse_event, skip_blanks
-from meshllm.wire.api.worker_loss import UPSTREAM_LOST, loss_words, says_worker_lost
+from meshllm.wire.api.worker_loss import UPSTREAM_LOST, is_worker_loss, worker_loss_message
 
 MAX_NUMBER = 1 << 53
 """Numbers above this are not repeated as indices or sequence numbers: JavaScript could not tell them apart."""
@@ -102,9 +102,9 @@ class EventRepair:
             return self._said() + self._invalid()
 
     def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
-        if self._shared and says_worker_lost(found):
+        if self._shared and is_worker_loss(found):
             self.worker_lost = True
-            return self.fail(UPSTREAM_LOST, loss_words(self._model))
+            return self.fail(UPSTREAM_LOST, worker_loss_message(self._model))
         return self._fail(found, status_of(found))
 
     def _invalid(self) -> bytes:

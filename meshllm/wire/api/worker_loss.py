@@ -14,7 +14,7 @@ from meshllm.wire.api.errors import status_of
 UPSTREAM_LOST = "upstream_lost"
 """The code of every answer that broke off because who gave it is gone."""
 
-PART_LOST = "a node that carried a part of it was lost"
+WORKER_LOST = "a node that carried a part of it was lost"
 """Why what has no answer yet is asked again."""
 
 # What an engine answers from then on (llama.cpp/patches/05): it will never compute anything again.
@@ -23,12 +23,12 @@ MARK = b'"message":"Compute error'
 """The same as it stands in an event. No text that a model writes can hold it: inside JSON a quote is escaped."""
 
 
-def says_worker_lost(found: Mapping[str, Any]) -> bool:
+def is_worker_loss(found: Mapping[str, Any]) -> bool:
     """Whether an error object of an engine with workers says that one of them is lost."""
     return status_of(found) == 500 and str(found.get("message", "")).startswith(_SAID)
 
 
-def loss_words(model: str, why: str = "") -> str:
+def worker_loss_message(model: str, why: str = "") -> str:
     """What the caller of an answer that had begun is told; `why` in words, where that is known."""
     known = f" ({why})" if why else ""
     return (

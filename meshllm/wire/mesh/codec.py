@@ -244,9 +244,10 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (8, m.TableUpdate, _write_table, _read_table),
     (9, m.Adopted, _write_adopted, _read_adopted),
     (10, n.Propose, leases.write_propose, _unsigned(leases.read_propose)),
-    (11, n.WorkerReport, leases.write_lent, _unsigned(leases.read_lent)),
+    (11, n.WorkerReport, leases.write_report, _unsigned(leases.read_report)),
     (12, n.Commit, leases.write_commit, _unsigned(leases.read_commit)),
     (13, n.Release, leases.write_release, _unsigned(leases.read_release)),
+    (14, n.Renew, leases.write_renew, _unsigned(leases.read_renew)),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

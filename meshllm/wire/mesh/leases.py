@@ -1,7 +1,7 @@
-"""What host and workers of a split say to each other, as fields of a message and back.
+"""Encodes and decodes the messages about leases (`codec.py` assigns their kinds).
 
-Law: as in `codec.py`, which names the kinds: fields have fixed places, new ones come at the end, every number and text
-has its bound. File names in it are names, never paths: what a slash or a leading dot would make of them is refused.
+Fields have fixed places, new ones come at the end, every number and text is bounded. A file name with a slash or a
+leading dot is refused: it must not become a path.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_propose(message: n.Propose) -> tuple[Any, ...]:
 
 
 def read_propose(found: tuple[Any, ...]) -> Message:
-    """A proposal: the shares are of different nodes and follow one another without a gap. Raises BadMessage."""
+    """A proposal. Raises BadMessage unless the shares are of different nodes and follow one another without a gap."""
     _, session, generation, model, files, shares, *_ = f.fields(found, 6, "proposal")
     lease = Lease(
         session=f.exactly(session, n.SESSION_BYTES, "session"),
@@ -85,15 +85,15 @@ def _devices(value: Any) -> tuple[int, ...]:
     return tuple([f.number(count, "device's layers", 0, n.MAX_LAYERS) for count in counts])
 
 
-def write_lent(message: n.WorkerReport) -> tuple[Any, ...]:
-    """The fields after the kind. What could not be shown is left out of the detail, and what is too long is cut."""
-    return (message.session, message.generation, PHASES[message.phase], _shown(message.detail))
+def write_report(message: n.WorkerReport) -> tuple[Any, ...]:
+    """The fields after the kind. Unprintable characters of the detail become spaces, and a long detail is cut."""
+    return (message.session, message.generation, PHASES[message.phase], _printable(message.detail))
 
 
-def read_lent(found: tuple[Any, ...]) -> Message:
-    """How far a worker is. Raises BadMessage."""
-    _, session, generation, phase, detail, *_ = f.fields(found, 5, "lent")
-    session, generation = _which(session, generation)
+def read_report(found: tuple[Any, ...]) -> Message:
+    """A worker's report. Raises BadMessage."""
+    _, session, generation, phase, detail, *_ = f.fields(found, 5, "worker report")
+    session, generation = _lease_id(session, generation)
     number = f.number(phase, "lease's phase", 1, len(PHASES))
     return n.WorkerReport(session, generation, PHASE_OF[number], f.text(detail, "lease's detail"))
 
@@ -104,24 +104,35 @@ def write_commit(message: n.Commit) -> tuple[Any, ...]:
 
 
 def read_commit(found: tuple[Any, ...]) -> Message:
-    """It begins. Raises BadMessage."""
-    return n.Commit(*_which(*f.fields(found, 3, "commit")[1:3]))
+    """A commit. Raises BadMessage."""
+    return n.Commit(*_lease_id(*f.fields(found, 3, "commit")[1:3]))
 
 
 def write_release(message: n.Release) -> tuple[Any, ...]:
     """The fields after the kind."""
-    return (message.session, message.generation, _shown(message.reason))
+    return (message.session, message.generation, _printable(message.reason))
 
 
 def read_release(found: tuple[Any, ...]) -> Message:
-    """It is over. Raises BadMessage."""
+    """A release. Raises BadMessage."""
     _, session, generation, reason, *_ = f.fields(found, 4, "release")
-    return n.Release(*_which(session, generation), f.text(reason, "release's reason"))
+    return n.Release(*_lease_id(session, generation), f.text(reason, "release's reason"))
 
 
-def _shown(text: str) -> str:
+def write_renew(message: n.Renew) -> tuple[Any, ...]:
+    """The fields after the kind."""
+    return (message.session, message.generation, message.committed)
+
+
+def read_renew(found: tuple[Any, ...]) -> Message:
+    """A renewal. Raises BadMessage."""
+    _, session, generation, committed, *_ = f.fields(found, 4, "renewal")
+    return n.Renew(*_lease_id(session, generation), f.flag(committed, "committed"))
+
+
+def _printable(text: str) -> str:
     return f.UNPRINTABLE.sub(" ", text).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
 
 
-def _which(session: Any, generation: Any) -> tuple[bytes, int]:
+def _lease_id(session: Any, generation: Any) -> tuple[bytes, int]:
     return f.exactly(session, n.SESSION_BYTES, "session"), f.number(generation, "generation")

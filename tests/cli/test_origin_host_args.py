@@ -1,4 +1,4 @@
-"""Names and origins that the owner lets in: as browsers write them, or refused."""
+"""`--allow-host` and `--allow-origin`: accepted as browsers write them, or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meshllm.cli.origin_host_args import host, origin
         ("my_box-2.tail1234.ts.net", "my_box-2.tail1234.ts.net"),
     ],
 )
-def test_a_name_is_taken_as_a_browser_writes_it(given: str, taken: str) -> None:
+def test_host_normalises_a_name_as_browsers_do(given: str, taken: str) -> None:
     assert host(given) == taken
 
 
@@ -30,12 +30,12 @@ def test_a_name_is_taken_as_a_browser_writes_it(given: str, taken: str) -> None:
         "a." * 127 + "a",
     ],
 )  # fmt: skip
-def test_what_is_no_name_is_refused(given: str) -> None:
-    with pytest.raises(typer.BadParameter, match="not a name of a machine"):
+def test_host_refuses_what_is_no_host_name(given: str) -> None:
+    with pytest.raises(typer.BadParameter, match="not a host name"):
         host(given)
 
 
-def test_an_origin_is_taken_without_what_stands_behind_it() -> None:
+def test_origin_drops_a_trailing_slash_and_refuses_a_path() -> None:
     assert origin("https://app.example/") == "https://app.example"
     for wrong in ("app.example", "https://", "https://app.example/page", "https://app.example?x"):
         with pytest.raises(typer.BadParameter, match="not an origin"):

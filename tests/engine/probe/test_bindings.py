@@ -1,4 +1,4 @@
-"""What the engine's library says of a model is what llama-server then does; a bad file is a typed error."""
+"""Queries to libllama: its memory figures equal the allocations of llama-server; errors about files and the library."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.build.installed import EngineInfo
 from meshllm.engine.probe import bindings
+from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.errors import EngineUnavailable, InvalidModelFile
 
 NOTHING = EngineInfo("", "", "", (), (), "", (), "", "", "", 0.0, 0)
@@ -24,7 +25,7 @@ NOTHING = EngineInfo("", "", "", (), (), "", (), "", "", "", 0.0, 0)
 def engine() -> Engine:
     found = builder.find()
     if found is None:
-        pytest.skip("the engine is not built (mesh-llm engine build)")
+        pytest.skip("the engine is not built (run mesh-llm engine build)")
     return found
 
 
@@ -32,12 +33,12 @@ def engine() -> Engine:
 def model() -> Path:
     found = sorted(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
     if not found:
-        pytest.skip("the model is not here (mesh-llm download SmolLM2-135M-Instruct)")
+        pytest.skip("the model is missing (run mesh-llm download SmolLM2-135M-Instruct)")
     return found[0]
 
 
 def buffers_of_a_server(engine: Engine, model: Path, folder: Path, *options: str) -> dict[str, float]:
-    """MiB of the buffers that a real llama-server allocates, from its log, by what they are for."""
+    """MiB of the buffers that a llama-server allocates, by purpose, from its log."""
     command = [engine.server, "--model", model, "--host", folder / "s.sock", "--fit", "off", "--offline", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
@@ -46,7 +47,7 @@ def buffers_of_a_server(engine: Engine, model: Path, folder: Path, *options: str
             lines.append(line)
             if "listening" in line:
                 break
-        server.kill()  # it has nothing to lose, and a SIGTERM while it starts is lost on it
+        server.kill()  # it ignores SIGTERM while it starts
     sizes: dict[str, float] = {"model": 0.0, "KV": 0.0, "compute": 0.0}
     for line in lines:
         if found := re.search(r"(model|KV|compute) buffer size = +([\d.]+) MiB", line):
@@ -57,21 +58,25 @@ def buffers_of_a_server(engine: Engine, model: Path, folder: Path, *options: str
 
 @pytest.mark.engine
 @pytest.mark.parametrize(("slots", "context"), [(1, 2048), (4, 8192)])
-async def test_memory_is_what_the_server_then_allocates(
+async def test_memory_need_equals_the_allocations_of_llama_server(
     engine: Engine, model: Path, tmp_path: Path, slots: int, context: int
 ) -> None:
     need = await bindings.memory_need(engine, model, context_size=context, parallel=slots)
     options = ("--ctx-size", str(context), "--parallel", str(slots), "--no-kv-unified", "--verbose")
-    real = buffers_of_a_server(engine, model, tmp_path, *options)
-    for mine, theirs in ((need.model, real["model"]), (need.context, real["KV"]), (need.compute, real["compute"])):
-        assert mine / 2**20 == pytest.approx(theirs, rel=0.03)
+    allocated = buffers_of_a_server(engine, model, tmp_path, *options)
+    for computed, logged in (
+        (need.model, allocated["model"]),
+        (need.context, allocated["KV"]),
+        (need.compute, allocated["compute"]),
+    ):
+        assert computed / 2**20 == pytest.approx(logged, rel=0.03)
     assert need.total == sum(need.by_device().values()) == need.model + need.context + need.compute
     assert need.context_size == context
     assert (need.layers, need.trained_context) == (30, 8192)
 
 
 @pytest.mark.engine
-async def test_memory_follows_the_options(engine: Engine, model: Path) -> None:
+async def test_memory_need_depends_on_the_options(engine: Engine, model: Path) -> None:
     small = await bindings.memory_need(engine, model, context_size=1024)
     large = await bindings.memory_need(engine, model, context_size=4096)
     assert large.context == 4 * small.context
@@ -81,7 +86,7 @@ async def test_memory_follows_the_options(engine: Engine, model: Path) -> None:
 
 
 @pytest.mark.engine
-async def test_vocabularies(engine: Engine, model: Path, tmp_path: Path) -> None:
+async def test_vocabulary_of_a_model(engine: Engine, model: Path, tmp_path: Path) -> None:
     found = await bindings.vocabulary(engine, model)
     assert (found.type, found.size) == ("bpe", 49152)
     assert found.special["eos"] == 2
@@ -92,12 +97,12 @@ async def test_vocabularies(engine: Engine, model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.engine
-async def test_bad_files_are_typed_errors(engine: Engine, model: Path, tmp_path: Path) -> None:
+async def test_invalid_files_raise_invalid_model_file(engine: Engine, model: Path, tmp_path: Path) -> None:
     with model.open("rb") as file:
         head = file.read(2_000_000)
     bad = tmp_path / "bad.gguf"
-    count = 16  # after the magic, the version and the number of tensors comes the number of keys
-    spoilt = [
+    count = 16  # offset of the number of keys: after magic, version and number of tensors
+    damaged = [
         b"",
         b"GGUF",
         b"GGUF\x03\0\0\0" + b"\xff" * 64,
@@ -106,7 +111,7 @@ async def test_bad_files_are_typed_errors(engine: Engine, model: Path, tmp_path:
         head[:count] + b"\xff\xff\xff\x7f\0\0\0\0" + head[count + 8 :],
         head[:300] + bytes(200) + head[500:],
     ]
-    for data in spoilt:
+    for data in damaged:
         bad.write_bytes(data)
         with pytest.raises(InvalidModelFile, match=r"bad\.gguf") as caught:
             await bindings.memory_need(engine, bad, context_size=512)
@@ -116,7 +121,7 @@ async def test_bad_files_are_typed_errors(engine: Engine, model: Path, tmp_path:
 
 
 @pytest.mark.engine
-async def test_a_probe_that_takes_too_long_is_ended(engine: Engine, tmp_path: Path) -> None:
+async def test_probe_is_killed_after_its_deadline(engine: Engine, tmp_path: Path) -> None:
     import os
 
     endless = tmp_path / "endless.gguf"
@@ -125,7 +130,7 @@ async def test_a_probe_that_takes_too_long_is_ended(engine: Engine, tmp_path: Pa
         await bindings.vocabulary(engine, endless, seconds=1)
 
 
-async def test_a_library_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_missing_library_raises_engine_unavailable(tmp_path: Path) -> None:
     broken = Engine("0" * 16, tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, NOTHING)
     with pytest.raises(EngineUnavailable, match="llama") as caught:
         await bindings.vocabulary(broken, tmp_path / "x.gguf")
@@ -144,13 +149,23 @@ async def test_a_library_that_is_not_there_is_told(tmp_path: Path) -> None:
         (-signal.SIGKILL, b"", InvalidModelFile, "too long"),
         (0, b"not JSON", EngineUnavailable, "library"),
         (0, b"[1]", EngineUnavailable, "library"),
-        (1, b"", EngineUnavailable, "the noise"),
+        (1, b"", EngineUnavailable, "the log"),
         (0, b'{"error": "no magic"}', InvalidModelFile, "no magic"),
         (0, b'{"broken": "no symbol"}', EngineUnavailable, "no symbol"),
     ],
 )
-def test_whatever_becomes_of_a_probe_is_a_typed_error(
-    code: int, output: bytes, error: type[Exception], words: str
-) -> None:
+def test_every_end_of_a_probe_is_a_typed_error(code: int, output: bytes, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        bindings._judge("m.gguf", code, output, b"the noise")
+        bindings._parse_reply("m.gguf", code, output, b"the log")
+
+
+def test_free_memory_is_merged_by_pci_address() -> None:
+    cpu = EngineDevice("CPU", "", "CPU", False, False, "", 1, 2)
+    first = EngineDevice("CUDA0", "", "CUDA", True, False, "0000:01:00.0", 5, 100)
+    second = EngineDevice("CUDA1", "", "CUDA", True, False, "0000:C1:00.0", 5, 100)
+    shared = EngineDevice("Vulkan0", "", "Vulkan", True, True, "0000:03:00.0", 5, 100)
+    found = bindings.with_free_memory(
+        [cpu, first, second, shared], {"00000000:01:00.0": 70, "c1:00.0": 700, "0000:03:00.0": 9}
+    )
+    assert [device.free for device in found] == [1, 70, 100, 5]
+    assert bindings.pci_address("not an address") == ""

@@ -1,4 +1,4 @@
-"""What people and programs are told of the mesh: each thing once, nothing that a terminal would obey, no flood."""
+"""Notices of the mesh: each change once, no control characters, bounded number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from meshllm.cli import view
-from meshllm.cli.mesh_notices import MOST_AT_ONCE, MeshNotices, NoticeTone, printable
+from meshllm.cli.mesh_notices import MAX_CHANGES, MeshNotices, NoticeTone
 from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import (
     BootstrapAddress,
@@ -23,6 +23,7 @@ from meshllm.core.records import (
     ServedModel,
 )
 from meshllm.core.snapshot import Snapshot
+from meshllm.util.format import printable
 
 MESH = MeshId(b"m" * 16)
 ALONE = MeshView(NodeId(b"n" * 32), MESH, Role.NODE)
@@ -36,15 +37,15 @@ def peer(number: int, status: PeerStatus = PeerStatus.ALIVE, *models: str, name:
 
 
 def said(news: MeshNotices, mesh: MeshView) -> list[str]:
-    return [item.words for item in news.news(mesh)]
+    return [item.text for item in news.changes(mesh)]
 
 
-def test_a_join_is_told_step_by_step() -> None:
+def test_notices_report_each_step_of_a_join() -> None:
     news = MeshNotices()
     assert said(news, ALONE) == []
     dialling = replace(ALONE, phase=JoinPhase.DIALLING, join_attempts=(JoinAttempt(WAY, JoinAttemptState.DIALLING),))
     assert said(news, dialling) == [
-        "Looking for the mesh: 1 way in",
+        "Connecting to the mesh: 1 bootstrap address",
         "  192.0.2.1:7 or [2001:db8::1]:7: dialling",
     ]
     assert said(news, dialling) == []
@@ -54,10 +55,10 @@ def test_a_join_is_told_step_by_step() -> None:
     assert said(news, dialling) == []
     assert said(news, refused) == []
     failed = replace(refused, phase=JoinPhase.FAILED, reason="nobody lets us in")
-    assert said(news, failed) == ["The mesh cannot be reached yet: nobody lets us in. It goes on trying."]
+    assert said(news, failed) == ["Cannot reach the mesh: nobody lets us in. Retrying."]
     joined = replace(failed, phase=JoinPhase.JOINED, reason="", peers=(peer(1, PeerStatus.ALIVE, "a", "b"),))
     assert said(news, joined) == [
-        "box1 (0000000000) is in the mesh, serving a, b",
+        "box1 (0000000000) joined the mesh, serving a, b",
         f"Joined the mesh {MESH[:5].hex()}: 1 other node, serving a, b",
     ]
 
@@ -66,41 +67,41 @@ def test_a_join_is_told_step_by_step() -> None:
     ("before", "after", "words"),
     [
         (PeerStatus.ALIVE, PeerStatus.SUSPECT, "does not answer"),
-        (PeerStatus.ALIVE, PeerStatus.DEAD, "is gone"),
-        (PeerStatus.SUSPECT, PeerStatus.DEAD, "is gone"),
-        (PeerStatus.SUSPECT, PeerStatus.ALIVE, "is back"),
-        (PeerStatus.DEAD, PeerStatus.ALIVE, "is back"),
-        (PeerStatus.ALIVE, PeerStatus.LEFT, "has left"),
-        (PeerStatus.UNVERIFIED, PeerStatus.ALIVE, "is in the mesh"),
+        (PeerStatus.ALIVE, PeerStatus.DEAD, "is offline"),
+        (PeerStatus.SUSPECT, PeerStatus.DEAD, "is offline"),
+        (PeerStatus.SUSPECT, PeerStatus.ALIVE, "is online again"),
+        (PeerStatus.DEAD, PeerStatus.ALIVE, "is online again"),
+        (PeerStatus.ALIVE, PeerStatus.LEFT, "left the mesh"),
+        (PeerStatus.UNVERIFIED, PeerStatus.ALIVE, "joined the mesh"),
     ],
 )
-def test_coming_and_going_is_told(before: PeerStatus, after: PeerStatus, words: str) -> None:
+def test_notices_report_a_change_of_a_peers_status(before: PeerStatus, after: PeerStatus, words: str) -> None:
     news = MeshNotices()
-    news.news(replace(ALONE, peers=(peer(1, before),)))
+    news.changes(replace(ALONE, peers=(peer(1, before),)))
     told = said(news, replace(ALONE, peers=(peer(1, after),)))
     assert len(told) == 1
     assert words in told[0]
 
 
-def test_what_was_never_there_does_not_go() -> None:
+def test_notices_ignore_peers_that_were_never_online() -> None:
     for status in (PeerStatus.UNVERIFIED, PeerStatus.DEAD, PeerStatus.LEFT):
         assert said(MeshNotices(), replace(ALONE, peers=(peer(1, status),))) == []
 
 
-def test_a_peer_that_serves_something_else_says_so() -> None:
+def test_notices_report_a_change_of_a_peers_models() -> None:
     news = MeshNotices()
-    news.news(replace(ALONE, peers=(peer(1),)))
+    news.changes(replace(ALONE, peers=(peer(1),)))
     assert said(news, replace(ALONE, peers=(peer(1, PeerStatus.ALIVE, "a"),))) == ["box1 (0000000000) serves a"]
-    assert said(news, replace(ALONE, peers=(peer(1),))) == ["box1 (0000000000) serves nothing now"]
+    assert said(news, replace(ALONE, peers=(peer(1),))) == ["box1 (0000000000) serves no model now"]
 
 
-def test_a_large_mesh_is_summed_up() -> None:
+def test_notices_sum_up_many_changes_in_one_line() -> None:
     news = MeshNotices()
-    told = news.news(replace(ALONE, peers=tuple(peer(n) for n in range(MOST_AT_ONCE + 1))))
-    assert [(item.words, item.event) for item in told] == [("9 nodes changed; 9 are there", "peers")]
+    told = news.changes(replace(ALONE, peers=tuple(peer(n) for n in range(MAX_CHANGES + 1))))
+    assert [(item.text, item.event) for item in told] == [("9 nodes changed; 9 are online", "peers")]
 
 
-def test_names_cannot_move_the_cursor() -> None:
+def test_notices_contain_no_control_characters() -> None:
     evil = peer(1, PeerStatus.ALIVE, "\x1b[2Jm", name="a\x1b]0;x\x07\nb\u202e")
     for words in said(MeshNotices(), replace(ALONE, peers=(evil,))):
         assert words.isprintable()
@@ -108,7 +109,7 @@ def test_names_cannot_move_the_cursor() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["lines", "terminal"])
-def test_the_invite_is_alone_on_its_line_however_long(terminal: bool) -> None:
+def test_line_viewer_prints_a_long_invite_on_one_line(terminal: bool) -> None:
     out = io.StringIO()
     token = "mesh1-" + "Ab_-" * 100
     viewer = view.LineViewer(Console(file=out, force_terminal=terminal, width=80, color_system=None, soft_wrap=True))
@@ -116,19 +117,19 @@ def test_the_invite_is_alone_on_its_line_however_long(terminal: bool) -> None:
     assert f"mesh-llm --join {token}" in [line.strip() for line in out.getvalue().splitlines()]
 
 
-def test_services_are_told_how_to_get_the_invite_but_not_the_invite() -> None:
+def test_json_viewer_writes_the_invite_command_and_no_invite() -> None:
     out = io.StringIO()
     viewer = view.JsonViewer(out)
     viewer.invite("mesh1-SECRET")
-    viewer.alone("no UDP here")
+    viewer.no_mesh("no UDP here")
     viewer.snapshot(Snapshot(mesh=replace(ALONE, phase=JoinPhase.JOINED, peers=(peer(1, PeerStatus.ALIVE, "a"),))))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert "SECRET" not in out.getvalue()
-    assert [line["event"] for line in lines] == ["invite", "alone", "peer", "mesh", "engine"]
+    assert [line["event"] for line in lines] == ["invite", "no_mesh", "peer", "mesh", "engine"]
     assert lines[0]["command"] == "mesh-llm invite"
     assert lines[2]["models"] == ["a"]
     assert lines[3]["phase"] == "joined"
 
 
-def test_tones_have_styles() -> None:
+def test_each_notice_tone_has_a_style() -> None:
     assert set(view.STYLES) == set(NoticeTone)

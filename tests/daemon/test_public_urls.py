@@ -8,12 +8,12 @@ import pytest
 
 from meshllm.daemon import public_urls
 from meshllm.daemon.public_urls import PublicUrls, api_key, far
-from meshllm.net.addresses import InterfaceFacts
+from meshllm.net.addresses import InterfaceAddress
 
-LOOPBACK = (InterfaceFacts("lo", "127.0.0.1"), InterfaceFacts("lo", "::1"))
-HOME = InterfaceFacts("eth0", "192.168.1.7", default=True)
-BRIDGE = InterfaceFacts("docker0", "172.17.0.1")
-SIX = InterfaceFacts("eth0", "fd00::7", default=True)
+LOOPBACK = (InterfaceAddress("lo", "127.0.0.1"), InterfaceAddress("lo", "::1"))
+HOME = InterfaceAddress("eth0", "192.168.1.7", default=True)
+BRIDGE = InterfaceAddress("docker0", "172.17.0.1")
+SIX = InterfaceAddress("eth0", "fd00::7", default=True)
 
 
 def test_the_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,10 +36,10 @@ def test_of_a_machine_without_a_network_nobody_else_is_told() -> None:
 
 def test_names_come_first_and_networks_are_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     facts, now = [*LOOPBACK, HOME], [100.0]
-    monkeypatch.setattr(public_urls, "read_facts", lambda: facts)
+    monkeypatch.setattr(public_urls, "read_interfaces", lambda: facts)
     found = PublicUrls(("box.lan", "192.168.1.7", "fd00::9"), lambda: now[0])
     assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]")
     facts = [*LOOPBACK, BRIDGE]
     assert "172.17.0.1" not in found.hosts()
-    now[0] += public_urls.LOOK_SECONDS
+    now[0] += public_urls.REFRESH_SECONDS
     assert found.hosts() == ("box.lan", "192.168.1.7", "[fd00::9]", "172.17.0.1")

@@ -1,0 +1,185 @@
+"""The options that start a node: type, metavariable, help and panel of each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+SERVE, MESH, NETWORK, OUTPUT = "What to serve", "The mesh", "Where to listen", "Output"
+
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Model to serve: a name from 'mesh-llm download', org/repo or org/repo:QUANT on Hugging Face, or the path "
+        "of a GGUF file. Repeatable: the first model runs on this node, the others are requested from the mesh.",
+        rich_help_panel=SERVE,
+    ),
+]
+BackendUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend",
+        metavar="URL[,key=VARIABLE]",
+        help="Add the models of a running OpenAI-compatible server. VARIABLE names the environment variable with its "
+        "API key. Repeatable.",
+        rich_help_panel=SERVE,
+    ),
+]
+CtxSize = Annotated[
+    int | None,
+    typer.Option(
+        min=256,
+        max=16 << 20,
+        metavar="TOKENS",
+        help="Context size of each request. Default: what the model and the memory allow, at most 32768.",
+        rich_help_panel=SERVE,
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Draft model for speculative decoding (same tokenizer as the first --model). Downloaded if missing. "
+        "Default: a suitable local model.",
+        rich_help_panel=SERVE,
+    ),
+]
+NoDraft = Annotated[bool, typer.Option("--no-draft", help="Do not use a draft model.", rich_help_panel=SERVE)]
+NoSpeculation = Annotated[
+    bool,
+    typer.Option(
+        "--no-speculation",
+        help="Disable speculative decoding, including n-gram matching.",
+        rich_help_panel=SERVE,
+    ),
+]
+MaxVram = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        max=1 << 20,
+        metavar="GB",
+        help="Maximum GPU memory to use (system RAM if there is no GPU).",
+        rich_help_panel=SERVE,
+    ),
+]
+Device = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Use only this GPU ('mesh-llm doctor' lists them), or 'none' for the CPU. Repeatable, or separated by "
+        "commas.",
+        rich_help_panel=SERVE,
+    ),
+]
+Split = Annotated[
+    bool,
+    typer.Option(
+        "--split",
+        help="Split the layers of the first --model over several nodes even if it fits on this one.",
+        rich_help_panel=SERVE,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        metavar="N",
+        help="CPU threads of each engine process. Default: the engine's choice.",
+        rich_help_panel=SERVE,
+    ),
+]
+Join = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INVITE|@FILE|-",
+        help="Join a mesh: an invite from one of its nodes, a file that contains it, or - for standard input. File and "
+        "standard input keep the invite out of the shell history and the process list. Repeatable.",
+        rich_help_panel=MESH,
+    ),
+]
+Client = Annotated[bool, typer.Option("--client", help="Only use the mesh's API; serve nothing.", rich_help_panel=MESH)]
+NodeName = Annotated[
+    str,
+    typer.Option("--name", metavar="TEXT", help="Name of this node. Default: the host name.", rich_help_panel=MESH),
+]
+MaxClients = Annotated[
+    int, typer.Option(min=0, max=4096, metavar="N", help="Maximum number of connected clients.", rich_help_panel=MESH)
+]
+Upload = Annotated[
+    bool,
+    typer.Option(
+        "--upload/--no-upload", help="Let other nodes download model files from this node.", rich_help_panel=MESH
+    ),
+]
+UploadLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        metavar="MB/S",
+        help="Maximum upload rate of model files. Default: no limit while no model here answers, 8 MB/s while one "
+        "does.",
+        rich_help_panel=MESH,
+    ),
+]
+BindPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="UDP (and TCP) port for other nodes. Default: the one used last time, or any free one.",
+        rich_help_panel=NETWORK,
+    ),
+]
+ApiPort = Annotated[
+    int,
+    typer.Option(
+        "--port", min=0, max=65535, metavar="PORT", help="Port of the API (0: any free one).", rich_help_panel=NETWORK
+    ),
+]
+ConsolePort = Annotated[
+    int,
+    typer.Option(
+        "--console",
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="Port of the console (0: any free one).",
+        rich_help_panel=NETWORK,
+    ),
+]
+ListenAll = Annotated[
+    bool,
+    typer.Option(
+        "--listen-all",
+        help="Accept other machines, with a key: the API, and the console read-only. Default: this machine only.",
+        rich_help_panel=NETWORK,
+    ),
+]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ORIGIN",
+        help="Let web pages of this origin (https://host) call the API. Repeatable.",
+        rich_help_panel=NETWORK,
+    ),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Host name by which other machines, or a reverse proxy, may call this node, with a key. Repeatable.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Write JSON lines to standard output and to the log file, for services.", rich_help_panel=OUTPUT
+    ),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Debug logging.", rich_help_panel=OUTPUT)]

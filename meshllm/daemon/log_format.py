@@ -1,0 +1,142 @@
+"""The lines of the daemon's log file: text for people, JSON objects for programs, and the parser that reads both.
+
+Invariants: one record is one line (a traceback's lines follow it, each indented); control characters are escaped;
+secrets are redacted (`util.redact`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from meshllm.util.redact import redact
+
+# The start of each line that belongs to the record above it.
+CONTINUATION = "    "
+MAX_MESSAGE = 16_384
+_RESERVED = frozenset({"time", "level", "logger", "message", "traceback"})
+_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) ([A-Z]+) +([^\s:]+): (.*)", re.DOTALL)
+_PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecordView:
+    """One record read back from a file. `text` is its lines as written, without the last line's end."""
+
+    time: datetime | None
+    level: str
+    text: str
+    request_id: str = ""
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """The members of `extra={"fields": {...}}`; a name that a log line uses itself gets an underscore behind it."""
+    fields = getattr(record, "fields", None)
+    if not isinstance(fields, Mapping):
+        return {}
+    return {f"{name}_" if name in _RESERVED else str(name): value for name, value in fields.items()}
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """The record's message, also when its arguments do not fit its format."""
+    try:
+        text = record.getMessage()
+    except Exception as error:  # noqa: BLE001 - a log call must not raise
+        text = f"{record.msg!r} ({error!r})"
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}... ({len(text)} characters)"
+
+
+def timestamp(record: logging.LogRecord) -> str:
+    """RFC 3339 in UTC, with milliseconds."""
+    return (
+        datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{record.msecs:03.0f}"[:3] + "Z"
+    )
+
+
+def escaped(text: str) -> str:
+    """`text` on one line, without characters that move a terminal's cursor: they are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for letter in text
+    )
+
+
+class TextFormatter(logging.Formatter):
+    """`TIME LEVEL logger: message key=value ...`, then the traceback's lines, indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        parts = [escaped(message_of(record))]
+        parts += [f"{name}={_value(value)}" for name, value in fields_of(record).items() if value is not None]
+        lines = [f"{timestamp(record)} {record.levelname:<7} {record.name}: {' '.join(parts)}"]
+        if (traceback := _traceback(self, record)) is not None:
+            lines += [CONTINUATION + escaped(line) for line in traceback.splitlines()]
+        return redact("\n".join(lines))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object: `time`, `level`, `logger`, `message`, the record's fields, `traceback`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return json.dumps(json_fields(record, self), default=str, ensure_ascii=False)
+
+
+def json_fields(record: logging.LogRecord, formatter: logging.Formatter | None = None) -> dict[str, Any]:
+    """The members of a record's JSON object, redacted."""
+    entry: dict[str, Any] = {
+        "time": timestamp(record),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": redact(message_of(record)),
+    }
+    entry |= {
+        name: redact(value) if isinstance(value, str) else value
+        for name, value in fields_of(record).items()
+        if value is not None
+    }
+    if (traceback := _traceback(formatter or logging.Formatter(), record)) is not None:
+        entry["traceback"] = redact(traceback)
+    return entry
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:
+    return formatter.formatException(record.exc_info) if record.exc_info else record.exc_text
+
+
+def _value(value: object) -> str:
+    """A field's value in a text line; in quotes where it would not be told from what follows."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else str(value)
+    if _PLAIN_VALUE.fullmatch(text) and text.isprintable():
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def parse(text: str) -> LogRecordView:
+    """The record that `text` (its first line and the lines that continue it) holds; no time if it is no log line."""
+    if text.startswith("{"):
+        try:
+            entry = json.loads(text)
+            when = datetime.fromisoformat(entry["time"])
+            return LogRecordView(when, str(entry["level"]).upper(), text, str(entry.get("request_id", "")))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return LogRecordView(None, "", text)
+    found = _LINE.match(text)
+    if found is None:
+        return LogRecordView(None, "", text)
+    # The last one: a message may quote another.
+    ids = re.findall(r"(?:^| )request_id=([^\s\"]+)", found[4].partition("\n")[0])
+    try:
+        when = datetime.fromisoformat(found[1])
+    except ValueError:
+        return LogRecordView(None, "", text)
+    return LogRecordView(when, found[2], text, ids[-1] if ids else "")

@@ -1,0 +1,118 @@
+"""The table of the console's endpoints, and the route that binds an endpoint to its handler.
+
+The OpenAPI document is made from this table. To add an endpoint: declare it here, add it to ENDPOINTS, and pass a Route
+with its handler to the Console.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from meshllm.web.console.downloads import DOWNLOAD_WORD, DownloadRequest
+from meshllm.web.console.request_status import RequestsAnswer
+from meshllm.web.console.status import NodeStatus
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# A web page can send a POST to any address, but not with a custom header unless the server allows it, and this server
+# never does.
+SECRET_HEADER: Final = "x-mesh-llm"
+INVITE_WORD: Final = "invite"
+KEY_WORD: Final = "key"
+
+
+class InviteOptions(BaseModel):
+    """Lifetime of a new invite in seconds; 0: it does not expire."""
+
+    expires: float | None = 0
+
+
+class InviteAnswer(BaseModel):
+    """An invite, and when it expires (seconds since the epoch; 0: never)."""
+
+    invite: str
+    expires: int
+
+
+class KeyAnswer(BaseModel):
+    """The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console."""
+
+    key: str
+
+
+class ErrorFacts(BaseModel):
+    """An error: `code` for programs, `message` for people."""
+
+    code: str
+    message: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer whose status is not 200."""
+
+    error: ErrorFacts
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleEndpoint:
+    """One path of the console. `answer` is the model of a JSON answer, None for another content type.
+
+    `header_word` is the value that SECRET_HEADER must have. `open_to_all`: served to other machines without the key.
+    """
+
+    method: str
+    path: str
+    summary: str = ""
+    answer: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    content_type: str = "application/json"
+    header_word: str = ""
+    open_to_all: bool = False
+    documented: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleRoute:
+    """An endpoint and its handler."""
+
+    endpoint: ConsoleEndpoint
+    handler: Handler
+
+
+INDEX: Final = ConsoleEndpoint("GET", "/", open_to_all=True, documented=False)
+ASSET: Final = ConsoleEndpoint("GET", "/assets/{name}", open_to_all=True, documented=False)
+STATUS: Final = ConsoleEndpoint("GET", "/api/status", "The status of this node.", NodeStatus)
+EVENTS: Final = ConsoleEndpoint(
+    "GET",
+    "/api/events",
+    "The status whenever it changes, as server-sent events called 'status'.",
+    content_type="text/event-stream",
+)
+REQUESTS: Final = ConsoleEndpoint("GET", "/api/requests", "The last requests of the API.", RequestsAnswer)
+INVITE: Final = ConsoleEndpoint(
+    "POST",
+    "/api/invite",
+    "An invite to the mesh, for programs on this machine.",
+    InviteAnswer,
+    InviteOptions,
+    header_word=INVITE_WORD,
+)
+KEY: Final = ConsoleEndpoint(
+    "POST", "/api/key", "The API key of --listen-all, for programs on this machine.", KeyAnswer, header_word=KEY_WORD
+)
+DOWNLOADS: Final = ConsoleEndpoint(
+    "POST",
+    "/api/downloads",
+    "Downloads a model, for programs on this machine; the progress is streamed as JSON lines.",
+    body=DownloadRequest,
+    content_type="application/x-ndjson",
+    header_word=DOWNLOAD_WORD,
+)
+OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
+
+ENDPOINTS: Final = (STATUS, EVENTS, REQUESTS, INVITE, KEY, DOWNLOADS, OPENAPI)
