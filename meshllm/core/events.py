@@ -269,12 +269,14 @@ class LinkDown(Event):
 
 @dataclass(frozen=True, slots=True)
 class DialFailed(Event):
-    """No address of that way led to the peer. `final`: it answered, and will not have us (wrong secret, say)."""
+    """A dial failed. `final`: the peer refused this node (wrong secret, say). `local`: a limit of this node prevented
+    the dial, so that nothing is known about the peer."""
 
     target: BootstrapAddress
     reason: str
     advice: str = ""
     final: bool = False
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)

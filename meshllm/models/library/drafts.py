@@ -17,11 +17,10 @@ from meshllm.core.memory.speculation import MOST_OF_TARGET
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import MeshError, UsageError
 from meshllm.models.catalog.catalog import Catalog, load
-from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.catalog.entry import Wanted
 from meshllm.models.gguf.header import Header
 from meshllm.models.gguf.purpose import usage
 from meshllm.models.gguf.vocabulary import MAX_DIFFERENCE, VocabularyIdentity, read_vocabulary
-from meshllm.models.hub.manifest import Manifest
 
 from .local_model import LocalModel, from_path
 from .store import Store
@@ -136,9 +135,5 @@ def _path(wanted: Wanted, store: Store) -> Path | None:
     """Its (first) file, if it lies in the store or was named by path."""
     if isinstance(wanted, Path):
         return wanted
-    if isinstance(wanted, CatalogEntry):
-        kept = store.kept.answer(wanted.hub) if wanted.hub else None
-        files = kept.files if kept else wanted.files
-    else:
-        files = wanted.files if isinstance(wanted, Manifest) else ()
-    return store.path(files[0]) if files and store.has_size(files[0]) else None
+    manifest = store.manifest_of(wanted)
+    return store.path(manifest.files[0]) if manifest and store.has_size(manifest.files[0]) else None

@@ -15,7 +15,7 @@ from meshllm.errors import MeshError
 from meshllm.models.catalog.catalog import Catalog, load
 from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.models.catalog.names import model_name, part_of
-from meshllm.models.hub.manifest import HubReference, Manifest, ModelFile
+from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.models.library import other_apps, scan
 
 from .local_model import LocalModel, from_manifest, from_path
@@ -90,19 +90,9 @@ def at(path: Path, store: Store) -> InventoryItem | None:
     return InventoryItem(path.stem, FileState.DAMAGED, (path,), size, size, where, reason=reason) if size >= 0 else None
 
 
-def manifest_of(wanted: Wanted, store: Store) -> Manifest | None:
-    """The files of what can be asked for, as far as they are known without asking the hub."""
-    if isinstance(wanted, CatalogEntry):
-        told = store.kept.answer(wanted.hub) if wanted.hub else wanted.manifest
-        return wanted.complete(told) if told is not None else None
-    if isinstance(wanted, HubReference):
-        return store.kept.answer(wanted)
-    return wanted if isinstance(wanted, Manifest) else None
-
-
 def _item(name: str, wanted: Wanted, store: Store, catalog: Catalog) -> InventoryItem | None:
     """The model that was found under that name; None where it cannot be read any more."""
-    manifest = manifest_of(wanted, store)
+    manifest = store.manifest_of(wanted)
     try:
         if manifest is not None and _verified(manifest, store):
             model = from_manifest(manifest, store)
@@ -149,7 +139,7 @@ def _partial(store: Store, catalog: Catalog, whole: set[str]) -> Iterable[Invent
     """Models of which something has arrived."""
     left = store.unfinished()
     kept = [(None, manifest) for manifest in store.kept.manifests()]
-    listed = [(entry, manifest) for entry in catalog.entries if (manifest := manifest_of(entry, store)) is not None]
+    listed = [(entry, manifest) for entry in catalog.entries if (manifest := store.manifest_of(entry)) is not None]
     for entry, manifest in (*listed, *kept):
         digests = {file.sha256 for file in manifest.all_files}
         if left & digests and manifest.files[0].sha256 not in whole:
@@ -218,7 +208,7 @@ class ItemState:
 
 def standing(entry: CatalogEntry, store: Store, others: list[AppModelFile]) -> ItemState:
     """How an entry stands; `others` are the files of other programs (`elsewhere.gguf_files`)."""
-    manifest = manifest_of(entry, store)
+    manifest = store.manifest_of(entry)
     if manifest is None:
         found = next((it for it in others if _is_called(it.path.name, entry.file_name)), None)
         return (

@@ -13,7 +13,7 @@ from typing import Final
 
 from meshllm.errors import MeshError
 from meshllm.models.catalog.catalog import Catalog, load
-from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.catalog.entry import Wanted
 from meshllm.models.catalog.names import model_name
 from meshllm.models.hub.manifest import Manifest
 from meshllm.models.library import other_apps
@@ -39,7 +39,7 @@ def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
     """
     found: dict[str, Wanted] = {}
     for entry in (catalog or load()).entries:
-        known = store.kept.answer(entry.hub) if entry.hub else entry.manifest
+        known = store.manifest_of(entry)
         if known is not None and _is_here(known, store):
             found[entry.name] = entry
     for manifest in store.kept.manifests():
@@ -74,10 +74,7 @@ def _first_file(wanted: Wanted, store: Store) -> Path | None:
     """Where it lies; the first of its parts."""
     if isinstance(wanted, Path):
         return wanted.absolute()
-    if isinstance(wanted, CatalogEntry):
-        known = store.kept.answer(wanted.hub) if wanted.hub else wanted.manifest
-    else:
-        known = wanted if isinstance(wanted, Manifest) else store.kept.answer(wanted)
+    known = store.manifest_of(wanted)
     return store.path(known.files[0]).absolute() if known is not None else None
 
 

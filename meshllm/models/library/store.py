@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meshllm.errors import DownloadFailed, NotEnoughSpace, UsageError
-from meshllm.models.hub.manifest import HubSource, ModelFile
+from meshllm.models.catalog.entry import CatalogEntry, Wanted
+from meshllm.models.hub.manifest import HubReference, HubSource, Manifest, ModelFile
 from meshllm.models.hub.manifest_cache import ManifestCache
 from meshllm.models.transfer.partial_file import CHUNK_BYTES, PartialFile, state_path
 from meshllm.models.transfer.resume_table import read_tables
@@ -49,6 +50,21 @@ class Store:
         self._state = folder / STATE
         self._notes = DigestIndex(folder, self._state / "manifests")
         self.kept = ManifestCache(self._state / "models")
+
+    def manifest_of(self, wanted: Wanted) -> Manifest | None:
+        """The files of a requested model, as far as they are known without asking the hub; None for a path. Blocks."""
+        match wanted:
+            case CatalogEntry(hub=HubReference() as hub):
+                found = self.kept.answer(hub)
+                return wanted.complete(found) if found is not None else None
+            case CatalogEntry():
+                return wanted.manifest
+            case HubReference():
+                return self.kept.answer(wanted)
+            case Manifest():
+                return wanted
+            case _:
+                return None
 
     # -- finished files
 

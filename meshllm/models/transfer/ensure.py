@@ -71,10 +71,7 @@ async def ensure(
 
 def arrived(wanted: Wanted, store: Store) -> int:
     """Bytes of unfinished files that the next `ensure` goes on from; blocks."""
-    if isinstance(wanted, Path):
-        return 0
-    source = wanted.source if isinstance(wanted, CatalogEntry) else wanted
-    manifest = store.kept.answer(source) if isinstance(source, HubReference) else source
+    manifest = store.manifest_of(wanted)
     return sum(store.arrived(file) for file in manifest.all_files) if manifest is not None else 0
 
 

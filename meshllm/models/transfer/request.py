@@ -9,7 +9,6 @@ from meshllm.models.catalog.catalog import load
 from meshllm.models.catalog.entry import CatalogEntry, Wanted
 from meshllm.models.catalog.resolve import resolve
 from meshllm.models.library import scan
-from meshllm.models.library.inventory import manifest_of
 from meshllm.models.library.store import Store
 
 
@@ -35,14 +34,14 @@ def requested_models(name: str, store: Store, *, draft: bool) -> tuple[list[Want
 
 def missing_files(wanted: Sequence[Wanted], store: Store) -> Mapping[str, int]:
     """Sizes in bytes of the files that are not on this disk, by name, as far as they are known. Blocks."""
-    manifests = [manifest for model in wanted if (manifest := manifest_of(model, store)) is not None]
+    manifests = [manifest for model in wanted if (manifest := store.manifest_of(model)) is not None]
     files = [file for manifest in manifests for file in manifest.all_files]
     return {file.name: file.size for file in files if not store.is_verified(file)}
 
 
 def is_complete(wanted: Sequence[Wanted], store: Store) -> bool:
     """Whether every file of the models is known, on this disk and verified. Blocks."""
-    manifests = [manifest_of(model, store) for model in wanted]
+    manifests = [store.manifest_of(model) for model in wanted]
     return all(
         manifest is not None and all(store.is_verified(file) for file in manifest.all_files) for manifest in manifests
     )
