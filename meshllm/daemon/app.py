@@ -187,9 +187,8 @@ class App:
         drafts = draft_request(settings, wanted, Store(paths.models()))
         self._planner = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := builder.find()) is not None:
-            await self._planner.refresh_devices(
-                engine
-            )  # a wrong device name ends the start here, before anything is started
+            # A wrong device name ends the start here, before anything is started.
+            await self._planner.refresh_devices(engine)
         async with AsyncExitStack() as stack:
             lock = HomeLock(settings.home)
             stack.callback(lock.release)
@@ -209,6 +208,8 @@ class App:
             self._handle_signals(stack)
             self._request_models(wanted)
             await self._enter_mesh(supervisor)
+            if not settings.client:
+                supervisor.observe()
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
             gc.collect()
             gc.freeze()
@@ -331,8 +332,6 @@ class App:
         supervisor.join(self._sharing, self._rpc, self._session.config.node)
         if self._session.lost:
             self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
-        if not settings.client:
-            supervisor.look_at_disk()
         if self._session.looks_for_nobody:
             token = self._invite(0).text
             self._show(lambda viewer: viewer.invite(token))
