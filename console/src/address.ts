@@ -1,11 +1,11 @@
 // Addresses of views: the part of the page's own address behind `#/`. Pure.
 
-export const VIEWS = ['mesh', 'nodes', 'models', 'chat', 'join'] as const
+export const VIEWS = ['mesh', 'nodes', 'models', 'requests', 'chat', 'join'] as const
 export type View = (typeof VIEWS)[number]
 
 export interface Route {
   view: View
-  rest: string // what the view makes of it: a conversation, a model, a node
+  rest: string // what the view makes of it: a conversation, a model, a request
 }
 
 export function parse(hash: string): Route {

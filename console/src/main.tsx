@@ -1,4 +1,4 @@
-// The page: a frame with the five views, and what stands in it while there is nothing to show yet.
+// The page: a frame with the six views, and what stands in it while there is nothing to show yet.
 
 import '@fontsource-variable/geist/wght.css'
 import '@fontsource-variable/geist-mono/wght.css'
@@ -17,11 +17,26 @@ import { Locked } from './views/locked'
 import { Mesh } from './views/mesh'
 import { Models } from './views/models'
 import { Nodes } from './views/nodes'
+import { Requests } from './views/requests'
 import { Chat } from './views/chat'
 import { counted } from './words'
 
-const NAMES: Record<View, string> = { mesh: 'Mesh', nodes: 'Nodes', models: 'Models', chat: 'Chat', join: 'Join' }
-const BODIES: Record<View, () => JSX.Element> = { mesh: Mesh, nodes: Nodes, models: Models, chat: Chat, join: Join }
+const NAMES: Record<View, string> = {
+  mesh: 'Mesh',
+  nodes: 'Nodes',
+  models: 'Models',
+  requests: 'Requests',
+  chat: 'Chat',
+  join: 'Join',
+}
+const BODIES: Record<View, () => JSX.Element> = {
+  mesh: Mesh,
+  nodes: Nodes,
+  models: Models,
+  requests: Requests,
+  chat: Chat,
+  join: Join,
+}
 const THEME_ICONS = { system: 'auto', light: 'sun', dark: 'moon' } as const satisfies Record<string, IconName>
 
 function Frame(): JSX.Element {

@@ -24,6 +24,13 @@ export function milliseconds(seconds: number): string {
   return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`
 }
 
+// A measured time: milliseconds below a second.
+export function seconds(value: number): string {
+  if (value < 0.9995) return milliseconds(value)
+  if (value < 60) return `${value < 10 ? value.toFixed(2) : value.toFixed(1)} s`
+  return duration(value)
+}
+
 export function duration(seconds: number): string {
   const whole = Math.max(0, Math.floor(seconds))
   if (whole < 60) return `${whole} s`

@@ -38,6 +38,7 @@ from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import NodeStatus, SharingStatus, StatusInputs, TargetLoad, TransferStatus, node_status
 from meshllm.web.console.status_model import TransportKind
+from meshllm.web.gateway.request_log import AttemptSummary, Outcome, RequestSummary
 from meshllm.web.http.access_control import AccessPolicy
 
 GB, MB = 10**9, 10**6
@@ -113,6 +114,7 @@ class Stage:
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     hosts: tuple[str, ...] = ("127.0.0.1", "::1")
     lan_urls: tuple[str, ...] = ()
+    requests: tuple[RequestSummary, ...] = ()
     port: int = 0
 
     def status(self) -> NodeStatus:
@@ -148,7 +150,7 @@ class Stage:
     async def begin(self) -> None:
         """Listen."""
         self._loop = asyncio.get_running_loop()
-        self._console = Console(self.policy, self.status, self._invite)
+        self._console = Console(self.policy, self.status, self._invite, requests=lambda: self.requests)
         self.port = await self._console.start(self.hosts, self.port)
 
     async def end(self) -> None:
@@ -290,3 +292,53 @@ def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:
 
 def _load(kind: TargetKind, address: str, model: str, active: int, speed: float) -> TargetLoad:
     return TargetLoad(kind, address, active, waiting=0, slots=4, model=model, tokens_per_second=round(speed, 1))
+
+
+def with_requests(stage: Stage, count: int = 40, *, seed: int = 2) -> Stage:
+    """The same node after `count` API requests, the newest first: most are answered, some fail over to a peer."""
+    assert stage.snapshot.mesh is not None
+    rng = Random(seed)
+    serving = [view for view in stage.snapshot.mesh.peers if view.record.serves and view.linked]
+    peer_ids = [view.node.hex()[:10] for view in serving] or ["0123456789"]
+    stage.requests = tuple(_request(number, rng, peer_ids[number % len(peer_ids)]) for number in range(count))
+    return stage
+
+
+def _request(number: int, rng: Random, peer_id: str) -> RequestSummary:
+    queue = round(rng.uniform(0.0, 0.4), 3) if number % 3 == 0 else 0.0
+    first_byte, stream = rng.uniform(0.08, 0.9), rng.uniform(0.5, 6.0)
+    first = AttemptSummary(1, "engine", "", queue, 0.001, first_byte, first_byte + stream, Outcome.ANSWERED, "")
+    attempts = [first]
+    outcome, status, error = Outcome.ANSWERED, 200, ""
+    if number % 7 == 1:
+        failed = AttemptSummary(
+            1, f"peer {peer_id}", peer_id, queue, 0.012, None, 0.6, Outcome.FAILED, "The tunnel to the peer was closed."
+        )
+        attempts = [failed, replace(first, number=2, started_seconds=queue + 0.62)]
+    if number % 11 == 4:
+        outcome, status, error = Outcome.FAILED, 502, "No target answered: the engine stopped."
+        attempts = [replace(first, first_byte_seconds=None, duration_seconds=0.3, outcome=Outcome.FAILED, error=error)]
+    last = attempts[-1]
+    answered = outcome is Outcome.ANSWERED
+    offset = last.started_seconds
+    return RequestSummary(
+        request_id=f"req_{hashlib.sha256(str(number).encode()).hexdigest()[:24]}",
+        api=("openai", "anthropic", "openai", "ollama")[number % 4],
+        path=("/v1/chat/completions", "/v1/messages", "/v1/chat/completions", "/api/chat")[number % 4],
+        model=MODELS[0][0],
+        caller="local" if number % 5 else f"peer {peer_id}",
+        target=last.target,
+        node=last.node,
+        status=status,
+        outcome=outcome,
+        error=error,
+        stream=True,
+        started_at=1_790_000_000.0 - 17.0 * number,
+        queue_seconds=queue,
+        first_byte_seconds=offset + last.first_byte_seconds if last.first_byte_seconds is not None else None,
+        duration_seconds=offset + (last.duration_seconds or 0.0),
+        prompt_tokens=rng.randint(200, 9000) if answered else None,
+        cached_tokens=rng.randint(0, 190) if answered else None,
+        completion_tokens=rng.randint(20, 900) if answered else None,
+        attempts=tuple(attempts),
+    )

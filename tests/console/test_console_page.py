@@ -13,10 +13,10 @@ from playwright.sync_api import expect
 from meshllm.core.membership.views import PeerStatus, PeerView
 from meshllm.errors import EnvironmentFailure
 from tests.console.conftest import Visitor, serious
-from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged
+from tests.console.meshes import HIDDEN_TOKEN, Stage, idle, mesh_of, peer, split_over, staged, with_requests
 from tests.console.overlap import overlapping
 
-VIEWS = ("mesh", "nodes", "models", "chat", "join")
+VIEWS = ("mesh", "nodes", "models", "requests", "chat", "join")
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_colours_follow_the_system_until_they_are_chosen(stage: Stage, visit: Ca
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_it_fits_a_phone(view: str, visit: Callable[..., Visitor]) -> None:
-    with staged(mesh_of(30)) as stage:
+    with staged(with_requests(mesh_of(30))) as stage:
         page = visit(viewport={"width": 375, "height": 720}, has_touch=True, is_mobile=True).open(
             f"{stage.url}/#/{view}"
         )
@@ -299,10 +299,13 @@ def test_it_fits_a_phone(view: str, visit: Callable[..., Visitor]) -> None:
 def test_nothing_serious_is_in_the_way_of_anybody(
     view: str, scheme: str, axe: str, visit: Callable[..., Visitor]
 ) -> None:
-    with staged(mesh_of(30)) as stage:
+    with staged(with_requests(mesh_of(30))) as stage:
         page = visit(color_scheme=scheme, bypass_csp=True).open(f"{stage.url}/#/{view}")
         if view in ("mesh", "nodes"):
             page.get_by_role("button", name=re.compile("^(workbench|amber)")).first.click()
+            page.get_by_role("complementary").wait_for()
+        if view == "requests":
+            page.locator("tr", has_text="502").get_by_role("button").first.click()
             page.get_by_role("complementary").wait_for()
         if view == "join":
             page.get_by_role("button", name="Show an invite").click()

@@ -4,7 +4,8 @@
 
 import { batch, signal, type Signal } from '@preact/signals'
 import { headers } from '../key'
-import { api, lock, nodes, status } from '../state'
+import { targetText } from '../mesh/nodes'
+import { api, lock, nodes } from '../state'
 import { all, drop, keep, type Conversation, type Message } from './store'
 import { Reader, type Answer } from './stream'
 
@@ -233,11 +234,7 @@ function told(answer: Answer, times: Times): Partial<Message> {
 
 // "peer 0123456789" by its name, as it is known now.
 export function hostName(host: string): string {
-  const [kind = '', what = ''] = host.split(' ', 2)
-  if (kind === 'engine') return status.value?.name ?? 'this node'
-  if (kind === 'peer') return nodes.value.find((node) => node.id.startsWith(what))?.name ?? what
-  if (what === '') return 'a backend' // which one is told on its own machine only
-  return what.replace(/^https?:\/\//, '')
+  return targetText(host, nodes.value)
 }
 
 interface Body {

@@ -216,6 +216,15 @@ export function busyOf(node: MeshNode): { active: number; waiting: number; slots
   return { active, waiting, slots }
 }
 
+// The node that a target stands for: "engine", "backend URL" or "peer ID", where the id may be shortened.
+export function targetText(target: string, nodes: readonly MeshNode[]): string {
+  const [kind = '', id = ''] = target.split(' ', 2)
+  if (kind === 'engine') return nodes.find((node) => node.here)?.name ?? 'this node'
+  if (kind === 'peer') return nodes.find((node) => node.id.startsWith(id))?.name ?? id.slice(0, 10)
+  if (kind === 'backend') return id === '' ? 'a backend' : id.replace(/^https?:\/\//, '') // redacted: no URL
+  return target
+}
+
 const ROLE_WORDS: Record<Role, string> = {
   host: 'serves',
   worker: 'carries a part',
