@@ -116,7 +116,7 @@ class FileSharing:
 
     def transferred(self) -> tuple[int, int]:
         """Bytes of model files sent to peers and received from them since the start."""
-        return self._giver.total, self._swarm.downloaded_bytes
+        return self._seeder.uploaded_bytes, self._swarm.downloaded_bytes
 
     def _rate(self) -> float | None:
         if not self._working():

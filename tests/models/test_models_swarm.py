@@ -135,7 +135,7 @@ async def test_a_list_can_be_disowned(tmp_path: Path) -> None:
         await fetch(source, partial)
         assert not source.reject_claims(partial)
         assert partial.expected is None
-        assert "is not true of the file" in place.swarm.banned[giver]
+        assert "do not match the file" in place.swarm.banned[giver]
 
 
 async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
