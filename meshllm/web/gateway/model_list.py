@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,6 +114,8 @@ def known_models_text(snapshot: Snapshot, index: MeshIndex) -> str:
 def unknown_model_message(snapshot: Snapshot, name: str, index: MeshIndex) -> str:
     """The message for an unknown model `name`: a similar name, and the known ones."""
     names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
+    import difflib  # needed for unknown names only
+
     close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index)}"
