@@ -187,7 +187,7 @@ def _show(options: argparse.Namespace, rows: list[dict[str, Any]], bars: list[re
     notes = [
         "x none: of each text the median of rounds, of these the mean; CPU: the same of the processor's time",
         "worst: median and quartiles of the worst text; counted: the worst text by its draft counts at the given price",
-        "drafted: of all tokens; accepted: of drafted tokens; price: of a draft token, in tokens; same: replies equal to none's",
+        "drafted: of all tokens; accepted: of drafted; price: of a draft token, in tokens; same: replies as with none",
     ]
     report.show(title, [*columns, "drafted", "accepted", "price", "same"], [_row(facts) for facts in rows], bars, notes)
 
