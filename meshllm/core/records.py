@@ -1,7 +1,7 @@
-"""What a node says of itself, and the words for it.
+"""Node records: what a node publishes about itself, signed and versioned.
 
-Law: a record is written by its subject alone and signed by it; whoever holds a `SignedRecord` has verified the
-signature (or made it), so the core never sees a forged one. Numbers are ordered by `Stamp`; only a higher one is news.
+Invariants: every `SignedRecord` in the core has a verified signature; of two records of a node the one with the higher
+`RecordVersion` counts.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ MAX_SERVED = 32
 MAX_BACKEND_MODELS = 256
 MAX_WANTED = 32
 MAX_ON_DISK = 64
-MAX_COMPLAINTS = 64
+MAX_FAILURE_REPORTS = 64
 MAX_SPLITS = 8
 MAX_DEVICES = 16
 MAX_NAME_BYTES = 256
 MAX_RECORD_BYTES = 32 << 10
-# The largest number anywhere: what JSON consumers, JavaScript above all, still read exactly.
+# The largest integer in a record or message: JavaScript reads larger JSON numbers inexactly.
 MAX_NUMBER = (1 << 53) - 1
 
 
 def short(node: NodeId) -> str:
-    """The first 10 hexadecimal digits: what people see."""
+    """The first 10 hexadecimal digits of a node id, for display."""
     return node[:5].hex()
 
 
 class Role(Enum):
-    """What a node is in the mesh. A client serves nothing, has no record and counts for nothing."""
+    """What a participant is in the mesh. A client serves nothing and has no record."""
 
     NODE = "node"
     CLIENT = "client"
@@ -49,7 +49,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class RecordVersion:
-    """`incarnation` grows at each start and refutation (persisted), `version` with each change of the record."""
+    """`incarnation` grows at each start and refutation (it is saved), `version` with each new record."""
 
     incarnation: int
     version: int
@@ -57,7 +57,7 @@ class RecordVersion:
 
 @dataclass(frozen=True, slots=True, order=True)
 class PeerAddress:
-    """Where a node listens: an IP literal (v4 or v6, no name) and a UDP port (the TCP port of lanes is the same)."""
+    """Where a node listens: an IP literal (v4 or v6, not a name) and a UDP port; lanes use the same TCP port."""
 
     host: str
     port: int
@@ -68,9 +68,9 @@ class PeerAddress:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model a node answers for now. `context_length` tokens per request (0: unknown), `size` bytes of the file.
+    """A model that a node serves. `context_length` in tokens per request (0: unknown), `size` of the file in bytes.
 
-    `slots` requests are worked on at a time (0: unknown, a backend). `vision`: it takes pictures (None: unknown).
+    `slots`: parallel requests (0: unknown, a backend). `vision`: the model accepts images (None: unknown).
     """
 
     name: str
@@ -83,7 +83,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelLoad:
-    """How busy a model is at its host: requests at work, and waiting."""
+    """The load of a model at its host: running and queued requests."""
 
     name: str
     active: int
@@ -92,7 +92,7 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True, order=True)
 class FailureReport:
-    """The writer of the record got no answer from `node` when it was at `incarnation`."""
+    """The writer of the record gets no answer from `node` at `incarnation`."""
 
     node: NodeId
     incarnation: int
@@ -109,14 +109,33 @@ class SplitCandidate:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeRecord:
-    """All that a node says of itself. `memory` is what it offers in bytes; `protocol` the lowest and highest it speaks;
-    `splits` the models that it would host a split of; `speed` how many bytes of weights it reads in a second (0: not
-    known); `devices` how `memory` is divided between its accelerators, in the order of its engine (none: it is in one
-    piece); `idle`: it serves no model that it was not asked for itself; `aliases` which names in `on_disk` stand for a
-    file that has another name there, each with that one.
+class OwnFacts:
+    """What this node publishes about its models and its machine, as far as the rest of the core knows it.
 
-    `loads` are as of the time of writing: a change of load alone is not worth a new record.
+    The fields have the meaning of those of `NodeRecord`. A change of `loads` alone never causes a new record; changes
+    of `memory`, `devices`, `splits` and `speed` cause a limited number per hour.
+    """
+
+    serves: tuple[ServedModel, ...] = ()
+    wants: tuple[str, ...] = ()
+    on_disk: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+    loads: tuple[ModelLoad, ...] = ()
+    splits: tuple[SplitCandidate, ...] = ()
+    memory: int = 0
+    devices: tuple[int, ...] = ()
+    speed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """All that a node publishes about itself.
+
+    `protocol`: lowest and highest version it speaks. `loads`: as of the time of writing. `wants`: models requested from
+    the mesh. `memory`: bytes it offers for models; `devices`: how they are divided between its accelerators, in the
+    order of its engine (empty: not divided). `splits`: models it would host as a split. `speed`: bytes of weights it
+    reads per second (0: unknown). `idle`: it serves only models that were requested on it. `aliases`: (name, other
+    name of the same file), both in `on_disk`.
     """
 
     node: NodeId
@@ -142,7 +161,7 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class SignedRecord:
-    """A record with the very bytes that were signed, so that it can be handed on as it came."""
+    """A record with the signed bytes, so that it is passed on unchanged."""
 
     record: NodeRecord
     body: bytes
@@ -153,9 +172,23 @@ class SignedRecord:
 Signer = Callable[[NodeRecord], SignedRecord]
 
 
+# How many bytes of a node id identify a node in an invite.
+PIN_BYTES = 16
+
+
 @dataclass(frozen=True, slots=True)
 class BootstrapAddress:
-    """Somewhere a node may be: `pin` is its id or the first 16 bytes of it; `addresses` in the order to be tried."""
+    """Where to find a node. `pin`: its id, or the first 16 bytes of it; `addresses` in the order to try."""
 
     pin: bytes
     addresses: tuple[PeerAddress, ...]
+
+    @property
+    def node(self) -> NodeId | None:
+        """The node id, None if only its first bytes are known."""
+        return NodeId(self.pin) if len(self.pin) == NODE_ID_BYTES else None
+
+    @property
+    def prefix(self) -> bytes:
+        """The first 16 bytes of the node id."""
+        return self.pin[:PIN_BYTES]

@@ -1,7 +1,7 @@
-"""The graphics processors of this computer, as its own tools describe them.
+"""The GPUs of this computer, from tools of their vendors (nvidia-smi, rocm-smi, ...).
 
-Law: never raises and never takes longer than its deadline; a tool that is missing or hangs means "none found". What the
-engine can really use is the engine's word, not this file's.
+Invariant: never raises and never takes longer than its deadline; a missing or hanging tool means "none found". For the
+devices that the engine can use, ask the engine (engine/probe/bindings.py).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MAX_DEVICES: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorInfo:
-    """One device. `kind`: "cuda", "rocm", "metal" or "vulkan". Memory in bytes, 0 where it is not told.
+    """A GPU. `kind`: "cuda", "rocm", "metal" or "vulkan". Memory in bytes, 0 if unknown.
 
-    `unified`: it shares the computer's memory, so that memory is not to be counted twice.
+    `unified`: it uses the computer's memory.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class AcceleratorInfo:
 
 
 async def find(within: float = 5.0) -> tuple[AcceleratorInfo, ...]:
-    """All devices, asked for in parallel within so many seconds. Vulkan's only where nothing else is found."""
+    """All GPUs, found in parallel within `within` seconds; Vulkan devices only if no other tool finds one."""
     owner = Owner("accelerators")
     try:
         probes = [
@@ -74,7 +74,7 @@ async def _vulkan(within: float) -> list[AcceleratorInfo]:
 
 
 def parse_nvidia(text: str) -> list[AcceleratorInfo]:
-    """From `nvidia-smi --query-gpu`, whose memory is in MiB; "[N/A]" where memory is the computer's own."""
+    """From `nvidia-smi --query-gpu`, memory in MiB; "[N/A]" for memory shared with the computer."""
     found = []
     for row in csv.reader(text.splitlines()[:MAX_DEVICES], skipinitialspace=True):
         if len(row) == 4 and row[0]:
@@ -99,7 +99,7 @@ def parse_amd(text: str) -> list[AcceleratorInfo]:
 
 
 def parse_apple(text: str) -> list[AcceleratorInfo]:
-    """From `system_profiler -json SPDisplaysDataType`; only processors that know Metal."""
+    """From `system_profiler -json SPDisplaysDataType`; only GPUs that support Metal."""
     found = []
     devices = _object(text).get("SPDisplaysDataType")
     for device in devices if isinstance(devices, list) else []:
@@ -112,7 +112,7 @@ def parse_apple(text: str) -> list[AcceleratorInfo]:
 
 
 def parse_vulkan(text: str) -> list[AcceleratorInfo]:
-    """From `vulkaninfo --summary`; software renderers are left out."""
+    """From `vulkaninfo --summary`; without software renderers."""
     found = []
     for block in re.split(r"^GPU\d+:", text, flags=re.MULTILINE)[1 : MAX_DEVICES + 1]:
         fields = dict(re.findall(r"^\s*(\w+)\s*=\s*(.+?)\s*$", block, flags=re.MULTILINE))

@@ -1,8 +1,7 @@
-"""Fetches the wheel of a Python package with pip, as the user has configured it (index, proxy, certificates).
+"""Downloads the wheel of a Python package with pip, using the user's pip configuration (index, proxy, certificates).
 
-Law: one pinned version with its sha256, wheels only, no dependencies: nothing is built or run. A cancelled fetch leaves
-no process behind. pip shows no usable progress where it is not on a terminal, so the growth of its scratch folder is
-what is reported.
+Invariants: one pinned version with its sha256, wheels only, no dependencies, so no foreign code runs. A cancelled
+download leaves no process behind. Progress is the size of pip's temporary folder: pip reports none without a terminal.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from meshllm.tasks import Owner
 
 from .programs import end
 
-SAMPLE_SECONDS: Final = 0.2  # how often the scratch folder is looked at
+SAMPLE_SECONDS: Final = 0.2  # interval of progress reports
 MAX_OUTPUT_BYTES: Final = 64 << 10
 
 
 class PipFetcher:
-    """`python -m pip download` for one package. `command` replaces the way pip is started (for tests)."""
+    """`python -m pip download` for one package. `command`: how to start pip (for tests)."""
 
     def __init__(self, command: tuple[str, ...] | None = None) -> None:
         self._command = command or (sys.executable, "-m", "pip")
 
     async def fetch(self, requirement: str, sha256: str, into: Path, report: Callable[[int], None]) -> Path:
-        """The wheel for `requirement` ("name==1.2") with that sha256, inside the existing folder `into`.
+        """Download the wheel of `requirement` ("name==1.2") with this sha256 to the existing folder `into`.
 
-        `report` hears how many bytes have arrived. Raises DownloadFailed; when cancelled, pip is ended first.
+        `report` gets the bytes downloaded so far. Raises DownloadFailed. If cancelled, pip is killed first.
         """
         scratch = Path(tempfile.mkdtemp(prefix="pip-", dir=into))
         watcher = Owner("pip-fetch")
@@ -47,7 +46,7 @@ class PipFetcher:
             await self._run(pins, target, scratch, requirement)
             wheels = list(target.glob("*.whl"))
             if len(wheels) != 1:
-                raise DownloadFailed(f"pip brought {len(wheels)} wheels for {requirement} instead of one.")
+                raise DownloadFailed(f"pip downloaded {len(wheels)} wheels for {requirement} instead of one.")
             return wheels[0].replace(into / wheels[0].name)
         finally:
             await watcher.close()
@@ -70,18 +69,18 @@ class PipFetcher:
                 start_new_session=True,
             )
         except OSError as error:
-            raise DownloadFailed(f"pip cannot be started: {error}.") from error
+            raise DownloadFailed(f"Cannot start pip: {error}.") from error
         try:
             output = await _tail(process)
             status = await process.wait()
         finally:
             await end(process)
         if status != 0:
-            raise DownloadFailed(f"pip could not fetch {requirement}: {_reason(output)}")
+            raise DownloadFailed(f"pip cannot download {requirement}: {_reason(output)}")
 
 
 async def _tail(process: asyncio.subprocess.Process) -> str:
-    """The end of what the process says, however much it says."""
+    """The last MAX_OUTPUT_BYTES of the output."""
     kept = b""
     assert process.stdout is not None
     while chunk := await process.stdout.read(8192):
@@ -90,17 +89,17 @@ async def _tail(process: asyncio.subprocess.Process) -> str:
 
 
 def _reason(output: str) -> str:
-    """The line in which pip says what went wrong."""
+    """The error in pip's output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
-        return "this Python has no pip (`python -m ensurepip` installs it)."
+        return "pip is not installed; run `python -m ensurepip`."
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    chosen = (errors or lines or ["it said nothing"])[-1]
+    chosen = (errors or lines or ["no output"])[-1]
     return chosen[:300].rstrip(".") + "."
 
 
 async def _watch(folder: Path, report: Callable[[int], None]) -> None:
-    """Report how many bytes lie in the folder, when that has grown."""
+    """Report the size of the folder whenever it has grown."""
     last = 0
     while True:
         await asyncio.sleep(SAMPLE_SECONDS)

@@ -1,7 +1,4 @@
-"""Whether a TCP port of this computer can be listened on, and who holds it otherwise.
-
-Law: nothing is connected to and nothing stays open; who holds a port is told only where the system lets us see it.
-"""
+"""Whether a TCP port of this computer is free, and which program uses it otherwise (if the system allows to see it)."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ from pathlib import PurePath
 
 @dataclass(frozen=True, slots=True)
 class PortFact:
-    """`free`: we could listen on it now. `permitted`: the system lets us. Otherwise who holds it, as far as is known;
-    `ours` where that is a mesh-llm."""
+    """`free`: this user can listen on the port now. `permitted`: this user may listen on it at all. `holder_pid`,
+    `holder`: the program that listens on it, if known. `ours`: that program is mesh-llm."""
 
     port: int
     free: bool
@@ -25,10 +22,12 @@ class PortFact:
 
 
 def probe(port: int, host: str = "127.0.0.1") -> PortFact:
-    """Try to listen on the port for a moment. `ours` says that a mesh-llm holds it."""
+    """Listen on the port for a moment, and find the program that uses it if that fails."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as attempt:
         if sys.platform != "win32":
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
+            attempt.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as servers do: connections in TIME_WAIT do not matter
         try:
             attempt.bind((host, port))
             attempt.listen(1)
@@ -49,7 +48,7 @@ def _held(port: int) -> PortFact:
             if connection.pid is None:
                 break
             process = psutil.Process(connection.pid)
-            # The program's name, not just any path that has it: everything in a checkout has.
+            # The program's name, because every path of a checkout contains mesh-llm.
             ours = any(
                 PurePath(word).name == "mesh-llm" or word.startswith("meshllm.") for word in process.cmdline()[:4]
             )

@@ -1,7 +1,7 @@
-"""Asks the system's own programs (nvidia-smi and the like) for facts.
+"""Runs programs of the system (such as nvidia-smi) and returns their output.
 
-Law: an answer has a deadline and a limit; a program that is missing, hangs, fails or says nonsense is `None`, never an
-error, and nothing of it is left running.
+Invariant: the output is bounded in time and size; a program that is missing, hangs or fails gives None, and no process
+is left running.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_OUTPUT_BYTES: Final = 1 << 20
 
 
 async def output_of(*command: str, within: float) -> str | None:
-    """What the program prints on its standard output, if it ends well within so many seconds."""
+    """The program's standard output if it exits with status 0 within `within` seconds, else None."""
     program = shutil.which(command[0])
     if program is None:
         return None
@@ -45,7 +45,7 @@ async def output_of(*command: str, within: float) -> str | None:
 
 
 async def _bounded(process: asyncio.subprocess.Process) -> str | None:
-    """All output, or None if it is too much (the rest is still read, so that the program can end)."""
+    """The whole output, or None if it exceeds MAX_OUTPUT_BYTES (it is still read, so that the program can end)."""
     assert process.stdout is not None
     kept = bytearray()
     while chunk := await process.stdout.read(65_536):
@@ -55,11 +55,11 @@ async def _bounded(process: asyncio.subprocess.Process) -> str | None:
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the process and of all that it started (it leads a session of its own); wait for its end."""
+    """Kill the process and its children (it leads a session of its own) if they still run; wait for its end."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
-            still_held = process.stdout is not None and not process.stdout.at_eof()
-            if process.returncode is None or still_held:  # held: it ended, but left a child behind with our pipe
+            pipe_open = process.stdout is not None and not process.stdout.at_eof()
+            if process.returncode is None or pipe_open:  # it may have left a child that holds the pipe
                 os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()

@@ -1,7 +1,7 @@
-"""Memory, processors and disk of this computer, as far as this process may use them.
+"""Memory, CPUs and disks that this process may use: the hardware, limited by cgroups and affinity.
 
-Law: what a container or a batch system allows counts, not what the hardware has. Nothing here raises: what cannot be
-found out is taken for unlimited or unknown.
+Invariant: nothing here raises; a limit that cannot be read counts as unlimited. `memory` and `disk` take well under a
+millisecond, so they can be polled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNLIMITED: Final = 1 << 60  # cgroup v1 writes its "no limit" as a number near 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. `total` is the least of what the machine has and what a cgroup allows; `limited` says it is the latter."""
+    """Bytes. `total`: the smaller of the machine's memory and the cgroup limit; `limited`: it is the cgroup limit."""
 
     total: int
     available: int
@@ -46,7 +46,7 @@ class Disk:
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """The memory that this process can use; `root` is where /proc and /sys are found."""
+    """The memory that this process can use. `root`: the folder of /proc and /sys."""
     import psutil
 
     facts = psutil.virtual_memory()
@@ -73,23 +73,23 @@ def processors(root: Path = ROOT) -> Processors:
 
 
 def memory_speed() -> int:
-    """Bytes per second that one thread reads from memory: the best of three passes over 64 MiB, some 30 ms in all."""
+    """Bytes per second that one thread reads from memory: the best of three passes over 64 MiB, about 30 ms in all."""
     block = bytes(1) + b"\x01" * _PASS_BYTES
     best = min(_pass_seconds(block) for _ in range(3))
     return int(_PASS_BYTES / best)
 
 
 def _pass_seconds(block: bytes) -> float:
-    begun = time.perf_counter()
-    block.find(b"\x02")  # it is not there: every byte is read, as fast as they come
-    return max(1e-6, time.perf_counter() - begun)
+    started = time.perf_counter()
+    block.find(b"\x02")  # absent: reads every byte
+    return max(1e-6, time.perf_counter() - started)
 
 
 def disk(path: Path) -> Disk | None:
-    """The file system that holds `path`, or its nearest parent that exists. None where it cannot be asked."""
-    for place in (path, *path.parents):
+    """The file system of `path`, or of its nearest existing parent. None if it cannot be read."""
+    for folder in (path, *path.parents):
         try:
-            usage = shutil.disk_usage(place)
+            usage = shutil.disk_usage(folder)
         except OSError:
             continue
         return Disk(path, usage.total, usage.free)
@@ -97,7 +97,7 @@ def disk(path: Path) -> Disk | None:
 
 
 def _memory_limit(root: Path) -> tuple[int | None, int]:
-    """The lowest limit of our cgroups in bytes, and what is used of it beyond what the kernel can drop at once."""
+    """The lowest memory limit of this process's cgroups, and the bytes used without droppable caches."""
     lowest: int | None = None
     used = 0
     for controller, maximum, current, droppable in (
@@ -113,7 +113,7 @@ def _memory_limit(root: Path) -> tuple[int | None, int]:
 
 
 def _processor_quota(root: Path) -> float | None:
-    """CPUs' worth of time that our cgroups grant, the lowest of all levels."""
+    """The lowest CPU quota of this process's cgroups, in CPUs."""
     quotas: list[float] = []
     for folder in _groups(root, ""):
         words = _text(folder / "cpu.max").split()
@@ -127,7 +127,7 @@ def _processor_quota(root: Path) -> float | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of our cgroup and its parents; `controller` is "" for version 2."""
+    """The folders of this process's cgroup and its parents; `controller`: "" for cgroup version 2."""
     mount = root / "sys/fs/cgroup" / controller
     for line in _text(root / "proc/self/cgroup").splitlines()[:64]:
         _, _, rest = line.partition(":")

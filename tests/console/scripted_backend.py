@@ -71,9 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ScriptedBackend(ThreadingHTTPServer):
-    """Answers with `thinking` and `text`, or refuses with `refusal`. While `goes_on` is clear, no answer ends.
+    """Answers with `thinking` and `text`, or refuses with `refusal`. While `may_finish` is clear, no answer ends.
 
-    `asked` are the requests that came; `gave_up` is set when somebody went away in the middle.
+    `received` are the requests; `disconnected` is set when a client closes the connection before the end.
     """
 
     daemon_threads = False

@@ -102,7 +102,7 @@ def test_node_details_open_by_keyboard(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(stage.url)
     page.locator("svg [role=button][tabindex='0']").focus()
     expect(page.locator("svg [role=button]:focus")).to_have_attribute(
-        "aria-label", re.compile("^workbench Qwen3-8B-Q4_K_M; this node; serves")
+        "aria-label", re.compile("^workbench Qwen3-8B-Q4_K_M; this node; host")
     )
     page.keyboard.press("ArrowRight")
     expect(page.locator("svg [role=button]:focus")).to_have_attribute("aria-label", re.compile("^amber"))

@@ -69,7 +69,7 @@ def test_every_transition_that_is_not_listed_raises_and_names_both() -> None:
             entry = members.entries[node_id(1)]
             entry.status = old
             if (old, new) not in TRANSITIONS:
-                with pytest.raises(ValueError, match=f"{old.value} cannot become {new.value}"):
+                with pytest.raises(ValueError, match=f"from {old.value} to {new.value}"):
                     members._change(entry, new, 0.0)
 
 
@@ -97,7 +97,7 @@ def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[Signe
     }
     assert {n: n in one._gone for n in one.entries} == {n: n in other._gone for n in other.entries}
     for signed in shuffled:
-        assert other.merge(signed, 1.0, linked=False) in (MergeResult.STALE, MergeResult.BURIED)
+        assert other.merge(signed, 1.0, linked=False) in (MergeResult.STALE, MergeResult.GONE)
 
 
 def test_first_hearing_is_no_sign_of_life_growth_is_repetition_is_not() -> None:
@@ -119,7 +119,7 @@ def dead_table() -> MembershipTable:
         assert members.status(node_id(5)) is PeerStatus.ALIVE
         members.merge(record(number, 1, 2, (5,)), 1.0, linked=True)
     assert members.status(node_id(5)) is PeerStatus.SUSPECT
-    members.run_out(node_id(5), 20.0)
+    members.suspicion_expired(node_id(5), 20.0)
     assert members.status(node_id(5)) is PeerStatus.DEAD
     return members
 
@@ -129,7 +129,7 @@ def test_the_dead_are_never_revived_by_what_they_said_in_that_life(stamps: list[
     members = dead_table()
     for incarnation, version in stamps:
         found = members.merge(record(5, incarnation, version), 30.0, linked=True)
-        assert found in (MergeResult.STALE, MergeResult.BURIED)
+        assert found in (MergeResult.STALE, MergeResult.GONE)
     assert members.status(node_id(5)) is PeerStatus.DEAD
     members.merge(record(5, 2, 1), 31.0, linked=False)
     assert members.status(node_id(5)) is PeerStatus.UNVERIFIED
@@ -150,7 +150,7 @@ def test_only_a_higher_incarnation_or_the_complainers_clear_a_suspect() -> None:
     assert members.status(node_id(5)) is PeerStatus.SUSPECT
     members.merge(record(5, 2, 1), 4.0, linked=True)
     assert members.status(node_id(5)) is PeerStatus.ALIVE
-    members.run_out(node_id(5), 50.0)
+    members.suspicion_expired(node_id(5), 50.0)
     assert members.status(node_id(5)) is PeerStatus.ALIVE
 
 
@@ -227,7 +227,7 @@ def test_one_exchange_finds_every_difference(
     one, other = summary_of(mine), summary_of(theirs)
     difference = other.difference(one.digest())
     assert difference is not None
-    plan = gossip.plan(one, lambda node: None, difference)
+    plan = gossip.plan_exchange(one, lambda node: None, difference)
     assert plan is not None
     assert set(plan.wanted) == {node_id(n) for n in theirs if n not in mine or mine[n] < theirs[n]}
     assert set(plan.offered) == {node_id(n) for n in mine if n not in theirs or theirs[n] < mine[n]}
@@ -241,7 +241,7 @@ def test_absurd_digests_and_differences_are_refused(bits: int, hashes: bytes, bu
     summary = summary_of(dict.fromkeys(range(1, 30), (1, 1)))
     good = 0 <= bits <= 8 and len(hashes) == 4 << bits
     assert (summary.difference(Digest(bits, hashes)) is not None) == good
-    plan = gossip.plan(summary, lambda node: None, Difference(bits, buckets, ()))
+    plan = gossip.plan_exchange(summary, lambda node: None, Difference(bits, buckets, ()))
     possible = 0 <= bits <= 8 and len(set(buckets)) == len(buckets) and all(0 <= b < 1 << bits for b in buckets)
     assert (plan is not None) == possible
 

@@ -38,7 +38,7 @@ GPU1:
 """
 
 
-def test_what_the_tools_say() -> None:
+def test_accelerators_are_parsed_from_tool_output() -> None:
     h200, gb10 = parse_nvidia(NVIDIA)
     assert (h200.name, h200.memory_total, h200.unified) == ("NVIDIA H200", 143771 << 20, False)
     assert (gb10.memory_total, gb10.unified) == (0, True)
@@ -53,13 +53,13 @@ def test_what_the_tools_say() -> None:
 @given(text=st.one_of(st.text(max_size=200), st.sampled_from([NVIDIA, AMD, APPLE, VULKAN]).flatmap(
     lambda whole: st.integers(0, len(whole)).map(lambda cut: whole[:cut] + whole[cut + 3 :])
 )))  # fmt: skip
-def test_nonsense_is_never_an_error(text: str) -> None:
+def test_accelerator_parsers_accept_any_text(text: str) -> None:
     for parse in (parse_nvidia, parse_amd, parse_apple, parse_vulkan):
         assert isinstance(parse(text), list)
 
 
 @pytest.mark.parametrize("text", ["[]", "1", '{"card0": 5}', '{"SPDisplaysDataType": 3}', "[" * 100_000])
-def test_other_json(text: str) -> None:
+def test_accelerators_ignore_unknown_json(text: str) -> None:
     assert parse_amd(text) == []
     assert parse_apple(text) == []
 
@@ -77,11 +77,11 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def test_no_tools(tools: Path) -> None:
+async def test_accelerators_without_tools_are_empty(tools: Path) -> None:
     assert await accelerators.find(5) == ()
 
 
-async def test_tools_that_answer_and_tools_that_fail(tools: Path) -> None:
+async def test_accelerators_of_tools_that_work_and_fail(tools: Path) -> None:
     program(tools, "nvidia-smi", f"print({NVIDIA!r})")
     program(tools, "rocm-smi", "raise SystemExit(1)")
     program(tools, "vulkaninfo", f"print({VULKAN!r})")
@@ -99,7 +99,7 @@ with open({pids!r}, "w") as pids:
 
 
 @pytest.mark.parametrize("then", ["signal.pause()", "sys.exit(0)"])
-async def test_whatever_a_tool_started_is_ended_with_it(then: str, tools: Path) -> None:
+async def test_children_of_a_tool_are_killed(then: str, tools: Path) -> None:
     """Also where the tool itself is gone and its child sits on our pipe."""
     pids = tools / "pids"
     os.mkfifo(pids)
@@ -113,17 +113,17 @@ async def test_whatever_a_tool_started_is_ended_with_it(then: str, tools: Path) 
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-async def test_a_tool_that_hangs(tools: Path) -> None:
+async def test_tool_that_hangs_is_killed_after_the_deadline(tools: Path) -> None:
     program(tools, "nvidia-smi", "import signal; signal.pause()")
     assert await output_of("nvidia-smi", within=0.2) is None
 
 
-async def test_a_tool_that_says_too_much(tools: Path) -> None:
+async def test_tool_with_too_much_output_is_ignored(tools: Path) -> None:
     program(tools, "chatty", f"import sys; sys.stdout.write('x' * {MAX_OUTPUT_BYTES + 1})")
     assert await output_of("chatty", within=20) is None
 
 
-async def test_cancelled(tools: Path) -> None:
+async def test_cancelled_search_kills_the_tools(tools: Path) -> None:
     program(tools, "slow", "import signal; print('x' * 10, flush=True); signal.pause()")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):

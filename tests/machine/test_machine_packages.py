@@ -42,7 +42,7 @@ def into(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_brings_the_wheel_and_nothing_else(tmp_path: Path, into: Path) -> None:
+async def test_pip_fetcher_downloads_one_wheel(tmp_path: Path, into: Path) -> None:
     wheel = await fetcher(tmp_path, GOOD).fetch("thing==1.0", SHA, into, lambda done: None)
     assert wheel == into / "thing-1.0-py3-none-any.whl"
     assert names(into) == [wheel.name]
@@ -53,20 +53,22 @@ async def test_brings_the_wheel_and_nothing_else(tmp_path: Path, into: Path) -> 
     [
         ("raise SystemExit('ERROR: Could not find it\\nERROR: No matching distribution found')", "No matching"),
         ("import sys; sys.exit('/usr/bin/python: No module named pip')", "ensurepip"),
-        ("raise SystemExit(3)", "said nothing"),
+        ("raise SystemExit(3)", "no output"),
         ("print('done')", "0 wheels"),
         ("import sys; sys.stdout.write('x' * 1000000); sys.exit(1)", "xxx"),
     ],
 )
-async def test_failures_say_what_pip_said(script: str, words: str, tmp_path: Path, into: Path) -> None:
+async def test_pip_fetcher_failure_contains_the_error_of_pip(
+    script: str, words: str, tmp_path: Path, into: Path
+) -> None:
     with pytest.raises(DownloadFailed, match=words) as failure:
         await fetcher(tmp_path, script).fetch("thing==1.0", SHA, into, lambda done: None)
     assert len(str(failure.value)) < 1000
     assert names(into) == []
 
 
-async def test_pip_that_cannot_be_started(into: Path) -> None:
-    with pytest.raises(DownloadFailed, match="cannot be started"):
+async def test_pip_fetcher_without_pip_raises_download_failed(into: Path) -> None:
+    with pytest.raises(DownloadFailed, match="Cannot start pip"):
         await PipFetcher(("/nonexistent/python",)).fetch("thing==1.0", SHA, into, lambda done: None)
 
 
@@ -79,7 +81,7 @@ signal.pause()
 """
 
 
-async def test_reports_growth_and_leaves_nothing_when_cancelled(tmp_path: Path, into: Path) -> None:
+async def test_pip_fetcher_reports_progress_and_cleans_up_when_cancelled(tmp_path: Path, into: Path) -> None:
     grown = asyncio.Event()
     owner = Owner("test")
 

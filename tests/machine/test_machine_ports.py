@@ -8,12 +8,12 @@ import socket
 from meshllm.machine.ports import probe
 
 
-def test_a_free_port(unused_tcp_port: int) -> None:
+def test_free_port(unused_tcp_port: int) -> None:
     assert probe(unused_tcp_port).free
     assert probe(unused_tcp_port).free, "the probe itself must not keep it"
 
 
-def test_a_port_that_is_held() -> None:
+def test_port_in_use_names_its_program() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -23,5 +23,5 @@ def test_a_port_that_is_held() -> None:
     assert found.holder_pid in (os.getpid(), None)
 
 
-def test_a_port_that_is_none() -> None:
+def test_invalid_port_is_not_free() -> None:
     assert not probe(99_999).free

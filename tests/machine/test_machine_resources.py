@@ -24,7 +24,7 @@ def make(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_without_cgroups_the_machine_counts(tmp_path: Path) -> None:
+def test_memory_without_cgroups_is_that_of_the_machine(tmp_path: Path) -> None:
     found = memory(tmp_path)
     assert found.total == psutil.virtual_memory().total
     assert 0 < found.available <= found.total
@@ -34,7 +34,7 @@ def test_without_cgroups_the_machine_counts(tmp_path: Path) -> None:
     assert 1 <= counted.usable <= counted.logical
 
 
-def test_version_2_the_lowest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
+def test_memory_is_limited_by_the_lowest_cgroup_v2_limit(tmp_path: Path) -> None:
     root = make(
         tmp_path,
         {
@@ -53,7 +53,7 @@ def test_version_2_the_lowest_limit_on_the_way_up_counts(tmp_path: Path) -> None
     assert processors(root).usable == 1
 
 
-def test_version_1(tmp_path: Path) -> None:
+def test_memory_is_limited_by_cgroup_v1(tmp_path: Path) -> None:
     root = make(
         tmp_path,
         {
@@ -69,7 +69,7 @@ def test_version_1(tmp_path: Path) -> None:
     assert processors(root).usable == 1
 
 
-def test_no_limit_in_version_1_is_none(tmp_path: Path) -> None:
+def test_memory_ignores_the_unlimited_value_of_cgroup_v1(tmp_path: Path) -> None:
     root = make(
         tmp_path,
         {
@@ -89,7 +89,7 @@ NAMES = ("memory.max", "memory.current", "memory.stat", "cpu.max")
     group=st.text(max_size=40).filter(lambda text: "\0" not in text),
     contents=st.lists(st.binary(max_size=30), min_size=4, max_size=4),
 )
-def test_nonsense_is_never_an_error(group: str, contents: list[bytes]) -> None:
+def test_resources_accept_any_file_contents(group: str, contents: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = make(Path(folder), {"proc/self/cgroup": "placeholder", "sys/fs/cgroup/placeholder": ""})
         (root / "proc/self/cgroup").write_bytes(b"0::" + group.encode("utf-8", "replace"))
@@ -100,13 +100,13 @@ def test_nonsense_is_never_an_error(group: str, contents: list[bytes]) -> None:
         assert processors(root).usable >= 1
 
 
-def test_disk_of_a_folder_that_is_not_made_yet(tmp_path: Path) -> None:
+def test_disk_of_a_missing_folder_is_that_of_its_parent(tmp_path: Path) -> None:
     found = disk(tmp_path / "not" / "made")
     assert found is not None
     assert 0 < found.free <= found.total
 
 
 @pytest.mark.parametrize("quota", ["250000 100000", "100 100000"])
-def test_quotas_are_whole_processors_and_at_least_one(quota: str, tmp_path: Path) -> None:
+def test_cpu_quota_gives_at_least_one_processor(quota: str, tmp_path: Path) -> None:
     root = make(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": quota})
     assert processors(root).usable in (1, min(2, processors(tmp_path / "none").usable))

@@ -36,25 +36,27 @@ def status(node: SimulatedNode, peer: NodeId) -> PeerStatus | None:
 
 def _table(node: SimulatedNode) -> dict[NodeId, MemberEntry]:
     assert node.core is not None
-    peers = node.core._peers
-    assert peers is not None
-    return peers._members.entries if isinstance(peers, Member) else peers._entries
+    mesh = node.core._mesh
+    assert mesh is not None
+    return {entry.record.node: entry for entry in mesh.entries()}
 
 
 def record(node: SimulatedNode, peer: NodeId) -> NodeRecord | None:
     """What a running node or client knows that another one says of itself."""
-    entry = _table(node).get(peer)
+    assert node.core is not None
+    assert node.core._mesh is not None
+    entry = node.core._mesh.entry(peer)
     return entry.record if entry is not None else None
 
 
 def troubled(node: SimulatedNode) -> list[tuple[NodeId, PeerStatus]]:
     """Those that a running node thinks are gone, or has heard complaints about."""
     assert node.core is not None
-    peers = node.core._peers
-    assert isinstance(peers, Member)
-    members = peers._members
-    found = {**members._gone, **members._complaints}
-    return [(peer, members.entries[peer].status) for peer in found if peer in members.entries]
+    member = node.core._mesh
+    assert isinstance(member, Member)
+    table = member._table
+    found = {**table._gone, **table._reports}
+    return [(peer, table.entries[peer].status) for peer in found if peer in table.entries]
 
 
 def everybody(simulation: Simulation) -> list[SimulatedNode]:

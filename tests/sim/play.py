@@ -9,8 +9,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from meshllm.core.events import JoinWanted, ModelWanted
-from meshllm.core.records import BootstrapAddress, MeshId, Role
+from meshllm.core.events import JoinWanted, LoadsChanged, MachineObserved, ModelWanted, SpeedMeasured
+from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, Role
 from tests.sim import observe
 from tests.sim.network import Network
 from tests.sim.scenario import Nodes, Scenario, Step
@@ -20,6 +20,8 @@ from tests.sim.simulation import ROUND_SECONDS, SimulatedNode, Simulation
 WAYS_IN = 3
 # Churn: how long a killed node stays away, in seconds.
 AWAY_SECONDS = (1.0, 30.0)
+# A busy node: the middle of its speed (bytes/s) and of its free memory (bytes), and how far each measurement strays.
+BUSY_SPEED, BUSY_MEMORY, BUSY_SPREAD = 20e9, 16e9, 0.5
 # How exactly it is known when an expectation came true.
 LOOK_SECONDS = 0.05
 MESH = MeshId(bytes([1] * 16))
@@ -64,6 +66,8 @@ class Player:
             self.simulation.add(1, mesh=MESH_APART if index in apart else MESH)
         self.simulation.add(scenario.clients, role=Role.CLIENT, mesh=MESH)
         self._served: dict[str, list[int]] = {}
+        self.bytes_per_round = 0.0  # of the last `measure`: sent per node and round, on average
+        self.records_per_hour = 0.0  # of the last `measure`: written by the node that wrote most
 
     def play(self, each: Callable[[Step], None] = lambda step: None) -> list[Figure]:
         """All steps in order. `each` hears of every step before it is done. Raises Failed."""
@@ -150,6 +154,25 @@ class Player:
             self._served.setdefault(step.name, []).append(index)
             self.simulation.tell(index, ModelWanted(step.name))
 
+    def _busy(self, step: Step) -> None:
+        for index in self._resolve(step.nodes):
+            self._report_load(index)
+
+    def _report_load(self, index: int) -> None:
+        """What the daemon of a node under load posts every second."""
+        simulation, rng = self.simulation, self.simulation.rng
+
+        def around(middle: float) -> int:
+            return int(middle * rng.uniform(1.0 - BUSY_SPREAD, 1.0 + BUSY_SPREAD))
+
+        if simulation.nodes[index].core is not None:
+            served = [name for name, hosts in self._served.items() if index in hosts]
+            loads = [ModelLoad(name, rng.randrange(1, 5), rng.randrange(20)) for name in served]
+            simulation.tell(index, LoadsChanged(tuple(loads)))
+            simulation.tell(index, SpeedMeasured(around(BUSY_SPEED)))
+            simulation.tell(index, MachineObserved(around(BUSY_MEMORY), models=tuple(served)))
+        simulation.at(simulation.now + 1.0, self._report_load, index)
+
     def _cut(self, step: Step) -> None:
         self.simulation.cut(self._resolve(step.nodes), self._resolve(step.others), one_way=step.flag)
 
@@ -198,6 +221,7 @@ class Player:
         simulation.bytes.clear()
         nodes = simulation.live()
         before = {node.index: node.bytes_sent for node in nodes}
+        written = {node.index: node.records for node in nodes}
         simulation.counting = True
         simulation.run(step.seconds)
         simulation.counting = False
@@ -207,7 +231,12 @@ class Player:
             f"{kind} {count / rounds / len(nodes):.0f}" for kind, count in simulation.bytes.most_common(6)
         )
         mean = sum(sent) / len(sent)
-        value = f"{mean:.0f} bytes per node per round sent (most: {sent[-1]:.0f}): {parts}"
+        records = max(node.records - written[node.index] for node in nodes) * 3600.0 / step.seconds
+        self.bytes_per_round, self.records_per_hour = mean, records
+        value = (
+            f"{mean:.0f} bytes per node per round sent (most: {sent[-1]:.0f}): {parts}; "
+            f"at most {records:.0f} records per node and hour"
+        )
         self.figures.append(Figure(step.line, step.text, value=value))
 
     def _expect(self, step: Step) -> None:
@@ -220,6 +249,8 @@ class Player:
             "whole": lambda: observe.not_whole(self.simulation),
             "one": lambda: observe.not_one_mesh(self.simulation),
             "deaths": lambda: self.watch.too_many_deaths(int(step.number)),
+            "records": lambda: _above(self.records_per_hour, step.number, "records per node and hour"),
+            "bytes": lambda: _above(self.bytes_per_round, step.number, "bytes per node and round"),
             "adoptions": lambda: observe.too_many_adoptions(self.simulation, int(step.number)),
         }
         wrong = conditions[name]
@@ -230,3 +261,8 @@ class Player:
             raise Failed(f"line {step.line}: {step.text!r}: {wrong()} ({self.simulation.trouble()})")
         value = self.watch.summary() if name == "deaths" else ""
         self.figures.append(Figure(step.line, step.text, took, value))
+
+
+def _above(value: float, most: float, unit: str) -> str:
+    """What is wrong if a figure is above its bound."""
+    return "" if value <= most else f"{value:.0f} {unit}"

@@ -12,11 +12,13 @@ Settings come first, then actions, done one after the other on virtual time:
     kill 3,7             stop 4               restart them       (them: the nodes of the last action)
     serve 5 some-model   cut 0..49 | 50..99   cut 3 > 4          heal
     churn 1000 over 600s replay 20            forge 20           measure 60 rounds
+    busy 0..4                                 (once a second these report another load, speed and free memory)
     expect within 5s gone 3                   expect within 12 rounds known some-model
     expect deaths 0
 
 Nodes are `3`, `0..9`, `3,7..9`, `all`, `clients`, `random 10` (of those that run) or `them`. A round is a second.
-Conditions: `joined NODES`, `gone NODES`, `known MODEL`, `whole`, `one mesh`, `deaths N`, `adoptions N` (at most N).
+Conditions: `joined NODES`, `gone NODES`, `known MODEL`, `whole`, `one mesh`, `deaths N`, `adoptions N` (at most N);
+of the last `measure`: `records N` (each node wrote at most N records an hour), `bytes N` (per node and round, mean).
 
 Law: parsing reads text and nothing else; what is wrong is said with the line's number.
 """
@@ -207,7 +209,7 @@ def _expect(words: _Words) -> Step:
         return words.step("expect", name=name, nodes=words.nodes(), seconds=seconds)
     if name == "known":
         return words.step("expect", name=f"known {words.take('a model')}", seconds=seconds)
-    if name in ("deaths", "adoptions"):
+    if name in ("deaths", "adoptions", "records", "bytes"):
         return words.step("expect", name=name, number=words.integer("how many"), seconds=seconds)
     if name == "one" and words.accept("mesh"):
         return words.step("expect", name="one mesh", seconds=seconds)
@@ -223,6 +225,7 @@ _ACTIONS: dict[str, Callable[[_Words], Step]] = {
     "stop": _several("stop"),
     "restart": _several("restart"),
     "serve": lambda words: words.step("serve", nodes=words.nodes(), name=words.take("a model")),
+    "busy": lambda words: words.step("busy", nodes=words.nodes()),
     "cut": _cut,
     "heal": lambda words: words.step("heal"),
     "churn": _churn,

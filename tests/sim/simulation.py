@@ -71,6 +71,7 @@ class SimulatedNode:
         self.invites: tuple[BootstrapAddress, ...] = ()
         self.wakes_at: float | None = None
         self.starts = 0
+        self.records = 0  # how many it has signed
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -260,6 +261,7 @@ class Simulation:
     def _config(self, node: SimulatedNode) -> MeshConfig:
         def signer(record: NodeRecord) -> SignedRecord:
             signed = sign(record)
+            node.records += 1
             self._archive.setdefault(record.node, []).append(signed)
             return signed
 

@@ -13,7 +13,7 @@ import pytest
 from meshllm.core.membership.failure_detector import heartbeat_seconds
 from meshllm.core.membership.views import PeerStatus
 from tests.sim import observe
-from tests.sim.__main__ import read
+from tests.sim.__main__ import SCENARIOS, read
 from tests.sim.play import Failed, Player
 from tests.sim.scenario import parse
 
@@ -100,6 +100,28 @@ def test_traffic_is_bounded_however_large_the_mesh() -> None:
     assert per_round(large, "Records") <= 1.5 * size * 80 / heartbeat_seconds(80)
     assert max(count / heartbeat_seconds(count) for count in range(1, 20_000)) <= 10.001
     assert per_round(large, "Digest") <= 2 * (4 * 128 + 20)
+
+
+def test_records_do_not_churn_under_load() -> None:
+    """With busy nodes a mesh sends hardly more than when it is idle."""
+    player = Player(
+        parse("nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nserve 0..2 m\nwait 30s\nmeasure 3min")
+    )
+    player.play()
+    idle = player.bytes_per_round
+    for step in parse("nodes 20\nbusy 0..2\nwait 60s\nmeasure 5min\nexpect records 210").steps:
+        player.step(step)
+    assert player.bytes_per_round <= 1.4 * idle
+    loads = [peer.loads for peer in observe.view(player.simulation.nodes[5]).peers if peer.record.serves]
+    assert any(loads), "the load still travels, with pongs and records"
+
+
+def test_soak_with_a_busy_node_writes_a_bounded_number_of_records() -> None:
+    """The scenario `soak`, for two hours instead of a day."""
+    text = (SCENARIOS / "soak.txt").read_text(encoding="utf-8").replace("{N}", "3").replace("{N-1}", "2")
+    player = Player(parse(text.replace("measure 6h", "measure 30min")), seed=SEED)
+    player.play()
+    assert player.simulation.now > 7200
 
 
 def test_one_node_is_a_mesh() -> None:

@@ -63,7 +63,7 @@ def test_status_shows_why_speculation_is_off() -> None:
 
 
 async def test_metrics_count_draft_tokens() -> None:
-    gateway = Gateway(AccessPolicy(), guesses=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
+    gateway = Gateway(AccessPolicy(), draft_counts=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
     try:
         families = {family.name: family for family in text_string_to_metric_families(gateway.metrics.text().decode())}
     finally:

@@ -1,16 +1,16 @@
-"""One round of anti-entropy, seen from either side: digest, difference, wanted, records.
+"""One round of anti-entropy with a peer, from either side: digest, difference, wanted, records.
 
-Law: a difference counts only as the answer to a digest that was sent; everything is bounded, and what does not fit
-comes in the next round.
+A difference is accepted only as the answer to a digest that was sent. Everything is bounded; what does not fit follows
+in the next round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from meshllm.core.membership import summary as gossip
 from meshllm.core.membership.links import LinkState, LinkTable
 from meshllm.core.membership.messages import Difference, Digest, Message, Records, Wanted
+from meshllm.core.membership.summary import MAX_WANTED_NODES, chunks, plan_exchange
 from meshllm.core.membership.table import MembershipTable
 from meshllm.core.records import MAX_NUMBER, NodeId, RecordVersion, SignedRecord
 
@@ -18,62 +18,62 @@ from meshllm.core.records import MAX_NUMBER, NodeId, RecordVersion, SignedRecord
 class AntiEntropy:
     """The exchanges of one node with its peers."""
 
-    def __init__(self, members: MembershipTable, links: LinkTable, send: Callable[[NodeId, Message], None]) -> None:
-        self._members = members
+    def __init__(self, table: MembershipTable, links: LinkTable, send: Callable[[NodeId, Message], None]) -> None:
+        self._table = table
         self._links = links
         self._send = send
 
     def begin(self, peer: NodeId) -> None:
-        """Tell `peer` in short what is held here."""
-        digest = self._members.summary.digest()
+        """Send `peer` a digest of the table."""
+        digest = self._table.summary.digest()
         self._links[peer].digest_bits = digest.bits
         self._send(peer, digest)
 
     def answer(self, peer: NodeId, digest: Digest) -> None:
-        """`peer` told in short what it holds. It is always answered, so that it knows when there is nothing new."""
-        difference = self._members.summary.difference(digest)
+        """Answer a digest of `peer`. It is always answered, so that the peer knows when nothing differs."""
+        difference = self._table.summary.difference(digest)
         if difference is not None:
             self._send(peer, difference)
 
     def compare(self, peer: NodeId, link: LinkState, difference: Difference) -> bool:
-        """`peer` answers to a digest. False if it was not asked, or the answer is none."""
+        """Exchange what differs. Returns False for a difference that answers no digest of this node."""
         if link.digest_bits is None or difference.bits != link.digest_bits:
             return False
         if not difference.buckets and difference.held:
-            return False  # a reminder, not an answer
-        plan = gossip.plan(self._members.summary, self._buried, difference)
+            return False  # from `remind`, not an answer
+        plan = plan_exchange(self._table.summary, self._final_version, difference)
         if plan is None:
             return False
         link.digest_bits = None
-        wanted = tuple([node for node in plan.wanted if node != self._members.own])
+        wanted = tuple([node for node in plan.wanted if node != self._table.own])
         link.wanted = set(wanted)
         if wanted:
             self._send(peer, Wanted(wanted))
         self.give(peer, plan.offered)
-        signed = self._members.signed(peer)
-        if signed is not None and self._members.buried(peer) and any(node == peer for node, _ in difference.held):
+        signed = self._table.signed(peer)
+        if signed is not None and self._table.is_gone(peer) and any(node == peer for node, _ in difference.held):
             self.remind(peer, signed)
         return True
 
     def give(self, peer: NodeId, nodes: Iterable[NodeId]) -> None:
-        """Send the records of these nodes, as far as they are spoken of here."""
-        summary = self._members.summary
+        """Send the records of these nodes, as far as the summary lists them."""
+        summary = self._table.summary
         found = []
-        for node in dict.fromkeys(list(nodes)[: gossip.MAX_WANTED_NODES]):
-            signed = self._members.signed(node)
-            if signed is not None and summary.stamp(node) is not None:
+        for node in dict.fromkeys(list(nodes)[:MAX_WANTED_NODES]):
+            signed = self._table.signed(node)
+            if signed is not None and summary.version(node) is not None:
                 found.append(signed)
-        for portion in gossip.chunks(found):
+        for portion in chunks(found):
             self._send(peer, Records(portion))
 
     def remind(self, peer: NodeId, signed: SignedRecord) -> None:
-        """Tell `peer` that its life, by all that is known here, is over: it has to begin a new one to get past that."""
-        held = self._buried(peer) or signed.record.version
+        """Tell `peer` that it counts as gone here: only a higher incarnation brings it back."""
+        held = self._final_version(peer) or signed.record.version
         self._send(peer, Difference(0, (), ((peer, held),)))
 
-    def _buried(self, node: NodeId) -> RecordVersion | None:
-        """Of one that is gone: the highest stamp of that life there can be."""
-        entry = self._members.entries.get(node)
-        if entry is None or not self._members.buried(node):
+    def _final_version(self, node: NodeId) -> RecordVersion | None:
+        """The highest possible version of the incarnation in which `node` died or left; None if it is not gone."""
+        entry = self._table.entries.get(node)
+        if entry is None or not self._table.is_gone(node):
             return None
         return RecordVersion(entry.record.version.incarnation, MAX_NUMBER)

@@ -1,249 +1,145 @@
-"""A client's part in the mesh: a few links, and what the nodes there tell it.
+"""A client in the mesh: a few links, and the tables that the nodes at their ends send.
 
-Law: a client has no record, is in nobody's table and counts for nothing; it believes its providers about who lives,
-and itself about who answers it.
+A client has no record and is in no table. It believes its providers about which nodes are alive, and itself about
+which of the linked ones answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Collection
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
 from meshllm.core.membership.client_table import Providers
-from meshllm.core.membership.failure_detector import PROBE_SECONDS, FailureDetector
-from meshllm.core.membership.join import Joiner
-from meshllm.core.membership.links import LinkState, LinkTable, Rng
-from meshllm.core.membership.mesh_merge import MergeDecision, decide
+from meshllm.core.membership.failure_detector import FailureDetector
+from meshllm.core.membership.links import LinkProbes, LinkState, Rng
 from meshllm.core.membership.own_record import MeshConfig
+from meshllm.core.membership.participant import MeshParticipant, jittered
 from meshllm.core.membership.table import MemberEntry
-from meshllm.core.membership.timers import Timers
-from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
-from meshllm.core.records import BootstrapAddress, NodeId, NodeRecord, Role
+from meshllm.core.membership.timers import Timer
+from meshllm.core.membership.views import PeerStatus
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, Role
 
-# Enough that one may be gone and another slow.
+# Enough that one provider may be gone and another slow.
 MAX_LINKS = 3
-# Delta upon delta could in the end differ from the truth (a message is lost when a client reads too slowly).
+# Each provider sends its whole table again this often: an update is lost if the client reads too slowly. The providers
+# take turns, so that there is always a complete table.
 RESUBSCRIBE_SECONDS = 300.0
 LINK_IDLE_SECONDS = 60.0
-SAVE_SECONDS = 10.0
 MAX_SAVED = 64
 
 
-class ClientMember:
-    """The mesh as a client sees it. The same to `Mesh` as `Peers`."""
+class ClientMember(MeshParticipant):
+    """The mesh from a client's side."""
 
     def __init__(self, config: MeshConfig, rng: Rng) -> None:
-        self._id = config.node
-        self._mesh = config.mesh
-        self._rng = rng
-        self._out: list[c.Command] = []
-        self._timers = Timers()
-        self._links = LinkTable(config.node, self._out)
-        self._joining = Joiner(self._links, self._timers, rng)
+        super().__init__(config, rng)
+        self._mesh_id = config.mesh
         self._providers = Providers()
-        self._prober = FailureDetector(self._timers, _ClientProbeIO(self))
+        self._detector = FailureDetector(self._timers, _ClientProbeIO(self))
         self._entries: dict[NodeId, MemberEntry] = {}
         self._silent: set[NodeId] = set()
-        self._since: dict[NodeId, float] = {}
         self._saved: tuple[BootstrapAddress, ...] = ()
-        self._started = False
-        self._left = False
-        self._now = 0.0
-        self._view: MeshView | None = None
-        self._handlers: dict[type[e.Event], Callable[[Any, float], None]] = {
-            e.JoinWanted: self._join_wanted,
-            e.LinkUp: self._link_up,
-            e.LinkDown: self._link_down,
-            e.DialFailed: self._dial_failed,
-            e.MessageReceived: self._message,
-            e.StopWanted: self._leave,
-        }
-
-    def handle(self, event: e.Event, now: float) -> list[c.Command]:
-        """Take in `event`; what is to be done."""
-        self._now = now
-        if not self._left:
-            if not self._started:
-                self._started = True
-                self._timers.set("probe", now + PROBE_SECONDS * self._rng.random())
-                self._timers.set("save", now + SAVE_SECONDS)
-                self._timers.set("resubscribe", now + RESUBSCRIBE_SECONDS * (0.5 + 0.5 * self._rng.random()))
-            handler = self._handlers.get(type(event))
-            if handler is not None:
-                handler(event, now)
-        if not self._left:
-            for what, node, at in self._timers.due(now):
-                self._due(what, NodeId(node), now, at)
-        done = self._out[:]
-        self._out.clear()
-        return done
-
-    def local(self, now: float, **fields: Any) -> list[c.Command]:
-        """A client says nothing of itself."""
-        return []
-
-    def next_deadline(self) -> float | None:
-        """When to look at the clock again."""
-        return None if self._left else self._timers.next()
+        # When each provider was asked for its whole table.
+        self._subscribed: dict[NodeId, float] = {}
 
     @property
-    def dirty(self) -> bool:
-        """Whether `view` would give another object than the last time."""
-        return self._view is None
-
-    @property
-    def record(self) -> NodeRecord | None:
-        """There is none."""
+    def record(self) -> None:
+        """A client has none."""
         return None
 
+    def entries(self) -> Collection[MemberEntry]:
+        """All nodes that the providers sent."""
+        return self._entries.values()
+
+    def entry(self, node: NodeId) -> MemberEntry | None:
+        """What is known of `node`."""
+        return self._entries.get(node)
+
     @property
-    def joined(self) -> bool:
-        """Whether this client knows a mesh."""
-        return self._joining.phase is JoinPhase.JOINED and not self._left
+    def _role(self) -> Role:
+        return Role.CLIENT
 
-    def alive(self) -> list[NodeRecord]:
-        """What the nodes say that live."""
-        return [entry.record for entry in self._entries.values() if entry.status is PeerStatus.ALIVE]
-
-    def status(self, node: NodeId) -> PeerStatus | None:
-        """Where a node is in its life, as far as this client was told."""
-        entry = self._entries.get(node)
-        return entry.status if entry is not None else None
-
-    def view(self) -> MeshView:
-        """For readers; the same object until something changes."""
-        if self._view is None:
-            peers = tuple([self._entries[node].seen_as() for node in sorted(self._entries)])
-            joining = self._joining
-            self._view = MeshView(
-                self._id, self._mesh, Role.CLIENT, joining.phase, joining.steps, None, peers, 0, joining.reason
-            )
-        return self._view
+    @property
+    def _mesh(self) -> MeshId:
+        return self._mesh_id
 
     # -- events
 
-    def _join_wanted(self, event: e.JoinWanted, now: float) -> None:
-        self._joining.want(event.addresses, event.invited, self._id, now)
-        self._view = None
+    def _start(self, now: float) -> None:
+        self._schedule_resubscription(now)
 
-    def _link_up(self, event: e.LinkUp, now: float) -> None:
+    def _leave(self, now: float) -> None:
+        """A client is in no table: its links just end."""
+
+    def _client_up(self, peer: NodeId) -> None:
+        self._out.append(c.HangUp(peer, "both ends are clients"))
+
+    def _node_up(self, event: e.LinkUp, now: float, *, first: bool) -> None:
         peer = event.peer
-        if peer == self._id:
-            return
-        self._links.up(peer, LinkState(event.role, event.mesh, event.address, event.rtt, event.dialled, now))
-        self._view = None
-        if event.role is Role.CLIENT:
-            self._out.append(c.HangUp(peer, "both ends are clients"))
-            return
         self._silent.discard(peer)
-        self._prober.link_up(peer)
-        self._meet(event)
-        self._joining.linked(peer, now)
+        self._consider_mesh(event.mesh)
+        self._joiner.linked(peer, now)
         self._refresh(peer)
-        if self._providers.count < MAX_LINKS:
-            self._links[peer].wanted = {peer}
-            self._out.append(c.Send(peer, m.Subscribe()))
+        if len(self._subscribed) < MAX_LINKS:
+            self._subscribe(peer, now)
 
-    def _meet(self, event: e.LinkUp) -> None:
-        if decide(self._mesh, event.mesh) is MergeDecision.ADOPT:
-            self._adopt(event)
-
-    def _adopt(self, said: e.LinkUp | m.Adopted) -> None:
-        self._mesh = said.mesh
-        self._out.append(c.SaveMesh(said.mesh))
-        self._view = None
-
-    def _link_down(self, event: e.LinkDown, now: float) -> None:
-        if self._links.down(event.peer) is None:
-            return
-        self._view = None
-        self._silent.add(event.peer)
-        for node in sorted(self._providers.lost(event.peer)):
+    def _link_lost(self, peer: NodeId, link: LinkState, now: float) -> None:
+        self._silent.add(peer)
+        self._subscribed.pop(peer, None)
+        for node in sorted(self._providers.lost(peer)):
             self._refresh(node)
-        self._joining.unlinked(now)
-        self._look_around(now)
+        self._joiner.unlinked(now)
+        self._maintain_links(now)
 
-    def _dial_failed(self, event: e.DialFailed, now: float) -> None:
-        self._links.failed(event.target, now, final=event.final)
-        self._joining.failed(event.target, f"{event.reason} {event.advice}".rstrip(), event.final, now)
-        self._view = None
+    def _set_mesh(self, mesh: MeshId) -> None:
+        self._mesh_id = mesh
 
-    def _message(self, event: e.MessageReceived, now: float) -> None:
-        peer, message, link = event.peer, event.message, self._links.get(event.peer)
-        if link is None or link.role is Role.CLIENT:
+    # -- messages
+
+    def _other_message(self, peer: NodeId, link: LinkState, message: m.Message, now: float) -> None:
+        if not isinstance(message, m.TableUpdate) or peer not in self._subscribed:
             return
-        if isinstance(message, m.Ping):
-            if link.allowance.take(now):
-                self._out.append(c.Send(peer, m.Pong(message.number)))
-        elif isinstance(message, m.Pong):
-            self._pong(peer, link, message, now)
-        elif isinstance(message, m.TableUpdate):
-            self._table(peer, link, message)
-        elif isinstance(message, m.Adopted) and decide(self._mesh, message.mesh) is MergeDecision.ADOPT:
-            self._adopt(message)
-
-    def _table(self, peer: NodeId, link: LinkState, table: m.TableUpdate) -> None:
-        if not link.wanted:
-            return  # not subscribed there
-        for node in sorted(self._providers.told(peer, table)):
+        for node in sorted(self._providers.update(peer, message)):
             self._refresh(node)
-        if not table.more:
-            self._joining.synced()
-            self._view = None
+        if not message.more:
+            self._synced()
 
-    def _pong(self, peer: NodeId, link: LinkState, message: m.Pong, now: float) -> None:
-        rtt = self._prober.answer(peer, message.number, now)
-        entry = self._entries.get(peer)
-        if rtt is None:
-            return
-        link.rtt = 0.875 * link.rtt + 0.125 * rtt
-        if entry is not None and (entry.loads != message.loads or abs(link.rtt - (entry.rtt or 0.0)) > 0.001):
-            entry.rtt, entry.loads = link.rtt, message.loads
-            entry.view = self._view = None
+    def _subscribe(self, peer: NodeId, now: float) -> None:
+        self._subscribed[peer] = now
+        self._send(peer, m.Subscribe())
 
-    def _leave(self, event: e.StopWanted, now: float) -> None:
-        self._left = True
-        self._timers.clear()
-        self._view = None
+    # -- timers
 
-    # -- clocks
+    def _watched(self) -> Collection[NodeId]:
+        return list(self._links.nodes)
 
-    def _due(self, what: str, node: NodeId, now: float, at: float) -> None:
-        if what == "probe":
-            self._timers.set("probe", now + PROBE_SECONDS)
-            self._prober.tick(list(self._links.nodes), now)
-            self._look_around(now)
-        elif what == "answer":
-            self._prober.overdue(node, now, now - at)
-        elif what == "save":
-            self._timers.set("save", now + SAVE_SECONDS)
-            self._save()
-        elif what == "resubscribe":
-            self._timers.set("resubscribe", now + RESUBSCRIBE_SECONDS)
-            for peer, link in self._links.items():
-                if link.wanted:
-                    self._out.append(c.Send(peer, m.Subscribe()))
-        else:
-            self._joining.due(what, now)
-            self._view = None
+    def _after_probe(self, now: float) -> None:
+        self._maintain_links(now)
 
-    def _look_around(self, now: float) -> None:
-        """Keep as many links as are wanted: to nodes of the table, at random, and no more."""
+    def _other_timer(self, timer: Timer, node: NodeId, now: float) -> None:
+        if timer is Timer.RESUBSCRIBE:
+            self._schedule_resubscription(now)
+            oldest = min(self._subscribed, key=lambda peer: self._subscribed[peer], default=None)
+            # With fewer providers than there may be, a turn is skipped where it would come too early.
+            if oldest is not None and now - self._subscribed[oldest] >= 0.5 * RESUBSCRIBE_SECONDS:
+                self._subscribe(oldest, now)
+
+    def _schedule_resubscription(self, now: float) -> None:
+        self._timers.set(Timer.RESUBSCRIBE, now + RESUBSCRIBE_SECONDS / MAX_LINKS * jittered(self._rng))
+
+    def _maintain_links(self, now: float) -> None:
+        """Keep `MAX_LINKS` subscribed links to random nodes of the table; close the others when they are idle."""
         linked = len(self._links.nodes)
         if linked == 0:
-            self._joining.isolated(now)
+            self._joiner.isolated(now)
             self._view = None
-        subscribed = [peer for peer, link in self._links.items() if link.wanted]
         for peer, link in self._links.items():
-            if link.wanted:
+            if peer in self._subscribed or link.role is Role.CLIENT:
                 continue
-            if len(subscribed) < MAX_LINKS:
-                link.wanted = {peer}
-                subscribed.append(peer)
-                self._out.append(c.Send(peer, m.Subscribe()))
+            if len(self._subscribed) < MAX_LINKS:
+                self._subscribe(peer, now)
             elif now - link.needed > LINK_IDLE_SECONDS:
                 link.needed = now
                 self._out.append(c.HangUp(peer, "this link is not needed any more"))
@@ -253,20 +149,28 @@ class ClientMember:
         for node in self._rng.sample(others, min(len(others), MAX_LINKS - linked)):
             self._links.dial(BootstrapAddress(node, self._entries[node].record.addresses), now)
 
-    def _save(self) -> None:
-        kept = [NodeId(way.pin) for way in self._saved if self.status(NodeId(way.pin)) is PeerStatus.ALIVE]
+    def _save_peers(self) -> None:
+        kept = [address.node for address in self._saved if address.node is not None]
         nodes = dict.fromkeys([*sorted(self._links.nodes), *kept, *self._entries])
-        alive = [n for n in nodes if n in self._entries and self._entries[n].status is PeerStatus.ALIVE]
-        ways = [BootstrapAddress(node, self._entries[node].record.addresses) for node in alive[:MAX_SAVED]]
-        found = tuple([way for way in ways if way.addresses])
+        alive = [node for node in nodes if self.status(node) is PeerStatus.ALIVE]
+        addresses = [BootstrapAddress(node, self._entries[node].record.addresses) for node in alive[:MAX_SAVED]]
+        found = tuple([address for address in addresses if address.addresses])
         if found and set(found) != set(self._saved):
             self._saved = found
             self._out.append(c.SavePeers(found))
 
     # -- the table
 
+    def set_silent(self, node: NodeId, *, silent: bool) -> None:
+        """A linked node stopped answering, or answers again."""
+        if silent is not (node in self._silent):
+            (self._silent.add if silent else self._silent.discard)(node)
+            self._refresh(node)
+            if silent:
+                self._out.append(c.HangUp(node, "it does not answer"))
+
     def _refresh(self, node: NodeId) -> None:
-        """See anew what is known of `node`."""
+        """Derive the entry of `node` from what the providers said."""
         self._view = None
         signed = self._providers.best(node)
         if signed is None or node == self._id or signed.record.leaving:
@@ -279,7 +183,9 @@ class ClientMember:
             entry.signed, entry.loads, entry.seen = signed, None, self._now
             self._silent.discard(node)
         link = self._links.get(node)
-        entry.linked, entry.rtt = link is not None, link.rtt if link is not None else entry.rtt
+        entry.linked = link is not None
+        if link is not None:
+            entry.rtt = link.rtt
         status = PeerStatus.SUSPECT if node in self._silent else PeerStatus.ALIVE
         if status is not entry.status:
             entry.status, entry.since = status, self._now
@@ -287,30 +193,18 @@ class ClientMember:
         entry.view = None
 
 
-class _ClientProbeIO:
-    """What the prober needs of the rest."""
+class _ClientProbeIO(LinkProbes):
+    """What a client's failure detector acts through."""
 
-    def __init__(self, guest: ClientMember) -> None:
-        self._guest = guest
-
-    def rtt(self, node: NodeId) -> float | None:
-        link = self._guest._links.get(node)
-        return link.rtt if link is not None else None
-
-    def ping(self, node: NodeId, number: int) -> None:
-        self._guest._out.append(c.Send(node, m.Ping(number)))
+    def __init__(self, client: ClientMember) -> None:
+        super().__init__(client._links, client._out)
+        self._client = client
 
     def dial(self, node: NodeId, now: float) -> bool:
-        return False  # only those with a link are watched
+        return False  # a client watches only linked nodes
 
     def unanswered(self, node: NodeId) -> None:
-        guest = self._guest
-        if node not in guest._silent:
-            guest._silent.add(node)
-            guest._refresh(node)
-            guest._out.append(c.HangUp(node, "it does not answer"))
+        self._client.set_silent(node, silent=True)
 
     def answered(self, node: NodeId) -> None:
-        if node in self._guest._silent:
-            self._guest._silent.discard(node)
-            self._guest._refresh(node)
+        self._client.set_silent(node, silent=False)

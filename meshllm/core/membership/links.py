@@ -1,8 +1,4 @@
-"""The links of a node as its core sees them: who is connected, who is being dialled, and what each may cost us.
-
-Law: a peer is dialled once at a time, and after a failure not before its backoff is over; what a peer makes us do
-comes out of an allowance of its own link.
-"""
+"""The links and dials of one node, and what each peer may cost it."""
 
 from __future__ import annotations
 
@@ -10,33 +6,32 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from meshllm.core import commands as c
-from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
+from meshllm.core.membership.messages import Ping
+from meshllm.core.records import PIN_BYTES, BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 from meshllm.util.backoff import backoff
 from meshllm.util.rate_limiter import TokenBucket
 
 T = TypeVar("T")
 
-# A dial that has not been answered after this was lost (the transport's own deadline is 5 s).
+# A dial without an answer after this time is lost (the transport's own deadline is 5 s).
 DIAL_LOST_SECONDS = 15.0
-# A peer whose refusal is final, or that failed so often, is left alone for so long.
+# How long a peer is not dialled after failures in a row; after a refusal it is the cap at once.
 DIAL_BACKOFF_BASE_SECONDS = 1.0
 DIAL_BACKOFF_CAP_SECONDS = 30.0
-# Failures remembered: as many as there can be nodes worth dialling at a time.
+# Failures that are remembered: as many as there are nodes worth dialling at a time.
 MAX_FAILURES = 4096
-# Dials under way at a time, whatever they are for; a table full of dead addresses makes no storm.
+# Dials at a time, so that a table full of dead addresses does not flood the network.
 MAX_DIALS = 64
-# How many bytes of a pin identify it: invites carry so many of the id.
-PIN_BYTES = 16
-# Requests of a peer: each message has a price in tokens. A peer in step costs about ten a second.
+# Requests of a peer: each message has a price in tokens. A peer that keeps the protocol needs about ten a second.
 ALLOWANCE_PER_SECOND = 40.0
 ALLOWANCE_BURST = 200.0
-# Nodes nobody here knew, told by one peer without having been asked: joins come one by one, a start of all at once.
+# Unknown nodes that one peer may introduce unasked: joins come one by one, the start of a mesh all at once.
 STRANGERS_PER_SECOND = 200.0
 STRANGERS_BURST = 2000.0
 
 
 class Rng(Protocol):
-    """Randomness, as `random.Random` has it."""
+    """Randomness, with the methods of `random.Random`."""
 
     def random(self) -> float:
         """0 <= x < 1."""
@@ -45,11 +40,12 @@ class Rng(Protocol):
         """0 <= n < stop."""
 
     def sample(self, population: Sequence[T], k: int, /) -> list[T]:
-        """`k` different ones."""
+        """`k` different elements."""
 
 
 class LinkState:
-    """One link. `needed` is when it was last wanted; `digest_bits` of the digest sent and not answered yet."""
+    """One link. `needed`: when it was last used or wanted; `digest_bits`: of the digest that is not answered yet;
+    `wanted`: nodes whose records were requested from the peer and have not come."""
 
     __slots__ = (
         "address",
@@ -77,12 +73,13 @@ class LinkTable:
     """All links and dials of one node."""
 
     def __init__(self, own: NodeId, out: list[c.Command]) -> None:
-        """Dials are put in `out`."""
+        """Dials are appended to `out`."""
         self._own = own
         self._out = out
         self._up: dict[NodeId, LinkState] = {}
         self._nodes: list[NodeId] = []
         self._dialling: dict[bytes, float] = {}
+        # Failures in a row, and the time before which the peer is not dialled again.
         self._failures: dict[bytes, tuple[int, float]] = {}
 
     def __getitem__(self, peer: NodeId) -> LinkState:
@@ -92,7 +89,7 @@ class LinkTable:
         return peer in self._up
 
     def get(self, peer: NodeId) -> LinkState | None:
-        """The link to `peer`, if there is one."""
+        """The link to `peer`, or None."""
         return self._up.get(peer)
 
     def items(self) -> Iterator[tuple[NodeId, LinkState]]:
@@ -101,56 +98,81 @@ class LinkTable:
 
     @property
     def nodes(self) -> Sequence[NodeId]:
-        """Linked peers that are no clients."""
+        """Linked peers that are nodes, not clients."""
         return self._nodes
 
     @property
     def clients(self) -> int:
-        """How many clients are linked."""
+        """The number of linked clients."""
         return len(self._up) - len(self._nodes)
 
     def up(self, peer: NodeId, state: LinkState) -> None:
-        """A link is there."""
+        """Add a link; its dial and the failures before it are forgotten."""
         self._up[peer] = state
         self._nodes = [node for node, link in self._up.items() if link.role is Role.NODE]
         self._dialling.pop(peer[:PIN_BYTES], None)
         self._failures.pop(peer[:PIN_BYTES], None)
 
     def down(self, peer: NodeId) -> LinkState | None:
-        """It is gone; what it was, or None if there was none."""
+        """Remove a link; returns its state, or None if there was none."""
         state = self._up.pop(peer, None)
         self._nodes = [node for node, link in self._up.items() if link.role is Role.NODE]
         return state
 
     def dialling(self, pin: bytes, now: float) -> bool:
-        """Whether that peer is being dialled."""
+        """Whether a dial to that peer is under way."""
         begun = self._dialling.get(pin[:PIN_BYTES])
         return begun is not None and now - begun < DIAL_LOST_SECONDS
 
-    def dial(self, way: BootstrapAddress, now: float, *, patient: bool = True) -> bool:
-        """Dial it. False if it is linked, being dialled, ourselves or without address; if `patient`, in its backoff."""
-        pin = way.pin[:PIN_BYTES]
-        if not way.addresses or pin == self._own[: len(pin)] or self.dialling(pin, now):
+    def dial(self, target: BootstrapAddress, now: float, *, respect_backoff: bool = True) -> bool:
+        """Dial `target`. Returns False, and does nothing, if the target is linked, being dialled, this node itself or
+        without an address; with `respect_backoff` also during its backoff or above the limit of dials."""
+        key = target.prefix
+        if not target.addresses or key == self._own[: len(key)] or self.dialling(key, now):
             return False
-        if NodeId(way.pin) in self._up:
+        if target.node is not None and target.node in self._up:
             return False
-        if patient and (now < self._failures.get(pin, (0, now))[1] or len(self._dialling) >= MAX_DIALS):
+        if respect_backoff and (now < self._failures.get(key, (0, now))[1] or len(self._dialling) >= MAX_DIALS):
             self._sweep(now)
             return False
-        self._dialling[pin] = now
-        self._out.append(c.DialPeer(way))
+        self._dialling[key] = now
+        self._out.append(c.DialPeer(target))
         return True
 
-    def failed(self, way: BootstrapAddress, now: float, *, final: bool) -> None:
-        """That dial led nowhere."""
-        pin = way.pin[:PIN_BYTES]
-        self._dialling.pop(pin, None)
-        count = self._failures.pop(pin, (0, now))[0] + 1
-        delay = backoff(count - 1, base=DIAL_BACKOFF_BASE_SECONDS, cap=DIAL_BACKOFF_CAP_SECONDS)
-        self._failures[pin] = (count, now + (DIAL_BACKOFF_CAP_SECONDS if final else delay))
+    def failed(self, target: BootstrapAddress, now: float, *, final: bool, local: bool) -> None:
+        """A dial failed. `final`: the peer refused this node; `local`: a limit of this node prevented the dial."""
+        key = target.prefix
+        self._dialling.pop(key, None)
+        count, until = self._failures.pop(key, (0, now))
+        if local:
+            # Not a failure of the peer: its count stays, and the next dial waits only for the load to pass.
+            self._failures[key] = (count, max(until, now + DIAL_BACKOFF_BASE_SECONDS))
+        elif final:
+            self._failures[key] = (count + 1, now + DIAL_BACKOFF_CAP_SECONDS)
+        else:
+            delay = backoff(count, base=DIAL_BACKOFF_BASE_SECONDS, cap=DIAL_BACKOFF_CAP_SECONDS)
+            self._failures[key] = (count + 1, now + delay)
         if len(self._failures) > MAX_FAILURES:
             del self._failures[next(iter(self._failures))]
 
     def _sweep(self, now: float) -> None:
-        for pin in [pin for pin, begun in self._dialling.items() if now - begun >= DIAL_LOST_SECONDS]:
-            del self._dialling[pin]
+        for key in [key for key, begun in self._dialling.items() if now - begun >= DIAL_LOST_SECONDS]:
+            del self._dialling[key]
+
+
+class LinkProbes:
+    """The part of `failure_detector.ProbeIO` that acts on links."""
+
+    def __init__(self, links: LinkTable, out: list[c.Command]) -> None:
+        """Pings are appended to `out`."""
+        self._links = links
+        self._out = out
+
+    def rtt(self, node: NodeId) -> float | None:
+        """The round-trip time of the link to `node` in seconds; None without a link."""
+        link = self._links.get(node)
+        return link.rtt if link is not None else None
+
+    def ping(self, node: NodeId, number: int) -> None:
+        """Send a ping over the link to `node`."""
+        self._out.append(c.Send(node, Ping(number)))

@@ -1,7 +1,7 @@
-"""Two meshes of one secret have met: who changes its id?
+"""Merging two meshes with the same secret: which of the two ids stays.
 
-Law: the decision is antisymmetric and follows a total order, so that both sides of a meeting decide alike, any number
-of meetings in any order end in one id, and no merge sets off another.
+Invariants: the decision follows a total order, so that both sides decide alike and any sequence of merges ends in one
+id.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from meshllm.core.records import MeshId
 
 
 class MergeDecision(Enum):
-    """What to do about the other's mesh id."""
+    """What to do about the peer's mesh id."""
 
     SAME = "same"
-    KEEP = "keep"  # the other is to adopt ours
-    ADOPT = "adopt"  # we adopt the other's
+    KEEP = "keep"  # the peer adopts ours
+    ADOPT = "adopt"  # this node adopts the peer's
 
 
 def decide(mine: MeshId, theirs: MeshId) -> MergeDecision:
-    """The smaller id wins, always. That is all there is to weigh: an id is a label, and adopting one stops nothing."""
+    """The smaller id wins. An id is only a label: adopting another one interrupts nothing."""
     if mine == theirs:
         return MergeDecision.SAME
     return MergeDecision.ADOPT if theirs < mine else MergeDecision.KEEP

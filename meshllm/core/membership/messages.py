@@ -1,7 +1,4 @@
-"""What nodes say to each other on the control stream of a link. `wire/codec.py` turns each into bytes and back.
-
-Law: every message is bounded (the codec refuses what is longer), and none is an order: the receiver decides.
-"""
+"""Messages on the control stream of a link. `wire/mesh/codec.py` encodes and decodes them, and bounds their length."""
 
 from __future__ import annotations
 
@@ -20,14 +17,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Ping(Message):
-    """Answer me. The answer to exactly this `number` is the only sign of life there is."""
+    """A request for a `Pong` with the same `number`."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pong(Message):
-    """The answer to a `Ping`, with what the sender is doing now."""
+    """The answer to a `Ping`, with the load of the sender's models."""
 
     number: int
     loads: tuple[ModelLoad, ...] = ()
@@ -35,9 +32,9 @@ class Pong(Message):
 
 @dataclass(frozen=True, slots=True)
 class Digest(Message):
-    """The sender's table in short: nodes fall into 2**`bits` buckets by the first bits of their id; 4 bytes a bucket.
+    """A digest of the sender's table: 2**`bits` buckets by the first bits of the node id, 4 bytes each.
 
-    A bucket's hash is the XOR of the hashes of each id and stamp in it (`gossip.Summary`).
+    A bucket's hash is the XOR of the hashes of each id and version in it (`summary.Summary`).
     """
 
     bits: int
@@ -46,7 +43,7 @@ class Digest(Message):
 
 @dataclass(frozen=True, slots=True)
 class Difference(Message):
-    """The answer to a `Digest` where hashes differ: what the answerer holds in those buckets."""
+    """The answer to a `Digest`: the versions that the answerer holds in the buckets whose hashes differ."""
 
     bits: int
     buckets: tuple[int, ...]
@@ -55,29 +52,34 @@ class Difference(Message):
 
 @dataclass(frozen=True, slots=True)
 class Wanted(Message):
-    """Please send these records."""
+    """A request for the records of these nodes."""
 
     nodes: tuple[NodeId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Records(Message):
-    """Records the receiver may not have. `push`: news that is to be handed on at once by whoever had not heard it."""
+    """Records that the receiver may lack. `push`: each receiver that did not have them forwards them at once.
+
+    `stale` is not sent: the receiving daemon lists there the nodes whose records it left out, unverified, because it
+    had newer ones.
+    """
 
     records: tuple[SignedRecord, ...]
     push: bool = False
+    stale: tuple[NodeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribe(Message):
-    """From a client: keep me up to date about who serves what."""
+    """From a client: send the whole table, and from now on its changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableUpdate(Message):
-    """To a client: records that are new to it, and nodes that are no longer to be asked.
+    """To a client: new records, and nodes that get no more requests.
 
-    `first`: forget what you had; `more`: another one follows at once. Together they make tables of any size bounded.
+    A whole table comes in portions: `first` marks the first of them, `more` every one except the last.
     """
 
     records: tuple[SignedRecord, ...]
@@ -88,6 +90,6 @@ class TableUpdate(Message):
 
 @dataclass(frozen=True, slots=True)
 class Adopted(Message):
-    """The sender has changed to this mesh id (see `convergence`); the receiver compares it with its own."""
+    """The sender has adopted this mesh id (see `mesh_merge`)."""
 
     mesh: MeshId

@@ -1,16 +1,15 @@
-"""This node's own record: what it says of itself, kept signed and in step with what is true.
+"""This node's own record: what it publishes, kept signed.
 
-Law: it is written anew only when what it says has changed, or as a heartbeat; each time with a higher stamp.
+Invariants: each written record has a higher version than the one before; a change of load alone writes none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
-    MAX_COMPLAINTS,
+    MAX_FAILURE_REPORTS,
     MAX_NUMBER,
     MAX_SERVED,
     FailureReport,
@@ -18,23 +17,25 @@ from meshllm.core.records import (
     ModelLoad,
     NodeId,
     NodeRecord,
+    OwnFacts,
+    PeerAddress,
     RecordVersion,
     Role,
     SignedRecord,
     Signer,
 )
 
-# Complaints about the dead stay for so long, so that whoever was away derives the same death. Whoever comes later is
-# not told of the dead any more.
-COMPLAINT_KEPT_SECONDS = 300.0
+# Reports about dead nodes stay this long, so that a node that was unreachable derives the same death.
+REPORT_KEPT_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class MeshConfig:
-    """Who this node is. `incarnation` is for this run: already one higher than that of any run before, and saved.
+    """Who this node is. `incarnation` is for this run: higher than that of any run before, and saved.
 
-    `mesh` is the id it holds (founded at its first start, or adopted), `protocol` the window it speaks; `sign` signs
-    its records (a client never signs any). `idle`: it takes no model that only others want.
+    `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
+    version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
+    request.
     """
 
     node: NodeId
@@ -48,12 +49,20 @@ class MeshConfig:
     idle: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """A failure report. `until`: when it expires; None: when the node answers."""
+
+    incarnation: int
+    until: float | None = None
+
+
 class OwnRecord:
-    """The record and what goes into it."""
+    """The record and its parts. `changed`: it has to be written at once; `stale`: written with the next chance."""
 
     def __init__(self, config: MeshConfig) -> None:
         self._sign = config.sign
-        self._said = NodeRecord(
+        self._record = NodeRecord(
             node=config.node,
             version=RecordVersion(config.incarnation, 0),
             mesh=config.mesh,
@@ -63,84 +72,123 @@ class OwnRecord:
             idle=config.idle,
         )
         self._loads: tuple[ModelLoad, ...] = ()
-        # About whom, at which incarnation, and until when it stays (None: until it answers).
-        self._complaints: dict[NodeId, tuple[int, float | None]] = {}
+        self._reports: dict[NodeId, _Report] = {}
         self.changed = True
-        self.signed = SignedRecord(self._said, b"", b"")
+        self.stale = False
+        self.signed = SignedRecord(self._record, b"", b"")
 
     @property
-    def stamp(self) -> RecordVersion:
-        """Of the newest record."""
-        return self._said.version
+    def version(self) -> RecordVersion:
+        """The version of the newest record."""
+        return self._record.version
 
     @property
     def mesh(self) -> MeshId:
         """The mesh this node belongs to."""
-        return self._said.mesh
+        return self._record.mesh
 
     @property
     def loads(self) -> tuple[ModelLoad, ...]:
-        """How busy this node's models are."""
+        """The load of this node's models."""
         return self._loads
 
     @property
-    def complaints(self) -> dict[NodeId, tuple[int, float | None]]:
-        """About whom this node complains."""
-        return self._complaints
+    def reported(self) -> list[NodeId]:
+        """The nodes that this node reports as failed."""
+        return list(self._reports)
 
-    def say(self, **fields: Any) -> None:
-        """These fields are so from now on. What is there to be written is known by `changed`."""
-        new = replace(self._said, **fields)
-        if new != self._said:
-            self._said = new
-            self.changed = True
+    def reported_incarnation(self, node: NodeId) -> int | None:
+        """The incarnation of `node` that is reported as failed; None if it is not reported."""
+        report = self._reports.get(node)
+        return report.incarnation if report is not None else None
 
-    def busy(self, loads: tuple[ModelLoad, ...]) -> None:
-        """Loads go with the next record and with every pong; alone they are not worth a record."""
-        self._loads = loads
+    def update_facts(self, facts: OwnFacts) -> None:
+        """Take in what the rest of the core knows. Loads travel with the next record and with each pong."""
+        self._loads = facts.loads
+        self._update(
+            replace(
+                self._record,
+                serves=facts.serves,
+                wants=facts.wants,
+                on_disk=facts.on_disk,
+                aliases=facts.aliases,
+                splits=facts.splits,
+                memory=facts.memory,
+                devices=facts.devices,
+                speed=facts.speed,
+            )
+        )
 
-    def complain(self, node: NodeId, incarnation: int) -> bool:
-        """`node` does not answer. False if that was said already, or there is no room for more."""
-        said = self._complaints.get(node)
-        if said is not None and said[0] == incarnation:
+    def set_addresses(self, addresses: tuple[PeerAddress, ...]) -> None:
+        """This node listens at `addresses`, best first."""
+        self._update(replace(self._record, addresses=addresses))
+
+    def set_mesh(self, mesh: MeshId) -> None:
+        """This node belongs to `mesh`."""
+        self._update(replace(self._record, mesh=mesh))
+
+    def set_leaving(self) -> None:
+        """This node leaves the mesh: it serves nothing."""
+        self._update(replace(self._record, leaving=True, serves=(), wants=()))
+
+    def report_failure(self, node: NodeId, incarnation: int) -> bool:
+        """Report that `node` does not answer. False if that is reported already, or the record has no space left."""
+        report = self._reports.get(node)
+        if report is not None and report.incarnation == incarnation:
             return False
-        if said is None and len(self._complaints) >= MAX_COMPLAINTS:
-            old = next((other for other, (_, until) in self._complaints.items() if until is not None), None)
+        if report is None and len(self._reports) >= MAX_FAILURE_REPORTS:
+            old = next((other for other, known in self._reports.items() if known.until is not None), None)
             if old is None:
                 return False
-            del self._complaints[old]
-        self._complaints[node] = (incarnation, None)
-        self._complaints_changed()
+            del self._reports[old]
+        self._reports[node] = _Report(incarnation)
+        self._reports_changed()
         return True
 
-    def absolve(self, node: NodeId) -> None:
-        """Take the complaint back, if there is one."""
-        if self._complaints.pop(node, None) is not None:
-            self._complaints_changed()
+    def withdraw_report(self, node: NodeId) -> None:
+        """Remove the failure report about `node`, if there is one."""
+        if self._reports.pop(node, None) is not None:
+            self._reports_changed()
 
-    def died(self, node: NodeId, now: float) -> None:
-        """`node` is dead: the complaint stays for a while."""
-        said = self._complaints.get(node)
-        if said is not None and said[1] is None:
-            self._complaints[node] = (said[0], now + COMPLAINT_KEPT_SECONDS)
+    def keep_report_of_dead(self, node: NodeId, now: float) -> None:
+        """`node` is dead: its failure report stays for `REPORT_KEPT_SECONDS`."""
+        report = self._reports.get(node)
+        if report is not None and report.until is None:
+            self._reports[node] = replace(report, until=now + REPORT_KEPT_SECONDS)
 
     def expire(self, now: float) -> None:
-        """Drop the complaints that have been kept for long enough."""
-        for node in [node for node, (_, until) in self._complaints.items() if until is not None and until <= now]:
-            self.absolve(node)
+        """Remove the reports whose time is over."""
+        expired = [node for node, report in self._reports.items() if report.until is not None and report.until <= now]
+        for node in expired:
+            self.withdraw_report(node)
 
     def write(self, incarnation: int | None = None) -> SignedRecord:
-        """A new record, of the next version, or the first of a higher `incarnation`."""
-        stamp = self._said.version
+        """Sign a new record: the next version, or the first of a higher `incarnation`."""
+        version = self._record.version
         if incarnation is not None:
-            stamp = RecordVersion(min(MAX_NUMBER, incarnation), 1)
+            version = RecordVersion(min(MAX_NUMBER, incarnation), 1)
         else:
-            stamp = RecordVersion(stamp.incarnation, stamp.version + 1)
-        self._said = replace(self._said, version=stamp)
-        self.changed = False
-        self.signed = self._sign(replace(self._said, loads=self._loads[: MAX_SERVED + MAX_BACKEND_MODELS]))
+            version = RecordVersion(version.incarnation, version.version + 1)
+        self._record = replace(self._record, version=version)
+        self.changed = self.stale = False
+        self.signed = self._sign(replace(self._record, loads=self._loads[: MAX_SERVED + MAX_BACKEND_MODELS]))
         return self.signed
 
-    def _complaints_changed(self) -> None:
-        said = [FailureReport(node, incarnation) for node, (incarnation, _) in sorted(self._complaints.items())]
-        self.say(failure_reports=tuple(said))
+    def _update(self, record: NodeRecord) -> None:
+        if record == self._record:
+            return
+        if _without_measurements(record) == _without_measurements(self._record):
+            self.stale = True
+        else:
+            self.changed = True
+        self._record = record
+
+    def _reports_changed(self) -> None:
+        reports = tuple([FailureReport(node, report.incarnation) for node, report in sorted(self._reports.items())])
+        self._update(replace(self._record, failure_reports=reports))
+
+
+def _without_measurements(record: NodeRecord) -> NodeRecord:
+    """The record without the figures that vary all the time."""
+    splits = tuple([replace(candidate, free_bytes=0) for candidate in record.splits])
+    return replace(record, memory=0, devices=(), splits=splits, speed=0)

@@ -1,9 +1,7 @@
-"""Anti-entropy: how two nodes find out what one has that the other has not, in few bytes.
+"""The summary of a membership table: what two nodes compare to find out which records one of them lacks.
 
-A digest has one short hash for each bucket of nodes; where the hashes differ, the answerer says what it holds, and each
-side gets what it lacks (push-pull anti-entropy: Demers et al., PODC 1987).
-
-Law: pure. A change of one node costs one hash, a message no more than what it says: nothing looks at all nodes.
+A digest has one short hash per bucket of nodes. Where the hashes differ, the answerer lists the versions it holds, and
+each side gets what it lacks (push-pull anti-entropy: Demers et al., PODC 1987). A change of one node costs one hash.
 """
 
 from __future__ import annotations
@@ -19,24 +17,24 @@ from meshllm.core.records import NODE_ID_BYTES, NodeId, RecordVersion, SignedRec
 
 BUCKETS = 1 << MAX_DIGEST_BITS
 HASH_BYTES = 4
-# Messages of records stay below this, so that a ping behind one is not kept waiting.
+# Messages with records stay below this size, so that a ping behind one does not wait long.
 CHUNK_BYTES = 60 << 10
-# What a record takes in a message beside its body and signature.
+# Bytes of a record in a message beside its body and signature.
 RECORD_OVERHEAD_BYTES = 16
-# Records asked for in one go, and nodes named in a difference: below 64 KiB. What is beyond comes in the next rounds.
+# Records requested at once, and nodes listed in a difference: below 64 KiB. The rest follows in the next rounds.
 MAX_WANTED_NODES = 1024
 MAX_HELD = 1024
 _ENTRY = struct.Struct(f"<{NODE_ID_BYTES}sQQ")
 
 
 class Summary:
-    """The nodes a table speaks of with their stamps, in the order of their ids, with the hash of every bucket.
+    """The versions of all nodes that a table passes on, in the order of their ids, with a hash per bucket.
 
     A bucket's hash is the exclusive or of its entries' hashes, so that a change needs nothing but the entry.
     """
 
     def __init__(self) -> None:
-        self._stamps: dict[NodeId, RecordVersion] = {}
+        self._versions: dict[NodeId, RecordVersion] = {}
         self._ids: list[NodeId] = []
         self._hashes = [0] * BUCKETS
 
@@ -46,38 +44,38 @@ class Summary:
     def __getitem__(self, index: int) -> NodeId:
         return self._ids[index]
 
-    def stamp(self, node: NodeId) -> RecordVersion | None:
-        """The stamp `node` is listed with, if it is."""
-        return self._stamps.get(node)
+    def version(self, node: NodeId) -> RecordVersion | None:
+        """The version of `node`, None if it is not listed."""
+        return self._versions.get(node)
 
-    def put(self, node: NodeId, stamp: RecordVersion) -> None:
-        """`node` is at `stamp` now."""
-        old = self._stamps.get(node)
+    def put(self, node: NodeId, version: RecordVersion) -> None:
+        """List `node` with `version`."""
+        old = self._versions.get(node)
         if old is None:
             insort(self._ids, node)
-            self._hashes[node[0]] ^= _hash(node, stamp)
+            self._hashes[node[0]] ^= _hash(node, version)
         else:
-            self._hashes[node[0]] ^= _hash(node, old) ^ _hash(node, stamp)
-        self._stamps[node] = stamp
+            self._hashes[node[0]] ^= _hash(node, old) ^ _hash(node, version)
+        self._versions[node] = version
 
     def discard(self, node: NodeId) -> None:
-        """`node` is not spoken of any more."""
-        old = self._stamps.pop(node, None)
+        """List `node` no longer."""
+        old = self._versions.pop(node, None)
         if old is not None:
             del self._ids[bisect_left(self._ids, node)]
             self._hashes[node[0]] ^= _hash(node, old)
 
     def bits(self) -> int:
-        """About one node for each bucket, within the bounds."""
+        """The number of bits that gives about one node per bucket, within the bounds."""
         return min(MAX_DIGEST_BITS, max(0, len(self._ids) - 1).bit_length())
 
     def digest(self) -> Digest:
-        """This table in short."""
+        """The digest to send."""
         bits = self.bits()
         return Digest(bits, struct.pack(f">{1 << bits}I", *self._folded(bits)))
 
     def difference(self, digest: Digest) -> Difference | None:
-        """What to answer to another's digest: what is held where it differs. None if it is not a digest at all."""
+        """The answer to a peer's digest: the versions in the buckets that differ. None if the digest is malformed."""
         bits = digest.bits
         if not 0 <= bits <= MAX_DIGEST_BITS or len(digest.hashes) != HASH_BYTES << bits:
             return None
@@ -90,9 +88,9 @@ class Summary:
             inside = self.bucket(bits, bucket)
             if buckets and len(held) + len(inside) > MAX_HELD:
                 break
-            # One bucket alone can be too long only in a mesh of far more nodes than there are buckets.
+            # A single bucket exceeds the bound only in a mesh with far more nodes than buckets.
             buckets.append(bucket)
-            held += [(node, self._stamps[node]) for node in inside[: MAX_HELD * 2]]
+            held += [(node, self._versions[node]) for node in inside[: MAX_HELD * 2]]
         return Difference(bits, tuple(buckets), tuple(held))
 
     def bucket(self, bits: int, number: int) -> Sequence[NodeId]:
@@ -116,25 +114,25 @@ class Summary:
         return folded
 
 
-def _hash(node: NodeId, stamp: RecordVersion) -> int:
-    entry = _ENTRY.pack(node, stamp.incarnation, stamp.version)
+def _hash(node: NodeId, version: RecordVersion) -> int:
+    entry = _ENTRY.pack(node, version.incarnation, version.version)
     return int.from_bytes(blake2b(entry, digest_size=HASH_BYTES).digest())
 
 
 @dataclass(frozen=True, slots=True)
 class ReconcilePlan:
-    """What follows from a difference: `wanted` of the other, `offered` to it."""
+    """What follows from a difference: nodes whose records are `wanted` from the peer or `offered` to it."""
 
     wanted: tuple[NodeId, ...]
     offered: tuple[NodeId, ...]
 
 
-def plan(
-    summary: Summary, buried: Callable[[NodeId], RecordVersion | None], difference: Difference
+def plan_exchange(
+    summary: Summary, final_version: Callable[[NodeId], RecordVersion | None], difference: Difference
 ) -> ReconcilePlan | None:
-    """Compare what the other holds with what is held here; None if it is not a possible difference.
+    """Compare what the peer holds with `summary`; None if the difference is malformed.
 
-    `buried` gives the stamp up to which nothing of a node is wanted, because it is gone.
+    `final_version` returns the version up to which no record of a node is wanted, because the node is gone.
     """
     if not 0 <= difference.bits <= MAX_DIGEST_BITS or len(difference.held) > 2 * MAX_HELD:
         return None
@@ -144,11 +142,11 @@ def plan(
         return None
     theirs = dict(difference.held)
     wanted, offered = [], []
-    for node, stamp in theirs.items():
-        mine, over = summary.stamp(node), buried(node)
-        if (mine is None or mine < stamp) and (over is None or over < stamp):
+    for node, version in theirs.items():
+        mine, final = summary.version(node), final_version(node)
+        if (mine is None or mine < version) and (final is None or final < version):
             wanted.append(node)
-        elif mine is not None and stamp < mine:
+        elif mine is not None and version < mine:
             offered.append(node)
     for bucket in difference.buckets:
         offered += [node for node in summary.bucket(difference.bits, bucket) if node not in theirs]
@@ -156,12 +154,12 @@ def plan(
 
 
 def size(signed: SignedRecord) -> int:
-    """Bytes a record takes in a message, about."""
+    """About how many bytes a record takes in a message."""
     return len(signed.body) + len(signed.signature) + RECORD_OVERHEAD_BYTES
 
 
 def chunks(records: Iterable[SignedRecord]) -> Iterator[tuple[SignedRecord, ...]]:
-    """The records in portions that each fit a message; none for none."""
+    """The records in portions that fit a message; no portion without records."""
     portion: list[SignedRecord] = []
     total = 0
     for signed in records:

@@ -1,15 +1,14 @@
-"""The peer table: who is in the mesh, and where each of them is in its life.
+"""The membership table: all known nodes and the status of each.
 
-Law: a record is taken in only if its stamp is higher than the one held, so merging is commutative and idempotent.
-Nobody is believed about another: that a node is suspect follows from the complaints in the verified records of those
-who watch it, each about its current incarnation. A node that is gone is remembered with its stamp for a time, and only
-a higher incarnation, which it alone can sign, gets past that.
+Invariants: a record is accepted only if its version is higher than the known one, so that merging is commutative and
+idempotent. A node becomes suspect only by the failure reports in the verified records of its watchers, each about its
+current incarnation. A node that is gone comes back only with a higher incarnation, which it alone can sign.
 
-    HEARD    others handed on its record; not routable, no capacity; its complaints count nothing
-    ALIVE    it has a link to us, or its stamp grew while we knew it
-    SUSPECT  enough of its watchers complain about this incarnation
-    DEAD     suspicion ran out, or its record was not renewed
-    LEFT     it said so itself
+    UNVERIFIED  known from records that other nodes passed on; gets no requests; its failure reports do not count
+    ALIVE       it has a link to this node, or its version grew since this node knows it
+    SUSPECT     enough of its watchers report this incarnation as failed
+    DEAD        the suspicion was not refuted in time, or its record was not renewed
+    LEFT        its own record says so
 """
 
 from __future__ import annotations
@@ -20,35 +19,35 @@ from enum import Enum
 from meshllm.core.membership.failure_detector import expiry_seconds, suspicion_seconds
 from meshllm.core.membership.rings import Rings
 from meshllm.core.membership.summary import Summary
-from meshllm.core.membership.timers import Timers
+from meshllm.core.membership.timers import Timer, Timers
 from meshllm.core.membership.views import PeerStatus, PeerView
 from meshllm.core.records import MAX_NUMBER, ModelLoad, NodeId, NodeRecord, RecordVersion, SignedRecord
 
-# In a mesh of up to so many members everybody has a link to everybody and watches everybody.
+# In a mesh of up to this many members every node has a link to every other one and watches it.
 SMALL_MESH = 16
-# Complaints of so many different members (fewer where fewer watch it) make a node suspect.
-COMPLAINTS_NEEDED = 3
-# More nodes than that are not taken in: a bound of memory (about 1 KiB each) that no mesh of people's machines reaches.
+# Failure reports of this many members (fewer if fewer watch it) make a node suspect.
+REPORTS_NEEDED = 3
+# The table takes no more nodes than this: a bound of memory, at about 1 KiB each.
 MAX_NODES = 20_000
-# How long the dead are remembered. The living look for them that long too (`Peers`), which heals a mesh cut in two.
+# How long dead nodes are remembered. As long the others try to reconnect (`LinkPolicy`), which heals a partition.
 TOMBSTONE_SECONDS = 24 * 3600.0
-# How long the word of a leaving is handed on; twelve rounds of anti-entropy reach everybody.
-LEFT_TOLD_SECONDS = 60.0
+# How long the record of a node that left is passed on; twelve rounds of anti-entropy reach the whole mesh.
+LEFT_PASSED_ON_SECONDS = 60.0
 
 _S = PeerStatus
 GONE = (_S.DEAD, _S.LEFT)
-# Every change of status there is, and why; any other is a defect of this program.
+# Every transition and its cause; any other raises ValueError.
 TRANSITIONS: dict[tuple[PeerStatus, PeerStatus], str] = {
-    (_S.UNVERIFIED, _S.ALIVE): "a link, or its stamp grew",
-    (_S.UNVERIFIED, _S.SUSPECT): "complaints",
-    (_S.UNVERIFIED, _S.DEAD): "not renewed",
-    (_S.UNVERIFIED, _S.LEFT): "it said so",
-    (_S.ALIVE, _S.SUSPECT): "complaints",
-    (_S.ALIVE, _S.DEAD): "not renewed",
-    (_S.ALIVE, _S.LEFT): "it said so",
-    (_S.SUSPECT, _S.ALIVE): "a higher incarnation, or the complaints were taken back",
-    (_S.SUSPECT, _S.DEAD): "suspicion ran out",
-    (_S.SUSPECT, _S.LEFT): "it said so",
+    (_S.UNVERIFIED, _S.ALIVE): "a link, or its version grew",
+    (_S.UNVERIFIED, _S.SUSPECT): "failure reports",
+    (_S.UNVERIFIED, _S.DEAD): "record not renewed",
+    (_S.UNVERIFIED, _S.LEFT): "its own record",
+    (_S.ALIVE, _S.SUSPECT): "failure reports",
+    (_S.ALIVE, _S.DEAD): "record not renewed",
+    (_S.ALIVE, _S.LEFT): "its own record",
+    (_S.SUSPECT, _S.ALIVE): "a higher incarnation, or the reports were withdrawn",
+    (_S.SUSPECT, _S.DEAD): "not refuted in time",
+    (_S.SUSPECT, _S.LEFT): "its own record",
     (_S.DEAD, _S.UNVERIFIED): "a higher incarnation",
     (_S.DEAD, _S.ALIVE): "a higher incarnation, and a link",
     (_S.LEFT, _S.UNVERIFIED): "a higher incarnation",
@@ -57,17 +56,17 @@ TRANSITIONS: dict[tuple[PeerStatus, PeerStatus], str] = {
 
 
 class MergeResult(Enum):
-    """What a record was to the table."""
+    """What the table did with a record."""
 
-    STALE = "stale"  # this one or a higher one is known
-    BURIED = "buried"  # of a life that is over
-    REFUSED = "refused"  # not a possible record, or no room
-    FIRST = "first"  # of a node not known until now
+    STALE = "stale"  # this version or a higher one is known
+    GONE = "gone"  # of the incarnation in which the node died or left
+    REFUSED = "refused"  # impossible numbers, or the table is full
+    FIRST = "first"  # of a new node
     GROWN = "grown"  # renewed or changed
 
 
 class MemberEntry:
-    """One node in the table. `seen` is when its stamp last grew for us; `view` is kept until something changes."""
+    """One node in the table. `seen`: when its version last grew; `view`: kept until something changes."""
 
     __slots__ = ("linked", "loads", "reason", "rtt", "seen", "signed", "since", "status", "view")
 
@@ -84,24 +83,24 @@ class MemberEntry:
 
     @property
     def record(self) -> NodeRecord:
-        """What it says of itself."""
+        """Its newest record."""
         return self.signed.record
 
-    def seen_as(self) -> PeerView:
-        """For readers; the same object until something changes."""
+    def peer_view(self) -> PeerView:
+        """The frozen view for readers; the same object until something changes."""
         if self.view is None:
             loads = self.signed.record.loads if self.loads is None else self.loads
             self.view = PeerView(self.signed.record, self.status, self.linked, self.rtt, loads, self.since, self.reason)
         return self.view
 
 
-def possible(stamp: RecordVersion) -> bool:
-    """Whether the numbers are such as may be in a record."""
-    return 0 <= stamp.incarnation <= MAX_NUMBER and 0 <= stamp.version <= MAX_NUMBER
+def possible(version: RecordVersion) -> bool:
+    """Whether the numbers are within the bounds of a record."""
+    return 0 <= version.incarnation <= MAX_NUMBER and 0 <= version.version <= MAX_NUMBER
 
 
 class MembershipTable:
-    """The table of one node. The node itself is in `rings` and `summary`, and not among the entries."""
+    """The table of one node. The node itself is in `rings` and `summary`, but not in `entries`."""
 
     def __init__(
         self,
@@ -110,103 +109,103 @@ class MembershipTable:
         changed: Callable[[NodeId], None],
         gone: Callable[[NodeId, PeerStatus], None],
     ) -> None:
-        """`changed` hears of every node whose view is no longer what it was, `gone` of each that has come to its end.
+        """`changed` is called for every node whose view changed, `gone` for each that died or left.
 
-        Deaths are due in `timers`, as "dead".
+        Sets `Timer.DEATH` for suspect nodes.
         """
         self.own = own
         self.entries: dict[NodeId, MemberEntry] = {}
         self.rings = Rings()
         self.summary = Summary()
-        # In the order of their last renewal: whose has been longest ago is looked at first.
+        # Members and when each was last renewed, the oldest first.
         self._renewed: dict[NodeId, float] = {}
         self._gone: dict[NodeId, float] = {}
-        self._told: dict[NodeId, float] = {}
-        # Who complains about whom: subject -> complainer -> the incarnation complained about.
-        self._complaints: dict[NodeId, dict[NodeId, int]] = {}
+        self._passed_on: dict[NodeId, float] = {}
+        # Failure reports: subject -> reporter -> the reported incarnation.
+        self._reports: dict[NodeId, dict[NodeId, int]] = {}
         self._signed: SignedRecord | None = None
         self._timers = timers
         self._changed = changed
-        self._ended = gone
-        self.doubtful = False  # something changed that other suspicions follow from
+        self._on_gone = gone
+        self.doubtful = False  # a change from which other suspicions may follow; see `judge_all`
         self.rings.add(own)
 
     # -- what is known
 
     @property
     def size(self) -> int:
-        """Members, this node among them: all that are not gone."""
+        """The number of members: all nodes that are not gone, with this one."""
         return len(self._renewed) + 1
 
     def status(self, node: NodeId) -> PeerStatus | None:
-        """Where `node` is in its life; None for one that is not known, and for this node itself."""
+        """The status of `node`; None if it is not known, and for this node itself."""
         entry = self.entries.get(node)
         return entry.status if entry is not None else None
 
     def signed(self, node: NodeId) -> SignedRecord | None:
-        """The newest record of `node`, this node's own included."""
+        """The newest record of `node`, which may be this node."""
         if node == self.own:
             return self._signed
         entry = self.entries.get(node)
         return entry.signed if entry is not None else None
 
-    def buried(self, node: NodeId) -> bool:
-        """Whether `node` is known to be gone."""
+    def is_gone(self, node: NodeId) -> bool:
+        """Whether `node` is known to be dead or to have left."""
         entry = self.entries.get(node)
         return entry is not None and entry.status in GONE
 
     def members(self) -> Iterator[NodeId]:
-        """Everybody else that is not gone."""
+        """All other members."""
         return iter(self._renewed)
 
     def latest(self) -> Iterator[NodeId]:
-        """The same, who was renewed last first."""
+        """All other members, the last renewed first."""
         return reversed(self._renewed)
 
     def dead(self) -> list[NodeId]:
-        """Those that are gone without having said so."""
+        """Nodes that died, as opposed to left."""
         return [node for node in self._gone if self.entries[node].status is PeerStatus.DEAD]
 
     def answering(self, node: NodeId) -> bool:
-        """Whether a watcher need not look past `node`: it is not gone or doubted, and this node does not complain."""
+        """Whether a watcher can rely on `node`: it is neither gone nor suspect, and this node does not report it."""
         if node == self.own:
             return True
         entry = self.entries.get(node)
-        return entry is not None and entry.status in (_S.UNVERIFIED, _S.ALIVE) and not self.complained(self.own, node)
+        return entry is not None and entry.status in (_S.UNVERIFIED, _S.ALIVE) and not self.reports(self.own, node)
 
-    def complained(self, by: NodeId, about: NodeId) -> bool:
-        """Whether `by` complains about the incarnation of `about` that is known here."""
-        said = self._complaints.get(about)
+    def reports(self, by: NodeId, about: NodeId) -> bool:
+        """Whether `by` reports the known incarnation of `about` as failed."""
+        reports = self._reports.get(about)
         entry = self.entries.get(about)
-        return said is not None and entry is not None and said.get(by) == entry.record.version.incarnation
+        return reports is not None and entry is not None and reports.get(by) == entry.record.version.incarnation
 
     # -- taking in
 
     def keep_own(self, signed: SignedRecord, now: float) -> None:
-        """This node has written a new record of itself."""
+        """Take in a new record of this node."""
         before = self._signed
         self._signed = signed
         self.summary.put(self.own, signed.record.version)
-        self._complaints_changed(before.record if before is not None else None, signed.record, now)
+        self._reports_changed(before.record if before is not None else None, signed.record, now)
         self._changed(self.own)
 
     def merge(self, signed: SignedRecord, now: float, *, linked: bool) -> MergeResult:
-        """Take in a verified record of another node; `linked`: there is a link to that node."""
+        """Take in a verified record; `linked`: there is a link to the node that it is about."""
         record = signed.record
-        node, stamp = record.node, record.version
-        if node == self.own or not possible(stamp):
+        node, version = record.node, record.version
+        if node == self.own or not possible(version):
             return MergeResult.REFUSED
         entry = self.entries.get(node)
         if entry is None:
-            if len(self.entries) >= MAX_NODES and not self._make_room():
+            if len(self.entries) >= MAX_NODES and not self._forget_oldest():
                 return MergeResult.REFUSED
             self._first(signed, now, linked=linked)
             return MergeResult.FIRST
         held = entry.record.version
-        if stamp <= held:
+        if version <= held:
             return MergeResult.STALE
-        if entry.status in GONE and stamp.incarnation <= held.incarnation:
-            return MergeResult.BURIED
+        if entry.status in GONE and version.incarnation <= held.incarnation:
+            return MergeResult.GONE
         self._grown(entry, signed, now, linked=linked)
         return MergeResult.GROWN
 
@@ -216,7 +215,7 @@ class MembershipTable:
         entry.linked = linked
         self.entries[record.node] = entry
         if record.leaving:
-            # A stranger that is gone already: remembered, but not offered to others, or newcomers would for ever.
+            # A new node that left already is remembered but not passed on: else new nodes would pass it on for ever.
             entry.status = PeerStatus.LEFT
             self._gone[record.node] = now
             self._changed(record.node)
@@ -224,42 +223,42 @@ class MembershipTable:
         self._renewed[record.node] = now
         self.rings.add(record.node)
         self.summary.put(record.node, record.version)
-        self._complaints_changed(None, record, now)
+        self._reports_changed(None, record, now)
         self._changed(record.node)
         self.judge(record.node, now)
 
     def _grown(self, entry: MemberEntry, signed: SignedRecord, now: float, *, linked: bool) -> None:
         before, record = entry.record, signed.record
         node = record.node
-        risen = record.version.incarnation > before.version.incarnation
+        restarted = record.version.incarnation > before.version.incarnation
         entry.signed, entry.seen, entry.linked = signed, now, linked
         entry.loads = None
         if record.leaving:
             self.summary.put(node, record.version)
-            self._told[node] = now
+            self._passed_on[node] = now
             if entry.status in GONE:
-                # It came back and left again before anybody here knew.
+                # The node came back and left again before this node knew.
                 self._gone.pop(node, None)
                 self._gone[node] = now
                 if entry.status is PeerStatus.DEAD:
                     self._change(entry, PeerStatus.UNVERIFIED, now)
             if entry.status is not PeerStatus.LEFT:
-                self._change(entry, PeerStatus.LEFT, now, "it left")
+                self._change(entry, PeerStatus.LEFT, now, "it left the mesh")
         else:
             if entry.status in GONE:
                 self._change(entry, PeerStatus.ALIVE if linked else PeerStatus.UNVERIFIED, now)
-            elif entry.status is PeerStatus.UNVERIFIED or (entry.status is PeerStatus.SUSPECT and risen):
+            elif entry.status is PeerStatus.UNVERIFIED or (entry.status is PeerStatus.SUSPECT and restarted):
                 self._change(entry, PeerStatus.ALIVE, now)
             self._renewed.pop(node, None)
             self._renewed[node] = now
             self.summary.put(node, record.version)
-        self._complaints_changed(before, record, now)
+        self._reports_changed(before, record, now)
         self._changed(node)
-        if risen:
+        if restarted:
             self.judge(node, now)
 
     def linked(self, node: NodeId, now: float) -> None:
-        """There is a link to `node`: it lives, unless its life is over by all we know."""
+        """A link to `node` came up: it is alive, unless this incarnation is known to be gone."""
         entry = self.entries.get(node)
         if entry is not None:
             entry.linked = True
@@ -268,7 +267,7 @@ class MembershipTable:
             self._changed(node)
 
     def unlinked(self, node: NodeId) -> None:
-        """The link to `node` is gone."""
+        """The link to `node` ended."""
         entry = self.entries.get(node)
         if entry is not None:
             entry.linked = False
@@ -276,8 +275,8 @@ class MembershipTable:
 
     # -- suspicion
 
-    def needed(self, subject: NodeId) -> int:
-        """How many must complain about `subject`: up to three, but no more than there are to watch it."""
+    def reports_needed(self, subject: NodeId) -> int:
+        """How many failure reports make `subject` suspect: three, or fewer if fewer nodes watch it."""
 
         def able(node: NodeId) -> bool:
             return node != subject and self.answering(node)
@@ -286,48 +285,48 @@ class MembershipTable:
             watchers = 1 + sum(map(able, self._renewed)) - (subject == self.own)
         else:
             watchers = len(self.rings.observers(subject, able))
-        return max(1, min(COMPLAINTS_NEEDED, watchers))
+        return max(1, min(REPORTS_NEEDED, watchers))
 
-    def accusers(self, incarnation: int) -> int:
-        """How many members complain about this node at `incarnation`; whoever is gone does not count."""
-        said = self._complaints.get(self.own)
-        if not said:
+    def reporters(self, incarnation: int) -> int:
+        """How many members report this node at `incarnation` as failed; those that are gone do not count."""
+        reports = self._reports.get(self.own)
+        if not reports:
             return 0
-        return sum(number == incarnation and not self.buried(node) for node, number in said.items())
+        return sum(number == incarnation and not self.is_gone(node) for node, number in reports.items())
 
-    def judge(self, subject: NodeId, now: float, *, taken_back: bool = False) -> None:
-        """See whether `subject` is to be suspected, or (when a complaint was `taken_back`) no more."""
-        entry, said = self.entries.get(subject), self._complaints.get(subject)
-        if entry is None or entry.status in GONE or (said is None and entry.status is not PeerStatus.SUSPECT):
+    def judge(self, subject: NodeId, now: float, *, withdrawn: bool = False) -> None:
+        """Make `subject` suspect if enough nodes report it; with `withdrawn`, clear it if too few still do."""
+        entry, reports = self.entries.get(subject), self._reports.get(subject)
+        if entry is None or entry.status in GONE or (reports is None and entry.status is not PeerStatus.SUSPECT):
             return
         incarnation = entry.record.version.incarnation
-        about = [node for node, number in (said or {}).items() if number == incarnation]
+        about = [node for node, number in (reports or {}).items() if number == incarnation]
         if entry.status is PeerStatus.SUSPECT:
-            # A complainer that is gone has not taken anything back: only the living can.
-            standing = sum(node == self.own or not self.buried(node) for node in about)
-            if taken_back and standing < self.needed(subject):
+            # A reporter that is gone has not withdrawn its report: only a living node can.
+            standing = sum(node == self.own or not self.is_gone(node) for node in about)
+            if withdrawn and standing < self.reports_needed(subject):
                 self._change(entry, PeerStatus.ALIVE, now)
             return
         live = sum(node == self.own or self.status(node) is PeerStatus.ALIVE for node in about)
-        if live and live >= self.needed(subject):
-            words = "one member gets" if live == 1 else f"{live} members get"
-            self._change(entry, PeerStatus.SUSPECT, now, f"{words} no answer from it")
-            self._timers.set("dead", now + suspicion_seconds(self.size), subject)
+        if live and live >= self.reports_needed(subject):
+            reporters = "1 node gets" if live == 1 else f"{live} nodes get"
+            self._change(entry, PeerStatus.SUSPECT, now, f"{reporters} no answer from it")
+            self._timers.set(Timer.DEATH, now + suspicion_seconds(self.size), subject)
 
     def judge_all(self, now: float) -> None:
-        """Look again at everybody there are complaints about: who may complain, or how many must, has changed."""
+        """Judge all reported nodes again: the number of their watchers may have changed."""
         self.doubtful = False
-        for subject in list(self._complaints):
+        for subject in list(self._reports):
             self.judge(subject, now)
 
-    def run_out(self, node: NodeId, now: float) -> None:
-        """Suspicion of `node` has run out (as this class set in the timers): it is dead unless it was cleared."""
+    def suspicion_expired(self, node: NodeId, now: float) -> None:
+        """`Timer.DEATH` of `node` is due: it is dead unless it was cleared."""
         entry = self.entries.get(node)
         if entry is not None and entry.status is PeerStatus.SUSPECT:
             self._change(entry, PeerStatus.DEAD, now, entry.reason)
 
     def expire(self, now: float) -> None:
-        """Drop those whose record was not renewed, and forget those that have been gone for long."""
+        """Declare nodes dead whose record was not renewed, and forget those that are gone for long."""
         limit = now - expiry_seconds(self.size)
         for node, at in list(_until(self._renewed, limit)):
             entry = self.entries[node]
@@ -335,17 +334,17 @@ class MembershipTable:
                 del self._renewed[node]
                 self._renewed[node] = now
             elif entry.status is not PeerStatus.SUSPECT:
-                self._change(entry, PeerStatus.DEAD, now, f"nothing new from it for {now - at:.0f} s")
-        for node, _ in list(_until(self._told, now - LEFT_TOLD_SECONDS)):
-            del self._told[node]
-            if self.buried(node):
+                self._change(entry, PeerStatus.DEAD, now, f"its record was not renewed for {now - at:.0f} s")
+        for node, _ in list(_until(self._passed_on, now - LEFT_PASSED_ON_SECONDS)):
+            del self._passed_on[node]
+            if self.is_gone(node):
                 self.summary.discard(node)
         for node, _ in list(_until(self._gone, now - TOMBSTONE_SECONDS)):
             self._forget(node)
 
     # -- inside
 
-    def _make_room(self) -> bool:
+    def _forget_oldest(self) -> bool:
         oldest = next(iter(self._gone), None)
         if oldest is not None:
             self._forget(oldest)
@@ -353,17 +352,17 @@ class MembershipTable:
 
     def _forget(self, node: NodeId) -> None:
         del self._gone[node]
-        self._told.pop(node, None)
+        self._passed_on.pop(node, None)
         self.summary.discard(node)
         entry = self.entries.pop(node)
-        for complaint in entry.record.failure_reports:
-            self._take_out(node, complaint.node)
-        self._complaints.pop(node, None)
+        for report in entry.record.failure_reports:
+            self._remove_report(node, report.node)
+        self._reports.pop(node, None)
         self._changed(node)
 
     def _change(self, entry: MemberEntry, status: PeerStatus, now: float, reason: str = "") -> None:
         if (entry.status, status) not in TRANSITIONS:
-            raise ValueError(f"a peer that is {entry.status.value} cannot become {status.value}")
+            raise ValueError(f"no transition from {entry.status.value} to {status.value}")
         node = entry.record.node
         was, entry.status = entry.status, status
         entry.since, entry.reason = now, reason
@@ -372,44 +371,44 @@ class MembershipTable:
                 self._renewed.pop(node, None)
                 self._gone[node] = now
                 self.rings.discard(node)
-                if node not in self._told:
+                if node not in self._passed_on:
                     self.summary.discard(node)
             else:
                 self._gone.pop(node, None)
-                self._told.pop(node, None)
+                self._passed_on.pop(node, None)
                 self._renewed[node] = now
                 self.rings.add(node)
                 self.summary.put(node, entry.record.version)
         if was is PeerStatus.SUSPECT:
-            self._timers.cancel("dead", node)
-        self.doubtful = self.doubtful or bool(self._complaints)
+            self._timers.cancel(Timer.DEATH, node)
+        self.doubtful = self.doubtful or bool(self._reports)
         self._changed(node)
         if status in GONE:
-            self._ended(node, status)
+            self._on_gone(node, status)
 
-    def _complaints_changed(self, before: NodeRecord | None, after: NodeRecord, now: float) -> None:
-        old = {} if before is None else {c.node: c.incarnation for c in before.failure_reports}
-        new = {c.node: c.incarnation for c in after.failure_reports}
+    def _reports_changed(self, before: NodeRecord | None, after: NodeRecord, now: float) -> None:
+        old = {} if before is None else {report.node: report.incarnation for report in before.failure_reports}
+        new = {report.node: report.incarnation for report in after.failure_reports}
         if old == new:
             return
         by = after.node
         for subject in old.keys() - new.keys():
-            self._take_out(by, subject)
+            self._remove_report(by, subject)
         for subject, incarnation in new.items():
             if subject != by:
-                self._complaints.setdefault(subject, {})[by] = incarnation
+                self._reports.setdefault(subject, {})[by] = incarnation
         for subject in sorted(old.keys() | new.keys()):
             if old.get(subject) != new.get(subject):
-                self.judge(subject, now, taken_back=subject in old)
+                self.judge(subject, now, withdrawn=subject in old)
         if by == self.own:
             self.doubtful = True
 
-    def _take_out(self, by: NodeId, subject: NodeId) -> None:
-        said = self._complaints.get(subject)
-        if said is not None:
-            said.pop(by, None)
-            if not said:
-                del self._complaints[subject]
+    def _remove_report(self, by: NodeId, subject: NodeId) -> None:
+        reports = self._reports.get(subject)
+        if reports is not None:
+            reports.pop(by, None)
+            if not reports:
+                del self._reports[subject]
 
 
 def _until(times: dict[NodeId, float], limit: float) -> Iterator[tuple[NodeId, float]]:

@@ -1,4 +1,4 @@
-"""What readers may know of the mesh: the frozen part of the snapshot that speaks of other nodes."""
+"""The mesh as readers see it: the part of the snapshot about other nodes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, No
 
 
 class PeerStatus(Enum):
-    """Where a peer is in its life. Only `ALIVE` is routable and counted; the table of changes is in `membership.py`."""
+    """The status of a peer. Only `ALIVE` peers get requests; the transitions are in `table.TRANSITIONS`."""
 
-    UNVERIFIED = "unverified"  # others spoke of it; nothing has shown yet that it lives
+    UNVERIFIED = "unverified"  # known from other nodes only; nothing has proved that it is alive
     ALIVE = "alive"
     SUSPECT = "suspect"
     DEAD = "dead"
@@ -20,9 +20,9 @@ class PeerStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PeerView:
-    """One peer. `rtt` in seconds, None if never measured; `linked`: there is a connection; `since`: of the status.
+    """One peer. `rtt` in seconds, None if never measured; `since`: when the status began.
 
-    `loads` are the newest known, by answer or by record.
+    `loads`: the newest, from a pong or from the record.
     """
 
     record: NodeRecord
@@ -35,18 +35,18 @@ class PeerView:
 
     @property
     def node(self) -> NodeId:
-        """Who it is."""
+        """The node id."""
         return self.record.node
 
 
 class JoinPhase(Enum):
-    """How far this node is with finding its mesh."""
+    """How far the join is."""
 
-    ALONE = "alone"  # nothing to join; others may join us
+    ALONE = "alone"  # nothing to join; other nodes may join this one
     DIALLING = "dialling"
-    SYNCING = "syncing"  # a link is there, the table is on its way
+    SYNCING = "syncing"  # linked; the table is being transferred
     JOINED = "joined"
-    FAILED = "failed"  # nobody answered within the deadline; it goes on trying, slowly
+    FAILED = "failed"  # no answer within the deadline; the retries go on
 
 
 class JoinAttemptState(Enum):
@@ -61,7 +61,7 @@ class JoinAttemptState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class JoinAttempt:
-    """One way in and what became of it, in words for people. `at` in seconds, monotonic."""
+    """A bootstrap address and its state. `at`: when the state began, in seconds of the monotonic clock."""
 
     address: BootstrapAddress
     state: JoinAttemptState
@@ -71,7 +71,7 @@ class JoinAttempt:
 
 @dataclass(frozen=True, slots=True)
 class MeshView:
-    """The mesh as this node sees it. `record` is its own (None for a client)."""
+    """The mesh as this node sees it. `record`: its own (None for a client); `clients`: how many are linked."""
 
     node: NodeId
     mesh: MeshId
@@ -85,5 +85,5 @@ class MeshView:
 
     @property
     def settling(self) -> bool:
-        """Whether models may still turn up because the join has not come to an end."""
+        """Whether the join is under way, so that more models may appear."""
         return self.phase in (JoinPhase.DIALLING, JoinPhase.SYNCING)

@@ -1,11 +1,10 @@
-"""Builds the engine: one llama.cpp, pinned, patched, built once, kept in the user's cache.
+"""Builds the engine: a pinned and patched llama.cpp, built once per recipe into the user's cache.
 
-Law: `find` is fast and builds nothing; `ensure` builds what is missing, in stages each of which can be interrupted at
-any point, by any means, and is then taken up or done again. One process at a time works on a build; others wait for it
-and use its result.
+Invariants: `find` builds nothing. Each stage of `ensure` can be interrupted at any point and is resumed or repeated by
+the next call. One process at a time works on a build; others wait for it and use its result.
 
-Measured (no accelerator): 77 MB fetched, 53 MB of source, 60 MB of objects, 20 MB installed; while pip looks into the
-archive another 300 MB. 19 minutes of processor time, nearly all of it compiling.
+Measured without an accelerator: 77 MB downloaded, 53 MB of source, 60 MB of objects, 20 MB installed, and 300 MB while
+pip reads the archive; 19 minutes of processor time, nearly all of it compiling.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from meshllm.util.progress import Progress
 __all__ = ["BuildStage", "Engine", "EngineInfo", "Layout", "Report", "ensure", "find", "layout"]
 
 ROOM = 450 * 1024**2
-"""Bytes of disk that a build needs at its peak: while pip unpacks what it fetched."""
+"""Disk space in bytes that a build needs at its peak, while pip unpacks its download."""
 ROOM_PER_ACCELERATOR = 2 * 1024**3
-"""More for GPU kernels; an estimate, not measured."""
+"""Additional disk space for GPU kernels (estimated)."""
 MEMORY_PER_JOB = 1024**3
-"""Bytes; the largest compiler process takes 0.63 GB (gcc 12)."""
+"""Memory in bytes; the largest compiler process takes 0.63 GB (gcc 12)."""
 
 _STEP = re.compile(r"\[(\d+)/(\d+)\] (.*)")
 
 
 def find(recipe: Recipe | None = None, where: Layout | None = None) -> Engine | None:
-    """The built engine for this checkout and machine, or None. Takes some 10 ms and starts no build.
+    """The built engine for this checkout and machine, or None. Takes about 10 ms.
 
-    Raises EngineUnavailable if the checkout's pin is damaged, UsageError for a bad MESH_LLM_ENGINE_* variable.
+    Raises EngineUnavailable if the pin is invalid, UsageError for an invalid MESH_LLM_ENGINE_* variable.
     """
     return installed.find(recipe or recipes.current(), where or layout())
 
@@ -58,10 +57,10 @@ async def ensure(
     fetch: source.Fetch = source.fetch_with_pip,
     again: bool = False,
 ) -> Engine:
-    """The engine, built first if it is not there (`again`: in any case; the old one serves until then).
+    """The engine, built first if needed (`again`: always; the old build stays in use until then).
 
     `progress` is called on this event loop. Raises EngineUnavailable, ToolMissing, NotEnoughSpace, UsageError, each
-    with advice. A cancelled call leaves no process behind, and what it has done is taken up by the next one.
+    with advice. A cancelled call leaves no process behind; the next call resumes its work.
     """
     recipe, where = recipe or recipes.current(), where or layout()
     if not again and (engine := installed.find(recipe, where)):
@@ -72,16 +71,16 @@ async def ensure(
         async with _exclusive(build.lock, build.report):
             if not again and (engine := installed.find(recipe, where)):
                 return engine
-            build.check_room()
+            build.check_disk_space()
             if again:
                 await asyncio.to_thread(installed.remove, build.work)
             return await build.run()
     except OSError as error:
-        raise source.no_room(error, where.root) from error
+        raise source.disk_error(error, where.root) from error
 
 
 def _on_loop(progress: Report) -> Report:
-    """Reports from threads reach the caller on the loop, in order."""
+    """A report function that threads can call: reports reach `progress` on the event loop, in order."""
     loop = asyncio.get_running_loop()
 
     def report(step: Progress) -> None:
@@ -93,7 +92,7 @@ def _on_loop(progress: Report) -> Report:
 
 @contextlib.asynccontextmanager
 async def _exclusive(path: Path, report: Report) -> AsyncIterator[None]:
-    """Hold a lock file; it is let go by the kernel when this process dies."""
+    """Hold a lock file; the kernel releases it when this process dies."""
     import filelock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ async def _exclusive(path: Path, report: Report) -> AsyncIterator[None]:
             break
         except filelock.Timeout:
             if not waiting:
-                report(Progress(BuildStage.WAIT, detail="another process builds it; waiting for that"))
+                report(Progress(BuildStage.WAIT, detail="waiting for another process that builds the engine"))
                 waiting = True
             await asyncio.sleep(0.2)  # a file lock cannot be awaited
     try:
@@ -116,7 +115,7 @@ async def _exclusive(path: Path, report: Report) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Build:
-    """One build at work. Its directory holds `source` (complete once it has that name), `objects`, and the log."""
+    """One build. Its work directory holds `source` (complete once it has that name), `objects` and the log."""
 
     recipe: Recipe
     where: Layout
@@ -153,14 +152,14 @@ class _Build:
             toolchain.find_tool(name)
         jobs()
 
-    def check_room(self) -> None:
+    def check_disk_space(self) -> None:
         self.where.root.mkdir(parents=True, exist_ok=True)
         needed = ROOM + ROOM_PER_ACCELERATOR * len(self.accelerators)
         free = shutil.disk_usage(self.where.root).free
         if free < needed:
             raise NotEnoughSpace(
                 f"Building the engine needs {needed // 10**6} MB of disk; {self.where.root} has {free // 10**6} MB.",
-                advice="Free some room (`mesh-llm engine clean`), or move the cache: MESH_LLM_CACHE=/path.",
+                advice="Free some disk space (`mesh-llm engine clean`), or set MESH_LLM_CACHE to another folder.",
             )
 
     async def run(self) -> Engine:
@@ -171,12 +170,12 @@ class _Build:
         try:
             await self._configure_and_compile()
         except EngineUnavailable:
-            # What a killed build left may be damaged (a power cut): such a failure is not believed before a fresh try.
+            # The files of a killed build may be damaged: compile once more from scratch before reporting the failure.
             self._interrupted.unlink(missing_ok=True)
             if not cut_off:
                 raise
             self.report(
-                Progress(BuildStage.CONFIGURE, detail="what the interrupted build left is of no use; starting afresh")
+                Progress(BuildStage.CONFIGURE, detail="the interrupted build cannot be resumed; starting again")
             )
             await asyncio.to_thread(installed.remove, self.objects)
             await self._configure_and_compile()
@@ -204,14 +203,14 @@ class _Build:
 
     @property
     def _interrupted(self) -> Path:
-        """Exists while ninja runs: who finds it knows that the last build was cut off."""
+        """A file that exists while ninja runs; left over, it says that the last build was interrupted."""
         return self.work / "compiling"
 
     def _resumable(self) -> bool:
         return _text(self._configured) == self._configuration()
 
     def _configuration(self) -> str:
-        """What the object tree was configured for: CMake's trees know their place and cannot be moved."""
+        """What the object tree was configured for; its path is part of it, because CMake cannot move a tree."""
         return f"{self.recipe.key} {self.objects} {toolchain.find_tool('ninja')}"
 
     async def _configure_and_compile(self) -> None:
@@ -236,7 +235,7 @@ class _Build:
         command: list[str | Path] = [toolchain.find_tool("cmake"), "-G", "Ninja", "-S", self.tree, "-B", self.objects]
         command += [f"-DCMAKE_MAKE_PROGRAM={toolchain.find_tool('ninja')}"]
         command += [f"-DCMAKE_CXX_COMPILER={compiler.cxx}", f"-DCMAKE_C_COMPILER={compiler.c}"]
-        await runner.run([*command, *self.recipe.options], lock=self._tether, log=self.log)
+        await runner.run([*command, *self.recipe.options], lock=self._running_lock, log=self.log)
 
     async def _compile(self) -> None:
         count = jobs()
@@ -245,13 +244,13 @@ class _Build:
             if step := _STEP.match(line):
                 self.report(Progress(BuildStage.COMPILE, int(step[1]), int(step[2]), _short(step[3])))
 
-        self.report(Progress(BuildStage.COMPILE, detail=f"{count} at a time"))
+        self.report(Progress(BuildStage.COMPILE, detail=f"{count} parallel jobs"))
         command: list[str | Path] = [toolchain.find_tool("ninja"), "-C", self.objects, "-j", str(count), *TARGETS]
         environment = {**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
-        await runner.run(command, lock=self._tether, log=self.log, environment=environment, on_line=on_line)
+        await runner.run(command, lock=self._running_lock, log=self.log, environment=environment, on_line=on_line)
 
     @property
-    def _tether(self) -> Path:
+    def _running_lock(self) -> Path:
         return self.where.locks / f"{self.recipe.key}.running"
 
     # -- install
@@ -261,8 +260,8 @@ class _Build:
         staging = await asyncio.to_thread(installed.stage, self.objects, self.tree, self.where, self.recipe.key)
         try:
             shutil.copyfile(self.log, staging / "build.log")
-            self.report(Progress(BuildStage.INSTALL, 1, 2, "trying it"))
-            await self._try(staging / "bin" / TARGETS[0])
+            self.report(Progress(BuildStage.INSTALL, 1, 2, "checking that it starts"))
+            await self._check_start(staging / "bin" / TARGETS[0])
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             engine = await asyncio.to_thread(
                 installed.commit, staging, self.recipe, self.where, built_at=now, seconds=round(seconds, 1)
@@ -273,19 +272,19 @@ class _Build:
         self.report(Progress(BuildStage.INSTALL, 2, 2, str(engine.directory)))
         return engine
 
-    async def _try(self, server: Path) -> None:
-        """A program that does not start here is not installed: a library may be missing at run time only."""
+    async def _check_start(self, server: Path) -> None:
+        """Run the new server once: a shared library may be missing at run time only. Raises as `diagnose.failure`."""
         try:
-            await runner.run([server, "--version"], lock=self._tether, log=self.log)
+            await runner.run([server, "--version"], lock=self._running_lock, log=self.log)
         except runner.CommandFailed as failed:
-            raise diagnose.failure("run once it was built", failed.tail, self.log, self.accelerators) from None
+            raise diagnose.failure("start after the build", failed.tail, self.log, self.accelerators) from None
 
 
 def jobs() -> int:
-    """How many compilers at a time: one a core, as far as memory goes. Raises UsageError for a bad variable."""
+    """Parallel compiler processes: one per core that memory allows. Raises UsageError for an invalid variable."""
     if chosen := os.environ.get(JOBS_VARIABLE):
         if not chosen.isdecimal() or not 1 <= int(chosen) <= 1024:
-            raise UsageError(f"{JOBS_VARIABLE} is {chosen!r}.", advice="Give a number of compilers, 1 or more.")
+            raise UsageError(f"{JOBS_VARIABLE} is {chosen!r}.", advice="Set it to a number from 1 to 1024.")
         return int(chosen)
     import psutil
 

@@ -1,6 +1,6 @@
-"""Removes from the cache what is no longer of use: old builds, interrupted ones, fetched sources.
+"""Removes old builds, interrupted builds and downloaded sources from the cache.
 
-Law: nothing that is being built or run is removed; the reason is told instead.
+Invariant: a build that is in progress or in use is kept, and the reason is returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from meshllm.engine.build.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Removable:
-    """A file or directory of the cache, its size in bytes, and the name of the lock that guards it."""
+    """A file or directory of the cache, its size in bytes, and the name of its lock file."""
 
     path: Path
     size: int
@@ -24,11 +24,11 @@ class Removable:
 
 
 def removable(current: Recipe | None, where: Layout) -> tuple[Removable, ...]:
-    """All that `current` does not need; everything where `current` is None."""
+    """Files and directories that `current` does not need; all of them if `current` is None."""
     engine = installed.find(current, where) if current else None
     kept = {engine.key} if engine else set()
     if current and engine is None:
-        kept.add(current.key)  # an interrupted build that the next run goes on with
+        kept.add(current.key)  # an interrupted build that the next run resumes
     found = [Removable(path, installed.size_of(path), _build_lock(path)) for path in _directories(where, kept)]
     if where.downloads.is_dir():
         for path in sorted(where.downloads.iterdir()):
@@ -39,20 +39,20 @@ def removable(current: Recipe | None, where: Layout) -> tuple[Removable, ...]:
 
 
 def remove(found: Removable, where: Layout) -> str:
-    """Remove it. Returns "" or the reason why it was kept."""
+    """Remove it. Returns "", or the reason why it was kept."""
     import filelock
 
     where.locks.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(where.locks / found.lock).acquire(blocking=False):
             if installed.in_use(found.path):
-                return "a program runs from it"
+                return "a running program uses it"
             if found.path.is_dir():
                 installed.remove(found.path)
             else:
                 found.path.unlink(missing_ok=True)
     except filelock.Timeout:
-        return "another process is at work on it"
+        return "another process works on it"
     return ""
 
 
@@ -63,10 +63,10 @@ def _directories(where: Layout, kept: set[str]) -> Iterator[Path]:
 
 
 def _build_lock(path: Path) -> str:
-    """Builds and their work are called KEY, staging directories .KEY.random: whoever builds KEY owns them."""
+    """The lock of KEY, for builds and work directories (KEY) and staging directories (.KEY.random)."""
     return path.name.strip(".").split(".")[0] + ".lock"
 
 
 def _download_lock(path: Path) -> str:
-    """A download is called FILE; what arrives, .FILE.part."""
+    """The lock of FILE, for a download (FILE) and an incomplete one (.FILE.part, .FILE.part.pip)."""
     return path.name.lstrip(".").removesuffix(".pip").removesuffix(".part") + ".lock"

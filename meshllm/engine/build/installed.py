@@ -1,7 +1,7 @@
-"""Builds of the engine that are in the cache: finding, installing and removing them.
+"""Builds of the engine in the cache: find, install and remove them.
 
-Law: a directory under its final name is complete (its manifest is written last, then it is renamed); whatever does not
-match its manifest does not count. Nothing here compiles, and `Engine` paths are never guessed by anybody else.
+Invariant: a directory with its final name is complete: its manifest is written last, then the directory is renamed. A
+directory that does not match its manifest is ignored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A complete build. `library_dir` holds libllama (LLAMA_CPP_LIB_PATH); `templates`, chat templates (*.jinja)."""
+    """A complete build. `library_dir`: the folder of libllama. `templates`: chat templates (*.jinja)."""
 
     key: str
     directory: Path
@@ -57,7 +57,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where things lie in the cache: `builds` stay, `work` and `downloads` can be made again."""
+    """Folders of the cache: `builds` are kept; `work` and `downloads` can be recreated."""
 
     root: Path
 
@@ -79,7 +79,7 @@ class Layout:
 
 
 def layout() -> Layout:
-    """In this user's cache."""
+    """The layout in this user's cache."""
     return Layout(paths.cache() / "engine")
 
 
@@ -87,7 +87,7 @@ def layout() -> Layout:
 
 
 def find(recipe: Recipe, where: Layout) -> Engine | None:
-    """The build of this recipe, if it is complete. Where there is no compiler, that of any compiler will do."""
+    """The complete build of this recipe, or None. Without a compiler, a build by any compiler counts."""
     if engine := load(where.builds / recipe.key):
         return engine
     if recipe.compiler is None:
@@ -97,14 +97,14 @@ def find(recipe: Recipe, where: Layout) -> Engine | None:
 
 
 def every(where: Layout) -> Iterator[Engine]:
-    """All complete builds in the cache."""
+    """Complete builds in the cache."""
     for directory in sorted(where.builds.glob("[0-9a-f]*")) if where.builds.is_dir() else []:
         if engine := load(directory):
             yield engine
 
 
 def load(directory: Path) -> Engine | None:
-    """The build in `directory`, or None if it is not there, not complete or not of this format."""
+    """The build in `directory`, or None if it is missing, incomplete or of another format."""
     try:
         with (directory / MANIFEST).open("rb") as file:
             values = json.loads(file.read(MAX_MANIFEST_BYTES))
@@ -128,7 +128,7 @@ def _restored(value: Any) -> Any:
 
 
 def stage(build: Path, tree: Path, where: Layout, key: str) -> Path:
-    """Copy what is needed of a finished build into a new directory beside the builds. Raises OSError."""
+    """Copy programs, libraries and templates of a finished build into a new directory. Raises OSError."""
     where.builds.mkdir(parents=True, exist_ok=True)
     staging = where.builds / f".{key}.{uuid.uuid4().hex[:8]}"
     programs = staging / "bin"
@@ -145,7 +145,7 @@ def stage(build: Path, tree: Path, where: Layout, key: str) -> Path:
 
 
 def commit(staging: Path, recipe: Recipe, where: Layout, *, built_at: str, seconds: float) -> Engine:
-    """Write the manifest and give `staging` its name, in place of an older build of the same key. Raises OSError."""
+    """Write the manifest and rename `staging` to its key, replacing an older build of it. Raises OSError."""
     files = {
         str(path.relative_to(staging)): path.lstat().st_size for path in sorted(staging.rglob("*")) if not path.is_dir()
     }
@@ -164,7 +164,7 @@ def commit(staging: Path, recipe: Recipe, where: Layout, *, built_at: str, secon
         seconds=seconds,
         size=sum(files.values()),
     )
-    os.sync()  # after a power cut a manifest must not speak of files that never reached the disk
+    os.sync()  # so that a power failure cannot leave a manifest without its files
     manifest = {"format": FORMAT, "key": recipe.key, "info": asdict(info), "files": files}
     with (staging / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
@@ -175,7 +175,7 @@ def commit(staging: Path, recipe: Recipe, where: Layout, *, built_at: str, secon
     staging.rename(final)
     engine = load(final)
     if engine is None:
-        raise OSError(f"{final} changed while it was installed")
+        raise OSError(f"{final} changed during the installation")
     return engine
 
 
@@ -183,7 +183,7 @@ def commit(staging: Path, recipe: Recipe, where: Layout, *, built_at: str, secon
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory so that nobody ever sees half of it under its name. Nothing to do is no error."""
+    """Remove a directory, renaming it first so that no reader sees a part of it. A missing one is no error."""
     aside = directory.with_name(f".removed-{uuid.uuid4().hex[:8]}")
     try:
         directory.rename(aside)
@@ -193,7 +193,7 @@ def remove(directory: Path) -> None:
 
 
 def in_use(directory: Path) -> bool:
-    """Whether a process that we may look at runs a program from `directory`."""
+    """Whether a process that this user can inspect runs a program from `directory`."""
     import psutil
 
     for process in psutil.process_iter(["exe"]):
@@ -211,7 +211,7 @@ def size_of(directory: Path) -> int:
             try:
                 total += Path(folder, name).lstat().st_size
             except OSError:
-                continue  # it went while we looked
+                continue  # removed meanwhile
     return total
 
 

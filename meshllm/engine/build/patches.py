@@ -1,8 +1,7 @@
-"""Applies unified diffs, strictly: exact lines at exact places, or a typed error that names the file and the hunk.
+"""Applies unified diffs strictly: each hunk must match at its exact line, without fuzz or offset.
 
-Law: a patch is applied whole or not at all, and never touches a file outside the tree. The pin fixes every byte of the
-source, so there is nothing to guess: no fuzz, no offsets. (`patch` and `git apply` are not on every machine that has a
-compiler, and both guess by default.) Renames, copies and binary diffs are refused.
+Invariant: all changes of a patch are computed before the first file is written, and no file outside the tree is
+touched. (`patch` and `git apply` are not installed on every machine with a compiler.)
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MAX_FILE_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    """Replaces the lines `before` at line `start` (1 is the first) by `after`. Lines keep their line ends."""
+    """Replaces the lines `before` at line `start` (from 1) by `after`. Lines include their line ends."""
 
     start: int
     before: tuple[str, ...]
@@ -30,7 +29,7 @@ class Hunk:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """The hunks for one file; `created` and `deleted` are told by /dev/null."""
+    """The hunks for one file; `created` and `deleted`: the old or the new name is /dev/null."""
 
     path: str
     hunks: tuple[Hunk, ...]
@@ -39,7 +38,7 @@ class FileChange:
 
 
 class _PatchReader:
-    """The lines of a patch, one after the other. Splits at newlines alone, as the format does."""
+    """Reads a patch line by line. Only a line feed ends a line, as in the format."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -63,7 +62,7 @@ def parse(name: str, text: str) -> tuple[FileChange, ...]:
         if line.startswith(_REFUSED):
             raise reader.error("renames, copies, mode changes and binary diffs are not supported")
         if line.startswith("@@"):
-            raise reader.error("a hunk without a file")
+            raise reader.error("a hunk without a file name")
         if line.startswith("--- ") and reader.position + 1 < len(reader.lines):
             following = reader.lines[reader.position + 1]
             if following.startswith("+++ "):
@@ -84,7 +83,7 @@ def _parse_file(reader: _PatchReader, old: str, new: str) -> FileChange:
     old_path, new_path = (_path_of(reader, raw) for raw in (old, new))
     path = new_path or old_path
     if path is None or (old_path and new_path and old_path != new_path):
-        raise reader.error("the two file names do not agree")
+        raise reader.error("the two file names differ")
     reader.position += 2
     hunks: list[Hunk] = []
     while (line := reader.peek()) is not None and line.startswith("@@"):
@@ -93,12 +92,12 @@ def _parse_file(reader: _PatchReader, old: str, new: str) -> FileChange:
         raise reader.error(f"no hunk for {path}")
     created, deleted = old_path is None, new_path is None
     if (created and (len(hunks) != 1 or hunks[0].before)) or (deleted and (len(hunks) != 1 or hunks[0].after)):
-        raise reader.error(f"{path} is neither created nor deleted as a whole")
+        raise reader.error(f"{path} must be created or deleted as a whole")
     return FileChange(path, tuple(hunks), created, deleted)
 
 
 def _path_of(reader: _PatchReader, raw: str) -> str | None:
-    """The path without its `a/` or `b/`, or None for /dev/null. Refuses what could leave the tree."""
+    """The path without `a/` or `b/`, or None for /dev/null. Raises EngineUnavailable for an unsafe path."""
     path = raw.split("\t", 1)[0].rstrip("\r")
     if path == "/dev/null":
         return None
@@ -126,7 +125,7 @@ def _parse_hunk(reader: _PatchReader, header: str) -> Hunk:
         line = reader.peek()
         if line is None:
             raise reader.error("the hunk ends too early")
-        kind, body = line[:1] or " ", line[1:] + "\n"  # some mailers strip the blank of an empty context line
+        kind, body = line[:1] or " ", line[1:] + "\n"  # mailers may strip the space of an empty context line
         if kind not in " -+":
             raise reader.error("not a line of a hunk")
         if kind in " -":
@@ -169,13 +168,13 @@ def apply(tree: Path, name: str, text: str) -> tuple[str, ...]:
 
 
 def _changed(name: str, target: Path, change: FileChange) -> bytes | None:
-    """The new content of a file, or None where the patch deletes it."""
+    """The new content of a file, or None if the patch deletes it."""
     if change.created:
         if target.exists():
             raise _refused(name, f"{change.path} exists already")
         return "".join(change.hunks[0].after).encode("utf-8", "surrogateescape")
     if not target.is_file() or target.stat().st_size > MAX_FILE_BYTES:
-        raise _refused(name, f"{change.path} is not a file of the tree that is kept for the build")
+        raise _refused(name, f"{change.path} is not in the unpacked source")
     text = target.read_bytes().decode("utf-8", "surrogateescape")
     lines = text.split("\n")
     source = [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
@@ -199,5 +198,5 @@ def _changed(name: str, target: Path, change: FileChange) -> bytes | None:
 def _refused(name: str, what: str) -> EngineUnavailable:
     return EngineUnavailable(
         f"The patch {name} does not apply: {what}.",
-        advice="Rebase it on the pinned source; llama.cpp/README.md says how.",
+        advice="Rebase it on the pinned source, see llama.cpp/README.md.",
     )

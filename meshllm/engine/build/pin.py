@@ -1,8 +1,4 @@
-"""What the engine is built from: the pin (`llama.cpp/pin.toml`) and the patches (`llama.cpp/patches`).
-
-Law: both are read as if someone hostile had written them: bounded, validated, one typed error. Nothing here touches the
-network or the cache.
-"""
+"""The engine's source: the pin (`llama.cpp/pin.toml`) and the patches (`llama.cpp/patches`), validated and bounded."""
 
 from __future__ import annotations
 
@@ -46,7 +42,7 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A unified diff against the pinned tree. `text` is its content, `sha256` that of its bytes."""
+    """A unified diff against the pinned tree. `sha256`: of its bytes."""
 
     name: str
     text: str
@@ -55,38 +51,38 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All that decides the source tree: the pin and the patches, in the order in which they are applied."""
+    """What determines the source tree: the pin, and the patches in the order of application."""
 
     pin: Pin
     patches: tuple[Patch, ...]
 
 
 def directory() -> Path:
-    """The `llama.cpp` folder of the checkout that this package runs from. Raises EngineUnavailable without one."""
+    """The `llama.cpp` folder of this checkout. Raises EngineUnavailable if it is missing."""
     found = Path(__file__).resolve().parents[3] / "llama.cpp"
     if not (found / "pin.toml").is_file():
         raise EngineUnavailable(
-            f"The folder that pins the engine is missing: {found}.",
-            advice="Run mesh-llm from a complete checkout (scripts/mesh-llm), installed with `pip install --editable`.",
+            f"The folder llama.cpp of the checkout is missing: {found}.",
+            advice="Run mesh-llm from a complete checkout (scripts/mesh-llm).",
         )
     return found
 
 
 def read_source(folder: Path) -> Source:
-    """Read the pin and the patches in `folder`. Raises EngineUnavailable for anything that is not as it should be."""
+    """Read the pin and the patches in `folder`. Raises EngineUnavailable if one is invalid."""
     pin = parse_pin(_read(folder / "pin.toml", MAX_PIN_BYTES))
     names = parse_series(_read(folder / "patches" / "series", MAX_SERIES_BYTES))
     return Source(pin, tuple(_read_patch(folder / "patches" / name) for name in names))
 
 
 def parse_pin(text: str) -> Pin:
-    """`pin.toml` as a `Pin`. Raises EngineUnavailable naming the field that is wrong."""
+    """Parse `pin.toml`. Raises EngineUnavailable naming the invalid field."""
     try:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise _damaged(f"pin.toml is not TOML ({error})") from None
     if unknown := sorted(set(values) - set(_FIELDS) - {"size"}):
-        raise _damaged(f"pin.toml has a field it should not have ({unknown[0][:40]!r})")
+        raise _damaged(f"pin.toml has an unknown field ({unknown[0][:40]!r})")
     for name, pattern in _FIELDS.items():
         value = values.get(name)
         if not isinstance(value, str) or pattern.fullmatch(value) is None:
@@ -100,7 +96,7 @@ def parse_pin(text: str) -> Pin:
 
 
 def parse_series(text: str) -> tuple[str, ...]:
-    """File names of a series file, in order; `#` starts a comment. Raises EngineUnavailable for a bad name."""
+    """File names in a series file, in order; `#` starts a comment. Raises EngineUnavailable for an invalid name."""
     names: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         name = line.split("#", 1)[0].strip()
@@ -122,7 +118,7 @@ def _read_patch(path: Path) -> Patch:
 
 
 def _read(path: Path, limit: int) -> str:
-    """The text of a small file, line ends as they are."""
+    """The text of a file, with unchanged line ends."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
@@ -138,6 +134,6 @@ def _read(path: Path, limit: int) -> str:
 
 def _damaged(what: str) -> EngineUnavailable:
     return EngineUnavailable(
-        f"The engine's source is not described as it should be: {what}.",
-        advice="Restore the llama.cpp folder of the checkout (git status llama.cpp); llama.cpp/README.md explains it.",
+        f"The description of the engine's source is invalid: {what}.",
+        advice="Restore the folder llama.cpp of the checkout (`git status llama.cpp`), see llama.cpp/README.md.",
     )

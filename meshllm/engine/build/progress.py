@@ -1,4 +1,4 @@
-"""What a build says of itself while it runs."""
+"""Progress of a build."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from meshllm.util.progress import Progress
 
 
 class BuildStage(StrEnum):
-    """The parts of a build, in order. WAIT comes in where another process builds the same engine."""
+    """The stages of a build, in order. WAIT: another process builds the same engine."""
 
     WAIT = "wait"
     FETCH = "fetch"
@@ -26,4 +26,4 @@ Report = Callable[[Progress], None]
 
 
 def silent(_: Progress) -> None:
-    """A `Report` for those who do not care."""
+    """A `Report` that does nothing."""

@@ -18,7 +18,7 @@ from meshllm.engine.build.pin import Source
 from meshllm.engine.build.toolchain import BuildAccelerator, Compiler
 
 FORMAT = 1
-"""Grows when the layout of an installed build, or how it is made, changes."""
+"""Increased when the layout or the making of an installed build changes."""
 
 TARGETS = ("llama-server", "ggml-rpc-server")
 
@@ -41,7 +41,7 @@ BASE_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that goes into a build. `compiler` is None where there is none: such a recipe cannot be built."""
+    """Everything that determines a build. Without a compiler (None), it cannot be built."""
 
     source: Source
     compiler: Compiler | None
@@ -51,7 +51,7 @@ class Recipe:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """CMake's options, the user's last, so that they win."""
+        """CMake options; the user's come last and take precedence."""
         revision = f"-DLLAMA_BUILD_COMMIT={self.source.pin.commit[:7]}"
         switched = tuple(option for accelerator in self.accelerators for option in accelerator.options)
         safe = toolchain.safe_options(self.compiler, self.processor)
@@ -59,23 +59,23 @@ class Recipe:
 
     @property
     def source_key(self) -> str:
-        """Stands for the pinned and patched tree."""
+        """Identifies the pinned and patched source."""
         return _digest([self.source.pin.sha256, self.source.pin.tree, [patch.sha256 for patch in self.source.patches]])
 
     @property
     def family(self) -> str:
-        """The key without the compiler: where the compiler is gone, a build that it made is as good as before."""
+        """The key without the compiler, to find builds after the compiler was removed."""
         hardware = [accelerator.identity for accelerator in self.accelerators if accelerator.on]
         return _digest([FORMAT, self.source_key, self.options, TARGETS, self.processor, hardware])
 
     @property
     def key(self) -> str:
-        """Names the build: 16 hexadecimal digits."""
+        """Identifies the build: 16 hexadecimal digits."""
         return _digest([self.family, self.compiler.identity if self.compiler else ""])
 
 
 def current(folder: Path | None = None, environment: Mapping[str, str] = os.environ) -> Recipe:
-    """The recipe for this checkout, machine and environment, in some 10 ms. Raises EngineUnavailable, UsageError."""
+    """The recipe for this checkout, machine and environment, in about 10 ms. Raises EngineUnavailable, UsageError."""
     return Recipe(
         source=pin.read_source(folder or pin.directory()),
         compiler=toolchain.find_compiler(environment),

@@ -1,8 +1,8 @@
-"""Fetches, verifies and unpacks the engine's source, and applies our patches.
+"""Downloads, verifies and unpacks the engine's source, and applies the patches.
 
-Law: nothing of an archive is read before its sha256 is the pinned one; only plain files of the wanted folders are
-written, under one directory, within a bound; a directory that bears its final name is complete.
-pip is the client, so that the user's mirrors, proxies and certificates hold.
+Invariants: an archive is read only after its sha256 was verified; only plain files of the folders in KEEP are written,
+within bounds; a directory with its final name is complete. pip downloads, so that the user's mirrors, proxies and
+certificates apply.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import importlib.util
 import os
 import shutil
 import sys
-import tarfile
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from meshllm.engine.build import patches, runner
 from meshllm.engine.build.pin import Pin, Source
@@ -28,22 +27,24 @@ from meshllm.tasks import Owner
 from meshllm.util.progress import Progress
 from meshllm.util.threads import StopSignal, in_thread
 
+if TYPE_CHECKING:
+    import tarfile
+
 KEEP = (
     "CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "models/templates", "scripts", "src",
     "tools", "vendor",
 )  # fmt: skip
-"""What the targets we build are made of: 53 MB of the tree's 176 (the rest is vocabularies, documents and tests)."""
+"""Folders that the build needs: 53 MB of 176 (the rest is vocabularies, documents and tests)."""
 
 MAX_TREE_BYTES = 1024**3
 MAX_TREE_FILES = 50_000
 SOURCE_VARIABLE = "MESH_LLM_ENGINE_SOURCE"
 
 Fetch = Callable[[Pin, Path, Report], Awaitable[None]]
-"""Puts the pinned file at a path that does not exist yet; the caller verifies it."""
+"""Downloads the pinned file to a new path; the caller verifies it."""
 
-# pip asks an sdist for its metadata before it keeps it, and for that it would install the build backend from the index:
-# 9.3 s and code that nothing pins. A stand-in that copies the metadata the sdist carries takes 5.9 s, offline but for
-# the file itself.
+# pip computes the metadata of an sdist before it keeps it, and would install the build backend from the index for that:
+# 9.3 s, and unpinned code. This substitute copies the metadata inside the sdist: 5.9 s, and no other download.
 _BACKEND = """
 import email
 import pathlib
@@ -58,7 +59,7 @@ def prepare_metadata_for_build_wheel(directory, config_settings=None):
     return name
 
 def build_wheel(*_, **__):
-    raise RuntimeError("this stand-in only hands out metadata")
+    raise RuntimeError("only metadata is available")
 """
 
 
@@ -66,10 +67,10 @@ def build_wheel(*_, **__):
 
 
 async def obtain(pin: Pin, folder: Path, report: Report, fetch: Fetch) -> Path:
-    """The pinned archive in `folder`, verified; fetched if it is not there yet. Raises EngineUnavailable."""
+    """The pinned archive in `folder`, downloaded if needed, and verified. Raises EngineUnavailable."""
     archive = folder / pin.file
     if archive.is_file():
-        with contextlib.suppress(EngineUnavailable):  # cut short or rotten: a cache can be filled again
+        with contextlib.suppress(EngineUnavailable):  # a damaged file is downloaded again
             await verify(pin, archive, report)
             return archive
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ async def obtain(pin: Pin, folder: Path, report: Report, fetch: Fetch) -> Path:
         await verify(pin, arriving, report)
         arriving.replace(archive)
     except OSError as error:
-        raise no_room(error, folder) from error
+        raise disk_error(error, folder) from error
     finally:
         arriving.unlink(missing_ok=True)
     return archive
@@ -104,7 +105,7 @@ async def verify(pin: Pin, archive: Path, report: Report) -> None:
     if not await in_thread(check, "engine-verify"):
         raise EngineUnavailable(
             f"{pin.file} is not the file that llama.cpp/pin.toml names: its size or sha256 differs.",
-            advice="Try again. If it stays so, the package index or a proxy hands out something else: do not use it.",
+            advice="Try again. If it happens again, the package index or a proxy serves a wrong file: do not use it.",
         )
 
 
@@ -115,7 +116,7 @@ async def fetch_with_pip(pin: Pin, target: Path, report: Report) -> None:
         return
     if importlib.util.find_spec("pip") is None:
         raise EngineUnavailable(
-            f"pip is not in this Python environment, so {pin.package} {pin.version} cannot be fetched.",
+            f"Cannot download {pin.package} {pin.version}: pip is not installed in this Python environment.",
             advice=f"Run `{sys.executable} -m ensurepip`, or set {SOURCE_VARIABLE} to a copy of {pin.file}.",
         )
     work = target.with_name(target.name + ".pip")
@@ -144,12 +145,12 @@ def _pip_command(pin: Pin, work: Path) -> list[str | Path]:
 
 
 def _pip_env(work: Path) -> Mapping[str, str]:
-    """pip's own temporary files go where we can see them grow, on the disk whose room was checked, and be removed."""
+    """TMPDIR on the disk whose free space was checked, where progress can be read and files can be removed."""
     return {**os.environ, "TMPDIR": str(work / "tmp"), "PYTHONPATH": str(work / "backend"), "PYTHONUNBUFFERED": "1"}
 
 
 async def _watch_download(pin: Pin, folder: Path, report: Report) -> None:
-    """Progress for the eye: every pip writes the file below its TMPDIR; only new ones can say how far they are."""
+    """Report the size of the file that pip writes below its TMPDIR; only new versions of pip report progress."""
     while True:
         arrived = min(_largest(folder, pin.file), pin.size)
         report(Progress(BuildStage.FETCH, arrived, pin.size, f"{pin.package} {pin.version}"))
@@ -159,16 +160,16 @@ async def _watch_download(pin: Pin, folder: Path, report: Report) -> None:
 def _largest(folder: Path, name: str) -> int:
     sizes = [0]
     for path in folder.glob(f"*/{name}"):
-        with contextlib.suppress(OSError):  # pip moves it about
+        with contextlib.suppress(OSError):  # pip moves the file
             sizes.append(path.stat().st_size)
     return max(sizes)
 
 
 def _pip_failed(pin: Pin, failed: runner.CommandFailed) -> EngineUnavailable:
-    said = [line.strip()[:200] for line in failed.tail if line.startswith("ERROR")] or list(failed.tail[-3:])
+    errors = [line.strip()[:200] for line in failed.tail if line.startswith("ERROR")] or list(failed.tail[-3:])
     return EngineUnavailable(
-        f"{pin.package} {pin.version}, which carries the engine's source, could not be fetched: {' '.join(said)[:600]}",
-        advice="Check the network and pip's configuration (`pip config list`) and try again; "
+        f"Cannot download {pin.package} {pin.version}, the engine's source: {' '.join(errors)[:600]}",
+        advice="Check the network and pip's configuration (`pip config list`), and try again; "
         f"or set {SOURCE_VARIABLE} to a copy of {pin.file}.",
     )
 
@@ -178,8 +179,8 @@ async def _copy(source: str, target: Path) -> None:
         await asyncio.to_thread(shutil.copyfile, source, target)
     except OSError as error:
         raise EngineUnavailable(
-            f"{SOURCE_VARIABLE} names {source}, which cannot be read ({error.strerror}).",
-            advice="Unset it, or let it name the source distribution that llama.cpp/pin.toml describes.",
+            f"Cannot read {source}, the value of {SOURCE_VARIABLE}: {error.strerror}.",
+            advice="Unset it, or set it to a copy of the file named in llama.cpp/pin.toml.",
         ) from None
 
 
@@ -187,7 +188,7 @@ async def _copy(source: str, target: Path) -> None:
 
 
 async def prepare_tree(source: Source, archive: Path, target: Path, report: Report) -> None:
-    """Unpack the verified `archive` and patch it; `target` appears when it is complete. Raises EngineUnavailable."""
+    """Unpack the verified `archive` and patch it; `target` exists once it is complete. Raises EngineUnavailable."""
     arriving = target.with_name(target.name + ".part")
 
     def work(stop: StopSignal) -> None:
@@ -196,23 +197,25 @@ async def prepare_tree(source: Source, archive: Path, target: Path, report: Repo
         for number, patch in enumerate(source.patches, 1):
             patches.apply(arriving, patch.name, patch.text)
             report(Progress(BuildStage.PATCH, number, len(source.patches), patch.name))
-        os.sync()  # a name must not outlive a power cut that its content did not
+        os.sync()  # content before name, in case of a power failure
         arriving.replace(target)
 
     try:
         await in_thread(work, "engine-source")
     except OSError as error:
-        raise no_room(error, target.parent) from error
+        raise disk_error(error, target.parent) from error
     except BaseException:
         shutil.rmtree(arriving, ignore_errors=True)
         raise
 
 
 def unpack(archive: Path, tree: str, target: Path, report: Report, stop: StopSignal | None = None) -> None:
-    """Write the wanted plain files below `tree` of a tar.gz to `target`. Raises EngineUnavailable for a bad archive.
+    """Write the plain files of KEEP below `tree` of a tar.gz to `target`. Raises EngineUnavailable if it is invalid.
 
-    Stricter than tarfile's data filter: links and devices are refused too, and sizes and counts are bounded.
+    Stricter than tarfile's data filter: links and devices are refused, and sizes and counts are bounded.
     """
+    import tarfile  # a daemon whose engine is built never needs it
+
     prefix, total, count = PurePosixPath(tree).parts, 0, 0
     size = archive.stat().st_size
     try:
@@ -224,7 +227,7 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: StopSig
                     continue
                 total, count = total + member.size, count + 1
                 if total > MAX_TREE_BYTES or count > MAX_TREE_FILES:
-                    raise _bad_archive("it is larger than any source of ours")
+                    raise _bad_archive("it is too large")
                 file = tar.extractfile(member)
                 assert file is not None
                 _write(target / relative, file, executable=bool(member.mode & 0o100))
@@ -232,20 +235,20 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: StopSig
     except (tarfile.TarError, zlib.error, EOFError, ValueError, ArithmeticError, TypeError) as error:
         raise _bad_archive(f"it is damaged ({error})") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise _bad_archive("it holds two things of one name") from None
+        raise _bad_archive("it has two entries of the same name") from None
     except OSError as error:
-        if error.errno is None or type(error).__name__ == "BadGzipFile":  # zlib's complaints have no errno
+        if error.errno is None or type(error).__name__ == "BadGzipFile":  # errors of zlib have no errno
             raise _bad_archive(f"it is damaged ({error})") from None
         raise
     if not count:
-        raise _bad_archive(f"it has no {tree}")
+        raise _bad_archive(f"it has no folder {tree}")
 
 
 def _wanted(member: tarfile.TarInfo, prefix: tuple[str, ...]) -> PurePosixPath | None:
-    """Where a member goes below the target; None if we do not want it. Raises EngineUnavailable if it is hostile."""
+    """The path of a member below the target; None if it is not in KEEP. Raises EngineUnavailable if it is unsafe."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\0" in member.name or len(member.name) > 1000:
-        raise _bad_archive("a file in it leaves the archive's folder")
+        raise _bad_archive("a path in it leaves its folder")
     if path.parts[: len(prefix)] != prefix:
         return None
     relative = PurePosixPath(*path.parts[len(prefix) :])
@@ -265,21 +268,21 @@ def _write(path: Path, source: IO[bytes], *, executable: bool) -> None:
 
 def _bad_archive(what: str) -> EngineUnavailable:
     return EngineUnavailable(
-        f"The engine's source archive cannot be used: {what}.",
+        f"The archive of the engine's source is invalid: {what}.",
         advice="Remove it with `mesh-llm engine clean --all` and try again.",
     )
 
 
-def no_room(error: OSError, folder: Path) -> EngineUnavailable | NotEnoughSpace:
-    """The typed error for a file operation in the cache that failed."""
+def disk_error(error: OSError, folder: Path) -> EngineUnavailable | NotEnoughSpace:
+    """The error for a failed file operation in the cache."""
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NotEnoughSpace(
             f"The disk that holds {folder} is full.",
-            advice="Free some room (`mesh-llm engine clean` helps), or move the cache: MESH_LLM_CACHE=/path.",
+            advice="Free some disk space (`mesh-llm engine clean`), or set MESH_LLM_CACHE to another folder.",
         )
     return EngineUnavailable(
-        f"The engine cannot be prepared in {folder}: {error.strerror or error}.",
-        advice="See that the folder is yours and writable, or choose another one with MESH_LLM_CACHE=/path.",
+        f"Cannot build the engine in {folder}: {error.strerror or error}.",
+        advice="Make sure that the folder is writable, or set MESH_LLM_CACHE to another one.",
     )

@@ -1,7 +1,6 @@
-"""Finds what the engine is built with: compiler, cmake, ninja, and the accelerators of this machine.
+"""Finds compiler, cmake, ninja and the accelerators of this machine, in a few milliseconds and without changes.
 
-Law: looking is cheap (a few milliseconds; no compiler runs but for its `--version`) and changes nothing; whatever is
-missing is told with the line that installs it.
+Errors about a missing tool include the command that installs it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _VERSION = re.compile(r"(\d+)\.(\d+)(\.\d+)*")
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """A C++ compiler and the C compiler of the same make. `version` is the first line it says of itself."""
+    """A C++ compiler and its C compiler. `version`: the first line of its `--version`."""
 
     cxx: str
     c: str
@@ -43,13 +42,13 @@ class Compiler:
 
     @property
     def identity(self) -> str:
-        """What a build depends on."""
+        """The part of a build's key."""
         return f"{self.kind} {self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class BuildAccelerator:
-    """`on`: it will be built in, with `options`. `why` says what was found; `advice`, what would switch it on."""
+    """An accelerator; `on`: built in, with `options`. `why`: what was found. `advice`: how to turn it on."""
 
     name: str
     on: bool
@@ -60,12 +59,12 @@ class BuildAccelerator:
 
 
 def install_line(apt: str, brew: str) -> str:
-    """How to install something here."""
+    """How to install packages on this system."""
     if _DARWIN:
         return f"Run `{brew}`."
     if shutil.which("apt-get") or not shutil.which("dnf"):
-        return f"On Debian or Ubuntu run `sudo apt install {apt}`; elsewhere install the same by its name there."
-    return f"Install what Debian calls {apt}: `sudo dnf install {_FEDORA.get(apt, apt)}`."
+        return f"On Debian or Ubuntu run `sudo apt install {apt}`; on other systems install the equivalent packages."
+    return f"Run `sudo dnf install {_FEDORA.get(apt, apt)}`."
 
 
 _FEDORA = {
@@ -80,50 +79,50 @@ _FEDORA = {
 
 
 def find_compiler(environment: Mapping[str, str] = os.environ) -> Compiler | None:
-    """The C++ compiler that CXX names, else the first of c++, g++, clang++ on the PATH. None where there is none."""
+    """The C++ compiler named by CXX, else the first of c++, g++, clang++ on the PATH, or None."""
     given = environment.get("CXX", "").strip()
     for name in [given] if given else ["c++", "g++", "clang++"]:
         path = shutil.which(name, path=environment.get("PATH"))
         if path is None:
             continue
-        if said := _version_of(path, _stamp(path)):
-            return _describe(path, said, environment)
+        if output := _version_of(path, _stamp(path)):
+            return _describe(path, output, environment)
     return None
 
 
 def require_compiler(compiler: Compiler | None) -> Compiler:
-    """The compiler, if there is one and it is not too old. Raises ToolMissing with the line that installs one."""
+    """The compiler, if it exists and is new enough. Raises ToolMissing."""
     advice = install_line("g++", "xcode-select --install")
     if compiler is None:
-        raise ToolMissing("There is no C++ compiler on this machine, and the engine has to be built.", advice=advice)
+        raise ToolMissing("No C++ compiler is installed; it is needed to build the engine.", advice=advice)
     oldest = OLDEST.get(compiler.kind, 0)
     if compiler.major < oldest:
         raise ToolMissing(
-            f"The C++ compiler is too old: {compiler.version}; {compiler.kind} {oldest} or newer is needed.",
-            advice=f"{advice} Then let CXX name the newer one, as in `CXX=g++-12`.",
+            f"The C++ compiler is too old: {compiler.version}. {compiler.kind} {oldest} or newer is needed.",
+            advice=f"{advice} Then set CXX to the newer one, as in `CXX=g++-12`.",
         )
     return compiler
 
 
-# GCC's header for the matrix unit of newer Xeons forgets that loading its configuration reads all 64 bytes of it, so
-# that the optimiser drops most of what was written there (GCC bug 114098): the engine dies at its first product, by
-# SIGSEGV or SIGILL. The first releases without it, by major version; all from 14 on are sound.
-_SOUND_TILES = {11: 5, 12: 4, 13: 3}
+# GCC bug 114098: GCC's AMX header does not declare that loading the tile configuration reads 64 bytes, so the optimiser
+# drops most of the writes to it, and the engine crashes at its first matrix product (SIGSEGV or SIGILL). By major
+# version: the first fixed minor release; from 14 on all are fixed.
+_FIXED_AMX = {11: 5, 12: 4, 13: 3}
 
 
 def safe_options(compiler: Compiler | None, processor: str) -> tuple[str, ...]:
-    """CMake options that keep `compiler` from using what it miscompiles on `processor`."""
+    """CMake options that turn off instructions that `compiler` miscompiles on `processor`."""
     if compiler is None or compiler.kind != "gcc" or "amx_tile" not in processor.split() or compiler.major > 13:
         return ()
     match = _VERSION.search(compiler.version.rpartition(")")[2])
-    if match is not None and int(match[2]) >= _SOUND_TILES.get(compiler.major, 1000):
+    if match is not None and int(match[2]) >= _FIXED_AMX.get(compiler.major, 1000):
         return ()
     flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
     return (f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")
 
 
-def _describe(path: str, said: str, environment: Mapping[str, str]) -> Compiler:
-    first = said.splitlines()[0].strip()[:200]
+def _describe(path: str, output: str, environment: Mapping[str, str]) -> Compiler:
+    first = output.splitlines()[0].strip()[:200]
     kind = "apple-clang" if "Apple clang" in first or "Apple LLVM" in first else "clang" if "clang" in first else "gcc"
     match = _VERSION.search(first.rpartition(")")[2] or first) or _VERSION.search(first)
     c = environment.get("CC", "").strip() or _sibling(path)
@@ -131,11 +130,11 @@ def _describe(path: str, said: str, environment: Mapping[str, str]) -> Compiler:
 
 
 def _sibling(cxx: str) -> str:
-    """The C compiler that came with a C++ compiler: g++-12 -> gcc-12, clang++ -> clang, c++ -> cc."""
+    """The C compiler of a C++ compiler: g++-12 -> gcc-12, clang++ -> clang, c++ -> cc."""
     folder, name = os.path.split(cxx)
     plain = name.replace("clang++", "clang").replace("g++", "gcc").replace("c++", "cc")
-    there = Path(folder, plain)
-    return str(there) if there.exists() else shutil.which(plain) or plain
+    candidate = Path(folder, plain)
+    return str(candidate) if candidate.exists() else shutil.which(plain) or plain
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -145,8 +144,8 @@ def _stamp(path: str) -> tuple[int, int]:
 
 @functools.cache
 def _version_of(path: str, stamp: tuple[int, int]) -> str:
-    """What `path --version` prints; empty if it does not run (macOS has a /usr/bin/c++ that only offers to install)."""
-    del stamp  # part of the key: a compiler that was replaced is asked again
+    """The output of `path --version`, "" if it fails (the /usr/bin/c++ of macOS may only offer an installation)."""
+    del stamp  # part of the cache key: a replaced compiler is run again
     try:
         done = subprocess.run(
             [path, "--version"],
@@ -166,14 +165,14 @@ def _version_of(path: str, stamp: tuple[int, int]) -> str:
 
 
 def find_tool(name: str) -> Path:
-    """cmake or ninja: of our own environment (they come from PyPI), else of the PATH. Raises ToolMissing."""
-    own = Path(sys.executable).parent / name  # not resolved: a venv's python is a link out of it
+    """The path of cmake or ninja: of the Python environment, else of the PATH. Raises ToolMissing."""
+    own = Path(sys.executable).parent / name  # not resolved: the python of a venv is a symbolic link
     if own.is_file() and os.access(own, os.X_OK) and importlib.util.find_spec(name) is not None:
         return own
     if found := shutil.which(name):
         return Path(found)
     raise ToolMissing(
-        f"{name} is not installed, and the engine has to be built.",
+        f"{name} is not installed; it is needed to build the engine.",
         advice=f"Run `{sys.executable} -m pip install {name}`. {install_line(_APT[name], f'brew install {name}')}",
     )
 
@@ -185,7 +184,7 @@ _APT = {"cmake": "cmake", "ninja": "ninja-build"}
 
 
 def processor() -> str:
-    """What decides which instructions the compiler may use for `this` machine (GGML_NATIVE)."""
+    """Identifies the instruction set that the compiler uses with GGML_NATIVE."""
     features = _linux_features() if sys.platform.startswith("linux") else _darwin_features()
     return " ".join([platform.machine(), *features])
 
@@ -201,7 +200,7 @@ _IDENTITY = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
 
 
 def _linux_features() -> list[str]:
-    """The flags of the first processor, less those that the kernel makes up (they change with every kernel)."""
+    """The flags of the first processor, without those that depend on the kernel."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -232,16 +231,16 @@ def _darwin_features() -> list[str]:
 
 
 def find_accelerators(environment: Mapping[str, str] = os.environ) -> tuple[BuildAccelerator, ...]:
-    """What to build in. MESH_LLM_ENGINE_ACCELERATORS overrides: `none`, or a list such as `cuda` or `rocm,vulkan`.
+    """The accelerators to build in. MESH_LLM_ENGINE_ACCELERATORS overrides: `none`, or a list such as `rocm,vulkan`.
 
-    By default an accelerator is on if both its device and its toolchain are here; Vulkan only if no other one is on.
-    Raises UsageError for a name that is none.
+    By default an accelerator is on if its device and its toolchain are installed; Vulkan only if no other one is on.
+    Raises UsageError for an unknown name.
     """
-    wish = environment.get(ACCELERATORS_VARIABLE, "auto").strip().lower() or "auto"
-    chosen = None if wish == "auto" else {name for name in re.split(r"[,\s]+", wish) if name and name != "none"}
+    setting = environment.get(ACCELERATORS_VARIABLE, "auto").strip().lower() or "auto"
+    chosen = None if setting == "auto" else {name for name in re.split(r"[,\s]+", setting) if name and name != "none"}
     if chosen and (unknown := sorted(chosen - set(_PROBES))):
         raise UsageError(
-            f"{ACCELERATORS_VARIABLE} names {unknown[0]!r}, which is not an accelerator.",
+            f"Unknown accelerator {unknown[0]!r} in {ACCELERATORS_VARIABLE}.",
             advice=f"Use auto, none, or a list of: {', '.join(_PROBES)}.",
         )
     found: list[BuildAccelerator] = []
@@ -249,7 +248,7 @@ def find_accelerators(environment: Mapping[str, str] = os.environ) -> tuple[Buil
         accelerator = probe(environment, any(other.on for other in found) if chosen is None else False)
         if chosen is not None:
             on = name in chosen
-            why = "asked for" if on else f"switched off by {ACCELERATORS_VARIABLE}"
+            why = "set by the user" if on else f"turned off by {ACCELERATORS_VARIABLE}"
             accelerator = BuildAccelerator(name, on, why, _OPTIONS[name][on], "", accelerator.identity if on else "")
         found.append(accelerator)
     return tuple(found)
@@ -272,8 +271,8 @@ def _metal(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
     if not _DARWIN:
         return _made("metal", False, "not macOS")
     if platform.machine() != "arm64":
-        return _made("metal", False, "not an Apple processor")
-    return _made("metal", True, "Apple processor", identity="metal")
+        return _made("metal", False, "not Apple silicon")
+    return _made("metal", True, "Apple silicon", identity="metal")
 
 
 def _cuda(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
@@ -284,16 +283,16 @@ def _cuda(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
         return _made("cuda", True, f"{', '.join(gpus)}; {nvcc}", identity=f"{gpus} {_tool_identity(nvcc)}")
     if gpus:
         advice = install_line("nvidia-cuda-toolkit", "") + " Then run `mesh-llm engine build`."
-        return _made("cuda", False, f"{', '.join(gpus)} is here, but nvcc is not", advice)
+        return _made("cuda", False, f"{', '.join(gpus)} found, but nvcc is missing", advice)
     if nvcc:
         return _made(
-            "cuda", False, "nvcc is here, but no NVIDIA GPU", f"{ACCELERATORS_VARIABLE}=cuda builds it anyway."
+            "cuda", False, "nvcc found, but no NVIDIA GPU", f"Set {ACCELERATORS_VARIABLE}=cuda to build for it anyway."
         )
     return _made("cuda", False, "no NVIDIA GPU")
 
 
 def _nvidia_gpus() -> set[str]:
-    """Models of the NVIDIA GPUs here: what nvcc compiles for (native) and so part of a build's key."""
+    """Models of the installed NVIDIA GPUs. nvcc compiles for them (native), so they are part of a build's key."""
     models: set[str] = set()
     for path in Path("/proc/driver/nvidia/gpus").glob("*/information"):
         try:
@@ -314,9 +313,11 @@ def _rocm(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
         return _made("rocm", True, f"AMD GPU; {hipcc}", identity=_tool_identity(hipcc))
     if device:
         advice = install_line("hipcc libhipblas-dev librocblas-dev", "") + " Then run `mesh-llm engine build`."
-        return _made("rocm", False, "an AMD GPU is here, but hipcc is not", advice)
+        return _made("rocm", False, "AMD GPU found, but hipcc is missing", advice)
     if hipcc:
-        return _made("rocm", False, "hipcc is here, but no AMD GPU", f"{ACCELERATORS_VARIABLE}=rocm builds it anyway.")
+        return _made(
+            "rocm", False, "hipcc found, but no AMD GPU", f"Set {ACCELERATORS_VARIABLE}=rocm to build for it anyway."
+        )
     return _made("rocm", False, "no AMD GPU")
 
 
@@ -334,7 +335,7 @@ def _vulkan(environment: Mapping[str, str], other: bool) -> BuildAccelerator:
     if device:
         missing = "glslc" if not glslc else "the Vulkan headers"
         advice = install_line("glslc libvulkan-dev spirv-headers", "") + " Then run `mesh-llm engine build`."
-        return _made("vulkan", False, f"a GPU is here, but {missing} not", advice)
+        return _made("vulkan", False, f"GPU found, but {missing} missing", advice)
     return _made("vulkan", False, "no GPU")
 
 
@@ -342,15 +343,15 @@ _PROBES = {"metal": _metal, "cuda": _cuda, "rocm": _rocm, "vulkan": _vulkan}
 
 
 def _which(name: str, environment: Mapping[str, str], *variables: str, fallback: str) -> str | None:
-    places = [environment[variable] for variable in variables if environment.get(variable)] + [fallback]
-    for place in places:
-        if os.access(candidate := Path(place) / "bin" / name, os.X_OK):
+    folders = [environment[variable] for variable in variables if environment.get(variable)] + [fallback]
+    for folder in folders:
+        if os.access(candidate := Path(folder) / "bin" / name, os.X_OK):
             return str(candidate)
     return shutil.which(name, path=environment.get("PATH"))
 
 
 def _tool_identity(path: str) -> str:
-    """nvcc and its kind take 50 ms to say their version: their file tells them apart as well."""
+    """Identifies a tool by its file: `nvcc --version` and others take 50 ms."""
     try:
         size, changed = _stamp(path)
     except OSError:
@@ -358,7 +359,7 @@ def _tool_identity(path: str) -> str:
     return f"{Path(path).resolve()} {size} {changed}"
 
 
-# -- what the user adds
+# -- options of the user
 
 
 def extra_options(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -375,6 +376,6 @@ def extra_options(environment: Mapping[str, str] = os.environ) -> tuple[str, ...
 
 def _bad_options(what: str) -> UsageError:
     return UsageError(
-        f"{OPTIONS_VARIABLE} cannot be used: {what}.",
+        f"Invalid {OPTIONS_VARIABLE}: {what}.",
         advice=f'Write CMake options, as in {OPTIONS_VARIABLE}="-DGGML_CUDA_FA_ALL_QUANTS=ON -DGGML_LTO=ON".',
     )

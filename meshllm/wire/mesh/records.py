@@ -158,7 +158,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         wants=f.names(wants, r.MAX_WANTED, "wanted models"),
         on_disk=disk,
         memory=f.number(memory, "memory"),
-        failure_reports=tuple([_complaint(item) for item in f.items(complaints, r.MAX_COMPLAINTS, "complaints")]),
+        failure_reports=tuple([_complaint(item) for item in f.items(complaints, r.MAX_FAILURE_REPORTS, "complaints")]),
         leaving=f.flag(leaving, "leaving"),
         splits=_candidates(later[0]) if later else (),
         speed=f.number(later[1], "speed") if len(later) > 1 else 0,
@@ -251,7 +251,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         memory=_within(record.memory, MAX_NUMBER),
         speed=_within(record.speed, MAX_NUMBER),
         devices=tuple([_within(room, MAX_NUMBER) for room in record.devices][: r.MAX_DEVICES]),
-        failure_reports=record.failure_reports[: r.MAX_COMPLAINTS],
+        failure_reports=record.failure_reports[: r.MAX_FAILURE_REPORTS],
         splits=tuple(
             [replace(c, free_bytes=_within(c.free_bytes, MAX_NUMBER)) for c in record.splits if _good(c.model)][
                 : r.MAX_SPLITS

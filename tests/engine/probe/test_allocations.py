@@ -56,7 +56,9 @@ def check(need: bindings.MemoryNeed, real: Allocated) -> None:
 
 @pytest.mark.parametrize(("context", "slots"), [(4096, 1), (2048, 4)])
 @pytest.mark.parametrize("name", engine_shapes.SAMPLES)
-async def test_every_shape(engine: Engine, shapes: Path, tmp_path: Path, name: str, context: int, slots: int) -> None:
+async def test_memory_need_equals_allocations_for_every_model_shape(
+    engine: Engine, shapes: Path, tmp_path: Path, name: str, context: int, slots: int
+) -> None:
     path = sample(shapes, name)
     need = await bindings.memory_need(engine, path, context_size=context * slots, parallel=slots)
     plan = ServerPlan("m", path, context, slots)
@@ -65,9 +67,7 @@ async def test_every_shape(engine: Engine, shapes: Path, tmp_path: Path, name: s
     check(need, measure([*arguments(engine.server, plan, tmp_path / "s.sock"), *options], tmp_path))
 
 
-async def test_a_model_that_guesses_ahead_has_scores_for_each_guess(
-    engine: Engine, shapes: Path, tmp_path: Path
-) -> None:
+async def test_memory_need_includes_outputs_of_draft_tokens(engine: Engine, shapes: Path, tmp_path: Path) -> None:
     path, context, slots = sample(shapes, "qwen3"), 2048, 4
     speculation = Speculation(DraftSource.NGRAMS)
     need = await bindings.memory_need(
@@ -79,7 +79,7 @@ async def test_a_model_that_guesses_ahead_has_scores_for_each_guess(
     check(need, measure(arguments(engine.server, plan, tmp_path / "s.sock"), tmp_path))
 
 
-async def test_a_model_for_embeddings(engine: Engine, tmp_path: Path) -> None:
+async def test_memory_need_of_an_embedding_model(engine: Engine, tmp_path: Path) -> None:
     path = engine_samples.embedder(tmp_path / "e.gguf")
     size = engine_samples.CONTEXT
     need = await bindings.memory_need(
@@ -89,9 +89,7 @@ async def test_a_model_for_embeddings(engine: Engine, tmp_path: Path) -> None:
     check(need, measure(arguments(engine.server, plan, tmp_path / "s.sock"), tmp_path))
 
 
-async def test_memory_that_is_used_is_what_was_predicted_and_the_process_itself(
-    engine: Engine, shapes: Path, tmp_path: Path
-) -> None:
+async def test_memory_need_predicts_resident_memory(engine: Engine, shapes: Path, tmp_path: Path) -> None:
     path, context, slots = sample(shapes, "qwen3"), 8192, 4
     need = await bindings.memory_need(engine, path, context_size=context * slots, parallel=slots)
     plan = ServerPlan("m", path, context, slots)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from meshllm.cli import engine as command
 from meshllm.engine.build import builder, recipe
-from tests.engine.build_kit import HAS_COMPILER, NO_COMPILER, Bench
+from tests.engine.build.build_kit import HAS_COMPILER, NO_COMPILER, Bench
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
 
@@ -81,7 +81,7 @@ import functools, pathlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the caller of the tests may ignore it
 from meshllm.cli import engine
 from meshllm.engine.build import builder, recipe
-from tests.engine.build_kit import Bench
+from tests.engine.build.build_kit import Bench
 bench = Bench(pathlib.Path({str(tmp_path)!r}))
 recipe.current = lambda: bench.recipe
 builder.ensure = functools.partial(builder.ensure, fetch=bench.index.fetch)

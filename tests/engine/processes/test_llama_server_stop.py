@@ -17,7 +17,7 @@ from meshllm.tasks import Owner
 
 
 @pytest.mark.engine
-async def test_a_serving_engine_ends_at_its_farewell(tmp_path: Path) -> None:
+async def test_llama_server_exits_on_the_stop_line(tmp_path: Path) -> None:
     engine = builder.find()
     assert engine is not None
     model = next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))

@@ -70,7 +70,7 @@ def completion(engine: Engine, **more: Any) -> Any:
 GUESSING = ["n-grams", "self"]
 
 
-def test_a_cut_model_has_the_vocabulary_of_the_whole(model: Path, tmp_path: Path) -> None:
+def test_cut_model_keeps_the_vocabulary(model: Path, tmp_path: Path) -> None:
     small = cut(model, tmp_path / "cut.gguf", 4)
     assert read_vocabulary(small).digest == read_vocabulary(model).digest
     assert read_header(small).layers == 4
@@ -78,7 +78,7 @@ def test_a_cut_model_has_the_vocabulary_of_the_whole(model: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("way", GUESSING)
-def test_the_same_text_is_written_with_right_guesses(running: dict[str, Engine], way: str) -> None:
+def test_speculation_gives_the_same_text(running: dict[str, Engine], way: str) -> None:
     plain, told = completion(running["none"]), completion(running[way])
     assert "draft_n" not in plain["timings"]
     assert 0 < told["timings"]["draft_n_accepted"] <= told["timings"]["draft_n"]
@@ -86,7 +86,7 @@ def test_the_same_text_is_written_with_right_guesses(running: dict[str, Engine],
     assert told["content"][:100] == plain["content"][:100]
 
 
-def test_wrong_guesses_cost_a_request_no_more_than_its_credit(running: dict[str, Engine]) -> None:
+def test_rejected_drafts_are_bounded_by_the_credit(running: dict[str, Engine]) -> None:
     """Lines that begin alike: their ends are guessed to be as in a line before, and are not (without our patch, 233
     tokens are guessed of which 66 are right; a quarter of all the time is lost)."""
     ends = ["seven red apples", "a hat of green felt", "two pounds of salt", "nothing at all", "an old grey horse"]
@@ -100,14 +100,14 @@ def test_wrong_guesses_cost_a_request_no_more_than_its_credit(running: dict[str,
     assert 0 < lost <= 1 + times["predicted_n"] / 50
 
 
-def test_a_model_agrees_with_itself(running: dict[str, Engine]) -> None:
+def test_draft_by_the_same_model_is_accepted(running: dict[str, Engine]) -> None:
     told = completion(running["self"], prompt="Once upon a time, in a small village by the sea,", n_predict=60)
     times = told["timings"]
     assert times["draft_n_accepted"] >= 0.8 * times["draft_n"] > 0
 
 
 @pytest.mark.parametrize("way", GUESSING)
-def test_an_answer_ends_where_it_was_to_end(running: dict[str, Engine], way: str) -> None:
+def test_speculation_respects_stop_and_length(running: dict[str, Engine], way: str) -> None:
     for most in (1, 2, 17):
         told = completion(running[way], n_predict=most)
         assert (told["tokens_predicted"], told["stop_type"]) == (most, "limit")
@@ -118,7 +118,7 @@ def test_an_answer_ends_where_it_was_to_end(running: dict[str, Engine], way: str
 
 
 @pytest.mark.parametrize("way", GUESSING)
-def test_a_grammar_holds(running: dict[str, Engine], way: str) -> None:
+def test_speculation_respects_the_grammar(running: dict[str, Engine], way: str) -> None:
     schema = {
         "type": "object",
         "properties": {name: {"enum": ["over the lazy dog near the old river bank", "no"]} for name in "ab"},
@@ -131,7 +131,7 @@ def test_a_grammar_holds(running: dict[str, Engine], way: str) -> None:
 
 
 @pytest.mark.parametrize("way", GUESSING)
-def test_probabilities_are_those_of_a_plain_engine(running: dict[str, Engine], way: str) -> None:
+def test_logprobs_equal_those_without_speculation(running: dict[str, Engine], way: str) -> None:
     """Of tokens that were guessed, the stock engine gives none: such a request is answered without (our patch)."""
     plain, told = (completion(running[name], n_probs=3) for name in ("none", way))
     assert "draft_n" not in told["timings"]
@@ -142,7 +142,7 @@ def test_probabilities_are_those_of_a_plain_engine(running: dict[str, Engine], w
 
 
 @pytest.mark.parametrize("way", GUESSING)
-async def test_the_engine_counts_its_guesses(running: dict[str, Engine], way: str) -> None:
+async def test_engine_counts_draft_tokens(running: dict[str, Engine], way: str) -> None:
     socket = str(running[way].socket)
     before = await llama_server.draft_counts(socket)
     times = completion(running[way])["timings"]
@@ -151,7 +151,7 @@ async def test_the_engine_counts_its_guesses(running: dict[str, Engine], way: st
     assert after.accepted - before.accepted == times["draft_n_accepted"]
 
 
-async def test_an_engine_that_guesses_nothing_says_so(running: dict[str, Engine]) -> None:
+async def test_engine_without_speculation_counts_no_draft_tokens(running: dict[str, Engine]) -> None:
     completion(running["none"])
     found = await llama_server.draft_counts(str(running["none"].socket))
     assert (found.drafted, found.accepted) == (0, 0)

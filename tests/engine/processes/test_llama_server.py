@@ -30,7 +30,7 @@ def line_end(size: int) -> str:
     return f" --reranking --batch-size {size} --ubatch-size {size}"
 
 
-def test_a_model_that_generates_is_not_restricted() -> None:
+def test_arguments_of_a_chat_model() -> None:
     told = line()
     assert "--ctx-size 2048 --parallel 4" in told
     for option in ("--embeddings", "--reranking", "--pooling", "--batch-size", "--ubatch-size"):
@@ -47,7 +47,7 @@ def test_a_model_that_generates_is_not_restricted() -> None:
         ({"purpose": Purpose.RERANK, "pooling": "rank", "micro_batch": 9}, line_end(9)),
     ],
 )  # fmt: skip
-def test_other_purposes_are_told(plan: dict[str, object], expected: str) -> None:
+def test_arguments_of_embedding_and_rerank_models(plan: dict[str, object], expected: str) -> None:
     told = line(**plan)
     assert told.endswith(expected)
     assert told == line() + expected
@@ -65,12 +65,12 @@ def test_other_purposes_are_told(plan: dict[str, object], expected: str) -> None
         ({"checkpoints": 3}, " --ctx-checkpoints 3"),
     ],
 )
-def test_where_the_layers_go_is_told(plan: dict[str, object], expected: str) -> None:
+def test_arguments_place_layers(plan: dict[str, object], expected: str) -> None:
     assert line(**plan) == line() + expected
     assert "--fit off" in line()
 
 
-def test_over_a_wire_it_warms_up_once() -> None:
+def test_arguments_of_a_split_skip_the_warmup() -> None:
     workers = {"workers": (Path("/w.sock"),)}
     assert line(**workers) == line() + " --rpc /w.sock --no-warmup"
     projector = Projector(Path("/p.gguf"))
@@ -85,17 +85,17 @@ def test_over_a_wire_it_warms_up_once() -> None:
         (Projector(Path("/p.gguf"), "CUDA1"), " --mmproj /p.gguf --mmproj-device CUDA1"),
     ],
 )
-def test_a_model_that_sees_is_given_its_projector(projector: Projector, expected: str) -> None:
+def test_arguments_include_the_projector(projector: Projector, expected: str) -> None:
     assert line(projector=projector) == line() + expected
     assert "mmproj" not in line()
 
 
-def test_nothing_is_guessed_unless_it_was_decided() -> None:
+def test_arguments_without_speculation() -> None:
     assert "--spec" not in line()
     assert "--spec" not in line(speculation=Speculation(reason="it was switched off"))
 
 
-def test_n_grams_need_no_file() -> None:
+def test_arguments_of_ngram_speculation() -> None:
     told = line(speculation=Speculation(DraftSource.NGRAMS))
     assert (
         "--spec-type ngram-mod --spec-ngram-mod-n-match 12 --spec-ngram-mod-n-min 4 --spec-ngram-mod-n-max 12" in told
@@ -103,7 +103,7 @@ def test_n_grams_need_no_file() -> None:
     assert "draft" not in told
 
 
-def test_a_draft_comes_after_n_grams_and_lies_where_it_is_told() -> None:
+def test_arguments_of_a_draft_model() -> None:
     how = Speculation(DraftSource.DRAFT, "small")
     told = line(speculation=how, draft_path=Path("/d.gguf"))
     assert "--spec-type ngram-mod,draft-simple" in told
@@ -125,7 +125,7 @@ def metrics(drafted: str, accepted: str) -> str:
     )
 
 
-def test_guesses_are_read_off_the_metrics() -> None:
+def test_draft_counts_are_parsed_from_metrics() -> None:
     assert parse_draft_counts(metrics("109", "86")) == DraftCounts(109, 86, 200, 2.5)
     assert parse_draft_counts(metrics("1.23457e+07", "1e+06")) == DraftCounts(12_345_700, 1_000_000, 200, 2.5)
     assert parse_draft_counts(metrics("5", "6")) == DraftCounts(5, 5, 200, 2.5)  # of a moment between the two
@@ -135,19 +135,19 @@ def test_guesses_are_read_off_the_metrics() -> None:
     "text",
     ["", "llamacpp:n_decode_total 4\n", *(metrics("9", odd) for odd in ("", "many", "nan", "inf", "-1", "1e300"))],
 )
-def test_metrics_that_say_nothing_of_guesses(text: str) -> None:
+def test_metrics_without_draft_counters_raise_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_draft_counts(text)
 
 
-def test_a_split_copies_more_at_a_time() -> None:
+def test_arguments_of_a_split_allow_longer_drafts() -> None:
     ngrams = Speculation(DraftSource.NGRAMS)
     told = [line(speculation=ngrams, **more).split() for more in ({}, {"workers": (Path("/w.sock"),)})]
     near, far = (int(words[words.index("--spec-ngram-mod-n-max") + 1]) for words in told)
     assert far > near
 
 
-def test_what_a_guess_costs_is_told_beside_the_command_line() -> None:
+def test_environment_sets_the_draft_price() -> None:
     def price(**more: object) -> float:
         return float(environment(served(**more))[PRICE_VARIABLE])
 

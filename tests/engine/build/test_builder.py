@@ -21,7 +21,7 @@ from meshllm.engine.build.pin import Patch
 from meshllm.errors import EngineUnavailable, NotEnoughSpace, ToolMissing, UsageError
 from meshllm.tasks import Owner
 from meshllm.util.progress import Progress
-from tests.engine.build_kit import FILES, HAS_COMPILER, NO_COMPILER, Bench, patch
+from tests.engine.build.build_kit import FILES, HAS_COMPILER, NO_COMPILER, Bench, patch
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason=NO_COMPILER)
 
@@ -62,7 +62,7 @@ def processes_in(folder: Path) -> list[str]:
     return [" ".join(process.info["cmdline"]) for process in processes_of(folder)]
 
 
-async def test_builds_once_and_then_only_finds(bench: Bench) -> None:
+async def test_ensure_builds_once(bench: Bench) -> None:
     assert build.find(bench.recipe, bench.where) is None
     engine = await make(bench)
     assert bench.stages == [
@@ -91,14 +91,14 @@ async def test_builds_once_and_then_only_finds(bench: Bench) -> None:
     assert bench.index.fetched == 1
 
 
-async def test_the_directory_can_be_moved(bench: Bench, tmp_path: Path) -> None:
+async def test_build_works_after_its_directory_is_moved(bench: Bench, tmp_path: Path) -> None:
     engine = await make(bench)
     moved = tmp_path / "elsewhere"
     engine.directory.rename(moved)
     assert said_by(moved / "bin/llama-server") == "one"
 
 
-async def test_patches_go_in_the_order_of_the_series(tmp_path: Path) -> None:
+async def test_build_applies_patches_in_series_order(tmp_path: Path) -> None:
     bench = Bench(tmp_path, patches=PATCHES)
     engine = await make(bench)
     assert said_by(engine.server) == "three"
@@ -109,7 +109,7 @@ async def test_patches_go_in_the_order_of_the_series(tmp_path: Path) -> None:
         await make(other)
 
 
-async def test_two_at_once_build_one(bench: Bench) -> None:
+async def test_two_concurrent_builds_build_once(bench: Bench) -> None:
     seen: list[Progress] = []
     second = build.ensure(bench.recipe, bench.where, progress=seen.append, fetch=bench.index.fetch)
     first, other = await asyncio.gather(make(bench), second)
@@ -119,7 +119,7 @@ async def test_two_at_once_build_one(bench: Bench) -> None:
     assert [step.stage for step in waiting] == [BuildStage.WAIT]
 
 
-async def test_a_failure_shows_the_errors_and_the_log(tmp_path: Path) -> None:
+async def test_failed_build_shows_errors_and_log(tmp_path: Path) -> None:
     bench = Bench(tmp_path, BROKEN)
     with pytest.raises(EngineUnavailable, match="broken on purpose") as caught:
         await make(bench)
@@ -134,9 +134,9 @@ async def test_a_failure_shows_the_errors_and_the_log(tmp_path: Path) -> None:
     assert bench.stages.count(BuildStage.CONFIGURE) == 1
 
 
-async def test_a_program_that_does_not_start_is_not_installed(tmp_path: Path) -> None:
+async def test_build_whose_server_does_not_start_is_not_installed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, {**FILES, "tools/server.cpp": "int main() { return 3; }\n"})
-    with pytest.raises(EngineUnavailable, match="run once it was built"):
+    with pytest.raises(EngineUnavailable, match="start after the build"):
         await make(bench)
     assert build.find(bench.recipe, bench.where) is None
 
@@ -170,7 +170,7 @@ async def interrupt(bench: Bench) -> None:
         await work
 
 
-async def test_cancelled_leaves_no_process_and_goes_on(
+async def test_cancelled_build_ends_its_processes_and_is_resumed(
     bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await interrupt(bench)
@@ -191,7 +191,9 @@ async def test_cancelled_leaves_no_process_and_goes_on(
     assert bench.stages == [BuildStage.COMPILE, BuildStage.INSTALL]
 
 
-async def test_what_a_power_cut_spoilt_is_made_again(bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_damaged_objects_of_an_interrupted_build_are_rebuilt(
+    bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await interrupt(bench)
     for spoilt in [*bench.where.work.rglob("*.o"), *bench.where.work.rglob("libllama.*")]:
         times = spoilt.stat().st_atime_ns, spoilt.stat().st_mtime_ns
@@ -200,16 +202,14 @@ async def test_what_a_power_cut_spoilt_is_made_again(bench: Bench, gate: Path, m
     monkeypatch.delenv("FAKE_GATE")
     engine = await make(bench)
     assert said_by(engine.server) == "one"
-    assert any("afresh" in step.detail for step in bench.steps)
+    assert any("starting again" in step.detail for step in bench.steps)
 
 
-async def test_killed_builds_take_their_processes_along(
-    bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_killed_build_ends_its_processes(bench: Bench, gate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"""
 import asyncio, pathlib
 from meshllm.engine.build import builder as build
-from tests.engine.build_kit import Bench
+from tests.engine.build.build_kit import Bench
 bench = Bench(pathlib.Path({str(bench.where.root.parent)!r}))
 def report(step):
     if step.stage is build.BuildStage.COMPILE and step.done:
@@ -217,7 +217,7 @@ def report(step):
 asyncio.run(build.ensure(bench.recipe, bench.where, progress=report, fetch=bench.index.fetch))
 """
     builder = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
     )
     assert builder.stdout is not None
     assert await builder.stdout.readline() == b"compiling\n"
@@ -235,7 +235,7 @@ asyncio.run(build.ensure(bench.recipe, bench.where, progress=report, fetch=bench
     assert bench.index.fetched == 0
 
 
-async def test_an_interrupted_unpacking_is_done_again(bench: Bench) -> None:
+async def test_interrupted_unpacking_is_repeated(bench: Bench) -> None:
     work = bench.where.work / bench.recipe.key
     (work / "source.part/src").mkdir(parents=True)
     (work / "source.part/src/llama.cpp").write_text("half of it")
@@ -246,7 +246,7 @@ async def test_an_interrupted_unpacking_is_done_again(bench: Bench) -> None:
 # -- what counts as built
 
 
-async def test_a_damaged_build_is_built_again(bench: Bench) -> None:
+async def test_damaged_build_is_built_again(bench: Bench) -> None:
     engine = await make(bench)
     for file in (engine.server, engine.directory / "LICENSE", engine.directory / "manifest.json"):
         file.write_bytes(b"")
@@ -259,14 +259,14 @@ async def test_a_damaged_build_is_built_again(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "key": 2, "files": 3}', "[" * 9999]
 )
-async def test_a_bad_manifest_is_no_build(bench: Bench, text: str) -> None:
+async def test_build_with_an_invalid_manifest_is_ignored(bench: Bench, text: str) -> None:
     directory = bench.where.builds / bench.recipe.key
     directory.mkdir(parents=True)
     (directory / installed.MANIFEST).write_text(text)
     assert build.find(bench.recipe, bench.where) is None
 
 
-async def test_what_goes_in_decides_the_key(bench: Bench) -> None:
+async def test_build_key_depends_on_all_inputs(bench: Bench) -> None:
     base = bench.recipe
     assert base.compiler is not None
     newer = dataclasses.replace(base.compiler, version="another")
@@ -280,18 +280,18 @@ async def test_what_goes_in_decides_the_key(bench: Bench) -> None:
     assert len({base.key, *(other.key for other in others)}) == len(others) + 1
 
 
-async def test_a_build_outlives_its_compiler(bench: Bench) -> None:
+async def test_build_is_found_after_the_compiler_was_removed(bench: Bench) -> None:
     engine = await make(bench)
     bare = dataclasses.replace(bench.recipe, compiler=None)
     assert build.find(bare, bench.where) == engine
     other = dataclasses.replace(bare, processor="another")
     assert build.find(other, bench.where) is None
-    with pytest.raises(ToolMissing, match="no C\\+\\+ compiler") as caught:
+    with pytest.raises(ToolMissing, match="No C\\+\\+ compiler") as caught:
         await build.ensure(other, bench.where)
     assert "install" in caught.value.advice
 
 
-async def test_rebuilding_replaces(bench: Bench) -> None:
+async def test_rebuild_replaces_the_build(bench: Bench) -> None:
     engine = await make(bench)
     (engine.directory / "mark").touch()
     assert await make(bench, again=True) == dataclasses.replace(engine, info=(await make(bench)).info)
@@ -301,7 +301,7 @@ async def test_rebuilding_replaces(bench: Bench) -> None:
 # -- room, jobs, cleaning
 
 
-async def test_a_full_disk_is_told_before_anything_is_fetched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_build_checks_disk_space_before_the_download(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(bench.where.root.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     with pytest.raises(NotEnoughSpace, match="has 1 MB") as caught:
@@ -310,7 +310,7 @@ async def test_a_full_disk_is_told_before_anything_is_fetched(bench: Bench, monk
     assert bench.index.fetched == 0
 
 
-def test_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_follow_cores_memory_and_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(build.JOBS_VARIABLE, raising=False)
     assert 1 <= build.jobs() <= (os.cpu_count() or 1)
     monkeypatch.setenv(build.JOBS_VARIABLE, "7")
@@ -321,7 +321,7 @@ def test_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
             build.jobs()
 
 
-async def test_cleaning_keeps_the_current_build(bench: Bench) -> None:
+async def test_clean_keeps_the_current_build(bench: Bench) -> None:
     engine = await make(bench)
     old = bench.where.builds / "0123456789abcdef"
     old.mkdir()
@@ -336,7 +336,7 @@ async def test_cleaning_keeps_the_current_build(bench: Bench) -> None:
     assert {item.path.name for item in clean.removable(None, bench.where)} == {engine.key, "package-1.0.tar.gz"}
 
 
-def test_cleaning_leaves_alone_what_runs_or_is_being_built(bench: Bench) -> None:
+def test_clean_keeps_builds_in_use_or_in_progress(bench: Bench) -> None:
     import filelock
 
     old = bench.where.builds / "0123456789abcdef"
@@ -344,7 +344,7 @@ def test_cleaning_leaves_alone_what_runs_or_is_being_built(bench: Bench) -> None
     shutil.copy2(shutil.which("cat") or "/bin/cat", old / "bin/llama-server")
     with subprocess.Popen([old / "bin/llama-server"], stdin=subprocess.PIPE):
         (found,) = clean.removable(bench.recipe, bench.where)
-        assert "runs" in clean.remove(found, bench.where)
+        assert "running program" in clean.remove(found, bench.where)
     bench.where.locks.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(bench.where.locks / f"{old.name}.lock"):
         assert "another process" in clean.remove(found, bench.where)
@@ -352,7 +352,7 @@ def test_cleaning_leaves_alone_what_runs_or_is_being_built(bench: Bench) -> None
     assert not old.exists()
 
 
-def test_the_recipe_of_this_checkout_is_quick_to_find() -> None:
+def test_recipe_of_this_checkout() -> None:
     found = recipe.current()
     assert found.key == recipe.current().key
     assert len(found.key) == 16

@@ -35,7 +35,7 @@ def memory(engine: Engine) -> int:
     return int(psutil.Process(engine.child.process.pid).memory_info().rss)
 
 
-def test_a_picture_is_part_of_the_question(model: Path, tmp_path: Path) -> None:
+def test_image_changes_the_reply(model: Path, tmp_path: Path) -> None:
     """A tiny projector of random weights, made for the real model: nothing sensible is seen, but it is looked at."""
     sees = engine_samples.projector(tmp_path / "mmproj.gguf")
     with ExitStack() as stack:

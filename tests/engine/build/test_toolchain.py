@@ -31,7 +31,9 @@ def program(folder: Path, name: str, output: str, code: int = 0) -> Path:
     ("name", "output", "kind"), [("g++", GCC, "gcc"), ("clang++", CLANG, "clang"), ("c++", APPLE, "apple-clang")]
 )
 @pytest.mark.parametrize(("version", "good"), [(5, False), (14, True)])
-def test_compilers(tmp_path: Path, name: str, output: str, kind: str, version: int, good: bool) -> None:
+def test_compiler_kind_and_version_are_detected(
+    tmp_path: Path, name: str, output: str, kind: str, version: int, good: bool
+) -> None:
     program(tmp_path / "bin", name, output.format(version))
     found = toolchain.find_compiler({"PATH": str(tmp_path / "bin")})
     assert found is not None
@@ -44,7 +46,7 @@ def test_compilers(tmp_path: Path, name: str, output: str, kind: str, version: i
     assert "install" in caught.value.advice
 
 
-def test_cxx_decides_and_its_c_compiler_is_found(tmp_path: Path) -> None:
+def test_cxx_variable_selects_the_compilers(tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     program(folder, "c++", GCC.format(9))
     chosen = program(folder, "g++-13", GCC.format(13))
@@ -54,7 +56,7 @@ def test_cxx_decides_and_its_c_compiler_is_found(tmp_path: Path) -> None:
     assert (found.cxx, found.c) == (str(chosen), str(folder / "gcc-13"))
 
 
-def test_a_compiler_that_only_offers_to_install_itself_is_none(tmp_path: Path) -> None:
+def test_compiler_stub_is_ignored(tmp_path: Path) -> None:
     program(tmp_path / "bin", "c++", "xcode-select: note: no developer tools were found", 1)
     assert toolchain.find_compiler({"PATH": str(tmp_path / "bin")}) is None
     with pytest.raises(ToolMissing) as caught:
@@ -62,7 +64,7 @@ def test_a_compiler_that_only_offers_to_install_itself_is_none(tmp_path: Path) -
     assert "install" in caught.value.advice
 
 
-def test_cmake_and_ninja_come_from_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cmake_and_ninja_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cmake", "ninja"):
         assert toolchain.find_tool(name) == Path(sys.executable).parent / name
     monkeypatch.setattr(sys, "executable", "/nowhere/bin/python")
@@ -73,7 +75,7 @@ def test_cmake_and_ninja_come_from_our_environment(monkeypatch: pytest.MonkeyPat
     assert "ninja-build" in caught.value.advice or "brew" in caught.value.advice
 
 
-def test_accelerators_can_be_chosen() -> None:
+def test_accelerators_variable_selects_accelerators() -> None:
     chosen = {
         found.name: found for found in toolchain.find_accelerators({toolchain.ACCELERATORS_VARIABLE: "cuda, rocm"})
     }
@@ -85,13 +87,13 @@ def test_accelerators_can_be_chosen() -> None:
         toolchain.find_accelerators({toolchain.ACCELERATORS_VARIABLE: "tpu"})
 
 
-def test_every_accelerator_says_why() -> None:
+def test_every_accelerator_has_a_reason() -> None:
     for found in toolchain.find_accelerators(dict(os.environ)):
         assert found.why
         assert bool(found.options)
 
 
-def test_a_gpu_without_its_toolkit_gets_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_without_toolkit_gives_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(toolchain, "_nvidia_gpus", lambda: {"NVIDIA Something"})
     bare = {"PATH": str(tmp_path), toolchain.ACCELERATORS_VARIABLE: "auto"}
     monkeypatch.setattr(toolchain, "_which", lambda *_, **__: None)
@@ -106,7 +108,7 @@ def test_a_gpu_without_its_toolkit_gets_advice(monkeypatch: pytest.MonkeyPatch, 
     assert str(nvcc) in cuda.identity
 
 
-def test_options_of_the_user() -> None:
+def test_user_options_are_parsed() -> None:
     name = toolchain.OPTIONS_VARIABLE
     assert toolchain.extra_options({name: "-DA=1 '-DB:STRING=x y'"}) == ("-DA=1", "-DB:STRING=x y")
     for bad in ("-DA", "A=1", "-C file", "-DA=1 --trace", "'-DA=1", "-D;=1", "-DA=a\nb"):
@@ -116,7 +118,7 @@ def test_options_of_the_user() -> None:
 
 @settings(deadline=None)
 @given(st.text(max_size=80))
-def test_any_options_are_options_or_a_typed_error(text: str) -> None:
+def test_user_options_of_any_text_parse_or_raise_a_typed_error(text: str) -> None:
     try:
         words = toolchain.extra_options({toolchain.OPTIONS_VARIABLE: text})
     except UsageError:
@@ -124,13 +126,13 @@ def test_any_options_are_options_or_a_typed_error(text: str) -> None:
     assert all(word.startswith("-D") and "=" in word for word in words)
 
 
-def test_the_processor_is_described_without_what_the_kernel_makes_up() -> None:
+def test_processor_key_excludes_kernel_flags() -> None:
     found = toolchain.processor().split()
     assert found == toolchain.processor().split()
     assert not {"md_clear", "ibrs", "flush_l1d", "hypervisor"} & set(found)
 
 
-def test_without_a_compiler_there_is_a_recipe_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source(Pin("p", "1", "p.tar.gz", "0" * 64, 1, "t", "abcdef0"), ())
     bare = recipe.Recipe(source, None, (), "cpu")
     assert len(bare.key) == 16
@@ -146,24 +148,24 @@ def test_without_a_compiler_there_is_a_recipe_all_the_same(monkeypatch: pytest.M
         ("c++: fatal error: Killed signal terminated program cc1plus", "MESH_LLM_ENGINE_JOBS=1"),
         ("cc1plus: out of memory allocating 65536 bytes", "MESH_LLM_ENGINE_JOBS=1"),
         ("x.cpp:1:10: fatal error: pthread.h: No such file or directory", "pthread.h"),
-        ("c++: error: unrecognized command-line option '-std=c++17'", "does not know an option"),
+        ("c++: error: unrecognized command-line option '-std=c++17'", "does not support an option"),
         ("/usr/bin/ld: cannot find -lstdc++", "library is missing"),
         ("something else: error: x", "rebuild"),
     ],
 )
-def test_advice_fits_the_error(line: str, told: str) -> None:
+def test_failed_build_advice_matches_the_error(line: str, told: str) -> None:
     found = diagnose.failure("compile", ["[1/2] Building", line, "ninja: build stopped."], Path("/log"), [])
     assert isinstance(found, EngineUnavailable)
     assert told in found.advice
     assert line[:60] in found.message
 
 
-def test_a_full_disk_and_an_accelerator_are_told_apart() -> None:
+def test_failed_build_distinguishes_full_disk_and_accelerator() -> None:
     full = diagnose.failure("compile", ["fatal error: error writing: No space left on device"], Path("/log"), [])
     assert isinstance(full, NotEnoughSpace)
     tail = ["nvcc fatal : Unsupported gpu architecture", "FAILED: x"]
     assert "ACCELERATORS=none" in diagnose.failure("compile", tail, Path("/log"), ["cuda"]).advice
-    assert diagnose.telling_lines(["a", "", "b"]) == ["a", "b"]
+    assert diagnose.error_lines(["a", "", "b"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -179,9 +181,7 @@ def test_a_full_disk_and_an_accelerator_are_told_apart() -> None:
         ("c++ (Debian 12.2.0-14+deb12u1) 12.2.0", "gcc", "x86_64 avx2", False),
     ],
 )
-def test_a_compiler_that_breaks_the_matrix_unit_does_not_use_it(
-    version: str, kind: str, processor: str, off: bool
-) -> None:
+def test_amx_is_turned_off_for_compilers_with_the_bug(version: str, kind: str, processor: str, off: bool) -> None:
     major = int(version.rpartition(")")[2].replace("Debian clang version", "").split(".")[0])
     compiler = toolchain.Compiler("c++", "cc", kind, major, version)
     options = " ".join(toolchain.safe_options(compiler, processor))

@@ -16,9 +16,9 @@ from meshllm.engine.build import patches, pin, source
 from meshllm.engine.build.progress import BuildStage, silent
 from meshllm.errors import EngineUnavailable, NotEnoughSpace
 from meshllm.util.progress import Progress
-from tests.engine.build_kit import FILES, TREE, Index, archive, patch, pin_of
+from tests.engine.build.build_kit import FILES, TREE, Index, archive, patch, pin_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PIN = (ROOT / "llama.cpp/pin.toml").read_text()
 steady = settings(deadline=None)  # a busy machine is no failure
 
@@ -26,7 +26,7 @@ steady = settings(deadline=None)  # a busy machine is no failure
 # -- pin and series
 
 
-def test_the_pin_is_what_the_lock_and_the_package_say() -> None:
+def test_pin_matches_lock_file_and_package() -> None:
     found = pin.read_source(ROOT / "llama.cpp").pin
     assert pin.directory() == ROOT / "llama.cpp"
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -37,7 +37,7 @@ def test_the_pin_is_what_the_lock_and_the_package_say() -> None:
         assert line.split()[:2] == [f"{found.package}=={found.version}", f"--hash=sha256:{found.sha256}"]
 
 
-def test_every_patch_is_in_the_series() -> None:
+def test_series_lists_every_patch() -> None:
     folder = ROOT / "llama.cpp/patches"
     listed = pin.parse_series((folder / "series").read_text())
     assert sorted(listed) == sorted(path.name for path in folder.glob("*.patch"))
@@ -47,7 +47,7 @@ def test_every_patch_is_in_the_series() -> None:
 
 @steady
 @given(st.text(max_size=300) | st.binary(max_size=300).map(lambda data: data.decode("latin-1")))
-def test_any_text_is_a_pin_or_a_typed_error(text: str) -> None:
+def test_pin_of_any_text_parses_or_raises_a_typed_error(text: str) -> None:
     with pytest.raises(EngineUnavailable) as caught:
         pin.parse_pin(text)
     assert caught.value.advice
@@ -59,7 +59,7 @@ VALUES = st.text(max_size=40) | st.integers() | st.booleans() | st.lists(st.text
 
 @steady
 @given(st.sampled_from(FIELDS), VALUES)
-def test_a_pin_with_a_strange_field_is_valid_or_a_typed_error(field: str, value: object) -> None:
+def test_pin_with_any_field_value_parses_or_raises_a_typed_error(field: str, value: object) -> None:
     lines = [line for line in PIN.splitlines() if not line.startswith(f"{field} ")]
     written = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
     if isinstance(value, str):
@@ -89,19 +89,19 @@ def test_a_pin_with_a_strange_field_is_valid_or_a_typed_error(field: str, value:
         ("commit", '"; rm"'),
     ],
 )
-def test_hostile_pins_are_refused(field: str, value: str) -> None:
+def test_pin_refuses_unsafe_values(field: str, value: str) -> None:
     lines = [line for line in PIN.splitlines() if not line.startswith(f"{field} ")]
     with pytest.raises(EngineUnavailable, match=field):
         pin.parse_pin("\n".join([*lines, f"{field} = {value}"]))
 
 
-def test_series_with_comments() -> None:
+def test_series_ignores_comments() -> None:
     assert pin.parse_series("# first\n\n a.patch \nb-2.patch # why\n") == ("a.patch", "b-2.patch")
 
 
 @steady
 @given(st.text(max_size=200))
-def test_any_text_is_a_series_or_a_typed_error(text: str) -> None:
+def test_series_of_any_text_parses_or_raises_a_typed_error(text: str) -> None:
     try:
         names = pin.parse_series(text)
     except EngineUnavailable:
@@ -110,12 +110,12 @@ def test_any_text_is_a_series_or_a_typed_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["../a.patch", "a/b.patch", ".patch", "a.patch\na.patch", "a.diff", "-x.patch\n"])
-def test_hostile_series_are_refused(text: str) -> None:
+def test_series_refuses_unsafe_names(text: str) -> None:
     with pytest.raises(EngineUnavailable, match="series"):
         pin.parse_series(text)
 
 
-def test_a_missing_patch_and_a_missing_folder_are_told(tmp_path: Path) -> None:
+def test_missing_patch_or_folder_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "patches").mkdir()
     (tmp_path / "pin.toml").write_text(PIN)
     (tmp_path / "patches/series").write_text("gone.patch\n")
@@ -132,7 +132,7 @@ LINES = st.lists(st.text("ab -+@\\é\r\t", max_size=4).map(lambda text: text + "
 
 @steady
 @given(LINES, LINES, st.integers(0, 4))
-def test_a_diff_makes_the_new_text_of_the_old(
+def test_patch_of_a_diff_gives_the_new_text(
     tmp_path_factory: pytest.TempPathFactory, old: list[str], new: list[str], context: int
 ) -> None:
     if old == new:
@@ -147,7 +147,7 @@ def test_a_diff_makes_the_new_text_of_the_old(
 
 @steady
 @given(st.text("-+@ ab/dev/null1,2\n\\", max_size=120))
-def test_any_text_is_a_patch_or_a_typed_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_patch_of_any_text_parses_or_raises_a_typed_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     tree = tmp_path_factory.getbasetemp() / "empty"
     tree.mkdir(exist_ok=True)
     for attempt in (text, f"--- a/x\n+++ b/x\n{text}", f"--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n{text}"):
@@ -162,7 +162,7 @@ def tree_with(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_creating_deleting_and_missing_line_ends(tmp_path: Path) -> None:
+def test_patch_creates_deletes_and_handles_missing_line_ends(tmp_path: Path) -> None:
     tree_with(tmp_path, old="1\n2\n", edge="1\n2")
     text = """From: somebody
 diff --git a/old b/old
@@ -196,7 +196,7 @@ diff --git a/edge b/edge
     assert (tmp_path / "edge").read_bytes() == b"1\n3\n"
 
 
-def test_nothing_is_changed_where_one_hunk_does_not_fit(tmp_path: Path) -> None:
+def test_patch_with_a_mismatched_hunk_changes_nothing(tmp_path: Path) -> None:
     tree_with(tmp_path, a="1\n", b="1\n")
     text = "".join(f"--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-{old}\n+2\n" for name, old in (("a", "1"), ("b", "9")))
     with pytest.raises(EngineUnavailable, match=r"x\.patch .* b: hunk 1 \(line 1\)"):
@@ -204,14 +204,14 @@ def test_nothing_is_changed_where_one_hunk_does_not_fit(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "1\n"
 
 
-def test_context_at_another_place_is_no_match(tmp_path: Path) -> None:
+def test_patch_refuses_an_offset(tmp_path: Path) -> None:
     tree_with(tmp_path, a="0\n1\n")
     with pytest.raises(EngineUnavailable, match="does not match"):
         patches.apply(tmp_path, "x.patch", "--- a/a\n+++ b/a\n@@ -1 +1 @@\n-1\n+2\n")
 
 
 @pytest.mark.parametrize("path", ["../out", "/out", "sub/../../out", "./out", "sub//out", "link/out", "link", ""])
-def test_a_patch_stays_in_its_tree(tmp_path: Path, path: str) -> None:
+def test_patch_cannot_leave_the_tree(tmp_path: Path, path: str) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tmp_path / "out").write_text("1\n")
@@ -225,7 +225,7 @@ def test_a_patch_stays_in_its_tree(tmp_path: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["rename from a", "GIT binary patch", "old mode 100644", "diff --git a/x b/x"])
-def test_what_is_not_a_plain_change_is_refused(tmp_path: Path, line: str) -> None:
+def test_patch_refuses_renames_modes_and_binary_diffs(tmp_path: Path, line: str) -> None:
     tree_with(tmp_path, a="1\n")
     text = f"{line}\ndiff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-1\n+2\n"
     with pytest.raises(EngineUnavailable):
@@ -249,7 +249,7 @@ def unpack(folder: Path, data: bytes) -> Path:
     return folder / "out"
 
 
-def test_only_the_wanted_folders_are_unpacked(tmp_path: Path) -> None:
+def test_unpack_writes_only_needed_folders(tmp_path: Path) -> None:
     out = unpack(tmp_path, archive())
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert found == set(FILES) - {"docs/large.md"}
@@ -269,21 +269,21 @@ def test_only_the_wanted_folders_are_unpacked(tmp_path: Path) -> None:
         member(f"{TREE}/src/llama.cpp/below"),
     ],
 )
-def test_hostile_archives_are_refused(tmp_path: Path, hostile: tarfile.TarInfo) -> None:
+def test_unpack_refuses_unsafe_members(tmp_path: Path, hostile: tarfile.TarInfo) -> None:
     with pytest.raises(EngineUnavailable, match="archive"):
         unpack(tmp_path, archive(extra=(hostile,)))
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_an_archive_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpack_bounds_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "MAX_TREE_BYTES", 100)
-    with pytest.raises(EngineUnavailable, match="larger"):
+    with pytest.raises(EngineUnavailable, match="too large"):
         unpack(tmp_path, archive())
 
 
 @steady
 @given(st.integers(0, 2000), st.integers(1, 255), st.integers(0, 3000))
-def test_damaged_archives_are_typed_errors(
+def test_unpack_of_a_damaged_archive_raises_a_typed_error(
     tmp_path_factory: pytest.TempPathFactory, position: int, change: int, length: int
 ) -> None:
     data = bytearray(archive())
@@ -297,11 +297,11 @@ def test_damaged_archives_are_typed_errors(
             continue
 
 
-def test_an_archive_of_something_else_is_told(tmp_path: Path) -> None:
+def test_unpack_of_another_archive_names_the_missing_folder(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         tar.addfile(member("package-1.0/README"))
-    with pytest.raises(EngineUnavailable, match=f"it has no {TREE}"):
+    with pytest.raises(EngineUnavailable, match=f"it has no folder {TREE}"):
         unpack(tmp_path, buffer.getvalue())
 
 
@@ -312,7 +312,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def test_a_fetched_file_is_verified_and_kept(tmp_path: Path) -> None:
+async def test_download_is_verified_and_kept(tmp_path: Path) -> None:
     index, steps = Index(archive()), list[Progress]()
     wanted = pin_of(index.data)
     path = await source.obtain(wanted, tmp_path / "downloads", steps.append, index.fetch)
@@ -328,7 +328,7 @@ async def test_a_fetched_file_is_verified_and_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == index.data
 
 
-async def test_a_file_that_is_not_the_pinned_one_is_never_kept(tmp_path: Path) -> None:
+async def test_download_with_a_wrong_hash_is_removed(tmp_path: Path) -> None:
     index = Index(archive())
     wanted = pin_of(index.data)
     for wrong in (b"", index.data[:-1] + b"x", index.data + b"x"):
@@ -339,14 +339,14 @@ async def test_a_file_that_is_not_the_pinned_one_is_never_kept(tmp_path: Path) -
         assert names_in(tmp_path) == []
 
 
-async def test_a_copy_of_the_file_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_source_variable_names_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = archive()
     (tmp_path / "copy").write_bytes(data)
     monkeypatch.setenv(source.SOURCE_VARIABLE, str(tmp_path / "copy"))
     path = await source.obtain(pin_of(data), tmp_path / "downloads", silent, source.fetch_with_pip)
     assert path.read_bytes() == data
     monkeypatch.setenv(source.SOURCE_VARIABLE, str(tmp_path / "gone"))
-    with pytest.raises(EngineUnavailable, match="cannot be read"):
+    with pytest.raises(EngineUnavailable, match="Cannot read"):
         await source.obtain(pin_of(data), tmp_path / "others", silent, source.fetch_with_pip)
 
 
@@ -368,7 +368,7 @@ def sdist(folder: Path) -> bytes:
     return data.getvalue()
 
 
-async def test_pip_fetches_without_building_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pip_downloads_without_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = tmp_path / "index"
     index.mkdir()
     data = sdist(index)
@@ -386,7 +386,7 @@ async def test_pip_fetches_without_building_anything(tmp_path: Path, monkeypatch
     assert names_in(path.parent) == []
 
 
-async def test_no_room_is_told_as_such(tmp_path: Path) -> None:
+async def test_full_disk_raises_not_enough_space(tmp_path: Path) -> None:
     async def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -395,7 +395,7 @@ async def test_no_room_is_told_as_such(tmp_path: Path) -> None:
     assert "MESH_LLM_CACHE" in caught.value.advice
 
 
-async def test_a_tree_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+async def test_source_tree_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     data = archive()
     (tmp_path / "a.tar.gz").write_bytes(data)
     wrong = patch("x.patch", "--- a/src/gone.cpp\n+++ b/src/gone.cpp\n@@ -1 +1 @@\n-1\n+2\n")

@@ -103,7 +103,7 @@ def text(host: Host) -> str:
 
 
 @pytest.mark.parametrize("way", ["mapped", "read"])
-def test_no_weight_crosses_the_wire(
+def test_worker_with_the_file_receives_no_weights(
     scene: Scene, stack: ExitStack, model: Path, copy: Path, solo: str, way: str
 ) -> None:
     worker = scene.worker(files=scene.list_of(copy))
@@ -114,7 +114,7 @@ def test_no_weight_crosses_the_wire(
     assert text(host) == solo
 
 
-def test_the_host_does_not_read_what_the_worker_reads(scene: Scene, copy: Path, tmp_path: Path) -> None:
+def test_host_does_not_read_the_weights_of_the_worker(scene: Scene, copy: Path, tmp_path: Path) -> None:
     cold = tmp_path / "cold.gguf"
     shutil.copyfile(copy, cold)
     with cold.open("rb") as file:
@@ -134,7 +134,7 @@ def _list(scene: Scene, file: Path, same: Path) -> str:
     return scene.list_of(file, digest=digest_of(same))
 
 
-def test_every_part_of_a_model_in_parts(
+def test_worker_loads_all_parts_of_a_split_file(
     scene: Scene, stack: ExitStack, parts: list[Path], tmp_path: Path, solo: str
 ) -> None:
     assert len(parts) == 4
@@ -146,7 +146,7 @@ def test_every_part_of_a_model_in_parts(
     assert text(host) == solo
 
 
-def test_what_the_worker_lacks_is_sent(
+def test_weights_missing_on_the_worker_are_sent(
     scene: Scene, stack: ExitStack, parts: list[Path], model: Path, solo: str
 ) -> None:
     worker = scene.worker(files=scene.list_of(parts[1], parts[3]))
@@ -158,7 +158,7 @@ def test_what_the_worker_lacks_is_sent(
 
 
 @pytest.mark.parametrize("fault", ["changed", "other digest", "no list", "list without the file", "host has no list"])
-def test_another_file_is_never_taken_for_the_model(
+def test_worker_refuses_a_changed_file(
     scene: Scene, stack: ExitStack, model: Path, copy: Path, tmp_path: Path, solo: str, fault: str
 ) -> None:
     theirs, mine = scene.list_of(copy), scene.list_of(model)
@@ -190,7 +190,7 @@ def test_another_file_is_never_taken_for_the_model(
 # -- what comes back
 
 
-def test_a_hidden_state_comes_back_and_not_the_logits(scene: Scene, stack: ExitStack, model: Path, copy: Path) -> None:
+def test_worker_returns_hidden_state_not_logits(scene: Scene, stack: ExitStack, model: Path, copy: Path) -> None:
     wire = stack.enter_context(Relay(scene.worker(files=scene.list_of(copy)).endpoint))
     host = scene.host(model, [wire.endpoint], files=scene.list_of(model))
     text(host)
@@ -206,7 +206,7 @@ def test_loading_takes_few_round_trips(scene: Scene, stack: ExitStack, model: Pa
     assert wire.turns < 6  # three, if nothing else holds up the host
 
 
-def test_a_worker_speaks_first(scene: Scene) -> None:
+def test_worker_sends_its_properties_first(scene: Scene) -> None:
     with connect(scene.worker().endpoint) as connection:
         assert len(connection.recv(HELLO, socket.MSG_WAITALL)) == HELLO
 
@@ -219,7 +219,7 @@ def test_graphs_are_sent_packed(scene: Scene, stack: ExitStack, model: Path, cop
     assert wire.sent - before < 50_000  # a graph of 1,290 tensors, of 296 bytes each
 
 
-def test_what_a_worker_has_no_room_for_ends_the_host(scene: Scene, model: Path, copy: Path, solo: str) -> None:
+def test_host_ends_if_a_worker_cannot_allocate(scene: Scene, model: Path, copy: Path, solo: str) -> None:
     worker = scene.worker(files=scene.list_of(copy))
     process = worker.child.process
     if not hasattr(process, "rlimit"):
@@ -250,7 +250,7 @@ class Chain:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.02])
-def test_workers_push_to_one_another(
+def test_workers_push_tensors_to_each_other(
     stack: ExitStack, scene: Scene, model: Path, copy: Path, solo: str, delay: float
 ) -> None:
     """And the second never computes before the push is there, however late it is."""
@@ -264,7 +264,7 @@ def test_workers_push_to_one_another(
 
 
 @pytest.mark.parametrize("lacking", ["names", "a way", "a port"])
-def test_without_a_way_between_workers_tensors_go_through_the_host(
+def test_tensors_go_through_the_host_without_a_push_port(
     scene: Scene, model: Path, copy: Path, solo: str, lacking: str
 ) -> None:
     files, push, nowhere = scene.list_of(copy), scene.endpoint(), scene.endpoint()
@@ -295,7 +295,7 @@ def killed_in_the_stream(host: Host, worker: Worker) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
-def test_a_lost_worker_is_an_error_and_the_others_go_on(
+def test_lost_worker_fails_the_request_and_others_survive(
     stack: ExitStack, scene: Scene, model: Path, copy: Path, solo: str, which: str
 ) -> None:
     chain = Chain(stack, scene, model, copy)
@@ -309,19 +309,19 @@ def test_a_lost_worker_is_an_error_and_the_others_go_on(
     assert text(again) == solo
 
 
-def test_a_wire_that_breaks_is_a_lost_worker(stack: ExitStack, scene: Scene, model: Path, copy: Path) -> None:
+def test_broken_connection_counts_as_a_lost_worker(stack: ExitStack, scene: Scene, model: Path, copy: Path) -> None:
     chain = Chain(stack, scene, model, copy)
     chain.between.cut()
     assert "error" in chain.host.complete(PROMPT, TOKENS)
 
 
-def test_a_host_does_not_start_without_its_worker(scene: Scene, model: Path) -> None:
+def test_host_does_not_start_without_its_worker(scene: Scene, model: Path) -> None:
     nobody = scene.endpoint()
     with pytest.raises(BenchError, match="no RPC server at"):
         scene.host(model, [nobody])
 
 
-def test_a_worker_that_dies_during_the_load_ends_the_host(stack: ExitStack, scene: Scene, model: Path) -> None:
+def test_host_ends_if_a_worker_dies_while_loading(stack: ExitStack, scene: Scene, model: Path) -> None:
     worker = scene.worker()
     wire = stack.enter_context(Relay(worker.endpoint))
     host = scene.start_host(model, [wire.endpoint])
@@ -343,7 +343,7 @@ def all_that_comes(connection: socket.socket) -> bytes:
     return answer
 
 
-def test_a_worker_outlives_nonsense(scene: Scene, model: Path, copy: Path, solo: str) -> None:
+def test_worker_survives_invalid_messages(scene: Scene, model: Path, copy: Path, solo: str) -> None:
     push = scene.endpoint()
     worker = scene.worker(files=scene.list_of(copy), push=push)
     hello = struct.pack("<BQ", 14, 24) + bytes(24)
@@ -386,6 +386,6 @@ def test_a_worker_outlives_nonsense(scene: Scene, model: Path, copy: Path, solo:
     assert text(host) == solo
 
 
-def test_the_patches_are_in_the_build(programs: Path) -> None:
+def test_build_contains_the_rpc_patches(programs: Path) -> None:
     told = json.loads((programs.parent / "manifest.json").read_text())
     assert [name for name in told["info"]["patches"] if "rpc" in name] != []

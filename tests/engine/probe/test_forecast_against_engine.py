@@ -34,7 +34,7 @@ async def both(engine: Engine, path: Path, size: ContextSize) -> tuple[MemoryEst
 
 
 @pytest.mark.parametrize("name", engine_shapes.SAMPLES)
-async def test_toy_models(engine: Engine, tmp_path: Path, name: str) -> None:
+async def test_forecast_of_toy_models_is_near_the_memory_need(engine: Engine, tmp_path: Path, name: str) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", name)
     repacked = engine_shapes.SAMPLES[name].quantized
     for size in SIZES:
@@ -48,7 +48,9 @@ async def test_toy_models(engine: Engine, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", engine_shapes.OUTLINES)
-async def test_outlines_of_real_models(engine: Engine, tmp_path: Path, name: str) -> None:
+async def test_forecast_of_real_model_outlines_is_near_the_memory_need(
+    engine: Engine, tmp_path: Path, name: str
+) -> None:
     path = engine_shapes.outline(tmp_path / "m.gguf", name)
     for size in SIZES:
         said, told = await both(engine, path, size)

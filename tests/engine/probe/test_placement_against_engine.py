@@ -128,43 +128,43 @@ def room(*sizes: int) -> MemoryBudget:
     )
 
 
-async def test_all_layers_on_one(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+async def test_placement_all_layers_on_one_device(engine: Engine, workers: list[str], tmp_path: Path) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", "qwen3")
     found = await check(engine, path, room(500, 100), workers, tmp_path)
     assert found.trial.layers == (5, 0)
 
 
-async def test_too_many_for_one_but_not_for_two(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+async def test_placement_splits_layers_over_two_devices(engine: Engine, workers: list[str], tmp_path: Path) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", "qwen3")
     found = await check(engine, path, room(155, 155), workers, tmp_path, ContextSize(16384, 4))
     assert sum(found.trial.layers) == 5
     assert all(found.trial.layers)
 
 
-async def test_all_but_the_first_where_all_would_take_the_memory_of_several_batches(
-    engine: Engine, workers: list[str], tmp_path: Path
-) -> None:
+async def test_placement_keeps_the_first_layer_on_the_cpu(engine: Engine, workers: list[str], tmp_path: Path) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", "gemma3")
     found = await check(engine, path, room(20, 20), workers, tmp_path)
     assert sum(found.trial.layers) == 6
     assert all(found.trial.layers)
 
 
-async def test_some_stay_with_the_processor(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+async def test_placement_keeps_some_layers_on_the_cpu(engine: Engine, workers: list[str], tmp_path: Path) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", "llama")
     found = await check(engine, path, room(18, 1), workers, tmp_path)
     assert 0 < found.trial.layers[0] < 5
     assert found.trial.layers[1] == 0
 
 
-async def test_experts_stay_with_the_processor(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+async def test_placement_keeps_experts_on_the_cpu(engine: Engine, workers: list[str], tmp_path: Path) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", "qwen3moe")
     found = await check(engine, path, room(30, 1), workers, tmp_path)
     assert found.trial.layers == (5, 0)
     assert 0 < found.trial.experts_aside < 4
 
 
-async def test_nothing_fits_the_accelerators(engine: Engine, workers: list[str], tmp_path: Path) -> None:
+async def test_placement_without_room_on_devices_uses_the_cpu(
+    engine: Engine, workers: list[str], tmp_path: Path
+) -> None:
     path = engine_shapes.write(tmp_path / "m.gguf", "llama")
     found = await check(engine, path, room(1, 1), workers, tmp_path)
     assert found.trial.layers == (0, 0)

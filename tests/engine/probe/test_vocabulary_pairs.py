@@ -87,7 +87,7 @@ def engine() -> Engine:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_pairs_where_the_engine_does(engine: Engine, tmp_path: Path, case: str) -> None:
+async def test_vocabularies_pair_as_in_the_engine(engine: Engine, tmp_path: Path, case: str) -> None:
     tokens, change, expected = CASES[case]
     target, draft = write(tmp_path / "t.gguf", change=pre("default")), write(tmp_path / "d.gguf", tokens, change)
     speculation = Speculation(DraftSource.DRAFT, "d")
