@@ -35,6 +35,7 @@ from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.loop_lag import LoopLag
+from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.pidfile import HomeLock
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
@@ -56,6 +57,7 @@ from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.gateway.metrics import NodeCounters
 from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
@@ -238,10 +240,11 @@ class App:
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
             peers=self,
-            seek=lambda model: self._post(e.ModelRequested(model)),
+            on_dial=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
             on_work=self._draft_stats.refresh,
-            guesses=self._draft_stats.counts,
+            draft_counts=self._draft_stats.counts,
+            counters=self._counters,
         )
         stack.push_async_callback(self._gateway.close)
         self._owner = Owner("daemon")
@@ -434,7 +437,7 @@ class App:
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
-            loads=[_target_load(queue) for queue in self._gateway.all_desks()],
+            loads=[_target_load(queue) for queue in self._gateway.target_queues()],
             transports=session.vias() if session is not None else {},
             mesh_reason=self._no_mesh_reason,
             sharing=self._sharing.status() if self._sharing is not None else None,
@@ -444,6 +447,21 @@ class App:
             lan_urls=self._lan_urls(),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
+
+    def _counters(self) -> NodeCounters:
+        """What the metrics show beside the snapshot."""
+        session = self._session
+        uploaded, downloaded = self._sharing.transferred() if self._sharing is not None else (0, 0)
+        messages = session.message_counters if session is not None else MessageCounters()
+        return NodeCounters(
+            lanes=session.lanes() if session is not None else 0,
+            loop_lag_seconds=self.loop_lag.worst(),
+            messages=messages.messages,
+            message_bytes=messages.bytes,
+            rate_limited=messages.rate_limited,
+            uploaded_bytes=uploaded,
+            downloaded_bytes=downloaded,
+        )
 
     def _lan_urls(self) -> tuple[str, ...]:
         """URLs of the console for other machines."""

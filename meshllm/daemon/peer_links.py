@@ -14,6 +14,7 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership.messages import Message
 from meshllm.core.records import BootstrapAddress, NodeId, short
+from meshllm.daemon.message_counters import MessageCounters
 from meshllm.errors import BadMessage, MeshError, PeerRefused
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.tasks import Owner
@@ -60,6 +61,7 @@ class PeerLinks:
         self._checker: asyncio.TimerHandle | None = None
         self._encoded: tuple[Message | None, bytes] = (None, b"")
         self._complained, self._unsaid = float("-inf"), 0
+        self.counters = MessageCounters()
         self._closing = False
 
     def attach(self, transport: Transport) -> None:
@@ -133,6 +135,8 @@ class PeerLinks:
                 return
         if not link.send(self._encoded[1]):
             log.debug("%s reads too slowly: %s dropped", short(peer), type(message).__name__)
+            return
+        self.counters.count("sent", message, len(self._encoded[1]))
 
     # -- what happens on links
 
@@ -163,6 +167,7 @@ class PeerLinks:
         if allowance is None:
             return  # what still comes from a link that is closed already
         if not allowance.take(self._clock(), len(payload)):
+            self.counters.rate_limited += 1
             self._end(link, "it sends more than it may")
             return
         try:
@@ -171,6 +176,7 @@ class PeerLinks:
             self._end(link, f"it sent what is no message: {error.message}")
             return
         if message is not None:
+            self.counters.count("received", message, len(payload))
             self._post(e.MessageReceived(peer, message))
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
