@@ -93,7 +93,9 @@ def test_nothing_is_guessed_where_that_was_switched_off(tmp_path: Path) -> None:
         node.wait_until_serving()
         assert speculation(status(node))["kind"] == "none"
         assert "lazy dog" in repeat(node)
-        assert "speculative decoding: off (it was switched off)" in run(node.home, "status").stdout.replace("\n", " ")
+        assert "speculative decoding: off (switched off (--no-speculation))" in run(node.home, "status").stdout.replace(
+            "\n", " "
+        )
 
 
 def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> None:
