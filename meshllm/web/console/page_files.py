@@ -1,7 +1,7 @@
 """The files of the console page, and the text that is served while there is no build.
 
-Invariants: only files of one folder are served, by names that cannot leave it. The content security policy lets the page
-connect to this daemon only: its console, and its API on the other port.
+Invariants: only files of one folder are served, by names that cannot leave it. The content security policy lets the
+page connect to this daemon only: its console, and its API on the other port.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _NO_BUILD: Final = """<!doctype html>
 """
 _BUILDING: Final = {
     "state": "is not built yet",
-    "reason": "scripts/mesh-llm builds the page in the background when it starts a node for the first time, which takes "
-    "about a minute.",
+    "reason": "scripts/mesh-llm builds the page in the background when it starts a node for the first time. The build "
+    "takes about a minute.",
 }
 # The path is relative, because the page is shown to other machines as well.
 _FAILED: Final = {
