@@ -7,6 +7,7 @@ failed is report.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -52,6 +53,9 @@ class PeerFileSource(Protocol):
         ...
 
 
+log = logging.getLogger(__name__)
+
+
 class Fetcher:
     """Fetches files into the partial files of a store, each by itself; whoever calls it holds the file's lock."""
 
@@ -76,10 +80,15 @@ class Fetcher:
         for source in file.sources:
             if isinstance(source, PackageSource):
                 ways.append(lambda source=source: self._from_package(source, file))  # type: ignore[misc]
+        fields = {"file": file.name, "bytes": file.size}
+        log.info("download started", extra={"fields": fields})
         for way in ways:
             try:
-                return await way()
+                path = await way()
+                log.info("download finished", extra={"fields": fields})
+                return path
             except DownloadFailed as failure:
+                log.info("download failed", extra={"fields": {**fields, "reason": str(failure)}})
                 reasons.append(str(failure))
                 self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
         raise DownloadFailed(
