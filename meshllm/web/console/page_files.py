@@ -43,8 +43,7 @@ _NO_BUILD: Final = """<!doctype html>
 """
 _BUILDING: Final = {
     "state": "is not built yet",
-    "reason": "scripts/mesh-llm builds the page in the background when it starts a node for the first time. The build "
-    "takes about a minute.",
+    "reason": "The first start of a node with scripts/mesh-llm builds the page in the background, in about a minute.",
 }
 # The path is relative, because the page is shown to other machines as well.
 _FAILED: Final = {
