@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from meshllm.cli import start_options as options
-from meshllm.cli.flags import Commands
+from meshllm.cli.flags import Commands, LazyCommand
 from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
 from meshllm.errors import EnvironmentFailure, InputError, MeshError
 
@@ -18,6 +18,15 @@ from meshllm.errors import EnvironmentFailure, InputError, MeshError
 DEBUG_VARIABLE = "MESH_LLM_DEBUG"
 
 app = Commands(
+    lazy={
+        "invite": LazyCommand("meshllm.cli.invite", "invite", asks_node=True),
+        "logs": LazyCommand("meshllm.cli.logs", "logs"),
+        "doctor": LazyCommand("meshllm.cli.doctor", "doctor"),
+        "download": LazyCommand("meshllm.cli.download", "download"),
+        "models": LazyCommand("meshllm.cli.models", "app"),
+        "engine": LazyCommand("meshllm.cli.engine", "app"),
+        "debug": LazyCommand("meshllm.cli.debug", "app"),
+    },
     name="mesh-llm",
     help="Pools spare machines into a mesh that serves large language models behind one OpenAI-compatible API.",
     epilog="mesh-llm --model SmolLM2-135M-Instruct serves a model at http://localhost:9337/v1.",
@@ -190,20 +199,6 @@ def status(
     show(node_port, as_json=json)
 
 
-def _add_commands() -> None:
-    """Add the commands of other modules, which import nothing heavy at their top either."""
-    from meshllm.cli import debug, doctor, download, engine, invite, logs, models
-
-    app.command("download")(download.download)
-    app.command("doctor")(doctor.doctor)
-    app.command("invite", asks_node=True)(invite.invite)
-    app.command("logs")(logs.logs)
-    app.add_typer(debug.app, name="debug")
-    app.add_typer(engine.app, name="engine")
-    app.add_typer(models.app, name="models")
-
-
-_add_commands()
 if os.environ.get(DEBUG_VARIABLE):
     import faulthandler
 

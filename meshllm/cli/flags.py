@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 import typer
@@ -56,8 +58,49 @@ class _NodeCommand(_Command):
     renamed = NODE_RENAMED
 
 
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """A sub-command of another module, imported when it is called or when help lists it: the start of a node then
+    loads none of them. `attribute` is a function, or a `Commands` object for a command with sub-commands."""
+
+    module: str
+    attribute: str
+    asks_node: bool = False
+
+    def load(self, name: str) -> Any:
+        """The click command."""
+        target = getattr(import_module(self.module), self.attribute)
+        if isinstance(target, typer.Typer):
+            command: Any = typer.main.get_group(target)
+        else:
+            single = Commands(add_completion=False)
+            single.command(name, asks_node=self.asks_node)(target)
+            command = typer.main.get_command(single)
+        command.name = name
+        return command
+
+
 class _Group(TyperGroup):
-    """The same for a command that has sub-commands."""
+    """The same for a command that has sub-commands, some of them loaded late."""
+
+    lazy: Mapping[str, LazyCommand] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all sub-commands."""
+        return [*super().list_commands(ctx), *(name for name in self.lazy if name not in self.commands)]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The sub-command that `args` begin with. For an unknown one, all are loaded: the error suggests a name."""
+        if args and args[0] not in self.list_commands(ctx):
+            for name in self.lazy:
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The sub-command, imported if need be; None if there is none of that name."""
+        if cmd_name in self.lazy and cmd_name not in self.commands:
+            self.commands[cmd_name] = self.lazy[cmd_name].load(cmd_name)
+        return super().get_command(ctx, cmd_name)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, the help option included."""
@@ -78,8 +121,8 @@ def _without_types(parameters: list[Any]) -> list[Any]:
 class Commands(typer.Typer):
     """A Typer application with such commands."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(cls=_Group, **options)
+    def __init__(self, lazy: Mapping[str, LazyCommand] | None = None, **options: Any) -> None:
+        super().__init__(cls=type("_LazyGroup", (_Group,), {"lazy": lazy}) if lazy else _Group, **options)
 
     def command(
         self, name: str | None = None, *, asks_node: bool = False, **options: Any

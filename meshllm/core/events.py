@@ -216,13 +216,17 @@ class AddressesFound(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class DiskScanned(Event):
-    """The models whose files are here already, by the names callers use; the memory that there is for models, how it is
-    divided between accelerators, and which names are others for the same file (see `NodeRecord`)."""
+class MachineObserved(Event):
+    """The machine now; None where a fact could not be read, so that the last one stays.
 
-    models: tuple[str, ...]
-    memory: int = 0
+    `memory`: bytes that this node offers for models; `devices`: the same for each accelerator, if there are several;
+    `disk_free`: bytes for model files. `models` and `aliases`: the models on the disk (see `MachineFacts`).
+    """
+
+    memory: int | None = None
     devices: tuple[int, ...] = ()
+    disk_free: int | None = None
+    models: tuple[str, ...] | None = None
     aliases: tuple[tuple[str, str], ...] = ()
 
 

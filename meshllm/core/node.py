@@ -15,6 +15,7 @@ from meshllm.core.membership.links import Rng
 from meshllm.core.membership.member import Member, MeshConfig
 from meshllm.core.membership.participant import MeshParticipant
 from meshllm.core.membership.views import PeerStatus
+from meshllm.core.memory.observation import MachineFacts
 from meshllm.core.quantise import quantise
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
@@ -53,10 +54,8 @@ class NodeCore:
         """Without `config` this node is in no mesh. With `config`, `rng` is required."""
         self._backends: dict[str, BackendState] = {}
         self._requested: dict[str, None] = {}
-        self._on_disk: tuple[str, ...] = ()
-        self._aliases: tuple[tuple[str, str], ...] = ()
-        self._memory = 0
-        self._devices: tuple[int, ...] = ()
+        self._machine = MachineFacts()
+        self._free_memory = 0  # as last observed, not quantised
         self._loads: tuple[ModelLoad, ...] = ()
         self._demanded: str | None = None  # the model served because the mesh requested it
         self._placement_at: float | None = None
@@ -163,7 +162,7 @@ class NodeCore:
             return []
         match event:
             case e.MessageReceived(peer, LeaseMessage() as message):
-                splitting.on_message(peer, message, self._memory, self._busy, now)
+                splitting.on_message(peer, message, self._free_memory, self._busy, now)
             case e.LinkUp(peer):
                 splitting.link_up(peer, now)
             case e.LinkDown(peer):
@@ -215,12 +214,12 @@ class NodeCore:
         return OwnFacts(
             serves=tuple(served),
             wants=tuple(dict.fromkeys([*wants, *self._requested]))[:MAX_WANTED],
-            on_disk=self._on_disk[:MAX_ON_DISK],
-            aliases=self._aliases,
+            on_disk=self._machine.models[:MAX_ON_DISK],
+            aliases=self._machine.aliases,
             loads=self._loads,
             splits=self._candidates(),
-            memory=self._memory,
-            devices=self._devices[:MAX_DEVICES],
+            memory=self._machine.memory,
+            devices=self._machine.devices[:MAX_DEVICES],
             speed=self._local.speed,
         )
 
@@ -237,7 +236,7 @@ class NodeCore:
             self._placement_at = None
             return []
         leased = self._splitting is not None and self._splitting.worker_lease is not None
-        if not self._on_disk or not member.joined or member.record.idle or leased:
+        if not self._machine.models or not member.joined or member.record.idle or leased:
             self._placement_at = None  # else it would stay due
             return []
         if self._placement_at is None:
@@ -267,9 +266,8 @@ class NodeCore:
             case e.MeshModelRequested():
                 if not self._stopping:
                     self._requested[event.model] = None
-            case e.DiskScanned():
-                self._on_disk, self._memory, self._devices = event.models, event.memory, event.devices
-                self._aliases = event.aliases
+            case e.MachineObserved():
+                self._machine_observed(event, now)
             case e.SpeedMeasured():
                 self._local.speed = quantise(event.bytes_per_second, self._local.speed)
             case e.LoadsChanged():
@@ -286,6 +284,18 @@ class NodeCore:
             case _:
                 return False
         return True
+
+    def _machine_observed(self, event: e.MachineObserved, now: float) -> None:
+        machine = self._machine
+        if event.memory is not None:
+            self._free_memory = event.memory
+            machine = machine.with_memory(event.memory, event.devices)
+            self._local.memory_observed(event.memory, now)
+        if event.disk_free is not None:
+            machine = machine.with_disk_free(event.disk_free)
+        if event.models is not None:
+            machine = replace(machine, models=event.models, aliases=event.aliases)
+        self._machine = machine
 
     def _stop(self) -> None:
         self._stopping = True

@@ -69,13 +69,21 @@ class ModelPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What the core knows of the engine."""
+    """The engine. `reason` and `advice`: the last failure, until the engine is ready. `failures`: failed attempts in a
+    row; the next attempt is due at `not_before`."""
 
     phase: EnginePhase = EnginePhase.UNKNOWN
     progress: Progress | None = None
     reason: str = ""
     advice: str = ""
     version: str = ""
+    failures: int = 0
+    not_before: float | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the last attempt failed: models cannot be served until a later one succeeds."""
+        return self.failures > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
 from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.loop_lag import LoopLag
+from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.pidfile import HomeLock
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
@@ -56,6 +57,7 @@ from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.gateway.gateway import Gateway
+from meshllm.web.gateway.metrics import NodeCounters
 from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
@@ -185,9 +187,8 @@ class App:
         drafts = draft_request(settings, wanted, Store(paths.models()))
         self._planner = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
         if settings.devices and (engine := builder.find()) is not None:
-            await self._planner.refresh_devices(
-                engine
-            )  # a wrong device name ends the start here, before anything is started
+            # A wrong device name ends the start here, before anything is started.
+            await self._planner.refresh_devices(engine)
         async with AsyncExitStack() as stack:
             lock = HomeLock(settings.home)
             stack.callback(lock.release)
@@ -207,6 +208,8 @@ class App:
             self._handle_signals(stack)
             self._request_models(wanted)
             await self._enter_mesh(supervisor)
+            if not settings.client:
+                supervisor.observe()
             # What has been loaded stays: the collector need not look at it again in the middle of a request.
             gc.collect()
             gc.freeze()
@@ -237,10 +240,11 @@ class App:
             replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
             keys,
             peers=self,
-            seek=lambda model: self._post(e.ModelRequested(model)),
+            on_dial=lambda model: self._post(e.ModelRequested(model)),
             on_loads=lambda loads: self._post(e.LoadsChanged(loads)),
             on_work=self._draft_stats.refresh,
-            guesses=self._draft_stats.counts,
+            draft_counts=self._draft_stats.counts,
+            counters=self._counters,
         )
         stack.push_async_callback(self._gateway.close)
         self._owner = Owner("daemon")
@@ -328,8 +332,6 @@ class App:
         supervisor.join(self._sharing, self._rpc, self._session.config.node)
         if self._session.lost:
             self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
-        if not settings.client:
-            supervisor.look_at_disk()
         if self._session.looks_for_nobody:
             token = self._invite(0).text
             self._show(lambda viewer: viewer.invite(token))
@@ -435,7 +437,7 @@ class App:
             api=self._listening.api,
             console=self._listening.console,
             started=self._started,
-            loads=[_target_load(queue) for queue in self._gateway.all_desks()],
+            loads=[_target_load(queue) for queue in self._gateway.target_queues()],
             transports=session.vias() if session is not None else {},
             mesh_reason=self._no_mesh_reason,
             sharing=self._sharing.status() if self._sharing is not None else None,
@@ -445,6 +447,21 @@ class App:
             lan_urls=self._lan_urls(),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
+
+    def _counters(self) -> NodeCounters:
+        """What the metrics show beside the snapshot."""
+        session = self._session
+        uploaded, downloaded = self._sharing.transferred() if self._sharing is not None else (0, 0)
+        messages = session.message_counters if session is not None else MessageCounters()
+        return NodeCounters(
+            lanes=session.lanes() if session is not None else 0,
+            loop_lag_seconds=self.loop_lag.worst(),
+            messages=messages.messages,
+            message_bytes=messages.bytes,
+            rate_limited=messages.rate_limited,
+            uploaded_bytes=uploaded,
+            downloaded_bytes=downloaded,
+        )
 
     def _lan_urls(self) -> tuple[str, ...]:
         """URLs of the console for other machines."""

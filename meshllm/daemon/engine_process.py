@@ -1,11 +1,11 @@
-"""The engine processes that answer for models: what each is started with, its life, and how it ends.
+"""The llama-server processes of this node: memory measured first, then one task for each process.
 
-Law: a model is measured before it is started, and what was found out then is used for the first start. A process
-belongs to one generation, and whatever becomes of it is one `ServerGone`.
+Invariants: each start ends in exactly one `ServerGone`; stopping a start that has no process yet cancels its task.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -23,11 +23,10 @@ from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
 from meshllm.daemon.draft_selection import DraftSelector
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
-from meshllm.daemon.worker_process import WorkerConnections, WorkerProcesses
+from meshllm.daemon.worker_process import ProcessContext, WorkerConnections, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child import Child
-from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.llama_server import ServerPlan
 from meshllm.errors import MeshError, NotEnoughSpace
 from meshllm.models.catalog.entry import Wanted
@@ -43,9 +42,14 @@ from meshllm.util.threads import StopSignal, in_thread
 
 log = logging.getLogger(__name__)
 
-Bring = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
+EnsureModel = Callable[[Wanted, model_progress.Report], Awaitable[LocalModel]]
 """Brings a model to this disk, if it is not there. Raises MeshError."""
 
+DEFECT_ADVICE = "This is a defect; please report it."
+STOPPED = "it was stopped"
+
+ServerKey = tuple[str, int]
+"""Model and generation of an engine process."""
 
 STAGES: dict[str, str] = {model_progress.TransferStage.EXTRACTING: "unpacking"}
 
@@ -56,65 +60,71 @@ def progress_of(step: model_progress.TransferProgress) -> Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
-    """What a process is to be started with."""
+class _PlannedStart:
+    """What an engine process is started with."""
 
-    fit: StartPlan
+    plan: StartPlan
     draft: LocalModel | None = None
-    reach: WorkerConnections | None = None
+    connections: WorkerConnections | None = None
+
+
+@dataclass(slots=True)
+class _ServerTask:
+    """The task of an engine process, and the process once there is one."""
+
+    task: asyncio.Task[e.ServerGone]
+    child: Child | None = None
 
 
 class EngineProcesses:
-    """The engine processes of this node."""
+    """The llama-server processes of this node."""
 
     def __init__(
         self,
-        home: Path,
-        sockets: Path,
-        ledger: ChildRegistry,
+        context: ProcessContext,
         store: Store,
-        fitter: StartPlanner,
-        drafter: DraftSelector,
-        carrying: WorkerProcesses,
-        bring: Bring,
-        post: Callable[[e.Event], None],
+        planner: StartPlanner,
+        drafts: DraftSelector,
+        workers: WorkerProcesses,
+        ensure_model: EnsureModel,
     ) -> None:
-        self._home = home
-        self._sockets = sockets
-        self._ledger = ledger
+        self._context = context
+        self._post = context.post
         self._store = store
-        self._fitter = fitter
-        self._drafter = drafter
-        self._carrying = carrying
-        self._bring = bring
-        self._post = post
-        self._owner = Owner("servers")
-        self._found: dict[str, _Start] = {}
-        self._children: dict[tuple[str, int], Child | None] = {}
-        self._unwanted: set[tuple[str, int]] = set()
+        self._planner = planner
+        self._drafts = drafts
+        self._workers = workers
+        self._ensure_model = ensure_model
+        self._owner = Owner("engine processes")
+        self._planned: dict[str, _PlannedStart] = {}
+        self._tasks: dict[ServerKey, _ServerTask] = {}
 
     def measure(self, model: LocalModel, name: str, engine: builder.Engine, *, split: bool) -> None:
-        """Find out what `model`, served as `name`, takes here; ends in ModelMeasured or MeasureFailed."""
+        """Measure the memory that `model`, served as `name`, needs here; ends in ModelMeasured or MeasureFailed."""
         self._owner.start(self._measure(model, name, engine, split), f"measure {name}")
 
     def start(self, model: LocalModel, command: c.StartServer, engine: builder.Engine) -> None:
         """Start a process; ends in ServerGone."""
-        self._children[command.model, command.generation] = None
-        self._owner.start(self._serve(model, command, engine), f"serve {command.model} {command.generation}")
+        key = (command.model, command.generation)
+        task = self._owner.start(self._serve(model, command, engine), f"serve {command.model} {command.generation}")
+        self._tasks[key] = _ServerTask(task)
+        task.add_done_callback(partial(self._ended, key))
 
     def stop(self, name: str, generation: int, *, at_once: bool) -> None:
-        """End a process: politely, or at once where it cannot answer any more."""
-        child = self._children.get((name, generation))
-        if child is not None:
-            child.stop(at_once=at_once)
+        """Stop a process: with time to finish its answers, or `at_once`. A start that is not that far is cancelled."""
+        server = self._tasks.get((name, generation))
+        if server is None:
+            return
+        if server.child is None:
+            server.task.cancel()
         else:
-            self._unwanted.add((name, generation))
+            server.child.stop(at_once=at_once)
 
     async def close(self) -> None:
         """End everything that still runs."""
         await self._owner.close()
 
-    # -- what it takes
+    # -- memory
 
     async def _measure(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> None:
         try:
@@ -123,41 +133,47 @@ class EngineProcesses:
             self._post(e.MeasureFailed(name, error.message, error.advice))
         except Exception as error:
             log.exception("measuring %s failed", name)
-            self._post(e.MeasureFailed(name, f"measuring failed: {error!r}", "This is a defect; please report it."))
+            self._post(e.MeasureFailed(name, f"measuring failed: {error!r}", DEFECT_ADVICE))
         else:
             self._post(e.ModelMeasured(name, measured))
 
     async def _measured(self, model: LocalModel, name: str, engine: builder.Engine, split: bool) -> MeasuredModel:
-        room, found = self._fitter.free_memory(), None
+        free_bytes, found = self._planner.free_memory(), None
         with contextlib.suppress(NotEnoughSpace):
-            found = self._found[name] = await self._prepare(model, name, engine)
-        alone = found is not None and not found.fit.disk_paging
-        if alone and not split:
-            return MeasuredModel(alone, room)
-        tries = candidates(model.context_length, self._fitter.context, usage(model.header).purpose)
-        # Whoever carries layers, pictures are turned into tokens by the host.
+            found = self._planned[name] = await self._plan_alone(model, name, engine)
+        fits_locally = found is not None and not found.plan.disk_paging
+        if fits_locally and not split:
+            return MeasuredModel(fits_locally, free_bytes)
+        tries = candidates(model.context_length, self._planner.context, usage(model.header).purpose)
+        # The host of a split computes the image encoder, whichever nodes compute the layers.
         beside = 0 if model.projector is None else projector_bytes(model.projector)
         sizes = tuple(SizeNeed(size, need_of(model.header.shape, size, beside=beside)) for size in tries)
-        return MeasuredModel(alone, room, sizes, await self._leased(model), disk_paging=found is not None and not alone)
+        return MeasuredModel(
+            fits_locally,
+            free_bytes,
+            sizes,
+            await self._leased_files(model),
+            disk_paging=found is not None and not fits_locally,
+        )
 
-    async def _prepare(self, model: LocalModel, name: str, engine: builder.Engine) -> _Start:
-        """How to serve it here alone. Raises NotEnoughSpace where that cannot be."""
-        speculation, draft = await self._drafter.choose(name, model, partial(self._fetch_draft, name))
-        fit = await self._fitter.plan(engine, model, usage(model.header), speculation=speculation, draft=draft)
-        return _Start(fit, draft if fit.speculation.source is DraftSource.DRAFT else None)
+    async def _plan_alone(self, model: LocalModel, name: str, engine: builder.Engine) -> _PlannedStart:
+        """How to serve `model` on this node alone. Raises NotEnoughSpace if it does not fit."""
+        speculation, draft = await self._drafts.choose(name, model, partial(self._ensure_draft, name))
+        plan = await self._planner.plan(engine, model, usage(model.header), speculation=speculation, draft=draft)
+        return _PlannedStart(plan, draft if plan.speculation.source is DraftSource.DRAFT else None)
 
-    async def _fetch_draft(self, name: str, draft: Wanted) -> LocalModel:
-        """The draft that was asked for, on this disk. Raises as `download.ensure` does."""
+    async def _ensure_draft(self, name: str, draft: Wanted) -> LocalModel:
+        """The draft model for `name` on this disk. Raises as `ensure.ensure` does."""
 
-        def tell(step: model_progress.TransferProgress) -> None:
+        def report(step: model_progress.TransferProgress) -> None:
             if step.stage is not model_progress.TransferStage.READY:
                 progress = progress_of(step)
                 self._post(e.FileProgress(name, replace(progress, stage=f"{progress.stage} the draft model")))
 
-        return await self._bring(draft, tell)
+        return await self._ensure_model(draft, report)
 
-    async def _leased(self, model: LocalModel) -> tuple[LeasedFile, ...]:
-        """The model's files as others may have them: by digest, which is found out where nobody has yet."""
+    async def _leased_files(self, model: LocalModel) -> tuple[LeasedFile, ...]:
+        """The model's files with their digests, by which other nodes ask for them."""
         found = []
         for path in model.files:
             digest = self._store.known_digest(path)
@@ -167,45 +183,47 @@ class EngineProcesses:
         return tuple(found)
 
     def _digest(self, path: Path, stop: StopSignal) -> str:
-        self._store.prepare()  # the model may lie elsewhere, and nothing have been fetched yet
+        self._store.prepare()  # its folder may not exist yet: the model may be outside the store
         found = prefix_hash.digests(stop, path, self._store.chunk_bytes, lambda done: None).sha256
         self._store.record(path, found)
         return found
 
     # -- a process
 
-    async def _serve(self, model: LocalModel, command: c.StartServer, engine: builder.Engine) -> None:
+    async def _serve(self, model: LocalModel, command: c.StartServer, engine: builder.Engine) -> e.ServerGone:
+        """The life of an engine process: plan, start, run. Returns why it ended."""
         name, generation = command.model, command.generation
-        key = (name, generation)
-        socket = llama_server.socket_path(self._sockets)
-        reason, advice, hopeless = "it was stopped", "", False
-        start: _Start | None = None
+        socket = llama_server.socket_path(self._context.sockets)
+        start: _PlannedStart | None = None
         try:
             if command.lease is not None:
-                start = await self._reach(model, command)
+                start = await self._plan_split(model, command)
             else:
-                start = self._found.pop(name, None) or await self._prepare(model, name, engine)
-            reason, advice = await self._run(model, command, engine, start, socket) or (reason, advice)
+                start = self._planned.pop(name, None) or await self._plan_alone(model, name, engine)
+            reason, advice = await self._run(model, command, engine, start, socket)
+            return e.ServerGone(name, generation, reason, advice)
         except MeshError as error:
-            reason, advice, hopeless = error.message, error.advice, isinstance(error, NotEnoughSpace)
+            return e.ServerGone(name, generation, error.message, error.advice, isinstance(error, NotEnoughSpace))
         except Exception as error:
             log.exception("serving %s failed", name)
-            reason, advice = f"starting it failed: {error!r}", "This is a defect; please report it."
+            return e.ServerGone(name, generation, f"starting it failed: {error!r}", DEFECT_ADVICE)
         finally:
             socket.unlink(missing_ok=True)
             if command.lease is not None:
-                self._carrying.release(command.lease, start.reach if start is not None else None)
-            self._children.pop(key, None)
-            self._unwanted.discard(key)
-            self._post(e.ServerGone(name, generation, reason, advice, hopeless))
+                self._workers.release(command.lease, start.connections if start is not None else None)
+
+    def _ended(self, key: ServerKey, task: asyncio.Task[e.ServerGone]) -> None:
+        """The task of a process is done. A task that was cancelled may not even have begun."""
+        self._tasks.pop(key, None)
+        self._post(e.ServerGone(*key, STOPPED) if task.cancelled() else task.result())
 
     async def _run(
-        self, model: LocalModel, command: c.StartServer, engine: builder.Engine, start: _Start, socket: Path
-    ) -> tuple[str, str] | None:
-        """Live through the life of a process. Returns why it ended and what to do; None if it was to end."""
+        self, model: LocalModel, command: c.StartServer, engine: builder.Engine, start: _PlannedStart, socket: Path
+    ) -> tuple[str, str]:
+        """Run the process to its end. Returns why it ended and what to do."""
         name, generation = command.model, command.generation
-        key, fit, started = (name, generation), start.fit, False
-        log_file = self._home / "logs" / f"{_file_name(name)}.log"
+        plan, started = start.plan, False
+        log_file = self._context.home / "logs" / f"{_file_name(name)}.log"
 
         def loading(fraction: float | None) -> None:
             self._post(e.ServerProgress(name, generation, Progress.at("loading", fraction)))
@@ -213,60 +231,64 @@ class EngineProcesses:
         def ready(pid: int) -> None:
             nonlocal started
             started = True
-            size = fit.size
             facts = ServerFacts(
-                str(socket), pid, size.slots, size.context_length, fit.memory, fit.speculation, fit.placement_text
+                str(socket),
+                pid,
+                plan.size.slots,
+                plan.size.context_length,
+                plan.memory,
+                plan.speculation,
+                plan.placement_text,
             )
             self._post(e.ServerReady(name, generation, facts))
 
-        plan = _plan(model, name, start, self._fitter.threads)
-        child = Child(llama_server.child_spec(engine.server, plan, socket, log_file, loading), self._ledger, ready)
-        self._children[key] = child
-        if key in self._unwanted:
-            return None
+        server = _server_plan(model, name, start, self._planner.threads)
+        spec = llama_server.child_spec(engine.server, server, socket, log_file, loading)
+        child = Child(spec, self._context.registry, ready)
+        self._tasks[name, generation].child = child
         ending = await child.run()
         if ending.requested:
-            return None
+            return STOPPED, ""
         reason, advice = llama_server.reason_and_advice(ending, log_file)
         log.warning("%s: %s", name, reason)
         if start.draft is not None and not started:
-            self._drafter.reject(start.draft, f"the engine did not start with it: {reason}")
+            self._drafts.reject(start.draft, f"the engine did not start with it: {reason}")
         return reason, advice
 
-    async def _reach(self, model: LocalModel, command: c.StartServer) -> _Start:
-        """How to serve it with the workers of its lease."""
+    async def _plan_split(self, model: LocalModel, command: c.StartServer) -> _PlannedStart:
+        """How to serve `model` with the workers of its lease."""
         lease, size = command.lease, command.size
         assert lease is not None
         assert size is not None
-        speculation, draft = await self._drafter.choose(command.model, model, partial(self._fetch_draft, command.model))
-        fit = self._fitter.plan_split(model, usage(model.header), lease, size, speculation, draft)
-        kept = draft if fit.speculation.source is DraftSource.DRAFT else None
-        return _Start(fit, kept, await self._carrying.connect_workers(lease, model.files))
+        speculation, draft = await self._drafts.choose(command.model, model, partial(self._ensure_draft, command.model))
+        plan = self._planner.plan_split(model, usage(model.header), lease, size, speculation, draft)
+        kept = draft if plan.speculation.source is DraftSource.DRAFT else None
+        return _PlannedStart(plan, kept, await self._workers.connect_workers(lease, model.files))
 
 
-def _plan(model: LocalModel, name: str, start: _Start, threads: int | None) -> ServerPlan:
-    fit, draft, reach = start.fit, start.draft, start.reach
+def _server_plan(model: LocalModel, name: str, start: _PlannedStart, threads: int | None) -> ServerPlan:
+    plan, draft, connections = start.plan, start.draft, start.connections
     how = usage(model.header)
     return ServerPlan(
         model_name=name,
         model_path=model.path,
-        context_length=fit.size.context_length,
-        slots=fit.size.slots,
+        context_length=plan.size.context_length,
+        slots=plan.size.slots,
         chat_template=model.chat_template,
-        prompt_cache_mib=fit.prompt_cache_mib,
+        prompt_cache_mib=plan.prompt_cache_mib,
         purpose=how.purpose,
         pooling=how.pooling,
-        micro_batch=fit.micro_batch,
-        devices=fit.devices,
-        layers=fit.layers,
-        experts_aside=fit.experts_aside,
-        checkpoints=fit.checkpoints,
-        speculation=fit.speculation,
+        micro_batch=plan.micro_batch,
+        devices=plan.devices,
+        layers=plan.layers,
+        experts_aside=plan.experts_aside,
+        checkpoints=plan.checkpoints,
+        speculation=plan.speculation,
         draft_path=draft.path if draft is not None else None,
-        draft_device=fit.draft_device,
-        projector=fit.projector,
-        workers=reach.endpoints if reach is not None else (),
-        environment=reach.environment if reach is not None else {},
+        draft_device=plan.draft_device,
+        projector=plan.projector,
+        workers=connections.endpoints if connections is not None else (),
+        environment=connections.environment if connections is not None else {},
         threads=threads,
     )
 

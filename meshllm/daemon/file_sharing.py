@@ -114,6 +114,10 @@ class FileSharing:
             return _Refusing(w.FileRefusalReason.NOT_SHARED)
         return self._giver.serve(peer.hex())
 
+    def transferred(self) -> tuple[int, int]:
+        """Bytes of model files sent to peers and received from them since the start."""
+        return self._giver.total, self._swarm.downloaded_bytes
+
     def _rate(self) -> float | None:
         if not self._working():
             return self._limit

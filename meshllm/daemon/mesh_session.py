@@ -25,6 +25,7 @@ from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, short
 from meshllm.daemon.mesh_choice import MeshChoice, decide
 from meshllm.daemon.mesh_state import SECRET_BYTES, MeshState
+from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.state_writer import StateWriter
@@ -283,6 +284,15 @@ class MeshSession:
         peers = [] if self._view is None else [p for p in self._view.peers if p.status is PeerStatus.ALIVE]
         chosen = Random().sample(peers, min(len(peers), MAX_WAYS - 1))
         return [(peer.node, peer.record.addresses) for peer in chosen]
+
+    @property
+    def message_counters(self) -> MessageCounters:
+        """Counts of mesh messages."""
+        return self._links.counters
+
+    def lanes(self) -> int:
+        """The number of open lanes."""
+        return 0 if self._tunnels is None else sum(facts.lanes.open for facts in self._tunnels.facts().values())
 
     def vias(self) -> dict[NodeId, str]:
         """What requests to each linked peer take: "lane", "quic", or "" while there were none."""

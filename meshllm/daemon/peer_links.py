@@ -15,6 +15,7 @@ from meshllm.core import events as e
 from meshllm.core.membership.messages import Message
 from meshllm.core.membership.table import MAX_NODES
 from meshllm.core.records import BootstrapAddress, NodeId, short
+from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.record_verifier import MessageQueues, RecordVerifier
 from meshllm.errors import BadMessage, DialLimitReached, LinkClosed, MeshError, PeerRefused
 from meshllm.net.base import Link, StreamKind, Transport
@@ -83,6 +84,7 @@ class PeerLinks:
         self._hang_up_timer: asyncio.TimerHandle | None = None
         self._encoded: tuple[Message | None, bytes] = (None, b"")
         self._logged_at, self._not_logged = float("-inf"), 0
+        self.counters = MessageCounters()
         self._closing = False
 
     def attach(self, transport: Transport) -> None:
@@ -162,6 +164,8 @@ class PeerLinks:
                 return
         if not link.send(self._encoded[1]):
             log.debug("%s reads too slowly: %s dropped", short(peer), type(message).__name__)
+            return
+        self.counters.count("sent", message, len(self._encoded[1]))
 
     # -- what happens on links
 
@@ -194,6 +198,7 @@ class PeerLinks:
         if allowance is None:
             return  # of a link that is closed already
         if not allowance.take_bytes(len(payload), now):
+            self.counters.rate_limited += 1
             self._end(link, "it sends more bytes than it may")
             return
         try:
@@ -204,8 +209,10 @@ class PeerLinks:
         if parsed is None:
             return
         if not allowance.take_records(len(parsed.records), now):
+            self.counters.rate_limited += 1
             self._end(link, "it sends more records than it may")
             return
+        self.counters.count("received", parsed.build((), ()), len(payload))
         self._messages.put(peer, parsed)
 
     def _deliver(self, peer: NodeId, message: Message) -> None:

@@ -31,9 +31,10 @@ from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.engine.build.installed import Engine
 from meshllm.engine.probe import bindings
+from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.engine.processes.llama_server import Projector
 from meshllm.errors import InvalidModelFile, NotEnoughSpace
-from meshllm.machine import resources
+from meshllm.machine import device_memory, resources
 from meshllm.models.gguf.projector import projector_bytes
 from meshllm.models.gguf.purpose import ModelUsage
 from meshllm.models.library.local_model import LocalModel
@@ -91,6 +92,7 @@ class StartPlanner:
         self._context = context
         self._cap = cap
         self._wanted = wanted
+        self._found: tuple[EngineDevice, ...] = ()
         self._devices: tuple[Device, ...] | None = None
         self._used: tuple[str, ...] = ()
 
@@ -100,23 +102,31 @@ class StartPlanner:
         return self._context
 
     async def refresh_devices(self, engine: Engine) -> None:
-        """Ask `engine` what it can compute on here. Raises UsageError if a device that was named is not there, and
-        EngineUnavailable."""
-        found = await bindings.devices(engine)
+        """Ask `engine` for its devices: a child process that loads the drivers. Raises UsageError if a device that was
+        named does not exist, and EngineUnavailable."""
+        self._set_devices(await bindings.devices(engine))
+
+    async def refresh_free_memory(self) -> None:
+        """Read the free memory of the known devices, without the engine. Unreadable devices keep their value."""
+        if self._devices:
+            free = await device_memory.free_memory()
+            self._set_devices(bindings.with_free_memory(self._found, free))
+
+    def _set_devices(self, found: tuple[EngineDevice, ...]) -> None:
         devices = tuple(
             Device(it.name, it.description, it.backend, it.total, it.free, it.shared, it.id)
             for it in found
             if it.accelerator
         )
         self._used = select(devices, self._wanted)
-        self._devices = devices
+        self._found, self._devices = found, devices
 
-    def machine(self) -> MachineMemory:
-        """What there is now, as far as it is known."""
+    def machine(self, held: int = 0) -> MachineMemory:
+        """The machine's memory now. `held`: bytes in use that count as available."""
         memory = resources.memory()
         return MachineMemory(
             memory.total,
-            memory.available,
+            min(memory.total, memory.available + held),
             memory.limited,
             self._devices or (),
             self._used,
@@ -124,13 +134,13 @@ class StartPlanner:
             known=self._devices is not None,
         )
 
-    def free_memory(self) -> int:
-        """Bytes that this machine has for models, now."""
-        return offer(self.machine())
+    def free_memory(self, held: int = 0) -> int:
+        """Bytes that this machine has for models now."""
+        return offer(self.machine(held))
 
-    def device_memory(self) -> tuple[int, ...]:
-        """The same for each accelerator, where there are several."""
-        accelerators = room(self.machine()).accelerators
+    def device_memory(self, held: int = 0) -> tuple[int, ...]:
+        """The same for each accelerator, if there are several."""
+        accelerators = room(self.machine(held)).accelerators
         return tuple(accelerator.room for accelerator in accelerators) if len(accelerators) > 1 else ()
 
     async def plan(

@@ -1,14 +1,13 @@
-"""Carries out the core's commands, each as a task with a name, and answers with events.
+"""Carries out the core's commands, each as a named task, and answers with events.
 
-Law: a command never blocks the mailbox loop; every way a command can end is an event. An unexpected error is an event
-too (with the traceback in the log), so that the core is never left waiting.
+Invariants: a command never blocks the event loop; every command ends in an event. An unexpected error is an event, too,
+with its traceback in the log.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,11 @@ from meshllm.core.records import NodeId
 from meshllm.core.snapshot import ModelFacts
 from meshllm.core.split.planner import token_bytes
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftRequest, DraftSelector
-from meshllm.daemon.engine_process import EngineProcesses, progress_of
+from meshllm.daemon.engine_process import DEFECT_ADVICE, EngineProcesses, progress_of
+from meshllm.daemon.engine_provider import EngineProvider
+from meshllm.daemon.machine_observer import FreeMemory, MachineObserver, ModelsOnDisk
 from meshllm.daemon.start_planner import StartPlanner
-from meshllm.daemon.worker_process import WorkerProcesses
+from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child_registry import ChildRegistry
@@ -56,61 +57,69 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Tokens from which on an engine's own time says how fast this machine is.
+# From this many tokens on, an engine's own time shows how fast this machine reads weights.
 SPEED_TOKENS = 100
+# After these the free memory is another; after some of them the devices' or the files, too.
+CHANGES = (e.EngineReady, e.FileReady, e.ServerReady, e.ServerGone, e.WorkerReady, e.WorkerGone)
 
 
 class Supervisor:
-    """The hands of a node. `wanted` maps each model's name to where it comes from; what the mesh wants beside that is
-    served from this disk or not at all."""
+    """Carries out commands. `wanted` maps the name of each requested model to its source; further models of the mesh
+    are served only if they are on this disk."""
 
     def __init__(
         self,
         wanted: dict[str, Wanted | None],
         backend_keys: dict[str, str],
         home: Path,
-        fitter: StartPlanner,
+        planner: StartPlanner,
         post: Callable[[e.Event], None],
         drafts: DraftRequest = NO_DRAFT_REQUEST,
     ) -> None:
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
         self._backend_keys = backend_keys
-        self._home = home
-        self._fitter = fitter
-        self._post = post
+        self._planner = planner
         self._owner = Owner("supervisor")
         self._sharing: FileSharing | None = None
         self._store = Store(paths.models())
-        named = (source for source in wanted.values() if isinstance(source, Path))
-        self._ledger = ChildRegistry(home / "children")
-        self._sockets = llama_server.socket_directory(home)
+        self._named = tuple(source for source in wanted.values() if isinstance(source, Path))
+        self._context = ProcessContext(
+            home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post
+        )
+        self._post_to_core = post
         self._engine: builder.Engine | None = None
+        self._engines = EngineProvider()
         self._models: dict[str, LocalModel] = {}
-        self._sped = False
-        self._carrying = WorkerProcesses(home, self._sockets, self._ledger, post, self._lay_down, fitter)
+        self._observer = MachineObserver(self, post)
+        self._workers = WorkerProcesses(self._context, self._ensure_files, planner, self._engines)
         self._servers = EngineProcesses(
-            home,
-            self._sockets,
-            self._ledger,
+            self._context,
             self._store,
-            fitter,
-            DraftSelector(drafts, self._store, named),
-            self._carrying,
-            self._bring,
-            post,
+            planner,
+            DraftSelector(drafts, self._store, self._named),
+            self._workers,
+            self._ensure_model,
         )
 
     def join(self, sharing: FileSharing, tunnels: RpcTunnels, node: NodeId) -> None:
-        """There is a mesh: a source of files, and of others to carry layers with. In it this node is called `node`."""
+        """This node joined a mesh, as `node`: files may come from other nodes, and models may be split."""
         self._sharing = sharing
-        self._carrying.join(tunnels, node)
+        self._workers.join(tunnels, node)
+
+    def _post(self, event: e.Event) -> None:
+        """Post `event`, and observe the machine soon if the event changes what is free."""
+        self._post_to_core(event)
+        if isinstance(event, CHANGES):
+            self._observer.refresh(
+                devices=not isinstance(event, e.FileReady), files=isinstance(event, e.FileReady | e.WorkerReady)
+            )
 
     def end_leftovers(self) -> None:
         """Kill what an earlier daemon of this home left running, and remove its sockets."""
-        for name in self._ledger.end_leftovers():
+        for name in self._context.registry.end_leftovers():
             log.warning("ended a process an earlier daemon left behind: %s", name)
-        for socket in self._sockets.glob("*.sock"):
+        for socket in self._context.sockets.glob("*.sock"):
             socket.unlink(missing_ok=True)
 
     def carry_out(self, command: c.Command) -> None:
@@ -127,19 +136,21 @@ class Supervisor:
             case c.StopServer(model, generation, at_once):
                 self._servers.stop(model, generation, at_once=at_once)
             case c.StartWorker(lease):
-                self._carrying.start(lease)
+                self._workers.start(lease)
             case c.StopWorker(session, generation):
-                self._carrying.stop((session, generation))
+                self._workers.stop((session, generation))
             case c.OpenAhead(peer):
-                self._carrying.preconnect(peer)
+                self._workers.preconnect(peer)
             case c.ProbeBackend(url):
                 self._owner.start(self._probe(url), f"probe {url}")
             case _:
                 raise RuntimeError(f"no way to carry out {command}")
 
-    def look_at_disk(self) -> None:
-        """Find out which models are here, and post `DiskScanned`."""
-        self._owner.start(self._scan(), "look at the disk")
+    def observe(self) -> None:
+        """Observe this machine now, and from now on: posts `MachineObserved`."""
+        self._observer.start()
+        if not self._planner.machine().in_use:
+            self._owner.start(self._measure_speed(), "memory speed")
 
     def update_speed(self, guesses: Mapping[str, DraftCounts], split: Container[str]) -> None:
         """So much have the engines here written: how fast this node reads weights follows from it. `split`: the models
@@ -152,50 +163,57 @@ class Supervisor:
 
     async def close(self) -> None:
         """End everything that still runs; nothing of it is left afterwards."""
+        await self._observer.close()
         await self._owner.close()
         await self._servers.close()
-        await self._carrying.close()
-        if self._sockets.parent != self._home:
-            self._sockets.rmdir()
+        await self._workers.close()
+        if self._context.sockets.parent != self._context.home:
+            self._context.sockets.rmdir()
+
+    # -- the machine (`MachineReader`)
+
+    def free_memory(self) -> FreeMemory:
+        """Bytes that this node offers: free now, or held by a worker process, whose memory its next lease gets."""
+        held = self._workers.held_memory()
+        return FreeMemory(self._planner.free_memory(held), self._planner.device_memory(held))
+
+    def disk_free(self) -> int | None:
+        """Bytes free in the file system of the models."""
+        disk = resources.disk(self._store.folder)
+        return disk.free if disk is not None else None
+
+    def find_models(self) -> ModelsOnDisk:
+        """The models on the disk, the requested ones first: a record has room for a limited number."""
+        found = scan.scan(self._store, named=self._named)
+        aliases = scan.aliases(found, self._store)
+        self._on_disk = found
+        names = sorted(found, key=lambda name: (name not in self._wanted, name))
+        return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())))
+
+    async def refresh_devices(self) -> None:
+        """Read the devices' free memory. Not while a worker process runs: the next lease gets what was free before."""
+        if not self._workers.active:
+            await self._planner.refresh_free_memory()
+
+    async def _measure_speed(self) -> None:
+        """Until an engine has shown how fast it is here. It says nothing of accelerators."""
+        self._post(e.SpeedMeasured(await in_thread(lambda stop: resources.memory_speed(), "memory speed")))
 
     # -- the engine and the files
 
     async def _prepare_engine(self) -> None:
-        def tell(step: Progress) -> None:
-            self._post(e.EngineProgress(replace(step, stage=f"engine: {step.stage}")))
-
         try:
-            engine = await builder.ensure(progress=tell)
-            await self._fitter.refresh_devices(engine)
+            engine = await self._engines.ensure(lambda step: self._post(e.EngineProgress(step)))
+            await self._planner.refresh_devices(engine)
             self._engine = engine
         except MeshError as error:
             self._post(e.EngineFailed(error.message, error.advice))
         except Exception as error:
             log.exception("preparing the engine failed")
-            self._post(e.EngineFailed(f"preparing the engine failed: {error!r}", "This is a defect; please report it."))
+            self._post(e.EngineFailed(f"preparing the engine failed: {error!r}", DEFECT_ADVICE))
         else:
-            if self._fitter.machine().devices:
-                self.look_at_disk()  # with accelerators there is more to offer than was known
             info = self._engine.info
             self._post(e.EngineReady(f"{info.package} {info.version} ({info.commit[:7]})"))
-
-    async def _scan(self) -> None:
-        named = [source for source in self._wanted.values() if isinstance(source, Path)]
-        self._on_disk = await in_thread(lambda stop: scan.scan(self._store, named=named), "look at the disk")
-        found = self._on_disk
-        aliases = await in_thread(lambda stop: scan.aliases(found, self._store), "compare what is on the disk")
-        # Those asked for by name come first: there is a limit to how many the mesh is told of.
-        names = sorted(self._on_disk, key=lambda name: (name not in self._wanted, name))
-        self._post(
-            e.DiskScanned(
-                tuple(names), self._fitter.free_memory(), self._fitter.device_memory(), tuple(sorted(aliases.items()))
-            )
-        )
-        if not self._sped:
-            self._sped = True
-            # Until an engine has shown how fast it is here. Accelerators are not to be judged by that.
-            if not self._fitter.machine().in_use:
-                self._post(e.SpeedMeasured(await in_thread(lambda stop: resources.memory_speed(), "memory speed")))
 
     async def _fetch(self, name: str) -> None:
         def tell(step: model_progress.TransferProgress) -> None:
@@ -211,10 +229,8 @@ class Supervisor:
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)
-            self._post(e.FileFailed(name, f"fetching failed: {error!r}", "This is a defect; please report it."))
+            self._post(e.FileFailed(name, f"fetching failed: {error!r}", DEFECT_ADVICE))
         else:
-            if model.name not in self._on_disk:
-                self.look_at_disk()
             self._models[name] = model
             header = model.header
             self._post(
@@ -258,12 +274,12 @@ class Supervisor:
         log.warning("%s is taken from %s", name, found.origin)
         return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
 
-    async def _bring(self, draft: Wanted, tell: model_progress.Report) -> LocalModel:
+    async def _ensure_model(self, draft: Wanted, tell: model_progress.Report) -> LocalModel:
         """A draft that was asked for, on this disk. Raises as `download.ensure` does."""
         peers = self._sharing.source(draft.name) if self._sharing is not None else None
         return await ensure.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
 
-    async def _lay_down(self, manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+    async def _ensure_files(self, manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
         """The files of a model whose layers are carried here, from this disk or the mesh. Raises MeshError."""
 
         def told(step: model_progress.TransferProgress) -> None:

@@ -1,23 +1,28 @@
-"""This node's hands in splits: what a host needs to reach its workers, and what a worker runs for its host.
+"""The processes of pipeline splits on this node: a worker's rpc-server, and a host's sockets to its workers.
 
-Law: everything here belongs to one lease and ends with it: sockets, tunnels, the rpc-server, the list of files it may
-read. A worker that cannot have the model's files serves all the same, and what it lacks comes over the wire.
+Invariants: one task for each lease; stopping a lease cancels its task, whatever it does; a lease begins only after the
+tasks of earlier leases have ended. A worker that cannot get the model's files receives the weights from the host.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from meshllm.core import events as e
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease
+from meshllm.core.split.planner import WorkerShare
+from meshllm.daemon.engine_provider import EngineProvider
 from meshllm.daemon.start_planner import StartPlanner
-from meshllm.engine.build import builder
 from meshllm.engine.processes import rpc_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.child_registry import ChildRegistry
@@ -27,52 +32,71 @@ from meshllm.machine import resources
 from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
 from meshllm.tasks import Owner
+from meshllm.util.format import gigabytes
 from meshllm.util.progress import Progress
 
 log = logging.getLogger(__name__)
 
-Which = tuple[bytes, int]
+# The planner offers 90 % of the free memory (`core.memory.devices.MEMORY_SHARE`). Memory that fell since the last
+# observation may use up half of the other 10 %; a share that needs more is refused.
+MEMORY_TOLERANCE = 1.05
+
+STOPPED = "it was stopped"
+
+LeaseKey = tuple[bytes, int]
 """Session and generation of a lease."""
 
-Fetch = Callable[[Manifest, Callable[[Progress], None]], Awaitable[tuple[Path, ...]]]
-"""Brings a model's files to this disk, verified, from the mesh. Raises MeshError."""
+EnsureFiles = Callable[[Manifest, Callable[[Progress], None]], Awaitable[tuple[Path, ...]]]
+"""Brings the files of a model to this disk, verified, from this node or the mesh. Raises MeshError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessContext:
+    """What the processes of a daemon share. `home` holds the logs, `sockets` the Unix sockets (mode 0700), `registry`
+    the children to end after a crash; `post` takes events for the core."""
+
+    home: Path
+    sockets: Path
+    registry: ChildRegistry
+    post: Callable[[e.Event], None]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConnections:
-    """How a host's engine reaches its workers: a Unix socket for each, in the order of their layers, and what its
-    environment must say."""
+    """How a host's engine reaches its workers: one Unix socket for each, in the order of their layers, and variables
+    for the engine's environment."""
 
     endpoints: tuple[Path, ...]
     environment: Mapping[str, str]
 
 
+@dataclass(slots=True)
+class _WorkerTask:
+    """The task of a lease, and its rpc-server once there is one."""
+
+    lease: Lease
+    task: asyncio.Task[str]
+    child: Child | None = None
+
+
 class WorkerProcesses:
-    """The leases that this node holds, as far as there are processes, sockets and tunnels for them."""
+    """The leases of this node, as far as there are tasks, processes, sockets and tunnels for them."""
 
     def __init__(
-        self,
-        home: Path,
-        sockets: Path,
-        ledger: ChildRegistry,
-        post: Callable[[e.Event], None],
-        fetch: Fetch,
-        fitter: StartPlanner,
+        self, context: ProcessContext, ensure_files: EnsureFiles, planner: StartPlanner, engine: EngineProvider
     ) -> None:
-        self._home = home
-        self._sockets = sockets
-        self._ledger = ledger
-        self._post = post
-        self._fetch = fetch
-        self._fitter = fitter
-        self._owner = Owner("carrying")
-        self._children: dict[Which, Child | None] = {}
-        self._ended: set[Which] = set()
+        self._context = context
+        self._post = context.post
+        self._ensure_files = ensure_files
+        self._planner = planner
+        self._engine = engine
+        self._owner = Owner("worker processes")
+        self._tasks: dict[LeaseKey, _WorkerTask] = {}
         self._tunnels: RpcTunnels | None = None
         self._node = NodeId(b"")
 
     def join(self, tunnels: RpcTunnels, node: NodeId) -> None:
-        """There is a mesh; in it this node is called `node`."""
+        """This node joined a mesh, as `node`."""
         self._tunnels, self._node = tunnels, node
 
     async def close(self) -> None:
@@ -84,121 +108,150 @@ class WorkerProcesses:
     # -- as a host
 
     def preconnect(self, peer: NodeId) -> None:
-        """`peer` has been asked to be a worker: what leads to it is made while it makes itself ready."""
+        """Open a tunnel to `peer` while it prepares its share."""
         if self._tunnels is not None:
             self._tunnels.preconnect(peer)
 
     async def connect_workers(self, lease: Lease, files: tuple[Path, ...]) -> WorkerConnections:
-        """Have a socket for each worker of `lease`, and the list of the model's files. Raises OSError, MeshError."""
+        """Open a socket for each worker of `lease` and write the list of model files. Raises OSError, MeshError."""
         tunnels = self._mesh()
-        endpoints = {}
-        for node in lease.members:
-            endpoints[node] = self._socket()
-            broken = partial(self._post, e.TunnelBroken(lease.session, lease.generation, node))
-            which = (lease.session, lease.generation)
-            await tunnels.listen(which, TunnelUse.COMMANDS, node, endpoints[node], broken)
+        endpoints: dict[NodeId, Path] = {}
+        try:
+            for node in lease.members:
+                endpoints[node] = self._socket()
+                broken = partial(self._post, e.TunnelBroken(lease.session, lease.generation, node))
+                await tunnels.listen(_key(lease), TunnelUse.COMMANDS, node, endpoints[node], broken)
+        except BaseException:  # cancelled, too: nobody else knows these sockets
+            for path in endpoints.values():
+                path.unlink(missing_ok=True)
+            raise
         environment = {
-            rpc_server.FILES_VARIABLE: str(self._list(lease, files)),
+            rpc_server.FILES_VARIABLE: str(self._write_list(lease, files)),
             rpc_server.PEERS_VARIABLE: rpc_server.peers_value({_name(n): path for n, path in endpoints.items()}),
         }
         return WorkerConnections(tuple(endpoints.values()), environment)
 
-    def release(self, lease: Lease, reach: WorkerConnections | None) -> None:
-        """Nothing that `connect_workers` made is needed any more."""
+    def release(self, lease: Lease, connections: WorkerConnections | None) -> None:
+        """Close what `connect_workers` opened."""
         if self._tunnels is not None:
-            self._tunnels.revoke((lease.session, lease.generation))
-        for path in (*(reach.endpoints if reach is not None else ()), self._list_path(lease)):
+            self._tunnels.revoke(_key(lease))
+        for path in (*(connections.endpoints if connections is not None else ()), self._list_path(lease)):
             path.unlink(missing_ok=True)
 
     # -- as a worker
 
     def start(self, lease: Lease) -> None:
-        """Carry this node's share of `lease`; ends in `WorkerGone`."""
-        which = (lease.session, lease.generation)
-        self._children[which] = None
-        self._owner.start(self._carry(lease, which), f"carry {lease.model} {lease.generation}")
+        """Serve this node's share of `lease`; ends in `WorkerGone`."""
+        earlier = [worker.task for worker in self._tasks.values()]
+        task = self._owner.start(self._serve(lease, earlier), f"worker {lease.model} {lease.generation}")
+        self._tasks[_key(lease)] = _WorkerTask(lease, task)
+        task.add_done_callback(partial(self._ended, _key(lease)))
 
-    def stop(self, which: Which) -> None:
-        """End it."""
-        if which not in self._children:
-            return
-        self._ended.add(which)
-        child = self._children[which]
-        if child is not None:
-            child.stop(at_once=True)  # it holds nothing that would be worth saving
+    def stop(self, key: LeaseKey, reason: str = "") -> None:
+        """Cancel the task of a lease: downloads and builds stop, the rpc-server is killed."""
+        worker = self._tasks.get(key)
+        if worker is not None:
+            log.info("worker of %s: the lease is over: %s", worker.lease.model, reason or "released")
+            worker.task.cancel()
 
-    async def _carry(self, lease: Lease, which: Which) -> None:
-        reason = "it was stopped"
-        places = [self._socket() for _ in range(3)]
+    @property
+    def active(self) -> bool:
+        """Whether this node serves layers for another one, or prepares to."""
+        return bool(self._tasks)
+
+    def held_memory(self) -> int:
+        """Bytes of the computer's memory that the rpc-servers hold: free again as soon as their lease ends."""
+        held = 0
+        for worker in list(self._tasks.values()):
+            pid = worker.child.pid if worker.child is not None else 0
+            if pid:
+                with contextlib.suppress(psutil.Error):
+                    found = psutil.Process(pid).memory_info()
+                    # The system counts pages of files as available; so does `shared` (Linux).
+                    held += max(0, found.rss - int(getattr(found, "shared", 0)))
+        return held
+
+    async def _serve(self, lease: Lease, earlier: list[asyncio.Task[str]]) -> str:
+        """Serve this node's share of `lease`. Returns why it ended."""
+        paths = [self._socket() for _ in range(3)]
         try:
-            reason = await self._run(lease, which, places) or reason
+            if earlier:
+                await asyncio.wait(earlier)  # their memory must be free first
+            return await self._run(lease, paths)
         except (MeshError, OSError) as error:
-            reason = str(error)
-            log.warning("layers of %s cannot be carried: %s", lease.model, reason)
+            log.warning("worker of %s: cannot serve its layers: %s", lease.model, error)
+            return str(error)
         except Exception as error:
-            log.exception("carrying layers of %s failed", lease.model)
-            reason = f"starting the rpc-server failed: {error!r}"
+            log.exception("worker of %s failed", lease.model)
+            return f"starting the rpc-server failed: {error!r}"
         finally:
             if self._tunnels is not None:
-                self._tunnels.revoke(which)
-            for path in (*places, self._list_path(lease)):
+                self._tunnels.revoke(_key(lease))
+            for path in (*paths, self._list_path(lease)):
                 path.unlink(missing_ok=True)
-            self._children.pop(which, None)
-            self._ended.discard(which)
-            self._post(e.WorkerGone(*which, reason))
 
-    async def _run(self, lease: Lease, which: Which, places: list[Path]) -> str:
-        """Have everything, and live through the process's life. Returns why it ended; empty if it was to."""
-        tunnels = self._mesh()
+    def _ended(self, key: LeaseKey, task: asyncio.Task[str]) -> None:
+        """The task of a lease is done. A task that was cancelled may not even have begun."""
+        self._tasks.pop(key, None)
+        self._post(e.WorkerGone(*key, STOPPED if task.cancelled() else task.result()))
 
-        def tell(progress: Progress) -> None:
-            self._post(e.WorkerProgress(*which, progress))
+    async def _run(self, lease: Lease, paths: list[Path]) -> str:
+        """Prepare the share, then run the rpc-server to its end. Returns why it ended."""
+        key, tunnels = _key(lease), self._mesh()
 
-        def built(step: Progress) -> None:
-            tell(replace(step, stage=f"engine: {step.stage}"))
+        def report(progress: Progress) -> None:
+            self._post(e.WorkerProgress(*key, progress))
 
-        engine = await builder.ensure(progress=built)
-        await self._fitter.refresh_devices(engine)
-        files = await self._files(lease, tell)
-        commands, pushes, onward = places
+        engine = await self._engine.ensure_spaced(report)
+        await self._planner.refresh_devices(engine)
         share = lease.share(self._node)
-        assert share is not None, "a lease that is carried has a share of this node's"
+        assert share is not None, "the core accepts only leases with a share for this node"
+        self._check_memory(share)
+        files = await self._files(lease, report)
+        commands, pushes, onward = paths
         before, after = _neighbours(lease, self._node)
         peers = {}
         if after is not None:
-            await tunnels.listen(which, TunnelUse.TENSORS, after, onward)
+            await tunnels.listen(key, TunnelUse.TENSORS, after, onward)
             peers[_name(after)] = onward
         plan = WorkerPlan(
             name=lease.model,
             socket=commands,
             pushes=pushes,
-            files=self._list(lease, files),
+            files=self._write_list(lease, files),
             peers=peers,
-            devices=self._fitter.worker_devices(share),
-            threads=self._fitter.threads or resources.processors().usable,
+            devices=self._planner.worker_devices(share),
+            threads=self._planner.threads or resources.processors().usable,
         )
 
         def ready(pid: int) -> None:
-            tunnels.admit(which, TunnelUse.COMMANDS, [lease.host], commands)
+            tunnels.admit(key, TunnelUse.COMMANDS, [lease.host], commands)
             if before is not None:
-                tunnels.admit(which, TunnelUse.TENSORS, [before], pushes)
-            self._post(e.WorkerReady(*which))
+                tunnels.admit(key, TunnelUse.TENSORS, [before], pushes)
+            self._post(e.WorkerReady(*key))
 
-        log_file = self._home / "logs" / "rpc-server.log"
-        child = Child(rpc_server.child_spec(engine.rpc_server, plan, log_file), self._ledger, ready)
-        self._children[which] = child
-        if which in self._ended:
-            return ""
+        log_file = self._context.home / "logs" / "rpc-server.log"
+        child = Child(rpc_server.child_spec(engine.rpc_server, plan, log_file), self._context.registry, ready)
+        self._tasks[key].child = child
         ending = await child.run()
-        return "" if ending.requested else f"its rpc-server {ending.describe()}"
+        return STOPPED if ending.requested else f"its rpc-server {ending.describe()}"
 
-    async def _files(self, lease: Lease, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
-        """The model's files here, fetched from the mesh if need be; none where they cannot be had."""
+    def _check_memory(self, share: WorkerShare) -> None:
+        """Raises NotEnoughSpace if the memory that is free now does not hold `share`."""
+        free = self._planner.free_memory()
+        if share.memory > free * MEMORY_TOLERANCE:
+            raise NotEnoughSpace(
+                f"Its layers need {gigabytes(share.memory)} and {gigabytes(free)} are free now.",
+                advice="The host plans again with the free memory of all nodes.",
+            )
+
+    async def _files(self, lease: Lease, report: Callable[[Progress], None]) -> tuple[Path, ...]:
+        """The model's files on this disk, downloaded from the mesh if needed; () if they cannot be had."""
         files = tuple(ModelFile(file.name, file.size, file.sha256) for file in lease.files)
         try:
-            return await self._fetch(Manifest(lease.model, files), tell)
+            return await self._ensure_files(Manifest(lease.model, files), report)
         except (DownloadFailed, NotEnoughSpace) as error:
-            log.warning("the weights of %s will come over the wire: %s", lease.model, error)
+            log.warning("worker of %s: no model files, the host sends the weights: %s", lease.model, error)
             return ()
 
     # -- both
@@ -209,26 +262,30 @@ class WorkerProcesses:
         return self._tunnels
 
     def _socket(self) -> Path:
-        return self._sockets / f"{secrets.token_hex(6)}.sock"
+        return self._context.sockets / f"{secrets.token_hex(6)}.sock"
 
     def _list_path(self, lease: Lease) -> Path:
-        return self._sockets / f"{lease.session.hex()}-{lease.generation}.files"
+        return self._context.sockets / f"{lease.session.hex()}-{lease.generation}.files"
 
-    def _list(self, lease: Lease, files: tuple[Path, ...]) -> Path:
+    def _write_list(self, lease: Lease, files: tuple[Path, ...]) -> Path:
         path = self._list_path(lease)
         pairs = zip(lease.files, files, strict=False)
         rpc_server.write_files(path, [SharedFile(file.sha256, file.size, place) for file, place in pairs])
         return path
 
 
+def _key(lease: Lease) -> LeaseKey:
+    return lease.session, lease.generation
+
+
 def _neighbours(lease: Lease, own: NodeId) -> tuple[NodeId | None, NodeId | None]:
     """The workers before and after this one."""
-    place = lease.members.index(own)
-    before = lease.members[place - 1] if place else None
-    after = lease.members[place + 1] if place + 1 < len(lease.members) else None
+    index = lease.members.index(own)
+    before = lease.members[index - 1] if index else None
+    after = lease.members[index + 1] if index + 1 < len(lease.members) else None
     return before, after
 
 
 def _name(node: NodeId) -> str:
-    """What engines call a node: as many digits as their protocol has room for."""
+    """The name of a node in the engines' protocol, which has room for 32 hexadecimal digits."""
     return node.hex()[:32]

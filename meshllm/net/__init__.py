@@ -1,1 +1,1 @@
-"""Other machines: how this node reaches them, and how they reach it."""
+"""Connections to other nodes: QUIC links, lanes, tunnels, the hello, identities and addresses."""

@@ -1,9 +1,9 @@
-"""What the rest of the program sees of other machines: links, and streams on them.
+"""The interface of `net` to other packages: links to peers, and streams on them.
 
-Law: a link exists only once both ends have proved who they are and that they know the mesh secret; nothing of a peer
-is read before. A stream is an `asyncio.Transport` with a protocol of asyncio on top, credit both ways underneath: its
-`write` never blocks, the protocol's `pause_writing`/`resume_writing` are called when the peer takes no more, and
-`pause_reading` holds the peer back. `quic.py` and `memory.py` implement the same and pass the same tests.
+A link exists only after both ends have proved their node key and the mesh secret. A stream is an `asyncio.Transport`
+with flow control in both directions: `write` never blocks; the protocol's `pause_writing` and `resume_writing` are
+called as the peer's window closes and opens; `pause_reading` makes the peer wait. `quic/transport.py` and `memory.py`
+implement it and pass the same tests.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class StreamKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinkFacts:
-    """Who is at the other end. `mesh` is the id the peer holds; `rtt` of the handshake in seconds; `protocol` agreed.
+    """Facts about an established link. `mesh`: the peer's mesh id; `rtt` of the handshake in seconds; `protocol`: the
+    agreed version.
 
-    `observed` is where the peer sees us (behind a NAT: not where we bound); only the dialler is told. `secret` is the
-    mesh's, given to who came by an invite that expires.
+    `observed`: this node's address as the peer sees it (only the dialler gets it). `secret`: the mesh secret, given to
+    a dialler with an expiring invite.
     """
 
     peer: NodeId
@@ -50,71 +51,76 @@ class Link(Protocol):
 
     @property
     def facts(self) -> LinkFacts:
-        """Who is there."""
+        """Facts from the handshake."""
 
     @property
     def rtt(self) -> float:
-        """The smoothed round trip now, in seconds."""
+        """Smoothed round trip time in seconds."""
 
     @property
     def streams(self) -> int:
-        """Open streams, not counting the control stream: 0 means that closing disturbs nobody."""
+        """Number of open streams, without the control stream; with 0 the link can be closed without a loss."""
 
     def open(self, kind: StreamKind, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
-        """A new stream. `protocol.connection_made` is called before this returns. Raises LinkClosed."""
+        """Open a stream. Calls `protocol.connection_made` before it returns. Raises LinkClosed."""
 
     def send(self, payload: bytes) -> bool:
-        """One message on the control stream, at most MAX_MESSAGE_BYTES. False: the peer reads too slowly; dropped."""
+        """Send a message of at most MAX_MESSAGE_BYTES on the control stream. False: the queue is full and the message
+        is dropped."""
 
     def close(self, reason: str) -> None:
-        """End it: every stream is lost (`connection_lost` with an error), the peer is told `reason`. Idempotent."""
+        """Close the link: streams get `connection_lost` with an error, the peer is sent `reason`. Idempotent."""
 
 
 class LinkHandler(Protocol):
-    """Who hears of links. Called on the event loop; must not block."""
+    """Receives the events of all links. Called on the event loop; must not block."""
 
     def link_up(self, link: Link) -> None:
-        """A link is there, dialled or accepted. A second one to the same peer never gets this far (see `Transport`)."""
+        """A link is established, dialled or accepted."""
 
     def link_down(self, link: Link, reason: str) -> None:
-        """It is gone; exactly once per `link_up`."""
+        """The link has ended; called once for each `link_up`."""
 
     def message(self, link: Link, payload: bytes) -> None:
-        """A control message (bounded, otherwise unchecked)."""
+        """A control message arrived: its length is checked, its content is not."""
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
-        """The peer opens a stream: the protocol that serves it, or None to refuse."""
+        """The peer opened a stream: return the protocol that serves it, or None to refuse it."""
 
 
 class Transport(Protocol):
-    """Dials and accepts. Of two links that two nodes dial to each other at once, both keep the one that the node with
-    the smaller id dialled, so that there is one link per pair."""
+    """Dials and accepts links.
+
+    There is one link per pair: of two links dialled at once, both nodes keep the one that the node with the smaller id
+    dialled.
+    """
 
     async def start(self, handler: LinkHandler) -> int:
-        """Listen; returns the port. Raises PortTaken."""
+        """Listen; return the port. Raises PortTaken."""
 
-    async def dial(self, way: BootstrapAddress) -> Link:
-        """A link to that peer: the one that is there, or a new one (addresses nearly at once, first to answer wins).
+    async def dial(self, target: BootstrapAddress) -> Link:
+        """Return the link to that peer; dial if there is none (addresses staggered, the first to answer wins).
 
-        Raises PeerUnreachable or PeerRefused within DIAL_SECONDS, whatever the addresses do.
+        Raises PeerUnreachable or PeerRefused within DIAL_SECONDS.
         """
 
     def link(self, peer: NodeId) -> Link | None:
-        """The link to `peer`, if there is one."""
+        """The link to `peer`, or None."""
 
     def links(self) -> list[Link]:
         """All links."""
 
     async def close(self, reason: str = "this node stops") -> None:
-        """End all links and stop listening; nothing is left."""
+        """Close all links and the listening socket."""
 
 
-# Everything is tried within this; a host that is up answers in a few round trips.
+# Limit for a dial; a node that runs answers in a few round trips.
 DIAL_SECONDS = 5.0
-# A link without an answer for so long is dead to us (QUIC's idle timeout; the core notices sooner).
+# QUIC idle timeout: a link without a packet for this long is lost. `core/membership/failure_detector.py` notices
+# sooner.
 IDLE_SECONDS = 15.0
 MAX_MESSAGE_BYTES = 256 << 10
-# Unread bytes a stream may have under way: enough for 25 MB/s at 40 ms.
+# Largest window of a stream: 25 MB/s at 40 ms.
 STREAM_CREDIT_BYTES = 1 << 20
 MAX_STREAMS_PER_LINK = 1024
 Clock = Callable[[], float]

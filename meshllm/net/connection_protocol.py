@@ -1,6 +1,7 @@
-"""What streams need of whatever carries them: bytes in order, numbered streams, credit, an end.
+"""The interface between streams and what carries them (QUIC or memory): ordered bytes on numbered streams, flow
+control.
 
-Law: a carrier knows nothing of messages, kinds or who may come in; its user knows nothing of datagrams.
+A connection has no notion of messages, stream kinds or permissions; its user has none of datagrams.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from typing import Protocol
 
 from meshllm.core.records import PeerAddress
 
-# The stream that the dialler opens first, for the handshake and the messages. It has no kind byte.
+# The stream that the dialler opens first, for hello and messages. It has no kind byte.
 CONTROL = 0
 
-# Why a stream is reset: for logs, nobody decides by it.
+# Reset codes of streams; only logs use them.
 ENDED = 0
 ABORTED = 1
 REFUSED = 2
 
 
 class StreamConnection(Protocol):
-    """Carries streams, numbered as in QUIC: the dialler opens 0, 4, 8..., the acceptor 1, 5, 9... (RFC 9000, 2.1)."""
+    """Carries streams. Numbers as in QUIC: the dialler opens 0, 4, 8..., the acceptor 1, 5, 9... (RFC
+    9000, 2.1)."""
 
     @property
     def dialled(self) -> bool:
@@ -27,51 +29,51 @@ class StreamConnection(Protocol):
 
     @property
     def address(self) -> PeerAddress:
-        """Where the peer is."""
+        """The peer's address."""
 
     @property
     def rtt(self) -> float:
-        """The smoothed round trip in seconds."""
+        """Smoothed round trip time in seconds."""
 
     def send(self, stream: int, data: bytes | memoryview, end: bool = False) -> None:
-        """More bytes of a stream; the first ones open it. `end`: the last. Nothing happens if the stream is over."""
+        """Send bytes of a stream; the first ones open it. `end`: the last. Does nothing if the stream is closed."""
 
     def unacknowledged(self, stream: int) -> int:
-        """Bytes handed to `send` that the peer has not confirmed."""
+        """Bytes given to `send` that the peer has not acknowledged."""
 
     def grant(self, stream: int, limit: int) -> None:
-        """The peer may send up to that position."""
+        """Allow the peer to send up to byte `limit` of the stream."""
 
     def reset(self, stream: int, code: int) -> None:
-        """Give up sending; what is under way may be lost."""
+        """Reset the sending direction; bytes in flight may be lost."""
 
     def stop(self, stream: int, code: int) -> None:
-        """Ask the peer to give up sending."""
+        """Ask the peer to stop sending (STOP_SENDING)."""
 
-    def trust(self) -> None:
-        """The peer has proved who it is: it may open streams."""
+    def allow_streams(self) -> None:
+        """Allow the peer to open streams, now that it is authenticated."""
 
     def close(self, reason: str) -> None:
-        """End everything, and tell the peer why. The user hears nothing more."""
+        """Close the connection and send the peer `reason`. Calls nothing of the user."""
 
 
 class StreamConnectionUser(Protocol):
-    """Who hears of what a carrier brings."""
+    """Receives the events of a connection."""
 
     def data(self, stream: int, data: bytes, end: bool) -> None:
-        """Bytes of a stream, in order; `end` after the last (then `data` may be empty)."""
+        """Bytes of a stream, in order; `end` with or after the last."""
 
     def was_reset(self, stream: int, code: int) -> None:
-        """The peer gave up sending."""
+        """The peer reset its sending direction."""
 
     def was_stopped(self, stream: int) -> None:
-        """The peer wants no more of what we send."""
+        """The peer asked to stop sending."""
 
     def acknowledged(self) -> None:
-        """The peer has confirmed something: there may be room again."""
+        """The peer acknowledged bytes: more may be sent."""
 
     def lost(self, reason: str) -> None:
-        """It is over. Nothing else comes."""
+        """The connection is lost; no other call follows."""
 
     def unread(self) -> int:
-        """Bytes that `data` has brought and that nobody has taken."""
+        """Bytes given to `data` that no protocol has read."""

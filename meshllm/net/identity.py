@@ -1,8 +1,7 @@
-"""Who this node is: one Ed25519 key, whose public half is the node id.
+"""The node's identity: an Ed25519 key; the public key is the node id.
 
-Law: the key is made once, lies in one file that only its owner may read, and is never overwritten, copied, logged or
-shown. Whoever connects to a node compares the key of its certificate with the node id; nothing else of a certificate
-means anything (it is self-signed, names nobody and never expires, so that no clock can lock a node out).
+Invariants: the key is created once, stored in one file with mode 0600, and never overwritten, copied, logged or shown.
+Certificates are self-signed and never expire; only their key is checked, against the node id.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from meshllm.util.atomic_file import create_file
 
 KEY_FILE = "node-key"
 SIGNATURE_BYTES = 64
-# An Ed25519 key in PEM is 119 bytes; whatever is longer is no key of ours.
+# An Ed25519 key in PEM has 119 bytes; a longer file is not one.
 _MAX_KEY_FILE_BYTES = 4096
-# Signatures found good are remembered by their digest (32 bytes each), because the same record comes from several
-# peers at once; a check costs a hundred times the digest.
+# Valid signatures are cached by digest (32 bytes each): the same record comes from several peers at once, and a check
+# costs a hundred times as much as the digest.
 _REMEMBERED = 4096
-# "No well-defined expiration" (RFC 5280, 4.1.2.5); the start lies before every clock.
+# "No well-defined expiration" (RFC 5280, 4.1.2.5); valid since the epoch, so that a wrong clock locks no node out.
 _NOT_BEFORE = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NOT_AFTER = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 
 
 class Identity:
-    """A node's key and what follows from it. `node` is the public half, 32 bytes."""
+    """A node's key pair and certificate. `node`: the public key, 32 bytes."""
 
     def __init__(self, private_key: Ed25519PrivateKey, key_path: Path) -> None:
         self.private_key = private_key
@@ -47,9 +46,9 @@ class Identity:
 
     @classmethod
     def load_or_create(cls, home: Path) -> Identity:
-        """The key in `home`, made at the first call; safe when two processes call at once.
+        """Load the key in `home`, or create it; safe if two processes call at once.
 
-        Raises DamagedState if there is a file that is not such a key: it is never overwritten.
+        Raises DamagedState if the file is not such a key; the file is left unchanged.
         """
         path = home / KEY_FILE
         if not path.exists():
@@ -58,15 +57,16 @@ class Identity:
         return cls(_load(path), path)
 
     def sign(self, data: bytes) -> bytes:
-        """64 bytes; the same for the same data."""
+        """The signature of `data`: 64 bytes, deterministic."""
         return self.private_key.sign(data)
 
     def server_context(self) -> ssl.SSLContext:
-        """For accepting: TLS 1.3 only, with this node's certificate. Reads the key file."""
+        """TLS 1.3 context for accepting, with this node's certificate. Reads the key file."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.num_tickets = 0  # nobody resumes: the ticket that counts is agreed over the link
-        # OpenSSL's Python face takes files only. The certificate is public; the key is read from where it lies.
+        context.num_tickets = 0  # no session resumption: a lane is authorised by its own ticket
+        # Python's ssl reads certificates and keys from files only. The certificate is public; the key is read from its
+        # own file.
         with tempfile.NamedTemporaryFile(suffix=".pem") as file:
             file.write(self.certificate.public_bytes(serialization.Encoding.PEM))
             file.flush()
@@ -74,8 +74,8 @@ class Identity:
         return context
 
     def client_context(self) -> ssl.SSLContext:
-        """For dialling: TLS 1.3 only. It checks that the peer owns its certificate's key, *not* whose key that is:
-        the dialler must compare `node_of_der(...)` with the id it wants before it sends anything."""
+        """TLS 1.3 context for dialling. It does not check whose certificate the peer has: compare `node_of_der(...)`
+        with the wanted node id before sending anything."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
@@ -87,12 +87,12 @@ class Identity:
 
 
 def verify(node: NodeId, data: bytes, signature: bytes) -> bool:
-    """Whether `node` signed `data`. Never raises, whatever the bytes."""
+    """Whether `signature` is `node`'s over `data`. Never raises."""
     return _signatures.good(node, data, signature)
 
 
 def node_of_certificate(certificate: x509.Certificate) -> NodeId:
-    """The node a certificate speaks for. Raises PeerRefused if its key is not an Ed25519 key."""
+    """The node id in a certificate. Raises PeerRefused if the key is not Ed25519."""
     try:
         key = certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -103,7 +103,7 @@ def node_of_certificate(certificate: x509.Certificate) -> NodeId:
 
 
 def node_of_der(certificate: bytes | None) -> NodeId:
-    """The same, for a certificate as `ssl` gives it. Raises PeerRefused."""
+    """The node id in a DER certificate (as `ssl` returns it). Raises PeerRefused."""
     try:
         parsed = x509.load_der_x509_certificate(certificate or b"")
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -112,7 +112,7 @@ def node_of_der(certificate: bytes | None) -> NodeId:
 
 
 class _Signatures:
-    """Checks signatures, and remembers the last good ones. What is bad is not remembered: it would cost others."""
+    """Checks signatures and caches the valid ones; a flood of invalid ones cannot displace them."""
 
     def __init__(self) -> None:
         self._good: dict[bytes, None] = {}
@@ -120,7 +120,7 @@ class _Signatures:
     def good(self, node: NodeId, data: bytes, signature: bytes) -> bool:
         if len(node) != 32 or len(signature) != SIGNATURE_BYTES:
             return False
-        # Two parts of fixed length come first, so that no two triples have the same digest.
+        # The first two parts have fixed lengths: different triples give different inputs.
         digest = hashlib.sha256(node + signature + data).digest()
         if digest in self._good:
             return True
@@ -138,7 +138,7 @@ _signatures = _Signatures()
 
 
 def _certificate(key: Ed25519PrivateKey) -> x509.Certificate:
-    """Self-signed; the same bytes for the same key."""
+    """A self-signed certificate; the same bytes for the same key."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mesh-llm")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(_NOT_BEFORE).not_valid_after(_NOT_AFTER)
@@ -146,7 +146,7 @@ def _certificate(key: Ed25519PrivateKey) -> x509.Certificate:
 
 
 def _create(path: Path) -> None:
-    """A new key at `path`, whole or not at all; whoever comes second leaves the first one's key alone."""
+    """Create the key file atomically; an existing file is kept."""
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -154,7 +154,7 @@ def _create(path: Path) -> None:
 
 
 def _load(path: Path) -> Ed25519PrivateKey:
-    """Read the key and see to its permissions. Raises DamagedState."""
+    """Read the key and restrict the file's mode to 0600. Raises DamagedState."""
     advice = (
         f"Put back a copy of {path} if there is one; if not, move the file away and start again: the node then has a "
         "new identity and must be invited again."
@@ -171,7 +171,7 @@ def _load(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        # The cause could quote the file: it is left out.
+        # The cause may quote the file: drop it.
         raise DamagedState(f"The node's key {path} is damaged.", advice=advice) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise DamagedState(f"The node's key {path} is not an Ed25519 key.", advice=advice)

@@ -1,8 +1,8 @@
-"""Links within one process: `base.Transport` without sockets, whose network can be cut.
+"""Links within one process, for tests and simulations: `base.Transport` without sockets, on a network that can be cut.
 
-Law: everything above the datagrams is the real thing (handshake, links, streams, one link per pair), and passes the
-same tests as `quic.py`; what TLS does there (to show who listens at an address) is here taken from the listener itself.
-A cut link loses nothing and delivers nothing; if it stays cut for IDLE_SECONDS it is lost at both ends, as QUIC's are.
+Everything above the datagrams is the real code (handshake, links, streams) and passes the same tests as QUIC. In place
+of TLS the listener's identity is read directly. A cut link loses and delivers nothing; after IDLE_SECONDS both ends
+lose it, as with QUIC.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ PORT = 4433
 
 
 class MemoryNetwork:
-    """Who listens where, and which pairs of addresses are cut from each other."""
+    """The listeners by address, and the pairs of addresses that are cut."""
 
     def __init__(self) -> None:
         self.listening: dict[PeerAddress, MemoryTransport] = {}
         self._hosts = count(1)
         self._cuts: set[frozenset[PeerAddress]] = set()
-        self._carriers: set[MemoryConnection] = set()
+        self._connections: set[MemoryConnection] = set()
 
     def address(self) -> PeerAddress:
-        """One that nobody has."""
+        """A free address."""
         number = next(self._hosts)
         return PeerAddress(f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", PORT)
 
     def cut(self, one: PeerAddress, other: PeerAddress) -> None:
-        """Nothing passes between the two any more."""
+        """Stop delivery between the two."""
         self._cuts.add(frozenset((one, other)))
-        for carrier in tuple(self._carriers):
-            carrier.cut_or_healed()
+        for connection in tuple(self._connections):
+            connection.cut_or_healed()
 
     def heal(self, one: PeerAddress, other: PeerAddress) -> None:
-        """What waits passes, and all else."""
+        """Resume delivery between the two, including what waits."""
         self._cuts.discard(frozenset((one, other)))
-        for carrier in tuple(self._carriers):
-            carrier.cut_or_healed()
+        for connection in tuple(self._connections):
+            connection.cut_or_healed()
 
     def is_cut(self, one: PeerAddress, other: PeerAddress) -> bool:
-        """Whether nothing passes between the two."""
+        """Whether delivery between the two is stopped."""
         return frozenset((one, other)) in self._cuts
 
-    def join(self, carrier: MemoryConnection) -> None:
-        """One end of a connection is there."""
-        self._carriers.add(carrier)
+    def join(self, connection: MemoryConnection) -> None:
+        """Add one end of a connection."""
+        self._connections.add(connection)
 
-    def leave(self, carrier: MemoryConnection) -> None:
-        """And gone."""
-        self._carriers.discard(carrier)
+    def leave(self, connection: MemoryConnection) -> None:
+        """Remove one end of a connection."""
+        self._connections.discard(connection)
 
 
 class MemoryTransport(NodeTransport):
-    """A node at `address` of `network` (None: a new one)."""
+    """A node at `address` of `network` (None: a free one)."""
 
     def __init__(
         self,
@@ -98,15 +98,15 @@ class MemoryTransport(NodeTransport):
         return MemoryConnection.dial_to(self.network, self.address, address, dial)
 
     def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
-        carrier = cast(MemoryConnection, attempt)
-        link = make(carrier)
-        carrier.attach(link)
+        connection = cast(MemoryConnection, attempt)
+        link = make(connection)
+        connection.attach(link)
         return link
 
 
 @dataclass(slots=True)
 class Outgoing:
-    """What one end sends on a stream. `limit`: how far the peer lets it; `under_way`: sent and not yet there."""
+    """The sending side of a stream. `limit`: the peer's window; `under_way`: bytes sent and not delivered."""
 
     queue: deque[bytes] = field(default_factory=deque)
     queued: int = 0
@@ -119,14 +119,14 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Incoming:
-    """What one end has received on a stream, and how far it lets the peer send."""
+    """The receiving side of a stream: bytes received, and the window given to the peer."""
 
     received: int = 0
     limit: int = FIRST_CREDIT_BYTES
 
 
 class MemoryConnection:
-    """`carrier.Carrier` and `dialling.Attempt`: one end of a connection; `peer` is the other."""
+    """`StreamConnection` and `Attempt`: one end of a connection; `peer` is the other."""
 
     def __init__(self, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, *, dialled: bool) -> None:
         self.peer: MemoryConnection | None = None
@@ -141,20 +141,20 @@ class MemoryConnection:
         self._idle: asyncio.TimerHandle | None = None
         self._out: dict[int, Outgoing] = {}
         self._in: dict[int, Incoming] = {}
-        self._trusted = False
+        self._streams_allowed = False
         self._over = False
 
     @classmethod
     def dial_to(
         cls, network: MemoryNetwork, here: PeerAddress, there: PeerAddress, dial: PendingDial
     ) -> MemoryConnection:
-        """A connection in the making."""
-        carrier = cls(network, here, there, dialled=True)
-        carrier._dial = dial
-        carrier._soon = carrier._loop.call_soon(carrier._connect)
-        return carrier
+        """A connection being dialled."""
+        connection = cls(network, here, there, dialled=True)
+        connection._dial = dial
+        connection._soon = connection._loop.call_soon(connection._connect)
+        return connection
 
-    # -- carrier.Carrier
+    # -- connection_protocol.StreamConnection
 
     @property
     def dialled(self) -> bool:
@@ -198,8 +198,8 @@ class MemoryConnection:
     def stop(self, stream: int, code: int) -> None:
         self._carry(lambda peer: peer._was_stopped(stream, code))
 
-    def trust(self) -> None:
-        self._trusted = True
+    def allow_streams(self) -> None:
+        self._streams_allowed = True
 
     def close(self, reason: str) -> None:
         if self._over:
@@ -209,19 +209,19 @@ class MemoryConnection:
         if peer is not None and not self._network.is_cut(self._here, self._there):
             self._loop.call_soon(peer._lose, reason)
 
-    # -- dialling.Attempt
+    # -- happy_eyeballs.Attempt
 
     def drop(self) -> None:
         self._dial = None
         self.close("not needed any more")
 
     def attach(self, user: StreamConnectionUser) -> None:
-        """From now on `user` hears what the connection brings."""
+        """Give `user` the events from now on."""
         self._user = user
         self._network.join(self)
 
     def cut_or_healed(self) -> None:
-        """The network has changed."""
+        """The network was cut or healed."""
         cut = self._network.is_cut(self._here, self._there)
         if cut and self._idle is None:
             self._idle = self._loop.call_later(IDLE_SECONDS, self._lose, "Idle timeout")
@@ -230,14 +230,14 @@ class MemoryConnection:
             self._idle = None
             self._deliver_soon()
 
-    # -- inside
+    # -- internals
 
     def _connect(self) -> None:
         self._soon = None
         dial = self._dial
         listener = self._network.listening.get(self._there)
         if dial is None or listener is None or self._network.is_cut(self._here, self._there):
-            return  # nobody answers: the dial's deadline ends it
+            return  # no answer: the dial's deadline ends it
         if not dial.matches(listener.identity.node):
             self._dial = None
             self._end()
@@ -301,7 +301,7 @@ class MemoryConnection:
         user = self._user
         if user is None:
             return
-        if stream != CONTROL and not self._trusted and bool(stream & 1) == self._dialled:
+        if stream != CONTROL and not self._streams_allowed and bool(stream & 1) == self._dialled:
             self._violated("Too many streams open")
             return
         incoming = self._in.setdefault(stream, Incoming())
@@ -314,7 +314,7 @@ class MemoryConnection:
         user.data(stream, data, end)
 
     def _violated(self, reason: str) -> None:
-        """The peer has broken a bound: both ends lose the connection."""
+        """The peer broke a limit: both ends lose the connection."""
         user = self._user
         self.close(reason)
         if user is not None:

@@ -1,8 +1,7 @@
-"""One link: the handshake, then messages and streams, over a carrier.
+"""One link on a connection: the hello, then messages and streams.
 
-Law: until the handshake has succeeded (`facts` are there) nothing of the peer is read but handshake frames, each of
-them bounded, all of them within HANDSHAKE_SECONDS. Afterwards a peer that sends messages faster than
-MESSAGES_PER_SECOND is read more slowly; one that sends what is no frame loses the link.
+Invariants: before the hello has succeeded (`facts` are set), only hello frames are read, each at most MAX_HELLO_BYTES,
+all within HANDSHAKE_SECONDS. Above MESSAGES_PER_SECOND a peer is read more slowly; an invalid frame closes the link.
 """
 
 from __future__ import annotations
@@ -20,58 +19,58 @@ from meshllm.net.quic.streams import Stream, Streams
 from meshllm.util.rate_limiter import TokenBucket
 from meshllm.wire.mesh.hello import MAX_HELLO_BYTES
 
-# Two round trips and some arithmetic; with a lost packet or two still far below.
+# Two round trips and a signature; enough for two lost packets.
 HANDSHAKE_SECONDS = 5.0
-# How long a refused peer may take to read why.
+# Time for a refused peer to read the refusal.
 REFUSED_SECONDS = 1.0
-# Messages waiting for a peer that does not read; what goes over it is dropped (`send` gives False).
+# Queue for a slow peer; beyond it `send` drops the message and returns False.
 MAX_QUEUED_BYTES = 1 << 20
-# Far above what honest nodes send each other (a few a second), and no burden for whoever receives them.
+# Far above the few messages a second of a correct node, and cheap to receive.
 MESSAGES_PER_SECOND = 200.0
 MESSAGES_AT_ONCE = 500.0
-# A reason is told to the peer and logged by it.
+# The reason for closing a link is sent to the peer, which logs it.
 MAX_REASON_CHARACTERS = 200
 
 
 class LinkOwner(Protocol):
-    """Who a link belongs to: the transport."""
+    """The owner of a link: its transport."""
 
-    def proving(self, link: NodeLink) -> bool:
-        """The dialled peer has answered, and this end is about to prove itself: whether the link is still wanted."""
+    def may_prove(self, link: NodeLink) -> bool:
+        """The dialled peer has answered; whether the link is still wanted before this node proves itself."""
 
-    def established(self, link: NodeLink, finding: HandshakeResult) -> None:
+    def established(self, link: NodeLink, result: HandshakeResult) -> None:
         """The handshake has succeeded."""
 
     def refused(self, link: NodeLink, error: PeerRefused) -> None:
-        """The dialled peer will not have us, or we not it. The link is closed."""
+        """The handshake with a dialled peer failed with a refusal of either side; the link closes."""
 
     def gone(self, link: NodeLink, reason: str) -> None:
-        """It is over, established or not. Once."""
+        """The link has ended, established or not. Called once."""
 
     def message(self, link: NodeLink, payload: bytes) -> None:
         """A control message."""
 
     def stream(self, link: NodeLink, kind: StreamKind) -> asyncio.BaseProtocol | None:
-        """The peer opens a stream."""
+        """The peer opened a stream."""
 
 
 class NodeLink:
-    """`base.Link`, and the carrier's user. `address` is where the peer was at the beginning."""
+    """`base.Link`, and the user of its connection."""
 
     def __init__(
-        self, carrier: StreamConnection, owner: LinkOwner, loop: asyncio.AbstractEventLoop, clock: Clock
+        self, connection: StreamConnection, owner: LinkOwner, loop: asyncio.AbstractEventLoop, clock: Clock
     ) -> None:
-        self.carrier = carrier
-        self.name = b""  # known to both ends once established
+        self.connection = connection
+        self.name = b""  # set once established; the same at both ends
         self.instance = b""
-        self.greeted: NodeId | None = None  # who was dialled
+        self.dialled_peer: NodeId | None = None  # the dialled node
         self.closed: str | None = None
         self._facts: LinkFacts | None = None
         self._owner = owner
         self._loop = loop
         self._clock = clock
         self._began = clock()
-        self._streams = Streams(carrier, lambda kind: owner.stream(self, kind), loop)
+        self._streams = Streams(connection, lambda kind: owner.stream(self, kind), loop)
         self._greeting: LinkGreeting | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -85,12 +84,12 @@ class NodeLink:
 
     @property
     def established(self) -> bool:
-        """Whether the peer has proved who it is."""
+        """Whether the handshake has succeeded."""
         return self._facts is not None
 
     @property
     def rtt(self) -> float:
-        return self.carrier.rtt
+        return self.connection.rtt
 
     @property
     def streams(self) -> int:
@@ -107,7 +106,7 @@ class NodeLink:
         if self.closed is not None or self._facts is None:
             return False
         control = self._streams.open_streams[CONTROL]
-        queued = control.get_write_buffer_size() + self.carrier.unacknowledged(CONTROL)
+        queued = control.get_write_buffer_size() + self.connection.unacknowledged(CONTROL)
         if queued + len(payload) > MAX_QUEUED_BYTES:
             return False
         control.write(frame(payload))
@@ -115,60 +114,62 @@ class NodeLink:
 
     def close(self, reason: str) -> None:
         if self.closed is None:
-            self.carrier.close(reason[:MAX_REASON_CHARACTERS])
+            self.connection.close(reason[:MAX_REASON_CHARACTERS])
             self.lost(reason)
 
     # -- the handshake
 
-    def begin(self, handshake: DiallerHandshake | AcceptorHandshake, seconds: float = HANDSHAKE_SECONDS) -> None:
-        """Greet the peer, or wait to be greeted."""
-        self.greeted = handshake.peer if isinstance(handshake, DiallerHandshake) else None
+    def start_handshake(
+        self, handshake: DiallerHandshake | AcceptorHandshake, seconds: float = HANDSHAKE_SECONDS
+    ) -> None:
+        """Start the handshake as dialler or acceptor."""
+        self.dialled_peer = handshake.peer if isinstance(handshake, DiallerHandshake) else None
         self._greeting = LinkGreeting(self, handshake)
         self._deadline = self._loop.call_later(seconds, self.close, "the handshake took too long")
         self._streams.control(self._greeting)
 
-    def wants_to_prove(self) -> bool:
-        """Whether the dialled link is still wanted; if not, it is closed."""
-        if self._owner.proving(self):
+    def still_wanted(self) -> bool:
+        """Whether the dialled link is still wanted; closes it if not."""
+        if self._owner.may_prove(self):
             return True
         self.close("another link to the same node has come first")
         return False
 
-    def succeed(self, finding: HandshakeResult, control: Stream, rest: bytes) -> None:
-        """The handshake has succeeded. What came behind it are messages already."""
+    def succeed(self, result: HandshakeResult, control: Stream, rest: bytes) -> None:
+        """The handshake has succeeded. `rest`: bytes after it, which are messages."""
         self._cancel_deadline()
         self._facts = LinkFacts(
-            peer=finding.peer,
-            role=finding.role,
-            mesh=finding.mesh,
-            address=self.carrier.address,
-            dialled=self.carrier.dialled,
-            rtt=self.carrier.rtt or self._clock() - self._began,
-            protocol=finding.protocol,
-            observed=finding.observed,
-            secret=finding.secret,
+            peer=result.peer,
+            role=result.role,
+            mesh=result.mesh,
+            address=self.connection.address,
+            dialled=self.connection.dialled,
+            rtt=self.connection.rtt or self._clock() - self._began,
+            protocol=result.protocol,
+            observed=result.observed,
+            secret=result.secret,
         )
-        self.name, self.instance = finding.name, finding.instance
+        self.name, self.instance = result.name, result.instance
         self._greeting = None
-        self._streams.peer = finding.peer
-        self._streams.trust()
+        self._streams.peer = result.peer
+        self._streams.allow_streams()
         messages = Messages(control, self._message, self.close, self._loop, self._clock)
         control.set_protocol(messages)
-        self._owner.established(self, finding)
+        self._owner.established(self, result)
         if rest and self.closed is None:
             messages.data_received(rest)
 
     def fail(self, error: PeerRefused) -> None:
-        """The peer refused, or is not who it should be."""
+        """The peer refused, or is not the expected node."""
         self._owner.refused(self, error)
         self.close(error.message)
 
-    def linger(self) -> None:
-        """The peer has been refused: leave it time to read why, and read nothing more."""
+    def close_refused(self) -> None:
+        """The peer is refused: read nothing more, and close after REFUSED_SECONDS."""
         self._cancel_deadline()
         self._deadline = self._loop.call_later(REFUSED_SECONDS, self.close, "refused")
 
-    # -- the carrier's user
+    # -- connection_protocol.StreamConnectionUser
 
     def data(self, stream: int, data: bytes, end: bool) -> None:
         self._streams.data(stream, data, end)
@@ -184,7 +185,7 @@ class NodeLink:
             self._streams.pump()
 
     def unread(self) -> int:
-        """Bytes that wait for protocols that do not read."""
+        """Bytes that no protocol has read."""
         return self._streams.unread
 
     def lost(self, reason: str) -> None:
@@ -206,7 +207,7 @@ class NodeLink:
     def __repr__(self) -> str:
         who = short(self._facts.peer) if self._facts else "stranger"
         state = f"closed: {self.closed}" if self.closed is not None else f"{self.streams} streams"
-        return f"<NodeLink {who} {self.carrier.address} {state}>"
+        return f"<NodeLink {who} {self.connection.address} {state}>"
 
 
 class LinkGreeting(asyncio.Protocol):
@@ -228,7 +229,7 @@ class LinkGreeting(asyncio.Protocol):
             self._frames.feed(data)
             while self._link.closed is None and (payload := self._frames.take()) is not None:
                 self._receive(cast(Stream, self._transport), payload)
-                if self._handshake.finding is not None or self._handshake.refused is not None:
+                if self._handshake.result is not None or self._handshake.refusal is not None:
                     break
         except PeerRefused as error:
             self._link.fail(error)
@@ -236,11 +237,11 @@ class LinkGreeting(asyncio.Protocol):
         except BadMessage as error:
             self._link.close(error.message)
             return
-        if self._handshake.finding is not None and self._link.closed is None:
-            self._link.succeed(self._handshake.finding, cast(Stream, self._transport), self._frames.rest())
+        if self._handshake.result is not None and self._link.closed is None:
+            self._link.succeed(self._handshake.result, cast(Stream, self._transport), self._frames.rest())
 
     def eof_received(self) -> bool:
-        if isinstance(self._handshake, DiallerHandshake) or self._handshake.refused is None:
+        if isinstance(self._handshake, DiallerHandshake) or self._handshake.refusal is None:
             self._link.close("the peer ended the handshake")
         return True
 
@@ -251,14 +252,14 @@ class LinkGreeting(asyncio.Protocol):
         handshake = self._handshake
         answer = handshake.receive(payload)
         if isinstance(handshake, DiallerHandshake):
-            if answer is not None and self._link.wants_to_prove():
+            if answer is not None and self._link.still_wanted():
                 transport.write(frame(answer))
             return
         transport.write(frame(cast(bytes, answer)))
-        if handshake.refused is not None:
+        if handshake.refusal is not None:
             transport.write_eof()
             transport.pause_reading()
-            self._link.linger()
+            self._link.close_refused()
 
 
 class Messages(asyncio.Protocol):

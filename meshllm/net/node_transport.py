@@ -1,8 +1,8 @@
-"""What every transport does, whatever carries it: one link per peer, who may come in, dials that are shared.
+"""The part of a transport that does not depend on the connection: one link per peer, admission, shared dials.
 
-Law: there is one link per peer, and `link_up`/`link_down` are told in pairs. Of two links to a peer the acceptor
-decides which one stays, and the dialler follows, by these rules in this order: a peer that was started anew, or that
-says it saw the old link end, gets a new link; if both have dialled, the link of the node with the smaller id stays.
+Invariants: one link per peer; `link_up` and `link_down` come in pairs. Of two links to a peer the acceptor chooses one
+and the dialler follows: a peer that restarted, or that saw the old link end, gets a new link; if both have dialled, the
+link that the node with the smaller id dialled stays.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from meshllm.net.node_link import HANDSHAKE_SECONDS, NodeLink
 from meshllm.net.quic.happy_eyeballs import Attempt, PendingDial
 from meshllm.wire.mesh.hello import INSTANCE_BYTES, HelloRefusal
 
-# A pin is a whole node id or the first half of one (invites carry the half: 128 bits).
+# A pin is a node id or its first 16 bytes (invites carry those).
 PIN_BYTES = 16
-# Dials at a time; each costs a few packets a second until it ends.
+# Concurrent dials; each costs a few packets a second.
 MAX_DIALS = 64
-# The names of ended links are remembered for so many peers, 64 bytes each; forgetting one costs a failed dial.
+# Names of ended links kept, 64 bytes each; a missing one costs one failed dial.
 MAX_ENDED = 4096
 
 
 class NodeTransport(ABC):
-    """`base.Transport` without the sockets. `credentials` is asked at each handshake, so that they may change."""
+    """`base.Transport` without sockets. `credentials` is called for each handshake, because they change."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class NodeTransport(ABC):
         self._clock = clock or time.monotonic
         self._instance = secrets.token_bytes(INSTANCE_BYTES)
         self._links: dict[NodeId, NodeLink] = {}
-        self._greeting: set[NodeLink] = set()
-        self._proved: dict[NodeId, NodeLink] = {}
+        self._in_handshake: set[NodeLink] = set()
+        self._proving: dict[NodeId, NodeLink] = {}
         self._dials: dict[bytes, PendingDial] = {}
         self._ended: OrderedDict[NodeId, bytes] = OrderedDict()
         self._handler: LinkHandler | None = None
@@ -67,15 +67,15 @@ class NodeTransport(ABC):
         self._running = True
         return port
 
-    async def dial(self, way: BootstrapAddress) -> Link:
-        if len(way.pin) not in (PIN_BYTES, NODE_ID_BYTES):
-            raise PeerRefused("The way in does not say which node is there.", reason="bad_way")
-        if self.identity.node.startswith(way.pin):
+    async def dial(self, target: BootstrapAddress) -> Link:
+        if len(target.pin) not in (PIN_BYTES, NODE_ID_BYTES):
+            raise PeerRefused("The target in does not say which node is there.", reason="bad_way")
+        if self.identity.node.startswith(target.pin):
             raise PeerRefused("That is this very node.", reason="itself")
         if not self._running:
             raise LinkClosed("This node stops.")
-        key = way.pin[:PIN_BYTES]
-        existing = next((link for node, link in self._links.items() if node.startswith(way.pin)), None)
+        key = target.pin[:PIN_BYTES]
+        existing = next((link for node, link in self._links.items() if node.startswith(target.pin)), None)
         if existing is not None:
             return existing
         dial = self._dials.get(key)
@@ -85,7 +85,7 @@ class NodeTransport(ABC):
                     f"This node is already dialling {MAX_DIALS} peers.", advice="Retry in a few seconds."
                 )
             loop = asyncio.get_running_loop()
-            dial = self._dials[key] = PendingDial(way, self, loop, self._dialled)
+            dial = self._dials[key] = PendingDial(target, self, loop, self._dialled)
         return await asyncio.shield(dial.future)
 
     def link(self, peer: NodeId) -> Link | None:
@@ -98,80 +98,80 @@ class NodeTransport(ABC):
         self._running = False
         for dial in tuple(self._dials.values()):
             dial.drop(PeerUnreachable("This node stops."))
-        for link in (*self._links.values(), *self._greeting):
+        for link in (*self._links.values(), *self._in_handshake):
             link.close(reason)
         await self._stop_listening()
-        await asyncio.sleep(0)  # `connection_lost` of the streams is called by now
+        await asyncio.sleep(0)  # runs `connection_lost` of the streams
 
     def _dialled(self, dial: PendingDial) -> None:
-        self._dials.pop(dial.way.pin[:PIN_BYTES], None)
+        self._dials.pop(dial.target.pin[:PIN_BYTES], None)
 
-    # -- what a kind of transport adds
+    # -- implemented by each transport
 
     @abstractmethod
     async def _listen(self) -> int:
-        """Begin to accept; gives the port. Raises PortTaken."""
+        """Listen; return the port. Raises PortTaken."""
 
     @abstractmethod
     async def _stop_listening(self) -> None:
-        """Nothing is left."""
+        """Close the listening socket."""
 
     @abstractmethod
     def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
-        """See `dialling.Dialler`."""
+        """See `happy_eyeballs.Dialler`."""
 
     @abstractmethod
     def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
-        """The link on the carrier of an attempt that is ready."""
+        """Make the link on the connection of a ready attempt."""
 
     # -- dialling
 
-    def greet(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
+    def start_handshake(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
         ended = self._ended.get(peer, b"")
         handshake = DiallerHandshake(self.identity, peer, self._credentials(), instance=self._instance, ended=ended)
         link = self._attach(attempt, self._new_link)
-        self._greeting.add(link)
-        link.begin(handshake, seconds)
+        self._in_handshake.add(link)
+        link.start_handshake(handshake, seconds)
         return link
 
-    def proving(self, link: NodeLink) -> bool:
+    def may_prove(self, link: NodeLink) -> bool:
         dial = self._dial_of(link)
-        peer = link.greeted
+        peer = link.dialled_peer
         if dial is None or peer is None or peer in self._links:
             return False
-        self._proved[peer] = link
+        self._proving[peer] = link
         return True
 
     def _dial_of(self, link: NodeLink) -> PendingDial | None:
-        return next((dial for dial in self._dials.values() if dial.greeted is link), None)
+        return next((dial for dial in self._dials.values() if dial.candidate is link), None)
 
     # -- accepting
 
-    def accept(self, carrier: StreamConnection) -> NodeLink:
-        """Somebody comes in on `carrier`."""
-        link = self._new_link(carrier)
+    def accept(self, connection: StreamConnection) -> NodeLink:
+        """A peer connected: start the acceptor's handshake."""
+        link = self._new_link(connection)
         handshake = AcceptorHandshake(
             self.identity,
             self._credentials(),
             instance=self._instance,
-            observed=carrier.address,
+            observed=connection.address,
             wall_clock=self._wall_clock,
             admit=self._admit,
         )
-        self._greeting.add(link)
-        link.begin(handshake, HANDSHAKE_SECONDS)
+        self._in_handshake.add(link)
+        link.start_handshake(handshake, HANDSHAKE_SECONDS)
         return link
 
-    def _admit(self, finding: HandshakeResult) -> HelloRefusal | None:
-        """Whether a peer that has proved itself may stay."""
-        peer, existing = finding.peer, self._links.get(finding.peer)
+    def _admit(self, result: HandshakeResult) -> HelloRefusal | None:
+        """Decide whether an authenticated peer may stay; a refusal, or None."""
+        peer, existing = result.peer, self._links.get(result.peer)
         if existing is not None:
-            fresh = existing.instance != finding.instance or existing.name == finding.ended
+            fresh = existing.instance != result.instance or existing.name == result.ended
             if not fresh and existing.facts.dialled and self.identity.node < peer:
                 return DUPLICATE
-        elif peer in self._proved and self.identity.node < peer:
+        elif peer in self._proving and self.identity.node < peer:
             return DUPLICATE
-        if finding.role is Role.CLIENT and self._max_clients is not None and existing is None:
+        if result.role is Role.CLIENT and self._max_clients is not None and existing is None:
             clients = sum(link.facts.role is Role.CLIENT for link in self._links.values())
             if clients >= self._max_clients:
                 return HelloRefusal(
@@ -179,33 +179,33 @@ class NodeTransport(ABC):
                 )
         return None
 
-    # -- links.LinkOwner
+    # -- node_link.LinkOwner
 
-    def established(self, link: NodeLink, finding: HandshakeResult) -> None:
-        self._greeting.discard(link)
-        self._forget_proof(link)
-        old = self._links.pop(finding.peer, None)
+    def established(self, link: NodeLink, result: HandshakeResult) -> None:
+        self._in_handshake.discard(link)
+        self._forget_proving(link)
+        old = self._links.pop(result.peer, None)
         if old is not None:
             old.close("replaced by a new link")
             self._handler_of().link_down(old, "replaced by a new link")
-        self._links[finding.peer] = link
+        self._links[result.peer] = link
         self._handler_of().link_up(link)
         for dial in tuple(self._dials.values()):
-            if dial.matches(finding.peer):
+            if dial.matches(result.peer):
                 dial.linked(link)
 
     def refused(self, link: NodeLink, error: PeerRefused) -> None:
         dial = self._dial_of(link)
         if dial is not None:
-            dial.greeting_failed(link, error)
+            dial.handshake_failed(link, error)
 
     def gone(self, link: NodeLink, reason: str) -> None:
-        self._greeting.discard(link)
-        self._forget_proof(link)
+        self._in_handshake.discard(link)
+        self._forget_proving(link)
         if not link.established:
             dial = self._dial_of(link)
             if dial is not None:
-                dial.greeting_failed(link, reason)
+                dial.handshake_failed(link, reason)
             return
         peer = link.facts.peer
         self._ended[peer] = link.name
@@ -222,15 +222,15 @@ class NodeTransport(ABC):
     def stream(self, link: NodeLink, kind: StreamKind) -> asyncio.BaseProtocol | None:
         return self._handler_of().stream(link, kind)
 
-    # -- inside
+    # -- internals
 
-    def _new_link(self, carrier: StreamConnection) -> NodeLink:
-        return NodeLink(carrier, self, asyncio.get_running_loop(), self._clock)
+    def _new_link(self, connection: StreamConnection) -> NodeLink:
+        return NodeLink(connection, self, asyncio.get_running_loop(), self._clock)
 
-    def _forget_proof(self, link: NodeLink) -> None:
-        peer = link.greeted
-        if peer is not None and self._proved.get(peer) is link:
-            del self._proved[peer]
+    def _forget_proving(self, link: NodeLink) -> None:
+        peer = link.dialled_peer
+        if peer is not None and self._proving.get(peer) is link:
+            del self._proving[peer]
 
     def _handler_of(self) -> LinkHandler:
         return cast(LinkHandler, self._handler)

@@ -75,7 +75,7 @@ EVENTS = st.one_of(
     st.builds(e.ModelWanted, st.just("m")),
     st.builds(e.MeshModelRequested, st.just("n")),
     st.builds(e.ModelRequested, st.just("m")),
-    st.builds(e.DiskScanned, st.just(("m",))),
+    st.builds(e.MachineObserved, st.just(None), models=st.just(("m",))),
     st.just(e.StopWanted()),
 )
 STEPS = st.lists(st.tuples(EVENTS, st.sampled_from([0.0, 0.1, 1.0, 7.0, 400.0])), max_size=40)

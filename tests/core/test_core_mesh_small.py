@@ -187,7 +187,7 @@ def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
     mesh.tell(0, e.MeshModelRequested("m"))
     mesh.tell(0, e.MeshModelRequested("n"))
     for number in (1, 2, 3):
-        mesh.tell(number, e.DiskScanned(("n", "m", "x")))
+        mesh.tell(number, e.MachineObserved(models=("n", "m", "x")))
     mesh.run(20)
     taken = [model.name for i in (1, 2, 3) for model in mesh.cores[i].snapshot().models]
     assert sorted(taken) in (["m", "m", "n"], ["m", "n", "n"])
@@ -198,7 +198,7 @@ def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
 
 def test_a_standby_takes_its_file_by_the_name_that_is_wanted_and_tells_which_names_are_one_file() -> None:
     mesh = together(2)
-    mesh.tell(1, e.DiskScanned(("known", "known.Q4"), aliases=(("known.Q4", "known"),)))
+    mesh.tell(1, e.MachineObserved(models=("known", "known.Q4"), aliases=(("known.Q4", "known"),)))
     mesh.tell(0, e.MeshModelRequested("known.Q4"))
     mesh.run(20)
     assert [model.name for model in mesh.cores[1].snapshot().models] == ["known.Q4"]
@@ -213,7 +213,7 @@ def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
     mesh.until(mesh.whole, within=20)
     mesh.tell(1, e.MeshModelRequested("m"))
     for number in (0, 2):
-        mesh.tell(number, e.DiskScanned(("m",)))
+        mesh.tell(number, e.MachineObserved(models=("m",)))
     mesh.run(20)
     assert [model.name for model in mesh.cores[2].snapshot().models] == ["m"], "the others know that it will not"
     assert mesh.cores[0].snapshot().models == ()

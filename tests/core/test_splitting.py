@@ -62,7 +62,7 @@ class SplitMesh(SmallMesh):
         """Start one; with `model` it is asked to serve that."""
         self.room[number] = room
         self.start(number, () if joins is None else (self.way(joins),))
-        self.tell(number, e.DiskScanned((), room))
+        self.tell(number, e.MachineObserved(room))
         if model:
             self.tell(number, e.ModelWanted(model, apart))
 
@@ -168,7 +168,9 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
 def test_a_node_that_lends_takes_no_model_of_its_own_and_is_at_rest(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.node(2, 600, joins=1)
-    mesh.tell(2, e.DiskScanned(("other",), 600))  # what it would look through again and again, if it lent nothing
+    mesh.tell(
+        2, e.MachineObserved(600, models=("other",))
+    )  # what it would look through again and again, if it lent nothing
     mesh.until(lambda: mesh.serves(1))
     mesh.run(30.0)  # and does not stand still
     assert mesh.cores[2].snapshot().models == ()
@@ -204,7 +206,7 @@ def test_a_model_that_fits_is_served_whole_unless_a_split_is_asked_for(mesh: Spl
 def test_what_is_to_be_split_is_not_taken_whole_while_it_is_measured(mesh: SplitMesh) -> None:
     mesh.node(2, 5000)
     mesh.node(1, 5000, joins=2)
-    mesh.tell(2, e.DiskScanned(("m",), 5000))
+    mesh.tell(2, e.MachineObserved(5000, models=("m",)))
     mesh.slow = True
     mesh.tell(1, e.ModelWanted("m", True))
     mesh.run(20.0)  # somebody who has it has looked what the mesh could use
@@ -233,7 +235,7 @@ def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: Spli
 def test_a_worker_with_several_accelerators_has_a_run_of_layers_for_each(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.node(2, 700, joins=1)
-    mesh.tell(2, e.DiskScanned((), 700, (300, 400)))
+    mesh.tell(2, e.MachineObserved(700, (300, 400)))
     mesh.until(lambda: mesh.serves(1))
     share = mesh.workers[2].share(node_id(2))
     assert share is not None

@@ -18,8 +18,9 @@ from meshllm.core import events as e
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease, LeasedFile
 from meshllm.core.split.planner import WorkerShare
+from meshllm.daemon.engine_provider import EngineProvider
 from meshllm.daemon.start_planner import StartPlanner
-from meshllm.daemon.worker_process import WorkerProcesses
+from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
@@ -80,12 +81,15 @@ class Bench:
         self.sockets.mkdir(parents=True)
         self.threads = 3
         fitter = cast(StartPlanner, self)
-        self.carrying = WorkerProcesses(
-            folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait, fetch, fitter
-        )
+        context = ProcessContext(folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait)
+        self.free = 1 << 30
+        self.carrying = WorkerProcesses(context, fetch, fitter, EngineProvider())
         self.carrying.join(cast(RpcTunnels, self.tunnels), node)
 
     async def refresh_devices(self, engine: Engine) -> None: ...
+
+    def free_memory(self, held: int = 0) -> int:
+        return self.free + held
 
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
         if len(share.devices) == 3:
@@ -246,27 +250,134 @@ async def test_why_a_worker_cannot_be_started_is_said(tmp_path: Path, monkeypatc
         raise faults.pop(0)
 
     monkeypatch.setattr(builder, "ensure", ensure)
-    async with bench(tmp_path / "n", here) as it:
-        for words in ("no compiler", "disk is full"):
+    for number, words in enumerate(("no compiler", "disk is full")):
+        async with bench(tmp_path / str(number), here) as it:
             it.carrying.start(LEASE)
             assert words in (await it.until(e.WorkerGone)).reason
 
 
-async def test_a_lease_that_ends_before_its_process_has_begun(tmp_path: Path, program: Callable[[str], None]) -> None:
-    program(LISTENS)
-    asked, go_on = asyncio.Event(), asyncio.Event()
+async def test_worker_does_not_build_the_engine_again_for_each_proposal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
 
-    async def slowly(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+    async def ensure(**_: Any) -> Engine:
+        attempts.append(1)
+        raise EngineUnavailable("no compiler", advice="install one")
+
+    monkeypatch.setattr(builder, "ensure", ensure)
+    async with bench(tmp_path / "n", here) as it:
+        for _ in range(3):  # a host asks every few seconds
+            it.carrying.start(LEASE)
+            assert "no compiler" in (await it.until(e.WorkerGone)).reason
+        assert len(attempts) == 1
+
+
+async def test_stop_cancels_the_download_of_a_lease(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(LISTENS)
+    asked, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def endless(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
         asked.set()
-        await go_on.wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
         return ()
 
-    async with bench(tmp_path / "n", slowly) as it:
+    async with bench(tmp_path / "n", endless) as it:
         it.carrying.start(LEASE)
         await asked.wait()
         it.carrying.stop(WHICH)
-        go_on.set()
         assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
+        assert cancelled.is_set()
+        assert not it.carrying.active
+
+
+async def test_stop_cancels_the_engine_build_of_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    building = asyncio.Event()
+
+    async def ensure(**_: Any) -> Engine:
+        building.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(builder, "ensure", ensure)
+    async with bench(tmp_path / "n", here) as it:
+        it.carrying.start(LEASE)
+        await building.wait()
+        it.carrying.stop(WHICH)
+        assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
+
+
+async def test_lease_that_is_stopped_before_its_task_begins_ends_too(tmp_path: Path) -> None:
+    async with bench(tmp_path / "n", here) as it:
+        it.carrying.start(LEASE)
+        it.carrying.stop(WHICH)
+        assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
+
+
+async def test_second_lease_begins_only_after_the_first_has_ended(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
+    program(LISTENS)
+    asked, let_end = asyncio.Event(), asyncio.Event()
+    begun: list[int] = []
+
+    async def ensure_files(manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
+        begun.append(1)
+        if len(begun) == 1:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await let_end.wait()  # as a thread that is asked to stop
+        return ()
+
+    second = replace(LEASE, generation=LEASE.generation + 1)
+    async with bench(tmp_path / "n", ensure_files) as it:
+        it.carrying.start(LEASE)
+        await asked.wait()
+        it.carrying.stop(WHICH)
+        it.carrying.start(second)
+        await asyncio.wait_for(asyncio.gather(*[asyncio.sleep(0) for _ in range(20)]), 60)
+        assert len(begun) == 1
+        let_end.set()
+        assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
+        assert await it.until(e.WorkerReady) == e.WorkerReady(second.session, second.generation)
+        assert len(begun) == 2
+        it.carrying.stop((second.session, second.generation))
+        await it.until(e.WorkerGone)
+
+
+async def test_share_that_needs_more_memory_than_is_free_now_is_refused(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
+    program(LISTENS)
+    lease = replace(LEASE, shares=(LEASE.shares[0], replace(LEASE.shares[1], memory=10 * 10**9), LEASE.shares[2]))
+    async with bench(tmp_path / "n", here) as it:
+        it.free = 9 * 10**9
+        it.carrying.start(lease)
+        assert "need 10.0 GB and 9.0 GB are free now" in (await it.until(e.WorkerGone)).reason
+        it.free = 96 * 10**8  # within the tolerance
+        it.carrying.start(lease)
+        await it.until(e.WorkerReady)
+        it.carrying.stop(WHICH)
+        await it.until(e.WorkerGone)
+
+
+async def test_memory_of_a_worker_process_counts_as_held_until_its_lease_ends(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
+    program("ballast = b'x' * (64 << 20)\n" + LISTENS)
+    async with bench(tmp_path / "n", here) as it:
+        assert it.carrying.held_memory() == 0
+        it.carrying.start(LEASE)
+        await it.until(e.WorkerReady)
+        assert it.carrying.held_memory() > 64 << 20
+        it.carrying.stop(WHICH)
+        await it.until(e.WorkerGone)
+        assert it.carrying.held_memory() == 0
 
 
 async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: Path) -> None:
@@ -296,9 +407,8 @@ async def test_a_tunnel_is_made_while_a_worker_makes_itself_ready(tmp_path: Path
 
 async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
     said = list[e.Event]()
-    alone = WorkerProcesses(
-        tmp_path, tmp_path, ChildRegistry(tmp_path / "c"), said.append, here, cast(StartPlanner, None)
-    )
+    context = ProcessContext(tmp_path, tmp_path, ChildRegistry(tmp_path / "c"), said.append)
+    alone = WorkerProcesses(context, here, cast(StartPlanner, None), EngineProvider())
     alone.preconnect(FIRST)
     with pytest.raises((OSError, MeshError), match="no mesh"):
         await alone.connect_workers(LEASE, ())

@@ -22,7 +22,7 @@ from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.draft_selection import NO_DRAFT_REQUEST, DraftSelector
 from meshllm.daemon.engine_process import EngineProcesses
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
-from meshllm.daemon.worker_process import WorkerProcesses
+from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.llama_server import Projector
@@ -45,12 +45,10 @@ class Hands:
         self.released: list[Lease] = []
         self.store = Store(folder / "models")  # nothing was ever fetched into it
         drafter = DraftSelector(NO_DRAFT_REQUEST, self.store, ())
-        ledger = ChildRegistry(folder / "children")
+        context = ProcessContext(folder, folder, ChildRegistry(folder / "children"), self.said.put_nowait)
         self.fitter = StartPlanner(context=64, cap=10**9)
-        self.servers = EngineProcesses(
-            folder, folder, ledger, self.store, self.fitter, drafter, cast(WorkerProcesses, self), self._bring,
-            self.said.put_nowait,
-        )  # fmt: skip
+        workers = cast(WorkerProcesses, self)
+        self.servers = EngineProcesses(context, self.store, self.fitter, drafter, workers, self._bring)
 
     async def _bring(self, *_: Any) -> LocalModel:
         raise AssertionError("no draft was asked for")
@@ -167,3 +165,26 @@ async def test_a_host_that_cannot_reach_its_workers_gives_the_lease_back(tmp_pat
         assert (event.model, event.generation) == ("m", 4)
         assert "no room for sockets" in event.reason
         assert it.released == [LEASE]
+
+
+async def test_stop_cancels_a_start_that_has_no_process_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hands(tmp_path) as it:
+        planning = asyncio.Event()
+
+        async def endless(*_: Any, **__: Any) -> StartPlan:
+            planning.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr(it.fitter, "plan", endless)
+        it.servers.start(model(it, tmp_path), c.StartServer("m", 4), ENGINE)
+        await planning.wait()
+        it.servers.stop("m", 4, at_once=False)
+        assert await it.told() == e.ServerGone("m", 4, "it was stopped")
+
+
+async def test_start_that_is_stopped_in_the_same_moment_ends_too(tmp_path: Path) -> None:
+    async with hands(tmp_path) as it:
+        it.servers.start(model(it, tmp_path), c.StartServer("m", 4), ENGINE)
+        it.servers.stop("m", 4, at_once=True)
+        assert await it.told() == e.ServerGone("m", 4, "it was stopped")

@@ -196,7 +196,7 @@ class World:
     async def close(self) -> None:
         """Everything ends, and nothing is left."""
         for stranger in self.strangers:
-            stranger.carrier.close("the test is over")
+            stranger.connection.close("the test is over")
         for node in self.nodes:
             await node.transport.close()
             assert not node.heard.up
@@ -213,14 +213,14 @@ def leftovers() -> None:
 
 
 class Stranger(Changes):
-    """Says what it likes on a connection: a dial (as far as the carrier sees) and the carrier's user at once."""
+    """Says what it likes on a connection: a dial (as far as the connection sees) and the connection's user at once."""
 
     def __init__(self, target: Node) -> None:
         super().__init__()
         self.is_ready = False
         self.why = ""
         self.target = target
-        self.carrier: MemoryConnection | QuicStreamConnection = cast(Any, None)
+        self.connection: MemoryConnection | QuicStreamConnection = cast(Any, None)
         self.inbox: dict[int, bytearray] = {}
         self.resets: dict[int, int] = {}
         self._frames = Frames(1 << 20)
@@ -230,7 +230,7 @@ class Stranger(Changes):
     def say(self, message: HelloMessage | bytes) -> None:
         """A frame of the handshake."""
         payload = message if isinstance(message, bytes) else encode_hello(message)
-        self.carrier.send(0, frame(payload))
+        self.connection.send(0, frame(payload))
 
     async def hear(self) -> tuple[HelloMessage, bytes]:
         """The next frame, also as it was on the wire."""
@@ -239,7 +239,7 @@ class Stranger(Changes):
         assert payload is not None, self.why
         return decode_hello(payload), payload
 
-    # -- what a carrier sees
+    # -- what a connection sees
 
     def matches(self, node: NodeId) -> bool:
         return node == self.target.id
@@ -253,8 +253,8 @@ class Stranger(Changes):
         self.change()
 
     def attach(self, attempt: object) -> None:
-        self.carrier = cast(MemoryConnection | QuicStreamConnection, attempt)
-        self.carrier.attach(self)
+        self.connection = cast(MemoryConnection | QuicStreamConnection, attempt)
+        self.connection.attach(self)
 
     def data(self, stream: int, data: bytes, end: bool) -> None:
         if stream == 0:

@@ -29,7 +29,7 @@ PATIENT_SECONDS = 20.0
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may be busy: what should work is waited for."""
     monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", PATIENT_SECONDS)
-    monkeypatch.setattr(lanes, "REACH_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr(lanes, "CONNECT_SECONDS", PATIENT_SECONDS)
     monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", PATIENT_SECONDS)
 
 
@@ -331,9 +331,9 @@ async def test_strangers_are_bounded_and_do_not_keep_peers_out(tmp_path: Path, m
         crowd = [(await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port))[1] for _ in range(3)]
         one_more = (await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port))[1]
         await one_more.gone
-        assert listener._strangers == 3
+        assert listener._without_ticket == 3
         await lane(place)  # its host holds a ticket
-        assert listener._strangers == 3
+        assert listener._without_ticket == 3
         assert not any(ear.gone.done() for ear in crowd)
         for ear in crowd:
             ear.transport.abort()
@@ -368,7 +368,7 @@ async def test_a_factory_that_fails_leaves_nothing(tmp_path: Path, caplog: pytes
 
         place.nodes[1].tunnels.serve(HTTP, fail)
         assert await place.nodes[0].lanes.open(place.link(), HTTP, Ear) is None
-        assert place.nodes[1].lanes._listener._knocks == {}
+        assert place.nodes[1].lanes._listener._pending == {}
     assert "no such thing" in caplog.text
 
 
@@ -467,7 +467,7 @@ async def test_a_closed_port_costs_one_try_a_minute_and_that_in_the_background(t
         assert await opener.open(place.link(), HTTP, Ear) is None
         assert place.link().opened == []  # not even asked
         place.nodes[1].lanes._listener.port = real
-        opener._ways[peer].tickets.clear()
+        opener._paths[peer].tickets.clear()
         place.clock.now += BLOCKED_SECONDS
         assert await opener.open(place.link(), HTTP, Ear) is None  # nobody waits for the probe
         await asyncio.gather(*opener._owner._tasks)
@@ -495,7 +495,7 @@ async def test_a_port_that_does_not_answer_is_waited_for_only_a_moment(
                 attempt.cancel()
             await asyncio.gather(*opener._owner._tasks, return_exceptions=True)
             assert opener.facts(peer).blocked == ""
-            monkeypatch.setattr(lanes, "REACH_SECONDS", 0.01)
+            monkeypatch.setattr(lanes, "CONNECT_SECONDS", 0.01)
             assert await opener.open(place.link(), HTTP, Ear) is None
             assert "does not get through" in opener.facts(peer).blocked
 
@@ -523,7 +523,7 @@ async def test_a_peer_without_a_listener_accepts_no_lanes(tmp_path: Path) -> Non
 
 
 async def test_a_peer_that_does_not_answer_the_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "REACH_SECONDS", 0.01)
+    monkeypatch.setattr(lanes, "CONNECT_SECONDS", 0.01)
     async with town(tmp_path) as place:
         place.nodes[1].lanes.ticket_handler = lambda link: asyncio.Protocol()  # type: ignore[method-assign]
         assert await place.nodes[0].lanes.open(place.link(), HTTP, Ear) is None

@@ -53,7 +53,7 @@ def dialler(credentials: Credentials = MEMBER, peer: NodeId = ACCEPTOR.node) -> 
 
 
 def acceptor(
-    credentials: Credentials = MEMBER, admit: Callable[[HandshakeResult], HelloRefusal | None] = lambda finding: None
+    credentials: Credentials = MEMBER, admit: Callable[[HandshakeResult], HelloRefusal | None] = lambda result: None
 ) -> AcceptorHandshake:
     return AcceptorHandshake(
         ACCEPTOR, credentials, instance=INSTANCE, observed=SEEN, wall_clock=lambda: NOW, admit=admit
@@ -70,8 +70,8 @@ def shake(one: DiallerHandshake, other: AcceptorHandshake) -> None:
 def refusal(one: DiallerHandshake, other: AcceptorHandshake) -> PeerRefused:
     with pytest.raises(PeerRefused) as caught:
         shake(one, other)
-    assert one.finding is None
-    assert other.finding is None
+    assert one.result is None
+    assert other.result is None
     return caught.value
 
 
@@ -81,29 +81,29 @@ def refusal(one: DiallerHandshake, other: AcceptorHandshake) -> PeerRefused:
 def test_members_of_a_mesh_find_each_other() -> None:
     one, other = dialler(client()), acceptor(replace(MEMBER, mesh=MeshId(b"a different mesh")))
     shake(one, other)
-    assert one.finding is not None
-    assert other.finding is not None
-    assert (one.finding.peer, other.finding.peer) == (ACCEPTOR.node, DIALLER.node)
-    assert (one.finding.role, other.finding.role) == (Role.NODE, Role.CLIENT)
-    assert (one.finding.mesh, other.finding.mesh) == (b"a different mesh", MESH)
-    assert one.finding.name == other.finding.name
-    assert one.finding.observed == SEEN
-    assert one.finding.secret is None
+    assert one.result is not None
+    assert other.result is not None
+    assert (one.result.peer, other.result.peer) == (ACCEPTOR.node, DIALLER.node)
+    assert (one.result.role, other.result.role) == (Role.NODE, Role.CLIENT)
+    assert (one.result.mesh, other.result.mesh) == (b"a different mesh", MESH)
+    assert one.result.name == other.result.name
+    assert one.result.observed == SEEN
+    assert one.result.secret is None
 
 
 def test_an_invite_gets_its_holder_in_and_brings_the_secret() -> None:
     expires = int(NOW) + 1
     one = dialler(Credentials(MESH, None, (invite_key(SECRET, expires), expires)))
     shake(one, acceptor())
-    assert one.finding is not None
-    assert one.finding.secret == SECRET
+    assert one.result is not None
+    assert one.result.secret == SECRET
 
 
 def test_an_invite_that_never_expires_is_the_secret() -> None:
     one = dialler(Credentials(MESH, None, (invite_key(SECRET, 0), 0)))
     shake(one, acceptor())
-    assert one.finding is not None
-    assert one.finding.secret is None
+    assert one.result is not None
+    assert one.result.secret is None
 
 
 def test_a_wrong_secret_is_refused() -> None:
@@ -120,7 +120,7 @@ def test_an_acceptor_without_the_secret_is_not_believed() -> None:
     with pytest.raises(PeerRefused) as caught:
         one.receive(encode_hello(Welcome(bytes(32), MESH, None)))
     assert caught.value.reason == "wrong_secret"
-    assert one.finding is None
+    assert one.result is None
 
 
 def test_an_expired_invite_is_refused() -> None:
@@ -158,8 +158,8 @@ def test_a_node_refuses_itself() -> None:
 def test_who_may_not_stay_hears_why() -> None:
     asked: list[HandshakeResult] = []
 
-    def admit(finding: HandshakeResult) -> HelloRefusal:
-        asked.append(finding)
+    def admit(result: HandshakeResult) -> HelloRefusal:
+        asked.append(result)
         return HelloRefusal("too_many_clients", "Full.", "Go elsewhere.")
 
     error = refusal(dialler(), acceptor(admit=admit))
@@ -187,8 +187,8 @@ def test_the_newest_protocol_of_both_is_spoken(
         assert ("dialling" in error.message) == (ours < theirs)
     else:
         shake(one, other)
-        assert one.finding is not None
-        assert one.finding.protocol == chosen
+        assert one.result is not None
+        assert one.result.protocol == chosen
 
 
 def test_an_older_protocol_than_both_speak_is_not_taken() -> None:
@@ -216,7 +216,7 @@ def test_a_replayed_hello_is_refused() -> None:
     again.receive(hello)
     answer = decode_hello(again.receive(proof))
     assert isinstance(answer, HelloRefusal)
-    assert again.finding is None
+    assert again.result is None
 
 
 def test_a_replayed_welcome_is_refused() -> None:
@@ -240,7 +240,7 @@ def test_a_proof_made_for_another_acceptor_is_refused() -> None:
     proof = one.receive(encode_hello(replace(challenge, node=between.node)))
     assert proof is not None
     assert isinstance(decode_hello(third.receive(proof)), HelloRefusal)
-    assert third.finding is None
+    assert third.result is None
 
 
 def test_a_reflected_proof_is_refused() -> None:
@@ -294,7 +294,7 @@ def test_an_altered_hello_is_noticed(alter: Callable[[Hello], Hello]) -> None:
     proof = one.receive(challenge)
     assert proof is not None
     assert isinstance(decode_hello(other.receive(proof)), HelloRefusal)
-    assert other.finding is None
+    assert other.result is None
 
 
 FIELDS_OF_CHALLENGE: list[Callable[[Challenge], Challenge]] = [
@@ -313,7 +313,7 @@ def test_an_altered_challenge_is_noticed(alter: Callable[[Challenge], Challenge]
     proof = one.receive(encode_hello(alter(challenge)))
     assert proof is not None
     assert isinstance(decode_hello(other.receive(proof)), HelloRefusal)
-    assert other.finding is None
+    assert other.result is None
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
@@ -367,9 +367,9 @@ def test_frames_are_the_same_byte_by_byte(payloads: list[bytes], step: int) -> N
 
 def test_nothing_shows_the_secret() -> None:
     credentials = Credentials(MESH, SECRET, (SECRET, 5))
-    finding = HandshakeResult(DIALLER.node, Role.NODE, MESH, 1, b"", b"", secret=SECRET)
+    result = HandshakeResult(DIALLER.node, Role.NODE, MESH, 1, b"", b"", secret=SECRET)
     facts = LinkFacts(DIALLER.node, Role.NODE, MESH, SEEN, True, 0.0, 1, secret=SECRET)
-    for shown in (credentials, finding, facts, Welcome(bytes(32), MESH, None, SECRET), dialler(), acceptor()):
+    for shown in (credentials, result, facts, Welcome(bytes(32), MESH, None, SECRET), dialler(), acceptor()):
         assert "secret--" not in repr(shown)
 
 
@@ -389,7 +389,7 @@ async def test_a_stranger_who_knows_the_secret_gets_in(world: World) -> None:
     stranger.say(cast(bytes, handshake.receive((await stranger.hear())[1])))
     handshake.receive((await stranger.hear())[1])
     await target.heard.until(lambda: DIALLER.node in target.heard.up)
-    stranger.carrier.send(0, frame(b"a message"))
+    stranger.connection.send(0, frame(b"a message"))
     await target.heard.until(lambda: target.heard.messages == [b"a message"])
 
 
@@ -437,9 +437,9 @@ async def test_a_replay_on_the_wire_gets_nobody_in(world: World) -> None:
 async def test_an_oversized_frame_ends_it_before_it_has_come(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
-    stranger.carrier.send(0, (MAX_HELLO_BYTES + 1).to_bytes(4, "big"))
+    stranger.connection.send(0, (MAX_HELLO_BYTES + 1).to_bytes(4, "big"))
     await stranger.until(lambda: stranger.why)
-    assert "at most" in stranger.why
+    assert "the limit is" in stranger.why
 
 
 async def test_garbage_ends_it(world: World) -> None:
@@ -455,13 +455,13 @@ async def test_who_is_slow_is_cut_off(world: World, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(node_transport, "HANDSHAKE_SECONDS", 0.3)
     target = await world.node()
     stranger = await world.stranger(target)
-    stranger.carrier.send(0, b"\0")
+    stranger.connection.send(0, b"\0")
     for byte in (b"\0", b"\1", b"x"):
-        stranger.carrier.send(0, byte)
-        stranger.carrier.unacknowledged(0)
+        stranger.connection.send(0, byte)
+        stranger.connection.unacknowledged(0)
     await stranger.until(lambda: stranger.why)
     assert "too long" in stranger.why
-    assert not target.transport._greeting
+    assert not target.transport._in_handshake
 
 
 async def test_a_dialled_node_that_says_nothing_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,8 +476,8 @@ async def test_who_has_proved_nothing_opens_no_stream(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
     await hello_of(stranger)
-    stranger.carrier.send(4, bytes([StreamKind.HTTP_TUNNEL]) + b"POST /v1/chat/completions")
-    if world.kind == "memory":  # there the bound is the carrier's; QUIC does not even send what is over it
+    stranger.connection.send(4, bytes([StreamKind.HTTP_TUNNEL]) + b"POST /v1/chat/completions")
+    if world.kind == "memory":  # there the bound is the connection's; QUIC does not even send what is over it
         await stranger.until(lambda: stranger.why)
     else:
         assert isinstance((await stranger.hear())[0], Challenge)
@@ -490,7 +490,7 @@ async def test_nothing_more_is_read_of_who_was_refused(world: World) -> None:
     handshake = await hello_of(stranger, replace(MEMBER, secret=b"wrong---16-bytes"))
     proof = cast(bytes, handshake.receive((await stranger.hear())[1]))
     stranger.say(proof)
-    stranger.carrier.send(0, frame(b"a message") * 20)
+    stranger.connection.send(0, frame(b"a message") * 20)
     assert isinstance((await stranger.hear())[0], HelloRefusal)
     await stranger.until(lambda: stranger.why)
     assert target.heard.messages == []

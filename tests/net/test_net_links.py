@@ -117,7 +117,7 @@ async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
     hellos: set[object] = set()
 
     def hold_proofs(self: node_link.LinkGreeting, data: bytes) -> None:
-        if self._link.carrier.dialled or self not in hellos:
+        if self._link.connection.dialled or self not in hellos:
             hellos.add(self)
             read(self, data)
             return
@@ -189,7 +189,7 @@ async def test_a_link_that_one_end_has_lost_is_replaced_when_it_dials(
     await other.heard.until(lambda: other.heard.up)
     loser, still = (one, other) if dialler_loses else (other, one)
     lost = cast(node_link.NodeLink, loser.transport.links()[0])
-    lost.carrier._end()  # type: ignore[attr-defined]
+    lost.connection._end()  # type: ignore[attr-defined]
     lost.lost("as if the network had been away for longer than this end waits")
     await loser.transport.dial(still.way)
     await still.heard.until(lambda: len(still.heard.events) == 3)
@@ -308,7 +308,7 @@ async def test_a_message_with_a_length_beyond_the_bound_costs_the_link(world: Wo
     one, other, dialled, _ = await world.pair()
     dialled._streams.open_streams[0].write((MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
     await other.heard.until(lambda: not other.heard.up)
-    assert "at most" in other.heard.reasons[0]
+    assert "the limit is" in other.heard.reasons[0]
     await one.heard.until(lambda: not one.heard.up)
 
 

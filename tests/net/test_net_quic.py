@@ -68,7 +68,7 @@ def endpoint_of(node: Node) -> Endpoint:
 
 
 def connection_of(link: object) -> MeshConnection:
-    return cast(QuicStreamConnection, link.carrier)._quic  # type: ignore[attr-defined]
+    return cast(QuicStreamConnection, link.connection)._quic  # type: ignore[attr-defined]
 
 
 def first_datagram() -> bytes:
@@ -180,10 +180,10 @@ async def test_strangers_are_bounded_and_leave_room_for_who_is_real(
         return [header.token for header in headers if header.packet_type == QuicPacketType.RETRY]
 
     await bare.until(lambda: len(retries()) == 10)
-    assert endpoint_of(target).strangers == endpoint.RETRY_ABOVE
+    assert endpoint_of(target).unauthenticated == endpoint.RETRY_ABOVE
     link = await real.transport.dial(target.way)
     assert link.facts.peer == target.id
-    assert endpoint_of(target).strangers == endpoint.RETRY_ABOVE
+    assert endpoint_of(target).unauthenticated == endpoint.RETRY_ABOVE
     await bare.close()
 
 
@@ -228,7 +228,7 @@ async def test_one_address_has_so_many_places(
         bare.transport.sendto(first_datagram())
     bare.transport.sendto(of_unknown_version())
     await bare.until(lambda: any(data[1:5] == bytes(4) for data in bare.got))  # all before it has been looked at
-    assert endpoint_of(target).strangers == limit
+    assert endpoint_of(target).unauthenticated == limit
     await bare.close()
 
 
@@ -236,18 +236,18 @@ async def test_strangers_who_say_nothing_are_gone_in_time(world: World, monkeypa
     monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 0.1)
     target = await world.node()
     gone = Changes()
-    known = endpoint_of(target).known
+    known = endpoint_of(target).authenticated
 
     def note(route: object) -> None:
         known(route)  # type: ignore[arg-type]
         gone.change()
 
-    endpoint_of(target).known = note  # type: ignore[method-assign]
+    endpoint_of(target).authenticated = note  # type: ignore[method-assign]
     bare = await wire(target.address)
     for _ in range(5):
         bare.transport.sendto(first_datagram())
     await bare.until(lambda: bare.got)
-    await gone.until(lambda: endpoint_of(target).strangers == 0)
+    await gone.until(lambda: endpoint_of(target).unauthenticated == 0)
     assert endpoint_of(target).routes == {}
     await bare.close()
 
@@ -264,7 +264,7 @@ async def test_an_unknown_version_of_quic_is_answered_with_the_known_one(world: 
     assert header.packet_type == QuicPacketType.VERSION_NEGOTIATION
     assert header.supported_versions == quic_connection.VERSIONS
     assert len(bare.got) == 1
-    assert endpoint_of(target).strangers == 0
+    assert endpoint_of(target).unauthenticated == 0
     await bare.close()
 
 
@@ -289,13 +289,13 @@ async def test_a_stranger_cannot_have_a_gap_kept(world: World) -> None:
     """One byte far ahead would make QUIC hold the whole gap before it."""
     target = await world.node()
     stranger = await world.stranger(target)
-    connection = cast(QuicStreamConnection, stranger.carrier)._quic
+    connection = cast(QuicStreamConnection, stranger.connection)._quic
     connection._remote_max_data = 1 << 40
-    stranger.carrier.send(0, b"\0")
+    stranger.connection.send(0, b"\0")
     sender = connection._streams[0].sender
     sender._pending.subtract(0, 1)
     sender._buffer_start = sender._buffer_stop = 40_000
-    stranger.carrier.send(0, b"x")
+    stranger.connection.send(0, b"x")
     await stranger.until(lambda: stranger.why)
     assert stranger.why == "Over connection data limit"
 
@@ -321,7 +321,7 @@ async def test_limits_follow_what_is_read(world: World) -> None:
 
 
 async def test_a_link_takes_as_many_streams_as_it_says(world: World) -> None:
-    """A stranger's one stream becomes MAX_STREAMS_PER_LINK with trust, again and again as they end."""
+    """A stranger's one stream becomes MAX_STREAMS_PER_LINK with allow_streams, again and again as they end."""
     _, other, dialled, accepted = await world.pair()
     other.heard.serve = lambda kind: Talker(keep=False)
     assert connection_of(accepted)._local_max_streams_bidi.value == MAX_STREAMS_PER_LINK + 1

@@ -27,7 +27,7 @@ both_ways = pytest.mark.parametrize("with_lanes", [True, False], ids=["lanes", "
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may be busy: what should work is waited for."""
     monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 20.0)
-    monkeypatch.setattr(lanes, "REACH_SECONDS", 20.0)
+    monkeypatch.setattr(lanes, "CONNECT_SECONDS", 20.0)
 
 
 class Known:

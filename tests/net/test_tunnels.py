@@ -20,7 +20,7 @@ from meshllm.net.tunnels import tunnels
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine that runs the tests may be busy: what should work is waited for."""
     monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 20.0)
-    monkeypatch.setattr(lanes, "REACH_SECONDS", 20.0)
+    monkeypatch.setattr(lanes, "CONNECT_SECONDS", 20.0)
 
 
 both_kinds = pytest.mark.parametrize("kind", ["memory", "quic"])

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from meshllm.core.events import DiskScanned, JoinWanted, LoadsChanged, ModelWanted, SpeedMeasured
+from meshllm.core.events import JoinWanted, LoadsChanged, MachineObserved, ModelWanted, SpeedMeasured
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, Role
 from tests.sim import observe
 from tests.sim.network import Network
@@ -170,7 +170,7 @@ class Player:
             loads = [ModelLoad(name, rng.randrange(1, 5), rng.randrange(20)) for name in served]
             simulation.tell(index, LoadsChanged(tuple(loads)))
             simulation.tell(index, SpeedMeasured(around(BUSY_SPEED)))
-            simulation.tell(index, DiskScanned(tuple(served), around(BUSY_MEMORY)))
+            simulation.tell(index, MachineObserved(around(BUSY_MEMORY), models=tuple(served)))
         simulation.at(simulation.now + 1.0, self._report_load, index)
 
     def _cut(self, step: Step) -> None:

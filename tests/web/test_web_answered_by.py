@@ -88,7 +88,7 @@ async def test_a_page_may_read_who_answered(table: Bench) -> None:
     await table.serve()
     body = {"model": "m"}
     response = await table.call(request("POST", "/v1/chat/completions", body, {"Origin": "http://localhost:3131"}))
-    assert response.headers["access-control-expose-headers"] == HOST_HEADER
+    assert response.headers["access-control-expose-headers"] == f"{HOST_HEADER}, x-request-id"
     assert "access-control-expose-headers" not in (await table.call(ask())).headers
 
 
@@ -96,7 +96,7 @@ async def test_the_speed_of_the_last_answer_is_kept_for_each_target(table: Bench
     await table.serve(telling)
     for stream, speed in ((True, 41.5), (False, 17.0)):
         await table.call(ask(stream=stream))
-        [desk] = table.gateway.all_desks()
+        [desk] = table.gateway.target_queues()
         assert desk.tokens_per_second == speed
 
 
@@ -104,5 +104,5 @@ async def test_the_speed_is_unknown_where_nobody_tells(table: Bench) -> None:
     upstream = await table.backend(well)
     table.publish(backends=(backend(upstream.address, "m"),))
     await table.call(ask(stream=True))
-    [desk] = table.gateway.all_desks()
+    [desk] = table.gateway.target_queues()
     assert desk.tokens_per_second is None

@@ -77,7 +77,7 @@ async def test_only_what_is_needed_goes_upstream(folder: Path) -> None:
     async def tell(call: Call) -> None:
         call.answer({"head": call.head.decode()})
 
-    async with bench(folder) as table:
+    async with bench(folder, AccessPolicy("secret")) as table:
         engine = await table.serve(tell)
         body = {"model": "m", "messages": [], "é": "ü"}
         headers = {
@@ -106,7 +106,7 @@ async def test_a_backend_gets_its_own_key_its_own_host_and_its_own_path(folder: 
     async with bench(folder, backend_keys=keys) as table:
         upstream = await table.backend(tell)
         url = upstream.address + "/deep/er"
-        table.gateway._backend_keys[url] = "k3y"
+        table.gateway._dispatcher._keys[url] = "k3y"
         table.publish(backends=(backend(url, "m"),))
         head = (await table.call(ask())).json["head"]
         assert head.startswith("POST /deep/er/v1/chat/completions HTTP/1.1\r\n")

@@ -312,7 +312,7 @@ async def test_a_head_is_bounded_while_another_request_is_at_work(table: Bench) 
     connection = next(iter(table.gateway._connections.live))
     # It stops taking more in: nothing of what follows is kept.
     async with asyncio.timeout(PATIENCE):
-        while connection._refusal is None:  # noqa: ASYNC110 - what it waits for is that a loop of ours has read on
+        while connection._rejection is None:  # noqa: ASYNC110 - what it waits for is that a loop of ours has read on
             await asyncio.sleep(0)
     caller.abort()
     await table.idle()

@@ -92,7 +92,7 @@ async def test_a_request_is_served_by_a_peer(place: Town, path: str) -> None:
         for event in STREAMS[path]:
             assert event.splitlines()[0] in stream.body
     assert all(call.path == path for call in engine.calls)
-    assert set(place.here.gateway.outcomes) == set(place.benches[1].gateway.guest_outcomes) == {"answered"}
+    assert set(place.here.gateway.outcomes) == set(place.benches[1].gateway.peer_outcomes) == {"answered"}
 
 
 async def test_the_connection_to_a_peer_serves_many_requests_after_streams_too(place: Town) -> None:
@@ -239,7 +239,7 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_host_dies(pla
 async def test_a_host_that_cannot_be_connected_to_is_left_for_another(
     place: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.timeouts.CONNECT_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr("meshllm.web.gateway.timeouts.CONNECT_TIMEOUT_SECONDS", 0.02)
     place.roads.slow[ONE.hex()] = asyncio.Event()
     await place.serve(1)
     two = await place.serve(2)
@@ -295,7 +295,7 @@ async def test_what_is_not_there_any_more_is_asked_elsewhere(place: Town, stream
     place.here.meet(host(ONE, "m"), host(TWO, "m", rtt=5.0))
     assert (await place.here.call(hello(stream=stream))).status == 200
     assert len(two.calls) == 1
-    assert place.benches[1].gateway.guest_outcomes == ["failed"]
+    assert place.benches[1].gateway.peer_outcomes == ["failed"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -323,7 +323,7 @@ async def test_an_error_after_comments_alone_is_no_answer(place: Town, path: str
     caller = await place.here.caller()
     caller.send(ask(path, stream=True))
     await caller.head()
-    heard = await caller.until(b"reading the prompt")
+    heard = await caller.until(b"processing the prompt")
     gate.set()
     response = await finish(caller, heard)
     assert b"Hello" in response.body
@@ -401,7 +401,7 @@ async def test_a_conversation_stays_with_its_host(place: Town, more: dict[str, A
     # One that fails is not waited for, and not asked again when it is back.
     place.roads.kill(TWO)
     assert (await place.here.call(hello(**more))).status == 200
-    assert (TargetKind.PEER, TWO.hex()) not in place.here.gateway.stickiness._keys
+    assert (TargetKind.PEER, TWO.hex()) not in place.here.gateway._dispatcher.affinity._keys
     place.roads.closed.clear()
     assert (await place.here.call(hello(**more))).status == 200
     assert (len(one.calls), len(two.calls)) == (3, 3)
@@ -444,7 +444,7 @@ async def test_a_host_that_takes_too_long_for_its_first_byte_is_left(
     assert b"Hello" in (await place.here.call(ask(stream=True))).body
     assert (len(slow.calls), len(two.calls)) == (1, 1)
     if kind == "peer":
-        await place.benches[1].gateway.watch.until(lambda: place.benches[1].gateway.guest_outcomes == ["abandoned"])
+        await place.benches[1].gateway.watch.until(lambda: place.benches[1].gateway.peer_outcomes == ["abandoned"])
 
 
 @pytest.mark.usefixtures("quick")
@@ -458,7 +458,7 @@ async def test_nobody_is_left_for_being_slow_if_there_is_no_other(place: Town, m
     caller.send(ask(stream=True, number=1))
     await caller.head()
     heard = b""
-    while heard.count(b": the model is reading the prompt") < 5:
+    while heard.count(b": processing the prompt") < 5:
         heard += await caller.piece()
     gate.let(1)
     assert b"Hello" in (await finish(caller, heard)).body
@@ -489,7 +489,7 @@ async def test_a_peer_that_falls_silent_is_gone(place: Town, monkeypatch: pytest
     monkeypatch.setattr("meshllm.web.gateway.timeouts.PEER_SILENCES", 5)
     one, two = await place.serve(1, never), await place.serve(2)
     # Its gateway's clock stands still.
-    monkeypatch.setattr(place.benches[1].gateway._tunnels, "sweep", lambda now: True)
+    monkeypatch.setattr(place.benches[1].gateway._peer_endpoints, "sweep", lambda now: True)
     place.here.meet(host(ONE, "m"), host(TWO, "m", rtt=5.0))
     assert (await place.here.call(ask(stream=stream))).status == 200
     assert (len(one.calls), len(two.calls)) == (1, 1)
@@ -642,7 +642,7 @@ async def test_any_bytes_of_a_peer_end_in_sound_http_or_none(place: Town, seed: 
         found = await answers(peer)
         assert {response.status for response in found} <= {200, 400, 403, 408, 413, 415, 431, 503, 505}, data
         await peer.close()
-    await gateway.watch.until(lambda: not gateway.guests)
+    await gateway.watch.until(lambda: not gateway.peer_requests)
     await gateway.close()
     assert (gateway.tunnels, gateway.body_bytes) == (0, 0)
     assert not place.benches[1].faults
@@ -684,7 +684,7 @@ async def test_one_peer_has_so_many_requests_at_a_time(place: Town, monkeypatch:
     # It costs that peer alone.
     other = await inside(place, peer=TWO.hex())
     other.send(ask(number=3))
-    await gateway.watch.until(lambda: gateway.guests == 3)
+    await gateway.watch.until(lambda: gateway.peer_requests == 3)
     gate.let(3)
     for peer in (*peers[:2], other):
         assert (await peer.response()).status == 200
@@ -705,7 +705,7 @@ async def test_peers_leave_room_in_the_queue_for_this_nodes_own_callers(
         peers.append(await inside(place))
         peers[-1].send(ask(number=number))
         if number < 3:
-            await gateway.watch.until(lambda: gateway.guests == number + 1)  # noqa: B023
+            await gateway.watch.until(lambda: gateway.peer_requests == number + 1)  # noqa: B023
     assert (await peers[3].response()).status == 429
     mine = await queue(place.benches[1], 2, 10)
     gate.let(5)
@@ -747,7 +747,7 @@ async def test_a_caller_who_goes_away_stops_the_work_at_the_far_host(place: Town
         caller.abort()
         await engine.watch.until(lambda: engine.open == 0)
     await place.here.idle()
-    assert place.benches[1].gateway.guest_outcomes == ["abandoned"] * 2
+    assert place.benches[1].gateway.peer_outcomes == ["abandoned"] * 2
 
 
 async def test_a_caller_that_does_not_read_holds_the_engine_back(place: Town) -> None:
@@ -789,7 +789,7 @@ async def test_a_close_lets_peers_finish_and_no_one_in(place: Town) -> None:
     peer, idle = await inside(place), await inside(place)
     peer.send(ask(number=1))
     gateway = place.benches[1].gateway
-    await gateway.watch.until(lambda: gateway.guests == 1)
+    await gateway.watch.until(lambda: gateway.peer_requests == 1)
     async with asyncio.TaskGroup() as group:
         closing = group.create_task(gateway.close(5.0))
         assert await idle.eof() == b""

@@ -19,7 +19,7 @@ from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import PUBLIC, WITHHELD, Audience, redacted, redacted_status
 from meshllm.web.console.request_status import RequestsAnswer
-from meshllm.web.console.server import MAX_REMOTE_CONNECTIONS, PROXY_HEADERS, Console, Invitation
+from meshllm.web.console.server import MAX_REMOTE_CONNECTIONS, Console, Invitation
 from meshllm.web.console.status import (
     BackendStatus,
     FileStatus,
@@ -30,7 +30,7 @@ from meshllm.web.console.status import (
     TargetLoad,
     node_status,
 )
-from meshllm.web.http.access_control import AccessPolicy, is_near
+from meshllm.web.http.access_control import PROXY_HEADERS, AccessPolicy, is_local
 from tests.elsewhere import own_address
 
 KEY = "k3y-of-this-node"
@@ -125,7 +125,7 @@ async def desk(page: Path) -> AsyncIterator[Desk]:
     ],
 )
 def test_only_names_that_nobody_else_can_give_are_known(host: str, at: str, known: bool) -> None:
-    assert AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_name(host, at) is known
+    assert AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_host(host, at) is known
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_whatever_a_caller_says_it_is_judged(origin: str, host: str, at: str) ->
     headers = {b"origin": origin.encode("utf-8", "replace"), b"host": host.encode("utf-8", "replace")}
     if policy.refuse("192.0.2.9", headers, at) is None:
         pytest.fail("a stranger without a key was let in")
-    if policy.refuse_name(headers, at) is None:
-        assert policy.knows_name(host.partition(":")[0].strip("[]"), at) or ":" in host
+    if policy.refuse_host(headers, at) is None:
+        assert policy.knows_host(host.partition(":")[0].strip("[]"), at) or ":" in host
 
 
 # -- each route, from here and from elsewhere
@@ -512,8 +512,8 @@ def test_redacted_requests_have_no_error_texts_and_no_addresses() -> None:
 
 
 def test_nearness_takes_both_the_address_and_the_name() -> None:
-    assert is_near("127.0.0.1", {b"host": b"localhost:3131"})
-    assert is_near("", {b"host": b"127.0.0.1"})
-    assert not is_near("127.0.0.1", {b"host": b"192.0.2.7"})
-    assert not is_near("192.0.2.9", {b"host": b"localhost"})
-    assert not is_near("127.0.0.1", {})
+    assert is_local("127.0.0.1", {b"host": b"localhost:3131"})
+    assert not is_local("", {b"host": b"127.0.0.1"})
+    assert not is_local("127.0.0.1", {b"host": b"192.0.2.7"})
+    assert not is_local("192.0.2.9", {b"host": b"localhost"})
+    assert not is_local("127.0.0.1", {})

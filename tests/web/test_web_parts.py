@@ -243,7 +243,7 @@ async def test_asking_a_backend_for_its_models(monkeypatch: pytest.MonkeyPatch) 
                 await list_models(f"{url}/{kind}", None)
     finally:
         await upstream.die()
-    with pytest.raises(BadBackend, match=r"^it cannot be reached: Connection refused$"):
+    with pytest.raises(BadBackend, match=r"^connection failed: Connection refused$"):
         await list_models(url, None)
 
 
@@ -256,7 +256,7 @@ class _Waiter:
     def __init__(self) -> None:
         self.had = 0
 
-    def granted(self, desk: TargetQueue) -> None:
+    def slot_granted(self, desk: TargetQueue) -> None:
         self.had += 1
 
 
@@ -278,7 +278,7 @@ def test_a_desk_never_gives_more_than_it_has_and_forgets_nobody(steps: list[str]
         elif step == "join" and held == slots:
             waiter = _Waiter()
             if desk.join(waiter):
-                assert desk.place(waiter) == len(line)
+                assert desk.position(waiter) == len(line)
                 line.append(waiter)
             else:
                 assert len(line) == desk.queue_limit

@@ -63,7 +63,7 @@ def test_why_nothing_is_guessed() -> None:
 
 
 async def test_the_metrics_count_guesses() -> None:
-    gateway = Gateway(AccessPolicy(), guesses=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
+    gateway = Gateway(AccessPolicy(), draft_counts=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
     try:
         families = {family.name: family for family in text_string_to_metric_families(gateway.metrics.text().decode())}
     finally:

@@ -612,7 +612,7 @@ async def test_a_request_too_deep_to_be_written_again(table: Bench) -> None:
 
 
 async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.gateway.request.MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr("meshllm.web.gateway.request.MAX_RESPONSE_BYTES", 1 << 20)
 
     async def script(call: Call) -> None:
         call.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
@@ -726,5 +726,5 @@ async def test_a_target_that_is_withdrawn_finishes_what_it_began_and_keeps_nothi
     for caller in callers:
         assert (await caller.response()).status == 200
     table.publish()
-    assert not table.gateway.all_desks()
+    assert not table.gateway.target_queues()
     await upstream.watch.until(lambda: upstream.open == 0)

@@ -111,7 +111,7 @@ async def test_a_prompt_that_takes_long_is_not_silent(table: Bench) -> None:
     caller = await table.caller()
     caller.send(ask(stream=True, number=1))
     await caller.head()
-    await caller.until(b": the model is reading the prompt\n\n")
+    await caller.until(b": processing the prompt\n\n")
     gate.let(1)
     assert b"Hello" in (await finish(caller)).body
 

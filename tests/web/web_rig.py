@@ -31,6 +31,7 @@ from meshllm.core.snapshot import (
 from meshllm.util.progress import Progress
 from meshllm.web.gateway.gateway import Gateway
 from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.request_log import Outcome
 from meshllm.web.http.access_control import AccessPolicy
 
 # No test comes near it; a hang becomes a failure that names the line.
@@ -68,15 +69,31 @@ class WatchedGateway(Gateway):
         super().__init__(policy, backend_keys, **mesh)
         self.watch = Watch()
         self.outcomes: list[str] = []
-        self.guest_outcomes: list[str] = []
-        count = self.metrics.count_guest
+        self.peer_outcomes: list[str] = []
+        count = self.metrics.count_peer_request
 
-        def count_guest(model: str, outcome: str) -> None:
+        def count_peer_request(model: str, outcome: Outcome) -> None:
             count(model, outcome)
-            self.guest_outcomes.append(outcome)
+            self.peer_outcomes.append(outcome.value)
             self.watch.notify()
 
-        self.metrics.count_guest = count_guest  # type: ignore[method-assign]
+        self.metrics.count_peer_request = count_peer_request  # type: ignore[method-assign]
+        dispatcher = self._dispatcher
+        waits, ended = dispatcher.waits, dispatcher.ended
+
+        def watched_waits(request: ProxiedRequest, waiting: bool) -> None:
+            waits(request, waiting)
+            self.watch.notify()
+
+        def watched_ended(request: ProxiedRequest) -> None:
+            ended(request)
+            if not request.from_peer:
+                assert request.trace.outcome is not None
+                self.outcomes.append(request.trace.outcome.value)
+            self.watch.notify()
+
+        dispatcher.waits = watched_waits  # type: ignore[method-assign]
+        dispatcher.ended = watched_ended  # type: ignore[method-assign]
         inner = self._connections.remove
 
         def remove(connection: Any) -> None:
@@ -85,29 +102,20 @@ class WatchedGateway(Gateway):
 
         self._connections.remove = remove  # type: ignore[method-assign]
 
-    def waits(self, exchange: ProxiedRequest, waiting: bool) -> None:
-        super().waits(exchange, waiting)
-        self.watch.notify()
-
-    def ended(self, exchange: ProxiedRequest) -> None:
-        super().ended(exchange)
-        self.outcomes.append(exchange.outcome)
-        self.watch.notify()
-
     @property
     def waiting(self) -> int:
-        """How many exchanges wait for anything."""
-        return len(self._waiting)
+        """Requests that wait for a slot or a model."""
+        return len(self._dispatcher.waiting)
 
     @property
     def active(self) -> int:
         """Slots in use, over all targets."""
-        return sum(desk.active for desk in self.all_desks())
+        return sum(queue.active for queue in self.target_queues())
 
     @property
     def queued(self) -> int:
         """Exchanges in the queues of targets."""
-        return sum(desk.waiting for desk in self.all_desks())
+        return sum(queue.waiting for queue in self.target_queues())
 
     @property
     def live(self) -> int:
@@ -117,17 +125,17 @@ class WatchedGateway(Gateway):
     @property
     def body_bytes(self) -> int:
         """What the bodies of callers take, and those of peers."""
-        return self._connections.bodies.held + self._tunnels._bodies.held
+        return self._connections.bodies.held + self._peer_endpoints._bodies.held
 
     @property
-    def guests(self) -> int:
+    def peer_requests(self) -> int:
         """Requests of peers at work here."""
-        return sum(entrance.active for entrance in self._tunnels._busy)
+        return sum(endpoint.active for endpoint in self._peer_endpoints._busy)
 
     @property
     def tunnels(self) -> int:
         """Connections of peers."""
-        return sum(len(entrance.connections.live) for entrance in self._tunnels._busy)
+        return sum(len(endpoint.connections.live) for endpoint in self._peer_endpoints._busy)
 
 
 # -- upstream
@@ -864,7 +872,7 @@ async def town(folder: Path, count: int = 3) -> AsyncIterator[Town]:
             place = folder / str(number)
             place.mkdir()
             connector = roads.connector(node_id(number))
-            made = await stack.enter_async_context(bench(place, peers=connector, seek=sought.append))
+            made = await stack.enter_async_context(bench(place, peers=connector, on_dial=sought.append))
             made.node = node_id(number)
             roads.benches[made.node.hex()] = made
             benches.append(made)

@@ -1,7 +1,7 @@
-"""What this node serves itself: the engine, the models, and one step after the other towards serving them.
+"""The models that this node serves: the engine, their files, their engine processes, one step after the other.
 
-Law: events of an engine process that is no more (an older generation) change nothing. What is to be done is asked of
-`serving.next_step`, again and again until there is nothing new; what a model needs others for, of `splitting`.
+Events of an engine process of an older generation are ignored. `next_step` decides what to do for each model;
+`SplitCoordinator` advances the leases of models that need other nodes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,25 @@ from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.serving import next_step
 from meshllm.core.serving.next_step import ServingAction
+from meshllm.core.serving.phases import ENGINE_TRANSITIONS, FILE_TRANSITIONS, SERVER_TRANSITIONS
 from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelState, ServerPhase
 from meshllm.core.split.coordinator import SplitCoordinator
 from meshllm.core.split.host import SplitState
+from meshllm.core.transitions import move
 from meshllm.util.backoff import backoff
 
-# A file that could not be fetched for no lasting reason is tried again: doubling from the first to the second.
+# A download that failed for a passing reason is retried after these delays (seconds), doubling from base to cap.
 FETCH_RETRY_BASE_SECONDS = 5.0
 FETCH_RETRY_CAP_SECONDS = 300.0
-# What a node in no mesh can do about a model that is too large for it.
-ALONE = SplitState("it is too large for this node, which is in no mesh", refused=True)
+# An engine that cannot be built is tried again after these: a compiler or disk space may have been added since.
+ENGINE_RETRY_BASE_SECONDS = 5.0
+ENGINE_RETRY_CAP_SECONDS = 600.0
+# A model that waits for memory is measured again when this part of the free memory changed, but not more often than
+# every so many seconds: measuring runs the engine for a second.
+MEASURE_AGAIN_PART = 1 / 16
+MEASURE_AGAIN_SECONDS = 60.0
+# A node in no mesh cannot split a model.
+NO_MESH = SplitState("it is too large for this node, which is in no mesh", refused=True)
 MORE_NODES = "Add a node with --join, or choose a smaller model, a smaller quantization or a smaller --ctx-size."
 OTHER_NODES = "Add a node with --join, or leave out --split."
 
@@ -37,8 +46,9 @@ class LocalModels:
         self.models: dict[str, ModelState] = {}
         self._splitting = splitting
         self._stopping = False
+        self._measured_at: dict[str, float] = {}
         self.handlers: dict[type[e.Event], Callable[[Any, float], None]] = {
-            e.ModelWanted: lambda event, now: self.want(event.model, apart=event.split),
+            e.ModelWanted: lambda event, now: self.want(event.model, force_split=event.split),
             e.EngineProgress: self._engine_progress,
             e.EngineReady: self._engine_ready,
             e.EngineFailed: self._engine_failed,
@@ -52,13 +62,25 @@ class LocalModels:
             e.ServerGone: self._server_gone,
         }
 
-    def want(self, name: str, *, apart: bool = False) -> None:
-        """Somebody asked for that model here; `apart`: split, even if it fits."""
+    def want(self, name: str, *, force_split: bool = False) -> None:
+        """Serve that model here; `force_split`: as a split, even if it fits on this node."""
         if not self._stopping and name not in self.models:
-            self.models[name] = ModelState(name, force_split=apart)
+            self.models[name] = ModelState(name, force_split=force_split)
+
+    def memory_observed(self, free: int, now: float) -> None:
+        """`free` bytes are free for models now: measure again the models that wait for memory, if it changed."""
+        for name, model in self.models.items():
+            measured, split = model.measured, model.split
+            if measured is None or model.server is not ServerPhase.NONE or measured.fits_locally:
+                continue
+            if split is None or not split.refused or split.disk_paging:
+                continue  # a lease is being prepared, or the start is due
+            changed = abs(free - measured.free_bytes) > MEASURE_AGAIN_PART * measured.free_bytes
+            if changed and now - self._measured_at.get(name, now) >= MEASURE_AGAIN_SECONDS:
+                self.models[name] = replace(model, measured=None, split=None)
 
     def stop(self) -> None:
-        """End everything."""
+        """Stop all models."""
         self._stopping = True
         for name, model in self.models.items():
             self.models[name] = replace(model, wanted=False)
@@ -69,17 +91,20 @@ class LocalModels:
         return all(model.server is ServerPhase.NONE for model in self.models.values())
 
     def next_deadline(self) -> float | None:
-        """When a start that was put off is due."""
-        times = [m.not_before for m in self.models.values() if m.wanted and m.server is ServerPhase.NONE]
+        """When the next retry is due: of a model, or of the engine."""
+        waiting = [model for model in self.models.values() if model.wanted and model.server is ServerPhase.NONE]
+        times = [model.not_before for model in waiting]
+        if waiting and self.engine.phase is EnginePhase.FAILED:
+            times.append(self.engine.not_before)
         return min((time for time in times if time is not None), default=None)
 
     # -- deciding
 
     def decide(self, now: float) -> list[c.Command]:
-        """What is to be done now."""
+        """The commands for all models, at `now`."""
         todo: list[c.Command] = []
         for name in list(self.models):
-            # A model can need two things at once (its file and the engine): ask until there is nothing new to do.
+            # A model can need two things at once (its file and the engine): ask until there is no further command.
             while (command := self._step(name, now)) is not None:
                 todo.append(command)
         return todo
@@ -89,23 +114,28 @@ class LocalModels:
         if model.not_before is not None and model.not_before <= now:
             model = self.models[name] = replace(model, not_before=None)
         action = next_step.next_step(self.engine, model, now).action
-        if action is ServingAction.AGREE:
-            model = self._agree(model, now)
+        if action is ServingAction.ADVANCE_LEASE:
+            model = self._advance_lease(model, now)
             action = next_step.next_step(self.engine, model, now).action
         match action:
             case ServingAction.FETCH:
-                self.models[name] = replace(model, file=FilePhase.FETCHING, progress=None, reason="", advice="")
+                file = move(FILE_TRANSITIONS, model.file, FilePhase.FETCHING)
+                self.models[name] = replace(model, file=file, progress=None, reason="", advice="")
                 return c.FetchModel(name)
             case ServingAction.PREPARE_ENGINE:
-                self.engine = EngineState(EnginePhase.PREPARING)
+                phase = move(ENGINE_TRANSITIONS, self.engine.phase, EnginePhase.PREPARING)
+                # The cause of the last failure stays until the engine is ready: callers are refused with it.
+                self.engine = replace(self.engine, phase=phase, progress=None, not_before=None)
                 return c.PrepareEngine()
             case ServingAction.MEASURE:
                 self.models[name] = replace(model, measuring=True)
+                self._measured_at[name] = now
                 return c.MeasureModel(name, model.force_split)
             case ServingAction.START:
                 return self._start(model)
             case ServingAction.STOP:
-                self.models[name] = replace(model, server=ServerPhase.STOPPING, serving_since=None)
+                server = move(SERVER_TRANSITIONS, model.server, ServerPhase.STOPPING)
+                self.models[name] = replace(model, server=server, serving_since=None)
                 return c.StopServer(name, model.generation)
             case _:
                 return None
@@ -113,19 +143,23 @@ class LocalModels:
     def _start(self, model: ModelState) -> c.Command:
         generation = model.generation + 1
         self.models[model.name] = replace(
-            model, server=ServerPhase.STARTING, generation=generation, progress=None, server_facts=None
+            model,
+            server=move(SERVER_TRANSITIONS, model.server, ServerPhase.STARTING),
+            generation=generation,
+            progress=None,
+            server_facts=None,
         )
         split = model.split
         if split is None or split.lease is None:
             return c.StartServer(model.name, generation)
         return c.StartServer(model.name, generation, split.lease, split.size)
 
-    def _agree(self, model: ModelState, now: float) -> ModelState:
+    def _advance_lease(self, model: ModelState, now: float) -> ModelState:
         assert model.measured is not None
         if self._splitting is not None:
             split = self._splitting.advance_lease(model, self.speed, now)
         else:
-            split = replace(ALONE, disk_paging=model.measured.disk_paging and not model.force_split)
+            split = replace(NO_MESH, disk_paging=model.measured.disk_paging and not model.force_split)
         refused = split.refused and not split.disk_paging
         model = replace(
             model,
@@ -137,7 +171,7 @@ class LocalModels:
         return model
 
     def members_lost(self, now: float) -> list[c.Command]:
-        """Some of those that carry layers are gone: what was served with them is withdrawn, and begun anew."""
+        """Workers were lost: stop the engine processes that used them."""
         todo: list[c.Command] = []
         for name, model in self.models.items():
             if self._splitting is None or model.split is None or not model.split.committed:
@@ -146,10 +180,10 @@ class LocalModels:
             if split is not None and split.committed:
                 continue
             running = model.server in (ServerPhase.STARTING, ServerPhase.SERVING)
-            # It is known why it dies: that is no failure of the engine's.
+            # A lost worker is no failure of the engine: no backoff.
             self.models[name] = replace(
                 model,
-                server=ServerPhase.STOPPING if running else model.server,
+                server=move(SERVER_TRANSITIONS, model.server, ServerPhase.STOPPING) if running else model.server,
                 server_facts=None,
                 split=split,
                 failures=0,
@@ -167,33 +201,41 @@ class LocalModels:
             self.engine = replace(self.engine, progress=event.progress)
 
     def _engine_ready(self, event: e.EngineReady, now: float) -> None:
-        self.engine = EngineState(EnginePhase.READY, version=event.version)
+        if (self.engine.phase, EnginePhase.READY) in ENGINE_TRANSITIONS:
+            self.engine = EngineState(EnginePhase.READY, version=event.version)
 
     def _engine_failed(self, event: e.EngineFailed, now: float) -> None:
-        self.engine = EngineState(EnginePhase.FAILED, reason=event.reason, advice=event.advice)
+        if (self.engine.phase, EnginePhase.FAILED) not in ENGINE_TRANSITIONS:
+            return
+        failures = self.engine.failures
+        delay = backoff(failures, base=ENGINE_RETRY_BASE_SECONDS, cap=ENGINE_RETRY_CAP_SECONDS)
+        self.engine = EngineState(
+            EnginePhase.FAILED, reason=event.reason, advice=event.advice, failures=failures + 1, not_before=now + delay
+        )
 
     def _file_progress(self, event: e.FileProgress, now: float) -> None:
         model = self.models.get(event.model)
-        # While it is measured, a draft may be on its way.
+        # A draft model is downloaded while the model is measured.
         if model is not None and (model.file is FilePhase.FETCHING or model.measuring):
             self.models[event.model] = replace(model, progress=event.progress)
 
     def _file_ready(self, event: e.FileReady, now: float) -> None:
         model = self.models.get(event.model)
-        if model is not None:
+        if model is not None and (model.file, FilePhase.READY) in FILE_TRANSITIONS:
             self.models[event.model] = replace(
                 model, file=FilePhase.READY, facts=event.facts, progress=None, failures=0, reason="", advice=""
             )
 
     def _file_failed(self, event: e.FileFailed, now: float) -> None:
         model = self.models.get(event.model)
-        if model is None:
+        phase = FilePhase.FAILED if event.final else FilePhase.ABSENT
+        if model is None or (model.file, phase) not in FILE_TRANSITIONS:
             return
         failures = model.failures + 1
         delay = backoff(failures - 1, base=FETCH_RETRY_BASE_SECONDS, cap=FETCH_RETRY_CAP_SECONDS)
         self.models[event.model] = replace(
             model,
-            file=FilePhase.FAILED if event.final else FilePhase.ABSENT,
+            file=phase,
             not_before=None if event.final else now + delay,
             failures=failures,
             progress=None,
@@ -201,7 +243,7 @@ class LocalModels:
             advice=event.advice,
         )
 
-    # -- what it takes
+    # -- memory
 
     def _model_measured(self, event: e.ModelMeasured, now: float) -> None:
         model = self.models.get(event.model)
@@ -237,7 +279,7 @@ class LocalModels:
         if model is not None and model.server is ServerPhase.STARTING:
             self.models[event.model] = replace(
                 model,
-                server=ServerPhase.SERVING,
+                server=move(SERVER_TRANSITIONS, model.server, ServerPhase.SERVING),
                 server_facts=event.facts,
                 serving_since=now,
                 progress=None,
@@ -249,10 +291,11 @@ class LocalModels:
         model = self._current(event.model, event.generation)
         if model is None or model.server is ServerPhase.NONE:
             return
-        gone = replace(model, server=ServerPhase.NONE, server_facts=None, serving_since=None, progress=None)
+        server = move(SERVER_TRANSITIONS, model.server, ServerPhase.NONE)
+        gone = replace(model, server=server, server_facts=None, serving_since=None, progress=None)
         if model.split is not None and self._splitting is not None:
-            # What the workers hold belongs to the connection that is gone: the next start is agreed on anew, and
-            # measured anew, because the memory may not be what it was.
+            # The workers' state belongs to the closed connection: the next start takes a new lease. Measure again: the
+            # free memory may have changed.
             self._splitting.release(model.name, "the engine process of the host ended")
             gone = replace(gone, split=None, measured=None)
         if not model.wanted:
@@ -264,7 +307,7 @@ class LocalModels:
         stable = model.serving_since is not None and now - model.serving_since >= next_step.STABLE_SECONDS
         failures = 1 if stable else model.failures + 1
         if event.hopeless:
-            # The memory is not what it was when the model was measured: perhaps others can help by then.
+            # The free memory has changed since the model was measured. Other nodes may help at the next attempt.
             failures, gone = max(failures, next_step.CRASH_LOOP_FAILURES), replace(gone, measured=None)
         self.models[event.model] = replace(
             gone,

@@ -1,7 +1,6 @@
-"""From what is wanted and what is, to the one next thing to do for a model.
+"""Decides the next step for one model, from its desired and its observed state.
 
-`next_step` is a pure function of the desired and the observed state; it settles: applying its step and feeding back
-what the step leads to ends in `Nothing`. When nothing is to be done, nothing is done.
+`next_step` is pure and settles: applying its step and feeding back the result ends in NOTHING.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from enum import Enum
 from meshllm.core.snapshot import EnginePhase, EngineState, FilePhase, ModelPhase, ModelState, ServerPhase
 from meshllm.util.backoff import backoff
 
-# A server that has answered for this long was stable: its next death starts the count of failures anew.
+# A server that has answered for this long (seconds) was stable: its next crash counts as the first.
 STABLE_SECONDS = 60.0
-# Deaths in a row after which the model is called failed (its callers get an error at once instead of waiting).
-# Starting again goes on, slowly: what was wrong (no memory, say) may have passed.
+# After this many crashes in a row the model is FAILED: its callers get an error at once instead of waiting. Restarts go
+# on, slowly: the cause (no memory, for example) may be over.
 CRASH_LOOP_FAILURES = 5
 BACKOFF_BASE_SECONDS = 0.5
 BACKOFF_CAP_SECONDS = 30.0
@@ -23,28 +22,28 @@ CRASH_LOOP_RETRY_SECONDS = 120.0
 
 
 class ServingAction(Enum):
-    """The kinds of next step."""
+    """What to do next for a model."""
 
     NOTHING = "nothing"
     WAIT = "wait"
     PREPARE_ENGINE = "prepare engine"
     FETCH = "fetch"
     MEASURE = "measure"
-    AGREE = "agree"
+    ADVANCE_LEASE = "advance lease"
     START = "start"
     STOP = "stop"
 
 
 @dataclass(frozen=True, slots=True)
 class ServingStep:
-    """One next step; `until` is when to ask again, for WAIT (None: when something happens)."""
+    """The next step. `until`: for WAIT, when to ask again (None: after the next event)."""
 
     action: ServingAction
     until: float | None = None
 
 
 def next_step(engine: EngineState, model: ModelState, now: float) -> ServingStep:
-    """What to do next for `model`, at `now` (seconds, monotonic). Deterministic."""
+    """The next step for `model` at `now` (seconds, monotonic). Deterministic."""
     if not model.wanted:
         return (
             ServingStep(ServingAction.STOP)
@@ -59,29 +58,33 @@ def next_step(engine: EngineState, model: ModelState, now: float) -> ServingStep
         )
     if model.not_before is not None and now < model.not_before:
         return ServingStep(ServingAction.WAIT, until=model.not_before)
-    # The file and the engine are made ready at the same time: neither needs the other.
+    # The file and the engine are prepared at the same time.
     if model.file is FilePhase.ABSENT:
         return ServingStep(ServingAction.FETCH)
     if engine.phase is EnginePhase.UNKNOWN:
         return ServingStep(ServingAction.PREPARE_ENGINE)
-    if FilePhase.FAILED is model.file or engine.phase is EnginePhase.FAILED:
+    if model.file is FilePhase.FAILED:
         return ServingStep(ServingAction.NOTHING)
+    if engine.phase is EnginePhase.FAILED:
+        if engine.not_before is None or now >= engine.not_before:
+            return ServingStep(ServingAction.PREPARE_ENGINE)
+        return ServingStep(ServingAction.WAIT, until=engine.not_before)
     if model.file is FilePhase.READY and engine.phase is EnginePhase.READY:
         return _ready(model)
     return ServingStep(ServingAction.WAIT)
 
 
 def _ready(model: ModelState) -> ServingStep:
-    """File and engine are there: how is it to be served?"""
+    """The next step once file and engine are ready."""
     if model.measured is None:
         return ServingStep(ServingAction.WAIT if model.measuring else ServingAction.MEASURE)
     if model.measured.fits_locally and not model.force_split:
         return ServingStep(ServingAction.START)
     split = model.split
-    # With a plan but no lease there is nobody to agree with: what was measured was a little too careful.
+    # A plan without a lease: the planner's estimate is lower than the measurement, and the model fits on this node.
     agreed = split is not None and split.plan is not None and (split.committed or split.lease is None)
     return ServingStep(
-        ServingAction.START if agreed or (split is not None and split.disk_paging) else ServingAction.AGREE
+        ServingAction.START if agreed or (split is not None and split.disk_paging) else ServingAction.ADVANCE_LEASE
     )
 
 
@@ -90,9 +93,9 @@ def _settled(model: ModelState) -> ServingStep:
 
 
 def restart_delay(failures: int) -> float:
-    """Seconds before the next start after `failures` (>= 1) deaths in a row: doubling to a cap, then rare.
+    """Seconds before the next start after `failures` (>= 1) crashes in a row: doubling to a cap, then rare.
 
-    The first restart is immediate: a process that had been serving for long and was killed has callers waiting.
+    The first restart is immediate: callers wait for it.
     """
     if failures <= 1:
         return 0.0
@@ -102,12 +105,12 @@ def restart_delay(failures: int) -> float:
 
 
 def phase(engine: EngineState, model: ModelState) -> ModelPhase:
-    """What a person is told of `model`, in one word."""
+    """The state of `model` for users."""
     if not model.wanted:
         return ModelPhase.STOPPED if model.server is ServerPhase.NONE else ModelPhase.STOPPING
     if model.server is ServerPhase.SERVING:
         return ModelPhase.SERVING
-    if model.failures >= CRASH_LOOP_FAILURES or model.file is FilePhase.FAILED or engine.phase is EnginePhase.FAILED:
+    if model.failures >= CRASH_LOOP_FAILURES or model.file is FilePhase.FAILED or engine.broken:
         return ModelPhase.FAILED
     if model.split is not None and model.split.refused and not model.split.disk_paging:
         return ModelPhase.FAILED
@@ -121,7 +124,7 @@ def phase(engine: EngineState, model: ModelState) -> ModelPhase:
 
 
 def progress_message(engine: EngineState, model: ModelState) -> str:
-    """Why a caller of `model` is waiting, for a progress comment."""
+    """What a caller of `model` waits for, for a progress comment."""
     waiting = None
     if model.split is not None and model.server is ServerPhase.NONE:
         return f"{model.split.status_text()}: {model.name}"

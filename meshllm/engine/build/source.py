@@ -14,11 +14,10 @@ import importlib.util
 import os
 import shutil
 import sys
-import tarfile
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from meshllm.engine.build import patches, runner
 from meshllm.engine.build.pin import Pin, Source
@@ -27,6 +26,9 @@ from meshllm.errors import EngineUnavailable, NotEnoughSpace
 from meshllm.tasks import Owner
 from meshllm.util.progress import Progress
 from meshllm.util.threads import StopSignal, in_thread
+
+if TYPE_CHECKING:
+    import tarfile
 
 KEEP = (
     "CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "models/templates", "scripts", "src",
@@ -212,6 +214,8 @@ def unpack(archive: Path, tree: str, target: Path, report: Report, stop: StopSig
 
     Stricter than tarfile's data filter: links and devices are refused, and sizes and counts are bounded.
     """
+    import tarfile  # a daemon whose engine is built never needs it
+
     prefix, total, count = PurePosixPath(tree).parts, 0, 0
     size = archive.stat().st_size
     try:

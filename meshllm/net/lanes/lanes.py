@@ -1,9 +1,8 @@
-"""Lanes: direct TLS 1.3 connections over TCP to a linked peer, for bulk and for what waits for every token.
+"""Lanes: direct TLS 1.3 connections over TCP to a linked peer, for bulk and per-token traffic.
 
-Law: a lane is opened with a one-time ticket fetched over the link, and nothing is sent on it before the other end has
-shown the peer's own key; it lives no longer than the link. It is the loop's own transport: no byte is copied on the
-way. Where TCP does not get through, nobody waits for it: the first caller for a moment, the next not at all, and
-whether it has become possible is found out in the background.
+Invariants: a lane is opened with a one-time ticket fetched over the link; nothing is sent on it before the peer has
+shown its node key; it ends with the link. Where TCP does not get through, only the first caller waits
+OPEN_WAIT_SECONDS; later ones use QUIC at once while TCP is probed in the background.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import LinkClosed
 from meshllm.net.base import Clock, Link, StreamKind
 from meshllm.net.identity import Identity
-from meshllm.net.lanes.dialler import LaneRequest, TicketRequest, hosts_to_try, reach
+from meshllm.net.lanes.dialler import LaneRequest, TicketRequest, connect, hosts_to_try
 from meshllm.net.lanes.listener import LaneListener, Serve
 from meshllm.tasks import Owner
 
-# Fetched at once and kept ready, so that only the first lane of a burst costs a round trip over the link.
+# Fetched at once and kept, so that only the first lane of a burst costs a round trip over the link.
 TICKETS_PER_REQUEST = 4
-# TCP and TLS take two round trips; somebody who does not answer in this and 4 round trips is behind a filter.
-REACH_SECONDS = 1.0
-# A caller waits this and 4 round trips (ticket, TCP, TLS, welcome) before the tunnel goes over QUIC; those that come
-# while that attempt still goes on do not wait.
+# TCP and TLS take two round trips; a peer that does not answer within this and 4 round trips is behind a filter.
+CONNECT_SECONDS = 1.0
+# A caller waits this and 4 round trips (ticket, TCP, TLS, acceptance); then its tunnel uses QUIC. Callers during a
+# pending attempt do not wait.
 OPEN_WAIT_SECONDS = 0.25
-# Until TCP is tried again where it did not get through; and where it did, but the lane was refused.
+# Pause before TCP is tried again: after it did not get through, and after a refused lane.
 BLOCKED_SECONDS = 60.0
 REFUSED_SECONDS = 5.0
-# Taken off a ticket's life: the acceptor looks at it only after the handshakes.
+# Subtracted from a ticket's lifetime: the acceptor checks it after the TLS handshake.
 _TICKET_MARGIN_SECONDS = 2.0
 # `struct tcp_info` of Linux (include/uapi/linux/tcp.h): bytes acknowledged and received at 120, delivery rate at 160.
 _TCP_INFO_BYTES = 168
@@ -42,10 +41,10 @@ _TCP_INFO_BYTES = 168
 
 @dataclass(frozen=True, slots=True)
 class LaneFacts:
-    """How lanes to a peer are doing. `proved`: one has got through; `blocked`: why none is tried now, or empty.
+    """State of the lanes to a peer. `proved`: one was opened; `blocked`: why none is tried now, or empty.
 
-    `sent` and `received` are bytes on the wire over the lanes open now, `rate` the fastest of them in bytes/s as the
-    kernel sees it; None where the system does not say.
+    `sent` and `received`: bytes over the open lanes; `rate`: the delivery rate of the fastest in bytes/s, from the
+    kernel; None where the system does not report it.
     """
 
     open: int = 0
@@ -58,7 +57,7 @@ class LaneFacts:
 
 @dataclass(slots=True)
 class _LanePath:
-    """What is known of the way to one peer, as long as one link lives."""
+    """Knowledge about TCP to one peer, for the life of one link."""
 
     link: Link
     hosts: tuple[str, ...] = ()
@@ -69,16 +68,16 @@ class _LanePath:
     probing: bool = False
     blocked: str = ""
     blocked_until: float = 0.0
-    late: asyncio.Task[None] | None = None  # an attempt that a caller did not wait for to the end
+    pending: asyncio.Task[None] | None = None  # an attempt that outlasted its caller's wait
 
-    def obstacle(self) -> str:
+    def blocked_reason(self) -> str:
         """Why a tunnel does not wait for a lane now; empty if it does."""
-        slow = self.late is not None and not self.late.done()
+        slow = self.pending is not None and not self.pending.done()
         return self.blocked or ("TCP takes longer than a tunnel waits for it" if slow else "")
 
 
 class _NoLane(Exception):
-    """Why there is none this time, and for how long it is not worth trying (seconds)."""
+    """No lane this time: the reason, and the pause before the next attempt in seconds."""
 
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason)
@@ -94,19 +93,19 @@ class Lanes:
         self._clock = clock
         self._listener = LaneListener(identity.server_context(), self._accepted, clock)
         self._owner = Owner("lanes")
-        self._ways: dict[NodeId, _LanePath] = {}
+        self._paths: dict[NodeId, _LanePath] = {}
         self._open: dict[NodeId, list[asyncio.Transport]] = {}
 
     def start(self, serve: Serve, port: int, host: str | None = None) -> int:
-        """Listen on TCP `port` where it is free, else on any. Returns the port; 0: this node accepts no lanes.
+        """Listen on TCP `port`, or on a free port if it is taken. Return the port; 0: this node accepts no lanes.
 
-        `serve` says what serves an accepted lane, given the peer, the kind and the lane; None refuses it.
+        `serve` returns the protocol for an accepted lane, or None to refuse it.
         """
         self._serve = serve
         return self._listener.start(port, host)
 
     def ticket_handler(self, link: Link) -> asyncio.BaseProtocol:
-        """What serves a LANE_TICKET stream that the peer has opened."""
+        """The protocol that serves a LANE_TICKET stream of the peer."""
         return self._listener.ticket_handler(link)
 
     async def open(
@@ -116,74 +115,74 @@ class Lanes:
         factory: Callable[[], asyncio.BaseProtocol],
         addresses: Iterable[PeerAddress] = (),
     ) -> asyncio.BaseProtocol | None:
-        """A lane to the link's peer with a protocol of `factory` on it, already connected; None: use a stream.
+        """Open a lane with a protocol of `factory`; return the connected protocol, or None: use a stream.
 
-        Takes OPEN_WAIT_SECONDS and 4 round trips at most. `addresses`: where else the peer may be. Never raises for
-        anything a peer or a network does.
+        Takes at most OPEN_WAIT_SECONDS and 4 round trips. `addresses`: other addresses of the peer. Never raises for
+        what a peer or a network does.
         """
-        way = self._way(link, addresses)
-        if way.blocked and self._clock() >= way.blocked_until and not way.probing:
-            way.probing = True
-            self._owner.start(self._probe(way), f"probe {short(link.facts.peer)}")
-        if way.obstacle():
+        path = self._path(link, addresses)
+        if path.blocked and self._clock() >= path.blocked_until and not path.probing:
+            path.probing = True
+            self._owner.start(self._probe(path), f"probe {short(link.facts.peer)}")
+        if path.blocked_reason():
             return None
-        wish = LaneRequest(factory, lambda lane: self._granted(way, lane))
-        attempt = self._owner.start(self._attempt(way, kind, wish), f"lane to {short(link.facts.peer)}")
+        request = LaneRequest(factory, lambda lane: self._granted(path, lane))
+        attempt = self._owner.start(self._attempt(path, kind, request), f"lane to {short(link.facts.peer)}")
         try:
             await asyncio.wait({attempt}, timeout=OPEN_WAIT_SECONDS + 4 * link.rtt)
         except asyncio.CancelledError:
-            if wish.transport is not None:
-                wish.transport.abort()
+            if request.transport is not None:
+                request.transport.abort()
             raise
         finally:
-            wish.wanted = False  # a late lane is not taken, but what it proves counts
+            request.wanted = False  # a late lane is dropped, but its outcome is recorded
         if not attempt.done():
-            way.late = attempt
-        return wish.protocol
+            path.pending = attempt
+        return request.protocol
 
     def count(self, peer: NodeId) -> int:
-        """How many lanes to or from `peer` are open."""
-        return len(self._living(peer))
+        """Number of open lanes to and from `peer`."""
+        return len(self._open_lanes(peer))
 
     def facts(self, peer: NodeId) -> LaneFacts:
-        """How lanes to `peer` are doing."""
-        living, way = self._living(peer), self._ways.get(peer)
+        """State of the lanes to `peer`."""
+        living, path = self._open_lanes(peer), self._paths.get(peer)
         figures = [found for lane in living if (found := _kernel_figures(lane)) is not None]
         sent, received, rates = zip(*figures, strict=True) if figures else ((), (), ())
         return LaneFacts(
             open=len(living),
-            proved=bool(living) or (way is not None and way.proved),
-            blocked=way.obstacle() if way is not None else "",
+            proved=bool(living) or (path is not None and path.proved),
+            blocked=path.blocked_reason() if path is not None else "",
             sent=sum(sent) if figures else None,
             received=sum(received) if figures else None,
             rate=max(rates) if figures else None,
         )
 
     def forget(self, peer: NodeId) -> None:
-        """The link to `peer` is gone: its lanes are cut off, its tickets are worth nothing."""
-        self._ways.pop(peer, None)
+        """The link to `peer` has ended: abort its lanes, invalidate its tickets."""
+        self._paths.pop(peer, None)
         self._listener.forget(peer)
         for lane in self._open.pop(peer, ()):
             lane.abort()
 
     async def close(self) -> None:
-        """Cut off every lane, and listen no more."""
+        """Abort all lanes and stop listening."""
         await self._owner.close()
         await self._listener.close()
-        for peer in [*self._ways, *self._open]:
+        for peer in [*self._paths, *self._open]:
             self.forget(peer)
-        await asyncio.sleep(0)  # an aborted socket is closed in the loop's next turn
+        await asyncio.sleep(0)  # an aborted socket is closed in the next iteration of the loop
 
-    # -- what is known
+    # -- state
 
-    def _way(self, link: Link, addresses: Iterable[PeerAddress]) -> _LanePath:
-        way = self._ways.get(link.facts.peer)
-        if way is None or way.link is not link:
-            way = self._ways[link.facts.peer] = _LanePath(link)
-        way.hosts = hosts_to_try(link.facts.address, addresses)
-        return way
+    def _path(self, link: Link, addresses: Iterable[PeerAddress]) -> _LanePath:
+        path = self._paths.get(link.facts.peer)
+        if path is None or path.link is not link:
+            path = self._paths[link.facts.peer] = _LanePath(link)
+        path.hosts = hosts_to_try(link.facts.address, addresses)
+        return path
 
-    def _living(self, peer: NodeId) -> list[asyncio.Transport]:
+    def _open_lanes(self, peer: NodeId) -> list[asyncio.Transport]:
         lanes = self._open.get(peer)
         if lanes is None:
             return []
@@ -199,94 +198,94 @@ class Lanes:
         return protocol
 
     def _add(self, peer: NodeId, lane: asyncio.Transport) -> None:
-        self._living(peer)
+        self._open_lanes(peer)
         self._open.setdefault(peer, []).append(lane)
 
     # -- opening
 
-    def _granted(self, way: _LanePath, lane: asyncio.Transport) -> bool:
-        """Whether a lane that is there may be used: not if its link went down meanwhile."""
-        if self._ways.get(way.link.facts.peer) is not way:
+    def _granted(self, path: _LanePath, lane: asyncio.Transport) -> bool:
+        """Whether a ready lane may be used: not if its link ended meanwhile."""
+        if self._paths.get(path.link.facts.peer) is not path:
             return False
-        self._add(way.link.facts.peer, lane)
+        self._add(path.link.facts.peer, lane)
         return True
 
-    async def _probe(self, way: _LanePath) -> None:
-        """Whether TCP gets through by now. Nothing is opened."""
+    async def _probe(self, path: _LanePath) -> None:
+        """Test whether TCP gets through, without a lane."""
         try:
-            await self._attempt(way, StreamKind.HTTP_TUNNEL, LaneRequest(None, lambda _: False))
+            await self._attempt(path, StreamKind.HTTP_TUNNEL, LaneRequest(None, lambda _: False))
         finally:
-            way.probing = False
+            path.probing = False
 
-    async def _attempt(self, way: _LanePath, kind: StreamKind, wish: LaneRequest) -> None:
-        """One try: ticket, TCP and TLS, ticket shown, welcome. What it shows is kept in `way`."""
+    async def _attempt(self, path: _LanePath, kind: StreamKind, request: LaneRequest) -> None:
+        """One attempt: ticket, TCP, TLS, acceptance. Its outcome is recorded in `path`."""
         try:
-            await self._try(way, kind, wish)
+            await self._try(path, kind, request)
         except LinkClosed:
             return
         except _NoLane as none:
-            way.blocked, way.blocked_until = none.reason, self._clock() + none.seconds
+            path.blocked, path.blocked_until = none.reason, self._clock() + none.seconds
         else:
-            way.proved, way.blocked = True, ""
+            path.proved, path.blocked = True, ""
 
-    async def _try(self, way: _LanePath, kind: StreamKind, wish: LaneRequest) -> None:
+    async def _try(self, path: _LanePath, kind: StreamKind, request: LaneRequest) -> None:
         """Raises LinkClosed and _NoLane."""
-        ticket, limit = await self._ticket(way, kind), REACH_SECONDS + 4 * way.link.rtt
-        peer = way.link.facts.peer
-        greeting = await reach(self._owner, self._client, peer, way.hosts, way.port, limit)
+        ticket, limit = await self._ticket(path, kind), CONNECT_SECONDS + 4 * path.link.rtt
+        peer = path.link.facts.peer
+        greeting = await connect(self._owner, self._client, peer, path.hosts, path.port, limit)
         if greeting is None or greeting.transport is None:
-            raise _NoLane(f"TCP to port {way.port} does not get through to the peer", BLOCKED_SECONDS)
+            raise _NoLane(f"TCP to port {path.port} does not get through to the peer", BLOCKED_SECONDS)
         welcome = False
         try:
-            if not wish.wanted:  # too late, or only a probe: the ticket lapses, the way is open
+            if not request.wanted:  # too late, or a probe: TCP gets through, and the ticket expires unused
                 return
             async with asyncio.timeout(limit):
-                welcome = await greeting.enter(ticket, wish)
+                welcome = await greeting.enter(ticket, request)
         except TimeoutError:
             pass
         finally:
             if not welcome:
                 greeting.transport.abort()
         if not welcome:
-            way.tickets.clear()
+            path.tickets.clear()
             raise _NoLane("the peer refused the lane", REFUSED_SECONDS)
 
-    async def _ticket(self, way: _LanePath, kind: StreamKind) -> bytes:
-        """A ticket, ready or fetched. Raises LinkClosed and _NoLane."""
-        ready = way.tickets.setdefault(kind, deque())
+    async def _ticket(self, path: _LanePath, kind: StreamKind) -> bytes:
+        """A kept or freshly fetched ticket. Raises LinkClosed and _NoLane."""
+        ready = path.tickets.setdefault(kind, deque())
         while ready:
             ticket, expires = ready.popleft()
             if expires > self._clock():
                 return ticket
-        # Of many that open at once, one brings some in reserve.
-        ask = TicketRequest(kind, 1 if way.asking else TICKETS_PER_REQUEST)
+        # Of concurrent requests, the first brings spare tickets.
+        tickets = TicketRequest(kind, 1 if path.asking else TICKETS_PER_REQUEST)
         asked, answer = self._clock(), None
-        way.asking += 1
+        path.asking += 1
         try:
-            stream = way.link.open(StreamKind.LANE_TICKET, ask)
+            stream = path.link.open(StreamKind.LANE_TICKET, tickets)
             try:
-                async with asyncio.timeout(REACH_SECONDS + 4 * way.link.rtt):
-                    answer = await ask.answer
+                async with asyncio.timeout(CONNECT_SECONDS + 4 * path.link.rtt):
+                    answer = await tickets.answer
             finally:
                 stream.abort()
         except TimeoutError:
             pass
         finally:
-            way.asking -= 1
+            path.asking -= 1
         if answer is None:
             raise _NoLane("the peer did not answer when asked for a lane", REFUSED_SECONDS)
         if not answer.port:
             raise _NoLane("the peer accepts no lanes", BLOCKED_SECONDS)
         if not answer.tickets:
             raise _NoLane("the peer has no lane to spare", REFUSED_SECONDS)
-        way.port = answer.port
+        path.port = answer.port
         expires = asked + max(0.0, answer.life - _TICKET_MARGIN_SECONDS)
         ready.extend((ticket, expires) for ticket in answer.tickets[1:])
         return answer.tickets[0]
 
 
 def _kernel_figures(lane: asyncio.Transport) -> tuple[int, int, int] | None:
-    """Bytes sent and received and the delivery rate of a lane, from the kernel; None where it does not say."""
+    """Bytes sent, bytes received and delivery rate of a lane from the kernel; None where it does not report them."""
     option, connection = getattr(socket, "TCP_INFO", None), lane.get_extra_info("socket")
     if option is None or connection is None:
         return None
@@ -294,6 +293,6 @@ def _kernel_figures(lane: asyncio.Transport) -> tuple[int, int, int] | None:
         info = connection.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
     except OSError:
         return None
-    if len(info) < _TCP_INFO_BYTES:  # another system's, or an old kernel's
+    if len(info) < _TCP_INFO_BYTES:  # another system, or an old kernel
         return None
     return struct.unpack_from("=QQ", info, 120) + struct.unpack_from("=Q", info, 160)

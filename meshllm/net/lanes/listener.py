@@ -1,8 +1,8 @@
-"""The door of the lanes: a TCP port behind TLS 1.3 that opens to whoever brings a ticket agreed over a link.
+"""The listener for lanes: TCP with TLS 1.3, for peers with a ticket that was issued over their link.
 
-Law: a ticket is for one peer, one kind of tunnel and one use, and lives for seconds. Of a stranger nothing is read but
-32 bytes, within a deadline; it gets no answer but the end of the connection, whatever was wrong. Strangers are
-bounded, in all and per host, and hosts that hold a ticket do not queue behind the others.
+Invariants: a ticket is for one peer, one stream kind, one use and TICKET_SECONDS. Before it is redeemed, only 32 bytes
+are read, within a deadline, and every failure just closes the connection. Pending connections are bounded, in all and
+per host; hosts with a ticket are not held up by others.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from meshllm.tasks import Owner
 
 log = logging.getLogger(__name__)
 
-# What may run on a lane: bulk, and what waits for every token.
+# Kinds that may use a lane: bulk and per-token traffic.
 LANE_KINDS = frozenset({StreamKind.HTTP_TUNNEL, StreamKind.RPC_TUNNEL, StreamKind.FILES})
 TICKET_BYTES = 32
-# Long enough for a TCP and a TLS handshake over the worst link, short enough that a stolen one is worth nothing.
+# Long enough for TCP and TLS over a bad network, short enough that a stolen ticket is useless.
 TICKET_SECONDS = 10
-# A dialler that opens many at once asks again; an honest one never holds more than this unused.
+# Per answer, and unused per peer; a correct dialler stays below both.
 MAX_TICKETS_PER_ASK = 8
 MAX_TICKETS_PER_PEER = 64
-# From the TCP connection to the whole ticket, and the same for a peer that asks for tickets and does not say how many.
+# From the TCP connection to the whole ticket; also the limit for a ticket request.
 TICKET_DEADLINE_SECONDS = 3.0
-# Half-open connections cost about 100 kB each (TLS). Hosts that hold tickets are not counted in the first.
+# A pending connection costs about 100 kB (TLS). Hosts with a ticket do not count against the first limit.
 MAX_UNAUTHENTICATED = 64
 MAX_PENDING_PER_HOST = 32
-# How long a lane's end may take to say goodbye in TLS.
+# Limit for the TLS shutdown.
 TLS_SHUTDOWN_SECONDS = 1.0
-# Without file descriptors accepting would fail again at once.
-_BREATH_SECONDS = 0.5
+# Pause after a failed accept: without file descriptors the next one fails too.
+ACCEPT_RETRY_SECONDS = 0.5
 ACCEPTED_BYTE = b"\x01"
 
-# Given the peer, the kind and the lane: what serves it, or None to refuse it.
+# Returns the protocol that serves a lane, given the peer, the kind and the transport; None to refuse.
 Serve = Callable[[NodeId, StreamKind, asyncio.Transport], asyncio.BaseProtocol | None]
 
 
@@ -55,7 +55,7 @@ class _Ticket:
 
 
 class LaneListener:
-    """Issues tickets, and turns connections that bring one into lanes."""
+    """Issues tickets, and accepts connections that present one."""
 
     def __init__(self, context: ssl.SSLContext, serve: Serve, clock: Clock) -> None:
         self.port = 0
@@ -64,15 +64,15 @@ class LaneListener:
         self._clock = clock
         self._socket: socket.socket | None = None
         self._owner = Owner("lane listener")
-        # In the order of issue, which is the order of expiry, because all live equally long.
+        # In the order of issue, which is the order of expiry.
         self._tickets: dict[bytes, _Ticket] = {}
         self._outstanding: Counter[NodeId] = Counter()
         self._expected: dict[str, float] = {}
-        self._knocks: Counter[str] = Counter()
-        self._strangers = 0
+        self._pending: Counter[str] = Counter()
+        self._without_ticket = 0
 
     def start(self, port: int, host: str | None = None) -> int:
-        """Listen on `port`, or on any if another program has it. Returns the port; 0 if there is none to be had."""
+        """Listen on `port`, or on a free port if it is taken. Return the port; 0: no port is available."""
         for wanted in (port, 0):
             try:
                 listening = _listen(host, wanted)
@@ -86,13 +86,13 @@ class LaneListener:
         return self.port
 
     def ticket_handler(self, link: Link) -> asyncio.BaseProtocol:
-        """What serves a stream of kind LANE_TICKET on `link`."""
+        """The protocol that serves a LANE_TICKET stream on `link`."""
         return _TicketHandler(self, link)
 
     def issue(self, peer: NodeId, host: str, kind: int, count: int) -> bytes:
-        """The answer to an ask: port (2 bytes), life in seconds (1), number (1), and so many tickets.
+        """The answer to a ticket request: port (2 bytes), lifetime in seconds (1), number (1), tickets.
 
-        There may be fewer than asked for: none if this node has no listener, or nothing of that kind to offer.
+        It may have fewer tickets than requested; none without a listener, or for a kind that cannot use lanes.
         """
         self._sweep()
         room = MAX_TICKETS_PER_PEER - self._outstanding[peer]
@@ -105,11 +105,11 @@ class LaneListener:
             self._tickets[ticket] = _Ticket(peer, StreamKind(kind), expires)
         if made:
             self._outstanding[peer] += count
-            self._expected[_plain(host)] = expires
+            self._expected[_unmapped(host)] = expires
         return self.port.to_bytes(2, "big") + bytes((TICKET_SECONDS, count)) + b"".join(made)
 
     def redeem(self, ticket: bytes) -> tuple[NodeId, StreamKind] | None:
-        """Who may enter with `ticket`, and for what; it is worth nothing afterwards."""
+        """Consume a ticket; return its peer and kind, or None."""
         self._sweep()
         found = self._tickets.pop(ticket, None)
         if found is None:
@@ -118,70 +118,71 @@ class LaneListener:
         return found.peer, found.kind
 
     def forget(self, peer: NodeId) -> None:
-        """Its tickets are worth nothing from now on."""
+        """Invalidate the tickets of `peer`."""
         for ticket in [key for key, ticket in self._tickets.items() if ticket.peer == peer]:
             del self._tickets[ticket]
         self._outstanding.pop(peer, None)
 
     async def close(self) -> None:
-        """Listen no more; drop all who have not come in yet."""
+        """Stop listening and drop pending connections."""
         await self._owner.close()
         if self._socket is not None:
             self._socket.close()
         self._socket, self.port = None, 0
         self._tickets.clear()
 
-    # -- at the door
+    # -- accepting
 
     async def _accept(self, listening: socket.socket) -> None:
-        """Let each one knock, or show it out at once if there are too many."""
+        """Accept loop with a global and a per-host limit of pending connections."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 connection, address = await loop.sock_accept(listening)
-            except OSError as error:  # gone already, or this process has no file descriptors left
+            except OSError as error:  # the connection is closed, or the process has no file descriptors left
                 log.warning("a connection for a lane could not be accepted: %s", error.strerror)
-                await asyncio.sleep(_BREATH_SECONDS)
+                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
-            host = _plain(str(address[0]))
+            host = _unmapped(str(address[0]))
             known = self._expected.get(host, 0.0) > self._clock()
-            if (not known and self._strangers >= MAX_UNAUTHENTICATED) or self._knocks[host] >= MAX_PENDING_PER_HOST:
+            full = not known and self._without_ticket >= MAX_UNAUTHENTICATED
+            if full or self._pending[host] >= MAX_PENDING_PER_HOST:
                 connection.close()
                 continue
-            self._knocks[host] += 1
-            self._strangers += not known
-            task = self._owner.start(self._hear(connection), "knock")
-            task.add_done_callback(partial(self._left, host, known))
+            self._pending[host] += 1
+            self._without_ticket += not known
+            task = self._owner.start(self._receive_ticket(connection), "pending")
+            task.add_done_callback(partial(self._done, host, known))
 
-    def _left(self, host: str, known: bool, _: asyncio.Task[None]) -> None:
-        self._strangers -= not known
-        self._knocks[host] -= 1
-        if not self._knocks[host]:
-            del self._knocks[host]
+    def _done(self, host: str, known: bool, _: asyncio.Task[None]) -> None:
+        self._without_ticket -= not known
+        self._pending[host] -= 1
+        if not self._pending[host]:
+            del self._pending[host]
 
-    async def _hear(self, connection: socket.socket) -> None:
-        """TLS, then the ticket, all within the deadline; then the lane is in other hands, or gone."""
-        loop, knock, admitted = asyncio.get_running_loop(), _PendingLane(), False
+    async def _receive_ticket(self, connection: socket.socket) -> None:
+        """TLS and the ticket, within the deadline; then hand the lane over or abort it."""
+        loop, pending, admitted = asyncio.get_running_loop(), _PendingLane(), False
         connection.setblocking(False)
         try:
             async with asyncio.timeout(TICKET_DEADLINE_SECONDS):
-                # Not by create_server: it would hold any number of half-open ones before anybody could count them.
+                # create_server would hold any number of half-open connections before they could be counted.
                 await loop.connect_accepted_socket(
-                    lambda: knock, connection, ssl=self._context,
+                    lambda: pending, connection, ssl=self._context,
                     ssl_handshake_timeout=TICKET_DEADLINE_SECONDS, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
                 )  # fmt: skip
-                await knock.spoken
-            admitted = self._admit(knock)
-        except OSError:  # TimeoutError and ssl.SSLError among them: not TLS, too slow, or gone
+                await pending.complete
+            admitted = self._admit(pending)
+        except OSError:  # includes TimeoutError and ssl.SSLError
             pass
         finally:
-            if not admitted and knock.transport is not None:
-                knock.transport.abort()
+            if not admitted and pending.transport is not None:
+                pending.transport.abort()
 
-    def _admit(self, knock: _PendingLane) -> bool:
-        """Hand the lane to what serves it. False if the ticket is wrong or nobody serves it."""
-        entry, lane = self.redeem(knock.heard), knock.transport
-        if entry is None or lane is None or knock.gone or lane.is_closing():
+    def _admit(self, pending: _PendingLane) -> bool:
+        """Give the lane to its server. False if the ticket is invalid or the lane is refused."""
+        entry, lane = self.redeem(pending.received), pending.transport
+        if entry is None or lane is None or pending.closed or lane.is_closing():
             return False
         protocol = self._serve(*entry, lane)
         if protocol is None:
@@ -194,7 +195,7 @@ class LaneListener:
     # -- tickets
 
     def _sweep(self) -> None:
-        """Forget what has expired. Costs as much as was issued, not as much as there is."""
+        """Drop expired tickets. The cost is proportional to the number dropped."""
         now = self._clock()
         while self._tickets:
             ticket, first = next(iter(self._tickets.items()))
@@ -212,39 +213,40 @@ class LaneListener:
 
 
 class _PendingLane(asyncio.Protocol):
-    """Somebody at the door. `spoken` is done once `heard` is as long as a ticket, or never will be.
+    """A connection without a redeemed ticket. `complete` is done once `received` has the length of a ticket, or the
+    connection ends.
 
-    Whoever says more before he is welcome is no peer (a lane must not begin in the middle): then `heard` is too long.
+    A peer sends nothing after the ticket until it is accepted; otherwise `received` is too long and no ticket matches.
     """
 
     def __init__(self) -> None:
-        self.spoken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.transport: asyncio.Transport | None = None
-        self.heard = b""
-        self.gone = False
+        self.received = b""
+        self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if len(self.heard) <= TICKET_BYTES:
-            self.heard += data[: TICKET_BYTES + 1]
-        if len(self.heard) >= TICKET_BYTES and not self.spoken.done():
-            self.spoken.set_result(None)
+        if len(self.received) <= TICKET_BYTES:
+            self.received += data[: TICKET_BYTES + 1]
+        if len(self.received) >= TICKET_BYTES and not self.complete.done():
+            self.complete.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.gone = True
-        if not self.spoken.done():
-            self.spoken.set_result(None)
+        self.closed = True
+        if not self.complete.done():
+            self.complete.set_result(None)
 
 
 class _TicketHandler(asyncio.Protocol):
-    """Answers one ask for tickets: kind and number, a byte each."""
+    """Answers one ticket request: kind and number, one byte each."""
 
     def __init__(self, listener: LaneListener, link: Link) -> None:
         self._listener = listener
         self._facts = link.facts
-        self._heard = b""
+        self._received = b""
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -253,13 +255,13 @@ class _TicketHandler(asyncio.Protocol):
         self._deadline = asyncio.get_running_loop().call_later(TICKET_DEADLINE_SECONDS, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        self._heard += data
-        if self._transport is None or len(self._heard) < 2 or self._transport.is_closing():
+        self._received += data
+        if self._transport is None or len(self._received) < 2 or self._transport.is_closing():
             return
-        if len(self._heard) > 2:
+        if len(self._received) > 2:
             self._transport.abort()
             return
-        kind, count = self._heard
+        kind, count = self._received
         self._transport.write(self._listener.issue(self._facts.peer, self._facts.address.host, kind, count))
         self._transport.close()
 
@@ -269,18 +271,18 @@ class _TicketHandler(asyncio.Protocol):
 
 
 def _listen(host: str | None, port: int) -> socket.socket:
-    """A listening socket: on `host`, or on every interface, both families in one where the system can."""
+    """A listening socket on `host`, or on all interfaces, dual-stack where possible."""
     if host is not None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        except OSError:  # switched off in the kernel, or only this port is taken: IPv4 will tell
+        except OSError:  # IPv6 is disabled, or the port is taken: try IPv4
             pass
     return socket.create_server(("0.0.0.0", port), family=socket.AF_INET)
 
 
-def _plain(host: str) -> str:
-    """An address as one family writes it: `::ffff:192.0.2.1` on a socket of both families is 192.0.2.1."""
+def _unmapped(host: str) -> str:
+    """An address without the IPv4-mapped prefix or scope: `::ffff:192.0.2.1` becomes 192.0.2.1."""
     return host.removeprefix("::ffff:") if "." in host else host.partition("%")[0]

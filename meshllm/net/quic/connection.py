@@ -1,9 +1,9 @@
-"""aioquic's connection with honest flow control: a peer may send only what has been granted, and grants follow reading.
+"""aioquic's connection with strict flow control: limits follow what has been read, not what has arrived.
 
-Law: all that reaches into aioquic's inner parts is in this file. aioquic raises its limits by itself, to twice what has
-*arrived* (read or not, and with gaps filled with zeros): a peer that sends one byte far ahead makes it hold the whole
-gap, and the next gap may be twice as long. Here limits only move by `grant`, and those of the whole connection with
-what has been read. The base's two methods that write limits are told that nothing has arrived, so that they raise none.
+All access to aioquic's private attributes is in this file. aioquic raises its limits to twice what has *arrived* (gaps
+included): a peer that sends one byte far ahead makes it buffer the whole gap, and the next gap may be twice as long.
+Here limits move only by `grant`, and the connection's limit with what has been read. The two overridden methods of the
+base, which write limits, see zero bytes arrived and so raise none.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
 
 PROTOCOL = "mesh-llm/1"
 CONNECTION_ID_BYTES = 8
-# What goes through everything that IPv6 goes through: the least MTU of 1280 (RFC 8200, 5), which is also that of
-# common VPNs, less the headers of IPv6 (40) and UDP (8).
+# The minimum MTU of IPv6, 1280 (RFC 8200, 5), also that of common VPNs, less the headers of IPv6 (40) and UDP (8).
 DATAGRAM_BYTES = 1232
-# Of what a peer says at the end of a connection, so much is shown (characters).
+# Characters shown of a peer's reason for closing.
 MAX_REASON = 200
 VERSIONS = [int(QuicProtocolVersion.VERSION_1)]
 
 
 def configuration(identity: Identity, *, client: bool) -> QuicConfiguration:
-    """For all connections of one side. The peer's certificate is not checked by aioquic but by `peer_node`'s caller."""
+    """The configuration of all connections of one side. The caller of `peer_node` checks the peer's certificate."""
     return QuicConfiguration(
         is_client=client,
         alpn_protocols=[PROTOCOL],
@@ -49,12 +48,12 @@ def configuration(identity: Identity, *, client: bool) -> QuicConfiguration:
         max_stream_data=FIRST_CREDIT_BYTES,
         max_datagram_size=DATAGRAM_BYTES,
         supported_versions=VERSIONS,
-        verify_mode=0,  # ssl.CERT_NONE: nobody signs certificates here, the key in them is what is pinned
+        verify_mode=0,  # ssl.CERT_NONE: there is no authority; the certificate's key is pinned
     )
 
 
 class MeshConnection(QuicConnection):
-    """A QUIC connection whose peer may open one stream (the dialler's first) until `trust`."""
+    """A QUIC connection. Before `allow_streams` the peer may open one stream: the dialler's first."""
 
     def __init__(self, config: QuicConfiguration, **known: Any) -> None:
         super().__init__(configuration=config, **known)
@@ -65,25 +64,25 @@ class MeshConnection(QuicConnection):
         unidirectional.value = unidirectional.sent = 0
 
     def peer_node(self) -> NodeId:
-        """Who has shown the certificate's key. Raises PeerRefused. Only for the dialling side, after the handshake."""
+        """The node id of the peer's certificate, for the dialler after the TLS handshake. Raises PeerRefused."""
         certificate = self.tls._peer_certificate
         if certificate is None:
             raise PeerRefused("The peer has shown no certificate.")
         return node_of_certificate(certificate)
 
-    def trust(self) -> None:
-        """The peer has proved who it is."""
+    def allow_streams(self) -> None:
+        """The peer is authenticated: raise its limits."""
         self._link_credit = LINK_CREDIT_BYTES
         self._local_max_streams_bidi.value += MAX_STREAMS_PER_LINK
 
     def grant(self, stream_id: int, limit: int) -> None:
-        """The peer may send on a stream up to `limit`."""
+        """Allow the peer to send up to byte `limit` of the stream."""
         stream = self._streams.get(stream_id)
         if stream is not None and limit > stream.max_stream_data_local:
             stream.max_stream_data_local = limit
 
     def unacknowledged(self, stream_id: int) -> int:
-        """Bytes written to a stream and not confirmed by the peer."""
+        """Bytes written to a stream and not acknowledged."""
         stream = self._streams.get(stream_id)
         if stream is None:
             return 0
@@ -92,7 +91,7 @@ class MeshConnection(QuicConnection):
 
     @property
     def rtt(self) -> float:
-        """The smoothed round trip in seconds; 0 before the first sample."""
+        """Smoothed round trip time in seconds; 0 before the first sample."""
         return float(self._loss._rtt_smoothed)
 
     @property
@@ -105,20 +104,20 @@ class MeshConnection(QuicConnection):
 
     @property
     def begun(self) -> bool:
-        """Whether a first packet of the peer made sense."""
+        """Whether the peer's first packet was valid."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
 
     @property
     def reason(self) -> str:
-        """Why it is not alive, as the peer or aioquic says."""
+        """Why the connection ended, from the peer or aioquic."""
         event = self._close_event
         if event is None:
             return ""
-        # The peer chose the words, and they go to logs and terminals.
+        # The peer chose the text, and it goes to logs and terminals.
         words = "".join(letter if letter.isprintable() else "?" for letter in event.reason_phrase[:MAX_REASON])
         return words or f"error {event.error_code}"
 
-    # -- aioquic's inner parts
+    # -- overrides of aioquic
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
         receiver = stream.receiver
@@ -142,7 +141,7 @@ class MeshConnection(QuicConnection):
             limit.used = arrived
 
     def _held(self) -> int:
-        """Bytes that have arrived and that nobody has read: with gaps before them, or in the inboxes of streams."""
+        """Bytes that arrived and were not read: behind gaps, or in the inboxes of streams."""
         receivers = (stream.receiver for stream in self._streams.values())
         return self.unread() + sum(
             receiver.highest_offset - receiver.starting_offset() for receiver in receivers if not receiver.is_finished

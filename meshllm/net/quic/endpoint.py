@@ -1,8 +1,8 @@
-"""The one UDP socket: what comes in finds its connection by the connection id, whoever dialled.
+"""The UDP socket: datagrams are routed to connections by connection id, dialled or accepted.
 
-Law: a datagram that belongs to no connection costs a lookup. A stranger's first one makes a connection only within
-bounds (in all, per address, per second), and from RETRY_ABOVE strangers on only if its sender shows that it receives
-what is sent to its address (RFC 9000, 8.1), so that made-up addresses take nobody's place.
+Invariants: a datagram without a connection costs a lookup. A first datagram makes a connection only within limits (in
+all, per address, per second); from RETRY_ABOVE unauthenticated connections on, its sender must prove its address first
+(Retry; RFC 9000, 8.1).
 """
 
 from __future__ import annotations
@@ -33,72 +33,72 @@ from meshllm.net.base import Clock
 from meshllm.net.quic.connection import CONNECTION_ID_BYTES, VERSIONS
 from meshllm.util.rate_limiter import TokenBucket
 
-# (host, port) or (host, port, flow, scope), as the socket gives and takes it.
+# (host, port) or (host, port, flow, scope), as sockets use them.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
-# Connections of strangers at a time. A handshake takes some 5 ms of processor and, while it lasts, 50 KiB.
+# Unauthenticated connections. A handshake takes about 5 ms of CPU and 50 KiB while it lasts.
 MAX_UNAUTHENTICATED = 64
-# And from one address (IPv6: one /64): many nodes may sit behind one, but they do not all come in the same second.
+# The same from one address (IPv6: one /64). Many nodes may share an address, but they do not all connect in one second.
 MAX_UNAUTHENTICATED_PER_ADDRESS = 24
 RETRY_ABOVE = 16
-# New connections from one address: in the long run, and at once.
+# New connections from one address: rate and burst.
 NEW_CONNECTIONS_PER_SECOND = 20.0
 NEW_CONNECTIONS_BURST = 60.0
 MAX_ADDRESSES_KNOWN = 1024
-# Datagrams read before others get a turn.
+# Datagrams read before other callbacks run.
 DATAGRAMS_AT_ONCE = 64
-# The least a first datagram may be (RFC 9000, 14.1).
+# Minimum size of a first datagram (RFC 9000, 14.1).
 SMALLEST_INITIAL = 1200
 LONGEST_DATAGRAM = 2048
-# Asked of the system for each direction; it may give less.
+# Requested for each direction; the system may give less.
 SOCKET_BUFFER_BYTES = 4 << 20
-# Connection ids (8 a connection) of ended connections, whose last words are said again to a peer that goes on.
+# Connection ids (8 per connection) of closed connections, whose close packet is sent again to a peer that still sends.
 MAX_CLOSES_KEPT = 2048
 CLOSE_RESENDS = 8
 
 
 @dataclass(slots=True)
 class CloseDatagram:
-    """A connection's last datagram, and how often it may still be said again."""
+    """The last datagram of a closed connection, and how often it may still be sent again."""
 
     datagram: bytes
     left: int = CLOSE_RESENDS
 
 
 class DatagramRoute(Protocol):
-    """Who takes the datagrams of a connection."""
+    """Receives the datagrams of a connection."""
 
     def receive(self, data: bytes, source: SocketAddress, now: float) -> None:
-        """One of them."""
+        """One datagram."""
 
     def received(self) -> None:
-        """After a few of them."""
+        """Called after a batch of datagrams."""
 
 
-# Makes a connection for a stranger: (first datagram's destination, source id the retry gave or None, address).
-Welcome = Callable[[bytes, bytes | None, SocketAddress], "DatagramRoute"]
+# Makes a connection for a first datagram: (its destination id, source id of the Retry or None, address).
+AcceptConnection = Callable[[bytes, bytes | None, SocketAddress], "DatagramRoute"]
 
 
 class Endpoint:
-    """`accept` makes connections; `routes` are kept up by them."""
+    """The socket and its routes. `accept` makes connections; connections maintain `routes`."""
 
-    def __init__(self, accept: Welcome, clock: Clock) -> None:
+    def __init__(self, accept: AcceptConnection, clock: Clock) -> None:
         self.routes: dict[bytes, DatagramRoute] = {}
         self.port = 0
         self._accept = accept
         self._clock = clock
         self._socket: socket.socket | None = None
         self._ipv6 = False
-        self._strangers: dict[DatagramRoute, str] = {}
+        self._unauthenticated: dict[DatagramRoute, str] = {}
         self._per_address: dict[str, int] = {}
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._retry = QuicRetryTokenHandler()
-        self._farewells: OrderedDict[bytes, CloseDatagram] = OrderedDict()
+        self._closes: OrderedDict[bytes, CloseDatagram] = OrderedDict()
 
-    # -- life
+    # -- opening and closing
 
     def open(self, host: str | None, port: int) -> int:
-        """Listen; the port. Without `host` on all addresses of both families. Raises PortTaken."""
+        """Listen; return the port. Without `host` on all addresses of both families. Raises PortTaken."""
         try:
             self._socket, self._ipv6 = _bind(host, port)
         except OSError as error:
@@ -110,7 +110,7 @@ class Endpoint:
         return self.port
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Close the socket."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
@@ -120,7 +120,8 @@ class Endpoint:
     # -- sending
 
     def send(self, data: bytes, destination: SocketAddress) -> bool:
-        """Whether there is a way there at all. What does not fit the system's buffer is lost, as datagrams are."""
+        """Send a datagram. False: there is no route. A datagram that exceeds the system's buffer is lost, as on the
+        network."""
         if self._socket is None:
             return False
         try:
@@ -128,23 +129,23 @@ class Endpoint:
         except (BlockingIOError, InterruptedError):
             return True
         except OSError as error:
-            # What the network says about an earlier datagram; and a full buffer by another name.
+            # Errors of an earlier datagram, or a full buffer.
             return error.errno in (errno.ECONNREFUSED, errno.ENOBUFS, errno.EPERM)
         return True
 
     def sockaddr(self, address: PeerAddress) -> SocketAddress:
-        """As `receive` gives it, so that both compare. Raises ValueError for what is no IP address."""
+        """The address in the form of `receive`, so that both compare. Raises ValueError if it is no IP address."""
         host = ipaddress.ip_address(address.host)
         if not self._ipv6:
             return (str(host), address.port)
         text = f"::ffff:{host}" if host.version == 4 else str(host)
         return (text, address.port, 0, 0)
 
-    # -- strangers
+    # -- unauthenticated connections
 
-    def known(self, route: DatagramRoute) -> None:
-        """No stranger any more: it has proved who it is, or it is gone."""
-        key = self._strangers.pop(route, None)
+    def authenticated(self, route: DatagramRoute) -> None:
+        """The connection is authenticated or closed: stop counting it."""
+        key = self._unauthenticated.pop(route, None)
         if key is not None:
             left = self._per_address[key] - 1
             if left:
@@ -153,17 +154,17 @@ class Endpoint:
                 del self._per_address[key]
 
     @property
-    def strangers(self) -> int:
-        """Connections of whoever has proved nothing yet."""
-        return len(self._strangers)
+    def unauthenticated(self) -> int:
+        """Number of unauthenticated connections."""
+        return len(self._unauthenticated)
 
-    def farewell(self, ids: tuple[bytes, ...], datagram: bytes) -> None:
-        """A connection has ended with that datagram; say it again if the peer goes on."""
-        words = CloseDatagram(datagram)
+    def keep_close(self, ids: tuple[bytes, ...], datagram: bytes) -> None:
+        """Keep a connection's close packet, to send it again to a peer that still sends."""
+        close = CloseDatagram(datagram)
         for connection_id in ids:
-            self._farewells[connection_id] = words
-        while len(self._farewells) > MAX_CLOSES_KEPT:
-            self._farewells.popitem(last=False)
+            self._closes[connection_id] = close
+        while len(self._closes) > MAX_CLOSES_KEPT:
+            self._closes.popitem(last=False)
 
     # -- receiving
 
@@ -175,7 +176,7 @@ class Endpoint:
                 break
             try:
                 data, source = self._socket.recvfrom(LONGEST_DATAGRAM)
-            except OSError:  # nothing more, or what the network says about a datagram sent earlier
+            except OSError:  # the queue is empty, or an error of an earlier datagram
                 break
             route = self._route(data, source, now)
             if route is not None:
@@ -190,16 +191,16 @@ class Endpoint:
         if not data[0] & 0x80:
             connection_id = data[1 : 1 + CONNECTION_ID_BYTES]
             route = self.routes.get(connection_id)
-            if route is None and connection_id in self._farewells:
-                self._say_again(connection_id, source)
+            if route is None and connection_id in self._closes:
+                self._resend_close(connection_id, source)
             return route
         route = self.routes.get(data[6 : 6 + data[5]])
         if route is None and len(data) >= SMALLEST_INITIAL:
-            return self._stranger(data, source, now)
+            return self._accept_datagram(data, source, now)
         return route
 
-    def _stranger(self, data: bytes, source: SocketAddress, now: float) -> DatagramRoute | None:
-        """A connection for a stranger's first datagram, if there is room for it."""
+    def _accept_datagram(self, data: bytes, source: SocketAddress, now: float) -> DatagramRoute | None:
+        """Make a connection for a first datagram, within the limits."""
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
         except ValueError:
@@ -216,7 +217,7 @@ class Endpoint:
             return None
         key = address_key(source[0])
         if (
-            len(self._strangers) >= MAX_UNAUTHENTICATED
+            len(self._unauthenticated) >= MAX_UNAUTHENTICATED
             or self._per_address.get(key, 0) >= MAX_UNAUTHENTICATED_PER_ADDRESS
         ):
             return None
@@ -229,13 +230,13 @@ class Endpoint:
             except ValueError:
                 return None
             retried = header.destination_cid
-        elif len(self._strangers) >= RETRY_ABOVE:
+        elif len(self._unauthenticated) >= RETRY_ABOVE:
             self._send_retry(header, source, now)
             return None
         if not self._bucket(key, now).take(now):
             return None
         route = self._accept(original, retried, source)
-        self._strangers[route] = key
+        self._unauthenticated[route] = key
         self._per_address[key] = self._per_address.get(key, 0) + 1
         self.routes[header.destination_cid] = route
         return route
@@ -266,15 +267,15 @@ class Endpoint:
         self._buckets.move_to_end(key)
         return bucket
 
-    def _say_again(self, connection_id: bytes, source: SocketAddress) -> None:
-        words = self._farewells[connection_id]
-        if words.left > 0:
-            words.left -= 1
-            self.send(words.datagram, source)
+    def _resend_close(self, connection_id: bytes, source: SocketAddress) -> None:
+        close = self._closes[connection_id]
+        if close.left > 0:
+            close.left -= 1
+            self.send(close.datagram, source)
 
 
 def _bind(host: str | None, port: int) -> tuple[socket.socket, bool]:
-    """A socket for both families where the system has both, and whether it speaks IPv6."""
+    """A dual-stack socket where possible; whether it is IPv6."""
     if host is None and socket.has_ipv6:
         try:
             return _socket(socket.AF_INET6, "::", port), True
@@ -302,7 +303,7 @@ def _socket(family: socket.AddressFamily, host: str, port: int) -> socket.socket
 
 
 def _enlarge(made: socket.socket, option: int) -> None:
-    """As large a buffer as the system gives: macOS refuses what is too large, Linux cuts it."""
+    """Request the largest buffer that the system gives: macOS refuses a larger one, Linux reduces it."""
     size = SOCKET_BUFFER_BYTES
     while size > 1 << 16:
         try:
@@ -313,7 +314,7 @@ def _enlarge(made: socket.socket, option: int) -> None:
 
 
 def to_address(source: SocketAddress) -> PeerAddress:
-    """What other parts of the program call it: IPv4 in IPv6 clothing is IPv4, scopes are left out."""
+    """The address for other modules: IPv4-mapped IPv6 becomes IPv4, without scope."""
     host = source[0].partition("%")[0]
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
@@ -321,8 +322,7 @@ def to_address(source: SocketAddress) -> PeerAddress:
 
 
 def address_key(host: str) -> str:
-    """What counts as one sender: an IPv4 address, or the 64 bits of an IPv6 network, of which one host has as many
-    addresses as it likes."""
+    """The unit of rate limits: an IPv4 address, or the /64 of an IPv6 address."""
     address = to_address((host, 0)).host
     if ":" not in address:
         return address

@@ -1,29 +1,29 @@
-"""How much a peer may send before it must wait: windows for bytes, buckets for things that come one by one.
+"""Flow control of streams and links: how much a peer may send before this node has read it.
 
-Law: a window moves on only as far as its reader has consumed, so what a peer can make this node hold is bounded per
-stream and per link, whatever it does. Nothing here knows of sockets or clocks; time is an argument.
+Invariant: a window moves only as far as its reader has consumed, so the bytes held for a peer are bounded per stream
+and per link.
 """
 
 from __future__ import annotations
 
 from meshllm.net.base import STREAM_CREDIT_BYTES
 
-# What a new stream may send at once; it grows to STREAM_CREDIT_BYTES as it is used. Most requests and answers fit.
+# Window of a new stream; it grows to STREAM_CREDIT_BYTES with use. Most requests and answers fit.
 FIRST_CREDIT_BYTES = 64 << 10
-# All windows of a link together may have grown by so much: one fast stream and thirty more beside it.
+# Growth of all windows of a link together: one fast stream and thirty more.
 GROWN_CREDIT_BYTES = 32 << 20
-# What a link may have under way and unread in all: 500 streams that stand still with all their first credit, beside
-# those that have grown. It keeps an honest link from ever waiting for it.
+# Bytes in flight and unread on a link: 500 idle streams with their first window, beside the grown ones. A correct link
+# never waits for it.
 LINK_CREDIT_BYTES = GROWN_CREDIT_BYTES + (32 << 20)
-# The same before the peer has proved who it is: a handshake takes 1 KiB.
+# The same before the peer is authenticated; a handshake takes 1 KiB.
 UNAUTHENTICATED_CREDIT_BYTES = 16 << 10
-# What all streams of a link may hand to the carrier unacknowledged, and one of them in any case (a few datagrams).
+# Unacknowledged bytes of all streams of a link, and the minimum of each stream (a few datagrams).
 LINK_UNSENT_BYTES = 16 << 20
 LEAST_UNSENT_BYTES = 16 << 10
 
 
 class FlowBudget:
-    """Bytes that the windows of one link share for growing."""
+    """Bytes by which the windows of one link may still grow."""
 
     __slots__ = ("left",)
 
@@ -31,7 +31,7 @@ class FlowBudget:
         self.left = left
 
     def take(self, amount: int) -> bool:
-        """Whether there was that much left; then it is taken."""
+        """Take `amount` if it is left; whether it was."""
         if amount > self.left:
             return False
         self.left -= amount
@@ -39,7 +39,7 @@ class FlowBudget:
 
 
 class FlowWindow:
-    """What one stream's peer may have sent by now: `limit` is a position in the stream, in bytes from its beginning."""
+    """The receive window of a stream. `limit`: the offset up to which the peer may send."""
 
     __slots__ = ("_budget", "consumed", "limit", "size")
 
@@ -50,7 +50,7 @@ class FlowWindow:
         self.consumed = 0
 
     def consume(self, count: int) -> int | None:
-        """`count` more bytes have been read. The new limit to tell the peer, when it is worth telling."""
+        """`count` more bytes were read. The new limit, if it is worth an update."""
         self.consumed += count
         if self.limit - self.consumed > self.size // 2:
             return None
@@ -60,11 +60,11 @@ class FlowWindow:
         return self.limit
 
     def release(self) -> None:
-        """The stream is over: what it had grown by is for others."""
+        """The stream has ended: return its growth to the budget."""
         self._budget.left += self.size - FIRST_CREDIT_BYTES
         self.size = FIRST_CREDIT_BYTES
 
 
 def unsent_limit(streams: int) -> int:
-    """How many bytes one stream may have handed over unacknowledged, when so many streams are open."""
+    """Unacknowledged bytes allowed for one stream when `streams` are open."""
     return max(LEAST_UNSENT_BYTES, min(STREAM_CREDIT_BYTES, LINK_UNSENT_BYTES // max(1, streams)))

@@ -1,7 +1,8 @@
-"""One dial: all addresses of a node nearly at once, the first that answers as that node is greeted, the others dropped.
+"""One dial: the addresses of a node are tried staggered, the first that answers as that node gets the handshake (as RFC
+8305).
 
-Law: a dial ends within DIAL_SECONDS, with a link or with the reason; nothing of it is left then. Only one address is
-greeted at a time, so that a node which answers at several never sees two links. No tasks: callbacks and timers.
+Invariants: a dial ends within DIAL_SECONDS with a link or a reason. Only one address at a time is in the handshake, so
+that a node with several addresses never sees two links. Callbacks and timers, no tasks.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
 from meshllm.net.base import DIAL_SECONDS
 from meshllm.net.node_link import NodeLink
 
-# Between one address and the next: longer than a round trip at home, so that mostly only the first one is used.
+# Between two addresses: longer than a round trip in a LAN, so that usually only the first is used.
 STAGGER_SECONDS = 0.05
-# At most so many addresses of one way are tried.
+# Addresses tried in one dial.
 MAX_ADDRESSES_TRIED = 12
-# A dialled node that does not answer the greeting within this leaves the turn to its other addresses.
+# Limit for the handshake at one address; then the others get their turn.
 CANDIDATE_SECONDS = 3.0
 
 
@@ -28,89 +29,89 @@ class Attempt(Protocol):
     """One address being tried, until it is `ready` or `failed`."""
 
     def drop(self) -> None:
-        """No longer wanted; nothing is reported any more."""
+        """Stop; nothing is reported any more."""
 
 
 class Dialler(Protocol):
-    """The verbs a dial needs of the transport."""
+    """What a dial needs of the transport."""
 
     def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
-        """Try an address. Later (never at once) `dial.ready` or `dial.failed` is called, once."""
+        """Try an address. Later (never in this call) `dial.ready` or `dial.failed` is called once."""
 
-    def greet(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
-        """Begin the handshake on an attempt that is ready. Raises PeerRefused."""
+    def start_handshake(self, attempt: Attempt, peer: NodeId, seconds: float) -> NodeLink:
+        """Start the handshake on a ready attempt. Raises PeerRefused."""
 
 
 class PendingDial:
-    """Being dialled: `future` gets the link, PeerRefused or PeerUnreachable."""
+    """A dial in progress. `future` gets the link, PeerRefused or PeerUnreachable."""
 
     def __init__(
         self,
-        way: BootstrapAddress,
+        target: BootstrapAddress,
         dialler: Dialler,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[PendingDial], None],
     ) -> None:
-        self.way = way
+        self.target = target
         self.future: asyncio.Future[NodeLink] = loop.create_future()
         self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self.greeted: NodeLink | None = None
+        self.candidate: NodeLink | None = None
         self._dialler = dialler
         self._loop = loop
         self._done = done
-        self._addresses = deque(dict.fromkeys(way.addresses[:MAX_ADDRESSES_TRIED]))
+        self._addresses = deque(dict.fromkeys(target.addresses[:MAX_ADDRESSES_TRIED]))
         self._trying: dict[Attempt, PeerAddress] = {}
         self._ready: deque[tuple[Attempt, NodeId]] = deque()
         self._reasons: list[str] = []
         self._wrong_node: PeerRefused | None = None
-        self._waits = False  # for a link that the peer is about to make
+        self._waits = False  # for the link that the peer dialled
         self._expiry = loop.call_later(DIAL_SECONDS, self._expire)
         self._next: asyncio.TimerHandle | asyncio.Handle | None = loop.call_soon(self._try)
 
     def matches(self, node: NodeId) -> bool:
-        """Whether that is the node being dialled."""
-        return node.startswith(self.way.pin)
+        """Whether `node` is the node being dialled."""
+        return node.startswith(self.target.pin)
 
     def ready(self, attempt: Attempt, peer: NodeId) -> None:
         """The node answers at that address."""
         self._ready.append((attempt, peer))
-        self._greet()
+        self._start_next()
 
     def failed(self, attempt: Attempt, reason: str, wrong_node: bool = False) -> None:
-        """Nothing comes of that address. `wrong_node`: another node is there."""
+        """That address failed. `wrong_node`: another node answers there."""
         address = self._trying.pop(attempt, None)
         if address is not None:
             self._reasons.append(f"{address}: {reason}")
         if wrong_node:
             self._wrong_node = PeerRefused(
-                f"Another node than {short(NodeId(self.way.pin))} answers at {address}.",
+                f"Another node than {short(NodeId(self.target.pin))} answers at {address}.",
                 advice="The node may have a new identity: ask for a fresh invite.",
                 reason="wrong_node",
             )
         self._check()
 
-    def greeting_failed(self, link: NodeLink, error: PeerRefused | str) -> None:
-        """The node that was greeted refused, or said nothing."""
-        if link is not self.greeted:
+    def handshake_failed(self, link: NodeLink, error: PeerRefused | str) -> None:
+        """The handshake failed: a refusal, or no answer."""
+        if link is not self.candidate:
             return
-        self.greeted = None
+        self.candidate = None
         if isinstance(error, PeerRefused) and error.reason != "duplicate":
             self._finish(error)
             return
-        # "duplicate": the peer has dialled us at the same time, and that link stays.
+        # "duplicate": the peer has dialled this node at the same time, and its link stays.
         self._waits = isinstance(error, PeerRefused)
-        self._reasons.append(f"{link.carrier.address}: {error}")
-        self._greet()
+        self._reasons.append(f"{link.connection.address}: {error}")
+        self._start_next()
         self._check()
 
     def linked(self, link: NodeLink) -> None:
-        """There is a link to the node, made here or by the peer."""
+        """There is a link to the node, dialled by either side."""
         if not self.future.done():
             self.future.set_result(link)
             self._clear(keep=link)
 
     def drop(self, error: MeshError) -> None:
-        """No longer wanted."""
+        """Give up."""
         self._finish(error)
 
     def _try(self) -> None:
@@ -123,18 +124,18 @@ class PendingDial:
         else:
             self._check()
 
-    def _greet(self) -> None:
-        while self._ready and self.greeted is None and not self.future.done():
+    def _start_next(self) -> None:
+        while self._ready and self.candidate is None and not self.future.done():
             attempt, peer = self._ready.popleft()
             self._trying.pop(attempt, None)
             try:
-                self.greeted = self._dialler.greet(attempt, peer, CANDIDATE_SECONDS)
+                self.candidate = self._dialler.start_handshake(attempt, peer, CANDIDATE_SECONDS)
             except PeerRefused as error:
                 self._finish(error)
 
     def _check(self) -> None:
-        """Whether there is anything left to hope for."""
-        busy = self._addresses or self._trying or self._ready or self.greeted or self._next or self._waits
+        """Finish if no attempt is left."""
+        busy = self._addresses or self._trying or self._ready or self.candidate or self._next or self._waits
         if not busy:
             self._finish(self._wrong_node or self._unreachable())
 
@@ -145,7 +146,7 @@ class PendingDial:
     def _unreachable(self) -> PeerUnreachable:
         tried = "; ".join(self._reasons) or "it has no address"
         return PeerUnreachable(
-            f"Node {short(NodeId(self.way.pin))} cannot be reached ({tried}).",
+            f"Node {short(NodeId(self.target.pin))} cannot be reached ({tried}).",
             advice="Check that it runs and that its UDP port is open.",
         )
 
@@ -163,7 +164,7 @@ class PendingDial:
         self._trying.clear()
         self._ready.clear()
         self._addresses.clear()
-        greeted, self.greeted = self.greeted, None
+        candidate, self.candidate = self.candidate, None
         self._done(self)
-        if greeted is not None and greeted is not keep:
-            greeted.close("not needed any more")
+        if candidate is not None and candidate is not keep:
+            candidate.close("not needed any more")

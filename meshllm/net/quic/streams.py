@@ -1,8 +1,8 @@
-"""Streams of a link as transports of asyncio, over any carrier that delivers bytes in order.
+"""Streams of a link as asyncio transports, over any `StreamConnection`.
 
-Law: `write` never blocks and never drops: what the peer takes no more of waits in the stream's own buffer, and its
-protocol is told (`pause_writing`). What a protocol has not read (`pause_reading`) is not credited, so the peer waits.
-`connection_lost` is called exactly once for each stream whose `connection_made` was called.
+Invariants: `write` never blocks or drops: bytes beyond the peer's window wait in the stream's buffer and
+`pause_writing` is called. Bytes that a protocol has not read extend no window. `connection_lost` is called exactly once
+for each stream whose `connection_made` was called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from meshllm.net.base import MAX_STREAMS_PER_LINK, StreamKind
 from meshllm.net.connection_protocol import ABORTED, CONTROL, ENDED, REFUSED, StreamConnection
 from meshllm.net.quic.flow_control import FlowBudget, FlowWindow, unsent_limit
 
-# Unsent bytes at which a protocol is told to pause, and to go on: asyncio's own defaults.
+# Buffer sizes for `pause_writing` and `resume_writing`: asyncio's defaults.
 HIGH_WATER = 64 << 10
 LOW_WATER = 16 << 10
 
@@ -42,17 +42,17 @@ class Stream(asyncio.Transport):
         self._backlog_bytes = 0
         self._high, self._low = HIGH_WATER, LOW_WATER
         self._writing_paused = False
-        self._write_dead = False  # the peer wants no more
+        self._write_dead = False  # the peer sent STOP_SENDING
         self._eof_wanted = False
         self._eof_sent = False
         self._closing = False
         self._lost = False
 
-    # -- asyncio's side
+    # -- asyncio.Transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "peername":
-            address = self._table.carrier.address
+            address = self._table.connection.address
             return address.host, address.port
         return {"peer": self._table.peer, "kind": self.kind}.get(name, default)
 
@@ -86,10 +86,10 @@ class Stream(asyncio.Transport):
         if not self._backlog:
             room = self._table.room(self)
             if room >= len(data):
-                self._table.carrier.send(self.number, bytes(data))
+                self._table.connection.send(self.number, bytes(data))
                 return
             if room > 0:
-                self._table.carrier.send(self.number, bytes(data[:room]))
+                self._table.connection.send(self.number, bytes(data[:room]))
                 data = data[room:]
             self._table.backlogged.add(self)
         self._backlog.append(bytes(data))
@@ -124,22 +124,22 @@ class Stream(asyncio.Transport):
         self._closing = self._eof_wanted = True
         self._drop_inbox()
         if not self._ended:
-            self._table.carrier.stop(self.number, ENDED)
+            self._table.connection.stop(self.number, ENDED)
         self._send_end()
 
     def abort(self) -> None:
         self._give_up(ABORTED, None)
 
-    # -- the table's side
+    # -- for Streams
 
     def begin(self, protocol: asyncio.BaseProtocol) -> None:
-        """Hand the stream to its protocol."""
+        """Connect the stream to its protocol."""
         self.set_protocol(protocol)
         protocol.connection_made(self)
 
     @property
     def unread(self) -> int:
-        """Bytes that have come and that the protocol has not taken."""
+        """Bytes that arrived and that the protocol has not read."""
         return self._inbox_bytes
 
     def feed(self, data: bytes, end: bool) -> None:
@@ -157,7 +157,7 @@ class Stream(asyncio.Transport):
             self._tell_end()
 
     def pump(self) -> None:
-        """There may be room for what waits."""
+        """Send buffered bytes as far as the window allows."""
         backlog, table = self._backlog, self._table
         while backlog and (room := table.room(self)) > 0:
             data = backlog.popleft()
@@ -166,7 +166,7 @@ class Stream(asyncio.Transport):
                 backlog.appendleft(rest[room:])
                 data = rest[:room]
             self._backlog_bytes -= len(data)
-            table.carrier.send(self.number, data)
+            table.connection.send(self.number, data)
         if not backlog:
             table.backlogged.discard(self)
         self._check_low()
@@ -174,7 +174,7 @@ class Stream(asyncio.Transport):
             self._send_end()
 
     def stopped(self) -> None:
-        """The peer wants no more: what waits is for nobody, and the protocol need not wait either."""
+        """STOP_SENDING: drop the write buffer; the protocol need not wait."""
         self._write_dead = True
         self._drop_backlog()
         if self._closing:
@@ -185,23 +185,23 @@ class Stream(asyncio.Transport):
             self._check_low()
 
     def was_reset(self, code: int) -> None:
-        """The peer gave up: the other direction is of no use then either, unless we asked for it by closing."""
+        """The peer reset its direction: give up the other one as well, unless this side has closed."""
         self._ended = True
         if self._closing:
             return
         self._give_up(ENDED, ConnectionResetError(f"The peer has reset the stream ({code})."))
 
     def lose(self, error: Exception | None) -> None:
-        """The link is gone."""
+        """The link is lost."""
         self._closing = True
         self._finish(error)
 
-    # -- inside
+    # -- internals
 
     def _deliver(self, data: bytes) -> None:
         limit = self.window.consume(len(data))
         if limit is not None and not self._ended:
-            self._table.carrier.grant(self.number, limit)
+            self._table.connection.grant(self.number, limit)
         try:
             cast(asyncio.Protocol, self._protocol).data_received(data)
         except Exception as error:  # noqa: BLE001 - a protocol's defect costs its own stream, as in asyncio
@@ -251,7 +251,7 @@ class Stream(asyncio.Transport):
         if not self._backlog and not self._eof_sent:
             self._eof_sent = True
             if not self._write_dead:
-                self._table.carrier.send(self.number, b"", end=True)
+                self._table.connection.send(self.number, b"", end=True)
         if self._closing and not self._backlog:
             self._finish(None)
 
@@ -269,9 +269,9 @@ class Stream(asyncio.Transport):
             return
         self._closing = True
         if not (self._eof_sent and not self._backlog):
-            self._table.carrier.reset(self.number, code)
+            self._table.connection.reset(self.number, code)
         if not self._ended:
-            self._table.carrier.stop(self.number, code)
+            self._table.connection.stop(self.number, code)
         self._finish(error)
 
     def _finish(self, error: Exception | None) -> None:
@@ -290,56 +290,56 @@ class Stream(asyncio.Transport):
 
 
 class Streams:
-    """The streams of one carrier. `peer` is for their protocols."""
+    """The streams of one connection. `peer` is shown to their protocols."""
 
     def __init__(
         self,
-        carrier: StreamConnection,
+        connection: StreamConnection,
         accept: Callable[[StreamKind], asyncio.BaseProtocol | None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.carrier = carrier
+        self.connection = connection
         self.loop = loop
         self.peer: bytes | None = None
         self.budget = FlowBudget()
         self.backlogged: set[Stream] = set()
         self.open_streams: dict[int, Stream] = {}
         self._accept = accept
-        self._next = 4 if carrier.dialled else 1
-        # Numbers of the peer's streams: below `_new` all are known but those in `_skipped`, not heard of yet.
-        self._new = 1 if carrier.dialled else 4
+        self._next = 4 if connection.dialled else 1
+        # Numbers of the peer's streams: below `_new` all were opened, except those in `_skipped`.
+        self._new = 1 if connection.dialled else 4
         self._skipped: set[int] = set()
         self._ours = 0
-        self._trusted = False
+        self._streams_allowed = False
 
     def control(self, protocol: asyncio.BaseProtocol) -> Stream:
-        """The stream for messages, at both ends."""
+        """The control stream, at both ends."""
         stream = self.open_streams[CONTROL] = Stream(self, CONTROL, None)
         stream.begin(protocol)
         return stream
 
-    def trust(self) -> None:
-        """The peer has proved who it is: both ends may open streams."""
-        self._trusted = True
-        self.carrier.trust()
+    def allow_streams(self) -> None:
+        """The peer is authenticated: both ends may open streams."""
+        self._streams_allowed = True
+        self.connection.allow_streams()
 
     def __len__(self) -> int:
         return len(self.open_streams) - (CONTROL in self.open_streams)
 
     def open(self, kind: StreamKind, protocol: asyncio.BaseProtocol) -> Stream:
-        """A new one. Raises LinkClosed if there are too many."""
+        """Open a stream. Raises LinkClosed if there are too many."""
         if self._ours >= MAX_STREAMS_PER_LINK:
             raise LinkClosed("The link has as many streams as it can have.")
         stream = Stream(self, self._next, kind)
         self._next += 4
         self._ours += 1
         self.open_streams[stream.number] = stream
-        self.carrier.send(stream.number, bytes([kind]))
+        self.connection.send(stream.number, bytes([kind]))
         stream.begin(protocol)
         return stream
 
     def data(self, number: int, data: bytes, end: bool) -> None:
-        """What the carrier brings."""
+        """Bytes from the connection."""
         stream = self.open_streams.get(number)
         if stream is None:
             if not self._is_new(number):
@@ -351,47 +351,47 @@ class Streams:
         stream.feed(data, end)
 
     def was_reset(self, number: int, code: int) -> None:
-        """The peer gave up sending on a stream."""
+        """The peer reset its direction of a stream."""
         stream = self.open_streams.get(number)
         if stream is not None:
             stream.was_reset(code)
         elif self._is_new(number):
-            self.carrier.reset(number, ENDED)
+            self.connection.reset(number, ENDED)
 
     def was_stopped(self, number: int) -> None:
-        """The peer wants no more of a stream."""
+        """The peer sent STOP_SENDING."""
         if (stream := self.open_streams.get(number)) is not None:
             stream.stopped()
 
     def pump(self) -> None:
-        """There may be room for what waits."""
+        """Send what waits, as far as windows allow."""
         for stream in tuple(self.backlogged):
             stream.pump()
 
     @property
     def unread(self) -> int:
-        """Bytes that wait for protocols that do not read."""
+        """Bytes that no protocol has read."""
         return sum(stream.unread for stream in self.open_streams.values())
 
     def room(self, stream: Stream) -> int:
-        """How many bytes a stream may hand to the carrier now."""
-        return unsent_limit(len(self.open_streams)) - self.carrier.unacknowledged(stream.number)
+        """Bytes that a stream may send now."""
+        return unsent_limit(len(self.open_streams)) - self.connection.unacknowledged(stream.number)
 
     def forget(self, stream: Stream) -> None:
-        """A stream is over."""
+        """A stream has ended."""
         if self.open_streams.pop(stream.number, None) is not None:
             stream.window.release()
-            if stream.number != CONTROL and bool(stream.number & 1) != self.carrier.dialled:
+            if stream.number != CONTROL and bool(stream.number & 1) != self.connection.dialled:
                 self._ours -= 1
 
     def close(self, error: Exception | None) -> None:
-        """The carrier is gone."""
+        """The connection is lost."""
         for stream in tuple(self.open_streams.values()):
             stream.lose(error)
 
     def _is_new(self, number: int) -> bool:
-        """Whether a stream that is not open is one the peer has just begun. The others were closed here."""
-        if bool(number & 1) != self.carrier.dialled or number == CONTROL or number & 2:
+        """Whether a number that is not open is a new stream of the peer, and not one that was closed here."""
+        if bool(number & 1) != self.connection.dialled or number == CONTROL or number & 2:
             return False
         if number in self._skipped:
             self._skipped.remove(number)
@@ -403,15 +403,15 @@ class Streams:
         return True
 
     def _accepted(self, number: int, data: bytes) -> Stream | None:
-        """A stream for what the peer has begun, or None: it is refused."""
+        """Accept a stream of the peer, or refuse it and return None."""
         protocol, kind = None, None
         theirs = len(self) - self._ours
-        if data and self._trusted and theirs < MAX_STREAMS_PER_LINK and data[0] in _KINDS:
+        if data and self._streams_allowed and theirs < MAX_STREAMS_PER_LINK and data[0] in _KINDS:
             kind = StreamKind(data[0])
             protocol = self._accept(kind)
         if protocol is None or kind is None:
-            self.carrier.reset(number, REFUSED)
-            self.carrier.stop(number, REFUSED)
+            self.connection.reset(number, REFUSED)
+            self.connection.stop(number, REFUSED)
             return None
         stream = self.open_streams[number] = Stream(self, number, kind)
         stream.window.consume(1)

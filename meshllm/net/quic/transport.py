@@ -1,7 +1,7 @@
 """Links over QUIC: `base.Transport` on one UDP socket, with aioquic.
 
-Law: a dialled peer is sent nothing but QUIC's own handshake before the key of its certificate is the one that was
-pinned. What aioquic makes of a peer's datagrams is that peer's business: an exception of it ends that connection alone.
+Invariants: the dialler sends only QUIC's own handshake before it has compared the certificate's key with the pin. An
+exception of aioquic on a peer's datagram ends that connection alone.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from meshllm.net.quic.connection import MeshConnection, configuration
 from meshllm.net.quic.endpoint import DatagramRoute, Endpoint, SocketAddress, to_address
 from meshllm.net.quic.happy_eyeballs import Attempt, PendingDial
 
-# The application's error code when a connection is closed; the reason is in words.
+# Application error code of a closed connection; the reason is text.
 CLOSED = 0
-# aioquic logs at INFO for each connection, and at WARNING for each bad packet: a stranger could fill the disk.
+# aioquic logs each connection at INFO and each bad packet at WARNING: any host could fill the disk.
 logging.getLogger("quic").setLevel(logging.ERROR)
 
 
@@ -47,7 +47,7 @@ class QuicTransport(NodeTransport):
     ) -> None:
         super().__init__(identity, credentials, max_clients=max_clients, wall_clock=wall_clock, clock=clock)
         self._bind = host, port
-        self.endpoint = Endpoint(self._stranger, self._clock)
+        self.endpoint = Endpoint(self._accept, self._clock)
         self._client = configuration(identity, client=True)
         self._server = configuration(identity, client=False)
 
@@ -58,30 +58,30 @@ class QuicTransport(NodeTransport):
         self.endpoint.close()
 
     def attempt(self, address: PeerAddress, dial: PendingDial) -> Attempt:
-        carrier = QuicStreamConnection(self.endpoint, MeshConnection(self._client), self._clock, dialled=True)
-        carrier.dial = dial
-        carrier.connect(address)
-        return carrier
+        connection = QuicStreamConnection(self.endpoint, MeshConnection(self._client), self._clock, dialled=True)
+        connection.dial = dial
+        connection.connect(address)
+        return connection
 
     def _attach(self, attempt: Attempt, make: Callable[[StreamConnection], NodeLink]) -> NodeLink:
-        carrier = cast(QuicStreamConnection, attempt)
-        carrier.dial = None
-        link = make(carrier)
-        carrier.attach(link)
+        connection = cast(QuicStreamConnection, attempt)
+        connection.dial = None
+        link = make(connection)
+        connection.attach(link)
         return link
 
-    def _stranger(self, original: bytes, retried: bytes | None, source: SocketAddress) -> DatagramRoute:
-        connection = MeshConnection(
+    def _accept(self, original: bytes, retried: bytes | None, source: SocketAddress) -> DatagramRoute:
+        quic = MeshConnection(
             self._server, original_destination_connection_id=original, retry_source_connection_id=retried
         )
-        carrier = QuicStreamConnection(self.endpoint, connection, self._clock, dialled=False)
-        carrier.where = source
-        carrier.attach(self.accept(carrier))
-        return carrier
+        connection = QuicStreamConnection(self.endpoint, quic, self._clock, dialled=False)
+        connection.where = source
+        connection.attach(self.accept(connection))
+        return connection
 
 
 class QuicStreamConnection:
-    """`streams.Carrier` and `dialling.Attempt` on one QUIC connection."""
+    """`StreamConnection` and `Attempt` on one QUIC connection."""
 
     def __init__(self, endpoint: Endpoint, connection: MeshConnection, clock: Clock, *, dialled: bool) -> None:
         self.dial: PendingDial | None = None
@@ -92,7 +92,7 @@ class QuicStreamConnection:
         self._dialled = dialled
         self._loop = asyncio.get_running_loop()
         self._user: StreamConnectionUser | None = None
-        # aioquic issues an id anew (the same one) when the packet that told the peer of it is lost.
+        # aioquic issues the same id again when the packet that announced it is lost.
         self._ids: dict[bytes, None] = {connection.host_cid: None}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -100,7 +100,7 @@ class QuicStreamConnection:
         self._over = False
         endpoint.routes[connection.host_cid] = self
 
-    # -- streams.Carrier
+    # -- connection_protocol.StreamConnection
 
     @property
     def dialled(self) -> bool:
@@ -119,7 +119,7 @@ class QuicStreamConnection:
             return
         try:
             self._quic.send_stream_data(stream, cast(bytes, data), end)
-        except (RuntimeError, ValueError):  # the peer has ended the stream, and we are about to hear of it
+        except (RuntimeError, ValueError):  # the peer has ended the stream; the event follows
             return
         self._transmit_soon()
 
@@ -144,9 +144,9 @@ class QuicStreamConnection:
             return
         self._transmit_soon()
 
-    def trust(self) -> None:
-        self._quic.trust()
-        self._endpoint.known(self)
+    def allow_streams(self) -> None:
+        self._quic.allow_streams()
+        self._endpoint.authenticated(self)
         self._transmit_soon()
 
     def close(self, reason: str) -> None:
@@ -155,13 +155,13 @@ class QuicStreamConnection:
         self._quic.close(error_code=CLOSED, reason_phrase=reason)
         last = self._flush()
         if last is not None:
-            self._endpoint.farewell(tuple(self._ids), last)
+            self._endpoint.keep_close(tuple(self._ids), last)
         self._end()
 
-    # -- dialling.Attempt
+    # -- happy_eyeballs.Attempt
 
     def connect(self, address: PeerAddress) -> None:
-        """Begin the handshake of QUIC."""
+        """Start the QUIC handshake."""
         try:
             self.where = self._endpoint.sockaddr(address)
         except ValueError:
@@ -175,11 +175,11 @@ class QuicStreamConnection:
         self.close("not needed any more")
 
     def attach(self, user: StreamConnectionUser) -> None:
-        """From now on `user` hears what the connection brings."""
+        """Give `user` the events from now on."""
         self._user = user
         self._quic.unread = user.unread
 
-    # -- endpoint.Route
+    # -- endpoint.DatagramRoute
 
     def receive(self, data: bytes, source: SocketAddress, now: float) -> None:
         if self._over:
@@ -200,10 +200,10 @@ class QuicStreamConnection:
             self._user.acknowledged()
         self._transmit()
 
-    # -- inside
+    # -- internals
 
     def _happen(self) -> None:
-        """Pass on what has happened."""
+        """Pass on aioquic's events."""
         while not self._over and (event := self._quic.next_event()) is not None:
             user = self._user
             if isinstance(event, events.StreamDataReceived):
@@ -250,7 +250,7 @@ class QuicStreamConnection:
         self._arm()
 
     def _flush(self) -> bytes | None:
-        """Send what is to be sent; the last datagram."""
+        """Send pending datagrams; return the last one."""
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
@@ -265,7 +265,7 @@ class QuicStreamConnection:
         return last
 
     def _arm(self) -> None:
-        """One timer, moved only when it must fire earlier than it would."""
+        """One timer, moved only to fire earlier."""
         if self._over:
             return
         at = self._quic.get_timer()
@@ -287,14 +287,14 @@ class QuicStreamConnection:
             self._arm()
 
     def _fail(self, reason: str, *, wrong_node: bool = False) -> None:
-        """Nothing comes of a dialled address."""
+        """The dialled address failed."""
         dial, self.dial = self.dial, None
         self.close(reason)
         if dial is not None:
             dial.failed(self, reason, wrong_node)
 
     def _lose(self, reason: str) -> None:
-        """The connection is gone by itself."""
+        """The connection is lost."""
         if self._over:
             return
         self._end()
@@ -314,4 +314,4 @@ class QuicStreamConnection:
         for connection_id in (*self._ids, self._quic.original_destination_connection_id):
             if self._endpoint.routes.get(connection_id) is self:
                 del self._endpoint.routes[connection_id]
-        self._endpoint.known(self)
+        self._endpoint.authenticated(self)

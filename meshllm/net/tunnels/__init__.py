@@ -1,1 +1,1 @@
-"""Byte streams to a peer over a lane or a QUIC stream."""
+"""Tunnels: byte streams to a peer over a lane or a QUIC stream."""

@@ -38,7 +38,7 @@ from meshllm.web.console.responses import SECURITY_HEADERS, error_response, http
 from meshllm.web.console.status import NodeStatus
 from meshllm.web.console.status_cache import AudienceUrls, StatusCache, dumped
 from meshllm.web.gateway.request_log import RequestSummary
-from meshllm.web.http.access_control import AccessDenied, AccessPolicy, host_in, is_loopback, is_near
+from meshllm.web.http.access_control import AccessDenied, AccessPolicy, host_in, is_local, is_loopback
 
 # Shortest time between two events to a viewer; and the longest, so that both sides notice a broken connection.
 MIN_INTERVAL_SECONDS = 0.1
@@ -57,8 +57,6 @@ MAX_BODY_BYTES = 8192
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
 # Longest lifetime of an invite with an expiry; keeps the sum with the clock within 64 bits.
 MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
-# Headers that a proxy adds: the caller behind it is on another machine, even if the proxy runs on this one.
-PROXY_HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
 NEAR = web.RequestKey("near", bool)
 
 
@@ -203,10 +201,10 @@ class Console:
     def _access(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, AccessDenied | None]:
         """Whether the caller is on this machine, and why it is denied, if it is."""
         at = "" if request.transport is None else _host(request.transport.get_extra_info("sockname"))
-        near = is_near(request.remote or "", headers) and headers.keys().isdisjoint(PROXY_HEADERS)
+        near = is_local(request.remote or "", headers)
         denied = self._policy.refuse_page(headers, at)
         if denied is None and not near:
-            denied = self._policy.refuse_name(headers, at)
+            denied = self._policy.refuse_host(headers, at)
             if denied is None and request.match_info.handler not in self._open_to_all:
                 denied = self._policy.refuse_without_key(headers)
         return near, denied

@@ -1,7 +1,4 @@
-"""A caller's request that has been understood: what is sent upstream for it, and what its answer lacks.
-
-Pure: bytes and values in, bytes and values out.
-"""
+"""A parsed API request: the HTTP request to send upstream for it, and the repair of its response. Pure."""
 
 from __future__ import annotations
 
@@ -20,14 +17,14 @@ from meshllm.wire.api.request_repair import repair_request
 from meshllm.wire.api.routes import ROUTES, Api
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
-# Of the caller's headers only these go upstream: never its keys, its cookies or its connection's business.
-FORWARDED = (b"anthropic-version", b"anthropic-beta")
+# The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
+FORWARDED_HEADERS = (b"anthropic-version", b"anthropic-beta")
 MAX_MODEL_NAME = 512
 
 
 @dataclass(slots=True)
 class WholeResponse:
-    """An answer that is not a stream, as it comes in. `retry_after` in seconds, 0 if the target names none."""
+    """A response that is not a stream, while it arrives. `retry_after` in seconds, 0 if the target names none."""
 
     status: int = 0
     is_json: bool = False
@@ -36,29 +33,30 @@ class WholeResponse:
     _parts: list[bytes] = field(default_factory=list)
 
     def add(self, data: bytes) -> None:
-        """More of it."""
+        """Append more of the body."""
         self._parts.append(data)
         self.size += len(data)
 
     @property
     def body(self) -> bytes:
-        """All that has come."""
+        """The body received so far."""
         return b"".join(self._parts)
 
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """`path` is the canonical one; `request` is `body`, parsed; `headers` are the caller's, with lower-case names."""
+    """`path` is the canonical path; `request` is `body`, parsed; `headers` are the caller's, with lower-case names."""
 
     api: Api
     path: str
     request: Mapping[str, Any]
     body: bytes
     headers: Mapping[bytes, bytes]
+    request_id: str = ""
 
     @property
     def model(self) -> str:
-        """The model that is asked for."""
+        """The requested model."""
         return str(self.request["model"])
 
     @property
@@ -67,57 +65,58 @@ class ApiRequest:
         return self.api.can_stream and self.request.get("stream") is True
 
     @property
-    def about_tokens(self) -> int:
-        """How long the prompt is, roughly: what takes a host its time."""
+    def estimated_tokens(self) -> int:
+        """A rough estimate of the prompt's length in tokens."""
         return len(self.body) // 4
 
-    def shows_pictures(self) -> bool:
-        """Whether there are pictures in it: a scan of the body, and a closer look only where that finds some."""
+    def has_images(self) -> bool:
+        """Whether the request holds images: a scan of the body, and a full check only where the scan finds any."""
         return any(word in self.body for word in PICTURE_WORDS) and shows_pictures(self.request)
 
     def wire(self, pool: UpstreamPool, key: str | None) -> bytes:
-        """The whole HTTP request for a target; `key` is what it wants as a bearer token."""
+        """The whole HTTP request for a target; `key`: the bearer token it requires."""
         address, body = pool.address, self.body
         if pool.target.kind is TargetKind.ENGINE:
-            mended = repair_request(self.api, self.request)
-            if mended is not None:
-                with contextlib.suppress(orjson.JSONEncodeError):  # nested deeper than can be written
-                    body = orjson.dumps(mended)
+            repaired = repair_request(self.api, self.request)
+            if repaired is not None:
+                with contextlib.suppress(orjson.JSONEncodeError):  # nested more deeply than orjson can write
+                    body = orjson.dumps(repaired)
         lines = [
             f"POST {address.prefix}{self.path} HTTP/1.1\r\nhost: {address.authority}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode("latin-1")
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {self.request_id}\r\n".encode("latin-1")
         ]
-        lines += [b"%b: %b\r\n" % (name, self.headers[name]) for name in FORWARDED if name in self.headers]
+        lines += [b"%b: %b\r\n" % (name, self.headers[name]) for name in FORWARDED_HEADERS if name in self.headers]
         if key is not None:
             lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
         return b"".join([*lines, b"\r\n", body])
 
-    def stream_repair(self, now: int, *, shared: bool) -> StreamRepair:
-        """What repairs the answer's stream; `now` in seconds since the epoch, `shared` as in `routing.Offer`."""
-        return stream_repair(self.api, **self._made_up(now), shared=shared)
+    def stream_repair(self, now: int, *, split: bool) -> StreamRepair:
+        """The repair of the response stream; `now` in seconds since the epoch, `split` as in `TargetOffer`."""
+        return stream_repair(self.api, **self._defaults(now), shared=split, request_id=self.request_id)
 
-    def whole_answer(self, body: bytes, *, is_json: bool, now: int) -> bytes | None:
-        """The answer as it is passed on; None if it is not what any of these APIs answers. Others' JSON is believed."""
+    def whole_response(self, body: bytes, *, is_json: bool, now: int) -> bytes | None:
+        """The response body to forward; None if it is not JSON. Responses of two APIs are repaired."""
         if is_json and self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body or None
         try:
-            answer = orjson.loads(body)
+            response = orjson.loads(body)
         except orjson.JSONDecodeError:
             return None
-        if not isinstance(answer, dict) or self.api not in (Api.RESPONSES, Api.MESSAGES):
+        if not isinstance(response, dict) or self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body
         try:
-            return orjson.dumps(repair_response(self.api, answer, **self._made_up(now)))
+            return orjson.dumps(repair_response(self.api, response, **self._defaults(now)))
         except (orjson.JSONEncodeError, RecursionError):
-            return body  # nested deeper, or counting higher, than can be written
+            return body  # nested more deeply, or with larger numbers, than orjson can write
 
-    def _made_up(self, now: int) -> dict[str, Any]:
-        """What a repair fills in where the target left something out."""
+    def _defaults(self, now: int) -> dict[str, Any]:
+        """The values of fields that the target left out."""
         return {"model": self.model, "ident": secrets.token_hex(12), "created": now, "request": self.request}
 
 
 def api_of(path: str) -> Api:
-    """Whose error shape suits a path, known or not."""
+    """The API whose error shape suits a path, known or not."""
     route = ROUTES.get(path)
     if route is not None:
         return route.api
@@ -125,12 +124,12 @@ def api_of(path: str) -> Api:
 
 
 def problem_of(body: object) -> tuple[str | None, str] | None:
-    """What keeps a body from being a request for a model: the parameter, and a sentence."""
+    """Why a body is not a request for a model: the parameter at fault, if any, and a message; None if it is one."""
     if not isinstance(body, dict):
         return None, "The body must be a JSON object."
     model = body.get("model")
     if model is None:
-        return "model", "Say which model: the parameter 'model' is missing."
+        return "model", "The parameter 'model' is missing."
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_NAME:
         return "model", f"The parameter 'model' must be a name of 1 to {MAX_MODEL_NAME} characters."
     if not isinstance(body.get("stream"), bool | None):

@@ -1,7 +1,7 @@
 """The gateway: the OpenAI- and Anthropic-compatible API on :9337.
 
-Law: a request is read whole and understood before anything is done about it; `model` picks the target and an unknown
-model is a 404; every answer that is not the engine's is a typed error in the caller's own API shape.
+A request is received whole and parsed before anything else; `model` selects the target, and an unknown model is a 404.
+Every error is in the shape of the caller's API.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,39 +21,37 @@ import orjson
 from meshllm import __version__
 from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.records import ModelLoad
-from meshllm.core.routing.affinity import SessionAffinity
-from meshllm.core.routing.routes import Target, TargetKind
 from meshllm.core.snapshot import Snapshot
-from meshllm.errors import MeshError, port_taken
+from meshllm.errors import port_taken
 from meshllm.tasks import Owner
-from meshllm.util.isolate import Isolation
-from meshllm.web.gateway.api_request import ApiRequest, api_of, problem_of
-from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics
-from meshllm.web.gateway.model_list import known_words, model_card, model_list, unknown_words
+from meshllm.web.gateway.api_request import api_of
+from meshllm.web.gateway.dispatcher import RequestDispatcher
+from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
+from meshllm.web.gateway.model_list import model_card, model_list, unknown_model_message
 from meshllm.web.gateway.peer_endpoint import PeerEndpoints
 from meshllm.web.gateway.request import ProxiedRequest
-from meshllm.web.gateway.request_log import RequestLog
+from meshllm.web.gateway.request_log import MAX_TEXT, RequestLog, RequestTrace
 from meshllm.web.gateway.response_writer import HOST_HEADER
 from meshllm.web.gateway.target import TargetQueue
-from meshllm.web.gateway.target_table import Found, TargetTable
-from meshllm.web.http.access_control import AccessPolicy
-from meshllm.web.http.client import PeerConnector, UpstreamPool
+from meshllm.web.gateway.target_table import TargetTable
+from meshllm.web.http.access_control import AccessPolicy, is_local
+from meshllm.web.http.client import PeerConnector
 from meshllm.web.http.parser import Request
 from meshllm.web.http.server import Connection, ConnectionSet
-from meshllm.wire.api.errors import error_body
 from meshllm.wire.api.routes import Api, find_route, model_in_path
-
-log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
 LISTEN_BACKLOG = 1024
-# At the end of a close, for errors to be read by those who were not answered in time.
-LAST_WORDS_SECONDS = 0.5
+# At the end of a close, for callers to read the errors of requests that were not answered in time.
+ERROR_GRACE_SECONDS = 0.5
 JSON = "application/json"
 
 
 class Gateway:
-    """The API server. `publish` tells it what the core knows; `start` makes it listen."""
+    """The API server. `publish` gives it the core's state; `start` makes it listen.
+
+    `requests`: the last requests that ended.
+    """
 
     def __init__(
         self,
@@ -62,43 +59,47 @@ class Gateway:
         backend_keys: Mapping[str, str] | None = None,
         *,
         peers: PeerConnector | None = None,
-        seek: Callable[[str], None] | None = None,
+        on_dial: Callable[[str], None] | None = None,
         on_loads: Callable[[tuple[ModelLoad, ...]], None] | None = None,
         on_work: Callable[[], None] | None = None,
-        guesses: Callable[[], Mapping[str, DraftCounts]] = dict,
+        draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
+        counters: Callable[[], NodeCounters] | None = None,
     ) -> None:
-        """`backend_keys`: what to send as a bearer token, by backend URL. `peers` makes connections to peers.
+        """`backend_keys`: the API keys of backends, by URL. `peers` opens connections to peers.
 
-        `seek` is told, at most once a second for each, of models that callers want and whose hosts are only heard of;
-        `on_loads`, at most twice a second, how busy the models served here are, when that has changed; and `on_work`
-        that requests of theirs began or ended. `guesses`: what became of tokens guessed ahead, by model.
+        `on_dial`: called with a requested model whose hosts are known by hearsay only, at most once a second for each.
+        `on_loads`: called with the load of the engines here when it changes, at most twice a second. `on_work`: called
+        when requests of theirs began or ended. `draft_counts`: draft and accepted tokens, by model. `counters`: what
+        the daemon counts, for the metrics.
         """
         self._policy = policy
-        self._backend_keys = dict(backend_keys or {})
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
-        self._isolation = Isolation()
         self._connections = ConnectionSet(self._wake)
-        self._desks = TargetTable(self._loop, peers, seek, on_loads, on_work)
+        self._table = TargetTable(self._loop, peers, on_dial, on_loads, on_work)
         self.now = self._loop.time
-        self._waiting: dict[ProxiedRequest, None] = {}
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._date = (0, b"")
-        self.metrics = Metrics(lambda: self._desks.snapshot, self._desks.all, guesses)
-        self.requests = RequestLog(self.now, lambda: datetime.now(UTC).timestamp())
-        self._tunnels = PeerEndpoints(self, self._desks, self._wake, self._loop)
+        self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
+        self._dispatcher = RequestDispatcher(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
+        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop)
 
     # -- the daemon's side
 
+    @property
+    def requests(self) -> RequestLog:
+        """The last requests that ended, of callers and of peers."""
+        return self._dispatcher.log
+
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
-        """Listen on every one of `hosts`; returns the port (of use when `port` is 0). Raises PortTaken."""
+        """Listen on each of `hosts`; returns the port (useful when `port` is 0). Raises PortTaken."""
         for host in hosts:
             try:
                 server = await self._loop.create_server(self._connection, host, port, backlog=LISTEN_BACKLOG)
             except OSError as error:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
-                    continue  # no IPv6 here
+                    continue  # this machine has no IPv6
                 await self.close()
                 raise port_taken(error, f"{host} port {port}", "--port") from error
             self._servers.append(server)
@@ -106,52 +107,50 @@ class Gateway:
         return port
 
     def page_at(self, port: int) -> None:
-        """The console listens on `port`: its page may call."""
+        """The console listens on `port`: its page may call the API."""
         self._policy = replace(self._policy, page_port=port)
 
     def publish(self, snapshot: Snapshot) -> None:
-        """What the core knows now. Whoever waits looks again."""
-        self._desks.publish(snapshot)
-        for exchange in list(self._waiting):
-            self._isolation.run("reconsidering a waiting request", exchange.reconsider)
+        """Take over a new state of the core; waiting requests look for a target again."""
+        self._table.publish(snapshot)
+        self._dispatcher.reconsider()
 
     def tunnel(self, peer: str) -> asyncio.Protocol:
-        """The protocol for a stream that the authenticated `peer` (node id in hexadecimal) has opened to our API.
+        """The protocol for a stream that the authenticated `peer` (node id in hexadecimal) has opened to the API.
 
-        It serves HTTP/1.1: POST to the model routes, answered by what this node itself serves. Everything else is
-        refused; sizes, times and numbers are bounded, for each peer on its own.
+        It serves HTTP/1.1: POST to the model routes, answered by targets of this node. Everything else is refused;
+        sizes, times and numbers are bounded for each peer.
         """
-        return self._tunnels.open(peer)
+        return self._peer_endpoints.open(peer)
 
     def loads(self) -> tuple[ModelLoad, ...]:
-        """How busy the models are that this node's engine serves."""
-        return self._desks.loads()
+        """The active and waiting requests of each engine here."""
+        return self._table.loads()
 
     async def close(self, grace: float = 0.0) -> None:
-        """Stop listening; give answers in progress `grace` seconds, then hang up."""
+        """Stop listening; give responses in progress `grace` seconds, then end them with errors."""
         for server in self._servers:
             server.close()
-        sets = self._tunnels.shut(self._connections)
+        sets = [self._connections, *self._peer_endpoints.shut()]
         for connection in [connection for each in sets for connection in each.live]:
             connection.retire()
         await _emptied(sets, grace)
-        # Those that still wait get an error, and a moment to read it.
         for connection in [connection for each in sets for connection in each.live]:
             connection.stop()
-        await _emptied(sets, LAST_WORDS_SECONDS if grace else 0.0)
+        await _emptied(sets, ERROR_GRACE_SECONDS if grace else 0.0)
         for connection in [connection for each in sets for connection in each.live]:
             connection.abort()
-        await _emptied(sets, LAST_WORDS_SECONDS)
-        self._desks.close()
+        await _emptied(sets, ERROR_GRACE_SECONDS)
+        self._table.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self._owner.close()
         for server in self._servers:
             await server.wait_closed()
 
-    def all_desks(self) -> list[TargetQueue]:
-        """The desks of all targets that have been asked, for the status."""
-        return list(self._desks.all())
+    def target_queues(self) -> list[TargetQueue]:
+        """The queues of all targets that have been used, for the status."""
+        return list(self._table.all())
 
     # -- connections and time
 
@@ -166,13 +165,13 @@ class Gateway:
     def _sweep(self) -> None:
         now = self._loop.time()
         self._connections.sweep(now)
-        guests = self._tunnels.sweep(now)
-        # Nobody there, nothing to do: an idle gateway does not wake up.
-        busy = guests or bool(self._connections.live)
+        peers = self._peer_endpoints.sweep(now)
+        # No timer runs while there are no connections: an idle gateway does not wake up.
+        busy = peers or bool(self._connections.live)
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if busy else None
 
     def date(self) -> bytes:
-        """The Date header's value, made once a second."""
+        """The Date header's value, computed once a second."""
         second = int(self._loop.time())
         if self._date[0] != second:
             self._date = (second, format_datetime(datetime.now(UTC), usegmt=True).encode())
@@ -180,67 +179,58 @@ class Gateway:
 
     # -- requests
 
-    def on_refused(self, connection: Connection, path: str, status: int, message: str) -> None:
-        """Answer what never became a request."""
-        self._error(connection, api_of(path), status, "bad_request", message)
+    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
+        """Send an error for bytes that never became a request."""
+        api = api_of(path)
+        caller = f"remote {connection.peer}"  # without its headers it is not known to be local
+        trace = RequestTrace(connection.request_id, api.value, path[:MAX_TEXT], caller, self.now())
+        self._dispatcher.reject(connection, api, trace, status, "bad_request", message)
 
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
-        api = api_of(request.path)
-        refusal = self._policy.refuse(connection.peer, request.headers, connection.at)
-        # A browser that asks whether a page it shows may call has no key yet; the answer gives nothing away.
+        now = self.now()
+        route = find_route(request.path)
+        api = route.api if route is not None else api_of(request.path)
+        local = is_local(connection.peer, request.headers)
+        caller = "local" if local else f"remote {connection.peer}"
+        trace = RequestTrace(connection.request_id, api.value, request.path[:MAX_TEXT], caller, now)
+        refusal = self._policy.refuse_page(request.headers, connection.at)
+        if refusal is None and not local:
+            refusal = self._policy.refuse_without_key(request.headers)
+        # A browser's preflight request has no key yet, and its response reveals nothing.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
-            log.info("refused %s %s from %s: %s", request.method, request.path, connection.peer, refusal.message)
-            # A page that may call, but sends no key or a wrong one, is to read that.
+            # A page that may call, but with a wrong key or none, must be able to read the error.
             readable = self._cors(request) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
-            self._error(connection, api, refusal.status, refusal.code, refusal.message, readable)
+            self._dispatcher.reject(connection, api, trace, refusal.status, refusal.code, refusal.message, readable)
             return None
         cors = self._cors(request)
         if request.method == "OPTIONS":
+            self._dispatcher.answered(trace, 204)
             connection.send(204, "text/plain", b"", cors + _preflight(request))
             return None
-        route = find_route(request.path)
         if route is not None and route.api is not Api.MODELS and request.method == route.method:
-            return self._exchange(connection, request, route.api, route.path, cors)
+            return self._dispatcher.start(connection, request, api, route.path, trace, cors=cors)
         if request.method in ("GET", "HEAD"):
-            self._get(connection, request, api, cors)
+            self._get(connection, request, api, trace, cors)
         elif route is None:
-            self._error(connection, api, 404, "not_found", f"There is nothing at {request.path[:200]}.", cors)
+            self._not_found(connection, request, api, trace, cors)
         else:
-            message = f"{request.path} takes {route.method}, not {request.method[:20]}."
-            self._error(connection, api, 405, "method_not_allowed", message, f"allow: {route.method}\r\n{cors}")
+            self._wrong_method(connection, request, api, trace, route.method, cors)
         return None
 
-    def _exchange(
-        self, connection: Connection, request: Request, api: Api, path: str, cors: str
-    ) -> ProxiedRequest | None:
-        try:
-            body = orjson.loads(request.body)
-        except orjson.JSONDecodeError as error:
-            message = f"The body is not JSON: {error}." if request.body else "A JSON body is needed."
-            self._error(connection, api, 400, "invalid_json", message, cors)
-            return None
-        if (problem := problem_of(body)) is not None:
-            parameter, message = problem
-            message += known_words(self._desks.snapshot, self._desks.index)
-            self._error(connection, api, 400, "invalid_parameter", message, cors, parameter)
-            return None
-        exchange = ProxiedRequest(self, connection, ApiRequest(api, path, body, request.body, request.headers), cors)
-        exchange.start()
-        return exchange
-
-    def _get(self, connection: Connection, request: Request, api: Api, cors: str) -> None:
+    def _get(self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str) -> None:
         route = find_route(request.path)
-        desks = self._desks
+        table = self._table
         if route is not None and route.api is Api.MODELS:
-            body: Any = model_list(desks.snapshot, desks.index)
+            body: Any = model_list(table.snapshot, table.index)
         elif (name := model_in_path(request.path)) is not None:
-            body = model_card(desks.snapshot, desks.index, name)
+            body = model_card(table.snapshot, table.index, name)
             if body is None:
-                message = unknown_words(desks.snapshot, name, desks.index)
-                self._error(connection, Api.MODELS, 404, "model_not_found", message, cors)
+                message = unknown_model_message(table.snapshot, name, table.index)
+                self._dispatcher.reject(connection, Api.MODELS, trace, 404, "model_not_found", message, cors)
                 return
         elif request.path == "/metrics":
+            self._dispatcher.answered(trace, 200)
             connection.send(200, CONTENT_TYPE, self.metrics.text(), cors)
             return
         elif request.path in ("/health", "/v1/health"):
@@ -248,89 +238,37 @@ class Gateway:
         elif request.path == "/":
             body = {"name": "mesh-llm", "version": __version__, "api": "/v1", "models": "/v1/models"}
         elif route is not None:
-            message = f"{request.path} takes {route.method}, not {request.method}."
-            self._error(connection, api, 405, "method_not_allowed", message, f"allow: {route.method}\r\n{cors}")
+            self._wrong_method(connection, request, api, trace, route.method, cors)
             return
         else:
-            self._error(connection, api, 404, "not_found", f"There is nothing at {request.path[:200]}.", cors)
+            self._not_found(connection, request, api, trace, cors)
             return
+        self._dispatcher.answered(trace, 200)
         connection.send(200, JSON, orjson.dumps(body), cors)
 
-    def _error(
-        self,
-        connection: Connection,
-        api: Api,
-        status: int,
-        code: str,
-        message: str,
-        headers: str = "",
-        parameter: str | None = None,
+    def _not_found(self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str) -> None:
+        message = f"Unknown path {request.path[:200]}. The API is at /v1 (see GET /v1/models)."
+        self._dispatcher.reject(connection, api, trace, 404, "not_found", message, cors)
+
+    def _wrong_method(
+        self, connection: Connection, request: Request, api: Api, trace: RequestTrace, allowed: str, cors: str
     ) -> None:
-        self.metrics.count(api.value, "unknown", "refused", 0.0, None)
-        error = error_body(api, status, code, message, param=parameter)
-        connection.send(status, JSON, orjson.dumps(error), headers)
+        message = f"{request.path} accepts {allowed}, not {request.method[:20]}."
+        headers = f"allow: {allowed}\r\n{cors}"
+        self._dispatcher.reject(connection, api, trace, 405, "method_not_allowed", message, headers)
 
     def _cors(self, request: Request) -> str:
         origin = request.header(b"origin")
         if not origin:
             return ""
         return (
-            f"access-control-allow-origin: {origin}\r\naccess-control-expose-headers: {HOST_HEADER}\r\nvary: origin\r\n"
+            f"access-control-allow-origin: {origin}\r\n"
+            f"access-control-expose-headers: {HOST_HEADER}, x-request-id\r\nvary: origin\r\n"
         )
-
-    # -- what exchanges need
-
-    def wall(self) -> int:
-        """Seconds since the epoch."""
-        return int(datetime.now(UTC).timestamp())
-
-    @property
-    def stickiness(self) -> SessionAffinity:
-        """Who answered for which conversation."""
-        return self._desks.stickiness
-
-    def find(self, model: str) -> Found:
-        """Who can answer for `model` now, and their desks."""
-        return self._desks.find(model)
-
-    def failed(self, desk: TargetQueue, now: float) -> None:
-        """A request failed there: it rests, for everybody."""
-        self._desks.failed(desk, now)
-
-    def key_for(self, target: Target) -> str | None:
-        """The key that a backend wants of us."""
-        return self._backend_keys.get(target.address) if target.kind is TargetKind.BACKEND else None
-
-    def connect(self, exchange: ProxiedRequest, pool: UpstreamPool) -> None:
-        """Make a connection for `exchange`."""
-        self._owner.start(self._connect(exchange, pool), "connect")
-
-    async def _connect(self, exchange: ProxiedRequest, pool: UpstreamPool) -> None:
-        try:
-            connection = await pool.connect()
-        except (OSError, ValueError, MeshError) as error:  # a name that cannot be looked up is a ValueError
-            exchange.not_connected(pool, f"cannot connect to it: {error or type(error).__name__}")
-        else:
-            exchange.connected(connection)
-
-    def waits(self, exchange: ProxiedRequest, waiting: bool) -> None:
-        """`exchange` wants to hear of changes, or no longer."""
-        if waiting:
-            self._waiting[exchange] = None
-        else:
-            self._waiting.pop(exchange, None)
-
-    def ended(self, exchange: ProxiedRequest) -> None:
-        """Count and, if something went wrong, log an exchange that is over."""
-        model = exchange.model if self._desks.is_known(exchange.model) else "unknown"
-        self.metrics.count(exchange.api.value, model, exchange.outcome, *exchange.times())
-        self.metrics.count_target(exchange.kind, exchange.outcome)
-        if exchange.outcome in ("failed", "lost"):
-            log.warning("%s %s: %s with %d", exchange.api.value, model, exchange.outcome, exchange.status)
 
 
 async def _emptied(sets: list[ConnectionSet], seconds: float) -> None:
-    """Until no connection is left in any of `sets`, or the time is over."""
+    """Wait until no connection is left in any of `sets`, at most `seconds`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             for each in sets:
@@ -338,9 +276,10 @@ async def _emptied(sets: list[ConnectionSet], seconds: float) -> None:
 
 
 def _preflight(request: Request) -> str:
-    """What a browser asks before a page of this machine may call."""
-    wanted = request.header(b"access-control-request-headers")
+    """The headers of a preflight response (CORS)."""
+    requested = request.header(b"access-control-request-headers")
     return (
         "access-control-allow-methods: GET, POST, OPTIONS\r\n"
-        f"access-control-allow-headers: {wanted or 'authorization, content-type'}\r\naccess-control-max-age: 600\r\n"
+        f"access-control-allow-headers: {requested or 'authorization, content-type'}\r\n"
+        "access-control-max-age: 600\r\n"
     )

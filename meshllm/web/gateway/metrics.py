@@ -1,181 +1,348 @@
-"""What the gateway counts, for Prometheus. Labels are bounded: a model nobody knows is called `unknown`."""
+"""Prometheus metrics of the node. `DESCRIPTIONS` is the complete table of names, types, labels and meanings.
+
+Labels are bounded and stable: a model name is a label only if such a model exists, a target is its id (never a socket
+path), a peer is never a label of a counter.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from meshllm.core.membership.views import PeerStatus
 from meshllm.core.memory.speculation import DraftCounts
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, Snapshot
+from meshllm.web.gateway.request_log import Outcome, RequestTrace
 from meshllm.web.gateway.target import TargetQueue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# From a cached answer to a long prompt on a slow machine.
-# Models that peers serve come and go under any name: so many series and no more, the rest is counted together.
+# Models of peers come and go under any name: this many series and no more; the rest is counted as "other".
 MAX_TALLIES = 4096
+# From a cached answer to a long prompt on a slow machine.
 SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-class _Tally:
-    """Requests of one kind: how many, and how their times spread. Plain numbers: prometheus_client's own counters take
-    locks and cost 20 us a request, a tenth of what a request costs in all."""
+class MetricDescription(NamedTuple):
+    """A metric: "counter" (its name gets the suffix `_total`), "gauge" or "histogram"; label names; meaning."""
 
-    __slots__ = ("count", "first", "first_sum", "spread", "total")
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+DESCRIPTIONS: dict[str, MetricDescription] = {
+    "mesh_llm_requests": MetricDescription(
+        "counter", ("api", "model", "outcome"), "API requests that ended. The model of an invalid request is unknown."
+    ),
+    "mesh_llm_request_seconds": MetricDescription(
+        "histogram", ("api", "model", "outcome"), "From a request's arrival to its end; refused requests do not count."
+    ),
+    "mesh_llm_first_byte_seconds": MetricDescription(
+        "histogram", ("api", "model", "outcome"), "From a request's arrival to the first byte (token) of its response."
+    ),
+    "mesh_llm_queue_seconds": MetricDescription(
+        "histogram", ("api", "model", "outcome"), "Time a request waited for a slot or for its model to load."
+    ),
+    "mesh_llm_attempts": MetricDescription(
+        "counter", ("target", "outcome"), "Attempts at targets, by kind of target: local, backend or peer."
+    ),
+    "mesh_llm_target_requests": MetricDescription(
+        "counter", ("target", "outcome"), "API requests that ended, by the kind of the last target; none: without one."
+    ),
+    "mesh_llm_peer_requests": MetricDescription(
+        "counter", ("model", "outcome"), "Requests of peers that ended here; they are in no other count."
+    ),
+    "mesh_llm_tokens": MetricDescription(
+        "counter", ("model", "kind"), "Tokens that responses reported: prompt, cached (part of prompt), completion."
+    ),
+    "mesh_llm_requests_active": MetricDescription("gauge", ("target",), "Requests that a target is processing."),
+    "mesh_llm_requests_waiting": MetricDescription("gauge", ("target",), "Requests in a target's queue."),
+    "mesh_llm_model_phase": MetricDescription("gauge", ("model", "phase"), "1 for the phase a model is in, else 0."),
+    "mesh_llm_engine_restarts": MetricDescription(
+        "counter", ("model",), "Engine processes that ended unexpectedly and were restarted."
+    ),
+    "mesh_llm_backend_up": MetricDescription("gauge", ("url",), "1 if a backend answers, else 0."),
+    "mesh_llm_speculation_drafted_tokens": MetricDescription(
+        "counter", ("model",), "Draft tokens of speculative decoding."
+    ),
+    "mesh_llm_speculation_accepted_tokens": MetricDescription(
+        "counter", ("model",), "Draft tokens that were accepted."
+    ),
+    "mesh_llm_peers": MetricDescription("gauge", ("state",), "Nodes of the mesh known here, by membership state."),
+    "mesh_llm_links": MetricDescription("gauge", (), "QUIC connections to peers."),
+    "mesh_llm_lanes": MetricDescription("gauge", (), "Open TLS/TCP connections to peers."),
+    "mesh_llm_clients": MetricDescription("gauge", (), "Clients connected to this node."),
+    "mesh_llm_leases": MetricDescription(
+        "gauge", ("role",), "Leases of split models: as host (models split here) and as worker (layers served here)."
+    ),
+    "mesh_llm_records_written": MetricDescription(
+        "counter", (), "Versions of this node's record since it started; each is sent through the whole mesh."
+    ),
+    "mesh_llm_messages": MetricDescription(
+        "counter", ("direction", "type"), "Mesh messages (gossip, probes, leases), sent or received, by message type."
+    ),
+    "mesh_llm_message_bytes": MetricDescription("counter", ("direction",), "Bytes of mesh messages."),
+    "mesh_llm_messages_rate_limited": MetricDescription(
+        "counter", (), "Messages of peers beyond their rate limit; each ends the link."
+    ),
+    "mesh_llm_transfer_bytes": MetricDescription(
+        "counter", ("direction",), "Bytes of model files exchanged with peers: upload or download."
+    ),
+    "mesh_llm_event_loop_lag_seconds": MetricDescription(
+        "gauge", (), "Event-loop lag: the greatest delay of a timer in the last minute, sampled once a second."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCounters:
+    """What the daemon counts for the metrics. `messages`: by direction ("sent", "received") and message type."""
+
+    lanes: int = 0
+    loop_lag_seconds: float = 0.0
+    messages: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    message_bytes: Mapping[str, int] = field(default_factory=dict)
+    rate_limited: int = 0
+    uploaded_bytes: int = 0
+    downloaded_bytes: int = 0
+
+
+class _Histogram:
+    """A histogram in plain numbers: prometheus_client's own takes locks and costs 20 us a request, a tenth of all."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = SECONDS_BUCKETS) -> None:
+        self._bounds = bounds
+        self.total = 0.0
+        self.counts = [0] * (len(bounds) + 1)
+
+    def add(self, seconds: float) -> None:
+        self.total += seconds
+        self.counts[bisect_left(self._bounds, seconds)] += 1
+
+    @property
+    def used(self) -> bool:
+        return any(self.counts)
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        bounds = [*(str(bound) for bound in self._bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class _Tally:
+    """The requests of one API, model and outcome."""
+
+    __slots__ = ("count", "first_byte", "queue", "seconds")
 
     def __init__(self) -> None:
         self.count = 0
-        self.total = 0.0
-        self.spread = [0] * (len(SECONDS_BUCKETS) + 1)
-        self.first = [0] * (len(SECONDS_BUCKETS) + 1)
-        self.first_sum = 0.0
+        self.seconds = _Histogram()
+        self.first_byte = _Histogram()
+        self.queue = _Histogram()
 
 
 class Metrics:
-    """Counts of requests, and gauges read from the snapshot at each scrape."""
+    """Counts requests as they end; all else is read when the metrics are."""
 
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
-        desks: Callable[[], Iterable[TargetQueue]],
-        guesses: Callable[[], Mapping[str, DraftCounts]] = dict,
+        queues: Callable[[], Iterable[TargetQueue]],
+        draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
+        counters: Callable[[], NodeCounters] | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._tallies: dict[tuple[str, str, str], _Tally] = {}
+        self._tallies: dict[tuple[str, str, Outcome], _Tally] = {}
         self._targets: dict[tuple[str, str], int] = {}
-        self._guests: dict[tuple[str, str], int] = {}
+        self._attempts: dict[tuple[str, str], int] = {}
+        self._peers: dict[tuple[str, str], int] = {}
+        self._tokens: dict[str, list[int]] = {}
         ProcessCollector(registry=self.registry)
-        self.registry.register(_State(snapshot, desks, guesses))
-        self.registry.register(_Requests(self._tallies, self._targets, self._guests))
+        self.registry.register(_NodeCollector(snapshot, queues, draft_counts, counters or NodeCounters))
+        self.registry.register(_RequestCollector(self))
 
-    def count(self, api: str, model: str, outcome: str, seconds: float, first_byte: float | None) -> None:
-        """A request has ended: `outcome` in words, its whole time and the time to its first byte, in seconds."""
+    def count_request(self, model: str, kind: TargetKind | None, trace: RequestTrace) -> None:
+        """A request has ended. `kind`: that of its last target; None: it had none."""
+        outcome = trace.outcome
+        assert outcome is not None
+        tally = self._tally(trace.api, model, outcome)
+        tally.count += 1
+        if outcome is not Outcome.REFUSED:
+            tally.seconds.add((trace.ended or trace.started) - trace.started)
+        if trace.first_byte is not None:
+            tally.first_byte.add(trace.first_byte - trace.started)
+        if trace.queue_seconds is not None:
+            tally.queue.add(trace.queue_seconds)
+        key = (_kind_label(kind), outcome.value)
+        self._targets[key] = self._targets.get(key, 0) + 1
+        if trace.prompt_tokens is not None or trace.completion_tokens is not None:
+            self._count_tokens(model, trace)
+
+    def _tally(self, api: str, model: str, outcome: Outcome) -> _Tally:
         tally = self._tallies.get((api, model, outcome))
         if tally is None:
             if len(self._tallies) >= MAX_TALLIES:
                 model = "other"
-            tally = self._tallies.get((api, model, outcome))
-        if tally is None:
-            tally = self._tallies[api, model, outcome] = _Tally()
-        tally.count += 1
-        tally.total += seconds
-        tally.spread[bisect_left(SECONDS_BUCKETS, seconds)] += 1
-        if first_byte is not None:
-            tally.first[bisect_left(SECONDS_BUCKETS, first_byte)] += 1
-            tally.first_sum += first_byte
+            tally = self._tallies.setdefault((api, model, outcome), _Tally())
+        return tally
 
-    def count_target(self, kind: TargetKind | None, outcome: str) -> None:
-        """A request has ended that was asked of a target of this `kind` last; None: of nobody."""
-        key = ("none" if kind is None else "local" if kind is TargetKind.ENGINE else kind.value, outcome)
-        self._targets[key] = self._targets.get(key, 0) + 1
+    def _count_tokens(self, model: str, trace: RequestTrace) -> None:
+        tokens = self._tokens.get(model)
+        if tokens is None:
+            if len(self._tokens) >= MAX_TALLIES:
+                model = "other"
+            tokens = self._tokens.setdefault(model, [0, 0, 0])
+        tokens[0] += trace.prompt_tokens or 0
+        tokens[1] += trace.cached_tokens or 0
+        tokens[2] += trace.completion_tokens or 0
 
-    def count_guest(self, model: str, outcome: str) -> None:
+    def count_rejected(self, api: str) -> None:
+        """A request was rejected before it had a model."""
+        self._tally(api, "unknown", Outcome.REFUSED).count += 1
+
+    def count_attempt(self, kind: TargetKind | None, outcome: Outcome) -> None:
+        """An attempt at a target has ended."""
+        key = (_kind_label(kind), outcome.value)
+        self._attempts[key] = self._attempts.get(key, 0) + 1
+
+    def count_peer_request(self, model: str, outcome: Outcome) -> None:
         """A peer's request has ended; it is in no other count."""
-        key = (model, outcome)
-        if key not in self._guests and len(self._guests) >= MAX_TALLIES:
-            key = ("other", outcome)
-        self._guests[key] = self._guests.get(key, 0) + 1
+        key = (model, outcome.value)
+        if key not in self._peers and len(self._peers) >= MAX_TALLIES:
+            key = ("other", outcome.value)
+        self._peers[key] = self._peers.get(key, 0) + 1
 
     def text(self) -> bytes:
-        """All of it, in Prometheus's text format."""
+        """All metrics, in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
-def _cumulative(spread: list[int]) -> list[tuple[str, float]]:
-    bounds = [*(str(bound) for bound in SECONDS_BUCKETS), "+Inf"]
-    return list(zip(bounds, map(float, accumulate(spread)), strict=True))
+def _kind_label(kind: TargetKind | None) -> str:
+    return "none" if kind is None else "local" if kind is TargetKind.ENGINE else kind.value
 
 
-class _Requests(Collector):
-    """The tallies, as Prometheus wants them."""
+def _counter(name: str, values: Iterable[tuple[tuple[str, ...], float]]) -> CounterMetricFamily:
+    description = DESCRIPTIONS[name]
+    family = CounterMetricFamily(name, description.help, labels=description.labels)
+    for labels, value in values:
+        family.add_metric(labels, value)
+    return family
 
-    def __init__(
-        self,
-        tallies: dict[tuple[str, str, str], _Tally],
-        targets: dict[tuple[str, str], int],
-        guests: dict[tuple[str, str], int],
-    ) -> None:
-        self._tallies = tallies
-        self._targets = targets
-        self._guests = guests
+
+def _gauge(name: str, values: Iterable[tuple[tuple[str, ...], float]]) -> GaugeMetricFamily:
+    description = DESCRIPTIONS[name]
+    family = GaugeMetricFamily(name, description.help, labels=description.labels)
+    for labels, value in values:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(name: str, values: Iterable[tuple[tuple[str, ...], _Histogram]]) -> HistogramMetricFamily:
+    description = DESCRIPTIONS[name]
+    family = HistogramMetricFamily(name, description.help, labels=description.labels)
+    for labels, histogram in values:
+        if histogram.used:
+            family.add_metric(labels, histogram.cumulative(), histogram.total)
+    return family
+
+
+class _RequestCollector(Collector):
+    """The counts of requests."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        labels = ("api", "model", "outcome")
-        requests = CounterMetricFamily("mesh_llm_requests", "Requests that ended, by how.", labels=labels)
-        seconds = HistogramMetricFamily(
-            "mesh_llm_request_seconds", "From a request's arrival to its end.", labels=labels
-        )
-        first = HistogramMetricFamily(
-            "mesh_llm_first_byte_seconds", "From a request's arrival to its answer's first byte.", labels=labels
-        )
-        for key, tally in self._tallies.items():
-            requests.add_metric(key, tally.count)
-            seconds.add_metric(key, _cumulative(tally.spread), tally.total)
-            first.add_metric(key, _cumulative(tally.first), tally.first_sum)
-        targets = CounterMetricFamily(
-            "mesh_llm_target_requests", "Requests that ended, by who was asked last.", labels=("target", "outcome")
-        )
-        for label, count in self._targets.items():
-            targets.add_metric(label, count)
-        guests = CounterMetricFamily(
-            "mesh_llm_peer_requests", "Requests of peers that ended here.", labels=("model", "outcome")
-        )
-        for label, count in self._guests.items():
-            guests.add_metric(label, count)
-        return iter((requests, seconds, first, targets, guests))
+        m = self._metrics
+        tallies = [((api, model, outcome.value), tally) for (api, model, outcome), tally in m._tallies.items()]
+        kinds = ("prompt", "cached", "completion")
+        tokens = [
+            ((model, kind), n) for model, found in m._tokens.items() for kind, n in zip(kinds, found, strict=True)
+        ]
+        yield _counter("mesh_llm_requests", [(key, tally.count) for key, tally in tallies])
+        yield _histogram("mesh_llm_request_seconds", [(key, tally.seconds) for key, tally in tallies])
+        yield _histogram("mesh_llm_first_byte_seconds", [(key, tally.first_byte) for key, tally in tallies])
+        yield _histogram("mesh_llm_queue_seconds", [(key, tally.queue) for key, tally in tallies])
+        yield _counter("mesh_llm_attempts", m._attempts.items())
+        yield _counter("mesh_llm_target_requests", m._targets.items())
+        yield _counter("mesh_llm_peer_requests", m._peers.items())
+        yield _counter("mesh_llm_tokens", tokens)
 
 
-class _State(Collector):
-    """What is so at the moment of the scrape."""
+class _NodeCollector(Collector):
+    """The state of the node at the moment of the scrape, and the daemon's counters."""
 
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
-        desks: Callable[[], Iterable[TargetQueue]],
-        guesses: Callable[[], Mapping[str, DraftCounts]],
+        queues: Callable[[], Iterable[TargetQueue]],
+        draft_counts: Callable[[], Mapping[str, DraftCounts]],
+        counters: Callable[[], NodeCounters],
     ) -> None:
         self._snapshot = snapshot
-        self._desks = desks
-        self._guesses = guesses
+        self._queues = queues
+        self._draft_counts = draft_counts
+        self._counters = counters
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self._snapshot()
-        phases = GaugeMetricFamily("mesh_llm_model_phase", "1 for the phase a model is in.", labels=("model", "phase"))
-        restarts = CounterMetricFamily(
-            "mesh_llm_engine_restarts", "Engine processes that ended without being asked to.", labels=("model",)
-        )
-        for model in snapshot.models:
-            now = next_step.phase(snapshot.engine, model)
-            for phase in ModelPhase:
-                phases.add_metric((model.name, phase.value), float(phase is now))
-            restarts.add_metric((model.name,), model.restarts)
-        backends = GaugeMetricFamily("mesh_llm_backend_up", "Whether a backend answers.", labels=("url",))
-        for backend in snapshot.backends:
-            backends.add_metric((backend.url,), float(backend.healthy))
-        active = GaugeMetricFamily("mesh_llm_requests_active", "Requests a target works on.", labels=("target",))
-        waiting = GaugeMetricFamily("mesh_llm_requests_waiting", "Requests that wait for a target.", labels=("target",))
-        for desk in self._desks():
-            target = desk.target
-            which = f"/{target.model}" if target.model else ""  # a peer has a desk for each of its models
-            label = (f"{target.kind.value}:{target.address}{which}",)
-            active.add_metric(label, desk.active)
-            waiting.add_metric(label, desk.waiting)
-        return iter((phases, restarts, backends, active, waiting, *self._speculation()))
+        yield from self._models(snapshot)
+        yield from self._targets()
+        yield from _mesh(snapshot)
+        counters = self._counters()
+        yield _gauge("mesh_llm_lanes", [((), counters.lanes)])
+        yield _gauge("mesh_llm_event_loop_lag_seconds", [((), counters.loop_lag_seconds)])
+        yield _counter("mesh_llm_messages", counters.messages.items())
+        yield _counter("mesh_llm_message_bytes", [((way,), n) for way, n in counters.message_bytes.items()])
+        yield _counter("mesh_llm_messages_rate_limited", [((), counters.rate_limited)])
+        transferred = (("upload",), counters.uploaded_bytes), (("download",), counters.downloaded_bytes)
+        yield _counter("mesh_llm_transfer_bytes", transferred)
 
-    def _speculation(self) -> tuple[Metric, Metric]:
-        """As of the last request that ended some moments ago."""
-        name = "mesh_llm_speculation"
-        drafted = CounterMetricFamily(f"{name}_drafted_tokens", "Tokens guessed ahead.", labels=("model",))
-        accepted = CounterMetricFamily(
-            f"{name}_accepted_tokens", "Tokens guessed ahead that were right.", labels=("model",)
-        )
-        for model, guesses in self._guesses().items():
-            drafted.add_metric((model,), guesses.drafted)
-            accepted.add_metric((model,), guesses.accepted)
-        return drafted, accepted
+    def _models(self, snapshot: Snapshot) -> Iterator[Metric]:
+        phases = [
+            ((model.name, phase.value), float(phase is next_step.phase(snapshot.engine, model)))
+            for model in snapshot.models
+            for phase in ModelPhase
+        ]
+        yield _gauge("mesh_llm_model_phase", phases)
+        yield _counter("mesh_llm_engine_restarts", [((model.name,), model.restarts) for model in snapshot.models])
+        yield _gauge("mesh_llm_backend_up", [((each.url,), float(each.healthy)) for each in snapshot.backends])
+        counts = self._draft_counts()  # as of the last request that ended some moments ago
+        drafted = [((model,), count.drafted) for model, count in counts.items()]
+        accepted = [((model,), count.accepted) for model, count in counts.items()]
+        yield _counter("mesh_llm_speculation_drafted_tokens", drafted)
+        yield _counter("mesh_llm_speculation_accepted_tokens", accepted)
+
+    def _targets(self) -> Iterator[Metric]:
+        # Two engine processes of a model that follow one another have the same id.
+        active, waiting = Counter[str](), Counter[str]()
+        for queue in self._queues():
+            active[queue.id] += queue.active
+            waiting[queue.id] += queue.waiting
+        yield _gauge("mesh_llm_requests_active", [((target,), n) for target, n in active.items()])
+        yield _gauge("mesh_llm_requests_waiting", [((target,), n) for target, n in waiting.items()])
+
+
+def _mesh(snapshot: Snapshot) -> Iterator[Metric]:
+    mesh = snapshot.mesh
+    peers = mesh.peers if mesh is not None else ()
+    states = Counter(peer.status for peer in peers)
+    yield _gauge("mesh_llm_peers", [((status.value,), states[status]) for status in PeerStatus])
+    yield _gauge("mesh_llm_links", [((), sum(peer.linked for peer in peers))])
+    yield _gauge("mesh_llm_clients", [((), mesh.clients if mesh is not None else 0)])
+    hosted = sum(model.split is not None and model.split.lease is not None for model in snapshot.models)
+    leases = ((("host",), hosted), (("worker",), int(snapshot.worker_lease is not None)))
+    yield _gauge("mesh_llm_leases", leases)
+    written = mesh.record.version.version if mesh is not None and mesh.record is not None else 0
+    yield _counter("mesh_llm_records_written", [((), written)])

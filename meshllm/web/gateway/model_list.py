@@ -1,11 +1,7 @@
-"""The models of the whole mesh, as `/v1/models` lists them and as errors name them.
-
-Pure. What peers say is bounded before it is repeated.
-"""
+"""The models of the whole mesh in `/v1/models` and in error messages. Pure; data of peers is bounded."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +11,16 @@ from meshllm.core.serving import next_step
 from meshllm.core.snapshot import Snapshot
 from meshllm.web.gateway.api_request import MAX_MODEL_NAME
 
-# Comparing a name with all that a big backend lists takes 0.3 s, in which nobody else is served.
+# Comparing a name with all models of a large backend takes 0.3 s on the event loop.
 MAX_NAMES_COMPARED = 100
-MAX_NAMES_TOLD = 20
-# What a list may hold, whatever peers claim to serve.
+MAX_NAMES_SHOWN = 20
+# Bounds of the list, whatever peers claim to serve.
 MAX_LISTED = 10_000
 MAX_HOSTS_LISTED = 32
 
 
 def model_list(snapshot: Snapshot, index: MeshIndex) -> dict[str, Any]:
-    """The body of `GET /v1/models`: what is here, what peers serve, what others say is served, what is only wanted."""
+    """The body of `GET /v1/models`: models of this node, of peers, of unverified nodes, and models only requested."""
     offers = routes.all_offers(snapshot, index)
     names = list(dict.fromkeys([*offers, *sorted(index.unverified), *routes.wanted(snapshot, index)]))[:MAX_LISTED]
     cards = [_card(snapshot, name, offers.get(name, ()), index) for name in names]
@@ -41,8 +37,8 @@ def model_card(snapshot: Snapshot, index: MeshIndex, name: str) -> dict[str, Any
 
 
 def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: MeshIndex) -> dict[str, Any]:
-    """A model as OpenAI's and Anthropic's clients both read it, and what we know besides, under `mesh`."""
-    # "heard of": others say that somebody serves it; the first request for it finds out (`Route.seek`).
+    """A model in the shape that both OpenAI's and Anthropic's clients read; our own facts are under `mesh`."""
+    # "heard of": an unverified node serves it; the first request dials that node (`ModelRoute.dial_hosts`).
     known: dict[str, Any] = {"phase": "serving" if offers else "heard of" if name in index.unverified else "wanted"}
     here = snapshot.model(name)
     if here is not None:
@@ -54,7 +50,7 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
         if here.server_facts is not None:
             known |= {"context_length": here.server_facts.context_length, "slots": here.server_facts.slots}
     if offers and offers[0].target.kind is TargetKind.PEER:
-        known |= _of_peers(offers, known)
+        known |= _peer_facts(offers, known)
     known["served_by"] = [offer.name for offer in offers[:MAX_HOSTS_LISTED]]
     known["hosts"] = [_host(offer) for offer in offers[:MAX_HOSTS_LISTED]]
     return {
@@ -71,8 +67,8 @@ def _card(snapshot: Snapshot, name: str, offers: Sequence[TargetOffer], index: M
     }
 
 
-def _of_peers(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[str, Any]:
-    """What can be said of a model that only peers serve."""
+def _peer_facts(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a model that only peers serve."""
     found: dict[str, Any] = {"phase": "serving", "context_length": max(offer.context_length for offer in offers)}
     found["slots"] = sum(offer.target.slots for offer in offers)
     size = max(offer.size for offer in offers)
@@ -81,19 +77,19 @@ def _of_peers(offers: Sequence[TargetOffer], known: dict[str, Any]) -> dict[str,
         found["size"] = size
     if purpose is not None and "purpose" not in known:
         found["purpose"] = purpose.value
-    told = [offer.vision for offer in offers if offer.vision is not None]
-    if told and "input_modalities" not in known:
-        found["input_modalities"] = modalities(any(told))
+    reported = [offer.vision for offer in offers if offer.vision is not None]
+    if reported and "input_modalities" not in known:
+        found["input_modalities"] = modalities(any(reported))
     return found
 
 
-def modalities(sees: bool) -> list[str]:
-    """What a model takes, in the words that other programs have for it."""
-    return ["text", "image"] if sees else ["text"]
+def modalities(vision: bool) -> list[str]:
+    """`input_modalities` as other servers spell them."""
+    return ["text", "image"] if vision else ["text"]
 
 
 def _host(offer: TargetOffer) -> dict[str, Any]:
-    """One that serves a model: who it is, and what it takes."""
+    """A host of a model, and its limits."""
     target = offer.target
     host: dict[str, Any] = {"kind": target.kind.value, "name": offer.name}
     if target.kind is TargetKind.PEER:
@@ -105,19 +101,21 @@ def _host(offer: TargetOffer) -> dict[str, Any]:
     return host
 
 
-def known_words(snapshot: Snapshot, index: MeshIndex) -> str:
-    """Which models there are, as the end of a sentence."""
+def known_models_text(snapshot: Snapshot, index: MeshIndex) -> str:
+    """The models of this node and the mesh, as a sentence to append to a message."""
     names = routes.models(snapshot, index)
     if not names:
         return " No model is served here yet."
-    more = f" and {len(names) - MAX_NAMES_TOLD} more" if len(names) > MAX_NAMES_TOLD else ""
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
     where = "in the mesh" if index.hosts else "here"
-    return f" Models {where}: {', '.join(names[:MAX_NAMES_TOLD])}{more}."
+    return f" Models {where}: {', '.join(names[:MAX_NAMES_SHOWN])}{more}."
 
 
-def unknown_words(snapshot: Snapshot, name: str, index: MeshIndex) -> str:
-    """That there is no model `name`, which one may be meant, and which ones there are."""
+def unknown_model_message(snapshot: Snapshot, name: str, index: MeshIndex) -> str:
+    """The message for an unknown model `name`: a similar name, and the known ones."""
     names = routes.models(snapshot, index)[:MAX_NAMES_COMPARED]
+    import difflib  # needed for unknown names only
+
     close = difflib.get_close_matches(name[:MAX_MODEL_NAME], names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return f"The model {name[:MAX_MODEL_NAME]!r} is not known here.{hint}{known_words(snapshot, index)}"
+    return f"Unknown model {name[:MAX_MODEL_NAME]!r}.{hint}{known_models_text(snapshot, index)}"

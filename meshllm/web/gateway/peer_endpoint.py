@@ -1,8 +1,8 @@
-"""The door by which peers come in: their HTTP tunnels end here, in our gateway, never raw at an engine.
+"""The HTTP endpoint for peers: their tunnels end here, in the gateway, never directly at an engine.
 
-Law: a peer may POST to the model routes, and nothing else; it is answered by what this node itself serves, so that no
-request makes a second hop; and what one peer does costs that peer. Its requests at work, its connections and the memory
-of its bodies are bounded by themselves, and its waiting requests leave room for this node's own callers.
+A peer may POST to the model routes and nothing else. Only targets of this node answer, so no request makes a second
+hop. Each peer's active requests, connections and body memory are bounded, and its waiting requests leave part of a
+queue to this node's own callers.
 """
 
 from __future__ import annotations
@@ -10,203 +10,137 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
-import orjson
-
-from meshllm.core.routing.affinity import SessionAffinity
-from meshllm.core.routing.routes import Target
-from meshllm.web.gateway.api_request import ApiRequest, api_of, problem_of
-from meshllm.web.gateway.hall import RequestHost
-from meshllm.web.gateway.metrics import Metrics
+from meshllm.web.gateway.api_request import api_of
+from meshllm.web.gateway.dispatcher import RequestDispatcher
 from meshllm.web.gateway.request import ProxiedRequest
-from meshllm.web.gateway.target import TargetQueue
-from meshllm.web.gateway.target_table import Found, TargetTable
-from meshllm.web.http.client import UpstreamPool
+from meshllm.web.gateway.request_log import MAX_TEXT, RequestTrace
 from meshllm.web.http.parser import BodyBudget, Request
 from meshllm.web.http.server import Connection, ConnectionSet
-from meshllm.wire.api.errors import error_body
 from meshllm.wire.api.routes import Api, find_route
 
 log = logging.getLogger(__name__)
 
-# Requests of one peer at work or waiting at a time: more than an engine has slots, too few to crowd out others.
+# Active or waiting requests of one peer: more than an engine has slots, too few to crowd out other callers.
 MAX_PEER_REQUESTS = 64
-# Its gateway keeps up to 64 idle connections (`upstream.MAX_IDLE`) beside those at work.
+# A peer's gateway keeps up to 64 idle connections (`client.MAX_IDLE`) beside the active ones.
 MAX_PEER_CONNECTIONS = 192
-# Bodies being received or worked on: of one peer, and of all peers together; our own callers' are counted apart.
+# Bodies being received or processed: of one peer, and of all peers together; those of our own callers count apart.
 MAX_PEER_BODIES_BYTES = 128 << 20
 MAX_ALL_BODIES_BYTES = 512 << 20
 
 
-class PeerGateway(RequestHost, Protocol):
-    """What the door needs of the gateway."""
-
-    @property
-    def metrics(self) -> Metrics:
-        """What is counted."""
-
-    def date(self) -> bytes:
-        """The Date header's value."""
-
-
 class PeerEndpoint:
-    """One peer's: answers its connections, and is the hall of its exchanges."""
+    """Answers the connections of one peer. `active`: its requests in progress."""
 
     def __init__(
-        self, peer: str, house: PeerGateway, desks: TargetTable, connections: Callable[[PeerEndpoint], ConnectionSet]
+        self,
+        peer: str,
+        dispatcher: RequestDispatcher,
+        date: Callable[[], bytes],
+        connections: Callable[[PeerEndpoint], ConnectionSet],
     ) -> None:
         self.peer = peer
-        self._house = house
-        self._desks = desks
+        self.date = date
         self.connections = connections(self)
         self.active = 0
-        self.now = house.now
+        self._dispatcher = dispatcher
+        self._caller = f"peer {peer[:10]}"
 
-    # -- answering
+    def _trace(self, connection: Connection, api: Api, path: str) -> RequestTrace:
+        return RequestTrace(connection.request_id, api.value, path[:MAX_TEXT], self._caller, self._dispatcher.now())
 
-    def date(self) -> bytes:
-        """The Date header's value."""
-        return self._house.date()
-
-    def on_refused(self, connection: Connection, path: str, status: int, message: str) -> None:
-        """Answer what never became a request."""
-        self._error(connection, api_of(path), status, "bad_request", message)
+    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
+        """Send an error for bytes that never became a request."""
+        api = api_of(path)
+        trace = self._trace(connection, api, path)
+        self._dispatcher.reject(connection, api, trace, status, "bad_request", message, from_peer=True)
 
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
         route = find_route(request.path)
-        # The canonical paths alone: that is what gateways ask, and nothing here depends on how else one may spell them.
+        # Canonical paths only: gateways use no others.
         if route is None or route.api is Api.MODELS or request.path != route.path or request.method != route.method:
-            log.info("refused %s %s of peer %s", request.method[:20], request.path[:200], self.peer[:10])
-            message = "Peers may POST to the model routes, and nothing else."
-            self._error(connection, api_of(request.path), 403, "path_not_allowed", message)
+            api = api_of(request.path)
+            trace = self._trace(connection, api, request.path)
+            message = "Peers may only POST to the model routes."
+            self._dispatcher.reject(connection, api, trace, 403, "path_not_allowed", message, from_peer=True)
             return None
-        api = route.api
+        trace = self._trace(connection, route.api, route.path)
         if self.active >= MAX_PEER_REQUESTS:
-            message = f"This node works on {MAX_PEER_REQUESTS} requests of one peer at a time."
-            self._error(connection, api, 429, "overloaded", message, "retry-after: 1\r\n")
-            return None
-        try:
-            body = orjson.loads(request.body)
-        except orjson.JSONDecodeError as error:
-            self._error(connection, api, 400, "invalid_json", f"The body is not JSON: {error}.")
-            return None
-        if (problem := problem_of(body)) is not None:
-            parameter, message = problem
-            self._error(connection, api, 400, "invalid_parameter", message, parameter=parameter)
+            message = f"This node processes at most {MAX_PEER_REQUESTS} requests of one peer at a time."
+            self._dispatcher.reject(
+                connection, route.api, trace, 429, "overloaded", message, "retry-after: 1\r\n", from_peer=True
+            )
             return None
         self.active += 1
-        inquiry = ApiRequest(api, route.path, body, request.body, request.headers)
-        exchange = ProxiedRequest(self, connection, inquiry, "", guest=True)
-        exchange.start()
-        return exchange
+        started = self._dispatcher.start(connection, request, route.api, route.path, trace, on_end=self._ended)
+        if started is None:
+            self.active -= 1
+        return started
 
-    def _error(
-        self,
-        connection: Connection,
-        api: Api,
-        status: int,
-        code: str,
-        message: str,
-        headers: str = "",
-        parameter: str | None = None,
-    ) -> None:
-        self._house.metrics.count_guest("unknown", "refused")
-        body = error_body(api, status, code, message, param=parameter)
-        connection.send(status, "application/json", orjson.dumps(body), headers)
-
-    # -- what exchanges need
-
-    def wall(self) -> int:
-        """Seconds since the epoch."""
-        return self._house.wall()
-
-    @property
-    def stickiness(self) -> SessionAffinity:
-        """Who answered for which conversation."""
-        return self._desks.stickiness
-
-    def find(self, model: str) -> Found:
-        """What this node itself answers with."""
-        return self._desks.find_here(model)
-
-    def failed(self, desk: TargetQueue, now: float) -> None:
-        """A request failed there."""
-        self._house.failed(desk, now)
-
-    def key_for(self, target: Target) -> str | None:
-        """The key that a backend wants of us."""
-        return self._house.key_for(target)
-
-    def connect(self, exchange: ProxiedRequest, pool: UpstreamPool) -> None:
-        """Make a connection for `exchange`."""
-        self._house.connect(exchange, pool)
-
-    def waits(self, exchange: ProxiedRequest, waiting: bool) -> None:
-        """`exchange` wants to hear of changes, or no longer."""
-        self._house.waits(exchange, waiting)
-
-    def ended(self, exchange: ProxiedRequest) -> None:
-        """Count an exchange that is over."""
+    def _ended(self) -> None:
         self.active -= 1
-        model = exchange.model if self._desks.is_known(exchange.model) else "unknown"
-        self._house.metrics.count_guest(model, exchange.outcome)
 
 
 class _ClosedEndpoint(asyncio.Protocol):
-    """For whoever comes when the door is shut."""
+    """The protocol for streams that peers open while the gateway closes."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not from here: uvloop has not finished making it.
+        # Not from here: uvloop has not finished creating the transport.
         asyncio.get_running_loop().call_soon(transport.close)
 
 
 class PeerEndpoints:
-    """The entrances of all peers."""
+    """The endpoints of all peers."""
 
     def __init__(
-        self, house: PeerGateway, desks: TargetTable, wake: Callable[[], None], loop: asyncio.AbstractEventLoop
+        self,
+        dispatcher: RequestDispatcher,
+        date: Callable[[], bytes],
+        wake: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """`wake` is called when there is somebody for `sweep` to look after."""
-        self._house = house
-        self._desks = desks
+        """`date` gives the Date header; `wake` is called when there are connections, from when on `sweep` is needed."""
+        self._dispatcher = dispatcher
+        self._date = date
         self._wake = wake
         self._loop = loop
         self._bodies = BodyBudget(limit=MAX_ALL_BODIES_BYTES)
-        self._entrances: dict[str, PeerEndpoint] = {}
-        # Those with connections: one may come a while after its entrance was asked for, and must be looked after too.
+        self._endpoints: dict[str, PeerEndpoint] = {}
+        # Endpoints with connections. A connection may come some time after its endpoint was created.
         self._busy: dict[PeerEndpoint, None] = {}
         self._shut = False
 
     def open(self, peer: str) -> asyncio.Protocol:
-        """The protocol for a stream of `peer`."""
+        """The protocol for a stream that `peer` (node id in hexadecimal) has opened."""
         if self._shut:
             return _ClosedEndpoint()
-        entrance = self._entrances.get(peer)
-        if entrance is None:
-            entrance = self._entrances[peer] = PeerEndpoint(peer, self._house, self._desks, self._connections)
-        return Connection(entrance, entrance.connections, self._loop)
+        endpoint = self._endpoints.get(peer)
+        if endpoint is None:
+            endpoint = PeerEndpoint(peer, self._dispatcher, self._date, self._connections)
+            self._endpoints[peer] = endpoint
+        return Connection(endpoint, endpoint.connections, self._loop)
 
-    def _connections(self, entrance: PeerEndpoint) -> ConnectionSet:
+    def _connections(self, endpoint: PeerEndpoint) -> ConnectionSet:
         def wake() -> None:
-            self._busy[entrance] = None
+            self._busy[endpoint] = None
             self._wake()
 
-        bodies = BodyBudget(limit=MAX_PEER_BODIES_BYTES, whole=self._bodies)
+        bodies = BodyBudget(limit=MAX_PEER_BODIES_BYTES, parent=self._bodies)
         return ConnectionSet(wake, bodies, MAX_PEER_CONNECTIONS)
 
     def sweep(self, now: float) -> bool:
-        """Enforce the time limits; whether there is anybody."""
-        for entrance in list(self._busy):
-            entrance.connections.sweep(now)
-            if not entrance.connections.live:
-                del self._busy[entrance]
-                if self._entrances.get(entrance.peer) is entrance:
-                    del self._entrances[entrance.peer]
+        """Enforce the time limits; returns whether there are connections."""
+        for endpoint in list(self._busy):
+            endpoint.connections.sweep(now)
+            if not endpoint.connections.live:
+                del self._busy[endpoint]
+                if self._endpoints.get(endpoint.peer) is endpoint:
+                    del self._endpoints[endpoint.peer]
         return bool(self._busy)
 
-    def shut(self, *others: ConnectionSet) -> list[ConnectionSet]:
-        """Let nobody in any more; the sets of all connections that are there, and `others`."""
+    def shut(self) -> list[ConnectionSet]:
+        """Accept no more streams; returns the sets of open connections."""
         self._shut = True
-        return [*others, *(entrance.connections for entrance in self._busy)]
+        return [endpoint.connections for endpoint in self._busy]

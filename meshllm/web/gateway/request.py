@@ -1,70 +1,140 @@
-"""One request's way from its caller to a target and back.
+"""One API request: from its caller to a target and back, with retries.
 
-Law: an exchange ends exactly once: with an answer, with a typed error in the caller's own API shape, or because the
-caller went away. Until something of an answer has been passed on, another target, or the same model's next process, is
-tried; afterwards the stream ends with a typed error. A caller that streams hears at least a comment within
-`deadlines.SILENCE_SECONDS`, whatever happens. Everything here is a callback and nothing waits, except for making a
-connection: that is what keeps the added time to the first byte low. Whom to ask is for `choice` to say.
+Invariants: a request ends exactly once: with a response, with a typed error in the shape of its API, or because the
+caller went away. Until part of a response has been forwarded, another target (or the model's next engine process) is
+tried; after that the stream ends with a typed error. A streaming caller gets data or a comment at least every
+`timeouts.SILENCE_SECONDS`. Everything here is a callback; only opening a connection waits. `target_selection` chooses
+the target.
 """
 
 from __future__ import annotations
 
-from meshllm.core.routing.routes import TargetKind
+from collections.abc import Callable
+from enum import Enum
+from typing import Protocol
+
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.routes import ModelRoute, Target, TargetKind
 from meshllm.web.gateway import timeouts
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse
-from meshllm.web.gateway.hall import RequestHost, RequestPhase
+from meshllm.web.gateway.request_log import MAX_TEXT, AttemptTrace, Outcome, RequestTrace
 from meshllm.web.gateway.response_writer import ResponseWriter
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_selection import SelectionAction, TargetSelection
 from meshllm.web.gateway.timeouts import Overdue
-from meshllm.web.gateway.upstream_errors import UpstreamError, refusal_in_stream, retry_after
+from meshllm.web.gateway.upstream_errors import (
+    UpstreamError,
+    error_message_in,
+    retry_after,
+    retryable_error_in,
+)
+from meshllm.web.gateway.usage import TokenUsage, whole_usage
 from meshllm.web.http.client import UpstreamConnection, UpstreamPool
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_body, translate_error
 from meshllm.wire.api.stream_repair import StreamRepair
 from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss_message
 
-# A target that failed a request is left alone for so long by that request.
+# How long a request avoids a target that failed it.
 AVOID_SECONDS = 1.0
 MAX_ATTEMPTS = 4
-# So many hosts are left for being slow; the next one may take its time.
+# A request leaves at most this many hosts because they are slow.
 MAX_LATE = 2
-# The largest answer that is not a stream: embeddings of a big batch are some 10 MB.
-MAX_ANSWER_BYTES = 256 << 20
+# The largest response that is not a stream: embeddings of a large batch are some 10 MB.
+MAX_RESPONSE_BYTES = 256 << 20
+
+
+class RequestPhase(Enum):
+    """The phase of a request."""
+
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    SENT = "sent"
+    BUFFERING = "buffering"
+    STREAMING = "streaming"
+    DONE = "done"
+
+
+class RequestHost(Protocol):
+    """What a request needs of the gateway."""
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock: seconds, monotonic."""
+
+    @property
+    def node(self) -> str:
+        """The first digits of this node's id; empty if it is in no mesh."""
+
+    @property
+    def affinity(self) -> SessionAffinity:
+        """Which host answered which conversation last."""
+
+    def wall(self) -> int:
+        """Seconds since the epoch, for timestamps that callers see."""
+
+    def find(self, model: str, *, local_only: bool) -> tuple[ModelRoute, list[TargetQueue]]:
+        """The route of `model` now, and the queues of its targets, best first."""
+
+    def failed(self, queue: TargetQueue, model: str, now: float, *, whole: bool) -> None:
+        """An attempt failed: the model rests there; with `whole`, all models of that peer or backend do."""
+
+    def key_for(self, target: Target) -> str | None:
+        """The API key that a backend requires."""
+
+    def connect(self, request: ProxiedRequest, pool: UpstreamPool) -> None:
+        """Open a connection; leads to `request.connected` or `request.not_connected`."""
+
+    def waits(self, request: ProxiedRequest, waiting: bool) -> None:
+        """Call `request.reconsider` whenever something changes (True), or no longer (False)."""
+
+    def attempt_ended(self, request: ProxiedRequest, attempt: AttemptTrace) -> None:
+        """An attempt of `request`, the last one in its trace, is over."""
+
+    def ended(self, request: ProxiedRequest) -> None:
+        """The request is over; its trace is complete."""
 
 
 class ProxiedRequest:
-    """A request with a model and a body that has been understood. `start` it once."""
+    """A valid request for a model. `start` it once."""
 
     def __init__(
-        self, hall: RequestHost, connection: Connection, inquiry: ApiRequest, cors: str, *, guest: bool = False
+        self,
+        host: RequestHost,
+        connection: Connection,
+        request: ApiRequest,
+        trace: RequestTrace,
+        *,
+        cors: str = "",
+        from_peer: bool = False,
     ) -> None:
-        """`guest`: asked by a peer's gateway, which knows better than to wait here for what is not served here."""
-        self._hall = hall
+        """`from_peer`: sent by a peer's gateway, so only targets of this node may answer it."""
+        self._host = host
         self._connection = connection
-        self._inquiry = inquiry
-        self._guest = guest
-        self._choice = TargetSelection(inquiry, hall.stickiness, guest=guest)
-        self.api = inquiry.api
-        self.model = inquiry.model
-        self.streams = inquiry.streams
+        self._request = request
+        self.trace = trace
+        self.from_peer = from_peer
+        self._selection = TargetSelection(request, host.affinity, from_peer=from_peer)
+        self.api = request.api
+        self.model = request.model
+        self.streams = request.streams
         self.phase = RequestPhase.WAITING
-        self.began = hall.now()
-        self.first_byte_at: float | None = None
-        self.status = 0
-        self.outcome = self.words = ""
-        # Whom this asks, and whose slot it holds; what counts tokens holds none.
-        self._at: TargetQueue | None = None
+        self.began = trace.started
+        self.message = ""
+        # The target in use, and the target whose slot is held; counting tokens holds no slot.
+        self._target: TargetQueue | None = None
         self._slot: TargetQueue | None = None
         self._queued: TargetQueue | None = None
-        self._taken_at = self._asked_at = 0.0
+        self._waiting_since: float | None = None
+        self._attempt: AttemptTrace | None = None
+        self._slot_taken_at = self._sent_at = 0.0
         self._connecting: UpstreamPool | None = None
         self._upstream: UpstreamConnection | None = None
         self._repair: StreamRepair | None = None
         self._whole = WholeResponse()
-        self._attempts = self._late = 0
+        self._failures = self._late = 0
         self.kind: TargetKind | None = None
-        self._voice = ResponseWriter(connection, inquiry, cors, self.began, guest=guest)
+        self._writer = ResponseWriter(connection, request, cors, self.began, from_peer=from_peer)
         self._last_upstream = self.began
 
     @property
@@ -72,124 +142,136 @@ class ProxiedRequest:
         """Whether it has ended."""
         return self.phase is RequestPhase.DONE
 
-    def times(self) -> tuple[float, float | None]:
-        """Seconds since its beginning: now, and at the first byte of an answer (None: there was none)."""
-        first = None if self.first_byte_at is None else self.first_byte_at - self.began
-        return self._hall.now() - self.began, first
-
-    # -- finding somebody to ask
+    # -- selecting a target
 
     def start(self) -> None:
         """Begin."""
-        self._seek()
+        self._select()
 
     def reconsider(self) -> None:
-        """Something changed while this exchange was waiting."""
+        """Something changed while this request was waiting."""
         if self.phase is RequestPhase.WAITING:
-            self._seek()
+            self._select()
 
-    def _seek(self) -> None:
-        route, desks = self._hall.find(self.model)
-        if self._queued is not None and self._queued not in desks:
+    def _find(self) -> tuple[ModelRoute, list[TargetQueue]]:
+        return self._host.find(self.model, local_only=self.from_peer)
+
+    def _select(self) -> None:
+        route, queues = self._find()
+        if self._queued is not None and self._queued not in queues:
             self._leave_queue()
-        found = self._choice.decide(route, desks, self, self._queued, self._hall.now())
-        match found.step:
-            case SelectionAction.ASK:
-                assert found.desk is not None
+        step = self._selection.decide(route, queues, self, self._queued, self._host.now())
+        match step.action:
+            case SelectionAction.SEND:
+                assert step.queue is not None
                 self._leave_queue()
-                self._hall.waits(self, False)
-                self._use(found.desk)
+                self._host.waits(self, False)
+                self._use(step.queue)
             case SelectionAction.QUEUED:
-                if found.desk is not self._queued:
+                if step.queue is not self._queued:
                     self._leave_queue()
-                    self._queued = found.desk
-                    self._wait(found.words)
+                    self._queued = step.queue
+                    self._wait(step.message)
             case SelectionAction.WAIT:
                 self._leave_queue()
-                self._wait(found.words)
-            case SelectionAction.TELL:
-                assert found.refusal is not None
-                self._tell(found.refusal)
+                self._wait(step.message)
+            case SelectionAction.FORWARD_ERROR:
+                assert step.error is not None
+                self._send_error(step.error)
             case SelectionAction.FAIL:
-                self._fail(found.status, found.code, found.words, found.headers)
+                self._fail(step.status, step.code, step.message, step.headers)
 
     def _leave_queue(self) -> None:
         queued, self._queued = self._queued, None
         if queued is not None:
             queued.leave(self)
 
-    def _wait(self, words: str) -> None:
-        self.words = words
-        self._hall.waits(self, True)
+    def _wait(self, message: str) -> None:
+        self.message = message
+        if self._waiting_since is None:
+            self._waiting_since = self._host.now()
+        self._host.waits(self, True)
 
-    def granted(self, desk: TargetQueue) -> None:
-        """The queue has come to this exchange."""
+    def slot_granted(self, queue: TargetQueue) -> None:
+        """This request is the first in the queue, and has a slot."""
         self._queued = None
-        self._hall.waits(self, False)
-        self._use(desk)
+        self._host.waits(self, False)
+        self._use(queue)
 
-    def _use(self, desk: TargetQueue) -> None:
-        self._at = desk
-        self._slot = desk if self._choice.needs_slot else None
-        self.kind = desk.target.kind
-        self._voice.asking(desk)
-        self._taken_at = self._last_upstream = self._hall.now()
-        desk.askers[self] = None
-        connection = desk.pool.take()
+    def _use(self, queue: TargetQueue) -> None:
+        self._target = queue
+        self._slot = queue if self._selection.needs_slot else None
+        self.kind = queue.target.kind
+        self._writer.use(queue)
+        now = self._slot_taken_at = self._last_upstream = self._host.now()
+        self._stop_waiting(now)
+        node = queue.target.address[:10] if self.kind is TargetKind.PEER else self._host.node
+        self._attempt = AttemptTrace(queue.label, node, now)
+        self.trace.attempts.append(self._attempt)
+        queue.users[self] = None
+        connection = queue.pool.take()
         if connection is not None:
-            self._ask(connection)
+            self._send(connection)
         else:
-            self._connect(desk.pool)
+            self._connect(queue.pool)
+
+    def _stop_waiting(self, now: float) -> None:
+        waited = 0.0 if self._waiting_since is None else now - self._waiting_since
+        self._waiting_since = None
+        self.trace.queue_seconds = (self.trace.queue_seconds or 0.0) + waited
 
     def _connect(self, pool: UpstreamPool) -> None:
         self.phase = RequestPhase.CONNECTING
         self._connecting = pool
-        self._hall.connect(self, pool)
+        self._host.connect(self, pool)
 
     def connected(self, connection: UpstreamConnection) -> None:
-        """There is a connection to ask on."""
+        """A connection is open."""
         if connection.pool is not self._connecting:
-            connection.drop()  # nobody waits for it any more
+            connection.drop()  # the request has gone on without it
             return
-        self._ask(connection)
+        self._send(connection)
 
-    def _ask(self, connection: UpstreamConnection) -> None:
+    def _send(self, connection: UpstreamConnection) -> None:
         self._connecting = None
-        self.phase = RequestPhase.ASKING
+        self.phase = RequestPhase.SENT
         self._upstream = connection
-        self._asked_at = self._last_upstream = self._hall.now()
-        self.words = "the model is reading the prompt"
-        connection.send(self._inquiry.wire(connection.pool, self._hall.key_for(connection.pool.target)), self)
+        now = self._sent_at = self._last_upstream = self._host.now()
+        if self._attempt is not None:
+            self._attempt.connected = now
+        self.message = "processing the prompt"
+        connection.send(self._request.wire(connection.pool, self._host.key_for(connection.pool.target)), self)
 
     def not_connected(self, pool: UpstreamPool, reason: str) -> None:
-        """There is nobody."""
+        """Connecting to the target failed."""
         if pool is self._connecting:
-            self._try_again(reason)
+            self._retry(reason, whole=True)
 
-    def deserted(self) -> None:
-        """The host is believed to be gone: what it has not begun to answer is asked of another one, if there is one."""
-        if not self._begun and self.phase is not RequestPhase.WAITING and self._another(at_once=False):
-            self._try_again("it is gone")
+    def target_down(self) -> None:
+        """The target's node is believed to be dead: if no response has begun, try another target, if there is one."""
+        if not self._begun and self.phase is not RequestPhase.WAITING and self._has_other(at_once=False):
+            self._retry("the peer is down", whole=True)
 
     @property
     def _begun(self) -> bool:
-        """Whether something of an answer, more than comments, has been passed on: then nobody else can give it."""
+        """Whether part of a response, more than comments, has been forwarded: then no other target can take over."""
         return self.over or (self._repair is not None and self._repair.started)
 
-    def _another(self, *, at_once: bool = True) -> bool:
-        """Whether there is another host, that could begin `at_once` or in its turn."""
-        _, desks = self._hall.find(self.model)
-        return self._at is not None and self._choice.another(desks, self._at, self._hall.now(), at_once=at_once)
+    def _has_other(self, *, at_once: bool = True) -> bool:
+        """Whether there is another target, that could begin `at_once` or in its turn."""
+        _, queues = self._find()
+        target = self._target
+        return target is not None and self._selection.has_other(queues, target, self._host.now(), at_once=at_once)
 
-    def _try_again(self, reason: str) -> None:
-        """An attempt failed before anything of an answer was passed on."""
-        desk, now = self._let_go(), self._hall.now()
-        assert desk is not None
-        self._hall.failed(desk, now)
-        self._choice.avoid(desk, now + AVOID_SECONDS)
-        self._attempts += 1
-        if self._attempts >= MAX_ATTEMPTS:
-            message = f"{self.model} could not be reached after {self._attempts} tries: {reason}."
+    def _retry(self, reason: str, *, whole: bool = False) -> None:
+        """An attempt failed before a response began. `whole`: the peer or backend failed, not only this model there."""
+        target, now = self._release(Outcome.FAILED, reason), self._host.now()
+        assert target is not None
+        self._host.failed(target, self.model, now, whole=whole)
+        self._selection.avoid(target, now + AVOID_SECONDS, whole=whole)
+        self._failures += 1
+        if self._failures >= MAX_ATTEMPTS:
+            message = f"{self.model}: {self._failures} attempts failed, the last one at {target.label}: {reason}."
             self._fail(502, UPSTREAM_LOST, message, "retry-after: 5\r\n")
         else:
             self._start_over()
@@ -197,103 +279,111 @@ class ProxiedRequest:
     def _start_over(self) -> None:
         self._repair = None
         self.phase = RequestPhase.WAITING
-        self._seek()
+        self._select()
 
-    def _let_go(self) -> TargetQueue | None:
-        """Hang up and give the slot back; returns who was asked."""
+    def _release(self, outcome: Outcome, error: str = "") -> TargetQueue | None:
+        """End the attempt: drop its connection and return its slot. Returns its target."""
         self._connecting = None
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.drop()
-        desk, self._at = self._at, None
+        target, self._target = self._target, None
         slot, self._slot = self._slot, None
-        if desk is not None:
-            desk.askers.pop(self, None)
+        attempt, self._attempt = self._attempt, None
+        now = self._host.now()
+        if attempt is not None:
+            attempt.ended, attempt.outcome, attempt.error = now, outcome, error[:MAX_TEXT]
+            self._host.attempt_ended(self, attempt)
+        if target is not None:
+            target.users.pop(self, None)
         if slot is not None:
-            slot.release(self._hall.now() - self._taken_at)
-        return desk
+            slot.release(now - self._slot_taken_at)
+        return target
 
-    # -- hearing the answer
+    # -- the target's response
 
     def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
-        """The target has begun to answer."""
+        """The response's head."""
         if self._connection.paused and self._upstream is not None:
             self._upstream.pause()
         if self.streams and status == 200 and content_type.startswith("text/event-stream"):
             self.phase = RequestPhase.STREAMING
-            shared = self._at is not None and self._at.offer.split
-            self._repair = self._inquiry.stream_repair(self._hall.wall(), shared=shared)
+            split = self._target is not None and self._target.offer.split
+            self._repair = self._request.stream_repair(self._host.wall(), split=split)
         else:
             self.phase = RequestPhase.BUFFERING
             self._whole = WholeResponse(status, content_type.startswith("application/json"), retry_after(headers))
 
     def upstream_alive(self) -> None:
-        """The target says that it is at work."""
-        self._last_upstream = self._hall.now()
+        """The target is still working."""
+        self._last_upstream = self._host.now()
 
     def upstream_data(self, data: bytes) -> None:
-        """More of the answer."""
+        """More of the response's body."""
         if self._repair is not None:
-            self._stream_on(self._repair, data)
+            self._forward(self._repair, data)
             return
-        self._last_upstream = self._hall.now()
+        self._last_upstream = self._host.now()
         self._whole.add(data)
-        if self._whole.size > MAX_ANSWER_BYTES:
-            self._let_go()
-            self._fail(502, "upstream_error", f"The answer is larger than {MAX_ANSWER_BYTES >> 20} MiB.")
+        if self._whole.size > MAX_RESPONSE_BYTES:
+            self._fail(502, "upstream_error", f"The response is larger than {MAX_RESPONSE_BYTES >> 20} MiB.")
 
-    def _stream_on(self, repair: StreamRepair, data: bytes) -> None:
+    def _forward(self, repair: StreamRepair, data: bytes) -> None:
         if repair.complete:
-            # It goes on after the end: nothing of that is wanted, and it may never stop.
-            self._end_stream(b"", "failed" if repair.failed else "answered")
+            # Data after the end of the stream is dropped, and need never stop.
+            self._end_stream(b"", Outcome.FAILED if repair.failed else Outcome.ANSWERED)
             return
-        self._last_upstream = self._hall.now()
+        self._last_upstream = self._host.now()
         begun = repair.started
-        passed = repair.feed(data)
+        forwarded = repair.feed(data)
         if repair.failed:
-            self._stream_failed(repair, passed, begun)
+            self._stream_failed(repair, forwarded, begun)
             return
         if repair.started and not begun:
             self._first_byte()
-        self._voice.pass_on(passed, self._last_upstream)
+        self._writer.forward(forwarded, self._last_upstream)
 
-    def _stream_failed(self, repair: StreamRepair, passed: bytes, begun: bool) -> None:
-        """A stream ended with an error: that of a peer which had said nothing else is no reason to give up, nor that a
-        worker of an engine was lost before it had said anything."""
-        refusal = None if begun or self.kind is not TargetKind.PEER else refusal_in_stream(self.api, passed)
+    def _stream_failed(self, repair: StreamRepair, forwarded: bytes, begun: bool) -> None:
+        """A stream ended with an error; retry if nothing else was forwarded and another attempt may succeed."""
+        error = None
+        if not begun and self.kind is TargetKind.PEER:
+            error = retryable_error_in(self.api, forwarded, self._request.request_id)
         if repair.worker_lost and not begun:
-            self._try_again(WORKER_LOST)
-        elif refusal is not None:
-            self._refused(refusal)
+            self._retry(WORKER_LOST)
+        elif error is not None:
+            self._refused(error)
         else:
-            self._end_stream(passed, "lost" if repair.worker_lost else "failed")
+            outcome = Outcome.LOST if repair.worker_lost else Outcome.FAILED
+            self._end_stream(forwarded, outcome, error_message_in(forwarded))
 
-    def _refused(self, refusal: UpstreamError) -> None:
-        """A host gave an answer that another may do better."""
-        desk, self._repair = self._let_go(), None
-        assert desk is not None
-        if self._choice.refused(desk, refusal, self._hall.now()):
+    def _refused(self, error: UpstreamError) -> None:
+        """A host refused the request, and another host may not."""
+        target, self._repair = self._release(Outcome.REFUSED, f"{error.code or error.status}: {error.message}"), None
+        assert target is not None
+        if self._selection.refused(target, error, self._host.now()):
             self._start_over()
         else:
-            words = f"{self.model} is not served any more where it was. Try again soon."
-            self._fail(503, "model_unavailable", words, "retry-after: 5\r\n")
+            message = f"{self.model} is temporarily unavailable. Retry."
+            self._fail(503, "model_unavailable", message, "retry-after: 5\r\n")
 
     def _first_byte(self) -> None:
-        now, desk = self._last_upstream, self._at
-        if self.first_byte_at is None:
-            self.first_byte_at = now
-        if desk is not None:
+        now, target, attempt = self._last_upstream, self._target, self._attempt
+        if self.trace.first_byte is None:
+            self.trace.first_byte = now
+        if attempt is not None and attempt.first_byte is None:
+            attempt.first_byte = now
+        if target is not None:
             if self.streams:
-                desk.first_byte.add(now - self._asked_at, self._inquiry.about_tokens)
-            self._choice.begun(desk, now)
+                target.first_byte.add(now - self._sent_at, self._request.estimated_tokens)
+            self._selection.answered(target, now)
 
     def upstream_end(self, data: bytes) -> None:
-        """The answer is complete."""
+        """The response is complete."""
         self._upstream = None
-        self._last_upstream = self._hall.now()
+        self._last_upstream = self._host.now()
         if self._repair is None:
             self._whole.add(data)
-            self._answer(self._whole)
+            self._whole_response(self._whole)
             return
         repair, begun = self._repair, self._repair.started
         rest = repair.feed(data) + repair.finish()
@@ -302,139 +392,154 @@ class ProxiedRequest:
             return
         if not begun:
             self._first_byte()
-        self._end_stream(rest, "answered")
+        self._end_stream(rest, Outcome.ANSWERED)
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:
-        """The target is gone, or does not speak as it should."""
+        """The connection ended before the response was complete, or the response is malformed."""
         upstream, self._upstream = self._upstream, None
         assert upstream is not None
         if self._repair is not None and self._repair.complete:
-            self._end_stream(b"", "failed" if self._repair.failed else "answered")
-        elif stale and not (self.kind is TargetKind.PEER and self._another(at_once=False)):
-            # It had hung up on an idle connection while our request was under way: not a fault of anybody. A peer may
-            # be gone altogether, though, and to find out takes seconds.
+            self._end_stream(b"", Outcome.FAILED if self._repair.failed else Outcome.ANSWERED)
+        elif stale and not (self.kind is TargetKind.PEER and self._has_other(at_once=False)):
+            # The target closed an idle connection while the request was under way, which is no fault. A peer may be
+            # down altogether, though, and to find out takes seconds.
             self._connect(upstream.pool)
         elif not self._begun:
-            self._try_again(reason)
+            self._retry(reason)
         else:
             self._lost(reason)
 
     def _lost(self, reason: str) -> None:
         assert self._repair is not None
-        why = self._hall.find(self.model)[0].lost_reason if self._at is not None and self._at.offer.split else ""
+        lost_reason = self._find()[0].lost_reason if self._target is not None and self._target.offer.split else ""
         message = (
-            worker_loss_message(self.model, why)
-            if why
-            else f"{self.model} was lost in the middle of the answer: {reason}."
+            worker_loss_message(self.model, lost_reason)
+            if lost_reason
+            else f"The connection to the server of {self.model} was lost in the middle of the response: {reason}."
         )
-        self._end_stream(self._repair.fail(UPSTREAM_LOST, message), "lost")
+        self._end_stream(self._repair.fail(UPSTREAM_LOST, message), Outcome.LOST, lost_reason or reason)
 
-    def _answer(self, whole: WholeResponse) -> None:
+    def _whole_response(self, whole: WholeResponse) -> None:
         if not 200 <= whole.status < 300:
-            refusal = UpstreamError(*translate_error(self.api, whole.status, whole.body), whole.retry_after)
-            if self._at is not None and self._at.offer.split and refusal.worker_lost:
-                self._try_again(WORKER_LOST)
-            elif self.kind is not None and refusal.elsewhere(self.kind):
-                self._refused(refusal)
+            error = self._translated(whole.status, whole)
+            if self._target is not None and self._target.offer.split and error.worker_lost:
+                self._retry(WORKER_LOST)
+            elif self.kind is not None and error.retryable(self.kind):
+                self._refused(error)
             else:
-                self._tell(refusal)
+                self._send_error(error)
             return
         if self.streams:
-            # A client would look for events in it, find none, and call that an empty answer.
-            self._fail(502, "upstream_error", "The model server did not stream although it was asked to.")
+            # A client would look for events in it, find none, and take that for an empty response.
+            self._fail(502, "upstream_error", "The model server did not return a stream although one was requested.")
             return
-        answer = self._inquiry.whole_answer(whole.body, is_json=whole.is_json, now=self._hall.wall())
-        if answer is None:
-            self._tell(UpstreamError(*translate_error(self.api, 502, whole.body)))
+        body = self._request.whole_response(whole.body, is_json=whole.is_json, now=self._host.wall())
+        if body is None:
+            self._send_error(self._translated(502, whole))
             return
         self._first_byte()
-        self._finish("answered", whole.status)
-        self._voice.whole(whole.status, answer)
+        self._count_tokens(whole_usage(self.api, body))
+        self._finish(Outcome.ANSWERED, whole.status)
+        self._writer.whole(whole.status, body)
 
-    # -- speaking to the caller
+    def _translated(self, status: int, whole: WholeResponse) -> UpstreamError:
+        status, body = translate_error(self.api, status, whole.body, request_id=self._request.request_id)
+        return UpstreamError(status, body, whole.retry_after)
 
-    def _end_stream(self, data: bytes, outcome: str) -> None:
-        self._finish(outcome, 200)
-        self._voice.end(data)
+    # -- the end
+
+    def _end_stream(self, data: bytes, outcome: Outcome, error: str = "") -> None:
+        self._count_tokens(self._writer.usage(data))
+        self._finish(outcome, 200, error)
+        self._writer.end(data)
+
+    def _count_tokens(self, usage: TokenUsage) -> None:
+        trace = self.trace
+        trace.prompt_tokens, trace.cached_tokens, trace.completion_tokens = usage.prompt, usage.cached, usage.completion
 
     def _fail(self, status: int, code: str, message: str, headers: str = "") -> None:
-        self._tell(UpstreamError(status, error_body(self.api, status, code, message)), headers)
+        body = error_body(self.api, status, code, message, request_id=self._request.request_id)
+        self._send_error(UpstreamError(status, body), headers)
 
-    def _tell(self, refusal: UpstreamError, headers: str = "") -> None:
-        """The end: an error of ours, or what a target answered instead of an answer."""
-        begun = self._voice.streaming
-        self._finish("failed" if begun or refusal.status >= 500 else "refused", 200 if begun else refusal.status)
-        self._voice.refuse(refusal, headers, self._repair)
+    def _send_error(self, error: UpstreamError, headers: str = "") -> None:
+        """End with an error: ours, or a target's."""
+        begun = self._writer.streaming
+        outcome = Outcome.FAILED if begun or error.status >= 500 else Outcome.REFUSED
+        self._finish(outcome, 200 if begun else error.status, error.message)
+        self._writer.refuse(error, headers, self._repair)
 
-    def _finish(self, outcome: str, status: int) -> None:
-        """Everything that was taken is given back; the caller still gets its last bytes after this."""
+    def _finish(self, outcome: Outcome, status: int, error: str = "") -> None:
+        """Release everything; the caller's last bytes are written after this."""
         self.phase = RequestPhase.DONE
-        self.outcome, self.status = outcome, status
-        self._let_go()
+        trace = self.trace
+        trace.outcome, trace.status, trace.error = outcome, status, error[:MAX_TEXT]
+        self._release(outcome, error)
         self._leave_queue()
-        self._hall.waits(self, False)
-        self._hall.ended(self)
+        self._host.waits(self, False)
+        trace.ended = self._host.now()
+        if self._waiting_since is not None:
+            self._stop_waiting(trace.ended)
+        self._host.ended(self)
 
     # -- the caller's connection, and time
 
     def stopping(self) -> None:
-        """The gateway closes and waits no longer."""
+        """The gateway is stopping."""
         if self.phase is not RequestPhase.DONE:
-            self._let_go()
             self._fail(503, "stopping", "This node is stopping.", "retry-after: 10\r\n")
 
     def caller_gone(self) -> None:
-        """Nobody wants the answer any more."""
+        """The caller closed the connection."""
         if self.phase is not RequestPhase.DONE:
-            self._finish("abandoned", 499)
+            self._finish(Outcome.ABANDONED, 499, "the caller closed the connection")
 
     def caller_paused(self, paused: bool) -> None:
         """Read from the target only as fast as the caller reads from us."""
         if self._upstream is not None and self.phase in (RequestPhase.STREAMING, RequestPhase.BUFFERING):
-            self._last_upstream = self._hall.now()  # while it may not speak, its silence means nothing
+            self._last_upstream = self._host.now()  # a paused target cannot send: its silence means nothing
             self._upstream.pause() if paused else self._upstream.resume()
 
     def tick(self, now: float) -> None:
-        """About a second has passed: time limits, and a word to a caller who has heard nothing for long."""
+        """Called about once a second: timeouts and keep-alives."""
         if self.phase is RequestPhase.DONE:
             return
         if self.phase is RequestPhase.WAITING:
             self.reconsider()
             waited = timeouts.waited_too_long(now - self.began, streams=self.streams)
             if self.phase is RequestPhase.WAITING and waited:
-                message = f"{self.model} is not ready yet ({self.words}). Try again in a while."
+                message = f"{self.model} is not ready after {now - self.began:.0f} s: {self.message}. Retry later."
                 self._fail(503, "model_not_ready", message, "retry-after: 10\r\n")
-        elif self._at is not None and not self._connection.paused:
-            self._check_time(self._at, now)
-        if not self.over and now - self._voice.last >= timeouts.SILENCE_SECONDS and (self.streams or self._guest):
-            words = self.words
+        elif self._target is not None and not self._connection.paused:
+            self._check_timeouts(self._target, now)
+        if not self.over and now - self._writer.last >= timeouts.SILENCE_SECONDS and (self.streams or self.from_peer):
+            message = self.message
             if self._queued is not None:
-                words += f", {self._queued.place(self)} ahead"
-            self._voice.say(words, now)
+                message += f", {self._queued.position(self)} ahead"
+            self._writer.keep_alive(message, now)
 
-    def _check_time(self, desk: TargetQueue, now: float) -> None:
-        """Whether the target has taken too long, and what becomes of that."""
-        kind, silent, repair = desk.target.kind, now - self._last_upstream, self._repair
+    def _check_timeouts(self, target: TargetQueue, now: float) -> None:
+        """Act on a target that has taken too long."""
+        kind, silent, repair = target.target.kind, now - self._last_upstream, self._repair
         connecting, complete = self.phase is RequestPhase.CONNECTING, repair is not None and repair.complete
         match timeouts.overdue(kind, silent, connecting=connecting, complete=complete):
-            case Overdue.HANG_UP:
-                self._end_stream(b"", "failed" if repair is not None and repair.failed else "answered")
-            case Overdue.CONNECT if self._another():
-                self._try_again("connecting to it takes too long")
-            case Overdue.SPEAK if kind is TargetKind.PEER:
-                reason = f"it has not said anything for {silent:.0f} s"
-                self._lost(reason) if self._begun else self._try_again(reason)
-            case Overdue.SPEAK:
-                self._let_go()
-                self._fail(504, "upstream_timeout", f"{self.model} has not said anything for {silent:.0f} s.")
+            case Overdue.CLOSE:
+                self._end_stream(b"", Outcome.FAILED if repair is not None and repair.failed else Outcome.ANSWERED)
+            case Overdue.CONNECT if self._has_other():
+                self._retry(f"no connection within {silent:.0f} s", whole=True)
+            case Overdue.SEND if kind is TargetKind.PEER:
+                reason = f"no data for {silent:.0f} s (timeout)"
+                self._lost(reason) if self._begun else self._retry(reason)
+            case Overdue.SEND:
+                message = f"The server of {self.model} sent no data for {silent:.0f} s (timeout)."
+                self._fail(504, "upstream_timeout", message)
             case None if kind is not TargetKind.ENGINE and not connecting:
-                self._check_beginning(desk, now)
+                self._check_first_byte(target, now)
 
-    def _check_beginning(self, desk: TargetQueue, now: float) -> None:
-        """Whether a host is so slow to begin that another one is asked."""
-        # What is not a stream has its first byte at its end: no estimate could tell slow from gone.
+    def _check_first_byte(self, target: TargetQueue, now: float) -> None:
+        """Try another target if this one is too slow to begin."""
+        # A response that is not a stream has its first byte at its end: no estimate tells slow from dead.
         if self.streams and not self._begun and self._late < MAX_LATE:
-            limit = desk.first_byte.deadline(self._inquiry.about_tokens, self._late)
-            if now - self._asked_at > limit and self._attempts < MAX_ATTEMPTS - 1 and self._another():
+            limit = target.first_byte.deadline(self._request.estimated_tokens, self._late)
+            if now - self._sent_at > limit and self._failures < MAX_ATTEMPTS - 1 and self._has_other():
                 self._late += 1
-                self._try_again(f"it has not begun to answer within {limit:.0f} s")
+                self._retry(f"no first byte within {limit:.0f} s (timeout)")

@@ -6,10 +6,8 @@ A request fills in its `RequestTrace` while it runs; nothing else is computed un
 from __future__ import annotations
 
 import logging
-import re
-import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,16 +17,6 @@ attempt_log = logging.getLogger("meshllm.gateway")
 MAX_REQUESTS = 200
 # Longest string that a summary keeps: model names and error texts come from callers and peers.
 MAX_TEXT = 300
-REQUEST_ID_HEADER = b"x-request-id"
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-
-
-def request_id_of(headers: Mapping[bytes, bytes]) -> str:
-    """The caller's `x-request-id` if it is well-formed, else a new id: "req_" and 24 hexadecimal digits."""
-    sent = headers.get(REQUEST_ID_HEADER)
-    if sent is not None and _REQUEST_ID.fullmatch(sent):
-        return sent.decode("ascii")
-    return f"req_{secrets.token_hex(12)}"
 
 
 class Outcome(Enum):
@@ -146,6 +134,59 @@ class RequestTrace:
         self.cached_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.attempts: list[AttemptTrace] = []
+
+
+def log_attempt(trace: RequestTrace, attempt: AttemptTrace) -> None:
+    """Write a line about an attempt that ended, the last one of `trace`: INFO if it failed, else DEBUG."""
+    answered = attempt.outcome is Outcome.ANSWERED
+    level = logging.DEBUG if answered or attempt.outcome is Outcome.ABANDONED else logging.INFO
+    if not attempt_log.isEnabledFor(level):
+        return
+    number, outcome = len(trace.attempts), attempt.outcome.value if attempt.outcome is not None else ""
+    fields = {
+        "request_id": trace.request_id,
+        "attempt": number,
+        "target": attempt.target,
+        "node": attempt.node,
+        "outcome": outcome,
+        "error": attempt.error,
+        "connect_ms": _milliseconds(attempt.started, attempt.connected),
+        "first_byte_ms": _milliseconds(attempt.started, attempt.first_byte),
+        "duration_ms": _milliseconds(attempt.started, attempt.ended),
+    }
+    attempt_log.log(level, "attempt %d at %s: %s", number, attempt.target, outcome, extra={"fields": fields})
+
+
+def log_request(trace: RequestTrace, level: int = logging.INFO) -> None:
+    """Write the access line of a request that ended."""
+    if not access_log.isEnabledFor(level):
+        return
+    last = trace.attempts[-1] if trace.attempts else None
+    fields = {
+        "request_id": trace.request_id,
+        "api": trace.api,
+        "path": trace.path,
+        "model": trace.model,
+        "caller": trace.caller,
+        "target": last.target if last is not None else "",
+        "node": last.node if last is not None else "",
+        "attempts": len(trace.attempts),
+        "queue_ms": None if trace.queue_seconds is None else round(trace.queue_seconds * 1000, 1),
+        "first_byte_ms": _milliseconds(trace.started, trace.first_byte),
+        "duration_ms": _milliseconds(trace.started, trace.ended),
+        "status": trace.status,
+        "outcome": trace.outcome.value if trace.outcome is not None else "",
+        "error": trace.error,
+        "prompt_tokens": trace.prompt_tokens,
+        "cached_tokens": trace.cached_tokens,
+        "completion_tokens": trace.completion_tokens,
+        "stream": trace.stream,
+    }
+    access_log.log(level, "%s %d", trace.path, trace.status, extra={"fields": fields})
+
+
+def _milliseconds(start: float, moment: float | None) -> float | None:
+    return None if moment is None else round(max(0.0, moment - start) * 1000, 1)
 
 
 class RequestLog:

@@ -1,7 +1,8 @@
-"""What the caller of an exchange hears: an answer, whole or as a stream, an error, and a word now and then meanwhile.
+"""Writes a request's response to its caller: a whole response, a stream, an error, and keep-alives meanwhile.
 
-Law: a stream's head is sent with its first word, and from then on everything is an event or a comment between two. Who
-answered stands in the head; if that had to be sent before anybody did, it is a comment before the answer's first event.
+A stream's head is sent with its first data; from then on the caller gets whole events, or comments between two events.
+The head names the target that answered. A head sent before any target answered cannot; a comment before the first event
+does instead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from meshllm.core.routing.routes import TargetKind
 from meshllm.web.gateway.api_request import ApiRequest
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.upstream_errors import UpstreamError
-from meshllm.web.http.access_control import is_near
+from meshllm.web.gateway.usage import TokenUsage, UsageReader
+from meshllm.web.http.access_control import is_local
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_event
 from meshllm.wire.api.routes import Api
@@ -23,102 +25,110 @@ from meshllm.wire.api.stream_repair import StreamRepair
 
 STREAM_HEADERS = "cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON = "application/json"
-# Who answered: "engine", "backend URL" (without the URL for other machines) or "peer ID". ASCII, whatever peers call
-# themselves.
+# The target that answered: "engine", "backend URL" (without the URL for remote callers) or "peer ID". ASCII, whatever
+# names peers give themselves.
 HOST_HEADER = "x-mesh-llm-host"
-# How fast the engine wrote, as it says itself at the end of an answer. In what a model writes a quote is escaped.
+# The engine's generation speed, in its last event. In the model's own text a quote would be escaped.
 _SPEED_MARK = b'"predicted_per_second":'
 _SPEED = re.compile(rb'"predicted_per_second":\s?(\d{1,9}(?:\.\d{1,17})?)[,}]')
 
 
 class ResponseWriter:
-    """Speaks to one caller about one request. The connection goes on to its next request with `end`, `whole`, `error`.
+    """Writes one response. `end`, `whole` and `refuse` complete it, and let the connection go on to its next request.
 
-    `streaming`: the head of a stream has been sent; `last`: when the caller heard something (seconds, monotonic). A
-    `guest` is not told who answered: it asked this node.
+    `streaming`: a stream's head has been sent; `last`: when data was last sent (seconds, monotonic). A peer is not told
+    which target answered: it called this node.
     """
 
     def __init__(
-        self, connection: Connection, inquiry: ApiRequest, cors: str, now: float, *, guest: bool = False
+        self, connection: Connection, request: ApiRequest, cors: str, now: float, *, from_peer: bool = False
     ) -> None:
         self._connection = connection
-        self._inquiry = inquiry
+        self._request = request
         self._cors = cors
-        self._guest = guest
-        self._desk: TargetQueue | None = None
-        self._named = guest
+        self._from_peer = from_peer
+        self._queue: TargetQueue | None = None
+        self._named = from_peer
+        self._usage = UsageReader(request.api)
         self.streaming = False
         self.last = now
 
-    def asking(self, desk: TargetQueue) -> None:
-        """What is passed on from now on is the answer of `desk`."""
-        self._desk = desk
+    def use(self, queue: TargetQueue) -> None:
+        """The target whose response is written from now on."""
+        self._queue = queue
 
-    def pass_on(self, data: bytes, now: float) -> None:
-        """More of a stream: whole events."""
+    def forward(self, data: bytes, now: float) -> None:
+        """Write more of a stream: whole events."""
         if data:
-            data = self._heard(data)
+            data = self._with_host(data)
             self.last = now
             self._connection.send_data(data)
 
+    def usage(self, data: bytes) -> TokenUsage:
+        """The token counts of the stream that ends with `data`, which is yet to be written."""
+        self._usage.add(data)
+        return self._usage.read()
+
     def end(self, data: bytes) -> None:
-        """The last of a stream."""
-        self._connection.end_stream(self._heard(data))
+        """Write the last of a stream."""
+        self._connection.end_stream(self._with_host(data))
 
-    def whole(self, status: int, answer: bytes) -> None:
-        """An answer that is not a stream."""
-        self._note_speed(answer)
-        self._connection.send(status, JSON, answer, self._host() + self._cors)
+    def whole(self, status: int, body: bytes) -> None:
+        """Write a response that is not a stream."""
+        self._note_speed(body)
+        self._connection.send(status, JSON, body, self._host() + self._cors)
 
-    def refuse(self, refusal: UpstreamError, headers: str, repair: StreamRepair | None) -> None:
-        """An error instead of an answer, with these `headers` or its own; in a stream it is the last event, where
-        `repair` knows how far the answer was."""
+    def refuse(self, error: UpstreamError, headers: str, repair: StreamRepair | None) -> None:
+        """Write an error, with these `headers` or its own. In a stream it is the last event."""
         if not self.streaming:
-            body = orjson.dumps(refusal.body)
-            self._connection.send(refusal.status, JSON, body, (headers or refusal.headers) + self._cors)
+            body = orjson.dumps(error.body)
+            self._connection.send(error.status, JSON, body, (headers or error.headers) + self._cors)
             return
-        status, code, message = refusal.status, refusal.code or "upstream_error", refusal.error["message"]
+        status, code, message = error.status, error.code or "upstream_error", error.error["message"]
         if repair is not None:
             self.end(repair.fail(code, message, status=status))
         else:
-            self.end(error_event(self._inquiry.api, status, code, message))
+            self.end(error_event(self._request.api, status, code, message, request_id=self._request.request_id))
 
-    def say(self, words: str, now: float) -> None:
-        """A sign of life. A caller that wants no stream hears an interim answer (102), which our own gateways know."""
+    def keep_alive(self, message: str, now: float) -> None:
+        """Show that the request is alive: a comment in a stream, else an interim response (102)."""
         if self._connection.paused:
             return
         self.last = now
-        if not self._inquiry.streams:
+        if not self._request.streams:
             self._connection.send_interim()
             return
         if not self.streaming:
             self._send_head()
-        # A comment may only stand between two events: the repairer passes on whole events alone.
-        self._connection.send_data(comment(words) + (PING if self._inquiry.api is Api.MESSAGES else b""))
+        # A comment may only stand between two events: the repair forwards whole events only.
+        self._connection.send_data(comment(message) + (PING if self._request.api is Api.MESSAGES else b""))
 
-    def _heard(self, data: bytes) -> bytes:
-        """`data` of an answer, with what has to come before it."""
+    def _with_host(self, data: bytes) -> bytes:
+        """`data` of a response, preceded by the comment that names the target, if that is due."""
         self._note_speed(data)
+        self._usage.add(data)
         if not self.streaming:
             self._send_head(self._host())
-        elif not self._named and self._desk is not None:
-            data = comment(f"answered by {self._who(self._desk)}") + data
+        elif not self._named and self._queue is not None:
+            data = comment(f"answered by {self._target_name(self._queue)}") + data
         self._named = True
         return data
 
     def _note_speed(self, data: bytes) -> None:
-        if _SPEED_MARK in data and self._desk is not None and (told := _SPEED.search(data)) is not None:
-            self._desk.tokens_per_second = float(told[1])
+        if _SPEED_MARK in data and self._queue is not None and (found := _SPEED.search(data)) is not None:
+            self._queue.tokens_per_second = float(found[1])
 
     def _host(self) -> str:
-        return "" if self._guest or self._desk is None else f"{HOST_HEADER}: {self._who(self._desk)}\r\n"
+        if self._from_peer or self._queue is None:
+            return ""
+        return f"{HOST_HEADER}: {self._target_name(self._queue)}\r\n"
 
-    def _who(self, desk: TargetQueue) -> str:
-        """Who answered. Where its backends are is nothing that a node tells other machines."""
-        hidden = desk.target.kind is TargetKind.BACKEND
-        if hidden and not is_near(self._connection.peer, self._inquiry.headers):
+    def _target_name(self, queue: TargetQueue) -> str:
+        """The target's label. Remote callers do not learn the URLs of backends."""
+        hidden = queue.target.kind is TargetKind.BACKEND
+        if hidden and not is_local(self._connection.peer, self._request.headers):
             return TargetKind.BACKEND.value
-        return desk.host
+        return queue.label
 
     def _send_head(self, host: str = "") -> None:
         self.streaming = True

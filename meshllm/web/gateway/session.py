@@ -1,7 +1,4 @@
-"""Which conversation a request belongs to, and how much text is in it: what routing wants to know of a body.
-
-Pure, and bounded however large the body is. Nothing here is kept but a hash: what people write stays in the request.
-"""
+"""Facts of a request body for routing: a hash of its conversation, and the amount of text. Pure; bounded work."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 
 from meshllm.wire.api.routes import Api
 
-# What agents call the session in their headers: Codex, Claude Code, OpenCode, and what is common beside.
+# Session headers of agents: Codex, Claude Code, OpenCode, and common ones.
 SESSION_HEADERS = (
     b"x-session-id",
     b"session-id",
@@ -20,23 +17,22 @@ SESSION_HEADERS = (
     b"x-claude-code-session-id",
     b"x-session-affinity",
 )
-# ... and in the body. `user` is the user of OpenAI's API, which served this purpose before `prompt_cache_key`.
+# Session fields in the body. OpenAI's `user` served this purpose before `prompt_cache_key`.
 SESSION_FIELDS = ("prompt_cache_key", "session_id", "user")
 MAX_SESSION_BYTES = 512
-# Of a conversation's beginning so much is looked at: two that agree in it share most of what a host has in its cache.
+# The hashed beginning of a conversation: two that agree in it share most of a host's prompt cache.
 PREFIX_BYTES = 16 << 10
-# A bare prompt has no turns: it grows at its end, and its beginning is all that stays.
+# A plain prompt has no turns: it grows at its end, and only its beginning stays the same.
 PROMPT_PREFIX_BYTES = 1024
-# What a body holds beside text: never tokens of the prompt, or not so many as it has bytes.
+# Fields that are not text: no tokens of the prompt, or far fewer than bytes.
 _NOT_TEXT = frozenset(("image_url", "input_audio", "file", "file_data", "source", "data", "url", "encrypted_content"))
 _MAX_PARTS = 20_000
 
 
-def conversation(api: Api, request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
-    """A hash that stays the same as a conversation goes on; None if nothing tells it from others.
+def conversation_key(api: Api, request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bytes | None:
+    """A hash that is the same for all requests of a conversation; None if the body does not identify one.
 
-    By the session that the caller names, else by what stands before the first answer: the system's and the first user's
-    words.
+    Computed from the session named by the caller, else from the messages before the first answer (system and user).
     """
     digest = hashlib.blake2b(str(request.get("model")).encode("utf-8", "replace"), digest_size=16)
     named = _session(request, headers)
@@ -44,7 +40,7 @@ def conversation(api: Api, request: Mapping[str, Any], headers: Mapping[bytes, b
         digest.update(b"\0session\0" + named)
         return digest.digest()
     if not api.can_stream:
-        return None  # embeddings and rankings have no next turn
+        return None  # embeddings and rerank requests have no next turn
     left = PREFIX_BYTES
     digest.update(b"\0prefix\0")
     for text in _beginning(request):
@@ -70,7 +66,7 @@ def _session(request: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> byte
 
 
 def _beginning(request: Mapping[str, Any]) -> Iterator[str]:
-    """The texts before the first answer, in order."""
+    """The texts before the first assistant message, in order."""
     for field in ("system", "instructions"):
         yield from texts(request.get(field))
     messages = request.get("messages")
@@ -92,7 +88,7 @@ def _beginning(request: Mapping[str, Any]) -> Iterator[str]:
 
 
 def texts(value: object) -> Iterator[str]:
-    """All strings in a part of a body that are text, in order, as far as a bounded look goes."""
+    """All text strings in a part of a body, in order; at most `_MAX_PARTS` parts are visited."""
     todo, seen = [value], 0
     while todo and seen < _MAX_PARTS:
         seen += 1
@@ -106,6 +102,6 @@ def texts(value: object) -> Iterator[str]:
 
 
 def text_bytes(request: Mapping[str, Any]) -> int:
-    """How many characters of text the prompt has, at least: no fewer bytes, and never what is only an image."""
+    """A lower bound of the prompt's text in characters, without images."""
     fields = ("system", "instructions", "messages", "input", "prompt", "tools", "query", "documents")
     return sum(len(text) for field in fields for text in texts(request.get(field)))

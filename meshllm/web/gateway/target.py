@@ -1,51 +1,69 @@
-"""How many requests a target works on at a time, and who waits for it: a bounded queue, first come, first served.
+"""One target as the gateway sees it: its connection pool, its slots, a bounded first-come-first-served queue.
 
-Beside that a desk keeps what is known of its target now: how busy others keep it, how long its first byte takes, and
-whether it is resting after a failure. A target that is resting is asked only if there is no other.
+It also holds how the target has been doing: its load by others, its times to the first byte, and its rest after
+failures. A resting target gets a request only if no other target can take it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from meshllm.core.routing.first_byte_timeout import FirstByteTimes
 from meshllm.core.routing.routes import Target, TargetKind, TargetOffer
-from meshllm.util.backoff import backoff
 from meshllm.web.http.client import UpstreamPool
 
-# What a backend can do at a time is its own affair; this only keeps one from taking all our connections.
+# A backend decides for itself how much it does at a time; the limit keeps one from taking all our connections.
 BACKEND_SLOTS = 512
 # Waiting requests per slot: enough for a burst of agents' sub-tasks, few enough that the last one is served in minutes.
 QUEUE_PER_SLOT = 16
 QUEUE_MIN = 32
-# Of a queue only so much is for the requests of peers: however many they send, there is room for this node's callers.
-GUESTS_SHARE = 0.5
-# After a failure a target rests, doubling with each one that follows; after having said that it is busy, a moment.
+# The part of a queue that requests of peers may fill; the rest is for this node's own callers.
+PEER_QUEUE_SHARE = 0.5
+# After a failure a target rests, twice as long after each further one; after an "overloaded", a moment (seconds).
 REST_BASE_SECONDS = 0.5
 REST_CAP_SECONDS = 30.0
 BUSY_SECONDS = 1.0
+# Models of one target whose failures are remembered; a backend may list thousands.
+MAX_RESTING_MODELS = 256
 
 
 class SlotWaiter(Protocol):
-    """Who waits for a slot."""
+    """A request in a target's queue."""
 
-    def granted(self, desk: TargetQueue) -> None:
-        """A slot of `desk` is yours; give it back with `release`."""
+    def slot_granted(self, queue: TargetQueue) -> None:
+        """A slot of `queue` is taken for you; return it with `release`."""
 
 
-class UpstreamUser(Protocol):
-    """Who waits for an answer of a target."""
+class TargetUser(Protocol):
+    """A request that a target is working on."""
 
-    def deserted(self) -> None:
-        """The target is believed to be gone; what has not begun to answer may be asked elsewhere."""
+    def target_down(self) -> None:
+        """The target's node is believed to be dead: try another target if no response has begun."""
+
+
+@dataclass(slots=True)
+class _Rest:
+    """The rest after consecutive failures."""
+
+    until: float = 0.0
+    failures: int = 0
+
+    def fail(self, now: float) -> None:
+        """Count a failure. Failures during a rest count once: they have one cause."""
+        if now >= self.until:
+            self.until = now + min(REST_CAP_SECONDS, REST_BASE_SECONDS * 2.0 ** min(self.failures, 16))
+            self.failures += 1
 
 
 class TargetQueue:
-    """One target as the gateway sees it: its connections, its free slots, its queue. Holds no task and no lock."""
+    """A target's slots and queue. Synchronous; owns no task."""
 
-    def __init__(self, target: Target, pool: UpstreamPool, changed: Callable[[], None] | None = None) -> None:
-        """`changed` is called whenever more or fewer are at work or waiting."""
+    def __init__(
+        self, target: Target, pool: UpstreamPool, on_change: Callable[[], None] | None = None, *, model: str = ""
+    ) -> None:
+        """`on_change`: called when requests start, wait or end here. `model`: the model of an engine."""
         self.target = target
         self.pool = pool
         self.limit = target.slots or BACKEND_SLOTS
@@ -53,106 +71,133 @@ class TargetQueue:
         self.queue_limit = max(QUEUE_MIN, QUEUE_PER_SLOT * self.limit) if queued else QUEUE_MIN
         self.active = 0
         self.mean_seconds = 5.0
-        # Of the last answer that told (None: none did), as this node's callers and guests had it.
+        # Generation speed in the last response that reported one, to callers of this node and to peers.
         self.tokens_per_second: float | None = None
         self.offer = TargetOffer(target)
-        self.askers: dict[UpstreamUser, None] = {}
+        self.users: dict[TargetUser, None] = {}
         self.first_byte = FirstByteTimes()
-        self.resting_until = 0.0
-        self._failures = 0
+        self.label = _label(target)
+        self.id = _id(target, model)
+        self._rest = _Rest()
+        self._model_rests: dict[str, _Rest] = {}
         self._others = 0
-        self._changed = changed
-        # A dict keeps the order of arrival and lets any waiter leave at once.
+        self._on_change = on_change
+        # A dict keeps the order of arrival, and a waiter leaves in constant time.
         self._waiting: dict[SlotWaiter, None] = {}
 
     @property
-    def host(self) -> str:
-        """Who answers, as callers are told: "engine", "backend URL", or "peer" with the first digits of its id."""
-        kind, address = self.target.kind, self.target.address
-        if kind is TargetKind.ENGINE:
-            return "engine"
-        return f"peer {address[:10]}" if kind is TargetKind.PEER else f"backend {address}"
-
-    @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of waiting requests."""
         return len(self._waiting)
 
     @property
     def free(self) -> bool:
-        """Whether a request would be worked on at once, as far as is known."""
+        """Whether a request would be processed at once, as far as is known."""
         return not self._waiting and self.active + self._others < self.limit
 
     @property
     def busy(self) -> float:
-        """Requests at work and waiting, ours and what is known of others', per slot."""
+        """Active and waiting requests per slot: ours, and the known ones of other nodes."""
         return (self.active + len(self._waiting) + self._others) / self.limit
 
     def update(self, offer: TargetOffer) -> None:
-        """What is known of the target now."""
+        """Take over newer facts about the target."""
         if offer.load is not None and offer.load is not self.offer.load:
-            # It counts ours as well. An old report says nothing new: what we have sent since is not in it.
+            # A load report includes our own requests. A report already seen does not include those sent since.
             self._others = max(0, offer.load.active + offer.load.waiting - self.active)
         self.offer = offer
 
     def take(self) -> bool:
-        """A slot, if one is free and nobody has been waiting longer."""
+        """Take a slot, if one is free and no request is waiting."""
         if self.active >= self.limit or self._waiting:
             return False
         self.active += 1
-        self._tell()
+        self._changed()
         return True
 
-    def join(self, waiter: SlotWaiter, *, guest: bool = False) -> bool:
-        """Wait for a slot; False if the queue is full, or a `guest`'s part of it."""
-        if len(self._waiting) >= self.queue_limit * (GUESTS_SHARE if guest else 1.0):
+    def join(self, waiter: SlotWaiter, *, from_peer: bool = False) -> bool:
+        """Join the queue; False if it is full, or the part of it that peers may fill."""
+        if len(self._waiting) >= self.queue_limit * (PEER_QUEUE_SHARE if from_peer else 1.0):
             return False
         self._waiting[waiter] = None
-        self._tell()
+        self._changed()
         return True
 
     def leave(self, waiter: SlotWaiter) -> None:
-        """No longer wait."""
+        """Leave the queue."""
         if waiter in self._waiting:
             del self._waiting[waiter]
-            self._tell()
+            self._changed()
 
-    def place(self, waiter: SlotWaiter) -> int:
-        """How many are served before `waiter`."""
-        return next((place for place, other in enumerate(self._waiting) if other is waiter), 0)
+    def position(self, waiter: SlotWaiter) -> int:
+        """Number of requests in the queue before `waiter`."""
+        return next((position for position, other in enumerate(self._waiting) if other is waiter), 0)
 
     def release(self, seconds: float) -> None:
-        """A slot is free again after `seconds` of use; the longest waiting gets it."""
+        """Return a slot after `seconds` of use; the first in the queue gets it."""
         self.active -= 1
         self.mean_seconds += 0.2 * (min(seconds, 600.0) - self.mean_seconds)
         while self._waiting and self.active < self.limit:
             waiter = next(iter(self._waiting))
             del self._waiting[waiter]
             self.active += 1
-            waiter.granted(self)
-        self._tell()
+            waiter.slot_granted(self)
+        self._changed()
 
-    def _tell(self) -> None:
-        if self._changed is not None:
-            self._changed()
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
 
     def retry_after(self) -> int:
-        """Seconds after which a refused caller may find room, judged by how long requests have been taking."""
+        """Seconds after which a refused caller may find a free slot, judged by how long requests have been taking."""
         return max(1, min(60, round(self.mean_seconds * (len(self._waiting) + 1) / self.limit / 2)))
 
-    # -- how it has been doing
+    # -- failures
 
-    def failed(self, now: float) -> None:
-        """A request failed there: it rests. All that fail together, as when it dies, are one failure."""
-        if now >= self.resting_until:
-            self.resting_until = now + backoff(self._failures, base=REST_BASE_SECONDS, cap=REST_CAP_SECONDS)
-            self._failures += 1
+    def resting(self, model: str, now: float) -> bool:
+        """Whether the target, or `model` there, has failed a moment ago."""
+        if self._rest.until > now:
+            return True
+        rest = self._model_rests.get(model)
+        return rest is not None and rest.until > now
+
+    def failed(self, now: float, model: str | None = None) -> None:
+        """A request for `model` failed; None: the whole target failed."""
+        if model is None:
+            self._rest.fail(now)
+            return
+        rest = self._model_rests.get(model)
+        if rest is None:
+            if len(self._model_rests) >= MAX_RESTING_MODELS:
+                del self._model_rests[next(iter(self._model_rests))]
+            rest = self._model_rests[model] = _Rest()
+        rest.fail(now)
 
     def overloaded(self, now: float) -> None:
-        """It says that it has no room for now."""
-        self.resting_until = max(self.resting_until, now + BUSY_SECONDS)
+        """The target answered that it is overloaded."""
+        self._rest.until = max(self._rest.until, now + BUSY_SECONDS)
 
-    def answered(self) -> None:
-        """It has begun to answer: whatever was wrong is over."""
-        self._failures = 0
-        self.resting_until = 0.0
+    def answered(self, model: str) -> None:
+        """A response for `model` has begun: the target works, and so does the model."""
+        if self._rest.failures or self._rest.until:
+            self._rest = _Rest()
+        if self._model_rests:
+            self._model_rests.pop(model, None)
+
+
+def _label(target: Target) -> str:
+    """The target in responses and logs: "engine", "backend URL" or "peer" with the first digits of its id."""
+    if target.kind is TargetKind.ENGINE:
+        return "engine"
+    return f"peer {target.address[:10]}" if target.kind is TargetKind.PEER else f"backend {target.address}"
+
+
+def _id(target: Target, model: str) -> str:
+    """The target in metrics and the status, the same in every run of the engine: KIND:MODEL, URL or NODE/MODEL."""
+    match target.kind:
+        case TargetKind.ENGINE:
+            return f"engine:{model}"
+        case TargetKind.BACKEND:
+            return f"backend:{target.address}"
+        case TargetKind.PEER:
+            return f"peer:{target.address[:10]}/{target.model}"

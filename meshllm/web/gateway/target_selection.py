@@ -1,8 +1,8 @@
-"""Which host a request is asked of next, and what it has learned from those that it was asked of before.
+"""Chooses the target of a request, and of each further attempt.
 
-Law: every host is tried once for what it refuses (no room, not here, too long a prompt); a failure is tried again, but
-elsewhere first. What a host refused is passed on only when there is nobody left. Nothing here waits or sends: the
-exchange asks for one `Decision` at a time.
+A host that refuses a request (overloaded, model not there, prompt too long) is not tried again. A host that fails is
+tried again, but after the others. A refusal is forwarded to the caller only when no other host is left. Nothing here
+waits or sends: the request asks for one `SelectionStep` at a time.
 """
 
 from __future__ import annotations
@@ -15,252 +15,278 @@ from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
 from meshllm.core.routing.routes import Availability, ModelRoute, Place, Target, TargetKind
 from meshllm.web.gateway.api_request import ApiRequest
-from meshllm.web.gateway.session import conversation, text_bytes
+from meshllm.web.gateway.session import conversation_key, text_bytes
 from meshllm.web.gateway.target import SlotWaiter, TargetQueue
 from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, UpstreamError
 from meshllm.wire.api.routes import Api
 
-# A peer that does not have what this node believes it has: its next record will say so, within about as long.
+# How long a peer is avoided after "not here": its next record, which says so, takes about as long.
 NOT_HERE_SECONDS = 2.0
-# So many such answers, and the caller hears an error: half a minute, in which a small engine has been started anew.
+# After this many "not here" the caller gets an error: half a minute, enough to restart a small engine.
 MAX_NOT_HERE = 15
-# The code of a refusal: the model does not take what it was given.
+# Error code: the model does not accept this kind of input.
 UNSUPPORTED_INPUT = "unsupported_input"
 
 
 class SelectionAction(Enum):
-    """What is to be done next."""
+    """What a request does next."""
 
-    ASK = "ask"  # `desk`, of which a slot has been taken where one is needed
-    QUEUED = "queued"  # the place in the queue has been taken, or is kept
-    WAIT = "wait"  # for something to change
-    FAIL = "fail"
-    TELL = "tell"  # pass `refusal` on
+    SEND = "send"  # to `queue`, of which a slot has been taken if one is needed
+    QUEUED = "queued"  # in `queue`
+    WAIT = "wait"  # until something changes
+    FAIL = "fail"  # with an error of ours
+    FORWARD_ERROR = "forward_error"  # send `error` to the caller
 
 
 @dataclass(slots=True)  # not frozen: that costs every request more than a microsecond
 class SelectionStep:
-    """One next step, with what it needs; `words` are for people. Not changed once made."""
+    """The next step of a request, with what it needs. Not changed once made."""
 
-    step: SelectionAction
-    desk: TargetQueue | None = None
-    words: str = ""
+    action: SelectionAction
+    queue: TargetQueue | None = None
+    message: str = ""
     status: int = 0
     code: str = ""
     headers: str = ""
-    refusal: UpstreamError | None = None
+    error: UpstreamError | None = None
 
 
 class TargetSelection:
-    """The search of one request for a host."""
+    """The target selection of one request."""
 
-    def __init__(self, inquiry: ApiRequest, stickiness: SessionAffinity, *, guest: bool = False) -> None:
-        """`guest`: the request is a peer's, and is only for what is served here."""
-        self._inquiry = inquiry
-        self._stickiness = stickiness
-        self._guest = guest
-        # Counting tokens is no work to wait for.
-        self.needs_slot = inquiry.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
+    def __init__(self, request: ApiRequest, affinity: SessionAffinity, *, from_peer: bool = False) -> None:
+        """`from_peer`: the request is a peer's, and only targets of this node may answer it."""
+        self._request = request
+        self._affinity = affinity
+        self._from_peer = from_peer
+        # Counting tokens takes no slot.
+        self.needs_slot = request.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
         self._avoid: dict[Target, float] = {}
-        self._refusals: dict[Target, UpstreamError] = {}
+        self._errors: dict[Target, UpstreamError] = {}
         self._not_here = 0
         self._context_needed = 0
         self._tokens: int | None = None
-        self._pictures: bool | None = None
+        self._has_images_cached: bool | None = None
         self._key: bytes | None = None
         self._keyed = False
         self._several = False
-        self._verdict = ""
-        self._since = 0.0
+        self._waits_for = ""
+        self._waits_since = 0.0
 
     # -- what comes next
 
-    def decide(self, route: ModelRoute, desks: list[TargetQueue], waiter: SlotWaiter, queued: TargetQueue | None,
-               now: float) -> SelectionStep:  # fmt: skip
-        """The next step. `queued` is whose queue `waiter` stands in."""
-        api, model = self._inquiry.api, self._inquiry.model
+    def decide(
+        self,
+        route: ModelRoute,
+        queues: list[TargetQueue],
+        waiter: SlotWaiter,
+        queued: TargetQueue | None,
+        now: float,
+    ) -> SelectionStep:
+        """The next step. `queued`: the queue that `waiter` is in, if any."""
+        api, model = self._request.api, self._request.model
         if route.purpose is not None and api.purpose not in (None, route.purpose):
-            return SelectionStep(SelectionAction.FAIL, words=routes.purpose_message(model, route.purpose), status=400,
-                            code="wrong_purpose")  # fmt: skip
-        blind = all(desk.offer.vision is False for desk in desks) if desks else route.vision is False
-        if blind and self._shows_pictures():
             return SelectionStep(
-                SelectionAction.FAIL, words=routes.no_vision_message(model), status=400, code=UNSUPPORTED_INPUT
+                SelectionAction.FAIL,
+                message=routes.purpose_message(model, route.purpose),
+                status=400,
+                code="wrong_purpose",
             )
-        usable = self._usable(desks, now)
+        no_vision = all(queue.offer.vision is False for queue in queues) if queues else route.vision is False
+        if no_vision and self._has_images():
+            return SelectionStep(
+                SelectionAction.FAIL, message=routes.no_vision_message(model), status=400, code=UNSUPPORTED_INPUT
+            )
+        usable = self._usable(queues, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
-        if self._guest and not self._refusals:
-            words = f"{model} is not served by this node at the moment."
-            return SelectionStep(SelectionAction.FAIL, words=words, status=503, code=NOT_HERE)
-        if desks or self._guest:
-            return self._nobody(desks)
+        if self._from_peer and not self._errors:
+            message = f"This node does not serve {model} at the moment."
+            return SelectionStep(SelectionAction.FAIL, message=message, status=503, code=NOT_HERE)
+        if queues or self._from_peer:
+            return self._no_target(queues)
         if route.availability is Availability.COMING:
             return self._coming(route, now)
         if route.availability is Availability.FAILED:
-            return SelectionStep(SelectionAction.FAIL, words=route.message, status=503, code="model_unavailable",
-                            headers="retry-after: 30\r\n")  # fmt: skip
-        return SelectionStep(SelectionAction.FAIL, words=route.message, status=404, code="model_not_found")
+            return SelectionStep(
+                SelectionAction.FAIL,
+                message=route.message,
+                status=503,
+                code="model_unavailable",
+                headers="retry-after: 30\r\n",
+            )
+        return SelectionStep(SelectionAction.FAIL, message=route.message, status=404, code="model_not_found")
 
-    def _usable(self, desks: list[TargetQueue], now: float) -> list[TargetQueue]:
-        """Who may be asked now: whoever has not refused or failed this request and can see what it shows, and among
-        them those not at rest."""
-        if any(desk.offer.vision is False for desk in desks) and self._shows_pictures():
-            desks = [desk for desk in desks if desk.offer.vision is not False]
-        if self._avoid or self._refusals:
-            desks = [
-                desk
-                for desk in desks
-                if self._avoid.get(desk.target, 0.0) <= now
-                and desk.target not in self._refusals
-                and not 0 < desk.offer.context_length < self._context_needed
+    def _usable(self, queues: list[TargetQueue], now: float) -> list[TargetQueue]:
+        """The targets that may be used now: they have not refused or failed this request, and accept its input.
+
+        Resting targets are left out unless all of them rest.
+        """
+        if any(queue.offer.vision is False for queue in queues) and self._has_images():
+            queues = [queue for queue in queues if queue.offer.vision is not False]
+        if self._avoid or self._errors:
+            queues = [
+                queue
+                for queue in queues
+                if self._avoid.get(queue.target, 0.0) <= now
+                and queue.target not in self._errors
+                and not 0 < queue.offer.context_length < self._context_needed
             ]
-        if len(desks) == 1 and desks[0].target.kind is not TargetKind.PEER:
-            return desks
-        purpose = self._inquiry.api.purpose
-        fit = [desk for desk in desks if purpose is None or desk.offer.purpose in (None, purpose)]
-        return [desk for desk in fit if desk.resting_until <= now] or fit
+        if len(queues) == 1 and queues[0].target.kind is not TargetKind.PEER:
+            return queues
+        purpose = self._request.api.purpose
+        fit = [queue for queue in queues if purpose is None or queue.offer.purpose in (None, purpose)]
+        model = self._request.model
+        return [queue for queue in fit if not queue.resting(model, now)] or fit
 
-    def _shows_pictures(self) -> bool:
-        if self._pictures is None:
-            self._pictures = self._inquiry.shows_pictures()
-        return self._pictures
+    def _has_images(self) -> bool:
+        if self._has_images_cached is None:
+            self._has_images_cached = self._request.has_images()
+        return self._has_images_cached
 
     def _pick(
         self, usable: list[TargetQueue], waiter: SlotWaiter, queued: TargetQueue | None, now: float
     ) -> SelectionStep:
         ordered = usable if len(usable) == 1 else self._ordered(usable, now)
         if not self.needs_slot:
-            return SelectionStep(SelectionAction.ASK, ordered[0])
-        for desk in ordered:
-            if desk.free and desk.take():
-                return SelectionStep(SelectionAction.ASK, desk)
+            return SelectionStep(SelectionAction.SEND, ordered[0])
+        for queue in ordered:
+            if queue.free and queue.take():
+                return SelectionStep(SelectionAction.SEND, queue)
         if queued is not None and queued in usable:
             return SelectionStep(SelectionAction.QUEUED, queued)
-        for desk in ordered:
-            # A peer may be busy with what others sent: then our request stands in its queue, not in ours.
-            if desk.take():
-                return SelectionStep(SelectionAction.ASK, desk)
-            if desk.join(waiter, guest=self._guest):
-                return SelectionStep(SelectionAction.QUEUED, desk, words="waiting for a free slot")
-        if (told := self._best_refusal()) is not None:
-            return SelectionStep(SelectionAction.TELL, refusal=told)
-        desk = ordered[0]
-        words = (
-            f"{self._inquiry.model} is busy: {desk.active} requests at work and {desk.waiting} waiting. Try again soon."
+        for queue in ordered:
+            # A peer may be busy with requests of other nodes: then our request waits in its queue, not in ours.
+            if queue.take():
+                return SelectionStep(SelectionAction.SEND, queue)
+            if queue.join(waiter, from_peer=self._from_peer):
+                return SelectionStep(SelectionAction.QUEUED, queue, message="waiting for a free slot")
+        if (error := self._best_error()) is not None:
+            return SelectionStep(SelectionAction.FORWARD_ERROR, error=error)
+        queue = ordered[0]
+        load = f"{queue.active} requests active, {queue.waiting} waiting"
+        message = f"{self._request.model} is overloaded: {load}. Retry later."
+        return SelectionStep(
+            SelectionAction.FAIL,
+            message=message,
+            status=429,
+            code="overloaded",
+            headers=f"retry-after: {queue.retry_after()}\r\n",
         )
-        return SelectionStep(SelectionAction.FAIL, words=words, status=429, code="overloaded",
-                        headers=f"retry-after: {desk.retry_after()}\r\n")  # fmt: skip
 
     def _ordered(self, usable: list[TargetQueue], now: float) -> list[TargetQueue]:
         self._several = True
-        place = self._sticky_place(now)
+        place = self._preferred_place(now)
         candidates = [
             RankedHost(
                 order,
-                desk.target.kind is not TargetKind.PEER,
-                desk.free,
-                desk.busy,
-                desk.offer.rtt,
-                desk.offer.context_length,
-                place is not None and desk.target.place == place,
+                queue.target.kind is not TargetKind.PEER,
+                queue.free,
+                queue.busy,
+                queue.offer.rtt,
+                queue.offer.context_length,
+                place is not None and queue.target.place == place,
             )
-            for order, desk in enumerate(usable)
+            for order, queue in enumerate(usable)
         ]
         return [usable[candidate.order] for candidate in rank(candidates, self._least_tokens(usable))]
 
     def _least_tokens(self, usable: list[TargetQueue]) -> int:
-        """How many tokens the prompt has at least; 0 where it cannot matter."""
-        known = [desk.offer.context_length for desk in usable if desk.offer.context_length]
-        if not known or least_tokens(len(self._inquiry.body)) <= min(known):
+        """A lower bound of the prompt's tokens; 0 if every context is large enough."""
+        known = [queue.offer.context_length for queue in usable if queue.offer.context_length]
+        if not known or least_tokens(len(self._request.body)) <= min(known):
             return 0
         if self._tokens is None:
-            self._tokens = least_tokens(text_bytes(self._inquiry.request))
+            self._tokens = least_tokens(text_bytes(self._request.request))
         return self._tokens
 
-    def _nobody(self, desks: list[TargetQueue]) -> SelectionStep:
-        """There are hosts, and none that may be asked now."""
-        failed = self._avoid.keys() - self._refusals.keys()
-        waits = not self._guest and any(desk.target in failed for desk in desks)
-        told = self._best_refusal()
-        if told is not None and not waits:
-            return SelectionStep(SelectionAction.TELL, refusal=told)
-        purpose = next((desk.offer.purpose for desk in desks if desk.offer.purpose is not None), None)
+    def _no_target(self, queues: list[TargetQueue]) -> SelectionStep:
+        """There are hosts, but none may be used now."""
+        failed = self._avoid.keys() - self._errors.keys()
+        waits = not self._from_peer and any(queue.target in failed for queue in queues)
+        error = self._best_error()
+        if error is not None and not waits:
+            return SelectionStep(SelectionAction.FORWARD_ERROR, error=error)
+        purpose = next((queue.offer.purpose for queue in queues if queue.offer.purpose is not None), None)
         if not waits and purpose is not None:
-            words = routes.purpose_message(self._inquiry.model, purpose)
-            return SelectionStep(SelectionAction.FAIL, words=words, status=400, code="wrong_purpose")
+            message = routes.purpose_message(self._request.model, purpose)
+            return SelectionStep(SelectionAction.FAIL, message=message, status=400, code="wrong_purpose")
         return SelectionStep(
-            SelectionAction.WAIT, words=f"{self._inquiry.model} lost its server; waiting for it to come back"
+            SelectionAction.WAIT, message=f"The server for {self._request.model} stopped; waiting for it to restart."
         )
 
-    def _best_refusal(self) -> UpstreamError | None:
-        """What to tell a caller whom nobody served: that its prompt is too long, rather than that somebody was busy."""
-        refusals = list(self._refusals.values())
-        too_long = [refusal for refusal in refusals if refusal.code == CONTEXT]
+    def _best_error(self) -> UpstreamError | None:
+        """The error for a caller that no host served: "prompt too long" rather than "overloaded"."""
+        errors = list(self._errors.values())
+        too_long = [error for error in errors if error.code == CONTEXT]
         if too_long:
-            return max(too_long, key=lambda refusal: refusal.number("n_ctx"))
-        return refusals[-1] if refusals else None
+            return max(too_long, key=lambda error: error.number("n_ctx"))
+        return errors[-1] if errors else None
 
     def _coming(self, route: ModelRoute, now: float) -> SelectionStep:
-        if route.timeout_message != self._verdict:
-            self._verdict, self._since = route.timeout_message, now
-        if route.max_wait is not None and now - self._since >= route.max_wait:
+        if route.timeout_message != self._waits_for:
+            self._waits_for, self._waits_since = route.timeout_message, now
+        if route.max_wait is not None and now - self._waits_since >= route.max_wait:
             return SelectionStep(
                 SelectionAction.FAIL,
-                words=route.timeout_message,
+                message=route.timeout_message,
                 status=503,
                 code="model_unavailable",
                 headers="retry-after: 5\r\n",
             )
-        return SelectionStep(SelectionAction.WAIT, words=route.message)
+        return SelectionStep(SelectionAction.WAIT, message=route.message)
 
-    def another(self, desks: list[TargetQueue], but: TargetQueue, now: float, *, at_once: bool = True) -> bool:
-        """Whether somebody else could work on this, `at_once` or in its turn."""
+    def has_other(self, queues: list[TargetQueue], but: TargetQueue, now: float, *, at_once: bool = True) -> bool:
+        """Whether another target could take this request, `at_once` or in its turn."""
+        model = self._request.model
         return any(
-            desk.target.place != but.target.place and desk.resting_until <= now and (desk.free or not at_once)
-            for desk in self._usable(desks, now)
+            queue.target.place != but.target.place and not queue.resting(model, now) and (queue.free or not at_once)
+            for queue in self._usable(queues, now)
         )
 
-    # -- what has been learned
+    # -- results of attempts
 
-    def avoid(self, desk: TargetQueue, until: float) -> None:
-        """Asking there has failed."""
-        self._avoid[desk.target] = until
-        self._stickiness.forget_place(desk.target.place)
+    def avoid(self, queue: TargetQueue, until: float, *, whole: bool) -> None:
+        """An attempt failed. `whole`: because the peer itself is down, which no conversation prefers any more."""
+        self._avoid[queue.target] = until
+        if whole:
+            self._affinity.forget_place(queue.target.place)
+        else:
+            self._forget(queue.target.place)
 
-    def refused(self, desk: TargetQueue, refusal: UpstreamError, now: float) -> bool:
-        """A host gave an answer that another may do better. False if there have been too many."""
-        if refusal.code == NOT_HERE:
-            self._forget(desk.target.place)
-            self._avoid[desk.target] = now + NOT_HERE_SECONDS
+    def refused(self, queue: TargetQueue, error: UpstreamError, now: float) -> bool:
+        """A host refused the request, and another may not. False if there have been too many such refusals."""
+        if error.code == NOT_HERE:
+            self._forget(queue.target.place)
+            self._avoid[queue.target] = now + NOT_HERE_SECONDS
             self._not_here += 1
             return self._not_here < MAX_NOT_HERE
-        self._refusals[desk.target] = refusal
-        if refusal.code == CONTEXT:
-            had = refusal.number("n_ctx") or desk.offer.context_length
-            self._context_needed = max(self._context_needed, had + 1, refusal.number("n_prompt_tokens"))
+        self._errors[queue.target] = error
+        if error.code == CONTEXT:
+            limit = error.number("n_ctx") or queue.offer.context_length
+            self._context_needed = max(self._context_needed, limit + 1, error.number("n_prompt_tokens"))
         else:
-            desk.overloaded(now)
-            self._forget(desk.target.place)
+            queue.overloaded(now)
+            self._forget(queue.target.place)
         return True
 
-    def begun(self, desk: TargetQueue, now: float) -> None:
-        """The answer has begun: the next turn of this conversation is best asked there."""
-        desk.answered()
-        if (self._several or desk.target.kind is TargetKind.PEER) and (key := self._conversation()) is not None:
-            self._stickiness.remember(key, desk.target.place, now)
+    def answered(self, queue: TargetQueue, now: float) -> None:
+        """A response has begun: the next turn of this conversation prefers this host."""
+        queue.answered(self._request.model)
+        if (self._several or queue.target.kind is TargetKind.PEER) and (key := self._conversation_key()) is not None:
+            self._affinity.remember(key, queue.target.place, now)
 
-    def _sticky_place(self, now: float) -> Place | None:
-        key = self._conversation()
-        return self._stickiness.find(key, now) if key is not None else None
+    def _preferred_place(self, now: float) -> Place | None:
+        key = self._conversation_key()
+        return self._affinity.find(key, now) if key is not None else None
 
     def _forget(self, place: Place) -> None:
-        key = self._conversation()
-        if key is not None and self._stickiness.find(key, 0.0) == place:
-            self._stickiness.forget(key)
+        key = self._conversation_key()
+        if key is not None and self._affinity.find(key, 0.0) == place:
+            self._affinity.forget(key)
 
-    def _conversation(self) -> bytes | None:
+    def _conversation_key(self) -> bytes | None:
         if not self._keyed:
             self._keyed = True
-            self._key = conversation(self._inquiry.api, self._inquiry.request, self._inquiry.headers)
+            self._key = conversation_key(self._request.api, self._request.request, self._request.headers)
         return self._key

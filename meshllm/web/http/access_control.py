@@ -1,10 +1,8 @@
-"""Who may call: a web page must not reach the API, nor anybody from outside without a key.
+"""Access control of the API and the console: who may call, and which callers need the API key.
 
-Law: on loopback a caller needs no key, but a browser is only believed when the page it shows comes from this machine
-(`Origin`) and the name it used is this machine's (`Host`; DNS rebinding). Off loopback (`--listen-all`) a key is
-required of everybody else, compared in constant time. Of the pages that other machines show, our console's alone may
-call, and only by a name that nobody else can give to this machine: the very address at which the caller reached it, or
-one that its owner named (`--allow-host`).
+Deny by default. A caller is local if its address, the `Host` it used and the absence of proxy headers all say so; any
+other caller needs the key, compared in constant time. A web page may call only if its `Origin` is on this machine, is
+allowed with `--allow-origin`, or is this node's console at a host name that no attacker can point here (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -16,10 +14,34 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+# A reverse proxy on this machine connects from loopback, whoever its client is. Any of these headers makes a caller
+# remote: those of RFC 7230 and 7239, and the customary ones of nginx, HAProxy, Envoy, Traefik and the large CDNs.
+PROXY_HEADERS = frozenset(
+    (
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
+        b"forwarded",
+        b"true-client-ip",
+        b"via",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-envoy-external-address",
+        b"x-forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-port",
+        b"x-forwarded-proto",
+        b"x-forwarded-server",
+        b"x-original-forwarded-for",
+        b"x-original-host",
+        b"x-real-ip",
+    )
+)
+
 
 @dataclass(frozen=True, slots=True)
 class AccessDenied:
-    """Why a caller is not served."""
+    """Why a caller is refused: the HTTP status, a code for programs, and a message."""
 
     status: int
     code: str
@@ -37,19 +59,19 @@ def is_loopback(host: str) -> bool:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that `host` is, whichever way it is written, or None where it is a name."""
+    """`host` as an address, IPv4-mapped IPv6 as IPv4, without scope; None if it is a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    # Without its scope, which means something on this machine only.
+    # The scope has a meaning on this machine only.
     return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
 
 
 def host_of(authority: str) -> str:
-    """The host in `host[:port]` or `[v6]:port`; the empty string if it is neither."""
+    """The host in `host[:port]` or `[v6]:port`; the empty string if `authority` is neither."""
     if authority.startswith("["):
         inside, bracket, rest = authority[1:].partition("]")
         return inside if bracket and (not rest or (rest[0] == ":" and rest[1:].isdigit())) else ""
@@ -58,22 +80,32 @@ def host_of(authority: str) -> str:
 
 
 def host_in(headers: Mapping[bytes, bytes]) -> str:
-    """The name or address by which a caller means to reach this machine."""
+    """The host name or address in the `Host` header, without port."""
     return host_of(headers.get(b"host", b"").decode("latin-1"))
 
 
-def is_near(peer: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a caller is on this machine, by its address `peer` ("": no network lies between) and by the name used."""
-    return is_loopback(host_in(headers)) and (not peer or is_loopback(peer))
+def via_proxy(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a header says that a proxy has passed the request on."""
+    return not PROXY_HEADERS.isdisjoint(headers)
+
+
+def is_local(peer: str, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the caller is a program on this machine.
+
+    `peer` is its address; an unknown one ("": the connection was reset before it was accepted) is not local. Neither is
+    a request for another `Host` (DNS rebinding), nor one that came through a proxy.
+    """
+    return is_loopback(peer) and is_loopback(host_in(headers)) and not via_proxy(headers)
 
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Whom a server answers. `key` is required of callers that are not on this machine; None: nobody else may call.
+    """The rules of one server.
 
-    `allowed_hosts` are names (lower case, no port) by which others may call it; `page_port` is that of the console, 0
-    while it is not known. In all methods `headers` have lower-case names, `peer` is the caller's address, if any, and
-    `at` the address of this machine that the caller has reached.
+    `key` is required of remote callers; None: remote callers are refused. `allowed_origins` are web pages that may
+    call; `allowed_hosts` are further host names of this machine (lower case, no port); `page_port` is the console's
+    port, 0 if unknown. In all methods `headers` have lower-case names, `peer` is the caller's address ("" if unknown)
+    and `at` the address of this machine that the caller connected to.
     """
 
     key: str | None = None
@@ -82,56 +114,67 @@ class AccessPolicy:
     page_port: int = 0
 
     def refuse(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:
-        """Why this caller is refused, or None."""
+        """Why an API caller is refused, or None."""
         refusal = self.refuse_page(headers, at)
-        if refusal is None and not is_near(peer, headers):
+        if refusal is None and not is_local(peer, headers):
             refusal = self.refuse_without_key(headers)
         return refusal
 
     def refuse_page(self, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:
-        """Why the web page that calls, if it is one, is refused."""
+        """Why the calling web page is refused; None if it may call, or if the caller is not a web page."""
         origin = headers.get(b"origin")
         if origin is None:
             if headers.get(b"sec-fetch-site") != b"cross-site":
                 return None
-            return AccessDenied(403, "origin_not_allowed", "Web pages from elsewhere may not call this API.")
+            return AccessDenied(403, "origin_not_allowed", "Cross-site requests of web pages are not allowed.")
         text = origin.decode("latin-1")
         if self.allows_origin(text) or self._is_console(text, host_in(headers), at):
             return None
         return AccessDenied(
-            403, "origin_not_allowed", "Web pages from elsewhere may not call this API; --allow-origin lets one in."
+            403,
+            "origin_not_allowed",
+            "This web page's origin may not call this API. Start mesh-llm with --allow-origin ORIGIN to allow it.",
         )
 
     def refuse_without_key(self, headers: Mapping[bytes, bytes]) -> AccessDenied | None:
-        """Why a caller from elsewhere is refused: nobody may call from there, or it does not know the key."""
+        """Why a remote caller is refused: there is no key, or it was not sent; None if the key is right."""
         if not self.key:
+            if via_proxy(headers):
+                message = (
+                    "This request came through a proxy, so it counts as remote, and this API accepts local callers "
+                    "only. Start mesh-llm with --listen-all and send its API key, or call http://localhost directly."
+                )
+            else:
+                message = (
+                    "This API accepts local callers only. Call it as http://localhost, or start with --listen-all."
+                )
+            return AccessDenied(403, "host_not_allowed", message)
+        if not self._has_key(headers):
             return AccessDenied(
-                403, "host_not_allowed", "This API answers to localhost only; call it as http://localhost."
-            )
-        if not self._knows_key(headers):
-            return AccessDenied(
-                401, "invalid_api_key", "This API needs its key: send it as 'Authorization: Bearer KEY'."
+                401, "invalid_api_key", "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'."
             )
         return None
 
-    def refuse_name(self, headers: Mapping[bytes, bytes], at: str) -> AccessDenied | None:
-        """Why a browser on another machine is not even shown a page: it came by a name that may be anybody's."""
+    def refuse_host(self, headers: Mapping[bytes, bytes], at: str) -> AccessDenied | None:
+        """Why a remote browser does not get the console's page: its host name may belong to an attacker."""
         if not self.key:
             return AccessDenied(
                 403,
                 "host_not_allowed",
-                "This console answers to this machine only: open it as http://localhost. "
-                "--listen-all opens it to others, read-only and with a key.",
+                "This console accepts local callers only. Open it as http://localhost, "
+                "or start with --listen-all to open it read-only to other machines, with a key.",
             )
         host = host_in(headers)
-        if self.knows_name(host, at):
+        if self.knows_host(host, at):
             return None
         shown = host[:100] if host.isprintable() else ""
-        message = f"This console does not know itself as {shown!r}: open it by its address, or --allow-host that name."
+        message = (
+            f"Host name {shown!r} is not allowed. Use the IP address or start with --allow-host {shown or 'NAME'}."
+        )
         return AccessDenied(403, "host_not_allowed", message)
 
     def allows_origin(self, origin: str) -> bool:
-        """Whether a page of `origin` may call: one of this machine's, one named by the user, or no web page at all."""
+        """Whether `origin` is on this machine or in `allowed_origins`."""
         if origin in self.allowed_origins:
             return True
         try:
@@ -140,8 +183,8 @@ class AccessPolicy:
         except ValueError:
             return False
 
-    def knows_name(self, host: str, at: str) -> bool:
-        """Whether `host` can only mean this machine. Any other name may have been made to lead here (DNS rebinding)."""
+    def knows_host(self, host: str, at: str) -> bool:
+        """Whether `host` can only mean this machine: loopback, an allowed name, or the very address `at`."""
         name = host.rstrip(".").lower()
         if is_loopback(name) or name in self.allowed_hosts:
             return True
@@ -149,17 +192,17 @@ class AccessPolicy:
         return address is not None and address == _address(at)
 
     def _is_console(self, origin: str, host: str, at: str) -> bool:
-        """Whether `origin` is our console, as a browser sees it that calls us `host`."""
+        """Whether `origin` is this node's console, as seen by a browser that calls this machine `host`."""
         try:
             parts = urlsplit(origin)
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
         except ValueError:
             return False
-        # The host as the browser itself writes it, in both: whatever differs is another one's page.
+        # The browser writes the host the same way in both headers.
         same = parts.hostname == host.lower() and port == self.page_port
-        return same and parts.scheme in ("http", "https") and self.knows_name(host, at)
+        return same and parts.scheme in ("http", "https") and self.knows_host(host, at)
 
-    def _knows_key(self, headers: Mapping[bytes, bytes]) -> bool:
+    def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
         assert self.key
         sent = headers.get(b"x-api-key", b"")
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")

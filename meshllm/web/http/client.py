@@ -1,10 +1,9 @@
-"""The client side of HTTP/1.1: connections to engine processes (Unix socket), backends (TCP, TLS) and peers (a tunnel
-into their gateway, which the mesh's transport makes), as raw protocols.
+"""HTTP/1.1 client: pooled connections to engine processes (Unix socket), backends (TCP, TLS) and peers (tunnels).
 
-Law: a connection serves one listener at a time and tells it exactly one end: `upstream_end` or `upstream_lost`. After a
-stream an engine's connection is never used again, because llama-server closes it without saying so; any other is used
-again only while fresh. One that dies under a request before a byte of the answer has come is reported as `stale` if it
-had been used before: the request may then be sent again on a new one.
+Invariants: a connection serves one listener at a time and reports exactly one end to it: `upstream_end` or
+`upstream_lost`. An engine's connection is not reused after a stream, because llama-server closes it unannounced; other
+connections are reused only while fresh. A reused connection that breaks before the first byte of a response is reported
+as `stale`: the request may be sent again on a new connection.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import httptools
 
 from meshllm.core.routing.routes import Target, TargetKind
 
-# llama-server's cpp-httplib hangs up on an idle connection after 5 s, other servers after 5 s to 75 s.
+# llama-server's cpp-httplib closes an idle connection after 5 s, other servers after 5 s to 75 s.
 IDLE_SECONDS = 3.0
-# A peer's gateway is our own program, which hangs up after 90 s (`http1.IDLE_SECONDS`).
+# A peer's gateway is our own program, which closes after 90 s (`server.IDLE_SECONDS`).
 PEER_IDLE_SECONDS = 60.0
 MAX_IDLE = 64
 CONNECT_SECONDS = 10.0
@@ -32,40 +31,40 @@ MAX_HEAD_BYTES = 64 << 10
 
 
 class PeerConnector(Protocol):
-    """Makes connections into the gateways of peers."""
+    """Opens connections to the gateways of peers."""
 
     async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
-        """A stream to the HTTP tunnel of `peer` (node id in hexadecimal), with the protocol that `factory` makes.
+        """Open a stream to the HTTP tunnel of `peer` (node id in hexadecimal), with the protocol that `factory` makes.
 
-        Returns that protocol, connected. Raises OSError if there is no way to it.
+        Returns that protocol, connected. Raises OSError if the peer cannot be reached.
         """
 
 
-class Listener(Protocol):
-    """Hears one answer, in this order: head, data any number of times, then end or lost (lost may come at any time).
+class ResponseListener(Protocol):
+    """Receives one response: head, data any number of times, then end or lost (lost may come at any time).
 
-    What came with the last piece is told in one call, so that it can be passed on in one write.
+    The last data comes with the end in one call, so that it can be forwarded in one write.
     """
 
     def upstream_head(self, status: int, content_type: str, headers: dict[bytes, bytes]) -> None:
         """The final status (never 1xx) and headers (lower-case names)."""
 
     def upstream_alive(self) -> None:
-        """An interim answer (1xx): the target is at work. Must not end the exchange."""
+        """An interim response (1xx): the target is working. Must not end the request."""
 
     def upstream_data(self, data: bytes) -> None:
         """More of the body, de-chunked."""
 
     def upstream_end(self, data: bytes) -> None:
-        """The answer is complete with `data`, the last of its body; the connection has been given back."""
+        """The response is complete with `data`, the last of its body; the connection is back in its pool."""
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:
-        """There will be no more; the answer is not complete."""
+        """The connection ended before the response was complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAddress:
-    """Where a target is: a Unix socket, or host and port with or without TLS; and the path before `/v1`."""
+    """The address of a target: a Unix socket, or host and port with or without TLS; and the path before `/v1`."""
 
     unix: str = ""
     host: str = ""
@@ -76,7 +75,7 @@ class UpstreamAddress:
 
     @staticmethod
     def of(target: Target) -> UpstreamAddress:
-        """The address of `target`; a backend's is a URL that has been checked already."""
+        """The address of `target`; a backend's URL has been checked before."""
         if target.kind is TargetKind.ENGINE:
             return UpstreamAddress(unix=target.address)
         if target.kind is TargetKind.PEER:
@@ -100,9 +99,9 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: UpstreamPool) -> None:
         self.pool = pool
         self._transport: asyncio.Transport | None = None
-        self._listener: Listener | None = None
+        self._listener: ResponseListener | None = None
         self._body: list[bytes] = []
-        self.on_body = self._body.append  # the parser looks its callbacks up when it is made: this one is all C
+        self.on_body = self._body.append  # set before the parser, which looks up its callbacks once; all in C
         self._parser = httptools.HttpResponseParser(self)
         self._uses = 0
         self.idle_since = 0.0
@@ -120,8 +119,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._until_close = False
         self._reusable = True
 
-    def send(self, request: bytes, listener: Listener) -> None:
-        """Send a whole request; `listener` hears the answer."""
+    def send(self, request: bytes, listener: ResponseListener) -> None:
+        """Send a whole request; `listener` receives the response."""
         assert self._transport is not None
         self._begin()
         self._listener = listener
@@ -134,17 +133,17 @@ class UpstreamConnection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def pause(self) -> None:
-        """Stop reading: the caller is slower than the target."""
+        """Stop reading: the caller is slower than the target (backpressure)."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def drop(self) -> None:
-        """Nobody wants this answer any more: hang up, which also stops the engine's work on it."""
+        """Cancel the request: close the connection, which also stops the engine's work."""
         self._listener = None
         if self._transport is not None:
             self._transport.abort()
@@ -156,7 +155,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._listener is None:
-            self.drop()  # nobody asked for anything: whatever this is, the connection is of no use any more
+            self.drop()  # data without a request: the connection is unusable
             return
         self._answered = True
         if not self._head_done:
@@ -164,13 +163,13 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            # What comes behind a sound part of an answer does not spoil that part.
+            # Deliver the valid part of the response first.
             self._reusable = False
             self._deliver()
-            self._lose(f"it does not speak HTTP as it should: {error}")
+            self._lose(f"it sent a malformed HTTP response: {error}")
             return
         if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
-            self._lose("the head of its answer is too long")
+            self._lose(f"its response head is longer than {MAX_HEAD_BYTES} bytes")
             return
         self._deliver()
 
@@ -182,7 +181,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._listener.upstream_head(self._status, content_type, self._headers)
         body = b"".join(self._body)
         self._body.clear()
-        # What was just told may have ended the exchange, and with it our listener.
+        # The call may have ended the request and removed the listener.
         if self._listener is not None:
             if self._complete:
                 self._finish(body)
@@ -211,7 +210,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._complete = True
             self._finish(b"")
         else:
-            self._lose(f"the connection to it was lost: {exc}" if exc else "it hung up in the middle of the answer")
+            self._lose(
+                f"the connection was lost: {exc}"
+                if exc
+                else "it closed the connection before the response was complete"
+            )
 
     def _lose(self, reason: str) -> None:
         listener, self._listener = self._listener, None
@@ -223,7 +226,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._complete:
-            raise httptools.HttpParserError("an answer that nobody asked for")
+            raise httptools.HttpParserError("a response without a request")
         if self._interim:
             self._interim = False
             self._headers = {}
@@ -247,12 +250,12 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._interim:
             self._complete = True
-            # To be asked here and nowhere else: once this callback returns, the parser has forgotten.
+            # should_keep_alive() is only valid inside this callback.
             self._reusable = self._reusable and self._parser.should_keep_alive()
 
 
 class UpstreamPool:
-    """The connections to one target; to a peer, for all of its models."""
+    """The pooled connections to one target. A peer has one pool for all of its models."""
 
     def __init__(self, target: Target, loop: asyncio.AbstractEventLoop, peers: PeerConnector | None = None) -> None:
         self.target = target
@@ -264,7 +267,7 @@ class UpstreamPool:
         self._closed = False
 
     def take(self) -> UpstreamConnection | None:
-        """A connection that is open and fresh, or None: then `connect`."""
+        """An idle connection that is open and fresh, or None: then `connect`."""
         fresh = self._loop.time() - (PEER_IDLE_SECONDS if self.target.kind is TargetKind.PEER else IDLE_SECONDS)
         while self._idle:
             connection = self._idle.pop()
@@ -274,7 +277,7 @@ class UpstreamPool:
         return None
 
     async def connect(self) -> UpstreamConnection:
-        """A new connection. Raises OSError (TimeoutError among them) if there is nobody."""
+        """A new connection. Raises OSError (TimeoutError included) if the target cannot be reached."""
         address = self.address
         async with asyncio.timeout(CONNECT_SECONDS):
             if self.target.kind is TargetKind.PEER:
@@ -290,14 +293,14 @@ class UpstreamPool:
 
     async def _connect_peer(self) -> UpstreamConnection:
         if self._peers is None:
-            raise ConnectionError("this node has no way to its peers")
+            raise ConnectionError("this node is not in a mesh")
         made = await self._peers.connect(self.target.address, lambda: UpstreamConnection(self))
         if not isinstance(made, UpstreamConnection) or not made.open:
-            raise ConnectionError("the connection was lost as soon as it was made")
+            raise ConnectionError("the peer closed the connection at once")
         return made
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        """An answer is complete: the connection may be used again."""
+        """Return a connection whose response is complete: it may be reused."""
         if self._closed or len(self._idle) >= MAX_IDLE:
             connection.drop()
             return
@@ -305,12 +308,12 @@ class UpstreamPool:
         self._idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
-        """A connection has closed."""
+        """Remove a closed connection."""
         if connection in self._idle:
             self._idle.remove(connection)
 
     def close(self) -> None:
-        """Hang up on all idle connections; those in use end with their answers, and are not kept."""
+        """Close all idle connections; connections in use close with their responses."""
         self._closed = True
         while self._idle:
             self._idle.pop().drop()

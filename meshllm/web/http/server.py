@@ -1,12 +1,12 @@
-"""The server side of HTTP/1.1, as a raw asyncio protocol: what the gateway's speed rests on.
+"""HTTP/1.1 server as a raw asyncio protocol.
 
-Law: a connection carries one exchange at a time, and none while its caller does not read; it keeps reading meanwhile,
-because a caller that goes away must be noticed at once. Time is bounded here, size in `requests`; whatever breaks a
-bound is answered in `on_refused`'s words, after the answers that are owed already, and then hung up on.
+Invariants: a connection processes one request at a time, and none while its caller does not read. It reads on
+meanwhile, so that a caller that goes away is noticed at once. Times are bounded here, sizes in `parser`; a request
+beyond a bound gets `on_rejected`'s response, after the responses already owed, and the connection is closed.
 
-Why not aiohttp, as elsewhere: measured on two cores (`scripts/bench gateway`), a bare pass-through on aiohttp adds
-0.38 ms to the first byte and answers 3,400 requests/s at 32 connections; this, with all that it does besides, 0.15 ms
-and 9,700.
+Why not aiohttp: measured on two cores (`scripts/bench gateway`), a bare pass-through on aiohttp adds 0.38 ms to the
+first byte and answers 3,400 requests/s at 32 connections; this server with the whole gateway adds 0.15 ms and answers
+9,700.
 """
 
 from __future__ import annotations
@@ -17,78 +17,79 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
 
-from meshllm.web.http.parser import BodyBudget, Refused, Request, RequestReader
+from meshllm.web.http.parser import BodyBudget, Request, RequestReader, RequestRejected
+from meshllm.web.http.request_id import request_id_of
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 2048
 # Seconds: for a head from its first byte; between two reads of a body; between two requests on a connection; and for a
-# caller that has stopped reading what it asked for.
+# caller that has stopped reading its response.
 HEAD_SECONDS = 30.0
 BODY_SECONDS = 30.0
 IDLE_SECONDS = 90.0
 STALLED_WRITE_SECONDS = 120.0
-# A caller that is refused while it is still sending is heard out for so long: hung up on at once, it would be told by
-# its own machine that the connection broke, and never read why.
+# How long a connection stays open after a rejection while the caller is still sending: closed at once, it would be
+# reset by TCP, and the caller would never read the error.
 LINGER_SECONDS = 5.0
 
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class ActiveRequest(Protocol):
-    """What is at work on a connection's current request."""
+    """The processing of a connection's current request."""
 
     def caller_gone(self) -> None:
-        """The caller hung up: stop the work. Nothing can be written any more."""
+        """The caller closed the connection: stop the work. Nothing can be written any more."""
 
     def caller_paused(self, paused: bool) -> None:
-        """The caller reads slower than we write (True), or has caught up (False)."""
+        """The caller reads more slowly than we write (True), or has caught up (False)."""
 
     def tick(self, now: float) -> None:
-        """About a second has passed."""
+        """Called about once a second."""
 
     def stopping(self) -> None:
-        """The server closes: end now, with an error."""
+        """The server is stopping: end now, with an error."""
 
 
 class Application(Protocol):
-    """What answers requests. Both calls must lead to exactly one `finish` of the connection, now or later."""
+    """Answers requests. Each call must lead to exactly one `finish` of the connection, now or later."""
 
     def on_request(self, connection: Connection, request: Request) -> ActiveRequest | None:
-        """Answer `request`; returns who works on it, or None if it has been answered already."""
+        """Answer `request`; returns its processing, or None if it has been answered already."""
 
-    def on_refused(self, connection: Connection, path: str, status: int, message: str) -> None:
-        """Answer, in the shape that `path` calls for, something that never became a request."""
+    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
+        """Send an error, in the shape of the API at `path`, for bytes that never became a request."""
 
     def date(self) -> bytes:
         """The Date header's value."""
 
 
 class ConnectionSet:
-    """All connections of one server, or of one peer, and what they hold in memory together."""
+    """All connections of one server, or of one peer, and the memory of their bodies."""
 
-    def __init__(self, wake: Callable[[], None], bodies: BodyBudget | None = None, most: int | None = None) -> None:
-        """`wake` is called for each new connection: from then on `sweep` is needed. `most`: of connections."""
+    def __init__(self, wake: Callable[[], None], bodies: BodyBudget | None = None, limit: int | None = None) -> None:
+        """`wake` is called for each new connection: from then on `sweep` must be called. `limit`: of connections."""
         self._wake = wake
-        self._most = most
+        self._limit = limit
         self.live: set[Connection] = set()
         self.bodies = bodies if bodies is not None else BodyBudget()
         self.empty = asyncio.Event()
         self.empty.set()
 
     def add(self, connection: Connection) -> None:
-        """A connection was made."""
+        """Register a new connection."""
         self.live.add(connection)
         self.empty.clear()
         self._wake()
 
     @property
     def full(self) -> bool:
-        """Whether there are more than there may be."""
-        return len(self.live) > (MAX_CONNECTIONS if self._most is None else self._most)
+        """Whether there are more connections than the limit."""
+        return len(self.live) > (MAX_CONNECTIONS if self._limit is None else self._limit)
 
     def remove(self, connection: Connection) -> None:
-        """A connection has closed."""
+        """Unregister a closed connection."""
         self.live.discard(connection)
         if not self.live:
             self.empty.set()
@@ -99,30 +100,33 @@ class ConnectionSet:
             try:
                 connection.sweep(now)
             except Exception:
-                # A defect of ours, in one exchange: the others still have their time limits.
-                log.exception("a connection failed")
+                # A defect in one request's processing: the other connections still need their time limits.
+                log.exception("sweeping a connection failed")
                 connection.abort()
 
 
 class Connection(asyncio.Protocol):
-    """One caller's connection."""
+    """One caller's connection. `peer` is the caller's address ("" if unknown), `at` the local address it reached.
+
+    `request_id` is that of the request in progress.
+    """
 
     def __init__(self, application: Application, connections: ConnectionSet, loop: asyncio.AbstractEventLoop) -> None:
         self._application = application
         self._connections = connections
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self.peer = self.at = ""
+        self.peer = self.at = self.request_id = ""
         self._reader = RequestReader(connections.bodies)
-        self._exchange: ActiveRequest | None = None
+        self._active: ActiveRequest | None = None
         self._busy = False
         self._closing = False
-        self._refusal: tuple[int, str] | None = None
+        self._rejection: tuple[int, str] | None = None
         self._lingering = False
         self._keep_alive = True
         self._http_1_0 = False
         self._head_only = False
-        self._at_work_bytes = 0
+        self._active_body_bytes = 0
         self._timed = False
         self._held = b""
         self._paused_since: float | None = None
@@ -139,78 +143,79 @@ class Connection(asyncio.Protocol):
         self._connections.add(self)
         self.deadline = self._loop.time() + HEAD_SECONDS
         if self._connections.full:
-            self._refuse(503, "Too many connections; try again in a moment.")
+            self._reject(503, "Too many connections. Retry in a moment.")
 
     def data_received(self, data: bytes) -> None:
-        if self._closing or self._refusal is not None:
+        if self._closing or self._rejection is not None:
             return
         try:
             self._reader.feed(data)
-        except Refused as refused:
-            self._refuse(refused.status, refused.message)
+        except RequestRejected as rejected:
+            self._reject(rejected.status, rejected.message)
         else:
             if not self._busy:
                 self._arm(self._loop.time())
                 self._resume()
 
     def eof_received(self) -> bool:
-        return False  # a caller that will send no more has gone: HTTP clients do not half-close
+        return False  # HTTP clients do not half-close: the caller has gone
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._transport = None
         self._connections.remove(self)
         self._reader.drop_all()
-        self._let_body_go()
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.caller_gone()
+        self._release_body()
+        active, self._active = self._active, None
+        if active is not None:
+            active.caller_gone()
 
     def pause_writing(self) -> None:
         self._paused_since = self._loop.time()
-        if self._exchange is not None:
-            self._exchange.caller_paused(True)
+        if self._active is not None:
+            self._active.caller_paused(True)
 
     def resume_writing(self) -> None:
         self._paused_since = None
-        if self._exchange is not None:
-            self._exchange.caller_paused(False)
+        if self._active is not None:
+            self._active.caller_paused(False)
         else:
             self._resume()
 
-    # -- taking requests, one at a time
+    # -- requests, one at a time
 
     def _next(self) -> None:
         request = self._reader.queue.popleft()
-        self._at_work_bytes = len(request.body)
+        self._active_body_bytes = len(request.body)
         self._busy = True
         self._timed = False
         self.deadline = None
         self._keep_alive = request.keep_alive
         self._http_1_0 = request.http_1_0
         self._head_only = request.method == "HEAD"
+        self.request_id = request_id_of(request.headers)
         try:
-            exchange = self._application.on_request(self, request)
+            active = self._application.on_request(self, request)
         except BaseException:
-            self.abort()  # a defect of ours; the caller is not left waiting for its end
+            self.abort()  # a defect of ours: do not leave the caller waiting
             raise
         if self._busy and self._transport is not None:
-            self._exchange = exchange
+            self._active = active
 
-    def _let_body_go(self) -> None:
-        self._connections.bodies.add(-self._at_work_bytes)
-        self._at_work_bytes = 0
+    def _release_body(self) -> None:
+        self._connections.bodies.add(-self._active_body_bytes)
+        self._active_body_bytes = 0
 
     def _resume(self) -> None:
-        """Go on with what has arrived, if nothing is in the way."""
+        """Process what has arrived, unless a response is in progress."""
         if self._busy or self._closing or self._paused_since is not None:
             return
         if self._reader.queue:
             self._next()
-        elif self._refusal is not None:
-            self._conclude(*self._refusal)
+        elif self._rejection is not None:
+            self._conclude(*self._rejection)
         elif self._reader.expects and self._transport is not None:
-            # Let the body come: only now, because it must not stand in the middle of another answer.
+            # Only now: it must not be written in the middle of another response.
             self._reader.expects = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -220,7 +225,7 @@ class Connection(asyncio.Protocol):
         elif not self._reader.in_head:
             self.deadline = now + BODY_SECONDS
         elif not self._timed:
-            # Once: a head that trickles in has no more time than any other.
+            # Once: a head that trickles in gets no more time than any other.
             self._timed = True
             self.deadline = now + HEAD_SECONDS
 
@@ -228,19 +233,19 @@ class Connection(asyncio.Protocol):
         """Enforce the time limits on this connection."""
         if self._paused_since is not None and now - self._paused_since > STALLED_WRITE_SECONDS:
             self.abort()
-        elif self._exchange is not None:
-            self._exchange.tick(now)
+        elif self._active is not None:
+            self._active.tick(now)
         elif self.deadline is not None and now >= self.deadline and not self._reader.queue:
             if self._closing:
                 self.abort()
             elif self._reader.begun:
-                self._refuse(408, "The request did not arrive in time.")
+                self._reject(408, "The request was not received in time (timeout).")
             else:
                 self.close()
 
-    def _refuse(self, status: int, message: str) -> None:
-        """Take nothing more in; what is owed is answered first. `status` 0: hang up without a word."""
-        self._refusal = (status, message)
+    def _reject(self, status: int, message: str) -> None:
+        """Read no more; responses already owed are sent first. `status` 0: close without a response."""
+        self._rejection = (status, message)
         self._reader.drop_body()
         self._resume()
 
@@ -249,24 +254,25 @@ class Connection(asyncio.Protocol):
         self._head_only = False
         if status:
             self._busy = True
-            self._application.on_refused(self, self._reader.path, status, message)
+            self.request_id = request_id_of(self._reader.headers)
+            self._application.on_rejected(self, self._reader.path, status, message)
         else:
             self.close()
 
-    # -- answering
+    # -- responses
 
     @property
     def open(self) -> bool:
-        """Whether what is written may still reach the caller."""
+        """Whether bytes written may still reach the caller."""
         return self._transport is not None and not self._transport.is_closing()
 
     @property
     def paused(self) -> bool:
-        """Whether the caller reads slower than we write."""
+        """Whether the caller reads more slowly than we write."""
         return self._paused_since is not None
 
     def send(self, status: int, content_type: str, body: bytes, headers: str = "") -> None:
-        """A whole answer (without its body, if HEAD was asked), and `finish`. `headers`: lines, each with its CRLF."""
+        """Send a whole response (no body to HEAD), and `finish`. `headers`: lines, each with its CRLF."""
         length = f"content-length: {len(body)}\r\n" if status != HTTPStatus.NO_CONTENT else ""
         head = self._head(status, content_type, length + headers)
         if self._transport is not None:
@@ -274,12 +280,12 @@ class Connection(asyncio.Protocol):
         self.finish()
 
     def send_interim(self) -> None:
-        """A word that somebody is at work on an answer that is not a stream (102), for callers that know of it."""
+        """Send "102 Processing": a response that is not a stream is being made. Our own gateways understand it."""
         if self._transport is not None and not self._http_1_0 and not self._head_only:
             self._transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
 
     def start_stream(self, status: int, content_type: str, headers: str = "") -> None:
-        """The head of an answer whose length nobody knows yet. It leaves with the first data: each write is a call."""
+        """Begin a response of unknown length. The head is sent with the first data: each write is a system call."""
         if self._http_1_0:
             self._keep_alive = False
             framing = ""
@@ -288,12 +294,12 @@ class Connection(asyncio.Protocol):
         self._held = self._head(status, content_type, framing + headers)
 
     def send_data(self, data: bytes) -> None:
-        """More of a started stream."""
+        """Send more of a started stream."""
         if data:
             self._write(data if self._http_1_0 else b"%x\r\n%b\r\n" % (len(data), data))
 
     def end_stream(self, data: bytes = b"") -> None:
-        """The last of a started stream, and `finish`."""
+        """Send the last of a started stream, and `finish`."""
         if self._http_1_0:
             self._write(data)
         elif data:
@@ -314,6 +320,7 @@ class Connection(asyncio.Protocol):
         return (
             (
                 f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}\r\nserver: mesh-llm\r\n"
+                f"x-request-id: {self.request_id}\r\n"
                 f"content-type: {content_type}\r\n{alive}{more}date: "
             ).encode("latin-1")
             + self._application.date()
@@ -321,39 +328,39 @@ class Connection(asyncio.Protocol):
         )
 
     def finish(self) -> None:
-        """The answer is complete: on to the next request, or hang up."""
+        """The response is complete: go on to the next request, or close."""
         self._busy = False
-        self._exchange = None
-        self._let_body_go()
+        self._active = None
+        self._release_body()
         if self._transport is None:
             return
         if not self._keep_alive or self._closing:
             self.close()
             return
         self._arm(self._loop.time())
-        if self._reader.queue or self._refusal is not None or self._reader.expects:
-            # Not from here: the exchange that just finished is still on the stack.
+        if self._reader.queue or self._rejection is not None or self._reader.expects:
+            # Not from here: the request that just finished is still on the stack.
             self._loop.call_soon(self._resume)
 
     def retire(self) -> None:
-        """Hang up as soon as the answer in progress, if any, is complete."""
+        """Close as soon as the response in progress, if any, is complete."""
         self._keep_alive = False
         self._closing = True
         if not self._busy:
             self.close()
 
     def stop(self) -> None:
-        """End the answer in progress with an error, and hang up."""
+        """End the response in progress with an error, and close."""
         self.retire()
-        if self._exchange is not None:
-            self._exchange.stopping()
+        if self._active is not None:
+            self._active.stopping()
 
     def close(self) -> None:
-        """Hang up once everything written has been sent."""
+        """Close once all that was written has been sent."""
         self._closing = True
         if self._transport is None:
             return
-        if self._refusal is not None and not self._lingering:
+        if self._rejection is not None and not self._lingering:
             self._lingering = True
             self.deadline = self._loop.time() + LINGER_SECONDS
             if self._transport.can_write_eof():  # TLS cannot
@@ -363,7 +370,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Hang up now."""
+        """Close now (TCP reset)."""
         self._closing = True
         if self._transport is not None:
             self._transport.abort()

@@ -90,10 +90,10 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class HelloRefusal:
-    """No. `code` is for programs, `words` and `advice` are for people."""
+    """No. `code` is for programs, `message` and `advice` are for users."""
 
     code: str
-    words: str
+    message: str
     advice: str = ""
 
 
@@ -118,7 +118,7 @@ def encode_hello(message: HelloMessage) -> bytes:
             observed = (packed, message.observed.port) if packed is not None and message.observed is not None else None
             parts = (4, message.proof, message.mesh, observed, message.secret)
         case HelloRefusal():
-            parts = (5, message.code, message.words[:MAX_NAME_BYTES], message.advice[:MAX_NAME_BYTES])
+            parts = (5, message.code, message.message[:MAX_NAME_BYTES], message.advice[:MAX_NAME_BYTES])
     payload: bytes = msgpack.packb(parts)
     return payload
 
@@ -213,8 +213,8 @@ def _read_welcome(found: tuple[object, ...]) -> Welcome:
 
 
 def _read_refusal(found: tuple[object, ...]) -> HelloRefusal:
-    _, code, words, advice, *_ = f.fields(found, 4, "refusal")
-    return HelloRefusal(f.name(code, "code"), f.text(words, "words"), f.text(advice, "advice"))
+    _, code, text, advice, *_ = f.fields(found, 4, "refusal")
+    return HelloRefusal(f.name(code, "code"), f.text(text, "message"), f.text(advice, "advice"))
 
 
 _READERS: dict[int, Callable[[tuple[object, ...]], HelloMessage]] = {

@@ -63,7 +63,7 @@ def other_record(mesh: MeshId) -> NodeRecord:
 def test_member_writes_few_records_however_often_speed_and_load_change() -> None:
     written: list[SignedRecord] = []
     core, rng, now = lone_node(written), random.Random(1), 0.0
-    core.handle(e.DiskScanned(("m",), 16 << 30), now)
+    core.handle(e.MachineObserved(16 << 30, models=("m",)), now)
     before = len(written)
     for _ in range(3600):
         now += 1.0
@@ -76,7 +76,7 @@ def test_member_writes_few_records_however_often_speed_and_load_change() -> None
     for turn in range(3600):
         now += 1.0
         core.handle(e.SpeedMeasured(int(20e9 * (1 + 9 * (turn % 2)))), now)
-        core.handle(e.DiskScanned(("m",), (16 << 30) + (turn % 7 << 30)), now)
+        core.handle(e.MachineObserved((16 << 30) + (turn % 7 << 30), models=("m",)), now)
         core.handle(e.TimePassed(), now)
     assert len(written) - before <= 3600 / 27 + 60 + 3
     # What was decided is published at once all the same.

@@ -169,3 +169,14 @@ def test_free_memory_is_merged_by_pci_address() -> None:
     )
     assert [device.free for device in found] == [1, 70, 100, 5]
     assert bindings.pci_address("not an address") == ""
+
+
+@pytest.mark.engine
+async def test_memory_need_lists_every_buffer_type_once(engine: Engine, model: Path) -> None:
+    need = await bindings.memory_need(engine, model, context_size=2048)
+    kinds = [(buffer.kind, buffer.device) for buffer in need.buffers]
+    assert len(set(kinds)) == len(kinds)
+    assert ("CPU", "CPU") in kinds
+    assert all(buffer.host for buffer in need.buffers if buffer.device == "CPU")
+    assert all(size >= 0 for buffer in need.buffers for size in (buffer.model, buffer.context, buffer.compute))
+    assert need.mapped > 0

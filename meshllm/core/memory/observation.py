@@ -1,0 +1,51 @@
+"""Facts about this machine as the core keeps them: quantised with hysteresis before they enter the node record.
+
+Free memory changes all the time. Each change of the record is signed and sent through the whole mesh, so only changes
+that matter to a planner are published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+# A published amount is a multiple of a power of two, at most this part of it: below 1.6 % is lost by rounding down.
+STEP_PART = 64
+# It rises only when this many steps more are free; it falls at once. An amount that swings by less than 1.6 % around
+# any value is published at most once more.
+RISE_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What this node publishes about its machine, in bytes. `memory`: offered for models; `devices`: the same for each
+    accelerator, if there are several; `disk_free`: for model files. `models`: names of the models on the disk;
+    `aliases`: further names, each with the name of the same file in `models`."""
+
+    memory: int = 0
+    devices: tuple[int, ...] = ()
+    disk_free: int = 0
+    models: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def with_memory(self, memory: int, devices: Sequence[int]) -> MachineFacts:
+        """The facts after `memory` and `devices` were observed."""
+        old = self.devices if len(self.devices) == len(devices) else (0,) * len(devices)
+        found = tuple(published(was, now) for was, now in zip(old, devices, strict=True))
+        return replace(self, memory=sum(found) if found else published(self.memory, memory), devices=found)
+
+    def with_disk_free(self, disk_free: int) -> MachineFacts:
+        """The facts after `disk_free` was observed."""
+        return replace(self, disk_free=published(self.disk_free, disk_free))
+
+
+def published(previous: int, observed: int) -> int:
+    """The amount to publish after `previous` was published and `observed` is free: never more than `observed`."""
+    step = _step(observed)
+    if previous <= observed < previous + RISE_STEPS * step:
+        return previous
+    return observed // step * step
+
+
+def _step(amount: int) -> int:
+    return 1 << max(0, (amount // STEP_PART).bit_length() - 1)

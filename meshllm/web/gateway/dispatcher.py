@@ -1,0 +1,216 @@
+"""Starts API requests, of callers and of peers alike, and gives them what they share.
+
+It parses a body, rejects what is not a request for a model, counts and logs each request that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import orjson
+
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.routes import Target, TargetKind
+from meshllm.errors import MeshError
+from meshllm.tasks import Owner
+from meshllm.util.isolate import Isolation
+from meshllm.web.gateway.api_request import ApiRequest, problem_of
+from meshllm.web.gateway.metrics import Metrics
+from meshllm.web.gateway.model_list import known_models_text
+from meshllm.web.gateway.request import ProxiedRequest
+from meshllm.web.gateway.request_log import (
+    MAX_TEXT,
+    AttemptTrace,
+    Outcome,
+    RequestLog,
+    RequestTrace,
+    log_attempt,
+    log_request,
+)
+from meshllm.web.gateway.target import TargetQueue
+from meshllm.web.gateway.target_table import RoutedTargets, TargetTable
+from meshllm.web.http.client import UpstreamPool
+from meshllm.web.http.parser import Request
+from meshllm.web.http.server import Connection
+from meshllm.wire.api.errors import error_body
+from meshllm.wire.api.routes import Api
+
+log = logging.getLogger(__name__)
+
+JSON = "application/json"
+# Paths that monitoring polls: their access lines are at DEBUG.
+POLLED_PATHS = frozenset(("/health", "/v1/health", "/metrics"))
+
+
+class RequestDispatcher:
+    """The `RequestHost` of all requests."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: Owner,
+        table: TargetTable,
+        metrics: Metrics,
+        keys: Mapping[str, str],
+    ) -> None:
+        """`owner` runs connection attempts. `keys`: the API keys of backends, by URL."""
+        self._owner = owner
+        self._table = table
+        self._metrics = metrics
+        self._keys = dict(keys)
+        self.now: Callable[[], float] = loop.time
+        self.log = RequestLog(self.now, lambda: datetime.now(UTC).timestamp())
+        self.waiting: dict[ProxiedRequest, None] = {}
+        self._isolation = Isolation()
+        # A peer's endpoint counts its own requests.
+        self._on_end: dict[ProxiedRequest, Callable[[], None]] = {}
+
+    # -- starting and rejecting requests
+
+    def start(
+        self,
+        connection: Connection,
+        request: Request,
+        api: Api,
+        path: str,
+        trace: RequestTrace,
+        *,
+        cors: str = "",
+        on_end: Callable[[], None] | None = None,
+    ) -> ProxiedRequest | None:
+        """Start the request in `request.body`, or reject it (None). `path` is the canonical one.
+
+        `on_end`: given for requests of peers, which only targets of this node may answer; called when it has ended.
+        """
+        from_peer = on_end is not None
+        try:
+            body = orjson.loads(request.body)
+        except orjson.JSONDecodeError as error:
+            message = f"The body is not valid JSON: {error}." if request.body else "The body is empty: send JSON."
+            self.reject(connection, api, trace, 400, "invalid_json", message, cors, from_peer=from_peer)
+            return None
+        if (problem := problem_of(body)) is not None:
+            parameter, message = problem
+            if not from_peer:
+                message += known_models_text(self._table.snapshot, self._table.index)
+            self.reject(connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer)
+            return None
+        parsed = ApiRequest(api, path, body, request.body, request.headers, connection.request_id)
+        trace.model, trace.stream = parsed.model, parsed.streams
+        started = ProxiedRequest(self, connection, parsed, trace, cors=cors, from_peer=from_peer)
+        if on_end is not None:
+            self._on_end[started] = on_end
+        started.start()
+        return started
+
+    def reject(
+        self,
+        connection: Connection,
+        api: Api,
+        trace: RequestTrace,
+        status: int,
+        code: str,
+        message: str,
+        headers: str = "",
+        parameter: str | None = None,
+        *,
+        from_peer: bool = False,
+    ) -> None:
+        """Send an error, and count and log the request."""
+        if from_peer:
+            self._metrics.count_peer_request("unknown", Outcome.REFUSED)
+        else:
+            self._metrics.count_rejected(api.value)
+        trace.error = message[:MAX_TEXT]
+        self._end(trace, status, Outcome.REFUSED)
+        error = error_body(api, status, code, message, param=parameter, request_id=connection.request_id)
+        connection.send(status, JSON, orjson.dumps(error), headers)
+
+    def answered(self, trace: RequestTrace, status: int) -> None:
+        """Log a request that was answered without a target (a list of models); it is not in the request log."""
+        self._end(trace, status, Outcome.ANSWERED)
+
+    def _end(self, trace: RequestTrace, status: int, outcome: Outcome) -> None:
+        trace.status, trace.outcome, trace.ended = status, outcome, self.now()
+        log_request(trace, logging.DEBUG if trace.path in POLLED_PATHS else logging.INFO)
+        if outcome is not Outcome.ANSWERED:
+            self.log.add(trace)
+
+    def reconsider(self) -> None:
+        """The core's state has changed: every waiting request looks for a target again."""
+        for request in list(self.waiting):
+            self._isolation.run("reconsidering a waiting request", request.reconsider)
+
+    # -- what requests need
+
+    def wall(self) -> int:
+        """Seconds since the epoch."""
+        return int(datetime.now(UTC).timestamp())
+
+    @property
+    def node(self) -> str:
+        """The first digits of this node's id; empty if it is in no mesh."""
+        return self._table.node
+
+    @property
+    def affinity(self) -> SessionAffinity:
+        """Which host answered which conversation last."""
+        return self._table.affinity
+
+    def find(self, model: str, *, local_only: bool) -> RoutedTargets:
+        """The route of `model` now, and the queues of its targets."""
+        return self._table.find_local(model) if local_only else self._table.find(model)
+
+    def failed(self, queue: TargetQueue, model: str, now: float, *, whole: bool) -> None:
+        """An attempt failed: the model rests there; with `whole`, all models of that peer or backend do."""
+        self._table.failed(queue, model, now, whole=whole)
+
+    def key_for(self, target: Target) -> str | None:
+        """The API key that a backend requires."""
+        return self._keys.get(target.address) if target.kind is TargetKind.BACKEND else None
+
+    def attempt_ended(self, request: ProxiedRequest, attempt: AttemptTrace) -> None:
+        """Count and log an attempt that is over."""
+        if attempt.outcome is not None:
+            self._metrics.count_attempt(request.kind, attempt.outcome)
+        log_attempt(request.trace, attempt)
+
+    def connect(self, request: ProxiedRequest, pool: UpstreamPool) -> None:
+        """Open a connection for `request`."""
+        self._owner.start(self._connect(request, pool), "connect")
+
+    async def _connect(self, request: ProxiedRequest, pool: UpstreamPool) -> None:
+        try:
+            connection = await pool.connect()
+        except (OSError, ValueError, MeshError) as error:  # a host name that cannot be encoded is a ValueError
+            request.not_connected(pool, f"connection failed: {error or type(error).__name__}")
+        else:
+            request.connected(connection)
+
+    def waits(self, request: ProxiedRequest, waiting: bool) -> None:
+        """Call `request.reconsider` on changes, or no longer."""
+        if waiting:
+            self.waiting[request] = None
+        else:
+            self.waiting.pop(request, None)
+
+    def ended(self, request: ProxiedRequest) -> None:
+        """Count and log a request that is over."""
+        trace = request.trace
+        outcome = trace.outcome
+        assert outcome is not None
+        model = request.model if self._table.is_known(request.model) else "unknown"
+        if request.from_peer:
+            self._metrics.count_peer_request(model, outcome)
+            if (on_end := self._on_end.pop(request, None)) is not None:
+                on_end()
+        else:
+            self._metrics.count_request(model, request.kind, trace)
+        log_request(trace)
+        self.log.add(trace)
+        if outcome is Outcome.FAILED or outcome is Outcome.LOST:
+            fields = {"request_id": trace.request_id}
+            log.warning("%s %s %s: %s", trace.path, model, outcome.value, trace.error, extra={"fields": fields})
