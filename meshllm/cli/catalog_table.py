@@ -41,7 +41,7 @@ class Row:
 
     entry: CatalogEntry
     outlook: FitPreview
-    standing: ItemState
+    state: ItemState
 
     @property
     def kind(self) -> str:
@@ -80,11 +80,11 @@ def look(given: MemoryBudget) -> list[Row]:
     from meshllm.cli.model_page import outlook_of_entry
     from meshllm.models.catalog.catalog import load
     from meshllm.models.library import other_apps
-    from meshllm.models.library.inventory import standing
+    from meshllm.models.library.inventory import catalog_state
     from meshllm.models.library.store import Store
 
     store, others = Store(paths.models()), list(other_apps.gguf_files())
-    rows = [Row(entry, outlook_of_entry(entry, given), standing(entry, store, others)) for entry in load().entries]
+    rows = [Row(entry, outlook_of_entry(entry, given), catalog_state(entry, store, others)) for entry in load().entries]
     kinds = ["text", "text and pictures", "embeddings", "rerank"]
     return sorted(rows, key=lambda row: (kinds.index(row.kind), row.entry.size, row.entry.name))
 
@@ -150,7 +150,7 @@ def _words(row: Row) -> list[str]:
         f"draft: {entry.draft}" if entry.draft else "no draft",
         entry.license,
         fit_words(row.outlook),
-        f"on disk: {disk_words(row.standing)}",
+        f"on disk: {disk_words(row.state)}",
     ]
 
 
@@ -175,9 +175,9 @@ def _facts(row: Row) -> dict[str, Any]:
         "license": entry.license,
         "repository": entry.repository,
         "fit": outlook_facts(row.outlook),
-        "on_disk": row.standing.presence.value,
-        "percent": row.standing.percent,
-        "program": row.standing.program,
+        "on_disk": row.state.presence.value,
+        "percent": row.state.percent,
+        "program": row.state.program,
         "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in entry.files],
     }
 
@@ -209,7 +209,7 @@ def table(rows: Sequence[Row], *, licences: bool) -> Table:
 
 
 def _cells(row: Row) -> list[str]:
-    entry, told, standing = row.entry, row.outlook, row.standing
+    entry, told, standing = row.entry, row.outlook, row.state
     here = HERE[told.outlook.value]
     disk = ON_DISK[standing.presence.value]
     short = {

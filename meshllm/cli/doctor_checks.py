@@ -254,7 +254,7 @@ def check_models(folder: Path) -> CheckResult:
 
     store = Store(folder)
     entries = catalog.load().entries
-    manifests = [store.kept.answer(entry.hub) if entry.hub else entry.manifest for entry in entries]
+    manifests = [store.manifest_of(entry) for entry in entries]
     known = [manifest for manifest in manifests if manifest is not None]
     verified = [model for model in known if all(store.is_verified(file) for file in model.all_files)]
     unverified = [model for model in known if model not in verified and all(store.has_size(f) for f in model.all_files)]

@@ -134,10 +134,10 @@ async def _through_node(
 
 def kept(wanted: list[Wanted], store: Store) -> str:
     """What an interrupted download has left, in a sentence."""
-    from meshllm.models.transfer.ensure import arrived
+    from meshllm.models.transfer.ensure import resumable_bytes
     from meshllm.util.format import megabytes
 
-    unfinished = sum(arrived(model, store) for model in wanted)
+    unfinished = sum(resumable_bytes(model, store) for model in wanted)
     manifests = [manifest for model in wanted if (manifest := store.manifest_of(model)) is not None]
     whole = [file.name for manifest in manifests for file in manifest.all_files if store.is_verified(file)]
     told = [f"{megabytes(unfinished)} are kept"] if unfinished else []

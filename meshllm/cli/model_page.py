@@ -50,11 +50,11 @@ def look_up(name: str, store: Store) -> ModelPage:
     from meshllm.models.catalog.entry import CatalogEntry
     from meshllm.models.library.inventory import inventory
     from meshllm.models.library.local_model import from_path
-    from meshllm.models.library.select import by_name, item_of, understood
+    from meshllm.models.library.select import by_name, item_of, resolve_name
 
     everything, given = inventory(store), room(machine())
     item = by_name(name, everything)
-    wanted = understood(name, everything, store) if item is None else None
+    wanted = resolve_name(name, everything, store) if item is None else None
     if item is None and wanted is not None:
         item = item_of(wanted, everything)
     if item is not None and item.model is not None:

@@ -79,7 +79,7 @@ def verify(
     """Read model files again, and say whether they are what they should be. The exit status is 1 if one is not."""
     from meshllm.models.library.inventory import FileState, inventory
     from meshllm.models.library.select import find
-    from meshllm.models.library.verify import prove
+    from meshllm.models.library.verify import verify_item
 
     store = _store()
     everything = inventory(store)
@@ -89,7 +89,7 @@ def verify(
     told, sound = [], True
     with _Reading(sum(item.arrived for item in items)) as reading:
         for item in items:
-            for proof in prove(item, store, reading.report):
+            for proof in verify_item(item, store, reading.report):
                 sound = sound and proof.sound
                 told.append((item, proof))
                 if not as_json:

@@ -60,8 +60,8 @@ def draft_request(settings: Settings, wanted: Mapping[str, Wanted | None], store
     if found.note:
         log.warning("%s", found.note)
     target, source = next(iter(wanted.items()))
-    draft = drafts.here(found.wanted, store)
-    model = drafts.here(source, store) if source is not None else None
+    draft = drafts.load_complete(found.wanted, store)
+    model = drafts.load_complete(source, store) if source is not None else None
     if draft is not None and model is not None:
         drafts.check(model, draft)
     name = model_name(found.wanted.name)

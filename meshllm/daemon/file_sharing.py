@@ -53,8 +53,8 @@ class FileSharing:
         self._working = working
         self._share = share
         self._limit = rate
-        self._shelf = StoreSeedIndex(store, working)
-        self._giver = Seeder(self._shelf, self._rate)
+        self._index = StoreSeedIndex(store, working)
+        self._seeder = Seeder(self._index, self._rate)
         self._swarm = Swarm(self)
         self._view: MeshView | None = None
         self._waiting: list[asyncio.Future[None]] = []
@@ -62,8 +62,8 @@ class FileSharing:
 
     async def close(self) -> None:
         """Hang up on everybody."""
-        await self._giver.close()
-        await self._shelf.close()
+        await self._seeder.close()
+        await self._index.close()
 
     def publish(self, view: MeshView | None) -> None:
         """What the core knows of the mesh now."""
@@ -112,11 +112,11 @@ class FileSharing:
         # Clients serve nothing, so that they have no use for a model's files.
         if not self._share or self._membership.role_of(peer) is not Role.NODE:
             return _Refusing(w.FileRefusalReason.NOT_SHARED)
-        return self._giver.serve(peer.hex())
+        return self._seeder.serve(peer.hex())
 
     def transferred(self) -> tuple[int, int]:
         """Bytes of model files sent to peers and received from them since the start."""
-        return self._giver.total, self._swarm.downloaded_bytes
+        return self._seeder.uploaded_bytes, self._swarm.downloaded_bytes
 
     def _rate(self) -> float | None:
         if not self._working():
@@ -135,9 +135,9 @@ class FileSharing:
                 what=given.file,
                 bytes=given.sent,
                 rate=round(given.rate),
-                transport=transport_kind(given.via),
+                transport=transport_kind(given.transport),
             )
-            for given in self._giver.given()
+            for given in self._seeder.uploads()
         ]
         downloads = [
             TransferStatus(
@@ -146,9 +146,9 @@ class FileSharing:
                 what=taken.model,
                 bytes=taken.received,
                 rate=round(taken.rate),
-                transport=transport_kind(taken.via),
+                transport=transport_kind(taken.transport),
             )
-            for taken in self._swarm.taken()
+            for taken in self._swarm.downloads()
         ]
         banned = [
             BannedStatus(peer=peer.id, name=peer.name, reason=reason) for peer, reason in self._swarm.banned.items()
@@ -157,7 +157,7 @@ class FileSharing:
         return SharingStatus(
             upload_enabled=self._share,
             upload_limit=None if limit is None else round(limit),
-            uploaded_bytes=self._giver.total,
+            uploaded_bytes=self._seeder.uploaded_bytes,
             uploads=uploads,
             downloads=downloads,
             banned=banned,

@@ -176,7 +176,14 @@ class PeerLinks:
         self._messages.finish(facts.peer)  # of the link that this one replaces
         self._up[facts.peer] = link
         self._allowances[facts.peer] = MessageAllowance(self._clock())
-        log.info("link to %s at %s, %s", short(facts.peer), facts.address, "dialled" if facts.dialled else "accepted")
+        fields = {
+            "peer": short(facts.peer),
+            "address": str(facts.address),
+            "role": facts.role.value,
+            "dialled": facts.dialled,
+            "rtt_ms": round(facts.rtt * 1000, 1),
+        }
+        log.info("link up", extra={"fields": fields})
         self._post(e.LinkUp(facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled))
 
     def link_down(self, link: Link, reason: str) -> None:
@@ -188,7 +195,7 @@ class PeerLinks:
         self._hang_ups.pop(peer, None)
         self._allowances.pop(peer, None)
         self._messages.finish(peer)
-        log.info("link to %s ended: %s", short(peer), reason)
+        log.info("link down", extra={"fields": {"peer": short(peer), "reason": reason}})
         self._post(e.LinkDown(peer, reason))
 
     def message(self, link: Link, payload: bytes) -> None:

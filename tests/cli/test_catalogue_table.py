@@ -54,7 +54,7 @@ def test_lines_say_everything(store: Store) -> None:
 
 def test_what_is_on_the_disk(store: Store) -> None:
     store.prepare()
-    with store.partial(FILE).open("wb") as file:
+    with store.partial_path(FILE).open("wb") as file:
         file.truncate(FILE.size // 2)
     assert line(ENTRY.name)[-1] == "on disk: 50 %"
     with store.path(FILE).open("wb") as file:

@@ -193,7 +193,7 @@ typer.run(download)
 def test_an_interruption_says_what_is_kept(store: Store, tmp_path: Path) -> None:
     """The whole command, with Ctrl-C while pip runs and with a part of the file from an earlier start."""
     store.prepare()
-    with store.partial(FILE).open("wb") as file:
+    with store.partial_path(FILE).open("wb") as file:
         file.truncate(5_000_000)
     os.mkfifo(tmp_path / "pip")  # pip's place is taken by a program that waits for ever
     fake = tmp_path / "fake"

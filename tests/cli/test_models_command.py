@@ -67,7 +67,7 @@ def sees(store: Store) -> tuple[Path, Path]:
         found = digests(StopSignal(), path, store.chunk_bytes, lambda done: None).sha256
         store.record(path, found)
         files.append(ModelFile(path.name, path.stat().st_size, found))
-    store.kept.keep(Manifest("Sees", (files[0],), files[1], origin="the hub"))
+    store.manifest_cache.put(Manifest("Sees", (files[0],), files[1], origin="the hub"))
     return first, second
 
 
@@ -94,8 +94,8 @@ def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path: Path, monkey
 
 
 def test_a_download_of_which_nothing_has_arrived_has_not_begun(store: Store) -> None:
-    store.kept.keep(Manifest("M", (ModelFile("m.gguf", 500, "e" * 64),), origin="the hub"))
-    store.partial(ModelFile("m.gguf", 500, "e" * 64)).touch()
+    store.manifest_cache.put(Manifest("M", (ModelFile("m.gguf", 500, "e" * 64),), origin="the hub"))
+    store.partial_path(ModelFile("m.gguf", 500, "e" * 64)).touch()
     assert said() == "M  0 MB  not begun\n"
 
 
@@ -103,7 +103,7 @@ def test_the_list(store: Store) -> None:
     model(store.folder / "mine.gguf")
     sees(store)
     theirs()
-    store.partial(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
+    store.partial_path(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
     lines = said().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["mine", "Sees", "unknown-dddddddddddd", "theirs"]
     assert lines[0].endswith("F32  2k  not verified  mine.gguf")
@@ -179,7 +179,7 @@ def test_a_file_anywhere_is_shown_by_its_path(store: Store, tmp_path: Path) -> N
 
 def test_what_cannot_be_shown_says_why(store: Store) -> None:
     (store.folder / "bad.gguf").write_bytes(b"GGUF")
-    store.partial(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
+    store.partial_path(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
     with pytest.raises(UnknownModel, match="is not a usable GGUF file"):
         run("show", "bad")
     with pytest.raises(UnknownModel, match="nobody knows what it is of"):
@@ -241,8 +241,8 @@ def test_what_is_no_file_is_not_read(store: Store, tmp_path: Path) -> None:
 
 def test_what_has_not_arrived_is_no_damage_unless_it_is_asked_for(store: Store) -> None:
     file = ModelFile("m.gguf", 100, "a" * 64)
-    store.kept.keep(Manifest("m", (file,)))
-    store.partial(file).write_bytes(b"abc")
+    store.manifest_cache.put(Manifest("m", (file,)))
+    store.partial_path(file).write_bytes(b"abc")
     assert "There is nothing to verify" in said("verify")
     result = run("verify", "m")
     assert result.exit_code == 1

@@ -145,7 +145,7 @@ async def test_files_are_for_nodes_and_only_if_they_are_shared(
         answer = await answered(membership.served[StreamKind.FILES](NodeId(bytes([1] * 32))))
         assert isinstance(answer, w.FileRefusal)
         assert answer.reason is reason
-        assert made.status().shares is share
+        assert made.status().upload_enabled is share
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ async def test_the_rate_goes_down_while_the_engine_works(
     tmp_path: Path, limit: float | None, works: bool, rate: float | None
 ) -> None:
     async with sharing_of(tmp_path, FakeMembership(), rate=limit, working=lambda: works) as made:
-        assert made.status().limit == rate
+        assert made.status().upload_limit == rate

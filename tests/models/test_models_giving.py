@@ -108,9 +108,14 @@ async def test_chunks_come_in_the_order_they_were_asked_for(tmp_path: Path, shel
         last, first = await asker.frame(), await asker.frame()
         assert (last.number, bytes(last.body)) == (4, content[4 * CHUNK :])
         assert (first.number, bytes(first.body)) == (0, content[:CHUNK])
-        (given,) = place.giver.given()
-        assert (given.peer, given.file, given.sent, given.via) == ("taker", "a.gguf", len(last.body) + CHUNK, "quic")
-        assert place.giver.total == given.sent
+        (given,) = place.giver.uploads()
+        assert (given.peer, given.file, given.sent, given.transport) == (
+            "taker",
+            "a.gguf",
+            len(last.body) + CHUNK,
+            "quic",
+        )
+        assert place.giver.uploaded_bytes == given.sent
         asker.writer.close()
 
 
@@ -187,14 +192,14 @@ async def test_too_many_requests_at_once(tmp_path: Path, shelf: FakeShelf) -> No
     sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
     async with giving_of(shelf) as place:
         asker = await place.asker()
-        asker.ask(w.HaveRequest(sha256), *[w.ChunkRequest(0)] * (2 * seeder.MAX_ASKED))
+        asker.ask(w.HaveRequest(sha256), *[w.ChunkRequest(0)] * (2 * seeder.MAX_REQUESTS))
         assert await asker.ended()
 
 
 async def test_there_is_room_for_so_many_of_a_peer(tmp_path: Path, shelf: FakeShelf) -> None:
     sha256 = shelf.put(tmp_path / "a.gguf", content_of(5))
     async with giving_of(shelf) as place:
-        askers = [await place.asker() for _ in range(seeder.MAX_TAKERS_PER_PEER)]
+        askers = [await place.asker() for _ in range(seeder.MAX_UPLOADS_PER_PEER)]
         for asker in askers:
             asker.ask(w.HaveRequest(sha256))
             assert isinstance(await asker.answer(), w.ChunkListing)
@@ -229,7 +234,7 @@ async def test_who_does_not_read_holds_little(tmp_path: Path, shelf: FakeShelf) 
         for _ in range(20):  # others are answered meanwhile
             other.ask(w.HaveRequest("cd" * 32))
             assert await other.answer() == w.FileRefusal(w.FileRefusalReason.ABSENT)
-        assert place.giver.total < len(content) // 2
+        assert place.giver.uploaded_bytes < len(content) // 2
 
 
 # -- the rate, by counting
@@ -278,7 +283,7 @@ def test_no_taker_waits_long_enough_to_take_it_for_a_stall(rate: float) -> None:
     """Even when all that there is room for share the slowest rate that can be set."""
     piece = seeder._piece_bytes(rate)
     assert seeder.SMALL_PIECE_BYTES <= piece <= seeder.PIECE_BYTES
-    assert seeder.MAX_TAKERS * piece / rate < STALL_SECONDS / 2
+    assert seeder.MAX_UPLOADS * piece / rate < STALL_SECONDS / 2
 
 
 async def test_a_rate_holds_for_all_takers_together(
@@ -305,6 +310,6 @@ async def test_a_rate_holds_for_all_takers_together(
             for _ in range(10):
                 await asker.frame()
         largest = seeder._piece_bytes(100_000.0)
-        assert place.giver.total == 2 * 10 * CHUNK
-        assert place.giver.total <= (clock.now - begin + BURST_SECONDS) * 100_000.0 + largest
+        assert place.giver.uploaded_bytes == 2 * 10 * CHUNK
+        assert place.giver.uploaded_bytes <= (clock.now - begin + BURST_SECONDS) * 100_000.0 + largest
         assert clock.now > begin

@@ -18,7 +18,7 @@ from meshllm.models.catalog.catalog import CatalogEntry
 from meshllm.models.hub.hub import Hub, HubSettings
 from meshllm.models.hub.manifest import Manifest
 from meshllm.models.library.store import Store
-from meshllm.models.transfer.ensure import arrived, ensure
+from meshllm.models.transfer.ensure import ensure, resumable_bytes
 from meshllm.models.transfer.progress import TransferProgress, TransferStage
 from meshllm.tasks import Owner
 
@@ -39,7 +39,7 @@ async def test_fetches_and_verifies(fake: FakeHub, hub: Hub, entry: CatalogEntry
     assert TransferStage.DOWNLOADING in stages
     assert TransferStage.VERIFYING in stages
     assert all(0 <= progress.done <= progress.total for progress in seen)
-    assert not store.partial(entry.files[0]).exists()
+    assert not store.partial_path(entry.files[0]).exists()
 
 
 async def test_a_second_time_nothing_is_asked_or_read(
@@ -106,7 +106,7 @@ async def test_gives_up_after_enough_failures_without_a_byte(
     with pytest.raises(DownloadFailed, match=r"5 times in a row") as failure:
         await ensure(entry, store, ignore, hub=hub)
     assert str(store.path(entry.files[0])) in failure.value.advice
-    assert store.arrived(entry.files[0]) == arrived(entry, store) == 1000
+    assert store.resumable_bytes(entry.files[0]) == resumable_bytes(entry, store) == 1000
     fake.faults = []
     await ensure(entry, store, ignore, hub=hub)
     assert fake.sent == len(fake.content)
@@ -141,7 +141,7 @@ async def test_wrong_bytes_are_fetched_from_the_start_once(
     with pytest.raises(DownloadFailed, match="another sha256"):
         await ensure(entry, store, ignore, hub=hub)
     assert len(fake.bodies()) == 2
-    assert store.arrived(entry.files[0]) == 0
+    assert store.resumable_bytes(entry.files[0]) == 0
     assert not store.path(entry.files[0]).exists()
     fake.faults = ["wrong:100"]
     fake.always = ""
@@ -180,11 +180,11 @@ async def test_cancelled_in_the_middle_and_taken_up(fake: FakeHub, hub: Hub, ent
     """Twenty times at random places; the hub hangs there, so that it is certain where we are."""
     places, file, rng = [], entry.files[0], Random(7)
     for _ in range(20):
-        place = store.arrived(file) + rng.randrange(1, len(fake.content) // 25)
-        fake.faults = [f"stall:{place - store.arrived(file)}"]
+        place = store.resumable_bytes(file) + rng.randrange(1, len(fake.content) // 25)
+        fake.faults = [f"stall:{place - store.resumable_bytes(file)}"]
         await cancelled_at(place, entry, store, hub)
         places.append(place)
-        assert store.arrived(file) == place
+        assert store.resumable_bytes(file) == place
         assert not store.path(file).exists()
     assert places == sorted(places)
     model = await ensure(entry, store, ignore, hub=hub)
@@ -211,13 +211,11 @@ async def cancelled_at(place: int, entry: CatalogEntry, store: Store, hub: Hub) 
 async def test_after_cancelling_nothing_is_written(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:
     fake.faults = ["stall:5000"]
     await cancelled_at(5000, entry, store, hub)
-    left = [thread for thread in threading.enumerate() if thread.name == "hub-stream"]
-    assert left
-    fake.gone.set()  # the hub goes on, sends another part and closes: the threads that were left behind hear of it
-    for thread in left:
-        await asyncio.to_thread(thread.join, 20)
+    for thread in [thread for thread in threading.enumerate() if thread.name == "hub-stream"]:
+        await asyncio.to_thread(thread.join, 20)  # its thread ends although the hub is still silent
         assert not thread.is_alive()
-    assert store.arrived(entry.files[0]) == 5000
+    fake.gone.set()  # the hub goes on and sends another part
+    assert store.resumable_bytes(entry.files[0]) == 5000
 
 
 async def test_two_at_once_fetch_once(fake: FakeHub, hub: Hub, entry: CatalogEntry, store: Store) -> None:

@@ -14,7 +14,7 @@ from meshllm.models.catalog.catalog import Catalog
 from meshllm.models.catalog.entry import CatalogEntry
 from meshllm.models.hub.manifest import HubReference, HubSource, Manifest, ModelFile
 from meshllm.models.library import other_apps
-from meshllm.models.library.inventory import FileState, InventoryItem, ItemState, Presence, inventory, standing
+from meshllm.models.library.inventory import FileState, InventoryItem, ItemState, Presence, catalog_state, inventory
 from meshllm.models.library.select import by_name, find
 from meshllm.models.library.store import Store
 from tests import engine_samples
@@ -93,10 +93,10 @@ def test_an_unfinished_download_is_listed_with_what_has_arrived(
 ) -> None:
     store.prepare()
     file = entry.files[0]
-    store.partial(file).write_bytes(fake.content[:1000])
+    store.partial_path(file).write_bytes(fake.content[:1000])
     (item,) = look(store, Catalog((entry,))).values()
     assert (item.name, item.state, item.arrived, item.size) == ("Model", FileState.PARTIAL, 1000, file.size)
-    store.partial(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
+    store.partial_path(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
     unknown = look(store, Catalog((entry,)))["unknown-dddddddddddd"]
     assert (unknown.state, unknown.arrived, unknown.reason) == (FileState.PARTIAL, 1, "nobody knows what it is of")
 
@@ -104,10 +104,10 @@ def test_an_unfinished_download_is_listed_with_what_has_arrived(
 def test_one_part_of_two_has_arrived(store: Store, fake: FakeHub) -> None:
     store.prepare()
     first, second = ModelFile("m-00001-of-00002.gguf", 4, "a" * 64), ModelFile("m-00002-of-00002.gguf", 6, "b" * 64)
-    store.kept.keep(Manifest("m", (first, second)))
+    store.manifest_cache.put(Manifest("m", (first, second)))
     (store.folder / first.name).write_bytes(b"GGUF")
     store.record(store.folder / first.name, first.sha256)
-    store.partial(second).write_bytes(b"abc")
+    store.partial_path(second).write_bytes(b"abc")
     item = look(store)["m"]
     assert (item.state, item.arrived, item.size) == (FileState.PARTIAL, 7, 10)
 
@@ -145,11 +145,11 @@ def test_a_name_that_cannot_be_typed_is_given_as_a_path(store: Store) -> None:
 
 def test_how_an_entry_stands(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
     def told() -> ItemState:
-        return standing(entry, store, list(other_apps.gguf_files()))
+        return catalog_state(entry, store, list(other_apps.gguf_files()))
 
     assert told() == ItemState(Presence.ABSENT)
     store.prepare()
-    store.partial(entry.files[0]).write_bytes(fake.content[: len(fake.content) // 2])
+    store.partial_path(entry.files[0]).write_bytes(fake.content[: len(fake.content) // 2])
     assert told() == ItemState(Presence.PARTIAL, 50)
     theirs = lm_studio("model.gguf")
     theirs.write_bytes(fake.content)
@@ -168,19 +168,19 @@ def test_how_an_entry_stands(store: Store, entry: CatalogEntry, fake: FakeHub) -
 def test_an_entry_that_only_the_hub_knows_is_found_by_its_files_name(store: Store, entry: CatalogEntry) -> None:
     asked = HubReference("Model", "org/repo", "model.gguf")
     hub = replace(entry, files=(), hub=asked, listed_size=10)
-    assert standing(hub, store, []) == ItemState(Presence.ABSENT)
+    assert catalog_state(hub, store, []) == ItemState(Presence.ABSENT)
     write_sample(lm_studio("org_repo_model.gguf"))
-    assert standing(hub, store, list(other_apps.gguf_files())).presence is Presence.ELSEWHERE
+    assert catalog_state(hub, store, list(other_apps.gguf_files())).presence is Presence.ELSEWHERE
     store.prepare()
     file = ModelFile("model.gguf", 10, "e" * 64, (HubSource("org/repo", "c" * 40, "model.gguf"),))
-    store.kept.keep(Manifest("Model", (file,)), asked)
+    store.manifest_cache.put(Manifest("Model", (file,)), asked)
     (store.folder / "model.gguf").write_bytes(b"0123456789")
     store.record(store.folder / "model.gguf", file.sha256)
-    assert standing(hub, store, []) == ItemState(Presence.HERE)
+    assert catalog_state(hub, store, []) == ItemState(Presence.HERE)
 
 
 def test_a_model_that_lacks_what_it_sees_with_is_not_whole(store: Store, entry: CatalogEntry, fake: FakeHub) -> None:
     sees = replace(entry, projector=ModelFile("mmproj-Model.gguf", len(fake.content), "f" * 64))
     path = put(store, entry, fake)
     store.record(path, fake.sha256)
-    assert standing(sees, store, []) == ItemState(Presence.PARTIAL, 50)
+    assert catalog_state(sees, store, []) == ItemState(Presence.PARTIAL, 50)

@@ -19,7 +19,7 @@ from meshllm.models.hub.lookup import MAX_LISTED, ListedFile, RepositoryListing,
 from meshllm.models.hub.manifest import HubReference, HubSource, Manifest
 from meshllm.models.library.scan import scan
 from meshllm.models.library.store import Store
-from meshllm.models.transfer.ensure import arrived, ensure
+from meshllm.models.transfer.ensure import ensure, resumable_bytes
 from meshllm.models.transfer.progress import TransferProgress, TransferStage
 
 COMMIT = "c" * 40
@@ -280,8 +280,8 @@ async def test_what_is_not_whole_goes_on_without_the_list(many: FakeHub, hub: Hu
     many.faults = ["cut:1000"] + ["status:503"] * 5
     with pytest.raises(DownloadFailed):
         await ensure(wanted, store, ignore, hub=hub)
-    assert arrived(wanted, store) == 1000
-    assert arrived(store.folder / "m.gguf", store) == 0
+    assert resumable_bytes(wanted, store) == 1000
+    assert resumable_bytes(store.folder / "m.gguf", store) == 0
     many.faults, many.list_faults = [], ["status:404"]
     seen: list[TransferProgress] = []
     model = await ensure(wanted, store, seen.append, hub=hub)
@@ -297,7 +297,7 @@ async def test_a_kept_answer_that_is_damaged_counts_as_none(
     await ensure(wanted, store, ignore, hub=hub)
     (store.folder / ".mesh-llm" / "models" / "M.json").write_bytes(damage)
     again = Store(store.folder)
-    assert again.kept.manifests() == []
+    assert again.manifest_cache.manifests() == []
     many.requests.clear()
     await ensure(wanted, again, ignore, hub=hub)
     assert [request.path.split("?")[0] for request in many.requests] == ["/api/models/org/repo/revision/main"]
@@ -339,7 +339,7 @@ async def test_equal_names_live_side_by_side(many: FakeHub, hub: Hub, store: Sto
     assert first.path.read_bytes() == before
     assert second.path == store.folder / "other/repo/m-Q4_K_M.gguf"
     assert third.path == store.folder / "other/repo" / many.sha256[:12] / "m-Q4_K_M.gguf"
-    assert {manifest.files[0].sha256 for manifest in store.kept.manifests()} == {
+    assert {manifest.files[0].sha256 for manifest in store.manifest_cache.manifests()} == {
         first.digest, second.digest, third.digest
     }  # fmt: skip
 

@@ -65,7 +65,7 @@ def test_all_names_of_one_file_are_told_from_models_of_their_own(
     path = store.path(entry.files[0])
     path.write_bytes(fake.content)
     assert entry.manifest is not None
-    store.kept.keep(replace(entry.manifest, name="as-downloaded"))
+    store.manifest_cache.put(replace(entry.manifest, name="as-downloaded"))
     write_sample(store.folder / "another.gguf")
     elsewhere = store.folder / "copies" / "copy.gguf"
     elsewhere.parent.mkdir()

@@ -96,7 +96,7 @@ async def test_a_server_that_forgets_ranges_writes_nothing_wrong(
 ) -> None:
     """What is there already is passed over; what was spoilt by it would be found by the digest."""
     store.prepare()
-    store.partial(entry.files[0]).write_bytes(fake.content[:have])
+    store.partial_path(entry.files[0]).write_bytes(fake.content[:have])
     fake.always = "no-range"
     seen: list[TransferProgress] = []
     model = await ensure(entry, store, seen.append, hub=hub)
@@ -140,24 +140,24 @@ class Peers:
         self.then = then
         self.disowned = 0
 
-    async def feed(self, assembly: PartialFile) -> None:
-        assembly.expected = self.digests
-        while piece := assembly.claim("peer", 1, lambda chunk: chunk in self.chunks):
-            chunk = piece.position // assembly.chunk_bytes
-            begin, end = assembly.span(chunk)
+    async def download_into(self, partial: PartialFile) -> None:
+        partial.expected = self.digests
+        while piece := partial.claim("peer", 1, lambda chunk: chunk in self.chunks):
+            chunk = piece.position // partial.chunk_bytes
+            begin, end = partial.span(chunk)
             data = self.content[begin:end]
 
             def put(stop: object, chunk: int = chunk, data: bytes = data) -> None:
-                assembly.put("peer", chunk, data)
+                partial.write_chunk("peer", chunk, data)
 
             await in_thread(put, "put")
-            assembly.give_back(piece)
+            partial.release(piece)
         if self.then == "hang":
             await asyncio.Event().wait()
-        if not assembly.complete:
+        if not partial.complete:
             raise DownloadFailed("No peer has more.")
 
-    def disown(self, assembly: PartialFile) -> bool:
+    def reject_claims(self, partial: PartialFile) -> bool:
         self.disowned += 1
         return False
 
@@ -178,7 +178,7 @@ async def test_nobody_has_it(fake: FakeHub, store: Store) -> None:
     file = ModelFile("model.gguf", len(fake.content), fake.sha256)
     with pytest.raises(DownloadFailed, match="No peer has more"):
         await ensure(Manifest("Model", (file,)), store, ignore, peers=Peers(fake.content, range(5)))
-    assert store.arrived(file) == 5 * CHUNK
+    assert store.resumable_bytes(file) == 5 * CHUNK
     with pytest.raises(DownloadFailed, match="Nobody who has it is known"):
         await ensure(Manifest("Model", (file,)), store, ignore)
 
@@ -221,14 +221,14 @@ async def test_peers_that_lie_about_their_chunks_are_disowned(
     """Their chunks fit what they say, and the file does not: the hub alone brings it, from the start."""
     lie = bytes(CHUNK) + fake.content[CHUNK:]
     peers = Peers(lie, range(3), digests_of(lie)[:-32] + bytes.fromhex(fake.sha256))
-    feed, peers.feed = peers.feed, None  # type: ignore[method-assign, assignment]
+    feed, peers.download_into = peers.download_into, None  # type: ignore[method-assign, assignment]
 
-    async def once(assembly: PartialFile) -> None:
+    async def once(partial: PartialFile) -> None:
         if peers.disowned:
             raise DownloadFailed("No peer is left.")
-        await feed(assembly)
+        await feed(partial)
 
-    peers.feed = once  # type: ignore[method-assign]
+    peers.download_into = once  # type: ignore[method-assign]
     model = await ensure(entry, store, ignore, hub=hub, peers=peers)
     assert model.path.read_bytes() == fake.content
     assert peers.disowned == 1
@@ -244,7 +244,7 @@ async def test_chunk_digests_are_known_of_what_was_fetched(
     assert store.chunk_digests(file) is None
     await ensure(entry, store, ignore, hub=hub)
     assert store.chunk_digests(file) == digests_of(fake.content)
-    assert list(store.verified()) == [(file.sha256, store.path(file))]
+    assert list(store.verified_files()) == [(file.sha256, store.path(file))]
 
 
 async def test_chunk_digests_of_a_file_that_was_verified_before(

@@ -15,7 +15,7 @@ from meshllm.models.hub.manifest import Manifest, ModelFile
 from meshllm.models.library import verify
 from meshllm.models.library.inventory import InventoryItem, inventory
 from meshllm.models.library.store import Store
-from meshllm.models.library.verify import FileVerification, VerifyVerdict, prove
+from meshllm.models.library.verify import FileVerification, VerifyVerdict, verify_item
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def catalog(entry: CatalogEntry, monkeypatch: pytest.MonkeyPatch) -> Catalog:
 
 def proofs(store: Store, catalog: Catalog) -> list[FileVerification]:
     return [
-        found for item in inventory(store, catalog=catalog) for found in prove(item, store, lambda path, done: None)
+        found
+        for item in inventory(store, catalog=catalog)
+        for found in verify_item(item, store, lambda path, done: None)
     ]
 
 
@@ -42,7 +44,7 @@ def test_a_sound_file_is_verified_from_then_on(store: Store, catalog: Catalog, f
     path = put(store, fake.content)
     heard: list[int] = []
     (item,) = inventory(store, catalog=catalog)
-    (found,) = prove(item, store, lambda where, done: heard.append(done))
+    (found,) = verify_item(item, store, lambda where, done: heard.append(done))
     assert (found.verdict, found.sha256, found.expected, found.sound) == (
         VerifyVerdict.SOUND,
         fake.sha256,
@@ -93,7 +95,7 @@ def test_a_changed_file_that_was_fetched_once_is_damaged(store: Store, catalog: 
     """Its digest is still known from a manifest, so it is no other file of the user's."""
     path = put(store, fake.content, "other-name.gguf")
     store.record(path, fake.sha256)
-    store.kept.keep(Manifest("fetched", (ModelFile("other-name.gguf", len(fake.content), fake.sha256),)))
+    store.manifest_cache.put(Manifest("fetched", (ModelFile("other-name.gguf", len(fake.content), fake.sha256),)))
     write_sample(path)
     (found,) = proofs(store, catalog)
     assert (found.verdict, found.expected) == (VerifyVerdict.DAMAGED, fake.sha256)
@@ -112,7 +114,7 @@ def test_what_the_hubs_cache_calls_a_file_counts(store: Store, catalog: Catalog,
 
 def test_what_has_not_arrived_is_missing(store: Store, catalog: Catalog, fake: FakeHub, entry: CatalogEntry) -> None:
     store.prepare()
-    store.partial(entry.files[0]).write_bytes(fake.content[:9])
+    store.partial_path(entry.files[0]).write_bytes(fake.content[:9])
     (found,) = proofs(store, catalog)
     assert (found.verdict, found.sound) == (VerifyVerdict.MISSING, False)
 
@@ -121,7 +123,9 @@ def test_a_file_that_goes_away_meanwhile(store: Store, catalog: Catalog, fake: F
     path = put(store, fake.content)
     items: list[InventoryItem] = inventory(store, catalog=catalog)
     path.unlink()
-    assert [found.verdict for found in prove(items[0], store, lambda where, done: None)] == [VerifyVerdict.MISSING]
+    assert [found.verdict for found in verify_item(items[0], store, lambda where, done: None)] == [
+        VerifyVerdict.MISSING
+    ]
 
 
 def test_a_file_that_is_written_meanwhile_is_not_noted(store: Store, catalog: Catalog, fake: FakeHub) -> None:
@@ -131,6 +135,6 @@ def test_a_file_that_is_written_meanwhile_is_not_noted(store: Store, catalog: Ca
     def write(where: Path, done: int) -> None:
         path.write_bytes(fake.content + b"more")
 
-    (found,) = prove(item, store, write)
+    (found,) = verify_item(item, store, write)
     assert found.verdict is VerifyVerdict.CHANGED
     assert store.known_digest(path) is None

@@ -57,7 +57,7 @@ def test_all_parts_the_projector_the_notes_and_the_manifest_go(store: Store) -> 
     for path, digest in digests.items():
         store.record(path, digest)
         store.record_chunks(digest, bytes(32))
-    store.kept.keep(
+    store.manifest_cache.put(
         Manifest("Big", tuple(file_of(path, digests[path]) for path in parts), file_of(sees, digests[sees]))
     )
     size = sum(path.stat().st_size for path in digests)
@@ -76,7 +76,7 @@ def test_a_projector_that_another_model_needs_stays(store: Store) -> None:
     for name, digest in (("one", "a" * 64), ("two", "b" * 64)):
         path = write_sample(store.folder / f"{name}.gguf")
         store.record(path, digest)
-        store.kept.keep(Manifest(name, (file_of(path, digest),), file_of(sees, "c" * 64)))
+        store.manifest_cache.put(Manifest(name, (file_of(path, digest),), file_of(sees, "c" * 64)))
     told = gone("one", store)
     assert told.kept == ((sees, "two needs it"),)
     assert sees.exists()
@@ -102,18 +102,18 @@ def test_whoever_names_a_projector_means_no_model(store: Store) -> None:
 def test_what_has_arrived_goes_unless_it_is_being_fetched(store: Store) -> None:
     store.prepare()
     file = ModelFile("m.gguf", 100_000, "a" * 64)
-    store.kept.keep(Manifest("m", (file,)))
-    store.partial(file).write_bytes(bytes(5000))
-    store.partial(file, "state").write_bytes(b"x")
+    store.manifest_cache.put(Manifest("m", (file,)))
+    store.partial_path(file).write_bytes(bytes(5000))
+    store.partial_path(file, "state").write_bytes(b"x")
     told = planned("m", store)
     assert (told.files, told.unfinished) == ((), (file,))
     assert 0 <= told.freed <= 5000, "some file systems say how much that is only later"
     with FileLock(store.lock(file).lock_file), pytest.raises(EnvironmentFailure, match="being downloaded"):
         remove.remove(told, store)
-    assert store.partial(file).exists()
+    assert store.partial_path(file).exists()
     remove.remove(told, store)
     assert store.unfinished() == set()
-    assert store.kept.manifests() == []
+    assert store.manifest_cache.manifests() == []
     assert look(store) == {}
 
 

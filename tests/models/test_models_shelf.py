@@ -54,7 +54,7 @@ def made(store: Store, name: str = "model.gguf") -> tuple[Path, str]:
 async def until_ready(shelf: StoreSeedIndex, question: str, *, by_name: bool = False) -> object:
     """The answer, asked for again while it is prepared."""
     while True:
-        answer = await (shelf.find(question) if by_name else shelf.look(question))
+        answer = await (shelf.find(question) if by_name else shelf.lookup(question))
         if not isinstance(answer, w.FileRefusal) or answer.reason is not w.FileRefusalReason.PREPARING:
             return answer
         await asyncio.gather(*[task for task in asyncio.all_tasks() if task.get_name().startswith("shelf/")])
@@ -64,7 +64,7 @@ async def test_a_verified_file_is_read_once_and_given(small: Store) -> None:
     path, sha256 = made(small)
     small.record(path, sha256)
     async with shelf_of(small) as shelf:
-        first = await shelf.look(sha256)
+        first = await shelf.lookup(sha256)
         assert first == w.FileRefusal(w.FileRefusalReason.PREPARING, 0, 2)
         answer = await until_ready(shelf, sha256)
         assert isinstance(answer, SeedFile)
@@ -73,7 +73,7 @@ async def test_a_verified_file_is_read_once_and_given(small: Store) -> None:
         assert answer.listing == w.ChunkListing(len(content), 4096, b"".join(digests))
         assert answer.path == path
         # Known from now on, for a later start too.
-        assert isinstance(await StoreSeedIndex(small, lambda: False).look(sha256), SeedFile)
+        assert isinstance(await StoreSeedIndex(small, lambda: False).lookup(sha256), SeedFile)
 
 
 async def test_what_was_never_verified_cannot_be_had_by_its_digest(small: Store, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ async def test_what_was_never_verified_cannot_be_had_by_its_digest(small: Store,
     secret.write_bytes(b"private")
     async with shelf_of(small) as shelf:
         for digest in (sha256, hashlib.sha256(b"private").hexdigest(), "00" * 32):
-            assert await shelf.look(digest) == w.FileRefusal(w.FileRefusalReason.ABSENT)
+            assert await shelf.lookup(digest) == w.FileRefusal(w.FileRefusalReason.ABSENT)
 
 
 async def test_what_has_changed_since_is_not_given(small: Store) -> None:
@@ -91,7 +91,7 @@ async def test_what_has_changed_since_is_not_given(small: Store) -> None:
     async with shelf_of(small) as shelf:
         assert isinstance(await until_ready(shelf, sha256), SeedFile)
         path.write_bytes(path.read_bytes() + b"more")
-        assert await shelf.look(sha256) == w.FileRefusal(w.FileRefusalReason.ABSENT)
+        assert await shelf.lookup(sha256) == w.FileRefusal(w.FileRefusalReason.ABSENT)
 
 
 async def test_a_note_that_is_wrong_is_found_out(small: Store) -> None:

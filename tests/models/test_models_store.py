@@ -63,19 +63,19 @@ def names(folder: Path) -> list[str]:
 
 def test_the_places_of_a_file(store: Store) -> None:
     folder = store.folder
-    assert store.places(FILE) == [
+    assert store.target_paths(FILE) == [
         folder / "m.gguf",
         folder / "org/repo/m.gguf",
         folder / "org/repo" / ONE[:12] / "m.gguf",
     ]
-    assert store.places(replace(FILE, sources=())) == [folder / "m.gguf", folder / ONE[:12] / "m.gguf"]
+    assert store.target_paths(replace(FILE, sources=())) == [folder / "m.gguf", folder / ONE[:12] / "m.gguf"]
 
 
 def test_a_file_gets_the_first_place_that_is_free(store: Store) -> None:
     store.prepare()
-    places = store.places(FILE)
+    places = store.target_paths(FILE)
     for number, place in enumerate(places):
-        partial = store.partial(FILE)
+        partial = store.partial_path(FILE)
         partial.write_bytes(b"%d" % number)
         assert store.adopt(partial, FILE, places) == place
         assert store.known_digest(place) == ONE
@@ -88,10 +88,10 @@ def test_a_file_gets_the_first_place_that_is_free(store: Store) -> None:
 
 def test_a_link_that_leads_nowhere_is_in_the_way_too(store: Store) -> None:
     store.prepare()
-    places = store.places(FILE)
+    places = store.target_paths(FILE)
     places[0].symlink_to(store.folder / "nowhere")
-    store.partial(FILE).write_bytes(b"x")
-    assert store.adopt(store.partial(FILE), FILE, places) == places[1]
+    store.partial_path(FILE).write_bytes(b"x")
+    assert store.adopt(store.partial_path(FILE), FILE, places) == places[1]
     assert places[0].is_symlink()
 
 
@@ -104,7 +104,7 @@ def test_a_file_is_known_wherever_it_lies(store: Store, tmp_path: Path) -> None:
     assert store.path(FILE) == outside
     inside = verified(store.folder / "org/repo/m.gguf", ONE, store)
     assert store.path(FILE) == inside  # the store's own comes first
-    assert dict(store.verified()) == {ONE: inside}
+    assert dict(store.verified_files()) == {ONE: inside}
     inside.unlink()
     assert store.path(FILE) == outside
     store.forget(outside)
@@ -123,11 +123,11 @@ def test_what_another_program_notes_is_seen(store: Store) -> None:
 def test_files_that_belong_together_are_found_together_or_not(store: Store, tmp_path: Path) -> None:
     files = [replace(FILE, name="m-00001-of-00002.gguf"), replace(FILE, name="m-00002-of-00002.gguf", sha256=TWO)]
     first = verified(store.folder / files[0].name, ONE, store)
-    assert store.together(files) is None
+    assert store.find_together(files) is None
     verified(tmp_path / files[1].name, TWO, store)
-    assert store.together(files) is None
+    assert store.find_together(files) is None
     second = verified(store.folder / files[1].name, TWO, store)
-    assert store.together(files) == (first, second)
+    assert store.find_together(files) == (first, second)
 
 
 def test_a_moved_store_keeps_what_it_knows(store: Store) -> None:
@@ -139,14 +139,14 @@ def test_a_moved_store_keeps_what_it_knows(store: Store) -> None:
 def test_room_is_asked_for_what_has_not_arrived(store: Store) -> None:
     store.prepare()
     file = replace(FILE, size=100)
-    assert store.arrived(file) == 0
-    with store.partial(file).open("wb") as partial:
+    assert store.resumable_bytes(file) == 0
+    with store.partial_path(file).open("wb") as partial:
         partial.truncate(70)
-    assert store.arrived(file) == 70
-    assembly = store.assembly(file)
-    assembly.spoil(0)
-    assembly.close()
-    assert store.arrived(file) == 0
+    assert store.resumable_bytes(file) == 70
+    partial = store.partial_file(file)
+    partial.discard_chunk(0)
+    partial.close()
+    assert store.resumable_bytes(file) == 0
 
 
 def test_digests_of_chunks(store: Store, tmp_path: Path) -> None:
@@ -175,29 +175,29 @@ QUESTION = HubReference("M", "org/repo", quantization="Q4_K_M")
 
 
 def test_what_is_kept_comes_back_as_it_was(kept: ManifestCache, tmp_path: Path) -> None:
-    kept.keep(MANIFEST, QUESTION)
+    kept.put(MANIFEST, QUESTION)
     assert ManifestCache(tmp_path / "kept").manifests() == [MANIFEST]
-    assert kept.answer(QUESTION) == MANIFEST
-    assert kept.answer(replace(QUESTION, quantization="Q8_0")) is None
+    assert kept.get(QUESTION) == MANIFEST
+    assert kept.get(replace(QUESTION, quantization="Q8_0")) is None
     assert names(tmp_path / "kept") == ["M.json"]
 
 
 def test_models_of_equal_names_are_both_kept(kept: ManifestCache) -> None:
     other = replace(QUESTION, repository="other/repo")
-    kept.keep(MANIFEST, QUESTION)
-    kept.keep(replace(MANIFEST, origin="other"), other)
-    kept.keep(replace(MANIFEST, origin="again"), QUESTION)
+    kept.put(MANIFEST, QUESTION)
+    kept.put(replace(MANIFEST, origin="other"), other)
+    kept.put(replace(MANIFEST, origin="again"), QUESTION)
     assert {manifest.origin for manifest in kept.manifests()} == {"again", "other"}
-    found = kept.answer(other)
+    found = kept.get(other)
     assert found is not None
     assert found.origin == "other"
     kept.forget(found)
-    assert kept.answer(other) is None
+    assert kept.get(other) is None
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b:c", ".hidden", "x" * 200, "ä", "a b"])
 def test_odd_names_stay_in_the_folder(name: str, kept: ManifestCache, tmp_path: Path) -> None:
-    kept.keep(replace(MANIFEST, name=name), QUESTION)
+    kept.put(replace(MANIFEST, name=name), QUESTION)
     assert [manifest.name for manifest in kept.manifests()] == [name]
     assert len(names(tmp_path / "kept")) == 1
     assert names(tmp_path) == ["kept"]
@@ -240,7 +240,7 @@ def test_a_kept_manifest_that_was_changed_is_sound_or_nothing(place: list[str | 
 def test_of_a_folder_that_may_not_be_looked_into_nothing_has_arrived(store: Store) -> None:
     store.prepare()
     with closed(store.folder):
-        assert store.arrived(FILE) == 0
+        assert store.resumable_bytes(FILE) == 0
         assert store.unfinished() == set()
         with pytest.raises(DownloadFailed, match="cannot be written"):
             store.prepare()

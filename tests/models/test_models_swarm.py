@@ -22,21 +22,21 @@ async def test_from_three_at_once(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         for name in "abc":
             await place.giver(name, content)
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.complete
-        assert assembly.path.read_bytes() == content
-        assert assembly.expected == digests_of(content)
-        assert len(assembly.by_source) == 3
-        assert sum(giver.total for giver in place.givers) == len(content)
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.complete
+        assert partial.path.read_bytes() == content
+        assert partial.expected == digests_of(content)
+        assert len(partial.by_source) == 3
+        assert sum(giver.uploaded_bytes for giver in place.givers) == len(content)
         assert place.swarm.banned == {}
-        assert place.swarm.taken() == []
+        assert place.swarm.downloads() == []
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be waited for in vain is not."""
-    monkeypatch.setattr(downloader, "LONELY_SECONDS", 0.0)
+    monkeypatch.setattr(downloader, "NO_PEER_SECONDS", 0.0)
 
 
 def wrong_chunk(number: int | None) -> Callable[[w.Request, bytes], bytes | None]:
@@ -57,15 +57,15 @@ async def test_a_liar_about_a_chunk_is_found_out_and_dropped(tmp_path: Path) -> 
     content = content_of(30)
     async with rig(tmp_path) as place:
         liar = await place.liar("liar", content, wrong_chunk(1))
-        assembly = place.assembly(content)
+        partial = place.partial(content)
         source = place.swarm.source("Model")
         with pytest.raises(DownloadFailed, match="chunk 1 is not what it said"):
-            await fetch(source, assembly)
+            await fetch(source, partial)
         assert "chunk 1 is not what it said" in place.swarm.banned[liar]
-        assert not assembly.has(1)
+        assert not partial.has(1)
         await place.giver("honest", content)
-        await fetch(source, assembly)
-        assert assembly.path.read_bytes() == content
+        await fetch(source, partial)
+        assert partial.path.read_bytes() == content
         assert place.site.opened.count(liar.id) == 1
 
 
@@ -75,9 +75,9 @@ async def test_a_liar_among_honest_ones_changes_nothing_but_the_time(tmp_path: P
         liar = await place.liar("liar", content, wrong_chunk(None))
         for name in "ab":
             await place.giver(name, content)
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.path.read_bytes() == content
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.path.read_bytes() == content
         assert list(place.swarm.banned) == [liar]
 
 
@@ -86,10 +86,10 @@ async def test_bans_last_for_the_run_and_for_every_file(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         liar = await place.liar("liar", content, wrong_chunk(0))
         with pytest.raises(DownloadFailed):
-            await fetch(place.swarm.source("Model"), place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.partial(content))
         place.site.opened.clear()
         with pytest.raises(DownloadFailed, match="No other node"):
-            await place.swarm.source("Other").feed(place.assembly(content))
+            await place.swarm.source("Other").download_into(place.partial(content))
         assert place.site.opened == []
         assert list(place.swarm.banned) == [liar]
 
@@ -101,14 +101,14 @@ async def test_a_liar_about_the_list_is_found_out_and_what_is_right_is_kept(tmp_
         # Two liars agree, so that their list is the one that most vouch for. What they send fits it, to the last chunk.
         liars = [await place.liar(name, false, honest, false_digests(false, content)) for name in ("one", "two")]
         truthful, _ = await place.giver("honest", content)
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
         assert set(place.swarm.banned) == set(liars)
         assert truthful not in place.swarm.banned
-        assert assembly.path.read_bytes() == content
-        assert assembly.expected == digests_of(content)
+        assert partial.path.read_bytes() == content
+        assert partial.expected == digests_of(content)
         # The chunk they lied about, and the last, by which each of them was found out.
-        assert place.givers[0].total <= 2 * CHUNK
+        assert place.givers[0].uploaded_bytes <= 2 * CHUNK
 
 
 async def test_where_all_lie_there_is_nothing_left_to_take(tmp_path: Path) -> None:
@@ -116,32 +116,32 @@ async def test_where_all_lie_there_is_nothing_left_to_take(tmp_path: Path) -> No
     false = bytes(len(content))
     async with rig(tmp_path) as place:
         liar = await place.liar("liar", false, honest, false_digests(false, content))
-        assembly = place.assembly(content)
+        partial = place.partial(content)
         source = place.swarm.source("Model")
         with pytest.raises(DownloadFailed, match="chunk 3 is not what it said"):
-            await fetch(source, assembly)
+            await fetch(source, partial)
         assert list(place.swarm.banned) == [liar]
         # Nobody is left who has vouched for anything.
-        assert not source.disown(assembly)
-        assert not place.swarm.source("Other").disown(assembly)
+        assert not source.reject_claims(partial)
+        assert not place.swarm.source("Other").reject_claims(partial)
 
 
 async def test_a_list_can_be_disowned(tmp_path: Path) -> None:
     content = content_of(4)
     async with rig(tmp_path) as place:
         giver, _ = await place.giver("giver", content)
-        assembly = place.assembly(content)
+        partial = place.partial(content)
         source = place.swarm.source("Model")
-        await fetch(source, assembly)
-        assert not source.disown(assembly)
-        assert assembly.expected is None
-        assert "is not true of the file" in place.swarm.banned[giver]
+        await fetch(source, partial)
+        assert not source.reject_claims(partial)
+        assert partial.expected is None
+        assert "do not match the file" in place.swarm.banned[giver]
 
 
 async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloader, "OTHERWISE_SECONDS", 0.01)
+    monkeypatch.setattr(downloader, "DISAGREE_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(downloader, "RETRY_SECONDS", 0.01)
     content = content_of(12)
     false = content[: 3 * CHUNK] + bytes(CHUNK) + content[4 * CHUNK :]
@@ -153,10 +153,10 @@ async def test_a_giver_of_another_list_has_its_turn_when_the_first_are_gone(
         for name in ("one", "two"):
             await place.liar(name, false, hang_up, false_digests(false, content))
         await place.giver("honest", content)
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.expected == digests_of(content)
-        assert assembly.path.read_bytes() == content
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.expected == digests_of(content)
+        assert partial.path.read_bytes() == content
 
 
 async def test_a_giver_that_dies_in_the_middle_changes_nothing_but_the_time(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ async def test_a_giver_that_dies_in_the_middle_changes_nothing_but_the_time(tmp_
             "dying", content, lambda request, answer: None if request == w.ChunkRequest(5) else answer
         )
         await place.giver("living", content)
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.path.read_bytes() == content
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.path.read_bytes() == content
         assert dying not in place.swarm.banned
 
 
@@ -181,9 +181,9 @@ async def test_half_a_chunk_is_no_chunk(tmp_path: Path) -> None:
 
         stalling = await place.liar("stalling", content, half)
         await place.giver("living", content)
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.path.read_bytes() == content
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.path.read_bytes() == content
         assert stalling not in place.swarm.banned
 
 
@@ -194,8 +194,8 @@ async def test_who_stalls_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.Monk
     async with rig(tmp_path) as place:
         stalling = await place.liar("stalling", content, lambda request, answer: b"")
         with pytest.raises(DownloadFailed, match="sent nothing for 0 seconds"):
-            await fetch(place.swarm.source("Model"), place.assembly(content))
-        assert place.site.opened == [stalling.id] * downloader.MOST_FAILURES
+            await fetch(place.swarm.source("Model"), place.partial(content))
+        assert place.site.opened == [stalling.id] * downloader.MAX_FAILURES
         assert place.swarm.banned == {}
 
 
@@ -233,16 +233,16 @@ async def test_who_talks_nonsense_is_dropped(tmp_path: Path, name: str) -> None:
     async with rig(tmp_path) as place:
         fool = await place.liar("fool", content, NONSENSE[name])
         with pytest.raises(DownloadFailed) as failure:
-            await fetch(place.swarm.source("Model"), place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.partial(content))
         assert list(place.swarm.banned) == [fool]
         assert place.swarm.banned[fool] in failure.value.message
         await place.giver("honest", content)
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.path.read_bytes() == content
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.path.read_bytes() == content
 
 
-async def interrupted(source: SwarmSource, assembly: PartialFile, count: int) -> None:
+async def interrupted(source: SwarmSource, partial: PartialFile, count: int) -> None:
     """Take until so many bytes are there, and then no more."""
     loop, reached, owner = asyncio.get_running_loop(), asyncio.Event(), Owner("interrupted")
 
@@ -250,11 +250,11 @@ async def interrupted(source: SwarmSource, assembly: PartialFile, count: int) ->
         if there >= count:
             loop.call_soon_threadsafe(reached.set)
 
-    assembly.heard = heard
-    owner.start(source.feed(assembly), "feed")
+    partial.on_arrival = heard
+    owner.start(source.download_into(partial), "feed")
     await reached.wait()
     await owner.close()
-    assembly.heard = None
+    partial.on_arrival = None
 
 
 async def test_interrupted_and_resumed(tmp_path: Path) -> None:
@@ -262,16 +262,16 @@ async def test_interrupted_and_resumed(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         await place.giver("giver", content)
         for chunks in (5, 20, 35):
-            assembly = place.assembly(content)
-            await interrupted(place.swarm.source("Model"), assembly, chunks * CHUNK)
-            assembly.close()
-        assembly = place.assembly(content)
-        there, sent = assembly.arrived, place.givers[0].total
+            partial = place.partial(content)
+            await interrupted(place.swarm.source("Model"), partial, chunks * CHUNK)
+            partial.close()
+        partial = place.partial(content)
+        there, sent = partial.arrived, place.givers[0].uploaded_bytes
         assert there >= 35 * CHUNK
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.path.read_bytes() == content
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.path.read_bytes() == content
         # What was there is not asked for again; what was under way when it was interrupted may come a little later.
-        assert place.givers[0].total - sent <= len(content) - there + downloader.OUTSTANDING * CHUNK
+        assert place.givers[0].uploaded_bytes - sent <= len(content) - there + downloader.MAX_OUTSTANDING * CHUNK
 
 
 async def test_peers_that_appear_later_help(tmp_path: Path) -> None:
@@ -280,22 +280,22 @@ async def test_peers_that_appear_later_help(tmp_path: Path) -> None:
         first, _ = await place.giver("first", content)
         place.site.vanish(first)
         place.site.settling = True
-        assembly = place.assembly(content)
+        partial = place.partial(content)
         owner = Owner("test")
-        feeding = owner.start(place.swarm.source("Model").feed(assembly), "feed")
+        feeding = owner.start(place.swarm.source("Model").download_into(partial), "feed")
         await place.site.waited_for.wait()
         assert place.site.opened == []
         place.site.appear(first)
         await feeding
         await owner.close()
-        assert assembly.path.read_bytes() == content
+        assert partial.path.read_bytes() == content
 
 
 async def test_nobody_to_ask(tmp_path: Path) -> None:
     content = content_of(2)
     async with rig(tmp_path) as place:
         with pytest.raises(DownloadFailed, match="No other node of the mesh could be asked"):
-            await fetch(place.swarm.source("Model"), place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.partial(content))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ async def test_who_refuses_says_why(tmp_path: Path, refusal: w.FileRefusal, word
         _, shelf = await place.giver("giver", content)
         shelf.refusals = [refusal]
         with pytest.raises(DownloadFailed, match=words):
-            await fetch(place.swarm.source("Model"), place.assembly(content))
+            await fetch(place.swarm.source("Model"), place.partial(content))
         assert place.swarm.banned == {}
 
 
@@ -321,9 +321,9 @@ async def test_who_is_preparing_is_asked_again(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         _, shelf = await place.giver("giver", content)
         shelf.refusals = [w.FileRefusal(w.FileRefusalReason.PREPARING, 50, 1)]
-        assembly = place.assembly(content)
-        await fetch(place.swarm.source("Model"), assembly)
-        assert assembly.path.read_bytes() == content
+        partial = place.partial(content)
+        await fetch(place.swarm.source("Model"), partial)
+        assert partial.path.read_bytes() == content
         assert len(place.site.opened) == 2
 
 
@@ -331,15 +331,15 @@ async def test_a_full_disk_ends_it(tmp_path: Path) -> None:
     content = content_of(5)
     async with rig(tmp_path) as place:
         await place.giver("giver", content)
-        assembly = place.assembly(content)
+        partial = place.partial(content)
 
         def full(source: str, chunk: int, data: bytes | memoryview, giver: str) -> None:
             raise OSError(28, "No space left on device")
 
-        assembly.put = full  # type: ignore[method-assign]
+        partial.write_chunk = full  # type: ignore[method-assign]
         with pytest.raises(OSError, match="No space left"):
-            await fetch(place.swarm.source("Model"), assembly)
-        assert place.swarm.taken() == []
+            await fetch(place.swarm.source("Model"), partial)
+        assert place.swarm.downloads() == []
 
 
 def test_votes() -> None:
@@ -351,15 +351,15 @@ def test_votes() -> None:
     lists.add(two, b"y")
     lists.add(three, b"y")
     assert lists.choose() == b"x", "what is chosen stays while somebody who vouches for it is there"
-    lists.left(one)
+    lists.remove_source(one)
     assert lists.choose() == b"y"
-    assert (lists.vouches(two), lists.vouches(one)) == (True, False)
+    assert (lists.claims(two), lists.claims(one)) == (True, False)
     assert lists.peer("b" * 64) is two
-    lists.refute(two)
+    lists.withdraw(two)
     assert (lists.chosen, lists.peer("b" * 64)) == (b"y", None)
     lists.add(two, b"y")
-    assert lists.drop() == [three, two]
+    assert lists.reject_chosen() == [three, two]
     assert lists.chosen == b"x"
-    lists.refute(one)
+    lists.withdraw(one)
     assert lists.chosen is None
-    assert lists.drop() == []
+    assert lists.reject_chosen() == []

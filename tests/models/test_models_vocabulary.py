@@ -73,22 +73,22 @@ DIFFERENT = {
 @pytest.mark.parametrize("what", PAIRS)
 def test_may_pair(what: str) -> None:
     one, other = read(sample()), read(PAIRS[what])
-    assert one.why_not(other) == other.why_not(one) == ""
+    assert one.incompatibility(other) == other.incompatibility(one) == ""
     assert (one.digest == other.digest) is (one.size == other.size)
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
 def test_may_not_pair(what: str) -> None:
     one, other = read(sample()), read(DIFFERENT[what])
-    assert what.strip() in one.why_not(other)
-    assert what.strip() in other.why_not(one)
+    assert what.strip() in one.incompatibility(other)
+    assert what.strip() in other.incompatibility(one)
     assert one.digest != other.digest
 
 
 def test_which_token_begins_a_text_counts_where_one_does() -> None:
     first, second = (read(sample(flags=BEGINS, ids={"bos_token_id": number})) for number in (7, 8))
     assert (first.begin, second.begin) == (7, 8)
-    assert first.why_not(second)
+    assert first.incompatibility(second)
     assert read(sample(flags=BEGINS)).begin == 11  # the engine's own word for this kind
     assert read(sample(flags=BEGINS, ids={"bos_token_id": 5000})).begin == 11  # there is no such token
     assert read(sample(flags=BEGINS, pre="glm4")).begin == -1
@@ -104,8 +104,8 @@ def test_an_empty_token_has_the_engines_name() -> None:
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_prefixes_of_one_list_pair_up_to_the_difference_that_is_allowed(one: int, other: int) -> None:
     first, second = read(sample(WORDS[:one], pre="")), read(sample(WORDS[:other], pre=""))
-    assert (first.why_not(second) == "") is (abs(one - other) <= vocabulary.MAX_DIFFERENCE)
-    assert first.why_not(replace(first, prefixes=(b"", *first.prefixes[1:])))
+    assert (first.incompatibility(second) == "") is (abs(one - other) <= vocabulary.MAX_DIFFERENCE)
+    assert first.incompatibility(replace(first, prefixes=(b"", *first.prefixes[1:])))
 
 
 BAD = {

@@ -30,7 +30,7 @@ class OneFile:
         digests = [hashlib.sha256(CONTENT[: at + CHUNK]).digest() for at in range(0, len(CONTENT), CHUNK)]
         self.file = SeedFile(path, w.ChunkListing(len(CONTENT), CHUNK, b"".join(digests)), path.stat().st_mtime_ns)
 
-    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
+    async def lookup(self, sha256: str) -> SeedFile | w.FileRefusal:
         return self.file if sha256 == SHA256 else w.FileRefusal(w.FileRefusalReason.ABSENT)
 
     async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
@@ -39,10 +39,10 @@ class OneFile:
 
 async def taken(line: PeerConnection) -> bytes:
     """The whole file, all chunks asked for at once."""
-    listing = await line.have(SHA256, COUNT)
+    listing = await line.request_listing(SHA256, COUNT)
     assert isinstance(listing, w.ChunkListing)
     rooms = [memoryview(bytearray(min(CHUNK, len(CONTENT) - number * CHUNK))) for number in range(COUNT)]
-    assert await asyncio.gather(*(line.get(number, room) for number, room in enumerate(rooms))) == [None] * COUNT
+    assert await asyncio.gather(*(line.read_chunk(number, room) for number, room in enumerate(rooms))) == [None] * COUNT
     return b"".join(rooms)
 
 
@@ -53,9 +53,9 @@ async def test_over_a_stream(tmp_path: Path, kind: str) -> None:
     other.heard.serve = lambda kind: giver.serve("taker")  # type: ignore[assignment,return-value]
     line = PeerConnection()
     dialled.open(StreamKind.FILES, line)
-    assert line.via == "quic"
+    assert line.transport == "quic"
     assert await taken(line) == CONTENT
-    assert [given.via for given in giver.given()] == ["quic"]
+    assert [given.transport for given in giver.uploads()] == ["quic"]
     line.end(LinkClosed("Enough."))
     await giver.close()
     await world.close()
@@ -68,13 +68,13 @@ async def test_over_a_lane(tmp_path: Path) -> None:
         there.tunnels.serve(StreamKind.FILES, lambda peer: giver.serve(peer.hex()))
         line = PeerConnection()
         await place.nodes[0].tunnels.open(there.node, StreamKind.FILES, lambda: line)
-        assert line.via == "lane"
+        assert line.transport == "lane"
         assert await taken(line) == CONTENT
-        (given,) = giver.given()
-        assert (given.peer, given.via) == (place.nodes[0].node.hex(), "lane")
+        (given,) = giver.uploads()
+        assert (given.peer, given.transport) == (place.nodes[0].node.hex(), "lane")
         line.end(LinkClosed("Enough."))
         with pytest.raises(LinkClosed, match="Enough"):
-            await line.have(SHA256, COUNT)
+            await line.request_listing(SHA256, COUNT)
         await giver.close()
 
 
@@ -85,9 +85,9 @@ async def test_a_link_that_goes_down_ends_it(tmp_path: Path) -> None:
         there.tunnels.serve(StreamKind.FILES, lambda peer: giver.serve(peer.hex()))
         line = PeerConnection()
         await place.nodes[0].tunnels.open(there.node, StreamKind.FILES, lambda: line)
-        await line.have(SHA256, COUNT)
+        await line.request_listing(SHA256, COUNT)
         room = memoryview(bytearray(CHUNK))
-        waiting = asyncio.gather(line.get(0, room), return_exceptions=True)
+        waiting = asyncio.gather(line.read_chunk(0, room), return_exceptions=True)
         place.link().close("cut")
         (error,) = await waiting
         assert isinstance(error, LinkClosed)
@@ -101,10 +101,10 @@ async def test_who_is_cancelled_hangs_up(tmp_path: Path) -> None:
         there.tunnels.serve(StreamKind.FILES, lambda peer: giver.serve(peer.hex()))
         line = PeerConnection()
         await place.nodes[0].tunnels.open(there.node, StreamKind.FILES, lambda: line)
-        await line.have(SHA256, COUNT)
+        await line.request_listing(SHA256, COUNT)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
-                await line.get(0, memoryview(bytearray(CHUNK)))
+                await line.read_chunk(0, memoryview(bytearray(CHUNK)))
         with pytest.raises(LinkClosed):
-            await line.get(1, memoryview(bytearray(CHUNK)))
+            await line.read_chunk(1, memoryview(bytearray(CHUNK)))
         await giver.close()

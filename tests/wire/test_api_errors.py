@@ -65,7 +65,7 @@ def test_a_text_too_long_to_embed_is_the_callers_matter(api: Api) -> None:
     status, body = translate_error(api, 500, engine)
     error = body["error"]
     assert (status, error["code"]) == (400, "context_length_exceeded")
-    assert error["message"] == "The input has 600 tokens; this model takes 512 at most."
+    assert error["message"] == "The input has 600 tokens; the limit of this model is 512."
     assert (error["n_prompt_tokens"], error["n_ctx"]) == (600, 512)
 
 

@@ -177,11 +177,11 @@ def test_each_bound(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no invite"),
-        ("hello", "no invite"),
-        ("MESH1-abc", "no invite"),
-        ("mesh1-ab=c", "no invite"),
-        ("mesh1-äöü", "no invite"),
+        ("", "not an invite"),
+        ("hello", "not an invite"),
+        ("MESH1-abc", "not an invite"),
+        ("mesh1-ab=c", "not an invite"),
+        ("mesh1-äöü", "not an invite"),
         ("mesh1-", "damaged"),
         ("mesh1-A", "damaged"),
         ("mesh2-abc", "version 2"),

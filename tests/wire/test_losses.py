@@ -66,7 +66,7 @@ def test_what_happened_is_told_and_what_to_do(api: Api, begun: bool, places: lis
     events, repair = run(api, (before if begun else b"") + error, places)
     found = error_in(api, events)
     assert (found["code"], found["message"]) == ("upstream_lost", worker_loss_message("m"))
-    assert "Ask again" in found["message"]
+    assert "Retry" in found["message"]
     assert (repair.worker_lost, repair.failed, repair.complete) == (True, True, True)
     assert "Compute error" not in str(events)
     assert ('"a"' in json.dumps(events)) == begun, "what came before it is passed on"

@@ -65,7 +65,7 @@ class VocabularyIdentity:
         facts = f"{self.kind} {self.size} {self.begin} {self.end} {self.prefixes[0].hex()}"
         return hashlib.sha256(facts.encode()).hexdigest()
 
-    def why_not(self, other: VocabularyIdentity) -> str:
+    def incompatibility(self, other: VocabularyIdentity) -> str:
         """Why the engine would not let a model of the one draft for the other; empty where it would."""
         if self.kind != other.kind:
             return f"one tokenizer is of kind {self.kind}, the other {other.kind}"

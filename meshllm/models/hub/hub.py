@@ -24,7 +24,7 @@ from meshllm.util.backoff import backoff
 from meshllm.util.threads import in_thread
 
 from .manifest import HubSource, ModelFile
-from .stream import HubBody, Location, RangeIgnored, RetryLater, retry_after, words
+from .stream import DownloadThread, HubBody, Location, RangeIgnored, RetryLater, error_text, retry_after
 
 if TYPE_CHECKING:
     import httpx2
@@ -93,35 +93,40 @@ class Hub:
         except TimeoutError:
             raise RetryLater(f"{self.endpoint} did not answer within {within:g} s", answered=False) from None
 
-    async def fetch(self, source: HubSource, file: ModelFile, assembly: PartialFile) -> None:
+    async def fetch(self, source: HubSource, file: ModelFile, partial: PartialFile) -> None:
         """Bring what the file lacks, beside whoever else does; return when it is complete.
 
         Raises DownloadFailed, with what has arrived kept, or NotEnoughSpace.
         """
-        fetch = _Fetch(self, source, file, assembly)
-        missing = -(-(assembly.size - assembly.arrived) // assembly.chunk_bytes)
+        thread = DownloadThread(self.settings.stall)
+        fetch = _FileDownload(self, thread, source, file, partial)
+        missing = -(-(partial.size - partial.arrived) // partial.chunk_bytes)
         count = max(1, min(self.settings.connections, missing // CONNECTION_CHUNKS))
         owner = Owner("hub", awaited=True)
         try:
             await fetch.find()
             running = {owner.start(fetch.connection(), f"connection {number}") for number in range(count)}
-            while running and not assembly.complete:
+            while running and not partial.complete:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
         finally:
             await owner.close()
+            thread.close()
 
 
-class _Fetch:
+class _FileDownload:
     """One file that is being fetched, over several connections that learn from each other."""
 
-    def __init__(self, hub: Hub, source: HubSource, file: ModelFile, assembly: PartialFile) -> None:
+    def __init__(
+        self, hub: Hub, thread: DownloadThread, source: HubSource, file: ModelFile, partial: PartialFile
+    ) -> None:
         self._hub = hub
+        self._thread = thread
         self._settings = hub.settings
         self._source = source
         self._file = file
-        self._assembly = assembly
+        self._partial = partial
         self._name = hub.endpoint
         self._location: Location | None = None
         self._ignored = 0  # whole files in a row where ranges were asked for
@@ -140,15 +145,15 @@ class _Fetch:
 
     async def connection(self) -> None:
         """Fetch one piece after the other until the file is complete. Raises DownloadFailed after enough failures."""
-        this, failures, seen = object(), 0, self._got()
-        while not self._assembly.complete and self._only in (None, this):
+        this, failures, seen = object(), 0, self._received()
+        while not self._partial.complete and self._only in (None, this):
             await asyncio.sleep(max(0.0, self._wait_until - asyncio.get_running_loop().time()))
             whole = self._only is this
-            piece = self._assembly.claim(self._name, 1 if whole else PIECE_CHUNKS)
+            piece = self._partial.claim(self._name, 1 if whole else PIECE_CHUNKS)
             if piece is None:
-                await self._assembly.changed()
+                await self._partial.changed()
                 continue
-            self._bodies[this] = HubBody(self._assembly, piece, self._name, whole=whole)
+            self._bodies[this] = HubBody(self._partial, piece, self._name, whole=whole)
             try:
                 await self._fetch(self._bodies[this])
                 failures = self._ignored = 0
@@ -159,24 +164,24 @@ class _Fetch:
                     self._only = self._only or next(reading, this)
             except RetryLater as reason:
                 self._location = None  # a signed address runs out
-                failures = 1 if self._got() > seen else failures + 1
+                failures = 1 if self._received() > seen else failures + 1
                 if failures >= self._settings.tries:
                     raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
                 self._wait(reason.after)
                 await asyncio.sleep(backoff(failures - 1, base=self._settings.pause, cap=MAX_PAUSE_SECONDS))
             finally:
                 del self._bodies[this]
-            seen = self._got()
+            seen = self._received()
 
     async def _fetch(self, body: HubBody) -> None:
         try:
-            # The hub is there: now patience pays.
-            within, stall = 2 * self._settings.decide_within, self._settings.stall
+            # The hub has answered before: a longer deadline than for the first question.
+            within = 2 * self._settings.decide_within
             location = self._location or await self._hub.locate(self._source, self._file, within=within)
             self._location = location
-            await in_thread(lambda stop: body.fetch(stop, location, stall), "hub-stream", leave=True)
+            await self._thread.call(lambda stop, session: body.fetch(stop, session, location))
         except OSError as error:
-            raise disk_error(error, self._assembly.path) from error
+            raise disk_error(error, self._partial.path) from error
         finally:
             body.release()
 
@@ -184,8 +189,8 @@ class _Fetch:
         until = asyncio.get_running_loop().time() + min(MAX_WAIT_SECONDS, seconds)
         self._wait_until = max(self._wait_until, until)
 
-    def _got(self) -> int:
-        return self._assembly.by_source[self._name]
+    def _received(self) -> int:
+        return self._partial.by_source[self._name]
 
 
 def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) -> Location:
@@ -195,16 +200,16 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     url = hf_hub_url(source.repository, source.path, revision=source.revision, endpoint=endpoint)
-    headers = own_headers()
+    headers = request_headers()
     try:
         found = get_hf_file_metadata(url, timeout=within, headers=headers, endpoint=endpoint)
     except OfflineModeIsEnabled:
         raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
-        refuse(error.response, source.repository, f"file {source.path} in {source.repository}")
-        raise RetryLater(words(error), retry_after(error.response.headers)) from None
+        raise_for_refusal(error.response, source.repository, f"file {source.path} in {source.repository}")
+        raise RetryLater(error_text(error), retry_after(error.response.headers)) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise RetryLater(words(error), answered=False) from None
+        raise RetryLater(error_text(error), answered=False) from None
     etag = (found.etag or "").lower()
     if (found.size is not None and found.size != file.size) or (SHA256.fullmatch(etag) and etag != file.sha256):
         raise DownloadFailed(f"The hub's {source.repository}/{source.path} holds other bytes than were expected.")
@@ -213,7 +218,7 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
     return Location(found.location, headers)
 
 
-def own_headers() -> dict[str, str]:
+def request_headers() -> dict[str, str]:
     """The headers to ask the hub with: who we are, and the token if there is one."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # exported by its __init__
 
@@ -230,10 +235,10 @@ def _probe(endpoint: str, within: float) -> None:
     except OfflineModeIsEnabled:
         raise DownloadFailed("It may not be asked: HF_HUB_OFFLINE is set.") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise DownloadFailed(f"{endpoint} cannot be reached: {words(error)}.") from None
+        raise DownloadFailed(f"{endpoint} cannot be reached: {error_text(error)}.") from None
 
 
-def refuse(response: httpx2.Response, repository: str, what: str) -> None:
+def raise_for_refusal(response: httpx2.Response, repository: str, what: str) -> None:
     """Raise DownloadFailed for an answer that asking again will not change."""
     status = response.status_code
     if status in (401, 403):

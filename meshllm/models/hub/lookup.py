@@ -21,17 +21,17 @@ from meshllm.models.library.other_apps import gguf_in, hugging_face
 from meshllm.util.backoff import backoff
 from meshllm.util.threads import in_thread
 
-from .hub import MAX_PAUSE_SECONDS, MAX_WAIT_SECONDS, Hub, own_headers, refuse
+from .hub import MAX_PAUSE_SECONDS, MAX_WAIT_SECONDS, Hub, raise_for_refusal, request_headers
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 from .manifest_cache import MAX_FILE_BYTES, MAX_FILES, is_file_name, is_repository_path
-from .stream import RetryLater, retry_after, words
+from .stream import RetryLater, error_text, retry_after
 
 MAX_LISTING_BYTES: Final = 32 << 20  # the longest lists (a thousand files) have half a megabyte
 MAX_LISTED: Final = 20_000
 MAX_CANDIDATES: Final = 12  # named in an error
 LISTING_SECONDS: Final = 60.0  # for the whole list, however slowly it comes
 
-USUAL: Final = (
+PREFERRED_QUANTIZATIONS: Final = (
     "Q4_K_M", "UD-Q4_K_XL", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "IQ4_XS", "IQ4_NL", "MXFP4", "MXFP4_MOE", "NVFP4", "Q4_1",
     "Q4_0", "Q5_K_M", "UD-Q5_K_XL", "Q5_K_S", "Q5_1", "Q5_0", "Q6_K", "UD-Q6_K_XL", "Q8_0", "UD-Q8_K_XL", "Q3_K_L",
     "UD-Q3_K_XL", "Q3_K_M", "IQ3_M", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "UD-Q2_K_XL", "Q2_K", "IQ2_M", "BF16", "F16",
@@ -40,7 +40,7 @@ USUAL: Final = (
 """What is taken where no quantization was named: four bits, of which little is lost at a quarter of the size; then more
 bits, then fewer, and the unquantized weights last."""
 
-PROJECTORS: Final = ("F16", "BF16", "Q8_0", "F32")
+PREFERRED_PROJECTORS: Final = ("F16", "BF16", "Q8_0", "F32")
 """Which projector is taken of several: half precision loses nothing that can be seen, and every backend computes it."""
 
 _WITHOUT_THE_HUB: Final = (
@@ -123,9 +123,11 @@ def _ask(endpoint: str, reference: HubReference, within: float) -> bytes:
     body = bytearray()
     answered = False
     try:
-        with get_session().stream("GET", url, headers=own_headers(), timeout=within, follow_redirects=True) as response:
+        with get_session().stream(
+            "GET", url, headers=request_headers(), timeout=within, follow_redirects=True
+        ) as response:
             answered = True
-            refuse(response, repository, f"repository {repository} with a revision {reference.revision}")
+            raise_for_refusal(response, repository, f"repository {repository} with a revision {reference.revision}")
             if response.status_code != 200:
                 raise RetryLater(f"it answered {response.status_code}", retry_after(response.headers))
             for data in response.iter_bytes():
@@ -135,7 +137,7 @@ def _ask(endpoint: str, reference: HubReference, within: float) -> bytes:
     except OfflineModeIsEnabled:
         raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise RetryLater(words(error), answered=answered) from None
+        raise RetryLater(error_text(error), answered=answered) from None
     return bytes(body)
 
 
@@ -223,7 +225,7 @@ def _by_path(reference: HubReference, listing: RepositoryListing) -> ListedFile:
         there = _models(listing)
         near = [file for file in there if file.name == reference.path.rpartition("/")[2]] or there
         raise UnknownModel(
-            f"{listing.repository} has no file {reference.path}.", advice=_what_there_is([file.path for file in near])
+            f"{listing.repository} has no file {reference.path}.", advice=_available([file.path for file in near])
         )
     return found
 
@@ -236,20 +238,20 @@ def _by_quantization(reference: HubReference, listing: RepositoryListing) -> Lis
     if wanted := reference.quantization:
         chosen = next((name for name in (wanted, f"UD-{wanted}") if name in by_name), None)
     else:
-        chosen = next((name for name in USUAL if name in by_name), None)
+        chosen = next((name for name in PREFERRED_QUANTIZATIONS if name in by_name), None)
         if chosen is None and len(by_name) == 1:
             chosen = next(iter(by_name))
     if chosen is None:
         there = [name for name in by_name if name] or [file.path for file in models]
         raise UnknownModel(
-            f"{listing.repository} has no model in {wanted or 'a usual quantization'}.", advice=_what_there_is(there)
+            f"{listing.repository} has no model in {wanted or 'a usual quantization'}.", advice=_available(there)
         )
     found = by_name[chosen]
     if len(found) > 1:
         paths = [f"{listing.repository}/{file.path}" for file in found]
         raise AmbiguousModel(
             f"{listing.repository} has {len(paths)} models in {chosen or 'one quantization'}.",
-            advice=f"Name one by its path: {_some(paths)}.",
+            advice=f"Name one by its path: {_first_names(paths)}.",
             candidates=tuple(paths[:MAX_CANDIDATES]),
         )
     return found[0]
@@ -279,12 +281,12 @@ def _projector(reference: HubReference, model: ListedFile, listing: RepositoryLi
     if reference.projector:
         found = next((file for file in listing.files if file.path == reference.projector), None)
         if found is None:
-            advice = _what_there_is([file.path for file in there])
+            advice = _available([file.path for file in there])
             raise UnknownModel(f"{listing.repository} has no projector {reference.projector}.", advice=advice)
         return found
     folder = model.path.rpartition("/")[0]
     near = [file for file in there if file.path.rpartition("/")[0] == folder] or there
-    rank = {name: number for number, name in enumerate(PROJECTORS)}
+    rank = {name: number for number, name in enumerate(PREFERRED_PROJECTORS)}
     return min(near, key=lambda file: rank.get(file.quantization, len(rank)), default=None)
 
 
@@ -295,11 +297,11 @@ def _file(file: ListedFile, listing: RepositoryListing) -> ModelFile:
     return ModelFile(file.name, file.size, file.sha256, (source,))
 
 
-def _what_there_is(names: Sequence[str]) -> str:
-    return f"It has {_some(names)}." if names else "It has no GGUF files at all."
+def _available(names: Sequence[str]) -> str:
+    return f"It has {_first_names(names)}." if names else "It has no GGUF files at all."
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_names(names: Iterable[str]) -> str:
     listed = list(names)
     more = len(listed) - MAX_CANDIDATES
     return ", ".join(listed[:MAX_CANDIDATES]) + (f" and {more} more" if more > 0 else "")

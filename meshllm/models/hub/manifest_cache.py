@@ -20,8 +20,8 @@ from meshllm.util.atomic_file import replace_file
 
 from .manifest import HubReference, HubSource, Manifest, ModelFile, PackageSource, Source
 
-MAX_KEPT_BYTES: Final = 1 << 20
-MAX_KEPT: Final = 1024
+MAX_ENTRY_BYTES: Final = 1 << 20
+MAX_ENTRIES: Final = 1024
 MAX_FILES: Final = 1000  # parts of one model; names have room for 99999, the largest models have some 200
 MAX_FILE_BYTES: Final = 1 << 42
 MAX_NAME: Final = 255
@@ -49,74 +49,74 @@ def is_repository(name: str) -> bool:
 
 
 class ManifestCache:
-    """The kept manifests, as files in `folder`, each with the question that it answers."""
+    """The kept manifests, as files in `folder`, each with the reference that it answers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: tuple[int, list[tuple[object, Manifest]]] = (-1, [])
+        self._cached: tuple[int, list[tuple[object, Manifest]]] = (-1, [])
 
-    def answer(self, question: HubReference) -> Manifest | None:
-        """What was found for this question before."""
-        asked = _question(question)
+    def get(self, reference: HubReference) -> Manifest | None:
+        """What was found for this reference before."""
+        asked = _reference_key(reference)
         found = next((manifest for known, manifest in self._all() if known == asked), None)
-        return replace(found, name=question.name) if found else None
+        return replace(found, name=reference.name) if found else None
 
     def manifests(self) -> list[Manifest]:
         """All that are kept, in the order of their names."""
         return sorted((manifest for _, manifest in self._all()), key=lambda manifest: manifest.name)
 
-    def keep(self, manifest: Manifest, question: HubReference | None = None) -> None:
+    def put(self, manifest: Manifest, reference: HubReference | None = None) -> None:
         """Keep it under its name, beside another model of that name. Raises OSError."""
-        asked = _question(question) if question else {"files": [file.sha256 for file in manifest.all_files]}
+        asked = _reference_key(reference) if reference else {"files": [file.sha256 for file in manifest.all_files]}
         text = json.dumps({"version": _VERSION, "asked": asked, "manifest": asdict(manifest)}, indent=1)
         plain = manifest.name if _PLAIN.fullmatch(manifest.name) else ""
-        place = self._folder / f"{plain}.json"
-        if not plain or ((known := _read(place)) is not None and known[0] != asked):
+        path = self._folder / f"{plain}.json"
+        if not plain or ((known := _read(path)) is not None and known[0] != asked):
             name = re.sub(r"[^\w.-]", "_", manifest.name, flags=re.ASCII)[:80].lstrip(".")
-            place = self._folder / f"{name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
-        replace_file(place, text)
-        self._known = (-1, [])
+            path = self._folder / f"{name}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
+        replace_file(path, text)
+        self._cached = (-1, [])
 
     def forget(self, manifest: Manifest) -> None:
         """Do not know it any more. Raises OSError."""
-        for place in self._places():
-            if (known := _read(place)) and known[1] == manifest:
-                place.unlink(missing_ok=True)
-        self._known = (-1, [])
+        for path in self._paths():
+            if (known := _read(path)) and known[1] == manifest:
+                path.unlink(missing_ok=True)
+        self._cached = (-1, [])
 
     def _all(self) -> list[tuple[object, Manifest]]:
         try:
             changed = self._folder.stat().st_mtime_ns
         except OSError:
             return []
-        if changed != self._known[0]:
-            self._known = changed, [known for place in self._places() if (known := _read(place))]
-        return self._known[1]
+        if changed != self._cached[0]:
+            self._cached = changed, [known for path in self._paths() if (known := _read(path))]
+        return self._cached[1]
 
-    def _places(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         try:
             with os.scandir(self._folder) as entries:
-                names = [entry.path for _, entry in zip(range(MAX_KEPT), entries, strict=False)]
+                names = [entry.path for _, entry in zip(range(MAX_ENTRIES), entries, strict=False)]
         except OSError:
             return []
         return [Path(name) for name in sorted(names) if name.endswith(".json")]
 
 
-def _question(reference: HubReference) -> dict[str, str]:
+def _reference_key(reference: HubReference) -> dict[str, str]:
     fields = ("repository", "path", "quantization", "revision", "projector")
     return {field: getattr(reference, field) for field in fields}
 
 
-def _read(place: Path) -> tuple[object, Manifest] | None:
+def _read(path: Path) -> tuple[object, Manifest] | None:
     try:
-        with place.open("rb") as file:
-            return parse(file.read(MAX_KEPT_BYTES))
+        with path.open("rb") as file:
+            return parse(file.read(MAX_ENTRY_BYTES))
     except OSError:
         return None
 
 
 def parse(content: bytes) -> tuple[object, Manifest] | None:
-    """The question and its answer in a cache file; None for a file that is damaged or of another version."""
+    """The reference and its answer in a cache file; None for a file that is damaged or of another version."""
     try:
         entry = _CacheEntry.model_validate_json(content)
     except ValidationError:

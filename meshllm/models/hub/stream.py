@@ -7,17 +7,21 @@ server that ignores ranges may cost traffic, never a wrong byte. All of it runs 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
+import ssl
+import threading
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from meshllm.errors import DownloadFailed
 from meshllm.models.transfer.partial_file import ByteRange, PartialFile
-from meshllm.util.threads import StopSignal
+from meshllm.util.threads import StopSignal, ThreadStopped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     import aiohttp
 
@@ -58,61 +62,57 @@ class HubBody:
     answer that begins at the file's start although only a piece was asked for is read on until it is of no use.
     """
 
-    def __init__(self, assembly: PartialFile, piece: ByteRange, source: str, *, whole: bool) -> None:
-        self._assembly = assembly
+    def __init__(self, partial: PartialFile, piece: ByteRange, source: str, *, whole: bool) -> None:
+        self._partial = partial
         self._piece: ByteRange | None = piece
         self._source = source
         self._whole = whole
-        self._over = False
+        self._superseded = False
         self.from_start = whole
         """Whether the answer began at the file's start and goes on to its end, asked for or not."""
-        self._place = 0 if whole else piece.position
-        self._end = assembly.size if whole else piece.end
+        self._position = 0 if whole else piece.position
+        self._end = partial.size if whole else piece.end
 
     def release(self) -> None:
         """Give back what it holds; what has arrived is kept. Idempotent."""
         if self._piece is not None:
-            self._assembly.give_back(self._piece)
+            self._partial.release(self._piece)
             self._piece = None
 
-    def fetch(self, stop: StopSignal, location: Location, stall: float) -> None:
-        """Ask for it and write what comes (in a thread). Raises `Again`, RangeIgnored, DownloadFailed, OSError."""
-        asyncio.run(self._fetch(stop, location, stall))  # a loop of this thread: writing blocks no other work
+    async def fetch(self, stop: StopSignal, session: aiohttp.ClientSession, location: Location) -> None:
+        """Request the bytes and write them, in a download thread.
 
-    async def _fetch(self, stop: StopSignal, location: Location, stall: float) -> None:
+        Raises RetryLater, RangeIgnored, DownloadFailed and OSError.
+        """
         import aiohttp
         import yarl
 
         headers = {**location.headers, "Accept-Encoding": "identity"}
-        if self._end - self._place < self._assembly.size:
-            headers["Range"] = f"bytes={self._place}-{self._end - 1}"
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(stall, CONNECT_SECONDS), sock_read=stall)
+        if self._end - self._position < self._partial.size:
+            headers["Range"] = f"bytes={self._position}-{self._end - 1}"
         try:
-            async with (
-                http_session(timeout) as session,
-                session.get(yarl.URL(location.url, encoded=True), headers=headers) as response,
-            ):
+            async with session.get(yarl.URL(location.url, encoded=True), headers=headers) as response:
                 self._check(response)
                 async for data in response.content.iter_any():
-                    if self._place + len(data) > self._assembly.size:
+                    if self._position + len(data) > self._partial.size:
                         raise DownloadFailed("The hub sent more bytes than the file has.")
-                    self._take(stop, memoryview(data))
-                    if self._is_done() and self._place < self._end:
+                    self._accept(stop, memoryview(data))
+                    if self._is_done() and self._position < self._end:
                         break  # another connection or peer fetches the rest
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise RetryLater(words(error)) from None
+            raise RetryLater(error_text(error)) from None
         if not self._is_done():
-            raise RetryLater(f"the connection ended after {self._place} of {self._end} bytes")
+            raise RetryLater(f"the connection ended after {self._position} of {self._end} bytes")
 
     def _check(self, response: aiohttp.ClientResponse) -> None:
         """Raises where the answer's body does not begin at the place that was asked for."""
         if response.status == 200:
-            if self._place:
+            if self._position:
                 raise RangeIgnored
-            self.from_start, self._end = True, self._assembly.size
+            self.from_start, self._end = True, self._partial.size
         elif response.status == 206:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if not match or int(match[1]) != self._place or match[3] not in ("*", str(self._assembly.size)):
+            if not match or int(match[1]) != self._position or match[3] not in ("*", str(self._partial.size)):
                 raise RetryLater("it sent another range than the one that was asked for")
         else:
             raise RetryLater(f"it answered {response.status}", retry_after(response.headers))
@@ -122,47 +122,94 @@ class HubBody:
         piece = self._piece
         if piece is not None and piece.held and piece.position < piece.end:
             return False
-        return not self.from_start or self._over or self._assembly.complete or self._place == self._end
+        return not self.from_start or self._superseded or self._partial.complete or self._position == self._end
 
-    def _take(self, stop: StopSignal, data: memoryview) -> None:
-        assembly = self._assembly
+    def _accept(self, stop: StopSignal, data: memoryview) -> None:
+        partial = self._partial
         while data:
             with stop:
-                piece = self._wanted()
+                piece = self._current_range()
                 if piece is None:
-                    count = assembly.span(self._place // assembly.chunk_bytes)[1] - self._place
-                elif self._place < piece.position:
-                    count = piece.position - self._place
+                    count = partial.span(self._position // partial.chunk_bytes)[1] - self._position
+                elif self._position < piece.position:
+                    count = piece.position - self._position
                 else:
                     count = min(len(data), piece.end - piece.position)
-                    assembly.write(piece, data[:count])
-            self._place += min(count, len(data))
+                    partial.write(piece, data[:count])
+            self._position += min(count, len(data))
             data = data[count:]
             if piece is None and not self._whole:
-                self._over = True
+                self._superseded = True
                 return
 
-    def _wanted(self) -> ByteRange | None:
+    def _current_range(self) -> ByteRange | None:
         """The piece for what comes now or later, None where nobody wants what comes until the end of this chunk."""
         piece = self._piece
-        if piece is not None and piece.held and piece.position < piece.end and piece.position >= self._place:
+        if piece is not None and piece.held and piece.position < piece.end and piece.position >= self._position:
             return piece
         self.release()
         if self.from_start:
-            here = self._place // self._assembly.chunk_bytes
-            self._piece = self._assembly.claim(self._source, 1, accept=lambda chunk: chunk == here)
-            if self._piece is not None and self._piece.position < self._place:
+            here = self._position // self._partial.chunk_bytes
+            self._piece = self._partial.claim(self._source, 1, accept=lambda chunk: chunk == here)
+            if self._piece is not None and self._piece.position < self._position:
                 self.release()  # its beginning has passed
         return self._piece
 
 
-def http_session(timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-    """A client session for a loop that serves one thread only: proxies of the environment, the system's certificates.
+class DownloadThread:
+    """An event loop in a daemon thread with one HTTP session: connections are reused, and writing blocks no other work.
 
-    Names are resolved in the calling thread: asyncio's threads for that would delay the exit of the program.
+    `stall`: seconds of silence after which a response fails.
+    """
+
+    def __init__(self, stall: float) -> None:
+        self._stall = stall
+        self._session: aiohttp.ClientSession | None = None
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._run, name="hub-stream", daemon=True).start()
+
+    async def call(self, work: Callable[[StopSignal, aiohttp.ClientSession], Coroutine[Any, Any, None]]) -> None:
+        """Run `work` in the thread. When cancelled, it has no further effects inside `with stop:`."""
+        stop = StopSignal()
+        future = asyncio.run_coroutine_threadsafe(self._work(stop, work), self._loop)
+        try:
+            await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            stop.set()
+            raise
+
+    def close(self) -> None:
+        """Close the connections and end the thread, without waiting for it."""
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _work(
+        self, stop: StopSignal, work: Callable[[StopSignal, aiohttp.ClientSession], Coroutine[Any, Any, None]]
+    ) -> None:
+        if self._session is None:
+            self._session = _http_session(self._stall)
+        with contextlib.suppress(ThreadStopped):
+            await work(stop, self._session)
+
+    async def _shut_down(self) -> None:
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+        self._loop.stop()
+
+
+def _http_session(stall: float) -> aiohttp.ClientSession:
+    """A session that uses the environment's proxies and the system's certificates.
+
+    Names are resolved in the calling thread: threads of asyncio's executor would delay the exit of the program.
     """
     import aiohttp
-    import httpx2
     from aiohttp.abc import AbstractResolver, ResolveResult
 
     class Resolver(AbstractResolver):
@@ -178,9 +225,17 @@ def http_session(timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
         async def close(self) -> None:
             pass
 
-    connector = aiohttp.TCPConnector(resolver=Resolver(), ssl=httpx2.create_ssl_context(), socket_factory=_socket)
-    # Without decompression, so that positions in the answer are positions in the file.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(stall, CONNECT_SECONDS), sock_read=stall)
+    connector = aiohttp.TCPConnector(resolver=Resolver(), ssl=_tls_context(), socket_factory=_socket)
+    # Without decompression, so that positions in the response are positions in the file.
     return aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True, auto_decompress=False)
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:
@@ -197,7 +252,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
     return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.0
 
 
-def words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The first line of an error of the client, shortened."""
     text = (str(error) or type(error).__name__).strip().splitlines()[0]
     return text[:200].rstrip(".")

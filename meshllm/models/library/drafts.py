@@ -41,7 +41,7 @@ class Pairing:
 
 def check(target: LocalModel, draft: LocalModel) -> None:
     """Raises UsageError unless `draft` can guess ahead for `target`, and InvalidModelFile. Reads both vocabularies."""
-    if reason := _why_not(target.header, draft.header) or _identity(target).why_not(_identity(draft)):
+    if reason := _incompatibility(target.header, draft.header) or _identity(target).incompatibility(_identity(draft)):
         raise UsageError(
             f"{draft.name} cannot be the draft of {target.name}: {reason}.",
             advice="Choose a smaller model of the same family with --draft, or leave it out.",
@@ -90,11 +90,11 @@ def _too_different(target: Header, draft: Header) -> bool:
         or draft.parameters <= 0
         or draft.tokenizer != target.tokenizer
         or abs(draft.vocabulary_size - target.vocabulary_size) > MAX_DIFFERENCE
-        or bool(_why_not(target, draft))
+        or bool(_incompatibility(target, draft))
     )
 
 
-def _why_not(target: Header, draft: Header) -> str:
+def _incompatibility(target: Header, draft: Header) -> str:
     """What speaks against a draft before vocabularies are compared; "" if nothing."""
     if usage(draft).purpose is not Purpose.GENERATE or not draft.causal:
         return "it does not write text one token after the other"
@@ -106,10 +106,10 @@ def _why_not(target: Header, draft: Header) -> str:
 
 
 def _pairs(target: LocalModel, draft: LocalModel, identity: VocabularyIdentity) -> bool:
-    if draft.path == target.path or _why_not(target.header, draft.header):
+    if draft.path == target.path or _incompatibility(target.header, draft.header):
         return False
     try:
-        return not identity.why_not(_identity(draft))
+        return not identity.incompatibility(_identity(draft))
     except MeshError:
         return False  # a file that cannot be read is no draft; whoever wants to serve it is told why
 
@@ -118,7 +118,7 @@ def _identity(model: LocalModel) -> VocabularyIdentity:
     return read_vocabulary(model.path)
 
 
-def here(wanted: Wanted, store: Store) -> LocalModel | None:
+def load_complete(wanted: Wanted, store: Store) -> LocalModel | None:
     """The model, if all of it is on this disk; whatever is wrong with it is for whoever serves it to say."""
     path = _path(wanted, store)
     try:
@@ -128,7 +128,7 @@ def here(wanted: Wanted, store: Store) -> LocalModel | None:
 
 
 def _named(name: str, disk: Mapping[str, Wanted], store: Store) -> LocalModel | None:
-    return here(disk[name], store) if name in disk else None
+    return load_complete(disk[name], store) if name in disk else None
 
 
 def _path(wanted: Wanted, store: Store) -> Path | None:

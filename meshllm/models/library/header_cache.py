@@ -15,18 +15,18 @@ from typing import Final
 from meshllm.models.catalog.names import part_of
 from meshllm.util.atomic_file import replace_file
 
-MAX_SEEN_BYTES: Final = 4 << 20
+MAX_CACHE_BYTES: Final = 4 << 20
 _VERSION: Final = 1
 
 Facts = tuple[int, int, int]
 
 
 class HeaderCache:
-    """What is remembered in the file `place`; whoever has looked at everything calls `save`. Blocks."""
+    """What is remembered in the file `path_of_cache`; whoever has looked at everything calls `save`. Blocks."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
-        self._before = _read(place)
+    def __init__(self, path_of_cache: Path) -> None:
+        self._path = path_of_cache
+        self._before = _read(path_of_cache)
         self._now: dict[str, tuple[Facts, bool]] = {}
 
     def is_model(self, path: Path, look: Callable[[Path], bool]) -> bool:
@@ -45,10 +45,10 @@ class HeaderCache:
 
     def save(self) -> None:
         """Remember what was looked at, and nothing else."""
-        if self._now != self._before and self._place.parent.is_dir():
+        if self._now != self._before and self._path.parent.is_dir():
             text = json.dumps({"version": _VERSION, "files": [[path, *facts] for path, facts in self._now.items()]})
             with contextlib.suppress(OSError):
-                replace_file(self._place, text)
+                replace_file(self._path, text)
 
 
 def _parts_are_there(path: Path) -> bool:
@@ -59,11 +59,11 @@ def _parts_are_there(path: Path) -> bool:
     return all(path.with_name(f"{begin}-{number:05d}-of-{end}").is_file() for number in range(2, part.parts + 1))
 
 
-def _read(place: Path) -> dict[str, tuple[Facts, bool]]:
+def _read(path_of_cache: Path) -> dict[str, tuple[Facts, bool]]:
     found: dict[str, tuple[Facts, bool]] = {}
     try:
-        with place.open("rb") as file:
-            data = json.loads(file.read(MAX_SEEN_BYTES))
+        with path_of_cache.open("rb") as file:
+            data = json.loads(file.read(MAX_CACHE_BYTES))
         if data["version"] == _VERSION:
             for path, (size, modified, inode), known in data["files"]:
                 found[str(path)] = (int(size), int(modified), int(inode)), known is True

@@ -66,14 +66,14 @@ def inventory(store: Store, *, catalog: Catalog | None = None) -> list[Inventory
         if before is None:
             found[item.files[0]] = item
         elif name not in (before.name, *before.other_names):
-            found[item.files[0]] = _also(before, name)
+            found[item.files[0]] = _with_name(before, name)
     items = list(found.values())
     items += _partial(store, known, {file.sha256 for item in items if item.manifest for file in item.manifest.files})
-    items += _useless(store, known, {path for item in items for path in item.files})
+    items += _invalid_files(store, known, {path for item in items for path in item.files})
     return sorted(items, key=lambda item: (item.program, item.name.casefold()))
 
 
-def at(path: Path, store: Store) -> InventoryItem | None:
+def item_at(path: Path, store: Store) -> InventoryItem | None:
     """What lies in the file that somebody named by its path; None where there is none."""
     if (item := _item(model_name(path.name), path, store, load())) is not None:
         return item
@@ -121,24 +121,24 @@ def _item(name: str, wanted: Wanted, store: Store, catalog: Catalog) -> Inventor
     )
 
 
-def _also(item: InventoryItem, name: str) -> InventoryItem:
+def _with_name(item: InventoryItem, name: str) -> InventoryItem:
     return replace(item, other_names=(*item.other_names, name))
 
 
 def _verified(manifest: Manifest, store: Store) -> bool:
-    return store.together(manifest.files) is not None and (
+    return store.find_together(manifest.files) is not None and (
         manifest.projector is None or store.is_verified(manifest.projector)
     )
 
 
 def _program(path: Path, store: Store) -> str:
-    return "" if path.is_relative_to(store.folder) else other_apps.whose(path) or str(path.parent)
+    return "" if path.is_relative_to(store.folder) else other_apps.owning_app(path) or str(path.parent)
 
 
 def _partial(store: Store, catalog: Catalog, whole: set[str]) -> Iterable[InventoryItem]:
     """Models of which something has arrived."""
     left = store.unfinished()
-    kept = [(None, manifest) for manifest in store.kept.manifests()]
+    kept = [(None, manifest) for manifest in store.manifest_cache.manifests()]
     listed = [(entry, manifest) for entry in catalog.entries if (manifest := store.manifest_of(entry)) is not None]
     for entry, manifest in (*listed, *kept):
         digests = {file.sha256 for file in manifest.all_files}
@@ -146,21 +146,21 @@ def _partial(store: Store, catalog: Catalog, whole: set[str]) -> Iterable[Invent
             left -= digests
             there = [file for file in manifest.all_files if store.has_size(file)]
             arrived = sum(file.size for file in there)
-            arrived += sum(store.arrived(file) for file in manifest.all_files if file not in there)
+            arrived += sum(store.resumable_bytes(file) for file in manifest.all_files if file not in there)
             files = tuple(store.path(file) for file in there)
             yield InventoryItem(
                 manifest.name, FileState.PARTIAL, files, manifest.size, arrived, manifest=manifest, entry=entry
             )
     for sha256 in sorted(left - {file.sha256 for _, manifest in listed for file in manifest.all_files}):
         file = ModelFile(f"{sha256}.gguf", 0, sha256)
-        size = sum(path.stat().st_size for path in (store.partial(file),) if path.is_file())
+        size = sum(path.stat().st_size for path in (store.partial_path(file),) if path.is_file())
         manifest = Manifest(f"unknown-{sha256[:12]}", (file,))
         yield InventoryItem(
             manifest.name, FileState.PARTIAL, (), 0, size, manifest=manifest, reason="nobody knows what it is of"
         )
 
 
-def _useless(store: Store, catalog: Catalog, known: set[Path]) -> Iterable[InventoryItem]:
+def _invalid_files(store: Store, catalog: Catalog, known: set[Path]) -> Iterable[InventoryItem]:
     """Files of the store that are no models, nor go with one that is here."""
     entries = {file.name: entry for entry in catalog.entries for file in entry.files}
     for path in scan.files_in(store.folder):
@@ -206,24 +206,26 @@ class ItemState:
     program: str = ""
 
 
-def standing(entry: CatalogEntry, store: Store, others: list[AppModelFile]) -> ItemState:
+def catalog_state(entry: CatalogEntry, store: Store, others: list[AppModelFile]) -> ItemState:
     """How an entry stands; `others` are the files of other programs (`elsewhere.gguf_files`)."""
     manifest = store.manifest_of(entry)
     if manifest is None:
         found = next((it for it in others if _is_called(it.path.name, entry.file_name)), None)
         return (
-            ItemState(Presence.ELSEWHERE, program=other_apps.whose(found.path)) if found else ItemState(Presence.ABSENT)
+            ItemState(Presence.ELSEWHERE, program=other_apps.owning_app(found.path))
+            if found
+            else ItemState(Presence.ABSENT)
         )
-    together = store.together(manifest.files)
+    together = store.find_together(manifest.files)
     if together is not None and _verified(manifest, store):
         program = _program(together[0], store)
         return ItemState(Presence.ELSEWHERE, program=program) if program else ItemState(Presence.HERE)
     if all(store.has_size(file) for file in manifest.all_files):
         return ItemState(Presence.UNVERIFIED)
-    match = next(other_apps.find(manifest.files, others), None)
+    match = next(other_apps.find_files(manifest.files, others), None)
     if match is not None:
         return ItemState(Presence.ELSEWHERE, program=_program(match.paths[0], store))
-    arrived = sum(file.size if store.has_size(file) else store.arrived(file) for file in manifest.all_files)
+    arrived = sum(file.size if store.has_size(file) else store.resumable_bytes(file) for file in manifest.all_files)
     return (
         ItemState(Presence.PARTIAL, min(99, 100 * arrived // manifest.size)) if arrived else ItemState(Presence.ABSENT)
     )

@@ -47,8 +47,8 @@ class LocalModel:
 
 def from_manifest(manifest: Manifest, store: Store) -> LocalModel:
     """The model whose files are all on this disk, verified. Raises UnknownModel where one is not, InvalidModelFile."""
-    paths = store.together(manifest.files)
-    projector = store.together((manifest.projector,)) if manifest.projector else ()
+    paths = store.find_together(manifest.files)
+    projector = store.find_together((manifest.projector,)) if manifest.projector else ()
     if paths is None or projector is None:
         raise UnknownModel(f"{manifest.name} is not on this disk.", advice=f"`mesh-llm download {manifest.name}`.")
     header = read_whole(paths) if len(paths) > 1 else read_header(paths[0])
@@ -116,9 +116,9 @@ def _projector(path: Path, digest: str | None, store: Store) -> Path | None:
     """The projector that was fetched with this file; else the only one in its folder, if that folder is not the store's
     own, where models of all kinds lie side by side."""
     if digest is not None:
-        for manifest in store.kept.manifests():
+        for manifest in store.manifest_cache.manifests():
             if manifest.projector and manifest.files[0].sha256 == digest:
-                found = store.together((manifest.projector,))
+                found = store.find_together((manifest.projector,))
                 return found[0] if found else None
     if path.parent == store.folder:
         return None

@@ -49,7 +49,7 @@ class Match:
     sure: bool
 
 
-def find(files: Sequence[ModelFile], there: Iterable[AppModelFile] | None = None) -> Iterator[Match]:
+def find_files(files: Sequence[ModelFile], there: Iterable[AppModelFile] | None = None) -> Iterator[Match]:
     """Where all of these files (the parts of a model, in their order) may lie together, the certain places first.
 
     `there`: what `gguf_files` found, for whoever asks for many models.
@@ -68,7 +68,7 @@ def find(files: Sequence[ModelFile], there: Iterable[AppModelFile] | None = None
         paths = tuple(found.path.with_name(prefix + file.name) for file in files)
         if any(_size(path) != file.size for path, file in zip(paths, files, strict=True)):
             continue
-        names = [told(path) for path in paths]
+        names = [digest_from_link(path) for path in paths]
         if names == [file.sha256 for file in files]:
             yield Match(paths, sure=True)
         elif not any(names):
@@ -81,7 +81,7 @@ def gguf_files() -> Iterator[AppModelFile]:
     for path in walk(hugging_face(), 1):
         if path.name.startswith("models--"):
             yield from gguf_in(path / "snapshots")
-    for folder in folders():
+    for folder in app_folders():
         yield from gguf_in(folder)
 
 
@@ -113,12 +113,12 @@ def hugging_face() -> Path:
     return (Path(os.environ.get("HF_HOME") or cache) / "hub").expanduser()
 
 
-def folders() -> list[Path]:
+def app_folders() -> list[Path]:
     """The folders in which LM Studio, llama.cpp, GPT4All and Jan keep GGUF files under their own names."""
     return [folder for folder, _ in _programs()]
 
 
-def whose(path: Path) -> str:
+def owning_app(path: Path) -> str:
     """The program that keeps the file, by where it lies; "" where nobody knows."""
     places = [*_programs(), (hugging_face(), "Hugging Face"), (_ollama(), "Ollama")]
     return next((program for folder, program in places if path.is_relative_to(folder)), "")
@@ -175,7 +175,7 @@ def gguf_in(folder: Path) -> Iterator[AppModelFile]:
     """The GGUF files in the folder and those below it."""
     for path in walk(folder, MAX_DEPTH):
         if is_file_name(path.name) and (size := _size(path)):
-            yield AppModelFile(path, size, told(path))
+            yield AppModelFile(path, size, digest_from_link(path))
 
 
 def _size(path: Path) -> int:
@@ -187,7 +187,7 @@ def _size(path: Path) -> int:
     return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
 
 
-def told(path: Path) -> str:
+def digest_from_link(path: Path) -> str:
     """The digest that the Hugging Face cache gives a file: the name of the blob that it is a link to."""
     try:
         name = path.readlink().name

@@ -53,12 +53,12 @@ def plan(item: InventoryItem, everything: Sequence[InventoryItem], store: Store)
             kept.append((path, "it does not lie in the model folder"))
         else:
             files.append(path)
-    unfinished = tuple(file for file in (item.manifest.all_files if item.manifest else ()) if _begun(file, store))
-    digests = {digest for path in item.files if (digest := store.noted_digest(path))}
+    unfinished = tuple(file for file in (item.manifest.all_files if item.manifest else ()) if _has_partial(file, store))
+    digests = {digest for path in item.files if (digest := store.last_digest(path))}
     if item.manifest is not None:
         digests.add(item.manifest.files[0].sha256)
-    manifests = tuple(known for known in store.kept.manifests() if known.files[0].sha256 in digests)
-    freed = _occupied(files) + sum(_occupied(_halves(file, store), holes=True) for file in unfinished)
+    manifests = tuple(known for known in store.manifest_cache.manifests() if known.files[0].sha256 in digests)
+    freed = _disk_usage(files) + sum(_disk_usage(_partial_paths(file, store), holes=True) for file in unfinished)
     return Removal(item, tuple(files), unfinished, manifests, freed, tuple(kept))
 
 
@@ -66,10 +66,10 @@ def remove(removal: Removal, store: Store) -> None:
     """Do it. Raises EnvironmentFailure during a download of it; NotEnoughSpace or DownloadFailed for the disk."""
     with ExitStack() as stack:
         for file in removal.unfinished:
-            _hold(file, store, stack)
+            _lock_file(file, store, stack)
         for path in removal.files:
             try:
-                digest = store.noted_digest(path)
+                digest = store.last_digest(path)
                 path.unlink(missing_ok=True)
                 store.forget(path)
                 if digest is not None and not store.is_verified(ModelFile(path.name, 0, digest)):
@@ -80,19 +80,23 @@ def remove(removal: Removal, store: Store) -> None:
         for file in removal.unfinished:
             store.discard(file)
         for manifest in removal.manifests:
-            store.kept.forget(manifest)
+            store.manifest_cache.forget(manifest)
 
 
-def _begun(file: ModelFile, store: Store) -> bool:
+def _has_partial(file: ModelFile, store: Store) -> bool:
     return file.sha256 in store.unfinished()
 
 
-def _halves(file: ModelFile, store: Store) -> list[Path]:
+def _partial_paths(file: ModelFile, store: Store) -> list[Path]:
     """What has arrived of an unfinished file."""
-    return [store.partial(file), store.partial(file, "unpacked"), *store.partial(file, "wheel").glob("*")]
+    return [
+        store.partial_path(file),
+        store.partial_path(file, "unpacked"),
+        *store.partial_path(file, "wheel").glob("*"),
+    ]
 
 
-def _occupied(paths: Sequence[Path], *, holes: bool = False) -> int:
+def _disk_usage(paths: Sequence[Path], *, holes: bool = False) -> int:
     """Bytes that the files take, links by themselves; `holes`: they are begun, and have some."""
     found = 0
     for path in paths:
@@ -102,7 +106,7 @@ def _occupied(paths: Sequence[Path], *, holes: bool = False) -> int:
     return found
 
 
-def _hold(file: ModelFile, store: Store, stack: ExitStack) -> None:
+def _lock_file(file: ModelFile, store: Store, stack: ExitStack) -> None:
     """Be the only one that does anything with the file."""
     from filelock import FileLock, Timeout
 

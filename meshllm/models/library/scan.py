@@ -42,11 +42,11 @@ def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
         known = store.manifest_of(entry)
         if known is not None and _is_here(known, store):
             found[entry.name] = entry
-    for manifest in store.kept.manifests():
+    for manifest in store.manifest_cache.manifests():
         if _is_here(manifest, store):
             found.setdefault(manifest.name, manifest)
     others = other_apps.first_parts(other_apps.gguf_files())
-    seen = store.seen()
+    seen = store.header_cache()
     for path in islice(chain(named, files_in(store.folder), others), MOST_FILES):
         if seen.is_model(path, lambda path: _is_model(path, store)):
             found.setdefault(model_name(path.name), path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from meshllm.errors import UnknownModel
 from meshllm.models.catalog.entry import Wanted
 
-from .inventory import InventoryItem, at
+from .inventory import InventoryItem, item_at
 from .store import Store
 
 
@@ -20,10 +20,10 @@ def find(name: str, everything: Sequence[InventoryItem], store: Store) -> Invent
     """The model on this disk that is meant. Raises UnknownModel, AmbiguousModel, UsageError."""
     if (item := by_name(name, everything)) is not None:
         return item
-    wanted = understood(name, everything, store)
+    wanted = resolve_name(name, everything, store)
     if (item := item_of(wanted, everything)) is not None:
         return item
-    if isinstance(wanted, Path) and (item := at(wanted, store)) is not None:
+    if isinstance(wanted, Path) and (item := item_at(wanted, store)) is not None:
         return item
     raise UnknownModel(
         f"{wanted.name} is not on this disk.",
@@ -55,7 +55,7 @@ def _own_files(item: InventoryItem) -> Sequence[Path]:
     return item.model.files if item.model is not None else item.files
 
 
-def understood(name: str, everything: Sequence[InventoryItem], store: Store) -> Wanted:
+def resolve_name(name: str, everything: Sequence[InventoryItem], store: Store) -> Wanted:
     """What the name means, here or anywhere. Raises as `resolve` does."""
     from meshllm.models.catalog.resolve import resolve
 

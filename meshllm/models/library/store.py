@@ -48,19 +48,19 @@ class Store:
         self.folder = folder
         self.chunk_bytes = chunk_bytes
         self._state = folder / STATE
-        self._notes = DigestIndex(folder, self._state / "manifests")
-        self.kept = ManifestCache(self._state / "models")
+        self._digests = DigestIndex(folder, self._state / "manifests")
+        self.manifest_cache = ManifestCache(self._state / "models")
 
     def manifest_of(self, wanted: Wanted) -> Manifest | None:
         """The files of a requested model, as far as they are known without asking the hub; None for a path. Blocks."""
         match wanted:
             case CatalogEntry(hub=HubReference() as hub):
-                found = self.kept.answer(hub)
+                found = self.manifest_cache.get(hub)
                 return wanted.complete(found) if found is not None else None
             case CatalogEntry():
                 return wanted.manifest
             case HubReference():
-                return self.kept.answer(wanted)
+                return self.manifest_cache.get(wanted)
             case Manifest():
                 return wanted
             case _:
@@ -70,7 +70,7 @@ class Store:
 
     def path(self, file: ModelFile) -> Path:
         """Where the file lies: as it was verified, here or elsewhere; else where it is expected in this folder."""
-        return next(iter(self._notes.places(file.sha256)), self.folder / file.name)
+        return next(iter(self._digests.paths_of(file.sha256)), self.folder / file.name)
 
     def has_size(self, file: ModelFile) -> bool:
         """Whether a file is there that was verified, or that has this name and size, whatever is in it."""
@@ -81,33 +81,33 @@ class Store:
 
     def is_verified(self, file: ModelFile) -> bool:
         """Whether the file is there and unchanged since its digest was found right."""
-        return bool(self._notes.places(file.sha256))
+        return bool(self._digests.paths_of(file.sha256))
 
     def known_digest(self, path: Path) -> str | None:
         """The sha256 that the file, here or elsewhere, had when it was last checked, if it has not changed since."""
-        return self._notes.digest(path)
+        return self._digests.digest(path)
 
-    def seen(self) -> HeaderCache:
+    def header_cache(self) -> HeaderCache:
         """What is remembered of which files are models."""
         return HeaderCache(self._state / "seen.json")
 
-    def verified(self) -> Iterator[tuple[str, Path]]:
+    def verified_files(self) -> Iterator[tuple[str, Path]]:
         """Every digest that is known to be on this disk, with a file that has it."""
-        return self._notes.all()
+        return self._digests.all()
 
     def record(self, path: Path, sha256: str) -> None:
         """Note that the file's digest was checked just now. Raises OSError."""
-        self._notes.record(path, sha256)
+        self._digests.record(path, sha256)
 
-    def noted_digest(self, path: Path) -> str | None:
+    def last_digest(self, path: Path) -> str | None:
         """The sha256 that the file had when it was last checked, even if it has changed since."""
-        return self._notes.noted(path)
+        return self._digests.last_digest(path)
 
     def forget(self, path: Path) -> None:
         """Note that the file is not there any more. Raises OSError."""
-        self._notes.forget(path)
+        self._digests.forget(path)
 
-    def places(self, file: ModelFile) -> list[Path]:
+    def target_paths(self, file: ModelFile) -> list[Path]:
         """Where the file may get its place, best first: under its name; in a folder named for its repository, where
         another file has that name; or in one named for its digest."""
         repository = next((source.repository for source in file.sources if isinstance(source, HubSource)), "")
@@ -115,10 +115,10 @@ class Store:
         folders.append((folders[0] if folders else self.folder) / file.sha256[:12])
         return [folder / file.name for folder in (self.folder, *folders)]
 
-    def together(self, files: Sequence[ModelFile]) -> tuple[Path, ...] | None:
+    def find_together(self, files: Sequence[ModelFile]) -> tuple[Path, ...] | None:
         """Where all these files (the parts of a model) lie verified in one folder, under names that go together."""
         first = files[0]
-        for path in self._notes.places(first.sha256):
+        for path in self._digests.paths_of(first.sha256):
             if len(files) == 1:
                 return (path,)
             if path.name.endswith(first.name):
@@ -181,20 +181,20 @@ class Store:
 
         return AsyncFileLock(self._state / "locks" / f"{file.sha256}.lock", poll_interval=0.1)
 
-    def partial(self, file: ModelFile, suffix: str = "part") -> Path:
+    def partial_path(self, file: ModelFile, suffix: str = "part") -> Path:
         """Where what has arrived of the file is kept; one name for each content, wherever it comes from."""
         return self._state / "partial" / f"{file.sha256}.{suffix}"
 
-    def assembly(self, file: ModelFile) -> PartialFile:
+    def partial_file(self, file: ModelFile) -> PartialFile:
         """The unfinished file, to be completed by whoever holds its lock. Raises OSError."""
-        return PartialFile(self.partial(file), file.size, file.sha256, chunk_bytes=self.chunk_bytes)
+        return PartialFile(self.partial_path(file), file.size, file.sha256, chunk_bytes=self.chunk_bytes)
 
-    def arrived(self, file: ModelFile) -> int:
+    def resumable_bytes(self, file: ModelFile) -> int:
         """Bytes of an unfinished download that the next one goes on from."""
-        partial = self.partial(file)
+        partial = self.partial_path(file)
         wheels: list[int] = []
         try:
-            wheels += [path.stat().st_size for path in self.partial(file, "wheel").glob("*.whl") if path.is_file()]
+            wheels += [path.stat().st_size for path in self.partial_path(file, "wheel").glob("*.whl") if path.is_file()]
             there = partial.stat().st_size
             tables = read_tables(state_path(partial), file.sha256, file.size, self.chunk_bytes, there)
         except OSError:
@@ -212,10 +212,10 @@ class Store:
     def discard(self, file: ModelFile) -> None:
         """Remove what is left of a download that is finished. Raises OSError."""
         for suffix in ("part", "state", "unpacked"):
-            self.partial(file, suffix).unlink(missing_ok=True)
-        shutil.rmtree(self.partial(file, "wheel"), ignore_errors=True)
+            self.partial_path(file, suffix).unlink(missing_ok=True)
+        shutil.rmtree(self.partial_path(file, "wheel"), ignore_errors=True)
 
-    def check_room(self, needed: int, what: str) -> None:
+    def check_space(self, needed: int, what: str) -> None:
         """Raises NotEnoughSpace, with the numbers, unless `needed` more bytes fit on the disk."""
         free = shutil.disk_usage(self.folder).free
         if needed > 0 and free < needed + MARGIN_BYTES:

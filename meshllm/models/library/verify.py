@@ -20,7 +20,7 @@ from meshllm.util.threads import StopSignal
 
 from .digest_index import SHA256
 from .inventory import FileState, InventoryItem
-from .other_apps import told
+from .other_apps import digest_from_link
 from .store import Store
 
 
@@ -49,7 +49,7 @@ class FileVerification:
         return self.verdict not in (VerifyVerdict.DAMAGED, VerifyVerdict.MISSING)
 
 
-def prove(item: InventoryItem, store: Store, report: Callable[[Path, int], None]) -> Iterator[FileVerification]:
+def verify_item(item: InventoryItem, store: Store, report: Callable[[Path, int], None]) -> Iterator[FileVerification]:
     """The proof of each file of the model, one after the other; `report` hears how many bytes of which were read."""
     all_files = item.manifest.all_files if item.manifest is not None else ()
     if item.state is FileState.PARTIAL:
@@ -60,46 +60,49 @@ def prove(item: InventoryItem, store: Store, report: Callable[[Path, int], None]
                     where, VerifyVerdict.MISSING, expected=file.sha256, reason="it has not arrived yet"
                 )
     expected = {store.path(file): file.sha256 for file in all_files}
-    manifests = [*store.kept.manifests(), *(entry.manifest for entry in load().entries if entry.manifest is not None)]
+    manifests = [
+        *store.manifest_cache.manifests(),
+        *(entry.manifest for entry in load().entries if entry.manifest is not None),
+    ]
     known = {file.sha256 for manifest in manifests for file in manifest.all_files}
     for path in item.files:
-        yield _prove(path, expected.get(path, ""), known, store, report)
+        yield _verify_file(path, expected.get(path, ""), known, store, report)
 
 
-def _prove(
+def _verify_file(
     path: Path, expected: str, known: set[str], store: Store, report: Callable[[Path, int], None]
 ) -> FileVerification:
-    noted = store.noted_digest(path)
-    due = expected or _named(path) or (noted if noted in known else store.known_digest(path)) or ""
+    noted = store.last_digest(path)
+    wanted = expected or _digest_from_path(path) or (noted if noted in known else store.known_digest(path)) or ""
     try:
         before = path.stat()
         found = digests(StopSignal(), path, store.chunk_bytes, lambda done: report(path, done))
         after = path.stat()
     except FileNotFoundError:
         store.forget(path)
-        return FileVerification(path, VerifyVerdict.MISSING, expected=due, reason="it is not there any more")
+        return FileVerification(path, VerifyVerdict.MISSING, expected=wanted, reason="it is not there any more")
     except OSError as error:
         return FileVerification(
-            path, VerifyVerdict.DAMAGED, expected=due, reason=f"it cannot be read: {error.strerror or error}"
+            path, VerifyVerdict.DAMAGED, expected=wanted, reason=f"it cannot be read: {error.strerror or error}"
         )
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         return FileVerification(
-            path, VerifyVerdict.CHANGED, found.sha256, due, "somebody wrote to it meanwhile: verify it again"
+            path, VerifyVerdict.CHANGED, found.sha256, wanted, "somebody wrote to it meanwhile: verify it again"
         )
-    if due and found.sha256 != due:
+    if wanted and found.sha256 != wanted:
         store.forget(path)
         return FileVerification(
-            path, VerifyVerdict.DAMAGED, found.sha256, due, "it has other bytes than it should have"
+            path, VerifyVerdict.DAMAGED, found.sha256, wanted, "it has other bytes than it should have"
         )
     try:
         read_header(path)
     except MeshError as error:
-        return FileVerification(path, VerifyVerdict.DAMAGED, found.sha256, due, error.message)
+        return FileVerification(path, VerifyVerdict.DAMAGED, found.sha256, wanted, error.message)
     store.prepare()
     store.record(path, found.sha256)
     store.record_chunks(found.sha256, found.chunks)
-    if due:
-        return FileVerification(path, VerifyVerdict.SOUND, found.sha256, due)
+    if wanted:
+        return FileVerification(path, VerifyVerdict.SOUND, found.sha256, wanted)
     if noted is not None and noted != found.sha256:
         return FileVerification(
             path, VerifyVerdict.CHANGED, found.sha256, noted, "it was changed since it was last read"
@@ -109,9 +112,9 @@ def _prove(
     )
 
 
-def _named(path: Path) -> str:
+def _digest_from_path(path: Path) -> str:
     """The digest that the file's place gives it: the blob it is a link to, or is itself."""
-    if digest := told(path):
+    if digest := digest_from_link(path):
         return digest
     name = path.name.removeprefix("sha256-")
     return name if name != path.name and SHA256.fullmatch(name) else ""

@@ -1,8 +1,8 @@
 """One file, while it is taken from peers.
 
-Law: a chunk is only as good as the giver that answers for it, until whoever follows the file (`checking.follow`) has
-come to it; a giver whose chunk is refuted by the list that it vouches for is asked no more. What is under way is
-bounded by the number of givers, and its memory is used again. What goes wrong with one giver is over as soon as it is
+Law: a chunk is only as good as the source that answers for it, until whoever follows the file (`checking.follow`) has
+come to it; a source whose chunk is refuted by the list that it vouches for is asked no more. What is under way is
+bounded by the number of givers, and its memory is used again. What goes wrong with one source is over as soon as it is
 seen, and what that one was to bring is free for the others at once.
 """
 
@@ -23,22 +23,22 @@ from meshllm.util.rate_meter import RateMeter
 from meshllm.util.threads import StopSignal, in_thread
 from meshllm.wire.mesh import files as w
 
-# Peers a file is taken from at once: more than fill any line; each costs OUTSTANDING chunks of memory.
-MAX_GIVERS: Final = 6
-# Chunks asked of one peer at a time: one is checked, one is coming, one is being read by the giver.
-OUTSTANDING: Final = 3
-# Givers that answer within so many seconds of the first are heard before a list of digests is chosen.
-COUNCIL_SECONDS: Final = 0.5
+# Peers a file is taken from at once: more than fill any connection; each costs MAX_OUTSTANDING chunks of memory.
+MAX_SEEDERS: Final = 6
+# Chunks asked of one peer at a time: one is checked, one is coming, one is being read by the source.
+MAX_OUTSTANDING: Final = 3
+# Givers that answer within so many seconds of the first are replied before a list of digests is chosen.
+QUORUM_SECONDS: Final = 0.5
 # Who has not got the file is asked again after so many seconds: it may be fetching it too.
 ASK_AGAIN_SECONDS: Final = 30.0
 # Who says of the file what others do not is asked again after so many: they may be gone by then.
-OTHERWISE_SECONDS: Final = 3.0
+DISAGREE_RETRY_SECONDS: Final = 3.0
 # Who cannot be reached, or breaks off, is tried again after some seconds, doubled each time up to the last number.
 RETRY_SECONDS, RETRY_MOST_SECONDS = 1.0, 30.0
 # As long as there is somebody else, it goes on without those who have failed so often in a row.
-MOST_FAILURES: Final = 4
+MAX_FAILURES: Final = 4
 # Where nobody has the file, somebody may still turn up with it as long as it arrives from elsewhere (seconds).
-LONELY_SECONDS: Final = 10.0
+NO_PEER_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +74,19 @@ class DigestLists:
 
     def __init__(self) -> None:
         self.chosen: bytes | None = None
-        self._vouchers: dict[bytes, dict[SwarmPeer, None]] = {}
+        self._claimants: dict[bytes, dict[SwarmPeer, None]] = {}
         self._present: dict[SwarmPeer, bytes] = {}
 
     def add(self, peer: SwarmPeer, digests: bytes) -> None:
         """`peer`, who is there to give, says that these are they."""
-        self._vouchers.setdefault(digests, {})[peer] = None
+        self._claimants.setdefault(digests, {})[peer] = None
         self._present[peer] = digests
 
-    def vouches(self, peer: SwarmPeer) -> bool:
+    def claims(self, peer: SwarmPeer) -> bool:
         """Whether `peer` said that the chosen one is right."""
-        return self.chosen is not None and peer in self._vouchers.get(self.chosen, ())
+        return self.chosen is not None and peer in self._claimants.get(self.chosen, ())
 
-    def left(self, peer: SwarmPeer) -> None:
+    def remove_source(self, peer: SwarmPeer) -> None:
         """`peer` gives nothing for now; what it said stands."""
         self._present.pop(peer, None)
 
@@ -99,31 +99,31 @@ class DigestLists:
 
     def peer(self, identity: str) -> SwarmPeer | None:
         """Who of those that vouch for something has that id."""
-        known = (peer for vouchers in self._vouchers.values() for peer in vouchers)
+        known = (peer for claimants in self._claimants.values() for peer in claimants)
         return next((peer for peer in known if peer.id == identity), None)
 
-    def refute(self, peer: SwarmPeer) -> None:
+    def withdraw(self, peer: SwarmPeer) -> None:
         """What `peer` says counts no more. A list that nobody else has vouched for is forgotten."""
         self._present.pop(peer, None)
-        for vouchers in self._vouchers.values():
-            vouchers.pop(peer, None)
-        self._vouchers = {digests: vouchers for digests, vouchers in self._vouchers.items() if vouchers}
-        if self.chosen not in self._vouchers:
+        for claimants in self._claimants.values():
+            claimants.pop(peer, None)
+        self._claimants = {digests: claimants for digests, claimants in self._claimants.items() if claimants}
+        if self.chosen not in self._claimants:
             self._replace()
 
-    def drop(self) -> list[SwarmPeer]:
+    def reject_chosen(self) -> list[SwarmPeer]:
         """Not the chosen one. Who ever vouched for it."""
-        vouchers = list(self._vouchers.pop(self.chosen, {})) if self.chosen is not None else []
-        for peer in vouchers:
+        claimants = list(self._claimants.pop(self.chosen, {})) if self.chosen is not None else []
+        for peer in claimants:
             self._present.pop(peer, None)
         self._replace()
-        return vouchers
+        return claimants
 
     def _replace(self) -> None:
         """Choose another one, of givers that are there if possible."""
         self.chosen = None
         if self.choose() is None:
-            self.chosen = max(self._vouchers, key=lambda digests: len(self._vouchers[digests]), default=None)
+            self.chosen = max(self._claimants, key=lambda digests: len(self._claimants[digests]), default=None)
 
 
 class DownloadObserver(Protocol):
@@ -135,25 +135,25 @@ class DownloadObserver(Protocol):
     def ban(self, peer: SwarmPeer, reason: str) -> None:
         """Take nothing more from `peer`."""
 
-    def began(self, peer: SwarmPeer, model: str, line: PeerConnection, meter: RateMeter) -> None:
-        """Something may come by that line from now on."""
+    def connection_opened(self, peer: SwarmPeer, model: str, connection: PeerConnection, meter: RateMeter) -> None:
+        """Something may come by that connection from now on."""
 
-    def ended(self, line: PeerConnection) -> None:
+    def connection_closed(self, connection: PeerConnection) -> None:
         """Nothing more."""
 
 
 @dataclass(slots=True)
-class _Standing:
+class _PeerState:
     """How it went with a peer so far: when it may be asked again, and what was the matter."""
 
-    at: float = 0.0
+    retry_at: float = 0.0
     failures: int = 0
     reason: str = ""
-    hopeful: bool = True
+    may_continue: bool = True
 
 
-class _NotNow(Exception):
-    """A giver that is in order but does not give, and when to ask again (seconds; 0: it has nothing)."""
+class _TryLater(Exception):
+    """A source that is in order but does not give, and when to ask again (seconds; 0: it has nothing)."""
 
     def __init__(self, reason: str, wait: float) -> None:
         super().__init__(reason)
@@ -161,49 +161,49 @@ class _NotNow(Exception):
 
 
 class SwarmDownload:
-    """Takes chunks for one assembly from `holders` of a model."""
+    """Takes chunks for one partial from `holders` of a model."""
 
     def __init__(
-        self, mesh: PeerNetwork, watch: DownloadObserver, model: str, assembly: PartialFile, lists: DigestLists
+        self, network: PeerNetwork, observer: DownloadObserver, model: str, partial: PartialFile, lists: DigestLists
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._mesh = mesh
-        self._watch = watch
+        self._network = network
+        self._observer = observer
         self._model = model
-        self._assembly = assembly
+        self._partial = partial
         self._lists = lists
         self._clock = loop.time
         # Whoever starts a task here waits for it, and hears of its errors.
         self._owner = Owner(f"take {model}", awaited=True)
-        self._standing: dict[str, _Standing] = {}
-        self._from: dict[asyncio.Task[None], SwarmPeer] = {}
-        self._lines: dict[SwarmPeer, PeerConnection] = {}
-        self._unheard = 0
-        self._council: asyncio.Future[None] = loop.create_future()
+        self._states: dict[str, _PeerState] = {}
+        self._running: dict[asyncio.Task[None], SwarmPeer] = {}
+        self._connections: dict[SwarmPeer, PeerConnection] = {}
+        self._awaited_replies = 0
+        self._quorum: asyncio.Future[None] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._arrived = assembly.arrived
-        self._lonely_since = float("-inf")
+        self._arrived = partial.arrived
+        self._last_arrival = float("-inf")
 
     async def run(self) -> None:
         """Until the file is complete. Raises OSError; and DownloadFailed once there is nobody left who could give, and
-        nothing has arrived from anywhere else for LONELY_SECONDS."""
+        nothing has arrived from anywhere else for NO_PEER_SECONDS."""
         news: asyncio.Task[None] | None = None
-        self._judge()
-        while not self._assembly.complete:
+        self._ban_sources_of_wrong_chunks()
+        while not self._partial.complete:
             if news is None or news.done():
-                news = self._owner.start(self._mesh.changed(), "news of the mesh")
-            holders = [peer for peer in self._mesh.holders(self._model) if not self._watch.is_banned(peer)]
-            self._begin(holders)
-            if not self._is_hopeful(holders):
-                raise DownloadFailed(self._why_nobody())
-            arrivals = self._owner.start(self._assembly.changed(), "arrivals")
-            until = min((self._standing[peer.id].at for peer in self._resting(holders)), default=float("inf"))
+                news = self._owner.start(self._network.changed(), "news of the mesh")
+            holders = [peer for peer in self._network.holders(self._model) if not self._observer.is_banned(peer)]
+            self._ask_peers(holders)
+            if not self._can_continue(holders):
+                raise DownloadFailed(self._failure_reason())
+            arrivals = self._owner.start(self._partial.changed(), "arrivals")
+            until = min((self._states[peer.id].retry_at for peer in self._idle_peers(holders)), default=float("inf"))
             pause = None if until == float("inf") else max(0.0, until - self._clock())
-            await asyncio.wait([news, arrivals, *self._from], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([news, arrivals, *self._running], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             arrivals.cancel()
-            self._judge()
-            for task in [task for task in self._from if task.done()]:
-                self._settle(self._from.pop(task), task)
+            self._ban_sources_of_wrong_chunks()
+            for task in [task for task in self._running if task.done()]:
+                self._record_result(self._running.pop(task), task)
 
     async def close(self) -> None:
         """Hang up on everybody."""
@@ -213,129 +213,132 @@ class SwarmDownload:
 
     # -- whom to ask
 
-    def _begin(self, holders: Sequence[SwarmPeer]) -> None:
+    def _ask_peers(self, holders: Sequence[SwarmPeer]) -> None:
         """Ask whoever is not being asked and may be asked now."""
         now = self._clock()
-        for peer in self._resting(holders):
-            if len(self._from) < MAX_GIVERS and self._standing[peer.id].at <= now:
-                self._unheard += 1
-                self._from[self._owner.start(self._take_from(peer), f"from {peer}")] = peer
+        for peer in self._idle_peers(holders):
+            if len(self._running) < MAX_SEEDERS and self._states[peer.id].retry_at <= now:
+                self._awaited_replies += 1
+                self._running[self._owner.start(self._download_from(peer), f"from {peer}")] = peer
 
-    def _resting(self, holders: Sequence[SwarmPeer]) -> list[SwarmPeer]:
+    def _idle_peers(self, holders: Sequence[SwarmPeer]) -> list[SwarmPeer]:
         """Those that are not being asked; none if enough others are."""
-        busy = {peer.id for peer in self._from.values()}
+        busy = {peer.id for peer in self._running.values()}
         for peer in holders:
-            self._standing.setdefault(peer.id, _Standing())
-        return [peer for peer in holders if peer.id not in busy] if len(busy) < MAX_GIVERS else []
+            self._states.setdefault(peer.id, _PeerState())
+        return [peer for peer in holders if peer.id not in busy] if len(busy) < MAX_SEEDERS else []
 
-    def _is_hopeful(self, holders: Sequence[SwarmPeer]) -> bool:
+    def _can_continue(self, holders: Sequence[SwarmPeer]) -> bool:
         """Whether it is worth waiting: somebody gives, may give soon, or may turn up; or something arrives anyway."""
         now = self._clock()
-        if self._assembly.arrived != self._arrived:
-            self._arrived, self._lonely_since = self._assembly.arrived, now
-        hope = self._from or self._mesh.settling or any(self._standing[peer.id].hopeful for peer in holders)
-        return bool(hope) or now - self._lonely_since < LONELY_SECONDS
+        if self._partial.arrived != self._arrived:
+            self._arrived, self._last_arrival = self._partial.arrived, now
+        may_continue = (
+            self._running or self._network.settling or any(self._states[peer.id].may_continue for peer in holders)
+        )
+        return bool(may_continue) or now - self._last_arrival < NO_PEER_SECONDS
 
-    def _settle(self, peer: SwarmPeer, task: asyncio.Task[None]) -> None:
+    def _record_result(self, peer: SwarmPeer, task: asyncio.Task[None]) -> None:
         """Remember how it ended with a peer. Raises what is not the peer's doing."""
-        standing, error, now = self._standing[peer.id], task.exception(), self._clock()
-        standing.hopeful = True
+        state, error, now = self._states[peer.id], task.exception(), self._clock()
+        state.may_continue = True
         match error:
             case None:
-                standing.at = now + RETRY_SECONDS
-                standing.failures = 0
-            case _NotNow():
-                standing.at, standing.hopeful = now + (error.wait or ASK_AGAIN_SECONDS), error.wait > 0
-                standing.reason = error.reason
+                state.retry_at = now + RETRY_SECONDS
+                state.failures = 0
+            case _TryLater():
+                state.retry_at, state.may_continue = now + (error.wait or ASK_AGAIN_SECONDS), error.wait > 0
+                state.reason = error.reason
             case BadMessage():
-                self._watch.ban(peer, error.message)
-                standing.reason, standing.hopeful = error.message, False
+                self._observer.ban(peer, error.message)
+                state.reason, state.may_continue = error.message, False
             case MeshError():
-                standing.at = now + backoff(standing.failures, base=RETRY_SECONDS, cap=RETRY_MOST_SECONDS)
-                standing.failures += 1
-                standing.reason, standing.hopeful = error.message, standing.failures < MOST_FAILURES
+                state.retry_at = now + backoff(state.failures, base=RETRY_SECONDS, cap=RETRY_MOST_SECONDS)
+                state.failures += 1
+                state.reason, state.may_continue = error.message, state.failures < MAX_FAILURES
             case _:
                 raise error
 
-    def _judge(self) -> None:
+    def _ban_sources_of_wrong_chunks(self) -> None:
         """Take nothing more from those whose chunks are not what they vouched for; perhaps others say otherwise."""
-        for chunk, giver in self._assembly.accused():
-            peer = self._lists.peer(giver)
-            if peer is None or not self._lists.vouches(peer):
+        for chunk, source in self._partial.take_rejections():
+            peer = self._lists.peer(source)
+            if peer is None or not self._lists.claims(peer):
                 continue
             error = BadMessage(f"chunk {chunk} is not what it said that it would be")
-            self._watch.ban(peer, error.message)
-            self._standing.setdefault(peer.id, _Standing()).reason = error.message
-            if (line := self._lines.get(peer)) is not None:
-                line.end(error)
-            self._lists.refute(peer)
-            self._assembly.expected = self._lists.chosen
+            self._observer.ban(peer, error.message)
+            self._states.setdefault(peer.id, _PeerState()).reason = error.message
+            if (connection := self._connections.get(peer)) is not None:
+                connection.end(error)
+            self._lists.withdraw(peer)
+            self._partial.expected = self._lists.chosen
 
-    def _why_nobody(self) -> str:
-        reasons = {standing.reason for standing in self._standing.values() if standing.reason}
+    def _failure_reason(self) -> str:
+        reasons = {state.reason for state in self._states.values() if state.reason}
         if not reasons:
             return "No other node of the mesh could be asked for it."
         return f"No node of the mesh gives it: {'; '.join(sorted(reasons))[:500]}"
 
-    # -- one giver
+    # -- one source
 
-    async def _take_from(self, peer: SwarmPeer) -> None:
-        """Raises MeshError, _NotNow and OSError."""
+    async def _download_from(self, peer: SwarmPeer) -> None:
+        """Raises MeshError, _TryLater and OSError."""
         meter = RateMeter(self._clock())
-        line = PeerConnection(lambda count: meter.add(count, self._clock()))
-        heard = False
-        self._watch.began(peer, self._model, line, meter)
-        self._lines[peer] = line
+        connection = PeerConnection(lambda count: meter.add(count, self._clock()))
+        replied = False
+        self._observer.connection_opened(peer, self._model, connection, meter)
+        self._connections[peer] = connection
         try:
-            await self._mesh.open(peer.id, lambda: line)
-            listing = await line.have(self._assembly.sha256, self._assembly.count)
+            await self._network.open(peer.id, lambda: connection)
+            listing = await connection.request_listing(self._partial.sha256, self._partial.count)
             digests = self._checked(listing)
             self._lists.add(peer, digests)
-            heard = True
-            self._heard()
-            await asyncio.shield(self._council)
-            self._assembly.expected = self._lists.choose()
+            replied = True
+            self._count_reply()
+            await asyncio.shield(self._quorum)
+            self._partial.expected = self._lists.choose()
             if self._lists.chosen != digests:
-                raise _NotNow("what it says of the file is not what others say", OTHERWISE_SECONDS)
-            await self._work(line, peer)
+                raise _TryLater("what it says of the file is not what others say", DISAGREE_RETRY_SECONDS)
+            await self._fetch_chunks(connection, peer)
         finally:
-            if not heard:
-                self._heard()
-            self._lists.left(peer)
-            self._lines.pop(peer, None)
-            line.end(LinkClosed("It was hung up."))
-            self._watch.ended(line)
+            if not replied:
+                self._count_reply()
+            self._lists.remove_source(peer)
+            self._connections.pop(peer, None)
+            connection.end(LinkClosed("It was hung up."))
+            self._observer.connection_closed(connection)
 
     def _checked(self, listing: w.ChunkListing | w.FileRefusal) -> bytes:
-        """The digests of a listing that can be one of this file. Raises BadMessage and _NotNow."""
+        """The digests of a listing that can be one of this file. Raises BadMessage and _TryLater."""
         if isinstance(listing, w.FileRefusal):
             raise _refused(listing)
-        if listing.size != self._assembly.size:
+        if listing.size != self._partial.size:
             raise BadMessage("it says that the file has another size")
-        if listing.chunk_bytes != self._assembly.chunk_bytes:
-            raise _NotNow("it cuts files in another way; it is of another version", 0)
-        if digest_of(listing.digests, self._assembly.count - 1).hex() != self._assembly.sha256:
+        if listing.chunk_bytes != self._partial.chunk_bytes:
+            raise _TryLater("it cuts files in another way; it is of another version", 0)
+        if digest_of(listing.digests, self._partial.count - 1).hex() != self._partial.sha256:
             raise BadMessage("what it says of the file's chunks does not end with the file's own digest")
         return listing.digests
 
-    def _heard(self) -> None:
+    def _count_reply(self) -> None:
         """One of those who were asked has answered, or never will. Once enough have, a list is chosen."""
-        self._unheard -= 1
-        if not self._unheard:
-            self._convene()
-        elif self._timer is None and not self._council.done():
-            self._timer = asyncio.get_running_loop().call_later(COUNCIL_SECONDS, self._convene)
+        self._awaited_replies -= 1
+        if not self._awaited_replies:
+            self._choose_list()
+        elif self._timer is None and not self._quorum.done():
+            self._timer = asyncio.get_running_loop().call_later(QUORUM_SECONDS, self._choose_list)
 
-    def _convene(self) -> None:
+    def _choose_list(self) -> None:
         self._timer = None
-        if self._lists.choose() is not None and not self._council.done():
-            self._council.set_result(None)
+        if self._lists.choose() is not None and not self._quorum.done():
+            self._quorum.set_result(None)
 
-    async def _work(self, line: PeerConnection, peer: SwarmPeer) -> None:
-        """Take chunks by that line, several at a time, until there are none left to take."""
+    async def _fetch_chunks(self, connection: PeerConnection, peer: SwarmPeer) -> None:
+        """Take chunks by that connection, several at a time, until there are none left to take."""
         asked: set[int] = set()
         workers = [
-            self._owner.start(self._fetch_all(line, peer, asked), f"{peer} {number}") for number in range(OUTSTANDING)
+            self._owner.start(self._fetch_all(connection, peer, asked), f"{peer} {number}")
+            for number in range(MAX_OUTSTANDING)
         ]
         try:
             await asyncio.gather(*workers)
@@ -344,40 +347,40 @@ class SwarmDownload:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _fetch_all(self, line: PeerConnection, peer: SwarmPeer, asked: set[int]) -> None:
-        assembly = self._assembly
-        while not assembly.complete:
-            # What this line is busy with already is not to be taken over by it.
-            piece = assembly.claim(str(peer), 1, lambda chunk: chunk not in asked)
+    async def _fetch_all(self, connection: PeerConnection, peer: SwarmPeer, asked: set[int]) -> None:
+        partial = self._partial
+        while not partial.complete:
+            # What this connection is busy with already is not to be taken over by it.
+            piece = partial.claim(str(peer), 1, lambda chunk: chunk not in asked)
             if piece is None:
-                await assembly.changed()
+                await partial.changed()
                 continue
             try:
                 while piece.held and piece.position < piece.end:
-                    chunk = piece.position // assembly.chunk_bytes
+                    chunk = piece.position // partial.chunk_bytes
                     asked.add(chunk)
                     try:
-                        await self._fetch(line, peer, chunk)
+                        await self._fetch(connection, peer, chunk)
                     finally:
                         asked.discard(chunk)
             finally:
-                assembly.give_back(piece)
+                partial.release(piece)
 
-    async def _fetch(self, line: PeerConnection, peer: SwarmPeer, chunk: int) -> None:
-        """Take a chunk and write it. Raises MeshError, _NotNow and OSError."""
-        begin, end = self._assembly.span(chunk)
-        data = self._assembly.rooms.take()[: end - begin]
-        if (refusal := await line.get(chunk, data)) is not None:
+    async def _fetch(self, connection: PeerConnection, peer: SwarmPeer, chunk: int) -> None:
+        """Take a chunk and write it. Raises MeshError, _TryLater and OSError."""
+        begin, end = self._partial.span(chunk)
+        data = self._partial.buffers.take()[: end - begin]
+        if (refusal := await connection.read_chunk(chunk, data)) is not None:
             raise _refused(refusal)
 
         def keep(stop: StopSignal) -> None:
             with stop:
-                self._assembly.put(str(peer), chunk, data, peer.id)
+                self._partial.write_chunk(str(peer), chunk, data, peer.id)
 
         await in_thread(keep, "write-chunk")
 
 
-def _refused(refusal: w.FileRefusal) -> _NotNow:
+def _refused(refusal: w.FileRefusal) -> _TryLater:
     words = {
         w.FileRefusalReason.ABSENT: "it does not have the file",
         w.FileRefusalReason.PREPARING: f"it is preparing the file ({refusal.percent} %)",
@@ -386,4 +389,4 @@ def _refused(refusal: w.FileRefusal) -> _NotNow:
         w.FileRefusalReason.CHANGED: "the file has changed there",
         w.FileRefusalReason.NOT_UNDERSTOOD: "it is of another version",
     }
-    return _NotNow(words[refusal.reason], refusal.wait)
+    return _TryLater(words[refusal.reason], refusal.wait)

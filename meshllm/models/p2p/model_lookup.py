@@ -21,7 +21,7 @@ from meshllm.wire.mesh import files as w
 log = logging.getLogger(__name__)
 
 # Peers that are asked at a time, each within so many seconds; one that is still reading its file is asked again.
-MAX_ASKED: Final = 16
+MAX_REQUESTS: Final = 16
 ANSWER_SECONDS: Final = 10.0
 # How long a node that is just starting looks for its mesh before it is called unknown.
 JOIN_SECONDS: Final = 15.0
@@ -30,7 +30,7 @@ READING_SECONDS: Final = 600.0
 
 
 async def find(
-    mesh: PeerNetwork,
+    network: PeerNetwork,
     name: str,
     *,
     sha256: str = "",
@@ -44,12 +44,12 @@ async def find(
     """
     owner = Owner("find", awaited=True)
     try:
-        holders = await _holders(mesh, name, owner)
-        tasks = [owner.start(_ask(mesh, peer, name, tell), f"ask {peer}") for peer in holders]
+        holders = await _peers_to_ask(network, name, owner)
+        tasks = [owner.start(_ask(network, peer, name, tell), f"ask {peer}") for peer in holders]
         answers = await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         await owner.close()
-    said: dict[tuple[str, ...], tuple[w.OfferedModel, list[SwarmPeer]]] = {}
+    offers: dict[tuple[str, ...], tuple[w.OfferedModel, list[SwarmPeer]]] = {}
     for peer, answer in zip(holders, answers, strict=True):
         if isinstance(answer, BadMessage):
             ban(peer, answer.message)
@@ -60,32 +60,32 @@ async def find(
         else:
             for model in answer:
                 if sha256 in ("", model.files[0].sha256):
-                    said.setdefault(_content(model), (model, []))[1].append(peer)
-    return _agreed(name, list(said.values()), len(holders))
+                    offers.setdefault(_content(model), (model, []))[1].append(peer)
+    return _agreed_manifest(name, list(offers.values()), len(holders))
 
 
-async def _holders(mesh: PeerNetwork, name: str, owner: Owner) -> list[SwarmPeer]:
+async def _peers_to_ask(network: PeerNetwork, name: str, owner: Owner) -> list[SwarmPeer]:
     """Whom to ask; waits a while for a mesh that is still being looked for."""
     try:
         async with asyncio.timeout(JOIN_SECONDS):
-            while not (found := list(mesh.holders(name))[:MAX_ASKED]) and mesh.settling:
-                await owner.start(mesh.changed(), "news of the mesh")
+            while not (found := list(network.holders(name))[:MAX_REQUESTS]) and network.settling:
+                await owner.start(network.changed(), "news of the mesh")
     except TimeoutError:
         found = []
     return found
 
 
 async def _ask(
-    mesh: PeerNetwork, peer: SwarmPeer, name: str, tell: Callable[[str], None]
+    network: PeerNetwork, peer: SwarmPeer, name: str, tell: Callable[[str], None]
 ) -> tuple[w.OfferedModel, ...]:
-    line = PeerConnection()
+    connection = PeerConnection()
     try:
         async with asyncio.timeout(READING_SECONDS):
             async with asyncio.timeout(ANSWER_SECONDS):
-                await mesh.open(peer.id, lambda: line)
+                await network.open(peer.id, lambda: connection)
             while True:
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    answer = await line.find(name)
+                    answer = await connection.find_models(name)
                 if isinstance(answer, w.FoundModels):
                     return answer.models
                 if answer.reason is not w.FileRefusalReason.PREPARING:
@@ -93,7 +93,7 @@ async def _ask(
                 tell(f"{peer} is reading its file ({answer.percent} %)")
                 await asyncio.sleep(max(1, answer.wait))
     finally:
-        line.end(LinkClosed("It was hung up."))
+        connection.end(LinkClosed("It was hung up."))
 
 
 def _content(model: w.OfferedModel) -> tuple[str, ...]:
@@ -101,25 +101,25 @@ def _content(model: w.OfferedModel) -> tuple[str, ...]:
     return tuple(file.sha256 for file in (*model.files, *((model.projector,) if model.projector is not None else ())))
 
 
-def _agreed(name: str, said: list[tuple[w.OfferedModel, list[SwarmPeer]]], asked: int) -> Manifest:
-    if not said:
+def _agreed_manifest(name: str, offers: list[tuple[w.OfferedModel, list[SwarmPeer]]], asked: int) -> Manifest:
+    if not offers:
         raise UnknownModel(
             f"No model is called {name[:128]!r} here, and none of {asked} other nodes has one."
             if asked
             else f"No model is called {name[:128]!r}, and there is no other node to ask for it.",
             advice="`mesh-llm download` lists the known ones.",
         )
-    if len(said) > 1:
+    if len(offers) > 1:
         each = [
             f"{model.files[0].name} ({sum(file.size for file in model.files):,} bytes, sha256 "
             f"{model.files[0].sha256[:12]}...) at {', '.join(map(str, peers))}"
-            for model, peers in said
+            for model, peers in offers
         ]
         raise AmbiguousModel(
             f"The nodes of the mesh mean different models by {name[:128]!r}.",
             advice=f"Rename all but one of them: {'; '.join(each)}.",
         )
-    model, peers = said[0]
+    model, peers = offers[0]
     return Manifest(
         name=name,
         files=tuple(ModelFile(file.name, file.size, file.sha256) for file in model.files),
@@ -127,5 +127,5 @@ def _agreed(name: str, said: list[tuple[w.OfferedModel, list[SwarmPeer]]], asked
         if model.projector is not None
         else None,
         context_length=model.context_length,
-        origin=f"the mesh: {', '.join(map(str, peers))}"[:500],
+        origin=f"the network: {', '.join(map(str, peers))}"[:500],
     )

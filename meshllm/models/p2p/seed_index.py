@@ -32,7 +32,7 @@ PREPARING_WAIT_SECONDS: Final = 2
 # Bytes per second that are read to be given later while this node answers requests: a twentieth of a processor.
 BUSY_READ_RATE: Final = 32e6
 # The folder is looked through at most so often for peers who ask by name (seconds).
-LOOK_SECONDS: Final = 5.0
+SCAN_SECONDS: Final = 5.0
 
 
 class StoreSeedIndex:
@@ -42,13 +42,13 @@ class StoreSeedIndex:
         self._store = store
         self._busy = busy
         self._clock = asyncio.get_running_loop().time
-        self._owner = Owner("shelf")
-        self._one = asyncio.Lock()
+        self._owner = Owner("seed index")
+        self._hash_lock = asyncio.Lock()
         self._percent: dict[Path, int] = {}
-        self._looked = float("-inf")
+        self._scanned_at = float("-inf")
         self._models: dict[str, list[LocalModel]] = {}
 
-    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
+    async def lookup(self, sha256: str) -> SeedFile | w.FileRefusal:
         """The file of that digest."""
         try:
             found = await in_thread(lambda stop: self._verified(sha256), "look-for-file")
@@ -59,19 +59,19 @@ class StoreSeedIndex:
         file, path, modified_ns = found
         chunks = await in_thread(lambda stop: self._store.chunk_digests(file), "look-for-file")
         if chunks is None:
-            return self._prepare(path, sha256)
+            return self._start_hashing(path, sha256)
         return SeedFile(path, w.ChunkListing(file.size, self._store.chunk_bytes, chunks), modified_ns)
 
     async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
         """The models of that name whose files were all verified. Those that were not are read, to be found then."""
-        if self._clock() - self._looked > LOOK_SECONDS:
-            self._looked = self._clock()
+        if self._clock() - self._scanned_at > SCAN_SECONDS:
+            self._scanned_at = self._clock()
             self._models = await in_thread(lambda stop: self._by_name(), "look-for-model")
         found = []
         for model in self._models.get(name.casefold(), ()):
             offered = self._offered(model)
             if isinstance(offered, Path):
-                return self._prepare(offered, None)
+                return self._start_hashing(offered, None)
             if offered is not None:
                 found.append(offered)
         return w.FoundModels(tuple(found))
@@ -95,7 +95,7 @@ class StoreSeedIndex:
         for name, source in scan.scan(self._store).items():
             try:
                 if isinstance(source, CatalogEntry):
-                    known = source.manifest or (self._store.kept.answer(source.hub) if source.hub else None)
+                    known = source.manifest or (self._store.manifest_cache.get(source.hub) if source.hub else None)
                     model = from_manifest(known, self._store) if known is not None else None
                 elif isinstance(source, Manifest):
                     model = from_manifest(source, self._store)
@@ -139,16 +139,16 @@ class StoreSeedIndex:
 
     # -- preparing
 
-    def _prepare(self, path: Path, sha256: str | None) -> w.FileRefusal:
+    def _start_hashing(self, path: Path, sha256: str | None) -> w.FileRefusal:
         """Read the file, which should have that digest (None: any), unless that is going on."""
         if path not in self._percent:
             self._percent[path] = 0
-            self._owner.start(self._prepared(path, sha256), f"read {path.name}")
+            self._owner.start(self._hash_and_record(path, sha256), f"read {path.name}")
         return w.FileRefusal(w.FileRefusalReason.PREPARING, self._percent[path], PREPARING_WAIT_SECONDS)
 
-    async def _prepared(self, path: Path, sha256: str | None) -> None:
+    async def _hash_and_record(self, path: Path, sha256: str | None) -> None:
         try:
-            async with self._one:
+            async with self._hash_lock:
                 found = await in_thread(lambda stop: self._read(stop, path), "digest-to-give")
             if sha256 is not None and found.sha256 != sha256:
                 self._store.forget(path)

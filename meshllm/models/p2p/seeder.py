@@ -1,8 +1,7 @@
-"""The giver's end of tunnels for files: what was verified, to whoever may ask, as fast as it may go.
+"""The uploading end of file tunnels: serves verified files by sha256, within the upload limit.
 
-Law: a file is given by its sha256 and found by nothing else; what a taker can make this node hold or do is bounded by
-itself; and what is given away never comes before this node's own work (the rate is asked for at every piece). A file
-that is not any more what was listed is given no further.
+Invariants: what one peer can make this node hold or do is bounded; the limit is asked for before every piece; a file
+that changed since it was listed is not sent any further.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from meshllm.wire.mesh import files as w
 log = logging.getLogger(__name__)
 
 # Read and sent at a time: what the system has in memory is read at once, what it must fetch from the disk in a thread,
-# and then more of it. One such piece is under way for each taker, and as much again while the next one is read.
+# and then more of it. One such piece is under way for each connection, and as much again while the next one is read.
 PIECE_BYTES: Final = 256 << 10
 DISK_PIECE_BYTES: Final = 1 << 20
 # Where the rate is limited, a piece takes so many seconds of it, so that what comes is even, and nobody who waits for a
@@ -34,10 +33,10 @@ DISK_PIECE_BYTES: Final = 1 << 20
 PACE_SECONDS: Final = 1 / 32
 SMALL_PIECE_BYTES: Final = 16 << 10
 # Tunnels that are answered at a time, in all and of one peer (which may fetch several files at once).
-MAX_TAKERS: Final = 32
-MAX_TAKERS_PER_PEER: Final = 6
-# Requests a taker may have unanswered; honest ones have three.
-MAX_ASKED: Final = 16
+MAX_UPLOADS: Final = 32
+MAX_UPLOADS_PER_PEER: Final = 6
+# Requests a connection may have unanswered; honest ones have three.
+MAX_REQUESTS: Final = 16
 # Whoever asks nothing for so long is hung up on (seconds): it can come again.
 IDLE_SECONDS: Final = 120.0
 # When to ask again where there was no room.
@@ -58,7 +57,7 @@ class SeedFile:
 class SeedIndex(Protocol):
     """What there is to give."""
 
-    async def look(self, sha256: str) -> SeedFile | w.FileRefusal:
+    async def lookup(self, sha256: str) -> SeedFile | w.FileRefusal:
         """The file of that digest."""
 
     async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
@@ -73,75 +72,75 @@ class PeerUpload:
     file: str
     sent: int
     rate: float
-    via: str
+    transport: str
 
 
 class Seeder:
     """Answers takers. `rate` says, whenever it matters, how many bytes per second may go now; None: any number."""
 
     def __init__(
-        self, shelf: SeedIndex, rate: Callable[[], float | None], clock: Callable[[], float] | None = None
+        self, index: SeedIndex, rate: Callable[[], float | None], clock: Callable[[], float] | None = None
     ) -> None:
-        self.shelf = shelf
+        self.index = index
         self.rate = rate
         self.clock = clock or asyncio.get_running_loop().time
-        self.throttle = RateLimiter()
-        self.owner = Owner("giving")
-        self.readers = ThreadPoolExecutor(READERS, "giving")
-        self.total = 0
-        self._takers: dict[_UploadConnection, None] = {}
+        self.rate_limiter = RateLimiter()
+        self.owner = Owner("uploads")
+        self.readers = ThreadPoolExecutor(READERS, "uploads")
+        self.uploaded_bytes = 0
+        self._connections: dict[_UploadConnection, None] = {}
 
     def serve(self, peer: str) -> asyncio.BaseProtocol:
         """What answers a tunnel that the authenticated `peer` (node id in hexadecimal) has opened."""
         return _UploadConnection(self, peer)
 
-    def given(self) -> list[PeerUpload]:
+    def uploads(self) -> list[PeerUpload]:
         """What is being given now."""
         now = self.clock()
-        return [taker.facts(now) for taker in self._takers if taker.meter.total]
+        return [connection.facts(now) for connection in self._connections if connection.meter.total]
 
     async def close(self) -> None:
         """Hang up on everybody."""
-        for taker in list(self._takers):
-            taker.hang_up()
+        for connection in list(self._connections):
+            connection.abort()
         await self.owner.close()
         self.readers.shutdown(wait=False, cancel_futures=True)
 
-    def admits(self, taker: _UploadConnection) -> bool:
-        """Whether there is room for `taker`, which then has it until `left`."""
-        of_peer = sum(other.peer == taker.peer for other in self._takers)
-        if len(self._takers) >= MAX_TAKERS or of_peer >= MAX_TAKERS_PER_PEER:
+    def admit(self, connection: _UploadConnection) -> bool:
+        """Whether there is room for `connection`, which then has it until `left`."""
+        of_peer = sum(other.peer == connection.peer for other in self._connections)
+        if len(self._connections) >= MAX_UPLOADS or of_peer >= MAX_UPLOADS_PER_PEER:
             return False
-        self._takers[taker] = None
+        self._connections[connection] = None
         return True
 
-    def left(self, taker: _UploadConnection) -> None:
-        """`taker` is gone."""
-        self._takers.pop(taker, None)
+    def remove(self, connection: _UploadConnection) -> None:
+        """`connection` is gone."""
+        self._connections.pop(connection, None)
 
 
 class _UploadConnection(asyncio.Protocol):
     """One tunnel. Requests are put in a queue, and a task answers them in their order."""
 
-    def __init__(self, giver: Seeder, peer: str) -> None:
+    def __init__(self, seeder: Seeder, peer: str) -> None:
         self.peer = peer
-        self.meter = RateMeter(giver.clock())
-        self._giver = giver
+        self.meter = RateMeter(seeder.clock())
+        self._seeder = seeder
         self._transport: asyncio.Transport | None = None
         self._reader = w.FrameReader(w.place_request)
-        self._asked: deque[w.Request | w.UnknownRequest] = deque()
+        self._requests: deque[w.Request | w.UnknownRequest] = deque()
         self._wake = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
-        self._shelved: SeedFile | None = None
+        self._seed_file: SeedFile | None = None
         self._file = -1
         self._reading: asyncio.Future[bytes] | None = None
-        self._ahead = memoryview(b"")  # what was read of the present chunk and not sent yet
-        self._gone = False
+        self._read_ahead = memoryview(b"")  # what was read of the present chunk and not sent yet
+        self._closed = False
 
     def facts(self, now: float) -> PeerUpload:
         """For the status."""
-        name = self._shelved.path.name if self._shelved is not None else ""
+        name = self._seed_file.path.name if self._seed_file is not None else ""
         lane = self._transport is not None and self._transport.get_extra_info("ssl_object") is not None
         return PeerUpload(self.peer, name, self.meter.total, self.meter.rate(now), "lane" if lane else "quic")
 
@@ -149,17 +148,17 @@ class _UploadConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._giver.owner.start(self._serve(), f"to {self.peer[:10]}")
+        self._seeder.owner.start(self._serve(), f"to {self.peer[:10]}")
 
     def data_received(self, data: bytes) -> None:
         try:
             for frame in self._reader.feed(data):
-                self._asked.append(w.decode_request(frame))
-                if len(self._asked) > MAX_ASKED:
-                    raise BadMessage(f"more than {MAX_ASKED} requests at once")
+                self._requests.append(w.decode_request(frame))
+                if len(self._requests) > MAX_REQUESTS:
+                    raise BadMessage(f"more than {MAX_REQUESTS} requests at once")
         except BadMessage as error:
             log.warning("%s asks for files in a way that makes no sense: %s", self.peer[:10], error.message)
-            self.hang_up()
+            self.abort()
         self._wake.set()
 
     def pause_writing(self) -> None:
@@ -169,14 +168,14 @@ class _UploadConnection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone = True
+        self._closed = True
         self._wake.set()
         self._writable.set()
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
         """At once."""
-        self._gone = True
-        self._asked.clear()
+        self._closed = True
+        self._requests.clear()
         if self._transport is not None:
             self._transport.abort()
         self._wake.set()
@@ -185,96 +184,96 @@ class _UploadConnection(asyncio.Protocol):
     # -- answering
 
     async def _serve(self) -> None:
-        admitted = self._giver.admits(self)
+        admitted = self._seeder.admit(self)
         try:
             while (request := await self._next()) is not None:
                 if admitted:
                     await self._answer(request)
                 else:
-                    self._say(w.FileRefusal(w.FileRefusalReason.BUSY, wait=BUSY_WAIT_SECONDS))
+                    self._send(w.FileRefusal(w.FileRefusalReason.BUSY, wait=BUSY_WAIT_SECONDS))
         except (OSError, BadMessage) as error:  # TimeoutError among them: it asks for nothing
             log.info("nothing more is given to %s: %s", self.peer[:10], error or "it asks for nothing")
         finally:
-            self._giver.left(self)
-            self.hang_up()
+            self._seeder.remove(self)
+            self.abort()
             await self._close_file()
 
     async def _next(self) -> w.Request | w.UnknownRequest | None:
-        """The next request; None when the taker is gone. Raises TimeoutError if it asks for nothing."""
-        while not self._asked and not self._gone:
+        """The next request; None when the connection is gone. Raises TimeoutError if it asks for nothing."""
+        while not self._requests and not self._closed:
             self._wake.clear()
             async with asyncio.timeout(IDLE_SECONDS):
                 await self._wake.wait()
-        return None if self._gone else self._asked.popleft()
+        return None if self._closed else self._requests.popleft()
 
     async def _answer(self, request: w.Request | w.UnknownRequest) -> None:
         match request:
             case w.HaveRequest(sha256):
-                await self._list(sha256)
+                await self._send_listing(sha256)
             case w.ChunkRequest(chunk):
-                await self._give(chunk)
+                await self._send_chunk(chunk)
             case w.FindRequest(name):
-                self._say(await self._giver.shelf.find(name))
+                self._send(await self._seeder.index.find(name))
             case _:
-                self._say(w.FileRefusal(w.FileRefusalReason.NOT_UNDERSTOOD))
+                self._send(w.FileRefusal(w.FileRefusalReason.NOT_UNDERSTOOD))
 
-    def _say(self, answer: w.Answer) -> None:
-        if self._transport is not None and not self._gone:
+    def _send(self, answer: w.Answer) -> None:
+        if self._transport is not None and not self._closed:
             self._transport.write(w.encode_answer(answer))
 
-    async def _list(self, sha256: str) -> None:
+    async def _send_listing(self, sha256: str) -> None:
         await self._close_file()
-        found = await self._giver.shelf.look(sha256)
+        found = await self._seeder.index.lookup(sha256)
         if isinstance(found, w.FileRefusal):
-            self._say(found)
+            self._send(found)
             return
         self._file = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
-        self._shelved = found
-        self._say(found.listing)
+        self._seed_file = found
+        self._send(found.listing)
 
-    async def _give(self, chunk: int) -> None:
+    async def _send_chunk(self, chunk: int) -> None:
         """Send a chunk, piece by piece: the next is read while one is sent. Raises BadMessage and OSError."""
-        shelved, giver = self._shelved, self._giver
-        begin = chunk * shelved.listing.chunk_bytes if shelved is not None else 0
-        if shelved is None or begin >= shelved.listing.size:
+        seed_file, seeder = self._seed_file, self._seeder
+        begin = chunk * seed_file.listing.chunk_bytes if seed_file is not None else 0
+        if seed_file is None or begin >= seed_file.listing.size:
             raise BadMessage("a chunk that there is not")
         facts = os.fstat(self._file)
-        if (facts.st_size, facts.st_mtime_ns) != (shelved.listing.size, shelved.modified_ns):
-            self._say(w.FileRefusal(w.FileRefusalReason.CHANGED))
+        if (facts.st_size, facts.st_mtime_ns) != (seed_file.listing.size, seed_file.modified_ns):
+            self._send(w.FileRefusal(w.FileRefusalReason.CHANGED))
             return
-        end = min(begin + shelved.listing.chunk_bytes, shelved.listing.size)
+        end = min(begin + seed_file.listing.chunk_bytes, seed_file.listing.size)
         transport = cast(asyncio.Transport, self._transport)
         transport.write(w.header(w.FileFrameKind.CHUNK, chunk, end - begin))
         while begin < end:
             await self._writable.wait()
-            limit = giver.rate()
+            limit = seeder.rate()
             data = await self._read(begin, end - begin, _piece_bytes(limit))
-            if wait := giver.throttle.delay(len(data), limit, giver.clock()):
+            if wait := seeder.rate_limiter.delay(len(data), limit, seeder.clock()):
                 await asyncio.sleep(wait)
-            if self._gone:
+            if self._closed:
                 return
             begin += len(data)
-            self.meter.add(len(data), giver.clock())
-            giver.total += len(data)
+            self.meter.add(len(data), seeder.clock())
+            seeder.uploaded_bytes += len(data)
             transport.write(data)
 
     # -- reading
 
     async def _read(self, begin: int, rest: int, most: int) -> memoryview:
         """The next bytes of the file, at most `most` of `rest`. Raises OSError, also where it has become shorter."""
-        if not self._ahead:
+        if not self._read_ahead:
             size = min(rest, most)
             data: bytes | bytearray | None = _in_memory(self._file, size, begin)
             if data is None:
                 size, loop = min(rest, DISK_PIECE_BYTES), asyncio.get_running_loop()
-                self._reading = loop.run_in_executor(self._giver.readers, os.pread, self._file, size, begin)
+                self._reading = loop.run_in_executor(self._seeder.readers, os.pread, self._file, size, begin)
                 await asyncio.wait([self._reading])  # not cancelled with this task: the file stays open for the thread
                 data = self._reading.result()
                 self._reading = None
             if not data:
                 raise OSError("the file has become shorter")
-            self._ahead = memoryview(data)
-        piece, self._ahead = self._ahead[:most], self._ahead[most:]
+            self._read_ahead = memoryview(data)
+        piece, self._read_ahead = self._read_ahead[:most], self._read_ahead[most:]
         return piece
 
     async def _close_file(self) -> None:
@@ -283,7 +282,7 @@ class _UploadConnection(asyncio.Protocol):
             self._reading = None
         if self._file >= 0:
             os.close(self._file)
-        self._file, self._shelved = -1, None
+        self._file, self._seed_file = -1, None
 
 
 def _piece_bytes(limit: float | None) -> int:

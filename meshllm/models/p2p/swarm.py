@@ -1,9 +1,8 @@
-"""Taking files from peers: several at once, chunk by chunk, from whoever has them.
+"""Downloads from peers: several peers at once, chunk by chunk.
 
-Law: only what was asked for is taken, and by what it is, not by who says so: the file's sha256 is known beforehand and
-is the judge. What the sha256 is up to the end of each chunk, givers only claim. Whoever sends a chunk that does not fit
-its claim, or claimed what the whole file disproves, or talks nonsense, is taken from no more while this program runs,
-and people are told. Whoever is slow, silent or gone costs time and nothing else.
+Invariants: a file is identified by the sha256 that is known beforehand, which decides whether it is right. Digests of
+chunks are claims of peers. A peer whose chunk does not match its claim, or whose claim the whole file disproves, is
+banned until the program ends.
 """
 
 from __future__ import annotations
@@ -23,62 +22,64 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PeerDownload:
-    """What is taken from one peer: of which model, bytes, and bytes/s of late; `via` is "lane" or "quic"."""
+    """A download from one peer: model, bytes received, current bytes/s; `transport` is "lane" or "quic"."""
 
     peer: SwarmPeer
     model: str
     received: int
     rate: float
-    via: str
+    transport: str
 
 
 class Swarm:
-    """All taking of this node: whom it trusts no more, and what is under way."""
+    """All downloads of this node from peers, and the peers it has banned."""
 
     def __init__(self, mesh: PeerNetwork, clock: Callable[[], float] | None = None) -> None:
         self.mesh = mesh
         self.clock = clock or asyncio.get_running_loop().time
         self.banned: dict[SwarmPeer, str] = {}
-        """Why, in words."""
+        """The reason of each ban."""
         self._banned_ids: set[str] = set()
         self._ended_bytes = 0
-        self._lines: dict[PeerConnection, tuple[SwarmPeer, str, RateMeter]] = {}
+        self._connections: dict[PeerConnection, tuple[SwarmPeer, str, RateMeter]] = {}
 
     def source(self, model: str) -> SwarmSource:
         """Peers as a source for the files of `model`."""
         return SwarmSource(self, model)
 
-    def taken(self) -> list[PeerDownload]:
-        """What is being taken now."""
+    def downloads(self) -> list[PeerDownload]:
+        """The downloads in progress."""
         now = self.clock()
-        found = [(*facts, line.via) for line, facts in self._lines.items()]
+        found = [(*facts, connection.transport) for connection, facts in self._connections.items()]
         return [
-            PeerDownload(peer, model, meter.total, meter.rate(now), via) for peer, model, meter, via in found if via
+            PeerDownload(peer, model, meter.total, meter.rate(now), transport)
+            for peer, model, meter, transport in found
+            if transport
         ]
 
-    def began(self, peer: SwarmPeer, model: str, line: PeerConnection, meter: RateMeter) -> None:
-        """Something may come by that line from now on."""
-        self._lines[line] = (peer, model, meter)
+    def connection_opened(self, peer: SwarmPeer, model: str, connection: PeerConnection, meter: RateMeter) -> None:
+        """A connection to `peer` was opened; `meter` counts the bytes it receives."""
+        self._connections[connection] = (peer, model, meter)
 
-    def ended(self, line: PeerConnection) -> None:
-        """Nothing more."""
-        if (facts := self._lines.pop(line, None)) is not None:
+    def connection_closed(self, connection: PeerConnection) -> None:
+        """The connection was closed."""
+        if (facts := self._connections.pop(connection, None)) is not None:
             self._ended_bytes += facts[2].total
 
     @property
     def downloaded_bytes(self) -> int:
         """Bytes received from peers since the start."""
-        return self._ended_bytes + sum(meter.total for _, _, meter in self._lines.values())
+        return self._ended_bytes + sum(meter.total for _, _, meter in self._connections.values())
 
     def ban(self, peer: SwarmPeer, reason: str) -> None:
-        """Take nothing more from `peer`."""
+        """Download nothing more from `peer`."""
         if peer.id not in self._banned_ids:
             self._banned_ids.add(peer.id)
             self.banned[peer] = reason
-            log.warning("no files are taken from %s any more: %s", peer, reason)
+            log.warning("Banned %s as a source of model files: %s", peer, reason)
 
     def is_banned(self, peer: SwarmPeer) -> bool:
-        """Whether nothing is to be taken from it."""
+        """Whether `peer` is banned."""
         return peer.id in self._banned_ids
 
 
@@ -90,23 +91,27 @@ class SwarmSource:
         self._model = model
         self._lists: dict[str, DigestLists] = {}
 
-    async def feed(self, assembly: PartialFile) -> None:
-        """Take chunks until the file is complete. Raises DownloadFailed once nobody is left who could give, and
-        OSError. When cancelled, nothing is left running."""
-        lists = self._lists.setdefault(assembly.sha256, DigestLists())
-        taking = SwarmDownload(self._swarm.mesh, self._swarm, self._model, assembly, lists)
-        try:
-            await taking.run()
-        finally:
-            await taking.close()
+    async def download_into(self, partial: PartialFile) -> None:
+        """Download chunks until the file is complete. Raises DownloadFailed once no peer can serve it, and OSError.
 
-    def disown(self, assembly: PartialFile) -> bool:
-        """The file's sha256 is wrong although each chunk that somebody answers for fits what `expected` says of it:
-        whoever vouched for that lied. False if nobody says otherwise."""
-        lists = self._lists.get(assembly.sha256)
+        When cancelled, nothing is left running.
+        """
+        lists = self._lists.setdefault(partial.sha256, DigestLists())
+        download = SwarmDownload(self._swarm.mesh, self._swarm, self._model, partial, lists)
+        try:
+            await download.run()
+        finally:
+            await download.close()
+
+    def reject_claims(self, partial: PartialFile) -> bool:
+        """Ban the peers that claimed `partial.expected`, which the file's sha256 disproves.
+
+        Returns whether other peers claim another digest list; it is then in `partial.expected`.
+        """
+        lists = self._lists.get(partial.sha256)
         if lists is None or lists.chosen is None:
             return False
-        for peer in lists.drop():
-            self._swarm.ban(peer, f"what it said of {self._model} is not true of the file")
-        assembly.expected = lists.chosen
+        for peer in lists.reject_chosen():
+            self._swarm.ban(peer, f"its chunk digests of {self._model} do not match the file")
+        partial.expected = lists.chosen
         return lists.chosen is not None

@@ -29,7 +29,7 @@ class BufferPool:
         with self._lock:
             return self._free.pop() if self._free else memoryview(bytearray(self._size))
 
-    def give_back(self, start: memoryview) -> None:
+    def release(self, start: memoryview) -> None:
         """Nobody uses the room that begins so any more."""
         with self._lock:
             self._free.append(memoryview(start.obj))
@@ -40,9 +40,9 @@ class BufferPool:
             self._kept[chunk] = data
             far = self._kept.pop(max(self._kept)) if len(self._kept) > KEPT_CHUNKS else None
         if far is not None:
-            self.give_back(far)
+            self.release(far)
 
-    def kept(self, chunk: int) -> memoryview | None:
+    def take_kept(self, chunk: int) -> memoryview | None:
         """The bytes of a chunk, if they were kept; their room is the caller's now."""
         with self._lock:
             return self._kept.pop(chunk, None)

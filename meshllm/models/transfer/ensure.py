@@ -34,7 +34,7 @@ from .progress import Report, TransferProgress, TransferStage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["PeerFileSource", "arrived", "chunk_digests", "ensure"]
+__all__ = ["PeerFileSource", "chunk_digests", "ensure", "resumable_bytes"]
 
 
 async def ensure(
@@ -59,9 +59,9 @@ async def ensure(
         hub = hub or Hub()
         try:
             provision = _Provision(store, report, Fetcher(store, report, packages, hub, peers))
-            manifest = await _Finder(store, report, provision, hub).manifest(wanted)
+            manifest = await _ManifestFinder(store, report, provision, hub).manifest(wanted)
             if await provision.ensure(manifest) and isinstance(wanted, Manifest):
-                store.kept.keep(manifest)
+                store.manifest_cache.put(manifest)
         except OSError as error:
             raise disk_error(error, store.folder / "model") from error
         model = await in_thread(lambda stop: from_manifest(manifest, store), "read-header")
@@ -69,10 +69,10 @@ async def ensure(
     return model
 
 
-def arrived(wanted: Wanted, store: Store) -> int:
+def resumable_bytes(wanted: Wanted, store: Store) -> int:
     """Bytes of unfinished files that the next `ensure` goes on from; blocks."""
     manifest = store.manifest_of(wanted)
-    return sum(store.arrived(file) for file in manifest.all_files) if manifest is not None else 0
+    return sum(store.resumable_bytes(file) for file in manifest.all_files) if manifest is not None else 0
 
 
 async def chunk_digests(file: ModelFile, store: Store) -> bytes:
@@ -95,7 +95,7 @@ async def chunk_digests(file: ModelFile, store: Store) -> bytes:
     return found.chunks
 
 
-class _Finder:
+class _ManifestFinder:
     """Finds out which files a model has."""
 
     def __init__(self, store: Store, report: Report, provision: _Provision, hub: Hub) -> None:
@@ -107,25 +107,25 @@ class _Finder:
     async def manifest(self, wanted: CatalogEntry | HubReference | Manifest) -> Manifest:
         source = wanted.source if isinstance(wanted, CatalogEntry) else wanted
         if isinstance(source, HubReference):
-            source = await self._looked_up(source)
+            source = await self._look_up(source)
         return wanted.complete(source) if isinstance(wanted, CatalogEntry) else source
 
-    async def _looked_up(self, reference: HubReference) -> Manifest:
+    async def _look_up(self, reference: HubReference) -> Manifest:
         """What the hub says now, unless all of what it said before is here; without the hub, what it said before."""
-        kept = await in_thread(lambda stop: self._store.kept.answer(reference), "kept-manifest")
+        kept = await in_thread(lambda stop: self._store.manifest_cache.get(reference), "kept-manifest")
         if kept is not None and all(self._store.is_verified(file) for file in kept.all_files):
             return kept
         self._report(TransferProgress(TransferStage.CONNECTING, file=reference.name, source=self._hub.endpoint))
         try:
             found = await look_up(reference, self._hub)
         except DownloadFailed as failure:
-            known = kept or await self._by_hand(reference) or await self._cached(reference)
+            known = kept or await self._placed_by_user(reference) or await self._cached(reference)
             if known is None:
                 raise
             self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=reference.name, detail=str(failure)))
             return known
         self._store.prepare()
-        self._store.kept.keep(found, reference)
+        self._store.manifest_cache.put(found, reference)
         return found
 
     async def _cached(self, reference: HubReference) -> Manifest | None:
@@ -136,7 +136,7 @@ class _Finder:
         except (DownloadFailed, UnknownModel):
             return None  # a part is missing: why the hub cannot be asked is what counts
 
-    async def _by_hand(self, reference: HubReference) -> Manifest | None:
+    async def _placed_by_user(self, reference: HubReference) -> Manifest | None:
         """The model as a file that someone has put here, where its digest is known beforehand."""
         name = reference.path.rpartition("/")[2]
         if not reference.sha256 or part_of(name) is not None:
@@ -147,7 +147,7 @@ class _Finder:
         if not path.is_file():
             return None
         file = ModelFile(name, path.stat().st_size, reference.sha256)
-        await self._provision.look(file)
+        await self._provision.check_existing(file)
         return Manifest(reference.name, (file,), origin=str(path)) if self._store.is_verified(file) else None
 
 
@@ -165,19 +165,21 @@ class _Provision:
             if not is_file_name(file.name) or not SHA256.fullmatch(file.sha256) or file.size <= 0:
                 raise DownloadFailed(f"What is said of the files of {manifest.name} makes no sense.")
         missing: list[tuple[ModelFile, list[Path]]] = []
-        if self._store.together(manifest.files) is None:
+        if self._store.find_together(manifest.files) is None:
             missing += await self._missing(manifest.files, projector=False)
         if manifest.projector is not None and not self._store.is_verified(manifest.projector):
             missing += await self._missing((manifest.projector,), projector=True)
         if missing:
-            self._store.check_room(sum(file.size - self._store.arrived(file) for file, _ in missing), manifest.name)
+            self._store.check_space(
+                sum(file.size - self._store.resumable_bytes(file) for file, _ in missing), manifest.name
+            )
         for file, places in missing:
             await self._fetch(file, places)
         return bool(missing)
 
-    async def look(self, file: ModelFile) -> None:
+    async def check_existing(self, file: ModelFile) -> None:
         """See whether someone has put the file where it belongs; each that may be it is read only once."""
-        for path in self._store.places(file):
+        for path in self._store.target_paths(file):
             if path.is_file() and path.stat().st_size == file.size and self._store.known_digest(path) is None:
                 await self._read(path, file)
 
@@ -185,29 +187,29 @@ class _Provision:
         """What is to be fetched of files that belong together, and where each may be put, best first."""
         self._store.prepare()
         for file in files:
-            await self.look(file)
-        if self._store.together(files) is not None:
+            await self.check_existing(file)
+        if self._store.find_together(files) is not None:
             return []
-        for match in await in_thread(lambda stop: list(other_apps.find(files)), "look-elsewhere"):
+        for match in await in_thread(lambda stop: list(other_apps.find_files(files)), "look-elsewhere"):
             for path, file in zip(match.paths, files, strict=True):
                 if match.sure:
                     self._store.record(path, file.sha256)
                 elif self._store.known_digest(path) is None:
                     await self._read(path, file)
-            if self._store.together(files) is not None:
+            if self._store.find_together(files) is not None:
                 return []
         if len(files) > 1:
             folder = self._folder(files)
             paths = [(file, folder / file.name) for file in files]
             return [(file, [path]) for file, path in paths if self._store.known_digest(path) != file.sha256]
-        places = self._store.places(files[0])
+        places = self._store.target_paths(files[0])
         # Projectors of many models have the same name: beside a model of another repository it would mislead people.
         return [(files[0], places[1:] if projector else places)]
 
     def _folder(self, files: Sequence[ModelFile]) -> Path:
         """The folder for all these files: the one with most of them, of those where no other file is in the way."""
         best, most = None, -1
-        for place in self._store.places(files[0]):
+        for place in self._store.target_paths(files[0]):
             known = [(place.with_name(file.name), file) for file in files]
             there = sum(self._store.known_digest(path) == file.sha256 for path, file in known)
             free = sum(not path.exists() and not path.is_symlink() for path, _ in known)
@@ -228,7 +230,7 @@ class _Provision:
             self._store.record_chunks(file.sha256, found.chunks)
 
     async def _fetch(self, file: ModelFile, places: list[Path]) -> None:
-        async with self._alone(file):
+        async with self._exclusive(file):
             if any(self._store.known_digest(place) == file.sha256 for place in places):
                 return  # someone else has fetched it meanwhile
             whole = await self._fetcher.fetch(file)
@@ -238,7 +240,7 @@ class _Provision:
             self._store.discard(file)
 
     @asynccontextmanager
-    async def _alone(self, file: ModelFile) -> AsyncIterator[None]:
+    async def _exclusive(self, file: ModelFile) -> AsyncIterator[None]:
         """Be the only one that fetches this content."""
         from filelock import Timeout
 

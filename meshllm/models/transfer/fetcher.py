@@ -1,12 +1,13 @@
-"""Fetches one file: from peers and the hub into one assembly, or out of a package.
+"""Fetches one file: from peers and the hub into one partial, or out of a package.
 
 Law: what has arrived is never thrown away while it may be right, and nothing leaves here unverified. Why a source
-failed is told.
+failed is report.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -22,14 +23,14 @@ from meshllm.util.threads import ProgressRelay, StopSignal, in_thread
 
 from .package import PackageFetcher, extract
 from .partial_file import PartialFile
-from .prefix_hash import PrefixDigests, digests, first_difference, follow
+from .prefix_hash import PrefixDigests, digests, first_difference, hash_arriving
 from .progress import Report, TransferProgress, TransferStage
 
 # Peers are asked first, and the hub joins them after so many seconds: what comes over the local network costs nobody's
 # line to the internet, and a peer that has the file answers within one.
 HEAD_START_SECONDS: Final = 2.0
-# How often a finished file with a wrong digest is mended before the sources are given up.
-MOST_MENDS: Final = 4
+# How often a finished file with a wrong digest is repaired before the sources are given up.
+MAX_REPAIRS: Final = 4
 # The completion of a file is noticed at once; this is only how long one wait for it lasts.
 _WAIT_SECONDS: Final = 3600.0
 T = TypeVar("T")
@@ -38,18 +39,21 @@ T = TypeVar("T")
 class PeerFileSource(Protocol):
     """Other nodes as a source of one model's files."""
 
-    async def feed(self, assembly: PartialFile) -> None:
-        """Put what peers have of the file into the assembly.
+    async def download_into(self, partial: PartialFile) -> None:
+        """Put what peers have of the file into the partial.
 
         Returns when it is complete. Raises DownloadFailed once no peer can give anything more, and OSError. Cancelling
-        it leaves nothing running. It may set `assembly.expected`.
+        it leaves nothing running. It may set `partial.expected`.
         """
         ...
 
-    def disown(self, assembly: PartialFile) -> bool:
-        """Every chunk that a peer answers for is as `assembly.expected` says, and the whole is wrong: who vouched for
-        that lied. Returns whether other peers say otherwise; `assembly.expected` is what they say then."""
+    def reject_claims(self, partial: PartialFile) -> bool:
+        """Every chunk that a peer answers for is as `partial.expected` says, and the whole is wrong: who vouched for
+        that lied. Returns whether other peers say otherwise; `partial.expected` is what they say then."""
         ...
+
+
+log = logging.getLogger(__name__)
 
 
 class Fetcher:
@@ -72,14 +76,19 @@ class Fetcher:
         hubs = [source for source in file.sources if isinstance(source, HubSource)]
         ways: list[Callable[[], Coroutine[Any, Any, Path]]] = []
         if hubs or self._peers is not None:
-            ways.append(lambda: self._assembled(file, hubs))
+            ways.append(lambda: self._from_sources(file, hubs))
         for source in file.sources:
             if isinstance(source, PackageSource):
                 ways.append(lambda source=source: self._from_package(source, file))  # type: ignore[misc]
+        fields = {"file": file.name, "bytes": file.size}
+        log.info("download started", extra={"fields": fields})
         for way in ways:
             try:
-                return await way()
+                path = await way()
+                log.info("download finished", extra={"fields": fields})
+                return path
             except DownloadFailed as failure:
+                log.info("download failed", extra={"fields": {**fields, "reason": str(failure)}})
                 reasons.append(str(failure))
                 self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
         raise DownloadFailed(
@@ -90,33 +99,33 @@ class Fetcher:
 
     # -- from peers and the hub
 
-    async def _assembled(self, file: ModelFile, hubs: list[HubSource]) -> Path:
-        assembly = self._store.assembly(file)
-        afresh, mended = True, set[int]()
+    async def _from_sources(self, file: ModelFile, hubs: list[HubSource]) -> Path:
+        partial = self._store.partial_file(file)
+        retry_whole, repaired = True, set[int]()
         try:
-            for _ in range(MOST_MENDS):
-                found = await self._completed(assembly, file, hubs)
+            for _ in range(MAX_REPAIRS):
+                found = await self._download(partial, file, hubs)
                 if found.sha256 == file.sha256:
                     self._store.record_chunks(file.sha256, found.chunks)
-                    return assembly.path
-                if not self._mend(assembly, found, mended):
-                    if not afresh:
+                    return partial.path
+                if not self._discard_wrong(partial, found, repaired):
+                    if not retry_whole:
                         break
-                    afresh = False
+                    retry_whole = False
         finally:
-            assembly.close()
+            partial.close()
         where = f"{self._hub.endpoint} sent for {hubs[0].repository}/{hubs[0].path}" if hubs else f"came of {file.name}"
         raise DownloadFailed(f"What {where} has another sha256.")
 
-    async def _completed(self, assembly: PartialFile, file: ModelFile, hubs: list[HubSource]) -> PrefixDigests:
+    async def _download(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> PrefixDigests:
         """The digests of the file, once all of it has arrived."""
         where = self._hub.endpoint if hubs else "peers"
         self._report(
             TransferProgress(
-                TransferStage.CONNECTING, file=file.name, source=where, done=assembly.arrived, total=file.size
+                TransferStage.CONNECTING, file=file.name, source=where, done=partial.arrived, total=file.size
             )
         )
-        arrivals = assembly.heard = ProgressRelay(
+        arrivals = partial.on_arrival = ProgressRelay(
             lambda done: self._report(
                 TransferProgress(
                     TransferStage.DOWNLOADING,
@@ -124,50 +133,50 @@ class Fetcher:
                     source=where,
                     done=done,
                     total=file.size,
-                    by_source=assembly.shares(),
+                    by_source=partial.source_bytes(),
                 )
             )
         )
 
         def read(done: int) -> None:
-            if assembly.complete:
+            if partial.complete:
                 self._report(_verifying(file, done))
 
         reading = ProgressRelay(read)
-        owner = Owner("assembly", awaited=True)
-        checking = owner.start(in_thread(lambda stop: follow(stop, assembly, reading), "check-file"), "check")
+        owner = Owner("partial", awaited=True)
+        checking = owner.start(in_thread(lambda stop: hash_arriving(stop, partial, reading), "check-file"), "check")
         try:
             while True:
-                filling = owner.start(self._fill(assembly, file, hubs), "fill")
+                filling = owner.start(self._receive(partial, file, hubs), "fill")
                 await asyncio.wait([checking, filling], return_when=asyncio.FIRST_COMPLETED)
                 if filling.done():
                     filling.result()
                 arrivals.flush()
                 self._report(_verifying(file, 0))
-                # What is refuted when everything has arrived is to be fetched again.
-                refuted = owner.start(assembly.changed(None, complete=False), "refuted")
-                await asyncio.wait([checking, refuted], return_when=asyncio.FIRST_COMPLETED)
+                # What is rejected when everything has arrived is to be fetched again.
+                rejected = owner.start(partial.changed(None, complete=False), "rejected")
+                await asyncio.wait([checking, rejected], return_when=asyncio.FIRST_COMPLETED)
                 if checking.done():
                     return checking.result()
         finally:
-            assembly.heard = None
+            partial.on_arrival = None
             arrivals.end()
             reading.end()
             await owner.close()
 
-    async def _fill(self, assembly: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
+    async def _receive(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
         """Return once every byte has arrived. Raises DownloadFailed when every source has failed."""
         reasons: list[str] = []
         owner = Owner("sources", awaited=True)
         try:
-            complete = owner.start(_until_complete(assembly), "until complete")
+            complete = owner.start(_until_complete(partial), "until complete")
             sources: set[asyncio.Task[None]] = set()
-            if self._peers is not None and not assembly.complete:
-                sources.add(owner.start(self._peers.feed(assembly), "peers"))
+            if self._peers is not None and not partial.complete:
+                sources.add(owner.start(self._peers.download_into(partial), "peers"))
                 await asyncio.wait({complete, *sources}, timeout=HEAD_START_SECONDS, return_when="FIRST_COMPLETED")
-            if hubs and not assembly.complete:
-                sources.add(owner.start(self._from_hubs(assembly, file, hubs), "hub"))
-            while sources and not assembly.complete:
+            if hubs and not partial.complete:
+                sources.add(owner.start(self._from_hubs(partial, file, hubs), "hub"))
+            while sources and not partial.complete:
                 done, _ = await asyncio.wait({complete, *sources}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done & sources:
                     sources.remove(task)
@@ -179,34 +188,34 @@ class Fetcher:
                         reasons.append(str(failure))
         finally:
             await owner.close()
-        if not assembly.complete:
+        if not partial.complete:
             raise DownloadFailed(" ".join(reasons) or "No node that has it gives more of it.")
 
-    async def _from_hubs(self, assembly: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
+    async def _from_hubs(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
         for number, source in enumerate(hubs):
             try:
-                await self._hub.fetch(source, file, assembly)
+                await self._hub.fetch(source, file, partial)
                 return
             except DownloadFailed as failure:
                 if number + 1 == len(hubs):
                     raise
                 self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
 
-    def _mend(self, assembly: PartialFile, found: PrefixDigests, mended: set[int]) -> bool:
+    def _discard_wrong(self, partial: PartialFile, found: PrefixDigests, repaired: set[int]) -> bool:
         """Throw away what may be wrong in a complete file with a wrong digest: the first chunk that is not as peers
-        say, unless it is one of the `mended`; then what they say, if others say otherwise; else all of it. Returns
+        say, unless it is one of the `repaired`; then what they say, if others say otherwise; else all of it. Returns
         False for all of it."""
-        expected = assembly.expected
+        expected = partial.expected
         if expected is not None:
-            if (first := first_difference(found.chunks, expected)) not in mended and first < assembly.count:
-                mended.add(first)
-                assembly.spoil(first)
+            if (first := first_difference(found.chunks, expected)) not in repaired and first < partial.count:
+                repaired.add(first)
+                partial.discard_chunk(first)
                 return True
-            if self._peers is not None and self._peers.disown(assembly):
+            if self._peers is not None and self._peers.reject_claims(partial):
                 return True
-        assembly.expected = None
-        for chunk in range(assembly.count):
-            assembly.spoil(chunk)
+        partial.expected = None
+        for chunk in range(partial.count):
+            partial.discard_chunk(chunk)
         return False
 
     # -- out of a package
@@ -215,9 +224,9 @@ class Fetcher:
         if self._packages is None:
             raise DownloadFailed(f"The package {source.requirement} cannot be fetched here.")
         where = f"package {source.requirement}"
-        unpacked = self._store.partial(file, "unpacked")
-        folder = self._store.partial(file, "wheel")
-        self._store.check_room(file.size + source.size - _size_of(folder), file.name)
+        unpacked = self._store.partial_path(file, "unpacked")
+        folder = self._store.partial_path(file, "wheel")
+        self._store.check_space(file.size + source.size - _size_of(folder), file.name)
         wheel = next((path for path in folder.glob("*.whl") if path.stat().st_size == source.size), None)
         if wheel is None or (await self._digests(wheel)).sha256 != source.sha256:
             _clear(folder)
@@ -225,13 +234,13 @@ class Fetcher:
             self._report(
                 TransferProgress(TransferStage.CONNECTING, file=file.name, source=where, done=0, total=source.size)
             )
-            told = self._told(TransferStage.DOWNLOADING, file, where, source.size)
-            wheel = await self._packages.fetch(source.requirement, source.sha256, folder, told)
+            report = self._reporter(TransferStage.DOWNLOADING, file, where, source.size)
+            wheel = await self._packages.fetch(source.requirement, source.sha256, folder, report)
             if wheel.stat().st_size != source.size or (await self._digests(wheel)).sha256 != source.sha256:
                 _clear(folder)
                 raise DownloadFailed(f"The wheel of {source.requirement} has another sha256.")
-        told = self._told(TransferStage.EXTRACTING, file, where)
-        await self._threaded(lambda stop, tell: extract(stop, wheel, source, file, unpacked, tell), told)
+        report = self._reporter(TransferStage.EXTRACTING, file, where)
+        await self._threaded(lambda stop, tell: extract(stop, wheel, source, file, unpacked, tell), report)
         found = await self.digests(unpacked, file)
         if found.sha256 != file.sha256:
             unpacked.unlink(missing_ok=True)
@@ -243,20 +252,22 @@ class Fetcher:
 
     async def digests(self, path: Path, file: ModelFile) -> PrefixDigests:
         """Of a file that may be the one that is wanted, read whole, with progress. Raises OSError."""
-        told = self._told(TransferStage.VERIFYING, file, "")
-        return await self._threaded(lambda stop, tell: digests(stop, path, self._store.chunk_bytes, tell), told)
+        report = self._reporter(TransferStage.VERIFYING, file, "")
+        return await self._threaded(lambda stop, tell: digests(stop, path, self._store.chunk_bytes, tell), report)
 
     async def _digests(self, path: Path) -> PrefixDigests:
         return await in_thread(lambda stop: digests(stop, path, self._store.chunk_bytes, lambda done: None), "digest")
 
-    async def _threaded(self, work: Callable[[StopSignal, Callable[[int], None]], T], told: Callable[[int], None]) -> T:
-        relay = ProgressRelay(told)
+    async def _threaded(
+        self, work: Callable[[StopSignal, Callable[[int], None]], T], report: Callable[[int], None]
+    ) -> T:
+        relay = ProgressRelay(report)
         try:
             return await in_thread(lambda stop: work(stop, relay), "model-file")
         finally:
             relay.end()
 
-    def _told(self, stage: TransferStage, file: ModelFile, where: str, total: int = 0) -> Callable[[int], None]:
+    def _reporter(self, stage: TransferStage, file: ModelFile, where: str, total: int = 0) -> Callable[[int], None]:
         total = total or file.size
         return lambda done: self._report(
             TransferProgress(stage, file=file.name, source=where, done=min(done, total), total=total)
@@ -267,9 +278,9 @@ def _verifying(file: ModelFile, done: int) -> TransferProgress:
     return TransferProgress(TransferStage.VERIFYING, file=file.name, source="", done=done, total=file.size)
 
 
-async def _until_complete(assembly: PartialFile) -> None:
-    while not assembly.complete:
-        await assembly.changed(_WAIT_SECONDS)
+async def _until_complete(partial: PartialFile) -> None:
+    while not partial.complete:
+        await partial.changed(_WAIT_SECONDS)
 
 
 def _size_of(folder: Path) -> int:

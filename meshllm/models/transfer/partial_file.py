@@ -35,7 +35,7 @@ OPEN_WAIT_SECONDS: Final = 1.0
 LOOK_AGAIN_SECONDS: Final = 1.0
 
 Accept = Callable[[int], bool]
-"""Whether a source has that chunk. It must not call the assembly."""
+"""Whether a source has that chunk. It must not call the partial."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,14 +50,14 @@ class ByteRange:
     end: int
     since: float
     position: int = field(init=False)
-    heard: float = field(init=False)  # when something last came
-    coming: int = 0  # bytes that came and are not written yet
+    last_data: float = field(init=False)  # when something last came
+    buffered: int = 0  # bytes that came and are not written yet
     held: bool = True
     writing: int = field(init=False)  # bytes before this place are just being written
 
     def __post_init__(self) -> None:
         self.position = self.writing = self.begin
-        self.heard = self.since
+        self.last_data = self.since
 
 
 class PartialFile:
@@ -82,9 +82,9 @@ class PartialFile:
         self.by_source: Counter[str] = Counter()
         self.expected: bytes | None = None
         """What others say the digests of `checking.Digests.chunks` are; set by whoever fetches from peers. A claim."""
-        self.spoilt = 0
+        self.discards = 0
         """How often bytes were taken back by somebody who does not follow the file (`checking.follow`)."""
-        self.heard: Callable[[int], None] | None = None
+        self.on_arrival: Callable[[int], None] | None = None
         """Called, from whichever thread, with the number of bytes that are there whenever it has grown."""
         self._clock = clock
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -93,7 +93,7 @@ class PartialFile:
         except BaseException:
             os.close(self._file)
             raise
-        self.rooms = BufferPool(min(chunk_bytes, size))
+        self.buffers = BufferPool(min(chunk_bytes, size))
         self._open = True
         self._arrived = self._table.total()
         self._whole = sum(self.has(chunk) for chunk in range(self.count))
@@ -101,12 +101,12 @@ class PartialFile:
         self._low = 0  # all chunks before it are whole or held
         self._find_first()
         self._pieces: list[ByteRange] = []
-        self._holders: dict[int, ByteRange] = {}
-        self._givers: dict[int, str] = {}  # who answers for a chunk, where somebody does
-        self._putting: set[int] = set()  # chunks that are just being written by `put`
-        self._refuted: list[tuple[int, str]] = []
-        self._pace: dict[str, float] = {}  # bytes per second of a source's last piece
-        self._news = threading.Condition()
+        self._range_of_chunk: dict[int, ByteRange] = {}
+        self._chunk_sources: dict[int, str] = {}  # who answers for a chunk, where somebody does
+        self._writing_chunks: set[int] = set()  # chunks that are just being written by `put`
+        self._rejected: list[tuple[int, str]] = []
+        self._rates: dict[str, float] = {}  # bytes per second of a source's last piece
+        self._changed = threading.Condition()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     # -- what is there
@@ -132,9 +132,9 @@ class PartialFile:
         first = self._first
         return self.size if first == self.count else first * self.chunk_bytes + self._table[first]
 
-    def shares(self) -> tuple[tuple[str, int], ...]:
-        """The bytes that each source has given since the assembly was opened."""
-        with self._news:
+    def source_bytes(self) -> tuple[tuple[str, int], ...]:
+        """The bytes that each source has given since the partial was opened."""
+        with self._changed:
             return tuple(self.by_source.items())
 
     def has(self, chunk: int) -> bool:
@@ -147,8 +147,8 @@ class PartialFile:
 
     def wait_for_prefix(self, beyond: int, seconds: float) -> int:
         """The prefix, waited for until it is longer than `beyond` bytes, or for so long (in a thread)."""
-        with self._news:
-            self._news.wait_for(lambda: self.prefix > beyond, seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: self.prefix > beyond, seconds)
             return self.prefix
 
     async def changed(self, within: float | None = LOOK_AGAIN_SECONDS, *, complete: bool = True) -> None:
@@ -156,14 +156,14 @@ class PartialFile:
         so no longer), or after `within` seconds: by then another source may have become so slow that it must share."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        with self._news:
+        with self._changed:
             if self.complete is complete:
                 return
             self._waiting.append((loop, future))
         try:
             await asyncio.wait([future], timeout=within)
         finally:
-            with self._news:
+            with self._changed:
                 self._waiting = [item for item in self._waiting if item[1] is not future]
 
     # -- who fetches what
@@ -174,25 +174,25 @@ class PartialFile:
         `source` is what the bytes are counted under; several connections may share one. Where nothing is free, the
         rest of a slow source's piece is shared. Towards the end the pieces become smaller, so that all end together.
         """
-        with self._news:
-            span = self._free(most_chunks, accept) or self._shared(source, accept)
+        with self._changed:
+            span = self._free(most_chunks, accept) or self._from_slow_source(source, accept)
             if span is None:
                 return None
             piece = ByteRange(source, *span, since=self._clock())
             self._pieces.append(piece)
             for chunk in self._chunks(piece):
-                self._holders[chunk] = piece
+                self._range_of_chunk[chunk] = piece
             return piece
 
-    def give_back(self, piece: ByteRange) -> None:
+    def release(self, piece: ByteRange) -> None:
         """Nobody fetches the rest of this piece any more; what has arrived of it is kept. Idempotent."""
-        with self._news:
+        with self._changed:
             if piece.held:
-                self._release(piece)
-                self._wake()
+                self._release_range(piece)
+                self._notify_waiters()
 
     def _free(self, most_chunks: int, accept: Accept | None) -> tuple[int, int] | None:
-        free = self.count - self._whole - len(self._holders)
+        free = self.count - self._whole - len(self._range_of_chunk)
         most = max(1, min(most_chunks, free // (2 * len(self._pieces) + 2)))
         while self._low < self.count and not self._is_free(self._low):
             self._low += 1
@@ -202,71 +202,73 @@ class PartialFile:
         else:
             return None
         last = chunk
-        while last + 1 < min(self.count, chunk + most) and self._untouched(last + 1, accept):
+        while last + 1 < min(self.count, chunk + most) and self._is_untouched(last + 1, accept):
             last += 1
         return self.span(chunk)[0] + self._table[chunk], self.span(last)[1]
 
     def _is_free(self, chunk: int) -> bool:
-        return chunk not in self._holders and not self.has(chunk)
+        return chunk not in self._range_of_chunk and not self.has(chunk)
 
-    def _untouched(self, chunk: int, accept: Accept | None, holder: ByteRange | None = None) -> bool:
+    def _is_untouched(self, chunk: int, accept: Accept | None, holder: ByteRange | None = None) -> bool:
         """Whether nothing of it is there, and nobody but `holder` is at it."""
-        if self._table[chunk] or self._holders.get(chunk) is not holder:
+        if self._table[chunk] or self._range_of_chunk.get(chunk) is not holder:
             return False
         return accept is None or accept(chunk)
 
-    def _shared(self, source: str, accept: Accept | None) -> tuple[int, int] | None:
+    def _from_slow_source(self, source: str, accept: Accept | None) -> tuple[int, int] | None:
         """The part of a slow piece that `source` takes from it, beginning with the one that would take longest."""
         now = self._clock()
-        slow = [(self._needs(piece, now), piece) for piece in self._pieces if now - piece.since >= GRACE_SECONDS]
-        for needs, piece in sorted(slow, key=lambda item: -item[0]):
-            if needs <= OPEN_WAIT_SECONDS:
+        slow = [(self._seconds_left(piece, now), piece) for piece in self._pieces if now - piece.since >= GRACE_SECONDS]
+        for seconds, piece in sorted(slow, key=lambda item: -item[0]):
+            if seconds <= OPEN_WAIT_SECONDS:
                 return None
-            span = self._tail(piece, accept) or self._taken_over(source, piece, needs, accept)
+            span = self._split_tail(piece, accept) or self._take_over(source, piece, seconds, accept)
             if span is not None:
                 return span
         return None
 
-    def _needs(self, piece: ByteRange, now: float) -> float:
-        """Seconds until the piece is there, at the pace it has had so far; for ever, if it has fallen silent."""
-        done = piece.position + piece.coming - piece.begin
-        if done <= 0 or now - piece.heard >= GRACE_SECONDS:
+    def _seconds_left(self, piece: ByteRange, now: float) -> float:
+        """Seconds until the piece is there, at the rate it has had so far; for ever, if it has fallen silent."""
+        done = piece.position + piece.buffered - piece.begin
+        if done <= 0 or now - piece.last_data >= GRACE_SECONDS:
             return float("inf")
         return (piece.end - piece.begin - done) * (now - piece.since) / done
 
-    def _tail(self, piece: ByteRange, accept: Accept | None) -> tuple[int, int] | None:
+    def _split_tail(self, piece: ByteRange, accept: Accept | None) -> tuple[int, int] | None:
         """The latter half of the chunks that the piece has not come to yet."""
         at = max(piece.position, piece.writing - 1) // self.chunk_bytes
         last = (piece.end - 1) // self.chunk_bytes
         first = last + 1
-        while first - 1 > at + (last - at) // 2 and self._untouched(first - 1, accept, piece):
+        while first - 1 > at + (last - at) // 2 and self._is_untouched(first - 1, accept, piece):
             first -= 1
         if first > last:
             return None
         end, piece.end = piece.end, self.span(first)[0]
         return piece.end, end
 
-    def _taken_over(self, source: str, piece: ByteRange, needs: float, accept: Accept | None) -> tuple[int, int] | None:
+    def _take_over(
+        self, source: str, piece: ByteRange, seconds: float, accept: Accept | None
+    ) -> tuple[int, int] | None:
         """The rest of the chunk that the piece is at, if `source` will be done with it in half the time."""
-        rest, pace = piece.end - piece.position, self._pace.get(source)
-        quick = needs > 2 * rest / pace if pace else needs > 5 * OPEN_WAIT_SECONDS
+        rest, rate = piece.end - piece.position, self._rates.get(source)
+        quick = seconds > 2 * rest / rate if rate else seconds > 5 * OPEN_WAIT_SECONDS
         ours = accept is None or all(accept(chunk) for chunk in self._chunks(piece))
         if not (quick and ours and rest) or piece.writing > piece.position:
             return None
         span = piece.position, piece.end
-        self._release(piece)
+        self._release_range(piece)
         return span
 
-    def _release(self, piece: ByteRange) -> None:
+    def _release_range(self, piece: ByteRange) -> None:
         piece.held = False
         self._pieces.remove(piece)
         self._low = min(self._low, piece.begin // self.chunk_bytes)
         for chunk in range(piece.begin // self.chunk_bytes, -(-piece.end // self.chunk_bytes)):
-            if self._holders.get(chunk) is piece:
-                del self._holders[chunk]
+            if self._range_of_chunk.get(chunk) is piece:
+                del self._range_of_chunk[chunk]
         elapsed = self._clock() - piece.since
         if piece.position > piece.begin and elapsed > 0:
-            self._pace[piece.source] = (piece.position - piece.begin) / elapsed
+            self._rates[piece.source] = (piece.position - piece.begin) / elapsed
 
     def _chunks(self, piece: ByteRange) -> range:
         return range(piece.position // self.chunk_bytes, -(-piece.end // self.chunk_bytes))
@@ -280,7 +282,7 @@ class PartialFile:
         """
         rest = memoryview(data)
         while rest:
-            with self._news:
+            with self._changed:
                 if not piece.held or not self._open:
                     return 0
                 begin = piece.position
@@ -295,106 +297,106 @@ class PartialFile:
             except BaseException:
                 piece.writing = begin
                 raise
-            with self._news:
-                piece.position, piece.heard = end, self._clock()
+            with self._changed:
+                piece.position, piece.last_data = end, self._clock()
                 if not known:
-                    self._note(end, end - begin, piece.source)
+                    self._record_arrival(end, end - begin, piece.source)
             rest = rest[end - begin :]
         return piece.end - piece.position if piece.held else 0
 
-    def put(self, source: str, chunk: int, data: bytes | memoryview, giver: str | None = None) -> None:
-        """Write a whole chunk, in any order; it is welcome whoever holds it. Raises OSError.
+    def write_chunk(self, source: str, chunk: int, data: bytes | memoryview, chunk_source: str | None = None) -> None:
+        """Write a whole chunk, in any order, whichever source has claimed it. Raises OSError.
 
-        `giver` is the id of whoever answers for it, if anybody does; `data` is then in one of `rooms`, and goes back.
-        A source that puts chunks must not `write` too: its piece goes on behind what it has put.
+        `chunk_source`: id of the peer that claims its digest, if any; `data` is then a buffer of `buffers`, which is
+        returned to them. A source uses either this or `write`: its piece continues behind the chunks it has written.
         """
         begin, end = self.span(chunk)
         if len(data) != end - begin:
             raise ValueError(f"chunk {chunk} has {end - begin} bytes, not {len(data)}")
-        with self._news:
-            wanted = self._open and not self.has(chunk) and chunk not in self._putting
+        with self._changed:
+            wanted = self._open and not self.has(chunk) and chunk not in self._writing_chunks
             if wanted:
-                self._putting.add(chunk)
+                self._writing_chunks.add(chunk)
         try:
             if wanted:
                 _write(self._file, memoryview(data), begin)
         except BaseException:
-            self._putting.discard(chunk)
+            self._writing_chunks.discard(chunk)
             raise
-        with self._news:
-            piece = self._holders.get(chunk)
+        with self._changed:
+            piece = self._range_of_chunk.get(chunk)
             mine = piece if piece is not None and piece.source == source else None
             if wanted:
-                self._putting.discard(chunk)
-                self._note(end, end - begin, source)
+                self._writing_chunks.discard(chunk)
+                self._record_arrival(end, end - begin, source)
             # Where somebody else is at the chunk, too, nobody knows for a moment whose bytes the file has.
-            if giver is not None and wanted and mine is not None:
-                self._givers[chunk] = giver
-                self.rooms.keep(chunk, memoryview(data))
-            elif giver is not None:
-                self.rooms.give_back(memoryview(data))
+            if chunk_source is not None and wanted and mine is not None:
+                self._chunk_sources[chunk] = chunk_source
+                self.buffers.keep(chunk, memoryview(data))
+            elif chunk_source is not None:
+                self.buffers.release(memoryview(data))
             while mine and mine.position < mine.end and self.has(mine.position // self.chunk_bytes):
                 mine.position = mine.writing = min(mine.end, self.span(mine.position // self.chunk_bytes)[1])
-                mine.heard, mine.coming = self._clock(), 0
+                mine.last_data, mine.buffered = self._clock(), 0
 
-    def hear(self, piece: ByteRange, coming: int) -> None:
+    def note_buffered(self, piece: ByteRange, buffered: int) -> None:
         """So many bytes of the piece came that cannot be written before more has: its source is not silent."""
-        with self._news:
-            piece.coming, piece.heard = coming, self._clock()
+        with self._changed:
+            piece.buffered, piece.last_data = buffered, self._clock()
 
-    def giver(self, chunk: int) -> str | None:
+    def chunk_source(self, chunk: int) -> str | None:
         """The id of whoever answers for the chunk that is there, if anybody does."""
-        with self._news:
-            return self._givers.get(chunk)
+        with self._changed:
+            return self._chunk_sources.get(chunk)
 
-    def spoil(self, chunk: int) -> None:
+    def discard_chunk(self, chunk: int) -> None:
         """What is there of the chunk is wrong: it is to be fetched again. Raises OSError."""
-        with self._news:
-            self.spoilt += 1
-            self._take_back(chunk)
+        with self._changed:
+            self.discards += 1
+            self._forget_chunk(chunk)
 
-    def refute(self, chunk: int) -> None:
+    def reject_chunk(self, chunk: int) -> None:
         """The same, because it does not fit `expected`; whoever answers for it is accused. Raises OSError."""
-        with self._news:
-            if (giver := self._givers.get(chunk)) is not None:
-                self._refuted.append((chunk, giver))
-            self._take_back(chunk)
+        with self._changed:
+            if (chunk_source := self._chunk_sources.get(chunk)) is not None:
+                self._rejected.append((chunk, chunk_source))
+            self._forget_chunk(chunk)
 
-    def accused(self) -> list[tuple[int, str]]:
-        """Chunks that were refuted since the last call, and the ids of those who answer for them."""
-        with self._news:
-            refuted, self._refuted = self._refuted, []
-        return refuted
+    def take_rejections(self) -> list[tuple[int, str]]:
+        """Chunks that were rejected since the last call, and the ids of those who answer for them."""
+        with self._changed:
+            rejected, self._rejected = self._rejected, []
+        return rejected
 
     def checkpoint(self) -> None:
         """Bring what has arrived to the disk, so that a power cut costs nothing of it. Blocks for long. OSError."""
-        with self._news:
+        with self._changed:
             snapshot = self._table.snapshot()
         flush(self._file)
-        with self._news:
+        with self._changed:
             self._table.flushed(snapshot)
         self._table.sync()
 
     def close(self) -> None:
         """Not to be used any more; the file stays. Idempotent."""
-        with self._news:
+        with self._changed:
             if self._open:
                 self._open = False
                 self._table.close()
                 os.close(self._file)
 
-    def _take_back(self, chunk: int) -> None:
+    def _forget_chunk(self, chunk: int) -> None:
         whole, have = self.has(chunk), self._table[chunk]
         self._table[chunk] = 0
-        self._givers.pop(chunk, None)
-        if (room := self.rooms.kept(chunk)) is not None:
-            self.rooms.give_back(room)
+        self._chunk_sources.pop(chunk, None)
+        if (buffer := self.buffers.take_kept(chunk)) is not None:
+            self.buffers.release(buffer)
         self._whole -= whole
         self._arrived -= have
         self._first, self._low = min(self._first, chunk), min(self._low, chunk)
-        self._wake()
+        self._notify_waiters()
 
-    def _note(self, end: int, count: int, source: str) -> None:
+    def _record_arrival(self, end: int, count: int, source: str) -> None:
         """Bytes up to `end`, inside one chunk, are in the file."""
         chunk = (end - 1) // self.chunk_bytes
         begin = chunk * self.chunk_bytes
@@ -407,24 +409,24 @@ class PartialFile:
         if self.has(chunk):
             self._whole += 1
         self._find_first()
-        self._news.notify_all()
-        if self.heard is not None:
-            self.heard(self._arrived)
+        self._changed.notify_all()
+        if self.on_arrival is not None:
+            self.on_arrival(self._arrived)
         if self.complete:
-            self._wake()
+            self._notify_waiters()
 
     def _find_first(self) -> None:
         while self._first < self.count and self.has(self._first):
             self._first += 1
 
-    def _wake(self) -> None:
+    def _notify_waiters(self) -> None:
         for loop, future in self._waiting:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_settle, future)
+                loop.call_soon_threadsafe(_set_result, future)
         self._waiting = []
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def _set_result(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 

@@ -53,103 +53,103 @@ def digests(stop: StopSignal, path: Path, chunk_bytes: int, report: Callable[[in
     return PrefixDigests(whole.hexdigest(), bytes(chunks))
 
 
-def follow(stop: StopSignal, assembly: PartialFile, report: Callable[[int], None]) -> PrefixDigests:
+def hash_arriving(stop: StopSignal, partial: PartialFile, report: Callable[[int], None]) -> PrefixDigests:
     """Of a file that is arriving; returns once it is complete and read, whether or not it is the right one.
 
-    What is not as `assembly.expected` says is refuted, and so fetched again; where that is no use, because it comes
+    What is not as `partial.expected` says is refuted, and so fetched again; where that is no use, because it comes
     again from somebody who never said what it would be, the list is not believed any more, and the whole file is the
-    judge. `report` hears how many bytes were read. Raises OSError.
+    check_chunk. `report` hears how many bytes were read. Raises OSError.
     """
-    with assembly.path.open("rb", buffering=0) as file:
-        return _follow(stop, assembly, _PrefixReader(assembly, file.fileno()), report)
+    with partial.path.open("rb", buffering=0) as file:
+        return _hash_arriving(stop, partial, _PrefixReader(partial, file.fileno()), report)
 
 
-def _follow(
-    stop: StopSignal, assembly: PartialFile, reader: _PrefixReader, report: Callable[[int], None]
+def _hash_arriving(
+    stop: StopSignal, partial: PartialFile, reader: _PrefixReader, report: Callable[[int], None]
 ) -> PrefixDigests:
-    saved = assembly.arrived
+    saved = partial.arrived
     while True:
-        reader.heed()
-        if reader.chunk == assembly.count:
-            assembly.checkpoint()  # what is called verified is on the disk
-            return reader.found()
-        end = assembly.span(reader.chunk)[1]
-        if assembly.wait_for_prefix(end - 1, _TICK_SECONDS) < end:
+        reader.restart_if_changed()
+        if reader.chunk == partial.count:
+            partial.checkpoint()  # what is called verified is on the disk
+            return reader.result()
+        end = partial.span(reader.chunk)[1]
+        if partial.wait_for_prefix(end - 1, _TICK_SECONDS) < end:
             with stop:
                 pass
             continue
         reader.read()
         with stop:
-            reader.judge()
-        if assembly.arrived - saved >= CHECKPOINT_BYTES:
-            saved = assembly.arrived
-            assembly.checkpoint()
+            reader.check_chunk()
+        if partial.arrived - saved >= CHECKPOINT_BYTES:
+            saved = partial.arrived
+            partial.checkpoint()
         report(end)
 
 
 class _PrefixReader:
     """How far `follow` has come: everything before `chunk` fits the list, if there is one that can be believed."""
 
-    def __init__(self, assembly: PartialFile, file: int) -> None:
-        self._assembly = assembly
+    def __init__(self, partial: PartialFile, file: int) -> None:
+        self._partial = partial
         self._file = file
         self._expected: bytes | None = None
         self._doubted: bytes | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self._spoilt = self._assembly.spoilt
+        self._discards = self._partial.discards
         self._whole, self._chunks = hashlib.sha256(), bytearray()
-        self._next, self._refuted = self._whole, set[int]()
+        self._next, self._rejected = self._whole, set[int]()
 
     @property
     def chunk(self) -> int:
         """The one that is to be read next."""
         return len(self._chunks) // DIGEST_BYTES
 
-    def found(self) -> PrefixDigests:
+    def result(self) -> PrefixDigests:
         """Of all that was read."""
         return PrefixDigests(self._whole.hexdigest(), bytes(self._chunks))
 
-    def heed(self) -> None:
+    def restart_if_changed(self) -> None:
         """Begin again where what was read is not there any more, or another list says otherwise of it."""
-        assembly, expected = self._assembly, self._assembly.expected
+        partial, expected = self._partial, self._partial.expected
         if expected != self._expected and expected != self._doubted:
             self._expected = expected
             if expected is not None and not expected.startswith(self._chunks):
                 self._begin()
-        if assembly.spoilt != self._spoilt:
+        if partial.discards != self._discards:
             self._begin()
 
     def read(self) -> None:
         """Hash the next chunk, which is there. Raises OSError."""
-        rooms = self._assembly.rooms
-        if (data := rooms.kept(self.chunk)) is None:
-            begin, end = self._assembly.span(self.chunk)
-            data = rooms.take()[: end - begin]
-            _fill(data, self._file, begin)
+        buffers = self._partial.buffers
+        if (data := buffers.take_kept(self.chunk)) is None:
+            begin, end = self._partial.span(self.chunk)
+            data = buffers.take()[: end - begin]
+            _read_into(data, self._file, begin)
         self._next = self._whole.copy()
         self._next.update(data)
-        rooms.give_back(data)
+        buffers.release(data)
 
-    def judge(self) -> None:
+    def check_chunk(self) -> None:
         """Go on to the next chunk, unless this one is refuted. Raises OSError."""
         digest, chunk, expected = self._next.digest(), self.chunk, self._expected
         if expected is not None and digest_of(expected, chunk) != digest:
-            if chunk not in self._refuted or self._assembly.giver(chunk) is not None:
-                self._refuted.add(chunk)
-                self._assembly.refute(chunk)
+            if chunk not in self._rejected or self._partial.chunk_source(chunk) is not None:
+                self._rejected.add(chunk)
+                self._partial.reject_chunk(chunk)
                 return
             self._expected, self._doubted = None, expected
         self._whole = self._next
         self._chunks += digest
 
 
-def _fill(room: memoryview, file: int, place: int) -> None:
-    while room:
-        if not (count := os.preadv(file, [room], place)):
+def _read_into(buffer: memoryview, file: int, place: int) -> None:
+    while buffer:
+        if not (count := os.preadv(file, [buffer], place)):
             raise OSError(errno.EIO, "the file has become shorter")
-        room, place = room[count:], place + count
+        buffer, place = buffer[count:], place + count
 
 
 def digest_of(digests: bytes, chunk: int) -> bytes:

@@ -1,10 +1,9 @@
-"""What nodes say to each other on a control stream, as bytes and back.
+"""Encodes and decodes the messages on a link's control stream.
 
-Law: any bytes at all become a message or `BadMessage`, nothing else, and cost a few MiB at most while they are
-read. A message is a msgpack array: its kind, then its fields in fixed places; ids that come in numbers are one byte
-string, back to back. How it may grow: new fields at the end, which older nodes skip; new kinds, which older nodes
-ignore (`decode_message` gives None for them). A kind is never used for something else, a bound is never raised. What
-older nodes would misunderstand is for a new protocol version, which the handshake agrees on.
+Invariants: any bytes become a message or raise `BadMessage`, at a cost of a few MiB at most. A message is a msgpack
+array: its kind, then its fields in fixed places; several ids are one byte string. Compatible changes: a new field at
+the end (older nodes skip it) and a new kind (older nodes ignore it). A kind is never reused, a bound never raised;
+other changes need a new protocol version.
 """
 
 from __future__ import annotations
@@ -60,21 +59,21 @@ __all__ = [
     "signer",
 ]
 
-# Whether `signature` is the node's over those bytes: (node, signed bytes, signature).
+# Whether `signature` is the node's over the bytes: (node, signed bytes, signature).
 Verify = Callable[[NodeId, bytes, bytes], bool]
 
-# What a control stream carries in one piece (`net.base.MAX_MESSAGE_BYTES`, which wire may not import; a test compares).
+# Equal to `net.base.MAX_MESSAGE_BYTES`, which `wire` may not import; a test compares them.
 MAX_PAYLOAD_BYTES = 256 << 10
-# Ids in one message: three times what goes into the 64 KiB that a node keeps its messages below.
+# Ids in one message: three times what fits into the 64 KiB that a node keeps its messages below.
 MAX_IDS = 4096
-# Records in one message, likewise: the smallest takes about 130 bytes with its signature.
+# Records in one message; the smallest takes about 130 bytes with its signature.
 MAX_RECORDS = 1024
 HASH_BYTES = 4
 HELD = struct.Struct(f">{NODE_ID_BYTES}sQQ")
 
 
 def encode_message(message: Message) -> bytes:
-    """The payload. Raises ValueError for a message that no peer would take: too long, or not made of what it says."""
+    """The payload. Raises ValueError if a peer would refuse the message."""
     kind, write = _BY_TYPE[type(message)]
     payload: bytes = msgpack.packb((kind, *write(message)))
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -117,7 +116,7 @@ def parse_message(payload: bytes) -> ParsedMessage | None:
     return message if isinstance(message, ParsedMessage) else ParsedMessage((), lambda records, stale: message)
 
 
-# -- each kind: the fields it is written as, and how they are read. `found[0]` is the kind.
+# -- each kind: its fields, written and read. `found[0]` is the kind.
 
 
 def _write_ping(message: m.Ping) -> tuple[Any, ...]:
@@ -159,15 +158,15 @@ def _read_difference(found: tuple[Any, ...]) -> Message:
     bits = f.number(given, "difference's bits", 0, MAX_DIGEST_BITS)
     buckets = tuple(f.multiple(given_buckets, 1, 1 << bits, "difference's buckets"))
     if len(set(buckets)) != len(buckets) or any(bucket >> bits for bucket in buckets):
-        raise BadMessage("difference's buckets: there are no such")
+        raise BadMessage("difference's buckets: out of range or repeated")
     entries = f.multiple(given_held, HELD.size, MAX_IDS, "difference's nodes")
     held = []
     for node, incarnation, version in HELD.iter_unpack(entries):
         if incarnation > MAX_NUMBER or version > MAX_NUMBER:
-            raise BadMessage("difference's nodes: not a stamp")
+            raise BadMessage("difference's nodes: not a version")
         held.append((NodeId(node), RecordVersion(incarnation, version)))
     if len({node for node, _ in held}) != len(held):
-        raise BadMessage("difference's nodes: one twice")
+        raise BadMessage("difference's nodes: repeated")
     return m.Difference(bits, buckets, tuple(held))
 
 
@@ -232,11 +231,11 @@ def _packed_records(records: tuple[SignedRecord, ...]) -> list[tuple[bytes, byte
 
 
 def _ids(value: Any, what: str) -> tuple[NodeId, ...]:
-    """Node ids back to back, none twice (each may cost the reader more than it cost the writer)."""
+    """Node ids back to back, none twice: each may cost the reader more than the writer."""
     packed = f.multiple(value, NODE_ID_BYTES, MAX_IDS, what)
     ids = tuple([NodeId(packed[at : at + NODE_ID_BYTES]) for at in range(0, len(packed), NODE_ID_BYTES)])
     if len(set(ids)) != len(ids):
-        raise BadMessage(f"{what}: one twice")
+        raise BadMessage(f"{what}: repeated")
     return ids
 
 
@@ -246,7 +245,7 @@ def _signed(value: Any) -> tuple[tuple[bytes, bytes], ...]:
     for entry in f.items(value, MAX_RECORDS, "records"):
         body, signature, *_ = f.fields(entry, 2, "signed record")
         if type(body) is not bytes or len(body) > MAX_RECORD_BYTES:
-            raise BadMessage(f"record: not at most {MAX_RECORD_BYTES} bytes")
+            raise BadMessage(f"record: more than {MAX_RECORD_BYTES} bytes, or not bytes")
         entries.append((body, f.exactly(signature, SIGNATURE_BYTES, "signature")))
     return tuple(entries)
 

@@ -96,7 +96,7 @@ async def test_vocabularies_pair_as_in_the_engine(engine: Engine, tmp_path: Path
     paired = "vocabs are not compatible" not in log
     assert paired is ("speculative decoding context initialized" in log)
     ours, theirs = read_vocabulary(target), read_vocabulary(draft)
-    assert (ours.why_not(theirs) == "") is paired is expected
+    assert (ours.incompatibility(theirs) == "") is paired is expected
     told = [await bindings.vocabulary(engine, path) for path in (target, draft)]
     assert [one.size for one in told] == [ours.size, theirs.size]
     assert [one.type for one in told] == [ours.kind, theirs.kind]
