@@ -42,9 +42,9 @@ mesh_console_packages() {
     printf '%s\n' "$want" >"$mesh_root/console/node_modules/.mesh"
 }
 
-# The same in the background, at low priority: whoever starts a node does not wait for it. It belongs to nobody, so that
-# the node is not the parent of what it knows nothing of; what it has to say is in .venv/console.log. That it failed is
-# told by a file beside the page (meshllm/web/console/page_files.py looks for it), until the next try.
+# The same in the background at low priority, so that the start of a node does not wait for it. The build is detached, so
+# that it is not a child of the node; its output goes to .venv/console.log. A failure is recorded in a file beside the
+# page (read by meshllm/web/console/page_files.py) until the next build.
 mesh_console_build_beside() {
     mesh_console_is_built && return 0
     rm -f "$mesh_page.failed"

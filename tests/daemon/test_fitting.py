@@ -93,7 +93,7 @@ async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
     assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
-    assert fit.placement_text.startswith("on the processor: 4.")
+    assert fit.placement_text.startswith("on the CPU: 4.")
     assert 4 * GB < fit.memory < 5 * GB
     assert 0 < fit.prompt_cache_mib <= 3200
 
@@ -103,13 +103,13 @@ async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog
     machine.available = int(4.65 * GB)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(32768, 2)
-    assert "2 of 4 requests at a time for memory" in fit.placement_text
-    assert "2 of 4 requests at a time for memory" in caplog.text
+    assert "2 of 4 parallel requests to save memory" in fit.placement_text
+    assert "2 of 4 parallel requests to save memory" in caplog.text
     assert fit.prompt_cache_mib < 100
     caplog.clear()
     machine.available = 3 * GB
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
-    assert "read from the disk again and again" in caplog.text
+    assert "from the disk again and again" in caplog.text
 
 
 async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine, tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ async def test_a_context_that_was_asked_for_is_kept(
     local = model(tmp_path / "m.gguf")
     fit = await StartPlanner(context=65536).plan(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(65536, 4)
-    assert "context 65536, as asked for" in fit.placement_text
+    assert "context 65536, as requested" in fit.placement_text
     fit = await StartPlanner(context=1 << 20).plan(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
-    assert "context 131072, all that the model was made for" in fit.placement_text
+    assert "context 131072, the maximum of the model" in fit.placement_text
     assert "it gets no more" in caplog.text
 
 

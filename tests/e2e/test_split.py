@@ -92,7 +92,7 @@ def test_two_nodes_answer_as_one_would(here: Site) -> None:
 
     host = node(here, "host", *FORCED)
     refused = host.until(lambda s: s["models"] and s["models"][0]["reason"], "that it cannot be split alone")
-    assert "a split was asked for" in refused["models"][0]["reason"]
+    assert "a split was requested" in refused["models"][0]["reason"]
     worker = node(here, "worker", join=host)
     status = host.until(committed, "a split that is served")
     split = split_of(status)

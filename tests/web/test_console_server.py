@@ -1,4 +1,4 @@
-"""The console's server: a status that is what it says it is, told on change, to viewers of this machine that read."""
+"""The console server: status, event streams, invites and errors."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ AT = PeerAddress("192.0.2.7", 9)
 
 
 @dataclass
-class Desk:
-    """A console, and the state it shows."""
+class ConsoleServer:
+    """A console, and the state that it serves."""
 
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(engine=READY))
     asked: int = 0
@@ -93,16 +93,16 @@ class Desk:
 
 
 def parsed(event: bytes) -> tuple[int, NodeStatus]:
-    """One event: its number, and the status in it."""
+    """The number and the status of an event."""
     lines = dict(line.split(": ", 1) for line in event.decode().strip().splitlines())
     assert lines["event"] == "status"
     return int(lines["id"]), NodeStatus.model_validate_json(lines["data"], strict=True)
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
+async def server() -> AsyncIterator[ConsoleServer]:
     """A console that listens."""
-    made = Desk()
+    made = ConsoleServer()
     made.port = await made.console.start(("127.0.0.1",), 0)
     yield made
     await made.console.close()
@@ -110,14 +110,14 @@ async def desk() -> AsyncIterator[Desk]:
         await caller.close()
 
 
-async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
+async def test_status_matches_its_model(server: ConsoleServer) -> None:
     facts = ModelFacts("/models/m.gguf", 5, "llama", 8192, "Q4_1", "sha256:0")
     everything = (replace(served("m", "/run/m.sock"), facts=facts, serving_since=0.5), coming("c"), broken("b"))
-    desk.change(models=everything, backends=(backend("http://x:1", "f"),))
-    response = await desk.call(request("GET", "/api/status"))
+    server.change(models=everything, backends=(backend("http://x:1", "f"),))
+    response = await server.call(request("GET", "/api/status"))
     assert response.status == 200
     status = NodeStatus.model_validate_json(response.body, strict=True)
-    assert status == desk.status()
+    assert status == server.status()
     assert [model.phase for model in status.models] == [
         ModelPhase.SERVING,
         ModelPhase.FETCHING,
@@ -133,7 +133,7 @@ async def test_the_status_is_what_its_model_says(desk: Desk) -> None:
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
+async def test_status_contains_the_mesh(server: ConsoleServer) -> None:
     record = NodeRecord(
         PEER,
         RecordVersion(3, 4),
@@ -145,10 +145,10 @@ async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
     )
     peer = PeerView(record, PeerStatus.ALIVE, True, 0.002, (ModelLoad("m", 1, 2), ModelLoad("n", 1, 0)), 1.0)
     steps = (JoinAttempt(BootstrapAddress(PEER[:16], (AT,)), JoinAttemptState.REFUSED, "wrong secret"),)
-    desk.change(
+    server.change(
         mesh=MeshView(NodeId(b"n" * 32), MESH, Role.CLIENT, JoinPhase.JOINED, steps, peers=(peer,)), wants=("w",)
     )
-    response = await desk.call(request("GET", "/api/status"))
+    response = await server.call(request("GET", "/api/status"))
     mesh = NodeStatus.model_validate_json(response.body, strict=True).mesh
     assert mesh is not None
     assert (mesh.mesh, mesh.role) == (MESH.hex(), Role.CLIENT)
@@ -161,13 +161,13 @@ async def test_the_mesh_is_part_of_the_status(desk: Desk) -> None:
     assert (told.active, told.waiting, told.since_seconds) == (2, 2, 0.5)
 
 
-async def test_an_invite_is_for_the_command_that_asks_for_it(desk: Desk) -> None:
+async def test_invite_is_given_to_a_program_with_the_header(server: ConsoleServer) -> None:
     asks = {"x-mesh-llm": "invite"}
-    given = await desk.call(request("POST", "/api/invite", {"expires": 3600}, asks))
+    given = await server.call(request("POST", "/api/invite", {"expires": 3600}, asks))
     assert (given.status, given.json) == (200, {"invite": "mesh1-SECRET", "expires": 3600})
     assert given.headers["cache-control"] == "no-store"
     for body in (None, {}, {"expires": None}, {"expires": 0}):
-        assert (await desk.call(request("POST", "/api/invite", body, asks))).json["expires"] == 0
+        assert (await server.call(request("POST", "/api/invite", body, asks))).json["expires"] == 0
     assert "SECRET" not in repr(Invitation("mesh1-SECRET", 0))
 
 
@@ -185,8 +185,10 @@ async def test_an_invite_is_for_the_command_that_asks_for_it(desk: Desk) -> None
         ("OPTIONS", {"Origin": "http://localhost:3131", "Access-Control-Request-Headers": "x-mesh-llm"}, 405),
     ],
 )
-async def test_no_web_page_gets_an_invite(desk: Desk, method: str, headers: dict[str, str], status: int) -> None:
-    response = await desk.call(request(method, "/api/invite", {}, headers))
+async def test_invite_is_refused_for_web_pages(
+    server: ConsoleServer, method: str, headers: dict[str, str], status: int
+) -> None:
+    response = await server.call(request(method, "/api/invite", {}, headers))
     assert response.status == status
     assert b"SECRET" not in response.body
     assert "access-control-allow-headers" not in response.headers
@@ -196,92 +198,94 @@ async def test_no_web_page_gets_an_invite(desk: Desk, method: str, headers: dict
     "body", [b"{", b"[]", b'{"expires": true}', b'{"expires": "x"}', b'{"expires": -1}', b'{"expires": NaN}',
              b'{"expires": 1e400}', b'{"expires": ' + b"9" * 400 + b"}", b"[" * 1000]
 )  # fmt: skip
-async def test_a_bad_wish_for_an_invite_is_refused(desk: Desk, body: bytes) -> None:
-    response = await desk.call(request("POST", "/api/invite", body, {"x-mesh-llm": "invite"}))
+async def test_invite_refuses_an_invalid_body(server: ConsoleServer, body: bytes) -> None:
+    response = await server.call(request("POST", "/api/invite", body, {"x-mesh-llm": "invite"}))
     assert (response.status, response.json["error"]["code"]) == (400, "invalid_request")
 
 
-async def test_a_node_without_an_invite_says_why(desk: Desk) -> None:
-    response = await desk.call(request("POST", "/api/invite", {"expires": 7}, {"x-mesh-llm": "invite"}))
+async def test_invite_reports_why_there_is_none(server: ConsoleServer) -> None:
+    response = await server.call(request("POST", "/api/invite", {"expires": 7}, {"x-mesh-llm": "invite"}))
     assert (response.status, "Ask another" in response.json["error"]["message"]) == (409, True)
 
 
-async def test_viewers_are_told_at_once_and_on_change(desk: Desk) -> None:
-    viewers = [await desk.viewer() for _ in range(3)]
+async def test_event_stream_sends_the_status_at_once_and_on_change(server: ConsoleServer) -> None:
+    viewers = [await server.viewer() for _ in range(3)]
     for viewer in viewers:
         assert parsed(await viewer.piece())[1].models == []
-    desk.change(models=(coming("m"),))
+    server.change(models=(coming("m"),))
     for viewer in viewers:
         number, status = parsed(await viewer.piece())
         assert (number, status.snapshot, status.models[0].phase) == (1, 1, ModelPhase.FETCHING)
-    desk.change(models=(served("m", "/run/m.sock"),))
+    server.change(models=(served("m", "/run/m.sock"),))
     for viewer in viewers:
         assert parsed(await viewer.piece())[1].models[0].phase is ModelPhase.SERVING
 
 
-async def test_a_thousand_changes_are_not_a_thousand_events(desk: Desk) -> None:
-    viewer = await desk.viewer()
+async def test_event_stream_combines_fast_changes(server: ConsoleServer) -> None:
+    viewer = await server.viewer()
     await viewer.piece()
     for _ in range(1000):
-        desk.change()
+        server.change()
     number, status = parsed(await viewer.piece())
     heard = 1
     while number < 1000:
         number, status = parsed(await viewer.piece())
         heard += 1
-    assert status.snapshot == 1000, "the last state is always told"
+    assert status.snapshot == 1000, "the last state is always sent"
     assert heard <= 3
 
 
-async def test_a_quiet_node_still_says_that_it_is_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_stream_sends_heartbeats(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.console.server.HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.01)
-    viewer = await desk.viewer()
+    viewer = await server.viewer()
     await viewer.piece()
     assert await viewer.piece() == b": still here\n\n"
-    desk.change()
+    server.change()
     while not (event := await viewer.piece()).startswith(b"event"):
         assert event == b": still here\n\n"
     assert parsed(event)[0] == 1
 
 
-async def test_viewers_that_do_not_read_are_dropped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_stream_drops_a_viewer_that_does_not_read(
+    server: ConsoleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("meshllm.web.console.server.WRITE_SECONDS", 0.05)
     monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr("meshllm.web.console.server.MAX_VIEWERS", 1)
-    desk.filler = "x" * (4 << 20)
-    deaf = await desk.caller()
+    server.filler = "x" * (4 << 20)
+    deaf = await server.caller()
     deaf.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
     deaf.send(request("GET", "/api/events"))
-    await desk.watch.until(lambda: desk.asked >= 1)
-    # Its place is free again, and its connection is gone, although it never said anything.
-    server = desk.console._runner.server
-    assert server is not None
+    await server.watch.until(lambda: server.asked >= 1)
+    # Its place is free and its connection is closed.
+    runner = server.console._runner.server
+    assert runner is not None
     async with asyncio.timeout(PATIENCE):
-        while server.connections:  # noqa: ASYNC110 - aiohttp has no event for it
+        while runner.connections:  # noqa: ASYNC110 - aiohttp has no event for it
             await asyncio.sleep(0)
-    assert desk.console.viewers == 0
-    desk.filler = ""
-    desk.change()  # an event that is already serialised is kept for other viewers
-    viewer = await desk.viewer()
+    assert server.console.viewers == 0
+    server.filler = ""
+    server.change()  # an event that is already serialised is kept for other viewers
+    viewer = await server.viewer()
     assert parsed(await viewer.piece())[1].name == "box"
 
 
-async def test_there_is_room_for_so_many_viewers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_stream_limits_viewers(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.console.server.MAX_VIEWERS", 2)
     monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.0)
-    viewers = [await desk.viewer() for _ in range(2)]
-    refused = await desk.call(request("GET", "/api/events"))
+    viewers = [await server.viewer() for _ in range(2)]
+    refused = await server.call(request("GET", "/api/events"))
     assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
     viewers[0].abort()
-    while desk.console.viewers == 2:
-        desk.change()
+    while server.console.viewers == 2:
+        server.change()
         await viewers[1].piece()
-    await (await desk.viewer()).piece()
+    await (await server.viewer()).piece()
 
 
-async def test_only_this_machine_and_its_pages_may_look(desk: Desk) -> None:
+async def test_console_refuses_other_origins_and_hosts(server: ConsoleServer) -> None:
     for path in ("/", "/api/status", "/api/events", "/nothing"):
         for headers, host in (
             ({"Origin": "http://evil.com"}, "localhost"),
@@ -293,15 +297,15 @@ async def test_only_this_machine_and_its_pages_may_look(desk: Desk) -> None:
             ({"Origin": "\xff"}, "localhost"),
             ({}, "\xff"),
         ):
-            response = await desk.call(request("GET", path, headers=headers, host=host))
+            response = await server.call(request("GET", path, headers=headers, host=host))
             assert response.status in (400, 403), (path, headers, host)
             assert b"snapshot" not in response.body
-    assert (await desk.call(request("GET", "/api/status", headers={"Origin": "http://localhost:3131"}))).status == 200
-    assert (await desk.call(request("GET", "/api/status", headers={"X": "\xff"}))).status == 200
+    assert (await server.call(request("GET", "/api/status", headers={"Origin": "http://localhost:3131"}))).status == 200
+    assert (await server.call(request("GET", "/api/status", headers={"X": "\xff"}))).status == 200
 
 
-async def test_what_else_is_asked_is_refused(desk: Desk) -> None:
-    assert (await desk.call(request("GET", "/"))).status == 200
+async def test_console_reports_unknown_paths_methods_and_large_bodies(server: ConsoleServer) -> None:
+    assert (await server.call(request("GET", "/"))).status == 200
     for data, status in (
         (request("GET", "/nothing"), 404),
         (request("GET", "/../etc/passwd"), 404),
@@ -309,7 +313,7 @@ async def test_what_else_is_asked_is_refused(desk: Desk) -> None:
         (request("DELETE", "/api/events"), 405),
         (request("POST", "/api/invite", {"x": "y" * 9000}, headers={"X-Mesh-LLM": "invite"}), 413),
     ):
-        response = await desk.call(data)
+        response = await server.call(data)
         assert response.status == status
         assert response.headers["x-content-type-options"] == "nosniff"
         told = json.loads(response.body)["error"]
@@ -318,48 +322,48 @@ async def test_what_else_is_asked_is_refused(desk: Desk) -> None:
         assert response.headers.get("allow", "GET,HEAD") == "GET,HEAD"
 
 
-async def test_garbage_does_not_stop_it(desk: Desk) -> None:
+async def test_console_survives_malformed_requests(server: ConsoleServer) -> None:
     for data in (b"\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"x" * 100_000, b"GET"):
-        caller = await desk.caller()
+        caller = await server.caller()
         caller.send(data)
         caller.writer.write_eof()
         await caller.eof()
-    assert (await desk.call(request("GET", "/api/status"))).status == 200
+    assert (await server.call(request("GET", "/api/status"))).status == 200
 
 
-async def test_a_port_that_is_taken_is_said_to_be(desk: Desk) -> None:
-    other = Console(AccessPolicy(), desk.status)
+async def test_console_start_reports_a_taken_port(server: ConsoleServer) -> None:
+    other = Console(AccessPolicy(), server.status)
     with pytest.raises(PortTaken) as raised:
-        await other.start(("127.0.0.1",), desk.port)
+        await other.start(("127.0.0.1",), server.port)
     assert "--console" in raised.value.advice
-    assert str(desk.port) in raised.value.message
+    assert str(server.port) in raised.value.message
 
 
-async def test_a_close_lets_viewers_go(desk: Desk) -> None:
-    viewer = await desk.viewer()
+async def test_console_close_ends_event_streams(server: ConsoleServer) -> None:
+    viewer = await server.viewer()
     await viewer.piece()
-    await desk.console.close()
+    await server.console.close()
     try:
         while await viewer.piece():
             pass
     except (AssertionError, Malformed):
         pytest.fail("a viewer's stream was cut short")
-    assert desk.console.viewers == 0
+    assert server.console.viewers == 0
 
 
-def test_the_status_can_be_read_by_any_json_reader() -> None:
-    desk = Desk.__new__(Desk)
-    desk.snapshot, desk.asked, desk.filler, desk.watch = Snapshot(), 0, "", Watch()
-    status = json.loads(desk.status().model_dump_json())
+def test_status_is_plain_json() -> None:
+    server = ConsoleServer.__new__(ConsoleServer)
+    server.snapshot, server.asked, server.filler, server.watch = Snapshot(), 0, "", Watch()
+    status = json.loads(server.status().model_dump_json())
     assert status["engine"]["phase"] == "unknown"
 
 
-async def test_event_stream_makes_one_status_for_all_viewers(desk: Desk) -> None:
-    viewers = [await desk.viewer() for _ in range(20)]
+async def test_event_stream_makes_one_status_for_all_viewers(server: ConsoleServer) -> None:
+    viewers = [await server.viewer() for _ in range(20)]
     for viewer in viewers:
         await viewer.piece()
-    desk.change(models=(coming("m"),))
-    asked = desk.asked
+    server.change(models=(coming("m"),))
+    asked = server.asked
     for viewer in viewers:
         assert parsed(await viewer.piece())[1].models[0].name == "m"
-    assert desk.asked - asked == 1
+    assert server.asked - asked == 1

@@ -1,4 +1,4 @@
-// One message: what was said, what was thought, how it came about, and what can be done with it.
+// One message: text, thinking, statistics and actions.
 
 import type { Signal } from '@preact/signals'
 import type { JSX } from 'preact'
@@ -6,31 +6,31 @@ import { useLayoutEffect, useRef, useState } from 'preact/hooks'
 import { Copy, Tool } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
-import { counted, speed } from '../words'
+import { counted, speed } from '../format'
 import { Markdown } from './markdown'
 import type { Message } from './store'
 
-interface LineProps {
+interface MessageItemProps {
   message: Message
-  news: Signal<string> | null // while it is being written: what the gateway says meanwhile
-  again: () => void
+  progress: Signal<string> | null // the gateway's progress while the answer streams, else null
+  regenerate: () => void
   edit: (text: string) => void
 }
 
-export function Line(props: LineProps): JSX.Element {
-  return props.message.role === 'user' ? <Said {...props} /> : <Answered {...props} />
+export function MessageItem(props: MessageItemProps): JSX.Element {
+  return props.message.role === 'user' ? <UserMessage {...props} /> : <AssistantMessage {...props} />
 }
 
-function Said({ message, edit }: LineProps): JSX.Element {
+function UserMessage({ message, edit }: MessageItemProps): JSX.Element {
   const [editing, setEditing] = useState(false)
   return (
-    <li class="said">
+    <li class="user-message">
       <h2 class="unseen">You</h2>
       {message.images !== undefined && (
         <ul class="images">
-          {message.images.map((url, place) => (
-            <li key={place}>
-              <img src={url} alt={`Image ${place + 1} you sent`} />
+          {message.images.map((url, index) => (
+            <li key={index}>
+              <img src={url} alt={`Image ${index + 1} of your message`} />
             </li>
           ))}
         </ul>
@@ -48,8 +48,8 @@ function Said({ message, edit }: LineProps): JSX.Element {
       )}
       {!editing && (
         <div class="tools">
-          <Tool icon="edit" label="Edit and ask again" onClick={() => setEditing(true)} />
-          <Copy text={message.text} label="Copy what you wrote" quiet />
+          <Tool icon="edit" label="Edit and resend" onClick={() => setEditing(true)} />
+          <Copy text={message.text} label="Copy the message" quiet />
         </div>
       )}
     </li>
@@ -59,7 +59,7 @@ function Said({ message, edit }: LineProps): JSX.Element {
 function Editor({ text, done }: { text: string; done: (text: string | null) => void }): JSX.Element {
   const area = useRef<HTMLTextAreaElement>(null)
   useLayoutEffect(() => {
-    // Before anybody can type: later it would move the caret under their hands.
+    // Before the first key press, which would otherwise move the caret.
     area.current?.focus()
     area.current?.setSelectionRange(text.length, text.length)
   }, [])
@@ -73,7 +73,7 @@ function Editor({ text, done }: { text: string; done: (text: string | null) => v
         onKeyDown={(event) => {
           if (event.isComposing) return
           if (event.key === 'Escape') {
-            event.stopPropagation() // it is about this box, not about an answer that is being written
+            event.stopPropagation() // closes this editor and does not stop a streaming answer
             done(null)
           }
           if (event.key === 'Enter' && !event.shiftKey) {
@@ -89,40 +89,40 @@ function Editor({ text, done }: { text: string; done: (text: string | null) => v
           Cancel
         </button>
         <button type="button" class="button small primary" onClick={save}>
-          Ask again
+          Resend
         </button>
       </div>
     </div>
   )
 }
 
-function Answered({ message, news, again }: LineProps): JSX.Element {
-  const growing = news !== null
+function AssistantMessage({ message, progress, regenerate }: MessageItemProps): JSX.Element {
+  const streaming = progress !== null
   return (
-    <li class={`answered${growing ? ' growing' : ''}`} aria-busy={growing}>
+    <li class={`assistant-message${streaming ? ' streaming' : ''}`} aria-busy={streaming}>
       <h2 class="unseen">{message.model ?? 'The model'}</h2>
-      {message.thinking !== undefined && <Thinking message={message} growing={growing && message.text === ''} />}
+      {message.thinking !== undefined && <Thinking message={message} streaming={streaming && message.text === ''} />}
       {message.text !== '' && <Markdown text={message.text} />}
-      {growing && message.text === '' && <Pending news={news} />}
+      {streaming && message.text === '' && <Pending progress={progress} />}
       {message.ended === 'error' && (
         <p class="notice bad" role="alert">
           <Icon name="warning" size={16} /> {message.error}
         </p>
       )}
       {message.ended === 'stopped' && <p class="quiet">Stopped.</p>}
-      {message.ended === 'length' && <p class="quiet">Cut off: there was no room for more in the model's context.</p>}
-      {!growing && (
+      {message.ended === 'length' && <p class="quiet">The answer was cut off because the context is full.</p>}
+      {!streaming && (
         <div class="tools">
           {message.text !== '' && <Copy text={message.text} label="Copy the answer" quiet />}
-          <Tool icon="retry" label="Try again" onClick={again} />
-          <Facts message={message} />
+          <Tool icon="retry" label="Regenerate" onClick={regenerate} />
+          <Statistics message={message} />
         </div>
       )}
     </li>
   )
 }
 
-function Pending({ news }: { news: Signal<string> }): JSX.Element {
+function Pending({ progress }: { progress: Signal<string> }): JSX.Element {
   return (
     <p class="pending" role="status">
       <span class="dots" aria-hidden="true">
@@ -130,30 +130,30 @@ function Pending({ news }: { news: Signal<string> }): JSX.Element {
         <i />
         <i />
       </span>
-      {news.value || <span class="unseen">Waiting for the answer</span>}
+      {progress.value || <span class="unseen">Waiting for the answer</span>}
     </p>
   )
 }
 
-const Thinking = memo(function Thinking({ message, growing }: { message: Message; growing: boolean }): JSX.Element {
+const Thinking = memo(function Thinking({ message, streaming }: { message: Message; streaming: boolean }): JSX.Element {
   const seconds = message.thinkingSeconds
-  const words = growing
+  const text = streaming
     ? 'Thinking …'
     : seconds === undefined || seconds < 1
-      ? 'Thought'
-      : `Thought for ${counted(Math.round(seconds), 'second')}`
+      ? 'Thinking'
+      : `Thinking took ${counted(Math.round(seconds), 'second')}`
   return (
     <details class="thinking">
       <summary>
         <Icon name="chevron" size={14} />
-        {words}
+        {text}
       </summary>
       <Markdown text={message.thinking ?? ''} />
     </details>
   )
 })
 
-function Facts({ message }: { message: Message }): JSX.Element {
+function Statistics({ message }: { message: Message }): JSX.Element {
   const facts = [
     message.model ?? '',
     message.host === undefined ? '' : `on ${message.host}`,
@@ -161,10 +161,10 @@ function Facts({ message }: { message: Message }): JSX.Element {
     message.tokens === undefined ? '' : counted(message.tokens, 'token'),
     message.firstSeconds === undefined
       ? ''
-      : `first after ${message.firstSeconds < 10 ? message.firstSeconds.toFixed(1) : Math.round(message.firstSeconds)} s`,
+      : `first token after ${message.firstSeconds < 10 ? message.firstSeconds.toFixed(1) : Math.round(message.firstSeconds)} s`,
   ].filter(Boolean)
   return (
-    <p class="how">
+    <p class="statistics">
       {facts.map((fact) => (
         <span key={fact}>{fact}</span>
       ))}

@@ -1,4 +1,4 @@
-// Statuses for tests: a node, and whatever a test says of it.
+// Statuses, models and nodes for tests, with the fields that a test needs.
 
 import type { ModelPhase, NodeStatus, PeerInfo } from '../src/api'
 import type { MeshNode } from '../src/mesh/nodes'
@@ -106,7 +106,7 @@ export function node(id: string, more: Partial<MeshNode> = {}): MeshNode {
     wants: [],
     onDisk: [],
     aliases: {},
-    parts: [],
+    shares: [],
     memory: 0,
     linked: true,
     rtt: null,

@@ -3,9 +3,9 @@
 import type { JSX } from 'preact'
 import type { TransferStatus } from '../api'
 import { status } from '../state'
-import { bytes } from '../words'
+import { bytes } from '../format'
 
-export function Sharing(): JSX.Element | null {
+export function Transfers(): JSX.Element | null {
   const sharing = status.value?.sharing ?? null
   if (sharing === null) return null
   const { downloads, uploads, banned, uploaded_bytes: uploaded } = sharing
@@ -19,10 +19,10 @@ export function Sharing(): JSX.Element | null {
       </p>
       <ul>
         {downloads.map((transfer) => (
-          <Transfer key={`t ${transfer.peer} ${transfer.what}`} transfer={transfer} way="from" />
+          <Transfer key={`t ${transfer.peer} ${transfer.what}`} transfer={transfer} direction="from" />
         ))}
         {uploads.map((transfer) => (
-          <Transfer key={`g ${transfer.peer} ${transfer.what}`} transfer={transfer} way="to" />
+          <Transfer key={`g ${transfer.peer} ${transfer.what}`} transfer={transfer} direction="to" />
         ))}
         {banned.map((one) => (
           <li key={`b ${one.peer}`}>
@@ -34,11 +34,11 @@ export function Sharing(): JSX.Element | null {
   )
 }
 
-function Transfer({ transfer, way }: { transfer: TransferStatus; way: 'from' | 'to' }): JSX.Element {
+function Transfer({ transfer, direction }: { transfer: TransferStatus; direction: 'from' | 'to' }): JSX.Element {
   const { name, peer, what, rate, transport } = transfer
   return (
     <li>
-      {what} {way} {name || peer.slice(0, 10)}: {bytes(transfer.bytes)}, {bytes(rate)}/s
+      {what} {direction} {name || peer.slice(0, 10)}: {bytes(transfer.bytes)}, {bytes(rate)}/s
       {transport === null ? '' : ` by ${transport === 'quic' ? 'QUIC' : transport}`}
     </li>
   )

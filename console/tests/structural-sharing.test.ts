@@ -1,13 +1,13 @@
 import { describe, expect, it } from 'vitest'
-import { share } from '../src/share'
+import { keepUnchanged } from '../src/structural-sharing'
 
-describe('sharing what has not changed', () => {
-  it('gives the old object back if nothing is different', () => {
+describe('keepUnchanged', () => {
+  it('returns the old object if nothing differs', () => {
     const before = { a: [1, { b: null }], c: 'x' }
-    expect(share(before, structuredClone(before))).toBe(before)
+    expect(keepUnchanged(before, structuredClone(before))).toBe(before)
   })
 
-  it('keeps every part that is the same and replaces the rest', () => {
+  it('keeps equal parts and replaces the others', () => {
     const before = {
       peers: [
         { id: 'a', rtt: 1 },
@@ -15,7 +15,7 @@ describe('sharing what has not changed', () => {
       ],
       name: 'x',
     }
-    const after = share(before, {
+    const after = keepUnchanged(before, {
       peers: [
         { id: 'a', rtt: 1 },
         { id: 'b', rtt: 3 },
@@ -33,12 +33,12 @@ describe('sharing what has not changed', () => {
     expect(after.peers[1]).not.toBe(before.peers[1])
   })
 
-  it('knows items of a list by their ids when they move', () => {
+  it('identifies list items by id when they move', () => {
     const [a, b] = [
       { id: 'a', n: 1 },
       { id: 'b', n: 2 },
     ]
-    const after = share(
+    const after = keepUnchanged(
       [a, b],
       [
         { id: 'b', n: 2 },
@@ -51,7 +51,7 @@ describe('sharing what has not changed', () => {
     expect(after[1]).toBe(a)
   })
 
-  it('sees what came, what went, and what became something else', () => {
+  it('vision what came, what went, and what became something else', () => {
     type Value = null | number | number[] | { [key: string]: number | null | undefined }
     const pairs: [Value, Value][] = [
       [{ a: 1 }, { a: 1, b: null }],
@@ -62,7 +62,7 @@ describe('sharing what has not changed', () => {
       [null, { a: 1 }],
       [1, [1]],
     ]
-    for (const [before, after] of pairs) expect(share(before, structuredClone(after))).toEqual(after)
-    expect(share(undefined, { a: 1 })).toEqual({ a: 1 })
+    for (const [before, after] of pairs) expect(keepUnchanged(before, structuredClone(after))).toEqual(after)
+    expect(keepUnchanged(undefined, { a: 1 })).toEqual({ a: 1 })
   })
 })

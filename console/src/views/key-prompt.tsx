@@ -1,24 +1,24 @@
-// What another device sees before it has the key: how to come by it, and where to put it.
+// Asks for the API key on another device.
 
 import type { JSX } from 'preact'
 import { useRef } from 'preact/hooks'
 import { Icon } from '../parts/icons'
-import { refused, unlock } from '../state'
+import { keyRejected, unlock } from '../state'
 
-export function Locked(): JSX.Element {
+export function KeyPrompt(): JSX.Element {
   const field = useRef<HTMLInputElement>(null)
   return (
     <section class="page narrow" aria-labelledby="locked-title">
       <div class="head">
-        <h1 id="locked-title">This node wants its key</h1>
-        <p>You have opened its console from another device.</p>
+        <h1 id="locked-title">Enter the API key of this node</h1>
+        <p>Access from another device requires the API key.</p>
       </div>
-      {refused.value && (
+      {keyRejected.value && (
         <p class="notice bad" role="alert">
-          <Icon name="warning" size={16} /> That is not the key of this node, or not any more.
+          <Icon name="warning" size={16} /> The key is wrong or has been changed.
         </p>
       )}
-      {/* A form with a name in it, so that password managers know what to keep. */}
+      {/* With a user name, so that password managers can store the key. */}
       <form
         class="card"
         onSubmit={(event) => {
@@ -55,11 +55,11 @@ export function Locked(): JSX.Element {
           </button>
         </div>
         <p class="quiet">
-          On the node’s own machine, the Join view shows a code that opens this page with the key in it. The key itself
-          lies in the file <code>api-key</code> of the node’s home (<code>~/.mesh-llm</code>), or is what{' '}
-          <code>MESH_LLM_API_KEY</code> was set to.
+          On the node’s own machine, the Join view shows a QR code that opens this page with the key. The key is in the
+          file <code>api-key</code> of the node’s home directory (<code>~/.mesh-llm</code>), or in the environment
+          variable <code>MESH_LLM_API_KEY</code>.
         </p>
-        <p class="quiet">It is kept in this browser, for this tab only, and sent to this node alone.</p>
+        <p class="quiet">The key is stored in this browser for this tab only, and sent to this node only.</p>
       </form>
     </section>
   )

@@ -1,4 +1,4 @@
-"""The page as it is served: its files and nothing else, under a policy; and what is said while there is none."""
+"""The page's files: content security policy, caching, the text without a build, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASSET = "/assets/index-abc_123.js"
 
 
 def status() -> NodeStatus:
-    """Of a node whose API is on port 9337."""
+    """A status whose API is on port 9337."""
     inputs = StatusInputs(
         snapshot=Snapshot(),
         name="box",
@@ -37,8 +37,8 @@ def status() -> NodeStatus:
     return node_status(inputs, 1.0)
 
 
-class Desk:
-    """A console that serves a page, and whoever asks for it."""
+class PageServer:
+    """A console that serves a page."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,8 +63,8 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    """A page that has been built."""
+async def server(tmp_path: Path) -> AsyncIterator[PageServer]:
+    """A built page."""
     folder = tmp_path / "page"
     (folder / "assets").mkdir(parents=True)
     (folder / "index.html").write_text("<!doctype html><title>x</title>")
@@ -72,14 +72,14 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         (folder / "assets" / name).write_text(f"this is {name}")
     (tmp_path / "secret.txt").write_text("SECRET")
     (folder / "secret.js").write_text("SECRET")
-    made = Desk(folder)
+    made = PageServer(folder)
     await made.start()
     yield made
     await made.console.close()
 
 
-async def test_the_page_comes_with_a_policy_that_names_this_daemon_alone(desk: Desk) -> None:
-    response = await desk.get("/")
+async def test_page_policy_allows_only_this_daemon(server: PageServer) -> None:
+    response = await server.get("/")
     assert (response.status, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
     policy = dict(part.strip().partition(" ")[::2] for part in response.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
@@ -93,9 +93,9 @@ async def test_the_page_comes_with_a_policy_that_names_this_daemon_alone(desk: D
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_a_policy_names_no_address_that_none_can_name(desk: Desk) -> None:
-    """Browsers complain of an IPv6 address in a policy, and heed it no more."""
-    policy = PageFiles(desk.folder).index("http://[fd00::2]:9337").headers["content-security-policy"]
+async def test_page_policy_names_no_ipv6_address(server: PageServer) -> None:
+    """Browsers ignore a policy with an IPv6 address."""
+    policy = PageFiles(server.folder).index("http://[fd00::2]:9337").headers["content-security-policy"]
     assert "connect-src 'self';" in policy
     assert "fd00" not in policy
 
@@ -110,13 +110,13 @@ async def test_a_policy_names_no_address_that_none_can_name(desk: Desk) -> None:
         ("licences.txt", "text/plain; charset=utf-8"),
     ],
 )
-async def test_its_files_are_kept_for_good(desk: Desk, name: str, kind: str) -> None:
-    response = await desk.get(f"/assets/{name}")
+async def test_page_assets_are_immutable(server: PageServer, name: str, kind: str) -> None:
+    response = await server.get(f"/assets/{name}")
     assert (response.status, response.headers["content-type"]) == (200, kind)
     assert response.body == f"this is {name}".encode()
     assert "immutable" in response.headers["cache-control"]
     assert response.headers["content-security-policy"] == "default-src 'none'"
-    assert (await desk.call(request("HEAD", f"/assets/{name}"))).status == 200
+    assert (await server.call(request("HEAD", f"/assets/{name}"))).status == 200
 
 
 @pytest.mark.parametrize(
@@ -127,44 +127,42 @@ async def test_its_files_are_kept_for_good(desk: Desk, name: str, kind: str) -> 
         "/assets//etc/passwd", "/assets/%00.js", "/assets/a.css%00.js", "/index.html", "/assets/" + "a" * 300 + ".js",
     ],
 )  # fmt: skip
-async def test_nothing_else_is_served(desk: Desk, path: str) -> None:
-    response = await desk.get(path)
+async def test_page_serves_no_other_files(server: PageServer, path: str) -> None:
+    response = await server.get(path)
     assert response.status in (400, 404)
     assert b"SECRET" not in response.body
     assert b"this is" not in response.body
 
 
-async def test_a_file_that_is_larger_than_any_of_a_build_is_not_read(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_page_serves_no_oversized_file(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.console.page_files.MAX_FILE_BYTES", 10)
-    assert (await desk.get(ASSET)).status == 404
-    assert b"is not built yet" in (await desk.get("/")).body
-    failed = desk.folder.with_name(f"{desk.folder.name}.failed")
+    assert (await server.get(ASSET)).status == 404
+    assert b"is not built yet" in (await server.get("/")).body
+    failed = server.folder.with_name(f"{server.folder.name}.failed")
     failed.touch()
-    told = (await desk.get("/")).body
+    told = (await server.get("/")).body
     assert b"could not be built" in told
     assert b".venv/console.log" in told
     assert b"<code>scripts/console</code>" in told
     failed.unlink()
 
 
-async def test_no_page_of_elsewhere_gets_it(desk: Desk) -> None:
+async def test_page_is_refused_for_other_origins(server: PageServer) -> None:
     for path in ("/", ASSET, "/api/openapi.json"):
-        assert (await desk.get(path, Origin="https://example.org")).status == 403
-        assert (await desk.call(request("GET", path, host="example.org"))).status == 403
+        assert (await server.get(path, Origin="https://example.org")).status == 403
+        assert (await server.call(request("GET", path, host="example.org"))).status == 403
 
 
-async def test_without_a_build_it_says_how_to_make_one_and_looks_again(desk: Desk) -> None:
-    index = desk.folder / "index.html"
+async def test_page_without_a_build_explains_how_to_build_it(server: PageServer) -> None:
+    index = server.folder / "index.html"
     built = index.read_text()
     index.unlink()
-    response = await desk.get("/")
+    response = await server.get("/")
     assert response.status == 200
     for words in (b"scripts/console", b"http://localhost:9337", b"/api/status", b'http-equiv="refresh"'):
         assert words in response.body
     index.write_text(built)
-    assert (await desk.get("/")).body == built.encode()
+    assert (await server.get("/")).body == built.encode()
 
 
 @pytest.mark.parametrize(
@@ -182,18 +180,20 @@ async def test_without_a_build_it_says_how_to_make_one_and_looks_again(desk: Des
         ({"Sec-Fetch-Site": "same-origin"}, 403),
     ],
 )
-async def test_of_all_pages_only_our_own_gets_an_invite(desk: Desk, headers: dict[str, str], status: int) -> None:
+async def test_invite_is_given_only_to_the_console_page(
+    server: PageServer, headers: dict[str, str], status: int
+) -> None:
     data = request("POST", "/api/invite", {}, {"x-mesh-llm": "invite", **headers})
-    response = await desk.call(data)
+    response = await server.call(data)
     assert response.status == status
     assert (b"SECRET" in response.body) == (status == 200)
     # And not even that one without asking for exactly it: a form could.
-    response = await desk.call(request("POST", "/api/invite", {}, headers))
+    response = await server.call(request("POST", "/api/invite", {}, headers))
     assert (response.status, b"SECRET" in response.body) == (403, False)
 
 
-async def test_it_describes_itself(desk: Desk) -> None:
-    described = (await desk.get("/api/openapi.json")).json
+async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
+    described = (await server.get("/api/openapi.json")).json
     assert described["openapi"].startswith("3.1")
     assert set(described["paths"]) == {
         "/api/status",
@@ -205,7 +205,7 @@ async def test_it_describes_itself(desk: Desk) -> None:
         "/api/openapi.json",
     }
     schemas = described["components"]["schemas"]
-    assert set(schemas["NodeStatus"]["required"]) == set((await desk.get("/api/status")).json)
+    assert set(schemas["NodeStatus"]["required"]) == set((await server.get("/api/status")).json)
     text = json.dumps(described)
     references = {text[at:].split('"', 1)[0] for at in _all(text, "#/components/schemas/")}
     assert {reference.rpartition("/")[2] for reference in references} <= set(schemas)
@@ -219,20 +219,20 @@ def _all(text: str, what: str) -> list[int]:
     return found
 
 
-def test_the_pages_types_are_those_of_the_daemon() -> None:
+def test_page_types_match_the_openapi_document() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "console_types.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_packages_of_the_page_are_pinned_by_hash_and_name_no_registry() -> None:
+def test_page_packages_are_pinned_by_hash_without_a_registry() -> None:
     lock = json.loads((ROOT / "console" / "package-lock.json").read_text())
     packages = {name: facts for name, facts in lock["packages"].items() if name}
     assert all(facts.get("integrity", "").startswith("sha512-") for facts in packages.values())
     assert not [name for name, facts in packages.items() if "resolved" in facts]
 
 
-def test_a_package_takes_the_built_page_along() -> None:
+def test_wheel_contains_the_built_page() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["meshllm"]
     inside = FOLDER.relative_to(ROOT / "meshllm").as_posix()

@@ -1,4 +1,4 @@
-// Colours for code: the languages that models write most.
+// Syntax highlighting for the most common languages.
 
 import hljs from 'highlight.js/lib/core'
 import bash from 'highlight.js/lib/languages/bash'
@@ -57,10 +57,10 @@ const LANGUAGES = {
 for (const [name, language] of Object.entries(LANGUAGES)) hljs.registerLanguage(name, language)
 hljs.registerAliases(['shell', 'console', 'zsh'], { languageName: 'bash' })
 
-// Longer code takes too long while it grows.
+// Longer code is too slow to highlight while it streams.
 const MAX_LENGTH = 30_000
 
-// `code` as HTML with classes for its parts; null where the language is not known or the code too long.
+// `code` as HTML with classes; null if the language is unknown or the code too long.
 export function highlighted(code: string, language: string): string | null {
   if (code.length > MAX_LENGTH || hljs.getLanguage(language) === undefined) return null
   return hljs.highlight(code, { language, ignoreIllegals: true }).value

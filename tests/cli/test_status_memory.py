@@ -1,4 +1,4 @@
-"""What is lent, and where a model went: on the command line, while it starts, and in the status."""
+"""Memory options, and memory and placement in the status and its command."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, *options: str) -> Settings:
     return taken[0]
 
 
-def test_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = settings(monkeypatch)
     assert (plain.max_memory, plain.devices) == (None, ())
     given = settings(monkeypatch, "--max-vram", "5.5", "--device", "CUDA0, CUDA1", "--device", "Vulkan0")
@@ -64,7 +64,7 @@ def test_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
             settings(monkeypatch, "--client", option)
 
 
-def test_where_a_model_went_is_said_when_it_serves() -> None:
+def test_viewer_shows_the_placement_of_a_served_model() -> None:
     out = io.StringIO()
     viewer = view.LineViewer(view.PlainConsole(out))
     viewer.snapshot(serving().snapshot())
@@ -83,7 +83,7 @@ def told() -> dict[str, Any]:
     return found
 
 
-def test_the_status_has_memory_devices_and_the_fit() -> None:
+def test_status_contains_memory_devices_and_placement() -> None:
     status = told()
     assert status["models"][0]["engine"]["placement_text"] == FIT
     machine = status["machine"]
@@ -95,13 +95,15 @@ def test_the_status_has_memory_devices_and_the_fit() -> None:
     ]
 
 
-def test_a_machine_whose_engine_was_not_asked_says_so() -> None:
+def test_status_devices_are_null_until_the_engine_lists_them() -> None:
     status = node_status(inputs(NodeCore(), MachineMemory(32 * GB, 20 * GB)), 1.0)
     assert status.machine is not None
     assert status.machine.devices is None
 
 
-def test_the_status_command_shows_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_command_shows_memory_devices_and_placement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(status_command, "fetch", lambda port: orjson.dumps(told()))
     monkeypatch.setenv("COLUMNS", "200")
     status_command.show(3131, as_json=False)
@@ -112,7 +114,7 @@ def test_the_status_command_shows_them(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert f"m: {FIT}" in shown
 
 
-def test_an_engine_that_nothing_needed_yet_is_not_called_unknown(
+def test_status_command_hides_an_unused_engine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = told()
@@ -124,7 +126,7 @@ def test_an_engine_that_nothing_needed_yet_is_not_called_unknown(
     assert "\nengine" not in capsys.readouterr().out
 
 
-def test_why_a_model_is_not_served_has_the_whole_width(
+def test_status_command_prints_a_reason_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = told()

@@ -1,4 +1,4 @@
-"""Who may see what of the console: this machine everything, others a part of it and with the key, strangers nothing."""
+"""Access to the console: whole status for this machine, redacted status for remote callers with the key."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SECRETS = ("/api/invite", "/api/key")
 
 
 def status() -> NodeStatus:
-    """Of a node with something to hide."""
+    """A status with private fields."""
     inputs = StatusInputs(
         snapshot=Snapshot(),
         name="box",
@@ -55,8 +55,8 @@ def status() -> NodeStatus:
     return node_status(inputs, 1.0)
 
 
-class Desk:
-    """A console that other machines may call."""
+class ConsoleServer:
+    """A console that accepts other machines."""
 
     def __init__(self, folder: Path, policy: AccessPolicy) -> None:
         self.console = Console(policy, status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder))
@@ -73,7 +73,7 @@ class Desk:
     async def ask(
         self, path: str, host: str, headers: dict[str, str] | None = None, method: str = "GET", at: str = ""
     ) -> Response:
-        """One request to the console `at` an address, in which it is called `host`."""
+        """One request to the console's address `at`, with the host name `host`."""
         caller = await self.caller(at)
         caller.send(request(method, path, {} if method == "POST" else None, headers, host=host))
         try:
@@ -86,7 +86,7 @@ class Desk:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """A page that has been built."""
+    """A built page."""
     (tmp_path / "assets").mkdir()
     (tmp_path / "index.html").write_text("<!doctype html><title>x</title>")
     (tmp_path / "assets" / "a.css").write_text("body {}")
@@ -94,15 +94,15 @@ def page(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def desk(page: Path) -> AsyncIterator[Desk]:
-    """A console with a key, which its owner calls box.lan."""
-    made = Desk(page, AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})))
+async def server(page: Path) -> AsyncIterator[ConsoleServer]:
+    """A console with a key and the allowed host name box.lan."""
+    made = ConsoleServer(page, AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})))
     await made.start()
     yield made
     await made.console.close()
 
 
-# -- who is who
+# -- access policy
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ async def desk(page: Path) -> AsyncIterator[Desk]:
         ("", "", False),
     ],
 )
-def test_only_names_that_nobody_else_can_give_are_known(host: str, at: str, known: bool) -> None:
+def test_knows_host_accepts_only_own_addresses_and_allowed_names(host: str, at: str, known: bool) -> None:
     assert AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"})).knows_host(host, at) is known
 
 
@@ -147,97 +147,97 @@ def test_only_names_that_nobody_else_can_give_are_known(host: str, at: str, know
         ("*", "192.0.2.7:9337", False),
     ],
 )
-def test_of_the_pages_of_other_machines_only_the_consoles_may_call(origin: str, host: str, let_in: bool) -> None:
+def test_refuse_accepts_only_the_console_page_of_another_machine(origin: str, host: str, let_in: bool) -> None:
     policy = AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"}), page_port=3131)
     headers = {b"origin": origin.encode(), b"host": host.encode(), b"authorization": b"Bearer " + KEY.encode()}
     refusal = policy.refuse("192.0.2.9", headers, "192.0.2.7")
     assert (refusal is None) is let_in
     if refusal is not None:
         assert refusal.code == "origin_not_allowed"
-    # And even that one not without the key.
+    # The key is required as well.
     del headers[b"authorization"]
     assert policy.refuse("192.0.2.9", headers, "192.0.2.7") is not None
 
 
 @given(st.text(), st.text(), st.text())
-def test_whatever_a_caller_says_it_is_judged(origin: str, host: str, at: str) -> None:
+def test_refuse_never_accepts_a_remote_caller_without_the_key(origin: str, host: str, at: str) -> None:
     policy = AccessPolicy(KEY, page_port=3131)
     headers = {b"origin": origin.encode("utf-8", "replace"), b"host": host.encode("utf-8", "replace")}
     if policy.refuse("192.0.2.9", headers, at) is None:
-        pytest.fail("a stranger without a key was let in")
+        pytest.fail("a remote caller without the key was accepted")
     if policy.refuse_host(headers, at) is None:
         assert policy.knows_host(host.partition(":")[0].strip("[]"), at) or ":" in host
 
 
-# -- each route, from here and from elsewhere
+# -- endpoints, for local and remote callers
 
 
-async def test_another_machine_gets_the_page_and_without_the_key_nothing_else(desk: Desk) -> None:
+async def test_console_serves_only_the_page_without_the_key(server: ConsoleServer) -> None:
     host = own_address()
-    served = await desk.ask("/", f"{host}:{desk.port}", at=host)
+    served = await server.ask("/", f"{host}:{server.port}", at=host)
     assert (served.status, b"<title>x" in served.body) == (200, True)
     assert f"connect-src 'self' http://{host}:9337;" in served.headers["content-security-policy"]
-    assert (await desk.ask("/assets/a.css", f"{host}:{desk.port}", at=host)).status == 200
+    assert (await server.ask("/assets/a.css", f"{host}:{server.port}", at=host)).status == 200
     for path in (*API_ROUTES, *SECRETS):
         for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": f"Basic {KEY}"}, {"X-Api-Key": ""}):
             for method in ("GET", "POST"):
-                refused = await desk.ask(path, f"{host}:{desk.port}", headers, method, at=host)
+                refused = await server.ask(path, f"{host}:{server.port}", headers, method, at=host)
                 assert (refused.status, refused.json["error"]["code"]) == (401, "invalid_api_key"), (path, headers)
                 for secret in (b"SECRET", b"4711", b"box", KEY.encode(), b"NodeStatus"):
                     assert secret not in refused.body
 
 
-async def test_with_the_key_another_machine_sees_what_is_nobodys_secret(desk: Desk) -> None:
+async def test_console_serves_a_redacted_status_with_the_key(server: ConsoleServer) -> None:
     host = own_address()
-    authority = f"{host}:{desk.port}"
-    told = NodeStatus.model_validate_json((await desk.ask("/api/status", authority, BEARER, at=host)).body)
+    authority = f"{host}:{server.port}"
+    told = NodeStatus.model_validate_json((await server.ask("/api/status", authority, BEARER, at=host)).body)
     assert (told.name, told.read_only, told.pid, told.lan_urls) == ("box", True, 0, ())
     assert (told.api, told.console) == (f"http://{host}:9337/v1", f"http://{authority}")
     assert told.mesh_reason == WITHHELD
-    event = await desk.ask("/api/events", authority, BEARER, at=host)
+    event = await server.ask("/api/events", authority, BEARER, at=host)
     assert (event.status, b'"read_only":true' in event.body) == (200, True)
     assert b"SECRET" not in event.body
-    assert (await desk.ask("/api/openapi.json", authority, BEARER, at=host)).status == 200
+    assert (await server.ask("/api/openapi.json", authority, BEARER, at=host)).status == 200
     for path in SECRETS:
         for word in ("invite", "key"):
             headers = {**BEARER, "x-mesh-llm": word}
-            refused = await desk.ask(path, authority, headers, "POST", at=host)
+            refused = await server.ask(path, authority, headers, "POST", at=host)
             assert (refused.status, refused.json["error"]["code"]) == (403, "read_only")
             assert b"SECRET" not in refused.body
             assert KEY.encode() not in refused.body
 
 
 @pytest.mark.parametrize("host", ["evil.com", "evil.com:3131", "203.0.113.9", "0.0.0.0", "box.lan.evil.com"])
-async def test_a_name_that_was_made_to_lead_here_leads_to_nothing(desk: Desk, host: str) -> None:
+async def test_console_refuses_unknown_host_names(server: ConsoleServer, host: str) -> None:
     for at in ("127.0.0.1", own_address()):
         for path in ("/", "/assets/a.css", *API_ROUTES, *SECRETS):
-            refused = await desk.ask(path, host, BEARER, at=at)
+            refused = await server.ask(path, host, BEARER, at=at)
             assert refused.status in (400, 403)
             assert b"<title>x" not in refused.body
 
 
-async def test_the_name_that_the_owner_gave_is_known(desk: Desk) -> None:
-    served = await desk.ask("/", "box.lan:3131")
+async def test_console_accepts_an_allowed_host_name(server: ConsoleServer) -> None:
+    served = await server.ask("/", "box.lan:3131")
     assert "connect-src 'self' http://box.lan:9337;" in served.headers["content-security-policy"]
-    assert (await desk.ask("/api/status", "box.lan")).status == 401
-    assert b'"read_only":true' in (await desk.ask("/api/status", "box.lan", BEARER)).body
+    assert (await server.ask("/api/status", "box.lan")).status == 401
+    assert b'"read_only":true' in (await server.ask("/api/status", "box.lan", BEARER)).body
 
 
 @pytest.mark.parametrize("header", sorted(name.decode() for name in PROXY_HEADERS))
-async def test_who_comes_through_a_proxy_of_this_machine_is_not_this_machine(desk: Desk, header: str) -> None:
+async def test_console_treats_a_caller_behind_a_proxy_as_remote(server: ConsoleServer, header: str) -> None:
     through = {header: "192.0.2.9"}
-    assert (await desk.ask("/api/status", "localhost", through)).status == 401
-    assert b'"read_only":true' in (await desk.ask("/api/status", "localhost", {**through, **BEARER})).body
-    refused = await desk.ask("/api/invite", "localhost", {**through, **BEARER, "x-mesh-llm": "invite"}, "POST")
+    assert (await server.ask("/api/status", "localhost", through)).status == 401
+    assert b'"read_only":true' in (await server.ask("/api/status", "localhost", {**through, **BEARER})).body
+    refused = await server.ask("/api/invite", "localhost", {**through, **BEARER, "x-mesh-llm": "invite"}, "POST")
     assert refused.json["error"]["code"] == "read_only"
 
 
-async def test_this_machine_sees_everything_and_needs_no_key(desk: Desk) -> None:
-    told = NodeStatus.model_validate_json((await desk.ask("/api/status", "localhost")).body)
+async def test_console_serves_this_machine_without_a_key(server: ConsoleServer) -> None:
+    told = NodeStatus.model_validate_json((await server.ask("/api/status", "localhost")).body)
     assert told == status()
-    given = await desk.ask("/api/invite", "localhost", {"x-mesh-llm": "invite"}, "POST")
+    given = await server.ask("/api/invite", "localhost", {"x-mesh-llm": "invite"}, "POST")
     assert given.json["invite"] == "mesh1-SECRET"
-    given = await desk.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
+    given = await server.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
     assert (given.status, given.json) == (200, {"key": KEY})
     assert given.headers["cache-control"] == "no-store"
 
@@ -252,74 +252,74 @@ async def test_this_machine_sees_everything_and_needs_no_key(desk: Desk) -> None
         {"x-mesh-llm": "key", "Referer": "http://localhost/"},
     ],
 )
-async def test_of_all_pages_of_this_machine_only_our_own_gets_the_key(desk: Desk, headers: dict[str, str]) -> None:
-    refused = await desk.ask("/api/key", "localhost", headers, "POST")
+async def test_console_gives_the_key_only_to_its_own_page(server: ConsoleServer, headers: dict[str, str]) -> None:
+    refused = await server.ask("/api/key", "localhost", headers, "POST")
     assert (refused.status, refused.json["error"]["code"]) == (403, "not_for_pages")
     ours = {"x-mesh-llm": "key", "Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
-    assert (await desk.ask("/api/key", "localhost", ours, "POST")).json == {"key": KEY}
+    assert (await server.ask("/api/key", "localhost", ours, "POST")).json == {"key": KEY}
 
 
-async def test_without_a_key_nobody_else_gets_anything_and_none_is_told(page: Path) -> None:
-    desk = Desk(page, AccessPolicy(None, allowed_hosts=frozenset({"box.lan"})))
-    await desk.start()
+async def test_console_without_a_key_refuses_remote_callers(page: Path) -> None:
+    server = ConsoleServer(page, AccessPolicy(None, allowed_hosts=frozenset({"box.lan"})))
+    await server.start()
     try:
         for path in ("/", "/assets/a.css", *API_ROUTES):
             for host, headers in (("box.lan", {}), ("box.lan", BEARER), ("localhost", {"via": "proxy"})):
-                refused = await desk.ask(path, host, headers)
+                refused = await server.ask(path, host, headers)
                 assert (refused.status, refused.json["error"]["code"]) == (403, "host_not_allowed")
-        refused = await desk.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
+        refused = await server.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
         assert (refused.status, "--listen-all" in refused.json["error"]["message"]) == (409, True)
     finally:
-        await desk.console.close()
+        await server.console.close()
 
 
-async def test_strangers_leave_room_for_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_console_limits_remote_connections(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_REMOTE_CONNECTIONS > 2
     monkeypatch.setattr("meshllm.web.console.server.MAX_REMOTE_CONNECTIONS", 2)
     host = own_address()
     held = []
     for _ in range(2):
-        caller = await desk.caller(host)
+        caller = await server.caller(host)
         caller.send(request("GET", "/", host=host))
         assert (await caller.response()).status == 200
         held.append(caller)
-    third = await desk.caller(host)
+    third = await server.caller(host)
     third.send(request("GET", "/", host=host))
     assert await third.eof() == b""
-    assert (await desk.ask("/api/status", "localhost")).status == 200
+    assert (await server.ask("/api/status", "localhost")).status == 200
     for caller in (*held, third):
         await caller.close()
 
 
-async def test_who_comes_while_it_closes_is_hung_up_on(desk: Desk) -> None:
-    caller = await desk.caller()  # accepted by the system, not yet by us
-    await desk.console.close()
+async def test_console_aborts_new_connections_while_closing(server: ConsoleServer) -> None:
+    caller = await server.caller()  # accepted by the system, not by the server
+    await server.console.close()
     assert await caller.eof() == b""
     await caller.close()
 
 
-async def test_onlookers_leave_room_for_viewers_of_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_console_limits_remote_event_streams(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.console.server.MAX_REMOTE_VIEWERS", 1)
-    first = await desk.caller()
+    first = await server.caller()
     first.send(request("GET", "/api/events", headers=BEARER, host="box.lan"))
     assert (await first.head()).status == 200
-    assert (await desk.ask("/api/events", "box.lan", BEARER)).status == 503
-    assert (await desk.ask("/api/events", "localhost")).status == 200
+    assert (await server.ask("/api/events", "box.lan", BEARER)).status == 503
+    assert (await server.ask("/api/events", "localhost")).status == 200
     await first.close()
 
 
-# -- the API, which the page asks
+# -- the gateway, called by the page
 
 
 @pytest.fixture
 async def table(folder: Path) -> AsyncIterator[Bench]:
-    """A gateway with a key, of a node whose console is on port 3131."""
+    """A gateway with a key; the console is on port 3131."""
     async with bench(folder, AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"}))) as made:
         made.gateway.page_at(3131)
         yield made
 
 
-async def test_the_page_on_another_machine_asks_the_gateway_with_the_key(table: Bench) -> None:
+async def test_gateway_answers_the_console_page_of_another_machine_with_the_key(table: Bench) -> None:
     await table.serve()
     origin = "http://box.lan:3131"
     wish = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
@@ -331,11 +331,11 @@ async def test_the_page_on_another_machine_asks_the_gateway_with_the_key(table: 
     for headers, answer in (({}, 401), ({"Authorization": "Bearer no"}, 401), (BEARER, 200)):
         data = request("POST", "/v1/chat/completions", body, {"Origin": origin, **headers}, host="box.lan:9337")
         response = await table.call(data)
-        # It is to read why it was refused.
+        # The page may read the error as well.
         assert (response.status, response.headers["access-control-allow-origin"]) == (answer, origin)
 
 
-async def test_no_other_page_of_elsewhere_is_answered(table: Bench) -> None:
+async def test_gateway_refuses_other_pages_of_another_machine(table: Bench) -> None:
     await table.serve()
     for origin, host in (
         ("http://evil.com:3131", "evil.com:9337"),
@@ -350,7 +350,7 @@ async def test_no_other_page_of_elsewhere_is_answered(table: Bench) -> None:
             assert (response.status, "access-control-allow-origin" in response.headers) == (403, False)
 
 
-async def test_where_a_backend_is_other_machines_are_not_told(table: Bench) -> None:
+async def test_gateway_hides_backend_urls_from_other_machines(table: Bench) -> None:
     upstream = await table.pool()
     for stream in (False, True):
         near = await table.call(ask(stream=stream))
@@ -360,11 +360,11 @@ async def test_where_a_backend_is_other_machines_are_not_told(table: Bench) -> N
         assert far.headers["x-mesh-llm-host"] == "backend"
 
 
-# -- what others are told
+# -- redaction
 
 
 def filled(kind: Any, where: str) -> Any:
-    """A value of `kind`, in which every text is the name of where it stands."""
+    """A value of `kind` in which every text is its own path, below `where`."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind(**{name: filled(facts.annotation, f"{where}.{name}") for name, facts in kind.model_fields.items()})
     arguments = getattr(kind, "__args__", ())
@@ -392,8 +392,8 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(inner)
 
 
-def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
-    """A text that comes to be in the status is withheld until it stands here as well."""
+def test_redaction_passes_only_the_listed_texts() -> None:
+    """A new text field is withheld until it is listed here as well."""
     told = redacted_status(filled(NodeStatus, "s"), api="API", console="CONSOLE")
     passed = {text for text in texts(told.model_dump(mode="json")) if text.startswith("s.")}
     machine = {f"s.machine.devices.{name}" for name in ("name", "description", "backend")}
@@ -428,7 +428,7 @@ def test_nothing_is_told_that_nobody_decided_to_tell() -> None:
         ("ask owner@example.org", False),
     ],
 )
-def test_a_plans_reason_is_told_unless_it_names_a_place(reason: str, told: bool) -> None:
+def test_redaction_passes_the_reason_of_a_plan_without_addresses(reason: str, told: bool) -> None:
     split = {**filled(NodeStatus, "s").splits[0].model_dump(), "reason": reason}
     seen = redacted_status(
         status().model_copy(update={"splits": [type(filled(NodeStatus, "s").splits[0])(**split)]}), api="", console=""
@@ -466,7 +466,7 @@ def test_load_of_an_engine_is_named_by_its_model() -> None:
 
 
 class ExtendedFileStatus(FileStatus):
-    """The file with new fields, of which nobody has decided whether other machines may see them."""
+    """The file status with new fields that are not in the allow-list."""
 
     partial_path: str
     inode: int
@@ -511,7 +511,7 @@ def test_redacted_requests_have_no_error_texts_and_no_addresses() -> None:
     assert (seen.id, seen.model, seen.duration_seconds) == (request.id, request.model, request.duration_seconds)
 
 
-def test_nearness_takes_both_the_address_and_the_name() -> None:
+def test_is_local_needs_a_loopback_address_and_host() -> None:
     assert is_local("127.0.0.1", {b"host": b"localhost:3131"})
     assert not is_local("", {b"host": b"127.0.0.1"})
     assert not is_local("127.0.0.1", {b"host": b"192.0.2.7"})

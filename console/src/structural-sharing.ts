@@ -1,9 +1,10 @@
-// Structural sharing: what has not changed stays the same object, so that what shows it need not be drawn again.
+// Structural sharing: unchanged parts of a new value keep their identity, so that components that show them are not
+// rendered again.
 
 type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
 
-// `after`, with every part of it that equals its counterpart in `before` replaced by that counterpart.
-export function share<T>(before: T | undefined, after: T): T {
+// `after`, with each part that equals its counterpart in `before` replaced by that counterpart.
+export function keepUnchanged<T>(before: T | undefined, after: T): T {
   return merged(before as Json | undefined, after as Json) as T
 }
 
@@ -26,7 +27,7 @@ function mergedList(before: Json[], after: Json[]): Json[] {
   return same ? before : list
 }
 
-// A list's items may move: those that have an id or a name are known by it.
+// Items of a list may move: an item with an id or a name is identified by it.
 function keyOf(item: Json): string | undefined {
   if (item === null || typeof item !== 'object' || Array.isArray(item)) return undefined
   const key = item['id'] ?? item['name']

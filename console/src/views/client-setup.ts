@@ -1,13 +1,12 @@
-// How other programs are pointed at this node. Pure text.
+// Settings that make other programs use this node's API. Pure.
 
-export interface Program {
+export interface ClientSetup {
   name: string
-  steps: [string, string][] // what to do, and the text for it
+  steps: [string, string][] // where the text goes, and the text
 }
 
-// `base` is the API's address without `/v1`; `model` a model of the mesh; `needed` what stands for the key, null where
-// any will do.
-export function programs(base: string, model: string, needed: string | null = null): Program[] {
+// `base` is the API's URL without `/v1`, `needed` the placeholder for the API key, null if no key is required.
+export function clientSetups(base: string, model: string, needed: string | null = null): ClientSetup[] {
   const key = needed ?? 'none'
   const bearer = needed === null ? '' : ` -H 'Authorization: Bearer ${needed}'`
   const body = JSON.stringify({ model, messages: [{ role: 'user', content: 'Say hello.' }] })
@@ -73,7 +72,7 @@ export function programs(base: string, model: string, needed: string | null = nu
   ]
 }
 
-// For a shell: names of models come from other machines, and may hold anything.
+// Quotes a text for a shell: model names come from other machines and may contain anything.
 export function quoted(text: string): string {
   return /^[\w./:@-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`
 }

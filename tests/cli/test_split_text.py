@@ -1,4 +1,4 @@
-"""Splits in words, for the status and for a running node's lines."""
+"""Text about splits for `mesh-llm status`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLIT = {
 }  # fmt: skip
 
 
-def test_a_split_is_told_share_by_share_with_forecast_and_result() -> None:
+def test_split_lines_show_each_share_with_forecast_and_measurement() -> None:
     head, host, worker = split_text.split_lines(SPLIT)
     assert head == (
         "Qwen3-8B split over 2 nodes (forecast 51 ms per token, measured 49 ms per token): "
@@ -39,15 +39,15 @@ def test_a_split_is_told_share_by_share_with_forecast_and_result() -> None:
     assert "\x1b" not in worker
 
 
-def test_what_could_not_be_split_is_told_with_the_reason() -> None:
+def test_split_lines_show_the_reason_without_shares() -> None:
     assert split_text.split_lines({**SPLIT, "shares": []}) == ["Qwen3-8B: it takes 6.0 GB and this node has 4.0 GB"]
 
 
-def test_what_is_carried_for_another_is_told() -> None:
-    lent = {
+def test_worker_lease_line_shows_layers_and_host() -> None:
+    lease = {
         "model": "Qwen3-8B", "host": "aa" * 32, "session": "ab", "generation": 1, "phase": "preparing",
         "detail": "downloading 40%", "first": 20, "layers": 16, "memory": 2_500_000_000,
     }  # fmt: skip
-    assert split_text.worker_lease_line(lent) == (
+    assert split_text.worker_lease_line(lease) == (
         "worker for layers 20 to 35 of Qwen3-8B for aaaaaaaaaa: 2.5 GB, preparing, downloading 40%"
     )

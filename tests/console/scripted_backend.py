@@ -1,4 +1,4 @@
-"""A model server that says what a test has written down: any markdown, any thinking, and as slowly as is wanted."""
+"""An OpenAI-compatible backend that answers with the text and the thinking that a test sets."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from threading import Event, Thread
 from typing import Any
 
 OPEN_WAIT_SECONDS = 60.0
-# An answer comes in pieces of so many characters.
+# Characters per piece of an answer.
 PIECE = 7
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Speaker
+    server: ScriptedBackend
 
     def do_GET(self) -> None:
         models = [{"id": name, "object": "model"} for name in self.server.models]
         self._whole(200, {"object": "list", "data": models})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.asked.append(asked)
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.received.append(body)
         if self.server.refusal is not None:
             self._whole(400, {"error": {"message": self.server.refusal, "type": "invalid_request_error"}})
             return
         try:
             self._stream()
         except OSError:
-            self.server.gave_up.set()
+            self.server.disconnected.set()
             self.close_connection = True
 
     def _whole(self, status: int, body: dict[str, Any]) -> None:
@@ -49,12 +49,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for name, text in (("reasoning_content", self.server.thinks), ("content", self.server.says)):
+        for name, text in (("reasoning_content", self.server.thinking), ("content", self.server.text)):
             for start in range(0, len(text), PIECE):
                 self._event({"index": 0, "delta": {name: text[start : start + PIECE]}, "finish_reason": None})
-        if not self.server.goes_on.is_set():
-            while not self.server.goes_on.wait(0.05):
-                self._chunk(b": on its way\n\n")  # which is how it hears that nobody listens any more
+        if not self.server.may_finish.is_set():
+            while not self.server.may_finish.wait(0.05):
+                self._chunk(b": waiting\n\n")  # fails when the client has disconnected
         self._event({"index": 0, "delta": {}, "finish_reason": "stop"})
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
@@ -67,13 +67,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def log_message(self, *_: object) -> None:
-        """Nothing is written."""
+        """No log."""
 
 
-class Speaker(ThreadingHTTPServer):
-    """Says `says` after having thought `thinks`, or refuses with `refusal`. While `goes_on` is clear, no answer ends.
+class ScriptedBackend(ThreadingHTTPServer):
+    """Answers with `thinking` and `text`, or refuses with `refusal`. While `may_finish` is clear, no answer ends.
 
-    `asked` are the requests that came; `gave_up` is set when somebody went away in the middle.
+    `received` are the requests; `disconnected` is set when a client closes the connection before the end.
     """
 
     daemon_threads = False
@@ -81,46 +81,46 @@ class Speaker(ThreadingHTTPServer):
     def __init__(self, *models: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.models = models
-        self.says, self.thinks = "", ""
+        self.text, self.thinking = "", ""
         self.refusal: str | None = None
-        self.asked: list[dict[str, Any]] = []
-        self.goes_on, self.gave_up = Event(), Event()
-        self.goes_on.set()
+        self.received: list[dict[str, Any]] = []
+        self.may_finish, self.disconnected = Event(), Event()
+        self.may_finish.set()
         self._connections: list[socket.socket] = []
 
     def reset(self) -> None:
-        """As if nobody had asked anything."""
-        self.says, self.thinks, self.refusal = "", "", None
-        self.asked.clear()
-        self.goes_on.set()
-        self.gave_up.clear()
+        """Back to the initial state."""
+        self.text, self.thinking, self.refusal = "", "", None
+        self.received.clear()
+        self.may_finish.set()
+        self.disconnected.clear()
 
     @property
     def url(self) -> str:
-        """For `--backend`."""
+        """The URL for `--backend`."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Remembers whom to hang up on."""
+        """Remember the connection, to close it at the end."""
         self._connections.append(request)
         super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that was cut off is nothing to report."""
+        """Connection errors are expected."""
 
 
 @contextmanager
-def speaking(speaker: Speaker) -> Iterator[Speaker]:
-    """`speaker`, answering; afterwards no thread of it is left."""
-    thread = Thread(target=speaker.serve_forever, args=(0.05,), name="speaker")
+def running_backend(backend: ScriptedBackend) -> Iterator[ScriptedBackend]:
+    """Run `backend` in a thread; all threads have ended afterwards."""
+    thread = Thread(target=backend.serve_forever, args=(0.05,), name="scripted")
     thread.start()
     try:
-        yield speaker
+        yield backend
     finally:
-        speaker.goes_on.set()
-        speaker.shutdown()
+        backend.may_finish.set()
+        backend.shutdown()
         thread.join()
-        for connection in speaker._connections:
+        for connection in backend._connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        speaker.server_close()
+        backend.server_close()

@@ -1,57 +1,56 @@
-// The conversations of this page, and what can be done with them: send, stop, try again, edit.
-//
-// Law: one answer at a time for each conversation; what has been written so far is never lost, however it ends.
+// The conversations of this page: send a message, stop, regenerate or edit. A conversation has one answer at a time, and
+// storable the received part of an answer that fails or is stopped.
 
 import { batch, signal, type Signal } from '@preact/signals'
 import { headers } from '../key'
 import { targetText } from '../mesh/nodes'
 import { api, lock, nodes } from '../state'
-import { all, drop, keep, type Conversation, type Message } from './store'
-import { Reader, type Answer } from './stream'
+import { erase, loadAll, store, type Conversation, type Message } from './store'
+import { AnswerReader, type Answer } from './stream'
 
-// What is drawn while an answer streams; more often is only work.
-const DRAW_MS = 60
-const KEEP_MS = 2000
+// Intervals between two renderings and between two saves of a streaming answer.
+const RENDER_MS = 60
+const SAVE_MS = 2000
 const TITLE_LENGTH = 48
-const API_AWAY =
-  'The API of this node cannot be reached. On its machine, "mesh-llm status" says whether it runs; then try again.'
+const API_UNREACHABLE =
+  'Cannot connect to the API of this node. Check with "mesh-llm status" on its machine that it is running, and retry.'
 
 export const conversations = signal<Conversation[]>([])
-export const keeps = signal(true) // whether this browser keeps them
-export const opened = signal(false) // whether they have been read
+export const storable = signal(true) // whether this browser stores conversations
+export const loaded = signal(false)
 
-// Answers under way, by conversation; the message grows in the conversation itself.
-export interface Ongoing {
+// Streaming answers by conversation; the text is in the conversation's last message.
+export interface ActiveAnswer {
   stop: () => void
-  news: Signal<string>
+  progress: Signal<string>
 }
-export const ongoing = signal<ReadonlyMap<string, Ongoing>>(new Map())
+export const activeAnswers = signal<ReadonlyMap<string, ActiveAnswer>>(new Map())
 
-export async function open(): Promise<void> {
-  if (opened.value) return
+export async function loadConversations(): Promise<void> {
+  if (loaded.value) return
   try {
-    conversations.value = await all()
+    conversations.value = await loadAll()
   } catch {
-    keeps.value = false
+    storable.value = false
   }
-  opened.value = true
+  loaded.value = true
 }
 
 export function find(id: string): Conversation | undefined {
   return conversations.value.find((one) => one.id === id)
 }
 
-// Settles once it is kept, or cannot be; it never fails.
+// Never rejects: `storable` says whether storing works.
 async function save(conversation: Conversation): Promise<void> {
-  if (!keeps.value) return
+  if (!storable.value) return
   try {
-    await keep(conversation)
+    await store(conversation)
   } catch {
-    keeps.value = false
+    storable.value = false
   }
 }
 
-function put(conversation: Conversation, { top = false } = {}): void {
+function replaceConversation(conversation: Conversation, { top = false } = {}): void {
   const others = conversations.value.filter((one) => one.id !== conversation.id)
   conversations.value =
     top || others.length === conversations.value.length
@@ -59,119 +58,119 @@ function put(conversation: Conversation, { top = false } = {}): void {
       : conversations.value.map((one) => (one.id === conversation.id ? conversation : one))
 }
 
-// Not `crypto.randomUUID`: browsers have that for pages of this machine or over TLS alone.
-function ident(): string {
+// `crypto.randomUUID` exists in secure contexts only.
+function newId(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
 export function create(model: string): Conversation {
-  return { id: ident(), title: '', model, system: '', changed: Date.now(), messages: [] }
+  return { id: newId(), title: '', model, system: '', changed: Date.now(), messages: [] }
 }
 
 export function change(conversation: Conversation, changes: Partial<Conversation>): Conversation {
   const changed = { ...(find(conversation.id) ?? conversation), ...changes }
-  put(changed)
+  replaceConversation(changed)
   if (changed.messages.length > 0) void save(changed)
   return changed
 }
 
 export function remove(id: string): void {
-  ongoing.value.get(id)?.stop()
+  activeAnswers.value.get(id)?.stop()
   conversations.value = conversations.value.filter((one) => one.id !== id)
-  if (keeps.value)
-    drop(id).catch(() => {
-      keeps.value = false
+  if (storable.value)
+    erase(id).catch(() => {
+      storable.value = false
     })
 }
 
-// Says `text` in a conversation and begins the answer. Returns the conversation as it is now.
-export function say(conversation: Conversation, text: string, images: readonly string[]): Conversation {
-  const message: Message = { id: ident(), role: 'user', text }
+// Sends a message and starts the answer. Returns the changed conversation.
+export function send(conversation: Conversation, text: string, images: readonly string[]): Conversation {
+  const message: Message = { id: newId(), role: 'user', text }
   if (images.length > 0) message.images = [...images]
-  return answer({ ...conversation, messages: [...conversation.messages, message] })
+  return startAnswer({ ...conversation, messages: [...conversation.messages, message] })
 }
 
-// The answer behind message `id` once more; what came after it is gone.
-export function again(conversation: Conversation, id: string): void {
-  const place = conversation.messages.findIndex((message) => message.id === id)
-  if (place >= 0) answer({ ...conversation, messages: conversation.messages.slice(0, place) })
+// Answers again in index of message `id`; later messages are removed.
+export function regenerate(conversation: Conversation, id: string): void {
+  const index = conversation.messages.findIndex((message) => message.id === id)
+  if (index >= 0) startAnswer({ ...conversation, messages: conversation.messages.slice(0, index) })
 }
 
-// Message `id` is to say `text` instead, and what follows it is answered anew.
+// Replaces the text of message `id`, removes later messages and starts a new answer.
 export function edit(conversation: Conversation, id: string, text: string): void {
-  const place = conversation.messages.findIndex((message) => message.id === id)
-  const message = conversation.messages[place]
+  const index = conversation.messages.findIndex((message) => message.id === id)
+  const message = conversation.messages[index]
   if (message === undefined) return
-  answer({ ...conversation, messages: [...conversation.messages.slice(0, place), { ...message, text }] })
+  startAnswer({ ...conversation, messages: [...conversation.messages.slice(0, index), { ...message, text }] })
 }
 
-function answer(asked: Conversation): Conversation {
-  ongoing.value.get(asked.id)?.stop()
-  const message: Message = { id: ident(), role: 'assistant', text: '', model: asked.model }
+function startAnswer(asked: Conversation): Conversation {
+  activeAnswers.value.get(asked.id)?.stop()
+  const message: Message = { id: newId(), role: 'assistant', text: '', model: asked.model }
   const first = asked.messages.find((one) => one.role === 'user')?.text.trim() ?? ''
-  const title = asked.title || shortened(first) || 'An image'
+  const title = asked.title || titleOf(first) || 'Image'
   const conversation = { ...asked, title, changed: Date.now(), messages: [...asked.messages, message] }
-  batch(() => put(conversation, { top: true }))
+  batch(() => replaceConversation(conversation, { top: true }))
   void save(conversation)
-  const stopper = new AbortController()
-  const news = signal('')
-  setOngoing(asked.id, { stop: () => stopper.abort(), news })
-  void stream(conversation, message, stopper.signal, news).finally(() => {
-    if (ongoing.value.get(asked.id)?.news === news) setOngoing(asked.id, null)
+  const controller = new AbortController()
+  const progress = signal('')
+  setActiveAnswer(asked.id, { stop: () => controller.abort(), progress })
+  void streamAnswer(conversation, message, controller.signal, progress).finally(() => {
+    if (activeAnswers.value.get(asked.id)?.progress === progress) setActiveAnswer(asked.id, null)
   })
   return conversation
 }
 
-function setOngoing(id: string, one: Ongoing | null): void {
-  const changed = new Map(ongoing.value)
+function setActiveAnswer(id: string, one: ActiveAnswer | null): void {
+  const changed = new Map(activeAnswers.value)
   if (one === null) changed.delete(id)
   else changed.set(id, one)
-  ongoing.value = changed
+  activeAnswers.value = changed
 }
 
-function shortened(text: string): string {
+function titleOf(text: string): string {
   const line = text.split('\n', 1)[0] ?? ''
   return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH).trimEnd()}…` : line
 }
 
-// One answer, from the question to its end, written into the conversation as it comes.
-async function stream(
+// Requests an answer and writes it into the conversation as it arrives.
+async function streamAnswer(
   conversation: Conversation,
   message: Message,
   stopped: AbortSignal,
-  news: Signal<string>,
+  progress: Signal<string>,
 ): Promise<void> {
-  const reader = new Reader()
-  const times = new Times()
-  let drawn = 0
-  let kept = performance.now()
+  const reader = new AnswerReader()
+  const times = new AnswerTimes()
+  let renderedAt = 0
+  let savedAt = performance.now()
   const write = (end: Partial<Message>): Conversation | null => {
     const now = find(conversation.id)
-    if (now === undefined || !now.messages.some((one) => one.id === message.id)) return null // it was taken away
-    const grown = { ...message, ...told(reader.answer, times), ...end }
+    if (now === undefined || !now.messages.some((one) => one.id === message.id)) return null // deleted meanwhile
+    const grown = { ...message, ...answerFields(reader.answer, times), ...end }
     const changed = { ...now, messages: now.messages.map((one) => (one.id === message.id ? grown : one)) }
-    put(changed)
+    replaceConversation(changed)
     return changed
   }
   let end: Partial<Message> = {}
   try {
-    const { body, host } = await ask(conversation, stopped)
+    const { body, host } = await requestAnswer(conversation, stopped)
     reader.answer.host = host
     for (;;) {
       const { done, value } = await body.read()
       if (done) break
       reader.feed(value)
-      times.saw(reader.answer)
+      times.record(reader.answer)
       const now = performance.now()
-      if (now - drawn >= DRAW_MS) {
-        drawn = now
+      if (now - renderedAt >= RENDER_MS) {
+        renderedAt = now
         batch(() => {
-          news.value = reader.answer.news
+          progress.value = reader.answer.progress
           write({})
         })
       }
-      if (now - kept >= KEEP_MS) {
-        kept = now
+      if (now - savedAt >= SAVE_MS) {
+        savedAt = now
         const changed = write({})
         if (changed !== null) void save(changed)
       }
@@ -181,22 +180,21 @@ async function stream(
     else if (reader.answer.finish === 'length') end = { ended: 'length' }
   } catch (error) {
     reader.end()
-    end = stopped.aborted ? { ended: 'stopped' } : { ended: 'error', error: wordsOf(error) }
+    end = stopped.aborted ? { ended: 'stopped' } : { ended: 'error', error: errorText(error) }
   }
   const changed = write(end)
-  // An answer that is there is there after a reload, too.
   if (changed !== null) await save(changed)
 }
 
-// Speed as seen from here, for servers that do not tell; and how long things took.
-class Times {
+// Times of an answer, and its speed if the server does not report it.
+class AnswerTimes {
   private readonly began = performance.now()
   private first: number | null = null
   private firstText: number | null = null
   private pieces = 0
   private last = 0
 
-  saw(answer: Answer): void {
+  record(answer: Answer): void {
     if (answer.text === '' && answer.thinking === '') return
     this.last = performance.now()
     this.first ??= this.last
@@ -218,7 +216,7 @@ class Times {
   }
 }
 
-function told(answer: Answer, times: Times): Partial<Message> {
+function answerFields(answer: Answer, times: AnswerTimes): Partial<Message> {
   const found: Partial<Message> = { text: answer.text }
   if (answer.thinking !== '') {
     found.thinking = answer.thinking
@@ -232,20 +230,20 @@ function told(answer: Answer, times: Times): Partial<Message> {
   return found
 }
 
-// "peer 0123456789" by its name, as it is known now.
+// The name of the node behind a target such as "peer 0123456789".
 export function hostName(host: string): string {
   return targetText(host, nodes.value)
 }
 
-interface Body {
+interface AnswerStream {
   body: ReadableStreamDefaultReader<string>
   host: string | null
 }
 
-async function ask(conversation: Conversation, stopped: AbortSignal): Promise<Body> {
+async function requestAnswer(conversation: Conversation, stopped: AbortSignal): Promise<AnswerStream> {
   if (api.value.includes('//['))
     throw new Error(
-      'Browsers let no page call an IPv6 address. Open this one by the node’s IPv4 address, or by a name.',
+      'Browsers do not allow pages to call an IPv6 address. Open this page with the node’s IPv4 address or host name.',
     )
   const answer = await fetch(`${api.value}/chat/completions`, {
     method: 'POST',
@@ -260,12 +258,12 @@ async function ask(conversation: Conversation, stopped: AbortSignal): Promise<Bo
     credentials: 'omit',
   })
   if (answer.status === 401) lock()
-  if (!answer.ok || answer.body === null) throw new Error(await problemOf(answer))
+  if (!answer.ok || answer.body === null) throw new Error(await responseError(answer))
   const body = answer.body.pipeThrough(new TextDecoderStream()).getReader()
   return { body, host: answer.headers.get('x-mesh-llm-host') }
 }
 
-// What is sent: everything said so far, without the answer that is to come, or answers of which nothing came.
+// The messages to send: all of the conversation except empty answers.
 export function messagesOf(conversation: Conversation): unknown[] {
   const found: unknown[] = conversation.system.trim() === '' ? [] : [{ role: 'system', content: conversation.system }]
   for (const message of conversation.messages) {
@@ -282,17 +280,17 @@ export function messagesOf(conversation: Conversation): unknown[] {
   return found
 }
 
-async function problemOf(answer: Response): Promise<string> {
+async function responseError(answer: Response): Promise<string> {
   try {
     const body = (await answer.json()) as { error?: { message?: unknown } }
     if (typeof body.error?.message === 'string') return body.error.message
   } catch {
-    // Whatever it was, it was no error of ours.
+    // Not a JSON error.
   }
   return `The API answered with status ${answer.status}.`
 }
 
-function wordsOf(error: unknown): string {
-  if (error instanceof TypeError) return API_AWAY
+function errorText(error: unknown): string {
+  if (error instanceof TypeError) return API_UNREACHABLE
   return error instanceof Error ? error.message : String(error)
 }

@@ -1,6 +1,6 @@
-// How numbers and states are said. Pure; words are short, units are those people know.
+// Formats numbers for people. Pure.
 
-// As the daemon's own sentences have them: a thousand each.
+// Decimal, as in the daemon's own messages.
 const UNITS = ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
 
 export function bytes(count: number): string {
@@ -13,7 +13,7 @@ export function bytes(count: number): string {
   return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`
 }
 
-// Tokens of context: powers of two are said as people say them.
+// A number of tokens: 32768 is "32k".
 export function tokens(count: number): string {
   if (count >= 1024 && count % 1024 === 0) return `${count / 1024}k`
   return count >= 10_000 ? `${Math.round(count / 1000)}k` : String(count)
@@ -49,13 +49,4 @@ export function percent(fraction: number): string {
 
 export function counted(count: number, one: string, many = `${one}s`): string {
   return `${count.toLocaleString('en')} ${count === 1 ? one : many}`
-}
-
-// The first ten digits of a node's id: what all of mesh-llm shows of it.
-export function short(id: string): string {
-  return id.slice(0, 10)
-}
-
-export function software(text: string): string {
-  return text.replace(/^mesh-llm /, '')
 }

@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
 import { address, parse } from '../src/address'
-import { programs, quoted } from '../src/views/programs'
-import { bytes, duration, milliseconds, speed, tokens } from '../src/words'
+import { clientSetups, quoted } from '../src/views/client-setup'
+import { bytes, duration, milliseconds, speed, tokens } from '../src/format'
 
 describe('numbers', () => {
-  it('are said as people say them', () => {
+  it('are formatted with units', () => {
     expect([0, 999, 1000, 1.5e9, 150e9, 1e18].map(bytes)).toEqual([
       '0 B',
       '999 B',
@@ -21,12 +21,12 @@ describe('numbers', () => {
 })
 
 describe('addresses of views', () => {
-  it('lead back to where they came from', () => {
+  it('are parsed to the view they were made from', () => {
     for (const rest of ['', 'a/b c', 'ümlaut%', 'new/org/repo:Q4'])
       expect(parse(address('chat', rest))).toEqual({ view: 'chat', rest })
   })
 
-  it('never fail', () => {
+  it('fall back to the mesh view', () => {
     expect(parse('')).toEqual({ view: 'mesh', rest: '' })
     expect(parse('#/nowhere/at/all').view).toBe('mesh')
     expect(parse('#/chat/%')).toEqual({ view: 'chat', rest: '%' })
@@ -34,16 +34,16 @@ describe('addresses of views', () => {
 })
 
 describe('commands', () => {
-  it('hold whatever a model is called', () => {
+  it('quote any model name', () => {
     expect(quoted('Qwen3-8B:Q4_K_M')).toBe('Qwen3-8B:Q4_K_M')
     expect(quoted("it's; rm -rf ~")).toBe("'it'\\''s; rm -rf ~'")
-    for (const program of programs('http://localhost:9337', "a'b $(x)")) {
+    for (const program of clientSetups('http://localhost:9337', "a'b $(x)")) {
       for (const [, text] of program.steps) expect(text).not.toMatch(/(^|[^'])\$\(x\)$/)
     }
   })
 
-  it('are valid where they are JSON', () => {
-    for (const program of programs('http://localhost:9337', 'a"b')) {
+  it('are valid JSON in JSON files', () => {
+    for (const program of clientSetups('http://localhost:9337', 'a"b')) {
       for (const [words, text] of program.steps)
         if (words.includes('.json')) expect(() => JSON.parse(text)).not.toThrow()
     }

@@ -1,62 +1,75 @@
-// The chat's room: conversations on the left, what is said in the middle, what to say below.
+// The chat view: list of conversations, messages, and the composer.
 
 import { signal } from '@preact/signals'
 import type { JSX } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
-import { chattable } from '../mesh/models'
+import { chatModels } from '../mesh/models'
 import { Icon } from '../parts/icons'
 import { Tool } from '../parts/basics'
 import { address, go, route } from '../route'
 import { models, status } from '../state'
 import '../style/chat.css'
 import { Composer } from './composer'
-import { Line } from './line'
+import { MessageItem } from './message-item'
 import type { Conversation, Message } from './store'
-import { again, change, conversations, create, edit, find, keeps, ongoing, open, opened, remove, say } from './talk'
+import {
+  activeAnswers,
+  change,
+  conversations,
+  create,
+  edit,
+  find,
+  loadConversations,
+  loaded,
+  regenerate,
+  remove,
+  send,
+  storable,
+} from './conversations'
 
-// A conversation in which nothing has been said yet is in no list.
+// A new conversation is not listed before its first message.
 const draft = signal<Conversation>(create(''))
 const LAST_MODEL = 'model'
 
-export function Room(): JSX.Element {
-  useEffect(() => void open(), [])
+export function ChatView(): JSX.Element {
+  useEffect(() => void loadConversations(), [])
   const [listed, setListed] = useState(false)
   const conversation = current()
-  if (!opened.value)
+  if (!loaded.value)
     return (
       <p class="waiting" role="status">
-        Opening the conversations …
+        Loading the conversations …
       </p>
     )
   return (
-    <div class={`room${listed ? ' listed' : ''}`}>
+    <div class={`chat-layout${listed ? ' listed' : ''}`}>
       <List chosen={conversation.id} close={() => setListed(false)} />
-      <section class="talk" aria-labelledby="chat-title">
+      <section class="conversation" aria-labelledby="chat-title">
         <Head conversation={conversation} showList={() => setListed(!listed)} />
         <Thread conversation={conversation} />
         <Composer
           key={conversation.id}
-          busy={ongoing.value.has(conversation.id)}
+          busy={activeAnswers.value.has(conversation.id)}
           ready={conversation.model !== ''}
-          sees={models.value.find((model) => model.name === conversation.model)?.sees !== false}
+          vision={models.value.find((model) => model.name === conversation.model)?.vision !== false}
           send={(text, images) => {
-            const said = say(conversation, text, images)
-            if (route.value.rest !== said.id) go('chat', said.id, { replace: true })
-            draft.value = create(said.model)
+            const sent = send(conversation, text, images)
+            if (route.value.rest !== sent.id) go('chat', sent.id, { replace: true })
+            draft.value = create(sent.model)
           }}
-          stop={() => ongoing.value.get(conversation.id)?.stop()}
+          stop={() => activeAnswers.value.get(conversation.id)?.stop()}
         />
       </section>
     </div>
   )
 }
 
-// The conversation that the address names, or a new one; with a model that can be asked, if there is any.
+// The conversation of the page's address, or a new one with a model that is available.
 function current(): Conversation {
   const { rest } = route.value
   const found = find(rest)
   if (found !== undefined) return found
-  const names = chattable(models.value).map((model) => model.name)
+  const names = chatModels(models.value).map((model) => model.name)
   const asked = rest.startsWith('new/') ? rest.slice(4) : ''
   const last = localStorage.getItem(LAST_MODEL) ?? ''
   const model = [asked, draft.value.model, last].find((name) => names.includes(name)) ?? names[0] ?? ''
@@ -99,18 +112,20 @@ function List({ chosen, close }: { chosen: string; close: () => void }): JSX.Ele
         ))}
       </ul>
       <p class="quiet">
-        {keeps.value ? 'Kept in this browser only.' : 'This browser keeps nothing: they end with this page.'}
+        {storable.value
+          ? 'Stored in this browser only.'
+          : 'This browser cannot store conversations: they are lost when the page is closed.'}
       </p>
     </nav>
   )
 }
 
 function Head({ conversation, showList }: { conversation: Conversation; showList: () => void }): JSX.Element {
-  const list = chattable(models.value)
+  const list = chatModels(models.value)
   const known = list.some((model) => model.name === conversation.model)
-  const [instructed, setInstructed] = useState(false)
+  const [promptShown, setPromptShown] = useState(false)
   return (
-    <div class="talk-head">
+    <div class="conversation-head">
       <button type="button" class="tool only-narrow" onClick={showList} title="Conversations">
         <Icon name="menu" />
         <span class="unseen">Conversations</span>
@@ -129,7 +144,7 @@ function Head({ conversation, showList }: { conversation: Conversation; showList
           {list.map((model) => (
             <option key={model.name} value={model.name}>
               {model.name}
-              {model.standing === 'serving' ? '' : ` (${model.phase || model.standing})`}
+              {model.availability === 'serving' ? '' : ` (${model.phase || model.availability})`}
             </option>
           ))}
         </select>
@@ -138,16 +153,16 @@ function Head({ conversation, showList }: { conversation: Conversation; showList
       <button
         type="button"
         class="tool"
-        aria-expanded={instructed}
-        onClick={() => setInstructed(!instructed)}
-        title="Instructions"
+        aria-expanded={promptShown}
+        onClick={() => setPromptShown(!promptShown)}
+        title="System prompt"
       >
         <Icon name="settings" />
-        <span class="unseen">Instructions for the model</span>
+        <span class="unseen">System prompt</span>
       </button>
-      {instructed && (
+      {promptShown && (
         <label class="instructions">
-          <span>Instructions for the model, in this chat</span>
+          <span>System prompt of this chat</span>
           <textarea
             rows={3}
             value={conversation.system}
@@ -169,12 +184,12 @@ function Thread({ conversation }: { conversation: Conversation }): JSX.Element {
   const frame = useRef<HTMLDivElement>(null)
   const follows = useRef(true)
   const last = messages.at(-1)
-  const going = ongoing.value.get(conversation.id)
+  const going = activeAnswers.value.get(conversation.id)
   useEffect(() => {
     follows.current = true
   }, [conversation.id, messages.length])
   useEffect(() => {
-    // Follows what is written, unless the reader has gone up to read.
+    // Scrolls with the answer, unless the reader has scrolled up.
     if (follows.current && frame.current !== null) frame.current.scrollTop = frame.current.scrollHeight
   }, [conversation.id, messages.length, last?.text, last?.thinking, last?.ended, going])
   const scrolled = (): void => {
@@ -184,42 +199,42 @@ function Thread({ conversation }: { conversation: Conversation }): JSX.Element {
   return (
     <div class="thread" ref={frame} onScroll={scrolled}>
       {messages.length === 0 && <Welcome />}
-      <ol aria-label="What was said">
-        {messages.map((message, place) => {
-          const growing = going !== undefined && place === messages.length - 1
+      <ol aria-label="Messages">
+        {messages.map((message, index) => {
+          const streaming = going !== undefined && index === messages.length - 1
           return (
-            <Line
+            <MessageItem
               key={message.id}
               message={message}
-              news={growing ? going.news : null}
-              again={() => again(find(conversation.id) ?? conversation, message.id)}
+              progress={streaming ? going.progress : null}
+              regenerate={() => regenerate(find(conversation.id) ?? conversation, message.id)}
               edit={(text) => edit(find(conversation.id) ?? conversation, message.id, text)}
             />
           )
         })}
       </ol>
       <p class="unseen" role="status">
-        {announced(going !== undefined, last)}
+        {answerState(going !== undefined, last)}
       </p>
     </div>
   )
 }
 
-// What screen readers hear of an answer: that it comes and that it is there. What it says is there to be read.
-function announced(going: boolean, last: Message | undefined): string {
+// The state of an answer for screen readers.
+function answerState(going: boolean, last: Message | undefined): string {
   if (going) return 'The answer is being written.'
-  return last?.role === 'assistant' && last.ended !== 'error' ? 'The answer is there.' : ''
+  return last?.role === 'assistant' && last.ended !== 'error' ? 'The answer is complete.' : ''
 }
 
 function Welcome(): JSX.Element {
-  const list = chattable(models.value)
+  const list = chatModels(models.value)
   return (
     <div class="welcome">
-      <h2>{list.length === 0 ? 'Nobody to talk to yet' : 'Ask anything'}</h2>
+      <h2>{list.length === 0 ? 'No chat model yet' : 'Ask anything'}</h2>
       <p>
         {list.length === 0
-          ? 'No node of this mesh serves a model that writes text. Start one with --model NAME; the chat is ready as soon as it is.'
-          : `What you write goes from this browser to ${status.value?.name ?? 'this node'} and to the node that answers, and nowhere else.`}
+          ? 'No node of this mesh serves a text generation model. Start one with --model NAME.'
+          : `Messages are sent from this browser to ${status.value?.name ?? 'this node'} and to the node that answers, and to no other server.`}
       </p>
     </div>
   )

@@ -1,13 +1,13 @@
-// One node in full: what it is, what it carries, how it is reached.
+// Details of one node: status, memory, models, shares of split models, link.
 
 import type { ComponentChildren, JSX } from 'preact'
 import { Badge, type Tone } from '../parts/basics'
 import { Icon } from '../parts/icons'
-import { linkWords, standing, type Carried, type MeshNode } from '../mesh/nodes'
-import { layersOf, type Part } from '../mesh/splits'
+import { transportText, statusText, type NodeModel, type MeshNode } from '../mesh/nodes'
+import { layersText, type LayerShare } from '../mesh/splits'
 import { address } from '../route'
 import { status } from '../state'
-import { bytes, duration, milliseconds, speed, tokens } from '../words'
+import { bytes, duration, milliseconds, speed, tokens } from '../format'
 import { Machine } from './memory'
 
 const STATUS_TONES = { alive: 'good', suspect: 'worrying', unverified: 'plain', dead: 'bad', left: 'plain' } as const
@@ -18,7 +18,7 @@ export function toneOf(node: MeshNode): Tone {
     : STATUS_TONES[node.status]
 }
 
-export function Details({ node, close }: { node: MeshNode; close: () => void }): JSX.Element {
+export function NodeDetails({ node, close }: { node: MeshNode; close: () => void }): JSX.Element {
   const mesh = status.value?.mesh
   const onDisk = node.onDisk.filter((name) => !Object.hasOwn(node.aliases, name))
   return (
@@ -36,28 +36,28 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
         </button>
       </header>
       <p class="badges">
-        <Badge tone={toneOf(node)}>{standing(node)}</Badge>
+        <Badge tone={toneOf(node)}>{statusText(node)}</Badge>
       </p>
       {node.reason !== '' && <p class="reason">{node.reason}</p>}
       <Machine node={node} />
       {node.models.length > 0 && (
         <section>
           <h3>Models</h3>
-          <ul class="carried">
+          <ul class="node-models">
             {node.models.slice(0, 40).map((model) => (
               <Model key={model.name} model={model} />
             ))}
           </ul>
         </section>
       )}
-      {node.parts.length > 0 && (
+      {node.shares.length > 0 && (
         <section>
-          <h3>Parts of split models</h3>
-          <ul class="carried">
-            {node.parts.map((part) => (
-              <li key={part.model}>
-                <a href={address('models', part.model)}>{part.model}</a>
-                <small>{partWords(part)}</small>
+          <h3>Layers of split models</h3>
+          <ul class="node-models">
+            {node.shares.map((share) => (
+              <li key={share.model}>
+                <a href={address('models', share.model)}>{share.model}</a>
+                <small>{shareText(share)}</small>
               </li>
             ))}
           </ul>
@@ -66,7 +66,7 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
       <dl class="facts">
         {!node.here && node.role !== 'backend' && (
           <Fact name="Link">
-            {node.linked ? linkWords(node) || 'QUIC, no request yet' : 'none; known through others'}
+            {node.linked ? transportText(node) || 'QUIC, no request yet' : 'none (known from other nodes)'}
           </Fact>
         )}
         {node.here && mesh != null && mesh.mesh !== '' && (
@@ -75,9 +75,9 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
           </Fact>
         )}
         {node.rtt !== null && <Fact name="Round trip">{milliseconds(node.rtt)}</Fact>}
-        {node.since !== null && <Fact name="In this state for">{duration(Date.now() / 1000 - node.since)}</Fact>}
+        {node.since !== null && <Fact name="In this status for">{duration(Date.now() / 1000 - node.since)}</Fact>}
         {node.version !== '' && <Fact name="Version">{node.version}</Fact>}
-        {node.wants.length > 0 && <Fact name="Wants">{node.wants.join(', ')}</Fact>}
+        {node.wants.length > 0 && <Fact name="Requested models">{node.wants.join(', ')}</Fact>}
         {onDisk.length > 0 && <Fact name="On disk">{onDisk.join(', ')}</Fact>}
         {node.addresses.length > 0 && (
           <Fact name="Addresses">
@@ -89,10 +89,10 @@ export function Details({ node, close }: { node: MeshNode; close: () => void }):
   )
 }
 
-function partWords(part: Part): string {
-  const traffic = part.traffic === null || part.traffic === 0 ? '' : `${bytes(part.traffic)} through the tunnel`
-  const state = part.phase === null || part.phase === 'committed' ? '' : part.detail || part.phase
-  return [layersOf(part), bytes(part.memory), state, traffic].filter(Boolean).join(' · ')
+function shareText(share: LayerShare): string {
+  const traffic = share.traffic === null || share.traffic === 0 ? '' : `${bytes(share.traffic)} transferred`
+  const state = share.phase === null || share.phase === 'committed' ? '' : share.detail || share.phase
+  return [layersText(share), bytes(share.memory), state, traffic].filter(Boolean).join(' · ')
 }
 
 function Fact({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {
@@ -104,7 +104,7 @@ function Fact({ name, children }: { name: string; children: ComponentChildren })
   )
 }
 
-function Model({ model }: { model: Carried }): JSX.Element {
+function Model({ model }: { model: NodeModel }): JSX.Element {
   const facts = [
     model.context > 0 ? `${tokens(model.context)} context` : '',
     model.slots > 0 ? `${model.active} of ${model.slots} busy` : '',
