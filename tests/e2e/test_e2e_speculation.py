@@ -1,4 +1,4 @@
-"""Drafts from the command line to the status: used and counted, done without if they fail, refused if they cannot."""
+"""Draft models from the command line to the status: used and counted, skipped if broken, refused if unsuitable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def speculation(told: Any) -> dict[str, Any]:
 
 
 def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """What the status says of speculation, as soon as it is `so`."""
+    """The speculation in the status, once `so` holds for it."""
     with urllib.request.urlopen(f"{node.console_url}/api/events", timeout=OPEN_WAIT_SECONDS) as events:
         for line in events:
             if line.startswith(b"data: ") and so(found := speculation(json.loads(line[6:]))):
@@ -44,7 +44,7 @@ def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
 
 
 def repeat(node: Daemon) -> str:
-    """The answer to a request that makes the model repeat what it was told."""
+    """The reply to a request that makes the model repeat its prompt."""
     with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as client:
         answer = client.completions.create(
             model=MODEL, prompt=f"{LINES}\nOnce more:\n{LINES[:160]}", max_tokens=60, temperature=0
@@ -54,7 +54,7 @@ def repeat(node: Daemon) -> str:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_draft_that_was_asked_for_guesses_and_is_counted(tmp_path: Path, whole: Path) -> None:
+def test_draft_model_of_the_command_line_is_used_and_counted(tmp_path: Path, whole: Path) -> None:
     draft = cut(whole, tmp_path / "small.gguf", 4)
     with daemon(tmp_path / "home", *SMALL, "--draft", str(draft)) as node:
         node.wait_until_serving()
@@ -73,7 +73,7 @@ def test_a_draft_that_was_asked_for_guesses_and_is_counted(tmp_path: Path, whole
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_draft_that_is_broken_is_done_without(tmp_path: Path, whole: Path) -> None:
+def test_broken_draft_model_is_skipped(tmp_path: Path, whole: Path) -> None:
     draft = cut(whole, tmp_path / "small.gguf", 4)
     with draft.open("r+b") as file:
         file.truncate(draft.stat().st_size - 4096)
@@ -88,7 +88,7 @@ def test_a_draft_that_is_broken_is_done_without(tmp_path: Path, whole: Path) -> 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_nothing_is_guessed_where_that_was_switched_off(tmp_path: Path) -> None:
+def test_no_speculation_drafts_no_tokens(tmp_path: Path) -> None:
     with daemon(tmp_path / "home", *SMALL, "--no-speculation") as node:
         node.wait_until_serving()
         assert speculation(status(node))["kind"] == "none"
@@ -98,7 +98,7 @@ def test_nothing_is_guessed_where_that_was_switched_off(tmp_path: Path) -> None:
         )
 
 
-def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_draft_model_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     large = write_sample(tmp_path / "large.gguf", layers=40)
     other = write_sample(tmp_path / "other.gguf", layers=2, tokens=400)
     refused = run(tmp_path / "home", "--model", str(large), "--draft", str(other))
@@ -114,7 +114,7 @@ def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> Non
         (("--draft", "d.gguf"), "there is no --model"),
     ],
 )
-def test_what_contradicts_itself_is_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_contradicting_speculation_options_are_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     refused = run(tmp_path / "home", *arguments)
     assert refused.returncode == 2
     assert words in refused.stderr
