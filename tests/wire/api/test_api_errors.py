@@ -52,14 +52,14 @@ def is_error(api: Api, body: dict[str, Any]) -> None:
 
 
 @given(st.sampled_from(Api), st.integers(0, 999), bodies)
-def test_any_answer_becomes_an_error_of_the_callers_api(api: Api, status: int, upstream: bytes) -> None:
+def test_translate_error_accepts_any_upstream_answer(api: Api, status: int, upstream: bytes) -> None:
     told, body = translate_error(api, status, upstream)
     assert told == (status if 400 <= status <= 599 else 502)
     is_error(api, body)
 
 
 @pytest.mark.parametrize("api", [Api.EMBEDDINGS, Api.RERANK])
-def test_a_text_too_long_to_embed_is_the_callers_matter(api: Api) -> None:
+def test_translate_error_turns_an_oversized_input_into_400(api: Api) -> None:
     words = "input (600 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
     engine = json.dumps({"error": {"code": 500, "message": words, "type": "server_error"}}).encode()
     status, body = translate_error(api, 500, engine)
@@ -70,7 +70,7 @@ def test_a_text_too_long_to_embed_is_the_callers_matter(api: Api) -> None:
 
 
 @pytest.mark.parametrize("api", [Api.CHAT, Api.MESSAGES])
-def test_an_encoder_that_is_asked_to_write_refuses(api: Api) -> None:
+def test_translate_error_turns_a_wrong_purpose_into_400(api: Api) -> None:
     words = "the current context does not support logits computation. skipping"
     engine = json.dumps({"error": {"code": 500, "message": words, "type": "server_error"}}).encode()
     status, body = translate_error(api, 500, engine)
@@ -78,7 +78,7 @@ def test_an_encoder_that_is_asked_to_write_refuses(api: Api) -> None:
     is_error(api, body)
 
 
-def test_what_a_model_must_be_for() -> None:
+def test_api_purpose_is_defined_for_each_api() -> None:
     assert {api: api.purpose for api in Api} == {
         Api.CHAT: Purpose.GENERATE,
         Api.COMPLETIONS: Purpose.GENERATE,
@@ -92,7 +92,7 @@ def test_what_a_model_must_be_for() -> None:
     }
 
 
-def test_what_is_known_about_an_error_is_kept() -> None:
+def test_translate_error_keeps_known_fields() -> None:
     status, body = translate_error(Api.CHAT, 400, json.dumps(CONTEXT).encode())
     assert status == 400
     assert body["error"] == {
@@ -125,12 +125,12 @@ def test_what_is_known_about_an_error_is_kept() -> None:
         (529, "overloaded_error"),
     ],
 )
-def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
+def test_anthropic_type_follows_the_status(status: int, kind: str) -> None:
     body = error_body(Api.MESSAGES, status, "word", "text")
     assert body == {"type": "error", "error": {"type": kind, "message": "text", "code": "word"}}
 
 
-def test_a_page_of_html_becomes_one_line() -> None:
+def test_translate_error_shortens_html() -> None:
     page = b"<html><head><title>x</title></head><body><h1>502 Bad\nGateway</h1><script>evil()</script>" + b"<p>a" * 9999
     _, body = translate_error(Api.CHAT, 502, page)
     assert body["error"]["message"].startswith("The model server answered with status 502: 502 Bad Gateway a")
@@ -138,7 +138,7 @@ def test_a_page_of_html_becomes_one_line() -> None:
 
 
 @pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES])
-def test_error_events_are_events_of_their_api(api: Api) -> None:
+def test_error_event_has_the_apis_shape(api: Api) -> None:
     events = read(error_event(api, 503, "no_host", "Nobody\n\ndata: serves this.", sequence_number=4))
     name, data = events[0]
     if api is Api.RESPONSES:
@@ -149,7 +149,7 @@ def test_error_events_are_events_of_their_api(api: Api) -> None:
         assert len(events) == (1 if api.anthropic else 2)
 
 
-def test_routes_are_exact_and_lead_to_canonical_paths() -> None:
+def test_find_route_is_exact_and_canonical() -> None:
     for path in ("/v1/completions", "/completions"):
         route = find_route(path)
         assert route is not None
@@ -162,7 +162,7 @@ def test_routes_are_exact_and_lead_to_canonical_paths() -> None:
 
 
 @pytest.mark.parametrize("api", list(Api))
-def test_every_error_body_carries_the_request_id(api: Api) -> None:
+def test_error_body_carries_the_request_id(api: Api) -> None:
     """OpenAI has no field for it, so it stands beside `code`; Anthropic's own is at the top level."""
     upstream = json.dumps({"error": {"message": "no", "request_id": "of-the-backend"}}).encode()
     for body in (
@@ -176,7 +176,7 @@ def test_every_error_body_carries_the_request_id(api: Api) -> None:
 
 @pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES])
 @pytest.mark.parametrize("upstream", [b'data: {"error": {"message": "out of memory"}}\n\n', b"data: {\n\n", b"", None])
-def test_every_error_event_carries_the_request_id(api: Api, upstream: bytes | None) -> None:
+def test_error_event_carries_the_request_id(api: Api, upstream: bytes | None) -> None:
     repair = stream_repair(api, model="m", ident="x", created=1, request={"model": "m"}, request_id="req_1")
     stream = repair.fail("upstream_lost", "gone") if upstream is None else repair.feed(upstream) + repair.finish()
     errors = [

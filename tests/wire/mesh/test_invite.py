@@ -22,7 +22,7 @@ from meshllm.wire.mesh.invite import (
     expired,
     invite_key,
 )
-from tests.wire.mesh_strategies import invites
+from tests.wire.mesh.mesh_strategies import invites
 
 KEY = bytes(range(100, 116))
 WAY = BootstrapAddress(b"p" * 16, (PeerAddress("192.168.1.20", 41337), PeerAddress("203.0.113.7", 41337)))
@@ -41,11 +41,11 @@ def body_of(text: str) -> bytes:
 
 
 @given(invites)
-def test_an_invite_comes_back(invite: Invite) -> None:
+def test_invite_round_trips(invite: Invite) -> None:
     assert decode(encode(invite)) == invite
 
 
-def test_it_is_short_enough_to_paste() -> None:
+def test_invite_is_short_enough_to_paste() -> None:
     assert len(encode(INVITE)) == 93
     assert len(encode(replace(INVITE, ways=(replace(WAY, addresses=WAY.addresses[:1]),)))) == 88
     assert len(encode(replace(INVITE, ways=(WAY,) * 3))) == 168
@@ -53,12 +53,12 @@ def test_it_is_short_enough_to_paste() -> None:
     assert len(encode(replace(INVITE, expires=1, ways=(BootstrapAddress(b"p" * 16, six),) * 3))) < MAX_CHARACTERS // 2
 
 
-def test_the_form_stays_what_it_is() -> None:
+def test_invite_format_is_stable() -> None:
     body = b"\x01" + b"m" * 16 + KEY + b"p" * 16 + b"\x12\x00" + b"\xa1\x79" + b"\xc0\xa8\x01\x14\xcb\x00\x71\x07"
     assert encode(INVITE) == token(body)
 
 
-def test_a_way_is_cut_to_what_is_needed() -> None:
+def test_invite_cuts_addresses_and_ids() -> None:
     many = tuple(PeerAddress(f"10.0.0.{at}", at) for at in range(1, 9))
     long = replace(INVITE, ways=(BootstrapAddress(b"p" * 16 + b"q" * 16, (PeerAddress("host.example", 1), *many)),))
     assert decode(encode(long)).ways == (BootstrapAddress(b"p" * 16, many[:MAX_ADDRESSES]),)
@@ -77,7 +77,7 @@ def test_a_way_is_cut_to_what_is_needed() -> None:
         replace(INVITE, expires=1 << 32),
     ],
 )
-def test_what_leads_nowhere_is_no_invite(invite: Invite) -> None:
+def test_encode_refuses_an_invite_without_nodes(invite: Invite) -> None:
     with pytest.raises(ValueError, match=r"invite|way in"):
         encode(invite)
 
@@ -86,26 +86,26 @@ def test_what_leads_nowhere_is_no_invite(invite: Invite) -> None:
     "paste",
     ["  {}\n", "{}\r\n", '"{}"', "`{}`", "<{}>", "\ufeff{}", "'{}'\n"],
 )
-def test_what_pasting_does_is_forgiven(paste: str) -> None:
+def test_decode_tolerates_pasted_decoration(paste: str) -> None:
     assert decode(paste.format(encode(INVITE))) == INVITE
 
 
 @given(st.lists(st.integers(0, 93), max_size=5), st.sampled_from([" ", "\n", "\r\n", "\t", "\u200b", "\n  "]))
-def test_line_breaks_anywhere_are_forgiven(places: list[int], blank: str) -> None:
+def test_decode_tolerates_line_breaks(places: list[int], blank: str) -> None:
     text = encode(INVITE)
     for place in sorted(places, reverse=True):
         text = text[:place] + blank + text[place:]
     assert decode(text) == INVITE
 
 
-def test_truncated_anywhere() -> None:
+def test_decode_refuses_truncation_anywhere() -> None:
     text = encode(INVITE)
     for length in range(len(text)):
         with pytest.raises(BadInvite):
             decode(text[:length])
 
 
-def test_every_changed_character() -> None:
+def test_decode_refuses_any_changed_character() -> None:
     text = encode(INVITE)
     for place in range(len(text)):
         for other in ALPHABET:
@@ -115,19 +115,19 @@ def test_every_changed_character() -> None:
 
 
 @given(st.text())
-def test_any_text(text: str) -> None:
+def test_decode_accepts_or_refuses_any_text(text: str) -> None:
     with pytest.raises(BadInvite):
         decode(text)
 
 
 @given(st.text(ALPHABET, max_size=400))
-def test_any_text_of_that_shape(text: str) -> None:
+def test_decode_accepts_or_refuses_any_text_of_the_shape(text: str) -> None:
     with pytest.raises(BadInvite):
         decode("mesh1-" + text)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_under_a_good_checksum(body: bytes) -> None:
+def test_decode_accepts_or_refuses_any_bytes_with_a_checksum(body: bytes) -> None:
     """The checksum is no secret: what it covers is not to be trusted for that."""
     try:
         found = decode(token(body))
@@ -137,7 +137,7 @@ def test_any_bytes_under_a_good_checksum(body: bytes) -> None:
 
 
 @given(st.integers(0, 60), st.integers(0, 255))
-def test_any_byte_under_a_good_checksum(place: int, value: int) -> None:
+def test_decode_accepts_or_refuses_any_byte_with_a_checksum(place: int, value: int) -> None:
     body = bytearray(body_of(encode(INVITE)))
     body[place] = value
     try:
@@ -168,7 +168,7 @@ ONE_WAY = b"p" * 16 + b"\x11\x00" + b"\x00\x01" + b"\x01\x02\x03\x04"
         b"\x01" + HEAD + b"p" * 16 + b"\x11\x01" + b"\x00\x01" + bytes(16),
     ],
 )
-def test_each_bound(body: bytes) -> None:
+def test_decode_enforces_each_bound(body: bytes) -> None:
     assert decode(token(b"\x01" + HEAD + ONE_WAY)).ways[0].addresses == (PeerAddress("1.2.3.4", 1),)
     with pytest.raises(BadInvite, match="damaged"):
         decode(token(body))
@@ -189,13 +189,13 @@ def test_each_bound(body: bytes) -> None:
         ("mesh1-" + "A" * MAX_CHARACTERS, "longer"),
     ],
 )
-def test_the_words(text: str, words: str) -> None:
+def test_decode_errors_say_what_is_wrong(text: str, words: str) -> None:
     with pytest.raises(BadInvite, match=words) as caught:
         decode(text)
     assert caught.value.advice
 
 
-def test_no_error_repeats_what_it_was_given() -> None:
+def test_decode_errors_do_not_quote_the_input() -> None:
     text = encode(INVITE)
     for damaged in (text[:-1], text[:50] + "!" + text[50:], text * 20, text.replace("mesh1", "mesh9")):
         with pytest.raises(BadInvite) as caught:
@@ -205,14 +205,14 @@ def test_no_error_repeats_what_it_was_given() -> None:
         assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_nothing_shows_the_key() -> None:
+def test_repr_of_an_invite_shows_no_key() -> None:
     shown = f"{INVITE} {INVITE!r} {[INVITE]}"
     assert repr(KEY) not in shown
     assert KEY.hex() not in shown
     assert not re.search("key", shown)
 
 
-def test_keys_and_expiry() -> None:
+def test_invite_key_and_expiry() -> None:
     secret = b"s" * 16
     assert invite_key(secret, 0) == secret
     # HMAC-SHA256 of the words and the time in 8 bytes, big-endian; worked out with `openssl dgst -mac HMAC`.

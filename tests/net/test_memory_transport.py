@@ -21,7 +21,7 @@ async def world() -> AsyncIterator[World]:
     await made.close()
 
 
-async def test_what_is_cut_waits_and_goes_on_when_healed(world: World) -> None:
+async def test_cut_network_delivers_after_healing(world: World) -> None:
     one, other, dialled, _ = await world.pair()
     third = await world.node()
     await third.transport.dial(other.way)
@@ -38,7 +38,9 @@ async def test_what_is_cut_waits_and_goes_on_when_healed(world: World) -> None:
     assert other.heard.streams[0].received == b"question"
 
 
-async def test_what_stays_cut_is_lost_at_both_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_network_cut_for_the_idle_timeout_ends_the_link_at_both_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "IDLE_SECONDS", 0.05)
     one, other, dialled, _ = await world.pair()
     talker = Talker()
@@ -55,7 +57,7 @@ async def test_what_stays_cut_is_lost_at_both_ends(world: World, monkeypatch: py
     await one.transport.dial(other.way)
 
 
-async def test_closing_a_cut_link_is_not_heard_of(world: World) -> None:
+async def test_close_of_a_cut_link_is_not_delivered(world: World) -> None:
     one, other, dialled, accepted = await world.pair()
     world.network.cut(one.address, other.address)
     dialled.close("nobody hears this")
@@ -67,7 +69,7 @@ async def test_closing_a_cut_link_is_not_heard_of(world: World) -> None:
     assert link.send(b"on the new one")
 
 
-async def test_an_address_has_one_listener(world: World) -> None:
+async def test_address_has_one_listener(world: World) -> None:
     one = await world.node()
     again = MemoryTransport(one.transport.identity, lambda: one.transport._credentials(), world.network)
     again.address = one.address

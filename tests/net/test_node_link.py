@@ -32,7 +32,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 # -- links
 
 
-async def test_both_ends_know_who_is_there(world: World) -> None:
+async def test_link_knows_the_peer_at_both_ends(world: World) -> None:
     one, other, dialled, accepted = await world.pair()
     assert (dialled.facts.peer, accepted.facts.peer) == (other.id, one.id)
     assert (dialled.facts.dialled, accepted.facts.dialled) == (True, False)
@@ -49,13 +49,13 @@ async def test_both_ends_know_who_is_there(world: World) -> None:
     assert one.heard.events == [("up", other.id)]
 
 
-async def test_a_second_dial_gives_the_same_link(world: World) -> None:
+async def test_second_dial_returns_the_same_link(world: World) -> None:
     one, other, dialled, _ = await world.pair()
     assert await one.transport.dial(other.way) is dialled
     assert await other.transport.dial(BootstrapAddress(one.id[:16], ())) is other.heard.up[one.id]
 
 
-async def test_dials_to_one_node_at_the_same_time_are_one(world: World) -> None:
+async def test_concurrent_dials_share_one_link(world: World) -> None:
     one, other = await world.node(), await world.node()
     half = BootstrapAddress(other.id[:16], (other.address,))
     found = await asyncio.gather(*(one.transport.dial(way) for way in (other.way, half, other.way)))
@@ -64,7 +64,7 @@ async def test_dials_to_one_node_at_the_same_time_are_one(world: World) -> None:
     assert other.heard.events == [("up", one.id)]
 
 
-async def test_one_who_stops_waiting_for_a_dial_does_not_end_it_for_others(world: World) -> None:
+async def test_cancelled_dial_does_not_end_it_for_others(world: World) -> None:
     one, other = await world.node(), await world.node()
     tasks = Owner("callers")
     first = tasks.start(one.transport.dial(other.way), "first")
@@ -77,7 +77,7 @@ async def test_one_who_stops_waiting_for_a_dial_does_not_end_it_for_others(world
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_dials_to_each_other_end_in_one_link(world: World, seed: int) -> None:
+async def test_mutual_dials_end_in_one_link(world: World, seed: int) -> None:
     """Whatever the interleaving, both ends have the same link, and streams work on it."""
     one, other = await world.node(), await world.node()
     rng = random.Random(seed)
@@ -107,7 +107,7 @@ def talks(one: Node, other: Node) -> bool:
     "first",
     ["smaller", "larger", "larger, and the other after the welcome", "smaller, and the other after the refusal"],
 )
-async def test_of_two_links_made_at_once_the_one_of_the_smaller_node_stays(
+async def test_mutual_dials_keep_the_link_of_the_smaller_node(
     world: World, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     """Both have proved themselves before either is welcomed: the case that the rule is for, in both orders."""
@@ -160,9 +160,7 @@ async def ordered(world: World) -> tuple[Node, Node]:
 
 @pytest.mark.parametrize("smaller_dialled", [True, False])
 @pytest.mark.parametrize("dialler_returns", [True, False])
-async def test_a_node_that_was_started_anew_replaces_its_link_at_once(
-    world: World, smaller_dialled: bool, dialler_returns: bool
-) -> None:
+async def test_restarted_peer_replaces_its_link(world: World, smaller_dialled: bool, dialler_returns: bool) -> None:
     """Whoever dialled the old link, and whatever the ids."""
     one, other = await ordered(world)
     if not smaller_dialled:
@@ -179,9 +177,7 @@ async def test_a_node_that_was_started_anew_replaces_its_link_at_once(
 
 @pytest.mark.parametrize("smaller_dialled", [True, False])
 @pytest.mark.parametrize("dialler_loses", [True, False])
-async def test_a_link_that_one_end_has_lost_is_replaced_when_it_dials(
-    world: World, smaller_dialled: bool, dialler_loses: bool
-) -> None:
+async def test_peer_that_lost_its_link_replaces_it(world: World, smaller_dialled: bool, dialler_loses: bool) -> None:
     one, other = await ordered(world)
     if not smaller_dialled:
         one, other = other, one
@@ -197,7 +193,7 @@ async def test_a_link_that_one_end_has_lost_is_replaced_when_it_dials(
     assert talks(one, other)
 
 
-async def test_closing_tells_the_peer_why_and_ends_the_streams(world: World) -> None:
+async def test_close_sends_the_reason_and_ends_the_streams(world: World) -> None:
     one, other, dialled, accepted = await world.pair()
     here = Talker()
     dialled.open(HTTP, here)
@@ -216,14 +212,14 @@ async def test_closing_tells_the_peer_why_and_ends_the_streams(world: World) -> 
     assert not accepted.send(b"too late")
 
 
-async def test_a_dead_address_does_not_delay_a_good_one(world: World) -> None:
+async def test_dead_address_does_not_delay_a_good_one(world: World) -> None:
     one, other = await world.node(), await world.node()
     dead = [PeerAddress("127.0.0.1", 1), PeerAddress("10.255.255.1", 4433), PeerAddress("nonsense", 7)]
     link = await one.transport.dial(BootstrapAddress(other.id, (*dead, other.address)))
     assert link.facts.address == other.address
 
 
-async def test_nobody_there_is_said_within_the_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dial_without_an_answer_fails_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(happy_eyeballs, "DIAL_SECONDS", 0.3)
     one = await world.node()
     with pytest.raises(PeerUnreachable, match=r"127\.0\.0\.1:1"):
@@ -232,7 +228,7 @@ async def test_nobody_there_is_said_within_the_time(world: World, monkeypatch: p
         await one.transport.dial(BootstrapAddress(identity().node, ()))
 
 
-async def test_another_node_at_the_address_is_refused(world: World) -> None:
+async def test_dial_to_another_node_is_refused(world: World) -> None:
     one, other = await world.node(), await world.node()
     with pytest.raises(PeerRefused) as caught:
         await one.transport.dial(BootstrapAddress(identity().node, (other.address,)))
@@ -240,14 +236,14 @@ async def test_another_node_at_the_address_is_refused(world: World) -> None:
     assert other.heard.events == []
 
 
-async def test_a_node_does_not_dial_itself(world: World) -> None:
+async def test_dial_to_itself_is_refused(world: World) -> None:
     one = await world.node()
     with pytest.raises(PeerRefused) as caught:
         await one.transport.dial(one.way)
     assert caught.value.reason == "itself"
 
 
-async def test_a_node_takes_so_many_clients_and_no_more(world: World) -> None:
+async def test_clients_are_bounded_by_max_clients(world: World) -> None:
     host = await world.node(max_clients=1)
     first, second, member = await world.node(client()), await world.node(client()), await world.node()
     await first.transport.dial(host.way)
@@ -264,7 +260,7 @@ async def test_a_node_takes_so_many_clients_and_no_more(world: World) -> None:
 # -- messages
 
 
-async def test_messages_arrive_in_order_and_whole(world: World) -> None:
+async def test_messages_arrive_whole_and_in_order(world: World) -> None:
     one, other, dialled, accepted = await world.pair()
     sent = [b"", b"x", bytes(MAX_MESSAGE_BYTES), *(str(n).encode() for n in range(100))]
     for payload in sent:
@@ -275,13 +271,13 @@ async def test_messages_arrive_in_order_and_whole(world: World) -> None:
     await one.heard.until(lambda: one.heard.messages == [b"back"])
 
 
-async def test_a_message_that_is_too_long_is_a_defect_of_the_sender(world: World) -> None:
+async def test_send_refuses_an_oversized_message(world: World) -> None:
     *_, dialled, _ = await world.pair()
     with pytest.raises(ValueError, match="at most"):
         dialled.send(bytes(MAX_MESSAGE_BYTES + 1))
 
 
-async def test_messages_are_dropped_when_too_many_wait(world: World) -> None:
+async def test_send_drops_messages_beyond_the_queue(world: World) -> None:
     _, other, dialled, _ = await world.pair()
     taken = [dialled.send(bytes(200_000)) for _ in range(10)]
     assert taken == [True] * 5 + [False] * 5
@@ -289,7 +285,7 @@ async def test_messages_are_dropped_when_too_many_wait(world: World) -> None:
     assert dialled.send(b"room again")
 
 
-async def test_who_sends_too_many_messages_is_read_more_slowly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_beyond_the_message_rate_is_read_more_slowly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_link, "MESSAGES_AT_ONCE", 5.0)
     _, other, dialled, accepted = await world.pair()
     now = [asyncio.get_running_loop().time()]
@@ -304,7 +300,7 @@ async def test_who_sends_too_many_messages_is_read_more_slowly(world: World, mon
     assert control.is_reading()
 
 
-async def test_a_message_with_a_length_beyond_the_bound_costs_the_link(world: World) -> None:
+async def test_oversized_message_frame_closes_the_link(world: World) -> None:
     one, other, dialled, _ = await world.pair()
     dialled._streams.open_streams[0].write((MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
     await other.heard.until(lambda: not other.heard.up)
@@ -315,7 +311,7 @@ async def test_a_message_with_a_length_beyond_the_bound_costs_the_link(world: Wo
 # -- streams
 
 
-async def test_a_stream_carries_bytes_both_ways_and_ends_half_by_half(world: World) -> None:
+async def test_stream_carries_bytes_and_half_closes(world: World) -> None:
     _, other, dialled, accepted = await world.pair()
     here = Talker()
     stream = dialled.open(HTTP, here)
@@ -342,7 +338,7 @@ async def test_a_stream_carries_bytes_both_ways_and_ends_half_by_half(world: Wor
         stream.write(b"after the end")
 
 
-async def test_a_stream_that_its_protocol_does_not_keep_open_closes_with_the_peer(world: World) -> None:
+async def test_stream_closes_with_the_peer_unless_kept_open(world: World) -> None:
     _, other, dialled, _ = await world.pair()
     other.heard.serve = lambda kind: Talker(keep=False)
     here = Talker(keep=False)
@@ -353,7 +349,7 @@ async def test_a_stream_that_its_protocol_does_not_keep_open_closes_with_the_pee
 
 
 @pytest.mark.parametrize("kind", [99, HTTP])
-async def test_a_stream_nobody_wants_is_refused_and_the_link_stays(world: World, kind: int) -> None:
+async def test_unwanted_stream_is_refused_and_the_link_stays(world: World, kind: int) -> None:
     one, other, dialled, _ = await world.pair()
     other.heard.serve = lambda kind: None
     here = Talker()
@@ -366,7 +362,7 @@ async def test_a_stream_nobody_wants_is_refused_and_the_link_stays(world: World,
     assert other.heard.up
 
 
-async def test_aborting_resets_the_peers_stream(world: World) -> None:
+async def test_abort_resets_the_peers_stream(world: World) -> None:
     _, other, dialled, _ = await world.pair()
     here = Talker()
     stream = dialled.open(HTTP, here)
@@ -382,7 +378,7 @@ async def test_aborting_resets_the_peers_stream(world: World) -> None:
     stream.write(b"nobody hears this")
 
 
-async def test_who_does_not_read_holds_the_writer_back(world: World) -> None:
+async def test_slow_reader_holds_the_writer_back(world: World) -> None:
     """What is under way is bounded at both ends, and all of it arrives once the reader reads."""
     _, other, dialled, accepted = await world.pair()
     other.heard.serve = lambda kind: Talker(pause=True)
@@ -412,7 +408,7 @@ async def test_who_does_not_read_holds_the_writer_back(world: World) -> None:
     assert there.received == sent
 
 
-async def test_a_stream_that_stands_still_does_not_hold_up_others(world: World) -> None:
+async def test_blocked_stream_does_not_block_others(world: World) -> None:
     _, other, dialled, _ = await world.pair()
     served = iter([Talker(pause=True)])
     other.heard.serve = lambda kind: next(served, Talker(echo=True))
@@ -426,7 +422,7 @@ async def test_a_stream_that_stands_still_does_not_hold_up_others(world: World) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_many_streams_at_once_mix_nothing_up(world: World, seed: int) -> None:
+async def test_concurrent_streams_do_not_mix(world: World, seed: int) -> None:
     one, other, dialled, accepted = await world.pair()
     one.heard.serve = other.heard.serve = lambda kind: Talker(echo=True, keep=False)
     rng = random.Random(seed)
@@ -447,7 +443,7 @@ async def test_many_streams_at_once_mix_nothing_up(world: World, seed: int) -> N
         talker.transport.close()
 
 
-async def test_closing_sends_what_waits(world: World) -> None:
+async def test_close_flushes_the_write_buffer(world: World) -> None:
     _, other, dialled, _ = await world.pair()
     stream = dialled.open(HTTP, Talker())
     stream.write(bytes(5 << 20))
@@ -459,7 +455,7 @@ async def test_closing_sends_what_waits(world: World) -> None:
     assert len(there.received) == 5 << 20
 
 
-async def test_a_window_grows_with_use_and_is_given_back(world: World) -> None:
+async def test_window_grows_with_use_and_is_returned(world: World) -> None:
     _, other, dialled, accepted = await world.pair()
     stream = dialled.open(HTTP, Talker())
     stream.write(bytes(4 << 20))
@@ -472,12 +468,12 @@ async def test_a_window_grows_with_use_and_is_given_back(world: World) -> None:
     assert accepted._streams.budget.left == GROWN_CREDIT_BYTES
 
 
-def test_all_streams_of_a_link_together_are_bounded() -> None:
+def test_unread_bytes_of_a_link_are_bounded() -> None:
     for count in (1, 16, 17, 200, 1024):
         assert count * flow_control.unsent_limit(count) <= LINK_UNSENT_BYTES + count * flow_control.LEAST_UNSENT_BYTES
 
 
-async def test_there_are_so_many_streams_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streams_of_a_link_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "MAX_STREAMS_PER_LINK", 3)
     _, other, dialled, _ = await world.pair()
     opened = [dialled.open(HTTP, Talker()) for _ in range(3)]
@@ -488,7 +484,7 @@ async def test_there_are_so_many_streams_and_no_more(world: World, monkeypatch: 
     await other.heard.until(lambda: any(talker.received == b"room again" for talker in other.heard.streams))
 
 
-async def test_a_protocol_that_fails_costs_its_own_stream(world: World) -> None:
+async def test_failing_protocol_ends_its_own_stream_only(world: World) -> None:
     _, other, dialled, _ = await world.pair()
 
     class Broken(Talker):
@@ -506,7 +502,7 @@ async def test_a_protocol_that_fails_costs_its_own_stream(world: World) -> None:
     assert other.heard.up
 
 
-async def test_closing_a_transport_fails_its_dials_and_leaves_nothing(world: World) -> None:
+async def test_closing_a_transport_fails_its_dials(world: World) -> None:
     one, *_ = await world.pair()
     nowhere = BootstrapAddress(identity().node, (PeerAddress("127.0.0.1", 1),))
     waiting = Owner("caller").start(one.transport.dial(nowhere), "dial")
@@ -519,5 +515,5 @@ async def test_closing_a_transport_fails_its_dials_and_leaves_nothing(world: Wor
     assert one.transport.links() == []
 
 
-def test_credentials_and_facts_do_not_show_the_secret() -> None:
+def test_repr_of_credentials_and_facts_shows_no_secret() -> None:
     assert repr(SECRET)[2:-1] not in repr(MEMBER)

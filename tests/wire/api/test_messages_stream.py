@@ -68,7 +68,7 @@ PLAIN = BEGIN + start(0, "text", text="") + delta(0, "text", "Hel") + delta(0, "
 
 
 @given(cuts)
-def test_a_good_middle_passes_untouched(places: list[int]) -> None:
+def test_messages_repair_passes_valid_events_unchanged(places: list[int]) -> None:
     out, repair = run(Api.MESSAGES, PLAIN, places)
     events = good(out)
     assert delta(0, "text", "Hel") + delta(0, "text", "lo") + stop(0) in out
@@ -80,7 +80,7 @@ def test_a_good_middle_passes_untouched(places: list[int]) -> None:
 
 
 @given(cuts)
-def test_a_missing_message_start_comes_first(places: list[int]) -> None:
+def test_messages_repair_adds_a_missing_message_start(places: list[int]) -> None:
     for stream in (PLAIN.removeprefix(BEGIN), ending(), PING + ending()):
         good(run(Api.MESSAGES, stream, places)[0])
     repair = stream_repair(Api.MESSAGES, model="m", ident="q", created=0, request={}, input_tokens=42)
@@ -92,7 +92,7 @@ def test_a_missing_message_start_comes_first(places: list[int]) -> None:
 
 
 @given(cuts)
-def test_the_engines_overlapping_blocks_become_a_sequence(places: list[int]) -> None:
+def test_messages_repair_orders_overlapping_blocks(places: list[int]) -> None:
     tools = [
         start(2, "tool_use", id="a", name="f") + delta(2, "tool_use", '{"x":') + delta(2, "tool_use", "1}"),
         start(3, "tool_use", id="b", name="g") + delta(3, "tool_use", "{}"),
@@ -109,19 +109,19 @@ def test_the_engines_overlapping_blocks_become_a_sequence(places: list[int]) -> 
 
 
 @given(cuts)
-def test_a_tool_and_a_text_under_one_index_are_two_blocks(places: list[int]) -> None:
+def test_messages_repair_splits_tool_and_text_of_one_index(places: list[int]) -> None:
     tool = start(0, "tool_use", id="a", name="f") + delta(0, "tool_use", "{}")
     text = start(0, "text", text="") + delta(0, "text", "Hi")
     events = good(run(Api.MESSAGES, BEGIN + tool + text + stop(0) + stop(1) + ending(), places)[0])
     assert blocks(events) == [("tool_use", "{}"), ("text", "Hi")]
 
 
-def test_a_tools_index_may_move_while_it_is_open() -> None:
+def test_messages_repair_follows_a_tools_changed_index() -> None:
     tool = start(0, "tool_use", id="a", name="f") + delta(0, "tool_use", '{"x"') + delta(1, "tool_use", ":1}")
     assert blocks(good(run(Api.MESSAGES, BEGIN + tool + ending())[0])) == [("tool_use", '{"x":1}')]
 
 
-def test_input_for_a_closed_tool_is_an_error_and_not_a_broken_call() -> None:
+def test_messages_repair_refuses_input_for_a_closed_tool() -> None:
     tool = start(0, "tool_use", id="a", name="f") + start(1, "tool_use", id="b", name="g")
     out, repair = run(Api.MESSAGES, BEGIN + tool + delta(0, "tool_use", "{}") + ending())
     check_messages(read(out))
@@ -137,7 +137,7 @@ def test_input_for_a_closed_tool_is_an_error_and_not_a_broken_call() -> None:
     ],
 )
 @given(places=cuts)
-def test_errors_have_anthropics_shape(error: bytes, places: list[int]) -> None:
+def test_messages_repair_gives_errors_anthropics_shape(error: bytes, places: list[int]) -> None:
     out, repair = run(Api.MESSAGES, BEGIN + start(0, "text", text="") + error, places)
     events = read(out)
     check_messages(events)
@@ -146,7 +146,7 @@ def test_errors_have_anthropics_shape(error: bytes, places: list[int]) -> None:
     assert repair.failed
 
 
-def test_a_dead_upstream_and_an_abrupt_end() -> None:
+def test_messages_repair_ends_a_lost_or_truncated_upstream() -> None:
     repair = repairer(Api.MESSAGES)
     out = repair.feed(PLAIN[: len(PLAIN) // 2])
     out += repair.fail("engine_died", "The engine died.", status=503)
@@ -170,7 +170,7 @@ anything = st.one_of(
 
 
 @given(st.lists(anything, max_size=12), cuts)
-def test_any_order_of_events_comes_out_in_order_whatever_the_split(parts: list[bytes], places: list[int]) -> None:
+def test_messages_repair_orders_any_events_for_any_cut(parts: list[bytes], places: list[int]) -> None:
     stream = b"".join(parts)
     whole, repair = run(Api.MESSAGES, stream)
     split, other = run(Api.MESSAGES, stream, places)
@@ -179,7 +179,7 @@ def test_any_order_of_events_comes_out_in_order_whatever_the_split(parts: list[b
     check_messages(read(whole))
 
 
-def test_whole_replies_are_filled_in() -> None:
+def test_repair_message_fills_in_missing_fields() -> None:
     body = {"id": "x", "content": [{"type": "tool_use", "id": "a", "name": "f"}], "usage": {"input_tokens": 4}}
     full = repair_response(Api.MESSAGES, body, model="m", ident="q", created=0, request={})
     assert full["id"] == "x"

@@ -61,7 +61,7 @@ def error_in(api: Api, events: list[tuple[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("api", STREAMS, ids=lambda api: api.value)
 @given(places=cuts)
 @example(places=[])
-def test_what_happened_is_told_and_what_to_do(api: Api, begun: bool, places: list[int]) -> None:
+def test_worker_loss_is_reported_with_advice(api: Api, begun: bool, places: list[int]) -> None:
     before, error = STREAMS[api]
     events, repair = run(api, (before if begun else b"") + error, places)
     found = error_in(api, events)
@@ -74,7 +74,7 @@ def test_what_happened_is_told_and_what_to_do(api: Api, begun: bool, places: lis
 
 @pytest.mark.parametrize("api", STREAMS, ids=lambda api: api.value)
 @given(places=cuts)
-def test_of_an_engine_that_has_nobody_to_lose_it_is_the_error(api: Api, places: list[int]) -> None:
+def test_worker_loss_of_an_engine_without_workers_is_passed_on(api: Api, places: list[int]) -> None:
     events, repair = run(api, b"".join(STREAMS[api]), places, shared=False)
     assert error_in(api, events)["message"] == "Compute error."
     assert (repair.worker_lost, repair.failed) == (False, True)
@@ -82,14 +82,14 @@ def test_of_an_engine_that_has_nobody_to_lose_it_is_the_error(api: Api, places: 
 
 @pytest.mark.parametrize("error", [{**FAILED, "message": "out of memory"}, {**FAILED, "code": 400}])
 @given(places=cuts)
-def test_no_other_error_is_taken_for_it(error: dict[str, Any], places: list[int]) -> None:
+def test_other_errors_are_no_worker_loss(error: dict[str, Any], places: list[int]) -> None:
     events, repair = run(Api.CHAT, STREAMS[Api.CHAT][0] + event({"error": error}), places)
     assert error_in(Api.CHAT, events)["message"] == error["message"]
     assert not repair.worker_lost
 
 
 @given(places=cuts)
-def test_a_model_may_write_what_it_likes(places: list[int]) -> None:
+def test_generated_text_is_no_worker_loss(places: list[int]) -> None:
     said = '{"error":{"code":500,"message":"Compute error.","type":"server_error"}}'
     stream = STREAMS[Api.CHAT][0] + chunk({"content": f"data: {said}"}) + chunk({"content": said}, finish="stop")
     events, repair = run(Api.CHAT, stream + b"data: [DONE]\n\n", places)
@@ -97,7 +97,7 @@ def test_a_model_may_write_what_it_likes(places: list[int]) -> None:
     assert [data["choices"][0]["delta"].get("content") for _, data in events[-3:-1]] == [f"data: {said}", said]
 
 
-def test_who_was_lost_is_told_where_it_is_known() -> None:
+def test_worker_loss_names_the_node_if_known() -> None:
     assert "(1a2b is lost to the split: it stopped)" in worker_loss_message(
         "m", "1a2b is lost to the split: it stopped"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh import files as w
-from tests.wire.mesh_strategies import names, numbers
+from tests.wire.mesh.mesh_strategies import names, numbers
 
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 file_names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,40}\.gguf", fullmatch=True)
@@ -63,24 +63,24 @@ def one(data: bytes) -> w.FileFrame:
 
 
 @given(requests)
-def test_a_request_comes_back(request: w.Request) -> None:
+def test_file_request_round_trips(request: w.Request) -> None:
     encoded = w.encode_request(request)
     (frame,) = w.FrameReader(w.place_request).feed(encoded)
     assert w.decode_request(frame) == request
 
 
 @given(answers)
-def test_an_answer_comes_back(answer: w.Answer) -> None:
+def test_file_answer_round_trips(answer: w.Answer) -> None:
     assert w.decode_answer(one(w.encode_answer(answer))) == answer
 
 
-def test_a_model_that_sees_comes_back() -> None:
+def test_vision_model_round_trips() -> None:
     model = w.OfferedModel("Model", (FILE,), w.OfferedFile("mmproj.gguf", 3, "cd" * 32), 4096)
     assert w.decode_answer(one(w.encode_answer(w.FoundModels((model,))))) == w.FoundModels((model,))
 
 
 @given(st.lists(st.one_of(requests, answers), min_size=1, max_size=4), st.integers(1, 50))
-def test_in_pieces_as_all_at_once(messages: list[w.Request | w.Answer], step: int) -> None:
+def test_frame_reader_does_not_depend_on_the_cut(messages: list[w.Request | w.Answer], step: int) -> None:
     encoded = [
         w.encode_request(message)
         if isinstance(message, w.HaveRequest | w.ChunkRequest | w.FindRequest)
@@ -93,7 +93,7 @@ def test_in_pieces_as_all_at_once(messages: list[w.Request | w.Answer], step: in
 
 
 @given(st.binary(max_size=300), st.integers(1, 40))
-def test_garbage_is_refused_or_read_the_same_in_any_pieces(data: bytes, step: int) -> None:
+def test_frame_reader_refuses_or_reads_garbage_alike_for_any_cut(data: bytes, step: int) -> None:
     def heard(step: int) -> object:
         found = []
         reader = w.FrameReader(w.place_request)
@@ -108,7 +108,7 @@ def test_garbage_is_refused_or_read_the_same_in_any_pieces(data: bytes, step: in
 
 
 @given(st.integers(0, 255), st.integers(0, (1 << 32) - 1), st.binary(max_size=200))
-def test_any_frame_is_a_message_or_bad(kind: int, number: int, body: bytes) -> None:
+def test_decode_accepts_or_refuses_any_frame(kind: int, number: int, body: bytes) -> None:
     frame = w.FileFrame(kind, number, memoryview(body))
     for read in (w.decode_request, w.decode_answer):
         with contextlib.suppress(BadMessage):
@@ -122,12 +122,12 @@ packed = st.recursive(
 
 
 @given(st.sampled_from([w.FileFrameKind.REFUSAL, w.FileFrameKind.FOUND]), st.lists(packed, max_size=5))
-def test_any_msgpack_is_an_answer_or_bad(kind: w.FileFrameKind, value: list[object]) -> None:
+def test_decode_answer_accepts_or_refuses_any_msgpack(kind: w.FileFrameKind, value: list[object]) -> None:
     with contextlib.suppress(BadMessage):
         w.decode_answer(w.FileFrame(kind, 0, memoryview(msgpack.packb(value))))
 
 
-def test_room_is_made_only_for_what_may_come() -> None:
+def test_frame_reader_allocates_only_for_expected_frames() -> None:
     asked: list[int] = []
 
     def never(kind: int, number: int, length: int) -> memoryview:
@@ -141,7 +141,7 @@ def test_room_is_made_only_for_what_may_come() -> None:
         list(w.FrameReader(w.place_request).feed(w.HEADER.pack(w.FileFrameKind.FIND, 0, w.MAX_REQUEST_BYTES + 1)))
 
 
-def test_a_reader_takes_bytes_where_they_belong() -> None:
+def test_frame_reader_fills_the_given_memory() -> None:
     room = memoryview(bytearray(5))
     reader = w.FrameReader(lambda kind, number, length: room)
     head = w.header(w.FileFrameKind.CHUNK, 7, 5)
@@ -161,7 +161,7 @@ def test_a_reader_takes_bytes_where_they_belong() -> None:
     "name",
     ["../up.gguf", "a/b.gguf", "a\\b.gguf", ".gguf", ".hidden.gguf", "model.bin", "x" * 300 + ".gguf", "a\0.gguf", ""],
 )
-def test_a_file_has_a_plain_name(name: str) -> None:
+def test_file_name_must_be_plain(name: str) -> None:
     model = w.OfferedModel("Model", (w.OfferedFile(name, 1, "ab" * 32),))
     assert not w.is_file_name(name)
     with pytest.raises(BadMessage):
@@ -178,7 +178,7 @@ def test_a_file_has_a_plain_name(name: str) -> None:
         w.ChunkListing(1 << 50, 1, bytes(64)),
     ],
 )
-def test_a_listing_must_fit_its_file(listing: w.ChunkListing) -> None:
+def test_listing_must_match_its_file(listing: w.ChunkListing) -> None:
     with pytest.raises(BadMessage):
         w.decode_answer(w.FileFrame(w.FileFrameKind.LISTING, 0, memoryview(w.encode_answer(listing))[w.HEADER.size :]))
 
@@ -197,12 +197,12 @@ def test_a_listing_must_fit_its_file(listing: w.ChunkListing) -> None:
         ("Model", [("a.gguf", 1, bytes(32))], (), -1),
     ],
 )
-def test_a_model_must_make_sense(body: tuple[object, ...]) -> None:
+def test_offered_model_must_be_consistent(body: tuple[object, ...]) -> None:
     with pytest.raises(BadMessage):
         w.decode_answer(w.FileFrame(w.FileFrameKind.FOUND, 0, memoryview(msgpack.packb([body]))))
 
 
-def test_what_is_newer_is_told_from_what_is_wrong() -> None:
+def test_newer_requests_differ_from_invalid_ones() -> None:
     assert w.decode_request(w.FileFrame(9, 0, memoryview(b"whatever"))) == w.UnknownRequest(9)
     refusal = msgpack.packb((77, 0, 0, "a new field"))
     assert w.decode_answer(w.FileFrame(w.FileFrameKind.REFUSAL, 0, memoryview(refusal))) == w.FileRefusal(
@@ -212,7 +212,7 @@ def test_what_is_newer_is_told_from_what_is_wrong() -> None:
         w.decode_answer(w.FileFrame(w.FileFrameKind.CHUNK, 0, memoryview(b"")))
 
 
-def test_the_largest_listing_and_models_can_be_said() -> None:
+def test_largest_listing_and_models_are_accepted() -> None:
     count = w.MAX_CHUNKS
     listing = w.ChunkListing(count * 4096, 4096, bytes(32 * count))
     assert len(w.encode_answer(listing)) == w.HEADER.size + w.listing_bytes(count)

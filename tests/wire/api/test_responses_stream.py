@@ -70,7 +70,7 @@ def good(out: bytes) -> list[tuple[str, Any]]:
 
 
 @given(cuts)
-def test_the_engines_stream_gets_every_field(places: list[int]) -> None:
+def test_responses_repair_adds_every_field_to_the_engines_stream(places: list[int]) -> None:
     out, repair = run(Api.RESPONSES, PLAIN, places)
     events = good(out)
     assert "".join(data["delta"] for name, data in events if name == "response.output_text.delta") == "Hello"
@@ -84,7 +84,7 @@ def test_the_engines_stream_gets_every_field(places: list[int]) -> None:
 
 
 @given(st.lists(st.one_of(st.text(max_size=5), st.sampled_from(['"', "\\", "\n\n", '"}'])), max_size=6), cuts)
-def test_the_short_way_and_the_long_way_say_the_same(texts: list[str], places: list[int]) -> None:
+def test_responses_fast_path_equals_the_slow_path(texts: list[str], places: list[int]) -> None:
     stream = BEGIN + added("message", "msg_1", content=[], role="assistant") + text_of("msg_1", "a", *texts)
     stream += done(message("msg_1", "a" + "".join(texts)))
     longer = stream.replace(b',"delta":"', b', "delta":"')  # not as the engine writes it, so every event is parsed
@@ -92,13 +92,13 @@ def test_the_short_way_and_the_long_way_say_the_same(texts: list[str], places: l
 
 
 @given(cuts)
-def test_what_is_already_proper_passes_untouched(places: list[int]) -> None:
+def test_responses_repair_passes_valid_events_unchanged(places: list[int]) -> None:
     proper = run(Api.RESPONSES, PLAIN)[0]
     assert run(Api.RESPONSES, proper, places)[0] == proper
 
 
 @given(cuts)
-def test_created_comes_first_and_only_once(places: list[int]) -> None:
+def test_responses_repair_sends_created_first_and_once(places: list[int]) -> None:
     without = PLAIN.removeprefix(BEGIN)
     many = b"".join(BEGIN + part + b"\n\n" for part in without.split(b"\n\n") if part)
     for stream in (without, many):
@@ -108,7 +108,7 @@ def test_created_comes_first_and_only_once(places: list[int]) -> None:
 
 
 @given(cuts)
-def test_reasoning_text_and_tools_all_begin_and_end(places: list[int]) -> None:
+def test_responses_repair_begins_and_ends_every_item(places: list[int]) -> None:
     reasoning = {"id": "rs_1", "summary": [], "type": "reasoning", "encrypted_content": ""}
     final = {**reasoning, "content": [{"text": "hm", "type": "reasoning_text"}]}
     stream = BEGIN + added("reasoning", "rs_1", summary=[], content=[], encrypted_content="")
@@ -129,7 +129,7 @@ def test_reasoning_text_and_tools_all_begin_and_end(places: list[int]) -> None:
     assert names.count("response.output_item.done") == 4
 
 
-def test_an_answer_that_was_cut_off_says_so() -> None:
+def test_responses_repair_marks_a_truncated_answer() -> None:
     events = good(run(Api.RESPONSES, PLAIN, max_output_tokens=9)[0])
     assert events[-1][0] == "response.incomplete"
     assert events[-1][1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
@@ -137,7 +137,7 @@ def test_an_answer_that_was_cut_off_says_so() -> None:
 
 
 @given(cuts)
-def test_a_stream_that_just_stops_is_completed(places: list[int]) -> None:
+def test_responses_repair_completes_a_stream_that_stops(places: list[int]) -> None:
     stream = PLAIN[: PLAIN.index(b"event: response.output_text.done")]
     final = good(run(Api.RESPONSES, stream, places)[0])[-1]
     assert final[0] == "response.completed"
@@ -153,7 +153,7 @@ def test_a_stream_that_just_stops_is_completed(places: list[int]) -> None:
     ],
 )
 @given(places=cuts)
-def test_errors_become_an_error_event_and_a_failed_response(error: bytes, places: list[int]) -> None:
+def test_responses_repair_turns_errors_into_a_failed_response(error: bytes, places: list[int]) -> None:
     for before in (b"", BEGIN, BEGIN + added("message", "msg_1") + text_of("msg_1", "a")):
         out, repair = run(Api.RESPONSES, before + error, places)
         events = good(out)
@@ -163,14 +163,14 @@ def test_errors_become_an_error_event_and_a_failed_response(error: bytes, places
         assert repair.failed
 
 
-def test_a_dead_upstream_is_a_failed_response() -> None:
+def test_responses_repair_fails_the_response_of_a_lost_upstream() -> None:
     repair = repairer(Api.RESPONSES)
     events = good(repair.feed(PLAIN[: len(PLAIN) // 2]) + repair.fail("engine_died", "The engine died."))
     assert events[-2][1]["code"] == "engine_died"
     assert repair.feed(PLAIN) == repair.finish() == b""
 
 
-def test_a_request_too_deep_to_repeat_does_no_harm() -> None:
+def test_responses_repair_accepts_a_deeply_nested_request() -> None:
     deep: list[Any] = []
     for _ in range(5000):
         deep = [deep]
@@ -222,7 +222,7 @@ anything = st.one_of(
 
 
 @given(st.lists(anything, max_size=10), cuts)
-def test_any_order_of_events_comes_out_in_order_whatever_the_split(parts: list[bytes], places: list[int]) -> None:
+def test_responses_repair_orders_any_events_for_any_cut(parts: list[bytes], places: list[int]) -> None:
     stream = b"".join(parts)
     whole, repair = run(Api.RESPONSES, stream)
     split, other = run(Api.RESPONSES, stream, places)
@@ -231,7 +231,7 @@ def test_any_order_of_events_comes_out_in_order_whatever_the_split(parts: list[b
     check_responses(read(whole))
 
 
-def test_whole_replies_are_filled_in() -> None:
+def test_repair_body_fills_in_missing_fields() -> None:
     body = {
         "id": "resp_1",
         "output": [message("msg_1", "Hi"), call("fc_1", "{}")],

@@ -44,7 +44,7 @@ def well_formed(out: bytes, choices: int = 1) -> list[tuple[str, Any]]:
 
 @given(texts, cuts, st.booleans())
 @example(["data: [DONE]\n\n"], [], False)
-def test_a_good_stream_is_not_touched(content: list[str], places: list[int], spaced: bool) -> None:
+def test_chat_repair_passes_a_valid_stream_unchanged(content: list[str], places: list[int], spaced: bool) -> None:
     stream = ROLE + words(*content) + END
     if spaced:
         stream = stream.replace(b'":', b'": ')
@@ -56,7 +56,7 @@ def test_a_good_stream_is_not_touched(content: list[str], places: list[int], spa
 
 
 @given(texts.filter(len), cuts)
-def test_a_missing_role_comes_first(content: list[str], places: list[int]) -> None:
+def test_chat_repair_adds_a_missing_role(content: list[str], places: list[int]) -> None:
     stream = words(*content) + END
     out, _ = run(Api.CHAT, stream, places)
     assert out.endswith(stream)
@@ -66,7 +66,7 @@ def test_a_missing_role_comes_first(content: list[str], places: list[int]) -> No
 
 
 @given(cuts, st.permutations([0, 1, 2]))
-def test_every_choice_gets_its_role(places: list[int], order: list[int]) -> None:
+def test_chat_repair_adds_the_role_of_every_choice(places: list[int], order: list[int]) -> None:
     body = b"".join(words("a", index=index) for index in order) + ROLE + words("b", "c", index=order[0])
     stream = body + b"".join(chunk({}, index=index, finish="stop") for index in order) + DONE
     out, _ = run(Api.CHAT, stream, places, n=3)
@@ -74,7 +74,7 @@ def test_every_choice_gets_its_role(places: list[int], order: list[int]) -> None
 
 
 @given(cuts)
-def test_a_stream_that_just_stops_is_ended(places: list[int]) -> None:
+def test_chat_repair_completes_a_stream_that_stops(places: list[int]) -> None:
     for stream in (ROLE + words("a"), ROLE + words("a") + DONE, words("a")[:-2]):
         out, repair = run(Api.CHAT, stream, places)
         well_formed(out)
@@ -95,7 +95,7 @@ def test_a_stream_that_just_stops_is_ended(places: list[int]) -> None:
 @pytest.mark.parametrize("before", [b"", ROLE, ROLE + words("a", "b")])
 @pytest.mark.parametrize("after", [b"", DONE])
 @given(places=cuts)
-def test_errors_end_in_a_shape_that_clients_raise_on(
+def test_chat_repair_ends_errors_in_a_shape_that_clients_raise(
     error: bytes, before: bytes, after: bytes, places: list[int]
 ) -> None:
     out, repair = run(Api.CHAT, before + error + after, places)
@@ -108,7 +108,7 @@ def test_errors_end_in_a_shape_that_clients_raise_on(
     assert not any(choice["finish_reason"] for _, data in events[:-2] for choice in data.get("choices", []))
 
 
-def test_an_upstream_that_dies_in_the_middle_of_an_event_leaves_no_half_event() -> None:
+def test_chat_repair_drops_a_half_event_of_a_lost_upstream() -> None:
     repair = repairer(Api.CHAT)
     out = repair.feed(ROLE + words("a") + words("b")[:-20]) + repair.fail("engine_died", "The engine died.")
     events = read(out)
@@ -122,19 +122,19 @@ def test_an_upstream_that_dies_in_the_middle_of_an_event_leaves_no_half_event() 
     assert repair.feed(words("c")) == repair.finish() == repair.fail("x", "y") == b""
 
 
-def test_comments_alone_do_not_start_a_stream() -> None:
+def test_chat_repair_does_not_start_with_comments() -> None:
     repair = repairer(Api.CHAT)
     assert repair.feed(b":\n\n") == b":\n\n"
     assert not repair.started
     assert read(repair.finish())[0][1]["error"]["code"] == "upstream_empty"
 
 
-def test_nothing_follows_the_end() -> None:
+def test_chat_repair_passes_nothing_after_the_end() -> None:
     out, _ = run(Api.CHAT, ROLE + END + words("late") + b": bye\n\n")
     assert out == ROLE + END
 
 
-def test_an_event_without_end_is_refused() -> None:
+def test_chat_repair_refuses_an_endless_event() -> None:
     repair = repairer(Api.CHAT)
     out = repair.feed(ROLE)
     for _ in range(18):
@@ -144,7 +144,7 @@ def test_an_event_without_end_is_refused() -> None:
 
 
 @given(cuts)
-def test_completions_only_need_their_end(places: list[int]) -> None:
+def test_completions_need_only_their_end(places: list[int]) -> None:
     part = event({"choices": [{"text": "a", "index": 0, "logprobs": None, "finish_reason": None}], "id": "cmpl-7"})
     out, _ = run(Api.COMPLETIONS, part + part, places)
     assert out.startswith(part + part)
@@ -155,7 +155,7 @@ def test_completions_only_need_their_end(places: list[int]) -> None:
 
 
 @given(st.lists(st.one_of(garbage, st.just(ROLE), texts.map(lambda t: words(*t)), st.just(END)), max_size=8), cuts)
-def test_garbage_is_passed_or_becomes_an_error_whatever_the_split(parts: list[bytes], places: list[int]) -> None:
+def test_chat_repair_passes_or_refuses_garbage_for_any_cut(parts: list[bytes], places: list[int]) -> None:
     stream = b"".join(parts)
     whole, repair = run(Api.CHAT, stream)
     split, other = run(Api.CHAT, stream, places)

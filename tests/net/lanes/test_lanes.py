@@ -62,7 +62,7 @@ def tickets(place: Town, count: int = 1, kind: int = HTTP) -> list[bytes]:
 # -- what works
 
 
-async def test_a_lane_carries_bytes_both_ways_on_the_loop_s_own_transport(tmp_path: Path) -> None:
+async def test_lane_carries_bytes_on_the_loops_own_transport(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         ear = await lane(place)
         assert type(ear.transport).__module__ in ("asyncio.sslproto", "uvloop.loop")
@@ -88,7 +88,7 @@ async def test_a_lane_carries_bytes_both_ways_on_the_loop_s_own_transport(tmp_pa
         assert place.nodes[1].lanes.count(place.nodes[0].node) == 0
 
 
-async def test_what_the_server_says_first_is_not_lost(tmp_path: Path) -> None:
+async def test_lane_keeps_bytes_sent_with_the_acceptance(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         greeting = b"x" * 100_000
 
@@ -102,7 +102,7 @@ async def test_what_the_server_says_first_is_not_lost(tmp_path: Path) -> None:
         assert await ear.until(len(greeting)) == greeting
 
 
-async def test_a_protocol_that_reads_into_its_own_buffer_is_served_too(tmp_path: Path) -> None:
+async def test_lane_supports_buffered_protocols(tmp_path: Path) -> None:
     class Buffered(asyncio.BufferedProtocol):
         def __init__(self) -> None:
             self.buffer, self.heard, self.full = bytearray(3), b"", asyncio.Event()
@@ -126,7 +126,7 @@ async def test_a_protocol_that_reads_into_its_own_buffer_is_served_too(tmp_path:
         assert protocol.heard == b"welcomewelcome"
 
 
-async def test_tickets_are_fetched_several_at_a_time(tmp_path: Path) -> None:
+async def test_lanes_fetch_several_tickets_at_once(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         for _ in range(lanes.TICKETS_PER_REQUEST):
             await lane(place)
@@ -135,7 +135,7 @@ async def test_tickets_are_fetched_several_at_a_time(tmp_path: Path) -> None:
         assert place.link().opened == [StreamKind.LANE_TICKET] * 2
 
 
-async def test_old_tickets_are_not_used(tmp_path: Path) -> None:
+async def test_lanes_skip_expired_tickets(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         await lane(place)
         place.clock.now += TICKET_SECONDS
@@ -144,7 +144,7 @@ async def test_old_tickets_are_not_used(tmp_path: Path) -> None:
         assert place.nodes[0].lanes.facts(place.nodes[1].node).blocked == ""
 
 
-async def test_many_at_once(tmp_path: Path) -> None:
+async def test_lanes_open_concurrently(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         ears = await asyncio.gather(*(lane(place) for _ in range(24)))
         for number, ear in enumerate(ears):
@@ -153,7 +153,7 @@ async def test_many_at_once(tmp_path: Path) -> None:
         assert place.nodes[1].lanes.count(place.nodes[0].node) == 24
 
 
-async def test_both_ends_may_open(tmp_path: Path) -> None:
+async def test_lanes_open_from_both_ends(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         ear = await lane(place)
         back = place.nodes[1].transport.link(place.nodes[0].node)
@@ -166,7 +166,7 @@ async def test_both_ends_may_open(tmp_path: Path) -> None:
         assert place.nodes[0].lanes.count(place.nodes[1].node) == 2
 
 
-async def test_a_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
+async def test_lane_applies_backpressure(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         ear = await lane(place)
         served = place.nodes[1].ears[0]
@@ -185,7 +185,7 @@ async def test_a_slow_reader_holds_the_writer_back(tmp_path: Path) -> None:
         assert len(served.heard) == sent
 
 
-async def test_there_is_no_half_close_the_end_is_the_end(tmp_path: Path) -> None:
+async def test_lane_has_no_half_close(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         ear = await lane(place)
         assert not ear.transport.can_write_eof()
@@ -201,7 +201,7 @@ async def test_there_is_no_half_close_the_end_is_the_end(tmp_path: Path) -> None
 # -- who does not get in
 
 
-async def test_a_ticket_opens_once(tmp_path: Path) -> None:
+async def test_ticket_is_valid_once(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         (ticket,) = tickets(place)
         said, first = await knock(place, ticket)
@@ -213,7 +213,9 @@ async def test_a_ticket_opens_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", bytes(32), bytes(10_000)])
-async def test_a_wrong_ticket_gets_no_answer(tmp_path: Path, wrong: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listener_closes_a_connection_with_a_wrong_ticket(
+    tmp_path: Path, wrong: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if len(wrong) < 32:
         monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", 0.2)
     async with town(tmp_path) as place:
@@ -224,7 +226,7 @@ async def test_a_wrong_ticket_gets_no_answer(tmp_path: Path, wrong: bytes, monke
         assert place.nodes[1].ears == []
 
 
-async def test_whoever_speaks_before_he_is_welcome_is_refused(tmp_path: Path) -> None:
+async def test_listener_refuses_bytes_after_the_ticket(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         (ticket,) = tickets(place)
         said, ear = await knock(place, ticket + b"POST")
@@ -233,7 +235,7 @@ async def test_whoever_speaks_before_he_is_welcome_is_refused(tmp_path: Path) ->
         assert place.nodes[1].ears == []
 
 
-async def test_an_expired_ticket_is_refused(tmp_path: Path) -> None:
+async def test_listener_refuses_an_expired_ticket(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         (ticket,) = tickets(place)
         place.clock.now += TICKET_SECONDS
@@ -241,7 +243,7 @@ async def test_an_expired_ticket_is_refused(tmp_path: Path) -> None:
         assert place.nodes[1].ears == []
 
 
-async def test_a_ticket_is_for_one_kind_and_one_peer(tmp_path: Path) -> None:
+async def test_ticket_is_bound_to_kind_and_peer(tmp_path: Path) -> None:
     """Whoever brings it is taken for the peer it was given to; what is served is what it was given for."""
     async with town(tmp_path) as place:
         seen = []
@@ -258,7 +260,7 @@ async def test_a_ticket_is_for_one_kind_and_one_peer(tmp_path: Path) -> None:
         ear.transport.abort()
 
 
-async def test_a_ticket_ends_with_the_link_it_was_given_on(tmp_path: Path) -> None:
+async def test_ticket_ends_with_its_link(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         (ticket,) = tickets(place)
         place.link().close("over")
@@ -266,7 +268,7 @@ async def test_a_ticket_ends_with_the_link_it_was_given_on(tmp_path: Path) -> No
         assert place.nodes[1].ears == []
 
 
-async def test_a_ticket_of_another_peer_dies_with_that_peer_only(tmp_path: Path) -> None:
+async def test_tickets_of_other_peers_survive_forget(tmp_path: Path) -> None:
     async with town(tmp_path, 3) as place:
         listener = place.nodes[1].lanes._listener
         (mine,) = tickets(place)
@@ -276,7 +278,7 @@ async def test_a_ticket_of_another_peer_dies_with_that_peer_only(tmp_path: Path)
         assert listener.redeem(mine) == (place.nodes[0].node, HTTP)
 
 
-async def test_tickets_are_bounded_per_peer_and_come_back_when_used_or_expired(tmp_path: Path) -> None:
+async def test_tickets_are_bounded_per_peer_and_freed_on_use_or_expiry(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         held = [ticket for _ in range(20) for ticket in tickets(place, 255)]
         assert len(held) == MAX_TICKETS_PER_PEER
@@ -288,13 +290,13 @@ async def test_tickets_are_bounded_per_peer_and_come_back_when_used_or_expired(t
 
 
 @pytest.mark.parametrize("kind", [0, 1, StreamKind.LANE_TICKET, 99, 255])
-async def test_there_are_no_tickets_for_what_does_not_run_on_lanes(tmp_path: Path, kind: int) -> None:
+async def test_listener_issues_no_ticket_for_other_kinds(tmp_path: Path, kind: int) -> None:
     async with town(tmp_path) as place:
         assert tickets(place, 1, kind) == []
 
 
 @pytest.mark.parametrize("question", [b"\x04\x01\x04", b"\x04" * 1000])
-async def test_an_odd_question_is_cut_off(tmp_path: Path, question: bytes) -> None:
+async def test_ticket_request_of_wrong_length_is_aborted(tmp_path: Path, question: bytes) -> None:
     async with town(tmp_path) as place:
         ear = Ear()
         place.link().open(StreamKind.LANE_TICKET, ear).write(question)
@@ -302,7 +304,7 @@ async def test_an_odd_question_is_cut_off(tmp_path: Path, question: bytes) -> No
         assert ear.heard == b""
 
 
-async def test_whoever_asks_too_slowly_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_ticket_request_is_aborted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", 0.02)
     async with town(tmp_path) as place:
         ear = Ear()
@@ -310,7 +312,7 @@ async def test_whoever_asks_too_slowly_is_cut_off(tmp_path: Path, monkeypatch: p
         assert isinstance(await ear.gone, ConnectionError)
 
 
-async def test_strangers_who_say_nothing_are_shown_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", 0.05)
     async with town(tmp_path) as place:
         loop = asyncio.get_running_loop()
@@ -323,7 +325,9 @@ async def test_strangers_who_say_nothing_are_shown_out(tmp_path: Path, monkeypat
         assert b"HTTP" not in rude.heard
 
 
-async def test_strangers_are_bounded_and_do_not_keep_peers_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_connections_are_bounded_without_locking_out_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lane_listener, "MAX_UNAUTHENTICATED", 3)
     monkeypatch.setattr(lane_listener, "MAX_PENDING_PER_HOST", 5)
     async with town(tmp_path) as place:
@@ -341,7 +345,9 @@ async def test_strangers_are_bounded_and_do_not_keep_peers_out(tmp_path: Path, m
         await lane(place)
 
 
-async def test_a_bound_holds_for_hosts_with_tickets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_connections_are_bounded_for_hosts_with_tickets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lane_listener, "MAX_PENDING_PER_HOST", 2)
     async with town(tmp_path) as place:
         loop = asyncio.get_running_loop()
@@ -353,14 +359,14 @@ async def test_a_bound_holds_for_hosts_with_tickets_too(tmp_path: Path, monkeypa
             ear.transport.abort()
 
 
-async def test_a_lane_nobody_serves_is_refused(tmp_path: Path) -> None:
+async def test_unserved_lane_is_refused(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         place.nodes[1].tunnels._servers.clear()
         assert await place.nodes[0].lanes.open(place.link(), HTTP, Ear) is None
         assert place.nodes[0].lanes.facts(place.nodes[1].node).blocked == "the peer refused the lane"
 
 
-async def test_a_factory_that_fails_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_factory_leaves_no_lane(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with town(tmp_path) as place:
 
         def fail(peer: bytes) -> asyncio.BaseProtocol:
@@ -390,7 +396,7 @@ def impersonate(listening: socket.socket, context: ssl.SSLContext) -> bytes:
     return heard
 
 
-async def test_nothing_is_said_to_another_than_the_peer(tmp_path: Path) -> None:
+async def test_dialler_sends_nothing_to_another_node(tmp_path: Path) -> None:
     context = Identity.load_or_create(tmp_path / "impostor").server_context()
     async with town(tmp_path) as place:
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -401,7 +407,7 @@ async def test_nothing_is_said_to_another_than_the_peer(tmp_path: Path) -> None:
             assert await heard == b""
 
 
-async def test_a_server_without_tls_is_not_the_peer(tmp_path: Path) -> None:
+async def test_dialler_refuses_a_server_without_tls(tmp_path: Path) -> None:
     ears: list[Ear] = []
 
     class Rude(Ear):
@@ -420,7 +426,7 @@ async def test_a_server_without_tls_is_not_the_peer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"\x00", bytes((1, 2, 10, 9)), bytes((0, 80, 10, 1)) + bytes(33), bytes(5000)])
-async def test_an_odd_answer_to_an_ask_is_no_ticket(tmp_path: Path, answer: bytes) -> None:
+async def test_malformed_ticket_answer_is_no_ticket(tmp_path: Path, answer: bytes) -> None:
     class Odd(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             assert isinstance(transport, asyncio.Transport)
@@ -433,7 +439,7 @@ async def test_an_odd_answer_to_an_ask_is_no_ticket(tmp_path: Path, answer: byte
         assert place.nodes[0].lanes.facts(place.nodes[1].node).blocked
 
 
-async def test_other_addresses_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dialler_tries_other_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with town(tmp_path) as place:
         link = place.link()
         monkeypatch.setattr(lanes, "hosts_to_try", lambda linked, others: ("127.0.0.3", "127.0.0.1"))
@@ -443,7 +449,7 @@ async def test_other_addresses_are_tried(tmp_path: Path, monkeypatch: pytest.Mon
         assert await ear.until(5) == b"found"
 
 
-def test_hosts_are_tried_in_order_and_claims_do_not_lead_here() -> None:
+def test_hosts_to_try_keeps_order_and_drops_loopback_claims() -> None:
     claimed = ["127.0.0.1", "::1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "odd", "10.0.0.1", "10.0.0.9", "fd00::1"]
     found = hosts_to_try(PeerAddress("10.0.0.9", 5), [PeerAddress(host, 5) for host in claimed])
     assert found == ("10.0.0.9", "10.0.0.1", "fd00::1")
@@ -455,7 +461,7 @@ def test_hosts_are_tried_in_order_and_claims_do_not_lead_here() -> None:
 # -- where TCP does not get through
 
 
-async def test_a_closed_port_costs_one_try_a_minute_and_that_in_the_background(tmp_path: Path) -> None:
+async def test_closed_port_is_probed_once_a_minute_in_the_background(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         opener, peer = place.nodes[0].lanes, place.nodes[1].node
         with closing(socket.create_server(("127.0.0.1", 0))) as other:
@@ -476,9 +482,7 @@ async def test_a_closed_port_costs_one_try_a_minute_and_that_in_the_background(t
         await lane(place)
 
 
-async def test_a_port_that_does_not_answer_is_waited_for_only_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silent_port_delays_a_caller_only_briefly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with town(tmp_path) as place:
         with socket.create_server(("127.0.0.1", 0)) as deaf:  # connects, and never answers
             place.nodes[1].lanes._listener.port = deaf.getsockname()[1]
@@ -500,9 +504,7 @@ async def test_a_port_that_does_not_answer_is_waited_for_only_a_moment(
             assert "does not get through" in opener.facts(peer).blocked
 
 
-async def test_a_lane_that_comes_too_late_is_not_used_but_proves_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_late_lane_is_dropped_but_marks_tcp_as_working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", -1.0)
     async with town(tmp_path) as place:
         opener = place.nodes[0].lanes
@@ -516,13 +518,13 @@ async def test_a_lane_that_comes_too_late_is_not_used_but_proves_the_way(
         await lane(place)
 
 
-async def test_a_peer_without_a_listener_accepts_no_lanes(tmp_path: Path) -> None:
+async def test_peer_without_listener_blocks_lanes(tmp_path: Path) -> None:
     async with town(tmp_path, listening=False) as place:
         assert await place.nodes[0].lanes.open(place.link(), HTTP, Ear) is None
         assert place.nodes[0].lanes.facts(place.nodes[1].node).blocked == "the peer accepts no lanes"
 
 
-async def test_a_peer_that_does_not_answer_the_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unanswered_ticket_request_blocks_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "CONNECT_SECONDS", 0.01)
     async with town(tmp_path) as place:
         place.nodes[1].lanes.ticket_handler = lambda link: asyncio.Protocol()  # type: ignore[method-assign]
@@ -531,7 +533,7 @@ async def test_a_peer_that_does_not_answer_the_ask(tmp_path: Path, monkeypatch: 
         assert place.link().streams == 0
 
 
-async def test_a_new_link_is_a_new_chance(tmp_path: Path) -> None:
+async def test_new_link_resets_blocked_lanes(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         listener = place.nodes[1].lanes._listener
         listener.port = 0
@@ -553,7 +555,7 @@ async def test_lanes_end_with_their_link(tmp_path: Path) -> None:
         assert place.nodes[0].lanes.count(place.nodes[1].node) == 0
 
 
-async def test_a_link_that_ends_while_a_lane_is_opened(tmp_path: Path) -> None:
+async def test_link_that_ends_during_open_leaves_no_lane(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         opening = asyncio.get_running_loop().create_task(place.nodes[0].lanes.open(place.link(), HTTP, Ear))
         await asyncio.sleep(0)
@@ -562,7 +564,7 @@ async def test_a_link_that_ends_while_a_lane_is_opened(tmp_path: Path) -> None:
         assert place.nodes[0].lanes.count(place.nodes[1].node) == 0
 
 
-async def test_a_lane_whose_link_ended_before_the_welcome_came_is_not_used(tmp_path: Path) -> None:
+async def test_lane_is_dropped_if_the_link_ended_before_acceptance(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         here, there = place.nodes
         made: list[Ear] = []
@@ -578,7 +580,7 @@ async def test_a_lane_whose_link_ended_before_the_welcome_came_is_not_used(tmp_p
         await there.ears[0].gone
 
 
-async def test_a_caller_who_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+async def test_cancelled_caller_leaves_nothing(tmp_path: Path) -> None:
     """At every step of the opening: so many turns of the loop after its start."""
     async with town(tmp_path) as place:
         opener, taken = place.nodes[0].lanes, 0
@@ -602,7 +604,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-async def test_closing_leaves_no_port_no_connection_no_file(tmp_path: Path) -> None:
+async def test_close_leaves_no_port_connection_or_file(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         ears = [await lane(place) for _ in range(2)]
         loop = asyncio.get_running_loop()
@@ -616,7 +618,7 @@ async def test_closing_leaves_no_port_no_connection_no_file(tmp_path: Path) -> N
     assert files(tmp_path) == ["node-key", "node-key"]
 
 
-async def test_a_taken_port_is_not_in_the_way(tmp_path: Path) -> None:
+async def test_listener_falls_back_to_a_free_port(tmp_path: Path) -> None:
     async with town(tmp_path, listening=False) as place:
         with closing(socket.create_server(("127.0.0.1", 0))) as other:
             taken = other.getsockname()[1]
@@ -625,7 +627,7 @@ async def test_a_taken_port_is_not_in_the_way(tmp_path: Path) -> None:
             await lane(place)
 
 
-async def test_the_port_of_the_link_is_used_where_it_is_free(tmp_path: Path) -> None:
+async def test_listener_uses_the_links_port_if_free(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         free = other.getsockname()[1]
     async with town(tmp_path, listening=False) as place:
@@ -633,7 +635,7 @@ async def test_the_port_of_the_link_is_used_where_it_is_free(tmp_path: Path) -> 
         await lane(place)
 
 
-async def test_old_tls_does_not_get_in(tmp_path: Path) -> None:
+async def test_listener_refuses_tls_1_2(tmp_path: Path) -> None:
     async with town(tmp_path) as place:
         old = place.nodes[0].identity.client_context()
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2

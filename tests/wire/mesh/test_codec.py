@@ -31,7 +31,7 @@ from meshllm.wire.mesh.codec import (
 )
 from meshllm.wire.mesh.fields import pack_host, unpack_host
 from meshllm.wire.mesh.records import FIELDS, MAX_MODELS
-from tests.wire.mesh_strategies import messages, node_ids, records, sign, signed, verify
+from tests.wire.mesh.mesh_strategies import messages, node_ids, records, sign, signed, verify
 
 NODE, OTHER = r.NodeId(bytes(range(32))), r.NodeId(bytes(range(1, 33)))
 MESH = r.MeshId(b"m" * 16)
@@ -104,24 +104,24 @@ def raw(*fields: Any) -> bytes:
 
 
 @given(messages)
-def test_a_message_comes_back(message: m.Message) -> None:
+def test_message_round_trips(message: m.Message) -> None:
     assert decode_message(encode_message(message), verify) == message
 
 
 @given(records)
-def test_a_record_comes_back(record: r.NodeRecord) -> None:
+def test_record_round_trips(record: r.NodeRecord) -> None:
     assert decode_record(encode_record(record)) == record
     assert fit(record) == record
 
 
-def test_every_kind_is_tested_and_none_forgotten() -> None:
+def test_codec_tests_cover_every_kind() -> None:
     known = [*vars(m).values(), *vars(n).values()]
     bases = (m.Message, n.LeaseMessage)
     kinds = {kind for kind in known if isinstance(kind, type) and kind.__base__ in bases} - {n.LeaseMessage}
     assert kinds == {type(message) for message in ONE_OF_EACH}
 
 
-def test_the_bytes_stay_what_they_are() -> None:
+def test_codec_bytes_are_stable() -> None:
     """The format of `mesh-llm/1`: nodes of other versions read these bytes."""
     assert encode_message(m.Ping(5)).hex() == "920105"
     assert encode_message(m.Adopted(MESH)).hex() == "9209c410" + MESH.hex()
@@ -140,12 +140,12 @@ def test_the_bytes_stay_what_they_are() -> None:
 
 
 @each_message
-def test_fields_of_a_newer_version_are_skipped(message: m.Message) -> None:
+def test_decode_skips_fields_of_newer_versions(message: m.Message) -> None:
     longer = [*msgpack.unpackb(encode_message(message)), "more", [1, [2]], None]
     assert decode_message(msgpack.packb(longer), verify) == message
 
 
-def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
+def test_newer_record_is_read_and_forwarded_unchanged() -> None:
     fields = msgpack.unpackb(encode_record(RECORD))
     for place in (6, 7, 8, 9, 13, 15, 19):  # the window, and entries of lists
         where = fields[place] if place == 6 else fields[place][0]
@@ -157,7 +157,7 @@ def test_a_newer_record_is_read_and_handed_on_unchanged() -> None:
     assert again == m.Records((newer,))
 
 
-def test_a_record_of_a_node_from_before_splits_is_read() -> None:
+def test_record_without_splits_is_read() -> None:
     whole = msgpack.unpackb(encode_record(RECORD))
     before = replace(RECORD, aliases=())
     assert decode_record(msgpack.packb(whole[: FIELDS + 4])) == before, "or from before aliases"
@@ -168,7 +168,7 @@ def test_a_record_of_a_node_from_before_splits_is_read() -> None:
     assert decode_record(msgpack.packb(whole[:FIELDS])) == replace(before, splits=(), speed=0)
 
 
-def test_an_alias_whose_names_are_cut_is_cut_with_them() -> None:
+def test_fit_drops_aliases_with_their_names() -> None:
     many = tuple(f"m{number}" for number in range(r.MAX_ON_DISK))
     record = replace(RECORD, on_disk=("a", "a\0", *many), aliases=(("m0", "a"), ("a\0", "a"), (many[-1], "a")))
     assert fit(record).aliases == (("m0", "a"),)
@@ -177,14 +177,14 @@ def test_an_alias_whose_names_are_cut_is_cut_with_them() -> None:
         encode_record(replace(RECORD, aliases=(("not here", "SmolLM2"),)))
 
 
-def test_a_proposal_from_before_several_devices_is_read() -> None:
+def test_proposal_without_devices_is_read() -> None:
     shares = [[NODE, 0, 2, 0], [OTHER, 2, 5, 0]]
     found = decode_message(raw(10, SESSION, 1, "m", [["m.gguf", 1, b"d" * 32]], shares), verify)
     assert isinstance(found, n.Propose)
     assert [(share.devices, share.runs) for share in found.lease.shares] == [((), (2,)), ((), (5,))]
 
 
-def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
+def test_model_of_unknown_purpose_is_left_out() -> None:
     models = [["speech", 9, 1, 1, 1], ["chat", 1, 1, 1, 1]]
     assert [model.name for model in decode_record(altered(8, models)).serves] == ["chat"]
     with pytest.raises(BadMessage):
@@ -195,17 +195,17 @@ def test_a_model_of_a_purpose_from_the_future_is_left_out() -> None:
     ("inputs", "sees"),
     [([], None), ([0], None), ([1], False), ([3], True), ([2], True), ([5], False), ([0xFFFF], True)],
 )
-def test_what_a_model_takes_may_be_missing_or_of_the_future(inputs: list[int], sees: bool | None) -> None:
+def test_model_inputs_may_be_missing_or_unknown(inputs: list[int], sees: bool | None) -> None:
     (model,) = decode_record(altered(8, [["chat", 1, 1, 1, 1, *inputs]])).serves
     assert model.vision is sees
 
 
-def test_a_kind_from_the_future_is_none() -> None:
+def test_message_of_unknown_kind_is_ignored() -> None:
     assert decode_message(raw(99, "what", [1, 2]), verify) is None
     assert decode_message(raw(MAX_NUMBER), verify) is None
 
 
-def test_a_good_signature_under_what_cannot_be_read_costs_only_that_record() -> None:
+def test_unreadable_signed_record_costs_only_itself() -> None:
     body = altered(7, [[b"\x01\x02\x03\x04", 1, "new"]] * (r.MAX_ADDRESSES + 1))
     newer = (body, sign(NODE, signed_bytes(body)))
     other = signed(replace(RECORD, node=OTHER))
@@ -217,7 +217,7 @@ def test_a_good_signature_under_what_cannot_be_read_costs_only_that_record() -> 
 
 
 @given(records, node_ids)
-def test_a_record_is_its_nodes_own(record: r.NodeRecord, other: r.NodeId) -> None:
+def test_record_needs_its_nodes_signature(record: r.NodeRecord, other: r.NodeId) -> None:
     body = encode_record(record)
     if other != record.node:
         assert decoded(raw(6, [(body, sign(other, signed_bytes(body)))], False)) == "bad"
@@ -225,7 +225,7 @@ def test_a_record_is_its_nodes_own(record: r.NodeRecord, other: r.NodeId) -> Non
     assert decoded(raw(6, [(body, bytes(64))], False)) == "bad"
 
 
-def test_every_bit_of_a_signed_record_counts() -> None:
+def test_signature_covers_every_bit_of_a_record() -> None:
     good = signed(RECORD)
     for place in range(len(good.body) * 8):
         body = bytearray(good.body)
@@ -233,7 +233,7 @@ def test_every_bit_of_a_signed_record_counts() -> None:
         assert decoded(raw(6, [(bytes(body), good.signature)], False)) == "bad"
 
 
-def test_nothing_is_verified_before_its_length_was_looked_at() -> None:
+def test_lengths_are_checked_before_signatures() -> None:
     def never(node: r.NodeId, data: bytes, signature: bytes) -> bool:
         raise AssertionError("verified")
 
@@ -247,7 +247,7 @@ def test_nothing_is_verified_before_its_length_was_looked_at() -> None:
 
 
 @given(st.binary(max_size=600))
-def test_any_bytes(data: bytes) -> None:
+def test_decode_accepts_or_refuses_any_bytes(data: bytes) -> None:
     decoded(data)
     with pytest.raises(BadMessage):
         decode_record(data)
@@ -268,12 +268,12 @@ objects = st.recursive(
 
 
 @given(st.integers(0, 11), st.lists(objects, max_size=6))
-def test_any_fields(kind: int, fields: list[Any]) -> None:
+def test_decode_accepts_or_refuses_any_fields(kind: int, fields: list[Any]) -> None:
     decoded(msgpack.packb([kind, *fields]))
 
 
 @given(st.integers(0, FIELDS - 1), objects)
-def test_any_value_in_any_place_of_a_record(place: int, value: Any) -> None:
+def test_decode_accepts_or_refuses_any_value_in_a_record(place: int, value: Any) -> None:
     try:
         found = decode_record(altered(place, value))
     except BadMessage:
@@ -283,14 +283,14 @@ def test_any_value_in_any_place_of_a_record(place: int, value: Any) -> None:
 
 
 @each_message
-def test_truncated_at_every_byte(message: m.Message) -> None:
+def test_decode_refuses_truncation_at_every_byte(message: m.Message) -> None:
     payload = encode_message(message)
     assert [length for length in range(len(payload)) if decoded(payload[:length]) != "bad"] == []
     assert decoded(payload + b"\0") == "bad"
 
 
 @each_message
-def test_every_flipped_bit(message: m.Message) -> None:
+def test_decode_accepts_or_refuses_every_flipped_bit(message: m.Message) -> None:
     payload = encode_message(message)
     for place in range(len(payload) * 8):
         flipped = bytearray(payload)
@@ -308,7 +308,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("header", HUGE.values(), ids=HUGE.keys())
-def test_a_huge_declared_length_allocates_nothing(header: bytes) -> None:
+def test_huge_declared_length_allocates_nothing(header: bytes) -> None:
     tracemalloc.start()
     try:
         assert decoded(header) == "bad"
@@ -321,7 +321,7 @@ def test_a_huge_declared_length_allocates_nothing(header: bytes) -> None:
 
 
 @pytest.mark.parametrize("header", [b"\x91", b"\x92\x06", b"\xdc\x04\x00", b"\xdc\xff\xff", b"\x81\x01"])
-def test_deep_nesting(header: bytes) -> None:
+def test_deep_nesting_is_refused(header: bytes) -> None:
     tracemalloc.start()
     try:
         for depth in (100, 511, 512, 2000, codec.MAX_PAYLOAD_BYTES // len(header)):
@@ -332,7 +332,7 @@ def test_deep_nesting(header: bytes) -> None:
         tracemalloc.stop()
 
 
-def test_what_is_too_long_is_not_even_looked_at() -> None:
+def test_oversized_input_is_refused_unread() -> None:
     assert decoded(raw(1, 1, bytes(codec.MAX_PAYLOAD_BYTES))) == "bad"
     with pytest.raises(BadMessage, match="more than"):
         decode_record(encode_record(RECORD) + bytes(r.MAX_RECORD_BYTES))
@@ -407,13 +407,13 @@ FAULTS: list[tuple[int, Any]] = [
 
 
 @pytest.mark.parametrize(("place", "value"), FAULTS)
-def test_each_bound_of_a_record(place: int, value: Any) -> None:
+def test_record_bounds_are_enforced(place: int, value: Any) -> None:
     with pytest.raises(BadMessage) as caught:
         decode_record(altered(place, value))
     assert len(str(caught.value)) < 200  # never the value, which may be anything
 
 
-def test_the_bounds_themselves_are_within() -> None:
+def test_record_bounds_are_inclusive() -> None:
     name = "x" * r.MAX_NAME_BYTES
     full = replace(
         RECORD,
@@ -510,14 +510,14 @@ PROPOSAL_FAULTS = [
         b"\x92\x63\xa1\xff",
     ],
 )
-def test_each_bound_of_a_message(payload: bytes) -> None:
+def test_message_bounds_are_enforced(payload: bytes) -> None:
     assert decoded(payload) == "bad"
 
 
 # -- what we make ourselves
 
 
-def test_what_no_peer_would_take_is_never_sent() -> None:
+def test_encode_refuses_what_peers_would_refuse() -> None:
     ids = tuple(r.NodeId(number.to_bytes(32, "big")) for number in range(codec.MAX_IDS + 1))
     for message in (
         m.Wanted(ids),
@@ -534,7 +534,7 @@ def test_what_no_peer_would_take_is_never_sent() -> None:
         encode_record(replace(RECORD, addresses=(r.PeerAddress("localhost", 1),)))
 
 
-def test_the_largest_of_each_list_goes_through() -> None:
+def test_longest_lists_are_accepted() -> None:
     ids = tuple(r.NodeId(number.to_bytes(32, "big")) for number in range(codec.MAX_IDS))
     held = tuple((node, r.RecordVersion(MAX_NUMBER, MAX_NUMBER)) for node in ids)
     for message in (
@@ -572,13 +572,13 @@ odd_records = st.builds(
 
 
 @given(odd_records)
-def test_fit_makes_a_record_that_everybody_reads(record: r.NodeRecord) -> None:
+def test_fit_makes_a_readable_record(record: r.NodeRecord) -> None:
     fitting = fit(record)
     assert decode_record(encode_record(fitting)) == fitting
     assert fit(fitting) == fitting
 
 
-def test_fit_keeps_what_is_good_and_drops_what_is_odd() -> None:
+def test_fit_keeps_valid_and_drops_invalid_values() -> None:
     odd = replace(
         RECORD,
         name="be\x07nch",
@@ -590,7 +590,7 @@ def test_fit_keeps_what_is_good_and_drops_what_is_odd() -> None:
     assert fit(odd) == replace(RECORD, addresses=(*RECORD.addresses, r.PeerAddress("10.0.0.1", 1)))
 
 
-def test_fit_cuts_to_the_size_of_a_record_and_what_it_serves_goes_last() -> None:
+def test_fit_drops_served_models_last() -> None:
     long = [f"{number:03}" + "x" * 253 for number in range(MAX_MODELS)]
     full = replace(
         RECORD,
@@ -608,13 +608,13 @@ def test_fit_cuts_to_the_size_of_a_record_and_what_it_serves_goes_last() -> None
     encode_record(fit(everything))
 
 
-def test_the_signer_signs_what_fits() -> None:
+def test_signer_signs_the_fitted_record() -> None:
     made = signer(lambda data: sign(NODE, data))(replace(RECORD, name="a\nb"))
     assert made == signed(replace(RECORD, name="ab"))
     assert decode_message(encode_message(m.Records((made,))), verify) == m.Records((made,))
 
 
 @given(st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16))
-def test_a_host_has_one_form(packed: bytes) -> None:
+def test_host_has_one_form(packed: bytes) -> None:
     host = unpack_host(packed)
     assert host is None or pack_host(host) == packed

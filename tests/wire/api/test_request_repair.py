@@ -27,7 +27,7 @@ TEXT = {"type": "reasoning_text", "text": "hm"}
         ),
     ],
 )
-def test_what_the_engine_refuses_is_rewritten(given_items: list[Any], wanted: list[Any]) -> None:
+def test_request_repair_rewrites_what_the_engine_refuses(given_items: list[Any], wanted: list[Any]) -> None:
     body = {"model": "m", "input": given_items}
     assert repair_request(Api.RESPONSES, body) == {"model": "m", "input": wanted}
     assert repair_request(Api.RESPONSES, {"input": wanted}) is None
@@ -43,12 +43,12 @@ values = st.recursive(
 
 
 @given(st.sampled_from(Api), st.dictionaries(st.sampled_from(["input", "messages"]), values))
-def test_nothing_is_too_odd(api: Api, body: dict[str, Any]) -> None:
+def test_request_repair_accepts_any_body(api: Api, body: dict[str, Any]) -> None:
     repaired = repair_request(api, body)
     assert repaired is None or (api is Api.RESPONSES and repair_request(api, repaired) is None)
 
 
 @pytest.mark.parametrize("body", [{}, {"input": "text"}, {"input": [{"type": "message", "role": "assistant"}, 7]}])
-def test_what_is_fine_is_left_alone(body: dict[str, Any]) -> None:
+def test_request_repair_leaves_valid_requests_unchanged(body: dict[str, Any]) -> None:
     assert repair_request(Api.RESPONSES, body) is None
     assert repair_request(Api.CHAT, {"input": [SAID]}) is None

@@ -36,7 +36,7 @@ def user(*parts: object) -> dict[str, Any]:
         {"prompt": ["a", {"prompt_string": "<__media__>", "multimodal_data": ["AA=="]}]},
     ],
 )
-def test_a_picture_is_seen(request_: dict[str, Any]) -> None:
+def test_images_are_found_in_every_api(request_: dict[str, Any]) -> None:
     assert shows_pictures(request_)
     assert any(word in json.dumps(request_).encode() for word in PICTURE_WORDS)
 
@@ -54,7 +54,7 @@ def test_a_picture_is_seen(request_: dict[str, Any]) -> None:
         {"messages": [{"type": ["image"], "content": {"type": {"image": 1}}}]},
     ],
 )
-def test_what_is_none_is_not(request_: dict[str, Any]) -> None:
+def test_requests_without_images_have_none(request_: dict[str, Any]) -> None:
     assert not shows_pictures(request_)
 
 
@@ -69,10 +69,10 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["messages", "input", "prompt"]), json_values))
-def test_no_body_is_too_odd(request_: dict[str, Any]) -> None:
+def test_image_search_accepts_any_body(request_: dict[str, Any]) -> None:
     assert shows_pictures(request_) in (True, False)
 
 
-def test_the_look_has_a_bound() -> None:
+def test_image_search_is_bounded() -> None:
     assert shows_pictures({"messages": [user(*[TEXT] * 100, OPENAI)]})
     assert not shows_pictures({"messages": [OPENAI, *[TEXT] * 2 * MAX_PARTS]})

@@ -78,7 +78,7 @@ def refusal(one: DiallerHandshake, other: AcceptorHandshake) -> PeerRefused:
 # -- who belongs together
 
 
-def test_members_of_a_mesh_find_each_other() -> None:
+def test_handshake_succeeds_between_members() -> None:
     one, other = dialler(client()), acceptor(replace(MEMBER, mesh=MeshId(b"a different mesh")))
     shake(one, other)
     assert one.result is not None
@@ -91,7 +91,7 @@ def test_members_of_a_mesh_find_each_other() -> None:
     assert one.result.secret is None
 
 
-def test_an_invite_gets_its_holder_in_and_brings_the_secret() -> None:
+def test_handshake_with_invite_returns_the_secret() -> None:
     expires = int(NOW) + 1
     one = dialler(Credentials(MESH, None, (invite_key(SECRET, expires), expires)))
     shake(one, acceptor())
@@ -99,20 +99,20 @@ def test_an_invite_gets_its_holder_in_and_brings_the_secret() -> None:
     assert one.result.secret == SECRET
 
 
-def test_an_invite_that_never_expires_is_the_secret() -> None:
+def test_handshake_with_permanent_invite_needs_no_secret_from_the_acceptor() -> None:
     one = dialler(Credentials(MESH, None, (invite_key(SECRET, 0), 0)))
     shake(one, acceptor())
     assert one.result is not None
     assert one.result.secret is None
 
 
-def test_a_wrong_secret_is_refused() -> None:
+def test_acceptor_refuses_a_wrong_secret() -> None:
     error = refusal(dialler(replace(MEMBER, secret=b"wrong---16-bytes")), acceptor())
     assert error.reason == "wrong_secret"
     assert "invite" in error.advice
 
 
-def test_an_acceptor_without_the_secret_is_not_believed() -> None:
+def test_dialler_refuses_an_acceptor_without_the_secret() -> None:
     """It cannot make the proof of a Welcome, whatever it says."""
     one = dialler()
     challenge = one.receive(acceptor().receive(one.start()))
@@ -123,39 +123,39 @@ def test_an_acceptor_without_the_secret_is_not_believed() -> None:
     assert one.result is None
 
 
-def test_an_expired_invite_is_refused() -> None:
+def test_acceptor_refuses_an_expired_invite() -> None:
     expires = int(NOW)
     error = refusal(dialler(Credentials(MESH, None, (invite_key(SECRET, expires), expires))), acceptor())
     assert error.reason == "expired_invite"
     assert "mesh-llm invite" in error.advice
 
 
-def test_the_expiry_of_an_invite_cannot_be_moved() -> None:
+def test_acceptor_refuses_an_invite_with_a_changed_expiry() -> None:
     error = refusal(dialler(Credentials(MESH, None, (invite_key(SECRET, int(NOW)), int(NOW) + 99))), acceptor())
     assert error.reason == "wrong_secret"
 
 
-def test_an_invite_of_another_mesh_is_refused() -> None:
+def test_acceptor_refuses_an_invite_of_another_mesh() -> None:
     expires = int(NOW) + 99
     error = refusal(dialler(Credentials(MESH, None, (invite_key(b"another mesh' s.", expires), expires))), acceptor())
     assert error.reason == "wrong_secret"
 
 
-def test_who_has_neither_secret_nor_invite_does_not_dial() -> None:
+def test_dialler_needs_a_secret_or_an_invite() -> None:
     with pytest.raises(PeerRefused):
         dialler(Credentials(MESH))
 
 
-def test_who_is_still_joining_accepts_nobody() -> None:
+def test_acceptor_without_a_secret_refuses_everyone() -> None:
     assert refusal(dialler(), acceptor(Credentials(MESH))).reason == "joining"
 
 
-def test_a_node_refuses_itself() -> None:
+def test_acceptor_refuses_its_own_node_id() -> None:
     one = DiallerHandshake(ACCEPTOR, ACCEPTOR.node, MEMBER, instance=INSTANCE)
     assert refusal(one, acceptor()).reason == "itself"
 
 
-def test_who_may_not_stay_hears_why() -> None:
+def test_acceptor_sends_the_refusal_of_admit() -> None:
     asked: list[HandshakeResult] = []
 
     def admit(result: HandshakeResult) -> HelloRefusal:
@@ -174,7 +174,7 @@ def test_who_may_not_stay_hears_why() -> None:
     ("ours", "theirs", "chosen"),
     [((1, 1), (1, 1), 1), ((1, 3), (2, 9), 3), ((2, 9), (1, 3), 3), ((1, 2), (3, 4), None), ((3, 4), (1, 2), None)],
 )
-def test_the_newest_protocol_of_both_is_spoken(
+def test_handshake_chooses_the_newest_common_protocol(
     ours: tuple[int, int], theirs: tuple[int, int], chosen: int | None
 ) -> None:
     assert highest_common(ours, theirs) == chosen
@@ -191,7 +191,7 @@ def test_the_newest_protocol_of_both_is_spoken(
         assert one.result.protocol == chosen
 
 
-def test_an_older_protocol_than_both_speak_is_not_taken() -> None:
+def test_dialler_refuses_a_protocol_that_is_not_the_newest() -> None:
     one = dialler(replace(MEMBER, protocol=(1, 3)))
     one.start()
     with pytest.raises(BadMessage):
@@ -210,7 +210,7 @@ def overheard() -> tuple[bytes, bytes, bytes, bytes]:
     return hello, challenge, proof, other.receive(proof)
 
 
-def test_a_replayed_hello_is_refused() -> None:
+def test_acceptor_refuses_a_replayed_hello() -> None:
     hello, _, proof, _ = overheard()
     again = acceptor()
     again.receive(hello)
@@ -219,7 +219,7 @@ def test_a_replayed_hello_is_refused() -> None:
     assert again.result is None
 
 
-def test_a_replayed_welcome_is_refused() -> None:
+def test_dialler_refuses_a_replayed_welcome() -> None:
     _, challenge, _, welcome = overheard()
     one = dialler()
     one.start()
@@ -228,7 +228,7 @@ def test_a_replayed_welcome_is_refused() -> None:
         one.receive(welcome)
 
 
-def test_a_proof_made_for_another_acceptor_is_refused() -> None:
+def test_acceptor_refuses_a_proof_for_another_acceptor() -> None:
     """A node that is dialled passes on what it hears to a third one, and the third one's challenge to the dialler."""
     between = identity()
     one, third = dialler(peer=between.node), acceptor()
@@ -243,7 +243,7 @@ def test_a_proof_made_for_another_acceptor_is_refused() -> None:
     assert third.result is None
 
 
-def test_a_reflected_proof_is_refused() -> None:
+def test_dialler_refuses_a_reflected_proof() -> None:
     """The dialler's own proof comes back as the acceptor's."""
     one = dialler()
     challenge = acceptor().receive(one.start())
@@ -253,7 +253,7 @@ def test_a_reflected_proof_is_refused() -> None:
         one.receive(encode_hello(Welcome(proof.proof, MESH, None)))
 
 
-def test_a_reflected_hello_is_refused() -> None:
+def test_acceptor_refuses_a_reflected_hello() -> None:
     """A node's own hello comes back to it."""
     hello = DiallerHandshake(ACCEPTOR, DIALLER.node, MEMBER, instance=INSTANCE).start()
     answer = decode_hello(acceptor().receive(hello))
@@ -261,7 +261,7 @@ def test_a_reflected_hello_is_refused() -> None:
     assert answer.code == "itself"
 
 
-def test_who_knows_the_secret_cannot_speak_for_another_node() -> None:
+def test_acceptor_refuses_a_member_with_another_nodes_id() -> None:
     hello = Hello((1, 1), DIALLER.node, Role.NODE, MESH, Credential.MEMBER, 0, bytes(32), INSTANCE)
     other = acceptor()
     challenge = other.receive(encode_hello(hello))
@@ -286,7 +286,7 @@ FIELDS_OF_HELLO: list[Callable[[Hello], Hello]] = [
 
 
 @pytest.mark.parametrize("alter", FIELDS_OF_HELLO)
-def test_an_altered_hello_is_noticed(alter: Callable[[Hello], Hello]) -> None:
+def test_acceptor_refuses_an_altered_hello(alter: Callable[[Hello], Hello]) -> None:
     one, other = dialler(), acceptor()
     hello = decode_hello(one.start())
     assert isinstance(hello, Hello)
@@ -306,7 +306,7 @@ FIELDS_OF_CHALLENGE: list[Callable[[Challenge], Challenge]] = [
 
 
 @pytest.mark.parametrize("alter", FIELDS_OF_CHALLENGE)
-def test_an_altered_challenge_is_noticed(alter: Callable[[Challenge], Challenge]) -> None:
+def test_dialler_refuses_an_altered_challenge(alter: Callable[[Challenge], Challenge]) -> None:
     one, other = dialler(), acceptor()
     challenge = decode_hello(other.receive(one.start()))
     assert isinstance(challenge, Challenge)
@@ -317,7 +317,7 @@ def test_an_altered_challenge_is_noticed(alter: Callable[[Challenge], Challenge]
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
-def test_messages_out_of_turn_are_refused(at: int) -> None:
+def test_handshake_refuses_messages_out_of_turn(at: int) -> None:
     messages = overheard()
     for number in {0, 1, 2, 3} - {0}:
         with pytest.raises(BadMessage):
@@ -335,7 +335,7 @@ def test_messages_out_of_turn_are_refused(at: int) -> None:
 
 
 @given(st.binary(max_size=MAX_HELLO_BYTES + 9))
-def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
+def test_decode_hello_accepts_or_refuses_any_bytes(data: bytes) -> None:
     try:
         message = decode_hello(data)
     except BadMessage:
@@ -344,7 +344,7 @@ def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
 
 
 @given(st.sampled_from(overheard()), st.integers(0, 400), st.integers(0, 255))
-def test_any_altered_byte_is_a_message_or_an_error(payload: bytes, at: int, value: int) -> None:
+def test_decode_hello_accepts_or_refuses_any_altered_byte(payload: bytes, at: int, value: int) -> None:
     altered = bytearray(payload)
     altered[at % len(altered)] = value
     for receive in (acceptor().receive, dialler().receive, decode_hello):
@@ -353,7 +353,7 @@ def test_any_altered_byte_is_a_message_or_an_error(payload: bytes, at: int, valu
 
 
 @given(st.lists(st.binary(max_size=50), max_size=8), st.integers(1, 9))
-def test_frames_are_the_same_byte_by_byte(payloads: list[bytes], step: int) -> None:
+def test_frames_do_not_depend_on_the_cut(payloads: list[bytes], step: int) -> None:
     frames, found = Frames(50), []
     data = b"".join(map(frame, payloads))
     for at in range(0, len(data), step):
@@ -365,7 +365,7 @@ def test_frames_are_the_same_byte_by_byte(payloads: list[bytes], step: int) -> N
         frames.feed((51).to_bytes(4, "big"))
 
 
-def test_nothing_shows_the_secret() -> None:
+def test_repr_shows_no_secret() -> None:
     credentials = Credentials(MESH, SECRET, (SECRET, 5))
     result = HandshakeResult(DIALLER.node, Role.NODE, MESH, 1, b"", b"", secret=SECRET)
     facts = LinkFacts(DIALLER.node, Role.NODE, MESH, SEEN, True, 0.0, 1, secret=SECRET)
@@ -382,7 +382,7 @@ async def hello_of(stranger: Stranger, credentials: Credentials = MEMBER) -> Dia
     return handshake
 
 
-async def test_a_stranger_who_knows_the_secret_gets_in(world: World) -> None:
+async def test_acceptor_admits_an_unknown_node_with_the_secret(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
     handshake = await hello_of(stranger)
@@ -393,7 +393,7 @@ async def test_a_stranger_who_knows_the_secret_gets_in(world: World) -> None:
     await target.heard.until(lambda: target.heard.messages == [b"a message"])
 
 
-async def test_a_dial_with_a_wrong_secret_ends_with_the_reason(world: World) -> None:
+async def test_dial_with_a_wrong_secret_raises_the_reason(world: World) -> None:
     one, other = await world.node(replace(MEMBER, secret=b"wrong---16-bytes")), await world.node()
     with pytest.raises(PeerRefused) as caught:
         await one.transport.dial(other.way)
@@ -401,7 +401,7 @@ async def test_a_dial_with_a_wrong_secret_ends_with_the_reason(world: World) -> 
     assert one.heard.events == other.heard.events == []
 
 
-async def test_a_dial_with_an_invite_brings_the_secret(world: World) -> None:
+async def test_dial_with_an_invite_returns_the_secret(world: World) -> None:
     expires = int(NOW) + 1
     joiner = await world.node(Credentials(MESH, None, (invite_key(SECRET, expires), expires)))
     member = await world.node(wall_clock=lambda: NOW)
@@ -413,7 +413,7 @@ async def test_a_dial_with_an_invite_brings_the_secret(world: World) -> None:
     assert caught.value.reason == "expired_invite"
 
 
-async def test_a_dial_to_a_node_too_old_ends_with_the_reason(world: World) -> None:
+async def test_dial_to_an_older_node_raises_the_reason(world: World) -> None:
     new, old = await world.node(replace(MEMBER, protocol=(2, 3))), await world.node()
     with pytest.raises(PeerRefused, match="answering node is too old"):
         await new.transport.dial(old.way)
@@ -421,7 +421,7 @@ async def test_a_dial_to_a_node_too_old_ends_with_the_reason(world: World) -> No
         await old.transport.dial(new.way)
 
 
-async def test_a_replay_on_the_wire_gets_nobody_in(world: World) -> None:
+async def test_replayed_connection_is_refused(world: World) -> None:
     target = await world.node()
     first = await world.stranger(target)
     handshake = await hello_of(first)
@@ -434,7 +434,7 @@ async def test_a_replay_on_the_wire_gets_nobody_in(world: World) -> None:
     assert target.heard.events == []
 
 
-async def test_an_oversized_frame_ends_it_before_it_has_come(world: World) -> None:
+async def test_oversized_frame_closes_the_connection_early(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
     stranger.connection.send(0, (MAX_HELLO_BYTES + 1).to_bytes(4, "big"))
@@ -442,7 +442,7 @@ async def test_an_oversized_frame_ends_it_before_it_has_come(world: World) -> No
     assert "the limit is" in stranger.why
 
 
-async def test_garbage_ends_it(world: World) -> None:
+async def test_garbage_closes_the_connection(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
     stranger.say(b"GET / HTTP/1.1")
@@ -450,7 +450,7 @@ async def test_garbage_ends_it(world: World) -> None:
     assert target.heard.events == []
 
 
-async def test_who_is_slow_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_handshake_is_closed_at_the_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However diligently it goes on: one byte at a time does not move the deadline."""
     monkeypatch.setattr(node_transport, "HANDSHAKE_SECONDS", 0.3)
     target = await world.node()
@@ -464,7 +464,7 @@ async def test_who_is_slow_is_cut_off(world: World, monkeypatch: pytest.MonkeyPa
     assert not target.transport._in_handshake
 
 
-async def test_a_dialled_node_that_says_nothing_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_dialled_node_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(happy_eyeballs, "CANDIDATE_SECONDS", 0.1)
     monkeypatch.setattr(node_link.LinkGreeting, "data_received", lambda self, data: None)
     one, other = await world.node(), await world.node()
@@ -472,7 +472,7 @@ async def test_a_dialled_node_that_says_nothing_is_given_up(world: World, monkey
         await one.transport.dial(other.way)
 
 
-async def test_who_has_proved_nothing_opens_no_stream(world: World) -> None:
+async def test_unauthenticated_peer_cannot_open_a_stream(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
     await hello_of(stranger)
@@ -484,7 +484,7 @@ async def test_who_has_proved_nothing_opens_no_stream(world: World) -> None:
     assert target.heard.streams == []
 
 
-async def test_nothing_more_is_read_of_who_was_refused(world: World) -> None:
+async def test_refused_peer_is_not_read_any_more(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
     handshake = await hello_of(stranger, replace(MEMBER, secret=b"wrong---16-bytes"))
@@ -496,9 +496,7 @@ async def test_nothing_more_is_read_of_who_was_refused(world: World) -> None:
     assert target.heard.messages == []
 
 
-async def test_the_dialler_says_nothing_to_a_node_it_did_not_want(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_dialler_sends_nothing_to_a_node_with_another_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[bytes] = []
     monkeypatch.setattr(node_link.LinkGreeting, "data_received", lambda self, data: heard.append(data))
     one, other = await world.node(), await world.node()
@@ -507,7 +505,7 @@ async def test_the_dialler_says_nothing_to_a_node_it_did_not_want(
     assert heard == []
 
 
-async def test_roles_are_told(world: World) -> None:
+async def test_handshake_reports_roles(world: World) -> None:
     host, guest = await world.node(), await world.node(client())
     link = await guest.transport.dial(host.way)
     await host.heard.until(lambda: host.heard.up)

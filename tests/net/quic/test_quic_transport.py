@@ -87,7 +87,7 @@ def of_unknown_version() -> bytes:
 # -- the socket
 
 
-async def test_one_socket_takes_both_families() -> None:
+async def test_endpoint_is_dual_stack() -> None:
     host, guest = (QuicTransport(identity(), lambda: MEMBER) for _ in range(2))
     port = await host.start(Recorder())
     await guest.start(Recorder())
@@ -105,7 +105,7 @@ async def test_one_socket_takes_both_families() -> None:
         await host.close()
 
 
-async def test_a_port_that_is_taken_is_said() -> None:
+async def test_taken_port_raises_port_taken() -> None:
     one = QuicTransport(identity(), lambda: MEMBER)
     port = await one.start(Recorder())
     with pytest.raises(PortTaken, match=str(port)):
@@ -116,13 +116,13 @@ async def test_a_port_that_is_taken_is_said() -> None:
     await again.close()
 
 
-async def test_an_address_of_a_family_that_is_not_there_fails_at_once(world: World) -> None:
+async def test_address_of_a_missing_family_fails_at_once(world: World) -> None:
     one = await world.node()
     with pytest.raises(PeerUnreachable, match="no route"):
         await one.transport.dial(BootstrapAddress(identity().node, (PeerAddress("2001:db8::1", 9),)))
 
 
-def test_addresses_have_one_form() -> None:
+def test_to_address_has_one_form() -> None:
     assert to_address(("::ffff:192.0.2.1", 5, 0, 0)) == PeerAddress("192.0.2.1", 5)
     assert to_address(("fe80::1%eth0", 5, 0, 2)) == PeerAddress("fe80::1", 5)
     assert address_key("::ffff:192.0.2.1") == address_key("192.0.2.1") == "192.0.2.1"
@@ -133,7 +133,7 @@ def test_addresses_have_one_form() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_garbage_costs_nobody_else_anything(world: World, seed: int) -> None:
+async def test_endpoint_ignores_garbage(world: World, seed: int) -> None:
     one, other, dialled, _ = await world.pair()
     rng = random.Random(seed)
     bare = await wire(other.address)
@@ -164,7 +164,7 @@ async def test_garbage_costs_nobody_else_anything(world: World, seed: int) -> No
     await bare.close()
 
 
-async def test_strangers_are_bounded_and_leave_room_for_who_is_real(
+async def test_unauthenticated_connections_are_bounded_without_locking_out_peers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First datagrams from nowhere take RETRY_ABOVE places at most; whoever answers a retry still gets in."""
@@ -191,7 +191,7 @@ def header_of(data: bytes) -> QuicHeader:
     return pull_quic_header(Buffer(data=data), host_cid_length=8)
 
 
-async def test_a_retry_token_of_another_address_lets_nobody_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_token_of_another_address_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "RETRY_ABOVE", 0)
     target = await world.node()
     handler = endpoint_of(target)._retry
@@ -214,7 +214,7 @@ async def test_a_retry_token_of_another_address_lets_nobody_in(world: World, mon
     ("bound", "limit"),
     [("MAX_UNAUTHENTICATED", 3), ("MAX_UNAUTHENTICATED_PER_ADDRESS", 4), ("NEW_CONNECTIONS_BURST", 5.0)],
 )
-async def test_one_address_has_so_many_places(
+async def test_connections_are_bounded_per_address(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str, limit: float
 ) -> None:
     monkeypatch.setattr(endpoint, bound, limit)
@@ -232,7 +232,9 @@ async def test_one_address_has_so_many_places(
     await bare.close()
 
 
-async def test_strangers_who_say_nothing_are_gone_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_unauthenticated_connection_is_closed_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transport, "HANDSHAKE_SECONDS", 0.1)
     target = await world.node()
     gone = Changes()
@@ -252,7 +254,7 @@ async def test_strangers_who_say_nothing_are_gone_in_time(world: World, monkeypa
     await bare.close()
 
 
-async def test_an_unknown_version_of_quic_is_answered_with_the_known_one(world: World) -> None:
+async def test_unknown_quic_version_gets_version_negotiation(world: World) -> None:
     target = await world.node()
     bare = await wire(target.address)
     strange = of_unknown_version()
@@ -271,7 +273,7 @@ async def test_an_unknown_version_of_quic_is_answered_with_the_known_one(world: 
 # -- flow control
 
 
-async def test_who_sends_more_than_it_may_loses_the_link(world: World) -> None:
+async def test_peer_that_exceeds_flow_control_loses_the_link(world: World) -> None:
     one, other, dialled, _ = await world.pair()
     other.heard.serve = lambda kind: Talker(pause=True)
     stream = dialled.open(HTTP, Talker())
@@ -285,7 +287,7 @@ async def test_who_sends_more_than_it_may_loses_the_link(world: World) -> None:
     await one.heard.until(lambda: not one.heard.up)
 
 
-async def test_a_stranger_cannot_have_a_gap_kept(world: World) -> None:
+async def test_unauthenticated_peer_cannot_make_us_buffer_a_gap(world: World) -> None:
     """One byte far ahead would make QUIC hold the whole gap before it."""
     target = await world.node()
     stranger = await world.stranger(target)
@@ -300,7 +302,7 @@ async def test_a_stranger_cannot_have_a_gap_kept(world: World) -> None:
     assert stranger.why == "Over connection data limit"
 
 
-async def test_limits_follow_what_is_read(world: World) -> None:
+async def test_flow_control_limits_follow_reading(world: World) -> None:
     """Much is sent in all, and the peer is never allowed more than the windows beyond what has been read."""
     _, other, dialled, accepted = await world.pair()
     stream = dialled.open(HTTP, Talker())
@@ -320,7 +322,7 @@ async def test_limits_follow_what_is_read(world: World) -> None:
     assert allowed <= (40 << 20) + 1 + STREAM_CREDIT_BYTES
 
 
-async def test_a_link_takes_as_many_streams_as_it_says(world: World) -> None:
+async def test_link_accepts_its_maximum_number_of_streams(world: World) -> None:
     """A stranger's one stream becomes MAX_STREAMS_PER_LINK with allow_streams, again and again as they end."""
     _, other, dialled, accepted = await world.pair()
     other.heard.serve = lambda kind: Talker(keep=False)
@@ -383,7 +385,7 @@ class Relay:
             made.close()
 
 
-async def test_a_link_survives_a_peer_whose_address_changes(world: World) -> None:
+async def test_link_survives_a_changed_peer_address(world: World) -> None:
     one, other = await world.node(), await world.node()
     relay = Relay(other.address)
     link = await one.transport.dial(BootstrapAddress(other.id, (relay.address,)))
@@ -404,7 +406,7 @@ async def test_a_link_survives_a_peer_whose_address_changes(world: World) -> Non
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_lost_datagrams_lose_nothing(world: World, seed: int) -> None:
+async def test_lost_datagrams_are_retransmitted(world: World, seed: int) -> None:
     rng = random.Random(seed)
     one, other = await world.node(), await world.node()
     relay = Relay(other.address)
@@ -425,7 +427,7 @@ async def test_lost_datagrams_lose_nothing(world: World, seed: int) -> None:
     relay.close()
 
 
-async def test_a_peer_that_is_killed_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_killed_peer_is_detected(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quic_connection, "IDLE_SECONDS", 0.3)
     one, other, _, accepted = await world.pair()
     stream = Talker()
@@ -436,7 +438,7 @@ async def test_a_peer_that_is_killed_is_given_up(world: World, monkeypatch: pyte
     await stream.until(lambda: stream.lost)
 
 
-async def test_last_words_that_were_lost_are_said_again(world: World) -> None:
+async def test_lost_close_packet_is_sent_again(world: World) -> None:
     one, other, dialled, accepted = await world.pair()
     deaf = endpoint_of(one)
     send = deaf.send
@@ -448,9 +450,7 @@ async def test_last_words_that_were_lost_are_said_again(world: World) -> None:
     assert other.heard.reasons == ["the words"]
 
 
-async def test_an_exception_within_quic_costs_that_connection_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_exception_in_aioquic_ends_that_connection_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other, dialled, accepted = await world.pair()
     third = await world.node()
     await third.transport.dial(other.way)

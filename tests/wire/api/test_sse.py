@@ -31,7 +31,7 @@ def taken(stream: bytes, places: list[int], limit: int = 1 << 20) -> tuple[bytes
 
 
 @given(pieces, cuts)
-def test_any_split_gives_the_same_bytes(stream: bytes, places: list[int]) -> None:
+def test_event_buffer_does_not_depend_on_the_cut(stream: bytes, places: list[int]) -> None:
     whole, buffer = taken(stream, [])
     split, other = taken(stream, places)
     assert whole == split
@@ -40,18 +40,18 @@ def test_any_split_gives_the_same_bytes(stream: bytes, places: list[int]) -> Non
 
 
 @given(pieces)
-def test_byte_by_byte_is_the_same_as_all_at_once(stream: bytes) -> None:
+def test_event_buffer_byte_by_byte_equals_all_at_once(stream: bytes) -> None:
     assert taken(stream, list(range(len(stream))))[0] == taken(stream, [])[0]
 
 
 @given(pieces, cuts, st.integers(min_value=1, max_value=30))
-def test_overflow_does_not_depend_on_the_split(stream: bytes, places: list[int], limit: int) -> None:
+def test_event_buffer_overflow_does_not_depend_on_the_cut(stream: bytes, places: list[int], limit: int) -> None:
     whole, buffer = taken(stream, [], limit)
     split, other = taken(stream, places, limit)
     assert (whole, buffer.overflow) == (split, other.overflow)
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_event_buffer_is_bounded() -> None:
     buffer = EventBuffer(100)
     for _ in range(1000):
         assert buffer.take(b"x" * 10) == b""
@@ -60,14 +60,14 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_every_line_end_is_understood(end: str) -> None:
+def test_event_buffer_understands_every_line_end(end: str) -> None:
     raw = f"event: e{end}data: a{end}: note{end}data: b{end}{end}".encode()
     assert taken(raw, [3])[0] == raw
     event = parse_event(raw)
     assert (event.name, event.data) == ("e", b"a\nb")
 
 
-def test_a_stream_without_its_last_blank_line_is_completed() -> None:
+def test_event_buffer_completes_a_stream_without_its_blank_line() -> None:
     buffer = EventBuffer()
     assert buffer.take(b"data: a\n\ndata: b") == b"data: a\n\n"
     assert buffer.rest() == b"data: b\n\n"
@@ -75,7 +75,7 @@ def test_a_stream_without_its_last_blank_line_is_completed() -> None:
 
 
 @given(st.text())
-def test_a_comment_stays_one_comment(text: str) -> None:
+def test_comment_stays_one_comment(text: str) -> None:
     raw = comment(text)
     assert list(split_events(raw)) == [raw]
     assert parse_event(raw).data is None
@@ -83,7 +83,7 @@ def test_a_comment_stays_one_comment(text: str) -> None:
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.none())))
-def test_an_encoded_event_is_one_event(value: dict[str, object]) -> None:
+def test_encoded_event_is_one_event(value: dict[str, object]) -> None:
     raw = encode_event(value, "name")
     assert list(split_events(raw)) == [raw]
     assert parse_event(raw).name == "name"
@@ -98,7 +98,7 @@ LINES = st.lists(
 
 
 @given(LINES, st.sampled_from([b"\n\n", b"\r\n\r\n", b"\n\n\n"]))
-def test_searching_a_block_finds_what_splitting_it_finds(lines: list[bytes], end: bytes) -> None:
+def test_events_with_finds_what_splitting_finds(lines: list[bytes], end: bytes) -> None:
     block = b"".join(line + end for line in lines)
     events = [raw.strip() for raw in split_events(block)]
     assert [raw.strip() for raw in events_backwards(block)] == events[::-1]

@@ -89,7 +89,7 @@ async def split(folder: Path, with_lanes: bool = True) -> AsyncIterator[Split]:
 
 
 @both_ways
-async def test_what_one_engine_says_the_other_hears(tmp_path: Path, with_lanes: bool) -> None:
+async def test_rpc_tunnel_carries_bytes_between_engines(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
         it.admit()
         await it.listen()
@@ -107,7 +107,7 @@ async def test_what_one_engine_says_the_other_hears(tmp_path: Path, with_lanes: 
 
 
 @both_ways
-async def test_much_goes_both_ways_at_once(tmp_path: Path, with_lanes: bool) -> None:
+async def test_rpc_tunnel_carries_bulk_both_ways(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
         it.admit()
         await it.listen()
@@ -118,7 +118,7 @@ async def test_much_goes_both_ways_at_once(tmp_path: Path, with_lanes: bool) -> 
             assert await ear.until(len(data)) == data
 
 
-async def test_nobody_comes_in_without_a_lease(tmp_path: Path) -> None:
+async def test_rpc_tunnel_needs_a_lease(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         await it.listen()
         refused = await it.call()
@@ -132,7 +132,7 @@ async def test_nobody_comes_in_without_a_lease(tmp_path: Path) -> None:
         assert it.heard == []
 
 
-async def test_nonsense_instead_of_a_header_leads_nowhere(tmp_path: Path) -> None:
+async def test_rpc_tunnel_with_an_invalid_header_is_closed(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         it.admit()
         for said in (b"\xff" * 200, HEADER.pack(LEASE[0], 8, 0), HEADER.pack(LEASE[0], 7, 9)):
@@ -143,7 +143,7 @@ async def test_nonsense_instead_of_a_header_leads_nowhere(tmp_path: Path) -> Non
         assert it.heard == []
 
 
-async def test_a_header_may_come_in_pieces_and_with_what_follows(tmp_path: Path) -> None:
+async def test_rpc_tunnel_header_may_arrive_in_pieces(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         it.admit()
         ear = await it.host.tunnels.open(it.worker.node, StreamKind.RPC_TUNNEL, Ear, addresses=[it.worker.address])
@@ -156,7 +156,7 @@ async def test_a_header_may_come_in_pieces_and_with_what_follows(tmp_path: Path)
 
 
 @both_ways
-async def test_the_end_of_a_lease_ends_its_tunnels(tmp_path: Path, with_lanes: bool) -> None:
+async def test_revoke_ends_the_tunnels_of_a_lease(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
         it.admit()
         await it.listen()
@@ -175,7 +175,7 @@ async def test_the_end_of_a_lease_ends_its_tunnels(tmp_path: Path, with_lanes: b
 
 
 @both_ways
-async def test_a_tunnel_that_breaks_is_told_and_one_that_is_hung_up_is_not(tmp_path: Path, with_lanes: bool) -> None:
+async def test_on_failure_is_called_for_a_broken_tunnel_only(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
         broken = asyncio.Event()
         it.admit()
@@ -194,7 +194,7 @@ async def test_a_tunnel_that_breaks_is_told_and_one_that_is_hung_up_is_not(tmp_p
         await broken.wait()
 
 
-async def test_a_tunnel_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+async def test_on_failure_is_called_for_a_tunnel_that_cannot_open(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         broken = asyncio.Event()
         await it.out.listen(LEASE, TunnelUse.COMMANDS, it.worker.node, it.local_socket, broken.set)
@@ -203,7 +203,7 @@ async def test_a_tunnel_that_cannot_be_had_is_told(tmp_path: Path) -> None:
         await broken.wait()
 
 
-async def test_the_end_of_a_lease_breaks_nothing(tmp_path: Path) -> None:
+async def test_revoke_does_not_call_on_failure(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         broken = asyncio.Event()
         it.admit()
@@ -226,7 +226,7 @@ class Greeter(Ear):
 
 
 @both_ways
-async def test_the_worker_s_engine_has_spoken_before_the_host_s_asks(tmp_path: Path, with_lanes: bool) -> None:
+async def test_listen_opens_the_tunnel_before_the_engine_connects(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
         greeter = Greeter(echo=True)
         greets = await asyncio.get_running_loop().create_unix_server(lambda: greeter, str(tmp_path / "greets.sock"))
@@ -243,7 +243,7 @@ async def test_the_worker_s_engine_has_spoken_before_the_host_s_asks(tmp_path: P
 
 
 @both_ways
-async def test_a_tunnel_is_opened_ahead_of_the_lease(tmp_path: Path, with_lanes: bool) -> None:
+async def test_preconnect_opens_the_tunnel_before_the_lease(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
         it.out.preconnect(it.worker.node)
         it.out.preconnect(it.worker.node)  # the first is not needed, then
@@ -256,7 +256,7 @@ async def test_a_tunnel_is_opened_ahead_of_the_lease(tmp_path: Path, with_lanes:
             assert it.way.opened <= opened
 
 
-async def test_what_was_opened_long_ago_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_preconnected_tunnel_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_tunnels, "PRECONNECT_SECONDS", -1.0)
     async with split(tmp_path) as it:
         it.out.preconnect(it.worker.node)
@@ -268,7 +268,7 @@ async def test_what_was_opened_long_ago_is_not_used(tmp_path: Path, monkeypatch:
         assert it.way.opened == 2
 
 
-async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
+async def test_connections_of_a_lease_are_bounded(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         it.admit()
         await it.listen()
@@ -285,7 +285,7 @@ async def test_there_is_a_limit_to_what_one_lease_opens(tmp_path: Path) -> None:
         assert await again.until(1) == b"x"
 
 
-async def test_an_engine_that_does_not_listen_closes_the_tunnel(tmp_path: Path) -> None:
+async def test_tunnel_is_closed_if_the_engine_does_not_listen(tmp_path: Path) -> None:
     async with split(tmp_path) as it:
         it.into.admit(LEASE, TunnelUse.COMMANDS, [it.host.node], tmp_path / "nobody.sock")
         await it.listen()

@@ -29,7 +29,7 @@ both_ways = pytest.mark.parametrize("with_lanes", [True, False], ids=["lanes", "
 
 @both_kinds
 @both_ways
-async def test_a_tunnel_makes_its_link_and_carries_bytes(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+async def test_tunnel_dials_the_link_and_carries_bytes(tmp_path: Path, kind: str, with_lanes: bool) -> None:
     async with street(kind, tmp_path, with_lanes) as (here, there):
         ear = await here.open(there)
         ear.transport.write(b"hello")
@@ -47,7 +47,7 @@ async def test_a_tunnel_makes_its_link_and_carries_bytes(tmp_path: Path, kind: s
 
 @both_kinds
 @both_ways
-async def test_a_megabyte_goes_there_and_back(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+async def test_tunnel_carries_a_megabyte_both_ways(tmp_path: Path, kind: str, with_lanes: bool) -> None:
     async with street(kind, tmp_path, with_lanes) as (here, there):
         ear, data = await here.open(there), bytes(range(256)) * 4096
         ear.transport.write(data)
@@ -55,7 +55,7 @@ async def test_a_megabyte_goes_there_and_back(tmp_path: Path, kind: str, with_la
 
 
 @both_kinds
-async def test_many_at_once_and_both_directions(tmp_path: Path, kind: str) -> None:
+async def test_tunnels_open_concurrently_in_both_directions(tmp_path: Path, kind: str) -> None:
     async with street(kind, tmp_path, True) as (here, there):
         ears = await asyncio.gather(*(here.open(there) for _ in range(12)), *(there.open(here) for _ in range(12)))
         for number, ear in enumerate(ears):
@@ -64,7 +64,7 @@ async def test_many_at_once_and_both_directions(tmp_path: Path, kind: str) -> No
 
 
 @both_kinds
-async def test_without_tcp_it_goes_over_the_link(tmp_path: Path, kind: str) -> None:
+async def test_tunnel_uses_quic_without_tcp(tmp_path: Path, kind: str) -> None:
     async with street(kind, tmp_path, True, listening=False) as (here, there):
         ear = await here.open(there)
         ear.transport.write(b"hello")
@@ -75,7 +75,7 @@ async def test_without_tcp_it_goes_over_the_link(tmp_path: Path, kind: str) -> N
 
 @both_kinds
 @both_ways
-async def test_a_slow_reader_holds_the_writer_back(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+async def test_tunnel_applies_backpressure(tmp_path: Path, kind: str, with_lanes: bool) -> None:
     async with street(kind, tmp_path, with_lanes) as (here, there):
         ear = await here.open(there)
         ear.transport.write(b"x")
@@ -97,7 +97,7 @@ async def test_a_slow_reader_holds_the_writer_back(tmp_path: Path, kind: str, wi
 
 @both_kinds
 @both_ways
-async def test_a_tunnel_ends_with_its_link(tmp_path: Path, kind: str, with_lanes: bool) -> None:
+async def test_tunnel_ends_with_its_link(tmp_path: Path, kind: str, with_lanes: bool) -> None:
     async with street(kind, tmp_path, with_lanes) as (here, there):
         ear = await here.open(there)
         ear.transport.write(b"x")
@@ -112,7 +112,7 @@ async def test_a_tunnel_ends_with_its_link(tmp_path: Path, kind: str, with_lanes
 
 
 @both_kinds
-async def test_what_nobody_serves_is_refused(tmp_path: Path, kind: str) -> None:
+async def test_tunnel_of_an_unserved_kind_is_refused(tmp_path: Path, kind: str) -> None:
     async with street(kind, tmp_path, True) as (here, there):
         for unserved in (StreamKind.RPC_TUNNEL, StreamKind.FILES):
             ear = await here.open(there, unserved)
@@ -143,13 +143,13 @@ async def test_tunnels_are_bounded_per_peer(
         await again.until(1)
 
 
-async def test_without_link_and_address_there_is_no_way(tmp_path: Path) -> None:
+async def test_open_without_link_and_address_raises_unreachable(tmp_path: Path) -> None:
     async with street("memory", tmp_path, True) as (here, there):
         with pytest.raises(PeerUnreachable, match="none of its addresses is known"):
             await here.tunnels.open(there.node, HTTP, Ear)
 
 
-async def test_a_link_that_is_gone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_on_a_closed_link_raises_link_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with street("memory", tmp_path, True) as (here, there):
         link = await here.transport.dial(BootstrapAddress(there.node, (there.address,)))
         link.close("over")

@@ -10,7 +10,7 @@ from meshllm.net.identity import Identity
 from meshllm.net.quic.connection import MAX_REASON, MeshConnection, configuration
 
 
-def test_a_peers_last_words_are_made_harmless(tmp_path: Path) -> None:
+def test_close_reason_of_a_peer_is_printable_and_bounded(tmp_path: Path) -> None:
     connection = MeshConnection(configuration(Identity.load_or_create(tmp_path), client=True))
     assert connection.reason == ""
     for words, shown in (

@@ -47,7 +47,7 @@ async def taken(line: PeerConnection) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["memory", "quic"])
-async def test_over_a_stream(tmp_path: Path, kind: str) -> None:
+async def test_file_transfer_works_over_a_stream(tmp_path: Path, kind: str) -> None:
     world, giver = World(kind), Seeder(OneFile(tmp_path / "a.gguf"), lambda: None)
     _, other, dialled, _ = await world.pair()
     other.heard.serve = lambda kind: giver.serve("taker")  # type: ignore[assignment,return-value]
@@ -61,7 +61,7 @@ async def test_over_a_stream(tmp_path: Path, kind: str) -> None:
     await world.close()
 
 
-async def test_over_a_lane(tmp_path: Path) -> None:
+async def test_file_transfer_works_over_a_lane(tmp_path: Path) -> None:
     giver = Seeder(OneFile(tmp_path / "a.gguf"), lambda: None)
     async with town(tmp_path) as place:
         there = place.nodes[1]
@@ -78,7 +78,7 @@ async def test_over_a_lane(tmp_path: Path) -> None:
         await giver.close()
 
 
-async def test_a_link_that_goes_down_ends_it(tmp_path: Path) -> None:
+async def test_file_transfer_ends_with_the_link(tmp_path: Path) -> None:
     giver = Seeder(OneFile(tmp_path / "a.gguf"), lambda: 1.0)
     async with town(tmp_path) as place:
         there = place.nodes[1]
@@ -94,7 +94,7 @@ async def test_a_link_that_goes_down_ends_it(tmp_path: Path) -> None:
         await giver.close()
 
 
-async def test_who_is_cancelled_hangs_up(tmp_path: Path) -> None:
+async def test_cancelled_download_closes_the_tunnel(tmp_path: Path) -> None:
     giver = Seeder(OneFile(tmp_path / "a.gguf"), lambda: 1.0)
     async with town(tmp_path) as place:
         there = place.nodes[1]
