@@ -110,7 +110,7 @@ class Transport(Protocol):
     def links(self) -> list[Link]:
         """All links."""
 
-    async def close(self, reason: str = "this node stops") -> None:
+    async def close(self, reason: str = "this node is stopping") -> None:
         """Close all links and the listening socket."""
 
 

@@ -98,7 +98,7 @@ def node_of_certificate(certificate: x509.Certificate) -> NodeId:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise PeerRefused("The peer's certificate is not that of a node.")
+        raise PeerRefused("The peer's certificate has no Ed25519 key.")
     return NodeId(key.public_bytes_raw())
 
 
@@ -107,7 +107,7 @@ def node_of_der(certificate: bytes | None) -> NodeId:
     try:
         parsed = x509.load_der_x509_certificate(certificate or b"")
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise PeerRefused("The peer has no certificate that can be read.") from None
+        raise PeerRefused("The peer has no valid certificate.") from None
     return node_of_certificate(parsed)
 
 
@@ -156,7 +156,7 @@ def _create(path: Path) -> None:
 def _load(path: Path) -> Ed25519PrivateKey:
     """Read the key and restrict the file's mode to 0600. Raises DamagedState."""
     advice = (
-        f"Put back a copy of {path} if there is one; if not, move the file away and start again: the node then has a "
+        f"Restore {path} from a backup, or move the file away and start again: the node then has a "
         "new identity and must be invited again."
     )
     try:
@@ -167,7 +167,7 @@ def _load(path: Path) -> Ed25519PrivateKey:
             pem = file.read(_MAX_KEY_FILE_BYTES)
     except OSError as error:
         words = f"The node's key {path} cannot be read: {error.strerror}."
-        raise DamagedState(words, advice="Make it readable for this user, and for no one else.") from error
+        raise DamagedState(words, advice="Make it readable for this user only: chmod 600.") from error
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):

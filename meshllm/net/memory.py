@@ -213,7 +213,7 @@ class MemoryConnection:
 
     def drop(self) -> None:
         self._dial = None
-        self.close("not needed any more")
+        self.close("not needed")
 
     def attach(self, user: StreamConnectionUser) -> None:
         """Give `user` the events from now on."""

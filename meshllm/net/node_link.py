@@ -125,14 +125,14 @@ class NodeLink:
         """Start the handshake as dialler or acceptor."""
         self.dialled_peer = handshake.peer if isinstance(handshake, DiallerHandshake) else None
         self._greeting = LinkGreeting(self, handshake)
-        self._deadline = self._loop.call_later(seconds, self.close, "the handshake took too long")
+        self._deadline = self._loop.call_later(seconds, self.close, "the handshake timed out")
         self._streams.control(self._greeting)
 
     def still_wanted(self) -> bool:
         """Whether the dialled link is still wanted; closes it if not."""
         if self._owner.may_prove(self):
             return True
-        self.close("another link to the same node has come first")
+        self.close("another link to the same node was established first")
         return False
 
     def succeed(self, result: HandshakeResult, control: Stream, rest: bytes) -> None:
@@ -193,7 +193,7 @@ class NodeLink:
             return
         self.closed = reason
         self._cancel_deadline()
-        self._streams.close(ConnectionResetError(f"The link to the peer is gone: {reason}."))
+        self._streams.close(ConnectionResetError(f"The link to the peer has ended: {reason}."))
         self._owner.gone(self, reason)
 
     def _message(self, payload: bytes) -> None:
@@ -242,11 +242,11 @@ class LinkGreeting(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if isinstance(self._handshake, DiallerHandshake) or self._handshake.refusal is None:
-            self._link.close("the peer ended the handshake")
+            self._link.close("the peer closed the stream during the handshake")
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._link.close("the peer broke off the handshake")
+        self._link.close("the peer reset the handshake")
 
     def _receive(self, transport: Stream, payload: bytes) -> None:
         handshake = self._handshake
@@ -291,14 +291,14 @@ class Messages(asyncio.Protocol):
             self._close(error.message)
 
     def eof_received(self) -> bool:
-        self._close("the peer ended it")
+        self._close("the peer closed the control stream")
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-        self._close("the peer broke it off")
+        self._close("the peer reset the control stream")
 
     def _take(self) -> None:
         while not self._transport.is_closing() and self._frames.ready():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import cast
 
 from meshllm.core.records import NODE_ID_BYTES, BootstrapAddress, NodeId, PeerAddress, Role, short
-from meshllm.errors import LinkClosed, PeerRefused, PeerUnreachable
+from meshllm.errors import DialLimitReached, LinkClosed, PeerRefused, PeerUnreachable
 from meshllm.net.base import Clock, Link, LinkHandler, StreamKind
 from meshllm.net.connection_protocol import StreamConnection
 from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, HandshakeResult
@@ -69,11 +69,11 @@ class NodeTransport(ABC):
 
     async def dial(self, target: BootstrapAddress) -> Link:
         if len(target.pin) not in (PIN_BYTES, NODE_ID_BYTES):
-            raise PeerRefused("The target in does not say which node is there.", reason="bad_way")
+            raise PeerRefused("The address has no node id.", reason="bad_way")
         if self.identity.node.startswith(target.pin):
-            raise PeerRefused("That is this very node.", reason="itself")
+            raise PeerRefused("The dialled node is this node itself.", reason="itself")
         if not self._running:
-            raise LinkClosed("This node stops.")
+            raise LinkClosed("This node is stopping.")
         key = target.pin[:PIN_BYTES]
         existing = next((link for node, link in self._links.items() if node.startswith(target.pin)), None)
         if existing is not None:
@@ -81,7 +81,9 @@ class NodeTransport(ABC):
         dial = self._dials.get(key)
         if dial is None:
             if len(self._dials) >= MAX_DIALS:
-                raise PeerUnreachable("This node dials too many others at the moment.", advice="Try again soon.")
+                raise DialLimitReached(
+                    f"This node is already dialling {MAX_DIALS} peers.", advice="Retry in a few seconds."
+                )
             loop = asyncio.get_running_loop()
             dial = self._dials[key] = PendingDial(target, self, loop, self._dialled)
         return await asyncio.shield(dial.future)
@@ -92,10 +94,10 @@ class NodeTransport(ABC):
     def links(self) -> list[Link]:
         return list(self._links.values())
 
-    async def close(self, reason: str = "this node stops") -> None:
+    async def close(self, reason: str = "this node is stopping") -> None:
         self._running = False
         for dial in tuple(self._dials.values()):
-            dial.drop(PeerUnreachable("This node stops."))
+            dial.drop(PeerUnreachable("This node is stopping."))
         for link in (*self._links.values(), *self._in_handshake):
             link.close(reason)
         await self._stop_listening()
@@ -173,7 +175,7 @@ class NodeTransport(ABC):
             clients = sum(link.facts.role is Role.CLIENT for link in self._links.values())
             if clients >= self._max_clients:
                 return HelloRefusal(
-                    "too_many_clients", f"The node takes {self._max_clients} clients, and has them.", ASK
+                    "too_many_clients", f"The node has its maximum of {self._max_clients} clients.", ASK
                 )
         return None
 
@@ -239,5 +241,5 @@ class NodeTransport(ABC):
         )
 
 
-DUPLICATE = HelloRefusal("duplicate", "There is a link between the two nodes already.")
+DUPLICATE = HelloRefusal("duplicate", "The two nodes have another link.")
 ASK = "Ask another node of the mesh, or raise --max-clients there."

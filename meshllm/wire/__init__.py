@@ -1,1 +1,1 @@
-"""Pure translation between bytes and core types; every length is bounded. Standard library only."""
+"""Pure translation between bytes and values of `core`; every length is bounded. docs/protocol.md specifies `mesh/`."""

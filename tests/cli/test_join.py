@@ -87,7 +87,7 @@ def test_join_prompts_for_one_line_on_a_terminal(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("options", "stdin", "kind", "words"),
     [
-        (["hello"], "", BadInvite, "--join: This is no invite"),
+        (["hello"], "", BadInvite, "--join: This is not an invite"),
         ([TOKEN, TOKEN[:-1]], "", BadInvite, "--join, number 2: This invite is damaged"),
         (["-"], f"# mine\n{TOKEN}\n{TOKEN[:30]}\n", BadInvite, "standard input, line 3: This invite is damaged"),
         (["-", "-"], TOKEN, UsageError, "once"),

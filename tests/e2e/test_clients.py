@@ -110,6 +110,7 @@ def test_messages_calls_a_tool(claude: anthropic.Anthropic, stream: bool) -> Non
         "messages": [{"role": "user", "content": "What is the weather in Rome?"}, OPENING],
         "tools": [{"name": "weather", "description": "The weather.", "input_schema": WEATHER}],
         "tool_choice": {"type": "any"},
+        "extra_body": {"temperature": 0},
     }
     if stream:
         with claude.messages.stream(**common) as events:
@@ -193,6 +194,7 @@ def test_a_caller_that_goes_away_frees_its_slot(client: openai.OpenAI, served: D
         messages=HELLO,  # type: ignore[arg-type]
         stream=True,
         max_tokens=4000,
+        temperature=0,
         extra_body={"ignore_eos": True},
     )
     next(iter(stream))

@@ -421,7 +421,12 @@ def test_a_joiner_serves_what_the_mesh_wants_and_it_has(here: Site) -> None:
     joiner = here.node("joiner", join=server)
     joiner.wait_until_serving("wished")
     server.until(serves("wished"), "the wished model")
-    answer = client(server).chat.completions.create(model="wished", messages=HELLO, max_tokens=5)  # type: ignore[arg-type]
+    answer = client(server).chat.completions.create(
+        model="wished",
+        messages=HELLO,
+        max_tokens=5,
+        temperature=0,  # type: ignore[arg-type]
+    )
     assert answer.choices[0].message.content
     listed: Status = server.get("/v1/models")
     assert {MODEL, "wished"} <= {model["id"] for model in listed["data"]}

@@ -92,7 +92,7 @@ def test_two_nodes_answer_as_one_would(here: Site) -> None:
 
     host = node(here, "host", *FORCED)
     refused = host.until(lambda s: s["models"] and s["models"][0]["reason"], "that it cannot be split alone")
-    assert "a split was asked for" in refused["models"][0]["reason"]
+    assert "a split was requested" in refused["models"][0]["reason"]
     worker = node(here, "worker", join=host)
     status = host.until(committed, "a split that is served")
     split = split_of(status)
@@ -180,10 +180,10 @@ def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, 
     next(event for event in stream if event.get("choices") or "delta" in event)
     how(host, first)
     told = [found for event in stream if "message" in (found := event.get("error") or event)]
-    assert [(error["code"], "was lost in the middle" in error["message"]) for error in told] == [
+    assert [(error["code"], "was lost during the answer" in error["message"]) for error in told] == [
         ("upstream_lost", True)
     ]
-    assert "Ask again" in told[0]["message"]
+    assert "Retry" in told[0]["message"]
     host.until(lambda s: committed(s) and split_of(s)["generation"] > generation, "the split without it")
     assert said(host, tokens=3)
 
@@ -201,7 +201,7 @@ def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
     status = host.until(committed, "a split that is served")
     (model,) = status["models"]
     assert model["input_modalities"] == ["text", "image"]
-    assert "sees pictures" in model["engine"]["placement_text"]
+    assert "vision" in model["engine"]["placement_text"]
     blind, seeing = sorted(share["memory"] for share in split_of(status)["shares"])
     assert seeing - blind > projector_bytes(projector) / 2, "the host's share"
     assert split_of(status)["shares"][0]["memory"] == seeing

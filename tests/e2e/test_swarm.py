@@ -56,7 +56,12 @@ def holder(here: Site, real: Path, name: str, *arguments: str, file: str = "", j
 def answer(node: Node, model: str) -> str:
     """What a node's own engine says."""
     node.wait_until_serving(model)
-    reply: Any = client(node).chat.completions.create(model=model, messages=HELLO, max_tokens=5)  # type: ignore[arg-type]
+    reply: Any = client(node).chat.completions.create(
+        model=model,
+        messages=HELLO,
+        max_tokens=5,
+        temperature=0,  # type: ignore[arg-type]
+    )
     return str(reply.choices[0].message.content)
 
 

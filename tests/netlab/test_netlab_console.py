@@ -48,7 +48,7 @@ class Phone:
             connection.close()
 
 
-def test_another_computer_sees_the_console_and_talks_with_the_key_alone(lab: Lab, tmp_path: Path) -> None:
+def test_console_answers_another_machine_with_the_key_only(lab: Lab, tmp_path: Path) -> None:
     a, b = lab.host("a"), lab.host("b")
     lab.link_all(delay=0.002)
     fake = host_model(a, "m")
@@ -94,7 +94,7 @@ def test_another_computer_sees_the_console_and_talks_with_the_key_alone(lab: Lab
     assert phone.ask(phone.api, "POST", "/v1/chat/completions", {**bearer, **other}, wish)[0] == 403
 
 
-def test_nobody_is_let_in_who_was_not_asked_for(lab: Lab, tmp_path: Path) -> None:
+def test_console_and_api_refuse_another_machine_by_default(lab: Lab, tmp_path: Path) -> None:
     a, b = lab.host("a"), lab.host("b")
     lab.link_all(delay=0.002)
     node = start(a, tmp_path / "a")

@@ -104,7 +104,7 @@ def test_three_hosts_form_a_mesh_by_one_invite(lab: Lab, join: Join) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cone", "symmetric"])
-def test_a_client_behind_a_router_uses_the_mesh(lab: Lab, join: Join, kind: str) -> None:
+def test_client_behind_a_nat_uses_the_mesh(lab: Lab, join: Join, kind: str) -> None:
     a = lab.host("a")
     lab.nat("home", kind)
     laptop = lab.host("laptop", behind="home")
@@ -120,7 +120,7 @@ def test_a_client_behind_a_router_uses_the_mesh(lab: Lab, join: Join, kind: str)
     assert status["mesh"]["peers"] == [], "a client is no member"
 
 
-def test_a_model_behind_a_router_is_reached_from_outside(lab: Lab, join: Join) -> None:
+def test_model_behind_a_nat_is_reached_from_outside(lab: Lab, join: Join) -> None:
     a = lab.host("a")
     lab.nat("home", "symmetric")
     inside = lab.host("inside", behind="home")
@@ -134,7 +134,7 @@ def test_a_model_behind_a_router_is_reached_from_outside(lab: Lab, join: Join) -
 
 
 @pytest.mark.parametrize("one_way", [False, True], ids=["both-ways", "one-way"])
-def test_requests_go_elsewhere_while_a_link_is_cut_and_come_back(lab: Lab, join: Join, one_way: bool) -> None:
+def test_requests_avoid_a_cut_link_and_return(lab: Lab, join: Join, one_way: bool) -> None:
     a, b, c = (lab.host(letter) for letter in "abc")
     lab.link_all(delay=0.005)
     fakes = {host.name: host_model(host, "m") for host in (a, b)}
@@ -177,7 +177,7 @@ def test_requests_go_elsewhere_while_a_link_is_cut_and_come_back(lab: Lab, join:
     raise AssertionError("no request goes to the host whose link is mended")
 
 
-def test_two_halves_go_on_and_heal(lab: Lab, join: Join) -> None:
+def test_partitioned_mesh_goes_on_and_heals(lab: Lab, join: Join) -> None:
     hosts = [lab.host(letter) for letter in "abcd"]
     lab.link_all(delay=0.005)
     nodes: list[Node] = []
@@ -202,7 +202,7 @@ def test_two_halves_go_on_and_heal(lab: Lab, join: Join) -> None:
     assert len({node.status()["mesh"]["mesh"] for node in nodes}) == 1
 
 
-def test_joins_and_streams_work_where_packets_are_lost(lab: Lab, join: Join) -> None:
+def test_joins_and_streams_work_with_packet_loss(lab: Lab, join: Join) -> None:
     a, b, c = (lab.host(letter) for letter in "abc")
     lab.link_all(delay=0.01, loss=0.05)
     first = join(a, None, *backend(host_model(a, "m")))
@@ -220,7 +220,7 @@ def test_joins_and_streams_work_where_packets_are_lost(lab: Lab, join: Join) -> 
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["stopped", "killed"])
-def test_a_host_that_comes_back_elsewhere_is_found_again(lab: Lab, join: Join, ending: signal.Signals) -> None:
+def test_host_that_moved_is_found_again(lab: Lab, join: Join, ending: signal.Signals) -> None:
     a, b = lab.host("a"), lab.host("b")
     fake = host_model(b, "m")
     first = join(a)
@@ -244,7 +244,7 @@ def test_a_host_that_comes_back_elsewhere_is_found_again(lab: Lab, join: Join, e
     assert first.chat("m").text == "b0 b1 b2 "
 
 
-def test_tunnels_run_over_quic_where_tcp_is_blocked(lab: Lab, join: Join) -> None:
+def test_tunnels_use_quic_if_tcp_is_blocked(lab: Lab, join: Join) -> None:
     a, b, c = (lab.host(letter) for letter in "abc")
     lab.link_all(delay=0.005)
     lab.link("a", "c", blocked=["tcp"])

@@ -612,9 +612,16 @@ def request(
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + data
 
 
-def ask(path: str = "/v1/chat/completions", model: str = "m", *, stream: bool = False, **more: Any) -> bytes:
+def ask(
+    path: str = "/v1/chat/completions",
+    model: str = "m",
+    *,
+    stream: bool = False,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> bytes:
     """A request for a model."""
-    return request("POST", path, {"model": model, "stream": stream, **more})
+    return request("POST", path, {"model": model, "stream": stream, **more}, headers)
 
 
 # -- all together

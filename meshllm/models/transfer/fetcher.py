@@ -7,6 +7,7 @@ of each source.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -54,6 +55,9 @@ class PeerFileSource(Protocol):
         ...
 
 
+log = logging.getLogger(__name__)
+
+
 class Fetcher:
     """Downloads files into the partial files of a store; the caller holds the file's lock."""
 
@@ -78,10 +82,15 @@ class Fetcher:
         for source in file.sources:
             if isinstance(source, PackageSource):
                 ways.append(lambda source=source: self._from_package(source, file))  # type: ignore[misc]
+        fields = {"file": file.name, "bytes": file.size}
+        log.info("download started", extra={"fields": fields})
         for way in ways:
             try:
-                return await way()
+                path = await way()
+                log.info("download finished", extra={"fields": fields})
+                return path
             except DownloadFailed as failure:
+                log.info("download failed", extra={"fields": {**fields, "reason": str(failure)}})
                 reasons.append(str(failure))
                 self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
         raise DownloadFailed(

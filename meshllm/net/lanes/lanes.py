@@ -73,7 +73,7 @@ class _LanePath:
     def blocked_reason(self) -> str:
         """Why a tunnel does not wait for a lane now; empty if it does."""
         slow = self.pending is not None and not self.pending.done()
-        return self.blocked or ("TCP takes longer than a tunnel waits for it" if slow else "")
+        return self.blocked or ("the TCP connection is still being tried" if slow else "")
 
 
 class _NoLane(Exception):
@@ -273,11 +273,11 @@ class Lanes:
         finally:
             path.asking -= 1
         if answer is None:
-            raise _NoLane("the peer did not answer when asked for a lane", REFUSED_SECONDS)
+            raise _NoLane("the peer did not answer the ticket request", REFUSED_SECONDS)
         if not answer.port:
             raise _NoLane("the peer accepts no lanes", BLOCKED_SECONDS)
         if not answer.tickets:
-            raise _NoLane("the peer has no lane to spare", REFUSED_SECONDS)
+            raise _NoLane("the peer has no free lane", REFUSED_SECONDS)
         path.port = answer.port
         expires = asked + max(0.0, answer.life - _TICKET_MARGIN_SECONDS)
         ready.extend((ticket, expires) for ticket in answer.tickets[1:])

@@ -67,7 +67,7 @@ class MeshConnection(QuicConnection):
         """The node id of the peer's certificate, for the dialler after the TLS handshake. Raises PeerRefused."""
         certificate = self.tls._peer_certificate
         if certificate is None:
-            raise PeerRefused("The peer has shown no certificate.")
+            raise PeerRefused("The peer sent no certificate.")
         return node_of_certificate(certificate)
 
     def allow_streams(self) -> None:

@@ -84,7 +84,7 @@ class PendingDial:
             self._reasons.append(f"{address}: {reason}")
         if wrong_node:
             self._wrong_node = PeerRefused(
-                f"Another node than {short(NodeId(self.target.pin))} answers at {address}.",
+                f"Another node answers at {address} instead of {short(NodeId(self.target.pin))}.",
                 advice="The node may have a new identity: ask for a fresh invite.",
                 reason="wrong_node",
             )
@@ -144,7 +144,7 @@ class PendingDial:
         self._finish(self._wrong_node or self._unreachable())
 
     def _unreachable(self) -> PeerUnreachable:
-        tried = "; ".join(self._reasons) or "it has no address"
+        tried = "; ".join(self._reasons) or "no address is known"
         return PeerUnreachable(
             f"Node {short(NodeId(self.target.pin))} cannot be reached ({tried}).",
             advice="Check that it runs and that its UDP port is open.",
@@ -167,4 +167,4 @@ class PendingDial:
         candidate, self.candidate = self.candidate, None
         self._done(self)
         if candidate is not None and candidate is not keep:
-            candidate.close("not needed any more")
+            candidate.close("not needed")

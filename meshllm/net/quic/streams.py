@@ -329,7 +329,7 @@ class Streams:
     def open(self, kind: StreamKind, protocol: asyncio.BaseProtocol) -> Stream:
         """Open a stream. Raises LinkClosed if there are too many."""
         if self._ours >= MAX_STREAMS_PER_LINK:
-            raise LinkClosed("The link has as many streams as it can have.")
+            raise LinkClosed("The link has its maximum number of streams.")
         stream = Stream(self, self._next, kind)
         self._next += 4
         self._ours += 1

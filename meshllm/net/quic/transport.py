@@ -172,7 +172,7 @@ class QuicStreamConnection:
 
     def drop(self) -> None:
         self.dial = None
-        self.close("not needed any more")
+        self.close("not needed")
 
     def attach(self, user: StreamConnectionUser) -> None:
         """Give `user` the events from now on."""
@@ -261,7 +261,7 @@ class QuicStreamConnection:
             last = data
             reachable = self._endpoint.send(data, cast(SocketAddress, destination)) and reachable
         if not reachable and self.dial is not None:
-            self._fail("there is no route to it")
+            self._fail("no route to the host")
         return last
 
     def _arm(self) -> None:

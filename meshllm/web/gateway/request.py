@@ -268,7 +268,7 @@ class ProxiedRequest:
         target, now = self._release(Outcome.FAILED, reason), self._host.now()
         assert target is not None
         self._host.failed(target, self.model, now, whole=whole)
-        self._selection.avoid(target, now + AVOID_SECONDS, whole=whole)
+        self._selection.avoid(target, now + AVOID_SECONDS, reason, whole=whole)
         self._failures += 1
         if self._failures >= MAX_ATTEMPTS:
             message = f"{self.model}: {self._failures} attempts failed, the last one at {target.label}: {reason}."

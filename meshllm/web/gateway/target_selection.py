@@ -64,6 +64,7 @@ class TargetSelection:
         self._avoid: dict[Target, float] = {}
         self._errors: dict[Target, UpstreamError] = {}
         self._not_here = 0
+        self._failure = ""
         self._context_needed = 0
         self._tokens: int | None = None
         self._has_images_cached: bool | None = None
@@ -101,7 +102,8 @@ class TargetSelection:
         if usable:
             return self._pick(usable, waiter, queued, now)
         if self._from_peer and not self._errors:
-            message = f"This node does not serve {model} at the moment."
+            cause = f": {self._failure}" if self._failure else ""
+            message = f"This node does not serve {model} at the moment{cause}."
             return SelectionStep(SelectionAction.FAIL, message=message, status=503, code=NOT_HERE)
         if queues or self._from_peer:
             return self._no_target(queues)
@@ -246,8 +248,9 @@ class TargetSelection:
 
     # -- results of attempts
 
-    def avoid(self, queue: TargetQueue, until: float, *, whole: bool) -> None:
+    def avoid(self, queue: TargetQueue, until: float, reason: str, *, whole: bool) -> None:
         """An attempt failed. `whole`: because the peer itself is down, which no conversation prefers any more."""
+        self._failure = f"{queue.label}: {reason}"
         self._avoid[queue.target] = until
         if whole:
             self._affinity.forget_place(queue.target.place)

@@ -1,12 +1,12 @@
-"""Streams of `/v1/chat/completions` and `/v1/completions`, made whole.
+"""Repairs streams of `/v1/chat/completions` and `/v1/completions`.
 
-What the engine gets wrong: the first delta of a choice lacks its role when the first token is half a character, and an
-error in the middle ends the stream without `[DONE]`. What other backends get wrong: no finish reason, no `[DONE]`,
-errors in shapes that clients do not raise on.
+Faults of the engine: the first delta of a choice lacks its role if the first token is half a character; an error in a
+stream ends it without `[DONE]`. Faults of other backends: no finish reason, no `[DONE]`, errors in a shape that clients
+do not raise.
 
-Law: once the first delta of every choice has been seen, bytes pass through untouched and no event is parsed: two
-substring scans for each piece (three, if the engine computes with others), and none can be fooled by what the model
-writes, since inside JSON a quote is escaped and a line never breaks.
+Invariants: after the first delta of every choice, bytes pass unchanged and no event is parsed: two substring scans per
+block (three if the engine computes with other nodes). Generated text cannot match them, because JSON escapes quotes and
+line breaks.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from meshllm.wire.api.sse import (
 )
 from meshllm.wire.api.worker_loss import MARK, UPSTREAM_LOST, is_worker_loss, worker_loss_message
 
-_MAX_CHOICES = 128  # OpenAI's own bound on `n`
+_MAX_CHOICES = 128  # OpenAI's own limit of `n`
 
 
 class ChatRepair:
-    """Repairs one stream; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract.
+    """Repairs one stream; the contract is `meshllm.wire.api.stream_repair.StreamRepair`.
 
-    `choices` is how many were asked for (`n`). For `Api.COMPLETIONS` there are no roles, only the end is looked after.
+    `choices`: the request's `n`. `Api.COMPLETIONS` has no roles; only its end is repaired.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class ChatRepair:
         self._finished: set[int] = set()
         self._finish_mark = b'"finish_reason":"'
         self._done_mark = b"data: [DONE]"
-        self._last = b""  # the last piece that held data: its last event tells how the stream ended
+        self._last = b""  # the last block with data: its last event says how the stream ended
 
     def feed(self, data: bytes) -> bytes:
-        """What can be sent now."""
+        """Repair a piece of the stream."""
         if self.complete:
             return b""
         block = self._buffer.take(data)
         out = self._pass(block) if block else b""
         if self._buffer.overflow:
-            out += self.fail("event_too_large", "The model server sent an event larger than any answer should be.")
+            out += self.fail("event_too_large", "The model server sent an event above the size limit.")
         return out
 
     def finish(self) -> bytes:
-        """Upstream ended its body properly: what is still missing."""
+        """Complete the stream after upstream ended its body properly."""
         if self.complete:
             return b""
         rest = self._buffer.rest()
@@ -97,17 +97,17 @@ class ChatRepair:
         if self.complete:
             return b""
         if not self.started:
-            return self.fail("upstream_empty", "The model server ended its answer before it began.")
+            return self.fail("upstream_empty", "The model server closed the stream without an answer.")
         return self._end()
 
     def fail(self, code: str, message: str, *, status: int = 502) -> bytes:
-        """Upstream died: a typed error event and the end of the stream."""
+        """An error event and the end of the stream, after upstream was lost."""
         if self.complete:
             return b""
         self.complete = self.failed = True
         return error_event(self._api, status, code, message, request_id=self._request_id)
 
-    # -- the head: event by event, until every choice has its role
+    # -- the beginning: event by event, until every choice has its role
 
     def _pass(self, block: bytes) -> bytes:
         return self._head(block) if self._in_head else self._bulk(block)
@@ -133,7 +133,7 @@ class ChatRepair:
             return self._close()
         chunk = strict_json.loads_object(event.data)
         if chunk is None:
-            return self.fail("upstream_invalid", "The model server sent something that is not an event of this API.")
+            return self.fail("upstream_invalid", "The model server sent an event that this API does not have.")
         if "choices" not in chunk:
             found = find_error(chunk)
             if found is not None:
@@ -164,7 +164,7 @@ class ChatRepair:
         self._in_head = len(self._seen) < self._choices
         return b"".join(roles) + event.raw
 
-    # -- the rest: whole blocks at once
+    # -- the rest: whole blocks
 
     def _bulk(self, block: bytes) -> bytes:
         if not block:
@@ -181,7 +181,7 @@ class ChatRepair:
         return block if cut is None else block + self._end()
 
     def _find_done(self, block: bytes) -> int | None:
-        """Where the `[DONE]` event begins, if it is here."""
+        """The offset of the `[DONE]` event, or None."""
         mark = self._done_mark
         position = block.find(mark)
         while position >= 0:
@@ -192,7 +192,7 @@ class ChatRepair:
         return None
 
     def _find_loss(self, block: bytes) -> int | None:
-        """Where the event begins that says that a worker is lost, if it is here."""
+        """The offset of the event that reports a lost worker, or None."""
         for start, end in event_spans(block):
             if MARK in block[start:end]:
                 found = loads_error(parse_event(block[start:end]).data or b"")
@@ -210,7 +210,7 @@ class ChatRepair:
     # -- the end
 
     def _end(self) -> bytes:
-        """Finish chunks that are missing, and `[DONE]`; after an error, only what the error still lacks."""
+        """Missing finish chunks and `[DONE]`; after an error, only what the error lacks."""
         last = self._last_event()
         if last is not None and last.data is None:
             return self._upstream_error(loads_error(last.error or b"") or {"message": "unknown error"})
@@ -249,7 +249,7 @@ class ChatRepair:
 
 
 def _carries(raw: bytes) -> bool:
-    """Whether an event says anything: data, or the error field of old llama.cpp servers."""
+    """Whether an event has data or the error field of old llama.cpp servers."""
     if raw.startswith((b"data:", b"error:")):
         return True
     event = parse_event(raw)

@@ -1,8 +1,9 @@
-"""Errors in the caller's own API shape, and the errors of engines and backends translated into it.
+"""Error bodies and events in the caller's API shape; upstream errors translated into it.
 
-Law: whatever came from upstream is bounded before it is repeated; a status below 400 is never called an error.
+Invariants: text from upstream is bounded before it is repeated; a status below 400 never gets an error body.
 
-OpenAI: `{"error": {"message", "type", "param", "code"}}`; Anthropic: `{"type": "error", "error": {"type", "message"}}`.
+OpenAI: `{"error": {"message", "type", "param", "code", "request_id"}}`; Anthropic: `{"type": "error", "error": {"type",
+"message", "code"}, "request_id"}`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import DONE, encode_event
 
 MAX_UPSTREAM = 1024 * 1024
-"""Largest error body that is read at all; a longer one is treated as text and cut."""
+"""Largest error body that is parsed; a longer one is treated as text and cut."""
 MAX_MESSAGE = 4096
-"""Longest message repeated from upstream, in characters; long enough for the engine's grammar and template errors."""
+"""Longest upstream message that is repeated, in characters; enough for the engine's grammar and template errors."""
 _MAX_WORD = 128
 _MAX_EXTRA = 16
 _SNIPPET = 300
@@ -48,10 +49,10 @@ _ANTHROPIC_TYPES = {
 }
 _CONTEXT = "context_length_exceeded"
 _CODES = {"exceed_context_size_error": _CONTEXT}
-"""The engine's words for which clients know another: agents compact their history when they see this one."""
+"""Codes that clients know under another name: agents compact their history when they see this one."""
 
 _TOO_LONG = re.compile(r"input \((\d{1,15}) tokens\) is too large to process\b.*\bbatch size: (\d{1,15})\)")
-"""What the engine says of a text that it must compute in one go and cannot: as if it were its own fault (500)."""
+"""The engine's message (status 500) for an input that it must compute in one batch and cannot."""
 _NO_TEXT = "does not support logits computation"
 
 _TAG = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
@@ -81,9 +82,9 @@ def error_body(
 ) -> dict[str, Any]:
     """The JSON body of an error reply.
 
-    `code` is a stable word for programs (OpenAI's `code`; for Anthropic it rides along as an extra field); `kind`
-    overrides the OpenAI type that follows from `status`; `extra` joins the error object but never replaces a field of
-    the API's own.
+    `code`: a stable identifier for programs (OpenAI's `code`, an extra field for Anthropic); `kind` overrides the
+    OpenAI type of the status; `extra` adds fields to the error object and replaces none; `request_id` goes where each
+    API has it.
     """
     if api.anthropic:
         error: dict[str, Any] = {"type": anthropic_type(status), "message": message}
@@ -114,10 +115,10 @@ def error_event(
     extra: Mapping[str, Any] | None = None,
     request_id: str | None = None,
 ) -> bytes:
-    """An error in the middle of a stream, then the end of the stream as that API ends one.
+    """An error event in a stream, and the end of the stream in that API.
 
-    `sequence_number` is for `/v1/responses`, whose error event is flat. The HTTP status has long been sent: `status`
-    only chooses the type.
+    `sequence_number` is for `/v1/responses`, whose error event is flat. The HTTP status was sent already: `status` only
+    determines the type.
     """
     if api is Api.RESPONSES:
         fields = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": sequence_number}
@@ -130,10 +131,10 @@ def error_event(
 def translate_error(
     api: Api, status: int, upstream: bytes, *, request_id: str | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Status and body to send on for an error reply of an engine or a backend.
+    """The status and body to send for an error reply of an engine or a backend.
 
-    Understands OpenAI's, Anthropic's and llama.cpp's shapes, `{"detail": ...}` and `{"message": ...}`; anything else (a
-    proxy's HTML page, plain text, nothing) becomes a short excerpt. A status that is not an error's becomes 502.
+    Understands the shapes of OpenAI, Anthropic and llama.cpp, `{"detail": ...}` and `{"message": ...}`; anything else
+    (HTML, plain text, nothing) becomes a short excerpt. A status that is no error becomes 502.
     """
     if not 400 <= status <= 599:
         status = 502
@@ -147,14 +148,14 @@ def translate_error(
 
 
 def _owned(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The engine's error, as the caller's where the request is at fault: clients try again what ends in a 500."""
+    """An engine error (500) that the request caused becomes a 400, because clients retry a 500."""
     message = str(found["message"])[:MAX_MESSAGE]
     if status == 500 and (sizes := _TOO_LONG.search(message)):
         tokens, most = int(sizes[1]), int(sizes[2])
-        words = f"The input has {tokens} tokens; this model takes {most} at most."
+        words = f"The input has {tokens} tokens; the limit of this model is {most}."
         return 400, {"message": words, "type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": most}
     if status == 500 and _NO_TEXT in message:
-        words = "This model writes no text: ask it for what it was made for, embeddings or a ranking."
+        words = "This model does not generate text. Use it for embeddings or reranking."
         return 400, {"message": words, "code": "wrong_purpose"}
     return status, found
 
@@ -162,7 +163,7 @@ def _owned(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 def translate_event(
     api: Api, found: Mapping[str, Any], *, status: int = 0, sequence_number: int = 0, request_id: str | None = None
 ) -> bytes:
-    """An upstream's error object (see `loads_error`) as this API's error event and end of stream."""
+    """An upstream's error object (see `loads_error`) as an error event of this API and the end of the stream."""
     status = status or status_of(found)
     error = _rewritten(api, status, found, request_id)["error"]
     code, message = error.get("code"), error["message"]
@@ -175,13 +176,13 @@ def translate_event(
 
 
 def loads_error(body: bytes | str) -> dict[str, Any] | None:
-    """The error object in a JSON body, whatever shape it is in, with a `message` string; None if there is none."""
+    """The error object in a JSON body of any known shape, with a `message` string, or None."""
     value = strict_json.loads_object(body)
     return None if value is None else find_error(value)
 
 
 def find_error(value: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The error object in a parsed body or event, with a `message` string; None if it does not look like an error."""
+    """The error object in a parsed body or event, with a `message` string, or None."""
     error = value.get("error")
     if isinstance(error, dict):
         found = dict(error)
@@ -207,7 +208,7 @@ def find_error(value: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def status_of(found: Mapping[str, Any]) -> int:
-    """The HTTP status that an error object speaks of, 500 if none."""
+    """The HTTP status of an error object; 500 if it names none."""
     code = found.get("code")
     if isinstance(code, int) and 400 <= code <= 599:
         return code
@@ -220,7 +221,7 @@ def status_of(found: Mapping[str, Any]) -> int:
 
 
 def _llama_cpp(value: Mapping[str, Any]) -> bool:
-    """The engine's bare error object, as it stands in its `/v1/messages` streams."""
+    """The engine's bare error object in `/v1/messages` streams."""
     kind = value.get("type")
     return isinstance(kind, str) and kind.endswith("_error") and isinstance(value.get("message"), str)
 
@@ -239,9 +240,9 @@ def _rewritten(api: Api, status: int, found: Mapping[str, Any], request_id: str 
         elif isinstance(value, str):
             extra[key] = clean(value, MAX_MESSAGE)
     wanted, limit = extra.get("n_prompt_tokens"), extra.get("n_ctx")
-    told = message.startswith("prompt is too long")  # by a peer's gateway, which has translated it already
+    told = message.startswith("prompt is too long")  # translated already by a peer's gateway
     if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None and not told:
-        # the words by which Anthropic's own clients know that they must compact
+        # the wording by which Anthropic's clients know that they must compact
         message = f"prompt is too long: {wanted} tokens > {limit} maximum. {message}"
     return error_body(api, status, code, message, param=param, kind=kind, extra=extra, request_id=request_id)
 
@@ -251,7 +252,7 @@ def _word(value: object) -> str | None:
 
 
 def clean(text: str, limit: int) -> str:
-    """`text` without control characters or halves of surrogate pairs, cut to `limit` characters."""
+    """`text` without control characters and lone surrogates, cut to `limit` characters."""
     text = _CONTROL.sub(" ", text[: limit + 1])
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"

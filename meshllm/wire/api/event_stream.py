@@ -1,6 +1,6 @@
-"""The frame of repairers that look at every event: cutting, parsing, and what is the same for all when things go wrong.
+"""Base of the repairers that parse every event: splitting, parsing, errors.
 
-Law: never raises on anything upstream sends; what cannot be understood ends the stream with a typed error.
+Invariant: never raises for upstream's bytes; an invalid event ends the stream with a typed error.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from meshllm.wire.api.sse import MAX_EVENT, EventBuffer, SseEvent, next_event, p
 from meshllm.wire.api.worker_loss import UPSTREAM_LOST, is_worker_loss, worker_loss_message
 
 MAX_NUMBER = 1 << 53
-"""Numbers above this are not repeated as indices or sequence numbers: JavaScript could not tell them apart."""
+"""Larger numbers are not passed on as indices or sequence numbers: JavaScript cannot represent them."""
 
 
 class EventRepair:
-    """Base class; contract: `stream_repair.StreamRepair`. Subclasses fill in the last methods."""
+    """Base class; the contract is `stream_repair.StreamRepair`. Subclasses implement the last methods."""
 
     def __init__(
         self, model: str, *, shared: bool = False, request_id: str | None = None, limit: int = MAX_EVENT
@@ -33,22 +33,22 @@ class EventRepair:
         self._buffer = EventBuffer(limit)
 
     def feed(self, data: bytes) -> bytes:
-        """What can be sent now."""
+        """Repair a piece of the stream."""
         if self.complete:
             return b""
         out = self._block(self._buffer.take(data))
         if self._buffer.overflow:
-            out += self.fail("event_too_large", "The model server sent an event larger than any answer should be.")
+            out += self.fail("event_too_large", "The model server sent an event above the size limit.")
         return out
 
     def finish(self) -> bytes:
-        """Upstream ended its body properly: what is still missing."""
+        """Complete the stream after upstream ended its body properly."""
         if self.complete:
             return b""
         return self._block(self._buffer.rest()) + self._close()
 
     def fail(self, code: str, message: str, *, status: int = 502) -> bytes:
-        """Upstream died: a typed error event and the end of the stream."""
+        """An error event and the end of the stream, after upstream was lost."""
         if self.complete:
             return b""
         return self._fail({"message": message, "code": code}, status)
@@ -57,7 +57,7 @@ class EventRepair:
         if self.complete:
             return b""
         if not self.started:
-            return self.fail("upstream_empty", "The model server ended its answer before it began.")
+            return self.fail("upstream_empty", "The model server closed the stream without an answer.")
         return self._end()
 
     def _block(self, block: bytes) -> bytes:
@@ -78,14 +78,14 @@ class EventRepair:
         event = parse_event(raw)
         try:
             raw.decode()
-        except UnicodeDecodeError:  # clients stumble over it even in a comment
+        except UnicodeDecodeError:  # clients fail on it even in a comment
             return b"" if event.data is None else self._invalid()
         if event.data is None:
             if event.error is None:
                 return raw
             return self._upstream_error(loads_error(event.error) or {"message": "unknown error"})
         if event.data.strip() == b"[DONE]":
-            return b""  # not a word of these APIs
+            return b""  # these APIs have no such event
         value = strict_json.loads_object(event.data)
         if value is None:
             return self._invalid()
@@ -108,20 +108,20 @@ class EventRepair:
         return self._fail(found, status_of(found))
 
     def _invalid(self) -> bytes:
-        return self.fail("upstream_invalid", "The model server sent something that is not an event of this API.")
+        return self.fail("upstream_invalid", "The model server sent an event that this API does not have.")
 
     # -- for subclasses
 
     def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
-        """What one or more events at `start` become and where they end, if that is known without parsing them."""
+        """The repaired bytes of one or more events at `start` and their end, if they need no parsing; else None."""
         return None
 
     def _said(self) -> bytes:
-        """What was written for an event before it turned out to make no sense."""
+        """Bytes written for an event before it proved invalid."""
         return b""
 
     def _event(self, kind: str, value: dict[str, Any], event: SseEvent) -> bytes:
-        """One event of type `kind`; ValueError if it makes no sense."""
+        """Repair one event of type `kind`; ValueError if it is invalid."""
         raise NotImplementedError
 
     def _end(self) -> bytes:
@@ -134,7 +134,7 @@ class EventRepair:
 
 
 def whole_number(value: object) -> int | None:
-    """`value` if it is a usable index or count, else None."""
+    """`value` if it is a valid index or count, else None."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER:
         return value
     return None

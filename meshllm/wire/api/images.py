@@ -1,6 +1,6 @@
-"""Whether a request shows pictures to its model, in any of the APIs.
+"""Whether a request contains images, in any of the APIs.
 
-Law: bounded, and never raises, whatever the body holds. What it overlooks is for the engine to refuse.
+Bounded; never raises. The engine refuses images that this overlooks.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The parts of a message that are pictures: chat completions, messages, responses. The engine's own name for what goes
-# with a bare prompt comes last.
+# Message parts that are images, in chat completions, messages and responses; last, the engine's own field beside a
+# prompt.
 _KINDS = frozenset(("image_url", "image", "input_image"))
 _BESIDE_A_PROMPT = "multimodal_data"
 PICTURE_WORDS = (b"image", _BESIDE_A_PROMPT.encode())
-"""One of these stands in the body of every request that shows a picture."""
-# Far more parts than a conversation has that any model could read.
+"""The body of every request with an image contains one of these."""
+# More parts than any model's context could hold.
 MAX_PARTS = 100_000
 
 
 def shows_pictures(request: Mapping[str, Any]) -> bool:
-    """Whether `request` (a parsed body) has a picture in its messages, its input or its prompt, or in what a tool gave
-    back."""
+    """Whether `request` (a parsed body) has an image in its messages, input, prompt or tool results."""
     todo: list[Any] = [request.get(field) for field in ("messages", "input", "prompt")]
     for _ in range(MAX_PARTS):
         if not todo:

@@ -1,12 +1,12 @@
-"""Streams of `/v1/messages` in Anthropic's grammar, whatever upstream makes of it.
+"""Repairs streams of `/v1/messages` to Anthropic's grammar.
 
-    message_start, (block_start, block_delta*, block_stop)*, message_delta+, message_stop      (ping anywhere)
+message_start, (block_start, block_delta*, block_stop)*, message_delta+, message_stop (ping anywhere)
 
-What the engine gets wrong: no `message_start` when the first token is half a character or nothing was generated; text,
-thinking and tools are open at the same time and only stopped at the end, sometimes under one index; its last event may
-start a block again; a tool's block has no `input`; errors have another shape.
+Faults of the engine: no `message_start` if the first token is half a character or nothing was generated; text, thinking
+and tool blocks are open at once and stopped at the end only, sometimes with the same index; its last event may start a
+block again; a tool block has no `input`; errors have another shape.
 
-Law: blocks are strictly one after another and are numbered here; upstream's index and type only tell which is meant.
+Invariant: blocks follow one another and are numbered here; upstream's index and type only identify them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _INPUT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_inpu
 
 @dataclass(slots=True)
 class _Block:
-    """The block that is open: its number here, and upstream's."""
+    """The open block: its number here, and upstream's index."""
 
     kind: str
     index: int
@@ -53,7 +53,7 @@ class _Block:
 
 
 class MessagesRepair(EventRepair):
-    """Repairs one stream; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract."""
+    """Repairs one stream; the contract is `meshllm.wire.api.stream_repair.StreamRepair`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class MessagesRepair(EventRepair):
         self._open: _Block | None = None
         self._next = 0
         self._tools: dict[str, int | None] = {}
-        self._run: re.Pattern[bytes] | None = None  # deltas of the open block, which pass as they are
+        self._run: re.Pattern[bytes] | None = None  # deltas of the open block, which pass unchanged
         self._told_stop = False
 
     def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
@@ -167,7 +167,7 @@ class MessagesRepair(EventRepair):
         if current is not None and current.kind == kind and current.source == source and ident in ("", current.ident):
             return b""  # started a second time
         if kind == "tool_use" and ident and ident in self._tools:
-            return b""  # the same, after another block: what follows must be empty, see _tool_delta
+            return b""  # the same after another block: what follows must be empty, see _tool_delta
         return self._open_block(kind, source, given, value, event)
 
     def _open_block(
@@ -223,7 +223,7 @@ class MessagesRepair(EventRepair):
                 return b""
         elif self._open is None or (kind is not None and self._open.kind != kind):
             if kind is None or word == "signature_delta":
-                return b""  # about a block that is closed
+                return b""  # about a closed block
             opening = self._open_block(kind, source, {})
         assert self._open is not None
         if word == "signature_delta":
@@ -231,12 +231,12 @@ class MessagesRepair(EventRepair):
         return opening + _send({**value, "type": "content_block_delta", "index": self._open.index}, value, event)
 
     def _tool_delta(self, delta: Mapping[str, Any], source: int | None) -> bool:
-        """Whether a piece of a tool's input belongs to the open block; ValueError if to one that is closed."""
+        """Whether a piece of tool input belongs to the open block; ValueError if it belongs to a closed one."""
         current = self._open
         if (
             current is not None
             and current.kind not in ("text", "thinking")
-            # The engine counts text before tools, so a tool's index can move while it is open.
+            # The engine numbers text before tools, so the index of an open tool block can change.
             and (source == current.source or source not in self._tools.values())
         ):
             return True
@@ -246,7 +246,7 @@ class MessagesRepair(EventRepair):
 
 
 def _send(full: Mapping[str, Any], value: Mapping[str, Any] | None, event: SseEvent | None) -> bytes:
-    """The event as it came if nothing had to be changed."""
+    """The event, unchanged where nothing had to be repaired."""
     kind = str(full["type"])
     if event is not None and full == value and event.name == kind:
         return event.raw
@@ -254,7 +254,7 @@ def _send(full: Mapping[str, Any], value: Mapping[str, Any] | None, event: SseEv
 
 
 def repair_message(body: Mapping[str, Any], *, model: str, ident: str) -> dict[str, Any]:
-    """A whole `/v1/messages` reply with the fields that Anthropic's types require; what is there stays."""
+    """A whole `/v1/messages` reply with all fields that Anthropic's types require; existing fields stay."""
     full: dict[str, Any] = {
         "id": f"msg_{ident}",
         "type": "message",

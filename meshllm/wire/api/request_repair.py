@@ -1,6 +1,6 @@
-"""Requests that OpenAI's API takes and the engine does not, rewritten so that it does.
+"""Rewrites valid OpenAI requests that the engine refuses.
 
-Law: only what the engine would refuse is changed, and only in ways that keep its meaning; other servers never see this.
+Only what the engine would refuse is changed, without a change of meaning; other servers get the original.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from meshllm.wire.api.routes import Api
 
 
 def repair_request(api: Api, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A body that the engine accepts in place of `body`, or None if `body` is fine as it is.
+    """A body that the engine accepts in place of `body`, or None if `body` needs no change.
 
-    `/v1/responses` only: the engine wants `"type": "message"` on the assistant's messages, which OpenAI lets clients
-    leave out (Vercel's does), and refuses reasoning items without text (a summary only, or encrypted).
+    `/v1/responses` only: the engine requires `"type": "message"` on the assistant's messages, which OpenAI lets clients
+    omit (Vercel's does), and refuses reasoning items without text (a summary only, or encrypted).
     """
     items = body.get("input")
     if api is not Api.RESPONSES or not isinstance(items, list):
@@ -25,7 +25,7 @@ def repair_request(api: Api, body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _repaired(item: Any) -> Any:
-    """The item, changed if need be; None if it is to be left out."""
+    """The item, changed where needed; None if it must be left out."""
     if not isinstance(item, dict):
         return item
     kind = item.get("type")

@@ -1,6 +1,7 @@
-"""The usual event of a `/v1/responses` stream, a piece of text as the engine writes it, completed without parsing it.
+"""Fast path for the most frequent event of a `/v1/responses` stream, a text delta of the engine: completed without
+parsing.
 
-Law: byte for byte what the slow path would have written, or nothing.
+Invariant: the output equals that of the slow path, byte for byte, or the event is left to it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _END = b'"}\n\n'
 
 @dataclass(frozen=True, slots=True)
 class TextDeltas:
-    """Deltas that go on with the text of one part."""
+    """Completes deltas that continue the text of one part."""
 
     part: ContentPart
     head: bytes
@@ -26,14 +27,14 @@ class TextDeltas:
 
     @classmethod
     def after(cls, item: OutputItem, event: SseEvent) -> TextDeltas | None:
-        """How to go on after `event`, a delta of `item`; None if it is not written as the engine does."""
+        """The state after `event`, a delta of `item`; None if the event is not in the engine's format."""
         head, part = _HEAD % strict_json.dumps(item.ident), item.parts.get(0)
         if part is None or not event.raw.startswith(head) or not event.raw.endswith(_END):
             return None
         return cls(part, head, _TAIL % item.index)
 
     def take(self, block: bytes, start: int, out: EventEmitter) -> tuple[bytes, int] | None:
-        """One such event at `start`, completed, and where it ended; None if the next event is another."""
+        """The completed event at `start` and its end; None if the next event is another one."""
         first = start + len(self.head)
         last = block.find(b'"', first)
         if last < 0 or not block.startswith(self.head, start) or not block.startswith(_END, last):

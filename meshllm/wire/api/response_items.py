@@ -1,7 +1,7 @@
-"""What is said about one output item of a `/v1/responses` stream: its parts, their text, its arguments.
+"""Events about one output item of a `/v1/responses` stream: its parts, their text, its arguments.
 
-Law: a part is added before its text, its text is done before the part, the part before the item. What was never
-streamed of a text is streamed before it is called done, so that deltas and whole text agree.
+Invariants: a part is added before its text, its text is done before the part, the part before the item. Text that was
+never streamed is streamed before it is done, so that deltas and whole text agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PART_OF = {"message": "output_text", "reasoning": "reasoning_text"}
 
 @dataclass(slots=True)
 class ContentPart:
-    """One content part: what has been streamed of it, and what has been said about its end."""
+    """One content part: what was streamed of it, and whether it is done."""
 
     kind: str
     text: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class ContentPart:
 
     @property
     def key(self) -> str:
-        """The field that holds its text."""
+        """The field with its text."""
         return "refusal" if self.kind == "refusal" else "text"
 
 
@@ -52,36 +52,36 @@ class OutputItem:
 
     @property
     def place(self) -> dict[str, Any]:
-        """What every event about the item carries."""
+        """The fields that every event about the item carries."""
         return {"item_id": self.ident, "output_index": self.index}
 
 
 class EventEmitter:
-    """Writes the events of one stream, numbered; remembers text, but no more than `limit` characters of it."""
+    """Writes the numbered events of one stream; remembers at most `limit` characters of text."""
 
     def __init__(self, limit: int) -> None:
         self._room = limit
         self._next = 0
         self._given: Mapping[str, Any] = {}
-        self.written: list[bytes] = []  # for the event that is being looked at
+        self.written: list[bytes] = []  # for the current event
 
     def now(self, given: Mapping[str, Any]) -> None:
-        """`given` is what upstream's event that is being looked at holds."""
+        """`given`: upstream's current event."""
         self._given = given
         self.written.clear()
 
     def number(self) -> int:
-        """The next sequence number, used up."""
+        """The next sequence number."""
         self._next += 1
         return self._next - 1
 
     def say(self, raw: bytes) -> bytes:
-        """An event that is already written."""
+        """Add an encoded event."""
         self.written.append(raw)
         return raw
 
     def emit(self, value: Mapping[str, Any], event: SseEvent | None = None) -> bytes:
-        """One event; exactly as it came if it is `event` and nothing had to be changed."""
+        """Add an event; unchanged if it is `event` and nothing had to be repaired."""
         kind = str(value["type"])
         given = whole_number(value.get("sequence_number")) or 0
         self._next = max(self._next, given)
@@ -91,27 +91,27 @@ class EventEmitter:
         return self.say(encode_event(full, kind))
 
     def has_room(self, text: str) -> bool:
-        """Whether `remember` would take it."""
+        """Whether `remember` has room."""
         return len(text) <= self._room
 
     def remember(self, pieces: list[str], text: str) -> None:
-        """Append `text` to `pieces`; ValueError when there is no more room."""
+        """Append `text` to `pieces`; ValueError beyond the limit."""
         self._room -= len(text)
         if self._room < 0:
-            raise ValueError("more text than any answer should have")
+            raise ValueError("text above the size limit")
         pieces.append(text)
 
 
 class ItemContents:
-    """Passes on, fills in and completes what upstream says about items. ValueError for what makes no sense."""
+    """Passes on and completes upstream's events about items. ValueError for invalid ones."""
 
     def __init__(self, emitter: EventEmitter) -> None:
         self._out = emitter
 
     def about(self, item: OutputItem, word: str, verb: str, value: Mapping[str, Any], event: SseEvent) -> bytes:
-        """One event `response.WORD.VERB` about an open item."""
+        """An event `response.WORD.VERB` about an open item."""
         if item.final is not None:
-            raise ValueError("more about an item that is done")
+            raise ValueError("event about an item that is done")
         about = {**value, **item.place}
         if word == "function_call_arguments":
             return self._arguments(item, verb, about, event)
@@ -128,7 +128,7 @@ class ItemContents:
             return self._part(item, number, str(given["type"]), {**about, "part": given}, event)[1]
         part, adding = self._part(item, number, word)
         if part.done or part.told_text or part.kind != word:
-            raise ValueError("more about a part that is done, or of another kind")
+            raise ValueError("event about a part that is done, or of another kind")
         if verb == "done":
             return adding + self._finish_text(item, number, part, about, event)
         delta = about.get("delta")
@@ -146,7 +146,7 @@ class ItemContents:
         value: Mapping[str, Any] | None = None,
         event: SseEvent | None = None,
     ) -> bytes:
-        """Everything that is still missing of an item, then that it is done; `given` is upstream's last word on it."""
+        """Everything that an item lacks, then its end; `given` is upstream's last event about it."""
         out: list[bytes] = []
         base = {**item.added, "status": "completed"}
         if item.kind in _PART_OF:
@@ -213,7 +213,7 @@ class ItemContents:
         given: Mapping[str, Any],
         event: SseEvent | None = None,
     ) -> bytes:
-        """That a part's text is whole; what was never streamed of it is streamed first."""
+        """The end of a part's text, after the part that was never streamed."""
         place: dict[str, Any] = {**item.place, "content_index": number}
         if part.kind == "output_text":
             place["logprobs"] = []
@@ -233,7 +233,7 @@ class ItemContents:
 
     def _arguments(self, item: OutputItem, verb: str, about: Mapping[str, Any], event: SseEvent) -> bytes:
         if item.told_arguments:
-            raise ValueError("more arguments than all")
+            raise ValueError("arguments after their end")
         if verb == "done":
             arguments = about.get("arguments")
             return self._finish_arguments(item, arguments if isinstance(arguments, str) else None, about, event)

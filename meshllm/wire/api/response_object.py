@@ -1,6 +1,6 @@
-"""The objects of `/v1/responses`: a response, its usage, its items, their parts; what OpenAI's types require in each.
+"""The objects of `/v1/responses` with the fields that OpenAI's types require: response, usage, items, parts.
 
-Law: what upstream says stays as it is; only what is missing (or null where null is not allowed) is filled in.
+Upstream's fields stay; missing ones (or null ones that must not be null) are filled in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def new_response(request: Mapping[str, Any], *, model: str, ident: str, created: int) -> dict[str, Any]:
-    """A response object in progress, with what the request asked for repeated as OpenAI does."""
+    """A response object in progress that repeats the request's parameters, as OpenAI's does."""
     response: dict[str, Any] = {
         "id": f"resp_{ident}",
         "object": "response",
@@ -41,7 +41,7 @@ def new_response(request: Mapping[str, Any], *, model: str, ident: str, created:
 
 
 def filled(base: Mapping[str, Any], given: object) -> dict[str, Any]:
-    """`given`, with what it lacks from `base`."""
+    """`given` with missing fields from `base`."""
     full = dict(base)
     for key, value in given.items() if isinstance(given, dict) else ():
         if value is not None or key not in base:
@@ -50,7 +50,7 @@ def filled(base: Mapping[str, Any], given: object) -> dict[str, Any]:
 
 
 def filled_usage(usage: object) -> dict[str, Any] | None:
-    """Token counts with all the details that OpenAI's types require, or None if there are none at all."""
+    """Token counts with all details that OpenAI's types require, or None without any."""
     if not isinstance(usage, dict):
         return None
     full = filled({"input_tokens": 0, "output_tokens": 0}, usage)
@@ -65,7 +65,7 @@ def filled_usage(usage: object) -> dict[str, Any] | None:
 
 
 def filled_part(part: object) -> dict[str, Any]:
-    """A content part; text has annotations and logprobs even if there are none."""
+    """A content part; a text part has annotations and logprobs even if empty."""
     full = filled({"type": "output_text"}, part)
     kind = full["type"]
     if kind == "output_text":
@@ -94,9 +94,9 @@ def filled_item(item: Mapping[str, Any], *, ident: str, status: str) -> dict[str
 
 
 def truncated(response: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
-    """Whether the engine, which calls every response completed, stopped because `max_output_tokens` were reached.
+    """Whether the engine, which reports every response as completed, stopped at `max_output_tokens`.
 
-    A server that knows about incomplete responses says so itself (it sends `incomplete_details`) and is believed.
+    A server that sends `incomplete_details` itself is believed.
     """
     limit, usage = base.get("max_output_tokens"), response.get("usage")
     if "incomplete_details" in response or not isinstance(limit, int) or not isinstance(usage, dict):
@@ -108,7 +108,7 @@ def truncated(response: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
 def repair_body(
     body: Mapping[str, Any], request: Mapping[str, Any], *, model: str, ident: str, created: int
 ) -> dict[str, Any]:
-    """A whole `/v1/responses` reply with every field that OpenAI's types require; what is there stays."""
+    """A whole `/v1/responses` reply with every field that OpenAI's types require; existing fields stay."""
     base = new_response(request, model=model, ident=ident, created=created)
     base["status"] = "completed"
     full = filled(base, body)

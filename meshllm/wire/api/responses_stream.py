@@ -1,12 +1,12 @@
-"""Streams of `/v1/responses` with every event and every field that OpenAI's types require.
+"""Repairs streams of `/v1/responses`: every event and field that OpenAI's types require.
 
-What the engine gets wrong: no sequence numbers, output or content indices; response objects of three fields;
-`response.created` missing, or sent before every single token when the first one was half a character; no
+Faults of the engine: no sequence numbers, output or content indices; response objects of three fields;
+`response.created` missing, or before every token if the first one was half a character; no
 `function_call_arguments.done`; reasoning without parts; text and tools that first appear when they are done;
-`completed` for an answer that was cut off; errors in the shape of another API.
+`completed` for a truncated answer; errors in another API's shape.
 
-Law: every item is added before anything is said of it and done before the response is, and its id and index never
-change. What upstream already sends properly passes untouched.
+Invariants: an item is added before any event about it and done before the response is; its id and index never change.
+Valid events pass unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KIND_OF = {
 
 
 class ResponsesRepair(EventRepair):
-    """Repairs one stream; see `meshllm.wire.api.stream_repair.StreamRepair` for the contract."""
+    """Repairs one stream; the contract is `meshllm.wire.api.stream_repair.StreamRepair`."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ResponsesRepair(EventRepair):
         self._base = new_response(request, model=model, ident=ident, created=created)
         try:
             strict_json.dumps(self._base)
-        except ValueError:  # a request too deep to be repeated
+        except ValueError:  # the request is nested too deeply to be repeated
             self._base = new_response({}, model=model, ident=ident, created=created)
         self._out = EventEmitter(limit)
         self._contents = ItemContents(self._out)
@@ -112,7 +112,7 @@ class ResponsesRepair(EventRepair):
         return self._lifecycle({**(value or {}), "type": "response.created"}, event)
 
     def _begun(self) -> bytes:
-        """What must have been said before anything else can be."""
+        """The events that must precede all others."""
         out = b"" if self.started else self._created()
         if not self._progress:
             self._progress = True
@@ -123,7 +123,7 @@ class ResponsesRepair(EventRepair):
         return self._out.emit({**value, "response": self._response(value.get("response"))}, event)
 
     def _response(self, given: object) -> dict[str, Any]:
-        """A full response object; its identity is that of the first one, clients insist on it."""
+        """A full response object with the identity of the first one; clients require that."""
         full = filled(self._base, given)
         full["id"], full["created_at"] = self._base["id"], self._base["created_at"]
         full["usage"] = filled_usage(full.get("usage"))
@@ -145,7 +145,7 @@ class ResponsesRepair(EventRepair):
         return finishing + ending
 
     def _finish_items(self, output: object, whole: bool) -> tuple[bytes, list[Any]]:
-        """The end of all items, and the list of them; `output` is the list that upstream gives."""
+        """Ends all items and lists them; `output` is upstream's list."""
         out: list[bytes] = []
         final: dict[str, dict[str, Any]] = {}
         for position, given in enumerate(output if isinstance(output, list) else ()):
@@ -190,13 +190,13 @@ class ResponsesRepair(EventRepair):
     # -- its items
 
     def _find(self, ident: object, index: int | None) -> OutputItem | None:
-        """By its id, or by its index where no id is given."""
+        """The item by id, or by index without an id."""
         if isinstance(ident, str):
             return self._items.get(ident)
         return next((item for item in self._items.values() if item.index == index), None)
 
     def _item_of(self, value: Mapping[str, Any], word: str) -> tuple[OutputItem, bytes]:
-        """The item an event speaks of; one that was never added is added now."""
+        """The item of an event; added first if upstream never added it."""
         kind = _KIND_OF[word]
         ident, index = value.get("item_id"), whole_number(value.get("output_index"))
         item = self._find(ident, index) or (self._find(None, index) if index is not None else None)
@@ -221,12 +221,12 @@ class ResponsesRepair(EventRepair):
         if index is None or index in taken:
             index = max(taken, default=-1) + 1
         full = filled_item(given, ident=f"item_{self._ident}_{index}", status="in_progress")
-        if value is None:  # it was never announced: announce it empty, its contents follow
+        if value is None:  # never added: add it empty, its contents follow
             empty = {"status": "in_progress", "content": [], "arguments": ""}
             full.update({key: nothing for key, nothing in empty.items() if key in full})
         ident = full["id"]
         if not isinstance(ident, str) or ident in self._items:
-            raise ValueError("an item without an identity of its own")
+            raise ValueError("an item with the id of another one")
         item = self._items[ident] = OutputItem(index, ident, full)
         about = {**(value or {}), "type": "response.output_item.added", "output_index": index, "item": full}
         return item, self._out.emit(about, event)
@@ -246,5 +246,5 @@ class ResponsesRepair(EventRepair):
 def _item_in(value: Mapping[str, Any]) -> dict[str, Any]:
     item = value.get("item")
     if not isinstance(item, dict) or not isinstance(item.get("type"), str):
-        raise ValueError("an item that is none")
+        raise ValueError("an invalid item")
     return item

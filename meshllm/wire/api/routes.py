@@ -1,7 +1,7 @@
-"""The HTTP APIs callers speak to us, and which path means which.
+"""The HTTP APIs that the gateway serves, and the paths of each.
 
-Law: exact paths only; anything else is not ours. The engine gives some bare paths (`/completions`, `/embeddings`) a
-meaning of its own that is not OpenAI's, so a bare alias is always rewritten to its canonical path before it is sent on.
+Paths match exactly. The engine gives some bare paths (`/completions`, `/embeddings`) another meaning than OpenAI, so an
+alias is always rewritten to its canonical path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from meshllm.core.snapshot import Purpose
 
 
 class Api(Enum):
-    """What a request asks for; decides the shape of its answer and of its errors."""
+    """The API of a request; it determines the shape of answers and errors."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
@@ -33,15 +33,15 @@ class Api(Enum):
 
     @property
     def can_stream(self) -> bool:
-        """Whether `"stream": true` means something here."""
+        """Whether `"stream": true` is valid."""
         return self in (Api.CHAT, Api.COMPLETIONS, Api.RESPONSES, Api.MESSAGES)
 
     @property
     def purpose(self) -> Purpose | None:
-        """What a model must be for to be asked this; None where it does not matter.
+        """The purpose a model must have for this API; None for any.
 
-        The engine does not mind enough: it lets embedding models chat, and of a reranker that is asked for embeddings
-        it reads, and tells, memory behind the one number that it has.
+        The engine does not check enough: it lets embedding models chat, and reads uninitialised memory for a reranker
+        that is asked for embeddings.
         """
         return _PURPOSES.get(self)
 
@@ -55,7 +55,7 @@ _PURPOSES = {
 
 @dataclass(frozen=True)
 class ApiRoute:
-    """One endpoint: what it is, how it is called, and the path to call upstream."""
+    """One endpoint: API, method, and the path upstream."""
 
     api: Api
     method: str
@@ -87,16 +87,16 @@ def _table() -> dict[str, ApiRoute]:
 
 
 ROUTES: dict[str, ApiRoute] = _table()
-"""Every path that is served (no query string), aliases included, and its route."""
+"""Every served path (without query string), aliases included, and its route."""
 
 
 def find_route(path: str) -> ApiRoute | None:
-    """The route of a path without its query string, or None. The caller compares `route.method` (405 if it differs)."""
+    """The route of a path without query string, or None. The caller compares `route.method` (405 if it differs)."""
     return ROUTES.get(path)
 
 
 def model_in_path(path: str) -> str | None:
-    """The model named by `GET /v1/models/NAME` (names may hold slashes), or None if the path is not of that form."""
+    """The model of `GET /v1/models/NAME` (names may contain slashes), or None for another path."""
     for prefix in ("/v1/models/", "/models/"):
         if path.startswith(prefix) and len(path) > len(prefix):
             return unquote(path[len(prefix) :])

@@ -1,7 +1,7 @@
-"""Server-sent events as bytes: cut a stream at the ends of its events, read one event, write one.
+"""Server-sent events as bytes: split a stream into events, parse one, write one.
 
-Law: nothing is looked at twice and nothing is kept beyond one event, whose size is bounded. Whatever way the stream is
-split into pieces, the same events come out. Line ends may be LF, CR LF or CR; an event ends with a blank line.
+Invariants: no byte is scanned twice; only one event of bounded size is buffered; the result does not depend on how the
+stream is cut. Lines end with LF, CR LF or CR; an event ends with a blank line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from meshllm.wire.api import strict_json
 
 MAX_EVENT = 16 * 1024 * 1024
-"""Largest event in bytes. A final event may repeat a whole answer; this is far above any context that is served."""
+"""Largest event in bytes. A final event may repeat the whole answer."""
 
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _END = re.compile(rb"\n\n|\n\r\n|\r\r")
@@ -23,9 +23,9 @@ _BLANKS = re.compile(rb"[\r\n]*")
 
 
 class EventBuffer:
-    """Holds back the part of a stream that is not yet a whole event.
+    """Buffers the incomplete end of a stream.
 
-    `overflow` becomes true, for good, when one event is larger than `limit` bytes.
+    `overflow` becomes true, for good, when one event exceeds `limit` bytes.
     """
 
     __slots__ = ("_limit", "_pending", "overflow")
@@ -36,7 +36,7 @@ class EventBuffer:
         self.overflow = False
 
     def take(self, data: bytes) -> bytes:
-        """All whole events that are now complete, in one piece (blank lines between them included)."""
+        """All events that are complete now, in one block (with the blank lines between them)."""
         if self.overflow:
             return b""
         if not self._pending:
@@ -59,13 +59,13 @@ class EventBuffer:
         return self._keep(whole, cut)
 
     def _keep(self, data: bytes, cut: int) -> bytes:
-        """Blank lines after an event belong to nobody; they leave at once, so that the split makes no difference."""
+        """Blank lines after an event are passed on at once, so that the cut makes no difference."""
         cut = skip_blanks(data, cut)
         self._pending += data[cut:]
         return data[:cut]
 
     def rest(self) -> bytes:
-        """What a stream that has ended left without its blank line, as a whole event; empty if nothing."""
+        """The last event of an ended stream that lacks its blank line, completed; or empty."""
         rest = bytes(self._pending).strip(_BLANK)
         self._pending.clear()
         return rest + b"\n\n" if rest else b""
@@ -87,15 +87,15 @@ class EventBuffer:
 
 
 def skip_blanks(data: bytes, start: int) -> int:
-    """The first place at or after `start` that is not a line end."""
+    """The first offset at or after `start` that is no line end."""
     match = _BLANKS.match(data, start)
     return match.end() if match else start
 
 
 def _last_end(data: bytes | bytearray, start: int) -> int:
-    """Index just after the last blank line whose first byte is at `start` or later; 0 if there is none."""
+    """The offset after the last blank line that begins at `start` or later; 0 if there is none."""
     cut = 0
-    for end in _ENDS:  # the usual one first: the others are then only looked for in what is left
+    for end in _ENDS:  # the usual one first: the others are searched only in what is left
         found = data.rfind(end, max(start, cut - 2))
         if found >= 0:
             cut = max(cut, found + len(end))
@@ -103,7 +103,7 @@ def _last_end(data: bytes | bytearray, start: int) -> int:
 
 
 def event_spans(block: bytes) -> Iterator[tuple[int, int]]:
-    """Where the events of a block of whole events begin and end, blank lines before them left out."""
+    """Beginnings and ends of the events of a block, without blank lines before them."""
     span = next_event(block, 0)
     while span is not None:
         yield span
@@ -111,20 +111,20 @@ def event_spans(block: bytes) -> Iterator[tuple[int, int]]:
 
 
 def next_event(block: bytes, start: int) -> tuple[int, int] | None:
-    """Where the first event at or after `start` begins and ends, None if there is no more."""
+    """Beginning and end of the first event at or after `start`, or None."""
     first = skip_blanks(block, start)
     match = _END.search(block, first)
     return (first, match.end()) if match else None
 
 
 def split_events(block: bytes) -> Iterator[bytes]:
-    """The events of a block of whole events, each with its blank line."""
+    """The events of a block, each with its blank line."""
     for start, end in event_spans(block):
         yield block[start:end]
 
 
 def events_with(block: bytes, mark: bytes) -> Iterator[bytes]:
-    """The events of a block of whole events that hold `mark`. Only they are looked at: a block may hold hundreds."""
+    """The events of a block that contain `mark`; others are not parsed (a block may have hundreds)."""
     if b"\r" in block:
         yield from (raw for raw in split_events(block) if mark in raw)
         return
@@ -137,7 +137,7 @@ def events_with(block: bytes, mark: bytes) -> Iterator[bytes]:
 
 
 def events_backwards(block: bytes) -> Iterator[bytes]:
-    """The events of a block of whole events, the last one first; as few are cut out as are asked for."""
+    """The events of a block, last first, cut out lazily."""
     if b"\r" in block:
         yield from reversed(list(split_events(block)))
         return
@@ -152,7 +152,7 @@ def events_backwards(block: bytes) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class SseEvent:
-    """One event. `data` is None when it has no data field (a comment); `error` is a field of old llama.cpp servers."""
+    """One event. `data` is None without a data field (a comment); `error`: a field of old llama.cpp servers."""
 
     name: str
     data: bytes | None
@@ -161,7 +161,7 @@ class SseEvent:
 
 
 def parse_event(raw: bytes) -> SseEvent:
-    """Read one event; unknown fields and comments are ignored, as the specification wants."""
+    """Parse one event; unknown fields and comments are ignored, as the specification requires."""
     name, error = b"", None
     lines: list[bytes] = []
     for line in _LINE.split(raw):
@@ -178,18 +178,18 @@ def parse_event(raw: bytes) -> SseEvent:
 
 
 def encode_event(value: object, name: str = "") -> bytes:
-    """One event whose data is `value` as JSON; `name` becomes the event field. ValueError if it cannot be JSON."""
+    """An event with `value` as JSON data; `name` becomes the event field. ValueError if it is not JSON."""
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + strict_json.dumps(value) + b"\n\n"
 
 
 def comment(text: str) -> bytes:
-    """A line that every client ignores, to show that somebody is still there; line breaks in `text` become spaces."""
+    """A comment line, which clients ignore, as a sign of progress; line breaks in `text` become spaces."""
     return b": " + _LINE.sub(b" ", text.encode("utf-8", "replace")) + b"\n\n"
 
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-"""Anthropic's sign of life, allowed anywhere in a stream of `/v1/messages`."""
+"""Anthropic's keep-alive event, valid anywhere in a `/v1/messages` stream."""
 
 DONE = b"data: [DONE]\n\n"
 """The end of an OpenAI chat or completion stream."""

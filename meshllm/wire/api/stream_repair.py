@@ -1,6 +1,6 @@
-"""Chooses what repairs a streamed reply on its way to the caller, and fills in whole replies that lack fields.
+"""Chooses the repairer of a streamed reply, and completes whole replies.
 
-A repairer is a pure object between the upstream's body (de-chunked) and the caller: it is fed bytes and gives bytes.
+A repairer is a pure object between the upstream's decoded body and the caller: bytes in, bytes out.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from meshllm.wire.api.routes import Api
 
 
 class StreamRepair(Protocol):
-    """One stream being repaired. Never raises; any split of the bytes gives the same output."""
+    """Repairs one stream. Never raises; the output does not depend on how the input is cut."""
 
     complete: bool
-    """The end of the stream has been passed on (`[DONE]`, `message_stop`, `response.completed`, an error): whatever
-    follows is dropped, and upstream's connection may end in any way."""
+    """The end of the stream was passed on (`[DONE]`, `message_stop`, `response.completed`, an error): later input is
+    dropped, and upstream's connection may end in any way."""
     started: bool
-    """Something other than comments has been passed on: the request cannot be tried elsewhere any more."""
+    """Something other than comments was passed on: the request cannot be tried elsewhere."""
     failed: bool
-    """The stream ended, but with an error event."""
+    """The stream ended with an error event."""
     worker_lost: bool
-    """That error is an engine's which has lost a node that computed with it: it was put in our words."""
+    """That error came from an engine that lost a worker; its text was replaced by ours."""
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes that can be sent on now."""
+        """Repair a piece of the stream; returns the bytes to send now."""
 
     def finish(self) -> bytes:
-        """Upstream ended its body properly: what is still missing (closing events, `[DONE]`)."""
+        """Upstream ended its body properly: returns what is missing (closing events, `[DONE]`)."""
 
     def fail(self, code: str, message: str, *, status: int = 502) -> bytes:
-        """Upstream died: a typed error event in this API's shape (`status` chooses the type), the end of the stream."""
+        """Upstream was lost: a typed error event of this API (`status` sets its type) and the end of the stream."""
 
 
 def stream_repair(
@@ -49,11 +49,11 @@ def stream_repair(
     shared: bool = False,
     request_id: str | None = None,
 ) -> StreamRepair:
-    """The repairer for one streamed reply; ValueError if `api` does not stream.
+    """The repairer of one streamed reply; ValueError if `api` does not stream.
 
-    `ident` makes up ids where upstream gave none (letters and digits, unique to the request); `created` is the time in
-    Unix seconds; `request` is the caller's parsed body; `input_tokens` the length of the prompt where it is known.
-    `shared`: upstream is an engine that computes with other nodes (see `losses`).
+    `ident` is used for ids that upstream omits (letters and digits, unique to the request); `created`: unix seconds;
+    `request`: the caller's parsed body; `input_tokens`: the prompt's length, if known; `shared`: upstream is an engine
+    with workers (see `worker_loss`); `request_id`: for error events.
     """
     if api in (Api.CHAT, Api.COMPLETIONS):
         choices = _count(request.get("n"))
@@ -72,10 +72,9 @@ def stream_repair(
 def repair_response(
     api: Api, body: Mapping[str, Any], *, model: str, ident: str, created: int, request: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A whole (not streamed) successful reply with the fields its API requires; what upstream gave stays as it is.
+    """A whole, successful reply with the fields that its API requires; existing fields stay.
 
-    Only `/v1/responses` and `/v1/messages` ever need it; others come back as they are. The arguments are those of
-    `stream_repair`.
+    Only `/v1/responses` and `/v1/messages` need it. The arguments are those of `stream_repair`.
     """
     if api is Api.RESPONSES:
         return repair_body(body, request, model=model, ident=ident, created=created)

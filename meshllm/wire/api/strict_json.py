@@ -1,4 +1,4 @@
-"""JSON from strangers: what is read can be written again, and nothing but ValueError is ever raised."""
+"""JSON from untrusted sources: parsed values can be encoded again, and only ValueError is raised."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _encode_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def loads(data: bytes | str) -> Any:
-    """Parse UTF-8 JSON; ValueError for anything that is not, NaN and infinities and bottomless nesting included."""
+    """Parse UTF-8 JSON; ValueError for invalid JSON, including NaN, infinities and excessive nesting."""
     text = data if isinstance(data, str) else data.decode("utf-8")
     try:
         return _DECODER.decode(text)
@@ -44,7 +44,7 @@ def loads_object(data: bytes | str) -> dict[str, Any] | None:
 
 
 def dumps(value: object) -> bytes:
-    """Compact UTF-8 JSON; text that UTF-8 cannot carry (half a surrogate pair) stays escaped."""
+    """Compact UTF-8 JSON; lone surrogates stay escaped."""
     try:
         return _encode(value).encode()
     except UnicodeEncodeError:

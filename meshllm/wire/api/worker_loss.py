@@ -1,7 +1,6 @@
-"""An engine that has lost a node which computed with it: how it says so, and what its caller is told instead.
+"""How an engine reports a lost worker, and the text for its caller.
 
-Law: the engine's words mean this only where others compute with it (`shared`); anywhere else they are passed on as they
-are.
+The engine's text has this meaning only if it computes with workers (`shared`); otherwise it is passed on.
 """
 
 from __future__ import annotations
@@ -12,26 +11,26 @@ from typing import Any
 from meshllm.wire.api.errors import status_of
 
 UPSTREAM_LOST = "upstream_lost"
-"""The code of every answer that broke off because who gave it is gone."""
+"""The code of an answer that was cut off because its upstream was lost."""
 
-WORKER_LOST = "a node that carried a part of it was lost"
-"""Why what has no answer yet is asked again."""
+WORKER_LOST = "a worker node was lost"
+"""The reason for a retry of a request that has no answer yet."""
 
-# What an engine answers from then on (llama.cpp/patches/05): it will never compute anything again.
+# The engine's error after the loss of a worker (llama.cpp/patches/05); it cannot compute any more.
 _SAID = "Compute error"
 MARK = b'"message":"Compute error'
-"""The same as it stands in an event. No text that a model writes can hold it: inside JSON a quote is escaped."""
+"""The same in an event. Generated text cannot contain it, because JSON escapes quotes."""
 
 
 def is_worker_loss(found: Mapping[str, Any]) -> bool:
-    """Whether an error object of an engine with workers says that one of them is lost."""
+    """Whether an error object of an engine with workers reports a lost worker."""
     return status_of(found) == 500 and str(found.get("message", "")).startswith(_SAID)
 
 
 def worker_loss_message(model: str, why: str = "") -> str:
-    """What the caller of an answer that had begun is told; `why` in words, where that is known."""
+    """The message for a caller whose answer had begun; `why`: the reason, if known."""
     known = f" ({why})" if why else ""
     return (
-        f"A node that carried layers of {model} was lost in the middle of the answer{known}. "
-        "Ask again: the model is being loaded anew, without that node if it does not come back."
+        f"A worker node of {model} was lost during the answer{known}. "
+        "Retry: the model is loading again, without that node if it does not return."
     )

@@ -1,1 +1,1 @@
-"""What nodes send to each other: msgpack messages, records, invites, files."""
+"""Formats between nodes: hello, messages, records, leases, invites, files."""

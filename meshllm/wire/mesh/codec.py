@@ -1,16 +1,16 @@
-"""What nodes say to each other on a control stream, as bytes and back.
+"""Encodes and decodes the messages on a link's control stream.
 
-Law: any bytes at all become a message or `BadMessage`, nothing else, and cost a few MiB at most while they are
-read. A message is a msgpack array: its kind, then its fields in fixed places; ids that come in numbers are one byte
-string, back to back. How it may grow: new fields at the end, which older nodes skip; new kinds, which older nodes
-ignore (`decode_message` gives None for them). A kind is never used for something else, a bound is never raised. What
-older nodes would misunderstand is for a new protocol version, which the handshake agrees on.
+Invariants: any bytes become a message or raise `BadMessage`, at a cost of a few MiB at most. A message is a msgpack
+array: its kind, then its fields in fixed places; several ids are one byte string. Compatible changes: a new field at
+the end (older nodes skip it) and a new kind (older nodes ignore it). A kind is never reused, a bound never raised;
+other changes need a new protocol version.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -47,31 +47,33 @@ __all__ = [
     "MAX_IDS",
     "MAX_PAYLOAD_BYTES",
     "MAX_RECORDS",
+    "ParsedMessage",
     "Verify",
     "decode_message",
     "decode_record",
     "encode_message",
     "encode_record",
     "fit",
+    "parse_message",
     "signed_bytes",
     "signer",
 ]
 
-# Whether `signature` is the node's over those bytes: (node, signed bytes, signature).
+# Whether `signature` is the node's over the bytes: (node, signed bytes, signature).
 Verify = Callable[[NodeId, bytes, bytes], bool]
 
-# What a control stream carries in one piece (`net.base.MAX_MESSAGE_BYTES`, which wire may not import; a test compares).
+# Equal to `net.base.MAX_MESSAGE_BYTES`, which `wire` may not import; a test compares them.
 MAX_PAYLOAD_BYTES = 256 << 10
-# Ids in one message: three times what goes into the 64 KiB that a node keeps its messages below.
+# Ids in one message: three times what fits into the 64 KiB that a node keeps its messages below.
 MAX_IDS = 4096
-# Records in one message, likewise: the smallest takes about 130 bytes with its signature.
+# Records in one message; the smallest takes about 130 bytes with its signature.
 MAX_RECORDS = 1024
 HASH_BYTES = 4
 HELD = struct.Struct(f">{NODE_ID_BYTES}sQQ")
 
 
 def encode_message(message: Message) -> bytes:
-    """The payload. Raises ValueError for a message that no peer would take: too long, or not made of what it says."""
+    """The payload. Raises ValueError if a peer would refuse the message."""
     kind, write = _BY_TYPE[type(message)]
     payload: bytes = msgpack.packb((kind, *write(message)))
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -79,26 +81,49 @@ def encode_message(message: Message) -> bytes:
     return payload
 
 
-def decode_message(payload: bytes, verify: Verify) -> Message | None:
-    """The message; None for one of a kind that only newer versions know, which is to be ignored. Raises BadMessage.
+@dataclass(frozen=True, slots=True)
+class ParsedMessage:
+    """A decoded message whose records, as (body, signature), are neither decoded nor verified yet.
 
-    Every record in it has been verified. One that its node signed but that this version cannot read is left out.
+    `build` makes the message from the verified records and the nodes of those that were left out as stale.
     """
+
+    records: tuple[tuple[bytes, bytes], ...]
+    build: Callable[[tuple[SignedRecord, ...], tuple[NodeId, ...]], Message]
+
+
+def decode_message(payload: bytes, verify: Verify) -> Message | None:
+    """The message with all its records verified; None for a kind of a newer version. Raises BadMessage.
+
+    A record that its node signed but that this version cannot read is left out.
+    """
+    parsed = parse_message(payload)
+    if parsed is None:
+        return None
+    found = [read_signed(body, signature, verify) for body, signature in parsed.records]
+    return parsed.build(tuple([signed for signed in found if signed is not None]), ())
+
+
+def parse_message(payload: bytes) -> ParsedMessage | None:
+    """The message without its records; None for a kind that only newer versions know. Raises BadMessage."""
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise BadMessage(f"message: more than {MAX_PAYLOAD_BYTES} bytes")
     found = f.unpack(payload, max_text=256, max_bytes=MAX_IDS * HELD.size, max_items=MAX_RECORDS)
     read = _READERS.get(f.number(f.fields(found, 1, "message")[0], "kind of message"))
-    return read(found, verify) if read is not None else None
+    if read is None:
+        return None
+    message = read(found)
+    return message if isinstance(message, ParsedMessage) else ParsedMessage((), lambda records, stale: message)
 
 
-# -- each kind: the fields it is written as, and how they are read. `found[0]` is the kind.
+# -- each kind: its fields, written and read. `found[0]` is the kind.
 
 
 def _write_ping(message: m.Ping) -> tuple[Any, ...]:
     return (message.number,)
 
 
-def _read_ping(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_ping(found: tuple[Any, ...]) -> Message:
     return m.Ping(f.number(f.fields(found, 2, "ping")[1], "ping's number"))
 
 
@@ -107,7 +132,7 @@ def _write_pong(message: m.Pong) -> tuple[Any, ...]:
     return (message.number, loads)
 
 
-def _read_pong(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_pong(found: tuple[Any, ...]) -> Message:
     _, number, loads, *_ = f.fields(found, 3, "pong")
     return m.Pong(f.number(number, "pong's number"), read_loads(loads))
 
@@ -116,7 +141,7 @@ def _write_digest(message: m.Digest) -> tuple[Any, ...]:
     return (message.bits, message.hashes)
 
 
-def _read_digest(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_digest(found: tuple[Any, ...]) -> Message:
     _, given, hashes, *_ = f.fields(found, 3, "digest")
     bits = f.number(given, "digest's bits", 0, MAX_DIGEST_BITS)
     return m.Digest(bits, f.exactly(hashes, HASH_BYTES << bits, "digest's hashes"))
@@ -128,20 +153,20 @@ def _write_difference(message: m.Difference) -> tuple[Any, ...]:
     return (message.bits, bytes(message.buckets), held)
 
 
-def _read_difference(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_difference(found: tuple[Any, ...]) -> Message:
     _, given, given_buckets, given_held, *_ = f.fields(found, 4, "difference")
     bits = f.number(given, "difference's bits", 0, MAX_DIGEST_BITS)
     buckets = tuple(f.multiple(given_buckets, 1, 1 << bits, "difference's buckets"))
     if len(set(buckets)) != len(buckets) or any(bucket >> bits for bucket in buckets):
-        raise BadMessage("difference's buckets: there are no such")
+        raise BadMessage("difference's buckets: out of range or repeated")
     entries = f.multiple(given_held, HELD.size, MAX_IDS, "difference's nodes")
     held = []
     for node, incarnation, version in HELD.iter_unpack(entries):
         if incarnation > MAX_NUMBER or version > MAX_NUMBER:
-            raise BadMessage("difference's nodes: not a stamp")
+            raise BadMessage("difference's nodes: not a version")
         held.append((NodeId(node), RecordVersion(incarnation, version)))
     if len({node for node, _ in held}) != len(held):
-        raise BadMessage("difference's nodes: one twice")
+        raise BadMessage("difference's nodes: repeated")
     return m.Difference(bits, buckets, tuple(held))
 
 
@@ -149,7 +174,7 @@ def _write_wanted(message: m.Wanted) -> tuple[Any, ...]:
     return (_packed_ids(message.nodes),)
 
 
-def _read_wanted(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_wanted(found: tuple[Any, ...]) -> Message:
     return m.Wanted(_ids(f.fields(found, 2, "wanted")[1], "wanted nodes"))
 
 
@@ -157,16 +182,17 @@ def _write_records(message: m.Records) -> tuple[Any, ...]:
     return (_packed_records(message.records), message.push)
 
 
-def _read_records(found: tuple[Any, ...], verify: Verify) -> Message:
-    _, records, push, *_ = f.fields(found, 3, "records")
-    return m.Records(_signed(records, verify), f.flag(push, "push"))
+def _read_records(found: tuple[Any, ...]) -> ParsedMessage:
+    _, records, given_push, *_ = f.fields(found, 3, "records")
+    push = f.flag(given_push, "push")
+    return ParsedMessage(_signed(records), lambda records, stale: m.Records(records, push, stale))
 
 
 def _write_subscribe(message: m.Subscribe) -> tuple[Any, ...]:
     return ()
 
 
-def _read_subscribe(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_subscribe(found: tuple[Any, ...]) -> Message:
     return m.Subscribe()
 
 
@@ -174,17 +200,18 @@ def _write_table(message: m.TableUpdate) -> tuple[Any, ...]:
     return (_packed_records(message.records), _packed_ids(message.gone), message.first, message.more)
 
 
-def _read_table(found: tuple[Any, ...], verify: Verify) -> Message:
-    _, records, gone, first, more, *_ = f.fields(found, 5, "table")
-    first, more = f.flag(first, "first"), f.flag(more, "more")
-    return m.TableUpdate(_signed(records, verify), _ids(gone, "gone nodes"), first, more)
+def _read_table(found: tuple[Any, ...]) -> ParsedMessage:
+    _, records, given_gone, given_first, given_more, *_ = f.fields(found, 5, "table")
+    first, more = f.flag(given_first, "first"), f.flag(given_more, "more")
+    gone = _ids(given_gone, "gone nodes")
+    return ParsedMessage(_signed(records), lambda records, stale: m.TableUpdate(records, gone, first, more))
 
 
 def _write_adopted(message: m.Adopted) -> tuple[Any, ...]:
     return (message.mesh,)
 
 
-def _read_adopted(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_adopted(found: tuple[Any, ...]) -> Message:
     return m.Adopted(MeshId(f.exactly(f.fields(found, 2, "adopted")[1], MESH_ID_BYTES, "mesh id")))
 
 
@@ -204,34 +231,27 @@ def _packed_records(records: tuple[SignedRecord, ...]) -> list[tuple[bytes, byte
 
 
 def _ids(value: Any, what: str) -> tuple[NodeId, ...]:
-    """Node ids back to back, none twice (each may cost the reader more than it cost the writer)."""
+    """Node ids back to back, none twice: each may cost the reader more than the writer."""
     packed = f.multiple(value, NODE_ID_BYTES, MAX_IDS, what)
     ids = tuple([NodeId(packed[at : at + NODE_ID_BYTES]) for at in range(0, len(packed), NODE_ID_BYTES)])
     if len(set(ids)) != len(ids):
-        raise BadMessage(f"{what}: one twice")
+        raise BadMessage(f"{what}: repeated")
     return ids
 
 
-def _signed(value: Any, verify: Verify) -> tuple[SignedRecord, ...]:
-    """Records with their signatures. The lengths are looked at before the first signature is: that is the dear part."""
+def _signed(value: Any) -> tuple[tuple[bytes, bytes], ...]:
+    """Bodies and signatures of records, with their lengths checked."""
     entries = []
     for entry in f.items(value, MAX_RECORDS, "records"):
         body, signature, *_ = f.fields(entry, 2, "signed record")
         if type(body) is not bytes or len(body) > MAX_RECORD_BYTES:
-            raise BadMessage(f"record: not at most {MAX_RECORD_BYTES} bytes")
+            raise BadMessage(f"record: more than {MAX_RECORD_BYTES} bytes, or not bytes")
         entries.append((body, f.exactly(signature, SIGNATURE_BYTES, "signature")))
-    found = [read_signed(body, signature, verify) for body, signature in entries]
-    return tuple([record for record in found if record is not None])
+    return tuple(entries)
 
 
 _Writer = Callable[[Any], tuple[Any, ...]]
-_Reader = Callable[[tuple[Any, ...], Verify], Message]
-
-
-def _unsigned(read: Callable[[tuple[Any, ...]], Message]) -> _Reader:
-    """A reader of what has no records in it: there is no signature to look at."""
-    return lambda found, verify: read(found)
-
+_Reader = Callable[[tuple[Any, ...]], Message | ParsedMessage]
 
 _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (1, m.Ping, _write_ping, _read_ping),
@@ -243,11 +263,11 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (7, m.Subscribe, _write_subscribe, _read_subscribe),
     (8, m.TableUpdate, _write_table, _read_table),
     (9, m.Adopted, _write_adopted, _read_adopted),
-    (10, n.Propose, leases.write_propose, _unsigned(leases.read_propose)),
-    (11, n.WorkerReport, leases.write_report, _unsigned(leases.read_report)),
-    (12, n.Commit, leases.write_commit, _unsigned(leases.read_commit)),
-    (13, n.Release, leases.write_release, _unsigned(leases.read_release)),
-    (14, n.Renew, leases.write_renew, _unsigned(leases.read_renew)),
+    (10, n.Propose, leases.write_propose, leases.read_propose),
+    (11, n.WorkerReport, leases.write_report, leases.read_report),
+    (12, n.Commit, leases.write_commit, leases.read_commit),
+    (13, n.Release, leases.write_release, leases.read_release),
+    (14, n.Renew, leases.write_renew, leases.read_renew),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

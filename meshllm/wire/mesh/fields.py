@@ -1,7 +1,7 @@
-"""Untrusted msgpack into checked values: each function gives a value within its bounds or raises `BadMessage`.
+"""Checks untrusted msgpack: each function returns a value within its bounds or raises `BadMessage`.
 
-Law: nothing is taken over that was not looked at, and nothing is allocated because a peer said how long it is. The
-unpacker refuses lengths above the limits given to it before it makes room; a refusal names the field, never the value.
+Invariants: the unpacker refuses lengths above its limits before it allocates; an error names the field, never the
+value.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from meshllm.core.records import MAX_NAME_BYTES, MAX_NUMBER, PeerAddress
 from meshllm.errors import BadMessage
 
 MAX_PORT = 65535
-# What must not stand in a text that is shown to people: control characters, and what hides or turns around other text.
-# A list of our own, because the interpreter's differs between versions, and nodes must agree on what is a good record.
+# Characters that a text shown to users must not have: control characters, and those that hide or reorder text. The list
+# is fixed, because Python's own differs between versions and nodes must agree on what is a valid record.
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
@@ -26,7 +26,7 @@ UNPRINTABLE = re.compile(
 
 
 def unpack(data: bytes, *, max_text: int, max_bytes: int, max_items: int) -> tuple[Any, ...]:
-    """The array that `data` is, with nested ones as tuples. No maps, no extensions; lengths in bytes and items."""
+    """The msgpack array `data`, nested arrays as tuples. Maps and extensions are refused; limits in bytes and items."""
     try:
         value = msgpack.unpackb(
             data,
@@ -41,12 +41,12 @@ def unpack(data: bytes, *, max_text: int, max_bytes: int, max_items: int) -> tup
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise BadMessage(f"not a message: {type(error).__name__}") from error
     if type(value) is not tuple:
-        raise BadMessage("not a message: no array")
+        raise BadMessage("not a message: not an array")
     return value
 
 
 def fields(value: Any, least: int, what: str) -> tuple[Any, ...]:
-    """An array of at least `least` fields. More are those of a newer version, and are left alone."""
+    """An array of at least `least` fields; further ones belong to newer versions."""
     if type(value) is not tuple or len(value) < least:
         raise BadMessage(f"{what}: not an array of {least} fields")
     return value
@@ -67,9 +67,9 @@ def number(value: Any, what: str, low: int = 0, high: int = MAX_NUMBER) -> int:
 
 
 def flag(value: Any, what: str) -> bool:
-    """True or False."""
+    """A bool."""
     if type(value) is not bool:
-        raise BadMessage(f"{what}: neither true nor false")
+        raise BadMessage(f"{what}: not a bool")
     return value
 
 
@@ -81,26 +81,26 @@ def exactly(value: Any, length: int, what: str) -> bytes:
 
 
 def multiple(value: Any, size: int, most: int, what: str) -> bytes:
-    """At most `most` entries of `size` bytes, one after the other."""
+    """At most `most` entries of `size` bytes, back to back."""
     if type(value) is not bytes or len(value) % size or len(value) > size * most:
         raise BadMessage(f"{what}: not at most {most} entries of {size} bytes")
     return value
 
 
 def is_text(value: str) -> bool:
-    """Whether a text may stand in a record: short and printable."""
+    """Whether a text is short and printable enough for a record."""
     return len(value) <= MAX_NAME_BYTES and not UNPRINTABLE.search(value) and len(value.encode()) <= MAX_NAME_BYTES
 
 
 def text(value: Any, what: str) -> str:
-    """A text that may be shown to people; possibly empty."""
+    """A printable text, possibly empty."""
     if type(value) is not str or not is_text(value):
         raise BadMessage(f"{what}: not a printable text of at most {MAX_NAME_BYTES} bytes")
     return value
 
 
 def name(value: Any, what: str) -> str:
-    """A text that is not empty."""
+    """A printable text that is not empty."""
     if not value:
         raise BadMessage(f"{what}: empty")
     return text(value, what)
@@ -112,10 +112,10 @@ def names(value: Any, most: int, what: str) -> tuple[str, ...]:
 
 
 def pack_host(host: str) -> bytes | None:
-    """The 4 or 16 bytes of an IP literal, or None if it is none that a peer could be asked to dial.
+    """The 4 or 16 bytes of an IP literal that a peer may be asked to dial, else None.
 
-    That leaves out names, scoped addresses, the unspecified one, broadcast and multicast (whoever believed those would
-    be made to shout at others). IPv4 in IPv6 clothing becomes IPv4: each address has one form.
+    Names and scoped, unspecified, broadcast and multicast addresses are refused: a node must not be made to send to
+    those. IPv4-mapped IPv6 becomes IPv4, so that an address has one form.
     """
     try:
         found = ipaddress.ip_address(host)
@@ -137,7 +137,7 @@ _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 @lru_cache(maxsize=4096)
 def unpack_host(packed: bytes) -> str | None:
-    """The IP literal of 4 or 16 bytes, or None where `pack_host` would never have made them."""
+    """The IP literal of 4 or 16 bytes, or None for bytes that `pack_host` does not produce."""
     if len(packed) not in (4, 16):
         return None
     host = str(ipaddress.ip_address(packed))
@@ -145,7 +145,7 @@ def unpack_host(packed: bytes) -> str | None:
 
 
 def address(value: Any, what: str) -> PeerAddress:
-    """An address as [packed host, port]."""
+    """An address: `[packed host, port]`."""
     host, port, *_ = fields(value, 2, what)
     literal = unpack_host(host) if type(host) is bytes else None
     if literal is None:

@@ -1,12 +1,11 @@
-"""What two nodes say to each other about model files, as bytes and back.
+"""Encodes and decodes the file protocol (stream kind FILES).
 
-Law: a file is named by its sha256 and a part of it by its number, nothing else; whoever asks names no path, and whoever
-answers cannot make the other write one. Every length is bounded before room is made for it. Any bytes at all become
-frames or `BadMessage`.
+Invariants: a file is named by its SHA-256 and a part of it by its number, so no peer can name a path. A length is
+checked before memory is allocated for it. Any bytes become frames or raise `BadMessage`.
 
-A tunnel of this kind carries frames both ways: kind, number, length of the body, body. Requests may be sent before
-earlier ones are answered; answers come in their order. How it may grow: new kinds, which are answered with
-`Reason.NOT_UNDERSTOOD`; new fields at the end of an array.
+A tunnel carries frames in both directions: kind, number, length, body. Answers come in the order of the requests.
+Compatible changes: a new kind, which is answered with `FileRefusalReason.NOT_UNDERSTOOD`, and a new field at the end of
+an array.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ from meshllm.core.records import MAX_NUMBER
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh import fields as f
 
-# Kind, number of the chunk (0 where there is none), bytes of the body.
+# Kind, number of the chunk (0 without one), bytes of the body.
 HEADER: Final = struct.Struct(">BII")
 DIGEST_BYTES: Final = 32
-# The largest chunk anybody may offer; this version's own are 4 MiB.
+# The largest chunk in a listing; this version offers 4 MiB.
 MAX_CHUNK_BYTES: Final = 16 << 20
-# A file of 1 TiB in chunks of 4 MiB; its digests are 8 MiB, which a taker makes room for only if its file is so large.
+# A file of 1 TiB in chunks of 4 MiB. Its digests are 8 MiB; a downloader allocates what its file's size needs.
 MAX_CHUNKS: Final = 1 << 18
 MAX_REQUEST_BYTES: Final = 1 << 10
-# Models that go by one name, on one node; parts of one model (the largest known today have some 50); what that takes.
+# Models of one name on one node; files of one model (the largest known has about 50); bytes of the answer.
 MAX_MODELS: Final = 8
 MAX_FILES: Final = 512
 MAX_FOUND_BYTES: Final = 1 << 20
-# Tokens; a hundred times what any model knows of today.
+# Tokens; a hundred times the largest known model.
 MAX_CONTEXT: Final = 1 << 30
 MAX_WAIT_SECONDS: Final = 3600
 
-# One plain name in one folder: what is written under it lies where the taker wants it, on any system.
+# A plain file name that is valid on every system.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.gguf")
 _LISTED = struct.Struct(">QI")
 
 
 class FileFrameKind(IntEnum):
-    """What a frame is. Requests are below 16."""
+    """The kind of a frame; requests are below 16."""
 
     HAVE = 1
     GET = 2
@@ -58,41 +57,41 @@ class FileFrameKind(IntEnum):
 
 
 class FileRefusalReason(IntEnum):
-    """Why a request is not answered with what was asked for."""
+    """Why a request is refused."""
 
-    ABSENT = 1  # no such file here
-    PREPARING = 2  # it is here, and its chunks' digests are being computed
-    NOT_SHARED = 3  # this node gives nothing away
-    BUSY = 4  # it gives to as many others as it can
-    CHANGED = 5  # the file is not any more what was listed
+    ABSENT = 1  # the file is not here
+    PREPARING = 2  # the digests of its chunks are being computed
+    NOT_SHARED = 3  # this node uploads nothing
+    BUSY = 4  # all upload slots are in use
+    CHANGED = 5  # the file changed after it was listed
     NOT_UNDERSTOOD = 6  # a request of a newer version
 
 
 @dataclass(frozen=True, slots=True)
 class HaveRequest:
-    """Whether the file of that sha256 (hexadecimal) is there; later `Get`s are about it."""
+    """Asks for the file with that SHA-256 (hexadecimal); later `ChunkRequest`s are about it."""
 
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkRequest:
-    """A chunk of the file last asked for."""
+    """Asks for a chunk of that file."""
 
     chunk: int
 
 
 @dataclass(frozen=True, slots=True)
 class FindRequest:
-    """Which models go by that name."""
+    """Asks for models of that name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkListing:
-    """The file is there: its size, bytes of a chunk, and for each chunk the sha256 of all bytes up to its end, back to
-    back; so the last is the file's own."""
+    """The file is here. `digests`: for each chunk the SHA-256 of the file up to the chunk's end, back to back; the last
+    is the file's own."""
 
     size: int
     chunk_bytes: int
@@ -101,7 +100,7 @@ class ChunkListing:
 
 @dataclass(frozen=True, slots=True)
 class FileRefusal:
-    """Why not. `percent` of the preparation is done; it is worth asking again in `wait` seconds (0: it is not)."""
+    """A refusal. `percent` of the preparation is done; retry in `wait` seconds (0: a retry is useless)."""
 
     reason: FileRefusalReason
     percent: int = 0
@@ -119,7 +118,7 @@ class OfferedFile:
 
 @dataclass(frozen=True, slots=True)
 class OfferedModel:
-    """A model that is there whole: its files in order, what a model that sees has beside them, tokens of context."""
+    """A model that is complete here: its files in order, the projector of a vision model, tokens of context."""
 
     name: str
     files: tuple[OfferedFile, ...]
@@ -129,14 +128,14 @@ class OfferedModel:
 
 @dataclass(frozen=True, slots=True)
 class FoundModels:
-    """Models of the name that was asked for."""
+    """The models of the requested name."""
 
     models: tuple[OfferedModel, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownRequest:
-    """A request that only a newer version understands."""
+    """A request of a newer version."""
 
     kind: int
 
@@ -147,22 +146,22 @@ Answer = ChunkListing | FileRefusal | FoundModels
 
 @dataclass(frozen=True, slots=True)
 class FileFrame:
-    """One frame. The body is the room that `place` made for it."""
+    """One frame. `body` is the memory that `place` returned."""
 
     kind: int
     number: int
     body: memoryview
 
 
-# Given kind, number and length of a frame: room of exactly that length for its body. Raises BadMessage for a frame that
-# is not to come, or is too long.
+# Given kind, number and length of a frame, returns memory of that length for its body. Raises BadMessage for an
+# unexpected or too long frame.
 Place = Callable[[int, int, int], memoryview]
 
 
 class FrameReader:
-    """Cuts a stream into frames without holding more than the one that is coming, whose room is somebody else's.
+    """Splits a stream into frames; holds only the current one, in memory of `place`.
 
-    Either bytes are put into `room()` and told of with `advance`, so that nothing is copied, or given to `feed`.
+    Either write into `room()` and call `advance`, which copies nothing, or call `feed`.
     """
 
     def __init__(self, place: Place) -> None:
@@ -173,11 +172,11 @@ class FrameReader:
         self._kind = self._number = 0
 
     def room(self) -> memoryview:
-        """Where the next bytes go; never empty."""
+        """The memory for the next bytes; never empty."""
         return self._room[self._filled :]
 
     def advance(self, count: int) -> FileFrame | None:
-        """`count` bytes were put into the room. The frame that is complete with them. Raises BadMessage."""
+        """`count` bytes were written into `room()`. Returns the frame that they complete. Raises BadMessage."""
         self._filled += count
         if self._filled < len(self._room):
             return None
@@ -194,7 +193,7 @@ class FrameReader:
         return FileFrame(self._kind, self._number, room)
 
     def feed(self, data: bytes | memoryview) -> Iterator[FileFrame]:
-        """The frames that are complete with `data`. Raises BadMessage."""
+        """The frames that `data` completes. Raises BadMessage."""
         rest = memoryview(data)
         while rest:
             room = self.room()
@@ -206,14 +205,14 @@ class FrameReader:
 
 
 def place_request(kind: int, number: int, length: int) -> memoryview:
-    """For the `Reader` of who is asked."""
+    """`place` for the reader of requests."""
     if length > MAX_REQUEST_BYTES:
         raise BadMessage(f"request: more than {MAX_REQUEST_BYTES} bytes")
     return memoryview(bytearray(length))
 
 
 def header(kind: FileFrameKind, number: int, length: int) -> bytes:
-    """What stands before a body of `length` bytes."""
+    """The header of a frame with a body of `length` bytes."""
     return HEADER.pack(kind, number, length)
 
 
@@ -221,7 +220,7 @@ def header(kind: FileFrameKind, number: int, length: int) -> bytes:
 
 
 def encode_request(request: Request) -> bytes:
-    """The whole frame. Raises ValueError for a name that is too long."""
+    """The frame of a request. Raises ValueError for a name that is too long."""
     match request:
         case HaveRequest(sha256):
             return _frame(FileFrameKind.HAVE, bytes.fromhex(sha256))
@@ -241,7 +240,7 @@ def decode_request(frame: FileFrame) -> Request | UnknownRequest:
             return HaveRequest(f.exactly(bytes(frame.body), DIGEST_BYTES, "file's digest").hex())
         case FileFrameKind.GET:
             if frame.body:
-                raise BadMessage("get: it has a body")
+                raise BadMessage("get: has a body")
             return ChunkRequest(f.number(frame.number, "chunk", 0, MAX_CHUNKS - 1))
         case FileFrameKind.FIND:
             try:
@@ -256,7 +255,7 @@ def decode_request(frame: FileFrame) -> Request | UnknownRequest:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """The whole frame."""
+    """The frame of an answer."""
     match answer:
         case ChunkListing(size, chunk_bytes, digests):
             return _frame(FileFrameKind.LISTING, _LISTED.pack(size, chunk_bytes) + digests)
@@ -267,7 +266,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def decode_answer(frame: FileFrame) -> Answer:
-    """The answer, if it is none of a chunk. Raises BadMessage, also for a kind that nobody asked for."""
+    """The answer, except a chunk. Raises BadMessage, also for an unknown kind."""
     match frame.kind:
         case FileFrameKind.LISTING:
             return _listing(frame.body)
@@ -283,7 +282,7 @@ def decode_answer(frame: FileFrame) -> Answer:
             models = f.items(_unpacked(frame, MAX_FILES), MAX_MODELS, "models")
             return FoundModels(tuple([_read_model(model) for model in models]))
         case _:
-            raise BadMessage(f"answer: of kind {frame.kind}")
+            raise BadMessage(f"answer: unexpected kind {frame.kind}")
 
 
 def _listing(body: memoryview) -> ChunkListing:
@@ -300,7 +299,7 @@ def _listing(body: memoryview) -> ChunkListing:
 
 
 def listing_bytes(count: int) -> int:
-    """The length of a listing's body for so many chunks."""
+    """The body's length of a listing of `count` chunks."""
     return _LISTED.size + count * DIGEST_BYTES
 
 
@@ -320,7 +319,7 @@ def _packed_model(model: OfferedModel) -> tuple[Any, ...]:
 def _read_file(value: Any) -> OfferedFile:
     name, size, sha256, *_ = f.fields(value, 3, "file")
     if type(name) is not str or not _FILE_NAME.fullmatch(name):
-        raise BadMessage("file's name: not a plain name that ends in .gguf")
+        raise BadMessage("file's name: not a plain .gguf name")
     return OfferedFile(
         name, f.number(size, "file's size", 1, MAX_NUMBER), f.exactly(sha256, DIGEST_BYTES, "file's digest").hex()
     )
@@ -332,7 +331,7 @@ def _read_model(value: Any) -> OfferedModel:
     beside = _read_file(projector) if projector != () else None
     names = {file.name for file in (*found, *((beside,) if beside is not None else ()))}
     if not found or len(names) != len(found) + (beside is not None):
-        raise BadMessage("model's files: none, or two of one name")
+        raise BadMessage("model's files: empty, or a name is repeated")
     return OfferedModel(f.name(name, "model's name"), found, beside, f.number(context, "context", 0, MAX_CONTEXT))
 
 

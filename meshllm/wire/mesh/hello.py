@@ -1,9 +1,9 @@
-"""What two nodes say before anything else on a link: who they are, and that both know the mesh secret.
+"""Encodes and decodes the hello, and computes its proofs. `net/handshake.py` is the exchange.
 
-Law: any bytes at all become one of these messages or `BadMessage`; none is longer than MAX_HELLO_BYTES. The proofs are
-over the very bytes of `Hello` and `Challenge` (`transcript`), so nothing in them can be altered, and over what only
-their side signs or hashes (`label`), so none can be sent back to its maker. A message is a msgpack array: its kind,
-then its fields; newer versions may add fields at the end, which older ones skip but cover with their proofs.
+Invariants: any bytes become a message or raise `BadMessage`; a message has at most MAX_HELLO_BYTES. The proofs cover
+the bytes of `Hello` and `Challenge` (`transcript`), so neither can be altered; each side's proof has its own label, so
+none can be reflected. A message is a msgpack array: kind, then fields. Newer versions may add fields at the end; older
+ones skip them, but the proofs cover them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from meshllm.core.records import MAX_NAME_BYTES, MESH_ID_BYTES, NODE_ID_BYTES, M
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh import fields as f
 
-# The longest message is a refusal with its words; a hello takes about 180 bytes.
+# The longest message is a refusal with its texts; a hello takes about 180 bytes.
 MAX_HELLO_BYTES = 1024
 NONCE_BYTES = 32
 INSTANCE_BYTES = 8
 SIGNATURE_BYTES = 64
 PROOF_BYTES = 32
 MAX_SECRET_BYTES = 32
-# Versions are counted from 1; nobody needs more than this many.
+# Versions count from 1.
 MAX_PROTOCOL = 1 << 16
 
 
 class Credential(IntEnum):
-    """What the dialler knows: the mesh secret itself, or the key of an invite that expires."""
+    """The dialler's credential: the mesh secret, or the key of an expiring invite."""
 
     MEMBER = 0
     INVITE = 1
@@ -41,10 +41,10 @@ class Credential(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The dialler begins. `expires` (unix seconds) belongs to an invite; `instance` is made at random at each start.
+    """The dialler's first message. `expires` (unix seconds) belongs to an invite; `instance` is random for each start.
 
-    `ended` is the name of the last link to this acceptor that the dialler saw end: what is still open under that name
-    at the acceptor is dead. Empty: there was none.
+    `ended`: the name of the last link to this acceptor that the dialler saw end, which is dead at the acceptor as well;
+    or empty.
     """
 
     protocol: tuple[int, int]
@@ -60,7 +60,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """The acceptor's answer. `chosen` is the protocol to be spoken; `nonce` is fresh, and the name of the link."""
+    """The acceptor's answer. `chosen`: the agreed protocol; `nonce`: fresh, and the link's name."""
 
     protocol: tuple[int, int]
     chosen: int
@@ -72,7 +72,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class HelloProof:
-    """The dialler is who it says it is (`signature`), and knows the key (`proof`)."""
+    """The dialler's proof of its node key (`signature`) and of the secret (`proof`)."""
 
     signature: bytes
     proof: bytes
@@ -80,7 +80,8 @@ class HelloProof:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The acceptor knows the key too. `observed`: where it sees the dialler. `secret`: for who came by an invite."""
+    """The acceptor's proof of the secret. `observed`: the dialler's address; `secret`: for a dialler with an expiring
+    invite."""
 
     proof: bytes
     mesh: MeshId
@@ -90,7 +91,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class HelloRefusal:
-    """No. `code` is for programs, `message` and `advice` are for users."""
+    """A refusal. `code` is for programs, `message` and `advice` are for users."""
 
     code: str
     message: str
@@ -124,7 +125,7 @@ def encode_hello(message: HelloMessage) -> bytes:
 
 
 def decode_hello(payload: bytes) -> HelloMessage:
-    """The message that `payload` is. Raises BadMessage."""
+    """Decode a payload. Raises BadMessage."""
     if len(payload) > MAX_HELLO_BYTES:
         raise BadMessage(f"hello: more than {MAX_HELLO_BYTES} bytes")
     found = f.unpack(payload, max_text=MAX_NAME_BYTES, max_bytes=MAX_HELLO_BYTES, max_items=32)
@@ -135,23 +136,23 @@ def decode_hello(payload: bytes) -> HelloMessage:
 
 
 def transcript(hello: bytes, challenge: bytes) -> bytes:
-    """What both proofs are over: the bytes of both messages, as they were on the wire."""
+    """The input of both proofs: a hash of both messages as they were on the wire."""
     parts = b"".join(struct.pack(">I", len(part)) + part for part in (hello, challenge))
     return hashlib.sha256(b"mesh-llm/1 hello" + parts).digest()
 
 
 def to_sign(over: bytes) -> bytes:
-    """What the dialler signs with its node key."""
+    """The input of the dialler's signature."""
     return b"mesh-llm/1 hello dialler signs" + over
 
 
 def prove(key: bytes, label: str, over: bytes) -> bytes:
-    """Shows that the maker knows `key`. `label` is "dialler" or "acceptor"."""
+    """Proof of `key`. `label`: "dialler" or "acceptor"."""
     return hmac.digest(key, b"mesh-llm/1 hello " + label.encode() + b"\0" + over, "sha256")
 
 
 def highest_common(ours: tuple[int, int], theirs: tuple[int, int]) -> int | None:
-    """The newest protocol that both speak, or None."""
+    """The newest protocol in both ranges, or None."""
     chosen = min(ours[1], theirs[1])
     return chosen if chosen >= max(ours[0], theirs[0]) else None
 

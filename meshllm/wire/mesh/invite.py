@@ -1,12 +1,7 @@
-"""Invites: the token that lets a node into a mesh.
+"""Invites: the token that admits a node to a mesh. docs/protocol.md has the format.
 
-Law: an invite is a secret. It never shows its key, and no error repeats any of the text it was read from.
-
-The text is `mesh1-` and base64url of: one byte (the low two bits: ways in; bit 2: expires), mesh id, key, the time of
-expiry in 4 bytes if it has one, the ways in, and 4 bytes of SHA-256 over what stands before. A way in is 16 bytes of
-the node's id, one byte (the low nibble: addresses; bit 4: all have the same port), a bit for each address that says
-whether it is IPv6, the one port or as many as addresses, and the addresses. Numbers are big-endian. The 1 in the prefix
-is the version: anything that is not laid out like this gets the next one.
+Invariants: an invite is a secret; its key is in no `repr`, and no error quotes the text. The digit in the prefix is the
+version.
 """
 
 from __future__ import annotations
@@ -27,16 +22,16 @@ PREFIX = f"mesh{VERSION}-"
 KEY_BYTES = 16
 PIN_BYTES = 16
 MAX_WAYS = 3
-# What goes into the token of each way's addresses: the first ones, since it shall be short enough to paste.
+# Addresses of each node in the token: few, so that it is short enough to paste.
 MAX_ADDRESSES = 4
-# 3 ways with 4 IPv6 addresses each make 420 characters; room for the line breaks and blanks of a paste.
+# 3 nodes with 4 IPv6 addresses each take 420 characters; the rest is for line breaks and spaces of a paste.
 MAX_CHARACTERS = 1000
 MAX_EXPIRES = (1 << 32) - 1
 CHECKSUM_BYTES = 4
 WAYS_MASK, EXPIRES_BIT = 0x03, 0x04
 COUNT_MASK, ONE_PORT_BIT = 0x0F, 0x10
 
-# What a chat or an editor puts around and into a pasted token.
+# Characters that a chat or an editor adds around a pasted token.
 DECORATION = "\"'`<>"
 BLANKS = re.compile(r"[\s\u200b\u2060\ufeff]+")
 SHAPE = re.compile(r"mesh([0-9]{1,4})-([A-Za-z0-9_-]*)")
@@ -45,7 +40,7 @@ FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh.
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """`key` proves that its holder was invited (`invite_key`); `expires` in unix seconds, 0: never; 1 to 3 `ways`."""
+    """`key`: see `invite_key`; `expires` in unix seconds, 0: never; `ways`: 1 to 3 nodes to dial."""
 
     mesh: MeshId
     key: bytes = field(repr=False)
@@ -54,26 +49,26 @@ class Invite:
 
 
 def invite_key(secret: bytes, expires: int) -> bytes:
-    """The key of an invite: the mesh secret itself, or, if it expires, one that every member can work out from it."""
+    """The key of an invite: the mesh secret, or for an expiring invite a key that every member can derive from it."""
     if not expires:
         return secret
     return hmac.digest(secret, b"mesh-llm/1 invite" + struct.pack(">Q", expires), "sha256")[:KEY_BYTES]
 
 
 def expired(invite: Invite, now_unix: float) -> bool:
-    """Whether its time is over."""
+    """Whether the invite has expired."""
     return bool(invite.expires) and now_unix >= invite.expires
 
 
 def encode(invite: Invite) -> str:
-    """The token. Of each way go in 16 bytes of the id and the first 4 addresses that have a place on the wire.
+    """The token: for each node 16 bytes of its id and its first 4 valid addresses.
 
-    Raises ValueError for an invite that leads nowhere or has no proper key: a defect of whoever made it.
+    Raises ValueError for an invite without nodes, addresses or a proper key.
     """
     if len(invite.mesh) != MESH_ID_BYTES or len(invite.key) != KEY_BYTES or not 0 <= invite.expires <= MAX_EXPIRES:
         raise ValueError("an invite needs a mesh id, a key, and a time of expiry that fits")
     if not 1 <= len(invite.ways) <= MAX_WAYS:
-        raise ValueError(f"an invite has 1 to {MAX_WAYS} ways in, not {len(invite.ways)}")
+        raise ValueError(f"an invite has 1 to {MAX_WAYS} nodes, not {len(invite.ways)}")
     head = len(invite.ways) | (EXPIRES_BIT if invite.expires else 0)
     expires = struct.pack(">I", invite.expires) if invite.expires else b""
     body = bytes([head]) + invite.mesh + invite.key + expires + b"".join(map(_encode_way, invite.ways))
@@ -93,7 +88,7 @@ def _encode_way(way: BootstrapAddress) -> bytes:
             hosts.append(packed)
             ports.append(address.port)
     if not hosts or len(way.pin) < PIN_BYTES:
-        raise ValueError("a way in has an address and at least 16 bytes of the node's id")
+        raise ValueError("a node in an invite needs an address and at least 16 bytes of its id")
     one = len(set(ports)) == 1
     families = sum(1 << at for at, host in enumerate(hosts) if len(host) == 16)
     told = ports[:1] if one else ports
@@ -102,33 +97,33 @@ def _encode_way(way: BootstrapAddress) -> bytes:
 
 
 def decode(text: str) -> Invite:
-    """The invite that `text` is, whatever pasting did to it, expired or not. Raises BadInvite."""
+    """Decode a token, tolerating what pasting adds; an expired one as well. Raises BadInvite."""
     if len(text) > MAX_CHARACTERS:
-        raise BadInvite(f"This is no invite: it is longer than {MAX_CHARACTERS} characters.", advice=FRESH)
+        raise BadInvite(f"This is not an invite: it is longer than {MAX_CHARACTERS} characters.", advice=FRESH)
     found = SHAPE.fullmatch(BLANKS.sub("", text).strip(DECORATION))
     if found is None:
         raise BadInvite(
-            f"This is no invite: one begins with {PREFIX!r}, and has letters, digits, '-' and '_' only.",
-            advice="Copy all of it, as 'mesh-llm invite' printed it.",
+            f"This is not an invite: an invite begins with {PREFIX!r} and has only letters, digits, '-' and '_'.",
+            advice="Copy the whole text that 'mesh-llm invite' printed.",
         )
     if int(found[1]) != VERSION:
         raise BadInvite(
-            f"This invite is of version {int(found[1])}; this mesh-llm reads version {VERSION}.",
+            f"This invite has version {int(found[1])}; this mesh-llm reads version {VERSION}.",
             advice="Update the older of the two nodes, and ask for a fresh invite.",
         )
     try:
         return _read(_from_base64(found[2]))
     except (ValueError, IndexError, struct.error):
-        # From None: the original error could carry a piece of the token into a traceback.
+        # From None: a traceback must not show a part of the token.
         raise BadInvite(
-            "This invite is damaged: some of it is missing or changed.", advice=f"Copy all of it, in one piece. {FRESH}"
+            "This invite is damaged: characters are missing or changed.", advice=f"Copy the whole text. {FRESH}"
         ) from None
 
 
 def _from_base64(text: str) -> bytes:
     data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if urlsafe_b64encode(data).rstrip(b"=").decode() != text:
-        raise ValueError("bits that belong to nothing")
+        raise ValueError("non-zero padding bits")
     return data
 
 
@@ -169,7 +164,7 @@ def _read_way(reader: _ByteReader) -> BootstrapAddress:
 
 
 class _ByteReader:
-    """Bytes, taken from the front; taking more than there are is a ValueError."""
+    """Reads bytes from the front; ValueError at the end."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0

@@ -1,10 +1,9 @@
-"""A node's record as bytes, and back.
+"""Encodes and decodes node records.
 
-Law: the bytes that were signed are what is handed on; nobody encodes another's record anew. The body is an array whose
-places have fixed meanings (see `encode_record`). How it may grow: new fields are put at the end, of the body or of an
-entry in it, and older nodes skip them; a place is never used for something else, never left out, and a bound (they
-stand in `core/records.py` and below) is never raised, because older nodes could no longer read the record. The bytes
-before the body that is signed name the format, so that a signature is good for nothing else.
+Invariants: a record is forwarded as the bytes that were signed. The body is an array with fixed places. Compatible
+changes: a new field at the end, of the body or of an entry in it, which older nodes skip. A place is never reused or
+left out and a bound never raised, because older nodes could not read the record. The signed bytes begin with the
+format's name, so a signature is valid for nothing else.
 """
 
 from __future__ import annotations
@@ -23,32 +22,32 @@ from meshllm.wire.mesh import fields as f
 
 SIGNED_PREFIX = b"mesh-llm/1 record\0"
 SIGNATURE_BYTES = 64
-# What a node answers for: models of its own and those of its backends.
+# Models of the node and of its backends.
 MAX_MODELS = r.MAX_SERVED + r.MAX_BACKEND_MODELS
-# Tokens; a hundred times what any model knows of today.
+# Tokens; a hundred times the largest known model.
 MAX_CONTEXT = 1 << 30
-# Requests at work, waiting, or slots; far above what one machine could hold sockets for.
+# Active requests, waiting requests or slots; more than a machine can hold sockets for.
 MAX_REQUESTS = 1 << 20
 MAX_PROTOCOL = 65535
-# Above every array in a body, with room for fields that a newer version adds.
+# Above every array in a body, with room for new fields.
 MAX_ITEMS = 512
 PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
 PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
-# What a model takes, a bit for each kind; a newer version may know more kinds. 0: not known.
+# Input kinds of a model, one bit each; newer versions may know more. 0: unknown.
 TEXT, PICTURES = 1, 2
 INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | PICTURES}
 MAX_INPUTS = 0xFFFF
-# What a record has had from the beginning; what came later may be missing in one of an older node.
+# Fields of the first version of the record; later ones may be missing.
 FIELDS = 15
 
 
 def signed_bytes(body: bytes) -> bytes:
-    """What the signature of a record with this body is over."""
+    """The bytes that a record's signature covers."""
     return SIGNED_PREFIX + body
 
 
 def signer(sign: Callable[[bytes], bytes]) -> r.Signer:
-    """A `Signer` out of the node key's signing function. What a peer would refuse is left out of the record first."""
+    """A `Signer` from the node key's signing function. It first removes what peers would refuse (`fit`)."""
 
     def make(record: NodeRecord) -> SignedRecord:
         fitting = fit(record)
@@ -59,7 +58,7 @@ def signer(sign: Callable[[bytes], bytes]) -> r.Signer:
 
 
 def encode_record(record: NodeRecord) -> bytes:
-    """The body. Raises ValueError for a record that `decode_record` would refuse (`fit` makes one that it does not)."""
+    """The body. Raises ValueError for a record that `decode_record` would refuse; `fit` prevents that."""
     places = {name: place for place, name in enumerate(record.on_disk)}
     hosts = [(f.pack_host(address.host), address.port) for address in record.addresses]
     body: bytes = msgpack.packb(
@@ -94,15 +93,15 @@ def encode_record(record: NodeRecord) -> bytes:
 
 
 def decode_record(body: bytes) -> NodeRecord:
-    """The record with that body. Raises BadMessage. Who signed it is not looked at here.
+    """The record of a body. Raises BadMessage. Does not check the signature.
 
-    A served model whose purpose this version does not know is left out: it would not know what to ask of it.
+    A served model of an unknown purpose is left out.
     """
     return _read(open_body(body))
 
 
 def open_body(body: bytes) -> tuple[Any, ...]:
-    """The fields of a body, as yet unchecked but for the first: the node that the record must be signed by."""
+    """The fields of a body; only the node id is checked."""
     if len(body) > r.MAX_RECORD_BYTES:
         raise BadMessage(f"record: more than {r.MAX_RECORD_BYTES} bytes")
     found = f.unpack(body, max_text=r.MAX_NAME_BYTES, max_bytes=r.NODE_ID_BYTES, max_items=MAX_ITEMS)
@@ -110,15 +109,21 @@ def open_body(body: bytes) -> tuple[Any, ...]:
     return found
 
 
-def read_signed(body: bytes, signature: bytes, verify: Callable[[r.NodeId, bytes, bytes], bool]) -> SignedRecord | None:
-    """A record from a peer. Raises BadMessage for what no honest node hands on: no record at all, or a bad signature.
+def peek_version(body: bytes) -> tuple[r.NodeId, r.RecordVersion]:
+    """Whose record it is and its version, before any signature is checked. Raises BadMessage."""
+    _, incarnation, version, *_ = found = f.fields(open_body(body), 3, "record")
+    return r.NodeId(found[0]), r.RecordVersion(f.number(incarnation, "incarnation"), f.number(version, "version"))
 
-    None for a record that its node did sign, but that this version cannot read: a newer relay may pass on such records
-    in good faith, and must not lose its link, nor the other records of the message, for that.
+
+def read_signed(body: bytes, signature: bytes, verify: Callable[[r.NodeId, bytes, bytes], bool]) -> SignedRecord | None:
+    """A peer's record. Raises BadMessage for what no correct node forwards: no record, or an invalid signature.
+
+    None for a signed record that this version cannot read: a newer node may forward it, and must not lose its link or
+    the other records of the message.
     """
     found = open_body(body)
     if len(signature) != SIGNATURE_BYTES or not verify(r.NodeId(found[0]), signed_bytes(body), signature):
-        raise BadMessage("record: not signed by its node")
+        raise BadMessage("record: invalid signature")
     try:
         return SignedRecord(_read(found), body, signature)
     except BadMessage:
@@ -189,9 +194,9 @@ def _model(value: Any) -> r.ServedModel | None:
 
 
 def _complaint(value: Any) -> r.FailureReport:
-    node, incarnation, *_ = f.fields(value, 2, "complaint")
-    subject = r.NodeId(f.exactly(node, r.NODE_ID_BYTES, "complaint's node id"))
-    return r.FailureReport(subject, f.number(incarnation, "complaint's incarnation"))
+    node, incarnation, *_ = f.fields(value, 2, "failure report")
+    subject = r.NodeId(f.exactly(node, r.NODE_ID_BYTES, "failure report's node id"))
+    return r.FailureReport(subject, f.number(incarnation, "failure report's incarnation"))
 
 
 def _candidates(value: Any) -> tuple[r.SplitCandidate, ...]:
@@ -208,7 +213,7 @@ def _devices(value: Any) -> tuple[int, ...]:
 
 
 def _aliases(value: Any, disk: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Pairs of names, as their places among those on `disk`."""
+    """Pairs of names, as places in `disk`."""
     found = []
     for item in f.items(value, r.MAX_ON_DISK, "aliases"):
         alias, name, *_ = f.fields(item, 2, "alias")
@@ -218,7 +223,7 @@ def _aliases(value: Any, disk: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
-    """Loads, as they stand in a record and in a pong."""
+    """Loads, as in a record and in a pong."""
     return tuple([_load(item) for item in f.items(value, MAX_MODELS, "loads")])
 
 
@@ -231,14 +236,13 @@ def _load(value: Any) -> r.ModelLoad:
     )
 
 
-# -- a record of our own that everybody can read
+# -- a record of this node that every peer can read
 
 
 def fit(record: NodeRecord) -> NodeRecord:
-    """`record` without what peers would refuse: names they could not show, addresses they could not dial, and what is
-    beyond the bounds, from the end of each list. Names come from files and backends, so this is no theory; without it
-    one odd name would shut the whole node out. What it serves goes last.
-    """
+    """`record` without what peers would refuse: unprintable names, addresses that cannot be dialled, and the ends of
+    lists beyond their bounds. Names come from files and backends; one bad name would otherwise shut the node out.
+    Served models are dropped last."""
     cut = replace(
         record,
         name=_shown(record.name),
@@ -262,7 +266,7 @@ def fit(record: NodeRecord) -> NodeRecord:
 
 
 def fit_loads(loads: tuple[r.ModelLoad, ...]) -> tuple[r.ModelLoad, ...]:
-    """Loads as peers would take them."""
+    """Loads within the bounds."""
     return tuple(
         [
             r.ModelLoad(load.name, _within(load.active, MAX_REQUESTS), _within(load.waiting, MAX_REQUESTS))
@@ -295,20 +299,20 @@ def _shown(text: str) -> str:
 
 
 def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
-    """The address in the one form it has on the wire, or None."""
+    """The address in its wire form, or None."""
     packed = f.pack_host(address.host)
     host = f.unpack_host(packed) if packed is not None else None
     return r.PeerAddress(host, address.port) if host is not None and 1 <= address.port <= f.MAX_PORT else None
 
 
-# At most what a body spends beside names: the fields with numbers (9 bytes each) and fixed texts, with room to spare.
+# Upper bound of a body without its names: numbers (9 bytes each) and fixed texts.
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
 
 
 def _shrunk(record: NodeRecord) -> NodeRecord:
-    """`record` with as much as goes into MAX_RECORD_BYTES; the lists are filled in the order of their worth."""
+    """`record` cut to MAX_RECORD_BYTES; lists are filled in the order of their importance."""
     left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.failure_reports) * _COMPLAINT_BYTES
     serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
@@ -326,7 +330,7 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
 
 
 def _as_many(sized: list[tuple[Any, int]], room: int) -> tuple[list[Any], int]:
-    """The first of `sized` (values with their bytes) that go into `room`, and the room that is left."""
+    """The first of `sized` (value, bytes) that fit into `room` bytes, and the bytes that are left."""
     taken = []
     for value, size in sized:
         if size > room:

@@ -1,0 +1,185 @@
+"""The access line, the attempt lines and the ring of the last requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web_rig import CHAT_STREAM, DONE, Bench, Call, Town, ask, host, never, node_id, request, town
+
+from meshllm.web.gateway.request_log import MAX_REQUESTS, MAX_TEXT, Outcome, RequestLog, RequestTrace
+
+USAGE = (
+    b'data: {"choices":[],"usage":{"prompt_tokens":20,"completion_tokens":7,'
+    b'"prompt_tokens_details":{"cached_tokens":5}}}\n\n'
+)
+ACCESS_FIELDS = {
+    "request_id", "api", "path", "model", "caller", "target", "node", "attempts", "queue_ms", "first_byte_ms",
+    "duration_ms", "status", "outcome", "error", "prompt_tokens", "cached_tokens", "completion_tokens", "stream",
+}  # fmt: skip
+ATTEMPT_FIELDS = {
+    "request_id", "attempt", "target", "node", "outcome", "error", "connect_ms", "first_byte_ms", "duration_ms",
+}  # fmt: skip
+
+
+class Lines(logging.Handler):
+    """The fields of the access and attempt lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.access: list[dict[str, Any]] = []
+        self.attempts: list[tuple[int, dict[str, Any]]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = record.fields  # type: ignore[attr-defined]
+        if record.name == "meshllm.access":
+            self.access.append(fields)
+        else:
+            self.attempts.append((record.levelno, fields))
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """What is logged from now on."""
+    handler = Lines()
+    loggers = [logging.getLogger("meshllm.access"), logging.getLogger("meshllm.gateway")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+    yield handler
+    for logger, level in zip(loggers, before, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.fixture
+async def place(folder: Path) -> AsyncIterator[Town]:
+    """Three gateways; the first one is asked."""
+    async with town(folder) as made:
+        yield made
+
+
+async def reset(call: Call) -> None:
+    """Breaks the connection instead of a response."""
+    call.reset()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_access_line_of_an_answered_request(table: Bench, lines: Lines, stream: bool) -> None:
+    async def script(call: Call) -> None:
+        if stream:
+            call.stream(*CHAT_STREAM[:-1], USAGE, DONE)
+            call.hang_up()
+        else:
+            usage = {"prompt_tokens": 20, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 5}}
+            call.answer({"object": "chat.completion", "choices": [], "usage": usage})
+
+    await table.serve(script)
+    await table.call(ask(stream=stream, headers={"X-Request-Id": "id-1"}))
+    [line] = lines.access
+    assert set(line) == ACCESS_FIELDS
+    assert line["queue_ms"] == 0.0
+    assert 0 <= line["first_byte_ms"] <= line["duration_ms"]
+    expected = {
+        "request_id": "id-1", "api": "chat", "path": "/v1/chat/completions", "model": "m", "caller": "local",
+        "target": "engine", "attempts": 1, "status": 200, "outcome": "answered", "error": "", "stream": stream,
+        "prompt_tokens": 20, "cached_tokens": 5, "completion_tokens": 7,
+    }  # fmt: skip
+    assert {name: line[name] for name in expected} == expected
+    [(level, attempt)] = lines.attempts
+    assert level == logging.DEBUG
+    assert set(attempt) == ATTEMPT_FIELDS
+    assert (attempt["request_id"], attempt["attempt"], attempt["outcome"]) == ("id-1", 1, "answered")
+    [summary] = table.gateway.requests.snapshot()
+    assert (summary.request_id, summary.outcome, summary.prompt_tokens, summary.stream) == (
+        "id-1", Outcome.ANSWERED, 20, stream,
+    )  # fmt: skip
+    assert [each.number for each in summary.attempts] == [1]
+
+
+async def test_one_access_line_for_each_request_also_without_a_target(table: Bench, lines: Lines) -> None:
+    await table.get("/v1/models")
+    await table.get("/nothing")
+    await table.call(ask(model="unknown"))
+    await table.call(request("POST", "/v1/chat/completions", {"model": 1}))
+    caller = await table.caller()
+    caller.send(b"nonsense\r\n\r\n")
+    await caller.response("GET")
+    assert [(line["status"], line["outcome"]) for line in lines.access] == [
+        (200, "answered"), (404, "refused"), (404, "refused"), (400, "refused"), (400, "refused"),
+    ]  # fmt: skip
+    assert all(line["error"] for line in lines.access[1:])
+    # A list of models is no news for the request view.
+    assert [each.status for each in table.gateway.requests.snapshot()] == [400, 400, 404, 404]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_failed_attempts_name_target_and_reason(place: Town, lines: Lines) -> None:
+    """The first peer breaks the connection, the second one answers; both nodes log the same id."""
+    here, one, two = place.benches
+    await place.serve(1, reset)
+    await place.serve(2)
+    here.meet(host(node_id(1), "m"), host(node_id(2), "m", rtt=5.0))
+    response = await here.call(ask(headers={"X-Request-Id": "id-2"}))
+    assert response.status == 200
+    [summary] = here.gateway.requests.snapshot()
+    assert [(each.target, each.outcome) for each in summary.attempts] == [
+        (f"peer {node_id(1).hex()[:10]}", Outcome.REFUSED), (f"peer {node_id(2).hex()[:10]}", Outcome.ANSWERED),
+    ]  # fmt: skip
+    assert "connection" in summary.attempts[0].error
+    assert summary.attempts[0].node == node_id(1).hex()[:10]
+    [there] = one.gateway.requests.snapshot()
+    assert (there.request_id, there.caller, there.outcome) == (
+        "id-2", f"peer {node_id(0).hex()[:10]}", Outcome.FAILED,
+    )  # fmt: skip
+    assert [each.outcome for each in there.attempts] == [Outcome.FAILED]
+    assert all("connection" in each.error for each in there.attempts)
+    [also] = two.gateway.requests.snapshot()
+    assert (also.request_id, also.outcome) == ("id-2", Outcome.ANSWERED)
+    failed = [fields for level, fields in lines.attempts if level == logging.INFO]
+    assert {fields["request_id"] for fields in failed} == {"id-2"}
+    assert len(failed) == 2
+    assert {line["request_id"] for line in lines.access} == {"id-2"}
+    assert len(lines.access) == 3
+
+
+async def test_caller_that_goes_away_is_abandoned(table: Bench, lines: Lines) -> None:
+    engine = await table.serve(never)
+    caller = await table.caller()
+    caller.send(ask(stream=True))
+    await engine.watch.until(lambda: len(engine.calls) == 1)
+    await caller.close()
+    await table.gateway.watch.until(lambda: bool(lines.access))
+    assert (lines.access[0]["outcome"], lines.access[0]["status"]) == ("abandoned", 499)
+
+
+async def test_error_text_of_the_model_is_not_logged(table: Bench, lines: Lines) -> None:
+    """A stream that fails in the middle: the log has the error's message, not the text before it."""
+
+    async def script(call: Call) -> None:
+        call.begin_stream()
+        call.chunk(CHAT_STREAM[1] + b'data: {"error":{"message":"out of memory","code":500}}\n\n')
+        call.end_stream()
+        call.hang_up()
+
+    await table.serve(script)
+    await table.call(ask(stream=True))
+    [line] = lines.access
+    assert (line["outcome"], line["error"]) == ("failed", "out of memory")
+
+
+def test_request_log_is_bounded() -> None:
+    log = RequestLog(lambda: 100.0, lambda: 1_000_100.0)
+    for number in range(MAX_REQUESTS + 50):
+        trace = RequestTrace(f"id-{number}", "chat", "/v1/chat/completions", "local", 90.0)
+        trace.model, trace.ended, trace.error = "m" * 1000, 95.0, "x" * 1000
+        log.add(trace)
+    found = log.snapshot()
+    assert [each.request_id for each in found] == [f"id-{n}" for n in range(MAX_REQUESTS + 49, 49, -1)]
+    assert found[0].started_at == 1_000_090.0
+    assert found[0].duration_seconds == 5.0
+    assert len(found[0].model) == len(found[0].error) == MAX_TEXT
