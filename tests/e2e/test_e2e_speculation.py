@@ -93,7 +93,9 @@ def test_no_speculation_drafts_no_tokens(tmp_path: Path) -> None:
         node.wait_until_serving()
         assert speculation(status(node))["kind"] == "none"
         assert "lazy dog" in repeat(node)
-        assert "speculative decoding: off (it was switched off)" in run(node.home, "status").stdout.replace("\n", " ")
+        assert "speculative decoding: off (switched off (--no-speculation))" in run(node.home, "status").stdout.replace(
+            "\n", " "
+        )
 
 
 def test_draft_model_with_another_vocabulary_is_refused(tmp_path: Path) -> None:

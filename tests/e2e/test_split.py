@@ -201,7 +201,7 @@ def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
     status = host.until(committed, "a split that is served")
     (model,) = status["models"]
     assert model["input_modalities"] == ["text", "image"]
-    assert "sees pictures" in model["engine"]["placement_text"]
+    assert "vision" in model["engine"]["placement_text"]
     blind, seeing = sorted(share["memory"] for share in split_of(status)["shares"])
     assert seeing - blind > projector_bytes(projector) / 2, "the host's share"
     assert split_of(status)["shares"][0]["memory"] == seeing

@@ -1,5 +1,5 @@
 // The conversations of this page: send a message, stop, regenerate or edit. A conversation has one answer at a time, and
-// storable the received part of an answer that fails or is stopped.
+// keeps the received part of an answer that fails or is stopped.
 
 import { batch, signal, type Signal } from '@preact/signals'
 import { headers } from '../key'
@@ -90,7 +90,7 @@ export function send(conversation: Conversation, text: string, images: readonly 
   return startAnswer({ ...conversation, messages: [...conversation.messages, message] })
 }
 
-// Answers again in index of message `id`; later messages are removed.
+// Answers again in place of message `id`; later messages are removed.
 export function regenerate(conversation: Conversation, id: string): void {
   const index = conversation.messages.findIndex((message) => message.id === id)
   if (index >= 0) startAnswer({ ...conversation, messages: conversation.messages.slice(0, index) })

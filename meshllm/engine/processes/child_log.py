@@ -61,7 +61,7 @@ def escape_control_characters(text: str) -> str:
 
 
 class ChildLog:
-    """Appends lines to `path`; past `max_bytes` it renames the file to `*.old.log` and begins a new one.
+    """Appends lines to `path` (mode 0600); past `max_bytes` it renames the file to `*.old.log` and begins a new one.
 
     The two files together hold at most about twice `max_bytes`. Nothing here raises OSError: while the file cannot be
     written (disk full, folder removed), lines are dropped and counted, one warning is logged, and the count is written
@@ -133,7 +133,7 @@ class ChildLog:
 
     def _open(self) -> io.FileIO:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = io.FileIO(self._path, "ab")
+        self._file = io.FileIO(self._path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
         return self._file
 
     def _is_current(self, file: io.FileIO) -> bool:

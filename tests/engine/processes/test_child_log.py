@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_child_log_rotates_and_bounds_its_total_size(tmp_path: Path) -> None:
         for number in range(200):
             log.write([f"line {number:04}"] * 5)
     old = tmp_path / "logs" / "x.old.log"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert old.stat().st_size + path.stat().st_size <= 2 * 1000 + 2 * 50
     assert path.read_text().endswith("line 0199\n")
     with ChildLog(path, 1000) as log:  # a file that is full already is rotated by the first write of the next process
