@@ -78,6 +78,24 @@ def test_child_log_drops_and_counts_lines_while_the_file_cannot_be_written(
     assert [record.message.partition(" ")[0] for record in caplog.records] == ["cannot", str(path)]
 
 
+def test_child_log_limits_warnings_of_a_disk_that_is_full_again_and_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, now = tmp_path / "x.log", 0.0
+    with caplog.at_level(logging.WARNING), ChildLog(path, clock=lambda: now) as log:
+        for _ in range(10):
+            path.unlink(missing_ok=True)
+            path.symlink_to("/dev/full")
+            log.close()
+            log.write(["lost"])
+            path.unlink()
+            log.write(["kept"])
+            now += 7.0
+    messages = [record.message for record in caplog.records]
+    assert sum(message.startswith("cannot write") for message in messages) == 2, "at 0 and at 63 seconds"
+    assert len(messages) == 4
+
+
 def test_child_log_survives_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with ChildLog(tmp_path / "file" / "logs" / "x.log") as log:
