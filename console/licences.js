@@ -1,9 +1,9 @@
-// Puts the licences of what went into the page beside it: dist/assets/licences.txt.
+// Writes the licences of the bundled packages to dist/assets/licences.txt.
 
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 
 const { dependencies } = JSON.parse(readFileSync('package.json', 'utf8'))
-// What the dependencies themselves are made of.
+// Direct dependencies, and the package that @preact/signals bundles.
 const names = [...Object.keys(dependencies), '@preact/signals-core'].sort()
 
 const texts = names.map((name) => {

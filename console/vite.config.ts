@@ -4,7 +4,7 @@ export default defineConfig({
   build: {
     outDir: 'dist',
     target: 'es2022',
-    // Everything is a file of its own: the policy that comes with the page allows nothing in line.
+    // No inlined assets: the content security policy does not allow them.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     reportCompressedSize: true,

@@ -178,6 +178,12 @@ class PeerUnreachable(EnvironmentFailure):
     default_advice = "Check that the node runs and that its UDP port is open."
 
 
+class DialLimitReached(PeerUnreachable):
+    """This node dials too many peers at the same time. It says nothing about the peer."""
+
+    code = "dial_limit"
+
+
 class LinkClosed(EnvironmentFailure):
     """The link to a peer, or this node's part in the mesh, has ended."""
 

@@ -93,7 +93,7 @@ mesh_bootstrap() {
         "$mesh_venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$mesh_root" \
             --config-settings editable_mode=compat ||
             mesh_die "could not install the checkout itself; see pip's message above"
-        # pip does this for what it installs; for the checkout, nobody would where Python may not write (a third of a start).
+        # pip does this for what it installs; for the checkout it is done here, or every start would compile (a third of its time) where Python may not write.
         "$mesh_venv/bin/python" -m compileall -q "$mesh_root/meshllm" || true
         printf '%s\n' "$want" >"$mesh_venv/.mesh-$kind"
         # What the tests need holds all that the program needs.

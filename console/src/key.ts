@@ -1,59 +1,59 @@
-// The key with which a page on another device looks and asks. On the node's own machine none is asked for.
+// The API key that a page on another device sends. On the node's own machine no key is required.
 //
-// Law: it is kept for this tab alone (sessionStorage). Whatever is kept for good for an address of plain HTTP can be
-// read by whoever has that address in another network; the browser's own password manager keeps it better, and may.
+// The key is stored for this tab only (sessionStorage): what is stored for an address of plain HTTP can be read by any
+// server with the same address in another network.
 
 import { signal } from '@preact/signals'
 
 const NAME = 'key'
 
-// Behind `#` it goes nowhere: not to the daemon, and not into what a browser tells others about where it came from.
-const IN_ADDRESS = '#key='
+// A browser does not send the fragment of an address to servers.
+const HASH_PREFIX = '#key='
 
 export const key = signal('')
 
-export function use(text: string): void {
+export function setKey(text: string): void {
   key.value = text.trim()
   try {
     if (key.value === '') sessionStorage.removeItem(NAME)
     else sessionStorage.setItem(NAME, key.value)
   } catch {
-    // A browser that keeps nothing has it as long as the page is there.
+    // Storage is disabled: the key lasts as long as the page.
   }
 }
 
-// What every request to the daemon takes along. Headers are bytes: whatever is not ASCII goes as UTF-8.
+// The headers of every request to the daemon. Headers are bytes: text that is not ASCII is sent as UTF-8.
 export function headers(): Record<string, string> {
   if (key.value === '') return {}
   const bytes = new TextEncoder().encode(key.value)
   return { authorization: `Bearer ${String.fromCharCode(...bytes)}` }
 }
 
-// The address that brings the key along, to be opened on another device.
-export function withKey(url: string, text: string): string {
-  return `${url}/${IN_ADDRESS}${encodeURIComponent(text)}`
+// The page's address with the key in it, for another device.
+export function urlWithKey(url: string, text: string): string {
+  return `${url}/${HASH_PREFIX}${encodeURIComponent(text)}`
 }
 
-// The key in an address, or null.
-export function keyIn(hash: string): string | null {
-  if (!hash.startsWith(IN_ADDRESS)) return null
+// The key in the fragment of an address, or null.
+export function keyFromHash(hash: string): string | null {
+  if (!hash.startsWith(HASH_PREFIX)) return null
   try {
-    return decodeURIComponent(hash.slice(IN_ADDRESS.length))
+    return decodeURIComponent(hash.slice(HASH_PREFIX.length))
   } catch {
     return null
   }
 }
 
-// Takes the key out of the page's own address, and out of the browser's history with it.
-export function take(): boolean {
-  const given = keyIn(location.hash)
+// Takes the key out of the page's own address, and out of the browser's history. Returns whether there was one.
+export function takeKeyFromAddress(): boolean {
+  const given = keyFromHash(location.hash)
   if (given === null) return false
   history.replaceState(null, '', location.pathname)
-  use(given)
+  setKey(given)
   return true
 }
 
-function kept(): string {
+function storedKey(): string {
   try {
     return sessionStorage.getItem(NAME) ?? ''
   } catch {
@@ -61,4 +61,4 @@ function kept(): string {
   }
 }
 
-key.value = kept()
+key.value = storedKey()

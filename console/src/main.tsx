@@ -1,4 +1,4 @@
-// The page: a frame with the six views, and what stands in it while there is nothing to show yet.
+// The page: navigation, the shown view, and the states without a view (connecting, key prompt).
 
 import '@fontsource-variable/geist/wght.css'
 import '@fontsource-variable/geist-mono/wght.css'
@@ -10,16 +10,16 @@ import { render, type JSX } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
 import { Icon, type IconName } from './parts/icons'
 import { address, route, VIEWS, type View } from './route'
-import { begin, contact, nodes, status } from './state'
-import { theme, turn } from './theme'
+import { connection, nodes, start, status } from './state'
+import { nextTheme, theme } from './theme'
 import { Join } from './views/join'
-import { Locked } from './views/locked'
+import { KeyPrompt } from './views/key-prompt'
 import { Mesh } from './views/mesh'
 import { Models } from './views/models'
 import { Nodes } from './views/nodes'
 import { Requests } from './views/requests'
 import { Chat } from './views/chat'
-import { counted } from './words'
+import { counted } from './format'
 
 const NAMES: Record<View, string> = {
   mesh: 'Mesh',
@@ -29,7 +29,7 @@ const NAMES: Record<View, string> = {
   chat: 'Chat',
   join: 'Join',
 }
-const BODIES: Record<View, () => JSX.Element> = {
+const VIEW_COMPONENTS: Record<View, () => JSX.Element> = {
   mesh: Mesh,
   nodes: Nodes,
   models: Models,
@@ -44,12 +44,12 @@ function Frame(): JSX.Element {
   const main = useRef<HTMLElement>(null)
   const before = useRef(view)
   useEffect(() => {
-    document.title = `${contact.value === 'locked' ? 'Key' : NAMES[view]} · ${status.value?.name ?? 'mesh-llm'}`
-    // Whoever came here by keyboard goes on in the new view, not behind the link that led to it.
+    document.title = `${connection.value === 'locked' ? 'Key' : NAMES[view]} · ${status.value?.name ?? 'mesh-llm'}`
+    // Keyboard users continue in the new view, not after the link.
     if (before.current !== view) main.current?.focus({ preventScroll: true })
     before.current = view
-  }, [view, status.value?.name, contact.value])
-  const Body = BODIES[view]
+  }, [view, status.value?.name, connection.value])
+  const Body = VIEW_COMPONENTS[view]
   return (
     <>
       <a
@@ -62,14 +62,14 @@ function Frame(): JSX.Element {
       >
         Skip to the content
       </a>
-      <Side view={view} />
+      <SideBar view={view} />
       <main id="main" class={view} tabIndex={-1} ref={main}>
-        {contact.value === 'lost' && <Lost />}
-        {contact.value === 'locked' ? (
-          <Locked />
+        {connection.value === 'lost' && <ConnectionLost />}
+        {connection.value === 'locked' ? (
+          <KeyPrompt />
         ) : status.value === null ? (
           <p class="waiting" role="status">
-            Asking the daemon …
+            Connecting to the daemon …
           </p>
         ) : (
           <Body />
@@ -79,14 +79,14 @@ function Frame(): JSX.Element {
   )
 }
 
-function Side({ view }: { view: View }): JSX.Element {
+function SideBar({ view }: { view: View }): JSX.Element {
   return (
     <header class="side">
       <a class="brand" href={address('mesh')} aria-label="mesh-llm">
         <Icon name="mesh" size={22} />
         <span>mesh-llm</span>
       </a>
-      {contact.value !== 'locked' && (
+      {connection.value !== 'locked' && (
         <nav aria-label="Views">
           {VIEWS.map((one) => (
             <a key={one} href={address(one)} aria-current={one === view ? 'page' : undefined}>
@@ -96,12 +96,12 @@ function Side({ view }: { view: View }): JSX.Element {
           ))}
         </nav>
       )}
-      <Foot />
+      <NodeSummary />
     </header>
   )
 }
 
-function Foot(): JSX.Element {
+function NodeSummary(): JSX.Element {
   const known = status.value
   const alive = nodes.value.filter((node) => node.status === 'alive' && node.role !== 'backend').length
   return (
@@ -113,13 +113,13 @@ function Foot(): JSX.Element {
             {known.name}
           </dd>
           <dt class="unseen">Mesh</dt>
-          <dd>{known.mesh === null ? 'in no mesh' : `${counted(alive, 'node')}`}</dd>
+          <dd>{known.mesh === null ? 'no mesh' : `${counted(alive, 'node')}`}</dd>
           <dt class="unseen">Version</dt>
           <dd>version {known.version}</dd>
-          {known.read_only && <dd>read-only from here</dd>}
+          {known.read_only && <dd>read-only</dd>}
         </dl>
       )}
-      <button type="button" class="tool" onClick={turn} title={`Colours: ${theme.value}`}>
+      <button type="button" class="tool" onClick={nextTheme} title={`Colours: ${theme.value}`}>
         <Icon name={THEME_ICONS[theme.value]} />
         <span class="unseen">Colours: {theme.value}. Change</span>
       </button>
@@ -127,14 +127,13 @@ function Foot(): JSX.Element {
   )
 }
 
-function Lost(): JSX.Element {
+function ConnectionLost(): JSX.Element {
   return (
     <p class="notice worrying" role="alert">
-      <Icon name="warning" /> This node does not answer any more. What is shown is what it said last; this page goes on
-      trying.
+      <Icon name="warning" /> The node does not respond. The page shows its last status and is reconnecting.
     </p>
   )
 }
 
-begin()
+start()
 render(<Frame />, document.getElementById('app') as HTMLElement)

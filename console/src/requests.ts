@@ -3,7 +3,7 @@
 import { signal } from '@preact/signals'
 import type { RequestsAnswer, RequestStatus } from './api'
 import { headers } from './key'
-import { share } from './share'
+import { keepUnchanged } from './structural-sharing'
 import { lock } from './state'
 
 const POLL_MS = 2000
@@ -49,7 +49,7 @@ async function load(signal: AbortSignal): Promise<void> {
     }
     if (!response.ok) throw new Error(`status ${response.status}`)
     const answer = (await response.json()) as RequestsAnswer
-    requests.value = share(requests.value ?? undefined, answer.requests)
+    requests.value = keepUnchanged(requests.value ?? undefined, answer.requests)
     requestsFailed.value = false
   } catch {
     if (!signal.aborted) requestsFailed.value = true

@@ -1,4 +1,4 @@
-// Which view is shown: what the address says, so that a view can be linked to and the back button works.
+// The shown view follows the page's address, so that views can be linked and the back button works.
 
 import { signal } from '@preact/signals'
 import { address, parse, type Route, type View } from './address'

@@ -1,147 +1,145 @@
-// What the page knows: the daemon's status as it streams in, and what follows from it.
-//
-// Law: the daemon's word is the only source. A page that nobody looks at listens to nothing: a browser has only so many
-// connections to a daemon, and people leave pages open.
+// The page's state: the daemon's status, streamed while the page is visible, and values derived from it.
 
 import { computed, signal } from '@preact/signals'
 import type { NodeStatus } from './api'
 import { Events } from './events'
-import { headers, key, take, use } from './key'
+import { headers, key, setKey, takeKeyFromAddress } from './key'
 import { modelsOf } from './mesh/models'
 import { nodesOf, type MeshNode } from './mesh/nodes'
 import { pipelinesOf, type Pipeline } from './mesh/splits'
-import { share } from './share'
+import { keepUnchanged } from './structural-sharing'
 
-// "locked": the daemon wants the key, or another one.
-export type Contact = 'connecting' | 'live' | 'lost' | 'locked'
+// "locked": the daemon requires the key, or has another one.
+export type ConnectionState = 'connecting' | 'live' | 'lost' | 'locked'
 
-// Uptime and free memory change without an event; while somebody looks, they are asked for this often.
+// Uptime and free memory change without an event.
 const REFRESH_MS = 10_000
-const AGAIN_MS = 3000
-// The daemon says something every 15 s. A phone that changed its network would wait for the next word for ever.
-const SILENCE_MS = 40_000
+const RETRY_MS = 3000
+// The daemon writes at least every 15 s. A phone that changes its network gets no error, only silence.
+const TIMEOUT_MS = 40_000
 
 export const status = signal<NodeStatus | null>(null)
-export const contact = signal<Contact>('connecting')
-export const refused = signal(false) // whether there was a key, and it was not right
+export const connection = signal<ConnectionState>('connecting')
+export const keyRejected = signal(false) // the daemon has refused a key
 
 export const nodes = signal<MeshNode[]>([])
 export const pipelines = signal<Pipeline[]>([])
 export const models = computed(() => (status.value === null ? [] : modelsOf(status.value, nodes.value)))
-// The API as this page reaches it: behind a proxy that encrypts, that does too.
+// The API's URL, with the page's protocol: a TLS proxy in front of the page serves the API as well.
 export const api = computed(() => (status.value?.api ?? '').replace(/^http:/, location.protocol))
 export const idle = computed(() => {
   const known = status.value
   if (known === null || known.models.length > 0 || known.backends.length > 0) return false
   const { mesh } = known
-  // Whoever founded a mesh stays "alone" for the daemon: nobody was to be joined. Others may have come since.
+  // The node that creates a mesh stays in phase "alone" after others have joined.
   return mesh === null || (mesh.role !== 'client' && mesh.phase === 'alone' && mesh.peers.length === 0)
 })
 
 let source: AbortController | null = null
 let pending: string | null = null
 
-function told(text: string): void {
-  // Of what comes between two frames only the newest is worth drawing.
+function receive(text: string): void {
+  // Only the newest status is drawn in a frame.
   if (pending === null) requestAnimationFrame(apply)
   pending = text
 }
 
 function apply(): void {
   if (pending === null) return
-  const next = share<NodeStatus>(status.value ?? undefined, JSON.parse(pending) as NodeStatus)
+  const next = keepUnchanged<NodeStatus>(status.value ?? undefined, JSON.parse(pending) as NodeStatus)
   pending = null
-  if (contact.value === 'locked') return
-  nodes.value = share(nodes.value, nodesOf(next, Date.now() / 1000, nodes.value))
-  pipelines.value = share(pipelines.value, pipelinesOf(next))
+  if (connection.value === 'locked') return
+  nodes.value = keepUnchanged(nodes.value, nodesOf(next, Date.now() / 1000, nodes.value))
+  pipelines.value = keepUnchanged(pipelines.value, pipelinesOf(next))
   status.value = next
-  contact.value = 'live'
+  connection.value = 'live'
 }
 
-async function listen(): Promise<void> {
+async function connect(): Promise<void> {
   const own = new AbortController()
   source = own
   try {
-    const answer = await fetch('/api/events', { headers: headers(), signal: own.signal })
-    if (answer.status === 401) {
+    const response = await fetch('/api/events', { headers: headers(), signal: own.signal })
+    if (response.status === 401) {
       lock()
       return
     }
-    if (answer.ok && answer.body !== null) await follow(answer.body, own)
+    if (response.ok && response.body !== null) await readEvents(response.body, own)
   } catch {
-    // It is gone, or we let go of it.
+    // The connection was lost, or disconnect() aborted it.
   }
   if (source !== own) return
-  contact.value = 'lost'
+  connection.value = 'lost'
   setTimeout(() => {
-    if (source === own) void listen()
-  }, AGAIN_MS)
+    if (source === own) void connect()
+  }, RETRY_MS)
 }
 
-async function follow(body: ReadableStream<Uint8Array<ArrayBuffer>>, own: AbortController): Promise<void> {
+async function readEvents(body: ReadableStream<Uint8Array<ArrayBuffer>>, own: AbortController): Promise<void> {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader()
   const events = new Events()
-  contact.value = 'live'
+  connection.value = 'live'
   for (;;) {
-    const silence = setTimeout(() => own.abort(), SILENCE_MS)
+    const timeout = setTimeout(() => own.abort(), TIMEOUT_MS)
     try {
       const { done, value } = await reader.read()
       if (done) return
       const newest = events.feed(value).at(-1)
-      if (newest !== undefined) told(newest)
+      if (newest !== undefined) receive(newest)
     } finally {
-      clearTimeout(silence)
+      clearTimeout(timeout)
     }
   }
 }
 
 async function refresh(): Promise<void> {
-  if (source === null || contact.value !== 'live') return
+  if (source === null || connection.value !== 'live') return
   try {
-    const answer = await fetch('/api/status', { headers: headers() })
-    if (answer.ok) told(await answer.text())
-    else if (answer.status === 401) lock()
+    const response = await fetch('/api/status', { headers: headers() })
+    if (response.ok) receive(await response.text())
+    else if (response.status === 401) lock()
   } catch {
-    contact.value = 'lost'
+    connection.value = 'lost'
   }
 }
 
-function letGo(): void {
+function disconnect(): void {
   const own = source
   source = null
   own?.abort()
 }
 
-// Nothing is shown, and nothing is kept of what was, until there is a key that is right.
+// Clears the state and shows the key prompt.
 export function lock({ forgotten = false } = {}): void {
-  letGo()
-  refused.value = key.value !== '' && !forgotten
-  use('')
+  disconnect()
+  keyRejected.value = key.value !== '' && !forgotten
+  setKey('')
   status.value = null
   nodes.value = []
   pipelines.value = []
-  contact.value = 'locked'
+  connection.value = 'locked'
 }
 
 export function unlock(text: string): void {
-  use(text)
-  refused.value = false
-  contact.value = 'connecting'
-  letGo()
-  void listen()
+  setKey(text)
+  keyRejected.value = false
+  connection.value = 'connecting'
+  disconnect()
+  void connect()
 }
 
-function watch(): void {
-  if (document.hidden) letGo()
-  else if (source === null && contact.value !== 'locked') void listen()
+// A browser has few connections per host, so that a hidden page disconnects.
+function followVisibility(): void {
+  if (document.hidden) disconnect()
+  else if (source === null && connection.value !== 'locked') void connect()
 }
 
-export function begin(): void {
-  take()
+export function start(): void {
+  takeKeyFromAddress()
   addEventListener('hashchange', () => {
-    if (take()) unlock(key.value)
+    if (takeKeyFromAddress()) unlock(key.value)
   })
-  document.addEventListener('visibilitychange', watch)
+  document.addEventListener('visibilitychange', followVisibility)
   setInterval(() => void refresh(), REFRESH_MS)
-  watch()
+  followVisibility()
 }

@@ -4,11 +4,11 @@ import { Events } from '../src/events'
 const STREAM = 'event: status\nid: 1\ndata: {"a":1}\n\n: still here\n\nevent: status\nid: 2\ndata: {"a":"x: y"}\n\n'
 
 describe('events', () => {
-  test('are read whole', () => {
+  test('are parsed from one piece', () => {
     expect(new Events().feed(STREAM)).toEqual(['{"a":1}', '{"a":"x: y"}'])
   })
 
-  test('are the same however they were cut', () => {
+  test('are parsed from pieces of any size', () => {
     for (let size = 1; size < STREAM.length; size += 1) {
       const events = new Events()
       const found: string[] = []
@@ -17,7 +17,7 @@ describe('events', () => {
     }
   })
 
-  test('that are not whole are waited for', () => {
+  test('that are incomplete are held back', () => {
     const events = new Events()
     expect(events.feed('event: status\ndata: 1\n')).toEqual([])
     expect(events.feed('\nevent')).toEqual(['1'])

@@ -1,12 +1,12 @@
 import { describe, expect, it } from 'vitest'
 import type { PeerStatus } from '../src/api'
 import { layout } from '../src/mesh/layout'
-import { chattable, modelsOf, reasonOf } from '../src/mesh/models'
+import { chatModels, modelsOf, explanation } from '../src/mesh/models'
 import { nodesOf, type MeshNode } from '../src/mesh/nodes'
-import { model, node, peer, serves, status } from './made'
+import { model, node, peer, serves, status } from './fixtures'
 
-describe('the nodes', () => {
-  it('are this one, its peers and its backends', () => {
+describe('nodesOf', () => {
+  it('lists this node, its peers and its backends', () => {
     const backends = [{ url: 'http://localhost:8000', healthy: true, models: ['x'], reason: '' }]
     const found = nodesOf(
       status([peer('a', { serves: [serves('m')] }), peer('b', { status: 'dead' })], { backends }),
@@ -20,7 +20,7 @@ describe('the nodes', () => {
     ])
   })
 
-  it('keep the moment at which a state began, though it is told a little differently each time', () => {
+  it('keeps the start of a status although latency changes the calculated time', () => {
     const first = nodesOf(status([peer('a', { since_seconds: 10.4 })]), 1000)
     const later = nodesOf(status([peer('a', { since_seconds: 15.9 })]), 1005, first)
     expect(later[1]?.since).toBe(first[1]?.since)
@@ -28,7 +28,7 @@ describe('the nodes', () => {
     expect(changed[1]?.since).toBe(1010)
   })
 
-  it('are told how fast they answered this node', () => {
+  it('takes the speed of a model from the load of the peer', () => {
     const load = [
       { target: 'a', active: 0, waiting: 0, slots: 4, kind: 'peer' as const, model: 'm', tokens_per_second: 33 },
     ]
@@ -36,16 +36,16 @@ describe('the nodes', () => {
     expect(there?.models.map((one) => one.speed)).toEqual([33, null])
   })
 
-  it('may be in a state or have a role that this page does not know yet', () => {
+  it('shows an unknown status as unverified', () => {
     const [here, there] = nodesOf(status([peer('a', { status: 'resting' as PeerStatus })]), 1)
     expect([here?.status, there?.status]).toEqual(['alive', 'unverified'])
   })
 })
 
-describe('the models', () => {
+describe('modelsOf', () => {
   const of = (made: ReturnType<typeof status>): ReturnType<typeof modelsOf> => modelsOf(made, nodesOf(made, 1))
 
-  it('are one line each, the served ones first', () => {
+  it('lists each model once, served models first', () => {
     const peers = [
       peer('a', { serves: [serves('m')] }),
       peer('b', { serves: [serves('m')] }),
@@ -58,29 +58,29 @@ describe('the models', () => {
         models: [model('f', 'fetching'), model('bad', 'failed', { reason: 'No room.', advice: 'Make some.' })],
       }),
     )
-    expect(found.map((one) => [one.name, one.standing])).toEqual([
+    expect(found.map((one) => [one.name, one.availability])).toEqual([
       ['m', 'serving'],
-      ['f', 'coming'],
+      ['f', 'starting'],
       ['bad', 'failed'],
-      ['q', 'wanted'],
-      ['w', 'wanted'],
-      ['h', 'heard of'],
+      ['q', 'requested'],
+      ['w', 'requested'],
+      ['h', 'unconfirmed'],
       ['d', 'on disk'],
     ])
     const [m] = found
     expect([m?.slots, m?.active, m?.hosts.length, m?.context]).toEqual([8, 2, 2, 4096])
-    expect(found.map(reasonOf)).toEqual([
+    expect(found.map(explanation)).toEqual([
       'Served by 2 nodes.',
-      'On its way.',
+      'Starting.',
       'No room. Make some.',
-      'Asked for by node c, but no node that is known has its file.',
-      'Asked for by node c. node c has the file and may take it.',
-      'node s said it serves this, but does not answer this node.',
-      'Lies on the disk of node c; nobody asked for it. Serve it with --model d.',
+      'Requested by node c, but no known node has the file.',
+      'Requested by node c. node c has the file and may serve it.',
+      'Reported to be served by node s, which this node cannot reach.',
+      'On the disk of node c, not requested. Serve it with --model d.',
     ])
   })
 
-  it('are one line for each file, whatever it is called on which disk', () => {
+  it('lists a file once although it has several names', () => {
     const both = { on_disk: ['known', 'known.Q4'], aliases: { 'known.Q4': 'known' } }
     const here = status([peer('a', { on_disk: ['known.Q4'] }), peer('b', both), peer('c', { on_disk: ['other'] })])
     const idle = of(here)
@@ -88,7 +88,7 @@ describe('the models', () => {
       ['known', ['node a', 'node b'], ['known.Q4']],
       ['other', ['node c'], []],
     ])
-    expect(reasonOf(idle[0]!)).toContain('Serve it with --model known.')
+    expect(explanation(idle[0]!)).toContain('Serve it with --model known.')
 
     // By whichever name it is served, or only wanted, that line has the file of all.
     for (const more of [{ serves: [serves('known.Q4')] }, { wants: ['known.Q4'] }]) {
@@ -100,32 +100,32 @@ describe('the models', () => {
     const two = of(
       status([peer('a', { serves: [serves('known')] }), peer('c', { wants: ['known.Q4'] }), peer('b', both)]),
     )
-    expect(two.map((one) => [one.name, one.standing, one.onDisk, one.aliases])).toEqual([
+    expect(two.map((one) => [one.name, one.availability, one.onDisk, one.aliases])).toEqual([
       ['known', 'serving', ['node b'], []],
-      ['known.Q4', 'wanted', ['node b'], []],
+      ['known.Q4', 'requested', ['node b'], []],
     ])
   })
 
-  it('are not lost to a node that tells of aliases in a circle', () => {
+  it('ends if aliases form a circle', () => {
     const odd = { on_disk: ['x', 'y'], aliases: { x: 'y', y: 'x', z: 'z' } }
     expect(of(status([peer('a', odd)])).map((one) => one.name)).toEqual(['y'])
   })
 
-  it('see if somebody who carries them does, or may', () => {
+  it('have vision if a host has or may have it', () => {
     const peers = [
       peer('a', { serves: ['m', 'n', 'o'].map((name) => ({ ...serves(name), input_modalities: ['text'] })) }),
       peer('b', { serves: [{ ...serves('n'), input_modalities: ['text', 'image'] }, serves('o'), serves('p')] }),
     ]
     const models = [model('h', 'loading', { input_modalities: ['text'] }), model('q', 'fetching')]
-    const found = new Map(of(status(peers, { models })).map((one) => [one.name, one.sees]))
+    const found = new Map(of(status(peers, { models })).map((one) => [one.name, one.vision]))
     expect([...'mnophq'].map((name) => found.get(name))).toEqual([false, true, null, null, false, null])
   })
 
-  it('can be chatted with if they write and somebody serves them', () => {
+  it('offers text generation models that are served or starting for the chat', () => {
     const peers = [
       peer('a', { serves: [serves('m'), { ...serves('e'), purpose: 'embed' }, { ...serves('u'), purpose: null }] }),
     ]
-    expect(chattable(of(status(peers, { models: [model('l', 'loading')] }))).map((one) => one.name)).toEqual([
+    expect(chatModels(of(status(peers, { models: [model('l', 'loading')] }))).map((one) => one.name)).toEqual([
       'm',
       'u',
       'l',
@@ -133,30 +133,30 @@ describe('the models', () => {
   })
 })
 
-describe('the picture', () => {
+describe('layout', () => {
   const many = (count: number, more: (place: number) => Partial<MeshNode> = () => ({})): MeshNode[] => [
     node('me', { here: true }),
     ...Array.from({ length: count - 1 }, (_, place) => node(`n${String(place).padStart(4, '0')}`, more(place))),
   ]
 
-  it.each([1, 2, 3, 9, 10, 30, 49, 50, 300, 1000])('holds %i nodes and none covers another', (count) => {
-    for (const room of [
+  it.each([1, 2, 3, 9, 10, 30, 49, 50, 300, 1000])('places %i nodes without overlap', (count) => {
+    for (const size of [
       [375, 600],
       [600, 600],
       [1000, 700],
       [1900, 600],
     ].map(([width = 0, height = 0]) => ({ width, height }))) {
-      const { spots, width, height } = layout(
+      const { positions, width, height } = layout(
         many(count, (place) => (place % 3 === 0 ? { role: 'host' } : {})),
-        room,
+        size,
       )
-      expect(spots).toHaveLength(count)
-      const outside = spots.filter(
+      expect(positions).toHaveLength(count)
+      const outside = positions.filter(
         (one) => Math.abs(one.x) + one.radius > width / 2 || Math.abs(one.y) + one.radius > height / 2,
       )
       expect(outside).toEqual([])
-      const pairs = spots.flatMap((one, place) =>
-        spots
+      const pairs = positions.flatMap((one, place) =>
+        positions
           .slice(place + 1)
           .filter((other) => Math.hypot(one.x - other.x, one.y - other.y) <= one.radius + other.radius)
           .map((other) => [one.node.id, other.node.id]),
@@ -165,7 +165,7 @@ describe('the picture', () => {
     }
   })
 
-  it('does not move a node that only changes its state, and does not mind the order in which nodes are told', () => {
+  it('does not depend on the status or the order of nodes', () => {
     const before = layout(many(40), { width: 1000, height: 700 })
     const after = layout(
       [
@@ -176,7 +176,8 @@ describe('the picture', () => {
       ],
       { width: 1000, height: 700 },
     )
-    const places = (found: typeof before): unknown => found.spots.map((spot) => [spot.node.id, spot.x, spot.y])
+    const places = (found: typeof before): unknown =>
+      found.positions.map((position) => [position.node.id, position.x, position.y])
     expect(places(after)).toEqual(places(before))
   })
 })

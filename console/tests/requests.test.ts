@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import type { AttemptStatus, RequestStatus } from '../src/api'
 import { isFailed, matches, timelineOf, tokensText } from '../src/mesh/requests'
-import { node } from './made'
+import { node } from './fixtures'
 
 function attempt(more: Partial<AttemptStatus> = {}): AttemptStatus {
   return {

@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import type { LeasePhase, SplitStatus, WorkerShareStatus } from '../src/api'
 import { nodesOf } from '../src/mesh/nodes'
-import { layersOf, pipelinesOf } from '../src/mesh/splits'
-import { peer, status } from './made'
+import { layersText, pipelinesOf } from '../src/mesh/splits'
+import { peer, status } from './fixtures'
 
 const share = (
   node: string,
@@ -37,25 +37,25 @@ const split: SplitStatus = {
   shares: [share('b', 20, 10), share('me', 0, 12, null), share('a', 12, 8)],
 }
 
-describe('splits', () => {
-  it('are the way of a token, in the order of the layers', () => {
+describe('pipelinesOf', () => {
+  it('lists the nodes in the order of the layers', () => {
     expect(pipelinesOf(status([], { splits: [split] }))).toEqual([
-      { model: 'm', committed: true, stops: ['me', 'a', 'b'] },
+      { model: 'm', committed: true, nodeIds: ['me', 'a', 'b'] },
     ])
   })
 
-  it('make workers of nodes that serve nothing else', () => {
+  it('makes nodes with a share workers', () => {
     const found = nodesOf(status([peer('a'), peer('b'), peer('c')], { splits: [split] }), 1)
-    expect(found.map((node) => [node.id, node.role, node.parts.map(layersOf)])).toEqual([
+    expect(found.map((node) => [node.id, node.role, node.shares.map(layersText)])).toEqual([
       ['me', 'worker', ['layers 0 to 11']],
       ['a', 'worker', ['layers 12 to 19']],
       ['b', 'worker', ['layers 20 to 29']],
       ['c', 'standby', []],
     ])
-    expect(found[1]?.parts[0]?.traffic).toBe(7)
+    expect(found[1]?.shares[0]?.traffic).toBe(7)
   })
 
-  it('of others show this node its own part alone', () => {
+  it("shows only this node's share of the split of another host", () => {
     const lease = {
       model: 'm',
       host: 'a',
@@ -68,13 +68,13 @@ describe('splits', () => {
       memory: 9,
     }
     const known = status([peer('a')], { worker_lease: lease })
-    expect(pipelinesOf(known)).toEqual([{ model: 'm', committed: false, stops: ['a', 'me'] }])
-    expect(nodesOf(known, 1)[0]).toMatchObject({ role: 'worker', parts: [{ host: 'a', traffic: null }] })
-    expect(layersOf(lease)).toBe('layer 5')
+    expect(pipelinesOf(known)).toEqual([{ model: 'm', committed: false, nodeIds: ['a', 'me'] }])
+    expect(nodesOf(known, 1)[0]).toMatchObject({ role: 'worker', shares: [{ host: 'a', traffic: null }] })
+    expect(layersText(lease)).toBe('layer 5')
   })
 
-  it('are nothing to draw while nobody shares anything', () => {
+  it('is empty without shares', () => {
     expect(pipelinesOf(status([], { splits: [{ ...split, shares: [] }] }))).toEqual([])
-    expect(layersOf({ first: 0, layers: 0 })).toBe('no layers')
+    expect(layersText({ first: 0, layers: 0 })).toBe('no layers')
   })
 })

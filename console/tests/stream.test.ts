@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { Reader, ThoughtSplitter, type Answer } from '../src/chat/stream'
+import { AnswerReader, ThinkingSplitter, type Answer } from '../src/chat/stream'
 
 const event = (value: unknown): string => `data: ${JSON.stringify(value)}\n\n`
 const delta = (words: object): string => event({ choices: [{ index: 0, delta: words, finish_reason: null }] })
@@ -18,14 +18,14 @@ const STREAM =
   'data: [DONE]\n\n'
 
 function read(...pieces: string[]): Answer {
-  const reader = new Reader()
+  const reader = new AnswerReader()
   for (const piece of pieces) reader.feed(piece)
   reader.end()
   return reader.answer
 }
 
-describe('an answer that streams', () => {
-  it('is read whole', () => {
+describe('AnswerReader', () => {
+  it('reads a whole answer', () => {
     expect(read(STREAM)).toEqual({
       text: 'Héllo: data: [DONE]\n',
       thinking: 'First, think.',
@@ -33,19 +33,19 @@ describe('an answer that streams', () => {
       speed: 12.5,
       finish: 'stop',
       host: 'peer 0123456789',
-      news: 'loading model: 40 %',
+      progress: 'loading model: 40 %',
       error: null,
     })
   })
 
-  it('reads the same however it is cut', () => {
+  it('reads the same answer from pieces of any size', () => {
     const whole = read(STREAM)
     for (let at = 0; at <= STREAM.length; at += 1) expect(read(STREAM.slice(0, at), STREAM.slice(at))).toEqual(whole)
     expect(read(...STREAM)).toEqual(whole)
     expect(read(STREAM.replaceAll('\n', '\r\n'))).toEqual(whole)
   })
 
-  it('tells what went wrong in the middle', () => {
+  it('reports an error in the stream', () => {
     const answer = read(
       delta({ content: 'So far' }),
       event({ error: { message: 'the engine was lost', code: 'upstream_lost' } }),
@@ -55,7 +55,7 @@ describe('an answer that streams', () => {
     expect(read(event({ error: 7 })).error).not.toBeNull()
   })
 
-  it('is not misled by shapes it does not know', () => {
+  it('ignores unknown shapes', () => {
     for (const value of [
       {},
       { choices: [] },
@@ -67,14 +67,14 @@ describe('an answer that streams', () => {
     }
   })
 
-  it('counts by what the usage says where there are no timings', () => {
+  it('takes the token count from the usage if there are no timings', () => {
     expect(read(event({ choices: [], usage: { completion_tokens: 9 } })).tokens).toBe(9)
   })
 })
 
-describe('thinking that stands in the answer', () => {
+describe('ThinkingSplitter', () => {
   const split = (text: string, size: number): { text: string; thinking: string } => {
-    const splitter = new ThoughtSplitter()
+    const splitter = new ThinkingSplitter()
     const found = { text: '', thinking: '' }
     const take = (part: { text: string; thinking: string }): void => {
       found.text += part.text

@@ -148,7 +148,7 @@ def _set_up_logging(terminal: logging.Handler, log_file: LogFile, *, verbose: bo
     import logging
 
     terminal.setLevel(logging.DEBUG if verbose else logging.INFO if json else logging.WARNING)
-    # A closed terminal or pipe: logging must not write about it to the same place.
+    # Otherwise logging reports a closed terminal or pipe to that same terminal or pipe.
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.setLevel(logging.INFO if verbose else logging.WARNING)

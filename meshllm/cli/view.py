@@ -294,7 +294,7 @@ class JsonLogHandler(logging.Handler):
         self._viewer = viewer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record. A closed standard output is no error of whoever logs."""
+        """Write one record. A closed standard output must not raise in the code that logs."""
         try:
             fields = json_fields(record)
             del fields["time"]

@@ -22,6 +22,7 @@ from meshllm.core.split.host import MeasuredModel, SizeNeed
 from meshllm.core.split.lease import LeasedFile
 from meshllm.core.split.planner import need_of
 from meshllm.daemon.draft_selection import DraftSelector
+from meshllm.daemon.log_file import engine_log
 from meshllm.daemon.start_planner import StartPlan, StartPlanner
 from meshllm.daemon.worker_process import ProcessContext, WorkerConnections, WorkerProcesses
 from meshllm.engine.build import builder
@@ -223,7 +224,7 @@ class EngineProcesses:
         """Run the process to its end. Returns why it ended and what to do."""
         name, generation = command.model, command.generation
         plan, started = start.plan, False
-        log_file = self._context.home / "logs" / f"{_file_name(name)}.log"
+        log_file = engine_log(self._context.home, name)
 
         def loading(fraction: float | None) -> None:
             self._post(e.ServerProgress(name, generation, Progress.at("loading", fraction)))
@@ -291,7 +292,3 @@ def _server_plan(model: LocalModel, name: str, start: _PlannedStart, threads: in
         environment=connections.environment if connections is not None else {},
         threads=threads,
     )
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:100]

@@ -67,7 +67,7 @@ class RotatingFile:
             self._torn = bool(data)
 
     def check(self) -> None:
-        """Open the file anew if it was removed or moved away by another program."""
+        """Open the file again if it was removed or moved away by another program."""
         if self._descriptor is None:
             return
         try:

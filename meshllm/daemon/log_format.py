@@ -112,7 +112,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str |
 
 
 def _value(value: object) -> str:
-    """A field's value in a text line; in quotes where it would not be told from what follows."""
+    """A field's value in a text line; in quotes if it contains spaces, quotes or control characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else str(value)

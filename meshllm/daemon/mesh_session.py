@@ -38,7 +38,7 @@ from meshllm.net.lanes.lanes import Lanes
 from meshllm.net.quic.transport import QuicTransport
 from meshllm.net.tunnels.tunnels import Tunnels
 from meshllm.web.console.server import Invitation
-from meshllm.wire.mesh.codec import decode_message, encode_message, signer
+from meshllm.wire.mesh.codec import encode_message, parse_message, signer
 from meshllm.wire.mesh.invite import MAX_WAYS, Invite, encode, invite_key
 
 log = logging.getLogger(__name__)
@@ -89,9 +89,7 @@ class MeshSession:
         )
         self._keeper = StateWriter()
         self._observed = ObservedAddresses()
-        self._links = PeerLinks(
-            post, encode_message, lambda payload: decode_message(payload, verify), self._accept, self._in_use
-        )
+        self._links = PeerLinks(post, encode_message, parse_message, verify, self._accept, self._in_use)
         self._port = 0
         self._remembered = False
         self._facts: list[InterfaceAddress] = []

@@ -1,7 +1,7 @@
-"""Carries out what the core wants of links (dial, hang up, send), and turns what happens on them into events.
+"""Carries out the core's commands for links (dial, hang up, send), and turns what happens on links into events.
 
-Law: a peer is hostile until its bytes have been decoded; whoever sends what is no message, or more than it may, loses
-its link, and nobody else notices. What was dialled is always answered, by a link or by `DialFailed`.
+Invariants: a peer that sends a malformed message, or more than it may, loses its link, and no other link is affected.
+Each dial is answered by a link or by `DialFailed`.
 """
 
 from __future__ import annotations
@@ -13,125 +13,154 @@ from collections.abc import Callable
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership.messages import Message
+from meshllm.core.membership.table import MAX_NODES
 from meshllm.core.records import BootstrapAddress, NodeId, short
 from meshllm.daemon.message_counters import MessageCounters
-from meshllm.errors import BadMessage, MeshError, PeerRefused
+from meshllm.daemon.record_verifier import MessageQueues, RecordVerifier
+from meshllm.errors import BadMessage, DialLimitReached, LinkClosed, MeshError, PeerRefused
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.tasks import Owner
 from meshllm.util.rate_limiter import TokenBucket
+from meshllm.wire.mesh.codec import ParsedMessage, Verify
 
 log = logging.getLogger(__name__)
 
-# What one peer may say, in bytes (how many messages is the link's business): records cost us a signature check each, at
-# about 500 bytes. A whole table of 10,000 nodes is 5 MB; what changes in a mesh of 1,000 is some kB a second.
+# What one peer may send (the number of messages is the core's business): a whole table of 10,000 nodes is 5 MB, and the
+# changes in a mesh of 1,000 nodes are some kB and some 10 records a second.
 BYTES_PER_SECOND, BYTES_AT_ONCE = 1 << 20, 16 << 20
-# A link that is to be closed and still carries a tunnel is looked at again so often (seconds).
+RECORDS_PER_SECOND, RECORDS_AT_ONCE = 400, MAX_NODES
+# How often a link that the core gave up is checked for streams and tunnels that still use it (seconds).
 HANG_UP_CHECK_SECONDS = 1.0
-# Of misbehaving peers the log tells once in so many seconds; how often it happened is counted.
-COMPLAINT_SECONDS = 10.0
+# Links that end because of misbehaving peers are logged at most once in this time (seconds), with their number.
+BAD_PEER_LOG_SECONDS = 10.0
 
 Serve = Callable[[Link, StreamKind], asyncio.BaseProtocol | None]
 
 
+class MessageAllowance:
+    """What a peer may still send: bytes and records."""
+
+    def __init__(self, now: float) -> None:
+        self._bytes = TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, now)
+        self._records = TokenBucket(RECORDS_PER_SECOND, RECORDS_AT_ONCE, now)
+
+    def take_bytes(self, count: int, now: float) -> bool:
+        """Whether the peer may send `count` bytes now."""
+        return self._bytes.take(now, count)
+
+    def take_records(self, count: int, now: float) -> bool:
+        """Whether the peer may send `count` records now."""
+        return self._records.take(now, count)
+
+
 class PeerLinks:
-    """The `LinkHandler` of this node, and the hands of its core for links."""
+    """The `LinkHandler` of this node."""
 
     def __init__(
         self,
         post: Callable[[e.Event], None],
         encode: Callable[[Message], bytes],
-        decode: Callable[[bytes], Message | None],
+        parse: Callable[[bytes], ParsedMessage | None],
+        verify: Verify,
         serve: Serve,
         in_use: Callable[[NodeId], bool] = lambda peer: False,
     ) -> None:
-        """`decode` raises BadMessage for what is no message, and gives None for one of a newer kind; `serve` gives what
-        serves a stream that a peer opens, or None; `in_use`: whether a peer is being talked to beside its link's own
-        streams, so that hanging up would disturb."""
+        """`parse` raises BadMessage for a malformed message and returns None for a kind of a newer version; `verify`
+        checks a signature; `serve` returns what serves a stream that a peer opens, or None; `in_use`: whether a peer
+        uses lanes or tunnels beside its link's own streams, so that its link must stay."""
         self._post = post
         self._encode = encode
-        self._decode = decode
+        self._parse = parse
         self._serve = serve
         self._in_use = in_use
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
         self._owner = Owner("links")
         self._transport: Transport | None = None
         self._up: dict[NodeId, Link] = {}
-        self._allowances: dict[NodeId, TokenBucket] = {}
-        self._unwanted: dict[NodeId, str] = {}
-        self._checker: asyncio.TimerHandle | None = None
+        self._allowances: dict[NodeId, MessageAllowance] = {}
+        self._messages = MessageQueues(RecordVerifier(verify), self._deliver, self._refuse, self._loop.call_soon)
+        self._hang_ups: dict[NodeId, str] = {}
+        self._hang_up_timer: asyncio.TimerHandle | None = None
         self._encoded: tuple[Message | None, bytes] = (None, b"")
-        self._complained, self._unsaid = float("-inf"), 0
+        self._logged_at, self._not_logged = float("-inf"), 0
         self.counters = MessageCounters()
         self._closing = False
 
     def attach(self, transport: Transport) -> None:
-        """What dials and holds the links; once, before the first command."""
+        """Set the transport that dials and holds the links. Called before the first command."""
         self._transport = transport
 
     async def close(self) -> None:
-        """Nothing is dialled any more; what is waited for ends without an event."""
+        """Stop dialling; dials under way end without an event."""
         self._closing = True
-        if self._checker is not None:
-            self._checker.cancel()
+        if self._hang_up_timer is not None:
+            self._hang_up_timer.cancel()
         await self._owner.close()
 
-    # -- the core's wishes
+    # -- commands
 
     def carry_out(self, command: c.DialPeer | c.HangUp | c.Send) -> None:
-        """Begin what `command` asks for; returns at once."""
+        """Begin `command`; returns at once."""
         match command:
-            case c.DialPeer(way):
-                self._keep(way)
+            case c.DialPeer(target):
+                self._cancel_hang_up(target)
                 if not self._closing:
-                    self._owner.start(self._dial(way), "dial")
+                    self._owner.start(self._dial(target), "dial")
             case c.HangUp(peer, reason):
-                self._unwanted[peer] = reason
-                self._hang_up()
+                self._hang_ups[peer] = reason
+                self._close_unused()
             case c.Send(peer, message):
                 self._send(peer, message)
 
-    async def _dial(self, way: BootstrapAddress) -> None:
+    async def _dial(self, target: BootstrapAddress) -> None:
         assert self._transport is not None
         try:
-            await self._transport.dial(way)
+            await self._transport.dial(target)
         except MeshError as error:
             final = isinstance(error, PeerRefused)
-            log.info("no link to %s: %s", way.pin[:5].hex(), error)
-            self._post(e.DialFailed(way, error.message, error.advice, final))
+            # Limits and the stop of this node say nothing about the peer.
+            local = isinstance(error, DialLimitReached | LinkClosed)
+            log.info("no link to %s: %s", target.pin[:5].hex(), error)
+            self._post(e.DialFailed(target, error.message, error.advice, final, local))
         except Exception as error:
-            log.exception("dialling %s failed", way.pin[:5].hex())
-            self._post(e.DialFailed(way, f"dialling failed: {error!r}", "This is a defect; please report it."))
+            log.exception("dialling %s failed", target.pin[:5].hex())
+            advice = "This is a bug in mesh-llm; please report it."
+            self._post(e.DialFailed(target, f"dialling failed: {error!r}", advice, local=True))
 
-    def _keep(self, way: BootstrapAddress) -> None:
-        """A link that is wanted again is not closed."""
-        for peer in [peer for peer in self._unwanted if peer.startswith(way.pin)]:
-            del self._unwanted[peer]
+    def _cancel_hang_up(self, target: BootstrapAddress) -> None:
+        """A link that is dialled again is not closed."""
+        for peer in [peer for peer in self._hang_ups if peer.startswith(target.pin)]:
+            del self._hang_ups[peer]
 
-    def _hang_up(self) -> None:
-        """Close what is to be closed and disturbs nobody; look again later if something is left."""
+    def _close_unused(self) -> None:
+        """Close the links that the core gave up and that nothing uses; check the others again later."""
         assert self._transport is not None
-        self._checker = None
-        for peer, reason in list(self._unwanted.items()):
+        for peer, reason in list(self._hang_ups.items()):
             link = self._transport.link(peer)
             if link is not None and (link.streams or self._in_use(peer)):
                 continue
-            self._unwanted.pop(peer, None)
+            self._hang_ups.pop(peer, None)
             if link is not None:
                 link.close(reason)
-        if self._unwanted and self._checker is None and not self._closing:
-            self._checker = asyncio.get_running_loop().call_later(HANG_UP_CHECK_SECONDS, self._hang_up)
+        if self._hang_ups and self._hang_up_timer is None and not self._closing:
+            self._hang_up_timer = self._loop.call_later(HANG_UP_CHECK_SECONDS, self._check_hang_ups)
+
+    def _check_hang_ups(self) -> None:
+        self._hang_up_timer = None
+        self._close_unused()
 
     def _send(self, peer: NodeId, message: Message) -> None:
         assert self._transport is not None
         link = self._transport.link(peer)
         if link is None:
             return
-        # News goes to several peers in a row: it is encoded once.
+        # The same message goes to several peers in a row: it is encoded once.
         if self._encoded[0] is not message:
             try:
                 self._encoded = (message, self._encode(message))
             except ValueError:
-                log.exception("a message of ours breaks a bound: this is a defect")
+                log.exception("a message exceeds its bounds: this is a bug in mesh-llm")
                 return
         if not link.send(self._encoded[1]):
             log.debug("%s reads too slowly: %s dropped", short(peer), type(message).__name__)
@@ -141,53 +170,76 @@ class PeerLinks:
     # -- what happens on links
 
     def link_up(self, link: Link) -> None:
-        """A link is there."""
+        """A link came up."""
         facts = link.facts
-        self._unwanted.pop(facts.peer, None)
+        self._hang_ups.pop(facts.peer, None)
+        self._messages.finish(facts.peer)  # of the link that this one replaces
         self._up[facts.peer] = link
-        self._allowances[facts.peer] = TokenBucket(BYTES_PER_SECOND, BYTES_AT_ONCE, self._clock())
-        log.info("link to %s at %s, %s", short(facts.peer), facts.address, "dialled" if facts.dialled else "accepted")
+        self._allowances[facts.peer] = MessageAllowance(self._clock())
+        fields = {
+            "peer": short(facts.peer),
+            "address": str(facts.address),
+            "role": facts.role.value,
+            "dialled": facts.dialled,
+            "rtt_ms": round(facts.rtt * 1000, 1),
+        }
+        log.info("link up", extra={"fields": fields})
         self._post(e.LinkUp(facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled))
 
     def link_down(self, link: Link, reason: str) -> None:
-        """A link is gone."""
+        """A link ended."""
         peer = link.facts.peer
         if self._up.get(peer) is not link:
-            return  # one that was never told of
+            return  # replaced, or never posted
         del self._up[peer]
-        self._unwanted.pop(peer, None)
+        self._hang_ups.pop(peer, None)
         self._allowances.pop(peer, None)
-        log.info("link to %s is gone: %s", short(peer), reason)
+        self._messages.finish(peer)
+        log.info("link down", extra={"fields": {"peer": short(peer), "reason": reason}})
         self._post(e.LinkDown(peer, reason))
 
     def message(self, link: Link, payload: bytes) -> None:
-        """A peer said something; or something that costs it its link."""
-        peer = link.facts.peer
+        """A peer sent a message. Its records are verified over the next turns of the event loop."""
+        peer, now = link.facts.peer, self._clock()
         allowance = self._allowances.get(peer)
         if allowance is None:
-            return  # what still comes from a link that is closed already
-        if not allowance.take(self._clock(), len(payload)):
+            return  # of a link that is closed already
+        if not allowance.take_bytes(len(payload), now):
             self.counters.rate_limited += 1
-            self._end(link, "it sends more than it may")
+            self._end(link, "it sends more bytes than it may")
             return
         try:
-            message = self._decode(payload)
+            parsed = self._parse(payload)
         except BadMessage as error:
-            self._end(link, f"it sent what is no message: {error.message}")
+            self._end(link, f"it sent a malformed message: {error.message}")
             return
-        if message is not None:
-            self.counters.count("received", message, len(payload))
-            self._post(e.MessageReceived(peer, message))
+        if parsed is None:
+            return
+        if not allowance.take_records(len(parsed.records), now):
+            self.counters.rate_limited += 1
+            self._end(link, "it sends more records than it may")
+            return
+        self.counters.count("received", parsed.build((), ()), len(payload))
+        self._messages.put(peer, parsed)
+
+    def _deliver(self, peer: NodeId, message: Message) -> None:
+        self._post(e.MessageReceived(peer, message))
+
+    def _refuse(self, peer: NodeId, error: BadMessage) -> None:
+        link = self._up.get(peer)
+        if link is not None:
+            self._end(link, f"it sent a malformed message: {error.message}")
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
-        """Who serves a stream that a peer opens; None: nobody."""
+        """What serves a stream that a peer opens, or None."""
         return None if self._closing else self._serve(link, kind)
 
     def _end(self, link: Link, reason: str) -> None:
         self._allowances.pop(link.facts.peer, None)
+        self._messages.drop(link.facts.peer)
         now = self._clock()
-        self._unsaid += 1
-        if now - self._complained >= COMPLAINT_SECONDS:
-            log.warning("link to %s ended: %s (%d such links)", short(link.facts.peer), reason, self._unsaid)
-            self._complained, self._unsaid = now, 0
+        self._not_logged += 1
+        if now - self._logged_at >= BAD_PEER_LOG_SECONDS:
+            log.warning("closed the link to %s: %s (%d such links)", short(link.facts.peer), reason, self._not_logged)
+            self._logged_at, self._not_logged = now, 0
         link.close(reason)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import cast
 
 from meshllm.core.records import NODE_ID_BYTES, BootstrapAddress, NodeId, PeerAddress, Role, short
-from meshllm.errors import LinkClosed, PeerRefused, PeerUnreachable
+from meshllm.errors import DialLimitReached, LinkClosed, PeerRefused, PeerUnreachable
 from meshllm.net.base import Clock, Link, LinkHandler, StreamKind
 from meshllm.net.connection_protocol import StreamConnection
 from meshllm.net.handshake import AcceptorHandshake, Credentials, DiallerHandshake, HandshakeResult
@@ -81,7 +81,9 @@ class NodeTransport(ABC):
         dial = self._dials.get(key)
         if dial is None:
             if len(self._dials) >= MAX_DIALS:
-                raise PeerUnreachable("This node has too many dials in progress.", advice="Retry in a few seconds.")
+                raise DialLimitReached(
+                    f"This node is already dialling {MAX_DIALS} peers.", advice="Retry in a few seconds."
+                )
             loop = asyncio.get_running_loop()
             dial = self._dials[key] = PendingDial(target, self, loop, self._dialled)
         return await asyncio.shield(dial.future)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 REDACTED = "[redacted]"
-# Shorter values are words that occur in ordinary text; to replace them would make a log unreadable.
+# Shorter values occur in ordinary text.
 MIN_SECRET = 6
 
 # Each pattern with lower-case strings of which every match holds at least one.

@@ -1,4 +1,4 @@
-"""`scripts/bench WHAT`: dispatches to the measurements."""
+"""`scripts/bench COMMAND`: runs a measurement."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from . import console, engine, gateway, memory, mesh, models, soak, speculation,
 from .native import BenchError
 
 _COMMANDS = {
-    "gateway": (gateway, "the gateway before a fast fake server: added time, requests/s, events/s, CPU; against nginx"),
-    "engine": (engine, "a real model: tokens/s and time to the first token, direct and through the gateway"),
-    "memory": (memory, "what models were said to need, against what the engine allocates and then uses"),
-    "mesh": (mesh, "what a model on another node costs: joining, added time, tokens/s, idle nodes, a host that dies"),
-    "console": (console, "the console's page in a browser: size, first paint, a mesh of 300 nodes that changes"),
-    "models": (models, "everything about models in one run: downloads, memory, the swarm, guessing ahead"),
-    "speculation": (speculation, "tokens guessed ahead against none: text that repeats, and text that does not"),
-    "swarm": (swarm, "a model file from three peers against plain TLS, and what giving costs a giver's answers"),
-    "split": (split, "a model that daemons carry together: speed, load, bytes, losses; against stock RPC and the wire"),
+    "gateway": (
+        gateway,
+        "gateway in front of a fast fake server: added latency, requests/s, events/s, CPU; against nginx",
+    ),
+    "engine": (engine, "real model: tokens/s and time to first token, directly and through the gateway"),
+    "memory": (memory, "predicted memory of models against allocated and used memory"),
+    "mesh": (mesh, "model on another node: joining, added latency, tokens/s, idle nodes, loss of a host"),
+    "console": (console, "console page in a browser: size, first paint, a changing mesh of 300 nodes"),
+    "models": (models, "all about models in one run: downloads, memory, swarm, speculative decoding"),
+    "speculation": (speculation, "speculative decoding against none: repetitive and other text"),
+    "swarm": (swarm, "model file from three peers against plain TLS; cost of uploading for a seeder's own replies"),
+    "split": (split, "model split over daemons: speed, loading, bytes, losses; against stock RPC and the link"),
     "split-engine": (
         split_engine,
-        "a model on several machines, engine alone: speed, load and bytes; against the stock RPC",
+        "model split over machines, engine only: speed, loading and bytes; against stock RPC",
     ),
     "soak": (soak, "three daemons under steady requests: memory and file descriptors must stay flat"),
-    "start": (start, "--help, start, time to a ready model, idle memory and CPU of the daemon"),
+    "start": (start, "--help, start, time until a model is ready; memory and CPU of an idle daemon"),
 }
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # unwinds the `with` blocks that stop the children
+    raise SystemExit(128 + number)  # leaves the `with` blocks, which stop the children
 
 
 def main() -> int:
-    """Parse and run; the exit code."""
+    """Parse the command line and run. Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bench", description="Measurements that print ratios, not verdicts of tests."
+        prog="scripts/bench", description="Measurements. Each prints ratios to a baseline of the same run."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, caption) in _COMMANDS.items():

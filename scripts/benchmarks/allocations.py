@@ -1,4 +1,4 @@
-"""What a llama-server really allocates, by its own log, and what of it is in memory after it has worked."""
+"""The buffers that a llama-server allocates, from its log, and its resident memory after it has worked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 from .children import Child
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 _BUFFER = re.compile(r": +(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 MIB = 1 << 20
 
@@ -37,7 +37,7 @@ class Allocated:
 
 class _Unix(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=PATIENCE_S)
+        super().__init__("localhost", timeout=TIMEOUT_S)
         self._path = str(path)
 
     def connect(self) -> None:
@@ -54,7 +54,7 @@ def measure(arguments: Sequence[str], scratch: Path, *, tokens: int = 0, slots: 
     """
     address = Path(arguments[arguments.index("--host") + 1])
     with Child("llama-server", [*arguments, "--verbose"], scratch) as child:
-        child.wait_for("answering engine", lambda: _ask(address, "/health", None) == 200, PATIENCE_S, every=0.05)
+        child.wait_for("answering engine", lambda: _ask(address, "/health", None) == 200, TIMEOUT_S, every=0.05)
         found = Allocated(loaded=_resident(child.process.pid))
         for _ in range(slots if tokens else 0):
             words: Any = [5 + number % 20 for number in range(tokens)]

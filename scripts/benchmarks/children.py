@@ -1,7 +1,7 @@
-"""The programs under measurement, as children of this one.
+"""The measured programs as child processes.
 
-Law: each is the leader of its own process group and is stopped by its id, gently first; leaving the `with` block (an
-error and Ctrl-C included) leaves nothing behind.
+Invariant: each leads its own process group and is stopped by its id, with SIGTERM first; when the `with` block ends
+(also by an error or Ctrl-C), no process is left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on now."""
+    """A free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def _leash() -> list[str]:
-    """A prefix for a command that, on Linux, has it terminated when this program is killed outright."""
+    """A command prefix that, on Linux, ends the command when this program is killed."""
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
@@ -87,7 +87,7 @@ class Child:
         return int(self.process.memory_info().rss)
 
     def said(self, lines: int = 12) -> str:
-        """The end of what it wrote, for a message to the user."""
+        """The end of its output, for a message to the user."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def wait_for(self, what: str, fact: Callable[[], Any], seconds: float = 30.0, every: float = 0.02) -> Any:
@@ -120,7 +120,7 @@ class Child:
 
 
 def get_json(port: int, path: str) -> Any:
-    """The JSON at a loopback port. Raises OSError while nobody answers (an HTTP error status included)."""
+    """The JSON at a loopback port. Raises OSError without a reply (an HTTP error status included)."""
     with _DIRECT.open(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
         return json.load(reply)
 

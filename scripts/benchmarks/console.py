@@ -1,8 +1,8 @@
-"""`scripts/bench console`: the console's page in a real browser: its size, its first paint, a large mesh that changes.
+"""`scripts/bench console`: the console's page in a real browser: size, first paint, a large mesh that changes.
 
-First paint is the browser's own mark (first contentful paint, counted from the navigation); browser and daemon have
-just been started, and the profile is empty. The large mesh is made up and told by the daemon's own console server:
-every node changes at every event, and somebody clicks on nodes meanwhile.
+First paint is the browser's first contentful paint after navigation, with a new browser, a new daemon and an empty
+profile. The large mesh is synthetic and served by the daemon's console server: every node changes at every event, while
+the script clicks on nodes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 NODES = 300
 CHANGES_PER_SECOND = 2
-# What is clicked on in each view.
+# The element to click in each view.
 VIEWS = {"mesh": "svg [role=button]", "nodes": ".rows button.title"}
-# The browser counts a task as long from 50 ms on: below that nobody notices that it was at work.
+# The browser counts tasks of 50 ms and more as long: shorter ones are not noticeable.
 LONG_TASK_MS = 50.0
 WATCH = """
 window.seen = { tasks: [], frames: [], inputs: [] }
@@ -60,14 +60,14 @@ new MutationObserver((_, observer) => {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--rounds", type=int, default=5, help="cold starts of the browser (default 5)")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long the mesh changes (default 30)")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 where there is no browser or no page."""
+    """Measure and print. Returns 0, or 1 where there is no browser or no page."""
     from tests.console.conftest import chromium
 
     program = chromium()

@@ -1,7 +1,7 @@
-"""A smaller model of the same vocabulary, made of a larger one: its first layers and nothing else.
+"""Makes a smaller model with the same vocabulary from a larger one: its first layers only.
 
-It writes nonsense, as no model is trained to end there. What it can show is that the machinery of drafts works, and
-what a draft costs that is never right.
+Its text is nonsense, because the model was not trained to end there. It tests the mechanics of draft models and
+measures the cost of a draft model whose tokens are all rejected.
 """
 
 from __future__ import annotations

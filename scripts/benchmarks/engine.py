@@ -1,6 +1,6 @@
-"""`scripts/bench engine`: a real model, asked directly (the engine's own socket) and through the gateway, in turn.
+"""`scripts/bench engine`: a real model, requested directly (the engine's socket) and through the gateway, in turn.
 
-Both ways get the same prompts, the same fixed number of tokens and greedy sampling; what differs is the way alone.
+Both paths get the same prompts, the same number of tokens and greedy sampling.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .targets import MESH_LLM
 
 MODEL = "SmolLM2-135M-Instruct"
 STREAMS = 4
-PATIENCE_S = 1800.0  # the first start may build the engine and fetch the model
+TIMEOUT_S = 1800.0  # the first start may build the engine and fetch the model
 PROMPTS = [
     "Explain in plain words how a bicycle stays upright.",
     "Write a short story about a lighthouse keeper and a storm.",
@@ -30,12 +30,12 @@ PROMPTS = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--model", default=MODEL, help=f"what `mesh-llm --model` takes (default {MODEL})")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of each reply (default 128)")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per reply (default 128)")
     parser.add_argument("--rounds", type=int, default=6, help="pairs of runs (default 6)")
     parser.add_argument("--socket", type=Path, help="the engine's socket, where /api/status does not tell it")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def find_socket(status: Any) -> Path | None:
@@ -55,18 +55,18 @@ def start_with_model(stack: ExitStack, scratch: Path, model: str) -> tuple[Child
     port, console = free_port(), free_port()
     command = [str(MESH_LLM), "--model", model, "--port", str(port), "--console", str(console)]
     child = stack.enter_context(Child("mesh-llm", command, scratch, {"MESH_LLM_HOME": str(scratch / "home")}))
-    child.wait_for("answered chat request", lambda: answers(port, model), PATIENCE_S, every=0.05)
+    child.wait_for("answered chat request", lambda: answers(port, model), TIMEOUT_S, every=0.05)
     return child, port, console
 
 
 def answers(port: int, model: str) -> bool:
     """Whether the model has answered a chat request. Raises OSError when not."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    return bool(post_json(port, "/v1/chat/completions", body, PATIENCE_S)["choices"])
+    return bool(post_json(port, "/v1/chat/completions", body, TIMEOUT_S)["choices"])
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 when a stream failed."""
+    """Measure and print. Returns 0, or 1 when a stream failed."""
     compiled("load")
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch_name, ExitStack() as stack:
         scratch = Path(scratch_name)

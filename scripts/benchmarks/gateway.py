@@ -1,6 +1,6 @@
-"""`scripts/bench gateway`: what the gateway costs between a client and a server, next to what other proxies cost.
+"""`scripts/bench gateway`: the cost of the gateway between a client and a server, and that of other proxies.
 
-Targets take turns within each round, and the order turns too, so that whatever else the machine does falls on all.
+Targets take turns within each round, and their order rotates, so that other load of the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .targets import Target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
-    parser.add_argument("--quick", action="store_true", help="a short run: less exact")
+    """Add the options of this command."""
+    parser.add_argument("--quick", action="store_true", help="short run, less precise")
     parser.add_argument("--rounds", type=int, help="rounds over all targets (default 5; quick 2)")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
     parser.add_argument(
         "--without",
         action="append",
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 when a request failed or mesh-llm did not start."""
+    """Measure and print. Returns 0, or 1 when a request failed or mesh-llm did not start."""
     rounds = options.rounds or (2 if options.quick else 5)
     notes: list[str] = []
     compiled("load")
@@ -73,7 +73,7 @@ def _start_targets(stack: ExitStack, scratch: Path, options: argparse.Namespace,
         try:
             found.append(targets.start_ours(stack, scratch, direct.port))
         except BenchError as error:
-            notes.append(f"mesh-llm is not measured: {error}")
+            notes.append(f"mesh-llm was not measured: {error}")
     if options.baseline is not None:
         found.append(targets.start_baseline(stack, scratch, direct.port, options.baseline.resolve()))
     if "nginx" not in options.without:

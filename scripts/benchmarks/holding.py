@@ -1,6 +1,6 @@
-"""A model server that answers only when told to: `holding.py PORT`. For requests that wait for their first byte.
+"""A model server that holds its replies until told to send them: `holding.py PORT`.
 
-`GET /held` tells how many requests wait, `POST /release` lets them and all later ones be answered.
+`GET /held` returns the number of waiting requests; `POST /release` answers them and all later ones.
 """
 
 from __future__ import annotations

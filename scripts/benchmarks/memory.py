@@ -1,8 +1,8 @@
-"""`scripts/bench memory`: what models were said to need, against what the engine allocates and what it then uses.
+"""`scripts/bench memory`: predicted memory of models against what the engine allocates and then uses.
 
-Two predictions: the engine's own arithmetic, asked without loading anything (what decides here), and the forecast from
-the header alone. Small models of real architectures are really started; of real ones there are outlines, for which the
-engine's arithmetic is the baseline.
+Two predictions: the engine's own computation without loading the model (which mesh-llm uses), and the estimate from the
+header. Small models of real architectures are started; for large ones, outlines are compared with the engine's
+computation.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--model", type=Path, help="a GGUF file to measure too; by default SmolLM2, if it is here")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def run(options: argparse.Namespace) -> int:

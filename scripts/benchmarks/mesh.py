@@ -1,7 +1,7 @@
-"""`scripts/bench mesh`: what the mesh costs between a caller and a model elsewhere; joining, idling, losing a host.
+"""`scripts/bench mesh`: the cost of the mesh between a client and a remote model; joining, idling, losing a host.
 
-All nodes run on this machine and share its cores, so that ratios and differences within a round count; every figure
-stands beside one of the same run without the mesh. The order of the ways turns from round to round.
+All nodes run on this machine and share its cores: compare ratios and differences within a round. Each figure is next to
+one without the mesh from the same run. The order of the paths rotates from round to round.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ PARTS = ("join", "added", "streams", "idle", "kill")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
-    parser.add_argument("--quick", action="store_true", help="a short run: less exact")
+    """Add the options of this command."""
+    parser.add_argument("--quick", action="store_true", help="short run, less precise")
     parser.add_argument("--rounds", type=int, help="rounds over all ways (default 7; quick 2)")
-    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part alone (repeatable)")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure only this part (repeatable)")
     parser.add_argument("--model", default=engine.MODEL, help=f"the real model (default {engine.MODEL})")
     parser.add_argument("--no-model", action="store_true", help="without the engine: no tokens/s, joins to a fake")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each reply of the real model (default 128)")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 when a part could not be measured or a request failed."""
+    """Measure and print. Returns 0, or 1 when a part could not be measured or a request failed."""
     rounds = options.rounds or (2 if options.quick else 7)
     parts = [part for part in PARTS if part in (options.only or PARTS)]
     measured: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
             try:
                 measured |= _measure(part, Nodes(stack, Path(scratch)), rounds, options)
             except BenchError as error:
-                notes.append(f"{part} is not measured: {error}")
+                notes.append(f"{part} was not measured: {error}")
     report.progress("")
     for failed, complaint in (("failed", "complaint"), ("failed_streams", "complaint_streams")):
         if measured.get(failed):

@@ -1,4 +1,4 @@
-"""What happens to a mesh now and then, measured: a node joins, sits idle, loses the host of its requests."""
+"""Measurements of mesh events: a node joins, is idle, or loses the host of its requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from . import engine, report, targets
 from .children import Child, free_port, get_json, listening, post_json
-from .mesh_nodes import NO_LANES, PATIENCE_S, Node, Nodes, first_word
+from .mesh_nodes import NO_LANES, TIMEOUT_S, Node, Nodes, first_word
 from .native import BenchError
 
 WAITING = 16
@@ -34,7 +34,7 @@ def join(nodes: Nodes, rounds: int, model: str | None) -> dict[str, Any]:
     else:
         report.progress(f"starting {model} ...")
         host = nodes.start("host", "--model", model)
-        host.child.wait_for("answer", lambda: engine.answers(host.port, model), engine.PATIENCE_S, every=0.05)
+        host.child.wait_for("answer", lambda: engine.answers(host.port, model), engine.TIMEOUT_S, every=0.05)
     name = model or "fake"
     invite = nodes.invite(host)
     kinds = {"node": (), "client": ("--client",)}
@@ -58,7 +58,7 @@ def join(nodes: Nodes, rounds: int, model: str | None) -> dict[str, Any]:
 
 def _direct(host: Node, model: str) -> float:
     began = time.monotonic()
-    return first_word(host.port, model, began + PATIENCE_S) - began
+    return first_word(host.port, model, began + TIMEOUT_S) - began
 
 
 def _listening(nodes: Nodes) -> float:
@@ -75,7 +75,7 @@ def _join(nodes: Nodes, kind: str, options: list[str], model: str) -> tuple[floa
         node = nodes.start(kind, *options, stack=stack)
         node.child.wait_for("listening API port", lambda: listening(node.port), every=0.002)
         heard = time.monotonic()
-        word = first_word(node.port, model, heard + PATIENCE_S)
+        word = first_word(node.port, model, heard + TIMEOUT_S)
         return word - node.child.started, word - heard
 
 
@@ -169,7 +169,7 @@ def _ask(port: int, number: int) -> tuple[float, bool]:
         f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
             good = "choices" in json.load(reply)
     except (OSError, ValueError):
         good = False
@@ -177,7 +177,7 @@ def _ask(port: int, number: int) -> tuple[float, bool]:
 
 
 def _until(fact: Any, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not fact():
         if time.monotonic() > deadline:
             raise BenchError(f"waited in vain for {what}")

@@ -1,4 +1,4 @@
-"""Nodes of a mesh on this machine, for `scripts/bench mesh`: each a daemon with a home and ports of its own."""
+"""Nodes of a mesh on this machine, for `scripts/bench mesh`: daemons, each with its own home and ports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .targets import MESH_LLM
 # No lanes: what goes to peers goes over QUIC alone, as where TCP does not get through.
 NO_LANES = {"MESH_LLM_LANES": "off"}
 # Only for what is broken.
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 _numbers = itertools.count()
 
 
@@ -53,7 +53,7 @@ class Node:
         listed = {str(one["id"]) for one in get_json(self.port, "/v1/models")["data"]}
         return model in listed
 
-    def wait_for_model(self, model: str, seconds: float = PATIENCE_S) -> None:
+    def wait_for_model(self, model: str, seconds: float = TIMEOUT_S) -> None:
         """Until it lists `model`, its own or another node's."""
         self.child.wait_for(f"{model} in /v1/models", lambda: self.serves(model), seconds)
 
@@ -64,7 +64,7 @@ class Node:
             hosts = [peer for peer in self.peers() if model in peer["models"] and peer["status"] == "alive"]
             return len(hosts) >= count
 
-        self.child.wait_for(f"{count} peers with {model}", there, PATIENCE_S)
+        self.child.wait_for(f"{count} peers with {model}", there, TIMEOUT_S)
 
     def kill(self) -> None:
         """`kill -9`."""
@@ -117,7 +117,7 @@ def first_word(port: int, model: str, deadline: float) -> float:
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": True}
     headers = {"content-type": "application/json"}
     while time.monotonic() < deadline:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
         with closing(connection):
             try:
                 connection.connect()

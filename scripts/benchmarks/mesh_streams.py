@@ -1,7 +1,7 @@
-"""What the way through another node costs a stream: added time before a fast fake, tokens/s of a real model.
+"""The cost of another node for a stream: added time with a fast fake server, tokens/s with a real model.
 
-Law: a number is compared with one of the same round, where the host itself was asked; a way that is not what it is
-called (a tunnel over QUIC that was to be a lane) is no number.
+Each figure is compared with one of the same round that was measured at the host itself. A measurement that did not use
+the intended transport (a lane, a QUIC tunnel) is discarded.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def real(nodes: Nodes, rounds: int, model: str, tokens: int) -> dict[str, Any]:
     """Tokens/s of the real engine on the host, asked at the host and at the joiners."""
     report.progress(f"starting {model} ...")
     host = nodes.start("host", "--model", model)
-    host.child.wait_for("answer", lambda: engine.answers(host.port, model), engine.PATIENCE_S, every=0.05)
+    host.child.wait_for("answer", lambda: engine.answers(host.port, model), engine.TIMEOUT_S, every=0.05)
     joiners = _joiners(nodes, host, model)
     ports = {"direct": host.port} | {name: node.port for name, node in joiners.items()}
     bodies = engine.bodies(nodes.scratch, model, tokens)

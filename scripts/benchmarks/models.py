@@ -1,6 +1,6 @@
-"""`scripts/bench models`: everything about models in one run: downloads, memory, the swarm, guessing ahead.
+"""`scripts/bench models`: all measurements about models in one run: downloads, memory, swarm, speculation.
 
-Only downloads are measured here; the other parts are commands of their own, which know more options.
+Only downloads are measured here; the other parts are commands of their own with more options.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SEEDS, QUICK_SEEDS = (1, 2, 3), (1,)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--quick", action="store_true", help="short runs: less exact")
-    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part alone (repeatable)")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure only this part (repeatable)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
-"""Compiles the C parts (the fake upstream, the load generator) into the user's cache, and calls the latter.
+"""Compiles the C programs (fake upstream, load generator) into the user's cache, and runs the load generator.
 
-Law: a binary is named after the digest of everything it is made from, so a changed source is never run stale.
+Invariant: a binary's name contains the digest of its source and options, so an outdated binary never runs.
 """
 
 from __future__ import annotations

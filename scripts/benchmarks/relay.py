@@ -1,7 +1,7 @@
-"""A wire between this machine's endpoints: every byte arrives a fixed time later, and is counted.
+"""A delay line between endpoints of this machine: every byte arrives after a fixed delay and is counted.
 
-Law: order is kept and nothing is lost; leaving the `with` block closes every connection and ends every thread.
-Threads, not asyncio: an event loop's timer is a millisecond coarse, a thread's sleep a tenth of that.
+Invariant: order is kept and no byte is lost; leaving the `with` block closes every connection and ends every thread.
+Threads instead of asyncio: timers of an event loop have a resolution of 1 ms, a thread's sleep of 0.1 ms.
 """
 
 from __future__ import annotations

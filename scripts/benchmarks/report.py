@@ -1,4 +1,4 @@
-"""Tables and verdicts on the terminal: coloured where it is one, plain text where it is not."""
+"""Tables and verdicts on the terminal; plain text without one."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def machine() -> dict[str, Any]:
 
 
 def progress(text: str) -> None:
-    """Say how far the measurement is, on one line of a terminal that is written over; nothing elsewhere."""
+    """Show the progress on one line of a terminal; without a terminal nothing."""
     if sys.stderr.isatty():
         print(f"\r{text:<60}" + ("" if text else "\r"), end="", file=sys.stderr, flush=True)
 
 
 def show(title: str, columns: list[str], rows: list[list[str]], bars: list[Bar], notes: list[str]) -> None:
-    """Print one table, the bars, and what else is to be said."""
+    """Print a table, the bars and the notes."""
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else PLAIN_WIDTH, highlight=False)
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")

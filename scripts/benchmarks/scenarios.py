@@ -1,6 +1,6 @@
-"""The loads of `scripts/bench gateway` and what is read off each of them.
+"""The load scenarios of `scripts/bench gateway`, and the figures read from each.
 
-Law: a number is only ever compared with one of the same round; what is reported is the median over the rounds.
+A figure is compared only with one of the same round; the reported value is the median over the rounds.
 """
 
 from __future__ import annotations

@@ -26,14 +26,14 @@ TIMEOUT_S = 120.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--minutes", type=float, default=30.0, help="how long to run (default 30)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples (default 5)")
     parser.add_argument(
         "--pause", type=float, default=0.2, help="seconds between two requests of a caller (default 0.2)"
     )
     parser.add_argument("--model", default=engine.MODEL, help=f"the model to ask (default {engine.MODEL})")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Counts:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 when a request failed or a node grew by more than a twentieth."""
+    """Measure and print. Returns 0, or 1 when a request failed or a node grew by more than a twentieth."""
     samples: dict[str, list[tuple[float, int, int]]] = {}
     counts, done = Counts(), threading.Event()
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name, ExitStack() as stack:

@@ -1,15 +1,15 @@
-"""`scripts/bench speculation`: a real model that guesses ahead, against the same one that does not.
+"""`scripts/bench speculation`: a real model with and without speculative decoding.
 
-The engines are up at once and get every request in turn, so that whatever else the machine does meets all. What counts
-is the ratio of their times for a token, taken request by request. Texts that repeat what was said and texts that do not
-are told apart, greedy and not, one at a time and several.
+All engines run at once and get each request in turn, so that other load of the machine affects all alike. The result is
+the ratio of their times per token, request by request. Repetitive and other texts, greedy and sampled, and one or
+several parallel requests are reported separately.
 
-An engine remembers what it has read and written, for all requests together, and guesses it the second time: every
-engine is asked each text once, and new engines are started for the next round and for the next way of asking.
+An engine's n-gram store keeps what it has read and written for all requests: every engine gets each text once, and new
+engines are started for the next round and the next kind of request.
 
-Where the machine is busy the times of a single text say little, and the worst of several less. What was guessed and
-what was right does not depend on the machine: the worst text is also told by counting, with the cost of a guess (in
-tokens) that all texts of a row had in the middle.
+On a busy machine the times of a single text are noisy, and the worst of several more so. The number of draft tokens and
+accepted tokens does not depend on the machine: the worst text is also reported by counting, with the median cost of a
+draft token (in tokens) over all texts of a row.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .cut import cut
 from .native import BenchError
 from .speculation_texts import PACKAGE, Text, plain, repeating
 
-PATIENCE_S: Final = 600.0
+TIMEOUT_S: Final = 600.0
 STREAMS: Final = 4
 CONTEXT: Final = 4096
 MODEL: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,7 +52,7 @@ CPU_TICK_S: Final = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--model", type=Path, default=paths.models() / MODEL, help="the model's file")
     parser.add_argument("--draft", type=Path, help="a draft's file, to be measured too")
     parser.add_argument(
@@ -62,13 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each text is asked for (default 5)")
     parser.add_argument("--text", action="append", metavar="NAME", help="ask for this text alone (repeatable)")
     parser.add_argument("--how", action="append", choices=MANNERS, help="ask in this way alone (repeatable)")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 @dataclass
 class Answer:
     """One reply: milliseconds for each token (`cpu`: of the processor's, shared with what was answered beside it),
-    tokens, of these guessed, of these right, and the text."""
+    tokens, drafted tokens, accepted tokens, and the text."""
 
     pace: float
     tokens: int
@@ -109,7 +109,7 @@ class Engine:
 
     def wait(self) -> None:
         """Until it answers. Raises BenchError."""
-        self.child.wait_for("answering engine", lambda: self.ask("/health", None), PATIENCE_S, every=0.05)
+        self.child.wait_for("answering engine", lambda: self.ask("/health", None), TIMEOUT_S, every=0.05)
 
     def answer(self, text: Text, temperature: float, tokens: int, seed: int) -> Answer:
         """Its answer to `text`. Raises BenchError."""
@@ -128,10 +128,10 @@ class Engine:
 
     def ask(self, path: str, body: dict[str, Any] | None) -> Any:
         """The JSON answered to `body` (None: to a GET). Raises BenchError, and OSError while it does not answer."""
-        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection("localhost", timeout=TIMEOUT_S)
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
-            connection.sock.settimeout(PATIENCE_S)
+            connection.sock.settimeout(TIMEOUT_S)
             connection.sock.connect(str(self.socket))
             connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
             reply = connection.getresponse()
@@ -186,10 +186,10 @@ def _show(options: argparse.Namespace, rows: list[dict[str, Any]], bars: list[re
     columns = ["texts", "speculation", "ms/token", "x none", "CPU", "worst", "quartiles", "counted"]
     notes = [
         "x none: of each text the median of rounds, of these the mean; CPU: the same of the processor's time",
-        "worst: the worst text's median, and its quartiles; counted: the worst by what was guessed, at the price said",
-        "guessed, right: of all tokens, of all guesses; price: of a guess, in tokens; same: answers that are none's",
+        "worst: median and quartiles of the worst text; counted: the worst text by its draft counts at the given price",
+        "drafted: of all tokens; accepted: of drafted; price: of a draft token, in tokens; same: replies as with none",
     ]
-    report.show(title, [*columns, "guessed", "right", "price", "same"], [_row(facts) for facts in rows], bars, notes)
+    report.show(title, [*columns, "drafted", "accepted", "price", "same"], [_row(facts) for facts in rows], bars, notes)
 
 
 def _plan(model: Path, speculation: Speculation, draft: Path | None) -> ServerPlan:
@@ -224,7 +224,7 @@ def _texts(names: Sequence[str] | None) -> dict[str, list[Text]]:
     if names is not None:
         known = [text.name for texts in kinds.values() for text in texts]
         if unknown := set(names).difference(known):
-            raise BenchError(f"no text is called {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+            raise BenchError(f"unknown text {', '.join(sorted(unknown))}; known texts: {', '.join(known)}")
         kinds = {kind: [text for text in texts if text.name in names] for kind, texts in kinds.items()}
     return {kind: texts for kind, texts in kinds.items() if texts}
 
@@ -251,10 +251,10 @@ def _ratios(base: Cell, other: Cell, of: Callable[[Answer], float] = lambda answ
 
 
 def _price(base: Cell, other: Cell) -> float:
-    """What a guess costs, right or wrong, in tokens: the median of all answers that had some; 0 where none had."""
+    """The cost of a draft token in tokens: the median of all answers with draft tokens; 0 without any."""
     pairs = zip(base.all(), other.all(), strict=True)
-    # What an answer took, in tokens of an engine that does not guess, is a step for each token but those that were
-    # guessed right, and the guesses.
+    # An answer's time, in tokens of an engine without speculation: one step per token that was not an accepted draft
+    # token, and the price of each draft token.
     prices = [
         (guessing.pace / alone.pace * guessing.tokens - guessing.tokens + guessing.accepted) / guessing.drafted
         for alone, guessing in pairs
@@ -264,13 +264,13 @@ def _price(base: Cell, other: Cell) -> float:
 
 
 def _counted(answers: Sequence[Answer], price: float) -> float:
-    """How many times as fast a text comes, going by its guesses alone."""
+    """The speed-up of a text computed from its draft counts alone."""
     tokens = sum(one.tokens for one in answers)
     return tokens / sum(one.tokens - one.accepted + price * one.drafted for one in answers)
 
 
 def figures(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[str, Any]]:
-    """What is to be told of each engine, for one kind of texts."""
+    """The figures of each engine for one kind of text."""
     kind, temperature, streams = key
     found = []
     for way, cell in by_way.items():
@@ -283,8 +283,8 @@ def figures(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[s
                 "quartiles": _quartiles(ratios),
                 "counted": _counted(cell.answers[name], price),
                 "tokens": [one.tokens for one in cell.answers[name]],
-                "guessed": [one.drafted for one in cell.answers[name]],
-                "right": [one.accepted for one in cell.answers[name]],
+                "drafted": [one.drafted for one in cell.answers[name]],
+                "accepted": [one.accepted for one in cell.answers[name]],
             }
             for name, ratios in zip(cell.answers, _ratios(by_way["none"], cell), strict=True)
         }
@@ -302,8 +302,8 @@ def figures(key: tuple[str, float, int], by_way: dict[str, Cell]) -> list[dict[s
                 "least": worst["ratio"],
                 "least_quartiles": worst["quartiles"],
                 "least_counted": min(text["counted"] for text in texts.values()),
-                "guessed": drafted / sum(one.tokens for one in answers),
-                "right": accepted / drafted if drafted else None,
+                "drafted": drafted / sum(one.tokens for one in answers),
+                "accepted": accepted / drafted if drafted else None,
                 "price": price if drafted else None,
                 "same": sum(one.text == another.text for one, another in zip(base, answers, strict=True)),
                 "answers": len(answers),
@@ -334,8 +334,8 @@ def _row(facts: dict[str, Any]) -> list[str]:
         f"{facts['least']:.3f}",
         f"{first:.2f}, {third:.2f}",
         f"{facts['least_counted']:.3f}",
-        f"{facts['guessed']:.2f}",
-        "" if facts["right"] is None else f"{facts['right']:.2f}",
+        f"{facts['drafted']:.2f}",
+        "" if facts["accepted"] is None else f"{facts['accepted']:.2f}",
         "" if facts["price"] is None else f"{facts['price']:.2f}",
         f"{facts['same']} of {facts['answers']}",
     ]

@@ -1,4 +1,4 @@
-"""What the engines are asked for: answers that repeat what was said, and answers that do not."""
+"""Prompts for the engines: texts with repetitive and with other answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE: Final = Path(__file__).parents[2] / "meshllm"
 
 @dataclass(frozen=True)
 class Text:
-    """A request. `begun`: how the answer begins; a small model needs to be shown that it is to copy."""
+    """A request. `begun`: how the answer begins; a small model needs a start to see that it should copy."""
 
     name: str
     asked: str
@@ -63,8 +63,8 @@ MINUTES: Final = (
 
 def repeating() -> list[Text]:
     """Edited code, transformed data, quoted output of tools, a quoted text."""
-    progress = (PACKAGE / "models" / "progress.py").read_text(encoding="utf-8")
-    rules = (PACKAGE / "core" / "convergence.py").read_text(encoding="utf-8")
+    progress = (PACKAGE / "models" / "transfer" / "progress.py").read_text(encoding="utf-8")
+    rules = (PACKAGE / "core" / "membership" / "mesh_merge.py").read_text(encoding="utf-8")
     return [
         _edit("code", "python", progress, "Progress", "Advance", 12),
         _edit("more code", "python", rules, "MeshId", "Network", 10),

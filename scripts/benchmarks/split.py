@@ -1,8 +1,8 @@
-"""`scripts/bench split`: a model that daemons carry together, over their own tunnels; against stock RPC and the wire.
+"""`scripts/bench split`: a model split over daemons, through their own tunnels; against stock RPC and the raw link.
 
-Law: every engine has one thread, and all ways of a part are up at the same time and are asked in turn, so that what
-else happens on the machine meets all of them. Delay is that of a lab (`tests/netlab`): hosts in network namespaces with
-a wire of our own between them; where there can be none (no root, not Linux), those parts say so and are left out.
+Every engine has one thread; all variants of a part run at the same time and get requests in turn, so that other load of
+the machine affects all alike. Latency comes from the lab (`tests/netlab`): hosts in network namespaces with a delayed
+link; without root or Linux, those parts are skipped with a note.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ class Way:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
-    parser.add_argument("--quick", action="store_true", help="a short run: less exact")
+    """Add the options of this command."""
+    parser.add_argument("--quick", action="store_true", help="short run, less precise")
     parser.add_argument("--rounds", type=int, help="rounds over all ways (default 7; quick 2)")
-    parser.add_argument("--tokens", type=int, help="tokens of each reply (default 48; quick 24)")
+    parser.add_argument("--tokens", type=int, help="tokens per reply (default 48; quick 24)")
     parser.add_argument("--kills", type=int, help="how often a worker is killed (default 50; quick 4)")
-    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part alone (repeatable)")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure only this part (repeatable)")
     parser.add_argument("--model", type=Path, help="a GGUF file (default: SmolLM2-135M-Instruct)")
     parser.add_argument(
         "--stock", type=Path, help="folder of programs built without patches (default: one in the cache, if any)"
     )
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 when a part could not be measured."""
+    """Measure and print. Returns 0, or 1 when a part could not be measured."""
     found = Found(options)
     for part in [part for part in PARTS if part in (options.only or PARTS)]:
         reason = missing() if part in ("far", "chain") else None
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             try:
                 getattr(found, part)(stack, Daemons(stack, scratch, found.model))
             except BenchError as error:
-                found.notes.append(f"{part} is not measured: {error}")
+                found.notes.append(f"{part} was not measured: {error}")
                 found.failed = True
     report.progress("")
     if options.json:
@@ -127,7 +127,7 @@ class Found:
         self._bar("bytes to the host per token", ours.facts["back"], state + 1000, at_most=True, shape="{:.0f}")
 
     def far(self, stack: ExitStack, daemons: Daemons) -> None:
-        """Two nodes with a delay between them, against the same at once; and the former guessing ahead."""
+        """Two nodes with a delay against two without; and the former with speculative decoding."""
         lab = stack.enter_context(Lab())
         hosts = [lab.host(name) for name in ("h", "w", "g", "v")]
         lab.link_all(delay=FAR_MS / 1000)
@@ -143,7 +143,7 @@ class Found:
         self._bar("2 nodes, 20 ms: decode, x 1 / (compute + 20 ms)", _reached(*ways, 2 * FAR_MS), 0.95)
         text = next(one for one in repeating() if one.name == "code")
         prompt = f"{text.asked}\n\n{text.begun}"
-        pair = [Way("code, 20 ms", far.complete), Way("code, 20 ms, guessing ahead", ahead.complete)]
+        pair = [Way("code, 20 ms", far.complete), Way("code, 20 ms, speculative", ahead.complete)]
         self._measure("guesses", pair, prompt=prompt, tokens=4 * self.tokens)
         pairs = list(zip(pair[0].decode_ms, pair[1].decode_ms, strict=True))
         self._bar("20 ms: repetitive code with n-grams, x without", _ratio(pairs), 1.5)
@@ -254,9 +254,9 @@ def _pair(daemons: Daemons, places: Sequence[Place], *options: str) -> tuple[Nod
 def _three(daemons: Daemons, places: Sequence[Place], need: SplitNeed) -> Node:
     """The host of three nodes of which no two hold the model."""
     third = sum(need.layers) // 3 + 2 * max(need.layers)
-    lent, kept = need.buffers + third, need.buffers + need.ends + third
-    worker = daemons.worker(places[1], "worker-1", "--max-vram", f"{lent / 1e9:.4f}")
-    daemons.worker(places[2], "worker-2", "--max-vram", f"{lent / 1e9:.4f}", join=worker)
+    offered, kept = need.buffers + third, need.buffers + need.ends + third
+    worker = daemons.worker(places[1], "worker-1", "--max-vram", f"{offered / 1e9:.4f}")
+    daemons.worker(places[2], "worker-2", "--max-vram", f"{offered / 1e9:.4f}", join=worker)
     words = (PLAIN, "--ctx-size", str(CHAIN_CONTEXT), "--max-vram", f"{kept / 1e9:.4f}")
     host = daemons.host(places[0], "host", *words, join=worker)
     split = host.wait_until_split()

@@ -1,7 +1,7 @@
-"""Daemons that carry a model together, for `scripts/bench split`: on this machine, or on hosts of a lab with a wire.
+"""Daemons that serve a split model, for `scripts/bench split`: on this machine, or on hosts of a lab with a delay.
 
-Law: everything goes in by the doors that people use (command line, API, status); what is started ends with the stack.
-All nodes share a folder with the model's file, and can fetch nothing: what is on no disk comes over the wire.
+Only the public interfaces are used (command line, API, status). All nodes share a folder with the model's file and
+cannot download: weights that a node does not have come from the host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .children import Child, free_port
 from .native import BenchError
 from .targets import MESH_LLM
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 CONTEXT = 2048
 # How exactly loading is timed; asking takes a daemon about a millisecond.
 LOOK_S = 0.005
@@ -78,7 +78,7 @@ class Node:
     home: Path
     options: tuple[str, ...]
 
-    def connect(self, port: int, seconds: float = PATIENCE_S) -> http.client.HTTPConnection:
+    def connect(self, port: int, seconds: float = TIMEOUT_S) -> http.client.HTTPConnection:
         """To a port of its machine's loopback. Raises OSError."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
         connection.sock = self.place.socket()
@@ -98,7 +98,7 @@ class Node:
 
     def wait_for(self, what: str, fact: Callable[[dict[str, Any]], Any]) -> Any:
         """What `fact` says of its status, once that is true."""
-        return self.child.wait_for(what, lambda: fact(self.status()), PATIENCE_S, every=0.1)
+        return self.child.wait_for(what, lambda: fact(self.status()), TIMEOUT_S, every=0.1)
 
     def node_id(self) -> str:
         """Its name in the mesh."""
@@ -147,7 +147,7 @@ class Node:
 
     def wait_until_split(self) -> dict[str, Any]:
         """The split, once it serves one."""
-        return dict(self.child.wait_for("a split that is served", self.split, PATIENCE_S, every=0.05))
+        return dict(self.child.wait_for("a split that is served", self.split, TIMEOUT_S, every=0.05))
 
     def load_seconds(self) -> float:
         """From when the engine began to load until it served, for a node that has just been started.
@@ -162,7 +162,7 @@ class Node:
                 began.append(time.monotonic())
             return time.monotonic() - began[0] if phase == "serving" and began else 0.0
 
-        return float(self.child.wait_for("a model that is served", served, PATIENCE_S, every=LOOK_S))
+        return float(self.child.wait_for("a model that is served", served, TIMEOUT_S, every=LOOK_S))
 
     def engines(self, program: str) -> list[psutil.Process]:
         """The processes of that name that it runs."""
@@ -214,12 +214,12 @@ class Daemons:
         return self.start(place, name, *words, join=join, stack=stack)
 
     def alone(self, place: Place, name: str, *options: str, stack: ExitStack | None = None) -> Node:
-        """One that serves it whole."""
+        """A node that serves the whole model."""
         words = ("--model", str(self._folder / self.model.name), *COMMON, *options)
         return self.start(place, name, *words, stack=stack)
 
     def worker(self, place: Place, name: str, *options: str, join: Node | None = None) -> Node:
-        """One that lends, in its mesh."""
+        """A worker in its mesh."""
         node = self.start(place, name, "--threads", "1", *options, join=join)
         node.wait_for("mesh", lambda status: status["mesh"] is not None and (join is None or _joined(status)))
         return node
@@ -233,7 +233,7 @@ class Daemons:
             return result.stdout.strip() if result.returncode == 0 else ""
 
         file = self.scratch / f"invite-{next(_numbers)}"
-        file.write_text(node.child.wait_for("invite", ask, PATIENCE_S, every=0.1))
+        file.write_text(node.child.wait_for("invite", ask, TIMEOUT_S, every=0.1))
         return file
 
 

@@ -1,7 +1,7 @@
-"""`scripts/bench split-engine`: the engine of a split without daemons: ours against stock RPC, over wires with a delay.
+"""`scripts/bench split-engine`: the engine of a split without daemons: patched against stock RPC, with a delay.
 
-Every engine has one thread, so that two cores can play several machines. All ways are up at the same time and are asked
-in turn, so that what else happens on the machine meets all of them.
+Every engine has one thread, so that two cores can stand for several machines. All variants run at the same time and get
+requests in turn, so that other load of the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class Way:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--model", type=Path, help=f"a GGUF file (default: {engine.MODEL})")
     parser.add_argument("--engine", type=Path, help="folder of our programs (default: the build of this checkout)")
     parser.add_argument(
         "--stock", type=Path, help="folder of programs built without patches (default: one in the cache, if any)"
     )
-    parser.add_argument("--tokens", type=int, default=48, help="tokens of each reply (default 48)")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per reply (default 48)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all ways (default 5)")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or raises BenchError."""
+    """Measure and print. Returns 0, or raises BenchError."""
     ours, stock = options.engine or built_programs(), options.stock or stock_programs()
     model, kept = options.model or default_model(), ("--override-tensor", KEPT_OUTPUT)
     with ExitStack() as stack:
@@ -222,8 +222,8 @@ def stock_programs() -> Path | None:
 
 
 def default_model() -> Path:
-    """The file of the model that is measured if nobody names another. Raises BenchError."""
+    """The file of the default model. Raises BenchError."""
     found = sorted(paths.models().glob(f"{engine.MODEL}*.gguf"))
     if not found:
-        raise BenchError(f"the model is not here: run `scripts/mesh-llm download {engine.MODEL}`")
+        raise BenchError(f"the model is missing: run `scripts/mesh-llm download {engine.MODEL}`")
     return found[0]

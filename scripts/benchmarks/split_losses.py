@@ -1,7 +1,7 @@
-"""What becomes of a split when its worker is killed in the middle of an answer: `scripts/bench split --only kill`.
+"""What happens to a split when its worker is killed during a reply: `scripts/bench split --only kill`.
 
-Law: each loss is waited for to its end: what the caller heard, whether anything of the worker is left, and when the
-next answer came. A spare worker is always there; whoever was killed is started again and is the next spare.
+Each loss is followed to its end: what the client received, whether a process of the worker is left, and when the next
+reply came. A spare worker always exists; a killed worker is restarted and becomes the next spare.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 
 from . import report
 from .native import BenchError
-from .split_daemons import PATIENCE_S, Daemons, Here, Node
+from .split_daemons import TIMEOUT_S, Daemons, Here, Node
 
 TOKENS_BEFORE = 4
 LONG_ANSWER = 1500
@@ -78,7 +78,7 @@ def _once(daemons: Daemons, told: Losses, host: Node, workers: list[Node], how: 
     if _first_word(told, host):
         told.recovered += 1
         told.seconds.setdefault(how, []).append(time.monotonic() - began)
-    _, alive = psutil.wait_procs(left, timeout=PATIENCE_S / 10)
+    _, alive = psutil.wait_procs(left, timeout=TIMEOUT_S / 10)
     told.orphans += len(alive)
     if how == "daemon":
         workers.remove(carrier)

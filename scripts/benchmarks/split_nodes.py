@@ -1,6 +1,6 @@
 """The programs of a split model without daemons: workers (ggml-rpc-server) and their host (llama-server).
 
-The stock engine's RPC listens on loopback ports only; ours gets Unix sockets.
+The stock engine's RPC supports loopback ports only; the patched one uses Unix sockets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from .children import Child, free_port
 from .relay import connect
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 # As the daemon sets them: threads that wait do not spin for long, and an abort does not start a debugger.
 ENVIRONMENT = {"GOMP_SPINCOUNT": "2000", "GGML_NO_BACKTRACE": "1"}
 
@@ -37,7 +37,7 @@ class Scene:
         self._count = 0
 
     def endpoint(self) -> str:
-        """One that nobody listens on yet."""
+        """A free endpoint."""
         self._count += 1
         return f"127.0.0.1:{free_port()}" if self._ports else str(self.folder / f"{self._count}.sock")
 
@@ -60,7 +60,7 @@ class Scene:
         environment = _variables(files, peers, push)
         child = self._stack.enter_context(Child("worker", command, self.folder, environment))
         worker = Worker(child, endpoint)
-        child.wait_for("listening socket", worker.listens, PATIENCE_S)
+        child.wait_for("listening socket", worker.listens, TIMEOUT_S)
         return worker
 
     def start_host(
@@ -124,7 +124,7 @@ class Host:
 
     def wait_until_healthy(self) -> None:
         """Raises BenchError with the end of its log if it ends first."""
-        self.child.wait_for("health", self._healthy, PATIENCE_S, every=0.002)
+        self.child.wait_for("health", self._healthy, TIMEOUT_S, every=0.002)
         self.load_seconds = time.monotonic() - self.child.started
 
     def _healthy(self) -> bool:
@@ -156,7 +156,7 @@ class Host:
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=PATIENCE_S)
+        super().__init__("localhost", timeout=TIMEOUT_S)
         self._path = path
 
     def connect(self) -> None:

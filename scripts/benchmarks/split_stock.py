@@ -1,4 +1,4 @@
-"""The stock engine in the place of a daemon's: the same command line, with workers of its own over bare TCP."""
+"""The stock engine in place of a daemon's engine: the same command line, with its own workers over plain TCP."""
 
 from __future__ import annotations
 

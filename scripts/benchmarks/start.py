@@ -1,4 +1,4 @@
-"""`scripts/bench start`: how long starting takes, and what the daemon costs while nobody asks it anything."""
+"""`scripts/bench start`: the time of a start, and memory and CPU of an idle daemon."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ WRAPPER = HERE.parent / "mesh-llm"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """Add the options of this command."""
     parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch the idle daemon (default 30)")
     parser.add_argument("--model", default=engine.MODEL, help=f"whose readiness to time (default {engine.MODEL})")
     parser.add_argument("--no-model", action="store_true", help="leave the model out")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 when something could not be started."""
+    """Measure and print. Returns 0, or 1 when something could not be started."""
     measured: dict[str, float | None] = {}
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as scratch_name:

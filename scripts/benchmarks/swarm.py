@@ -1,10 +1,10 @@
-"""`scripts/bench swarm`: how fast a file comes from peers, and what giving costs the givers' answers.
+"""`scripts/bench swarm`: the speed of a download from peers, and what uploading costs the seeders' own requests.
 
-Law: taking is what a daemon does, from real daemons, over lanes, to the disk, verified twice (each chunk, and the whole
-file); what it is compared with is plain TLS over as many connections, memory to memory, received by the same process in
-the same round. All processes share this machine's cores, so that the ratio says how much work is done beside moving
-bytes; the order of the two turns from round to round. What is taken goes to a file system in memory where there is one,
-so that the disk is not what is measured (`--disk`: where temporary files lie); what is given is in the system's cache.
+The download is that of a daemon: from real daemons, over lanes, to the disk, verified twice (each chunk and the whole
+file). The baseline is plain TLS over as many connections, memory to memory, received by the same process in the same
+round. All processes share this machine's cores, so the ratio shows the work beside moving bytes; the order of the two
+alternates. Files are written to a file system in memory if there is one, so that the disk is not measured (`--disk`:
+to the folder of temporary files); uploads come from the page cache.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from .native import BenchError, compiled, load
 PARTS = ("bulk", "answers")
 GIVERS = 3
 NAME = "benchmark.gguf"
-PATIENCE_S = 600.0
+TIMEOUT_S = 600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
-    parser.add_argument("--quick", action="store_true", help="a short run: less exact")
+    """Add the options of this command."""
+    parser.add_argument("--quick", action="store_true", help="short run, less precise")
     parser.add_argument("--rounds", type=int, help="rounds (default 7; quick 3)")
     parser.add_argument("--megabytes", type=int, help="size of the file (default 1024; quick 256)")
-    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part alone (repeatable)")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure only this part (repeatable)")
     parser.add_argument("--disk", action="store_true", help="take to the disk of temporary files, not to memory")
     parser.add_argument("--model", default=engine.MODEL, help=f"the real model (default {engine.MODEL})")
     parser.add_argument("--no-model", action="store_true", help="without the engine: bulk alone")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each reply of the real model (default 128)")
-    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and print. 0, or 1 when a part could not be measured."""
+    """Measure and print. Returns 0, or 1 when a part could not be measured."""
     rounds = options.rounds or (3 if options.quick else 7)
     size = (options.megabytes or (256 if options.quick else 1024)) << 20
     parts = [part for part in PARTS if part in (options.only or PARTS) and not (part == "answers" and options.no_model)]
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             try:
                 measured |= bench.bulk(rounds) if part == "bulk" else bench.answers(rounds, options)
             except BenchError as error:
-                notes.append(f"{part} is not measured: {error}")
+                notes.append(f"{part} was not measured: {error}")
     report.progress("")
     bars = _bars(measured, parts)
     if options.json:
@@ -119,7 +119,7 @@ class Bench:
         }
 
     def answers(self, rounds: int, options: argparse.Namespace) -> dict[str, Any]:
-        """Tokens/s of a giver's own model, while somebody takes a file from it and while nobody does."""
+        """Tokens/s of a seeder's own model, with and without an upload at the same time."""
         self._make_file()
         real = next(iter(sorted(paths.models().glob(f"{options.model}*.gguf"))), None)
         if real is None:
@@ -129,7 +129,7 @@ class Bench:
         report.progress(f"starting {options.model} ...")
         host = self._giver("giver", "--model", str(self._models / real.name))
         model = real.name.removesuffix(".gguf")
-        host.child.wait_for("answer", lambda: engine.answers(host.port, model), engine.PATIENCE_S, every=0.05)
+        host.child.wait_for("answer", lambda: engine.answers(host.port, model), engine.TIMEOUT_S, every=0.05)
         taker = self._taker(host, 1)
         bodies = engine.bodies(self._scratch, model, options.tokens)
         speeds: dict[str, list[float]] = {"alone": [], "giving": []}
@@ -139,7 +139,7 @@ class Bench:
                 report.progress(f"answers, round {number + 1} of {rounds}: {name}")
                 if name == "giving":
                     taker.ask("keep")
-                    host.child.wait_for("giving", lambda: self._sharing(host)["uploads"], PATIENCE_S)
+                    host.child.wait_for("giving", lambda: self._sharing(host)["uploads"], TIMEOUT_S)
                 before = self._sharing(host)["uploaded_bytes"]
                 one = load(host.port, bodies[:1], requests=2, stream=True)
                 if one["errors"]:
@@ -176,7 +176,7 @@ class Bench:
         words = [*options, "--join", f"@{self._nodes.invite(join)}"] if join is not None else list(options)
         around = {"MESH_LLM_MODELS": str(self._models), "HF_HUB_CACHE": str(self._scratch / "no-hub-cache")}
         node = self._nodes.start(name, *words, env=around)
-        node.child.wait_for("mesh", lambda: node.status()["sharing"], PATIENCE_S)
+        node.child.wait_for("mesh", lambda: node.status()["sharing"], TIMEOUT_S)
         return node
 
     def _sharing(self, node: Node) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Bench:
         size = self._size // GIVERS + (number < self._size % GIVERS)
         command = [sys.executable, "-m", "scripts.benchmarks.swarm_plain", str(self._scratch / f"p{number}"), str(size)]
         child = self._stack.enter_context(Child(f"plain-{number}", command, self._scratch))
-        return child, int(child.wait_for("port", lambda: child.said().strip(), PATIENCE_S))
+        return child, int(child.wait_for("port", lambda: child.said().strip(), TIMEOUT_S))
 
 
 class Taker:
@@ -217,7 +217,7 @@ class Taker:
             lines = [one for one in self._child.log.read_text().splitlines(keepends=True) if one.startswith("{")]
             return lines[self._answers - 1] if len(lines) >= self._answers and lines[-1].endswith("\n") else ""
 
-        return dict(json.loads(self._child.wait_for("answer", line, PATIENCE_S)))
+        return dict(json.loads(self._child.wait_for("answer", line, TIMEOUT_S)))
 
 
 @contextmanager

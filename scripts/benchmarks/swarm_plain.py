@@ -1,6 +1,6 @@
-"""The baseline of `scripts/bench swarm`: sends bytes of its memory over TLS, with the loop and the TLS of a lane.
+"""The baseline of `scripts/bench swarm`: sends bytes of memory over TLS, with the event loop and TLS of a lane.
 
-Whoever connects is sent SIZE bytes as fast as it takes them. The first line on standard output is the port.
+A client gets SIZE bytes as fast as it reads them. The first line on standard output is the port.
 """
 
 from __future__ import annotations

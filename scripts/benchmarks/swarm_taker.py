@@ -1,11 +1,11 @@
-"""A node of a mesh that takes a file as often as it is told to, for `scripts/bench swarm`; it serves nothing.
+"""A node that downloads a file from the mesh on command, for `scripts/bench swarm`; it serves no model.
 
-It is what a daemon is, without gateway, console and engine: the same tie to the mesh, the same taking. On its standard
-input come commands, one a line; to each it answers with one line of JSON on its standard output:
+It is a daemon without gateway, console and engine. It reads commands from standard input, one per line, and answers
+each with one line of JSON on standard output:
 
-    swarm            take the whole file from the mesh, verified, to the disk
-    plain PORT...    receive as many bytes from plain TLS servers, one connection to each port
-    keep             take the file over and over
+    swarm            download the whole file from the mesh, verified, to the disk
+    plain PORT...    receive as many bytes from plain TLS servers, one connection per port
+    keep             download the file again and again
     rest             stop that
 """
 

@@ -1,4 +1,4 @@
-"""What is measured: the fake upstream itself, mesh-llm before it, and other proxies before it as baselines."""
+"""The measured targets: the fake upstream itself, mesh-llm in front of it, and other proxies as baselines."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A real browser for tests of the console's page: Debian's Chromium, driven by Playwright; else skipped aloud.
+"""Fixtures for browser tests of the console page: Chromium driven by Playwright; skipped if there is no Chromium.
 
-Law: whatever a test does, the page must not complain (console errors, exceptions), nor ask anybody but its own daemon.
+Invariants: in every test, the page logs no error or warning, raises no exception, and sends no request to another host.
 """
 
 from __future__ import annotations
@@ -18,74 +18,74 @@ from meshllm.web.console.page_files import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-# No sandbox: tests run as root, on pages of our own. The rest: nothing but what the page does shall be on the network.
+# No sandbox, because tests run as root; no background traffic of the browser itself.
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-# Only matters when something is broken.
-PATIENCE_MS = 30_000
-expect.set_options(timeout=PATIENCE_MS)
+# Upper bound of a wait, in ms.
+TIMEOUT_MS = 30_000
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 def chromium() -> str | None:
-    """The browser's program, if there is one."""
+    """Path of the browser, or None."""
     return os.environ.get("MESH_LLM_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Visitor:
-    """A page, and what it complained of. `allow` what a test provokes: words that a complaint may have in it."""
+    """A browser page, with its problems: console errors, exceptions and requests to other hosts."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.context = context
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(PATIENCE_MS)
-        self.asked: list[str] = []
-        self._homes = {"localhost", "127.0.0.1"}
-        self._complaints: list[str] = []
+        self.page.set_default_timeout(TIMEOUT_MS)
+        self.requested: list[str] = []
+        self._hosts = {"localhost", "127.0.0.1"}
+        self._problems: list[str] = []
         self._allowed: list[str] = []
-        self.page.on("console", self._said)
-        self.page.on("pageerror", lambda error: self._complaints.append(f"exception: {error}"))
+        self.page.on("console", self._log)
+        self.page.on("pageerror", lambda error: self._problems.append(f"exception: {error}"))
         context.on("request", self._requested)
 
-    def allow(self, words: str) -> None:
-        """A complaint with these words in it is what the test is about."""
-        self._allowed.append(words)
+    def allow(self, text: str) -> None:
+        """Ignore problems that contain this text, because the test provokes them."""
+        self._allowed.append(text)
 
-    def _said(self, message: ConsoleMessage) -> None:
+    def _log(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self._complaints.append(f"{message.type}: {message.text}")
+            self._problems.append(f"{message.type}: {message.text}")
 
     def _requested(self, request: Request) -> None:
-        self.asked.append(request.url)
+        self.requested.append(request.url)
 
     def open(self, url: str) -> Page:
-        """The page at `url`, once it shows something. That is its daemon."""
-        self._homes.add(urlsplit(url).hostname or "")
+        """Open the page at `url` and wait for its heading; its host is the page's daemon."""
+        self._hosts.add(urlsplit(url).hostname or "")
         self.page.goto(url)
         self.page.locator("h1").first.wait_for(state="attached")
         return self.page
 
-    def complaints(self) -> list[str]:
-        """What must not have been."""
-        elsewhere = [
-            f"asked {url[:200]}"
-            for url in self.asked
-            if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname not in self._homes
+    def problems(self) -> list[str]:
+        """All problems that were not allowed."""
+        other_hosts = [
+            f"requested {url[:200]}"
+            for url in self.requested
+            if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname not in self._hosts
         ]
-        found = [words for words in self._complaints if not any(allowed in words for allowed in self._allowed)]
-        return found + elsewhere
+        found = [text for text in self._problems if not any(allowed in text for allowed in self._allowed)]
+        return found + other_hosts
 
 
-# Per module: while Playwright runs, no other event loop can, and other modules have tests that need one.
+# Per module: no other event loop can run while Playwright runs.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The browser."""
+    """Chromium."""
     program = chromium()
     if program is None:
-        pytest.skip("no Chromium here: apt-get install chromium (scripts/test does, where it may)")
+        pytest.skip("Chromium is not installed: apt-get install chromium")
     if not (FOLDER / "index.html").exists():
-        pytest.skip("the console's page is not built: scripts/console")
+        pytest.skip("the console page is not built: scripts/console")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, headless=True, args=ARGUMENTS)
         yield started
@@ -94,41 +94,41 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
-    """Makes visitors, each with a profile of its own; options are those of a browser context."""
+    """Makes visitors with separate profiles; the options are those of a browser context."""
     visitors = []
 
     def made(**options: object) -> Visitor:
         options.setdefault("viewport", {"width": 1280, "height": 800})
-        options.setdefault("reduced_motion", "reduce")  # whatever is shown is where it will stay
+        options.setdefault("reduced_motion", "reduce")  # no animations
         context = browser.new_context(**options)  # type: ignore[arg-type]
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         visitors.append(Visitor(context))
         return visitors[-1]
 
     yield made
-    complaints = [complaint for visitor in visitors for complaint in visitor.complaints()]
+    problems = [problem for visitor in visitors for problem in visitor.problems()]
     for visitor in visitors:
         visitor.context.close()
-    assert complaints == []
+    assert problems == []
 
 
 @pytest.fixture
 def visitor(visit: Callable[..., Visitor]) -> Visitor:
-    """Somebody at a desk."""
+    """A visitor with a desktop viewport."""
     return visit()
 
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """The accessibility checker, as a script."""
+    """The script of the accessibility checker axe."""
     path = ROOT / "console" / "node_modules" / "axe-core" / "axe.min.js"
     if not path.exists():
-        pytest.skip("axe-core is not here: scripts/console check fetches the page's packages")
+        pytest.skip("axe-core is not installed: scripts/console check")
     return path.read_text(encoding="utf-8")
 
 
 def serious(page: Page) -> list[tuple[str, str, list[str]]]:
-    """What `axe`, which `page` has loaded, finds that is serious or critical, and where."""
+    """Serious and critical findings of axe, which `page` must have loaded: id, help text, HTML."""
     found = page.evaluate("async () => (await axe.run()).violations")
     return [
         (one["id"], one["help"], [node["html"][:160] for node in one["nodes"][:3]])

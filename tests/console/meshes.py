@@ -1,7 +1,4 @@
-"""Meshes that do not exist, as a daemon would tell of them: for a page that has to show three hundred nodes.
-
-Law: made of the daemon's own types and told by its own console server; only the nodes are made up, from a seed.
-"""
+"""Made-up meshes of up to 300 nodes, served by the daemon's own console server; the nodes come from a seed."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ from meshllm.web.gateway.request_log import AttemptSummary, Outcome, RequestSumm
 from meshllm.web.http.access_control import AccessPolicy
 
 GB, MB = 10**9, 10**6
-# Only matters when something is broken.
+# Upper bound of a wait.
 OPEN_WAIT_SECONDS = 60.0
 MESH = MeshId(bytes.fromhex("6989ec9eacd6b822cdeb1c806dc611ec"))
 HERE = NodeId(b"h" * 32)
@@ -50,7 +47,7 @@ WORDS = (
     "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
     "islet", "juniper", "kelp", "larch", "maple", "north", "ocean", "pine",
 )  # fmt: skip
-# Name, size in GB, context: what people run.
+# Name, size in GB, context length.
 MODELS = (
     ("Qwen3-8B-Q4_K_M", 4.7, 32768),
     ("Llama-3.3-70B-Instruct-Q4_K_M", 39.6, 32768),
@@ -65,7 +62,7 @@ HIDDEN_TOKEN = (
 
 
 def peer(number: int, rng: Random, now: float = 0.0) -> PeerView:
-    """Node `number` of a made-up mesh: every third serves something, one in forty does not answer."""
+    """Node `number` of a mesh: every third serves a model, one in forty is suspect."""
     node = NodeId(hashlib.sha256(f"node {number}".encode()).digest())
     name = f"{WORDS[number % len(WORDS)]}{'' if number < len(WORDS) else f'-{number // len(WORDS)}'}"
     model, size, context = MODELS[number % len(MODELS)]
@@ -99,7 +96,7 @@ def served(name: str, size: float, context: int, memory: float) -> ModelState:
 
 @dataclass
 class Stage:
-    """A console server in a thread of its own, and what it tells. `show` changes that from any thread."""
+    """A console server in a thread, and the state that it serves. `show` changes the state from any thread."""
 
     snapshot: Snapshot = field(default_factory=Snapshot)
     name: str = "workbench"
@@ -118,7 +115,7 @@ class Stage:
     port: int = 0
 
     def status(self) -> NodeStatus:
-        """What the daemon would say."""
+        """The status of the state."""
         inputs = StatusInputs(
             snapshot=self.snapshot,
             loads=self.load,
@@ -139,7 +136,7 @@ class Stage:
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The URL of the page."""
         return f"http://localhost:{self.port}"
 
     def _invite(self, seconds: float) -> Invitation:
@@ -158,12 +155,12 @@ class Stage:
         await self._console.close()
 
     def show(self, snapshot: Snapshot) -> None:
-        """This is so from now on."""
+        """Serve this snapshot from now on."""
         self.snapshot = replace(snapshot, version=self.snapshot.version + 1)
         self._loop.call_soon_threadsafe(self._console.changed)
 
     def peers(self, change: Callable[[tuple[PeerView, ...]], tuple[PeerView, ...]]) -> None:
-        """The other nodes are these from now on."""
+        """Change the peers."""
         assert self.snapshot.mesh is not None
         mesh = replace(self.snapshot.mesh, peers=change(self.snapshot.mesh.peers))
         self.show(replace(self.snapshot, mesh=mesh))
@@ -171,7 +168,7 @@ class Stage:
 
 @contextmanager
 def staged(stage: Stage) -> Iterator[Stage]:
-    """`stage`, listening."""
+    """Run the server of `stage`."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="console")
     thread.start()
@@ -188,14 +185,14 @@ def staged(stage: Stage) -> Iterator[Stage]:
 
 
 def idle() -> Stage:
-    """A node that was started without arguments."""
+    """A node without models and peers."""
     mesh = MeshView(HERE, MESH, Role.NODE, record=NodeRecord(HERE, RecordVersion(1, 1), MESH, "workbench"))
     machine = MachineMemory(32 * GB, 27 * GB, known=True)
     return Stage(Snapshot(mesh=mesh), machine=machine)
 
 
 def mesh_of(count: int, *, seed: int = 1) -> Stage:
-    """A node that serves a model, with `count` - 1 others around it."""
+    """A node that serves a model, in a mesh of `count` nodes."""
     rng = Random(seed)
     peers = tuple(peer(number, rng) for number in range(count - 1))
     record = NodeRecord(
@@ -235,7 +232,7 @@ def mesh_of(count: int, *, seed: int = 1) -> Stage:
 
 
 def split_over(stage: Stage, committed: bool = True) -> Stage:
-    """The same mesh, in which this node hosts a model too large for it, with two nodes that serve nothing else."""
+    """The same mesh, in which this node hosts a pipeline split with two workers."""
     assert stage.snapshot.mesh is not None
     workers = [view for view in stage.snapshot.mesh.peers if not view.record.serves and view.linked][:2]
     one, two = (view.node for view in workers)
@@ -256,8 +253,8 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
     model = replace(served(name, 39.6, 16384, 17.4), split=split)
     if not committed:
         model = replace(model, server=ServerPhase.NONE, server_facts=None)
-    kept = [kept for kept in stage.snapshot.models if kept.file is FilePhase.READY]
-    stage.snapshot = replace(stage.snapshot, models=(model, *kept))
+    others = [other for other in stage.snapshot.models if other.file is FilePhase.READY]
+    stage.snapshot = replace(stage.snapshot, models=(model, *others))
     stage.drafts = {name: DraftCounts(written=1000, seconds=121.0)} if committed else {}
     stage.traffic = {
         one: LeaseTraffic(31 * MB, 29 * MB, 1840, "lane"),
@@ -268,7 +265,7 @@ def split_over(stage: Stage, committed: bool = True) -> Stage:
 
 
 def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:
-    # Two give what is being fetched, one of them by the fast way.
+    # Two peers upload the model that is fetched, over both transports.
     downloads = [
         TransferStatus(
             peer=view.node.hex(),

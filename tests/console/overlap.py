@@ -1,4 +1,4 @@
-"""Which of many boxes cover one another."""
+"""Finds overlapping boxes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Box = Sequence[float]  # x, y, width, height
 
 
 def overlapping(boxes: Sequence[Box]) -> list[tuple[int, int]]:
-    """The pairs, by their places in the list."""
+    """The index pairs of overlapping boxes."""
     return [
         (one, other)
         for (one, (ax, ay, aw, ah)), (other, (bx, by, bw, bh)) in combinations(enumerate(boxes), 2)

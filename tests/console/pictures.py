@@ -1,6 +1,6 @@
-"""`python -m tests.console.pictures`: the pictures of console/pictures, one of each view, as a browser shows them.
+"""`python -m tests.console.pictures`: screenshots of all views for console/pictures.
 
-The meshes are made up (`meshes.py`); the chat is one with the real engine.
+The meshes are made up (`meshes.py`); the chat uses the real engine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from meshllm.web.console.page_files import FOLDER
 from tests.console.conftest import ARGUMENTS, ROOT, chromium
-from tests.console.meshes import Stage, idle, mesh_of, split_over, staged
+from tests.console.meshes import Stage, idle, mesh_of, split_over, staged, with_requests
 from tests.daemons import MODEL, daemon
 
 TARGET = ROOT / "console" / "pictures"
@@ -24,7 +24,7 @@ QUESTION = "Give me three reasons to share spare computers with friends, as a li
 
 @contextmanager
 def visiting(browser: Browser, url: str, scheme: str, width: int = 1200, height: int = 750) -> Iterator[Page]:
-    """A page, once it shows something."""
+    """A page, after its heading is shown."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
         color_scheme=scheme,
@@ -39,20 +39,21 @@ def visiting(browser: Browser, url: str, scheme: str, width: int = 1200, height:
 
 
 def take(page: Page, name: str) -> None:
-    """Keep what is shown."""
+    """Save a screenshot."""
     page.evaluate("document.fonts.ready")
     page.screenshot(path=TARGET / f"{name}.png")
     print(TARGET / f"{name}.png")
 
 
 def of_meshes(browser: Browser) -> None:
-    """The views that tell of the mesh."""
+    """All views except the chat."""
     some, many = mesh_of(12), mesh_of(300)
     shots: list[tuple[Stage, str, str, str, str]] = [
         (some, "mesh", "light", "mesh", "svg [aria-label^=amber]"),
         (many, "mesh", "dark", "mesh-of-300", ""),
         (some, "nodes", "light", "nodes", ""),
         (some, "models", "dark", "models", ""),
+        (with_requests(mesh_of(12)), "requests", "light", "requests", ".requests tbody tr:nth-child(2)"),
         (some, "join", "light", "join", "text=Show an invite"),
         (split_over(mesh_of(6)), "mesh", "light", "split", ""),
         (idle(), "mesh", "light", "idle", ""),
@@ -66,7 +67,7 @@ def of_meshes(browser: Browser) -> None:
 
 
 def of_a_chat(browser: Browser) -> None:
-    """A question to the real engine, at a desk and on a phone."""
+    """A chat with the real engine, with desktop and phone viewports."""
     with tempfile.TemporaryDirectory(prefix="mesh-") as home:
         arguments = ("--model", MODEL, "--ctx-size", "4096", "--name", "workbench")
         with daemon(Path(home), *arguments) as node:
@@ -74,7 +75,7 @@ def of_a_chat(browser: Browser) -> None:
             with visiting(browser, f"{node.console_url}/#/chat", "dark") as page:
                 page.get_by_label("Message").fill(QUESTION)
                 page.keyboard.press("Enter")
-                page.locator("li.answered:not(.growing) .how").wait_for(timeout=120_000)
+                page.locator("li.assistant-message:not(.streaming) .statistics").wait_for(timeout=120_000)
                 page.locator(".thread").evaluate("thread => { thread.scrollTop = 0 }")
                 page.mouse.move(0, 0)
                 take(page, "chat")
@@ -84,10 +85,10 @@ def of_a_chat(browser: Browser) -> None:
 
 
 def main() -> int:
-    """Takes them all."""
+    """Take all screenshots."""
     program = chromium()
     if program is None or not (FOLDER / "index.html").exists():
-        print("this takes Chromium (apt-get install chromium) and the built page (scripts/console)", file=sys.stderr)
+        print("Chromium (apt-get install chromium) and the built page (scripts/console) are required", file=sys.stderr)
         return 1
     TARGET.mkdir(exist_ok=True)
     with sync_playwright() as playwright:

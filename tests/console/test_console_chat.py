@@ -1,4 +1,4 @@
-"""The console's chat in a real browser: the real engine's answers, and everything that a model may write."""
+"""The chat of the console page in a browser: answers of the engine, and any text of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.console.conftest import Visitor, serious
-from tests.console.speaker import OPEN_WAIT_SECONDS, Speaker, speaking
+from tests.console.scripted_backend import OPEN_WAIT_SECONDS, ScriptedBackend, running_backend
 from tests.daemons import MODEL, PROGRAM, Daemon, daemon
 
 pytestmark = pytest.mark.engine
@@ -50,26 +50,26 @@ HOSTILE = """<img src=x onerror="document.title='owned'"> <script>document.title
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Speaker]]:
-    """A node with the real engine, and a speaker as a backend behind it."""
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, ScriptedBackend]]:
+    """A node with the real engine and a scripted backend."""
     with ExitStack() as stack:
-        speaker = stack.enter_context(speaking(Speaker("speaker")))
+        backend = stack.enter_context(running_backend(ScriptedBackend("scripted")))
         home = tmp_path_factory.mktemp("console")
-        arguments = ("--model", MODEL, "--ctx-size", "4096", "--name", "workbench", "--backend", speaker.url)
+        arguments = ("--model", MODEL, "--ctx-size", "4096", "--name", "workbench", "--backend", backend.url)
         started = stack.enter_context(daemon(home, *arguments))
-        yield started.wait_until_serving(), speaker
+        yield started.wait_until_serving(), backend
 
 
 @pytest.fixture
-def speaker(node: tuple[Daemon, Speaker]) -> Speaker:
-    """What a test does not ask the real engine."""
+def backend(node: tuple[Daemon, ScriptedBackend]) -> ScriptedBackend:
+    """The scripted backend, in its initial state."""
     node[1].reset()
     return node[1]
 
 
 @pytest.fixture
-def chat(node: tuple[Daemon, Speaker], visitor: Visitor) -> Page:
-    """The chat, with the real model."""
+def chat(node: tuple[Daemon, ScriptedBackend], visitor: Visitor) -> Page:
+    """The chat with the engine's model selected."""
     page = visitor.open(f"{node[0].console_url}/#/chat")
     expect(model_of(page)).to_have_value(re.compile("."))
     model_of(page).select_option(MODEL)
@@ -77,12 +77,12 @@ def chat(node: tuple[Daemon, Speaker], visitor: Visitor) -> Page:
 
 
 def model_of(page: Page) -> Any:
-    """The picker of models."""
+    """The model selection."""
     return page.get_by_role("combobox", name="Model")
 
 
 def ask(page: Page, text: str, model: str = "") -> None:
-    """Say something."""
+    """Send a message."""
     if model:
         model_of(page).select_option(model)
     page.get_by_label("Message").fill(text)
@@ -90,28 +90,30 @@ def ask(page: Page, text: str, model: str = "") -> None:
 
 
 def answers(page: Page) -> Any:
-    """What models have said."""
-    return page.locator("li.answered")
+    """All answers."""
+    return page.locator("li.assistant-message")
 
 
 def finished(page: Page, count: int = 1) -> Any:
-    """The last of `count` answers, once it is there whole."""
-    expect(page.locator("li.answered:not(.growing) .how")).to_have_count(count)
+    """The last of `count` answers, when all are complete."""
+    expect(page.locator("li.assistant-message:not(.streaming) .statistics")).to_have_count(count)
     return answers(page).last
 
 
-def test_an_answer_of_the_real_engine_streams_in(chat: Page) -> None:
+def test_chat_streams_an_answer_of_the_engine(chat: Page) -> None:
     ask(chat, "Name three colours.")
     expect(answers(chat).locator(".prose")).to_contain_text(re.compile(r"\w+"))
     answer = finished(chat)
-    expect(answer.locator(".how")).to_contain_text(MODEL)
-    expect(answer.locator(".how")).to_contain_text("on workbench")
-    expect(answer.locator(".how")).to_contain_text(re.compile(r"\d tok/s.*\d tokens"))
+    expect(answer.locator(".statistics")).to_contain_text(MODEL)
+    expect(answer.locator(".statistics")).to_contain_text("on workbench")
+    expect(answer.locator(".statistics")).to_contain_text(re.compile(r"\d tok/s.*\d tokens"))
     chat.get_by_role("link", name="Nodes").click()
     expect(chat.get_by_role("listitem").filter(has_text="this node")).to_contain_text("tok/s")
 
 
-def test_a_client_is_told_which_node_answered(node: tuple[Daemon, Speaker], visitor: Visitor, tmp_path: Path) -> None:
+def test_chat_of_a_client_names_the_node_that_answered(
+    node: tuple[Daemon, ScriptedBackend], visitor: Visitor, tmp_path: Path
+) -> None:
     environment = {**os.environ, "MESH_LLM_HOME": str(node[0].home)}
     told = subprocess.run([str(PROGRAM), "invite"], env=environment, capture_output=True, text=True, check=True)
     invite = tmp_path / "invite"
@@ -122,7 +124,7 @@ def test_a_client_is_told_which_node_answered(node: tuple[Daemon, Speaker], visi
         page.get_by_role("link", name="Chat").click()
         expect(model_of(page)).to_have_value(re.compile("."))
         ask(page, "Say hello.", MODEL)
-        expect(finished(page).locator(".how")).to_contain_text("on workbench")
+        expect(finished(page).locator(".statistics")).to_contain_text("on workbench")
         page.get_by_role("link", name="Mesh").first.click()
         expect(page.get_by_role("button", name=re.compile(f"^workbench {MODEL}.*by (lane|QUIC)"))).to_be_visible()
         page.get_by_role("link", name="Join").click()
@@ -131,45 +133,45 @@ def test_a_client_is_told_which_node_answered(node: tuple[Daemon, Speaker], visi
         expect(page.get_by_role("alert")).to_contain_text("Ask a node of the mesh")
 
 
-def test_an_answer_of_the_real_engine_is_stopped_in_the_middle(chat: Page) -> None:
+def test_chat_stop_frees_the_slot_of_the_engine(chat: Page) -> None:
     ask(chat, "Write a very long story about a lighthouse, with many chapters.")
     expect(answers(chat).locator(".prose")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
     chat.get_by_role("button", name="Stop").click()
     expect(answers(chat)).to_contain_text("Stopped.")
     expect(chat.get_by_role("button", name="Send")).to_be_visible()
     text = answers(chat).locator(".prose").inner_text()
-    # The engine hears of it: no slot is busy any more.
+    # The engine has stopped: no slot is busy.
     chat.get_by_role("link", name="Nodes").click()
     expect(chat.get_by_role("listitem").filter(has_text="this node")).to_contain_text("0/")
     chat.go_back()
     assert answers(chat).locator(".prose").inner_text() == text
 
 
-def test_a_backend_hears_that_nobody_listens(chat: Page, speaker: Speaker) -> None:
-    speaker.says = "So far so good"
-    speaker.goes_on.clear()
-    ask(chat, "Go on", "speaker")
+def test_chat_stop_closes_the_connection_to_a_backend(chat: Page, backend: ScriptedBackend) -> None:
+    backend.text = "So far so good"
+    backend.may_finish.clear()
+    ask(chat, "Go on", "scripted")
     expect(answers(chat).locator(".prose")).to_have_text("So far so good")
     chat.get_by_role("button", name="Stop").click()
-    assert speaker.gave_up.wait(OPEN_WAIT_SECONDS)
+    assert backend.disconnected.wait(OPEN_WAIT_SECONDS)
     expect(answers(chat)).to_contain_text("Stopped.")
 
 
-def test_the_model_is_switched_within_a_conversation(chat: Page, speaker: Speaker) -> None:
-    speaker.says = "I am the speaker."
-    ask(chat, "Who are you?", "speaker")
-    expect(finished(chat).locator(".how")).to_contain_text("speaker")
+def test_chat_switches_the_model_within_a_conversation(chat: Page, backend: ScriptedBackend) -> None:
+    backend.text = "I am the backend."
+    ask(chat, "Who are you?", "scripted")
+    expect(finished(chat).locator(".statistics")).to_contain_text("scripted")
     ask(chat, "And who are you?", MODEL)
-    expect(finished(chat, 2).locator(".how")).to_contain_text(MODEL)
-    assert [message["content"] for message in speaker.asked[0]["messages"]] == ["Who are you?"]
-    ask(chat, "And again?", "speaker")
+    expect(finished(chat, 2).locator(".statistics")).to_contain_text(MODEL)
+    assert [message["content"] for message in backend.received[0]["messages"]] == ["Who are you?"]
+    ask(chat, "And again?", "scripted")
     finished(chat, 3)
-    assert [message["role"] for message in speaker.asked[1]["messages"]] == ["user", "assistant"] * 2 + ["user"]
+    assert [message["role"] for message in backend.received[1]["messages"]] == ["user", "assistant"] * 2 + ["user"]
 
 
-def test_markdown_becomes_what_it_means(chat: Page, speaker: Speaker) -> None:
-    speaker.says = MARKDOWN
-    ask(chat, "Show me", "speaker")
+def test_chat_renders_markdown(chat: Page, backend: ScriptedBackend) -> None:
+    backend.text = MARKDOWN
+    ask(chat, "Show me", "scripted")
     answer = finished(chat)
     expect(answer.get_by_role("heading", name="A heading")).to_be_visible()
     expect(answer.locator("table td")).to_have_text(["one", "1"])
@@ -189,21 +191,21 @@ def test_markdown_becomes_what_it_means(chat: Page, speaker: Speaker) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_serious_is_in_the_way_of_a_conversation(
-    node: tuple[Daemon, Speaker], speaker: Speaker, visit: Any, axe: str, scheme: str
+def test_chat_passes_axe(
+    node: tuple[Daemon, ScriptedBackend], backend: ScriptedBackend, visit: Any, axe: str, scheme: str
 ) -> None:
-    speaker.thinks, speaker.says = "First I consider.", MARKDOWN
+    backend.thinking, backend.text = "First I consider.", MARKDOWN
     page = visit(color_scheme=scheme, bypass_csp=True).open(f"{node[0].console_url}/#/chat")
-    ask(page, "Show me", "speaker")
+    ask(page, "Show me", "scripted")
     finished(page).locator("summary").click()
-    page.get_by_role("button", name="Edit and ask again").click()
+    page.get_by_role("button", name="Edit and resend").click()
     page.evaluate(axe)
     assert serious(page) == []
 
 
-def test_what_a_model_writes_does_nothing_to_the_page(chat: Page, speaker: Speaker) -> None:
-    speaker.says = speaker.thinks = HOSTILE
-    ask(chat, HOSTILE, "speaker")
+def test_chat_sanitises_html_of_a_model(chat: Page, backend: ScriptedBackend) -> None:
+    backend.text = backend.thinking = HOSTILE
+    ask(chat, HOSTILE, "scripted")
     answer = finished(chat)
     answer.locator("summary").click()
     expect(chat).not_to_have_title("owned")
@@ -214,44 +216,44 @@ def test_what_a_model_writes_does_nothing_to_the_page(chat: Page, speaker: Speak
     assert all(link is None or link.startswith("https://example.org") for link in links), links
 
 
-def test_thinking_is_folded(chat: Page, speaker: Speaker) -> None:
-    speaker.thinks, speaker.says = "First I consider.", "Forty-two."
-    ask(chat, "What is it?", "speaker")
+def test_chat_folds_thinking(chat: Page, backend: ScriptedBackend) -> None:
+    backend.thinking, backend.text = "First I consider.", "Forty-two."
+    ask(chat, "What is it?", "scripted")
     answer = finished(chat)
     expect(answer.get_by_text("First I consider.")).to_be_hidden()
     expect(answer.get_by_text("Forty-two.")).to_be_visible()
     answer.locator("summary").click()
     expect(answer.get_by_text("First I consider.")).to_be_visible()
-    speaker.thinks, speaker.says = "", "<think>\nIn the open.\n</think>\n\nDone."
+    backend.thinking, backend.text = "", "<think>\nIn the open.\n</think>\n\nDone."
     ask(chat, "And now?")
     answer = finished(chat, 2)
     expect(answer.get_by_text("Done.")).to_be_visible()
     expect(answer.get_by_text("In the open.")).to_be_hidden()
 
 
-def test_an_answer_is_tried_again_and_a_question_edited(chat: Page, speaker: Speaker) -> None:
-    speaker.says = "One."
-    ask(chat, "First", "speaker")
+def test_chat_regenerates_an_answer_and_edits_a_message(chat: Page, backend: ScriptedBackend) -> None:
+    backend.text = "One."
+    ask(chat, "First", "scripted")
     finished(chat)
-    speaker.says = "Two."
-    chat.get_by_role("button", name="Try again").click()
+    backend.text = "Two."
+    chat.get_by_role("button", name="Regenerate").click()
     expect(answers(chat).locator(".prose")).to_have_text("Two.")
     expect(answers(chat)).to_have_count(1)
     finished(chat)
-    chat.locator("li.said").hover()
-    chat.get_by_role("button", name="Edit and ask again").click()
+    chat.locator("li.user-message").hover()
+    chat.get_by_role("button", name="Edit and resend").click()
     chat.get_by_label("Your message").fill("Second")
-    speaker.says = "Three."
-    chat.get_by_role("button", name="Ask again", exact=True).click()
+    backend.text = "Three."
+    chat.get_by_role("button", name="Resend", exact=True).click()
     expect(answers(chat).locator(".prose")).to_have_text("Three.")
-    expect(chat.locator("li.said")).to_contain_text("Second")
+    expect(chat.locator("li.user-message")).to_contain_text("Second")
     finished(chat)
-    assert speaker.asked[-1]["messages"] == [{"role": "user", "content": "Second"}]
+    assert backend.received[-1]["messages"] == [{"role": "user", "content": "Second"}]
 
 
-def test_conversations_are_kept_in_this_browser(chat: Page, speaker: Speaker) -> None:
-    speaker.says = "Kept."
-    ask(chat, "Remember this", "speaker")
+def test_chat_stores_conversations_in_the_browser(chat: Page, backend: ScriptedBackend) -> None:
+    backend.text = "Kept."
+    ask(chat, "Remember this", "scripted")
     finished(chat)
     chat.reload()
     expect(answers(chat).locator(".prose")).to_have_text("Kept.")
@@ -266,51 +268,51 @@ def test_conversations_are_kept_in_this_browser(chat: Page, speaker: Speaker) ->
     expect(chat.get_by_role("link", name="Remember this")).to_have_count(0)
 
 
-def test_images_are_sent_to_models_that_see_and_refusals_are_told(
-    chat: Page, visitor: Visitor, speaker: Speaker, tmp_path: Path
+def test_chat_sends_images_to_vision_models_and_shows_refusals(
+    chat: Page, visitor: Visitor, backend: ScriptedBackend, tmp_path: Path
 ) -> None:
     visitor.allow("400")
     picture = tmp_path / "picture.png"
     chat.screenshot(path=str(picture))
-    # The model of this node is known to see nothing; what a backend has is for the backend to say.
+    # The node's model has no vision; of the backend's model this is unknown.
     expect(chat.locator("input[type=file]")).to_have_count(0)
-    model_of(chat).select_option("speaker")
+    model_of(chat).select_option("scripted")
     chat.locator("input[type=file]").set_input_files(str(picture))
     expect(chat.get_by_role("img", name="Image 1")).to_be_visible()
     model_of(chat).select_option(MODEL)
-    expect(chat.get_by_role("alert")).to_contain_text("This model cannot see")
+    expect(chat.get_by_role("alert")).to_contain_text("This model does not support images")
     ask(chat, "What is this?")
     expect(answers(chat)).to_have_count(0)
-    speaker.says = "A chat."
-    ask(chat, "What is this?", "speaker")
+    backend.text = "A chat."
+    ask(chat, "What is this?", "scripted")
     finished(chat)
-    sent = speaker.asked[0]["messages"][0]["content"]
+    sent = backend.received[0]["messages"][0]["content"]
     assert [part["type"] for part in sent] == ["image_url", "text"]
     assert sent[0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
-    expect(chat.get_by_role("img", name="Image 1 you sent")).to_be_visible()
-    speaker.refusal = "image input is not supported by this model"
+    expect(chat.get_by_role("img", name="Image 1 of your message")).to_be_visible()
+    backend.refusal = "image input is not supported by this model"
     ask(chat, "And this?")
     expect(chat.get_by_role("alert")).to_contain_text("image input is not supported")
-    expect(chat.get_by_role("button", name="Try again")).to_have_count(2)
+    expect(chat.get_by_role("button", name="Regenerate")).to_have_count(2)
 
 
-def test_instructions_come_first(chat: Page, speaker: Speaker) -> None:
-    speaker.says = "Yes."
-    chat.get_by_role("button", name="Instructions").click()
-    chat.get_by_label("Instructions for the model, in this chat").fill("Be brief.")
-    ask(chat, "Are you?", "speaker")
+def test_chat_sends_the_system_prompt_first(chat: Page, backend: ScriptedBackend) -> None:
+    backend.text = "Yes."
+    chat.get_by_role("button", name="System prompt").click()
+    chat.get_by_label("System prompt of this chat").fill("Be brief.")
+    ask(chat, "Are you?", "scripted")
     finished(chat)
-    assert speaker.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert backend.received[0]["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
-def test_an_image_of_elsewhere_and_a_long_line_do_not_break_a_phone(
-    node: tuple[Daemon, Speaker], speaker: Speaker, visit: Any
+def test_chat_fits_a_phone_with_long_lines(
+    node: tuple[Daemon, ScriptedBackend], backend: ScriptedBackend, visit: Any
 ) -> None:
-    speaker.says = MARKDOWN + "\n" + "x" * 400 + "\n\n```\n" + "y" * 400 + "\n```\n"
+    backend.text = MARKDOWN + "\n" + "x" * 400 + "\n\n```\n" + "y" * 400 + "\n```\n"
     page = visit(viewport={"width": 375, "height": 720}, is_mobile=True, has_touch=True).open(
         f"{node[0].console_url}/#/chat"
     )
-    ask(page, "z" * 300, "speaker")
+    ask(page, "z" * 300, "scripted")
     finished(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     page.get_by_role("button", name="Conversations").click()

@@ -1,4 +1,4 @@
-"""The console's page in a real browser: what it shows of a mesh, live, to eyes, keyboards and screen readers."""
+"""The console page in a browser: all views, live updates, keyboard, phone and accessibility."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stage() -> Iterator[Stage]:
         yield made
 
 
-def test_the_page_loads_with_a_policy_that_lets_in_nothing_else(stage: Stage, visitor: Visitor) -> None:
+def test_page_has_a_strict_content_security_policy(stage: Stage, visitor: Visitor) -> None:
     with visitor.page.expect_response(lambda response: response.url == f"{stage.url}/") as waited:
         page = visitor.open(stage.url)
     expect(page).to_have_title("Mesh · workbench")
@@ -39,7 +39,7 @@ def test_the_page_loads_with_a_policy_that_lets_in_nothing_else(stage: Stage, vi
     expect(page.locator("header.side")).to_contain_text("workbench")
 
 
-def test_a_page_of_elsewhere_cannot_show_it_in_a_frame(stage: Stage, visitor: Visitor) -> None:
+def test_page_cannot_be_framed(stage: Stage, visitor: Visitor) -> None:
     visitor.allow("Framing")
     visitor.allow("frame-ancestors")
     visitor.allow("refused to connect")
@@ -60,7 +60,7 @@ def test_a_page_of_elsewhere_cannot_show_it_in_a_frame(stage: Stage, visitor: Vi
 
 
 @pytest.mark.parametrize("count", [1, 3, 30, 300])
-def test_every_node_is_in_the_picture_and_none_covers_another(count: int, visitor: Visitor) -> None:
+def test_picture_shows_every_node_without_overlap(count: int, visitor: Visitor) -> None:
     with staged(mesh_of(count)) as stage:
         page = visitor.open(stage.url)
         dots = page.locator("svg [role=button]")
@@ -81,7 +81,7 @@ def test_every_node_is_in_the_picture_and_none_covers_another(count: int, visito
             assert width >= 6, "large enough to be seen"
 
 
-def test_the_picture_follows_the_mesh(stage: Stage, visitor: Visitor) -> None:
+def test_picture_follows_changes_of_the_mesh(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(stage.url)
     expect(page.locator("svg [role=button]")).to_have_count(4)
     expect(page.get_by_role("button", name="amber Qwen3-8B")).to_be_visible()
@@ -90,19 +90,19 @@ def test_the_picture_follows_the_mesh(stage: Stage, visitor: Visitor) -> None:
         return (replace(peers[0], status=PeerStatus.SUSPECT, reason="no answer for 3 s"), *peers[1:])
 
     stage.peers(silenced)
-    expect(page.get_by_role("button", name="amber does not answer")).to_be_visible()
-    expect(page.locator(".head")).to_contain_text("1 silent")
+    expect(page.get_by_role("button", name="amber not responding")).to_be_visible()
+    expect(page.locator(".head")).to_contain_text("1 not responding")
     stage.peers(lambda peers: (*peers, peer(3, Random(3))))
     expect(page.get_by_role("button", name="delta Qwen3-32B")).to_be_visible()
     stage.peers(lambda peers: peers[1:])
     expect(page.get_by_role("button", name="amber")).to_have_count(0)
 
 
-def test_a_node_is_told_in_full_and_reached_by_keyboard(stage: Stage, visitor: Visitor) -> None:
+def test_node_details_open_by_keyboard(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(stage.url)
     page.locator("svg [role=button][tabindex='0']").focus()
     expect(page.locator("svg [role=button]:focus")).to_have_attribute(
-        "aria-label", re.compile("^workbench Qwen3-8B-Q4_K_M; this node; serves")
+        "aria-label", re.compile("^workbench Qwen3-8B-Q4_K_M; this node; host")
     )
     page.keyboard.press("ArrowRight")
     expect(page.locator("svg [role=button]:focus")).to_have_attribute("aria-label", re.compile("^amber"))
@@ -117,7 +117,7 @@ def test_a_node_is_told_in_full_and_reached_by_keyboard(stage: Stage, visitor: V
     expect(details).to_have_count(0)
 
 
-def test_the_keyboard_goes_through_the_views(stage: Stage, visitor: Visitor) -> None:
+def test_views_are_reached_by_keyboard(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(stage.url)
     page.keyboard.press("Tab")
     expect(page.locator(":focus")).to_have_text("Skip to the content")
@@ -130,27 +130,27 @@ def test_the_keyboard_goes_through_the_views(stage: Stage, visitor: Visitor) -> 
     expect(page.locator("main")).to_be_focused()
 
 
-def test_nodes_tell_memory_load_and_speed(stage: Stage, visitor: Visitor) -> None:
+def test_nodes_view_shows_memory_load_and_speed(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(f"{stage.url}/#/nodes")
     here = page.get_by_role("listitem").filter(has_text="this node")
     for words in ("1/4 slots", "32k context", "87 tok/s", "39.0 GB free of 64.0 GB", "NVIDIA RTX 4090", "v0.1.0"):
         expect(here).to_contain_text(words)
-    expect(here.get_by_role("img", name=re.compile("models take 9.2 GB"))).to_have_count(1)
+    expect(here.get_by_role("img", name=re.compile("models use 9.2 GB"))).to_have_count(1)
     amber = page.get_by_role("listitem").filter(has_text="amber")
     expect(amber).to_contain_text("Offered memory")
     expect(amber).to_contain_text("quic")
 
 
-def test_a_node_is_found_among_many(visitor: Visitor) -> None:
+def test_nodes_view_filters_by_text(visitor: Visitor) -> None:
     with staged(mesh_of(60)) as stage:
         page = visitor.open(f"{stage.url}/#/nodes")
         page.get_by_label("Find a node").fill("cedar-2")
         expect(page.locator(".rows > li")).to_have_count(1)
         page.get_by_label("Find a node").fill("no such node")
-        expect(page.locator("main")).to_contain_text("No node is called so")
+        expect(page.locator("main")).to_contain_text("No node matches the filter")
 
 
-def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, visitor: Visitor) -> None:
+def test_models_view_explains_the_availability_of_each_model(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(f"{stage.url}/#/models")
 
     def row(name: str) -> object:
@@ -161,7 +161,7 @@ def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, vis
     expect(row("Mistral-Small")).to_contain_text("fetching 42 %")  # type: ignore[arg-type]
     expect(row("Mistral-Small")).to_contain_text("5.6 of 13.3 GB, 88 MB/s")  # type: ignore[arg-type]
     expect(row("Mistral-Small").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "42")  # type: ignore[attr-defined]
-    expect(row("DeepSeek-R1")).to_contain_text("no node that is known has its file")  # type: ignore[arg-type]
+    expect(row("DeepSeek-R1")).to_contain_text("no known node has the file")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_have_count(1)  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("Serve it with --model bge-m3.")  # type: ignore[arg-type]
     expect(row("bge-m3")).to_contain_text("also bge-m3-Q8_0")  # type: ignore[arg-type]
@@ -172,46 +172,46 @@ def test_models_tell_who_has_them_and_why_they_are_as_they_are(stage: Stage, vis
     expect(page.get_by_role("combobox", name="Model")).to_have_value(re.compile("Qwen3|gpt-oss"))
 
 
-def test_a_split_is_drawn_as_the_way_that_tokens_take(visitor: Visitor) -> None:
+def test_split_is_drawn_as_a_pipeline_with_its_shares(visitor: Visitor) -> None:
     with staged(split_over(mesh_of(6))) as stage:
         page = visitor.open(stage.url)
         # From the host to one, to the other, and back.
         expect(page.locator(".pipe:not(.forming) path")).to_have_count(3)
         expect(page.get_by_role("button", name="birch layers 34 to 59")).to_have_class(re.compile("worker"))
-        expect(page.get_by_role("list", name="What the marks mean")).to_contain_text("carries a part")
+        expect(page.get_by_role("list", name="Legend")).to_contain_text("worker")
         page.get_by_role("button", name="birch layers 34 to 59").click()
         details = page.get_by_role("complementary", name="Node birch")
-        expect(details).to_contain_text("layers 34 to 59 · 13.0 GB · 60.0 MB through the tunnel")
+        expect(details).to_contain_text("layers 34 to 59 · 13.0 GB · 60.0 MB transferred")
         page.get_by_role("link", name="Models").click()
         row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
-        carriers = row.get_by_role("list", name="Who carries Llama-3.3-70B-Instruct-Q4_K_M")
+        carriers = row.get_by_role("list", name="Layers of Llama-3.3-70B-Instruct-Q4_K_M")
         expect(carriers.get_by_role("listitem")).to_have_count(3)
         expect(carriers).to_contain_text("workbench")
-        expect(row).to_contain_text("Forecast 118 ms for a token, measured 121 ms.")
+        expect(row).to_contain_text("Forecast 118 ms per token, measured 121 ms.")
         expect(row).to_contain_text("do not fit into this node")
-        row.get_by_text("The ways there were").click()
-        expect(row).to_contain_text("workbench → birch → cedar: 118 ms for a token")
+        row.get_by_text("Plans that were compared").click()
+        expect(row).to_contain_text("workbench → birch → cedar: 118 ms per token")
 
 
-def test_a_split_that_is_being_made_says_what_it_waits_for(visitor: Visitor) -> None:
+def test_split_in_preparation_shows_progress_and_forecast(visitor: Visitor) -> None:
     with staged(split_over(mesh_of(6), committed=False)) as stage:
         page = visitor.open(stage.url)
         expect(page.locator(".pipe.forming path")).to_have_count(3)
         page.get_by_role("link", name="Models").click()
         row = page.locator(".rows > li").filter(has=page.locator(".name", has_text="Llama-3.3-70B"))
         expect(row).to_contain_text("layers 34 to 59, loads its layers, 40 %")
-        expect(row).to_contain_text("Forecast 118 ms for a token, not measured yet.")
+        expect(row).to_contain_text("Forecast 118 ms per token, not measured yet.")
 
 
-def test_an_invite_is_made_when_it_is_asked_for_and_gone_afterwards(stage: Stage, visitor: Visitor) -> None:
+def test_invite_is_made_on_request_and_dropped_with_the_view(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(f"{stage.url}/#/join")
     expect(page.get_by_role("heading", name="Join", exact=True)).to_be_visible()
-    assert not any("/api/invite" in url for url in visitor.asked)
+    assert not any("/api/invite" in url for url in visitor.requested)
     assert HIDDEN_TOKEN not in page.content()
     page.get_by_role("button", name="Show an invite").click()
-    expect(page.get_by_role("region", name="Command that joins")).to_have_text(f"mesh-llm --join {HIDDEN_TOKEN}")
+    expect(page.get_by_role("region", name="Command to join")).to_have_text(f"mesh-llm --join {HIDDEN_TOKEN}")
     expect(page.get_by_role("img", name="The invite as a QR code")).to_be_visible()
-    page.get_by_role("button", name="Copy the invite alone").click()
+    page.get_by_role("button", name="Copy the invite only").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == HIDDEN_TOKEN
     page.get_by_role("link", name="Nodes").click()
@@ -221,7 +221,7 @@ def test_an_invite_is_made_when_it_is_asked_for_and_gone_afterwards(stage: Stage
     assert HIDDEN_TOKEN not in page.content()
 
 
-def test_a_node_that_has_no_invite_says_why(stage: Stage, visitor: Visitor) -> None:
+def test_invite_error_is_shown(stage: Stage, visitor: Visitor) -> None:
     visitor.allow("409")
     stage.invite_problem = EnvironmentFailure("A client only uses the mesh.", advice="Ask a node of the mesh.")
     page = visitor.open(f"{stage.url}/#/join")
@@ -229,7 +229,7 @@ def test_a_node_that_has_no_invite_says_why(stage: Stage, visitor: Visitor) -> N
     expect(page.get_by_role("alert")).to_contain_text("Ask a node of the mesh.")
 
 
-def test_programs_are_pointed_here_by_commands_to_copy(stage: Stage, visitor: Visitor) -> None:
+def test_join_view_shows_settings_for_programs(stage: Stage, visitor: Visitor) -> None:
     page = visitor.open(f"{stage.url}/#/join")
     base = stage.api.removesuffix("/v1")
     for program, words in (
@@ -243,23 +243,23 @@ def test_programs_are_pointed_here_by_commands_to_copy(stage: Stage, visitor: Vi
         expect(page.get_by_role("region", name=re.compile(f"^{program}: ")).first).to_contain_text(words)
 
 
-def test_a_node_that_serves_nothing_shows_what_could_be_done(visitor: Visitor) -> None:
+def test_idle_node_shows_commands_to_serve_and_join(visitor: Visitor) -> None:
     with staged(idle()) as stage:
         page = visitor.open(stage.url)
-        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_be_visible()
+        expect(page.get_by_role("heading", name="This node serves no model")).to_be_visible()
         expect(page.locator("main")).to_contain_text("mesh-llm --join INVITE")
         page.get_by_role("link", name="Models").click()
         expect(page.get_by_role("heading", name="No model yet")).to_be_visible()
         page.get_by_role("link", name="Chat").click()
-        expect(page.get_by_role("heading", name="Nobody to talk to yet")).to_be_visible()
+        expect(page.get_by_role("heading", name="No chat model yet")).to_be_visible()
         expect(page.get_by_role("button", name="Send")).to_be_disabled()
 
 
-def test_a_daemon_that_ends_is_missed_and_one_that_comes_back_is_heard(visitor: Visitor) -> None:
+def test_page_reports_a_lost_daemon_and_reconnects(visitor: Visitor) -> None:
     visitor.allow("ERR_")
     with staged(mesh_of(3)) as stage:
         page, port = visitor.open(stage.url), stage.port
-    expect(page.get_by_role("alert")).to_contain_text("does not answer any more")
+    expect(page.get_by_role("alert")).to_contain_text("does not respond")
     again = mesh_of(2)
     again.port = port
     with staged(again):
@@ -267,7 +267,7 @@ def test_a_daemon_that_ends_is_missed_and_one_that_comes_back_is_heard(visitor: 
         expect(page.locator("svg [role=button]")).to_have_count(2)
 
 
-def test_colours_follow_the_system_until_they_are_chosen(stage: Stage, visit: Callable[..., Visitor]) -> None:
+def test_theme_follows_the_system_until_it_is_set(stage: Stage, visit: Callable[..., Visitor]) -> None:
     page = visit(color_scheme="dark").open(stage.url)
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(ground) == "rgb(14, 16, 16)"
@@ -279,7 +279,7 @@ def test_colours_follow_the_system_until_they_are_chosen(stage: Stage, visit: Ca
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_it_fits_a_phone(view: str, visit: Callable[..., Visitor]) -> None:
+def test_view_fits_a_phone(view: str, visit: Callable[..., Visitor]) -> None:
     with staged(with_requests(mesh_of(30))) as stage:
         page = visit(viewport={"width": 375, "height": 720}, has_touch=True, is_mobile=True).open(
             f"{stage.url}/#/{view}"
@@ -296,9 +296,7 @@ def test_it_fits_a_phone(view: str, visit: Callable[..., Visitor]) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_nothing_serious_is_in_the_way_of_anybody(
-    view: str, scheme: str, axe: str, visit: Callable[..., Visitor]
-) -> None:
+def test_view_passes_axe(view: str, scheme: str, axe: str, visit: Callable[..., Visitor]) -> None:
     with staged(with_requests(mesh_of(30))) as stage:
         page = visit(color_scheme=scheme, bypass_csp=True).open(f"{stage.url}/#/{view}")
         if view in ("mesh", "nodes"):
@@ -314,16 +312,16 @@ def test_nothing_serious_is_in_the_way_of_anybody(
         assert serious(page) == []
 
 
-def test_the_one_who_founded_a_mesh_is_idle_only_while_nobody_else_is_there(visitor: Visitor) -> None:
+def test_founder_of_a_mesh_is_idle_only_without_peers(visitor: Visitor) -> None:
     with staged(idle()) as stage:
         page = visitor.open(stage.url)
-        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_be_visible()
+        expect(page.get_by_role("heading", name="This node serves no model")).to_be_visible()
         stage.peers(lambda peers: (peer(0, Random(0)),))
-        expect(page.get_by_role("heading", name="This node serves nothing yet")).to_have_count(0)
+        expect(page.get_by_role("heading", name="This node serves no model")).to_have_count(0)
         expect(page.locator("svg [role=button]")).to_have_count(2)
 
 
-def test_three_hundred_nodes_that_change_are_followed_to_the_last_change(visitor: Visitor) -> None:
+def test_picture_of_300_nodes_ends_with_the_last_change(visitor: Visitor) -> None:
     with staged(mesh_of(300)) as stage:
         page = visitor.open(stage.url)
         expect(page.locator("svg [role=button]")).to_have_count(301)
@@ -337,4 +335,4 @@ def test_three_hundred_nodes_that_change_are_followed_to_the_last_change(visitor
 
             stage.peers(changed)
         expect(page.locator("svg [role=button].suspect")).to_have_count(14)
-        expect(page.locator(".head")).to_contain_text("14 silent")
+        expect(page.locator(".head")).to_contain_text("14 not responding")

@@ -96,7 +96,7 @@ def test_requests_view_shows_new_requests_and_polls_only_while_open(stage: Stage
     visitor.page.clock.install()
     page = visitor.open(stage.url)
     expect(page.locator("svg [role=button]").first).to_be_visible()
-    assert not any(POLLS in url for url in visitor.asked)
+    assert not any(POLLS in url for url in visitor.requested)
     page.get_by_role("link", name="Requests").click()
     expect(rows(page)).to_have_count(40)
     newest = replace(stage.requests[0], request_id="req_new", model="new-model")
@@ -104,9 +104,9 @@ def test_requests_view_shows_new_requests_and_polls_only_while_open(stage: Stage
     expect(page.locator(".requests tbody tr").first).to_contain_text("new-model")
     page.get_by_role("link", name="Nodes").click()
     expect(page.get_by_role("heading", name="Nodes")).to_be_visible()
-    asked = sum(POLLS in url for url in visitor.asked)
+    asked = sum(POLLS in url for url in visitor.requested)
     page.clock.fast_forward(60_000)
-    assert sum(POLLS in url for url in visitor.asked) == asked
+    assert sum(POLLS in url for url in visitor.requested) == asked
 
 
 def test_requests_view_without_requests_says_so(visitor: Visitor) -> None:

@@ -88,22 +88,22 @@ def test_the_best_size_that_fits_the_memory() -> None:
     plenty, asked = run(DENSE, MemoryBudget(64 * GB))
     assert (plenty.trial.size, plenty.verdict, len(asked)) == (SIZES[0], FitVerdict.FITS, 1)
     assert losses(plenty, BEST, DENSE, MemoryBudget(64 * GB)) == ""
-    assert "on the processor: " in describe(plenty, BEST, DENSE, MemoryBudget(64 * GB))
+    assert "on the CPU: " in describe(plenty, BEST, DENSE, MemoryBudget(64 * GB))
     assert "context 32768 of 131072 (more with --ctx-size)" in describe(plenty, BEST, DENSE, MemoryBudget(64 * GB))
     room = MemoryBudget(15 * GB)
     less, _ = run(DENSE, room)
     assert less.trial.size == ContextSize(32768, 2)
-    assert losses(less, BEST, DENSE, room) == "2 of 4 requests at a time for memory"
+    assert losses(less, BEST, DENSE, room) == "2 of 4 parallel requests to save memory"
     little, _ = run(DENSE, MemoryBudget(int(6.5 * GB)))
     assert little.trial.size.context_length < 32768
-    assert "of 131072 for memory" in losses(little, BEST, DENSE, MemoryBudget(int(6.5 * GB)))
+    assert "of 131072 to save memory" in losses(little, BEST, DENSE, MemoryBudget(int(6.5 * GB)))
 
 
 def test_weights_that_are_mapped_may_exceed_the_memory_but_not_silently() -> None:
     room = MemoryBudget(3 * GB)
     fit, _ = run(DENSE, room)
     assert fit.verdict is FitVerdict.PAGES
-    assert "read from the disk again and again" in losses(fit, BEST, DENSE, room)
+    assert "from the disk again and again" in losses(fit, BEST, DENSE, room)
     assert run(DENSE, MemoryBudget(2 * GB))[0].verdict is FitVerdict.TOO_BIG, "more than twice the memory"
     assert run(DENSE, replace(room, capped=True))[0].verdict is FitVerdict.TOO_BIG, "a cap is a cap"
 
@@ -139,7 +139,7 @@ def test_slots_and_context_give_way_before_layers_do() -> None:
     room = MemoryBudget(32 * GB, (gpu(10),))
     fit, _ = run(DENSE, room)
     assert (fit.trial.layers, fit.trial.size) == ((LAYERS + 1,), ContextSize(32768, 1))
-    assert losses(fit, BEST, DENSE, room) == "1 of 4 requests at a time for memory"
+    assert losses(fit, BEST, DENSE, room) == "1 of 4 parallel requests to save memory"
 
 
 def test_what_does_not_fit_stays_with_the_processor() -> None:
@@ -149,7 +149,7 @@ def test_what_does_not_fit_stays_with_the_processor() -> None:
     assert fit.trial.size == ContextSize(32768, 1)
     assert len(asked) <= 2 * MOST_TRIALS
     assert losses(fit, BEST, DENSE, room).startswith(f"{fit.trial.layers[0] - 1} of 32 layers on CUDA0: ")
-    assert "the rest on the processor: " in describe(fit, BEST, DENSE, room)
+    assert "the rest on the CPU: " in describe(fit, BEST, DENSE, room)
     # One more layer would be too much.
     more = engine(DENSE, room, replace(fit.trial, layers=(fit.trial.layers[0] + 1,)))
     assert more.accelerators[0] > room.accelerators[0].room
@@ -182,9 +182,7 @@ def test_experts_stay_behind_before_layers_do() -> None:
     fit, _ = run(MIXTURE, room)
     assert fit.trial.layers == (49,)
     assert 0 < fit.trial.experts_aside < 48
-    assert f"the experts of {fit.trial.experts_aside} layers in the computer's memory" in losses(
-        fit, BEST, MIXTURE, room
-    )
+    assert f"the experts of {fit.trial.experts_aside} layers in RAM" in losses(fit, BEST, MIXTURE, room)
     fewer = engine(MIXTURE, room, replace(fit.trial, experts_aside=fit.trial.experts_aside - 1))
     assert fewer.accelerators[0] > room.accelerators[0].room
     tiny = MemoryBudget(64 * GB, (gpu(2),))
@@ -246,5 +244,5 @@ def test_whatever_there_is_what_is_said_to_fit_fits(room: MemoryBudget, shape: M
         assert losses(fit, wish, shape, room) or fit.verdict is FitVerdict.TOO_BIG
         assert all(shortage(fit, wish, room))
     if fit.trial.size != sizes[0]:
-        assert "for memory" in losses(fit, wish, shape, room)
+        assert "to save memory" in losses(fit, wish, shape, room)
     assert describe(fit, wish, shape, room)

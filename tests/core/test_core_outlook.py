@@ -6,7 +6,7 @@ import pytest
 from test_core_fitting import DENSE, GB, SIZES, gpu
 
 from meshllm.core.memory.estimate import forecast
-from meshllm.core.memory.fit_preview import MOST_MACHINES, FitOutlook, need, outlook
+from meshllm.core.memory.fit_preview import MAX_MACHINES, FitOutlook, need, outlook
 from meshllm.core.memory.layer_placement import MemoryBudget, PlacementNeed, PlacementTrial, judge
 from meshllm.core.memory.model_shape import LayerShape, ModelShape
 
@@ -29,11 +29,11 @@ def test_what_would_be_read_from_the_disk_again_and_again_is_for_several_machine
     told = outlook(DENSE, SIZES, MemoryBudget(4 * GB))
     assert (told.outlook, told.machines) == (FitOutlook.SPLIT, 2)
     assert told.size == SIZES[-1]
-    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // MOST_MACHINES)).outlook in (
+    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // MAX_MACHINES)).outlook in (
         FitOutlook.SPLIT,
         FitOutlook.TOO_BIG,
     )
-    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // (MOST_MACHINES + 1))).outlook is FitOutlook.TOO_BIG
+    assert outlook(DENSE, SIZES, MemoryBudget(told.memory // (MAX_MACHINES + 1))).outlook is FitOutlook.TOO_BIG
     assert outlook(DENSE, SIZES, MemoryBudget(0)).outlook is FitOutlook.TOO_BIG
 
 

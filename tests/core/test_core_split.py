@@ -70,7 +70,7 @@ def test_whoever_is_too_far_away_is_no_member_and_unknown_ones_come_last() -> No
     far = lender(2, 64, MAX_RTT_SECONDS + 0.001)
     refused = plan(need(), lender(1, 8), [far], "m")
     assert isinstance(refused, NoPlan)
-    assert "no other node that is near enough" in refused.reason
+    assert "No idle node within 80 ms" in refused.reason
     found = plan(need(), lender(1, 8), [far, lender(3, 64, None)], "m")
     assert isinstance(found, SplitPlan)
     assert [share.node for share in found.members] == [node(3)]
@@ -80,17 +80,17 @@ def test_what_is_missing_is_said_in_numbers() -> None:
     refused = plan(need(gigabytes=16, ends=1.0), lender(1, 6), [lender(2, 6)], "m")
     assert isinstance(refused, NoPlan)
     assert refused.missing == 16 * GIGABYTE + 1 * GIGABYTE + 2 * 100_000_000 - 12 * GIGABYTE
-    assert refused.reason == "it takes 17.1 GB and 2 nodes have 12.0 GB together: 5.2 GB more are needed"
+    assert refused.reason == "needs 17.1 GB, 2 nodes have 12.0 GB together: 5.2 GB more"
     alone = plan(SplitNeed((90_000_000,) * 2, (1,) * 2, 0, 0), WorkerOffer(node(1), 150_000_000), [], "m")
     assert isinstance(alone, NoPlan)
-    assert alone.reason.startswith("it takes 0.18 GB and this node has 0.15 GB: 0.03 GB are missing, and no other node")
+    assert alone.reason.startswith("needs 0.18 GB, this node has 0.15 GB: 0.03 GB more. No idle node within 80 ms")
 
 
 def test_who_carries_the_rest_is_called_by_name() -> None:
     attic = replace(lender(2, 12), name="attic")
     found = plan(need(gigabytes=16), lender(1, 12), [attic], "m")
     assert isinstance(found, SplitPlan)
-    assert found.reason.endswith("this node has 12.0 GB: attic carries the rest")
+    assert found.reason.endswith("this node has 12.0 GB: attic serves the rest")
 
 
 def test_memory_that_would_do_in_sum_but_not_in_layers_is_no_plan() -> None:
@@ -131,7 +131,7 @@ def test_a_split_that_is_asked_for_is_made_though_the_model_fits() -> None:
     assert len(counts(found)) == 2
     alone = plan(need(gigabytes=1, ends=0.1), lender(1, 64), [], "m", force=True)
     assert isinstance(alone, NoPlan)
-    assert "a split was asked for" in alone.reason
+    assert "a split was requested" in alone.reason
 
 
 def test_even_a_tiny_member_gets_a_layer_when_a_split_is_asked_for() -> None:

@@ -202,7 +202,7 @@ def test_backends_are_probed_and_their_models_routed_while_they_answer() -> None
     gone = routes.route(mesh.snapshot(), "x")
     assert gone.targets == ()
     assert gone.availability is routes.Availability.COMING
-    for _ in range(routes.BACKEND_PATIENCE_FAILURES):
+    for _ in range(routes.BACKEND_MAX_FAILURES):
         later = mesh.next_deadline()
         assert later is not None
         assert mesh.handle(e.TimePassed(), later) == [c.ProbeBackend("http://b")]

@@ -93,7 +93,7 @@ async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
     assert machine.asked == [machine.asked[0] | {"devices": None, "split": [], "gpu_layers": 0}]
-    assert fit.placement_text.startswith("on the processor: 4.")
+    assert fit.placement_text.startswith("on the CPU: 4.")
     assert 4 * GB < fit.memory < 5 * GB
     assert 0 < fit.prompt_cache_mib <= 3200
 
@@ -103,13 +103,13 @@ async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog
     machine.available = int(4.65 * GB)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(32768, 2)
-    assert "2 of 4 requests at a time for memory" in fit.placement_text
-    assert "2 of 4 requests at a time for memory" in caplog.text
+    assert "2 of 4 parallel requests to save memory" in fit.placement_text
+    assert "2 of 4 parallel requests to save memory" in caplog.text
     assert fit.prompt_cache_mib < 100
     caplog.clear()
     machine.available = 3 * GB
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
-    assert "read from the disk again and again" in caplog.text
+    assert "from the disk again and again" in caplog.text
 
 
 async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine, tmp_path: Path) -> None:
@@ -130,11 +130,11 @@ async def test_a_context_that_was_asked_for_is_kept(
     local = model(tmp_path / "m.gguf")
     fit = await StartPlanner(context=65536).plan(ENGINE, local, usage(local.header))
     assert fit.size == ContextSize(65536, 4)
-    assert "context 65536, as asked for" in fit.placement_text
+    assert "context 65536, as requested" in fit.placement_text
     fit = await StartPlanner(context=1 << 20).plan(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
-    assert "context 131072, all that the model was made for" in fit.placement_text
-    assert "it gets no more" in caplog.text
+    assert "context 131072, the maximum of the model" in fit.placement_text
+    assert "is reduced to that" in caplog.text
 
 
 async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine
     assert sum(fitter.device_memory()) == fitter.free_memory()
     assert fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
     assert fitter.worker_devices(WorkerShare(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
-    with pytest.raises(NotEnoughSpace, match=r"planned for 2 accelerators, and there are 3"):
+    with pytest.raises(NotEnoughSpace, match=r"planned for 2 accelerators; this node has 3"):
         fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 4)))
     machine.devices = (gpu("CUDA0", 6), PROCESSOR)
     await fitter.refresh_devices(ENGINE)
@@ -195,7 +195,7 @@ async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Pat
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees)
     assert fit.memory == blind.memory + taken
-    assert "sees pictures (0.93 GB at most)" in fit.placement_text
+    assert "vision (0.93 GB at most)" in fit.placement_text
     assert blind.projector is None
     assert "pictures" not in blind.placement_text
     machine.available = int((blind.memory + taken - 10 * MIB) / 0.9)
@@ -228,7 +228,7 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
     with caplog.at_level(logging.WARNING):
         fit = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
     assert fit.speculation.source is DraftSource.NGRAMS
-    assert "would take memory that m needs" in fit.speculation.reason
+    assert "takes memory that m needs" in fit.speculation.reason
     assert fit.size == ContextSize(32768, 4)
     machine.available, machine.devices = 32 * GB, (gpu("CUDA0", 8), PROCESSOR)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)

@@ -12,12 +12,21 @@ import pytest
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
-from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
+from meshllm.core.records import (
+    BootstrapAddress,
+    MeshId,
+    NodeId,
+    NodeRecord,
+    PeerAddress,
+    RecordVersion,
+    Role,
+    SignedRecord,
+)
 from meshllm.daemon import peer_links as subject
 from meshllm.daemon.peer_links import PeerLinks
-from meshllm.errors import MeshError, PeerRefused, PeerUnreachable
+from meshllm.errors import DialLimitReached, LinkClosed, MeshError, PeerRefused, PeerUnreachable
 from meshllm.net.base import Link, LinkFacts, LinkHandler, StreamKind
-from meshllm.wire.mesh.codec import decode_message, encode_message
+from meshllm.wire.mesh.codec import ParsedMessage, encode_message, encode_record, parse_message
 
 PEER, OTHER = NodeId(b"p" * 32), NodeId(b"o" * 32)
 AT = PeerAddress("192.0.2.1", 7)
@@ -111,7 +120,8 @@ async def rig() -> AsyncIterator[Rig]:
     made = PeerLinks(
         posted.put_nowait,
         encode_message,
-        lambda payload: decode_message(payload, lambda *_: True),
+        parse_message,
+        lambda *_: True,
         serve,
         busy.__contains__,
     )
@@ -131,17 +141,19 @@ async def test_a_link_is_told_of_with_all_that_is_known(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "final"),
+    ("error", "final", "local"),
     [
-        (PeerUnreachable("Nobody answers.", advice="Look."), False),
-        (PeerRefused("It will not have us.", advice="Look."), True),
-        (MeshError("Something.", advice="Look."), False),
+        (PeerUnreachable("Nobody answers.", advice="Look."), False, False),
+        (PeerRefused("It will not have us.", advice="Look."), True, False),
+        (MeshError("Something.", advice="Look."), False, False),
+        (DialLimitReached("Too many dials.", advice="Look."), False, True),
+        (LinkClosed("This node stops.", advice="Look."), False, True),
     ],
 )
-async def test_every_failed_dial_is_answered(rig: Rig, error: MeshError, final: bool) -> None:
+async def test_every_failed_dial_is_answered(rig: Rig, error: MeshError, final: bool, local: bool) -> None:
     rig.transport.error = error
     rig.links.carry_out(c.DialPeer(WAY))
-    assert await rig.next() == e.DialFailed(WAY, error.message, "Look.", final)
+    assert await rig.next() == e.DialFailed(WAY, error.message, "Look.", final, local)
 
 
 async def test_a_defect_in_dialling_is_answered_too(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,6 +162,7 @@ async def test_a_defect_in_dialling_is_answered_too(rig: Rig, caplog: pytest.Log
     failed = await rig.next()
     assert isinstance(failed, e.DialFailed)
     assert "oops" in failed.reason
+    assert failed.local
     assert "Traceback" in caplog.text
 
 
@@ -173,7 +186,7 @@ async def test_a_message_that_breaks_our_own_bounds_ends_nothing(rig: Rig, caplo
     link = rig.up()
     rig.links.carry_out(c.Send(PEER, m.Wanted(tuple(NodeId(n.to_bytes(32, "big")) for n in range(5000)))))
     assert link.sent == []
-    assert "defect" in caplog.text
+    assert "bug" in caplog.text
     rig.links.carry_out(c.Send(PEER, m.Ping(1)))
     assert link.sent == [encode_message(m.Ping(1))]
 
@@ -190,7 +203,7 @@ async def test_messages_become_events_and_newer_kinds_nothing(rig: Rig) -> None:
 async def test_what_is_no_message_costs_the_link_and_only_that(rig: Rig, payload: bytes) -> None:
     bad, good = rig.up(), rig.up(OTHER)
     rig.links.message(bad, payload)
-    assert "no message" in bad.closed
+    assert "malformed message" in bad.closed
     # What comes behind it is not even looked at.
     rig.links.message(bad, encode_message(m.Ping(1)))
     rig.links.message(good, encode_message(m.Ping(2)))
@@ -200,7 +213,7 @@ async def test_what_is_no_message_costs_the_link_and_only_that(rig: Rig, payload
 
 async def test_a_flood_ends_the_link_of_whoever_makes_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(rig.links, "_decode", lambda payload: m.Ping(1))
+    monkeypatch.setattr(rig.links, "_parse", lambda payload: ParsedMessage((), lambda records, stale: m.Ping(1)))
     monkeypatch.setattr(rig.links, "_clock", lambda: now)
     flood, quiet = rig.up(), rig.up(OTHER)
     piece = bytes(256 << 10)
@@ -208,7 +221,7 @@ async def test_a_flood_ends_the_link_of_whoever_makes_it(rig: Rig, monkeypatch: 
     for sent in range(most + 1):
         assert flood.closed == "", f"after {sent}"
         rig.links.message(flood, piece)
-    assert "more than it may" in flood.closed
+    assert "more bytes than it may" in flood.closed
     rig.links.message(flood, piece)
     assert len(rig.all()) == 2 + most, "what comes behind it is not looked at"
     # Ten times as much over a time in which it is allowed does no harm.
@@ -217,6 +230,54 @@ async def test_a_flood_ends_the_link_of_whoever_makes_it(rig: Rig, monkeypatch: 
         rig.links.message(quiet, piece)
     assert quiet.closed == ""
     assert len(rig.all()) == most * 10
+
+
+async def test_too_many_records_end_the_link_of_the_peer_that_sends_them(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    records = ((b"", b""),) * 1000
+    monkeypatch.setattr(
+        rig.links, "_parse", lambda payload: ParsedMessage(records, lambda found, stale: m.Records(found))
+    )
+    monkeypatch.setattr(rig.links, "_clock", lambda: now)
+    flood, quiet = rig.up(), rig.up(OTHER)
+    for sent in range(subject.RECORDS_AT_ONCE // 1000 + 1):
+        assert flood.closed == "", f"after {sent}"
+        rig.links.message(flood, b"short")
+    assert "more records than it may" in flood.closed
+    for _ in range(50):
+        now += 1000 / subject.RECORDS_PER_SECOND
+        rig.links.message(quiet, b"short")
+    assert quiet.closed == ""
+
+
+async def test_the_last_record_of_a_link_arrives_before_its_end(rig: Rig) -> None:
+    link = rig.up()
+    made = NodeRecord(PEER, RecordVersion(1, 2), MeshId(b"m" * 16), leaving=True)
+    last = m.Records((SignedRecord(made, encode_record(made), bytes(64)),), push=True)
+    rig.links.message(link, encode_message(last))
+    rig.links.link_down(link, "it stops")
+    assert rig.all()[1:] == [e.MessageReceived(PEER, last), e.LinkDown(PEER, "it stops")]
+
+
+async def test_hang_ups_share_one_timer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "HANG_UP_CHECK_SECONDS", 0.0)
+    rig.up().streams = 1
+    for _ in range(20):
+        rig.links.carry_out(c.HangUp(PEER, "enough"))
+    looks = 0
+    link_of = rig.transport.link
+
+    def count(peer: NodeId) -> FakeLink | None:
+        nonlocal looks
+        looks += 1
+        return link_of(peer)
+
+    monkeypatch.setattr(rig.transport, "link", count)
+    for _ in range(30):
+        await asyncio.sleep(0)
+    assert 1 <= looks <= 31
 
 
 async def test_the_log_speaks_of_bad_peers_now_and_then(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -259,7 +320,7 @@ async def test_a_link_that_is_wanted_again_stays(rig: Rig, monkeypatch: pytest.M
 async def test_hanging_up_on_nobody_is_nothing(rig: Rig) -> None:
     rig.links.carry_out(c.HangUp(PEER, "enough"))
     assert rig.all() == []
-    assert rig.links._checker is None
+    assert rig.links._hang_up_timer is None
 
 
 async def test_streams_are_served_by_kind_and_none_once_closed(rig: Rig) -> None:

@@ -204,7 +204,7 @@ async def test_where_there_is_no_udp_the_node_goes_on_alone_and_says_so(
         def listening(self, listening: Listening) -> None:
             said.append("listening")
 
-        def alone(self, reason: str) -> None:
+        def no_mesh(self, reason: str) -> None:
             said.append(reason)
             loop = asyncio.get_running_loop()
             loop.call_soon(lambda: statuses.append(app.status()))

@@ -1,4 +1,4 @@
-"""Drafts from the command line to the status: used and counted, done without if they fail, refused if they cannot."""
+"""Draft models from the command line to the status: used and counted, skipped if broken, refused if unsuitable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def speculation(told: Any) -> dict[str, Any]:
 
 
 def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """What the status says of speculation, as soon as it is `so`."""
+    """The speculation in the status, once `so` holds for it."""
     with urllib.request.urlopen(f"{node.console_url}/api/events", timeout=OPEN_WAIT_SECONDS) as events:
         for line in events:
             if line.startswith(b"data: ") and so(found := speculation(json.loads(line[6:]))):
@@ -44,7 +44,7 @@ def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
 
 
 def repeat(node: Daemon) -> str:
-    """The answer to a request that makes the model repeat what it was told."""
+    """The reply to a request that makes the model repeat its prompt."""
     with openai.OpenAI(base_url=node.base_url, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as client:
         answer = client.completions.create(
             model=MODEL, prompt=f"{LINES}\nOnce more:\n{LINES[:160]}", max_tokens=60, temperature=0
@@ -54,7 +54,7 @@ def repeat(node: Daemon) -> str:
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_draft_that_was_asked_for_guesses_and_is_counted(tmp_path: Path, whole: Path) -> None:
+def test_draft_model_of_the_command_line_is_used_and_counted(tmp_path: Path, whole: Path) -> None:
     draft = cut(whole, tmp_path / "small.gguf", 4)
     with daemon(tmp_path / "home", *SMALL, "--draft", str(draft)) as node:
         node.wait_until_serving()
@@ -65,7 +65,7 @@ def test_a_draft_that_was_asked_for_guesses_and_is_counted(tmp_path: Path, whole
         assert told["acceptance"] == round(told["accepted_tokens"] / told["draft_tokens"], 4)
         with urllib.request.urlopen(node.base_url.removesuffix("/v1") + "/metrics", timeout=30) as response:
             metrics = response.read().decode()
-        count = f"{float(told['accepted'])}"
+        count = f"{float(told['accepted_tokens'])}"
         assert f'mesh_llm_speculation_accepted_tokens_total{{model="{MODEL}"}} {count}' in metrics
         words = run(node.home, "status").stdout.replace("\n", " ")
         assert "speculative decoding: draft model small" in words
@@ -73,7 +73,7 @@ def test_a_draft_that_was_asked_for_guesses_and_is_counted(tmp_path: Path, whole
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_a_draft_that_is_broken_is_done_without(tmp_path: Path, whole: Path) -> None:
+def test_broken_draft_model_is_skipped(tmp_path: Path, whole: Path) -> None:
     draft = cut(whole, tmp_path / "small.gguf", 4)
     with draft.open("r+b") as file:
         file.truncate(draft.stat().st_size - 4096)
@@ -88,15 +88,17 @@ def test_a_draft_that_is_broken_is_done_without(tmp_path: Path, whole: Path) -> 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_nothing_is_guessed_where_that_was_switched_off(tmp_path: Path) -> None:
+def test_no_speculation_drafts_no_tokens(tmp_path: Path) -> None:
     with daemon(tmp_path / "home", *SMALL, "--no-speculation") as node:
         node.wait_until_serving()
         assert speculation(status(node))["kind"] == "none"
         assert "lazy dog" in repeat(node)
-        assert "speculative decoding: off (it was switched off)" in run(node.home, "status").stdout.replace("\n", " ")
+        assert "speculative decoding: off (switched off (--no-speculation))" in run(node.home, "status").stdout.replace(
+            "\n", " "
+        )
 
 
-def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_draft_model_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     large = write_sample(tmp_path / "large.gguf", layers=40)
     other = write_sample(tmp_path / "other.gguf", layers=2, tokens=400)
     refused = run(tmp_path / "home", "--model", str(large), "--draft", str(other))
@@ -109,10 +111,10 @@ def test_a_draft_that_cannot_pair_is_refused_at_the_start(tmp_path: Path) -> Non
     [
         (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft exclude each other"),
         (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation exclude each other"),
-        (("--draft", "d.gguf"), "there is no --model"),
+        (("--draft", "d.gguf"), "--draft needs a --model"),
     ],
 )
-def test_what_contradicts_itself_is_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_contradicting_speculation_options_are_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     refused = run(tmp_path / "home", *arguments)
     assert refused.returncode == 2
     assert words in refused.stderr

@@ -1,4 +1,4 @@
-"""Embedding models and rerankers in a mesh: small ones made here, the real engine, clients people use."""
+"""Embedding and rerank models in a mesh: small synthetic models, the real engine, common clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHAT = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A mesh of nodes with a model each, of all three purposes, and a reranker whose file does not say that it is one.
+    """A mesh of nodes with one model each, of all three purposes, and a reranker whose file does not declare it.
 
     This is the node that serves the chat model; it is asked for all of them.
     """
@@ -74,7 +74,7 @@ def likeness(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-def test_one_text_becomes_one_vector_of_length_one(client: openai.OpenAI) -> None:
+def test_embedding_of_one_text_is_a_unit_vector(client: openai.OpenAI) -> None:
     answer = client.embeddings.create(model=EMBEDDER, input="the cat sat on the mat")
     vector = answer.data[0].embedding
     assert (answer.model, answer.object, len(answer.data)) == (EMBEDDER, "list", 1)
@@ -83,7 +83,7 @@ def test_one_text_becomes_one_vector_of_length_one(client: openai.OpenAI) -> Non
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 8  # six words between [CLS] and [SEP]
 
 
-def test_a_batch_keeps_its_order_and_gives_what_each_text_gives_alone(client: openai.OpenAI) -> None:
+def test_embeddings_of_a_batch_equal_those_of_single_texts(client: openai.OpenAI) -> None:
     texts = ["the cat sat", "rain and snow", "the cat sat", *(f"red {letter} star" for letter in "abcdefghijkl")]
     batch = client.embeddings.create(model=EMBEDDER, input=texts).data
     assert [entry.index for entry in batch] == list(range(len(texts)))
@@ -94,7 +94,7 @@ def test_a_batch_keeps_its_order_and_gives_what_each_text_gives_alone(client: op
     assert likeness(batch[0].embedding, batch[1].embedding) < 0.99
 
 
-def test_a_causal_embedder_takes_texts_longer_than_a_batch(client: openai.OpenAI) -> None:
+def test_causal_embedding_model_accepts_texts_longer_than_a_batch(client: openai.OpenAI) -> None:
     texts = ["a" * 1500, "b", "a" * 1500]
     vectors = [entry.embedding for entry in client.embeddings.create(model=CAUSAL_EMBEDDER, input=texts).data]
     assert [len(vector) for vector in vectors] == [WIDTH] * 3
@@ -105,8 +105,8 @@ def test_a_causal_embedder_takes_texts_longer_than_a_batch(client: openai.OpenAI
     assert refused.value.code == "context_length_exceeded"
 
 
-def test_floats_and_base64_are_the_same_numbers(client: openai.OpenAI) -> None:
-    """The Python SDK asks for base64 when nobody says what to ask for, and decodes it itself."""
+def test_embeddings_as_floats_and_base64_are_equal(client: openai.OpenAI) -> None:
+    """The Python SDK requests base64 by default and decodes it."""
     common: dict[str, Any] = {"model": EMBEDDER, "input": "green dog"}
     floats = client.embeddings.create(**common, encoding_format="float").data[0].embedding
     assert client.embeddings.create(**common).data[0].embedding == pytest.approx(floats, abs=1e-5)
@@ -114,14 +114,14 @@ def test_floats_and_base64_are_the_same_numbers(client: openai.OpenAI) -> None:
     assert struct.unpack(f"<{WIDTH}f", base64.b64decode(raw)) == pytest.approx(floats, abs=1e-5)
 
 
-def test_tokens_and_dimensions(client: openai.OpenAI) -> None:
+def test_embedding_usage_and_dimensions(client: openai.OpenAI) -> None:
     tokens = client.embeddings.create(model=EMBEDDER, input=[[5, 6, 7], [8, 9]])
     assert [len(entry.embedding) for entry in tokens.data] == [WIDTH, WIDTH]
     # The engine does not shorten vectors; what it gives is whole, and its length says so.
     assert len(client.embeddings.create(model=EMBEDDER, input="a", dimensions=8).data[0].embedding) == WIDTH
 
 
-def test_a_text_of_the_full_length_is_taken_and_a_longer_one_refused(client: openai.OpenAI) -> None:
+def test_embedding_accepts_the_full_context_and_refuses_more(client: openai.OpenAI) -> None:
     client.embeddings.create(model=EMBEDDER, input="cat " * (CONTEXT - 2))
     for count in (CONTEXT - 1, 10 * CONTEXT):  # two tokens more are [CLS] and [SEP]
         with pytest.raises(openai.BadRequestError) as refused:
@@ -132,7 +132,7 @@ def test_a_text_of_the_full_length_is_taken_and_a_longer_one_refused(client: ope
 
 
 @pytest.mark.parametrize("bad", [[], [99999999], [[]], {"a": 1}, None], ids=str)
-def test_bad_inputs_are_typed_errors(client: openai.OpenAI, bad: Any) -> None:
+def test_embedding_of_invalid_input_is_a_typed_error(client: openai.OpenAI, bad: Any) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         client.embeddings.create(model=EMBEDDER, input=bad)
     assert refused.value.status_code in (400, 500)
@@ -140,7 +140,7 @@ def test_bad_inputs_are_typed_errors(client: openai.OpenAI, bad: Any) -> None:
 
 
 @pytest.mark.parametrize("model", [RERANKER, OLD_RERANKER])
-def test_documents_are_ranked(node: Daemon, model: str) -> None:
+def test_rerank_orders_documents(node: Daemon, model: str) -> None:
     documents = ["rome is the capital of italy", "a dog", "paris is the capital of france", "rain"]
     status, answer = rank(node, model=model, query="capital of france", documents=documents)
     assert status == 200
@@ -157,14 +157,14 @@ def test_documents_are_ranked(node: Daemon, model: str) -> None:
     assert alone["relevance_score"] == pytest.approx(together["relevance_score"], rel=1e-3)
 
 
-def test_a_pair_that_is_too_long_is_refused(node: Daemon) -> None:
+def test_rerank_refuses_a_pair_that_is_too_long(node: Daemon) -> None:
     status, answer = rank(node, model=RERANKER, query="cat", documents=["dog", "dog " * 2 * CONTEXT])
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     status, answer = rank(node, model=RERANKER, query="cat", documents=[])
     assert status == 400
 
 
-def test_each_model_answers_for_itself(client: openai.OpenAI, node: Daemon) -> None:
+def test_models_of_three_purposes_run_side_by_side(client: openai.OpenAI, node: Daemon) -> None:
     chat = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=8)  # type: ignore[arg-type]
     assert chat.choices[0].message.content
     assert client.embeddings.create(model=EMBEDDER, input="hello world").data
@@ -183,7 +183,7 @@ def test_each_model_answers_for_itself(client: openai.OpenAI, node: Daemon) -> N
 
 @pytest.mark.parametrize("model", [EMBEDDER, RERANKER])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_what_writes_no_text_says_so(client: openai.OpenAI, model: str, stream: bool) -> None:
+def test_chat_with_a_model_that_cannot_generate_is_an_error(client: openai.OpenAI, model: str, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as chat:
         client.chat.completions.create(model=model, messages=CHAT, stream=stream)  # type: ignore[arg-type]
     assert chat.value.code == "wrong_purpose"
@@ -194,23 +194,23 @@ def test_what_writes_no_text_says_so(client: openai.OpenAI, model: str, stream: 
 
 
 @pytest.mark.parametrize("model", [MODEL, EMBEDDER])
-def test_what_does_not_rank_says_so(node: Daemon, model: str) -> None:
+def test_rerank_with_another_model_is_an_error(node: Daemon, model: str) -> None:
     status, answer = rank(node, model=model, query="a", documents=["b"])
     assert status in (400, 501)
     assert answer["error"]["message"]
 
 
 @pytest.mark.parametrize("model", [MODEL, RERANKER])
-def test_only_embedding_models_give_embeddings(client: openai.OpenAI, model: str) -> None:
-    """Of a reranker the engine would read, and tell, memory behind the one number that it has."""
+def test_embeddings_with_another_model_is_an_error(client: openai.OpenAI, model: str) -> None:
+    """For a reranker the engine would read and return memory beyond its single output number."""
     with pytest.raises(openai.BadRequestError) as refused:
         client.embeddings.create(model=model, input="hello")
     assert refused.value.code == "wrong_purpose"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_causal_embedder_does_not_chat(client: openai.OpenAI, stream: bool) -> None:
-    """The engine would let it: what came out would mean nothing."""
+def test_chat_with_a_causal_embedding_model_is_an_error(client: openai.OpenAI, stream: bool) -> None:
+    """The engine accepts it, but the text would be meaningless."""
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=CAUSAL_EMBEDDER, messages=CHAT, stream=stream)  # type: ignore[arg-type]
     assert refused.value.code == "wrong_purpose"

@@ -1,4 +1,4 @@
-"""What the tools of the GPU makers say, and what they may do to us: nothing."""
+"""GPUs from the tools of their vendors, which may fail, hang or print too much."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def program(folder: Path, name: str, lines: str) -> None:
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only programs that are found."""
+    """The only programs on the PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
@@ -100,7 +100,7 @@ with open({pids!r}, "w") as pids:
 
 @pytest.mark.parametrize("then", ["signal.pause()", "sys.exit(0)"])
 async def test_children_of_a_tool_are_killed(then: str, tools: Path) -> None:
-    """Also where the tool itself is gone and its child sits on our pipe."""
+    """Also if the tool has ended and its child holds the pipe."""
     pids = tools / "pids"
     os.mkfifo(pids)
     program(tools, "nvidia-smi", HANGING.format(pids=str(pids), then=then))

@@ -1,4 +1,4 @@
-"""pip as a fetcher of wheels, with a stand-in for pip."""
+"""Wheels downloaded with pip, with a fake pip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory and processors, with what cgroups allow, from a made-up /proc and /sys."""
+"""Memory, CPUs and cgroup limits from a fake /proc and /sys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a node says it can be reached."""
+"""The addresses of a node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def node(number: int) -> NodeId:
     return NodeId(number.to_bytes(32, "big"))
 
 
-def test_the_default_route_comes_first_then_ipv4_then_private() -> None:
+def test_addresses_put_default_route_then_ipv4_then_private_first() -> None:
     facts = [
         *LOOPBACK,
         InterfaceAddress("wlan0", "2a00:1450::7"),
@@ -34,7 +34,7 @@ def test_the_default_route_comes_first_then_ipv4_then_private() -> None:
     assert hosts(facts) == ["10.0.0.5", "2a00:1450::8", "172.17.0.1", "8.8.4.4", "fd00::7", "2a00:1450::7"]
 
 
-def test_what_means_nothing_elsewhere_is_left_out() -> None:
+def test_addresses_leave_out_link_local_and_multicast() -> None:
     facts = [
         InterfaceAddress("eth0", host)
         for host in ("fe80::1%eth0", "169.254.7.7", "224.0.0.1", "ff02::1", "0.0.0.0", "::", "255.255.255.255", "odd")
@@ -44,7 +44,7 @@ def test_what_means_nothing_elsewhere_is_left_out() -> None:
     assert hosts([InterfaceAddress("eth0", "::ffff:10.0.0.5")]) == ["10.0.0.5"]
 
 
-def test_loopback_is_the_last_resort_and_the_last_of_an_invite() -> None:
+def test_addresses_use_loopback_last() -> None:
     ether = InterfaceAddress("eth0", "10.0.0.5", default=True)
     assert hosts(LOOPBACK) == ["127.0.0.1"]
     assert hosts([*LOOPBACK, ether]) == ["10.0.0.5"]
@@ -53,7 +53,7 @@ def test_loopback_is_the_last_resort_and_the_last_of_an_invite() -> None:
     assert hosts([*LOOPBACK, *many], loopback=True)[-1] == "127.0.0.1"
 
 
-def test_observed_addresses_come_before_bridges_and_keep_their_port() -> None:
+def test_addresses_put_observed_before_bridges_with_their_port() -> None:
     facts = [InterfaceAddress(f"br{number:02}", f"172.{number}.0.1") for number in range(16, 32)]
     facts.append(InterfaceAddress("eth0", "192.168.1.2", default=True))
     found = addresses(facts, 4242, observed=[PeerAddress("203.0.113.9", 40000), PeerAddress("127.0.0.1", 1)])
@@ -64,7 +64,7 @@ def test_observed_addresses_come_before_bridges_and_keep_their_port() -> None:
 @given(
     st.lists(st.builds(InterfaceAddress, st.text(max_size=3), st.ip_addresses().map(str) | st.text(), st.booleans()))
 )
-def test_whatever_the_interfaces_are_the_list_is_short_and_without_repeats(facts: list[InterfaceAddress]) -> None:
+def test_addresses_are_bounded_and_unique(facts: list[InterfaceAddress]) -> None:
     for loopback in (False, True):
         found = addresses(facts, 1, loopback=loopback)
         assert len(found) <= MAX_ADDRESSES
@@ -72,7 +72,7 @@ def test_whatever_the_interfaces_are_the_list_is_short_and_without_repeats(facts
         assert found == addresses(list(reversed(facts)), 1, loopback=loopback)
 
 
-def test_this_machine_has_an_address() -> None:
+def test_read_interfaces_finds_an_address() -> None:
     found = addresses(read_interfaces(), 4242)
     assert found
     for address in found:
@@ -81,23 +81,23 @@ def test_this_machine_has_an_address() -> None:
             probe.bind((address.host, 0))  # only an own address can be bound
 
 
-def test_one_peer_is_not_believed_two_are() -> None:
+def test_observed_address_needs_two_peers() -> None:
     observed, outside, lie = ObservedAddresses(), PeerAddress("203.0.113.9", 7), PeerAddress("198.51.100.1", 7)
     observed.record(node(1), outside)
     assert observed.confirmed() == ()
     assert observed.confirmed(alone=True) == (outside,)
-    observed.record(node(1), outside)  # the same peer again is no second witness
+    observed.record(node(1), outside)  # the same peer counts once
     assert observed.confirmed() == ()
     observed.record(node(2), outside)
     observed.record(node(3), lie)
     assert observed.confirmed() == (outside,)
-    observed.record(node(2), lie)  # its last word counts
+    observed.record(node(2), lie)  # its last observation counts
     assert observed.confirmed() == (lie,)
     observed.forget(node(3))
     assert observed.confirmed() == ()
 
 
-def test_nonsense_is_no_testimony() -> None:
+def test_observed_addresses_ignore_invalid_ones() -> None:
     observed = ObservedAddresses()
     for number, address in enumerate(
         [PeerAddress("224.0.0.1", 7), PeerAddress("odd", 7), PeerAddress("203.0.113.9", 0)]
@@ -106,7 +106,7 @@ def test_nonsense_is_no_testimony() -> None:
     assert observed.confirmed(alone=True) == ()
 
 
-def test_witnesses_are_bounded() -> None:
+def test_observed_addresses_are_bounded() -> None:
     observed = ObservedAddresses()
     for number in range(MAX_OBSERVERS * 2):
         observed.record(node(number), PeerAddress("203.0.113.9", number + 1))

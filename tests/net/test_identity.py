@@ -1,4 +1,4 @@
-"""The node's key: made once, kept from others, never overwritten; what its certificate and signatures are worth."""
+"""The node's key file, its certificate and its signatures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_key_is_made_once_and_found_again(tmp_path: Path) -> None:
+def test_identity_creates_the_key_once(tmp_path: Path) -> None:
     home = tmp_path / "deep" / "home"
     first = Identity.load_or_create(home)
     second = Identity.load_or_create(home)
@@ -38,7 +38,7 @@ def test_a_key_is_made_once_and_found_again(tmp_path: Path) -> None:
     assert Identity.load_or_create(tmp_path / "other").node != first.node
 
 
-def test_a_key_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+def test_identity_restricts_the_mode_of_the_key_file(tmp_path: Path) -> None:
     node = Identity.load_or_create(tmp_path).node
     (tmp_path / "node-key").chmod(0o644)
     assert Identity.load_or_create(tmp_path).node == node
@@ -48,7 +48,7 @@ def test_a_key_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"rubbish", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
 )
-def test_a_damaged_key_is_reported_and_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_identity_reports_and_keeps_a_damaged_key(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "node-key"
     path.write_bytes(content)
     with pytest.raises(DamagedState) as caught:
@@ -58,7 +58,7 @@ def test_a_damaged_key_is_reported_and_left_alone(tmp_path: Path, content: bytes
     assert path.read_bytes() == content
 
 
-def test_a_key_of_another_kind_is_damage(tmp_path: Path) -> None:
+def test_identity_refuses_another_kind_of_key(tmp_path: Path) -> None:
     pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -67,13 +67,13 @@ def test_a_key_of_another_kind_is_damage(tmp_path: Path) -> None:
         Identity.load_or_create(tmp_path)
 
 
-def test_a_key_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+def test_identity_reports_an_unreadable_key(tmp_path: Path) -> None:
     (tmp_path / "node-key").mkdir()
     with pytest.raises(DamagedState, match="cannot be read"):
         Identity.load_or_create(tmp_path)
 
 
-def test_many_at_once_find_one_key(tmp_path: Path) -> None:
+def test_concurrent_creation_yields_one_key(tmp_path: Path) -> None:
     start, found = threading.Barrier(8), []
 
     def load() -> None:
@@ -90,7 +90,7 @@ def test_many_at_once_find_one_key(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["node-key"]
 
 
-def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*_: object) -> None:
         raise PermissionError(1, "no links here")
 
@@ -101,7 +101,7 @@ def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest
     assert Identity.load_or_create(tmp_path).node == node
 
 
-def test_nothing_secret_is_shown(tmp_path: Path) -> None:
+def test_repr_and_errors_show_no_key(tmp_path: Path) -> None:
     own = Identity.load_or_create(tmp_path)
     secret = own.private_key.private_bytes_raw()
     for text in (repr(own), str(own)):
@@ -110,18 +110,18 @@ def test_nothing_secret_is_shown(tmp_path: Path) -> None:
         assert "PRIVATE" not in text
 
 
-def test_signatures(tmp_path: Path) -> None:
+def test_verify_accepts_only_the_nodes_signature(tmp_path: Path) -> None:
     own, other = Identity.load_or_create(tmp_path / "a"), Identity.load_or_create(tmp_path / "b")
     signature = own.sign(b"words")
     assert len(signature) == 64
-    for _ in range(2):  # the second answer comes from memory
+    for _ in range(2):  # the second answer comes from the cache
         assert verify(own.node, b"words", signature)
         assert not verify(own.node, b"other words", signature)
         assert not verify(other.node, b"words", signature)
         assert not verify(own.node, b"words", signature[:-1] + bytes([signature[-1] ^ 1]))
 
 
-def test_good_signatures_are_remembered_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_caches_valid_signatures_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Identity.load_or_create(tmp_path)
     memory = identity._Signatures()
     monkeypatch.setattr(identity, "_REMEMBERED", 10)
@@ -133,13 +133,13 @@ def test_good_signatures_are_remembered_within_a_bound(tmp_path: Path, monkeypat
 
 
 @given(st.binary(max_size=70), st.binary(max_size=40), st.binary(max_size=70))
-def test_rubbish_is_no_signature(node: bytes, data: bytes, signature: bytes) -> None:
-    # The few keys of small order (0, 1 and so on) take made-up signatures; whoever calls himself so harms himself.
+def test_verify_refuses_garbage(node: bytes, data: bytes, signature: bytes) -> None:
+    # The few keys of small order (0, 1 and so on) accept forged signatures; such a node harms only itself.
     if len(set(node)) > 2:
         assert not verify(NodeId(node), data, signature)
 
 
-def test_a_certificate_names_its_node_and_outlives_every_clock(tmp_path: Path) -> None:
+def test_certificate_has_the_node_key_and_never_expires(tmp_path: Path) -> None:
     own = Identity.load_or_create(tmp_path)
     assert node_of_certificate(own.certificate) == own.node
     assert node_of_der(own.certificate.public_bytes(serialization.Encoding.DER)) == own.node
@@ -148,7 +148,7 @@ def test_a_certificate_names_its_node_and_outlives_every_clock(tmp_path: Path) -
     own.certificate.verify_directly_issued_by(own.certificate)
 
 
-def test_other_certificates_are_refused() -> None:
+def test_node_of_certificate_refuses_other_keys() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
     start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -162,7 +162,7 @@ def test_other_certificates_are_refused() -> None:
 
 
 def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> ssl.SSLObject:
-    """TLS in memory; the client's side of it, once it stands."""
+    """TLS in memory; the client's side after the handshake."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server)
     theirs = server.wrap_bio(to_server, to_client, server_side=True)
@@ -178,14 +178,14 @@ def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> ssl.SSLObject
     return ours
 
 
-def test_the_contexts_speak_tls_1_3_with_the_node_certificate(tmp_path: Path) -> None:
+def test_contexts_use_tls_1_3_with_the_nodes_certificate(tmp_path: Path) -> None:
     own, other = Identity.load_or_create(tmp_path / "a"), Identity.load_or_create(tmp_path / "b")
     ours = shake_hands(other.client_context(), own.server_context())
     assert ours.version() == "TLSv1.3"
     assert node_of_der(ours.getpeercert(binary_form=True)) == own.node
 
 
-def test_older_tls_is_refused(tmp_path: Path) -> None:
+def test_contexts_refuse_older_tls(tmp_path: Path) -> None:
     own = Identity.load_or_create(tmp_path)
     old = own.client_context()
     old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2

@@ -1,4 +1,4 @@
-"""The lab itself: real sockets of real hosts over the wire. Times are only ever bounded from below."""
+"""The lab itself: real sockets of real hosts over the wire. Times have lower bounds only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.netlab.lab import NAMESPACES, PREFIX, ROOT, Host, Lab, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no network lab: {missing()}")
-# Only for what is broken: everything here takes milliseconds.
+# Only a failing test reaches it: everything here takes milliseconds.
 PATIENCE = 30.0
 
 
@@ -28,19 +28,19 @@ def udp(host: Host, port: int = 0) -> socket.socket:
 
 
 def until(fact: Callable[[], bool]) -> None:
-    """Until what is asked of the wire holds; each question is a round trip to it, after which it has done something."""
+    """Wait until a fact of the wire holds; each check is a round trip to it."""
     deadline = time.monotonic() + PATIENCE
     while not fact():
         assert time.monotonic() < deadline
 
 
 def settled(lab: Lab, sender: str, receiver: str, packets: int) -> dict[str, int]:
-    """The counts of a direction, once the wire has seen so many packets."""
+    """The counts of a direction once it has carried so many packets."""
     until(lambda: sum(lab.counts(sender, receiver).values()) >= packets)
     return lab.counts(sender, receiver)
 
 
-def test_a_round_trip_takes_what_was_asked_for(lab: Lab) -> None:
+def test_link_has_the_requested_round_trip_time(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     with udp(a) as asker, udp(b, 7) as answerer:
         for delay in (0.0, 0.05):
@@ -55,7 +55,7 @@ def test_a_round_trip_takes_what_was_asked_for(lab: Lab) -> None:
             assert sender[0] == a.address
 
 
-def test_the_same_seed_loses_the_same_packets() -> None:
+def test_link_loses_the_same_packets_for_a_seed() -> None:
     def arrived(seed: int) -> list[int]:
         with Lab(seed) as lab:
             a, b = lab.host("a"), lab.host("b")
@@ -73,7 +73,7 @@ def test_the_same_seed_loses_the_same_packets() -> None:
     assert arrived(6) != first
 
 
-def test_a_cut_link_heals_and_a_connection_survives_it(lab: Lab) -> None:
+def test_connection_survives_a_cut_link(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     with b.socket() as listener, a.socket() as caller:
         listener.bind((b.address, 80))
@@ -90,7 +90,7 @@ def test_a_cut_link_heals_and_a_connection_survives_it(lab: Lab) -> None:
             assert served.recv(100) == b"through"
 
 
-def test_much_data_passes_whole_over_a_bad_link(lab: Lab) -> None:
+def test_bulk_data_survives_a_bad_link(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     lab.link("a", "b", delay=0.002, jitter=0.002, loss=0.01, rate=8e6)
     data = os.urandom(1 << 20)
@@ -115,7 +115,7 @@ def test_much_data_passes_whole_over_a_bad_link(lab: Lab) -> None:
     assert lab.counts("b", "a")["lost"] > 0
 
 
-def test_tcp_can_be_blocked_alone(lab: Lab) -> None:
+def test_link_blocks_tcp_only(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     lab.link("a", "b", blocked=["tcp"])
     with udp(a) as sender, udp(b, 7) as receiver, a.socket() as caller:
@@ -126,7 +126,7 @@ def test_tcp_can_be_blocked_alone(lab: Lab) -> None:
         assert settled(lab, "a", "b", 2)["blocked"] >= 1
 
 
-def test_a_router_lets_out_and_back_in_but_nobody_uninvited(lab: Lab) -> None:
+def test_router_passes_replies_only(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     outside = lab.nat("home", "cone")
     inside = lab.host("inside", behind="home")
@@ -156,7 +156,7 @@ def test_a_router_lets_out_and_back_in_but_nobody_uninvited(lab: Lab) -> None:
                 assert caller.recv(100) == b"page"
 
 
-def test_a_host_that_moved_is_there_and_not_here(lab: Lab) -> None:
+def test_moved_host_has_its_new_address_only(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     old = b.address
     b.move("198.18.9.9")
@@ -167,14 +167,14 @@ def test_a_host_that_moved_is_there_and_not_here(lab: Lab) -> None:
         assert (data, source[0]) == (b"here", a.address)
 
 
-def test_hosts_have_a_loopback_and_no_way_to_the_real_network(lab: Lab) -> None:
+def test_hosts_have_loopback_and_no_real_network(lab: Lab) -> None:
     a = lab.host("a")
     assert "127.0.0.1" in a.run(["ip", "address"]).stdout
     assert a.run(["ip", "route"]).stdout.split("\n")[0].startswith(f"default dev {a.device}")
     assert psutil.net_if_addrs().keys() & {a.device} == set()
 
 
-def test_nothing_is_left_behind() -> None:
+def test_lab_leaves_nothing_behind() -> None:
     with Lab() as lab:
         host = lab.host("a")
         wire = lab._wire.pid
@@ -184,7 +184,7 @@ def test_nothing_is_left_behind() -> None:
     assert not [name for name in psutil.net_if_addrs() if name.startswith(f"nl{wire}n")]
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next() -> None:
+def test_lab_removes_what_a_killed_run_left() -> None:
     script = """
 import os, subprocess
 from tests.netlab.lab import Lab

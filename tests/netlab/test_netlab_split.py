@@ -1,6 +1,6 @@
-"""One real model on several computers, over links that take their time: agreed on, answered from, and by which way.
+"""One real model split over several hosts with slow links: placement, answers, transports.
 
-The engine and the model are the real ones, with a thread each. Nothing is timed.
+Real engine and model, one thread each. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def shares(node: Node, count: int) -> list[dict[str, Any]]:
     return list(node.until(served, f"a split over {count} nodes")["splits"][0]["shares"])
 
 
-def test_two_and_three_hosts_answer_as_one_would(lab: Lab, join: Join) -> None:
+def test_split_over_two_and_three_hosts_answers_as_one_host(lab: Lab, join: Join) -> None:
     hosts = [lab.host(letter) for letter in "abc"]
     lab.link_all(delay=0.005)
     alone = join(hosts[0], None, *WANTED)
@@ -82,7 +82,7 @@ def test_two_and_three_hosts_answer_as_one_would(lab: Lab, join: Join) -> None:
     assert three.chat(MODEL, tokens=24, question=QUESTION).text == expected
 
 
-def test_where_tcp_is_blocked_a_split_goes_over_quic(lab: Lab, join: Join) -> None:
+def test_split_uses_quic_if_tcp_is_blocked(lab: Lab, join: Join) -> None:
     hosts = [lab.host(letter) for letter in "ab"]
     lab.link_all(delay=0.005, blocked=["tcp"])
     worker = join(hosts[1], None, *THREAD)

@@ -1,4 +1,4 @@
-"""The wire and the routers, without a network: what they do to packets, by the packet."""
+"""The wire and the NATs without a network, packet by packet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOME, INSIDE, NEIGHBOUR = "198.18.0.9", "192.168.1.2", "192.168.1.3"
 def packet(
     source: str, source_port: int, destination: str, destination_port: int, protocol: int = UDP, data: bytes = b"data"
 ) -> bytes:
-    """A packet with right checksums; for ICMP an echo whose identifier is the source port."""
+    """A packet with valid checksums; for ICMP an echo whose identifier is the source port."""
     ends = packets.number(source).to_bytes(4) + packets.number(destination).to_bytes(4)
     if protocol == ICMP:
         segment = bytearray(b"\x08\0\0\0" + source_port.to_bytes(2) + b"\0\1" + data)
@@ -42,14 +42,14 @@ def packet(
 
 
 def sums_are_right(data: bytes) -> bool:
-    """Whether both checksums fit what is in the packet."""
+    """Whether both checksums are valid."""
     protocol, segment = data[9], data[20:]
     pseudo = b"" if protocol == ICMP else data[12:20] + bytes([0, protocol]) + len(segment).to_bytes(2)
     return packets.checksum(data[:20]) == 0 and packets.checksum(pseudo + segment) == 0
 
 
 class Rig:
-    """A wire whose deliveries are kept."""
+    """A wire that records its deliveries."""
 
     def __init__(self, seed: int = 0) -> None:
         self.delivered: list[tuple[str, bytes]] = []
@@ -64,7 +64,7 @@ class Rig:
         return self.wire.nat("home")
 
     def send(self, sender: str, data: bytes, now: float = 0.0) -> tuple[str, packets.Addressing] | None:
-        """Who got it, with which ends, or None."""
+        """The host that got the packet and the packet's ends, or None."""
         before = len(self.delivered)
         self.wire.sent(sender, data, now)
         if len(self.delivered) == before:
@@ -83,7 +83,7 @@ class Rig:
     address=st.integers(0, 2**32 - 1),
     outwards=st.booleans(),
 )
-def test_checksums_stay_right_whatever_is_rewritten(
+def test_rewritten_packets_have_valid_checksums(
     protocol: int, data: bytes, ports: tuple[int, int, int], address: int, outwards: bool
 ) -> None:
     changed = bytearray(packet(A, ports[0], B, ports[1], protocol, data))
@@ -106,7 +106,7 @@ def test_garbage_is_dropped(garbage: bytes, length: int) -> None:
             rig.wire.sent(sender, data, 0.0)
 
 
-def test_packets_go_to_their_address_and_nowhere_else() -> None:
+def test_packets_reach_their_address_only() -> None:
     rig = Rig()
     assert rig.send("a", packet(A, 1, B, 2)) is not None
     assert rig.delivered[-1] == ("b", packet(A, 1, B, 2))
@@ -115,7 +115,7 @@ def test_packets_go_to_their_address_and_nowhere_else() -> None:
     assert rig.wire.strange == 2
 
 
-def test_delay_and_jitter_are_bounds_and_keep_the_order() -> None:
+def test_delay_and_jitter_keep_bounds_and_order() -> None:
     rig = Rig()
     rig.wire.set("a", "b", {"delay": 0.1, "jitter": 0.05})
     sent = [packet(A, 1, B, number) for number in range(50)]
@@ -127,7 +127,7 @@ def test_delay_and_jitter_are_bounds_and_keep_the_order() -> None:
     assert rig.delivered == [("b", data) for data in sent]
 
 
-def test_a_rate_spreads_packets_and_its_queue_is_bounded() -> None:
+def test_rate_spreads_packets_with_a_bounded_queue() -> None:
     rig = Rig()
     rig.wire.set("a", "b", {"rate": 10_000.0, "queue": 10_000})
     data = packet(A, 1, B, 2, data=bytes(1000 - 28))
@@ -146,7 +146,7 @@ def lost(seed: int, loss: float) -> list[int]:
     return [number for number in range(2000) if rig.send("a", packet(A, 1, B, number)) is None]
 
 
-def test_loss_is_seeded_and_of_the_share_that_was_asked_for() -> None:
+def test_loss_is_seeded_and_has_the_requested_share() -> None:
     assert lost(1, 0.05) == lost(1, 0.05)
     assert lost(1, 0.05) != lost(2, 0.05)
     assert set(lost(1, 0.05)) < set(lost(1, 0.25))
@@ -154,7 +154,7 @@ def test_loss_is_seeded_and_of_the_share_that_was_asked_for() -> None:
     assert lost(1, 0.0) == []
 
 
-def test_cut_and_blocked_in_one_direction() -> None:
+def test_cut_and_block_work_in_one_direction() -> None:
     rig = Rig()
     rig.wire.set("a", "b", {"cut": True})
     rig.wire.set("b", "a", {"blocked": ["tcp"]})
@@ -171,7 +171,7 @@ def test_cut_and_blocked_in_one_direction() -> None:
 
 @pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
 @pytest.mark.parametrize("kind", ["cone", "symmetric"])
-def test_answers_get_in_and_nothing_else(kind: str, protocol: int) -> None:
+def test_nat_passes_replies_only(kind: str, protocol: int) -> None:
     rig = Rig()
     nat = rig.behind(kind)
     assert rig.send("a", packet(A, 80, HOME, 20000, protocol)) is None
@@ -193,7 +193,7 @@ def test_answers_get_in_and_nothing_else(kind: str, protocol: int) -> None:
     assert rig.send("a", packet(A, answer_port, HOME, port, protocol)) is None
 
 
-def test_a_cone_is_the_same_towards_all_and_a_symmetric_one_is_not() -> None:
+def test_cone_nat_keeps_its_port_and_symmetric_nat_does_not() -> None:
     for kind, same in (("cone", True), ("symmetric", False)):
         rig = Rig()
         rig.behind(kind)
@@ -204,7 +204,7 @@ def test_a_cone_is_the_same_towards_all_and_a_symmetric_one_is_not() -> None:
         assert (ports[0] == ports[1]) is same
 
 
-def test_a_mapping_ends_when_nothing_goes_out() -> None:
+def test_nat_mapping_expires() -> None:
     rig = Rig()
     rig.behind("cone", udp_seconds=30.0)
     first = rig.send("inside", packet(INSIDE, 5000, A, 80), 0.0)
@@ -218,7 +218,7 @@ def test_a_mapping_ends_when_nothing_goes_out() -> None:
     assert again[1].source_port != port
 
 
-def test_neighbours_behind_a_router_meet_directly() -> None:
+def test_neighbours_behind_a_nat_connect_directly() -> None:
     rig = Rig()
     rig.behind("symmetric")
     assert rig.send("inside", packet(INSIDE, 1, NEIGHBOUR, 2)) is not None
@@ -226,7 +226,7 @@ def test_neighbours_behind_a_router_meet_directly() -> None:
     assert rig.send("a", packet(A, 1, INSIDE, 2)) is None, "an inside address means nothing outside"
 
 
-def test_two_hosts_behind_routers_meet_if_both_sides_send() -> None:
+def test_hosts_behind_nats_connect_if_both_send() -> None:
     rig = Rig()
     rig.behind("cone")
     rig.wire.add_nat("office", "cone", "198.18.0.10")
@@ -239,7 +239,7 @@ def test_two_hosts_behind_routers_meet_if_both_sides_send() -> None:
     assert through[0] == "inside"
 
 
-def test_a_host_moves() -> None:
+def test_host_moves() -> None:
     rig = Rig()
     rig.wire.place("b", "198.18.0.20", None)
     assert rig.send("a", packet(A, 1, B, 2)) is None
@@ -248,7 +248,7 @@ def test_a_host_moves() -> None:
         rig.wire.place("d", A, None)
 
 
-def test_many_random_flows_keep_their_inside_ports() -> None:
+def test_random_flows_keep_their_inside_ports() -> None:
     rig, chance = Rig(), random.Random(3)
     rig.behind("cone")
     for _ in range(300):

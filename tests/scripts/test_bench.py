@@ -1,4 +1,4 @@
-"""The measuring tools work: they compile, they count what was asked for, and they notice what went wrong.
+"""The benchmark tools compile, count requests and notice errors.
 
 Nothing is timed here. The load generator is shown servers that misbehave, because a benchmark that does not see a lost
 stream calls a broken gateway fast.
@@ -37,7 +37,7 @@ def upstream(tmp_path: Path) -> Iterator[targets.Target]:
         yield targets.start_upstream(stack, tmp_path)
 
 
-def test_upstream_answers_like_a_server(upstream: targets.Target) -> None:
+def test_fake_upstream_replies_like_a_server(upstream: targets.Target) -> None:
     assert get_json(upstream.port, "/health") == {"status": "ok"}
     assert [model["id"] for model in get_json(upstream.port, "/v1/models")["data"]] == ["fake"]
     chat = post_json(upstream.port, "/v1/chat/completions", {"model": "fake", "messages": []}, 10)
@@ -47,7 +47,7 @@ def test_upstream_answers_like_a_server(upstream: targets.Target) -> None:
         get_json(upstream.port, "/nowhere")
 
 
-def test_upstream_ends_with_its_input(tmp_path: Path) -> None:
+def test_fake_upstream_exits_at_the_end_of_its_input(tmp_path: Path) -> None:
     with ExitStack() as stack:
         target = targets.start_upstream(stack, tmp_path)
         assert listening(target.port)
@@ -67,7 +67,7 @@ def test_upstream_ends_with_its_input(tmp_path: Path) -> None:
     ],
     ids=lambda scenario: scenario.name,
 )
-def test_load_counts_what_was_asked_for(scenario: Scenario, upstream: targets.Target, tmp_path: Path) -> None:
+def test_load_generator_counts_requests(scenario: Scenario, upstream: targets.Target, tmp_path: Path) -> None:
     report = scenario.run(upstream, tmp_path)
     assert (report["errors"], report["truncated"], report["complaint"]) == (0, 0, "")
     if scenario.requests:
@@ -89,7 +89,7 @@ WHOLE = HEAD + chunk(EVENT) + chunk(DONE) + b"0\r\n\r\n"
 
 
 async def ask(answer: bytes, body: Path, *, bytewise: bool = False, **options: Any) -> dict[str, Any]:
-    """What the load generator reports of a server that gives `answer` to anything and hangs up."""
+    """The load generator's report for a server that replies `answer` and closes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -125,7 +125,7 @@ def body(tmp_path: Path) -> Path:
     ],
     ids=["plain", "split", "comment", "until-close"],
 )
-async def test_load_accepts_a_whole_stream(answer: bytes, bytewise: bool, body: Path) -> None:
+async def test_load_generator_accepts_a_complete_stream(answer: bytes, bytewise: bool, body: Path) -> None:
     report = await ask(answer, body, bytewise=bytewise, stream=True, events=1)
     assert (report["errors"], report["truncated"], report["events"]) == (0, 0, 1), report["complaint"]
 
@@ -145,13 +145,13 @@ async def test_load_accepts_a_whole_stream(answer: bytes, bytewise: bool, body: 
     ],
     ids=["nothing", "head-only", "cut", "no-done", "status", "error-event", "one-too-many", "bad-size", "garbage"],
 )
-async def test_load_counts_a_broken_stream(answer: bytes, truncated: int, body: Path) -> None:
+async def test_load_generator_counts_a_broken_stream(answer: bytes, truncated: int, body: Path) -> None:
     report = await ask(answer, body, stream=True, events=1)
     assert (report["errors"], report["truncated"]) == (1, truncated)
     assert report["complaint"]
 
 
-async def test_load_speaks_over_a_unix_socket(body: Path, tmp_path: Path) -> None:
+async def test_load_generator_uses_a_unix_socket(body: Path, tmp_path: Path) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n{}")
         assert b"Connection: close" in head
@@ -168,7 +168,7 @@ async def test_load_speaks_over_a_unix_socket(body: Path, tmp_path: Path) -> Non
     assert (report["requests"], report["errors"], report["events"]) == (10, 0, 10), report["complaint"]
 
 
-def test_the_command_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_bench_gateway_measures_and_cleans_up(tmp_path: Path) -> None:
     without = [word for name in ("ours", "nginx", "aiohttp") for word in ("--without", name)]
     command = [sys.executable, "-m", "scripts.benchmarks", "gateway", "--quick", "--rounds", "1", "--json", *without]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -179,7 +179,7 @@ def test_the_command_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not [child for child in psutil.Process().children(recursive=True) if "upstream" in child.name()]
 
 
-def test_results_compare_within_a_round() -> None:
+def test_bench_results_compare_within_a_round() -> None:
     results = Results()
     for direct, ours in ((1.0, 2.0), (10.0, 40.0), (2.0, 6.0)):
         results.add("load", "direct", {"rate": direct})
@@ -196,7 +196,7 @@ def test_results_compare_within_a_round() -> None:
     assert results.ratio("load", "nginx", "direct", rate) is None
 
 
-def test_the_engine_socket_is_found_wherever_the_status_names_it() -> None:
+def test_bench_engine_finds_the_socket_in_the_status() -> None:
     status = {"console": "x.sock", "models": [{"name": "m", "engine": {"pid": 1, "socket": "/run/a/engine.sock"}}]}
     assert engine.find_socket(status) == Path("/run/a/engine.sock")
     assert engine.find_socket({"models": [{"name": "m"}]}) is None

@@ -1,4 +1,4 @@
-"""`scripts/bench console` at its smallest: everything is measured, whatever it comes to."""
+"""`scripts/bench console`: a minimal run measures everything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium here: apt-get install chromium")
 @pytest.mark.skipif(not (FOLDER / "index.html").exists(), reason="the console's page is not built: scripts/console")
-def test_the_page_is_measured() -> None:
+def test_bench_console_measures_the_page() -> None:
     command = [sys.executable, "-m", "scripts.benchmarks", "console", "--rounds", "1", "--seconds", "1", "--json"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

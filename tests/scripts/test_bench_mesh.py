@@ -1,4 +1,4 @@
-"""`scripts/bench mesh` at its smallest: every part that needs no engine measures something, and nothing is left."""
+"""`scripts/bench mesh`: a minimal run of the parts without the engine."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ pytestmark = [
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """For temporary files; its name is short, for else engines' sockets lie elsewhere, and outlive a killed node."""
+    """For temporary files; a short name keeps the sockets in it, so that they go with it."""
     with tempfile.TemporaryDirectory(prefix="mb-") as name:
         yield Path(name)
 
 
 def marked(process: dict[str, Any], folder: str) -> bool:
-    """Whether a process keeps its temporary files in that folder."""
+    """Whether a process uses that folder for temporary files."""
     return (process["environ"] or {}).get("TMPDIR") == folder
 
 
-def test_the_mesh_is_measured_and_nothing_is_left_behind(folder: Path) -> None:
+def test_bench_mesh_measures_and_cleans_up(folder: Path) -> None:
     parts = [word for part in ("join", "added", "kill") for word in ("--only", part)]
     command = [sys.executable, "-m", "scripts.benchmarks", "mesh", "--quick", "--rounds", "1", "--no-model", "--json"]
     # Whatever the run starts inherits this, by which it is known again.

@@ -1,4 +1,4 @@
-"""`scripts/bench models` at its smallest: an interrupted download is measured, and what came twice is told."""
+"""`scripts/bench models`: an interrupted download and its repeated bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_an_interrupted_download_is_measured() -> None:
+def test_bench_models_measures_an_interrupted_download() -> None:
     command = [sys.executable, "-m", "scripts.benchmarks", "models", "--quick", "--only", "download"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

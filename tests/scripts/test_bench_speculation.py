@@ -1,4 +1,4 @@
-"""`scripts/bench speculation` at its smallest, every way of guessing with a text of each kind; and what is counted."""
+"""`scripts/bench speculation`: a minimal run with a text of each kind; figures from draft counts."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def told(*answers: tuple[float, int, int]) -> Cell:
-    """A cell of one text: pace, tokens guessed and right of each answer, which has 100 tokens."""
-    return Cell({"text": [Answer(pace, 100, guessed, right, "", pace) for pace, guessed, right in answers]})
+    """A cell of one text: pace, drafted and accepted tokens of each answer of 100 tokens."""
+    return Cell({"text": [Answer(pace, 100, drafted, accepted, "", pace) for pace, drafted, accepted in answers]})
 
 
 def of(cell: Cell, base: Cell) -> dict[str, Any]:
     return figures(("plain", 0.0, 1), {"none": base, "n-grams": cell})[1]
 
 
-def test_a_guess_has_the_price_that_was_measured() -> None:
-    # 20 guesses, all wrong, took as long as 10 tokens.
+def test_price_of_a_rejected_draft_token() -> None:
+    # 20 rejected draft tokens took as long as 10 tokens.
     facts = of(told((1.1, 20, 0)), told((1.0, 0, 0)))
     assert facts["price"] == pytest.approx(0.5)
     assert facts["least_counted"] == pytest.approx(1 / 1.1)
 
 
-def test_right_guesses_cost_no_step_of_their_own() -> None:
-    # 40 tokens were guessed right: 60 steps, and the price of 40 guesses.
+def test_accepted_draft_tokens_need_no_step() -> None:
+    # 40 accepted draft tokens: 60 steps, and the price of 40 draft tokens.
     facts = of(told((0.8, 40, 40)), told((1.0, 0, 0)))
     assert facts["price"] == pytest.approx(0.5)
     assert facts["least_counted"] == pytest.approx(1 / 0.8)
-    assert (facts["guessed"], facts["right"]) == (0.4, 1.0)
+    assert (facts["drafted"], facts["accepted"]) == (0.4, 1.0)
 
 
-def test_what_disturbs_one_round_does_not_change_what_is_counted() -> None:
+def test_counted_speed_is_robust_against_one_slow_round() -> None:
     rounds = [(1.1, 20, 0), (1.1, 20, 0), (2.9, 20, 0)]
     facts = of(told(*rounds), told(*[(1.0, 0, 0)] * 3))
     assert facts["least_counted"] == pytest.approx(1 / 1.1)
@@ -56,22 +56,22 @@ def test_what_disturbs_one_round_does_not_change_what_is_counted() -> None:
     assert facts["least_quartiles"][0] < 0.7
 
 
-def test_where_nothing_was_guessed_nothing_is_lost() -> None:
+def test_figures_without_draft_tokens() -> None:
     facts = of(told((1.3, 0, 0)), told((1.0, 0, 0)))
     assert facts["least_counted"] == 1
-    assert (facts["price"], facts["right"]) == (None, None)
+    assert (facts["price"], facts["accepted"]) == (None, None)
 
 
-def test_a_text_that_is_unknown_is_said_with_the_known_ones() -> None:
+def test_unknown_text_is_named_with_the_known_ones() -> None:
     result = bench("--text", "sonnet")
     assert result.returncode == 1
-    assert "no text is called sonnet" in result.stderr
+    assert "unknown text sonnet" in result.stderr
     assert "bicycle" in result.stderr
 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_every_way_is_measured() -> None:
+def test_bench_speculation_measures_every_kind() -> None:
     if builder.find() is None or not (paths.models() / MODEL).is_file():
         pytest.skip("the engine or the model is not here (mesh-llm --model SmolLM2-135M-Instruct)")
     result = bench("--rounds", "1", "--tokens", "24", "--json", *TEXTS)
@@ -83,7 +83,7 @@ def test_every_way_is_measured() -> None:
     for row in rows:
         assert row["ratio"] > 0
         assert row["least"] <= row["ratio"] * 1.0001
-        assert (row["guessed"] == 0) or row["way"] != "none"
+        assert (row["drafted"] == 0) or row["way"] != "none"
         assert set(row["by_text"]) == {"quote" if row["texts"] == "repeating" else "bicycle"}
-    assert any(row["guessed"] for row in rows if row["way"] == "n-grams" and row["texts"] == "repeating")
+    assert any(row["drafted"] for row in rows if row["way"] == "n-grams" and row["texts"] == "repeating")
     assert len(found["bars"]) == 2

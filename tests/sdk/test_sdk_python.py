@@ -1,4 +1,4 @@
-"""The Python SDKs of OpenAI and Anthropic find every stream of ours well-formed."""
+"""The Python SDKs of OpenAI and Anthropic accept every stream of ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPEN_WAIT_SECONDS = 600.0
 
 
 async def failures(one: Callable[[], Awaitable[None]], count: int) -> list[str]:
-    """What went wrong in `count` runs of `one`, a few at a time."""
+    """The errors of `count` runs of `one`, a few at a time."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def attempt() -> str:
@@ -39,7 +39,7 @@ def openai(address: str) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS)
 
 
-async def test_chat_streams_whose_first_token_is_half_a_character(served: Daemon, address: str, streams: int) -> None:
+async def test_chat_streams_with_a_split_first_character(served: Daemon, address: str, streams: int) -> None:
     async with openai(address) as client:
 
         async def one() -> None:
@@ -63,9 +63,7 @@ async def test_chat_streams_whose_first_token_is_half_a_character(served: Daemon
         assert await failures(one, streams) == []
 
 
-async def test_message_streams_whose_first_token_is_half_a_character(
-    served: Daemon, address: str, streams: int
-) -> None:
+async def test_message_streams_with_a_split_first_character(served: Daemon, address: str, streams: int) -> None:
     async with AsyncAnthropic(base_url=address, api_key="none", max_retries=0, timeout=OPEN_WAIT_SECONDS) as client:
 
         async def one() -> None:
@@ -89,9 +87,7 @@ async def test_message_streams_whose_first_token_is_half_a_character(
         assert await failures(one, streams) == []
 
 
-async def test_response_streams_whose_first_token_is_half_a_character(
-    served: Daemon, address: str, streams: int
-) -> None:
+async def test_response_streams_with_a_split_first_character(served: Daemon, address: str, streams: int) -> None:
     async with openai(address) as client:
 
         async def one() -> None:

@@ -536,7 +536,7 @@ async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypa
     caller = await place.here.caller()
     caller.send(ask(stream=True))
     await caller.head()
-    await caller.until(b": looking for a host of m\n\n")
+    await caller.until(b": connecting to a host of m\n\n")
     assert place.sought == ["m"]
     place.here.meet(host(ONE, "m"))
     assert b"Hello" in (await finish(caller)).body
@@ -564,10 +564,7 @@ async def test_what_is_wanted_and_served_by_nobody_says_what_to_do(
         place.here.meet(host(ONE, "m", wants=("w",)))
     response = await place.here.call(ask(model="w"))
     assert (response.status, response.json["error"]["code"]) == (503, "model_unavailable")
-    assert (
-        "w is wanted by the mesh but no node serves it yet: start a node that has it, with --join."
-        in (response.json["error"]["message"])
-    )
+    assert "No node serves w yet. Start one: mesh-llm --model w --join INVITE" in (response.json["error"]["message"])
     card = (await place.here.get("/v1/models/w")).json
     assert (card["id"], card["mesh"]["phase"], card["mesh"]["served_by"]) == ("w", "wanted", [])
 
@@ -883,7 +880,7 @@ async def test_a_picture_for_a_model_that_cannot_see_is_refused_before_anybody_i
         response = await place.here.call(ask(path, stream=stream, **SHOWN[path]))
         error = response.json["error"]
         assert (response.status, error["type"], error["code"]) == (400, "invalid_request_error", "unsupported_input")
-        assert "cannot see" in error["message"]
+        assert "does not support images" in error["message"]
     assert (here.calls, there.calls) == ([], [])
     place.here.publish(mine)
     assert (await place.here.call(ask(path, messages=["image"]))).status == 200

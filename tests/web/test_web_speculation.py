@@ -1,4 +1,4 @@
-"""What the status, the metrics and `mesh-llm status` say of tokens that are guessed ahead."""
+"""Speculative decoding in the status, the metrics and `mesh-llm status`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def status(speculation: Speculation, **guesses: DraftCounts) -> ModelStatus:
     return node_status(inputs, 1.0).models[0]
 
 
-def test_a_draft_and_how_well_it_guesses() -> None:
+def test_status_shows_the_acceptance_of_a_draft_model() -> None:
     engine = status(DRAFT, m=DraftCounts(30, 20)).engine
     assert engine is not None
     told = engine.speculation
@@ -44,7 +44,7 @@ def test_a_draft_and_how_well_it_guesses() -> None:
     )
 
 
-def test_why_there_is_no_draft() -> None:
+def test_status_shows_why_there_is_no_draft_model() -> None:
     engine = status(NGRAMS, other=DraftCounts(30, 20)).engine
     assert engine is not None
     told = engine.speculation
@@ -56,13 +56,13 @@ def test_why_there_is_no_draft() -> None:
     )
 
 
-def test_why_nothing_is_guessed() -> None:
+def test_status_shows_why_speculation_is_off() -> None:
     engine = status(replace(PLAIN, reason="it was switched off")).engine
     assert engine is not None
     assert words(engine.speculation.model_dump(mode="json")) == "speculative decoding: off (it was switched off)"
 
 
-async def test_the_metrics_count_guesses() -> None:
+async def test_metrics_count_draft_tokens() -> None:
     gateway = Gateway(AccessPolicy(), draft_counts=lambda: {"m": DraftCounts(30, 20), 'o"d': DraftCounts(1, 0)})
     try:
         families = {family.name: family for family in text_string_to_metric_families(gateway.metrics.text().decode())}
@@ -74,7 +74,7 @@ async def test_the_metrics_count_guesses() -> None:
         assert {sample.name for sample in samples} == {f"mesh_llm_speculation_{what}_tokens_total"}
 
 
-async def test_whoever_counts_is_told_after_each_request_of_an_engine(table: Bench) -> None:
+async def test_gateway_reports_engine_work_after_each_request(table: Bench) -> None:
     engine = await table.serve()
     rested = asyncio.Event()
 

@@ -1,26 +1,26 @@
-// Where a message is written: Enter sends, Shift+Enter begins a line, Escape stops the answer; images are pasted, dropped
-// or chosen.
+// The input for a message: Enter sends, Shift+Enter starts a new line, Escape stops the answer. Images can be pasted,
+// dropped or selected.
 
 import type { JSX } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
 import { Icon } from '../parts/icons'
-import { asAddress, MAX_IMAGES } from './images'
+import { asDataUrl, MAX_IMAGES } from './images'
 
 interface ComposerProps {
   busy: boolean
   ready: boolean
-  sees: boolean // false: the model is known to take no images
+  vision: boolean // false: the model is known not to accept images
   send: (text: string, images: string[]) => void
   stop: () => void
 }
 
-export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.Element {
+export function Composer({ busy, ready, vision, send, stop }: ComposerProps): JSX.Element {
   const [text, setText] = useState('')
   const [images, setImages] = useState<string[]>([])
   const [problem, setProblem] = useState('')
   const area = useRef<HTMLTextAreaElement>(null)
   useEffect(() => {
-    // On a phone the keyboard would hide what is there to be read.
+    // Not on a phone, where the keyboard would hide the messages.
     if (matchMedia('(pointer: fine)').matches) area.current?.focus()
   }, [])
   useEffect(() => {
@@ -31,17 +31,17 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
   }, [text])
   useEffect(() => {
     if (!busy) return
-    // Wherever the focus is: whoever reads has it nowhere.
+    // Independent of the focus.
     const listen = (event: KeyboardEvent): void => {
       if (event.key === 'Escape' && !event.isComposing) stop()
     }
     addEventListener('keydown', listen)
     return () => removeEventListener('keydown', listen)
   }, [busy, stop])
-  const unseen = !sees && images.length > 0
-  const can = ready && !busy && !unseen && (text.trim() !== '' || images.length > 0)
+  const unsupported = !vision && images.length > 0
+  const sendable = ready && !busy && !unsupported && (text.trim() !== '' || images.length > 0)
   const submit = (): void => {
-    if (!can) return
+    if (!sendable) return
     send(text.trim(), images)
     setText('')
     setImages([])
@@ -51,7 +51,7 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
     setProblem('')
     for (const file of files) {
       try {
-        const url = await asAddress(file)
+        const url = await asDataUrl(file)
         setImages((known) => (known.length < MAX_IMAGES ? [...known, url] : known))
       } catch (error) {
         setProblem(error instanceof Error ? error.message : String(error))
@@ -73,9 +73,9 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
     >
       {images.length > 0 && (
         <ul class="images">
-          {images.map((url, place) => (
+          {images.map((url, index) => (
             <li key={url}>
-              <img src={url} alt={`Image ${place + 1}`} />
+              <img src={url} alt={`Image ${index + 1}`} />
               <button
                 type="button"
                 class="tool"
@@ -83,19 +83,19 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
                 onClick={() => setImages(images.filter((one) => one !== url))}
               >
                 <Icon name="close" size={14} />
-                <span class="unseen">Remove image {place + 1}</span>
+                <span class="unseen">Remove image {index + 1}</span>
               </button>
             </li>
           ))}
         </ul>
       )}
-      {(problem !== '' || unseen) && (
+      {(problem !== '' || unsupported) && (
         <p class="notice worrying" role="alert">
-          {unseen ? 'This model cannot see. Remove the images, or choose one that does.' : problem}
+          {unsupported ? 'This model does not support images. Remove the images, or select a vision model.' : problem}
         </p>
       )}
       <div class="box">
-        {sees && (
+        {vision && (
           <label class="tool" title="Add images">
             <Icon name="image" />
             <span class="unseen">Add images</span>
@@ -115,7 +115,7 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
           ref={area}
           rows={1}
           aria-label="Message"
-          placeholder={ready ? 'Write a message' : 'No model is served yet'}
+          placeholder={ready ? 'Write a message' : 'No model is available yet'}
           value={text}
           onInput={(event) => setText(event.currentTarget.value)}
           onPaste={(event) => {
@@ -125,7 +125,7 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
             void add(files)
           }}
           onKeyDown={(event) => {
-            // Enter also ends the choice of a word in languages that are written so.
+            // Enter also confirms a word in input method editors.
             if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
             event.preventDefault()
             submit()
@@ -137,7 +137,7 @@ export function Composer({ busy, ready, sees, send, stop }: ComposerProps): JSX.
             <span class="unseen">Stop</span>
           </button>
         ) : (
-          <button type="submit" class="round" disabled={!can} title="Send">
+          <button type="submit" class="round" disabled={!sendable} title="Send">
             <Icon name="send" />
             <span class="unseen">Send</span>
           </button>

@@ -1,7 +1,7 @@
-// What a model writes, as people read it: markdown, tables, code with colours.
+// Renders a model's text: markdown, tables, highlighted code.
 //
-// Law: a model's words are hostile input. They reach the page only through DOMPurify, as nodes and never as text to be
-// parsed; nothing in them loads anything: images of elsewhere become links. Blocks that are complete are drawn once.
+// Invariants: the text is untrusted and reaches the page only as nodes from DOMPurify; nothing in it loads a resource:
+// images become links. Complete blocks are rendered once.
 
 import DOMPurify, { type Config } from 'dompurify'
 import { marked, type Token, type Tokens } from 'marked'
@@ -9,7 +9,7 @@ import type { JSX } from 'preact'
 import { useLayoutEffect, useMemo, useRef } from 'preact/hooks'
 import { Copy } from '../parts/basics'
 import { memo } from '../parts/memo'
-import { highlighted } from './code'
+import { highlighted } from './highlight'
 
 const CLEAN: Config & { RETURN_DOM_FRAGMENT: true } = {
   RETURN_DOM_FRAGMENT: true,
@@ -52,7 +52,7 @@ const CLEAN: Config & { RETURN_DOM_FRAGMENT: true } = {
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
 }
-// The longest text whose markup is looked for; beyond it, it is shown as it is.
+// Longer text is shown without markup.
 const MAX_LENGTH = 400_000
 
 marked.use({
@@ -62,7 +62,7 @@ marked.use({
     image({ href, text }: Tokens.Image): string {
       return `<a href="${escaped(href)}">${escaped(text || href)}</a>`
     },
-    // HTML that a model writes is shown, not done.
+    // HTML is shown as text.
     html({ text }: Tokens.HTML | Tokens.Tag): string {
       return escaped(text)
     },
@@ -77,8 +77,8 @@ export function Markdown({ text }: { text: string }): JSX.Element {
   const blocks = useMemo(() => split(text), [text])
   return (
     <div class="prose">
-      {blocks.map((block, place) => (
-        <Block key={place} {...block} />
+      {blocks.map((block, index) => (
+        <Block key={index} {...block} />
       ))}
     </div>
   )
@@ -90,7 +90,7 @@ interface BlockProps {
   language: string
 }
 
-// Top-level blocks. While an answer grows, only the last one changes.
+// Top-level blocks. While an answer streams, only the last block changes.
 function split(text: string): BlockProps[] {
   if (text.length > MAX_LENGTH) return [{ html: `<p>${escaped(text)}</p>`, code: '', language: '' }]
   return marked
@@ -112,9 +112,9 @@ const Block = memo(function Block({ html, code, language }: BlockProps): JSX.Ele
 })
 
 function Html({ html }: { html: string }): JSX.Element {
-  const place = useRef<HTMLDivElement>(null)
-  useLayoutEffect(() => place.current?.replaceChildren(cleaned(html)), [html])
-  return <div ref={place} />
+  const container = useRef<HTMLDivElement>(null)
+  useLayoutEffect(() => container.current?.replaceChildren(cleaned(html)), [html])
+  return <div ref={container} />
 }
 
 function cleaned(html: string): DocumentFragment {
@@ -137,11 +137,11 @@ function cleaned(html: string): DocumentFragment {
 }
 
 function Code({ code, language }: { code: string; language: string }): JSX.Element {
-  const place = useRef<HTMLElement>(null)
+  const container = useRef<HTMLElement>(null)
   useLayoutEffect(() => {
     const html = highlighted(code, language)
-    if (html === null) place.current?.replaceChildren(code)
-    else place.current?.replaceChildren(DOMPurify.sanitize(html, CLEAN))
+    if (html === null) container.current?.replaceChildren(code)
+    else container.current?.replaceChildren(DOMPurify.sanitize(html, CLEAN))
   }, [code, language])
   return (
     <figure class="code">
@@ -150,7 +150,7 @@ function Code({ code, language }: { code: string; language: string }): JSX.Eleme
         <Copy text={code} label="Copy the code" quiet />
       </figcaption>
       <pre tabIndex={0} role="region" aria-label={`Code${language === '' ? '' : ` in ${language}`}`}>
-        <code ref={place} />
+        <code ref={container} />
       </pre>
     </figure>
   )

@@ -1,7 +1,4 @@
-// Conversations, kept in this browser and nowhere else (IndexedDB).
-//
-// Law: a browser that keeps nothing (a private window, a full disk) is no reason not to talk: then they last as long
-// as the page.
+// Stores conversations in this browser (IndexedDB). If the browser cannot store them, they last as long as the page.
 
 export interface Message {
   id: string
@@ -37,31 +34,31 @@ function database(): Promise<IDBDatabase> {
     const request = indexedDB.open(DATABASE, 1)
     request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: 'id' })
     request.onsuccess = () => resolve(request.result)
-    request.onerror = () => reject(request.error ?? new Error('the browser keeps nothing'))
+    request.onerror = () => reject(request.error ?? new Error('IndexedDB is not available'))
   })
   return opened
 }
 
-async function run<T>(mode: IDBTransactionMode, what: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
+async function run<T>(mode: IDBTransactionMode, action: (objects: IDBObjectStore) => IDBRequest<T>): Promise<T> {
   const transaction = (await database()).transaction(STORE, mode)
-  const request = what(transaction.objectStore(STORE))
+  const request = action(transaction.objectStore(STORE))
   return new Promise((resolve, reject) => {
     transaction.oncomplete = () => resolve(request.result)
-    transaction.onerror = () => reject(transaction.error ?? new Error('the browser did not keep it'))
+    transaction.onerror = () => reject(transaction.error ?? new Error('IndexedDB did not store the conversation'))
     transaction.onabort = transaction.onerror
   })
 }
 
-// All of them, the newest first.
-export async function all(): Promise<Conversation[]> {
-  const found = await run<Conversation[]>('readonly', (store) => store.getAll() as IDBRequest<Conversation[]>)
+// All conversations, the newest first.
+export async function loadAll(): Promise<Conversation[]> {
+  const found = await run<Conversation[]>('readonly', (objects) => objects.getAll() as IDBRequest<Conversation[]>)
   return found.toSorted((one, other) => other.changed - one.changed)
 }
 
-export async function keep(conversation: Conversation): Promise<void> {
-  await run('readwrite', (store) => store.put(conversation))
+export async function store(conversation: Conversation): Promise<void> {
+  await run('readwrite', (objects) => objects.put(conversation))
 }
 
-export async function drop(id: string): Promise<void> {
-  await run('readwrite', (store) => store.delete(id))
+export async function erase(id: string): Promise<void> {
+  await run('readwrite', (objects) => objects.delete(id))
 }

@@ -1,20 +1,18 @@
-// Reads an answer as it streams: server-sent events of `/v1/chat/completions`, and the comments between them.
-//
-// Law: pure, and indifferent to how the bytes were cut: any cut of the same stream reads the same.
+// Parses a streamed answer of /v1/chat/completions: server-sent events and comments, in pieces of any size. Pure.
 
 export interface Answer {
   text: string
   thinking: string
-  tokens: number | null // written, as the engine counts
-  speed: number | null // tokens per second, as the engine says
-  finish: string | null // why it ended: "stop", "length", ...; null until it has
-  host: string | null // who answered, as the gateway says: "engine", "peer ID", "backend URL"
-  news: string // what the gateway says while it waits
+  tokens: number | null // completion tokens, as the engine reports
+  speed: number | null // tokens per second, as the engine reports
+  finish: string | null // finish reason: "stop", "length", ...; null while it streams
+  host: string | null // the target that answers, as the gateway reports: "engine", "peer ID", "backend URL"
+  progress: string // the gateway's last comment while it waits
   error: string | null
 }
 
-export function blank(): Answer {
-  return { text: '', thinking: '', tokens: null, speed: null, finish: null, host: null, news: '', error: null }
+function emptyAnswer(): Answer {
+  return { text: '', thinking: '', tokens: null, speed: null, finish: null, host: null, progress: '', error: null }
 }
 
 interface Chunk {
@@ -29,11 +27,11 @@ interface Chunk {
 
 const ANSWERED_BY = 'answered by '
 
-// Takes pieces of text, gives the answer so far.
-export class Reader {
-  readonly answer = blank()
+// Collects the answer from pieces of the stream.
+export class AnswerReader {
+  readonly answer = emptyAnswer()
   private rest = ''
-  private readonly split = new ThoughtSplitter()
+  private readonly split = new ThinkingSplitter()
 
   feed(piece: string): void {
     const lines = (this.rest + piece).split('\n')
@@ -41,7 +39,7 @@ export class Reader {
     for (const line of lines) this.line(line.endsWith('\r') ? line.slice(0, -1) : line)
   }
 
-  // There is no more.
+  // The stream has ended.
   end(): void {
     if (this.rest !== '') this.line(this.rest)
     this.rest = ''
@@ -53,9 +51,9 @@ export class Reader {
     else if (line.startsWith('data:')) this.data(line.slice(5).trim())
   }
 
-  private comment(words: string): void {
-    if (words.startsWith(ANSWERED_BY)) this.answer.host = words.slice(ANSWERED_BY.length)
-    else if (words !== '') this.answer.news = words
+  private comment(text: string): void {
+    if (text.startsWith(ANSWERED_BY)) this.answer.host = text.slice(ANSWERED_BY.length)
+    else if (text !== '') this.answer.progress = text
   }
 
   private data(text: string): void {
@@ -64,7 +62,7 @@ export class Reader {
     try {
       chunk = JSON.parse(text) as Chunk
     } catch {
-      this.answer.error = 'The answer cannot be read.'
+      this.answer.error = 'The answer contains invalid JSON.'
       return
     }
     this.chunk(chunk)
@@ -73,7 +71,7 @@ export class Reader {
   private chunk(chunk: Chunk): void {
     const { answer } = this
     if (chunk.error !== undefined)
-      answer.error = typeof chunk.error.message === 'string' ? chunk.error.message : 'The answer broke off.'
+      answer.error = typeof chunk.error.message === 'string' ? chunk.error.message : 'The answer was interrupted.'
     const choice = chunk.choices?.[0]
     const thought = choice?.delta?.reasoning_content ?? choice?.delta?.reasoning
     if (typeof thought === 'string') answer.thinking += thought
@@ -93,8 +91,8 @@ export class Reader {
 
 const [OPEN, CLOSE] = ['<think>', '</think>']
 
-// Some servers leave the thinking in the answer, between two tags at its beginning: it is told apart here.
-export class ThoughtSplitter {
+// Separates the thinking from the text for servers that send both as text, with the thinking between two tags.
+export class ThinkingSplitter {
   private state: 'before' | 'thinking' | 'gap' | 'after' = 'before'
   private held = ''
 
@@ -110,7 +108,7 @@ export class ThoughtSplitter {
       } else if (!OPEN.startsWith(start)) {
         return { text: this.leave(), thinking: '' }
       } else {
-        return { text: '', thinking: '' } // not enough yet to tell
+        return { text: '', thinking: '' } // too short to decide
       }
     }
     return this.think()
@@ -131,14 +129,14 @@ export class ThoughtSplitter {
       this.state = 'gap'
       return { text: this.cross(rest), thinking }
     }
-    // The end may be the beginning of the closing tag.
+    // The end may be the start of the closing tag.
     const kept = longestOverlap(this.held, CLOSE)
     const thinking = this.held.slice(0, this.held.length - kept)
     this.held = this.held.slice(this.held.length - kept)
     return { text: '', thinking }
   }
 
-  // The empty lines between the thinking and the answer belong to neither.
+  // Skips the empty lines between thinking and text.
   private cross(piece: string): string {
     const text = piece.replace(/^\n+/, '')
     if (text !== '') this.state = 'after'
@@ -153,7 +151,7 @@ export class ThoughtSplitter {
   }
 }
 
-// How much of the end of `text` is the beginning of `mark`.
+// Length of the longest suffix of `text` that is a prefix of `mark`.
 function longestOverlap(text: string, mark: string): number {
   for (let length = Math.min(text.length, mark.length - 1); length > 0; length -= 1) {
     if (text.endsWith(mark.slice(0, length))) return length

@@ -1,13 +1,12 @@
-// Where nodes stand in the picture: this one in the middle, the others on rings around it.
+// Positions of the nodes in the picture: this node in the middle, the others on rings. Pure.
 //
-// Law: pure and steady. A node's place follows from its id and its role, not from its state, so that a node that falls
-// silent changes its colour and not its place; and no two nodes overlap, however many there are.
+// Invariants: a position depends on ids and roles, not on status; nodes never overlap.
 
 import type { MeshNode } from './nodes'
 
 export type Detail = 'large' | 'medium' | 'small'
 
-export interface Spot {
+export interface Position {
   node: MeshNode
   x: number
   y: number
@@ -17,7 +16,7 @@ export interface Spot {
 
 export interface Layout {
   detail: Detail
-  spots: Spot[]
+  positions: Position[]
   width: number
   height: number
 }
@@ -28,7 +27,7 @@ interface Scale {
   step: number // between two rings
   gap: number // along a ring
   radius: number // of a node
-  margin: number // around everything, for labels
+  margin: number // around the picture, for labels
 }
 
 const SCALES: readonly Scale[] = [
@@ -39,19 +38,19 @@ const SCALES: readonly Scale[] = [
 
 const STEPS = 16
 
-// A picture is drawn this much smaller at most, else its labels cannot be read: then it is drawn with less in it.
+// Below this zoom, labels cannot be read: a smaller level of detail is used.
 const LEAST_ZOOM = 0.68
 
-export interface Room {
+export interface Size {
   width: number // in pixels
   height: number
 }
 
-// With as much in it as `room` has place for; the rings are stretched to fill it, within reason.
-export function layout(nodes: readonly MeshNode[], room: Room): Layout {
+// The layout with the highest level of detail that fits into `size`; rings are stretched to its aspect ratio.
+export function layout(nodes: readonly MeshNode[], size: Size): Layout {
   for (const scale of SCALES) {
-    const found = laidOut(nodes, scale, room.width / room.height)
-    const zoom = Math.min(room.width / found.width, room.height / found.height)
+    const found = laidOut(nodes, scale, size.width / size.height)
+    const zoom = Math.min(size.width / found.width, size.height / found.height)
     if (zoom >= LEAST_ZOOM || scale.detail === 'small') return found
   }
   throw new Error('no scale is the last one')
@@ -61,56 +60,55 @@ function laidOut(nodes: readonly MeshNode[], scale: Scale, aspect: number): Layo
   const [here, ...others] = nodes
   const stretch = Math.min(1.7, Math.max(0.7, aspect))
   const [sx, sy] = stretch >= 1 ? [stretch, 1] : [1, 1 / stretch]
-  const spots: Spot[] = []
-  if (here !== undefined) spots.push({ node: here, x: 0, y: 0, radius: scale.radius * 1.35, ring: 0 })
+  const positions: Position[] = []
+  if (here !== undefined) positions.push({ node: here, x: 0, y: 0, radius: scale.radius * 1.35, ring: 0 })
   let reach = 0
   let inner: number[] = []
-  rings(others.toSorted(byPlace), scale).forEach((ring, number) => {
+  rings(others.toSorted(byRank), scale).forEach((ring, number) => {
     const radius = scale.first + number * scale.step
     reach = radius
     const turns = number === 0 ? firstTurns(ring.length) : turnsBetween(inner, ring.length)
     inner = turns
-    ring.forEach((node, place) => {
-      const angle = (turns[place] as number) * 2 * Math.PI
-      const size = rank(node) < 2 ? 1 : 0.8
-      spots.push({
+    ring.forEach((node, index) => {
+      const angle = (turns[index] as number) * 2 * Math.PI
+      const factor = rank(node) < 2 ? 1 : 0.8
+      positions.push({
         node,
         x: Math.round(Math.cos(angle) * radius * sx * 10) / 10,
         y: Math.round(Math.sin(angle) * radius * sy * 10) / 10,
-        radius: scale.radius * size,
+        radius: scale.radius * factor,
         ring: number + 1,
       })
     })
   })
   const half = Math.max(reach, scale.first * 0.8) + scale.margin + scale.radius
-  return { detail: scale.detail, spots, width: 2 * half * sx, height: 2 * half * sy }
+  return { detail: scale.detail, positions, width: 2 * half * sx, height: 2 * half * sy }
 }
 
-// Where nodes stand on the innermost ring, as parts of a whole turn: from the top, or side by side where there are two.
+// Angles on the innermost ring as fractions of a turn: from the top; two nodes are side by side.
 function firstTurns(count: number): number[] {
-  return Array.from({ length: count }, (_, place) => place / count - (count === 2 ? 0 : 0.25))
+  return Array.from({ length: count }, (_, index) => index / count - (count === 2 ? 0 : 0.25))
 }
 
-// The same on the next ring: turned so that no node stands right behind one of the `inner` ring, whose links would
-// cover its own.
+// Angles on the next ring, turned away from the angles of the `inner` ring, so that links do not cover each other.
 function turnsBetween(inner: readonly number[], count: number): number[] {
   let best: number[] = []
   let most = -1
   for (let step = 0; step < STEPS; step += 1) {
-    const turns = Array.from({ length: count }, (_, place) => (place + step / STEPS) / count - 0.25)
-    const least = Math.min(...turns.map((turn) => Math.min(...inner.map((other) => apart(turn, other)))))
+    const turns = Array.from({ length: count }, (_, index) => (index + step / STEPS) / count - 0.25)
+    const least = Math.min(...turns.map((turn) => Math.min(...inner.map((other) => distance(turn, other)))))
     if (least > most + 1e-9) [most, best] = [least, turns]
   }
   return best
 }
 
-function apart(one: number, other: number): number {
+function distance(one: number, other: number): number {
   const turn = Math.abs(one - other) % 1
   return Math.min(turn, 1 - turn)
 }
 
-// Who serves stands inside, then who could, and each kind in the order of ids, which never change.
-function byPlace(one: MeshNode, other: MeshNode): number {
+// Backends and hosts are inside, then the others; each group in the order of ids.
+function byRank(one: MeshNode, other: MeshNode): number {
   const by = rank(one) - rank(other)
   return by !== 0 ? by : one.id < other.id ? -1 : one.id > other.id ? 1 : 0
 }
@@ -124,10 +122,10 @@ function rings(nodes: readonly MeshNode[], scale: Scale): MeshNode[][] {
   let rest = [...nodes]
   while (rest.length > 0) {
     const radius = scale.first + found.length * scale.step
-    const room = Math.max(4, Math.floor((2 * Math.PI * radius) / scale.gap))
-    // What is left is spread evenly over the last two rings, so that the outermost is not a handful.
-    const next = room + Math.floor((2 * Math.PI * (radius + scale.step)) / scale.gap)
-    const take = rest.length > room && rest.length < next ? Math.ceil((rest.length * room) / next) : room
+    const capacity = Math.max(4, Math.floor((2 * Math.PI * radius) / scale.gap))
+    // The last two rings share the rest evenly.
+    const next = capacity + Math.floor((2 * Math.PI * (radius + scale.step)) / scale.gap)
+    const take = rest.length > capacity && rest.length < next ? Math.ceil((rest.length * capacity) / next) : capacity
     found.push(rest.slice(0, take))
     rest = rest.slice(take)
   }

@@ -1,21 +1,19 @@
-// The models of the mesh as one list: served, on their way, wanted, or only lying on a disk; and who has each.
-//
-// Law: pure. A model is one line whoever has it; this node's own word on it comes first.
+// The models of the mesh as one list: one entry per model, with its hosts, files and requests. Pure.
 
 import type { ModelPhase, ModelStatus, NodeStatus, Purpose } from '../api'
 import type { MeshNode } from './nodes'
 
-export type Standing = 'serving' | 'coming' | 'failed' | 'wanted' | 'heard of' | 'on disk'
+export type Availability = 'serving' | 'starting' | 'failed' | 'requested' | 'unconfirmed' | 'on disk'
 
 export interface MeshModel {
   name: string
-  standing: Standing
+  availability: Availability
   phase: ModelPhase | null // on this node; null if this node does not serve it
   purpose: Purpose | null
-  sees: boolean | null // whether images can be shown to it: false if nobody who carries it can take them
-  hosts: MeshNode[] // who answers for it
-  onDisk: string[] // names of the nodes that have its file and do not serve it
-  aliases: string[] // other names of that file, by which nobody serves or wants it
+  vision: boolean | null // whether it accepts images; null: unknown
+  hosts: MeshNode[] // nodes that serve it
+  onDisk: string[] // names of nodes that have the file and do not serve it
+  aliases: string[] // other names of the file
   wantedBy: string[]
   context: number
   slots: number
@@ -25,8 +23,8 @@ export interface MeshModel {
   here: ModelStatus | null
 }
 
-const ORDER: readonly Standing[] = ['serving', 'coming', 'failed', 'wanted', 'heard of', 'on disk']
-const COMING: readonly (ModelPhase | null)[] = ['waiting', 'fetching', 'loading', 'restarting']
+const ORDER: readonly Availability[] = ['serving', 'starting', 'failed', 'requested', 'unconfirmed', 'on disk']
+const STARTING: readonly (ModelPhase | null)[] = ['waiting', 'fetching', 'loading', 'restarting']
 
 export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshModel[] {
   const found = new Map<string, MeshModel>()
@@ -35,10 +33,10 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
     if (model === undefined) {
       model = {
         name,
-        standing: 'on disk',
+        availability: 'on disk',
         phase: null,
         purpose: null,
-        sees: null,
+        vision: null,
         hosts: [],
         onDisk: [],
         aliases: [],
@@ -55,12 +53,12 @@ export function modelsOf(status: NodeStatus, nodes: readonly MeshNode[]): MeshMo
     return model
   }
   for (const model of status.models) Object.assign(at(model.name), ofHere(model))
-  for (const node of nodes) gather(node, at)
-  lay(nodes, found, at)
-  for (const model of found.values()) model.standing = standingOf(model)
-  for (const [name, told] of sight(nodes)) {
-    // One that sees is asked where there is one; of whom nothing is known may see.
-    at(name).sees = told.has(true) || (told.has(null) ? null : false)
+  for (const node of nodes) addNode(node, at)
+  addFiles(nodes, found, at)
+  for (const model of found.values()) model.availability = availabilityOf(model)
+  for (const [name, found] of visionByModel(nodes)) {
+    // Requests with images are routed to hosts with vision.
+    at(name).vision = found.has(true) || (found.has(null) ? null : false)
   }
   return [...found.values()].sort(inOrder)
 }
@@ -69,27 +67,30 @@ function ofHere(model: ModelStatus): Partial<MeshModel> {
   return { phase: model.phase, purpose: model.purpose, size: model.file?.size ?? 0, here: model }
 }
 
-function gather(node: MeshNode, at: (name: string) => MeshModel): void {
+function addNode(node: MeshNode, at: (name: string) => MeshModel): void {
   if (node.status === 'dead' || node.status === 'left') return
-  for (const carried of node.models) {
-    const model = at(carried.name)
-    if (carried.phase !== 'serving') continue
+  for (const served of node.models) {
+    const model = at(served.name)
+    if (served.phase !== 'serving') continue
     model.hosts.push(node)
     if (node.status !== 'alive') continue
-    model.purpose ??= carried.purpose
-    model.context = Math.max(model.context, carried.context)
-    model.slots += carried.slots
-    model.active += carried.active
-    model.waiting += carried.waiting
-    if (!node.here) model.size ||= carried.memory
+    model.purpose ??= served.purpose
+    model.context = Math.max(model.context, served.context)
+    model.slots += served.slots
+    model.active += served.active
+    model.waiting += served.waiting
+    if (!node.here) model.size ||= served.memory
   }
   for (const name of node.wants) at(name).wantedBy.push(node.name)
 }
 
-// What lies on disks, after what is served and wanted: a name of a file that a model here has already is no model of its
-// own. What callers can ask for by two names stays two.
-function lay(nodes: readonly MeshNode[], found: ReadonlyMap<string, MeshModel>, at: (name: string) => MeshModel): void {
-  const file = filesOf(nodes)
+// Adds files on disks. A file name that is an alias of a listed model adds no model; two served names stay two models.
+function addFiles(
+  nodes: readonly MeshNode[],
+  found: ReadonlyMap<string, MeshModel>,
+  at: (name: string) => MeshModel,
+): void {
+  const file = canonicalNames(nodes)
   const known = new Map<string, MeshModel[]>()
   for (const model of found.values()) known.set(file(model.name), [...(known.get(file(model.name)) ?? []), model])
   for (const node of nodes) {
@@ -100,15 +101,15 @@ function lay(nodes: readonly MeshNode[], found: ReadonlyMap<string, MeshModel>, 
       const mine = those.find((model) => model.name === name)
       for (const model of mine !== undefined ? [mine] : those) {
         if (model.name !== name && !model.aliases.includes(name)) model.aliases.push(name)
-        const serves = node.models.some((carried) => carried.name === model.name)
+        const serves = node.models.some((served) => served.name === model.name)
         if (!serves && !model.onDisk.includes(node.name)) model.onDisk.push(node.name)
       }
     }
   }
 }
 
-// For each name, the one that stands for its file: what the nodes say of their own, put together.
-function filesOf(nodes: readonly MeshNode[]): (name: string) => string {
+// Maps each name of a file to one of its names, from the aliases that nodes report.
+function canonicalNames(nodes: readonly MeshNode[]): (name: string) => string {
   const next = new Map<string, string>()
   const file = (name: string): string => {
     let found = name
@@ -123,57 +124,60 @@ function filesOf(nodes: readonly MeshNode[]): (name: string) => string {
   return file
 }
 
-// Of each model, what those who carry it say of its seeing.
-function sight(nodes: readonly MeshNode[]): Map<string, Set<boolean | null>> {
-  const told = new Map<string, Set<boolean | null>>()
+// What the hosts of each model report about its vision.
+function visionByModel(nodes: readonly MeshNode[]): Map<string, Set<boolean | null>> {
+  const found = new Map<string, Set<boolean | null>>()
   for (const node of nodes) {
     if (node.status !== 'alive') continue
-    for (const { name, sees } of node.models) told.set(name, (told.get(name) ?? new Set()).add(sees))
+    for (const { name, vision } of node.models) found.set(name, (found.get(name) ?? new Set()).add(vision))
   }
-  return told
+  return found
 }
 
-function standingOf(model: MeshModel): Standing {
+function availabilityOf(model: MeshModel): Availability {
   if (model.hosts.some((node) => node.status === 'alive')) return 'serving'
   if (model.phase === 'failed') return 'failed'
-  if (COMING.includes(model.phase)) return 'coming'
-  if (model.hosts.length > 0) return 'heard of'
-  return model.wantedBy.length > 0 ? 'wanted' : 'on disk'
+  if (STARTING.includes(model.phase)) return 'starting'
+  if (model.hosts.length > 0) return 'unconfirmed'
+  return model.wantedBy.length > 0 ? 'requested' : 'on disk'
 }
 
 function inOrder(one: MeshModel, other: MeshModel): number {
-  const by = ORDER.indexOf(one.standing) - ORDER.indexOf(other.standing)
+  const by = ORDER.indexOf(one.availability) - ORDER.indexOf(other.availability)
   return by !== 0 ? by : one.name.localeCompare(other.name)
 }
 
-// What can be chatted with: everything that writes text and is served, or about to be.
-export function chattable(models: readonly MeshModel[]): MeshModel[] {
+// Models for the chat: text generation, served or starting.
+export function chatModels(models: readonly MeshModel[]): MeshModel[] {
   return models.filter((model) => {
     const writes = model.purpose === null || model.purpose === 'generate'
-    return writes && (model.standing === 'serving' || model.standing === 'coming' || model.standing === 'heard of')
+    return (
+      writes &&
+      (model.availability === 'serving' || model.availability === 'starting' || model.availability === 'unconfirmed')
+    )
   })
 }
 
-// Why a model is as it is, in a sentence.
-export function reasonOf(model: MeshModel): string {
+// Why a model has its availability, in a sentence.
+export function explanation(model: MeshModel): string {
   const { here } = model
   if (here !== null && here.reason !== '') return `${here.reason} ${here.advice}`.trim()
   if (here?.progress != null) return [here.progress.stage, here.progress.detail].filter(Boolean).join(': ')
-  switch (model.standing) {
+  switch (model.availability) {
     case 'serving':
       return [servedBy(model.hosts), placementOf(here), speculationOf(here)].filter(Boolean).join(' ')
-    case 'coming':
-      return 'On its way.'
+    case 'starting':
+      return 'Starting.'
     case 'failed':
-      return 'It cannot be served; no reason is known.'
-    case 'wanted':
+      return 'Failed for an unknown reason.'
+    case 'requested':
       return model.onDisk.length > 0
-        ? `Asked for by ${listed(model.wantedBy)}. ${listed(model.onDisk)} has the file and may take it.`
-        : `Asked for by ${listed(model.wantedBy)}, but no node that is known has its file.`
-    case 'heard of':
-      return `${listed(model.hosts.map((node) => node.name))} said it serves this, but does not answer this node.`
+        ? `Requested by ${listed(model.wantedBy)}. ${listed(model.onDisk)} has the file and may serve it.`
+        : `Requested by ${listed(model.wantedBy)}, but no known node has the file.`
+    case 'unconfirmed':
+      return `Reported to be served by ${listed(model.hosts.map((node) => node.name))}, which this node cannot reach.`
     case 'on disk':
-      return `Lies on the disk of ${listed(model.onDisk)}; nobody asked for it. Serve it with --model ${model.name}.`
+      return `On the disk of ${listed(model.onDisk)}, not requested. Serve it with --model ${model.name}.`
   }
 }
 

@@ -1,8 +1,6 @@
-// The nodes of the mesh as one list: this one, its peers and the backends behind it, from what the daemon says.
-//
-// Law: pure. Nothing is made up: what a node did not tell is null, and is shown as unknown or not at all.
+// The nodes of the mesh as one list: this node, its peers and its backends. Pure. Unknown values are null, not 0.
 
-import { partsOf, type Part } from './splits'
+import { sharesByNode, type LayerShare } from './splits'
 import {
   PEER_STATUSES,
   type LoadStatus,
@@ -17,18 +15,18 @@ import {
   type TransportKind,
 } from '../api'
 
-export type Role = 'host' | 'worker' | 'standby' | 'client' | 'backend'
+export type DisplayRole = 'host' | 'worker' | 'standby' | 'client' | 'backend'
 
-export interface Carried {
+export interface NodeModel {
   name: string
   phase: ModelPhase
   purpose: Purpose | null
-  sees: boolean | null // whether it takes images
+  vision: boolean | null // whether it accepts images; null: unknown
   context: number
   slots: number
   active: number
   waiting: number
-  memory: number // what the engine takes, or the file's size where only that is known; 0: unknown
+  memory: number // memory of the engine, or the file's size; 0: unknown
   speed: number | null
 }
 
@@ -36,39 +34,39 @@ export interface MeshNode {
   id: string
   name: string
   here: boolean
-  role: Role
+  role: DisplayRole
   status: PeerStatus
   reason: string
   version: string
-  models: Carried[]
+  models: NodeModel[]
   wants: string[]
   onDisk: string[]
-  aliases: Record<string, string> // names on its disk of files that have another name there, and that one
-  parts: Part[] // what it carries of models that are split
+  aliases: Record<string, string> // maps file names on its disk to another name of the same file
+  shares: LayerShare[] // its layers of split models
   memory: number // offered, in bytes
   linked: boolean
   rtt: number | null
   transport: TransportKind | 'http' | null // null: no request yet
   addresses: string[]
-  since: number | null // when its state began, in seconds since the epoch; to the second, and steady
+  since: number | null // when its status began, in whole seconds since the epoch
 }
 
-// All nodes, this one first. `wall` is the time in seconds since the epoch; `before` what was found last time.
+// All nodes, this one first. `wall` is the time in seconds since the epoch, `before` the previous result.
 export function nodesOf(status: NodeStatus, wall: number, before: readonly MeshNode[] = []): MeshNode[] {
   const known = new Map(before.map((node) => [node.id, node]))
-  const peers = (status.mesh?.peers ?? []).map((peer) => peerOf(peer, status.load, wall, known.get(peer.id)))
-  const parts = partsOf(status)
-  const found = [hereOf(status), ...peers, ...status.backends.map((backend) => backendOf(backend, status.load))]
-  return parts.size === 0 ? found : found.map((node) => withParts(node, parts.get(node.id) ?? []))
+  const peers = (status.mesh?.peers ?? []).map((peer) => peerNode(peer, status.load, wall, known.get(peer.id)))
+  const shares = sharesByNode(status)
+  const found = [ownNode(status), ...peers, ...status.backends.map((backend) => backendNode(backend, status.load))]
+  return shares.size === 0 ? found : found.map((node) => withShares(node, shares.get(node.id) ?? []))
 }
 
-function withParts(node: MeshNode, parts: Part[]): MeshNode {
-  const carries = parts.some((part) => part.phase !== 'ended')
-  return { ...node, parts, role: carries && node.role === 'standby' ? 'worker' : node.role }
+function withShares(node: MeshNode, shares: LayerShare[]): MeshNode {
+  const works = shares.some((share) => share.phase !== 'ended')
+  return { ...node, shares, role: works && node.role === 'standby' ? 'worker' : node.role }
 }
 
-function hereOf(status: NodeStatus): MeshNode {
-  const models = status.models.map((model) => carriedHere(model, status.load))
+function ownNode(status: NodeStatus): MeshNode {
+  const models = status.models.map((model) => ownModel(model, status.load))
   const { mesh } = status
   return {
     id: mesh?.node ?? 'here',
@@ -82,7 +80,7 @@ function hereOf(status: NodeStatus): MeshNode {
     wants: mesh?.wants ?? [],
     onDisk: mesh?.on_disk ?? [],
     aliases: mesh?.aliases ?? {},
-    parts: [],
+    shares: [],
     memory: mesh?.memory ?? 0,
     linked: true,
     rtt: null,
@@ -92,7 +90,7 @@ function hereOf(status: NodeStatus): MeshNode {
   }
 }
 
-function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
+function ownModel(model: ModelStatus, load: readonly LoadStatus[]): NodeModel {
   const { engine } = model
   const busy =
     engine === null ? undefined : load.find((entry) => entry.kind === 'engine' && entry.target === model.name)
@@ -100,7 +98,7 @@ function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
     name: model.name,
     phase: model.phase,
     purpose: model.purpose,
-    sees: seesBy(model.input_modalities),
+    vision: visionOf(model.input_modalities),
     context: engine?.context_length ?? 0,
     slots: engine?.slots ?? 0,
     active: busy?.active ?? 0,
@@ -110,29 +108,29 @@ function carriedHere(model: ModelStatus, load: readonly LoadStatus[]): Carried {
   }
 }
 
-function peerOf(peer: PeerInfo, load: readonly LoadStatus[], wall: number, before: MeshNode | undefined): MeshNode {
+function peerNode(peer: PeerInfo, load: readonly LoadStatus[], wall: number, before: MeshNode | undefined): MeshNode {
   const status = PEER_STATUSES.find((known) => known === peer.status) ?? 'unverified' // a newer daemon may know more
   const began = Math.round(wall - peer.since_seconds)
-  // The same moment, told again and again, comes out a little different each time.
+  // Latency moves the calculated moment by a second or two.
   const steady = before?.status === status && before.since !== null && Math.abs(before.since - began) <= 2
   return {
     id: peer.id,
-    name: peer.name || 'a node',
+    name: peer.name || 'unnamed',
     here: false,
     role: peer.serves.length > 0 ? 'host' : 'standby',
     status,
     reason: peer.reason,
     version: peer.software.replace(/^mesh-llm /, ''),
     models: peer.serves.map((served) =>
-      carriedThere(
+      peerModel(
         served,
-        load.find((one) => isOf(one, peer.id, served.name)),
+        load.find((one) => isLoadOf(one, peer.id, served.name)),
       ),
     ),
     wants: peer.wants,
     onDisk: peer.on_disk,
     aliases: peer.aliases,
-    parts: [],
+    shares: [],
     memory: peer.memory,
     linked: peer.linked,
     rtt: peer.rtt,
@@ -142,37 +140,37 @@ function peerOf(peer: PeerInfo, load: readonly LoadStatus[], wall: number, befor
   }
 }
 
-function isOf(entry: LoadStatus, peer: string, model: string): boolean {
+function isLoadOf(entry: LoadStatus, peer: string, model: string): boolean {
   return entry.kind === 'peer' && entry.target === peer && entry.model === model
 }
 
-function carriedThere(served: ServedStatus, asked: LoadStatus | undefined): Carried {
+function peerModel(served: ServedStatus, load: LoadStatus | undefined): NodeModel {
   return {
     name: served.name,
     phase: 'serving',
     purpose: served.purpose,
-    sees: seesBy(served.input_modalities),
+    vision: visionOf(served.input_modalities),
     context: served.context_length,
     slots: served.slots,
     active: served.active,
     waiting: served.waiting,
     memory: served.size,
-    speed: asked?.tokens_per_second ?? null,
+    speed: load?.tokens_per_second ?? null,
   }
 }
 
-function seesBy(modalities: readonly Modality[] | null): boolean | null {
+function visionOf(modalities: readonly Modality[] | null): boolean | null {
   return modalities?.includes('image') ?? null
 }
 
-function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadStatus[]): MeshNode {
+function backendNode(backend: NodeStatus['backends'][number], load: readonly LoadStatus[]): MeshNode {
   const busy = load.find((entry) => entry.kind === 'backend' && entry.target === backend.url)
-  const models = backend.models.map((name): Carried => {
+  const models = backend.models.map((name): NodeModel => {
     return {
       name,
       phase: 'serving',
       purpose: null,
-      sees: null,
+      vision: null,
       context: 0,
       slots: 0,
       active: 0,
@@ -196,17 +194,17 @@ function backendOf(backend: NodeStatus['backends'][number], load: readonly LoadS
     wants: [],
     onDisk: [],
     aliases: {},
-    parts: [],
+    shares: [],
     memory: 0,
     linked: true,
     rtt: null,
     transport: 'http',
-    addresses: backend.url.includes('://') ? [backend.url] : [], // other devices are told a number instead
+    addresses: backend.url.includes('://') ? [backend.url] : [], // redacted on other devices
     since: null,
   }
 }
 
-export function busyOf(node: MeshNode): { active: number; waiting: number; slots: number } {
+export function loadOf(node: MeshNode): { active: number; waiting: number; slots: number } {
   let [active, waiting, slots] = [0, 0, 0]
   for (const model of node.models) {
     active += model.active
@@ -225,29 +223,29 @@ export function targetText(target: string, nodes: readonly MeshNode[]): string {
   return target
 }
 
-const ROLE_WORDS: Record<Role, string> = {
-  host: 'serves',
-  worker: 'carries a part',
+const ROLE_TEXTS: Record<DisplayRole, string> = {
+  host: 'host',
+  worker: 'worker',
   standby: 'standby',
   client: 'client',
   backend: 'backend',
 }
 const STATUS_TEXTS: Record<PeerStatus, string> = {
   alive: 'alive',
-  suspect: 'does not answer',
+  suspect: 'not responding',
   unverified: 'unverified',
-  dead: 'gone',
-  left: 'has left',
+  dead: 'dead',
+  left: 'left',
 }
 
 const TRANSPORT_TEXTS = { lane: 'lane (TLS over TCP)', quic: 'QUIC', http: 'HTTP' } as const
 
-// What a node is, in a word or three: its state, if that is what matters, else its role.
-export function standing(node: MeshNode): string {
-  return node.status === 'alive' ? ROLE_WORDS[node.role] : STATUS_TEXTS[node.status]
+// A node's role, or its status if it is not alive.
+export function statusText(node: MeshNode): string {
+  return node.status === 'alive' ? ROLE_TEXTS[node.role] : STATUS_TEXTS[node.status]
 }
 
-// The kind of a link, for people. Empty while no request has taken one.
-export function linkWords(node: MeshNode): string {
+// The transport of requests to a node; empty before the first request.
+export function transportText(node: MeshNode): string {
   return node.transport === null ? '' : TRANSPORT_TEXTS[node.transport]
 }

@@ -1,12 +1,10 @@
-// Models that several nodes carry together: who has which layers, and the way that every token takes through them.
-//
-// Law: pure. A node knows the splits that it hosts, and its own part in that of another; of others' nothing is known,
-// and nothing is drawn.
+// Pipeline splits: the layers of each node, and the path of a token through the nodes. Pure. A node knows the splits that
+// it hosts, and its own share of the split of another host; other splits are unknown.
 
 import type { LeasePhase, NodeStatus, SplitStatus, WorkerShareStatus } from '../api'
 
-// What a node carries of a model for its host.
-export interface Part {
+// The layers of a split model that one node computes.
+export interface LayerShare {
   model: string
   host: string // id
   first: number
@@ -14,29 +12,29 @@ export interface Part {
   memory: number
   phase: LeasePhase | null // null: the host itself
   detail: string
-  traffic: number | null // bytes that the host's tunnel to it has carried, both ways; null: it is not the host who tells
+  traffic: number | null // bytes in both directions between host and worker; null: unknown
 }
 
 export interface Pipeline {
   model: string
   committed: boolean
-  stops: string[] // ids, in the order of the layers; the host, which has the first ones, is where each token ends too
+  nodeIds: string[] // in the order of the layers, the host first; each token returns to the host
 }
 
-// The parts by node. The host's own is among them.
-export function partsOf(status: NodeStatus): Map<string, Part[]> {
-  const found = new Map<string, Part[]>()
-  const add = (node: string, part: Part): void => void found.set(node, [...(found.get(node) ?? []), part])
+// Shares by node id, including the host's own.
+export function sharesByNode(status: NodeStatus): Map<string, LayerShare[]> {
+  const found = new Map<string, LayerShare[]>()
+  const add = (node: string, share: LayerShare): void => void found.set(node, [...(found.get(node) ?? []), share])
   const here = status.mesh?.node ?? 'here'
   for (const split of status.splits) {
-    for (const share of split.shares) add(share.node, partOf(split.model, here, share))
+    for (const share of split.shares) add(share.node, shareOf(split.model, here, share))
   }
   const lease = status.worker_lease
   if (lease !== null) add(here, { ...lease, traffic: null })
   return found
 }
 
-function partOf(model: string, host: string, share: WorkerShareStatus): Part {
+function shareOf(model: string, host: string, share: WorkerShareStatus): LayerShare {
   const { first, layers, memory, phase, detail } = share
   return { model, host, first, layers, memory, phase, detail, traffic: share.sent + share.received }
 }
@@ -47,22 +45,22 @@ export function pipelinesOf(status: NodeStatus): Pipeline[] {
     .map((split) => ({
       model: split.model,
       committed: split.committed,
-      stops: inOrder(split).map((share) => share.node),
+      nodeIds: byLayer(split).map((share) => share.node),
     }))
   const { worker_lease: lease, mesh } = status
   if (lease !== null && mesh !== null) {
-    found.push({ model: lease.model, committed: lease.phase === 'committed', stops: [lease.host, mesh.node] })
+    found.push({ model: lease.model, committed: lease.phase === 'committed', nodeIds: [lease.host, mesh.node] })
   }
   return found
 }
 
-export function inOrder(split: SplitStatus): WorkerShareStatus[] {
+export function byLayer(split: SplitStatus): WorkerShareStatus[] {
   return split.shares.toSorted((one, other) => one.first - other.first)
 }
 
 // "layers 0 to 11"
-export function layersOf(part: { first: number; layers: number }): string {
-  if (part.layers === 0) return 'no layers'
-  const last = part.first + part.layers - 1
-  return part.layers === 1 ? `layer ${part.first}` : `layers ${part.first} to ${last}`
+export function layersText(share: { first: number; layers: number }): string {
+  if (share.layers === 0) return 'no layers'
+  const last = share.first + share.layers - 1
+  return share.layers === 1 ? `layer ${share.first}` : `layers ${share.first} to ${last}`
 }

@@ -1,8 +1,8 @@
-// Small parts that every view is made of.
+// Small components that several views share.
 
 import type { ComponentChildren, JSX } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
-import { percent } from '../words'
+import { percent } from '../format'
 import { Icon, type IconName } from './icons'
 
 export type Tone = 'good' | 'plain' | 'busy' | 'worrying' | 'bad'
@@ -11,7 +11,7 @@ export function Badge({ tone, children }: { tone: Tone; children: ComponentChild
   return <span class={`badge ${tone}`}>{children}</span>
 }
 
-// Copies `text`; says that it did, to eyes and to screen readers, for a moment.
+// Copies `text` and confirms it for a moment, visibly and for screen readers.
 export function Copy({
   text,
   label = 'Copy',
@@ -43,9 +43,9 @@ export function Copy({
   )
 }
 
-// Browsers have the clipboard for pages of this machine or over TLS alone; elsewhere only what is selected is copied.
+// navigator.clipboard exists in secure contexts only; elsewhere the selection is copied.
 async function toClipboard(text: string): Promise<void> {
-  // The types have it that it is always there.
+  // The type declarations say that it always exists.
   const clipboard = navigator.clipboard as Clipboard | undefined
   if (clipboard !== undefined) {
     await clipboard.writeText(text)
@@ -77,17 +77,17 @@ export function Tool(props: { icon: IconName; label: string; onClick: () => void
   )
 }
 
-export interface Part {
+export interface BarPart {
   fraction: number
-  kind: string // a class: what the part stands for
+  kind: string // CSS class
 }
 
-// A bar of parts of a whole. `label` says in words what it shows.
-export function Bar({ parts, label }: { parts: readonly Part[]; label: string }): JSX.Element {
+// A bar of fractions. `label` describes it for screen readers.
+export function Bar({ parts, label }: { parts: readonly BarPart[]; label: string }): JSX.Element {
   return (
     <div class="bar" role="img" aria-label={label}>
-      {parts.map((part, place) => (
-        <span key={place} class={part.kind} style={{ width: `${Math.min(100, Math.max(0, part.fraction * 100))}%` }} />
+      {parts.map((part, index) => (
+        <span key={index} class={part.kind} style={{ width: `${Math.min(100, Math.max(0, part.fraction * 100))}%` }} />
       ))}
     </div>
   )
@@ -121,7 +121,7 @@ export function Empty({ title, children }: { title: string; children?: Component
   )
 }
 
-// A command or a piece of configuration, to be copied.
+// A command or a piece of configuration with a copy button.
 export function Command({ text, label }: { text: string; label: string }): JSX.Element {
   return (
     <div class="command">

@@ -1,4 +1,4 @@
-// Icons: strokes on a grid of 24, drawn here so that nothing has to be fetched. They are decoration; words say the same.
+// Icons as strokes on a 24 x 24 grid. They are decorative; a text beside them has the same meaning.
 
 import type { JSX } from 'preact'
 

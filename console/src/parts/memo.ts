@@ -1,4 +1,4 @@
-// A part that is drawn again only when one of its properties is another object or value.
+// A component that is rendered again only if one of its properties changes.
 
 import { Component, type ComponentChildren, type FunctionComponent } from 'preact'
 

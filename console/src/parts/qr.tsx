@@ -1,4 +1,4 @@
-// A text as a QR code, black on white whatever the colours of the page: cameras want it so.
+// A text as a QR code, black on white in both themes, as cameras expect it.
 
 import type { JSX } from 'preact'
 import { useMemo } from 'preact/hooks'

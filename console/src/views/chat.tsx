@@ -1,30 +1,32 @@
-// The chat. What it takes (markdown, highlighting, conversations) is loaded when it is first opened.
+// Loads the chat (markdown, highlighting, conversations) when it is first opened.
 
 import { signal } from '@preact/signals'
 import type { JSX } from 'preact'
 import { useEffect } from 'preact/hooks'
 
-const room = signal<(() => JSX.Element) | null>(null)
-const problem = signal(false)
+const view = signal<(() => JSX.Element) | null>(null)
+const failed = signal(false)
 
 async function load(): Promise<void> {
   try {
-    room.value = (await import('../chat/room')).Room
-    problem.value = false
+    view.value = (await import('../chat/chat-view')).ChatView
+    failed.value = false
   } catch {
-    problem.value = true
+    failed.value = true
   }
 }
 
 export function Chat(): JSX.Element {
   useEffect(() => {
-    if (room.value === null) void load()
+    if (view.value === null) void load()
   }, [])
-  const Room = room.value
-  if (Room !== null) return <Room />
+  const View = view.value
+  if (View !== null) return <View />
   return (
     <p class="waiting" role="status">
-      {problem.value ? 'The chat could not be loaded: the page has changed. Load it again.' : 'Opening the chat …'}
+      {failed.value
+        ? 'The chat could not be loaded because the page was updated. Reload the page.'
+        : 'Loading the chat …'}
     </p>
   )
 }

@@ -1,20 +1,20 @@
-// Other devices: on this machine, how they open the console; on another, what it can do there, and how it is locked.
+// Access from other devices: on this machine, address and key; on another device, its limits.
 
 import type { JSX } from 'preact'
 import { useState } from 'preact/hooks'
 import type { ErrorAnswer, KeyAnswer } from '../api'
-import { withKey } from '../key'
+import { urlWithKey } from '../key'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
 import { lock, status } from '../state'
 
 export function Devices(): JSX.Element {
-  const places = status.value?.lan_urls ?? []
+  const urls = status.value?.lan_urls ?? []
   const [chosen, setChosen] = useState('')
-  const [key, setKey] = useState('') // kept nowhere: it is gone as soon as the view is left
+  const [key, setKey] = useState('') // not stored: dropped when the view is left
   const [problem, setProblem] = useState('')
-  const url = places.includes(chosen) ? chosen : (places[0] ?? '')
+  const url = urls.includes(chosen) ? chosen : (urls[0] ?? '')
   const ask = async (): Promise<void> => {
     setProblem('')
     try {
@@ -25,28 +25,28 @@ export function Devices(): JSX.Element {
   }
   return (
     <section class="card" aria-labelledby="devices-title">
-      <h2 id="devices-title">A phone, or another computer</h2>
+      <h2 id="devices-title">Other devices</h2>
       {url === '' ? (
         <>
           <p>
-            This console and the API answer to this machine only. To open both to other devices, start the node with one
-            more option:
+            This console and the API accept connections from this machine only. To allow other devices, start the node
+            with:
           </p>
-          <Command text="mesh-llm --listen-all" label="Option that lets other devices in" />
+          <Command text="mesh-llm --listen-all" label="Option that allows other devices" />
         </>
       ) : (
         <>
           <p>
-            Other devices open this page, read-only, and chat with the key of this node. It goes over plain HTTP: for
-            networks that you trust.
+            Other devices can open this page read-only and chat, with the API key of this node. The connection is plain
+            HTTP: use it in trusted networks only.
           </p>
           <div class="line">
-            {places.length > 1 ? (
+            {urls.length > 1 ? (
               <label>
                 <span class="unseen">Address</span>
                 <select value={url} onChange={(event) => setChosen(event.currentTarget.value)}>
-                  {places.map((place) => (
-                    <option key={place}>{place}</option>
+                  {urls.map((one) => (
+                    <option key={one}>{one}</option>
                   ))}
                 </select>
               </label>
@@ -56,7 +56,7 @@ export function Devices(): JSX.Element {
             <Copy text={url} label="Copy the address" />
             <button type="button" class="button primary" onClick={() => (key === '' ? void ask() : setKey(''))}>
               <Icon name="eye" size={16} />
-              {key === '' ? 'Show the code and the key' : 'Hide the key'}
+              {key === '' ? 'Show the QR code and the key' : 'Hide the key'}
             </button>
           </div>
         </>
@@ -68,14 +68,12 @@ export function Devices(): JSX.Element {
       )}
       {key !== '' && url !== '' && (
         <div class="invite" role="status">
-          <Qr text={withKey(url, key)} label="The console’s address and the key as a QR code" />
+          <Qr text={urlWithKey(url, key)} label="The console’s address and the key as a QR code" />
           <div>
-            <p>
-              Scan it with the phone: it opens this page there, with the key in it. Or open {url}, and give it this:
-            </p>
-            <Command text={key} label="Key of this node" />
+            <p>Scan the code with a phone to open this page there with the key. Or open {url} and enter this key:</p>
+            <Command text={key} label="API key of this node" />
             <p class="quiet">
-              Whoever has the key can use the models of this node and see its console, but change nothing.
+              The key allows to use the models of this node and to view its console, not to change anything.
             </p>
           </div>
         </div>
@@ -93,16 +91,16 @@ async function fetchKey(): Promise<string> {
 export function ReadOnly(): JSX.Element {
   return (
     <section class="card" aria-labelledby="read-only-title">
-      <h2 id="read-only-title">Read-only from here</h2>
+      <h2 id="read-only-title">Read-only access</h2>
       <p>
-        You look at this node from another device: you can see the mesh and chat. Invites, addresses, paths and the
-        words of errors are shown on its own machine only; <code>mesh-llm invite</code> makes an invite there.
+        From this device you can view the mesh and chat. Invites, addresses, paths and error messages are shown on the
+        node’s own machine only; <code>mesh-llm invite</code> prints an invite there.
       </p>
       <div class="line">
         <button type="button" class="button" onClick={() => lock({ forgotten: true })}>
           Forget the key
         </button>
-        <span class="quiet">It is kept for this tab only.</span>
+        <span class="quiet">The key is stored for this tab only.</span>
       </div>
     </section>
   )

@@ -1,26 +1,26 @@
-// What stands in the mesh's place while this node serves nothing and knows nobody: how to change that.
+// Shown while this node serves no model and has no peers: commands that change that.
 
 import type { JSX } from 'preact'
 import { Command } from '../parts/basics'
 
-const WAYS: readonly [string, string][] = [
+const COMMANDS: readonly [string, string][] = [
   ['Serve a model from the catalogue', 'mesh-llm --model SmolLM2-135M-Instruct'],
   ['Serve a model file', 'mesh-llm --model ./model.gguf'],
-  ['Put a server that already runs into the pool', 'mesh-llm --backend http://localhost:8000'],
-  ['Lend this machine to a mesh, and use its models', 'mesh-llm --join INVITE'],
+  ['Add a running OpenAI-compatible server', 'mesh-llm --backend http://localhost:8000'],
+  ['Join a mesh, share this machine and use its models', 'mesh-llm --join INVITE'],
 ]
 
 export function Idle(): JSX.Element {
   return (
     <section class="idle" aria-labelledby="idle-title">
-      <h2 id="idle-title">This node serves nothing yet</h2>
-      <p>It runs and can be looked at. Stop it, and start it with one of these to change that:</p>
+      <h2 id="idle-title">This node serves no model</h2>
+      <p>The node is running. To serve a model or join a mesh, stop it and start it with one of these commands:</p>
       <dl>
-        {WAYS.map(([words, command]) => (
+        {COMMANDS.map(([title, command]) => (
           <div key={command}>
-            <dt>{words}</dt>
+            <dt>{title}</dt>
             <dd>
-              <Command text={command} label={words} />
+              <Command text={command} label={title} />
             </dd>
           </div>
         ))}

@@ -1,40 +1,42 @@
-// How machines and programs come in: the invite, shown only when it is asked for; and commands that point agents here.
+// How to join: an invite for a machine, and settings for programs that use the API.
 
 import { signal } from '@preact/signals'
 import type { JSX } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
 import type { ErrorAnswer, InviteAnswer } from '../api'
-import { chattable } from '../mesh/models'
+import { chatModels } from '../mesh/models'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
 import { api, models, status } from '../state'
 import { Devices, ReadOnly } from './devices'
-import { programs } from './programs'
+import { clientSetups } from './client-setup'
 
-const TERMS: readonly [string, number][] = [
+const LIFETIMES: readonly [string, number][] = [
   ['Does not expire', 0],
-  ['Good for 2 hours', 7200],
-  ['Good for a day', 86_400],
-  ['Good for a week', 604_800],
+  ['Expires in 2 hours', 7200],
+  ['Expires in a day', 86_400],
+  ['Expires in a week', 604_800],
 ]
 
-// Kept nowhere: it is gone as soon as the view is left.
+// Not stored: dropped when the view is left.
 const invite = signal<InviteAnswer | null>(null)
 
 export function Join(): JSX.Element {
-  const far = status.value?.read_only === true
+  const remote = status.value?.read_only === true
   return (
     <section class="page narrow" aria-labelledby="join-title">
       <div class="head">
         <h1 id="join-title">Join</h1>
         <p>
-          {far ? 'Point a program at the mesh.' : 'Add a machine to the mesh, or point a program or a phone at it.'}
+          {remote
+            ? 'Use the mesh from a program.'
+            : 'Add a machine to the mesh, or use the mesh from a program or a phone.'}
         </p>
       </div>
-      {!far && <Invite />}
-      <Programs far={far} />
-      {far ? <ReadOnly /> : <Devices />}
+      {!remote && <Invite />}
+      <Programs remote={remote} />
+      {remote ? <ReadOnly /> : <Devices />}
     </section>
   )
 }
@@ -59,22 +61,25 @@ function Invite(): JSX.Element {
   const shown = invite.value
   return (
     <section class="card" aria-labelledby="invite-title">
-      <h2 id="invite-title">A machine</h2>
-      <p>An invite lets in whoever has it. It is made when you ask for it, and shown to this machine alone.</p>
+      <h2 id="invite-title">Machines</h2>
+      <p>
+        An invite is a secret: every machine that has it can join the mesh. It is created on request and shown on this
+        machine only.
+      </p>
       <div class="line">
         <label>
-          <span class="unseen">How long the invite is good</span>
+          <span class="unseen">Lifetime of the invite</span>
           <select value={seconds} onChange={(event) => setSeconds(Number(event.currentTarget.value))}>
-            {TERMS.map(([words, term]) => (
+            {LIFETIMES.map(([title, term]) => (
               <option key={term} value={term}>
-                {words}
+                {title}
               </option>
             ))}
           </select>
         </label>
         <button type="button" class="button primary" onClick={() => void ask()}>
           <Icon name="eye" size={16} />
-          {shown === null ? 'Show an invite' : 'Make another'}
+          {shown === null ? 'Show an invite' : 'New invite'}
         </button>
         {shown !== null && (
           <button
@@ -93,23 +98,23 @@ function Invite(): JSX.Element {
           {problem}
         </p>
       )}
-      {shown !== null && <Shown invite={shown} />}
+      {shown !== null && <InviteDetails invite={shown} />}
     </section>
   )
 }
 
-function Shown({ invite: { invite: token, expires } }: { invite: InviteAnswer }): JSX.Element {
+function InviteDetails({ invite: { invite: token, expires } }: { invite: InviteAnswer }): JSX.Element {
   return (
     <div class="invite" role="status">
       <Qr text={token} label="The invite as a QR code" />
       <div>
         <p>On the other machine:</p>
-        <Command text={`mesh-llm --join ${token}`} label="Command that joins" />
+        <Command text={`mesh-llm --join ${token}`} label="Command to join" />
         <p class="quiet">
-          {expires === 0 ? 'It does not expire.' : `It is refused after ${new Date(expires * 1000).toLocaleString()}.`}{' '}
-          Add <code>--client</code> to only use the mesh from there.
+          {expires === 0 ? 'It does not expire.' : `It expires on ${new Date(expires * 1000).toLocaleString()}.`} Add{' '}
+          <code>--client</code> to only use the mesh from there.
         </p>
-        <Copy text={token} label="Copy the invite alone" />
+        <Copy text={token} label="Copy the invite only" />
       </div>
     </div>
   )
@@ -125,19 +130,19 @@ async function fetchInvite(seconds: number): Promise<InviteAnswer> {
   return (await answer.json()) as InviteAnswer
 }
 
-function Programs({ far }: { far: boolean }): JSX.Element {
-  const names = chattable(models.value).map((model) => model.name)
+function Programs({ remote }: { remote: boolean }): JSX.Element {
+  const names = chatModels(models.value).map((model) => model.name)
   const [wanted, setWanted] = useState('')
   const model = names.includes(wanted) ? wanted : (names[0] ?? 'MODEL')
-  const list = programs(api.value.replace(/\/v1$/, ''), model, far ? 'KEY' : null)
+  const list = clientSetups(api.value.replace(/\/v1$/, ''), model, remote ? 'KEY' : null)
   const [open, setOpen] = useState(list[0]?.name ?? '')
   const program = list.find((one) => one.name === open)
   return (
     <section class="card" aria-labelledby="programs-title">
-      <h2 id="programs-title">A program</h2>
+      <h2 id="programs-title">Programs</h2>
       <p>
-        Anything that speaks to OpenAI or Anthropic works, with {far ? 'the key of this node' : 'any key'}. The API is
-        at <code>{api}</code>.
+        Programs for the OpenAI or Anthropic API work with {remote ? 'the API key of this node' : 'any API key'}. The
+        API is at <code>{api}</code>.
       </p>
       {names.length > 1 && (
         <label class="line">
@@ -162,10 +167,10 @@ function Programs({ far }: { far: boolean }): JSX.Element {
           </button>
         ))}
       </div>
-      {program?.steps.map(([words, text]) => (
+      {program?.steps.map(([title, text]) => (
         <div key={text} class="step">
-          <p>{words}</p>
-          <Command text={text} label={`${program.name}: ${words}`} />
+          <p>{title}</p>
+          <Command text={text} label={`${program.name}: ${title}`} />
         </div>
       ))}
     </section>

@@ -1,14 +1,14 @@
-// The mesh as a picture: nodes as they are, and this node's links to them. What is chosen is told in full beside it.
+// The mesh as a picture: nodes and this node's links to them, with the details of a selected node.
 
 import type { JSX } from 'preact'
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
-import { layout, type Layout, type Room, type Spot } from '../mesh/layout'
-import { busyOf, linkWords, standing, type MeshNode } from '../mesh/nodes'
-import { layersOf } from '../mesh/splits'
+import { layout, type Layout, type Size, type Position } from '../mesh/layout'
+import { loadOf, transportText, statusText, type MeshNode } from '../mesh/nodes'
+import { layersText } from '../mesh/splits'
 import { memo } from '../parts/memo'
 import { idle, nodes, pipelines, status } from '../state'
-import { counted, milliseconds } from '../words'
-import { Details } from './details'
+import { counted, milliseconds } from '../format'
+import { NodeDetails } from './node-details'
 import { Idle } from './idle'
 import { Pipelines } from './pipeline'
 
@@ -29,7 +29,7 @@ export function Mesh(): JSX.Element {
         <Picture list={list} chosen={chosen} choose={setChosen} />
         <Legend list={list} />
       </section>
-      {node !== null && <Details node={node} close={() => setChosen(null)} />}
+      {node !== null && <NodeDetails node={node} close={() => setChosen(null)} />}
     </div>
   )
 }
@@ -42,33 +42,33 @@ function Head({ list }: { list: readonly MeshNode[] }): JSX.Element {
   ).length
   const suspect = list.filter((node) => node.status === 'suspect').length
   const all = list.filter((node) => node.role !== 'backend' && node.status !== 'dead' && node.status !== 'left').length
-  const words = [
+  const texts = [
     all === living.length ? counted(all, 'node') : `${living.length} of ${all} nodes alive`,
-    hosts === 0 ? 'nothing served' : `${hosts} serving`,
+    hosts === 0 ? 'no model served' : `${hosts} serving`,
   ]
-  if (suspect > 0) words.push(`${suspect} silent`)
-  if (mesh !== null && mesh.clients > 0) words.push(counted(mesh.clients, 'client'))
+  if (suspect > 0) texts.push(`${suspect} not responding`)
+  if (mesh !== null && mesh.clients > 0) texts.push(counted(mesh.clients, 'client'))
   return (
     <div class="head">
       <h1 id="mesh-title">{mesh === null ? 'This node' : 'Mesh'}</h1>
-      <p aria-live="polite">{words.join(' · ')}</p>
+      <p aria-live="polite">{texts.join(' · ')}</p>
       <Joining />
     </div>
   )
 }
 
-// How the join goes, while it goes or where it failed: what a person needs to know first of all.
+// The state of the join, while it is under way or after it failed.
 function Joining(): JSX.Element | null {
   const known = status.value
   if (known === null) return null
   if (known.mesh === null)
-    return known.mesh_reason === '' ? null : <p class="notice">In no mesh: {known.mesh_reason}</p>
+    return known.mesh_reason === '' ? null : <p class="notice">Running without a mesh: {known.mesh_reason}</p>
   const { phase, reason, join_attempts: attempts } = known.mesh
   if (phase === 'alone' || phase === 'joined') return null
   return (
     <div class={`notice${phase === 'failed' ? ' worrying' : ''}`} role="status">
       <p>
-        {phase === 'failed' ? 'The mesh could not be reached' : 'Looking for the mesh'}
+        {phase === 'failed' ? 'Cannot connect to the mesh' : 'Joining the mesh'}
         {reason === '' ? '' : `: ${reason}`}
       </p>
       <ul>
@@ -90,8 +90,8 @@ interface PictureProps {
 }
 
 function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
-  const [frame, room] = useRoom()
-  const found = useMemo(() => layout(list, room), [list, room])
+  const [frame, size] = useSize()
+  const found = useMemo(() => layout(list, size), [list, size])
   const [at, setAt] = useState<string | null>(null)
   const focused = at !== null && list.some((node) => node.id === at) ? at : (list[0]?.id ?? null)
   const move = (event: KeyboardEvent): void => {
@@ -107,31 +107,36 @@ function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
       <svg
         viewBox={`${-width / 2} ${-height / 2} ${width} ${height}`}
         role="group"
-        aria-label={`Picture of ${counted(list.length, 'node')}. Arrow keys go from node to node.`}
+        aria-label={`Picture of ${counted(list.length, 'node')}. Use the arrow keys to move between nodes.`}
         onKeyDown={move}
       >
         <g aria-hidden="true">
-          {found.spots.map((spot) => (
-            <Link key={spot.node.id} spot={spot} chosen={spot.node.id === chosen} labelled={found.detail === 'large'} />
+          {found.positions.map((position) => (
+            <Link
+              key={position.node.id}
+              position={position}
+              chosen={position.node.id === chosen}
+              labelled={found.detail === 'large'}
+            />
           ))}
         </g>
-        <Pipelines list={pipelines.value} spots={found.spots} />
-        {found.spots.map((spot) => (
+        <Pipelines list={pipelines.value} positions={found.positions} />
+        {found.positions.map((position) => (
           <Dot
-            key={spot.node.id}
-            node={spot.node}
-            x={spot.x}
-            y={spot.y}
-            radius={spot.radius}
+            key={position.node.id}
+            node={position.node}
+            x={position.x}
+            y={position.y}
+            radius={position.radius}
             detail={found.detail}
-            chosen={spot.node.id === chosen}
-            focusable={spot.node.id === focused}
+            chosen={position.node.id === chosen}
+            focusable={position.node.id === focused}
             choose={choose}
           />
         ))}
         <g aria-hidden="true">
-          {found.spots.map(({ node, x, y, radius }) => (
-            <Words key={node.id} node={node} x={x} y={y} radius={radius} detail={found.detail} />
+          {found.positions.map(({ node, x, y, radius }) => (
+            <Label key={node.id} node={node} x={x} y={y} radius={radius} detail={found.detail} />
           ))}
         </g>
       </svg>
@@ -142,40 +147,40 @@ function Picture({ list, chosen, choose }: PictureProps): JSX.Element {
 // The next node in the direction of an arrow key; null for any other key.
 function neighbour(found: Layout, focused: string | null, key: string): MeshNode | null {
   const direction = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[key]
-  const from = found.spots.find((spot) => spot.node.id === focused)
+  const from = found.positions.find((position) => position.node.id === focused)
   if (direction === undefined || from === undefined) return null
   const [dx = 0, dy = 0] = direction
-  let best: Spot | null = null
+  let best: Position | null = null
   let least = Infinity
-  for (const spot of found.spots) {
-    const [x, y] = [spot.x - from.x, spot.y - from.y]
+  for (const position of found.positions) {
+    const [x, y] = [position.x - from.x, position.y - from.y]
     const along = x * dx + y * dy
     if (along <= 1) continue
     const cost = along + 2.5 * Math.abs(x * dy - y * dx)
-    if (cost < least) [least, best] = [cost, spot]
+    if (cost < least) [least, best] = [cost, position]
   }
   return best?.node ?? null
 }
 
 const Link = memo(function Link({
-  spot,
+  position,
   chosen,
   labelled,
 }: {
-  spot: Spot
+  position: Position
   chosen: boolean
   labelled: boolean
 }): JSX.Element | null {
-  const { node, x, y } = spot
+  const { node, x, y } = position
   if (node.here || !node.linked || node.status === 'dead' || node.status === 'left') return null
-  const way = node.transport === null ? 'unused' : node.transport
-  const told = node.rtt !== null && (labelled || chosen)
-  // On a long link behind the nodes of inner rings, else about in the middle between the two ends.
-  const at = spot.ring > 1 ? 0.8 : 0.62
+  const transport = node.transport === null ? 'unused' : node.transport
+  const labelledRtt = node.rtt !== null && (labelled || chosen)
+  // Near the outer end if inner rings are in between, else near the middle.
+  const at = position.ring > 1 ? 0.8 : 0.62
   return (
-    <g class={`link ${way} ${node.status}${chosen ? ' chosen' : ''}`}>
+    <g class={`link ${transport} ${node.status}${chosen ? ' chosen' : ''}`}>
       <line x1={0} y1={0} x2={x} y2={y} />
-      {told && (
+      {labelledRtt && (
         <text x={x * at} y={y * at} dy="-0.4em">
           {milliseconds(node.rtt as number)}
         </text>
@@ -203,7 +208,7 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
     event.preventDefault()
     choose()
   }
-  const { active, slots } = busyOf(node)
+  const { active, slots } = loadOf(node)
   return (
     <g
       class={`dot ${node.role} ${node.status}${node.here ? ' here' : ''}${chosen ? ' chosen' : ''}${active > 0 ? ' busy' : ''}`}
@@ -211,7 +216,7 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
       role="button"
       tabindex={props.focusable ? 0 : -1}
       aria-pressed={chosen}
-      aria-label={sentence(node)}
+      aria-label={description(node)}
       data-node={node.id}
       onClick={choose}
       onKeyDown={press}
@@ -223,12 +228,12 @@ const Dot = memo(function Dot(props: DotProps): JSX.Element {
         <circle class="body" r={radius} />
       )}
       {slots > 0 && active > 0 && <Arc radius={radius + (detail === 'small' ? 2.5 : 4)} fraction={active / slots} />}
-      {detail === 'small' && <title>{sentence(node)}</title>}
+      {detail === 'small' && <title>{description(node)}</title>}
     </g>
   )
 })
 
-// How much of what a node can do at a time it is doing.
+// The fraction of busy slots.
 function Arc({ radius, fraction }: { radius: number; fraction: number }): JSX.Element {
   const round = 2 * Math.PI * radius
   return (
@@ -241,7 +246,7 @@ function Arc({ radius, fraction }: { radius: number; fraction: number }): JSX.El
   )
 }
 
-interface WordsProps {
+interface LabelProps {
   node: MeshNode
   x: number
   y: number
@@ -249,14 +254,14 @@ interface WordsProps {
   detail: Layout['detail']
 }
 
-// What is to be read of a node. Its button says the same, and more, to who does not read it.
-const Words = memo(function Words({ node, x, y, radius, detail }: WordsProps): JSX.Element | null {
+// The visible label of a node; its button has a longer accessible name.
+const Label = memo(function Label({ node, x, y, radius, detail }: LabelProps): JSX.Element | null {
   if (detail === 'small' && !node.here) return null
-  const { active, slots } = busyOf(node)
+  const { active, slots } = loadOf(node)
   const more = node.status === 'alive' && node.models.length > 1 ? ` +${node.models.length - 1}` : ''
   const most = detail === 'large' ? 24 : 15
   const line = detail === 'large' ? 16 : 13
-  // Where the link, which comes from the middle, does not run through it.
+  // On the side that the link from the middle does not cross.
   const first = y < -1 ? -radius - 11 - line : radius + (detail === 'small' ? 13 : 19)
   return (
     <g class="label" style={{ transform: `translate(${x}px, ${y}px)` }}>
@@ -269,93 +274,93 @@ const Words = memo(function Words({ node, x, y, radius, detail }: WordsProps): J
         {cut(node.name, most)}
       </text>
       {detail !== 'small' && (
-        <text class="carries" y={first + line}>
-          {cut(carries(node), most) + more}
+        <text class="model" y={first + line}>
+          {cut(labelText(node), most) + more}
         </text>
       )}
     </g>
   )
 })
 
-// The most telling thing of a node: its state if that matters, else its first model, else its role.
-function carries(node: MeshNode): string {
-  if (node.status !== 'alive') return standing(node)
-  const [part] = node.parts
-  if (node.role === 'worker' && part !== undefined) return layersOf(part)
-  return node.models[0]?.name ?? standing(node)
+// The second line of a label: the status if not alive, else the first model, else the role.
+function labelText(node: MeshNode): string {
+  if (node.status !== 'alive') return statusText(node)
+  const [share] = node.shares
+  if (node.role === 'worker' && share !== undefined) return layersText(share)
+  return node.models[0]?.name ?? statusText(node)
 }
 
 function cut(text: string, most: number): string {
   return text.length > most ? `${text.slice(0, most - 1)}…` : text
 }
 
-function sentence(node: MeshNode): string {
-  // It begins with what is to be read in the picture, for those who say aloud what to click on.
-  const words = [`${node.name} ${carries(node)}`]
-  if (node.here) words.push('this node')
-  if (node.status === 'alive' && node.models.length > 0) words.push(standing(node))
+function description(node: MeshNode): string {
+  // It starts with the visible label, as voice control needs it.
+  const texts = [`${node.name} ${labelText(node)}`]
+  if (node.here) texts.push('this node')
+  if (node.status === 'alive' && node.models.length > 0) texts.push(statusText(node))
   if (node.models.length > 1)
-    words.push(
+    texts.push(
       `also ${node.models
         .slice(1)
         .map((model) => model.name)
         .join(', ')}`,
     )
-  for (const part of node.parts) words.push(`carries ${layersOf(part)} of ${part.model}`)
-  const { active, waiting } = busyOf(node)
-  if (active + waiting > 0) words.push(`${active} at work, ${waiting} waiting`)
-  if (node.rtt !== null) words.push(`${milliseconds(node.rtt)} away`)
-  if (node.transport !== null) words.push(`by ${linkWords(node)}`)
-  return words.join('; ')
+  for (const share of node.shares) texts.push(`${layersText(share)} of ${share.model}`)
+  const { active, waiting } = loadOf(node)
+  if (active + waiting > 0) texts.push(`${active} active, ${waiting} waiting`)
+  if (node.rtt !== null) texts.push(`round trip ${milliseconds(node.rtt)}`)
+  if (node.transport !== null) texts.push(`by ${transportText(node)}`)
+  return texts.join('; ')
 }
 
-// What is to be seen in this picture, and no more.
+// The marks that this picture contains.
 function Legend({ list }: { list: readonly MeshNode[] }): JSX.Element {
   const has = (test: (node: MeshNode) => boolean): boolean => list.some(test)
   const marks: [string, string, boolean][] = [
-    ['dot host', 'serves', has((node) => node.role === 'host' && node.status === 'alive')],
-    ['dot worker', 'carries a part', has((node) => node.role === 'worker' && node.status === 'alive')],
+    ['dot host', 'host', has((node) => node.role === 'host' && node.status === 'alive')],
+    ['dot worker', 'worker', has((node) => node.role === 'worker' && node.status === 'alive')],
     ['dot standby', 'standby', has((node) => node.role === 'standby' && node.status === 'alive')],
     ['dot client', 'client', has((node) => node.role === 'client')],
     ['dot backend', 'backend', has((node) => node.role === 'backend')],
-    ['dot suspect', 'does not answer', has((node) => node.status === 'suspect')],
+    ['dot suspect', 'not responding', has((node) => node.status === 'suspect')],
     ['dot unverified', 'unverified', has((node) => node.status === 'unverified')],
-    ['dot dead', 'gone', has((node) => node.status === 'dead' || node.status === 'left')],
+    ['dot dead', 'dead or left', has((node) => node.status === 'dead' || node.status === 'left')],
     ['line lane', 'lane', has((node) => node.transport === 'lane')],
     ['line quic', 'QUIC', has((node) => node.transport === 'quic')],
-    ['line pipe', 'a token’s way through a split', pipelines.value.length > 0],
+    ['line pipe', 'pipeline split', pipelines.value.length > 0],
     ['line unused', 'linked, no request yet', has((node) => node.linked && !node.here && node.transport === null)],
   ]
   return (
-    <ul class="legend" aria-label="What the marks mean">
+    <ul class="legend" aria-label="Legend">
       {marks
         .filter(([, , shown]) => shown)
-        .map(([mark, words]) => (
+        .map(([mark, texts]) => (
           <li key={mark}>
             <i class={mark} />
-            {words}
+            {texts}
           </li>
         ))}
     </ul>
   )
 }
 
-// The room an element has.
-function useRoom(): [{ current: HTMLDivElement | null }, Room] {
+// The size of an element.
+function useSize(): [{ current: HTMLDivElement | null }, Size] {
   const frame = useRef<HTMLDivElement>(null)
-  const [room, setRoom] = useState<Room>({ width: 1000, height: 700 })
+  const [size, setSize] = useState<Size>({ width: 1000, height: 700 })
   useEffect(() => {
     const element = frame.current
     if (element === null) return
     const observer = new ResizeObserver(([entry]) => {
       if (entry === undefined) return
-      // In steps, so that a scroll bar that comes and goes does not move the picture.
+      // In steps, so that a scroll bar does not move the picture.
       const width = Math.max(20, Math.round(entry.contentRect.width / 20) * 20)
       const height = Math.max(20, Math.round(entry.contentRect.height / 20) * 20)
-      setRoom((known) => (known.width === width && known.height === height ? known : { width, height }))
+      setSize((known) => (known.width === width && known.height === height ? known : { width, height }))
     })
     observer.observe(element)
     return () => observer.disconnect()
   }, [])
-  return [frame, room]
+  return [frame, size]
 }

@@ -1,35 +1,35 @@
-// The models: served, on their way, wanted, on disk; who has each, and why it is as it is.
+// The models as a list: availability, hosts, progress and splits.
 
 import type { JSX } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
 import type { SplitStatus } from '../api'
-import { reasonOf, type MeshModel, type Standing } from '../mesh/models'
+import { explanation, type MeshModel, type Availability } from '../mesh/models'
 import { Badge, Empty, Progress, type Tone } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
 import { address, route } from '../route'
 import { models, status } from '../state'
-import { bytes, counted, percent, tokens } from '../words'
-import { Sharing } from './sharing'
+import { bytes, counted, percent, tokens } from '../format'
+import { Transfers } from './transfers'
 import { Split } from './split'
 
-const TONES: Record<Standing, Tone> = {
+const TONES: Record<Availability, Tone> = {
   serving: 'good',
-  coming: 'busy',
+  starting: 'busy',
   failed: 'bad',
-  wanted: 'worrying',
-  'heard of': 'plain',
+  requested: 'worrying',
+  unconfirmed: 'plain',
   'on disk': 'plain',
 }
 
 export function Models(): JSX.Element {
   const list = models.value
-  const serving = list.filter((model) => model.standing === 'serving').length
+  const serving = list.filter((model) => model.availability === 'serving').length
   return (
     <section class="page" aria-labelledby="models-title">
       <div class="head">
         <h1 id="models-title">Models</h1>
-        <p>{list.length === 0 ? 'none known' : `${counted(serving, 'model')} served, ${list.length} known`}</p>
+        <p>{list.length === 0 ? 'no models known' : `${counted(serving, 'model')} served, ${list.length} known`}</p>
       </div>
       {list.length === 0 && (
         <Empty title="No model yet">
@@ -48,7 +48,7 @@ export function Models(): JSX.Element {
           />
         ))}
       </ul>
-      <Sharing />
+      <Transfers />
     </section>
   )
 }
@@ -76,14 +76,14 @@ const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
   useEffect(() => {
     if (open) place.current?.scrollIntoView({ block: 'center' })
   }, [open])
-  const chat = model.standing === 'serving' && (model.purpose === null || model.purpose === 'generate')
+  const chat = model.availability === 'serving' && (model.purpose === null || model.purpose === 'generate')
   return (
     <li ref={place} class={`row model${open ? ' chosen' : ''}`}>
       <p class="title">
         <span class="name">{model.name}</span>
       </p>
-      <Badge tone={TONES[model.standing]}>{badge(model)}</Badge>
-      <p class="carries">{reasonOf(model)}</p>
+      <Badge tone={TONES[model.availability]}>{badge(model)}</Badge>
+      <p class="summary">{explanation(model)}</p>
       <p class="numbers">
         {facts.map((fact) => (
           <span key={fact}>{fact}</span>
@@ -103,7 +103,7 @@ const Row = memo(function Row({ model, split, open }: RowProps): JSX.Element {
 })
 
 function badge(model: MeshModel): string {
-  if (model.standing !== 'coming') return model.standing
+  if (model.availability !== 'starting') return model.availability
   const fraction = model.here?.progress?.fraction
   return fraction == null ? (model.phase ?? '') : `${model.phase} ${percent(fraction)}`
 }
@@ -111,7 +111,7 @@ function badge(model: MeshModel): string {
 function Hosts({ model }: { model: MeshModel }): JSX.Element {
   const shown = model.hosts.slice(0, 24)
   return (
-    <ul class="hosts" aria-label={`Who serves ${model.name}`}>
+    <ul class="hosts" aria-label={`Hosts of ${model.name}`}>
       {shown.map((node) => (
         <li key={node.id}>
           <i class={`dot ${node.role} ${node.status}`} />

@@ -1,14 +1,14 @@
-// The nodes as a list: memory, what is loaded, how busy, how far, which version.
+// The nodes as a list: status, models, load, round trip, version and memory.
 
 import type { JSX } from 'preact'
 import { useMemo, useState } from 'preact/hooks'
-import { busyOf, linkWords, standing, type MeshNode } from '../mesh/nodes'
+import { loadOf, transportText, statusText, type MeshNode } from '../mesh/nodes'
 import { Badge } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { memo } from '../parts/memo'
 import { nodes, status } from '../state'
-import { counted, duration, milliseconds, speed, tokens } from '../words'
-import { Details, toneOf } from './details'
+import { counted, duration, milliseconds, speed, tokens } from '../format'
+import { NodeDetails, toneOf } from './node-details'
 import { Machine } from './memory'
 
 const STATUS_ORDER = ['alive', 'suspect', 'unverified', 'left', 'dead']
@@ -18,7 +18,7 @@ export function Nodes(): JSX.Element {
   const [chosen, setChosen] = useState<string | null>(null)
   const list = nodes.value
   const shown = useMemo(
-    () => list.filter((node) => fits(node, text.trim().toLowerCase())).toSorted(inOrder),
+    () => list.filter((node) => matches(node, text.trim().toLowerCase())).toSorted(inOrder),
     [list, text],
   )
   const node = list.find((one) => one.id === chosen) ?? null
@@ -33,8 +33,8 @@ export function Nodes(): JSX.Element {
         <div class="head">
           <h1 id="nodes-title">Nodes</h1>
           <p>
-            {words(list)}
-            {status.value !== null && `, this one up ${duration(status.value.uptime_seconds)}`}
+            {headline(list)}
+            {status.value !== null && `, this node up ${duration(status.value.uptime_seconds)}`}
           </p>
           {list.length > 6 && (
             <label class="search">
@@ -55,23 +55,23 @@ export function Nodes(): JSX.Element {
             <Row key={one.id} node={one} chosen={one.id === chosen} choose={setChosen} />
           ))}
         </ul>
-        {shown.length === 0 && <p class="quiet">No node is called so, serves that, or is in that state.</p>}
+        {shown.length === 0 && <p class="quiet">No node matches the filter.</p>}
       </section>
-      {node !== null && <Details node={node} close={() => setChosen(null)} />}
+      {node !== null && <NodeDetails node={node} close={() => setChosen(null)} />}
     </div>
   )
 }
 
-function words(list: readonly MeshNode[]): string {
+function headline(list: readonly MeshNode[]): string {
   const backends = list.filter((node) => node.role === 'backend').length
   const nodes = counted(list.length - backends, 'node')
   return backends === 0 ? nodes : `${nodes}, ${counted(backends, 'backend')}`
 }
 
-function fits(node: MeshNode, text: string): boolean {
+function matches(node: MeshNode, text: string): boolean {
   if (text === '') return true
-  const words = [node.name, node.id, standing(node), ...node.models.map((model) => model.name)]
-  return words.some((word) => word.toLowerCase().includes(text))
+  const fields = [node.name, node.id, statusText(node), ...node.models.map((model) => model.name)]
+  return fields.some((field) => field.toLowerCase().includes(text))
 }
 
 function inOrder(one: MeshNode, other: MeshNode): number {
@@ -82,7 +82,7 @@ function inOrder(one: MeshNode, other: MeshNode): number {
   return serves !== 0 ? serves : one.name.localeCompare(other.name) || (one.id < other.id ? -1 : 1)
 }
 
-// The engine of this machine, while it is not simply there.
+// The engine of this machine while it is being built, or why it failed.
 function Engine(): JSX.Element | null {
   const engine = status.value?.engine
   if (engine === undefined || engine.phase === 'ready' || engine.phase === 'unknown') return null
@@ -91,8 +91,8 @@ function Engine(): JSX.Element | null {
   return (
     <p class={`notice${failed ? ' bad' : ''}`} role="status">
       {failed
-        ? `The engine cannot be built: ${engine.reason} ${engine.advice}`
-        : `The engine is being made ready${progress === null ? '' : `: ${progress.detail || progress.stage}`}.`}
+        ? `The engine build failed: ${engine.reason} ${engine.advice}`
+        : `The engine is being prepared${progress === null ? '' : `: ${progress.detail || progress.stage}`}.`}
     </p>
   )
 }
@@ -104,7 +104,7 @@ interface RowProps {
 }
 
 const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
-  const { active, waiting, slots } = busyOf(node)
+  const { active, waiting, slots } = loadOf(node)
   const context = Math.max(0, ...node.models.map((model) => model.context))
   const fastest = Math.max(0, ...node.models.map((model) => model.speed ?? 0))
   return (
@@ -114,19 +114,19 @@ const Row = memo(function Row({ node, chosen, choose }: RowProps): JSX.Element {
         <span class="name">{node.name}</span>
         {node.here && <span class="quiet">this node</span>}
       </button>
-      <Badge tone={toneOf(node)}>{standing(node)}</Badge>
-      <p class="carries">{node.models.length === 0 ? <span class="quiet">nothing loaded</span> : names(node)}</p>
+      <Badge tone={toneOf(node)}>{statusText(node)}</Badge>
+      <p class="summary">{node.models.length === 0 ? <span class="quiet">no model loaded</span> : names(node)}</p>
       <p class="numbers">
         {slots > 0 && (
-          <span title="Requests at work, of those possible at a time">
+          <span title="Busy slots of all slots">
             {active}/{slots} slots{waiting > 0 ? ` +${waiting}` : ''}
           </span>
         )}
-        {slots === 0 && active > 0 && <span>{active} at work</span>}
+        {slots === 0 && active > 0 && <span>{active} active</span>}
         {context > 0 && <span title="Longest context">{tokens(context)} context</span>}
         {fastest > 0 && <span title="Speed of the last answer">{speed(fastest)}</span>}
         {node.rtt !== null && (
-          <span title={`Round trip ${linkWords(node)}`}>
+          <span title={`Round trip ${transportText(node)}`}>
             {milliseconds(node.rtt)}
             {node.transport === null ? '' : ` ${node.transport}`}
           </span>

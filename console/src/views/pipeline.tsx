@@ -1,17 +1,22 @@
-// The way of each token through the nodes that carry a model together: from the host, in the order of the layers, and
-// back to it.
+// The path of a token through the nodes of a pipeline split: from the host, in the order of the layers, and back.
 
 import type { JSX } from 'preact'
-import type { Spot } from '../mesh/layout'
+import type { Position } from '../mesh/layout'
 import type { Pipeline } from '../mesh/splits'
 
-// How far a curve bends aside, as a part of its length: enough to be told from the straight links below it.
+// Bend of a curve as a fraction of its length, so that it differs from the straight links below it.
 const BEND = 0.16
 const GAP = 7
 
-export function Pipelines({ list, spots }: { list: readonly Pipeline[]; spots: readonly Spot[] }): JSX.Element | null {
+export function Pipelines({
+  list,
+  positions,
+}: {
+  list: readonly Pipeline[]
+  positions: readonly Position[]
+}): JSX.Element | null {
   if (list.length === 0) return null
-  const known = new Map(spots.map((spot) => [spot.node.id, spot]))
+  const known = new Map(positions.map((position) => [position.node.id, position]))
   return (
     <g class="pipelines" aria-hidden="true">
       <defs>
@@ -27,9 +32,9 @@ export function Pipelines({ list, spots }: { list: readonly Pipeline[]; spots: r
           <path d="M0 0 10 5 0 10z" />
         </marker>
       </defs>
-      {list.map(({ model, committed, stops }) => (
+      {list.map(({ model, committed, nodeIds }) => (
         <g key={model} class={committed ? 'pipe' : 'pipe forming'}>
-          {hops(stops, known).map(([from, to]) => (
+          {hops(nodeIds, known).map(([from, to]) => (
             <path key={`${from.node.id} ${to.node.id}`} d={curve(from, to)} marker-end="url(#arrow)" />
           ))}
         </g>
@@ -38,15 +43,15 @@ export function Pipelines({ list, spots }: { list: readonly Pipeline[]; spots: r
   )
 }
 
-function hops(stops: readonly string[], known: ReadonlyMap<string, Spot>): [Spot, Spot][] {
-  const spots = stops.map((id) => known.get(id)).filter((spot) => spot !== undefined)
-  return spots.flatMap((from, place): [Spot, Spot][] => {
-    const to = spots[(place + 1) % spots.length]
+function hops(nodeIds: readonly string[], known: ReadonlyMap<string, Position>): [Position, Position][] {
+  const positions = nodeIds.map((id) => known.get(id)).filter((position) => position !== undefined)
+  return positions.flatMap((from, place): [Position, Position][] => {
+    const to = positions[(place + 1) % positions.length]
     return to === undefined || to === from ? [] : [[from, to]]
   })
 }
 
-function curve(from: Spot, to: Spot): string {
+function curve(from: Position, to: Position): string {
   const [dx, dy] = [to.x - from.x, to.y - from.y]
   const [cx, cy] = [(from.x + to.x) / 2 - dy * BEND, (from.y + to.y) / 2 + dx * BEND]
   const [ax, ay] = edge(from, cx, cy)
@@ -54,9 +59,12 @@ function curve(from: Spot, to: Spot): string {
   return `M${ax} ${ay}Q${Math.round(cx)} ${Math.round(cy)} ${bx} ${by}`
 }
 
-// Where a curve that comes from (`x`, `y`) ends before it runs into the node.
-function edge(spot: Spot, x: number, y: number): [number, number] {
-  const length = Math.hypot(x - spot.x, y - spot.y) || 1
-  const part = (spot.radius + GAP) / length
-  return [Math.round((spot.x + (x - spot.x) * part) * 10) / 10, Math.round((spot.y + (y - spot.y) * part) * 10) / 10]
+// The end of a curve from (`x`, `y`) at the edge of the node.
+function edge(position: Position, x: number, y: number): [number, number] {
+  const length = Math.hypot(x - position.x, y - position.y) || 1
+  const part = (position.radius + GAP) / length
+  return [
+    Math.round((position.x + (x - position.x) * part) * 10) / 10,
+    Math.round((position.y + (y - position.y) * part) * 10) / 10,
+  ]
 }

@@ -15,7 +15,7 @@ import {
 import { Badge, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { nodes } from '../state'
-import { seconds } from '../words'
+import { seconds } from '../format'
 import { toneOfRequest } from './requests'
 
 const SEGMENTS: readonly SegmentKind[] = ['queue', 'connect', 'wait', 'stream']

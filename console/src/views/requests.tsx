@@ -12,7 +12,7 @@ import { pollRequests, requests, requestsFailed } from '../requests'
 import { go, route } from '../route'
 import { nodes } from '../state'
 import '../style/requests.css'
-import { counted, seconds } from '../words'
+import { counted, seconds } from '../format'
 import { RequestDetails } from './request-details'
 
 const TONES: Record<Outcome, Tone> = {

@@ -1,33 +1,33 @@
-// A model that several nodes carry: who has which layers, what was promised for a token and what came of it, and why.
+// A pipeline split: the layers of each node, forecast and measured time per token, and the reason for the plan.
 
 import type { JSX } from 'preact'
 import type { SplitStatus, WorkerShareStatus } from '../api'
-import { inOrder, layersOf } from '../mesh/splits'
+import { byLayer, layersText } from '../mesh/splits'
 import { nodes } from '../state'
-import { bytes, milliseconds } from '../words'
+import { bytes, milliseconds } from '../format'
 
-const MOST_WAYS = 6
+const MAX_PLANS = 6
 
 export function Split({ split }: { split: SplitStatus }): JSX.Element {
-  const shares = inOrder(split)
+  const shares = byLayer(split)
   return (
     <div class="shares">
       {shares.length > 0 && (
-        <ol class="layers" aria-label={`Who carries ${split.model}`}>
+        <ol class="layers" aria-label={`Layers of ${split.model} by node`}>
           {shares.map((share) => (
             <Share key={share.node} share={share} />
           ))}
         </ol>
       )}
       {split.reason !== '' && <p>{split.reason}</p>}
-      {(split.forecast !== null || split.measured !== null) && <p>{forecastWords(split)}</p>}
+      {(split.forecast !== null || split.measured !== null) && <p>{forecastText(split)}</p>}
       {split.considered.length > 1 && (
         <details>
-          <summary>The ways there were</summary>
+          <summary>Plans that were compared</summary>
           <ul>
-            {split.considered.slice(0, MOST_WAYS).map((way) => (
-              <li key={way.nodes.join()}>
-                {way.nodes.map(nameOf).join(' → ')}: {milliseconds(way.seconds_per_token)} for a token
+            {split.considered.slice(0, MAX_PLANS).map((plan) => (
+              <li key={plan.nodes.join()}>
+                {plan.nodes.map(nameOf).join(' → ')}: {milliseconds(plan.seconds_per_token)} per token
               </li>
             ))}
           </ul>
@@ -39,7 +39,7 @@ export function Split({ split }: { split: SplitStatus }): JSX.Element {
 
 function Share({ share }: { share: WorkerShareStatus }): JSX.Element {
   const state = share.phase === null || share.phase === 'committed' ? '' : `, ${share.detail || share.phase}`
-  const how = [
+  const facts = [
     bytes(share.memory),
     share.rtt === null ? '' : milliseconds(share.rtt),
     share.transport === 'quic' ? 'QUIC' : (share.transport ?? ''),
@@ -49,10 +49,10 @@ function Share({ share }: { share: WorkerShareStatus }): JSX.Element {
     <li class={share.phase ?? 'host'} style={{ flexGrow: Math.max(1, share.layers) }}>
       <strong>{nameOf(share.node)}</strong>
       <span>
-        {layersOf(share)}
+        {layersText(share)}
         {state}
       </span>
-      <small>{how.join(' · ')}</small>
+      <small>{facts.join(' · ')}</small>
     </li>
   )
 }
@@ -61,9 +61,9 @@ function nameOf(id: string): string {
   return nodes.value.find((node) => node.id === id)?.name ?? id.slice(0, 10)
 }
 
-function forecastWords({ forecast, measured }: SplitStatus): string {
-  const promised = forecast === null ? '' : `forecast ${milliseconds(forecast)} for a token`
-  const came = measured === null ? 'not measured yet' : `measured ${milliseconds(measured)}`
-  const words = [promised, came].filter(Boolean).join(', ')
-  return `${words[0]?.toUpperCase() ?? ''}${words.slice(1)}.`
+function forecastText({ forecast, measured }: SplitStatus): string {
+  const predicted = forecast === null ? '' : `forecast ${milliseconds(forecast)} per token`
+  const result = measured === null ? 'not measured yet' : `measured ${milliseconds(measured)}`
+  const text = [predicted, result].filter(Boolean).join(', ')
+  return `${text[0]?.toUpperCase() ?? ''}${text.slice(1)}.`
 }

@@ -1,7 +1,7 @@
-"""How much context, and for how many requests at a time, a model is served with: what to try, best first.
+"""Context lengths and numbers of slots to try for a model, best first.
 
-Agents expect 32k tokens of context (design §7): that is what each slot gets where the model was made for as much; more
-only when it is asked for. Slots go before context: a prompt that does not fit is an error, a queue is a delay.
+Coding agents expect 32k tokens of context: each slot gets that if the model was trained for it; more only on request.
+Slots are given up before context: a prompt that does not fit is an error, a queue is a delay.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from meshllm.core.snapshot import Purpose
 DEFAULT_CONTEXT = 32768
 # Below this a coding agent's system prompt alone does not fit.
 SMALLEST_CONTEXT = 4096
-# Texts that are turned into vectors or judged are short: OpenAI's embeddings take 8192 tokens, the first BERTs 512.
+# Texts for embeddings and reranking are short: OpenAI's embeddings take 8192 tokens, the first BERT models 512.
 DEFAULT_TEXT = 8192
 SMALLEST_TEXT = 512
 DEFAULT_SLOTS = 4
-# What a model's file that does not say gets.
+# For a model file without a context length.
 UNKNOWN_CONTEXT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class ContextSize:
-    """`context_length` tokens for each of `slots` requests at a time."""
+    """`context_length` tokens for each of `slots` parallel requests."""
 
     context_length: int
     slots: int
@@ -32,11 +32,10 @@ class ContextSize:
 def candidates(
     trained: int, asked: int | None, purpose: Purpose = Purpose.GENERATE, *, slots_are_free: bool = False
 ) -> tuple[ContextSize, ...]:
-    """What to try, best first. `trained`: tokens the model was made for (0: unknown); `asked`: `--ctx-size`, if given.
+    """The sizes to try, best first. `trained`: context length of the model (0: unknown); `asked`: `--ctx-size`.
 
-    A size that was asked for is kept, however little memory there is; only the slots give way. But no model is given
-    more than it was made for: the engine would not use it, and an encoder has no positions beyond. `slots_are_free`:
-    the model keeps nothing between batches, so fewer slots would save no memory.
+    A requested context is kept however little memory there is, up to the model's own: the engine would not use more.
+    `slots_are_free`: the model keeps nothing between batches, so fewer slots would save no memory.
     """
     asked = min(asked, trained) if asked and trained else asked
     if purpose is Purpose.GENERATE:

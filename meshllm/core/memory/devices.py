@@ -1,7 +1,6 @@
-"""What this machine has for models, and how much of it may be used.
+"""The memory of this machine that may be used for models: devices, limits, reserves. Pure.
 
-Law: pure. What the engine can compute on is its own word, what is free the system's; somebody may name the devices to
-use and cap what is lent. Sizes are bytes; memory that a device shares with the computer is counted once.
+The devices are as the engine lists them. Sizes are bytes; memory that a device shares with the computer counts once.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from meshllm.core.memory.layer_placement import AcceleratorBudget, MemoryBudget
 from meshllm.errors import UsageError
 
-# Of the memory that is free, this much stays for everything else on the machine.
+# The part of the free RAM that may be used; the rest stays for other programs.
 MEMORY_SHARE = 0.9
-# Of a device's memory, this stays for its driver and what that keeps for each program (CUDA: 0.3 to 0.5 GB).
+# The part of a device's memory that stays for its driver and the driver's state (CUDA: 0.3 to 0.5 GB a program).
 DRIVER_SHARE = 0.04
 DRIVER_LEAST = 512 << 20
 NONE = "none"
@@ -22,8 +21,8 @@ NONE = "none"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An accelerator as the engine sees it. `shared`: its memory is the computer's own; `id`: where it is plugged in,
-    "" if that is not told."""
+    """An accelerator as the engine lists it. `shared`: its memory is the computer's RAM. `id`: its PCI address, "" if
+    unknown."""
 
     name: str
     description: str = ""
@@ -36,8 +35,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class MachineMemory:
-    """What there is: the computer's memory (`limited`: a cgroup allows no more), and the engine's devices, of which
-    `used` are used. `cap`: bytes that may be lent at most, None for all. `known`: the engine has been asked."""
+    """The machine: its RAM (`limited`: by a cgroup) and the engine's devices, of which those named in `used` are used.
+    `cap`: --max-vram in bytes (None: no limit). `known`: the engine has listed its devices."""
 
     total: int
     available: int
@@ -54,22 +53,24 @@ class MachineMemory:
 
 
 def select(devices: Sequence[Device], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The names of the devices to use: those that somebody `wanted`, or the engine's own choice where nobody did.
+    """The names of the devices to use: the `wanted` ones, or the engine's own choice if there are none.
 
-    Raises UsageError for one that is not there, and says which are.
+    Raises UsageError for a device that does not exist.
     """
     if wanted:
         if NONE in wanted:
             if len(set(wanted)) > 1:
-                raise UsageError('--device "none" leaves no room for others.', advice="Name devices, or none.")
+                raise UsageError(
+                    '--device "none" cannot be combined with other devices.', advice="Name devices, or none."
+                )
             return ()
         names = [device.name for device in devices]
         for name in wanted:
             if name not in names:
-                there = f"There are: {', '.join(names)}." if names else "The engine sees none here."
+                there = f"Devices: {', '.join(names)}." if names else "The engine finds no device."
                 raise UsageError(f"There is no device {name}.", advice=f"{there} `mesh-llm doctor` shows them.")
         return tuple(name for name in names if name in wanted)
-    # Two backends may show one device: the first counts. Integrated ones count only where there is nothing better.
+    # Two backends may list one device: the first counts. Integrated devices count only if there are no dedicated ones.
     seen: set[str] = set()
     once = []
     for device in devices:
@@ -81,7 +82,7 @@ def select(devices: Sequence[Device], wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def room(machine: MachineMemory) -> MemoryBudget:
-    """What may be used of `machine`. A cap is one on accelerators where any are used, and on memory where none is."""
+    """The memory that may be used. A cap limits the accelerators, or the RAM if no accelerator is used."""
     host = int(machine.available * MEMORY_SHARE)
     devices = machine.in_use
     if not devices:
@@ -98,7 +99,7 @@ def room(machine: MachineMemory) -> MemoryBudget:
 
 
 def offer(machine: MachineMemory) -> int:
-    """Bytes for models, as other nodes are told: of the accelerators where any are used, else of the memory."""
+    """Bytes that this node offers for models: of the accelerators if any are used, else of the RAM."""
     given = room(machine)
     return sum(accelerator.room for accelerator in given.accelerators) if given.accelerators else given.host
 

@@ -1,11 +1,10 @@
-"""What a model will take, from its shape alone: before there is an engine to ask, or a file.
+"""Estimates the memory a model needs from its shape alone, before there is an engine or a file. Pure.
 
-Law: arithmetic, no question to anybody. Weights are exact, and so is what is kept of the tokens, for architectures that
-`models/gguf_shape.py` knows. What computing takes is an estimate of the fullest moment of a batch. Measured against the
-engine on a processor, for eleven toy models and the outlines of nine of real size (1 B to 671 B): that estimate was
-13 % too low to 11 % too high, the sum off by 3 % at most for the toys and by 0.2 % for the real ones (`scripts/bench
-memory`). Accelerators were not measured. Not in it: a second copy of a tied embedding, where the output is on an
-accelerator or repacked for the processor (2 % of the one toy that has it).
+Weights and context cache are exact for the architectures that `models/gguf/shape.py` knows. The compute buffers are an
+estimate of the peak of a batch: against the engine on a CPU 13 % too low to 11 % too high, for eleven toy models and
+the outlines of nine real ones (1 B to 671 B); the sum was off by at most 3 % (toys) and 0.2 % (real ones), by
+`scripts/bench memory`. Accelerators were not measured. Not included: the copy of a tied embedding that is on an
+accelerator or repacked for the CPU.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ from dataclasses import dataclass
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.model_shape import LayerShape, ModelShape
 
-# The engine's own, where nobody chooses: what it computes in one go.
+# Tokens that the engine computes in one batch by default.
 MICRO_BATCH = 512
-# Caches are made in steps of so many tokens.
+# The context cache is allocated in steps of this many tokens.
 STEP = 256
 HALF, SINGLE = 2, 4  # bytes of a number kept of a token, and of one of a state or an intermediate result
-# The program itself: its libraries (15 MB, measured), its threads (5 to 8 MB), and what it keeps of each word of the
-# vocabulary (0.3 kB).
+# The engine's process: libraries (15 MB, measured), threads (5 to 8 MB), and 0.3 kB for each token of the vocabulary.
 PROCESS = 28 << 20
 PROCESS_PER_WORD = 384
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes. `weights` and `cache` layer by layer; `rest` is the embeddings' and the head's weights, `compute` what a
-    batch takes while it is computed, `scores` what the words are weighed in, `process` the program itself."""
+    """Bytes. `weights` and `cache`: by layer. `rest`: weights of the embedding and the output. `compute`: buffers of a
+    batch. `scores`: the logits. `process`: the engine's process."""
 
     weights: tuple[int, ...]
     cache: tuple[int, ...]
@@ -46,7 +44,7 @@ class MemoryEstimate:
 def forecast(
     shape: ModelShape, size: ContextSize, *, micro_batch: int = MICRO_BATCH, embeds: bool = False
 ) -> MemoryEstimate:
-    """What `shape` takes for `size`. `embeds`: it gives vectors, and the engine has a row of scores for every token."""
+    """The memory of `shape` for `size`. `embeds`: an embedding model; the engine keeps logits for every token of it."""
     cells = padded(size.context_length)
     cache = tuple(cache_bytes(layer, cells, size.slots, micro_batch) for layer in shape.layers)
     return MemoryEstimate(
@@ -60,34 +58,34 @@ def forecast(
 
 
 def padded(tokens: int) -> int:
-    """Tokens of context as the engine rounds them up."""
+    """Tokens of context, rounded up as the engine does."""
     return -(-tokens // STEP) * STEP
 
 
 def cache_bytes(layer: LayerShape, cells: int, slots: int, micro_batch: int = MICRO_BATCH) -> int:
-    """What `layer` keeps of `slots` requests of `cells` tokens each."""
+    """Bytes of the context cache of `layer` for `slots` requests of `cells` tokens each."""
     held = min(cells, padded(layer.window + micro_batch)) if layer.window else cells
     return slots * (HALF * (layer.keys + layer.values) * held + SINGLE * layer.state)
 
 
 def score_bytes(vocabulary: int, slots: int, micro_batch: int, *, embeds: bool) -> int:
-    """The buffer of the words' scores. Cleared, so really used, at the first batch that is full: 8 GB for embeddings of
-    8192 tokens and a vocabulary of 250k words."""
+    """Bytes of the logits. The first full batch clears, and so uses, all of them: 8 GB for embeddings of 8192 tokens
+    and a vocabulary of 250k tokens."""
     return SINGLE * vocabulary * (micro_batch if embeds else slots)
 
 
 def process_bytes(vocabulary: int) -> int:
-    """The engine's process without any buffer."""
+    """Bytes of the engine's process without its buffers."""
     return PROCESS + PROCESS_PER_WORD * vocabulary
 
 
 def checkpoint_bytes(shape: ModelShape) -> int:
-    """A copy of what a request has in layers that forget: the engine keeps some, to be able to go back. 0: none do."""
+    """Bytes of one checkpoint of a request: the state of its sliding-window and recurrent layers. 0: there are none."""
     return sum(HALF * (layer.keys + layer.values) * layer.window + SINGLE * layer.state for layer in shape.layers)
 
 
 def _compute(shape: ModelShape, cells: int, micro_batch: int) -> int:
-    """Results that live at the same time, for each token of a batch, and for each which others it may look at."""
+    """Bytes of the intermediate results that exist at the same time, and of the attention masks, for one batch."""
     attends = any(layer.keys and not layer.window for layer in shape.layers)
     windows = {layer.window for layer in shape.layers if layer.window}
     masks = cells * attends + sum(min(cells, padded(window + micro_batch)) for window in windows)

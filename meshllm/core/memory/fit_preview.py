@@ -1,7 +1,6 @@
-"""Whether a model would fit a machine, from its shape alone: for a list to choose from, before there is a file.
+"""Previews whether a model fits a machine, from its shape alone, for lists of models that are not downloaded. Pure.
 
-Law: the choice is `fitting`'s own, so that what is told here is what would be done; only the figures are `forecast`'s
-instead of the engine's. Pure.
+The choice is that of `layer_placement`; the figures are those of `estimate` instead of the engine's.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from meshllm.core.memory.estimate import forecast
 from meshllm.core.memory.layer_placement import FitVerdict, MemoryBudget, PlacementNeed, PlacementTrial, choose
 from meshllm.core.memory.model_shape import ModelShape
 
-# Of so many machines like this one people still think; beyond, a model is too big.
-MOST_MACHINES = 16
+# A model that needs more machines like this one is too big.
+MAX_MACHINES = 16
 
 
 class FitOutlook(Enum):
-    """What can be said of a model and a machine; the values are for programs."""
+    """The result of a preview; the values are for programs."""
 
     FITS = "fits"
     LESS_CONTEXT = "less-context"
@@ -30,8 +29,8 @@ class FitOutlook(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FitPreview:
-    """`size` is what would be served, or the least that makes sense where it does not fit; `memory` the bytes that
-    takes; `machines` how many like this one it takes together (1: this one)."""
+    """The result. `size`: what would be served, or the smallest size if the model does not fit. `memory`: bytes needed.
+    `machines`: the number of machines like this one that are needed (1: this one suffices)."""
 
     outlook: FitOutlook
     size: ContextSize
@@ -42,8 +41,8 @@ class FitPreview:
 def outlook(
     shape: ModelShape, sizes: Sequence[ContextSize], room: MemoryBudget, *, embeds: bool = False, beside: int = 0
 ) -> FitPreview:
-    """The prospect of serving `shape` in one of `sizes`, best first, in `room`; `beside` bytes are taken by what goes
-    with it."""
+    """Whether `shape` fits into `room` in one of `sizes` (best first). `beside`: further bytes needed, such as an image
+    encoder."""
     search = choose(shape, sizes, room)
     trial = next(search)
     while True:
@@ -57,17 +56,17 @@ def outlook(
     if fit.verdict is FitVerdict.FITS:
         less = fit.trial.size.context_length < sizes[0].context_length
         return FitPreview(FitOutlook.LESS_CONTEXT if less else FitOutlook.FITS, fit.trial.size, memory)
-    # What is read from the disk again and again is served, but nobody would wish for it.
+    # Serving with weights read from the disk again and again is possible, but too slow to recommend.
     least = sizes[-1]
     memory = forecast(shape, least, embeds=embeds).total + beside
     each = max(room.host, sum(accelerator.room for accelerator in room.accelerators))
-    machines = max(2, -(-memory // each)) if each else MOST_MACHINES + 1
-    prospect = FitOutlook.SPLIT if machines <= MOST_MACHINES else FitOutlook.TOO_BIG
-    return FitPreview(prospect, least, memory, machines)
+    machines = max(2, -(-memory // each)) if each else MAX_MACHINES + 1
+    found = FitOutlook.SPLIT if machines <= MAX_MACHINES else FitOutlook.TOO_BIG
+    return FitPreview(found, least, memory, machines)
 
 
 def need(shape: ModelShape, trial: PlacementTrial, *, embeds: bool = False, beside: int = 0) -> PlacementNeed:
-    """What `trial` would take, by the forecast; what goes `beside` is held where most layers are."""
+    """The memory of `trial` by the estimate. The `beside` bytes are on the device with most layers."""
     told = forecast(shape, trial.size, embeds=embeds)
     weights = [
         taken - (layer.experts if index < trial.experts_aside else 0)

@@ -1,6 +1,6 @@
-"""What people are told of a fit: where the layers went, what was given up for memory, and what is missing.
+"""Texts about a placement for users: where the layers are, what was reduced to save memory, what is missing.
 
-Law: pure, and nothing is given up without a word. Sizes are decimal: 1 GB is 10**9 bytes.
+Pure. Sizes are decimal: 1 GB is 10**9 bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from meshllm.util.format import gigabytes
 
 @dataclass(frozen=True, slots=True)
 class WantedSize:
-    """What would be taken if there were memory for it: `best` of all sizes. `trained`: tokens the model was made for
-    (0: unknown); `asked`: somebody asked for that context."""
+    """The size with enough memory: `best` of all sizes. `trained`: context length of the model (0: unknown). `asked`:
+    the user set --ctx-size."""
 
     best: ContextSize
     trained: int = 0
@@ -24,12 +24,12 @@ class WantedSize:
 
 
 def describe(fit: LayerPlacement, wish: WantedSize, shape: ModelShape, room: MemoryBudget) -> str:
-    """One line: the places with what they take of what there is, the context and why it is that, the slots."""
+    """One line: the devices with the memory used of each, the context length, the slots."""
     return "; ".join([_places(fit, shape, room), _context(fit.trial.size, wish), *_slots(fit.trial.size, wish)])
 
 
 def losses(fit: LayerPlacement, wish: WantedSize, shape: ModelShape, room: MemoryBudget) -> str:
-    """What was given up for memory, for a warning; "" where nothing was."""
+    """What was reduced to save memory, for a warning; "" if nothing was."""
     size, said = fit.trial.size, []
     if room.accelerators and (fit.trial.experts_aside or sum(fit.trial.layers) <= len(shape.layers)):
         said.append(_places(fit, shape, room))
@@ -38,23 +38,23 @@ def losses(fit: LayerPlacement, wish: WantedSize, shape: ModelShape, room: Memor
     said += _slots(size, wish)
     if fit.verdict is FitVerdict.PAGES:
         said.append(
-            f"its weights ({gigabytes(fit.need.mapped)}) are more than the memory that is free "
-            f"({gigabytes(room.host)}): they are read from the disk again and again, and answers are very slow"
+            f"its weights ({gigabytes(fit.need.mapped)}) exceed the free memory ({gigabytes(room.host)}): "
+            "the engine reads them from the disk again and again, and answers are very slow"
         )
     return "; ".join(said)
 
 
 def shortage(fit: LayerPlacement, wish: WantedSize, room: MemoryBudget) -> tuple[str, str]:
-    """Why a model cannot be served here: what is missing, and what would help."""
+    """Why a model does not fit, and what to do."""
     need, size = fit.need, fit.trial.size
     taken = need.host + sum(need.accelerators)
     there = room.host + sum(accelerator.room for accelerator in room.accelerators if not accelerator.shared)
     missing = max(taken - there, _excess(need, room))
-    least = f"with {size.context_length} tokens of context" + ("" if wish.asked else ", the least that makes sense,")
-    places = "memory" if not room.accelerators else "memory, that of accelerators included,"
+    least = f"with {size.context_length} tokens of context" + ("" if wish.asked else " (the smallest useful size)")
+    places = "memory" if not room.accelerators else "memory (with accelerators)"
     allowed = "may be used" if room.capped else "is free"
     reason = (
-        f"{least} it takes {gigabytes(taken)}, and {gigabytes(there)} of {places} {allowed}: "
+        f"{least} it needs {gigabytes(taken)}, and {gigabytes(there)} of {places} {allowed}: "
         f"{gigabytes(missing)} are missing"
     )
     help_ = ["choose a smaller quantization or model"]
@@ -62,7 +62,7 @@ def shortage(fit: LayerPlacement, wish: WantedSize, room: MemoryBudget) -> tuple
         help_.append("a smaller --ctx-size")
     if room.capped:
         help_.append("a larger --max-vram")
-    return reason, f"{', or '.join(help_).capitalize()}; or pool more machines (--join)."
+    return reason, f"{', or '.join(help_).capitalize()}; or add machines (--join)."
 
 
 def _excess(need: PlacementNeed, room: MemoryBudget) -> int:
@@ -83,8 +83,8 @@ def _places(fit: LayerPlacement, shape: ModelShape, room: MemoryBudget) -> str:
     host = f"{gigabytes(need.host)} of {gigabytes(room.host)}"
     if not on:
         why = " (no layer fits an accelerator)" if room.accelerators else ""
-        return f"on the processor{why}: {host}"
-    # The output counts as a layer of the last accelerator: people count the model's own.
+        return f"on the CPU{why}: {host}"
+    # The engine counts the output as a layer of the last accelerator; users count the model's own layers.
     counts = [count for count, *_ in on]
     counts[-1] -= 1 + idle
     total = max(0, sum(counts))
@@ -97,17 +97,17 @@ def _places(fit: LayerPlacement, shape: ModelShape, room: MemoryBudget) -> str:
     whole = f"all {layers} layers" if total >= layers else f"{total} of {layers} layers"
     told = f"{whole} on {placed}" if len(on) == 1 else f"{whole} on accelerators ({placed})"
     if trial.experts_aside:
-        return f"{told}; the experts of {trial.experts_aside} layers in the computer's memory: {host}"
-    return told if total >= layers else f"{told}; the rest on the processor: {host}"
+        return f"{told}; the experts of {trial.experts_aside} layers in RAM: {host}"
+    return told if total >= layers else f"{told}; the rest on the CPU: {host}"
 
 
 def _context(size: ContextSize, wish: WantedSize) -> str:
     told = f"context {size.context_length}"
     if size.context_length < wish.best.context_length:
-        return f"{told} of {wish.trained or wish.best.context_length} for memory"
+        return f"{told} of {wish.trained or wish.best.context_length} to save memory"
     if wish.asked:
         reached = wish.trained and wish.trained <= size.context_length
-        return f"{told}, all that the model was made for" if reached else f"{told}, as asked for"
+        return f"{told}, the maximum of the model" if reached else f"{told}, as requested"
     if wish.trained > size.context_length:
         return f"{told} of {wish.trained} (more with --ctx-size)"
     return told
@@ -116,4 +116,4 @@ def _context(size: ContextSize, wish: WantedSize) -> str:
 def _slots(size: ContextSize, wish: WantedSize) -> list[str]:
     if size.slots >= wish.best.slots:
         return []
-    return [f"{size.slots} of {wish.best.slots} requests at a time for memory"]
+    return [f"{size.slots} of {wish.best.slots} parallel requests to save memory"]

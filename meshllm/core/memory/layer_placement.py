@@ -1,11 +1,9 @@
-"""Where a model's layers go, with how much context and for how many requests: what fits, in one order of preference.
+"""Chooses where a model's layers go, with how much context and for how many parallel requests. Pure.
 
-Law: pure. What a placement takes is asked of whoever knows (the engine): `choose` is a generator that yields a `Trial`,
-is sent its `Need`, and returns a `Fit`. It asks a bounded number of times, and nothing it gives up goes unsaid.
-
-The order: all layers on the accelerators, with as much context and as many slots as that leaves; else the whole context
-for one request and as many layers as go, a mixture's experts being the first to stay behind (they are most of its bytes
-and least of its work); else the processor alone. Fewer slots are given up before context, as `sizing` says.
+`choose` is a generator: it yields a `PlacementTrial`, is sent the `PlacementNeed` that the engine computes for it, and
+returns a `LayerPlacement`, after a bounded number of trials. Order of preference: all layers on the accelerators, with
+as much context and as many slots as fit; else the whole context for one request and as many layers as fit, the experts
+of a mixture first in RAM (most of its bytes, least of its work); else the CPU alone. Slots are given up before context.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.estimate import MICRO_BATCH, cache_bytes, forecast, padded
 from meshllm.core.memory.model_shape import ModelShape
 
-# Questions for one size and one way to place it. Each answer makes the next guess better, so two or three are usual.
+# Trials for one size and one kind of placement; two or three are usual, as each answer corrects the next trial.
 MOST_TRIALS = 8
-# A file that is mapped may be larger than the memory by this factor: what is needed is read again from the disk. Beyond
-# that, a word takes minutes.
+# A mapped file may exceed the memory by this factor, with weights read again from the disk; beyond, a token takes
+# minutes.
 MOST_PAGED = 2.0
 
 
@@ -29,13 +27,13 @@ class FitVerdict(Enum):
     """Whether a model can be served here."""
 
     FITS = "fits"
-    PAGES = "pages"  # but for weights that will be read from the disk again and again
+    PAGES = "pages"  # it fits with weights that are read from the disk again and again
     TOO_BIG = "too big"
 
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorBudget:
-    """`room`: bytes that may be used. `shared`: they are the computer's own memory, and count against that too."""
+    """`room`: bytes that may be used. `shared`: they are part of the computer's RAM and count against that, too."""
 
     name: str
     room: int
@@ -44,8 +42,8 @@ class AcceleratorBudget:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Bytes that may be used of the computer's memory, and what there is beside. `capped`: somebody said how much may
-    be lent of the computer's memory, so that not even a mapped file may take more."""
+    """Bytes of RAM that may be used (`host`), and the accelerators. `capped`: the user limited the RAM (--max-vram), so
+    that not even a mapped file may exceed it."""
 
     host: int
     accelerators: tuple[AcceleratorBudget, ...] = ()
@@ -54,8 +52,8 @@ class MemoryBudget:
 
 @dataclass(frozen=True, slots=True)
 class PlacementTrial:
-    """A placement: `layers` of the last layers on each accelerator, in their order, the output counted as one. The
-    routed experts of the first `experts_aside` layers stay in the computer's memory all the same."""
+    """A placement: the number of the model's last layers on each accelerator, in their order (the output counts as
+    one). The routed experts of the first `experts_aside` layers are in RAM."""
 
     size: ContextSize
     layers: tuple[int, ...] = ()
@@ -64,8 +62,7 @@ class PlacementTrial:
 
 @dataclass(frozen=True, slots=True)
 class PlacementNeed:
-    """Bytes a placement takes of the computer's memory (`mapped`: those of it that lie in a file), and of each
-    accelerator's."""
+    """Bytes of RAM that a placement needs (`mapped`: the part that is a mapped file), and of each accelerator."""
 
     host: int
     mapped: int = 0
@@ -74,7 +71,7 @@ class PlacementNeed:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlacement:
-    """What was chosen, what it takes, and whether that can be."""
+    """The chosen placement, its memory, and whether it fits."""
 
     trial: PlacementTrial
     need: PlacementNeed
@@ -84,7 +81,7 @@ class LayerPlacement:
 def choose(
     shape: ModelShape, sizes: Sequence[ContextSize], room: MemoryBudget, *, micro_batch: int = MICRO_BATCH
 ) -> Generator[PlacementTrial, PlacementNeed, LayerPlacement]:
-    """The best of `sizes` (best first, as `sizing.candidates` has them) and where its layers go."""
+    """The best of `sizes` (best first, as `context_size.candidates` gives them) and where its layers go."""
     if room.accelerators:
         for size in sizes:
             found = yield from _place(shape, size, room, micro_batch, whole=True)
@@ -97,7 +94,7 @@ def choose(
                 return found
             paging = found or paging
         if paging is not None:
-            return paging  # with the smallest context, which leaves most room for what is read again
+            return paging  # with the smallest context, which leaves most RAM for the page cache
     nothing = (0,) * len(room.accelerators)
     fit = None
     for size in sizes:
@@ -122,13 +119,13 @@ def judge(need: PlacementNeed, room: MemoryBudget) -> FitVerdict:
 
 
 def shared(need: PlacementNeed, room: MemoryBudget) -> int:
-    """Bytes of the computer's own memory that are taken through accelerators."""
+    """Bytes of RAM that are used by accelerators without memory of their own."""
     pairs = zip(need.accelerators, room.accelerators, strict=False)
     return sum(taken for taken, accelerator in pairs if accelerator.shared)
 
 
 def _slimmest(sizes: Sequence[ContextSize]) -> list[ContextSize]:
-    """Of each context the size with the fewest slots."""
+    """For each context length the size with the fewest slots."""
     fewest: dict[int, ContextSize] = {}
     for size in sizes:
         if size.context_length not in fewest or size.slots < fewest[size.context_length].slots:
@@ -151,7 +148,7 @@ def _place(
         if verdict is FitVerdict.FITS or (verdict is FitVerdict.PAGES and not whole):
             return LayerPlacement(trial, need, verdict)
         if all(taken <= given.room for taken, given in zip(need.accelerators, room.accelerators, strict=True)):
-            return None  # it is the computer's memory that is short, which more layers or fewer there would not mend
+            return None  # the RAM is short: moving layers does not help
         predicted = costs.on(trial)
         overhead = [
             max(known, taken - expected)
@@ -162,7 +159,7 @@ def _place(
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """Bytes of each layer with what it keeps, the output as the last; and of those, its routed experts'."""
+    """Bytes of each layer with its context cache, the output as the last; and the part of the routed experts."""
 
     all: tuple[int, ...]
     experts: tuple[int, ...]
@@ -172,7 +169,7 @@ class _Costs:
         cells = padded(size.context_length)
         kept = [cache_bytes(layer, cells, size.slots, micro_batch) for layer in shape.layers]
         loaded = [0 if layer.idle else layer.weights for layer in shape.layers]
-        # A head that is the embedding is a copy of it there: the embedding itself stays with the processor.
+        # A tied output is a copy of the embedding on the accelerator; the embedding itself stays in RAM.
         head = shape.output + (shape.input if shape.tied else 0)
         return cls(
             (*(sum(pair) for pair in zip(loaded, kept, strict=True)), head),
@@ -184,7 +181,7 @@ class _Costs:
         return len(self.all)
 
     def without(self, experts_aside: int) -> list[int]:
-        """The costs where so many layers leave their experts behind."""
+        """The costs with the experts of that many layers in RAM."""
         return [
             cost - (experts if index < experts_aside else 0)
             for index, (cost, experts) in enumerate(zip(self.all, self.experts, strict=True))
@@ -202,8 +199,8 @@ class _Costs:
 def _spread(
     costs: _Costs, size: ContextSize, room: MemoryBudget, overhead: Sequence[int], *, whole: bool
 ) -> PlacementTrial:
-    """Put as many layers on the accelerators as they have room for beside the `overhead` of each; not `whole`: but not
-    all with all their experts, which has been tried."""
+    """Put as many layers on the accelerators as fit beside the `overhead` of each. Without `whole`: not all of them
+    with all their experts, which was tried before."""
     rooms = [
         max(0, min(given.room, room.host if given.shared else given.room) - known)
         for given, known in zip(room.accelerators, overhead, strict=True)
@@ -212,13 +209,13 @@ def _spread(
         filled = _fill(costs.all, rooms)
         return PlacementTrial(size, _gathered(costs, rooms, filled) if sum(filled) == costs.count else filled)
     if not any(costs.experts):
-        # With all layers on several accelerators the engine works on several batches at a time, and takes several times
-        # the memory for that: without the first layer there they may hold all others.
+        # With all layers on several accelerators the engine computes several batches at a time, in several times the
+        # memory. With the first layer on the CPU the others may fit.
         return PlacementTrial(size, _fill(costs.all[1:], rooms))
     low, high = 1, costs.count - 1
     if sum(_fill(costs.without(high), rooms)) < costs.count:
         return PlacementTrial(size, _fill(costs.without(high), rooms), high)
-    while low < high:  # the fewest that suffice: each expert that stays behind costs time
+    while low < high:  # the fewest that suffice: experts in RAM are slower
         middle = (low + high) // 2
         if sum(_fill(costs.without(middle), rooms)) == costs.count:
             high = middle
@@ -240,8 +237,8 @@ def _fill(costs: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...]:
 
 
 def _gathered(costs: _Costs, rooms: Sequence[int], filled: tuple[int, ...]) -> tuple[int, ...]:
-    """All layers fit: on the roomiest accelerator alone if they do, which saves the way between two; else so that each
-    is filled by about the same part."""
+    """Where to put layers that all fit: on the accelerator with most memory if it holds them, which saves transfers;
+    else each accelerator is filled by about the same part."""
     roomiest = max(range(len(rooms)), key=lambda index: rooms[index])
     if sum(costs.all) <= rooms[roomiest]:
         return tuple(costs.count if index == roomiest else 0 for index in range(len(rooms)))

@@ -1,7 +1,7 @@
-"""What of a model matters for memory: what each layer weighs, and what it keeps of the tokens it has seen.
+"""What of a model determines its memory: bytes of each layer, and values kept for each token. Pure.
 
-Law: plain numbers, whoever found them: the header of a file (`models/gguf_shape.py`), or a catalogue (`even`). Sizes
-are bytes; `keys`, `values` and `state` are numbers of values, whatever type they are kept in.
+Made from a file's header (`models/gguf/shape.py`) or from a catalogue entry (`even`). Sizes are bytes; `keys`, `values`
+and `state` count values, whatever their type.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One layer. `weights`: bytes of all its tensors; `experts`: of those, what belongs to the routed experts.
+    """One layer. `weights`: bytes of all tensors; `experts`: the part of the routed experts.
 
-    `keys` and `values` are kept for each token of context, of the last `window` tokens (0: of all); `state` for each
-    request, however long it is. `idle`: the layer is not loaded (it would predict further tokens).
+    `keys` and `values` are kept for each token, for the last `window` tokens (0: for all); `state` for each request.
+    `idle`: the layer is not loaded (it predicts further tokens).
     """
 
     weights: int = 0
@@ -28,12 +28,12 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A model. `input`: bytes of the embeddings, `output`: of what turns the last layer into scores, and of all else
-    that is in no layer; `tied`: the head is the embedding (`input` does both).
+    """A model. `input`: bytes of the embedding; `output`: bytes of the output head and of all tensors outside of
+    layers; `tied`: the embedding is the output head, too.
 
-    `width`: of a token's vector; `inner`: of the widest feed-forward part of a layer without experts, `routed`: of all
-    experts together that one token passes; `query`: of all heads of attention together, `latent`: of the same where
-    keys are kept compressed (0: they are not). `cached`: the engine keeps something between batches (no encoder does).
+    `width`: of a token's vector. `inner`: of the widest feed-forward block without experts. `routed`: of all experts
+    together that a token passes. `query`: of all attention heads together; `latent`: of the same with compressed keys
+    (0: not compressed). `cached`: the engine keeps a context cache (not for encoders).
     """
 
     layers: tuple[LayerShape, ...]
@@ -73,7 +73,7 @@ def even(
     window: int = 0,
     window_every: int = 0,
 ) -> ModelShape:
-    """A model of which only that is known: `size` bytes in all, spread evenly over its layers.
+    """A model of `size` bytes, spread evenly over its layers, when no more is known.
 
     `window_every` n: all but every n-th layer keep only `window` tokens.
     """

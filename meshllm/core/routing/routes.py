@@ -1,11 +1,8 @@
-"""Which targets can answer for a model, best first, or why there are none.
+"""The targets that can answer for a model, best first, or the reason why there are none.
 
-On this node: the engine process, then the backends in the order they were named; then the peers that are alive and say
-they serve it. A target is named by what the gateway needs to reach it; whether it has room is the gateway's business,
-and `ranking` puts the targets in order once that is known.
-
-Law: only what this node knows for itself can refuse a request. What a peer says of its models (what they are for, how
-much they take) says only whether that peer is worth asking.
+On this node: the engine process, then the backends in the order of the command line; then the live peers that serve the
+model. `ranking` orders the targets once the gateway knows their load. Only facts of this node refuse a request: what a
+peer says about its models only decides whether to ask that peer.
 """
 
 from __future__ import annotations
@@ -19,17 +16,17 @@ from meshllm.core.records import ModelLoad, short
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 
-# So many unanswered probes in a row, and callers of a backend's models get an error instead of waiting for it.
-BACKEND_PATIENCE_FAILURES = 4
-# How long a caller waits (seconds) for what may turn up. The join has a deadline of 20 s of its own; a host that others
-# spoke of is dialled within 5; and a model that is wanted may be loaded at this very moment, or never.
+# After this many failed probes in a row, callers of a backend's models get an error instead of waiting.
+BACKEND_MAX_FAILURES = 4
+# How long a caller waits (seconds): while this node joins its mesh (which has a deadline of 20 s of its own), for a
+# host to be dialled (5 s), and for a requested model that a node may be loading.
 SETTLING_SECONDS = 30.0
 LOOKING_SECONDS = 15.0
 WANTED_SECONDS = 3.0
 
 
 class TargetKind(Enum):
-    """What stands behind a target."""
+    """What answers at a target."""
 
     ENGINE = "engine"
     BACKEND = "backend"
@@ -41,12 +38,11 @@ Place = tuple[TargetKind, str]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Somewhere a request can be answered.
+    """Where a request can be sent.
 
     `address` is a Unix socket path for an engine, a base URL (without `/v1`) for a backend, a node id in hexadecimal
-    for a peer. `generation` (of a peer: its incarnation) tells two engine processes apart that follow one another;
-    `slots` is how many requests are worked on at a time (0: unknown). `model` is set for a peer, whose models each
-    have slots of their own.
+    for a peer. `generation` distinguishes successive engine processes (of a peer: its incarnation).
+    `slots`: requests processed at a time (0: unknown). `model` is set for a peer, whose models have slots each.
     """
 
     kind: TargetKind
@@ -57,17 +53,17 @@ class Target:
 
     @property
     def place(self) -> Place:
-        """Where it is, whatever process serves there now."""
+        """The target without the process that serves there now."""
         return self.kind, self.address
 
 
 @dataclass(frozen=True, slots=True)
 class TargetOffer:
-    """A target, and what is known of it beside.
+    """A target and what is known about it.
 
-    `context_length` in tokens (0: unknown), `rtt` in seconds (None: unknown), `load` the newest that a peer told,
-    `name` for people. `purpose` is what a peer says the model is for; `split` that an engine here has workers on other
-    nodes, and fails when one of them is lost; `vision` that the model takes pictures (None: unknown).
+    `name`: for users. `context_length`: tokens (0: unknown). `rtt`: seconds (None: unknown). `load`: the last load that
+    a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
+    when one is lost. `vision`: the model accepts images (None: unknown).
     """
 
     target: Target
@@ -82,12 +78,12 @@ class TargetOffer:
 
     @property
     def busy(self) -> float:
-        """Requests at work and waiting there, per slot, as far as it told."""
+        """Active and waiting requests per slot, by the last reported load."""
         return 0.0 if self.load is None else (self.load.active + self.load.waiting) / max(1, self.target.slots)
 
 
 class Availability(Enum):
-    """How a model stands with this node, when no target can answer for it at the moment."""
+    """The state of a model without a target: not known, to be waited for, or failed."""
 
     UNKNOWN = "unknown"
     COMING = "coming"
@@ -137,14 +133,14 @@ NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset())
 
 
 def mesh_index(mesh: MeshView | None) -> MeshIndex:
-    """What `mesh` serves, by model."""
+    """The index of `mesh`."""
     if mesh is None:
         return NO_MESH
     hosts: dict[str, list[TargetOffer]] = {}
     alive: set[str] = set()
     rumoured: set[str] = set()
     wanted: set[str] = set(mesh.record.wants) if mesh.record is not None else set()
-    # Whoever does not answer this node is of no use to its callers, though others may still reach it.
+    # A peer that does not answer this node is of no use to its callers, even if other nodes reach it.
     silent = {(c.node, c.incarnation) for c in mesh.record.failure_reports} if mesh.record is not None else set()
     for peer in mesh.peers:
         if peer.status in (PeerStatus.DEAD, PeerStatus.LEFT) or peer.node == mesh.node:
@@ -156,7 +152,7 @@ def mesh_index(mesh: MeshView | None) -> MeshIndex:
         alive.add(peer.node.hex())
         for offer in _offers(peer):
             hosts.setdefault(offer.target.model, []).append(offer)
-    ordered = {model: tuple(sorted(offers, key=_by_what_is_told)) for model, offers in hosts.items()}
+    ordered = {model: tuple(sorted(offers, key=_by_reported_load)) for model, offers in hosts.items()}
     return MeshIndex(ordered, frozenset(alive), frozenset(rumoured), frozenset(wanted))
 
 
@@ -172,16 +168,13 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
         )
 
 
-def _by_what_is_told(offer: TargetOffer) -> tuple[float, float, int, str]:
+def _by_reported_load(offer: TargetOffer) -> tuple[float, float, int, str]:
     rtt = 1.0 if offer.rtt is None else offer.rtt
     return offer.busy, rtt, -offer.context_length, offer.target.address
 
 
 def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> ModelRoute:
-    """Who can answer for `model` now. Exactly that name: an unknown model is never another model's answer.
-
-    `index` is `mesh_index(snapshot.mesh)`, from callers that ask often.
-    """
+    """The route to `model` (exactly that name). `index`: `mesh_index(snapshot.mesh)`, for callers that ask often."""
     if index is None:
         index = mesh_index(snapshot.mesh)
     here = snapshot.model(model)
@@ -189,26 +182,26 @@ def route(snapshot: Snapshot, model: str, index: MeshIndex | None = None) -> Mod
     if offers:
         return route_to(offers, here)
     if here is None or snapshot.stopping:
-        return _away(snapshot, model, index) if here is None else _here(snapshot, here)
+        return _elsewhere(snapshot, model, index) if here is None else _here(snapshot, here)
     found = _here(snapshot, here)
-    return (_turning_up(snapshot, model, index) or found) if found.availability is Availability.FAILED else found
+    return (_wait_for_mesh(snapshot, model, index) or found) if found.availability is Availability.FAILED else found
 
 
-def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, words: str = "") -> ModelRoute:
-    """The route to `offers` for a model, with what is known of it `here`."""
+def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, message: str = "") -> ModelRoute:
+    """The route to `offers`, with the facts of the model on this node (`here`)."""
     facts = here.facts if here is not None else None
     return ModelRoute(
         offers,
         Availability.COMING,
-        words,
+        message,
         purpose=facts.purpose if facts is not None else None,
         vision=facts.vision if facts is not None else None,
-        lost_reason=_member_lost(here),
+        lost_reason=_lost_reason(here),
     )
 
 
 def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
-    """What this node itself can answer with, without any peer: its engine, then its backends."""
+    """The targets on this node: its engine, then its backends."""
     offers = [
         TargetOffer(Target(TargetKind.BACKEND, backend.url), backend.url)
         for backend in snapshot.backends
@@ -229,89 +222,90 @@ def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     return route_to((), here, next_step.progress_message(snapshot.engine, here))
 
 
-def _member_lost(here: ModelState | None) -> str:
-    """Why the engine process of a model is being ended although it is wanted: who was lost that carried layers of it.
-    Empty if it is not."""
+def _lost_reason(here: ModelState | None) -> str:
+    """Why the engine process of a wanted model is being stopped (a worker of its split was lost); "" if it is not."""
     ending = here is not None and here.wanted and here.server is ServerPhase.STOPPING
     return here.reason if here is not None and ending else ""
 
 
-def _away(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute:
+def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute:
+    """The route to a model that is neither on this node nor served by a live peer."""
     silent = [b for b in snapshot.backends if not b.healthy]
     had = [b for b in silent if model in b.models]
-    # One that was never asked may have it; one that had it may be back in a moment.
-    if any(b.failures == 0 for b in silent) or any(b.failures <= BACKEND_PATIENCE_FAILURES for b in had):
+    # A backend that was never asked may have the model; one that had it may recover soon.
+    if any(b.failures == 0 for b in silent) or any(b.failures <= BACKEND_MAX_FAILURES for b in had):
         return ModelRoute((), Availability.COMING, "asking the backends")
-    if (turning_up := _turning_up(snapshot, model, index)) is not None:
-        return turning_up
+    if (waiting := _wait_for_mesh(snapshot, model, index)) is not None:
+        return waiting
     if had:
-        return ModelRoute((), Availability.FAILED, f"the backend that serves {model} does not answer: {had[0].reason}")
+        message = f"The backend that serves {model} does not answer: {had[0].reason} Check that the backend runs."
+        return ModelRoute((), Availability.FAILED, message)
     if model in snapshot.wants or model in index.wanted:
-        words = f"{model} is wanted by the mesh but no node serves it yet"
-        verdict = f"{words}: start a node that has it, with --join."
-        return ModelRoute((), Availability.COMING, words, max_wait=WANTED_SECONDS, timeout_message=verdict)
+        message = f"No node serves {model} yet. Start one: mesh-llm --model {model} --join INVITE"
+        progress = f"waiting for a node that serves {model}"
+        return ModelRoute((), Availability.COMING, progress, max_wait=WANTED_SECONDS, timeout_message=message)
     if snapshot.mesh is not None and snapshot.mesh.phase is JoinPhase.FAILED:
-        reason = snapshot.mesh.reason or "no node that was named answers"
-        return ModelRoute(
-            (), Availability.FAILED, f"{model} is not known here, and the mesh could not be joined: {reason}"
-        )
+        reason = snapshot.mesh.reason or "no bootstrap address answers"
+        message = f"{model} is not on this node, and joining the mesh failed: {reason}"
+        return ModelRoute((), Availability.FAILED, message)
     return ModelRoute((), Availability.UNKNOWN)
 
 
-def _turning_up(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute | None:
-    """What other nodes may yet show to serve."""
+def _wait_for_mesh(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute | None:
+    """A route to wait on while other nodes that may serve `model` are found; None if there are none to wait for."""
     mesh = snapshot.mesh
     if mesh is None or snapshot.stopping:
         return None
     if mesh.settling:
-        words = f"joining the mesh: {_joining_words(mesh)}"
-        verdict = f"{model} is not known here yet, and this node has not reached its mesh ({_joining_words(mesh)})."
-        return ModelRoute((), Availability.COMING, words, max_wait=SETTLING_SECONDS, timeout_message=verdict)
+        progress = f"joining the mesh: {_join_progress(mesh)}"
+        message = f"{model} is not on this node, which has not joined its mesh yet ({_join_progress(mesh)}). Retry."
+        return ModelRoute((), Availability.COMING, progress, max_wait=SETTLING_SECONDS, timeout_message=message)
     if model in index.unverified:
-        verdict = f"{model} is served by a node that does not answer at the moment. Try again soon."
-        words = f"looking for a host of {model}"
+        message = f"The node that serves {model} does not answer. Retry in a few seconds."
+        progress = f"connecting to a host of {model}"
         return ModelRoute(
-            (), Availability.COMING, words, max_wait=LOOKING_SECONDS, timeout_message=verdict, dial_hosts=True
+            (), Availability.COMING, progress, max_wait=LOOKING_SECONDS, timeout_message=message, dial_hosts=True
         )
     return None
 
 
-def _joining_words(mesh: MeshView) -> str:
+def _join_progress(mesh: MeshView) -> str:
     failed = sum(step.state in (JoinAttemptState.FAILED, JoinAttemptState.REFUSED) for step in mesh.join_attempts)
-    tried = f", {failed} of {len(mesh.join_attempts)} ways in have failed" if failed else ""
+    tried = f", {failed} of {len(mesh.join_attempts)} bootstrap addresses failed" if failed else ""
     return f"{mesh.phase.value}{tried}"
 
 
 def failure_message(snapshot: Snapshot, model: ModelState) -> str:
-    """Why `model` cannot be served, in words for its caller."""
+    """Why `model` cannot be served and what to do, for its caller."""
     if snapshot.stopping:
-        return f"this node is stopping; {model.name} is no longer served here"
-    reason = model.reason or snapshot.engine.reason or "no reason is known"
-    advice = model.advice or snapshot.engine.advice
-    return f"{model.name} cannot be served: {reason} {advice}".rstrip()
+        return f"This node is stopping and no longer serves {model.name}. Retry on another node."
+    engine = snapshot.engine
+    if model.reason or not engine.reason:
+        reason, advice = model.reason or "the cause is not known", model.advice
+    else:
+        reason, advice = engine.reason, f"{engine.advice} This node tries again automatically.".lstrip()
+    stop = "" if reason.endswith((".", "!", "?")) else "."
+    return f"{model.name} cannot be served: {reason}{stop} {advice}".rstrip()
 
 
 def purpose_message(model: str, purpose: Purpose) -> str:
-    """What to tell a caller who asked `model` for something that it is not for."""
+    """For a caller of an API that `model` does not support."""
     match purpose:
         case Purpose.GENERATE:
-            return f"{model} writes text and gives neither embeddings nor rankings: choose a model made for that."
+            return f"{model} is a chat model and cannot produce embeddings or rerank. Use an embedding or rerank model."
         case Purpose.EMBED:
-            return f"{model} only turns texts into vectors: ask it at /v1/embeddings, and another model for the rest."
+            return f"{model} is an embedding model. Use it at /v1/embeddings, and another model for this request."
         case Purpose.RERANK:
-            return f"{model} only ranks documents: ask it at /v1/rerank, and another model for the rest."
+            return f"{model} is a rerank model. Use it at /v1/rerank, and another model for this request."
 
 
 def no_vision_message(model: str) -> str:
-    """What to tell a caller who showed a picture to `model`, which cannot see."""
-    return (
-        f"{model} cannot see: it takes text alone. Leave the pictures out, or ask a model that sees; "
-        "`mesh.input_modalities` in /v1/models says which do."
-    )
+    """For a caller who sent an image to `model`, which accepts text only."""
+    return f"{model} does not support images. Use a vision model (see mesh.input_modalities in /v1/models)."
 
 
 def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, list[TargetOffer]]:
-    """Every model's offers, best first: what `route` says of each, in one pass over what backends and peers list."""
+    """The offers of every model, best first: as `route` gives them, in one pass."""
     if index is None:
         index = mesh_index(snapshot.mesh)
     found = {model.name: list(offers_here(snapshot, model.name)) for model in snapshot.models}
@@ -328,7 +322,7 @@ def all_offers(snapshot: Snapshot, index: MeshIndex | None = None) -> dict[str, 
 
 
 def models(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...]:
-    """Every model that can be asked for, in the order it became known, without repeats: first what is here."""
+    """The names of all models that can be requested, those of this node first, without repeats."""
     if index is None:
         index = mesh_index(snapshot.mesh)
     names = [m.name for m in snapshot.models]
@@ -338,7 +332,7 @@ def models(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...
 
 
 def wanted(snapshot: Snapshot, index: MeshIndex | None = None) -> tuple[str, ...]:
-    """The models that somebody asked the mesh for and nobody serves, in the order of their names."""
+    """The models that are requested from the mesh and not served, sorted."""
     if index is None:
         index = mesh_index(snapshot.mesh)
     served = {model.name for model in snapshot.models} | index.hosts.keys()

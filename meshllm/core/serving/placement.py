@@ -1,8 +1,7 @@
-"""Who should serve what: which wanted model a node without one of its own takes.
+"""Decides which requested model a standby node serves. Pure.
 
-Law: a pure function of what is known of the mesh; equal views give equal answers, so that two standbys take different
-models where they can, without a word between them. Nothing is fetched for others: a node takes what lies on its disk.
-Whoever founded the mesh and was asked for nothing stays idle: it came to look, and for others to join.
+Equal views of the mesh give equal answers, so two standbys choose different models without talking to each other. A
+node serves only models on its disk. A node that started a mesh without a model stays idle.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from meshllm.core.records import NodeId, NodeRecord
 
 
 def choose(own: NodeRecord, others: Iterable[NodeRecord]) -> str | None:
-    """What `own` should serve, or None. `others` are the records of the nodes that live (and nobody else's).
+    """The model that `own` should serve, or None. `others`: the records of the live nodes.
 
-    The model with the fewest hosts goes first, to the standby that hashing puts first among those that have it. What
-    somebody wants to be split is nobody's to take whole.
+    The model with the fewest hosts comes first; of the standbys that have it, the one with the highest hash serves it.
+    Models requested with --split are skipped.
     """
     records = [own, *others]
     hosts: dict[str, int] = {}
-    apart = {candidate.model for record in records for candidate in record.splits if candidate.force_split}
+    force_split = {candidate.model for record in records for candidate in record.splits if candidate.force_split}
     for record in records:
         for name in record.wants:
-            if name not in apart:
+            if name not in force_split:
                 hosts.setdefault(name, 0)
     standbys = {record.node: frozenset(record.on_disk) for record in records if _stands_by(record)}
     if own.node not in standbys or not standbys[own.node] & hosts.keys():
@@ -41,15 +40,18 @@ def choose(own: NodeRecord, others: Iterable[NodeRecord]) -> str | None:
         if best is None:
             return None
         name = best[1]
-        chosen = max((node for node, disk in standbys.items() if name in disk), key=lambda node: weight(node, name))
+        chosen = max(
+            (node for node, disk in standbys.items() if name in disk), key=lambda node: rendezvous_weight(node, name)
+        )
         if chosen == own.node:
             return name
         hosts[name] += 1
         del standbys[chosen]
 
 
-def weight(node: NodeId, model: str) -> bytes:
-    """Rendezvous hashing (Thaler and Ravishankar, 1998): the highest weight has the model."""
+def rendezvous_weight(node: NodeId, model: str) -> bytes:
+    """The weight of `node` for `model`; the node with the highest one is chosen. Source: rendezvous hashing (Thaler and
+    Ravishankar, 1998)."""
     return blake2b(model.encode("utf-8", "surrogatepass"), digest_size=16, key=node).digest()
 
 

@@ -1,9 +1,8 @@
-"""Which nodes carry a model together, and which layers each of them gets.
+"""Plans a pipeline split: which nodes serve a model together, and which layers each of them gets. Pure.
 
-Law: a pure function. Host is whoever offers most memory, ties broken by hashing, so that all who know the same choose
-the same. The host alone chooses the members, by the round trips that it has measured itself: just enough of them,
-nearest first. Layers are contiguous, the host has the first ones, and what comes before and after them (embedding and
-output) stays with it.
+The host is the node with most memory; a hash breaks ties, so that all nodes with the same records choose the same host.
+The host chooses the workers by the round trips it measured: as few as needed, nearest first. Layers are contiguous; the
+host has the first ones, the embedding and the output.
 """
 
 from __future__ import annotations
@@ -16,29 +15,28 @@ from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.estimate import MICRO_BATCH, forecast
 from meshllm.core.memory.model_shape import ModelShape
 from meshllm.core.records import NodeId, short
-from meshllm.core.serving.placement import weight
+from meshllm.core.serving.placement import rendezvous_weight
 from meshllm.util.format import gigabytes
 
-# Each token makes the whole round: beyond this a member costs more than it brings, and stays a client of the API.
+# Each token passes all workers: a worker with a longer round trip (seconds) costs more than its memory is worth.
 MAX_RTT_SECONDS = 0.080
-# A round trip that nobody has measured counts as one at the cap: the member is taken if no other will do.
+# An unmeasured round trip counts as the longest allowed: the worker is used if no other suffices.
 UNKNOWN_RTT_SECONDS = MAX_RTT_SECONDS
-# More members than this are never needed by a model that people run at home, and each one can die.
+# More workers than this are not needed by models for machines at home, and each of them can fail.
 MAX_MEMBERS = 16
-# What holds the layers of one node for one token, where its speed was never measured: bytes/s that a small desktop's
-# memory gives the engine. Only ever compared with itself, or with what was measured.
+# The speed of a node that was never measured: bytes of weights per second that the engine reads on a small desktop.
 USUAL_BYTES_PER_SECOND = 20e9
-# Another plan must promise this much more before it is worth anything: forecasts are not that good.
+# A plan with more nodes must be faster by this factor: forecasts are no better than that.
 MARGIN = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class SplitNeed:
-    """What a model takes, in bytes.
+    """The memory that a model needs, in bytes.
 
-    `layers`: of each layer its weights and its share of the context, in order. `weights`: of each layer what is read
-    for one token. `ends`: embedding, output and the host's own buffers. `buffers`: what computing takes on each member.
-    `end_weights`: what is read of `ends` for one token.
+    `layers`: weights and context cache of each layer, in order. `weights`: bytes of each layer read for one token.
+    `ends`: embedding, output and the host's own buffers. `buffers`: compute buffers on each node. `end_weights`: bytes
+    of `ends` read for one token.
     """
 
     layers: tuple[int, ...]
@@ -49,15 +47,15 @@ class SplitNeed:
 
     @property
     def total(self) -> int:
-        """On one node alone."""
+        """The memory needed on one node alone."""
         return sum(self.layers) + self.ends + self.buffers
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOffer:
-    """A node that could carry layers: `memory` it offers in bytes, `rtt` from the host in seconds (None: unknown),
-    `speed` in bytes of weights read per second (0: never measured). `devices`: the bytes on each of its accelerators,
-    where the memory is not in one piece. `name` is for people."""
+    """A node that could serve layers. `memory`: bytes offered. `rtt`: seconds from the host (None: unknown). `speed`:
+    bytes of weights read per second (0: unknown). `devices`: bytes on each accelerator, if there are several. `name`:
+    for users."""
 
     node: NodeId
     memory: int
@@ -68,19 +66,19 @@ class WorkerOffer:
 
     @property
     def called(self) -> str:
-        """What people know it by."""
+        """The name for users."""
         return self.name or short(self.node)
 
     @property
     def pieces(self) -> tuple[int, ...]:
-        """The bytes of each piece of its memory."""
+        """The bytes of each accelerator, or of the whole memory."""
         return self.devices or (self.memory,)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerShare:
-    """`layers` from `first` on are `node`'s; `memory` is what that takes there, in bytes. `devices`: how many of them,
-    in their order, are on each of its accelerators (none: its memory is in one piece)."""
+    """The layers of one node: `layers` of them from `first` on. `memory`: bytes they need there. `devices`: the number
+    of layers on each accelerator, in their order (empty: the memory is in one piece)."""
 
     node: NodeId
     first: int
@@ -90,13 +88,13 @@ class WorkerShare:
 
     @property
     def runs(self) -> tuple[int, ...]:
-        """The layers on each device that has some."""
+        """The number of layers on each device that has any."""
         return tuple(count for count in self.devices if count) or (self.layers,)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitForecast:
-    """What one way to serve the model promises: the nodes, the host first, and the seconds for one token."""
+    """The forecast for one team: the nodes, the host first, and the seconds for one token."""
 
     nodes: tuple[NodeId, ...]
     seconds: float
@@ -104,9 +102,9 @@ class SplitForecast:
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """Who carries what: the host's share first, then its members' in the order of the layers.
+    """The shares: the host's first, then the workers' in the order of the layers.
 
-    `seconds` is the forecast for one token; `reason` says in words why it is so, `considered` what else there was.
+    `seconds`: forecast for one token. `reason`: why this plan was chosen, for users. `considered`: all forecasts.
     """
 
     shares: tuple[WorkerShare, ...]
@@ -116,7 +114,7 @@ class SplitPlan:
 
     @property
     def host(self) -> NodeId:
-        """Where llama-server runs."""
+        """The node that runs llama-server."""
         return self.shares[0].node
 
     @property
@@ -127,40 +125,40 @@ class SplitPlan:
 
 @dataclass(frozen=True, slots=True)
 class NoPlan:
-    """It cannot be served: `missing` bytes are lacking, `reason` says so in words."""
+    """The model cannot be served: `missing` more bytes are needed; `reason` is for users."""
 
     missing: int
     reason: str
 
 
-def choose_host(lenders: Iterable[WorkerOffer], model: str) -> NodeId | None:
-    """Where the llama-server of a split of `model` runs: most memory, then the hash. None if there is nobody."""
-    best = max(lenders, key=lambda lender: (lender.memory, weight(lender.node, model)), default=None)
+def choose_host(offers: Iterable[WorkerOffer], model: str) -> NodeId | None:
+    """The node that hosts a split of `model`: most memory, then the hash. None if there are no nodes."""
+    best = max(offers, key=lambda offer: (offer.memory, rendezvous_weight(offer.node, model)), default=None)
     return best.node if best is not None else None
 
 
 def plan(
     need: SplitNeed, host: WorkerOffer, others: Iterable[WorkerOffer], model: str, *, force: bool = False
 ) -> SplitPlan | NoPlan:
-    """How `host` serves `model`: alone, or with members out of `others`.
+    """How `host` serves `model`: alone, or with workers out of `others`.
 
-    With `force` (`--split`) never alone. Deterministic; the order of `others` is of no consequence.
+    With `force` (`--split`) never alone. Deterministic, whatever the order of `others`.
     """
     near = sorted(
-        (lender for lender in others if lender.node != host.node and _rtt(lender) <= MAX_RTT_SECONDS),
-        key=lambda lender: (lender.rtt is None, lender.rtt or 0.0, weight(lender.node, model)),
+        (offer for offer in others if offer.node != host.node and _rtt(offer) <= MAX_RTT_SECONDS),
+        key=lambda offer: (offer.rtt is None, offer.rtt or 0.0, rendezvous_weight(offer.node, model)),
     )
     found: list[SplitPlan] = []
-    alone = _shared(need, (host,))
-    if alone is not None and not force:
-        found.append(_plan(need, (host,), alone, "it fits on this node"))
+    on_host = _shared(need, (host,))
+    if on_host is not None and not force:
+        found.append(_plan(need, (host,), on_host, "the model fits on this node"))
     for members in _teams(near):
         shares = _shared(need, (host, *members))
         if shares is not None:
-            found.append(_plan(need, (host, *members), shares, _words(need, host, members, force)))
+            found.append(_plan(need, (host, *members), shares, _reason(need, host, members, force)))
     if not found:
         return _no_plan(need, host, near, force=force)
-    # Fewer members first: one more is worth it only if it is faster by the margin.
+    # Fewer workers first: one more must be faster by the margin.
     best = found[0]
     for other in found[1:]:
         if other.seconds * MARGIN < best.seconds:
@@ -169,21 +167,21 @@ def plan(
 
 
 def _teams(near: Sequence[WorkerOffer]) -> list[tuple[WorkerOffer, ...]]:
-    """Whom to try together, fewest first: the nearest, one more each time; and each alone, for there may be one that is
-    far faster than those that are nearer."""
+    """The teams to try, smallest first: the nearest workers, one more each time, and each worker alone, because one may
+    be much faster than the nearer ones."""
     teams = [tuple(near[:count]) for count in range(1, min(len(near), MAX_MEMBERS) + 1)]
-    teams += [(lender,) for lender in near[1:MAX_MEMBERS]]
+    teams += [(offer,) for offer in near[1:MAX_MEMBERS]]
     return sorted(teams, key=len)
 
 
 def _shared(need: SplitNeed, team: Sequence[WorkerOffer]) -> tuple[WorkerShare, ...] | None:
-    """The layers in contiguous runs, in proportion to what each of the team has to spare; None if they do not fit.
+    """The shares of `team` in proportion to the nodes' free memory; None if the layers do not fit.
 
-    The proportion is the smallest fraction of everybody's memory that holds them all, found by bisection. Everybody
-    has a layer at least: a team in which somebody has none is another, smaller team. A node's devices are filled one
-    after the other, each with what it takes for itself; one that is too small for a layer has none.
+    Uses the smallest fraction of each node's memory that holds all layers, found by bisection. Each node gets at least
+    one layer. The devices of a node are filled in order, each with its own buffers; a device that is too small for a
+    layer gets none.
     """
-    rooms = [[piece - need.buffers for piece in lender.pieces] for lender in team]
+    rooms = [[piece - need.buffers for piece in offer.pieces] for offer in team]
     rooms[0][0] -= need.ends
     if len(team) > len(need.layers) or any(max(pieces) < 0 for pieces in rooms):
         return None
@@ -199,21 +197,21 @@ def _shared(need: SplitNeed, team: Sequence[WorkerOffer]) -> tuple[WorkerShare, 
         else:
             high, counts = middle, tried
     shares, first = [], 0
-    for place, (lender, runs) in enumerate(zip(team, counts, strict=True)):
+    for index, (offer, runs) in enumerate(zip(team, counts, strict=True)):
         count, used = sum(runs), len([run for run in runs if run])
-        taken = sum(need.layers[first : first + count]) + need.buffers * used + (need.ends if place == 0 else 0)
-        shares.append(WorkerShare(lender.node, first, count, taken, tuple(runs) if lender.devices else ()))
+        taken = sum(need.layers[first : first + count]) + need.buffers * used + (need.ends if index == 0 else 0)
+        shares.append(WorkerShare(offer.node, first, count, taken, tuple(runs) if offer.devices else ()))
         first += count
     return tuple(shares)
 
 
 def _counts(layers: Sequence[int], rooms: Sequence[Sequence[int]]) -> list[list[int]] | None:
-    """How many layers each takes, by the pieces of its memory, if it takes all it has room for, leaving one for each
-    that follows; None if some are left over, or somebody cannot take one."""
+    """The number of layers on each piece of memory, filled in order with one layer left for each following node; None
+    if layers are left over or a node gets none."""
     counts: list[list[int]] = []
     at = 0
-    for place, pieces in enumerate(rooms):
-        last = len(layers) - (len(rooms) - place - 1)
+    for index, pieces in enumerate(rooms):
+        last = len(layers) - (len(rooms) - index - 1)
         runs = []
         for room in pieces:
             begin, left = at, room
@@ -232,54 +230,53 @@ def _plan(need: SplitNeed, team: Sequence[WorkerOffer], shares: tuple[WorkerShar
 
 
 def seconds_per_token(need: SplitNeed, team: Sequence[WorkerOffer], shares: Sequence[WorkerShare]) -> float:
-    """Seconds for one token: reading each share's weights where they lie, and the way round.
+    """Seconds for one token: each node reads its weights, and the data goes from the host through the workers and back.
 
-    A token goes from the host through the members, in their order, and back. The way between two members was measured
-    by nobody here: it is taken for the longer of the two ways that were.
+    The host cannot measure the path between two workers: it counts as the longer of their two paths to the host.
     """
     seconds = need.end_weights / _speed(team[0])
-    for lender, share in zip(team, shares, strict=True):
-        seconds += sum(need.weights[share.first : share.first + share.layers]) / _speed(lender)
-    ways = [_rtt(lender) / 2 for lender in team[1:]]
+    for offer, share in zip(team, shares, strict=True):
+        seconds += sum(need.weights[share.first : share.first + share.layers]) / _speed(offer)
+    ways = [_rtt(offer) / 2 for offer in team[1:]]
     if ways:
         seconds += ways[0] + sum(max(one, two) for one, two in pairwise(ways)) + ways[-1]
     return seconds
 
 
-def _speed(lender: WorkerOffer) -> float:
-    return lender.speed or USUAL_BYTES_PER_SECOND
+def _speed(offer: WorkerOffer) -> float:
+    return offer.speed or USUAL_BYTES_PER_SECOND
 
 
-def _rtt(lender: WorkerOffer) -> float:
-    return UNKNOWN_RTT_SECONDS if lender.rtt is None else lender.rtt
+def _rtt(offer: WorkerOffer) -> float:
+    return UNKNOWN_RTT_SECONDS if offer.rtt is None else offer.rtt
 
 
-def _words(need: SplitNeed, host: WorkerOffer, members: Sequence[WorkerOffer], force: bool) -> str:
-    names = ", ".join(lender.called for lender in members)
+def _reason(need: SplitNeed, host: WorkerOffer, members: Sequence[WorkerOffer], force: bool) -> str:
+    names = ", ".join(offer.called for offer in members)
     if need.total <= host.memory:
-        return f"a split with {names} was asked for" if force else f"a split with {names} promises to be faster"
-    carry = "carries" if len(members) == 1 else "carry"
-    return f"it takes {gigabytes(need.total)} and this node has {gigabytes(host.memory)}: {names} {carry} the rest"
+        return f"split with {names}, as requested" if force else f"split with {names}: the forecast is faster"
+    serve = "serves" if len(members) == 1 else "serve"
+    return f"needs {gigabytes(need.total)}, this node has {gigabytes(host.memory)}: {names} {serve} the rest"
 
 
 def _no_plan(need: SplitNeed, host: WorkerOffer, near: Sequence[WorkerOffer], *, force: bool) -> NoPlan:
+    limit = f"{MAX_RTT_SECONDS * 1000:.0f} ms"
     if not near and force and need.total <= host.memory:
-        return NoPlan(0, "a split was asked for, and no other node that is near enough has memory to lend")
-    have = host.memory + sum(lender.memory for lender in near)
+        return NoPlan(0, f"a split was requested, and no idle node within {limit} has free memory")
+    have = host.memory + sum(offer.memory for offer in near)
     missing = need.total + need.buffers * len(near) - have
     if not near:
-        words = f"it takes {gigabytes(need.total)} and this node has {gigabytes(host.memory)}"
-        lacks = f"{gigabytes(missing)} are missing, and no other node that is near enough has memory to lend"
-        return NoPlan(missing, f"{words}: {lacks}")
-    # Where the sum would do, it is the grain: a layer that goes into nobody's rest.
+        needs = f"needs {gigabytes(need.total)}, this node has {gigabytes(host.memory)}"
+        return NoPlan(missing, f"{needs}: {gigabytes(missing)} more. No idle node within {limit} has free memory")
+    # The sum may suffice while a layer does not fit into the rest of any node.
     missing = max(missing, max(need.layers, default=0))
-    words = f"it takes {gigabytes(need.total)} and {1 + len(near)} nodes have {gigabytes(have)} together"
-    return NoPlan(missing, f"{words}: {gigabytes(missing)} more are needed")
+    needs = f"needs {gigabytes(need.total)}, {1 + len(near)} nodes have {gigabytes(have)} together"
+    return NoPlan(missing, f"{needs}: {gigabytes(missing)} more")
 
 
 def need_of(shape: ModelShape, size: ContextSize, micro_batch: int = MICRO_BATCH, *, beside: int = 0) -> SplitNeed:
-    """What a model of that shape takes by layer for `size`, by the arithmetic of `forecast` (off by some per cent).
-    `beside`: bytes that the host needs for more than the model, such as what lets it see."""
+    """The need of a model of that shape for `size`, by `forecast` (within some per cent). `beside`: further bytes that
+    the host needs, such as an image encoder."""
     found = forecast(shape, size, micro_batch=micro_batch)
     return SplitNeed(
         layers=tuple(weights + cache for weights, cache in zip(found.weights, found.cache, strict=True)),
@@ -291,7 +288,7 @@ def need_of(shape: ModelShape, size: ContextSize, micro_batch: int = MICRO_BATCH
 
 
 def token_bytes(shape: ModelShape) -> int:
-    """Bytes of weights that are read for one token: what bounds how fast it comes, on nearly every machine."""
+    """Bytes of weights read for one token: the bound of the speed on nearly every machine."""
     return sum(_read_by_layer(shape)) + _read_at_the_ends(shape)
 
 

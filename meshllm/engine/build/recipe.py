@@ -1,6 +1,6 @@
-"""What one build of the engine depends on, and the key that stands for all of it.
+"""What a build of the engine depends on, and the key made of it.
 
-Law: equal keys mean that one build can stand for the other; what changes the binaries is part of the key, and no more.
+Invariant: builds with equal keys are interchangeable; everything that changes the binaries is part of the key.
 """
 
 from __future__ import annotations

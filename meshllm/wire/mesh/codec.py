@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -46,12 +47,14 @@ __all__ = [
     "MAX_IDS",
     "MAX_PAYLOAD_BYTES",
     "MAX_RECORDS",
+    "ParsedMessage",
     "Verify",
     "decode_message",
     "decode_record",
     "encode_message",
     "encode_record",
     "fit",
+    "parse_message",
     "signed_bytes",
     "signer",
 ]
@@ -78,16 +81,39 @@ def encode_message(message: Message) -> bytes:
     return payload
 
 
-def decode_message(payload: bytes, verify: Verify) -> Message | None:
-    """The message, or None for a kind of a newer version. Raises BadMessage.
+@dataclass(frozen=True, slots=True)
+class ParsedMessage:
+    """A decoded message whose records, as (body, signature), are neither decoded nor verified yet.
 
-    Every record in it is verified. A record that is signed but unreadable for this version is left out.
+    `build` makes the message from the verified records and the nodes of those that were left out as stale.
     """
+
+    records: tuple[tuple[bytes, bytes], ...]
+    build: Callable[[tuple[SignedRecord, ...], tuple[NodeId, ...]], Message]
+
+
+def decode_message(payload: bytes, verify: Verify) -> Message | None:
+    """The message with all its records verified; None for a kind of a newer version. Raises BadMessage.
+
+    A record that its node signed but that this version cannot read is left out.
+    """
+    parsed = parse_message(payload)
+    if parsed is None:
+        return None
+    found = [read_signed(body, signature, verify) for body, signature in parsed.records]
+    return parsed.build(tuple([signed for signed in found if signed is not None]), ())
+
+
+def parse_message(payload: bytes) -> ParsedMessage | None:
+    """The message without its records; None for a kind that only newer versions know. Raises BadMessage."""
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise BadMessage(f"message: more than {MAX_PAYLOAD_BYTES} bytes")
     found = f.unpack(payload, max_text=256, max_bytes=MAX_IDS * HELD.size, max_items=MAX_RECORDS)
     read = _READERS.get(f.number(f.fields(found, 1, "message")[0], "kind of message"))
-    return read(found, verify) if read is not None else None
+    if read is None:
+        return None
+    message = read(found)
+    return message if isinstance(message, ParsedMessage) else ParsedMessage((), lambda records, stale: message)
 
 
 # -- each kind: its fields, written and read. `found[0]` is the kind.
@@ -97,7 +123,7 @@ def _write_ping(message: m.Ping) -> tuple[Any, ...]:
     return (message.number,)
 
 
-def _read_ping(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_ping(found: tuple[Any, ...]) -> Message:
     return m.Ping(f.number(f.fields(found, 2, "ping")[1], "ping's number"))
 
 
@@ -106,7 +132,7 @@ def _write_pong(message: m.Pong) -> tuple[Any, ...]:
     return (message.number, loads)
 
 
-def _read_pong(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_pong(found: tuple[Any, ...]) -> Message:
     _, number, loads, *_ = f.fields(found, 3, "pong")
     return m.Pong(f.number(number, "pong's number"), read_loads(loads))
 
@@ -115,7 +141,7 @@ def _write_digest(message: m.Digest) -> tuple[Any, ...]:
     return (message.bits, message.hashes)
 
 
-def _read_digest(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_digest(found: tuple[Any, ...]) -> Message:
     _, given, hashes, *_ = f.fields(found, 3, "digest")
     bits = f.number(given, "digest's bits", 0, MAX_DIGEST_BITS)
     return m.Digest(bits, f.exactly(hashes, HASH_BYTES << bits, "digest's hashes"))
@@ -127,7 +153,7 @@ def _write_difference(message: m.Difference) -> tuple[Any, ...]:
     return (message.bits, bytes(message.buckets), held)
 
 
-def _read_difference(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_difference(found: tuple[Any, ...]) -> Message:
     _, given, given_buckets, given_held, *_ = f.fields(found, 4, "difference")
     bits = f.number(given, "difference's bits", 0, MAX_DIGEST_BITS)
     buckets = tuple(f.multiple(given_buckets, 1, 1 << bits, "difference's buckets"))
@@ -148,7 +174,7 @@ def _write_wanted(message: m.Wanted) -> tuple[Any, ...]:
     return (_packed_ids(message.nodes),)
 
 
-def _read_wanted(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_wanted(found: tuple[Any, ...]) -> Message:
     return m.Wanted(_ids(f.fields(found, 2, "wanted")[1], "wanted nodes"))
 
 
@@ -156,16 +182,17 @@ def _write_records(message: m.Records) -> tuple[Any, ...]:
     return (_packed_records(message.records), message.push)
 
 
-def _read_records(found: tuple[Any, ...], verify: Verify) -> Message:
-    _, records, push, *_ = f.fields(found, 3, "records")
-    return m.Records(_signed(records, verify), f.flag(push, "push"))
+def _read_records(found: tuple[Any, ...]) -> ParsedMessage:
+    _, records, given_push, *_ = f.fields(found, 3, "records")
+    push = f.flag(given_push, "push")
+    return ParsedMessage(_signed(records), lambda records, stale: m.Records(records, push, stale))
 
 
 def _write_subscribe(message: m.Subscribe) -> tuple[Any, ...]:
     return ()
 
 
-def _read_subscribe(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_subscribe(found: tuple[Any, ...]) -> Message:
     return m.Subscribe()
 
 
@@ -173,17 +200,18 @@ def _write_table(message: m.TableUpdate) -> tuple[Any, ...]:
     return (_packed_records(message.records), _packed_ids(message.gone), message.first, message.more)
 
 
-def _read_table(found: tuple[Any, ...], verify: Verify) -> Message:
-    _, records, gone, first, more, *_ = f.fields(found, 5, "table")
-    first, more = f.flag(first, "first"), f.flag(more, "more")
-    return m.TableUpdate(_signed(records, verify), _ids(gone, "gone nodes"), first, more)
+def _read_table(found: tuple[Any, ...]) -> ParsedMessage:
+    _, records, given_gone, given_first, given_more, *_ = f.fields(found, 5, "table")
+    first, more = f.flag(given_first, "first"), f.flag(given_more, "more")
+    gone = _ids(given_gone, "gone nodes")
+    return ParsedMessage(_signed(records), lambda records, stale: m.TableUpdate(records, gone, first, more))
 
 
 def _write_adopted(message: m.Adopted) -> tuple[Any, ...]:
     return (message.mesh,)
 
 
-def _read_adopted(found: tuple[Any, ...], verify: Verify) -> Message:
+def _read_adopted(found: tuple[Any, ...]) -> Message:
     return m.Adopted(MeshId(f.exactly(f.fields(found, 2, "adopted")[1], MESH_ID_BYTES, "mesh id")))
 
 
@@ -211,26 +239,19 @@ def _ids(value: Any, what: str) -> tuple[NodeId, ...]:
     return ids
 
 
-def _signed(value: Any, verify: Verify) -> tuple[SignedRecord, ...]:
-    """Signed records. All lengths are checked before the first signature, because signatures are expensive."""
+def _signed(value: Any) -> tuple[tuple[bytes, bytes], ...]:
+    """Bodies and signatures of records, with their lengths checked."""
     entries = []
     for entry in f.items(value, MAX_RECORDS, "records"):
         body, signature, *_ = f.fields(entry, 2, "signed record")
         if type(body) is not bytes or len(body) > MAX_RECORD_BYTES:
             raise BadMessage(f"record: more than {MAX_RECORD_BYTES} bytes, or not bytes")
         entries.append((body, f.exactly(signature, SIGNATURE_BYTES, "signature")))
-    found = [read_signed(body, signature, verify) for body, signature in entries]
-    return tuple([record for record in found if record is not None])
+    return tuple(entries)
 
 
 _Writer = Callable[[Any], tuple[Any, ...]]
-_Reader = Callable[[tuple[Any, ...], Verify], Message]
-
-
-def _unsigned(read: Callable[[tuple[Any, ...]], Message]) -> _Reader:
-    """Adapts the reader of a message without records, which needs no `verify`."""
-    return lambda found, verify: read(found)
-
+_Reader = Callable[[tuple[Any, ...]], Message | ParsedMessage]
 
 _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (1, m.Ping, _write_ping, _read_ping),
@@ -242,11 +263,11 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (7, m.Subscribe, _write_subscribe, _read_subscribe),
     (8, m.TableUpdate, _write_table, _read_table),
     (9, m.Adopted, _write_adopted, _read_adopted),
-    (10, n.Propose, leases.write_propose, _unsigned(leases.read_propose)),
-    (11, n.WorkerReport, leases.write_report, _unsigned(leases.read_report)),
-    (12, n.Commit, leases.write_commit, _unsigned(leases.read_commit)),
-    (13, n.Release, leases.write_release, _unsigned(leases.read_release)),
-    (14, n.Renew, leases.write_renew, _unsigned(leases.read_renew)),
+    (10, n.Propose, leases.write_propose, leases.read_propose),
+    (11, n.WorkerReport, leases.write_report, leases.read_report),
+    (12, n.Commit, leases.write_commit, leases.read_commit),
+    (13, n.Release, leases.write_release, leases.read_release),
+    (14, n.Renew, leases.write_renew, leases.read_renew),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

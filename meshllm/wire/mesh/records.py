@@ -109,6 +109,12 @@ def open_body(body: bytes) -> tuple[Any, ...]:
     return found
 
 
+def peek_version(body: bytes) -> tuple[r.NodeId, r.RecordVersion]:
+    """Whose record it is and its version, before any signature is checked. Raises BadMessage."""
+    _, incarnation, version, *_ = found = f.fields(open_body(body), 3, "record")
+    return r.NodeId(found[0]), r.RecordVersion(f.number(incarnation, "incarnation"), f.number(version, "version"))
+
+
 def read_signed(body: bytes, signature: bytes, verify: Callable[[r.NodeId, bytes, bytes], bool]) -> SignedRecord | None:
     """A peer's record. Raises BadMessage for what no correct node forwards: no record, or an invalid signature.
 

@@ -1,4 +1,4 @@
-"""A tiny engine to build in a second: a CMake project with the real targets' names, packed like the real source."""
+"""A tiny engine that builds in a second: a CMake project with the real target names, packed like the real source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ target_link_libraries(llama-server llama)
 add_executable(ggml-rpc-server tools/rpc.cpp)
 target_link_libraries(ggml-rpc-server llama)
 """,
-    # Compiling waits here for as long as nobody writes into the FIFO that FAKE_GATE names.
+    # Compiling blocks until the FIFO named by FAKE_GATE is written.
     "scripts/gate.sh": 'if [ -n "$FAKE_GATE" ]; then cat "$FAKE_GATE" > "$1"; else : > "$1"; fi\n',
     "src/llama.cpp": 'const char * greeting() { return "one"; }\n',
     "tools/server.cpp": (
@@ -71,7 +71,7 @@ def patch(name: str, text: str) -> Patch:
 
 
 class Index:
-    """A package index on this machine: hands out `data`, counts how often."""
+    """A local package index that serves `data` and counts downloads."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -84,7 +84,7 @@ class Index:
 
 
 class Bench:
-    """A cache of its own, an index, and a recipe for what the index hands out."""
+    """A cache, a package index, and a recipe for its package."""
 
     def __init__(self, folder: Path, files: dict[str, str] | None = None, patches: tuple[Patch, ...] = ()) -> None:
         self.index = Index(archive(files))

@@ -1,4 +1,4 @@
-"""Building: complete or not at all, taken up after any interruption, one at a time, every failure with advice."""
+"""Builds: atomic, resumable, one at a time, and every failure has advice."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def said_by(program: Path) -> str:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Living processes whose command lines speak of `folder`."""
+    """Running processes whose command lines contain `folder`."""
     found = psutil.process_iter(["cmdline"])
     return [process for process in found if str(folder) in " ".join(process.info["cmdline"] or ())]
 
@@ -146,7 +146,7 @@ async def test_build_whose_server_does_not_start_is_not_installed(tmp_path: Path
 
 @pytest.fixture
 def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Compiling stops here until somebody writes into it."""
+    """Compiling blocks until this FIFO is written."""
     path = tmp_path / "gate"
     os.mkfifo(path)
     monkeypatch.setenv("FAKE_GATE", str(path))
@@ -154,7 +154,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def interrupt(bench: Bench) -> None:
-    """Start a build and cancel it once it compiles something that takes for ever."""
+    """Start a build and cancel it while a compilation blocks."""
     compiling = asyncio.Event()
 
     def report(step: Progress) -> None:

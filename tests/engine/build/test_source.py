@@ -1,4 +1,4 @@
-"""The pin, the patches and the archive are read as if someone hostile had written them: typed errors, nothing else."""
+"""Pin, patches and archive with hostile content raise typed errors."""
 
 from __future__ import annotations
 
@@ -351,7 +351,7 @@ async def test_source_variable_names_a_local_copy(tmp_path: Path, monkeypatch: p
 
 
 def sdist(folder: Path) -> bytes:
-    """A package that pip accepts, with our tree in it; its build backend is the one whose part we play."""
+    """A package that pip accepts, with the test tree in it; its build backend is replaced by ours."""
     data = io.BytesIO()
     texts = {
         "package-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: package\nVersion: 1.0\n",

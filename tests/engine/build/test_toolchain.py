@@ -1,4 +1,4 @@
-"""What the engine is built with is found cheaply, and what is missing is told with the line that installs it."""
+"""Compiler, tools and accelerators of a build; errors name the command that installs what is missing."""
 
 from __future__ import annotations
 

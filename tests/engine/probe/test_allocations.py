@@ -1,4 +1,4 @@
-"""What a model is said to need is what a real llama-server then allocates, for every way of using memory."""
+"""The memory need of a model equals the allocations of a real llama-server, for every kind of memory use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is forecast from a header alone is near what the engine says, for small models and for outlines of real ones."""
+"""The memory estimate from a header is near the engine's computation, for small models and outlines of real ones."""
 
 from __future__ import annotations
 

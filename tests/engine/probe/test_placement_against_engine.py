@@ -1,4 +1,4 @@
-"""Layers really go where it was decided: with RPC servers of the engine for accelerators, and rooms of all sizes."""
+"""Layers are placed as planned, with RPC servers in place of accelerators and various amounts of free memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def engine() -> Engine:
 
 @pytest.fixture
 def workers(engine: Engine, tmp_path: Path) -> Iterator[list[str]]:
-    """Endpoints of two RPC servers, each a device of its own to the engine."""
+    """Endpoints of two RPC servers; each is a device for the engine."""
     program = engine.server.with_name("ggml-rpc-server")
     if not program.exists():
         pytest.skip("the engine was built without its RPC server")
@@ -100,7 +100,7 @@ async def asked(
 async def check(
     engine: Engine, path: Path, room: MemoryBudget, workers: list[str], folder: Path, size: ContextSize = SIZE
 ) -> LayerPlacement:
-    """Fit the model, start it, and compare what each place is said to hold with what the engine allocates there."""
+    """Plan the model, start it, and compare the planned bytes per device with the engine's allocations."""
     found = await fitted(engine, path, room, workers, size)
     assert found.verdict is FitVerdict.FITS
     trial = found.trial

@@ -1,4 +1,4 @@
-"""Two models may pair for speculation, by our reading of their files, exactly where the engine lets them."""
+"""A draft model is accepted by the check of the two files exactly if the engine accepts it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NORMAL = gguf.TokenType.NORMAL
 def write(
     path: Path, tokens: list[str] = TOKENS, change: Callable[[gguf.GGUFWriter], object] = lambda writer: None
 ) -> Path:
-    """A llama of one layer with these tokens; `change` says more in its header."""
+    """A llama model of one layer with these tokens; `change` sets further header fields."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(256)
     writer.add_embedding_length(WIDTH)

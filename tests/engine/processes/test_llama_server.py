@@ -1,4 +1,4 @@
-"""The command line that llama-server is started with, for each purpose of a model."""
+"""Command line and environment of llama-server, its draft counters, and the cause of its end."""
 
 from __future__ import annotations
 

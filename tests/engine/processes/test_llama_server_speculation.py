@@ -1,4 +1,4 @@
-"""A real engine that guesses ahead answers as one that does not: text, ends, grammars, probabilities."""
+"""A real engine replies alike with and without speculative decoding: text, stops, grammars, probabilities."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def model() -> Path:
 
 @pytest.fixture(scope="module")
 def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
-    """Engines that guess nothing, from the text, and with the model itself as a draft."""
+    """Engines without speculation, with n-grams, and with the model itself as draft model."""
     folder, how = tmp_path_factory.mktemp("s"), Speculation(DraftSource.DRAFT, "d")
     plans = {
         "none": ServerPlan("m", model, 2048, 2, speculation=PLAIN),
@@ -62,7 +62,7 @@ def chat(engine: Engine, text: str, **more: Any) -> Any:
 
 
 def completion(engine: Engine, **more: Any) -> Any:
-    """The list goes on: two lines of it are there already."""
+    """A prompt of a list with two lines given."""
     begun = REPEAT + "\n" + "".join(LINES.splitlines(keepends=True)[:2])
     return engine.ask("/completion", {"prompt": begun, "n_predict": 60, "temperature": 0, **more})
 
@@ -132,7 +132,7 @@ def test_speculation_respects_the_grammar(running: dict[str, Engine], way: str) 
 
 @pytest.mark.parametrize("way", GUESSING)
 def test_logprobs_equal_those_without_speculation(running: dict[str, Engine], way: str) -> None:
-    """Of tokens that were guessed, the stock engine gives none: such a request is answered without (our patch)."""
+    """The stock engine gives no probabilities of draft tokens; our patch turns speculation off for such a request."""
     plain, told = (completion(running[name], n_probs=3) for name in ("none", way))
     assert "draft_n" not in told["timings"]
     for one, other in zip(plain["completion_probabilities"], told["completion_probabilities"], strict=True):

@@ -1,4 +1,4 @@
-"""The real engine ends when it is asked to, by itself: nobody waits for the grace after which it would be killed."""
+"""The real engine exits on request, before the grace period ends."""
 
 from __future__ import annotations
 

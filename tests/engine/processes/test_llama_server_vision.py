@@ -1,4 +1,4 @@
-"""The real engine with a projector: it takes pictures, and no more memory than was counted."""
+"""The real engine with a vision projector: it accepts images and stays within the planned memory."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def model() -> Path:
 
 
 def memory(engine: Engine) -> int:
-    """Bytes that are its own."""
+    """Private memory in bytes."""
     return int(psutil.Process(engine.child.process.pid).memory_info().rss)
 
 
 def test_image_changes_the_reply(model: Path, tmp_path: Path) -> None:
-    """A tiny projector of random weights, made for the real model: nothing sensible is seen, but it is looked at."""
+    """A tiny projector with random weights for the real model."""
     sees = engine_samples.projector(tmp_path / "mmproj.gguf")
     with ExitStack() as stack:
         engine = Engine(stack, tmp_path, "sees", ServerPlan("m", model, 2048, 1, projector=Projector(sees)))

@@ -1,4 +1,4 @@
-"""What our patches make of the engine's RPC, with the built programs: real workers, a real host, a wire that counts."""
+"""The engine's RPC with our patches: real workers, a real host, and a relay that counts bytes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model() -> Path:
 
 @pytest.fixture(scope="module")
 def copy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model's file as another machine has it: elsewhere, under another name."""
+    """A copy of the model's file at another path and with another name."""
     path = tmp_path_factory.mktemp("other machine") / "my copy.gguf"
     shutil.copyfile(model, path)
     return path
@@ -90,7 +90,7 @@ def scene(stack: ExitStack, programs: Path) -> Scene:
 
 @pytest.fixture(scope="module")
 def solo(programs: Path, model: Path) -> str:
-    """What one node alone writes."""
+    """The text of a single node."""
     with ExitStack() as stack:
         return str(Scene(stack, programs).host(model).complete(PROMPT, TOKENS)["content"])
 
@@ -130,7 +130,7 @@ def test_host_does_not_read_the_weights_of_the_worker(scene: Scene, copy: Path, 
 
 
 def _list(scene: Scene, file: Path, same: Path) -> str:
-    """A list of `file` with the digest of its twin: computing its own would read it."""
+    """A file list of `file` with the digest of its copy: computing it would read the file."""
     return scene.list_of(file, digest=digest_of(same))
 
 
@@ -236,7 +236,7 @@ def test_host_ends_if_a_worker_cannot_allocate(scene: Scene, model: Path, copy: 
 
 
 class Chain:
-    """Two workers, the first of which pushes to the second over a wire of its own, and their host."""
+    """Two workers and their host; the first worker pushes to the second over a separate relay."""
 
     def __init__(self, stack: ExitStack, scene: Scene, model: Path, copy: Path, delay: float = 0.0) -> None:
         files, push = scene.list_of(copy), scene.endpoint()
@@ -253,7 +253,7 @@ class Chain:
 def test_workers_push_tensors_to_each_other(
     stack: ExitStack, scene: Scene, model: Path, copy: Path, solo: str, delay: float
 ) -> None:
-    """And the second never computes before the push is there, however late it is."""
+    """The second worker waits for the push, however late it arrives."""
     chain = Chain(stack, scene, model, copy, delay)
     before, pushed = chain.wires[0].received, chain.between.sent
     assert text(chain.host) == solo
@@ -286,7 +286,7 @@ def test_two_devices_of_one_worker(scene: Scene, model: Path, copy: Path, solo: 
 
 
 def killed_in_the_stream(host: Host, worker: Worker) -> dict[str, object]:
-    """Kill a worker at the tenth token; the last event."""
+    """Kill a worker at the tenth token; returns the last event."""
     event: dict[str, object] = {}
     for number, event in enumerate(host.stream(PROMPT, 1000)):  # noqa: B007 (the last one is wanted)
         if number == 10:
@@ -335,7 +335,7 @@ def test_host_ends_if_a_worker_dies_while_loading(stack: ExitStack, scene: Scene
 
 
 def all_that_comes(connection: socket.socket) -> bytes:
-    """What arrives until the other side has had enough."""
+    """The bytes received until the other side closes."""
     answer = b""
     with contextlib.suppress(ConnectionResetError):  # it left something unread
         while data := connection.recv(4096):
@@ -379,7 +379,7 @@ def test_worker_survives_invalid_messages(scene: Scene, model: Path, copy: Path,
         assert answer[8:9] == bytes([108])  # the version; a stock client or server ends here
         assert len(answer) == HELLO  # and nothing else
     with connect(push) as connection:
-        connection.sendall(struct.pack("<Q", 12345))  # a session nobody opened
+        connection.sendall(struct.pack("<Q", 12345))  # an unknown session
         assert connection.recv(10) == b"\0"
         assert connection.recv(10) == b""
     host = scene.host(model, [worker.endpoint], files=scene.list_of(model))

@@ -126,7 +126,6 @@ async def test_one_access_line_for_each_request_also_without_a_target(table: Ben
     assert [each.status for each in table.gateway.requests.snapshot()] == [400, 400, 404, 404]
 
 
-@pytest.mark.usefixtures("quick")
 async def test_failed_attempts_name_target_and_reason(place: Town, lines: Lines) -> None:
     """The first peer breaks the connection, the second one answers; both nodes log the same id."""
     here, one, two = place.benches

@@ -1,0 +1,52 @@
+// Formats numbers for people. Pure.
+
+// Decimal, as in the daemon's own messages.
+const UNITS = ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
+
+export function bytes(count: number): string {
+  let value = count
+  let unit = 0
+  while (value >= 1000 && unit < UNITS.length - 1) {
+    value /= 1000
+    unit += 1
+  }
+  return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`
+}
+
+// A number of tokens: 32768 is "32k".
+export function tokens(count: number): string {
+  if (count >= 1024 && count % 1024 === 0) return `${count / 1024}k`
+  return count >= 10_000 ? `${Math.round(count / 1000)}k` : String(count)
+}
+
+export function milliseconds(seconds: number): string {
+  const ms = seconds * 1000
+  return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`
+}
+
+// A measured time: milliseconds below a second.
+export function seconds(value: number): string {
+  if (value < 0.9995) return milliseconds(value)
+  if (value < 60) return `${value < 10 ? value.toFixed(2) : value.toFixed(1)} s`
+  return duration(value)
+}
+
+export function duration(seconds: number): string {
+  const whole = Math.max(0, Math.floor(seconds))
+  if (whole < 60) return `${whole} s`
+  if (whole < 3600) return `${Math.floor(whole / 60)} min`
+  if (whole < 86_400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`
+  return `${Math.floor(whole / 86_400)} d ${Math.floor((whole % 86_400) / 3600)} h`
+}
+
+export function speed(tokensPerSecond: number): string {
+  return `${tokensPerSecond < 10 ? tokensPerSecond.toFixed(1) : Math.round(tokensPerSecond)} tok/s`
+}
+
+export function percent(fraction: number): string {
+  return `${Math.round(Math.min(1, Math.max(0, fraction)) * 100)} %`
+}
+
+export function counted(count: number, one: string, many = `${one}s`): string {
+  return `${count.toLocaleString('en')} ${count === 1 ? one : many}`
+}
