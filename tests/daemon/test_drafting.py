@@ -16,7 +16,7 @@ from meshllm.models.library.local_model import LocalModel, from_path
 from meshllm.models.library.store import Store
 from tests.models.gguf_samples import write_sample
 
-NONE_HERE = "no small model of the same vocabulary is on this disk"
+NONE_HERE = "no small model with the same tokenizer is on this disk"
 
 
 @pytest.fixture

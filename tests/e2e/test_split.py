@@ -122,7 +122,7 @@ def test_a_model_too_large_for_either_is_served_by_both_and_refused_by_one(here:
     little = ("--ctx-size", "4096", "--max-vram", "0.2", "--threads", "1")
     host = node(here, "host", "--model", MODEL, *little)
     refused = host.until(lambda s: s["models"] and s["models"][0]["phase"] == "failed", "the refusal")
-    assert "it takes" in refused["models"][0]["reason"]
+    assert "needs" in refused["models"][0]["reason"]
     assert "0.20 GB" in refused["models"][0]["reason"]
     assert "--join" in refused["models"][0]["advice"]
     worker = node(here, "worker", "--max-vram", "0.2", "--threads", "1", join=host, model=False)
