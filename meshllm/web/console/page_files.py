@@ -48,7 +48,7 @@ _BUILDING: Final = {
 # The path is relative, because the page is shown to other machines as well.
 _FAILED: Final = {
     "state": "could not be built",
-    "reason": "The build log is <code>.venv/console.log</code> in the checkout. The next start of scripts/mesh-llm retries.",
+    "reason": "The build log is <code>.venv/console.log</code> in the checkout. The next start of a node retries.",
 }
 
 
