@@ -109,7 +109,7 @@ async def test_the_secret_that_an_expiring_invite_brings_must_fit_it(rig: Make) 
     before = there.kept()
     for wrong in (None, b"", b"x" * 16, SECRET + b"x"):
         link = there.up(FakeLink(wrong))
-        assert "does not fit" in link.closed
+        assert "does not match the invite" in link.closed
     assert there.posted == []
     there.membership.link_down(FakeLink(), "closed")  # type: ignore[arg-type]
     assert there.posted == []
