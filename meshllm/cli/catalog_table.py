@@ -1,7 +1,6 @@
-"""`mesh-llm download` without a name: the models that are known, and how each stands with this machine.
+"""`mesh-llm download` without a name: known models, and whether they fit this machine and are on its disk.
 
-Law: this file only shows. On a terminal there is a table of a hundred columns, elsewhere a line for each model, and
-with `--json` everything that is known.
+A table on a terminal, a line per model elsewhere, everything with `--json`.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
 
 HERE = {"fits": "green", "less-context": "green", "split": "yellow", "too-big": "dim"}
 ON_DISK = {"yes": "green", "no": "dim", "elsewhere": "green", "partial": "yellow", "not-verified": "yellow"}
-# Below so many columns, licences are not shown: names are longer.
+# Licences are shown from this width on.
 COLUMNS_WITH_LICENCE = 100
-NOTHING = "No known model is like that. A model at the hub can be fetched by org/repo too."
+NOTHING = "No known model matches. Any hub model can be downloaded as org/repo."
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model, what would become of it here, and whether it is here."""
+    """A catalogue model, its memory forecast and its state on this disk."""
 
     entry: CatalogEntry
     outlook: FitPreview
@@ -45,14 +44,14 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """What it is for."""
+        """The kind of the model."""
         if self.entry.purpose.value != "generate":
             return {"embed": "embeddings", "rerank": "rerank"}[self.entry.purpose.value]
         return "text and pictures" if self.entry.vision else "text"
 
 
 def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
-    """Print the catalogue, or what of it fits here or has a word in it."""
+    """Print the catalogue, filtered by fit and by words."""
     from meshllm.cli.machine_info import machine
     from meshllm.core.memory.devices import room
 
@@ -76,7 +75,7 @@ def show(*, as_json: bool, fits: bool = False, search: str = "") -> None:
 
 
 def look(given: MemoryBudget) -> list[Row]:
-    """Every model of the catalogue, by purpose and size."""
+    """All catalogue models, by kind and size."""
     from meshllm.cli.model_page import outlook_of_entry
     from meshllm.models.catalog.catalog import load
     from meshllm.models.library import other_apps
@@ -90,7 +89,7 @@ def look(given: MemoryBudget) -> list[Row]:
 
 
 def _has(row: Row, search: str) -> bool:
-    """Whether every word that is looked for is said of the model."""
+    """Whether every word of the search occurs in the model's properties."""
     entry = row.entry
     said = " ".join((entry.name, *entry.aliases, row.kind, entry.license, entry.architecture, entry.quantization))
     said += f"{' tools' if entry.tools else ''}{' vision' if entry.vision else ''} {'dense' if entry.dense else 'moe'}"
@@ -101,14 +100,14 @@ def _has(row: Row, search: str) -> bool:
 
 
 def count_words(count: int) -> str:
-    """A number of parameters: "135M", "3.1B", "32B"."""
+    """A parameter count: "135M", "3.1B", "32B"."""
     if count >= 9_950_000_000:
         return f"{count / 1e9:.0f}B"
     return f"{count / 1e9:.1f}B".replace(".0B", "B") if count >= 995_000_000 else f"{count / 1e6:.0f}M"
 
 
 def parameters_words(entry: CatalogEntry) -> str:
-    """All parameters, and of a mixture those a token passes: "31B/3.3B"."""
+    """Parameters, and active ones of a mixture: "31B/3.3B"."""
     active = "" if entry.dense else f"/{count_words(entry.active_parameters)}"
     return f"{count_words(entry.parameters)}{active}"
 

@@ -1,8 +1,4 @@
-"""`mesh-llm download`: fetching a model, and the draft that goes with it.
-
-Law: this file only asks and shows; what is fetched, kept and verified is decided in `meshllm.models`. An interrupted
-download says what was kept.
-"""
+"""`mesh-llm download`: downloads a model and its draft model, or lists the catalogue."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-# asyncio is imported where it runs: `--help` reads this file, and asyncio would take a third of its time.
+# asyncio is imported where it is used: it would add a third to the time of `--help`.
 from meshllm import paths
 
 if TYPE_CHECKING:
@@ -28,30 +24,32 @@ def download(
         str | None,
         typer.Argument(
             help="A name from the list, org/repo or org/repo:Q4_K_M at the Hugging Face hub, or an address there. "
-            "Without it, the list is shown."
+            "Without it, known models are listed."
         ),
     ] = None,
     draft: Annotated[
-        bool, typer.Option("--draft", help="Fetch the smaller model too that guesses ahead for it.")
+        bool, typer.Option("--draft", help="Also download its draft model for speculative decoding.")
     ] = False,
-    fits: Annotated[bool, typer.Option("--fits", help="Of the list, only what fits this machine.")] = False,
+    fits: Annotated[bool, typer.Option("--fits", help="List only models that fit this machine.")] = False,
     search: Annotated[
-        str, typer.Option(metavar="WORDS", help="Of the list, only what these words are said of: coder, pictures, mit.")
+        str, typer.Option(metavar="WORDS", help="List only models that match these words, e.g. coder, pictures, mit.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="The list, or the models, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Output the list or the models as JSON.")] = False,
 ) -> None:
-    """Fetch a model into the model folder, or list the models that are known by name."""
+    """Download a model into the model folder, or list known models."""
     from meshllm.errors import UsageError
 
     if name is None:
         if draft:
-            raise UsageError("--draft goes with a model, but none is named.", advice="Name one: NAME --draft.")
+            raise UsageError("--draft needs a model.", advice="Use: mesh-llm download NAME --draft")
         from meshllm.cli.catalog_table import show
 
         show(as_json=as_json, fits=fits, search=search)
         return
     if fits or search:
-        raise UsageError("--fits and --search are about the list.", advice="Leave out the name, or the option.")
+        raise UsageError(
+            "--fits and --search only apply to the list of models.", advice="Leave out the name or the option."
+        )
     import asyncio
 
     from meshllm.cli.node_download import node_port
@@ -133,7 +131,7 @@ async def _through_node(
 
 
 def kept(wanted: list[Wanted], store: Store) -> str:
-    """What an interrupted download has left, in a sentence."""
+    """What an interrupted download has kept, as a sentence."""
     from meshllm.models.transfer.ensure import resumable_bytes
     from meshllm.util.format import megabytes
 
@@ -143,8 +141,8 @@ def kept(wanted: list[Wanted], store: Store) -> str:
     told = [f"{megabytes(unfinished)} are kept"] if unfinished else []
     told += [f"complete: {', '.join(whole)}"] if whole else []
     if not told:
-        return "Nothing had arrived that could be kept."
-    return f"{'; '.join(told)}; the same command goes on from there."
+        return "Nothing was downloaded yet."
+    return f"{'; '.join(told)}; run the same command again to resume."
 
 
 def _say(models: list[LocalModel], *, as_json: bool) -> None:
@@ -156,7 +154,7 @@ def _say(models: list[LocalModel], *, as_json: bool) -> None:
         return
     for model in models:
         more = f" and {len(model.files) - 1} more files" if len(model.files) > 1 else ""
-        sees = f", with {model.projector.name} to see with" if model.projector is not None else ""
+        sees = f", with the vision projector {model.projector.name}" if model.projector is not None else ""
         typer.echo(printable_message(f"{model.name} is at {model.path}{more}{sees}"))
 
 

@@ -1,7 +1,6 @@
-"""What this machine has for models, asked without starting an engine: for lists that say what would fit.
+"""Memory and accelerators of this machine, without starting an engine: for lists of models that fit.
 
-Law: quick, and never an error. A node that runs here knows best; else the computer's memory is asked of the system and
-its accelerators of their drivers' tools.
+The running node is asked first; without one, the system and the drivers' tools. Never an error.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meshllm.core.memory.devices import Device, MachineMemory
 
-# A driver's tool that takes longer is not waited for: a list is looked at, not lived by.
+# Deadline of a driver's tool (seconds).
 TOOL_SECONDS = 1.5
 
 
 def machine() -> MachineMemory:
-    """What there is now, and what a node that runs here would give back if it served another model instead."""
+    """Free memory now, plus what the running node would free if it served another model."""
     from meshllm.core.memory.devices import MachineMemory, select
     from meshllm.machine import resources
 
@@ -32,7 +31,7 @@ def machine() -> MachineMemory:
 
 
 def running() -> dict[str, Any] | None:
-    """The status of the node of this home; None where none answers."""
+    """The status of the running node of this home; None if none answers."""
     import orjson
 
     from meshllm import paths
@@ -53,7 +52,7 @@ def running() -> dict[str, Any] | None:
 
 
 def _of_node(told: dict[str, Any]) -> tuple[tuple[Device, ...], tuple[str, ...], int | None]:
-    """The devices that the engine of a running node sees, those it uses, and the most it may lend."""
+    """Devices of a running node, those it uses, and its memory limit."""
     from meshllm.core.memory.devices import Device
 
     devices = told["machine"]["devices"]
@@ -71,7 +70,7 @@ def _of_node(told: dict[str, Any]) -> tuple[tuple[Device, ...], tuple[str, ...],
 
 
 def _of_tools() -> tuple[Device, ...]:
-    """The graphics processors whose memory their tools tell; one that shares the computer's counts as that."""
+    """GPUs whose memory the drivers' tools report, without those that share system memory."""
     import asyncio
 
     from meshllm.core.memory.devices import Device

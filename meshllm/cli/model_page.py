@@ -1,6 +1,6 @@
-"""Everything that is known of one model: what `mesh-llm models show` prints, and the same for programs.
+"""Everything known about one model: the output of `mesh-llm models show`, as text and as JSON.
 
-Law: this file only gathers and words. What a model needs is a forecast, and is called one.
+Memory needs are forecasts and are labelled so.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def words(page: ModelPage, store: Store) -> dict[str, str | list[str]]:
     if page.model is not None:
         told |= _header_words(page.model.header)
         if page.model.chat_template is not None:
-            told["our template"] = f"{page.model.chat_template.name} takes the place of its own"
+            told["our template"] = f"{page.model.chat_template.name} replaces the file's own"
         projector = page.model.projector
-        told["projector"] = [str(projector)] if projector is not None else "none: it takes no pictures"
+        told["projector"] = [str(projector)] if projector is not None else "none (no image input)"
         told["draft"] = page.draft or f"none: {page.why_no_draft}"
     return told | _need_words(page.outlook, page.room)
 

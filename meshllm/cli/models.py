@@ -1,7 +1,6 @@
-"""`mesh-llm models`: what is on this disk; what a model is; whether it is sound; taking it away.
+"""`mesh-llm models`: lists, shows, verifies and removes model files on this disk.
 
-Law: this file only asks and shows. Names that come from files are printed without what could move a terminal's cursor,
-and nothing is removed that was not told of first.
+Names from files are printed without control characters. Nothing is removed that was not listed first.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from meshllm.models.library.verify import FileVerification
 
 app = Commands(help="Model files on this disk: list, show, verify and remove them.")
-JSON = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
+JSON = Annotated[bool, typer.Option("--json", help="Output JSON.")]
 
 LEAST_COLUMNS = 20  # of text beside headings, however narrow the terminal
 STYLES = {"verified": "green", "not-verified": "yellow", "partial": "yellow", "damaged": "bold red"}
@@ -33,7 +32,7 @@ STYLES = {"verified": "green", "not-verified": "yellow", "partial": "yellow", "d
 
 @app.callback(invoke_without_command=True)
 def models(context: typer.Context, as_json: JSON = False) -> None:
-    """List the models on this disk: those in the model folder, and those of other programs."""
+    """List models on this disk, in the model folder and of other programs."""
     if context.invoked_subcommand is not None:
         return
     from meshllm.models.library.inventory import inventory
@@ -42,7 +41,7 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
     if as_json:
         typer.echo(json.dumps([facts(item) for item in items], indent=2))
     elif not items:
-        typer.echo(f"There are no models in {paths.models()}. `mesh-llm download` lists what can be fetched.")
+        typer.echo(f"There are no models in {paths.models()}. `mesh-llm download` lists models to download.")
     elif sys.stdout.isatty():
         _print_table(items)
     else:
@@ -52,9 +51,9 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A model on this disk, or one of the catalogue.")], as_json: JSON = False
+    name: Annotated[str, typer.Argument(help="A model on this disk or in the catalogue.")], as_json: JSON = False
 ) -> None:
-    """Show what a model is, where it lies, and what it needs on this machine."""
+    """Show a model's properties, files, and memory needs on this machine."""
     from meshllm.cli import model_page
 
     store = _store()
@@ -65,7 +64,7 @@ def show(
     told = model_page.words(page, store)
     width = max(len(key) for key in told)
     for key, value in told.items():
-        # A list is of paths, digests and the like, which are copied in one piece.
+        # Lists are paths, digests and the like, which are copied whole.
         lines = value if isinstance(value, list) else _wrapped(value, width + 2)
         for place, line in enumerate(lines):
             typer.echo(f"{'' if place else key:<{width}}  {printable(line)}")
@@ -73,17 +72,17 @@ def show(
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Models on this disk; by default all of them.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Models on this disk (default: all).")] = None,
     as_json: JSON = False,
 ) -> None:
-    """Read model files again, and say whether they are what they should be. The exit status is 1 if one is not."""
+    """Hash model files and compare them with their expected digests. Exits with status 1 if one differs."""
     from meshllm.models.library.inventory import FileState, inventory
     from meshllm.models.library.select import find
     from meshllm.models.library.verify import verify_item
 
     store = _store()
     everything = inventory(store)
-    # What has not arrived yet is no damage; whoever asks for it by name is told, though.
+    # Missing parts are no damage, unless the model was named.
     whole = [item for item in everything if item.state is not FileState.PARTIAL]
     items = [find(name, everything, store) for name in names] if names else whole
     told, sound = [], True
@@ -97,7 +96,7 @@ def verify(
     if as_json:
         typer.echo(json.dumps([_proof_facts(item, proof) for item, proof in told], indent=2))
     elif not told:
-        typer.echo(f"There is nothing to verify in {paths.models()}.")
+        typer.echo(f"There are no models to verify in {paths.models()}.")
     if not sound:
         raise typer.Exit(1)
 
@@ -105,10 +104,10 @@ def verify(
 @app.command()
 def remove(
     name: Annotated[str, typer.Argument(help="A model in the model folder.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: JSON = False,
 ) -> None:
-    """Remove a model from the model folder, with what is left of its download."""
+    """Remove a model and its partial download from the model folder."""
     from meshllm.errors import UsageError
     from meshllm.models.library import remove as removal
     from meshllm.models.library.inventory import inventory
@@ -123,8 +122,11 @@ def remove(
         for line in _removal_words(wanted):
             typer.echo(line)
     if not yes:
-        if as_json or not _somebody():
-            raise UsageError("Nobody is there to be asked.", advice="Add --yes to remove it without a question.")
+        if as_json or not _is_interactive():
+            raise UsageError(
+                "Standard input is not a terminal, so the removal cannot be confirmed.",
+                advice="Add --yes to remove it without confirmation.",
+            )
         if not typer.confirm(f"Remove {printable(wanted.item.name)}?"):
             typer.echo("Nothing was removed.")
             raise typer.Exit(1)
@@ -132,17 +134,17 @@ def remove(
     if as_json:
         typer.echo(json.dumps(_removal_facts(wanted)))
     else:
-        typer.echo(f"Removed {printable(wanted.item.name)}: {megabytes(wanted.freed)} are free again.")
+        typer.echo(f"Removed {printable(wanted.item.name)}, {megabytes(wanted.freed)} freed.")
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
-    """`text` in lines that, so far indented, are as long as those of the terminal (80 letters without one)."""
+    """`text` wrapped to the terminal's width (80 columns without one) minus `indent`."""
     room = shutil.get_terminal_size().columns - indent
     return textwrap.wrap(text, max(room, LEAST_COLUMNS), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _store() -> Store:
-    """The model folder. Raises UsageError where it cannot be read: it would look empty."""
+    """The model folder. Raises UsageError if it cannot be read."""
     from meshllm.models.library.store import Store
 
     store = Store(paths.models())
@@ -154,7 +156,7 @@ def _store() -> Store:
 
 
 def facts(item: InventoryItem) -> dict[str, Any]:
-    """What is known of a model on this disk, for programs."""
+    """A model on this disk, as JSON."""
     header = item.model.header if item.model is not None else None
     return {
         "name": item.name,
@@ -191,13 +193,13 @@ def _words(item: InventoryItem) -> list[str]:
 def _state_words(item: InventoryItem) -> str:
     if item.state.value == "partial":
         if not item.arrived:
-            return "not begun"
+            return "not started"
         return f"{min(99, 100 * item.arrived // item.size)} %" if item.size else f"unfinished: {item.reason}"
     return item.state.value.replace("-", " ")
 
 
 def _place_words(item: InventoryItem) -> str:
-    """Where it lies: in the model folder by its place there, else by the whole path with the home as "~"."""
+    """Path of the model: relative in the model folder, else absolute with "~" for the home."""
     from pathlib import Path
 
     if not item.files:
@@ -246,7 +248,7 @@ def _print_table(items: list[InventoryItem]) -> None:
 
 
 class _Reading:
-    """Shows how far reading has come, on a terminal."""
+    """Shows the progress of hashing on a terminal."""
 
     def __init__(self, total: int) -> None:
         from rich import progress as rich
@@ -280,7 +282,7 @@ class _Reading:
         self._bar.update(self._task, completed=sum(self._done.values()), file=name)
 
     def say(self, text: str) -> None:
-        """A line on standard output, beside the bar."""
+        """Print a line on standard output above the bar."""
         if self._console.is_terminal and sys.stdout.isatty():
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -288,21 +290,21 @@ class _Reading:
 
 
 def _verdict(item: InventoryItem, proof: FileVerification) -> str:
-    """A file's proof in a sentence, and how to mend what is wrong."""
+    """The result for a file, and how to repair it."""
     name, where = printable(item.name), printable(str(proof.path))
     if proof.verdict.value == "sound":
-        return f"{name}: {where} is sound (sha256 {proof.sha256[:12]})"
+        return f"{name}: {where} is ok (sha256 {proof.sha256[:12]})"
     if proof.sound:
         return f"{name}: {where}: {printable(proof.reason)} (sha256 {proof.sha256[:12]})"
-    mend = f"Fetch the rest with `mesh-llm download {name}`."
+    repair = f"Download the rest with `mesh-llm download {name}`."
     if proof.verdict.value == "damaged":
-        mend = f"Remove it with `mesh-llm models remove {name}`, then fetch it again: `mesh-llm download {name}`."
+        repair = f"Remove it with `mesh-llm models remove {name}`, then download it again: `mesh-llm download {name}`."
         if item.manifest is None:
-            mend = f"Remove it with `mesh-llm models remove {name}`, and get it again where it came from."
+            repair = f"Remove it with `mesh-llm models remove {name}`, and get it again from its source."
     if item.program:
-        mend = f"It is not in the model folder: fetch it again where it came from ({printable(item.program)})."
-    told = "is not whole" if proof.verdict.value == "missing" else "is DAMAGED"
-    return f"{name}: {where} {told}: {printable(proof.reason)}. {mend}"
+        repair = f"It is not in the model folder: download it again with its program ({printable(item.program)})."
+    told = "is incomplete" if proof.verdict.value == "missing" else "is DAMAGED"
+    return f"{name}: {where} {told}: {printable(proof.reason)}. {repair}"
 
 
 def _proof_facts(item: InventoryItem, proof: FileVerification) -> dict[str, Any]:
@@ -320,13 +322,13 @@ def _proof_facts(item: InventoryItem, proof: FileVerification) -> dict[str, Any]
 # -- removing
 
 
-def _somebody() -> bool:
-    """Whether there is anybody to be asked."""
+def _is_interactive() -> bool:
+    """Whether standard input is a terminal."""
     return sys.stdin.isatty()
 
 
 def _refuse_if_served(wanted: Removal) -> None:
-    """Raises UsageError while the node of this home serves the model, or fetches it."""
+    """Raises UsageError while the running node serves or downloads the model."""
     from meshllm.cli.machine_info import running
     from meshllm.errors import UsageError
 
@@ -339,16 +341,14 @@ def _refuse_if_served(wanted: Removal) -> None:
         if model.get("phase") in ("stopped", "failed"):
             continue
         if model.get("name") in names or file.get("path") in files or drafts & names:
-            raise UsageError(
-                f"The node that runs here uses {wanted.item.name}.", advice="End it first: 'mesh-llm stop'."
-            )
+            raise UsageError(f"The running node uses {wanted.item.name}.", advice="Stop it first: 'mesh-llm stop'.")
 
 
 def _removal_words(wanted: Removal) -> list[str]:
     from meshllm.util.format import megabytes
 
     lines = [f"remove  {printable(str(path))}" for path in wanted.files]
-    lines += [f"remove  what has arrived of {printable(file.name)}" for file in wanted.unfinished]
+    lines += [f"remove  partial download of {printable(file.name)}" for file in wanted.unfinished]
     lines += [f"keep    {printable(str(path))}: {printable(reason)}" for path, reason in wanted.kept]
     return [*lines, f"{megabytes(wanted.freed)} in all"]
 

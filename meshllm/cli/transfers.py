@@ -1,8 +1,4 @@
-"""What is seen of files on their way: one bar for all of a model's files on a terminal, a few lines elsewhere.
-
-Law: this file only shows. What is told is added up over the files of a model (parts, a projector, a draft), so that the
-time that is left is the time until all of it is here.
-"""
+"""Shows downloads: one progress bar for all files of a model on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ if TYPE_CHECKING:
     from meshllm.models.transfer.progress import TransferProgress
 
 WORDS = {
-    "waiting": "waiting for another download of it",
+    "waiting": "waiting for another download of this file",
     "connecting": "connecting",
     "downloading": "downloading",
     "extracting": "unpacking",
@@ -29,30 +25,30 @@ WORDS = {
 }
 
 Expect = Callable[[], Mapping[str, int]]
-"""Which files are still to come, with their sizes, as far as that is known by now."""
+"""Sizes of the files that are still missing, as far as known."""
 
 
 class DownloadView(Protocol):
-    """What shows a download; used with `with`."""
+    """Shows a download; a context manager."""
 
     def __enter__(self) -> object: ...
 
     def __exit__(self, *error: object) -> None: ...
 
     def expect(self, files: Expect) -> None:
-        """From now on these files are fetched, beside those that were."""
+        """These files are downloaded from now on."""
 
     def report(self, progress: TransferProgress) -> None:
-        """A step of it."""
+        """Show a step."""
 
 
 def view(console: Console) -> DownloadView:
-    """What suits the console."""
+    """The view for this console."""
     return ProgressBar(console) if console.is_terminal else ProgressLines(console)
 
 
 class DownloadTally:
-    """Adds up what several files report."""
+    """Sums up the progress of several files."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
@@ -61,13 +57,13 @@ class DownloadTally:
         self._expected: Expect = dict
 
     def expect(self, files: Expect) -> None:
-        """These are fetched too."""
+        """These files are downloaded too."""
         self._expected = files
 
     def add(self, progress: TransferProgress) -> None:
-        """A file has come so far."""
+        """Add a step of one file."""
         if progress.file not in self._done:
-            # By now it is known what the model's files are.
+            # The model's files are known by now.
             self._sizes = {**dict(self._expected()), **self._sizes}
         if progress.total:
             self._sizes[progress.file] = progress.total
@@ -79,7 +75,7 @@ class DownloadTally:
 
     @property
     def done(self) -> int:
-        """Bytes that have arrived of all files."""
+        """Bytes received of all files."""
         return sum(self._done.values())
 
     @property
@@ -88,12 +84,12 @@ class DownloadTally:
         return sum(self._sizes.values())
 
     def place(self, file: str) -> str:
-        """Which of several files that is: "2 of 5"; "" where there is only one."""
+        """Position among several files: "2 of 5"; "" for a single one."""
         number = list(self._done).index(file) + 1 if file in self._done else 1
         return f"{number} of {len(self._sizes)}" if len(self._sizes) > 1 else ""
 
     def sources(self) -> str:
-        """Who gave how much, the largest first."""
+        """Bytes per source, the largest first."""
         given: Counter[str] = Counter()
         for counted in self._sources.values():
             given.update(counted)
@@ -101,7 +97,7 @@ class DownloadTally:
 
 
 def source_words(name: str) -> str:
-    """Where from, as short as people say it: a hub's host without its scheme."""
+    """Short name of a source: a hub's host without its scheme."""
     return printable(urlsplit(name).netloc or name) if "://" in name else printable(name)
 
 
@@ -147,7 +143,7 @@ class ProgressBar:
         downloading = progress.stage == "downloading"
         if downloading:
             self._tally.add(progress)
-        # All that is downloaded is one thing; what is read is a file.
+        # All downloaded files share one bar; hashing is shown per file.
         now = (progress.stage, "" if downloading else progress.file)
         done, total = (self._tally.done, self._tally.total) if downloading else (progress.done, progress.total)
         place = self._tally.place(progress.file) if downloading else ""
@@ -156,7 +152,7 @@ class ProgressBar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
             if progress.stage == "connecting" and progress.source != self._source:
-                self._source = progress.source  # said once, not for each of a hundred parts
+                self._source = progress.source  # once, not for each part
                 where = f"{printable(progress.file)} from {source_words(progress.source)}"
                 self._console.print(where, markup=False, highlight=False)
             self._now = now
@@ -166,7 +162,7 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """A line for each stage, and for each tenth of a file."""
+    """A line per stage, and per tenth of a file."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

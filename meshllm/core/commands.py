@@ -1,4 +1,4 @@
-"""Everything the core may ask for. The daemon carries each out and answers with events; nothing else acts."""
+"""The commands of the core: what the daemon carries out, and answers with events."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class PrepareEngine(Command):
 
 @dataclass(frozen=True, slots=True)
 class FetchModel(Command):
-    """Have the model's file on disk, verified. Answered by FileProgress..., then FileReady or FileFailed."""
+    """Download the model's file if it is missing. Answered by FileProgress..., then FileReady or FileFailed."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureModel(Command):
-    """Find out what the model takes here, with the engine's own arithmetic. Answered by ModelMeasured or MeasureFailed.
+    """Measure the memory that the model needs here, by the engine. Answered by ModelMeasured or MeasureFailed.
 
-    `split`: it is to be split in any case, so what it takes by layer is wanted too.
+    `split`: the model will be split, so measure it by layer, too.
     """
 
     model: str
@@ -45,7 +45,7 @@ class MeasureModel(Command):
 class StartServer(Command):
     """Start an engine process for the model. Answered by ServerProgress..., ServerReady, and at its end ServerGone.
 
-    With a `lease` the engine reaches the workers' layers by tunnels to them, and serves with the `size` agreed on.
+    With a `lease` the engine reaches its workers through tunnels, and serves with `size`.
     """
 
     model: str
@@ -56,7 +56,7 @@ class StartServer(Command):
 
 @dataclass(frozen=True, slots=True)
 class StopServer(Command):
-    """Stop that engine process, politely first unless `at_once`: it cannot answer any more. Answered by ServerGone."""
+    """Stop that engine process; `at_once`: without time to finish its answers. Answered by ServerGone."""
 
     model: str
     generation: int
@@ -65,7 +65,7 @@ class StopServer(Command):
 
 @dataclass(frozen=True, slots=True)
 class StartWorker(Command):
-    """Carry this node's share of `lease`: have the model's files here if they can be had, and an rpc-server running.
+    """Serve this node's share of `lease`: get the model's files if possible, and run an rpc-server.
 
     Answered by WorkerProgress..., WorkerReady, and at its end WorkerGone.
     """
@@ -91,7 +91,7 @@ class OpenAhead(Command):
 
 @dataclass(frozen=True, slots=True)
 class ProbeBackend(Command):
-    """Ask a backend for its models. Answered by BackendAnswered or BackendSilent."""
+    """List a backend's models. Answered by BackendAnswered or BackendSilent."""
 
     url: str
 

@@ -1,4 +1,4 @@
-"""Everything that can happen to a node. The daemon's mailbox carries these and nothing else."""
+"""The events of a node: what the daemon posts to the core."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ModelWanted(Event):
-    """Somebody asked this node to serve a model; `split`: over several nodes even if it fits on this one."""
+    """This node must serve a model; `split`: as a split even if it fits on this node."""
 
     model: str
     split: bool = False
@@ -29,45 +29,45 @@ class ModelWanted(Event):
 
 @dataclass(frozen=True, slots=True)
 class MeshModelRequested(Event):
-    """Somebody asked for a model that another node of the mesh is to serve."""
+    """A model is requested that another node of the mesh must serve."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class BackendAdded(Event):
-    """Somebody named an OpenAI-compatible server whose models belong in the pool."""
+    """An OpenAI-compatible server whose models belong to the pool."""
 
     url: str
 
 
 @dataclass(frozen=True, slots=True)
 class StopWanted(Event):
-    """The daemon shall end: everything stops, in order."""
+    """The daemon must stop, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimePassed(Event):
-    """A deadline the core named (`next_deadline`) has come."""
+    """The deadline that the core named (`next_deadline`) has come."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProgress(Event):
-    """The engine is being fetched or built."""
+    """Progress of the engine's download or build."""
 
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReady(Event):
-    """The engine is there."""
+    """The engine is ready."""
 
     version: str
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFailed(Event):
-    """The engine cannot be had; `advice` says what to do."""
+    """The engine could not be built; `advice`: what to do. The core tries again."""
 
     reason: str
     advice: str = ""
@@ -75,7 +75,7 @@ class EngineFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class FileProgress(Event):
-    """A model's file is on its way."""
+    """Progress of a model's download."""
 
     model: str
     progress: Progress
@@ -83,7 +83,7 @@ class FileProgress(Event):
 
 @dataclass(frozen=True, slots=True)
 class FileReady(Event):
-    """A model's file is there, verified and read."""
+    """A model's file is on the disk, verified and read."""
 
     model: str
     facts: ModelFacts
@@ -91,7 +91,7 @@ class FileReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class FileFailed(Event):
-    """A model's file cannot be had or is no good. `final`: trying again will not help."""
+    """A model's file could not be downloaded, or is invalid. `final`: a retry cannot help."""
 
     model: str
     reason: str
@@ -101,7 +101,7 @@ class FileFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ModelMeasured(Event):
-    """What a model takes here is known."""
+    """The memory that a model needs on this node."""
 
     model: str
     measured: MeasuredModel
@@ -109,7 +109,7 @@ class ModelMeasured(Event):
 
 @dataclass(frozen=True, slots=True)
 class MeasureFailed(Event):
-    """It could not be found out; `advice` says what to do."""
+    """The memory could not be measured; `advice`: what to do."""
 
     model: str
     reason: str
@@ -118,7 +118,7 @@ class MeasureFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerProgress(Event):
-    """What a lease needs on this node is on its way."""
+    """Progress of what a lease needs on this node."""
 
     session: bytes
     generation: int
@@ -127,7 +127,7 @@ class WorkerProgress(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady(Event):
-    """The rpc-server of a lease runs, and tunnels for it are let in."""
+    """The rpc-server of a lease runs and accepts tunnels."""
 
     session: bytes
     generation: int
@@ -135,7 +135,7 @@ class WorkerReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone(Event):
-    """It has ended, by itself or because we stopped it, or could not be started at all."""
+    """The worker of a lease has ended: stopped, crashed, or not started at all."""
 
     session: bytes
     generation: int
@@ -144,7 +144,7 @@ class WorkerGone(Event):
 
 @dataclass(frozen=True, slots=True)
 class TunnelBroken(Event):
-    """The tunnel of a lease from this host to a worker has ended, and not because our engine hung up."""
+    """The tunnel of a lease from this host to a worker broke; the engine here did not close it."""
 
     session: bytes
     generation: int
@@ -153,7 +153,7 @@ class TunnelBroken(Event):
 
 @dataclass(frozen=True, slots=True)
 class ServerProgress(Event):
-    """An engine process is loading its model."""
+    """Progress of loading a model."""
 
     model: str
     generation: int
@@ -162,7 +162,7 @@ class ServerProgress(Event):
 
 @dataclass(frozen=True, slots=True)
 class ServerReady(Event):
-    """An engine process answers."""
+    """An engine process is ready."""
 
     model: str
     generation: int
@@ -171,8 +171,8 @@ class ServerReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class ServerGone(Event):
-    """An engine process has ended, by itself or because we stopped it, or could not be started at all. `hopeless`: it
-    was not even tried, and trying again soon would not help."""
+    """An engine process has ended: stopped, crashed, or not started at all. `hopeless`: the model does not fit, and a
+    quick retry cannot help."""
 
     model: str
     generation: int
@@ -202,7 +202,7 @@ class BackendSilent(Event):
 
 @dataclass(frozen=True, slots=True)
 class JoinWanted(Event):
-    """Somebody gave this node an invite, or it remembers peers: find the mesh. `invited`: a person waits for it."""
+    """Join a mesh at these addresses, from an invite (`invited`: a user waits) or from an earlier run."""
 
     addresses: tuple[BootstrapAddress, ...]
     invited: bool = True
@@ -232,21 +232,21 @@ class MachineObserved(Event):
 
 @dataclass(frozen=True, slots=True)
 class SpeedMeasured(Event):
-    """How many bytes of weights this node reads in a second when it computes a token."""
+    """The speed of this node: bytes of weights read per second while it computes a token."""
 
     bytes_per_second: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequested(Event):
-    """A caller asks for a model that nobody known to live serves: peers that were only heard of are worth a try."""
+    """A caller requests a model that no live peer serves: dial the unverified peers that serve it."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class LoadsChanged(Event):
-    """How busy the models served here are now."""
+    """The load of the models served here."""
 
     loads: tuple[ModelLoad, ...]
 

@@ -1,7 +1,6 @@
-"""The words of the core: what a node knows, as frozen values.
+"""The state of a node as frozen values, for readers.
 
-Law: everything here is immutable and comparable; nothing here does anything. Times are seconds on the daemon's
-monotonic clock, as passed in with each event; sizes are bytes; fractions are 0 to 1, or None where nobody knows.
+Times are seconds on the daemon's monotonic clock; sizes are bytes; fractions are 0 to 1, or None if unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Purpose(Enum):
-    """What a model is for; it answers nothing else."""
+    """The kind of a model."""
 
     GENERATE = "generate"
     EMBED = "embed"
@@ -28,7 +27,7 @@ class Purpose(Enum):
 
 
 class EnginePhase(Enum):
-    """How far the engine (llama.cpp, built here) is."""
+    """The state of the engine (llama.cpp, built here)."""
 
     UNKNOWN = "unknown"
     PREPARING = "preparing"
@@ -37,7 +36,7 @@ class EnginePhase(Enum):
 
 
 class FilePhase(Enum):
-    """How far a model's file is."""
+    """The state of a model's file."""
 
     ABSENT = "absent"
     FETCHING = "fetching"
@@ -46,7 +45,7 @@ class FilePhase(Enum):
 
 
 class ServerPhase(Enum):
-    """The life of one engine process. `NONE` is before the first and after each one has gone."""
+    """The state of a model's engine process. NONE: there is no process."""
 
     NONE = "none"
     STARTING = "starting"
@@ -55,7 +54,7 @@ class ServerPhase(Enum):
 
 
 class ModelPhase(Enum):
-    """What a person is told of a model. Derived (`serving.phase`), never stored."""
+    """The state of a model for users. Derived (`next_step.phase`), never stored."""
 
     WAITING = "waiting"
     FETCHING = "fetching"
@@ -88,7 +87,7 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a model once its file is there and has been read. `vision`: it takes pictures."""
+    """The facts in a model's file. `vision`: the model accepts images."""
 
     path: str
     size: int
@@ -103,7 +102,7 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
     """What a ready engine process says of itself. `context_length` is what one request may use, in tokens;
-    `speculation` how it guesses ahead; `placement_text` where it went and what that left, in words."""
+    `speculation`: its source of draft tokens; `placement_text`: where its layers are, for users."""
 
     endpoint: str
     pid: int
@@ -116,7 +115,7 @@ class ServerFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """One model this node was asked to serve, and how far it is.
+    """A model that this node serves or prepares to serve.
 
     `generation` counts the engine processes started for it; events of an older generation are stale and ignored.
     `failures` counts deaths since the last stable stretch; `restarts` counts all ends of a wanted engine process, and
@@ -148,7 +147,7 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """An OpenAI-compatible server somebody else runs, whose models are in the pool while it answers."""
+    """An OpenAI-compatible server of the user, whose models are in the pool while it answers."""
 
     url: str
     healthy: bool = False
@@ -161,7 +160,7 @@ class BackendState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that readers may know, at one moment. `version` grows by one with each visible change."""
+    """The state at one moment. `version` grows by one with each visible change."""
 
     version: int = 0
     engine: EngineState = EngineState()
@@ -171,9 +170,9 @@ class Snapshot:
     # The mesh, where this node is part of one; and the models asked for here that others are to serve.
     mesh: MeshView | None = None
     wants: tuple[str, ...] = ()
-    # What this node carries for the host of a split.
+    # The lease that this node holds as a worker of a split.
     worker_lease: WorkerLeaseState | None = None
 
     def model(self, name: str) -> ModelState | None:
-        """The model this node was asked to serve under exactly that name."""
+        """The model with exactly that name on this node."""
         return next((model for model in self.models if model.name == name), None)

@@ -1,8 +1,7 @@
-"""How a model's engine is to guess ahead on this machine: what was asked for, and which draft there is.
+"""Selects the source of draft tokens for a model on this machine.
 
-Law: a draft that is missing, unfit or broken never keeps a model from being served: that goes on without it, and the
-status says why. Only `--draft` makes anything be fetched; a draft that was named and cannot pair is refused before
-anything is started, where that can be told from files that are here.
+A draft model that is missing, unsuitable or broken never keeps a model from being served. Only `--draft` downloads
+anything. A named draft model that cannot pair is refused before the start, as far as local files tell.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from meshllm.util.threads import in_thread
 log = logging.getLogger(__name__)
 
 Ensure = Callable[[Wanted], Awaitable[LocalModel]]
-"""Brings a model to this disk, if it is not there. Raises MeshError."""
+"""Downloads a model if it is missing. Raises MeshError."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """What the user wants: to have tokens guessed ahead at all; by a draft, if there is one (`drafts`); by the draft
-    `asked` for (called `name`) where the model called `target` is served."""
+    """The user's options: `speculation` at all, with draft models (`drafts`), with the draft model `asked` (named
+    `name`) for the model named `target`."""
 
     speculation: bool = True
     drafts: bool = True
@@ -45,14 +44,14 @@ class DraftRequest:
 
 
 NO_DRAFT_REQUEST = DraftRequest()
-"""Whatever is here may be used."""
+"""The defaults: any suitable local draft model."""
 
 
 def draft_request(settings: Settings, wanted: Mapping[str, Wanted | None], store: Store) -> DraftRequest:
-    """What `settings` ask for; `wanted` are their models, by name.
+    """The options in `settings`; `wanted`: the requested models by name.
 
-    Raises as `resolve` does for a draft's name that means nothing, and UsageError if that draft cannot pair with the
-    first model, as far as files that are here tell.
+    Raises as `resolve` does for an unknown draft model, and UsageError if the draft model cannot pair with the
+    first model, as far as local files tell.
     """
     if settings.draft is None:
         return DraftRequest(settings.speculation, settings.drafts)
@@ -69,7 +68,7 @@ def draft_request(settings: Settings, wanted: Mapping[str, Wanted | None], store
 
 
 class DraftSelector:
-    """Finds drafts. `named`: files outside the store that may be one too."""
+    """Finds draft models. `named`: files outside the store to consider, too."""
 
     def __init__(self, wish: DraftRequest, store: Store, named: Iterable[Path] = ()) -> None:
         self._wish = wish
@@ -78,23 +77,23 @@ class DraftSelector:
         self._broken: dict[Path, str] = {}
 
     async def choose(self, name: str, model: LocalModel, ensure: Ensure) -> tuple[Speculation, LocalModel | None]:
-        """How to guess ahead for `model`, served as `name`, and the draft for it. Fetches what was asked for."""
+        """The source of draft tokens for `model`, served as `name`, and its draft model. Downloads a requested one."""
         header = model.header
-        hindrance = obstacle(
+        obstacle_text = obstacle(
             writes=usage(header).purpose is Purpose.GENERATE,
             causal=header.causal,
             recurrent=any(layer.state for layer in header.shape.layers),
         )
-        if hindrance or not self._wish.speculation:
-            return decide(wanted=self._wish.speculation, obstacle=hindrance, draft="", why_no_draft=""), None
+        if obstacle_text or not self._wish.speculation:
+            return decide(wanted=self._wish.speculation, obstacle=obstacle_text, draft="", why_no_draft=""), None
         found = await self._find(name, model, ensure)
         if found.draft is not None and (why := self._broken.get(found.draft.path)):
             found = Pairing(reason=f"{found.name} was tried, but {why}")
         return decide(wanted=True, obstacle="", draft=found.name, why_no_draft=found.reason), found.draft
 
     def reject(self, draft: LocalModel, why: str) -> None:
-        """An engine did not start with that draft: none does from now on."""
-        log.warning("%s is not used as a draft any more: %s", draft.name, why)
+        """Do not use that draft model again: an engine did not start with it."""
+        log.warning("draft model %s is no longer used: %s", draft.name, why)
         self._broken[draft.path] = why
 
     async def _find(self, name: str, model: LocalModel, ensure: Ensure) -> Pairing:
@@ -106,9 +105,9 @@ class DraftSelector:
                 draft = await ensure(wish.asked)
                 await in_thread(lambda stop: drafts.check(model, draft), "compare vocabularies")
                 return Pairing(wish.name, draft)
-            return await in_thread(lambda stop: self._look(model), "look for a draft")
+            return await in_thread(lambda stop: self._look(model), "find a draft model")
         except MeshError as error:
-            log.warning("%s is served without a draft: %s", name, error)
+            log.warning("%s is served without a draft model: %s", name, error)
             return Pairing(reason=error.message)
 
     def _look(self, model: LocalModel) -> Pairing:

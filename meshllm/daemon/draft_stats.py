@@ -1,8 +1,7 @@
-"""What becomes of the tokens that the engines here guess ahead, asked of them after requests.
+"""Counts of draft tokens, read from the engines after requests.
 
-Law: nobody is asked while nothing is served, and no engine more often than once a second; one that does not answer
-changes nothing, and one that is to end is not asked, nor waited for: it does not end while somebody waits for its
-answer. Counts only grow: what a process had guessed when it ended is kept.
+Invariants: an engine is asked at most once a second, and only after requests; a question to an engine that stops is
+cancelled, because an engine does not stop while it answers. Counts only grow.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ PAUSE_SECONDS = 1.0
 
 
 class DraftStats:
-    """The counts. `ask` gets an engine's own, by its socket; it raises OSError, TimeoutError or ValueError. `changed`
-    is called when there is something new."""
+    """The counts by model. `ask` reads the counts of the engine at a socket; it raises OSError, TimeoutError or
+    ValueError. `changed` is called after a change."""
 
     def __init__(
         self, ask: Callable[[str], Awaitable[DraftCounts]], changed: Callable[[], None], pause: float = PAUSE_SECONDS
@@ -30,7 +29,7 @@ class DraftStats:
         self._ask = ask
         self._changed = changed
         self._pause = pause
-        self._owner = Owner("acceptance")
+        self._owner = Owner("draft stats")
         self._engines: dict[str, str] = {}
         self._now: dict[str, DraftCounts] = {}
         self._before: dict[str, DraftCounts] = {}
@@ -39,11 +38,11 @@ class DraftStats:
         self._again = False
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Which engines there are now."""
+        """Take over the running engines from `snapshot`."""
         engines = {
             model.name: facts.endpoint
             for model in snapshot.models
-            # Of a split, how long a token takes is wanted too, to hold it against the forecast.
+            # For a split the time of a token is needed, to compare it with the forecast.
             if (facts := model.server_facts) is not None
             and model.server is not ServerPhase.STOPPING
             and (facts.speculation.source is not DraftSource.NONE or model.split is not None)
@@ -57,14 +56,14 @@ class DraftStats:
                 question.cancel()
 
     def refresh(self) -> None:
-        """Requests began or ended: ask the engines, now or after the pause."""
+        """Ask the engines soon: requests began or ended."""
         self._again = True
         if self._engines and not self._asking:
             self._asking = True
             self._owner.start(self._keep_asking(), "ask the engines")
 
     def counts(self) -> Mapping[str, DraftCounts]:
-        """What is known, by model."""
+        """The counts by model."""
         models = {*self._before, *self._now, *self._engines}
         return {
             model: self._before.get(model, DraftCounts()) + self._now.get(model, DraftCounts())
@@ -72,7 +71,7 @@ class DraftStats:
         }
 
     async def close(self) -> None:
-        """Ask nobody any more."""
+        """Stop asking."""
         self._engines = {}
         await self._owner.close()
 
@@ -88,21 +87,21 @@ class DraftStats:
             self._asking = False
 
     async def _ask_one(self, model: str, socket: str) -> None:
-        question = self._questions[socket] = self._owner.start(self._guesses_of(socket), f"ask {model}")
+        question = self._questions[socket] = self._owner.start(self._counts_of(socket), f"ask {model}")
         try:
             await asyncio.wait((question,))
         finally:
             del self._questions[socket]
-        guesses = None if question.cancelled() else question.result()
-        # A later process counts from nothing again.
-        if guesses is not None and self._engines.get(model) == socket and self._now.get(model) != guesses:
-            self._now[model] = guesses
+        counts = None if question.cancelled() else question.result()
+        # A new process counts from zero.
+        if counts is not None and self._engines.get(model) == socket and self._now.get(model) != counts:
+            self._now[model] = counts
             self._changed()
 
-    async def _guesses_of(self, socket: str) -> DraftCounts | None:
-        """What the engine says, None where it says nothing."""
+    async def _counts_of(self, socket: str) -> DraftCounts | None:
+        """The counts of the engine; None if it does not answer."""
         try:
             return await self._ask(socket)
         except (OSError, TimeoutError, ValueError) as error:
-            log.debug("the engine at %s does not say how well it guesses: %r", socket, error)
+            log.debug("the engine at %s does not report its draft tokens: %r", socket, error)
             return None

@@ -1,4 +1,4 @@
-"""The options of a start: made by `cli` from the command line, read by `daemon`."""
+"""The options of a daemon: made by `cli` from the command line, read by `daemon`."""
 
 from __future__ import annotations
 

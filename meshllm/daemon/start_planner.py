@@ -1,8 +1,7 @@
-"""How a model is started on this machine: where its layers go, how much context, for how many requests at a time.
+"""Plans how a model is started on this machine: where its layers go, with how much context, for how many requests.
 
-Law: what a model takes is the engine's own arithmetic, and what that leaves out, counted apart; what there is, the
-engine's word on its devices and the system's on its memory. A size that was asked for is kept. What is given up for
-memory is said, and what cannot fit is refused before it is started.
+The memory that a model needs is the engine's own figure plus an estimate of what that leaves out. A requested context
+is kept. Whatever is reduced to save memory is logged; a model that cannot fit is refused before the start.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ from meshllm.util.format import gigabytes
 
 log = logging.getLogger(__name__)
 
-# The engine keeps prompts it has computed, to continue them later; a tenth of the memory, at most what it would take.
+# The engine's prompt cache keeps computed prompts for later requests: a tenth of the free memory, at most 8 GiB.
 PROMPT_CACHE_SHARE = 0.1
 PROMPT_CACHE_MOST_MIB = 8192
-# And, for layers that forget, copies of what they had earlier in a request: 32 for each slot if nobody says less, which
-# would be 50 GB for Gemma 3 27B. A quarter of what is left when the model is loaded, but always one.
+# Checkpoints of sliding-window and recurrent layers: by default 32 for each slot, 50 GB for Gemma 3 27B. Here a quarter
+# of the memory that is left, but at least one.
 CHECKPOINTS_SHARE = 0.25
 CHECKPOINTS_MOST = 32
 
@@ -77,8 +76,8 @@ class StartPlan:
 
 
 class StartPlanner:
-    """Finds what fits. `context`: tokens that were asked for, None where nobody did; `cap`: bytes that may be lent at
-    most; `wanted`: names of the devices to use, none for the engine's choice."""
+    """Plans starts. `context`: --ctx-size (None: not set). `cap`: --max-vram in bytes. `wanted`: --device names (empty:
+    the engine's choice)."""
 
     def __init__(
         self,
@@ -87,7 +86,7 @@ class StartPlanner:
         wanted: tuple[str, ...] = (),
         threads: int | None = None,
     ) -> None:
-        """`threads`: of the processor for each engine process; None: all that this program may use."""
+        """`threads`: CPU threads for each engine process (None: all that this process may use)."""
         self.threads = threads
         self._context = context
         self._cap = cap
@@ -98,7 +97,7 @@ class StartPlanner:
 
     @property
     def context(self) -> int | None:
-        """Tokens of context that were asked for."""
+        """The requested context length in tokens, if any."""
         return self._context
 
     async def refresh_devices(self, engine: Engine) -> None:
@@ -152,25 +151,25 @@ class StartPlanner:
         speculation: Speculation = PLAIN,
         draft: LocalModel | None = None,
     ) -> StartPlan:
-        """How to start `model` for the use `how`, with `draft` beside it if that costs the model nothing.
+        """How to start `model` for the use `how`, with `draft` if that costs the model nothing.
 
-        Raises NotEnoughSpace where it cannot be served here at all, and as `bindings.memory_need` does.
+        Raises NotEnoughSpace if the model does not fit, and as `bindings.memory_need` does.
         """
         if self._devices != ():
-            await self.refresh_devices(engine)  # what is free on a device changes with every model that is loaded
+            await self.refresh_devices(engine)  # each loaded model changes the free memory
         machine = self.machine()
         task = _Task(engine, model, how, room(machine), bool(machine.devices), speculation.max_draft_tokens)
         task = _with_projector(task)
         sizes = task.sizes(self._context)
         if draft is not None and speculation.source is DraftSource.DRAFT:
-            why = f"{draft.name} would take memory that {model.name} needs"
+            why = f"{draft.name} takes memory that {model.name} needs"
             try:
                 both = await self._with_draft(task, sizes, draft, speculation)
                 if both is not None:
                     return both
-            except InvalidModelFile as error:  # of the draft; if it is of the model, that comes to light below
+            except InvalidModelFile as error:  # of the draft model; one of the model is raised below
                 why = error.message
-            log.warning("%s is served without a draft: %s", model.name, why)
+            log.warning("%s is served without a draft model: %s", model.name, why)
             speculation = Speculation(DraftSource.NGRAMS, reason=why)
         found = await task.search(sizes)
         if found.verdict is FitVerdict.TOO_BIG:
@@ -181,7 +180,7 @@ class StartPlanner:
     async def _with_draft(
         self, task: _Task, sizes: tuple[ContextSize, ...], draft: LocalModel, speculation: Speculation
     ) -> StartPlan | None:
-        """The fit with the draft in memory too, None where the model would lose anything by it."""
+        """The plan with the draft model in memory; None if the model would be reduced for it."""
         device = _roomiest(task.room.accelerators)
         taken = await _draft_need(task, draft, sizes[0], device)
         smaller = replace(task, room=_less(task.room, taken, device))
@@ -204,7 +203,9 @@ class StartPlanner:
         model, trial, given = task.model, found.trial, task.room
         wish = self._wish(model, sizes)
         if self._context and 0 < model.context_length < self._context:
-            log.warning("%s was made for %d tokens of context: it gets no more", model.name, model.context_length)
+            log.warning(
+                "%s supports %d tokens of context: --ctx-size is reduced to that", model.name, model.context_length
+            )
         if lost := losses(found, wish, task.shape, given):
             log.warning("%s: %s", model.name, lost)
         spare = max(0, given.host - found.need.host - layer_placement.shared(found.need, given))
@@ -217,7 +218,7 @@ class StartPlanner:
             memory=found.need.host + sum(found.need.accelerators) + draft_memory + task.beside,
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
-            placement_text=describe(found, wish, task.shape, given) + _sees(task.projector),
+            placement_text=describe(found, wish, task.shape, given) + _vision_text(task.projector),
             devices=tuple(task.names(trial)) if task.chosen else None,
             layers=tuple(count for count in trial.layers if count),
             experts_aside=trial.experts_aside,
@@ -237,10 +238,10 @@ class StartPlanner:
         speculation: Speculation,
         draft: LocalModel | None,
     ) -> StartPlan:
-        """How the host of `lease` starts the engine: its own layers on its own devices, the others on its workers'.
+        """How the host of `lease` starts the engine: its own layers on its devices, the others on its workers.
 
-        The draft stays here, if what is left holds it; what lets the model see does in any case, and its share of the
-        memory counts that. Raises InvalidModelFile if the latter cannot be read any more.
+        The host runs the image encoder, which its share includes, and the draft model if there is memory left. Raises
+        InvalidModelFile if the encoder's file cannot be read.
         """
         own, *others = lease.shares
         given = room(self.machine())
@@ -248,19 +249,18 @@ class StartPlanner:
         names = [accelerator.name for accelerator, count in zip(given.accelerators, here, strict=True) if count]
         there = [count for share in others for count in share.runs]
         layers = [count for count in here if count] + there
-        layers[-1] += 1  # the output counts as one of the last, though the engine keeps it here
+        layers[-1] += 1  # the engine counts the output as one of the last layers, and keeps it on the host
         if draft is not None and own.memory + draft.size * 3 // 2 > self.free_memory():
-            speculation = Speculation(
-                DraftSource.NGRAMS, reason=f"{draft.name} would not fit beside this node's layers"
-            )
-        carried = ", ".join(f"{'+'.join(map(str, share.runs))} on {short(share.node)}" for share in others)
+            speculation = Speculation(DraftSource.NGRAMS, reason=f"{draft.name} does not fit beside this node's layers")
+        placement = ", ".join(f"{'+'.join(map(str, share.runs))} on {short(share.node)}" for share in others)
         projector = None if model.projector is None else Projector(model.projector, device=None)
         return StartPlan(
             size=size,
             memory=own.memory,
             micro_batch=size.context_length if how.at_once else None,
-            prompt_cache_mib=0,  # it would fetch what the workers remember of whole prompts
-            placement_text=f"split by layers: {own.layers} of {model.header.layers} here, {carried}{_sees(projector)}",
+            prompt_cache_mib=0,  # it would transfer the workers' state of whole prompts
+            placement_text=f"split by layers: {own.layers} of {model.header.layers} here, {placement}"
+            + _vision_text(projector),
             devices=(*names, *(f"RPC{number}" for number in range(len(there)))),
             layers=tuple(layers),
             checkpoints=0 if checkpoint_bytes(model.header.shape) else None,
@@ -270,18 +270,18 @@ class StartPlanner:
         )
 
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
-        """The accelerators that the layers of `share` are computed on, in their order; none: the processor.
+        """The accelerators for the layers of `share`, in their order (empty: the CPU).
 
-        Raises NotEnoughSpace where they are not those that it was planned for.
+        Raises NotEnoughSpace if their number is not the planned one.
         """
         accelerators = room(self.machine()).accelerators
-        if not share.devices:  # the host has not heard of any; the one with most room, then
+        if not share.devices:  # the host knows of at most one: use the one with most memory
             best = _roomiest(accelerators)
             return () if best is None else (best,)
         if len(share.devices) != len(accelerators):
             raise NotEnoughSpace(
-                f"The layers were planned for {len(share.devices)} accelerators, and there are {len(accelerators)}.",
-                advice="The host plans anew by itself.",
+                f"The layers were planned for {len(share.devices)} accelerators; this node has {len(accelerators)}.",
+                advice="The host plans again automatically.",
             )
         pairs = zip(accelerators, share.devices, strict=True)
         return tuple(accelerator.name for accelerator, layers in pairs if layers)
@@ -292,16 +292,16 @@ class StartPlanner:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A model that is to be fitted into `room`. `chosen`: there are devices, so the engine must be told which to use,
-    and be it none. `guessed` tokens ahead of each request have scores too. `projector`: what lets it see, which takes
-    `beside` bytes that are not in `room` any more."""
+    """A model to place into `room`. `chosen`: there are devices, so the engine must be told which to use, even if none.
+    `draft_tokens`: of each request, which have logits, too. `projector`: the image encoder; its `beside` bytes are
+    already taken out of `room`."""
 
     engine: Engine
     model: LocalModel
     how: ModelUsage
     room: MemoryBudget
     chosen: bool = False
-    guessed: int = 0
+    draft_tokens: int = 0
     projector: Projector | None = None
     beside: int = 0
 
@@ -310,11 +310,11 @@ class _Task:
         return self.model.header.shape
 
     def sizes(self, context: int | None) -> tuple[ContextSize, ...]:
-        # What computes a text in one go hardly ever keeps anything of it.
+        # Embedding models hardly ever keep a context cache.
         return candidates(self.model.context_length, context, self.how.purpose, slots_are_free=self.how.at_once)
 
     def asked_micro_batch(self, size: ContextSize) -> int | None:
-        """Tokens the engine has to compute in one go, None if it need not."""
+        """Tokens that the engine must compute in one batch; None: its default."""
         return size.context_length if self.how.at_once else None
 
     def micro_batch(self, size: ContextSize) -> int:
@@ -326,7 +326,7 @@ class _Task:
         return [accelerator.name for count, accelerator in pairs if count]
 
     async def search(self, sizes: tuple[ContextSize, ...]) -> layer_placement.LayerPlacement:
-        """Ask the engine what fits, as often as it takes."""
+        """Find the placement, by asking the engine for the memory of each trial."""
         search = layer_placement.choose(self.shape, sizes, self.room, micro_batch=self.micro_batch(sizes[0]))
         trial = next(search)
         while True:
@@ -338,7 +338,7 @@ class _Task:
                 return found
 
     async def need(self, trial: PlacementTrial) -> PlacementNeed:
-        """What `trial` takes, with what the engine does not count: the words' scores and the process itself."""
+        """The memory of `trial`, with what the engine does not count: logits and the process itself."""
         size, names = trial.size, self.names(trial)
         embeds, vocabulary = self.how.purpose is not Purpose.GENERATE, self.model.header.vocabulary_size
         told = await bindings.memory_need(
@@ -353,12 +353,12 @@ class _Task:
             micro_batch=self.micro_batch(size),
             embeddings=embeds,
             pooling=self.how.pooling,
-            draft_tokens=self.guessed,
+            draft_tokens=self.draft_tokens,
         )
         by_device = told.by_device()
-        scored = size.slots * (1 + self.guessed)
+        scored = size.slots * (1 + self.draft_tokens)
         beside = score_bytes(vocabulary, scored, self.micro_batch(size), embeds=embeds) + process_bytes(vocabulary)
-        beside += TABLE_BYTES if self.guessed else 0
+        beside += TABLE_BYTES if self.draft_tokens else 0
         return PlacementNeed(
             by_device.get("CPU", 0) + beside,
             told.mapped,
@@ -367,10 +367,7 @@ class _Task:
 
 
 def _with_projector(task: _Task) -> _Task:
-    """The same with the model's projector in memory: where there is most room, as is usual for what runs at once.
-
-    Raises InvalidModelFile.
-    """
+    """`task` with the model's image encoder on the device with most memory. Raises InvalidModelFile."""
     path = task.model.projector
     if path is None:
         return task
@@ -380,22 +377,22 @@ def _with_projector(task: _Task) -> _Task:
     return replace(task, room=_less(task.room, here_and_there, device), projector=Projector(path, device), beside=taken)
 
 
-def _sees(projector: Projector | None) -> str:
-    """That a model takes pictures, for a person; "" if it does not."""
+def _vision_text(projector: Projector | None) -> str:
+    """The text about the image encoder, for users; "" without one."""
     if projector is None:
         return ""
     where = f" on {projector.device}" if projector.device is not None else ""
-    return f"; sees pictures ({gigabytes(projector_bytes(projector.path))} at most{where})"
+    return f"; vision ({gigabytes(projector_bytes(projector.path))} at most{where})"
 
 
 def _roomiest(accelerators: Sequence[AcceleratorBudget]) -> str | None:
-    """The accelerator with most room, None where there is none."""
+    """The accelerator with most memory; None without accelerators."""
     best = max(accelerators, key=lambda accelerator: accelerator.room, default=None)
     return None if best is None else best.name
 
 
 async def _draft_need(task: _Task, draft: LocalModel, size: ContextSize, device: str | None) -> tuple[int, int]:
-    """Bytes that the draft takes of the computer's memory, and of the accelerator it is on."""
+    """Bytes of RAM, and of the accelerator `device`, that the draft model needs."""
     told = await bindings.memory_need(
         task.engine,
         draft.path,
@@ -409,7 +406,7 @@ async def _draft_need(task: _Task, draft: LocalModel, size: ContextSize, device:
 
 
 def _spread(count: int, rooms: Sequence[int]) -> list[int]:
-    """`count` layers over accelerators, in proportion to their room; the last ones take what rounding leaves."""
+    """`count` layers on accelerators, in proportion to their memory; the last ones get the rounding."""
     found, left, room_left = [], count, sum(rooms)
     for room_here in rooms:
         taken = left if room_left <= room_here else left * room_here // room_left
@@ -419,7 +416,7 @@ def _spread(count: int, rooms: Sequence[int]) -> list[int]:
 
 
 def _less(given: MemoryBudget, taken: tuple[int, int], device: str | None) -> MemoryBudget:
-    """`given` without what a draft takes."""
+    """`given` without the bytes in `taken` (RAM, `device`)."""
     here, there = taken
     own = sum(there for it in given.accelerators if it.name == device and it.shared)
     return replace(
@@ -432,7 +429,7 @@ def _less(given: MemoryBudget, taken: tuple[int, int], device: str | None) -> Me
 
 
 def _checkpoints(each: int, size: ContextSize, spare: int) -> int | None:
-    """How many states of each slot are kept; None where a model forgets nothing, so that there is nothing to keep."""
+    """The number of checkpoints of each slot; None for a model without any."""
     if not each:
         return None
     return max(1, min(CHECKPOINTS_MOST, int(spare * CHECKPOINTS_SHARE) // (each * size.slots)))

@@ -116,7 +116,7 @@ class Supervisor:
             )
 
     def end_leftovers(self) -> None:
-        """Kill what an earlier daemon of this home left running, and remove its sockets."""
+        """Kill the children of an earlier daemon of this home, and remove its sockets."""
         for name in self._context.registry.end_leftovers():
             log.warning("ended a process an earlier daemon left behind: %s", name)
         for socket in self._context.sockets.glob("*.sock"):
@@ -152,17 +152,16 @@ class Supervisor:
         if not self._planner.machine().in_use:
             self._owner.start(self._measure_speed(), "memory speed")
 
-    def update_speed(self, guesses: Mapping[str, DraftCounts], split: Container[str]) -> None:
-        """So much have the engines here written: how fast this node reads weights follows from it. `split`: the models
-        that others have a part in, which say nothing of this node."""
+    def update_speed(self, counts: Mapping[str, DraftCounts], split: Container[str]) -> None:
+        """Derive this node's speed from the `counts` of its engines; `split`: models with workers, left out."""
         for name, model in self._models.items():
-            told = guesses.get(name, DraftCounts())
-            if name not in split and told.written >= SPEED_TOKENS and told.seconds > 0:
-                read = token_bytes(model.header.shape) * (told.written - told.accepted)
-                self._post(e.SpeedMeasured(int(read / told.seconds)))
+            count = counts.get(name, DraftCounts())
+            if name not in split and count.written >= SPEED_TOKENS and count.seconds > 0:
+                read = token_bytes(model.header.shape) * (count.written - count.accepted)
+                self._post(e.SpeedMeasured(int(read / count.seconds)))
 
     async def close(self) -> None:
-        """End everything that still runs; nothing of it is left afterwards."""
+        """Stop everything that still runs."""
         await self._observer.close()
         await self._owner.close()
         await self._servers.close()
@@ -196,7 +195,7 @@ class Supervisor:
             await self._planner.refresh_free_memory()
 
     async def _measure_speed(self) -> None:
-        """Until an engine has shown how fast it is here. It says nothing of accelerators."""
+        """Measure the memory speed, which counts until an engine ran here. It says nothing about accelerators."""
         self._post(e.SpeedMeasured(await in_thread(lambda stop: resources.memory_speed(), "memory speed")))
 
     # -- the engine and the files
@@ -224,8 +223,8 @@ class Supervisor:
             model = await self._model(name, tell)
         except MeshError as error:
             final = isinstance(error, AmbiguousModel | InvalidModelFile | UnknownModel | UsageError)
-            # What only the mesh can know, a node that comes later may.
-            final = final and not (isinstance(error, UnknownModel) and self._is_for_the_mesh(name))
+            # A node that joins later may know the model.
+            final = final and not (isinstance(error, UnknownModel) and self._known_to_mesh_only(name))
             self._post(e.FileFailed(name, error.message, error.advice, final))
         except Exception as error:
             log.exception("fetching %s failed", name)
@@ -250,52 +249,52 @@ class Supervisor:
             )
 
     async def _model(self, name: str, tell: model_progress.Report) -> LocalModel:
-        """The model on this disk, fetched if need be; where nobody but the mesh can say what it is, the mesh is asked,
-        but only for what a person asked for here."""
+        """The model on this disk, downloaded if missing. A requested model without a known source is looked up in the
+        mesh."""
         source, sharing = self._wanted.get(name) or self._on_disk.get(name), self._sharing
         peers = sharing.source(name) if sharing is not None else None
         if source is None and (name not in self._wanted or sharing is None):
-            raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to fetch it.")
+            raise UnknownModel(f"{name} is not on this disk.", advice="Start the node with --model to download it.")
         if source is not None:
             try:
                 return await ensure.ensure(source, self._store, tell, packages=PipFetcher(), peers=peers)
             except DownloadFailed as failure:
-                if sharing is None or not self._is_for_the_mesh(name):
+                if sharing is None or not self._known_to_mesh_only(name):
                     raise
-                log.warning("%s The mesh is asked for %s.", failure.message, name)
+                log.warning("%s Asking the mesh for %s.", failure.message, name)
         assert sharing is not None
 
-        def words(text: str) -> None:
+        def report(text: str) -> None:
             tell(model_progress.TransferProgress(model_progress.TransferStage.CONNECTING, file=name, detail=text))
 
-        words("asking the mesh")
+        report("asking the mesh")
         sha256 = source.sha256 if isinstance(source, CatalogEntry | HubReference) else ""
-        found = await sharing.find(name, sha256, words)
-        log.warning("%s is taken from %s", name, found.origin)
+        found = await sharing.find(name, sha256, report)
+        log.warning("%s is downloaded from %s", name, found.origin)
         return await ensure.ensure(found, self._store, tell, packages=PipFetcher(), peers=peers)
 
     async def _ensure_model(self, draft: Wanted, tell: model_progress.Report) -> LocalModel:
-        """A draft that was asked for, on this disk. Raises as `download.ensure` does."""
+        """A requested draft model on this disk. Raises as `ensure.ensure` does."""
         peers = self._sharing.source(draft.name) if self._sharing is not None else None
         return await ensure.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
 
     async def _ensure_files(self, manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
-        """The files of a model whose layers are carried here, from this disk or the mesh. Raises MeshError."""
+        """The files of a model whose layers this node serves, from this disk or the mesh. Raises MeshError."""
 
-        def told(step: model_progress.TransferProgress) -> None:
+        def report(step: model_progress.TransferProgress) -> None:
             if step.stage is not model_progress.TransferStage.READY:
                 tell(progress_of(step))
 
         peers = self._sharing.source(manifest.name) if self._sharing is not None else None
-        model = await ensure.ensure(manifest, self._store, told, peers=peers)
+        model = await ensure.ensure(manifest, self._store, report, peers=peers)
         return model.files
 
     def _ready(self) -> builder.Engine:
-        assert self._engine is not None, "the core asks for an engine process only once there is an engine"
+        assert self._engine is not None, "the core starts engine processes only after EngineReady"
         return self._engine
 
-    def _is_for_the_mesh(self, name: str) -> bool:
-        """Whether a person asked here for something whose files only the hub or the mesh can tell."""
+    def _known_to_mesh_only(self, name: str) -> bool:
+        """Whether a model is requested here whose files only the hub or the mesh knows."""
         if name not in self._wanted:
             return False
         source = self._wanted[name]

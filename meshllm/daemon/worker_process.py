@@ -121,7 +121,7 @@ class WorkerProcesses:
                 endpoints[node] = self._socket()
                 broken = partial(self._post, e.TunnelBroken(lease.session, lease.generation, node))
                 await tunnels.listen(_key(lease), TunnelUse.COMMANDS, node, endpoints[node], broken)
-        except BaseException:  # cancelled, too: nobody else knows these sockets
+        except BaseException:  # also when cancelled: no caller knows these sockets
             for path in endpoints.values():
                 path.unlink(missing_ok=True)
             raise

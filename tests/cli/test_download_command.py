@@ -223,5 +223,5 @@ def test_an_interruption_says_what_is_kept(store: Store, tmp_path: Path) -> None
     assert process.returncode == 130
     assert output == ""
     assert "HF_HUB_OFFLINE" in errors
-    assert "5.0 MB are kept; the same command goes on from there." in errors
+    assert "5.0 MB are kept; run the same command again to resume." in errors
     assert "Traceback" not in errors

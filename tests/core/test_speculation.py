@@ -21,20 +21,21 @@ def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> Non
 
 
 @pytest.mark.parametrize(
-    ("wanted", "hindrance"), [(False, ""), (True, "it writes no text"), (False, "it writes no text")]
+    ("wanted", "obstacle_text"),
+    [(False, ""), (True, "not a text generation model"), (False, "not a text generation model")],
 )
-def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, hindrance: str) -> None:
-    found = decide(wanted=wanted, obstacle=hindrance, draft="small", why_no_draft="")
+def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, obstacle_text: str) -> None:
+    found = decide(wanted=wanted, obstacle=obstacle_text, draft="small", why_no_draft="")
     assert (found.source, found.draft, found.max_draft_tokens) == (DraftSource.NONE, "", 0)
-    assert found.reason == ("it writes no text" if wanted else "it was switched off")
+    assert found.reason == ("not a text generation model" if wanted else "switched off (--no-speculation)")
 
 
 @pytest.mark.parametrize(
     ("writes", "causal", "recurrent", "word"),
     [
-        (False, True, False, "no text"),
-        (True, False, False, "one token"),
-        (True, True, True, "state"),
+        (False, True, False, "not a text generation"),
+        (True, False, False, "autoregressive"),
+        (True, True, True, "recurrent"),
         (True, True, False, ""),
     ],
 )

@@ -16,7 +16,7 @@ from meshllm.models.library.local_model import LocalModel, from_path
 from meshllm.models.library.store import Store
 from tests.models.gguf_samples import write_sample
 
-NONE_HERE = "no small model of the same vocabulary is on this disk"
+NONE_HERE = "no small model with the same tokenizer is on this disk"
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def test_what_was_switched_off_is_off(store: Store) -> None:
     how, draft = await choose(DraftSelector(DraftRequest(drafts=False), store), target)
     assert (how.source, how.reason, draft) == (DraftSource.NGRAMS, "--no-draft", None)
     how, draft = await choose(DraftSelector(DraftRequest(speculation=False), store), target)
-    assert (how.source, how.reason, draft) == (DraftSource.NONE, "it was switched off", None)
+    assert (how.source, how.reason, draft) == (DraftSource.NONE, "switched off (--no-speculation)", None)
 
 
 @pytest.mark.parametrize(

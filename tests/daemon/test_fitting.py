@@ -134,7 +134,7 @@ async def test_a_context_that_was_asked_for_is_kept(
     fit = await StartPlanner(context=1 << 20).plan(ENGINE, local, usage(local.header))
     assert fit.size.context_length == 131_072
     assert "context 131072, the maximum of the model" in fit.placement_text
-    assert "it gets no more" in caplog.text
+    assert "is reduced to that" in caplog.text
 
 
 async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine
     assert sum(fitter.device_memory()) == fitter.free_memory()
     assert fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 0, 4))) == ("CUDA0", "CUDA2")
     assert fitter.worker_devices(WorkerShare(other, 1, 9, 1)) == ("CUDA1",), "the one with most room"
-    with pytest.raises(NotEnoughSpace, match=r"planned for 2 accelerators, and there are 3"):
+    with pytest.raises(NotEnoughSpace, match=r"planned for 2 accelerators; this node has 3"):
         fitter.worker_devices(WorkerShare(other, 1, 9, 1, (5, 4)))
     machine.devices = (gpu("CUDA0", 6), PROCESSOR)
     await fitter.refresh_devices(ENGINE)
@@ -195,7 +195,7 @@ async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Pat
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.projector == Projector(sees)
     assert fit.memory == blind.memory + taken
-    assert "sees pictures (0.93 GB at most)" in fit.placement_text
+    assert "vision (0.93 GB at most)" in fit.placement_text
     assert blind.projector is None
     assert "pictures" not in blind.placement_text
     machine.available = int((blind.memory + taken - 10 * MIB) / 0.9)
@@ -228,7 +228,7 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
     with caplog.at_level(logging.WARNING):
         fit = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)
     assert fit.speculation.source is DraftSource.NGRAMS
-    assert "would take memory that m needs" in fit.speculation.reason
+    assert "takes memory that m needs" in fit.speculation.reason
     assert fit.size == ContextSize(32768, 4)
     machine.available, machine.devices = 32 * GB, (gpu("CUDA0", 8), PROCESSOR)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header), speculation=wanted, draft=draft)

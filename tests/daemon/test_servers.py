@@ -128,7 +128,7 @@ async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
         lease = replace(LEASE, shares=(replace(LEASE.shares[0], memory=needs[1][-1].total), *workers))
         fit = it.fitter.plan_split(sees, usage(sees.header), lease, size, PLAIN, None)
         assert fit.projector == Projector(sees.projector, device=None)
-        assert "sees pictures" in fit.placement_text
+        assert "vision" in fit.placement_text
         assert fit.memory >= needs[0][-1].total + taken
 
 

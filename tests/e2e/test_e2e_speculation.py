@@ -65,7 +65,7 @@ def test_draft_model_of_the_command_line_is_used_and_counted(tmp_path: Path, who
         assert told["acceptance"] == round(told["accepted_tokens"] / told["draft_tokens"], 4)
         with urllib.request.urlopen(node.base_url.removesuffix("/v1") + "/metrics", timeout=30) as response:
             metrics = response.read().decode()
-        count = f"{float(told['accepted'])}"
+        count = f"{float(told['accepted_tokens'])}"
         assert f'mesh_llm_speculation_accepted_tokens_total{{model="{MODEL}"}} {count}' in metrics
         words = run(node.home, "status").stdout.replace("\n", " ")
         assert "speculative decoding: draft model small" in words
@@ -93,7 +93,9 @@ def test_no_speculation_drafts_no_tokens(tmp_path: Path) -> None:
         node.wait_until_serving()
         assert speculation(status(node))["kind"] == "none"
         assert "lazy dog" in repeat(node)
-        assert "speculative decoding: off (it was switched off)" in run(node.home, "status").stdout.replace("\n", " ")
+        assert "speculative decoding: off (switched off (--no-speculation))" in run(node.home, "status").stdout.replace(
+            "\n", " "
+        )
 
 
 def test_draft_model_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_draft_model_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     [
         (("--model", "m.gguf", "--draft", "d.gguf", "--no-draft"), "--draft and --no-draft exclude each other"),
         (("--model", "m.gguf", "--draft", "d.gguf", "--no-speculation"), "--no-speculation exclude each other"),
-        (("--draft", "d.gguf"), "there is no --model"),
+        (("--draft", "d.gguf"), "--draft needs a --model"),
     ],
 )
 def test_contradicting_speculation_options_are_refused(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:

@@ -122,7 +122,7 @@ def test_a_model_too_large_for_either_is_served_by_both_and_refused_by_one(here:
     little = ("--ctx-size", "4096", "--max-vram", "0.2", "--threads", "1")
     host = node(here, "host", "--model", MODEL, *little)
     refused = host.until(lambda s: s["models"] and s["models"][0]["phase"] == "failed", "the refusal")
-    assert "it takes" in refused["models"][0]["reason"]
+    assert "needs" in refused["models"][0]["reason"]
     assert "0.20 GB" in refused["models"][0]["reason"]
     assert "--join" in refused["models"][0]["advice"]
     worker = node(here, "worker", "--max-vram", "0.2", "--threads", "1", join=host, model=False)
@@ -201,7 +201,7 @@ def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
     status = host.until(committed, "a split that is served")
     (model,) = status["models"]
     assert model["input_modalities"] == ["text", "image"]
-    assert "sees pictures" in model["engine"]["placement_text"]
+    assert "vision" in model["engine"]["placement_text"]
     blind, seeing = sorted(share["memory"] for share in split_of(status)["shares"])
     assert seeing - blind > projector_bytes(projector) / 2, "the host's share"
     assert split_of(status)["shares"][0]["memory"] == seeing

@@ -154,7 +154,7 @@ def test_who_does_not_share_gives_nothing(here: Site, real: Path) -> None:
     folder = here.folder / "taker-models"
     taker = here.node("taker", "--model", MODEL, join=host, environment=environment(folder))
     status = taker.until(fetch_failed, "the end of the fetch")
-    assert "shares no models" in status["models"][0]["reason"]
+    assert "uploads are disabled there" in status["models"][0]["reason"]
     assert given(host) == 0
     assert host.status()["sharing"]["upload_enabled"] is False
 

@@ -20,7 +20,7 @@ from meshllm.models.library.local_model import LocalModel, from_path
 from meshllm.models.library.store import Store
 
 NOTHING = Catalog(())
-NONE_HERE = "no small model of the same vocabulary is on this disk"
+NONE_HERE = "no small model with the same tokenizer is on this disk"
 
 
 def model(store: Store, name: str, layers: int, **more: Any) -> LocalModel:
@@ -126,14 +126,14 @@ def test_the_usual_draft_that_is_missing_is_named(store: Store) -> None:
     )
     found = find(target, store, catalog)
     assert found.draft is None
-    assert found.reason == "usual-name, its usual draft, is not on this disk (`mesh-llm download usual-name`)"
+    assert found.reason == "usual-name, its usual draft model, is not on this disk (`mesh-llm download usual-name`)"
     model(store, "small", 1)
     assert find(target, store, catalog).name == "small"
 
 
 def test_a_mixture_of_experts_takes_a_draft_only_where_the_catalogue_says_so(store: Store) -> None:
     target, usual = model(store, "target", 60, experts=8), model(store, "usual", 2)
-    assert find(target, store) == Pairing(reason="a mixture of experts gains little from one")
+    assert find(target, store) == Pairing(reason="speculative decoding gains little for a mixture of experts")
     catalog = Catalog((entry("target", target.path, "usual-name"), entry("usual-name", usual.path)))
     assert find(target, store, catalog).name == "usual-name"
 
@@ -141,7 +141,7 @@ def test_a_mixture_of_experts_takes_a_draft_only_where_the_catalogue_says_so(sto
 def test_a_draft_that_was_named_may_be_larger_than_a_tenth_but_not_than_the_model(store: Store) -> None:
     target = model(store, "target", 10)
     drafts.check(target, model(store, "half", 5))
-    with pytest.raises(UsageError, match="same cannot be the draft of target: it is no smaller") as caught:
+    with pytest.raises(UsageError, match="same cannot be the draft model of target: it is not smaller") as caught:
         drafts.check(target, model(store, "same", 10))
     assert "--draft" in caught.value.advice
     with pytest.raises(UsageError, match="one has 180 more tokens"):

@@ -141,7 +141,7 @@ async def test_all_parts_in_the_hub_cache(home: Path, tmp_path: Path, store: Sto
     model = await ensure(manifest, store, ignore)
     assert model.files == tuple(links)
     links[1].unlink()
-    with pytest.raises(DownloadFailed, match="Nobody who has it"):
+    with pytest.raises(DownloadFailed, match="No source for it"):
         await ensure(manifest, store, ignore)
 
 

@@ -116,8 +116,8 @@ async def test_gives_up_after_enough_failures_without_a_byte(
     ("mood", "words"),
     [
         ({"faults": ["more"]}, "more bytes"),
-        ({"etag": "d" * 64}, "other bytes"),
-        ({"size": 5}, "other bytes"),
+        ({"etag": "d" * 64}, "another size or sha256"),
+        ({"size": 5}, "another size or sha256"),
         ({"path": "elsewhere.gguf"}, "has no file"),
         ({"head_faults": ["status:401"]}, "HF_TOKEN"),
         ({"head_faults": ["status:403"]}, "HF_TOKEN"),

@@ -98,7 +98,11 @@ def test_an_unfinished_download_is_listed_with_what_has_arrived(
     assert (item.name, item.state, item.arrived, item.size) == ("Model", FileState.PARTIAL, 1000, file.size)
     store.partial_path(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
     unknown = look(store, Catalog((entry,)))["unknown-dddddddddddd"]
-    assert (unknown.state, unknown.arrived, unknown.reason) == (FileState.PARTIAL, 1, "nobody knows what it is of")
+    assert (unknown.state, unknown.arrived, unknown.reason) == (
+        FileState.PARTIAL,
+        1,
+        "unknown model (no manifest for this partial file)",
+    )
 
 
 def test_one_part_of_two_has_arrived(store: Store, fake: FakeHub) -> None:

@@ -58,7 +58,7 @@ def test_a_path_that_is_not_there_names_what_is() -> None:
     with pytest.raises(UnknownModel, match=r"has no file m\.gguf.*a/m\.gguf") as failure:
         chosen(reference("m.gguf"), "a/m.gguf", "other.gguf")
     assert "other" not in failure.value.advice
-    with pytest.raises(UnknownModel, match="no GGUF files at all"):
+    with pytest.raises(UnknownModel, match="no GGUF files"):
         chosen(reference("m.gguf"))
 
 
@@ -106,9 +106,9 @@ def test_all_parts_in_their_order_or_none() -> None:
 
 
 def test_what_has_no_digest_or_another_one_is_refused() -> None:
-    with pytest.raises(DownloadFailed, match="no digest"):
+    with pytest.raises(DownloadFailed, match="no sha256"):
         choose(reference("m.gguf"), listing("m.gguf", sha256=""), "https://hub")
-    with pytest.raises(DownloadFailed, match="other bytes"):
+    with pytest.raises(DownloadFailed, match="another sha256"):
         choose(reference("m.gguf", sha256="cd" * 32), listing("m.gguf"), "https://hub")
 
 
@@ -152,7 +152,7 @@ def answer(**changes: object) -> bytes:
     ],
 )  # fmt: skip
 def test_answers_that_make_no_sense(body: bytes) -> None:
-    with pytest.raises(DownloadFailed, match="makes no sense"):
+    with pytest.raises(DownloadFailed, match="is not valid"):
         parse(body, "org/repo")
 
 
@@ -224,9 +224,9 @@ async def test_the_list_is_asked_for_with_the_token(many: FakeHub, hub: Hub) -> 
     [
         ({"list_faults": ["status:401"]}, "HF_TOKEN"),
         ({"list_faults": ["status:403"]}, "HF_TOKEN"),
-        ({"list_faults": ["status:404"]}, "has no repository.*Check how it is written"),
+        ({"list_faults": ["status:404"]}, "has no repository.*Check the spelling"),
         ({"list_faults": ["status:503"] * 9}, "5 times in a row"),
-        ({"listing": b"x"}, "makes no sense"),
+        ({"listing": b"x"}, "is not valid"),
     ],
 )
 async def test_a_hub_that_gives_no_list(mood: dict[str, object], words: str, many: FakeHub, hub: Hub) -> None:

@@ -80,7 +80,7 @@ def test_a_file_gets_the_first_place_that_is_free(store: Store) -> None:
         assert store.adopt(partial, FILE, places) == place
         assert store.known_digest(place) == ONE
     partial.write_bytes(b"x")
-    with pytest.raises(DownloadFailed, match="Another file lies at"):
+    with pytest.raises(DownloadFailed, match="Another file is at"):
         store.adopt(partial, FILE, places)
     assert [place.read_bytes() for place in places] == [b"0", b"1", b"2"]
     assert partial.read_bytes() == b"x"

@@ -59,9 +59,9 @@ async def test_a_liar_about_a_chunk_is_found_out_and_dropped(tmp_path: Path) -> 
         liar = await place.liar("liar", content, wrong_chunk(1))
         partial = place.partial(content)
         source = place.swarm.source("Model")
-        with pytest.raises(DownloadFailed, match="chunk 1 is not what it said"):
+        with pytest.raises(DownloadFailed, match="chunk 1 does not match its claimed digest"):
             await fetch(source, partial)
-        assert "chunk 1 is not what it said" in place.swarm.banned[liar]
+        assert "chunk 1 does not match its claimed digest" in place.swarm.banned[liar]
         assert not partial.has(1)
         await place.giver("honest", content)
         await fetch(source, partial)
@@ -118,7 +118,7 @@ async def test_where_all_lie_there_is_nothing_left_to_take(tmp_path: Path) -> No
         liar = await place.liar("liar", false, honest, false_digests(false, content))
         partial = place.partial(content)
         source = place.swarm.source("Model")
-        with pytest.raises(DownloadFailed, match="chunk 3 is not what it said"):
+        with pytest.raises(DownloadFailed, match="chunk 3 does not match its claimed digest"):
             await fetch(source, partial)
         assert list(place.swarm.banned) == [liar]
         # Nobody is left who has vouched for anything.
@@ -302,7 +302,7 @@ async def test_nobody_to_ask(tmp_path: Path) -> None:
     ("refusal", "words"),
     [
         (w.FileRefusal(w.FileRefusalReason.ABSENT), "does not have the file"),
-        (w.FileRefusal(w.FileRefusalReason.NOT_SHARED), "shares no models"),
+        (w.FileRefusal(w.FileRefusalReason.NOT_SHARED), "uploads are disabled there"),
         (w.FileRefusal(w.FileRefusalReason.NOT_UNDERSTOOD), "another version"),
     ],
 )

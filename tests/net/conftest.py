@@ -1,4 +1,4 @@
-"""Every coroutine that tests the network runs on the default event loop and on uvloop, unless it says otherwise."""
+"""Async network tests run on asyncio's default event loop and on uvloop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two nodes with lanes on loopback, the link between them in memory, and protocols that record what they hear."""
+"""Nodes with lanes on loopback and an in-memory link between them; protocols that record what they receive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE = PeerAddress("127.0.0.1", 1)
 
 
 class Wire(asyncio.Transport):
-    """One end of a stream in memory: what is written arrives in the loop's next turn."""
+    """One end of an in-memory stream: written bytes arrive in the loop's next iteration."""
 
     def __init__(self, link: FakeLink, protocol: asyncio.BaseProtocol) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Wire(asyncio.Transport):
 
 
 class FakeLink:
-    """One end of a link in memory."""
+    """One end of an in-memory link."""
 
     rtt = 0.001
 
@@ -101,7 +101,7 @@ class FakeLink:
 
 
 class FakeTransport:
-    """Dials whoever is in `directory`."""
+    """Dials the nodes in `directory`."""
 
     def __init__(self, directory: dict[NodeId, FakeTransport], node: NodeId) -> None:
         self.directory, self.node = directory, node
@@ -136,7 +136,7 @@ class FakeTransport:
 
 
 class Ear(asyncio.Protocol):
-    """Records what it hears; `until(n)` waits for so many bytes, `gone` for the end."""
+    """Records what it receives; `until(n)` waits for n bytes, `gone` for the end."""
 
     def __init__(self, echo: bool = False) -> None:
         self.echo = echo
@@ -173,7 +173,7 @@ class Ear(asyncio.Protocol):
         self.changed.set()
 
     async def when(self, condition: Callable[[Ear], bool]) -> None:
-        """Wait until `condition` holds; looked at whenever something happens to this ear."""
+        """Wait until `condition` holds; checked whenever something arrives."""
         async with asyncio.timeout(20):
             while not condition(self):
                 self.changed.clear()
@@ -185,7 +185,7 @@ class Ear(asyncio.Protocol):
 
 
 class Clock:
-    """Time that stands still until told."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -196,7 +196,7 @@ class Clock:
 
 @dataclass
 class Node:
-    """One node: its identity, its link end, its lanes, and the ears that serve what its peers open."""
+    """One node: its identity, its link end, its lanes, and the protocols that serve its peers' tunnels."""
 
     identity: Identity
     transport: FakeTransport
@@ -213,7 +213,7 @@ class Node:
         self.ears.append(Ear(echo=True))
         return self.ears[-1]
 
-    # what the handler of links does in the daemon
+    # the daemon's link handler does the same
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
         return self.tunnels.accept(link, kind)
@@ -228,7 +228,7 @@ class Node:
 
 @dataclass
 class Town:
-    """Some nodes, linked each to the first."""
+    """Some nodes, each linked to the first."""
 
     nodes: list[Node]
     clock: Clock
@@ -242,7 +242,7 @@ class Town:
 
 @asynccontextmanager
 async def town(folder: Path, count: int = 2, listening: bool = True) -> AsyncIterator[Town]:
-    """So many nodes; the first is linked to each of the others. At the end nothing of them is left."""
+    """`count` nodes, the first linked to each of the others; at the end nothing of them is left."""
     made = Town([], Clock(), {})
     for number in range(count):
         identity = Identity.load_or_create(folder / f"node{number}")

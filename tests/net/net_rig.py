@@ -1,4 +1,4 @@
-"""Nodes for tests of the transport, over memory or QUIC, and a stranger who says what it likes."""
+"""Nodes for transport tests, over memory or QUIC, and a peer that sends arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from meshllm.wire.mesh.hello import HelloMessage, decode_hello, encode_hello
 MESH = MeshId(b"mesh-id-16-bytes")
 SECRET = b"secret--16-bytes"
 MEMBER = Credentials(MESH, SECRET)
-# Longer than anything here takes on a busy machine; reached only by a test that fails.
+# Longer than anything takes on a busy machine; only a failing test reaches it.
 PATIENCE = 30.0
 
 
 def identity() -> Identity:
-    """A node's key that lies nowhere."""
+    """A node's key that is in no file."""
     return Identity(Ed25519PrivateKey.generate(), Path("/nowhere"))
 
 
 class Changes:
-    """Somebody to whom things happen; `until` waits for what a test expects."""
+    """An object that changes; `until` waits for a fact."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
     def change(self) -> None:
-        """Something has happened."""
+        """Something has changed."""
         self._changed.set()
 
     async def until(self, fact: Callable[[], object]) -> None:
@@ -52,7 +52,7 @@ class Changes:
 
 
 class Talker(Changes, asyncio.Protocol):
-    """A stream's protocol that keeps what happens. `keep`: the answer to `eof_received`."""
+    """A stream's protocol that records what happens. `keep`: the result of `eof_received`."""
 
     def __init__(self, *, keep: bool = True, echo: bool = False, pause: bool = False) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Talker(Changes, asyncio.Protocol):
 
 
 class Recorder(Changes):
-    """A `LinkHandler` that keeps what it hears. `serve`: what answers an opened stream."""
+    """A `LinkHandler` that records. `serve`: the protocol of an opened stream."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Recorder(Changes):
 
 @dataclass
 class Node:
-    """A transport, who hears of it, and how to reach it."""
+    """A transport, its handler and its address."""
 
     transport: NodeTransport
     heard: Recorder
@@ -155,7 +155,7 @@ class Node:
 
 @dataclass
 class World:
-    """Where the nodes of one test live: `kind` is "memory" or "quic"."""
+    """The nodes of one test; `kind` is "memory" or "quic"."""
 
     kind: str
     network: MemoryNetwork = field(default_factory=MemoryNetwork)
@@ -163,7 +163,7 @@ class World:
     strangers: list[Stranger] = field(default_factory=list)
 
     async def node(self, credentials: Credentials = MEMBER, **options: Any) -> Node:
-        """A node that listens; `credentials` without a role of its own are fine."""
+        """A listening node with these `credentials`."""
         who = options.pop("who", None) or identity()
         transport: NodeTransport
         if self.kind == "memory":
@@ -178,14 +178,14 @@ class World:
         return node
 
     async def pair(self) -> tuple[Node, Node, NodeLink, NodeLink]:
-        """Two linked nodes, and the link at both ends; the first one dialled."""
+        """Two linked nodes and the link at both ends; the first dialled."""
         one, other = await self.node(), await self.node()
         link = await one.transport.dial(other.way)
         await other.heard.until(lambda: one.id in other.heard.up)
         return one, other, cast(NodeLink, link), cast(NodeLink, other.heard.up[one.id])
 
     async def stranger(self, target: Node) -> Stranger:
-        """Someone who has a connection to `target` and has said nothing yet."""
+        """A connection to `target` that has sent nothing."""
         stranger = Stranger(target)
         self.strangers.append(stranger)
         caller = await self.node()
@@ -194,7 +194,7 @@ class World:
         return stranger
 
     async def close(self) -> None:
-        """Everything ends, and nothing is left."""
+        """Close everything; check that nothing is left."""
         for stranger in self.strangers:
             stranger.connection.close("the test is over")
         for node in self.nodes:
@@ -205,7 +205,7 @@ class World:
 
 
 def leftovers() -> None:
-    """Fails if a task, a timer or an open socket has been left."""
+    """Fails if a task, a timer or an open socket is left."""
     loop = asyncio.get_running_loop()
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
     timers = [timer for timer in getattr(loop, "_scheduled", ()) if not timer.cancelled()]
@@ -213,7 +213,7 @@ def leftovers() -> None:
 
 
 class Stranger(Changes):
-    """Says what it likes on a connection: a dial (as far as the connection sees) and the connection's user at once."""
+    """Sends arbitrary bytes on a connection: both the dial and the connection's user."""
 
     def __init__(self, target: Node) -> None:
         super().__init__()
@@ -228,18 +228,18 @@ class Stranger(Changes):
     # -- for tests
 
     def say(self, message: HelloMessage | bytes) -> None:
-        """A frame of the handshake."""
+        """Send a handshake frame."""
         payload = message if isinstance(message, bytes) else encode_hello(message)
         self.connection.send(0, frame(payload))
 
     async def hear(self) -> tuple[HelloMessage, bytes]:
-        """The next frame, also as it was on the wire."""
+        """The next frame, and its bytes on the wire."""
         await self.until(lambda: self._frames.ready() or self.why)
         payload = self._frames.take()
         assert payload is not None, self.why
         return decode_hello(payload), payload
 
-    # -- what a connection sees
+    # -- the connection's side
 
     def matches(self, node: NodeId) -> bool:
         return node == self.target.id
@@ -281,5 +281,5 @@ class Stranger(Changes):
 
 
 def client(credentials: Credentials = MEMBER) -> Credentials:
-    """The same, of a client."""
+    """Credentials of a client."""
     return replace(credentials, role=Role.CLIENT)

@@ -1,4 +1,4 @@
-"""Where a node says it can be reached."""
+"""The addresses of a node."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def test_observed_address_needs_two_peers() -> None:
     observed.record(node(1), outside)
     assert observed.confirmed() == ()
     assert observed.confirmed(alone=True) == (outside,)
-    observed.record(node(1), outside)  # the same peer again is no second witness
+    observed.record(node(1), outside)  # the same peer counts once
     assert observed.confirmed() == ()
     observed.record(node(2), outside)
     observed.record(node(3), lie)
     assert observed.confirmed() == (outside,)
-    observed.record(node(2), lie)  # its last word counts
+    observed.record(node(2), lie)  # its last observation counts
     assert observed.confirmed() == (lie,)
     observed.forget(node(3))
     assert observed.confirmed() == ()

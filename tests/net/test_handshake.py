@@ -1,4 +1,4 @@
-"""Who gets in and who does not: every way of cheating at the beginning of a link, each with its own test."""
+"""The hello: admission, versions, and every way of cheating."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def acceptor(
 
 
 def shake(one: DiallerHandshake, other: AcceptorHandshake) -> None:
-    """All of it; raises what the dialler raises."""
+    """Run a whole handshake; raises what the dialler raises."""
     said: bytes | None = one.start()
     while said is not None:
         said = one.receive(other.receive(said))
@@ -75,7 +75,7 @@ def refusal(one: DiallerHandshake, other: AcceptorHandshake) -> PeerRefused:
     return caught.value
 
 
-# -- who belongs together
+# -- admission
 
 
 def test_handshake_succeeds_between_members() -> None:
@@ -113,7 +113,7 @@ def test_acceptor_refuses_a_wrong_secret() -> None:
 
 
 def test_dialler_refuses_an_acceptor_without_the_secret() -> None:
-    """It cannot make the proof of a Welcome, whatever it says."""
+    """It cannot make the proof of a Welcome."""
     one = dialler()
     challenge = one.receive(acceptor().receive(one.start()))
     assert challenge is not None
@@ -202,7 +202,7 @@ def test_dialler_refuses_a_protocol_that_is_not_the_newest() -> None:
 
 
 def overheard() -> tuple[bytes, bytes, bytes, bytes]:
-    """All four messages of a good handshake."""
+    """All four messages of a valid handshake."""
     one, other = dialler(), acceptor()
     hello = one.start()
     challenge = other.receive(hello)
@@ -229,7 +229,7 @@ def test_dialler_refuses_a_replayed_welcome() -> None:
 
 
 def test_acceptor_refuses_a_proof_for_another_acceptor() -> None:
-    """A node that is dialled passes on what it hears to a third one, and the third one's challenge to the dialler."""
+    """A dialled node relays the hello to a third node, and that node's challenge to the dialler."""
     between = identity()
     one, third = dialler(peer=between.node), acceptor()
     challenge = decode_hello(third.receive(one.start()))
@@ -244,7 +244,7 @@ def test_acceptor_refuses_a_proof_for_another_acceptor() -> None:
 
 
 def test_dialler_refuses_a_reflected_proof() -> None:
-    """The dialler's own proof comes back as the acceptor's."""
+    """The dialler's own proof is sent back as the acceptor's."""
     one = dialler()
     challenge = acceptor().receive(one.start())
     proof = decode_hello(cast(bytes, one.receive(challenge)))
@@ -254,7 +254,7 @@ def test_dialler_refuses_a_reflected_proof() -> None:
 
 
 def test_acceptor_refuses_a_reflected_hello() -> None:
-    """A node's own hello comes back to it."""
+    """A node's own hello is sent back to it."""
     hello = DiallerHandshake(ACCEPTOR, DIALLER.node, MEMBER, instance=INSTANCE).start()
     answer = decode_hello(acceptor().receive(hello))
     assert isinstance(answer, HelloRefusal)
@@ -373,7 +373,7 @@ def test_repr_shows_no_secret() -> None:
         assert "secret--" not in repr(shown)
 
 
-# -- the same on a wire
+# -- on a connection
 
 
 async def hello_of(stranger: Stranger, credentials: Credentials = MEMBER) -> DiallerHandshake:
@@ -451,7 +451,7 @@ async def test_garbage_closes_the_connection(world: World) -> None:
 
 
 async def test_slow_handshake_is_closed_at_the_deadline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However diligently it goes on: one byte at a time does not move the deadline."""
+    """Single bytes do not extend the deadline."""
     monkeypatch.setattr(node_transport, "HANDSHAKE_SECONDS", 0.3)
     target = await world.node()
     stranger = await world.stranger(target)
@@ -477,7 +477,7 @@ async def test_unauthenticated_peer_cannot_open_a_stream(world: World) -> None:
     stranger = await world.stranger(target)
     await hello_of(stranger)
     stranger.connection.send(4, bytes([StreamKind.HTTP_TUNNEL]) + b"POST /v1/chat/completions")
-    if world.kind == "memory":  # there the bound is the connection's; QUIC does not even send what is over it
+    if world.kind == "memory":  # the memory transport enforces this itself; QUIC does not even send more
         await stranger.until(lambda: stranger.why)
     else:
         assert isinstance((await stranger.hear())[0], Challenge)

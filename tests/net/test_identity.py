@@ -1,4 +1,4 @@
-"""The node's key: made once, kept from others, never overwritten; what its certificate and signatures are worth."""
+"""The node's key file, its certificate and its signatures."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_verify_accepts_only_the_nodes_signature(tmp_path: Path) -> None:
     own, other = Identity.load_or_create(tmp_path / "a"), Identity.load_or_create(tmp_path / "b")
     signature = own.sign(b"words")
     assert len(signature) == 64
-    for _ in range(2):  # the second answer comes from memory
+    for _ in range(2):  # the second answer comes from the cache
         assert verify(own.node, b"words", signature)
         assert not verify(own.node, b"other words", signature)
         assert not verify(other.node, b"words", signature)
@@ -134,7 +134,7 @@ def test_verify_caches_valid_signatures_within_a_bound(tmp_path: Path, monkeypat
 
 @given(st.binary(max_size=70), st.binary(max_size=40), st.binary(max_size=70))
 def test_verify_refuses_garbage(node: bytes, data: bytes, signature: bytes) -> None:
-    # The few keys of small order (0, 1 and so on) take made-up signatures; whoever calls himself so harms himself.
+    # The few keys of small order (0, 1 and so on) accept forged signatures; such a node harms only itself.
     if len(set(node)) > 2:
         assert not verify(NodeId(node), data, signature)
 
@@ -162,7 +162,7 @@ def test_node_of_certificate_refuses_other_keys() -> None:
 
 
 def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> ssl.SSLObject:
-    """TLS in memory; the client's side of it, once it stands."""
+    """TLS in memory; the client's side after the handshake."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server)
     theirs = server.wrap_bio(to_server, to_client, server_side=True)

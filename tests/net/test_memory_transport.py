@@ -1,4 +1,4 @@
-"""What only the network in memory can do: be cut, and be healed."""
+"""Memory only: a network that can be cut and healed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every transport must do, on memory and on QUIC: links, messages, streams."""
+"""The contract of every transport, on memory and QUIC: links, messages, streams."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_cancelled_dial_does_not_end_it_for_others(world: World) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_mutual_dials_end_in_one_link(world: World, seed: int) -> None:
-    """Whatever the interleaving, both ends have the same link, and streams work on it."""
+    """Both ends have the same link for any interleaving, and streams work on it."""
     one, other = await world.node(), await world.node()
     rng = random.Random(seed)
 
@@ -110,7 +110,7 @@ def talks(one: Node, other: Node) -> bool:
 async def test_mutual_dials_keep_the_link_of_the_smaller_node(
     world: World, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
-    """Both have proved themselves before either is welcomed: the case that the rule is for, in both orders."""
+    """Both sides have proved themselves before either is welcomed, in both orders."""
     smaller, larger = await ordered(world)
     read = node_link.LinkGreeting.data_received
     held: dict[NodeId, Callable[[], None]] = {}
@@ -161,7 +161,7 @@ async def ordered(world: World) -> tuple[Node, Node]:
 @pytest.mark.parametrize("smaller_dialled", [True, False])
 @pytest.mark.parametrize("dialler_returns", [True, False])
 async def test_restarted_peer_replaces_its_link(world: World, smaller_dialled: bool, dialler_returns: bool) -> None:
-    """Whoever dialled the old link, and whatever the ids."""
+    """For either dialler of the old link, and any ids."""
     one, other = await ordered(world)
     if not smaller_dialled:
         one, other = other, one
@@ -379,7 +379,7 @@ async def test_abort_resets_the_peers_stream(world: World) -> None:
 
 
 async def test_slow_reader_holds_the_writer_back(world: World) -> None:
-    """What is under way is bounded at both ends, and all of it arrives once the reader reads."""
+    """Bytes in flight are bounded at both ends; all arrive once the reader reads."""
     _, other, dialled, accepted = await world.pair()
     other.heard.serve = lambda kind: Talker(pause=True)
     here = Talker()

@@ -1,4 +1,4 @@
-"""Two nodes with tunnels as the daemon puts them together, for tests of what goes over tunnels."""
+"""Nodes with tunnels, assembled as in the daemon."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HTTP = StreamKind.HTTP_TUNNEL
 
 
 class House:
-    """A node with tunnels, as the daemon puts it together; what peers open is echoed."""
+    """A node with tunnels, assembled as in the daemon; it echoes what peers send."""
 
     def __init__(self, transport: NodeTransport, identity: Identity, with_lanes: bool) -> None:
         self.transport, self.node = transport, identity.node
@@ -60,7 +60,7 @@ class House:
 async def street(
     kind: str, folder: Path, with_lanes: bool, listening: bool = True
 ) -> AsyncIterator[tuple[House, House]]:
-    """Two houses that are not linked yet."""
+    """Two nodes without a link."""
     network, houses = MemoryNetwork(), list[House]()
     for number in (1, 2):
         who = Identity.load_or_create(folder / str(number))

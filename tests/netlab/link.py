@@ -21,20 +21,20 @@ from tests.netlab.wire import Wire
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
-# A device's packets that are read before others have their turn.
+# Packets read from one device before others are read.
 BATCH = 64
 MAX_PACKET = 65536
 
 
 def open_tun() -> tuple[int, str]:
-    """A new TUN device, without a header before its packets: its descriptor and its name (ours alone, by our id)."""
+    """A new TUN device without packet headers: its descriptor and its name (unique by our process id)."""
     tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     answer = fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", b"nl%dn%%d" % os.getpid(), _IFF_TUN | _IFF_NO_PI))
     return tun, answer[:16].rstrip(b"\0").decode()
 
 
 class Process:
-    """The loop, and what can be asked of it."""
+    """The event loop and the commands of the wire."""
 
     def __init__(self, seed: int) -> None:
         self._wire = Wire(seed, self._deliver)
@@ -65,7 +65,7 @@ class Process:
     def _deliver(self, name: str, packet: bytes) -> None:
         try:
             os.write(self._devices[name], packet)
-        except OSError:  # the host's device is down, or its queue is full: a packet is lost, as it would be
+        except OSError:  # the host's device is down or its queue is full: the packet is lost
             self._undelivered += 1
 
     def _obey(self) -> bool:

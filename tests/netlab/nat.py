@@ -1,8 +1,8 @@
-"""A home router: many inside addresses behind one outside.
+"""A home router: many inside addresses behind one outside address.
 
-Law: pure; time is an argument. Nothing gets in but answers: from exactly the address and port that was sent to
-(RFC 4787's address and port dependent filtering). What differs is the mapping: a `cone` gives an inside port the
-same outside port towards everybody, so that others can be told of it; a `symmetric` one another for each destination.
+Pure: time is an argument. It passes replies only: from exactly the address and port that was sent to (RFC 4787, address
+and port dependent filtering). A `cone` maps an inside port to the same outside port for all destinations; a `symmetric`
+one to another port for each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.netlab import packets
 from tests.netlab.packets import TCP, UDP, Addressing
 
 KINDS = ("cone", "symmetric")
-# RFC 4787 asks for two minutes at least; the usual router does not wait longer. TCP: RFC 5382, in round numbers.
+# RFC 4787 asks for at least two minutes, and usual routers wait no longer. TCP: RFC 5382, rounded.
 UDP_SECONDS = 120.0
 TCP_SECONDS = 7200.0
 ICMP_SECONDS = 60.0
@@ -24,12 +24,12 @@ FIRST_PORT, LAST_PORT = 20000, 59999
 class _Mapping:
     inside: tuple[int, int]
     outside_port: int
-    # Who was sent to through it, and when last; only they get in.
+    # Destinations of this mapping and when they were last used; only they may reply.
     partners: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
 def _partner(protocol: int, address: int, port: int) -> tuple[int, int]:
-    """Who is let in. An echo's answer carries the asker's identifier, not a port of the one that answers."""
+    """The key of a permitted sender. An echo reply has the sender's identifier and no port."""
     return address, 0 if protocol == packets.ICMP else port
 
 
@@ -48,12 +48,12 @@ class Nat:
         self._next_port = FIRST_PORT
 
     def forget(self) -> None:
-        """As when it was switched off and on: no mapping is left."""
+        """As after a restart: no mapping is left."""
         self._by_inside.clear()
         self._by_port.clear()
 
     def outwards(self, packet: bytearray, ends: Addressing, now: float) -> bool:
-        """Make it come from the outside address. False: it cannot be, drop it."""
+        """Translate an outgoing packet. False: drop it."""
         if not packets.translatable(packet):
             return False
         key: tuple[int, ...] = (ends.protocol, ends.source, ends.source_port)
@@ -67,7 +67,7 @@ class Nat:
         return True
 
     def inwards(self, packet: bytearray, ends: Addressing, now: float) -> int | None:
-        """Make it go to the inside address, which is the answer. None: nobody inside asked for it."""
+        """The inside address of an incoming packet, translated. None: no host inside asked for it."""
         mapping = self._by_port.get((ends.protocol, ends.destination_port))
         partner = _partner(ends.protocol, ends.source, ends.source_port)
         asked = None if mapping is None else mapping.partners.get(partner)

@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 from tests.daemons import PROGRAM, Daemon
 from tests.netlab.lab import Host
 
-# Only for what is broken. A mesh notices a lost host within seconds, whatever the machine is busy with.
+# Only a failing test reaches it: a mesh notices a lost host within seconds.
 PATIENCE = 60.0
 Status = dict[str, Any]
-# Never the same twice: what was asked before is asked of the same host again, for its cache.
+# Unique: a repeated request goes to the same host, for its cache.
 _questions = itertools.count()
 
 
@@ -38,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeModel
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing on the terminal."""
+        """No output on the terminal."""
 
     def do_GET(self) -> None:
         self._json(200, {"object": "list", "data": [{"id": self.server.model, "object": "model"}]})
@@ -121,12 +121,12 @@ class FakeModel(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.socket.getsockname()[1]}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Remembers whom to hang up on."""
+        """Keeps connections, to close them."""
         self._connections.append(request)
         super().process_request(request, client_address)
 
     def end(self) -> None:
-        """Answer what is held, hang up and stop: no thread is left."""
+        """Answer what is held, close all connections and stop: no thread is left."""
         self.before_first.set()
         self.go_on.set()
         self.shutdown()
@@ -136,7 +136,7 @@ class FakeModel(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that was cut off is nothing to report."""
+        """A reset connection is not reported."""
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def serving(fake: FakeModel) -> Iterator[FakeModel]:
 
 @dataclass
 class Answer:
-    """What an API call gave: the status, the text of all pieces, how many there were, and comments between them."""
+    """The result of an API call: status, text of all pieces, their number, comments between them."""
 
     status: int
     text: str = ""
@@ -203,7 +203,7 @@ class Node(Daemon):
         return cast(Status, self.get("/api/status"))
 
     def until(self, fact: Callable[[Status], object], what: str) -> Status:
-        """The first status for which `fact` is true, from the daemon's event stream."""
+        """The first status for which `fact` holds, from the daemon's event stream."""
         connection = self._connect(self.console_url)
         last: Status = {}
         deadline = time.monotonic() + PATIENCE
@@ -224,11 +224,11 @@ class Node(Daemon):
         raise AssertionError(f"{self.host.name} waited in vain for {what}; its mesh: {last.get('mesh')}")
 
     def models(self) -> set[str]:
-        """What /v1/models lists."""
+        """The models of /v1/models."""
         return {model["id"] for model in self.get("/v1/models")["data"]}
 
     def invite(self) -> str:
-        """A fresh token for this node's mesh."""
+        """A fresh invite to this node's mesh."""
         environment = {**os.environ, "MESH_LLM_HOME": str(self.home)}
         return self.host.run([PROGRAM, "invite"], env=environment).stdout.strip()
 
@@ -297,7 +297,7 @@ def host_model(host: Host, model: str, says: str = "") -> FakeModel:
 
 
 def start(host: Host, home: Path, *arguments: str, environment: dict[str, str] | None = None) -> Node:
-    """A daemon that listens and knows its mesh; it is ended when the lab ends, if it has not been before."""
+    """A daemon that listens and knows its mesh; it ends with the lab at the latest."""
     node = Node(host, home, *arguments, environment=environment)
     host.lab.stack.callback(_end, node)
     node.wait_until_listening()

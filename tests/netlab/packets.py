@@ -1,6 +1,6 @@
-"""IPv4 packets as the lab's wire sees them: whose they are, and new addresses and ports in place.
+"""IPv4 packets: their ends, and replaced addresses and ports.
 
-Law: pure. A packet that cannot be understood is None, never an exception: the wire drops it.
+Pure. An invalid packet is None, never an exception: the wire drops it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ ICMP, TCP, UDP = 1, 6, 17
 PROTOCOLS = {"icmp": ICMP, "tcp": TCP, "udp": UDP}
 _HEADER_BYTES = 20
 _ICMP_ECHO = (0, 8)
-# Where a transport's header keeps its checksum, and how long it is at least.
+# Offset of a transport header's checksum, and the header's minimum length.
 _CHECKSUM_AT = {TCP: 16, UDP: 6, ICMP: 2}
 _LEAST_BYTES = {TCP: 20, UDP: 8, ICMP: 8}
 
@@ -34,7 +34,7 @@ def number(address: str) -> int:
 
 
 def addressing(packet: bytes | bytearray) -> Addressing | None:
-    """Who sends it to whom. None: not IPv4, or cut short."""
+    """Sender and receiver. None: not IPv4, or truncated."""
     if len(packet) < _HEADER_BYTES or packet[0] >> 4 != 4:
         return None
     protocol = packet[9]
@@ -73,12 +73,12 @@ def translatable(packet: bytes | bytearray) -> bool:
 
 
 def set_source(packet: bytearray, address: int, port: int) -> None:
-    """A new sender, checksums kept right. The packet must be `translatable`."""
+    """Replace the sender and fix the checksums. The packet must be `translatable`."""
     _rewrite(packet, 12, 0, address, port)
 
 
 def set_destination(packet: bytearray, address: int, port: int) -> None:
-    """A new receiver, checksums kept right. The packet must be `translatable`."""
+    """Replace the receiver and fix the checksums. The packet must be `translatable`."""
     _rewrite(packet, 16, 2, address, port)
 
 
@@ -93,7 +93,7 @@ def _rewrite(packet: bytearray, address_at: int, port_at: int, address: int, por
     _mend(packet, 10, old_address, new_address)
     checksum_at = at + _CHECKSUM_AT[protocol]
     if protocol == UDP and packet[checksum_at : checksum_at + 2] == b"\0\0":
-        return  # the sender made none
+        return  # the sender set none
     if protocol == ICMP:  # its checksum does not cover addresses
         _mend(packet, checksum_at, old_port, new_port)
     else:
@@ -113,7 +113,7 @@ def _mend(packet: bytearray, at: int, old: bytes, new: bytes) -> None:
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum of `data` (RFC 1071), as the tests make it anew."""
+    """The Internet checksum of `data` (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
     total = sum(int.from_bytes(data[index : index + 2]) for index in range(0, len(data), 2))
     while total >> 16:

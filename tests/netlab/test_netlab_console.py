@@ -1,4 +1,4 @@
-"""The console and the API of a node, asked from another computer: with `--listen-all`, with the key and without."""
+"""The console and the API of a node, requested from another machine, with and without `--listen-all` and the key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUTES = ("/api/status", "/api/events", "/api/openapi.json", "/api/invite", "/ap
 
 
 class Phone:
-    """Whoever asks a node from another computer."""
+    """A client on another machine."""
 
     def __init__(self, host: Host, node: Node) -> None:
         self.host = host
@@ -33,7 +33,7 @@ class Phone:
     def ask(
         self, port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: object = None
     ) -> tuple[int, str]:
-        """The status and the body of the answer, of an endless one what came up to its first empty line."""
+        """Status and body; of an endless body what arrives before its first empty line."""
         connection = http.client.HTTPConnection(self.at, port, timeout=PATIENCE)
         connection.sock = self.host.socket(socket.SOCK_STREAM)
         try:

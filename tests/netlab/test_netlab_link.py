@@ -1,4 +1,4 @@
-"""The lab itself: real sockets of real hosts over the wire. Times are only ever bounded from below."""
+"""The lab itself: real sockets of real hosts over the wire. Times have lower bounds only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.netlab.lab import NAMESPACES, PREFIX, ROOT, Host, Lab, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no network lab: {missing()}")
-# Only for what is broken: everything here takes milliseconds.
+# Only a failing test reaches it: everything here takes milliseconds.
 PATIENCE = 30.0
 
 
@@ -28,14 +28,14 @@ def udp(host: Host, port: int = 0) -> socket.socket:
 
 
 def until(fact: Callable[[], bool]) -> None:
-    """Until what is asked of the wire holds; each question is a round trip to it, after which it has done something."""
+    """Wait until a fact of the wire holds; each check is a round trip to it."""
     deadline = time.monotonic() + PATIENCE
     while not fact():
         assert time.monotonic() < deadline
 
 
 def settled(lab: Lab, sender: str, receiver: str, packets: int) -> dict[str, int]:
-    """The counts of a direction, once the wire has seen so many packets."""
+    """The counts of a direction once it has carried so many packets."""
     until(lambda: sum(lab.counts(sender, receiver).values()) >= packets)
     return lab.counts(sender, receiver)
 

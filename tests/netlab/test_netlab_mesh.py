@@ -1,6 +1,6 @@
-"""Meshes of real daemons on computers of their own, over links that are slow, lossy, cut, mended and behind routers.
+"""Meshes of real daemons on hosts of their own, over links that are slow, lossy, cut, healed and behind NATs.
 
-Models are fakes that say who answered. Nothing is timed: what must happen is waited for as a fact of the status.
+Fake models name their host in the answer. Nothing is timed: tests wait for facts of the status.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Join = Callable[..., Node]
 
 @pytest.fixture
 def join(tmp_path: Path) -> Join:
-    """Starts a node on a host; into the mesh of another node, with an invite of it, if one is given."""
-    # Nothing that lies on this machine is to be served by a node that was not asked to.
+    """Starts a node on a host; with an invite it joins another node's mesh."""
+    # A node must not serve files of this machine that it was not asked for.
     environment = {"MESH_LLM_MODELS": str(tmp_path / "models")}
 
     def joined(host: Host, member: Node | None = None, *arguments: str) -> Node:
@@ -40,18 +40,18 @@ def join(tmp_path: Path) -> Join:
 
 
 def backend(fake: FakeModel) -> tuple[str, str]:
-    """The options that put it into the pool."""
+    """The options that add it to the pool."""
     return "--backend", fake.url
 
 
 def name(node: Node) -> str:
-    """The node's id, as others show it."""
+    """The node's id, as other nodes show it."""
     own: str = node.status()["mesh"]["node"]
     return own
 
 
 def peer(status: Status, node_id: str) -> dict[str, Any]:
-    """What a status says of one peer; nothing if it does not know it."""
+    """A peer in a status; empty if unknown."""
     found: list[dict[str, Any]] = [one for one in status["mesh"]["peers"] if one["id"] == node_id]
     return (
         found[0] if found else {"status": "unknown", "models": [], "linked": False, "transport": None, "addresses": []}
@@ -59,7 +59,7 @@ def peer(status: Status, node_id: str) -> dict[str, Any]:
 
 
 def until_by(node: Node, way: str, host: str, model: str) -> None:
-    """Asks until requests to that host travel by `way`: what is possible is found out by trying, beside the answers."""
+    """Send requests until one to that host uses `way`: a transport is chosen while requests are answered."""
     for _ in range(1000):
         assert node.chat(model).done
         if peer(node.status(), host)["transport"] == way:
@@ -68,7 +68,7 @@ def until_by(node: Node, way: str, host: str, model: str) -> None:
 
 
 def until_alive(node: Node, *others: str, models: tuple[str, ...] = ()) -> Status:
-    """Until `node` has all of these as live peers, and `models` among theirs."""
+    """Wait until `node` has all of these as live peers, with `models` among theirs."""
 
     def fact(status: Status) -> bool:
         served = {model for one in status["mesh"]["peers"] if one["status"] == "alive" for model in one["models"]}
@@ -78,7 +78,7 @@ def until_alive(node: Node, *others: str, models: tuple[str, ...] = ()) -> Statu
 
 
 def until_gone(node: Node, *others: str) -> Status:
-    """Until none of these is a live peer."""
+    """Wait until none of these is a live peer."""
     return node.until(lambda status: not peers(status) & set(others), "the others to be gone")
 
 
@@ -97,7 +97,7 @@ def test_three_hosts_form_a_mesh_by_one_invite(lab: Lab, join: Join) -> None:
         for host in hosts:
             assert node.chat(f"model-{host.name}").text == f"{host.name}0 {host.name}1 {host.name}2 "
             assert node.chat(f"model-{host.name}", stream=True, tokens=20).pieces == 20
-        # Two ways of 20 ms each; what is measured cannot be less.
+        # Twice 20 ms; the measured time cannot be less.
         measured = [one["rtt"] for one in node.status()["mesh"]["peers"] if one["rtt"] is not None]
         assert measured
         assert min(measured) >= 0.04
@@ -129,7 +129,7 @@ def test_model_behind_a_nat_is_reached_from_outside(lab: Lab, join: Join) -> Non
     until_alive(first, name(server), models=("m",))
     assert first.chat("m").text == "inside0 inside1 inside2 "
     assert first.chat("m", stream=True, tokens=50).pieces == 50
-    # Nobody can connect to it: what the server itself connected is used.
+    # No host can connect to it: the link that the server dialled is used.
     until_by(first, "quic", name(server), "m")
 
 
@@ -162,7 +162,7 @@ def test_requests_avoid_a_cut_link_and_return(lab: Lab, join: Join, one_way: boo
         lambda status: peer(status, ids[cut])["status"] == "alive" and peer(status, ids[cut])["linked"], "the link"
     )
     assert peers(healed) == set(ids.values())
-    # A host that failed rests for a while; after it, of two requests at once each host gets one.
+    # A failed host rests; after that, two concurrent requests go to one host each.
     fakes[cut].asked.clear()
     for _ in range(1000):
         fakes[other].before_first.clear()
@@ -214,7 +214,7 @@ def test_joins_and_streams_work_with_packet_loss(lab: Lab, join: Join) -> None:
     for answer in answers:
         got = answer.result()
         assert (got.status, got.done, got.text) == (200, True, wanted)
-    # Whoever lives is not taken for dead because packets are lost.
+    # A live host is not declared dead because packets are lost.
     assert peers(first.status()) == {name(nodes[0])}
     assert lab.counts("a", "b")["lost"] > 0
 

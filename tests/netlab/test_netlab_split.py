@@ -1,6 +1,6 @@
-"""One real model on several computers, over links that take their time: agreed on, answered from, and by which way.
+"""One real model split over several hosts with slow links: placement, answers, transports.
 
-The engine and the model are the real ones, with a thread each. Nothing is timed.
+Real engine and model, one thread each. Nothing is timed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The wire and the routers, without a network: what they do to packets, by the packet."""
+"""The wire and the NATs without a network, packet by packet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOME, INSIDE, NEIGHBOUR = "198.18.0.9", "192.168.1.2", "192.168.1.3"
 def packet(
     source: str, source_port: int, destination: str, destination_port: int, protocol: int = UDP, data: bytes = b"data"
 ) -> bytes:
-    """A packet with right checksums; for ICMP an echo whose identifier is the source port."""
+    """A packet with valid checksums; for ICMP an echo whose identifier is the source port."""
     ends = packets.number(source).to_bytes(4) + packets.number(destination).to_bytes(4)
     if protocol == ICMP:
         segment = bytearray(b"\x08\0\0\0" + source_port.to_bytes(2) + b"\0\1" + data)
@@ -42,14 +42,14 @@ def packet(
 
 
 def sums_are_right(data: bytes) -> bool:
-    """Whether both checksums fit what is in the packet."""
+    """Whether both checksums are valid."""
     protocol, segment = data[9], data[20:]
     pseudo = b"" if protocol == ICMP else data[12:20] + bytes([0, protocol]) + len(segment).to_bytes(2)
     return packets.checksum(data[:20]) == 0 and packets.checksum(pseudo + segment) == 0
 
 
 class Rig:
-    """A wire whose deliveries are kept."""
+    """A wire that records its deliveries."""
 
     def __init__(self, seed: int = 0) -> None:
         self.delivered: list[tuple[str, bytes]] = []
@@ -64,7 +64,7 @@ class Rig:
         return self.wire.nat("home")
 
     def send(self, sender: str, data: bytes, now: float = 0.0) -> tuple[str, packets.Addressing] | None:
-        """Who got it, with which ends, or None."""
+        """The host that got the packet and the packet's ends, or None."""
         before = len(self.delivered)
         self.wire.sent(sender, data, now)
         if len(self.delivered) == before:

@@ -1,7 +1,7 @@
-"""The lab's wire: which packet arrives where, and when.
+"""The lab's wire: when and where a packet arrives.
 
-Law: pure; time is an argument, chance comes from a seed. Each direction between two hosts is a `Path` with a delay,
-jitter, loss, a rate with a bounded queue, and protocols it lets through; packets of a path never overtake each other.
+Pure: time is an argument, randomness comes from a seed. A direction between two hosts is a `Path` with delay, jitter,
+loss, a rate with a bounded queue, and blocked protocols; packets of a path keep their order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from tests.netlab import packets
 from tests.netlab.nat import Nat
 
-# A home router's buffer, about; what does not fit is lost.
+# About the buffer of a home router; what exceeds it is lost.
 QUEUE_BYTES = 256 << 10
 
 
@@ -38,7 +38,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of packets: every one counts in exactly one field."""
+    """What happened to packets: each counts in exactly one field."""
 
     passed: int = 0
     lost: int = 0
@@ -58,9 +58,9 @@ class Path:
         self._last_due = 0.0
 
     def due(self, protocol: int, size: int, now: float) -> float | None:
-        """When a packet of `size` bytes that is sent `now` arrives. None: it does not."""
+        """When a packet of `size` bytes sent `now` arrives; None: it is lost."""
         settings, counts = self.settings, self.counts
-        # Drawn for every packet, so that what else is set does not change which ones are lost.
+        # Drawn for every packet, so that other settings do not change which ones are lost.
         loses, late = self._random.random(), self._random.random()
         if settings.cut:
             counts.cut += 1
@@ -100,7 +100,7 @@ class Wire:
         self._paths: dict[tuple[str, str], Path] = {}
         self._under_way: list[tuple[float, int, str, bytes]] = []
         self._number = 0
-        # Packets that nobody can carry: to nowhere, from a wrong sender, not IPv4.
+        # Packets without a valid destination or sender, or not IPv4.
         self.strange = 0
 
     def add_nat(self, name: str, kind: str, outside: str, **options: float) -> None:
@@ -172,13 +172,13 @@ class Wire:
         heapq.heappush(self._under_way, (due, self._number, receiver.name, bytes(packet)))
 
     def _through(self, router: str, packet: bytearray, now: float) -> _Host | None:
-        ends = packets.addressing(packet)  # anew: the sender's own router may have changed them
+        ends = packets.addressing(packet)  # parsed again: the sender's NAT may have changed it
         assert ends is not None
         inside = self._nats[router].inwards(packet, ends, now)
         return None if inside is None else self._at.get((router, inside))
 
     def arrive(self, now: float) -> float | None:
-        """Deliver what is due; seconds until the next is, None if nothing is under way."""
+        """Deliver due packets; seconds until the next one, or None."""
         while self._under_way and self._under_way[0][0] <= now:
             _, _, receiver, packet = heapq.heappop(self._under_way)
             self._deliver(receiver, packet)

@@ -1,6 +1,6 @@
-"""The JavaScript SDKs, installed once outside the checkout, and how many streams are read with each.
+"""The JavaScript SDKs, installed once outside the checkout, and the number of streams per SDK.
 
-`MESH_LLM_CONFORMANCE_STREAMS` is the number of streams per API (default 40; scripts/conformance asks for 300), and
+`MESH_LLM_CONFORMANCE_STREAMS` is the number of streams per API (default 40; scripts/conformance asks for 300),
 `MESH_LLM_CONFORMANCE_SHORT` that of short streams back to back (default 100; scripts/conformance asks for 1,000).
 """
 
@@ -33,7 +33,7 @@ RUN_SECONDS = 3600
 
 @pytest.fixture(scope="session")
 def address(served: Daemon) -> str:
-    """Where the API is, without /v1: Anthropic's clients add it themselves, OpenAI's do not."""
+    """The API's URL without /v1: Anthropic's clients append it, OpenAI's do not."""
     return served.base_url.rstrip("/").removesuffix("/v1")
 
 
@@ -48,7 +48,7 @@ def short_streams() -> int:
 
 
 def _node() -> Path:
-    """A node that is new enough: the user's own, or the one that comes with the development dependencies."""
+    """A recent node.js: the user's, or that of the development dependencies."""
     for candidate in (shutil.which("node"), Path(sys.executable).with_name("node")):
         if candidate is None or not Path(candidate).exists():
             continue
@@ -62,7 +62,7 @@ def _node() -> Path:
 
 @pytest.fixture(scope="session")
 def run_js() -> Callable[..., dict[str, Any]]:
-    """Runs `run.mjs` with an API and a kind against a node of ours; gives what it found."""
+    """Runs `run.mjs` with an API and a kind against a node of ours; returns its findings."""
     node = _node()
     digest = hashlib.sha256((SOURCES / "package-lock.json").read_bytes()).hexdigest()[:16]
     place = paths.cache() / "sdk-tests" / digest

@@ -1,4 +1,4 @@
-"""The JavaScript SDKs of OpenAI, Anthropic and Vercel find every stream of ours well-formed."""
+"""The JavaScript SDKs of OpenAI, Anthropic and Vercel accept every stream of ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python SDKs of OpenAI and Anthropic find every stream of ours well-formed."""
+"""The Python SDKs of OpenAI and Anthropic accept every stream of ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPEN_WAIT_SECONDS = 600.0
 
 
 async def failures(one: Callable[[], Awaitable[None]], count: int) -> list[str]:
-    """What went wrong in `count` runs of `one`, a few at a time."""
+    """The errors of `count` runs of `one`, a few at a time."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def attempt() -> str:

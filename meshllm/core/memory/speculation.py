@@ -1,7 +1,7 @@
-"""Whether an engine guesses ahead, with what, and how far: tokens that were guessed right cost a fraction of one.
+"""Speculative decoding: whether an engine drafts tokens, from which source, and how many. Pure.
 
-Law: pure; every number says where it comes from (`scripts/bench speculation` measures what they do). Guessing is a
-matter of speed alone: it changes no answer beyond rounding, and what hinders it never hinders serving.
+Accepted draft tokens cost a fraction of a normal token; they change no answer beyond rounding. Each number names its
+source (`scripts/bench speculation` measures the effect).
 """
 
 from __future__ import annotations
@@ -11,45 +11,47 @@ from enum import Enum
 
 
 class DraftSource(Enum):
-    """Where guesses come from."""
+    """The source of draft tokens."""
 
     NONE = "none"
     NGRAMS = "n-grams"
-    """The text so far: what followed the last time that its last tokens stood in it."""
+    """N-grams: what followed the last tokens when they occurred in the text before."""
     DRAFT = "draft"
-    """The text so far, and a smaller model of the same vocabulary where the text has nothing to say."""
+    """N-grams, and a draft model of the same vocabulary where no n-gram matches."""
 
 
-# A match this long is hardly ever a coincidence where four tokens more are known to follow.
+# N-gram drafts. A match of this length is hardly ever a coincidence if four more tokens are known to follow.
 MATCH_TOKENS = 12
 LEAST_COPIED_TOKENS = 4
-# A copy is no longer than this, nor than its request can afford: a request has a credit of one token that grows by a
-# fiftieth with each step (a patch of ours in the engine), pays the price for each token that is guessed, and gets one
-# for each that is right. It begins with two tokens and never loses more than it was given: 2.6 % of 160 tokens.
-# Replayed with the tokens of 36 texts that are no repetition (greedy, twice at 0.8) the worst comes 2.6 % later, and 11
-# edited files and tables come 1.18 times as fast greedily, 1.03 times at 0.8. With 20 and 9 others, which only spoke
-# against a match of 10: 2.8 %, 1.20 and 1.06. Copies of 6 without a credit are as fast, and 12 % and 4.8 % later.
+# The longest draft copied from the text, limited further by the request's credit (a patch of ours in the engine): the
+# credit starts at two tokens and grows by a fiftieth of a token with each step, to at most one; each draft token costs
+# PRICE and each accepted one pays one token back. So a request never loses more than it was given: 2.6 % of 160 tokens.
+# Replayed with the tokens of 36 texts without repetition (greedy, and twice at temperature 0.8) the worst takes 2.6 %
+# longer, and 11 edited files and tables are 1.18 times as fast greedily, 1.03 times at 0.8. With 20 and 9 other texts,
+# which only ruled out a match of 10: 2.8 %, 1.20 and 1.06. Drafts of 6 tokens without a credit are as fast, and take
+# 12 % and 4.8 % longer in the worst case.
 COPIED_TOKENS = 12
-# What each token more in a step costs beside a step of one, with two cores and a model of 135 M: 0.62 where it is one
-# of two, 0.48 where it is one of twelve (more with one core; less where reading the weights is what takes the time).
+# What each further token in a step costs, relative to a step of one: on two cores with a model of 135 M, 0.62 as one of
+# two tokens, 0.48 as one of twelve (more on one core; less where reading the weights dominates).
 PRICE = 0.5
-# Where each step waits for a round trip to other nodes, a guess costs less beside it (20 ms: 0.24 to 0.30).
+# In a split each step waits for a round trip, so a draft token costs less beside it (20 ms: 0.24 to 0.30).
 FAR_COPIED_TOKENS = 16
 FAR_PRICE = 0.25
-# What the engine keeps of what followed what: 4 million tokens' numbers, of all requests together.
+# The engine's n-gram table: 4 million token ids, for all requests together.
 TABLE_BYTES = 4 << 22
-# A draft goes on while it is this sure of each token (the engine's default was that for long), and at most this far:
-# nine of ten guesses are then right. That is no gain everywhere: on two cores, where the draft takes a tenth of the
-# model's time, a guess costs 0.8 to 1.3 of a token, and prose comes up to a fifth later even if all guesses are right.
+# A draft model continues while it is this sure of each token (an earlier default of the engine), up to DRAFTED_TOKENS:
+# nine of ten draft tokens are then accepted. It is no gain everywhere: on two cores, where the draft model takes a
+# tenth of the model's time, a draft token costs 0.8 to 1.3 of a token, and prose takes up to a fifth longer even if all
+# draft tokens are accepted.
 SURE = 0.75
 DRAFTED_TOKENS = 8
-# Of the model's parameters; a draft that is larger takes more time than its guesses save.
+# A draft model with more than this part of the model's parameters takes more time than it saves.
 MOST_OF_TARGET = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """How an engine guesses ahead. `draft`: the smaller model's name; `reason`: why there is no more than that."""
+    """How an engine drafts. `draft`: name of the draft model. `reason`: why no better source is used."""
 
     source: DraftSource = DraftSource.NONE
     draft: str = ""
@@ -57,7 +59,7 @@ class Speculation:
 
     @property
     def max_draft_tokens(self) -> int:
-        """The most tokens that are guessed at a time; the engine keeps scores for each of them, and for one more."""
+        """The longest draft in tokens; the engine keeps logits for each of them and for one more."""
         match self.source:
             case DraftSource.NONE:
                 return 0
@@ -68,13 +70,13 @@ class Speculation:
 
 
 PLAIN = Speculation()
-"""An engine that computes one token after the other."""
+"""No speculative decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftCounts:
-    """What an engine has written since it was first started: tokens guessed, and of those the right ones; tokens
-    `written` in all, and the `seconds` that took."""
+    """Counts since the first start of an engine: draft tokens (`drafted`), `accepted` ones, all tokens `written`, and
+    the `seconds` for those."""
 
     drafted: int = 0
     accepted: int = 0
@@ -83,12 +85,12 @@ class DraftCounts:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """How long a token has taken; None before the first."""
+        """Mean seconds for one token; None before the first."""
         return self.seconds / self.written if self.written else None
 
     @property
     def acceptance(self) -> float | None:
-        """The share that was right, 0 to 1; None while nothing was guessed."""
+        """Accepted draft tokens, 0 to 1; None before the first draft."""
         return self.accepted / self.drafted if self.drafted else None
 
     def __add__(self, other: DraftCounts) -> DraftCounts:
@@ -101,21 +103,22 @@ class DraftCounts:
 
 
 def obstacle(*, writes: bool, causal: bool, recurrent: bool) -> str:
-    """Why a model of that kind cannot guess ahead at all; empty where it can."""
+    """Why a model of that kind cannot use speculative decoding; "" if it can."""
     if not writes:
-        return "it writes no text"
+        return "not a text generation model"
     if not causal:
-        return "it does not write one token after the other"
+        return "not an autoregressive model"
     if recurrent:
-        # The engine would save and restore all of a request's state at each guess.
-        return "its layers keep a state that cannot be taken back"
+        # The engine would save and restore the whole state of a request for each draft.
+        return "recurrent layers cannot take back tokens"
     return ""
 
 
 def decide(*, wanted: bool, obstacle: str, draft: str, why_no_draft: str) -> Speculation:
-    """How to guess: `wanted` by the user at all; with `draft` (its name, "" for none, and then why there is none)."""
+    """The source of draft tokens. `wanted`: not switched off. `draft`: name of the draft model, "" for none, with the
+    reason in `why_no_draft`."""
     if not wanted:
-        return Speculation(reason="it was switched off")
+        return Speculation(reason="switched off (--no-speculation)")
     if obstacle:
         return Speculation(reason=obstacle)
     if draft:

@@ -1,7 +1,6 @@
-"""Who answered for a conversation last: that host still has the beginning of the prompt in its cache.
+"""Remembers which host answered for a conversation last: its prompt cache has the beginning of the prompt.
 
-Law: bounded in number and in age, and only ever a hint; the least recently used is forgotten first. A host that fails
-is forgotten at once, in every conversation. Time is an argument.
+Bounded in number and age; the least recently used conversation is forgotten first. A hint only.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from collections import OrderedDict
 from meshllm.core.routing.routes import Place
 
 MAX_CONVERSATIONS = 4096
-# Longer than people pause; by then the host's cache has very likely gone to others (seconds).
+# Longer than users pause; by then the host has most likely reused its cache (seconds).
 MAX_AGE_SECONDS = 3600.0
 
 
 class SessionAffinity:
-    """Conversation (any bytes) to the place that answered last."""
+    """The last host of each conversation (a key of any bytes)."""
 
     def __init__(self, limit: int = MAX_CONVERSATIONS, age: float = MAX_AGE_SECONDS) -> None:
         self._limit = limit
@@ -28,7 +27,7 @@ class SessionAffinity:
         return len(self._places)
 
     def find(self, key: bytes, now: float) -> Place | None:
-        """Who answered last, unless that is too long ago."""
+        """The host that answered last, unless that is too long ago."""
         found = self._places.get(key)
         if found is None:
             return None
@@ -39,7 +38,7 @@ class SessionAffinity:
         return place
 
     def remember(self, key: bytes, place: Place, now: float) -> None:
-        """`place` has begun to answer."""
+        """`place` began to answer."""
         self.forget(key)
         self._places[key] = (place, now)
         self._keys.setdefault(place, set()).add(key)
@@ -47,7 +46,7 @@ class SessionAffinity:
             self.forget(next(iter(self._places)))
 
     def forget(self, key: bytes) -> None:
-        """Nobody is preferred for this conversation any more."""
+        """Prefer no host for this conversation."""
         found = self._places.pop(key, None)
         if found is not None:
             keys = self._keys[found[0]]
@@ -56,6 +55,6 @@ class SessionAffinity:
                 del self._keys[found[0]]
 
     def forget_place(self, place: Place) -> None:
-        """`place` has failed: no conversation prefers it any more."""
+        """Prefer `place` for no conversation: it failed."""
         for key in self._keys.pop(place, ()):
             del self._places[key]

@@ -1,12 +1,10 @@
-"""How long a host may take to the first byte of a streamed answer before another one is asked instead.
+"""The time a host may take to the first byte of a streamed answer before another host is asked. Pure.
 
-Source: the retransmission timer of TCP (Jacobson 1988; RFC 6298): smoothed mean and deviation, mean + 4 deviations,
-doubled each time it has run out. Times are taken per token of the prompt, since reading it is what takes long; the
-allowance of `FIXED_TOKENS` stands for what does not depend on its length.
+Source: the retransmission timer of TCP (Jacobson 1988; RFC 6298): smoothed mean + 4 deviations, doubled after each
+timeout. Times are taken per token of the prompt; `FIXED_TOKENS` stands for what does not depend on its length.
 
-Law: pure, and only an estimate. What it cannot know: a prompt that is in the host's cache costs next to nothing, so a
-history of such flatters the host. Hence the bounds from below, and whoever uses it gives nobody up for lack of time
-unless there is another host with a free slot.
+An estimate: a prompt in the host's cache costs next to nothing, so a history of such prompts makes the host look fast.
+Hence the lower bounds, and the gateway gives up on a host only if another one has a free slot.
 """
 
 from __future__ import annotations
@@ -14,11 +12,11 @@ from __future__ import annotations
 from meshllm.util.backoff import backoff
 
 FIXED_TOKENS = 1000
-# With history: no host is given up sooner than this (seconds), nor while it reads faster than so many tokens a second,
-# which a processor without an accelerator just about does with a small model.
+# With history: the timeout is at least this (seconds) plus the time for the prompt at this speed, which a CPU just
+# about reaches with a small model.
 FLOOR_SECONDS = 20.0
 SLOW_TOKENS_PER_SECOND = 100.0
-# Without history nothing is known of its speed: a big model on a processor reads some 20 tokens a second.
+# Without history the speed is unknown: a large model on a CPU reads some 20 tokens a second.
 UNKNOWN_SECONDS = 45.0
 UNKNOWN_TOKENS_PER_SECOND = 20.0
 MAX_SECONDS = 600.0
@@ -26,7 +24,7 @@ MIN_SAMPLES = 3
 
 
 class FirstByteTimes:
-    """What is known of one host's times to the first byte. Seconds and tokens."""
+    """The times to the first byte of one host."""
 
     __slots__ = ("_deviation", "_mean", "samples")
 
@@ -36,7 +34,7 @@ class FirstByteTimes:
         self._deviation = 0.0
 
     def add(self, seconds: float, tokens: int) -> None:
-        """It took `seconds` for a prompt of about `tokens`."""
+        """Add a time of `seconds` for a prompt of about `tokens`."""
         rate = max(0.0, seconds) / (FIXED_TOKENS + tokens)
         self.samples += 1
         if self.samples == 1:
@@ -46,7 +44,7 @@ class FirstByteTimes:
         self._mean += (rate - self._mean) / 8
 
     def deadline(self, tokens: int, late: int = 0) -> float:
-        """Seconds that a prompt of about `tokens` may take; twice as long for each of the `late` hosts before."""
+        """The timeout in seconds for a prompt of about `tokens`, doubled for each of the `late` hosts before."""
         if self.samples < MIN_SAMPLES:
             seconds = UNKNOWN_SECONDS + tokens / UNKNOWN_TOKENS_PER_SECOND
         else:

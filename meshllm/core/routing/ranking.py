@@ -1,10 +1,9 @@
-"""In which order the hosts of a model are to be asked, given how busy each is.
+"""Orders the hosts of a model by preference, given the load of each. Pure.
 
-Law: a pure function of figures that the gateway has at hand; equal figures give an equal order. A host that failed a
-moment ago comes last, then one whose context is too small for the prompt, then one without a free slot. Among those
-with a free slot: the one that answered for the same conversation before (it still has the prompt's beginning in its
-cache), then this node's own engine and backends, then peers by load, distance and context. Where nobody has a free slot
-only the length of the queue counts, and the conversation's own host is allowed a slightly longer one.
+Last come hosts that failed recently, then those with a context too small for the prompt, then those without a free
+slot. Among hosts with a free slot: the host of the same conversation (prompt cache), this node's engine and backends,
+then peers by load, round trip and context. Without a free slot the shortest queue wins; the conversation's own host may
+have a slightly longer one.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from typing import NamedTuple
 
 # Round trips are compared in steps of this (seconds): less than that is noise beside the time to a first token.
 RTT_STEP_SECONDS = 0.005
-# What a peer whose distance was never measured is taken to be at.
+# The round trip of a peer that was never measured (seconds).
 UNKNOWN_RTT_SECONDS = 0.1
-# How much longer (requests per slot) the queue of a conversation's own host may be: it saves reading the prompt anew.
+# How much longer (requests per slot) the queue of a conversation's own host may be: its prompt cache saves time.
 STICKY_QUEUE_PER_SLOT = 1.0
-# Bytes of text to a token, at least, for a bound that holds for nearly all texts: English has 4.5, Chinese 5 to 6, and
-# only long runs of the same character have more. If it errs, a host with a larger context is asked first: no harm.
+# Upper bound of bytes of text per token for nearly all texts: English has 4.5, Chinese 5 to 6; only long runs of the
+# same character have more. If it is wrong, a host with a larger context is asked first: no harm.
 BYTES_PER_TOKEN = 8
 
 
 class RankedHost(NamedTuple):
-    """A host as it is now. `order` is its place in the route; `busy` is requests at work and waiting, per slot.
+    """A host and its load. `order`: its position in the route. `busy`: active and waiting requests per slot.
 
-    `free`: a slot is free and nobody waits for it, as far as is known. `context_length` in tokens, 0 if unknown; `rtt`
-    in seconds. `resting`: it failed a moment ago.
+    `free`: a slot is free and no request waits. `context_length`: tokens (0: unknown). `rtt`: seconds. `resting`: the
+    host failed recently.
     """
 
     order: int
@@ -68,5 +67,5 @@ def rank(candidates: Iterable[RankedHost], tokens: int = 0) -> list[RankedHost]:
 
 
 def least_tokens(text_bytes: int) -> int:
-    """The number of tokens that a text of so many bytes has, at the very least."""
+    """A lower bound of the tokens in a text of `text_bytes` bytes."""
     return text_bytes // BYTES_PER_TOKEN

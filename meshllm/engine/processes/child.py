@@ -179,7 +179,7 @@ class Child:
                 await asyncio.wait({exited}, timeout=self.spec.grace_seconds + STOP_MARGIN_SECONDS)
                 self._kill(process)
                 return
-            healthy = await self._probe()
+            healthy = bool(self.pid) and await self._probe()  # before its pid is known, the child may not exist
             if healthy and self.phase is ChildPhase.STARTING and not self._stop_requested:
                 self._move(ChildPhase.READY)
                 self._on_ready(self.pid)

@@ -6,7 +6,8 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 LINE_LENGTH = 4096
 LOG_BYTES = 8 << 20
+# A disk that is full again and again is reported at most this often per log.
+WARNING_INTERVAL_SECONDS = 60.0
 
 
 class LineSplitter:
@@ -61,15 +64,18 @@ def escape_control_characters(text: str) -> str:
 
 
 class ChildLog:
-    """Appends lines to `path`; past `max_bytes` it renames the file to `*.old.log` and begins a new one.
+    """Appends lines to `path` (mode 0600); past `max_bytes` it renames the file to `*.old.log` and begins a new one.
 
     The two files together hold at most about twice `max_bytes`. Nothing here raises OSError: while the file cannot be
     written (disk full, folder removed), lines are dropped and counted, one warning is logged, and the count is written
     to the file once that works again.
     """
 
-    def __init__(self, path: Path, max_bytes: int = LOG_BYTES) -> None:
+    def __init__(self, path: Path, max_bytes: int = LOG_BYTES, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._clock = clock
+        self._warned_at: float | None = None
+        self._warned = False  # about the present failure
         self._max_bytes = max_bytes
         self._file: io.FileIO | None = None
         self._cut = False  # the file ends within a line
@@ -92,16 +98,23 @@ class ChildLog:
         try:
             if self.dropped:
                 self._append(f"[{self.dropped} lines were dropped: this file could not be written]\n".encode())
-                logger.warning("%s can be written again; %d lines were dropped", self._path, self.dropped)
-                self.dropped = 0
+                if self._warned:
+                    logger.warning("%s can be written again; %d lines were dropped", self._path, self.dropped)
+                self.dropped, self._warned = 0, False
             self._append(b"".join(texts))
         except OSError as error:
             if not self.dropped:
-                logger.warning(
-                    "cannot write %s (%s): output is dropped until that works", self._path, error.strerror or error
-                )
+                self._warn(error)
             self.dropped += len(texts)
             self.close()
+
+    def _warn(self, error: OSError) -> None:
+        now = self._clock()
+        if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL_SECONDS:
+            self._warned, self._warned_at = True, now
+            logger.warning(
+                "cannot write %s (%s): output is dropped until that works", self._path, error.strerror or error
+            )
 
     def close(self) -> None:
         """Close the file; the next `write` opens it again."""
@@ -133,7 +146,7 @@ class ChildLog:
 
     def _open(self) -> io.FileIO:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = io.FileIO(self._path, "ab")
+        self._file = io.FileIO(self._path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
         return self._file
 
     def _is_current(self, file: io.FileIO) -> bool:

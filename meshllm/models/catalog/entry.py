@@ -1,7 +1,6 @@
-"""A model that is known by name, as a value, and everything that a name can stand for.
+"""A catalogue entry, and the type of everything that a model name can mean. Values only.
 
-Law: values only. What an entry says was checked when the catalogue was read (`catalog.py`); what it says of a model
-that still lies at the hub is a forecast until the hub has been asked, and is used for nothing but forecasts.
+Sizes of an entry that is still to be looked up at the hub are estimates and are only used for forecasts.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from meshllm.models.hub.manifest import HubReference, HubSource, Manifest, Model
 
 TEMPLATES: Final = Path(__file__).with_name("templates")
 
-# What the engine keeps beside a window, by its default: the tokens it computes in one go (llama-kv-cache-iswa.cpp).
+# Tokens the engine keeps beside a window, by default: one batch (llama-kv-cache-iswa.cpp).
 MICRO_BATCH_TOKENS: Final = 512
 BYTES_A_NUMBER: Final = 2  # the engine keeps keys and values at 16 bits unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLayers:
-    """Layers of a model that keep the same of each token.
+    """Layers of a model with caches of one shape.
 
-    `heads`: of keys and values, in each layer; `key_length`, `value_length`: numbers of one head (a model with latent
-    attention keeps one key for all heads and no value). `window`: how many tokens these layers look back (0: all).
+    `heads`: key/value heads per layer; `key_length`, `value_length`: numbers per head (latent attention: one key for
+    all heads, no value). `window`: tokens that these layers look back (0: all).
     """
 
     layers: int
@@ -35,20 +34,19 @@ class CacheLayers:
     window: int = 0
 
     def bytes_for(self, tokens: int) -> int:
-        """Bytes that these layers keep for one text of so many tokens."""
+        """Cache bytes of these layers for one sequence of `tokens`."""
         kept = min(tokens, self.window + MICRO_BATCH_TOKENS) if self.window else tokens
         return self.layers * self.heads * (self.key_length + self.value_length) * BYTES_A_NUMBER * kept
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model known by name: either with its `files`, or with the `hub` to ask for them, never with both.
+    """A model of the catalogue: with its `files`, or with a `hub` reference, never both.
 
-    `parameters` and `active_parameters` (how many of them a token passes; the same in a dense model) are counts,
-    `listed_size` bytes of a hub model's files together, without the projector; `approximate` where that was computed
-    or rounded rather than read. `projector`: the file that lets a model with `files` see. `cache`: what is kept of
-    each token; empty where nothing is. `draft`: the entry that can guess ahead for this one. `aliases`: other names
-    people use for it.
+    `parameters` and `active_parameters` (per token; equal in a dense model) are counts. `listed_size`: bytes of a hub
+    model's files without the projector; `approximate` if computed or rounded. `projector`: vision projector of a model
+    with `files`. `cache`: cache layers; empty if the model has none. `draft`: the entry that is its draft model.
+    `aliases`: other names.
     """
 
     name: str
@@ -72,61 +70,61 @@ class CatalogEntry:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together, a projector not counted; close, where the entry is `approximate`."""
+        """Bytes of all files without the projector; an estimate if `approximate`."""
         return sum(file.size for file in self.files) or self.listed_size
 
     @property
     def vision(self) -> bool:
-        """Whether it sees: it has a projector."""
+        """Whether the model supports images."""
         return self.projector is not None or bool(self.hub and self.hub.projector)
 
     @property
     def dense(self) -> bool:
-        """Whether every token passes all of it."""
+        """Whether the model is dense."""
         return self.active_parameters in (0, self.parameters)
 
     @property
     def file_name(self) -> str:
-        """What its (first) file is called; "" where only the hub knows."""
+        """Name of the (first) file; "" if only the hub knows it."""
         return self.files[0].name if self.files else self.hub.path.rpartition("/")[2] if self.hub else ""
 
     @property
     def sha256(self) -> str:
-        """Of the (first) file, in hexadecimal; "" where only the hub knows."""
+        """sha256 of the (first) file in hex; "" if only the hub knows it."""
         return self.files[0].sha256 if self.files else self.hub.sha256 if self.hub else ""
 
     @property
     def repository(self) -> str:
-        """Where at the hub it lies; "" where it does not."""
+        """The repository at the hub; "" if none."""
         sources = [source for file in self.files for source in file.sources if isinstance(source, HubSource)]
         return self.hub.repository if self.hub else sources[0].repository if sources else ""
 
     @property
     def manifest(self) -> Manifest | None:
-        """The files; None where the hub has to be asked for them."""
+        """The files; None if they must be looked up at the hub."""
         return None if self.hub else self._pinned()
 
     @property
     def source(self) -> Manifest | HubReference:
-        """The files, or the question to the hub that brings them."""
+        """The files, or the hub reference to look them up."""
         return self.hub or self._pinned()
 
     @property
     def template_path(self) -> Path | None:
-        """The chat template that replaces the file's own, if there is one."""
+        """Path of the chat template that replaces the file's own, if any."""
         return TEMPLATES / self.chat_template if self.chat_template else None
 
     def complete(self, found: Manifest) -> Manifest:
-        """What the hub answered, with what only the catalogue knows."""
+        """The hub's manifest with the catalogue's name, template and context length."""
         return replace(found, name=self.name, chat_template=self.chat_template, context_length=self.context_length)
 
     def _pinned(self) -> Manifest:
         return self.complete(Manifest(self.name, self.files, self.projector, origin="catalogue"))
 
     def cache_bytes(self, tokens: int) -> int:
-        """Bytes that the engine keeps for one text of so many tokens, beside the model itself."""
+        """Cache bytes for one sequence of `tokens`, beside the model itself."""
         return sum(layers.bytes_for(tokens) for layers in self.cache)
 
 
 Wanted = CatalogEntry | HubReference | Manifest | Path
-"""What can be asked for: a model of the catalogue, one at the hub, one whose files are known, a file on this disk."""
+"""Everything that can be requested: a catalogue entry, a hub reference, a manifest, a file on this disk."""

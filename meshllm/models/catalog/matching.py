@@ -1,8 +1,7 @@
-"""Which known model a person means who does not write its name exactly.
+"""Finds the known model that an inexact name means.
 
-Law: words decide, never distances between spellings. A model is meant if everything that was written is said of it; the
-closest reading that fits one model alone wins, one that fits several is answered with them, and one that fits none with
-names to choose from. Everything is compared in memory, in the order of the catalogue.
+Words decide, not edit distances: a model matches if all words of the query belong to it. The strictest reading with one
+match wins; several matches are an error that lists them; none is an error with suggestions.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from .names import model_name, quantization_in
 
 MOST_CANDIDATES: Final = 10
 MOST_SUGGESTIONS: Final = 3
-MOST_LETTERS: Final = 200  # of a name; no model has a longer one, and comparing them takes long
-SIMILAR: Final = 0.6  # of a spelling to another, for it to be worth suggesting
-MISSPELT: Final = 0.8  # of a word to another: five letters of which one is wrong
-MOST_MISSPELT: Final = 3  # words of a name
+MOST_LETTERS: Final = 200  # of a query; longer names do not exist and comparing them is slow
+SIMILAR: Final = 0.6  # smallest similarity for a suggestion
+MISSPELT: Final = 0.8  # similarity of words: one wrong letter in five
+MOST_MISSPELT: Final = 3  # most misspelt words in a query
 
 # Sizes stay one word ("8b", "0.6b", "a3b", "8x7b", "e4b", "16e"); "qwen3" is two, as is "llama3.2".
 _WORD = re.compile(
     r"\d+x\d+b(?![a-z0-9])|[ae]\d+(?:\.\d+)?b(?![a-z0-9])|\d+(?:\.\d+)*[bkme](?![a-z0-9])|\d+(?:\.\d+)*|[a-z]+"
 )
-_FILLERS = frozenset({"gguf", "latest", "model"})  # say nothing about which model is meant
+_FILLERS = frozenset({"gguf", "latest", "model"})  # words without meaning for the match
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that can be named: `name` is what it is called here, `others` are what else it goes by.
+    """A model that can be named: `name`, and `others` that it is also known by.
 
-    `quantization`: its own, "" where its name has to say it.
+    `quantization`: its own, "" if its name has to state it.
     """
 
     name: str
@@ -46,22 +45,22 @@ class KnownModel:
 
 
 def known_models(entries: Iterable[CatalogEntry], disk: Mapping[str, Wanted]) -> list[KnownModel]:
-    """Everything that can be named: the catalogue first, then what only the disk has."""
+    """All models that can be named: the catalogue first, then those only on disk."""
     catalogue = [_of_catalogue(entry) for entry in entries]
     taken = {name.casefold() for known in catalogue for name in (known.name, *known.others)}
     return catalogue + [KnownModel(name, wanted) for name, wanted in disk.items() if name.casefold() not in taken]
 
 
 def match(text: str, models: list[KnownModel]) -> KnownModel:
-    """The one model that `text` means. Raises AmbiguousModel and UnknownModel."""
+    """The model that `text` means. Raises AmbiguousModel and UnknownModel."""
     if len(text) > MOST_LETTERS:
-        raise UnknownModel("No model has a name that long.", advice="`mesh-llm download` lists the known ones.")
-    wish = _Wish(text)
+        raise UnknownModel("The model name is too long.", advice="`mesh-llm download` lists the known models.")
+    query = _Query(text)
     readings: tuple[Callable[[_Name], bool], ...] = (
-        lambda name: name.folded == wish.name.folded,
-        lambda name: name.letters == wish.name.letters and bool(name.letters),
-        lambda name: name.words == wish.name.words and bool(name.words) and wish.allows(name),
-        lambda name: bool(wish.name.words) and wish.name.words <= name.words and wish.allows(name),
+        lambda name: name.folded == query.name.folded,
+        lambda name: name.letters == query.name.letters and bool(name.letters),
+        lambda name: name.words == query.name.words and bool(name.words) and query.allows(name),
+        lambda name: bool(query.name.words) and query.name.words <= name.words and query.allows(name),
     )
     names = [(model, [_Name(name, model.quantization) for name in (model.name, *model.others)]) for model in models]
     for fits in readings:
@@ -70,11 +69,11 @@ def match(text: str, models: list[KnownModel]) -> KnownModel:
             return found[0]
         if found:
             raise _several(text, found)
-    raise _none(text, wish, [(model, spellings[0]) for model, spellings in names])
+    raise _none(text, query, [(model, spellings[0]) for model, spellings in names])
 
 
 class _Name:
-    """A name, in the ways in which it is compared."""
+    """A name, split for comparison."""
 
     def __init__(self, name: str, quantization: str = "") -> None:
         said, rest = quantization_in(name)
@@ -82,14 +81,14 @@ class _Name:
         self.letters = re.sub(r"[^a-z0-9]", "", self.folded)
         words = [word for word in _WORD.findall(rest.casefold()) if word not in _FILLERS]
         self.words = Counter(words)
-        # Of a family: the 3 of "Qwen3-8B". Another number is another model, and so is none ("SmolLM-135M").
+        # The version in the family: the 3 of "Qwen3-8B". Another number, or none ("SmolLM-135M"), is another model.
         number = next((word for word in words if word[0].isdigit()), "")
         self.version = number if number.replace(".", "").isdigit() else ""
         self.quantization = said or quantization
 
 
-class _Wish:
-    """What a person wrote."""
+class _Query:
+    """A query."""
 
     def __init__(self, text: str) -> None:
         self.name = _Name(model_name(f"{text.strip()}.gguf"))
@@ -97,7 +96,7 @@ class _Wish:
         self._exact = any(word.isalpha() for word in words) and not all(word.isalpha() for word in words)
 
     def allows(self, name: _Name) -> bool:
-        """Whether nothing that was left out could be meant otherwise: who says a size says the version too."""
+        """True if the query is unambiguous: a size implies a version, and a stated quantization must match."""
         versions = not self._exact or not name.version or name.version in self.name.words
         return versions and self.name.quantization in ("", name.quantization)
 
@@ -111,29 +110,31 @@ def _of_catalogue(entry: CatalogEntry) -> KnownModel:
 def _several(text: str, found: list[KnownModel]) -> AmbiguousModel:
     names = tuple(model.name for model in found[:MOST_CANDIDATES])
     more = f" and {len(found) - len(names)} more" if len(found) > len(names) else ""
-    return AmbiguousModel(f"{text!r} can mean {', '.join(names)}{more}.", advice="Say which one.", candidates=names)
+    return AmbiguousModel(
+        f"{text!r} can mean {', '.join(names)}{more}.", advice="Use one of these names.", candidates=names
+    )
 
 
-def _none(text: str, wish: _Wish, names: list[tuple[KnownModel, _Name]]) -> UnknownModel:
-    asked = wish.name
+def _none(text: str, query: _Query, names: list[tuple[KnownModel, _Name]]) -> UnknownModel:
+    asked = query.name
     if asked.quantization and asked.words:
         for model, name in names:
             if name.words == asked.words and isinstance(model.wanted, CatalogEntry):
                 return UnknownModel(
-                    f"{model.name} is known as {name.quantization}, not as {asked.quantization}.",
-                    advice=f"Take {model.name} as it is, or ask the hub for another: "
+                    f"{model.name} is in the catalogue as {name.quantization}, not as {asked.quantization}.",
+                    advice=f"Use {model.name} as it is, or download another from the hub: "
                     f"{model.wanted.repository or 'org/repo'}:{asked.quantization}.",
                 )
     ranked = sorted(names, key=lambda item: -_likeness(asked, item[1]))
     close = [model.name for model, name in ranked[:MOST_SUGGESTIONS] if _likeness(asked, name) > 0]
     return UnknownModel(
         f"No model is called {text!r}.",
-        advice=f"Did you mean {' or '.join(close)}?" if close else "`mesh-llm download` lists the known ones.",
+        advice=f"Did you mean {' or '.join(close)}?" if close else "`mesh-llm download` lists the known models.",
     )
 
 
 def _likeness(asked: _Name, name: _Name) -> float:
-    """How well a name suits what was asked, for suggestions only: 0 where it does not."""
+    """Similarity for suggestions: 0 if there is none."""
     common = _weight(asked.words & name.words)
     similar = _similarity(asked.letters, name.letters)
     if _is_misspelt(asked, name):
@@ -148,7 +149,7 @@ def _similarity(one: str, other: str) -> float:
 
 
 def _is_misspelt(asked: _Name, name: _Name) -> bool:
-    """Whether all that was written is said of the model, but for a letter or two ("mistrl", "smolm2")."""
+    """Whether the query matches except for a letter or two ("mistrl", "smolm2")."""
     said = asked.words - name.words
     if not 0 < len(said) <= MOST_MISSPELT or not all(len(word) > 3 and word.isalpha() for word in said):
         return False
@@ -156,5 +157,5 @@ def _is_misspelt(asked: _Name, name: _Name) -> bool:
 
 
 def _weight(words: Counter[str]) -> float:
-    """Words say what a model is; numbers and single letters are shared by many."""
+    """Words identify a model; numbers and single letters are shared by many."""
     return sum(count * (1.0 if len(word) > 2 and word.isalpha() else 0.25) for word, count in words.items())

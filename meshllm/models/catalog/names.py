@@ -1,7 +1,6 @@
-"""What a model's name says by itself: quantizations, parts of a split file, and every way to name a file at the hub.
+"""Parses model names: quantizations, parts of a split GGUF, and the forms of a reference to the hub. Pure.
 
-Law: text in, values out; no disk and no network. What comes out cannot leave the model folder: no path in it is
-absolute or has a component "..", and everything in it is printable and bounded.
+Invariants: a result is printable and bounded, and no path in it is absolute or contains "..".
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _QUANTIZATION = (
 _WHOLE_QUANTIZATION = re.compile(_QUANTIZATION, re.IGNORECASE)
 _SOME_QUANTIZATION = re.compile(rf"(?<![a-z0-9]){_QUANTIZATION}(?![a-z0-9])", re.IGNORECASE)
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
-# What the hub allows in names of people and repositories, and more than it is used in names of files.
+# The characters that the hub allows in owners and repositories, and that occur in file names.
 _OWNER = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COMPONENT = re.compile(r"\w[\w.+,=@()\[\] -]{0,199}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(/[\w.-]{1,100}){0,4}", re.ASCII)
@@ -38,7 +37,7 @@ _NO_MODELS = frozenset({"datasets", "spaces", "docs", "blog", "papers", "collect
 
 @dataclass(frozen=True, slots=True)
 class GgufPart:
-    """Which part of a split model a file is, counted from 1, and what the first one is called."""
+    """The part of a split model that a file is, counted from 1, and the name of the first part."""
 
     number: int
     parts: int
@@ -46,7 +45,7 @@ class GgufPart:
 
 
 def quantization(text: str) -> str:
-    """The usual spelling of a quantization ("q4-k-m" is Q4_K_M). Raises UsageError where it is none."""
+    """The canonical spelling of a quantization ("q4-k-m" is Q4_K_M). Raises UsageError if it is none."""
     if not _WHOLE_QUANTIZATION.fullmatch(text):
         raise UsageError(
             f"{text[:40]!r} is not a quantization.", advice="Usual ones are Q4_K_M, Q8_0, IQ4_XS, UD-Q4_K_XL and BF16."
@@ -55,7 +54,7 @@ def quantization(text: str) -> str:
 
 
 def quantization_in(text: str) -> tuple[str, str]:
-    """The last quantization that `text` mentions ("" for none), and the text without it."""
+    """The last quantization in `text` ("" if none), and the text without it."""
     mentions = list(_SOME_QUANTIZATION.finditer(text))
     if not mentions:
         return "", text
@@ -64,7 +63,7 @@ def quantization_in(text: str) -> tuple[str, str]:
 
 
 def part_of(file_name: str) -> GgufPart | None:
-    """Which part of a model the file is, by its name; None for a file that is a model by itself."""
+    """The part that a file is, by its name; None for a file that is not split."""
     match = _PART.fullmatch(file_name)
     if match is None:
         return None
@@ -73,16 +72,16 @@ def part_of(file_name: str) -> GgufPart | None:
 
 
 def model_name(file_name: str) -> str:
-    """What callers call the model in a file: the file's name without its ending and the number of its part."""
+    """The model's name: the file name without its suffix and part number."""
     match = _PART.fullmatch(file_name)
     return match["stem"] if match else re.sub(r"\.gguf$", "", file_name, flags=re.IGNORECASE)
 
 
 def hub_reference(text: str, endpoint: str = "") -> HubReference | None:
-    """The model at the hub that `text` names, None where it has no form of a name at the hub.
+    """The hub model that `text` names; None if it has no form of a hub reference.
 
-    `endpoint`: the address of a mirror, as HF_ENDPOINT has it; its own addresses are understood too. Raises UsageError
-    where the form is the hub's but no model can be meant, and for every address of another place.
+    `endpoint`: the address of a mirror (HF_ENDPOINT), whose own URLs are understood too. Raises UsageError for an
+    invalid reference and for URLs of other sites.
     """
     scheme, separator, rest = text.partition("://")
     if separator:
@@ -105,12 +104,12 @@ def _from_address(text: str, endpoint: str) -> HubReference:
     path = _at_the_hub(address, _address(endpoint)) if address else None
     if address is None or path is None:
         raise UsageError(
-            f"No models are fetched from {text[:200]}.",
-            advice=f"What works is {HUB_FORMS}, or the path of a GGUF file.",
+            f"Models are not downloaded from {text[:200]}.",
+            advice=f"Use {HUB_FORMS}, or the path of a GGUF file.",
         )
     try:
-        shown = parse_qs(address.query).get("show_file_info", [""])[0]  # so the hub's own list of files links to one
-    except ValueError:  # more fields than anybody needs
+        shown = parse_qs(address.query).get("show_file_info", [""])[0]  # the form of links in the hub's file list
+    except ValueError:  # too many fields
         shown = ""
     return _parsed(f"{path.rstrip('/')}/{shown}" if shown else path, web=not shown)
 
@@ -119,13 +118,13 @@ def _address(text: str) -> SplitResult | None:
     try:
         address = urlsplit(text)
         _ = address.hostname, address.port
-    except ValueError:  # what stands for a host or a port is none
+    except ValueError:  # invalid host or port
         return None
     return address
 
 
 def _at_the_hub(address: SplitResult, mirror: SplitResult | None) -> str | None:
-    """The path below the hub's root, None for an address of another place."""
+    """The path below the hub's root; None for a URL of another site."""
     if address.scheme not in ("http", "https"):
         return None
     if address.hostname in HUB_HOSTS:
@@ -150,10 +149,10 @@ def _parsed(text: str, *, web: bool) -> HubReference:
             tag, path = path[0], []  # a folder that holds the parts of one quantization
     if not _OWNER.fullmatch(owner) or not _OWNER.fullmatch(repository) or ".." in f"{owner}/{repository}":
         raise UsageError(
-            f"{owner[:99]}/{repository[:99]} cannot be a repository of the hub.", advice=f"Write {HUB_FORMS}."
+            f"{owner[:99]}/{repository[:99]} is not a valid repository name.", advice=f"Write {HUB_FORMS}."
         )
     if repository.casefold().endswith(".gguf") and not path:
-        raise UsageError(f"{text[:200]!r} names a file in no repository.", advice=f"Write {HUB_FORMS}.")
+        raise UsageError(f"{text[:200]!r} names a file without a repository.", advice=f"Write {HUB_FORMS}.")
     if revision and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise UsageError(f"{revision[:99]!r} cannot be a revision of a repository.", advice=f"Write {HUB_FORMS}.")
     if tag and path:

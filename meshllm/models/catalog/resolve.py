@@ -1,7 +1,7 @@
-"""What a person means by a model's name: an entry of the catalogue, a file here, or one at the hub.
+"""Resolves a model name: a catalogue entry, a local file, or a model at the hub.
 
-Law: a name is never guessed silently. What exists on the disk under the very path that was written wins; what was
-understood differently from how it was written is said in a note; what is not understood is refused with what would be.
+Invariants: an existing file at the given path wins; a name that is understood differently from its spelling gives a
+note; a name that is not understood is an error that lists the valid forms.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .names import HUB_FORMS, HUB_HOSTS, hub_reference
 MAX_NAME: Final = 4096
 
 _WHAT_WORKS = (
-    "Give a name from `mesh-llm download`, the path of a GGUF file (./model.gguf, ~/model.gguf, /where/model.gguf), "
+    "Use a name from `mesh-llm download`, the path of a GGUF file (./model.gguf, ~/model.gguf, /where/model.gguf), "
     f"or a model at the hub: {HUB_FORMS}."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a name stands for. `note` is for the person who wrote it, where what was taken is not quite what it says."""
+    """The model that a name means. `note`: for the user, if it differs from the name."""
 
     wanted: Wanted
     note: str = ""
@@ -44,18 +44,17 @@ def resolve(
     disk: Callable[[], Mapping[str, Wanted]] = dict,
     endpoint: str | None = None,
 ) -> Resolution:
-    """What `text` means: an entry, the absolute path of an existing file, or a model that the hub has to be asked for.
+    """The model that `text` means: a catalogue entry, the absolute path of an existing file, or a hub reference.
 
-    A bare `name.gguf` is looked for in the working directory, then in `folder` (the model store). `disk` gives the
-    models that are here by name; it is only called where the catalogue does not know the name itself. `endpoint`: the
-    hub's address, by default HF_ENDPOINT. Raises UnknownModel, AmbiguousModel, and UsageError for a form that cannot
-    be used.
+    A bare `name.gguf` is searched in the working directory, then in `folder` (the store). `disk` returns local models
+    by name; it is only called if the catalogue does not know the name. `endpoint`: the hub's address (default:
+    HF_ENDPOINT). Raises UnknownModel, AmbiguousModel, and UsageError for an invalid form.
     """
     wanted = text.strip()
     if not wanted:
-        raise UsageError("No model was named.", advice=_WHAT_WORKS)
+        raise UsageError("The model name is empty.", advice=_WHAT_WORKS)
     if len(wanted) > MAX_NAME or not wanted.isprintable():
-        raise UsageError("That is not a model's name.", advice=_WHAT_WORKS)
+        raise UsageError("That is not a valid model name.", advice=_WHAT_WORKS)
     catalog = catalog or load()
     if "://" not in wanted and _is_path(wanted):
         there = _here(wanted, folder)
@@ -85,7 +84,7 @@ def _is_file_name(text: str) -> bool:
 
 
 def _here(text: str, folder: Path | None) -> Path | None:
-    """The existing file that `text` is the path of, if there is one."""
+    """The existing file at the path `text`, if any."""
     try:
         path = Path(text).expanduser().absolute()
         if not path.exists() and folder is not None and Path(text).name == text and (folder / text).is_file():
@@ -94,20 +93,22 @@ def _here(text: str, folder: Path | None) -> Path | None:
             hub = (
                 ""
                 if "/" not in text or text.startswith(("~", ".", os.sep))
-                else f" The repository at the hub is hf://{text[:200]}."
+                else f" For the hub repository use hf://{text[:200]}."
             )
-            raise UsageError(f"{path} is a folder.", advice=f"Name the GGUF file in it.{hub}")
+            raise UsageError(f"{path} is a folder.", advice=f"Use the GGUF file in it.{hub}")
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name that is too long, no permission
-        raise UsageError(f"{text[:200]} cannot be looked at: {error}", advice=_WHAT_WORKS) from error
+    except (OSError, RuntimeError, ValueError) as error:  # unknown user, name too long, no permission
+        raise UsageError(f"{text[:200]} cannot be read: {error}", advice=_WHAT_WORKS) from error
 
 
 def _by_file_name(text: str, catalog: Catalog) -> Resolution:
-    """The entry of the catalogue whose file has that name."""
+    """The catalogue entry whose file has that name."""
     for entry in catalog.entries:
         if entry.file_name.casefold() == text.casefold():
             return Resolution(entry, f"{text} is the file of {entry.name}.")
-    raise UnknownModel(f"There is no file {text[:200]}, and no known model's is called so.", advice=_WHAT_WORKS)
+    raise UnknownModel(
+        f"There is no file {text[:200]}, and no known model has a file of that name.", advice=_WHAT_WORKS
+    )
 
 
 def _note(text: str, found: KnownModel) -> str:

@@ -1,7 +1,7 @@
-"""Walks through the bytes of a GGUF file.
+"""Reads the bytes of a GGUF file through a window that moves forwards.
 
-Law: the file is hostile. Every count and length is bounded before it is used, nothing big is ever held in memory, and
-whatever is wrong is a `Damage` with a reason.
+Invariants: the file is hostile input: every count and length is checked before use, memory is bounded, and an invalid
+file raises `Damage` with the reason.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ SCALARS: Final = {
         0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
     }.items()
 }  # fmt: skip
-"""Value type number -> how it is packed."""
+"""Value type number -> struct format."""
 
 
 class Damage(Exception):
-    """The reason why a file is refused."""
+    """A file is invalid; the message has the reason."""
 
 
 class Cursor:
-    """A window of bytes that moves through a file, forwards only; raises `Damage` instead of going past the end."""
+    """A window that moves forwards through a file. Raises `Damage` at the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._size = size
         self._window = b""
-        self._start = 0  # where the window begins in the file
-        self._at = 0  # where we are in the window; may lie behind its end after a skip
+        self._start = 0  # offset of the window in the file
+        self._at = 0  # position in the window; beyond its end after a skip
         self._strings_left = MAX_STRINGS
 
     @property
@@ -50,7 +50,7 @@ class Cursor:
         return self._size
 
     def _need(self, count: int) -> None:
-        """Have `count` bytes in the window from where we are."""
+        """Make `count` bytes from the current position available in the window."""
         if self._at + count <= len(self._window):
             return
         position = self.position
@@ -94,11 +94,11 @@ class Cursor:
     def text(self, limit: int, what: str) -> bytes:
         length = self.u64()
         if length > limit:
-            raise Damage(f"{what} is {length} bytes long, {limit} are allowed")
+            raise Damage(f"{what} is {length} bytes long, the limit is {limit}")
         return self.take(length)
 
     def begin_strings(self, count: int) -> None:
-        """A list of `count` strings comes: can it?"""
+        """Check that a list of `count` strings is within the bounds."""
         self._strings_left -= count
         if self._strings_left < 0:
             raise Damage(f"it holds more than {MAX_STRINGS} strings")
@@ -106,7 +106,7 @@ class Cursor:
             raise Damage(f"it ends in the middle of the header, at byte {self._size}")
 
     def skip_strings(self, count: int) -> None:
-        """Skip `count` strings; this loop is where the time goes (some 100,000 in an ordinary file)."""
+        """Skip `count` strings: the loop that takes most of the time (about 100,000 strings in an ordinary file)."""
         self.begin_strings(count)
         unpack = _U64.unpack_from
         while count:
@@ -116,10 +116,10 @@ class Cursor:
                 for index in range(count):  # noqa: B007 - how far it came is used below
                     at += unpack(window, at)[0] + 8
                 index = count
-            except (struct.error, OverflowError):  # the next length lies behind the window
+            except (struct.error, OverflowError):  # the next length is beyond the window
                 pass
             if at - len(window) > MAX_STRING_BYTES:
-                raise Damage(f"a string in a list is longer than the {MAX_STRING_BYTES} bytes that are allowed")
+                raise Damage(f"a string in a list is longer than {MAX_STRING_BYTES} bytes")
             count -= index
             self._at = at
         self.skip(0)

@@ -1,8 +1,7 @@
-"""Reads the header of a GGUF file: what the model is, without reading its weights.
+"""Reads the header of a GGUF file: architecture, sizes, tensors, template; not the weights.
 
-Law: the file is hostile. Every count and length is bounded before it is used, nothing big is ever held in memory, and
-whatever is wrong ends in one `InvalidModelFile` with a reason. What llama.cpp refuses is refused here, before an engine
-is started for it. The layout is that of llama.cpp's `ggml/include/gguf.h`, versions 2 and 3, little-endian.
+Invariants: the file is hostile input; an invalid one raises InvalidModelFile with the reason. A file that changes
+while it is read cannot crash the reader.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from .shape import shape_of
 from .tensors import TensorSums, read_tensors
 
 POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST, POOLING_RANK = range(5)
-"""How the tokens' vectors become one, as `{architecture}.pooling_type` numbers it."""
+"""`{architecture}.pooling_type` -> pooling of token embeddings."""
 
-_GUESSED: Final = 1024  # a flag in the file type: the converter was not sure
+_GUESSED: Final = 1024  # flag in the file type: guessed by the converter
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +73,13 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of the file at `path`. Raises InvalidModelFile; never blocks on a pipe or a device."""
+    """The header of the file at `path`. Raises InvalidModelFile; never blocks on a pipe or device."""
     with opened(path) as (file, size):
         return read_header_from(file, size, str(path))
 
 
 def read_header_from(file: BinaryIO, size: int, name: str) -> Header:
-    """The header of an open file of `size` bytes; `name` is what to call it in errors. Raises InvalidModelFile."""
+    """The header of an open file of `size` bytes; `name` is its name in errors. Raises InvalidModelFile."""
     with blaming(name):
         cursor, table = Cursor(file, size), TensorSums()
         tensors, keys = read_start(cursor)
@@ -101,32 +100,32 @@ def read_whole(paths: Sequence[Path]) -> Header:
     with blaming(str(paths[0])):
         promised = parts[0].number("split.tensors.count")
         if promised and promised != table.count:
-            raise Damage(f"its parts hold {table.count} tensors, {promised} are promised")
+            raise Damage(f"its parts hold {table.count} tensors instead of {promised}")
         return _header(parts[0], table)
 
 
 def _read_one_of(path: Path, index: int, count: int, table: TensorSums) -> Metadata:
-    """Add the tensors of part number `index` of `count` to `table`."""
+    """Add the tensors of part `index` of `count` to `table`."""
     with opened(path) as (file, size), blaming(str(path)):
         cursor = Cursor(file, size)
         tensors, keys = read_start(cursor)
         metadata = read_metadata(cursor, keys)
         part, parts = metadata.number("split.no"), metadata.number("split.count")
         if (part, parts) != (index, count):
-            raise Damage(f"it is part {part + 1} of {parts}, where part {index + 1} of {count} is expected")
+            raise Damage(f"it is part {part + 1} of {parts} instead of part {index + 1} of {count}")
         read_tensors(cursor, tensors, alignment(metadata), table)
         return metadata
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """The file and its size in bytes. Raises InvalidModelFile; never blocks on a pipe or a device."""
+    """The open file and its size in bytes. Raises InvalidModelFile; never blocks on a pipe or device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise InvalidModelFile(
             f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}.",
-            advice="Make it readable for whoever runs this, or point to another GGUF file.",
+            advice="Make it readable for this user, or use another GGUF file.",
         ) from error
     facts = os.fstat(descriptor)
     if not stat.S_ISREG(facts.st_mode):
@@ -138,7 +137,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 @contextmanager
 def blaming(name: str) -> Iterator[None]:
-    """What goes wrong inside is an `InvalidModelFile` about `name`."""
+    """Turn errors inside into InvalidModelFile errors about `name`."""
     try:
         yield
     except Damage as damage:
@@ -150,22 +149,22 @@ def blaming(name: str) -> Iterator[None]:
 def _invalid(name: str, reason: str) -> InvalidModelFile:
     return InvalidModelFile(
         f"{name} is not a usable GGUF file: {reason}.",
-        advice="Download it again, or point to another GGUF file.",
+        advice="Download it again, or use another GGUF file.",
     )
 
 
 def _header(metadata: Metadata, table: TensorSums) -> Header:
     architecture, part = metadata.text("general.architecture"), metadata.number("split.no")
-    # Only the first of several parts says what the model is.
+    # Only the first part names the architecture.
     named = architecture or "-" * bool(part)
     if not 0 < len(named) <= 64 or not named.isascii() or not named.isprintable():
-        raise Damage("it does not say which architecture the model has")
+        raise Damage("it names no architecture (general.architecture)")
 
     def number(key: str) -> int:
         return metadata.number(f"{architecture}.{key}")
 
     if (pooling := number("pooling_type")) > POOLING_RANK:
-        raise Damage(f"it asks for pooling of type {pooling}, which this engine does not know")
+        raise Damage(f"its pooling type {pooling} is unknown to this engine")
     shape = shape_of(metadata, table)
     heads = number("attention.head_count")
     even = shape.width // heads if heads else 0

@@ -1,6 +1,6 @@
-"""Reads what a GGUF file says of itself, key by key; long lists are passed over.
+"""Reads the metadata of a GGUF file key by key; long lists are skipped.
 
-Law: that of `gguf_cursor`: nothing big is held, whatever is wrong is a `Damage` with a reason.
+Invariants: counts, lengths and numbers are checked against limits before use.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from .cursor import ARRAY, MAX_METADATA_BYTES, MAX_STRING_BYTES, SCALARS, STRING
 
 MAX_KEYS: Final = 16_384  # real files have some 30 to 100
 MAX_KEY_BYTES: Final = 1024
-MAX_TEXT_BYTES: Final = 1 << 20  # of a text we keep; the longest chat templates are some 20 kB
+MAX_TEXT_BYTES: Final = 1 << 20  # of a text that is kept; the longest chat templates have about 20 kB
 MAX_TENSORS: Final = 65_536  # the largest models have some thousands
 MAX_LAYER_LIST: Final = 4096  # arrays with one number per layer
 MAX_LISTED: Final = 65_536  # numbers in all such arrays together
 MAX_ALIGNMENT: Final = 1 << 20
-MAX_NUMBER: Final = (1 << 32) - 1  # the engine keeps all sizes of a model in 32 bits
+MAX_NUMBER: Final = (1 << 32) - 1  # the engine stores sizes in 32 bits
 
 TOKENS: Final = "tokenizer.ggml.tokens"
 _TEXTS: Final = frozenset(
@@ -34,7 +34,7 @@ Value = int | float | bool | str | tuple[int, ...]
 
 
 class Metadata:
-    """The values that are small, by key, and the number of tokens in the vocabulary (0: the file lists none)."""
+    """Small values by key, and the number of tokens in the vocabulary (0: none listed)."""
 
     def __init__(self, values: dict[str, Value], tokens: int = 0) -> None:
         self.values = values
@@ -45,7 +45,7 @@ class Metadata:
         return value if isinstance(value, str) else ""
 
     def number(self, key: str) -> int:
-        """A number that is not negative, or the largest of a list; 0 where the file gives none."""
+        """A non-negative number, or the largest of a list; 0 if missing."""
         value = self.values.get(key, 0)
         if isinstance(value, tuple):
             value = max(value, default=0)
@@ -54,7 +54,7 @@ class Metadata:
         return _checked(key, value)
 
     def by_layer(self, key: str, layers: int) -> tuple[int, ...]:
-        """A number for each layer: a list, filled up with zeros, or one number for all."""
+        """A number per layer: a list padded with zeros, or one number for all."""
         value = self.values.get(key, 0)
         if isinstance(value, tuple):
             return tuple(_checked(key, number) for number in value[:layers]) + (0,) * (layers - len(value))
@@ -63,45 +63,45 @@ class Metadata:
 
 def _checked(key: str, value: int) -> int:
     if not 0 <= value <= MAX_NUMBER:
-        raise Damage(f"the value of {key[:80]!r} is {value}, which makes no sense")
+        raise Damage(f"the value of {key[:80]!r} is {value}, which is out of range")
     return int(value)
 
 
 def _shown(raw: bytes) -> str:
-    """Bytes from a file as people read them: letters as they are, everything else as \\x.."""
+    """Bytes of a file as printable text: ASCII as it is, other bytes as \\x..."""
     return "".join(chr(byte) if 0x20 < byte < 0x7F else f"\\x{byte:02x}" for byte in raw)
 
 
 def read_start(cursor: Cursor) -> tuple[int, int]:
-    """How many tensors and metadata keys the file says it has."""
+    """The number of tensors and of metadata keys, from the file's start."""
     if cursor.size < 24:
         raise Damage(f"it is only {cursor.size} bytes long")
     if (magic := cursor.take(4)) != b"GGUF":
-        raise Damage(f"it begins with {_shown(magic)} instead of GGUF, as model files do")
+        raise Damage(f"it begins with {_shown(magic)} instead of GGUF")
     version = cursor.u32()
     if version & 0xFFFF == 0:
         raise Damage("it is written in big-endian byte order")
     if version not in (2, 3):
-        raise Damage(f"it is of GGUF version {version}; versions 2 and 3 are understood")
+        raise Damage(f"GGUF version {version} is not supported; versions 2 and 3 are")
     tensors, keys = cursor.u64(), cursor.u64()
     if tensors > MAX_TENSORS:
-        raise Damage(f"it claims to hold {tensors} tensors, {MAX_TENSORS} are allowed")
+        raise Damage(f"it claims to hold {tensors} tensors, the limit is {MAX_TENSORS}")
     if keys > MAX_KEYS:
-        raise Damage(f"it claims to hold {keys} metadata keys, {MAX_KEYS} are allowed")
+        raise Damage(f"it claims to hold {keys} metadata keys, the limit is {MAX_KEYS}")
     return tensors, keys
 
 
 def read_key(cursor: Cursor, seen: set[bytes]) -> tuple[str, int]:
-    """The next key and the type of its value."""
+    """The next key and its value's type."""
     raw = cursor.text(MAX_KEY_BYTES, "a metadata key")
     if not raw or raw in seen:
-        raise Damage(f"the metadata key {_shown(raw[:80])} is there twice" if raw else "a metadata key is empty")
+        raise Damage(f"the metadata key {_shown(raw[:80])} occurs twice" if raw else "a metadata key is empty")
     seen.add(raw)
     return raw.decode("utf-8", "backslashreplace"), cursor.u32()
 
 
 def read_metadata(cursor: Cursor, keys: int) -> Metadata:
-    """All keys, one after the other."""
+    """Read all keys."""
     found = Metadata({})
     seen: set[bytes] = set()
     listed = 0
@@ -122,7 +122,7 @@ def read_metadata(cursor: Cursor, keys: int) -> Metadata:
 
 
 def read_value(cursor: Cursor, key: str, kind: int) -> int | float | bool | str | None:
-    """A value that is no list; None for a text that nobody needs."""
+    """A value that is no list; None for a text that is not used."""
     if kind == STRING:
         return _read_string(cursor, key)
     if kind not in SCALARS:
@@ -133,17 +133,17 @@ def read_value(cursor: Cursor, key: str, kind: int) -> int | float | bool | str 
 def _read_string(cursor: Cursor, key: str) -> str | None:
     length = cursor.u64()
     if length > MAX_STRING_BYTES:
-        raise Damage(f"the value of {key[:80]!r} is {length} bytes long, {MAX_STRING_BYTES} are allowed")
+        raise Damage(f"the value of {key[:80]!r} is {length} bytes long, the limit is {MAX_STRING_BYTES}")
     if key not in _TEXTS:
         cursor.skip(length)
         return None
     if length > MAX_TEXT_BYTES:
-        raise Damage(f"the value of {key[:80]!r} is {length} bytes long, {MAX_TEXT_BYTES} are allowed")
+        raise Damage(f"the value of {key[:80]!r} is {length} bytes long, the limit is {MAX_TEXT_BYTES}")
     return cursor.take(length).decode("utf-8", "replace")
 
 
 def read_list_start(cursor: Cursor, key: str) -> tuple[int, int]:
-    """The type of a list's items, and how many there are."""
+    """The type of a list's items, and their number."""
     kind, count = cursor.u32(), cursor.u64()
     if kind != STRING and kind not in SCALARS:
         raise Damage(f"the metadata key {key[:80]!r} is a list of the unknown type {kind}")
@@ -153,7 +153,7 @@ def read_list_start(cursor: Cursor, key: str) -> tuple[int, int]:
 
 
 def skip_list(cursor: Cursor, kind: int, count: int) -> None:
-    """Pass over the items of a list."""
+    """Skip the items of a list."""
     if kind == STRING:
         cursor.skip_strings(count)
     else:
@@ -161,7 +161,7 @@ def skip_list(cursor: Cursor, kind: int, count: int) -> None:
 
 
 def _read_array(cursor: Cursor, key: str) -> tuple[int, tuple[int, ...] | None]:
-    """How many items the array has, and the items if it is a short one of whole numbers (one per layer)."""
+    """The number of items, and the items if it is a short list of integers (one per layer)."""
     kind, count = read_list_start(cursor, key)
     if kind == STRING or count > MAX_LAYER_LIST or not key.endswith(_PER_LAYER):
         skip_list(cursor, kind, count)
@@ -172,8 +172,8 @@ def _read_array(cursor: Cursor, key: str) -> tuple[int, tuple[int, ...] | None]:
 
 
 def alignment(metadata: Metadata) -> int:
-    """What the places of the tensors are multiples of, in bytes."""
+    """The alignment of tensors in bytes."""
     found = metadata.values.get("general.alignment", 32)
     if not isinstance(found, int) or not 0 < found <= MAX_ALIGNMENT or found & (found - 1):
-        raise Damage(f"its alignment is {str(found)[:40]}, which is not a power of two that makes sense")
+        raise Damage(f"its alignment is {str(found)[:40]}, which is not a valid power of two")
     return found

@@ -15,14 +15,14 @@ from .cursor import Cursor
 from .header import blaming, opened
 from .metadata import read_metadata, read_start
 
-# Patches that are computed in one go: pictures of 1024 tokens together at most, or one of 4096, and a token is made of
-# 4 to 16 patches. A file that allows larger pictures says so.
+# Patches computed at once: at most 1024 tokens of images together or one image of 4096 patches; a token is made of 4 to
+# 16 patches. A file that allows larger images says so.
 MOST_PATCHES: Final = 16_384
 _BYTES_A_NUMBER: Final = 4
 
 
 def projector_bytes(path: Path) -> int:
-    """Bytes that the projector in that file takes at most. Raises InvalidModelFile."""
+    """Largest memory use of the projector in bytes. Raises InvalidModelFile."""
     with opened(path) as (file, size), blaming(str(path)):
         cursor = Cursor(file, size)
         _, keys = read_start(cursor)
@@ -32,5 +32,5 @@ def projector_bytes(path: Path) -> int:
             for key in ("embedding_length", "feed_forward_length", "patch_size", "image_max_pixels")
         )
         patches = max(MOST_PATCHES, pixels // (patch * patch) if patch else 0)
-        # The inner part may be gated, which doubles it.
+        # The feed-forward part may be gated, which doubles it.
         return size + patches * _BYTES_A_NUMBER * (2 * inner + 4 * width)

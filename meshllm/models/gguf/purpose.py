@@ -21,10 +21,10 @@ ENCODERS: Final = frozenset(
         "gemma-embedding",
     }
 )  # fmt: skip
-"""Architectures that the engine runs without a memory of earlier tokens: they cannot continue a text."""
+"""Encoder architectures: they have no KV cache and cannot generate text."""
 
 DIFFUSION: Final = frozenset({"dream", "llada", "llada-moe", "rnd1"})
-"""These attend both ways as encoders do and write text all the same, but not one token after the other."""
+"""Diffusion language models: bidirectional attention, not autoregressive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class ModelUsage:
 
 
 def usage(header: Header) -> ModelUsage:
-    """How the model of `header` is to be started."""
+    """How the engine is started for the model of `header`."""
     both_ways = header.architecture in ENCODERS or not (header.causal or header.architecture in DIFFUSION)
     if header.pooling == POOLING_RANK:
         return ModelUsage(Purpose.RERANK, at_once=both_ways)
     if header.pooling != POOLING_NONE:
-        # A causal model that is read at its last token can take a text in pieces (llama-server: can_split).
+        # A causal model with last-token pooling can split a text (llama-server: can_split).
         return ModelUsage(Purpose.EMBED, at_once=both_ways or header.pooling != POOLING_LAST)
     if not both_ways:
         return ModelUsage(Purpose.GENERATE)
     if header.classifier:
-        return ModelUsage(Purpose.RERANK, "rank", at_once=True)  # as older converters wrote bge-reranker and its like
-    # Where nobody says how, sentence-transformers takes the mean too; the engine would refuse to answer.
+        return ModelUsage(Purpose.RERANK, "rank", at_once=True)  # older conversions of bge-reranker and similar models
+    # Without a stated pooling, use mean pooling as sentence-transformers does; the engine would refuse to answer.
     return ModelUsage(Purpose.EMBED, "mean", at_once=True)

@@ -1,8 +1,6 @@
-"""What a model's header says of its memory: layers that look back only so far, that share, that keep a state instead.
+"""Derives the memory shape of a model from its header: sliding windows, shared caches, recurrent states.
 
-Law: a pure function of the header. The rules are the engine's at the pinned commit (its `load_arch_hparams` and
-`create_memory`), as facts. An architecture with a cache of a kind of its own (deepseek4, the sparse attention of
-deepseek32, glm-dsa and minimax-m3) is taken for one of plain attention; what the engine itself says counts more.
+The rules per architecture follow llama.cpp at the pinned commit.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from .cursor import Damage
 from .metadata import Metadata
 from .tensors import LayerBytes, TensorSums
 
-MAX_LAYERS: Final = 512  # the engine aborts beyond
+MAX_LAYERS: Final = 512  # the engine aborts above
 MAX_EXPERTS: Final = 1024
 
 NO_CACHE: Final = frozenset(
@@ -26,10 +24,10 @@ NO_CACHE: Final = frozenset(
         "gemma-embedding", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1",
     }
 )  # fmt: skip
-"""Architectures that keep nothing between batches."""
+"""Architectures without a cache."""
 
 RECURRENT: Final = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
-"""Architectures whose layers all keep a state instead of the tokens."""
+"""Recurrent architectures: all layers keep a state instead of a cache."""
 
 BY_KV_HEADS: Final = frozenset(
     {
@@ -37,10 +35,10 @@ BY_KV_HEADS: Final = frozenset(
         "nemotron_h", "nemotron_h_moe",
     }
 )  # fmt: skip
-"""Mixed ones, in which a layer without key and value heads keeps a state."""
+"""Hybrid architectures in which a layer without key/value heads is recurrent."""
 
 BY_INTERVAL: Final = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
-"""Mixed ones, in which every n-th layer is one of attention, unless the file lists them."""
+"""Hybrid architectures in which every n-th layer has attention, unless the file lists them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +79,11 @@ WINDOWS: Final = {
     "smallthinker": AttentionWindows(4, full_first=True, fixed=4096),
     "step35": AttentionWindows(1),
 }
-"""Architectures the engine gives a cache of the window's size. Others may name a window (phi3 does) and get none."""
+"""Architectures with a cache of the window's size. Others may name a window (phi3 does) and have none."""
 
 
 def shape_of(metadata: Metadata, table: TensorSums) -> ModelShape:
-    """The shape of the model that `metadata` and `table` describe. Raises Damage for numbers the engine refuses."""
+    """The shape of the model in `metadata` and `table`. Raises Damage for numbers that the engine refuses."""
     architecture = metadata.text("general.architecture")
 
     def number(key: str) -> int:
@@ -93,14 +91,14 @@ def shape_of(metadata: Metadata, table: TensorSums) -> ModelShape:
 
     count = number("block_count")
     if count > MAX_LAYERS:
-        raise Damage(f"it claims {count} layers, {MAX_LAYERS} are allowed")
+        raise Damage(f"it claims {count} layers, the limit is {MAX_LAYERS}")
     experts, used = number("expert_count"), number("expert_used_count")
     if experts > MAX_EXPERTS or used > experts:
-        raise Damage(f"it claims {used} of {experts} experts for a token, of at most {MAX_EXPERTS}")
+        raise Damage(f"it claims {used} of {experts} experts per token; the limit is {MAX_EXPERTS}")
     keeps = _CacheLayout(metadata, architecture, count)
     weights = [table.layers.get(index, LayerBytes()) for index in range(count)]
     stray = sum(layer.all for index, layer in table.layers.items() if index >= count)
-    # Mixtures may give the width of a dense part that no layer of theirs has.
+    # Mixtures may state the width of a dense part that no layer has.
     dense = not experts or any(not layer.experts for layer in weights)
     each = number("expert_feed_forward_length") or number("feed_forward_length")
     shared = number("expert_shared_feed_forward_length") or each * number("expert_shared_count")
@@ -122,13 +120,13 @@ def shape_of(metadata: Metadata, table: TensorSums) -> ModelShape:
 
 
 class _CacheLayout:
-    """What the layers of one model keep."""
+    """The caches of one model's layers."""
 
     def __init__(self, metadata: Metadata, architecture: str, count: int) -> None:
         self._metadata = metadata
         self._architecture = architecture
         self._count = count
-        # Layers at the end that predict further tokens are loaded and, in an ordinary context, not used.
+        # Layers for multi-token prediction at the end are loaded and, by default, not used.
         self._trunk = count - min(count, self._number("nextn_predict_layers"))
         self._heads = self._list("attention.head_count")
         given = f"{architecture}.attention.head_count_kv" in metadata.values
@@ -146,7 +144,7 @@ class _CacheLayout:
         return self._metadata.by_layer(f"{self._architecture}.{key}", self._count)
 
     def layer(self, index: int, weights: LayerBytes) -> LayerShape:
-        """Layer number `index`."""
+        """The shape of layer `index`."""
         keys = values = state = 0
         if self._architecture not in NO_CACHE and index < self._trunk:
             if self._recurrent[index]:
@@ -159,12 +157,12 @@ class _CacheLayout:
 
     @property
     def latent(self) -> int:
-        """The length of what all heads of a layer ask compressed keys with; 0 where keys are not compressed."""
+        """Query length of all heads for compressed keys (latent attention); 0 without compression."""
         return self._number("attention.key_length") * max(self._heads, default=0) * self._mla
 
     @property
     def query(self) -> int:
-        """The length of what all heads of a layer ask with."""
+        """Query length of all heads."""
         length = self._number("attention.key_length_mla") if self._mla else 0
         return max(
             ((length or self._head("key_length", index)) * heads for index, heads in enumerate(self._heads)), default=0
@@ -178,13 +176,13 @@ class _CacheLayout:
         return not self._recurrent[index] and index < self._owners
 
     def _head(self, which: str, index: int) -> int:
-        """The length of a head's keys or values."""
+        """Key or value length of one head."""
         even = self._number("embedding_length") // self._heads[0] if self._heads and self._heads[0] else 0
         usual = self._number(f"attention.{which}") or even
         return (self._number(f"attention.{which}_swa") or usual) if self._windows[index] else usual
 
     def _layers_with_cache(self) -> int:
-        """The first so many layers keep keys and values; the others use theirs."""
+        """The number of layers with a cache of their own; later layers share theirs."""
         if self._architecture == "gemma3n":
             return 20
         if self._architecture == "gemma4":
@@ -208,7 +206,7 @@ class _CacheLayout:
         return (False,) * self._count
 
     def _window_layers(self) -> Sequence[int]:
-        """The window of each layer in tokens, 0 where it sees everything."""
+        """Window of each layer in tokens, 0 for full attention."""
         rule, key = WINDOWS.get(self._architecture), f"{self._architecture}.attention.sliding_window"
         if rule is None or rule.layers not in (0, self._count):
             return (0,) * self._count
@@ -222,7 +220,7 @@ class _CacheLayout:
         return [size if every == 0 or index % every != full else 0 for index in range(self._count)]
 
     def _state(self) -> int:
-        """Numbers a recurrent layer keeps for each request: the last inputs of its convolution, and its state."""
+        """State values of a recurrent layer per request: convolution inputs and state."""
         width, heads = self._number("embedding_length"), self._heads[0] if self._heads else 0
         if wkv := self._number("wkv.head_size"):
             return (self._number("token_shift_count") or 2) * width + width * wkv

@@ -1,7 +1,6 @@
-"""Reads the table of tensors of a GGUF file: how large each is, and which layer it belongs to.
+"""Reads the tensor table of a GGUF file: size and layer of each tensor.
 
-Law: that of `gguf_cursor`. The table must be what the engine takes: tensors follow one another without gaps, and the
-file is long enough for all of them.
+Invariants: the table is checked as the engine checks it: types, dimensions, offsets and the file's length.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Final
 from .cursor import Cursor, Damage
 from .ggml_types import BLOCKS
 
-MAX_TENSOR_NAME_BYTES: Final = 63  # what the engine takes
+MAX_TENSOR_NAME_BYTES: Final = 63  # the engine's limit
 MAX_DIMENSIONS: Final = 4
 
 _LAYER: Final = re.compile(rb"(?:enc\.|dec\.)?blk\.(\d{1,4})\.")
-# Routed experts: all of a layer in one tensor, or (files before 2024) a tensor each. Shared ones ("shexp") are not.
+# Routed experts: one tensor per layer, or (files before 2024) one per expert. Shared experts ("shexp") do not match.
 _EXPERTS: Final = re.compile(rb"\.ffn_(?:up|down|gate|gate_up)(?:_(?:ch)?exps\.|\.\d+\.)")
 _INPUT: Final = re.compile(rb"(?:per_layer_)?token_embd|token_types|position_embd")
 _CLASSIFIER: Final = frozenset({b"cls.weight", b"cls.output.weight"})
@@ -27,7 +26,7 @@ _HEAD: Final = b"output.weight"
 
 @dataclass(slots=True)
 class LayerBytes:
-    """What one layer weighs: bytes of all its tensors, and of those its routed experts."""
+    """Bytes of one layer: all tensors, and its routed experts."""
 
     all: int = 0
     experts: int = 0
@@ -54,13 +53,13 @@ class TensorSums:
 
     @property
     def commonest(self) -> str:
-        """The type that most of the weights have."""
+        """The type of most weights."""
         return max(self.by_type, key=lambda kind: self.by_type[kind]) if self.by_type else ""
 
     def add(self, name: bytes, kind: str, values: int, size: int) -> None:
-        """One more tensor."""
+        """Add a tensor."""
         if name in self.names:
-            raise Damage(f"the tensor {name!r} is there twice")
+            raise Damage(f"the tensor {name!r} occurs twice")
         self.names.add(name)
         self.count += 1
         self.size += size
@@ -80,37 +79,37 @@ class TensorSums:
 
 
 def read_tensors(cursor: Cursor, count: int, alignment: int, table: TensorSums) -> None:
-    """Read `count` tensors into `table`, and check that the file is long enough for what they promise."""
+    """Read `count` tensors into `table` and check the length of the file."""
     total = end = 0
     for _ in range(count):
         name = cursor.text(MAX_TENSOR_NAME_BYTES, "a tensor name")
         values, kind, size = _read_shape(cursor, name)
         offset = cursor.u64()
         if offset != total:
-            raise Damage(f"the tensor {name!r} lies at offset {offset} where {total} is expected")
+            raise Damage(f"the tensor {name!r} is at offset {offset} instead of {total}")
         end = offset + size
         total = -(-end // alignment) * alignment
         table.add(name, kind, values, size)
     begin = -(-cursor.position // alignment) * alignment
     if count and begin + end > cursor.size:
-        raise Damage(f"it is cut off: {cursor.size} bytes long, its tensors reach to byte {begin + end}")
+        raise Damage(f"it is truncated: {cursor.size} bytes instead of {begin + end}")
 
 
 def _read_shape(cursor: Cursor, name: bytes) -> tuple[int, str, int]:
-    """Number of values, type name and size in bytes of one tensor."""
+    """Number of values, type name and bytes of a tensor."""
     dimensions = cursor.u32()
     if dimensions > MAX_DIMENSIONS:
-        raise Damage(f"the tensor {name!r} has {dimensions} dimensions, {MAX_DIMENSIONS} are allowed")
+        raise Damage(f"the tensor {name!r} has {dimensions} dimensions, the limit is {MAX_DIMENSIONS}")
     shape: Sequence[int] = [cursor.u64() for _ in range(dimensions)]
     number = cursor.u32()
     if number not in BLOCKS:
-        raise Damage(f"the tensor {name!r} is of type {number}, which this engine does not know")
+        raise Damage(f"the tensor {name!r} has the unknown type {number}")
     kind, per_block, block_bytes = BLOCKS[number]
     row, elements = (shape[0] if shape else 1), 1
     for extent in shape:
         elements *= extent
     if elements >= 1 << 63 or any(extent >= 1 << 63 for extent in shape):
-        raise Damage(f"the tensor {name!r} is impossibly large")
+        raise Damage(f"the tensor {name!r} is too large")
     if row % per_block:
         raise Damage(f"the tensor {name!r} has rows of {row} values, which is not a multiple of {per_block}")
     return elements, kind, elements // per_block * block_bytes

@@ -19,10 +19,10 @@ from .cursor import ARRAY, STRING, Cursor, Damage
 from .header import blaming, opened
 from .metadata import TOKENS, Value, read_key, read_list_start, read_start, read_value, skip_list
 
-MAX_TOKEN_BYTES: Final = 1 << 16  # the longest of real vocabularies have some hundreds
+MAX_TOKEN_BYTES: Final = 1 << 16  # real vocabularies have at most hundreds
 FIRST_COMPARED: Final = 5
 MAX_DIFFERENCE: Final = 128
-_SHORT: Final = 16  # bytes of a digest: enough, and 129 of them are kept
+_SHORT: Final = 16  # bytes of a truncated digest; 129 of them are kept
 
 _KINDS: Final = {
     "llama": "spm", "bert": "wpm", "gpt2": "bpe", "hybriddna": "bpe", "whitespace": "bpe", "gemma4": "bpe", "t5": "ugm",
@@ -34,7 +34,7 @@ _BEGIN_AND_END: Final[dict[str, tuple[int, int]]] = {
     "llama": (1, 2), "bert": (101, -1), "gpt2": (11, 11), "hybriddna": (11, 11), "whitespace": (11, 11), "t5": (-1, 1),
     "plamo2": (1, 2),
 }  # fmt: skip
-"""The tokens that begin and end a text, where the file does not say; -1: none."""
+"""Default BOS and EOS tokens; -1: none."""
 
 _BEGINS: Final = frozenset(
     {
@@ -42,7 +42,7 @@ _BEGINS: Final = frozenset(
         "tekken", "chameleon",
     }
 )  # fmt: skip
-"""Pre-tokenizers whose texts begin with the token for it, where the file does not say."""
+"""Pre-tokenizers that add a BOS token by default."""
 _BEGINS_ALWAYS: Final = frozenset({"gemma4", "granite-embed-multi-311m"})
 _NO_BEGIN: Final = frozenset({"chatglm-bpe", "glm4", "glm5"})
 
@@ -61,12 +61,12 @@ class VocabularyIdentity:
 
     @property
     def digest(self) -> str:
-        """Equal digests: the same vocabulary as far as speculation goes."""
+        """Digest of the properties that matter for speculative decoding."""
         facts = f"{self.kind} {self.size} {self.begin} {self.end} {self.prefixes[0].hex()}"
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def incompatibility(self, other: VocabularyIdentity) -> str:
-        """Why the engine would not let a model of the one draft for the other; empty where it would."""
+        """The reason why the engine refuses a draft model with this vocabulary; "" if it accepts."""
         if self.kind != other.kind:
             return f"one tokenizer is of kind {self.kind}, the other {other.kind}"
         if (self.begin, self.end) != (other.begin, other.end):
@@ -78,7 +78,7 @@ class VocabularyIdentity:
 
 
 def read_vocabulary(path: Path) -> VocabularyIdentity:
-    """The vocabulary of the file (of several parts: the first). Takes some tenths of a second for 250k tokens.
+    """The vocabulary of the file (of several parts: the first). Takes some 0.1 s for 250k tokens.
 
     Raises InvalidModelFile, also for a file without a vocabulary that the engine knows.
     """
@@ -87,7 +87,7 @@ def read_vocabulary(path: Path) -> VocabularyIdentity:
 
 
 def read_vocabulary_from(file: BinaryIO, size: int, name: str) -> VocabularyIdentity:
-    """The vocabulary of an open file of `size` bytes; `name` is what to call it in errors. Raises InvalidModelFile."""
+    """The vocabulary of an open file of `size` bytes; `name` is its name in errors. Raises InvalidModelFile."""
     with blaming(name):
         cursor = Cursor(file, size)
         values: dict[str, Value] = {}
@@ -109,7 +109,7 @@ def read_vocabulary_from(file: BinaryIO, size: int, name: str) -> VocabularyIden
 
 
 def _digests(cursor: Cursor, count: int) -> tuple[bytes, ...]:
-    """Digests of the texts of the first `count` tokens, of one less, and so on."""
+    """Digests of the first `count` tokens' texts, of one less, and so on."""
     running, kept = hashlib.sha256(), [hashlib.sha256().digest()[:_SHORT]]
     for index, text in enumerate(_texts(cursor, count)):
         if index >= FIRST_COMPARED:
@@ -121,7 +121,7 @@ def _digests(cursor: Cursor, count: int) -> tuple[bytes, ...]:
 
 
 def _texts(cursor: Cursor, count: int) -> Iterator[bytes]:
-    """The tokens as the engine compares them: up to a zero byte, and never empty."""
+    """Token texts as the engine compares them: up to a zero byte, never empty."""
     cursor.begin_strings(count)
     for index in range(count):
         raw = cursor.text(MAX_TOKEN_BYTES, f"token {index}")
@@ -131,7 +131,7 @@ def _texts(cursor: Cursor, count: int) -> Iterator[bytes]:
 def _identity(values: dict[str, Value], count: int, prefixes: tuple[bytes, ...]) -> VocabularyIdentity:
     model = str(values.get("tokenizer.ggml.model", ""))
     if model not in _KINDS:
-        raise Damage(f"its tokenizer is {model[:40]!r}, which this engine does not know")
+        raise Damage(f"its tokenizer is {model[:40]!r}, which is unknown to this engine")
     kind = _KINDS[model]
     pre = "gemma4" if model == "gemma4" else str(values.get("tokenizer.ggml.pre", "")) if kind == "bpe" else ""
     begins = kind in ("spm", "wpm") or pre in _BEGINS

@@ -1,9 +1,7 @@
-"""Fetches files from the Hugging Face hub, or whatever HF_ENDPOINT names, with the hub's own client.
+"""Downloads files from the Hugging Face hub, or the server that HF_ENDPOINT names.
 
-Law: `huggingface_hub` says where a file lies, what its size and digest are, and with which token and proxies to ask.
-The bytes are streamed here, over several connections at once, because its own download (2.4) neither resumes nor can be
-stopped. Whether the hub can be reached is decided within a short deadline. What arrives is only a claim until its
-digest was checked.
+`huggingface_hub` gives addresses, sizes, digests, tokens and proxies. The bytes are streamed here over several
+connections at once, because its own download (2.4) neither resumes nor can be stopped. Content is verified elsewhere.
 """
 
 from __future__ import annotations
@@ -29,24 +27,23 @@ from .stream import DownloadThread, HubBody, Location, RangeIgnored, RetryLater,
 if TYPE_CHECKING:
     import httpx2
 
-MAX_WAIT_SECONDS: Final = 60.0  # the most that a server's Retry-After is obeyed
+MAX_WAIT_SECONDS: Final = 60.0  # longest Retry-After that is obeyed
 MAX_PAUSE_SECONDS: Final = 30.0  # the longest pause between two tries of our own
-# Chunks that one request asks for: 64 MiB, some seconds of work, so that asking costs nothing against it.
+# Chunks per request: 64 MiB, some seconds of work, so that the request costs nothing against it.
 PIECE_CHUNKS: Final = 16
-# Another connection pays only for so many chunks each: small files come over one.
+# Another connection is opened per this many missing chunks: small files use one.
 CONNECTION_CHUNKS: Final = 4
-# After so many whole files in a row where ranges were asked for, the server is taken to know no ranges.
+# After this many whole responses in a row to range requests, the server is taken to ignore ranges.
 IGNORED_RANGES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class HubSettings:
-    """Deadlines in seconds. `endpoint` None means HF_ENDPOINT or the public hub.
+    """Deadlines in seconds. `endpoint` None: HF_ENDPOINT or the public hub.
 
-    `decide_within`: until the first answer; after that the hub counts as unreachable. `stall`: silence in the middle
-    of a file, after which the connection is given up and a new one goes on from there. `tries`: failures of one
-    connection in a row without a single new byte on any, after which the source is given up. `connections`: at most so
-    many at once for one file.
+    `decide_within`: until the first answer, after which the hub is unreachable. `stall`: silence during a file, after
+    which the connection is replaced. `tries`: failures of one connection in a row, without a new byte on any, after
+    which the source fails. `connections`: the most for one file.
     """
 
     endpoint: str | None = None
@@ -65,7 +62,7 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        """The address that is asked, as the environment has it now."""
+        """The hub's address as the environment has it now."""
         chosen = self.settings.endpoint or os.environ.get("HF_ENDPOINT") or ""
         if not chosen:
             from huggingface_hub import constants
@@ -74,7 +71,7 @@ class Hub:
         return chosen.rstrip("/")
 
     async def probe(self, *, within: float) -> None:
-        """Return if something answers at the endpoint within so many seconds. Raises DownloadFailed with the reason."""
+        """Return if the endpoint answers within so many seconds. Raises DownloadFailed with the reason."""
         work = in_thread(lambda stop: _probe(self.endpoint, within), "hub-probe", leave=True)
         try:
             await asyncio.wait_for(work, within)
@@ -82,10 +79,10 @@ class Hub:
             raise DownloadFailed(f"{self.endpoint} did not answer within {within:g} s.") from None
 
     async def locate(self, source: HubSource, file: ModelFile, *, within: float) -> Location:
-        """Ask the hub for the file within so many seconds.
+        """Look up the address of a file, within so many seconds.
 
-        Raises DownloadFailed where it holds no such file, or other bytes, or may not be asked; `Again` where it
-        cannot be reached.
+        Raises DownloadFailed if the hub has no such file, has another content, or HF_HUB_OFFLINE is set; RetryLater if
+        it cannot be reached.
         """
         work = in_thread(lambda stop: _locate(self.endpoint, source, file, within), "hub-locate", leave=True)
         try:
@@ -94,9 +91,9 @@ class Hub:
             raise RetryLater(f"{self.endpoint} did not answer within {within:g} s", answered=False) from None
 
     async def fetch(self, source: HubSource, file: ModelFile, partial: PartialFile) -> None:
-        """Bring what the file lacks, beside whoever else does; return when it is complete.
+        """Download the missing bytes, beside other sources; returns when the file is complete.
 
-        Raises DownloadFailed, with what has arrived kept, or NotEnoughSpace.
+        Raises DownloadFailed (bytes that arrived are kept) or NotEnoughSpace.
         """
         thread = DownloadThread(self.settings.stall)
         fetch = _FileDownload(self, thread, source, file, partial)
@@ -116,7 +113,7 @@ class Hub:
 
 
 class _FileDownload:
-    """One file that is being fetched, over several connections that learn from each other."""
+    """The download of one file over several connections that share what they learn of the server."""
 
     def __init__(
         self, hub: Hub, thread: DownloadThread, source: HubSource, file: ModelFile, partial: PartialFile
@@ -129,13 +126,13 @@ class _FileDownload:
         self._partial = partial
         self._name = hub.endpoint
         self._location: Location | None = None
-        self._ignored = 0  # whole files in a row where ranges were asked for
+        self._ignored = 0  # whole responses in a row to range requests
         self._bodies: dict[object, HubBody] = {}  # by connection
-        self._only: object | None = None  # the one connection there is to a server that knows no ranges
+        self._only: object | None = None  # the only connection to a server without ranges
         self._wait_until = 0.0
 
     async def find(self) -> None:
-        """Ask where the file lies; a hub that nobody can reach is given up at once."""
+        """Look up the file's address. An unreachable hub fails at once."""
         try:
             self._location = await self._hub.locate(self._source, self._file, within=self._settings.decide_within)
         except RetryLater as reason:
@@ -144,7 +141,7 @@ class _FileDownload:
             self._wait(reason.after)
 
     async def connection(self) -> None:
-        """Fetch one piece after the other until the file is complete. Raises DownloadFailed after enough failures."""
+        """Download ranges until the file is complete. Raises DownloadFailed after too many failures in a row."""
         this, failures, seen = object(), 0, self._received()
         while not self._partial.complete and self._only in (None, this):
             await asyncio.sleep(max(0.0, self._wait_until - asyncio.get_running_loop().time()))
@@ -163,7 +160,7 @@ class _FileDownload:
                     reading = (other for other, body in self._bodies.items() if body.from_start)
                     self._only = self._only or next(reading, this)
             except RetryLater as reason:
-                self._location = None  # a signed address runs out
+                self._location = None  # a signed address expires
                 failures = 1 if self._received() > seen else failures + 1
                 if failures >= self._settings.tries:
                     raise DownloadFailed(f"The hub failed {failures} times in a row: {reason}.") from None
@@ -194,7 +191,7 @@ class _FileDownload:
 
 
 def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) -> Location:
-    """One question to the hub, by its own client, without retries (in a thread)."""
+    """Look up a file with the hub's client, without retries (in a thread)."""
     import httpx2
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -204,7 +201,7 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
     try:
         found = get_hf_file_metadata(url, timeout=within, headers=headers, endpoint=endpoint)
     except OfflineModeIsEnabled:
-        raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
+        raise DownloadFailed("The hub is not asked: HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
         raise_for_refusal(error.response, source.repository, f"file {source.path} in {source.repository}")
         raise RetryLater(error_text(error), retry_after(error.response.headers)) from None
@@ -212,14 +209,14 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
         raise RetryLater(error_text(error), answered=False) from None
     etag = (found.etag or "").lower()
     if (found.size is not None and found.size != file.size) or (SHA256.fullmatch(etag) and etag != file.sha256):
-        raise DownloadFailed(f"The hub's {source.repository}/{source.path} holds other bytes than were expected.")
+        raise DownloadFailed(f"The hub's {source.repository}/{source.path} has another size or sha256 than expected.")
     if urlsplit(found.location).netloc != urlsplit(url).netloc:
         headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
     return Location(found.location, headers)
 
 
 def request_headers() -> dict[str, str]:
-    """The headers to ask the hub with: who we are, and the token if there is one."""
+    """Headers of requests to the hub: user agent, and the token if there is one."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # exported by its __init__
 
     return dict(build_hf_headers(library_name="mesh-llm", library_version=__version__))
@@ -233,21 +230,21 @@ def _probe(endpoint: str, within: float) -> None:
     try:
         get_session().head(endpoint, timeout=within, follow_redirects=False)
     except OfflineModeIsEnabled:
-        raise DownloadFailed("It may not be asked: HF_HUB_OFFLINE is set.") from None
+        raise DownloadFailed("It is not asked: HF_HUB_OFFLINE is set.") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise DownloadFailed(f"{endpoint} cannot be reached: {error_text(error)}.") from None
 
 
 def raise_for_refusal(response: httpx2.Response, repository: str, what: str) -> None:
-    """Raise DownloadFailed for an answer that asking again will not change."""
+    """Raise DownloadFailed for a response that a retry will not change."""
     status = response.status_code
     if status in (401, 403):
         raise DownloadFailed(
-            f"The hub does not give {repository} to everyone, or has no such repository (it answered {status}).",
+            f"Access to {repository} is restricted, or the hub has no such repository (status {status}).",
             advice="Check the name; or accept the model's terms on its page, and set HF_TOKEN or run `hf auth login`.",
         )
     if status in (400, 404, 410, 451):
         raise DownloadFailed(
-            f"The hub has no {what} (it answered {status}).",
-            advice="Check how it is written; what is private is shown only to a key, in HF_TOKEN.",
+            f"The hub has no {what} (status {status}).",
+            advice="Check the spelling; a private repository needs a token in HF_TOKEN.",
         )

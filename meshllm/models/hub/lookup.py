@@ -1,7 +1,7 @@
-"""Asks the hub which files a model has: a repository's list becomes a manifest, pinned to a commit.
+"""Looks up a model's files at the hub: a repository's file list becomes a manifest, pinned to a commit.
 
-Law: the answer is hostile: bounded before it is read, checked before it is used; a name in it that could leave its
-folder is passed over. Which file is meant is never guessed: either there is one, or the candidates are named.
+Invariants: the answer is bounded before it is read and checked before it is used; names that could leave their folder
+are skipped; an ambiguous reference is an error that lists the candidates.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .stream import RetryLater, error_text, retry_after
 
 MAX_LISTING_BYTES: Final = 32 << 20  # the longest lists (a thousand files) have half a megabyte
 MAX_LISTED: Final = 20_000
-MAX_CANDIDATES: Final = 12  # named in an error
+MAX_CANDIDATES: Final = 12  # listed in an error
 LISTING_SECONDS: Final = 60.0  # for the whole list, however slowly it comes
 
 PREFERRED_QUANTIZATIONS: Final = (
@@ -37,22 +37,21 @@ PREFERRED_QUANTIZATIONS: Final = (
     "UD-Q3_K_XL", "Q3_K_M", "IQ3_M", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "UD-Q2_K_XL", "Q2_K", "IQ2_M", "BF16", "F16",
     "FP16", "F32",
 )  # fmt: skip
-"""What is taken where no quantization was named: four bits, of which little is lost at a quarter of the size; then more
-bits, then fewer, and the unquantized weights last."""
+"""Order of preference without a given quantization: 4 bits first (little loss at a quarter of the size), then more
+bits, then fewer, unquantized last."""
 
 PREFERRED_PROJECTORS: Final = ("F16", "BF16", "Q8_0", "F32")
-"""Which projector is taken of several: half precision loses nothing that can be seen, and every backend computes it."""
+"""Order of preference of projectors: half precision loses nothing visible and runs on every backend."""
 
 _WITHOUT_THE_HUB: Final = (
-    "Try again when it can be reached. A model that was looked up once is known without it, and a file that you have "
-    "can be given by its path."
+    "Try again later. A model that was looked up once is known without the hub; a local file can be given by its path."
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """A GGUF file as the repository lists it; `sha256` is empty where it gives none."""
+    """A GGUF file in a repository's list; `sha256` is empty if the list has none."""
 
     path: str
     size: int
@@ -65,7 +64,7 @@ class ListedFile:
 
     @property
     def quantization(self) -> str:
-        """As its path says ("" if it does not)."""
+        """The quantization in its path ("" if none)."""
         return quantization_in(self.path)[0]
 
 
@@ -79,10 +78,10 @@ class RepositoryListing:
 
 
 async def look_up(reference: HubReference, hub: Hub) -> Manifest:
-    """The manifest of the model, as its repository is now.
+    """The manifest of the model at the repository's current commit.
 
-    Raises DownloadFailed where the hub cannot be reached, has no such repository or gives a senseless answer, and
-    UnknownModel or AmbiguousModel, with what there is, where the repository has no such model or several.
+    Raises DownloadFailed if the hub is unreachable, has no such repository or sends an invalid list; UnknownModel or
+    AmbiguousModel, with the candidates, if the repository has no such model or several.
     """
     settings, failures = hub.settings, 0
     within = settings.decide_within
@@ -129,20 +128,20 @@ def _ask(endpoint: str, reference: HubReference, within: float) -> bytes:
             answered = True
             raise_for_refusal(response, repository, f"repository {repository} with a revision {reference.revision}")
             if response.status_code != 200:
-                raise RetryLater(f"it answered {response.status_code}", retry_after(response.headers))
+                raise RetryLater(f"status {response.status_code}", retry_after(response.headers))
             for data in response.iter_bytes():
                 body += data
                 if len(body) > MAX_LISTING_BYTES:
                     raise DownloadFailed(f"The hub's list of {repository} is too long.")
     except OfflineModeIsEnabled:
-        raise DownloadFailed("The hub may not be asked: HF_HUB_OFFLINE is set.") from None
+        raise DownloadFailed("The hub is not asked: HF_HUB_OFFLINE is set.") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise RetryLater(error_text(error), answered=answered) from None
     return bytes(body)
 
 
 def parse(body: bytes, repository: str) -> RepositoryListing:
-    """The GGUF files in the hub's answer. Raises DownloadFailed for an answer that is none."""
+    """The GGUF files in the hub's answer. Raises DownloadFailed if it is invalid."""
     try:
         data = json.loads(body)
         commit, listed = data["sha"], data["siblings"]
@@ -150,7 +149,7 @@ def parse(body: bytes, repository: str) -> RepositoryListing:
             raise ValueError
         files = [file for item in listed if (file := _listed(item)) is not None]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DownloadFailed(f"The hub's list of {repository} makes no sense.") from None
+        raise DownloadFailed(f"The hub's list of {repository} is not valid.") from None
     return RepositoryListing(repository, commit, tuple(sorted(files, key=lambda file: file.path)))
 
 
@@ -166,7 +165,7 @@ def _listed(item: dict[str, Any]) -> ListedFile | None:
 
 
 def cached(reference: HubReference) -> RepositoryListing | None:
-    """What the hub's own cache on this disk holds of the repository, at the commit that was last fetched; blocks."""
+    """The repository in huggingface_hub's cache, at the commit fetched last. Blocks."""
     folder = hugging_face() / f"models--{reference.repository.replace('/', '--')}"
     try:
         with (folder / "refs" / reference.revision).open("rb") as file:
@@ -186,15 +185,15 @@ def cached(reference: HubReference) -> RepositoryListing | None:
     )
 
 
-# -- which of them
+# -- choosing a model
 
 
 def choose(reference: HubReference, listing: RepositoryListing, endpoint: str) -> Manifest:
-    """The model that is meant, of those in the list. Raises UnknownModel, AmbiguousModel, DownloadFailed."""
+    """The manifest of the referenced model. Raises UnknownModel, AmbiguousModel, DownloadFailed."""
     first = _by_path(reference, listing) if reference.path else _by_quantization(reference, listing)
     files = tuple(_file(file, listing) for file in _parts(first, listing))
     if reference.sha256 and files[0].sha256 != reference.sha256:
-        raise DownloadFailed(f"The hub's {listing.repository}/{first.path} holds other bytes than were expected.")
+        raise DownloadFailed(f"The hub's {listing.repository}/{first.path} has another sha256 than expected.")
     projector = _projector(reference, first, listing)
     origin = f"{listing.repository} at {endpoint}, commit {listing.commit[:7]}: {first.path}"
     return Manifest(
@@ -206,7 +205,7 @@ def choose(reference: HubReference, listing: RepositoryListing, endpoint: str) -
 
 
 def _models(listing: RepositoryListing) -> list[ListedFile]:
-    """The files that are models, of several parts the first."""
+    """The files that are models; of several parts the first."""
     models = []
     for file in listing.files:
         part = part_of(file.name)
@@ -251,32 +250,32 @@ def _by_quantization(reference: HubReference, listing: RepositoryListing) -> Lis
         paths = [f"{listing.repository}/{file.path}" for file in found]
         raise AmbiguousModel(
             f"{listing.repository} has {len(paths)} models in {chosen or 'one quantization'}.",
-            advice=f"Name one by its path: {_first_names(paths)}.",
+            advice=f"Choose one by its path: {_first_names(paths)}.",
             candidates=tuple(paths[:MAX_CANDIDATES]),
         )
     return found[0]
 
 
 def _parts(first: ListedFile, listing: RepositoryListing) -> list[ListedFile]:
-    """The file, or all parts of the model that it is the first part of."""
+    """The file, or all parts of the model that it begins."""
     part = part_of(first.name)
     if part is None:
         return [first]
     if part.number != 1 or not 1 <= part.parts <= MAX_FILES:
-        raise UnknownModel(f"{first.path} is part {part.number} of {part.parts}.", advice=f"Name {part.first} instead.")
+        raise UnknownModel(f"{first.path} is part {part.number} of {part.parts}.", advice=f"Use {part.first} instead.")
     by_path = {file.path: file for file in listing.files}
     begin, _, end = first.path.rpartition("-00001-of-")
     paths = [f"{begin}-{number:05d}-of-{end}" for number in range(1, part.parts + 1)]
     if missing := [path for path in paths if path not in by_path]:
         raise DownloadFailed(
             f"{listing.repository} lacks {missing[0]}, a part of the model.",
-            advice="Take another of its quantizations, or the model from another repository.",
+            advice="Use another quantization or another repository.",
         )
     return [by_path[path] for path in paths]
 
 
 def _projector(reference: HubReference, model: ListedFile, listing: RepositoryListing) -> ListedFile | None:
-    """The file that turns pictures into tokens: the one that was named, or the best of those beside the model."""
+    """The projector: the named one, or the best one beside the model."""
     there = [file for file in listing.files if _is_projector(file) and part_of(file.name) is None]
     if reference.projector:
         found = next((file for file in listing.files if file.path == reference.projector), None)
@@ -292,13 +291,13 @@ def _projector(reference: HubReference, model: ListedFile, listing: RepositoryLi
 
 def _file(file: ListedFile, listing: RepositoryListing) -> ModelFile:
     if not file.sha256:
-        raise DownloadFailed(f"The hub gives no digest of {listing.repository}/{file.path}: it cannot be verified.")
+        raise DownloadFailed(f"The hub lists no sha256 of {listing.repository}/{file.path}: so it cannot be verified.")
     source = HubSource(listing.repository, listing.commit, file.path)
     return ModelFile(file.name, file.size, file.sha256, (source,))
 
 
 def _available(names: Sequence[str]) -> str:
-    return f"It has {_first_names(names)}." if names else "It has no GGUF files at all."
+    return f"It has {_first_names(names)}." if names else "It has no GGUF files."
 
 
 def _first_names(names: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
-"""What a model is: its files, with their sizes, digests and where each can come from; never a path.
+"""The files of a model: names, sizes, digests and sources. Values only, never a path on this disk.
 
-Law: values only. A `Manifest` is complete: whoever holds one can fetch the model and prove that it got the right bytes.
-A `HubReference` is a question that the hub has yet to answer (`lookup.py`).
+A `Manifest` is complete: its files can be downloaded and verified. A `HubReference` is looked up first (`lookup.py`).
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ Source = HubSource | PackageSource
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One GGUF file: its name in the store, its size in bytes, its sha256, and where to get it, best first.
+    """One GGUF file: name in the store, size in bytes, sha256, sources (best first).
 
-    Without `sources` it can only come from other nodes.
+    Without `sources` it can only come from peers.
     """
 
     name: str
@@ -46,12 +45,11 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A model that can be fetched and verified.
+    """A model that can be downloaded and verified.
 
-    `files` has more than one item when the GGUF is split: the parts in their order; the engine is given the first.
-    `projector`: the file that turns pictures into tokens, for a model that sees. `chat_template`: one of ours, by its
-    file's name, that replaces the file's own. `context_length`: tokens (0: as the file says). `origin`: where it was
-    found, in words.
+    `files` has several items for a split GGUF, in order; the engine gets the first. `projector`: the vision projector.
+    `chat_template`: file name of a template of ours that replaces the file's own. `context_length`: tokens (0: as the
+    file says). `origin`: text about where the manifest was found.
     """
 
     name: str
@@ -63,22 +61,21 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together, the projector's among them."""
+        """Bytes of all files, the projector included."""
         return sum(file.size for file in self.all_files)
 
     @property
     def all_files(self) -> tuple[ModelFile, ...]:
-        """Everything there is to fetch."""
+        """All files to download."""
         return (*self.files, self.projector) if self.projector is not None else self.files
 
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """A model in a repository of the hub that is still to be looked up.
+    """A model in a repository of the hub that must be looked up.
 
-    Either `path` names the file (the first one, of several parts), or `quantization` says which of the repository's
-    files is meant ("Q4_K_M"; empty: the usual one). `sha256`: what the (first) file must be, where that is known
-    beforehand. `projector`: the path of the projector, where it is known ("": whatever the repository has).
+    `path` names the (first) file; or `quantization` selects it ("Q4_K_M"; empty: the preferred one). `sha256`: of the
+    (first) file, if known. `projector`: path of the projector, if known ("": the best one in the repository).
     """
 
     name: str

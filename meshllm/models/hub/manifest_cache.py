@@ -1,6 +1,6 @@
-"""Manifests of models that were found at the hub, kept so that the same name works without it.
+"""Manifests that were looked up at the hub, stored so that the same name works offline.
 
-Law: what is read back is checked like an answer from a stranger; a file that is damaged counts as none.
+Invariants: a stored manifest is validated like foreign input; a damaged file counts as missing.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from .manifest import HubReference, HubSource, Manifest, ModelFile, PackageSourc
 
 MAX_ENTRY_BYTES: Final = 1 << 20
 MAX_ENTRIES: Final = 1024
-MAX_FILES: Final = 1000  # parts of one model; names have room for 99999, the largest models have some 200
+MAX_FILES: Final = 1000  # parts of one model; the largest models have about 200
 MAX_FILE_BYTES: Final = 1 << 42
 MAX_NAME: Final = 255
 
 _VERSION: Final = 1
-_COMPONENT = re.compile(r"\w[\w.+,=@()\[\] -]{0,199}", re.ASCII)  # as `names.py` takes them
+_COMPONENT = re.compile(r"\w[\w.+,=@()\[\] -]{0,199}", re.ASCII)  # as in `names.py`
 _PLAIN = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file from elsewhere may have that name in a folder of ours."""
+    """Whether a foreign file name is safe in a folder of ours."""
     return bool(_COMPONENT.fullmatch(name)) and ".." not in name and name.casefold().endswith(".gguf")
 
 
 def is_repository_path(path: str) -> bool:
-    """Whether that can be the path of a file in a repository: no step leaves it, nothing odd is in it."""
+    """Whether `path` is a safe path in a repository."""
     steps = path.split("/")
     return len(steps) <= 8 and all(_COMPONENT.fullmatch(step) and ".." not in step for step in steps)
 
 
 def is_repository(name: str) -> bool:
-    """Whether that can be a repository of the hub ("organisation/name")."""
+    """Whether `name` is a valid repository name ("organisation/name")."""
     return bool(_REPOSITORY.fullmatch(name)) and ".." not in name
 
 
 class ManifestCache:
-    """The kept manifests, as files in `folder`, each with the reference that it answers."""
+    """The stored manifests, one file each in `folder`, with the reference that they answer."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._cached: tuple[int, list[tuple[object, Manifest]]] = (-1, [])
 
     def get(self, reference: HubReference) -> Manifest | None:
-        """What was found for this reference before."""
+        """The manifest stored for this reference."""
         asked = _reference_key(reference)
         found = next((manifest for known, manifest in self._all() if known == asked), None)
         return replace(found, name=reference.name) if found else None
 
     def manifests(self) -> list[Manifest]:
-        """All that are kept, in the order of their names."""
+        """All stored manifests, by name."""
         return sorted((manifest for _, manifest in self._all()), key=lambda manifest: manifest.name)
 
     def put(self, manifest: Manifest, reference: HubReference | None = None) -> None:
-        """Keep it under its name, beside another model of that name. Raises OSError."""
+        """Store it under its name, beside another model of that name. Raises OSError."""
         asked = _reference_key(reference) if reference else {"files": [file.sha256 for file in manifest.all_files]}
         text = json.dumps({"version": _VERSION, "asked": asked, "manifest": asdict(manifest)}, indent=1)
         plain = manifest.name if _PLAIN.fullmatch(manifest.name) else ""
@@ -78,7 +78,7 @@ class ManifestCache:
         self._cached = (-1, [])
 
     def forget(self, manifest: Manifest) -> None:
-        """Do not know it any more. Raises OSError."""
+        """Remove it. Raises OSError."""
         for path in self._paths():
             if (known := _read(path)) and known[1] == manifest:
                 path.unlink(missing_ok=True)

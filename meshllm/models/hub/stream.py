@@ -1,7 +1,7 @@
-"""One answer with bytes of a file: asked for, checked for what it claims to be, and written where it is wanted.
+"""Streams one HTTP response with bytes of a file into a partial file.
 
-Law: bytes are written only at the place that the answer says they are from, and only there where nobody else writes. A
-server that ignores ranges may cost traffic, never a wrong byte. All of it runs in a thread that may be left behind.
+Invariants: bytes are written only at the offset that the response states and only in a claimed range, so that a server
+that ignores ranges costs traffic and never a wrong byte.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where the bytes are, and the headers to ask with (the token only if it is the hub itself that is asked)."""
+    """The address of the bytes, and request headers (with the token only for the hub itself)."""
 
     url: str
     headers: dict[str, str]
 
 
 class RetryLater(Exception):
-    """This try failed, another may not; `after` is what the server asked us to wait, in seconds.
+    """A failure that a retry may repair; `after`: seconds the server asks to wait.
 
-    `answered` is False where nobody answered at all, so that the hub may be out of reach.
+    `answered` False: no answer at all, so the hub may be unreachable.
     """
 
     def __init__(self, reason: str, after: float = 0.0, *, answered: bool = True) -> None:
@@ -52,14 +52,14 @@ class RetryLater(Exception):
 
 
 class RangeIgnored(Exception):
-    """The server began at the file's start although another place was asked for."""
+    """The server sent the file from its start although a range was requested."""
 
 
 class HubBody:
-    """What one request brings of a file. It holds the piece, or another that it comes upon, until `release`.
+    """One response. Holds the range it fills, or another that it reaches, until `release`.
 
-    `whole`: nothing but the whole file can be had, so what is there already, or fetched by others, is passed over. An
-    answer that begins at the file's start although only a piece was asked for is read on until it is of no use.
+    `whole`: only the whole file can be requested, so bytes that are there or claimed by others are skipped. A response
+    that starts at 0 although a range was requested is read until it is of no more use.
     """
 
     def __init__(self, partial: PartialFile, piece: ByteRange, source: str, *, whole: bool) -> None:
@@ -69,12 +69,12 @@ class HubBody:
         self._whole = whole
         self._superseded = False
         self.from_start = whole
-        """Whether the answer began at the file's start and goes on to its end, asked for or not."""
+        """Whether the response covers the file from its start to its end, requested or not."""
         self._position = 0 if whole else piece.position
         self._end = partial.size if whole else piece.end
 
     def release(self) -> None:
-        """Give back what it holds; what has arrived is kept. Idempotent."""
+        """Release the held range; bytes that arrived are kept. Idempotent."""
         if self._piece is not None:
             self._partial.release(self._piece)
             self._piece = None
@@ -105,7 +105,7 @@ class HubBody:
             raise RetryLater(f"the connection ended after {self._position} of {self._end} bytes")
 
     def _check(self, response: aiohttp.ClientResponse) -> None:
-        """Raises where the answer's body does not begin at the place that was asked for."""
+        """Raises RetryLater or RangeIgnored if the response does not start at the requested offset."""
         if response.status == 200:
             if self._position:
                 raise RangeIgnored
@@ -118,7 +118,7 @@ class HubBody:
             raise RetryLater(f"it answered {response.status}", retry_after(response.headers))
 
     def _is_done(self) -> bool:
-        """Whether nothing that comes here is wanted any more."""
+        """Whether no further byte of the response is wanted."""
         piece = self._piece
         if piece is not None and piece.held and piece.position < piece.end:
             return False
@@ -143,7 +143,7 @@ class HubBody:
                 return
 
     def _current_range(self) -> ByteRange | None:
-        """The piece for what comes now or later, None where nobody wants what comes until the end of this chunk."""
+        """The range for the current or a later position; None if nothing is wanted until the end of this chunk."""
         piece = self._piece
         if piece is not None and piece.held and piece.position < piece.end and piece.position >= self._position:
             return piece
@@ -247,12 +247,12 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks us to wait."""
+    """Seconds that the server asks to wait."""
     value = headers.get("Retry-After", "").strip()
     return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.0
 
 
 def error_text(error: BaseException) -> str:
-    """The first line of an error of the client, shortened."""
+    """The first line of an error, at most 200 characters."""
     text = (str(error) or type(error).__name__).strip().splitlines()[0]
     return text[:200].rstrip(".")

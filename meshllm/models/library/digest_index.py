@@ -1,7 +1,7 @@
-"""What was found out about files by reading them whole, so that none is read whole twice.
+"""Digests of files that were hashed, so that no file is hashed twice.
 
-Law: a entry counts only while the file is as it was: size and time of change, and for files outside the store also
-which file it is. Whatever is damaged counts as no entry at all.
+Invariants: a record is valid only while size and modification time (outside the store also the inode) are unchanged; a
+damaged record counts as missing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Final
 from meshllm.util.atomic_file import replace_file
 
 MAX_ENTRY_BYTES: Final = 64 << 10
-MAX_ENTRIES: Final = 4096  # far more files than anybody has models; each is read when something is looked for
+MAX_ENTRIES: Final = 4096  # records that are read; each lookup reads all
 
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class DigestEntry:
-    """What was true of a file when its digest was last checked: bytes, and ns since the epoch.
+    """Facts of a file when it was hashed: bytes, and ns since the epoch.
 
-    `path` is relative to the store for files in it, and empty in entries of earlier versions; `inode` 0: any.
+    `path` is relative to the store for files in it, and empty in records of earlier versions; `inode` 0: any.
     """
 
     file: str
@@ -39,7 +39,7 @@ class DigestEntry:
 
 
 class DigestIndex:
-    """The entries about files in `store`, and about those elsewhere, as files in `folder`."""
+    """The records of files in `store` and elsewhere, one file each in `folder`."""
 
     def __init__(self, store: Path, folder: Path) -> None:
         self._store = store
@@ -47,33 +47,33 @@ class DigestIndex:
         self._cached: tuple[int, dict[str, list[DigestEntry]]] = (-1, {})
 
     def digest(self, path: Path) -> str | None:
-        """The sha256 the file had when it was last checked, if it has not changed since."""
+        """The sha256 of the file when it was last hashed, if it is unchanged since."""
         entry = self._read(self._entry_path(path))
         if entry is None or self._path(entry) != path:
             return None
         return entry.sha256 if _is_unchanged(entry, path) else None
 
     def last_digest(self, path: Path) -> str | None:
-        """The same, whether or not it has changed since."""
+        """The same, changed or not."""
         entry = self._read(self._entry_path(path))
         return entry.sha256 if entry is not None and self._path(entry) == path else None
 
     def paths_of(self, sha256: str) -> list[Path]:
-        """Where files with that digest are that have not changed since it was checked; those in the store first."""
+        """Paths of unchanged files with that digest; those in the store first."""
         entries = sorted(
             self._by_digest().get(sha256, ()), key=lambda entry: (Path(entry.path).is_absolute(), entry.path)
         )
-        # Read again: what is in memory may have been damaged or taken back on the disk since.
+        # Read again: the record may have been damaged or removed on disk since.
         return [path for entry in entries if self.digest(path := self._path(entry)) == sha256]
 
     def all(self) -> Iterator[tuple[str, Path]]:
-        """Every digest that is known to be here, with a file that has it."""
+        """Every digest of an unchanged file, with one path."""
         for sha256 in self._by_digest():
             if found := self.paths_of(sha256):
                 yield sha256, found[0]
 
     def record(self, path: Path, sha256: str) -> None:
-        """Note that the file's digest was checked just now. Raises OSError."""
+        """Record the digest of a file that was just hashed. Raises OSError."""
         facts = path.stat()
         inside = path.is_relative_to(self._store)
         where = str(path.relative_to(self._store)) if inside else str(path)
@@ -82,7 +82,7 @@ class DigestIndex:
         self._cached = (-1, {})
 
     def forget(self, path: Path) -> None:
-        """The file is gone, or something else now."""
+        """Remove the record of a file that is gone or changed."""
         self._entry_path(path).unlink(missing_ok=True)
         self._cached = (-1, {})
 

@@ -1,8 +1,7 @@
-"""Which smaller model guesses ahead for a model: the one that was asked for, the catalogue's, or one that fits.
+"""Finds a draft model for speculative decoding: the catalogue's, or a small local model with the same tokenizer.
 
-Law: two models pair if their vocabularies do, which is read off their files; no name proves anything. Nothing is
-fetched here. A draft is a convenience: where there is none, that is said in words and is no error, except for one that
-was asked for and cannot be.
+Invariants: two models pair only if the vocabularies in their files do. Nothing is downloaded. A missing draft model is
+no error, unless it was requested.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from meshllm.models.gguf.vocabulary import MAX_DIFFERENCE, VocabularyIdentity, r
 from .local_model import LocalModel, from_path
 from .store import Store
 
-# Of several that fit, the one closest to this share of the model: what is much smaller guesses badly, what is much
-# larger takes its time. The pairs people publish (0.5B for 7B to 32B, 1B for 70B) lie around it.
+# Of several candidates the one closest to this share of the target's parameters: a much smaller one is rejected often,
+# a much larger one is slow. Published pairs (0.5B for 7B to 32B, 1B for 70B) lie around it.
 BEST_SHARE: Final = 1 / 30
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The draft that was found, or why there is none."""
+    """The draft model that was found, or the reason why there is none."""
 
     name: str = ""
     draft: LocalModel | None = None
@@ -40,18 +39,19 @@ class Pairing:
 
 
 def check(target: LocalModel, draft: LocalModel) -> None:
-    """Raises UsageError unless `draft` can guess ahead for `target`, and InvalidModelFile. Reads both vocabularies."""
+    """Raises UsageError unless `draft` is a valid draft model for `target`, and InvalidModelFile. Reads both
+    vocabularies."""
     if reason := _incompatibility(target.header, draft.header) or _identity(target).incompatibility(_identity(draft)):
         raise UsageError(
-            f"{draft.name} cannot be the draft of {target.name}: {reason}.",
+            f"{draft.name} cannot be the draft model of {target.name}: {reason}.",
             advice="Choose a smaller model of the same family with --draft, or leave it out.",
         )
 
 
 def find(target: LocalModel, disk: Mapping[str, Wanted], store: Store, *, catalog: Catalog | None = None) -> Pairing:
-    """The best draft for `target` among the models of this `disk` (as `on_disk.scan` gives them). Blocks on the disk.
+    """The best draft model for `target` among the models of this `disk` (as `scan.scan` returns them). Blocks.
 
-    The catalogue's pairing is taken if that model is here; else one that is at most a tenth of the target.
+    The catalogue's pairing if that model is here; else one with at most a tenth of the target's parameters.
     """
     known = catalog or load()
     entry = known.get(target.name) or (known.with_digest(target.digest) if target.digest else None)
@@ -59,21 +59,21 @@ def find(target: LocalModel, disk: Mapping[str, Wanted], store: Store, *, catalo
     missing = ""
     if entry is not None and entry.draft:
         if (paired := _named(entry.draft, disk, store)) is None:
-            missing = f"{entry.draft}, its usual draft, is not on this disk (`mesh-llm download {entry.draft}`)"
+            missing = f"{entry.draft}, its usual draft model, is not on this disk (`mesh-llm download {entry.draft}`)"
         elif _pairs(target, paired, _identity(target)):
             return Pairing(entry.draft, paired)
     if target.header.experts:
-        # It computes with a few of its experts, and with more of them for each token that is checked.
-        return Pairing(reason=missing or "a mixture of experts gains little from one")
+        # A mixture of experts reads more experts for each token that is verified.
+        return Pairing(reason=missing or "speculative decoding gains little for a mixture of experts")
     for name, draft in _candidates(target, disk, store):
         identity = identity or _identity(target)
         if _pairs(target, draft, identity):
             return Pairing(name, draft)
-    return Pairing(reason=missing or "no small model of the same vocabulary is on this disk")
+    return Pairing(reason=missing or "no small model with the same tokenizer is on this disk")
 
 
 def _candidates(target: LocalModel, disk: Mapping[str, Wanted], store: Store) -> list[tuple[str, LocalModel]]:
-    """Models that may fit, by their headers alone, the best first; each file once."""
+    """Candidates by their headers alone, the best first; each file once."""
     found: dict[Path, tuple[str, LocalModel]] = {}
     for name in disk:
         draft = _named(name, disk, store)
@@ -84,7 +84,7 @@ def _candidates(target: LocalModel, disk: Mapping[str, Wanted], store: Store) ->
 
 
 def _too_different(target: Header, draft: Header) -> bool:
-    """Whether it need not be looked at any closer."""
+    """Whether the header alone excludes the draft model."""
     return (
         draft.parameters > target.parameters * MOST_OF_TARGET
         or draft.parameters <= 0
@@ -95,13 +95,13 @@ def _too_different(target: Header, draft: Header) -> bool:
 
 
 def _incompatibility(target: Header, draft: Header) -> str:
-    """What speaks against a draft before vocabularies are compared; "" if nothing."""
+    """The reason in the headers why `draft` is unusable; "" if none."""
     if usage(draft).purpose is not Purpose.GENERATE or not draft.causal:
-        return "it does not write text one token after the other"
+        return "it is not an autoregressive text model"
     if any(layer.state for layer in draft.shape.layers):
-        return "its layers keep a state that cannot be taken back"
+        return "its recurrent layers cannot be rolled back"
     if draft.parameters >= target.parameters:
-        return "it is no smaller"
+        return "it is not smaller"
     return ""
 
 
@@ -111,7 +111,7 @@ def _pairs(target: LocalModel, draft: LocalModel, identity: VocabularyIdentity) 
     try:
         return not identity.incompatibility(_identity(draft))
     except MeshError:
-        return False  # a file that cannot be read is no draft; whoever wants to serve it is told why
+        return False  # the error is reported when that model is served
 
 
 def _identity(model: LocalModel) -> VocabularyIdentity:
@@ -119,7 +119,7 @@ def _identity(model: LocalModel) -> VocabularyIdentity:
 
 
 def load_complete(wanted: Wanted, store: Store) -> LocalModel | None:
-    """The model, if all of it is on this disk; whatever is wrong with it is for whoever serves it to say."""
+    """The model, if it is complete and readable on this disk."""
     path = _path(wanted, store)
     try:
         return from_path(path, store) if path is not None else None
@@ -132,7 +132,7 @@ def _named(name: str, disk: Mapping[str, Wanted], store: Store) -> LocalModel | 
 
 
 def _path(wanted: Wanted, store: Store) -> Path | None:
-    """Its (first) file, if it lies in the store or was named by path."""
+    """Path of its (first) file, if it is here."""
     if isinstance(wanted, Path):
         return wanted
     manifest = store.manifest_of(wanted)

@@ -1,7 +1,7 @@
-"""Which files were found to be models when their headers were read, so that the next look at the disk is quick.
+"""Remembers which files are models, so that the next scan reads no header again.
 
-Law: only what is exactly the file that was read counts (size, time of change, inode). A memory that is damaged counts
-as none, and one that cannot be written is no fault: the headers are read again.
+Invariants: an entry is valid only for the same size, modification time and inode. A damaged cache counts as empty; one
+that cannot be written is no error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Facts = tuple[int, int, int]
 
 
 class HeaderCache:
-    """What is remembered in the file `path_of_cache`; whoever has looked at everything calls `save`. Blocks."""
+    """The cache in one file; call `save` after a complete scan. Blocks."""
 
     def __init__(self, path_of_cache: Path) -> None:
         self._path = path_of_cache
@@ -30,7 +30,7 @@ class HeaderCache:
         self._now: dict[str, tuple[Facts, bool]] = {}
 
     def is_model(self, path: Path, look: Callable[[Path], bool]) -> bool:
-        """Whether the file holds a model, or begins one of which all parts are there; `look` finds out."""
+        """Whether the file is a model, or the first part of a complete one; `look` reads the header."""
         try:
             facts = path.stat()
             now = facts.st_size, facts.st_mtime_ns, facts.st_ino
@@ -44,7 +44,7 @@ class HeaderCache:
         return known
 
     def save(self) -> None:
-        """Remember what was looked at, and nothing else."""
+        """Store the results of this scan only."""
         if self._now != self._before and self._path.parent.is_dir():
             text = json.dumps({"version": _VERSION, "files": [[path, *facts] for path, facts in self._now.items()]})
             with contextlib.suppress(OSError):
@@ -54,7 +54,7 @@ class HeaderCache:
 def _parts_are_there(path: Path) -> bool:
     part = part_of(path.name)
     if part is None or part.number != 1:
-        return True  # a later part by itself is for the header to judge
+        return True  # the header decides about a later part
     begin, _, end = part.first.rpartition("-00001-of-")
     return all(path.with_name(f"{begin}-{number:05d}-of-{end}").is_file() for number in range(2, part.parts + 1))
 

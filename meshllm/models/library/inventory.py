@@ -1,7 +1,7 @@
-"""What lies on this disk, for people: each model once, whole or half there, ours or another program's, sound or not.
+"""Lists models on this disk, each once: complete or partial, in the store or of another program, valid or damaged.
 
-Law: this only looks. A model goes by one name, the catalogue's where it has one; what is in the store and can be no
-model is listed with the reason, so that nothing takes room unseen. Blocks on the disk.
+Read-only. A model has one name, the catalogue's if it has one. Files in the store that are no models are listed with
+the reason. Blocks on the disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .store import Store
 
 
 class FileState(Enum):
-    """How a model stands; the values are for programs."""
+    """The state of a model's files; the values are for programs."""
 
     VERIFIED = "verified"
     UNVERIFIED = "not-verified"
@@ -34,11 +34,11 @@ class FileState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class InventoryItem:
-    """A model on this disk. `files`: all of it that is whole, a projector last; `size`: bytes of it when all is here,
-    of which `arrived` are; `program`: whose it is, "" for the model folder's own.
+    """A model on this disk. `files`: the complete files, a projector last; `size`: bytes of the complete model, of
+    which `arrived` are here; `program`: the owning program, "" for the store.
 
-    `model` is what could be served; None where it is not whole, or for a `reason`. `manifest`: its files as they should
-    be, where that is known; `other_names`: what else it answers to.
+    `model`: the servable model, None if incomplete or for a `reason`. `manifest`: its files, if known. `other_names`:
+    further names.
     """
 
     name: str
@@ -55,7 +55,7 @@ class InventoryItem:
 
 
 def inventory(store: Store, *, catalog: Catalog | None = None) -> list[InventoryItem]:
-    """Everything that lies here, by name; the store's own before what lies elsewhere."""
+    """All models, by name; the store's first."""
     known = catalog or load()
     found: dict[Path, InventoryItem] = {}
     for name, wanted in scan.scan(store, catalog=known).items():
@@ -74,7 +74,7 @@ def inventory(store: Store, *, catalog: Catalog | None = None) -> list[Inventory
 
 
 def item_at(path: Path, store: Store) -> InventoryItem | None:
-    """What lies in the file that somebody named by its path; None where there is none."""
+    """The model in a file that was named by its path; None if there is no file."""
     if (item := _item(model_name(path.name), path, store, load())) is not None:
         return item
     try:
@@ -91,7 +91,7 @@ def item_at(path: Path, store: Store) -> InventoryItem | None:
 
 
 def _item(name: str, wanted: Wanted, store: Store, catalog: Catalog) -> InventoryItem | None:
-    """The model that was found under that name; None where it cannot be read any more."""
+    """The model found under that name; None if it can no longer be read."""
     manifest = store.manifest_of(wanted)
     try:
         if manifest is not None and _verified(manifest, store):
@@ -136,7 +136,7 @@ def _program(path: Path, store: Store) -> str:
 
 
 def _partial(store: Store, catalog: Catalog, whole: set[str]) -> Iterable[InventoryItem]:
-    """Models of which something has arrived."""
+    """Models with a partial download."""
     left = store.unfinished()
     kept = [(None, manifest) for manifest in store.manifest_cache.manifests()]
     listed = [(entry, manifest) for entry in catalog.entries if (manifest := store.manifest_of(entry)) is not None]
@@ -156,12 +156,18 @@ def _partial(store: Store, catalog: Catalog, whole: set[str]) -> Iterable[Invent
         size = sum(path.stat().st_size for path in (store.partial_path(file),) if path.is_file())
         manifest = Manifest(f"unknown-{sha256[:12]}", (file,))
         yield InventoryItem(
-            manifest.name, FileState.PARTIAL, (), 0, size, manifest=manifest, reason="nobody knows what it is of"
+            manifest.name,
+            FileState.PARTIAL,
+            (),
+            0,
+            size,
+            manifest=manifest,
+            reason="unknown model (no manifest for this partial file)",
         )
 
 
 def _invalid_files(store: Store, catalog: Catalog, known: set[Path]) -> Iterable[InventoryItem]:
-    """Files of the store that are no models, nor go with one that is here."""
+    """Files of the store that are neither models nor parts of one."""
     entries = {file.name: entry for entry in catalog.entries for file in entry.files}
     for path in scan.files_in(store.folder):
         part = part_of(path.name)
@@ -171,7 +177,7 @@ def _invalid_files(store: Store, catalog: Catalog, known: set[Path]) -> Iterable
             size = path.stat().st_size
             from_path(path, store)
         except OSError:
-            continue  # it has just gone
+            continue  # removed meanwhile
         except MeshError as error:
             reason = error.message
             entry = entries.get(path.name)
@@ -180,15 +186,15 @@ def _invalid_files(store: Store, catalog: Catalog, known: set[Path]) -> Iterable
             yield InventoryItem(
                 path.stem, FileState.DAMAGED, (path,), size, size, "", None, manifest, entry, names, reason
             )
-        else:  # more of them than are looked at, or it has just come
+        else:  # beyond the scan limit, or new
             yield InventoryItem(model_name(path.name), FileState.UNVERIFIED, (path,), size, size)
 
 
-# -- of the catalogue
+# -- the catalogue
 
 
 class Presence(Enum):
-    """Whether a model of the catalogue is here."""
+    """Whether a model of the catalogue is on this disk."""
 
     HERE = "yes"
     UNVERIFIED = "not-verified"
@@ -199,7 +205,7 @@ class Presence(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ItemState:
-    """`percent` of it that has arrived, where it is partial; whose it is, where it lies elsewhere."""
+    """State of a catalogue model: `percent` downloaded if partial; owning `program` if elsewhere."""
 
     presence: Presence
     percent: int = 0
@@ -207,7 +213,7 @@ class ItemState:
 
 
 def catalog_state(entry: CatalogEntry, store: Store, others: list[AppModelFile]) -> ItemState:
-    """How an entry stands; `others` are the files of other programs (`elsewhere.gguf_files`)."""
+    """The state of a catalogue entry; `others`: the files of other programs (`other_apps.gguf_files`)."""
     manifest = store.manifest_of(entry)
     if manifest is None:
         found = next((it for it in others if _is_called(it.path.name, entry.file_name)), None)
@@ -232,5 +238,5 @@ def catalog_state(entry: CatalogEntry, store: Store, others: list[AppModelFile])
 
 
 def _is_called(name: str, wanted: str) -> bool:
-    """As the hub calls it, or as llama.cpp does, with the repository before it."""
+    """Whether `name` is `wanted`, or llama.cpp's name for it, with the repository before it."""
     return bool(wanted) and (name == wanted or name.endswith(f"_{wanted}"))

@@ -1,6 +1,6 @@
-"""A model that lies on this disk, with what its header says: what the engine can be started with.
+"""A model on this disk with its parsed header: what the engine is started with.
 
-Law: nothing is called a `LocalModel` whose header was not read and found sound.
+Invariants: a `LocalModel` has a header that was read and found valid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from meshllm.models.hub.manifest_cache import MAX_FILES
 
 from .store import Store
 
-# More files than any folder of models has; a projector is looked for among so many.
+# The most files in which a projector is searched.
 MAX_NEIGHBOURS: Final = 256
 
 
@@ -28,10 +28,9 @@ MAX_NEIGHBOURS: Final = 256
 class LocalModel:
     """A model that can be served.
 
-    `name`: what callers of the API say. `path`: the (first) GGUF file, absolute; `files`: all of them, in their order.
-    `size`: bytes of all these files. `digest`: sha256 of the (first) file, None for a file that was named by path and
-    never hashed. `chat_template`: the template to use instead of the file's own. `context_length`: tokens the model was
-    made for (0: it does not say). `projector`: the file that turns pictures into tokens, if there is one.
+    `name`: as API callers use it. `path`: the (first) GGUF file, absolute; `files`: all of them in order; `size`: their
+    bytes. `digest`: sha256 of the (first) file, None if it was never hashed. `chat_template`: replaces the file's own.
+    `context_length`: tokens the model was trained for (0: unknown). `projector`: the vision projector, if any.
     """
 
     name: str
@@ -46,7 +45,7 @@ class LocalModel:
 
 
 def from_manifest(manifest: Manifest, store: Store) -> LocalModel:
-    """The model whose files are all on this disk, verified. Raises UnknownModel where one is not, InvalidModelFile."""
+    """The model whose files are all verified on this disk. Raises UnknownModel if one is missing, InvalidModelFile."""
     paths = store.find_together(manifest.files)
     projector = store.find_together((manifest.projector,)) if manifest.projector else ()
     if paths is None or projector is None:
@@ -66,16 +65,16 @@ def from_manifest(manifest: Manifest, store: Store) -> LocalModel:
 
 
 def from_path(path: Path, store: Store, catalog: Catalog | None = None) -> LocalModel:
-    """The model in a file that was named by its path, called by the file's name.
+    """The model in a file named by its path; its name is the file's.
 
-    Raises InvalidModelFile, also for a file that is only a part of a model or something else than a language model,
-    and UnknownModel where a part is missing.
+    Raises InvalidModelFile, also for a later part and for anything but a language model; UnknownModel if a part is
+    missing.
     """
     header = read_header(path)
     if header.kind in ("adapter", "mmproj", "imatrix", "vocab") or header.architecture == "clip":
         raise InvalidModelFile(
-            f"{path} holds no language model but {header.kind if header.kind != 'model' else 'a vision projector'}.",
-            advice="Point to the GGUF file of the model itself.",
+            f"{path} contains no language model but {header.kind if header.kind != 'model' else 'a vision projector'}.",
+            advice="Use the GGUF file of the model itself.",
         )
     files = _parts(path, header)
     digest = store.known_digest(path)
@@ -94,16 +93,18 @@ def from_path(path: Path, store: Store, catalog: Catalog | None = None) -> Local
 
 
 def _parts(path: Path, header: Header) -> tuple[Path, ...]:
-    """The files of the model that this one begins, in their order."""
+    """The files of the model that `path` begins, in order."""
     part = part_of(path.name)
     if header.parts == 1 or part is None:
         return (path,)
     if header.part != 0:
         raise InvalidModelFile(
-            f"{path} is part {header.part + 1} of {header.parts}.", advice=f"Name {part.first} instead."
+            f"{path} is part {header.part + 1} of {header.parts}.", advice=f"Use {part.first} instead."
         )
     if header.parts > MAX_FILES or part.parts != header.parts or part.number != 1:
-        raise InvalidModelFile(f"{path} says it has {header.parts} parts.", advice="Download it again.")
+        raise InvalidModelFile(
+            f"{path} claims {header.parts} parts, which its name does not match.", advice="Download it again."
+        )
     begin, _, end = part.first.rpartition("-00001-of-")
     files = tuple(path.with_name(f"{begin}-{number:05d}-of-{end}") for number in range(1, header.parts + 1))
     for file in files:
@@ -113,8 +114,7 @@ def _parts(path: Path, header: Header) -> tuple[Path, ...]:
 
 
 def _projector(path: Path, digest: str | None, store: Store) -> Path | None:
-    """The projector that was fetched with this file; else the only one in its folder, if that folder is not the store's
-    own, where models of all kinds lie side by side."""
+    """The projector downloaded with this file; else the only one in its folder, unless that is the store's top."""
     if digest is not None:
         for manifest in store.manifest_cache.manifests():
             if manifest.projector and manifest.files[0].sha256 == digest:

@@ -1,7 +1,7 @@
-"""Model files that other programs have put on this disk: found, so that nothing is downloaded that is there.
+"""Finds model files of other programs on this disk, so that they are not downloaded again.
 
-Law: they are used where they lie, never moved, written or deleted. Looking is bounded: so many folders and entries, no
-link to a folder is followed, nothing is read but names (and Ollama's lists, which are small). It blocks.
+Invariants: files are used in place and never changed. The search is bounded in folders and entries, follows no links to
+folders and reads only names (and Ollama's small manifests). Blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from meshllm.models.hub.manifest_cache import MAX_FILE_BYTES, is_file_name
 
 from .digest_index import SHA256
 
-MAX_ENTRIES: Final = 20_000  # of folders, in one place; the largest collections have some hundreds of models
+MAX_ENTRIES: Final = 20_000  # per place; large collections have hundreds of models
 MAX_DEPTH: Final = 5  # "publisher/repository/file", and snapshots with folders in them
 MAX_LIST_BYTES: Final = 1 << 20  # Ollama's list of a model's layers has about a kilobyte
 
@@ -34,7 +34,7 @@ _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True)
 class AppModelFile:
-    """A GGUF file of another program. `sha256` is what its place says of it, "" where it says nothing."""
+    """A GGUF file of another program; `sha256` as its path states it, "" if it does not."""
 
     path: Path
     size: int
@@ -43,16 +43,16 @@ class AppModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Where files that belong together lie; `sure` where the place names them by their digests."""
+    """Paths of files that belong together; `sure` if the paths state their digests."""
 
     paths: tuple[Path, ...]
     sure: bool
 
 
 def find_files(files: Sequence[ModelFile], there: Iterable[AppModelFile] | None = None) -> Iterator[Match]:
-    """Where all of these files (the parts of a model, in their order) may lie together, the certain places first.
+    """Places where all files (the parts of a model, in order) may be together, certain ones first.
 
-    `there`: what `gguf_files` found, for whoever asks for many models.
+    `there`: the result of `gguf_files`, for several searches.
     """
     first = files[0]
     if len(files) == 1 and (blob := _ollama_blob(first.sha256)) and _size(blob) == first.size:
@@ -61,7 +61,7 @@ def find_files(files: Sequence[ModelFile], there: Iterable[AppModelFile] | None 
     for found in gguf_files() if there is None else there:
         if found.size != first.size or (found.sha256 and found.sha256 != first.sha256):
             continue
-        # llama.cpp puts the repository before the name.
+        # llama.cpp prefixes the name with the repository.
         if found.path.name != first.name and not found.path.name.endswith(f"_{first.name}"):
             continue
         prefix = found.path.name[: -len(first.name)]
@@ -77,7 +77,7 @@ def find_files(files: Sequence[ModelFile], there: Iterable[AppModelFile] | None 
 
 
 def gguf_files() -> Iterator[AppModelFile]:
-    """The GGUF files in the Hugging Face cache and the folders of other programs."""
+    """GGUF files in the Hugging Face cache and in folders of other programs."""
     for path in walk(hugging_face(), 1):
         if path.name.startswith("models--"):
             yield from gguf_in(path / "snapshots")
@@ -86,7 +86,7 @@ def gguf_files() -> Iterator[AppModelFile]:
 
 
 def ollama_models() -> Iterator[Manifest]:
-    """The models of Ollama, by the names they have there ("llama3.2:3b"), as files that are known by digest."""
+    """Ollama's models, by their names there ("llama3.2:3b"), with files known by digest."""
     lists = _ollama() / "manifests"
     for place in walk(lists, MAX_DEPTH):
         try:
@@ -101,11 +101,11 @@ def ollama_models() -> Iterator[Manifest]:
             yield Manifest(name, tuple(models), next(iter(projectors), None), origin="Ollama")
 
 
-# -- places
+# -- folders
 
 
 def hugging_face() -> Path:
-    """The cache of `huggingface_hub`, by the variables that move it."""
+    """The cache folder of `huggingface_hub`, as the environment has it."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(variable):
             return Path(chosen).expanduser()
@@ -114,12 +114,12 @@ def hugging_face() -> Path:
 
 
 def app_folders() -> list[Path]:
-    """The folders in which LM Studio, llama.cpp, GPT4All and Jan keep GGUF files under their own names."""
+    """Folders in which LM Studio, llama.cpp, GPT4All and Jan keep GGUF files."""
     return [folder for folder, _ in _programs()]
 
 
 def owning_app(path: Path) -> str:
-    """The program that keeps the file, by where it lies; "" where nobody knows."""
+    """The program that owns the file, by its path; "" if unknown."""
     places = [*_programs(), (hugging_face(), "Hugging Face"), (_ollama(), "Ollama")]
     return next((program for folder, program in places if path.is_relative_to(folder)), "")
 
@@ -149,12 +149,12 @@ def _ollama_blob(sha256: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-# -- looking
+# -- searching
 
 
 def walk(folder: Path, depth: int, most: int = MAX_ENTRIES) -> Iterator[Path]:
-    """What is in the folder and those below it, so deep and so many at most, hidden folders and links to folders left
-    out; a folder that cannot be read is empty."""
+    """Entries of the folder and its subfolders, bounded in depth and number, without hidden folders and links to
+    folders; an unreadable folder is empty."""
     left, waiting = most, [(folder, depth)]
     while waiting:
         where, depth = waiting.pop()
@@ -172,14 +172,14 @@ def walk(folder: Path, depth: int, most: int = MAX_ENTRIES) -> Iterator[Path]:
 
 
 def gguf_in(folder: Path) -> Iterator[AppModelFile]:
-    """The GGUF files in the folder and those below it."""
+    """GGUF files in the folder and its subfolders."""
     for path in walk(folder, MAX_DEPTH):
         if is_file_name(path.name) and (size := _size(path)):
             yield AppModelFile(path, size, digest_from_link(path))
 
 
 def _size(path: Path) -> int:
-    """Bytes of the file there, 0 where none is."""
+    """Size of the file, 0 if there is none."""
     try:
         facts = path.stat()
     except OSError:
@@ -188,7 +188,7 @@ def _size(path: Path) -> int:
 
 
 def digest_from_link(path: Path) -> str:
-    """The digest that the Hugging Face cache gives a file: the name of the blob that it is a link to."""
+    """The digest that the Hugging Face cache states for a file: the name of the blob it links to."""
     try:
         name = path.readlink().name
     except OSError:
@@ -197,7 +197,7 @@ def digest_from_link(path: Path) -> str:
 
 
 def _layer(layer: dict[str, object], kind: str) -> ModelFile | None:
-    """The file of a layer of that kind, if it is there whole."""
+    """The file of a layer of that kind, if it is complete."""
     size, match = layer["size"], _DIGEST.fullmatch(str(layer["digest"]))
     if layer["mediaType"] != kind or match is None or not isinstance(size, int) or not 0 < size <= MAX_FILE_BYTES:
         return None
@@ -206,7 +206,7 @@ def _layer(layer: dict[str, object], kind: str) -> ModelFile | None:
 
 
 def _ollama_name(steps: tuple[str, ...]) -> str:
-    """ "registry.ollama.ai/library/llama3/8b" is called llama3:8b; "" for what is no such path."""
+    """Ollama's name for a path: "registry.ollama.ai/library/llama3/8b" is llama3:8b; "" for any other form."""
     if len(steps) != 4 or not all(step.isprintable() and len(step) <= 100 for step in steps):
         return ""
     host, owner, model, tag = steps
@@ -217,7 +217,7 @@ def _ollama_name(steps: tuple[str, ...]) -> str:
 
 
 def first_parts(found: Iterable[AppModelFile]) -> Iterator[Path]:
-    """The files that are models by their names: not the later parts of one, nor what only goes with one."""
+    """Files that are models by name: no later parts, projectors or importance matrices."""
     for file in found:
         name, part = file.path.name, part_of(file.path.name)
         if (part is None or part.number == 1) and "mmproj" not in name.casefold() and "imatrix" not in name.casefold():

@@ -1,7 +1,7 @@
-"""Takes a model off this disk: its files in the store, what is left of its download, and what is known of it.
+"""Removes a model: its files in the store, its partial download and its manifest.
 
-Law: nothing outside the store is touched, a link to a file elsewhere is only taken away itself, and what another model
-needs stays. What will go is told first (`plan`), and only that goes (`remove`).
+Invariants: nothing outside the store is touched; a link is removed, not its target; files that another model needs
+stay; only what `plan` listed is removed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ BLOCK_BYTES: Final = 512  # what `st_blocks` counts in
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What goes: `files`, what has arrived of the `unfinished`, the kept `manifests`; `freed` bytes in all. `kept` are
-    files that stay, each with the reason."""
+    """What is removed: `files`, the partial downloads of `unfinished`, the stored `manifests`; `freed` bytes in all.
+    `kept`: files that stay, each with the reason."""
 
     item: InventoryItem
     files: tuple[Path, ...]
@@ -36,13 +36,13 @@ class Removal:
 
 
 def plan(item: InventoryItem, everything: Sequence[InventoryItem], store: Store) -> Removal:
-    """What removing the model means. Raises UsageError for one that lies elsewhere."""
+    """The plan for removing a model. Raises UsageError for one outside the store."""
     if item.program:
-        somebody = not item.program.startswith(os.sep)
-        whose = f"it belongs to {item.program}" if somebody else "that is not the model folder"
+        is_app = not item.program.startswith(os.sep)
+        whose = f"it belongs to {item.program}" if is_app else "that is outside the model folder"
         raise UsageError(
-            f"{item.name} lies at {item.files[0]}: {whose}, and nothing is removed there.",
-            advice=f"Remove it with {item.program if somebody else 'whatever put it there'}.",
+            f"{item.name} is at {item.files[0]}: {whose}. Only files in the model folder are removed.",
+            advice=f"Remove it with {item.program if is_app else 'the program that put it there'}.",
         )
     needed = {path: other.name for other in everything if other is not item for path in other.files}
     files, kept = [], []
@@ -50,7 +50,7 @@ def plan(item: InventoryItem, everything: Sequence[InventoryItem], store: Store)
         if path in needed:
             kept.append((path, f"{needed[path]} needs it"))
         elif not path.is_relative_to(store.folder):
-            kept.append((path, "it does not lie in the model folder"))
+            kept.append((path, "it is outside the model folder"))
         else:
             files.append(path)
     unfinished = tuple(file for file in (item.manifest.all_files if item.manifest else ()) if _has_partial(file, store))
@@ -63,7 +63,7 @@ def plan(item: InventoryItem, everything: Sequence[InventoryItem], store: Store)
 
 
 def remove(removal: Removal, store: Store) -> None:
-    """Do it. Raises EnvironmentFailure during a download of it; NotEnoughSpace or DownloadFailed for the disk."""
+    """Remove it. Raises EnvironmentFailure while it is downloaded; NotEnoughSpace or DownloadFailed for the disk."""
     with ExitStack() as stack:
         for file in removal.unfinished:
             _lock_file(file, store, stack)
@@ -88,7 +88,7 @@ def _has_partial(file: ModelFile, store: Store) -> bool:
 
 
 def _partial_paths(file: ModelFile, store: Store) -> list[Path]:
-    """What has arrived of an unfinished file."""
+    """Paths of a partial download."""
     return [
         store.partial_path(file),
         store.partial_path(file, "unpacked"),
@@ -97,7 +97,7 @@ def _partial_paths(file: ModelFile, store: Store) -> list[Path]:
 
 
 def _disk_usage(paths: Sequence[Path], *, holes: bool = False) -> int:
-    """Bytes that the files take, links by themselves; `holes`: they are begun, and have some."""
+    """Bytes of the files, links not followed; `holes`: sparse partial files."""
     found = 0
     for path in paths:
         with suppress(OSError):
@@ -107,7 +107,7 @@ def _disk_usage(paths: Sequence[Path], *, holes: bool = False) -> int:
 
 
 def _lock_file(file: ModelFile, store: Store, stack: ExitStack) -> None:
-    """Be the only one that does anything with the file."""
+    """Hold the file's lock. Raises EnvironmentFailure if it is being downloaded."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(store.lock(file).lock_file)
@@ -121,7 +121,7 @@ def _lock_file(file: ModelFile, store: Store, stack: ExitStack) -> None:
 
 
 def _clear_folders(folder: Path, store: Store) -> None:
-    """Folders of the store that nothing is left in: those named for repositories and digests."""
+    """Remove empty folders of the store, which are named after repositories and digests."""
     while folder != store.folder and folder.is_relative_to(store.folder):
         try:
             folder.rmdir()

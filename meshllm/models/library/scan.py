@@ -1,7 +1,7 @@
-"""Which models could be served from this disk at once, by the names that callers use.
+"""Models that can be served from this disk at once, by the names that callers use.
 
-Law: only what is there whole counts, and nothing is read but headers, each only once (`seen.py`). What is no model is
-passed over without a word: the folder is the user's.
+Invariants: only complete files count; only headers are read, each once (`header_cache.py`). Files that are not models
+are skipped silently: the folder is the user's.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ from .local_model import from_path
 from .other_apps import walk
 from .store import Store
 
-# Headers read in one look; the largest vocabularies take some 25 milliseconds each, the first time. A node tells others
-# of far fewer models anyway.
+# Headers read in one scan; the first time the largest vocabularies take about 25 ms each.
 MOST_FILES: Final = 256
-# Folders in the store are named for repositories and digests: "organisation/repository/digest/file".
+# Folders in the store are named after repositories and digests: "organisation/repository/digest/file".
 MAX_DEPTH: Final = 4
 MAX_ENTRIES: Final = 20_000
 
 
 def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = None) -> dict[str, Wanted]:
-    """The models in the store, those in the `named` files, and those that other programs have put on this disk, each
-    with what `download.ensure` takes for it.
+    """The models in the store, in the `named` files and of other programs, each as `ensure` takes it.
 
-    A file of the catalogue goes by the catalogue's name and by its own. Where several have a name, the store's own is
-    meant, then the first that is found. Blocks on the disk.
+    A file of the catalogue has the catalogue's name and its own. Of several models with one name the store's wins, then
+    the first found. Blocks on the disk.
     """
     found: dict[str, Wanted] = {}
     for entry in (catalog or load()).entries:
@@ -57,8 +55,8 @@ def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = 
 
 
 def aliases(found: Mapping[str, Wanted], store: Store) -> dict[str, str]:
-    """Which names of `found` (as `scan` gives it) mean a file that has another name there, each with the first of its
-    file's names: the catalogue's, where it has one. Blocks on the disk."""
+    """Names in `found` (as `scan` returns it) of files with several names, each with the first name of its file.
+    Blocks."""
     first: dict[str | Path, str] = {}
     others: dict[str, str] = {}
     for name, wanted in found.items():
@@ -71,7 +69,7 @@ def aliases(found: Mapping[str, Wanted], store: Store) -> dict[str, str]:
 
 
 def _first_file(wanted: Wanted, store: Store) -> Path | None:
-    """Where it lies; the first of its parts."""
+    """Path of the (first) file."""
     if isinstance(wanted, Path):
         return wanted.absolute()
     known = store.manifest_of(wanted)
@@ -79,7 +77,7 @@ def _first_file(wanted: Wanted, store: Store) -> Path | None:
 
 
 def _is_model(path: Path, store: Store) -> bool:
-    """Not an adapter, a vision projector, a later part, or something half written."""
+    """Whether the file is no adapter, projector, later part or incomplete file."""
     try:
         from_path(path, store)
     except (MeshError, OSError):
@@ -92,7 +90,7 @@ def _is_here(manifest: Manifest, store: Store) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The GGUF files of the store, those in its own folder first."""
+    """The GGUF files of the store, those in its top folder first."""
     found = []
     for path in walk(folder, MAX_DEPTH, MAX_ENTRIES):
         if path.suffix.lower() == ".gguf" and path.is_file():

@@ -1,7 +1,7 @@
-"""Which model on this disk a name means.
+"""Finds the model on this disk that a name means.
 
-Law: a name means what it means everywhere else (`resolve.py`); a model that is here may also be named by the file it
-lies in, and what a file here is called comes before what the catalogue knows.
+A name means the same everywhere (`resolve.py`); a local model may also be named by its file, and local names take
+precedence over the catalogue's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .store import Store
 
 
 def find(name: str, everything: Sequence[InventoryItem], store: Store) -> InventoryItem:
-    """The model on this disk that is meant. Raises UnknownModel, AmbiguousModel, UsageError."""
+    """The model that the name means. Raises UnknownModel, AmbiguousModel, UsageError."""
     if (item := by_name(name, everything)) is not None:
         return item
     wanted = resolve_name(name, everything, store)
@@ -27,12 +27,12 @@ def find(name: str, everything: Sequence[InventoryItem], store: Store) -> Invent
         return item
     raise UnknownModel(
         f"{wanted.name} is not on this disk.",
-        advice="`mesh-llm models` lists what is; `mesh-llm download NAME` fetches a model.",
+        advice="`mesh-llm models` lists local models; `mesh-llm download NAME` downloads one.",
     )
 
 
 def by_name(name: str, everything: Sequence[InventoryItem]) -> InventoryItem | None:
-    """The model that is called so, or that lies in the file of that name or path."""
+    """The model of that name, other name, file name or path."""
     folded = name.strip().casefold()
     for item in everything:
         if item.name.casefold() == folded:
@@ -51,12 +51,12 @@ def by_name(name: str, everything: Sequence[InventoryItem]) -> InventoryItem | N
 
 
 def _own_files(item: InventoryItem) -> Sequence[Path]:
-    """The files that stand for the model: not a projector, which may go with several."""
+    """The files that identify the model: no projector, which may belong to several."""
     return item.model.files if item.model is not None else item.files
 
 
 def resolve_name(name: str, everything: Sequence[InventoryItem], store: Store) -> Wanted:
-    """What the name means, here or anywhere. Raises as `resolve` does."""
+    """What the name means, on this disk or anywhere. Raises as `resolve` does."""
     from meshllm.models.catalog.resolve import resolve
 
     there: dict[str, Wanted] = {item.name: item.files[0] for item in everything if item.files}
@@ -64,7 +64,7 @@ def resolve_name(name: str, everything: Sequence[InventoryItem], store: Store) -
 
 
 def item_of(wanted: Wanted, everything: Sequence[InventoryItem]) -> InventoryItem | None:
-    """The model on this disk that is that, if it is here."""
+    """The listed model that `wanted` is, if it is here."""
     if isinstance(wanted, Path):
         return next((item for item in everything if wanted in _own_files(item)), None)
     return by_name(wanted.name, everything)

@@ -1,8 +1,7 @@
-"""Where model files lie, and which of them were verified.
+"""The model folder: where files are, which ones are verified, partial downloads, locks.
 
-Law: a file under its final name is whole (it is renamed there only after its digest was checked), and a file whose size
-and modification time are those of its note is not read again to be sure of it. Files that we did not make are never
-deleted, moved or written over: what has another content gets another place.
+Invariants: a file gets its final name only after its digest was checked; a verified file with unchanged size and
+modification time is not read again; files of the user or of other programs are never deleted, moved or overwritten.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ if TYPE_CHECKING:
     from filelock import AsyncFileLock
 
 STATE: Final = ".mesh-llm"
-MARGIN_BYTES: Final = 64 << 20  # left free on the disk, so that other programs can go on
+MARGIN_BYTES: Final = 64 << 20  # left free for other programs
 
 _FOLDERS: Final = ("partial", "manifests", "locks", "chunks", "models")
 _DIGEST_BYTES: Final = 32
-_MOST_PARTIAL: Final = 4096  # unfinished files that are looked at; nobody has begun so many
+_MOST_PARTIAL: Final = 4096  # the most partial files that are listed
 
 
 class Store:
-    """A folder of GGUF files. Our own notes, locks and half-finished files are in `.mesh-llm` inside it.
+    """A folder of GGUF files; state, locks and partial files are in `.mesh-llm` inside it.
 
-    `chunk_bytes`: into how many bytes files are cut to be fetched and checked; other nodes know only the default.
+    `chunk_bytes`: chunk size of downloads and digests; other nodes only know the default.
     """
 
     def __init__(self, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -69,54 +68,54 @@ class Store:
     # -- finished files
 
     def path(self, file: ModelFile) -> Path:
-        """Where the file lies: as it was verified, here or elsewhere; else where it is expected in this folder."""
+        """Path of the verified file, here or elsewhere; else the path where it is expected."""
         return next(iter(self._digests.paths_of(file.sha256)), self.folder / file.name)
 
     def has_size(self, file: ModelFile) -> bool:
-        """Whether a file is there that was verified, or that has this name and size, whatever is in it."""
+        """Whether the file is verified, or a file of this name and size exists, whatever its content."""
         try:
             return self.path(file).stat().st_size == file.size
         except OSError:
             return False
 
     def is_verified(self, file: ModelFile) -> bool:
-        """Whether the file is there and unchanged since its digest was found right."""
+        """Whether the file exists and is unchanged since it was verified."""
         return bool(self._digests.paths_of(file.sha256))
 
     def known_digest(self, path: Path) -> str | None:
-        """The sha256 that the file, here or elsewhere, had when it was last checked, if it has not changed since."""
+        """The sha256 of the file when it was last hashed, if it is unchanged since."""
         return self._digests.digest(path)
 
     def header_cache(self) -> HeaderCache:
-        """What is remembered of which files are models."""
+        """The cache of which files are models."""
         return HeaderCache(self._state / "seen.json")
 
     def verified_files(self) -> Iterator[tuple[str, Path]]:
-        """Every digest that is known to be on this disk, with a file that has it."""
+        """Every digest of an unchanged file on this disk, with its path."""
         return self._digests.all()
 
     def record(self, path: Path, sha256: str) -> None:
-        """Note that the file's digest was checked just now. Raises OSError."""
+        """Record the digest of a file that was just hashed. Raises OSError."""
         self._digests.record(path, sha256)
 
     def last_digest(self, path: Path) -> str | None:
-        """The sha256 that the file had when it was last checked, even if it has changed since."""
+        """The sha256 of the file when it was last hashed, even if it has changed since."""
         return self._digests.last_digest(path)
 
     def forget(self, path: Path) -> None:
-        """Note that the file is not there any more. Raises OSError."""
+        """Remove the record of a file that is gone or wrong. Raises OSError."""
         self._digests.forget(path)
 
     def target_paths(self, file: ModelFile) -> list[Path]:
-        """Where the file may get its place, best first: under its name; in a folder named for its repository, where
-        another file has that name; or in one named for its digest."""
+        """Possible paths of the file, best first: by its name; in a folder named after its repository, if another file
+        has the name; in a folder named after its digest."""
         repository = next((source.repository for source in file.sources if isinstance(source, HubSource)), "")
         folders = [self.folder / repository] if repository else []
         folders.append((folders[0] if folders else self.folder) / file.sha256[:12])
         return [folder / file.name for folder in (self.folder, *folders)]
 
     def find_together(self, files: Sequence[ModelFile]) -> tuple[Path, ...] | None:
-        """Where all these files (the parts of a model) lie verified in one folder, under names that go together."""
+        """Paths of these files (the parts of a model), if all are verified in one folder under matching names."""
         first = files[0]
         for path in self._digests.paths_of(first.sha256):
             if len(files) == 1:
@@ -129,9 +128,9 @@ class Store:
         return None
 
     def adopt(self, partial: Path, file: ModelFile, places: Sequence[Path]) -> Path:
-        """Give a verified file the first of these places that is free, and note its digest. Nothing is written over.
+        """Move a verified file to the first free path and record its digest. Nothing is overwritten.
 
-        Raises OSError, and DownloadFailed where no place is free.
+        Raises OSError, and DownloadFailed if no path is free.
         """
         from filelock import FileLock
 
@@ -139,29 +138,29 @@ class Store:
             path = next((place for place in places if not place.exists() and not place.is_symlink()), None)
             if path is None:
                 raise DownloadFailed(
-                    f"Another file lies at {places[0]}, where {file.name} belongs.",
-                    advice="Rename it or move it away, then try again: what has arrived is kept.",
+                    f"Another file is at {places[0]}, the path of {file.name}.",
+                    advice="Rename or move it, then try again. The downloaded bytes are kept.",
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(path)
         self.record(path, file.sha256)
         return path
 
-    # -- unfinished files
+    # -- partial files
 
     def prepare(self) -> None:
-        """Make the folders. Raises DownloadFailed where that is not permitted."""
+        """Create the folders. Raises DownloadFailed if that is not permitted."""
         try:
             for name in _FOLDERS:
                 (self._state / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DownloadFailed(
                 f"The model folder {self.folder} cannot be written: {error.strerror or error}.",
-                advice="Make it writable, or set MESH_LLM_MODELS to a folder that is.",
+                advice="Make it writable, or set MESH_LLM_MODELS to another folder.",
             ) from error
 
     def check_readable(self) -> None:
-        """Raises UsageError where the folder is none, or may not be read; one that is not there yet is empty."""
+        """Raises UsageError if the folder cannot be read; a missing one is empty."""
         try:
             with os.scandir(self.folder):
                 reason = "" if os.access(self.folder, os.X_OK) else os.strerror(errno.EACCES)
@@ -172,25 +171,25 @@ class Store:
         if reason:
             raise UsageError(
                 f"The model folder {self.folder} cannot be read: {reason.lower()}.",
-                advice="Make it a folder that you may read, or set MESH_LLM_MODELS to one.",
+                advice="Make it a readable folder, or set MESH_LLM_MODELS to another one.",
             )
 
     def lock(self, file: ModelFile) -> AsyncFileLock:
-        """A lock between processes, and between tasks, that fetch the same content."""
+        """The lock of one content, between processes and tasks."""
         from filelock import AsyncFileLock
 
         return AsyncFileLock(self._state / "locks" / f"{file.sha256}.lock", poll_interval=0.1)
 
     def partial_path(self, file: ModelFile, suffix: str = "part") -> Path:
-        """Where what has arrived of the file is kept; one name for each content, wherever it comes from."""
+        """Path of the partial file of this content."""
         return self._state / "partial" / f"{file.sha256}.{suffix}"
 
     def partial_file(self, file: ModelFile) -> PartialFile:
-        """The unfinished file, to be completed by whoever holds its lock. Raises OSError."""
+        """Open the partial file; the caller holds its lock. Raises OSError."""
         return PartialFile(self.partial_path(file), file.size, file.sha256, chunk_bytes=self.chunk_bytes)
 
     def resumable_bytes(self, file: ModelFile) -> int:
-        """Bytes of an unfinished download that the next one goes on from."""
+        """Bytes of a partial download that the next one resumes from."""
         partial = self.partial_path(file)
         wheels: list[int] = []
         try:
@@ -202,7 +201,7 @@ class Store:
         return max([sum(tables[0]) if tables else 0, *wheels])
 
     def unfinished(self) -> set[str]:
-        """The digests of all files of which something has arrived and that are not finished."""
+        """The digests of all files with a partial download."""
         try:
             names = [path.name for path in islice((self._state / "partial").iterdir(), _MOST_PARTIAL)]
         except OSError:
@@ -210,50 +209,50 @@ class Store:
         return {digest for digest in (name.partition(".")[0] for name in names) if SHA256.fullmatch(digest)}
 
     def discard(self, file: ModelFile) -> None:
-        """Remove what is left of a download that is finished. Raises OSError."""
+        """Remove the remains of a finished download. Raises OSError."""
         for suffix in ("part", "state", "unpacked"):
             self.partial_path(file, suffix).unlink(missing_ok=True)
         shutil.rmtree(self.partial_path(file, "wheel"), ignore_errors=True)
 
     def check_space(self, needed: int, what: str) -> None:
-        """Raises NotEnoughSpace, with the numbers, unless `needed` more bytes fit on the disk."""
+        """Raises NotEnoughSpace unless `needed` more bytes fit on the disk."""
         free = shutil.disk_usage(self.folder).free
         if needed > 0 and free < needed + MARGIN_BYTES:
             raise NotEnoughSpace(
                 f"{what} needs {megabytes(needed + MARGIN_BYTES)} on the disk of {self.folder}, "
                 f"where {megabytes(free)} are free.",
-                advice="Make room there, or set MESH_LLM_MODELS to a folder on a larger disk.",
+                advice="Free disk space, or set MESH_LLM_MODELS to a folder on a larger disk.",
             )
 
     # -- digests of chunks
 
     def chunk_digests(self, file: ModelFile) -> bytes | None:
-        """The `checking.Digests.chunks` of a file that was read whole here; None: not known yet."""
+        """The `PrefixDigests.chunks` of a file that was hashed here; None if unknown."""
         count = -(-file.size // self.chunk_bytes)
         try:
             with (self._state / "chunks" / file.sha256).open("rb") as kept:
                 found = kept.read(count * _DIGEST_BYTES + 1)
         except OSError:
             return None
-        # The last is the file's own: what does not end with it is damaged, or of an earlier version.
+        # The last digest is the file's own; a list without it is damaged or of an earlier version.
         return found if len(found) == count * _DIGEST_BYTES and found.endswith(bytes.fromhex(file.sha256)) else None
 
     def forget_chunks(self, sha256: str) -> None:
-        """The file that has that sha256 is not here any more. Raises OSError."""
+        """Remove the chunk digests of the file with that sha256. Raises OSError."""
         (self._state / "chunks" / sha256).unlink(missing_ok=True)
 
     def record_chunks(self, sha256: str, digests: bytes) -> None:
-        """Keep the `checking.Digests.chunks` of the file that has that sha256. Raises OSError."""
+        """Store the `PrefixDigests.chunks` of the file with that sha256. Raises OSError."""
         if not SHA256.fullmatch(sha256) or len(digests) % _DIGEST_BYTES:
             raise ValueError("no digests")
         replace_file(self._state / "chunks" / sha256, digests)
 
 
 def disk_error(error: OSError, path: Path) -> NotEnoughSpace | DownloadFailed:
-    """What to raise for an error of the file system at `path`."""
+    """The exception for a file system error at `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NotEnoughSpace(
             f"The disk of {path.parent} is full.",
-            advice="Make room; what has arrived is kept and the next try goes on.",
+            advice="Free disk space and try again. The downloaded bytes are kept.",
         )
     return DownloadFailed(f"{path} cannot be read or written: {error.strerror or error}.")

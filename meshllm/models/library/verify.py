@@ -1,8 +1,7 @@
-"""Reads the files of a model again and says whether they are what they should be.
+"""Hashes the files of a model again and compares them with their expected digests.
 
-Law: what a file should be is said by its manifest, by the place it lies in (the Hugging Face cache and Ollama name
-files by their digests), or by what it was when it was last read; what is found is noted, and a file that is damaged is
-called verified no longer. Nothing is deleted or mended here. Blocks for as long as reading takes.
+The expected digest comes from the manifest, from the path (the Hugging Face cache and Ollama name files by digest) or
+from the last hash. The result is recorded; a damaged file loses its verified state. Nothing is deleted. Blocks.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from .store import Store
 
 
 class VerifyVerdict(Enum):
-    """What was found; the values are for programs."""
+    """The result; the values are for programs."""
 
     SOUND = "sound"
-    FIRST_READ = "first-read"  # nobody knows what it should be: what it is was noted
-    CHANGED = "changed"  # by somebody, since it was last read; nobody else knows what it should be
+    FIRST_READ = "first-read"  # expected digest unknown: the digest was recorded
+    CHANGED = "changed"  # since it was last read; the expected digest is unknown
     DAMAGED = "damaged"
     MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
 class FileVerification:
-    """Of one file: its `sha256` as read ("" if it could not be), what was `expected` ("": nobody knows), and why."""
+    """The result for one file: `sha256` as read ("" if unreadable), `expected` digest ("": unknown), and the reason."""
 
     path: Path
     verdict: VerifyVerdict
@@ -50,14 +49,14 @@ class FileVerification:
 
 
 def verify_item(item: InventoryItem, store: Store, report: Callable[[Path, int], None]) -> Iterator[FileVerification]:
-    """The proof of each file of the model, one after the other; `report` hears how many bytes of which were read."""
+    """Verify each file of the model; `report` is called with the file and the bytes read so far."""
     all_files = item.manifest.all_files if item.manifest is not None else ()
     if item.state is FileState.PARTIAL:
         for file in all_files:
             if not store.has_size(file):
                 where = store.folder / file.name
                 yield FileVerification(
-                    where, VerifyVerdict.MISSING, expected=file.sha256, reason="it has not arrived yet"
+                    where, VerifyVerdict.MISSING, expected=file.sha256, reason="it is not downloaded yet"
                 )
     expected = {store.path(file): file.sha256 for file in all_files}
     manifests = [
@@ -80,19 +79,19 @@ def _verify_file(
         after = path.stat()
     except FileNotFoundError:
         store.forget(path)
-        return FileVerification(path, VerifyVerdict.MISSING, expected=wanted, reason="it is not there any more")
+        return FileVerification(path, VerifyVerdict.MISSING, expected=wanted, reason="it is gone")
     except OSError as error:
         return FileVerification(
             path, VerifyVerdict.DAMAGED, expected=wanted, reason=f"it cannot be read: {error.strerror or error}"
         )
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         return FileVerification(
-            path, VerifyVerdict.CHANGED, found.sha256, wanted, "somebody wrote to it meanwhile: verify it again"
+            path, VerifyVerdict.CHANGED, found.sha256, wanted, "it changed during verification: verify it again"
         )
     if wanted and found.sha256 != wanted:
         store.forget(path)
         return FileVerification(
-            path, VerifyVerdict.DAMAGED, found.sha256, wanted, "it has other bytes than it should have"
+            path, VerifyVerdict.DAMAGED, found.sha256, wanted, "its sha256 differs from the expected one"
         )
     try:
         read_header(path)
@@ -105,15 +104,15 @@ def _verify_file(
         return FileVerification(path, VerifyVerdict.SOUND, found.sha256, wanted)
     if noted is not None and noted != found.sha256:
         return FileVerification(
-            path, VerifyVerdict.CHANGED, found.sha256, noted, "it was changed since it was last read"
+            path, VerifyVerdict.CHANGED, found.sha256, noted, "it has changed since it was last read"
         )
     return FileVerification(
-        path, VerifyVerdict.FIRST_READ, found.sha256, reason="nobody knows what it should be: noted as it is"
+        path, VerifyVerdict.FIRST_READ, found.sha256, reason="expected digest unknown; recorded as it is"
     )
 
 
 def _digest_from_path(path: Path) -> str:
-    """The digest that the file's place gives it: the blob it is a link to, or is itself."""
+    """The digest that the path states: the blob it links to, or is itself."""
     if digest := digest_from_link(path):
         return digest
     name = path.name.removeprefix("sha256-")

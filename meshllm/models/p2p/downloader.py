@@ -1,9 +1,7 @@
-"""One file, while it is taken from peers.
+"""Downloads one file from peers.
 
-Law: a chunk is only as good as the source that answers for it, until whoever follows the file (`checking.follow`) has
-come to it; a source whose chunk is refuted by the list that it vouches for is asked no more. What is under way is
-bounded by the number of givers, and its memory is used again. What goes wrong with one source is over as soon as it is
-seen, and what that one was to bring is free for the others at once.
+Invariants: a chunk is right only once `hash_arriving` has accepted it; a peer whose chunk does not match the list that
+it claims is banned; buffers are bounded by the number of peers; a failed peer's chunks are free at once.
 """
 
 from __future__ import annotations
@@ -23,27 +21,27 @@ from meshllm.util.rate_meter import RateMeter
 from meshllm.util.threads import StopSignal, in_thread
 from meshllm.wire.mesh import files as w
 
-# Peers a file is taken from at once: more than fill any connection; each costs MAX_OUTSTANDING chunks of memory.
+# Peers used for one file at once, enough to fill any line; each costs MAX_OUTSTANDING chunks of memory.
 MAX_SEEDERS: Final = 6
-# Chunks asked of one peer at a time: one is checked, one is coming, one is being read by the source.
+# Chunks requested from one peer at a time: one is hashed, one is received, one is read by the peer.
 MAX_OUTSTANDING: Final = 3
-# Givers that answer within so many seconds of the first are replied before a list of digests is chosen.
+# Seconds after the first reply in which further replies count before a digest list is chosen.
 QUORUM_SECONDS: Final = 0.5
-# Who has not got the file is asked again after so many seconds: it may be fetching it too.
+# Seconds before a peer without the file is asked again: it may be downloading it.
 ASK_AGAIN_SECONDS: Final = 30.0
-# Who says of the file what others do not is asked again after so many: they may be gone by then.
+# Seconds before a peer with another digest list is asked again: the others may be gone by then.
 DISAGREE_RETRY_SECONDS: Final = 3.0
-# Who cannot be reached, or breaks off, is tried again after some seconds, doubled each time up to the last number.
+# Seconds before a failed peer is tried again, doubled up to the second number.
 RETRY_SECONDS, RETRY_MOST_SECONDS = 1.0, 30.0
-# As long as there is somebody else, it goes on without those who have failed so often in a row.
+# After this many failures in a row a peer is not waited for.
 MAX_FAILURES: Final = 4
-# Where nobody has the file, somebody may still turn up with it as long as it arrives from elsewhere (seconds).
+# Seconds without any arrival after which a download without a usable peer fails.
 NO_PEER_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class SwarmPeer:
-    """A node of the mesh: its id in hexadecimal, and what people call it."""
+    """A node of the mesh: node id in hexadecimal, and display name."""
 
     id: str
     name: str
@@ -53,16 +51,16 @@ class SwarmPeer:
 
 
 class PeerNetwork(Protocol):
-    """What taking needs of the mesh."""
+    """The parts of the mesh that a download uses."""
 
     def holders(self, model: str) -> Sequence[SwarmPeer]:
-        """Who may have the model's files, likely ones first; a bounded number."""
+        """Peers that may have the model's files, likely ones first; a bounded number."""
 
     async def open(self, peer: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
-        """A tunnel for files to a peer, with a protocol of `factory` on it. Raises MeshError, within some seconds."""
+        """Open a file tunnel to a peer with a protocol of `factory`. Raises MeshError within seconds."""
 
     async def changed(self) -> None:
-        """Return when `holders` may say something else."""
+        """Return when the result of `holders` may have changed."""
 
     @property
     def settling(self) -> bool:
@@ -70,7 +68,7 @@ class PeerNetwork(Protocol):
 
 
 class DigestLists:
-    """What givers say the digests of a file's chunks are. Those that say the same vouch for each other."""
+    """Digest lists of a file's chunks, as peers claim them; peers with equal lists support each other."""
 
     def __init__(self) -> None:
         self.chosen: bytes | None = None
@@ -78,32 +76,33 @@ class DigestLists:
         self._present: dict[SwarmPeer, bytes] = {}
 
     def add(self, peer: SwarmPeer, digests: bytes) -> None:
-        """`peer`, who is there to give, says that these are they."""
+        """Add the list that the connected `peer` claims."""
         self._claimants.setdefault(digests, {})[peer] = None
         self._present[peer] = digests
 
     def claims(self, peer: SwarmPeer) -> bool:
-        """Whether `peer` said that the chosen one is right."""
+        """Whether `peer` claims the chosen list."""
         return self.chosen is not None and peer in self._claimants.get(self.chosen, ())
 
     def remove_source(self, peer: SwarmPeer) -> None:
-        """`peer` gives nothing for now; what it said stands."""
+        """`peer` is disconnected; its claim stays."""
         self._present.pop(peer, None)
 
     def choose(self) -> bytes | None:
-        """The list most givers vouch for, of equal ones the first. It stays chosen as long as one of them is there."""
+        """The list that most connected peers claim (the first of equal ones). It stays chosen while one of them is
+        connected."""
         present = list(self._present.values())
         if present and (self.chosen is None or self.chosen not in present):
             self.chosen = max(present, key=present.count)
         return self.chosen
 
     def peer(self, identity: str) -> SwarmPeer | None:
-        """Who of those that vouch for something has that id."""
+        """The peer with that id, if it claims a list."""
         known = (peer for claimants in self._claimants.values() for peer in claimants)
         return next((peer for peer in known if peer.id == identity), None)
 
     def withdraw(self, peer: SwarmPeer) -> None:
-        """What `peer` says counts no more. A list that nobody else has vouched for is forgotten."""
+        """Withdraw the claims of `peer`. A list without claimants is forgotten."""
         self._present.pop(peer, None)
         for claimants in self._claimants.values():
             claimants.pop(peer, None)
@@ -112,7 +111,7 @@ class DigestLists:
             self._replace()
 
     def reject_chosen(self) -> list[SwarmPeer]:
-        """Not the chosen one. Who ever vouched for it."""
+        """Reject the chosen list; returns the peers that claimed it."""
         claimants = list(self._claimants.pop(self.chosen, {})) if self.chosen is not None else []
         for peer in claimants:
             self._present.pop(peer, None)
@@ -120,31 +119,31 @@ class DigestLists:
         return claimants
 
     def _replace(self) -> None:
-        """Choose another one, of givers that are there if possible."""
+        """Choose another list, preferably of connected peers."""
         self.chosen = None
         if self.choose() is None:
             self.chosen = max(self._claimants, key=lambda digests: len(self._claimants[digests]), default=None)
 
 
 class DownloadObserver(Protocol):
-    """Who hears what becomes of givers."""
+    """Receives connections and bans of a download."""
 
     def is_banned(self, peer: SwarmPeer) -> bool:
-        """Whether nothing is to be taken from it."""
+        """Whether the peer is banned."""
 
     def ban(self, peer: SwarmPeer, reason: str) -> None:
-        """Take nothing more from `peer`."""
+        """Ban the peer: download nothing more from it."""
 
     def connection_opened(self, peer: SwarmPeer, model: str, connection: PeerConnection, meter: RateMeter) -> None:
-        """Something may come by that connection from now on."""
+        """A connection was opened; `meter` counts its bytes."""
 
     def connection_closed(self, connection: PeerConnection) -> None:
-        """Nothing more."""
+        """The connection was closed."""
 
 
 @dataclass(slots=True)
 class _PeerState:
-    """How it went with a peer so far: when it may be asked again, and what was the matter."""
+    """The result of the last attempt with a peer, and the time of the next."""
 
     retry_at: float = 0.0
     failures: int = 0
@@ -153,7 +152,7 @@ class _PeerState:
 
 
 class _TryLater(Exception):
-    """A source that is in order but does not give, and when to ask again (seconds; 0: it has nothing)."""
+    """The peer does not serve the file now; `wait`: seconds until it may (0: it does not have it)."""
 
     def __init__(self, reason: str, wait: float) -> None:
         super().__init__(reason)
@@ -161,7 +160,7 @@ class _TryLater(Exception):
 
 
 class SwarmDownload:
-    """Takes chunks for one partial from `holders` of a model."""
+    """Downloads chunks of one partial file from `holders` of a model."""
 
     def __init__(
         self, network: PeerNetwork, observer: DownloadObserver, model: str, partial: PartialFile, lists: DigestLists
@@ -173,8 +172,8 @@ class SwarmDownload:
         self._partial = partial
         self._lists = lists
         self._clock = loop.time
-        # Whoever starts a task here waits for it, and hears of its errors.
-        self._owner = Owner(f"take {model}", awaited=True)
+        # The starter of each task awaits it and handles its errors.
+        self._owner = Owner(f"download {model}", awaited=True)
         self._states: dict[str, _PeerState] = {}
         self._running: dict[asyncio.Task[None], SwarmPeer] = {}
         self._connections: dict[SwarmPeer, PeerConnection] = {}
@@ -185,8 +184,8 @@ class SwarmDownload:
         self._last_arrival = float("-inf")
 
     async def run(self) -> None:
-        """Until the file is complete. Raises OSError; and DownloadFailed once there is nobody left who could give, and
-        nothing has arrived from anywhere else for NO_PEER_SECONDS."""
+        """Download until the file is complete. Raises OSError; DownloadFailed once no peer is usable and nothing has
+        arrived from other sources for NO_PEER_SECONDS."""
         news: asyncio.Task[None] | None = None
         self._ban_sources_of_wrong_chunks()
         while not self._partial.complete:
@@ -206,15 +205,15 @@ class SwarmDownload:
                 self._record_result(self._running.pop(task), task)
 
     async def close(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         if self._timer is not None:
             self._timer.cancel()
         await self._owner.close()
 
-    # -- whom to ask
+    # -- choosing peers
 
     def _ask_peers(self, holders: Sequence[SwarmPeer]) -> None:
-        """Ask whoever is not being asked and may be asked now."""
+        """Connect to idle peers whose retry time has come."""
         now = self._clock()
         for peer in self._idle_peers(holders):
             if len(self._running) < MAX_SEEDERS and self._states[peer.id].retry_at <= now:
@@ -222,14 +221,14 @@ class SwarmDownload:
                 self._running[self._owner.start(self._download_from(peer), f"from {peer}")] = peer
 
     def _idle_peers(self, holders: Sequence[SwarmPeer]) -> list[SwarmPeer]:
-        """Those that are not being asked; none if enough others are."""
+        """Peers without a connection; none if MAX_SEEDERS are connected."""
         busy = {peer.id for peer in self._running.values()}
         for peer in holders:
             self._states.setdefault(peer.id, _PeerState())
         return [peer for peer in holders if peer.id not in busy] if len(busy) < MAX_SEEDERS else []
 
     def _can_continue(self, holders: Sequence[SwarmPeer]) -> bool:
-        """Whether it is worth waiting: somebody gives, may give soon, or may turn up; or something arrives anyway."""
+        """Whether a peer is in use or may become usable, or data still arrives."""
         now = self._clock()
         if self._partial.arrived != self._arrived:
             self._arrived, self._last_arrival = self._partial.arrived, now
@@ -239,7 +238,7 @@ class SwarmDownload:
         return bool(may_continue) or now - self._last_arrival < NO_PEER_SECONDS
 
     def _record_result(self, peer: SwarmPeer, task: asyncio.Task[None]) -> None:
-        """Remember how it ended with a peer. Raises what is not the peer's doing."""
+        """Record how an attempt ended. Raises errors that the peer did not cause."""
         state, error, now = self._states[peer.id], task.exception(), self._clock()
         state.may_continue = True
         match error:
@@ -260,12 +259,12 @@ class SwarmDownload:
                 raise error
 
     def _ban_sources_of_wrong_chunks(self) -> None:
-        """Take nothing more from those whose chunks are not what they vouched for; perhaps others say otherwise."""
+        """Ban peers whose chunk failed verification and switch to another digest list."""
         for chunk, source in self._partial.take_rejections():
             peer = self._lists.peer(source)
             if peer is None or not self._lists.claims(peer):
                 continue
-            error = BadMessage(f"chunk {chunk} is not what it said that it would be")
+            error = BadMessage(f"chunk {chunk} does not match its claimed digest")
             self._observer.ban(peer, error.message)
             self._states.setdefault(peer.id, _PeerState()).reason = error.message
             if (connection := self._connections.get(peer)) is not None:
@@ -277,12 +276,12 @@ class SwarmDownload:
         reasons = {state.reason for state in self._states.values() if state.reason}
         if not reasons:
             return "No other node of the mesh could be asked for it."
-        return f"No node of the mesh gives it: {'; '.join(sorted(reasons))[:500]}"
+        return f"No node of the mesh serves it: {'; '.join(sorted(reasons))[:500]}"
 
-    # -- one source
+    # -- one peer
 
     async def _download_from(self, peer: SwarmPeer) -> None:
-        """Raises MeshError, _TryLater and OSError."""
+        """Download chunks from one peer. Raises MeshError, _TryLater and OSError."""
         meter = RateMeter(self._clock())
         connection = PeerConnection(lambda count: meter.add(count, self._clock()))
         replied = False
@@ -298,30 +297,30 @@ class SwarmDownload:
             await asyncio.shield(self._quorum)
             self._partial.expected = self._lists.choose()
             if self._lists.chosen != digests:
-                raise _TryLater("what it says of the file is not what others say", DISAGREE_RETRY_SECONDS)
+                raise _TryLater("its chunk digests differ from those of other peers", DISAGREE_RETRY_SECONDS)
             await self._fetch_chunks(connection, peer)
         finally:
             if not replied:
                 self._count_reply()
             self._lists.remove_source(peer)
             self._connections.pop(peer, None)
-            connection.end(LinkClosed("It was hung up."))
+            connection.end(LinkClosed("The download from this peer ended."))
             self._observer.connection_closed(connection)
 
     def _checked(self, listing: w.ChunkListing | w.FileRefusal) -> bytes:
-        """The digests of a listing that can be one of this file. Raises BadMessage and _TryLater."""
+        """The digests of a valid listing. Raises BadMessage and _TryLater."""
         if isinstance(listing, w.FileRefusal):
             raise _refused(listing)
         if listing.size != self._partial.size:
-            raise BadMessage("it says that the file has another size")
+            raise BadMessage("it lists the file with another size")
         if listing.chunk_bytes != self._partial.chunk_bytes:
-            raise _TryLater("it cuts files in another way; it is of another version", 0)
+            raise _TryLater("it uses another chunk size (another version)", 0)
         if digest_of(listing.digests, self._partial.count - 1).hex() != self._partial.sha256:
-            raise BadMessage("what it says of the file's chunks does not end with the file's own digest")
+            raise BadMessage("its list of chunk digests does not end with the file's digest")
         return listing.digests
 
     def _count_reply(self) -> None:
-        """One of those who were asked has answered, or never will. Once enough have, a list is chosen."""
+        """Count a reply (or a failed peer); choose a list when all have replied, or QUORUM_SECONDS after the first."""
         self._awaited_replies -= 1
         if not self._awaited_replies:
             self._choose_list()
@@ -334,7 +333,7 @@ class SwarmDownload:
             self._quorum.set_result(None)
 
     async def _fetch_chunks(self, connection: PeerConnection, peer: SwarmPeer) -> None:
-        """Take chunks by that connection, several at a time, until there are none left to take."""
+        """Download chunks over the connection, MAX_OUTSTANDING at a time, until there are no more to claim."""
         asked: set[int] = set()
         workers = [
             self._owner.start(self._fetch_all(connection, peer, asked), f"{peer} {number}")
@@ -350,7 +349,7 @@ class SwarmDownload:
     async def _fetch_all(self, connection: PeerConnection, peer: SwarmPeer, asked: set[int]) -> None:
         partial = self._partial
         while not partial.complete:
-            # What this connection is busy with already is not to be taken over by it.
+            # The connection must not take over a chunk that it is receiving already.
             piece = partial.claim(str(peer), 1, lambda chunk: chunk not in asked)
             if piece is None:
                 await partial.changed()
@@ -367,7 +366,7 @@ class SwarmDownload:
                 partial.release(piece)
 
     async def _fetch(self, connection: PeerConnection, peer: SwarmPeer, chunk: int) -> None:
-        """Take a chunk and write it. Raises MeshError, _TryLater and OSError."""
+        """Download one chunk and write it. Raises MeshError, _TryLater and OSError."""
         begin, end = self._partial.span(chunk)
         data = self._partial.buffers.take()[: end - begin]
         if (refusal := await connection.read_chunk(chunk, data)) is not None:
@@ -384,9 +383,9 @@ def _refused(refusal: w.FileRefusal) -> _TryLater:
     words = {
         w.FileRefusalReason.ABSENT: "it does not have the file",
         w.FileRefusalReason.PREPARING: f"it is preparing the file ({refusal.percent} %)",
-        w.FileRefusalReason.NOT_SHARED: "it shares no models",
-        w.FileRefusalReason.BUSY: "it gives to as many others as it can",
+        w.FileRefusalReason.NOT_SHARED: "uploads are disabled there",
+        w.FileRefusalReason.BUSY: "its upload slots are in use",
         w.FileRefusalReason.CHANGED: "the file has changed there",
-        w.FileRefusalReason.NOT_UNDERSTOOD: "it is of another version",
+        w.FileRefusalReason.NOT_UNDERSTOOD: "it does not understand the request (another version)",
     }
     return _TryLater(words[refusal.reason], refusal.wait)

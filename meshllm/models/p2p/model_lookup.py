@@ -1,7 +1,7 @@
-"""Asks the nodes of the mesh for a model by its name, where neither the catalogue nor the hub can say what it is.
+"""Looks up a model by name in the mesh, if neither the catalogue nor the hub knows it.
 
-Law: this is done for names that a person gave, and for nothing else. What peers say by a name is believed only if all
-who know the name mean the same bytes; if they differ, the person chooses. From then on the digests are what is fetched.
+Invariants: only for names that the user gave. The result is used only if all peers that know the name mean the same
+bytes; otherwise the user chooses.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from meshllm.wire.mesh import files as w
 
 log = logging.getLogger(__name__)
 
-# Peers that are asked at a time, each within so many seconds; one that is still reading its file is asked again.
+# Peers asked at once, each with this deadline; a peer that is hashing its file is asked again.
 MAX_REQUESTS: Final = 16
 ANSWER_SECONDS: Final = 10.0
-# How long a node that is just starting looks for its mesh before it is called unknown.
+# Seconds that a starting node waits for its mesh before the lookup fails.
 JOIN_SECONDS: Final = 15.0
-# The longest a peer may take to read a file that nobody has asked for before: some 400 GB.
+# Seconds that a peer may take to hash its file, enough for 400 GB.
 READING_SECONDS: Final = 600.0
 
 
@@ -37,10 +37,10 @@ async def find(
     ban: Callable[[SwarmPeer, str], None],
     tell: Callable[[str], None] = lambda words: None,
 ) -> Manifest:
-    """The model that the nodes of the mesh have by that name; its (first) file has that sha256, where it is known.
+    """The manifest of the model of that name in the mesh; `sha256`: of its first file, if known.
 
-    Raises UnknownModel where nobody has it, AmbiguousModel where they mean different models. `tell` hears, in words,
-    what is waited for; `ban` of peers that talk nonsense.
+    Raises UnknownModel if no peer has it, AmbiguousModel if peers mean different models. `tell` is called with progress
+    texts, `ban` with peers that send invalid answers.
     """
     owner = Owner("find", awaited=True)
     try:
@@ -54,7 +54,7 @@ async def find(
         if isinstance(answer, BadMessage):
             ban(peer, answer.message)
         elif isinstance(answer, MeshError | TimeoutError):
-            log.info("%s was asked for %s: %s", peer, name, answer or "no answer in time")
+            log.info("asked %s for %s: %s", peer, name, answer or "no answer in time")
         elif isinstance(answer, BaseException):
             raise answer
         else:
@@ -65,7 +65,7 @@ async def find(
 
 
 async def _peers_to_ask(network: PeerNetwork, name: str, owner: Owner) -> list[SwarmPeer]:
-    """Whom to ask; waits a while for a mesh that is still being looked for."""
+    """The peers to ask; waits up to JOIN_SECONDS for a mesh."""
     try:
         async with asyncio.timeout(JOIN_SECONDS):
             while not (found := list(network.holders(name))[:MAX_REQUESTS]) and network.settling:
@@ -90,24 +90,24 @@ async def _ask(
                     return answer.models
                 if answer.reason is not w.FileRefusalReason.PREPARING:
                     return ()
-                tell(f"{peer} is reading its file ({answer.percent} %)")
+                tell(f"{peer} is hashing its file ({answer.percent} %)")
                 await asyncio.sleep(max(1, answer.wait))
     finally:
-        connection.end(LinkClosed("It was hung up."))
+        connection.end(LinkClosed("The lookup ended."))
 
 
 def _content(model: w.OfferedModel) -> tuple[str, ...]:
-    """What tells models apart: their bytes."""
+    """The digests of all files, which identify the content."""
     return tuple(file.sha256 for file in (*model.files, *((model.projector,) if model.projector is not None else ())))
 
 
 def _agreed_manifest(name: str, offers: list[tuple[w.OfferedModel, list[SwarmPeer]]], asked: int) -> Manifest:
     if not offers:
         raise UnknownModel(
-            f"No model is called {name[:128]!r} here, and none of {asked} other nodes has one."
+            f"No model is called {name[:128]!r}, and none of {asked} other nodes has one."
             if asked
-            else f"No model is called {name[:128]!r}, and there is no other node to ask for it.",
-            advice="`mesh-llm download` lists the known ones.",
+            else f"No model is called {name[:128]!r}, and there is no other node to ask.",
+            advice="`mesh-llm download` lists the known models.",
         )
     if len(offers) > 1:
         each = [
@@ -116,7 +116,7 @@ def _agreed_manifest(name: str, offers: list[tuple[w.OfferedModel, list[SwarmPee
             for model, peers in offers
         ]
         raise AmbiguousModel(
-            f"The nodes of the mesh mean different models by {name[:128]!r}.",
+            f"Nodes of the mesh have different models called {name[:128]!r}.",
             advice=f"Rename all but one of them: {'; '.join(each)}.",
         )
     model, peers = offers[0]

@@ -15,7 +15,7 @@ from typing import Final, TypeVar, cast
 from meshllm.errors import BadMessage, LinkClosed, MeshError
 from meshllm.wire.mesh import files as w
 
-# A giver that must be slow still sends something (it lets many small pieces out, not a few large ones).
+# A peer with a low upload limit still sends small pieces within this time.
 STALL_SECONDS: Final = 15.0
 _MAX_REFUSAL_BYTES: Final = 64
 A = TypeVar("A", bound=w.Answer)
@@ -23,7 +23,7 @@ A = TypeVar("A", bound=w.Answer)
 
 @dataclass(slots=True)
 class _PendingReply:
-    """An answer that is to come: of `kind`, at most `most` bytes long; or the chunk that fills `buffer`."""
+    """A pending answer of `kind`, at most `most` bytes long; or a chunk that fills `buffer`."""
 
     kind: w.FileFrameKind
     most: int
@@ -33,7 +33,7 @@ class _PendingReply:
 
 
 class PeerConnection(asyncio.BufferedProtocol):
-    """A connection to a peer that gives files. `on_bytes` is called with the number of each few bytes that come."""
+    """A connection to a seeding peer. `on_bytes` is called with the number of received bytes."""
 
     def __init__(self, on_bytes: Callable[[int], None] = lambda count: None, *, stall: float = STALL_SECONDS) -> None:
         self.transport = ""
@@ -45,20 +45,20 @@ class PeerConnection(asyncio.BufferedProtocol):
         self._received = 0
         self._error: MeshError | None = None
 
-    # -- asking
+    # -- requests
 
     async def request_listing(self, sha256: str, chunks: int) -> w.ChunkListing | w.FileRefusal:
-        """What the peer has of that file, which has so many chunks. Raises LinkClosed and BadMessage."""
+        """The chunk digests of a file that has `chunks` chunks. Raises LinkClosed and BadMessage."""
         return await self._ask(w.HaveRequest(sha256), w.FileFrameKind.LISTING, w.listing_bytes(chunks), w.ChunkListing)
 
     async def find_models(self, name: str) -> w.FoundModels | w.FileRefusal:
-        """Which models the peer has of that name. Raises LinkClosed and BadMessage."""
+        """The peer's models of that name. Raises LinkClosed and BadMessage."""
         return await self._ask(w.FindRequest(name), w.FileFrameKind.FOUND, w.MAX_FOUND_BYTES, w.FoundModels)
 
     async def read_chunk(self, chunk: int, buffer: memoryview) -> w.FileRefusal | None:
-        """Fill `buffer` with the chunk of the file last asked for; its reason if the peer will not.
+        """Receive a chunk of the last requested file into `buffer`; returns the refusal, if any.
 
-        Raises LinkClosed and BadMessage. Whoever is cancelled here hangs up: the bytes are on their way.
+        Raises LinkClosed and BadMessage. Cancelling closes the connection, because the bytes are on their way.
         """
         refusal = await self._exchange(
             w.ChunkRequest(chunk), _PendingReply(w.FileFrameKind.CHUNK, 0, buffer, chunk, _future())
@@ -72,7 +72,7 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     async def _exchange(self, request: w.Request, pending: _PendingReply) -> w.Answer | None:
         if self._error is not None or self._transport is None:
-            raise self._error or LinkClosed("The peer was hung up on.")
+            raise self._error or LinkClosed("The connection was closed.")
         self._pending.append(pending)
         self._transport.write(w.encode_request(request))
         try:
@@ -80,13 +80,13 @@ class PeerConnection(asyncio.BufferedProtocol):
                 before = self._received
                 await asyncio.wait([pending.answer], timeout=self._stall)
                 if self._received == before and not pending.answer.done():
-                    self.end(LinkClosed(f"The peer has sent nothing for {self._stall:.0f} seconds."))
+                    self.end(LinkClosed(f"The peer sent nothing for {self._stall:.0f} seconds."))
         except asyncio.CancelledError:
-            self.end(LinkClosed("The peer was hung up on."))
+            self.end(LinkClosed("The connection was closed."))
             raise
         return pending.answer.result()
 
-    # -- hearing
+    # -- received data
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -107,7 +107,7 @@ class PeerConnection(asyncio.BufferedProtocol):
             self.end(error)
 
     def data_received(self, data: bytes) -> None:
-        """The same where the transport has a buffer of its own (streams over QUIC)."""
+        """As `buffer_updated`, for transports with their own buffer (streams over QUIC)."""
         self._count(len(data))
         try:
             for frame in self._reader.feed(data if self._error is None else b""):
@@ -116,13 +116,13 @@ class PeerConnection(asyncio.BufferedProtocol):
             self.end(error)
 
     def eof_received(self) -> None:
-        self.end(LinkClosed("The peer has hung up."))
+        self.end(LinkClosed("The peer closed the connection."))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end(LinkClosed("The connection to the peer is gone."))
+        self.end(LinkClosed("The connection to the peer was lost."))
 
     def end(self, error: MeshError) -> None:
-        """Hang up; whoever waits gets `error`. Idempotent."""
+        """Close the connection; pending requests fail with `error`. Idempotent."""
         if self._error is not None:
             return
         self._error = error
@@ -131,7 +131,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         for pending in self._pending:
             if not pending.answer.done():
                 pending.answer.set_exception(error)
-                pending.answer.exception()  # seen, whether or not anybody still waits
+                pending.answer.exception()  # retrieved, so that asyncio does not log it
         self._pending.clear()
 
     def _count(self, count: int) -> None:
@@ -140,16 +140,16 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def _buffer_for(self, kind: int, number: int, length: int) -> memoryview:
         if not self._pending:
-            raise BadMessage("an answer that nobody asked for")
+            raise BadMessage("an answer without a request")
         pending = self._pending[0]
         if kind == w.FileFrameKind.CHUNK and pending.buffer is not None:
             if number != pending.chunk or length != len(pending.buffer):
-                raise BadMessage("a chunk that nobody asked for")
+                raise BadMessage("a chunk that was not requested")
             return pending.buffer
         if not (kind == w.FileFrameKind.REFUSAL and length <= _MAX_REFUSAL_BYTES) and not (
             kind == pending.kind and length <= pending.most
         ):
-            raise BadMessage("an answer that is too long, or to another question")
+            raise BadMessage("an answer that is too long or of the wrong kind")
         return memoryview(bytearray(length))
 
     def _receive(self, frame: w.FileFrame) -> None:

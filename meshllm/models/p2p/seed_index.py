@@ -1,7 +1,7 @@
-"""What of the model store can be given to other nodes: files that were verified, with the digests of their chunks.
+"""Files of the model store that can be uploaded: verified ones, with the digests of their chunks.
 
-Law: a file is found by its sha256 among those the store knows to be verified and unchanged, by nothing else. What has
-to be read whole before it can be given is read once, one file at a time, and slowly while this node has other work.
+Invariants: a file is found by its sha256 among verified, unchanged files only. A file that must be hashed first is read
+once, one file at a time, slowly while this node has other work.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from meshllm.wire.mesh import files as w
 
 log = logging.getLogger(__name__)
 
-# When to ask again for a file that is being read.
+# Seconds after which a peer should ask again for a file that is being hashed.
 PREPARING_WAIT_SECONDS: Final = 2
-# Bytes per second that are read to be given later while this node answers requests: a twentieth of a processor.
+# Bytes per second that are hashed while this node answers requests: 5 % of a core.
 BUSY_READ_RATE: Final = 32e6
-# The folder is looked through at most so often for peers who ask by name (seconds).
+# Shortest time between two scans of the folder for requests by name (seconds).
 SCAN_SECONDS: Final = 5.0
 
 
 class StoreSeedIndex:
-    """The store's, as `giving.Shelf`. `busy` says whether this node is answering requests."""
+    """The `SeedIndex` of a store. `busy` returns whether this node is answering requests."""
 
     def __init__(self, store: Store, busy: Callable[[], bool]) -> None:
         self._store = store
@@ -49,7 +49,7 @@ class StoreSeedIndex:
         self._models: dict[str, list[LocalModel]] = {}
 
     async def lookup(self, sha256: str) -> SeedFile | w.FileRefusal:
-        """The file of that digest."""
+        """The file with that sha256."""
         try:
             found = await in_thread(lambda stop: self._verified(sha256), "look-for-file")
         except OSError:
@@ -63,7 +63,7 @@ class StoreSeedIndex:
         return SeedFile(path, w.ChunkListing(file.size, self._store.chunk_bytes, chunks), modified_ns)
 
     async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
-        """The models of that name whose files were all verified. Those that were not are read, to be found then."""
+        """The models of that name whose files are all verified. Unverified ones are hashed first."""
         if self._clock() - self._scanned_at > SCAN_SECONDS:
             self._scanned_at = self._clock()
             self._models = await in_thread(lambda stop: self._by_name(), "look-for-model")
@@ -77,7 +77,7 @@ class StoreSeedIndex:
         return w.FoundModels(tuple(found))
 
     async def close(self) -> None:
-        """Read no more."""
+        """Stop hashing."""
         await self._owner.close()
 
     # -- in threads
@@ -108,10 +108,8 @@ class StoreSeedIndex:
         return found
 
     def _offered(self, model: LocalModel) -> w.OfferedModel | Path | None:
-        """The model with its digests; the first of its files that has none yet; None if it cannot be offered.
-
-        A look at each file and its note: some 0.1 ms.
-        """
+        """The model with its digests; or the first of its files without one; or None if it cannot be offered. Takes
+        about 0.1 ms per file."""
         files: list[w.OfferedFile] = []
         beside = (model.projector,) if model.projector is not None else ()
         for path in model.files + beside:
@@ -137,10 +135,15 @@ class StoreSeedIndex:
 
         return digests(stop, path, self._store.chunk_bytes, report)
 
-    # -- preparing
+    # -- hashing
+
+    def _is_hashed(self, path: Path, sha256: str | None) -> bool:
+        if sha256 is None:
+            return self._store.known_digest(path) is not None
+        return self._store.chunk_digests(ModelFile(path.name, path.stat().st_size, sha256)) is not None
 
     def _start_hashing(self, path: Path, sha256: str | None) -> w.FileRefusal:
-        """Read the file, which should have that digest (None: any), unless that is going on."""
+        """Start hashing the file, unless that is in progress; `sha256`: the expected digest (None: any)."""
         if path not in self._percent:
             self._percent[path] = 0
             self._owner.start(self._hash_and_record(path, sha256), f"read {path.name}")
@@ -149,15 +152,17 @@ class StoreSeedIndex:
     async def _hash_and_record(self, path: Path, sha256: str | None) -> None:
         try:
             async with self._hash_lock:
-                found = await in_thread(lambda stop: self._read(stop, path), "digest-to-give")
+                if await in_thread(lambda stop: self._is_hashed(path, sha256), "look-for-file"):
+                    return  # by an earlier task that ended after the caller had looked
+                found = await in_thread(lambda stop: self._read(stop, path), "hash-for-upload")
             if sha256 is not None and found.sha256 != sha256:
                 self._store.forget(path)
-                log.warning("%s has other bytes than when it was verified: it is not given to others", path)
+                log.warning("%s has changed since it was verified: it is not uploaded", path)
                 return
             self._store.prepare()
             self._store.record(path, found.sha256)
             self._store.record_chunks(found.sha256, found.chunks)
         except (MeshError, OSError) as error:
-            log.warning("%s cannot be given to others: %s", path, error)
+            log.warning("%s cannot be uploaded: %s", path, error)
         finally:
             self._percent.pop(path, None)

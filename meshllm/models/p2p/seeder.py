@@ -24,30 +24,29 @@ from meshllm.wire.mesh import files as w
 
 log = logging.getLogger(__name__)
 
-# Read and sent at a time: what the system has in memory is read at once, what it must fetch from the disk in a thread,
-# and then more of it. One such piece is under way for each connection, and as much again while the next one is read.
+# Bytes read and sent at a time: from the page cache directly, from disk in a thread and more at once. Each connection
+# holds one piece being sent and one being read.
 PIECE_BYTES: Final = 256 << 10
 DISK_PIECE_BYTES: Final = 1 << 20
-# Where the rate is limited, a piece takes so many seconds of it, so that what comes is even, and nobody who waits for a
-# turn takes it for a stall; but each is work and wakes somebody, so that it is not below so many bytes.
+# With an upload limit, a piece takes this many seconds of it, so that the flow is even and no downloader takes waiting
+# for a stall; but each piece costs a wake-up, so pieces are not smaller than SMALL_PIECE_BYTES.
 PACE_SECONDS: Final = 1 / 32
 SMALL_PIECE_BYTES: Final = 16 << 10
-# Tunnels that are answered at a time, in all and of one peer (which may fetch several files at once).
+# Connections served at once, in all and per peer (which may download several files at once).
 MAX_UPLOADS: Final = 32
 MAX_UPLOADS_PER_PEER: Final = 6
-# Requests a connection may have unanswered; honest ones have three.
+# Unanswered requests per connection; our downloader has three.
 MAX_REQUESTS: Final = 16
-# Whoever asks nothing for so long is hung up on (seconds): it can come again.
+# A connection without requests is closed after this many seconds.
 IDLE_SECONDS: Final = 120.0
-# When to ask again where there was no room.
+# Seconds after which a refused peer should ask again.
 BUSY_WAIT_SECONDS: Final = 5
 READERS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class SeedFile:
-    """A file that can be given: where it lies, what it is, and what it was (size and modification time) when it was
-    verified."""
+    """A file that can be uploaded; `modified_ns`: its modification time when it was verified."""
 
     path: Path
     listing: w.ChunkListing
@@ -55,18 +54,18 @@ class SeedFile:
 
 
 class SeedIndex(Protocol):
-    """What there is to give."""
+    """Looks up files and models that can be uploaded."""
 
     async def lookup(self, sha256: str) -> SeedFile | w.FileRefusal:
-        """The file of that digest."""
+        """The file with that sha256."""
 
     async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
-        """The models of that name, whole and verified."""
+        """The complete and verified models of that name."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerUpload:
-    """What is given by one tunnel: to whom (node id in hexadecimal), which file, bytes, and bytes/s of late."""
+    """One upload: peer (node id in hexadecimal), file, bytes sent, current bytes/s, "lane" or "quic"."""
 
     peer: str
     file: str
@@ -76,7 +75,7 @@ class PeerUpload:
 
 
 class Seeder:
-    """Answers takers. `rate` says, whenever it matters, how many bytes per second may go now; None: any number."""
+    """Serves downloading peers. `rate` returns the current upload limit in bytes/s (None: unlimited)."""
 
     def __init__(
         self, index: SeedIndex, rate: Callable[[], float | None], clock: Callable[[], float] | None = None
@@ -91,23 +90,23 @@ class Seeder:
         self._connections: dict[_UploadConnection, None] = {}
 
     def serve(self, peer: str) -> asyncio.BaseProtocol:
-        """What answers a tunnel that the authenticated `peer` (node id in hexadecimal) has opened."""
+        """The protocol for a tunnel that the authenticated `peer` (node id in hexadecimal) opened."""
         return _UploadConnection(self, peer)
 
     def uploads(self) -> list[PeerUpload]:
-        """What is being given now."""
+        """The uploads in progress."""
         now = self.clock()
         return [connection.facts(now) for connection in self._connections if connection.meter.total]
 
     async def close(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         for connection in list(self._connections):
             connection.abort()
         await self.owner.close()
         self.readers.shutdown(wait=False, cancel_futures=True)
 
     def admit(self, connection: _UploadConnection) -> bool:
-        """Whether there is room for `connection`, which then has it until `left`."""
+        """Take an upload slot for the connection, until `remove`; False if none is free."""
         of_peer = sum(other.peer == connection.peer for other in self._connections)
         if len(self._connections) >= MAX_UPLOADS or of_peer >= MAX_UPLOADS_PER_PEER:
             return False
@@ -115,12 +114,12 @@ class Seeder:
         return True
 
     def remove(self, connection: _UploadConnection) -> None:
-        """`connection` is gone."""
+        """Free the connection's slot."""
         self._connections.pop(connection, None)
 
 
 class _UploadConnection(asyncio.Protocol):
-    """One tunnel. Requests are put in a queue, and a task answers them in their order."""
+    """One tunnel. Requests are queued, and a task answers them in order."""
 
     def __init__(self, seeder: Seeder, peer: str) -> None:
         self.peer = peer
@@ -135,16 +134,16 @@ class _UploadConnection(asyncio.Protocol):
         self._seed_file: SeedFile | None = None
         self._file = -1
         self._reading: asyncio.Future[bytes] | None = None
-        self._read_ahead = memoryview(b"")  # what was read of the present chunk and not sent yet
+        self._read_ahead = memoryview(b"")  # read and not sent yet, of the current chunk
         self._closed = False
 
     def facts(self, now: float) -> PeerUpload:
-        """For the status."""
+        """The upload as shown in the status."""
         name = self._seed_file.path.name if self._seed_file is not None else ""
         lane = self._transport is not None and self._transport.get_extra_info("ssl_object") is not None
         return PeerUpload(self.peer, name, self.meter.total, self.meter.rate(now), "lane" if lane else "quic")
 
-    # -- hearing
+    # -- received data
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -157,7 +156,7 @@ class _UploadConnection(asyncio.Protocol):
                 if len(self._requests) > MAX_REQUESTS:
                     raise BadMessage(f"more than {MAX_REQUESTS} requests at once")
         except BadMessage as error:
-            log.warning("%s asks for files in a way that makes no sense: %s", self.peer[:10], error.message)
+            log.warning("Closed the upload connection of %s: %s", self.peer[:10], error.message)
             self.abort()
         self._wake.set()
 
@@ -173,7 +172,7 @@ class _UploadConnection(asyncio.Protocol):
         self._writable.set()
 
     def abort(self) -> None:
-        """At once."""
+        """Close the connection at once."""
         self._closed = True
         self._requests.clear()
         if self._transport is not None:
@@ -191,15 +190,15 @@ class _UploadConnection(asyncio.Protocol):
                     await self._answer(request)
                 else:
                     self._send(w.FileRefusal(w.FileRefusalReason.BUSY, wait=BUSY_WAIT_SECONDS))
-        except (OSError, BadMessage) as error:  # TimeoutError among them: it asks for nothing
-            log.info("nothing more is given to %s: %s", self.peer[:10], error or "it asks for nothing")
+        except (OSError, BadMessage) as error:  # TimeoutError: no requests
+            log.info("upload connection of %s closed: %s", self.peer[:10], error or "no requests")
         finally:
             self._seeder.remove(self)
             self.abort()
             await self._close_file()
 
     async def _next(self) -> w.Request | w.UnknownRequest | None:
-        """The next request; None when the connection is gone. Raises TimeoutError if it asks for nothing."""
+        """The next request; None if the peer is gone. Raises TimeoutError after IDLE_SECONDS without one."""
         while not self._requests and not self._closed:
             self._wake.clear()
             async with asyncio.timeout(IDLE_SECONDS):
@@ -232,11 +231,11 @@ class _UploadConnection(asyncio.Protocol):
         self._send(found.listing)
 
     async def _send_chunk(self, chunk: int) -> None:
-        """Send a chunk, piece by piece: the next is read while one is sent. Raises BadMessage and OSError."""
+        """Send a chunk piece by piece, reading the next one while one is sent. Raises BadMessage and OSError."""
         seed_file, seeder = self._seed_file, self._seeder
         begin = chunk * seed_file.listing.chunk_bytes if seed_file is not None else 0
         if seed_file is None or begin >= seed_file.listing.size:
-            raise BadMessage("a chunk that there is not")
+            raise BadMessage("a chunk number beyond the file's end")
         facts = os.fstat(self._file)
         if (facts.st_size, facts.st_mtime_ns) != (seed_file.listing.size, seed_file.modified_ns):
             self._send(w.FileRefusal(w.FileRefusalReason.CHANGED))
@@ -260,14 +259,14 @@ class _UploadConnection(asyncio.Protocol):
     # -- reading
 
     async def _read(self, begin: int, rest: int, most: int) -> memoryview:
-        """The next bytes of the file, at most `most` of `rest`. Raises OSError, also where it has become shorter."""
+        """The next bytes of the file, at most `most` of `rest`. Raises OSError, also if the file became shorter."""
         if not self._read_ahead:
             size = min(rest, most)
             data: bytes | bytearray | None = _in_memory(self._file, size, begin)
             if data is None:
                 size, loop = min(rest, DISK_PIECE_BYTES), asyncio.get_running_loop()
                 self._reading = loop.run_in_executor(self._seeder.readers, os.pread, self._file, size, begin)
-                await asyncio.wait([self._reading])  # not cancelled with this task: the file stays open for the thread
+                await asyncio.wait([self._reading])  # the thread needs the open file even if this task is cancelled
                 data = self._reading.result()
                 self._reading = None
             if not data:
@@ -286,18 +285,18 @@ class _UploadConnection(asyncio.Protocol):
 
 
 def _piece_bytes(limit: float | None) -> int:
-    """How much is sent at a time, at so many bytes per second."""
+    """Bytes per piece at that limit."""
     return PIECE_BYTES if limit is None else max(SMALL_PIECE_BYTES, min(PIECE_BYTES, int(limit * PACE_SECONDS)))
 
 
 def _in_memory(file: int, size: int, begin: int) -> bytearray | None:
-    """Bytes of a file that can be read without waiting for the disk; None where that is not so, or cannot be known."""
+    """Bytes that can be read without waiting for the disk; None if that is not possible or unknown."""
     if not hasattr(os, "RWF_NOWAIT"):
         return None
     data = bytearray(size)
     try:
         count = os.preadv(file, [data], begin, os.RWF_NOWAIT)
-    except OSError:  # EAGAIN: it would wait; or the file system cannot tell
+    except OSError:  # EAGAIN: it would block; or not supported
         return None
     del data[count:]
     return data or None

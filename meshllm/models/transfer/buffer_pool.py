@@ -1,8 +1,6 @@
-"""Memory for chunks on their way, and chunks that are still in it when their turn to be read comes.
+"""Reusable chunk buffers, and chunks that are kept in memory until they are hashed. Thread-safe; never blocks.
 
-Law: whoever reads a file that is arriving gets from here only what stands in the file, too. Memory is used again,
-because new memory costs as much as filling it; of what is kept here there is never more than KEPT_CHUNKS. Everything
-may be called from any thread; nothing blocks.
+Buffers are reused because new memory costs as much as filling it. At most KEPT_CHUNKS chunks are kept.
 """
 
 from __future__ import annotations
@@ -10,13 +8,13 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-# Chunks come nearly in order: some three of each giver are under way. What is further from its turn is read from the
-# file, which costs a tenth of hashing it.
+# Chunks arrive nearly in order, about three per peer at a time. A chunk further ahead is read from the file again,
+# which costs a tenth of hashing it.
 KEPT_CHUNKS: Final = 8
 
 
 class BufferPool:
-    """Of `size` bytes each."""
+    """Pool of reusable `size`-byte chunk buffers."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -25,17 +23,17 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def take(self) -> memoryview:
-        """One that nobody uses. Whoever cannot give it back may forget it."""
+        """An unused buffer. One that is never released is only lost to the pool."""
         with self._lock:
             return self._free.pop() if self._free else memoryview(bytearray(self._size))
 
     def release(self, start: memoryview) -> None:
-        """Nobody uses the room that begins so any more."""
+        """Return a buffer to the pool; `start` may be a slice of its beginning."""
         with self._lock:
             self._free.append(memoryview(start.obj))
 
     def keep(self, chunk: int, data: memoryview) -> None:
-        """The chunk stands in the file as it does here, in a room that is not its taker's any more."""
+        """Keep the content of a chunk that is in the file as well; the pool owns the buffer from now on."""
         with self._lock:
             self._kept[chunk] = data
             far = self._kept.pop(max(self._kept)) if len(self._kept) > KEPT_CHUNKS else None
@@ -43,6 +41,6 @@ class BufferPool:
             self.release(far)
 
     def take_kept(self, chunk: int) -> memoryview | None:
-        """The bytes of a chunk, if they were kept; their room is the caller's now."""
+        """The content of a kept chunk, if any; the caller owns the buffer from now on."""
         with self._lock:
             return self._kept.pop(chunk, None)

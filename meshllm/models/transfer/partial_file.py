@@ -1,11 +1,11 @@
-"""A file that is being put together out of what any number of sources send at once.
+"""A partially downloaded file that several sources fill at once.
 
-Law: every missing byte is fetched by one source at a time, whatever has arrived is kept, and no source idles while
-another crawls. What is in the file is only a claim until it was read (`checking.py`).
+Invariants: a missing byte is claimed by one source at a time; bytes that arrived are kept; the rest of a slow source's
+claim is shared with an idle one. The content is verified by `prefix_hash.py`, not here.
 
-The file is cut into chunks; of each, what has arrived is a run of bytes from the chunk's start. A source claims a piece
-(the rest of a chunk, and untouched chunks behind it), writes it in order, and gives it back. Everything may be called
-from any thread; `write` and `put`, which block, inside `with stop:`, so that nothing is written for who was cancelled.
+The file is cut into chunks. Of each chunk, the bytes that arrived are a run from its start. A source claims a ByteRange
+(the rest of a chunk and untouched chunks behind it), writes it in order and releases it. All methods may be called from
+any thread; `write` and `write_chunk` block and are called inside `with stop:`.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from .buffer_pool import BufferPool
 from .resume_table import ResumeTable, flush
 
 CHUNK_BYTES: Final = 4 << 20
-"""Bytes per chunk: what is claimed, verified and named by digest. A kilobyte of digests for each 128 MB."""
+"""Bytes per chunk, the unit of claims and digests: 1 KB of digests per 128 MB."""
 
-# A piece is left alone for so long, in seconds, because connecting and a slow start say nothing of its source's speed.
+# A claim is not shared before this age (seconds): connecting and TCP's slow start say nothing about the speed.
 GRACE_SECONDS: Final = 2.0
-# Whoever will be done with its piece within so many seconds keeps it.
+# A claim that will be complete within this many seconds is not shared.
 OPEN_WAIT_SECONDS: Final = 1.0
-# A source that has nothing to do looks again after so many seconds, because others become slow without a word.
+# An idle source tries to claim again after this many seconds, because another may have become slow.
 LOOK_AGAIN_SECONDS: Final = 1.0
 
 Accept = Callable[[int], bool]
-"""Whether a source has that chunk. It must not call the partial."""
+"""Whether a source has that chunk. It must not call the PartialFile."""
 
 
 @dataclass(slots=True, eq=False)
 class ByteRange:
-    """A run of missing bytes that one source fetches: from `position`, which grows, to `end`, which may come down.
+    """A run of missing bytes claimed by one source: from `position`, which grows, to `end`, which may decrease.
 
-    `held` becomes False when it was given back, or given to a faster source: then what still comes is not wanted.
+    `held` becomes False when it was released or given to a faster source; bytes that arrive later are dropped.
     """
 
     source: str
@@ -50,10 +50,10 @@ class ByteRange:
     end: int
     since: float
     position: int = field(init=False)
-    last_data: float = field(init=False)  # when something last came
-    buffered: int = 0  # bytes that came and are not written yet
+    last_data: float = field(init=False)  # time of the last data
+    buffered: int = 0  # bytes received and not written yet
     held: bool = True
-    writing: int = field(init=False)  # bytes before this place are just being written
+    writing: int = field(init=False)  # bytes before this position are being written
 
     def __post_init__(self) -> None:
         self.position = self.writing = self.begin
@@ -61,9 +61,9 @@ class ByteRange:
 
 
 class PartialFile:
-    """The unfinished file at `path`, with its table of arrivals beside it. One process at a time may work on it.
+    """The file at `path` with its resume table beside it, used by one process at a time.
 
-    `clock` gives seconds. The constructor raises OSError; what cannot be believed of an earlier run is forgotten.
+    `clock` returns seconds. The constructor raises OSError. An invalid resume table of an earlier run is discarded.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class PartialFile:
         self.chunk_bytes = chunk_bytes
         self.by_source: Counter[str] = Counter()
         self.expected: bytes | None = None
-        """What others say the digests of `checking.Digests.chunks` are; set by whoever fetches from peers. A claim."""
+        """Chunk digests as peers claim them (see `PrefixDigests.chunks`); set by the peer source."""
         self.discards = 0
-        """How often bytes were taken back by somebody who does not follow the file (`checking.follow`)."""
+        """Number of `discard_chunk` calls; `hash_arriving` starts again when it changes."""
         self.on_arrival: Callable[[int], None] | None = None
-        """Called, from whichever thread, with the number of bytes that are there whenever it has grown."""
+        """Called from any thread with the number of bytes that have arrived, when it grows."""
         self._clock = clock
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -97,15 +97,15 @@ class PartialFile:
         self._open = True
         self._arrived = self._table.total()
         self._whole = sum(self.has(chunk) for chunk in range(self.count))
-        self._first = 0  # all chunks before it are whole
-        self._low = 0  # all chunks before it are whole or held
+        self._first = 0  # all chunks before it are complete
+        self._low = 0  # all chunks before it are complete or claimed
         self._find_first()
         self._pieces: list[ByteRange] = []
         self._range_of_chunk: dict[int, ByteRange] = {}
-        self._chunk_sources: dict[int, str] = {}  # who answers for a chunk, where somebody does
-        self._writing_chunks: set[int] = set()  # chunks that are just being written by `put`
+        self._chunk_sources: dict[int, str] = {}  # id of the peer that claims the chunk's digest
+        self._writing_chunks: set[int] = set()  # chunks being written by `write_chunk`
         self._rejected: list[tuple[int, str]] = []
-        self._rates: dict[str, float] = {}  # bytes per second of a source's last piece
+        self._rates: dict[str, float] = {}  # bytes per second of a source's last claim
         self._changed = threading.Condition()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
@@ -118,42 +118,42 @@ class PartialFile:
 
     @property
     def arrived(self) -> int:
-        """Bytes that are there, from whichever start of the program."""
+        """Bytes that have arrived, in this run and earlier ones."""
         return self._arrived
 
     @property
     def complete(self) -> bool:
-        """Whether every byte has arrived; it is not verified by that."""
+        """Whether every byte has arrived, verified or not."""
         return self._arrived == self.size
 
     @property
     def prefix(self) -> int:
-        """Bytes that have arrived from the file's start without a hole."""
+        """Length of the contiguous run of bytes from the start of the file."""
         first = self._first
         return self.size if first == self.count else first * self.chunk_bytes + self._table[first]
 
     def source_bytes(self) -> tuple[tuple[str, int], ...]:
-        """The bytes that each source has given since the partial was opened."""
+        """Bytes received from each source since the file was opened."""
         with self._changed:
             return tuple(self.by_source.items())
 
     def has(self, chunk: int) -> bool:
-        """Whether the chunk is there whole."""
+        """Whether the chunk is complete."""
         return self._table[chunk] == self._table.length(chunk)
 
     def span(self, chunk: int) -> tuple[int, int]:
-        """The places in the file at which the chunk begins and ends."""
+        """Offsets in the file at which the chunk begins and ends."""
         return chunk * self.chunk_bytes, min(self.size, (chunk + 1) * self.chunk_bytes)
 
     def wait_for_prefix(self, beyond: int, seconds: float) -> int:
-        """The prefix, waited for until it is longer than `beyond` bytes, or for so long (in a thread)."""
+        """Block until the prefix is longer than `beyond` bytes, at most `seconds`; returns the prefix."""
         with self._changed:
             self._changed.wait_for(lambda: self.prefix > beyond, seconds)
             return self.prefix
 
     async def changed(self, within: float | None = LOOK_AGAIN_SECONDS, *, complete: bool = True) -> None:
-        """Return when something may be claimed that could not be before, when the file is complete (not `complete`: is
-        so no longer), or after `within` seconds: by then another source may have become so slow that it must share."""
+        """Return when a new claim may be possible, when the file is complete (`complete` False: no longer complete), or
+        after `within` seconds, when a slow source's claim may be shared."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         with self._changed:
@@ -169,10 +169,10 @@ class PartialFile:
     # -- who fetches what
 
     def claim(self, source: str, most_chunks: int, accept: Accept | None = None) -> ByteRange | None:
-        """A piece for `source` of at most so many chunks, all of them accepted; None: nothing for it to do now.
+        """A range of at most `most_chunks` accepted chunks for `source`; None if there is nothing to claim now.
 
-        `source` is what the bytes are counted under; several connections may share one. Where nothing is free, the
-        rest of a slow source's piece is shared. Towards the end the pieces become smaller, so that all end together.
+        Bytes are counted under `source`, which several connections may share. If no chunk is free, the rest of a slow
+        source's claim is shared. Claims become smaller towards the end, so that all sources finish together.
         """
         with self._changed:
             span = self._free(most_chunks, accept) or self._from_slow_source(source, accept)
@@ -185,7 +185,7 @@ class PartialFile:
             return piece
 
     def release(self, piece: ByteRange) -> None:
-        """Nobody fetches the rest of this piece any more; what has arrived of it is kept. Idempotent."""
+        """Give up the rest of the claim; bytes that arrived are kept. Idempotent."""
         with self._changed:
             if piece.held:
                 self._release_range(piece)
@@ -210,13 +210,13 @@ class PartialFile:
         return chunk not in self._range_of_chunk and not self.has(chunk)
 
     def _is_untouched(self, chunk: int, accept: Accept | None, holder: ByteRange | None = None) -> bool:
-        """Whether nothing of it is there, and nobody but `holder` is at it."""
+        """Whether no byte of the chunk has arrived and only `holder` may have claimed it."""
         if self._table[chunk] or self._range_of_chunk.get(chunk) is not holder:
             return False
         return accept is None or accept(chunk)
 
     def _from_slow_source(self, source: str, accept: Accept | None) -> tuple[int, int] | None:
-        """The part of a slow piece that `source` takes from it, beginning with the one that would take longest."""
+        """A part of the slowest claim for `source`."""
         now = self._clock()
         slow = [(self._seconds_left(piece, now), piece) for piece in self._pieces if now - piece.since >= GRACE_SECONDS]
         for seconds, piece in sorted(slow, key=lambda item: -item[0]):
@@ -228,14 +228,14 @@ class PartialFile:
         return None
 
     def _seconds_left(self, piece: ByteRange, now: float) -> float:
-        """Seconds until the piece is there, at the rate it has had so far; for ever, if it has fallen silent."""
+        """Seconds until the claim is complete at its average rate; infinite if its source is silent."""
         done = piece.position + piece.buffered - piece.begin
         if done <= 0 or now - piece.last_data >= GRACE_SECONDS:
             return float("inf")
         return (piece.end - piece.begin - done) * (now - piece.since) / done
 
     def _split_tail(self, piece: ByteRange, accept: Accept | None) -> tuple[int, int] | None:
-        """The latter half of the chunks that the piece has not come to yet."""
+        """The latter half of the chunks that the claim has not reached yet; they leave the claim."""
         at = max(piece.position, piece.writing - 1) // self.chunk_bytes
         last = (piece.end - 1) // self.chunk_bytes
         first = last + 1
@@ -249,7 +249,7 @@ class PartialFile:
     def _take_over(
         self, source: str, piece: ByteRange, seconds: float, accept: Accept | None
     ) -> tuple[int, int] | None:
-        """The rest of the chunk that the piece is at, if `source` will be done with it in half the time."""
+        """The rest of the claim's current chunk, if `source` will finish it in half the time."""
         rest, rate = piece.end - piece.position, self._rates.get(source)
         quick = seconds > 2 * rest / rate if rate else seconds > 5 * OPEN_WAIT_SECONDS
         ours = accept is None or all(accept(chunk) for chunk in self._chunks(piece))
@@ -276,9 +276,9 @@ class PartialFile:
     # -- bytes (from threads)
 
     def write(self, piece: ByteRange, data: bytes | memoryview) -> int:
-        """Append what its source sent. Returns how many bytes the piece still wants; 0: stop. Raises OSError.
+        """Append received bytes. Returns how many bytes are still wanted; 0: stop. Raises OSError.
 
-        What goes beyond the piece's end, or came for a piece that is not held any more, is dropped.
+        Bytes beyond the end of the claim, or for a claim that was released, are dropped.
         """
         rest = memoryview(data)
         while rest:
@@ -289,7 +289,7 @@ class PartialFile:
                 end = min(piece.end, begin + len(rest), self.span(begin // self.chunk_bytes)[1])
                 if begin == end:
                     return 0
-                known = self.has(begin // self.chunk_bytes)  # whole meanwhile, and perhaps verified
+                known = self.has(begin // self.chunk_bytes)  # completed by another source, perhaps verified
                 piece.writing = end
             try:
                 if not known:
@@ -329,7 +329,7 @@ class PartialFile:
             if wanted:
                 self._writing_chunks.discard(chunk)
                 self._record_arrival(end, end - begin, source)
-            # Where somebody else is at the chunk, too, nobody knows for a moment whose bytes the file has.
+            # If another source writes the chunk too, it is unknown whose bytes the file has: no peer is named for it.
             if chunk_source is not None and wanted and mine is not None:
                 self._chunk_sources[chunk] = chunk_source
                 self.buffers.keep(chunk, memoryview(data))
@@ -340,36 +340,36 @@ class PartialFile:
                 mine.last_data, mine.buffered = self._clock(), 0
 
     def note_buffered(self, piece: ByteRange, buffered: int) -> None:
-        """So many bytes of the piece came that cannot be written before more has: its source is not silent."""
+        """Record `buffered` received bytes that cannot be written yet: the source is not silent."""
         with self._changed:
             piece.buffered, piece.last_data = buffered, self._clock()
 
     def chunk_source(self, chunk: int) -> str | None:
-        """The id of whoever answers for the chunk that is there, if anybody does."""
+        """The id of the peer that claims the digest of the arrived chunk, if any."""
         with self._changed:
             return self._chunk_sources.get(chunk)
 
     def discard_chunk(self, chunk: int) -> None:
-        """What is there of the chunk is wrong: it is to be fetched again. Raises OSError."""
+        """Discard a wrong chunk, so that it is downloaded again. Raises OSError."""
         with self._changed:
             self.discards += 1
             self._forget_chunk(chunk)
 
     def reject_chunk(self, chunk: int) -> None:
-        """The same, because it does not fit `expected`; whoever answers for it is accused. Raises OSError."""
+        """Discard a chunk that does not match `expected`, and record the peer that claimed it. Raises OSError."""
         with self._changed:
             if (chunk_source := self._chunk_sources.get(chunk)) is not None:
                 self._rejected.append((chunk, chunk_source))
             self._forget_chunk(chunk)
 
     def take_rejections(self) -> list[tuple[int, str]]:
-        """Chunks that were rejected since the last call, and the ids of those who answer for them."""
+        """Chunks rejected since the last call, with the ids of the peers that claimed them."""
         with self._changed:
             rejected, self._rejected = self._rejected, []
         return rejected
 
     def checkpoint(self) -> None:
-        """Bring what has arrived to the disk, so that a power cut costs nothing of it. Blocks for long. OSError."""
+        """Flush arrived bytes to disk, so that they survive a power failure. Blocks for long. Raises OSError."""
         with self._changed:
             snapshot = self._table.snapshot()
         flush(self._file)
@@ -378,7 +378,7 @@ class PartialFile:
         self._table.sync()
 
     def close(self) -> None:
-        """Not to be used any more; the file stays. Idempotent."""
+        """Close the file, which stays on disk. Idempotent."""
         with self._changed:
             if self._open:
                 self._open = False
@@ -397,7 +397,7 @@ class PartialFile:
         self._notify_waiters()
 
     def _record_arrival(self, end: int, count: int, source: str) -> None:
-        """Bytes up to `end`, inside one chunk, are in the file."""
+        """Record that `count` bytes before `end`, inside one chunk, are in the file."""
         chunk = (end - 1) // self.chunk_bytes
         begin = chunk * self.chunk_bytes
         had = self._table[chunk]
@@ -421,7 +421,7 @@ class PartialFile:
 
     def _notify_waiters(self) -> None:
         for loop, future in self._waiting:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_set_result, future)
         self._waiting = []
 
@@ -432,7 +432,7 @@ def _set_result(future: asyncio.Future[None]) -> None:
 
 
 def state_path(path: Path) -> Path:
-    """Where the table of arrivals of the unfinished file at `path` lies."""
+    """Path of the resume table of the partial file at `path`."""
     return path.with_suffix(".state")
 
 

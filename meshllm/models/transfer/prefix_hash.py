@@ -1,9 +1,7 @@
-"""Digests of model files: of the whole, and on the way there, so that other nodes can check what they get of it.
+"""Hashes model files: the whole file and, at each chunk's end, the prefix up to there.
 
-Law: every byte is hashed once. What is said of a chunk is the sha256 of all bytes up to its end: one pass in the file's
-order gives all of them, and the last is the file's own. A file that is arriving is read while it arrives: a chunk is
-proved as soon as all before it are, and one that is not what it should be is found out then, not at the end. All of it
-runs in threads that can be stopped.
+Every byte is hashed once: the digest of a chunk is the sha256 of all bytes up to its end, so the last one is the file's
+own. A file that is arriving is hashed while it arrives, so that a wrong chunk is found early. Runs in threads.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ from meshllm.util.threads import StopSignal
 
 from .partial_file import PartialFile
 
-# What has arrived is flushed to the disk at least this often: a power cut costs no more. Rarely enough to cost nothing.
+# Bytes between two flushes to disk: the most that a power failure costs.
 CHECKPOINT_BYTES: Final = 256 << 20
-# How soon a follower notices that it should stop, in seconds, while nothing arrives.
+# How often the stop signal is checked while nothing arrives (seconds).
 _TICK_SECONDS: Final = 0.1
 _READ_BYTES: Final = 1 << 20
 DIGEST_BYTES: Final = hashlib.sha256().digest_size
@@ -30,15 +28,14 @@ DIGEST_BYTES: Final = hashlib.sha256().digest_size
 
 @dataclass(frozen=True, slots=True)
 class PrefixDigests:
-    """`sha256` of a whole file in hex, and `chunks`: 32 raw bytes for each chunk, the sha256 of the file's bytes up to
-    that chunk's end."""
+    """`sha256` of a whole file in hex; `chunks`: for each chunk 32 raw bytes, the sha256 of the file up to its end."""
 
     sha256: str
     chunks: bytes
 
 
 def digests(stop: StopSignal, path: Path, chunk_bytes: int, report: Callable[[int], None]) -> PrefixDigests:
-    """Of a file that is there whole; `report` hears how many bytes were read. Raises OSError."""
+    """Digests of a complete file; `report` is called with the number of bytes read. Raises OSError."""
     whole, chunks, done = hashlib.sha256(), bytearray(), 0
     with path.open("rb", buffering=0) as file:
         while data := file.read(min(_READ_BYTES, chunk_bytes - done % chunk_bytes)):
@@ -54,11 +51,11 @@ def digests(stop: StopSignal, path: Path, chunk_bytes: int, report: Callable[[in
 
 
 def hash_arriving(stop: StopSignal, partial: PartialFile, report: Callable[[int], None]) -> PrefixDigests:
-    """Of a file that is arriving; returns once it is complete and read, whether or not it is the right one.
+    """Digests of a file that is arriving; returns once it is complete and read, right or wrong.
 
-    What is not as `partial.expected` says is refuted, and so fetched again; where that is no use, because it comes
-    again from somebody who never said what it would be, the list is not believed any more, and the whole file is the
-    check_chunk. `report` hears how many bytes were read. Raises OSError.
+    A chunk that does not match `partial.expected` is rejected and downloaded again. A second mismatch from a source
+    that claims no digest discards the list; then only the file's hash decides. `report` is called with the number of
+    bytes read. Raises OSError.
     """
     with partial.path.open("rb", buffering=0) as file:
         return _hash_arriving(stop, partial, _PrefixReader(partial, file.fileno()), report)
@@ -71,7 +68,7 @@ def _hash_arriving(
     while True:
         reader.restart_if_changed()
         if reader.chunk == partial.count:
-            partial.checkpoint()  # what is called verified is on the disk
+            partial.checkpoint()  # a verified file is on disk
             return reader.result()
         end = partial.span(reader.chunk)[1]
         if partial.wait_for_prefix(end - 1, _TICK_SECONDS) < end:
@@ -88,7 +85,7 @@ def _hash_arriving(
 
 
 class _PrefixReader:
-    """How far `follow` has come: everything before `chunk` fits the list, if there is one that can be believed."""
+    """The state of `hash_arriving`: everything before `chunk` matches the expected list, if one is used."""
 
     def __init__(self, partial: PartialFile, file: int) -> None:
         self._partial = partial
@@ -104,15 +101,15 @@ class _PrefixReader:
 
     @property
     def chunk(self) -> int:
-        """The one that is to be read next."""
+        """The next chunk to read."""
         return len(self._chunks) // DIGEST_BYTES
 
     def result(self) -> PrefixDigests:
-        """Of all that was read."""
+        """The digests of everything read."""
         return PrefixDigests(self._whole.hexdigest(), bytes(self._chunks))
 
     def restart_if_changed(self) -> None:
-        """Begin again where what was read is not there any more, or another list says otherwise of it."""
+        """Start again if a chunk was discarded, or if a new list contradicts what was read."""
         partial, expected = self._partial, self._partial.expected
         if expected != self._expected and expected != self._doubted:
             self._expected = expected
@@ -122,7 +119,7 @@ class _PrefixReader:
             self._begin()
 
     def read(self) -> None:
-        """Hash the next chunk, which is there. Raises OSError."""
+        """Hash the next chunk, which has arrived. Raises OSError."""
         buffers = self._partial.buffers
         if (data := buffers.take_kept(self.chunk)) is None:
             begin, end = self._partial.span(self.chunk)
@@ -133,7 +130,7 @@ class _PrefixReader:
         buffers.release(data)
 
     def check_chunk(self) -> None:
-        """Go on to the next chunk, unless this one is refuted. Raises OSError."""
+        """Accept the chunk and go on, or reject it. Raises OSError."""
         digest, chunk, expected = self._next.digest(), self.chunk, self._expected
         if expected is not None and digest_of(expected, chunk) != digest:
             if chunk not in self._rejected or self._partial.chunk_source(chunk) is not None:
@@ -153,11 +150,11 @@ def _read_into(buffer: memoryview, file: int, place: int) -> None:
 
 
 def digest_of(digests: bytes, chunk: int) -> bytes:
-    """What a list of digests says of one chunk."""
+    """The digest of one chunk in a list of digests."""
     return digests[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES]
 
 
 def first_difference(found: bytes, expected: bytes) -> int:
-    """The first chunk of which two lists of digests say different things; their length if there is none."""
+    """The first chunk at which two digest lists differ; their length if there is none."""
     count = len(found) // DIGEST_BYTES
     return next((chunk for chunk in range(count) if digest_of(found, chunk) != digest_of(expected, chunk)), count)

@@ -1,7 +1,4 @@
-"""What a download says of itself while it runs.
-
-Law: facts only (bytes done, bytes in all, who gave them); rates and bars are the viewer's business.
-"""
+"""Progress of a download: bytes, and the sources they come from."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ from meshllm.util.progress import Progress
 
 
 class TransferStage(StrEnum):
-    """What is being done; the values are for programs."""
+    """The stages of a download; the values are for programs."""
 
-    WAITING = "waiting"  # another download of the same file is running
+    WAITING = "waiting"  # for another download of the same file
     CONNECTING = "connecting"
     DOWNLOADING = "downloading"
     EXTRACTING = "extracting"
     VERIFYING = "verifying"
     READY = "ready"
-    FAILED_SOURCE = "failed-source"  # one source failed and the next is tried; `detail` says why
+    FAILED_SOURCE = "failed-source"  # the next source is tried; `detail` has the reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,4 +34,4 @@ class TransferProgress(Progress):
 
 
 Report = Callable[[TransferProgress], None]
-"""Called in the event loop's thread, some times a second; it must not block."""
+"""Called in the event loop's thread, up to 20 times a second; it must not block."""

@@ -1,8 +1,7 @@
-"""How much of each chunk of an unfinished file has arrived, in a small file beside it.
+"""How many bytes of each chunk of a partial file have arrived, in a small file beside it.
 
-Law: it never says more than is there. A number grows only after the bytes were written; whoever is killed loses
-nothing that was counted. What was counted but had not reached the disk when the machine lost its power is not believed
-afterwards: there is a second table, of what was flushed. A file that is damaged or of another making is thrown away.
+Invariants: a number grows only after the bytes were written. A second table holds what was flushed to disk; after a
+reboot only that one is used. A damaged table is discarded.
 """
 
 from __future__ import annotations
@@ -17,21 +16,19 @@ from typing import Final
 MAX_CHUNKS: Final = 1 << 20  # 4 TiB in chunks of 4 MiB; the table is in memory
 
 _MAGIC: Final = b"mesh-as1"
-_HEADER = struct.Struct(
-    "=8sIIQ32s40s"
-)  # magic, a number that tells the byte order, bytes per chunk, size, sha256, boot
+_HEADER = struct.Struct("=8sIIQ32s40s")  # magic, byte order mark, bytes per chunk, size, sha256, boot id
 _ORDER: Final = 0x01020304
 _ENTRY: Final = 4
 
 
 class ResumeTable:
-    """Bytes that have arrived from the start of each chunk. Owned by one process at a time; every method blocks.
+    """Bytes that have arrived from the start of each chunk. Used by one process at a time; every method blocks.
 
-    Not a memory map: a disk that is full would end the process with a signal where writing raises an OSError.
+    Not a memory map: on a full disk that would end the process with a signal; a write raises OSError.
     """
 
     def __init__(self, path: Path, sha256: str, size: int, chunk_bytes: int, there: int) -> None:
-        """Take up the table at `path`, or begin one, for a file of which `there` bytes (with holes) exist. OSError."""
+        """Open or create the table at `path` for a partial file of `there` bytes (with holes). Raises OSError."""
         count = -(-size // chunk_bytes)
         if not 0 < count <= MAX_CHUNKS:
             raise ValueError(f"{size} bytes in chunks of {chunk_bytes} are {count} chunks")
@@ -42,7 +39,7 @@ class ResumeTable:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.ftruncate(self._fd, _HEADER.size + 2 * _ENTRY * count)
-            # The header last: until it says that this is the machine's run, the flushed table alone is believed.
+            # The header last: until it has this boot id, only the flushed table is used.
             os.pwrite(self._fd, durable.tobytes(), self._durable(0))
             os.pwrite(self._fd, self._table.tobytes(), self._live(0))
             head = _HEADER.pack(_MAGIC, _ORDER, chunk_bytes, size, bytes.fromhex(sha256), _boot())
@@ -67,7 +64,7 @@ class ResumeTable:
         self._table[chunk] = count
 
     def length(self, chunk: int) -> int:
-        """Bytes of the chunk when it is whole."""
+        """Bytes of the complete chunk."""
         return self._last if chunk == len(self._table) - 1 else self._chunk_bytes
 
     def total(self) -> int:
@@ -75,20 +72,20 @@ class ResumeTable:
         return sum(self._table)
 
     def snapshot(self) -> array[int]:
-        """What has arrived now, to be given to `flushed` once those bytes are on the disk."""
+        """A copy of the table, for `flushed` once those bytes are on disk."""
         return self._table[:]
 
     def flushed(self, snapshot: array[int]) -> None:
-        """Note that all of the snapshot is on the disk, but for what was taken back since."""
+        """Record that the snapshot is on disk, except for chunks discarded since."""
         durable = array("I", map(min, snapshot, self._table))
         os.pwrite(self._fd, durable.tobytes(), self._durable(0))
 
     def sync(self) -> None:
-        """Bring the tables to the disk."""
+        """Flush the tables to disk."""
         flush(self._fd)
 
     def close(self) -> None:
-        """Not to be used any more."""
+        """Close the table file."""
         os.close(self._fd)
 
     def _live(self, chunk: int) -> int:
@@ -101,9 +98,9 @@ class ResumeTable:
 def read_tables(
     path: Path, sha256: str, size: int, chunk_bytes: int, there: int
 ) -> tuple[array[int], array[int]] | None:
-    """What has arrived of each chunk, and what of it is surely on the disk; None where that is not known.
+    """Bytes of each chunk that have arrived, and of those the ones flushed to disk; None if the table is invalid.
 
-    A file without a table beside it was written from its start on, by an earlier version of this program.
+    A file without a table was written from its start by an earlier version of this program.
     """
     count = -(-size // chunk_bytes)
     if not 0 < count <= MAX_CHUNKS:
@@ -124,13 +121,13 @@ def read_tables(
     live, durable = array("I", data[_HEADER.size :][: _ENTRY * count]), array("I", data[-_ENTRY * count :])
     if max(live) > chunk_bytes or max(durable) > chunk_bytes:
         return None
-    # Nothing can have arrived behind the end of what is there.
+    # No more than the file holds can have arrived.
     durable = array("I", map(min, durable, lengths))
     return (array("I", map(min, live, lengths)) if boot == _boot() else durable[:]), durable
 
 
 def flush(descriptor: int) -> None:
-    """Bring what was written to the disk."""
+    """Flush a file to disk."""
     if sys.platform == "linux":
         os.fdatasync(descriptor)
     else:
@@ -138,7 +135,7 @@ def flush(descriptor: int) -> None:
 
 
 def _boot() -> bytes:
-    """What tells this run of the machine from the others."""
+    """An id of this boot of the machine."""
     try:
         found = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
     except OSError:

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshllm.wire.api import strict_json
-from meshllm.wire.api.errors import error_event, find_error, loads_error, translate_event
+from meshllm.wire.api.errors import find_error, loads_error, translate_event
+from meshllm.wire.api.event_stream import RepairBase
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import (
     DONE,
     MAX_EVENT,
-    EventBuffer,
     SseEvent,
     encode_event,
     event_spans,
@@ -29,12 +29,12 @@ from meshllm.wire.api.sse import (
     parse_event,
     split_events,
 )
-from meshllm.wire.api.worker_loss import MARK, UPSTREAM_LOST, is_worker_loss, worker_loss_message
+from meshllm.wire.api.worker_loss import MARK, is_worker_loss
 
 _MAX_CHOICES = 128  # OpenAI's own limit of `n`
 
 
-class ChatRepair:
+class ChatRepair(RepairBase):
     """Repairs one stream; the contract is `meshllm.wire.api.stream_repair.StreamRepair`.
 
     `choices`: the request's `n`. `Api.COMPLETIONS` has no roles; only its end is repaired.
@@ -52,16 +52,9 @@ class ChatRepair:
         request_id: str | None = None,
         limit: int = MAX_EVENT,
     ) -> None:
-        self.complete = False
-        self.started = False
-        self.failed = False
-        self.worker_lost = False
+        super().__init__(model, shared=shared, request_id=request_id, limit=limit)
         self._api = api
-        self._model = model
-        self._shared = shared
-        self._request_id = request_id
         self._choices = max(1, min(choices, _MAX_CHOICES))
-        self._buffer = EventBuffer(limit)
         chat = api is Api.CHAT
         self._envelope: dict[str, Any] = {
             "id": f"chatcmpl-{ident}" if chat else f"cmpl-{ident}",
@@ -76,40 +69,9 @@ class ChatRepair:
         self._done_mark = b"data: [DONE]"
         self._last = b""  # the last block with data: its last event says how the stream ended
 
-    def feed(self, data: bytes) -> bytes:
-        """Repair a piece of the stream."""
-        if self.complete:
-            return b""
-        block = self._buffer.take(data)
-        out = self._pass(block) if block else b""
-        if self._buffer.overflow:
-            out += self.fail("event_too_large", "The model server sent an event above the size limit.")
-        return out
-
-    def finish(self) -> bytes:
-        """Complete the stream after upstream ended its body properly."""
-        if self.complete:
-            return b""
-        rest = self._buffer.rest()
-        return (self._pass(rest) if rest else b"") + self._close()
-
-    def _close(self) -> bytes:
-        if self.complete:
-            return b""
-        if not self.started:
-            return self.fail("upstream_empty", "The model server closed the stream without an answer.")
-        return self._end()
-
-    def fail(self, code: str, message: str, *, status: int = 502) -> bytes:
-        """An error event and the end of the stream, after upstream was lost."""
-        if self.complete:
-            return b""
-        self.complete = self.failed = True
-        return error_event(self._api, status, code, message, request_id=self._request_id)
-
     # -- the beginning: event by event, until every choice has its role
 
-    def _pass(self, block: bytes) -> bytes:
+    def _block(self, block: bytes) -> bytes:
         return self._head(block) if self._in_head else self._bulk(block)
 
     def _head(self, block: bytes) -> bytes:
@@ -133,7 +95,7 @@ class ChatRepair:
             return self._close()
         chunk = strict_json.loads_object(event.data)
         if chunk is None:
-            return self.fail("upstream_invalid", "The model server sent an event that this API does not have.")
+            return self._invalid()
         if "choices" not in chunk:
             found = find_error(chunk)
             if found is not None:
@@ -228,16 +190,9 @@ class ChatRepair:
     def _last_event(self) -> SseEvent | None:
         return next((parse_event(raw) for raw in events_backwards(self._last) if _carries(raw)), None)
 
-    def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
-        if self._shared and is_worker_loss(found):
-            return self._upstream_lost()
+    def _fail(self, found: Mapping[str, Any], status: int) -> bytes:
         self.complete = self.failed = True
-        self.started = True
-        return translate_event(self._api, found, request_id=self._request_id)
-
-    def _upstream_lost(self) -> bytes:
-        self.worker_lost = True
-        return self.fail(UPSTREAM_LOST, worker_loss_message(self._model))
+        return translate_event(self._api, found, status=status, request_id=self._request_id)
 
     def _final_choice(self, index: int) -> dict[str, Any]:
         if self._api is Api.CHAT:

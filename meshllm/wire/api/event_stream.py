@@ -1,4 +1,4 @@
-"""Base of the repairers that parse every event: splitting, parsing, errors.
+"""Bases of the repairers: `RepairBase` for all, `EventRepair` for those that parse every event.
 
 Invariant: never raises for upstream's bytes; an invalid event ends the stream with a typed error.
 """
@@ -17,8 +17,11 @@ MAX_NUMBER = 1 << 53
 """Larger numbers are not passed on as indices or sequence numbers: JavaScript cannot represent them."""
 
 
-class EventRepair:
-    """Base class; the contract is `stream_repair.StreamRepair`. Subclasses implement the last methods."""
+class RepairBase:
+    """Splitting, the end of a stream and errors; the contract is `stream_repair.StreamRepair`.
+
+    Subclasses implement `_block`, `_end` and `_fail`.
+    """
 
     def __init__(
         self, model: str, *, shared: bool = False, request_id: str | None = None, limit: int = MAX_EVENT
@@ -59,6 +62,36 @@ class EventRepair:
         if not self.started:
             return self.fail("upstream_empty", "The model server closed the stream without an answer.")
         return self._end()
+
+    def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
+        if self._shared and is_worker_loss(found):
+            return self._upstream_lost()
+        return self._fail(found, status_of(found))
+
+    def _upstream_lost(self) -> bytes:
+        self.worker_lost = True
+        return self.fail(UPSTREAM_LOST, worker_loss_message(self._model))
+
+    def _invalid(self) -> bytes:
+        return self.fail("upstream_invalid", "The model server sent an event that this API does not have.")
+
+    # -- for subclasses
+
+    def _block(self, block: bytes) -> bytes:
+        """Repair a block of whole events, possibly empty."""
+        raise NotImplementedError
+
+    def _end(self) -> bytes:
+        """Close what upstream left open, and the stream; sets `complete`."""
+        raise NotImplementedError
+
+    def _fail(self, found: Mapping[str, Any], status: int) -> bytes:
+        """An error event and the end; sets `complete` and `failed`."""
+        raise NotImplementedError
+
+
+class EventRepair(RepairBase):
+    """Parses every event. Subclasses implement `_event`, `_end` and `_fail`."""
 
     def _block(self, block: bytes) -> bytes:
         out: list[bytes] = []
@@ -101,15 +134,6 @@ class EventRepair:
         except (ValueError, RecursionError):
             return self._said() + self._invalid()
 
-    def _upstream_error(self, found: Mapping[str, Any]) -> bytes:
-        if self._shared and is_worker_loss(found):
-            self.worker_lost = True
-            return self.fail(UPSTREAM_LOST, worker_loss_message(self._model))
-        return self._fail(found, status_of(found))
-
-    def _invalid(self) -> bytes:
-        return self.fail("upstream_invalid", "The model server sent an event that this API does not have.")
-
     # -- for subclasses
 
     def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
@@ -122,14 +146,6 @@ class EventRepair:
 
     def _event(self, kind: str, value: dict[str, Any], event: SseEvent) -> bytes:
         """Repair one event of type `kind`; ValueError if it is invalid."""
-        raise NotImplementedError
-
-    def _end(self) -> bytes:
-        """Close what upstream left open, and the stream; sets `complete`."""
-        raise NotImplementedError
-
-    def _fail(self, found: Mapping[str, Any], status: int) -> bytes:
-        """An error event and the end; sets `complete` and `failed`."""
         raise NotImplementedError
 
 

@@ -20,7 +20,7 @@ from meshllm.engine.processes.child_log import LINE_LENGTH
 from meshllm.engine.processes.child_registry import ChildRegistry
 
 FAKE = Path(__file__).with_name("fake_child.py")
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 
 
 class Rig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_child_log_rotates_and_bounds_its_total_size(tmp_path: Path) -> None:
         for number in range(200):
             log.write([f"line {number:04}"] * 5)
     old = tmp_path / "logs" / "x.old.log"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert old.stat().st_size + path.stat().st_size <= 2 * 1000 + 2 * 50
     assert path.read_text().endswith("line 0199\n")
     with ChildLog(path, 1000) as log:  # a file that is full already is rotated by the first write of the next process
@@ -74,6 +76,24 @@ def test_child_log_drops_and_counts_lines_while_the_file_cannot_be_written(
         assert log.dropped == 0
     assert path.read_text() == "[3 lines were dropped: this file could not be written]\nfour\n"
     assert [record.message.partition(" ")[0] for record in caplog.records] == ["cannot", str(path)]
+
+
+def test_child_log_limits_warnings_of_a_disk_that_is_full_again_and_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, now = tmp_path / "x.log", 0.0
+    with caplog.at_level(logging.WARNING), ChildLog(path, clock=lambda: now) as log:
+        for _ in range(10):
+            path.unlink(missing_ok=True)
+            path.symlink_to("/dev/full")
+            log.close()
+            log.write(["lost"])
+            path.unlink()
+            log.write(["kept"])
+            now += 7.0
+    messages = [record.message for record in caplog.records]
+    assert sum(message.startswith("cannot write") for message in messages) == 2, "at 0 and at 63 seconds"
+    assert len(messages) == 4
 
 
 def test_child_log_survives_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from meshllm.engine.build import build_reaper
 from meshllm.engine.processes.spawn import start
 from meshllm.tasks import Owner
 
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 
 # Writes the pid of its own child to a file and waits for that child.
 PROGRAM = """

@@ -1,4 +1,4 @@
-"""Lanes: who gets in, who does not, what happens where TCP does not get through, and that nothing is left."""
+"""Lanes: admission, fallback where TCP does not get through, and cleanup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENT_SECONDS = 20.0
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine that runs the tests may be busy: what should work is waited for."""
+    """Long timeouts: the machine may be busy."""
     monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", PATIENT_SECONDS)
     monkeypatch.setattr(lanes, "CONNECT_SECONDS", PATIENT_SECONDS)
     monkeypatch.setattr(lane_listener, "TICKET_DEADLINE_SECONDS", PATIENT_SECONDS)
@@ -41,7 +41,7 @@ async def lane(place: Town, kind: StreamKind = HTTP) -> Ear:
 
 
 async def knock(place: Town, ticket: bytes, identity: Identity | None = None) -> tuple[bytes, Ear]:
-    """What the second node's door says to somebody who brings `ticket`."""
+    """What the second node's listener answers to a connection with `ticket`."""
     context = (identity or place.nodes[0].identity).client_context()
     _, ear = await asyncio.get_running_loop().create_connection(
         Ear, "127.0.0.1", place.nodes[1].port, ssl=context, ssl_shutdown_timeout=1
@@ -52,14 +52,14 @@ async def knock(place: Town, ticket: bytes, identity: Identity | None = None) ->
 
 
 def tickets(place: Town, count: int = 1, kind: int = HTTP) -> list[bytes]:
-    """Tickets that the second node gives to the first."""
+    """Tickets that the second node issues to the first."""
     answer = place.nodes[1].lanes._listener.issue(place.nodes[0].node, "127.0.0.1", kind, count)
     assert int.from_bytes(answer[:2], "big") == place.nodes[1].port
     assert answer[3] * 32 == len(answer) - 4
     return [answer[start : start + 32] for start in range(4, len(answer), 32)]
 
 
-# -- what works
+# -- opening
 
 
 async def test_lane_carries_bytes_on_the_loops_own_transport(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ async def test_lane_has_no_half_close(tmp_path: Path) -> None:
         await ear.gone
 
 
-# -- who does not get in
+# -- refused connections
 
 
 async def test_ticket_is_valid_once(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ async def test_listener_refuses_an_expired_ticket(tmp_path: Path) -> None:
 
 
 async def test_ticket_is_bound_to_kind_and_peer(tmp_path: Path) -> None:
-    """Whoever brings it is taken for the peer it was given to; what is served is what it was given for."""
+    """A ticket is bound to the peer and kind it was issued for, whoever presents it."""
     async with town(tmp_path) as place:
         seen = []
 
@@ -378,11 +378,11 @@ async def test_failing_factory_leaves_no_lane(tmp_path: Path, caplog: pytest.Log
     assert "no such thing" in caplog.text
 
 
-# -- whom the dialler does not believe
+# -- servers that are not the peer
 
 
 def impersonate(listening: socket.socket, context: ssl.SSLContext) -> bytes:
-    """All that one caller says to a TLS server that has a node's certificate, but not the right one's."""
+    """Everything that a caller sends to a TLS server with another node's certificate."""
     connection, _ = listening.accept()
     heard = b""
     with connection:
@@ -391,7 +391,7 @@ def impersonate(listening: socket.socket, context: ssl.SSLContext) -> bytes:
             with context.wrap_socket(connection, server_side=True) as secure:
                 while data := secure.recv(4096):
                     heard += data
-        except OSError:  # the caller does not say goodbye
+        except OSError:  # the caller does not shut TLS down
             pass
     return heard
 
@@ -458,7 +458,7 @@ def test_hosts_to_try_keeps_order_and_drops_loopback_claims() -> None:
     assert len(hosts_to_try(many[0], many)) == dialler.MAX_HOSTS
 
 
-# -- where TCP does not get through
+# -- TCP does not get through
 
 
 async def test_closed_port_is_probed_once_a_minute_in_the_background(tmp_path: Path) -> None:
@@ -471,20 +471,20 @@ async def test_closed_port_is_probed_once_a_minute_in_the_background(tmp_path: P
         assert str(free) in opener.facts(peer).blocked
         place.link().opened.clear()
         assert await opener.open(place.link(), HTTP, Ear) is None
-        assert place.link().opened == []  # not even asked
+        assert place.link().opened == []  # no ticket is requested
         place.nodes[1].lanes._listener.port = real
         opener._paths[peer].tickets.clear()
         place.clock.now += BLOCKED_SECONDS
-        assert await opener.open(place.link(), HTTP, Ear) is None  # nobody waits for the probe
+        assert await opener.open(place.link(), HTTP, Ear) is None  # no caller waits for the probe
         await asyncio.gather(*opener._owner._tasks)
         assert opener.facts(peer).blocked == ""
-        assert place.nodes[1].ears == []  # a probe opens nothing
+        assert place.nodes[1].ears == []  # a probe opens no lane
         await lane(place)
 
 
 async def test_silent_port_delays_a_caller_only_briefly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with town(tmp_path) as place:
-        with socket.create_server(("127.0.0.1", 0)) as deaf:  # connects, and never answers
+        with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts and never answers
             place.nodes[1].lanes._listener.port = deaf.getsockname()[1]
             opener, peer = place.nodes[0].lanes, place.nodes[1].node
             monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 0.01)
@@ -493,7 +493,7 @@ async def test_silent_port_delays_a_caller_only_briefly(tmp_path: Path, monkeypa
             assert attempts
             assert "longer than a tunnel waits" in opener.facts(peer).blocked  # the attempt goes on
             monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", PATIENT_SECONDS)
-            assert await opener.open(place.link(), HTTP, Ear) is None  # the next does not wait at all
+            assert await opener.open(place.link(), HTTP, Ear) is None  # the next caller does not wait
             assert len(opener._owner._tasks) == attempts
             for attempt in tuple(opener._owner._tasks):
                 attempt.cancel()
@@ -544,7 +544,7 @@ async def test_new_link_resets_blocked_lanes(tmp_path: Path) -> None:
         await lane(place)
 
 
-# -- the end
+# -- ending
 
 
 async def test_lanes_end_with_their_link(tmp_path: Path) -> None:
@@ -570,7 +570,7 @@ async def test_lane_is_dropped_if_the_link_ended_before_acceptance(tmp_path: Pat
         made: list[Ear] = []
 
         def served(peer: bytes) -> Ear:
-            here.lanes.forget(there.node)  # as when the link goes down, while the welcome is under way
+            here.lanes.forget(there.node)  # as when the link ends while the acceptance is in flight
             return there.serve(here.node)
 
         there.tunnels.serve(HTTP, served)
@@ -581,7 +581,7 @@ async def test_lane_is_dropped_if_the_link_ended_before_acceptance(tmp_path: Pat
 
 
 async def test_cancelled_caller_leaves_nothing(tmp_path: Path) -> None:
-    """At every step of the opening: so many turns of the loop after its start."""
+    """Cancel at every step: `turns` iterations of the loop after the start."""
     async with town(tmp_path) as place:
         opener, taken = place.nodes[0].lanes, 0
         for turns in range(0, 120, 3):
@@ -614,7 +614,7 @@ async def test_close_leaves_no_port_connection_or_file(tmp_path: Path) -> None:
         await asyncio.gather(*(ear.gone for ear in [*ears, *place.nodes[1].ears, stranger]))
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
             await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port)
-    gc.collect()  # a socket left open would warn, and a warning is an error
+    gc.collect()  # an open socket would raise a ResourceWarning, which is an error
     assert files(tmp_path) == ["node-key", "node-key"]
 
 

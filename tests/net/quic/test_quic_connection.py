@@ -1,4 +1,4 @@
-"""Why a connection ended is told in the peer's words, but not with what a terminal or a log would obey."""
+"""A peer's reason for closing is shown without control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only QUIC can get wrong: the socket, strangers, lost datagrams, moving addresses, dishonest flow control."""
+"""QUIC only: the socket, unauthenticated connections, lost datagrams, changing addresses, flow control."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Wire(Changes, asyncio.DatagramProtocol):
         self.change()
 
     async def close(self) -> None:
-        """Gone, really."""
+        """Whether the connection is gone."""
         self.transport.close()
         await asyncio.sleep(0)
 
@@ -72,14 +72,14 @@ def connection_of(link: object) -> MeshConnection:
 
 
 def first_datagram() -> bytes:
-    """What a stranger begins with."""
+    """A first datagram."""
     connection = MeshConnection(configuration(identity(), client=True))
     connection.connect(("127.0.0.1", 1), now=0.0)
     return connection.datagrams_to_send(now=0.0)[0][0]
 
 
 def of_unknown_version() -> bytes:
-    """The same, from the future."""
+    """A first datagram of another QUIC version."""
     datagram = first_datagram()
     return datagram[:1] + b"\x0a\x0a\x0a\x0a" + datagram[5:]
 
@@ -129,7 +129,7 @@ def test_to_address_has_one_form() -> None:
     assert address_key("2001:db8::1") == address_key("2001:db8::ffff") != address_key("2001:db8:0:1::1")
 
 
-# -- strangers
+# -- unauthenticated connections
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -167,7 +167,8 @@ async def test_endpoint_ignores_garbage(world: World, seed: int) -> None:
 async def test_unauthenticated_connections_are_bounded_without_locking_out_peers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First datagrams from nowhere take RETRY_ABOVE places at most; whoever answers a retry still gets in."""
+    """First datagrams from made-up addresses use at most RETRY_ABOVE connections; a node that answers the Retry is
+    admitted."""
     target, real = await world.node(), await world.node()
     bare = await wire(target.address)
     for _ in range(endpoint.RETRY_ABOVE + 10):
@@ -227,7 +228,7 @@ async def test_connections_are_bounded_per_address(
     for _ in range(12):
         bare.transport.sendto(first_datagram())
     bare.transport.sendto(of_unknown_version())
-    await bare.until(lambda: any(data[1:5] == bytes(4) for data in bare.got))  # all before it has been looked at
+    await bare.until(lambda: any(data[1:5] == bytes(4) for data in bare.got))  # all before any is processed
     assert endpoint_of(target).unauthenticated == limit
     await bare.close()
 
@@ -258,8 +259,8 @@ async def test_unknown_quic_version_gets_version_negotiation(world: World) -> No
     target = await world.node()
     bare = await wire(target.address)
     strange = of_unknown_version()
-    bare.transport.sendto(strange[:1199])  # too short to be answered
-    bare.transport.sendto(bytes([0xC0]) + bytes(4) + strange[5:])  # itself an answer of that kind
+    bare.transport.sendto(strange[:1199])  # too short for an answer
+    bare.transport.sendto(bytes([0xC0]) + bytes(4) + strange[5:])  # a Version Negotiation packet itself
     bare.transport.sendto(strange)
     await bare.until(lambda: bare.got)
     header = header_of(bare.got[0])
@@ -288,7 +289,7 @@ async def test_peer_that_exceeds_flow_control_loses_the_link(world: World) -> No
 
 
 async def test_unauthenticated_peer_cannot_make_us_buffer_a_gap(world: World) -> None:
-    """One byte far ahead would make QUIC hold the whole gap before it."""
+    """One byte far ahead would make QUIC buffer the whole gap before it."""
     target = await world.node()
     stranger = await world.stranger(target)
     connection = cast(QuicStreamConnection, stranger.connection)._quic
@@ -303,7 +304,7 @@ async def test_unauthenticated_peer_cannot_make_us_buffer_a_gap(world: World) ->
 
 
 async def test_flow_control_limits_follow_reading(world: World) -> None:
-    """Much is sent in all, and the peer is never allowed more than the windows beyond what has been read."""
+    """Many bytes are sent, and the peer's limit never exceeds the windows beyond what was read."""
     _, other, dialled, accepted = await world.pair()
     stream = dialled.open(HTTP, Talker())
     await other.heard.until(lambda: other.heard.streams)
@@ -323,7 +324,7 @@ async def test_flow_control_limits_follow_reading(world: World) -> None:
 
 
 async def test_link_accepts_its_maximum_number_of_streams(world: World) -> None:
-    """A stranger's one stream becomes MAX_STREAMS_PER_LINK with allow_streams, again and again as they end."""
+    """One stream before `allow_streams`, then MAX_STREAMS_PER_LINK, again and again as streams end."""
     _, other, dialled, accepted = await world.pair()
     other.heard.serve = lambda kind: Talker(keep=False)
     assert connection_of(accepted)._local_max_streams_bidi.value == MAX_STREAMS_PER_LINK + 1
@@ -341,9 +342,9 @@ async def test_link_accepts_its_maximum_number_of_streams(world: World) -> None:
 
 
 class Relay:
-    """A NAT between a node and the world: what comes to `address` goes on from another port, which can change.
+    """A NAT: datagrams to `address` are forwarded from another port, which can change.
 
-    `drop` says which datagrams are lost: (towards the target, bytes).
+    `drop(towards the target, bytes)` says which datagrams are lost.
     """
 
     def __init__(self, target: PeerAddress) -> None:
@@ -363,7 +364,7 @@ class Relay:
         return made
 
     def rebind(self) -> None:
-        """The NAT forgets the old port."""
+        """The NAT forgets its port."""
         self._loop.remove_reader(self.outside)
         self.outside.close()
         self.outside = self._socket()
@@ -432,7 +433,7 @@ async def test_killed_peer_is_detected(world: World, monkeypatch: pytest.MonkeyP
     one, other, _, accepted = await world.pair()
     stream = Talker()
     accepted.open(HTTP, stream)
-    endpoint_of(one).close()  # as after kill -9: no words, and nobody at the port
+    endpoint_of(one).close()  # as after kill -9: no close packet, and no socket at the port
     await other.heard.until(lambda: not other.heard.up)
     assert other.heard.reasons == ["Idle timeout"]
     await stream.until(lambda: stream.lost)

@@ -1,4 +1,4 @@
-"""Model files through tunnels: the giver's and the taker's end over streams and over lanes, on either event loop."""
+"""Model files through tunnels: uploader and downloader over streams and lanes, on both event loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT = -(-len(CONTENT) // CHUNK)
 
 
 class OneFile:
-    """A shelf with one file on it."""
+    """An index with one file."""
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(CONTENT)
@@ -38,7 +38,7 @@ class OneFile:
 
 
 async def taken(line: PeerConnection) -> bytes:
-    """The whole file, all chunks asked for at once."""
+    """The whole file, all chunks requested at once."""
     listing = await line.request_listing(SHA256, COUNT)
     assert isinstance(listing, w.ChunkListing)
     rooms = [memoryview(bytearray(min(CHUNK, len(CONTENT) - number * CHUNK))) for number in range(COUNT)]

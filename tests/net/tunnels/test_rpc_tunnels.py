@@ -1,4 +1,4 @@
-"""RPC tunnels: from one engine's socket to another's, for leases that are held and for nobody else."""
+"""RPC tunnels from one engine's socket to another's, admitted by leases."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ both_ways = pytest.mark.parametrize("with_lanes", [True, False], ids=["lanes", "
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine that runs the tests may be busy: what should work is waited for."""
+    """Long timeouts: the machine may be busy."""
     monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 20.0)
     monkeypatch.setattr(lanes, "CONNECT_SECONDS", 20.0)
 
 
 class Known:
-    """What leads from a house to its only neighbour."""
+    """The network of a node with one neighbour."""
 
     def __init__(self, house: House, other: House) -> None:
         self.serve = house.tunnels.serve
@@ -46,7 +46,7 @@ class Known:
 
 
 class Split:
-    """A host and a worker, and an rpc-server on the worker that answers with what it is told."""
+    """A host and a worker with an rpc-server that echoes."""
 
     def __init__(self, host: House, worker: House, folder: Path) -> None:
         self.host, self.worker = host, worker
@@ -69,7 +69,7 @@ class Split:
         self.into.admit(LEASE, TunnelUse.COMMANDS, peers or (self.host.node,), self.engine_socket)
 
     async def call(self) -> Ear:
-        """What the host's engine does."""
+        """The host's engine."""
         _, ear = await asyncio.get_running_loop().create_unix_connection(Ear, str(self.local_socket))
         return ear
 
@@ -123,7 +123,7 @@ async def test_rpc_tunnel_needs_a_lease(tmp_path: Path) -> None:
         await it.listen()
         refused = await it.call()
         await refused.gone
-        it.admit(it.worker.node)  # a lease of somebody else
+        it.admit(it.worker.node)  # a lease of another node
         refused = await it.call()
         await refused.gone
         it.into.admit(LEASE, TunnelUse.TENSORS, [it.host.node], it.engine_socket)
@@ -218,7 +218,7 @@ async def test_revoke_does_not_call_on_failure(tmp_path: Path) -> None:
 
 
 class Greeter(Ear):
-    """An rpc-server that speaks first."""
+    """An rpc-server that sends first."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -246,7 +246,7 @@ async def test_listen_opens_the_tunnel_before_the_engine_connects(tmp_path: Path
 async def test_preconnect_opens_the_tunnel_before_the_lease(tmp_path: Path, with_lanes: bool) -> None:
     async with split(tmp_path, with_lanes) as it:
         it.out.preconnect(it.worker.node)
-        it.out.preconnect(it.worker.node)  # the first is not needed, then
+        it.out.preconnect(it.worker.node)  # the first one is not needed then
         it.admit()
         await it.listen()
         for opened in (2, 3):

@@ -1,4 +1,4 @@
-"""Tunnels over real links, in memory and over QUIC, with lanes and without: nobody who uses them sees a difference."""
+"""Tunnels over real links, in memory and over QUIC, with and without lanes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meshllm.net.tunnels import tunnels
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine that runs the tests may be busy: what should work is waited for."""
+    """Long timeouts: the machine may be busy."""
     monkeypatch.setattr(lanes, "OPEN_WAIT_SECONDS", 20.0)
     monkeypatch.setattr(lanes, "CONNECT_SECONDS", 20.0)
 

@@ -1,4 +1,4 @@
-"""What the stream tests share: reading events independently of the code under test, and what engines say."""
+"""Shared by the stream tests: an independent event parser, and what engines send."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def chunk(delta: dict[str, Any], *, index: int = 0, finish: str | None = None) -
 
 
 def check_messages(events: list[tuple[str, Any]]) -> None:
-    """Anthropic's grammar; an error may end the stream anywhere."""
+    """Check Anthropic's grammar; an error may end the stream anywhere."""
     state, current, following = "begin", None, 0
     for name, data in events:
         assert state not in ("end", "error"), f"{name} after the end"
@@ -108,7 +108,7 @@ def check_messages(events: list[tuple[str, Any]]) -> None:
 
 
 def check_responses(events: list[tuple[str, Any]]) -> None:
-    """Numbers grow, items begin before and end after what is said of them, the response ends once."""
+    """Check: numbers grow, items begin before and end after their events, the response ends once."""
     items: dict[int, str] = {}
     parts: dict[tuple[int, int], str] = {}
     done: set[int] = set()
@@ -165,7 +165,7 @@ def check_responses(events: list[tuple[str, Any]]) -> None:
 
 
 cuts = st.lists(st.integers(min_value=0, max_value=1 << 20), max_size=12)
-"""Where a stream is cut; positions beyond its end wrap round."""
+"""Cut positions; those beyond the end wrap around."""
 
 line_end = st.sampled_from(["\n", "\n", "\r\n", "\r"])
 garbage = st.one_of(

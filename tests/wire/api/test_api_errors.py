@@ -1,4 +1,4 @@
-"""Errors are in the caller's own shape, whatever upstream answered, and never longer than they need to be."""
+"""Error bodies have the caller's API shape and are bounded, for any upstream answer."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_find_route_is_exact_and_canonical() -> None:
 
 @pytest.mark.parametrize("api", list(Api))
 def test_error_body_carries_the_request_id(api: Api) -> None:
-    """OpenAI has no field for it, so it stands beside `code`; Anthropic's own is at the top level."""
+    """OpenAI has no field for it: it is beside `code`. Anthropic's is at the top level."""
     upstream = json.dumps({"error": {"message": "no", "request_id": "of-the-backend"}}).encode()
     for body in (
         error_body(api, 404, "model_not_found", "no", request_id="req_1"),

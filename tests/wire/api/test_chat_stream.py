@@ -1,4 +1,4 @@
-"""Chat and completion streams: the role is there, the end is there, the middle is untouched."""
+"""Chat and completion streams: role and end are added, the rest passes unchanged."""
 
 from __future__ import annotations
 

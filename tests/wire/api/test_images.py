@@ -1,4 +1,4 @@
-"""Pictures are found wherever an API has them, and nothing else is taken for one."""
+"""Images are found in every API, and nothing else is taken for one."""
 
 from __future__ import annotations
 

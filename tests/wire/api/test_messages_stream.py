@@ -1,4 +1,4 @@
-"""Streams of /v1/messages keep Anthropic's grammar whatever the engine does, and lose no text."""
+"""Streams of /v1/messages follow Anthropic's grammar and lose no text."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ending(reason: str = "end_turn") -> bytes:
 
 
 def blocks(events: list[tuple[str, Any]]) -> list[tuple[str, str]]:
-    """(type, all that was said) of each block."""
+    """(type, content) of each block."""
     found: list[list[str]] = []
     for name, data in events:
         if name == "content_block_start":

@@ -1,4 +1,4 @@
-"""Requests that OpenAI takes and the engine refuses are rewritten; all others are left alone."""
+"""Valid OpenAI requests that the engine refuses are rewritten; all others are unchanged."""
 
 from __future__ import annotations
 

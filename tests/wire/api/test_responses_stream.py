@@ -1,4 +1,4 @@
-"""Streams of /v1/responses have every event and field that OpenAI's types require; proper ones pass untouched."""
+"""Streams of /v1/responses have every event and field of OpenAI's types; valid ones pass unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def call(ident: str, arguments: str) -> dict[str, Any]:
 
 
 def done(*items: dict[str, Any], tokens: int = 9) -> bytes:
-    """The engine's last piece."""
+    """The engine's last event."""
     out = b""
     for item in items:
         if item["type"] == "message":
@@ -58,7 +58,7 @@ PLAIN += done(message("msg_1", "Hello"))
 
 
 def good(out: bytes) -> list[tuple[str, Any]]:
-    """Well-formed, and strictly valid for OpenAI's own types."""
+    """Well-formed, and strictly valid for OpenAI's types."""
     events = read(out)
     check_responses(events)
     for _, data in events:
@@ -87,7 +87,7 @@ def test_responses_repair_adds_every_field_to_the_engines_stream(places: list[in
 def test_responses_fast_path_equals_the_slow_path(texts: list[str], places: list[int]) -> None:
     stream = BEGIN + added("message", "msg_1", content=[], role="assistant") + text_of("msg_1", "a", *texts)
     stream += done(message("msg_1", "a" + "".join(texts)))
-    longer = stream.replace(b',"delta":"', b', "delta":"')  # not as the engine writes it, so every event is parsed
+    longer = stream.replace(b',"delta":"', b', "delta":"')  # not in the engine's format, so every event is parsed
     assert run(Api.RESPONSES, stream, places)[0] == run(Api.RESPONSES, longer, places)[0]
 
 

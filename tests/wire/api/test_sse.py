@@ -1,4 +1,4 @@
-"""Server-sent events: the same events whatever the pieces, nothing kept without bound, comments inject nothing."""
+"""Server-sent events: independent of the cut, bounded, and comments cannot inject events."""
 
 from __future__ import annotations
 

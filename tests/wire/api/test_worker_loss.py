@@ -1,4 +1,4 @@
-"""An engine that loses a node which computes with it has words of its own for it; its caller hears what to do."""
+"""An engine reports a lost worker; its caller gets advice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAILED = {"code": 500, "message": "Compute error.", "type": "server_error"}
 NAMED = f"event: error\ndata: {json.dumps(FAILED, separators=(',', ':'))}\n\n".encode()
 TEXT = {"choices": [{"text": "a", "index": 0, "logprobs": None, "finish_reason": None}], "id": "cmpl-7"}
 BEGIN = {"id": "msg_1", "type": "message", "role": "assistant", "content": [], "usage": {"input_tokens": 1}}
-# Of each API: a beginning of an answer, and the error as the engine writes it there.
+# For each API the beginning of an answer, and the engine's error.
 STREAMS = {
     Api.CHAT: (chunk({"role": "assistant", "content": None}) + chunk({"content": "a"}), event({"error": FAILED})),
     Api.COMPLETIONS: (event(TEXT), event({"error": FAILED})),
@@ -38,7 +38,7 @@ STREAMS = {
 def run(
     api: Api, stream: bytes, places: list[int], *, shared: bool = True
 ) -> tuple[list[tuple[str, Any]], StreamRepair]:
-    """What comes of a stream that is cut at `places`."""
+    """The repaired stream, cut at `places`."""
     repair = stream_repair(api, model="m", ident="x", created=1, request={"model": "m"}, shared=shared)
     edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
     out = b"".join(repair.feed(stream[start:end]) for start, end in pairwise(edges)) + repair.finish()
@@ -46,7 +46,7 @@ def run(
 
 
 def error_in(api: Api, events: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The error in a stream."""
+    """The error of a stream."""
     if api is Api.RESPONSES:
         check_responses(events)
         return dict(next(data for name, data in events if name == "error"))

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what nodes say: records, messages, ways in, invites; all as a node would make them."""
+"""Hypothesis strategies for records, messages, addresses and invites."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from meshllm.wire.mesh.records import MAX_CONTEXT, MAX_REQUESTS
 
 
 def sign(node: r.NodeId, data: bytes) -> bytes:
-    """64 bytes that only depend on node and data: a signature, as far as the codec can tell."""
+    """64 bytes that depend on node and data only: a signature, for the codec."""
     return hashlib.sha512(node + data).digest()
 
 
@@ -62,13 +62,13 @@ windows = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda pai
 
 
 def few(values: st.SearchStrategy[object], most: int = 6) -> st.SearchStrategy[tuple[object, ...]]:
-    """A tuple of some of them."""
+    """A tuple of values."""
     return st.lists(values, max_size=most).map(tuple)
 
 
 @st.composite
 def _with_aliases(draw: st.DrawFn, record: r.NodeRecord) -> r.NodeRecord:
-    """The record with some of its names on disk told to be the same."""
+    """The record with some names on disk as aliases."""
     if not record.on_disk:
         return record
     one = st.sampled_from(record.on_disk)
@@ -102,14 +102,14 @@ some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
 
 @st.composite
 def digests(draw: st.DrawFn) -> m.Digest:
-    """A digest whose hashes are as many as its bits say."""
+    """A digest with the number of hashes that its bits require."""
     bits = draw(st.integers(0, 4))
     return m.Digest(bits, draw(st.binary(min_size=4 << bits, max_size=4 << bits)))
 
 
 @st.composite
 def differences(draw: st.DrawFn) -> m.Difference:
-    """A difference with buckets that there are."""
+    """A difference with valid buckets."""
     bits = draw(st.integers(0, m.MAX_DIGEST_BITS))
     buckets = draw(st.lists(st.integers(0, (1 << bits) - 1), max_size=6, unique=True))
     held = draw(st.lists(st.tuples(node_ids, stamps), max_size=6, unique_by=lambda entry: entry[0]))
@@ -128,7 +128,7 @@ leased_files = st.builds(
 
 @st.composite
 def leases(draw: st.DrawFn) -> n.Lease:
-    """A lease whose shares follow one another."""
+    """A lease with consecutive shares."""
     shares: list[WorkerShare] = []
     for node in draw(st.lists(node_ids, min_size=2, max_size=5, unique=True)):
         first = shares[-1].first + shares[-1].layers if shares else 0

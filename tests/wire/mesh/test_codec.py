@@ -1,4 +1,4 @@
-"""Messages and records as bytes: they come back as they were, and whatever else comes is `BadMessage`."""
+"""Messages and records round-trip; any other bytes raise `BadMessage`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ each_message = pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda messag
 
 
 def decoded(payload: bytes) -> m.Message | str | None:
-    """What `decode_message` makes of it; "bad" for BadMessage. Anything else that it raises is for the test to see."""
+    """The decoded message; "bad" for BadMessage. Other exceptions fail the test."""
     try:
         return decode_message(payload, verify)
     except BadMessage:
@@ -100,7 +100,7 @@ def raw(*fields: Any) -> bytes:
     return bytes(msgpack.packb(fields))
 
 
-# -- there and back
+# -- round trip
 
 
 @given(messages)
@@ -136,7 +136,7 @@ def test_codec_bytes_are_stable() -> None:
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES
 
 
-# -- growth
+# -- compatibility
 
 
 @each_message
@@ -147,7 +147,7 @@ def test_decode_skips_fields_of_newer_versions(message: m.Message) -> None:
 
 def test_newer_record_is_read_and_forwarded_unchanged() -> None:
     fields = msgpack.unpackb(encode_record(RECORD))
-    for place in (6, 7, 8, 9, 13, 15, 19):  # the window, and entries of lists
+    for place in (6, 7, 8, 9, 13, 15, 19):  # the protocol range, and entries of lists
         where = fields[place] if place == 6 else fields[place][0]
         where.append("more")
     body = msgpack.packb([*fields, "more", b"x" * 32, 1.5])
@@ -221,7 +221,7 @@ def test_record_needs_its_nodes_signature(record: r.NodeRecord, other: r.NodeId)
     body = encode_record(record)
     if other != record.node:
         assert decoded(raw(6, [(body, sign(other, signed_bytes(body)))], False)) == "bad"
-    assert decoded(raw(6, [(body, sign(record.node, body))], False)) == "bad"  # signed for something else
+    assert decoded(raw(6, [(body, sign(record.node, body))], False)) == "bad"  # signed for another purpose
     assert decoded(raw(6, [(body, bytes(64))], False)) == "bad"
 
 
@@ -243,7 +243,7 @@ def test_lengths_are_checked_before_signatures() -> None:
             decode_message(raw(6, [(good.body, good.signature), bad], False), never)
 
 
-# -- anything else
+# -- any other bytes
 
 
 @given(st.binary(max_size=600))
@@ -278,7 +278,7 @@ def test_decode_accepts_or_refuses_any_value_in_a_record(place: int, value: Any)
         found = decode_record(altered(place, value))
     except BadMessage:
         return
-    # What is taken is as good as what we would make ourselves, but for a model of unknown purpose.
+    # A decoded record can be encoded again, except for a model of unknown purpose.
     assert decode_record(encode_record(found)) == found
 
 
@@ -514,7 +514,7 @@ def test_message_bounds_are_enforced(payload: bytes) -> None:
     assert decoded(payload) == "bad"
 
 
-# -- what we make ourselves
+# -- encoding
 
 
 def test_encode_refuses_what_peers_would_refuse() -> None:

@@ -1,4 +1,4 @@
-"""What nodes say about files: it comes back as it was, in whatever pieces, and whatever else comes is `BadMessage`."""
+"""The file protocol round-trips for any cut; any other bytes raise `BadMessage`."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ FILE = w.OfferedFile("model.gguf", 10, "ab" * 32)
 
 
 def place(kind: int, number: int, length: int) -> memoryview:
-    """Room for whatever comes, but not for more than a test makes."""
+    """Memory for any frame, within the size of a test."""
     if length > 1 << 16:
         raise BadMessage("too long")
     return memoryview(bytearray(length))
 
 
 def frames(data: bytes, step: int = 0) -> list[tuple[int, int, bytes]]:
-    """The frames in `data`, fed in steps of so many bytes (0: all at once)."""
+    """The frames in `data`, fed in steps of `step` bytes (0: all at once)."""
     reader = w.FrameReader(place)
     pieces = [data[at : at + step] for at in range(0, len(data), step)] if step else [data]
     return [(frame.kind, frame.number, bytes(frame.body)) for piece in pieces for frame in reader.feed(piece)]

@@ -1,4 +1,4 @@
-"""Invites: short, whole or refused, and silent about their key."""
+"""Invites are short, valid or refused, and never show their key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 def token(body: bytes) -> str:
-    """What a maker of invites with a mind of its own would make of these bytes."""
+    """A token of these bytes with a valid checksum."""
     return "mesh1-" + urlsafe_b64encode(body + _checksum(body)).rstrip(b"=").decode()
 
 
@@ -128,7 +128,7 @@ def test_decode_accepts_or_refuses_any_text_of_the_shape(text: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_decode_accepts_or_refuses_any_bytes_with_a_checksum(body: bytes) -> None:
-    """The checksum is no secret: what it covers is not to be trusted for that."""
+    """The checksum is public: a valid one proves nothing about the content."""
     try:
         found = decode(token(body))
     except BadInvite:
@@ -201,7 +201,7 @@ def test_decode_errors_do_not_quote_the_input() -> None:
         with pytest.raises(BadInvite) as caught:
             decode(damaged)
         assert text[6:20] not in f"{caught.value} {caught.value!r} {caught.value.args}"
-        # Nor does what led to it, which a traceback would print, too.
+        # Nor does its context, which a traceback would print.
         assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
@@ -215,7 +215,7 @@ def test_repr_of_an_invite_shows_no_key() -> None:
 def test_invite_key_and_expiry() -> None:
     secret = b"s" * 16
     assert invite_key(secret, 0) == secret
-    # HMAC-SHA256 of the words and the time in 8 bytes, big-endian; worked out with `openssl dgst -mac HMAC`.
+    # HMAC-SHA256 of the label and the expiry in 8 bytes, big-endian; computed with `openssl dgst -mac HMAC`.
     assert invite_key(secret, 1_800_000_000).hex() == "cf89ed1d31b822af76bd6b267d46df5a"
     keys = {invite_key(secret, expires) for expires in (0, 1, 2, 1 << 32)} | {invite_key(b"t" * 16, 1)}
     assert len(keys) == 5
