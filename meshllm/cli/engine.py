@@ -234,9 +234,9 @@ def _facts() -> dict[str, Any]:
     from meshllm.engine.build import recipe as recipes
     from meshllm.engine.build.builder import layout
 
-    recipe, where = recipes.current(), layout()
-    engine = installed.find(recipe, where)
-    others = [other.key for other in installed.every(where) if engine is None or other.key != engine.key]
+    recipe, cache = recipes.current(), layout()
+    engine = installed.find(recipe, cache)
+    others = [other.key for other in installed.every(cache) if engine is None or other.key != engine.key]
     return {
         "built": engine is not None,
         "wanted": _wanted(recipe),
@@ -245,8 +245,8 @@ def _facts() -> dict[str, Any]:
         else {"key": engine.key, "directory": str(engine.directory), "current": engine.key == recipe.key}
         | asdict(engine.info),
         "other_builds": others,
-        "interrupted": _interrupted(recipe, where),
-        "cache": str(where.root),
+        "interrupted": _interrupted(recipe, cache),
+        "cache": str(cache.root),
     }
 
 
@@ -267,8 +267,8 @@ def _wanted(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _interrupted(recipe: Recipe, where: Layout) -> bool:
-    return (where.work / recipe.key).is_dir()
+def _interrupted(recipe: Recipe, cache: Layout) -> bool:
+    return (cache.work / recipe.key).is_dir()
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ ENTRY = load().entries[0]
 FILE = ENTRY.files[0]
 
 
-def test_an_unknown_name_is_left_to_the_edge(store: Store) -> None:
+def test_download_unknown_name_raises(store: Store) -> None:
     with pytest.raises(UnknownModel, match="SmolLM2-135M-Instruct"):
         run("SmolLM-135M-Instruct")
 
@@ -51,7 +51,7 @@ STEPS = [
 ]
 
 
-def test_lines_are_few() -> None:
+def test_progress_lines_are_few() -> None:
     text = io.StringIO()
     view = ProgressLines(Console(file=text, width=80))
     with view:
@@ -65,7 +65,7 @@ def test_lines_are_few() -> None:
     assert len(lines) == 16
 
 
-def test_the_bar() -> None:
+def test_progress_bar_shows_the_stages() -> None:
     text = io.StringIO()
     view = ProgressBar(Console(file=text, force_terminal=True, width=100))
     with view:
@@ -89,7 +89,7 @@ def shares(name: str, done: int, **sources: int) -> TransferProgress:
     )
 
 
-def test_several_files_are_one_download() -> None:
+def test_tally_sums_up_several_files() -> None:
     tally = DownloadTally()
     tally.expect(lambda: {"a.gguf": 100, "b.gguf": 100, "mmproj.gguf": 50})
     tally.add(shares("a.gguf", 30, hub=10, anna=20))
@@ -101,7 +101,7 @@ def test_several_files_are_one_download() -> None:
     assert tally.sources() == "hub 0.0 MB, anna 0.0 MB"
 
 
-def test_lines_of_several_files_say_which_it_is() -> None:
+def test_progress_lines_number_the_files() -> None:
     text = io.StringIO()
     view = ProgressLines(Console(file=text, width=80))
     view.expect(lambda: {"a.gguf": 100, "b.gguf": 100})
@@ -118,7 +118,7 @@ def test_lines_of_several_files_say_which_it_is() -> None:
     ]
 
 
-def test_the_bar_ends_with_who_gave_it() -> None:
+def test_progress_bar_ends_with_the_sources() -> None:
     text = io.StringIO()
     view = ProgressBar(Console(file=text, force_terminal=True, width=120))
     given = (("anna", 3_000_000), ("https://hub.example", 1_000_000))
@@ -150,17 +150,17 @@ def hub(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     close_session()
 
 
-def test_a_model_of_the_hub_comes_with_what_it_sees_with(store: Store, hub: FakeHub) -> None:
+def test_download_of_a_vision_model_includes_its_projector(store: Store, hub: FakeHub) -> None:
     told = json.loads(run("org/repo/model.gguf", "--json"))
     assert told["name"] == "model"
     assert Path(told["path"]).read_bytes() == hub.content
     assert Path(told["projector"]).read_bytes() == hub.others["mmproj-F16.gguf"]
     assert told["size"] == len(hub.content)
     again = run("org/repo/model.gguf")
-    assert again.startswith(f"model is at {told['path']}, with mmproj-F16.gguf to see with")
+    assert again.startswith(f"model is at {told['path']}, with the vision projector mmproj-F16.gguf")
 
 
-def test_a_draft_is_fetched_with_its_model(store: Store, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_with_draft_downloads_both_models(store: Store, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     small = HubReference("Small", "org/repo", "small.gguf")
     draft = CatalogEntry("Small", "llama", 1, "F32", 2048, "MIT", None, hub=small)
     large = replace(draft, name="Large", hub=HubReference("Large", "org/repo", "model.gguf"), draft="Small")
@@ -177,7 +177,7 @@ def test_a_draft_is_fetched_with_its_model(store: Store, hub: FakeHub, monkeypat
         run("org/repo/model.gguf", "--draft")
 
 
-def test_what_was_taken_for_a_name_is_said(store: Store) -> None:
+def test_requested_models_notes_how_a_name_was_understood(store: Store) -> None:
     wanted, note = requested_models("qwen3 8b", store, draft=True)
     assert [model.name for model in wanted] == ["Qwen3-8B", "Qwen3-0.6B"]
     assert note == "'qwen3 8b' is taken as Qwen3-8B (Q4_K_M)."
@@ -190,7 +190,7 @@ typer.run(download)
 """
 
 
-def test_an_interruption_says_what_is_kept(store: Store, tmp_path: Path) -> None:
+def test_interrupted_download_reports_what_is_kept(store: Store, tmp_path: Path) -> None:
     """The whole command, with Ctrl-C while pip runs and with a part of the file from an earlier start."""
     store.prepare()
     with store.partial_path(FILE).open("wb") as file:

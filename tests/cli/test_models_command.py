@@ -74,14 +74,14 @@ def sees(store: Store) -> tuple[Path, Path]:
 # -- listing
 
 
-def test_an_empty_folder_says_how_to_fill_it(store: Store) -> None:
+def test_models_of_an_empty_folder_explains_download(store: Store) -> None:
     assert "There are no models in" in said()
     assert "`mesh-llm download`" in said()
     assert json.loads(said("--json")) == []
 
 
 @pytest.mark.usefixtures("store")
-def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_an_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for odd in ("file", "link"):
         monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / odd))
         (tmp_path / odd).touch() if odd == "file" else (tmp_path / odd).symlink_to(tmp_path / "nowhere")
@@ -93,13 +93,13 @@ def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path: Path, monkey
     assert "There are no models in" in said()
 
 
-def test_a_download_of_which_nothing_has_arrived_has_not_begun(store: Store) -> None:
+def test_models_shows_a_download_without_bytes_as_not_started(store: Store) -> None:
     store.manifest_cache.put(Manifest("M", (ModelFile("m.gguf", 500, "e" * 64),), origin="the hub"))
     store.partial_path(ModelFile("m.gguf", 500, "e" * 64)).touch()
-    assert said() == "M  0 MB  not begun\n"
+    assert said() == "M  0 MB  not started\n"
 
 
-def test_the_list(store: Store) -> None:
+def test_models_lists_one_line_each(store: Store) -> None:
     model(store.folder / "mine.gguf")
     sees(store)
     theirs()
@@ -114,7 +114,9 @@ def test_the_list(store: Store) -> None:
     assert told[3]["program"] == "LM Studio"
 
 
-def test_the_list_as_a_table(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_prints_a_table_on_a_terminal(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model(store.folder / "[red]mine.gguf")
     (store.folder / "bad.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -123,10 +125,10 @@ def test_the_list_as_a_table(store: Store, monkeypatch: pytest.MonkeyPatch, caps
     printed = capsys.readouterr().out
     assert "[red]mine" in printed
     assert "damaged" in printed
-    assert "is not a usable GGUF file" in printed
+    assert "is not a usable GGUF file" in " ".join(printed.split())
 
 
-def test_names_of_files_cannot_move_the_cursor(store: Store) -> None:
+def test_models_prints_no_control_characters(store: Store) -> None:
     model(store.folder / "a\x1b[2J\nb.gguf")
     (store.folder / "c\x1b[2J.gguf").write_bytes(b"GGUF")
     for result in (run(), run("verify"), run("show", str(store.folder / "a\x1b[2J\nb.gguf"))):
@@ -137,7 +139,7 @@ def test_names_of_files_cannot_move_the_cursor(store: Store) -> None:
 # -- showing
 
 
-def test_everything_of_a_model_is_shown(store: Store) -> None:
+def test_show_prints_all_properties(store: Store) -> None:
     path, projector = sees(store)
     text = said("show", "sees")
     for words in (
@@ -153,7 +155,7 @@ def test_everything_of_a_model_is_shown(store: Store) -> None:
     assert len(told["digests"][str(path)]) == 64
 
 
-def test_what_is_shown_fits_the_terminal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_fits_the_terminal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     sees(store)
     for columns in (80, 60):
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -164,7 +166,7 @@ def test_what_is_shown_fits_the_terminal(store: Store, monkeypatch: pytest.Monke
     assert len([line for line in said("show", "sees").splitlines() if str(store.folder) in line]) == 3
 
 
-def test_a_model_of_the_catalogue_is_shown_though_it_is_not_here(store: Store) -> None:
+def test_show_a_catalog_model_that_is_not_here(store: Store) -> None:
     text = said("show", "qwen3 8b")
     for words in ("Qwen3-8B", "on disk      no", "8.2B parameters", "usual draft  Qwen3-0.6B", "Apache-2.0", "fits;"):
         assert words in text
@@ -172,12 +174,12 @@ def test_a_model_of_the_catalogue_is_shown_though_it_is_not_here(store: Store) -
     assert (told["state"], told["forecast"]["verdict"], told["header"]) == ("absent", "split", None)
 
 
-def test_a_file_anywhere_is_shown_by_its_path(store: Store, tmp_path: Path) -> None:
+def test_show_a_file_by_its_path(store: Store, tmp_path: Path) -> None:
     path = model(tmp_path / "elsewhere" / "x.gguf")
     assert "architecture  llama" in said("show", str(path))
 
 
-def test_what_cannot_be_shown_says_why(store: Store) -> None:
+def test_show_reports_why_a_file_is_invalid(store: Store) -> None:
     (store.folder / "bad.gguf").write_bytes(b"GGUF")
     store.partial_path(ModelFile("x.gguf", 5, "d" * 64)).write_bytes(b"x")
     with pytest.raises(UnknownModel, match="is not a usable GGUF file"):
@@ -197,7 +199,7 @@ def test_what_cannot_be_shown_says_why(store: Store) -> None:
 # -- verifying
 
 
-def test_sound_files_are_said_to_be(store: Store) -> None:
+def test_verify_reports_correct_files(store: Store) -> None:
     sees(store)
     engine_samples.embedder(store.folder / "mine.gguf")
     lines = said("verify").splitlines()
@@ -205,10 +207,10 @@ def test_sound_files_are_said_to_be(store: Store) -> None:
     assert sum("expected digest unknown" in line for line in lines) == 1
     assert "is ok" in said("verify", "mine"), "it is known from now on"
     assert [proof["verdict"] for proof in json.loads(said("verify", "--json"))] == ["sound"] * 3
-    assert "There is nothing to verify" not in said("verify")
+    assert "There are no models to verify" not in said("verify")
 
 
-def test_a_damaged_file_is_exit_status_one_and_says_how_to_mend_it(store: Store) -> None:
+def test_verify_a_damaged_file_exits_1_with_advice(store: Store) -> None:
     path, _ = sees(store)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -222,7 +224,7 @@ def test_a_damaged_file_is_exit_status_one_and_says_how_to_mend_it(store: Store)
     assert run("verify", "--json", str(path)).exit_code == 1
 
 
-def test_damage_elsewhere_is_for_its_program_to_mend(store: Store) -> None:
+def test_verify_damage_in_another_app_names_the_app(store: Store) -> None:
     path = theirs()
     said("verify", "theirs")
     path.write_bytes(path.read_bytes()[:100])
@@ -232,31 +234,31 @@ def test_damage_elsewhere_is_for_its_program_to_mend(store: Store) -> None:
     assert "LM Studio" in result.stdout
 
 
-def test_what_is_no_file_is_not_read(store: Store, tmp_path: Path) -> None:
+def test_verify_skips_files_that_are_no_model(store: Store, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     for odd in ("/dev/zero", str(tmp_path / "pipe.gguf")):
         with pytest.raises(UnknownModel, match="is not on this disk"):
             run("verify", odd)
 
 
-def test_what_has_not_arrived_is_no_damage_unless_it_is_asked_for(store: Store) -> None:
+def test_verify_reports_missing_parts_only_when_named(store: Store) -> None:
     file = ModelFile("m.gguf", 100, "a" * 64)
     store.manifest_cache.put(Manifest("m", (file,)))
     store.partial_path(file).write_bytes(b"abc")
-    assert "There is nothing to verify" in said("verify")
+    assert "There are no models to verify" in said("verify")
     result = run("verify", "m")
     assert result.exit_code == 1
-    assert "Fetch the rest with `mesh-llm download m`" in result.stdout
+    assert "Download the rest with `mesh-llm download m`" in result.stdout
 
 
 # -- removing
 
 
-def test_it_asks_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remove_asks_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path, projector = sees(store)
-    with pytest.raises(UsageError, match="Nobody is there to be asked"):
+    with pytest.raises(UsageError, match="Standard input is not a terminal"):
         run("remove", "Sees")
-    monkeypatch.setattr("meshllm.cli.models._somebody", lambda: True)
+    monkeypatch.setattr("meshllm.cli.models._is_interactive", lambda: True)
     refused = run("remove", "Sees", answer="n\n")
     assert refused.exit_code == 1
     assert f"remove  {path}" in refused.stdout
@@ -270,7 +272,7 @@ def test_it_asks_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not projector.exists()
 
 
-def test_yes_and_json(store: Store) -> None:
+def test_remove_with_yes_and_json(store: Store) -> None:
     path = model(store.folder / "mine.gguf")
     size = path.stat().st_size
     told = json.loads(said("remove", "mine", "--yes", "--json"))
@@ -278,7 +280,7 @@ def test_yes_and_json(store: Store) -> None:
     assert not path.exists()
 
 
-def test_what_lies_elsewhere_stays(store: Store) -> None:
+def test_remove_rejects_models_of_other_apps(store: Store) -> None:
     path = theirs()
     with pytest.raises(UsageError, match="belongs to LM Studio") as refused:
         run("remove", "theirs", "--yes")
@@ -295,19 +297,19 @@ def test_what_lies_elsewhere_stays(store: Store) -> None:
         {"name": "mine", "phase": "fetching", "file": None, "engine": None},
     ],
 )
-def test_what_a_node_uses_is_not_removed(
+def test_remove_rejects_a_model_in_use_by_the_node(
     store: Store, monkeypatch: pytest.MonkeyPatch, model_status: dict[str, Any]
 ) -> None:
     path = model(store.folder / "mine.gguf")
     if model_status.get("file"):
         model_status = {**model_status, "file": {"path": str(path)}}
     monkeypatch.setattr(machine_info, "running", lambda: {"machine": {}, "models": [model_status]})
-    with pytest.raises(UsageError, match="The node that runs here uses mine"):
+    with pytest.raises(UsageError, match="The running node uses mine"):
         run("remove", "mine", "--yes")
     assert path.exists()
 
 
-def test_what_a_node_does_not_use_is_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remove_accepts_a_model_not_in_use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model(store.folder / "mine.gguf")
     others = [{"name": "other", "phase": "serving"}, {"name": "mine", "phase": "failed"}]
     monkeypatch.setattr(machine_info, "running", lambda: {"machine": {}, "models": others})
@@ -316,7 +318,7 @@ def test_what_a_node_does_not_use_is_removed(store: Store, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["", "\x1b[2J", "a\nb", "../..", "~", "x" * 5000, "[bold]", "-", "\0"])
-def test_odd_names_remove_nothing(store: Store, name: str) -> None:
+def test_remove_rejects_odd_names(store: Store, name: str) -> None:
     path = model(store.folder / "mine.gguf")
     with pytest.raises((UnknownModel, UsageError)):
         run("remove", "--yes", "--", name)

@@ -24,17 +24,17 @@ def run(node: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.engine
-def test_what_a_node_serves_is_not_removed(served: Daemon) -> None:
+def test_remove_rejects_a_served_model(served: Daemon) -> None:
     """Without --yes: were it not refused, nobody would be there to be asked, and the model stayed all the same."""
     done = run(served, "models", "remove", MODEL)
     assert done.returncode == 2
-    assert f"The node that runs here uses {MODEL}" in done.stderr
+    assert f"The running node uses {MODEL}" in done.stderr
     listed = json.loads(run(served, "models", "--json").stdout)
     assert MODEL in [item["name"] for item in listed]
 
 
 @pytest.mark.engine
-def test_the_list_and_the_page_know_the_machine_by_the_node(served: Daemon) -> None:
+def test_lists_use_the_running_nodes_machine_facts(served: Daemon) -> None:
     listed = {entry["name"]: entry for entry in json.loads(run(served, "download", "--json").stdout)}
     assert listed[MODEL]["on_disk"] in ("yes", "not-verified")
     assert listed[MODEL]["fit"]["verdict"] in ("fits", "less-context")

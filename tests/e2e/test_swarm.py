@@ -72,7 +72,7 @@ def given(node: Node) -> int:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("lanes", ["on", "off"])
-def test_a_model_comes_from_peers(here: Site, real: Path, lanes: str) -> None:
+def test_model_is_downloaded_from_peers(here: Site, real: Path, lanes: str) -> None:
     first = holder(here, real, "first")
     second = holder(here, real, "second", join=first)
     second.until(joined, "its mesh")
@@ -92,7 +92,7 @@ def test_a_model_comes_from_peers(here: Site, real: Path, lanes: str) -> None:
 
 
 @pytest.mark.engine
-def test_a_model_that_only_a_peer_knows_is_asked_for_by_name(here: Site, real: Path) -> None:
+def test_model_known_only_to_a_peer_is_found_by_name(here: Site, real: Path) -> None:
     host = holder(here, real, "host", file="Our-Own-Model.gguf")
     folder = here.folder / "taker-models"
     words = ("--model", "Our-Own-Model", "--ctx-size", "1024")
@@ -149,7 +149,7 @@ def fetch_failed(status: Status) -> bool:
     return any("could not be fetched" in model["reason"] for model in status["models"])
 
 
-def test_who_does_not_share_gives_nothing(here: Site, real: Path) -> None:
+def test_node_without_uploads_serves_no_files(here: Site, real: Path) -> None:
     host = holder(here, real, "host", "--no-upload")
     folder = here.folder / "taker-models"
     taker = here.node("taker", "--model", MODEL, join=host, environment=environment(folder))
@@ -159,13 +159,13 @@ def test_who_does_not_share_gives_nothing(here: Site, real: Path) -> None:
     assert host.status()["sharing"]["upload_enabled"] is False
 
 
-def test_a_name_that_nobody_in_the_mesh_knows(here: Site) -> None:
+def test_unknown_name_is_reported_with_the_number_of_nodes(here: Site) -> None:
     host = here.node("host")
     taker = here.node("taker", "--model", "Nobody-Has-This", join=host, environment=environment(here.folder / "m"))
     status = taker.until(lambda s: s["models"] and "none of 1 other nodes" in s["models"][0]["reason"], "the answer")
     assert "Nobody-Has-This" in status["models"][0]["reason"]
 
 
-def test_a_rate_that_is_set_is_shown(here: Site) -> None:
+def test_upload_limit_is_shown_in_the_status(here: Site) -> None:
     node = here.node("node", "--upload-limit", "2.5")
     assert node.status()["sharing"]["upload_limit"] == 2_500_000

@@ -1,4 +1,4 @@
-"""A store, a hub and a small model for the tests of downloads."""
+"""Fixtures of download tests: a store, a hub and a small model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meshllm.models.library.store import Store
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting, token or model of whoever runs the tests (but pip's cache); no connection left open."""
+    """Removes settings, tokens and models of the user (except pip's cache); closes connections at the end."""
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "LLAMA_CACHE", "OLLAMA_MODELS"):
@@ -36,7 +36,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def content(tmp_path: Path) -> bytes:
-    """A small but real GGUF file, of some 200 kB."""
+    """A small valid GGUF file of about 200 kB."""
     return write_sample(tmp_path / "made.gguf", layers=16, tokens=50).read_bytes()
 
 
@@ -53,11 +53,11 @@ def fake(content: bytes) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def hub(fake: FakeHub) -> Hub:
-    """Our client for the fake one: patient enough for a slow machine, but with short pauses."""
+    """A Hub for the fake server with long timeouts and short pauses."""
     return Hub(HubSettings(endpoint=fake.endpoint, decide_within=20.0, stall=20.0, pause=0.001))
 
 
 @pytest.fixture
 def entry(fake: FakeHub) -> CatalogEntry:
-    """A model that only the hub has."""
+    """A model with the hub as its only source."""
     return make_entry(fake, HubSource(fake.repository, fake.revision, fake.path))

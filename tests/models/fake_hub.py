@@ -1,8 +1,8 @@
-"""A server on 127.0.0.1 that speaks enough of the Hugging Face hub's protocol, and misbehaves on demand.
+"""A server on 127.0.0.1 with the part of the hub's protocol that downloads use, and with injected faults.
 
 `GET /api/models/ORG/REPO/revision/REVISION` lists a repository. `GET|HEAD /ORG/REPO/resolve/REVISION/PATH` redirects to
-the "storage", a second host name of the same server, as the real hub does for large files. `faults` are taken one for
-each GET of the bytes, `head_faults` one for each HEAD, `list_faults` one for each list.
+the "storage", a second host name of the same server, as the real hub does for large files. Each GET of bytes takes one
+of `faults`, each HEAD one of `head_faults`, each list one of `list_faults`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUFFER_BYTES = 4 << 10
 
 @dataclass
 class Request:
-    """What was asked."""
+    """A request."""
 
     method: str
     path: str
@@ -72,11 +72,11 @@ class FakeHub:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """All there is in the repository."""
+        """All files of the repository."""
         return {self.path: self.content, **self.others}
 
     def count(self, sent: int) -> None:
-        """So many bytes more were sent."""
+        """Count sent bytes."""
         with self.lock:
             self.sent += sent
             due = self.alarm if self.alarm and self.sent >= self.alarm[0] else None
@@ -86,7 +86,7 @@ class FakeHub:
             due[1]()
 
     def manifest_file(self, path: str) -> ModelFile:
-        """One of the files, as the hub would have it."""
+        """A file as the hub lists it."""
         content = self.files[path]
         source = HubSource(self.repository, self.revision, path)
         return ModelFile(path.rpartition("/")[2], len(content), hashlib.sha256(content).hexdigest(), (source,))
@@ -106,7 +106,7 @@ class FakeHub:
 
 @contextmanager
 def running(hub: FakeHub) -> Iterator[FakeHub]:
-    """Serve the hub; afterwards nothing of it is left."""
+    """Run the server; nothing of it is left afterwards."""
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = _Server(("127.0.0.1", 0), handler)
     server.daemon_threads = False  # so that closing waits for all of them
@@ -133,7 +133,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no error."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -262,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _send(self, body: bytes) -> bool:
-        """Send and count; False when the client went away."""
+        """Send and count; False if the client disconnected."""
         try:
             for place in range(0, len(body), PART_BYTES):
                 part = body[place : place + PART_BYTES]

@@ -1,4 +1,4 @@
-"""Small GGUF files of known content, written by the `gguf` package, for the tests of our own reader."""
+"""Small GGUF files of known content, written by the `gguf` package."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_sample(
 
 
 def write_parts(folder: Path, stem: str, count: int = 2, **extra: Any) -> list[Path]:
-    """A tiny model in so many parts, in their order."""
+    """A tiny model in `count` parts, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         write_sample(
@@ -98,7 +98,7 @@ def header(
     pair_count: int | None = None,
     tensor_count: int | None = None,
 ) -> bytes:
-    """A header put together by hand; the counts can lie."""
+    """A hand-made header; its counts can be false."""
     pairs = [pair("general.architecture", 8, text("llama"))] if pairs is None else pairs
     tensors = tensors or []
     return b"".join(

@@ -1,4 +1,4 @@
-"""Interrupts one download again and again, at random places, while the hub misbehaves, and counts what came twice.
+"""Interrupts one download at random places while the hub has faults, and counts repeated bytes.
 
 Half of the interruptions cancel the download, the others kill its process (kill -9).
 `python tests/models/interruptions.py --seed 5` prints the figures of a run.
@@ -40,7 +40,7 @@ FAULTS = {"cut": 6, "reset": 6, "stall": 3, "status:429:0": 4, "status:503": 4, 
 
 @dataclass(frozen=True)
 class Figures:
-    """Bytes of the file, bytes the hub sent, and what came twice beside the chunks that had arrived wrong."""
+    """Bytes of the file, bytes sent, and repeated bytes besides wrong chunks."""
 
     seed: int
     size: int
@@ -52,8 +52,8 @@ class Figures:
     faults: dict[str, int]
 
 
-class Vouching:
-    """Peers that have nothing, but know what the chunks' digests are."""
+class ClaimingPeers:
+    """Peers without data that claim the chunk digests."""
 
     def __init__(self, digests: bytes) -> None:
         self.digests = digests
@@ -112,7 +112,7 @@ class _Job:
     size: int
     sha256: str
     folder: str
-    vouched: bool
+    claimed: bool
     digests: str
 
 
@@ -121,7 +121,7 @@ async def _fetch(job: _Job) -> None:
     manifest = Manifest("Model", (ModelFile("model.gguf", job.size, job.sha256, (source,)),))
     # The hub is patient enough for a slow machine, and fails far more often than any real one.
     hub = Hub(HubSettings(job.endpoint, decide_within=60.0, stall=1.0, tries=100, pause=0.001))
-    peers = Vouching(bytes.fromhex(job.digests)) if job.vouched else None
+    peers = ClaimingPeers(bytes.fromhex(job.digests)) if job.claimed else None
     await ensure(manifest, Store(Path(job.folder)), lambda progress: None, hub=hub, peers=peers)
 
 
@@ -161,7 +161,7 @@ def _digests(content: bytes) -> bytes:
 
 
 def main() -> None:
-    """A run with its figures, or (`--job`) the download that is to be killed."""
+    """A run with its figures, or (`--job`) the download to be killed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--wrong", type=int, default=0)

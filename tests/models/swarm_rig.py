@@ -1,4 +1,4 @@
-"""Givers on real sockets of this machine, honest ones and others, and a mesh that leads to them."""
+"""Seeding peers on local sockets, correct and faulty ones, and a mesh of them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ PATIENCE = 30.0
 
 
 def digests_of(content: bytes, chunk: int = CHUNK) -> bytes:
-    """Of `content` up to the end of each chunk."""
+    """Chunk digests of `content`."""
     return b"".join(hashlib.sha256(content[: at + chunk]).digest() for at in range(0, len(content), chunk))
 
 
 def false_digests(false: bytes, content: bytes) -> bytes:
-    """Those of other bytes, as somebody must say them who claims that they are of `content`."""
+    """False chunk digests that end with the digest of `content`."""
     return digests_of(false)[:-32] + hashlib.sha256(content).digest()
 
 
 async def fetch(source: SwarmSource, partial: PartialFile) -> PrefixDigests:
-    """Take all of a file and read it meanwhile, as a download does; its digests. Raises DownloadFailed, OSError."""
+    """Download and hash a whole file; its digests. Raises DownloadFailed, OSError."""
     owner = Owner("fetch", on_error=lambda name, error: None)
     following = in_thread(lambda stop: hash_arriving(stop, partial, lambda done: None), "follow")
     reading = owner.start(following, "follow")
@@ -50,20 +50,20 @@ async def fetch(source: SwarmSource, partial: PartialFile) -> PrefixDigests:
 
 
 def content_of(chunks: int, seed: int = 0) -> bytes:
-    """So many chunks, each of its own kind, the last one shorter."""
+    """Content of `chunks` different chunks, the last one shorter."""
     return b"".join(hashlib.sha256(b"%d %d" % (seed, at)).digest() * (CHUNK // 32) for at in range(chunks))[:-100]
 
 
 @dataclass
-class FakeShelf:
-    """Has the files that it is given."""
+class FakeSeedIndex:
+    """A SeedIndex with the given files."""
 
     files: dict[str, SeedFile] = field(default_factory=dict)
     models: tuple[w.OfferedModel, ...] = ()
     refusals: list[w.FileRefusal] = field(default_factory=list)
 
     def put(self, path: Path, content: bytes, claimed: bytes | None = None) -> str:
-        """Write a file and offer it, with `claimed` for the digests of its chunks; its sha256."""
+        """Write a file and offer it, with `claimed` as its chunk digests; returns its sha256."""
         path.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
         listing = w.ChunkListing(len(content), CHUNK, digests_of(content) if claimed is None else claimed)
@@ -82,7 +82,7 @@ class FakeShelf:
 
 
 class Site:
-    """A mesh of givers: whoever has been added is a holder of every model."""
+    """A mesh in which each added peer is a holder of every model."""
 
     def __init__(self) -> None:
         self.peers: list[SwarmPeer] = []
@@ -95,7 +95,7 @@ class Site:
         self._transports: dict[str, list[asyncio.Transport]] = {}
 
     async def add(self, name: str, serve: Callable[[], asyncio.BaseProtocol]) -> SwarmPeer:
-        """A node that answers tunnels with a protocol of `serve`."""
+        """Add a peer that serves tunnels with a protocol of `serve`."""
         server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
         self._servers.append(server)
         peer = SwarmPeer(hashlib.sha256(name.encode()).hexdigest(), name)
@@ -104,17 +104,17 @@ class Site:
         return peer
 
     def appear(self, peer: SwarmPeer) -> None:
-        """The node is known from now on."""
+        """Add a peer to the mesh."""
         self.peers.append(peer)
         self._tell()
 
     def vanish(self, peer: SwarmPeer) -> None:
-        """The node is known no more."""
+        """Remove a peer from the mesh."""
         self.peers.remove(peer)
         self._tell()
 
     def cut(self, peer: SwarmPeer) -> None:
-        """All connections to it break, and no new ones are made."""
+        """Break all connections to the peer and refuse new ones."""
         self._ports.pop(peer.id)
         for transport in self._transports.get(peer.id, ()):
             transport.abort()
@@ -151,7 +151,7 @@ class Site:
 
 
 class Liar(asyncio.Protocol):
-    """A giver of `content` that answers as it is told to: `spoil` may change what is sent for a request."""
+    """A seeder of `content` with faults: `spoil` may change the answer to a request."""
 
     def __init__(self, content: bytes, spoil: Callable[[w.Request, bytes], bytes | None], claimed: bytes = b"") -> None:
         self._content = content
@@ -183,32 +183,32 @@ class Liar(asyncio.Protocol):
 
 @dataclass
 class Rig:
-    """A folder, a mesh and the taking side."""
+    """A folder, a mesh and the downloading side."""
 
     folder: Path
     site: Site
     swarm: Swarm
-    givers: list[Seeder] = field(default_factory=list)
+    uploaders: list[Seeder] = field(default_factory=list)
     made: list[PartialFile] = field(default_factory=list)
 
-    async def giver(
+    async def uploader(
         self, name: str, content: bytes, *, claimed: bytes | None = None, rate: float | None = None
-    ) -> tuple[SwarmPeer, FakeShelf]:
-        """A real giver that has `content`."""
-        shelf = FakeShelf()
-        shelf.put(self.folder / f"{name}.gguf", content, claimed)
-        giver = Seeder(shelf, lambda: rate)
-        self.givers.append(giver)
-        return await self.site.add(name, lambda: giver.serve("taker")), shelf
+    ) -> tuple[SwarmPeer, FakeSeedIndex]:
+        """A real seeder of `content`."""
+        index = FakeSeedIndex()
+        index.put(self.folder / f"{name}.gguf", content, claimed)
+        uploader = Seeder(index, lambda: rate)
+        self.uploaders.append(uploader)
+        return await self.site.add(name, lambda: uploader.serve("taker")), index
 
     async def liar(
         self, name: str, content: bytes, spoil: Callable[[w.Request, bytes], bytes | None], claimed: bytes = b""
     ) -> SwarmPeer:
-        """A giver that does not do as it should."""
+        """A faulty seeder."""
         return await self.site.add(name, lambda: Liar(content, spoil, claimed))
 
     def partial(self, content: bytes) -> PartialFile:
-        """The unfinished file of that content; a new one each time, of what lies there."""
+        """A new PartialFile of that content."""
         path = self.folder / "taken.part"
         partial = PartialFile(path, len(content), hashlib.sha256(content).hexdigest(), chunk_bytes=CHUNK)
         self.made.append(partial)
@@ -217,7 +217,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(folder: Path) -> AsyncIterator[Rig]:
-    """At the end nothing of it is left."""
+    """Checks that nothing is left at the end."""
     before = asyncio.all_tasks()
     site = Site()
     made = Rig(folder, site, Swarm(site))
@@ -225,8 +225,8 @@ async def rig(folder: Path) -> AsyncIterator[Rig]:
         async with asyncio.timeout(PATIENCE):
             yield made
     finally:
-        for giver in made.givers:
-            await giver.close()
+        for uploader in made.uploaders:
+            await uploader.close()
         await site.close()
         for partial in made.made:
             partial.close()

@@ -41,17 +41,17 @@ MEMORY_PER_JOB = 1024**3
 _STEP = re.compile(r"\[(\d+)/(\d+)\] (.*)")
 
 
-def find(recipe: Recipe | None = None, where: Layout | None = None) -> Engine | None:
+def find(recipe: Recipe | None = None, cache: Layout | None = None) -> Engine | None:
     """The built engine for this checkout and machine, or None. Takes about 10 ms.
 
     Raises EngineUnavailable if the pin is invalid, UsageError for an invalid MESH_LLM_ENGINE_* variable.
     """
-    return installed.find(recipe or recipes.current(), where or layout())
+    return installed.find(recipe or recipes.current(), cache or layout())
 
 
 async def ensure(
     recipe: Recipe | None = None,
-    where: Layout | None = None,
+    cache: Layout | None = None,
     *,
     progress: Report = silent,
     fetch: source.Fetch = source.fetch_with_pip,
@@ -62,21 +62,21 @@ async def ensure(
     `progress` is called on this event loop. Raises EngineUnavailable, ToolMissing, NotEnoughSpace, UsageError, each
     with advice. A cancelled call leaves no process behind; the next call resumes its work.
     """
-    recipe, where = recipe or recipes.current(), where or layout()
-    if not again and (engine := installed.find(recipe, where)):
+    recipe, cache = recipe or recipes.current(), cache or layout()
+    if not again and (engine := installed.find(recipe, cache)):
         return engine
-    build = _Build(recipe, where, _on_loop(progress), fetch)
+    build = _Build(recipe, cache, _on_loop(progress), fetch)
     build.check_tools()
     try:
         async with _exclusive(build.lock, build.report):
-            if not again and (engine := installed.find(recipe, where)):
+            if not again and (engine := installed.find(recipe, cache)):
                 return engine
             build.check_disk_space()
             if again:
                 await asyncio.to_thread(installed.remove, build.work)
             return await build.run()
     except OSError as error:
-        raise source.disk_error(error, where.root) from error
+        raise source.disk_error(error, cache.root) from error
 
 
 def _on_loop(progress: Report) -> Report:
@@ -118,13 +118,13 @@ class _Build:
     """One build. Its work directory holds `source` (complete once it has that name), `objects` and the log."""
 
     recipe: Recipe
-    where: Layout
+    cache: Layout
     report: Report
     fetch: source.Fetch
 
     @property
     def work(self) -> Path:
-        return self.where.work / self.recipe.key
+        return self.cache.work / self.recipe.key
 
     @property
     def tree(self) -> Path:
@@ -140,7 +140,7 @@ class _Build:
 
     @property
     def lock(self) -> Path:
-        return self.where.locks / f"{self.recipe.key}.lock"
+        return self.cache.locks / f"{self.recipe.key}.lock"
 
     @property
     def accelerators(self) -> list[str]:
@@ -153,12 +153,12 @@ class _Build:
         jobs()
 
     def check_disk_space(self) -> None:
-        self.where.root.mkdir(parents=True, exist_ok=True)
+        self.cache.root.mkdir(parents=True, exist_ok=True)
         needed = ROOM + ROOM_PER_ACCELERATOR * len(self.accelerators)
-        free = shutil.disk_usage(self.where.root).free
+        free = shutil.disk_usage(self.cache.root).free
         if free < needed:
             raise NotEnoughSpace(
-                f"Building the engine needs {needed // 10**6} MB of disk; {self.where.root} has {free // 10**6} MB.",
+                f"Building the engine needs {needed // 10**6} MB of disk; {self.cache.root} has {free // 10**6} MB.",
                 advice="Free some disk space (`mesh-llm engine clean`), or set MESH_LLM_CACHE to another folder.",
             )
 
@@ -191,8 +191,8 @@ class _Build:
         await asyncio.to_thread(installed.remove, self.objects)
         mark.write_text(self.recipe.source_key)
         pin = self.recipe.source.pin
-        async with _exclusive(self.where.locks / f"{pin.file}.lock", self.report):
-            archive = await source.obtain(pin, self.where.downloads, self.report, self.fetch)
+        async with _exclusive(self.cache.locks / f"{pin.file}.lock", self.report):
+            archive = await source.obtain(pin, self.cache.downloads, self.report, self.fetch)
         await source.prepare_tree(self.recipe.source, archive, self.tree, self.report)
 
     # -- configure and compile
@@ -251,20 +251,20 @@ class _Build:
 
     @property
     def _running_lock(self) -> Path:
-        return self.where.locks / f"{self.recipe.key}.running"
+        return self.cache.locks / f"{self.recipe.key}.running"
 
     # -- install
 
     async def _install(self, seconds: float) -> Engine:
         self.report(Progress(BuildStage.INSTALL, 0, 2, "copying"))
-        staging = await asyncio.to_thread(installed.stage, self.objects, self.tree, self.where, self.recipe.key)
+        staging = await asyncio.to_thread(installed.stage, self.objects, self.tree, self.cache, self.recipe.key)
         try:
             shutil.copyfile(self.log, staging / "build.log")
             self.report(Progress(BuildStage.INSTALL, 1, 2, "checking that it starts"))
             await self._check_start(staging / "bin" / TARGETS[0])
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             engine = await asyncio.to_thread(
-                installed.commit, staging, self.recipe, self.where, built_at=now, seconds=round(seconds, 1)
+                installed.commit, staging, self.recipe, self.cache, built_at=now, seconds=round(seconds, 1)
             )
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -23,28 +23,28 @@ class Removable:
     lock: str
 
 
-def removable(current: Recipe | None, where: Layout) -> tuple[Removable, ...]:
+def removable(current: Recipe | None, cache: Layout) -> tuple[Removable, ...]:
     """Files and directories that `current` does not need; all of them if `current` is None."""
-    engine = installed.find(current, where) if current else None
+    engine = installed.find(current, cache) if current else None
     kept = {engine.key} if engine else set()
     if current and engine is None:
         kept.add(current.key)  # an interrupted build that the next run resumes
-    found = [Removable(path, installed.size_of(path), _build_lock(path)) for path in _directories(where, kept)]
-    if where.downloads.is_dir():
-        for path in sorted(where.downloads.iterdir()):
+    found = [Removable(path, installed.size_of(path), _build_lock(path)) for path in _directories(cache, kept)]
+    if cache.downloads.is_dir():
+        for path in sorted(cache.downloads.iterdir()):
             if current is None or path.name != current.source.pin.file:
                 size = path.lstat().st_size if path.is_file() else installed.size_of(path)
                 found.append(Removable(path, size, _download_lock(path)))
     return tuple(found)
 
 
-def remove(found: Removable, where: Layout) -> str:
+def remove(found: Removable, cache: Layout) -> str:
     """Remove it. Returns "", or the reason why it was kept."""
     import filelock
 
-    where.locks.mkdir(parents=True, exist_ok=True)
+    cache.locks.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(where.locks / found.lock).acquire(blocking=False):
+        with filelock.FileLock(cache.locks / found.lock).acquire(blocking=False):
             if installed.in_use(found.path):
                 return "a running program uses it"
             if found.path.is_dir():
@@ -56,8 +56,8 @@ def remove(found: Removable, where: Layout) -> str:
     return ""
 
 
-def _directories(where: Layout, kept: set[str]) -> Iterator[Path]:
-    for folder in (where.builds, where.work):
+def _directories(cache: Layout, kept: set[str]) -> Iterator[Path]:
+    for folder in (cache.builds, cache.work):
         if folder.is_dir():
             yield from (path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in kept)
 

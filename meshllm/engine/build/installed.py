@@ -86,19 +86,19 @@ def layout() -> Layout:
 # -- finding
 
 
-def find(recipe: Recipe, where: Layout) -> Engine | None:
+def find(recipe: Recipe, cache: Layout) -> Engine | None:
     """The complete build of this recipe, or None. Without a compiler, a build by any compiler counts."""
-    if engine := load(where.builds / recipe.key):
+    if engine := load(cache.builds / recipe.key):
         return engine
     if recipe.compiler is None:
-        same = [engine for engine in every(where) if engine.info.family == recipe.family]
+        same = [engine for engine in every(cache) if engine.info.family == recipe.family]
         return max(same, key=lambda engine: engine.info.built_at, default=None)
     return None
 
 
-def every(where: Layout) -> Iterator[Engine]:
+def every(cache: Layout) -> Iterator[Engine]:
     """Complete builds in the cache."""
-    for directory in sorted(where.builds.glob("[0-9a-f]*")) if where.builds.is_dir() else []:
+    for directory in sorted(cache.builds.glob("[0-9a-f]*")) if cache.builds.is_dir() else []:
         if engine := load(directory):
             yield engine
 
@@ -127,10 +127,10 @@ def _restored(value: Any) -> Any:
 # -- installing
 
 
-def stage(build: Path, tree: Path, where: Layout, key: str) -> Path:
+def stage(build: Path, tree: Path, cache: Layout, key: str) -> Path:
     """Copy programs, libraries and templates of a finished build into a new directory. Raises OSError."""
-    where.builds.mkdir(parents=True, exist_ok=True)
-    staging = where.builds / f".{key}.{uuid.uuid4().hex[:8]}"
+    cache.builds.mkdir(parents=True, exist_ok=True)
+    staging = cache.builds / f".{key}.{uuid.uuid4().hex[:8]}"
     programs = staging / "bin"
     programs.mkdir(parents=True)
     for source in sorted((build / "bin").iterdir()):
@@ -144,7 +144,7 @@ def stage(build: Path, tree: Path, where: Layout, key: str) -> Path:
     return staging
 
 
-def commit(staging: Path, recipe: Recipe, where: Layout, *, built_at: str, seconds: float) -> Engine:
+def commit(staging: Path, recipe: Recipe, cache: Layout, *, built_at: str, seconds: float) -> Engine:
     """Write the manifest and rename `staging` to its key, replacing an older build of it. Raises OSError."""
     files = {
         str(path.relative_to(staging)): path.lstat().st_size for path in sorted(staging.rglob("*")) if not path.is_dir()
@@ -170,7 +170,7 @@ def commit(staging: Path, recipe: Recipe, where: Layout, *, built_at: str, secon
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    final = where.builds / recipe.key
+    final = cache.builds / recipe.key
     remove(final)
     staging.rename(final)
     engine = load(final)

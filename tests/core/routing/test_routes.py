@@ -1,0 +1,217 @@
+"""Routing over the mesh as pure functions: who is asked, in which order, for how long, and what is remembered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus, PeerView
+from meshllm.core.records import FailureReport, MeshId, ModelLoad, NodeId, NodeRecord, RecordVersion, Role, ServedModel
+from meshllm.core.routing import routes
+from meshllm.core.routing.affinity import SessionAffinity
+from meshllm.core.routing.first_byte_timeout import FLOOR_SECONDS, MAX_SECONDS, FirstByteTimes
+from meshllm.core.routing.ranking import RankedHost, rank
+from meshllm.core.routing.routes import Availability, TargetKind
+from meshllm.core.snapshot import BackendState, FilePhase, ModelFacts, ModelState, ServerFacts, ServerPhase, Snapshot
+
+MESH = MeshId(bytes(16))
+ME = NodeId(bytes(32))
+
+
+def peer(
+    number: int,
+    *models: str,
+    status: PeerStatus = PeerStatus.ALIVE,
+    rtt: float | None = 0.01,
+    load: tuple[int, int] | None = None,
+    wants: tuple[str, ...] = (),
+    incarnation: int = 1,
+) -> PeerView:
+    """A peer that serves these models with four slots each."""
+    serves = tuple(ServedModel(model, context_length=4096, slots=4) for model in models)
+    record = NodeRecord(
+        NodeId(bytes([number]) * 32), RecordVersion(incarnation, 1), MESH, f"n{number}", serves=serves, wants=wants
+    )
+    loads = tuple(ModelLoad(model, *load) for model in models) if load is not None else ()
+    return PeerView(record, status, True, rtt, loads)
+
+
+def snapshot(
+    *peers: PeerView,
+    phase: JoinPhase = JoinPhase.JOINED,
+    wants: tuple[str, ...] = (),
+    models: tuple[ModelState, ...] = (),
+    backends: tuple[BackendState, ...] = (),
+) -> Snapshot:
+    """What a node knows that has these peers."""
+    return Snapshot(
+        models=models, backends=backends, wants=wants, mesh=MeshView(ME, MESH, Role.NODE, phase, peers=peers)
+    )
+
+
+SERVED = ModelState(
+    "m", file=FilePhase.READY, server=ServerPhase.SERVING, server_facts=ServerFacts("/s", 1, 2, 2048), generation=3
+)
+
+
+def test_route_orders_local_targets_then_peers_by_load_and_round_trip() -> None:
+    known = snapshot(
+        peer(1, "m", load=(2, 1)),
+        peer(2, "m", rtt=0.2),
+        peer(3, "m", rtt=0.01),
+        models=(SERVED,),
+        backends=(BackendState("http://b", True, ("m",)),),
+    )
+    targets = routes.route(known, "m").targets
+    assert [target.kind for target in targets] == [TargetKind.ENGINE, TargetKind.BACKEND, *[TargetKind.PEER] * 3]
+    assert [target.address[:2] for target in targets[2:]] == ["03", "02", "01"]
+    assert (targets[2].generation, targets[2].slots, targets[2].model) == (1, 4, "m")
+    assert [offer.target for offer in routes.all_offers(known)["m"]] == list(targets)
+
+
+def test_route_has_vision_from_the_file_or_the_record() -> None:
+    facts = ModelFacts("/m", 1, "llama", 4096, vision=True)
+    record = replace(peer(1).record, serves=(ServedModel("m", vision=False), ServedModel("n")))
+    known = snapshot(replace(peer(1), record=record), models=(replace(SERVED, facts=facts),))
+    assert [offer.vision for offer in routes.route(known, "m").offers] == [True, False]
+    assert [offer.vision for offer in routes.route(known, "n").offers] == [None]
+    loading = replace(SERVED, facts=facts, server=ServerPhase.STARTING, server_facts=None)
+    route = routes.route(snapshot(models=(loading,)), "m")
+    assert (route.offers, route.vision) == ((), True)
+
+
+@given(st.sampled_from(list(PeerStatus)))
+def test_route_uses_live_peers_only(status: PeerStatus) -> None:
+    route = routes.route(snapshot(peer(1, "m", status=status)), "m")
+    assert bool(route.targets) == (status is PeerStatus.ALIVE)
+    assert route.dial_hosts == (status in (PeerStatus.UNVERIFIED, PeerStatus.SUSPECT))
+    assert (route.availability is Availability.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
+
+
+def test_route_skips_peers_that_do_not_answer_this_node() -> None:
+    seen = (peer(1, "m"), peer(2, "m", incarnation=2))
+    known = snapshot(*seen)
+    assert known.mesh is not None
+    complaints = (FailureReport(seen[0].node, 1), FailureReport(seen[1].node, 1))  # the second has come back since
+    own = NodeRecord(ME, RecordVersion(1, 1), MESH, failure_reports=complaints)
+    known = replace(known, mesh=replace(known.mesh, record=own))
+    assert [target.address[:2] for target in routes.route(known, "m").targets] == ["02"]
+
+
+def test_route_without_targets_says_why() -> None:
+    joining = routes.route(snapshot(phase=JoinPhase.SYNCING), "m")
+    assert (joining.availability, joining.max_wait) == (Availability.COMING, routes.SETTLING_SECONDS)
+    assert "joining the mesh" in joining.message
+    for known in (snapshot(wants=("m",)), snapshot(peer(1, wants=("m",)))):
+        wanted = routes.route(known, "m")
+        assert (wanted.availability, wanted.max_wait) == (Availability.COMING, routes.WANTED_SECONDS)
+        assert "--join" in wanted.timeout_message
+        assert routes.wanted(known) == ("m",)
+    assert routes.route(snapshot(phase=JoinPhase.FAILED), "m").availability is Availability.FAILED
+    assert routes.route(snapshot(peer(1, "x")), "m").availability is Availability.UNKNOWN
+    assert routes.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
+
+
+def test_route_to_a_failed_local_model_uses_a_peer() -> None:
+    failed = ModelState("m", file=FilePhase.FAILED, reason="no room")
+    assert routes.route(snapshot(models=(failed,)), "m").availability is Availability.FAILED
+    assert routes.route(snapshot(models=(failed,), phase=JoinPhase.DIALLING), "m").availability is Availability.COMING
+    assert routes.route(snapshot(peer(1, "m"), models=(failed,)), "m").targets
+
+
+def test_rank_order() -> None:
+    here = RankedHost(0, local=True, busy=0.5, context_length=2048)
+    near = RankedHost(1, rtt=0.001, context_length=4096)
+    far = RankedHost(2, rtt=0.2, context_length=4096)
+    assert [c.order for c in rank([far, near, here])] == [0, 1, 2]
+    assert rank([near, far._replace(sticky=True), here])[0].order == 2
+    # No free slot: load alone counts, and the conversation's own host may have a slightly longer queue.
+    full = here._replace(free=False, busy=1.5)
+    assert [c.order for c in rank([full, far, near])] == [1, 2, 0]
+    packed = [full, near._replace(free=False, busy=1.2), far._replace(free=False, busy=2.0, sticky=True)]
+    assert rank(packed)[0].order == 2
+    packed[2] = packed[2]._replace(busy=2.5)
+    assert rank(packed)[0].order == 1
+    # What cannot hold the prompt comes after what can, and what has failed after all.
+    assert [c.order for c in rank([here, near], 3000)] == [1, 0]
+    assert [c.order for c in rank([here, near], 9000)] == [1, 0]
+    assert [c.order for c in rank([here._replace(resting=True), near])] == [1, 0]
+
+
+@given(
+    st.lists(
+        st.builds(
+            RankedHost,
+            st.just(0),
+            st.booleans(),
+            st.booleans(),
+            st.floats(0, 20),
+            st.none() | st.floats(0, 2),
+            st.integers(0, 1 << 20),
+            st.booleans(),
+            st.booleans(),
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 1 << 20),
+    st.randoms(),
+)
+def test_rank_is_independent_of_input_order(pool: list[RankedHost], tokens: int, random) -> None:  # type: ignore[no-untyped-def]
+    pool = [candidate._replace(order=order) for order, candidate in enumerate(pool)]
+    ranked = rank(pool, tokens)
+    assert sorted(c.order for c in ranked) == list(range(len(pool)))
+    random.shuffle(pool)
+    assert rank(pool, tokens) == ranked
+
+
+PLACES = [(TargetKind.PEER, "a"), (TargetKind.PEER, "b"), (TargetKind.ENGINE, "/s")]
+
+
+@given(st.lists(st.tuples(st.sampled_from("rfpd"), st.integers(0, 9), st.sampled_from(PLACES)), max_size=80))
+def test_affinity_is_bounded_and_forgets_failed_hosts(steps: list[tuple[str, int, routes.Place]]) -> None:
+    table, model = SessionAffinity(limit=5, age=30.0), dict[bytes, tuple[routes.Place, float]]()
+    for now, (step, number, place) in enumerate(steps):
+        key = bytes([number])
+        if step == "r":
+            table.remember(key, place, float(now))
+            model.pop(key, None)
+            model[key] = (place, float(now))
+            while len(model) > 5:
+                del model[next(iter(model))]
+        elif step == "f":
+            table.forget(key)
+            model.pop(key, None)
+        elif step == "p":
+            table.forget_place(place)
+            model = {k: v for k, v in model.items() if v[0] != place}
+        found = model.get(key)
+        if found is not None and now - found[1] > 30.0:
+            del model[key]
+            found = None
+        assert table.find(key, float(now)) == (found[0] if found else None)
+        assert len(table) <= 5
+        assert len(table) == len(model)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 500), st.integers(0, 200_000)), max_size=30),
+    st.integers(0, 1_000_000),
+    st.integers(0, 20),
+)
+def test_first_byte_timeout_is_bounded(samples: list[tuple[float, int]], tokens: int, late: int) -> None:
+    times = FirstByteTimes()
+    for seconds, length in samples:
+        times.add(seconds, length)
+    assert FLOOR_SECONDS <= times.deadline(tokens, late) <= MAX_SECONDS
+    assert times.deadline(tokens) <= times.deadline(tokens, 1)
+    assert times.deadline(tokens) <= times.deadline(tokens + 1000)
+
+
+def test_first_byte_timeout_grows_for_slow_hosts() -> None:
+    slow, quick = FirstByteTimes(), FirstByteTimes()
+    for _ in range(10):
+        slow.add(90.0, 4000)
+        quick.add(0.2, 4000)
+    assert slow.deadline(4000) > 90.0 > quick.deadline(4000)
