@@ -10,17 +10,17 @@ from hypothesis import HealthCheck, settings
 
 from tests.daemons import MODEL, Daemon, daemon
 
-# A suite that a script runs in the background inherits SIGINT as ignored, and so would every process that it starts;
-# a handler, though, becomes the default in each of them.
+# A suite that runs in the background of a script inherits an ignored SIGINT, and so do its child processes. A handler
+# becomes the default action in them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# No test is timed, by hypothesis neither: a busy machine is no defect.
+# No deadlines: a busy machine must not fail a test.
 settings.register_profile("mesh-llm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mesh-llm")
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A node that serves the real model with the real engine, for tests that leave it as they found it."""
+    """A node that serves the real model with the real engine, shared by tests that do not change it."""
     with daemon(tmp_path_factory.mktemp("served"), "--model", MODEL, "--ctx-size", "4096") as node:
         yield node.wait_until_serving()

@@ -1,4 +1,4 @@
-"""Real daemons for tests: `mesh-llm` as a child process with a home and ports of its own, ended whatever happens."""
+"""Real daemons for tests: `mesh-llm` as a child process with its own home and ports, stopped at the end of the test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPEN_WAIT_SECONDS = 180.0
 class Daemon:
     """A running `mesh-llm --json`. Its lines are read in the background and kept in `lines`.
 
-    `prefix` are words before the command that have it run elsewhere, as the same process; `stdin` is what it can read.
+    `prefix`: a command that runs the daemon as the same process (a network namespace, say); `stdin`: its input.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Daemon:
         self.errors = self.process.stderr.read()
 
     def wait_for(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        """The next line that is `wanted`."""
+        """Wait for a line that `wanted` accepts, and return it."""
         while True:
             try:
                 line = self._arriving.get(timeout=OPEN_WAIT_SECONDS)
             except Empty:
-                raise AssertionError(f"waited in vain for {what}; so far: {self.lines[-20:]}") from None
+                raise AssertionError(f"timed out waiting for {what}; lines so far: {self.lines[-20:]}") from None
             if line is None:
                 raise AssertionError(f"ended before {what}: {self.errors or self.lines[-20:]}")
             self.lines.append(line)
@@ -83,13 +83,13 @@ class Daemon:
                 return line
 
     def wait_until_listening(self) -> Daemon:
-        """Until the API and the console answer."""
+        """Wait until the API and the console answer."""
         line = self.wait_for(lambda line: line["event"] == "listening", "listening")
         self.base_url, self.console_url = line["api"], line["console"]
         return self
 
     def wait_until_serving(self, model: str = MODEL, restarts: int = 0) -> Daemon:
-        """Until `model` is served, for the time after `restarts` deaths."""
+        """Wait until `model` is served, after at least `restarts` restarts of its engine."""
         self.wait_for(
             lambda line: (
                 line["event"] == "model"
@@ -102,11 +102,11 @@ class Daemon:
         return self
 
     def children(self) -> list[psutil.Process]:
-        """Every process below the daemon."""
+        """All descendants of the daemon's process."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self) -> int:
-        """End it as Ctrl-C does; its exit status. Everything it started must be gone by then."""
+        """Stop it with SIGINT and return its exit status. All its descendants must be gone by then."""
         below = self.children() if self.process.poll() is None else []
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
@@ -125,7 +125,7 @@ class Daemon:
         self._temporary.cleanup()
 
     def kill(self) -> None:
-        """`kill -9`, and collect what is left of it."""
+        """Kill it with SIGKILL and wait for its end."""
         self.process.kill()
         self.process.wait(OPEN_WAIT_SECONDS)
         self._finish()
@@ -133,7 +133,7 @@ class Daemon:
 
 @contextmanager
 def daemon(home: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
-    """A daemon that listens, and is ended at the end of the block."""
+    """A daemon that listens; it is stopped at the end of the block."""
     started = Daemon(home, *arguments, environment=environment)
     try:
         yield started.wait_until_listening()

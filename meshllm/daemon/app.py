@@ -330,9 +330,9 @@ class App:
         )
         self._rpc = rpc_type(self._session)
         supervisor.join(self._sharing, self._rpc, self._session.config.node)
-        if self._session.lost:
+        if self._session.has_no_mesh:
             self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
-        if self._session.looks_for_nobody:
+        if self._session.starts_alone:
             token = self._invite(0).text
             self._show(lambda viewer: viewer.invite(token))
 
@@ -523,10 +523,10 @@ def _target_load(queue: TargetQueue) -> TargetLoad:
 def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
     from meshllm.daemon.file_sharing import FileSharing
-    from meshllm.daemon.mesh_session import MeshSession, look_up
+    from meshllm.daemon.mesh_session import MeshSession, load_home_state
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
-    return MeshSession, FileSharing, RpcTunnels, look_up(settings)
+    return MeshSession, FileSharing, RpcTunnels, load_home_state(settings)
 
 
 def _first_snapshot(settings: Settings, wanted: dict[str, Wanted | None]) -> Snapshot:

@@ -1,7 +1,6 @@
-"""Model files between this node and its mesh: whom to ask for them, who may have them, and how fast.
+"""Upload and download of model files between this node and the other nodes of its mesh.
 
-Law: files are given to nodes of the mesh alone, and never at the cost of this node's answers: while its engine works,
-giving slows down to what cannot be felt. Nothing is fetched that nobody here asked for.
+Only nodes of the mesh get files, not clients. While this node's engine works, uploads are limited to `BUSY_RATE`.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ if TYPE_CHECKING:
     from meshllm.daemon.mesh_session import MeshSession
     from meshllm.models.library.store import Store
 
-# Bytes per second that are given away while this node's own engine works. Measured on 2 cores: giving so much takes
-# 1.5 % of one, twice as much 2.8 %. The engine's threads wait for each other, so that what one of them loses all lose;
-# to be interrupted costs a few times what the interruption takes, and no more than a tenth may be lost.
+# Upload limit in bytes per second while this node's engine works. Measured on 2 cores: this rate takes 1.5 % of one
+# core, twice the rate 2.8 %. The engine's threads wait for each other, so that an interruption of one delays all, by a
+# few times its own length; at most a tenth of the engine's speed may be lost.
 BUSY_RATE: Final = 8e6
-# Peers that are asked for a model that none of them is known to have: a small mesh as a whole, of a large one a part.
-MAX_UNLIKELY: Final = 24
+# Peers asked for a model that they do not list: all nodes of a small mesh, some of a large one.
+MAX_UNLISTED_PEERS: Final = 24
 MAX_HOLDERS: Final = 48
 
 
 class FileSharing:
-    """Gives and takes model files; `membership` leads to the peers, and `working` says whether the engine works."""
+    """Uploads and downloads model files. `session` opens tunnels to peers; `working`: whether the engine works."""
 
     def __init__(
         self,
-        membership: MeshSession,
+        session: MeshSession,
         store: Store,
         working: Callable[[], bool],
         *,
         share: bool = True,
         rate: float | None = None,
     ) -> None:
-        """`share`: whether to give at all; `rate`: bytes per second that are given away at most, None for any."""
-        self._membership = membership
+        """`share`: whether to upload at all; `rate`: upload limit in bytes per second, None for no limit."""
+        self._session = session
         self._working = working
         self._share = share
         self._limit = rate
@@ -58,59 +57,59 @@ class FileSharing:
         self._swarm = Swarm(self)
         self._view: MeshView | None = None
         self._waiting: list[asyncio.Future[None]] = []
-        membership.serve(StreamKind.FILES, self._serve)
+        session.serve(StreamKind.FILES, self._serve)
 
     async def close(self) -> None:
-        """Hang up on everybody."""
+        """End all transfers."""
         await self._seeder.close()
         await self._index.close()
 
     def publish(self, view: MeshView | None) -> None:
-        """What the core knows of the mesh now."""
+        """Take the newest view of the mesh."""
         self._view = view
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
-    # -- taking
+    # -- download
 
     def source(self, model: str) -> SwarmSource:
-        """The mesh as a source for the files of `model`."""
+        """The mesh as a source of the files of `model`."""
         return self._swarm.source(model)
 
     async def find(self, name: str, sha256: str, tell: Callable[[str], None]) -> Manifest:
-        """What the mesh means by a name that somebody here has asked for. Raises UnknownModel, AmbiguousModel."""
+        """Ask the mesh for the manifest of a model that was requested here. Raises UnknownModel, AmbiguousModel."""
         return await find(self, name, sha256=sha256, ban=self._swarm.ban, tell=tell)
 
     def holders(self, model: str) -> Sequence[SwarmPeer]:
-        """Who serves the model or says that it is on its disk, linked ones first; then the others."""
-        peers = [peer for peer in (self._view.peers if self._view is not None else ()) if _is_there(peer)]
-        likely = [peer for peer in peers if _has(peer, model)]
-        unlikely = [peer for peer in peers if not _has(peer, model)]
-        chosen = sorted(likely, key=_distance) + sorted(unlikely, key=_distance)[:MAX_UNLIKELY]
+        """Peers to ask for the model: first those that list it, linked ones first; then others."""
+        peers = [peer for peer in (self._view.peers if self._view is not None else ()) if _reachable(peer)]
+        listing = [peer for peer in peers if _lists(peer, model)]
+        others = [peer for peer in peers if not _lists(peer, model)]
+        chosen = sorted(listing, key=_distance) + sorted(others, key=_distance)[:MAX_UNLISTED_PEERS]
         return [SwarmPeer(peer.node.hex(), peer.record.name or short(peer.node)) for peer in chosen[:MAX_HOLDERS]]
 
     async def open(self, peer: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
-        """A tunnel for files to a peer. Raises MeshError."""
-        await self._membership.open(NodeId(bytes.fromhex(peer)), StreamKind.FILES, factory)
+        """Open a file tunnel to a peer. Raises MeshError."""
+        await self._session.open(NodeId(bytes.fromhex(peer)), StreamKind.FILES, factory)
 
     async def changed(self) -> None:
-        """Return when the mesh has changed."""
+        """Wait for the next change of the mesh."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         await future
 
     @property
     def settling(self) -> bool:
-        """Whether this node is still looking for its mesh."""
+        """Whether the join is under way."""
         return self._view is None or self._view.settling
 
-    # -- giving
+    # -- upload
 
     def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
-        # Clients serve nothing, so that they have no use for a model's files.
-        if not self._share or self._membership.role_of(peer) is not Role.NODE:
+        # Clients serve no models and need no files.
+        if not self._share or self._session.role_of(peer) is not Role.NODE:
             return _Refusing(w.FileRefusalReason.NOT_SHARED)
         return self._seeder.serve(peer.hex())
 
@@ -123,7 +122,7 @@ class FileSharing:
             return self._limit
         return BUSY_RATE if self._limit is None else min(BUSY_RATE, self._limit)
 
-    # -- for people
+    # -- status
 
     def status(self) -> SharingStatus:
         """Current uploads and downloads."""
@@ -165,7 +164,7 @@ class FileSharing:
 
 
 class _Refusing(asyncio.Protocol):
-    """Answers whatever is asked with the same reason, once, and hangs up."""
+    """Refuses the first request with a reason and closes the tunnel."""
 
     def __init__(self, reason: w.FileRefusalReason) -> None:
         self._answer = w.encode_answer(w.FileRefusal(reason))
@@ -180,11 +179,11 @@ class _Refusing(asyncio.Protocol):
             self._transport.close()
 
 
-def _is_there(peer: PeerView) -> bool:
+def _reachable(peer: PeerView) -> bool:
     return peer.linked or peer.status is PeerStatus.ALIVE
 
 
-def _has(peer: PeerView, model: str) -> bool:
+def _lists(peer: PeerView, model: str) -> bool:
     record = peer.record
     return model in record.on_disk or any(served.name == model for served in record.serves)
 

@@ -12,7 +12,7 @@ import os
 import queue
 import time
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Final
 
 from meshllm.daemon.log_format import JsonFormatter, TextFormatter
@@ -25,6 +25,8 @@ QUEUE_LINES: Final = 10_000
 # After a failed write, and to notice a file that was removed.
 RETRY_SECONDS: Final = 2.0
 CLOSE_SECONDS: Final = 5.0
+# Lines are written in batches: a thread that wakes for each line would take the interpreter from the event loop.
+BATCH_SECONDS: Final = 0.1
 
 
 def log_path(home: Path) -> Path:
@@ -118,6 +120,7 @@ class LogFile(logging.Handler):
         self._retry = retry
         self._queue: queue.Queue[str | None] = queue.Queue(queue_lines)
         self._thread: Thread | None = None
+        self._closing = Event()
         self._dropped = 0  # since the last note of it in the file; by the loop's thread and the writer's
         self._reason = ""
 
@@ -141,6 +144,7 @@ class LogFile(logging.Handler):
     def close(self) -> None:
         """Write what is queued, wait at most 5 s for it, and end the thread. Idempotent."""
         thread, self._thread = self._thread, None
+        self._closing.set()
         if thread is not None:
             with contextlib.suppress(queue.Full):
                 self._queue.put(None, timeout=CLOSE_SECONDS)
@@ -154,7 +158,11 @@ class LogFile(logging.Handler):
 
     def _write_all(self) -> None:
         next_try = next_check = 0.0
+        idle = True
         while (line := self._queue.get()) is not None:
+            if idle:
+                self._closing.wait(BATCH_SECONDS)
+            idle = self._queue.empty()
             now = time.monotonic()
             if now < next_try:
                 self._drop(self._reason)

@@ -1,7 +1,6 @@
-"""Which mesh a start is about: the one of last time, or the one that invites lead to.
+"""Which mesh a node joins at its start: the saved one, or that of the given invites.
 
-Law: an invite is believed only once a peer has let us in. Until then what is on the disk stays as it was, so that a
-wrong or dead invite costs nothing.
+`mesh.json` changes only once a peer of the invited mesh has accepted this node, so that a wrong invite costs nothing.
 """
 
 from __future__ import annotations
@@ -17,28 +16,28 @@ from meshllm.wire.mesh.invite import Invite, invite_key
 
 @dataclass(frozen=True, slots=True)
 class MeshChoice:
-    """The mesh to be in. `secret` is None as long as only an invite that expires is held (`invite`: key, expiry).
+    """The mesh to join. `secret` is None while only an invite that expires is known (`invite`: key, expiry).
 
-    `ways` are those of the invites, in their order. `foreign`: it is not the mesh on the disk; to be adopted there once
-    a link has proved it.
+    `addresses`: the bootstrap addresses of the invites, in their order. `foreign`: not the saved mesh; saved once a
+    link has proved the secret.
     """
 
     mesh: MeshId
     secret: bytes | None = field(repr=False)
     invite: tuple[bytes, int] | None = field(default=None, repr=False)
-    ways: tuple[BootstrapAddress, ...] = ()
+    addresses: tuple[BootstrapAddress, ...] = ()
     foreign: bool = False
 
 
 def decide(mesh: MeshId, secret: bytes, invites: Sequence[Invite]) -> MeshChoice:
-    """Where to go, for a node that was in `mesh`. Raises UsageError for invites to different meshes."""
+    """The mesh to join, for a node whose saved mesh is `mesh`. Raises UsageError for invites to different meshes."""
     if not invites:
         return MeshChoice(mesh, secret)
-    ways = _together(invites)
+    addresses = _merged(invites)
     ours = [hmac.compare_digest(invite.key, invite_key(secret, invite.expires)) for invite in invites]
     if all(ours):
-        return MeshChoice(mesh, secret, ways=ways)
-    # Two meshes of one secret may still have two ids: they are about to heal into one. The key is what counts.
+        return MeshChoice(mesh, secret, addresses=addresses)
+    # Two meshes with one secret may have two ids until they merge: the key counts.
     lasting = {invite.key for invite in invites if not invite.expires}
     expiring = [invite for invite in invites if invite.expires]
     known = next(iter(lasting), None)
@@ -50,20 +49,19 @@ def decide(mesh: MeshId, secret: bytes, invites: Sequence[Invite]) -> MeshChoice
     )
     if strange:
         raise UsageError(
-            "These invites are of different meshes.", advice="A node is in one mesh: give invites of one only."
+            "The invites are for different meshes.", advice="A node joins one mesh: give invites for one mesh only."
         )
     if known is not None:
-        return MeshChoice(invites[0].mesh, known, ways=ways, foreign=True)
+        return MeshChoice(invites[0].mesh, known, addresses=addresses, foreign=True)
     last = max(expiring, key=lambda invite: invite.expires)
-    return MeshChoice(last.mesh, None, (last.key, last.expires), ways, foreign=True)
+    return MeshChoice(last.mesh, None, (last.key, last.expires), addresses, foreign=True)
 
 
-def _together(invites: Sequence[Invite]) -> tuple[BootstrapAddress, ...]:
-    """All ways in, each node once, with all its addresses."""
-    ways: dict[bytes, BootstrapAddress] = {}
-    for way in (way for invite in invites for way in invite.ways):
-        known = ways.get(way.pin)
-        ways[way.pin] = (
-            way if known is None else BootstrapAddress(way.pin, tuple(dict.fromkeys(known.addresses + way.addresses)))
-        )
-    return tuple(ways.values())
+def _merged(invites: Sequence[Invite]) -> tuple[BootstrapAddress, ...]:
+    """The bootstrap addresses of all invites, each node once with all its addresses."""
+    merged: dict[bytes, BootstrapAddress] = {}
+    for found in (address for invite in invites for address in invite.ways):
+        known = merged.get(found.pin)
+        addresses = found.addresses if known is None else known.addresses + found.addresses
+        merged[found.pin] = BootstrapAddress(found.pin, tuple(dict.fromkeys(addresses)))
+    return tuple(merged.values())

@@ -1,8 +1,7 @@
-"""What ties a running node to its mesh: its key, the secret, where it listens, whom it can reach and how.
+"""A running node's part in its mesh: key, secret, UDP port, links, tunnels and invites.
 
-Law: this is loaded only once callers are being served, because what it imports takes long; the core decides, and this
-carries out. A secret passes through here and goes nowhere but into `mesh.json`, a handshake or an invite that
-somebody of this machine asked for.
+Imported only once the API is being served, because its imports take long. Invariants: the mesh secret goes only into
+`mesh.json`, a handshake, or an invite that was requested on this machine.
 """
 
 from __future__ import annotations
@@ -44,54 +43,54 @@ from meshllm.wire.mesh.invite import MAX_WAYS, Invite, encode, invite_key
 log = logging.getLogger(__name__)
 
 PROTOCOL = (1, 1)
-# "off": nothing is listened on but UDP, and tunnels go over QUIC alone; to measure, or where a firewall minds TCP.
+# "off": listen on UDP only; all tunnels use QUIC. For measurements, or if a firewall blocks TCP.
 LANES_VARIABLE = "MESH_LLM_LANES"
-# A laptop that comes to another network says so this soon; looking costs a millisecond.
+# How often the addresses of this machine are read (a laptop may change its network); it takes a millisecond.
 ADDRESSES_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class HomeState:
-    """What this node's home says of it: read once, at the start."""
+    """What the node's home directory contains; read once, at the start."""
 
     identity: Identity
     state: MeshState
     incarnation: int
 
 
-def look_up(settings: Settings) -> HomeState:
+def load_home_state(settings: Settings) -> HomeState:
     """The node's key and its mesh, made if missing; blocks on the disk. Raises DamagedState, EnvironmentFailure."""
     identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
     return HomeState(identity, state, state.next_incarnation())
 
 
 class MeshSession:
-    """This node's part in a mesh, as far as it is not the core's: `begin` it, and `close` it at the end."""
+    """The I/O of a node in a mesh; the core decides. `begin` it, and `close` it at the end."""
 
     def __init__(self, settings: Settings, found: HomeState, post: Callable[[e.Event], None]) -> None:
-        """Raises UsageError if the invites lead to different meshes."""
+        """Raises UsageError for invites for different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
         self._post = post
-        self._belonging: MeshChoice = decide(found.state.mesh, found.state.secret, settings.invites)
+        self._choice: MeshChoice = decide(found.state.mesh, found.state.secret, settings.invites)
         role = Role.CLIENT if settings.client else Role.NODE
         self.config = MeshConfig(
             node=found.identity.node,
-            mesh=self._belonging.mesh,
+            mesh=self._choice.mesh,
             role=role,
             incarnation=found.incarnation,
             name=settings.node_name or socket.gethostname(),
             software=f"mesh-llm {__version__}",
             protocol=PROTOCOL,
             sign=signer(found.identity.sign),
-            idle=found.state.founded and not self._belonging.foreign,
+            idle=found.state.founded and not self._choice.foreign,
         )
-        self._keeper = StateWriter()
+        self._writer = StateWriter()
         self._observed = ObservedAddresses()
         self._links = PeerLinks(post, encode_message, parse_message, verify, self._accept, self._in_use)
         self._port = 0
-        self._remembered = False
+        self._peer_saved = False
         self._facts: list[InterfaceAddress] = []
         self._addresses: tuple[PeerAddress, ...] = ()
         self._view: MeshView | None = None
@@ -100,29 +99,29 @@ class MeshSession:
         self._tunnels: Tunnels | None = None
 
     @property
-    def looks_for_nobody(self) -> bool:
-        """Whether this node is a mesh of one, for others to join."""
-        return not (self._belonging.ways or self._state.peers) and self.config.role is Role.NODE
+    def starts_alone(self) -> bool:
+        """Whether there is no mesh to join: other nodes may join this one."""
+        return not (self._choice.addresses or self._state.peers) and self.config.role is Role.NODE
 
     @property
-    def lost(self) -> bool:
-        """Whether this is a client that knows of no mesh: of no use to anybody."""
-        return not (self._belonging.ways or self._state.peers) and self.config.role is Role.CLIENT
+    def has_no_mesh(self) -> bool:
+        """Whether this is a client without a mesh to join."""
+        return not (self._choice.addresses or self._state.peers) and self.config.role is Role.CLIENT
 
     async def begin(self, serve: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
-        """Listen for peers, whose HTTP tunnels end in `serve`, and tell the core where we are and whom to look for.
+        """Listen for peers, whose HTTP tunnels `serve` serves, and post this node's addresses and the peers to dial.
 
-        Raises PortTaken if `--bind-port` is, EnvironmentFailure where nothing can be listened on at all.
+        Raises PortTaken if `--bind-port` is, EnvironmentFailure if no UDP port can be opened.
         """
         await self._listen()
         assert self._tunnels is not None
         self._tunnels.serve(StreamKind.HTTP_TUNNEL, serve)
         if self._state.port != self._port:
-            self._keeper.keep(lambda: self._state.save_port(self._port))
-        self._look_at_addresses()
-        if self._belonging.ways:
-            self._post(e.JoinWanted(self._belonging.ways))
-        if not self._belonging.foreign and self._state.peers:
+            self._writer.add(lambda: self._state.save_port(self._port))
+        self._read_addresses()
+        if self._choice.addresses:
+            self._post(e.JoinWanted(self._choice.addresses))
+        if not self._choice.foreign and self._state.peers:
             self._post(e.JoinWanted(self._state.peers, invited=False))
 
     async def _listen(self) -> None:
@@ -149,7 +148,7 @@ class MeshSession:
         raise EnvironmentFailure("No UDP port can be opened.")
 
     async def close(self) -> None:
-        """Part from all peers, politely; nothing is left, and everything is kept that should be."""
+        """Close all links and tunnels, and finish writing the state."""
         if self._watcher is not None:
             self._watcher.cancel()
         await self._links.close()
@@ -157,57 +156,57 @@ class MeshSession:
             await self._tunnels.close()
         if self._transport is not None:
             await self._transport.close()
-        await self._keeper.close()
+        await self._writer.close()
 
-    # -- what the core wants
+    # -- commands of the core
 
     def carry_out(self, command: c.Command) -> bool:
-        """Do what `command` asks for; False if it is not about the mesh."""
+        """Begin `command`; False if it does not concern the mesh."""
         match command:
             case c.DialPeer() | c.HangUp() | c.Send():
                 self._links.carry_out(command)
             case c.SaveIncarnation(incarnation):
-                self._keeper.keep(lambda: self._state.save_incarnation(incarnation))
-            case c.SavePeers(ways):
-                self._keeper.keep(lambda: self._state.save_peers(ways))
+                self._writer.add(lambda: self._state.save_incarnation(incarnation))
+            case c.SavePeers(peers):
+                self._writer.add(lambda: self._state.save_peers(peers))
             case c.SaveMesh(mesh):
-                self._belonging = replace(self._belonging, mesh=mesh)
-                if not self._belonging.foreign:
-                    self._keeper.keep(lambda: self._state.save_mesh(mesh))
+                self._choice = replace(self._choice, mesh=mesh)
+                if not self._choice.foreign:
+                    self._writer.add(lambda: self._state.save_mesh(mesh))
             case _:
                 return False
         return True
 
     def publish(self, view: MeshView | None) -> None:
-        """What the core knows of the mesh now."""
+        """Take the newest view of the mesh."""
         self._view = view
 
-    # -- links, as the transport tells of them
+    # -- called by the transport
 
     def link_up(self, link: Link) -> None:
-        """Somebody knows our secret, or we theirs: what we were invited to is true."""
-        if self._belonging.foreign and not self._adopt(link):
-            link.close("the mesh secret it gave does not fit the invite")
+        """A link came up: both ends have proved the mesh secret, so the invite is genuine."""
+        if self._choice.foreign and not self._adopt(link):
+            link.close("its mesh secret does not match the invite")
             return
-        self._remember(link)
+        self._save_first_peer(link)
         if link.facts.observed is not None:
             self._observed.record(link.facts.peer, link.facts.observed)
-            self._tell_addresses()
+            self._post_addresses()
         self._links.link_up(link)
 
     def link_down(self, link: Link, reason: str) -> None:
-        """A link is gone."""
+        """A link ended."""
         self._observed.forget(link.facts.peer)
         if self._tunnels is not None:
             self._tunnels.link_down(link)
         self._links.link_down(link, reason)
 
     def message(self, link: Link, payload: bytes) -> None:
-        """A peer said something."""
+        """A peer sent a message."""
         self._links.message(link, payload)
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
-        """A peer opens a stream."""
+        """A peer opened a stream; returns what serves it."""
         return self._links.stream(link, kind)
 
     def _accept(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
@@ -217,70 +216,69 @@ class MeshSession:
         return self._tunnels is not None and self._tunnels.count(peer) > 0
 
     def _adopt(self, link: Link) -> bool:
-        """Belong to the mesh of the invite from now on; False if what the peer gave as its secret is none."""
-        belonging, secret = self._belonging, self._belonging.secret
+        """Switch to the mesh of the invite; False if the secret that the peer sent does not match the invite."""
+        choice, secret = self._choice, self._choice.secret
         if secret is None:
-            assert belonging.invite is not None
-            key, expires = belonging.invite
+            assert choice.invite is not None
+            key, expires = choice.invite
             secret = link.facts.secret or b""
             if len(secret) != SECRET_BYTES or not hmac.compare_digest(invite_key(secret, expires), key):
-                log.warning("%s gave a mesh secret that does not fit the invite", short(link.facts.peer))
+                log.warning("%s sent a mesh secret that does not match the invite", short(link.facts.peer))
                 return False
-        self._belonging = MeshChoice(belonging.mesh, secret, ways=belonging.ways)
-        mesh = belonging.mesh
-        self._keeper.keep(lambda: self._state.adopt(mesh, secret))
+        self._choice = MeshChoice(choice.mesh, secret, addresses=choice.addresses)
+        mesh = choice.mesh
+        self._writer.add(lambda: self._state.adopt(mesh, secret))
         return True
 
-    def _remember(self, link: Link) -> None:
-        """Keep the first way that led somewhere at once: the core makes its list in its own time, and a node may end
-        before that."""
-        if not self._remembered:
-            self._remembered = True
-            ways = (BootstrapAddress(link.facts.peer, (link.facts.address,)), *self._belonging.ways)
-            self._keeper.keep(lambda: None if self._state.peers else self._state.save_peers(ways))
+    def _save_first_peer(self, link: Link) -> None:
+        """Save the first peer at once: the core saves its list only after some seconds, and the node may end before."""
+        if not self._peer_saved:
+            self._peer_saved = True
+            peers = (BootstrapAddress(link.facts.peer, (link.facts.address,)), *self._choice.addresses)
+            self._writer.add(lambda: None if self._state.peers else self._state.save_peers(peers))
 
     def _credentials(self) -> Credentials:
-        known = self._belonging
+        known = self._choice
         return Credentials(known.mesh, known.secret, known.invite, self.config.role, PROTOCOL)
 
-    # -- where we are
+    # -- addresses
 
-    def _look_at_addresses(self) -> None:
-        self._watcher = asyncio.get_running_loop().call_later(ADDRESSES_SECONDS, self._look_at_addresses)
+    def _read_addresses(self) -> None:
+        self._watcher = asyncio.get_running_loop().call_later(ADDRESSES_SECONDS, self._read_addresses)
         self._facts = read_interfaces()
-        self._tell_addresses()
+        self._post_addresses()
 
-    def _tell_addresses(self) -> None:
+    def _post_addresses(self) -> None:
         alone = self._transport is not None and len(self._transport.links()) <= 1
         found = addresses(self._facts, self._port, observed=self._observed.confirmed(alone=alone))
         if found != self._addresses:
             self._addresses = found
             self._post(e.AddressesFound(found))
 
-    # -- what others ask for
+    # -- for the console, the gateway and file sharing
 
     def invite(self, seconds: float) -> Invitation:
-        """An invite into this mesh that is good for `seconds` (0: for good). Raises EnvironmentFailure."""
+        """An invite into this mesh, valid for `seconds` (0: without expiry). Raises EnvironmentFailure."""
         if self.config.role is Role.CLIENT:
             raise EnvironmentFailure(
-                "A client only uses the mesh; others cannot come in by it.", advice="Ask a node of the mesh."
+                "A client cannot create invites.", advice="Create the invite on a node of the mesh."
             )
-        secret = self._belonging.secret
-        if secret is None or self._belonging.foreign:
+        secret = self._choice.secret
+        if secret is None or self._choice.foreign:
             raise EnvironmentFailure(
-                "This node has not joined its mesh yet.", advice="'mesh-llm status' shows how far it is."
+                "This node has not joined its mesh yet.", advice="'mesh-llm status' shows the progress."
             )
         here = addresses(self._facts, self._port, observed=self._observed.confirmed(), loopback=True)
-        ways = [BootstrapAddress(self.config.node, here)] if here else []
-        ways += [BootstrapAddress(node, found) for node, found in self._others() if found]
-        if not ways:
-            raise EnvironmentFailure("This machine has no address by which another could reach it.")
+        found = [BootstrapAddress(self.config.node, here)] if here else []
+        found += [BootstrapAddress(node, listens) for node, listens in self._random_peers() if listens]
+        if not found:
+            raise EnvironmentFailure("This machine has no network address that other machines can reach.")
         expires = int(datetime.now(UTC).timestamp() + seconds) if seconds else 0
-        token = encode(Invite(self._belonging.mesh, invite_key(secret, expires), expires, tuple(ways[:MAX_WAYS])))
+        token = encode(Invite(self._choice.mesh, invite_key(secret, expires), expires, tuple(found[:MAX_WAYS])))
         return Invitation(token, expires)
 
-    def _others(self) -> list[tuple[NodeId, tuple[PeerAddress, ...]]]:
-        """Nodes that live, so that an invite is good when this one is off; any of them, not always the same."""
+    def _random_peers(self) -> list[tuple[NodeId, tuple[PeerAddress, ...]]]:
+        """Some live nodes, chosen at random, so that an invite works while this node is off."""
         peers = [] if self._view is None else [p for p in self._view.peers if p.status is PeerStatus.ALIVE]
         chosen = Random().sample(peers, min(len(peers), MAX_WAYS - 1))
         return [(peer.node, peer.record.addresses) for peer in chosen]
@@ -299,7 +297,7 @@ class MeshSession:
         return {} if self._tunnels is None else {peer: facts.transport for peer, facts in self._tunnels.facts().items()}
 
     async def connect(self, peer: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseProtocol:
-        """A tunnel into the gateway of `peer` (hexadecimal id). Raises OSError if there is no way to it."""
+        """A tunnel to the gateway of `peer` (hexadecimal id). Raises OSError if the peer cannot be reached."""
         try:
             return await self.open(NodeId(bytes.fromhex(peer)), StreamKind.HTTP_TUNNEL, factory)
         except MeshError as error:
@@ -308,19 +306,19 @@ class MeshSession:
     async def open(
         self, peer: NodeId, kind: StreamKind, factory: Callable[[], asyncio.BaseProtocol]
     ) -> asyncio.BaseProtocol:
-        """A tunnel of that kind to `peer`. Raises MeshError if there is no way to it."""
+        """A tunnel of `kind` to `peer`. Raises MeshError if the peer cannot be reached."""
         if self._tunnels is None:
-            raise LinkClosed("This node is in no mesh.")
+            raise LinkClosed("This node runs without a mesh.")
         view = self._view
         known = next((p.record.addresses for p in view.peers if p.node == peer), ()) if view is not None else ()
         return await self._tunnels.open(peer, kind, factory, addresses=known)
 
     def serve(self, kind: StreamKind, factory: Callable[[NodeId], asyncio.BaseProtocol]) -> None:
-        """From now on `factory` gives what serves the tunnels of that kind that peers open; after `begin`."""
+        """Serve tunnels of `kind` that peers open by what `factory` makes. After `begin`."""
         assert self._tunnels is not None
         self._tunnels.serve(kind, factory)
 
     def role_of(self, peer: NodeId) -> Role | None:
-        """What a linked peer is; None without a link."""
+        """The role of a linked peer; None without a link."""
         link = self._transport.link(peer) if self._transport is not None else None
         return link.facts.role if link is not None else None

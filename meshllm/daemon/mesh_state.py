@@ -1,8 +1,7 @@
-"""What a node keeps of its mesh over a restart: `mesh.json` in its home.
+"""`mesh.json`: what a node knows of its mesh after a restart.
 
-Law: one object writes the file, and always the whole of it: a new file, on the disk, then put in the old one's place.
-It is for its owner's eyes only, because the mesh secret stands in it. A file that cannot be understood is moved aside
-and spoken of, never overwritten; the secret is in no log, error or repr.
+Invariants: the file is replaced as a whole, and only its owner can read it, because it contains the mesh secret. A
+damaged file is moved aside and reported, never overwritten. The secret is in no log, error or repr.
 """
 
 from __future__ import annotations
@@ -17,7 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic_core
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import DamagedState, EnvironmentFailure
@@ -30,20 +40,20 @@ FILE, PREVIOUS = "mesh.json", "mesh.previous.json"
 VERSION = 1
 SECRET_BYTES = 16
 PIN_LENGTHS = (16, 32)
-# Some of 64 peers answer after any outage short of the end of the mesh; each takes about 200 bytes.
+# Some of 64 peers answer after nearly any outage; each takes about 200 bytes.
 MAX_PEERS = 64
 MAX_PEER_ADDRESSES = 8
-# 64 peers with 8 addresses each are 40 KB; whatever is far longer is no file of ours.
+# 64 peers with 8 addresses each are 40 KB; a file that is far longer is damaged.
 MAX_FILE_BYTES = 1 << 20
 
 
 class _Damaged(Exception):
-    """The file is not what `_Kept` makes; the words say in what way, without quoting it."""
+    """The file is damaged; the message says how, without quoting the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _StateFile:
-    """The file's content."""
+    """The content of the file, checked."""
 
     mesh: MeshId
     secret: bytes = field(repr=False)
@@ -54,21 +64,21 @@ class _StateFile:
 
 
 class MeshState:
-    """The owner of `mesh.json`. Saving blocks until the disk has it; not to be used from two threads at once.
+    """The owner of `mesh.json`. Saving blocks until the disk has the file; not thread-safe.
 
-    `notice` says what a person should know about the file as it was found ("" if nothing).
+    `notice`: what the user should know about the file as it was found ("" if nothing).
     """
 
-    def __init__(self, home: Path, kept: _StateFile, notice: str, clock: Callable[[], float]) -> None:
-        """Not to be called: see `open`."""
+    def __init__(self, home: Path, stored: _StateFile, notice: str, clock: Callable[[], float]) -> None:
+        """Use `open`."""
         self._home = home
-        self._kept = kept
+        self._stored = stored
         self._clock = clock
         self.notice = notice
 
     @classmethod
     def open(cls, home: Path, clock: Callable[[], float] | None = None) -> MeshState:
-        """What `home` holds; if nothing, a mesh of one is founded and saved. `clock` gives unix seconds.
+        """Read the file in `home`; without one, create a new mesh and save it. `clock` returns unix seconds.
 
         Raises DamagedState if the file cannot be read at all or is of a newer version, EnvironmentFailure if none can
         be written.
@@ -83,145 +93,145 @@ class MeshState:
         except _Damaged as error:
             aside = _move_aside(path)
             notice = (
-                f"{path} is damaged ({error}) and was moved to {aside.name}. This node has founded a new mesh: "
-                "to be in its old one again, it must be invited anew."
+                f"{path} is damaged ({error}) and was moved to {aside.name}. This node now has a new mesh. "
+                "To join the old mesh again, start it with --join and an invite."
             )
             log.warning("%s", notice)
-        state = cls(home, _founded(), notice, clock)
+        state = cls(home, _new_mesh(), notice, clock)
         state._write()
         return state
 
     @property
     def mesh(self) -> MeshId:
         """The mesh this node belongs to."""
-        return self._kept.mesh
+        return self._stored.mesh
 
     @property
     def secret(self) -> bytes:
         """The mesh secret, 16 bytes."""
-        return self._kept.secret
+        return self._stored.secret
 
     @property
     def founded(self) -> bool:
-        """Whether the mesh was founded by this node; False where an older version wrote the file, which did not say."""
-        return self._kept.founded
+        """Whether this node created the mesh; False in a file of an older version, which does not tell."""
+        return self._stored.founded
 
     @property
     def incarnation(self) -> int:
-        """The last one saved."""
-        return self._kept.incarnation
+        """The last saved incarnation."""
+        return self._stored.incarnation
 
     @property
     def peers(self) -> tuple[BootstrapAddress, ...]:
-        """Who was last known, best first."""
-        return self._kept.peers
+        """The peers to look for, best first."""
+        return self._stored.peers
 
     @property
     def port(self) -> int | None:
-        """The UDP port last used."""
-        return self._kept.port
+        """The last UDP port."""
+        return self._stored.port
 
     def next_incarnation(self) -> int:
-        """The incarnation of this start: above all earlier ones, and saved.
+        """The incarnation of this start: higher than all earlier ones, and saved.
 
-        It is at least the wall clock in seconds, so that a node whose file was lost is not taken for its former self:
-        what others remember of that one would be newer than all that this one says.
+        It is at least the wall clock in seconds: if the file was lost, the records that other nodes remember must not
+        be newer than those of this start.
         """
-        self.save_incarnation(max(self._kept.incarnation + 1, int(self._clock())))
-        return self._kept.incarnation
+        self.save_incarnation(max(self._stored.incarnation + 1, int(self._clock())))
+        return self._stored.incarnation
 
     def save_incarnation(self, incarnation: int) -> None:
-        """Keep it; a lower one than is kept already changes nothing."""
-        if incarnation > self._kept.incarnation:
-            self._keep(replace(self._kept, incarnation=min(incarnation, MAX_NUMBER)))
+        """Save a higher incarnation; a lower one is ignored."""
+        if incarnation > self._stored.incarnation:
+            self._update(replace(self._stored, incarnation=min(incarnation, MAX_NUMBER)))
 
-    def save_peers(self, ways: tuple[BootstrapAddress, ...]) -> None:
-        """Keep the first 64 of them, in place of those from before."""
-        cut = [BootstrapAddress(way.pin, way.addresses[:MAX_PEER_ADDRESSES]) for way in ways[:MAX_PEERS]]
-        self._keep(replace(self._kept, peers=tuple(cut)))
+    def save_peers(self, peers: tuple[BootstrapAddress, ...]) -> None:
+        """Replace the saved peers by the first 64 of these."""
+        cut = [BootstrapAddress(peer.pin, peer.addresses[:MAX_PEER_ADDRESSES]) for peer in peers[:MAX_PEERS]]
+        self._update(replace(self._stored, peers=tuple(cut)))
 
     def save_mesh(self, mesh: MeshId) -> None:
-        """This mesh has another id now (same secret, same people)."""
-        self._keep(replace(self._kept, mesh=mesh))
+        """The mesh has another id now (same secret)."""
+        self._update(replace(self._stored, mesh=mesh))
 
     def save_port(self, port: int) -> None:
-        """Keep the UDP port, so that the next start can be found where this one was."""
-        self._keep(replace(self._kept, port=port))
+        """Save the UDP port, so that peers find the next start at the same address."""
+        self._update(replace(self._stored, port=port))
 
     def adopt(self, mesh: MeshId, secret: bytes) -> None:
-        """Belong to another mesh from now on. The old one is kept in `mesh.previous.json`, its peers are forgotten."""
+        """Switch to another mesh. The old one is kept in `mesh.previous.json`; its peers are forgotten."""
         if len(mesh) != MESH_ID_BYTES or len(secret) != SECRET_BYTES:
             raise ValueError("a mesh has an id and a secret of 16 bytes each")
-        if secret == self._kept.secret:
+        if secret == self._stored.secret:
             self.save_mesh(mesh)
             return
-        self._save(self._home / PREVIOUS, self._kept)
-        self._keep(replace(self._kept, mesh=mesh, secret=secret, peers=(), founded=False))
+        self._save(self._home / PREVIOUS, self._stored)
+        self._update(replace(self._stored, mesh=mesh, secret=secret, peers=(), founded=False))
 
-    def _keep(self, kept: _StateFile) -> None:
-        if kept != self._kept:
-            self._save(self._home / FILE, kept)
-            self._kept = kept  # only now: what cannot be saved is not believed either
+    def _update(self, stored: _StateFile) -> None:
+        if stored != self._stored:
+            self._save(self._home / FILE, stored)
+            self._stored = stored  # only once it is on the disk
 
     def _write(self) -> None:
-        self._save(self._home / FILE, self._kept)
+        self._save(self._home / FILE, self._stored)
 
-    def _save(self, path: Path, kept: _StateFile) -> None:
+    def _save(self, path: Path, stored: _StateFile) -> None:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(path, _format(kept), mode=0o600, durable=True)
+            replace_file(path, _format(stored), mode=0o600, durable=True)
         except OSError as error:
             raise EnvironmentFailure(
                 f"{path} cannot be written: {error.strerror or error}.",
-                advice="Make room, or make its directory writable for this user.",
+                advice="Free disk space, or make its directory writable for this user.",
             ) from error
 
     def __repr__(self) -> str:
         return f"<MeshState {self.mesh.hex()[:8]}, incarnation {self.incarnation}, {len(self.peers)} peers>"
 
 
-def _founded() -> _StateFile:
+def _new_mesh() -> _StateFile:
     return _StateFile(MeshId(secrets.token_bytes(MESH_ID_BYTES)), secrets.token_bytes(SECRET_BYTES), founded=True)
 
 
 def knows_others(home: Path) -> bool:
-    """Whether the node of `home` has been in a mesh with others, as far as its file can be read; makes none."""
+    """Whether the file in `home` lists peers; False if it cannot be read. Creates nothing."""
     path = home / FILE
     try:
         text = _read(path)
         return text is not None and bool(_parse(text, path).peers)
     except (_Damaged, DamagedState):
-        return False  # it is spoken of when the mesh is looked for
+        return False  # `MeshState.open` reports it
 
 
 # -- the file
 
 
 def _read(path: Path) -> str | None:
-    """The file's text, None if there is none. Others' access to it is taken away. Raises DamagedState, _Damaged."""
+    """The text of the file, None without a file. Removes access of other users. Raises DamagedState, _Damaged."""
     try:
         with path.open("rb") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
                 os.fchmod(file.fileno(), 0o600)
-                log.warning("%s could be read by others; it cannot any more.", path)
+                log.warning("%s was readable by other users; its permissions are now 0600.", path)
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DamagedState(
             f"{path} cannot be read: {error.strerror or error}.",
-            advice="It says which mesh this node belongs to. Make it a file that this user, and no one else, can read.",
+            advice="Make it a regular file that only this user can read.",
         ) from error
     if len(data) > MAX_FILE_BYTES:
-        raise _Damaged("it is too long")
+        raise _Damaged(f"it is longer than {MAX_FILE_BYTES} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise _Damaged("it is not text") from None
+        raise _Damaged("it is not UTF-8 text") from None
 
 
 def _move_aside(path: Path) -> Path:
-    """Give the file another name, one that is free."""
+    """Rename the file to a free name."""
     for count in itertools.count(1):
         aside = path.with_name(f"mesh.damaged-{count}.json")
         if not aside.exists():
@@ -230,74 +240,129 @@ def _move_aside(path: Path) -> Path:
         path.replace(aside)
     except OSError as error:
         raise DamagedState(
-            f"{path} is damaged, and cannot be moved away: {error.strerror or error}.", advice="Move it away yourself."
+            f"{path} is damaged and cannot be renamed: {error.strerror or error}.", advice="Rename or delete it."
         ) from error
     return aside
 
 
-def _format(kept: _StateFile) -> str:
-    peers = [{"node": way.pin.hex(), "addresses": [[a.host, a.port] for a in way.addresses]} for way in kept.peers]
-    told = {
+def _format(stored: _StateFile) -> str:
+    peers = [{"node": peer.pin.hex(), "addresses": [[a.host, a.port] for a in peer.addresses]} for peer in stored.peers]
+    content = {
         "version": VERSION,
-        "mesh": kept.mesh.hex(),
-        "secret": kept.secret.hex(),
-        "incarnation": kept.incarnation,
-        "port": kept.port,
+        "mesh": stored.mesh.hex(),
+        "secret": stored.secret.hex(),
+        "incarnation": stored.incarnation,
+        "port": stored.port,
         "peers": peers,
-        "founded": kept.founded,
+        "founded": stored.founded,
     }
-    return json.dumps(told, indent=1) + "\n"
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _from_hex(*lengths: int) -> BeforeValidator:
+    def convert(value: Any) -> bytes:
+        try:
+            found = bytes.fromhex(value)
+        except (TypeError, ValueError):
+            found = b""
+        if len(found) not in lengths:
+            raise ValueError(f"should be {' or '.join(map(str, lengths))} bytes in hexadecimal")
+        return found
+
+    return BeforeValidator(convert)
+
+
+def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """An invalid optional value counts as missing."""
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
+
+
+Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
+
+
+class _PeerEntry(BaseModel):
+    """One peer in the file. Its addresses are checked one by one."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    node: Annotated[bytes, _from_hex(*PIN_LENGTHS)]
+    addresses: list[Any]
+
+
+class _AddressEntry(BaseModel):
+    """One address of a peer."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    host: str
+    port: Port
+
+
+class _FileSchema(BaseModel):
+    """The file. The fields without which the mesh is lost must be valid; the others fall back to their defaults."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True, extra="ignore")
+
+    mesh: Annotated[bytes, _from_hex(MESH_ID_BYTES)]
+    secret: Annotated[bytes, _from_hex(SECRET_BYTES), Field(repr=False)]
+    incarnation: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+    port: Annotated[Port | None, WrapValidator(_or_none)] = None
+    peers: Any = None
+    founded: Any = False
 
 
 def _parse(text: str, path: Path) -> _StateFile:
-    """Raises _Damaged for what was never written by us, DamagedState for what a newer version wrote."""
+    """Raises _Damaged for a file that no version writes, DamagedState for one of a newer version."""
     try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
+        content = pydantic_core.from_json(text)
+    except ValueError:
         raise _Damaged("it is not JSON") from None
-    if not isinstance(told, dict):
-        raise _Damaged("it is not an object")
-    version = told.get("version")
+    if not isinstance(content, dict):
+        raise _Damaged("it is not a JSON object")
+    version = content.get("version")
     if type(version) is int and version > VERSION:
         raise DamagedState(
-            f"{path} was written by a newer mesh-llm.", advice="Update this one, or give it a MESH_LLM_HOME of its own."
+            f"{path} was written by a newer mesh-llm.",
+            advice="Update mesh-llm, or set MESH_LLM_HOME to another folder.",
         )
-    incarnation, port = told.get("incarnation"), told.get("port")
-    if type(incarnation) is not int or not 0 <= incarnation <= MAX_NUMBER:
-        raise _Damaged("its incarnation is no number")
+    try:
+        found = _FileSchema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise _Damaged(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     return _StateFile(
-        mesh=MeshId(_hex(told.get("mesh"), (MESH_ID_BYTES,), "mesh id")),
-        secret=_hex(told.get("secret"), (SECRET_BYTES,), "secret"),
-        incarnation=incarnation,
-        port=port if type(port) is int and 1 <= port <= MAX_PORT else None,
-        peers=_peers(told.get("peers")),
-        founded=told.get("founded") is True,
+        mesh=MeshId(found.mesh),
+        secret=found.secret,
+        incarnation=found.incarnation,
+        port=found.port,
+        peers=_valid_peers(found.peers),
+        founded=found.founded is True,
     )
 
 
-def _hex(value: Any, lengths: tuple[int, ...], what: str) -> bytes:
-    try:
-        found = bytes.fromhex(value)
-    except (TypeError, ValueError):
-        found = b""
-    if len(found) not in lengths:
-        raise _Damaged(f"its {what} is wrong") from None
-    return found
-
-
-def _peers(told: Any) -> tuple[BootstrapAddress, ...]:
-    """The peers that make sense. One that does not is no loss worth a mesh."""
+def _valid_peers(entries: Any) -> tuple[BootstrapAddress, ...]:
+    """The valid peers with their valid addresses. An invalid one is left out: it must not cost the mesh."""
     found = []
-    for entry in told[:MAX_PEERS] if isinstance(told, list) else ():
+    for entry in entries[:MAX_PEERS] if isinstance(entries, list) else ():
         try:
-            pin = _hex(entry["node"], PIN_LENGTHS, "peer")
-            addresses = [
-                PeerAddress(host, port)
-                for host, port in entry["addresses"][:MAX_PEER_ADDRESSES]
-                if isinstance(host, str) and pack_host(host) and type(port) is int and 1 <= port <= MAX_PORT
-            ]
-        except (_Damaged, TypeError, ValueError, KeyError):
+            peer = _PeerEntry.model_validate(entry)
+        except ValidationError:
             continue
-        if addresses:
-            found.append(BootstrapAddress(pin, tuple(addresses)))
+        addresses = [_valid_address(value) for value in peer.addresses[:MAX_PEER_ADDRESSES]]
+        valid = tuple([address for address in addresses if address is not None])
+        if valid:
+            found.append(BootstrapAddress(peer.node, valid))
     return tuple(found)
+
+
+def _valid_address(value: Any) -> PeerAddress | None:
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    try:
+        entry = _AddressEntry.model_validate({"host": value[0], "port": value[1]})
+    except ValidationError:
+        return None
+    return PeerAddress(entry.host, entry.port) if pack_host(entry.host) else None

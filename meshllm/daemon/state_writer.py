@@ -1,7 +1,6 @@
-"""Writes what is to be remembered, off the event loop.
+"""Writes state files off the event loop, one at a time, in order.
 
-Law: in the order it was asked for, one at a time; what was asked for before `close` is on the disk after it. A disk
-that will not take it is spoken of, and nothing ends because of it.
+Invariants: everything added before `close` is written when `close` returns. An error is logged and ends nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class StateWriter:
-    """A queue of things to write; a thread only while there are some."""
+    """A queue of writes; there is a thread only while it is not empty."""
 
     def __init__(self) -> None:
-        self._owner = Owner("keeper")
+        self._owner = Owner("state writer")
         self._waiting: deque[Callable[[], None]] = deque()
         self._writing = False
 
-    def keep(self, save: Callable[[], None]) -> None:
-        """Have `save` (which blocks) called soon, after all that were asked for before. Not after `close`."""
+    def add(self, save: Callable[[], None]) -> None:
+        """Call `save` (which may block) after all that were added before. Not after `close`."""
         self._waiting.append(save)
         if not self._writing:
             self._writing = True
@@ -37,13 +36,13 @@ class StateWriter:
         try:
             while self._waiting:
                 save = self._waiting.popleft()
-                await in_thread(functools.partial(_saved, save), "keeper")
+                await in_thread(functools.partial(_saved, save), "state writer")
         finally:
             self._writing = False
 
     async def close(self) -> None:
-        """All of it is written."""
-        # The one that is being written is waited for by its task.
+        """Wait until everything is written."""
+        # The owner waits for the write under way.
         await self._owner.close()
         while self._waiting:
             _saved(self._waiting.popleft())
@@ -55,4 +54,4 @@ def _saved(save: Callable[[], None], stop: object = None) -> None:
     except MeshError as error:
         log.error("%s", error)
     except Exception:
-        log.exception("keeping something failed")
+        log.exception("writing a state file failed")

@@ -9,20 +9,37 @@ REDACTED = "[redacted]"
 # Shorter values occur in ordinary text.
 MIN_SECRET = 6
 
-_PATTERNS = (
+# Each pattern with lower-case strings of which every match holds at least one.
+_PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     # An invite: `mesh1-` and its base64url text.
-    re.compile(r"(?P<keep>mesh[0-9]+-)[A-Za-z0-9_-]{8,}"),
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+    (("mesh",), re.compile(r"(?P<keep>mesh[0-9]+-)[A-Za-z0-9_-]{8,}")),
+    (
+        ("private key",),
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+    ),
     # Tokens of Hugging Face and of OpenAI-like services.
-    re.compile(r"\b(?P<keep>hf_|sk-)[A-Za-z0-9_-]{8,}"),
-    re.compile(r"(?i)(?P<keep>\bbearer\s+)[^\s\"',;]+"),
+    (("hf_", "sk-"), re.compile(r"\b(?P<keep>hf_|sk-)[A-Za-z0-9_-]{8,}")),
+    (("bearer",), re.compile(r"(?i)(?P<keep>\bbearer\s+)[^\s\"',;]+")),
     # key=..., "secret": "..." and their like, in JSON, headers, URLs and environments.
-    re.compile(
-        r"(?i)(?P<keep>\b[a-z0-9_-]*(?:api[_-]?key|secret|password|passwd|authorization|access[_-]?token)[\"']?\s*[:=]\s*"
-        r"[\"']?)(?!\[redacted\])[^\s\"',;&}]+"
+    (
+        (
+            "api_key",
+            "api-key",
+            "apikey",
+            "secret",
+            "passw",
+            "authorization",
+            "access_token",
+            "access-token",
+            "accesstoken",
+        ),
+        re.compile(
+            r"(?i)(?P<keep>\b[a-z0-9_-]*(?:api[_-]?key|secret|password|passwd|authorization|access[_-]?token)[\"']?\s*[:=]\s*"
+            r"[\"']?)(?!\[redacted\])[^\s\"',;&}]+"
+        ),
     ),
     # A user and a password in a URL.
-    re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)[^\s/@:]+:[^\s/@]+(?=@)"),
+    (("@",), re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)[^\s/@:]+:[^\s/@]+(?=@)")),
 )
 
 
@@ -31,8 +48,11 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         if len(secret) >= MIN_SECRET:
             text = text.replace(secret, REDACTED)
-    for pattern in _PATTERNS:
-        text = pattern.sub(_replacement, text)
+    lowered = text.lower()
+    for hints, pattern in _PATTERNS:
+        # A line is logged for each request: a pattern runs only where one of its fixed parts occurs.
+        if any(hint in lowered for hint in hints):
+            text = pattern.sub(_replacement, text)
     return text
 
 

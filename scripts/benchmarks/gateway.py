@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave a target out (repeatable)",
     )
     parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="DIR",
+        help="compare with mesh-llm of another checkout: times and rates within 1.10, CPU per event within 1.05",
+    )
+    parser.add_argument(
         "--other",
         action="append",
         default=[],
@@ -68,6 +74,8 @@ def _start_targets(stack: ExitStack, scratch: Path, options: argparse.Namespace,
             found.append(targets.start_ours(stack, scratch, direct.port))
         except BenchError as error:
             notes.append(f"mesh-llm was not measured: {error}")
+    if options.baseline is not None:
+        found.append(targets.start_baseline(stack, scratch, direct.port, options.baseline.resolve()))
     if "nginx" not in options.without:
         nginx = targets.start_nginx(stack, scratch, direct.port)
         found += [nginx] if nginx else []
@@ -174,8 +182,27 @@ def _bars(results: Results, names: list[str]) -> list[report.Bar]:
         _, scenario, events = _RATES[1]
         ratio = results.ratio(scenario, "ours", "nginx", events)
         bars.append(report.bar("events/s, 16 streams, x nginx's", ratio, 1.0, at_most=False))
+    if "baseline" in names:
+        bars += _baseline_bars(results)
     errors, _, _ = results.failures("ours")
     return [*bars, report.bar("failed requests", errors, 0, at_most=True, shape="{:.0f}")]
+
+
+def _baseline_bars(results: Results) -> list[report.Bar]:
+    """This version against that of the other checkout."""
+    bars = []
+    for caption, scenario, read in (_ADDED[0], _ADDED[3]):
+        ours, before = (results.added(scenario, name, read) for name in ("ours", "baseline"))
+        times = ours / before if ours is not None and before else None
+        bars.append(report.bar(f"{caption}, x baseline's", times, 1.10, at_most=True))
+    for caption, scenario, read in _RATES:
+        ratio = results.ratio(scenario, "ours", "baseline", read)
+        bars.append(report.bar(f"{caption}, x baseline's", ratio, 1 / 1.10, at_most=False))
+    for caption, scenario, of in _COSTS:
+        ours, before = (results.cpu_per_100k(scenario, name, of) for name in ("ours", "baseline"))
+        times = ours / before if ours is not None and before else None
+        bars.append(report.bar(f"{caption}, x baseline's", times, 1.05, at_most=True))
+    return bars
 
 
 def _failure_note(results: Results, name: str) -> str:

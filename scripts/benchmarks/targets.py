@@ -80,10 +80,27 @@ def _start(
 
 def start_ours(stack: ExitStack, scratch: Path, upstream: int) -> Target:
     """mesh-llm with the upstream as its backend and a home of its own."""
+    return _start_mesh_llm(stack, scratch, "ours", [str(MESH_LLM)], {}, upstream)
+
+
+def start_baseline(stack: ExitStack, scratch: Path, upstream: int, checkout: Path) -> Target:
+    """mesh-llm of another checkout, run by this interpreter with the packages installed here."""
+    entry = next((name for name in ("cli/entry.py", "cli/main.py") if (checkout / "meshllm" / name).exists()), None)
+    if entry is None:
+        raise BenchError(f"{checkout} is not a checkout of mesh-llm")
+    module = f"meshllm.{entry.removesuffix('.py').replace('/', '.')}"
+    program = f"import sys; sys.argv[0] = 'mesh-llm'; from {module} import main; sys.exit(main())"
+    # -P: the folder that the benchmark runs in would come before PYTHONPATH.
+    command = [sys.executable, "-P", "-c", program]
+    return _start_mesh_llm(stack, scratch, "baseline", command, {"PYTHONPATH": str(checkout)}, upstream)
+
+
+def _start_mesh_llm(
+    stack: ExitStack, scratch: Path, name: str, program: list[str], env: dict[str, str], upstream: int
+) -> Target:
     port, console = free_port(), free_port()
-    command = [str(MESH_LLM), "--backend", f"http://127.0.0.1:{upstream}", "--port", str(port)]
-    home = {"MESH_LLM_HOME": str(scratch / "home")}
-    return _start(stack, scratch, "ours", [*command, "--console", str(console)], port, home)
+    command = [*program, "--backend", f"http://127.0.0.1:{upstream}", "--port", str(port), "--console", str(console)]
+    return _start(stack, scratch, name, command, port, {"MESH_LLM_HOME": str(scratch / f"home-{name}"), **env})
 
 
 def start_nginx(stack: ExitStack, scratch: Path, upstream: int) -> Target | None:

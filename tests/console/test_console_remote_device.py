@@ -19,7 +19,7 @@ from tests.console.conftest import Visitor, serious
 from tests.console.meshes import HIDDEN_TOKEN, Stage, mesh_of, staged
 from tests.console.scripted_backend import ScriptedBackend, running_backend
 from tests.daemons import MODEL, OPEN_WAIT_SECONDS, Daemon, daemon
-from tests.elsewhere import own_address
+from tests.lan_address import lan_address
 
 PHONE = {"viewport": {"width": 375, "height": 720}, "is_mobile": True, "has_touch": True}
 KEY = "the key of a made-up node"
@@ -28,7 +28,7 @@ KEY = "the key of a made-up node"
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, ScriptedBackend]]:
     """A node with --listen-all, the real engine and a scripted backend."""
-    own_address()
+    lan_address()
     with ExitStack() as stack:
         backend = stack.enter_context(running_backend(ScriptedBackend("scripted")))
         home = tmp_path_factory.mktemp("remote")
@@ -42,7 +42,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Scr
 def there(node: tuple[Daemon, ScriptedBackend]) -> str:
     """The console URL for other devices."""
     node[1].reset()
-    return f"http://{own_address()}:{urlsplit(node[0].console_url).port}"
+    return f"http://{lan_address()}:{urlsplit(node[0].console_url).port}"
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_phone_with_the_key_can_chat_and_gets_no_invite(
     page.get_by_role("link", name="Join").click()
     expect(page.get_by_role("heading", name="Read-only access")).to_be_visible()
     expect(page.get_by_role("button", name="Show an invite")).to_have_count(0)
-    api = f"http://{own_address()}:{urlsplit(node[0].base_url).port}/v1"
+    api = f"http://{lan_address()}:{urlsplit(node[0].base_url).port}/v1"
     expect(page.get_by_role("region", name=re.compile("^curl: "))).to_contain_text(
         f"curl {api}/chat/completions -H 'Authorization: Bearer KEY'"
     )
@@ -171,9 +171,9 @@ def test_page_of_another_port_is_refused_even_with_the_key(
     visitor = visit(bypass_csp=True)  # it is any page, not one that keeps itself from asking
     for words in ("CORS policy", "ERR_FAILED", "401", "403"):
         visitor.allow(words)
-    api = f"http://{own_address()}:{urlsplit(node[0].base_url).port}/v1/models"
+    api = f"http://{lan_address()}:{urlsplit(node[0].base_url).port}/v1/models"
     with staged(remote(mesh_of(1))) as other:
-        page = visitor.open(f"http://{own_address()}:{other.port}")
+        page = visitor.open(f"http://{lan_address()}:{other.port}")
         for url in (f"{there}/api/status", api):
             told = page.evaluate(
                 """async ([url, key]) => {
@@ -189,7 +189,7 @@ def test_changed_key_shows_the_key_prompt_again(visit: Callable[..., Visitor]) -
     visitor = visit(**PHONE)
     visitor.allow("401")
     visitor.allow("ERR_")
-    host = own_address()
+    host = lan_address()
     with staged(remote(mesh_of(3))) as stage:
         page, port = visitor.open(f"http://{host}:{stage.port}"), stage.port
         unlock(page, KEY)
@@ -209,7 +209,7 @@ def test_view_on_another_device_shows_no_secrets(view: str, visit: Callable[...,
     visitor = visit()
     visitor.allow("401")
     with staged(remote(mesh_of(30))) as stage:
-        page = visitor.open(f"http://{own_address()}:{stage.port}/#/{view}")
+        page = visitor.open(f"http://{lan_address()}:{stage.port}/#/{view}")
         unlock(page, KEY)
         expect(page.locator("header.side")).to_contain_text("read-only")
         page.locator("main h1").wait_for(state="attached")
@@ -233,7 +233,7 @@ def test_views_on_another_device_pass_axe(scheme: str, axe: str, visit: Callable
     visitor.allow("401")
     stage = remote(mesh_of(3))
     with staged(stage):
-        page = visitor.open(f"http://{own_address()}:{stage.port}/#/join")
+        page = visitor.open(f"http://{lan_address()}:{stage.port}/#/join")
         unlock(page, "wrong")
         page.get_by_role("alert").wait_for()
         page.evaluate(axe)
@@ -241,7 +241,7 @@ def test_views_on_another_device_pass_axe(scheme: str, axe: str, visit: Callable
         unlock(page, KEY)
         page.get_by_role("heading", name="Read-only access").wait_for()
         assert serious(page) == []
-        stage.lan_urls = (f"http://{own_address()}:{stage.port}",)
+        stage.lan_urls = (f"http://{lan_address()}:{stage.port}",)
         page = visitor.open(f"http://localhost:{stage.port}/#/join")
         page.get_by_role("button", name="Show the QR code and the key").click()
         page.get_by_role("img", name="The console’s address and the key as a QR code").wait_for()

@@ -26,11 +26,11 @@ def test_without_an_invite_it_is_the_mesh_of_last_time() -> None:
 @pytest.mark.parametrize("expires", [0, 99])
 def test_an_invite_of_our_own_mesh_only_adds_ways(expires: int) -> None:
     # Its id may be another: the mesh has healed with one of a smaller id since.
-    assert decide(MESH, SECRET, [invite(SECRET, OTHER, expires)]) == MeshChoice(MESH, SECRET, ways=(WAY,))
+    assert decide(MESH, SECRET, [invite(SECRET, OTHER, expires)]) == MeshChoice(MESH, SECRET, addresses=(WAY,))
 
 
 def test_an_invite_of_another_mesh_leads_there() -> None:
-    assert decide(MESH, SECRET, [invite()]) == MeshChoice(OTHER, THEIRS, ways=(WAY,), foreign=True)
+    assert decide(MESH, SECRET, [invite()]) == MeshChoice(OTHER, THEIRS, addresses=(WAY,), foreign=True)
 
 
 def test_an_invite_that_expires_holds_no_secret() -> None:
@@ -46,7 +46,7 @@ def test_one_that_lasts_is_better_than_one_that_expires() -> None:
 def test_the_ways_of_all_invites_count_each_node_once() -> None:
     more = BootstrapAddress(WAY.pin, (B, A))
     found = decide(MESH, SECRET, [invite(), invite(way=more), invite(way=BootstrapAddress(b"q" * 16, (B,)))])
-    assert found.ways == (BootstrapAddress(WAY.pin, (A, B)), BootstrapAddress(b"q" * 16, (B,)))
+    assert found.addresses == (BootstrapAddress(WAY.pin, (A, B)), BootstrapAddress(b"q" * 16, (B,)))
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,12 @@ async def test_everything_is_written_in_order_and_off_the_loop() -> None:
             loop.call_soon_threadsafe(done.set)
 
     for number in range(50):
-        keeper.keep(lambda number=number: save(number))  # type: ignore[misc]
+        keeper.add(lambda number=number: save(number))  # type: ignore[misc]
     async with asyncio.timeout(30):
         await done.wait()
     assert written == list(range(50))
     assert threading.get_ident() not in threads
-    keeper.keep(lambda: save(50))
+    keeper.add(lambda: save(50))
     await keeper.close()
     assert written == list(range(51))
 
@@ -43,9 +43,9 @@ async def test_a_close_loses_nothing_and_waits_for_what_is_being_written() -> No
         assert go_on.wait(30)
         written.append(0)
 
-    keeper.keep(slow)
+    keeper.add(slow)
     for number in range(1, 10):
-        keeper.keep(lambda number=number: written.append(number))  # type: ignore[misc]
+        keeper.add(lambda number=number: written.append(number))  # type: ignore[misc]
     async with asyncio.timeout(30):
         await began.wait()
         loop.call_soon(go_on.set)
@@ -63,7 +63,7 @@ async def test_what_cannot_be_written_is_said_and_ends_nothing(caplog: pytest.Lo
         raise KeyError("a defect")
 
     for save in (full, broken, lambda: written.append(1)):
-        keeper.keep(save)
+        keeper.add(save)
     await keeper.close()
     assert written == [1]
     assert "The disk is full." in caplog.text

@@ -17,7 +17,7 @@ from meshllm.core import events as e
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
 from meshllm.daemon.app import App, Listening, Viewer
-from meshllm.daemon.mesh_session import MeshSession, look_up
+from meshllm.daemon.mesh_session import MeshSession, load_home_state
 from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
 from meshllm.net.addresses import InterfaceAddress
@@ -48,7 +48,7 @@ class Rig:
         self.home = home
         self.posted: list[e.Event] = []
         self.settings = Settings(home, invites=invites, client=client, node_name="box")
-        self.membership = MeshSession(self.settings, look_up(self.settings), self.posted.append)
+        self.membership = MeshSession(self.settings, load_home_state(self.settings), self.posted.append)
         self.membership._facts = [InterfaceAddress("eth0", "192.0.2.9", default=True)]
         self.membership._port = 99
 
@@ -109,7 +109,7 @@ async def test_the_secret_that_an_expiring_invite_brings_must_fit_it(rig: Make) 
     before = there.kept()
     for wrong in (None, b"", b"x" * 16, SECRET + b"x"):
         link = there.up(FakeLink(wrong))
-        assert "does not fit" in link.closed
+        assert "does not match the invite" in link.closed
     assert there.posted == []
     there.membership.link_down(FakeLink(), "closed")  # type: ignore[arg-type]
     assert there.posted == []
@@ -132,11 +132,11 @@ async def test_what_the_core_wants_kept_is_kept_and_the_rest_is_somebody_elses(r
 
 async def test_a_mesh_of_one_is_one_that_looks_for_nobody(rig: Make) -> None:
     there = rig()
-    assert there.membership.looks_for_nobody
+    assert there.membership.starts_alone
     there.membership.carry_out(c.SavePeers((WAY,)))
     await there.membership.close()
-    assert not rig().membership.looks_for_nobody
-    assert not rig(Invite(MESH, SECRET, 0, (WAY,))).membership.looks_for_nobody
+    assert not rig().membership.starts_alone
+    assert not rig(Invite(MESH, SECRET, 0, (WAY,))).membership.starts_alone
     assert rig().membership.config.incarnation > there.membership.config.incarnation
 
 
@@ -165,16 +165,16 @@ async def test_an_invite_leads_to_this_node_and_to_two_others_that_live(rig: Mak
 
 async def test_a_client_gives_no_invites(rig: Make) -> None:
     there = rig(client=True)
-    assert not there.membership.looks_for_nobody
-    assert there.membership.lost
-    assert not rig(Invite(MESH, SECRET, 0, (WAY,)), client=True).membership.lost
+    assert not there.membership.starts_alone
+    assert there.membership.has_no_mesh
+    assert not rig(Invite(MESH, SECRET, 0, (WAY,)), client=True).membership.has_no_mesh
     with pytest.raises(EnvironmentFailure, match="client"):
         there.membership.invite(0)
 
 
 async def test_a_peer_that_cannot_be_reached_is_an_error_of_the_network(rig: Make) -> None:
     there = rig()
-    with pytest.raises(OSError, match="no mesh"):
+    with pytest.raises(OSError, match="without a mesh"):
         await there.membership.connect(PEER.hex(), asyncio.Protocol)
 
     class Nowhere:

@@ -149,7 +149,7 @@ def test_access_of_others_is_taken_away(tmp_path: Path, caplog: pytest.LogCaptur
     (tmp_path / FILE).chmod(0o644)
     assert everything(opened(tmp_path)) == everything(state)
     assert mode(tmp_path / FILE) == 0o600
-    assert "could be read by others" in caplog.text
+    assert "was readable by other users" in caplog.text
 
 
 def good() -> dict[str, Any]:
@@ -181,8 +181,8 @@ def test_a_damaged_file_is_moved_aside_and_spoken_of(
 ) -> None:
     (tmp_path / FILE).write_text(text)
     state = opened(tmp_path)
-    assert "invited anew" in state.notice
-    assert "invited anew" in caplog.text
+    assert "--join and an invite" in state.notice
+    assert "--join and an invite" in caplog.text
     assert (tmp_path / "mesh.damaged-1.json").read_text() == text
     assert everything(opened(tmp_path)) == everything(state)
     (tmp_path / FILE).write_text("again")
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_moved_aside_and_spoken_of(
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"\xff\xfe{}")
-    assert "not text" in opened(tmp_path).notice
+    assert "not UTF-8 text" in opened(tmp_path).notice
 
 
 @given(
@@ -202,10 +202,10 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 )
 def test_peers_that_make_no_sense_cost_nothing_but_themselves(told: Any) -> None:
     sound = {"node": "61" * 16, "addresses": [["192.0.2.1", 9]]}
-    assert mesh_state._peers(
+    assert mesh_state._valid_peers(
         [told, {"node": told, "addresses": told}, {"node": "61" * 16, "addresses": [told]}, sound]
     ) == (BootstrapAddress(b"a" * 16, (PeerAddress("192.0.2.1", 9),)),)
-    mesh_state._peers(told)
+    mesh_state._valid_peers(told)
 
 
 def test_a_port_that_makes_no_sense_is_forgotten(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_secret_is_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixt
     text = (tmp_path / FILE).read_text()
     (tmp_path / FILE).write_text(text[:-3])
     damaged = opened(tmp_path)
-    shown = f"{state} {state!r} {state._kept!r} {damaged.notice} {caplog.text}"
+    shown = f"{state} {state!r} {state._stored!r} {damaged.notice} {caplog.text}"
     for secret in (b"secret of a mesh", damaged.secret):
         assert secret.hex() not in shown
         assert repr(secret)[2:-1] not in shown

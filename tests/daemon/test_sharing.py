@@ -91,7 +91,7 @@ async def test_of_a_large_mesh_not_everybody_is_asked(tmp_path: Path) -> None:
     async with sharing_of(tmp_path, FakeMembership()) as made:
         made.publish(view(*[peer(number, has=("M",) if number < 100 else ()) for number in range(1, 200)]))
         assert len(made.holders("M")) == file_sharing.MAX_HOLDERS
-        assert len(made.holders("Other")) == file_sharing.MAX_UNLIKELY
+        assert len(made.holders("Other")) == file_sharing.MAX_UNLISTED_PEERS
 
 
 async def test_news_of_the_mesh_are_heard(tmp_path: Path) -> None:

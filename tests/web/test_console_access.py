@@ -31,7 +31,7 @@ from meshllm.web.console.status import (
     node_status,
 )
 from meshllm.web.http.access_control import PROXY_HEADERS, AccessPolicy, is_local
-from tests.elsewhere import own_address
+from tests.lan_address import lan_address
 
 KEY = "k3y-of-this-node"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -173,7 +173,7 @@ def test_refuse_never_accepts_a_remote_caller_without_the_key(origin: str, host:
 
 
 async def test_console_serves_only_the_page_without_the_key(server: ConsoleServer) -> None:
-    host = own_address()
+    host = lan_address()
     served = await server.ask("/", f"{host}:{server.port}", at=host)
     assert (served.status, b"<title>x" in served.body) == (200, True)
     assert f"connect-src 'self' http://{host}:9337;" in served.headers["content-security-policy"]
@@ -188,7 +188,7 @@ async def test_console_serves_only_the_page_without_the_key(server: ConsoleServe
 
 
 async def test_console_serves_a_redacted_status_with_the_key(server: ConsoleServer) -> None:
-    host = own_address()
+    host = lan_address()
     authority = f"{host}:{server.port}"
     told = NodeStatus.model_validate_json((await server.ask("/api/status", authority, BEARER, at=host)).body)
     assert (told.name, told.read_only, told.pid, told.lan_urls) == ("box", True, 0, ())
@@ -209,7 +209,7 @@ async def test_console_serves_a_redacted_status_with_the_key(server: ConsoleServ
 
 @pytest.mark.parametrize("host", ["evil.com", "evil.com:3131", "203.0.113.9", "0.0.0.0", "box.lan.evil.com"])
 async def test_console_refuses_unknown_host_names(server: ConsoleServer, host: str) -> None:
-    for at in ("127.0.0.1", own_address()):
+    for at in ("127.0.0.1", lan_address()):
         for path in ("/", "/assets/a.css", *API_ROUTES, *SECRETS):
             refused = await server.ask(path, host, BEARER, at=at)
             assert refused.status in (400, 403)
@@ -276,7 +276,7 @@ async def test_console_without_a_key_refuses_remote_callers(page: Path) -> None:
 async def test_console_limits_remote_connections(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_REMOTE_CONNECTIONS > 2
     monkeypatch.setattr("meshllm.web.console.server.MAX_REMOTE_CONNECTIONS", 2)
-    host = own_address()
+    host = lan_address()
     held = []
     for _ in range(2):
         caller = await server.caller(host)

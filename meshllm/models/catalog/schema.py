@@ -65,7 +65,8 @@ Dimension = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # `defer_build`: the validators are made when a catalogue is read, not when this module is imported.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class HubFileTable(_Table):

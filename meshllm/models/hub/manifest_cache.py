@@ -147,7 +147,8 @@ _Printable = _check(lambda text: text.isprintable() or not text)
 
 
 class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
+    # `defer_build`: the validators are made when a manifest is read, not when this module is imported.
+    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
 
 
 class _StoredHubSource(_Stored):

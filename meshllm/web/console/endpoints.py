@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from meshllm.web.console.downloads import DOWNLOAD_WORD, DownloadRequest
 from meshllm.web.console.request_status import RequestsAnswer
@@ -26,33 +26,38 @@ INVITE_WORD: Final = "invite"
 KEY_WORD: Final = "key"
 
 
-class InviteOptions(BaseModel):
+class _Body(BaseModel):
+    # `defer_build`: the validators are made at the first use, not when this module is imported.
+    model_config = ConfigDict(defer_build=True)
+
+
+class InviteOptions(_Body):
     """Lifetime of a new invite in seconds; 0: it does not expire."""
 
     expires: float | None = 0
 
 
-class InviteAnswer(BaseModel):
+class InviteAnswer(_Body):
     """An invite, and when it expires (seconds since the epoch; 0: never)."""
 
     invite: str
     expires: int
 
 
-class KeyAnswer(BaseModel):
+class KeyAnswer(_Body):
     """The API key that other machines send as 'Authorization: Bearer KEY', to the API and to the console."""
 
     key: str
 
 
-class ErrorFacts(BaseModel):
+class ErrorFacts(_Body):
     """An error: `code` for programs, `message` for people."""
 
     code: str
     message: str
 
 
-class ErrorAnswer(BaseModel):
+class ErrorAnswer(_Body):
     """The body of every answer whose status is not 200."""
 
     error: ErrorFacts

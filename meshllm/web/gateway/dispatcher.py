@@ -24,6 +24,7 @@ from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.gateway.request_log import (
     MAX_TEXT,
     AttemptTrace,
+    LineLimiter,
     Outcome,
     RequestLog,
     RequestTrace,
@@ -58,6 +59,8 @@ class RequestDispatcher:
     ) -> None:
         """`owner` runs connection attempts. `keys`: the API keys of backends, by URL."""
         self._owner = owner
+        self._call_soon = loop.call_soon
+        self._limiter = LineLimiter(loop.time)
         self._table = table
         self._metrics = metrics
         self._keys = dict(keys)
@@ -135,7 +138,7 @@ class RequestDispatcher:
 
     def _end(self, trace: RequestTrace, status: int, outcome: Outcome) -> None:
         trace.status, trace.outcome, trace.ended = status, outcome, self.now()
-        log_request(trace, logging.DEBUG if trace.path in POLLED_PATHS else logging.INFO)
+        self._write_line(trace)
         if outcome is not Outcome.ANSWERED:
             self.log.add(trace)
 
@@ -209,8 +212,16 @@ class RequestDispatcher:
                 on_end()
         else:
             self._metrics.count_request(model, request.kind, trace)
-        log_request(trace)
         self.log.add(trace)
-        if outcome is Outcome.FAILED or outcome is Outcome.LOST:
+        failed = outcome is Outcome.FAILED or outcome is Outcome.LOST
+        if self._write_line(trace, failed=failed) and failed:
             fields = {"request_id": trace.request_id}
             log.warning("%s %s %s: %s", trace.path, model, outcome.value, trace.error, extra={"fields": fields})
+
+    def _write_line(self, trace: RequestTrace, *, failed: bool = False) -> bool:
+        """Write the access line, unless there are too many; afterwards, because the response is yet to be written."""
+        level = logging.DEBUG if trace.path in POLLED_PATHS else logging.INFO
+        if not self._limiter.allows(failed=failed):
+            return False
+        self._call_soon(log_request, trace, level)
+        return True

@@ -183,7 +183,7 @@ class Gateway:
         """Send an error for bytes that never became a request."""
         api = api_of(path)
         caller = f"remote {connection.peer}"  # without its headers it is not known to be local
-        trace = RequestTrace(connection.request_id, api.value, path[:MAX_TEXT], caller, self.now())
+        trace = RequestTrace(connection.request_id, api._value_, path[:MAX_TEXT], caller, self.now())
         self._dispatcher.reject(connection, api, trace, status, "bad_request", message)
 
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
@@ -193,7 +193,7 @@ class Gateway:
         api = route.api if route is not None else api_of(request.path)
         local = is_local(connection.peer, request.headers)
         caller = "local" if local else f"remote {connection.peer}"
-        trace = RequestTrace(connection.request_id, api.value, request.path[:MAX_TEXT], caller, now)
+        trace = RequestTrace(connection.request_id, api._value_, request.path[:MAX_TEXT], caller, now)
         refusal = self._policy.refuse_page(request.headers, connection.at)
         if refusal is None and not local:
             refusal = self._policy.refuse_without_key(request.headers)

@@ -163,7 +163,7 @@ class Metrics:
         counters: Callable[[], NodeCounters] | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._tallies: dict[tuple[str, str, Outcome], _Tally] = {}
+        self._tallies: dict[tuple[str, str, str], _Tally] = {}
         self._targets: dict[tuple[str, str], int] = {}
         self._attempts: dict[tuple[str, str], int] = {}
         self._peers: dict[tuple[str, str], int] = {}
@@ -176,7 +176,8 @@ class Metrics:
         """A request has ended. `kind`: that of its last target; None: it had none."""
         outcome = trace.outcome
         assert outcome is not None
-        tally = self._tally(trace.api, model, outcome)
+        # `_value_`: the property `value` and the hash of an Enum are Python code, too slow for each request.
+        tally = self._tally(trace.api, model, outcome._value_)
         tally.count += 1
         if outcome is not Outcome.REFUSED:
             tally.seconds.add((trace.ended or trace.started) - trace.started)
@@ -184,12 +185,12 @@ class Metrics:
             tally.first_byte.add(trace.first_byte - trace.started)
         if trace.queue_seconds is not None:
             tally.queue.add(trace.queue_seconds)
-        key = (_kind_label(kind), outcome.value)
+        key = (_kind_label(kind), outcome._value_)
         self._targets[key] = self._targets.get(key, 0) + 1
         if trace.prompt_tokens is not None or trace.completion_tokens is not None:
             self._count_tokens(model, trace)
 
-    def _tally(self, api: str, model: str, outcome: Outcome) -> _Tally:
+    def _tally(self, api: str, model: str, outcome: str) -> _Tally:
         tally = self._tallies.get((api, model, outcome))
         if tally is None:
             if len(self._tallies) >= MAX_TALLIES:
@@ -209,18 +210,18 @@ class Metrics:
 
     def count_rejected(self, api: str) -> None:
         """A request was rejected before it had a model."""
-        self._tally(api, "unknown", Outcome.REFUSED).count += 1
+        self._tally(api, "unknown", Outcome.REFUSED._value_).count += 1
 
     def count_attempt(self, kind: TargetKind | None, outcome: Outcome) -> None:
         """An attempt at a target has ended."""
-        key = (_kind_label(kind), outcome.value)
+        key = (_kind_label(kind), outcome._value_)
         self._attempts[key] = self._attempts.get(key, 0) + 1
 
     def count_peer_request(self, model: str, outcome: Outcome) -> None:
         """A peer's request has ended; it is in no other count."""
-        key = (model, outcome.value)
+        key = (model, outcome._value_)
         if key not in self._peers and len(self._peers) >= MAX_TALLIES:
-            key = ("other", outcome.value)
+            key = ("other", outcome._value_)
         self._peers[key] = self._peers.get(key, 0) + 1
 
     def text(self) -> bytes:
@@ -229,7 +230,7 @@ class Metrics:
 
 
 def _kind_label(kind: TargetKind | None) -> str:
-    return "none" if kind is None else "local" if kind is TargetKind.ENGINE else kind.value
+    return "none" if kind is None else "local" if kind is TargetKind.ENGINE else kind._value_
 
 
 def _counter(name: str, values: Iterable[tuple[tuple[str, ...], float]]) -> CounterMetricFamily:
@@ -265,7 +266,7 @@ class _RequestCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         m = self._metrics
-        tallies = [((api, model, outcome.value), tally) for (api, model, outcome), tally in m._tallies.items()]
+        tallies = list(m._tallies.items())
         kinds = ("prompt", "cached", "completion")
         tokens = [
             ((model, kind), n) for model, found in m._tokens.items() for kind, n in zip(kinds, found, strict=True)

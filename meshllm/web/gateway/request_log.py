@@ -1,6 +1,6 @@
 """The last requests of the API, with their attempts: a bounded ring for the console, and one log line per request.
 
-A request fills in its `RequestTrace` while it runs; nothing else is computed until somebody reads the ring.
+A request fills in its `RequestTrace` while it runs; summaries are computed only when the ring is read.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from meshllm.util.rate_limiter import TokenBucket
+
 access_log = logging.getLogger("meshllm.access")
 attempt_log = logging.getLogger("meshllm.gateway")
 
 MAX_REQUESTS = 200
+# Access lines per second and in a burst: far more than engines serve. A line costs as much as a small request.
+LINES_PER_SECOND = 50.0
+LINES_AT_ONCE = 100.0
 # Longest string that a summary keeps: model names and error texts come from callers and peers.
 MAX_TEXT = 300
 
@@ -154,7 +159,7 @@ def log_attempt(trace: RequestTrace, attempt: AttemptTrace) -> None:
         "first_byte_ms": _milliseconds(attempt.started, attempt.first_byte),
         "duration_ms": _milliseconds(attempt.started, attempt.ended),
     }
-    attempt_log.log(level, "attempt %d at %s: %s", number, attempt.target, outcome, extra={"fields": fields})
+    _emit(attempt_log, level, "attempt %d at %s: %s", (number, attempt.target, outcome), fields)
 
 
 def log_request(trace: RequestTrace, level: int = logging.INFO) -> None:
@@ -182,11 +187,46 @@ def log_request(trace: RequestTrace, level: int = logging.INFO) -> None:
         "completion_tokens": trace.completion_tokens,
         "stream": trace.stream,
     }
-    access_log.log(level, "%s %d", trace.path, trace.status, extra={"fields": fields})
+    _emit(access_log, level, "%s %d", (trace.path, trace.status), fields)
+
+
+def _emit(
+    logger: logging.Logger, level: int, message: str, arguments: tuple[object, ...], fields: dict[str, object]
+) -> None:
+    """Log a record without the search for the calling line, which costs more than all else."""
+    record = logging.LogRecord(logger.name, level, __file__, 0, message, arguments, None)
+    record.fields = fields
+    logger.handle(record)
 
 
 def _milliseconds(start: float, moment: float | None) -> float | None:
     return None if moment is None else round(max(0.0, moment - start) * 1000, 1)
+
+
+class LineLimiter:
+    """Bounds the log lines of requests: a caller that floods the API must not push all else out of the rotated log.
+
+    Requests that ended well and those that failed have an allowance each. Lines left out are counted, and the count is
+    logged. The ring and the metrics have every request.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        start = now()
+        self._answered = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, start)
+        self._failed = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, start)
+        self._left_out = 0
+
+    def allows(self, *, failed: bool) -> bool:
+        """Whether the lines of a request that ended now may be written."""
+        if not (self._failed if failed else self._answered).take(self._now()):
+            self._left_out += 1
+            return False
+        if self._left_out:
+            fields: dict[str, object] = {"left_out": self._left_out, "limit_per_second": LINES_PER_SECOND}
+            self._left_out = 0
+            _emit(access_log, logging.INFO, "access lines were left out: too many requests", (), fields)
+        return True
 
 
 class RequestLog:

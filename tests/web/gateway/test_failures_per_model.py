@@ -51,7 +51,6 @@ async def prepared(place: Town) -> set[bytes]:
     return keys
 
 
-@pytest.mark.usefixtures("quick")
 async def test_broken_connection_of_one_model_rests_that_model_alone(
     place: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +75,6 @@ async def test_broken_connection_of_one_model_rests_that_model_alone(
     assert response.headers["x-mesh-llm-host"] == f"peer {ONE.hex()[:10]}"
 
 
-@pytest.mark.usefixtures("quick")
 async def test_peer_that_cannot_be_reached_rests_with_all_models(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_module, "REST_BASE_SECONDS", 30.0)
     await prepared(place)
@@ -88,7 +86,6 @@ async def test_peer_that_cannot_be_reached_rests_with_all_models(place: Town, mo
     assert (TargetKind.PEER, ONE.hex()) not in place.here.gateway._dispatcher.affinity._keys
 
 
-@pytest.mark.usefixtures("quick")
 async def test_failure_of_one_model_of_a_backend_rests_that_model_alone(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

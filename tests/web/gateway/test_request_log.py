@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 import pytest
 from web_rig import CHAT_STREAM, DONE, Bench, Call, Town, ask, host, never, node_id, request, town
 
-from meshllm.web.gateway.request_log import MAX_REQUESTS, MAX_TEXT, Outcome, RequestLog, RequestTrace
+from meshllm.web.gateway.request_log import (
+    LINES_AT_ONCE,
+    MAX_REQUESTS,
+    MAX_TEXT,
+    LineLimiter,
+    Outcome,
+    RequestLog,
+    RequestTrace,
+)
 
 USAGE = (
     b'data: {"choices":[],"usage":{"prompt_tokens":20,"completion_tokens":7,'
@@ -117,7 +126,6 @@ async def test_one_access_line_for_each_request_also_without_a_target(table: Ben
     assert [each.status for each in table.gateway.requests.snapshot()] == [400, 400, 404, 404]
 
 
-@pytest.mark.usefixtures("quick")
 async def test_failed_attempts_name_target_and_reason(place: Town, lines: Lines) -> None:
     """The first peer breaks the connection, the second one answers; both nodes log the same id."""
     here, one, two = place.benches
@@ -153,7 +161,8 @@ async def test_caller_that_goes_away_is_abandoned(table: Bench, lines: Lines) ->
     caller.send(ask(stream=True))
     await engine.watch.until(lambda: len(engine.calls) == 1)
     await caller.close()
-    await table.gateway.watch.until(lambda: bool(lines.access))
+    await table.gateway.watch.until(lambda: table.gateway.outcomes == ["abandoned"])
+    await asyncio.sleep(0)  # the line is written in the loop's next turn
     assert (lines.access[0]["outcome"], lines.access[0]["status"]) == ("abandoned", 499)
 
 
@@ -183,3 +192,14 @@ def test_request_log_is_bounded() -> None:
     assert found[0].started_at == 1_000_090.0
     assert found[0].duration_seconds == 5.0
     assert len(found[0].model) == len(found[0].error) == MAX_TEXT
+
+
+def test_access_lines_are_bounded_and_those_left_out_are_counted(lines: Lines) -> None:
+    now = 0.0
+    limiter = LineLimiter(lambda: now)
+    allowed = [limiter.allows(failed=False) for _ in range(1000)]
+    assert sum(allowed) == LINES_AT_ONCE
+    assert limiter.allows(failed=True), "failures have an allowance of their own"
+    now = 1.0
+    assert limiter.allows(failed=False)
+    assert [fields["left_out"] for fields in lines.access] == [1000 - LINES_AT_ONCE]
