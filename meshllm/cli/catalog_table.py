@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meshllm import paths
+from meshllm.cli.model_text import context_text, fit_text, parameters_text
 from meshllm.util.format import printable, short_size
 
 if TYPE_CHECKING:
@@ -99,35 +100,6 @@ def _has(row: Row, search: str) -> bool:
 # -- words
 
 
-def count_words(count: int) -> str:
-    """A parameter count: "135M", "3.1B", "32B"."""
-    if count >= 9_950_000_000:
-        return f"{count / 1e9:.0f}B"
-    return f"{count / 1e9:.1f}B".replace(".0B", "B") if count >= 995_000_000 else f"{count / 1e6:.0f}M"
-
-
-def parameters_words(entry: CatalogEntry) -> str:
-    """Parameters, and active ones of a mixture: "31B/3.3B"."""
-    active = "" if entry.dense else f"/{count_words(entry.active_parameters)}"
-    return f"{count_words(entry.parameters)}{active}"
-
-
-def context_words(tokens: int) -> str:
-    """Tokens as people say them: "8k", "128k", "1M"."""
-    if tokens >= 1 << 20:
-        return f"{tokens / (1 << 20):.3g}M"
-    return f"{tokens / 1024:.3g}k" if tokens >= 1024 else str(tokens)
-
-
-def fit_words(told: FitPreview) -> str:
-    """What would become of it on this machine."""
-    if told.outlook.value == "less-context":
-        return f"fits with {context_words(told.size.context_length)} context"
-    if told.outlook.value == "split":
-        return f"split over {told.machines} machines"
-    return "fits" if told.machines == 1 else "too big"
-
-
 def disk_words(told: ItemState) -> str:
     """Whether it is on this disk."""
     presence = told.presence.value
@@ -142,13 +114,13 @@ def _words(row: Row) -> list[str]:
     return [
         entry.name,
         short_size(entry.size, about=entry.approximate),
-        parameters_words(entry),
+        parameters_text(entry),
         entry.quantization,
-        context_words(entry.context_length),
+        context_text(entry.context_length),
         row.kind + (" and tools" if entry.tools else ""),
         f"draft: {entry.draft}" if entry.draft else "no draft",
         entry.license,
-        fit_words(row.outlook),
+        fit_text(row.outlook),
         f"on disk: {disk_words(row.state)}",
     ]
 
@@ -212,7 +184,7 @@ def _cells(row: Row) -> list[str]:
     here = HERE[told.outlook.value]
     disk = ON_DISK[standing.presence.value]
     short = {
-        "less-context": context_words(told.size.context_length),
+        "less-context": context_text(told.size.context_length),
         "split": f"split {told.machines}",
         "fits": "fits",
         "too-big": "too big",
@@ -224,9 +196,9 @@ def _cells(row: Row) -> list[str]:
     return [
         f"[dim]{entry.name}[/]" if dim else entry.name,
         short_size(entry.size, about=entry.approximate),
-        parameters_words(entry),
+        parameters_text(entry),
         entry.quantization.removeprefix("UD-"),
-        context_words(entry.context_length),
+        context_text(entry.context_length),
         ("t" if entry.tools else " ") + ("d" if entry.draft else " "),
         f"[{here}]{short}[/]",
         f"[{disk}]{words}[/]",

@@ -156,13 +156,13 @@ def _item_words(item: InventoryItem, store: Store) -> dict[str, str | list[str]]
 
 
 def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import parameters_words
+    from meshllm.cli.model_text import parameters_text
     from meshllm.util.format import short_size
 
     size = short_size(entry.size, about=entry.approximate)
     purpose = ["text", *(["pictures"] if entry.vision else []), *(["tools"] if entry.tools else [])]
     told: dict[str, str | list[str]] = {
-        "catalogue": f"{parameters_words(entry)} parameters, {entry.quantization}, {size}",
+        "catalogue": f"{parameters_text(entry)} parameters, {entry.quantization}, {size}",
         "for": {"embed": "embeddings", "rerank": "rerank"}.get(entry.purpose.value, ", ".join(purpose)),
         "licence": entry.license,
     }
@@ -174,12 +174,12 @@ def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
 
 
 def _header_words(header: Header) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import count_words
+    from meshllm.cli.model_text import count_text
 
     heads = f"{header.heads} heads of {header.key_length}, {header.kv_heads} of them for keys and values"
     told: dict[str, str | list[str]] = {
         "architecture": header.architecture,
-        "parameters": f"{header.parameters:,} ({count_words(header.parameters)})",
+        "parameters": f"{header.parameters:,} ({count_text(header.parameters)})",
         "quantization": header.quantization,
         "trained for": f"{header.context_length:,} tokens of context",
         "layers": f"{header.layers}, {header.embedding_length} wide, {heads}",
@@ -202,7 +202,7 @@ def _shortened(line: str) -> str:
 
 
 def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import fit_words
+    from meshllm.cli.model_text import fit_text
     from meshllm.util.format import gigabytes
 
     slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
@@ -210,7 +210,7 @@ def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[s
     there.append(f"{gigabytes(given.host)} of memory")
     return {
         "needs": f"{gigabytes(told.memory)} with {told.size.context_length:,} tokens of context for {slots} (forecast)",
-        "here": f"{fit_words(told)}; {' and '.join(there)} may be used now",
+        "here": f"{fit_text(told)}; {' and '.join(there)} may be used now",
     }
 
 
@@ -219,7 +219,7 @@ def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[s
 
 def facts(page: ModelPage, store: Store) -> dict[str, Any]:
     """The same as values."""
-    from meshllm.cli.models import facts as item_facts
+    from meshllm.cli.model_text import item_facts
 
     told: dict[str, Any] = item_facts(page.item) if page.item is not None else {"name": page.name, "state": "absent"}
     if page.item is not None:
