@@ -15,11 +15,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "meshllm"
-# (module, title, what the states belong to). Each module has a table TRANSITIONS: {state: states that may follow}, or
-# {(state, next state): why}.
+# (module, title, what the states belong to). Each module has a table TRANSITIONS (or the one named after a colon):
+# {state: states that may follow}, or {(state, next state): why}.
 MACHINES = [
     ("meshllm.core.membership.table", "Peer", "What this node knows of another node."),
-    ("meshllm.core.split.lease", "Lease member", "One worker of a pipeline split, as its host sees it."),
+    (
+        "meshllm.core.split.lease",
+        "Lease",
+        "The lease of one worker of a pipeline split, at the host and at the worker.",
+    ),
+    ("meshllm.core.serving.phases:ENGINE_TRANSITIONS", "Engine", "The engine of this node: found or built."),
+    ("meshllm.core.serving.phases:FILE_TRANSITIONS", "Model file", "The file of a model that this node serves."),
+    ("meshllm.core.serving.phases:SERVER_TRANSITIONS", "Model server", "The llama-server of a model, in the core."),
     ("meshllm.engine.processes.child", "Engine process", "A llama-server or rpc-server under supervision."),
 ]
 
@@ -76,8 +83,9 @@ def states() -> str:
         "",
         "Drawn by `scripts/docs.py` from the transition tables in the code, which refuse every other transition.",
     ]
-    for module, title, what in MACHINES:
-        table = importlib.import_module(module).TRANSITIONS
+    for name_of_table, title, what in MACHINES:
+        module, _, attribute = name_of_table.partition(":")
+        table = getattr(importlib.import_module(module), attribute or "TRANSITIONS")
         where = module.replace(".", "/") + ".py"
         lines += ["", f"## {title}", "", f"{what} Table: `{where}`.", "", "```mermaid", "stateDiagram-v2"]
         lines += [f"    {a} --> {b}" + (f": {why}" if why else "") for a, b, why in edges(table)]

@@ -100,8 +100,8 @@ def _has(row: Row, search: str) -> bool:
 # -- words
 
 
-def disk_words(told: ItemState) -> str:
-    """Whether it is on this disk."""
+def disk_text(told: ItemState) -> str:
+    """Whether the model is on this disk."""
     presence = told.presence.value
     if presence == "elsewhere":
         return f"elsewhere: {printable(told.program)}" if told.program else "elsewhere"
@@ -109,7 +109,7 @@ def disk_words(told: ItemState) -> str:
 
 
 def _words(row: Row) -> list[str]:
-    """A line for programs that read lines."""
+    """The columns of a plain line."""
     entry = row.entry
     return [
         entry.name,
@@ -121,7 +121,7 @@ def _words(row: Row) -> list[str]:
         f"draft: {entry.draft}" if entry.draft else "no draft",
         entry.license,
         fit_text(row.outlook),
-        f"on disk: {disk_words(row.state)}",
+        f"on disk: {disk_text(row.state)}",
     ]
 
 
@@ -157,7 +157,7 @@ def _facts(row: Row) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], *, licences: bool) -> Table:
-    """The rows, each kind under a heading of its own."""
+    """The table, with a heading per kind."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -189,9 +189,9 @@ def _cells(row: Row) -> list[str]:
         "fits": "fits",
         "too-big": "too big",
     }[told.outlook.value]
-    # A program's name says that it lies elsewhere; a path would not fit.
+    # The owning program's name is shown; a path would not fit.
     known = bool(standing.program) and os.sep not in standing.program
-    words = standing.program if known else disk_words(replace(standing, program=""))
+    words = standing.program if known else disk_text(replace(standing, program=""))
     dim = told.machines > 1
     return [
         f"[dim]{entry.name}[/]" if dim else entry.name,
@@ -222,5 +222,5 @@ def _print_legend(console: Console, rows: Sequence[Row], given: MemoryBudget, *,
     say("")
     say(f"here: with the {memory} that may be used now")
     say("  8k: fits with no more than 8k tokens of context   split 3: over 3 machines like this one")
-    say("t: uses tools   d: has a draft, which --draft fetches too")
-    say("`mesh-llm download NAME` fetches one; `mesh-llm models show NAME` tells more of it.")
+    say("t: tool calls   d: has a draft model, downloaded with --draft")
+    say("`mesh-llm download NAME` downloads a model; `mesh-llm models show NAME` shows its details.")

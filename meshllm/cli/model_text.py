@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from meshllm.models.library.inventory import InventoryItem
 
 
-def count_text(count: int) -> str:
+def parameter_count(count: int) -> str:
     """A parameter count: "135M", "3.1B", "32B"."""
     if count >= 9_950_000_000:
         return f"{count / 1e9:.0f}B"
@@ -19,19 +19,19 @@ def count_text(count: int) -> str:
 
 def parameters_text(entry: CatalogEntry) -> str:
     """Parameters, and active ones of a mixture: "31B/3.3B"."""
-    active = "" if entry.dense else f"/{count_text(entry.active_parameters)}"
-    return f"{count_text(entry.parameters)}{active}"
+    active = "" if entry.dense else f"/{parameter_count(entry.active_parameters)}"
+    return f"{parameter_count(entry.parameters)}{active}"
 
 
 def context_text(tokens: int) -> str:
-    """A number of tokens: "8k", "128k", "1M"."""
+    """A token count: "8k", "128k", "1M"."""
     if tokens >= 1 << 20:
         return f"{tokens / (1 << 20):.3g}M"
     return f"{tokens / 1024:.3g}k" if tokens >= 1024 else str(tokens)
 
 
 def fit_text(preview: FitPreview) -> str:
-    """Whether the model fits this machine, and how."""
+    """Whether the model fits this machine."""
     if preview.outlook.value == "less-context":
         return f"fits with {context_text(preview.size.context_length)} context"
     if preview.outlook.value == "split":

@@ -62,7 +62,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(model_page.facts(page, store), indent=2))
         return
-    told = model_page.words(page, store)
+    told = model_page.page_text(page, store)
     width = max(len(key) for key in told)
     for key, value in told.items():
         # Lists are paths, digests and the like, which are copied whole.
@@ -120,7 +120,7 @@ def remove(
     wanted = removal.plan(find(name, everything, store), everything, store)
     _refuse_if_served(wanted)
     if not as_json:
-        for line in _removal_words(wanted):
+        for line in _removal_lines(wanted):
             typer.echo(line)
     if not yes:
         if as_json or not _is_interactive():
@@ -166,12 +166,12 @@ def _words(item: InventoryItem) -> list[str]:
         short_size(item.size) if item.size else "",
         quantization,
         context_text(item.model.context_length) if item.model is not None and item.model.context_length else "",
-        _state_words(item),
-        _place_words(item),
+        _state_text(item),
+        _path_text(item),
     ]
 
 
-def _state_words(item: InventoryItem) -> str:
+def _state_text(item: InventoryItem) -> str:
     if item.state.value == "partial":
         if not item.arrived:
             return "not started"
@@ -179,7 +179,7 @@ def _state_words(item: InventoryItem) -> str:
     return item.state.value.replace("-", " ")
 
 
-def _place_words(item: InventoryItem) -> str:
+def _path_text(item: InventoryItem) -> str:
     """Path of the model: relative in the model folder, else absolute with "~" for the home."""
     from pathlib import Path
 
@@ -325,7 +325,7 @@ def _refuse_if_served(wanted: Removal) -> None:
             raise UsageError(f"The running node uses {wanted.item.name}.", advice="Stop it first: 'mesh-llm stop'.")
 
 
-def _removal_words(wanted: Removal) -> list[str]:
+def _removal_lines(wanted: Removal) -> list[str]:
     from meshllm.util.format import megabytes
 
     lines = [f"remove  {printable(str(path))}" for path in wanted.files]

@@ -104,9 +104,9 @@ def test_fits_and_search_filter_the_list(store: Store) -> None:
 
 
 def test_list_options_are_rejected_with_a_model_name(store: Store) -> None:
-    with pytest.raises(UsageError, match="about the list"):
+    with pytest.raises(UsageError, match="only apply to the list"):
         run("--fits", "Qwen3-8B")
-    with pytest.raises(UsageError, match="none is named"):
+    with pytest.raises(UsageError, match="needs a model"):
         run("--draft")
 
 
@@ -156,7 +156,7 @@ def test_search_without_result_explains_hub_models(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     command.download(search="nothing of the kind")
-    assert "No known model is like that" in capsys.readouterr().out
+    assert "No known model matches" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_short_size_of_models(count: int, words: str) -> None:
     ],
 )
 def test_parameter_counts(count: int, words: str) -> None:
-    assert model_text.count_text(count) == words
+    assert model_text.parameter_count(count) == words
 
 
 @pytest.mark.parametrize(

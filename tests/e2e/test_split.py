@@ -84,7 +84,7 @@ def rpc_servers(*nodes: Node) -> list[psutil.Process]:
     return [child for one in nodes for child in one.children() if child.name() == "ggml-rpc-server"]
 
 
-def test_two_nodes_answer_as_one_would(here: Site) -> None:
+def test_split_answers_as_one_node_does(here: Site) -> None:
     alone = node(here, "alone", *(word for word in FORCED if word != "--split"))
     alone.wait_until_serving()
     expected = said(alone)
@@ -118,7 +118,7 @@ def test_two_nodes_answer_as_one_would(here: Site) -> None:
     assert gone(process)
 
 
-def test_a_model_too_large_for_either_is_served_by_both_and_refused_by_one(here: Site) -> None:
+def test_model_too_large_for_each_node_is_split(here: Site) -> None:
     little = ("--ctx-size", "4096", "--max-vram", "0.2", "--threads", "1")
     host = node(here, "host", "--model", MODEL, *little)
     refused = host.until(lambda s: s["models"] and s["models"][0]["phase"] == "failed", "the refusal")
@@ -168,7 +168,7 @@ def events(node: Node, path: str) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("how", "path"), [(kill_rpc_server, "chat/completions"), (stop_worker, "messages"), (kill_worker, "responses")]
 )
-def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, how: Any, path: str) -> None:
+def test_lost_worker_ends_the_stream_with_an_error_and_the_split_recovers(here: Site, how: Any, path: str) -> None:
     host = node(here, "host", *FORCED)
     worker = node(here, "worker", join=host)
     spare = node(here, "spare", join=host)
@@ -188,7 +188,7 @@ def test_a_lost_worker_is_an_error_of_the_stream_and_the_rest_go_on(here: Site, 
     assert said(host, tokens=3)
 
 
-def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
+def test_split_supports_images(here: Site) -> None:
     """A tiny projector of random weights beside the model: what it makes of a picture goes through all layers."""
     folder = here.folder / "sees"
     folder.mkdir()
@@ -218,7 +218,7 @@ def test_a_split_sees_and_the_host_has_the_memory_for_it(here: Site) -> None:
     assert counted[1] >= counted[0] + 4
 
 
-def test_workers_push_to_each_other_and_not_through_the_host(here: Site) -> None:
+def test_workers_send_tensors_to_each_other_directly(here: Site) -> None:
     little, less = ("--max-vram", "0.22"), ("--max-vram", "0.12")  # no two of them hold it
     thread = ("--threads", "1")
     worker = node(here, "worker", *thread, *less)
@@ -235,7 +235,7 @@ def test_workers_push_to_each_other_and_not_through_the_host(here: Site) -> None
     assert from_first < state / 4, "what the first one computes goes on to the last one"
 
 
-def test_a_better_member_disturbs_no_answer(here: Site) -> None:
+def test_better_worker_disturbs_no_answer(here: Site) -> None:
     little = ("--max-vram", "0.2", "--threads", "1")
     worker = node(here, "worker", *little)
     host = node(here, "host", "--model", MODEL, *little, "--ctx-size", "4096", "--no-speculation", join=worker)
@@ -257,7 +257,7 @@ def test_a_better_member_disturbs_no_answer(here: Site) -> None:
     assert split_of(host.status())["generation"] == 1
 
 
-def test_what_has_no_answer_yet_is_asked_again_of_the_next_generation(here: Site) -> None:
+def test_request_without_answer_is_retried_after_a_worker_is_lost(here: Site) -> None:
     worker = node(here, "worker")
     host = node(here, "host", *FORCED[:3], "--ctx-size", "4096", "--threads", "1", "--no-speculation", join=worker)
     host.until(committed, "a split that is served")
@@ -272,7 +272,7 @@ def test_what_has_no_answer_yet_is_asked_again_of_the_next_generation(here: Site
     assert split_of(host.status())["generation"] > 1
 
 
-def test_the_host_is_killed_and_nothing_of_it_is_left(here: Site) -> None:
+def test_killed_host_leaves_nothing_behind(here: Site) -> None:
     host = node(here, "host", *FORCED)
     worker = node(here, "worker", join=host)
     host.until(committed, "a split that is served")

@@ -8,13 +8,13 @@ from meshllm.core.memory import speculation
 from meshllm.core.memory.speculation import DraftCounts, DraftSource, decide, obstacle
 
 
-def test_a_draft_is_used_with_n_grams_before_it() -> None:
+def test_decide_uses_a_draft_model_with_ngrams() -> None:
     found = decide(wanted=True, obstacle="", draft="small", why_no_draft="")
     assert (found.source, found.draft, found.reason) == (DraftSource.DRAFT, "small", "")
     assert found.max_draft_tokens == max(speculation.COPIED_TOKENS, speculation.DRAFTED_TOKENS)
 
 
-def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> None:
+def test_decide_without_a_draft_model_uses_ngrams_with_a_reason() -> None:
     found = decide(wanted=True, obstacle="", draft="", why_no_draft="there is none on this disk")
     assert (found.source, found.draft, found.reason) == (DraftSource.NGRAMS, "", "there is none on this disk")
     assert found.max_draft_tokens == speculation.COPIED_TOKENS
@@ -24,7 +24,7 @@ def test_without_a_draft_the_text_itself_guesses_and_the_reason_is_told() -> Non
     ("wanted", "obstacle_text"),
     [(False, ""), (True, "not a text generation model"), (False, "not a text generation model")],
 )
-def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, obstacle_text: str) -> None:
+def test_decide_switches_off_with_a_reason(wanted: bool, obstacle_text: str) -> None:
     found = decide(wanted=wanted, obstacle=obstacle_text, draft="small", why_no_draft="")
     assert (found.source, found.draft, found.max_draft_tokens) == (DraftSource.NONE, "", 0)
     assert found.reason == ("not a text generation model" if wanted else "switched off (--no-speculation)")
@@ -39,21 +39,21 @@ def test_nothing_is_guessed_where_it_is_not_wanted_or_cannot_be(wanted: bool, ob
         (True, True, False, ""),
     ],
 )
-def test_what_hinders_a_model(writes: bool, causal: bool, recurrent: bool, word: str) -> None:
+def test_obstacle_of_each_kind_of_model(writes: bool, causal: bool, recurrent: bool, word: str) -> None:
     found = obstacle(writes=writes, causal=causal, recurrent=recurrent)
     assert word in found
     assert bool(found) == bool(word)
 
 
-def test_copies_have_room_between_their_bounds() -> None:
+def test_ngram_draft_bounds_are_ordered() -> None:
     assert 0 < speculation.LEAST_COPIED_TOKENS <= speculation.COPIED_TOKENS <= speculation.MATCH_TOKENS
 
 
-def test_guesses_have_a_price_that_the_engine_takes() -> None:
+def test_draft_price_is_valid_for_the_engine() -> None:
     assert 0 < speculation.FAR_PRICE < speculation.PRICE <= 1
 
 
-def test_guesses_add_up_over_processes() -> None:
+def test_draft_counts_add_up_over_processes() -> None:
     assert DraftCounts().acceptance is None
     both = DraftCounts(10, 5, 100, 2.0) + DraftCounts(30, 25, 100, 3.0)
     assert both == DraftCounts(40, 30, 200, 5.0)

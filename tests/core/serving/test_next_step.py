@@ -40,7 +40,7 @@ def serving_mesh(now: float = 0.0) -> NodeCore:
     return mesh
 
 
-def test_what_cannot_fit_is_failed_at_once_and_tried_again_later() -> None:
+def test_model_that_does_not_fit_fails_at_once_and_is_retried() -> None:
     mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.EngineReady("1"), 0.0)
@@ -60,7 +60,7 @@ def phase(mesh: NodeCore) -> ModelPhase:
     return next_step.phase(snapshot.engine, snapshot.models[0])
 
 
-def test_file_and_engine_are_made_ready_together_and_then_the_server_starts() -> None:
+def test_file_and_engine_are_prepared_together_before_the_start() -> None:
     mesh = NodeCore()
     assert mesh.handle(e.ModelWanted("m"), 0.0) == [c.FetchModel("m"), c.PrepareEngine()]
     assert mesh.handle(e.FileReady("m", FACTS), 1.0) == []
@@ -74,7 +74,7 @@ def test_file_and_engine_are_made_ready_together_and_then_the_server_starts() ->
     assert mesh.next_deadline() is None
 
 
-def test_when_nothing_is_to_be_done_nothing_is_done() -> None:
+def test_settled_core_gives_no_commands() -> None:
     mesh = serving_mesh()
     before = mesh.snapshot()
     assert mesh.handle(e.TimePassed(), 1000.0) == []
@@ -82,7 +82,7 @@ def test_when_nothing_is_to_be_done_nothing_is_done() -> None:
     assert mesh.snapshot() is before
 
 
-def test_a_death_is_followed_by_a_start_at_once_and_by_backoff_if_it_repeats() -> None:
+def test_crash_restarts_at_once_and_then_with_backoff() -> None:
     mesh = serving_mesh()
     assert mesh.handle(e.ServerGone("m", 1, "killed"), 100.0) == [c.StartServer("m", 2)]
     waits, now, generation = [], 100.0, 2
@@ -102,7 +102,7 @@ def test_a_death_is_followed_by_a_start_at_once_and_by_backoff_if_it_repeats() -
     assert "killed again" in route.message
 
 
-def test_a_stable_stretch_forgives_earlier_deaths() -> None:
+def test_stable_server_resets_the_crash_count() -> None:
     mesh = serving_mesh()
     for generation in (1, 2, 3):
         now = generation * 1000.0
@@ -115,7 +115,7 @@ def test_a_stable_stretch_forgives_earlier_deaths() -> None:
     assert mesh.snapshot().models[0].last_failure == "killed"
 
 
-def test_events_of_a_dead_generation_change_nothing() -> None:
+def test_events_of_an_older_generation_are_ignored() -> None:
     mesh = serving_mesh()
     mesh.handle(e.ServerGone("m", 1, "killed"), 100.0)
     before = mesh.snapshot()
@@ -125,7 +125,7 @@ def test_events_of_a_dead_generation_change_nothing() -> None:
     assert mesh.snapshot() is before
 
 
-def test_what_cannot_be_measured_is_tried_again_later_and_said_meanwhile() -> None:
+def test_failed_measurement_is_retried_and_reported() -> None:
     mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
@@ -138,7 +138,7 @@ def test_what_cannot_be_measured_is_tried_again_later_and_said_meanwhile() -> No
     assert mesh.handle(e.TimePassed(), due) == [c.MeasureModel("m")]
 
 
-def test_a_model_too_large_for_a_node_in_no_mesh_is_refused_with_the_reason() -> None:
+def test_model_too_large_for_a_node_without_mesh_is_refused() -> None:
     mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
@@ -151,7 +151,7 @@ def test_a_model_too_large_for_a_node_in_no_mesh_is_refused_with_the_reason() ->
     assert "--join" in route.message
 
 
-def test_stop_stops_everything_and_finishes_once() -> None:
+def test_stop_stops_all_models_and_finishes_once() -> None:
     mesh = serving_mesh()
     assert mesh.handle(e.StopWanted(), 1.0) == [c.StopServer("m", 1)]
     assert phase(mesh) is ModelPhase.STOPPING
@@ -161,11 +161,11 @@ def test_stop_stops_everything_and_finishes_once() -> None:
     assert mesh.handle(e.ModelWanted("other"), 4.0) == []
 
 
-def test_stopping_with_nothing_running_finishes_at_once() -> None:
+def test_stop_without_processes_finishes_at_once() -> None:
     assert NodeCore().handle(e.StopWanted(), 0.0) == [c.Finish()]
 
 
-def test_an_engine_that_cannot_be_had_is_told_to_callers() -> None:
+def test_engine_failure_is_reported_to_callers() -> None:
     mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     mesh.handle(e.FileReady("m", FACTS), 0.0)
@@ -176,7 +176,7 @@ def test_an_engine_that_cannot_be_had_is_told_to_callers() -> None:
     assert "apt install g++" in route.message
 
 
-def test_a_file_that_did_not_come_is_tried_again_unless_that_is_hopeless() -> None:
+def test_failed_download_is_retried_unless_final() -> None:
     mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     assert mesh.handle(e.FileFailed("m", "no network"), 10.0) == []
@@ -188,7 +188,7 @@ def test_a_file_that_did_not_come_is_tried_again_unless_that_is_hopeless() -> No
     assert phase(mesh) is ModelPhase.FAILED
 
 
-def test_backends_are_probed_and_their_models_routed_while_they_answer() -> None:
+def test_backends_are_probed_and_routed_while_they_answer() -> None:
     mesh = NodeCore()
     assert mesh.handle(e.BackendAdded("http://b"), 0.0) == [c.ProbeBackend("http://b")]
     assert routes.route(mesh.snapshot(), "x").availability is routes.Availability.COMING
@@ -210,7 +210,7 @@ def test_backends_are_probed_and_their_models_routed_while_they_answer() -> None
     assert routes.route(mesh.snapshot(), "x").availability is routes.Availability.FAILED
 
 
-def test_the_local_model_comes_before_a_backend_of_the_same_name() -> None:
+def test_local_model_comes_before_a_backend_of_the_same_name() -> None:
     mesh = serving_mesh()
     mesh.handle(e.BackendAdded("http://b"), 0.0)
     mesh.handle(e.BackendAnswered("http://b", ("m",)), 0.0)
@@ -219,7 +219,7 @@ def test_the_local_model_comes_before_a_backend_of_the_same_name() -> None:
     assert routes.models(mesh.snapshot()) == ("m",)
 
 
-def test_all_offers_are_what_each_route_says() -> None:
+def test_all_offers_equal_the_routes() -> None:
     mesh = serving_mesh()
     for url, names in (("http://a", ("x", "m")), ("http://b", ("y", "x"))):
         mesh.handle(e.BackendAdded(url), 0.0)
@@ -236,7 +236,7 @@ ANSWERS = st.sampled_from(["ready", "gone", "progress", "stale", "time", "stop",
 
 
 @given(st.lists(st.tuples(ANSWERS, st.floats(0.0, 300.0)), max_size=60))
-def test_whatever_happens_the_core_keeps_its_promises(history: list[tuple[str, float]]) -> None:
+def test_core_keeps_its_invariants_under_any_events(history: list[tuple[str, float]]) -> None:
     """At most one process of a model at a time; never a start after a stop; snapshots only grow; it always settles."""
     mesh, now, started, stopped, version = NodeCore(), 0.0, 0, False, 0
 
@@ -281,7 +281,7 @@ def test_whatever_happens_the_core_keeps_its_promises(history: list[tuple[str, f
 
 
 @given(st.sampled_from(list(EnginePhase)), st.sampled_from(list(FilePhase)), st.sampled_from(list(ServerPhase)))
-def test_every_state_has_a_phase_and_words(engine: EnginePhase, file: FilePhase, server: ServerPhase) -> None:
+def test_each_state_has_a_phase_and_a_message(engine: EnginePhase, file: FilePhase, server: ServerPhase) -> None:
     from meshllm.core.snapshot import EngineState, ModelState
 
     model = ModelState("m", file=file, server=server)
@@ -291,7 +291,7 @@ def test_every_state_has_a_phase_and_words(engine: EnginePhase, file: FilePhase,
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_route_tells_what_the_model_is_for_as_soon_as_its_file_is_read(purpose: Purpose) -> None:
+def test_route_has_the_purpose_once_the_file_is_read(purpose: Purpose) -> None:
     mesh = NodeCore()
     mesh.handle(e.ModelWanted("m"), 0.0)
     assert routes.route(mesh.snapshot(), "m").purpose is None
@@ -306,7 +306,7 @@ def test_a_route_tells_what_the_model_is_for_as_soon_as_its_file_is_read(purpose
 
 
 @given(st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))
-def test_sizes_get_smaller_and_what_was_asked_for_is_kept(trained: int, asked: int | None) -> None:
+def test_candidates_get_smaller_and_keep_a_requested_context(trained: int, asked: int | None) -> None:
     sizes = candidates(trained, asked)
     assert sizes[-1].slots == 1
     assert sizes == tuple(sorted(sizes, key=lambda size: (-size.context_length, -size.slots)))
@@ -318,7 +318,7 @@ def test_sizes_get_smaller_and_what_was_asked_for_is_kept(trained: int, asked: i
 
 
 @given(st.sampled_from([Purpose.EMBED, Purpose.RERANK]), st.integers(0, 1 << 22), st.none() | st.integers(256, 1 << 20))
-def test_sizes_of_what_does_not_generate_stay_within_what_it_was_made_for(
+def test_candidates_of_embedding_models_stay_within_their_context(
     purpose: Purpose, trained: int, asked: int | None
 ) -> None:
     sizes = candidates(trained, asked, purpose)
@@ -333,5 +333,5 @@ def test_sizes_of_what_does_not_generate_stay_within_what_it_was_made_for(
 
 
 @pytest.mark.parametrize("failures", range(1, 20))
-def test_restart_delays_never_shrink(failures: int) -> None:
+def test_restart_delay_never_shrinks(failures: int) -> None:
     assert next_step.restart_delay(failures + 1) >= next_step.restart_delay(failures)

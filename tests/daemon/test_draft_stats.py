@@ -60,7 +60,7 @@ async def acceptance(engines: Engines) -> AsyncIterator[DraftStats]:
     await made.close()
 
 
-async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines, acceptance: DraftStats) -> None:
+async def test_engine_is_asked_only_after_requests(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers["/a"] = DraftCounts(10, 6)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     assert acceptance.counts() == {"m": DraftCounts()}
@@ -72,9 +72,7 @@ async def test_an_engine_is_asked_after_requests_and_only_then(engines: Engines,
     await engines.until(lambda: acceptance.counts()["m"] == DraftCounts(20, 9))
 
 
-async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
-    engines: Engines, acceptance: DraftStats
-) -> None:
+async def test_refresh_during_a_question_asks_once_more(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers["/a"] = DraftCounts(1, 1)
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     acceptance.refresh()
@@ -89,7 +87,7 @@ async def test_who_looks_while_an_engine_is_asked_makes_it_be_asked_once_more(
     assert engines.asked == ["/a", "/a", "/a", "/b"]
 
 
-async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, acceptance: DraftStats) -> None:
+async def test_engines_without_drafts_are_not_asked(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers["/b"] = DraftCounts(4, 4)
     acceptance.publish(serving(("plain", "/a", PLAIN), ("m", "/b", NGRAMS)))
     acceptance.refresh()
@@ -98,7 +96,7 @@ async def test_engines_that_guess_nothing_are_not_asked(engines: Engines, accept
     assert "plain" not in acceptance.counts()
 
 
-async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, acceptance: DraftStats) -> None:
+async def test_counts_of_an_ended_process_are_kept(engines: Engines, acceptance: DraftStats) -> None:
     engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(3, 3)}
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     acceptance.refresh()
@@ -111,9 +109,7 @@ async def test_what_a_process_guessed_before_it_ended_is_kept(engines: Engines, 
 
 
 @pytest.mark.parametrize("trouble", [ConnectionRefusedError(), TimeoutError(), ValueError("no HTTP")])
-async def test_an_engine_that_does_not_answer_changes_nothing(
-    engines: Engines, acceptance: DraftStats, trouble: Exception
-) -> None:
+async def test_silent_engine_changes_no_counts(engines: Engines, acceptance: DraftStats, trouble: Exception) -> None:
     engines.answers = {"/a": DraftCounts(10, 5), "/b": DraftCounts(2, 1)}
     acceptance.publish(serving(("m", "/a", NGRAMS), ("n", "/b", NGRAMS)))
     acceptance.refresh()
@@ -124,7 +120,7 @@ async def test_an_engine_that_does_not_answer_changes_nothing(
     assert acceptance.counts()["m"] == DraftCounts(10, 5)
 
 
-async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
+async def test_question_to_a_stopping_engine_is_cancelled() -> None:
     asked, hung_up = asyncio.Event(), asyncio.Event()
 
     async def ask(socket: str) -> DraftCounts:
@@ -151,7 +147,7 @@ async def test_an_engine_that_is_to_end_is_not_waited_for() -> None:
     await acceptance.close()
 
 
-async def test_nobody_is_asked_after_the_end(engines: Engines, acceptance: DraftStats) -> None:
+async def test_close_stops_asking(engines: Engines, acceptance: DraftStats) -> None:
     acceptance.publish(serving(("m", "/a", NGRAMS)))
     await acceptance.close()
     acceptance.refresh()

@@ -18,23 +18,23 @@ INTEGRATED = Device("Vulkan1", total=16 * GB, free=12 * GB, shared=True, id="0:9
 BARE = MachineMemory(32 * GB, 30 * GB, known=True)
 
 
-def test_a_device_that_two_backends_show_is_used_once() -> None:
+def test_select_uses_a_device_of_two_backends_once() -> None:
     assert select([*CUDA, VULKAN], ()) == ("CUDA0", "CUDA1")
 
 
-def test_integrated_devices_are_used_where_there_is_nothing_better() -> None:
+def test_select_uses_integrated_devices_only_without_dedicated_ones() -> None:
     assert select([INTEGRATED], ()) == ("Vulkan1",)
     assert select([INTEGRATED, *CUDA], ()) == ("CUDA0", "CUDA1")
     assert select([INTEGRATED, *CUDA], ("Vulkan1", "CUDA1")) == ("Vulkan1", "CUDA1")
 
 
-def test_none_means_the_processor() -> None:
+def test_select_none_means_cpu() -> None:
     assert select(CUDA, ("none",)) == ()
     with pytest.raises(UsageError, match="none"):
         select(CUDA, ("none", "CUDA0"))
 
 
-def test_a_device_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
+def test_select_of_a_missing_device_lists_the_devices() -> None:
     with pytest.raises(UsageError, match="no device CUDA7") as caught:
         select(CUDA, ("CUDA0", "CUDA7"))
     assert "CUDA0, CUDA1" in caught.value.advice
@@ -43,7 +43,7 @@ def test_a_device_that_is_not_there_is_an_error_that_names_those_that_are() -> N
     assert "finds no device" in caught.value.advice
 
 
-def test_without_accelerators_the_cap_is_one_on_memory() -> None:
+def test_cap_limits_ram_without_accelerators() -> None:
     assert room(BARE).host == offer(BARE) == int(30 * GB * MEMORY_SHARE)
     assert not room(BARE).capped
     capped = room(replace(BARE, cap=8 * GB))
@@ -51,7 +51,7 @@ def test_without_accelerators_the_cap_is_one_on_memory() -> None:
     assert room(replace(BARE, cap=100 * GB)) == room(BARE)
 
 
-def test_a_cap_is_shared_out_over_accelerators_and_leaves_memory_alone() -> None:
+def test_cap_is_divided_between_accelerators() -> None:
     machine = replace(BARE, devices=CUDA, used=("CUDA0", "CUDA1"))
     whole = room(machine)
     assert [accelerator.room for accelerator in whole.accelerators] == [
@@ -64,7 +64,7 @@ def test_a_cap_is_shared_out_over_accelerators_and_leaves_memory_alone() -> None
     assert (capped.host, capped.capped) == (whole.host, False)
 
 
-def test_memory_that_is_shared_is_no_more_than_the_computers() -> None:
+def test_shared_device_memory_is_bounded_by_ram() -> None:
     machine = replace(BARE, available=8 * GB, devices=(INTEGRATED,), used=("Vulkan1",))
     assert room(machine).accelerators[0].room == room(machine).host == offer(machine)
 
@@ -74,7 +74,7 @@ def test_memory_that_is_shared_is_no_more_than_the_computers() -> None:
     st.none() | st.integers(0, 64 * GB),
     st.lists(st.tuples(st.integers(0, 80 * GB), st.integers(0, 80 * GB), st.booleans()), max_size=4),
 )
-def test_the_offer_is_never_above_the_cap(available: int, cap: int | None, found: list[tuple[int, int, bool]]) -> None:
+def test_offer_is_never_above_the_cap(available: int, cap: int | None, found: list[tuple[int, int, bool]]) -> None:
     devices = [Device(f"G{n}", total=max(pair), free=min(pair), shared=own) for n, (*pair, own) in enumerate(found)]
     machine = MachineMemory(64 * GB, available, False, tuple(devices), select(devices, ()), cap, known=True)
     assert 0 <= offer(machine) <= (64 * 5 * GB if cap is None else cap)

@@ -84,7 +84,7 @@ def gpu(room: float, name: str = "CUDA0", *, shared: bool = False) -> Accelerato
 # -- without accelerators
 
 
-def test_the_best_size_that_fits_the_memory() -> None:
+def test_choose_takes_the_best_size_that_fits() -> None:
     plenty, asked = run(DENSE, MemoryBudget(64 * GB))
     assert (plenty.trial.size, plenty.verdict, len(asked)) == (SIZES[0], FitVerdict.FITS, 1)
     assert losses(plenty, BEST, DENSE, MemoryBudget(64 * GB)) == ""
@@ -99,7 +99,7 @@ def test_the_best_size_that_fits_the_memory() -> None:
     assert "of 131072 to save memory" in losses(little, BEST, DENSE, MemoryBudget(int(6.5 * GB)))
 
 
-def test_weights_that_are_mapped_may_exceed_the_memory_but_not_silently() -> None:
+def test_choose_allows_mapped_weights_above_ram_with_a_warning() -> None:
     room = MemoryBudget(3 * GB)
     fit, _ = run(DENSE, room)
     assert fit.verdict is FitVerdict.PAGES
@@ -108,7 +108,7 @@ def test_weights_that_are_mapped_may_exceed_the_memory_but_not_silently() -> Non
     assert run(DENSE, replace(room, capped=True))[0].verdict is FitVerdict.TOO_BIG, "a cap is a cap"
 
 
-def test_too_big_says_what_is_missing_and_what_would_help() -> None:
+def test_shortage_names_the_missing_bytes_and_advice() -> None:
     room = MemoryBudget(2 * GB, capped=True)
     fit, _ = run(DENSE, room)
     assert fit.trial.size == SIZES[-1]
@@ -127,7 +127,7 @@ def test_too_big_says_what_is_missing_and_what_would_help() -> None:
 # -- with accelerators
 
 
-def test_all_layers_go_to_one_accelerator_where_they_fit() -> None:
+def test_choose_puts_all_layers_on_one_accelerator_if_they_fit() -> None:
     room = MemoryBudget(32 * GB, (gpu(24),))
     fit, asked = run(DENSE, room)
     assert (fit.trial.layers, fit.trial.size, len(asked)) == ((LAYERS + 1,), SIZES[0], 1)
@@ -135,14 +135,14 @@ def test_all_layers_go_to_one_accelerator_where_they_fit() -> None:
     assert losses(fit, BEST, DENSE, room) == ""
 
 
-def test_slots_and_context_give_way_before_layers_do() -> None:
+def test_choose_reduces_slots_and_context_before_layers() -> None:
     room = MemoryBudget(32 * GB, (gpu(10),))
     fit, _ = run(DENSE, room)
     assert (fit.trial.layers, fit.trial.size) == ((LAYERS + 1,), ContextSize(32768, 1))
     assert losses(fit, BEST, DENSE, room) == "1 of 4 parallel requests to save memory"
 
 
-def test_what_does_not_fit_stays_with_the_processor() -> None:
+def test_choose_leaves_the_rest_on_the_cpu() -> None:
     room = MemoryBudget(32 * GB, (gpu(4),))
     fit, asked = run(DENSE, room)
     assert 0 < fit.trial.layers[0] < LAYERS + 1
@@ -155,14 +155,14 @@ def test_what_does_not_fit_stays_with_the_processor() -> None:
     assert more.accelerators[0] > room.accelerators[0].room
 
 
-def test_an_accelerator_smaller_than_a_layer_is_left_alone() -> None:
+def test_choose_ignores_an_accelerator_smaller_than_a_layer() -> None:
     room = MemoryBudget(32 * GB, (gpu(0.1),))
     fit, _ = run(DENSE, room)
     assert (sum(fit.trial.layers), fit.verdict, fit.trial.size) == (0, FitVerdict.FITS, SIZES[0])
     assert "no layer fits an accelerator" in losses(fit, BEST, DENSE, room)
 
 
-def test_two_unequal_accelerators_are_filled_by_about_the_same_part() -> None:
+def test_choose_fills_unequal_accelerators_evenly() -> None:
     room = MemoryBudget(32 * GB, (gpu(8), gpu(4, "CUDA1")))
     fit, _ = run(DENSE, room)
     assert sum(fit.trial.layers) == LAYERS + 1
@@ -172,12 +172,12 @@ def test_two_unequal_accelerators_are_filled_by_about_the_same_part() -> None:
     assert f"{fit.trial.layers[1] - 1} on CUDA1" in told
 
 
-def test_the_roomiest_is_enough() -> None:
+def test_choose_uses_the_largest_accelerator_alone_if_it_suffices() -> None:
     fit, _ = run(DENSE, MemoryBudget(32 * GB, (gpu(6), gpu(40, "CUDA1"), gpu(30, "CUDA2"))))
     assert fit.trial.layers == (0, LAYERS + 1, 0)
 
 
-def test_experts_stay_behind_before_layers_do() -> None:
+def test_choose_moves_experts_to_ram_before_layers() -> None:
     room = MemoryBudget(64 * GB, (gpu(12),))
     fit, _ = run(MIXTURE, room)
     assert fit.trial.layers == (49,)
@@ -191,7 +191,7 @@ def test_experts_stay_behind_before_layers_do() -> None:
     assert 0 < fit.trial.layers[0] < 49
 
 
-def test_memory_that_is_shared_counts_once() -> None:
+def test_judge_counts_shared_memory_once() -> None:
     room = MemoryBudget(16 * GB, (gpu(12, "MTL0", shared=True),))
     fit, _ = run(DENSE, room)
     assert sum(fit.trial.layers) == LAYERS + 1
@@ -199,14 +199,14 @@ def test_memory_that_is_shared_counts_once() -> None:
     assert run(DENSE, MemoryBudget(4 * GB, (gpu(12, "MTL0", shared=True),)))[0].verdict is not FitVerdict.FITS
 
 
-def test_an_accelerator_still_helps_where_the_memory_is_short() -> None:
+def test_choose_uses_an_accelerator_if_ram_is_short() -> None:
     room = MemoryBudget(int(2.6 * GB), (gpu(2),))
     fit, _ = run(DENSE, room, candidates(4096, 4096))
     assert fit.verdict is FitVerdict.PAGES
     assert fit.trial.layers[0] > 0
 
 
-def test_an_engine_that_needs_more_than_was_guessed_is_believed() -> None:
+def test_choose_corrects_its_estimate_by_the_engines_need() -> None:
     def greedy(shape: ModelShape, room: MemoryBudget, trial: PlacementTrial) -> PlacementNeed:
         need = engine(shape, room, trial)
         return replace(need, accelerators=tuple(taken + 2 * GB * bool(taken) for taken in need.accelerators))
@@ -229,7 +229,7 @@ ROOMS = st.builds(
 
 
 @given(ROOMS, st.sampled_from([DENSE, MIXTURE]), st.sampled_from([None, 4096, 65536]))
-def test_whatever_there_is_what_is_said_to_fit_fits(room: MemoryBudget, shape: ModelShape, asked: int | None) -> None:
+def test_choose_result_always_fits(room: MemoryBudget, shape: ModelShape, asked: int | None) -> None:
     sizes = candidates(131_072, asked)
     wish = WantedSize(sizes[0], 131_072, asked is not None)
     fit, trials = run(shape, room, sizes)

@@ -44,7 +44,7 @@ def counts(found: SplitPlan | NoPlan) -> list[int]:
     return [share.layers for share in found.shares]
 
 
-def test_a_model_that_fits_stays_whole() -> None:
+def test_plan_does_not_split_a_model_that_fits() -> None:
     found = plan(need(), lender(1, 24), [lender(2, 64)], "m")
     assert counts(found) == [32]
     assert isinstance(found, SplitPlan)
@@ -52,21 +52,21 @@ def test_a_model_that_fits_stays_whole() -> None:
     assert "fits" in found.reason
 
 
-def test_layers_are_in_proportion_to_the_memory_that_is_left_beside_the_ends() -> None:
+def test_plan_splits_layers_in_proportion_to_free_memory() -> None:
     found = plan(need(gigabytes=16, ends=1.0), lender(1, 9.1), [lender(2, 16.1)], "m")
     assert counts(found) == [11, 21]  # 8 and 16 GB to spare
     assert isinstance(found, SplitPlan)
     assert found.shares[1].first == 11
 
 
-def test_just_enough_members_the_nearest_first() -> None:
+def test_plan_uses_as_few_workers_as_needed_nearest_first() -> None:
     others = [lender(2, 8, 0.030), lender(3, 8, 0.001), lender(4, 8, 0.010), lender(5, 8, None)]
     found = plan(need(), lender(1, 8), others, "m")
     assert isinstance(found, SplitPlan)
     assert [share.node for share in found.members] == [node(3), node(4)]
 
 
-def test_whoever_is_too_far_away_is_no_member_and_unknown_ones_come_last() -> None:
+def test_plan_excludes_far_workers_and_uses_unmeasured_ones_last() -> None:
     far = lender(2, 64, MAX_RTT_SECONDS + 0.001)
     refused = plan(need(), lender(1, 8), [far], "m")
     assert isinstance(refused, NoPlan)
@@ -76,7 +76,7 @@ def test_whoever_is_too_far_away_is_no_member_and_unknown_ones_come_last() -> No
     assert [share.node for share in found.members] == [node(3)]
 
 
-def test_what_is_missing_is_said_in_numbers() -> None:
+def test_no_plan_names_the_missing_bytes() -> None:
     refused = plan(need(gigabytes=16, ends=1.0), lender(1, 6), [lender(2, 6)], "m")
     assert isinstance(refused, NoPlan)
     assert refused.missing == 16 * GIGABYTE + 1 * GIGABYTE + 2 * 100_000_000 - 12 * GIGABYTE
@@ -86,19 +86,19 @@ def test_what_is_missing_is_said_in_numbers() -> None:
     assert alone.reason.startswith("needs 0.18 GB, this node has 0.15 GB: 0.03 GB more. No idle node within 80 ms")
 
 
-def test_who_carries_the_rest_is_called_by_name() -> None:
+def test_plan_reason_names_the_workers() -> None:
     attic = replace(lender(2, 12), name="attic")
     found = plan(need(gigabytes=16), lender(1, 12), [attic], "m")
     assert isinstance(found, SplitPlan)
     assert found.reason.endswith("this node has 12.0 GB: attic serves the rest")
 
 
-def test_memory_that_would_do_in_sum_but_not_in_layers_is_no_plan() -> None:
+def test_no_plan_if_a_layer_fits_no_node() -> None:
     coarse = SplitNeed((10,) * 2, (10,) * 2, 0, 0)
     assert isinstance(plan(coarse, WorkerOffer(node(1), 11), [WorkerOffer(node(2), 9, 0.001)], "m"), NoPlan)
 
 
-def test_each_device_of_a_member_holds_its_own_run_of_layers() -> None:
+def test_plan_fills_the_devices_of_a_worker_in_order() -> None:
     two = replace(lender(2, 30), devices=(10 * GIGABYTE, 20 * GIGABYTE))
     found = plan(need(gigabytes=32, ends=1.0), lender(1, 10), [two], "m")
     assert isinstance(found, SplitPlan)
@@ -115,7 +115,7 @@ def test_each_device_of_a_member_holds_its_own_run_of_layers() -> None:
     assert isinstance(plan(tight, lender(1, 10.2), [halves], "m"), NoPlan)
 
 
-def test_a_device_too_small_for_a_layer_has_none() -> None:
+def test_plan_leaves_a_device_that_is_too_small_empty() -> None:
     uneven = replace(lender(2, 21), devices=(1 * GIGABYTE, 20 * GIGABYTE))
     found = plan(need(layers=8, gigabytes=24, ends=1.0), lender(1, 10), [uneven], "m")
     assert isinstance(found, SplitPlan)
@@ -125,7 +125,7 @@ def test_a_device_too_small_for_a_layer_has_none() -> None:
     assert isinstance(plan(need(layers=8, gigabytes=24), lender(1, 24), [nothing], "m"), NoPlan)
 
 
-def test_a_split_that_is_asked_for_is_made_though_the_model_fits() -> None:
+def test_plan_with_force_splits_a_model_that_fits() -> None:
     found = plan(need(gigabytes=1, ends=0.1), lender(1, 64), [lender(2, 64)], "m", force=True)
     assert sum(counts(found)) == 32
     assert len(counts(found)) == 2
@@ -134,12 +134,12 @@ def test_a_split_that_is_asked_for_is_made_though_the_model_fits() -> None:
     assert "a split was requested" in alone.reason
 
 
-def test_even_a_tiny_member_gets_a_layer_when_a_split_is_asked_for() -> None:
+def test_plan_with_force_gives_a_tiny_worker_a_layer() -> None:
     small = plan(need(layers=30, gigabytes=0.1, ends=0.05), lender(1, 64), [lender(2, 1)], "m", force=True)
     assert counts(small)[1] >= 1
 
 
-def test_a_member_that_is_far_faster_is_preferred_to_a_nearer_one_and_to_staying_alone() -> None:
+def test_plan_prefers_a_much_faster_worker() -> None:
     fast = lender(3, 64, 0.004, speed=900e9)
     found = plan(need(), lender(1, 24, speed=10e9), [lender(2, 64, 0.001, speed=10e9), fast], "m")
     assert isinstance(found, SplitPlan)
@@ -149,12 +149,12 @@ def test_a_member_that_is_far_faster_is_preferred_to_a_nearer_one_and_to_staying
     assert min(promise.seconds for promise in found.considered) == found.seconds
 
 
-def test_a_gain_below_the_margin_changes_nothing() -> None:
+def test_plan_ignores_a_gain_below_the_margin() -> None:
     found = plan(need(), lender(1, 24, speed=10e9), [lender(2, 24, 0.001, speed=10.5e9)], "m")
     assert counts(found) == [32]
 
 
-def test_the_forecast_adds_up_the_reading_and_the_way_round() -> None:
+def test_forecast_adds_reading_and_round_trips() -> None:
     model = SplitNeed((4,) * 3, (4_000_000_000,) * 3, 0, 0, 2_000_000_000)
     team = [
         WorkerOffer(node(1), 4, None, 20e9),
@@ -168,7 +168,7 @@ def test_the_forecast_adds_up_the_reading_and_the_way_round() -> None:
     assert seconds_per_token(model, team, found.shares) == found.seconds
 
 
-def test_the_host_is_who_has_most_and_the_hash_decides_between_equals() -> None:
+def test_choose_host_takes_most_memory_then_the_hash() -> None:
     assert choose_host([lender(1, 8), lender(2, 9), lender(3, 7)], "m") == node(2)
     equals = [lender(number, 8) for number in range(1, 9)]
     chosen = {model: choose_host(equals, model) for model in "abcdefghijklmnop"}
@@ -202,7 +202,7 @@ needs = st.integers(1, 40).flatmap(
 
 
 @given(needs, lenders, st.lists(lenders | several, max_size=12), st.booleans(), st.randoms())
-def test_a_plan_holds_and_does_not_depend_on_the_order(
+def test_plan_is_valid_and_independent_of_order(
     model: SplitNeed, host: WorkerOffer, others: list[WorkerOffer], force: bool, rng: random.Random
 ) -> None:
     others = list({other.node: other for other in others if other.node != host.node}.values())

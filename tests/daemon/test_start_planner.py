@@ -88,7 +88,7 @@ def model(path: Path, name: str = "qwen3", context: int = 131_072) -> LocalModel
     return LocalModel(path.stem, path, path.stat().st_size, None, header, None, context, (path,))
 
 
-async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
+async def test_plan_without_accelerators(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert (fit.size, fit.devices, fit.layers, fit.checkpoints) == (ContextSize(32768, 4), None, (), None)
@@ -98,7 +98,7 @@ async def test_without_accelerators(machine: Machine, tmp_path: Path) -> None:
     assert 0 < fit.prompt_cache_mib <= 3200
 
 
-async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_plan_logs_what_is_reduced(machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     local = model(tmp_path / "m.gguf")
     machine.available = int(4.65 * GB)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
@@ -112,7 +112,7 @@ async def test_what_is_given_up_is_said(machine: Machine, tmp_path: Path, caplog
     assert "from the disk again and again" in caplog.text
 
 
-async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine, tmp_path: Path) -> None:
+async def test_plan_refuses_a_model_with_the_missing_bytes(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
     machine.available = int(4 * GB / MOST_PAGED)
     with pytest.raises(NotEnoughSpace, match=r"m does not fit here: .* GB are missing") as caught:
@@ -124,7 +124,7 @@ async def test_what_cannot_fit_is_refused_with_what_is_missing(machine: Machine,
     assert "--max-vram" in caught.value.advice
 
 
-async def test_a_context_that_was_asked_for_is_kept(
+async def test_plan_keeps_a_requested_context(
     machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     local = model(tmp_path / "m.gguf")
@@ -137,7 +137,7 @@ async def test_a_context_that_was_asked_for_is_kept(
     assert "is reduced to that" in caplog.text
 
 
-async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -> None:
+async def test_plan_puts_layers_on_accelerators(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf")
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), PROCESSOR)
     fitter = StartPlanner()
@@ -157,7 +157,7 @@ async def test_layers_go_to_the_accelerators(machine: Machine, tmp_path: Path) -
         await StartPlanner(wanted=("CUDA7",)).refresh_devices(ENGINE)
 
 
-async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine: Machine, tmp_path: Path) -> None:
+async def test_worker_devices_follow_the_share(machine: Machine, tmp_path: Path) -> None:
     fitter, own, other = StartPlanner(), NodeId(b"h" * 32), NodeId(b"w" * 32)
     assert fitter.device_memory() == ()
     machine.devices = (gpu("CUDA0", 6), gpu("CUDA1", 10), gpu("CUDA2", 6), PROCESSOR)
@@ -186,7 +186,7 @@ async def test_several_accelerators_are_lent_each_with_layers_of_its_own(machine
     assert "1 of 4 here, 1+1 on 7777777777, 1 on 6c6c6c6c6c" in fit.placement_text
 
 
-async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Path) -> None:
+async def test_plan_places_the_image_encoder_first(machine: Machine, tmp_path: Path) -> None:
     sees = engine_samples.projector(tmp_path / "mmproj.gguf", width=1152, hidden=4304, layers=1)
     taken = projector_bytes(sees)
     local = model(tmp_path / "m.gguf")
@@ -207,13 +207,13 @@ async def test_a_projector_takes_its_place_first(machine: Machine, tmp_path: Pat
     assert "GB at most on CUDA1)" in fit.placement_text
 
 
-async def test_before_the_engine_was_asked_the_memory_is_what_there_is(machine: Machine) -> None:
+async def test_free_memory_before_devices_are_known_is_ram(machine: Machine) -> None:
     fitter = StartPlanner(cap=8 * GB)
     assert fitter.free_memory() == 8 * GB
     assert not fitter.machine().known
 
 
-async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
+async def test_plan_uses_a_draft_model_only_if_the_model_loses_nothing(
     machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     local, draft = model(tmp_path / "m.gguf"), model(tmp_path / "draft.gguf")
@@ -235,7 +235,7 @@ async def test_a_draft_comes_along_where_it_costs_the_model_nothing(
     assert (fit.draft_device, fit.layers) == ("CUDA0", (5,))
 
 
-async def test_copies_to_go_back_to_take_a_part_of_what_is_left(machine: Machine, tmp_path: Path) -> None:
+async def test_plan_limits_checkpoints_to_a_part_of_free_memory(machine: Machine, tmp_path: Path) -> None:
     local = model(tmp_path / "m.gguf", "gemma3")
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert fit.checkpoints == CHECKPOINTS_MOST
@@ -246,7 +246,7 @@ async def test_copies_to_go_back_to_take_a_part_of_what_is_left(machine: Machine
     assert 1 <= fit.checkpoints < CHECKPOINTS_MOST
 
 
-async def test_an_encoder_computes_a_text_in_one_go(machine: Machine, tmp_path: Path) -> None:
+async def test_plan_of_an_encoder_uses_one_batch(machine: Machine, tmp_path: Path) -> None:
     local = model(engine_samples.embedder(tmp_path / "e.gguf"), context=engine_samples.CONTEXT)
     fit = await StartPlanner().plan(ENGINE, local, usage(local.header))
     assert (fit.micro_batch, fit.prompt_cache_mib, fit.checkpoints) == (engine_samples.CONTEXT, 0, None)
@@ -255,7 +255,7 @@ async def test_an_encoder_computes_a_text_in_one_go(machine: Machine, tmp_path: 
 
 
 @pytest.mark.engine
-async def test_the_real_engine(tmp_path: Path) -> None:
+async def test_plan_with_the_real_engine(tmp_path: Path) -> None:
     engine = builder.find()
     if engine is None:
         pytest.skip("the engine is not built (mesh-llm engine build)")

@@ -147,7 +147,7 @@ def serving_pair(mesh: SplitMesh) -> Lease:
     return lease
 
 
-def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
+def test_split_serves_a_model_that_fits_neither_node(mesh: SplitMesh) -> None:
     lease = serving_pair(mesh)
     assert lease.members == (node_id(2),)
     assert sum(share.layers for share in lease.shares) == 10
@@ -165,7 +165,7 @@ def test_two_nodes_serve_what_neither_could(mesh: SplitMesh) -> None:
     assert routes.route(mesh.cores[2].snapshot(), "m").targets
 
 
-def test_a_node_that_lends_takes_no_model_of_its_own_and_is_at_rest(mesh: SplitMesh) -> None:
+def test_worker_serves_no_requested_model_and_is_idle(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.node(2, 600, joins=1)
     mesh.tell(
@@ -179,7 +179,7 @@ def test_a_node_that_lends_takes_no_model_of_its_own_and_is_at_rest(mesh: SplitM
     assert deadline > mesh.now
 
 
-def test_one_node_refuses_with_a_sentence_until_another_comes(mesh: SplitMesh) -> None:
+def test_split_without_workers_is_refused_until_one_joins(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.run(5.0)
     assert mesh.phase(1) is ModelPhase.FAILED
@@ -191,7 +191,7 @@ def test_one_node_refuses_with_a_sentence_until_another_comes(mesh: SplitMesh) -
     mesh.until(lambda: mesh.serves(1))
 
 
-def test_a_model_that_fits_is_served_whole_unless_a_split_is_asked_for(mesh: SplitMesh) -> None:
+def test_model_that_fits_is_split_only_with_force_split(mesh: SplitMesh) -> None:
     mesh.node(1, 5000, model="m")
     mesh.node(2, 5000, joins=1)
     mesh.until(lambda: mesh.serves(1))
@@ -203,7 +203,7 @@ def test_a_model_that_fits_is_served_whole_unless_a_split_is_asked_for(mesh: Spl
     assert lease.members == (node_id(2),)
 
 
-def test_what_is_to_be_split_is_not_taken_whole_while_it_is_measured(mesh: SplitMesh) -> None:
+def test_force_split_model_is_not_served_unsplit_while_it_is_measured(mesh: SplitMesh) -> None:
     mesh.node(2, 5000)
     mesh.node(1, 5000, joins=2)
     mesh.tell(2, e.MachineObserved(5000, models=("m",)))
@@ -217,7 +217,7 @@ def test_what_is_to_be_split_is_not_taken_whole_while_it_is_measured(mesh: Split
     assert mesh.servers[1].lease is not None
 
 
-def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: SplitMesh) -> None:
+def test_larger_of_two_requesting_nodes_hosts_the_split(mesh: SplitMesh) -> None:
     mesh.node(1, 600, model="m")
     mesh.node(2, 700, joins=1, model="m")
     mesh.until(lambda: mesh.serves(2))
@@ -232,7 +232,7 @@ def test_of_two_that_want_it_the_larger_one_hosts_and_the_other_lends(mesh: Spli
     assert routes.route(mesh.cores[1].snapshot(), "m").targets
 
 
-def test_a_worker_with_several_accelerators_has_a_run_of_layers_for_each(mesh: SplitMesh) -> None:
+def test_worker_with_several_accelerators_gets_layers_for_each(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.node(2, 700, joins=1)
     mesh.tell(2, e.MachineObserved(700, (300, 400)))
@@ -244,7 +244,7 @@ def test_a_worker_with_several_accelerators_has_a_run_of_layers_for_each(mesh: S
     assert mesh.servers[1].lease == mesh.workers[2]
 
 
-def test_a_node_that_serves_something_lends_nothing(mesh: SplitMesh) -> None:
+def test_serving_node_is_no_worker(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.node(2, 5000, joins=1, model="other")
     mesh.run(10.0)
@@ -265,7 +265,7 @@ def worker_dies(mesh: SplitMesh) -> None:
 
 
 @pytest.mark.parametrize("how", [killed, killed_unseen, worker_dies])
-def test_a_lost_member_withdraws_the_route_and_the_rest_go_on(
+def test_lost_worker_withdraws_the_route_and_the_split_is_planned_again(
     mesh: SplitMesh, how: Callable[[SplitMesh], None]
 ) -> None:
     serving_pair(mesh)
@@ -283,7 +283,7 @@ def test_a_lost_member_withdraws_the_route_and_the_rest_go_on(
     assert (state.failures, state.restarts) == (0, 1)
 
 
-def test_a_broken_tunnel_is_a_lost_member_whatever_the_link_does(mesh: SplitMesh) -> None:
+def test_broken_tunnel_drops_the_worker_although_its_link_is_up(mesh: SplitMesh) -> None:
     lease = serving_pair(mesh)
     mesh.node(3, 500, joins=1)
     mesh.run(3.0)
@@ -300,7 +300,7 @@ def test_a_broken_tunnel_is_a_lost_member_whatever_the_link_does(mesh: SplitMesh
     assert mesh.cores[2].snapshot().worker_lease is None
 
 
-def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh) -> None:
+def test_callers_wait_for_a_worker_that_disconnected_recently(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     mesh.lose_worker(2)
     mesh.until(lambda: not mesh.serves(1))
@@ -312,13 +312,13 @@ def test_callers_wait_for_a_member_that_may_be_back_in_a_moment(mesh: SplitMesh)
     mesh.until(lambda: mesh.phase(1) is ModelPhase.FAILED)  # now there is nobody to wait for
 
 
-def test_an_engine_with_workers_is_offered_as_one_that_loses_them(mesh: SplitMesh) -> None:
+def test_offer_of_an_engine_with_workers_is_marked_as_split(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     (offer,) = routes.offers_here(mesh.cores[1].snapshot(), "m")
     assert offer.split
 
 
-def test_whoever_was_lost_is_taken_again_when_nobody_else_will_do(mesh: SplitMesh) -> None:
+def test_lost_worker_is_used_again_if_no_plan_works_without_it(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     mesh.lose_worker(2)
     mesh.until(lambda: not mesh.serves(1))
@@ -326,7 +326,7 @@ def test_whoever_was_lost_is_taken_again_when_nobody_else_will_do(mesh: SplitMes
     assert mesh.workers[2].generation == 2
 
 
-def test_fifty_deaths_in_a_row_are_fifty_recoveries(mesh: SplitMesh) -> None:
+def test_split_recovers_from_fifty_worker_deaths_in_a_row(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     for _ in range(50):
         mesh.lose_worker(2)
@@ -335,7 +335,7 @@ def test_fifty_deaths_in_a_row_are_fifty_recoveries(mesh: SplitMesh) -> None:
     assert mesh.workers[2].generation == 51
 
 
-def test_the_host_dies_and_its_workers_are_free(mesh: SplitMesh) -> None:
+def test_workers_are_free_after_their_host_dies(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     mesh.kill(1, seen=True)
     mesh.run(1.0)
@@ -343,7 +343,7 @@ def test_the_host_dies_and_its_workers_are_free(mesh: SplitMesh) -> None:
     assert mesh.cores[2].snapshot().worker_lease is None
 
 
-def test_a_host_that_stops_gives_back_what_it_was_lent(mesh: SplitMesh) -> None:
+def test_stopping_host_releases_its_workers(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     mesh.tell(1, e.StopWanted())
     mesh.run(1.0)
@@ -351,14 +351,14 @@ def test_a_host_that_stops_gives_back_what_it_was_lent(mesh: SplitMesh) -> None:
     assert mesh.cores[2].snapshot().worker_lease is None
 
 
-def test_a_worker_that_stops_says_so(mesh: SplitMesh) -> None:
+def test_stopping_worker_reports_its_end(mesh: SplitMesh) -> None:
     serving_pair(mesh)
     mesh.tell(2, e.StopWanted())
     mesh.run(0.05)
     assert not routes.offers_here(mesh.cores[1].snapshot(), "m")
 
 
-def test_whoever_says_nothing_is_left_out(mesh: SplitMesh) -> None:
+def test_silent_worker_is_dropped_and_freed(mesh: SplitMesh) -> None:
     mesh.mute.add(2)
     pair(mesh)
     mesh.run(6.0)
@@ -370,7 +370,7 @@ def test_whoever_says_nothing_is_left_out(mesh: SplitMesh) -> None:
     assert 2 not in mesh.workers, "its link is up, and it is free again all the same"
 
 
-def test_a_worker_may_take_long_to_prepare_as_long_as_it_says_so(mesh: SplitMesh) -> None:
+def test_worker_that_reports_may_prepare_for_minutes(mesh: SplitMesh) -> None:
     mesh.endless.add(2)
     pair(mesh)
     mesh.run(300.0)
@@ -384,7 +384,7 @@ def test_a_worker_may_take_long_to_prepare_as_long_as_it_says_so(mesh: SplitMesh
     mesh.until(lambda: mesh.serves(1), within=2.0)
 
 
-def test_a_better_member_disturbs_nothing(mesh: SplitMesh) -> None:
+def test_better_worker_changes_no_committed_lease(mesh: SplitMesh) -> None:
     lease = serving_pair(mesh)
     mesh.node(3, 100_000, joins=1)
     mesh.run(30.0)
@@ -392,7 +392,7 @@ def test_a_better_member_disturbs_nothing(mesh: SplitMesh) -> None:
     assert len(mesh.started) == 1
 
 
-def test_the_engine_of_a_split_that_dies_is_started_under_a_new_lease(mesh: SplitMesh) -> None:
+def test_crashed_engine_of_a_split_gets_a_new_lease(mesh: SplitMesh) -> None:
     lease = serving_pair(mesh)
     mesh.tell(1, e.ServerGone("m", 1, "it crashed"))
     mesh.until(lambda: mesh.serves(1), within=20.0)
@@ -402,7 +402,7 @@ def test_the_engine_of_a_split_that_dies_is_started_under_a_new_lease(mesh: Spli
     assert mesh.workers[2] == again
 
 
-def test_only_the_host_itself_can_propose(mesh: SplitMesh) -> None:
+def test_proposal_counts_only_from_its_host(mesh: SplitMesh) -> None:
     mesh.node(1, 700)
     mesh.node(2, 600, joins=1)
     mesh.run(3.0)
@@ -418,7 +418,7 @@ def test_only_the_host_itself_can_propose(mesh: SplitMesh) -> None:
     assert mesh.workers == {}, "its share does not fit there"
 
 
-def test_what_could_be_served_from_the_disk_is_split_where_that_can_be(mesh: SplitMesh) -> None:
+def test_split_is_preferred_to_disk_paging(mesh: SplitMesh) -> None:
     mesh.paging.add(2)
     mesh.node(1, 600)
     mesh.node(2, 700, joins=1, model="m")
@@ -428,7 +428,7 @@ def test_what_could_be_served_from_the_disk_is_split_where_that_can_be(mesh: Spl
     assert lease.members == (node_id(1),)
 
 
-def test_and_served_from_the_disk_where_nobody_helps(mesh: SplitMesh) -> None:
+def test_model_is_served_with_disk_paging_without_workers(mesh: SplitMesh) -> None:
     mesh.paging |= {1, 2}
     mesh.node(1, 700, model="m")
     mesh.until(lambda: mesh.serves(1), within=2.0)
@@ -438,7 +438,7 @@ def test_and_served_from_the_disk_where_nobody_helps(mesh: SplitMesh) -> None:
     assert took >= 5.0, "it waits a while for others"
 
 
-def test_who_reads_faster_is_told_and_counts(mesh: SplitMesh) -> None:
+def test_faster_worker_is_preferred(mesh: SplitMesh) -> None:
     mesh.node(1, 700, model="m")
     mesh.tell(1, e.SpeedMeasured(1000))
     for number, speed in ((2, 1000), (3, 100_000)):
@@ -523,7 +523,7 @@ def test_split_is_served_although_lease_messages_are_lost(seed: int) -> None:
     assert mesh.servers[1].lease == mesh.workers[2]
 
 
-def test_commit_that_is_lost_is_made_up_for_by_a_renewal(mesh: SplitMesh) -> None:
+def test_renewal_replaces_a_lost_commit(mesh: SplitMesh) -> None:
     mesh.lose = lambda number, message: isinstance(message, Commit)
     serving_pair(mesh)
     mesh.run(2 * RENEW_SECONDS)

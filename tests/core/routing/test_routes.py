@@ -56,7 +56,7 @@ SERVED = ModelState(
 )
 
 
-def test_what_is_here_comes_before_peers_and_peers_by_load_and_distance() -> None:
+def test_route_orders_local_targets_then_peers_by_load_and_round_trip() -> None:
     known = snapshot(
         peer(1, "m", load=(2, 1)),
         peer(2, "m", rtt=0.2),
@@ -71,7 +71,7 @@ def test_what_is_here_comes_before_peers_and_peers_by_load_and_distance() -> Non
     assert [offer.target for offer in routes.all_offers(known)["m"]] == list(targets)
 
 
-def test_who_sees_is_told_by_the_file_here_and_by_the_record_of_a_peer() -> None:
+def test_route_has_vision_from_the_file_or_the_record() -> None:
     facts = ModelFacts("/m", 1, "llama", 4096, vision=True)
     record = replace(peer(1).record, serves=(ServedModel("m", vision=False), ServedModel("n")))
     known = snapshot(replace(peer(1), record=record), models=(replace(SERVED, facts=facts),))
@@ -83,14 +83,14 @@ def test_who_sees_is_told_by_the_file_here_and_by_the_record_of_a_peer() -> None
 
 
 @given(st.sampled_from(list(PeerStatus)))
-def test_only_the_living_are_routable(status: PeerStatus) -> None:
+def test_route_uses_live_peers_only(status: PeerStatus) -> None:
     route = routes.route(snapshot(peer(1, "m", status=status)), "m")
     assert bool(route.targets) == (status is PeerStatus.ALIVE)
     assert route.dial_hosts == (status in (PeerStatus.UNVERIFIED, PeerStatus.SUSPECT))
     assert (route.availability is Availability.UNKNOWN) == (status in (PeerStatus.DEAD, PeerStatus.LEFT))
 
 
-def test_who_does_not_answer_this_node_is_not_asked_though_it_lives_for_others() -> None:
+def test_route_skips_peers_that_do_not_answer_this_node() -> None:
     seen = (peer(1, "m"), peer(2, "m", incarnation=2))
     known = snapshot(*seen)
     assert known.mesh is not None
@@ -100,7 +100,7 @@ def test_who_does_not_answer_this_node_is_not_asked_though_it_lives_for_others()
     assert [target.address[:2] for target in routes.route(known, "m").targets] == ["02"]
 
 
-def test_why_there_is_nobody() -> None:
+def test_route_without_targets_says_why() -> None:
     joining = routes.route(snapshot(phase=JoinPhase.SYNCING), "m")
     assert (joining.availability, joining.max_wait) == (Availability.COMING, routes.SETTLING_SECONDS)
     assert "joining the mesh" in joining.message
@@ -114,14 +114,14 @@ def test_why_there_is_nobody() -> None:
     assert routes.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
 
 
-def test_a_model_that_cannot_be_served_here_is_served_by_a_peer() -> None:
+def test_route_to_a_failed_local_model_uses_a_peer() -> None:
     failed = ModelState("m", file=FilePhase.FAILED, reason="no room")
     assert routes.route(snapshot(models=(failed,)), "m").availability is Availability.FAILED
     assert routes.route(snapshot(models=(failed,), phase=JoinPhase.DIALLING), "m").availability is Availability.COMING
     assert routes.route(snapshot(peer(1, "m"), models=(failed,)), "m").targets
 
 
-def test_the_order_of_candidates() -> None:
+def test_rank_order() -> None:
     here = RankedHost(0, local=True, busy=0.5, context_length=2048)
     near = RankedHost(1, rtt=0.001, context_length=4096)
     far = RankedHost(2, rtt=0.2, context_length=4096)
@@ -158,7 +158,7 @@ def test_the_order_of_candidates() -> None:
     st.integers(0, 1 << 20),
     st.randoms(),
 )
-def test_the_order_is_total_whoever_is_named_first(pool: list[RankedHost], tokens: int, random) -> None:  # type: ignore[no-untyped-def]
+def test_rank_is_independent_of_input_order(pool: list[RankedHost], tokens: int, random) -> None:  # type: ignore[no-untyped-def]
     pool = [candidate._replace(order=order) for order, candidate in enumerate(pool)]
     ranked = rank(pool, tokens)
     assert sorted(c.order for c in ranked) == list(range(len(pool)))
@@ -170,7 +170,7 @@ PLACES = [(TargetKind.PEER, "a"), (TargetKind.PEER, "b"), (TargetKind.ENGINE, "/
 
 
 @given(st.lists(st.tuples(st.sampled_from("rfpd"), st.integers(0, 9), st.sampled_from(PLACES)), max_size=80))
-def test_stickiness_is_bounded_and_forgets_whoever_fails(steps: list[tuple[str, int, routes.Place]]) -> None:
+def test_affinity_is_bounded_and_forgets_failed_hosts(steps: list[tuple[str, int, routes.Place]]) -> None:
     table, model = SessionAffinity(limit=5, age=30.0), dict[bytes, tuple[routes.Place, float]]()
     for now, (step, number, place) in enumerate(steps):
         key = bytes([number])
@@ -200,7 +200,7 @@ def test_stickiness_is_bounded_and_forgets_whoever_fails(steps: list[tuple[str, 
     st.integers(0, 1_000_000),
     st.integers(0, 20),
 )
-def test_a_deadline_for_the_first_byte_has_bounds(samples: list[tuple[float, int]], tokens: int, late: int) -> None:
+def test_first_byte_timeout_is_bounded(samples: list[tuple[float, int]], tokens: int, late: int) -> None:
     times = FirstByteTimes()
     for seconds, length in samples:
         times.add(seconds, length)
@@ -209,7 +209,7 @@ def test_a_deadline_for_the_first_byte_has_bounds(samples: list[tuple[float, int
     assert times.deadline(tokens) <= times.deadline(tokens + 1000)
 
 
-def test_a_host_known_to_be_slow_has_more_time() -> None:
+def test_first_byte_timeout_grows_for_slow_hosts() -> None:
     slow, quick = FirstByteTimes(), FirstByteTimes()
     for _ in range(10):
         slow.add(90.0, 4000)

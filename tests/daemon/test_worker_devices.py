@@ -30,7 +30,7 @@ from meshllm.models.library.store import Store
 from meshllm.net.tunnels.rpc_tunnels import TunnelUse
 from meshllm.util.progress import Progress
 from scripts.benchmarks.speculation import Engine
-from tests.daemon.test_carrying import FIRST, HOST, LAST, Bench, bench
+from tests.daemon.test_worker_process import FIRST, HOST, LAST, Bench, bench
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -82,7 +82,7 @@ def lent_by(it: Bench) -> int:
     return (it.sockets.parent / "logs" / "rpc-server.log").read_text().count("  CPU: ")
 
 
-async def test_layers_on_several_devices_of_each_worker(
+async def test_workers_with_several_devices_answer_as_one_node(
     model: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = agreed(model)

@@ -42,7 +42,7 @@ async def choose(drafter: DraftSelector, target: LocalModel, name: str = "m") ->
     return await drafter.choose(name, target, nothing_is_fetched)
 
 
-async def test_what_is_on_the_disk_is_used(store: Store) -> None:
+async def test_selection_uses_a_local_draft_model(store: Store) -> None:
     target, small = model(store.folder, "large", 60), model(store.folder, "small", 2)
     how, draft = await choose(DraftSelector(DraftRequest(), store), target)
     assert how == Speculation(DraftSource.DRAFT, "small")
@@ -50,13 +50,13 @@ async def test_what_is_on_the_disk_is_used(store: Store) -> None:
     assert draft.path == small.path
 
 
-async def test_a_file_that_was_named_elsewhere_may_be_a_draft(store: Store, tmp_path: Path) -> None:
+async def test_selection_uses_a_named_file_outside_the_store(store: Store, tmp_path: Path) -> None:
     target, small = model(store.folder, "large", 60), model(tmp_path, "small", 2)
     how, _ = await choose(DraftSelector(DraftRequest(), store, [small.path]), target)
     assert how.draft == "small"
 
 
-async def test_without_one_the_text_guesses(store: Store) -> None:
+async def test_selection_falls_back_to_ngrams(store: Store) -> None:
     target = model(store.folder, "large", 60)
     assert await choose(DraftSelector(DraftRequest(), store), target) == (
         Speculation(DraftSource.NGRAMS, reason=NONE_HERE),
@@ -64,7 +64,7 @@ async def test_without_one_the_text_guesses(store: Store) -> None:
     )
 
 
-async def test_what_was_switched_off_is_off(store: Store) -> None:
+async def test_selection_obeys_the_switches(store: Store) -> None:
     target = model(store.folder, "large", 60)
     model(store.folder, "small", 2)
     how, draft = await choose(DraftSelector(DraftRequest(drafts=False), store), target)
@@ -82,7 +82,7 @@ async def test_what_was_switched_off_is_off(store: Store) -> None:
         {"architecture": "mamba", "extra": {"mamba.ssm.state_size": 16, "mamba.ssm.inner_size": 64}},
     ],
 )
-async def test_models_that_cannot_guess_get_nothing(store: Store, more: dict[str, Any]) -> None:
+async def test_selection_is_none_for_unsuitable_models(store: Store, more: dict[str, Any]) -> None:
     target = model(store.folder, "large", 60, **more)
     model(store.folder, "small", 2)
     how, draft = await choose(DraftSelector(DraftRequest(), store), target)
@@ -90,7 +90,7 @@ async def test_models_that_cannot_guess_get_nothing(store: Store, more: dict[str
     assert how.reason
 
 
-async def test_a_draft_that_was_asked_for_is_fetched_for_its_model_alone(store: Store, tmp_path: Path) -> None:
+async def test_requested_draft_model_is_downloaded_for_its_target_only(store: Store, tmp_path: Path) -> None:
     target, asked = model(store.folder, "large", 60), model(tmp_path, "asked", 20)
     drafter = DraftSelector(DraftRequest(asked=asked.path, name="asked", target="m"), store)
     fetched: list[Wanted] = []
@@ -105,7 +105,7 @@ async def test_a_draft_that_was_asked_for_is_fetched_for_its_model_alone(store: 
     assert (how.source, draft) == (DraftSource.NGRAMS, None)
 
 
-async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path: Path) -> None:
+async def test_failed_draft_download_is_no_error(store: Store, tmp_path: Path) -> None:
     target = model(store.folder, "large", 60)
     drafter = DraftSelector(DraftRequest(asked=tmp_path / "asked.gguf", name="asked", target="m"), store)
 
@@ -116,7 +116,7 @@ async def test_a_draft_that_does_not_come_is_done_without(store: Store, tmp_path
     assert (how, draft) == (Speculation(DraftSource.NGRAMS, reason="The hub does not answer."), None)
 
 
-async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, tmp_path: Path) -> None:
+async def test_unsuitable_draft_model_is_no_error(store: Store, tmp_path: Path) -> None:
     target, other = model(store.folder, "large", 60), model(tmp_path, "other", 2, tokens=400)
     drafter = DraftSelector(DraftRequest(asked=other.path, name="other", target="m"), store)
 
@@ -125,10 +125,10 @@ async def test_a_draft_that_turns_out_not_to_pair_is_done_without(store: Store, 
 
     how, draft = await drafter.choose("m", target, fetch)
     assert (how.source, draft) == (DraftSource.NGRAMS, None)
-    assert how.reason.startswith("other cannot be the draft of large: one has 380 more tokens")
+    assert how.reason.startswith("other cannot be the draft model of large: one has 380 more tokens")
 
 
-async def test_a_draft_that_an_engine_did_not_start_with_is_not_tried_again(store: Store) -> None:
+async def test_rejected_draft_model_is_not_used_again(store: Store) -> None:
     target = model(store.folder, "large", 60)
     model(store.folder, "small", 2)
     drafter = DraftSelector(DraftRequest(), store)
@@ -142,7 +142,7 @@ async def test_a_draft_that_an_engine_did_not_start_with_is_not_tried_again(stor
     )
 
 
-def test_what_the_settings_ask_for(store: Store, tmp_path: Path) -> None:
+def test_draft_request_from_settings(store: Store, tmp_path: Path) -> None:
     target, small = model(store.folder, "large", 60), model(tmp_path, "small", 2)
     wanted: dict[str, Wanted | None] = {"large": target.path, "other": None}
     settings = Settings(tmp_path, models=("large", "other"), draft=str(small.path))
@@ -151,10 +151,10 @@ def test_what_the_settings_ask_for(store: Store, tmp_path: Path) -> None:
     assert draft_request(settings, wanted, store) == DraftRequest(speculation=False, drafts=False)
 
 
-def test_a_draft_that_cannot_pair_is_refused_before_anything_begins(store: Store, tmp_path: Path) -> None:
+def test_named_draft_model_that_cannot_pair_is_refused(store: Store, tmp_path: Path) -> None:
     target, other = model(store.folder, "large", 60), model(tmp_path, "other", 2, tokens=400)
     wanted: dict[str, Wanted | None] = {"large": target.path}
-    with pytest.raises(UsageError, match="other cannot be the draft of large"):
+    with pytest.raises(UsageError, match="other cannot be the draft model of large"):
         draft_request(Settings(tmp_path, draft=str(other.path)), wanted, store)
     with pytest.raises(UnknownModel, match="gone"):
         draft_request(Settings(tmp_path, draft=str(tmp_path / "gone.gguf")), wanted, store)

@@ -157,9 +157,7 @@ def text(path: str) -> str:
     return Path(path).read_text()
 
 
-async def test_a_worker_has_its_sockets_its_neighbours_and_its_files(
-    tmp_path: Path, program: Callable[[str], None]
-) -> None:
+async def test_worker_gets_sockets_neighbours_and_files(tmp_path: Path, program: Callable[[str], None]) -> None:
     program(LISTENS)
     async with bench(tmp_path / "n", here) as it:
         it.carrying.start(LEASE)
@@ -181,9 +179,7 @@ async def test_a_worker_has_its_sockets_its_neighbours_and_its_files(
         assert it.tunnels.revoked == [WHICH]
 
 
-async def test_a_worker_lends_the_accelerators_that_were_planned_for(
-    tmp_path: Path, program: Callable[[str], None]
-) -> None:
+async def test_worker_uses_the_planned_accelerators(tmp_path: Path, program: Callable[[str], None]) -> None:
     program(LISTENS)
     for devices, named in (((1, 0, 2, 0), "CUDA1,CUDA3"), ((), "CUDA1")):
         lease = replace(
@@ -201,7 +197,9 @@ async def test_a_worker_lends_the_accelerators_that_were_planned_for(
         assert "three accelerators" in (await it.until(e.WorkerGone)).reason
 
 
-async def test_the_last_worker_takes_pushes_of_the_one_before(tmp_path: Path, program: Callable[[str], None]) -> None:
+async def test_last_worker_accepts_tensors_from_the_previous_one(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
     program(LISTENS)
     async with bench(tmp_path / "n", here, LAST) as it:
         it.carrying.start(LEASE)
@@ -213,7 +211,7 @@ async def test_the_last_worker_takes_pushes_of_the_one_before(tmp_path: Path, pr
         await it.until(e.WorkerGone)
 
 
-async def test_a_worker_without_the_files_serves_all_the_same(tmp_path: Path, program: Callable[[str], None]) -> None:
+async def test_worker_without_files_serves_layers(tmp_path: Path, program: Callable[[str], None]) -> None:
     program(LISTENS)
     async with bench(tmp_path / "n", nowhere) as it:
         it.carrying.start(LEASE)
@@ -223,7 +221,9 @@ async def test_a_worker_without_the_files_serves_all_the_same(tmp_path: Path, pr
         await it.until(e.WorkerGone)
 
 
-async def test_a_process_that_dies_is_told_with_its_reason(tmp_path: Path, program: Callable[[str], None]) -> None:
+async def test_worker_crash_at_start_is_reported_with_its_reason(
+    tmp_path: Path, program: Callable[[str], None]
+) -> None:
     program(DIES)
     async with bench(tmp_path / "n", here) as it:
         it.carrying.start(LEASE)
@@ -233,7 +233,7 @@ async def test_a_process_that_dies_is_told_with_its_reason(tmp_path: Path, progr
         assert it.tunnels.admitted == {}, "nobody was let in"
 
 
-async def test_a_process_that_is_killed_while_it_carries(tmp_path: Path, program: Callable[[str], None]) -> None:
+async def test_worker_killed_while_serving_is_reported(tmp_path: Path, program: Callable[[str], None]) -> None:
     program(LISTENS)
     async with bench(tmp_path / "n", here) as it:
         it.carrying.start(LEASE)
@@ -243,7 +243,7 @@ async def test_a_process_that_is_killed_while_it_carries(tmp_path: Path, program
         assert it.tunnels.revoked == [WHICH]
 
 
-async def test_why_a_worker_cannot_be_started_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_start_failure_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults: list[Exception] = [EngineUnavailable("no compiler", advice="install one"), OSError("disk is full")]
 
     async def ensure(**_: Any) -> Engine:
@@ -380,7 +380,7 @@ async def test_memory_of_a_worker_process_counts_as_held_until_its_lease_ends(
         assert it.carrying.held_memory() == 0
 
 
-async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: Path) -> None:
+async def test_host_connects_workers_and_reports_broken_tunnels(tmp_path: Path) -> None:
     async with bench(tmp_path / "n", here, HOST) as it:
         reach = await it.carrying.connect_workers(LEASE, (tmp_path / "m.gguf",))
         assert [it.tunnels.led[node] for node in (FIRST, LAST)] == [
@@ -399,13 +399,13 @@ async def test_a_host_reaches_each_worker_and_hears_of_broken_tunnels(tmp_path: 
         assert it.tunnels.revoked == [WHICH]
 
 
-async def test_a_tunnel_is_made_while_a_worker_makes_itself_ready(tmp_path: Path) -> None:
+async def test_host_preconnects_to_a_worker(tmp_path: Path) -> None:
     async with bench(tmp_path / "n", here, HOST) as it:
         it.carrying.preconnect(FIRST)
         assert it.tunnels.ahead == [FIRST]
 
 
-async def test_a_node_in_no_mesh_carries_nothing(tmp_path: Path) -> None:
+async def test_node_without_mesh_has_no_workers(tmp_path: Path) -> None:
     said = list[e.Event]()
     context = ProcessContext(tmp_path, tmp_path, ChildRegistry(tmp_path / "c"), said.append)
     alone = WorkerProcesses(context, here, cast(StartPlanner, None), EngineProvider())

@@ -83,9 +83,7 @@ def model(made: Hands, folder: Path) -> LocalModel:
     return from_path(engine_samples.model_without_needed_tensors(folder / "named.gguf"), made.store)
 
 
-async def test_what_is_to_be_split_is_measured_by_layers_and_known_by_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_measure_for_a_split_has_layers_and_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hands(tmp_path) as it:
         monkeypatch.setattr(it.fitter, "plan", it.plan)
         local = model(it, tmp_path)
@@ -106,9 +104,7 @@ async def test_what_is_to_be_split_is_measured_by_layers_and_known_by_digest(
         assert all(len(tried.need.layers) == 1 for tried in event.measured.sizes)
 
 
-async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_measure_counts_the_image_encoder_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hands(tmp_path) as it:
         monkeypatch.setattr(it.fitter, "plan", it.plan)
         blind = model(it, tmp_path)
@@ -132,7 +128,7 @@ async def test_what_lets_a_model_see_counts_on_the_host_of_a_split(
         assert fit.memory >= needs[0][-1].total + taken
 
 
-async def test_what_does_not_fit_alone_may_fit_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_measure_of_a_model_too_large_has_split_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hands(tmp_path, NotEnoughSpace("too large")) as it:
         monkeypatch.setattr(it.fitter, "plan", it.plan)
         it.servers.measure(model(it, tmp_path), "m", ENGINE, split=False)
@@ -143,7 +139,7 @@ async def test_what_does_not_fit_alone_may_fit_with_others(tmp_path: Path, monke
         assert event.measured.sizes
 
 
-async def test_what_cannot_be_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_measure_failure_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hands(tmp_path, MeshError("the engine is broken", advice="build it again")) as it:
         monkeypatch.setattr(it.fitter, "plan", it.plan)
         local = model(it, tmp_path)
@@ -157,7 +153,7 @@ async def test_what_cannot_be_measured_is_said(tmp_path: Path, monkeypatch: pyte
         assert event.reason
 
 
-async def test_a_host_that_cannot_reach_its_workers_gives_the_lease_back(tmp_path: Path) -> None:
+async def test_start_that_cannot_connect_workers_releases_the_lease(tmp_path: Path) -> None:
     async with hands(tmp_path) as it:
         it.servers.start(model(it, tmp_path), c.StartServer("m", 4, LEASE, ContextSize(64, 1)), ENGINE)
         event = await it.told()
