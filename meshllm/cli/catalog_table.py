@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meshllm import paths
+from meshllm.cli.model_text import context_text, fit_text, parameters_text
 from meshllm.util.format import printable, short_size
 
 if TYPE_CHECKING:
@@ -97,35 +98,6 @@ def _has(row: Row, search: str) -> bool:
 
 
 # -- words
-
-
-def parameter_count(count: int) -> str:
-    """A parameter count: "135M", "3.1B", "32B"."""
-    if count >= 9_950_000_000:
-        return f"{count / 1e9:.0f}B"
-    return f"{count / 1e9:.1f}B".replace(".0B", "B") if count >= 995_000_000 else f"{count / 1e6:.0f}M"
-
-
-def parameters_text(entry: CatalogEntry) -> str:
-    """Parameters, and active ones of a mixture: "31B/3.3B"."""
-    active = "" if entry.dense else f"/{parameter_count(entry.active_parameters)}"
-    return f"{parameter_count(entry.parameters)}{active}"
-
-
-def context_text(tokens: int) -> str:
-    """A token count: "8k", "128k", "1M"."""
-    if tokens >= 1 << 20:
-        return f"{tokens / (1 << 20):.3g}M"
-    return f"{tokens / 1024:.3g}k" if tokens >= 1024 else str(tokens)
-
-
-def fit_text(told: FitPreview) -> str:
-    """Whether the model fits this machine."""
-    if told.outlook.value == "less-context":
-        return f"fits with {context_text(told.size.context_length)} context"
-    if told.outlook.value == "split":
-        return f"split over {told.machines} machines"
-    return "fits" if told.machines == 1 else "too big"
 
 
 def disk_text(told: ItemState) -> str:

@@ -157,7 +157,7 @@ def _item_text(item: InventoryItem, store: Store) -> dict[str, str | list[str]]:
 
 
 def _entry_text(entry: CatalogEntry) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import parameters_text
+    from meshllm.cli.model_text import parameters_text
     from meshllm.util.format import short_size
 
     size = short_size(entry.size, about=entry.approximate)
@@ -175,7 +175,7 @@ def _entry_text(entry: CatalogEntry) -> dict[str, str | list[str]]:
 
 
 def _header_text(header: Header) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import parameter_count
+    from meshllm.cli.model_text import parameter_count
 
     heads = f"{header.heads} heads of {header.key_length}, {header.kv_heads} of them for keys and values"
     told: dict[str, str | list[str]] = {
@@ -203,7 +203,7 @@ def _shortened(line: str) -> str:
 
 
 def _need_text(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import fit_text
+    from meshllm.cli.model_text import fit_text
     from meshllm.util.format import gigabytes
 
     slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
@@ -220,7 +220,7 @@ def _need_text(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[st
 
 def facts(page: ModelPage, store: Store) -> dict[str, Any]:
     """The page as JSON."""
-    from meshllm.cli.models import facts as item_facts
+    from meshllm.cli.model_text import item_facts
 
     told: dict[str, Any] = item_facts(page.item) if page.item is not None else {"name": page.name, "state": "absent"}
     if page.item is not None:

@@ -15,6 +15,7 @@ import typer
 
 from meshllm import paths
 from meshllm.cli.flags import Commands
+from meshllm.cli.model_text import context_text, item_facts
 from meshllm.util.format import printable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
 
     items = inventory(_store())
     if as_json:
-        typer.echo(json.dumps([facts(item) for item in items], indent=2))
+        typer.echo(json.dumps([item_facts(item) for item in items], indent=2))
     elif not items:
         typer.echo(f"There are no models in {paths.models()}. `mesh-llm download` lists models to download.")
     elif sys.stdout.isatty():
@@ -155,27 +156,7 @@ def _store() -> Store:
 # -- listing
 
 
-def facts(item: InventoryItem) -> dict[str, Any]:
-    """A model on this disk, as JSON."""
-    header = item.model.header if item.model is not None else None
-    return {
-        "name": item.name,
-        "other_names": list(item.other_names),
-        "state": item.state.value,
-        "size": item.size,
-        "arrived": item.arrived,
-        "files": [str(path) for path in item.files],
-        "program": item.program,
-        "architecture": header.architecture if header is not None else "",
-        "quantization": header.quantization if header is not None else item.entry.quantization if item.entry else "",
-        "context_length": item.model.context_length if item.model is not None else 0,
-        "sha256": item.model.digest if item.model is not None else None,
-        "reason": item.reason,
-    }
-
-
 def _words(item: InventoryItem) -> list[str]:
-    from meshllm.cli.catalog_table import context_text
     from meshllm.util.format import short_size
 
     header = item.model.header if item.model is not None else None
