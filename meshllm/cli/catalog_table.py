@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meshllm import paths
+from meshllm.cli.model_text import context_text, fit_text, parameters_text
 from meshllm.util.format import printable, short_size
 
 if TYPE_CHECKING:
@@ -99,37 +100,8 @@ def _has(row: Row, search: str) -> bool:
 # -- words
 
 
-def count_words(count: int) -> str:
-    """A parameter count: "135M", "3.1B", "32B"."""
-    if count >= 9_950_000_000:
-        return f"{count / 1e9:.0f}B"
-    return f"{count / 1e9:.1f}B".replace(".0B", "B") if count >= 995_000_000 else f"{count / 1e6:.0f}M"
-
-
-def parameters_words(entry: CatalogEntry) -> str:
-    """Parameters, and active ones of a mixture: "31B/3.3B"."""
-    active = "" if entry.dense else f"/{count_words(entry.active_parameters)}"
-    return f"{count_words(entry.parameters)}{active}"
-
-
-def context_words(tokens: int) -> str:
-    """Tokens as people say them: "8k", "128k", "1M"."""
-    if tokens >= 1 << 20:
-        return f"{tokens / (1 << 20):.3g}M"
-    return f"{tokens / 1024:.3g}k" if tokens >= 1024 else str(tokens)
-
-
-def fit_words(told: FitPreview) -> str:
-    """What would become of it on this machine."""
-    if told.outlook.value == "less-context":
-        return f"fits with {context_words(told.size.context_length)} context"
-    if told.outlook.value == "split":
-        return f"split over {told.machines} machines"
-    return "fits" if told.machines == 1 else "too big"
-
-
-def disk_words(told: ItemState) -> str:
-    """Whether it is on this disk."""
+def disk_text(told: ItemState) -> str:
+    """Whether the model is on this disk."""
     presence = told.presence.value
     if presence == "elsewhere":
         return f"elsewhere: {printable(told.program)}" if told.program else "elsewhere"
@@ -137,19 +109,19 @@ def disk_words(told: ItemState) -> str:
 
 
 def _words(row: Row) -> list[str]:
-    """A line for programs that read lines."""
+    """The columns of a plain line."""
     entry = row.entry
     return [
         entry.name,
         short_size(entry.size, about=entry.approximate),
-        parameters_words(entry),
+        parameters_text(entry),
         entry.quantization,
-        context_words(entry.context_length),
+        context_text(entry.context_length),
         row.kind + (" and tools" if entry.tools else ""),
         f"draft: {entry.draft}" if entry.draft else "no draft",
         entry.license,
-        fit_words(row.outlook),
-        f"on disk: {disk_words(row.state)}",
+        fit_text(row.outlook),
+        f"on disk: {disk_text(row.state)}",
     ]
 
 
@@ -185,7 +157,7 @@ def _facts(row: Row) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], *, licences: bool) -> Table:
-    """The rows, each kind under a heading of its own."""
+    """The table, with a heading per kind."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -212,21 +184,21 @@ def _cells(row: Row) -> list[str]:
     here = HERE[told.outlook.value]
     disk = ON_DISK[standing.presence.value]
     short = {
-        "less-context": context_words(told.size.context_length),
+        "less-context": context_text(told.size.context_length),
         "split": f"split {told.machines}",
         "fits": "fits",
         "too-big": "too big",
     }[told.outlook.value]
-    # A program's name says that it lies elsewhere; a path would not fit.
+    # The owning program's name is shown; a path would not fit.
     known = bool(standing.program) and os.sep not in standing.program
-    words = standing.program if known else disk_words(replace(standing, program=""))
+    words = standing.program if known else disk_text(replace(standing, program=""))
     dim = told.machines > 1
     return [
         f"[dim]{entry.name}[/]" if dim else entry.name,
         short_size(entry.size, about=entry.approximate),
-        parameters_words(entry),
+        parameters_text(entry),
         entry.quantization.removeprefix("UD-"),
-        context_words(entry.context_length),
+        context_text(entry.context_length),
         ("t" if entry.tools else " ") + ("d" if entry.draft else " "),
         f"[{here}]{short}[/]",
         f"[{disk}]{words}[/]",
@@ -250,5 +222,5 @@ def _print_legend(console: Console, rows: Sequence[Row], given: MemoryBudget, *,
     say("")
     say(f"here: with the {memory} that may be used now")
     say("  8k: fits with no more than 8k tokens of context   split 3: over 3 machines like this one")
-    say("t: uses tools   d: has a draft, which --draft fetches too")
-    say("`mesh-llm download NAME` fetches one; `mesh-llm models show NAME` tells more of it.")
+    say("t: tool calls   d: has a draft model, downloaded with --draft")
+    say("`mesh-llm download NAME` downloads a model; `mesh-llm models show NAME` shows its details.")

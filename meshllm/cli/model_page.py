@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from meshllm.models.library.store import Store
 
 LINES_OF_TEMPLATE = 3
-TEMPLATE_COLUMNS = 64  # beside the headings, within 80
+TEMPLATE_COLUMNS = 64  # beside the headings, in 80 columns
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPage:
-    """A model, as far as it is known: `draft` is the name of the one that would guess ahead for it here, or why there
-    is none; `outlook` what it takes of the `room` of this machine."""
+    """All facts of a model. `draft`: its draft model here, or `why_no_draft`; `outlook`: its memory forecast within
+    `room`."""
 
     name: str
     room: MemoryBudget
@@ -41,9 +41,10 @@ class ModelPage:
 
 
 def look_up(name: str, store: Store) -> ModelPage:
-    """The model that is meant, on this disk or in the catalogue.
+    """The model of that name, on this disk or in the catalogue.
 
-    Raises UnknownModel for one that only the hub knows, and as `picking.understood` and `local.from_path` do.
+    Raises UnknownModel for a model that only the hub knows, and as `select.resolve_name` and `local_model.from_path`
+    do.
     """
     from meshllm.cli.machine_info import machine
     from meshllm.core.memory.devices import room
@@ -68,16 +69,16 @@ def look_up(name: str, store: Store) -> ModelPage:
         model = from_path(wanted, store)
         return ModelPage(model.name, given, _outlook_of_model(model, given), model=model)
     if item is not None:
-        raise UnknownModel(f"{item.name} cannot be shown: {item.reason or 'it is not whole yet'}")
+        raise UnknownModel(f"{item.name} cannot be shown: {item.reason or 'its download is not complete'}")
     assert wanted is not None
     raise UnknownModel(
         f"{wanted.name} is not on this disk, and its header is not read at the hub.",
-        advice=f"`mesh-llm download {name}` fetches it.",
+        advice=f"Download it first: `mesh-llm download {name}`.",
     )
 
 
 def outlook_of_entry(entry: CatalogEntry, given: MemoryBudget) -> FitPreview:
-    """What would become of a model of the catalogue in that room."""
+    """The forecast for a catalogue model within that memory."""
     from meshllm.core.memory.context_size import candidates
     from meshllm.core.memory.fit_preview import outlook
     from meshllm.core.snapshot import Purpose
@@ -103,7 +104,7 @@ def _outlook_of_model(model: LocalModel, given: MemoryBudget) -> FitPreview:
 
 
 def _draft(model: LocalModel, everything: Sequence[InventoryItem], store: Store) -> tuple[str, str]:
-    """Which draft would be taken of those here, or why none."""
+    """The draft model among those here, or the reason why there is none."""
     from meshllm.errors import MeshError
     from meshllm.models.library import drafts
 
@@ -118,23 +119,23 @@ def _draft(model: LocalModel, everything: Sequence[InventoryItem], store: Store)
 # -- for people
 
 
-def words(page: ModelPage, store: Store) -> dict[str, str | list[str]]:
-    """What is printed: headings with a line or several."""
+def page_text(page: ModelPage, store: Store) -> dict[str, str | list[str]]:
+    """The printed page: headings, each with one or several lines."""
     told: dict[str, str | list[str]] = {"name": page.name}
-    told |= _item_words(page.item, store) if page.item is not None else {"on disk": "no"}
+    told |= _item_text(page.item, store) if page.item is not None else {"on disk": "no"}
     if page.entry is not None:
-        told |= _entry_words(page.entry)
+        told |= _entry_text(page.entry)
     if page.model is not None:
-        told |= _header_words(page.model.header)
+        told |= _header_text(page.model.header)
         if page.model.chat_template is not None:
             told["our template"] = f"{page.model.chat_template.name} replaces the file's own"
         projector = page.model.projector
         told["projector"] = [str(projector)] if projector is not None else "none (no image input)"
         told["draft"] = page.draft or f"none: {page.why_no_draft}"
-    return told | _need_words(page.outlook, page.room)
+    return told | _need_text(page.outlook, page.room)
 
 
-def _item_words(item: InventoryItem, store: Store) -> dict[str, str | list[str]]:
+def _item_text(item: InventoryItem, store: Store) -> dict[str, str | list[str]]:
     from meshllm.util.format import megabytes
 
     state = item.state.value.replace("-", " ")
@@ -155,14 +156,14 @@ def _item_words(item: InventoryItem, store: Store) -> dict[str, str | list[str]]
     return told
 
 
-def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import parameters_words
+def _entry_text(entry: CatalogEntry) -> dict[str, str | list[str]]:
+    from meshllm.cli.model_text import parameters_text
     from meshllm.util.format import short_size
 
     size = short_size(entry.size, about=entry.approximate)
     purpose = ["text", *(["pictures"] if entry.vision else []), *(["tools"] if entry.tools else [])]
     told: dict[str, str | list[str]] = {
-        "catalogue": f"{parameters_words(entry)} parameters, {entry.quantization}, {size}",
+        "catalogue": f"{parameters_text(entry)} parameters, {entry.quantization}, {size}",
         "for": {"embed": "embeddings", "rerank": "rerank"}.get(entry.purpose.value, ", ".join(purpose)),
         "licence": entry.license,
     }
@@ -173,13 +174,13 @@ def _entry_words(entry: CatalogEntry) -> dict[str, str | list[str]]:
     return told
 
 
-def _header_words(header: Header) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import count_words
+def _header_text(header: Header) -> dict[str, str | list[str]]:
+    from meshllm.cli.model_text import parameter_count
 
     heads = f"{header.heads} heads of {header.key_length}, {header.kv_heads} of them for keys and values"
     told: dict[str, str | list[str]] = {
         "architecture": header.architecture,
-        "parameters": f"{header.parameters:,} ({count_words(header.parameters)})",
+        "parameters": f"{header.parameters:,} ({parameter_count(header.parameters)})",
         "quantization": header.quantization,
         "trained for": f"{header.context_length:,} tokens of context",
         "layers": f"{header.layers}, {header.embedding_length} wide, {heads}",
@@ -197,12 +198,12 @@ def _header_words(header: Header) -> dict[str, str | list[str]]:
 
 
 def _shortened(line: str) -> str:
-    """A line of code, cut to what fits beside the headings."""
+    """A line shortened to the width beside the headings."""
     return line if len(line) <= TEMPLATE_COLUMNS else f"{line[: TEMPLATE_COLUMNS - 3]}..."
 
 
-def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
-    from meshllm.cli.catalog_table import fit_words
+def _need_text(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[str]]:
+    from meshllm.cli.model_text import fit_text
     from meshllm.util.format import gigabytes
 
     slots = "1 request" if told.size.slots == 1 else f"{told.size.slots} requests at a time"
@@ -210,7 +211,7 @@ def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[s
     there.append(f"{gigabytes(given.host)} of memory")
     return {
         "needs": f"{gigabytes(told.memory)} with {told.size.context_length:,} tokens of context for {slots} (forecast)",
-        "here": f"{fit_words(told)}; {' and '.join(there)} may be used now",
+        "here": f"{fit_text(told)}; {' and '.join(there)} may be used now",
     }
 
 
@@ -218,8 +219,8 @@ def _need_words(told: FitPreview, given: MemoryBudget) -> dict[str, str | list[s
 
 
 def facts(page: ModelPage, store: Store) -> dict[str, Any]:
-    """The same as values."""
-    from meshllm.cli.models import facts as item_facts
+    """The page as JSON."""
+    from meshllm.cli.model_text import item_facts
 
     told: dict[str, Any] = item_facts(page.item) if page.item is not None else {"name": page.name, "state": "absent"}
     if page.item is not None:
@@ -237,7 +238,7 @@ def facts(page: ModelPage, store: Store) -> dict[str, Any]:
 
 
 def outlook_facts(told: FitPreview) -> dict[str, Any]:
-    """What a model would take here."""
+    """The forecast as JSON."""
     return {
         "verdict": told.outlook.value,
         "context_length": told.size.context_length,

@@ -15,6 +15,7 @@ import typer
 
 from meshllm import paths
 from meshllm.cli.flags import Commands
+from meshllm.cli.model_text import context_text, item_facts
 from meshllm.util.format import printable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
 
     items = inventory(_store())
     if as_json:
-        typer.echo(json.dumps([facts(item) for item in items], indent=2))
+        typer.echo(json.dumps([item_facts(item) for item in items], indent=2))
     elif not items:
         typer.echo(f"There are no models in {paths.models()}. `mesh-llm download` lists models to download.")
     elif sys.stdout.isatty():
@@ -61,7 +62,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(model_page.facts(page, store), indent=2))
         return
-    told = model_page.words(page, store)
+    told = model_page.page_text(page, store)
     width = max(len(key) for key in told)
     for key, value in told.items():
         # Lists are paths, digests and the like, which are copied whole.
@@ -119,7 +120,7 @@ def remove(
     wanted = removal.plan(find(name, everything, store), everything, store)
     _refuse_if_served(wanted)
     if not as_json:
-        for line in _removal_words(wanted):
+        for line in _removal_lines(wanted):
             typer.echo(line)
     if not yes:
         if as_json or not _is_interactive():
@@ -155,27 +156,7 @@ def _store() -> Store:
 # -- listing
 
 
-def facts(item: InventoryItem) -> dict[str, Any]:
-    """A model on this disk, as JSON."""
-    header = item.model.header if item.model is not None else None
-    return {
-        "name": item.name,
-        "other_names": list(item.other_names),
-        "state": item.state.value,
-        "size": item.size,
-        "arrived": item.arrived,
-        "files": [str(path) for path in item.files],
-        "program": item.program,
-        "architecture": header.architecture if header is not None else "",
-        "quantization": header.quantization if header is not None else item.entry.quantization if item.entry else "",
-        "context_length": item.model.context_length if item.model is not None else 0,
-        "sha256": item.model.digest if item.model is not None else None,
-        "reason": item.reason,
-    }
-
-
 def _words(item: InventoryItem) -> list[str]:
-    from meshllm.cli.catalog_table import context_words
     from meshllm.util.format import short_size
 
     header = item.model.header if item.model is not None else None
@@ -184,13 +165,13 @@ def _words(item: InventoryItem) -> list[str]:
         printable(item.name),
         short_size(item.size) if item.size else "",
         quantization,
-        context_words(item.model.context_length) if item.model is not None and item.model.context_length else "",
-        _state_words(item),
-        _place_words(item),
+        context_text(item.model.context_length) if item.model is not None and item.model.context_length else "",
+        _state_text(item),
+        _path_text(item),
     ]
 
 
-def _state_words(item: InventoryItem) -> str:
+def _state_text(item: InventoryItem) -> str:
     if item.state.value == "partial":
         if not item.arrived:
             return "not started"
@@ -198,7 +179,7 @@ def _state_words(item: InventoryItem) -> str:
     return item.state.value.replace("-", " ")
 
 
-def _place_words(item: InventoryItem) -> str:
+def _path_text(item: InventoryItem) -> str:
     """Path of the model: relative in the model folder, else absolute with "~" for the home."""
     from pathlib import Path
 
@@ -344,7 +325,7 @@ def _refuse_if_served(wanted: Removal) -> None:
             raise UsageError(f"The running node uses {wanted.item.name}.", advice="Stop it first: 'mesh-llm stop'.")
 
 
-def _removal_words(wanted: Removal) -> list[str]:
+def _removal_lines(wanted: Removal) -> list[str]:
     from meshllm.util.format import megabytes
 
     lines = [f"remove  {printable(str(path))}" for path in wanted.files]

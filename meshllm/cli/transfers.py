@@ -93,10 +93,10 @@ class DownloadTally:
         given: Counter[str] = Counter()
         for counted in self._sources.values():
             given.update(counted)
-        return ", ".join(f"{source_words(name)} {megabytes(count)}" for name, count in given.most_common(4) if count)
+        return ", ".join(f"{source_name(name)} {megabytes(count)}" for name, count in given.most_common(4) if count)
 
 
-def source_words(name: str) -> str:
+def source_name(name: str) -> str:
     """Short name of a source: a hub's host without its scheme."""
     return printable(urlsplit(name).netloc or name) if "://" in name else printable(name)
 
@@ -153,7 +153,7 @@ class ProgressBar:
                 self._bar.remove_task(self._task)
             if progress.stage == "connecting" and progress.source != self._source:
                 self._source = progress.source  # once, not for each part
-                where = f"{printable(progress.file)} from {source_words(progress.source)}"
+                where = f"{printable(progress.file)} from {source_name(progress.source)}"
                 self._console.print(where, markup=False, highlight=False)
             self._now = now
             self._task = self._bar.add_task(words, total=total or None, completed=done, sources="")
@@ -191,7 +191,7 @@ class ProgressLines:
             return
         self._last = now
         way = "to" if progress.stage == "connecting" else "from"
-        source = f" {way} {source_words(progress.source)}" if progress.source else ""
+        source = f" {way} {source_name(progress.source)}" if progress.source else ""
         place = self._tally.place(progress.file) if downloading else ""
         share = f" {10 * tenth} %" if downloading else ""
         name = printable(progress.file) + (f" ({place})" if place else "")

@@ -258,9 +258,7 @@ class NodeCore:
         """Take in an event about this node's models, files or backends. Returns False for any other event."""
         if isinstance(event, e.MessageReceived | e.TimePassed):  # nearly all events
             return False
-        local = self._local.handlers.get(type(event))
-        if local is not None:
-            local(event, now)
+        if self._local.handle(event, now):
             return True
         match event:
             case e.MeshModelRequested():

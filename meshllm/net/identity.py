@@ -166,8 +166,8 @@ def _load(path: Path) -> Ed25519PrivateKey:
                 os.fchmod(file.fileno(), 0o600)
             pem = file.read(_MAX_KEY_FILE_BYTES)
     except OSError as error:
-        words = f"The node's key {path} cannot be read: {error.strerror}."
-        raise DamagedState(words, advice="Make it readable for this user only: chmod 600.") from error
+        message = f"The node's key {path} cannot be read: {error.strerror}."
+        raise DamagedState(message, advice="Make it readable for this user only: chmod 600.") from error
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):

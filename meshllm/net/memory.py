@@ -272,11 +272,11 @@ class MemoryConnection:
             self._user.acknowledged()
 
     def _flush(self, stream: int, out: Outgoing) -> None:
-        while out.queue and (room := out.limit - out.sent) > 0:
+        while out.queue and (window := out.limit - out.sent) > 0:
             data = out.queue.popleft()
-            if len(data) > room:
-                out.queue.appendleft(data[room:])
-                data = data[:room]
+            if len(data) > window:
+                out.queue.appendleft(data[window:])
+                data = data[:window]
             out.queued -= len(data)
             out.sent += len(data)
             out.under_way += len(data)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from meshllm.cli import catalog_table, machine_info
 from meshllm.cli import download as command
+from meshllm.cli import machine_info, model_text
 from meshllm.core.memory.context_size import ContextSize
 from meshllm.core.memory.devices import Device, MachineMemory
 from meshllm.core.memory.fit_preview import FitOutlook, FitPreview
@@ -104,9 +104,9 @@ def test_fits_and_search_filter_the_list(store: Store) -> None:
 
 
 def test_list_options_are_rejected_with_a_model_name(store: Store) -> None:
-    with pytest.raises(UsageError, match="about the list"):
+    with pytest.raises(UsageError, match="only apply to the list"):
         run("--fits", "Qwen3-8B")
-    with pytest.raises(UsageError, match="none is named"):
+    with pytest.raises(UsageError, match="needs a model"):
         run("--draft")
 
 
@@ -156,7 +156,7 @@ def test_search_without_result_explains_hub_models(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     command.download(search="nothing of the kind")
-    assert "No known model is like that" in capsys.readouterr().out
+    assert "No known model matches" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -185,19 +185,19 @@ def test_short_size_of_models(count: int, words: str) -> None:
     ],
 )
 def test_parameter_counts(count: int, words: str) -> None:
-    assert catalog_table.count_words(count) == words
+    assert model_text.parameter_count(count) == words
 
 
 @pytest.mark.parametrize(
     ("tokens", "words"), [(512, "512"), (8192, "8k"), (131_072, "128k"), (1 << 20, "1M"), (10_485_760, "10M")]
 )
 def test_context_lengths(tokens: int, words: str) -> None:
-    assert catalog_table.context_words(tokens) == words
+    assert model_text.context_text(tokens) == words
 
 
 def test_fit_texts() -> None:
     def said(prospect: FitOutlook, machines: int) -> str:
-        return catalog_table.fit_words(FitPreview(prospect, ContextSize(8192, 1), 1, machines))
+        return model_text.fit_text(FitPreview(prospect, ContextSize(8192, 1), 1, machines))
 
     assert said(FitOutlook.FITS, 1) == "fits"
     assert said(FitOutlook.LESS_CONTEXT, 1) == "fits with 8k context"

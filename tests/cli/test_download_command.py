@@ -157,7 +157,7 @@ def test_download_of_a_vision_model_includes_its_projector(store: Store, hub: Fa
     assert Path(told["projector"]).read_bytes() == hub.others["mmproj-F16.gguf"]
     assert told["size"] == len(hub.content)
     again = run("org/repo/model.gguf")
-    assert again.startswith(f"model is at {told['path']}, with mmproj-F16.gguf to see with")
+    assert again.startswith(f"model is at {told['path']}, with the vision projector mmproj-F16.gguf")
 
 
 def test_download_with_draft_downloads_both_models(store: Store, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

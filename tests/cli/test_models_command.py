@@ -96,7 +96,7 @@ def test_models_of_an_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch:
 def test_models_shows_a_download_without_bytes_as_not_started(store: Store) -> None:
     store.manifest_cache.put(Manifest("M", (ModelFile("m.gguf", 500, "e" * 64),), origin="the hub"))
     store.partial_path(ModelFile("m.gguf", 500, "e" * 64)).touch()
-    assert said() == "M  0 MB  not begun\n"
+    assert said() == "M  0 MB  not started\n"
 
 
 def test_models_lists_one_line_each(store: Store) -> None:
@@ -125,7 +125,7 @@ def test_models_prints_a_table_on_a_terminal(
     printed = capsys.readouterr().out
     assert "[red]mine" in printed
     assert "damaged" in printed
-    assert "is not a usable GGUF file" in printed
+    assert "is not a usable GGUF file" in " ".join(re.sub(r"\x1b\[[0-9;]*m", "", printed).split())
 
 
 def test_models_prints_no_control_characters(store: Store) -> None:
@@ -207,7 +207,7 @@ def test_verify_reports_correct_files(store: Store) -> None:
     assert sum("expected digest unknown" in line for line in lines) == 1
     assert "is ok" in said("verify", "mine"), "it is known from now on"
     assert [proof["verdict"] for proof in json.loads(said("verify", "--json"))] == ["sound"] * 3
-    assert "There is nothing to verify" not in said("verify")
+    assert "There are no models to verify" not in said("verify")
 
 
 def test_verify_a_damaged_file_exits_1_with_advice(store: Store) -> None:
@@ -245,10 +245,10 @@ def test_verify_reports_missing_parts_only_when_named(store: Store) -> None:
     file = ModelFile("m.gguf", 100, "a" * 64)
     store.manifest_cache.put(Manifest("m", (file,)))
     store.partial_path(file).write_bytes(b"abc")
-    assert "There is nothing to verify" in said("verify")
+    assert "There are no models to verify" in said("verify")
     result = run("verify", "m")
     assert result.exit_code == 1
-    assert "Fetch the rest with `mesh-llm download m`" in result.stdout
+    assert "Download the rest with `mesh-llm download m`" in result.stdout
 
 
 # -- removing
@@ -256,9 +256,9 @@ def test_verify_reports_missing_parts_only_when_named(store: Store) -> None:
 
 def test_remove_asks_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path, projector = sees(store)
-    with pytest.raises(UsageError, match="Nobody is there to be asked"):
+    with pytest.raises(UsageError, match="Standard input is not a terminal"):
         run("remove", "Sees")
-    monkeypatch.setattr("meshllm.cli.models._somebody", lambda: True)
+    monkeypatch.setattr("meshllm.cli.models._is_interactive", lambda: True)
     refused = run("remove", "Sees", answer="n\n")
     assert refused.exit_code == 1
     assert f"remove  {path}" in refused.stdout
@@ -304,7 +304,7 @@ def test_remove_rejects_a_model_in_use_by_the_node(
     if model_status.get("file"):
         model_status = {**model_status, "file": {"path": str(path)}}
     monkeypatch.setattr(machine_info, "running", lambda: {"machine": {}, "models": [model_status]})
-    with pytest.raises(UsageError, match="The node that runs here uses mine"):
+    with pytest.raises(UsageError, match="The running node uses mine"):
         run("remove", "mine", "--yes")
     assert path.exists()
 

@@ -198,7 +198,7 @@ def test_chat_passes_axe(
     page = visit(color_scheme=scheme, bypass_csp=True).open(f"{node[0].console_url}/#/chat")
     ask(page, "Show me", "scripted")
     finished(page).locator("summary").click()
-    page.get_by_role("button", name="Edit and resend").click()
+    page.get_by_role("button", name="Edit and submit again").click()
     page.evaluate(axe)
     assert serious(page) == []
 
@@ -241,10 +241,10 @@ def test_chat_regenerates_an_answer_and_edits_a_message(chat: Page, backend: Scr
     expect(answers(chat)).to_have_count(1)
     finished(chat)
     chat.locator("li.user-message").hover()
-    chat.get_by_role("button", name="Edit and resend").click()
+    chat.get_by_role("button", name="Edit and submit again").click()
     chat.get_by_label("Your message").fill("Second")
     backend.text = "Three."
-    chat.get_by_role("button", name="Resend", exact=True).click()
+    chat.get_by_role("button", name="Submit", exact=True).click()
     expect(answers(chat).locator(".prose")).to_have_text("Three.")
     expect(chat.locator("li.user-message")).to_contain_text("Second")
     finished(chat)

@@ -37,7 +37,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_first_start_founds_a_mesh_of_one(tmp_path: Path) -> None:
+def test_mesh_state_first_start_creates_a_mesh(tmp_path: Path) -> None:
     home = tmp_path / "deep" / "home"
     state = opened(home)
     assert (len(state.mesh), len(state.secret)) == (16, 16)
@@ -51,7 +51,7 @@ def test_a_first_start_founds_a_mesh_of_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == [FILE]
 
 
-def test_whether_others_are_known_is_seen_without_founding_anything(tmp_path: Path) -> None:
+def test_knows_others_creates_nothing(tmp_path: Path) -> None:
     assert not knows_others(tmp_path)
     assert list(tmp_path.iterdir()) == []
     state = opened(tmp_path)
@@ -65,7 +65,7 @@ def test_whether_others_are_known_is_seen_without_founding_anything(tmp_path: Pa
     assert not knows_others(tmp_path)
 
 
-def test_everything_is_kept(tmp_path: Path) -> None:
+def test_mesh_state_saves_everything(tmp_path: Path) -> None:
     state = opened(tmp_path)
     state.save_peers(PEERS)
     state.save_port(41337)
@@ -77,7 +77,7 @@ def test_everything_is_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
 
 
-def test_an_incarnation_is_above_all_as_founded(tmp_path: Path) -> None:
+def test_mesh_state_incarnation_grows_with_each_start(tmp_path: Path) -> None:
     first = opened(tmp_path).next_incarnation()
     assert first == int(NOW)
     assert opened(tmp_path).next_incarnation() == first + 1  # within the same second
@@ -89,7 +89,7 @@ def test_an_incarnation_is_above_all_as_founded(tmp_path: Path) -> None:
     assert opened(tmp_path, now=NOW + 1000).next_incarnation() == first + 1000
 
 
-def test_an_incarnation_is_above_those_of_a_file_that_was_lost(tmp_path: Path) -> None:
+def test_mesh_state_incarnation_exceeds_that_of_a_lost_file(tmp_path: Path) -> None:
     before = opened(tmp_path)
     for _ in range(10):
         before.next_incarnation()
@@ -97,7 +97,7 @@ def test_an_incarnation_is_above_those_of_a_file_that_was_lost(tmp_path: Path) -
     assert opened(tmp_path, now=NOW + 60).next_incarnation() > before.incarnation
 
 
-def test_another_mesh_is_adopted_and_the_one_before_kept(tmp_path: Path) -> None:
+def test_mesh_state_adopt_keeps_the_previous_mesh(tmp_path: Path) -> None:
     state = opened(tmp_path)
     state.save_peers(PEERS)
     state.save_port(41337)
@@ -111,7 +111,7 @@ def test_another_mesh_is_adopted_and_the_one_before_kept(tmp_path: Path) -> None
     assert everything(opened(tmp_path)) == before
 
 
-def test_the_same_mesh_is_not_adopted_again(tmp_path: Path) -> None:
+def test_mesh_state_adopt_of_the_same_secret_keeps_peers(tmp_path: Path) -> None:
     state = opened(tmp_path)
     state.save_peers(PEERS)
     state.adopt(state.mesh, state.secret)
@@ -122,7 +122,7 @@ def test_the_same_mesh_is_not_adopted_again(tmp_path: Path) -> None:
         state.adopt(MeshId(b"n" * 16), b"short")
 
 
-def test_peers_are_bounded(tmp_path: Path) -> None:
+def test_mesh_state_bounds_peers(tmp_path: Path) -> None:
     state = opened(tmp_path)
     many = tuple(
         BootstrapAddress(number.to_bytes(32, "big"), tuple(PeerAddress("192.0.2.1", port) for port in range(1, 20)))
@@ -134,7 +134,7 @@ def test_peers_are_bounded(tmp_path: Path) -> None:
     assert opened(tmp_path).peers == state.peers
 
 
-def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
+def test_mesh_state_writes_only_changes(tmp_path: Path) -> None:
     state = opened(tmp_path)
     state.save_peers(PEERS)
     before = (tmp_path / FILE).stat().st_ino
@@ -144,7 +144,7 @@ def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
     assert (tmp_path / FILE).stat().st_ino == before
 
 
-def test_access_of_others_is_taken_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mesh_state_removes_access_of_other_users(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = opened(tmp_path)
     (tmp_path / FILE).chmod(0o644)
     assert everything(opened(tmp_path)) == everything(state)
@@ -176,7 +176,7 @@ def good() -> dict[str, Any]:
     ],
     ids=lambda text: repr(text[:40]),
 )
-def test_a_damaged_file_is_moved_aside_and_spoken_of(
+def test_mesh_state_moves_a_damaged_file_aside_with_a_notice(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / FILE).write_text(text)
@@ -190,7 +190,7 @@ def test_a_damaged_file_is_moved_aside_and_spoken_of(
     assert (tmp_path / "mesh.damaged-1.json").read_text() == text
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_mesh_state_of_non_utf8_bytes_is_damaged(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"\xff\xfe{}")
     assert "not UTF-8 text" in opened(tmp_path).notice
 
@@ -200,7 +200,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
     )
 )
-def test_peers_that_make_no_sense_cost_nothing_but_themselves(told: Any) -> None:
+def test_mesh_state_drops_only_invalid_peers(told: Any) -> None:
     sound = {"node": "61" * 16, "addresses": [["192.0.2.1", 9]]}
     assert mesh_state._valid_peers(
         [told, {"node": told, "addresses": told}, {"node": "61" * 16, "addresses": [told]}, sound]
@@ -208,14 +208,14 @@ def test_peers_that_make_no_sense_cost_nothing_but_themselves(told: Any) -> None
     mesh_state._valid_peers(told)
 
 
-def test_a_port_that_makes_no_sense_is_forgotten(tmp_path: Path) -> None:
+def test_mesh_state_ignores_an_invalid_port(tmp_path: Path) -> None:
     for port in (0, -1, 70000, "9", True, None):
         (tmp_path / FILE).write_text(json.dumps({**good(), "port": port}))
         assert opened(tmp_path).port is None
     assert opened(tmp_path).mesh == b"m" * 16
 
 
-def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+def test_mesh_state_leaves_a_newer_file_alone(tmp_path: Path) -> None:
     text = json.dumps({**good(), "version": 2})
     (tmp_path / FILE).write_text(text)
     with pytest.raises(DamagedState, match="newer"):
@@ -223,13 +223,13 @@ def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / FILE).read_text() == text
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_mesh_state_that_is_a_directory_raises(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     with pytest.raises(DamagedState, match="cannot be read"):
         opened(tmp_path)
 
 
-def test_what_cannot_be_saved_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mesh_state_is_unchanged_if_saving_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = opened(tmp_path)
     before = everything(state)
 
@@ -246,13 +246,13 @@ def test_what_cannot_be_saved_is_not_believed(tmp_path: Path, monkeypatch: pytes
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
 
 
-def test_a_file_left_half_written_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_mesh_state_ignores_a_half_written_file(tmp_path: Path) -> None:
     (tmp_path / f".{FILE}.partial").write_text("half")
     state = opened(tmp_path)
     assert everything(opened(tmp_path)) == everything(state)
 
 
-def test_the_secret_is_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mesh_state_never_shows_the_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     state = opened(tmp_path)
     state.adopt(MeshId(b"n" * 16), b"secret of a mesh")

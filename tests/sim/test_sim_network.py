@@ -13,12 +13,12 @@ def network(seed: int = 1, **options: object) -> Network:
     return Network(random.Random(seed), **options)  # type: ignore[arg-type]
 
 
-def test_a_seed_repeats_everything() -> None:
+def test_sim_network_seed_repeats_everything() -> None:
     runs = [[each.travel(one, two) for one in range(5) for two in range(5)] for each in (network(loss=0.3),) * 1]
     assert runs == [[each.travel(one, two) for one in range(5) for two in range(5)] for each in (network(loss=0.3),)]
 
 
-def test_no_message_is_quicker_than_its_way() -> None:
+def test_sim_network_message_takes_at_least_its_path() -> None:
     ways = network(delay=(0.010, 0.010))
     for _ in range(1000):
         travel = ways.travel(0, 1)
@@ -26,13 +26,13 @@ def test_no_message_is_quicker_than_its_way() -> None:
         assert travel >= 0.010
 
 
-def test_lost_messages_are_as_many_as_said() -> None:
+def test_sim_network_loses_the_given_share() -> None:
     ways = network(loss=0.1)
     lost = sum(ways.travel(0, 1) is None for _ in range(10_000))
     assert lost == pytest.approx(1000, rel=0.15)
 
 
-def test_with_retransmission_everything_arrives_and_some_of_it_late() -> None:
+def test_sim_network_retransmission_delivers_everything() -> None:
     ways = network(loss=0.1, retransmit=True, delay=(0.010, 0.010))
     travels = [ways.travel(0, 1) for _ in range(10_000)]
     late = sum(travel is not None and travel > 0.2 for travel in travels)
@@ -40,7 +40,7 @@ def test_with_retransmission_everything_arrives_and_some_of_it_late() -> None:
     assert late == pytest.approx(1000, rel=0.15)
 
 
-def test_a_cut_goes_both_ways_or_one() -> None:
+def test_sim_network_cut_blocks_both_directions_or_one() -> None:
     ways = network()
     ways.cut([0], [1])
     ways.cut([2], [3], one_way=True)

@@ -88,7 +88,7 @@ def test_expectations() -> None:
         ("wait 1s\nnodes 5", "line 2: no such verb: nodes"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(text: str, words: str) -> None:
+def test_scenario_error_names_its_line(text: str, words: str) -> None:
     with pytest.raises(ScenarioError) as caught:
         parse(text)
     assert words in str(caught.value)

@@ -199,7 +199,7 @@ function Thread({ conversation }: { conversation: Conversation }): JSX.Element {
   return (
     <div class="thread" ref={frame} onScroll={scrolled}>
       {messages.length === 0 && <Welcome />}
-      <ol aria-label="Messages">
+      <ol aria-label="Conversation">
         {messages.map((message, index) => {
           const streaming = going !== undefined && index === messages.length - 1
           return (

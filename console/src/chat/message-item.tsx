@@ -48,7 +48,7 @@ function UserMessage({ message, edit }: MessageItemProps): JSX.Element {
       )}
       {!editing && (
         <div class="tools">
-          <Tool icon="edit" label="Edit and resend" onClick={() => setEditing(true)} />
+          <Tool icon="edit" label="Edit and submit again" onClick={() => setEditing(true)} />
           <Copy text={message.text} label="Copy the message" quiet />
         </div>
       )}
@@ -89,7 +89,7 @@ function Editor({ text, done }: { text: string; done: (text: string | null) => v
           Cancel
         </button>
         <button type="button" class="button small primary" onClick={save}>
-          Resend
+          Submit
         </button>
       </div>
     </div>

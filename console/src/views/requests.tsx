@@ -112,7 +112,7 @@ function Table({ list, chosen, choose }: TableProps): JSX.Element {
             <th scope="col" class="wide">
               API
             </th>
-            <th scope="col" class="middle">
+            <th scope="col" class="node">
               Node
             </th>
             <th scope="col">Outcome</th>
@@ -173,7 +173,7 @@ const Row = memo(function Row({ request, node, chosen, choose }: RowProps): JSX.
       </td>
       <td class="model">{request.model || request.path}</td>
       <td class="wide">{request.api}</td>
-      <td class="middle">{node}</td>
+      <td class="node">{node}</td>
       <td>
         <Badge tone={toneOfRequest(request)}>
           {request.status ?? ''} {outcomeText(request.outcome)}

@@ -6,9 +6,7 @@ Events of an engine process of an older generation are ignored. `next_step` deci
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
@@ -47,20 +45,37 @@ class LocalModels:
         self._splitting = splitting
         self._stopping = False
         self._measured_at: dict[str, float] = {}
-        self.handlers: dict[type[e.Event], Callable[[Any, float], None]] = {
-            e.ModelWanted: lambda event, now: self.want(event.model, force_split=event.split),
-            e.EngineProgress: self._engine_progress,
-            e.EngineReady: self._engine_ready,
-            e.EngineFailed: self._engine_failed,
-            e.FileProgress: self._file_progress,
-            e.FileReady: self._file_ready,
-            e.FileFailed: self._file_failed,
-            e.ModelMeasured: self._model_measured,
-            e.MeasureFailed: self._measure_failed,
-            e.ServerProgress: self._server_progress,
-            e.ServerReady: self._server_ready,
-            e.ServerGone: self._server_gone,
-        }
+
+    def handle(self, event: e.Event, now: float) -> bool:
+        """Take in an event about the engine, a model's file or its process. Returns False for any other event."""
+        match event:
+            case e.ModelWanted():
+                self.want(event.model, force_split=event.split)
+            case e.EngineProgress():
+                self._engine_progress(event, now)
+            case e.EngineReady():
+                self._engine_ready(event, now)
+            case e.EngineFailed():
+                self._engine_failed(event, now)
+            case e.FileProgress():
+                self._file_progress(event, now)
+            case e.FileReady():
+                self._file_ready(event, now)
+            case e.FileFailed():
+                self._file_failed(event, now)
+            case e.ModelMeasured():
+                self._model_measured(event, now)
+            case e.MeasureFailed():
+                self._measure_failed(event, now)
+            case e.ServerProgress():
+                self._server_progress(event, now)
+            case e.ServerReady():
+                self._server_ready(event, now)
+            case e.ServerGone():
+                self._server_gone(event, now)
+            case _:
+                return False
+        return True
 
     def want(self, name: str, *, force_split: bool = False) -> None:
         """Serve that model here; `force_split`: as a split, even if it fits on this node."""

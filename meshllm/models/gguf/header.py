@@ -31,16 +31,14 @@ _GUESSED: Final = 1024  # flag in the file type: guessed by the converter
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says of its model. Numbers that the file does not give are 0, texts empty.
+    """The header of a GGUF file. Missing numbers are 0, missing texts empty.
 
-    `kind` is `general.type` ("model", "adapter", "mmproj", ...). `heads` and `kv_heads` are the largest of all layers;
-    `key_length` and `value_length` are a head's numbers of values; `sliding_window` is what the file says, in tokens,
-    which some layers keep to or none (`shape` knows). `quantization` is the file type's name ("Q4_K_M"), or the type
-    most of the weights have. `pooling` is one of the `POOLING_` numbers (none, if the file does not say); `causal`: a
-    token sees only those before it; `classifier`: there is a head that gives scores.
+    `kind` is `general.type` ("model", "adapter", "mmproj", ...). `heads` and `kv_heads` are the maximum of all layers;
+    `key_length` and `value_length` are values per head; `sliding_window` is in tokens (`shape` says which layers use
+    it). `quantization` is the file type's name ("Q4_K_M"), else the most common tensor type. `pooling` is a `POOLING_`
+    number (none if missing); `causal`: attention to earlier tokens only; `classifier`: has a scoring head.
 
-    Of the tensors it holds those of the file, one part of `parts`, or those of all parts (`read_whole`): their number,
-    `tensor_bytes` and `parameters`, and in `shape` what each layer weighs and keeps.
+    `tensor_count`, `tensor_bytes`, `parameters` and `shape` cover this file, or all parts after `read_whole`.
     """
 
     architecture: str

@@ -1,9 +1,9 @@
-"""What a projector takes of memory, by its own header: the file that turns pictures into tokens, beside its model.
+"""Estimates the memory of a vision projector from its header.
 
-Law: an upper bound, and said to be one. The engine loads the file whole (it is not mapped) and computes a picture, or
-several small ones, in one go. Measured with it on a processor: the results that live at the same time take 4 bytes for
-each patch, times the inner width and three times the width (121 MiB for a projector like Gemma 3's at 4096 patches,
-21 MiB for one like SmolVLM's at 1024). What it takes on an accelerator without flash attention is not in it.
+An upper bound: the engine loads the file without mmap and computes a large image, or several small ones, at once.
+Measured on a CPU: the intermediate results take 4 bytes per patch, times the feed-forward width plus three times the
+width (121 MiB for a projector like Gemma 3's at 4096 patches, 21 MiB for SmolVLM's at 1024). Memory of accelerators
+without flash attention is not included.
 """
 
 from __future__ import annotations

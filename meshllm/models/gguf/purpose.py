@@ -1,9 +1,8 @@
-"""What a model is for, read off its header: it writes text, turns texts into vectors, or judges how well two texts fit.
+"""Derives from a header what a model is for: text generation, embeddings or reranking.
 
-Law: a pure function of the header. A model that writes text is not asked for embeddings, though the engine could be
-made to give some (`--embeddings --pooling mean`): they come from a model never trained for it and are worse than those
-of the smallest that was, no caller could tell the difference, and the engine pays for the option with a row of the
-vocabulary's size for every token of a batch (310 MB at 512 tokens and 152k words) and a smaller batch for prompts.
+A generation model is not used for embeddings although the engine could (`--embeddings --pooling mean`): they would be
+worse than those of the smallest embedding model, and cost 310 MB for logits (512 tokens, 152k vocabulary) and smaller
+prompt batches.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ DIFFUSION: Final = frozenset({"dream", "llada", "llada-moe", "rnd1"})
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """How a model is to be started.
+    """The start options of a model.
 
-    `pooling`: what to tell the engine because the file does not, as the name of llama-server's `--pooling`. `at_once`:
-    the engine must compute a text in one go, so that its (micro) batch bounds what a text may have in tokens.
+    `pooling`: llama-server's `--pooling`, if the file does not state it. `at_once`: a text is computed in one batch, so
+    the batch size bounds its tokens.
     """
 
     purpose: Purpose

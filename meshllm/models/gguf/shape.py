@@ -43,11 +43,11 @@ BY_INTERVAL: Final = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4
 
 @dataclass(frozen=True, slots=True)
 class AttentionWindows:
-    """Layers that see only a window of the text: all but every n-th (`every`; 0: all do, 1: none), the first of each n
-    or the last.
+    """Layers with a sliding window: all but every n-th (`every`; 0: all, 1: none), which is the first or last of each
+    n.
 
-    The file says how large it is and, where it says nothing, there is none; but `default` tokens if that is given, and
-    `fixed` tokens whatever it says. `layers`: only models of so many have windows (0: all).
+    The window is the file's, 0 if missing; `default` replaces a missing one, `fixed` any. `layers`: only models with
+    this many layers have windows (0: all).
     """
 
     every: int

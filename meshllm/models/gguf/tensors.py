@@ -36,8 +36,8 @@ class LayerBytes:
 class TensorSums:
     """Sums over the tensors of one file, or of all parts of a model (`add`).
 
-    `size` in bytes and `values` of all tensors; `by_type` bytes by the name of the type; `layers` by number; `input`
-    bytes of the embeddings, `other` of what is neither in a layer nor an embedding.
+    `size` in bytes and `values` of all tensors; `by_type`: bytes per type; `layers` by number; `input`: bytes of the
+    embeddings; `other`: bytes outside layers and embeddings.
     """
 
     count: int = 0

@@ -1,10 +1,8 @@
-"""Which vocabulary a model file has, and whether two of them may pair for speculation.
+"""Reads the vocabulary of a model file, and compares two vocabularies for speculative decoding.
 
-Law: the file is hostile (see `gguf_cursor`), and is read in one bounded pass that holds one token at a time. What makes
-two vocabularies pair is what the engine compares (its `common/speculative.cpp` at the pinned commit), as facts: the
-kind of tokenizer, whether and which token begins and ends a text, and the tokens' texts from the sixth on, up to the
-end of the smaller of the two, which may lack at most 128. It looks at no token's type and no pre-tokenizer, so neither
-do we.
+Invariants: the file is hostile input and is read in one bounded pass, one token at a time. Compared is what the engine
+compares (`common/speculative.cpp` at the pinned commit): the kind of tokenizer, BOS and EOS tokens, and the texts from
+the sixth token on, up to the end of the smaller vocabulary, which may lack at most 128 tokens.
 """
 
 from __future__ import annotations
@@ -49,9 +47,8 @@ _NO_BEGIN: Final = frozenset({"chatglm-bpe", "glm4", "glm5"})
 
 @dataclass(frozen=True, slots=True)
 class VocabularyIdentity:
-    """What two vocabularies are compared by. `begin` and `end`: ids of the tokens put before and after a text, None
-    where none is (-1: one is, but the file does not say which). `prefixes`: digests of the tokens' texts up to the
-    last, to the last but one, and so on."""
+    """The compared properties. `begin`, `end`: ids of BOS and EOS, None if not added (-1: added, id unknown).
+    `prefixes`: digests of all tokens' texts, of all but the last, and so on."""
 
     kind: str
     size: int

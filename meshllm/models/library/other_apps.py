@@ -88,16 +88,16 @@ def gguf_files() -> Iterator[AppModelFile]:
 def ollama_models() -> Iterator[Manifest]:
     """Ollama's models, by their names there ("llama3.2:3b"), with files known by digest."""
     lists = _ollama() / "manifests"
-    for place in walk(lists, MAX_DEPTH):
+    for entry in walk(lists, MAX_DEPTH):
         try:
-            if not 0 < _size(place) <= MAX_LIST_BYTES:
+            if not 0 < _size(entry) <= MAX_LIST_BYTES:
                 continue
-            layers = json.loads(place.read_bytes())["layers"]
+            layers = json.loads(entry.read_bytes())["layers"]
             models = [file for layer in layers if (file := _layer(layer, _OLLAMA_MODEL))]
             projectors = [file for layer in layers if (file := _layer(layer, _OLLAMA_PROJECTOR))]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        if len(models) == 1 and (name := _ollama_name(place.relative_to(lists).parts)):
+        if len(models) == 1 and (name := _ollama_name(entry.relative_to(lists).parts)):
             yield Manifest(name, tuple(models), next(iter(projectors), None), origin="Ollama")
 
 

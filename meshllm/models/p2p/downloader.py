@@ -380,7 +380,7 @@ class SwarmDownload:
 
 
 def _refused(refusal: w.FileRefusal) -> _TryLater:
-    words = {
+    reasons = {
         w.FileRefusalReason.ABSENT: "it does not have the file",
         w.FileRefusalReason.PREPARING: f"it is preparing the file ({refusal.percent} %)",
         w.FileRefusalReason.NOT_SHARED: "uploads are disabled there",
@@ -388,4 +388,4 @@ def _refused(refusal: w.FileRefusal) -> _TryLater:
         w.FileRefusalReason.CHANGED: "the file has changed there",
         w.FileRefusalReason.NOT_UNDERSTOOD: "it does not understand the request (another version)",
     }
-    return _TryLater(words[refusal.reason], refusal.wait)
+    return _TryLater(reasons[refusal.reason], refusal.wait)

@@ -94,7 +94,7 @@ class PeerConnection(asyncio.BufferedProtocol):
         self.transport = "lane" if transport.get_extra_info("ssl_object") is not None else "quic"
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.room()
+        return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         self._count(nbytes)

@@ -209,12 +209,12 @@ class _Provision:
     def _folder(self, files: Sequence[ModelFile]) -> Path:
         """The folder for all files: the one that has most of them, among those without another file in the way."""
         best, most = None, -1
-        for place in self._store.target_paths(files[0]):
-            known = [(place.with_name(file.name), file) for file in files]
+        for path in self._store.target_paths(files[0]):
+            known = [(path.with_name(file.name), file) for file in files]
             there = sum(self._store.known_digest(path) == file.sha256 for path, file in known)
             free = sum(not path.exists() and not path.is_symlink() for path, _ in known)
             if there + free == len(files) and there > most:
-                best, most = place.parent, there
+                best, most = path.parent, there
         if best is None:
             raise DownloadFailed(
                 f"Other files in {self._store.folder} have the names of parts of {files[0].name}.",
@@ -231,7 +231,7 @@ class _Provision:
 
     async def _fetch(self, file: ModelFile, places: list[Path]) -> None:
         async with self._exclusive(file):
-            if any(self._store.known_digest(place) == file.sha256 for place in places):
+            if any(self._store.known_digest(path) == file.sha256 for path in places):
                 return  # downloaded by another process meanwhile
             whole = await self._fetcher.fetch(file)
             # Without its table a partial file counts as complete, if the process ends before the rename.

@@ -436,7 +436,7 @@ def state_path(path: Path) -> Path:
     return path.with_suffix(".state")
 
 
-def _write(descriptor: int, data: memoryview, place: int) -> None:
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        written = os.pwrite(descriptor, data, place)
-        data, place = data[written:], place + written
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

@@ -142,11 +142,11 @@ class _PrefixReader:
         self._chunks += digest
 
 
-def _read_into(buffer: memoryview, file: int, place: int) -> None:
+def _read_into(buffer: memoryview, file: int, offset: int) -> None:
     while buffer:
-        if not (count := os.preadv(file, [buffer], place)):
+        if not (count := os.preadv(file, [buffer], offset)):
             raise OSError(errno.EIO, "the file has become shorter")
-        buffer, place = buffer[count:], place + count
+        buffer, offset = buffer[count:], offset + count
 
 
 def digest_of(digests: bytes, chunk: int) -> bytes:

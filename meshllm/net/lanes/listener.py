@@ -95,8 +95,8 @@ class LaneListener:
         It may have fewer tickets than requested; none without a listener, or for a kind that cannot use lanes.
         """
         self._sweep()
-        room = MAX_TICKETS_PER_PEER - self._outstanding[peer]
-        count = max(0, min(count, MAX_TICKETS_PER_ASK, room))
+        free = MAX_TICKETS_PER_PEER - self._outstanding[peer]
+        count = max(0, min(count, MAX_TICKETS_PER_ASK, free))
         if not self.port or kind not in LANE_KINDS:
             count = 0
         expires = self._clock() + TICKET_SECONDS

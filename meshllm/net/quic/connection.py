@@ -114,8 +114,8 @@ class MeshConnection(QuicConnection):
         if event is None:
             return ""
         # The peer chose the text, and it goes to logs and terminals.
-        words = "".join(letter if letter.isprintable() else "?" for letter in event.reason_phrase[:MAX_REASON])
-        return words or f"error {event.error_code}"
+        text = "".join(letter if letter.isprintable() else "?" for letter in event.reason_phrase[:MAX_REASON])
+        return text or f"error {event.error_code}"
 
     # -- overrides of aioquic
 

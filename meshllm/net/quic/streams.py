@@ -84,13 +84,13 @@ class Stream(asyncio.Transport):
         if not data or self._closing or self._write_dead:
             return
         if not self._backlog:
-            room = self._table.room(self)
-            if room >= len(data):
+            limit = self._table.sendable(self)
+            if limit >= len(data):
                 self._table.connection.send(self.number, bytes(data))
                 return
-            if room > 0:
-                self._table.connection.send(self.number, bytes(data[:room]))
-                data = data[room:]
+            if limit > 0:
+                self._table.connection.send(self.number, bytes(data[:limit]))
+                data = data[limit:]
             self._table.backlogged.add(self)
         self._backlog.append(bytes(data))
         self._backlog_bytes += len(data)
@@ -159,12 +159,12 @@ class Stream(asyncio.Transport):
     def pump(self) -> None:
         """Send buffered bytes as far as the window allows."""
         backlog, table = self._backlog, self._table
-        while backlog and (room := table.room(self)) > 0:
+        while backlog and (limit := table.sendable(self)) > 0:
             data = backlog.popleft()
-            if len(data) > room:
+            if len(data) > limit:
                 rest = memoryview(data)
-                backlog.appendleft(rest[room:])
-                data = rest[:room]
+                backlog.appendleft(rest[limit:])
+                data = rest[:limit]
             self._backlog_bytes -= len(data)
             table.connection.send(self.number, data)
         if not backlog:
@@ -373,7 +373,7 @@ class Streams:
         """Bytes that no protocol has read."""
         return sum(stream.unread for stream in self.open_streams.values())
 
-    def room(self, stream: Stream) -> int:
+    def sendable(self, stream: Stream) -> int:
         """Bytes that a stream may send now."""
         return unsent_limit(len(self.open_streams)) - self.connection.unacknowledged(stream.number)
 

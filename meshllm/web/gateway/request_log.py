@@ -1,6 +1,6 @@
 """The last requests of the API, with their attempts: a bounded ring for the console, and one log line per request.
 
-A request fills in its `RequestTrace` while it runs; nothing else is computed until somebody reads the ring.
+A request fills in its `RequestTrace` while it runs; summaries are computed only when the ring is read.
 """
 
 from __future__ import annotations

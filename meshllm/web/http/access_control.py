@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-# A reverse proxy on this machine connects from loopback, whoever its client is. Any of these headers makes a caller
+# A reverse proxy on this machine connects from loopback for clients anywhere. Any of these headers makes a caller
 # remote: those of RFC 7230 and 7239, and the customary ones of nginx, HAProxy, Envoy, Traefik and the large CDNs.
 PROXY_HEADERS = frozenset(
     (

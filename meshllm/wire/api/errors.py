@@ -143,20 +143,20 @@ def translate_error(
         text = _excerpt(upstream)
         message = f"The model server answered with status {status}" + (f": {text}" if text else ".")
         return status, error_body(api, status, "upstream_error", message, request_id=request_id)
-    status, found = _owned(status, found)
-    return status, _rewritten(api, status, found, request_id)
+    status, found = _client_error(status, found)
+    return status, _translated(api, status, found, request_id)
 
 
-def _owned(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def _client_error(status: int, found: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """An engine error (500) that the request caused becomes a 400, because clients retry a 500."""
     message = str(found["message"])[:MAX_MESSAGE]
     if status == 500 and (sizes := _TOO_LONG.search(message)):
         tokens, most = int(sizes[1]), int(sizes[2])
-        words = f"The input has {tokens} tokens; the limit of this model is {most}."
-        return 400, {"message": words, "type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": most}
+        text = f"The input has {tokens} tokens; the limit of this model is {most}."
+        return 400, {"message": text, "type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": most}
     if status == 500 and _NO_TEXT in message:
-        words = "This model does not generate text. Use it for embeddings or reranking."
-        return 400, {"message": words, "code": "wrong_purpose"}
+        text = "This model does not generate text. Use it for embeddings or reranking."
+        return 400, {"message": text, "code": "wrong_purpose"}
     return status, found
 
 
@@ -165,7 +165,7 @@ def translate_event(
 ) -> bytes:
     """An upstream's error object (see `loads_error`) as an error event of this API and the end of the stream."""
     status = status or status_of(found)
-    error = _rewritten(api, status, found, request_id)["error"]
+    error = _translated(api, status, found, request_id)["error"]
     code, message = error.get("code"), error["message"]
     extra = {key: value for key, value in error.items() if key not in ("type", "message", "code", "param")}
     if api is Api.RESPONSES or api.anthropic:
@@ -226,7 +226,7 @@ def _llama_cpp(value: Mapping[str, Any]) -> bool:
     return isinstance(kind, str) and kind.endswith("_error") and isinstance(value.get("message"), str)
 
 
-def _rewritten(api: Api, status: int, found: Mapping[str, Any], request_id: str | None) -> dict[str, Any]:
+def _translated(api: Api, status: int, found: Mapping[str, Any], request_id: str | None) -> dict[str, Any]:
     message = clean(str(found["message"]), MAX_MESSAGE)
     kind, code, param = (_word(found.get(key)) for key in ("type", "code", "param"))
     if code is None:
@@ -240,8 +240,8 @@ def _rewritten(api: Api, status: int, found: Mapping[str, Any], request_id: str 
         elif isinstance(value, str):
             extra[key] = clean(value, MAX_MESSAGE)
     wanted, limit = extra.get("n_prompt_tokens"), extra.get("n_ctx")
-    told = message.startswith("prompt is too long")  # translated already by a peer's gateway
-    if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None and not told:
+    translated = message.startswith("prompt is too long")  # translated already by a peer's gateway
+    if api.anthropic and code == _CONTEXT and wanted is not None and limit is not None and not translated:
         # the wording by which Anthropic's clients know that they must compact
         message = f"prompt is too long: {wanted} tokens > {limit} maximum. {message}"
     return error_body(api, status, code, message, param=param, kind=kind, extra=extra, request_id=request_id)

@@ -97,17 +97,17 @@ class EventRepair(RepairBase):
         out: list[bytes] = []
         position = skip_blanks(block, 0)
         while position < len(block) and not self.complete:
-            rushed = self._rush(block, position)
-            if rushed is None:
+            repaired = self._fast_path(block, position)
+            if repaired is None:
                 span = next_event(block, position)
                 if span is None:
                     break
-                rushed = self._one(block[span[0] : span[1]]), span[1]
-            out.append(rushed[0])
-            position = skip_blanks(block, rushed[1])
+                repaired = self._repair_event(block[span[0] : span[1]]), span[1]
+            out.append(repaired[0])
+            position = skip_blanks(block, repaired[1])
         return b"".join(out)
 
-    def _one(self, raw: bytes) -> bytes:
+    def _repair_event(self, raw: bytes) -> bytes:
         event = parse_event(raw)
         try:
             raw.decode()
@@ -132,15 +132,15 @@ class EventRepair(RepairBase):
                     return self._upstream_error(found)
             return self._event(kind, value, event)
         except (ValueError, RecursionError):
-            return self._said() + self._invalid()
+            return self._written() + self._invalid()
 
     # -- for subclasses
 
-    def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
+    def _fast_path(self, block: bytes, start: int) -> tuple[bytes, int] | None:
         """The repaired bytes of one or more events at `start` and their end, if they need no parsing; else None."""
         return None
 
-    def _said(self) -> bytes:
+    def _written(self) -> bytes:
         """Bytes written for an event before it proved invalid."""
         return b""
 

@@ -72,9 +72,9 @@ class MessagesRepair(EventRepair):
         self._next = 0
         self._tools: dict[str, int | None] = {}
         self._run: re.Pattern[bytes] | None = None  # deltas of the open block, which pass unchanged
-        self._told_stop = False
+        self._stop_sent = False
 
-    def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
+    def _fast_path(self, block: bytes, start: int) -> tuple[bytes, int] | None:
         match = self._run.match(block, start) if self._run is not None else None
         return (match[0], match.end()) if match else None
 
@@ -127,7 +127,7 @@ class MessagesRepair(EventRepair):
 
     def _message_delta(self, value: Mapping[str, Any], event: SseEvent) -> bytes:
         closing = self._close_block()
-        self._told_stop = True
+        self._stop_sent = True
         delta = value.get("delta")
         delta = dict(delta) if isinstance(delta, dict) else {}
         if not isinstance(delta.get("stop_reason"), str):
@@ -143,10 +143,10 @@ class MessagesRepair(EventRepair):
         return closing + _send(full, value, event)
 
     def _end(self) -> bytes:
-        told = b"" if self._told_stop else self._message_delta({}, SseEvent("", None, None, b""))
+        delta = b"" if self._stop_sent else self._message_delta({}, SseEvent("", None, None, b""))
         closing = self._close_block()
         self.complete = True
-        return told + closing + encode_event({"type": "message_stop"}, "message_stop")
+        return delta + closing + encode_event({"type": "message_stop"}, "message_stop")
 
     def _fail(self, found: Mapping[str, Any], status: int) -> bytes:
         self.complete = self.failed = True
@@ -159,7 +159,7 @@ class MessagesRepair(EventRepair):
         kind = given.get("type") if isinstance(given, dict) else None
         if not isinstance(given, dict) or not isinstance(kind, str):
             raise ValueError("a block without a type")
-        if self._told_stop:
+        if self._stop_sent:
             return b""
         source = whole_number(value.get("index"))
         ident = given.get("id") if isinstance(given.get("id"), str) else ""
@@ -213,7 +213,7 @@ class MessagesRepair(EventRepair):
         word = delta.get("type") if isinstance(delta, dict) else None
         if not isinstance(delta, dict) or not isinstance(word, str):
             raise ValueError("a delta without a type")
-        if self._told_stop:
+        if self._stop_sent:
             return b""
         source = whole_number(value.get("index"))
         kind = _BLOCK_OF.get(word)

@@ -90,15 +90,15 @@ class ResponsesRepair(EventRepair):
         if word not in _KIND_OF or verb not in ("added", "delta", "done"):
             return begin + self._out.emit(value, event)
         item, adding = self._item_of(value, word)
-        said = begin + adding + self._contents.about(item, word, verb, value, event)
+        out = begin + adding + self._contents.about(item, word, verb, value, event)
         if kind == "response.output_text.delta":
             self._quick = TextDeltas.after(item, event)
-        return said
+        return out
 
-    def _rush(self, block: bytes, start: int) -> tuple[bytes, int] | None:
+    def _fast_path(self, block: bytes, start: int) -> tuple[bytes, int] | None:
         return self._quick.take(block, start, self._out) if self._quick is not None else None
 
-    def _said(self) -> bytes:
+    def _written(self) -> bytes:
         return b"".join(self._out.written)
 
     # -- the response as a whole
@@ -178,8 +178,8 @@ class ResponsesRepair(EventRepair):
             Api.RESPONSES, found, status=status, sequence_number=self._out.number(), request_id=self._request_id
         )
         output = [item.final for item in self._ordered() if item.final is not None]
-        told = {"code": "server_error", "message": found["message"]}
-        failed = {"type": "response.failed", "response": {"status": "failed", "error": told, "output": output}}
+        failure = {"code": "server_error", "message": found["message"]}
+        failed = {"type": "response.failed", "response": {"status": "failed", "error": failure, "output": output}}
         try:
             ending = self._lifecycle(failed)
         except ValueError:

@@ -161,44 +161,44 @@ Place = Callable[[int, int, int], memoryview]
 class FrameReader:
     """Splits a stream into frames; holds only the current one, in memory of `place`.
 
-    Either write into `room()` and call `advance`, which copies nothing, or call `feed`.
+    Either write into `buffer()` and call `advance`, which copies nothing, or call `feed`.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._header = memoryview(bytearray(HEADER.size))
-        self._room = self._header
+        self._buffer = self._header
         self._filled = 0
         self._kind = self._number = 0
 
-    def room(self) -> memoryview:
+    def buffer(self) -> memoryview:
         """The memory for the next bytes; never empty."""
-        return self._room[self._filled :]
+        return self._buffer[self._filled :]
 
     def advance(self, count: int) -> FileFrame | None:
-        """`count` bytes were written into `room()`. Returns the frame that they complete. Raises BadMessage."""
+        """`count` bytes were written into `buffer()`. Returns the frame that they complete. Raises BadMessage."""
         self._filled += count
-        if self._filled < len(self._room):
+        if self._filled < len(self._buffer):
             return None
-        if self._room is self._header:
+        if self._buffer is self._header:
             self._kind, self._number, length = HEADER.unpack(self._header)
-            room = self._place(self._kind, self._number, length)
+            buffer = self._place(self._kind, self._number, length)
             self._filled = 0
             if length:
-                self._room = room
+                self._buffer = buffer
                 return None
         else:
-            room = self._room
-            self._room, self._filled = self._header, 0
-        return FileFrame(self._kind, self._number, room)
+            buffer = self._buffer
+            self._buffer, self._filled = self._header, 0
+        return FileFrame(self._kind, self._number, buffer)
 
     def feed(self, data: bytes | memoryview) -> Iterator[FileFrame]:
         """The frames that `data` completes. Raises BadMessage."""
         rest = memoryview(data)
         while rest:
-            room = self.room()
-            taken = min(len(room), len(rest))
-            room[:taken] = rest[:taken]
+            buffer = self.buffer()
+            taken = min(len(buffer), len(rest))
+            buffer[:taken] = rest[:taken]
             rest = rest[taken:]
             if (frame := self.advance(taken)) is not None:
                 yield frame

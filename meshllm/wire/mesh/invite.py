@@ -91,9 +91,9 @@ def _encode_way(way: BootstrapAddress) -> bytes:
         raise ValueError("a node in an invite needs an address and at least 16 bytes of its id")
     one = len(set(ports)) == 1
     families = sum(1 << at for at, host in enumerate(hosts) if len(host) == 16)
-    told = ports[:1] if one else ports
+    listed = ports[:1] if one else ports
     head = bytes([len(hosts) | (ONE_PORT_BIT if one else 0), families])
-    return way.pin[:PIN_BYTES] + head + struct.pack(f">{len(told)}H", *told) + b"".join(hosts)
+    return way.pin[:PIN_BYTES] + head + struct.pack(f">{len(listed)}H", *listed) + b"".join(hosts)
 
 
 def decode(text: str) -> Invite:
@@ -152,8 +152,10 @@ def _read_way(reader: _ByteReader) -> BootstrapAddress:
     count = head & COUNT_MASK
     if head & ~(COUNT_MASK | ONE_PORT_BIT) or not 1 <= count <= MAX_ADDRESSES or families >> count:
         raise ValueError("way in")
-    told = 1 if head & ONE_PORT_BIT else count
-    ports: tuple[int, ...] = struct.unpack(f">{told}H", reader.take(2 * told)) * (count if told == 1 else 1)
+    port_count = 1 if head & ONE_PORT_BIT else count
+    ports: tuple[int, ...] = struct.unpack(f">{port_count}H", reader.take(2 * port_count)) * (
+        count if port_count == 1 else 1
+    )
     addresses = []
     for at, port in enumerate(ports):
         host = unpack_host(reader.take(16 if families >> at & 1 else 4))

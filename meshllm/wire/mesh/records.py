@@ -34,8 +34,8 @@ MAX_ITEMS = 512
 PURPOSES: dict[Purpose | None, int] = {None: 0, Purpose.GENERATE: 1, Purpose.EMBED: 2, Purpose.RERANK: 3}
 PURPOSE_OF = {number: purpose for purpose, number in PURPOSES.items()}
 # Input kinds of a model, one bit each; newer versions may know more. 0: unknown.
-TEXT, PICTURES = 1, 2
-INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | PICTURES}
+TEXT, IMAGES = 1, 2
+INPUTS: dict[bool | None, int] = {None: 0, False: TEXT, True: TEXT | IMAGES}
 MAX_INPUTS = 0xFFFF
 # Fields of the first version of the record; later ones may be missing.
 FIELDS = 15
@@ -76,7 +76,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.wants,
             record.on_disk,
             record.memory,
-            [(complaint.node, complaint.incarnation) for complaint in record.failure_reports],
+            [(report.node, report.incarnation) for report in record.failure_reports],
             record.leaving,
             [(candidate.model, candidate.free_bytes, candidate.force_split) for candidate in record.splits],
             record.speed,
@@ -145,7 +145,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         wants,
         on_disk,
         memory,
-        complaints,
+        failure_reports,
         leaving,
         *later,
     ) = f.fields(found, FIELDS, "record")
@@ -163,7 +163,9 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         wants=f.names(wants, r.MAX_WANTED, "wanted models"),
         on_disk=disk,
         memory=f.number(memory, "memory"),
-        failure_reports=tuple([_complaint(item) for item in f.items(complaints, r.MAX_FAILURE_REPORTS, "complaints")]),
+        failure_reports=tuple(
+            [_failure_report(item) for item in f.items(failure_reports, r.MAX_FAILURE_REPORTS, "failure reports")]
+        ),
         leaving=f.flag(leaving, "leaving"),
         splits=_candidates(later[0]) if later else (),
         speed=f.number(later[1], "speed") if len(later) > 1 else 0,
@@ -188,12 +190,12 @@ def _model(value: Any) -> r.ServedModel | None:
         context_length=f.number(context, "model's context", 0, MAX_CONTEXT),
         slots=f.number(slots, "model's slots", 0, MAX_REQUESTS),
         size=f.number(size, "model's size"),
-        vision=bool(inputs & PICTURES) if inputs else None,
+        vision=bool(inputs & IMAGES) if inputs else None,
     )
     return model if purpose in PURPOSE_OF else None
 
 
-def _complaint(value: Any) -> r.FailureReport:
+def _failure_report(value: Any) -> r.FailureReport:
     node, incarnation, *_ = f.fields(value, 2, "failure report")
     subject = r.NodeId(f.exactly(node, r.NODE_ID_BYTES, "failure report's node id"))
     return r.FailureReport(subject, f.number(incarnation, "failure report's incarnation"))
@@ -204,12 +206,14 @@ def _candidates(value: Any) -> tuple[r.SplitCandidate, ...]:
 
 
 def _candidate(value: Any) -> r.SplitCandidate:
-    model, room, apart, *_ = f.fields(value, 3, "candidate")
-    return r.SplitCandidate(f.name(model, "candidate's model"), f.number(room, "room"), f.flag(apart, "apart"))
+    model, free_bytes, force_split, *_ = f.fields(value, 3, "candidate")
+    return r.SplitCandidate(
+        f.name(model, "candidate's model"), f.number(free_bytes, "free bytes"), f.flag(force_split, "force split")
+    )
 
 
 def _devices(value: Any) -> tuple[int, ...]:
-    return tuple([f.number(room, "device's memory") for room in f.items(value, r.MAX_DEVICES, "devices")])
+    return tuple([f.number(size, "device's memory") for size in f.items(value, r.MAX_DEVICES, "devices")])
 
 
 def _aliases(value: Any, disk: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -254,7 +258,7 @@ def fit(record: NodeRecord) -> NodeRecord:
         on_disk=tuple([name for name in record.on_disk if _good(name)][: r.MAX_ON_DISK]),
         memory=_within(record.memory, MAX_NUMBER),
         speed=_within(record.speed, MAX_NUMBER),
-        devices=tuple([_within(room, MAX_NUMBER) for room in record.devices][: r.MAX_DEVICES]),
+        devices=tuple([_within(size, MAX_NUMBER) for size in record.devices][: r.MAX_DEVICES]),
         failure_reports=record.failure_reports[: r.MAX_FAILURE_REPORTS],
         splits=tuple(
             [replace(c, free_bytes=_within(c.free_bytes, MAX_NUMBER)) for c in record.splits if _good(c.model)][
@@ -308,12 +312,12 @@ def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
 # Upper bound of a body without its names: numbers (9 bytes each) and fixed texts.
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
-_MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _COMPLAINT_BYTES = 36, 16, 3, 48
+_MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 36, 16, 3, 48
 
 
 def _shrunk(record: NodeRecord) -> NodeRecord:
     """`record` cut to MAX_RECORD_BYTES; lists are filled in the order of their importance."""
-    left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.failure_reports) * _COMPLAINT_BYTES
+    left = r.MAX_RECORD_BYTES - _FIXED_BYTES - len(record.failure_reports) * _REPORT_BYTES
     serves, left = _as_many([(m, len(m.name.encode()) + _MODEL_BYTES) for m in record.serves], left)
     wants, left = _as_many([(n, len(n.encode()) + _NAME_BYTES) for n in record.wants], left)
     loads, left = _as_many([(load, len(load.name.encode()) + _LOAD_BYTES) for load in record.loads], left)
@@ -329,12 +333,12 @@ def _shrunk(record: NodeRecord) -> NodeRecord:
     )
 
 
-def _as_many(sized: list[tuple[Any, int]], room: int) -> tuple[list[Any], int]:
-    """The first of `sized` (value, bytes) that fit into `room` bytes, and the bytes that are left."""
+def _as_many(sized: list[tuple[Any, int]], left: int) -> tuple[list[Any], int]:
+    """The first of `sized` (value, bytes) that fit into `left` bytes, and the bytes that are left."""
     taken = []
     for value, size in sized:
-        if size > room:
+        if size > left:
             break
         taken.append(value)
-        room -= size
-    return taken, room
+        left -= size
+    return taken, left

@@ -171,7 +171,7 @@ BAD = {
     "ends in the middle": header(pair_count=3),
     "a metadata key is": header([struct.pack("<Q", HUGE)]),
     "key is empty": header([pair("", 4, bytes(4))]),
-    "there twice": header([ARCHITECTURE, ARCHITECTURE]),
+    "occurs twice": header([ARCHITECTURE, ARCHITECTURE]),
     "unknown type 13": header([ARCHITECTURE, pair("a", 13, b"")]),
     "list of the unknown type 9": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQ", 9, 1))]),
     "more than 4000000 strings": header([ARCHITECTURE, pair("a", 9, struct.pack("<IQ", 8, HUGE))]),
@@ -184,20 +184,20 @@ BAD = {
     "value of 'tokenizer.chat_template'": header(
         [ARCHITECTURE, pair("tokenizer.chat_template", 8, struct.pack("<Q", (1 << 20) + 1))]
     ),
-    "which architecture": header([pair("general.architecture", 8, text(""))]),
-    "which architecture ": header([pair("general.architecture", 4, bytes(4))]),
+    "names no architecture": header([pair("general.architecture", 8, text(""))]),
+    "names no architecture ": header([pair("general.architecture", 4, bytes(4))]),
     "alignment is 3": header([ARCHITECTURE, pair("general.alignment", 4, struct.pack("<I", 3))]),
     "alignment is 0": header([ARCHITECTURE, pair("general.alignment", 4, bytes(4))]),
-    "makes no sense": header([ARCHITECTURE, pair("llama.block_count", 11, struct.pack("<q", -5))]),
+    "is out of range": header([ARCHITECTURE, pair("llama.block_count", 11, struct.pack("<q", -5))]),
     "a tensor name is": header(tensors=[tensor("x" * 64, (1,), 0, 0)]),
-    "tensor b'a' is there twice": header(tensors=[tensor("a", (8,), 0, 0), tensor("a", (8,), 0, 32)]) + bytes(200),
+    "tensor b'a' occurs twice": header(tensors=[tensor("a", (8,), 0, 0), tensor("a", (8,), 0, 32)]) + bytes(200),
     "5 dimensions": header(tensors=[tensor("a", (1, 1, 1, 1, 1), 0, 0)]),
-    "of type 99": header(tensors=[tensor("a", (1,), 99, 0)]),
-    "of type 31": header(tensors=[tensor("a", (1,), 31, 0)]),
-    "impossibly large": header(tensors=[tensor("a", (1 << 40, 1 << 40), 0, 0)]),
+    "unknown type 99": header(tensors=[tensor("a", (1,), 99, 0)]),
+    "unknown type 31": header(tensors=[tensor("a", (1,), 31, 0)]),
+    "is too large": header(tensors=[tensor("a", (1 << 40, 1 << 40), 0, 0)]),
     "not a multiple of 32": header(tensors=[tensor("a", (33,), 8, 0)]),
-    "lies at offset 7": header(tensors=[tensor("a", (1,), 0, 7)]),
-    "cut off": header(tensors=[tensor("a", (1 << 30,), 0, 0)]),
+    "is at offset 7": header(tensors=[tensor("a", (1,), 0, 7)]),
+    "truncated": header(tensors=[tensor("a", (1 << 30,), 0, 0)]),
 }
 
 

@@ -69,7 +69,7 @@ def test_sample_headers_match_their_names(tmp_path: Path) -> None:
 
 
 def test_usage_rejects_an_unknown_pooling_type(tmp_path: Path) -> None:
-    with pytest.raises(InvalidModelFile, match="pooling of type 5"):
+    with pytest.raises(InvalidModelFile, match="pooling type 5"):
         read_header(written(tmp_path / "m.gguf", "bert", 5))
 
 

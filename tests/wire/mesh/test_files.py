@@ -145,16 +145,16 @@ def test_frame_reader_fills_the_given_memory() -> None:
     room = memoryview(bytearray(5))
     reader = w.FrameReader(lambda kind, number, length: room)
     head = w.header(w.FileFrameKind.CHUNK, 7, 5)
-    reader.room()[:] = head
+    reader.buffer()[:] = head
     assert reader.advance(len(head)) is None
-    assert len(reader.room()) == 5
-    reader.room()[:2] = b"he"
+    assert len(reader.buffer()) == 5
+    reader.buffer()[:2] = b"he"
     assert reader.advance(2) is None
-    reader.room()[:] = b"llo"
+    reader.buffer()[:] = b"llo"
     frame = reader.advance(3)
     assert frame == w.FileFrame(w.FileFrameKind.CHUNK, 7, room)
     assert bytes(room) == b"hello"
-    assert len(reader.room()) == w.HEADER.size
+    assert len(reader.buffer()) == w.HEADER.size
 
 
 @pytest.mark.parametrize(

@@ -35,29 +35,29 @@ def run(text: str, *, seed: int = SEED) -> Player:
 
 
 @pytest.mark.slow
-def test_a_change_is_everywhere_within_12_rounds() -> None:
+def test_change_reaches_all_nodes_within_12_rounds() -> None:
     played("spread", 200)
 
 
 @pytest.mark.slow
-def test_a_killed_node_is_out_of_every_table_within_5_seconds() -> None:
+def test_killed_node_leaves_all_routing_tables_within_5_seconds() -> None:
     played("kill", 150)
 
 
 @pytest.mark.slow
-def test_loss_kills_nobody() -> None:
+def test_packet_loss_causes_no_false_death() -> None:
     player = run("nodes 30\nskew 1%\nloss 10%\nstart 0\nstart 1..29 over 10s\nwait 1h\nexpect deaths 0\n")
     assert player.watch.looks > 1000
 
 
 @pytest.mark.slow
-def test_no_ghost_survives_a_thousand_kills_and_restarts() -> None:
+def test_churn_leaves_no_stale_members() -> None:
     player = played("churn", 50)
     assert sum(node.starts - 1 for node in player.simulation.nodes) == 1000
 
 
 @pytest.mark.slow
-def test_a_join_where_600_addresses_are_dead_takes_no_longer() -> None:
+def test_join_with_600_dead_addresses_takes_no_longer() -> None:
     player = played("join-dead", 120)
     took = [
         figure.seconds
@@ -73,18 +73,18 @@ def test_a_join_where_600_addresses_are_dead_takes_no_longer() -> None:
 
 
 @pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
-def test_halves_find_together_again(seed: int) -> None:
+def test_partition_heals(seed: int) -> None:
     played("partition", 40, seed=seed)
 
 
 @pytest.mark.parametrize("seed", [SEED, SEED + 1, SEED + 2])
-def test_two_meshes_become_one_and_nobody_adopts_twice(seed: int) -> None:
+def test_mesh_merge_adopts_once_per_node(seed: int) -> None:
     player = played("two-meshes", 40, seed=seed)
     # The losing half and nobody else.
     assert sorted(player.simulation.saved_meshes) == list(range(20, 40))
 
 
-def test_traffic_is_bounded_however_large_the_mesh() -> None:
+def test_gossip_traffic_is_bounded_by_mesh_size() -> None:
     """Pings and pongs stay the same; records come at the rate of heartbeats, which has a cap."""
     rounds = 60
     small, large = (played("traffic", size) for size in (20, 80))
@@ -124,34 +124,34 @@ def test_soak_with_a_busy_node_writes_a_bounded_number_of_records() -> None:
     assert player.simulation.now > 7200
 
 
-def test_one_node_is_a_mesh() -> None:
+def test_single_node_is_a_mesh() -> None:
     run("nodes 1\nstart 0\nwait 10s\nexpect whole")
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_few_nodes_notice_a_death_too(count: int) -> None:
+def test_small_meshes_notice_a_death(count: int) -> None:
     run(f"nodes {count}\nstart 0\nstart 1..{count - 1}\nexpect within 60s whole\nkill 1\nexpect within 5s gone 1")
 
 
-def test_a_node_that_leaves_is_gone_at_once() -> None:
+def test_leaving_node_is_gone_at_once() -> None:
     run("nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nstop 7\nexpect within 1s gone 7\nexpect whole")
 
 
-def test_a_restarted_node_finds_its_mesh_without_an_invite() -> None:
+def test_restarted_node_rejoins_without_an_invite() -> None:
     run(
         "nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nwait 30s\nkill 7\nexpect within 5s gone 7\n"
         "restart 7\nexpect within 10s joined 7\nexpect within 60s whole"
     )
 
 
-def test_a_whole_mesh_that_restarts_finds_itself() -> None:
+def test_restarted_mesh_finds_itself() -> None:
     run(
         "nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\nwait 60s\nkill all\nwait 10s\nrestart all over 5s\n"
         "expect within 60s whole"
     )
 
 
-def test_halves_of_which_everybody_restarted_find_together_again() -> None:
+def test_partition_heals_after_all_nodes_restarted() -> None:
     """Who is lost is remembered too: else each half would know only itself after the restart."""
     run(
         "nodes 20\nstart 0\nstart 1..19\nexpect within 60s whole\ncut 0..9 | 10..19\nwait 40s\nkill all\n"
@@ -159,7 +159,7 @@ def test_halves_of_which_everybody_restarted_find_together_again() -> None:
     )
 
 
-def test_a_client_follows_what_happens() -> None:
+def test_client_follows_changes() -> None:
     player = run(
         "nodes 20\nclients 2\nstart 0\nstart 1..19\nexpect within 60s whole\nstart clients through 0..2\n"
         "expect within 5s joined clients\nserve 5 model-a\nexpect within 3s known model-a\nwait 5s\n"
@@ -170,7 +170,7 @@ def test_a_client_follows_what_happens() -> None:
     assert all(observe.status(node, client.id) is None for node in player.simulation.live())
 
 
-def test_a_client_survives_the_death_of_all_it_is_linked_with() -> None:
+def test_client_survives_the_death_of_all_providers() -> None:
     player = Player(
         parse("nodes 20\nclients 1\nstart 0\nstart 1..19\nexpect within 60s whole\nstart clients through 0")
     )
@@ -186,7 +186,7 @@ def test_a_client_survives_the_death_of_all_it_is_linked_with() -> None:
     assert alive == live
 
 
-def test_what_the_watch_asks_is_what_the_snapshot_says() -> None:
+def test_sim_watch_agrees_with_the_snapshot() -> None:
     player = run(
         "nodes 20\nclients 1\nstart 0\nstart 1..19\nexpect within 60s whole\nstart clients through 0..2\n"
         "kill 3\nstop 4\nwait 3s"
@@ -196,20 +196,20 @@ def test_what_the_watch_asks_is_what_the_snapshot_says() -> None:
             assert observe.status(node, peer.node) is peer.status
 
 
-def test_a_seed_repeats_a_run() -> None:
+def test_sim_seed_repeats_a_run() -> None:
     text = "nodes 15\nloss 10%\nskew 1%\nstart 0\nstart 1..14 over 5s\nwait 60s\nkill 3\nwait 20s"
     one, two, other = run(text), run(text), run(text, seed=SEED + 1)
     assert (one.simulation.events, one.simulation.messages) == (two.simulation.events, two.simulation.messages)
     assert one.simulation.messages != other.simulation.messages
 
 
-def test_a_failure_names_seed_and_line() -> None:
+def test_sim_failure_names_seed_and_line() -> None:
     with pytest.raises(Failed, match=rf"line 3: .*seed {SEED}"):
         run("nodes 2\nstart 0\nexpect within 2s joined 1")
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 10))
-def test_whatever_happens_the_mesh_is_whole_afterwards(seed: int) -> None:
+def test_mesh_is_whole_after_random_trouble(seed: int) -> None:
     """Random trouble: kills, restarts, cuts, loss, old records. Then a quiet minute."""
     rng = random.Random(seed)
     count = rng.randrange(3, 16)

@@ -31,7 +31,7 @@ async def refused(caller: Caller, status: int) -> str:
     return str(response.json["error"]["message"])
 
 
-async def test_one_connection_many_requests(table: Bench) -> None:
+async def test_connection_is_reused_for_many_requests(table: Bench) -> None:
     engine = await table.serve()
     caller = await table.caller()
     for number in range(20):
@@ -57,7 +57,7 @@ async def test_pipelined_requests_are_answered_in_order(table: Bench) -> None:
     await table.idle()
 
 
-async def test_too_much_pipelining_is_answered_as_far_as_it_goes(table: Bench) -> None:
+async def test_pipelining_is_bounded(table: Bench) -> None:
     release = asyncio.Event()
 
     async def later(call: Call) -> None:
@@ -81,7 +81,7 @@ async def test_too_much_pipelining_is_answered_as_far_as_it_goes(table: Bench) -
     await table.idle()
 
 
-async def test_requests_may_arrive_byte_by_byte(table: Bench) -> None:
+async def test_request_may_arrive_byte_by_byte(table: Bench) -> None:
     await table.serve()
     caller = await table.caller()
     for byte in ask("/v1/messages") + GET:
@@ -91,7 +91,7 @@ async def test_requests_may_arrive_byte_by_byte(table: Bench) -> None:
     assert (await caller.response()).json == {"status": "ok"}
 
 
-async def test_chunked_bodies_with_extensions_and_trailers(table: Bench) -> None:
+async def test_chunked_body_with_extensions_and_trailers(table: Bench) -> None:
     engine = await table.serve()
     body = json.dumps({"model": "m", "text": "x" * 1000}).encode()
     chunks = b"".join(
@@ -133,7 +133,7 @@ async def test_chunked_bodies_with_extensions_and_trailers(table: Bench) -> None
         b"Authorization: a\r\nAuthorization: b",
     ],
 )
-async def test_what_could_be_understood_in_two_ways_is_refused(table: Bench, lines: bytes) -> None:
+async def test_ambiguous_requests_are_rejected(table: Bench, lines: bytes) -> None:
     engine = await table.serve()
     caller = await table.caller()
     caller.send(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n\r\n")
@@ -143,20 +143,20 @@ async def test_what_could_be_understood_in_two_ways_is_refused(table: Bench, lin
 
 
 @pytest.mark.parametrize("line", [b"GET / HTTP/3.7", b"PRI * HTTP/2.0", b"\x16\x03\x01\x02", b"G"])
-async def test_what_is_not_http_1_is_refused(table: Bench, line: bytes) -> None:
+async def test_malformed_request_lines_are_rejected(table: Bench, line: bytes) -> None:
     caller = await table.caller()
     caller.send(line + b"\r\nHost: localhost\r\n\r\n")
     await refused(caller, 400)
 
 
-async def test_other_versions_are_refused(table: Bench) -> None:
+async def test_other_http_versions_are_rejected(table: Bench) -> None:
     for line in (b"GET / HTTP/2.0", b"GET / HTTP/0.9", b"GET /"):
         caller = await table.caller()
         caller.send(line + b"\r\nHost: localhost\r\n\r\n")
         await refused(caller, 505)
 
 
-async def test_answers_owed_come_before_a_refusal(table: Bench) -> None:
+async def test_rejection_comes_after_owed_responses(table: Bench) -> None:
     """What follows a sound request cannot take its answer's place, nor cut it short."""
     release = asyncio.Event()
 
@@ -182,7 +182,7 @@ async def test_answers_owed_come_before_a_refusal(table: Bench) -> None:
     await table.idle()
 
 
-async def test_close_means_close_and_nothing_after_it_counts(table: Bench) -> None:
+async def test_connection_close_ignores_later_requests(table: Bench) -> None:
     caller = await table.caller()
     caller.send(request("GET", "/health", headers={"Connection": "close"}))
     assert (await caller.response()).headers["connection"] == "close"
@@ -195,7 +195,7 @@ async def test_close_means_close_and_nothing_after_it_counts(table: Bench) -> No
     await table.idle()
 
 
-async def test_http_1_0(table: Bench) -> None:
+async def test_http_1_0_requests(table: Bench) -> None:
     await table.serve()
     caller = await table.caller()
     caller.send(request("POST", "/v1/completions", {"model": "m"}, version="1.0"))
@@ -220,7 +220,7 @@ async def test_http_1_0(table: Bench) -> None:
         assert (await caller.response()).headers["connection"] == "keep-alive"
 
 
-async def test_a_wish_for_another_protocol_is_ignored(table: Bench) -> None:
+async def test_upgrade_header_is_ignored(table: Bench) -> None:
     await table.serve()
     caller = await table.caller()
     wishes = (
@@ -238,7 +238,7 @@ async def test_a_wish_for_another_protocol_is_ignored(table: Bench) -> None:
     assert (await caller.response()).status in (400, 404)
 
 
-async def test_100_continue(table: Bench) -> None:
+async def test_100_continue_is_sent(table: Bench) -> None:
     await table.serve()
     caller = await table.caller()
     head, _, body = request("POST", "/v1/completions", {"model": "m"}, {"Expect": "100-continue"}).partition(
@@ -255,7 +255,7 @@ async def test_100_continue(table: Bench) -> None:
     assert (await caller.head(interim=True)).status == 200
 
 
-async def test_100_continue_for_one_that_waited_behind_another(table: Bench) -> None:
+async def test_100_continue_for_a_pipelined_request(table: Bench) -> None:
     release = asyncio.Event()
 
     async def later(call: Call) -> None:
@@ -278,7 +278,7 @@ async def test_100_continue_for_one_that_waited_behind_another(table: Bench) -> 
 
 
 @pytest.mark.usefixtures("small")
-async def test_limits_of_the_head(table: Bench) -> None:
+async def test_head_size_is_bounded(table: Bench) -> None:
     long = request("GET", "/health", headers={"X": "x" * 3000})
     caller = await table.caller()
     caller.send(long)
@@ -301,7 +301,7 @@ async def test_limits_of_the_head(table: Bench) -> None:
 
 
 @pytest.mark.usefixtures("small")
-async def test_a_head_is_bounded_while_another_request_is_at_work(table: Bench) -> None:
+async def test_head_size_is_bounded_during_another_request(table: Bench) -> None:
     await table.serve(never)
     caller = await table.caller()
     caller.send(ask())
@@ -319,7 +319,7 @@ async def test_a_head_is_bounded_while_another_request_is_at_work(table: Bench) 
 
 
 @pytest.mark.usefixtures("small")
-async def test_limits_of_the_body(table: Bench) -> None:
+async def test_body_size_is_bounded(table: Bench) -> None:
     caller = await table.caller()
     caller.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10001\r\n\r\n")
     await refused(caller, 413)
@@ -339,7 +339,7 @@ async def test_limits_of_the_body(table: Bench) -> None:
     await table.idle()
 
 
-async def test_a_caller_that_is_still_sending_hears_why_it_is_refused(
+async def test_rejected_caller_that_still_sends_can_read_the_error(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meshllm.web.http.parser.MAX_BODY_BYTES", 10_000)
@@ -353,7 +353,7 @@ async def test_a_caller_that_is_still_sending_hears_why_it_is_refused(
 
 
 @pytest.mark.usefixtures("small")
-async def test_all_bodies_together_are_bounded_as_long_as_they_are_held(table: Bench) -> None:
+async def test_memory_of_all_bodies_is_bounded(table: Bench) -> None:
     engine = await table.serve(never, slots=1)
     body = {"model": "m", "text": "x" * 9000}
     callers = [await table.caller() for _ in range(3)]
@@ -371,7 +371,7 @@ async def test_all_bodies_together_are_bounded_as_long_as_they_are_held(table: B
 
 
 @pytest.mark.usefixtures("quick")
-async def test_limits_of_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_timeouts(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_SECONDS", "BODY_SECONDS"):
         monkeypatch.setattr(f"meshllm.web.http.server.{name}", 0.3)
     monkeypatch.setattr("meshllm.web.http.server.IDLE_SECONDS", 0.4)
@@ -389,7 +389,7 @@ async def test_limits_of_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> 
     await table.idle()
 
 
-async def test_no_connection_escapes_the_limits(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_connection_is_swept(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that comes just as the gateway, having no others, stops looking at the time."""
     monkeypatch.setattr("meshllm.web.gateway.gateway.SWEEP_SECONDS", 0.0)
     monkeypatch.setattr("meshllm.web.http.server.HEAD_SECONDS", 0.0)
@@ -401,7 +401,7 @@ async def test_no_connection_escapes_the_limits(table: Bench, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_head_that_trickles_in_has_no_more_time_than_any(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_head_gets_no_extra_time(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.http.server.HEAD_SECONDS", 0.3)
     caller = await table.caller()
     caller.send(b"GET /health HTTP/1.1\r\nX: ")
@@ -418,7 +418,7 @@ async def test_a_head_that_trickles_in_has_no_more_time_than_any(table: Bench, m
     assert answer.status == 408
 
 
-async def test_too_many_connections_are_told_so(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_connections_are_503(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.http.server.MAX_CONNECTIONS", 2)
     kept = [await table.caller() for _ in range(2)]
     for caller in kept:
@@ -438,7 +438,7 @@ def deaf(caller: Caller) -> None:
     caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
 
-async def test_a_caller_that_reads_slowly_slows_the_target_down(table: Bench) -> None:
+async def test_slow_caller_slows_the_target_down(table: Bench) -> None:
     sent = 0
     event = b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 50_000}}]}).encode() + b"\n\n"
     total = 1000  # 50 MB, of which only what the buffers on the way hold may leave the target
@@ -473,7 +473,7 @@ async def test_a_caller_that_reads_slowly_slows_the_target_down(table: Bench) ->
     assert sent == total
 
 
-async def test_a_slow_caller_leaves_a_backends_connection_in_order(table: Bench) -> None:
+async def test_slow_caller_leaves_the_backend_connection_usable(table: Bench) -> None:
     """The stream ends while the caller is paused: the connection goes back to the pool, and must be read from again."""
     event = b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 60_000}}]}).encode() + b"\n\n"
 
@@ -501,7 +501,7 @@ async def test_a_slow_caller_leaves_a_backends_connection_in_order(table: Bench)
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_caller_that_never_reads_is_hung_up_on(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_caller_that_never_reads_is_disconnected(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.http.server.STALLED_WRITE_SECONDS", 0.05)
     event = b"data: " + b'{"choices":[{"index":0,"delta":{"content":"' + b"x" * 60_000 + b'"}}]}\n\n'
 
@@ -521,7 +521,7 @@ async def test_a_caller_that_never_reads_is_hung_up_on(table: Bench, monkeypatch
 
 
 @pytest.mark.usefixtures("quick")
-async def test_answers_do_not_pile_up_for_a_caller_that_never_reads(
+async def test_responses_do_not_pile_up_for_a_caller_that_never_reads(
     table: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meshllm.web.http.server.STALLED_WRITE_SECONDS", 0.05)
@@ -542,9 +542,7 @@ async def test_answers_do_not_pile_up_for_a_caller_that_never_reads(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_last_answer_that_nobody_reads_does_not_keep_a_connection(
-    table: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unread_last_response_does_not_keep_the_connection(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.http.server.STALLED_WRITE_SECONDS", 0.05)
 
     async def big(call: Call) -> None:

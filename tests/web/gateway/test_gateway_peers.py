@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_web_fuzz import VALID, answers
-from test_web_waiting import Gate, finish, queue
+from test_gateway_fuzz import VALID, answers
+from test_gateway_waiting import Gate, finish, queue
 from web_rig import (
     PATHS,
     STREAMING,
@@ -80,7 +80,7 @@ async def inside(place: Town, number: int = 1, peer: str = "") -> Caller:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_request_is_served_by_a_peer(place: Town, path: str) -> None:
+async def test_request_is_served_by_a_peer(place: Town, path: str) -> None:
     engine = await place.serve(1)
     place.here.meet(host(ONE, "m"))
     alone = await place.benches[1].call(ask(path))
@@ -95,7 +95,7 @@ async def test_a_request_is_served_by_a_peer(place: Town, path: str) -> None:
     assert set(place.here.gateway.outcomes) == set(place.benches[1].gateway.peer_outcomes) == {"answered"}
 
 
-async def test_the_connection_to_a_peer_serves_many_requests_after_streams_too(place: Town) -> None:
+async def test_peer_connection_is_reused_after_streams(place: Town) -> None:
     await place.serve(1)
     place.here.meet(host(ONE, "m"))
     for number in range(6):
@@ -104,7 +104,7 @@ async def test_the_connection_to_a_peer_serves_many_requests_after_streams_too(p
     assert place.benches[1].gateway.tunnels == 1
 
 
-async def test_the_own_engine_is_asked_first_and_peers_when_it_is_full(place: Town) -> None:
+async def test_own_engine_is_preferred_until_it_is_full(place: Town) -> None:
     gate = Gate()
     mine, theirs = await place.here.engine(gate), await place.serve(1)
     place.here.publish(served("m", mine.address, slots=1))
@@ -117,7 +117,7 @@ async def test_the_own_engine_is_asked_first_and_peers_when_it_is_full(place: To
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_peer_serves_while_the_own_model_loads_and_no_longer(place: Town) -> None:
+async def test_peer_serves_while_the_own_model_loads(place: Town) -> None:
     theirs = await place.serve(1)
     mine = await place.here.engine()
     place.here.publish(coming("m"))
@@ -128,7 +128,7 @@ async def test_a_peer_serves_while_the_own_model_loads_and_no_longer(place: Town
     assert (len(theirs.calls), len(mine.calls)) == (1, 1)
 
 
-async def test_peers_are_asked_by_load_then_by_distance(place: Town) -> None:
+async def test_peers_are_ranked_by_load_then_rtt(place: Town) -> None:
     one, two = await place.serve(1), await place.serve(2)
     place.here.meet(host(ONE, "m", rtt=0.001), host(TWO, "m", rtt=0.08))
     assert (await place.here.call(ask())).status == 200
@@ -140,14 +140,14 @@ async def test_peers_are_asked_by_load_then_by_distance(place: Town) -> None:
 
 @pytest.mark.parametrize("status", [PeerStatus.SUSPECT, PeerStatus.DEAD, PeerStatus.LEFT, PeerStatus.UNVERIFIED])
 @pytest.mark.usefixtures("quick")
-async def test_only_who_is_alive_is_asked(place: Town, status: PeerStatus) -> None:
+async def test_only_live_peers_are_used(place: Town, status: PeerStatus) -> None:
     one, two = await place.serve(1), await place.serve(2)
     place.here.meet(host(ONE, "m", status=status), host(TWO, "m", rtt=5.0))
     assert (await place.here.call(ask())).status == 200
     assert (len(one.calls), len(two.calls)) == (0, 1)
 
 
-async def test_the_queue_moves_on_to_whoever_becomes_free(place: Town) -> None:
+async def test_queued_request_moves_to_a_free_peer(place: Town) -> None:
     gate = Gate()
     await place.serve(1, gate, slots=1)
     two = await place.serve(2)
@@ -166,7 +166,7 @@ async def test_the_queue_moves_on_to_whoever_becomes_free(place: Town) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("used", [False, True], ids=["new connections", "used connections"])
-async def test_all_who_wait_for_a_killed_host_are_answered_by_another(place: Town, stream: bool, used: bool) -> None:
+async def test_requests_of_a_killed_host_are_retried_at_another(place: Town, stream: bool, used: bool) -> None:
     gate = Gate()
     one, two = await place.serve(1, gate, slots=16), await place.serve(2)
     place.here.meet(host(ONE, "m", slots=16), host(TWO, "m", **LAST))
@@ -193,7 +193,7 @@ async def test_all_who_wait_for_a_killed_host_are_answered_by_another(place: Tow
 
 
 @pytest.mark.usefixtures("quick")
-async def test_who_is_believed_to_be_gone_is_not_waited_for(place: Town) -> None:
+async def test_dead_peer_is_left_at_once(place: Town) -> None:
     """Its connection still stands: that of a machine without power does for a while."""
     one, two = await place.serve(1, never), await place.serve(2)
     place.here.meet(host(ONE, "m"), host(TWO, "m", **LAST))
@@ -205,7 +205,7 @@ async def test_who_is_believed_to_be_gone_is_not_waited_for(place: Town) -> None
     assert len(two.calls) == 3
 
 
-async def test_a_suspect_that_nobody_can_stand_in_for_keeps_its_requests(place: Town) -> None:
+async def test_suspect_peer_keeps_requests_without_another_host(place: Town) -> None:
     gate = Gate()
     await place.serve(1, gate)
     place.here.meet(host(ONE, "m"))
@@ -216,7 +216,7 @@ async def test_a_suspect_that_nobody_can_stand_in_for_keeps_its_requests(place: 
 
 
 @pytest.mark.parametrize("path", STREAMING)
-async def test_a_stream_that_has_begun_ends_with_an_error_when_its_host_dies(place: Town, path: str) -> None:
+async def test_begun_stream_ends_with_an_error_when_its_host_dies(place: Town, path: str) -> None:
     async def script(call: Call) -> None:
         call.begin_stream()
         for event in STREAMS[path][:3]:
@@ -236,9 +236,7 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_host_dies(pla
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_host_that_cannot_be_connected_to_is_left_for_another(
-    place: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unreachable_host_is_left_for_another(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.timeouts.CONNECT_TIMEOUT_SECONDS", 0.02)
     place.roads.slow[ONE.hex()] = asyncio.Event()
     await place.serve(1)
@@ -251,7 +249,7 @@ async def test_a_host_that_cannot_be_connected_to_is_left_for_another(
     await place.roads.watch.until(lambda: place.roads.made == 2)
 
 
-async def test_a_host_that_failed_rests_for_everybody(place: Town) -> None:
+async def test_failed_host_rests_for_all_requests(place: Town) -> None:
     async def script(call: Call) -> None:
         call.reset()
 
@@ -267,9 +265,7 @@ async def test_a_host_that_failed_rests_for_everybody(place: Town) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_a_host_has_no_room_for_is_asked_elsewhere(
-    place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
+async def test_overloaded_host_is_left_for_another(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     monkeypatch.setattr(peer_endpoint, "MAX_PEER_REQUESTS", 0)
     await place.serve(1)
     mine = await place.here.engine(gate := Gate())
@@ -289,7 +285,7 @@ async def test_what_a_host_has_no_room_for_is_asked_elsewhere(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_is_not_there_any_more_is_asked_elsewhere(place: Town, stream: bool) -> None:
+async def test_not_here_is_retried_at_another_host(place: Town, stream: bool) -> None:
     """The record that this node holds is older than what happened there."""
     two = await place.serve(2)
     place.here.meet(host(ONE, "m"), host(TWO, "m", rtt=5.0))
@@ -299,7 +295,7 @@ async def test_what_is_not_there_any_more_is_asked_elsewhere(place: Town, stream
 
 
 @pytest.mark.usefixtures("quick")
-async def test_what_is_nowhere_any_more_is_an_error_in_the_end(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_not_here_everywhere_is_an_error(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.target_selection.NOT_HERE_SECONDS", 0.0)
     place.here.meet(host(ONE, "m"))
     response = await place.here.call(ask("/v1/messages"))
@@ -309,7 +305,7 @@ async def test_what_is_nowhere_any_more_is_an_error_in_the_end(place: Town, monk
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("path", STREAMING)
-async def test_an_error_after_comments_alone_is_no_answer(place: Town, path: str) -> None:
+async def test_error_after_comments_only_is_retried(place: Town, path: str) -> None:
     """The host had begun to stream to say that it was alive: its engine then failed."""
     gate = asyncio.Event()
 
@@ -331,7 +327,7 @@ async def test_an_error_after_comments_alone_is_no_answer(place: Town, path: str
     assert place.here.gateway.outcomes == ["answered"]
 
 
-async def test_an_error_that_is_the_requests_own_is_passed_on_as_it_is(place: Town) -> None:
+async def test_error_of_the_request_itself_is_forwarded(place: Town) -> None:
     one, two = await place.serve(1, refusing(400, "invalid_request_error")), await place.serve(2)
     place.here.meet(host(ONE, "m"), host(TWO, "m", rtt=5.0))
     response = await place.here.call(ask())
@@ -346,7 +342,7 @@ TOO_LONG = refusing(400, "exceed_context_size_error", n_prompt_tokens=3000, n_ct
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-async def test_a_prompt_too_long_for_one_host_goes_to_one_with_more_context(place: Town, path: str) -> None:
+async def test_prompt_too_long_is_retried_at_a_larger_context(place: Town, path: str) -> None:
     small, large = await place.serve(1, TOO_LONG), await place.serve(2)
     small_host = host(ONE, "m", context=2048)
     place.here.meet(small_host, host(TWO, "m", context=8192, rtt=5.0))
@@ -360,7 +356,7 @@ async def test_a_prompt_too_long_for_one_host_goes_to_one_with_more_context(plac
     assert (len(small.calls), len(large.calls)) == (2, 1)
 
 
-async def test_a_prompt_that_cannot_fit_goes_to_a_large_context_at_once(place: Town) -> None:
+async def test_long_prompt_goes_to_a_large_context_first(place: Town) -> None:
     mine, large = await place.here.engine(), await place.serve(2)
     place.here.publish(served("m", mine.address))
     place.here.meet(host(TWO, "m", context=1 << 17, rtt=5.0))
@@ -373,7 +369,7 @@ async def test_a_prompt_that_cannot_fit_goes_to_a_large_context_at_once(place: T
 
 
 @pytest.mark.usefixtures("quick")
-async def test_the_own_engine_that_is_too_small_is_no_reason_to_refuse(place: Town) -> None:
+async def test_prompt_too_long_for_the_own_engine_goes_to_a_peer(place: Town) -> None:
     mine, large = await place.here.engine(TOO_LONG), await place.serve(2)
     place.here.publish(served("m", mine.address))
     place.here.meet(host(TWO, "m", context=1 << 17))
@@ -385,7 +381,7 @@ async def test_the_own_engine_that_is_too_small_is_no_reason_to_refuse(place: To
 
 
 @pytest.mark.parametrize("more", [{}, {"user": "u"}, {"metadata": {"user_id": "x_session_1"}}])
-async def test_a_conversation_stays_with_its_host(place: Town, more: dict[str, Any]) -> None:
+async def test_conversation_stays_with_its_host(place: Town, more: dict[str, Any]) -> None:
     one, two = await place.serve(1), await place.serve(2)
     near, far = host(ONE, "m", rtt=0.001), host(TWO, "m", rtt=0.5)
     place.here.meet(far)
@@ -407,7 +403,7 @@ async def test_a_conversation_stays_with_its_host(place: Town, more: dict[str, A
     assert (len(one.calls), len(two.calls)) == (3, 3)
 
 
-async def test_a_host_without_a_free_slot_is_left_by_its_conversations(place: Town) -> None:
+async def test_conversation_leaves_a_full_host(place: Town) -> None:
     gate = Gate()
     await place.serve(1, gate, slots=1)
     two = await place.serve(2)
@@ -429,7 +425,7 @@ async def test_a_host_without_a_free_slot_is_left_by_its_conversations(place: To
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", ["peer", "backend"])
-async def test_a_host_that_takes_too_long_for_its_first_byte_is_left(
+async def test_slow_first_byte_is_retried_at_another_host(
     place: Town, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr("meshllm.core.routing.first_byte_timeout.UNKNOWN_SECONDS", 0.05)
@@ -448,7 +444,7 @@ async def test_a_host_that_takes_too_long_for_its_first_byte_is_left(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_nobody_is_left_for_being_slow_if_there_is_no_other(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_host_is_kept_without_another(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.core.routing.first_byte_timeout.UNKNOWN_SECONDS", 0.0)
     monkeypatch.setattr("meshllm.core.routing.first_byte_timeout.UNKNOWN_TOKENS_PER_SECOND", 1e9)
     gate = Gate()
@@ -467,7 +463,7 @@ async def test_nobody_is_left_for_being_slow_if_there_is_no_other(place: Town, m
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_peer_that_is_at_work_says_so(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+async def test_working_peer_sends_keep_alives(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """With comments in a stream, else with interim answers."""
     monkeypatch.setattr(
         "meshllm.web.gateway.timeouts.PEER_SILENCES", 15
@@ -485,7 +481,7 @@ async def test_a_peer_that_is_at_work_says_so(place: Town, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_peer_that_falls_silent_is_gone(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+async def test_silent_peer_times_out(place: Town, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     monkeypatch.setattr("meshllm.web.gateway.timeouts.PEER_SILENCES", 5)
     one, two = await place.serve(1, never), await place.serve(2)
     # Its gateway's clock stands still.
@@ -500,7 +496,7 @@ async def test_a_peer_that_falls_silent_is_gone(place: Town, monkeypatch: pytest
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_asks_while_the_node_joins_is_served_when_it_has(place: Town, stream: bool) -> None:
+async def test_request_during_join_is_served_after_it(place: Town, stream: bool) -> None:
     await place.serve(1)
     place.here.meet(phase=JoinPhase.DIALLING)
     caller = await place.here.caller()
@@ -516,12 +512,12 @@ async def test_who_asks_while_the_node_joins_is_served_when_it_has(place: Town, 
 
 
 @pytest.mark.usefixtures("quick")
-async def test_joining_is_waited_for_with_a_bound(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_the_join_times_out(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.core.routing.routes.SETTLING_SECONDS", 0.02)
     place.here.meet(phase=JoinPhase.DIALLING)
     response = await place.here.call(ask())
     assert (response.status, response.json["error"]["code"]) == (503, "model_unavailable")
-    assert "has not reached its mesh" in response.json["error"]["message"]
+    assert "has not joined its mesh" in response.json["error"]["message"]
     place.here.meet(phase=JoinPhase.FAILED)
     response = await place.here.call(ask())
     assert (response.status, response.json["error"]["code"]) == (503, "model_unavailable")
@@ -530,7 +526,7 @@ async def test_joining_is_waited_for_with_a_bound(place: Town, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unverified_host_is_dialled(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     await place.serve(1)
     place.here.meet(host(ONE, "m", "other", status=PeerStatus.UNVERIFIED))
     caller = await place.here.caller()
@@ -554,7 +550,7 @@ async def test_a_host_that_was_only_heard_of_is_looked_for(place: Town, monkeypa
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("by", ["this node", "a peer"])
-async def test_what_is_wanted_and_served_by_nobody_says_what_to_do(
+async def test_wanted_model_without_a_host_says_what_to_do(
     place: Town, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     monkeypatch.setattr("meshllm.core.routing.routes.WANTED_SECONDS", 0.02)
@@ -569,7 +565,7 @@ async def test_what_is_wanted_and_served_by_nobody_says_what_to_do(
     assert (card["id"], card["mesh"]["phase"], card["mesh"]["served_by"]) == ("w", "wanted", [])
 
 
-async def test_an_unknown_model_is_told_what_the_mesh_has(place: Town) -> None:
+async def test_unknown_model_error_lists_models_of_the_mesh(place: Town) -> None:
     place.here.meet(host(ONE, "qwen-9b", "llama"), host(TWO, "llama", "gone", status=PeerStatus.DEAD))
     response = await place.here.call(ask(model="qwen-8b"))
     assert response.status == 404
@@ -579,7 +575,7 @@ async def test_an_unknown_model_is_told_what_the_mesh_has(place: Town) -> None:
 # -- the door
 
 
-async def test_a_peer_may_post_to_the_model_routes_and_nothing_else(place: Town) -> None:
+async def test_peer_may_only_post_to_model_routes(place: Town) -> None:
     engine = await place.serve(1)
     for method, path in [
         ("GET", "/v1/models"),
@@ -621,7 +617,7 @@ async def test_a_peer_may_post_to_the_model_routes_and_nothing_else(place: Town)
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_any_bytes_of_a_peer_end_in_sound_http_or_none(place: Town, seed: int) -> None:
+async def test_arbitrary_bytes_of_a_peer_get_valid_http_or_none(place: Town, seed: int) -> None:
     rng = random.Random(seed)
     await place.serve(1)
     gateway = place.benches[1].gateway
@@ -645,7 +641,7 @@ async def test_any_bytes_of_a_peer_end_in_sound_http_or_none(place: Town, seed: 
     assert not place.benches[1].faults
 
 
-async def test_there_is_no_second_hop(place: Town) -> None:
+async def test_peer_request_makes_no_second_hop(place: Town) -> None:
     two = await place.serve(2)
     place.benches[1].meet(host(TWO, "m"))
     assert (await place.benches[1].call(ask())).status == 200
@@ -661,14 +657,14 @@ async def test_there_is_no_second_hop(place: Town) -> None:
     await peer.close()
 
 
-async def test_a_peer_is_served_by_backends_too(place: Town) -> None:
+async def test_peer_request_is_served_by_backends(place: Town) -> None:
     upstream = await place.benches[1].pool()
     place.here.meet(host(ONE, ServedModel("m")))
     assert (await place.here.call(ask(stream=True))).status == 200
     assert len(upstream.calls) == 1
 
 
-async def test_one_peer_has_so_many_requests_at_a_time(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_of_one_peer_are_bounded(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_endpoint, "MAX_PEER_REQUESTS", 2)
     gate = Gate()
     await place.serve(1, gate, slots=8)
@@ -689,9 +685,7 @@ async def test_one_peer_has_so_many_requests_at_a_time(place: Town, monkeypatch:
         await peer.close()
 
 
-async def test_peers_leave_room_in_the_queue_for_this_nodes_own_callers(
-    place: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_peers_fill_only_a_part_of_the_queue(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_MIN", 4)
     monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_PER_SLOT", 4)
     gate = Gate()
@@ -712,7 +706,7 @@ async def test_peers_leave_room_in_the_queue_for_this_nodes_own_callers(
         await peer.close()
 
 
-async def test_the_bodies_of_one_peer_are_bounded_by_themselves(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_body_memory_of_one_peer_is_bounded(place: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_endpoint, "MAX_PEER_BODIES_BYTES", 5000)
     monkeypatch.setattr(peer_endpoint, "MAX_PEER_CONNECTIONS", 2)
     await place.serve(1)
@@ -733,7 +727,7 @@ async def test_the_bodies_of_one_peer_are_bounded_by_themselves(place: Town, mon
     assert (gateway.tunnels, gateway.body_bytes) == (0, 0)
 
 
-async def test_a_caller_who_goes_away_stops_the_work_at_the_far_host(place: Town) -> None:
+async def test_caller_disconnect_stops_the_peers_work(place: Town) -> None:
     engine = await place.serve(1, never)
     place.here.meet(host(ONE, "m"))
     for stream in (False, True):
@@ -747,7 +741,7 @@ async def test_a_caller_who_goes_away_stops_the_work_at_the_far_host(place: Town
     assert place.benches[1].gateway.peer_outcomes == ["abandoned"] * 2
 
 
-async def test_a_caller_that_does_not_read_holds_the_engine_back(place: Town) -> None:
+async def test_backpressure_reaches_the_peers_engine(place: Town) -> None:
     """Through both gateways: neither keeps what nobody takes."""
     sent = 0
     event = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"x" * 60_000 + b'"}}]}\n\n'
@@ -780,7 +774,7 @@ async def test_a_caller_that_does_not_read_holds_the_engine_back(place: Town) ->
     assert len((await finish(caller)).body) > 600 * 60_000
 
 
-async def test_a_close_lets_peers_finish_and_no_one_in(place: Town) -> None:
+async def test_close_finishes_peer_requests_and_accepts_no_streams(place: Town) -> None:
     gate = Gate()
     await place.serve(1, gate)
     peer, idle = await inside(place), await inside(place)
@@ -803,7 +797,7 @@ async def test_a_close_lets_peers_finish_and_no_one_in(place: Town) -> None:
 # -- what is told
 
 
-async def test_the_list_of_models_says_who_serves_what(place: Town) -> None:
+async def test_models_list_names_the_hosts(place: Town) -> None:
     mine = await place.here.engine()
     place.here.publish(served("m", mine.address), backends=(backend("http://10.0.0.1:1", "b"),))
     far = ServedModel("far", Purpose.EMBED, 2048, 2, 1000)
@@ -828,7 +822,7 @@ async def test_the_list_of_models_says_who_serves_what(place: Town) -> None:
     )
 
 
-async def test_what_a_model_of_a_peer_is_not_for(place: Town) -> None:
+async def test_wrong_purpose_of_a_peers_model_is_400(place: Town) -> None:
     await place.serve(1)
     place.here.meet(host(ONE, ServedModel("m", Purpose.EMBED, slots=4)))
     assert (await place.here.call(ask("/v1/embeddings"))).status == 200
@@ -850,7 +844,7 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("path", SHOWN)
-async def test_a_picture_goes_to_who_can_see_it(place: Town, path: str) -> None:
+async def test_image_goes_to_a_host_with_vision(place: Town, path: str) -> None:
     one, two = await place.serve(1), await place.serve(2)
     blind, sees = ServedModel("m", slots=4, vision=False), ServedModel("m", slots=4, vision=True)
     place.here.meet(host(ONE, blind, rtt=0.001), host(TWO, sees, rtt=0.2))
@@ -866,9 +860,7 @@ async def test_a_picture_goes_to_who_can_see_it(place: Town, path: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", SHOWN)
-async def test_a_picture_for_a_model_that_cannot_see_is_refused_before_anybody_is_asked(
-    place: Town, path: str, stream: bool
-) -> None:
+async def test_image_for_a_model_without_vision_is_400(place: Town, path: str, stream: bool) -> None:
     here, there = await place.here.engine(), await place.serve(1)
     text = ModelFacts("/m", 1, "llama", 4096)
     mine = replace(served("m", here.address), facts=text)
@@ -886,7 +878,7 @@ async def test_a_picture_for_a_model_that_cannot_see_is_refused_before_anybody_i
     assert (await place.here.call(ask(path, messages=["image"]))).status == 200
 
 
-async def test_what_models_take_is_listed(place: Town) -> None:
+async def test_models_list_shows_modalities_of_peers(place: Town) -> None:
     mine = await place.here.engine()
     seeing = replace(served("own", mine.address), facts=ModelFacts("/m", 1, "llama", 4096, vision=True))
     place.here.publish(seeing)
@@ -899,7 +891,7 @@ async def test_what_models_take_is_listed(place: Town) -> None:
     assert taken == {"own": ["text", "image"], "text": ["text"], "both": ["text", "image"], "unknown": None}
 
 
-async def test_requests_are_counted_by_who_answers_them(place: Town) -> None:
+async def test_metrics_count_requests_by_kind_of_target(place: Town) -> None:
     await place.serve(1)
     mine = await place.here.engine()
     place.here.publish(served("own", mine.address))
@@ -915,7 +907,7 @@ async def test_requests_are_counted_by_who_answers_them(place: Town) -> None:
     assert "mesh_llm_target_requests_total{" not in text
 
 
-async def test_how_busy_the_engine_is_is_told_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_engine_load_is_reported_on_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.target_table.LOADS_SECONDS", 0.0)
     told: list[tuple[ModelLoad, ...]] = []
     watch = Watch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_web_waiting import finish
+from test_gateway_waiting import finish
 from web_rig import (
     PATHS,
     STREAMING,
@@ -38,19 +38,19 @@ async def telling(call: Call) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_the_head_says_that_the_engine_answered(table: Bench, path: str) -> None:
+async def test_host_header_names_the_engine(table: Bench, path: str) -> None:
     await table.serve()
     assert (await table.call(ask(path))).headers[HOST_HEADER] == "engine"
     if path in STREAMING:
         assert (await table.call(ask(path, stream=True))).headers[HOST_HEADER] == "engine"
 
 
-async def test_a_backend_is_told_by_its_address(table: Bench) -> None:
+async def test_host_header_names_the_backend_url(table: Bench) -> None:
     upstream = await table.pool()
     assert (await table.call(ask())).headers[HOST_HEADER] == f"backend {upstream.address}"
 
 
-async def test_a_peer_is_told_by_its_id_and_tells_its_guests_nothing(folder: Path) -> None:
+async def test_host_header_names_the_peer_and_is_not_sent_to_peers(folder: Path) -> None:
     async with town(folder, 2) as place:
         engine = await place.serve(1)
         place.here.meet(host(node_id(1), "m"))
@@ -63,7 +63,7 @@ async def test_a_peer_is_told_by_its_id_and_tells_its_guests_nothing(folder: Pat
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("path", STREAMING)
-async def test_who_heard_something_before_is_told_in_a_comment(table: Bench, path: str) -> None:
+async def test_host_is_a_comment_if_the_head_was_sent_before(table: Bench, path: str) -> None:
     engine = await table.engine(well)
     table.publish(coming("m"))
     caller = await table.caller()
@@ -78,13 +78,13 @@ async def test_who_heard_something_before_is_told_in_a_comment(table: Bench, pat
     assert body.index(comment) < body.index(b"Hello")
 
 
-async def test_an_error_names_nobody(table: Bench) -> None:
+async def test_host_header_is_absent_in_errors(table: Bench) -> None:
     await table.serve()
     assert HOST_HEADER not in (await table.call(ask(model="unknown"))).headers
     assert HOST_HEADER not in (await table.get("/v1/models")).headers
 
 
-async def test_a_page_may_read_who_answered(table: Bench) -> None:
+async def test_host_header_is_exposed_to_pages(table: Bench) -> None:
     await table.serve()
     body = {"model": "m"}
     response = await table.call(request("POST", "/v1/chat/completions", body, {"Origin": "http://localhost:3131"}))
@@ -92,7 +92,7 @@ async def test_a_page_may_read_who_answered(table: Bench) -> None:
     assert "access-control-expose-headers" not in (await table.call(ask())).headers
 
 
-async def test_the_speed_of_the_last_answer_is_kept_for_each_target(table: Bench) -> None:
+async def test_target_keeps_the_speed_of_its_last_response(table: Bench) -> None:
     await table.serve(telling)
     for stream, speed in ((True, 41.5), (False, 17.0)):
         await table.call(ask(stream=stream))
@@ -100,7 +100,7 @@ async def test_the_speed_of_the_last_answer_is_kept_for_each_target(table: Bench
         assert desk.tokens_per_second == speed
 
 
-async def test_the_speed_is_unknown_where_nobody_tells(table: Bench) -> None:
+async def test_target_speed_is_unknown_if_not_reported(table: Bench) -> None:
     upstream = await table.backend(well)
     table.publish(backends=(backend(upstream.address, "m"),))
     await table.call(ask(stream=True))

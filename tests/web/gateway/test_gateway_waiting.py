@@ -52,7 +52,7 @@ async def queue(table: Bench, number: int, first: int = 0, *, stream: bool = Fal
 
 
 @pytest.mark.parametrize("path", STREAMING)
-async def test_a_stream_hears_how_far_its_model_is_and_then_its_answer(table: Bench, path: str) -> None:
+async def test_waiting_stream_gets_progress_comments_then_its_response(table: Bench, path: str) -> None:
     engine = await table.engine(well)
     table.publish(coming("m", "downloading"))
     caller = await table.caller()
@@ -69,7 +69,7 @@ async def test_a_stream_hears_how_far_its_model_is_and_then_its_answer(table: Be
 
 
 @pytest.mark.parametrize("path", STREAMING)
-async def test_a_model_that_fails_after_all_ends_the_stream_with_an_error(table: Bench, path: str) -> None:
+async def test_waiting_stream_ends_with_an_error_when_its_model_fails(table: Bench, path: str) -> None:
     table.publish(coming("m"))
     caller, silent = await table.caller(), await table.caller()
     caller.send(ask(path, stream=True))
@@ -84,7 +84,7 @@ async def test_a_model_that_fails_after_all_ends_the_stream_with_an_error(table:
     assert (await silent.response()).status == 503
 
 
-async def test_waiting_has_a_bound(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_a_model_times_out(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.timeouts.WAIT_SILENT_SECONDS", 0.2)
     monkeypatch.setattr("meshllm.web.gateway.timeouts.WAIT_STREAMING_SECONDS", 0.3)
     table.publish(coming("m"))
@@ -105,7 +105,7 @@ async def test_waiting_has_a_bound(table: Bench, monkeypatch: pytest.MonkeyPatch
     await table.idle()
 
 
-async def test_a_prompt_that_takes_long_is_not_silent(table: Bench) -> None:
+async def test_long_prompt_gets_keep_alive_comments(table: Bench) -> None:
     gate = Gate()
     await table.serve(gate)
     caller = await table.caller()
@@ -116,7 +116,7 @@ async def test_a_prompt_that_takes_long_is_not_silent(table: Bench) -> None:
     assert b"Hello" in (await finish(caller)).body
 
 
-async def test_silence_in_a_stream_is_bridged_between_two_events(table: Bench) -> None:
+async def test_keep_alive_comments_stand_between_events(table: Bench) -> None:
     """However an event is cut on its way, a comment never stands inside one."""
     more = asyncio.Event()
 
@@ -143,7 +143,7 @@ async def test_silence_in_a_stream_is_bridged_between_two_events(table: Bench) -
     assert sum(b'"one"' in event for event in events) == 2
 
 
-async def test_first_come_first_served(table: Bench) -> None:
+async def test_queue_is_first_come_first_served(table: Bench) -> None:
     gate = Gate()
     await table.serve(gate, slots=2)
     callers = await queue(table, 12)
@@ -156,7 +156,7 @@ async def test_first_come_first_served(table: Bench) -> None:
     await table.idle()
 
 
-async def test_who_waits_in_a_stream_hears_how_many_are_ahead(table: Bench) -> None:
+async def test_queued_stream_gets_its_position(table: Bench) -> None:
     gate = Gate()
     await table.serve(gate, slots=1)
     callers = await queue(table, 3, stream=True)
@@ -168,7 +168,7 @@ async def test_who_waits_in_a_stream_hears_how_many_are_ahead(table: Bench) -> N
     await finish(callers[2])
 
 
-async def test_a_full_queue_is_429_with_retry_after(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_queue_is_429_with_retry_after(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_MIN", 2)
     monkeypatch.setattr("meshllm.web.gateway.target.QUEUE_PER_SLOT", 2)
     gate = Gate()
@@ -188,7 +188,7 @@ async def test_a_full_queue_is_429_with_retry_after(table: Bench, monkeypatch: p
         assert (await caller.response()).status == 200
 
 
-async def test_who_hangs_up_leaves_the_queue(table: Bench) -> None:
+async def test_queue_is_left_when_the_caller_disconnects(table: Bench) -> None:
     gate = Gate()
     await table.serve(gate, slots=1)
     callers = await queue(table, 6)
@@ -210,7 +210,7 @@ async def test_who_hangs_up_leaves_the_queue(table: Bench) -> None:
         await table.gateway.watch.until(lambda: table.gateway.waiting == 0)
 
 
-async def test_the_queue_of_a_target_that_vanishes_moves_on_in_order(table: Bench) -> None:
+async def test_queue_of_a_removed_target_moves_in_order(table: Bench) -> None:
     first, gate = await table.engine(never), Gate()
     second = await table.engine(gate)
     table.publish(served("m", first.address, slots=1))
@@ -230,7 +230,7 @@ async def test_the_queue_of_a_target_that_vanishes_moves_on_in_order(table: Benc
     await table.idle()
 
 
-async def test_hundreds_that_wait_for_a_dead_target_all_hear_an_answer(table: Bench) -> None:
+async def test_waiting_requests_of_a_dead_target_all_get_errors(table: Bench) -> None:
     """Each is let in, finds nobody, lets the next one in: without recursion, and with an end."""
     first = await table.engine(never)
     table.publish(served("m", first.address, slots=32))
@@ -246,7 +246,7 @@ async def test_hundreds_that_wait_for_a_dead_target_all_hear_an_answer(table: Be
     await table.idle()
 
 
-async def test_hundreds_that_wait_for_a_dead_target_are_served_by_the_next(table: Bench) -> None:
+async def test_waiting_requests_of_a_dead_target_are_served_by_the_next(table: Bench) -> None:
     first, second = await table.engine(never), await table.engine(well)
     table.publish(served("m", first.address, slots=32))
     callers = [await table.caller() for _ in range(300)]
@@ -262,7 +262,7 @@ async def test_hundreds_that_wait_for_a_dead_target_are_served_by_the_next(table
     assert table.gateway.outcomes.count("answered") == 300
 
 
-async def test_a_place_in_one_queue_is_no_reason_to_let_another_target_idle(table: Bench) -> None:
+async def test_queued_request_moves_to_an_idle_target(table: Bench) -> None:
     gate = Gate()
     busy, free = await table.engine(gate), await table.backend(well)
     table.publish(served("m", busy.address, slots=1))
@@ -275,7 +275,7 @@ async def test_a_place_in_one_queue_is_no_reason_to_let_another_target_idle(tabl
     assert (await callers[0].response()).status == 200
 
 
-async def test_the_engine_first_then_backends_in_their_order(table: Bench) -> None:
+async def test_selection_prefers_the_engine_then_backends_in_order(table: Bench) -> None:
     gate = Gate()
     engine, one, two = await table.engine(gate), await table.backend(well), await table.backend(well)
     pool = (backend(one.address, "m"), backend(two.address, "m"))
@@ -287,7 +287,7 @@ async def test_the_engine_first_then_backends_in_their_order(table: Bench) -> No
     assert (await holder.response()).status == 200
 
 
-async def test_backends_that_were_not_asked_yet_are_waited_for(table: Bench) -> None:
+async def test_unprobed_backends_are_waited_for(table: Bench) -> None:
     upstream = await table.backend(well)
     table.publish(backends=(BackendState(upstream.address),))
     caller = await table.caller()
@@ -312,7 +312,7 @@ async def test_backends_that_were_not_asked_yet_are_waited_for(table: Bench) -> 
 # -- closing
 
 
-async def test_a_close_lets_answers_finish_and_no_one_in(table: Bench) -> None:
+async def test_close_finishes_responses_and_accepts_no_requests(table: Bench) -> None:
     gate = Gate()
     await table.serve(gate)
     stream, plain, idle = [await table.caller() for _ in range(3)]
@@ -336,7 +336,7 @@ async def test_a_close_lets_answers_finish_and_no_one_in(table: Bench) -> None:
 
 
 @pytest.mark.parametrize("path", STREAMING)
-async def test_who_is_not_answered_in_time_is_told_so(table: Bench, path: str) -> None:
+async def test_close_ends_late_responses_with_an_error(table: Bench, path: str) -> None:
     await table.serve(never, slots=1)
     stream, plain, queued = [await table.caller() for _ in range(3)]
     stream.send(ask(path, stream=True))
@@ -353,7 +353,7 @@ async def test_who_is_not_answered_in_time_is_told_so(table: Bench, path: str) -
     assert (await queued.response()).status == 503
 
 
-async def test_a_close_in_the_middle_of_connecting(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_while_connecting(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     called = asyncio.Event()
 
     async def connect(self: UpstreamPool) -> None:

@@ -37,7 +37,7 @@ JSON = st.recursive(
 @example("[::1]x")
 @example("[::1]:")
 @example("localhost:²")
-def test_host_of_never_fails_and_gives_back_no_more_than_it_was_given(text: str) -> None:
+def test_host_of_accepts_any_text(text: str) -> None:
     host = host_of(text)
     assert host in text
     assert "]" not in host or not text.startswith("[")
@@ -50,7 +50,7 @@ def test_host_of_never_fails_and_gives_back_no_more_than_it_was_given(text: str)
 @example("127.0.0.1.")
 @example("0x7f.1")
 @example("::ffff:8.8.8.8")
-def test_only_names_that_can_mean_nothing_else_are_this_machine(text: str) -> None:
+def test_is_loopback_accepts_unambiguous_names_only(text: str) -> None:
     if is_loopback(text):
         plain = text.strip("[]").rstrip(".").lower().partition("%")[0]
         assert (
@@ -72,7 +72,7 @@ def test_only_names_that_can_mean_nothing_else_are_this_machine(text: str) -> No
         ("::", False),
     ],
 )
-def test_loopback_addresses(host: str, near: bool) -> None:
+def test_is_loopback_addresses(host: str, near: bool) -> None:
     assert is_loopback(host) is near
 
 
@@ -88,7 +88,9 @@ HEADERS = st.dictionaries(
     st.sampled_from(["", "127.0.0.1", "::1", "192.168.1.7", "fe80::1%eth0"]),
     st.sampled_from([None, "", "k3y"]),
 )
-def test_nobody_gets_in_without_a_reason(headers: dict[bytes, bytes], peer: str, key: str | None) -> None:
+def test_access_policy_never_admits_remote_callers_without_a_key(
+    headers: dict[bytes, bytes], peer: str, key: str | None
+) -> None:
     refusal = AccessPolicy(key).refuse(peer, headers)
     if refusal is not None:
         assert refusal.status in (401, 403)
@@ -103,7 +105,7 @@ def test_nobody_gets_in_without_a_reason(headers: dict[bytes, bytes], peer: str,
 
 
 @given(st.text())
-def test_an_origin_never_fails(origin: str) -> None:
+def test_allows_origin_accepts_any_text(origin: str) -> None:
     assert AccessPolicy().allows_origin(origin) in (True, False)
 
 
@@ -122,7 +124,7 @@ def test_an_origin_never_fails(origin: str) -> None:
 @example("http://localhost:0")
 @example("https://[v1.x]/")
 @example("http://localhost:")
-def test_a_url_that_is_taken_can_be_used(text: str) -> None:
+def test_accepted_backend_url_is_usable(text: str) -> None:
     try:
         url = check_url(text)
     except BadBackend:
@@ -149,7 +151,7 @@ def test_a_url_that_is_taken_can_be_used(text: str) -> None:
         ("http://[fd00::1]:80", "http://[fd00::1]:80"),
     ],
 )
-def test_urls_that_are_taken(given: str, wanted: str) -> None:
+def test_backend_url_forms(given: str, wanted: str) -> None:
     assert check_url(given) == wanted
 
 
@@ -173,7 +175,7 @@ def test_urls_that_are_taken(given: str, wanted: str) -> None:
         "http://a..local",
     ],
 )
-def test_urls_that_are_refused_with_advice(text: str) -> None:
+def test_backend_url_errors_have_advice(text: str) -> None:
     with pytest.raises(BadBackend) as raised:
         check_url(text)
     assert raised.value.advice
@@ -189,7 +191,7 @@ def test_urls_that_are_refused_with_advice(text: str) -> None:
 @example(b'{"data": ["abc"]}')
 @example(b'{"data": [[]]}')
 @example(b'{"data": null}')
-def test_any_list_gives_names_or_one_error(body: bytes) -> None:
+def test_parse_models_accepts_any_bytes(body: bytes) -> None:
     try:
         names = parse_models(body)
     except BadBackend:
@@ -199,14 +201,14 @@ def test_any_list_gives_names_or_one_error(body: bytes) -> None:
     assert all(0 < len(name) <= MAX_NAME and name.isprintable() for name in names)
 
 
-def test_names_in_a_list() -> None:
+def test_parse_models_names() -> None:
     cards = [{"id": "a"}, {"id": "b/c"}, {"id": "a"}, {"id": ""}, {"id": 7}, {"id": "x\ny"}, {"id": "x" * 513}]
     assert parse_models(orjson.dumps({"data": cards})) == ("a", "b/c")
     assert len(parse_models(orjson.dumps({"data": [{"id": str(n)} for n in range(3000)]}))) == MAX_MODELS
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
-async def test_asking_a_backend_for_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_list_models_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "MAX_LIST_BYTES", 1000)
     seen: list[bytes] = []
 
@@ -261,7 +263,7 @@ class _Waiter:
 
 
 @given(st.lists(st.sampled_from(["take", "join", "leave", "release"]), max_size=200), st.integers(1, 4), st.randoms())
-def test_a_desk_never_gives_more_than_it_has_and_forgets_nobody(steps: list[str], slots: int, random) -> None:  # type: ignore[no-untyped-def]
+def test_target_queue_never_exceeds_its_slots_nor_loses_a_waiter(steps: list[str], slots: int, random) -> None:  # type: ignore[no-untyped-def]
     loop = asyncio.new_event_loop()
     try:
         target = Target(TargetKind.ENGINE, "/x", 1, slots)

@@ -104,7 +104,7 @@ def consistent(mesh: NodeCore) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(Role), STEPS)
-def test_no_order_of_events_makes_it_fail(role: Role, steps: list[tuple[e.Event, float]]) -> None:
+def test_node_survives_any_order_of_events(role: Role, steps: list[tuple[e.Event, float]]) -> None:
     written: list[SignedRecord] = []
     mesh, now, saved, finished = core(role, written), 0.0, 1, 0
     for event, seconds in steps:
@@ -146,13 +146,13 @@ def flood(message: m.Message, times: int) -> list[c.Command]:
     return [command for command in found if isinstance(command, c.Send)]
 
 
-def test_a_peer_that_floods_is_answered_only_so_often() -> None:
+def test_member_limits_answers_to_a_flooding_peer() -> None:
     assert len(flood(m.Ping(1), 5000)) <= 210
     assert len(flood(m.Digest(0, bytes(4)), 5000)) <= 50
     assert len(flood(m.Wanted((node_id(0),)), 5000)) <= 110
 
 
-def test_a_hint_without_a_signature_is_worth_one_step() -> None:
+def test_member_unsigned_version_hint_raises_incarnation_by_one() -> None:
     mesh = core(Role.NODE, [])
     mesh.handle(e.LinkUp(node_id(1), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
     held = ((node_id(0), RecordVersion(1 << 50, 0)),)
@@ -162,7 +162,7 @@ def test_a_hint_without_a_signature_is_worth_one_step() -> None:
     assert not [command for command in found if isinstance(command, c.SaveIncarnation)]
 
 
-def test_strangers_and_clients_say_nothing_that_counts() -> None:
+def test_member_ignores_messages_of_clients_and_unlinked_peers() -> None:
     mesh = core(Role.NODE, [])
     record = sign(NodeRecord(node_id(3), RecordVersion(1, 1), MeshId(bytes(16))))
     mesh.handle(e.MessageReceived(node_id(1), m.Records((record,), push=True)), 0.0)
@@ -181,7 +181,7 @@ def test_strangers_and_clients_say_nothing_that_counts() -> None:
     assert snapshot.mesh.mesh == b"\x02" * 16
 
 
-def test_the_accused_clears_itself_by_a_new_incarnation() -> None:
+def test_member_refutes_reports_by_a_new_incarnation() -> None:
     mesh = core(Role.NODE, [])
     for number in (1, 2, 3):
         mesh.handle(e.LinkUp(node_id(number), Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
@@ -194,7 +194,7 @@ def test_the_accused_clears_itself_by_a_new_incarnation() -> None:
         assert (c.SaveIncarnation(2) in found) is risen
 
 
-def test_a_client_is_told_who_is_to_be_asked_and_who_no_more() -> None:
+def test_member_sends_clients_routable_nodes_and_removals() -> None:
     mesh, client, host = core(Role.NODE, []), node_id(4), node_id(1)
     mesh.handle(e.LinkUp(host, Role.NODE, MeshId(b"\x02" * 16), address(1), 0.01, False), 0.0)
     mesh.handle(e.LinkUp(client, Role.CLIENT, MeshId(b"\x02" * 16), address(4), 0.01, False), 0.0)

@@ -15,7 +15,7 @@ from meshllm.core.membership.mesh_merge import MergeDecision, decide
 from meshllm.core.membership.messages import Difference, Digest
 from meshllm.core.membership.rings import RINGS, Rings
 from meshllm.core.membership.summary import Summary
-from meshllm.core.membership.table import GONE, TOMBSTONE_SECONDS, TRANSITIONS, MembershipTable, MergeResult
+from meshllm.core.membership.table import TOMBSTONE_SECONDS, TRANSITIONS, MembershipTable, MergeResult
 from meshllm.core.membership.timers import Timers
 from meshllm.core.membership.views import PeerStatus
 from meshllm.core.records import (
@@ -61,7 +61,7 @@ RECORDS = st.builds(
 )
 
 
-def test_every_transition_that_is_not_listed_raises_and_names_both() -> None:
+def test_table_unlisted_transition_raises_naming_both_states() -> None:
     for old in PeerStatus:
         for new in PeerStatus:
             members = table()
@@ -74,7 +74,7 @@ def test_every_transition_that_is_not_listed_raises_and_names_both() -> None:
 
 
 @given(st.lists(RECORDS, max_size=12), st.randoms(use_true_random=False))
-def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[SignedRecord], rng: random.Random) -> None:
+def test_table_merge_is_idempotent_and_commutative(records: list[SignedRecord], rng: random.Random) -> None:
     # A node that left in an incarnation says nothing more in it: that is what an honest owner writes.
     last: dict[tuple[NodeId, int], SignedRecord] = {}
     for signed in sorted(records, key=lambda s: s.record.version):
@@ -100,7 +100,7 @@ def test_merging_is_idempotent_and_the_order_does_not_matter(records: list[Signe
         assert other.merge(signed, 1.0, linked=False) in (MergeResult.STALE, MergeResult.GONE)
 
 
-def test_first_hearing_is_no_sign_of_life_growth_is_repetition_is_not() -> None:
+def test_table_a_grown_version_makes_a_node_alive() -> None:
     members = table()
     assert members.merge(record(1, 1, 1), 0.0, linked=False) is MergeResult.FIRST
     assert members.status(node_id(1)) is PeerStatus.UNVERIFIED
@@ -125,7 +125,7 @@ def dead_table() -> MembershipTable:
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, MAX_NUMBER)), max_size=20))
-def test_the_dead_are_never_revived_by_what_they_said_in_that_life(stamps: list[tuple[int, int]]) -> None:
+def test_table_records_of_a_gone_incarnation_revive_no_node(stamps: list[tuple[int, int]]) -> None:
     members = dead_table()
     for incarnation, version in stamps:
         found = members.merge(record(5, incarnation, version), 30.0, linked=True)
@@ -136,7 +136,7 @@ def test_the_dead_are_never_revived_by_what_they_said_in_that_life(stamps: list[
     members.expire(31.0 + TOMBSTONE_SECONDS)
 
 
-def test_only_a_higher_incarnation_or_the_complainers_clear_a_suspect() -> None:
+def test_table_suspect_is_cleared_by_incarnation_or_withdrawn_reports() -> None:
     members = table()
     for number in range(1, 6):
         members.merge(record(number, 1, 1), 0.0, linked=True)
@@ -154,7 +154,7 @@ def test_only_a_higher_incarnation_or_the_complainers_clear_a_suspect() -> None:
     assert members.status(node_id(5)) is PeerStatus.ALIVE
 
 
-def test_complaints_of_nodes_that_are_not_known_to_live_count_nothing() -> None:
+def test_table_reports_of_unverified_nodes_do_not_count() -> None:
     members = table()
     members.merge(record(5, 1, 1), 0.0, linked=True)
     for number in range(10, 20):
@@ -168,7 +168,7 @@ def test_complaints_of_nodes_that_are_not_known_to_live_count_nothing() -> None:
     assert members.status(node_id(5)) is PeerStatus.SUSPECT
 
 
-def test_a_record_that_is_not_renewed_runs_out_and_is_forgotten_in_the_end() -> None:
+def test_table_node_without_renewal_dies_and_is_forgotten() -> None:
     members = table()
     members.merge(record(1, 1, 1), 0.0, linked=False)
     members.expire(expiry_seconds(2) - 1)
@@ -180,7 +180,7 @@ def test_a_record_that_is_not_renewed_runs_out_and_is_forgotten_in_the_end() -> 
     assert members.entries == {}
 
 
-def test_what_lasts_how_long_is_a_pure_function_of_the_size() -> None:
+def test_failure_detector_durations_depend_on_mesh_size_only() -> None:
     assert suspicion_seconds(1) == suspicion_seconds(10) == 5.0
     assert suspicion_seconds(1000) == pytest.approx(15.0)
     assert heartbeat_seconds(16) == 30.0
@@ -188,7 +188,7 @@ def test_what_lasts_how_long_is_a_pure_function_of_the_size() -> None:
 
 
 @given(st.sets(st.integers(0, 300), min_size=1, max_size=60))
-def test_rings_agree_on_who_watches_whom(numbers: set[int]) -> None:
+def test_rings_subjects_and_observers_agree(numbers: set[int]) -> None:
     rings = Rings()
     nodes = [node_id(number) for number in numbers]
     for node in nodes:
@@ -221,7 +221,7 @@ def summary_of(stamps: dict[int, tuple[int, int]]) -> Summary:
 
 
 @given(STAMPS, STAMPS)
-def test_one_exchange_finds_every_difference(
+def test_summary_one_exchange_finds_every_difference(
     mine: dict[int, tuple[int, int]], theirs: dict[int, tuple[int, int]]
 ) -> None:
     one, other = summary_of(mine), summary_of(theirs)
@@ -237,7 +237,7 @@ def test_one_exchange_finds_every_difference(
 
 
 @given(st.integers(-3, 70), st.binary(max_size=40), st.lists(st.integers(-5, 300), max_size=5).map(tuple))
-def test_absurd_digests_and_differences_are_refused(bits: int, hashes: bytes, buckets: tuple[int, ...]) -> None:
+def test_summary_refuses_malformed_digests_and_differences(bits: int, hashes: bytes, buckets: tuple[int, ...]) -> None:
     summary = summary_of(dict.fromkeys(range(1, 30), (1, 1)))
     good = 0 <= bits <= 8 and len(hashes) == 4 << bits
     assert (summary.difference(Digest(bits, hashes)) is not None) == good
@@ -246,7 +246,7 @@ def test_absurd_digests_and_differences_are_refused(bits: int, hashes: bytes, bu
     assert (plan is not None) == possible
 
 
-def test_records_go_in_portions() -> None:
+def test_summary_chunks_fit_a_message() -> None:
     records = [replace(sign(NodeRecord(node_id(n), RecordVersion(1, 1), MESH)), body=bytes(20_000)) for n in range(10)]
     portions = list(gossip.chunks(records))
     assert [signed for portion in portions for signed in portion] == records
@@ -257,7 +257,7 @@ IDS = st.binary(min_size=16, max_size=16).map(MeshId)
 
 
 @given(IDS, IDS, IDS)
-def test_deciding_is_antisymmetric_and_transitive(a: MeshId, b: MeshId, c: MeshId) -> None:
+def test_mesh_merge_decision_is_antisymmetric_and_transitive(a: MeshId, b: MeshId, c: MeshId) -> None:
     opposite = {
         MergeDecision.SAME: MergeDecision.SAME,
         MergeDecision.KEEP: MergeDecision.ADOPT,
@@ -274,7 +274,7 @@ def standby(number: int, *disk: str, idle: bool = False) -> NodeRecord:
 
 
 @given(st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=8), st.sets(st.sampled_from("abcd")))
-def test_standbys_choose_alike_and_spread(disks: list[set[str]], wanted: set[str]) -> None:
+def test_placement_standbys_choose_consistently_and_spread(disks: list[set[str]], wanted: set[str]) -> None:
     asker = NodeRecord(node_id(99), RecordVersion(1, 1), MESH, wants=tuple(sorted(wanted)), serves=(ServedModel("a"),))
     standbys = [standby(number, *sorted(disk)) for number, disk in enumerate(disks)]
     idle = standby(100, *"abcd", idle=True)
@@ -287,7 +287,3 @@ def test_standbys_choose_alike_and_spread(disks: list[set[str]], wanted: set[str
     if disks.count(disks[0]) == len(disks) and everywhere:
         counts = [chosen.count(model) + (model == "a") for model in everywhere]
         assert max(counts) - min(counts) <= 1
-
-
-def test_gone_is_gone() -> None:
-    assert set(GONE) == {PeerStatus.DEAD, PeerStatus.LEFT}

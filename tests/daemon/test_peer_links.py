@@ -130,7 +130,7 @@ async def rig() -> AsyncIterator[Rig]:
     await made.close()
 
 
-async def test_a_link_is_told_of_with_all_that_is_known(rig: Rig) -> None:
+async def test_peer_links_post_link_up_with_all_facts(rig: Rig) -> None:
     link = rig.up()
     assert await rig.next() == e.LinkUp(PEER, Role.NODE, MeshId(b"m" * 16), AT, 0.001, True)
     rig.links.link_down(link, "it stops")
@@ -150,13 +150,13 @@ async def test_a_link_is_told_of_with_all_that_is_known(rig: Rig) -> None:
         (LinkClosed("This node stops.", advice="Look."), False, True),
     ],
 )
-async def test_every_failed_dial_is_answered(rig: Rig, error: MeshError, final: bool, local: bool) -> None:
+async def test_peer_links_answer_each_failed_dial(rig: Rig, error: MeshError, final: bool, local: bool) -> None:
     rig.transport.error = error
     rig.links.carry_out(c.DialPeer(WAY))
     assert await rig.next() == e.DialFailed(WAY, error.message, "Look.", final, local)
 
 
-async def test_a_defect_in_dialling_is_answered_too(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_peer_links_answer_an_unexpected_error_in_a_dial(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.transport.error = KeyError("oops")
     rig.links.carry_out(c.DialPeer(WAY))
     failed = await rig.next()
@@ -166,7 +166,7 @@ async def test_a_defect_in_dialling_is_answered_too(rig: Rig, caplog: pytest.Log
     assert "Traceback" in caplog.text
 
 
-async def test_what_the_core_says_goes_to_the_peer_encoded_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_links_encode_a_message_once_for_several_peers(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = rig.up(), rig.up(OTHER)
     message = m.Wanted((PEER,))
     encoded: list[m.Message] = []
@@ -182,7 +182,7 @@ async def test_what_the_core_says_goes_to_the_peer_encoded_once(rig: Rig, monkey
     assert encoded == [message]
 
 
-async def test_a_message_that_breaks_our_own_bounds_ends_nothing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_peer_links_log_an_own_message_above_the_bounds(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     link = rig.up()
     rig.links.carry_out(c.Send(PEER, m.Wanted(tuple(NodeId(n.to_bytes(32, "big")) for n in range(5000)))))
     assert link.sent == []
@@ -191,7 +191,7 @@ async def test_a_message_that_breaks_our_own_bounds_ends_nothing(rig: Rig, caplo
     assert link.sent == [encode_message(m.Ping(1))]
 
 
-async def test_messages_become_events_and_newer_kinds_nothing(rig: Rig) -> None:
+async def test_peer_links_post_messages_and_ignore_newer_kinds(rig: Rig) -> None:
     link = rig.up()
     rig.links.message(link, encode_message(m.Ping(3)))
     rig.links.message(link, b"\x91\x7f")  # a message of kind 127
@@ -200,7 +200,7 @@ async def test_messages_become_events_and_newer_kinds_nothing(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"nonsense", b"\x92\x01\xff", encode_message(m.Ping(1))[:-1]])
-async def test_what_is_no_message_costs_the_link_and_only_that(rig: Rig, payload: bytes) -> None:
+async def test_peer_links_close_only_the_link_of_a_malformed_message(rig: Rig, payload: bytes) -> None:
     bad, good = rig.up(), rig.up(OTHER)
     rig.links.message(bad, payload)
     assert "malformed message" in bad.closed
@@ -211,7 +211,9 @@ async def test_what_is_no_message_costs_the_link_and_only_that(rig: Rig, payload
     assert good.closed == ""
 
 
-async def test_a_flood_ends_the_link_of_whoever_makes_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_links_close_a_link_that_exceeds_its_byte_allowance(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 100.0
     monkeypatch.setattr(rig.links, "_parse", lambda payload: ParsedMessage((), lambda records, stale: m.Ping(1)))
     monkeypatch.setattr(rig.links, "_clock", lambda: now)
@@ -232,7 +234,7 @@ async def test_a_flood_ends_the_link_of_whoever_makes_it(rig: Rig, monkeypatch: 
     assert len(rig.all()) == most * 10
 
 
-async def test_too_many_records_end_the_link_of_the_peer_that_sends_them(
+async def test_peer_links_close_a_link_that_exceeds_its_record_allowance(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -252,7 +254,7 @@ async def test_too_many_records_end_the_link_of_the_peer_that_sends_them(
     assert quiet.closed == ""
 
 
-async def test_the_last_record_of_a_link_arrives_before_its_end(rig: Rig) -> None:
+async def test_peer_links_deliver_the_last_record_before_link_down(rig: Rig) -> None:
     link = rig.up()
     made = NodeRecord(PEER, RecordVersion(1, 2), MeshId(b"m" * 16), leaving=True)
     last = m.Records((SignedRecord(made, encode_record(made), bytes(64)),), push=True)
@@ -261,7 +263,7 @@ async def test_the_last_record_of_a_link_arrives_before_its_end(rig: Rig) -> Non
     assert rig.all()[1:] == [e.MessageReceived(PEER, last), e.LinkDown(PEER, "it stops")]
 
 
-async def test_hang_ups_share_one_timer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_links_use_one_timer_for_all_hang_ups(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "HANG_UP_CHECK_SECONDS", 0.0)
     rig.up().streams = 1
     for _ in range(20):
@@ -280,14 +282,14 @@ async def test_hang_ups_share_one_timer(rig: Rig, monkeypatch: pytest.MonkeyPatc
     assert 1 <= looks <= 31
 
 
-async def test_the_log_speaks_of_bad_peers_now_and_then(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_peer_links_limit_log_lines_about_bad_peers(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     for _ in range(50):
         rig.links.message(rig.up(), b"nonsense")
     assert len(caplog.records) == 1
 
 
-async def test_hanging_up_waits_for_what_is_at_work(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_links_hang_up_only_unused_links(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "HANG_UP_CHECK_SECONDS", 0.0)
     streaming, tunnelled, idle = rig.up(), rig.up(OTHER), rig.up(NodeId(b"i" * 32))
     streaming.streams, rig.busy = 1, rig.busy
@@ -302,7 +304,7 @@ async def test_hanging_up_waits_for_what_is_at_work(rig: Rig, monkeypatch: pytes
             await asyncio.sleep(0)
 
 
-async def test_a_link_that_is_wanted_again_stays(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_links_keep_a_link_that_is_dialled_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "HANG_UP_CHECK_SECONDS", 0.0)
     link, other = rig.up(), rig.up(OTHER)
     link.streams = other.streams = 1
@@ -317,13 +319,13 @@ async def test_a_link_that_is_wanted_again_stays(rig: Rig, monkeypatch: pytest.M
     assert rig.transport.dialled == [WAY]
 
 
-async def test_hanging_up_on_nobody_is_nothing(rig: Rig) -> None:
+async def test_peer_links_ignore_a_hang_up_without_a_link(rig: Rig) -> None:
     rig.links.carry_out(c.HangUp(PEER, "enough"))
     assert rig.all() == []
     assert rig.links._hang_up_timer is None
 
 
-async def test_streams_are_served_by_kind_and_none_once_closed(rig: Rig) -> None:
+async def test_peer_links_serve_streams_by_kind_until_closed(rig: Rig) -> None:
     link = rig.up()
     assert rig.links.stream(link, StreamKind.HTTP_TUNNEL) is not None
     assert rig.links.stream(link, StreamKind.RPC_TUNNEL) is None

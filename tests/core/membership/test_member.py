@@ -28,7 +28,7 @@ def all_say(mesh: SmallMesh, number: int, status: PeerStatus) -> bool:
 
 
 @pytest.mark.parametrize("count", [2, 3, 20])
-def test_they_find_each_other(count: int) -> None:
+def test_member_nodes_find_each_other(count: int) -> None:
     mesh = together(count)
     assert all(mesh.view(number).phase is JoinPhase.JOINED for number in mesh.cores)
     assert mesh.view(1).join_attempts[0].state is JoinAttemptState.LINKED
@@ -39,7 +39,7 @@ def test_they_find_each_other(count: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 5, 20, 40])
 @pytest.mark.parametrize("seen", [False, True])
-def test_a_killed_node_is_suspect_soon_then_dead_and_comes_back(count: int, seen: bool) -> None:
+def test_member_killed_node_is_suspect_then_dead_and_comes_back(count: int, seen: bool) -> None:
     mesh = together(count)
     mesh.run(12)  # it has remembered peers by now
     mesh.kill(count - 1, seen=seen)
@@ -51,14 +51,14 @@ def test_a_killed_node_is_suspect_soon_then_dead_and_comes_back(count: int, seen
     mesh.until(mesh.whole, within=40)
 
 
-def test_two_killed_at_once_in_a_small_mesh_are_both_noticed() -> None:
+def test_member_notices_two_deaths_at_once_in_a_small_mesh() -> None:
     mesh = together(4)
     mesh.kill(2)
     mesh.kill(3)
     mesh.until(lambda: all(mesh.status(i, j) is PeerStatus.SUSPECT for i in (0, 1) for j in (2, 3)), within=6)
 
 
-def test_a_node_that_leaves_says_so_and_is_believed_at_once() -> None:
+def test_member_leaving_node_is_left_at_once() -> None:
     mesh = together(20)
     mesh.tell(7, e.StopWanted())
     assert mesh.cores[7].next_deadline() is None
@@ -66,7 +66,7 @@ def test_a_node_that_leaves_says_so_and_is_believed_at_once() -> None:
     mesh.until(lambda: all_say(mesh, 7, PeerStatus.LEFT), within=1)
 
 
-def test_one_broken_way_between_two_nodes_condemns_nobody() -> None:
+def test_member_one_broken_path_makes_no_node_suspect() -> None:
     mesh = together(6)
     mesh.cut = lambda a, b: {a, b} == {1, 2}
     for _ in range(120):
@@ -75,7 +75,7 @@ def test_one_broken_way_between_two_nodes_condemns_nobody() -> None:
 
 
 @pytest.mark.parametrize("seconds", [8, 60, 700])
-def test_a_mesh_cut_in_two_heals(seconds: float) -> None:
+def test_member_partitioned_mesh_heals(seconds: float) -> None:
     mesh = together(8)
     mesh.cut = lambda a, b: (a < 4) != (b < 4)
     mesh.run(seconds)
@@ -85,7 +85,7 @@ def test_a_mesh_cut_in_two_heals(seconds: float) -> None:
     mesh.until(mesh.whole, within=90)
 
 
-def test_two_meshes_become_one_and_the_smaller_id_wins() -> None:
+def test_mesh_merge_keeps_the_smaller_id() -> None:
     mesh = SmallMesh()
     for number in range(8):
         founder = number // 4 * 4
@@ -97,7 +97,7 @@ def test_two_meshes_become_one_and_the_smaller_id_wins() -> None:
     assert set(mesh.meshes.values()) == {MeshId(bytes([5]) * 16)}
 
 
-def test_what_a_node_serves_is_told_with_what_it_takes() -> None:
+def test_member_record_lists_served_models_with_modalities() -> None:
     mesh = together(3)
     mesh.serve(1, "m", sees=True)
     mesh.serve(2, "n")
@@ -107,7 +107,7 @@ def test_what_a_node_serves_is_told_with_what_it_takes() -> None:
     assert (told["m"].context_length, told["m"].slots, told["m"].size) == (8192, 4, 100)
 
 
-def test_a_client_knows_what_its_nodes_know_and_is_no_member() -> None:
+def test_client_knows_the_table_and_is_no_member() -> None:
     mesh = together(6)
     mesh.serve(4, "m")
     mesh.start(9, [mesh.way(0)], role=Role.CLIENT)
@@ -123,7 +123,7 @@ def test_a_client_knows_what_its_nodes_know_and_is_no_member() -> None:
     mesh.until(mesh.whole, within=30)
 
 
-def test_a_client_that_loses_all_its_nodes_joins_again() -> None:
+def test_client_joins_again_after_losing_all_providers() -> None:
     mesh = together(2)
     mesh.start(9, [mesh.way(0)], role=Role.CLIENT)
     mesh.until(mesh.whole)
@@ -136,14 +136,14 @@ def test_a_client_that_loses_all_its_nodes_joins_again() -> None:
     assert mesh.view(9).phase is JoinPhase.JOINED
 
 
-def test_dead_addresses_delay_nobody() -> None:
+def test_join_is_not_delayed_by_dead_addresses() -> None:
     mesh = together(3)
     dead = [BootstrapAddress(node_id(number), (address(number),)) for number in range(100, 160)]
     mesh.start(5, [*dead, mesh.way(0)])
     assert mesh.until(lambda: mesh.view(5).phase is JoinPhase.JOINED) < 1
 
 
-def test_a_join_that_nobody_answers_fails_with_a_reason_and_goes_on_trying() -> None:
+def test_join_without_answer_fails_with_a_reason_and_retries() -> None:
     mesh = SmallMesh()
     mesh.start(1, [mesh.way(0)])
     assert mesh.view(1).settling
@@ -154,7 +154,7 @@ def test_a_join_that_nobody_answers_fails_with_a_reason_and_goes_on_trying() -> 
     mesh.until(mesh.whole, within=40)
 
 
-def test_old_records_revive_nobody() -> None:
+def test_member_old_records_revive_no_node() -> None:
     mesh = together(5)
     old = [sign(peer.record) for peer in mesh.view(0).peers if peer.node == node_id(4)]
     mesh.kill(4)
@@ -167,7 +167,7 @@ def test_old_records_revive_nobody() -> None:
     assert all_say(mesh, 4, PeerStatus.DEAD)
 
 
-def test_a_lost_incarnation_is_overtaken() -> None:
+def test_member_continues_above_a_lost_incarnation() -> None:
     mesh = together(3)
     mesh.run(40)  # it has renewed its record meanwhile
 
@@ -182,7 +182,7 @@ def test_a_lost_incarnation_is_overtaken() -> None:
     mesh.until(mesh.whole, within=30)
 
 
-def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
+def test_placement_standby_serves_a_requested_local_model() -> None:
     mesh = together(4)
     mesh.tell(0, e.MeshModelRequested("m"))
     mesh.tell(0, e.MeshModelRequested("n"))
@@ -196,7 +196,7 @@ def test_a_standby_takes_what_is_wanted_and_on_its_disk() -> None:
     assert all(peer.record.wants == () for peer in mesh.view(0).peers)
 
 
-def test_a_standby_takes_its_file_by_the_name_that_is_wanted_and_tells_which_names_are_one_file() -> None:
+def test_placement_standby_serves_a_model_under_its_alias() -> None:
     mesh = together(2)
     mesh.tell(1, e.MachineObserved(models=("known", "known.Q4"), aliases=(("known.Q4", "known"),)))
     mesh.tell(0, e.MeshModelRequested("known.Q4"))
@@ -205,7 +205,7 @@ def test_a_standby_takes_its_file_by_the_name_that_is_wanted_and_tells_which_nam
     assert [peer.record.aliases for peer in mesh.view(0).peers] == [(("known.Q4", "known"),)]
 
 
-def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
+def test_placement_idle_node_serves_no_model_of_others() -> None:
     mesh = SmallMesh()
     mesh.start(0, idle=True)
     for number in (1, 2):
@@ -222,7 +222,7 @@ def test_whoever_founded_the_mesh_takes_nothing_that_only_others_want() -> None:
     assert [model.name for model in mesh.cores[0].snapshot().models] == ["m"], "it was asked itself"
 
 
-def test_the_first_answer_says_more_of_the_way_than_a_handshake_on_a_busy_machine() -> None:
+def test_member_first_pong_replaces_a_slow_handshake_rtt() -> None:
     mesh = SmallMesh()
     mesh.busy = 0.5
     mesh.start(0)

@@ -69,7 +69,7 @@ async def sharing_of(tmp_path: Path, membership: FakeMembership, **options: Any)
         await made.close()
 
 
-async def test_who_has_it_is_asked_first_and_the_near_before_the_far(tmp_path: Path) -> None:
+async def test_file_sharing_asks_peers_that_list_the_model_first(tmp_path: Path) -> None:
     async with sharing_of(tmp_path, FakeMembership()) as made:
         assert list(made.holders("M")) == []
         made.publish(
@@ -87,14 +87,14 @@ async def test_who_has_it_is_asked_first_and_the_near_before_the_far(tmp_path: P
         assert [found.name for found in made.holders("M")] == ["n4", "n3", "n2", "n5", "n8", "n1"]
 
 
-async def test_of_a_large_mesh_not_everybody_is_asked(tmp_path: Path) -> None:
+async def test_file_sharing_bounds_the_peers_it_asks(tmp_path: Path) -> None:
     async with sharing_of(tmp_path, FakeMembership()) as made:
         made.publish(view(*[peer(number, has=("M",) if number < 100 else ()) for number in range(1, 200)]))
         assert len(made.holders("M")) == file_sharing.MAX_HOLDERS
         assert len(made.holders("Other")) == file_sharing.MAX_UNLISTED_PEERS
 
 
-async def test_news_of_the_mesh_are_heard(tmp_path: Path) -> None:
+async def test_file_sharing_changed_returns_on_a_new_view(tmp_path: Path) -> None:
     async with sharing_of(tmp_path, FakeMembership()) as made:
         assert made.settling
         waiting = asyncio.gather(made.changed(), made.changed())
@@ -107,7 +107,7 @@ async def test_news_of_the_mesh_are_heard(tmp_path: Path) -> None:
         made.publish(None)
 
 
-async def test_a_tunnel_is_one_for_files(tmp_path: Path) -> None:
+async def test_file_sharing_opens_file_tunnels(tmp_path: Path) -> None:
     membership = FakeMembership()
     async with sharing_of(tmp_path, membership) as made:
         await made.open("01" * 32, asyncio.Protocol)
@@ -137,7 +137,7 @@ async def answered(protocol: asyncio.BaseProtocol) -> w.Answer:
         (Role.NODE, False, w.FileRefusalReason.NOT_SHARED),
     ],
 )
-async def test_files_are_for_nodes_and_only_if_they_are_shared(
+async def test_file_sharing_serves_nodes_only_and_only_with_upload_enabled(
     tmp_path: Path, role: Role | None, share: bool, reason: w.FileRefusalReason
 ) -> None:
     membership = FakeMembership(role)
@@ -152,7 +152,7 @@ async def test_files_are_for_nodes_and_only_if_they_are_shared(
     ("limit", "works", "rate"),
     [(None, False, None), (None, True, BUSY_RATE), (1e6, False, 1e6), (1e6, True, 1e6), (1e9, True, BUSY_RATE)],
 )
-async def test_the_rate_goes_down_while_the_engine_works(
+async def test_file_sharing_limits_uploads_while_the_engine_works(
     tmp_path: Path, limit: float | None, works: bool, rate: float | None
 ) -> None:
     async with sharing_of(tmp_path, FakeMembership(), rate=limit, working=lambda: works) as made:

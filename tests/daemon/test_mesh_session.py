@@ -78,7 +78,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Make]:
         await one.membership.close()
 
 
-async def test_an_invite_is_followed_but_believed_only_when_a_link_proves_it(rig: Make) -> None:
+async def test_mesh_session_saves_an_invited_mesh_once_a_link_proves_it(rig: Make) -> None:
     there = rig(Invite(MESH, SECRET, 0, (WAY,)))
     before = there.kept()
     assert there.membership.config.mesh == MESH
@@ -96,7 +96,7 @@ async def test_an_invite_is_followed_but_believed_only_when_a_link_proves_it(rig
     assert (aside["mesh"], aside["secret"]) == (before["mesh"], before["secret"])
 
 
-async def test_without_a_link_nothing_on_the_disk_changes(rig: Make) -> None:
+async def test_mesh_session_changes_no_state_without_a_link(rig: Make) -> None:
     there = rig(Invite(MESH, SECRET, 0, (WAY,)))
     before = there.kept()
     there.membership.carry_out(c.SaveMesh(MESH))
@@ -104,7 +104,7 @@ async def test_without_a_link_nothing_on_the_disk_changes(rig: Make) -> None:
     assert there.kept() == before
 
 
-async def test_the_secret_that_an_expiring_invite_brings_must_fit_it(rig: Make) -> None:
+async def test_mesh_session_rejects_a_secret_that_does_not_match_the_invite(rig: Make) -> None:
     there = rig(Invite(MESH, invite_key(SECRET, 99), 99, (WAY,)))
     before = there.kept()
     for wrong in (None, b"", b"x" * 16, SECRET + b"x"):
@@ -120,7 +120,7 @@ async def test_the_secret_that_an_expiring_invite_brings_must_fit_it(rig: Make) 
     assert there.kept()["secret"] == SECRET.hex() != before["secret"]
 
 
-async def test_what_the_core_wants_kept_is_kept_and_the_rest_is_somebody_elses(rig: Make) -> None:
+async def test_mesh_session_carries_out_only_mesh_commands(rig: Make) -> None:
     there = rig()
     assert there.membership.carry_out(c.SavePeers((WAY,)))
     assert there.membership.carry_out(c.SaveMesh(MESH))
@@ -130,7 +130,7 @@ async def test_what_the_core_wants_kept_is_kept_and_the_rest_is_somebody_elses(r
     assert [entry["node"] for entry in there.kept()["peers"]] == [WAY.pin.hex()]
 
 
-async def test_a_mesh_of_one_is_one_that_looks_for_nobody(rig: Make) -> None:
+async def test_mesh_session_starts_alone_without_peers_and_invites(rig: Make) -> None:
     there = rig()
     assert there.membership.starts_alone
     there.membership.carry_out(c.SavePeers((WAY,)))
@@ -140,7 +140,7 @@ async def test_a_mesh_of_one_is_one_that_looks_for_nobody(rig: Make) -> None:
     assert rig().membership.config.incarnation > there.membership.config.incarnation
 
 
-async def test_an_invite_leads_to_this_node_and_to_two_others_that_live(rig: Make) -> None:
+async def test_mesh_session_invite_lists_this_node_and_two_live_peers(rig: Make) -> None:
     there = rig()
     config = there.membership.config
 
@@ -163,7 +163,7 @@ async def test_an_invite_leads_to_this_node_and_to_two_others_that_live(rig: Mak
     assert decode(expiring.text).key == invite_key(given.key, expiring.expires)
 
 
-async def test_a_client_gives_no_invites(rig: Make) -> None:
+async def test_mesh_session_of_a_client_creates_no_invites(rig: Make) -> None:
     there = rig(client=True)
     assert not there.membership.starts_alone
     assert there.membership.has_no_mesh
@@ -172,7 +172,7 @@ async def test_a_client_gives_no_invites(rig: Make) -> None:
         there.membership.invite(0)
 
 
-async def test_a_peer_that_cannot_be_reached_is_an_error_of_the_network(rig: Make) -> None:
+async def test_mesh_session_connect_raises_connection_error(rig: Make) -> None:
     there = rig()
     with pytest.raises(OSError, match="without a mesh"):
         await there.membership.connect(PEER.hex(), asyncio.Protocol)
@@ -189,9 +189,7 @@ async def test_a_peer_that_cannot_be_reached_is_an_error_of_the_network(rig: Mak
         await there.membership.connect(PEER.hex(), asyncio.Protocol)
 
 
-async def test_where_there_is_no_udp_the_node_goes_on_alone_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_app_runs_without_a_mesh_if_udp_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(self: QuicTransport) -> int:
         raise OSError(93, "Protocol not supported")
 

@@ -19,31 +19,31 @@ def invite(secret: bytes = THEIRS, mesh: MeshId = OTHER, expires: int = 0, way: 
     return Invite(mesh, invite_key(secret, expires), expires, (way,))
 
 
-def test_without_an_invite_it_is_the_mesh_of_last_time() -> None:
+def test_mesh_choice_is_the_saved_mesh_without_invites() -> None:
     assert decide(MESH, SECRET, []) == MeshChoice(MESH, SECRET)
 
 
 @pytest.mark.parametrize("expires", [0, 99])
-def test_an_invite_of_our_own_mesh_only_adds_ways(expires: int) -> None:
+def test_mesh_choice_adds_addresses_of_an_invite_to_the_saved_mesh(expires: int) -> None:
     # Its id may be another: the mesh has healed with one of a smaller id since.
     assert decide(MESH, SECRET, [invite(SECRET, OTHER, expires)]) == MeshChoice(MESH, SECRET, addresses=(WAY,))
 
 
-def test_an_invite_of_another_mesh_leads_there() -> None:
+def test_mesh_choice_follows_an_invite_to_another_mesh() -> None:
     assert decide(MESH, SECRET, [invite()]) == MeshChoice(OTHER, THEIRS, addresses=(WAY,), foreign=True)
 
 
-def test_an_invite_that_expires_holds_no_secret() -> None:
+def test_mesh_choice_has_no_secret_from_an_expiring_invite() -> None:
     found = decide(MESH, SECRET, [invite(expires=99), invite(expires=100)])
     assert found == MeshChoice(OTHER, None, (invite_key(THEIRS, 100), 100), (WAY,), foreign=True)
 
 
-def test_one_that_lasts_is_better_than_one_that_expires() -> None:
+def test_mesh_choice_prefers_a_lasting_invite() -> None:
     found = decide(MESH, SECRET, [invite(expires=99), invite()])
     assert found == MeshChoice(OTHER, THEIRS, None, (WAY,), foreign=True)
 
 
-def test_the_ways_of_all_invites_count_each_node_once() -> None:
+def test_mesh_choice_merges_addresses_of_all_invites() -> None:
     more = BootstrapAddress(WAY.pin, (B, A))
     found = decide(MESH, SECRET, [invite(), invite(way=more), invite(way=BootstrapAddress(b"q" * 16, (B,)))])
     assert found.addresses == (BootstrapAddress(WAY.pin, (A, B)), BootstrapAddress(b"q" * 16, (B,)))
@@ -58,11 +58,11 @@ def test_the_ways_of_all_invites_count_each_node_once() -> None:
         [invite(expires=9), invite(b"u" * 16, MESH, expires=9)],
     ],
 )
-def test_invites_of_two_meshes_are_refused(invites: list[Invite]) -> None:
+def test_mesh_choice_refuses_invites_for_two_meshes(invites: list[Invite]) -> None:
     with pytest.raises(UsageError, match="different meshes"):
         decide(MESH, SECRET, invites)
 
 
-def test_nothing_secret_is_shown() -> None:
+def test_mesh_choice_repr_hides_the_secret() -> None:
     assert "ssss" not in repr(decide(MESH, SECRET, []))
     assert "tttt" not in repr(decide(MESH, SECRET, [invite()]))

@@ -67,7 +67,7 @@ async def thousand(table: Bench, number: int) -> None:
     await caller.close()
 
 
-async def test_a_thousand_short_streams_of_an_engine_that_hangs_up_unannounced(table: Bench) -> None:
+async def test_engine_connections_are_not_reused_after_streams(table: Bench) -> None:
     engine = await table.serve(well)
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
@@ -76,7 +76,7 @@ async def test_a_thousand_short_streams_of_an_engine_that_hangs_up_unannounced(t
     assert len(engine.calls) == 1000
 
 
-async def test_an_engine_that_streams_and_answers_by_turns(table: Bench) -> None:
+async def test_engine_that_alternates_streams_and_responses(table: Bench) -> None:
     """What it hung up on after a stream is never used for the next request."""
     engine = await table.serve(well)
     caller = await table.caller()
@@ -86,7 +86,7 @@ async def test_an_engine_that_streams_and_answers_by_turns(table: Bench) -> None
     assert len(engine.calls) == 60
 
 
-async def test_connections_that_die_in_the_pool_are_nobodys_fault(table: Bench) -> None:
+async def test_stale_pooled_connections_are_retried(table: Bench) -> None:
     """The target hangs up on what it thinks is idle while a request is on its way: it is sent again on a new one."""
     answered = 0
 
@@ -110,7 +110,7 @@ async def test_connections_that_die_in_the_pool_are_nobodys_fault(table: Bench) 
     assert len(engine.calls) > 100
 
 
-async def test_idle_connections_that_were_hung_up_on_are_not_used(table: Bench) -> None:
+async def test_closed_idle_connections_are_not_used(table: Bench) -> None:
     engine = await table.serve(well)
     for _ in range(5):
         await table.call(ask())
@@ -119,7 +119,7 @@ async def test_idle_connections_that_were_hung_up_on_are_not_used(table: Bench) 
     assert engine.accepted == 5
 
 
-async def test_idle_connections_age(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_connections_expire(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await table.serve(well)
     await table.call(ask())
     await table.call(ask())
@@ -129,7 +129,7 @@ async def test_idle_connections_age(table: Bench, monkeypatch: pytest.MonkeyPatc
     assert engine.accepted == 2
 
 
-async def test_a_pool_keeps_no_more_than_its_limit(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pool_size_is_bounded(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream_module, "MAX_IDLE", 2)
     engine = await table.serve(well, slots=8)
     async with asyncio.TaskGroup() as group:
@@ -177,7 +177,7 @@ FATAL: dict[str, Script] = {
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL.keys())
-async def test_before_the_first_byte_another_target_is_tried(table: Bench, script: Script) -> None:
+async def test_failure_before_the_first_byte_is_retried(table: Bench, script: Script) -> None:
     bad, good = await table.backend(script), await table.backend(well)
     table.publish(backends=(backend(bad.address, "m"), backend(good.address, "m")))
     for stream in (False, True):
@@ -191,7 +191,7 @@ async def test_before_the_first_byte_another_target_is_tried(table: Bench, scrip
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL.keys())
-async def test_if_there_is_no_other_an_error_says_so(table: Bench, script: Script) -> None:
+async def test_failure_without_another_target_is_an_error(table: Bench, script: Script) -> None:
     await table.serve(script)
     response = await table.call(ask("/v1/messages"))
     assert (response.status, response.headers["retry-after"]) == (502, "5")
@@ -206,7 +206,7 @@ async def test_if_there_is_no_other_an_error_says_so(table: Bench, script: Scrip
 
 
 @pytest.mark.usefixtures("quick")
-async def test_the_next_process_of_a_model_is_tried(table: Bench) -> None:
+async def test_request_waits_for_the_next_engine_process(table: Bench) -> None:
     """The engine is killed under a request; the supervisor starts another; the caller never hears of it."""
     first, second = await table.engine(never), await table.engine(well)
     table.publish(served("m", first.address))
@@ -234,7 +234,7 @@ SPLIT = SplitState(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_an_engine_that_lost_a_worker_is_no_answer(table: Bench) -> None:
+async def test_worker_loss_before_the_response_is_retried(table: Bench) -> None:
     """What was to be computed by several nodes is computed by the next generation of them."""
     second = await table.engine(well)
 
@@ -269,7 +269,7 @@ def compute_error(path: str) -> bytes:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("path", STREAMING)
-async def test_a_stream_that_fails_before_its_first_word_is_asked_again(table: Bench, path: str) -> None:
+async def test_stream_failure_before_the_first_token_is_retried(table: Bench, path: str) -> None:
     second = await table.engine(well)
 
     async def lost(call: Call) -> None:
@@ -287,7 +287,7 @@ async def test_a_stream_that_fails_before_its_first_word_is_asked_again(table: B
 
 
 @pytest.mark.parametrize("path", STREAMING)
-async def test_who_loses_a_worker_in_the_middle_tells_what_happened(table: Bench, path: str) -> None:
+async def test_worker_loss_in_a_stream_is_a_typed_error(table: Bench, path: str) -> None:
     """Whether the engine finds it out first, or the daemon, which ends the engine."""
     heard = asyncio.Event()
     why = "bbbb is lost to the split: the link to it is gone"
@@ -330,7 +330,7 @@ async def test_who_loses_a_worker_in_the_middle_tells_what_happened(table: Bench
 
 
 @pytest.mark.usefixtures("quick")
-async def test_nobody_listens(table: Bench) -> None:
+async def test_unreachable_backend_is_an_error(table: Bench) -> None:
     table.publish(served("m", str(table.folder / "nobody.sock")), backends=(backend("http://127.0.0.1:9", "m"),))
     assert (await table.call(ask())).status == 502
     name = "x" * 70 + ".local"  # which cannot even be looked up
@@ -354,7 +354,7 @@ STREAM_FAULTS: dict[str, bytes | None] = {
 
 
 @pytest.mark.parametrize("fault", STREAM_FAULTS.values(), ids=STREAM_FAULTS.keys())
-async def test_after_the_first_byte_the_stream_ends_with_a_typed_error(table: Bench, fault: bytes | None) -> None:
+async def test_failure_after_the_first_byte_is_a_typed_error(table: Bench, fault: bytes | None) -> None:
     heard = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -391,7 +391,7 @@ async def test_after_the_first_byte_the_stream_ends_with_a_typed_error(table: Be
 
 
 @pytest.mark.parametrize("path", STREAMING)
-async def test_after_the_end_nothing_matters(table: Bench, path: str) -> None:
+async def test_failure_after_the_end_of_a_stream_is_ignored(table: Bench, path: str) -> None:
     """The last event has come; the last chunk never does, or anything else does."""
     for rest in (b"", b"zz\r\n", b"5\r\nda", b"1000\r\n" + b"data: more\n\n" * 100, None):
 
@@ -415,7 +415,7 @@ async def test_after_the_end_nothing_matters(table: Bench, path: str) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("chatter", [False, True])
-async def test_a_stream_ends_even_if_its_target_forgets_to(
+async def test_complete_stream_ends_if_its_target_stays_open(
     table: Bench, monkeypatch: pytest.MonkeyPatch, chatter: bool
 ) -> None:
     monkeypatch.setattr("meshllm.web.gateway.timeouts.LINGER_SECONDS", 0.03)
@@ -443,7 +443,7 @@ async def test_a_stream_ends_even_if_its_target_forgets_to(
     assert table.gateway.outcomes == ["answered"] * len(STREAMING)
 
 
-async def test_a_streams_error_ends_it(table: Bench) -> None:
+async def test_error_event_ends_the_stream(table: Bench) -> None:
     async def script(call: Call) -> None:
         call.begin_stream()
         call.chunk(chat_chunk({"role": "assistant", "content": "a"}))
@@ -458,7 +458,7 @@ async def test_a_streams_error_ends_it(table: Bench) -> None:
     assert table.gateway.outcomes == ["failed"]
 
 
-async def test_an_event_beyond_all_bounds_ends_the_stream(table: Bench) -> None:
+async def test_event_size_is_bounded(table: Bench) -> None:
     sent = 0
 
     async def script(call: Call) -> None:
@@ -482,7 +482,7 @@ async def test_an_event_beyond_all_bounds_ends_the_stream(table: Bench) -> None:
 # -- answers that are not streams
 
 
-async def test_framings_of_an_answer(table: Bench) -> None:
+async def test_response_framings(table: Bench) -> None:
     body = json.dumps(ANSWERS["/v1/completions"]).encode()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
     framings = [
@@ -510,7 +510,7 @@ async def test_framings_of_an_answer(table: Bench) -> None:
     assert len(upstream.calls) == len(framings)
 
 
-async def test_what_comes_unasked_is_not_the_next_answer(table: Bench) -> None:
+async def test_unrequested_data_closes_the_connection(table: Bench) -> None:
     """An answer too many spoils its connection, not the next caller's answer."""
 
     async def script(call: Call) -> None:
@@ -552,7 +552,7 @@ ERRORS: dict[str, tuple[bytes, str, int, int]] = {
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("case", ERRORS.values(), ids=ERRORS.keys())
-async def test_errors_come_in_the_callers_shape_whatever_they_were(
+async def test_upstream_errors_are_translated_to_the_callers_api(
     table: Bench, case: tuple[bytes, str, int, int]
 ) -> None:
     body, content_type, given, wanted = case
@@ -574,7 +574,7 @@ async def test_errors_come_in_the_callers_shape_whatever_they_were(
     assert set(table.gateway.outcomes) <= {"failed", "refused"}
 
 
-async def test_an_answer_where_a_stream_was_wanted(table: Bench) -> None:
+async def test_response_instead_of_a_stream_is_an_error(table: Bench) -> None:
     async def script(call: Call) -> None:
         call.answer(ANSWERS[call.path])
 
@@ -584,7 +584,7 @@ async def test_an_answer_where_a_stream_was_wanted(table: Bench) -> None:
         assert (response.status, response.json["error"]["code"]) == (502, "upstream_error")
 
 
-async def test_answers_that_cannot_be_mended_are_passed_on_as_they_are(table: Bench) -> None:
+async def test_unrepairable_responses_are_forwarded(table: Bench) -> None:
     deep = b'{"id":"x","output":' + b"[" * 500 + b"]" * 500 + b"}"
     counts = json.dumps({"usage": {"input_tokens": (1 << 64) - 1, "output_tokens": (1 << 64) - 1}}).encode()
     answer = deep
@@ -599,7 +599,7 @@ async def test_answers_that_cannot_be_mended_are_passed_on_as_they_are(table: Be
             assert response.status == 200
 
 
-async def test_a_request_too_deep_to_be_written_again(table: Bench) -> None:
+async def test_deeply_nested_request_is_forwarded(table: Bench) -> None:
     """What a client nests deeper than JSON is written here is sent on as it came."""
     engine = await table.serve(well)
     deep = b"[" * 600 + b"]" * 600
@@ -611,7 +611,7 @@ async def test_a_request_too_deep_to_be_written_again(table: Bench) -> None:
     assert (await table.call(request("POST", "/v1/responses", streamed))).status == 200
 
 
-async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_response_size_is_bounded(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.request.MAX_RESPONSE_BYTES", 1 << 20)
 
     async def script(call: Call) -> None:
@@ -627,7 +627,7 @@ async def test_an_answer_beyond_all_bounds(table: Bench, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_backend_that_says_nothing_is_given_up(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_backend_times_out(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshllm.web.gateway.timeouts.BACKEND_SILENCE_SECONDS", 0.05)
 
     async def half(call: Call) -> None:
@@ -684,7 +684,7 @@ async def _half_answer(call: Call) -> None:
 
 
 @pytest.mark.parametrize("kind", ["engine", "backend"])
-async def test_a_caller_that_leaves_stops_the_work(table: Bench, kind: str) -> None:
+async def test_caller_disconnect_stops_the_work(table: Bench, kind: str) -> None:
     upstream = await (table.serve(never) if kind == "engine" else table.pool(never))
     await leaves(table, upstream, ask(), "asked")
     await leaves(table, upstream, ask(stream=True), "asked")
@@ -696,7 +696,7 @@ async def test_a_caller_that_leaves_stops_the_work(table: Bench, kind: str) -> N
     assert (await table.call(ask())).status == 200
 
 
-async def test_a_caller_that_leaves_while_its_target_is_being_called(folder: Path) -> None:
+async def test_caller_disconnect_while_connecting(folder: Path) -> None:
     """The connection that comes too late is closed at once."""
     async with bench(folder) as table:
         engine = await table.serve(well)
@@ -709,7 +709,7 @@ async def test_a_caller_that_leaves_while_its_target_is_being_called(folder: Pat
         assert (await table.call(ask())).status == 200
 
 
-async def test_a_target_that_is_withdrawn_finishes_what_it_began_and_keeps_nothing(table: Bench) -> None:
+async def test_removed_target_finishes_its_responses(table: Bench) -> None:
     release = asyncio.Event()
 
     async def script(call: Call) -> None:

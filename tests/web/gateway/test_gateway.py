@@ -50,7 +50,7 @@ def shaped(path: str, response: Response, code: str | None = None) -> str:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_each_path_and_its_alias_reach_the_engine_under_its_canonical_name(table: Bench, path: str) -> None:
+async def test_gateway_sends_aliases_upstream_under_the_canonical_path(table: Bench, path: str) -> None:
     engine = await table.serve()
     for asked in (path, path.removeprefix("/v1"), path + "?beta=true"):
         response = await table.call(ask(asked, anthropic_version="x"))
@@ -63,7 +63,7 @@ async def test_each_path_and_its_alias_reach_the_engine_under_its_canonical_name
 
 
 @pytest.mark.parametrize("path", STREAMING)
-async def test_each_stream_is_passed_on_whole(table: Bench, path: str) -> None:
+async def test_gateway_forwards_streams_whole(table: Bench, path: str) -> None:
     await table.serve()
     response = await table.call(ask(path, stream=True))
     assert response.status == 200
@@ -73,7 +73,7 @@ async def test_each_stream_is_passed_on_whole(table: Bench, path: str) -> None:
     assert response.body.replace(b" ", b"").endswith(ENDS[path].replace(b" ", b""))
 
 
-async def test_only_what_is_needed_goes_upstream(folder: Path) -> None:
+async def test_gateway_forwards_only_allowed_headers(folder: Path) -> None:
     async def tell(call: Call) -> None:
         call.answer({"head": call.head.decode()})
 
@@ -98,7 +98,7 @@ async def test_only_what_is_needed_goes_upstream(folder: Path) -> None:
         assert engine.calls[0].json == body
 
 
-async def test_a_backend_gets_its_own_key_its_own_host_and_its_own_path(folder: Path) -> None:
+async def test_backend_request_has_its_key_host_and_path(folder: Path) -> None:
     async def tell(call: Call) -> None:
         call.answer({"head": call.head.decode()})
 
@@ -115,7 +115,7 @@ async def test_a_backend_gets_its_own_key_its_own_host_and_its_own_path(folder: 
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_an_unknown_model_is_404_and_never_another_models_answer(table: Bench, path: str) -> None:
+async def test_unknown_model_is_404(table: Bench, path: str) -> None:
     engine = await table.serve()
     response = await table.call(ask(path, model="n"))
     assert response.status == 404
@@ -124,7 +124,7 @@ async def test_an_unknown_model_is_404_and_never_another_models_answer(table: Be
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_body_that_names_no_model_is_400(table: Bench, path: str) -> None:
+async def test_body_without_model_is_400(table: Bench, path: str) -> None:
     for body in ({}, {"model": None}, {"model": ""}, {"model": 7}, {"model": "x" * 513}, [], "m", 1):
         response = await table.call(request("POST", path, body))
         assert response.status == 400
@@ -149,7 +149,7 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("body", BAD_JSON.values(), ids=BAD_JSON.keys())
-async def test_what_is_not_json_is_400(table: Bench, body: bytes) -> None:
+async def test_body_that_is_not_json_is_400(table: Bench, body: bytes) -> None:
     engine = await table.serve()
     for path in ("/v1/chat/completions", "/v1/messages"):
         response = await table.call(request("POST", path, body))
@@ -159,7 +159,7 @@ async def test_what_is_not_json_is_400(table: Bench, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
-async def test_stream_is_true_or_false(table: Bench, path: str) -> None:
+async def test_stream_parameter_must_be_boolean(table: Bench, path: str) -> None:
     await table.serve()
     for stream in ("yes", 1, 0, [], {}, "true"):
         response = await table.call(request("POST", path, {"model": "m", "stream": stream}))
@@ -167,27 +167,27 @@ async def test_stream_is_true_or_false(table: Bench, path: str) -> None:
         assert "'stream'" in shaped(path, response, "invalid_parameter")
 
 
-async def test_stream_may_be_null_and_means_nothing_where_nothing_streams(table: Bench) -> None:
+async def test_stream_parameter_may_be_null_and_is_ignored_by_apis_without_streams(table: Bench) -> None:
     await table.serve()
     assert (await table.call(request("POST", "/v1/chat/completions", {"model": "m", "stream": None}))).status == 200
     assert (await table.call(ask("/v1/embeddings", stream=True))).json == ANSWERS["/v1/embeddings"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_another_method_is_405_with_allow(table: Bench, path: str) -> None:
+async def test_wrong_method_is_405_with_allow(table: Bench, path: str) -> None:
     for method in ("GET", "PUT", "DELETE", "PATCH"):
         response = await table.get(path, method)
         assert (response.status, response.headers["allow"]) == (405, "POST")
         shaped(path, response, "method_not_allowed")
 
 
-async def test_the_list_of_models_can_only_be_read(table: Bench) -> None:
+async def test_models_endpoint_is_read_only(table: Bench) -> None:
     response = await table.call(request("POST", "/v1/models", {}))
     assert (response.status, response.headers["allow"]) == (405, "GET")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_any_other_path_is_404(table: Bench, method: str) -> None:
+async def test_unknown_path_is_404(table: Bench, method: str) -> None:
     for path in ("/nothing", "/v1", "/v1/", "/v1/chat", "/v1/chat/completions/", "//v1/models", "/v1/../v1/models"):
         response = await table.call(request(method, path), method)
         assert response.status == 404
@@ -195,7 +195,7 @@ async def test_any_other_path_is_404(table: Bench, method: str) -> None:
     assert (await table.call(request(method, "*"), method)).status in (400, 404)
 
 
-async def test_models_can_be_read_by_the_sdks_of_both_apis(table: Bench) -> None:
+async def test_models_list_is_parsed_by_both_sdks(table: Bench) -> None:
     engine = await table.serve()
     table.publish(
         served("m", engine.address),
@@ -219,7 +219,7 @@ async def test_models_can_be_read_by_the_sdks_of_both_apis(table: Bench) -> None
 
 
 @pytest.mark.parametrize(("sees", "told"), [(True, ["text", "image"]), (False, ["text"])])
-async def test_the_list_says_whether_a_model_takes_pictures(table: Bench, sees: bool, told: list[str]) -> None:
+async def test_models_list_shows_input_modalities(table: Bench, sees: bool, told: list[str]) -> None:
     engine = await table.serve()
     state = served("m", engine.address)
     table.publish(replace(state, facts=ModelFacts("/m.gguf", 5, "llama", 8192, vision=sees)), coming("c"))
@@ -228,12 +228,12 @@ async def test_the_list_says_whether_a_model_takes_pictures(table: Bench, sees: 
     assert "input_modalities" not in listed[1]["mesh"], "nobody knows it before the file is there"
 
 
-async def test_no_models_at_all(table: Bench) -> None:
+async def test_models_list_may_be_empty(table: Bench) -> None:
     assert (await table.get("/v1/models")).json == {"object": "list", "data": [], "has_more": False}
     assert "No model is served here yet" in shaped("", await table.call(ask()), "model_not_found")
 
 
-async def test_a_model_that_cannot_be_served_says_why(table: Bench) -> None:
+async def test_failed_model_error_has_the_reason(table: Bench) -> None:
     table.publish(broken("m"))
     for path in PATHS:
         response = await table.call(ask(path, stream=path in STREAMING))
@@ -241,7 +241,7 @@ async def test_a_model_that_cannot_be_served_says_why(table: Bench) -> None:
         assert "The disk is full. Make room." in shaped(path, response, "model_unavailable")
 
 
-async def test_metrics_are_read_by_the_reference_parser_and_count(table: Bench) -> None:
+async def test_metrics_are_parsed_by_the_reference_parser(table: Bench) -> None:
     engine = await table.serve()
     table.publish(served("m", engine.address), served('we"ird\\\n', "/nowhere"), backends=(backend("http://x:1", "f"),))
     await table.call(ask())
@@ -263,7 +263,7 @@ async def test_metrics_are_read_by_the_reference_parser_and_count(table: Bench) 
     assert phases['we"ird\\\n', "failed"] == 0
 
 
-async def test_head_is_get_without_a_body_and_the_connection_goes_on(table: Bench) -> None:
+async def test_head_has_no_body_and_keeps_the_connection(table: Bench) -> None:
     for path in ("/", "/health", "/v1/health", "/v1/models", "/metrics", "/nothing", "/v1/messages", "/v1/models/n"):
         caller = await table.caller()
         caller.send(request("HEAD", path))
@@ -275,7 +275,7 @@ async def test_head_is_get_without_a_body_and_the_connection_goes_on(table: Benc
             assert bare.headers["content-length"] == whole.headers["content-length"]
 
 
-async def test_health(table: Bench) -> None:
+async def test_health_endpoint(table: Bench) -> None:
     for path in ("/health", "/v1/health"):
         assert (await table.get(path)).json == {"status": "ok"}
 
@@ -283,12 +283,12 @@ async def test_health(table: Bench) -> None:
 # -- who may call
 
 
-async def test_this_machine_goes_by_these_names(table: Bench) -> None:
+async def test_api_accepts_loopback_host_names(table: Bench) -> None:
     for host in ["localhost", "localhost:9337", "127.0.0.1:1", "[::1]", "[::1]:80", "a.localhost", "LOCALHOST."]:
         assert (await table.call(request("GET", "/health", host=host), "GET")).status == 200
 
 
-async def test_another_name_is_refused(table: Bench) -> None:
+async def test_api_refuses_other_host_names(table: Bench) -> None:
     for host in ["", "evil.com", "localhost.evil.com", "127.0.0.1.evil.com", "192.168.1.2", "[", "a:b", "0.0.0.0"]:
         for path in ["/health", "/v1/messages", "/v1/models"]:
             response = await table.call(request("GET", path, host=host), "GET")
@@ -299,7 +299,7 @@ async def test_another_name_is_refused(table: Bench) -> None:
                 assert response.status in (400, 403)
 
 
-async def test_pages_from_elsewhere_are_refused(table: Bench) -> None:
+async def test_api_refuses_foreign_origins(table: Bench) -> None:
     engine = await table.serve()
     for origin in ["http://evil.com", "null", "", "file://", "http://localhost.evil.com", "http://[", "x" * 9999]:
         for method in ("POST", "OPTIONS"):
@@ -311,13 +311,13 @@ async def test_pages_from_elsewhere_are_refused(table: Bench) -> None:
     assert not engine.calls
 
 
-async def test_a_picture_of_a_page_from_elsewhere_is_refused(table: Bench) -> None:
+async def test_api_refuses_cross_site_requests_without_origin(table: Bench) -> None:
     assert (await table.get("/v1/models", **{"Sec-Fetch-Site": "cross-site"})).status == 403
     for kind in ("none", "same-origin", "same-site"):
         assert (await table.get("/v1/models", **{"Sec-Fetch-Site": kind})).status == 200
 
 
-async def test_a_page_of_this_machine_may_call_and_may_ask_first(table: Bench) -> None:
+async def test_api_allows_local_origins_and_preflight(table: Bench) -> None:
     await table.serve()
     origin = "http://localhost:5173"
     asked = await table.get(
@@ -345,13 +345,13 @@ async def test_a_page_of_this_machine_may_call_and_may_ask_first(table: Bench) -
         assert response.headers["vary"] == "origin"
 
 
-async def test_a_named_origin_is_let_in(folder: Path) -> None:
+async def test_api_allows_origins_of_allow_origin(folder: Path) -> None:
     async with bench(folder, AccessPolicy(allowed_origins=frozenset({"https://app.example"}))) as table:
         assert (await table.get("/health", Origin="https://app.example")).status == 200
         assert (await table.get("/health", Origin="https://app.example.evil")).status == 403
 
 
-async def test_from_elsewhere_a_key_is_needed(folder: Path) -> None:
+async def test_api_needs_a_key_from_remote_callers(folder: Path) -> None:
     policy = AccessPolicy(key="sésame", allowed_origins=frozenset({"https://app.example"}))
     async with bench(folder, policy) as table:
         await table.serve()
@@ -374,7 +374,7 @@ async def test_from_elsewhere_a_key_is_needed(folder: Path) -> None:
         assert (await table.call(asked.replace(b"app.", b"evil."))).status == 403
 
 
-async def test_an_empty_key_opens_nothing(folder: Path) -> None:
+async def test_api_empty_key_allows_no_remote_caller(folder: Path) -> None:
     async with bench(folder, AccessPolicy(key="")) as table:
         response = await table.call(request("GET", "/health", headers={"X-Api-Key": ""}, host="box.lan"))
         assert response.status == 403

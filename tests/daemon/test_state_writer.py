@@ -11,7 +11,7 @@ from meshllm.daemon.state_writer import StateWriter
 from meshllm.errors import EnvironmentFailure
 
 
-async def test_everything_is_written_in_order_and_off_the_loop() -> None:
+async def test_state_writer_writes_in_order_off_the_loop() -> None:
     keeper, written, threads = StateWriter(), list[int](), set[int]()
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -33,7 +33,7 @@ async def test_everything_is_written_in_order_and_off_the_loop() -> None:
     assert written == list(range(51))
 
 
-async def test_a_close_loses_nothing_and_waits_for_what_is_being_written() -> None:
+async def test_state_writer_close_writes_everything() -> None:
     keeper, written = StateWriter(), list[int]()
     began, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ async def test_a_close_loses_nothing_and_waits_for_what_is_being_written() -> No
     assert written == list(range(10))
 
 
-async def test_what_cannot_be_written_is_said_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_state_writer_logs_errors_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     keeper, written = StateWriter(), list[int]()
 
     def full() -> None:

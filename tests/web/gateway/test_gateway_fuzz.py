@@ -127,7 +127,7 @@ FRAGMENTS = st.sampled_from(
 @example(b"\r\n\r\n")
 @example(b"CONNECT x:1 HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")
 @example(b"HEAD /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
-def test_arbitrary_bytes(place: Place, data: bytes) -> None:
+def test_gateway_answers_arbitrary_bytes(place: Place, data: bytes) -> None:
     if b"HEAD" in data:
         data = data.replace(b"HEAD", b"GET")  # of whose answers this reader would not know that they have no body
     place.run(poke(place.bench, [data]))
@@ -135,7 +135,7 @@ def test_arbitrary_bytes(place: Place, data: bytes) -> None:
 
 @FEW
 @given(st.sampled_from(VALID), st.data())
-def test_sound_requests_with_something_wrong(place: Place, valid: bytes, data: st.DataObject) -> None:
+def test_gateway_answers_mutated_requests(place: Place, valid: bytes, data: st.DataObject) -> None:
     changed = bytearray(valid)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(changed)))
@@ -153,7 +153,7 @@ def test_sound_requests_with_something_wrong(place: Place, valid: bytes, data: s
 
 @FEW
 @given(st.lists(st.sampled_from(VALID), min_size=1, max_size=4), st.data())
-def test_sound_requests_in_any_pieces_get_the_same_answers(
+def test_gateway_responses_do_not_depend_on_segmentation(
     place: Place, requests: list[bytes], data: st.DataObject
 ) -> None:
     whole = b"".join(requests)
@@ -184,7 +184,7 @@ def test_sound_requests_in_any_pieces_get_the_same_answers(
     assert not place.bench.faults
 
 
-def test_byte_by_byte(place: Place) -> None:
+def test_gateway_accepts_requests_byte_by_byte(place: Place) -> None:
     async def drip() -> list[int]:
         caller = await place.bench.caller()
         statuses = []
@@ -229,7 +229,7 @@ ANYTHING = st.recursive(
 )
 @example("/v1/chat/completions", {"model": "m", "stream": True, "n": 2**70}, True)
 @example("/v1/responses", {"model": "m", "stream": True, "tools": [{}], "max_output_tokens": "x"}, True)
-def test_arbitrary_json(place: Place, path: str, body: object, ascii_only: bool) -> None:
+def test_gateway_answers_arbitrary_json(place: Place, path: str, body: object, ascii_only: bool) -> None:
     data = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
 
     async def call() -> Response:
