@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "meshllm"
+# The public names that a row of the map lists.
+MAX_NAMES = 12
 # (module, title, what the states belong to). Each module has a table TRANSITIONS (or the one named after a colon):
 # {state: states that may follow}, or {(state, next state): why}.
 MACHINES = [
@@ -37,12 +39,26 @@ def head(path: Path) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
+def cell(text: str) -> str:
+    """A text inside a table."""
+    return text.replace("|", "\\|")
+
+
+def public_names(path: Path) -> str:
+    """The classes and functions of a module that have no leading underscore."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    more = "" if len(names) <= MAX_NAMES else f", {len(names) - MAX_NAMES} more"
+    return ", ".join(f"`{name}`" for name in names[:MAX_NAMES]) + more
+
+
 def package_map() -> str:
     """One section for each package, one row for each module."""
     lines = [
         "# Map",
         "",
-        "Every module and what it is for: the first line of its docstring. Written by `scripts/docs.py`; do not edit.",
+        "Every module: the first docstring line, and its public names. Written by `scripts/docs.py`; do not edit.",
         "[architecture.md](architecture.md) says how the packages work together.",
     ]
     folders = sorted({path.parent for path in PACKAGE.rglob("*.py")}, key=lambda p: (p != PACKAGE, p))
@@ -54,8 +70,8 @@ def package_map() -> str:
         lines += ["", f"## `{folder.relative_to(ROOT)}/`", ""]
         if caption:
             lines += [caption, ""]
-        lines += ["| module | what it is |", "|---|---|"]
-        lines += [f"| `{path.name}` | {head(path).replace('|', chr(92) + '|')} |" for path in modules]
+        lines += ["| module | what it is | public names |", "|---|---|---|"]
+        lines += [f"| `{path.name}` | {cell(head(path))} | {cell(public_names(path))} |" for path in modules]
     return "\n".join(lines) + "\n"
 
 

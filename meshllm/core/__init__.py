@@ -1,1 +1,1 @@
-"""The pure core: no await, no clock, no I/O, no randomness of its own, no logging. Standard library only."""
+"""The pure core: no await, clock, I/O, randomness of its own or logging. Imports: standard library, errors, util."""

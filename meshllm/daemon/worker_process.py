@@ -151,7 +151,7 @@ class WorkerProcesses:
         """Cancel the task of a lease: downloads and builds stop, the rpc-server is killed."""
         worker = self._tasks.get(key)
         if worker is not None:
-            log.info("worker of %s: the lease is over: %s", worker.lease.model, reason or "released")
+            log.debug("worker of %s: the lease is over: %s", worker.lease.model, reason or "released")
             worker.task.cancel()
 
     @property

@@ -271,7 +271,7 @@ def _parse_reply(name: str, code: int, output: bytes, log: bytes) -> dict[str, A
         raise _invalid(name, "reading it took too long or too much memory")
     if code < 0:
         lines = log.decode("utf-8", "replace").strip().splitlines()[-1:] or [""]
-        raise _invalid(name, f"the engine crashed on it (signal {-code}) {lines[0][:300]}".rstrip())
+        raise _invalid(name, f"the engine crashed while reading it (signal {-code}) {lines[0][:300]}".rstrip())
     raise _broken(log.decode("utf-8", "replace").strip()[-500:])
 
 

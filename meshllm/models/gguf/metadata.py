@@ -82,7 +82,7 @@ def read_start(cursor: Cursor) -> tuple[int, int]:
     if version & 0xFFFF == 0:
         raise Damage("it is written in big-endian byte order")
     if version not in (2, 3):
-        raise Damage(f"GGUF version {version} is not supported; versions 2 and 3 are")
+        raise Damage(f"GGUF version {version} is not supported (supported: 2 and 3)")
     tensors, keys = cursor.u64(), cursor.u64()
     if tensors > MAX_TENSORS:
         raise Damage(f"it claims to hold {tensors} tensors, the limit is {MAX_TENSORS}")

@@ -249,8 +249,8 @@ def _by_quantization(reference: HubReference, listing: RepositoryListing) -> Lis
     if len(found) > 1:
         paths = [f"{listing.repository}/{file.path}" for file in found]
         raise AmbiguousModel(
-            f"{listing.repository} has {len(paths)} models in {chosen or 'one quantization'}.",
-            advice=f"Choose one by its path: {_first_names(paths)}.",
+            f"{listing.repository} has {len(paths)} different models{f' in {chosen}' if chosen else ''}.",
+            advice=f"Name one file, e.g. --model {paths[0]}. Files: {_first_names(paths)}.",
             candidates=tuple(paths[:MAX_CANDIDATES]),
         )
     return found[0]

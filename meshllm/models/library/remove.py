@@ -39,10 +39,10 @@ def plan(item: InventoryItem, everything: Sequence[InventoryItem], store: Store)
     """The plan for removing a model. Raises UsageError for one outside the store."""
     if item.program:
         is_app = not item.program.startswith(os.sep)
-        whose = f"it belongs to {item.program}" if is_app else "that is outside the model folder"
+        whose = f"belongs to {item.program}" if is_app else "is outside the model folder"
         raise UsageError(
-            f"{item.name} is at {item.files[0]}: {whose}. Only files in the model folder are removed.",
-            advice=f"Remove it with {item.program if is_app else 'the program that put it there'}.",
+            f"{item.name} was not removed: {item.files[0]} {whose}. mesh-llm removes only files in {store.folder}.",
+            advice=f"Remove it with {item.program}." if is_app else "Delete the file yourself if nothing else uses it.",
         )
     needed = {path: other.name for other in everything if other is not item for path in other.files}
     files, kept = [], []
