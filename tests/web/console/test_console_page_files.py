@@ -19,7 +19,7 @@ from meshllm.web.console.server import Console, Invitation
 from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ASSET = "/assets/index-abc_123.js"
 
 
