@@ -53,7 +53,8 @@ from meshllm.models.library.store import Store
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
-from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.server import Console
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.gateway.gateway import Gateway
