@@ -158,7 +158,10 @@ class Console:
 def _import_handlers(stop: StopSignal) -> tuple[type[ConsoleHandlers], type[ConsoleSources]]:
     """The handlers' classes, imported. Slow, and blocks."""
     from meshllm.web.console.handlers import ConsoleHandlers, ConsoleSources
+    from meshllm.web.console.status_model import StatusModel
 
+    for model in StatusModel.__subclasses__():
+        model.model_rebuild()  # makes the validators here, not on the event loop at the first request
     return ConsoleHandlers, ConsoleSources
 
 

@@ -111,7 +111,7 @@ async def test_a_failed_load_closes_connections_and_the_next_one_tries_again(con
 def test_a_node_starts_without_aiohttp() -> None:
     code = (
         "import sys, meshllm.daemon.app, meshllm.daemon.mesh_session, meshllm.daemon.file_sharing;"
-        "sys.exit(' '.join(name for name in ('aiohttp', 'huggingface_hub', 'meshllm.web.console.handlers')"
+        "sys.exit(' '.join(name for name in ('aiohttp', 'huggingface_hub', 'meshllm.web.console.status')"
         " if name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True).stderr == "\n"
