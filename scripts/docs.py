@@ -58,7 +58,7 @@ def package_map() -> str:
     lines = [
         "# Map",
         "",
-        "Every module: the first line of its docstring, and its public names. Written by `scripts/docs.py`; do not edit.",
+        "Every module: the first docstring line, and its public names. Written by `scripts/docs.py`; do not edit.",
         "[architecture.md](architecture.md) says how the packages work together.",
     ]
     folders = sorted({path.parent for path in PACKAGE.rglob("*.py")}, key=lambda p: (p != PACKAGE, p))

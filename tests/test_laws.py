@@ -101,7 +101,7 @@ def test_tasks_and_processes_start_only_where_they_may(path: Path) -> None:
     assert found == []
 
 
-def test_the_checker_sees_an_offence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_checker_reports_forbidden_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "core").mkdir()
     (tmp_path / "web").mkdir()
@@ -182,3 +182,13 @@ def test_modules_import_each_other_in_no_circle() -> None:
 
 def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [["a", "b", "c"]]
+
+
+def test_tests_mirror_the_package() -> None:
+    """Each package has a folder of tests, and a folder below one of them has a package of the same name."""
+    tests = PACKAGE.parent / "tests"
+    packages = {str(path.parent.relative_to(PACKAGE)) for path in FILES if path.name != "__init__.py"} - {"."}
+    folders = {str(path.parent.relative_to(tests)) for path in tests.rglob("test_*.py")} - {"."}
+    assert sorted(packages - folders) == []
+    tops = {package.split("/")[0] for package in packages}
+    assert sorted(folder for folder in folders if folder.split("/")[0] in tops and folder not in packages) == []

@@ -72,7 +72,7 @@ def look_up(name: str, store: Store) -> ModelPage:
         raise UnknownModel(f"{item.name} cannot be shown: {item.reason or 'its download is not complete'}")
     assert wanted is not None
     raise UnknownModel(
-        f"{wanted.name} is not on this disk, and its header is not read at the hub.",
+        f"{wanted.name} is not on this disk, and mesh-llm reads the header only of a file on this disk.",
         advice=f"Download it first: `mesh-llm download {name}`.",
     )
 

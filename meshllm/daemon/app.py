@@ -53,9 +53,8 @@ from meshllm.models.library.store import Store
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
-from meshllm.web.console.server import Console, Invitation
-from meshllm.web.console.split_status import LeaseTraffic
-from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
+from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.server import Console
 from meshllm.web.gateway.gateway import Gateway
 from meshllm.web.gateway.metrics import NodeCounters
 from meshllm.web.gateway.request_log import RequestSummary
@@ -67,6 +66,8 @@ if TYPE_CHECKING:
     from meshllm.daemon.log_file import LogFile
     from meshllm.daemon.mesh_session import HomeState, MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
+    from meshllm.web.console.split_status import LeaseTraffic
+    from meshllm.web.console.status import NodeStatus, TargetLoad
 
 log = logging.getLogger(__name__)
 
@@ -428,6 +429,8 @@ class App:
 
     def status(self) -> NodeStatus:
         """The status of this node now."""
+        from meshllm.web.console.status import StatusInputs, node_status  # loaded with the console's handlers
+
         session = self._session
         inputs = StatusInputs(
             snapshot=self._snapshot,
@@ -470,6 +473,8 @@ class App:
 
     def _traffic(self, lease: Lease) -> Mapping[NodeId, LeaseTraffic]:
         """What the tunnels of a lease have carried."""
+        from meshllm.web.console.split_status import LeaseTraffic
+
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
         return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.transport) for peer, t in found.items()}
@@ -508,6 +513,8 @@ def _log_start(settings: Settings) -> None:
 
 def _target_load(queue: TargetQueue) -> TargetLoad:
     """The load of a gateway target, for the status."""
+    from meshllm.web.console.status import TargetLoad
+
     target = queue.target
     return TargetLoad(
         kind=target.kind,

@@ -14,13 +14,13 @@ from meshllm.models.transfer import ensure
 from meshllm.models.transfer.progress import TransferProgress, TransferStage
 from meshllm.models.transfer.request import missing_files, requested_models
 from meshllm.util.threads import in_thread
-from meshllm.web.console.downloads import DownloadEvent, DownloadExpected, DownloadRequest, DownloadStep
 
 if TYPE_CHECKING:
     from meshllm.daemon.file_sharing import FileSharing
     from meshllm.models.catalog.entry import Wanted
+    from meshllm.web.console.downloads import DownloadEvent, DownloadRequest
 
-Emit = Callable[[DownloadEvent], None]
+    Emit = Callable[[DownloadEvent], None]
 
 
 class DownloadService:
@@ -31,6 +31,8 @@ class DownloadService:
 
     async def download(self, request: DownloadRequest, emit: Emit) -> tuple[str, ...]:
         """The names of the models, complete and verified on this disk. Raises MeshError; may be cancelled."""
+        from meshllm.web.console.downloads import DownloadExpected, DownloadStep  # loaded with the console's handlers
+
         store, sharing = Store(paths.models()), self._sharing()
         if not _is_same_folder(request.folder, store.folder):
             raise UsageError(f"The running node has another model folder: {store.folder}.")
@@ -70,6 +72,8 @@ class DownloadService:
         except UnknownModel:
             if sharing is None or request.draft or "/" in name:
                 raise
+
+            from meshllm.web.console.downloads import DownloadStep
 
             def tell(text: str) -> None:
                 emit(DownloadStep(stage=TransferStage.CONNECTING, file=name, detail=text))

@@ -18,13 +18,12 @@ from meshllm.models.p2p.seed_index import StoreSeedIndex
 from meshllm.models.p2p.seeder import Seeder
 from meshllm.models.p2p.swarm import Swarm, SwarmSource
 from meshllm.net.base import StreamKind
-from meshllm.web.console.status import BannedStatus, SharingStatus, TransferStatus
-from meshllm.web.console.status_model import transport_kind
 from meshllm.wire.mesh import files as w
 
 if TYPE_CHECKING:
     from meshllm.daemon.mesh_session import MeshSession
     from meshllm.models.library.store import Store
+    from meshllm.web.console.status import SharingStatus
 
 # Upload limit in bytes per second while this node's engine works. Measured on 2 cores: this rate takes 1.5 % of one
 # core, twice the rate 2.8 %. The engine's threads wait for each other, so that an interruption of one delays all, by a
@@ -126,6 +125,9 @@ class FileSharing:
 
     def status(self) -> SharingStatus:
         """Current uploads and downloads."""
+        from meshllm.web.console.status import BannedStatus, SharingStatus, TransferStatus
+        from meshllm.web.console.status_model import transport_kind
+
         names = {} if self._view is None else {peer.node.hex(): peer.record.name for peer in self._view.peers}
         uploads = [
             TransferStatus(

@@ -36,7 +36,7 @@ from meshllm.net.identity import Identity, verify
 from meshllm.net.lanes.lanes import Lanes
 from meshllm.net.quic.transport import QuicTransport
 from meshllm.net.tunnels.tunnels import Tunnels
-from meshllm.web.console.server import Invitation
+from meshllm.web.console.invitation import Invitation
 from meshllm.wire.mesh.codec import encode_message, parse_message, signer
 from meshllm.wire.mesh.invite import MAX_WAYS, Invite, encode, invite_key
 

@@ -28,7 +28,7 @@ from meshllm.cli.join import read
 from meshllm.core.node import NodeCore
 from meshllm.core.snapshot import Snapshot
 from meshllm.daemon.file_sharing import FileSharing
-from meshllm.daemon.mesh_session import MeshSession, look_up
+from meshllm.daemon.mesh_session import MeshSession, load_home_state
 from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.settings import Settings
 from meshllm.models.hub.hub import Hub
@@ -148,7 +148,7 @@ async def main(options: argparse.Namespace) -> None:
     settings = Settings(home=options.folder / "home", invites=read([f"@{options.invite}"]), node_name="taker")
     settings.home.mkdir(parents=True)
     mailbox: asyncio.Queue[Any] = asyncio.Queue()
-    membership = MeshSession(settings, look_up(settings), mailbox.put_nowait)
+    membership = MeshSession(settings, load_home_state(settings), mailbox.put_nowait)
     owner = Owner("taker")
     await membership.begin(lambda peer: asyncio.Protocol())
     file = ModelFile(options.name, options.size, options.sha256)

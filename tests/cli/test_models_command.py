@@ -186,7 +186,9 @@ def test_show_reports_why_a_file_is_invalid(store: Store) -> None:
         run("show", "bad")
     with pytest.raises(UnknownModel, match="unknown model"):
         run("show", "unknown-dddddddddddd")
-    with pytest.raises(UnknownModel, match=r"is not read at the hub.*`mesh-llm download org/repo:Q8_0`"):
+    with pytest.raises(
+        UnknownModel, match=r"reads the header only of a file on this disk.*`mesh-llm download org/repo:Q8_0`"
+    ):
         run("show", "org/repo:Q8_0")
     with pytest.raises(UnknownModel, match="No model is called"):
         run("show", "no such thing at all")

@@ -31,7 +31,8 @@ from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase, MemberState
 from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
 from meshllm.util.progress import Progress
-from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.server import Console
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import NodeStatus, SharingStatus, StatusInputs, TargetLoad, TransferStatus, node_status
 from meshllm.web.console.status_model import TransportKind

@@ -57,7 +57,7 @@ def test_rotating_file_continues_an_existing_file_and_makes_it_private(tmp_path:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_rotating_file_opens_a_removed_file_anew(tmp_path: Path) -> None:
+def test_rotating_file_reopens_a_removed_file(tmp_path: Path) -> None:
     path = tmp_path / "daemon.log"
     file = RotatingFile(path)
     file.write(b"one\n")
@@ -144,7 +144,7 @@ def test_log_file_drops_lines_when_its_queue_is_full(tmp_path: Path, logger: log
     assert len(lines) == 11
 
 
-def test_log_file_that_cannot_be_opened_harms_nobody(tmp_path: Path, logger: logging.Logger) -> None:
+def test_log_file_that_cannot_be_opened_stops_no_work(tmp_path: Path, logger: logging.Logger) -> None:
     (tmp_path / "logs").write_text("a file in the folder's place")
     handler = LogFile(RotatingFile(tmp_path / "logs" / "daemon.log"), retry=0.0)
     handler.start()

@@ -16,7 +16,7 @@ BRIDGE = InterfaceAddress("docker0", "172.17.0.1")
 SIX = InterfaceAddress("eth0", "fd00::7", default=True)
 
 
-def test_the_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MESH_LLM_API_KEY", raising=False)
     key, path = api_key(tmp_path)
     assert path is not None
@@ -28,7 +28,7 @@ def test_the_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: p
     assert api_key(tmp_path) == ("chosen", None)
 
 
-def test_of_a_machine_without_a_network_nobody_else_is_told() -> None:
+def test_public_urls_are_empty_without_a_network() -> None:
     assert far(LOOPBACK) == []
     assert far([*LOOPBACK, BRIDGE, SIX, HOME]) == ["192.168.1.7", "172.17.0.1"]
     assert far([*LOOPBACK, SIX]) == ["fd00::7"]

@@ -167,7 +167,7 @@ def test_errors_are_typed_for_each_client(client: openai.OpenAI, claude: anthrop
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_prompt_that_does_not_fit_is_a_400_before_the_first_byte(client: openai.OpenAI, stream: bool) -> None:
+def test_prompt_larger_than_the_context_is_a_400(client: openai.OpenAI, stream: bool) -> None:
     prompt = [{"role": "user", "content": "word " * 6000}]
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="SmolLM2-135M-Instruct", messages=prompt, stream=stream)  # type: ignore[call-overload]
@@ -188,7 +188,7 @@ def test_embeddings_and_rerank_say_what_a_chat_model_cannot_do(client: openai.Op
         assert json.loads(answer.read())["error"]["message"]
 
 
-def test_a_caller_that_goes_away_frees_its_slot(client: openai.OpenAI, served: Daemon) -> None:
+def test_caller_that_disconnects_frees_its_slot(client: openai.OpenAI, served: Daemon) -> None:
     stream = client.chat.completions.create(
         model="SmolLM2-135M-Instruct",
         messages=HELLO,  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.engine
-def test_a_request_made_at_once_is_answered_when_the_model_is_there(tmp_path: Path) -> None:
+def test_request_at_start_is_answered_when_the_model_is_loaded(tmp_path: Path) -> None:
     with daemon(tmp_path, *SMALL) as node, client(node) as caller:
         # Not a moment after the port is open, and long before the model is loaded.
         answer = caller.chat.completions.create(**CHAT, max_tokens=5, stream=True)
@@ -73,7 +73,7 @@ def test_killing_the_engine_in_a_stream_is_a_typed_error_and_then_all_is_well(tm
 
 
 @pytest.mark.engine
-def test_an_engine_that_hangs_is_found_out(tmp_path: Path) -> None:
+def test_hung_engine_is_detected(tmp_path: Path) -> None:
     """SIGSTOP: it neither answers nor dies. The supervisor ends it, and the caller's request is asked again."""
     with daemon(tmp_path, *SMALL) as node, client(node) as caller:
         node.wait_until_serving()
@@ -119,7 +119,7 @@ def test_stop_lets_an_answer_be_completed_and_leaves_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.engine
-def test_one_node_is_the_backend_of_another(tmp_path: Path, served: Daemon) -> None:
+def test_node_can_be_the_backend_of_another(tmp_path: Path, served: Daemon) -> None:
     url = served.base_url.replace("localhost", "127.0.0.1")
     with daemon(tmp_path, "--backend", url) as node, client(node) as caller:
         node.wait_for(lambda line: line["event"] == "backend" and line["healthy"], "the backend")
@@ -128,7 +128,7 @@ def test_one_node_is_the_backend_of_another(tmp_path: Path, served: Daemon) -> N
         assert [backend["models"] for backend in status(node)["backends"]] == [[MODEL]]
 
 
-def test_a_node_without_models_answers_and_says_so(tmp_path: Path) -> None:
+def test_node_without_models_answers_with_the_reason(tmp_path: Path) -> None:
     with daemon(tmp_path) as node, client(node) as caller:
         with pytest.raises(openai.NotFoundError) as refused:
             caller.chat.completions.create(**CHAT)
@@ -149,7 +149,7 @@ def test_events_tell_the_state_at_once_and_a_stop_ends_them(tmp_path: Path) -> N
         connection.close()
 
 
-def test_the_status_command_prints_what_the_api_says(tmp_path: Path) -> None:
+def test_status_command_prints_the_status_of_the_api(tmp_path: Path) -> None:
     with daemon(tmp_path) as node:
         told = json.loads(run(tmp_path, "status", "--json").stdout)
         assert told["pid"] == node.process.pid
@@ -172,7 +172,7 @@ def test_stop_ends_the_node_of_this_home_and_only_that(tmp_path: Path) -> None:
         assert "No mesh-llm is running" in again.stderr
 
 
-def test_a_second_node_with_the_same_home_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_second_node_with_the_same_home_is_refused_with_advice(tmp_path: Path) -> None:
     with daemon(tmp_path) as node:
         second = run(tmp_path, "--port", "0", "--console", "0")
         assert second.returncode == 2
@@ -180,7 +180,7 @@ def test_a_second_node_with_the_same_home_is_refused_with_a_way_out(tmp_path: Pa
         assert str(node.process.pid) in second.stderr
 
 
-def test_a_taken_port_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_taken_port_is_refused_with_advice(tmp_path: Path) -> None:
     with daemon(tmp_path / "a") as node:
         port = str(urlsplit(node.base_url).port)
         second = run(tmp_path / "b", "--port", port, "--console", "0")
@@ -221,7 +221,7 @@ def test_bad_use_is_refused_with_a_sentence_that_helps(tmp_path: Path, arguments
     assert "secret" not in done.stderr
 
 
-def test_a_damaged_model_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_damaged_model_file_is_refused_before_the_start(tmp_path: Path) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF" + os.urandom(1000))
     done = run(tmp_path / "home", "--model", str(bad))
@@ -230,7 +230,7 @@ def test_a_damaged_model_file_is_refused_before_anything_starts(tmp_path: Path) 
 
 
 @pytest.mark.engine
-def test_an_engine_that_keeps_dying_is_reported_not_hidden(tmp_path: Path) -> None:
+def test_engine_that_keeps_dying_is_reported(tmp_path: Path) -> None:
     """A file whose header is sound and whose tensors the engine refuses: it dies at every start."""
     from tests.engine_samples import model_without_needed_tensors
 

@@ -86,7 +86,7 @@ def first_event(node: Node) -> str:
 
 
 @pytest.mark.parametrize("form", ["token", "file", "stdin"])
-def test_a_node_joins_and_its_callers_are_answered_by_the_host_and_no_secret_gets_out(here: Site, form: str) -> None:
+def test_joined_node_answers_through_the_host_and_leaks_no_secret(here: Site, form: str) -> None:
     server = host(here, "host", "alpha", "--verbose")
     token = server.invite()
     file = here.folder / "invite"
@@ -126,7 +126,7 @@ def test_a_node_joins_and_its_callers_are_answered_by_the_host_and_no_secret_get
         assert secret not in seen
 
 
-def test_where_lanes_are_off_requests_go_over_quic(here: Site) -> None:
+def test_requests_use_quic_when_lanes_are_off(here: Site) -> None:
     server = host(here)
     file = here.folder / "invite"
     file.write_text(server.invite())
@@ -136,7 +136,7 @@ def test_where_lanes_are_off_requests_go_over_quic(here: Site) -> None:
     assert [peer["transport"] for peer in joiner.status()["mesh"]["peers"]] == ["quic"]
 
 
-def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
+def test_client_uses_the_mesh_and_is_no_member(here: Site) -> None:
     server = host(here)
     user = here.node("user", "--client", join=server)
     assert said(user) == "alpha0 alpha1 alpha2 "
@@ -152,7 +152,7 @@ def test_a_client_uses_the_mesh_and_counts_for_nothing(here: Site) -> None:
     assert said(here.node("user", "--client")) == "alpha0 alpha1 alpha2 "
 
 
-def test_a_client_without_a_mesh_says_what_it_lacks(here: Site) -> None:
+def test_client_without_a_mesh_reports_the_reason(here: Site) -> None:
     user = here.node("user", "--client")
     assert "--join" in user.wait_for(lambda line: line["event"] == "no_mesh", "what it lacks")["reason"]
     with pytest.raises(openai.NotFoundError):
@@ -160,7 +160,7 @@ def test_a_client_without_a_mesh_says_what_it_lacks(here: Site) -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_a_node_that_starts_again_finds_its_mesh_without_an_invite(here: Site, end: str) -> None:
+def test_restarted_node_rejoins_without_an_invite(here: Site, end: str) -> None:
     server = host(here)
     joiner = here.node("joiner", join=server)
     before = joiner.until(serves("m"), "the host")["mesh"]
@@ -210,7 +210,7 @@ def test_sixteen_waiting_requests_are_answered_when_their_host_is_killed(here: S
     assert [answer.result(OPEN_WAIT_SECONDS).text for answer in answers] == ["alpha0 alpha1 alpha2 "] * 16
 
 
-def test_a_dead_host_is_seen_to_be_dead_and_its_callers_get_an_error(here: Site) -> None:
+def test_dead_host_is_detected_and_its_callers_get_an_error(here: Site) -> None:
     server = host(here)
     joiner = here.node("joiner", join=server)
     joiner.until(serves("m"), "the host")
@@ -232,7 +232,7 @@ def changed(token: str, **changes: object) -> str:
     return invites.encode(dataclasses.replace(invites.decode(token), **changes))  # type: ignore[arg-type]
 
 
-def test_an_invite_with_a_wrong_secret_is_refused_aloud_and_costs_nothing(here: Site) -> None:
+def test_invite_with_a_wrong_secret_is_refused_with_the_reason(here: Site) -> None:
     server = host(here)
     own = here.node("joiner")
     assert own.stop() == 0
@@ -255,7 +255,7 @@ def test_an_invite_with_a_wrong_secret_is_refused_aloud_and_costs_nothing(here: 
     assert not (joiner.home / "mesh.previous.json").exists()
 
 
-def test_an_invite_of_another_mesh_is_followed_and_the_old_mesh_kept_aside(here: Site) -> None:
+def test_invite_of_another_mesh_replaces_the_mesh_and_keeps_the_old_state(here: Site) -> None:
     server = host(here)
     own = here.node("joiner")
     assert own.stop() == 0
@@ -269,7 +269,7 @@ def test_an_invite_of_another_mesh_is_followed_and_the_old_mesh_kept_aside(here:
     assert (joiner.home / "mesh.previous.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_an_invite_that_expires_brings_the_secret_itself(here: Site) -> None:
+def test_expiring_invite_delivers_the_mesh_secret(here: Site) -> None:
     host(here)
     done = here.run("host", "invite", "--expires", "1h")
     token = done.stdout.strip()
@@ -307,7 +307,7 @@ def test_invite_prints_it_alone_on_a_line(here: Site) -> None:
             assert answer.status in (403, 405)
 
 
-def test_a_mesh_of_one_shows_a_person_its_invite_and_a_service_how_to_get_it(here: Site) -> None:
+def test_first_node_prints_its_invite_or_the_command_for_it(here: Site) -> None:
     node = here.node("service")
     told = node.wait_for(lambda line: line["event"] == "invite", "the way to an invite")
     assert told["command"] == "mesh-llm invite"
@@ -330,7 +330,7 @@ def test_a_mesh_of_one_shows_a_person_its_invite_and_a_service_how_to_get_it(her
     assert token[10:40] not in errors
 
 
-def test_a_udp_port_that_is_taken_is_refused_with_a_way_out(here: Site) -> None:
+def test_taken_udp_port_is_refused_with_advice(here: Site) -> None:
     with contextlib.closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as taken:
         taken.bind(("::", 0))
         port = str(taken.getsockname()[1])
@@ -341,7 +341,7 @@ def test_a_udp_port_that_is_taken_is_refused_with_a_way_out(here: Site) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_of_last_time_that_is_taken_is_no_hindrance(here: Site) -> None:
+def test_remembered_udp_port_that_is_taken_is_replaced(here: Site) -> None:
     node = here.node("node")
     port = int(node.until(lambda s: s["mesh"]["addresses"], "addresses")["mesh"]["addresses"][0].rpartition(":")[2])
     assert node.stop() == 0
@@ -352,7 +352,7 @@ def test_a_port_of_last_time_that_is_taken_is_no_hindrance(here: Site) -> None:
         assert int(status["mesh"]["addresses"][0].rpartition(":")[2]) != port
 
 
-def test_the_mesh_answers_while_the_local_model_is_not_ready(here: Site) -> None:
+def test_mesh_answers_while_the_local_model_loads(here: Site) -> None:
     fake = here.model(MODEL, "alpha")
     server = here.node("host", "--backend", fake.url)
     server.wait_for(lambda line: line["event"] == "backend" and line["healthy"], "the model")
@@ -391,7 +391,7 @@ def test_two_interrupts_end_a_node_without_waiting_for_its_callers(here: Site) -
 
 
 @pytest.mark.engine
-def test_a_real_model_is_reached_through_the_mesh(here: Site, served: Daemon) -> None:
+def test_real_model_answers_through_the_mesh(here: Site, served: Daemon) -> None:
     environment = {**os.environ, "MESH_LLM_HOME": str(served.home)}
     token = HERE.run([PROGRAM, "invite"], env=environment).stdout
     file = here.folder / "invite"
@@ -407,7 +407,7 @@ def test_a_real_model_is_reached_through_the_mesh(here: Site, served: Daemon) ->
 
 
 @pytest.mark.engine
-def test_a_joiner_serves_what_the_mesh_wants_and_it_has(here: Site) -> None:
+def test_joined_node_serves_a_requested_model_on_its_disk(here: Site) -> None:
     """`--model A --model B`: the first is served here; a node that has the other on its disk takes it."""
     file = next(paths.models().glob("SmolLM2-135M-Instruct*.gguf"))
     store = here.folder / "models"

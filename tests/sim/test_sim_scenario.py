@@ -16,7 +16,7 @@ def test_settings_come_before_the_first_action() -> None:
     assert [step.verb for step in scenario.steps] == ["wait"]
 
 
-def test_a_comment_and_an_empty_line_are_nothing() -> None:
+def test_scenario_ignores_comments_and_empty_lines() -> None:
     assert parse("\n# nothing\n   \nwait 1s # a second").steps[0].seconds == 1.0
 
 
@@ -101,5 +101,5 @@ def test_ways_in_are_given_or_remembered() -> None:
     assert (remembered.others, remembered.flag) == (Nodes((5,)), True)
 
 
-def test_a_way_in_may_lead_nowhere() -> None:
+def test_scenario_may_have_a_dead_bootstrap_address() -> None:
     assert parse("start 0 through 600").steps[0].others == Nodes((600,))

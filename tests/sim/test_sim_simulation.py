@@ -67,7 +67,7 @@ class Rig:
         self.simulation.run(1.0)
 
 
-def test_a_dial_links_both_ends() -> None:
+def test_simulated_dial_links_both_ends() -> None:
     rig = Rig()
     rig.link()
     (here,), (there,) = rig.puppet(0).of(e.LinkUp), rig.puppet(1).of(e.LinkUp)
@@ -76,7 +76,7 @@ def test_a_dial_links_both_ends() -> None:
     assert here.rtt == pytest.approx(0.020)
 
 
-def test_there_is_one_link_per_pair() -> None:
+def test_simulated_pair_has_one_link() -> None:
     rig = Rig()
     rig.ask(0, c.DialPeer(rig.simulation.nodes[1].way()))
     rig.link(1, 0)
@@ -85,7 +85,7 @@ def test_there_is_one_link_per_pair() -> None:
 
 
 @pytest.mark.parametrize("gone", ["killed", "cut", "never was"])
-def test_a_dead_address_fails_after_the_deadline(gone: str) -> None:
+def test_simulated_dial_of_a_dead_address_fails_after_the_deadline(gone: str) -> None:
     rig = Rig()
     way = rig.simulation.nodes[1].way()
     if gone == "killed":
@@ -101,7 +101,7 @@ def test_a_dead_address_fails_after_the_deadline(gone: str) -> None:
     assert rig.puppet(0).of(e.DialFailed) == [e.DialFailed(way, "no answer")]
 
 
-def test_a_wrong_port_and_a_wrong_pin_fail_at_once() -> None:
+def test_simulated_dial_with_a_wrong_port_or_pin_fails_at_once() -> None:
     rig = Rig()
     host = rig.simulation.nodes[1].address.host
     ways = [
@@ -113,7 +113,7 @@ def test_a_wrong_port_and_a_wrong_pin_fail_at_once() -> None:
     assert [event.target for event in rig.puppet(0).of(e.DialFailed)] == ways
 
 
-def test_a_dead_way_does_not_hide_a_good_one() -> None:
+def test_simulated_dial_succeeds_when_one_address_is_dead() -> None:
     rig = Rig()
     node = rig.simulation.nodes[1]
     rig.ask(0, c.DialPeer(BootstrapAddress(node.id, (PeerAddress("10.9.9.9", 7000), node.address))))
@@ -142,7 +142,7 @@ def test_bytes_are_those_of_the_codec() -> None:
     assert rig.simulation.bytes["Ping"] == rig.simulation.nodes[0].bytes_sent
 
 
-def test_hanging_up_is_heard_at_both_ends() -> None:
+def test_simulated_hang_up_reaches_both_ends() -> None:
     rig = Rig()
     rig.link()
     rig.ask(0, c.HangUp(rig.simulation.nodes[1].id, "idle"))
@@ -150,7 +150,7 @@ def test_hanging_up_is_heard_at_both_ends() -> None:
     assert [event.reason for index in (0, 1) for event in rig.puppet(index).of(e.LinkDown)] == ["idle", "idle"]
 
 
-def test_a_killed_node_is_silent_and_its_links_end_by_time() -> None:
+def test_simulated_kill_ends_links_after_the_idle_time() -> None:
     rig = Rig()
     rig.link()
     rig.simulation.kill(0)
@@ -160,7 +160,7 @@ def test_a_killed_node_is_silent_and_its_links_end_by_time() -> None:
     assert len(rig.puppet(1).of(e.LinkDown)) == 1
 
 
-def test_a_restarted_node_replaces_its_old_link_and_hears_nothing_of_its_old_life() -> None:
+def test_simulated_restart_replaces_the_old_link() -> None:
     rig = Rig()
     rig.link()
     rig.ask(1, c.Send(rig.simulation.nodes[0].id, Ping(1)))
@@ -173,7 +173,7 @@ def test_a_restarted_node_replaces_its_old_link_and_hears_nothing_of_its_old_lif
     assert rig.puppet(0).config.incarnation == 2
 
 
-def test_a_cut_ends_links_after_the_idle_time_unless_it_heals_before() -> None:
+def test_simulated_cut_ends_links_unless_it_heals_in_time() -> None:
     rig = Rig(3)
     rig.link(0, 1)
     rig.link(0, 2)
@@ -201,7 +201,7 @@ def test_each_node_is_woken_by_its_own_clock_and_never_too_early() -> None:
         assert 100.0 - 1e-6 <= woken - asked <= 100.0 + 1e-6
 
 
-def test_a_core_that_never_lets_time_pass_is_found_out() -> None:
+def test_simulation_detects_a_core_that_never_lets_time_pass() -> None:
     rig = Rig()
     rig.puppet(0).stubborn = True
     rig.puppet(0).deadline = 0.0
@@ -210,7 +210,7 @@ def test_a_core_that_never_lets_time_pass_is_found_out() -> None:
         rig.simulation.run(1.0)
 
 
-def test_a_forged_record_does_not_get_past_the_shell() -> None:
+def test_simulation_drops_a_forged_record() -> None:
     rig = Rig()
     rig.link()
     good = sign(NodeRecord(rig.simulation.nodes[0].id, RecordVersion(1, 1), MeshId(bytes(16))))

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 # A published amount is a multiple of a power of two, at most this part of it: below 1.6 % is lost by rounding down.
 STEP_PART = 64
-# It rises only when this many steps more are free; it falls at once. An amount that swings by less than 1.6 % around
-# any value is published at most once more.
-RISE_STEPS = 2
+# It rises only when this many steps more are free; it falls at once. The last fall rounded down by less than a step, so
+# a swing must span more than two steps (at least 1.56 %) to be published again and again.
+RISE_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)

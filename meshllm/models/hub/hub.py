@@ -108,8 +108,10 @@ class Hub:
                 for task in done:
                     task.result()
         finally:
-            await owner.close()
-            thread.close()
+            try:
+                await owner.close()
+            finally:
+                thread.close()
 
 
 class _FileDownload:

@@ -7,6 +7,7 @@ that ignores ranges costs traffic and never a wrong byte.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import re
 import socket
@@ -166,6 +167,7 @@ class DownloadThread:
         self._stall = stall
         self._session: aiohttp.ClientSession | None = None
         self._loop = asyncio.new_event_loop()
+        self._closing: concurrent.futures.Future[None] | None = None
         threading.Thread(target=self._run, name="hub-stream", daemon=True).start()
 
     async def call(self, work: Callable[[StopSignal, aiohttp.ClientSession], Coroutine[Any, Any, None]]) -> None:
@@ -180,7 +182,8 @@ class DownloadThread:
 
     def close(self) -> None:
         """Close the connections and end the thread, without waiting for it."""
-        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
+        # Kept: a loop holds its tasks by weak references only.
+        self._closing = asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
 
     def _run(self) -> None:
         self._loop.run_forever()
@@ -198,10 +201,12 @@ class DownloadThread:
         running = asyncio.all_tasks() - {asyncio.current_task()}
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-        self._loop.stop()
+        try:
+            await asyncio.gather(*running, return_exceptions=True)
+            if self._session is not None:
+                await self._session.close()
+        finally:
+            self._loop.stop()
 
 
 def _http_session(stall: float) -> aiohttp.ClientSession:

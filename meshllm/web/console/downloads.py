@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from meshllm.errors import MeshError
 from meshllm.tasks import Owner
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 # A line is written at least this often, so that a client that is gone is noticed and its download stopped.
 HEARTBEAT_SECONDS = 1.0
@@ -95,6 +97,8 @@ class DownloadHandler:
 
     async def handle(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse | str:
         """The streamed response; or a message for a 400 response if the request is not valid."""
+        from aiohttp import web  # loaded: the request came through it
+
         try:
             asked = DownloadRequest.model_validate_json(await request.read())
         except ValidationError as error:

@@ -1,74 +1,39 @@
-"""The console server on port 3131: the page, the status, the last requests, and two secrets (invite and key).
+"""The console server on port 3131: accepts connections and passes them to the handlers.
 
-Invariants: no endpoint changes the node. A caller on another machine (`--listen-all`) or behind a proxy gets the page's
-files, and with the key a redacted status. Invite and key are given to programs on this machine and to the console's own
-page only. A viewer that does not read is dropped.
+The handlers and aiohttp take 13 MB and 0.3 s of CPU, and most nodes never show their page: the first connection loads
+them, in a thread. What it sends until then is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
-from urllib.parse import urlsplit
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
-from aiohttp import web
-
-from meshllm.errors import EnvironmentFailure, MeshError, port_taken
-from meshllm.web.console import endpoints
-from meshllm.web.console.downloads import DOWNLOAD_WORD, Download, DownloadHandler
-from meshllm.web.console.endpoints import (
-    INVITE_WORD,
-    KEY_WORD,
-    SECRET_HEADER,
-    ConsoleRoute,
-    Handler,
-    InviteAnswer,
-    KeyAnswer,
-)
-from meshllm.web.console.openapi import document
-from meshllm.web.console.page_files import PageFiles
-from meshllm.web.console.redaction import Audience, redacted
-from meshllm.web.console.request_status import requests_answer
-from meshllm.web.console.responses import SECURITY_HEADERS, error_response, http_error_response
-from meshllm.web.console.status import NodeStatus
-from meshllm.web.console.status_cache import AudienceUrls, StatusCache, dumped
+from meshllm.errors import EnvironmentFailure, port_taken
+from meshllm.tasks import Owner
+from meshllm.util.threads import StopSignal, in_thread
+from meshllm.web.console.invitation import Invitation
 from meshllm.web.gateway.request_log import RequestSummary
-from meshllm.web.http.access_control import AccessDenied, AccessPolicy, host_in, is_local, is_loopback
+from meshllm.web.http.access_control import AccessPolicy, is_loopback
 
-# Shortest time between two events to a viewer; and the longest, so that both sides notice a broken connection.
-MIN_INTERVAL_SECONDS = 0.1
-HEARTBEAT_SECONDS = 15.0
-WRITE_SECONDS = 30.0
-MAX_VIEWERS = 64
-# Viewers and connections from other machines, so that they cannot use up all places.
-MAX_REMOTE_VIEWERS = 32
+if TYPE_CHECKING:
+    from meshllm.web.console.downloads import Download
+    from meshllm.web.console.endpoints import ConsoleRoute
+    from meshllm.web.console.handlers import ConsoleHandlers, ConsoleSources
+    from meshllm.web.console.page_files import PageFiles
+    from meshllm.web.console.status import NodeStatus
+
+log = logging.getLogger(__name__)
+
+# Connections from other machines, so that they cannot use up all places.
 MAX_REMOTE_CONNECTIONS = 128
-# An idle connection is closed after this.
-IDLE_SECONDS = 75.0
 LISTEN_BACKLOG = 128
-# Longest body of a request.
-MAX_BODY_BYTES = 8192
-# Headers that browsers add to requests of web pages.
-BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
-# Longest lifetime of an invite with an expiry; keeps the sum with the clock within 64 bits.
-MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
-NEAR = web.RequestKey("near", bool)
-
-
-@dataclass(frozen=True, slots=True)
-class Invitation:
-    """An invite token; `expires` in seconds since the epoch (0: never). The repr does not show the token."""
-
-    text: str
-    expires: int
-
-    def __repr__(self) -> str:
-        return f"<Invitation until {self.expires or 'cancelled'}>"
+# A connection that sends more while the handlers are loaded is closed.
+MAX_EARLY_BYTES = 256 << 10
 
 
 def no_invite(seconds: float) -> Invitation:
@@ -95,47 +60,24 @@ class Console:
         routes: Sequence[ConsoleRoute] = (),
     ) -> None:
         self._policy = policy
-        self._status = status
-        self._invite = invite
-        self._requests = requests
-        self._page = page or PageFiles()
-        self._downloads = DownloadHandler(download) if download is not None else None
-        self._change = asyncio.Event()
-        self._version = 0
-        self._cache = StatusCache(status, lambda: asyncio.get_running_loop().time())
-        self._viewers = self._remote_viewers = 0
+
+        def sources(make: type[ConsoleSources]) -> ConsoleSources:
+            return make(status, invite, page, requests, download, routes)
+
+        self._sources = sources
+        self._handlers: ConsoleHandlers | None = None
+        self._owner = Owner("console")
+        self._loading = False
+        self._early: set[_EarlyConnection] = set()
         self._closing = False
         self._servers: list[asyncio.Server] = []
-        self._open_to_all: set[Handler] = set()
-        app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
-        for route in (*self._routes(), *routes):
-            app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
-            if route.endpoint.method == "GET":
-                app.router.add_route("HEAD", route.endpoint.path, route.handler)
-            if route.endpoint.open_to_all:
-                self._open_to_all.add(route.handler)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=IDLE_SECONDS)
-
-    def _routes(self) -> tuple[ConsoleRoute, ...]:
-        return (
-            ConsoleRoute(endpoints.INDEX, self._index),
-            ConsoleRoute(endpoints.ASSET, self._asset),
-            ConsoleRoute(endpoints.OPENAPI, self._openapi),
-            ConsoleRoute(endpoints.STATUS, self._status_once),
-            ConsoleRoute(endpoints.EVENTS, self._events),
-            ConsoleRoute(endpoints.REQUESTS, self._last_requests),
-            ConsoleRoute(endpoints.INVITE, self._new_invite),
-            ConsoleRoute(endpoints.KEY, self._key),
-            ConsoleRoute(endpoints.DOWNLOADS, self._download),
-        )
 
     async def start(self, hosts: tuple[str, ...], port: int) -> int:
         """Listen; returns the port. Raises PortTaken."""
-        await self._runner.setup()
         loop = asyncio.get_running_loop()
         for host in hosts:
             try:
-                server = await loop.create_server(lambda: _Incoming(self._accept), host, port, backlog=LISTEN_BACKLOG)
+                server = await loop.create_server(lambda: _EarlyConnection(self), host, port, backlog=LISTEN_BACKLOG)
             except OSError as error:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and self._servers:
                     continue  # no IPv6 here
@@ -146,217 +88,119 @@ class Console:
         self._policy = replace(self._policy, page_port=port)
         return port
 
-    def _accept(self, peer: str) -> asyncio.Protocol | None:
-        """The protocol for a connection from `peer`; None if there are too many, or if the server is closing."""
-        server = self._runner.server
-        if server is None or self._closing:
-            return None
-        if not is_loopback(peer):
-            remote = sum(1 for one in server.connections if not is_loopback(_peer_of(one.transport)))
-            if remote >= MAX_REMOTE_CONNECTIONS:
-                return None
-        return server()
-
     @property
     def viewers(self) -> int:
         """Number of open event streams."""
-        return self._viewers
+        return 0 if self._handlers is None else self._handlers.viewers
+
+    def transports(self) -> tuple[asyncio.BaseTransport | None, ...]:
+        """The transports of the open connections."""
+        early = (connection.transport for connection in self._early)
+        return (*early, *(() if self._handlers is None else self._handlers.transports()))
 
     def changed(self) -> None:
         """The status has changed: send it to all viewers."""
-        self._version += 1
-        event, self._change = self._change, asyncio.Event()
-        event.set()
+        if self._handlers is not None:
+            self._handlers.changed()
 
     async def close(self) -> None:
         """End all event streams and stop listening."""
         self._closing = True
-        self.changed()
         for server in self._servers:
             server.close()
-        await self._runner.cleanup()
+        await self._owner.close()
+        self._abort_early()
+        if self._handlers is not None:
+            await self._handlers.close()
 
-    @web.middleware
-    async def _check(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        headers = {
-            # Bytes that are not UTF-8 stay as they are.
-            name.lower().encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
-            for name, value in request.headers.items()
-        }
-        near, denied = self._access(request, headers)
-        request[NEAR] = near
-        if denied is not None:
-            return error_response(denied.status, denied.code, denied.message)
+    def _connected(self, connection: _EarlyConnection) -> None:
+        """Serve a new connection; abort it if there are too many, or if the server is closing."""
+        remote = not is_loopback(_peer_of(connection.transport))
+        if self._closing or (remote and self._remote_connections() >= MAX_REMOTE_CONNECTIONS):
+            connection.transport.abort()
+            return
+        if self._handlers is not None:
+            connection.hand_over(self._handlers.protocol())
+            return
+        self._early.add(connection)
+        if not self._loading:
+            self._loading = True
+            self._owner.start(self._load(), "load the handlers")
+
+    def _remote_connections(self) -> int:
+        return sum(1 for transport in self.transports() if not is_loopback(_peer_of(transport)))
+
+    async def _load(self) -> None:
+        """Load the handlers and pass the early connections to them."""
         try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            return http_error_response(request, error)
-        if not response.prepared:
-            for name, value in SECURITY_HEADERS.items():
-                response.headers.setdefault(name, value)
-        return response
+            handlers_type, sources_type = await in_thread(_import_handlers, "load the console")
+            handlers = handlers_type(self._policy, self._sources(sources_type))
+            await handlers.start()
+        except Exception:
+            log.exception("the console cannot answer: its code cannot be loaded")
+            self._abort_early()
+            self._loading = False  # the next connection tries again
+            return
+        self._handlers = handlers
+        for connection in tuple(self._early):
+            connection.hand_over(handlers.protocol())
+        self._early.clear()
 
-    def _access(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, AccessDenied | None]:
-        """Whether the caller is on this machine, and why it is denied, if it is."""
-        at = "" if request.transport is None else _host(request.transport.get_extra_info("sockname"))
-        near = is_local(request.remote or "", headers)
-        denied = self._policy.refuse_page(headers, at)
-        if denied is None and not near:
-            denied = self._policy.refuse_host(headers, at)
-            if denied is None and request.match_info.handler not in self._open_to_all:
-                denied = self._policy.refuse_without_key(headers)
-        return near, denied
+    def _abort_early(self) -> None:
+        for connection in tuple(self._early):
+            connection.transport.abort()
+        self._early.clear()
 
-    def _audience(self, request: web.Request, api: str) -> AudienceUrls | None:
-        """For whom the status is redacted; None: not redacted, the caller is on this machine."""
-        if request[NEAR]:
-            return None
-        return AudienceUrls(f"{_as_reached(api, request)}/v1", f"http://{request.host}")
-
-    async def _index(self, request: web.Request) -> web.Response:
-        api = self._status().api
-        return self._page.index(api.removesuffix("/v1") if request[NEAR] else _as_reached(api, request))
-
-    async def _asset(self, request: web.Request) -> web.Response:
-        return self._page.asset(request.match_info["name"])
-
-    async def _openapi(self, request: web.Request) -> web.Response:
-        return web.json_response(document())
-
-    async def _status_once(self, request: web.Request) -> web.Response:
-        status = self._status()
-        return _json_text(dumped(status, self._audience(request, status.api)))
-
-    async def _last_requests(self, request: web.Request) -> web.Response:
-        answer = requests_answer(self._requests())
-        if not request[NEAR]:
-            answer = redacted(answer, Audience("", ""))
-        return _json_text(answer.model_dump_json())
-
-    async def _key(self, request: web.Request) -> web.Response:
-        if (denied := _secret_denied(request, KEY_WORD, "The key")) is not None:
-            return denied
-        if not self._policy.key:
-            message = (
-                "This node has no API key because it accepts callers on this machine only. Start it with --listen-all."
-            )
-            return error_response(409, "no_key", message)
-        return _json_text(KeyAnswer(key=self._policy.key).model_dump_json())
-
-    async def _download(self, request: web.Request) -> web.StreamResponse:
-        if (denied := _secret_denied(request, DOWNLOAD_WORD, "A download")) is not None:
-            return denied
-        if self._downloads is None:
-            return error_response(404, "not_found", "This node does not download models for other programs.")
-        answer = await self._downloads.handle(request, SECURITY_HEADERS)
-        return error_response(400, "invalid_request", answer) if isinstance(answer, str) else answer
-
-    async def _new_invite(self, request: web.Request) -> web.Response:
-        if (denied := _secret_denied(request, INVITE_WORD, "An invite")) is not None:
-            return denied
-        try:
-            body = json.loads(await request.read() or b"{}")
-            seconds = body.get("expires") or 0
-            if isinstance(seconds, bool) or not 0 <= seconds <= MAX_EXPIRY_SECONDS:
-                raise ValueError(seconds)
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            message = f'The body must be {{"expires": SECONDS}} with 0 (no expiry) to {MAX_EXPIRY_SECONDS}.'
-            return error_response(400, "invalid_request", message)
-        try:
-            invitation = self._invite(float(seconds))
-        except MeshError as error:
-            return error_response(409, error.code, str(error))
-        return _json_text(InviteAnswer(invite=invitation.text, expires=invitation.expires).model_dump_json())
-
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        remote = not request[NEAR]
-        if self._viewers >= MAX_VIEWERS or (remote and self._remote_viewers >= MAX_REMOTE_VIEWERS):
-            return error_response(503, "overloaded", "Too many open event streams. Retry later.")
-        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **SECURITY_HEADERS})
-        self._viewers += 1
-        self._remote_viewers += remote
-        try:
-            await response.prepare(request)
-            with contextlib.suppress(ConnectionError):
-                await self._send_events(request, response)
-        except TimeoutError:
-            # The viewer does not read; ending the response would wait for it as well.
-            if request.transport is not None:
-                request.transport.abort()
-        finally:
-            self._viewers -= 1
-            self._remote_viewers -= remote
-        return response
-
-    async def _send_events(self, request: web.Request, response: web.StreamResponse) -> None:
-        audience = self._audience(request, self._status().api) if not request[NEAR] else None
-        sent = -1
-        while not self._closing:
-            if sent != self._version:
-                sent = self._version
-                text = f"event: status\nid: {sent}\ndata: {self._cache.text(sent, audience)}\n\n"
-            else:
-                text = ": still here\n\n"
-            async with asyncio.timeout(WRITE_SECONDS):
-                await response.write(text.encode())
-            # Read before the pause, so that a change during the pause is not missed.
-            change = self._change
-            await asyncio.sleep(MIN_INTERVAL_SECONDS)
-            if sent == self._version:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(change.wait(), timeout=HEARTBEAT_SECONDS)
+    def _disconnected(self, connection: _EarlyConnection) -> None:
+        self._early.discard(connection)
 
 
-class _Incoming(asyncio.Protocol):
-    """A new connection, until its address has been checked."""
+def _import_handlers(stop: StopSignal) -> tuple[type[ConsoleHandlers], type[ConsoleSources]]:
+    """The handlers' classes, imported. Slow, and blocks."""
+    from meshllm.web.console.handlers import ConsoleHandlers, ConsoleSources
+    from meshllm.web.console.status_model import StatusModel
 
-    def __init__(self, accept: Callable[[str], asyncio.Protocol | None]) -> None:
-        self._accept = accept
+    for model in StatusModel.__subclasses__():
+        model.model_rebuild()  # makes the validators here, not on the event loop at the first request
+    return ConsoleHandlers, ConsoleSources
+
+
+class _EarlyConnection(asyncio.Protocol):
+    """A new connection, until a handler takes it."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Pass the connection to aiohttp, or abort it."""
-        handler = self._accept(_peer_of(transport))
-        if handler is None:
-            cast("asyncio.Transport", transport).abort()  # uvloop has classes of its own
+        """Register at the console."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
+        self._console._connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what arrives before there is a handler."""
+        self._received += data
+        if len(self._received) > MAX_EARLY_BYTES:
+            self.transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Leave the console."""
+        self._console._disconnected(self)
+
+    def hand_over(self, handler: asyncio.Protocol) -> None:
+        """Let `handler` serve the connection from now on."""
+        if self.transport.is_closing():
             return
-        transport.set_protocol(handler)
-        handler.connection_made(transport)
+        self.transport.set_protocol(handler)
+        handler.connection_made(self.transport)
+        if self._received:
+            handler.data_received(bytes(self._received))
+            self._received.clear()
 
 
 def _peer_of(transport: asyncio.BaseTransport | None) -> str:
     """The address at the other end."""
-    return "" if transport is None else _host(transport.get_extra_info("peername"))
-
-
-def _host(address: object) -> str:
-    """The host in a socket's address."""
+    address = None if transport is None else transport.get_extra_info("peername")
     return str(address[0]) if isinstance(address, tuple) and address else ""
-
-
-def _as_reached(url: str, request: web.Request) -> str:
-    """`url` without its path, with the host name that the caller used."""
-    host = host_in({b"host": request.host.encode("latin-1")})
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{urlsplit(url).port}"
-
-
-def _json_text(text: str) -> web.Response:
-    return web.Response(text=text, content_type="application/json")
-
-
-def _secret_denied(request: web.Request, word: str, what: str) -> web.Response | None:
-    """Why a secret is denied, or None. `word` is the required value of the secret's header, `what` names the secret.
-
-    Secrets are for programs on this machine and for the console's own page, which the browser identifies with
-    Sec-Fetch-Site and Origin. Cookies prove nothing: pages on other ports of this machine send them as well.
-    """
-    if not request[NEAR]:
-        return error_response(403, "read_only", f"{what} is available on the node's own machine only.")
-    headers = request.headers
-    own_page = headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
-    if headers.get(SECRET_HEADER) == word and (own_page or not any(name in headers for name in BROWSER_HEADERS)):
-        return None
-    message = f"{what} needs the header '{SECRET_HEADER}: {word}', and is not given to other web pages."
-    return error_response(403, "not_for_pages", message)

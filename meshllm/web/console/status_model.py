@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 class StatusModel(BaseModel):
     """Base of all status models: frozen; fields with a default are always serialised."""
 
-    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
+    # `defer_build`: the validators of the status are made when the console's handlers are loaded.
+    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True, defer_build=True)
 
 
 class TransportKind(Enum):

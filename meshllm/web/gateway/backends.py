@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from importlib import import_module
 from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 
 from meshllm.errors import BadBackend
+from meshllm.util.threads import in_thread
 
 PROBE_SECONDS = 5.0
 MAX_LIST_BYTES = 4 << 20
@@ -60,6 +61,9 @@ def _is_private(host: str) -> bool:
 
 async def list_models(url: str, key: str | None) -> tuple[str, ...]:
     """The names of a backend's models, in its order. Raises BadBackend with the reason, within PROBE_SECONDS."""
+    await in_thread(lambda stop: import_module("aiohttp"), "load aiohttp")  # takes 0.2 s
+    import aiohttp
+
     headers = {"authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
     try:
@@ -86,6 +90,8 @@ async def list_models(url: str, key: str | None) -> tuple[str, ...]:
 
 def _reason(error: Exception) -> str:
     """The system's error text, without aiohttp's additions."""
+    import aiohttp
+
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and (cause.errno or 0) > 0:
         return os.strerror(cause.errno or 0)

@@ -219,7 +219,7 @@ def test_local_model_comes_before_a_backend_of_the_same_name() -> None:
     assert routes.models(mesh.snapshot()) == ("m",)
 
 
-def test_all_offers_equal_the_routes() -> None:
+def test_target_offers_equal_the_routes() -> None:
     mesh = serving_mesh()
     for url, names in (("http://a", ("x", "m")), ("http://b", ("y", "x"))):
         mesh.handle(e.BackendAdded(url), 0.0)

@@ -140,7 +140,7 @@ async def test_peers_are_ranked_by_load_then_rtt(place: Town) -> None:
 
 @pytest.mark.parametrize("status", [PeerStatus.SUSPECT, PeerStatus.DEAD, PeerStatus.LEFT, PeerStatus.UNVERIFIED])
 @pytest.mark.usefixtures("quick")
-async def test_only_live_peers_are_used(place: Town, status: PeerStatus) -> None:
+async def test_gateway_uses_only_live_peers(place: Town, status: PeerStatus) -> None:
     one, two = await place.serve(1), await place.serve(2)
     place.here.meet(host(ONE, "m", status=status), host(TWO, "m", rtt=5.0))
     assert (await place.here.call(ask())).status == 200

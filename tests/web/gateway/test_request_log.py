@@ -110,7 +110,7 @@ async def test_access_line_of_an_answered_request(table: Bench, lines: Lines, st
     assert [each.number for each in summary.attempts] == [1]
 
 
-async def test_one_access_line_for_each_request_also_without_a_target(table: Bench, lines: Lines) -> None:
+async def test_access_line_is_written_once_for_each_request(table: Bench, lines: Lines) -> None:
     await table.get("/v1/models")
     await table.get("/nothing")
     await table.call(ask(model="unknown"))

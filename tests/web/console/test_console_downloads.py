@@ -12,7 +12,8 @@ import pytest
 from meshllm.errors import DownloadFailed
 from meshllm.web.console import downloads
 from meshllm.web.console.downloads import DOWNLOAD_EVENTS, DownloadEvent, DownloadRequest, DownloadStep
-from meshllm.web.console.server import SECRET_HEADER, Console
+from meshllm.web.console.endpoints import SECRET_HEADER
+from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus
 from meshllm.web.http.access_control import AccessPolicy
 

@@ -16,10 +16,11 @@ from web_rig import Bench, Caller, Response, ask, bench, request, served
 
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import Snapshot
+from meshllm.web.console.invitation import Invitation
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import PUBLIC, WITHHELD, Audience, redacted, redacted_status
 from meshllm.web.console.request_status import RequestsAnswer
-from meshllm.web.console.server import MAX_REMOTE_CONNECTIONS, Console, Invitation
+from meshllm.web.console.server import MAX_REMOTE_CONNECTIONS, Console
 from meshllm.web.console.status import (
     BackendStatus,
     FileStatus,
@@ -299,7 +300,7 @@ async def test_console_aborts_new_connections_while_closing(server: ConsoleServe
 
 
 async def test_console_limits_remote_event_streams(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.server.MAX_REMOTE_VIEWERS", 1)
+    monkeypatch.setattr("meshllm.web.console.handlers.MAX_REMOTE_VIEWERS", 1)
     first = await server.caller()
     first.send(request("GET", "/api/events", headers=BEARER, host="box.lan"))
     assert (await first.head()).status == 200

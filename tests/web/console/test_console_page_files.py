@@ -14,12 +14,13 @@ import pytest
 from web_rig import Caller, Response, request
 
 from meshllm.core.snapshot import Snapshot
+from meshllm.web.console.invitation import Invitation
 from meshllm.web.console.page_files import FOLDER, PageFiles
-from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus, StatusInputs, node_status
 from meshllm.web.http.access_control import AccessPolicy
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ASSET = "/assets/index-abc_123.js"
 
 

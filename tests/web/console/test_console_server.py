@@ -26,7 +26,8 @@ from meshllm.core.records import (
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import ModelFacts, ModelPhase, Snapshot
 from meshllm.errors import EnvironmentFailure, PortTaken
-from meshllm.web.console.server import Console, Invitation
+from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.console.status_model import Modality, TransportKind
 from meshllm.web.http.access_control import AccessPolicy
@@ -236,8 +237,8 @@ async def test_event_stream_combines_fast_changes(server: ConsoleServer) -> None
 
 
 async def test_event_stream_sends_heartbeats(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.server.HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("meshllm.web.console.handlers.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("meshllm.web.console.handlers.MIN_INTERVAL_SECONDS", 0.01)
     viewer = await server.viewer()
     await viewer.piece()
     assert await viewer.piece() == b": still here\n\n"
@@ -250,9 +251,9 @@ async def test_event_stream_sends_heartbeats(server: ConsoleServer, monkeypatch:
 async def test_event_stream_drops_a_viewer_that_does_not_read(
     server: ConsoleServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshllm.web.console.server.WRITE_SECONDS", 0.05)
-    monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("meshllm.web.console.server.MAX_VIEWERS", 1)
+    monkeypatch.setattr("meshllm.web.console.handlers.WRITE_SECONDS", 0.05)
+    monkeypatch.setattr("meshllm.web.console.handlers.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.console.handlers.MAX_VIEWERS", 1)
     server.filler = "x" * (4 << 20)
     deaf = await server.caller()
     deaf.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -260,10 +261,8 @@ async def test_event_stream_drops_a_viewer_that_does_not_read(
     deaf.send(request("GET", "/api/events"))
     await server.watch.until(lambda: server.asked >= 1)
     # Its place is free and its connection is closed.
-    runner = server.console._runner.server
-    assert runner is not None
     async with asyncio.timeout(PATIENCE):
-        while runner.connections:  # noqa: ASYNC110 - aiohttp has no event for it
+        while server.console.transports():  # noqa: ASYNC110 - aiohttp has no event for it
             await asyncio.sleep(0)
     assert server.console.viewers == 0
     server.filler = ""
@@ -273,8 +272,8 @@ async def test_event_stream_drops_a_viewer_that_does_not_read(
 
 
 async def test_event_stream_limits_viewers(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.server.MAX_VIEWERS", 2)
-    monkeypatch.setattr("meshllm.web.console.server.MIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("meshllm.web.console.handlers.MAX_VIEWERS", 2)
+    monkeypatch.setattr("meshllm.web.console.handlers.MIN_INTERVAL_SECONDS", 0.0)
     viewers = [await server.viewer() for _ in range(2)]
     refused = await server.call(request("GET", "/api/events"))
     assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
