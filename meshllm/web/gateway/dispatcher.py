@@ -28,6 +28,7 @@ from meshllm.web.gateway.request_log import (
     Outcome,
     RequestLog,
     RequestTrace,
+    attempt_log,
     log_attempt,
     log_request,
 )
@@ -102,7 +103,7 @@ class RequestDispatcher:
             self.reject(connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer)
             return None
         parsed = ApiRequest(api, path, body, request.body, request.headers, connection.request_id)
-        trace.model, trace.stream = parsed.model, parsed.streams
+        trace.model, trace.stream = body["model"], parsed.streams
         started = ProxiedRequest(self, connection, parsed, trace, cors=cors, from_peer=from_peer)
         if on_end is not None:
             self._on_end[started] = on_end
@@ -179,7 +180,8 @@ class RequestDispatcher:
         """Count and log an attempt that is over."""
         if attempt.outcome is not None:
             self._metrics.count_attempt(request.kind, attempt.outcome)
-        log_attempt(request.trace, attempt)
+        if attempt.outcome is not Outcome.ANSWERED or attempt_log.isEnabledFor(logging.DEBUG):
+            log_attempt(request.trace, attempt)
 
     def connect(self, request: ProxiedRequest, pool: UpstreamPool) -> None:
         """Open a connection for `request`."""
@@ -205,7 +207,7 @@ class RequestDispatcher:
         trace = request.trace
         outcome = trace.outcome
         assert outcome is not None
-        model = request.model if self._table.is_known(request.model) else "unknown"
+        model = trace.model if self._table.is_known(trace.model) else "unknown"
         if request.from_peer:
             self._metrics.count_peer_request(model, outcome)
             if (on_end := self._on_end.pop(request, None)) is not None:

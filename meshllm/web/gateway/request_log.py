@@ -22,6 +22,12 @@ LINES_PER_SECOND = 50.0
 LINES_AT_ONCE = 100.0
 # Longest string that a summary keeps: model names and error texts come from callers and peers.
 MAX_TEXT = 300
+# The caller in the trace of a request of this machine.
+LOCAL_CALLER = "local"
+# The number of lines left out is logged at most this often (seconds).
+NOTE_SECONDS = 1.0
+# Once a line was left out, the allowance is checked again after this time (seconds).
+PAUSE_SECONDS = 0.25 / LINES_PER_SECOND
 
 
 class Outcome(Enum):
@@ -215,14 +221,25 @@ class LineLimiter:
         start = now()
         self._answered = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, start)
         self._failed = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, start)
+        self._answered_pause = self._failed_pause = start
         self._left_out = 0
+        self._noted = start
 
     def allows(self, *, failed: bool) -> bool:
         """Whether the lines of a request that ended now may be written."""
-        if not (self._failed if failed else self._answered).take(self._now()):
+        now = self._now()
+        if now < (self._failed_pause if failed else self._answered_pause):
             self._left_out += 1
             return False
-        if self._left_out:
+        if not (self._failed if failed else self._answered).take(now):
+            self._left_out += 1
+            if failed:
+                self._failed_pause = now + PAUSE_SECONDS
+            else:
+                self._answered_pause = now + PAUSE_SECONDS
+            return False
+        if self._left_out and now - self._noted >= NOTE_SECONDS:
+            self._noted = now
             fields: dict[str, object] = {"left_out": self._left_out, "limit_per_second": LINES_PER_SECOND}
             self._left_out = 0
             _emit(access_log, logging.INFO, "access lines were left out: too many requests", (), fields)
