@@ -52,10 +52,13 @@ def message_of(record: logging.LogRecord) -> str:
 
 
 def timestamp(record: logging.LogRecord) -> str:
-    """RFC 3339 in UTC, with milliseconds."""
-    return (
-        datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{record.msecs:03.0f}"[:3] + "Z"
-    )
+    """The record's time."""
+    return utc_text(datetime.fromtimestamp(record.created, UTC))
+
+
+def utc_text(time: datetime) -> str:
+    """RFC 3339 of a time in UTC, with milliseconds and `Z`: the one form in files and on standard output."""
+    return f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03}Z"
 
 
 def escaped(text: str) -> str:
