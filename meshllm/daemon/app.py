@@ -396,9 +396,12 @@ class App:
         """Show something on the terminal. A closed terminal or a full disk behind it must not end the daemon."""
         try:
             show(self._viewer)
+        except OSError as error:
+            self._viewer = Viewer()
+            log.warning("the terminal cannot be written to (%s); no more output there", error.strerror or error)
         except Exception:
             self._viewer = Viewer()
-            log.exception("the terminal cannot be written to; no more output there")
+            log.exception("the output on the terminal failed; no more output there")
 
     # -- what others ask for
 
