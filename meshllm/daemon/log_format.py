@@ -21,6 +21,8 @@ CONTINUATION = "    "
 MAX_MESSAGE = 16_384
 _RESERVED = frozenset({"time", "level", "logger", "message", "traceback"})
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) ([A-Z]+) +([^\s:]+): (.*)", re.DOTALL)
+# Made once: `json.dumps` makes an encoder for each call with this option.
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 _PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
 
 
@@ -118,10 +120,12 @@ def _value(value: object) -> str:
     """A field's value in a text line; in quotes if it contains spaces, quotes or control characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, int):
+        return str(value)
     text = value if isinstance(value, str) else str(value)
     if _PLAIN_VALUE.fullmatch(text) and text.isprintable():
         return text
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+    return _quoted(text) if text.isprintable() else json.dumps(text)
 
 
 def parse(text: str) -> LogRecordView:

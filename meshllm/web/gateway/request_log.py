@@ -19,7 +19,7 @@ attempt_log = logging.getLogger("meshllm.gateway")
 MAX_REQUESTS = 200
 # Access lines per second and in a burst: far more than engines serve. A line costs as much as a small request.
 LINES_PER_SECOND = 50.0
-LINES_AT_ONCE = 100.0
+LINES_AT_ONCE = 50.0
 # Longest string that a summary keeps: model names and error texts come from callers and peers.
 MAX_TEXT = 300
 # The caller in the trace of a request of this machine.
