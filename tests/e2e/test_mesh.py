@@ -289,7 +289,7 @@ def test_expiring_invite_delivers_the_mesh_secret(here: Site) -> None:
     late = changed(token, expires=1)
     refused = here.run("late", "--join", "-", "--port", "0", "--console", "0", stdin=late)
     assert refused.returncode == 2
-    assert "was good until" in refused.stderr
+    assert "expired at" in refused.stderr
 
 
 def test_invite_prints_it_alone_on_a_line(here: Site) -> None:
