@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,3 +193,14 @@ def test_tests_mirror_the_package() -> None:
     assert sorted(packages - folders) == []
     tops = {package.split("/")[0] for package in packages}
     assert sorted(folder for folder in folders if folder.split("/")[0] in tops and folder not in packages) == []
+
+
+def test_child_pythons_do_not_import_from_the_working_directory() -> None:
+    """`python -m` puts the working directory first on the path: a `json.py` in it would run. -P or -I prevents it."""
+    started = re.compile(r"sys\.executable,\s*(\"-\w+\")")
+    found = []
+    for path in FILES:
+        for first in started.findall(path.read_text(encoding="utf-8")):
+            if first not in ('"-P"', '"-I"'):
+                found.append(f"{path.relative_to(PACKAGE)}: python {first}")
+    assert found == []

@@ -29,7 +29,7 @@ class PipFetcher:
     """`python -m pip download` for one package. `command`: how to start pip (for tests)."""
 
     def __init__(self, command: tuple[str, ...] | None = None) -> None:
-        self._command = command or (sys.executable, "-m", "pip")
+        self._command = command or (sys.executable, "-P", "-m", "pip")
 
     async def fetch(self, requirement: str, sha256: str, into: Path, report: Callable[[int], None]) -> Path:
         """Download the wheel of `requirement` ("name==1.2") with this sha256 to the existing folder `into`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,3 +98,11 @@ async def test_pip_fetcher_reports_progress_and_cleans_up_when_cancelled(tmp_pat
     assert task.cancelled()
     assert names(into) == []
     assert not [child for child in children if child.is_running() and "pip.py" in " ".join(child.cmdline())]
+
+
+def test_pip_fetcher_runs_no_module_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__main__.py").write_text("print('not pip')")
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([*PipFetcher()._command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("pip "), done.stdout

@@ -141,7 +141,7 @@ async def fetch_with_pip(pin: Pin, target: Path, report: Report) -> None:
 def _pip_command(pin: Pin, work: Path) -> list[str | Path]:
     options = ["--no-deps", "--no-build-isolation", "--require-hashes", "--progress-bar", "off", "--no-input"]
     chosen: list[str | Path] = ["--no-binary", pin.package, "--dest", work / "out", "--requirement", work / "want.txt"]
-    return [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", *options, *chosen]
+    return [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", *options, *chosen]
 
 
 def _pip_env(work: Path) -> Mapping[str, str]:

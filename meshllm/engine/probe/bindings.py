@@ -228,7 +228,7 @@ async def vocabulary(engine: Engine, model_path: Path, *, seconds: int = SECONDS
 
 async def _query(engine: Engine, request: dict[str, Any], seconds: int) -> dict[str, Any]:
     name = Path(request["path"]).name if "path" in request else ""
-    command = [sys.executable, "-m", "meshllm.engine.probe.libllama_probe"]
+    command = [sys.executable, "-P", "-m", "meshllm.engine.probe.libllama_probe"]
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,

@@ -43,9 +43,12 @@ class WholeResponse:
         return b"".join(self._parts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs every request some microseconds
 class ApiRequest:
-    """`path` is the canonical path; `request` is `body`, parsed; `headers` are the caller's, with lower-case names."""
+    """`path` is the canonical path; `request` is `body`, parsed; `headers` are the caller's, with lower-case names.
+
+    Not changed once made.
+    """
 
     api: Api
     path: str
@@ -62,7 +65,7 @@ class ApiRequest:
     @property
     def streams(self) -> bool:
         """Whether the caller wants a stream."""
-        return self.api.can_stream and self.request.get("stream") is True
+        return self.request.get("stream") is True and self.api.can_stream
 
     @property
     def estimated_tokens(self) -> int:

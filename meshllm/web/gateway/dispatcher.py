@@ -103,7 +103,7 @@ class RequestDispatcher:
             self.reject(connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer)
             return None
         parsed = ApiRequest(api, path, body, request.body, request.headers, connection.request_id)
-        trace.model, trace.stream = parsed.model, parsed.streams
+        trace.model, trace.stream = body["model"], parsed.streams
         started = ProxiedRequest(self, connection, parsed, trace, cors=cors, from_peer=from_peer)
         if on_end is not None:
             self._on_end[started] = on_end
@@ -212,7 +212,7 @@ class RequestDispatcher:
         trace = request.trace
         outcome = trace.outcome
         assert outcome is not None
-        model = request.model if self._table.is_known(request.model) else "unknown"
+        model = trace.model if self._table.is_known(trace.model) else "unknown"
         if request.from_peer:
             self._metrics.count_peer_request(model, outcome)
             if (on_end := self._on_end.pop(request, None)) is not None:

@@ -30,7 +30,7 @@ from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
 from meshllm.web.gateway.model_list import model_card, model_list, unknown_model_message
 from meshllm.web.gateway.peer_endpoint import PeerEndpoints
 from meshllm.web.gateway.request import ProxiedRequest
-from meshllm.web.gateway.request_log import MAX_TEXT, RequestLog, RequestTrace
+from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, RequestLog, RequestTrace
 from meshllm.web.gateway.response_writer import HOST_HEADER
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import TargetTable
@@ -183,7 +183,7 @@ class Gateway:
         """Send an error for bytes that never became a request."""
         api = api_of(path)
         local = is_loopback(connection.peer)  # without its headers a proxy on this machine is not recognised
-        caller = "local" if local else f"remote {connection.peer}"
+        caller = LOCAL_CALLER if local else f"remote {connection.peer}"
         trace = RequestTrace(connection.request_id, api_label(path), path[:MAX_TEXT], caller, self.now())
         self._dispatcher.reject(connection, api, trace, status, "bad_request", message, unrouted=True, admitted=local)
 
@@ -193,7 +193,7 @@ class Gateway:
         route = find_route(request.path)
         api = route.api if route is not None else api_of(request.path)
         local = is_local(connection.peer, request.headers)
-        caller = "local" if local else f"remote {connection.peer}"
+        caller = LOCAL_CALLER if local else f"remote {connection.peer}"
         label = api._value_ if route is not None else api_label(request.path)
         trace = RequestTrace(connection.request_id, label, request.path[:MAX_TEXT], caller, now)
         refusal = self._policy.refuse_page(request.headers, connection.at)
@@ -215,7 +215,7 @@ class Gateway:
                 admitted=False,
             )
             return None
-        cors = self._cors(request)
+        cors = self._cors(request) if b"origin" in request.headers else ""
         if request.method == "OPTIONS":
             self._dispatcher.answered(trace, 204)
             connection.send(204, "text/plain", b"", cors + _preflight(request))

@@ -17,7 +17,7 @@ from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import ModelRoute, Target, TargetKind
 from meshllm.web.gateway import timeouts
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse
-from meshllm.web.gateway.request_log import MAX_TEXT, AttemptTrace, Outcome, RequestTrace
+from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, AttemptTrace, Outcome, RequestTrace
 from meshllm.web.gateway.response_writer import ResponseWriter
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_selection import SelectionAction, TargetSelection
@@ -116,8 +116,8 @@ class ProxiedRequest:
         self.from_peer = from_peer
         self._selection = TargetSelection(request, host.affinity, from_peer=from_peer)
         self.api = request.api
-        self.model = request.model
-        self.streams = request.streams
+        self.model = trace.model
+        self.streams = trace.stream
         self.phase = RequestPhase.WAITING
         self.began = trace.started
         self.message = ""
@@ -131,10 +131,12 @@ class ProxiedRequest:
         self._connecting: UpstreamPool | None = None
         self._upstream: UpstreamConnection | None = None
         self._repair: StreamRepair | None = None
-        self._whole = WholeResponse()
+        self._whole: WholeResponse | None = None
+        self._registered = False  # with `host.waits`
         self._failures = self._late = 0
         self.kind: TargetKind | None = None
-        self._writer = ResponseWriter(connection, request, cors, self.began, from_peer=from_peer)
+        local = trace.caller == LOCAL_CALLER
+        self._writer = ResponseWriter(connection, request, cors, self.began, local=local, from_peer=from_peer)
         self._last_upstream = self.began
 
     @property
@@ -157,15 +159,16 @@ class ProxiedRequest:
         return self._host.find(self.model, local_only=self.from_peer)
 
     def _select(self) -> None:
-        route, queues = self._find()
+        route, queues = self._host.find(self.model, local_only=self.from_peer)
         if self._queued is not None and self._queued not in queues:
             self._leave_queue()
         step = self._selection.decide(route, queues, self, self._queued, self._host.now())
         match step.action:
             case SelectionAction.SEND:
                 assert step.queue is not None
-                self._leave_queue()
-                self._host.waits(self, False)
+                if self._queued is not None:
+                    self._leave_queue()
+                self._no_longer_waiting()
                 self._use(step.queue)
             case SelectionAction.QUEUED:
                 if step.queue is not self._queued:
@@ -190,12 +193,17 @@ class ProxiedRequest:
         self.message = message
         if self._waiting_since is None:
             self._waiting_since = self._host.now()
+        self._registered = True
         self._host.waits(self, True)
+
+    def _no_longer_waiting(self) -> None:
+        self._registered = False
+        self._host.waits(self, False)
 
     def slot_granted(self, queue: TargetQueue) -> None:
         """This request is the first in the queue, and has a slot."""
         self._queued = None
-        self._host.waits(self, False)
+        self._no_longer_waiting()
         self._use(queue)
 
     def _use(self, queue: TargetQueue) -> None:
@@ -204,7 +212,8 @@ class ProxiedRequest:
         self.kind = queue.target.kind
         self._writer.use(queue)
         now = self._slot_taken_at = self._last_upstream = self._host.now()
-        self._stop_waiting(now)
+        if self._waiting_since is not None or self.trace.queue_seconds is None:
+            self._stop_waiting(now)
         node = queue.target.address[:10] if self.kind is TargetKind.PEER else self._host.node
         self._attempt = AttemptTrace(queue.label, node, now)
         self.trace.attempts.append(self._attempt)
@@ -324,6 +333,7 @@ class ProxiedRequest:
             self._forward(self._repair, data)
             return
         self._last_upstream = self._host.now()
+        assert self._whole is not None
         self._whole.add(data)
         if self._whole.size > MAX_RESPONSE_BYTES:
             self._fail(502, "upstream_error", f"The response is larger than {MAX_RESPONSE_BYTES >> 20} MiB.")
@@ -382,6 +392,7 @@ class ProxiedRequest:
         self._upstream = None
         self._last_upstream = self._host.now()
         if self._repair is None:
+            assert self._whole is not None
             self._whole.add(data)
             self._whole_response(self._whole)
             return
@@ -474,8 +485,9 @@ class ProxiedRequest:
         trace = self.trace
         trace.outcome, trace.status, trace.error = outcome, status, error[:MAX_TEXT]
         self._release(outcome, error)
-        self._leave_queue()
-        self._host.waits(self, False)
+        if self._registered:
+            self._leave_queue()
+            self._no_longer_waiting()
         trace.ended = self._host.now()
         if self._waiting_since is not None:
             self._stop_waiting(trace.ended)

@@ -25,6 +25,12 @@ UNROUTED_LINES_PER_SECOND = 5.0
 UNROUTED_LINES_AT_ONCE = 10.0
 # Longest string that a summary keeps: model names and error texts come from callers and peers.
 MAX_TEXT = 300
+# The caller in the trace of a request of this machine.
+LOCAL_CALLER = "local"
+# The number of lines left out is logged at most this often (seconds).
+NOTE_SECONDS = 1.0
+# Once a line was left out, the allowance is checked again after this time (seconds).
+PAUSE_SECONDS = 0.25 / LINES_PER_SECOND
 
 
 class Outcome(Enum):
@@ -215,20 +221,22 @@ class LineKind(Enum):
 
 
 class _LineBudget:
-    """The lines of one kind: how many may be written now, and how many were left out since the last one."""
+    """The lines of one kind: how many may be written now, and how many were left out and not yet reported."""
 
-    __slots__ = ("bucket", "left_out", "rate")
+    __slots__ = ("bucket", "left_out", "noted", "pause", "rate")
 
     def __init__(self, rate: float, at_once: float, now: float) -> None:
         self.rate = rate
         self.bucket = TokenBucket(rate, at_once, now)
         self.left_out = 0
+        self.pause = self.noted = now
 
 
 class LineLimiter:
     """Bounds the log lines of requests: a caller that floods the API must not push all else out of the rotated log.
 
-    Each `LineKind` has a budget. Lines left out are counted, and the count is logged. The metrics have every request.
+    Each `LineKind` has a budget. Lines left out are counted, and the count is logged at most once in `NOTE_SECONDS`.
+    The metrics have every request.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -244,10 +252,16 @@ class LineLimiter:
             budget = self._answered
         else:
             budget = self._failed if kind is LineKind.FAILED else self._unrouted
-        if not budget.bucket.take(self._now()):
+        now = self._now()
+        if now < budget.pause:
             budget.left_out += 1
             return False
-        if budget.left_out:
+        if not budget.bucket.take(now):
+            budget.left_out += 1
+            budget.pause = now + PAUSE_SECONDS
+            return False
+        if budget.left_out and now - budget.noted >= NOTE_SECONDS:
+            budget.noted = now
             fields: dict[str, object] = {"left_out": budget.left_out, "limit_per_second": budget.rate}
             budget.left_out = 0
             _emit(access_log, logging.INFO, "access lines were left out: too many requests", (), fields)

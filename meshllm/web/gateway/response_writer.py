@@ -16,7 +16,6 @@ from meshllm.web.gateway.api_request import ApiRequest
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.upstream_errors import UpstreamError
 from meshllm.web.gateway.usage import TokenUsage, UsageReader
-from meshllm.web.http.access_control import is_local
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_event
 from meshllm.wire.api.routes import Api
@@ -41,15 +40,24 @@ class ResponseWriter:
     """
 
     def __init__(
-        self, connection: Connection, request: ApiRequest, cors: str, now: float, *, from_peer: bool = False
+        self,
+        connection: Connection,
+        request: ApiRequest,
+        cors: str,
+        now: float,
+        *,
+        local: bool = False,
+        from_peer: bool = False,
     ) -> None:
+        """`local`: the caller is a program on this machine."""
         self._connection = connection
         self._request = request
         self._cors = cors
         self._from_peer = from_peer
         self._queue: TargetQueue | None = None
         self._named = from_peer
-        self._usage = UsageReader(request.api)
+        self._local = local
+        self._usage: UsageReader | None = None
         self.streaming = False
         self.last = now
 
@@ -66,8 +74,9 @@ class ResponseWriter:
 
     def usage(self, data: bytes) -> TokenUsage:
         """The token counts of the stream that ends with `data`, which is yet to be written."""
-        self._usage.add(data)
-        return self._usage.read()
+        reader = self._usage or UsageReader(self._request.api)
+        reader.add(data)
+        return reader.read()
 
     def end(self, data: bytes) -> None:
         """Write the last of a stream."""
@@ -75,7 +84,8 @@ class ResponseWriter:
 
     def whole(self, status: int, body: bytes) -> None:
         """Write a response that is not a stream."""
-        self._note_speed(body)
+        if _SPEED_MARK in body:
+            self._note_speed(body)
         self._connection.send(status, JSON, body, self._host() + self._cors)
 
     def refuse(self, error: UpstreamError, headers: str, repair: StreamRepair | None) -> None:
@@ -105,7 +115,10 @@ class ResponseWriter:
 
     def _with_host(self, data: bytes) -> bytes:
         """`data` of a response, preceded by the comment that names the target, if that is due."""
-        self._note_speed(data)
+        if _SPEED_MARK in data:
+            self._note_speed(data)
+        if self._usage is None:
+            self._usage = UsageReader(self._request.api)
         self._usage.add(data)
         if not self.streaming:
             self._send_head(self._host())
@@ -115,7 +128,7 @@ class ResponseWriter:
         return data
 
     def _note_speed(self, data: bytes) -> None:
-        if _SPEED_MARK in data and self._queue is not None and (found := _SPEED.search(data)) is not None:
+        if self._queue is not None and (found := _SPEED.search(data)) is not None:
             self._queue.tokens_per_second = float(found[1])
 
     def _host(self) -> str:
@@ -126,7 +139,7 @@ class ResponseWriter:
     def _target_name(self, queue: TargetQueue) -> str:
         """The target's label. Remote callers do not learn the URLs of backends."""
         hidden = queue.target.kind is TargetKind.BACKEND
-        if hidden and not is_local(self._connection.peer, self._request.headers):
+        if hidden and not self._local:
             return TargetKind.BACKEND.value
         return queue.label
 

@@ -180,3 +180,12 @@ async def test_memory_need_lists_every_buffer_type_once(engine: Engine, model: P
     assert all(buffer.host for buffer in need.buffers if buffer.device == "CPU")
     assert all(size >= 0 for buffer in need.buffers for size in (buffer.model, buffer.context, buffer.compute))
     assert need.mapped > 0
+
+
+@pytest.mark.engine
+async def test_probe_runs_no_module_of_the_working_directory(
+    engine: Engine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('not json')")
+    monkeypatch.chdir(tmp_path)
+    assert (await bindings.vocabulary(engine, model)).size == 49152
