@@ -202,3 +202,11 @@ def port_taken(error: OSError, listener: str, option: str) -> PortTaken:
     else:
         advice = f"Choose another with {option}."
     return PortTaken(f"Cannot listen on {listener}: {reason}.", advice=advice)
+
+
+def unusable_file(error: OSError) -> EnvironmentFailure:
+    """The error for a file that cannot be read or written; `error` names it."""
+    message = f"{error.filename} cannot be used: {error.strerror or error}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NotEnoughSpace(message, advice="Free space on its disk (or of the quota), then run mesh-llm again.")
+    return EnvironmentFailure(message, advice="Check that it exists and that this user may read and write it.")

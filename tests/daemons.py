@@ -131,6 +131,16 @@ class Daemon:
         self._finish()
 
 
+def wait_for_text(process: subprocess.Popen[bytes], path: Path, text: str) -> None:
+    """Until the log has `text`, while the process lives."""
+    while not (path.exists() and text in path.read_text()):
+        try:
+            psutil.Process(process.pid).wait(0.02)
+        except psutil.TimeoutExpired:
+            continue
+        raise AssertionError(f"ended before {text!r}: {path.read_text() if path.exists() else 'no log'}")
+
+
 @contextmanager
 def daemon(home: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Daemon]:
     """A daemon that listens; it is stopped at the end of the block."""

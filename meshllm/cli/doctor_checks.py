@@ -1,10 +1,11 @@
-"""The checks of `mesh-llm doctor`. A check reads facts, changes nothing and returns a `CheckResult`."""
+"""The checks of `mesh-llm doctor`. A check reads facts, leaves nothing behind and returns a `CheckResult`."""
 
 from __future__ import annotations
 
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meshllm.errors import DownloadFailed, MeshError, ToolMissing
+from meshllm.machine import resources
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from meshllm.engine.probe.bindings import EngineDevice
 
 ENGINE_BUILD_BYTES: Final = 10**9  # measured peak of a build: under half of it
+HOME_DISK_BYTES: Final = 100 * 10**6  # the daemon's logs take up to half of it
 MODEL_DISK_BYTES: Final = 5 * 10**9  # a model of 7 to 8 billion parameters at 4 bits
 LOW_MEMORY_BYTES: Final = 2 * 10**9
 PACKAGES: Final = ("llama-cpp-python", "huggingface-hub", "aiohttp", "pydantic", "typer")
@@ -77,11 +80,13 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> CheckResult
 
 
 def check_home(home: Path) -> CheckResult:
-    """The state directory: only its owner may read it, because it holds keys."""
+    """The state directory: it must take a file, and only its owner may read it, because it holds keys."""
+    disk = resources.disk(home)
+    free = 0 if disk is None else disk.free
     try:
         facts = home.stat()
     except FileNotFoundError:
-        return ok("home", f"{home} does not exist yet")
+        return _check_home_space(free, f"{home} does not exist yet")
     except OSError as error:
         return CheckResult(
             "home", CheckState.ERROR, f"{home}: {error.strerror or error}", "Set MESH_LLM_HOME to another folder."
@@ -95,12 +100,36 @@ def check_home(home: Path) -> CheckResult:
             f"{home} is not writable",
             f"Make yourself its owner (chown), then run `chmod 700 {home}`.",
         )
+    try:
+        _write_probe(home)
+    except OSError as error:
+        return CheckResult(
+            "home",
+            CheckState.ERROR,
+            f"{home} takes no file: {error.strerror or error} ({gigabytes(free)} free)",
+            "Free space on its disk (or of the quota), or set MESH_LLM_HOME to a folder on another disk.",
+        )
     if hasattr(os, "getuid") and facts.st_mode & 0o077:
         mode = stat.S_IMODE(facts.st_mode)
         return CheckResult(
             "home", CheckState.WARNING, f"other users can access {home} (mode {mode:o})", f"Run `chmod 700 {home}`."
         )
-    return ok("home", str(home))
+    return _check_home_space(free, str(home))
+
+
+def _check_home_space(free: int, found: str) -> CheckResult:
+    found = f"{found} ({gigabytes(free)} free)"
+    if free < HOME_DISK_BYTES:
+        advice = "Free space on its disk, or set MESH_LLM_HOME to a folder on another disk."
+        return CheckResult("home", CheckState.WARNING, found, advice)
+    return ok("home", found)
+
+
+def _write_probe(folder: Path) -> None:
+    """Write and sync a small file, which is removed. Raises OSError."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        file.write(bytes(4096))
+        os.fsync(file.fileno())
 
 
 # -- the engine

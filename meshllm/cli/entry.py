@@ -11,11 +11,14 @@ import typer
 
 from meshllm.cli import start_options as options
 from meshllm.cli.flags import Commands, LazyCommand
+from meshllm.cli.standard_streams import drop_output, is_broken_pipe, is_failed_write, open_closed_streams, output_error
 from meshllm.daemon.settings import DEFAULT_CONSOLE, DEFAULT_MAX_CLIENTS, DEFAULT_PORT
-from meshllm.errors import EnvironmentFailure, InputError, MeshError
+from meshllm.errors import EnvironmentFailure, InputError, MeshError, unusable_file
 
 # Set to anything: tracebacks of crashes in C code (faulthandler) and of errors that are otherwise one message.
 DEBUG_VARIABLE = "MESH_LLM_DEBUG"
+# As a shell reports a program that SIGPIPE has ended.
+BROKEN_PIPE_STATUS = 141
 
 app = Commands(
     lazy={
@@ -39,23 +42,44 @@ app = Commands(
 
 def main() -> None:
     """Run the command. A `MeshError` becomes a message on stderr and exit status 2 (wrong usage) or 1."""
+    open_closed_streams()
+    if os.environ.get(DEBUG_VARIABLE):
+        import faulthandler
+
+        faulthandler.enable()
     try:
         app()
     except MeshError as error:
+        _check_output()
         give_up(error)
     except KeyboardInterrupt:
+        _check_output()
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe went away, as in `mesh-llm logs | head`. At exit Python flushes stdout: give it a sink.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except SystemExit as end:
+        # typer and rich turn a broken pipe into exit status 1.
+        _check_output(end.__context__)
+        raise
     except OSError as error:
+        _check_output(error)
         if error.filename is None or os.environ.get(DEBUG_VARIABLE):
             raise
+        give_up(unusable_file(error))
+    _check_output()
+
+
+def _check_output(error: BaseException | None = None) -> None:
+    """Exit if the output could not be written. `error`: the error that ended the command, if any."""
+    failure = output_error()
+    if failure is None and is_failed_write(error):
+        failure = error
+    if is_broken_pipe(error) or is_broken_pipe(failure):
+        drop_output()
+        sys.exit(BROKEN_PIPE_STATUS)
+    if failure is not None:
         give_up(
             EnvironmentFailure(
-                f"{error.filename} cannot be used: {error.strerror or error}.",
-                advice="Check that it exists and that this user may read and write it.",
+                f"The output cannot be written: {failure.strerror or failure}.",
+                advice="Check the file, disk or terminal that it goes to.",
             )
         )
 
@@ -197,9 +221,3 @@ def status(
     from meshllm.cli.status import show
 
     show(node_port, as_json=json)
-
-
-if os.environ.get(DEBUG_VARIABLE):
-    import faulthandler
-
-    faulthandler.enable()

@@ -69,5 +69,8 @@ def fetch(port: int, length: int) -> dict[str, str | int]:
         # The answer is not quoted: it may hold a part of an invite.
         raise not_a_console(port, status) from error
     if status == 409:
-        raise EnvironmentFailure(f"The node cannot make an invite: {message}")
+        raise EnvironmentFailure(
+            f"No invite from the node with console port {port}: {message}",
+            advice=f"'mesh-llm status --node-port {port}' shows the node's part in its mesh.",
+        )
     raise NotRunning(f"The console on port {port} answered with status {status}: {message}")

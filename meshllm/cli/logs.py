@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meshllm.errors import EnvironmentFailure
+
 if TYPE_CHECKING:
     from meshllm.daemon.log_format import LogRecordView
     from meshllm.daemon.log_reader import LogTail
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 FOLLOW_SECONDS = 0.25
 COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -71,16 +74,22 @@ def logs(
     """Print the log of the node of MESH_LLM_HOME, whether it is running or not."""
     from meshllm import paths
 
-    wanted = LogFilter(level_name(level), request, moment(since, datetime.now(UTC)))
+    wanted = LogFilter(level_name(level), request_id(request), moment(since, datetime.now(UTC)))
     if lines is None and not (request or since):
         lines = 200
     tail = open_log(paths.home(), engine)
     try:
-        show(tail, wanted, lines, follow=follow, pause=_pause)
+        found = show(tail, wanted, lines, follow=follow, pause=_pause)
     except KeyboardInterrupt:
-        pass
+        return
     finally:
         tail.close()
+    if request and not found:
+        raise EnvironmentFailure(
+            f"No log line of request {request} here.",
+            advice="Another node may have it, or it was rotated away, or left out by the limit of access lines (see "
+            "docs/operations.md).",
+        )
 
 
 def level_name(text: str) -> str:
@@ -89,6 +98,15 @@ def level_name(text: str) -> str:
     if name not in LEVELS:
         raise typer.BadParameter(f"{text!r} is not a log level. Give debug, info, warning or error.")
     return name
+
+
+def request_id(text: str) -> str:
+    """`text` if it can be a request id or the beginning of one. Raises typer.BadParameter."""
+    if text and not REQUEST_ID.fullmatch(text):
+        raise typer.BadParameter(
+            f"{text!r} cannot be a request id: an id has at most 128 letters, digits and . _ : - and no spaces."
+        )
+    return text
 
 
 def moment(text: str, now: datetime) -> datetime | None:
@@ -110,14 +128,26 @@ def moment(text: str, now: datetime) -> datetime | None:
 
 
 def open_log(home: Path, engine: str) -> LogTail:
-    """The daemon's log, or that of the engine process of a model. Raises UsageError if there is none."""
-    from meshllm.daemon.log_file import engine_log, log_path
+    """The daemon's log, or that of the engine process of a model.
+
+    Raises UsageError if there is none, EnvironmentFailure if it cannot be read. Rotated files are shown without it.
+    """
+    from meshllm.daemon.log_file import engine_log, log_path, log_problem
     from meshllm.daemon.log_reader import LogTail
     from meshllm.errors import UsageError
 
     path = engine_log(home, engine) if engine else log_path(home)
     # The log of an engine process has one rotated file.
     tail = LogTail(path, (path.with_suffix(".old.log"),) if engine else None)
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problem = log_problem(path, error)
+        if not tail.found:
+            raise EnvironmentFailure(f"There is no log: {problem.message}.", advice=problem.advice) from error
+        typer.echo(f"mesh-llm: only older lines are shown: {problem.message}. {problem.advice}", err=True)
     if tail.found:
         return tail
     if not engine:
@@ -142,15 +172,28 @@ def show(
     follow: bool,
     pause: Callable[[], bool],
     write: Callable[[str], None] | None = None,
-) -> None:
-    """Print the last `lines` records that `wanted` accepts; then, with `follow`, new ones until `pause` is False."""
+) -> bool:
+    """Print the last `lines` records that `wanted` accepts; then, with `follow`, new ones until `pause` is False.
+
+    Returns whether `wanted` accepted any.
+    """
     write = write or _write
-    found = _accepted(tail, wanted)
-    for text in found if lines is None else deque(found, maxlen=lines):
+    count = 0
+    texts = _accepted(tail, wanted)
+    if lines is not None:
+        last: deque[str] = deque(maxlen=lines)
+        for text in texts:
+            count += 1
+            last.append(text)
+        texts = iter(last)
+    for text in texts:
+        count += 1
         write(text)
     while follow and pause():
         for text in _accepted(tail, wanted):
+            count += 1
             write(text)
+    return count > 0
 
 
 def _accepted(tail: LogTail, wanted: LogFilter) -> Iterator[str]:

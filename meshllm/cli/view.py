@@ -16,7 +16,7 @@ from meshllm.cli.split_text import waiting, worker_news
 from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.app import Listening, Viewer
-from meshllm.daemon.log_format import json_fields
+from meshllm.daemon.log_format import json_fields, utc_text
 from meshllm.util.format import gigabytes
 from meshllm.util.progress import Progress
 
@@ -38,6 +38,13 @@ IDLE = """This node serves no model. To serve one, start it with one of these:
   mesh-llm --backend http://localhost:8000   the models of another server
   mesh-llm --join INVITE                     join a mesh: use its models, and
                                              add this machine's memory"""
+IDLE_REJOINS = """This node serves no model. It reconnects to its mesh, uses the models
+there, and adds this machine's memory. To serve a model too,
+start it with one of these:
+  mesh-llm --model SmolLM2-135M-Instruct     a model by name (list them with
+                                             `mesh-llm download`)
+  mesh-llm --model ./model.gguf              a model file
+  mesh-llm --backend http://localhost:8000   the models of another server"""
 STYLES = {
     NoticeTone.GOOD: "green",
     NoticeTone.PLAIN: "dim",
@@ -103,8 +110,11 @@ class LineViewer(Viewer):
         self.console.print(f"API      {listening.api}", style="bold", highlight=False)
         self.console.print(f"Console  {listening.console}", highlight=False)
         self._show_lan_urls(listening)
+
+    def models_hint(self, *, rejoins: bool) -> None:
+        """Show how to serve a model, if none was given."""
         if self._idle:
-            self.console.print(IDLE, highlight=False, markup=False)
+            self.console.print(IDLE_REJOINS if rejoins else IDLE, highlight=False, markup=False)
 
     def _show_lan_urls(self, listening: Listening) -> None:
         """Show the URLs for other machines, and where the key for them is kept."""
@@ -278,7 +288,7 @@ class JsonViewer(Viewer):
 
     def write(self, event: str, **fields: object) -> None:
         """Write one line."""
-        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        entry = {"time": utc_text(datetime.now(UTC)), "event": event, **fields}
         self._out.write(orjson.dumps(entry, default=str).decode() + "\n")
         self._out.flush()
 

@@ -44,7 +44,7 @@ from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
-from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError
+from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError, unusable_file
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.catalog.resolve import resolve
 from meshllm.models.library import scan
@@ -93,6 +93,9 @@ class Viewer:
 
     def listening(self, listening: Listening) -> None:
         """The API and the console answer."""
+
+    def models_hint(self, *, rejoins: bool) -> None:
+        """The time to say how to serve a model. `rejoins`: the node knows its mesh and connects to it."""
 
     def invite(self, token: str) -> None:
         """This node is the only one of its mesh; `token` admits others. A secret: show it, never log it."""
@@ -319,10 +322,13 @@ class App:
         except (EnvironmentFailure, OSError, ImportError) as error:
             if isinstance(error, PortTaken) and settings.bind_port:
                 raise
+            if isinstance(error, OSError) and error.filename is not None:
+                error = unusable_file(error)
             log.warning("running without a mesh: %s", error)
             if self._session is not None:
                 await self._session.close()
                 self._session = None
+            self._show(lambda viewer: viewer.models_hint(rejoins=False))
             self._show_no_mesh(str(error))
             return
         self._no_mesh_reason = ""
@@ -331,6 +337,8 @@ class App:
         )
         self._rpc = rpc_type(self._session)
         supervisor.join(self._sharing, self._rpc, self._session.config.node)
+        rejoins = not (self._session.starts_alone or self._session.has_no_mesh)
+        self._show(lambda viewer: viewer.models_hint(rejoins=rejoins))
         if self._session.has_no_mesh:
             self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
         if self._session.starts_alone:
@@ -396,9 +404,12 @@ class App:
         """Show something on the terminal. A closed terminal or a full disk behind it must not end the daemon."""
         try:
             show(self._viewer)
+        except OSError as error:
+            self._viewer = Viewer()
+            log.warning("the terminal cannot be written to (%s); no more output there", error.strerror or error)
         except Exception:
             self._viewer = Viewer()
-            log.exception("the terminal cannot be written to; no more output there")
+            log.exception("the output on the terminal failed; no more output there")
 
     # -- what others ask for
 

@@ -11,11 +11,14 @@ import logging
 import os
 import queue
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
 from meshllm.daemon.log_format import JsonFormatter, TextFormatter
+
+log = logging.getLogger(__name__)
 
 LOG_NAME: Final = "daemon.log"
 MAX_BYTES: Final = 10_000_000
@@ -39,6 +42,27 @@ def rotated(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}") if number else path
 
 
+@dataclass(frozen=True, slots=True)
+class LogProblem:
+    """Why a log file cannot be used (a sentence without its full stop), and what to do."""
+
+    message: str
+    advice: str
+
+
+def log_problem(path: Path, error: OSError) -> LogProblem:
+    """What is wrong with the log file `path`, which could not be opened."""
+    folder = path.parent
+    if folder.exists() and not folder.is_dir():
+        return LogProblem(f"{folder} is not a folder", f"Move {folder} away, then restart the node.")
+    if path.is_dir():
+        return LogProblem(f"{path} is a folder", f"Move {path} away, then restart the node.")
+    return LogProblem(
+        f"{error.filename or path} cannot be used: {error.strerror or error}",
+        f"Check the owner, the permissions and the free space of {folder}, then restart the node.",
+    )
+
+
 class RotatingFile:
     """Appends lines to a file and rotates it. Not thread-safe; `write` raises OSError and may be tried again."""
 
@@ -54,8 +78,7 @@ class RotatingFile:
         """Append `line`, which ends in a newline and is cut to half of a file. Raises OSError."""
         if len(line) > self._max_bytes // 2:
             line = line[: self._max_bytes // 2] + b"\n"
-        if self._descriptor is None:
-            self._open()
+        self.open()
         if self._size and self._size + len(line) + self._torn > self._max_bytes:
             self._rotate()
         assert self._descriptor is not None
@@ -65,6 +88,11 @@ class RotatingFile:
             self._size += written
             data = data[written:]
             self._torn = bool(data)
+
+    def open(self) -> None:
+        """Open the file if it is not open. Raises OSError."""
+        if self._descriptor is None:
+            self._open()
 
     def check(self) -> None:
         """Open the file again if it was removed or moved away by another program."""
@@ -125,8 +153,13 @@ class LogFile(logging.Handler):
         self._reason = ""
 
     def start(self) -> None:
-        """Begin to write."""
+        """Begin to write. A file that cannot be opened is reported to the other handlers, once."""
         if self._thread is None:
+            try:
+                self._file.open()
+            except OSError as error:
+                problem = log_problem(self._file.path, error)
+                log.warning("no log is kept: %s. %s", problem.message, problem.advice)
             self._thread = Thread(target=self._write_all, name="log file", daemon=True)
             self._thread.start()
 

@@ -21,6 +21,8 @@ CONTINUATION = "    "
 MAX_MESSAGE = 16_384
 _RESERVED = frozenset({"time", "level", "logger", "message", "traceback"})
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) ([A-Z]+) +([^\s:]+): (.*)", re.DOTALL)
+# Made once: `json.dumps` makes an encoder for each call with this option.
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 _PLAIN_VALUE = re.compile(r"[^\s\"'=\\]+")
 
 
@@ -52,10 +54,13 @@ def message_of(record: logging.LogRecord) -> str:
 
 
 def timestamp(record: logging.LogRecord) -> str:
-    """RFC 3339 in UTC, with milliseconds."""
-    return (
-        datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{record.msecs:03.0f}"[:3] + "Z"
-    )
+    """The record's time."""
+    return utc_text(datetime.fromtimestamp(record.created, UTC))
+
+
+def utc_text(time: datetime) -> str:
+    """RFC 3339 of a time in UTC, with milliseconds and `Z`: the one form in files and on standard output."""
+    return f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03}Z"
 
 
 def escaped(text: str) -> str:
@@ -115,10 +120,12 @@ def _value(value: object) -> str:
     """A field's value in a text line; in quotes if it contains spaces, quotes or control characters."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, int):
+        return str(value)
     text = value if isinstance(value, str) else str(value)
     if _PLAIN_VALUE.fullmatch(text) and text.isprintable():
         return text
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+    return _quoted(text) if text.isprintable() else json.dumps(text)
 
 
 def parse(text: str) -> LogRecordView:

@@ -261,7 +261,8 @@ class MeshSession:
         """An invite into this mesh, valid for `seconds` (0: without expiry). Raises EnvironmentFailure."""
         if self.config.role is Role.CLIENT:
             raise EnvironmentFailure(
-                "A client cannot create invites.", advice="Create the invite on a node of the mesh."
+                "A client holds no mesh secret, so it cannot make invites.",
+                advice="Run 'mesh-llm invite' on a node of the mesh.",
             )
         secret = self._choice.secret
         if secret is None or self._choice.foreign:

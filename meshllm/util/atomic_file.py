@@ -19,7 +19,7 @@ def replace_file(path: Path, content: str | bytes, *, mode: int = 0o666, durable
         scratch.unlink()  # left behind by a killed process with the same id
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        _write(descriptor, content, durable=durable)
+        _write(descriptor, path, content, durable=durable)
         scratch.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -37,7 +37,7 @@ def create_file(path: Path, content: str | bytes) -> bool:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # O_EXCL, 0600
     scratch = Path(name)
     try:
-        _write(descriptor, content, durable=True)
+        _write(descriptor, path, content, durable=True)
         try:
             os.link(scratch, path)
         except FileExistsError:
@@ -54,16 +54,21 @@ def _create_in_place(path: Path, content: str | bytes) -> bool:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return False
-    _write(descriptor, content, durable=True)
+    _write(descriptor, path, content, durable=True)
     return True
 
 
-def _write(descriptor: int, content: str | bytes, *, durable: bool) -> None:
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+def _write(descriptor: int, path: Path, content: str | bytes, *, durable: bool) -> None:
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        # A write knows a descriptor only.
+        error.filename = str(path)
+        raise
 
 
 def _flush_directory(path: Path) -> None:

@@ -51,8 +51,10 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     lowered = text.lower()
     for hints, pattern in _PATTERNS:
         # A line is logged for each request: a pattern runs only where one of its fixed parts occurs.
-        if any(hint in lowered for hint in hints):
-            text = pattern.sub(_replacement, text)
+        for hint in hints:  # not any(): a generator costs more than the searches
+            if hint in lowered:
+                text = pattern.sub(_replacement, text)
+                break
     return text
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import resource
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,29 @@ def test_check_home_warns_of_open_permissions(tmp_path: Path) -> None:
     home.rmdir()
     home.write_text("")
     assert checks.check_home(home).state == CheckState.ERROR
+
+
+@contextmanager
+def no_file_bytes() -> Iterator[None]:
+    """No write to a file succeeds, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_check_home_reports_a_home_that_takes_no_file(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    home.mkdir(mode=0o700)
+    with no_file_bytes():
+        found = checks.check_home(home)
+    assert found.state == CheckState.ERROR
+    assert f"{home} takes no file" in found.found
+    assert "MESH_LLM_HOME" in found.advice
+    assert "free)" in checks.check_home(home).found
+    assert list(home.iterdir()) == []
 
 
 def test_check_memory_names_the_limit() -> None:

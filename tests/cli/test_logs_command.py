@@ -14,7 +14,7 @@ from meshllm.cli import entry
 from meshllm.cli.logs import LogFilter, level_name, moment, show
 from meshllm.daemon.log_file import RotatingFile, engine_log, log_path
 from meshllm.daemon.log_reader import LogTail
-from meshllm.errors import UsageError
+from meshllm.errors import EnvironmentFailure, UsageError
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 LINES = [
@@ -51,7 +51,38 @@ def test_logs_prints_all_files_in_order(home: Path) -> None:
 def test_logs_selects_one_request(home: Path) -> None:
     assert printed("--request", "req_bb22") == [LINES[2], LINES[3], LINES[5]]
     assert printed("--request", "req_bb") == [LINES[2], LINES[3], LINES[5]]
-    assert printed("--request", "req_b22") == []
+
+
+@pytest.mark.parametrize("limit", [[], ["-n", "5"]])
+def test_logs_reports_a_request_without_log_lines(home: Path, limit: list[str]) -> None:
+    with pytest.raises(EnvironmentFailure, match="No log line of request req_b22 here") as caught:
+        printed("--request", "req_b22", *limit)
+    assert "Another node may have it" in caught.value.advice
+    assert printed("--request", "req_bb22", "-n", "0") == []
+
+
+def test_logs_refuses_a_text_that_cannot_be_a_request_id(home: Path) -> None:
+    done = CliRunner().invoke(entry.app, ["logs", "--request", "two words"])
+    assert done.exit_code == 2
+    assert "cannot be a request id" in done.output
+
+
+@pytest.mark.parametrize("bad", ["logs", "logs/daemon.log"])
+def test_logs_names_what_is_in_the_place_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+    monkeypatch.setenv("MESH_LLM_HOME", str(tmp_path))
+    path = tmp_path / bad
+    if bad == "logs":
+        path.write_text("")
+    else:
+        path.mkdir(parents=True)
+    with pytest.raises(EnvironmentFailure, match=f"There is no log: {path} is (not )?a folder") as caught:
+        printed()
+    assert f"Move {path} away" in caught.value.advice
+    if bad != "logs":
+        path.with_name("daemon.log.1").write_text(LINES[0] + "\n")
+        done = CliRunner().invoke(entry.app, ["logs"])
+        assert done.stdout == LINES[0] + "\n"
+        assert f"{path} is a folder" in done.stderr
 
 
 def test_logs_selects_by_level_and_keeps_tracebacks(home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 
 import pytest
 from rich.console import Console
@@ -39,6 +40,7 @@ STORY = [
 def play(viewer: view.LineViewer | view.JsonViewer) -> None:
     mesh = NodeCore()
     viewer.listening(LISTENING)
+    viewer.models_hint(rejoins=False)
     for now, event in enumerate(STORY):
         mesh.handle(event, float(now))
         viewer.snapshot(mesh.snapshot())
@@ -87,6 +89,19 @@ def test_line_viewer_shows_each_change_once(kind: str) -> None:
         assert "━" in told
 
 
+def test_line_viewer_tells_a_member_that_it_reconnects_to_its_mesh() -> None:
+    out = io.StringIO()
+    lines = view.LineViewer(view.PlainConsole(out), idle=True)
+    lines.listening(LISTENING)
+    lines.models_hint(rejoins=True)
+    told = out.getvalue()
+    assert "It reconnects to its mesh" in told
+    assert "--join" not in told
+    assert max(map(len, view.IDLE_REJOINS.splitlines())) <= 80
+    view.LineViewer(view.PlainConsole(out)).models_hint(rejoins=True)
+    assert out.getvalue() == told
+
+
 def test_live_viewer_removes_its_bars_without_progress() -> None:
     viewer = view.LiveViewer(Console(file=io.StringIO(), force_terminal=True))
     mesh = NodeCore()
@@ -120,4 +135,4 @@ def test_json_viewer_writes_one_object_per_line_and_change() -> None:
     ]
     assert lines[-1]["message"] == "it failed"
     assert "ValueError" in lines[-1]["traceback"]
-    assert all(line["time"].endswith("+00:00") for line in lines)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -143,6 +144,45 @@ async def test_app_leaves_an_ignored_sighup_ignored(tmp_path: Path) -> None:
         assert viewer.snapshots
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+async def test_app_names_the_file_that_a_full_home_does_not_take(tmp_path: Path) -> None:
+    """No write to a file succeeds once the ports are open, as on a disk that is full by then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FullHome(StopSoon):
+        reasons: ClassVar[list[str]] = []
+
+        def listening(self, listening: Listening) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+
+        def no_mesh(self, reason: str) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            self.reasons.append(reason)
+
+    try:
+        async with asyncio.timeout(60):
+            await App(Settings(tmp_path, port=0, console=0), FullHome()).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (reason,) = FullHome.reasons
+    assert reason.startswith(f"{tmp_path}/"), reason
+    assert "Free space" in reason
+
+
+async def test_app_tells_a_node_that_knows_its_mesh_from_a_new_one(tmp_path: Path) -> None:
+    class Hints(StopSoon):
+        rejoins: ClassVar[list[bool]] = []
+
+        def models_hint(self, *, rejoins: bool) -> None:
+            self.rejoins.append(rejoins)
+
+    async with asyncio.timeout(60):
+        await App(Settings(tmp_path, port=0, console=0), Hints()).run()
+        peer = BootstrapAddress(b"a" * 32, (PeerAddress("192.0.2.1", 9),))
+        MeshState.open(tmp_path).save_peers((peer,))
+        await App(Settings(tmp_path, port=0, console=0), Hints()).run()
+    assert Hints.rejoins == [False, True]
 
 
 @pytest.mark.parametrize("name", ["api-key", "run", "node-key", "mesh.json"])

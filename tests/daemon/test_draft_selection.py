@@ -70,7 +70,7 @@ async def test_selection_obeys_the_switches(store: Store) -> None:
     how, draft = await choose(DraftSelector(DraftRequest(drafts=False), store), target)
     assert (how.source, how.reason, draft) == (DraftSource.NGRAMS, "--no-draft", None)
     how, draft = await choose(DraftSelector(DraftRequest(speculation=False), store), target)
-    assert (how.source, how.reason, draft) == (DraftSource.NONE, "switched off (--no-speculation)", None)
+    assert (how.source, how.reason, draft) == (DraftSource.NONE, "option --no-speculation", None)
 
 
 @pytest.mark.parametrize(

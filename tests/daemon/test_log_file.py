@@ -144,7 +144,9 @@ def test_log_file_drops_lines_when_its_queue_is_full(tmp_path: Path, logger: log
     assert len(lines) == 11
 
 
-def test_log_file_that_cannot_be_opened_stops_no_work(tmp_path: Path, logger: logging.Logger) -> None:
+def test_log_file_that_cannot_be_opened_stops_no_work(
+    tmp_path: Path, logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "logs").write_text("a file in the folder's place")
     handler = LogFile(RotatingFile(tmp_path / "logs" / "daemon.log"), retry=0.0)
     handler.start()
@@ -153,6 +155,8 @@ def test_log_file_that_cannot_be_opened_stops_no_work(tmp_path: Path, logger: lo
     handler.close()
     handler.close()
     assert handler.lost == 1
+    folder = tmp_path / "logs"
+    assert caplog.messages == [f"no log is kept: {folder} is not a folder. Move {folder} away, then restart the node."]
 
 
 def read(tail: LogTail) -> list[str]:

@@ -168,7 +168,7 @@ async def test_mesh_session_of_a_client_creates_no_invites(rig: Make) -> None:
     assert not there.membership.starts_alone
     assert there.membership.has_no_mesh
     assert not rig(Invite(MESH, SECRET, 0, (WAY,)), client=True).membership.has_no_mesh
-    with pytest.raises(EnvironmentFailure, match="client"):
+    with pytest.raises(EnvironmentFailure, match="holds no mesh secret"):
         there.membership.invite(0)
 
 

@@ -69,7 +69,7 @@ def answer(stack: ExitStack, folder: Path, name: str, plan: ServerPlan) -> str:
     return str(engine.ask("/completion", ASKED)["content"])
 
 
-async def carried(it: Bench, lease: Lease) -> Path:
+async def ready_sockets(it: Bench, lease: Lease) -> Path:
     """The socket of a worker's rpc-server, once it listens."""
     it.threads = 1
     it.carrying.start(lease)
@@ -93,15 +93,15 @@ async def test_workers_with_several_devices_answer_as_one_node(
         tell(Progress("here"))
         return (model.path,)
 
-    def lent(it: Bench, share: Any) -> tuple[str, ...]:
+    def devices_of(it: Bench, share: Any) -> tuple[str, ...]:
         return ("CPU",) * len(share.runs)
 
-    monkeypatch.setattr(Bench, "lent_devices", lent)
+    monkeypatch.setattr(Bench, "worker_devices", devices_of)
     fit = StartPlanner(threads=1).plan_split(model, usage(model.header), lease, SIZE, PLAIN, None)
     assert fit.devices == ("RPC0", "RPC1", "RPC2", "RPC3")
     async with AsyncExitStack() as nodes:
         workers = [await nodes.enter_async_context(bench(tmp_path / n.hex()[:2], files, n)) for n in (FIRST, LAST)]
-        sockets = [await carried(it, lease) for it in workers]
+        sockets = [await ready_sockets(it, lease) for it in workers]
         shared = tmp_path / "files"
         rpc_server.write_files(shared, [rpc_server.SharedFile("ab" * 32, model.size, model.path)])
         with ExitStack() as stack:

@@ -162,7 +162,9 @@ def test_node_without_uploads_serves_no_files(here: Site, real: Path) -> None:
 def test_unknown_name_is_reported_with_the_number_of_nodes(here: Site) -> None:
     host = here.node("host")
     taker = here.node("taker", "--model", "Nobody-Has-This", join=host, environment=environment(here.folder / "m"))
-    status = taker.until(lambda s: s["models"] and "none of 1 other nodes" in s["models"][0]["reason"], "the answer")
+    status = taker.until(
+        lambda s: s["models"] and "no other node of the mesh has it (asked 1)" in s["models"][0]["reason"], "the answer"
+    )
     assert "Nobody-Has-This" in status["models"][0]["reason"]
 
 

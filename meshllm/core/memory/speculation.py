@@ -118,7 +118,7 @@ def decide(*, wanted: bool, obstacle: str, draft: str, why_no_draft: str) -> Spe
     """The source of draft tokens. `wanted`: not switched off. `draft`: name of the draft model, "" for none, with the
     reason in `why_no_draft`."""
     if not wanted:
-        return Speculation(reason="switched off (--no-speculation)")
+        return Speculation(reason="option --no-speculation")
     if obstacle:
         return Speculation(reason=obstacle)
     if draft:

@@ -104,7 +104,7 @@ def _content(model: w.OfferedModel) -> tuple[str, ...]:
 def _agreed_manifest(name: str, offers: list[tuple[w.OfferedModel, list[SwarmPeer]]], asked: int) -> Manifest:
     if not offers:
         raise UnknownModel(
-            f"No model is called {name[:128]!r}, and none of {asked} other nodes has one."
+            f"No model is called {name[:128]!r}, and no other node of the mesh has it (asked {asked})."
             if asked
             else f"No model is called {name[:128]!r}, and there is no other node to ask.",
             advice="`mesh-llm download` lists the known models.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,8 +98,11 @@ class ApiRequest:
         """The repair of the response stream; `now` in seconds since the epoch, `split` as in `TargetOffer`."""
         return stream_repair(self.api, **self._defaults(now), shared=split, request_id=self.request_id)
 
-    def whole_response(self, body: bytes, *, is_json: bool, now: int) -> bytes | None:
-        """The response body to forward; None if it is not JSON. Responses of two APIs are repaired."""
+    def whole_response(self, body: bytes, *, is_json: bool, wall: Callable[[], int]) -> bytes | None:
+        """The response body to forward; None if it is not JSON. Responses of two APIs are repaired.
+
+        `wall`: the time in seconds since the epoch.
+        """
         if is_json and self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body or None
         try:
@@ -109,7 +112,7 @@ class ApiRequest:
         if not isinstance(response, dict) or self.api not in (Api.RESPONSES, Api.MESSAGES):
             return body
         try:
-            return orjson.dumps(repair_response(self.api, response, **self._defaults(now)))
+            return orjson.dumps(repair_response(self.api, response, **self._defaults(wall())))
         except (orjson.JSONEncodeError, RecursionError):
             return body  # nested more deeply, or with larger numbers, than orjson can write
 

@@ -29,6 +29,7 @@ from meshllm.web.gateway.request_log import (
     Outcome,
     RequestLog,
     RequestTrace,
+    attempt_log,
     log_attempt,
     log_request,
 )
@@ -186,7 +187,8 @@ class RequestDispatcher:
         """Count and log an attempt that is over."""
         if attempt.outcome is not None:
             self._metrics.count_attempt(request.kind, attempt.outcome)
-        log_attempt(request.trace, attempt)
+        if attempt.outcome is not Outcome.ANSWERED or attempt_log.isEnabledFor(logging.DEBUG):
+            log_attempt(request.trace, attempt)
 
     def connect(self, request: ProxiedRequest, pool: UpstreamPool) -> None:
         """Open a connection for `request`."""

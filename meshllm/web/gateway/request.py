@@ -176,7 +176,8 @@ class ProxiedRequest:
                 assert step.queue is not None
                 if self._queued is not None:
                     self._leave_queue()
-                self._no_longer_waiting()
+                self._registered = False
+                self._host.waits(self, False)
                 self._use(step.queue)
             case SelectionAction.QUEUED:
                 if step.queue is not self._queued:
@@ -298,7 +299,7 @@ class ProxiedRequest:
         self.phase = RequestPhase.WAITING
         self._select()
 
-    def _release(self, outcome: Outcome, error: str = "") -> TargetQueue | None:
+    def _release(self, outcome: Outcome, error: str = "", now: float | None = None) -> TargetQueue | None:
         """End the attempt: drop its connection and return its slot. Returns its target."""
         self._connecting = None
         upstream, self._upstream = self._upstream, None
@@ -307,7 +308,7 @@ class ProxiedRequest:
         target, self._target = self._target, None
         slot, self._slot = self._slot, None
         attempt, self._attempt = self._attempt, None
-        now = self._host.now()
+        now = self._host.now() if now is None else now
         if attempt is not None:
             attempt.ended, attempt.outcome, attempt.error = now, outcome, error[:MAX_TEXT]
             self._host.attempt_ended(self, attempt)
@@ -468,7 +469,7 @@ class ProxiedRequest:
             # A client would look for events in it, find none, and take that for an empty response.
             self._fail(502, "upstream_error", "The model server did not return a stream although one was requested.")
             return
-        body = self._request.whole_response(whole.body, is_json=whole.is_json, now=self._host.wall())
+        body = self._request.whole_response(whole.body, is_json=whole.is_json, wall=self._host.wall)
         if body is None:
             self._send_error(self._translated(502, whole))
             return
@@ -510,13 +511,13 @@ class ProxiedRequest:
         self.phase = RequestPhase.DONE
         trace = self.trace
         trace.outcome, trace.status, trace.error = outcome, status, error[:MAX_TEXT]
-        self._release(outcome, error)
+        now = trace.ended = self._host.now()
+        self._release(outcome, error, now)
         if self._registered:
             self._leave_queue()
             self._no_longer_waiting()
-        trace.ended = self._host.now()
         if self._waiting_since is not None:
-            self._stop_waiting(trace.ended)
+            self._stop_waiting(now)
         self._host.ended(self)
 
     # -- the caller's connection, and time

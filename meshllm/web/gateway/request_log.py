@@ -19,7 +19,7 @@ attempt_log = logging.getLogger("meshllm.gateway")
 MAX_REQUESTS = 200
 # Access lines per second and in a burst: far more than engines serve. A line costs as much as a small request.
 LINES_PER_SECOND = 50.0
-LINES_AT_ONCE = 100.0
+LINES_AT_ONCE = 50.0
 # The same for requests that were refused before they had a model: a scanner must not displace the lines of callers.
 UNROUTED_LINES_PER_SECOND = 5.0
 UNROUTED_LINES_AT_ONCE = 10.0

@@ -112,7 +112,8 @@ class TargetQueue:
         if self.active >= self.limit or self._waiting:
             return False
         self.active += 1
-        self._changed()
+        if self._on_change is not None:
+            self._on_change()
         return True
 
     def join(self, waiter: SlotWaiter, *, from_peer: bool = False) -> bool:
@@ -142,7 +143,8 @@ class TargetQueue:
             del self._waiting[waiter]
             self.active += 1
             waiter.slot_granted(self)
-        self._changed()
+        if self._on_change is not None:
+            self._on_change()
 
     def _changed(self) -> None:
         if self._on_change is not None:

@@ -85,25 +85,27 @@ class TargetSelection:
         now: float,
     ) -> SelectionStep:
         """The next step. `queued`: the queue that `waiter` is in, if any."""
-        api, model = self._request.api, self._request.model
+        api = self._request.api
         if route.purpose is not None and api.purpose not in (None, route.purpose):
             return SelectionStep(
                 SelectionAction.FAIL,
-                message=routes.purpose_message(model, route.purpose),
+                message=routes.purpose_message(self._request.model, route.purpose),
                 status=400,
                 code="wrong_purpose",
             )
-        no_vision = all(queue.offer.vision is False for queue in queues) if queues else route.vision is False
+        if len(queues) == 1:  # the usual case, without a generator
+            no_vision = queues[0].offer.vision is False
+        else:
+            no_vision = all(queue.offer.vision is False for queue in queues) if queues else route.vision is False
         if no_vision and self._has_images():
-            return SelectionStep(
-                SelectionAction.FAIL, message=routes.no_vision_message(model), status=400, code=UNSUPPORTED_INPUT
-            )
+            message = routes.no_vision_message(self._request.model)
+            return SelectionStep(SelectionAction.FAIL, message=message, status=400, code=UNSUPPORTED_INPUT)
         usable = self._usable(queues, now)
         if usable:
             return self._pick(usable, waiter, queued, now)
         if self._from_peer and not self._errors:
             cause = f": {self._failure}" if self._failure else ""
-            message = f"This node does not serve {model} at the moment{cause}."
+            message = f"This node does not serve {self._request.model} at the moment{cause}."
             return SelectionStep(SelectionAction.FAIL, message=message, status=503, code=NOT_HERE)
         if queues or self._from_peer:
             return self._no_target(queues)
@@ -124,7 +126,7 @@ class TargetSelection:
 
         Resting targets are left out unless all of them rest.
         """
-        if any(queue.offer.vision is False for queue in queues) and self._has_images():
+        if len(queues) > 1 and any(queue.offer.vision is False for queue in queues) and self._has_images():
             queues = [queue for queue in queues if queue.offer.vision is not False]
         if self._avoid or self._errors:
             queues = [

@@ -70,6 +70,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
 
 
+@lru_cache(maxsize=256)
 def host_of(authority: str) -> str:
     """The host in `host[:port]` or `[v6]:port`; the empty string if `authority` is neither."""
     if authority.startswith("["):

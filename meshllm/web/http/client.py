@@ -104,6 +104,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.on_body = self._body.append  # set before the parser, which looks up its callbacks once; all in C
         self._parser = httptools.HttpResponseParser(self)
         self._uses = 0
+        self._paused = False
         self.idle_since = 0.0
         self._begin()
 
@@ -136,11 +137,13 @@ class UpstreamConnection(asyncio.Protocol):
         """Stop reading: the caller is slower than the target (backpressure)."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
+            self._paused = True
 
     def resume(self) -> None:
         """Resume reading."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+            self._paused = False
 
     def drop(self) -> None:
         """Cancel the request: close the connection, which also stops the engine's work."""
@@ -191,7 +194,8 @@ class UpstreamConnection(asyncio.Protocol):
     def _finish(self, body: bytes) -> None:
         listener, self._listener = self._listener, None
         if self._reusable and not self._until_close:
-            self.resume()
+            if self._paused:
+                self.resume()
             self.pool.give_back(self)
         else:
             self.drop()

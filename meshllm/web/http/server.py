@@ -154,7 +154,8 @@ class Connection(asyncio.Protocol):
             self._reject(rejected.status, rejected.message)
         else:
             if not self._busy:
-                self._arm(self._loop.time())
+                if not self._reader.queue:
+                    self._arm(self._loop.time())
                 self._resume()
 
     def eof_received(self) -> bool:

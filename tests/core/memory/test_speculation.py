@@ -27,7 +27,7 @@ def test_decide_without_a_draft_model_uses_ngrams_with_a_reason() -> None:
 def test_decide_switches_off_with_a_reason(wanted: bool, obstacle_text: str) -> None:
     found = decide(wanted=wanted, obstacle=obstacle_text, draft="small", why_no_draft="")
     assert (found.source, found.draft, found.max_draft_tokens) == (DraftSource.NONE, "", 0)
-    assert found.reason == ("not a text generation model" if wanted else "switched off (--no-speculation)")
+    assert found.reason == ("not a text generation model" if wanted else "option --no-speculation")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ async def test_find_raises_when_peers_mean_different_models(tmp_path: Path) -> N
 async def test_find_raises_when_no_peer_has_the_model(tmp_path: Path) -> None:
     async with rig(tmp_path) as place:
         await place.uploader("a", content_of(1))
-        with pytest.raises(UnknownModel, match="none of 1 other nodes"):
+        with pytest.raises(UnknownModel, match=r"no other node of the mesh has it \(asked 1\)"):
             await find(place.site, "Ours", ban=place.swarm.ban)
 
 
