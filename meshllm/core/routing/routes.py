@@ -97,6 +97,7 @@ class ModelRoute:
     `purpose` and `vision` are known only for a model whose file is on this node. A caller waits at most `max_wait`
     seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`. `dial_hosts`: an
     unverified node serves the model and should be dialled. `lost_reason`: why the engine here was withdrawn.
+    `engine_failure`: why the engine process here ended, if there is no other yet.
     """
 
     offers: tuple[TargetOffer, ...]
@@ -107,6 +108,7 @@ class ModelRoute:
     timeout_message: str = ""
     dial_hosts: bool = False
     lost_reason: str = ""
+    engine_failure: str = ""
     vision: bool | None = None
 
     @property
@@ -197,6 +199,7 @@ def route_to(offers: tuple[TargetOffer, ...], here: ModelState | None, message: 
         purpose=facts.purpose if facts is not None else None,
         vision=facts.vision if facts is not None else None,
         lost_reason=_lost_reason(here),
+        engine_failure=_engine_failure(here),
     )
 
 
@@ -226,6 +229,12 @@ def _lost_reason(here: ModelState | None) -> str:
     """Why the engine process of a wanted model is being stopped (a worker of its split was lost); "" if it is not."""
     ending = here is not None and here.wanted and here.server is ServerPhase.STOPPING
     return here.reason if here is not None and ending else ""
+
+
+def _engine_failure(here: ModelState | None) -> str:
+    """Why the engine process of a wanted model has ended; "" if there is one."""
+    ended = here is not None and here.wanted and here.server is ServerPhase.NONE
+    return here.last_failure if here is not None and ended else ""
 
 
 def _elsewhere(snapshot: Snapshot, model: str, index: MeshIndex) -> ModelRoute:

@@ -14,7 +14,7 @@ from meshllm.core.routing.routes import TargetKind
 from meshllm.web.http.client import UpstreamPool
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
 from meshllm.wire.api.request_repair import repair_request
-from meshllm.wire.api.routes import ROUTES, Api
+from meshllm.wire.api.routes import ROUTES, Api, find_route, model_in_path
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
@@ -127,6 +127,14 @@ def api_of(path: str) -> Api:
     if route is not None:
         return route.api
     return Api.MESSAGES if path.startswith("/v1/messages") else Api.CHAT
+
+
+def api_label(path: str) -> str:
+    """The API of a path for logs and metrics; "other" if it belongs to none."""
+    route = find_route(path)
+    if route is not None:
+        return route.api.value
+    return Api.MODELS.value if model_in_path(path) is not None else "other"
 
 
 def problem_of(body: object) -> tuple[str | None, str] | None:

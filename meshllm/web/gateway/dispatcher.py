@@ -24,6 +24,7 @@ from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.gateway.request_log import (
     MAX_TEXT,
     AttemptTrace,
+    LineKind,
     LineLimiter,
     Outcome,
     RequestLog,
@@ -122,26 +123,32 @@ class RequestDispatcher:
         parameter: str | None = None,
         *,
         from_peer: bool = False,
+        unrouted: bool = False,
+        admitted: bool = True,
     ) -> None:
-        """Send an error, and count and log the request."""
+        """Send an error, and count and log the request.
+
+        `unrouted`: rejected before its route was used. A request that is not `admitted` (its caller was not
+        authenticated) is not in the request log.
+        """
         if from_peer:
             self._metrics.count_peer_request("unknown", Outcome.REFUSED)
         else:
-            self._metrics.count_rejected(api.value)
+            self._metrics.count_rejected(trace.api)
         trace.error = message[:MAX_TEXT]
-        self._end(trace, status, Outcome.REFUSED)
+        self._end(trace, status, Outcome.REFUSED, LineKind.UNROUTED if unrouted else LineKind.ANSWERED)
+        if admitted:
+            self.log.add(trace)
         error = error_body(api, status, code, message, param=parameter, request_id=connection.request_id)
         connection.send(status, JSON, orjson.dumps(error), headers)
 
     def answered(self, trace: RequestTrace, status: int) -> None:
         """Log a request that was answered without a target (a list of models); it is not in the request log."""
-        self._end(trace, status, Outcome.ANSWERED)
+        self._end(trace, status, Outcome.ANSWERED, LineKind.ANSWERED)
 
-    def _end(self, trace: RequestTrace, status: int, outcome: Outcome) -> None:
+    def _end(self, trace: RequestTrace, status: int, outcome: Outcome, kind: LineKind) -> None:
         trace.status, trace.outcome, trace.ended = status, outcome, self.now()
-        self._write_line(trace)
-        if outcome is not Outcome.ANSWERED:
-            self.log.add(trace)
+        self._write_line(trace, kind)
 
     def reconsider(self) -> None:
         """The core's state has changed: every waiting request looks for a target again."""
@@ -216,14 +223,14 @@ class RequestDispatcher:
             self._metrics.count_request(model, request.kind, trace)
         self.log.add(trace)
         failed = outcome is Outcome.FAILED or outcome is Outcome.LOST
-        if self._write_line(trace, failed=failed) and failed:
+        if self._write_line(trace, LineKind.FAILED if failed else LineKind.ANSWERED) and failed:
             fields = {"request_id": trace.request_id}
             log.warning("%s %s %s: %s", trace.path, model, outcome.value, trace.error, extra={"fields": fields})
 
-    def _write_line(self, trace: RequestTrace, *, failed: bool = False) -> bool:
+    def _write_line(self, trace: RequestTrace, kind: LineKind) -> bool:
         """Write the access line, unless there are too many; afterwards, because the response is yet to be written."""
         level = logging.DEBUG if trace.path in POLLED_PATHS else logging.INFO
-        if not self._limiter.allows(failed=failed):
+        if not self._limiter.allows(kind):
             return False
         self._call_soon(log_request, trace, level)
         return True

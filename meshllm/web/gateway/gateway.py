@@ -24,7 +24,7 @@ from meshllm.core.records import ModelLoad
 from meshllm.core.snapshot import Snapshot
 from meshllm.errors import port_taken
 from meshllm.tasks import Owner
-from meshllm.web.gateway.api_request import api_of
+from meshllm.web.gateway.api_request import api_label, api_of
 from meshllm.web.gateway.dispatcher import RequestDispatcher
 from meshllm.web.gateway.metrics import CONTENT_TYPE, Metrics, NodeCounters
 from meshllm.web.gateway.model_list import model_card, model_list, unknown_model_message
@@ -34,7 +34,7 @@ from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, RequestLog, 
 from meshllm.web.gateway.response_writer import HOST_HEADER
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import TargetTable
-from meshllm.web.http.access_control import AccessPolicy, is_local
+from meshllm.web.http.access_control import AccessPolicy, is_local, is_loopback
 from meshllm.web.http.client import PeerConnector
 from meshllm.web.http.parser import Request
 from meshllm.web.http.server import Connection, ConnectionSet
@@ -182,9 +182,10 @@ class Gateway:
     def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
         """Send an error for bytes that never became a request."""
         api = api_of(path)
-        caller = f"remote {connection.peer}"  # without its headers it is not known to be local
-        trace = RequestTrace(connection.request_id, api._value_, path[:MAX_TEXT], caller, self.now())
-        self._dispatcher.reject(connection, api, trace, status, "bad_request", message)
+        local = is_loopback(connection.peer)  # without its headers a proxy on this machine is not recognised
+        caller = LOCAL_CALLER if local else f"remote {connection.peer}"
+        trace = RequestTrace(connection.request_id, api_label(path), path[:MAX_TEXT], caller, self.now())
+        self._dispatcher.reject(connection, api, trace, status, "bad_request", message, unrouted=True, admitted=local)
 
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
@@ -193,7 +194,8 @@ class Gateway:
         api = route.api if route is not None else api_of(request.path)
         local = is_local(connection.peer, request.headers)
         caller = LOCAL_CALLER if local else f"remote {connection.peer}"
-        trace = RequestTrace(connection.request_id, api._value_, request.path[:MAX_TEXT], caller, now)
+        label = api._value_ if route is not None else api_label(request.path)
+        trace = RequestTrace(connection.request_id, label, request.path[:MAX_TEXT], caller, now)
         refusal = self._policy.refuse_page(request.headers, connection.at)
         if refusal is None and not local:
             refusal = self._policy.refuse_without_key(request.headers)
@@ -201,7 +203,17 @@ class Gateway:
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             # A page that may call, but with a wrong key or none, must be able to read the error.
             readable = self._cors(request) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
-            self._dispatcher.reject(connection, api, trace, refusal.status, refusal.code, refusal.message, readable)
+            self._dispatcher.reject(
+                connection,
+                api,
+                trace,
+                refusal.status,
+                refusal.code,
+                refusal.message,
+                readable,
+                unrouted=True,
+                admitted=False,
+            )
             return None
         cors = self._cors(request) if b"origin" in request.headers else ""
         if request.method == "OPTIONS":
@@ -248,14 +260,14 @@ class Gateway:
 
     def _not_found(self, connection: Connection, request: Request, api: Api, trace: RequestTrace, cors: str) -> None:
         message = f"Unknown path {request.path[:200]}. The API is at /v1 (see GET /v1/models)."
-        self._dispatcher.reject(connection, api, trace, 404, "not_found", message, cors)
+        self._dispatcher.reject(connection, api, trace, 404, "not_found", message, cors, unrouted=True)
 
     def _wrong_method(
         self, connection: Connection, request: Request, api: Api, trace: RequestTrace, allowed: str, cors: str
     ) -> None:
         message = f"{request.path} accepts {allowed}, not {request.method[:20]}."
         headers = f"allow: {allowed}\r\n{cors}"
-        self._dispatcher.reject(connection, api, trace, 405, "method_not_allowed", message, headers)
+        self._dispatcher.reject(connection, api, trace, 405, "method_not_allowed", message, headers, unrouted=True)
 
     def _cors(self, request: Request) -> str:
         origin = request.header(b"origin")

@@ -42,7 +42,9 @@ class MetricDescription(NamedTuple):
 
 DESCRIPTIONS: dict[str, MetricDescription] = {
     "mesh_llm_requests": MetricDescription(
-        "counter", ("api", "model", "outcome"), "API requests that ended. The model of an invalid request is unknown."
+        "counter",
+        ("api", "model", "outcome"),
+        "Requests for a model that ended, and refused requests of any kind; without those of peers.",
     ),
     "mesh_llm_request_seconds": MetricDescription(
         "histogram", ("api", "model", "outcome"), "From a request's arrival to its end; refused requests do not count."
@@ -57,7 +59,9 @@ DESCRIPTIONS: dict[str, MetricDescription] = {
         "counter", ("target", "outcome"), "Attempts at targets, by kind of target: local, backend or peer."
     ),
     "mesh_llm_target_requests": MetricDescription(
-        "counter", ("target", "outcome"), "API requests that ended, by the kind of the last target; none: without one."
+        "counter",
+        ("target", "outcome"),
+        "Requests for a model that ended, by their last target; none: no target was tried. Without invalid requests.",
     ),
     "mesh_llm_peer_requests": MetricDescription(
         "counter", ("model", "outcome"), "Requests of peers that ended here; they are in no other count."

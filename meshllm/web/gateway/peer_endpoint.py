@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from meshllm.web.gateway.api_request import api_of
+from meshllm.web.gateway.api_request import api_label, api_of
 from meshllm.web.gateway.dispatcher import RequestDispatcher
 from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.gateway.request_log import MAX_TEXT, RequestTrace
@@ -47,14 +47,16 @@ class PeerEndpoint:
         self._dispatcher = dispatcher
         self._caller = f"peer {peer[:10]}"
 
-    def _trace(self, connection: Connection, api: Api, path: str) -> RequestTrace:
-        return RequestTrace(connection.request_id, api.value, path[:MAX_TEXT], self._caller, self._dispatcher.now())
+    def _trace(self, connection: Connection, path: str) -> RequestTrace:
+        return RequestTrace(
+            connection.request_id, api_label(path), path[:MAX_TEXT], self._caller, self._dispatcher.now()
+        )
 
     def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
         """Send an error for bytes that never became a request."""
         api = api_of(path)
-        trace = self._trace(connection, api, path)
-        self._dispatcher.reject(connection, api, trace, status, "bad_request", message, from_peer=True)
+        trace = self._trace(connection, path)
+        self._dispatcher.reject(connection, api, trace, status, "bad_request", message, from_peer=True, unrouted=True)
 
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
@@ -62,11 +64,13 @@ class PeerEndpoint:
         # Canonical paths only: gateways use no others.
         if route is None or route.api is Api.MODELS or request.path != route.path or request.method != route.method:
             api = api_of(request.path)
-            trace = self._trace(connection, api, request.path)
+            trace = self._trace(connection, request.path)
             message = "Peers may only POST to the model routes."
-            self._dispatcher.reject(connection, api, trace, 403, "path_not_allowed", message, from_peer=True)
+            self._dispatcher.reject(
+                connection, api, trace, 403, "path_not_allowed", message, from_peer=True, unrouted=True, admitted=False
+            )
             return None
-        trace = self._trace(connection, route.api, route.path)
+        trace = self._trace(connection, route.path)
         if self.active >= MAX_PEER_REQUESTS:
             message = f"This node processes at most {MAX_PEER_REQUESTS} requests of one peer at a time."
             self._dispatcher.reject(

@@ -38,6 +38,8 @@ from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss
 # How long a request avoids a target that failed it.
 AVOID_SECONDS = 1.0
 MAX_ATTEMPTS = 4
+# How long a stream whose engine closed the connection waits for the cause.
+CAUSE_SECONDS = 1.0
 # A request leaves at most this many hosts because they are slow.
 MAX_LATE = 2
 # The largest response that is not a stream: embeddings of a large batch are some 10 MB.
@@ -52,6 +54,7 @@ class RequestPhase(Enum):
     SENT = "sent"
     BUFFERING = "buffering"
     STREAMING = "streaming"
+    LOST = "lost"  # the engine's connection was lost; the core is about to say why
     DONE = "done"
 
 
@@ -134,6 +137,7 @@ class ProxiedRequest:
         self._whole: WholeResponse | None = None
         self._registered = False  # with `host.waits`
         self._failures = self._late = 0
+        self._loss = ""
         self.kind: TargetKind | None = None
         local = trace.caller == LOCAL_CALLER
         self._writer = ResponseWriter(connection, request, cors, self.began, local=local, from_peer=from_peer)
@@ -154,6 +158,10 @@ class ProxiedRequest:
         """Something changed while this request was waiting."""
         if self.phase is RequestPhase.WAITING:
             self._select()
+        elif self.phase is RequestPhase.LOST and self._target is not None:
+            route = self._find()[0]
+            if self._target.target not in route.targets:
+                self._lost(self._loss, route)
 
     def _find(self) -> tuple[ModelRoute, list[TargetQueue]]:
         return self._host.find(self.model, local_only=self.from_peer)
@@ -364,8 +372,9 @@ class ProxiedRequest:
         elif error is not None:
             self._refused(error)
         else:
-            outcome = Outcome.LOST if repair.worker_lost else Outcome.FAILED
-            self._end_stream(forwarded, outcome, error_message_in(forwarded))
+            outcome = Outcome.LOST if begun else Outcome.FAILED
+            error_text = error_message_in(forwarded) or "the stream ended with an error"
+            self._end_stream(forwarded, outcome, error_text)
 
     def _refused(self, error: UpstreamError) -> None:
         """A host refused the request, and another host may not."""
@@ -419,17 +428,32 @@ class ProxiedRequest:
         elif not self._begun:
             self._retry(reason)
         else:
-            self._lost(reason)
+            self._connection_lost(reason)
 
-    def _lost(self, reason: str) -> None:
+    def _connection_lost(self, reason: str) -> None:
+        """The connection was lost after the first byte. Why an engine process ended is known a moment later."""
+        route = self._find()[0]
+        if self.kind is TargetKind.ENGINE and self._target is not None and self._target.target in route.targets:
+            self.phase, self._loss, self._last_upstream = RequestPhase.LOST, reason, self._host.now()
+            self._registered = True
+            self._host.waits(self, True)
+        else:
+            self._lost(reason, route)
+
+    def _lost(self, reason: str, route: ModelRoute | None = None) -> None:
+        """End a stream that has begun. `route` is the model's now: it may say why the engine process here ended."""
         assert self._repair is not None
-        lost_reason = self._find()[0].lost_reason if self._target is not None and self._target.offer.split else ""
+        if route is not None and self.kind is TargetKind.ENGINE:
+            reason = route.lost_reason or route.engine_failure or reason
+            worker_lost = bool(route.lost_reason) and self._target is not None and self._target.offer.split
+        else:
+            worker_lost = False
         message = (
-            worker_loss_message(self.model, lost_reason)
-            if lost_reason
+            worker_loss_message(self.model, reason)
+            if worker_lost
             else f"The connection to the server of {self.model} was lost in the middle of the response: {reason}."
         )
-        self._end_stream(self._repair.fail(UPSTREAM_LOST, message), Outcome.LOST, lost_reason or reason)
+        self._end_stream(self._repair.fail(UPSTREAM_LOST, message), Outcome.LOST, reason)
 
     def _whole_response(self, whole: WholeResponse) -> None:
         if not 200 <= whole.status < 300:
@@ -477,6 +501,8 @@ class ProxiedRequest:
         """End with an error: ours, or a target's."""
         begun = self._writer.streaming
         outcome = Outcome.FAILED if begun or error.status >= 500 else Outcome.REFUSED
+        if self._begun:
+            outcome = Outcome.LOST
         self._finish(outcome, 200 if begun else error.status, error.message)
         self._writer.refuse(error, headers, self._repair)
 
@@ -522,6 +548,9 @@ class ProxiedRequest:
             if self.phase is RequestPhase.WAITING and waited:
                 message = f"{self.model} is not ready after {now - self.began:.0f} s: {self.message}. Retry later."
                 self._fail(503, "model_not_ready", message, "retry-after: 10\r\n")
+        elif self.phase is RequestPhase.LOST:
+            if now - self._last_upstream >= CAUSE_SECONDS:
+                self._lost(self._loss)
         elif self._target is not None and not self._connection.paused:
             self._check_timeouts(self._target, now)
         if not self.over and now - self._writer.last >= timeouts.SILENCE_SECONDS and (self.streams or self.from_peer):

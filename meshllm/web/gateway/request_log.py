@@ -20,6 +20,9 @@ MAX_REQUESTS = 200
 # Access lines per second and in a burst: far more than engines serve. A line costs as much as a small request.
 LINES_PER_SECOND = 50.0
 LINES_AT_ONCE = 50.0
+# The same for requests that were refused before they had a model: a scanner must not displace the lines of callers.
+UNROUTED_LINES_PER_SECOND = 5.0
+UNROUTED_LINES_AT_ONCE = 10.0
 # Longest string that a summary keeps: model names and error texts come from callers and peers.
 MAX_TEXT = 300
 # The caller in the trace of a request of this machine.
@@ -209,39 +212,58 @@ def _milliseconds(start: float, moment: float | None) -> float | None:
     return None if moment is None else round(max(0.0, moment - start) * 1000, 1)
 
 
+class LineKind(Enum):
+    """Which budget an access line uses."""
+
+    ANSWERED = "answered"  # answered, abandoned, or refused after the request was accepted
+    FAILED = "failed"
+    UNROUTED = "unrouted"  # unauthenticated, malformed, or for a path or method that does not exist
+
+
+class _LineBudget:
+    """The lines of one kind: how many may be written now, and how many were left out and not yet reported."""
+
+    __slots__ = ("bucket", "left_out", "noted", "pause", "rate")
+
+    def __init__(self, rate: float, at_once: float, now: float) -> None:
+        self.rate = rate
+        self.bucket = TokenBucket(rate, at_once, now)
+        self.left_out = 0
+        self.pause = self.noted = now
+
+
 class LineLimiter:
     """Bounds the log lines of requests: a caller that floods the API must not push all else out of the rotated log.
 
-    Requests that ended well and those that failed have an allowance each. Lines left out are counted, and the count is
-    logged. The ring and the metrics have every request.
+    Each `LineKind` has a budget. Lines left out are counted, and the count is logged at most once in `NOTE_SECONDS`.
+    The metrics have every request.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         start = now()
-        self._answered = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, start)
-        self._failed = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE, start)
-        self._answered_pause = self._failed_pause = start
-        self._left_out = 0
-        self._noted = start
+        self._answered = _LineBudget(LINES_PER_SECOND, LINES_AT_ONCE, start)
+        self._failed = _LineBudget(LINES_PER_SECOND, LINES_AT_ONCE, start)
+        self._unrouted = _LineBudget(UNROUTED_LINES_PER_SECOND, UNROUTED_LINES_AT_ONCE, start)
 
-    def allows(self, *, failed: bool) -> bool:
+    def allows(self, kind: LineKind = LineKind.ANSWERED) -> bool:
         """Whether the lines of a request that ended now may be written."""
+        if kind is LineKind.ANSWERED:
+            budget = self._answered
+        else:
+            budget = self._failed if kind is LineKind.FAILED else self._unrouted
         now = self._now()
-        if now < (self._failed_pause if failed else self._answered_pause):
-            self._left_out += 1
+        if now < budget.pause:
+            budget.left_out += 1
             return False
-        if not (self._failed if failed else self._answered).take(now):
-            self._left_out += 1
-            if failed:
-                self._failed_pause = now + PAUSE_SECONDS
-            else:
-                self._answered_pause = now + PAUSE_SECONDS
+        if not budget.bucket.take(now):
+            budget.left_out += 1
+            budget.pause = now + PAUSE_SECONDS
             return False
-        if self._left_out and now - self._noted >= NOTE_SECONDS:
-            self._noted = now
-            fields: dict[str, object] = {"left_out": self._left_out, "limit_per_second": LINES_PER_SECOND}
-            self._left_out = 0
+        if budget.left_out and now - budget.noted >= NOTE_SECONDS:
+            budget.noted = now
+            fields: dict[str, object] = {"left_out": budget.left_out, "limit_per_second": budget.rate}
+            budget.left_out = 0
             _emit(access_log, logging.INFO, "access lines were left out: too many requests", (), fields)
         return True
 

@@ -230,7 +230,9 @@ def _translated(api: Api, status: int, found: Mapping[str, Any], request_id: str
     message = clean(str(found["message"]), MAX_MESSAGE)
     kind, code, param = (_word(found.get(key)) for key in ("type", "code", "param"))
     if code is None:
-        code = _CODES.get(kind or "", kind)
+        # `"code": null` is kept; an error without a code gets its type as code.
+        unnamed = "code" in found and found["code"] is None
+        code = _CODES.get(kind or "", None if unnamed else kind)
     extra: dict[str, Any] = {}
     for key, value in found.items():
         if key in ("message", "type", "code", "param") or len(extra) >= _MAX_EXTRA or len(key) > _MAX_WORD:

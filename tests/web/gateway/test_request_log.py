@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from web_rig import CHAT_STREAM, DONE, Bench, Call, Town, ask, host, never, node_id, request, town
+from web_rig import CHAT_STREAM, DONE, Bench, Call, Town, ask, bench, host, never, node_id, request, served, town
 
+from meshllm.core.snapshot import ServerPhase
 from meshllm.web.gateway.request_log import (
     LINES_AT_ONCE,
     MAX_REQUESTS,
     MAX_TEXT,
+    UNROUTED_LINES_AT_ONCE,
+    LineKind,
     LineLimiter,
     Outcome,
     RequestLog,
     RequestTrace,
 )
+from meshllm.web.http.access_control import AccessPolicy
 
 USAGE = (
     b'data: {"choices":[],"usage":{"prompt_tokens":20,"completion_tokens":7,'
@@ -197,9 +202,103 @@ def test_request_log_is_bounded() -> None:
 def test_access_lines_are_bounded_and_those_left_out_are_counted(lines: Lines) -> None:
     now = 0.0
     limiter = LineLimiter(lambda: now)
-    allowed = [limiter.allows(failed=False) for _ in range(1000)]
+    allowed = [limiter.allows() for _ in range(1000)]
     assert sum(allowed) == LINES_AT_ONCE
-    assert limiter.allows(failed=True), "failures have an allowance of their own"
+    assert limiter.allows(LineKind.FAILED), "failures have an allowance of their own"
     now = 1.0
-    assert limiter.allows(failed=False)
+    assert limiter.allows()
     assert [fields["left_out"] for fields in lines.access] == [1000 - LINES_AT_ONCE]
+
+
+async def test_refused_requests_neither_fill_the_ring_nor_displace_access_lines(folder: Path, lines: Lines) -> None:
+    async with bench(folder, AccessPolicy(key="secret")) as table:
+        await table.serve()
+        for _ in range(int(LINES_AT_ONCE) + 20):
+            assert (await table.call(request("GET", "/v1/models", host="box.lan"), "GET")).status == 401
+        assert (await table.call(ask())).status == 200
+        [summary] = table.gateway.requests.snapshot()
+        assert (summary.status, summary.outcome) == (200, Outcome.ANSWERED)
+    statuses = [line["status"] for line in lines.access if "status" in line]
+    assert UNROUTED_LINES_AT_ONCE <= statuses.count(401) < LINES_AT_ONCE
+    assert statuses.count(200) == 1
+
+
+async def test_requests_without_a_route_have_the_api_other(table: Bench, lines: Lines) -> None:
+    await table.get("/nothing")
+    await table.get("/v1/models/unknown")
+    caller = await table.caller()
+    caller.send(b"nonsense\r\n\r\n")
+    await caller.response("GET")
+    await asyncio.sleep(0)
+    assert [(line["api"], line["caller"]) for line in lines.access] == [
+        ("other", "local"), ("models", "local"), ("other", "local"),
+    ]  # fmt: skip
+    text = (await table.get("/metrics")).body.decode()
+    assert 'mesh_llm_requests_total{api="other",model="unknown",outcome="refused"} 2.0' in text
+    assert 'api="chat"' not in text
+
+
+@pytest.mark.parametrize("ending", ["engine killed", "host stops"])
+async def test_stream_lost_at_a_peer_is_lost_at_both_nodes(place: Town, lines: Lines, ending: str) -> None:
+    """Both access lines say `lost`, and name the cause, which the core of the host reports after the connection."""
+    here, there = place.benches[:2]
+    cause = "the engine process was killed by SIGKILL"
+    heard = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        call.begin_stream()
+        call.chunk(CHAT_STREAM[0] + CHAT_STREAM[1])
+        await heard.wait()
+        if ending == "engine killed":
+            call.reset()
+            asyncio.get_running_loop().call_later(0.01, there.publish, gone)
+        else:
+            await call.gone()
+
+    engine = await place.serve(1, script)
+    gone = replace(
+        served("m", engine.address), server=ServerPhase.NONE, server_facts=None, last_failure=cause, reason=cause
+    )
+    here.meet(host(node_id(1), "m"))
+    caller = await here.caller()
+    caller.send(ask(stream=True))
+    await caller.head()
+    body = await caller.piece()
+    heard.set()
+    if ending == "host stops":
+        await there.gateway.close(grace=0.01)
+    while piece := await caller.piece():
+        body += piece
+    await asyncio.sleep(0)  # the line is written in the loop's next turn
+    expected = cause if ending == "engine killed" else "This node is stopping."
+    assert expected.encode() in body
+    assert [(line["outcome"], line["status"]) for line in lines.access] == [("lost", 200)] * 2
+    assert all(expected in line["error"] for line in lines.access)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_stream_of_a_lost_engine_ends_without_a_cause_in_time(
+    table: Bench, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshllm.web.gateway.request.CAUSE_SECONDS", 0.02)
+    heard = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        call.begin_stream()
+        call.chunk(CHAT_STREAM[0] + CHAT_STREAM[1])
+        await heard.wait()
+        call.reset()
+
+    await table.serve(script)
+    caller = await table.caller()
+    caller.send(ask(stream=True))
+    await caller.head()
+    body = await caller.piece()
+    heard.set()
+    while piece := await caller.piece():
+        body += piece
+    assert b"upstream_lost" in body
+    await asyncio.sleep(0)
+    assert [line["outcome"] for line in lines.access] == ["lost"]
+    await caller.close()
+    await table.idle()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stream_helpers import read
 
 from meshllm.core.snapshot import Purpose
-from meshllm.wire.api.errors import error_body, error_event, translate_error
+from meshllm.wire.api.errors import error_body, error_event, translate_error, translate_event
 from meshllm.wire.api.routes import ROUTES, Api, find_route, model_in_path
 from meshllm.wire.api.stream_repair import stream_repair
 
@@ -185,3 +185,16 @@ def test_error_event_carries_the_request_id(api: Api, upstream: bytes | None) ->
     assert errors
     error = errors[0]
     assert (error["error"] if api in (Api.CHAT, Api.COMPLETIONS) else error)["request_id"] == "req_1"
+
+
+def test_relayed_error_keeps_its_null_code() -> None:
+    error = {"message": "gone", "type": "server_error", "param": None, "code": None}
+    for relayed in (translate_error(Api.CHAT, 500, json.dumps({"error": error}).encode())[1], relayed_event(error)):
+        assert relayed["error"] == error
+
+
+def relayed_event(error: dict[str, Any]) -> dict[str, Any]:
+    """The error event that follows from an upstream's."""
+    found = json.loads(translate_event(Api.CHAT, error).split(b"\n")[0].removeprefix(b"data: "))
+    assert isinstance(found, dict)
+    return found
