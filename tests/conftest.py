@@ -14,6 +14,9 @@ from tests.daemons import MODEL, Daemon, daemon
 # becomes the default action in them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under `nohup` SIGHUP is ignored, in child processes as well.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # No deadlines: a busy machine must not fail a test.
 settings.register_profile("mesh-llm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mesh-llm")

@@ -130,7 +130,7 @@ def test_chat_of_a_client_names_the_node_that_answered(
         page.get_by_role("link", name="Join").click()
         visitor.allow("409")
         page.get_by_role("button", name="Show an invite").click()
-        expect(page.get_by_role("alert")).to_contain_text("Ask a node of the mesh")
+        expect(page.get_by_role("alert")).to_contain_text("on a node of the mesh")
 
 
 def test_chat_stop_frees_the_slot_of_the_engine(chat: Page) -> None:
