@@ -43,7 +43,7 @@ TIMEOUT_S: Final = 600.0
 STREAMS: Final = 4
 CONTEXT: Final = 4096
 MODEL: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
-TEMPLATE: Final = PACKAGE / "models" / "templates" / "smollm2-tools.jinja"
+TEMPLATE: Final = PACKAGE / "models" / "catalog" / "templates" / "smollm2-tools.jinja"
 WARM: Final = 0.8
 MANNERS: Final = {"greedy": (0.0, 1), "warm": (WARM, 1), "together": (0.0, STREAMS)}
 """How the texts are asked for: temperature, and how many at a time."""
