@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 ENGINE_TASK = "engine"
-LOOKING = "looking for"
+CHECKING = "checking"
 # A machine with containers has an address in each of their networks; the first ones are the most likely.
 MAX_ADDRESSES = 2
 # Without a terminal, progress is one line per step of this fraction.
@@ -57,11 +57,11 @@ def _progress(snapshot: Snapshot) -> dict[str, Progress]:
     """What is being built, downloaded or loaded now, by name."""
     running = {}
     if snapshot.engine.phase is EnginePhase.PREPARING:
-        running[ENGINE_TASK] = snapshot.engine.progress or Progress(LOOKING)
+        running[ENGINE_TASK] = snapshot.engine.progress or Progress(CHECKING)
     for model in snapshot.models:
         phase = next_step.phase(snapshot.engine, model)
         if model.file is FilePhase.FETCHING or phase in (ModelPhase.LOADING, ModelPhase.RESTARTING):
-            running[model.name] = model.progress or Progress(LOOKING if _is_looked_for(model) else phase.value)
+            running[model.name] = model.progress or Progress(CHECKING if _is_checked(model) else phase.value)
     return running
 
 
@@ -74,10 +74,10 @@ def _model_text(snapshot: Snapshot, model: ModelState) -> str:
     reason = model.reason or (snapshot.engine.reason if snapshot.engine.phase is EnginePhase.FAILED else "")
     advice = model.advice or (snapshot.engine.advice if snapshot.engine.phase is EnginePhase.FAILED else "")
     cause = f": {reason} {advice}".rstrip() if phase in (ModelPhase.FAILED, ModelPhase.RESTARTING) and reason else ""
-    return f"{LOOKING if _is_looked_for(model) else phase.value} {model.name}{cause}"
+    return f"{CHECKING if _is_checked(model) else phase.value} {model.name}{cause}"
 
 
-def _is_looked_for(model: ModelState) -> bool:
+def _is_checked(model: ModelState) -> bool:
     """Whether no byte of the file is downloaded yet: a file on this disk is only read and checked."""
     return model.file is FilePhase.FETCHING and (model.progress is None or model.progress.stage == "verifying")
 
@@ -147,7 +147,7 @@ class LineViewer(Viewer):
             phase = next_step.phase(snapshot.engine, model)
             # Between two files of a model there is no progress for a moment: no change to show.
             fetched = self._shown.get(f"model {model.name}") == f"{ModelPhase.FETCHING.value} {model.name}"
-            if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING) and not (fetched and _is_looked_for(model)):
+            if phase not in (ModelPhase.WAITING, ModelPhase.STOPPING) and not (fetched and _is_checked(model)):
                 self._show_change(f"model {model.name}", _model_text(snapshot, model), phase)
             if text := waiting(model):
                 self._show_change(f"split {model.name}", f"{model.name}: {text}", phase)

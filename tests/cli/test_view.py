@@ -82,8 +82,8 @@ def test_line_viewer_shows_each_change_once(kind: str) -> None:
     assert told.count("http://b serves x") == 1
     assert "SIGKILL" in told
     if not terminal:
-        assert told.index("looking for m[red]odel") < told.index("fetching m[red]odel")
-        assert (told.count("looking for m[red]odel"), told.count("fetching m[red]odel")) == (1, 1)
+        assert told.index("checking m[red]odel") < told.index("fetching m[red]odel")
+        assert (told.count("checking m[red]odel"), told.count("fetching m[red]odel")) == (1, 1)
     assert ("restarting" if terminal else "compile") in told  # bars are drawn only so often
     if terminal:
         assert "━" in told

@@ -1,13 +1,13 @@
-"""Computers for tests: hosts in network namespaces of their own, and between them a wire that does as it is told.
+"""Hosts for tests, each in its own network namespace, and a scripted wire between them.
 
     with Lab() as lab:
         a, b = lab.host("a"), lab.host("b")
         lab.nat("home", "cone"); c = lab.host("c", behind="home")
         lab.link("a", "b", delay=0.02, loss=0.01)
 
-Law: Linux and root only; `missing()` says what is not there. Hosts reach each other at once unless `link` says
-otherwise. Whatever becomes of the tests, nothing stays for long: the wire ends with us, our programs too, and
-namespaces of a run that was killed are removed by the next. IPv4 only, and no host has a way to the real network.
+Linux and root only; `missing()` lists what is absent. Hosts reach each other without delay unless `link` sets one. The
+wire and the programs end with the test process; the next run removes the namespaces of a killed one. IPv4 only; no host
+reaches the real network.
 """
 
 from __future__ import annotations

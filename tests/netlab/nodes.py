@@ -1,7 +1,7 @@
 """Daemons on the lab's hosts, and the models behind them: fakes that answer like an OpenAI-compatible server.
 
-Law: what is asked of a daemon comes from its own host's loopback; a fake lives in the test, which sees what reaches it
-and can hold it back. Nothing here sleeps to wait for a fact: the daemon's own event stream tells when it holds.
+Requests to a daemon come from the loopback of its host. A fake runs in the test, which sees its requests and can delay
+them. Nothing here sleeps until a fact holds: the daemon's event stream reports it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What lies between simulated nodes: delay, loss, and cuts.
+"""The network between simulated nodes: delay, loss and cuts.
 
-Law: everything random comes from the random generator it is given, so that a seed repeats a run exactly. Times are
+All randomness comes from the given random generator, so a seed repeats a run exactly. Times are
 seconds of virtual time; nodes are numbered.
 """
 

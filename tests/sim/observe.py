@@ -1,8 +1,7 @@
-"""What can be asked of a simulated mesh. Each question is answered with what is wrong, or with nothing.
+"""Conditions of a simulated mesh. Each returns what is wrong, or nothing.
 
-Law: looking changes nothing. Nodes are asked for their status by `Mesh.peer_status`, which is what the snapshot says
-(a test compares), without the cost of making a snapshot of every node ten times a second. For the same reason
-`record`, `troubled` and `not_whole` look into the tables themselves.
+Observing changes nothing. `NodeCore.peer_status` gives the status in the snapshot (a test compares) without making a
+snapshot of every node ten times a second. For the same reason `record`, `troubled` and `not_whole` read the tables.
 """
 
 from __future__ import annotations

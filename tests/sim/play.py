@@ -1,6 +1,6 @@
 """Plays a scenario on a simulation, step by step, and keeps the figures.
 
-Law: a step that fails says which line, which seed, which time, and what is in the way; nothing else is decided here.
+The error of a failed step names the line, the seed, the time and the reason.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The language scenarios are written in: one statement a line, `#` begins a comment.
+"""The language of scenarios: one statement a line, `#` begins a comment.
 
 Settings come first, then actions, done one after the other on virtual time:
 
     nodes 100            clients 3            seed 7             skew 1%            delay 5ms..40ms
-    loss 10%             loss 10% late        (late: sent anew, as QUIC does; a setting and an action)
-    mesh 50..99          these were founded apart, with the same secret
+    loss 10%             loss 10% late        (late: sent again, like QUIC; a setting and an action)
+    mesh 50..99          a second mesh with the same secret
     start 0..9           start 10..99 over 20s                start 5 through 0..4,600
-    start 6 knowing 7..9                      (these it remembers from before; it was given no invite)
-    join 3 through 50..52                     (a running node is given invites)
+    start 6 knowing 7..9                      (it remembers these peers and has no invite)
+    join 3 through 50..52                     (a running node gets invites)
     wait 10s             at 60s kill 3        (`at` waits until that time, then does the rest of the line)
     kill 3,7             stop 4               restart them       (them: the nodes of the last action)
     serve 5 some-model   cut 0..49 | 50..99   cut 3 > 4          heal
@@ -20,7 +20,7 @@ Nodes are `3`, `0..9`, `3,7..9`, `all`, `clients`, `random 10` (of those that ru
 Conditions: `joined NODES`, `gone NODES`, `known MODEL`, `whole`, `one mesh`, `deaths N`, `adoptions N` (at most N);
 of the last `measure`: `records N` (each node wrote at most N records an hour), `bytes N` (per node and round, mean).
 
-Law: parsing reads text and nothing else; what is wrong is said with the line's number.
+Parsing has no effects. An error names the line's number.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A whole mesh in one process on virtual time: N cores, the links between them, and what can befall both.
+"""A mesh in one process on virtual time: N cores, their links, and the faults of both.
 
-Law: nothing here decides anything about the mesh; it carries out the commands of `meshllm.core.node` as the daemon
-would and answers with events. A seed repeats a run exactly. Numbers of nodes stand for nodes; `now` is virtual time in
-seconds, which every node reads from a clock of its own.
+The simulation executes the commands of `meshllm.core.node` like the daemon and answers with events; it decides nothing
+about the mesh. A seed repeats a run exactly. Nodes are numbered. `now` is virtual time in seconds; each node has a
+clock of its own.
 """
 
 from __future__ import annotations

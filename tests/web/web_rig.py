@@ -1,6 +1,6 @@
-"""What the tests of `meshllm.web` share: a bench with a gateway, upstreams that do as they are told, a strict caller.
+"""Shared by the tests of `meshllm.web`: a bench with a gateway, scripted upstreams and a strict caller.
 
-Law: nothing here sleeps to wait for a fact (`Watch.until`); a bench that closes proves that nothing was left behind.
+Nothing here sleeps until a fact holds (`Watch.until` waits for it). A bench that closes checks that nothing is left.
 """
 
 from __future__ import annotations
