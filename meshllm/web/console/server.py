@@ -47,7 +47,7 @@ class Console:
     `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite that is
     valid for so many seconds (0: no expiry), or raises MeshError. `requests` returns the last API requests, the newest
     first. `download` downloads models for the command line (None: refused). `routes` are additional endpoints. `token`
-    is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event with its fields.
+    is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
     def __init__(
