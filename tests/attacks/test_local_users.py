@@ -146,3 +146,17 @@ def test_home_that_every_user_may_write_into_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Every user of this machine can write" in done.stderr
     assert list(home.iterdir()) == []
+
+
+def test_status_of_a_node_with_another_home_is_the_public_part(node: Daemon, tmp_path: Path) -> None:
+    port = str(urlsplit(node.console_url).port)
+    done = subprocess.run(
+        [str(PROGRAM), "status", "--node-port", port],
+        env={**os.environ, "MESH_LLM_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "set MESH_LLM_HOME to the home of that node" in " ".join(done.stdout.split())
+    assert str(node.home) not in done.stdout
