@@ -64,6 +64,10 @@ def logs(
     since: Annotated[
         str, typer.Option(metavar="TIME", help="Only newer lines: 10m, 2h, 1d, or 2026-01-31T12:00:00Z.")
     ] = "",
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="The audit log: who joined, was refused, took a lease, used a key."),
+    ] = False,
     lines: Annotated[
         int | None,
         typer.Option(
@@ -77,9 +81,11 @@ def logs(
     wanted = LogFilter(level_name(level), request_id(request), moment(since, datetime.now(UTC)))
     if lines is None and not (request or since):
         lines = 200
-    tail = open_log(paths.home(), engine)
+    if audit and (engine or request or level != "debug"):
+        raise typer.BadParameter("The audit log has no levels, requests or engines. Leave out the other filters.")
+    tail = open_audit(paths.home()) if audit else open_log(paths.home(), engine)
     try:
-        found = show(tail, wanted, lines, follow=follow, pause=_pause)
+        found = show(tail, wanted, lines, follow=follow, pause=_pause, audit=audit)
     except KeyboardInterrupt:
         return
     finally:
@@ -164,6 +170,23 @@ def open_log(home: Path, engine: str) -> LogTail:
     )
 
 
+def open_audit(home: Path) -> LogTail:
+    """The audit log of the node of `home`. Raises UsageError if there is none."""
+    from meshllm.daemon.audit_log import FILES, audit_path
+    from meshllm.daemon.log_file import rotated
+    from meshllm.daemon.log_reader import LogTail
+    from meshllm.errors import UsageError
+
+    path = audit_path(home)
+    tail = LogTail(path, tuple(rotated(path, number) for number in range(1, FILES)))
+    if not tail.found:
+        raise UsageError(
+            f"There is no audit log {path} that can be read.",
+            advice="A node writes it when it starts. If the node has another home, set MESH_LLM_HOME to it.",
+        )
+    return tail
+
+
 def show(
     tail: LogTail,
     wanted: LogFilter,
@@ -172,14 +195,16 @@ def show(
     follow: bool,
     pause: Callable[[], bool],
     write: Callable[[str], None] | None = None,
+    audit: bool = False,
 ) -> bool:
     """Print the last `lines` records that `wanted` accepts; then, with `follow`, new ones until `pause` is False.
+    `audit`: they are lines of the audit log.
 
     Returns whether `wanted` accepted any.
     """
     write = write or _write
     count = 0
-    texts = _accepted(tail, wanted)
+    texts = _accepted(tail, wanted, audit=audit)
     if lines is not None:
         last: deque[str] = deque(maxlen=lines)
         for text in texts:
@@ -190,16 +215,18 @@ def show(
         count += 1
         write(text)
     while follow and pause():
-        for text in _accepted(tail, wanted):
+        for text in _accepted(tail, wanted, audit=audit):
             count += 1
             write(text)
     return count > 0
 
 
-def _accepted(tail: LogTail, wanted: LogFilter) -> Iterator[str]:
+def _accepted(tail: LogTail, wanted: LogFilter, *, audit: bool) -> Iterator[str]:
+    from meshllm.daemon.audit_log import parse_audit
     from meshllm.daemon.log_format import parse
 
-    return _shown(record for record in map(parse, tail.read()) if wanted.accepts(record))
+    records = map(parse_audit if audit else parse, tail.read())
+    return _shown(record for record in records if wanted.accepts(record))
 
 
 def _shown(records: Iterable[LogRecordView]) -> Iterator[str]:

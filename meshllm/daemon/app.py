@@ -30,6 +30,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
+from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
 from meshllm.daemon.draft_selection import DraftRequest, draft_request
@@ -170,6 +171,7 @@ class App:
         self._listening = Listening("", "")
         self._isolation = Isolation()
         self._changes = ChangeLog()
+        self._audit = AuditLog(settings.home)
         self._public_urls: PublicUrls | None = None
         self._session: MeshSession | None = None
         self._sharing: FileSharing | None = None
@@ -198,6 +200,8 @@ class App:
             stack.callback(lock.release)
             if self._log_file is not None:
                 self._log_file.start()
+            self._audit.start()
+            stack.callback(self._audit.close)
             _log_start(settings)
             stack.callback(self._log_stop)
             try:
@@ -315,7 +319,7 @@ class App:
             session_type, sharing_type, rpc_type, home_state = await in_thread(
                 lambda stop: _load(settings), "load the mesh"
             )
-            self._session = session_type(settings, home_state, self._post)
+            self._session = session_type(settings, home_state, self._post, self._audit.write)
             await self._session.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
             raise

@@ -79,7 +79,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         parts = [escaped(message_of(record))]
-        parts += [f"{name}={_value(value)}" for name, value in fields_of(record).items() if value is not None]
+        parts += [f"{name}={field_text(value)}" for name, value in fields_of(record).items() if value is not None]
         lines = [f"{timestamp(record)} {record.levelname:<7} {record.name}: {' '.join(parts)}"]
         if (traceback := _traceback(self, record)) is not None:
             lines += [CONTINUATION + escaped(line) for line in traceback.splitlines()]
@@ -116,7 +116,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str |
     return formatter.formatException(record.exc_info) if record.exc_info else record.exc_text
 
 
-def _value(value: object) -> str:
+def field_text(value: object) -> str:
     """A field's value in a text line; in quotes if it contains spaces, quotes or control characters."""
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -22,6 +22,8 @@ from meshllm.core import events as e
 from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, short
+from meshllm.daemon.audit_log import WriteAudit, no_audit
+from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.mesh_choice import MeshChoice, decide
 from meshllm.daemon.mesh_state import SECRET_BYTES, MeshState
 from meshllm.daemon.message_counters import MessageCounters
@@ -67,12 +69,16 @@ def load_home_state(settings: Settings) -> HomeState:
 class MeshSession:
     """The I/O of a node in a mesh; the core decides. `begin` it, and `close` it at the end."""
 
-    def __init__(self, settings: Settings, found: HomeState, post: Callable[[e.Event], None]) -> None:
-        """Raises UsageError for invites for different meshes."""
+    def __init__(
+        self, settings: Settings, found: HomeState, post: Callable[[e.Event], None], audit: WriteAudit = no_audit
+    ) -> None:
+        """`audit` records who is admitted and refused. Raises UsageError for invites for different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
         self._post = post
+        self._audit = audit
+        self._leases = LeaseAudit(audit)
         self._choice: MeshChoice = decide(found.state.mesh, found.state.secret, settings.invites)
         role = Role.CLIENT if settings.client else Role.NODE
         self.config = MeshConfig(
@@ -162,6 +168,7 @@ class MeshSession:
 
     def carry_out(self, command: c.Command) -> bool:
         """Begin `command`; False if it does not concern the mesh."""
+        self._leases.command(command)
         match command:
             case c.DialPeer() | c.HangUp() | c.Send():
                 self._links.carry_out(command)
@@ -188,11 +195,23 @@ class MeshSession:
         if self._choice.foreign and not self._adopt(link):
             link.close("its mesh secret does not match the invite")
             return
+        facts = link.facts
+        self._audit(
+            "link_admitted",
+            peer=facts.peer.hex(),
+            address=facts.address.host,
+            role=facts.role.value,
+            dialled=facts.dialled,
+        )
         self._save_first_peer(link)
         if link.facts.observed is not None:
             self._observed.record(link.facts.peer, link.facts.observed)
             self._post_addresses()
         self._links.link_up(link)
+
+    def link_refused(self, peer: NodeId | None, address: PeerAddress, code: str) -> None:
+        """A node that dialled this one is refused."""
+        self._audit("link_refused", peer=peer.hex() if peer is not None else "", address=address.host, reason=code)
 
     def link_down(self, link: Link, reason: str) -> None:
         """A link ended."""
@@ -224,10 +243,12 @@ class MeshSession:
             secret = link.facts.secret or b""
             if len(secret) != SECRET_BYTES or not hmac.compare_digest(invite_key(secret, expires), key):
                 log.warning("%s sent a mesh secret that does not match the invite", short(link.facts.peer))
+                self._audit("join_refused", peer=link.facts.peer.hex(), reason="its mesh secret is wrong")
                 return False
         self._choice = MeshChoice(choice.mesh, secret, addresses=choice.addresses)
         mesh = choice.mesh
         self._writer.add(lambda: self._state.adopt(mesh, secret))
+        self._audit("mesh_joined", mesh=mesh.hex(), peer=link.facts.peer.hex())
         return True
 
     def _save_first_peer(self, link: Link) -> None:
@@ -276,6 +297,7 @@ class MeshSession:
             raise EnvironmentFailure("This machine has no network address that other machines can reach.")
         expires = int(datetime.now(UTC).timestamp() + seconds) if seconds else 0
         token = encode(Invite(self._choice.mesh, invite_key(secret, expires), expires, tuple(found[:MAX_WAYS])))
+        self._audit("invite_made", expires=expires)
         return Invitation(token, expires)
 
     def _random_peers(self) -> list[tuple[NodeId, tuple[PeerAddress, ...]]]:

@@ -81,6 +81,9 @@ class LinkHandler(Protocol):
     def link_down(self, link: Link, reason: str) -> None:
         """The link has ended; called once for each `link_up`."""
 
+    def link_refused(self, peer: NodeId | None, address: PeerAddress, code: str) -> None:
+        """This node refused a node that dialled it. `peer`: its id if it proved it; `code`: see `HelloRefusal`."""
+
     def message(self, link: Link, payload: bytes) -> None:
         """A control message arrived: its length is checked, its content is not."""
 

@@ -164,6 +164,7 @@ class AcceptorHandshake:
     ) -> None:
         self.result: HandshakeResult | None = None
         self.refusal: HelloRefusal | None = None
+        self.proved: NodeId | None = None  # the peer, once it has proved its id
         self._identity = identity
         self._credentials = credentials
         self._instance = instance
@@ -232,6 +233,7 @@ class AcceptorHandshake:
         result = HandshakeResult(
             hello.node, hello.role, hello.mesh, self._chosen, self._nonce, hello.instance, ended=hello.ended
         )
+        self.proved = hello.node
         refusal = self._admit(result)
         if refusal is not None:
             return self.refuse(refusal)

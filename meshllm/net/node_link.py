@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from meshllm.core.records import NodeId, short
+from meshllm.core.records import NodeId, PeerAddress, short
 from meshllm.errors import BadMessage, LinkClosed, PeerRefused
 from meshllm.net.base import MAX_MESSAGE_BYTES, Clock, LinkFacts, StreamKind
 from meshllm.net.connection_protocol import CONTROL, StreamConnection
@@ -43,6 +43,9 @@ class LinkOwner(Protocol):
 
     def refused(self, link: NodeLink, error: PeerRefused) -> None:
         """The handshake with a dialled peer failed with a refusal of either side; the link closes."""
+
+    def refused_peer(self, peer: NodeId | None, address: PeerAddress, code: str) -> None:
+        """This node refuses a node that dialled it; `peer` is None unless it proved its id."""
 
     def gone(self, link: NodeLink, reason: str) -> None:
         """The link has ended, established or not. Called once."""
@@ -164,8 +167,10 @@ class NodeLink:
         self._owner.refused(self, error)
         self.close(error.message)
 
-    def close_refused(self) -> None:
+    def close_refused(self, handshake: AcceptorHandshake) -> None:
         """The peer is refused: read nothing more, and close after REFUSED_SECONDS."""
+        assert handshake.refusal is not None
+        self._owner.refused_peer(handshake.proved, self.connection.address, handshake.refusal.code)
         self._cancel_deadline()
         self._deadline = self._loop.call_later(REFUSED_SECONDS, self.close, "refused")
 
@@ -259,7 +264,7 @@ class LinkGreeting(asyncio.Protocol):
         if handshake.refusal is not None:
             transport.write_eof()
             transport.pause_reading()
-            self._link.close_refused()
+            self._link.close_refused(handshake)
 
 
 class Messages(asyncio.Protocol):

@@ -199,6 +199,10 @@ class NodeTransport(ABC):
         if dial is not None:
             dial.handshake_failed(link, error)
 
+    def refused_peer(self, peer: NodeId | None, address: PeerAddress, code: str) -> None:
+        if code != DUPLICATE.code:
+            self._handler_of().link_refused(peer, address, code)
+
     def gone(self, link: NodeLink, reason: str) -> None:
         self._in_handshake.discard(link)
         self._forget_proving(link)

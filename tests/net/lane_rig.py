@@ -223,6 +223,8 @@ class Node:
     def link_down(self, link: Link, reason: str) -> None:
         self.tunnels.link_down(link)
 
+    def link_refused(self, peer: NodeId | None, address: PeerAddress, code: str) -> None: ...
+
     def message(self, link: Link, payload: bytes) -> None: ...
 
 

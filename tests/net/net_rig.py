@@ -107,6 +107,7 @@ class Recorder(Changes):
         super().__init__()
         self.events: list[tuple[str, NodeId]] = []
         self.reasons: list[str] = []
+        self.refusals: list[tuple[NodeId | None, str]] = []
         self.messages: list[bytes] = []
         self.streams: list[Talker] = []
         self.up: dict[NodeId, Link] = {}
@@ -122,6 +123,10 @@ class Recorder(Changes):
         assert self.up.pop(link.facts.peer) is link
         self.events.append(("down", link.facts.peer))
         self.reasons.append(reason)
+        self.change()
+
+    def link_refused(self, peer: NodeId | None, address: PeerAddress, code: str) -> None:
+        self.refusals.append((peer, code))
         self.change()
 
     def message(self, link: Link, payload: bytes) -> None:

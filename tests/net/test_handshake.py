@@ -399,6 +399,7 @@ async def test_dial_with_a_wrong_secret_raises_the_reason(world: World) -> None:
         await one.transport.dial(other.way)
     assert caught.value.reason == "wrong_secret"
     assert one.heard.events == other.heard.events == []
+    assert other.heard.refusals == [(None, "wrong_secret")]
 
 
 async def test_dial_with_an_invite_returns_the_secret(world: World) -> None:

@@ -45,6 +45,8 @@ class House:
     def link_down(self, link: Link, reason: str) -> None:
         self.tunnels.link_down(link)
 
+    def link_refused(self, peer: NodeId | None, address: PeerAddress, code: str) -> None: ...
+
     def message(self, link: Link, payload: bytes) -> None: ...
 
     def stream(self, link: Link, kind: StreamKind) -> asyncio.BaseProtocol | None:
