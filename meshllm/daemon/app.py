@@ -45,6 +45,8 @@ from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
+from meshllm.engine.sandbox.availability import available
+from meshllm.engine.sandbox.policy import Caging, Sandboxing
 from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError, unusable_file
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.catalog.resolve import resolve
@@ -191,7 +193,10 @@ class App:
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = draft_request(settings, wanted, Store(paths.models()))
-        self._planner = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
+        self._sandboxing = await self._find_sandbox()
+        self._planner = StartPlanner(
+            settings.context, settings.max_memory, settings.devices, settings.threads, self._sandboxing
+        )
         if settings.devices and (engine := builder.find()) is not None:
             # A wrong device name ends the start here, before anything is started.
             await self._planner.refresh_devices(engine)
@@ -203,6 +208,7 @@ class App:
             self._audit.start()
             stack.callback(self._audit.close)
             _log_start(settings)
+            _log_sandbox(self._sandboxing, settings)
             stack.callback(self._log_stop)
             try:
                 supervisor = self._assemble(stack, wanted, keys, drafts)
@@ -223,6 +229,14 @@ class App:
             gc.freeze()
             await self._run_core(supervisor)
 
+    async def _find_sandbox(self) -> Sandboxing:
+        """How this node runs its engine processes. What the system lacks is logged once."""
+        wanted = self._settings.sandbox
+        if self._settings.client or not wanted:
+            return Sandboxing(wanted=wanted)
+        found = await in_thread(lambda stop: available(), "try the sandbox")
+        return Sandboxing(found, wanted, paths.cache() / "drivers")
+
     def _assemble(
         self, stack: AsyncExitStack, wanted: dict[str, Wanted | None], keys: dict[str, str], drafts: DraftRequest
     ) -> Supervisor:
@@ -231,7 +245,9 @@ class App:
         key, self._key_place = self._api_key()
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
-        supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._planner, self._post, drafts)
+        supervisor = self._supervisor = Supervisor(
+            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing
+        )
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
@@ -319,7 +335,9 @@ class App:
             session_type, sharing_type, rpc_type, home_state = await in_thread(
                 lambda stop: _load(settings), "load the mesh"
             )
-            self._session = session_type(settings, home_state, self._post, self._audit.write)
+            self._session = session_type(
+                settings, home_state, self._post, self._audit.write, lease_refusal=self._sandboxing.refusal
+            )
             await self._session.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
             raise
@@ -513,6 +531,7 @@ def _log_start(settings: Settings) -> None:
         "upload": settings.upload,
         "upload_limit": settings.upload_limit,
         "threads": settings.threads,
+        "no_sandbox": not settings.sandbox,
     }
     system = os.uname()
     fields = {
@@ -524,6 +543,20 @@ def _log_start(settings: Settings) -> None:
         **{name: value for name, value in options.items() if value not in (None, "", False, 0)},
     }
     log.info("mesh-llm started", extra={"fields": fields})
+
+
+def _log_sandbox(sandboxing: Sandboxing, settings: Settings) -> None:
+    """Log how engine processes run."""
+    if settings.client:
+        return
+    layers = sandboxing.available.layers
+    if sandboxing.caging is Caging.YES:
+        log.info("sandbox", extra={"fields": {"layers": layers}})
+    elif sandboxing.caging is Caging.NO:
+        problems = " ".join(sandboxing.available.problems)
+        log.warning("engine processes run without a full sandbox (%s); leases are refused. %s", layers or "none", problems)
+    else:
+        log.warning("engine processes run without a sandbox: --no-sandbox")
 
 
 def _target_load(queue: TargetQueue) -> TargetLoad:

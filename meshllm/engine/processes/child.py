@@ -64,8 +64,8 @@ class ChildSpec:
     `on_line` gets each line of output (printable, without line end) and returns whether to probe at once.
     `stop_line` is written to the child's standard input when it has to stop (empty: SIGTERM alone). `grace_seconds`
     pass between SIGTERM and SIGKILL. A child that shows no output, processor time or memory growth for `stall_seconds`
-    while it starts is killed. `log_bytes` bounds the log file, see ChildLog. `sandbox`: what it may reach (None: all that
-    the daemon may).
+    while it starts is killed. `log_bytes` bounds the log file, see ChildLog. `sandbox`: what it may reach (None: all
+    that the daemon may).
     """
 
     name: str
@@ -139,8 +139,7 @@ class Child:
             child_reaper.__file__,
             str(self.spec.grace_seconds),
             self.spec.stop_line,
-            "" if self.spec.sandbox is None else self.spec.sandbox.plan_text(),
-            *self.spec.argv,
+            *_sandboxed(self.spec),
         ]
         spawned = await start(command, environment=self.spec.environment)
         process = spawned.process
@@ -256,3 +255,10 @@ class Child:
         if to not in TRANSITIONS[self.phase]:
             raise RuntimeError(f"{self!r} cannot become {to.value}")
         self.phase = to
+
+
+def _sandboxed(spec: ChildSpec) -> tuple[str, ...]:
+    """The sandbox, as the reaper's argument, and the command line."""
+    if spec.sandbox is None:
+        return ("", *spec.argv)
+    return (spec.sandbox.plan_text(), *spec.sandbox.command(spec.argv))

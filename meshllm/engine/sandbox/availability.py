@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshllm.engine.sandbox import cage_probe, landlock, macos, seccomp
-from meshllm.engine.sandbox.policy import CORE_BYTES, Availability, Caging
+from meshllm.engine.sandbox.cage import CORE_BYTES
+from meshllm.engine.sandbox.policy import Availability
 from meshllm.engine.sandbox.seccomp import Connect
 
 SECONDS: Final = 20.0
@@ -47,20 +48,6 @@ def available() -> Availability:
     )
 
 
-def caging(found: Availability, *, wanted: bool) -> Caging:
-    """Whether engine processes run in a cage. `wanted`: no --no-sandbox."""
-    if not wanted:
-        return Caging.FORCED
-    return Caging.YES if found.cage else Caging.NO
-
-
-def refusal(found: Caging) -> str:
-    """Why this node accepts no lease; "" if it does."""
-    if found is not Caging.NO:
-        return ""
-    return "it has no sandbox for layers of other nodes (see `mesh-llm doctor` there, or start it with --no-sandbox)"
-
-
 def _ask() -> dict[str, Any]:
     plan: dict[str, Any] = {
         "linux": True, "umask": 0o077, "limits": {"RLIMIT_CORE": CORE_BYTES}, "landlock": [], "rules": [],
@@ -77,7 +64,7 @@ def _ask() -> dict[str, Any]:
         raise OSError(lines[-1][:300])
     reply = json.loads(done.stdout)
     if not isinstance(reply, dict):
-        raise ValueError("not a reply")  # noqa: TRY004 - as json.loads
+        raise ValueError("not a reply")
     return reply
 
 

@@ -16,13 +16,18 @@ TYPE_CHECKING = False  # typing takes 2 ms to import
 if TYPE_CHECKING:
     from typing import Any
 
+# A core file would hold prompts. 1 rather than 0: 0 does not keep the kernel from piping the dump to a program, such as
+# systemd-coredump (Linux, fs/coredump.c); and no file is that small.
+CORE_BYTES = 1
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_RULE_PATH_BENEATH = 1, 1
 # EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE, IOCTL_DEV: the rights on something that is no folder.
 _FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
-_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
+_SECCOMP_SET_MODE_FILTER = 1
+# SPEC_ALLOW: before Linux 5.16 a filter switches a mitigation on that costs speed and protects secrets within a process.
+_SPEC_ALLOW, _NEW_LISTENER = 4, 8
 _CAPABILITY_VERSION_3, _CAP_DAC_OVERRIDE, _LAST_CAPABILITY = 0x20080522, 1, 63
 _SYSTEM_CALLS = {"x86_64": (317, 126), "aarch64": (277, 91)}  # seccomp, capset
 
@@ -46,9 +51,8 @@ def apply(plan: dict[str, Any]) -> int:
         resource.setrlimit(kind, (value, value))
     if not plan["linux"]:
         return -1
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    _call(libc, "no_new_privs", libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    libc = _libc()
+    _call("no_new_privs", libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if os.geteuid() == 0:
         drop_capabilities(libc, [path for path, _ in plan["rules"]])
     if plan["landlock"]:
@@ -60,10 +64,9 @@ def apply(plan: dict[str, Any]) -> int:
 
 def landlock_abi() -> int:
     """The version of Landlock. Raises OSError: ENOSYS (the kernel has none) or EOPNOTSUPP (it is off)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
+    number, zero = ctypes.c_long(_LANDLOCK_CREATE_RULESET), ctypes.c_long(0)
     version = ctypes.c_long(_LANDLOCK_CREATE_RULESET_VERSION)
-    return _call(libc, "landlock", libc.syscall(ctypes.c_long(_LANDLOCK_CREATE_RULESET), None, ctypes.c_long(0), version))
+    return _call("landlock", _libc().syscall(number, None, zero, version))
 
 
 def drop_capabilities(libc: ctypes.CDLL, paths: list[str]) -> None:
@@ -72,13 +75,13 @@ def drop_capabilities(libc: ctypes.CDLL, paths: list[str]) -> None:
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for capability in range(_LAST_CAPABILITY + 1):
         if not kept >> capability & 1:
-            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL: above the kernel's last; EPERM: had none to drop
+            libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails above the kernel's last, and without any
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     permitted = _permitted() & kept
     data = struct.pack("=6I", permitted, permitted, 0, 0, 0, 0)
     number = ctypes.c_long(_SYSTEM_CALLS[os.uname().machine][1]) if os.uname().machine in _SYSTEM_CALLS else None
     if number is not None:
-        _call(libc, "capset", libc.syscall(number, header, data))
+        _call("capset", libc.syscall(number, header, data))
 
 
 def _permitted() -> int:
@@ -109,17 +112,13 @@ def restrict_files(libc: ctypes.CDLL, handled: list[int], rules: list[tuple[str,
     attributes = struct.pack(f"={len(handled)}Q", *handled)
     zero = ctypes.c_long(0)
     ruleset = _call(
-        libc,
         "landlock_create_ruleset",
-        libc.syscall(
-            ctypes.c_long(_LANDLOCK_CREATE_RULESET), attributes, ctypes.c_size_t(len(attributes)), zero
-        ),
+        libc.syscall(ctypes.c_long(_LANDLOCK_CREATE_RULESET), attributes, ctypes.c_size_t(len(attributes)), zero),
     )
     try:
         for path, rights in rules:
             _add_rule(libc, ruleset, path, rights & handled[0])
         _call(
-            libc,
             "landlock_restrict_self",
             libc.syscall(ctypes.c_long(_LANDLOCK_RESTRICT_SELF), ctypes.c_long(ruleset), zero),
         )
@@ -144,7 +143,7 @@ def _add_rule(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
             rule,
             ctypes.c_long(0),
         )
-        _call(libc, f"landlock_add_rule {path}", added)
+        _call(f"landlock_add_rule {path}", added)
     finally:
         os.close(descriptor)
 
@@ -159,14 +158,21 @@ def install_filter(libc: ctypes.CDLL, code: bytes, own_pid: int, *, listener: bo
     result = libc.syscall(
         ctypes.c_long(_SYSTEM_CALLS[os.uname().machine][0]),
         ctypes.c_long(_SECCOMP_SET_MODE_FILTER),
-        ctypes.c_long(_SECCOMP_FILTER_FLAG_NEW_LISTENER if listener else 0),
+        ctypes.c_long(_SPEC_ALLOW | (_NEW_LISTENER if listener else 0)),
         ctypes.byref(program),
     )
-    found = _call(libc, "seccomp", result)
+    found = _call("seccomp", result)
     return found if listener else -1
 
 
-def _call(libc: ctypes.CDLL, name: str, result: int) -> int:
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+    return libc
+
+
+def _call(name: str, result: int) -> int:
     """`result` of a system call. Raises OSError with the name of what failed."""
     if result < 0:
         number = ctypes.get_errno()

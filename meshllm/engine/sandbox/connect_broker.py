@@ -2,8 +2,8 @@
 
 Landlock before ABI 9 does not ask about Unix sockets, and through one (of D-Bus, of a container engine) a process can
 have others run what it wants. The kernel asks here (seccomp_unotify(2)); the address is read once, the connection is
-made from that copy, and the process's descriptor is replaced by the connected one: the process cannot change the address
-after the check. Imports only the standard library: runs in the reaper.
+made from that copy, and the process's descriptor is replaced by the connected one: the process cannot change the
+address after the check. Imports only the standard library: runs in the reaper.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def _connect(listener: int, request: int, thread: int, call: tuple[int, int, int
     try:
         memory = os.open(f"/proc/{thread}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.ioctl(listener, _IS_VALID, struct.pack("=Q", request))  # the memory is that thread's, not a successor's
+            # Still valid: the memory is that thread's, not that of a successor with its number.
+            fcntl.ioctl(listener, _IS_VALID, struct.pack("=Q", request))
             path = _path(os.pread(memory, min(length, _ADDRESS_BYTES), address))
         finally:
             os.close(memory)

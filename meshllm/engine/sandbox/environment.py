@@ -1,4 +1,4 @@
-"""The environment of engine processes: an allow-list, so that no key or token reaches code that reads strangers' bytes."""
+"""The environment of engine processes: an allow-list, so that no key reaches code that reads bytes of strangers."""
 
 from __future__ import annotations
 

@@ -50,6 +50,8 @@ def profile(policy: SandboxPolicy) -> str:
         "(allow file-map-executable " + _subpaths(folders) + ")",
         "(allow file-read* file-write-data " + _literals(map(Path, _DEVICES)) + ")",
     ]
+    if policy.sockets is not None or policy.connects:
+        lines.append("(allow system-socket (socket-domain AF_UNIX))")
     if policy.sockets is not None:
         place = _subpaths([_real(policy.sockets)])
         lines += [

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshllm.engine.sandbox import landlock, seccomp
+from meshllm.engine.sandbox.cage import CORE_BYTES
 from meshllm.engine.sandbox.seccomp import Connect
 
-# A core file would hold prompts. 1 rather than 0: 0 does not keep the kernel from piping the dump to a program, such as
-# systemd-coredump (Linux, fs/coredump.c); and no file is that small.
-CORE_BYTES: Final = 1
 FILE_DESCRIPTORS: Final = 4096
+SERVER_MARGIN_BYTES: Final = 2 << 30  # llama-server: requests, grammars, images
+WORKER_MARGIN_BYTES: Final = 512 << 20  # rpc-server: 10 MB when idle, and messages
+THREAD_BYTES: Final = 16 << 20  # a stack of 8 MiB, and an arena of the C library
 SCRATCH_FILE_BYTES: Final = 4 << 30  # also of memory files, which software Vulkan drivers use
 MACHINE_READABLE_KERNEL: Final = ("/proc", "/sys")
 # Folders of programs and libraries, in all common layouts (NixOS and Guix included): no folder of users or of services.
@@ -100,6 +101,15 @@ class SandboxPolicy:
     accelerators: bool = False
     memory: int | None = None
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables of the process: temporary files and caches in its own folders."""
+        found = {} if self.sockets is None else {"TMPDIR": str(self.sockets)}
+        if self.scratch is not None:
+            found |= {"TMPDIR": str(self.scratch), "XDG_CACHE_HOME": str(self.scratch)}
+            found |= {"CUDA_CACHE_PATH": str(self.scratch / "cuda"), "__GL_SHADER_DISK_CACHE_PATH": str(self.scratch)}
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
@@ -139,6 +149,14 @@ class Sandbox:
         """The plan as the reaper's argument."""
         return json.dumps(self.plan(), separators=(",", ":"))
 
+    def command(self, argv: tuple[str, ...]) -> tuple[str, ...]:
+        """`argv`, on macOS under sandbox-exec."""
+        if not (self.on and self.available.profile):
+            return argv
+        from meshllm.engine.sandbox import macos
+
+        return macos.command(self.policy, argv)
+
     def label(self) -> str:
         """The active layers, for the log: "no-new-privileges, Landlock ABI 7, seccomp, memory 3.1 GB"."""
         linux = sys.platform.startswith("linux")
@@ -148,6 +166,78 @@ class Sandbox:
             parts.append(f"memory {self.policy.memory / 1e9:.1f} GB")
         caged = self.on and self.available.cage
         return f"{'on' if caged else 'not confined'}: {', '.join([*parts, 'no core dumps'])}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sandboxing:
+    """How this node runs its engine processes. `wanted`: no --no-sandbox. `cache`: where GPU drivers may keep what they
+    compiled, a folder for each kind of process (None: nowhere)."""
+
+    available: Availability = Availability()
+    wanted: bool = True
+    cache: Path | None = None
+
+    @property
+    def caging(self) -> Caging:
+        """Whether engine processes run in a cage."""
+        if not self.wanted:
+            return Caging.FORCED
+        return Caging.YES if self.available.cage else Caging.NO
+
+    @property
+    def refusal(self) -> str:
+        """Why this node accepts no lease of another one; "" if it does."""
+        if self.caging is not Caging.NO:
+            return ""
+        return "it has no sandbox for other nodes' layers (run `mesh-llm doctor` there, or start it with --no-sandbox)"
+
+    def apply(self, policy: SandboxPolicy) -> Sandbox:
+        """The sandbox of one process."""
+        return Sandbox(policy, self.available, self.wanted)
+
+    def policy(
+        self,
+        program: Path,
+        *,
+        reads: tuple[Path, ...],
+        sockets: Path,
+        connects: tuple[Path, ...],
+        accelerators: bool,
+        memory: int | None,
+        kind: str,
+    ) -> SandboxPolicy:
+        """The policy of an engine process. `accelerators`: it may use them, if there are any; then it has no limit of
+        memory, because drivers map far more private memory than they use, and gets a folder for the driver's files."""
+        gpu = accelerators and bool(sys.platform == "darwin" or accelerator_nodes())
+        return SandboxPolicy(
+            program,
+            reads=reads,
+            sockets=sockets,
+            connects=connects,
+            scratch=self._scratch(kind) if gpu else None,
+            accelerators=gpu,
+            memory=None if gpu else memory,
+        )
+
+    def _scratch(self, kind: str) -> Path | None:
+        if self.cache is None:
+            return None
+        folder = self.cache / kind
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            return None
+        return folder
+
+
+NO_SANDBOX: Final = Sandboxing(wanted=False)
+"""Without Landlock and filter: for tools that start an engine of their own."""
+
+
+def memory_limit(planned: int, margin: int = SERVER_MARGIN_BYTES) -> int:
+    """The most private memory of a process that is planned to take `planned` bytes: with a margin of at least a quarter
+    for what the plan does not count, and with the stacks of its threads, which count in full."""
+    return planned + max(margin, planned // 4) + 2 * (os.cpu_count() or 1) * THREAD_BYTES
 
 
 def _handled(abi: int) -> list[int]:
