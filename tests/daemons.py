@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,20 @@ class Daemon:
         line = self.wait_for(lambda line: line["event"] == "listening", "listening")
         self.base_url, self.console_url = line["api"], line["console"]
         return self
+
+    @property
+    def token(self) -> str:
+        """The token of this run, with which its console takes a caller for the owner."""
+        return str(json.loads((self.home / "daemon.json").read_text())["token"])
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """The header of the owner's requests to the console."""
+        return {"x-mesh-llm-token": self.token}
+
+    def owner_request(self, path: str) -> urllib.request.Request:
+        """A request of the owner to the console, for `urlopen`."""
+        return urllib.request.Request(self.console_url + path, headers=self.owner)
 
     def wait_until_serving(self, model: str = MODEL, restarts: int = 0) -> Daemon:
         """Wait until `model` is served, after at least `restarts` restarts of its engine."""

@@ -4,6 +4,7 @@
 // server with the same address in another network.
 
 import { signal } from '@preact/signals'
+import { token, TOKEN_HEADER } from './token'
 
 const NAME = 'key'
 
@@ -22,11 +23,16 @@ export function setKey(text: string): void {
   }
 }
 
-// The headers of every request to the daemon. Headers are bytes: text that is not ASCII is sent as UTF-8.
+// The headers of every request to the API. Headers are bytes: text that is not ASCII is sent as UTF-8.
 export function headers(): Record<string, string> {
   if (key.value === '') return {}
   const bytes = new TextEncoder().encode(key.value)
   return { authorization: `Bearer ${String.fromCharCode(...bytes)}` }
+}
+
+// The headers of every request to the console: the key, and the token of the run.
+export function consoleHeaders(): Record<string, string> {
+  return token.value === '' ? headers() : { ...headers(), [TOKEN_HEADER]: token.value }
 }
 
 // The page's address with the key in it, for another device.

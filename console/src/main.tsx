@@ -10,8 +10,9 @@ import { render, type JSX } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
 import { Icon, type IconName } from './parts/icons'
 import { address, route, VIEWS, type View } from './route'
-import { connection, nodes, start, status } from './state'
+import { access, connection, nodes, start, status } from './state'
 import { nextTheme, theme } from './theme'
+import { token } from './token'
 import { Join } from './views/join'
 import { KeyPrompt } from './views/key-prompt'
 import { Mesh } from './views/mesh'
@@ -65,6 +66,7 @@ function Frame(): JSX.Element {
       <SideBar view={view} />
       <main id="main" class={view} tabIndex={-1} ref={main}>
         {connection.value === 'lost' && <ConnectionLost />}
+        {connection.value === 'live' && access.value === 'visitor' && <WithoutToken />}
         {connection.value === 'locked' ? (
           <KeyPrompt />
         ) : status.value === null ? (
@@ -131,6 +133,18 @@ function ConnectionLost(): JSX.Element {
   return (
     <p class="notice worrying" role="alert">
       <Icon name="warning" /> The node does not respond. The page shows its last status and is reconnecting.
+    </p>
+  )
+}
+
+function WithoutToken(): JSX.Element {
+  return (
+    <p class="notice" role="status">
+      <Icon name="warning" />{' '}
+      {token.value === ''
+        ? 'This page was opened without the token of the node, so it is read-only.'
+        : 'The node was restarted since this page was opened, so it is read-only.'}{' '}
+      On this machine, run <code>mesh-llm console</code> and open the address that it prints.
     </p>
   )
 }

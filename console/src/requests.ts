@@ -2,7 +2,7 @@
 
 import { signal } from '@preact/signals'
 import type { RequestsAnswer, RequestStatus } from './api'
-import { headers } from './key'
+import { consoleHeaders } from './key'
 import { keepUnchanged } from './structural-sharing'
 import { lock } from './state'
 
@@ -41,7 +41,7 @@ export function pollRequests(): () => void {
 
 async function load(signal: AbortSignal): Promise<void> {
   try {
-    const response = await fetch('/api/requests', { headers: headers(), signal })
+    const response = await fetch('/api/requests', { headers: consoleHeaders(), signal })
     if (response.status === 401) {
       requests.value = null
       lock()

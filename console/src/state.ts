@@ -3,11 +3,12 @@
 import { computed, signal } from '@preact/signals'
 import type { NodeStatus } from './api'
 import { Events } from './events'
-import { headers, key, setKey, takeKeyFromAddress } from './key'
+import { consoleHeaders, key, setKey, takeKeyFromAddress } from './key'
 import { modelsOf } from './mesh/models'
 import { nodesOf, type MeshNode } from './mesh/nodes'
 import { pipelinesOf, type Pipeline } from './mesh/splits'
 import { keepUnchanged } from './structural-sharing'
+import { isLoopback, takeTokenFromAddress } from './token'
 
 // "locked": the daemon requires the key, or has another one.
 export type ConnectionState = 'connecting' | 'live' | 'lost' | 'locked'
@@ -27,6 +28,12 @@ export const pipelines = signal<Pipeline[]>([])
 export const models = computed(() => (status.value === null ? [] : modelsOf(status.value, nodes.value)))
 // The API's URL, with the page's protocol: a TLS proxy in front of the page serves the API as well.
 export const api = computed(() => (status.value?.api ?? '').replace(/^http:/, location.protocol))
+// "visitor": on the node's machine, but without the token of its run, so that nothing can be changed from here;
+// "remote": on another device, with the key.
+export const access = computed<'owner' | 'visitor' | 'remote'>(() => {
+  if (status.value?.read_only !== true) return 'owner'
+  return isLoopback(location.hostname) ? 'visitor' : 'remote'
+})
 export const idle = computed(() => {
   const known = status.value
   if (known === null || known.models.length > 0 || known.backends.length > 0) return false
@@ -59,7 +66,7 @@ async function connect(): Promise<void> {
   const own = new AbortController()
   source = own
   try {
-    const response = await fetch('/api/events', { headers: headers(), signal: own.signal })
+    const response = await fetch('/api/events', { headers: consoleHeaders(), signal: own.signal })
     if (response.status === 401) {
       lock()
       return
@@ -95,7 +102,7 @@ async function readEvents(body: ReadableStream<Uint8Array<ArrayBuffer>>, own: Ab
 async function refresh(): Promise<void> {
   if (source === null || connection.value !== 'live') return
   try {
-    const response = await fetch('/api/status', { headers: headers() })
+    const response = await fetch('/api/status', { headers: consoleHeaders() })
     if (response.ok) receive(await response.text())
     else if (response.status === 401) lock()
   } catch {
@@ -136,8 +143,9 @@ function followVisibility(): void {
 
 export function start(): void {
   takeKeyFromAddress()
+  takeTokenFromAddress()
   addEventListener('hashchange', () => {
-    if (takeKeyFromAddress()) unlock(key.value)
+    if (takeKeyFromAddress() || takeTokenFromAddress()) unlock(key.value)
   })
   document.addEventListener('visibilitychange', followVisibility)
   setInterval(() => void refresh(), REFRESH_MS)

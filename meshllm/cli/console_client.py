@@ -6,6 +6,8 @@ from meshllm.errors import NotRunning
 
 DEADLINE_SECONDS = 5.0
 MAX_ANSWER_BYTES = 16 << 20
+# `web.console.endpoints.TOKEN_HEADER`, whose module takes long to import.
+TOKEN_HEADER = "x-mesh-llm-token"
 
 
 def console_port(given: int | None) -> int:
@@ -27,12 +29,13 @@ def console_port(given: int | None) -> int:
 def ask(
     port: int, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """Status and body of the response of the console at `port`. Raises NotRunning."""
+    """Status and body of the response of the console at `port`, asked as the owner where the node is that of
+    MESH_LLM_HOME. Raises NotRunning."""
     import http.client
 
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_SECONDS)
     try:
-        connection.request(method, path, body, headers or {})
+        connection.request(method, path, body, token_headers(port) | (headers or {}))
         response = connection.getresponse()
         return response.status, response.read(MAX_ANSWER_BYTES)
     except (OSError, http.client.HTTPException) as error:
@@ -42,6 +45,16 @@ def ask(
         ) from error
     finally:
         connection.close()
+
+
+def token_headers(port: int) -> dict[str, str]:
+    """The header that makes this command the owner for the console at `port`; empty if that is not the node of
+    MESH_LLM_HOME, whose token this user can read."""
+    from meshllm import paths
+    from meshllm.daemon import pidfile
+
+    running = pidfile.read(paths.home())
+    return {TOKEN_HEADER: running.token} if running is not None and running.console == port and running.token else {}
 
 
 def not_a_console(port: int, status: int) -> NotRunning:

@@ -79,8 +79,10 @@ class Redactor:
 
 
 def secrets_of(home: Path, environment: Mapping[str, str]) -> frozenset[str]:
-    """The secrets of this node and user: mesh secret, API key, node key, tokens in the environment."""
-    found = {value for name, value in environment.items() if SECRET_VARIABLE.search(name)}
+    """The secrets of this node and user: mesh secret, API key, node key, the run's token, tokens in the environment."""
+    running = pidfile.read(home)
+    found = {running.token} if running is not None else set()
+    found |= {value for name, value in environment.items() if SECRET_VARIABLE.search(name)}
     hub = Path(environment.get("HF_HOME") or Path(environment.get("HOME") or "/") / ".cache" / "huggingface")
     for path in (home / "api-key", hub / "token"):
         found.add(_text(path).strip())

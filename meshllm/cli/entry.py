@@ -23,6 +23,7 @@ BROKEN_PIPE_STATUS = 141
 app = Commands(
     lazy={
         "invite": LazyCommand("meshllm.cli.invite", "invite", asks_node=True),
+        "console": LazyCommand("meshllm.cli.console", "console"),
         "logs": LazyCommand("meshllm.cli.logs", "logs"),
         "doctor": LazyCommand("meshllm.cli.doctor", "doctor"),
         "download": LazyCommand("meshllm.cli.download", "download"),

@@ -57,8 +57,7 @@ def fetch(port: int, length: int) -> dict[str, str | int]:
     import orjson
 
     body = orjson.dumps({"expires": length})
-    # The header keeps web pages away: a page cannot send it to another origin.
-    headers = {"x-mesh-llm": "invite", "content-type": "application/json"}
+    headers = {"content-type": "application/json"}
     status, text = ask(port, "POST", "/api/invite", body=body, headers=headers)
     try:
         answer = orjson.loads(text)
@@ -72,5 +71,10 @@ def fetch(port: int, length: int) -> dict[str, str | int]:
         raise EnvironmentFailure(
             f"No invite from the node with console port {port}: {message}",
             advice=f"'mesh-llm status --node-port {port}' shows the node's part in its mesh.",
+        )
+    if status == 403:
+        raise EnvironmentFailure(
+            f"The node with console port {port} makes invites for its owner only.",
+            advice="Run this as the user who runs the node, with the same MESH_LLM_HOME.",
         )
     raise NotRunning(f"The console on port {port} answered with status {status}: {message}")

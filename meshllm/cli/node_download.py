@@ -32,11 +32,11 @@ async def download_through_node(port: int, name: str, folder: Path, view: Downlo
     """
     import aiohttp
 
-    from meshllm.web.console.downloads import DOWNLOAD_WORD, DownloadRequest
-    from meshllm.web.console.endpoints import SECRET_HEADER
+    from meshllm.cli.console_client import token_headers
+    from meshllm.web.console.downloads import DownloadRequest
 
     body = DownloadRequest(name=name, folder=str(folder), draft=draft).model_dump_json()
-    headers = {SECRET_HEADER: DOWNLOAD_WORD, "content-type": "application/json"}
+    headers = {"content-type": "application/json"} | token_headers(port)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
     url = f"http://127.0.0.1:{port}/api/downloads"
     try:

@@ -85,6 +85,8 @@ def _is_checked(model: ModelState) -> bool:
 class PlainConsole:
     """Writes lines to a file. Replaces rich's console, which takes 2 MB of memory, where there is no colour."""
 
+    is_terminal = False
+
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
@@ -98,8 +100,9 @@ class LineViewer(Viewer):
     """Writes a line for each change of a model, a backend or the mesh, and for each tenth of a progress."""
 
     def __init__(self, console: Console | PlainConsole, *, idle: bool = False) -> None:
-        """`idle`: no model or backend was given, so show how to give one."""
+        """`idle`: no model or backend was given, so show how to give one. Secrets are shown on a terminal only."""
         self.console = console
+        self._shows_secrets = console.is_terminal
         self._idle = idle
         self._shown: dict[str, str] = {}
         self._steps: dict[str, tuple[str, int]] = {}
@@ -108,7 +111,9 @@ class LineViewer(Viewer):
     def listening(self, listening: Listening) -> None:
         """Show the URLs."""
         self.console.print(f"API      {listening.api}", style="bold", highlight=False)
-        self.console.print(f"Console  {listening.console}", highlight=False)
+        # The page's URL holds a secret: in a log it would outlive the terminal. `mesh-llm console` prints it.
+        page = listening.page if self._shows_secrets else listening.console
+        self.console.print(f"Console  {page}", highlight=False, markup=False, soft_wrap=True)
         self._show_lan_urls(listening)
 
     def models_hint(self, *, rejoins: bool) -> None:
@@ -132,6 +137,9 @@ class LineViewer(Viewer):
 
     def invite(self, token: str) -> None:
         """Show how to join this mesh. The command is alone on its line, so that it can be copied."""
+        if not self._shows_secrets:
+            self.console.print("To add another machine to this mesh, see 'mesh-llm invite'.", highlight=False)
+            return
         self.console.print("To add another machine to this mesh, run there:", highlight=False)
         self.console.print(f"\n  mesh-llm --join {token}\n", highlight=False, markup=False, soft_wrap=True)
 

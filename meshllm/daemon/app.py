@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ from meshllm.daemon.draft_stats import DraftStats
 from meshllm.daemon.loop_lag import LoopLag
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.node_loop import NodeLoop
-from meshllm.daemon.pidfile import HomeLock
+from meshllm.daemon.pidfile import HomeLock, new_token, owner_page
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.start_planner import StartPlanner
@@ -83,12 +83,14 @@ ANSWER_GRACE_SECONDS = 5.0
 @dataclass(frozen=True, slots=True)
 class Listening:
     """URLs of this node. `key_place`: file or variable with the key other machines need; empty if they may not call.
-    `lan_urls`: pairs of API and console URL for other machines; empty where none is known."""
+    `lan_urls`: pairs of API and console URL for other machines; empty where none is known. `page`: opens the console as
+    the owner; a secret, for a terminal only."""
 
     api: str
     console: str
     key_place: str = ""
     lan_urls: tuple[tuple[str, str], ...] = ()
+    page: str = field(default="", repr=False)
 
 
 class Viewer:
@@ -174,6 +176,7 @@ class App:
         self._isolation = Isolation()
         self._changes = ChangeLog()
         self._audit = AuditLog(settings.home)
+        self._token = new_token()
         self._public_urls: PublicUrls | None = None
         self._session: MeshSession | None = None
         self._sharing: FileSharing | None = None
@@ -257,6 +260,8 @@ class App:
             self._invite,
             requests=self._last_requests,
             download=downloads.download,
+            token=self._token,
+            audit=lambda event, fields: self._audit.write(event, **fields),
         )
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
@@ -287,7 +292,7 @@ class App:
         port = await self._gateway.start(hosts, settings.port)
         console = await self._console.start(hosts, settings.console)
         self._gateway.page_at(console)
-        lock.announce(port, console)
+        lock.announce(port, console, self._token)
         self._listening = self._urls(port, console)
         log.info("listening", extra={"fields": {"api": self._listening.api, "console": self._listening.console}})
         self._show(lambda viewer: viewer.listening(self._listening))
@@ -315,7 +320,8 @@ class App:
         if self._settings.listen_all:
             found = self._public_urls = PublicUrls(self._settings.allowed_hosts, asyncio.get_running_loop().time)
             lan_urls = tuple((f"http://{host}:{port}/v1", f"http://{host}:{console}") for host in found.hosts())
-        return Listening(f"http://localhost:{port}/v1", f"http://localhost:{console}", self._key_place, lan_urls)
+        page = f"http://localhost:{console}"
+        return Listening(f"http://localhost:{port}/v1", page, self._key_place, lan_urls, owner_page(page, self._token))
 
     def _post(self, event: e.Event) -> None:
         self._mailbox.put_nowait(event)

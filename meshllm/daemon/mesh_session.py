@@ -13,7 +13,6 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from random import Random
 
 from meshllm import __version__
@@ -30,6 +29,7 @@ from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
 from meshllm.daemon.state_writer import StateWriter
+from meshllm.daemon.wall_clock import WallClock
 from meshllm.errors import EnvironmentFailure, LinkClosed, MeshError, PortTaken
 from meshllm.net.addresses import InterfaceAddress, ObservedAddresses, addresses, read_interfaces
 from meshllm.net.base import Link, StreamKind, Transport
@@ -58,12 +58,15 @@ class HomeState:
     identity: Identity
     state: MeshState
     incarnation: int
+    clock: WallClock
 
 
 def load_home_state(settings: Settings) -> HomeState:
     """The node's key and its mesh, made if missing; blocks on the disk. Raises DamagedState, EnvironmentFailure."""
     identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
-    return HomeState(identity, state, state.next_incarnation())
+    clock = WallClock(settings.home)
+    clock.save()
+    return HomeState(identity, state, state.next_incarnation(), clock)
 
 
 class MeshSession:
@@ -76,6 +79,7 @@ class MeshSession:
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
+        self._wall = found.clock
         self._post = post
         self._audit = audit
         self._leases = LeaseAudit(audit)
@@ -134,7 +138,11 @@ class MeshSession:
         wanted = self._settings.bind_port
         for port in (wanted,) if wanted is not None else (self._state.port or 0, 0):
             transport = QuicTransport(
-                self._identity, self._credentials, port=port, max_clients=self._settings.max_clients
+                self._identity,
+                self._credentials,
+                port=port,
+                max_clients=self._settings.max_clients,
+                wall_clock=self._wall.now,
             )
             self._transport = transport
             lanes = Lanes(self._identity) if os.environ.get(LANES_VARIABLE, "on") != "off" else None
@@ -162,6 +170,7 @@ class MeshSession:
             await self._tunnels.close()
         if self._transport is not None:
             await self._transport.close()
+        self._writer.add(self._wall.save)
         await self._writer.close()
 
     # -- commands of the core
@@ -268,6 +277,8 @@ class MeshSession:
         self._watcher = asyncio.get_running_loop().call_later(ADDRESSES_SECONDS, self._read_addresses)
         self._facts = read_interfaces()
         self._post_addresses()
+        if self._wall.due():
+            self._writer.add(self._wall.save)
 
     def _post_addresses(self) -> None:
         alone = self._transport is not None and len(self._transport.links()) <= 1
@@ -295,7 +306,7 @@ class MeshSession:
         found += [BootstrapAddress(node, listens) for node, listens in self._random_peers() if listens]
         if not found:
             raise EnvironmentFailure("This machine has no network address that other machines can reach.")
-        expires = int(datetime.now(UTC).timestamp() + seconds) if seconds else 0
+        expires = int(self._wall.now() + seconds) if seconds else 0
         token = encode(Invite(self._choice.mesh, invite_key(secret, expires), expires, tuple(found[:MAX_WAYS])))
         self._audit("invite_made", expires=expires)
         return Invitation(token, expires)

@@ -1,13 +1,15 @@
-"""One daemon per home: the lock file, and `daemon.json` with its process id and ports for other commands."""
+"""One daemon per home: the lock file, and `daemon.json` (mode 0600) with its process id, its ports and the token of
+this run for other commands of the same user."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import filelock
@@ -19,20 +21,38 @@ from meshllm.util.atomic_file import replace_file
 
 PID_FILE = "daemon.json"
 STOP_POLL_SECONDS = 0.02
+TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RunningInstance:
-    """A running daemon: process id, start time (unix seconds), ports of API and console."""
+    """A running daemon: process id, start time (unix seconds), ports of API and console, and the token with which the
+    console takes a caller for the owner."""
 
     pid: int
     started: float
     port: int
     console: int
+    token: str = field(default="", repr=False)
+
+    @property
+    def page(self) -> str:
+        """The URL that opens the console's page as the owner. A browser sends the part behind `#` to no server."""
+        return owner_page(f"http://localhost:{self.console}", self.token)
 
     def alive(self) -> bool:
         """Whether this process still runs; a later process with the same id does not count."""
         return is_same_process(self.pid, self.started)
+
+
+def owner_page(console: str, token: str) -> str:
+    """The URL that opens the page at `console` with the token of the run."""
+    return f"{console}/#token={token}"
+
+
+def new_token() -> str:
+    """The token of a run: 32 random bytes, as text for a header and a URL."""
+    return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 class HomeLock:
@@ -58,12 +78,12 @@ class HomeLock:
                 advice="Make it a folder that you may write to, or set MESH_LLM_HOME to one.",
             ) from error
 
-    def announce(self, port: int, console: int) -> None:
-        """Write process id and ports to `daemon.json`. Raises EnvironmentFailure."""
+    def announce(self, port: int, console: int, token: str = "") -> None:
+        """Write process id, ports and token to `daemon.json`. Raises EnvironmentFailure."""
         started = psutil.Process().create_time()
-        text = json.dumps(asdict(RunningInstance(os.getpid(), started, port, console)))
+        text = json.dumps(asdict(RunningInstance(os.getpid(), started, port, console, token)))
         try:
-            replace_file(self._pid_file, text)
+            replace_file(self._pid_file, text, mode=0o600)
         except OSError as error:
             raise EnvironmentFailure(
                 f"{self._pid_file} cannot be written: {error.strerror or error}.",
@@ -81,7 +101,13 @@ def read(home: Path) -> RunningInstance | None:
     """The daemon that runs with `home`, or None."""
     try:
         note = json.loads((home / PID_FILE).read_text(encoding="utf-8"))
-        instance = RunningInstance(int(note["pid"]), float(note["started"]), int(note["port"]), int(note["console"]))
+        instance = RunningInstance(
+            int(note["pid"]),
+            float(note["started"]),
+            int(note["port"]),
+            int(note["console"]),
+            str(note.get("token", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return instance if instance.alive() else None

@@ -19,6 +19,8 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     ),
     # Tokens of Hugging Face and of OpenAI-like services.
     (("hf_", "sk-"), re.compile(r"\b(?P<keep>hf_|sk-)[A-Za-z0-9_-]{8,}")),
+    # The token of a daemon's run, in the URL that opens the console and in a header.
+    (("#token=", "x-mesh-llm-token"), re.compile(r"(?i)(?P<keep>#token=|x-mesh-llm-token[\"']?\s*:\s*)[^\s\"',;]+")),
     (("bearer",), re.compile(r"(?i)(?P<keep>\bbearer\s+)[^\s\"',;]+")),
     # key=..., "secret": "..." and their like, in JSON, headers, URLs and environments.
     (

@@ -119,9 +119,18 @@ class Child:
             self._popen.wait()
 
 
-def get_json(port: int, path: str) -> Any:
+def owner_headers(home: Path) -> dict[str, str]:
+    """The header with the token of the daemon that runs in `home`, which gets the whole status from its console."""
+    try:
+        return {"x-mesh-llm-token": str(json.loads((home / "daemon.json").read_text())["token"])}
+    except (OSError, ValueError, KeyError):
+        return {}  # it does not listen yet, or is a version without tokens
+
+
+def get_json(port: int, path: str, headers: dict[str, str] | None = None) -> Any:
     """The JSON at a loopback port. Raises OSError without a reply (an HTTP error status included)."""
-    with _DIRECT.open(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers or {})
+    with _DIRECT.open(request, timeout=5) as reply:
         return json.load(reply)
 
 

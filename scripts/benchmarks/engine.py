@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from . import report
-from .children import Child, free_port, get_json, post_json
+from .children import Child, free_port, get_json, owner_headers, post_json
 from .native import BenchError, compiled, load
 from .targets import MESH_LLM
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         scratch = Path(scratch_name)
         report.progress(f"starting {options.model} ...")
         child, port, console = start_with_model(stack, scratch, options.model)
-        socket = options.socket or find_socket(get_json(console, "/api/status"))
+        socket = options.socket or find_socket(get_json(console, "/api/status", owner_headers(scratch / "home")))
         if socket is None:
             raise BenchError("/api/status names no engine socket; give its path with --socket")
         ways: dict[str, int | Path] = {"direct": socket, "ours": port}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .children import Child, free_port, get_json
+from .children import Child, free_port, get_json, owner_headers
 from .native import BenchError
 from .targets import MESH_LLM
 
@@ -37,7 +37,7 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """/api/status. Raises OSError while it does not answer."""
-        return dict(get_json(self.console, "/api/status"))
+        return dict(get_json(self.console, "/api/status", owner_headers(self.home)))
 
     def peers(self) -> list[dict[str, Any]]:
         """What its status says of the others. Raises OSError while it does not answer."""

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from .children import Child, free_port
+from .children import Child, free_port, owner_headers
 from .native import BenchError
 from .targets import MESH_LLM
 
@@ -93,7 +93,7 @@ class Node:
     def status(self) -> dict[str, Any]:
         """/api/status. Raises OSError and ValueError while it does not answer."""
         with closing(self.connect(self.console, 5.0)) as connection:
-            connection.request("GET", "/api/status")
+            connection.request("GET", "/api/status", headers=owner_headers(self.home))
             return dict(json.load(connection.getresponse()))
 
     def wait_for(self, what: str, fact: Callable[[dict[str, Any]], Any]) -> Any:

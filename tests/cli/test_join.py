@@ -363,7 +363,8 @@ def test_invite_command_prints_the_invite_alone_on_a_line(console: Callable[[int
     server = console(200, answer())
     assert ask_invite(server) == TOKEN + "\n"
     path, headers, body = server.asked[0]
-    assert (path, headers["x-mesh-llm"], json.loads(body)) == ("/api/invite", "invite", {"expires": 0})
+    assert (path, json.loads(body)) == ("/api/invite", {"expires": 0})
+    assert "x-mesh-llm-token" not in headers, "the token of this user's node is for that node only"
 
 
 def test_invite_command_asks_for_an_expiry(console: Callable[[int, bytes], FakeConsole]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from meshllm.web.console.page_files import FOLDER
+from tests.console.meshes import TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
@@ -59,8 +60,10 @@ class Visitor:
     def _requested(self, request: Request) -> None:
         self.requested.append(request.url)
 
-    def open(self, url: str) -> Page:
-        """Open the page at `url` and wait for its heading; its host is the page's daemon."""
+    def open(self, url: str, token: str = TOKEN) -> Page:
+        """Open the page at `url` and wait for its heading; its host is the page's daemon. `token`: of the daemon's run,
+        as an earlier tab has stored it."""
+        self.context.add_init_script(f"if (location.hostname === 'localhost') localStorage.setItem('token', '{token}')")
         self._hosts.add(urlsplit(url).hostname or "")
         self.page.goto(url)
         self.page.locator("h1").first.wait_for(state="attached")

@@ -57,6 +57,8 @@ MODELS = (
     ("SmolLM2-135M-Instruct", 0.09, 8192),
     ("Mistral-Small-24B-Q4_K_M", 13.3, 32768),
 )
+# The token of the run of every Stage.
+TOKEN = "token-of-the-stage"
 HIDDEN_TOKEN = (
     "mesh1-AWmJ7J6s1rgizescgG3GEezWlJNwEcWAmiEpN9e9Y1sSEzzkQ1qvvwsS-Tz9WxseYhMC7dfAAAIC_QAAAAAAAAAAAAAAAAAAAn8AAAF8nDSM"
 )
@@ -148,7 +150,7 @@ class Stage:
     async def begin(self) -> None:
         """Listen."""
         self._loop = asyncio.get_running_loop()
-        self._console = Console(self.policy, self.status, self._invite, requests=lambda: self.requests)
+        self._console = Console(self.policy, self.status, self._invite, requests=lambda: self.requests, token=TOKEN)
         self.port = await self._console.start(self.hosts, self.port)
 
     async def end(self) -> None:

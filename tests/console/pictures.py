@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from meshllm.web.console.page_files import FOLDER
 from tests.console.conftest import ARGUMENTS, ROOT, chromium
-from tests.console.meshes import Stage, idle, mesh_of, split_over, staged, with_requests
+from tests.console.meshes import TOKEN, Stage, idle, mesh_of, split_over, staged, with_requests
 from tests.daemons import MODEL, daemon
 
 TARGET = ROOT / "console" / "pictures"
@@ -23,13 +23,14 @@ QUESTION = "Give me three reasons to share spare computers with friends, as a li
 
 
 @contextmanager
-def visiting(browser: Browser, url: str, scheme: str, width: int = 1200, height: int = 750) -> Iterator[Page]:
+def visiting(browser: Browser, url: str, scheme: str, token: str = TOKEN) -> Iterator[Page]:
     """A page, after its heading is shown."""
     context = browser.new_context(
-        viewport={"width": width, "height": height},
+        viewport={"width": 1200, "height": 750},
         color_scheme=scheme,
         reduced_motion="reduce",  # type: ignore[arg-type]
     )
+    context.add_init_script(f"localStorage.setItem('token', '{token}')")
     page = context.new_page()
     page.goto(url)
     page.locator("h1").first.wait_for(state="attached")
@@ -72,7 +73,7 @@ def of_a_chat(browser: Browser) -> None:
         arguments = ("--model", MODEL, "--ctx-size", "4096", "--name", "workbench")
         with daemon(Path(home), *arguments) as node:
             node.wait_until_serving()
-            with visiting(browser, f"{node.console_url}/#/chat", "dark") as page:
+            with visiting(browser, f"{node.console_url}/#/chat", "dark", node.token) as page:
                 page.get_by_label("Message").fill(QUESTION)
                 page.keyboard.press("Enter")
                 page.locator("li.assistant-message:not(.streaming) .statistics").wait_for(timeout=120_000)

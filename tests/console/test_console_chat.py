@@ -70,7 +70,7 @@ def backend(node: tuple[Daemon, ScriptedBackend]) -> ScriptedBackend:
 @pytest.fixture
 def chat(node: tuple[Daemon, ScriptedBackend], visitor: Visitor) -> Page:
     """The chat with the engine's model selected."""
-    page = visitor.open(f"{node[0].console_url}/#/chat")
+    page = visitor.open(f"{node[0].console_url}/#/chat", node[0].token)
     expect(model_of(page)).to_have_value(re.compile("."))
     model_of(page).select_option(MODEL)
     return page
@@ -119,7 +119,7 @@ def test_chat_of_a_client_names_the_node_that_answered(
     invite = tmp_path / "invite"
     invite.write_text(told.stdout)
     with daemon(tmp_path / "client", "--client", "--join", f"@{invite}", "--name", "laptop") as client:
-        page = visitor.open(client.console_url)
+        page = visitor.open(client.console_url, client.token)
         expect(page.get_by_role("button", name=f"workbench {MODEL}")).to_be_visible()
         page.get_by_role("link", name="Chat").click()
         expect(model_of(page)).to_have_value(re.compile("."))
@@ -195,7 +195,7 @@ def test_chat_passes_axe(
     node: tuple[Daemon, ScriptedBackend], backend: ScriptedBackend, visit: Any, axe: str, scheme: str
 ) -> None:
     backend.thinking, backend.text = "First I consider.", MARKDOWN
-    page = visit(color_scheme=scheme, bypass_csp=True).open(f"{node[0].console_url}/#/chat")
+    page = visit(color_scheme=scheme, bypass_csp=True).open(f"{node[0].console_url}/#/chat", node[0].token)
     ask(page, "Show me", "scripted")
     finished(page).locator("summary").click()
     page.get_by_role("button", name="Edit and submit again").click()
@@ -310,7 +310,7 @@ def test_chat_fits_a_phone_with_long_lines(
 ) -> None:
     backend.text = MARKDOWN + "\n" + "x" * 400 + "\n\n```\n" + "y" * 400 + "\n```\n"
     page = visit(viewport={"width": 375, "height": 720}, is_mobile=True, has_touch=True).open(
-        f"{node[0].console_url}/#/chat"
+        f"{node[0].console_url}/#/chat", node[0].token
     )
     ask(page, "z" * 300, "scripted")
     finished(page)

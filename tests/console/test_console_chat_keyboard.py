@@ -26,7 +26,7 @@ def node(tmp_path: Path) -> Iterator[tuple[Daemon, ScriptedBackend]]:
 @pytest.fixture
 def chat(node: tuple[Daemon, ScriptedBackend], visitor: Visitor) -> Page:
     """The chat, with the backend."""
-    page = visitor.open(f"{node[0].console_url}/#/chat")
+    page = visitor.open(f"{node[0].console_url}/#/chat", node[0].token)
     expect(page.get_by_role("combobox", name="Model")).to_have_value("scripted")
     return page
 

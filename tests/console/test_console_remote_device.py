@@ -135,7 +135,7 @@ def test_page_over_plain_http_copies_and_stores_conversations_and_the_key(
 def test_qr_code_opens_the_page_on_a_phone(
     node: tuple[Daemon, ScriptedBackend], there: str, visitor: Visitor, phone: Visitor
 ) -> None:
-    desk = visitor.open(f"{node[0].console_url}/#/join")
+    desk = visitor.open(f"{node[0].console_url}/#/join", node[0].token)
     key = key_of(node[0])
     assert key not in desk.content()
     card = desk.get_by_role("region", name="Other devices")

@@ -199,12 +199,12 @@ def test_caller_that_disconnects_frees_its_slot(client: openai.OpenAI, served: D
     )
     next(iter(stream))
     stream.close()
-    events = urllib.request.urlopen(f"{served.console_url}/api/status", timeout=30)
+    events = urllib.request.urlopen(served.owner_request("/api/status"), timeout=30)
     with events as response:
         status = json.load(response)
     # The answer to another request shows that work goes on; the gateway's books show that nothing is left of the first.
     ask(client)
-    with urllib.request.urlopen(f"{served.console_url}/api/status", timeout=30) as response:
+    with urllib.request.urlopen(served.owner_request("/api/status"), timeout=30) as response:
         status = json.load(response)
     assert [load["active"] for load in status["load"]] == [0]
 

@@ -29,7 +29,7 @@ def client(node: Daemon) -> openai.OpenAI:
 
 
 def status(node: Daemon) -> Any:
-    with urllib.request.urlopen(f"{node.console_url}/api/status", timeout=30) as response:
+    with urllib.request.urlopen(node.owner_request("/api/status"), timeout=30) as response:
         return json.load(response)
 
 

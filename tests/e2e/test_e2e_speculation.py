@@ -36,7 +36,7 @@ def speculation(told: Any) -> dict[str, Any]:
 
 def until(node: Daemon, so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The speculation in the status, once `so` holds for it."""
-    with urllib.request.urlopen(f"{node.console_url}/api/events", timeout=OPEN_WAIT_SECONDS) as events:
+    with urllib.request.urlopen(node.owner_request("/api/events"), timeout=OPEN_WAIT_SECONDS) as events:
         for line in events:
             if line.startswith(b"data: ") and so(found := speculation(json.loads(line[6:]))):
                 return found

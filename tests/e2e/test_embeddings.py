@@ -168,7 +168,7 @@ def test_models_of_three_purposes_run_side_by_side(client: openai.OpenAI, node: 
     chat = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=8)  # type: ignore[arg-type]
     assert chat.choices[0].message.content
     assert client.embeddings.create(model=EMBEDDER, input="hello world").data
-    with urllib.request.urlopen(f"{node.console_url}/api/status", timeout=60) as answer:
+    with urllib.request.urlopen(node.owner_request("/api/status"), timeout=60) as answer:
         assert [(model["name"], model["purpose"]) for model in json.load(answer)["models"]] == [(MODEL, "generate")]
     told = {model.id: model.mesh for model in client.models.list()}  # type: ignore[attr-defined]
     assert {name: told[name]["purpose"] for name in told} == {

@@ -78,7 +78,7 @@ def first_event(node: Node) -> str:
         "127.0.0.1", urlsplit(node.console_url).port or 0, timeout=OPEN_WAIT_SECONDS
     )
     try:
-        connection.request("GET", "/api/events")
+        connection.request("GET", "/api/events", headers=node.owner)
         with connection.getresponse() as response:
             return "".join(response.readline().decode() for _ in range(3))
     finally:
@@ -300,7 +300,7 @@ def test_invite_prints_it_alone_on_a_line(here: Site) -> None:
     assert done.stdout.strip() == done.stdout[:-1]
     assert invites.decode(done.stdout).ways[0].pin == bytes.fromhex(node.status()["mesh"]["node"])[:16]
     url = f"{node.console_url}/api/invite"
-    for method, headers in (("GET", {"x-mesh-llm": "invite"}), ("POST", {})):
+    for method, headers in (("GET", node.owner), ("POST", {}), ("POST", {"x-mesh-llm": "invite"})):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=30)
         with refused.value as answer:

@@ -193,7 +193,7 @@ class Node(Daemon):
         """JSON of the API ("/v1/...") or the console ("/api/...")."""
         connection = self._connect(self.console_url if path.startswith("/api/") else self.base_url)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers=self.owner if path.startswith("/api/") else {})
             return json.load(connection.getresponse())
         finally:
             connection.close()
@@ -208,7 +208,7 @@ class Node(Daemon):
         last: Status = {}
         deadline = time.monotonic() + PATIENCE
         try:
-            connection.request("GET", "/api/events")
+            connection.request("GET", "/api/events", headers=self.owner)
             with connection.getresponse() as response:
                 for line in response:
                     if line.startswith(b"data: "):

@@ -62,7 +62,7 @@ def test_console_answers_another_machine_with_the_key_only(lab: Lab, tmp_path: P
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Host": "evil.example", "Authorization": f"Bearer {key}"}):
         for path in ROUTES:
             for method in ("GET", "POST"):
-                status, body = phone.ask(phone.console, method, path, {"x-mesh-llm": path[5:], **headers})
+                status, body = phone.ask(phone.console, method, path, {**node.owner, **headers})
                 assert status == (403 if "Host" in headers else 401), (method, path)
                 assert not [secret for secret in secrets if secret in body]
         assert phone.ask(phone.api, "GET", "/v1/models", headers)[0] == (200 if "Host" in headers else 401)
@@ -76,7 +76,7 @@ def test_console_answers_another_machine_with_the_key_only(lab: Lab, tmp_path: P
         "/api/nothing": 404, "/nothing": 404,
     }  # fmt: skip
     for path in ("/api/invite", "/api/key"):
-        answers[path] = phone.ask(phone.console, "POST", path, {"x-mesh-llm": path[5:], **bearer})
+        answers[path] = phone.ask(phone.console, "POST", path, {**node.owner, **bearer})
         assert answers[path][0] == 403
     for path, (_, body) in answers.items():
         assert not [secret for secret in secrets if secret in body], path

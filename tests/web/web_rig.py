@@ -612,6 +612,18 @@ def request(
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + data
 
 
+TOKEN = "token-of-this-run"
+OWNER = {"x-mesh-llm-token": TOKEN}
+"""The header that makes a caller of a console with `token=TOKEN` its owner."""
+
+
+def owned(
+    method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None, *, host: str = "localhost"
+) -> bytes:
+    """A request of the owner to a console."""
+    return request(method, path, body, {**OWNER, **(headers or {})}, host=host)
+
+
 def ask(
     path: str = "/v1/chat/completions",
     model: str = "m",

@@ -3,7 +3,7 @@
 import type { JSX } from 'preact'
 import { useState } from 'preact/hooks'
 import type { ErrorAnswer, KeyAnswer } from '../api'
-import { urlWithKey } from '../key'
+import { consoleHeaders, urlWithKey } from '../key'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
@@ -83,7 +83,7 @@ export function Devices(): JSX.Element {
 }
 
 async function fetchKey(): Promise<string> {
-  const answer = await fetch('/api/key', { method: 'POST', headers: { 'x-mesh-llm': 'key' } })
+  const answer = await fetch('/api/key', { method: 'POST', headers: consoleHeaders() })
   if (!answer.ok) throw new Error(((await answer.json()) as ErrorAnswer).error.message)
   return ((await answer.json()) as KeyAnswer).key
 }

@@ -4,11 +4,12 @@ import { signal } from '@preact/signals'
 import type { JSX } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
 import type { ErrorAnswer, InviteAnswer } from '../api'
+import { consoleHeaders } from '../key'
 import { chatModels } from '../mesh/models'
 import { Command, Copy } from '../parts/basics'
 import { Icon } from '../parts/icons'
 import { Qr } from '../parts/qr'
-import { api, models, status } from '../state'
+import { access, api, models } from '../state'
 import { Devices, ReadOnly } from './devices'
 import { clientSetups } from './client-setup'
 
@@ -23,20 +24,22 @@ const LIFETIMES: readonly [string, number][] = [
 const invite = signal<InviteAnswer | null>(null)
 
 export function Join(): JSX.Element {
-  const remote = status.value?.read_only === true
+  const owner = access.value === 'owner'
+  const remote = access.value === 'remote'
   return (
     <section class="page narrow" aria-labelledby="join-title">
       <div class="head">
         <h1 id="join-title">Join</h1>
         <p>
-          {remote
-            ? 'Use the mesh from a program.'
-            : 'Add a machine to the mesh, or use the mesh from a program or a phone.'}
+          {owner
+            ? 'Add a machine to the mesh, or use the mesh from a program or a phone.'
+            : 'Use the mesh from a program.'}
         </p>
       </div>
-      {!remote && <Invite />}
+      {owner && <Invite />}
       <Programs remote={remote} />
-      {remote ? <ReadOnly /> : <Devices />}
+      {remote && <ReadOnly />}
+      {owner && <Devices />}
     </section>
   )
 }
@@ -123,7 +126,7 @@ function InviteDetails({ invite: { invite: token, expires } }: { invite: InviteA
 async function fetchInvite(seconds: number): Promise<InviteAnswer> {
   const answer = await fetch('/api/invite', {
     method: 'POST',
-    headers: { 'x-mesh-llm': 'invite', 'content-type': 'application/json' },
+    headers: { ...consoleHeaders(), 'content-type': 'application/json' },
     body: JSON.stringify({ expires: seconds }),
   })
   if (!answer.ok) throw new Error(((await answer.json()) as ErrorAnswer).error.message)

@@ -44,9 +44,9 @@ class Right(IntFlag):
 NO_RIGHTS = Right(0)
 ALL_RIGHTS = Right.USE | Right.SERVE | Right.WORK | Right.HOST | Right.INVITE | Right.ADMIT
 GUEST_RIGHTS = Right.USE
-# Who has one of these takes part in gossip and has a record; others are clients, whatever they say of themselves.
+# A member with one of these takes part in gossip and has a record; others are clients, whatever they claim.
 NODE_RIGHTS = Right.SERVE | Right.WORK | Right.HOST | Right.ADMIT
-# Whoever may host splits or admit others is a machine of the owner, or trusted as one.
+# A member that may host splits or admit others is a machine of the owner, or trusted as one.
 OWNER_RIGHTS = Right.HOST | Right.ADMIT
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 1.0
 WRITE_SECONDS = 30.0
 MAX_DOWNLOADS = 8
-DOWNLOAD_WORD = "download"
 
 
 class _Line(BaseModel):
@@ -89,7 +88,7 @@ Download = Callable[[DownloadRequest, Callable[[DownloadEvent], None]], Awaitabl
 
 
 class DownloadHandler:
-    """Serves POST /api/downloads with `download`. The caller has checked that the request comes from this machine."""
+    """Serves POST /api/downloads with `download`. The caller has checked the run's token."""
 
     def __init__(self, download: Download) -> None:
         self._download = download

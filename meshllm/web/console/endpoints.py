@@ -13,17 +13,15 @@ from typing import Final
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
-from meshllm.web.console.downloads import DOWNLOAD_WORD, DownloadRequest
+from meshllm.web.console.downloads import DownloadRequest
 from meshllm.web.console.request_status import RequestsAnswer
 from meshllm.web.console.status import NodeStatus
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# A web page can send a POST to any address, but not with a custom header unless the server allows it, and this server
-# never does.
-SECRET_HEADER: Final = "x-mesh-llm"
-INVITE_WORD: Final = "invite"
-KEY_WORD: Final = "key"
+# Carries the token of the daemon's run, which is made at each start and kept in the home (daemon.json, mode 0600). Only
+# the owner has it: no other user of the machine, and no web page, which could not send this header to another origin.
+TOKEN_HEADER: Final = "x-mesh-llm-token"
 
 
 class _Body(BaseModel):
@@ -67,7 +65,8 @@ class ErrorAnswer(_Body):
 class ConsoleEndpoint:
     """One path of the console. `answer` is the model of a JSON answer, None for another content type.
 
-    `header_word` is the value that SECRET_HEADER must have. `open_to_all`: served to other machines without the key.
+    `owner_only`: served only with the run's token, on this machine; the handler is called for no other caller. All
+    endpoints that change something or give a secret are. `open_to_all`: served to other machines without the key.
     """
 
     method: str
@@ -76,7 +75,7 @@ class ConsoleEndpoint:
     answer: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     content_type: str = "application/json"
-    header_word: str = ""
+    owner_only: bool = False
     open_to_all: bool = False
     documented: bool = True
 
@@ -102,21 +101,19 @@ REQUESTS: Final = ConsoleEndpoint("GET", "/api/requests", "The last requests of 
 INVITE: Final = ConsoleEndpoint(
     "POST",
     "/api/invite",
-    "An invite to the mesh, for programs on this machine.",
+    "An invite to the mesh.",
     InviteAnswer,
     InviteOptions,
-    header_word=INVITE_WORD,
+    owner_only=True,
 )
-KEY: Final = ConsoleEndpoint(
-    "POST", "/api/key", "The API key of --listen-all, for programs on this machine.", KeyAnswer, header_word=KEY_WORD
-)
+KEY: Final = ConsoleEndpoint("POST", "/api/key", "The API key of --listen-all.", KeyAnswer, owner_only=True)
 DOWNLOADS: Final = ConsoleEndpoint(
     "POST",
     "/api/downloads",
-    "Downloads a model, for programs on this machine; the progress is streamed as JSON lines.",
+    "Downloads a model; the progress is streamed as JSON lines.",
     body=DownloadRequest,
     content_type="application/x-ndjson",
-    header_word=DOWNLOAD_WORD,
+    owner_only=True,
 )
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 

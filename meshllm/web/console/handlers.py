@@ -1,16 +1,17 @@
-"""The handlers of the console: the page, the status, the last requests, and two secrets (invite and key).
+"""The handlers of the console: the page, the status, the last requests, and the owner's acts (invite, key, download).
 
-Invariants: no endpoint changes the node. A caller on another machine (`--listen-all`) or behind a proxy gets the page's
-files, and with the key a redacted status. Invite and key are given to programs on this machine and to the console's own
-page only. A viewer that does not read is dropped.
+Invariants: only the owner may act and sees the whole status: a caller on this machine that sends the token of this run.
+A caller on this machine without it gets the page and the redacted status; so does one on another machine or behind a
+proxy with the API key, and without the key the page's files alone. A viewer that does not read is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -18,16 +19,8 @@ from aiohttp import web
 
 from meshllm.errors import MeshError
 from meshllm.web.console import endpoints
-from meshllm.web.console.downloads import DOWNLOAD_WORD, Download, DownloadHandler
-from meshllm.web.console.endpoints import (
-    INVITE_WORD,
-    KEY_WORD,
-    SECRET_HEADER,
-    ConsoleRoute,
-    Handler,
-    InviteAnswer,
-    KeyAnswer,
-)
+from meshllm.web.console.downloads import Download, DownloadHandler
+from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, KeyAnswer
 from meshllm.web.console.invitation import Invitation
 from meshllm.web.console.openapi import document
 from meshllm.web.console.page_files import PageFiles
@@ -44,8 +37,8 @@ MIN_INTERVAL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 15.0
 WRITE_SECONDS = 30.0
 MAX_VIEWERS = 64
-# Viewers from other machines, so that they cannot use up all places.
-MAX_REMOTE_VIEWERS = 32
+# Viewers that are not the owner, so that they cannot use up all places.
+MAX_FOREIGN_VIEWERS = 32
 # An idle connection is closed after this.
 IDLE_SECONDS = 75.0
 # Longest body of a request.
@@ -55,6 +48,7 @@ BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "coo
 # Longest lifetime of an invite with an expiry; keeps the sum with the clock within 64 bits.
 MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
 NEAR = web.RequestKey("near", bool)
+OWNER = web.RequestKey("owner", bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +61,8 @@ class ConsoleSources:
     requests: Callable[[], Iterable[RequestSummary]]
     download: Download | None
     routes: Sequence[ConsoleRoute]
+    token: str
+    audit: Callable[[str, Mapping[str, str]], None]
 
 
 class ConsoleHandlers:
@@ -75,6 +71,8 @@ class ConsoleHandlers:
     def __init__(self, policy: AccessPolicy, sources: ConsoleSources) -> None:
         self._policy = policy
         self._status = sources.status
+        self._token = sources.token.encode()
+        self._audit = sources.audit
         self._invite = sources.invite
         self._requests = sources.requests
         self._page = sources.page or PageFiles()
@@ -82,9 +80,10 @@ class ConsoleHandlers:
         self._change = asyncio.Event()
         self._version = 0
         self._cache = StatusCache(sources.status, lambda: asyncio.get_running_loop().time())
-        self._viewers = self._remote_viewers = 0
+        self._viewers = self._foreign_viewers = 0
         self._closing = False
         self._open_to_all: set[Handler] = set()
+        self._owner_only: set[Handler] = set()
         app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
         for route in (*self._routes(), *sources.routes):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
@@ -92,6 +91,8 @@ class ConsoleHandlers:
                 app.router.add_route("HEAD", route.endpoint.path, route.handler)
             if route.endpoint.open_to_all:
                 self._open_to_all.add(route.handler)
+            if route.endpoint.owner_only:
+                self._owner_only.add(route.handler)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=IDLE_SECONDS)
 
     def _routes(self) -> tuple[ConsoleRoute, ...]:
@@ -148,8 +149,7 @@ class ConsoleHandlers:
             name.lower().encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
             for name, value in request.headers.items()
         }
-        near, denied = self._access(request, headers)
-        request[NEAR] = near
+        request[NEAR], request[OWNER], denied = self._access(request, headers)
         if denied is not None:
             return error_response(denied.status, denied.code, denied.message)
         try:
@@ -161,8 +161,8 @@ class ConsoleHandlers:
                 response.headers.setdefault(name, value)
         return response
 
-    def _access(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, AccessDenied | None]:
-        """Whether the caller is on this machine, and why it is denied, if it is."""
+    def _access(self, request: web.Request, headers: dict[bytes, bytes]) -> tuple[bool, bool, AccessDenied | None]:
+        """Whether the caller is on this machine, whether it is the owner, and why it is denied, if it is."""
         at = "" if request.transport is None else _host(request.transport.get_extra_info("sockname"))
         near = is_local(request.remote or "", headers)
         denied = self._policy.refuse_page(headers, at)
@@ -170,11 +170,21 @@ class ConsoleHandlers:
             denied = self._policy.refuse_host(headers, at)
             if denied is None and request.match_info.handler not in self._open_to_all:
                 denied = self._policy.refuse_without_key(headers)
-        return near, denied
+        owner = near and self._has_token(headers)
+        if denied is None and request.match_info.handler in self._owner_only:
+            denied = _refuse_act(request, near=near, owner=owner)
+        return near, owner, denied
+
+    def _has_token(self, headers: dict[bytes, bytes]) -> bool:
+        sent = headers.get(TOKEN_HEADER.encode(), b"")
+        right = bool(self._token) and hmac.compare_digest(sent, self._token)
+        if sent and not right:
+            self._audit("console_token_refused", {})
+        return right
 
     def _audience(self, request: web.Request, api: str) -> AudienceUrls | None:
-        """For whom the status is redacted; None: not redacted, the caller is on this machine."""
-        if request[NEAR]:
+        """For whom the status is redacted; None: not redacted, the caller is the owner."""
+        if request[OWNER]:
             return None
         return AudienceUrls(f"{_as_reached(api, request)}/v1", f"http://{request.host}")
 
@@ -194,31 +204,26 @@ class ConsoleHandlers:
 
     async def _last_requests(self, request: web.Request) -> web.Response:
         answer = requests_answer(self._requests())
-        if not request[NEAR]:
+        if not request[OWNER]:
             answer = redacted(answer, Audience("", ""))
         return _json_text(answer.model_dump_json())
 
     async def _key(self, request: web.Request) -> web.Response:
-        if (denied := _secret_denied(request, KEY_WORD, "The key")) is not None:
-            return denied
         if not self._policy.key:
             message = (
                 "This node has no API key because it accepts callers on this machine only. Start it with --listen-all."
             )
             return error_response(409, "no_key", message)
+        self._audit("api_key_shown", {})
         return _json_text(KeyAnswer(key=self._policy.key).model_dump_json())
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
-        if (denied := _secret_denied(request, DOWNLOAD_WORD, "A download")) is not None:
-            return denied
         if self._downloads is None:
             return error_response(404, "not_found", "This node does not download models for other programs.")
         answer = await self._downloads.handle(request, SECURITY_HEADERS)
         return error_response(400, "invalid_request", answer) if isinstance(answer, str) else answer
 
     async def _new_invite(self, request: web.Request) -> web.Response:
-        if (denied := _secret_denied(request, INVITE_WORD, "An invite")) is not None:
-            return denied
         try:
             body = json.loads(await request.read() or b"{}")
             seconds = body.get("expires") or 0
@@ -234,12 +239,12 @@ class ConsoleHandlers:
         return _json_text(InviteAnswer(invite=invitation.text, expires=invitation.expires).model_dump_json())
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        remote = not request[NEAR]
-        if self._viewers >= MAX_VIEWERS or (remote and self._remote_viewers >= MAX_REMOTE_VIEWERS):
+        foreign = not request[OWNER]
+        if self._viewers >= MAX_VIEWERS or (foreign and self._foreign_viewers >= MAX_FOREIGN_VIEWERS):
             return error_response(503, "overloaded", "Too many open event streams. Retry later.")
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **SECURITY_HEADERS})
         self._viewers += 1
-        self._remote_viewers += remote
+        self._foreign_viewers += foreign
         try:
             await response.prepare(request)
             with contextlib.suppress(ConnectionError):
@@ -250,11 +255,11 @@ class ConsoleHandlers:
                 request.transport.abort()
         finally:
             self._viewers -= 1
-            self._remote_viewers -= remote
+            self._foreign_viewers -= foreign
         return response
 
     async def _send_events(self, request: web.Request, response: web.StreamResponse) -> None:
-        audience = self._audience(request, self._status().api) if not request[NEAR] else None
+        audience = self._audience(request, self._status().api) if not request[OWNER] else None
         sent = -1
         while not self._closing:
             if sent != self._version:
@@ -288,17 +293,23 @@ def _json_text(text: str) -> web.Response:
     return web.Response(text=text, content_type="application/json")
 
 
-def _secret_denied(request: web.Request, word: str, what: str) -> web.Response | None:
-    """Why a secret is denied, or None. `word` is the required value of the secret's header, `what` names the secret.
+def _refuse_act(request: web.Request, *, near: bool, owner: bool) -> AccessDenied | None:
+    """Why an owner's act is denied, or None.
 
-    Secrets are for programs on this machine and for the console's own page, which the browser identifies with
-    Sec-Fetch-Site and Origin. Cookies prove nothing: pages on other ports of this machine send them as well.
+    Beside the token, a browser must say with Sec-Fetch-Site and Origin that the console's own page asks. Cookies prove
+    nothing: pages on other ports of this machine send them as well.
     """
-    if not request[NEAR]:
-        return error_response(403, "read_only", f"{what} is available on the node's own machine only.")
+    if not near:
+        return AccessDenied(403, "read_only", "This is available on the node's own machine only.")
+    if not owner:
+        return AccessDenied(
+            403,
+            "token_required",
+            "This needs the token of the node's run. Use the mesh-llm command as the user who runs the node, with its "
+            "MESH_LLM_HOME, or open the page with 'mesh-llm console'.",
+        )
     headers = request.headers
     own_page = headers.get("sec-fetch-site") == "same-origin" and headers.get("origin") == f"http://{request.host}"
-    if headers.get(SECRET_HEADER) == word and (own_page or not any(name in headers for name in BROWSER_HEADERS)):
+    if own_page or not any(name in headers for name in BROWSER_HEADERS):
         return None
-    message = f"{what} needs the header '{SECRET_HEADER}: {word}', and is not given to other web pages."
-    return error_response(403, "not_for_pages", message)
+    return AccessDenied(403, "not_for_pages", "This is not available to web pages other than the console's own.")

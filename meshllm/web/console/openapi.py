@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from meshllm import __version__
-from meshllm.web.console.endpoints import ENDPOINTS, SECRET_HEADER, ConsoleEndpoint, ErrorAnswer
+from meshllm.web.console.endpoints import ENDPOINTS, TOKEN_HEADER, ConsoleEndpoint, ErrorAnswer
 
 _SCHEMAS = "#/components/schemas/"
 
@@ -50,9 +50,10 @@ def _operation(endpoint: ConsoleEndpoint) -> dict[str, Any]:
             "default": {"description": "An error.", "content": _json(ErrorAnswer)},
         },
     }
-    if endpoint.header_word:
-        schema = {"type": "string", "const": endpoint.header_word}
-        operation["parameters"] = [{"name": SECRET_HEADER, "in": "header", "required": True, "schema": schema}]
+    if endpoint.owner_only:
+        what = "The token of this run, in daemon.json of the node's home."
+        parameter = {"name": TOKEN_HEADER, "in": "header", "required": True, "schema": {"type": "string"}}
+        operation["parameters"] = [parameter | {"description": what}]
     if endpoint.body is not None:
         operation["requestBody"] = {"required": False, "content": _json(endpoint.body)}
     return operation

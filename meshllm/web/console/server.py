@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -46,7 +46,8 @@ class Console:
 
     `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite that is
     valid for so many seconds (0: no expiry), or raises MeshError. `requests` returns the last API requests, the newest
-    first. `download` downloads models for the command line (None: refused). `routes` are additional endpoints.
+    first. `download` downloads models for the command line (None: refused). `routes` are additional endpoints. `token`
+    is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Console:
         requests: Callable[[], Iterable[RequestSummary]] = tuple,
         download: Download | None = None,
         routes: Sequence[ConsoleRoute] = (),
+        token: str = "",
+        audit: Callable[[str, Mapping[str, str]], None] = lambda event, fields: None,
     ) -> None:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            return make(status, invite, page, requests, download, routes)
+            return make(status, invite, page, requests, download, routes, token, audit)
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None

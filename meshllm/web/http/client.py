@@ -240,6 +240,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
+        if self._status < 100:
+            raise httptools.HttpParserError(
+                f"status {self._status}"
+            )  # llhttp lets an interim response have a body here
         if self._status < 200:
             self._interim = True
             if self._listener is not None:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from web_rig import Bench, Caller, Response, ask, bench, request, served
+from web_rig import OWNER, TOKEN, Bench, Caller, Response, ask, bench, request, served
 
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import Snapshot
+from meshllm.web.console.endpoints import ENDPOINTS
 from meshllm.web.console.invitation import Invitation
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import PUBLIC, WITHHELD, Audience, redacted, redacted_status
@@ -59,8 +60,10 @@ def status() -> NodeStatus:
 class ConsoleServer:
     """A console that accepts other machines."""
 
-    def __init__(self, folder: Path, policy: AccessPolicy) -> None:
-        self.console = Console(policy, status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder))
+    def __init__(self, folder: Path, policy: AccessPolicy, token: str = TOKEN) -> None:
+        self.console = Console(
+            policy, status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder), token=token
+        )
         self.host = "127.0.0.1"
 
     async def start(self) -> None:
@@ -200,12 +203,15 @@ async def test_console_serves_a_redacted_status_with_the_key(server: ConsoleServ
     assert b"SECRET" not in event.body
     assert (await server.ask("/api/openapi.json", authority, BEARER, at=host)).status == 200
     for path in SECRETS:
-        for word in ("invite", "key"):
-            headers = {**BEARER, "x-mesh-llm": word}
+        for headers in (BEARER, {**BEARER, **OWNER}):
             refused = await server.ask(path, authority, headers, "POST", at=host)
             assert (refused.status, refused.json["error"]["code"]) == (403, "read_only")
             assert b"SECRET" not in refused.body
             assert KEY.encode() not in refused.body
+    told = NodeStatus.model_validate_json(
+        (await server.ask("/api/status", authority, {**BEARER, **OWNER}, at=host)).body
+    )
+    assert told.read_only
 
 
 @pytest.mark.parametrize("host", ["evil.com", "evil.com:3131", "203.0.113.9", "0.0.0.0", "box.lan.evil.com"])
@@ -229,34 +235,67 @@ async def test_console_treats_a_caller_behind_a_proxy_as_remote(server: ConsoleS
     through = {header: "192.0.2.9"}
     assert (await server.ask("/api/status", "localhost", through)).status == 401
     assert b'"read_only":true' in (await server.ask("/api/status", "localhost", {**through, **BEARER})).body
-    refused = await server.ask("/api/invite", "localhost", {**through, **BEARER, "x-mesh-llm": "invite"}, "POST")
+    refused = await server.ask("/api/invite", "localhost", {**through, **BEARER, **OWNER}, "POST")
     assert refused.json["error"]["code"] == "read_only"
 
 
-async def test_console_serves_this_machine_without_a_key(server: ConsoleServer) -> None:
-    told = NodeStatus.model_validate_json((await server.ask("/api/status", "localhost")).body)
+async def test_console_serves_the_owner_without_a_key(server: ConsoleServer) -> None:
+    told = NodeStatus.model_validate_json((await server.ask("/api/status", "localhost", OWNER)).body)
     assert told == status()
-    given = await server.ask("/api/invite", "localhost", {"x-mesh-llm": "invite"}, "POST")
+    given = await server.ask("/api/invite", "localhost", OWNER, "POST")
     assert given.json["invite"] == "mesh1-SECRET"
-    given = await server.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
+    given = await server.ask("/api/key", "localhost", OWNER, "POST")
     assert (given.status, given.json) == (200, {"key": KEY})
     assert given.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("sent", [None, "", "x", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "\xff", KEY])
+async def test_console_gives_others_of_this_machine_the_redacted_status_only(
+    server: ConsoleServer, sent: str | None
+) -> None:
+    headers = {} if sent is None else {"x-mesh-llm-token": sent}
+    assert (await server.ask("/", "localhost", headers)).status == 200
+    told = NodeStatus.model_validate_json((await server.ask("/api/status", "localhost", headers)).body)
+    assert (told.read_only, told.pid, told.lan_urls, told.mesh_reason) == (True, 0, (), WITHHELD)
+    assert told.api == "http://localhost:9337/v1"
+    event = await server.ask("/api/events", "localhost", headers)
+    assert b'"read_only":true' in event.body
+    assert b"SECRET" not in event.body
+    for path in (*SECRETS, "/api/downloads"):
+        for more in ({}, BEARER, {"x-mesh-llm": "invite"}):
+            refused = await server.ask(path, "localhost", {**headers, **more}, "POST")
+            assert (refused.status, refused.json["error"]["code"]) == (403, "token_required")
+            assert b"SECRET" not in refused.body
+            assert KEY.encode() not in refused.body
+
+
+async def test_console_without_a_token_has_no_owner(page: Path) -> None:
+    server = ConsoleServer(page, AccessPolicy(KEY), token="")
+    await server.start()
+    try:
+        for headers in ({}, {"x-mesh-llm-token": ""}):
+            assert (await server.ask("/api/invite", "localhost", headers, "POST")).status == 403
+    finally:
+        await server.console.close()
+
+
+def test_every_endpoint_that_changes_something_is_for_the_owner() -> None:
+    for endpoint in ENDPOINTS:
+        assert endpoint.owner_only or endpoint.method == "GET", endpoint.path
 
 
 @pytest.mark.parametrize(
     "headers",
     [
-        {},
-        {"x-mesh-llm": "invite"},
-        {"x-mesh-llm": "key", "Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-site"},
-        {"x-mesh-llm": "key", "Origin": "http://localhost"},
-        {"x-mesh-llm": "key", "Referer": "http://localhost/"},
+        {**OWNER, "Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-site"},
+        {**OWNER, "Origin": "http://localhost"},
+        {**OWNER, "Referer": "http://localhost/"},
     ],
 )
 async def test_console_gives_the_key_only_to_its_own_page(server: ConsoleServer, headers: dict[str, str]) -> None:
     refused = await server.ask("/api/key", "localhost", headers, "POST")
     assert (refused.status, refused.json["error"]["code"]) == (403, "not_for_pages")
-    ours = {"x-mesh-llm": "key", "Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+    ours = {**OWNER, "Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
     assert (await server.ask("/api/key", "localhost", ours, "POST")).json == {"key": KEY}
 
 
@@ -268,7 +307,7 @@ async def test_console_without_a_key_refuses_remote_callers(page: Path) -> None:
             for host, headers in (("box.lan", {}), ("box.lan", BEARER), ("localhost", {"via": "proxy"})):
                 refused = await server.ask(path, host, headers)
                 assert (refused.status, refused.json["error"]["code"]) == (403, "host_not_allowed")
-        refused = await server.ask("/api/key", "localhost", {"x-mesh-llm": "key"}, "POST")
+        refused = await server.ask("/api/key", "localhost", OWNER, "POST")
         assert (refused.status, "--listen-all" in refused.json["error"]["message"]) == (409, True)
     finally:
         await server.console.close()
@@ -300,12 +339,12 @@ async def test_console_aborts_new_connections_while_closing(server: ConsoleServe
 
 
 async def test_console_limits_remote_event_streams(server: ConsoleServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.console.handlers.MAX_REMOTE_VIEWERS", 1)
+    monkeypatch.setattr("meshllm.web.console.handlers.MAX_FOREIGN_VIEWERS", 1)
     first = await server.caller()
     first.send(request("GET", "/api/events", headers=BEARER, host="box.lan"))
     assert (await first.head()).status == 200
     assert (await server.ask("/api/events", "box.lan", BEARER)).status == 503
-    assert (await server.ask("/api/events", "localhost")).status == 200
+    assert (await server.ask("/api/events", "localhost", OWNER)).status == 200
     await first.close()
 
 

@@ -8,16 +8,16 @@ from typing import cast
 
 import aiohttp
 import pytest
+from web_rig import OWNER, TOKEN
 
 from meshllm.errors import DownloadFailed
 from meshllm.web.console import downloads
 from meshllm.web.console.downloads import DOWNLOAD_EVENTS, DownloadEvent, DownloadRequest, DownloadStep
-from meshllm.web.console.endpoints import SECRET_HEADER
 from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus
 from meshllm.web.http.access_control import AccessPolicy
 
-ASK = {SECRET_HEADER: "download"}
+ASK = OWNER
 BODY = {"name": "Some-Model", "folder": "/models"}
 
 
@@ -54,7 +54,7 @@ async def url(node: FakeNode) -> AsyncIterator[str]:
     def status() -> NodeStatus:
         raise AssertionError("a download does not read the status")
 
-    console = Console(AccessPolicy(), cast(Callable[[], NodeStatus], status), download=node.download)
+    console = Console(AccessPolicy(), cast(Callable[[], NodeStatus], status), download=node.download, token=TOKEN)
     port = await console.start(("127.0.0.1",), 0)
     yield f"http://127.0.0.1:{port}/api/downloads"
     await console.close()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from web_rig import Caller, Response, request
+from web_rig import OWNER, TOKEN, Caller, Response, request
 
 from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.invitation import Invitation
@@ -43,7 +43,9 @@ class PageServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.console = Console(AccessPolicy(), status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder))
+        self.console = Console(
+            AccessPolicy(), status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder), token=TOKEN
+        )
 
     async def start(self) -> None:
         """Listen."""
@@ -184,11 +186,11 @@ async def test_page_without_a_build_explains_how_to_build_it(server: PageServer)
 async def test_invite_is_given_only_to_the_console_page(
     server: PageServer, headers: dict[str, str], status: int
 ) -> None:
-    data = request("POST", "/api/invite", {}, {"x-mesh-llm": "invite", **headers})
+    data = request("POST", "/api/invite", {}, {**OWNER, **headers})
     response = await server.call(data)
     assert response.status == status
     assert (b"SECRET" in response.body) == (status == 200)
-    # And not even that one without asking for exactly it: a form could.
+    # And not even to that one without the token.
     response = await server.call(request("POST", "/api/invite", {}, headers))
     assert (response.status, b"SECRET" in response.body) == (403, False)
 

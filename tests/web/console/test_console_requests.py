@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from web_rig import Caller, Response, request
+from web_rig import TOKEN, Caller, Response, owned
 
 from meshllm.core.snapshot import Snapshot
 from meshllm.web.console.redaction import WITHHELD
@@ -46,12 +46,12 @@ class Server:
     def __init__(self) -> None:
         self.log = RequestLog(lambda: 200.0, lambda: 1_000_200.0)
         policy = AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"}))
-        self.console = Console(policy, status, requests=self.log.snapshot)
+        self.console = Console(policy, status, requests=self.log.snapshot, token=TOKEN)
 
     async def get(self, host: str = "localhost", **headers: str) -> Response:
-        """GET /api/requests."""
+        """GET /api/requests, as the owner on this machine."""
         caller = Caller(*await asyncio.open_connection("127.0.0.1", self.port))
-        caller.send(request("GET", "/api/requests", headers=headers, host=host))
+        caller.send(owned("GET", "/api/requests", headers=headers, host=host))
         try:
             return await caller.response()
         finally:

@@ -9,7 +9,22 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 import pytest
-from web_rig import PATIENCE, READY, Caller, Malformed, Response, Watch, backend, broken, coming, request, served
+from web_rig import (
+    OWNER,
+    PATIENCE,
+    READY,
+    TOKEN,
+    Caller,
+    Malformed,
+    Response,
+    Watch,
+    backend,
+    broken,
+    coming,
+    owned,
+    request,
+    served,
+)
 
 from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import (
@@ -48,7 +63,7 @@ class ConsoleServer:
     callers: list[Caller] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.console = Console(AccessPolicy(), self.status, self.invite)
+        self.console = Console(AccessPolicy(), self.status, self.invite, token=TOKEN)
 
     def invite(self, seconds: float) -> Invitation:
         if seconds == 7:
@@ -87,7 +102,7 @@ class ConsoleServer:
 
     async def viewer(self) -> Caller:
         caller = await self.caller()
-        caller.send(request("GET", "/api/events"))
+        caller.send(owned("GET", "/api/events"))
         head = await caller.head()
         assert (head.status, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         return caller
@@ -115,7 +130,7 @@ async def test_status_matches_its_model(server: ConsoleServer) -> None:
     facts = ModelFacts("/models/m.gguf", 5, "llama", 8192, "Q4_1", "sha256:0")
     everything = (replace(served("m", "/run/m.sock"), facts=facts, serving_since=0.5), coming("c"), broken("b"))
     server.change(models=everything, backends=(backend("http://x:1", "f"),))
-    response = await server.call(request("GET", "/api/status"))
+    response = await server.call(owned("GET", "/api/status"))
     assert response.status == 200
     status = NodeStatus.model_validate_json(response.body, strict=True)
     assert status == server.status()
@@ -149,7 +164,7 @@ async def test_status_contains_the_mesh(server: ConsoleServer) -> None:
     server.change(
         mesh=MeshView(NodeId(b"n" * 32), MESH, Role.CLIENT, JoinPhase.JOINED, steps, peers=(peer,)), wants=("w",)
     )
-    response = await server.call(request("GET", "/api/status"))
+    response = await server.call(owned("GET", "/api/status"))
     mesh = NodeStatus.model_validate_json(response.body, strict=True).mesh
     assert mesh is not None
     assert (mesh.mesh, mesh.role) == (MESH.hex(), Role.CLIENT)
@@ -162,31 +177,33 @@ async def test_status_contains_the_mesh(server: ConsoleServer) -> None:
     assert (told.active, told.waiting, told.since_seconds) == (2, 2, 0.5)
 
 
-async def test_invite_is_given_to_a_program_with_the_header(server: ConsoleServer) -> None:
-    asks = {"x-mesh-llm": "invite"}
-    given = await server.call(request("POST", "/api/invite", {"expires": 3600}, asks))
+async def test_invite_is_given_to_the_owner(server: ConsoleServer) -> None:
+    given = await server.call(owned("POST", "/api/invite", {"expires": 3600}))
     assert (given.status, given.json) == (200, {"invite": "mesh1-SECRET", "expires": 3600})
     assert given.headers["cache-control"] == "no-store"
     for body in (None, {}, {"expires": None}, {"expires": 0}):
-        assert (await server.call(request("POST", "/api/invite", body, asks))).json["expires"] == 0
+        assert (await server.call(owned("POST", "/api/invite", body))).json["expires"] == 0
     assert "SECRET" not in repr(Invitation("mesh1-SECRET", 0))
 
 
 @pytest.mark.parametrize(
     ("method", "headers", "status"),
     [
-        ("GET", {"x-mesh-llm": "invite"}, 405),
+        ("GET", OWNER, 405),
         ("POST", {}, 403),
-        ("POST", {"x-mesh-llm": "please"}, 403),
-        ("POST", {"x-mesh-llm": "invite", "Origin": "http://localhost:3131"}, 403),
-        ("POST", {"x-mesh-llm": "invite", "Sec-Fetch-Site": "same-origin"}, 403),
-        ("POST", {"x-mesh-llm": "invite", "Sec-Fetch-Mode": "cors"}, 403),
-        ("POST", {"x-mesh-llm": "invite", "Referer": "http://localhost:3131/"}, 403),
-        ("POST", {"x-mesh-llm": "invite", "Origin": "http://evil.com"}, 403),
-        ("OPTIONS", {"Origin": "http://localhost:3131", "Access-Control-Request-Headers": "x-mesh-llm"}, 405),
+        ("POST", {"x-mesh-llm-token": ""}, 403),
+        ("POST", {"x-mesh-llm-token": TOKEN + "x"}, 403),
+        ("POST", {"x-mesh-llm-token": TOKEN[:-1]}, 403),
+        ("POST", {"x-mesh-llm": "invite"}, 403),
+        ("POST", {**OWNER, "Origin": "http://localhost:3131"}, 403),
+        ("POST", {**OWNER, "Sec-Fetch-Site": "same-origin"}, 403),
+        ("POST", {**OWNER, "Sec-Fetch-Mode": "cors"}, 403),
+        ("POST", {**OWNER, "Referer": "http://localhost:3131/"}, 403),
+        ("POST", {**OWNER, "Origin": "http://evil.com"}, 403),
+        ("OPTIONS", {"Origin": "http://localhost:3131", "Access-Control-Request-Headers": "x-mesh-llm-token"}, 405),
     ],
 )
-async def test_invite_is_refused_for_web_pages(
+async def test_invite_is_refused_without_the_token_and_for_web_pages(
     server: ConsoleServer, method: str, headers: dict[str, str], status: int
 ) -> None:
     response = await server.call(request(method, "/api/invite", {}, headers))
@@ -200,12 +217,12 @@ async def test_invite_is_refused_for_web_pages(
              b'{"expires": 1e400}', b'{"expires": ' + b"9" * 400 + b"}", b"[" * 1000]
 )  # fmt: skip
 async def test_invite_refuses_an_invalid_body(server: ConsoleServer, body: bytes) -> None:
-    response = await server.call(request("POST", "/api/invite", body, {"x-mesh-llm": "invite"}))
+    response = await server.call(owned("POST", "/api/invite", body))
     assert (response.status, response.json["error"]["code"]) == (400, "invalid_request")
 
 
 async def test_invite_reports_why_there_is_none(server: ConsoleServer) -> None:
-    response = await server.call(request("POST", "/api/invite", {"expires": 7}, {"x-mesh-llm": "invite"}))
+    response = await server.call(owned("POST", "/api/invite", {"expires": 7}))
     assert (response.status, "Ask another" in response.json["error"]["message"]) == (409, True)
 
 
@@ -258,7 +275,7 @@ async def test_event_stream_drops_a_viewer_that_does_not_read(
     deaf = await server.caller()
     deaf.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    deaf.send(request("GET", "/api/events"))
+    deaf.send(owned("GET", "/api/events"))
     await server.watch.until(lambda: server.asked >= 1)
     # Its place is free and its connection is closed.
     async with asyncio.timeout(PATIENCE):
@@ -275,7 +292,7 @@ async def test_event_stream_limits_viewers(server: ConsoleServer, monkeypatch: p
     monkeypatch.setattr("meshllm.web.console.handlers.MAX_VIEWERS", 2)
     monkeypatch.setattr("meshllm.web.console.handlers.MIN_INTERVAL_SECONDS", 0.0)
     viewers = [await server.viewer() for _ in range(2)]
-    refused = await server.call(request("GET", "/api/events"))
+    refused = await server.call(owned("GET", "/api/events"))
     assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
     viewers[0].abort()
     while server.console.viewers == 2:
@@ -296,21 +313,21 @@ async def test_console_refuses_other_origins_and_hosts(server: ConsoleServer) ->
             ({"Origin": "\xff"}, "localhost"),
             ({}, "\xff"),
         ):
-            response = await server.call(request("GET", path, headers=headers, host=host))
+            response = await server.call(owned("GET", path, headers=headers, host=host))
             assert response.status in (400, 403), (path, headers, host)
             assert b"snapshot" not in response.body
-    assert (await server.call(request("GET", "/api/status", headers={"Origin": "http://localhost:3131"}))).status == 200
-    assert (await server.call(request("GET", "/api/status", headers={"X": "\xff"}))).status == 200
+    assert (await server.call(owned("GET", "/api/status", headers={"Origin": "http://localhost:3131"}))).status == 200
+    assert (await server.call(owned("GET", "/api/status", headers={"X": "\xff"}))).status == 200
 
 
 async def test_console_reports_unknown_paths_methods_and_large_bodies(server: ConsoleServer) -> None:
-    assert (await server.call(request("GET", "/"))).status == 200
+    assert (await server.call(owned("GET", "/"))).status == 200
     for data, status in (
-        (request("GET", "/nothing"), 404),
-        (request("GET", "/../etc/passwd"), 404),
-        (request("POST", "/api/status", {}), 405),
-        (request("DELETE", "/api/events"), 405),
-        (request("POST", "/api/invite", {"x": "y" * 9000}, headers={"X-Mesh-LLM": "invite"}), 413),
+        (owned("GET", "/nothing"), 404),
+        (owned("GET", "/../etc/passwd"), 404),
+        (owned("POST", "/api/status", {}), 405),
+        (owned("DELETE", "/api/events"), 405),
+        (owned("POST", "/api/invite", {"x": "y" * 9000}), 413),
     ):
         response = await server.call(data)
         assert response.status == status
@@ -327,7 +344,7 @@ async def test_console_survives_malformed_requests(server: ConsoleServer) -> Non
         caller.send(data)
         caller.writer.write_eof()
         await caller.eof()
-    assert (await server.call(request("GET", "/api/status"))).status == 200
+    assert (await server.call(owned("GET", "/api/status"))).status == 200
 
 
 async def test_console_start_reports_a_taken_port(server: ConsoleServer) -> None:

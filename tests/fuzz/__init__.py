@@ -1,0 +1,1 @@
+"""Fuzz targets: one function for each decoder of bytes that others write."""
