@@ -560,7 +560,9 @@ def _log_sandbox(sandboxing: Sandboxing, settings: Settings) -> None:
         log.info("sandbox", extra={"fields": {"layers": layers}})
     elif sandboxing.caging is Caging.NO:
         problems = " ".join(sandboxing.available.problems)
-        log.warning("engine processes run without a full sandbox (%s); leases are refused. %s", layers or "none", problems)
+        log.warning(
+            "engine processes run without a full sandbox (%s); leases are refused. %s", layers or "none", problems
+        )
     else:
         log.warning("engine processes run without a sandbox: --no-sandbox")
 

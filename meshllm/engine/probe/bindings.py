@@ -285,7 +285,10 @@ def _parts(model: Path) -> list[Path]:
     found = _FIRST_PART.fullmatch(model.name)
     if found is None:
         return [model]
-    return [model.with_name(f"{found[1]}-{part:05d}-of-{found[2]}.gguf") for part in range(1, min(int(found[2]), MAX_PARTS) + 1)]
+    return [
+        model.with_name(f"{found[1]}-{part:05d}-of-{found[2]}.gguf")
+        for part in range(1, min(int(found[2]), MAX_PARTS) + 1)
+    ]
 
 
 def _parse_reply(name: str, code: int, output: bytes, log: bytes) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-class Sandbox:
+class AppliedSandbox:
     """The sandbox of the program: applied in the child, its questions about connect() answered by the reaper."""
 
     def __init__(self, text: str) -> None:
@@ -114,7 +114,7 @@ class Sandbox:
 
 def main() -> int:
     """Start, watch and end the program. Returns the exit status."""
-    grace, stop_line, sandbox, argv = float(sys.argv[1]), sys.argv[2], Sandbox(sys.argv[3]), sys.argv[4:]
+    grace, stop_line, sandbox, argv = float(sys.argv[1]), sys.argv[2], AppliedSandbox(sys.argv[3]), sys.argv[4:]
     # Signal handlers write to this pipe, so that one poll() waits for signals and for the end of standard input.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)

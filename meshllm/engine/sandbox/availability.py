@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from meshllm.engine.sandbox import cage_probe, landlock, macos, seccomp
 from meshllm.engine.sandbox.cage import CORE_BYTES
-from meshllm.engine.sandbox.policy import Availability
+from meshllm.engine.sandbox.policy import SandboxLayers
 from meshllm.engine.sandbox.seccomp import Connect
 
 SECONDS: Final = 20.0
@@ -23,16 +23,16 @@ _NO_LANDLOCK: Final = (
 )
 
 
-def available() -> Availability:
+def available() -> SandboxLayers:
     """What works here, tried out. Never raises: what cannot be tried does not work."""
     if sys.platform == "darwin":
         return _macos()
     if not sys.platform.startswith("linux"):
-        return Availability(problems=(f"there is no sandbox for {sys.platform}.",))
+        return SandboxLayers(problems=(f"there is no sandbox for {sys.platform}.",))
     try:
         reply = _ask()
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return Availability(problems=(f"the check of the sandbox failed: {error}.",))
+        return SandboxLayers(problems=(f"the check of the sandbox failed: {error}.",))
     problems = []
     if reply["landlock"]:
         problems.append(f"Files cannot be confined: {_landlock_problem(reply['landlock'])}.")
@@ -40,7 +40,7 @@ def available() -> Availability:
         problems.append(f"The network cannot be confined: seccomp: {reply['filter']}.")
     elif reply["broker"]:
         problems.append(f"A split's engine may connect to any Unix socket: {reply['broker']}.")
-    return Availability(
+    return SandboxLayers(
         landlock=0 if reply["landlock"] else int(reply["abi"]),
         filter=not reply["filter"],
         broker=not reply["broker"],
@@ -75,17 +75,17 @@ def _landlock_problem(reason: str) -> str:
     return reason
 
 
-def _macos() -> Availability:
+def _macos() -> SandboxLayers:
     program = Path(macos.PROGRAM)
     if not program.exists():
-        return Availability(problems=(f"{program} is missing.",))
+        return SandboxLayers(problems=(f"{program} is missing.",))
     try:
         done = subprocess.run(
             [macos.PROGRAM, "-p", "(version 1)(allow default)(deny network*)", "/usr/bin/true"],
             capture_output=True, timeout=SECONDS, check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        return Availability(problems=(f"{program} does not work: {error}.",))
+        return SandboxLayers(problems=(f"{program} does not work: {error}.",))
     if done.returncode:
-        return Availability(problems=(f"{program} does not work here (status {done.returncode}).",))
-    return Availability(profile=True)
+        return SandboxLayers(problems=(f"{program} does not work here (status {done.returncode}).",))
+    return SandboxLayers(profile=True)

@@ -58,7 +58,7 @@ class Caging(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Availability:
+class SandboxLayers:
     """What this system enforces. `landlock`: its ABI (0: none). `filter`: seccomp. `broker`: connect() can be limited
     to listed sockets. `profile`: macOS's sandbox-exec. `problems`: what does not work, and why, as sentences."""
 
@@ -116,12 +116,12 @@ class Sandbox:
     """A policy, and what this system can enforce of it. FORCED and NO keep the limits that every system has."""
 
     policy: SandboxPolicy
-    available: Availability
+    available: SandboxLayers
     on: bool = True
 
     def plan(self) -> dict[str, Any]:
         """What cage.py applies."""
-        usable = self.available if self.on else Availability()
+        usable = self.available if self.on else SandboxLayers()
         linux, policy = sys.platform.startswith("linux"), self.policy
         limits = {"RLIMIT_CORE": CORE_BYTES, "RLIMIT_NOFILE": FILE_DESCRIPTORS}
         if policy.scratch is not None:
@@ -173,7 +173,7 @@ class Sandboxing:
     """How this node runs its engine processes. `wanted`: no --no-sandbox. `cache`: where GPU drivers may keep what they
     compiled, a folder for each kind of process (None: nowhere)."""
 
-    available: Availability = Availability()
+    available: SandboxLayers = SandboxLayers()
     wanted: bool = True
     cache: Path | None = None
 
