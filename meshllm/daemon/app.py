@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from meshllm.daemon.mesh_session import HomeState, MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
     from meshllm.web.console.split_status import LeaseTraffic
-    from meshllm.web.console.status import NodeStatus, TargetLoad
+    from meshllm.web.console.status import NodeStatus, SandboxStatus, TargetLoad
 
 log = logging.getLogger(__name__)
 
@@ -487,8 +487,23 @@ class App:
             drafts=self._draft_stats.counts(),
             traffic=self._traffic,
             lan_urls=self._lan_urls(),
+            sandbox=self._sandbox_status(),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
+
+    def _sandbox_status(self) -> SandboxStatus | None:
+        """How engine processes run; None for a client, which has none."""
+        from meshllm.web.console.status import SandboxStatus
+
+        if self._settings.client:
+            return None
+        found = self._sandboxing
+        return SandboxStatus(
+            caged=found.caging is Caging.YES,
+            disabled=found.caging is Caging.FORCED,
+            layers=found.available.layers,
+            problems=list(found.available.problems),
+        )
 
     def _counters(self) -> NodeCounters:
         """What the metrics show beside the snapshot."""
@@ -560,9 +575,7 @@ def _log_sandbox(sandboxing: Sandboxing, settings: Settings) -> None:
         log.info("sandbox", extra={"fields": {"layers": layers}})
     elif sandboxing.caging is Caging.NO:
         problems = " ".join(sandboxing.available.problems)
-        log.warning(
-            "engine processes run without a full sandbox (%s); leases are refused. %s", layers or "none", problems
-        )
+        log.warning("engine processes run without a full sandbox; leases of other nodes are refused. %s", problems)
     else:
         log.warning("engine processes run without a sandbox: --no-sandbox")
 

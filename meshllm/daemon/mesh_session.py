@@ -81,8 +81,8 @@ class MeshSession:
         *,
         lease_refusal: str = "",
     ) -> None:
-        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig. Raises UsageError for invites for
-        different meshes."""
+        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig. Raises UsageError for
+        invites for different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state

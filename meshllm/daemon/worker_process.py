@@ -201,8 +201,8 @@ class WorkerProcesses:
         self._post(e.WorkerGone(*key, STOPPED if task.cancelled() else task.result()))
 
     async def _run(self, lease: Lease, folder: Path, onward: Path) -> str:
-        """Prepare the share, then run the rpc-server, whose sockets are in `folder`, to its end. `onward`: the socket for
-        the next worker. Returns why it ended."""
+        """Prepare the share, then run the rpc-server, whose sockets are in `folder`, to its end. `onward`: the socket
+        for the next worker. Returns why it ended."""
         key, tunnels = _key(lease), self._mesh()
 
         def report(progress: Progress) -> None:

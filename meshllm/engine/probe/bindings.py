@@ -270,8 +270,10 @@ def _environment() -> dict[str, str]:
 
 
 def _policy(engine: Engine, model: Path) -> SandboxPolicy:
-    """What a probe of `model` needs: its parts, the library, Python with its packages; it writes nothing. The devices are
-    listed without a sandbox: NVIDIA's driver may have to be loaded by its setuid program."""
+    """What a probe of `model` needs: its parts, the library, Python with its packages; it writes nothing.
+
+    The devices are listed without a sandbox: NVIDIA's driver may have to be loaded by its setuid program.
+    """
     python = [sys.prefix, sys.base_prefix, *sys.path, str(Path(environment.__file__).parents[3])]
     return SandboxPolicy(
         engine.server,

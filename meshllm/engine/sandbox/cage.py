@@ -26,7 +26,7 @@ _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_RULE_PATH_BENEATH = 1, 1
 # EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE, IOCTL_DEV: the rights on something that is no folder.
 _FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 _SECCOMP_SET_MODE_FILTER = 1
-# SPEC_ALLOW: before Linux 5.16 a filter switches a mitigation on that costs speed and protects secrets within a process.
+# SPEC_ALLOW: before Linux 5.16 a filter switches on a mitigation that costs speed; it protects secrets in a process.
 _SPEC_ALLOW, _NEW_LISTENER = 4, 8
 _CAPABILITY_VERSION_3, _CAP_DAC_OVERRIDE, _LAST_CAPABILITY = 0x20080522, 1, 63
 _SYSTEM_CALLS = {"x86_64": (317, 126), "aarch64": (277, 91)}  # seccomp, capset
