@@ -125,6 +125,7 @@ def _output(json: bool, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging
     import logging
 
     from meshllm.cli import view
+    from meshllm.daemon.log_format import TerminalFormatter
 
     if json:
         viewer = view.JsonViewer(sys.stdout)
@@ -135,10 +136,10 @@ def _output(json: bool, *, idle: bool) -> tuple[LineViewer | JsonViewer, logging
 
         console = Console(soft_wrap=True)
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="[%X]")
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(TerminalFormatter("%(message)s"))
         return view.LiveViewer(console, idle=idle), handler
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return view.LineViewer(view.PlainConsole(sys.stdout), idle=idle), handler
 
 
@@ -147,6 +148,9 @@ def _set_up_logging(terminal: logging.Handler, log_file: LogFile, *, verbose: bo
     `meshllm` and INFO of libraries in both."""
     import logging
 
+    from meshllm.daemon.log_flood import FloodFilter
+
+    terminal.addFilter(FloodFilter())
     terminal.setLevel(logging.DEBUG if verbose else logging.INFO if json else logging.WARNING)
     # Otherwise logging reports a closed terminal or pipe to that same terminal or pipe.
     logging.raiseExceptions = False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.cli.split_text import split_lines, worker_lease_line
 from meshllm.errors import NotRunning
-from meshllm.util.format import counted, gigabytes, printable, printable_message, whole_duration
+from meshllm.util.format import counted, gigabytes, printable, printable_json, printable_message, whole_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,12 +27,12 @@ def show(port: int | None, *, as_json: bool) -> None:
 
     text = fetch(console_port(port))
     if as_json:
-        typer.echo(text.decode())
+        typer.echo(printable_json(text.decode()))
         return
     from rich.console import Console
 
     try:
-        status = orjson.loads(text)
+        status = _cleaned(orjson.loads(text))
         models, peers, memory = _model_table(status), _peer_table(status["mesh"]), _memory_lines(status["machine"])
     except (KeyError, TypeError, ValueError) as error:
         raise NotRunning(
@@ -58,7 +58,7 @@ def show(port: int | None, *, as_json: bool) -> None:
         _print_plain(console, line)
     for backend in status["backends"]:
         state = ", ".join(backend["models"]) if backend["healthy"] else f"unavailable: {backend['reason']}"
-        console.print(f"backend {backend['url']}: {state}", highlight=False)
+        _print_plain(console, f"backend {backend['url']}: {state}")
     if not (status["models"] or status["backends"] or status["worker_lease"]) and (
         status["mesh"] is None or status["mesh"]["role"] != "client"
     ):
@@ -93,6 +93,15 @@ def speculation_text(speculation: dict[str, Any]) -> str:
         result = f"{speculation['acceptance'] * 100:.0f}% of {speculation['draft_tokens']} draft tokens accepted"
     why = f"; no draft model: {reason}" if reason else ""
     return f"speculative decoding: {source}, {result}{why}"
+
+
+def _cleaned(value: Any) -> Any:
+    """The status with all its texts safe for a terminal: they come from peers, model files and other servers."""
+    if isinstance(value, str):
+        return printable_message(value)
+    if isinstance(value, list):
+        return [_cleaned(one) for one in value]
+    return {name: _cleaned(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _print_plain(console: Console, line: str) -> None:

@@ -17,7 +17,7 @@ from meshllm.core.serving import next_step
 from meshllm.core.snapshot import EnginePhase, FilePhase, ModelPhase, ModelState, Snapshot
 from meshllm.daemon.app import Listening, Viewer
 from meshllm.daemon.log_format import json_fields, utc_text
-from meshllm.util.format import gigabytes
+from meshllm.util.format import gigabytes, printable, printable_json, printable_message
 from meshllm.util.progress import Progress
 
 if TYPE_CHECKING:
@@ -142,15 +142,16 @@ class LineViewer(Viewer):
             return
         self.console.print("To add another machine to this mesh, run there:", highlight=False)
         self.console.print(f"\n  mesh-llm --join {token}\n", highlight=False, markup=False, soft_wrap=True)
+        self.console.print("If it has other users: mesh-llm --join - and paste the invite.", highlight=False)
 
     def no_mesh(self, reason: str) -> None:
         """Show why this node runs without a mesh."""
-        self.console.print(f"Running without a mesh: {reason}", style="bold red", highlight=False, markup=False)
+        self._print(f"Running without a mesh: {reason}", "bold red")
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Show what changed."""
         for notice in [] if snapshot.mesh is None else self._mesh.changes(snapshot.mesh):
-            self.console.print(notice.text, style=STYLES[notice.tone], highlight=False, markup=False)
+            self._print(notice.text, STYLES[notice.tone])
         for model in snapshot.models:
             phase = next_step.phase(snapshot.engine, model)
             # Between two files of a model there is no progress for a moment: no change to show.
@@ -181,13 +182,17 @@ class LineViewer(Viewer):
             if self._steps.get(name) != (progress.stage, step):
                 self._steps[name] = (progress.stage, step)
                 percent = "" if progress.fraction is None else f" {progress.fraction * 100:.0f}%"
-                self.console.print(f"{name}: {progress.stage}{percent}", style="dim", highlight=False, markup=False)
+                self._print(f"{name}: {progress.stage}{percent}", "dim")
 
     def _show_change(self, about: str, text: str, phase: ModelPhase = ModelPhase.SERVING) -> None:
         if self._shown.get(about) != text:
             self._shown[about] = text
             style = {ModelPhase.SERVING: "green", ModelPhase.FAILED: "bold red", ModelPhase.RESTARTING: "yellow"}
-            self.console.print(text, style=style.get(phase, "dim"), highlight=False, markup=False)
+            self._print(text, style.get(phase, "dim"))
+
+    def _print(self, text: str, style: str) -> None:
+        """Print a line that may hold text of a model file, a peer or another server: it cannot control the terminal."""
+        self.console.print(printable_message(text), style=style, highlight=False, markup=False)
 
     def close(self) -> None:
         """End the output."""
@@ -220,8 +225,8 @@ class LiveViewer(LineViewer):
                 self._tasks[name],
                 total=None if progress.fraction is None else 1.0,
                 completed=progress.fraction or 0.0,
-                description=f"{escape(name)}: {stage}",
-                detail=escape(progress.detail[:50]),
+                description=f"{escape(printable(name))}: {printable(stage)}",
+                detail=escape(printable(progress.detail[:50])),
             )
 
     def _start(self) -> Bars:
@@ -297,7 +302,7 @@ class JsonViewer(Viewer):
     def write(self, event: str, **fields: object) -> None:
         """Write one line."""
         entry = {"time": utc_text(datetime.now(UTC)), "event": event, **fields}
-        self._out.write(orjson.dumps(entry, default=str).decode() + "\n")
+        self._out.write(printable_json(orjson.dumps(entry, default=str).decode()) + "\n")
         self._out.flush()
 
     def close(self) -> None:

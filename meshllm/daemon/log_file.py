@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
+from meshllm.daemon.log_flood import FloodFilter
 from meshllm.daemon.log_format import JsonFormatter, TextFormatter
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class LogFile(logging.Handler):
     ) -> None:
         super().__init__()
         self.setFormatter(JsonFormatter() if json else TextFormatter())
+        self.addFilter(FloodFilter())
         self.lost = 0
         self._file = file
         self._retry = retry

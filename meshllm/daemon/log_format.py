@@ -86,6 +86,14 @@ class TextFormatter(logging.Formatter):
         return redact("\n".join(lines))
 
 
+class TerminalFormatter(logging.Formatter):
+    """Lines for a terminal or standard error: secrets redacted, and nothing in them can control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return redact("\n".join(map(escaped, super().format(record).split("\n"))))
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object: `time`, `level`, `logger`, `message`, the record's fields, `traceback`."""
 

@@ -50,6 +50,20 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
 
 
+def printable_json(text: str) -> str:
+    r"""JSON `text` with each unprintable character beyond ASCII as `\uXXXX`. JSON requires that for ASCII only."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(letter if letter in "\n\t\r" or letter.isprintable() else _json_escape(letter) for letter in text)
+
+
+def _json_escape(letter: str) -> str:
+    code = ord(letter)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    return f"\\u{0xD800 + (code - 0x10000 >> 10):04x}\\u{0xDC00 + (code - 0x10000 & 0x3FF):04x}"
+
+
 def printable_message(text: str) -> str:
     """A message of any length, safe for a terminal: a space for each unprintable character, line ends included."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

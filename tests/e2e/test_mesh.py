@@ -307,7 +307,7 @@ def test_invite_prints_it_alone_on_a_line(here: Site) -> None:
             assert answer.status in (403, 405)
 
 
-def test_first_node_prints_its_invite_or_the_command_for_it(here: Site) -> None:
+def test_first_node_prints_the_command_for_an_invite_where_there_is_no_terminal(here: Site) -> None:
     node = here.node("service")
     told = node.wait_for(lambda line: line["event"] == "invite", "the way to an invite")
     assert told["command"] == "mesh-llm invite"
@@ -316,18 +316,14 @@ def test_first_node_prints_its_invite_or_the_command_for_it(here: Site) -> None:
     person = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert person.stdout is not None
-        shown = next(line for line in person.stdout if "--join mesh1-" in line)
+        shown = next(line for line in person.stdout if "mesh-llm invite" in line)
         person.send_signal(signal.SIGINT)
-        _, errors = person.communicate(timeout=OPEN_WAIT_SECONDS)
+        rest, errors = person.communicate(timeout=OPEN_WAIT_SECONDS)
     finally:
         if person.poll() is None:
             person.kill()
             person.communicate()
-    token = shown.split()[-1]
-    assert shown.strip() == f"mesh-llm --join {token}"
-    assert invites.decode(token).mesh.hex() == here.kept("person")["mesh"]
-    assert token not in errors
-    assert token[10:40] not in errors
+    assert "mesh1-" not in shown + rest + errors
 
 
 def test_taken_udp_port_is_refused_with_advice(here: Site) -> None:

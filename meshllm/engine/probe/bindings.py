@@ -26,6 +26,7 @@ from meshllm.engine.build.installed import Engine
 from meshllm.engine.sandbox import environment
 from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing, SandboxPolicy, accelerator_nodes
 from meshllm.errors import EngineUnavailable, InvalidModelFile
+from meshllm.util.format import printable, printable_message
 
 SECONDS = 60
 MEMORY = 4 * 1024**3
@@ -319,13 +320,13 @@ def _parse_reply(name: str, code: int, output: bytes, log: bytes) -> dict[str, A
 
 def _invalid(name: str, cause: str) -> InvalidModelFile:
     return InvalidModelFile(
-        f"Cannot use {name}: {cause}.",
+        f"Cannot use {printable(name)}: {printable_message(cause)}.",
         advice="Download the file again if it may be damaged; otherwise choose another model.",
     )
 
 
 def _broken(cause: str) -> EngineUnavailable:
     return EngineUnavailable(
-        f"Cannot use the engine's library: {cause}",
+        f"Cannot use the engine's library: {printable_message(cause)}",
         advice="Run `mesh-llm engine rebuild`.",
     )

@@ -198,7 +198,7 @@ class Gateway:
         trace = RequestTrace(connection.request_id, label, request.path[:MAX_TEXT], caller, now)
         refusal = self._policy.refuse_page(request.headers, connection.at)
         if refusal is None and not local:
-            refusal = self._policy.refuse_without_key(request.headers)
+            refusal = self._policy.refuse_without_key(request.headers, connection.peer)
         # A browser's preflight request has no key yet, and its response reveals nothing.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             # A page that may call, but with a wrong key or none, must be able to read the error.
