@@ -283,8 +283,8 @@ export interface RequestsAnswer {
 export const ROLES = ['node', 'client'] as const
 export type Role = (typeof ROLES)[number]
 
-// How engine processes run. `caged`: files and network are confined; `layers`: what the system enforces; `problems`:
-// what it does not; `disabled`: by --no-sandbox.
+// How engine processes run. `caged`: files and network are confined; `layers`: what the system enforces;
+// `problems`: what it does not; `disabled`: by --no-sandbox.
 export interface SandboxStatus {
   caged: boolean
   disabled: boolean

@@ -235,9 +235,8 @@ def check_sandbox(found: SandboxLayers | None = None) -> CheckResult:
     problems = " ".join(found.problems)
     if not found.cage:
         advice = (
-            "Models of this node run without it; leases of other nodes are refused, unless the node starts with "
-            "--no-sandbox. In a container, update the container engine or its seccomp profile; otherwise use Linux 5.13 or "
-            "newer."
+            "Own models run without it; leases of other nodes are refused, unless the node starts with --no-sandbox. "
+            "In a container, update the container engine or its seccomp profile; otherwise use Linux 5.13 or newer."
         )
         return CheckResult("sandbox", CheckState.WARNING, f"incomplete ({found.layers or 'none'}): {problems}", advice)
     return ok("sandbox", f"{found.layers}: engine processes run in it{f'. {problems}' if problems else ''}")

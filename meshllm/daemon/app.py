@@ -30,6 +30,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
+from meshllm.daemon import sandbox_facts
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
@@ -45,8 +46,6 @@ from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
-from meshllm.engine.sandbox.availability import available
-from meshllm.engine.sandbox.policy import Caging, Sandboxing
 from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError, unusable_file
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.catalog.resolve import resolve
@@ -71,7 +70,7 @@ if TYPE_CHECKING:
     from meshllm.daemon.mesh_session import HomeState, MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
     from meshllm.web.console.split_status import LeaseTraffic
-    from meshllm.web.console.status import NodeStatus, SandboxStatus, TargetLoad
+    from meshllm.web.console.status import NodeStatus, TargetLoad
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ class App:
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = draft_request(settings, wanted, Store(paths.models()))
-        self._sandboxing = await self._find_sandbox()
+        self._sandboxing = await sandbox_facts.find(settings)
         self._planner = StartPlanner(
             settings.context, settings.max_memory, settings.devices, settings.threads, self._sandboxing
         )
@@ -212,7 +211,7 @@ class App:
             self._audit.start()
             stack.callback(self._audit.close)
             _log_start(settings)
-            _log_sandbox(self._sandboxing, settings)
+            sandbox_facts.log_start(self._sandboxing, settings)
             stack.callback(self._log_stop)
             try:
                 supervisor = self._assemble(stack, wanted, keys, drafts)
@@ -232,14 +231,6 @@ class App:
             gc.collect()
             gc.freeze()
             await self._run_core(supervisor)
-
-    async def _find_sandbox(self) -> Sandboxing:
-        """How this node runs its engine processes. What the system lacks is logged once."""
-        wanted = self._settings.sandbox
-        if self._settings.client or not wanted:
-            return Sandboxing(wanted=wanted)
-        found = await in_thread(lambda stop: available(), "try the sandbox")
-        return Sandboxing(found, wanted, paths.cache() / "drivers")
 
     def _assemble(
         self, stack: AsyncExitStack, wanted: dict[str, Wanted | None], keys: dict[str, str], drafts: DraftRequest
@@ -489,23 +480,9 @@ class App:
             drafts=self._draft_stats.counts(),
             traffic=self._traffic,
             lan_urls=self._lan_urls(),
-            sandbox=self._sandbox_status(),
+            sandbox=sandbox_facts.status(self._sandboxing, self._settings),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
-
-    def _sandbox_status(self) -> SandboxStatus | None:
-        """How engine processes run; None for a client, which has none."""
-        from meshllm.web.console.status import SandboxStatus
-
-        if self._settings.client:
-            return None
-        found = self._sandboxing
-        return SandboxStatus(
-            caged=found.caging is Caging.YES,
-            disabled=found.caging is Caging.FORCED,
-            layers=found.available.layers,
-            problems=list(found.available.problems),
-        )
 
     def _counters(self) -> NodeCounters:
         """What the metrics show beside the snapshot."""
@@ -566,20 +543,6 @@ def _log_start(settings: Settings) -> None:
         **{name: value for name, value in options.items() if value not in (None, "", False, 0)},
     }
     log.info("mesh-llm started", extra={"fields": fields})
-
-
-def _log_sandbox(sandboxing: Sandboxing, settings: Settings) -> None:
-    """Log how engine processes run."""
-    if settings.client:
-        return
-    layers = sandboxing.available.layers
-    if sandboxing.caging is Caging.YES:
-        log.info("sandbox", extra={"fields": {"layers": layers}})
-    elif sandboxing.caging is Caging.NO:
-        problems = " ".join(sandboxing.available.problems)
-        log.warning("engine processes run without a full sandbox; leases of other nodes are refused. %s", problems)
-    else:
-        log.warning("engine processes run without a sandbox: --no-sandbox")
 
 
 def _target_load(queue: TargetQueue) -> TargetLoad:

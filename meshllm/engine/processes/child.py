@@ -23,6 +23,7 @@ from meshllm.engine.processes import child_reaper
 from meshllm.engine.processes.child_log import LOG_BYTES, ChildLog, LineSplitter
 from meshllm.engine.processes.child_registry import ChildRegistry, kill_group
 from meshllm.engine.processes.spawn import start
+from meshllm.engine.sandbox import macos
 from meshllm.engine.sandbox.policy import Sandbox
 from meshllm.tasks import Owner
 
@@ -259,6 +260,8 @@ class Child:
 
 def _sandboxed(spec: ChildSpec) -> tuple[str, ...]:
     """The sandbox, as the reaper's argument, and the command line."""
-    if spec.sandbox is None:
+    sandbox = spec.sandbox
+    if sandbox is None:
         return ("", *spec.argv)
-    return (spec.sandbox.plan_text(), *spec.sandbox.command(spec.argv))
+    profile = sandbox.on and sandbox.available.profile
+    return (sandbox.plan_text(), *(macos.command(sandbox.policy, spec.argv) if profile else spec.argv))

@@ -149,14 +149,6 @@ class Sandbox:
         """The plan as the reaper's argument."""
         return json.dumps(self.plan(), separators=(",", ":"))
 
-    def command(self, argv: tuple[str, ...]) -> tuple[str, ...]:
-        """`argv`, on macOS under sandbox-exec."""
-        if not (self.on and self.available.profile):
-            return argv
-        from meshllm.engine.sandbox import macos
-
-        return macos.command(self.policy, argv)
-
     def label(self) -> str:
         """The active layers, for the log: "no-new-privileges, Landlock ABI 7, seccomp, memory 3.1 GB"."""
         linux = sys.platform.startswith("linux")

@@ -3,7 +3,7 @@
 python cage_attacks.py OWN_FOLDER MODEL SECRET OUTSIDE TCP_PORT ALLOWED_SOCKET OTHER_SOCKET VICTIM_PID
 """
 
-# ruff: noqa: PTH, SIM115 - a program that does as C code does
+# ruff: noqa: PTH120, PTH123, PTH101, PTH108, PTH208, PTH211, SIM115
 
 from __future__ import annotations
 
