@@ -23,3 +23,4 @@ bench what="gateway" *arguments:
 lock:
     uv pip compile --universal --generate-hashes --python-version 3.11 --upgrade -o requirements.lock pyproject.toml
     uv pip compile --universal --generate-hashes --python-version 3.11 --upgrade -c requirements.lock --extra dev -o requirements-dev.lock pyproject.toml
+    uv pip compile --universal --generate-hashes --python-version 3.11 --upgrade -c requirements.lock -o requirements-build.lock requirements-build.in

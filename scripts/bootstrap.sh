@@ -25,7 +25,15 @@ mesh_find_python() {
 # What the environment was made from: when this differs from the stamp, it is made again.
 mesh_fingerprint() {
     printf '%s ' "$1" "$2"
-    cat "$mesh_root/pyproject.toml" "$mesh_root/$3" "$mesh_root/scripts/bootstrap.sh" | cksum
+    cat "$mesh_root/pyproject.toml" "$mesh_root/$3" "$mesh_root/requirements-build.lock" "$mesh_root/scripts/bootstrap.sh" |
+        cksum
+}
+
+# Writes lines of requirements-build.lock to a file, with their hashes: those of pip, or all others.
+mesh_build_lock() {
+    local wanted='/^pip==/'
+    [ "$1" = pip ] || wanted='!/^pip==/'
+    awk "/^[a-z]/ { wanted = $wanted } wanted" "$mesh_root/requirements-build.lock" >"$2"
 }
 
 # Debian splits ensurepip off into python3-venv; a machine that has pip, virtualenv or uv can do without it.
@@ -38,11 +46,16 @@ mesh_make_venv() {
     rm -rf "$mesh_venv"
     if "$python" -c 'import pip, venv' 2>/dev/null; then
         "$python" -m venv --without-pip "$mesh_venv" &&
-            "$python" -m pip --python "$mesh_venv/bin/python" install --quiet pip && return 0
+            mesh_build_lock pip "$mesh_venv/pip.lock" &&
+            "$python" -m pip --python "$mesh_venv/bin/python" install --quiet --require-hashes --no-deps \
+                -r "$mesh_venv/pip.lock" && return 0
     fi
     rm -rf "$mesh_venv"
     if command -v uv >/dev/null 2>&1; then
-        uv venv --quiet --seed --python "$python" "$mesh_venv" && return 0
+        uv venv --quiet --python "$python" "$mesh_venv" &&
+            mesh_build_lock pip "$mesh_venv/pip.lock" &&
+            uv pip install --quiet --python "$mesh_venv/bin/python" --require-hashes --no-deps -r "$mesh_venv/pip.lock" &&
+            return 0
     fi
     mesh_die "this Python ($python) cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv"
 }
@@ -84,14 +97,19 @@ mesh_bootstrap() {
             mesh_say "Updating the Python environment ..."
         fi
         rm -f "$mesh_venv"/.mesh-*
+        # Every file is checked against a lock's hashes. pip would fetch build backends without any: they are installed
+        # first, and it fetches none.
+        mesh_build_lock backends "$mesh_venv/build.lock"
+        "$mesh_venv/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes --no-deps \
+            -r "$mesh_venv/build.lock" ||
+            mesh_die "could not install the pinned build backends of requirements-build.lock; see pip's message above"
         # The engine is built by `mesh-llm engine`, with the accelerators of this machine: the bindings come without one.
-        # Every file is checked against the lock's hashes.
         CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" "$mesh_venv/bin/python" -m pip install $quiet \
-            --disable-pip-version-check --require-hashes -r "$mesh_root/$lock" ||
+            --disable-pip-version-check --no-build-isolation --require-hashes -r "$mesh_root/$lock" ||
             mesh_die "could not install the pinned packages of $lock; see pip's message above, then run this again"
         # compat: one path in a .pth file; the default, an import hook, costs every start 70 ms.
-        "$mesh_venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable "$mesh_root" \
-            --config-settings editable_mode=compat ||
+        "$mesh_venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+            --no-index --editable "$mesh_root" --config-settings editable_mode=compat ||
             mesh_die "could not install the checkout itself; see pip's message above"
         # pip does this for what it installs; for the checkout it is done here, or every start would compile (a third of its time) where Python may not write.
         "$mesh_venv/bin/python" -m compileall -q "$mesh_root/meshllm" || true

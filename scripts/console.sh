@@ -37,7 +37,7 @@ mesh_console_packages() {
     local want
     want=$(cat "$mesh_root/console/package.json" "$mesh_root/console/package-lock.json" | cksum)
     [ "$(cat "$mesh_root/console/node_modules/.mesh" 2>/dev/null)" = "$want" ] && return 0
-    (cd "$mesh_root/console" && npm ci --loglevel=error --no-audit --no-fund >/dev/null) ||
+    (cd "$mesh_root/console" && npm ci --ignore-scripts --loglevel=error --no-audit --no-fund >/dev/null) ||
         mesh_die "could not download the npm packages of the console page; see the error of npm above"
     printf '%s\n' "$want" >"$mesh_root/console/node_modules/.mesh"
 }

@@ -186,7 +186,7 @@ export interface ModelStatus {
 
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
-// are URLs of this console for other machines. `read_only`: redacted for a caller on another machine.
+// are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.
 export interface NodeStatus {
   name: string
   version: string

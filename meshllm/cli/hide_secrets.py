@@ -1,7 +1,7 @@
 """Overwrites secrets in this process's own arguments, which every user of the machine can read (`ps`).
 
 Never raises: `hide` returns False where a secret stays visible. It is visible between the start of the process and
-`hide` in any case; `--join @FILE` and `--join -` avoid that.
+`hide_invites` in any case (Python's own start, some 20 ms); `--join @FILE` and `--join -` avoid that.
 """
 
 from __future__ import annotations
@@ -11,10 +11,26 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 MASK = "*"
+# An invite is some hundred characters; a shorter argument that begins like one is a name.
+MIN_INVITE = 20
 # Linux lets arguments take a quarter of the stack, 2 MiB by default and 6 MiB at most (execve(2)).
 MAX_AREA_BYTES = 8 << 20
 # /proc/self/stat (proc_pid_stat(5)): fields 48 and 49, counted from 1; behind the name's bracket comes field 3.
 ARG_START, ARG_END, FIRST_AFTER_NAME = 48, 49, 3
+
+
+def hide_invites() -> None:
+    """Overwrite what looks like an invite in the memory that others see, and leave `sys.argv` to those who read it."""
+    found = [argument[argument.index("mesh") :] for argument in sys.argv[1:] if _is_invite(argument)]
+    if found and sys.platform == "linux":
+        with suppress(Exception):
+            _overwrite(found)
+
+
+def _is_invite(argument: str) -> bool:
+    value = argument.removeprefix("--join=")
+    start, dash, rest = value.partition("-")
+    return start.startswith("mesh") and start[4:].isdigit() and bool(dash) and len(rest) > MIN_INVITE
 
 
 def hide(values: Iterable[str]) -> bool:

@@ -46,6 +46,8 @@ def show(port: int | None, *, as_json: bool) -> None:
     if engine["phase"] != "unknown":  # no model has needed the engine yet
         line = f"engine {engine['phase']} {engine['version']} {engine['reason']} {engine['advice']}"
         _print_plain(console, line.rstrip())
+    if status["read_only"]:
+        _print_plain(console, "Only a part of the status: for all of it, set MESH_LLM_HOME to the home of that node.")
     for line in memory:
         _print_plain(console, line)
     if status["models"]:

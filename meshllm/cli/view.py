@@ -142,6 +142,7 @@ class LineViewer(Viewer):
             return
         self.console.print("To add another machine to this mesh, run there:", highlight=False)
         self.console.print(f"\n  mesh-llm --join {token}\n", highlight=False, markup=False, soft_wrap=True)
+        self.console.print("If it has other users: mesh-llm --join - and paste the invite.", highlight=False)
 
     def no_mesh(self, reason: str) -> None:
         """Show why this node runs without a mesh."""

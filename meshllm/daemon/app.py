@@ -62,6 +62,7 @@ from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
 from meshllm.web.http.connections import raise_file_limit
+from meshllm.web.http.key_guard import KeyGuard
 
 if TYPE_CHECKING:
     from meshllm.daemon.file_sharing import FileSharing
@@ -234,7 +235,8 @@ class App:
         """Make the parts, and have `stack` close them in the reverse order. Raises DamagedState."""
         settings = self._settings
         key, self._key_place = self._api_key()
-        policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts))
+        guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
+        policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
         supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._planner, self._post, drafts)
         stack.push_async_callback(supervisor.close)

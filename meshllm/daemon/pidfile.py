@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,9 +62,10 @@ class HomeLock:
     def __init__(self, home: Path) -> None:
         """Raises UsageError if another daemon holds `home`, or `home` cannot be written."""
         self._pid_file = home / PID_FILE
-        self._lock = filelock.FileLock(home / "daemon.lock", blocking=False)
+        self._lock = filelock.FileLock(home / "daemon.lock", blocking=False, mode=0o600)
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_private(home)
             self._lock.acquire()
         except filelock.Timeout as error:
             other = read(home)
@@ -95,6 +97,15 @@ class HomeLock:
         with contextlib.suppress(OSError):
             self._pid_file.unlink()
         self._lock.release()
+
+
+def _check_private(home: Path) -> None:
+    """Raises UsageError if every user of the machine may write into `home`: they could replace its keys."""
+    if home.stat().st_mode & stat.S_IWOTH:
+        raise UsageError(
+            f"Every user of this machine can write into the home {home}.",
+            advice=f"Keep the others out (chmod 700 {home}), or set MESH_LLM_HOME to a folder of your own.",
+        )
 
 
 def read(home: Path) -> RunningInstance | None:

@@ -18,6 +18,9 @@ from meshllm.net.addresses import InterfaceAddress, addresses, read_interfaces
 KEY_VARIABLE = "MESH_LLM_API_KEY"
 KEY_FILE = "api-key"
 MAX_KEY_BYTES = 4096
+# 16 characters of hexadecimal are 64 bits; at the rate that `web.http.key_guard` allows that is far out of reach.
+MIN_KEY = 16
+MAKE_KEY = "Make one: openssl rand -hex 16."
 # Networks come and go; to read them takes a millisecond.
 REFRESH_SECONDS = 15.0
 
@@ -32,6 +35,11 @@ def api_key(home: Path) -> tuple[str, Path | None]:
             raise UsageError(
                 f"The API key in {KEY_VARIABLE} has characters that an HTTP header cannot carry.",
                 advice="Use a key of visible ASCII characters.",
+            )
+        if len(key) < MIN_KEY:
+            raise UsageError(
+                f"The API key in {KEY_VARIABLE} is too short: it can be guessed. It needs {MIN_KEY} characters.",
+                advice=f"{MAKE_KEY} Or unset {KEY_VARIABLE}: the node then makes a key itself.",
             )
         return key, None
     path = home / KEY_FILE
@@ -56,6 +64,11 @@ def _read_key(path: Path) -> str:
         raise DamagedState(
             f"The API key file {path} does not contain an API key.",
             advice="Remove it to get a new key, or write one line of visible ASCII characters to it.",
+        )
+    if key and len(key) < MIN_KEY:
+        raise DamagedState(
+            f"The API key in {path} is too short: it can be guessed. It needs {MIN_KEY} characters.",
+            advice=f"Remove the file: the node then makes a key itself. {MAKE_KEY}",
         )
     path.chmod(0o600)
     return key

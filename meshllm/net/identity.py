@@ -138,8 +138,8 @@ _signatures = _Signatures()
 
 
 def _certificate(key: Ed25519PrivateKey) -> x509.Certificate:
-    """A self-signed certificate; the same bytes for the same key."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mesh-llm")])
+    """A self-signed certificate; the same bytes for the same key. Its name says nothing about the program."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(_NOT_BEFORE).not_valid_after(_NOT_AFTER)
     return builder.sign(key, None)

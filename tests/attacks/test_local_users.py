@@ -89,7 +89,7 @@ def test_files_and_sockets_of_a_node_are_for_its_user_only(node: Daemon) -> None
             # A file is reached through its folder, which has no rights for others.
             if path.is_dir() and path.parent not in (node.home, *node.home.rglob("*")) and mode & 0o077:
                 loose.append(f"{path} {mode:o}")
-            if path.name in ("daemon.json", "api-key", "node-key", "mesh.json", "audit.log") and mode != 0o600:
+            if path.is_file() and path.parent == node.home and mode != 0o600:
                 loose.append(f"{path} {mode:o}")
             if path.is_socket() and mode & 0o077 and path.parent.lstat().st_mode & 0o077:
                 loose.append(f"{path} {mode:o}")
@@ -129,3 +129,34 @@ def test_token_is_a_new_one_at_each_start(tmp_path: Path) -> None:
     assert len(tokens) == 2
     assert all(len(token) >= 43 for token in tokens)
     assert not (tmp_path / "home" / "daemon.json").exists()
+
+
+def test_home_that_every_user_may_write_into_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o1777)
+    done = subprocess.run(
+        [str(PROGRAM), "--port", "0", "--console", "0"],
+        env={**os.environ, "MESH_LLM_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "Every user of this machine can write" in done.stderr
+    assert list(home.iterdir()) == []
+
+
+def test_status_of_a_node_with_another_home_is_the_public_part(node: Daemon, tmp_path: Path) -> None:
+    port = str(urlsplit(node.console_url).port)
+    done = subprocess.run(
+        [str(PROGRAM), "status", "--node-port", port],
+        env={**os.environ, "MESH_LLM_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "set MESH_LLM_HOME to the home of that node" in " ".join(done.stdout.split())
+    assert str(node.home) not in done.stdout

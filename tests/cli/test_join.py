@@ -421,3 +421,34 @@ def test_seconds_parses_a_duration(text: str, length: int) -> None:
 def test_seconds_refuses_what_is_no_duration(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="not a duration"):
         seconds(text)
+
+
+@needs_linux
+def test_invite_is_hidden_before_the_program_is_imported() -> None:
+    code = """
+import sys
+from meshllm.cli import hide_secrets
+hide_secrets.hide_invites()
+assert "typer" not in sys.modules and "meshllm.cli.entry" not in sys.modules
+print(sys.argv[2] == sys.argv[3].removeprefix("--join="), flush=True)
+sys.stdin.read()
+"""
+    arguments = ["--join", TOKEN, f"--join={TOKEN}", "--name", "mesh1-short"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n", "the program itself still has the invite"
+        shown = psutil.Process(process.pid).cmdline()[3:]
+    finally:
+        process.communicate("", timeout=60)
+    stars = "*" * len(TOKEN)
+    assert shown == ["--join", stars, f"--join={stars}", "--name", "mesh1-short"]
+
+
+def test_installed_command_hides_first() -> None:
+    import tomllib
+
+    told = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())
+    assert told["project"]["scripts"] == {"mesh-llm": "meshllm.cli.program:main"}

@@ -8,6 +8,7 @@ import pytest
 
 from meshllm.daemon import public_urls
 from meshllm.daemon.public_urls import PublicUrls, api_key, far
+from meshllm.errors import DamagedState, UsageError
 from meshllm.net.addresses import InterfaceAddress
 
 LOOPBACK = (InterfaceAddress("lo", "127.0.0.1"), InterfaceAddress("lo", "::1"))
@@ -24,8 +25,21 @@ def test_api_key_is_made_once_and_kept_secret(tmp_path: Path, monkeypatch: pytes
     path.chmod(0o644)
     assert api_key(tmp_path) == (key, path)
     assert path.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setenv("MESH_LLM_API_KEY", "chosen")
-    assert api_key(tmp_path) == ("chosen", None)
+    monkeypatch.setenv("MESH_LLM_API_KEY", "chosen-by-its-owner")
+    assert api_key(tmp_path) == ("chosen-by-its-owner", None)
+
+
+def test_short_api_key_is_refused_with_the_way_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("a", "fifteen-letters"):
+        monkeypatch.setenv("MESH_LLM_API_KEY", key)
+        with pytest.raises(UsageError, match="needs 16 characters") as used:
+            api_key(tmp_path)
+        assert "openssl rand" in used.value.advice
+    monkeypatch.delenv("MESH_LLM_API_KEY")
+    (tmp_path / "api-key").write_text("short\n")
+    with pytest.raises(DamagedState, match="needs 16 characters") as damaged:
+        api_key(tmp_path)
+    assert "Remove the file" in damaged.value.advice
 
 
 def test_public_urls_are_empty_without_a_network() -> None:

@@ -115,7 +115,8 @@ function InviteDetails({ invite: { invite: token, expires } }: { invite: InviteA
         <Command text={`mesh-llm --join ${token}`} label="Command to join" />
         <p class="quiet">
           {expires === 0 ? 'It does not expire.' : `It expires on ${new Date(expires * 1000).toLocaleString()}.`} Add{' '}
-          <code>--client</code> to only use the mesh from there.
+          <code>--client</code> to only use the mesh from there. On a machine with other users run{' '}
+          <code>mesh-llm --join -</code> and paste the invite: they can read a program’s arguments.
         </p>
         <Copy text={token} label="Copy the invite only" />
       </div>

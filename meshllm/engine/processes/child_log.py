@@ -145,7 +145,7 @@ class ChildLog:
         return self._open()
 
     def _open(self) -> io.FileIO:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = io.FileIO(self._path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
         return self._file
 

@@ -36,9 +36,9 @@ class ChildRegistry:
         """
         try:
             started = psutil.Process(pid).create_time()
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             entry = json.dumps({"pid": pid, "started": started, "name": name})
-            replace_file(self._directory / f"{pid}.json", entry)
+            replace_file(self._directory / f"{pid}.json", entry, mode=0o600)
         except psutil.NoSuchProcess:
             return
         except (OSError, psutil.Error) as error:

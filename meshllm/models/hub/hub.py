@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from meshllm import __version__
 from meshllm.errors import DownloadFailed
@@ -21,6 +22,7 @@ from meshllm.tasks import Owner
 from meshllm.util.backoff import backoff
 from meshllm.util.threads import in_thread
 
+from .destinations import Destinations
 from .manifest import HubSource, ModelFile
 from .stream import DownloadThread, HubBody, Location, RangeIgnored, RetryLater, error_text, retry_after
 
@@ -70,6 +72,12 @@ class Hub:
             chosen = constants.ENDPOINT
         return chosen.rstrip("/")
 
+    @property
+    def destinations(self) -> Destinations:
+        """Where the hub's answers may lead."""
+        proxies = (urlsplit(url if "://" in url else f"//{url}").hostname for url in getproxies().values())
+        return Destinations(self.endpoint, [host for host in proxies if host])
+
     async def probe(self, *, within: float) -> None:
         """Return if the endpoint answers within so many seconds. Raises DownloadFailed with the reason."""
         work = in_thread(lambda stop: _probe(self.endpoint, within), "hub-probe", leave=True)
@@ -84,7 +92,9 @@ class Hub:
         Raises DownloadFailed if the hub has no such file, has another content, or HF_HUB_OFFLINE is set; RetryLater if
         it cannot be reached.
         """
-        work = in_thread(lambda stop: _locate(self.endpoint, source, file, within), "hub-locate", leave=True)
+        work = in_thread(
+            lambda stop: _locate(self.endpoint, self.destinations, source, file, within), "hub-locate", leave=True
+        )
         try:
             return await asyncio.wait_for(work, within + 0.5)
         except TimeoutError:
@@ -95,7 +105,7 @@ class Hub:
 
         Raises DownloadFailed (bytes that arrived are kept) or NotEnoughSpace.
         """
-        thread = DownloadThread(self.settings.stall)
+        thread = DownloadThread(self.settings.stall, self.destinations)
         fetch = _FileDownload(self, thread, source, file, partial)
         missing = -(-(partial.size - partial.arrived) // partial.chunk_bytes)
         count = max(1, min(self.settings.connections, missing // CONNECTION_CHUNKS))
@@ -192,7 +202,7 @@ class _FileDownload:
         return self._partial.by_source[self._name]
 
 
-def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) -> Location:
+def _locate(endpoint: str, destinations: Destinations, source: HubSource, file: ModelFile, within: float) -> Location:
     """Look up a file with the hub's client, without retries (in a thread)."""
     import httpx2
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -214,7 +224,7 @@ def _locate(endpoint: str, source: HubSource, file: ModelFile, within: float) ->
         raise DownloadFailed(f"The hub's {source.repository}/{source.path} has another size or sha256 than expected.")
     if urlsplit(found.location).netloc != urlsplit(url).netloc:
         headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
-    return Location(found.location, headers)
+    return Location(found.location, headers, destinations)
 
 
 def request_headers() -> dict[str, str]:

@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 from meshllm.errors import AmbiguousModel, DownloadFailed, UnknownModel
 from meshllm.models.catalog.names import part_of, quantization_in
@@ -21,10 +22,14 @@ from meshllm.models.library.other_apps import gguf_in, hugging_face
 from meshllm.util.backoff import backoff
 from meshllm.util.threads import in_thread
 
+from .destinations import MAX_REDIRECTS, REDIRECTS, Destinations
 from .hub import MAX_PAUSE_SECONDS, MAX_WAIT_SECONDS, Hub, raise_for_refusal, request_headers
 from .manifest import HubReference, HubSource, Manifest, ModelFile
 from .manifest_cache import MAX_FILE_BYTES, MAX_FILES, is_file_name, is_repository_path
 from .stream import RetryLater, error_text, retry_after
+
+if TYPE_CHECKING:
+    import httpx2
 
 MAX_LISTING_BYTES: Final = 32 << 20  # the longest lists (a thousand files) have half a megabyte
 MAX_LISTED: Final = 20_000
@@ -103,40 +108,55 @@ async def look_up(reference: HubReference, hub: Hub) -> Manifest:
 
 
 async def _listing(reference: HubReference, hub: Hub, within: float) -> RepositoryListing:
-    endpoint = hub.endpoint
-    work = in_thread(lambda stop: _ask(endpoint, reference, within), "hub-listing", leave=True)
+    endpoint, destinations = hub.endpoint, hub.destinations
+    work = in_thread(lambda stop: _ask(endpoint, destinations, reference, within), "hub-listing", leave=True)
     try:
         return parse(await asyncio.wait_for(work, LISTING_SECONDS), reference.repository)
     except TimeoutError:
         raise RetryLater(f"{endpoint} did not send its list within {LISTING_SECONDS:g} s") from None
 
 
-def _ask(endpoint: str, reference: HubReference, within: float) -> bytes:
-    """The hub's answer (in a thread)."""
+def _ask(endpoint: str, destinations: Destinations, reference: HubReference, within: float) -> bytes:
+    """The hub's answer (in a thread). Redirects are checked; one to another server needs its certificate, too."""
     import httpx2
     from huggingface_hub import get_session
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     repository, revision = reference.repository, quote(reference.revision, safe="")
     url = f"{endpoint}/api/models/{repository}/revision/{revision}?blobs=true"
-    body = bytearray()
+    headers = request_headers()
     answered = False
     try:
-        with get_session().stream(
-            "GET", url, headers=request_headers(), timeout=within, follow_redirects=True
-        ) as response:
-            answered = True
-            raise_for_refusal(response, repository, f"repository {repository} with a revision {reference.revision}")
-            if response.status_code != 200:
-                raise RetryLater(f"status {response.status_code}", retry_after(response.headers))
-            for data in response.iter_bytes():
-                body += data
-                if len(body) > MAX_LISTING_BYTES:
-                    raise DownloadFailed(f"The hub's list of {repository} is too long.")
+        for _ in range(MAX_REDIRECTS + 1):
+            with get_session().stream("GET", url, headers=headers, timeout=within, follow_redirects=False) as response:
+                answered = True
+                target = response.headers.get("Location", "") if response.status_code in REDIRECTS else ""
+                if not target:
+                    return _listing_of(response, reference)
+            to = destinations.next_url(url, target)
+            if urlsplit(to)[:2] != urlsplit(url)[:2]:
+                headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
+                if not getproxies():  # a proxy resolves names itself
+                    destinations.check_name(urlsplit(to).hostname or "")
+            url = to
     except OfflineModeIsEnabled:
         raise DownloadFailed("The hub is not asked: HF_HUB_OFFLINE is set.") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise RetryLater(error_text(error), answered=answered) from None
+    raise RetryLater("it redirected too often")
+
+
+def _listing_of(response: httpx2.Response, reference: HubReference) -> bytes:
+    """The body of a response with a repository's list. Raises DownloadFailed, RetryLater."""
+    repository = reference.repository
+    raise_for_refusal(response, repository, f"repository {repository} with a revision {reference.revision}")
+    if response.status_code != 200:
+        raise RetryLater(f"status {response.status_code}", retry_after(response.headers))
+    body = bytearray()
+    for data in response.iter_bytes():
+        body += data
+        if len(body) > MAX_LISTING_BYTES:
+            raise DownloadFailed(f"The hub's list of {repository} is too long.")
     return bytes(body)
 
 

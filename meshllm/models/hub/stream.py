@@ -16,13 +16,15 @@ import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from meshllm.errors import DownloadFailed
+from meshllm.models.hub.destinations import MAX_REDIRECTS, REDIRECTS, Destinations
 from meshllm.models.transfer.partial_file import ByteRange, PartialFile
 from meshllm.util.threads import StopSignal, ThreadStopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 
     import aiohttp
 
@@ -34,10 +36,11 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The address of the bytes, and request headers (with the token only for the hub itself)."""
+    """The address of the bytes, request headers (with the token only for the hub itself), and where it may lead."""
 
     url: str
     headers: dict[str, str]
+    destinations: Destinations
 
 
 class RetryLater(Exception):
@@ -86,13 +89,12 @@ class HubBody:
         Raises RetryLater, RangeIgnored, DownloadFailed and OSError.
         """
         import aiohttp
-        import yarl
 
         headers = {**location.headers, "Accept-Encoding": "identity"}
         if self._end - self._position < self._partial.size:
             headers["Range"] = f"bytes={self._position}-{self._end - 1}"
         try:
-            async with session.get(yarl.URL(location.url, encoded=True), headers=headers) as response:
+            async with _followed(session, location, headers) as response:
                 self._check(response)
                 async for data in response.content.iter_any():
                     if self._position + len(data) > self._partial.size:
@@ -157,14 +159,37 @@ class HubBody:
         return self._piece
 
 
+@contextlib.asynccontextmanager
+async def _followed(
+    session: aiohttp.ClientSession, location: Location, headers: dict[str, str]
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The response at the end of the redirects, each of which is checked. Raises DownloadFailed, RetryLater."""
+    import yarl
+
+    url, destinations = location.url, location.destinations
+    destinations.check_url(url)
+    for _ in range(MAX_REDIRECTS + 1):
+        async with session.get(yarl.URL(url, encoded=True), headers=headers, allow_redirects=False) as response:
+            target = response.headers.get("Location", "") if response.status in REDIRECTS else ""
+            if not target:
+                yield response
+                return
+        to = destinations.next_url(url, target)
+        if urlsplit(to)[:2] != urlsplit(url)[:2]:
+            headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
+        url = to
+    raise RetryLater("it redirected too often")
+
+
 class DownloadThread:
     """An event loop in a daemon thread with one HTTP session: connections are reused, and writing blocks no other work.
 
     `stall`: seconds of silence after which a response fails.
     """
 
-    def __init__(self, stall: float) -> None:
+    def __init__(self, stall: float, destinations: Destinations) -> None:
         self._stall = stall
+        self._destinations = destinations
         self._session: aiohttp.ClientSession | None = None
         self._loop = asyncio.new_event_loop()
         self._closing: concurrent.futures.Future[None] | None = None
@@ -193,7 +218,7 @@ class DownloadThread:
         self, stop: StopSignal, work: Callable[[StopSignal, aiohttp.ClientSession], Coroutine[Any, Any, None]]
     ) -> None:
         if self._session is None:
-            self._session = _http_session(self._stall)
+            self._session = _http_session(self._stall, self._destinations)
         with contextlib.suppress(ThreadStopped):
             await work(stop, self._session)
 
@@ -209,8 +234,8 @@ class DownloadThread:
             self._loop.stop()
 
 
-def _http_session(stall: float) -> aiohttp.ClientSession:
-    """A session that uses the environment's proxies and the system's certificates.
+def _http_session(stall: float, destinations: Destinations) -> aiohttp.ClientSession:
+    """A session that uses the environment's proxies and the system's certificates, and connects to what may be.
 
     Names are resolved in the calling thread: threads of asyncio's executor would delay the exit of the program.
     """
@@ -222,6 +247,8 @@ def _http_session(stall: float) -> aiohttp.ClientSession:
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
         ) -> list[ResolveResult]:
             found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            for *_, address in found:
+                destinations.check_address(host, str(address[0]))
             return [
                 ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=0)
                 for kind, _, protocol, _, address in found

@@ -169,7 +169,7 @@ class ConsoleHandlers:
         if denied is None and not near:
             denied = self._policy.refuse_host(headers, at)
             if denied is None and request.match_info.handler not in self._open_to_all:
-                denied = self._policy.refuse_without_key(headers)
+                denied = self._policy.refuse_without_key(headers, request.remote or "")
         owner = near and self._has_token(headers)
         if denied is None and request.match_info.handler in self._owner_only:
             denied = _refuse_act(request, near=near, owner=owner)

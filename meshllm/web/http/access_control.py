@@ -10,10 +10,12 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from urllib.parse import urlsplit
+
+from meshllm.web.http.key_guard import KeyGuard
 
 # A reverse proxy on this machine connects from loopback for clients anywhere. Any of these headers makes a caller
 # remote: those of RFC 7230 and 7239, and the customary ones of nginx, HAProxy, Envoy, Traefik and the large CDNs.
@@ -138,23 +140,22 @@ class AccessPolicy:
     `key` is required of remote callers; None: remote callers are refused. `allowed_origins` are web pages that may
     call; `allowed_hosts` are further host names of this machine (lower case, no port); `page_port` is the console's
     port, 0 if unknown. In all methods `headers` have lower-case names, `peer` is the caller's address ("" if unknown)
-    and `at` the address of this machine that the caller connected to.
+    and `at` the address of this machine that the caller connected to. `guard` limits guesses of the key.
     """
 
     key: str | None = None
     allowed_origins: frozenset[str] = frozenset()
     allowed_hosts: frozenset[str] = frozenset()
     page_port: int = 0
+    guard: KeyGuard | None = field(default=None, compare=False)
 
     def judge(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> Verdict:
         """The class of an API caller, and why it is refused, if it is."""
         refusal = self.refuse_page(headers, at) if b"origin" in headers or b"sec-fetch-site" in headers else None
         if is_local(peer, headers):
             return _LOCAL_VERDICT if refusal is None else Verdict(CallerKind.LOCAL, refusal)
-        keyless = self.refuse_without_key(headers)
-        if keyless is not None:
-            return Verdict(CallerKind.KEYLESS, refusal or keyless)
-        return _KEYED_VERDICT if refusal is None else Verdict(CallerKind.KEYED, refusal)
+        refusal = refusal or self.refuse_without_key(headers, peer)
+        return _KEYED_VERDICT if refusal is None else Verdict(CallerKind.KEYLESS, refusal)
 
     def refuse_page(self, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:
         """Why the calling web page is refused; None if it may call, or if the caller is not a web page."""
@@ -172,8 +173,9 @@ class AccessPolicy:
             "This web page's origin may not call this API. Start mesh-llm with --allow-origin ORIGIN to allow it.",
         )
 
-    def refuse_without_key(self, headers: Mapping[bytes, bytes]) -> AccessDenied | None:
-        """Why a remote caller is refused: there is no key, or it was not sent; None if the key is right."""
+    def refuse_without_key(self, headers: Mapping[bytes, bytes], peer: str = "") -> AccessDenied | None:
+        """Why a remote caller is refused: there is no key, or it was not sent; None if the key is right. Call it once
+        for each request: a wrong key counts as a guess."""
         if not self.key:
             if via_proxy(headers):
                 message = (
@@ -185,7 +187,13 @@ class AccessPolicy:
                     "This API accepts local callers only. Call it as http://localhost, or start with --listen-all."
                 )
             return AccessDenied(403, "host_not_allowed", message)
-        if not self._has_key(headers):
+        sent = _sent_key(headers)
+        right = hmac.compare_digest(sent, self.key.encode())
+        if sent and self.guard is not None and not self.guard.allows(peer, right):
+            return AccessDenied(
+                429, "too_many_wrong_keys", "Too many wrong API keys from this address. Retry in a minute."
+            )
+        if not right:
             return AccessDenied(
                 401, "invalid_api_key", "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'."
             )
@@ -238,10 +246,9 @@ class AccessPolicy:
         same = parts.hostname == host.lower() and port == self.page_port
         return same and parts.scheme in ("http", "https") and self.knows_host(host, at)
 
-    def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
-        assert self.key
-        sent = headers.get(b"x-api-key", b"")
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer":
-            sent = token.strip()
-        return hmac.compare_digest(sent, self.key.encode())
+
+def _sent_key(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key in `Authorization: Bearer` or `X-API-Key`; empty if there is none."""
+    sent = headers.get(b"x-api-key", b"")
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else sent
