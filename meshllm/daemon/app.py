@@ -61,6 +61,7 @@ from meshllm.web.gateway.metrics import NodeCounters
 from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
+from meshllm.web.http.connections import raise_file_limit
 from meshllm.web.http.key_guard import KeyGuard
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class App:
             stack.callback(self._audit.close)
             _log_start(settings)
             stack.callback(self._log_stop)
+            raise_file_limit()
             try:
                 supervisor = self._assemble(stack, wanted, keys, drafts)
             except OSError as error:
