@@ -62,6 +62,7 @@ from meshllm.web.gateway.metrics import NodeCounters
 from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.http.access_control import AccessPolicy
+from meshllm.web.http.connections import raise_file_limit
 from meshllm.web.http.key_guard import KeyGuard
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ class App:
             _log_start(settings)
             sandbox_facts.log_start(self._sandboxing, settings)
             stack.callback(self._log_stop)
+            raise_file_limit()
             try:
                 supervisor = self._assemble(stack, wanted, keys, drafts)
             except OSError as error:
