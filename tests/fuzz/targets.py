@@ -33,6 +33,7 @@ from meshllm.errors import BadInvite, BadMessage, DamagedState, InvalidModelFile
 from meshllm.models.gguf.header import read_header_from
 from meshllm.models.gguf.vocabulary import read_vocabulary_from
 from meshllm.models.transfer.resume_table import read_tables
+from meshllm.web.http.access_control import PEER_VERDICT
 from meshllm.web.http.parser import MAX_BODY_BYTES, MAX_HEAD_BYTES, BodyBudget, RequestReader, RequestRejected
 from meshllm.wire.api import strict_json
 from meshllm.wire.api.request_repair import repair_request
@@ -184,7 +185,7 @@ def _http_request(data: bytes) -> None:
 
 def _read_requests(pieces: list[bytes]) -> tuple[list[Any], bool]:
     budget = BodyBudget()
-    reader = RequestReader(budget)
+    reader = RequestReader(lambda _: (PEER_VERDICT, budget))
     found: list[Any] = []
     try:
         for piece in pieces:
@@ -224,6 +225,9 @@ class _Listener:
         assert not self.ends
 
     def upstream_end(self, data: bytes) -> None:
+        self.ends += 1
+
+    def upstream_excessive(self, reason: str) -> None:
         self.ends += 1
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:

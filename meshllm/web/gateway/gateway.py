@@ -34,10 +34,11 @@ from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, RequestLog, 
 from meshllm.web.gateway.response_writer import HOST_HEADER
 from meshllm.web.gateway.target import TargetQueue
 from meshllm.web.gateway.target_table import TargetTable
-from meshllm.web.http.access_control import AccessPolicy, is_local, is_loopback
+from meshllm.web.http.access_control import AccessPolicy, CallerKind, Verdict
 from meshllm.web.http.client import PeerConnector
-from meshllm.web.http.parser import Request
-from meshllm.web.http.server import Connection, ConnectionSet
+from meshllm.web.http.connections import ConnectionSet, SharedConnections
+from meshllm.web.http.parser import Request, RequestRejected
+from meshllm.web.http.server import Connection
 from meshllm.wire.api.routes import Api, find_route, model_in_path
 
 SWEEP_SECONDS = 1.0
@@ -75,7 +76,7 @@ class Gateway:
         self._policy = policy
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
-        self._connections = ConnectionSet(self._wake)
+        self._connections: SharedConnections[Connection] = SharedConnections(self._wake)
         self._table = TargetTable(self._loop, peers, on_dial, on_loads, on_work)
         self.now = self._loop.time
         self._servers: list[asyncio.Server] = []
@@ -131,7 +132,7 @@ class Gateway:
         """Stop listening; give responses in progress `grace` seconds, then end them with errors."""
         for server in self._servers:
             server.close()
-        sets = [self._connections, *self._peer_endpoints.shut()]
+        sets: list[ConnectionSet[Connection]] = [self._connections, *self._peer_endpoints.shut()]
         for connection in [connection for each in sets for connection in each.live]:
             connection.retire()
         await _emptied(sets, grace)
@@ -179,30 +180,44 @@ class Gateway:
 
     # -- requests
 
-    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
+    def judge(self, connection: Connection, headers: dict[bytes, bytes]) -> Verdict:
+        """Whether the caller may call, by the head of its request."""
+        return self._policy.judge(connection.peer, headers, connection.at)
+
+    def on_rejected(
+        self, connection: Connection, path: str, rejected: RequestRejected, headers: dict[bytes, bytes]
+    ) -> None:
         """Send an error for bytes that never became a request."""
-        api = api_of(path)
-        local = is_loopback(connection.peer)  # without its headers a proxy on this machine is not recognised
+        local = connection.kind is CallerKind.LOCAL
+        trace = self._trace(connection, path, api_label(path), local=local)
+        self._dispatcher.reject(
+            connection,
+            api_of(path),
+            trace,
+            rejected.status,
+            rejected.code,
+            rejected.message,
+            self._cors(headers) if rejected.status == HTTPStatus.UNAUTHORIZED else "",
+            unrouted=True,
+            admitted=local and not rejected.refused,
+        )
+
+    def _trace(self, connection: Connection, path: str, label: str, *, local: bool) -> RequestTrace:
         caller = LOCAL_CALLER if local else f"remote {connection.peer}"
-        trace = RequestTrace(connection.request_id, api_label(path), path[:MAX_TEXT], caller, self.now())
-        self._dispatcher.reject(connection, api, trace, status, "bad_request", message, unrouted=True, admitted=local)
+        return RequestTrace(connection.request_id, label, path[:MAX_TEXT], caller, self.now())
 
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
-        now = self.now()
         route = find_route(request.path)
         api = route.api if route is not None else api_of(request.path)
-        local = is_local(connection.peer, request.headers)
-        caller = LOCAL_CALLER if local else f"remote {connection.peer}"
         label = api._value_ if route is not None else api_label(request.path)
-        trace = RequestTrace(connection.request_id, label, request.path[:MAX_TEXT], caller, now)
-        refusal = self._policy.refuse_page(request.headers, connection.at)
-        if refusal is None and not local:
-            refusal = self._policy.refuse_without_key(request.headers, connection.peer)
+        verdict = request.verdict
+        trace = self._trace(connection, request.path, label, local=verdict.kind is CallerKind.LOCAL)
+        refusal = verdict.refusal
         # A browser's preflight request has no key yet, and its response reveals nothing.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             # A page that may call, but with a wrong key or none, must be able to read the error.
-            readable = self._cors(request) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
+            readable = self._cors(request.headers) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
             self._dispatcher.reject(
                 connection,
                 api,
@@ -215,7 +230,7 @@ class Gateway:
                 admitted=False,
             )
             return None
-        cors = self._cors(request) if b"origin" in request.headers else ""
+        cors = self._cors(request.headers) if b"origin" in request.headers else ""
         if request.method == "OPTIONS":
             self._dispatcher.answered(trace, 204)
             connection.send(204, "text/plain", b"", cors + _preflight(request))
@@ -269,8 +284,8 @@ class Gateway:
         headers = f"allow: {allowed}\r\n{cors}"
         self._dispatcher.reject(connection, api, trace, 405, "method_not_allowed", message, headers, unrouted=True)
 
-    def _cors(self, request: Request) -> str:
-        origin = request.header(b"origin")
+    def _cors(self, headers: Mapping[bytes, bytes]) -> str:
+        origin = headers.get(b"origin", b"").decode("latin-1")
         if not origin:
             return ""
         return (
@@ -279,7 +294,7 @@ class Gateway:
         )
 
 
-async def _emptied(sets: list[ConnectionSet], seconds: float) -> None:
+async def _emptied(sets: list[ConnectionSet[Connection]], seconds: float) -> None:
     """Wait until no connection is left in any of `sets`, at most `seconds`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):

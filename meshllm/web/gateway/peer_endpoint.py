@@ -15,8 +15,10 @@ from meshllm.web.gateway.api_request import api_label, api_of
 from meshllm.web.gateway.dispatcher import RequestDispatcher
 from meshllm.web.gateway.request import ProxiedRequest
 from meshllm.web.gateway.request_log import MAX_TEXT, RequestTrace
-from meshllm.web.http.parser import BodyBudget, Request
-from meshllm.web.http.server import Connection, ConnectionSet
+from meshllm.web.http.access_control import PEER_VERDICT, Verdict
+from meshllm.web.http.connections import ConnectionSet
+from meshllm.web.http.parser import BodyBudget, Request, RequestRejected
+from meshllm.web.http.server import Connection
 from meshllm.wire.api.routes import Api, find_route
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class PeerEndpoint:
         peer: str,
         dispatcher: RequestDispatcher,
         date: Callable[[], bytes],
-        connections: Callable[[PeerEndpoint], ConnectionSet],
+        connections: Callable[[PeerEndpoint], ConnectionSet[Connection]],
     ) -> None:
         self.peer = peer
         self.date = date
@@ -52,11 +54,19 @@ class PeerEndpoint:
             connection.request_id, api_label(path), path[:MAX_TEXT], self._caller, self._dispatcher.now()
         )
 
-    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
+    def judge(self, connection: Connection, headers: dict[bytes, bytes]) -> Verdict:
+        """The peer was authenticated before it opened a stream."""
+        return PEER_VERDICT
+
+    def on_rejected(
+        self, connection: Connection, path: str, rejected: RequestRejected, headers: dict[bytes, bytes]
+    ) -> None:
         """Send an error for bytes that never became a request."""
         api = api_of(path)
         trace = self._trace(connection, path)
-        self._dispatcher.reject(connection, api, trace, status, "bad_request", message, from_peer=True, unrouted=True)
+        self._dispatcher.reject(
+            connection, api, trace, rejected.status, rejected.code, rejected.message, from_peer=True, unrouted=True
+        )
 
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
@@ -126,7 +136,7 @@ class PeerEndpoints:
             self._endpoints[peer] = endpoint
         return Connection(endpoint, endpoint.connections, self._loop)
 
-    def _connections(self, endpoint: PeerEndpoint) -> ConnectionSet:
+    def _connections(self, endpoint: PeerEndpoint) -> ConnectionSet[Connection]:
         def wake() -> None:
             self._busy[endpoint] = None
             self._wake()
@@ -144,7 +154,7 @@ class PeerEndpoints:
                     del self._endpoints[endpoint.peer]
         return bool(self._busy)
 
-    def shut(self) -> list[ConnectionSet]:
+    def shut(self) -> list[ConnectionSet[Connection]]:
         """Accept no more streams; returns the sets of open connections."""
         self._shut = True
         return [endpoint.connections for endpoint in self._busy]

@@ -430,6 +430,16 @@ class ProxiedRequest:
         else:
             self._connection_lost(reason)
 
+    def upstream_excessive(self, reason: str) -> None:
+        """The response was cut because of its size; not asked again: each attempt would cost as much."""
+        target = self._target
+        if self._begun or target is None or (self._repair is not None and self._repair.complete):
+            self.upstream_lost(reason, stale=False)
+            return
+        self._release(Outcome.FAILED, reason)
+        self._host.failed(target, self.model, self._host.now(), whole=False)
+        self._fail(502, UPSTREAM_LOST, f"The response of {target.label} for {self.model} was cut: {reason}.")
+
     def _connection_lost(self, reason: str) -> None:
         """The connection was lost after the first byte. Why an engine process ended is known a moment later."""
         route = self._find()[0]

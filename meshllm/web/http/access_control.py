@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -50,6 +51,28 @@ class AccessDenied:
     message: str
 
 
+class CallerKind(Enum):
+    """Classes of callers, which have shares of connections and memory of their own."""
+
+    LOCAL = "local"
+    KEYED = "remote with key"
+    KEYLESS = "remote without key"
+    PEER = "peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a request's headers say of its caller, and why it is refused, if it is."""
+
+    kind: CallerKind = CallerKind.KEYLESS
+    refusal: AccessDenied | None = None
+
+
+PEER_VERDICT = Verdict(CallerKind.PEER)
+_LOCAL_VERDICT = Verdict(CallerKind.LOCAL)
+_KEYED_VERDICT = Verdict(CallerKind.KEYED)
+
+
 @lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether `host` (a name or an address, without port) can only mean this machine."""
@@ -70,6 +93,15 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return address
     # The scope has a meaning on this machine only.
     return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+
+
+@lru_cache(maxsize=1024)
+def network_of(host: str) -> str:
+    """The unit of shares: an IPv4 address, or the /64 of an IPv6 address, because one host has all of it."""
+    address = _address(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+    return host if address is None else str(address)
 
 
 @lru_cache(maxsize=256)
@@ -117,12 +149,13 @@ class AccessPolicy:
     page_port: int = 0
     guard: KeyGuard | None = field(default=None, compare=False)
 
-    def refuse(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:
-        """Why an API caller is refused, or None."""
-        refusal = self.refuse_page(headers, at)
-        if refusal is None and not is_local(peer, headers):
-            refusal = self.refuse_without_key(headers, peer)
-        return refusal
+    def judge(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> Verdict:
+        """The class of an API caller, and why it is refused, if it is."""
+        refusal = self.refuse_page(headers, at) if b"origin" in headers or b"sec-fetch-site" in headers else None
+        if is_local(peer, headers):
+            return _LOCAL_VERDICT if refusal is None else Verdict(CallerKind.LOCAL, refusal)
+        refusal = refusal or self.refuse_without_key(headers, peer)
+        return _KEYED_VERDICT if refusal is None else Verdict(CallerKind.KEYLESS, refusal)
 
     def refuse_page(self, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:
         """Why the calling web page is refused; None if it may call, or if the caller is not a web page."""

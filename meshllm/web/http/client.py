@@ -28,6 +28,8 @@ PEER_IDLE_SECONDS = 60.0
 MAX_IDLE = 64
 CONNECT_SECONDS = 10.0
 MAX_HEAD_BYTES = 64 << 10
+# What a chunked response may send beside its body without a break (chunk extensions, trailers), in bytes.
+MAX_FRAMING_BYTES = 64 << 10
 
 
 class PeerConnector(Protocol):
@@ -60,6 +62,9 @@ class ResponseListener(Protocol):
 
     def upstream_lost(self, reason: str, *, stale: bool) -> None:
         """The connection ended before the response was complete."""
+
+    def upstream_excessive(self, reason: str) -> None:
+        """The response exceeded a limit of its framing and was cut: another attempt would cost as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_done = False
         self._head_told = False
         self._head_bytes = 0
+        self._framing_bytes = 0
         self._complete = False
         self._status = 0
         self._interim = False
@@ -171,7 +177,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._deliver()
             self._lose(f"it sent a malformed HTTP response: {error}")
             return
-        if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
+        if self._body:
+            self._framing_bytes = 0
+        elif self._head_done:
+            self._framing_bytes += len(data)
+            if self._framing_bytes > MAX_FRAMING_BYTES and not self._complete:
+                self._cut(f"its chunk extensions or trailers are longer than {MAX_FRAMING_BYTES} bytes")
+                return
+        elif self._head_bytes > MAX_HEAD_BYTES:
             self._lose(f"its response head is longer than {MAX_HEAD_BYTES} bytes")
             return
         self._deliver()
@@ -226,6 +239,13 @@ class UpstreamConnection(asyncio.Protocol):
         if listener is not None:
             listener.upstream_lost(reason, stale=self._uses > 1 and not self._answered)
 
+    def _cut(self, reason: str) -> None:
+        """Close: the response exceeds a limit. What the parser gathers of a field is bounded by this alone."""
+        listener, self._listener = self._listener, None
+        self.drop()
+        if listener is not None:
+            listener.upstream_excessive(reason)
+
     # -- llhttp
 
     def on_message_begin(self) -> None:
@@ -236,7 +256,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._headers = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        if not self._head_done:  # else a trailer: ignored
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()

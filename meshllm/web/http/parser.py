@@ -7,9 +7,12 @@ a bound raises `RequestRejected`, after which the parser reads nothing more. No 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httptools
+
+from meshllm.web.http.access_control import Verdict
 
 # An SDK sends some hundred bytes, a browser with cookies some thousand.
 MAX_HEAD_BYTES = 64 << 10
@@ -18,18 +21,26 @@ MAX_BODY_BYTES = 64 << 20
 # All bodies being received or processed, over all connections.
 MAX_BODIES_BYTES = 512 << 20
 MAX_PIPELINED = 8
+# What a chunked body may come with, in bytes: MAX_HEAD_BYTES, and so many for each byte of the body. Of this, chunk
+# extensions and trailers may take MAX_HEAD_BYTES without a break. A chunk of one byte has 5 bytes of framing.
+FRAMING_PER_BYTE = 16
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
 # A request that repeats one of these is ambiguous (request smuggling).
 SINGLE_HEADERS = (b"host", b"content-type", b"origin", b"authorization", b"x-api-key")
 
 
 class RequestRejected(Exception):
-    """The bytes received will not become a request. `status` 0: close without a response."""
+    """The bytes received will not become a request. `status` 0: close without a response.
 
-    def __init__(self, status: int, message: str) -> None:
+    `code` is for programs; `refused`: the caller may not call.
+    """
+
+    def __init__(self, status: int, message: str, code: str = "bad_request", *, refused: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.code = code
+        self.refused = refused
 
 
 @dataclass(slots=True)
@@ -58,7 +69,10 @@ class BodyBudget:
 
 @dataclass(slots=True)
 class Request:
-    """A complete request. Header names are lower case; the values of a repeated header are joined by ','."""
+    """A complete request. Header names are lower case; the values of a repeated header are joined by ','.
+
+    `verdict` is that on its caller, `budget` the one that `body` counts against.
+    """
 
     method: str
     path: str
@@ -66,21 +80,31 @@ class Request:
     body: bytes
     keep_alive: bool
     http_1_0: bool
+    verdict: Verdict
+    budget: BodyBudget
 
     def header(self, name: bytes) -> str:
         """A header's value as text, or the empty string."""
         return self.headers.get(name, b"").decode("latin-1")
 
 
+# Judges the caller when a head is complete: the verdict, and the budget of the body. Raises RequestRejected.
+Judge = Callable[["RequestReader"], tuple[Verdict, BodyBudget]]
+
+
 class RequestReader:
     """Parses the requests of one connection: `feed` it bytes, take complete requests from `queue`.
+
+    `judge` decides before any body is read.
 
     `begun`: the first byte of the next request has come; `in_head`: its head is incomplete; `expects`: the caller waits
     for "100 Continue" before it sends the body. Bodies count against the budget until the consumer releases them.
     """
 
-    def __init__(self, budget: BodyBudget) -> None:
-        self._budget = budget
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._verdict = Verdict()
+        self._budget = BodyBudget()
         self._parser = httptools.HttpRequestParser(self)
         self.queue: deque[Request] = deque()
         self._heads = 0
@@ -95,6 +119,8 @@ class RequestReader:
         self._body: bytes | bytearray = b""
         self._body_bytes = 0
         self._raw_bytes = 0
+        # Since the last byte of body: chunk extensions and trailers. llhttp keeps a field until it is complete.
+        self._framing_bytes = self._trailer_bytes = 0
         self.in_head = True
         self.begun = False
         self.expects = False
@@ -117,7 +143,10 @@ class RequestReader:
                 raise RequestRejected(413, "The request is too large.")
             if self.in_head and self._raw_bytes > MAX_HEAD_BYTES:
                 data = self._feed_head(data)
-            self._feed(data)
+            if self.in_head:
+                self._feed(data)
+            else:
+                self._feed_body(data)
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, RequestRejected):
                 raise
@@ -133,8 +162,14 @@ class RequestReader:
     def drop_all(self) -> None:
         """Discard all that has been read."""
         self.drop_body()
-        self._budget.add(-sum(len(request.body) for request in self.queue))
+        for request in self.queue:
+            request.budget.add(-len(request.body))
         self.queue.clear()
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the request whose head has just come has a body."""
+        return self._headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self._headers
 
     def _feed_head(self, data: bytes) -> bytes:
         """Feed heads in pieces of at most MAX_HEAD_BYTES, each of which must end a head; returns the rest."""
@@ -146,6 +181,16 @@ class RequestReader:
                 raise RequestRejected(431, f"The request's head is longer than {MAX_HEAD_BYTES} bytes.")
             data, limit = data[limit:], MAX_HEAD_BYTES
         return data
+
+    def _feed_body(self, data: bytes) -> None:
+        """Feed bytes of a body, of which those around it are bounded: chunk extensions and trailers."""
+        self._framing_bytes += len(data)  # `on_body` and a new request set it to 0
+        self._feed(data)
+        if self.in_head:
+            return
+        around = self._raw_bytes - self._body_bytes
+        if self._framing_bytes > MAX_HEAD_BYTES or around > 2 * MAX_HEAD_BYTES + FRAMING_PER_BYTE * self._body_bytes:
+            raise _too_much_framing()
 
     def _feed(self, data: bytes) -> None:
         while data:
@@ -171,7 +216,11 @@ class RequestReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.in_head:
-            return  # a trailer: no known client sends anything useful in one
+            # A trailer: no known client sends anything useful in one.
+            self._trailer_bytes += len(name) + len(value) + len(b": \r\n")
+            if self._trailer_bytes > MAX_HEAD_BYTES:
+                raise _too_much_framing()
+            return
         name = name.lower()
         if (known := self._headers.get(name)) is not None:
             if name in SINGLE_HEADERS:
@@ -185,6 +234,7 @@ class RequestReader:
         self._version = self._parser.get_http_version()
         if self._version not in ("1.1", "1.0"):
             raise RequestRejected(505, "HTTP version not supported: use HTTP/1.1 or HTTP/1.0.")
+        self._verdict, self._budget = self._judge(self)
         length = self._headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             raise RequestRejected(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.")
@@ -197,6 +247,7 @@ class RequestReader:
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        self._framing_bytes = 0
         self._budget.add(len(body))
         if self._body_bytes > MAX_BODY_BYTES:
             raise RequestRejected(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.")
@@ -225,6 +276,8 @@ class RequestReader:
                 bytes(self._body),
                 self._parser.should_keep_alive(),
                 self._version != "1.1",
+                self._verdict,
+                self._budget,
             )
         )
         self._reset()
@@ -233,3 +286,7 @@ class RequestReader:
         lines = [b"%b: %b\r\n" % pair for pair in self._headers.items() if pair[0] not in (b"upgrade", b"expect")]
         version = self._version.encode()
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self._parser.get_method(), self._url, version, b"".join(lines))
+
+
+def _too_much_framing() -> RequestRejected:
+    return RequestRejected(413, f"The chunk extensions or trailers are longer than {MAX_HEAD_BYTES} bytes.")

@@ -12,17 +12,14 @@ first byte and answers 3,400 requests/s at 32 connections; this server with the 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
 
+from meshllm.web.http.access_control import CallerKind, Verdict
+from meshllm.web.http.connections import ConnectionSet
 from meshllm.web.http.parser import BodyBudget, Request, RequestReader, RequestRejected
 from meshllm.web.http.request_id import request_id_of
 
-log = logging.getLogger(__name__)
-
-MAX_CONNECTIONS = 2048
 # Seconds: for a head from its first byte; between two reads of a body; between two requests on a connection; and for a
 # caller that has stopped reading its response.
 HEAD_SECONDS = 30.0
@@ -55,78 +52,51 @@ class ActiveRequest(Protocol):
 class Application(Protocol):
     """Answers requests. Each call must lead to exactly one `finish` of the connection, now or later."""
 
+    def judge(self, connection: Connection, headers: dict[bytes, bytes]) -> Verdict:
+        """The verdict on the caller by a complete head. The body of a refused caller is not read."""
+
     def on_request(self, connection: Connection, request: Request) -> ActiveRequest | None:
         """Answer `request`; returns its processing, or None if it has been answered already."""
 
-    def on_rejected(self, connection: Connection, path: str, status: int, message: str) -> None:
-        """Send an error, in the shape of the API at `path`, for bytes that never became a request."""
+    def on_rejected(
+        self, connection: Connection, path: str, rejected: RequestRejected, headers: dict[bytes, bytes]
+    ) -> None:
+        """Send an error, in the shape of the API at `path`, for bytes that never became a request.
+
+        `headers`: those that have come.
+        """
 
     def date(self) -> bytes:
         """The Date header's value."""
 
 
-class ConnectionSet:
-    """All connections of one server, or of one peer, and the memory of their bodies."""
-
-    def __init__(self, wake: Callable[[], None], bodies: BodyBudget | None = None, limit: int | None = None) -> None:
-        """`wake` is called for each new connection: from then on `sweep` must be called. `limit`: of connections."""
-        self._wake = wake
-        self._limit = limit
-        self.live: set[Connection] = set()
-        self.bodies = bodies if bodies is not None else BodyBudget()
-        self.empty = asyncio.Event()
-        self.empty.set()
-
-    def add(self, connection: Connection) -> None:
-        """Register a new connection."""
-        self.live.add(connection)
-        self.empty.clear()
-        self._wake()
-
-    @property
-    def full(self) -> bool:
-        """Whether there are more connections than the limit."""
-        return len(self.live) > (MAX_CONNECTIONS if self._limit is None else self._limit)
-
-    def remove(self, connection: Connection) -> None:
-        """Unregister a closed connection."""
-        self.live.discard(connection)
-        if not self.live:
-            self.empty.set()
-
-    def sweep(self, now: float) -> None:
-        """Enforce the time limits. Called about once a second while there are connections."""
-        for connection in list(self.live):
-            try:
-                connection.sweep(now)
-            except Exception:
-                # A defect in one request's processing: the other connections still need their time limits.
-                log.exception("sweeping a connection failed")
-                connection.abort()
-
-
 class Connection(asyncio.Protocol):
     """One caller's connection. `peer` is the caller's address ("" if unknown), `at` the local address it reached.
 
-    `request_id` is that of the request in progress.
+    `kind` is the class of its caller by the last complete head. `request_id` is that of the request in progress.
     """
 
-    def __init__(self, application: Application, connections: ConnectionSet, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, application: Application, connections: ConnectionSet[Connection], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._application = application
         self._connections = connections
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self.peer = self.at = self.request_id = ""
-        self._reader = RequestReader(connections.bodies)
+        self.kind = CallerKind.KEYLESS
+        self._bodies = connections.bodies
+        self._reader = RequestReader(self._judge)
         self._active: ActiveRequest | None = None
         self._busy = False
         self._closing = False
-        self._rejection: tuple[int, str] | None = None
+        self._rejection: RequestRejected | None = None
         self._lingering = False
         self._keep_alive = True
         self._http_1_0 = False
         self._head_only = False
         self._active_body_bytes = 0
+        self._active_budget = connections.bodies
         self._timed = False
         self._held = b""
         self._paused_since: float | None = None
@@ -140,10 +110,9 @@ class Connection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else ""
         at = transport.get_extra_info("sockname")
         self.at = at[0] if isinstance(at, tuple) else ""
-        self._connections.add(self)
         self.deadline = self._loop.time() + HEAD_SECONDS
-        if self._connections.full:
-            self._reject(503, "Too many connections. Retry in a moment.")
+        if not self._connections.add(self):
+            self._reject(_too_many())
 
     def data_received(self, data: bytes) -> None:
         if self._closing or self._rejection is not None:
@@ -151,7 +120,7 @@ class Connection(asyncio.Protocol):
         try:
             self._reader.feed(data)
         except RequestRejected as rejected:
-            self._reject(rejected.status, rejected.message)
+            self._reject(rejected)
         else:
             if not self._busy:
                 if not self._reader.queue:
@@ -188,6 +157,7 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         request = self._reader.queue.popleft()
         self._active_body_bytes = len(request.body)
+        self._active_budget = request.budget
         self._busy = True
         self._timed = False
         self.deadline = None
@@ -204,7 +174,7 @@ class Connection(asyncio.Protocol):
             self._active = active
 
     def _release_body(self) -> None:
-        self._connections.bodies.add(-self._active_body_bytes)
+        self._active_budget.add(-self._active_body_bytes)
         self._active_body_bytes = 0
 
     def _resume(self) -> None:
@@ -214,7 +184,7 @@ class Connection(asyncio.Protocol):
         if self._reader.queue:
             self._next()
         elif self._rejection is not None:
-            self._conclude(*self._rejection)
+            self._conclude(self._rejection)
         elif self._reader.expects and self._transport is not None:
             # Only now: it must not be written in the middle of another response.
             self._reader.expects = False
@@ -240,25 +210,42 @@ class Connection(asyncio.Protocol):
             if self._closing:
                 self.abort()
             elif self._reader.begun:
-                self._reject(408, "The request was not received in time (timeout).")
+                self._reject(RequestRejected(408, "The request was not received in time (timeout)."))
             else:
                 self.close()
 
-    def _reject(self, status: int, message: str) -> None:
-        """Read no more; responses already owed are sent first. `status` 0: close without a response."""
-        self._rejection = (status, message)
+    def _reject(self, rejected: RequestRejected) -> None:
+        """Read no more; responses already owed are sent first. Status 0: close without a response."""
+        self._rejection = rejected
         self._reader.drop_body()
         self._resume()
 
-    def _conclude(self, status: int, message: str) -> None:
+    def _conclude(self, rejected: RequestRejected) -> None:
         self._keep_alive = False
         self._head_only = False
-        if status:
+        if rejected.status:
             self._busy = True
             self.request_id = request_id_of(self._reader.headers)
-            self._application.on_rejected(self, self._reader.path, status, message)
+            self._application.on_rejected(self, self._reader.path, rejected, self._reader.headers)
         else:
             self.close()
+
+    def _judge(self, reader: RequestReader) -> tuple[Verdict, BodyBudget]:
+        """Judge the caller by a complete head. Raises RequestRejected before a body of a refused caller is read."""
+        verdict = self._application.judge(self, reader.headers)
+        if verdict.kind is not self.kind:
+            if not self._connections.reclassify(self, verdict.kind):
+                raise _too_many()
+            self._bodies = self._connections.bodies_of(self)
+        refusal = verdict.refusal
+        if refusal is not None and reader.has_body:
+            raise RequestRejected(refusal.status, refusal.message, refusal.code, refused=True)
+        return verdict, self._bodies
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in progress, and no body is being received."""
+        return self._closing or not (self._busy or self._reader.queue or not self._reader.in_head)
 
     # -- responses
 
@@ -339,6 +326,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._arm(self._loop.time())
+        self._connections.used(self)
         if self._reader.queue or self._rejection is not None or self._reader.expects:
             # Not from here: the request that just finished is still on the stack.
             self._loop.call_soon(self._resume)
@@ -375,3 +363,7 @@ class Connection(asyncio.Protocol):
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
+
+
+def _too_many() -> RequestRejected:
+    return RequestRejected(503, "Too many connections. Retry in a moment.")

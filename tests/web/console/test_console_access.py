@@ -154,20 +154,20 @@ def test_knows_host_accepts_only_own_addresses_and_allowed_names(host: str, at: 
 def test_refuse_accepts_only_the_console_page_of_another_machine(origin: str, host: str, let_in: bool) -> None:
     policy = AccessPolicy(KEY, allowed_hosts=frozenset({"box.lan"}), page_port=3131)
     headers = {b"origin": origin.encode(), b"host": host.encode(), b"authorization": b"Bearer " + KEY.encode()}
-    refusal = policy.refuse("192.0.2.9", headers, "192.0.2.7")
+    refusal = policy.judge("192.0.2.9", headers, "192.0.2.7").refusal
     assert (refusal is None) is let_in
     if refusal is not None:
         assert refusal.code == "origin_not_allowed"
     # The key is required as well.
     del headers[b"authorization"]
-    assert policy.refuse("192.0.2.9", headers, "192.0.2.7") is not None
+    assert policy.judge("192.0.2.9", headers, "192.0.2.7").refusal is not None
 
 
 @given(st.text(), st.text(), st.text())
 def test_refuse_never_accepts_a_remote_caller_without_the_key(origin: str, host: str, at: str) -> None:
     policy = AccessPolicy(KEY, page_port=3131)
     headers = {b"origin": origin.encode("utf-8", "replace"), b"host": host.encode("utf-8", "replace")}
-    if policy.refuse("192.0.2.9", headers, at) is None:
+    if policy.judge("192.0.2.9", headers, at).refusal is None:
         pytest.fail("a remote caller without the key was accepted")
     if policy.refuse_host(headers, at) is None:
         assert policy.knows_host(host.partition(":")[0].strip("[]"), at) or ":" in host

@@ -91,7 +91,7 @@ HEADERS = st.dictionaries(
 def test_access_policy_never_admits_remote_callers_without_a_key(
     headers: dict[bytes, bytes], peer: str, key: str | None
 ) -> None:
-    refusal = AccessPolicy(key).refuse(peer, headers)
+    refusal = AccessPolicy(key).judge(peer, headers).refusal
     if refusal is not None:
         assert refusal.status in (401, 403)
         assert refusal.message

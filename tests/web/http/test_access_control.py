@@ -24,7 +24,7 @@ def test_is_local_needs_a_known_loopback_address_and_host() -> None:
 
 @pytest.mark.parametrize("key", [None, "key"])
 def test_caller_without_an_address_is_refused(key: str | None) -> None:
-    refusal = AccessPolicy(key).refuse("", LOCAL)
+    refusal = AccessPolicy(key).judge("", LOCAL).refusal
     assert refusal is not None
     assert refusal.status == (403 if key is None else 401)
 

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import json
 import socket
+from pathlib import Path
 
 import pytest
-from web_rig import PATIENCE, Bench, Call, Caller, ask, never, request, well
+from web_rig import PATIENCE, Bench, Call, Caller, ask, bench, never, request, well
 
 GET = request("GET", "/health")
 
@@ -418,15 +419,14 @@ async def test_slow_head_gets_no_extra_time(table: Bench, monkeypatch: pytest.Mo
     assert answer.status == 408
 
 
-async def test_too_many_connections_are_503(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshllm.web.http.server.MAX_CONNECTIONS", 2)
-    kept = [await table.caller() for _ in range(2)]
-    for caller in kept:
-        caller.send(GET)
-        await caller.response()
-    await refused(await table.caller(), 503)
-    kept[0].send(GET)
-    assert (await kept[0].response()).status == 200
+async def test_too_many_busy_connections_are_503(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshllm.web.http.connections.connection_limit", lambda: 2)
+    async with bench(folder) as table:
+        await table.serve(never)
+        for number in range(2):
+            (await table.caller()).send(ask())
+            await table.gateway.watch.until(lambda number=number: table.gateway.active == number + 1)
+        await refused(await table.caller(), 503)
 
 
 # -- callers that do not read
