@@ -12,6 +12,7 @@ import msgpack
 import pytest
 
 from meshllm.core.membership import messages as m
+from meshllm.core.membership.certificates import Right
 from meshllm.core.records import MeshId, NodeId, NodeRecord, RecordVersion, Role
 from meshllm.core.split import lease as n
 from meshllm.core.split.planner import WorkerShare
@@ -112,6 +113,11 @@ def test_protocol_document_lists_every_message_with_its_fields() -> None:
         n.Commit(session, 1),
         n.Release(session, 1),
         n.Renew(session, 1, True),
+        m.Statements((), bytes(8)),
+        m.RenewCertificate(bytes(158)),
+        m.RenewedCertificate(bytes(158), bytes(32)),
+        m.AskInvite(Right.USE, 1, 1),
+        m.GrantedInvite(bytes(8), Right.USE, 1, 1, bytes(16)),
     )
     packed = {type(sample).__name__: msgpack.unpackb(codec.encode_message(sample)) for sample in samples}
     documented = {row[1]: (int(row[0]), fields_of(row[2])) for row in table("Messages", "kind")}

@@ -117,6 +117,7 @@ def serve(
     device: options.Device = None,
     split: options.Split = False,
     threads: options.Threads = None,
+    no_sandbox: options.NoSandbox = False,
     join: options.Join = None,
     client: options.Client = False,
     name: options.NodeName = "",
@@ -169,6 +170,7 @@ def serve(
         speculation=not no_speculation,
         split=split,
         threads=threads,
+        sandbox=not no_sandbox,
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

@@ -92,6 +92,15 @@ Threads = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+NoSandbox = Annotated[
+    bool,
+    typer.Option(
+        "--no-sandbox",
+        help="Run engine processes without a sandbox, also those that compute layers for other nodes. Default: in one "
+        "('mesh-llm doctor' says whether this system has it); without one, leases of other nodes are refused.",
+        rich_help_panel=SERVE,
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from meshllm.core.membership.messages import Message
+from meshllm.core.membership.certificates import Certificate, MeshKey
+from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId
 
 if TYPE_CHECKING:
@@ -113,10 +114,12 @@ class DialPeer(Command):
 
 @dataclass(frozen=True, slots=True)
 class HangUp(Command):
-    """The core needs this link no longer: close it once no tunnel uses it. Answered by LinkDown when it closes."""
+    """The core needs this link no longer: close it once no tunnel uses it, or `at_once`, with all tunnels, if the peer
+    is no member any more. Answered by LinkDown when it closes."""
 
     peer: NodeId
     reason: str
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +149,50 @@ class SavePeers(Command):
     """Who to look for after a restart, best first."""
 
     peers: tuple[BootstrapAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStatements(Command):
+    """The mesh key and the statements that count now: keep them over a restart."""
+
+    key: MeshKey
+    statements: tuple[bytes, ...]
+    previous: MeshKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IssueCertificate(Command):
+    """Renew the certificate of `peer`, a member, and send it `RenewedCertificate`; same rights."""
+
+    peer: NodeId
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class TakeCertificate(Command):
+    """A peer answered with this certificate for this node: verify it, keep it, and answer with CertificateRenewed."""
+
+    peer: NodeId
+    answer: RenewedCertificate
+
+
+@dataclass(frozen=True, slots=True)
+class MakeInvite(Command):
+    """`peer`, a member that may invite, asks for an invite: make it, with itself as the inviter, and send it
+    `GrantedInvite`. The rights of `ask` are within those of `peer`."""
+
+    peer: NodeId
+    ask: AskInvite
+
+
+@dataclass(frozen=True, slots=True)
+class TakeInvite(Command):
+    """The answer of `peer` to an `AskInvite` of this node's owner."""
+
+    peer: NodeId
+    answer: GrantedInvite
+
+
+@dataclass(frozen=True, slots=True)
+class Expelled(Command):
+    """This node was expelled: tell its owner. It has left the mesh and serves its own models only."""

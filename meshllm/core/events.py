@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meshllm.core.membership.certificates import Certificate, SignedCertificate
 from meshllm.core.membership.messages import Message
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, Role
 from meshllm.core.snapshot import ModelFacts, ServerFacts
@@ -253,7 +254,9 @@ class LoadsChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class LinkUp(Event):
-    """An authenticated connection to a peer is there: it proved its key and the mesh secret. `rtt` in seconds."""
+    """An authenticated connection to a peer is there: it proved its key and its membership. `rtt` in seconds.
+
+    `member`: its certificate; None in a mesh without a mesh key."""
 
     peer: NodeId
     role: Role
@@ -261,6 +264,7 @@ class LinkUp(Event):
     address: PeerAddress
     rtt: float
     dialled: bool
+    member: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,3 +293,22 @@ class MessageReceived(Event):
 
     peer: NodeId
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class StatementsMade(Event):
+    """Statements that this node signed with the mesh key, or read from a file of its owner: an expulsion, say."""
+
+    statements: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRenewed(Event):
+    """This node has a new certificate; it is published."""
+
+    certificate: SignedCertificate
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalDue(Event):
+    """Half of the lifetime of this node's certificate is over: ask a member that may admit for a new one."""

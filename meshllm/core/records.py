@@ -9,16 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
 
+from meshllm.core.ids import MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId
+from meshllm.core.membership.certificates import Certificate
 from meshllm.core.snapshot import Purpose
 
-# An Ed25519 public key, 32 bytes.
-NodeId = NewType("NodeId", bytes)
-NODE_ID_BYTES = 32
-# A mesh's id: 16 bytes, made at random by the node that founded it.
-MeshId = NewType("MeshId", bytes)
-MESH_ID_BYTES = 16
+__all__ = [
+    "MAX_ADDRESSES",
+    "MAX_BACKEND_MODELS",
+    "MAX_DEVICES",
+    "MAX_FAILURE_REPORTS",
+    "MAX_NAME_BYTES",
+    "MAX_NUMBER",
+    "MAX_ON_DISK",
+    "MAX_RECORD_BYTES",
+    "MAX_SERVED",
+    "MAX_SPLITS",
+    "MAX_WANTED",
+    "MESH_ID_BYTES",
+    "NODE_ID_BYTES",
+    "PIN_BYTES",
+    "BootstrapAddress",
+    "FailureReport",
+    "MeshId",
+    "ModelLoad",
+    "NodeId",
+    "NodeRecord",
+    "OwnFacts",
+    "PeerAddress",
+    "RecordVersion",
+    "Role",
+    "ServedModel",
+    "SignedRecord",
+    "Signer",
+    "SplitCandidate",
+    "short",
+]
 
 # Bounds of a record, enforced by the codec; each far above what an honest node needs.
 MAX_ADDRESSES = 8
@@ -135,7 +161,7 @@ class NodeRecord:
     the mesh. `memory`: bytes it offers for models; `devices`: how they are divided between its accelerators, in the
     order of its engine (empty: not divided). `splits`: models it would host as a split. `speed`: bytes of weights it
     reads per second (0: unknown). `idle`: it serves only models that were requested on it. `aliases`: (name, other
-    name of the same file), both in `on_disk`.
+    name of the same file), both in `on_disk`. `certificate`: its membership certificate, as signed by the mesh key.
     """
 
     node: NodeId
@@ -157,15 +183,20 @@ class NodeRecord:
     devices: tuple[int, ...] = ()
     idle: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
+    certificate: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class SignedRecord:
-    """A record with the signed bytes, so that it is passed on unchanged."""
+    """A record with the signed bytes, so that it is passed on unchanged.
+
+    `member`: its verified certificate, None in a mesh without a mesh key; `record` has only what that allows.
+    """
 
     record: NodeRecord
     body: bytes
     signature: bytes
+    member: Certificate | None = None
 
 
 # Signing is a pure function of key and record (Ed25519 is deterministic): the core is given one.

@@ -76,9 +76,16 @@ class MeshSession:
     """The I/O of a node in a mesh; the core decides. `begin` it, and `close` it at the end."""
 
     def __init__(
-        self, settings: Settings, found: HomeState, post: Callable[[e.Event], None], audit: WriteAudit = no_audit
+        self,
+        settings: Settings,
+        found: HomeState,
+        post: Callable[[e.Event], None],
+        audit: WriteAudit = no_audit,
+        *,
+        lease_refusal: str = "",
     ) -> None:
-        """`audit` records who is admitted and refused. Raises UsageError for invites for different meshes."""
+        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig. Raises UsageError for
+        invites for different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
@@ -98,6 +105,7 @@ class MeshSession:
             protocol=PROTOCOL,
             sign=signer(found.identity.sign),
             idle=found.state.founded and not self._choice.foreign,
+            lease_refusal=lease_refusal,
         )
         self._writer = StateWriter()
         self._observed = ObservedAddresses()

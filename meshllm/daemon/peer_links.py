@@ -107,6 +107,8 @@ class PeerLinks:
                 self._cancel_hang_up(target)
                 if not self._closing:
                     self._owner.start(self._dial(target), "dial")
+            case c.HangUp(peer, reason, True):
+                self._close_at_once(peer, reason)
             case c.HangUp(peer, reason):
                 self._hang_ups[peer] = reason
                 self._close_unused()
@@ -132,6 +134,14 @@ class PeerLinks:
         """A link that is dialled again is not closed."""
         for peer in [peer for peer in self._hang_ups if peer.startswith(target.pin)]:
             del self._hang_ups[peer]
+
+    def _close_at_once(self, peer: NodeId, reason: str) -> None:
+        """Close the link to a node that is no member any more, with all that runs over it."""
+        assert self._transport is not None
+        self._hang_ups.pop(peer, None)
+        link = self._transport.link(peer)
+        if link is not None:
+            link.close(reason)
 
     def _close_unused(self) -> None:
         """Close the links that the core gave up and that nothing uses; check the others again later."""

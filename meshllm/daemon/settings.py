@@ -38,7 +38,7 @@ class Settings:
 
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
     addresses. `split`: spread the first model over several nodes even if it fits here. `threads`: CPU threads of each
-    engine process.
+    engine process. `sandbox`: engine processes run in one, where the system has it.
     """
 
     home: Path
@@ -64,3 +64,4 @@ class Settings:
     upload_limit: float | None = None
     split: bool = False
     threads: int | None = None
+    sandbox: bool = True

@@ -212,7 +212,8 @@ def test_doctor_prints_one_line_per_check(unused_tcp_port_factory: Callable[[], 
     _, output = run("--port", str(ports[0]), "--console", str(ports[1]))
     names = [line.split(":")[0].split(maxsplit=1)[1] for line in output.splitlines()]
     assert names == [
-        "python", "engine", "compiler", "build tools", "accelerators", "devices", "memory", f"port {ports[0]}",
+        "python", "engine", "compiler", "build tools", "accelerators", "devices",
+        "sandbox", "memory", f"port {ports[0]}",
         f"port {ports[1]}", "disk", "disk", "models", "hub", "home",
     ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import NewType
 
-from meshllm.core.records import NodeId
+from meshllm.core.ids import NodeId
 
 # The public key of a mesh, 32 bytes.
 MeshKey = NewType("MeshKey", bytes)

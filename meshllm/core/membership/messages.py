@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from meshllm.core.membership.certificates import Right
 from meshllm.core.records import MeshId, ModelLoad, NodeId, RecordVersion, SignedRecord
 
 # A digest has at most 2**8 buckets: 1 KiB, whatever the size of the mesh.
 MAX_DIGEST_BITS = 8
+# Statements in one message: 12 KiB, and 6 ms of signature checks.
+MAX_STATEMENTS_SENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,13 @@ class Pong(Message):
 class Digest(Message):
     """A digest of the sender's table: 2**`bits` buckets by the first bits of the node id, 4 bytes each.
 
-    A bucket's hash is the XOR of the hashes of each id and version in it (`summary.Summary`).
+    A bucket's hash is the XOR of the hashes of each id and version in it (`summary.Summary`). `statements`: the hash of
+    the sender's statements (`Authority.hash`), empty if it has no mesh key.
     """
 
     bits: int
     hashes: bytes
+    statements: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,9 @@ class Records(Message):
 
 @dataclass(frozen=True, slots=True)
 class Subscribe(Message):
-    """From a client: send the whole table, and from now on its changes."""
+    """From a client: send the whole table, and from now on its changes. `statements` as in `Digest`."""
+
+    statements: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +100,52 @@ class Adopted(Message):
     """The sender has adopted this mesh id (see `mesh_merge`)."""
 
     mesh: MeshId
+
+
+@dataclass(frozen=True, slots=True)
+class Statements(Message):
+    """Signed statements that the receiver may lack, and the hash of all the sender's (`Authority.hash`).
+
+    The core checks the signatures. Whoever has another hash after taking them in answers with its own.
+    """
+
+    statements: tuple[bytes, ...]
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RenewCertificate(Message):
+    """To a member with `Right.ADMIT`: the sender's certificate, which it asks to have renewed."""
+
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RenewedCertificate(Message):
+    """The answer: the new certificate, and the private mesh key (32 bytes) if its rights contain `ADMIT`, else none."""
+
+    certificate: bytes
+    mesh_private: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AskInvite(Message):
+    """To a member with `Right.ADMIT`: make an invite. `expires` in unix seconds, `lifetime` of the certificates in
+    seconds, `flags` as in the invite."""
+
+    rights: Right
+    expires: int
+    lifetime: int
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedInvite(Message):
+    """The answer: the invite's serial, rights, expiry and key (16 bytes); all empty with the reason of a refusal."""
+
+    serial: bytes
+    rights: Right
+    expires: int
+    lifetime: int
+    key: bytes = field(default=b"", repr=False)
+    refused: str = ""

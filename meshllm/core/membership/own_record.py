@@ -35,7 +35,7 @@ class MeshConfig:
 
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
-    request.
+    request. `lease_refusal`: why it accepts no lease at all ("": it does).
     """
 
     node: NodeId
@@ -47,6 +47,7 @@ class MeshConfig:
     protocol: tuple[int, int]
     sign: Signer
     idle: bool = False
+    lease_refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 
+from meshllm.core.ids import NODE_ID_BYTES, NodeId
+from meshllm.core.membership.authority import ReadCertificate, ReadStatement
 from meshllm.core.membership.certificates import (
     ALL_RIGHTS,
     MESH_KEY_BYTES,
@@ -21,7 +23,6 @@ from meshllm.core.membership.certificates import (
     Statement,
     StatementKind,
 )
-from meshllm.core.records import NODE_ID_BYTES, NodeId
 from meshllm.errors import BadMessage
 
 VERSION = 1
@@ -104,6 +105,30 @@ def read_statement(data: bytes, keys: Iterable[MeshKey], verify: VerifyKey) -> S
         raise BadMessage("statement: unknown version, or a damaged subject")
     key = _signer(data, _STATEMENT.size, tag, keys, _STATEMENT_LABEL, verify, "statement")
     return SignedStatement(Statement(meaning, padded[:length], made, NodeId(by)), data, key)
+
+
+def certificate_reader(verify: VerifyKey) -> ReadCertificate:
+    """What `core.membership.authority` reads certificates with."""
+
+    def read(data: bytes, keys: tuple[MeshKey, ...]) -> SignedCertificate | None:
+        try:
+            return read_certificate(data, keys, verify)
+        except BadMessage:
+            return None
+
+    return read
+
+
+def statement_reader(verify: VerifyKey) -> ReadStatement:
+    """What `core.membership.authority` reads statements with."""
+
+    def read(data: bytes, keys: tuple[MeshKey, ...]) -> SignedStatement | None:
+        try:
+            return read_statement(data, keys, verify)
+        except BadMessage:
+            return None
+
+    return read
 
 
 def _signer(

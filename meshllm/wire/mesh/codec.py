@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 
 from meshllm.core.membership import messages as m
+from meshllm.core.membership.authority import HASH_BYTES as STATEMENTS_HASH_BYTES
 from meshllm.core.membership.messages import MAX_DIGEST_BITS, Message
 from meshllm.core.records import (
     MAX_NUMBER,
@@ -30,7 +31,7 @@ from meshllm.core.records import (
 from meshllm.core.split import lease as n
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh import fields as f
-from meshllm.wire.mesh import leases
+from meshllm.wire.mesh import leases, memberships
 from meshllm.wire.mesh.records import (
     SIGNATURE_BYTES,
     decode_record,
@@ -138,13 +139,13 @@ def _read_pong(found: tuple[Any, ...]) -> Message:
 
 
 def _write_digest(message: m.Digest) -> tuple[Any, ...]:
-    return (message.bits, message.hashes)
+    return (message.bits, message.hashes, message.statements)
 
 
 def _read_digest(found: tuple[Any, ...]) -> Message:
-    _, given, hashes, *_ = f.fields(found, 3, "digest")
+    _, given, hashes, *later = f.fields(found, 3, "digest")
     bits = f.number(given, "digest's bits", 0, MAX_DIGEST_BITS)
-    return m.Digest(bits, f.exactly(hashes, HASH_BYTES << bits, "digest's hashes"))
+    return m.Digest(bits, f.exactly(hashes, HASH_BYTES << bits, "digest's hashes"), _statements_hash(later))
 
 
 def _write_difference(message: m.Difference) -> tuple[Any, ...]:
@@ -189,11 +190,11 @@ def _read_records(found: tuple[Any, ...]) -> ParsedMessage:
 
 
 def _write_subscribe(message: m.Subscribe) -> tuple[Any, ...]:
-    return ()
+    return (message.statements,)
 
 
 def _read_subscribe(found: tuple[Any, ...]) -> Message:
-    return m.Subscribe()
+    return m.Subscribe(_statements_hash(list(found[1:])))
 
 
 def _write_table(message: m.TableUpdate) -> tuple[Any, ...]:
@@ -213,6 +214,13 @@ def _write_adopted(message: m.Adopted) -> tuple[Any, ...]:
 
 def _read_adopted(found: tuple[Any, ...]) -> Message:
     return m.Adopted(MeshId(f.exactly(f.fields(found, 2, "adopted")[1], MESH_ID_BYTES, "mesh id")))
+
+
+def _statements_hash(later: list[Any]) -> bytes:
+    """The hash of statements in a field that may be missing or empty."""
+    if not later or later[0] == b"":
+        return b""
+    return f.exactly(later[0], STATEMENTS_HASH_BYTES, "hash of statements")
 
 
 def _bounded(count: int, most: int) -> None:
@@ -268,6 +276,11 @@ _KINDS: tuple[tuple[int, type[Message], _Writer, _Reader], ...] = (
     (12, n.Commit, leases.write_commit, leases.read_commit),
     (13, n.Release, leases.write_release, leases.read_release),
     (14, n.Renew, leases.write_renew, leases.read_renew),
+    (15, m.Statements, memberships.write_statements, memberships.read_statements),
+    (16, m.RenewCertificate, memberships.write_renew, memberships.read_renew),
+    (17, m.RenewedCertificate, memberships.write_renewed, memberships.read_renewed),
+    (18, m.AskInvite, memberships.write_ask, memberships.read_ask),
+    (19, m.GrantedInvite, memberships.write_granted, memberships.read_granted),
 )
 _BY_TYPE = {kind: (number, write) for number, kind, write, _ in _KINDS}
 _READERS = {number: read for number, _, _, read in _KINDS}

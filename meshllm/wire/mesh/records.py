@@ -19,6 +19,7 @@ from meshllm.core.records import MAX_NUMBER, NodeRecord, SignedRecord
 from meshllm.core.snapshot import Purpose
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh import fields as f
+from meshllm.wire.mesh.certificates import CERTIFICATE_BYTES
 
 SIGNED_PREFIX = b"mesh-llm/1 record\0"
 SIGNATURE_BYTES = 64
@@ -83,6 +84,7 @@ def encode_record(record: NodeRecord) -> bytes:
             record.devices,
             record.idle,
             [(places.get(alias, -1), places.get(name, -1)) for alias, name in record.aliases],
+            record.certificate,
         )
     )
     try:
@@ -104,7 +106,7 @@ def open_body(body: bytes) -> tuple[Any, ...]:
     """The fields of a body; only the node id is checked."""
     if len(body) > r.MAX_RECORD_BYTES:
         raise BadMessage(f"record: more than {r.MAX_RECORD_BYTES} bytes")
-    found = f.unpack(body, max_text=r.MAX_NAME_BYTES, max_bytes=r.NODE_ID_BYTES, max_items=MAX_ITEMS)
+    found = f.unpack(body, max_text=r.MAX_NAME_BYTES, max_bytes=CERTIFICATE_BYTES, max_items=MAX_ITEMS)
     f.exactly(f.fields(found, 1, "record")[0], r.NODE_ID_BYTES, "record's node id")
     return found
 
@@ -172,6 +174,7 @@ def _read(found: tuple[Any, ...]) -> NodeRecord:
         devices=_devices(later[2]) if len(later) > 2 else (),
         idle=f.flag(later[3], "idle") if len(later) > 3 else False,
         aliases=_aliases(later[4], disk) if len(later) > 4 else (),
+        certificate=_certificate(later[5]) if len(later) > 5 else b"",
     )
 
 
@@ -224,6 +227,11 @@ def _aliases(value: Any, disk: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         last = len(disk) - 1
         found.append((disk[f.number(alias, "alias", 0, last)], disk[f.number(name, "aliased name", 0, last)]))
     return tuple(found)
+
+
+def _certificate(value: Any) -> bytes:
+    """The bytes of a certificate, or none; who signed it is looked at elsewhere."""
+    return value if value == b"" and type(value) is bytes else f.exactly(value, CERTIFICATE_BYTES, "certificate")
 
 
 def read_loads(value: Any) -> tuple[r.ModelLoad, ...]:
@@ -311,6 +319,7 @@ def _plain(address: r.PeerAddress) -> r.PeerAddress | None:
 
 # Upper bound of a body without its names: numbers (9 bytes each) and fixed texts.
 _FIXED_BYTES = 512 + 2 * r.MAX_NAME_BYTES + r.MAX_ADDRESSES * 24 + r.MAX_DEVICES * 9 + r.MAX_ON_DISK * 3
+_FIXED_BYTES += CERTIFICATE_BYTES + 3
 _FIXED_BYTES += r.MAX_SPLITS * (r.MAX_NAME_BYTES + 16)
 _MODEL_BYTES, _LOAD_BYTES, _NAME_BYTES, _REPORT_BYTES = 36, 16, 3, 48
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from meshllm.core import records as r
 from meshllm.core.membership import messages as m
+from meshllm.core.membership.certificates import ALL_RIGHTS, Right
 from meshllm.core.snapshot import Purpose
 from meshllm.core.split import lease as n
 from meshllm.core.split.planner import WorkerShare
@@ -95,6 +96,7 @@ records = st.builds(
     speed=numbers,
     devices=few(numbers),
     idle=st.booleans(),
+    certificate=st.sampled_from([b"", bytes(range(158))]),
 ).flatmap(_with_aliases)
 signed_records = records.map(signed)
 some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
@@ -104,7 +106,8 @@ some_ids = st.lists(node_ids, max_size=6, unique=True).map(tuple)
 def digests(draw: st.DrawFn) -> m.Digest:
     """A digest with the number of hashes that its bits require."""
     bits = draw(st.integers(0, 4))
-    return m.Digest(bits, draw(st.binary(min_size=4 << bits, max_size=4 << bits)))
+    hashes = draw(st.binary(min_size=4 << bits, max_size=4 << bits))
+    return m.Digest(bits, hashes, draw(st.sampled_from([b"", bytes(8)])))
 
 
 @st.composite
@@ -139,6 +142,12 @@ def leases(draw: st.DrawFn) -> n.Lease:
     return n.Lease(draw(sessions), draw(numbers), draw(names), tuple(files), tuple(shares))
 
 
+exact = st.binary(min_size=8, max_size=8)
+hashes = st.one_of(st.just(b""), exact)
+certificates = st.binary(min_size=158, max_size=158)
+rights = st.integers(0, int(ALL_RIGHTS)).map(Right)
+seconds = st.integers(0, (1 << 32) - 1)
+
 lease_messages = st.one_of(
     st.builds(n.Propose, leases()),
     st.builds(n.WorkerReport, sessions, numbers, st.sampled_from(list(LENT_PHASES)), texts),
@@ -155,7 +164,15 @@ messages = st.one_of(
     differences(),
     st.builds(m.Wanted, some_ids),
     st.builds(m.Records, few(signed_records, 3), st.booleans()),
-    st.just(m.Subscribe()),
+    st.builds(m.Subscribe, hashes),
+    st.builds(
+        m.Statements, few(st.binary(min_size=138, max_size=138)).map(lambda all: tuple(dict.fromkeys(all))), exact
+    ),
+    st.builds(m.RenewCertificate, certificates),
+    st.builds(m.RenewedCertificate, certificates, st.sampled_from([b"", bytes(32)])),
+    st.builds(m.AskInvite, rights, seconds, seconds, st.integers(0, 255)),
+    st.builds(m.GrantedInvite, exact, rights, seconds, seconds, st.binary(min_size=16, max_size=16)),
+    st.builds(m.GrantedInvite, st.just(b""), rights, seconds, seconds, st.just(b""), names),
     st.builds(m.TableUpdate, few(signed_records, 3), some_ids, st.booleans(), st.booleans()),
     st.builds(m.Adopted, mesh_ids),
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from meshllm.core import records as r
 from meshllm.core.membership import messages as m
+from meshllm.core.membership.certificates import Right
 from meshllm.core.records import MAX_NUMBER
 from meshllm.core.snapshot import Purpose
 from meshllm.core.split import lease as n
@@ -77,6 +78,11 @@ ONE_OF_EACH = (
     n.Commit(SESSION, 3),
     n.Release(SESSION, 3, "the host stops"),
     n.Renew(SESSION, 3, committed=True),
+    m.Statements((b"s" * 138, b"t" * 138), b"h" * 8),
+    m.RenewCertificate(b"c" * 158),
+    m.RenewedCertificate(b"c" * 158, b"k" * 32),
+    m.AskInvite(Right.USE | Right.SERVE, 1_800_000_000, 86_400, 1),
+    m.GrantedInvite(b"s" * 8, Right.USE, 1_800_000_000, 86_400, b"k" * 16),
 )
 each_message = pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: type(message).__name__)
 
@@ -130,7 +136,7 @@ def test_codec_bytes_are_stable() -> None:
         "940401c40101c430" + NODE.hex() + "0000000000000001" + "0000000000000002"
     )
     assert encode_record(r.NodeRecord(NODE, r.RecordVersion(1, 2), MESH, name="a")).hex() == (
-        "dc0014c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c290"
+        "dc0015c420" + NODE.hex() + "0102c410" + MESH.hex() + "a161a092010190909090900090c2900090c290c400"
     )
     assert signed_bytes(b"body") == b"mesh-llm/1 record\0body"
     assert codec.MAX_PAYLOAD_BYTES == MAX_MESSAGE_BYTES

@@ -1,0 +1,216 @@
+"""Who is a member: the mesh key, the statements it signed, and the certificates that count.
+
+Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates of nodes
+that were known by then. An expulsion is never forgotten, not even by a rotation. The set only grows, and its hash is
+that of its meaning: who has the same set has the same hash, whoever made the statements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from hashlib import blake2b
+
+from meshllm.core.ids import NodeId
+from meshllm.core.membership.certificates import (
+    ALL_RIGHTS,
+    MAX_STATEMENTS,
+    NO_RIGHTS,
+    NODE_RIGHTS,
+    Certificate,
+    MeshKey,
+    Right,
+    SignedCertificate,
+    SignedStatement,
+    StatementKind,
+)
+from meshllm.core.records import PIN_BYTES, NodeRecord, SignedRecord
+
+# How long certificates of the previous mesh key count, for nodes that were known when the key changed.
+KEY_GRACE_SECONDS = 3600.0
+# Certificates whose signature is not checked again. One takes about 600 bytes.
+MAX_READ = 4096
+HASH_BYTES = 8
+
+# Bytes to a value with a verified signature of one of the keys, else None.
+ReadCertificate = Callable[[bytes, tuple[MeshKey, ...]], SignedCertificate | None]
+ReadStatement = Callable[[bytes, tuple[MeshKey, ...]], SignedStatement | None]
+
+
+class Authority:
+    """What one node knows of the mesh key and its statements. The shell reads it; the core alone changes it."""
+
+    def __init__(
+        self,
+        key: MeshKey,
+        read_certificate: ReadCertificate,
+        read_statement: ReadStatement,
+        statements: Iterable[bytes] = (),
+        previous: MeshKey | None = None,
+    ) -> None:
+        """`statements` and `previous` as saved (`SaveStatements`)."""
+        self.key = key
+        self.previous = previous
+        self.rotation: SignedStatement | None = None
+        self._read_certificate = read_certificate
+        self._read_statement = read_statement
+        self._known: dict[tuple[StatementKind, bytes], SignedStatement] = {}
+        self._prefixes: set[bytes] = set()
+        self._grace: frozenset[NodeId] = frozenset()
+        self._read: dict[bytes, SignedCertificate] = {}
+        self._hash = _hash_of(b"key", key)
+        for data in statements:
+            self._restore(data)
+
+    # -- statements
+
+    @property
+    def hash(self) -> bytes:
+        """Equal at two nodes exactly if both have the same key and the same statements."""
+        return self._hash.to_bytes(HASH_BYTES, "big")
+
+    @property
+    def statements(self) -> tuple[SignedStatement, ...]:
+        """All that counts, the change to the current key first."""
+        return (*((self.rotation,) if self.rotation is not None else ()), *self._known.values())
+
+    def is_expelled(self, node: NodeId) -> bool:
+        """Whether `node` was expelled."""
+        return (StatementKind.EXPEL, node) in self._known
+
+    def may_dial(self, pin: bytes) -> bool:
+        """Whether the node of that id, or of those first bytes of an id, is not expelled."""
+        return pin[:PIN_BYTES] not in self._prefixes
+
+    def is_revoked(self, invite: bytes) -> bool:
+        """Whether the invite of that serial was revoked."""
+        return (StatementKind.REVOKE_INVITE, invite) in self._known
+
+    def knows(self, data: bytes) -> bool:
+        """Whether these bytes are known, so that no signature needs a check."""
+        return any(known.data == data for known in self.statements)
+
+    def learn(self, data: bytes) -> SignedStatement | None:
+        """Take in a statement; returns it if it is new, None if it is known, invalid or there is no room."""
+        signed = self._read_statement(data, (self.key,))
+        if signed is None:
+            return None
+        if signed.statement.kind is StatementKind.NEW_KEY:
+            self._rotate(signed)
+            return signed
+        place = (signed.statement.kind, signed.statement.subject)
+        known = self._known.get(place)
+        if known is None and not self._has_room(signed.statement.kind):
+            return None
+        if known is not None and known.key == self.key:
+            return None
+        self._keep(signed)
+        return signed
+
+    def _restore(self, data: bytes) -> None:
+        signed = self._read_statement(data, (self.key,) if self.previous is None else (self.key, self.previous))
+        if signed is None:
+            return
+        if signed.statement.kind is not StatementKind.NEW_KEY:
+            self._keep(signed)
+        elif signed.key == self.previous and signed.statement.subject == self.key:
+            self.rotation = signed
+
+    def _keep(self, signed: SignedStatement) -> None:
+        kind, subject = signed.statement.kind, signed.statement.subject
+        if (kind, subject) not in self._known:
+            self._hash ^= _hash_of(kind.name.encode(), subject)
+        self._known[kind, subject] = signed
+        if kind is StatementKind.EXPEL:
+            self._prefixes.add(subject[:PIN_BYTES])
+
+    def _has_room(self, kind: StatementKind) -> bool:
+        """Whether another statement fits. A revoked invite expires by itself, so the oldest yields to an expulsion."""
+        if len(self._known) < MAX_STATEMENTS:
+            return True
+        old = next((place for place in self._known if place[0] is StatementKind.REVOKE_INVITE), None)
+        if kind is not StatementKind.EXPEL or old is None:
+            return False
+        del self._known[old]
+        self._hash ^= _hash_of(old[0].name.encode(), old[1])
+        return True
+
+    def _rotate(self, signed: SignedStatement) -> None:
+        """The next key counts from now on. What is known stays known: an expelled node must not slip in between."""
+        new = MeshKey(signed.statement.subject)
+        self._hash ^= _hash_of(b"key", self.key) ^ _hash_of(b"key", new)
+        self.previous, self.key, self.rotation = self.key, new, signed
+        self._read.clear()
+
+    # -- the time after a rotation
+
+    def begin_grace(self, nodes: Iterable[NodeId]) -> None:
+        """For these nodes certificates of the previous key still count."""
+        self._grace = frozenset(nodes)
+
+    def end_grace(self) -> None:
+        """Certificates of the previous key count no longer."""
+        self._grace = frozenset()
+
+    # -- certificates
+
+    def is_current(self, data: bytes) -> bool:
+        """Whether the certificate of these bytes was signed by the current key; it was read before."""
+        read = self._read.get(data)
+        return read is not None and read.key == self.key
+
+    def certificate(self, data: bytes, node: NodeId, now_unix: float) -> Certificate | None:
+        """The certificate of `node` in these bytes if it counts now, else None. A known one costs no check of a
+        signature."""
+        read = self._read.get(data)
+        if read is None:
+            keys = (self.key,) if self.previous is None or node not in self._grace else (self.key, self.previous)
+            read = self._read_certificate(data, keys)
+            if read is None:
+                return None
+            if len(self._read) >= MAX_READ:
+                del self._read[next(iter(self._read))]
+            self._read[data] = read
+        found = read.certificate
+        late = read.key != self.key and (read.key != self.previous or node not in self._grace)
+        if late or found.node != node or not found.valid_at(now_unix) or self.is_expelled(node):
+            return None
+        return found
+
+    def admit(self, signed: SignedRecord, now_unix: float) -> SignedRecord | None:
+        """The record as far as its certificate allows; None if its node is no member with a record."""
+        record = signed.record
+        member = self.certificate(record.certificate, record.node, now_unix)
+        if member is None or not member.rights & NODE_RIGHTS:
+            return None
+        return replace(signed, record=restricted(record, member.rights), member=member)
+
+
+def restricted(record: NodeRecord, rights: Right) -> NodeRecord:
+    """`record` without what its node has no right to offer or to ask for."""
+    if Right.SERVE not in rights and (record.serves or record.on_disk or record.aliases):
+        record = replace(record, serves=(), loads=(), on_disk=(), aliases=())
+    if Right.WORK not in rights and (record.memory or record.devices):
+        record = replace(record, memory=0, devices=(), speed=0)
+    if Right.HOST not in rights and record.splits:
+        record = replace(record, splits=())
+    if Right.USE not in rights and record.wants:
+        record = replace(record, wants=())
+    return record
+
+
+def rights_of(member: Certificate | None, authority: Authority | None) -> Right:
+    """The rights of a peer with that certificate. Without an authority, in a mesh of one secret, all have all."""
+    if authority is None:
+        return ALL_RIGHTS
+    return NO_RIGHTS if member is None or authority.is_expelled(member.node) else member.rights
+
+
+def portions(statements: tuple[SignedStatement, ...], most: int) -> Iterator[tuple[bytes, ...]]:
+    """The bytes of statements, at most `most` at a time."""
+    for first in range(0, len(statements), most):
+        yield tuple([signed.data for signed in statements[first : first + most]])
+
+
+def _hash_of(what: bytes, subject: bytes) -> int:
+    return int.from_bytes(blake2b(what + b"\0" + subject, digest_size=HASH_BYTES).digest(), "big")
