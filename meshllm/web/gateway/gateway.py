@@ -46,6 +46,8 @@ LISTEN_BACKLOG = 1024
 # At the end of a close, for callers to read the errors of requests that were not answered in time.
 ERROR_GRACE_SECONDS = 0.5
 JSON = "application/json"
+# What a page that may call can read although it is refused: its key is missing or wrong, or was wrong too often.
+KEY_ERRORS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 class Gateway:
@@ -199,7 +201,7 @@ class Gateway:
             rejected.status,
             rejected.code,
             rejected.message,
-            self._cors(headers) if rejected.status == HTTPStatus.UNAUTHORIZED else "",
+            self._cors(headers) if rejected.status in KEY_ERRORS else "",
             unrouted=True,
             admitted=local and not rejected.refused,
         )
@@ -219,7 +221,7 @@ class Gateway:
         # A browser's preflight request has no key yet, and its response reveals nothing.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             # A page that may call, but with a wrong key or none, must be able to read the error.
-            readable = self._cors(request.headers) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
+            readable = self._cors(request.headers) if refusal.status in KEY_ERRORS else ""
             self._dispatcher.reject(
                 connection,
                 api,
