@@ -67,13 +67,15 @@ class Gateway:
         on_work: Callable[[], None] | None = None,
         draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
         counters: Callable[[], NodeCounters] | None = None,
+        is_guest: Callable[[str], bool] = lambda peer: False,
     ) -> None:
         """`backend_keys`: the API keys of backends, by URL. `peers` opens connections to peers.
 
         `on_dial`: called with a requested model whose hosts are known by hearsay only, at most once a second for each.
         `on_loads`: called with the load of the engines here when it changes, at most twice a second. `on_work`: called
         when requests of theirs began or ended. `draft_counts`: draft and accepted tokens, by model. `counters`: what
-        the daemon counts, for the metrics.
+        the daemon counts, for the metrics. `is_guest`: whether a peer (node id in hexadecimal) may use models only; it
+        has smaller limits.
         """
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -86,7 +88,7 @@ class Gateway:
         self._date = (0, b"")
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
         self._dispatcher = RequestDispatcher(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
-        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop)
+        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop, is_guest)
 
     # -- the daemon's side
 
