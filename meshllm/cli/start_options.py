@@ -185,6 +185,14 @@ AllowHost = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+RequireKey = Annotated[
+    bool,
+    typer.Option(
+        "--require-key",
+        help="Ask all callers of the API for the key, programs of this machine too (proxies that add no header).",
+        rich_help_panel=NETWORK,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
