@@ -119,6 +119,7 @@ def serve(
     threads: options.Threads = None,
     no_sandbox: options.NoSandbox = False,
     worker: options.Worker = None,
+    lease_cache: options.LeaseCache = None,
     join: options.Join = None,
     client: options.Client = False,
     name: options.NodeName = "",
@@ -175,6 +176,7 @@ def serve(
         threads=threads,
         sandbox=not no_sandbox,
         worker=worker,
+        lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

@@ -111,6 +111,16 @@ Worker = Annotated[
         show_default=False,
     ),
 ]
+LeaseCache = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="GB",
+        help="Disk space for files of models that this node computes layers of for others. Default: half of what is "
+        "free, at most 256 GiB; 0: keep none, hosts send the weights.",
+        rich_help_panel=SERVE,
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(
