@@ -118,6 +118,7 @@ def serve(
     split: options.Split = False,
     threads: options.Threads = None,
     no_sandbox: options.NoSandbox = False,
+    worker: options.Worker = None,
     join: options.Join = None,
     client: options.Client = False,
     name: options.NodeName = "",
@@ -173,6 +174,7 @@ def serve(
         split=split,
         threads=threads,
         sandbox=not no_sandbox,
+        worker=worker,
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

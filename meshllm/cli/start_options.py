@@ -101,6 +101,16 @@ NoSandbox = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+Worker = Annotated[
+    bool | None,
+    typer.Option(
+        "--worker/--no-worker",
+        help="Whether this node computes layers for models that other nodes split. Default: a node that joined does, "
+        "one that began its mesh without a model does not.",
+        rich_help_panel=SERVE,
+        show_default=False,
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(

@@ -535,6 +535,7 @@ def _log_start(settings: Settings) -> None:
         "upload_limit": settings.upload_limit,
         "threads": settings.threads,
         "no_sandbox": not settings.sandbox,
+        "worker": "" if settings.worker is None else str(settings.worker),
     }
     system = os.uname()
     fields = {

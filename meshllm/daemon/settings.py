@@ -39,7 +39,7 @@ class Settings:
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
     addresses. `require_key`: programs of this machine need it, too. `split`: spread the first model over several nodes
     even if it fits here. `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where
-    the system has it.
+    the system has it. `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     """
 
     home: Path
@@ -67,3 +67,4 @@ class Settings:
     split: bool = False
     threads: int | None = None
     sandbox: bool = True
+    worker: bool | None = None
