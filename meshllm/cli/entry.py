@@ -118,6 +118,7 @@ def serve(
     split: options.Split = False,
     threads: options.Threads = None,
     no_sandbox: options.NoSandbox = False,
+    worker: options.Worker = None,
     join: options.Join = None,
     client: options.Client = False,
     name: options.NodeName = "",
@@ -130,6 +131,7 @@ def serve(
     listen_all: options.ListenAll = False,
     allow_origin: options.AllowOrigin = None,
     allow_host: options.AllowHost = None,
+    require_key: options.RequireKey = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
     version: Annotated[
@@ -155,6 +157,7 @@ def serve(
         listen_all=listen_all,
         allowed_origins=tuple(map(origin_host_args.origin, allow_origin or ())),
         allowed_hosts=tuple(map(origin_host_args.host, allow_host or ())),
+        require_key=require_key,
         context=ctx_size,
         max_memory=None if max_vram is None else int(max_vram * 1e9),
         devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),
@@ -171,6 +174,7 @@ def serve(
         split=split,
         threads=threads,
         sandbox=not no_sandbox,
+        worker=worker,
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

@@ -101,6 +101,16 @@ NoSandbox = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+Worker = Annotated[
+    bool | None,
+    typer.Option(
+        "--worker/--no-worker",
+        help="Whether this node computes layers for models that other nodes split. Default: a node that joined does, "
+        "one that began its mesh without a model does not.",
+        rich_help_panel=SERVE,
+        show_default=False,
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(
@@ -182,6 +192,14 @@ AllowHost = Annotated[
     typer.Option(
         metavar="NAME",
         help="Host name by which other machines, or a reverse proxy, may call this node, with a key. Repeatable.",
+        rich_help_panel=NETWORK,
+    ),
+]
+RequireKey = Annotated[
+    bool,
+    typer.Option(
+        "--require-key",
+        help="Ask all callers of the API for the key, programs of this machine too (proxies that add no header).",
         rich_help_panel=NETWORK,
     ),
 ]

@@ -261,7 +261,7 @@ class App:
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
-            replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
+            replace(policy, allowed_origins=frozenset(settings.allowed_origins), require_key=settings.require_key),
             keys,
             peers=self,
             on_dial=lambda model: self._post(e.ModelRequested(model)),
@@ -304,7 +304,7 @@ class App:
     def _api_key(self) -> tuple[str | None, str]:
         """The key that other machines need and where it is kept; None if other machines may not call."""
         settings = self._settings
-        if not settings.listen_all and not settings.allowed_hosts:
+        if not (settings.listen_all or settings.allowed_hosts or settings.require_key):
             return None, ""
         key, path = api_key(settings.home)
         return key, f"${KEY_VARIABLE}" if path is None else str(path)
@@ -523,6 +523,7 @@ def _log_start(settings: Settings) -> None:
         "client": settings.client,
         "invites": len(settings.invites),
         "listen_all": settings.listen_all,
+        "require_key": settings.require_key,
         "allowed_hosts": ",".join(settings.allowed_hosts),
         "bind_port": settings.bind_port,
         "context": settings.context,
@@ -534,6 +535,7 @@ def _log_start(settings: Settings) -> None:
         "upload_limit": settings.upload_limit,
         "threads": settings.threads,
         "no_sandbox": not settings.sandbox,
+        "worker": "" if settings.worker is None else str(settings.worker),
     }
     system = os.uname()
     fields = {
