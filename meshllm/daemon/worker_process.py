@@ -233,6 +233,7 @@ class WorkerProcesses:
             threads=self._planner.threads or resources.processors().usable,
             models=files,
             memory=memory_limit(share.memory, WORKER_MARGIN_BYTES),
+            leased=share.memory,
         )
 
         def ready(pid: int) -> None:
