@@ -26,7 +26,7 @@ from meshllm import paths
 from meshllm.engine.build import pin, source
 
 ROOT = Path(__file__).resolve().parents[2] / "llama.cpp"
-CORPUS = Path(__file__).resolve().parents[2] / "tests" / "fuzz" / "corpora" / "rpc.b64"
+CORPUS = ROOT / "fuzz" / "corpus.b64"
 TARGET = ("rpc.cpp", "driver.cpp")
 # Of the fuzz target: bytes that its connection was granted, and that the server may hold above them.
 LEASED_BYTES, MARGIN_BYTES = 1 << 20, 64 << 20
