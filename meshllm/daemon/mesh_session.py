@@ -72,6 +72,15 @@ def load_home_state(settings: Settings) -> HomeState:
     return HomeState(identity, state, state.next_incarnation(), clock)
 
 
+def _owner_refusal(settings: Settings, *, founded: bool) -> str:
+    """Why the owner does not let this node work for splits of other nodes; "": it may."""
+    if settings.worker is False:
+        return "This node's owner does not let it work for splits (--no-worker)"
+    if settings.worker is None and founded and not (settings.models or settings.backends):
+        return "This node is idle: it began its mesh without a model (its owner can start it with --worker)"
+    return ""
+
+
 class MeshSession:
     """The I/O of a node in a mesh; the core decides. `begin` it, and `close` it at the end."""
 
@@ -105,7 +114,8 @@ class MeshSession:
             protocol=PROTOCOL,
             sign=signer(found.identity.sign),
             idle=found.state.founded and not self._choice.foreign,
-            lease_refusal=lease_refusal,
+            lease_refusal=lease_refusal
+            or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
         )
         self._writer = StateWriter()
         self._observed = ObservedAddresses()
