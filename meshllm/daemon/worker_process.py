@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 # observation may use up half of the other 10 %; a share that needs more is refused.
 MEMORY_TOLERANCE = 1.05
 
+# A share is a forecast, within some per cent of what the engine takes; the rpc-server refuses buffers above this.
+FORECAST_TOLERANCE = 1.05
+
 STOPPED = "it was stopped"
 
 LeaseKey = tuple[bytes, int]
@@ -230,7 +233,7 @@ class WorkerProcesses:
             threads=self._planner.threads or resources.processors().usable,
             models=files,
             memory=memory_limit(share.memory, WORKER_MARGIN_BYTES),
-            leased=share.memory,
+            leased=int(share.memory * FORECAST_TOLERANCE),
         )
 
         def ready(pid: int) -> None:
