@@ -119,11 +119,12 @@ def serve(
     threads: options.Threads = None,
     no_sandbox: options.NoSandbox = False,
     worker: options.Worker = None,
+    lease_cache: options.LeaseCache = None,
     join: options.Join = None,
     client: options.Client = False,
     name: options.NodeName = "",
     max_clients: options.MaxClients = DEFAULT_MAX_CLIENTS,
-    upload: options.Upload = True,
+    share: options.Share = options.ShareFiles.KNOWN,
     upload_limit: options.UploadLimit = None,
     bind_port: options.BindPort = None,
     port: options.ApiPort = DEFAULT_PORT,
@@ -166,7 +167,7 @@ def serve(
         bind_port=bind_port,
         node_name=start.node_name(name),
         max_clients=max_clients,
-        upload=upload,
+        share=share.value,
         upload_limit=None if upload_limit is None else upload_limit * 1e6,
         draft=draft,
         drafts=not no_draft,
@@ -175,6 +176,7 @@ def serve(
         threads=threads,
         sandbox=not no_sandbox,
         worker=worker,
+        lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

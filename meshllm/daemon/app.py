@@ -52,6 +52,7 @@ from meshllm.models.catalog.resolve import resolve
 from meshllm.models.library import scan
 from meshllm.models.library.local_model import from_path
 from meshllm.models.library.store import Store
+from meshllm.models.p2p.share_policy import Share
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
@@ -244,7 +245,7 @@ class App:
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
         supervisor = self._supervisor = Supervisor(
-            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing
+            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing, settings.lease_cache
         )
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
@@ -356,7 +357,11 @@ class App:
             return
         self._no_mesh_reason = ""
         self._sharing = sharing_type(
-            self._session, Store(paths.models()), self._is_working, share=settings.upload, rate=settings.upload_limit
+            self._session,
+            Store(paths.models()),
+            self._is_working,
+            share=Share(settings.share),
+            rate=settings.upload_limit,
         )
         self._rpc = rpc_type(self._session)
         supervisor.join(self._sharing, self._rpc, self._session.config.node)
@@ -531,10 +536,11 @@ def _log_start(settings: Settings) -> None:
         "devices": ",".join(settings.devices),
         "split": settings.split,
         "draft": settings.draft,
-        "upload": settings.upload,
+        "share": settings.share,
         "upload_limit": settings.upload_limit,
         "threads": settings.threads,
         "no_sandbox": not settings.sandbox,
+        "lease_cache": settings.lease_cache,
         "worker": "" if settings.worker is None else str(settings.worker),
     }
     system = os.uname()
