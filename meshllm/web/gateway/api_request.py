@@ -20,6 +20,8 @@ from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
 FORWARDED_HEADERS = (b"anthropic-version", b"anthropic-beta")
 MAX_MODEL_NAME = 512
+# Names the trust domain of a request to the engine, which reuses cached prompts only within it (patch 14).
+SALT_HEADER = "x-prompt-cache-salt"
 
 
 @dataclass(slots=True)
@@ -47,7 +49,8 @@ class WholeResponse:
 class ApiRequest:
     """`path` is the canonical path; `request` is `body`, parsed; `headers` are the caller's, with lower-case names.
 
-    Not changed once made.
+    `tasks`: how many tasks the engine makes of it. `salt`: the trust domain of its caller, whose cached prompts it may
+    reuse; empty: the owner's. Not changed once made.
     """
 
     api: Api
@@ -56,6 +59,8 @@ class ApiRequest:
     body: bytes
     headers: Mapping[bytes, bytes]
     request_id: str = ""
+    tasks: int = 1
+    salt: str = ""
 
     @property
     def model(self) -> str:
@@ -90,6 +95,8 @@ class ApiRequest:
             f"x-request-id: {self.request_id}\r\n".encode("latin-1")
         ]
         lines += [b"%b: %b\r\n" % (name, self.headers[name]) for name in FORWARDED_HEADERS if name in self.headers]
+        if self.salt and pool.target.kind is TargetKind.ENGINE:
+            lines.append(f"{SALT_HEADER}: {self.salt}\r\n".encode("latin-1"))
         if key is not None:
             lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
         return b"".join([*lines, b"\r\n", body])

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
@@ -18,6 +19,7 @@ from meshllm.errors import MeshError
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.web.gateway.api_request import ApiRequest, problem_of
+from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHED, CrashedRequests
 from meshllm.web.gateway.metrics import Metrics
 from meshllm.web.gateway.model_list import known_models_text
 from meshllm.web.gateway.request import ProxiedRequest
@@ -39,6 +41,12 @@ from meshllm.web.http.client import UpstreamPool
 from meshllm.web.http.parser import Request
 from meshllm.web.http.server import Connection
 from meshllm.wire.api.errors import error_body
+from meshllm.wire.api.request_limits import (
+    problem_of_constraints,
+    tasks_of,
+    too_many_tasks,
+    without_owner_fields,
+)
 from meshllm.wire.api.routes import Api
 
 log = logging.getLogger(__name__)
@@ -69,6 +77,7 @@ class RequestDispatcher:
         self.now: Callable[[], float] = loop.time
         self.log = RequestLog(self.now, lambda: datetime.now(UTC).timestamp())
         self.waiting: dict[ProxiedRequest, None] = {}
+        self.crashed = CrashedRequests()
         self._isolation = Isolation()
         # A peer's endpoint counts its own requests.
         self._on_end: dict[ProxiedRequest, Callable[[], None]] = {}
@@ -85,10 +94,12 @@ class RequestDispatcher:
         *,
         cors: str = "",
         on_end: Callable[[], None] | None = None,
+        guest: str = "",
     ) -> ProxiedRequest | None:
         """Start the request in `request.body`, or reject it (None). `path` is the canonical one.
 
         `on_end`: given for requests of peers, which only targets of this node may answer; called when it has ended.
+        `guest`: the node id of a peer that is a guest, whose requests have a trust domain of their own.
         """
         from_peer = on_end is not None
         try:
@@ -103,13 +114,38 @@ class RequestDispatcher:
                 message += known_models_text(self._table.snapshot, self._table.index)
             self.reject(connection, api, trace, 400, "invalid_parameter", message, cors, parameter, from_peer=from_peer)
             return None
-        parsed = ApiRequest(api, path, body, request.body, request.headers, connection.request_id)
+        tasks = tasks_of(api, body)
+        refusal = self._refusal(api, body, tasks, guest=bool(guest))
+        content = request.body
+        if refusal is None and guest and (stripped := without_owner_fields(body)) is not None:
+            body = stripped
+            try:
+                content = orjson.dumps(stripped)
+            except orjson.JSONEncodeError:
+                refusal = "too_large", "The body is nested too deeply.", None
+        if refusal is None and self.crashed and self.crashed.refuses(content, self.now()):
+            refusal = REQUEST_CRASHED, REFUSED_MESSAGE, None
+        if refusal is not None:
+            code, message, parameter = refusal
+            self.reject(connection, api, trace, 400, code, message, cors, parameter, from_peer=from_peer)
+            return None
+        parsed = ApiRequest(api, path, body, content, request.headers, connection.request_id, tasks, guest)
         trace.model, trace.stream = body["model"], parsed.streams
         started = ProxiedRequest(self, connection, parsed, trace, cors=cors, from_peer=from_peer)
         if on_end is not None:
             self._on_end[started] = on_end
         started.start()
         return started
+
+    def _refusal(
+        self, api: Api, body: Mapping[str, Any], tasks: int, *, guest: bool
+    ) -> tuple[str, str, str | None] | None:
+        """Why a request asks too much of an engine: code, message, and the parameter; None if it does not."""
+        if (found := problem_of_constraints(api, body)) is not None:
+            return "too_large", found[1], found[0]
+        if message := too_many_tasks(api, tasks, guest=guest):
+            return "too_many_prompts", message, None
+        return None
 
     def reject(
         self,
@@ -201,6 +237,14 @@ class RequestDispatcher:
             request.not_connected(pool, f"connection failed: {error or type(error).__name__}")
         else:
             request.connected(connection)
+
+    def engine_died(self, body: bytes, *, alone: bool) -> bool:
+        """An engine here died while it processed `body`; returns whether that is refused from now on."""
+        return self.crashed.died(body, self.now(), alone=alone)
+
+    def host_crashed(self, body: bytes) -> None:
+        """A host says that `body` crashed its engine."""
+        self.crashed.reported(body, self.now())
 
     def waits(self, request: ProxiedRequest, waiting: bool) -> None:
         """Call `request.reconsider` on changes, or no longer."""

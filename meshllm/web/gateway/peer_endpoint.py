@@ -62,6 +62,8 @@ class PeerEndpoint:
         self.active = 0
         self._dispatcher = dispatcher
         self._caller = f"peer {peer[:10]}"
+        # The trust domain of its requests: each guest has its own, the owner's machines share that of this node.
+        self._guest = "" if rate is None else peer
 
     def _trace(self, connection: Connection, path: str) -> RequestTrace:
         return RequestTrace(
@@ -107,7 +109,9 @@ class PeerEndpoint:
             )
             return None
         self.active += 1
-        started = self._dispatcher.start(connection, request, route.api, route.path, trace, on_end=self._ended)
+        started = self._dispatcher.start(
+            connection, request, route.api, route.path, trace, on_end=self._ended, guest=self._guest
+        )
         if started is None:
             self.active -= 1
         return started

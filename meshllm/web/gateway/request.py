@@ -17,6 +17,7 @@ from meshllm.core.routing.affinity import SessionAffinity
 from meshllm.core.routing.routes import ModelRoute, Target, TargetKind
 from meshllm.web.gateway import timeouts
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse
+from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHED
 from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, AttemptTrace, Outcome, RequestTrace
 from meshllm.web.gateway.response_writer import ResponseWriter
 from meshllm.web.gateway.target import TargetQueue
@@ -38,6 +39,8 @@ from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss
 # How long a request avoids a target that failed it.
 AVOID_SECONDS = 1.0
 MAX_ATTEMPTS = 4
+# Engine processes that may end while they process a request: then it is not tried again, here or at another host.
+MAX_DEATHS = 2
 # How long a stream whose engine closed the connection waits for the cause.
 CAUSE_SECONDS = 1.0
 # A request leaves at most this many hosts because they are slow.
@@ -88,6 +91,12 @@ class RequestHost(Protocol):
     def connect(self, request: ProxiedRequest, pool: UpstreamPool) -> None:
         """Open a connection; leads to `request.connected` or `request.not_connected`."""
 
+    def engine_died(self, body: bytes, *, alone: bool) -> bool:
+        """An engine here died while it processed `body`; returns whether that is refused from now on."""
+
+    def host_crashed(self, body: bytes) -> None:
+        """A host says that `body` crashed its engine."""
+
     def waits(self, request: ProxiedRequest, waiting: bool) -> None:
         """Call `request.reconsider` whenever something changes (True), or no longer (False)."""
 
@@ -136,7 +145,9 @@ class ProxiedRequest:
         self._repair: StreamRepair | None = None
         self._whole: WholeResponse | None = None
         self._registered = False  # with `host.waits`
-        self._failures = self._late = 0
+        self._failures = self._late = self._deaths = 0
+        # The engine that closed the connection while it processed this request: it may have died.
+        self._lost_engine: TargetQueue | None = None
         self._loss = ""
         self.kind: TargetKind | None = None
         local = trace.caller == LOCAL_CALLER
@@ -170,6 +181,8 @@ class ProxiedRequest:
         route, queues = self._host.find(self.model, local_only=self.from_peer)
         if self._queued is not None and self._queued not in queues:
             self._leave_queue()
+        if self._lost_engine is not None and self._died_again(route):
+            return
         step = self._selection.decide(route, queues, self, self._queued, self._host.now())
         match step.action:
             case SelectionAction.SEND:
@@ -248,6 +261,7 @@ class ProxiedRequest:
         if connection.pool is not self._connecting:
             connection.drop()  # the request has gone on without it
             return
+        self._lost_engine = None
         self._send(connection)
 
     def _send(self, connection: UpstreamConnection) -> None:
@@ -294,6 +308,33 @@ class ProxiedRequest:
         else:
             self._start_over()
 
+    def _suspect_engine(self) -> None:
+        """The engine closed the connection. Whether its process has died is known a moment later."""
+        if self.kind is TargetKind.ENGINE and (target := self._target) is not None:
+            self._lost_engine = target
+            target.note_loss()
+
+    def _died_again(self, route: ModelRoute) -> bool:
+        """Whether the suspected engine has died, and with it the last attempt: then the request ends with an error.
+
+        A request that was in flight when an engine died is tried once more; one that seems to be the cause is refused.
+        """
+        lost = self._lost_engine
+        if lost is None or lost.target in route.targets:
+            return False
+        self._lost_engine = None
+        if route.lost_reason:  # stopped on purpose: a worker of its split was lost
+            return False
+        self._deaths += 1
+        if self._host.engine_died(self._request.body, alone=lost.lost_alone):
+            self._fail(400, REQUEST_CRASHED, REFUSED_MESSAGE)
+            return True
+        if self._deaths >= MAX_DEATHS:
+            message = f"The engine of {self.model} stopped {self._deaths} times while it processed this request."
+            self._fail(502, REQUEST_CRASHED, message, "retry-after: 30\r\n")
+            return True
+        return False
+
     def _start_over(self) -> None:
         self._repair = None
         self.phase = RequestPhase.WAITING
@@ -315,7 +356,7 @@ class ProxiedRequest:
         if target is not None:
             target.users.pop(self, None)
         if slot is not None:
-            slot.release(now - self._slot_taken_at)
+            slot.release(now - self._slot_taken_at, self._request.tasks, self._selection.rank)
         return target
 
     # -- the target's response
@@ -424,8 +465,10 @@ class ProxiedRequest:
         elif stale and not (self.kind is TargetKind.PEER and self._has_other(at_once=False)):
             # The target closed an idle connection while the request was under way, which is no fault. A peer may be
             # down altogether, though, and to find out takes seconds.
+            self._suspect_engine()
             self._connect(upstream.pool)
         elif not self._begun:
+            self._suspect_engine()
             self._retry(reason)
         else:
             self._connection_lost(reason)
@@ -456,6 +499,9 @@ class ProxiedRequest:
         if route is not None and self.kind is TargetKind.ENGINE:
             reason = route.lost_reason or route.engine_failure or reason
             worker_lost = bool(route.lost_reason) and self._target is not None and self._target.offer.split
+            if self._target is not None and self._target.target not in route.targets and not route.lost_reason:
+                self._target.note_loss()
+                self._host.engine_died(self._request.body, alone=self._target.lost_alone)
         else:
             worker_lost = False
         message = (
@@ -473,6 +519,8 @@ class ProxiedRequest:
             elif self.kind is not None and error.retryable(self.kind):
                 self._refused(error)
             else:
+                if error.code == REQUEST_CRASHED and self.kind is TargetKind.PEER:
+                    self._host.host_crashed(self._request.body)
                 self._send_error(error)
             return
         if self.streams:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from meshllm.core.routing.first_byte_timeout import FirstByteTimes
@@ -21,6 +22,8 @@ QUEUE_PER_SLOT = 16
 QUEUE_MIN = 32
 # The part of a queue that requests of peers may fill; the rest is for this node's own callers.
 PEER_QUEUE_SHARE = 0.5
+# How many requests may pass one that waits: then it is next, so that no request waits for ever.
+MAX_PASSED = 16
 # After a failure a target rests, twice as long after each further one; after an "overloaded", a moment (seconds).
 REST_BASE_SECONDS = 0.5
 REST_CAP_SECONDS = 30.0
@@ -41,6 +44,23 @@ class TargetUser(Protocol):
 
     def target_down(self) -> None:
         """The target's node is believed to be dead: try another target if no response has begun."""
+
+
+class CallerRank(IntEnum):
+    """Whose request it is: the lower rank first."""
+
+    LOCAL = 0  # of this node's callers
+    PEER = 1  # of the owner's other machines
+    GUEST = 2
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A waiting request. `passed`: how many later ones got a slot before it."""
+
+    cost: int
+    rank: CallerRank
+    passed: int = 0
 
 
 @dataclass(slots=True)
@@ -83,7 +103,11 @@ class TargetQueue:
         self._others = 0
         self._on_change = on_change
         # A dict keeps the order of arrival, and a waiter leaves in constant time.
-        self._waiting: dict[SlotWaiter, None] = {}
+        self._waiting: dict[SlotWaiter, _Waiting] = {}
+        # Active requests of several tasks, and the slots that guests hold.
+        self._lists = self._guest_slots = 0
+        # How many requests were active when one lost its connection; 0: none has since the last answer.
+        self._lost_with = 0
 
     @property
     def waiting(self) -> int:
@@ -92,7 +116,7 @@ class TargetQueue:
 
     @property
     def free(self) -> bool:
-        """Whether a request would be processed at once, as far as is known."""
+        """Whether a request of one task would be processed at once, as far as is known."""
         return not self._waiting and self.active + self._others < self.limit
 
     @property
@@ -107,20 +131,49 @@ class TargetQueue:
             self._others = max(0, offer.load.active + offer.load.waiting - self.active)
         self.offer = offer
 
-    def take(self) -> bool:
-        """Take a slot, if one is free and no request is waiting."""
-        if self.active >= self.limit or self._waiting:
+    def take(self, cost: int = 1, rank: CallerRank = CallerRank.LOCAL) -> bool:
+        """Take the slots for a request of `cost` tasks, if they are free and kept for no other.
+
+        Those that wait do not fit, or they would have got the slots: a smaller request may pass them, some times.
+        """
+        if not self._fits(cost, rank):
             return False
-        self.active += 1
-        if self._on_change is not None:
-            self._on_change()
+        if self._waiting:
+            first = next(iter(self._waiting.values()))
+            if first.passed >= MAX_PASSED and self._may_ever_fit(first):
+                return False
+            first.passed += 1
+        self._hold(cost, rank, 1)
+        self._changed()
         return True
 
-    def join(self, waiter: SlotWaiter, *, from_peer: bool = False) -> bool:
-        """Join the queue; False if it is full, or the part of it that peers may fill."""
-        if len(self._waiting) >= self.queue_limit * (PEER_QUEUE_SHARE if from_peer else 1.0):
+    def holds(self, cost: int) -> int:
+        """The slots that a request of `cost` tasks holds: all but one at most, which is left to other requests."""
+        return 1 if cost == 1 else min(cost, max(1, self.limit - 1))
+
+    def _fits(self, cost: int, rank: CallerRank) -> bool:
+        limit = self.limit
+        if limit == 1 and self._lists and cost == 1:
+            limit = 2  # the engine takes it before the next prompt of the list
+        slots = 1 if cost == 1 else self.holds(cost)
+        if rank is CallerRank.GUEST and self._guest_slots + slots > max(1, self.limit - 1):
             return False
-        self._waiting[waiter] = None
+        return self.active + slots <= limit
+
+    def _hold(self, cost: int, rank: CallerRank, sign: int) -> None:
+        slots = 1 if cost == 1 else self.holds(cost)
+        self.active += sign * slots
+        if cost > 1:
+            self._lists += sign
+        if rank is CallerRank.GUEST:
+            self._guest_slots += sign * slots
+
+    def join(self, waiter: SlotWaiter, cost: int = 1, rank: CallerRank = CallerRank.LOCAL) -> bool:
+        """Join the queue; False if it is full, or the part of it that peers may fill."""
+        share = 1.0 if rank is CallerRank.LOCAL else PEER_QUEUE_SHARE
+        if len(self._waiting) >= self.queue_limit * share:
+            return False
+        self._waiting[waiter] = _Waiting(cost, rank)
         self._changed()
         return True
 
@@ -128,23 +181,70 @@ class TargetQueue:
         """Leave the queue."""
         if waiter in self._waiting:
             del self._waiting[waiter]
+            self._grant()  # those behind it may fit
             self._changed()
 
     def position(self, waiter: SlotWaiter) -> int:
-        """Number of requests in the queue before `waiter`."""
-        return next((position for position, other in enumerate(self._waiting) if other is waiter), 0)
+        """Number of requests in the queue that come before `waiter`, as it is now."""
+        own = self._waiting.get(waiter)
+        if own is None:
+            return 0
+        ahead, passed = 0, False
+        for other, waiting in self._waiting.items():
+            passed = passed or other is waiter
+            if waiting.rank < own.rank or (waiting.rank is own.rank and not passed):
+                ahead += 1
+        return ahead
 
-    def release(self, seconds: float) -> None:
-        """Return a slot after `seconds` of use; the first in the queue gets it."""
-        self.active -= 1
+    def release(self, seconds: float, cost: int = 1, rank: CallerRank = CallerRank.LOCAL) -> None:
+        """Return the slots of a request after `seconds` of use; the next in the queue gets them."""
+        self._hold(cost, rank, -1)
         self.mean_seconds += 0.2 * (min(seconds, 600.0) - self.mean_seconds)
-        while self._waiting and self.active < self.limit:
-            waiter = next(iter(self._waiting))
-            del self._waiting[waiter]
-            self.active += 1
+        self._grant()
+        self._changed()
+
+    def _grant(self) -> None:
+        while self._waiting and (waiter := self._next()) is not None:
+            waiting = self._waiting.pop(waiter)
+            self._hold(waiting.cost, waiting.rank, 1)
             waiter.slot_granted(self)
-        if self._on_change is not None:
-            self._on_change()
+
+    def _next(self) -> SlotWaiter | None:
+        """The waiting request that gets the free slots: the best rank first, in the order of arrival, if it fits.
+
+        A request that others have passed `MAX_PASSED` times is next, whatever its rank, and slots are kept for it.
+        """
+        oldest = next(iter(self._waiting))
+        first = self._waiting[oldest]
+        if self.active >= self.limit + (self.limit == 1 and self._lists > 0):
+            return None
+        if first.passed >= MAX_PASSED and self._may_ever_fit(first):
+            return oldest if self._fits(first.cost, first.rank) else None
+        found: SlotWaiter | None = None
+        best = CallerRank.GUEST + 1
+        for waiter, waiting in self._waiting.items():
+            if waiting.rank < best and self._fits(waiting.cost, waiting.rank):
+                found, best = waiter, waiting.rank
+                if best == CallerRank.LOCAL:
+                    break
+        if found is not None and found is not oldest:
+            first.passed += 1
+        return found
+
+    def _may_ever_fit(self, waiting: _Waiting) -> bool:
+        """Whether slots may be kept for `waiting`: not while other guests hold the share of guests."""
+        slots = self.holds(waiting.cost)
+        return waiting.rank is not CallerRank.GUEST or self._guest_slots + slots <= max(1, self.limit - 1)
+
+    def note_loss(self) -> None:
+        """The engine closed the connection of an active request: its process may have died with all of them."""
+        if self._lost_with == 0:
+            self._lost_with = len(self.users)
+
+    @property
+    def lost_alone(self) -> bool:
+        """Whether the request that lost its connection first was the only one."""
+        return self._lost_with == 1
 
     def _changed(self) -> None:
         if self._on_change is not None:
@@ -181,6 +281,7 @@ class TargetQueue:
 
     def answered(self, model: str) -> None:
         """A response for `model` has begun: the target works, and so does the model."""
+        self._lost_with = 0
         if self._rest.failures or self._rest.until:
             self._rest = _Rest()
         if self._model_rests:

@@ -16,7 +16,7 @@ from meshllm.core.routing.ranking import RankedHost, least_tokens, rank
 from meshllm.core.routing.routes import Availability, ModelRoute, Place, Target, TargetKind
 from meshllm.web.gateway.api_request import ApiRequest
 from meshllm.web.gateway.session import conversation_key, text_bytes
-from meshllm.web.gateway.target import SlotWaiter, TargetQueue
+from meshllm.web.gateway.target import CallerRank, SlotWaiter, TargetQueue
 from meshllm.web.gateway.upstream_errors import CONTEXT, NOT_HERE, UpstreamError
 from meshllm.wire.api.routes import Api
 
@@ -59,6 +59,7 @@ class TargetSelection:
         self._request = request
         self._affinity = affinity
         self._from_peer = from_peer
+        self.rank = CallerRank.GUEST if request.salt else CallerRank.PEER if from_peer else CallerRank.LOCAL
         # Counting tokens takes no slot.
         self.needs_slot = request.api not in (Api.COUNT_TOKENS, Api.INPUT_TOKENS)
         self._avoid: dict[Target, float] = {}
@@ -154,16 +155,17 @@ class TargetSelection:
         ordered = usable if len(usable) == 1 else self._ordered(usable, now)
         if not self.needs_slot:
             return SelectionStep(SelectionAction.SEND, ordered[0])
+        cost, rank = self._request.tasks, self.rank
         for queue in ordered:
-            if queue.free and queue.take():
+            if queue.free and queue.take(cost, rank):
                 return SelectionStep(SelectionAction.SEND, queue)
         if queued is not None and queued in usable:
             return SelectionStep(SelectionAction.QUEUED, queued)
         for queue in ordered:
             # A peer may be busy with requests of other nodes: then our request waits in its queue, not in ours.
-            if queue.take():
+            if queue.take(cost, rank):
                 return SelectionStep(SelectionAction.SEND, queue)
-            if queue.join(waiter, from_peer=self._from_peer):
+            if queue.join(waiter, cost, rank):
                 return SelectionStep(SelectionAction.QUEUED, queue, message="waiting for a free slot")
         if (error := self._best_error()) is not None:
             return SelectionStep(SelectionAction.FORWARD_ERROR, error=error)

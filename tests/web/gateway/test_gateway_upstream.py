@@ -603,7 +603,7 @@ async def test_deeply_nested_request_is_forwarded(table: Bench) -> None:
     """What a client nests deeper than JSON is written here is sent on as it came."""
     engine = await table.serve(well)
     deep = b"[" * 600 + b"]" * 600
-    body = b'{"model":"m","tools":' + deep + b',"input":[{"role":"assistant","content":' + deep + b"}]}"
+    body = b'{"model":"m","metadata":' + deep + b',"input":[{"role":"assistant","content":' + deep + b"}]}"
     response = await table.call(request("POST", "/v1/responses", body))
     assert response.status == 200
     assert engine.calls[0].body == body
