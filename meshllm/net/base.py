@@ -31,8 +31,8 @@ class LinkFacts:
     """Facts about an established link. `mesh`: the peer's mesh id; `rtt` of the handshake in seconds; `protocol`: the
     agreed version.
 
-    `observed`: this node's address as the peer sees it (only the dialler gets it). `secret`: the mesh secret, given to
-    a dialler with an expiring invite.
+    `certificate`: the peer's. `observed`: this node's address as the peer sees it (only the dialler gets it).
+    `admitted`: what a dialler with an invite was given.
     """
 
     peer: NodeId
@@ -42,8 +42,9 @@ class LinkFacts:
     dialled: bool
     rtt: float
     protocol: int
+    certificate: Certificate
     observed: PeerAddress | None = None
-    secret: bytes | None = field(default=None, repr=False)
+    admitted: Admitted | None = field(default=None, repr=False)
 
 
 class Link(Protocol):
