@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from meshllm.core.membership.authority import Authority
+from meshllm.core.membership.certificates import ALL_RIGHTS, Right
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_FAILURE_REPORTS,
@@ -35,7 +37,7 @@ class MeshConfig:
 
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
-    request.
+    request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's.
     """
 
     node: NodeId
@@ -47,6 +49,9 @@ class MeshConfig:
     protocol: tuple[int, int]
     sign: Signer
     idle: bool = False
+    authority: Authority | None = None
+    certificate: bytes = b""
+    rights: Right = ALL_RIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class OwnRecord:
             software=config.software,
             protocol=config.protocol,
             idle=config.idle,
+            certificate=config.certificate,
         )
         self._loads: tuple[ModelLoad, ...] = ()
         self._reports: dict[NodeId, _Report] = {}
@@ -126,6 +132,10 @@ class OwnRecord:
     def set_mesh(self, mesh: MeshId) -> None:
         """This node belongs to `mesh`."""
         self._update(replace(self._record, mesh=mesh))
+
+    def set_certificate(self, certificate: bytes) -> None:
+        """This node has a new certificate."""
+        self._update(replace(self._record, certificate=certificate))
 
     def set_leaving(self) -> None:
         """This node leaves the mesh: it serves nothing."""
