@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
+from meshllm.core.membership.certificates import Certificate, MeshKey, SignedCertificate
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 
 
@@ -24,6 +25,15 @@ class StreamKind(IntEnum):
     HTTP_TUNNEL = 4
     LANE_TICKET = 8
     FILES = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What an invite gave: the mesh key, the certificate of this node, and the private mesh key with `ADMIT`."""
+
+    key: MeshKey
+    certificate: SignedCertificate
+    private: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +52,9 @@ class LinkFacts:
     dialled: bool
     rtt: float
     protocol: int
-    certificate: Certificate
     observed: PeerAddress | None = None
     admitted: Admitted | None = field(default=None, repr=False)
+    certificate: Certificate | None = None
 
 
 class Link(Protocol):

@@ -17,6 +17,7 @@ from typing import Protocol
 from meshllm.core.membership.certificates import NODE_RIGHTS, Certificate, MeshKey, SignedCertificate
 from meshllm.core.records import MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage, PeerRefused
+from meshllm.net.base import Admitted
 from meshllm.net.identity import Identity, verify
 from meshllm.wire.mesh.certificates import read_certificate
 from meshllm.wire.mesh.hello import (
@@ -41,15 +42,6 @@ from meshllm.wire.mesh.invite import InviteTerms
 LENGTH = struct.Struct(">I")
 FRESH_INVITE = "Ask for a fresh invite: 'mesh-llm invite' prints it on a node of the mesh."
 UPDATE = "Update the older of the two nodes."
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """What an invite gave: the mesh key, the certificate of this node, and the private mesh key with `ADMIT`."""
-
-    key: MeshKey
-    certificate: SignedCertificate
-    private: bytes = field(default=b"", repr=False)
 
 
 class MembershipChecks(Protocol):
@@ -286,15 +278,16 @@ class AcceptorHandshake:
     def _answer_proof(self, hello: Hello, proof: HelloProof) -> bytes:
         # A proof or a certificate comes before the signature: a stranger costs as little as possible.
         granted: tuple[MeshKey, bytes, bytes] = (MeshKey(b""), b"", b"")
-        found: Certificate | HelloRefusal | None = None
+        found: Certificate | None = None
         if hello.invite is not None:
             if not hmac.compare_digest(proof.proof, prove(self._key, "dialler", self._transcript)):
                 message = "The invite belongs to another mesh, or that mesh has a new key."
                 return self.refuse(HelloRefusal("wrong_invite", message, FRESH_INVITE))
         else:
-            found = self._checks.certificate_of(hello.node, proof.certificate)
-            if isinstance(found, HelloRefusal):
-                return self.refuse(found)
+            judged = self._checks.certificate_of(hello.node, proof.certificate)
+            if isinstance(judged, HelloRefusal):
+                return self.refuse(judged)
+            found = judged
         if not verify(hello.node, to_sign(self._transcript, proof.certificate), proof.signature):
             return self.refuse(
                 HelloRefusal("wrong_node", "The dialling node does not have the private key of its node id.")
