@@ -54,7 +54,8 @@ def expel(
     """Expel a member for ever: out of every table and link at once, and the invite that let it in is void."""
     port = console_port(node_port)
     known = call(port, "GET", "/api/members")["members"]
-    found = [row for row in known if row["node"].startswith(node.lower()) or row["name"] == node]
+    found = [row for row in known if row["name"] == node]
+    found = found or [row for row in known if row["node"].startswith(node.lower())]
     if len(found) != 1:
         raise UsageError(
             f"{len(found)} members have the name {node!r}, or an id that begins so.",

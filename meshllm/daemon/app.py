@@ -46,7 +46,15 @@ from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
-from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError, unusable_file
+from meshllm.errors import (
+    DamagedState,
+    EnvironmentFailure,
+    MeshError,
+    PortTaken,
+    UnknownModel,
+    UsageError,
+    unusable_file,
+)
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.catalog.resolve import resolve
 from meshllm.models.library import scan

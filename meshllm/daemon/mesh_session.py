@@ -571,7 +571,9 @@ class MeshSession:
     def expel(self, wanted: str) -> ExpelledMember:
         """Expel the member with that name or id (or the beginning of its id), and revoke what let it in. If it held the
         mesh key, the mesh gets a new one. Raises UsageError, EnvironmentFailure."""
-        found = [row for row in self.members() if row.node.startswith(wanted.lower()) or row.name == wanted]
+        rows = self.members()
+        found = [row for row in rows if row.name == wanted]
+        found = found or [row for row in rows if row.node.startswith(wanted.lower())]
         if len(found) != 1:
             raise UsageError(
                 f"{len(found)} members have the name {wanted!r}, or an id that begins so.",

@@ -95,9 +95,7 @@ class MemberHandlers:
         try:
             wanted = body.model_validate_json(await request.read(), strict=True) if body is not None else None
         except ValidationError:
-            return error_response(
-                400, "invalid_request", f"The body must be a {getattr(body, '__name__', '')} in JSON."
-            )
+            return error_response(400, "invalid_request", "The body has other fields than it must have.")
         try:
             found = act(self._members(), wanted)
         except MeshError as error:

@@ -51,9 +51,9 @@ class Console:
     """Serves the page and the console API.
 
     `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite
-    as wished, or raises MeshError; `members` does the owner's other acts. `requests` returns the last API requests, the newest
-    first. `download` downloads models for the command line (None: refused). `routes` are additional endpoints. `token`
-    is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
+    as wished, or raises MeshError; `members` does the owner's other acts. `requests` returns the last API requests, the
+    newest first. `download` downloads models for the command line (None: refused).`routes` are additional endpoints.
+    `token` is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
     def __init__(
