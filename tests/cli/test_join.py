@@ -22,19 +22,20 @@ from typer.testing import CliRunner
 
 from meshllm.cli import entry, hide_secrets, join, start
 from meshllm.cli.invite import seconds
+from meshllm.core.membership.certificates import ALL_RIGHTS
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon.settings import Settings
 from meshllm.errors import BadInvite, EnvironmentFailure, MeshError, NotRunning, UsageError
-from meshllm.wire.mesh.invite import Invite, encode
+from meshllm.wire.mesh.invite import Invite, InviteTerms, encode
 from tests.daemons import MODEL, PROGRAM, daemon
 
 NOW = 1_800_000_000.0
 # Nobody listens at the discard port of this machine.
 WAY = BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),))
-INVITE = Invite(MeshId(b"m" * 16), b"the key of a one", 0, (WAY,))
+INVITE = Invite(MeshId(b"m" * 16), b"the key of a one", InviteTerms(b"serial--", ALL_RIGHTS, int(NOW) + 1, 99), (WAY,))
 TOKEN = encode(INVITE)
 SECOND = replace(INVITE, ways=(BootstrapAddress(b"q" * 16, (PeerAddress("127.0.0.2", 9),)),))
-EXPIRED = replace(INVITE, expires=int(NOW))
+EXPIRED = replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW)))
 OTHER_MESH = replace(INVITE, mesh=MeshId(b"o" * 16))
 
 
@@ -99,7 +100,7 @@ def test_join_prompts_for_one_line_on_a_terminal(capsys: pytest.CaptureFixture[s
         ([encode(EXPIRED)], "", BadInvite, "expired at 2027-01-15 08:00 UTC"),
         ([TOKEN, encode(EXPIRED)], "", BadInvite, "number 2: this invite expired at"),
         ([TOKEN, encode(OTHER_MESH)], "", BadInvite, "different meshes"),
-        ([TOKEN.replace("mesh1", "mesh2")], "", BadInvite, "version 2"),
+        ([TOKEN.replace("mesh2", "mesh1")], "", BadInvite, "version 1"),
     ],
 )
 def test_join_refuses_unusable_invites_with_advice(
@@ -356,21 +357,26 @@ def ask_invite(server: FakeConsole, *options: str) -> str:
 
 
 def answer(expires: int = 0) -> bytes:
-    return json.dumps({"invite": TOKEN, "expires": expires}).encode()
+    return json.dumps({"invite": TOKEN, "expires": expires, "serial": "00"}).encode()
 
 
 def test_invite_command_prints_the_invite_alone_on_a_line(console: Callable[[int, bytes], FakeConsole]) -> None:
     server = console(200, answer())
     assert ask_invite(server) == TOKEN + "\n"
     path, headers, body = server.asked[0]
-    assert (path, json.loads(body)) == ("/api/invite", {"expires": 0})
+    assert (path, json.loads(body)) == (
+        "/api/invite",
+        {"expires": 0, "rights": [], "once": False, "days": 0, "label": ""},
+    )
     assert "x-mesh-llm-token" not in headers, "the token of this user's node is for that node only"
 
 
 def test_invite_command_asks_for_an_expiry(console: Callable[[int, bytes], FakeConsole]) -> None:
     server = console(200, answer(1_800_007_200))
-    assert json.loads(ask_invite(server, "--expires", "2h", "--json")) == {"invite": TOKEN, "expires": 1_800_007_200}
-    assert json.loads(server.asked[0][2]) == {"expires": 7200}
+    told = json.loads(ask_invite(server, "--guest", "--once", "--expires", "2h", "--json"))
+    assert told == {"invite": TOKEN, "expires": 1_800_007_200, "serial": "00"}
+    asked = json.loads(server.asked[0][2])
+    assert (asked["expires"], asked["rights"], asked["once"]) == (7200, ["use"], True)
 
 
 @pytest.mark.parametrize(
@@ -411,13 +417,13 @@ def test_invite_command_reports_that_no_node_runs(tmp_path: Path, unused_tcp_por
 
 @pytest.mark.parametrize(
     ("text", "length"),
-    [("", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800), (" 1 W ", 604_800), ("3660d", 316_224_000)],
+    [("", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800), (" 1 W ", 604_800), ("30d", 2_592_000)],
 )
 def test_seconds_parses_a_duration(text: str, length: int) -> None:
     assert seconds(text) == length
 
 
-@pytest.mark.parametrize("text", ["0h", "2", "h", "-1h", "1.5h", "2 hours", "2h30m", "999999999w", "3661d", "٣h"])
+@pytest.mark.parametrize("text", ["0h", "2", "h", "-1h", "1.5h", "2 hours", "2h30m", "999999999w", "31d", "٣h"])
 def test_seconds_refuses_what_is_no_duration(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="not a duration"):
         seconds(text)

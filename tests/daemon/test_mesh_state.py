@@ -221,7 +221,7 @@ def test_mesh_state_ignores_an_invalid_port(tmp_path: Path) -> None:
 
 
 def test_mesh_state_leaves_a_newer_file_alone(tmp_path: Path) -> None:
-    text = json.dumps({**good(), "version": 2})
+    text = json.dumps({**good(), "version": 3})
     (tmp_path / FILE).write_text(text)
     with pytest.raises(DamagedState, match="newer"):
         opened(tmp_path)
