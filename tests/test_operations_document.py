@@ -69,6 +69,11 @@ def test_every_option_in_the_document_exists() -> None:
     for group in list(commands):
         if hasattr(group, "list_commands") and group is not command:
             commands += [group.get_command(None, name) for name in group.list_commands(None)]
-    known = {option for each in commands for parameter in each.params for option in parameter.opts}
+    known = {
+        option
+        for each in commands
+        for parameter in each.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     known |= {"--user", "--now"}  # systemctl's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCUMENT)) - known == set()

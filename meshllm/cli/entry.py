@@ -121,6 +121,8 @@ def serve(
     split: options.Split = False,
     threads: options.Threads = None,
     no_sandbox: options.NoSandbox = False,
+    worker: options.Worker = None,
+    lease_cache: options.LeaseCache = None,
     join: options.Join = None,
     client: options.Client = False,
     name: options.NodeName = "",
@@ -176,6 +178,8 @@ def serve(
         split=split,
         threads=threads,
         sandbox=not no_sandbox,
+        worker=worker,
+        lease_cache=None if lease_cache is None else int(lease_cache * 1e9),
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

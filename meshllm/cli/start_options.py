@@ -101,6 +101,26 @@ NoSandbox = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+Worker = Annotated[
+    bool | None,
+    typer.Option(
+        "--worker/--no-worker",
+        help="Whether this node computes layers for models that other nodes split. Default: a node that joined does, "
+        "one that began its mesh without a model does not.",
+        rich_help_panel=SERVE,
+        show_default=False,
+    ),
+]
+LeaseCache = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="GB",
+        help="Disk space for files of models that this node computes layers of for others. Default: half of what is "
+        "free, at most 256 GiB; 0: keep none, hosts send the weights.",
+        rich_help_panel=SERVE,
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(

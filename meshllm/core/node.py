@@ -169,8 +169,9 @@ class NodeCore:
         match event:
             case e.MessageReceived(peer, LeaseMessage() as message):
                 splitting.on_message(peer, message, self._free_memory, self._busy, now)
-            case e.LinkUp(peer):
-                splitting.link_up(peer, now)
+            case e.LinkUp(peer, role):
+                member_rights = Right.HOST if event.member is None else event.member.rights
+                splitting.link_up(peer, now, may_host=role is Role.NODE and Right.HOST in member_rights)
             case e.LinkDown(peer):
                 splitting.link_down(peer, now)
             case e.WorkerProgress() | e.WorkerReady() | e.WorkerGone():
@@ -226,8 +227,9 @@ class NodeCore:
             aliases=self._machine.aliases,
             loads=self._loads,
             splits=self._candidates(),
-            memory=self._machine.memory,
-            devices=self._machine.devices[:MAX_DEVICES],
+            # Hosts plan with nodes that offer memory: a node that refuses leases offers none.
+            memory=0 if self._lease_refusal else self._machine.memory,
+            devices=() if self._lease_refusal else self._machine.devices[:MAX_DEVICES],
             speed=self._local.speed,
         )
 

@@ -252,7 +252,7 @@ class App:
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
         supervisor = self._supervisor = Supervisor(
-            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing
+            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing, settings.lease_cache
         )
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
@@ -555,6 +555,8 @@ def _log_start(settings: Settings) -> None:
         "upload_limit": settings.upload_limit,
         "threads": settings.threads,
         "no_sandbox": not settings.sandbox,
+        "lease_cache": settings.lease_cache,
+        "worker": "" if settings.worker is None else str(settings.worker),
     }
     system = os.uname()
     fields = {

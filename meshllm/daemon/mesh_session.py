@@ -121,6 +121,15 @@ def _load_keys(identity: Identity, state: MeshState, clock: WallClock) -> MeshKe
     return keys
 
 
+def _owner_refusal(settings: Settings, *, founded: bool) -> str:
+    """Why the owner does not let this node work for splits of other nodes; "": it may."""
+    if settings.worker is False:
+        return "This node's owner does not let it work for splits (--no-worker)"
+    if settings.worker is None and founded and not (settings.models or settings.backends):
+        return "This node is idle: it began its mesh without a model (its owner can start it with --worker)"
+    return ""
+
+
 class MeshSession:
     """The I/O of a node in a mesh; the core decides. `begin` it, and `close` it at the end."""
 
@@ -162,7 +171,8 @@ class MeshSession:
             authority=found.keys.authority,
             certificate=b"" if found.keys.certificate is None else found.keys.certificate.data,
             rights=found.keys.rights,
-            lease_refusal=lease_refusal,
+            lease_refusal=lease_refusal
+            or _owner_refusal(settings, founded=found.state.founded and not self._choice.foreign),
         )
         self._writer = StateWriter()
         self._observed = ObservedAddresses()

@@ -39,7 +39,8 @@ class Settings:
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
     addresses. `require_key`: programs of this machine need it, too. `split`: spread the first model over several nodes
     even if it fits here. `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where
-    the system has it.
+    the system has it. `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
+    `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
     """
 
     home: Path
@@ -67,3 +68,5 @@ class Settings:
     split: bool = False
     threads: int | None = None
     sandbox: bool = True
+    worker: bool | None = None
+    lease_cache: int | None = None

@@ -47,6 +47,7 @@ from meshllm.models.library.local_model import LocalModel
 from meshllm.models.library.store import Store
 from meshllm.models.transfer import ensure
 from meshllm.models.transfer import progress as model_progress
+from meshllm.models.transfer.lease_cache import LeaseCache
 from meshllm.tasks import Owner
 from meshllm.util.progress import Progress
 from meshllm.util.threads import in_thread
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The folder in the home for files that leases bring.
+LEASE_CACHE = "lease-cache"
 # From this many tokens on, an engine's own time shows how fast this machine reads weights.
 SPEED_TOKENS = 100
 # After these the free memory is another; after some of them the devices' or the files, too.
@@ -77,7 +80,9 @@ class Supervisor:
         post: Callable[[e.Event], None],
         drafts: DraftRequest = NO_DRAFT_REQUEST,
         sandboxing: Sandboxing = NO_SANDBOX,
+        lease_cache: int | None = None,
     ) -> None:
+        """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`."""
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
         self._backend_keys = backend_keys
@@ -85,6 +90,7 @@ class Supervisor:
         self._owner = Owner("supervisor")
         self._sharing: FileSharing | None = None
         self._store = Store(paths.models())
+        self._lease_cache = LeaseCache(home / LEASE_CACHE, self._store, lease_cache)
         self._named = tuple(source for source in wanted.values() if isinstance(source, Path))
         self._context = ProcessContext(
             home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post, sandboxing
@@ -282,15 +288,14 @@ class Supervisor:
         return await ensure.ensure(draft, self._store, tell, packages=PipFetcher(), peers=peers)
 
     async def _ensure_files(self, manifest: Manifest, tell: Callable[[Progress], None]) -> tuple[Path, ...]:
-        """The files of a model whose layers this node serves, from this disk or the mesh. Raises MeshError."""
+        """The files of a model whose layers this node computes, the owner's or of the lease cache. Raises MeshError."""
 
         def report(step: model_progress.TransferProgress) -> None:
             if step.stage is not model_progress.TransferStage.READY:
                 tell(progress_of(step))
 
         peers = self._sharing.source(manifest.name) if self._sharing is not None else None
-        model = await ensure.ensure(manifest, self._store, report, peers=peers)
-        return model.files
+        return await self._lease_cache.files(manifest.files, report, peers)
 
     def _ready(self) -> builder.Engine:
         assert self._engine is not None, "the core starts engine processes only after EngineReady"

@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 # observation may use up half of the other 10 %; a share that needs more is refused.
 MEMORY_TOLERANCE = 1.05
 
+# Parts of a file that no share counts: vocabulary, projector layers, alignment.
+FILES_MARGIN_BYTES = 1 << 30
+
 STOPPED = "it was stopped"
 
 LeaseKey = tuple[bytes, int]
@@ -230,6 +233,7 @@ class WorkerProcesses:
             threads=self._planner.threads or resources.processors().usable,
             models=files,
             memory=memory_limit(share.memory, WORKER_MARGIN_BYTES),
+            leased=share.memory,
         )
 
         def ready(pid: int) -> None:
@@ -255,8 +259,12 @@ class WorkerProcesses:
             )
 
     async def _files(self, lease: Lease, report: Callable[[Progress], None]) -> tuple[Path, ...]:
-        """The model's files on this disk, downloaded from the mesh if needed; () if they cannot be had."""
+        """The model's files on this disk, downloaded from the mesh if needed; () if they cannot be had: then the host
+        sends the weights."""
         files = tuple(ModelFile(file.name, file.size, file.sha256) for file in lease.files)
+        if sum(file.size for file in files) > most_bytes(lease):
+            log.warning("worker of %s: its files are larger than the lease's shares: none is fetched", lease.model)
+            return ()
         try:
             return await self._ensure_files(Manifest(lease.model, files), report)
         except (DownloadFailed, NotEnoughSpace) as error:
@@ -281,6 +289,11 @@ class WorkerProcesses:
         pairs = zip(lease.files, files, strict=False)
         rpc_server.write_files(path, [SharedFile(file.sha256, file.size, place) for file, place in pairs])
         return path
+
+
+def most_bytes(lease: Lease) -> int:
+    """The most bytes of files that a lease of these shares can need: the memory of all, a quarter and a gigabyte."""
+    return sum(share.memory for share in lease.shares) * 5 // 4 + FILES_MARGIN_BYTES
 
 
 def _key(lease: Lease) -> LeaseKey:

@@ -50,14 +50,22 @@ class Scene:
         return str(path)
 
     def worker(
-        self, *, files: str = "", peers: Mapping[str, str] | None = None, push: str = "", devices: str = "CPU"
+        self,
+        *,
+        files: str = "",
+        peers: Mapping[str, str] | None = None,
+        push: str = "",
+        devices: str = "CPU",
+        memory: int | None = None,
     ) -> Worker:
-        """A worker that listens. `files`, `peers` and `push` go into its environment."""
+        """A worker that listens. `files`, `peers`, `push` and `memory` (leased bytes) go into its environment."""
         endpoint = self.endpoint()
         host, _, port = ("", "", "") if endpoint.startswith("/") else endpoint.partition(":")
         listen = ["--host", host, "--port", port] if port else ["--host", endpoint]
         command = [str(self._programs / "ggml-rpc-server"), *listen, "-t", str(self._threads), "-d", devices]
         environment = _variables(files, peers, push)
+        if memory is not None:
+            environment["GGML_RPC_MEMORY"] = str(memory)
         child = self._stack.enter_context(Child("worker", command, self.folder, environment))
         worker = Worker(child, endpoint)
         child.wait_for("listening socket", worker.listens, TIMEOUT_S)

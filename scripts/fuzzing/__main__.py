@@ -7,10 +7,11 @@ import signal
 import sys
 from types import FrameType
 
-from . import decoders
+from . import decoders, rpc
 
 _COMMANDS = {
     "decoders": (decoders, "the Python decoders of bytes that peers, callers, servers, hubs and model files write"),
+    "rpc": (rpc, "the patched rpc-server, native, under sanitizers"),
 }
 
 

@@ -2,7 +2,7 @@
 
 Atheris (coverage-guided, on libFuzzer) is used where pip can install it: Linux on x86-64 with Python 3.11 to 3.13.
 Elsewhere the mutations are blind. An input that reaches new code is kept in `tests/fuzz/corpora`; one that fails is
-printed and kept as well, so that the tests fail until the defect is mended.
+printed and kept as well, so that the tests fail until the defect is fixed.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from meshllm import paths
 from meshllm.engine.sandbox.availability import available
-from tests.daemons import MODEL
+from tests.daemons import MODEL, PROGRAM, Daemon
 from tests.e2e.here import Site, site
 from tests.netlab.nodes import Node, Status
 
@@ -88,3 +89,30 @@ def test_without_the_sandbox_only_by_the_owners_word(here: Site) -> None:
     told = facts(running(host, "llama-server"))
     assert (told["NoNewPrivs"], told["Seccomp"]) == ("1", facts(psutil.Process(os.getpid()))["Seccomp"])
     assert not set(SECRETS) & set(running(host, "llama-server").environ())
+
+
+def test_model_is_served_where_landlock_is_blocked_and_the_user_is_told(tmp_path: Path) -> None:
+    """Only own models: the core and the worker refuse leases (tests/core/test_lease_refusal.py)."""
+    if not available().filter:
+        pytest.skip(f"no seccomp here: {available().problems}")
+    blocked = [sys.executable, str(Path(__file__).with_name("without_landlock.py"))]
+    words = ("--model", MODEL, "--ctx-size", "512", "--no-speculation")
+    started = Daemon(tmp_path, *words, prefix=blocked, environment=SECRETS)
+    try:
+        started.wait_until_listening().wait_until_serving()
+        engine = next(process for process in started.children() if process.name() == "llama-server")
+        assert (facts(engine)["NoNewPrivs"], facts(engine)["Seccomp"]) == ("1", "2")
+        home = {**os.environ, "MESH_LLM_HOME": str(tmp_path)}
+        told = [
+            subprocess.run([*blocked, str(PROGRAM), word], env=home, capture_output=True, text=True, check=False).stdout
+            for word in ("status", "doctor")
+        ]
+    finally:
+        started.stop()
+    assert "sandbox: incomplete (seccomp, connect broker), no leases of other nodes" in told[0]
+    (line,) = (line for line in told[1].splitlines() if "sandbox:" in line)
+    assert line.startswith("warning")
+    assert "a container's seccomp profile blocks Landlock" in line
+    log = (tmp_path / "logs" / "daemon.log").read_text()
+    assert log.count("engine processes run without a full sandbox; leases of other nodes are refused") == 1
+    assert "sandbox: not confined: no new privileges, seccomp" in (tmp_path / "logs" / f"{MODEL}.log").read_text()

@@ -19,9 +19,12 @@ from meshllm.net.identity import Identity
 from meshllm.wire.mesh.invite import Invite, InviteTerms, encode
 from tests.daemons import daemon
 
+WAY = BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),))
 TERMS = InviteTerms(b"serial--", ALL_RIGHTS, (1 << 32) - 1, 99)
 INVITE = encode(
-    Invite(MeshId(b"m" * 16), b"the key of a one", TERMS, (BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),)),))
+    Invite(
+        MeshId(b"m" * 16), b"the key of a one", TERMS, (BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),)),)
+    )
 )
 API_KEY = "an-api-key-of-ours-0123456789"
 BACKEND_KEY = "backendkey9876543210"

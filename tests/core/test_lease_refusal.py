@@ -32,8 +32,8 @@ def test_lease_without_a_sandbox_is_refused_with_the_reason(refusal: str) -> Non
     core.handle(e.MachineObserved(1 << 30), 0.0)
     core.handle(e.LinkUp(node_id(1), Role.NODE, mesh, address(1), 0.001, False), 0.0)
     commands = core.handle(e.MessageReceived(node_id(1), Propose(LEASE)), 0.1)
-    reports = [command.message for command in commands if isinstance(getattr(command, "message", None), WorkerReport)]
-    assert [(report.phase, report.detail) for report in reports if isinstance(report, WorkerReport)] == [
+    messages = [getattr(command, "message", None) for command in commands]
+    assert [(message.phase, message.detail) for message in messages if isinstance(message, WorkerReport)] == [
         (LeasePhase.ENDED, refusal) if refusal else (LeasePhase.PREPARING, "preparing")
     ]
     assert any(isinstance(command, c.StartWorker) for command in commands) is not bool(refusal)

@@ -2,7 +2,7 @@
 
 Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates of nodes
 that were known by then. An expulsion is never forgotten, not even by a rotation. The set only grows, and its hash is
-that of its meaning: nodes with the same set have the same hash, whichever member made the statements.
+that of its meaning: nodes with the same set have the same hash, in whatever order they took the statements in.
 """
 
 from __future__ import annotations

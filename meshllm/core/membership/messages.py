@@ -106,7 +106,7 @@ class Adopted(Message):
 class Statements(Message):
     """Signed statements that the receiver may lack, and the hash of all the sender's (`Authority.hash`).
 
-    The core checks the signatures. A receiver that has another hash after taking them in answers with its own.
+    The core checks the signatures. A receiver with another hash after taking them in answers with its own.
     """
 
     statements: tuple[bytes, ...]

@@ -23,6 +23,8 @@ from meshllm.core.split.worker import SplitWorker, WorkerLeaseState
 
 # A model that this node could serve slowly, with weights read from the disk, waits this long for workers (seconds).
 DISK_PAGING_SECONDS = 5.0
+# Why a lease of a client, or of a member without the right, is refused.
+NO_HOST = "your membership does not let you host splits on other nodes: ask for an invite with the right 'host'"
 
 
 class SplitNeighbors(Protocol):
@@ -52,6 +54,7 @@ class SplitCoordinator:
         self._refused_since: dict[str, float] = {}
         self._commands: list[c.Command] = []
         self._opened: dict[NodeId, tuple[bytes, int]] = {}  # the newest lease proposed to each worker
+        self._hosts: set[NodeId] = set()  # linked peers that may host splits
         self._host = SplitHost(own, rng, self._send, mesh.linked, mesh.dial)
         self._worker = SplitWorker(own, self._send)
 
@@ -96,14 +99,19 @@ class SplitCoordinator:
             return
         match message:
             case Propose(lease):
+                if peer not in self._hosts:
+                    self._worker.refuse(peer, lease, NO_HOST)
+                    return
                 self._worker.on_propose(peer, message, free, busy(lease.model), now)
             case WorkerReport():
                 self._host.on_worker_status(peer, message, now)
             case _:
                 self._worker.on_message(peer, message, now)
 
-    def link_up(self, peer: NodeId, now: float) -> None:
-        """A link to `peer` is up."""
+    def link_up(self, peer: NodeId, now: float, *, may_host: bool) -> None:
+        """A link to `peer` is up. `may_host`: whether its certificate lets it host splits."""
+        if may_host:
+            self._hosts.add(peer)
         self._host.link_up(peer, now)
 
     def link_down(self, peer: NodeId, now: float) -> None:
@@ -111,6 +119,7 @@ class SplitCoordinator:
         self._host.drop_member(peer, "disconnected", now)
         self._worker.host_lost(peer)
         self._opened.pop(peer, None)
+        self._hosts.discard(peer)
 
     def tunnel_broken(self, event: e.TunnelBroken, now: float) -> None:
         """The engine here lost the tunnel to one of its workers; the link may still be up."""

@@ -90,12 +90,16 @@ class SplitWorker:
             busy = busy or f"it already serves layers of {held.model}"
         if busy or share.memory > free:
             refusal = busy or f"its share needs {gigabytes(share.memory)}, free: {gigabytes(free)}"
-            self._send(peer, WorkerReport(lease.session, lease.generation, LeasePhase.ENDED, refusal))
+            self.refuse(peer, lease, refusal)
             return
         self._state = WorkerLeaseState(lease, move(TRANSITIONS, LeasePhase.ASKED, LeasePhase.PREPARING), "preparing")
         self._renew(now)
         self._commands.append(c.StartWorker(lease))
         self._report(now)
+
+    def refuse(self, peer: NodeId, lease: Lease, reason: str) -> None:
+        """Answer a proposal of `peer` that may not count, and hold nothing for it."""
+        self._send(peer, WorkerReport(lease.session, lease.generation, LeasePhase.ENDED, reason))
 
     def on_message(self, peer: NodeId, message: LeaseMessage, now: float) -> None:
         """The host commits, renews or releases a lease."""

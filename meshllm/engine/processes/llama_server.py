@@ -266,14 +266,16 @@ def _policy(program: Path, plan: ServerPlan, socket: Path, sandboxing: Sandboxin
     """What the process needs: the model's files, its socket, those of its workers."""
     listed = plan.environment.get("GGML_RPC_FILES")
     optional = (plan.chat_template, plan.draft_path, plan.projector.path if plan.projector else None)
-    # None: the engine chooses, from what there is.
-    accelerators = plan.devices is None or any(not name.startswith("RPC") for name in plan.devices)
+    # `devices` is None where the engine found no accelerator.
+    encoder = plan.projector.device if plan.projector is not None else None
+    named = (*(plan.devices or ()), plan.draft_device, encoder)
+    accelerators = any(name != "none" and not name.startswith("RPC") for name in named if name)
     return sandboxing.policy(
         program,
         reads=(plan.model_path, *plan.files, *filter(None, optional), *([Path(listed)] if listed else [])),
         sockets=socket.parent,
         connects=plan.workers,
-        accelerators=accelerators or (plan.projector is not None and plan.projector.device is not None),
+        accelerators=accelerators,
         memory=plan.memory,
         kind="llama-server",
     )

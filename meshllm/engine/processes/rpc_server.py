@@ -18,6 +18,7 @@ from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing
 
 # Environment variables read by our patches (llama.cpp/README.md).
 FILES_VARIABLE, PEERS_VARIABLE, PUSH_VARIABLE = "GGML_RPC_FILES", "GGML_RPC_PEERS", "GGML_RPC_PUSH"
+MEMORY_VARIABLE = "GGML_RPC_MEMORY"
 # The line that the patched server prints once its sockets exist.
 LISTENING_LINE = "Listening"
 
@@ -38,7 +39,8 @@ class WorkerPlan:
     `socket`: for the host's commands. `pushes`: for tensors from the previous worker. `files`: the list of model files.
     `peers`: sockets of other workers by name. `devices`: accelerators in the order of their layers (empty: CPU only).
     `threads`: CPU threads. `models`: the model files on that list. `memory`: the most private memory that the process
-    may take, in bytes (None: not known).
+    may take, in bytes (None: not known). `leased`: the bytes that the host was granted; its buffers take no more (None:
+    no bound).
     """
 
     name: str
@@ -50,6 +52,7 @@ class WorkerPlan:
     threads: int
     models: tuple[Path, ...] = ()
     memory: int | None = None
+    leased: int | None = None
 
 
 def write_files(path: Path, files: Sequence[SharedFile]) -> None:
@@ -91,6 +94,7 @@ def child_spec(program: Path, plan: WorkerPlan, log: Path, sandboxing: Sandboxin
         FILES_VARIABLE: str(plan.files),
         PEERS_VARIABLE: peers_value(plan.peers),
         PUSH_VARIABLE: str(plan.pushes),
+        **({} if plan.leased is None else {MEMORY_VARIABLE: str(plan.leased)}),
         "GGML_NO_BACKTRACE": "1",
     }
     argv = [str(program), "--host", str(plan.socket), "--threads", str(plan.threads)]

@@ -193,7 +193,8 @@ class Gateway:
     ) -> None:
         """Send an error for bytes that never became a request."""
         local = connection.kind is CallerKind.LOCAL
-        trace = self._trace(connection, path, api_label(path), local=local)
+        caller = LOCAL_CALLER if local else f"remote {connection.peer}"
+        trace = RequestTrace(connection.request_id, api_label(path), path[:MAX_TEXT], caller, self.now())
         self._dispatcher.reject(
             connection,
             api_of(path),
@@ -206,17 +207,14 @@ class Gateway:
             admitted=local and not rejected.refused,
         )
 
-    def _trace(self, connection: Connection, path: str, label: str, *, local: bool) -> RequestTrace:
-        caller = LOCAL_CALLER if local else f"remote {connection.peer}"
-        return RequestTrace(connection.request_id, label, path[:MAX_TEXT], caller, self.now())
-
     def on_request(self, connection: Connection, request: Request) -> ProxiedRequest | None:
         """Answer `request`, or begin to."""
         route = find_route(request.path)
         api = route.api if route is not None else api_of(request.path)
         label = api._value_ if route is not None else api_label(request.path)
         verdict = request.verdict
-        trace = self._trace(connection, request.path, label, local=verdict.kind is CallerKind.LOCAL)
+        caller = LOCAL_CALLER if verdict.kind is CallerKind.LOCAL else f"remote {connection.peer}"
+        trace = RequestTrace(connection.request_id, label, request.path[:MAX_TEXT], caller, self.now())
         refusal = verdict.refusal
         # A browser's preflight request has no key yet, and its response reveals nothing.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):

@@ -130,7 +130,13 @@ def is_local(peer: str, headers: Mapping[bytes, bytes]) -> bool:
     `peer` is its address; an unknown one ("": the connection was reset before it was accepted) is not local. Neither is
     a request for another `Host` (DNS rebinding), nor one that came through a proxy.
     """
-    return is_loopback(peer) and is_loopback(host_in(headers)) and not via_proxy(headers)
+    return is_loopback(peer) and _names_loopback(headers.get(b"host", b"")) and PROXY_HEADERS.isdisjoint(headers)
+
+
+@lru_cache(maxsize=256)
+def _names_loopback(host: bytes) -> bool:
+    """Whether a `Host` header can only mean this machine."""
+    return is_loopback(host_of(host.decode("latin-1")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +159,13 @@ class AccessPolicy:
 
     def judge(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> Verdict:
         """The class of an API caller, and why it is refused, if it is."""
-        refusal = self.refuse_page(headers, at) if b"origin" in headers or b"sec-fetch-site" in headers else None
         local = is_local(peer, headers)
+        if b"origin" not in headers and b"sec-fetch-site" not in headers:
+            refusal = None
+            if local and not self.require_key:
+                return _LOCAL_VERDICT
+        else:
+            refusal = self.refuse_page(headers, at)
         if not local or self.require_key:
             refusal = refusal or self.refuse_without_key(headers, peer)
         if local:

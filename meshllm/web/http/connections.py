@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from meshllm.web.http.access_control import CallerKind, is_loopback, network_of
 from meshllm.web.http.parser import MAX_BODY_BYTES, BodyBudget
@@ -38,6 +38,8 @@ class PooledConnection(Protocol):
 
     peer: str
     kind: CallerKind
+    # The connections of its address and class, the least recently used first; kept by the set.
+    neighbours: dict[Any, None]
 
     @property
     def idle(self) -> bool:
@@ -155,10 +157,10 @@ class SharedConnections(ConnectionSet[C]):
         return self._place(connection)
 
     def used(self, connection: C) -> None:
-        connections = self._shares[connection.kind].addresses.get(network_of(connection.peer))
-        if connections is not None and len(connections) > 1 and connection in connections:
-            del connections[connection]
-            connections[connection] = None
+        neighbours = connection.neighbours
+        if len(neighbours) > 1 and connection in neighbours:
+            del neighbours[connection]
+            neighbours[connection] = None
 
     def bodies_of(self, connection: C) -> BodyBudget:
         if connection.kind is CallerKind.LOCAL:
@@ -178,6 +180,7 @@ class SharedConnections(ConnectionSet[C]):
         share, address = self._shares[connection.kind], network_of(connection.peer)
         own = share.addresses.setdefault(address, {})
         own[connection] = None
+        connection.neighbours = own
         share.count += 1
         return (
             (len(own) <= share.address_limit or self._evict(share, address, connection))

@@ -12,6 +12,7 @@ first byte and answers 3,400 requests/s at 32 connections; this server with the 
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.peer = self.at = self.request_id = ""
         self.kind = CallerKind.KEYLESS
+        self.neighbours: dict[Connection, None] = {}
         self._bodies = connections.bodies
         self._reader = RequestReader(self._judge)
         self._active: ActiveRequest | None = None
@@ -305,15 +307,10 @@ class Connection(asyncio.Protocol):
         alive = (
             ("connection: keep-alive\r\n" if self._http_1_0 else "") if self._keep_alive else "connection: close\r\n"
         )
-        return (
-            (
-                f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}\r\nserver: mesh-llm\r\n"
-                f"x-request-id: {self.request_id}\r\n"
-                f"content-type: {content_type}\r\n{alive}{more}date: "
-            ).encode("latin-1")
-            + self._application.date()
-            + b"\r\n\r\n"
+        head = f"{_status_line(status)}{self.request_id}\r\ncontent-type: {content_type}\r\n{alive}{more}date: ".encode(
+            "latin-1"
         )
+        return b"%b%b\r\n\r\n" % (head, self._application.date())
 
     def finish(self) -> None:
         """The response is complete: go on to the next request, or close."""
@@ -363,6 +360,12 @@ class Connection(asyncio.Protocol):
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
+
+
+@lru_cache(maxsize=64)
+def _status_line(status: int) -> str:
+    """The beginning of a response, up to the request id."""
+    return f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}\r\nserver: mesh-llm\r\nx-request-id: "
 
 
 def _too_many() -> RequestRejected:

@@ -98,7 +98,7 @@ def test_accelerators_bring_devices_and_no_limit_of_memory(tmp_path: Path, monke
     node.touch()
     monkeypatch.setattr(policy, "accelerator_nodes", lambda: (node,))
     box = Sandboxing(FULL, cache=tmp_path / "cache")
-    for devices, used in (((), False), (("RPC0",), False), (("CUDA0",), True), (None, True)):
+    for devices, used in (((), False), (("RPC0",), False), (("CUDA0",), True), (None, False)):
         made = plan(tmp_path, devices=devices)
         spec = llama_server.child_spec(
             tmp_path / "s", made, tmp_path / "o" / "s.sock", tmp_path / "l", lambda x: None, box

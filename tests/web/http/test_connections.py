@@ -24,6 +24,7 @@ class Fake:
     def __init__(self, peer: str, *, idle: bool = True) -> None:
         self.peer, self.idle, self.kind = peer, idle, CallerKind.KEYLESS
         self.aborted = False
+        self.neighbours: dict[Fake, None] = {}
 
     def sweep(self, now: float) -> None:
         """Not used."""
