@@ -100,7 +100,7 @@ def test_join_prompts_for_one_line_on_a_terminal(capsys: pytest.CaptureFixture[s
         ([encode(EXPIRED)], "", BadInvite, "expired at 2027-01-15 08:00 UTC"),
         ([TOKEN, encode(EXPIRED)], "", BadInvite, "number 2: this invite expired at"),
         ([TOKEN, encode(OTHER_MESH)], "", BadInvite, "different meshes"),
-        ([TOKEN.replace("mesh2", "mesh1")], "", BadInvite, "version 1"),
+        ([TOKEN.replace("mesh2", "mesh1")], "", BadInvite, "older mesh-llm"),
     ],
 )
 def test_join_refuses_unusable_invites_with_advice(

@@ -191,7 +191,7 @@ def test_decode_enforces_each_bound(body: bytes) -> None:
         ("mesh2-äöü", "not an invite"),
         ("mesh2-", "damaged"),
         ("mesh2-A", "damaged"),
-        ("mesh1-abc", "version 1"),
+        ("mesh1-abc", "older mesh-llm"),
         ("mesh0007-abc", "version 7"),
         ("mesh2-" + "A" * MAX_CHARACTERS, "longer"),
     ],
