@@ -25,7 +25,7 @@ FRESH = "Ask for a fresh invite: 'mesh-llm invite' prints it on a node of the me
 ADMISSIONS_PER_SECOND, ADMISSIONS_AT_ONCE = 2.0, 64.0
 
 
-class Admission:
+class MemberAdmission:
     """`handshake.MembershipChecks` of one node. `learned` is called with changes of the mesh key that a peer showed."""
 
     def __init__(

@@ -38,7 +38,7 @@ class InviteEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberEntry:
+class KnownMember:
     """A member as its certificate says; times in unix seconds."""
 
     name: str
@@ -56,11 +56,11 @@ class InviteBook:
     def __init__(self, home: Path) -> None:
         self._path = home / FILE
         self.invites: dict[str, InviteEntry] = {}
-        self.members: dict[str, MemberEntry] = {}
+        self.members: dict[str, KnownMember] = {}
         try:
             found = json.loads(self._path.read_text())
             self.invites = {str(entry["serial"]): InviteEntry(**entry) for entry in found["invites"]}
-            self.members = {str(node): MemberEntry(**entry) for node, entry in found["members"].items()}
+            self.members = {str(node): KnownMember(**entry) for node, entry in found["members"].items()}
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -109,7 +109,7 @@ class InviteBook:
         known = self.members.pop(who, None)
         while len(self.members) >= MAX_MEMBERS:
             del self.members[next(iter(self.members))]
-        self.members[who] = MemberEntry(
+        self.members[who] = KnownMember(
             name or (known.name if known is not None else ""),
             int(member.rights),
             member.issued,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshllm.core.membership.certificates import ALL_RIGHTS, Certificate, Right
-from meshllm.daemon.invite_book import MemberEntry
+from meshllm.daemon.invite_book import KnownMember
 from meshllm.errors import UsageError
 
 
@@ -70,7 +70,7 @@ def member_row(member: Certificate, name: str, *, alive: bool, seen: int, here: 
     )
 
 
-def row_of_entry(node: str, entry: MemberEntry, *, alive: bool) -> MemberRow:
+def row_of_entry(node: str, entry: KnownMember, *, alive: bool) -> MemberRow:
     """The row of a member that was met before."""
     rights = right_names(Right(entry.rights))
     return MemberRow(

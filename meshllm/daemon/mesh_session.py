@@ -32,7 +32,7 @@ from meshllm.core.membership.member import MeshConfig
 from meshllm.core.membership.messages import AskInvite, GrantedInvite, RenewedCertificate
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, short
-from meshllm.daemon.admission import Admission
+from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
 from meshllm.daemon.invite_book import InviteBook
 from meshllm.daemon.lease_audit import LeaseAudit
@@ -176,7 +176,7 @@ class MeshSession:
         )
         self._writer = StateWriter()
         self._observed = ObservedAddresses()
-        self._admission = Admission(
+        self._admission = MemberAdmission(
             self._keys, self._book, self._wall.now, asyncio.get_running_loop().time, self._key_changed, audit
         )
         self._links = PeerLinks(

@@ -63,7 +63,7 @@ def test_dump_of_a_running_node_contains_no_secret(tmp_path: Path, monkeypatch: 
     arguments = ["--listen-all", "--backend", "http://127.0.0.1:9,key=SOME_API_KEY", "--verbose"]
     with daemon(home, *arguments, environment=secret_environment) as node:
         node.wait_for(lambda line: line["event"] == "invite", "the mesh of this node")
-        mesh_secret = bytes.fromhex(json.loads((home / "mesh.json").read_text())["secret"])
+        mesh_secret = bytes.fromhex(json.loads((home / "mesh.json").read_text())["private"])
         # What a careless line could have written.
         with (home / "logs" / "engine.log").open("a") as log:
             log.write(f"joined with {INVITE} and {API_KEY}, {mesh_secret.hex()}, from 9.9.9.9 at {tmp_path}/x\n")
