@@ -25,7 +25,7 @@ using input = std::vector<uint8_t>;
 static const unsigned LONGEST_SECONDS = 20; // of one input: more is a hang
 static const size_t   MAX_INPUT       = 4096;
 
-static input        current;
+static input      & current = *new input; // outlives what runs at the exit
 static const char * crash_file;
 
 static void keep() {

@@ -377,7 +377,7 @@ static std::vector<ggml_backend_t> make_backends() {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    static const std::vector<ggml_backend_t> backends = make_backends();
+    static const auto & backends = *new std::vector<ggml_backend_t>(make_backends());
     if (size > 4096) {
         return 0;
     }

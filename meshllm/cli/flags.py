@@ -16,8 +16,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Accepted until the next version: old option -> its name now. For the start of a node, and for commands that ask one.
 START_RENAMED = {
     "--share-rate": "--upload-limit",
-    "--share-models": "--upload",
-    "--no-share-models": "--no-upload",
+    "--upload": "--share=known",
+    "--no-upload": "--share=none",
+    "--share-models": "--share=known",
+    "--no-share-models": "--share=none",
 }
 NODE_RENAMED = {"--console": "--node-port"}
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 import typer
 
 SERVE, MESH, NETWORK, OUTPUT = "What to serve", "The mesh", "Where to listen", "Output"
+
+
+class ShareFiles(Enum):
+    """The values of `--share`; `models.p2p.share_policy.Share` says what they mean."""
+
+    KNOWN = "known"
+    ALL = "all"
+    NONE = "none"
+
 
 Model = Annotated[
     list[str] | None,
@@ -138,10 +148,12 @@ NodeName = Annotated[
 MaxClients = Annotated[
     int, typer.Option(min=0, max=4096, metavar="N", help="Maximum number of connected clients.", rich_help_panel=MESH)
 ]
-Upload = Annotated[
-    bool,
+Share = Annotated[
+    ShareFiles,
     typer.Option(
-        "--upload/--no-upload", help="Let other nodes download model files from this node.", rich_help_panel=MESH
+        help="Model files that other nodes may download from this node: those that the catalogue knows or the mesh "
+        "runs, all on the disk, or none.",
+        rich_help_panel=MESH,
     ),
 ]
 UploadLimit = Annotated[

@@ -60,6 +60,7 @@ from meshllm.models.catalog.resolve import resolve
 from meshllm.models.library import scan
 from meshllm.models.library.local_model import from_path
 from meshllm.models.library.store import Store
+from meshllm.models.p2p.share_policy import Share
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
@@ -365,7 +366,11 @@ class App:
             return
         self._no_mesh_reason = ""
         self._sharing = sharing_type(
-            self._session, Store(paths.models()), self._is_working, share=settings.upload, rate=settings.upload_limit
+            self._session,
+            Store(paths.models()),
+            self._is_working,
+            share=Share(settings.share),
+            rate=settings.upload_limit,
         )
         self._rpc = rpc_type(self._session)
         supervisor.join(self._sharing, self._rpc, self._session.config.node)
@@ -551,7 +556,7 @@ def _log_start(settings: Settings) -> None:
         "devices": ",".join(settings.devices),
         "split": settings.split,
         "draft": settings.draft,
-        "upload": settings.upload,
+        "share": settings.share,
         "upload_limit": settings.upload_limit,
         "threads": settings.threads,
         "no_sandbox": not settings.sandbox,

@@ -6,7 +6,7 @@ Only nodes of the mesh get files, not clients. While this node's engine works, u
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, cast
 
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
@@ -16,12 +16,14 @@ from meshllm.models.p2p.downloader import SwarmPeer
 from meshllm.models.p2p.model_lookup import find
 from meshllm.models.p2p.seed_index import StoreSeedIndex
 from meshllm.models.p2p.seeder import Seeder
+from meshllm.models.p2p.share_policy import Share, SharePolicy
 from meshllm.models.p2p.swarm import Swarm, SwarmSource
 from meshllm.net.base import StreamKind
 from meshllm.wire.mesh import files as w
 
 if TYPE_CHECKING:
     from meshllm.daemon.mesh_session import MeshSession
+    from meshllm.models.catalog.entry import Wanted
     from meshllm.models.library.store import Store
     from meshllm.web.console.status import SharingStatus
 
@@ -43,15 +45,15 @@ class FileSharing:
         store: Store,
         working: Callable[[], bool],
         *,
-        share: bool = True,
+        share: Share = Share.KNOWN,
         rate: float | None = None,
     ) -> None:
-        """`share`: whether to upload at all; `rate`: upload limit in bytes per second, None for no limit."""
+        """`share`: what to upload; `rate`: upload limit in bytes per second, None for no limit."""
         self._session = session
         self._working = working
-        self._share = share
+        self._policy = SharePolicy(share, store, self._running)
         self._limit = rate
-        self._index = StoreSeedIndex(store, working)
+        self._index = StoreSeedIndex(store, working, self._policy)
         self._seeder = Seeder(self._index, self._rate)
         self._swarm = Swarm(self)
         self._view: MeshView | None = None
@@ -108,9 +110,24 @@ class FileSharing:
 
     def _serve(self, peer: NodeId) -> asyncio.BaseProtocol:
         # Clients serve no models and need no files.
-        if not self._share or self._session.role_of(peer) is not Role.NODE:
+        if self._policy.share is Share.NONE or self._session.role_of(peer) is not Role.NODE:
             return _Refusing(w.FileRefusalReason.NOT_SHARED)
         return self._seeder.serve(peer.hex())
+
+    def _running(self) -> frozenset[str]:
+        """The models that the mesh runs, as far as this node's owner or another node's answers say so: not those that
+        others only ask for."""
+        view = self._view
+        if view is None:
+            return frozenset()
+        names = {served.name for peer in view.peers for served in peer.record.serves}
+        if (own := view.record) is not None:
+            names |= {served.name for served in own.serves} | set(own.wants) | {each.model for each in own.splits}
+        return frozenset(names)
+
+    def allows(self, found: Mapping[str, Wanted]) -> tuple[str, ...]:
+        """The names of models on this disk that other nodes may learn. Blocks."""
+        return tuple(name for name, source in found.items() if self._policy.allows_model(name, source))
 
     def transferred(self) -> tuple[int, int]:
         """Bytes of model files sent to peers and received from them since the start."""
@@ -156,7 +173,7 @@ class FileSharing:
         ]
         limit = self._rate()
         return SharingStatus(
-            upload_enabled=self._share,
+            upload_enabled=self._policy.share is not Share.NONE,
             upload_limit=None if limit is None else round(limit),
             uploaded_bytes=self._seeder.uploaded_bytes,
             uploads=uploads,

@@ -33,8 +33,8 @@ class Settings:
     `drafts`: whether draft models may be used; `speculation`: whether speculative decoding is used at all.
 
     `max_memory`: most accelerator memory to use (system RAM if there is no accelerator). `devices`: names of the
-    accelerators to use ("none": CPU only), empty for the engine's choice. `upload`: whether other nodes may download
-    model files from this one, at `upload_limit` at most (None: no limit).
+    accelerators to use ("none": CPU only), empty for the engine's choice. `share`: which model files other nodes may
+    learn of and download ("known", "all", "none"; see `Share`), at `upload_limit` at most (None: no limit).
 
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
     addresses. `require_key`: programs of this machine need it, too. `split`: spread the first model over several nodes
@@ -63,7 +63,7 @@ class Settings:
     speculation: bool = True
     max_memory: int | None = None
     devices: tuple[str, ...] = ()
-    upload: bool = True
+    share: str = "known"
     upload_limit: float | None = None
     split: bool = False
     threads: int | None = None

@@ -195,7 +195,9 @@ class Supervisor:
         found = scan.scan(self._store, named=self._named)
         aliases = scan.aliases(found, self._store)
         self._on_disk = found
-        names = sorted(found, key=lambda name: (name not in self._wanted, name))
+        listed = self._sharing.allows(found) if self._sharing is not None else ()
+        aliases = {name: first for name, first in aliases.items() if name in listed and first in listed}
+        names = sorted(listed, key=lambda name: (name not in self._wanted, name))
         return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())))
 
     async def refresh_devices(self) -> None:

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 # observation may use up half of the other 10 %; a share that needs more is refused.
 MEMORY_TOLERANCE = 1.05
 
+# A share is a forecast, within some per cent of what the engine takes; the rpc-server refuses buffers above this.
+FORECAST_TOLERANCE = 1.05
 # Parts of a file that no share counts: vocabulary, projector layers, alignment.
 FILES_MARGIN_BYTES = 1 << 30
 
@@ -233,7 +235,7 @@ class WorkerProcesses:
             threads=self._planner.threads or resources.processors().usable,
             models=files,
             memory=memory_limit(share.memory, WORKER_MARGIN_BYTES),
-            leased=share.memory,
+            leased=int(share.memory * FORECAST_TOLERANCE),
         )
 
         def ready(pid: int) -> None:

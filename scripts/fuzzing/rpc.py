@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -198,35 +199,25 @@ def fuzz(
 
 def _watch(command: list[str], say: bool) -> tuple[str, int, int]:
     """Output, peak of memory above that at the start, and exit code of a command."""
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | ENVIRONMENT,
-        text=True,
-        errors="replace",
-    )
-    process = psutil.Process(child.pid)
     lines: list[str] = []
     first = peak = 0
-    assert child.stdout is not None
-    try:
-        for line in child.stdout:
-            lines = [*lines[-400:], line]
-            try:
-                now = process.memory_info().rss
-            except psutil.Error:
-                continue
-            if line.startswith("#"):
-                first = first or now
-                peak = max(peak, now)
-                if say:
-                    print(line.rstrip()[:110], flush=True)
-        code = child.wait()
-    finally:
-        if child.poll() is None:
+    environment = os.environ | ENVIRONMENT
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, errors="replace") as child:
+        process = psutil.Process(child.pid)
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                lines = [*lines[-400:], line]
+                if line.startswith("#"):
+                    with contextlib.suppress(psutil.Error):
+                        now = process.memory_info().rss
+                        first, peak = first or now, max(peak, now)
+                    if say:
+                        print(line.rstrip()[:110], flush=True)
+            code = child.wait()
+        finally:
             child.kill()
-            child.wait()
     return "".join(lines), max(0, peak - first), code
 
 

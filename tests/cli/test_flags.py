@@ -41,22 +41,23 @@ def test_flags_and_values_are_parsed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "upload", "limit"),
+    ("given", "share", "limit"),
     [
-        (["--share-rate", "2.5"], True, 2.5e6),
-        (["--share-rate=2.5"], True, 2.5e6),
-        (["--no-share-models"], False, None),
-        (["--share-models", "--upload-limit", "1"], True, 1e6),
+        (["--share-rate", "2.5"], "known", 2.5e6),
+        (["--share-rate=2.5"], "known", 2.5e6),
+        (["--no-share-models"], "none", None),
+        (["--no-upload"], "none", None),
+        (["--share-models", "--upload-limit", "1"], "known", 1e6),
     ],
 )
 def test_old_option_names_are_accepted_with_one_line_of_notice(
-    monkeypatch: pytest.MonkeyPatch, given: list[str], upload: bool, limit: float | None
+    monkeypatch: pytest.MonkeyPatch, given: list[str], share: str, limit: float | None
 ) -> None:
     started: list[Settings] = []
     monkeypatch.setattr(start, "run", lambda settings, **_: started.append(settings))
     done = CliRunner().invoke(entry.app, given, catch_exceptions=False)
     assert done.exit_code == 0
-    assert (started[0].upload, started[0].upload_limit) == (upload, limit)
+    assert (started[0].share, started[0].upload_limit) == (share, limit)
     assert len(done.stderr.splitlines()) == 1
     assert f"{given[0].partition('=')[0]} is now --" in done.stderr
 

@@ -16,6 +16,7 @@ from meshllm.daemon import file_sharing
 from meshllm.daemon.file_sharing import BUSY_RATE, FileSharing
 from meshllm.daemon.mesh_session import MeshSession
 from meshllm.models.library.store import Store
+from meshllm.models.p2p.share_policy import Share
 from meshllm.net.base import StreamKind
 from meshllm.wire.mesh import files as w
 
@@ -131,26 +132,26 @@ async def answered(protocol: asyncio.BaseProtocol) -> w.Answer:
 @pytest.mark.parametrize(
     ("role", "share", "reason"),
     [
-        (Role.NODE, True, w.FileRefusalReason.ABSENT),
-        (Role.CLIENT, True, w.FileRefusalReason.NOT_SHARED),
-        (None, True, w.FileRefusalReason.NOT_SHARED),
-        (Role.NODE, False, w.FileRefusalReason.NOT_SHARED),
+        (Role.NODE, Share.KNOWN, w.FileRefusalReason.ABSENT),
+        (Role.CLIENT, Share.ALL, w.FileRefusalReason.NOT_SHARED),
+        (None, Share.ALL, w.FileRefusalReason.NOT_SHARED),
+        (Role.NODE, Share.NONE, w.FileRefusalReason.NOT_SHARED),
     ],
 )
 async def test_file_sharing_serves_nodes_only_and_only_with_upload_enabled(
-    tmp_path: Path, role: Role | None, share: bool, reason: w.FileRefusalReason
+    tmp_path: Path, role: Role | None, share: Share, reason: w.FileRefusalReason
 ) -> None:
     membership = FakeMembership(role)
     async with sharing_of(tmp_path, membership, share=share) as made:
         answer = await answered(membership.served[StreamKind.FILES](NodeId(bytes([1] * 32))))
         assert isinstance(answer, w.FileRefusal)
         assert answer.reason is reason
-        assert made.status().upload_enabled is share
+        assert made.status().upload_enabled is (share is not Share.NONE)
 
 
 @pytest.mark.parametrize(
     ("limit", "works", "rate"),
-    [(None, False, None), (None, True, BUSY_RATE), (1e6, False, 1e6), (1e6, True, 1e6), (1e9, True, BUSY_RATE)],
+    [(None, False, None), (None, Share.ALL, BUSY_RATE), (1e6, False, 1e6), (1e6, True, 1e6), (1e9, True, BUSY_RATE)],
 )
 async def test_file_sharing_limits_uploads_while_the_engine_works(
     tmp_path: Path, limit: float | None, works: bool, rate: float | None

@@ -238,7 +238,7 @@ def test_workers_send_tensors_to_each_other_directly(here: Site) -> None:
 
 def test_better_worker_disturbs_no_answer(here: Site) -> None:
     little = ("--max-vram", "0.2", "--threads", "1")
-    worker = node(here, "worker", *little)
+    worker = node(here, "worker", "--worker", *little)
     host = node(here, "host", "--model", MODEL, *little, "--ctx-size", "4096", "--no-speculation", join=worker)
     host.until(committed, "a split that is served")
     begun, go_on = Event(), Event()
@@ -259,7 +259,7 @@ def test_better_worker_disturbs_no_answer(here: Site) -> None:
 
 
 def test_request_without_answer_is_retried_after_a_worker_is_lost(here: Site) -> None:
-    worker = node(here, "worker")
+    worker = node(here, "worker", "--worker")
     host = node(here, "host", *FORCED[:3], "--ctx-size", "4096", "--threads", "1", "--no-speculation", join=worker)
     host.until(committed, "a split that is served")
     long = "The quick brown fox jumps over the lazy dog. " * 120

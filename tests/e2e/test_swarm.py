@@ -93,7 +93,7 @@ def test_model_is_downloaded_from_peers(here: Site, real: Path, lanes: str) -> N
 
 @pytest.mark.engine
 def test_model_known_only_to_a_peer_is_found_by_name(here: Site, real: Path) -> None:
-    host = holder(here, real, "host", file="Our-Own-Model.gguf")
+    host = holder(here, real, "host", "--share", "all", file="Our-Own-Model.gguf")
     folder = here.folder / "taker-models"
     words = ("--model", "Our-Own-Model", "--ctx-size", "1024")
     taker = here.node("taker", *words, join=host, environment=environment(folder))
@@ -119,7 +119,7 @@ def test_download_command_gets_the_model_from_the_mesh_without_the_hub(here: Sit
 
 @pytest.mark.engine
 def test_download_command_gets_a_model_that_only_a_peer_knows_by_name(here: Site, real: Path) -> None:
-    host = holder(here, real, "host", file="Our-Own-Model.gguf")
+    host = holder(here, real, "host", "--share", "all", file="Our-Own-Model.gguf")
     folder = here.folder / "taker-models"
     taker = here.node("taker", join=host, environment=environment(folder))
     taker.until(joined, "its mesh")
@@ -150,7 +150,7 @@ def fetch_failed(status: Status) -> bool:
 
 
 def test_node_without_uploads_serves_no_files(here: Site, real: Path) -> None:
-    host = holder(here, real, "host", "--no-upload")
+    host = holder(here, real, "host", "--share", "none")
     folder = here.folder / "taker-models"
     taker = here.node("taker", "--model", MODEL, join=host, environment=environment(folder))
     status = taker.until(fetch_failed, "the end of the fetch")

@@ -20,6 +20,7 @@ from meshllm.models.library import scan
 from meshllm.models.library.local_model import LocalModel, from_manifest, from_path
 from meshllm.models.library.store import Store
 from meshllm.models.p2p.seeder import SeedFile
+from meshllm.models.p2p.share_policy import Share, SharePolicy
 from meshllm.models.transfer.prefix_hash import PrefixDigests, digests
 from meshllm.tasks import Owner
 from meshllm.util.threads import StopSignal, in_thread
@@ -38,8 +39,9 @@ SCAN_SECONDS: Final = 5.0
 class StoreSeedIndex:
     """The `SeedIndex` of a store. `busy` returns whether this node is answering requests."""
 
-    def __init__(self, store: Store, busy: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, busy: Callable[[], bool], policy: SharePolicy) -> None:
         self._store = store
+        self._policy = policy
         self._busy = busy
         self._clock = asyncio.get_running_loop().time
         self._owner = Owner("seed index")
@@ -57,6 +59,8 @@ class StoreSeedIndex:
         if found is None:
             return w.FileRefusal(w.FileRefusalReason.ABSENT)
         file, path, modified_ns = found
+        if not await self._allows(sha256):
+            return w.FileRefusal(w.FileRefusalReason.ABSENT)
         chunks = await in_thread(lambda stop: self._store.chunk_digests(file), "look-for-file")
         if chunks is None:
             return self._start_hashing(path, sha256)
@@ -64,9 +68,7 @@ class StoreSeedIndex:
 
     async def find(self, name: str) -> w.FoundModels | w.FileRefusal:
         """The models of that name whose files are all verified. Unverified ones are hashed first."""
-        if self._clock() - self._scanned_at > SCAN_SECONDS:
-            self._scanned_at = self._clock()
-            self._models = await in_thread(lambda stop: self._by_name(), "look-for-model")
+        await self._scan()
         found = []
         for model in self._models.get(name.casefold(), ()):
             offered = self._offered(model)
@@ -80,7 +82,26 @@ class StoreSeedIndex:
         """Stop hashing."""
         await self._owner.close()
 
+    async def _scan(self) -> None:
+        if self._clock() - self._scanned_at > SCAN_SECONDS:
+            self._scanned_at = self._clock()
+            self._models = await in_thread(lambda stop: self._by_name(), "look-for-model")
+
+    async def _allows(self, sha256: str) -> bool:
+        """Whether a file with that digest is one to give."""
+        if self._policy.share is Share.ALL or await in_thread(
+            lambda stop: self._policy.is_known(sha256), "look-for-file"
+        ):
+            return True
+        await self._scan()
+        models = [model for found in self._models.values() for model in found if self._policy.runs(model.name)]
+        return await in_thread(lambda stop: any(self._has(model, sha256) for model in models), "look-for-file")
+
     # -- in threads
+
+    def _has(self, model: LocalModel, sha256: str) -> bool:
+        paths = (*model.files, *((model.projector,) if model.projector is not None else ()))
+        return any(self._store.known_digest(path) == sha256 for path in paths)
 
     def _verified(self, sha256: str) -> tuple[ModelFile, Path, int] | None:
         file = ModelFile("", 0, sha256)
@@ -103,7 +124,7 @@ class StoreSeedIndex:
                     model = None if isinstance(source, HubReference) else from_path(source, self._store)
             except (MeshError, OSError):
                 continue
-            if model is not None:
+            if model is not None and self._policy.allows_model(name, source):
                 found.setdefault(name.casefold(), []).append(model)
         return found
 

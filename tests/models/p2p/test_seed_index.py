@@ -14,6 +14,7 @@ from gguf_samples import write_sample
 from meshllm.models.library.store import Store
 from meshllm.models.p2p.seed_index import StoreSeedIndex
 from meshllm.models.p2p.seeder import SeedFile
+from meshllm.models.p2p.share_policy import Share, SharePolicy
 from meshllm.wire.mesh import files as w
 
 
@@ -36,7 +37,7 @@ def small(tmp_path: Path) -> Store:
 @asynccontextmanager
 async def index_of(store: Store, busy: bool = False) -> AsyncIterator[StoreSeedIndex]:
     before = asyncio.all_tasks()
-    index = StoreSeedIndex(store, lambda: busy)
+    index = StoreSeedIndex(store, lambda: busy, SharePolicy(Share.ALL, store))
     try:
         async with asyncio.timeout(30):
             yield index
@@ -73,7 +74,9 @@ async def test_lookup_hashes_a_verified_file_once(small: Store) -> None:
         assert answer.listing == w.ChunkListing(len(content), 4096, b"".join(digests))
         assert answer.path == path
         # Known from now on, for a later start too.
-        assert isinstance(await StoreSeedIndex(small, lambda: False).lookup(sha256), SeedFile)
+        assert isinstance(
+            await StoreSeedIndex(small, lambda: False, SharePolicy(Share.ALL, small)).lookup(sha256), SeedFile
+        )
 
 
 async def test_lookup_refuses_an_unverified_file(small: Store, tmp_path: Path) -> None:
