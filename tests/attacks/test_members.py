@@ -155,28 +155,24 @@ def test_member_that_was_off_gets_the_new_mesh_key(mesh: Mesh) -> None:
 
 
 def test_upgrade_from_a_secret_needs_no_invite(mesh: Mesh) -> None:
+    nodes, ports = {}, {}
     for name in ("a", "b"):
         mesh.start(name)
+        mesh.invite(name)  # the mesh part is up
+        nodes[name] = mesh.members(name)[name]["node"]
         mesh.stop(name)
-    states: dict[str, Any] = {name: json.loads((mesh.root / name / "mesh.json").read_text()) for name in ("a", "b")}
-    port = states["a"]["port"]
-    nodes = {}
-    for name in ("a", "b"):
-        mesh.start(name)
-        nodes[name] = mesh.ask(name, "/api/members")["members"][0]["node"]
-        mesh.stop(name)
+        ports[name] = json.loads((mesh.root / name / "mesh.json").read_text())["port"]
     for name, other in (("a", "b"), ("b", "a")):
         old = {
             "version": 1,
             "mesh": "ab" * 16,
             "secret": "cd" * 16,
             "incarnation": 1,
-            "port": states[name]["port"],
-            "peers": [{"node": nodes[other], "addresses": [["127.0.0.1", states[other]["port"]]]}],
+            "port": ports[name],
+            "peers": [{"node": nodes[other], "addresses": [["127.0.0.1", ports[other]]]}],
             "founded": name == "a",
         }
         (mesh.root / name / "mesh.json").write_text(json.dumps(old))
-    assert port
     mesh.start("a")
     mesh.start("b")
     wait(lambda: mesh.alive("a") == {"b"} and mesh.alive("b") == {"a"}, "both together")

@@ -82,7 +82,7 @@ def test_dump_of_a_running_node_contains_no_secret(tmp_path: Path, monkeypatch: 
         base64.b64encode(mesh_secret).decode().rstrip("="), "9.9.9.9", str(tmp_path),
     ]  # fmt: skip
     assert [secret for secret in secrets if secret in everything] == []
-    assert "mesh1-[redacted]" in files["logs/engine.log"]
+    assert "mesh2-[redacted]" in files["logs/engine.log"]
     assert "public-ip-" in files["logs/engine.log"]
     assert "mesh-llm started" in json.loads(files["config.json"])["started"]
     assert "secret" not in json.loads(files["config.json"])["mesh.json"]
@@ -112,7 +112,7 @@ def test_redactor_replaces_public_addresses_consistently(tmp_path: Path) -> None
 
 
 def test_secrets_of_finds_the_secrets_of_a_home(tmp_path: Path) -> None:
-    (tmp_path / "mesh.json").write_text(json.dumps({"secret": "0f" * 16}))
+    (tmp_path / "mesh.json").write_text(json.dumps({"private": "0f" * 16}))
     (tmp_path / "api-key").write_text(API_KEY)
     found = secrets_of(tmp_path, {"MY_TOKEN": "0123456789", "PATH": "/usr/bin", "HOME": str(tmp_path), "A_KEY": "abc"})
     assert {"0f" * 16, API_KEY, "0123456789"} <= found

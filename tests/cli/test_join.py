@@ -66,7 +66,7 @@ def test_join_without_values_gives_no_invites() -> None:
 def test_join_reads_tokens_files_and_standard_input_in_order(tmp_path: Path) -> None:
     file = tmp_path / "invites"
     file.write_text(f"# of the office\n\n  {encode(SECOND)}  # the other one\n{TOKEN}\n")
-    third = replace(INVITE, expires=int(NOW) + 1)
+    third = replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW) + 2))
     assert read(f"@{file}", "-", TOKEN, stdin=encode(third) + "\n") == (SECOND, INVITE, third)
 
 
@@ -117,7 +117,7 @@ def test_join_bounds_file_size_and_number_of_invites(tmp_path: Path) -> None:
     file.write_text("x" * (join.MAX_FILE_BYTES + 100))
     with pytest.raises(BadInvite, match="longer"):
         read(f"@{file}")
-    file.write_text("".join(f"{encode(replace(INVITE, expires=int(NOW) + at))}\n" for at in range(1, 100)))
+    file.write_text("".join(f"{encode(replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW) + at)))}\n" for at in range(1, 100)))
     with pytest.raises(UsageError, match="More than 64"):
         read(f"@{file}")
 
@@ -174,7 +174,7 @@ def test_node_name_drops_control_characters_of_the_host_name(monkeypatch: pytest
         (["--client", "--backend", "http://127.0.0.1:1"], "--client and --backend"),
         (["--name", "a\nb"], "--name"),
         (["--name", "x" * 300], "--name"),
-        (["--join", "mesh1-abc"], "damaged"),
+        (["--join", "mesh2-abc"], "damaged"),
     ],
 )
 def test_start_refuses_options_that_exclude_each_other(options: list[str], words: str) -> None:

@@ -323,7 +323,7 @@ def test_first_node_prints_the_command_for_an_invite_where_there_is_no_terminal(
         if person.poll() is None:
             person.kill()
             person.communicate()
-    assert "mesh1-" not in shown + rest + errors
+    assert "mesh2-" not in shown + rest + errors
 
 
 def test_taken_udp_port_is_refused_with_advice(here: Site) -> None:

@@ -44,7 +44,7 @@ class PageServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.console = Console(
-            AccessPolicy(), status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder), token=TOKEN
+            AccessPolicy(), status, lambda seconds: Invitation("mesh2-SECRET", 0), PageFiles(folder), token=TOKEN
         )
 
     async def start(self) -> None:
