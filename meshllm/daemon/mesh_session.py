@@ -498,6 +498,11 @@ class MeshSession:
             )
         if self.expelled:
             raise EnvironmentFailure(EXPELLED)
+        if self.config.role is Role.CLIENT and Right.ADMIT in self._keys.rights:
+            raise EnvironmentFailure(
+                "A client accepts no links, so it cannot make invites.",
+                advice="Run 'mesh-llm invite' on a node of the mesh.",
+            )
         if not self._keys.may_admit:
             raise EnvironmentFailure(
                 "This node may not admit others, so it cannot make invites.",
