@@ -108,7 +108,7 @@ def build(chosen: Compiler, jobs: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         asyncio.run(_unpack(found, folder / "src"))
     flags = " ".join(chosen.flags)
-    compilers = [f"-DCMAKE_C_COMPILER={chosen.c}", f"-DCMAKE_CXX_COMPILER={chosen.cxx}"]
+    compilers: list[str] = [f"-DCMAKE_C_COMPILER={chosen.c}", f"-DCMAKE_CXX_COMPILER={chosen.cxx}"]
     launchers = [f"-DCMAKE_{name}_COMPILER_LAUNCHER=ccache" for name in ("C", "CXX") if shutil.which("ccache")]
     compilers += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}", *launchers]
     _run(["cmake", "-G", "Ninja", "-S", folder / "src", "-B", folder / "build", *OPTIONS, *compilers])
@@ -140,7 +140,8 @@ def _link(chosen: Compiler, folder: Path) -> Path:
         "-DGGML_USE_CPU",
         "-DGGML_USE_RPC",
     ]
-    command = [chosen.cxx, *flags, *(f"-I{path}" for path in includes), *files, "-o", folder / "linking"]
+    command: list[str | Path] = [chosen.cxx, *flags, *(f"-I{path}" for path in includes), *files]
+    command += ["-o", folder / "linking"]
     _run([*command, "-Wl,--start-group", *archives, "-Wl,--end-group", "-lpthread", "-ldl"])
     (folder / "linking").replace(program)
     return program
