@@ -32,7 +32,7 @@ TARGET = ("rpc.cpp", "driver.cpp")
 # Of the fuzz target: bytes that its connection was granted, and that the server may hold above them.
 LEASED_BYTES, MARGIN_BYTES = 1 << 20, 64 << 20
 MAX_INPUT = 600
-MAX_KEPT = 800
+MAX_KEPT = 3000  # short ones: half a megabyte
 SANITIZERS = ["-O1", "-g1", "-DNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 # Kernels read blocks of weights as words of other types; ggml's tables of functions differ in const.
 SANITIZERS += ["-fno-sanitize=alignment", "-fno-sanitize-recover=all"]
@@ -108,7 +108,7 @@ def build(chosen: Compiler, jobs: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         asyncio.run(_unpack(found, folder / "src"))
     flags = " ".join(chosen.flags)
-    compilers = [f"-DCMAKE_C_COMPILER={chosen.c}", f"-DCMAKE_CXX_COMPILER={chosen.cxx}"]
+    compilers: list[str] = [f"-DCMAKE_C_COMPILER={chosen.c}", f"-DCMAKE_CXX_COMPILER={chosen.cxx}"]
     launchers = [f"-DCMAKE_{name}_COMPILER_LAUNCHER=ccache" for name in ("C", "CXX") if shutil.which("ccache")]
     compilers += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}", *launchers]
     _run(["cmake", "-G", "Ninja", "-S", folder / "src", "-B", folder / "build", *OPTIONS, *compilers])
@@ -140,7 +140,8 @@ def _link(chosen: Compiler, folder: Path) -> Path:
         "-DGGML_USE_CPU",
         "-DGGML_USE_RPC",
     ]
-    command = [chosen.cxx, *flags, *(f"-I{path}" for path in includes), *files, "-o", folder / "linking"]
+    command: list[str | Path] = [chosen.cxx, *flags, *(f"-I{path}" for path in includes), *files]
+    command += ["-o", folder / "linking"]
     _run([*command, "-Wl,--start-group", *archives, "-Wl,--end-group", "-lpthread", "-ldl"])
     (folder / "linking").replace(program)
     return program
