@@ -74,10 +74,10 @@ def test_protocol_document_lists_the_stream_kinds_and_reset_codes() -> None:
 def test_protocol_document_lists_the_hello_messages_with_their_fields() -> None:
     nonce, ids = bytes(32), (NodeId(bytes(32)), MeshId(bytes(16)))
     samples: tuple[hello.HelloMessage, ...] = (
-        hello.Hello((1, 1), ids[0], Role.NODE, ids[1], hello.Credential.MEMBER, 0, nonce, bytes(8)),
+        hello.Hello((2, 2), ids[0], Role.NODE, ids[1], hello.Credential.CERTIFICATE, nonce, bytes(8)),
         hello.Challenge((1, 1), 1, ids[0], Role.NODE, nonce, bytes(8)),
-        hello.HelloProof(bytes(64), bytes(32)),
-        hello.Welcome(bytes(32), ids[1], None),
+        hello.HelloProof(bytes(64)),
+        hello.Welcome(ids[1], None, b""),
         hello.HelloRefusal("protocol", "message"),
     )
     packed = {type(sample).__name__: msgpack.unpackb(hello.encode_hello(sample)) for sample in samples}
@@ -87,7 +87,7 @@ def test_protocol_document_lists_the_hello_messages_with_their_fields() -> None:
 
 def test_protocol_document_lists_the_refusal_codes() -> None:
     codes = set()
-    for path in (ROOT / "meshllm/net").rglob("*.py"):
+    for path in (*(ROOT / "meshllm/net").rglob("*.py"), ROOT / "meshllm/daemon/admission.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
             if name == "HelloRefusal" and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Constant):

@@ -73,6 +73,18 @@ export interface ErrorFacts {
   message: string
 }
 
+// The member that was expelled. `rotated`: it held the mesh key, so the mesh has a new one.
+export interface ExpelAnswer {
+  node: string
+  name: string
+  rotated: boolean
+}
+
+// The name of a member, its id, or the beginning of its id.
+export interface ExpelRequest {
+  node: string
+}
+
 // The model's file.
 export interface FileStatus {
   path: string
@@ -89,15 +101,39 @@ export interface ForecastStatus {
   seconds_per_token: number
 }
 
-// An invite, and when it expires (seconds since the epoch; 0: never).
+// An invite, when it expires (seconds since the epoch), and its serial, by which it can be revoked.
 export interface InviteAnswer {
   invite: string
   expires: number
+  serial?: string
 }
 
-// Lifetime of a new invite in seconds; 0: it does not expire.
+// An invite that was made here: `by` whom, and the `nodes` that used it.
+export interface InviteFacts {
+  serial: string
+  rights: string[]
+  expires: number
+  lifetime: number
+  once: boolean
+  by: string
+  label: string
+  nodes: string[]
+  revoked: boolean
+}
+
+// A new invite: for how many seconds (0: a day), with which rights (none: all), for one node only or not, for how
+// many days of membership (0: as usual for the rights), and a label for the list.
 export interface InviteOptions {
   expires?: number | null
+  rights?: string[]
+  once?: boolean
+  days?: number
+  label?: string
+}
+
+// The invites that were made here and have not expired.
+export interface InvitesAnswer {
+  invites: InviteFacts[]
 }
 
 export const JOIN_ATTEMPT_STATES = ['waiting', 'dialling', 'linked', 'failed', 'refused'] as const
@@ -143,6 +179,26 @@ export interface MachineStatus {
   offered: number
   cap: number | null
   devices: DeviceStatus[] | null
+}
+
+// A member of the mesh; ids are hexadecimal, times in seconds since the epoch. `here`: this node.
+export interface MemberFacts {
+  node: string
+  name: string
+  rights: string[]
+  since: number
+  expires: number
+  inviter: string
+  invite: string
+  seen: number
+  alive: boolean
+  here: boolean
+}
+
+// All members that this node knows. `upgraded`: the mesh key comes from a shared secret of an older version.
+export interface MembersAnswer {
+  members: MemberFacts[]
+  upgraded: boolean
 }
 
 // The mesh as this node sees it. `memory`, `on_disk` and `aliases` (see PeerInfo) are what this node publishes.
@@ -280,8 +336,23 @@ export interface RequestsAnswer {
   requests: RequestStatus[]
 }
 
+// The serial that was revoked.
+export interface RevokeAnswer {
+  serial: string
+}
+
+// The serial of an invite, or the beginning of it.
+export interface RevokeRequest {
+  serial: string
+}
+
 export const ROLES = ['node', 'client'] as const
 export type Role = (typeof ROLES)[number]
+
+// The mesh has a new key.
+export interface RotateAnswer {
+  rotated: boolean
+}
 
 // How engine processes run. `caged`: files and network are confined; `layers`: what the system enforces;
 // `problems`: what it does not; `disabled`: by --no-sandbox.

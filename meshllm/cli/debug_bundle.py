@@ -50,7 +50,7 @@ metrics.txt       GET /metrics
 logs/             the ends of the log files of the daemon and its engine processes
 errors.txt        parts that could not be collected
 
-Replaced: invites, API keys, tokens and the mesh secret ([redacted]), public IP addresses (public-ip-N), your home (~).
+Replaced: invites, API keys, tokens and the mesh key ([redacted]), public IP addresses (public-ip-N), your home (~).
 """
 
 
@@ -79,7 +79,7 @@ class Redactor:
 
 
 def secrets_of(home: Path, environment: Mapping[str, str]) -> frozenset[str]:
-    """The secrets of this node and user: mesh secret, API key, node key, the run's token, tokens in the environment."""
+    """The secrets of this node and user: mesh key, API key, node key, the run's token, tokens in the environment."""
     running = pidfile.read(home)
     found = {running.token} if running is not None else set()
     found |= {value for name, value in environment.items() if SECRET_VARIABLE.search(name)}
@@ -88,7 +88,7 @@ def secrets_of(home: Path, environment: Mapping[str, str]) -> frozenset[str]:
         found.add(_text(path).strip())
     for name in ("mesh.json", "mesh.previous.json"):
         try:
-            secret = bytes.fromhex(json.loads(_text(home / name))["secret"])
+            secret = bytes.fromhex(json.loads(_text(home / name))["private"])
         except (ValueError, KeyError, TypeError):
             continue
         found |= {secret.hex(), secret.hex().upper()}

@@ -23,6 +23,9 @@ BROKEN_PIPE_STATUS = 141
 app = Commands(
     lazy={
         "invite": LazyCommand("meshllm.cli.invite", "invite", asks_node=True),
+        "members": LazyCommand("meshllm.cli.members", "members", asks_node=True),
+        "expel": LazyCommand("meshllm.cli.members", "expel", asks_node=True),
+        "rotate-key": LazyCommand("meshllm.cli.members", "rotate_key", asks_node=True),
         "console": LazyCommand("meshllm.cli.console", "console"),
         "logs": LazyCommand("meshllm.cli.logs", "logs"),
         "doctor": LazyCommand("meshllm.cli.doctor", "doctor"),

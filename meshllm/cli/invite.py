@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 
@@ -11,8 +12,8 @@ from meshllm.cli.console_client import ask, console_port, not_a_console
 from meshllm.errors import EnvironmentFailure, NotRunning
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-# The console refuses more, too; an invite that should last longer needs no expiry.
-MAX_SECONDS = 10 * 366 * 86_400
+# The console refuses more, too.
+MAX_SECONDS = 30 * 86_400
 
 
 def invite(
@@ -25,17 +26,63 @@ def invite(
             help="Console port of the node to ask. Default: the one of MESH_LLM_HOME.",
         ),
     ] = None,
-    expires: Annotated[str, typer.Option(metavar="TIME", help="Validity: 30m, 2h, 7d. Default: no expiry.")] = "",
+    expires: Annotated[str, typer.Option(metavar="TIME", help="Validity: 30m, 2h, 7d. Default: a day.")] = "",
+    guest: Annotated[bool, typer.Option("--guest", help="For somebody else: may send requests, nothing more.")] = False,
+    rights: Annotated[
+        str, typer.Option(metavar="LIST", help="Rights: use, serve, work, host, invite, admit. Default: all.")
+    ] = "",
+    once: Annotated[bool, typer.Option("--once", help="For one node only; this node must be on then.")] = False,
+    for_days: Annotated[
+        int, typer.Option(min=0, max=3650, metavar="DAYS", help="Length of the membership. Default: 365, guests 30.")
+    ] = 0,
+    label: Annotated[str, typer.Option(metavar="TEXT", help="What --list calls it.")] = "",
+    listing: Annotated[bool, typer.Option("--list", help="List the open invites of this node.")] = False,
+    revoke: Annotated[str, typer.Option(metavar="SERIAL", help="Revoke an invite.")] = "",
     json: Annotated[bool, typer.Option("--json", help="JSON, with the time of expiry (unix seconds).")] = False,
 ) -> None:
-    """Print an invite to the mesh of the running node. The invite is a secret: it admits anyone who has it."""
-    answer = fetch(console_port(node_port), seconds(expires))
+    """Print an invite to the mesh of the running node. It is a secret: it admits anyone who has it, for a day.
+
+    Without --guest or --rights it is for your own machines, which may do everything, also admit others.
+    """
+    port = console_port(node_port)
+    if guest and rights:
+        raise typer.BadParameter("--guest and --rights exclude each other.")
+    if listing or revoke:
+        _manage(port, revoke, json=json)
+        return
+    names = ["use"] if guest else [name.strip() for name in rights.split(",") if name.strip()]
+    wish = {"rights": names, "once": once, "days": for_days, "label": label}
+    answer = fetch(port, seconds(expires), wish)
     if json:
         import orjson
 
         typer.echo(orjson.dumps(answer).decode())
     else:
         typer.echo(answer["invite"])
+
+
+def _manage(port: int, revoke: str, *, json: bool) -> None:
+    """List or revoke invites."""
+    from meshllm.cli.members import call
+
+    if revoke:
+        typer.echo(f"Revoked: {call(port, 'POST', '/api/invites/revoke', {'serial': revoke})['serial']}")
+        return
+    answer = call(port, "GET", "/api/invites")
+    if json:
+        import orjson
+
+        typer.echo(orjson.dumps(answer).decode())
+        return
+    if not answer["invites"]:
+        typer.echo("No invite of this node is open.")
+    for row in answer["invites"]:
+        until = datetime.fromtimestamp(row["expires"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+        rights = "all rights" if len(row["rights"]) == 6 else ",".join(row["rights"])
+        state = "revoked" if row["revoked"] else f"until {until}"
+        once = ", once" if row["once"] else ""
+        label = f"  {row['label']}" if row["label"] else ""
+        typer.echo(f"{row['serial']}  {rights}{once}, {state}, used by {len(row['nodes'])}{label}")
 
 
 def seconds(text: str) -> int:
@@ -45,24 +92,32 @@ def seconds(text: str) -> int:
     found = re.fullmatch(r"([0-9]{1,9})\s*([smhdw])", text.strip().lower())
     length = int(found[1]) * UNIT_SECONDS[found[2]] if found else 0
     if not 0 < length <= MAX_SECONDS:
-        raise typer.BadParameter(f"{text!r} is not a duration. Give a number and s, m, h, d or w: 30m, 2h, 7d.")
+        raise typer.BadParameter(
+            f"{text!r} is not a duration of at most 30 days. Give a number and s, m, h, d or w: 30m, 2h, 7d."
+        )
     return length
 
 
-def fetch(port: int, length: int) -> dict[str, str | int]:
-    """An invite valid for `length` seconds (0: no expiry) from the console at `port`, as `invite` and `expires`.
+def fetch(port: int, length: int, wish: dict[str, Any] | None = None) -> dict[str, str | int]:
+    """An invite valid for `length` seconds (0: a day) from the console at `port`, as `invite`, `expires` and `serial`.
+
+    `wish`: more fields of the request.
 
     Raises NotRunning if no console answers, EnvironmentFailure if the node cannot make invites (a client).
     """
     import orjson
 
-    body = orjson.dumps({"expires": length})
+    body = orjson.dumps({"expires": length, **(wish or {})})
     headers = {"content-type": "application/json"}
     status, text = ask(port, "POST", "/api/invite", body=body, headers=headers)
     try:
         answer = orjson.loads(text)
         if status == 200:
-            return {"invite": str(answer["invite"]), "expires": int(answer["expires"])}
+            return {
+                "invite": str(answer["invite"]),
+                "expires": int(answer["expires"]),
+                "serial": str(answer.get("serial", "")),
+            }
         message = str(answer["error"]["message"])
     except (KeyError, TypeError, ValueError) as error:
         # The answer is not quoted: it may hold a part of an invite.

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from meshllm.cli import hide_secrets
 from meshllm.errors import BadInvite, UsageError
-from meshllm.wire.mesh.invite import Invite, decode, expired
+from meshllm.wire.mesh.invite import Invite, decode
 
 # A thousand times the size of an invite.
 MAX_FILE_BYTES = 1 << 20
@@ -109,8 +109,8 @@ def _lines(text: str, where: str) -> Iterator[tuple[str, str]]:
 
 def _check(found: dict[Invite, str], now_unix: float) -> None:
     for invite, where in found.items():
-        if expired(invite, now_unix):
-            until = datetime.fromtimestamp(invite.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        if not invite.terms.valid_at(now_unix):
+            until = datetime.fromtimestamp(invite.terms.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
             raise BadInvite(f"{where}: this invite expired at {until}.", advice=GET_NEW)
     if len({invite.mesh for invite in found}) > 1:
         raise BadInvite(

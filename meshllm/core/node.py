@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
-from meshllm.core.membership.certificates import Right
+from meshllm.core.membership.certificates import NO_RIGHTS, Right
 from meshllm.core.membership.client import ClientMember
 from meshllm.core.membership.links import Rng
 from meshllm.core.membership.member import Member, MeshConfig
@@ -117,6 +117,10 @@ class NodeCore:
     def peer_status(self, node: NodeId) -> PeerStatus | None:
         """The status of a peer as in the snapshot, None if it is not known."""
         return self._mesh.status(node) if self._mesh is not None else None
+
+    def rights_of(self, node: NodeId) -> Right:
+        """What a peer may do in this mesh; none without a mesh."""
+        return self._mesh.rights_of(node) if self._mesh is not None else NO_RIGHTS
 
     # -- deciding
 

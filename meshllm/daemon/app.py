@@ -46,7 +46,15 @@ from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
-from meshllm.errors import DamagedState, EnvironmentFailure, PortTaken, UnknownModel, UsageError, unusable_file
+from meshllm.errors import (
+    DamagedState,
+    EnvironmentFailure,
+    MeshError,
+    PortTaken,
+    UnknownModel,
+    UsageError,
+    unusable_file,
+)
 from meshllm.models.catalog.entry import Wanted
 from meshllm.models.catalog.resolve import resolve
 from meshllm.models.library import scan
@@ -56,7 +64,7 @@ from meshllm.models.p2p.share_policy import Share
 from meshllm.tasks import Owner
 from meshllm.util.isolate import Isolation
 from meshllm.util.threads import in_thread
-from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.server import Console
 from meshllm.web.gateway.gateway import Gateway
 from meshllm.web.gateway.metrics import NodeCounters
@@ -256,6 +264,7 @@ class App:
             self._invite,
             requests=self._last_requests,
             download=downloads.download,
+            members=self._members,
             token=self._token,
             audit=lambda event, fields: self._audit.write(event, **fields),
         )
@@ -370,8 +379,15 @@ class App:
         if self._session.has_no_mesh:
             self._show_no_mesh("this client knows no mesh. Start it with --join INVITE.")
         if self._session.starts_alone:
-            token = self._invite(0).text
-            self._show(lambda viewer: viewer.invite(token))
+            self._show_invite()
+
+    def _show_invite(self) -> None:
+        try:
+            token = self._invite(InviteWish()).text
+        except MeshError as error:
+            log.warning("no invite: %s", error)
+            return
+        self._show(lambda viewer: viewer.invite(token))
 
     async def _leave_mesh(self) -> None:
         if self._sharing is not None:
@@ -457,10 +473,14 @@ class App:
         """Whether an engine here works on a request."""
         return any(load.active or load.waiting for load in self._gateway.loads())
 
-    def _invite(self, seconds: float) -> Invitation:
+    def _members(self) -> MeshSession:
+        """The node's part in its mesh, for the owner's acts. Raises EnvironmentFailure without a mesh."""
         if self._session is None:
-            raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason}.")
-        return self._session.invite(seconds)
+            raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason or 'it is just starting'}.")
+        return self._session
+
+    def _invite(self, wish: InviteWish) -> Invitation:
+        return self._members().invite(wish)
 
     def _last_requests(self) -> tuple[RequestSummary, ...]:
         """The last requests of the API, for the console."""

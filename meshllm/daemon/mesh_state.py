@@ -1,11 +1,12 @@
 """`mesh.json`: what a node knows of its mesh after a restart.
 
-Invariants: the file is replaced as a whole, and only its owner can read it, because it contains the mesh secret. A
-damaged file is moved aside and reported, never overwritten. The secret is in no log, error or repr.
+Invariants: the file is replaced as a whole, and only its owner can read it, because it may contain the private mesh
+key. A damaged file is moved aside and reported, never overwritten. The private key is in no log, error or repr.
 """
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic_core
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,16 +31,20 @@ from pydantic import (
     WrapValidator,
 )
 
+from meshllm.core.membership.certificates import MAX_STATEMENTS, MESH_KEY_BYTES, MeshKey
 from meshllm.core.records import MAX_NUMBER, MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import DamagedState, EnvironmentFailure
 from meshllm.util.atomic_file import replace_file
+from meshllm.wire.mesh.certificates import CERTIFICATE_BYTES, STATEMENT_BYTES
 from meshllm.wire.mesh.fields import MAX_PORT, pack_host
 
 log = logging.getLogger(__name__)
 
 FILE, PREVIOUS = "mesh.json", "mesh.previous.json"
-VERSION = 1
+VERSION = 2
+# Of files of version 1, which had one secret for all members.
 SECRET_BYTES = 16
+PRIVATE_BYTES = 32
 PIN_LENGTHS = (16, 32)
 # Some of 64 peers answer after nearly any outage; each takes about 200 bytes.
 MAX_PEERS = 64
@@ -56,7 +62,12 @@ class _StateFile:
     """The content of the file, checked."""
 
     mesh: MeshId
-    secret: bytes = field(repr=False)
+    key: MeshKey
+    private: bytes = field(default=b"", repr=False)
+    certificate: bytes = b""
+    statements: tuple[bytes, ...] = ()
+    previous: MeshKey | None = None
+    upgraded: bool = False
     incarnation: int = 0
     port: int | None = None
     peers: tuple[BootstrapAddress, ...] = ()
@@ -88,7 +99,12 @@ class MeshState:
         try:
             text = _read(path)
             if text is not None:
-                return cls(home, _parse(text, path), "", clock)
+                stored, old = _parse(text, path)
+                state = cls(home, stored, UPGRADED if old else "", clock)
+                if old:
+                    state._write()
+                    _forget_secrets(home)
+                return state
             notice = ""
         except _Damaged as error:
             aside = _move_aside(path)
@@ -107,9 +123,34 @@ class MeshState:
         return self._stored.mesh
 
     @property
-    def secret(self) -> bytes:
-        """The mesh secret, 16 bytes."""
-        return self._stored.secret
+    def key(self) -> MeshKey:
+        """The public mesh key."""
+        return self._stored.key
+
+    @property
+    def private(self) -> bytes:
+        """The private mesh key, 32 bytes; empty at a node that may not admit others."""
+        return self._stored.private
+
+    @property
+    def certificate(self) -> bytes:
+        """This node's certificate; empty before it has one."""
+        return self._stored.certificate
+
+    @property
+    def statements(self) -> tuple[bytes, ...]:
+        """The statements of the mesh."""
+        return self._stored.statements
+
+    @property
+    def previous(self) -> MeshKey | None:
+        """The mesh key before the last rotation."""
+        return self._stored.previous
+
+    @property
+    def upgraded(self) -> bool:
+        """Whether the mesh key was derived from a shared secret of version 1, and was not rotated since."""
+        return self._stored.upgraded
 
     @property
     def founded(self) -> bool:
@@ -158,15 +199,32 @@ class MeshState:
         """Save the UDP port, so that peers find the next start at the same address."""
         self._update(replace(self._stored, port=port))
 
-    def adopt(self, mesh: MeshId, secret: bytes) -> None:
+    def adopt(self, mesh: MeshId, key: MeshKey, private: bytes, certificate: bytes) -> None:
         """Switch to another mesh. The old one is kept in `mesh.previous.json`; its peers are forgotten."""
-        if len(mesh) != MESH_ID_BYTES or len(secret) != SECRET_BYTES:
-            raise ValueError("a mesh has an id and a secret of 16 bytes each")
-        if secret == self._stored.secret:
-            self.save_mesh(mesh)
+        if len(mesh) != MESH_ID_BYTES or len(key) != MESH_KEY_BYTES:
+            raise ValueError("a mesh has an id of 16 bytes and a key of 32")
+        changed = replace(self._stored, mesh=mesh, key=key, private=private, certificate=certificate)
+        if key == self._stored.key:
+            self._update(changed)
             return
         self._save(self._home / PREVIOUS, self._stored)
-        self._update(replace(self._stored, mesh=mesh, secret=secret, peers=(), founded=False))
+        self._update(replace(changed, statements=(), previous=None, peers=(), founded=False, upgraded=False))
+
+    def save_certificate(self, certificate: bytes, private: bytes) -> None:
+        """This node has a new certificate of the same key, and the private mesh key if it may admit."""
+        self._update(replace(self._stored, certificate=certificate, private=private))
+
+    def save_statements(self, key: MeshKey, statements: tuple[bytes, ...], previous: MeshKey | None) -> None:
+        """The statements that count. With another key the private one is worthless and forgotten."""
+        changed = replace(self._stored, key=key, statements=statements, previous=previous)
+        if key != self._stored.key:
+            changed = replace(changed, private=b"", upgraded=False)
+        self._update(changed)
+
+    def rotate(self, key: MeshKey, private: bytes, certificate: bytes, statements: tuple[bytes, ...]) -> None:
+        """This node made a new mesh key."""
+        kept = replace(self._stored, key=key, private=private, certificate=certificate, statements=statements)
+        self._update(replace(kept, previous=self._stored.key, upgraded=False))
 
     def _update(self, stored: _StateFile) -> None:
         if stored != self._stored:
@@ -190,8 +248,30 @@ class MeshState:
         return f"<MeshState {self.mesh.hex()[:8]}, incarnation {self.incarnation}, {len(self.peers)} peers>"
 
 
+UPGRADED = (
+    "This mesh was upgraded from a shared secret: whoever ever held an invite of it can still join. "
+    "Run 'mesh-llm rotate-key --mesh' once all your machines are upgraded."
+)
+
+
+def public_key(private: bytes) -> MeshKey:
+    """The public half of a private mesh key."""
+    return MeshKey(Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
+
+
+def key_of_secret(secret: bytes) -> bytes:
+    """The private mesh key that all members of a mesh of version 1 derive from its secret."""
+    return hmac.digest(secret, b"mesh-llm/2 mesh key from secret", "sha256")
+
+
 def _new_mesh() -> _StateFile:
-    return _StateFile(MeshId(secrets.token_bytes(MESH_ID_BYTES)), secrets.token_bytes(SECRET_BYTES), founded=True)
+    private = secrets.token_bytes(PRIVATE_BYTES)
+    return _StateFile(MeshId(secrets.token_bytes(MESH_ID_BYTES)), public_key(private), private, founded=True)
+
+
+def _forget_secrets(home: Path) -> None:
+    """The file of the mesh before has a secret of version 1: nothing reads it any more."""
+    (home / PREVIOUS).unlink(missing_ok=True)
 
 
 def knows_others(home: Path) -> bool:
@@ -199,7 +279,7 @@ def knows_others(home: Path) -> bool:
     path = home / FILE
     try:
         text = _read(path)
-        return text is not None and bool(_parse(text, path).peers)
+        return text is not None and bool(_parse(text, path)[0].peers)
     except (_Damaged, DamagedState):
         return False  # `MeshState.open` reports it
 
@@ -250,7 +330,12 @@ def _format(stored: _StateFile) -> str:
     content = {
         "version": VERSION,
         "mesh": stored.mesh.hex(),
-        "secret": stored.secret.hex(),
+        "key": stored.key.hex(),
+        "private": stored.private.hex(),
+        "certificate": stored.certificate.hex(),
+        "statements": [data.hex() for data in stored.statements],
+        "previous": stored.previous.hex() if stored.previous is not None else None,
+        "upgraded": stored.upgraded,
         "incarnation": stored.incarnation,
         "port": stored.port,
         "peers": peers,
@@ -301,8 +386,9 @@ class _AddressEntry(BaseModel):
     port: Port
 
 
-class _FileSchema(BaseModel):
-    """The file. The fields without which the mesh is lost must be valid; the others fall back to their defaults."""
+class _OldFileSchema(BaseModel):
+    """A file of version 1. The fields without which the mesh is lost must be valid; the others fall back to their
+    defaults."""
 
     model_config = ConfigDict(strict=True, hide_input_in_errors=True, extra="ignore")
 
@@ -314,8 +400,29 @@ class _FileSchema(BaseModel):
     founded: Any = False
 
 
-def _parse(text: str, path: Path) -> _StateFile:
-    """Raises _Damaged for a file that no version writes, DamagedState for one of a newer version."""
+class _FileSchema(BaseModel):
+    """The file. An expulsion that is lost would let a node in again, so statements must be valid, too."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True, extra="ignore")
+
+    mesh: Annotated[bytes, _from_hex(MESH_ID_BYTES)]
+    key: Annotated[bytes, _from_hex(MESH_KEY_BYTES)]
+    private: Annotated[bytes, _from_hex(0, PRIVATE_BYTES), Field(repr=False)] = b""
+    certificate: Annotated[bytes, _from_hex(0, CERTIFICATE_BYTES)] = b""
+    statements: Annotated[list[Annotated[bytes, _from_hex(STATEMENT_BYTES)]], Field(max_length=MAX_STATEMENTS + 1)] = []
+    previous: Annotated[bytes, _from_hex(MESH_KEY_BYTES)] | None = None
+    upgraded: Any = False
+    incarnation: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+    port: Annotated[Port | None, WrapValidator(_or_none)] = None
+    peers: Any = None
+    founded: Any = False
+
+
+def _parse(text: str, path: Path) -> tuple[_StateFile, bool]:
+    """The content, and whether the file is of version 1.
+
+    Raises _Damaged for a file that no version writes, DamagedState for one of a newer version.
+    """
     try:
         content = pydantic_core.from_json(text)
     except ValueError:
@@ -329,13 +436,37 @@ def _parse(text: str, path: Path) -> _StateFile:
             advice="Update mesh-llm, or set MESH_LLM_HOME to another folder.",
         )
     try:
+        if version == 1:
+            return _from_secret(_OldFileSchema.model_validate(content)), True
         found = _FileSchema.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise _Damaged(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if found.private and public_key(found.private) != found.key:
+        raise _Damaged("the private mesh key is not that of the public one")
     return _StateFile(
         mesh=MeshId(found.mesh),
-        secret=found.secret,
+        key=MeshKey(found.key),
+        private=found.private,
+        certificate=found.certificate,
+        statements=tuple(found.statements),
+        previous=MeshKey(found.previous) if found.previous is not None else None,
+        upgraded=found.upgraded is True,
+        incarnation=found.incarnation,
+        port=found.port,
+        peers=_valid_peers(found.peers),
+        founded=found.founded is True,
+    ), False
+
+
+def _from_secret(found: _OldFileSchema) -> _StateFile:
+    """The upgrade of a file of version 1: all nodes of its mesh derive the same key."""
+    private = key_of_secret(found.secret)
+    return _StateFile(
+        mesh=MeshId(found.mesh),
+        key=public_key(private),
+        private=private,
+        upgraded=True,
         incarnation=found.incarnation,
         port=found.port,
         peers=_valid_peers(found.peers),

@@ -16,7 +16,7 @@ from meshllm.core.membership.messages import Message
 from meshllm.core.membership.table import MAX_NODES
 from meshllm.core.records import BootstrapAddress, NodeId, short
 from meshllm.daemon.message_counters import MessageCounters
-from meshllm.daemon.record_verifier import MessageQueues, RecordVerifier
+from meshllm.daemon.record_verifier import Admit, MessageQueues, RecordVerifier
 from meshllm.errors import BadMessage, DialLimitReached, LinkClosed, MeshError, PeerRefused
 from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.tasks import Owner
@@ -64,10 +64,12 @@ class PeerLinks:
         verify: Verify,
         serve: Serve,
         in_use: Callable[[NodeId], bool] = lambda peer: False,
+        admit: Admit | None = None,
     ) -> None:
         """`parse` raises BadMessage for a malformed message and returns None for a kind of a newer version; `verify`
         checks a signature; `serve` returns what serves a stream that a peer opens, or None; `in_use`: whether a peer
-        uses lanes or tunnels beside its link's own streams, so that its link must stay."""
+        uses lanes or tunnels beside its link's own streams, so that its link must stay; `admit`: as of
+        `RecordVerifier`."""
         self._post = post
         self._encode = encode
         self._parse = parse
@@ -79,7 +81,7 @@ class PeerLinks:
         self._transport: Transport | None = None
         self._up: dict[NodeId, Link] = {}
         self._allowances: dict[NodeId, MessageAllowance] = {}
-        self._messages = MessageQueues(RecordVerifier(verify), self._deliver, self._refuse, self._loop.call_soon)
+        self._messages = MessageQueues(RecordVerifier(verify, admit), self._deliver, self._refuse, self._loop.call_soon)
         self._hang_ups: dict[NodeId, str] = {}
         self._hang_up_timer: asyncio.TimerHandle | None = None
         self._encoded: tuple[Message | None, bytes] = (None, b"")
@@ -194,7 +196,11 @@ class PeerLinks:
             "rtt_ms": round(facts.rtt * 1000, 1),
         }
         log.info("link up", extra={"fields": fields})
-        self._post(e.LinkUp(facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled))
+        self._post(
+            e.LinkUp(
+                facts.peer, facts.role, facts.mesh, facts.address, facts.rtt, facts.dialled, member=facts.certificate
+            )
+        )
 
     def link_down(self, link: Link, reason: str) -> None:
         """A link ended."""

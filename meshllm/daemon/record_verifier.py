@@ -15,7 +15,10 @@ from meshllm.core.membership.table import MAX_NODES
 from meshllm.core.records import NodeId, SignedRecord
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh.codec import ParsedMessage, Verify
-from meshllm.wire.mesh.records import peek_version, read_signed
+from meshllm.wire.mesh.records import decode_record, peek_version, read_signed, signed_bytes
+
+# The record as far as its certificate allows, None without one that counts.
+Admit = Callable[[SignedRecord], SignedRecord | None]
 
 # Records of one turn of the event loop: 2 ms when each needs a check.
 RECORDS_PER_TURN = 16
@@ -26,8 +29,12 @@ LAST_RECORDS = 64
 class RecordVerifier:
     """Remembers the newest verified record of each node, and checks the signature of others."""
 
-    def __init__(self, verify: Verify) -> None:
+    def __init__(self, verify: Verify, admit: Admit | None = None) -> None:
+        """`admit` returns the record as far as its certificate allows, None without one that counts; by default there
+        is no mesh key, and every signed record counts."""
         self._verify = verify
+        self._admit = admit
+        self.left_out = 0  # records without a certificate that counts
         self._newest: dict[NodeId, SignedRecord] = {}
         self._by_signature: dict[bytes, SignedRecord] = {}
         self.checks = 0  # signatures that were checked so far
@@ -35,7 +42,10 @@ class RecordVerifier:
     def known(self, body: bytes, signature: bytes) -> SignedRecord | None:
         """The record with exactly these bytes, if it was verified before."""
         signed = self._by_signature.get(signature)
-        return signed if signed is not None and signed.body == body else None
+        if signed is None or signed.body != body:
+            return None
+        # The node may have been expelled since, or its certificate has expired; that costs no signature check.
+        return signed if self._admit is None or self._admit(signed) is not None else None
 
     def stale(self, body: bytes) -> NodeId | None:
         """The node of a record that is older than a verified one of the same node, else None. Raises BadMessage."""
@@ -44,11 +54,31 @@ class RecordVerifier:
         return node if newest is not None and version < newest.record.version else None
 
     def check(self, body: bytes, signature: bytes) -> SignedRecord | None:
-        """Verify a record. None for one that is genuine but of a newer format. Raises BadMessage."""
+        """Verify a record. None for one that is genuine but of a newer format, or without a certificate that counts:
+        the peer may not know of an expulsion yet. Raises BadMessage."""
+        if self._admit is not None:
+            return self._check_member(body, signature, self._admit)
         self.checks += 1
         signed = read_signed(body, signature, self._verify)
         if signed is not None:
             self._keep(signed)
+        return signed
+
+    def _check_member(self, body: bytes, signature: bytes, admit: Admit) -> SignedRecord | None:
+        """As `check`. The certificate comes first: made-up nodes cost no signature check, and no memory."""
+        try:
+            record = decode_record(body)
+        except BadMessage:
+            self.checks += 1
+            return read_signed(body, signature, self._verify)
+        signed = admit(SignedRecord(record, body, signature))
+        if signed is None:
+            self.left_out += 1
+            return None
+        self.checks += 1
+        if not self._verify(record.node, signed_bytes(body), signature):
+            raise BadMessage("record: invalid signature")
+        self._keep(signed)
         return signed
 
     def _keep(self, signed: SignedRecord) -> None:
@@ -88,6 +118,9 @@ class PendingMessage:
                 self.stale.append(node)
             elif (signed := verifier.check(body, signature)) is not None:
                 self.verified.append(signed)
+            else:
+                # Who asked for it must not wait for it.
+                self.stale.append(peek_version(body)[0])
         self.next += len(portion)
         return len(portion)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
+from meshllm.core.membership.certificates import Certificate, MeshKey, SignedCertificate
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 
 
@@ -27,12 +28,21 @@ class StreamKind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """What an invite gave: the mesh key, the certificate of this node, and the private mesh key with `ADMIT`."""
+
+    key: MeshKey
+    certificate: SignedCertificate
+    private: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class LinkFacts:
     """Facts about an established link. `mesh`: the peer's mesh id; `rtt` of the handshake in seconds; `protocol`: the
     agreed version.
 
-    `observed`: this node's address as the peer sees it (only the dialler gets it). `secret`: the mesh secret, given to
-    a dialler with an expiring invite.
+    `certificate`: the peer's. `observed`: this node's address as the peer sees it (only the dialler gets it).
+    `admitted`: what a dialler with an invite was given.
     """
 
     peer: NodeId
@@ -43,7 +53,8 @@ class LinkFacts:
     rtt: float
     protocol: int
     observed: PeerAddress | None = None
-    secret: bytes | None = field(default=None, repr=False)
+    admitted: Admitted | None = field(default=None, repr=False)
+    certificate: Certificate | None = None
 
 
 class Link(Protocol):

@@ -149,8 +149,9 @@ class NodeLink:
             dialled=self.connection.dialled,
             rtt=self.connection.rtt or self._clock() - self._began,
             protocol=result.protocol,
+            certificate=result.certificate,
             observed=result.observed,
-            secret=result.secret,
+            admitted=result.admitted,
         )
         self.name, self.instance = result.name, result.instance
         self._greeting = None

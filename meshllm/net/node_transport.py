@@ -155,7 +155,6 @@ class NodeTransport(ABC):
             self._credentials(),
             instance=self._instance,
             observed=connection.address,
-            wall_clock=self._wall_clock,
             admit=self._admit,
         )
         self._in_handshake.add(link)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -31,7 +32,7 @@ TARGET = ("rpc.cpp", "driver.cpp")
 # Of the fuzz target: bytes that its connection was granted, and that the server may hold above them.
 LEASED_BYTES, MARGIN_BYTES = 1 << 20, 64 << 20
 MAX_INPUT = 600
-MAX_KEPT = 800
+MAX_KEPT = 3000  # short ones: half a megabyte
 SANITIZERS = ["-O1", "-g1", "-DNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 # Kernels read blocks of weights as words of other types; ggml's tables of functions differ in const.
 SANITIZERS += ["-fno-sanitize=alignment", "-fno-sanitize-recover=all"]
@@ -107,7 +108,7 @@ def build(chosen: Compiler, jobs: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         asyncio.run(_unpack(found, folder / "src"))
     flags = " ".join(chosen.flags)
-    compilers = [f"-DCMAKE_C_COMPILER={chosen.c}", f"-DCMAKE_CXX_COMPILER={chosen.cxx}"]
+    compilers: list[str] = [f"-DCMAKE_C_COMPILER={chosen.c}", f"-DCMAKE_CXX_COMPILER={chosen.cxx}"]
     launchers = [f"-DCMAKE_{name}_COMPILER_LAUNCHER=ccache" for name in ("C", "CXX") if shutil.which("ccache")]
     compilers += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}", *launchers]
     _run(["cmake", "-G", "Ninja", "-S", folder / "src", "-B", folder / "build", *OPTIONS, *compilers])
@@ -139,7 +140,8 @@ def _link(chosen: Compiler, folder: Path) -> Path:
         "-DGGML_USE_CPU",
         "-DGGML_USE_RPC",
     ]
-    command = [chosen.cxx, *flags, *(f"-I{path}" for path in includes), *files, "-o", folder / "linking"]
+    command: list[str | Path] = [chosen.cxx, *flags, *(f"-I{path}" for path in includes), *files]
+    command += ["-o", folder / "linking"]
     _run([*command, "-Wl,--start-group", *archives, "-Wl,--end-group", "-lpthread", "-ldl"])
     (folder / "linking").replace(program)
     return program
@@ -198,35 +200,25 @@ def fuzz(
 
 def _watch(command: list[str], say: bool) -> tuple[str, int, int]:
     """Output, peak of memory above that at the start, and exit code of a command."""
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | ENVIRONMENT,
-        text=True,
-        errors="replace",
-    )
-    process = psutil.Process(child.pid)
     lines: list[str] = []
     first = peak = 0
-    assert child.stdout is not None
-    try:
-        for line in child.stdout:
-            lines = [*lines[-400:], line]
-            try:
-                now = process.memory_info().rss
-            except psutil.Error:
-                continue
-            if line.startswith("#"):
-                first = first or now
-                peak = max(peak, now)
-                if say:
-                    print(line.rstrip()[:110], flush=True)
-        code = child.wait()
-    finally:
-        if child.poll() is None:
+    environment = os.environ | ENVIRONMENT
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, errors="replace") as child:
+        process = psutil.Process(child.pid)
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                lines = [*lines[-400:], line]
+                if line.startswith("#"):
+                    with contextlib.suppress(psutil.Error):
+                        now = process.memory_info().rss
+                        first, peak = first or now, max(peak, now)
+                    if say:
+                        print(line.rstrip()[:110], flush=True)
+            code = child.wait()
+        finally:
             child.kill()
-            child.wait()
     return "".join(lines), max(0, peak - first), code
 
 

@@ -69,7 +69,7 @@ def stranger(node: Daemon) -> tuple[dict[str, list[tuple[int, str]]], dict[str, 
 
 def test_other_users_get_no_invite_no_key_and_no_act(node: Daemon) -> None:
     answers, files = stranger(node)
-    secrets = ("mesh1-", (node.home / "api-key").read_text().strip(), node.token)
+    secrets = ("mesh2-", (node.home / "api-key").read_text().strip(), node.token)
     for path in ACTS:
         for status, text in answers[path]:
             assert (status, json.loads(text)["error"]["code"]) == (403, "token_required"), path
@@ -118,7 +118,7 @@ def test_owner_still_has_all_of_it(node: Daemon) -> None:
         )
         return done.stdout
 
-    assert command("invite").startswith("mesh1-")
+    assert command("invite").startswith("mesh2-")
     assert command("console").strip() == f"{node.console_url}/#token={node.token}"
     assert json.loads(command("status", "--json"))["pid"] == node.process.pid
 

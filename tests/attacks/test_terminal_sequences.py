@@ -126,10 +126,10 @@ def test_backend_does_not_control_the_terminal(tmp_path: Path, backend: str) -> 
 def test_invite_and_token_are_printed_on_a_terminal_only(tmp_path: Path) -> None:
     """A service's output ends in a journal that others may read."""
     output = shown(tmp_path / "home", False, b"mesh-llm invite")
-    assert b"mesh1-" not in output
+    assert b"mesh2-" not in output
     assert b"#token=" not in output
     logs = b"".join(path.read_bytes() for path in (tmp_path / "home" / "logs").iterdir())
-    assert b"mesh1-" not in logs + (tmp_path / "home" / "audit.log").read_bytes()
+    assert b"mesh2-" not in logs + (tmp_path / "home" / "audit.log").read_bytes()
     output = shown(tmp_path / "other", True, b"--join mesh")
     assert b"#token=" in output
 
@@ -176,7 +176,7 @@ def test_viewers_escape_what_the_core_tells() -> None:
 
 
 def test_log_lines_on_a_terminal_are_escaped_and_hold_no_secret() -> None:
-    record = logging.LogRecord("x", logging.ERROR, "", 0, "it said %s with mesh1-abcdefghijkl", (HOSTILE,), None)
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "it said %s with mesh2-abcdefghijkl", (HOSTILE,), None)
     line = TerminalFormatter("%(levelname)s %(message)s").format(record)
     check(line.encode(), terminal=False)
     assert "abcdefghijkl" not in line

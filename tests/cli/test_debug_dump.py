@@ -12,14 +12,19 @@ from typer.testing import CliRunner
 
 from meshllm.cli import debug_bundle, entry
 from meshllm.cli.debug_bundle import Redactor, secrets_of
+from meshllm.core.membership.certificates import ALL_RIGHTS
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.errors import EnvironmentFailure
 from meshllm.net.identity import Identity
-from meshllm.wire.mesh.invite import Invite, encode
+from meshllm.wire.mesh.invite import Invite, InviteTerms, encode
 from tests.daemons import daemon
 
+WAY = BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),))
+TERMS = InviteTerms(b"serial--", ALL_RIGHTS, (1 << 32) - 1, 99)
 INVITE = encode(
-    Invite(MeshId(b"m" * 16), b"the key of a one", 0, (BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),)),))
+    Invite(
+        MeshId(b"m" * 16), b"the key of a one", TERMS, (BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),)),)
+    )
 )
 API_KEY = "an-api-key-of-ours-0123456789"
 BACKEND_KEY = "backendkey9876543210"
@@ -58,7 +63,7 @@ def test_dump_of_a_running_node_contains_no_secret(tmp_path: Path, monkeypatch: 
     arguments = ["--listen-all", "--backend", "http://127.0.0.1:9,key=SOME_API_KEY", "--verbose"]
     with daemon(home, *arguments, environment=secret_environment) as node:
         node.wait_for(lambda line: line["event"] == "invite", "the mesh of this node")
-        mesh_secret = bytes.fromhex(json.loads((home / "mesh.json").read_text())["secret"])
+        mesh_secret = bytes.fromhex(json.loads((home / "mesh.json").read_text())["private"])
         # What a careless line could have written.
         with (home / "logs" / "engine.log").open("a") as log:
             log.write(f"joined with {INVITE} and {API_KEY}, {mesh_secret.hex()}, from 9.9.9.9 at {tmp_path}/x\n")
@@ -77,7 +82,7 @@ def test_dump_of_a_running_node_contains_no_secret(tmp_path: Path, monkeypatch: 
         base64.b64encode(mesh_secret).decode().rstrip("="), "9.9.9.9", str(tmp_path),
     ]  # fmt: skip
     assert [secret for secret in secrets if secret in everything] == []
-    assert "mesh1-[redacted]" in files["logs/engine.log"]
+    assert "mesh2-[redacted]" in files["logs/engine.log"]
     assert "public-ip-" in files["logs/engine.log"]
     assert "mesh-llm started" in json.loads(files["config.json"])["started"]
     assert "secret" not in json.loads(files["config.json"])["mesh.json"]
@@ -107,7 +112,7 @@ def test_redactor_replaces_public_addresses_consistently(tmp_path: Path) -> None
 
 
 def test_secrets_of_finds_the_secrets_of_a_home(tmp_path: Path) -> None:
-    (tmp_path / "mesh.json").write_text(json.dumps({"secret": "0f" * 16}))
+    (tmp_path / "mesh.json").write_text(json.dumps({"private": "0f" * 16}))
     (tmp_path / "api-key").write_text(API_KEY)
     found = secrets_of(tmp_path, {"MY_TOKEN": "0123456789", "PATH": "/usr/bin", "HOME": str(tmp_path), "A_KEY": "abc"})
     assert {"0f" * 16, API_KEY, "0123456789"} <= found

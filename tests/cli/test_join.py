@@ -22,19 +22,20 @@ from typer.testing import CliRunner
 
 from meshllm.cli import entry, hide_secrets, join, start
 from meshllm.cli.invite import seconds
+from meshllm.core.membership.certificates import ALL_RIGHTS
 from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon.settings import Settings
 from meshllm.errors import BadInvite, EnvironmentFailure, MeshError, NotRunning, UsageError
-from meshllm.wire.mesh.invite import Invite, encode
+from meshllm.wire.mesh.invite import Invite, InviteTerms, encode
 from tests.daemons import MODEL, PROGRAM, daemon
 
 NOW = 1_800_000_000.0
 # Nobody listens at the discard port of this machine.
 WAY = BootstrapAddress(b"p" * 16, (PeerAddress("127.0.0.1", 9),))
-INVITE = Invite(MeshId(b"m" * 16), b"the key of a one", 0, (WAY,))
+INVITE = Invite(MeshId(b"m" * 16), b"the key of a one", InviteTerms(b"serial--", ALL_RIGHTS, int(NOW) + 1, 99), (WAY,))
 TOKEN = encode(INVITE)
 SECOND = replace(INVITE, ways=(BootstrapAddress(b"q" * 16, (PeerAddress("127.0.0.2", 9),)),))
-EXPIRED = replace(INVITE, expires=int(NOW))
+EXPIRED = replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW)))
 OTHER_MESH = replace(INVITE, mesh=MeshId(b"o" * 16))
 
 
@@ -65,7 +66,7 @@ def test_join_without_values_gives_no_invites() -> None:
 def test_join_reads_tokens_files_and_standard_input_in_order(tmp_path: Path) -> None:
     file = tmp_path / "invites"
     file.write_text(f"# of the office\n\n  {encode(SECOND)}  # the other one\n{TOKEN}\n")
-    third = replace(INVITE, expires=int(NOW) + 1)
+    third = replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW) + 2))
     assert read(f"@{file}", "-", TOKEN, stdin=encode(third) + "\n") == (SECOND, INVITE, third)
 
 
@@ -99,7 +100,7 @@ def test_join_prompts_for_one_line_on_a_terminal(capsys: pytest.CaptureFixture[s
         ([encode(EXPIRED)], "", BadInvite, "expired at 2027-01-15 08:00 UTC"),
         ([TOKEN, encode(EXPIRED)], "", BadInvite, "number 2: this invite expired at"),
         ([TOKEN, encode(OTHER_MESH)], "", BadInvite, "different meshes"),
-        ([TOKEN.replace("mesh1", "mesh2")], "", BadInvite, "version 2"),
+        ([TOKEN.replace("mesh2", "mesh1")], "", BadInvite, "older mesh-llm"),
     ],
 )
 def test_join_refuses_unusable_invites_with_advice(
@@ -116,7 +117,7 @@ def test_join_bounds_file_size_and_number_of_invites(tmp_path: Path) -> None:
     file.write_text("x" * (join.MAX_FILE_BYTES + 100))
     with pytest.raises(BadInvite, match="longer"):
         read(f"@{file}")
-    file.write_text("".join(f"{encode(replace(INVITE, expires=int(NOW) + at))}\n" for at in range(1, 100)))
+    file.write_text("".join(f"{encode(replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW) + at)))}\n" for at in range(1, 100)))
     with pytest.raises(UsageError, match="More than 64"):
         read(f"@{file}")
 
@@ -173,7 +174,7 @@ def test_node_name_drops_control_characters_of_the_host_name(monkeypatch: pytest
         (["--client", "--backend", "http://127.0.0.1:1"], "--client and --backend"),
         (["--name", "a\nb"], "--name"),
         (["--name", "x" * 300], "--name"),
-        (["--join", "mesh1-abc"], "damaged"),
+        (["--join", "mesh2-abc"], "damaged"),
     ],
 )
 def test_start_refuses_options_that_exclude_each_other(options: list[str], words: str) -> None:
@@ -356,21 +357,26 @@ def ask_invite(server: FakeConsole, *options: str) -> str:
 
 
 def answer(expires: int = 0) -> bytes:
-    return json.dumps({"invite": TOKEN, "expires": expires}).encode()
+    return json.dumps({"invite": TOKEN, "expires": expires, "serial": "00"}).encode()
 
 
 def test_invite_command_prints_the_invite_alone_on_a_line(console: Callable[[int, bytes], FakeConsole]) -> None:
     server = console(200, answer())
     assert ask_invite(server) == TOKEN + "\n"
     path, headers, body = server.asked[0]
-    assert (path, json.loads(body)) == ("/api/invite", {"expires": 0})
+    assert (path, json.loads(body)) == (
+        "/api/invite",
+        {"expires": 0, "rights": [], "once": False, "days": 0, "label": ""},
+    )
     assert "x-mesh-llm-token" not in headers, "the token of this user's node is for that node only"
 
 
 def test_invite_command_asks_for_an_expiry(console: Callable[[int, bytes], FakeConsole]) -> None:
     server = console(200, answer(1_800_007_200))
-    assert json.loads(ask_invite(server, "--expires", "2h", "--json")) == {"invite": TOKEN, "expires": 1_800_007_200}
-    assert json.loads(server.asked[0][2]) == {"expires": 7200}
+    told = json.loads(ask_invite(server, "--guest", "--once", "--expires", "2h", "--json"))
+    assert told == {"invite": TOKEN, "expires": 1_800_007_200, "serial": "00"}
+    asked = json.loads(server.asked[0][2])
+    assert (asked["expires"], asked["rights"], asked["once"]) == (7200, ["use"], True)
 
 
 @pytest.mark.parametrize(
@@ -411,13 +417,13 @@ def test_invite_command_reports_that_no_node_runs(tmp_path: Path, unused_tcp_por
 
 @pytest.mark.parametrize(
     ("text", "length"),
-    [("", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800), (" 1 W ", 604_800), ("3660d", 316_224_000)],
+    [("", 0), ("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800), (" 1 W ", 604_800), ("30d", 2_592_000)],
 )
 def test_seconds_parses_a_duration(text: str, length: int) -> None:
     assert seconds(text) == length
 
 
-@pytest.mark.parametrize("text", ["0h", "2", "h", "-1h", "1.5h", "2 hours", "2h30m", "999999999w", "3661d", "٣h"])
+@pytest.mark.parametrize("text", ["0h", "2", "h", "-1h", "1.5h", "2 hours", "2h30m", "999999999w", "31d", "٣h"])
 def test_seconds_refuses_what_is_no_duration(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="not a duration"):
         seconds(text)

@@ -111,7 +111,7 @@ def test_notices_contain_no_control_characters() -> None:
 @pytest.mark.parametrize("terminal", [False, True], ids=["lines", "terminal"])
 def test_line_viewer_prints_a_long_invite_on_one_line_of_a_terminal(terminal: bool) -> None:
     out = io.StringIO()
-    token = "mesh1-" + "Ab_-" * 100
+    token = "mesh2-" + "Ab_-" * 100
     viewer = view.LineViewer(Console(file=out, force_terminal=terminal, width=80, color_system=None, soft_wrap=True))
     viewer.invite(token)
     if not terminal:  # a log
@@ -124,7 +124,7 @@ def test_line_viewer_prints_a_long_invite_on_one_line_of_a_terminal(terminal: bo
 def test_json_viewer_writes_the_invite_command_and_no_invite() -> None:
     out = io.StringIO()
     viewer = view.JsonViewer(out)
-    viewer.invite("mesh1-SECRET")
+    viewer.invite("mesh2-SECRET")
     viewer.no_mesh("no UDP here")
     viewer.snapshot(Snapshot(mesh=replace(ALONE, phase=JoinPhase.JOINED, peers=(peer(1, PeerStatus.ALIVE, "a"),))))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]

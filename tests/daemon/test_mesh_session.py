@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ import pytest
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.membership.certificates import ALL_RIGHTS, NO_RIGHTS, Right
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
 from meshllm.daemon.app import App, Listening, Viewer
+from meshllm.daemon.mesh_keys import MeshKeys, new_authority
 from meshllm.daemon.mesh_session import MeshSession, load_home_state
+from meshllm.daemon.mesh_state import public_key
 from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
 from meshllm.net.addresses import InterfaceAddress
-from meshllm.net.base import LinkFacts
+from meshllm.net.base import Admitted, LinkFacts
 from meshllm.net.quic.transport import QuicTransport
-from meshllm.wire.mesh.invite import Invite, decode, invite_key
+from meshllm.web.console.invitation import InviteWish
+from meshllm.wire.mesh.invite import Invite, InviteTerms, decode, invite_key
 
-PEER, MESH, SECRET = NodeId(b"p" * 32), MeshId(b"m" * 16), b"s" * 16
+PEER, MESH, PRIVATE = NodeId(b"p" * 32), MeshId(b"m" * 16), b"s" * 32
+TERMS = InviteTerms(b"serial--", ALL_RIGHTS, 1 << 31, 99)
 AT = PeerAddress("192.0.2.1", 7)
 WAY = BootstrapAddress(PEER[:16], (AT,))
 
@@ -33,8 +39,10 @@ WAY = BootstrapAddress(PEER[:16], (AT,))
 class FakeLink:
     """A link that is only looked at."""
 
-    def __init__(self, secret: bytes | None = None, peer: NodeId = PEER, observed: PeerAddress | None = None) -> None:
-        self.facts = LinkFacts(peer, Role.NODE, MESH, AT, True, 0.01, 1, observed, secret)
+    def __init__(
+        self, admitted: Admitted | None = None, peer: NodeId = PEER, observed: PeerAddress | None = None
+    ) -> None:
+        self.facts = LinkFacts(peer, Role.NODE, MESH, AT, True, 0.01, 1, observed, admitted)
         self.closed = ""
 
     def close(self, reason: str) -> None:
@@ -64,6 +72,13 @@ class Rig:
 Make = Callable[..., Rig]
 
 
+def given(there: Rig, rights: Right = ALL_RIGHTS) -> Admitted:
+    """What a member of the invited mesh gives."""
+    holder = MeshKeys(PEER, new_authority(public_key(PRIVATE)), PRIVATE, None, lambda: 1_900_000_000.0)
+    made = holder.issue(there.membership.config.node, rights, 1 << 30, inviter=PEER)
+    return Admitted(public_key(PRIVATE), made, PRIVATE if Right.ADMIT in rights else b"")
+
+
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Make]:
     """Makes rigs, all with one home, and closes them."""
@@ -79,45 +94,42 @@ async def rig(tmp_path: Path) -> AsyncIterator[Make]:
 
 
 async def test_mesh_session_saves_an_invited_mesh_once_a_link_proves_it(rig: Make) -> None:
-    there = rig(Invite(MESH, SECRET, 0, (WAY,)))
+    there = rig(Invite(MESH, b"k" * 16, TERMS, (WAY,)))
     before = there.kept()
     assert there.membership.config.mesh == MESH
     with pytest.raises(EnvironmentFailure, match="not joined"):
-        there.membership.invite(0)
+        there.membership.invite(InviteWish())
     there.membership.carry_out(c.SaveMesh(MeshId(b"a" * 16)))
     there.membership.carry_out(c.SaveIncarnation(before["incarnation"] + 5))
-    assert there.up(FakeLink()).closed == ""
+    assert there.up(FakeLink(given(there))).closed == ""
     await there.membership.close()
     after = there.kept()
-    assert (after["mesh"], after["secret"]) == ((b"a" * 16).hex(), SECRET.hex())
+    assert (after["mesh"], after["private"]) == ((b"a" * 16).hex(), PRIVATE.hex())
     assert after["incarnation"] == before["incarnation"] + 5
     assert [entry["node"] for entry in after["peers"]] == [PEER.hex(), WAY.pin.hex()]
     aside = json.loads((there.home / "mesh.previous.json").read_text())
-    assert (aside["mesh"], aside["secret"]) == (before["mesh"], before["secret"])
+    assert (aside["mesh"], aside["key"]) == (before["mesh"], before["key"])
 
 
 async def test_mesh_session_changes_no_state_without_a_link(rig: Make) -> None:
-    there = rig(Invite(MESH, SECRET, 0, (WAY,)))
+    there = rig(Invite(MESH, b"k" * 16, TERMS, (WAY,)))
     before = there.kept()
     there.membership.carry_out(c.SaveMesh(MESH))
     await there.membership.close()
     assert there.kept() == before
 
 
-async def test_mesh_session_rejects_a_secret_that_does_not_match_the_invite(rig: Make) -> None:
-    there = rig(Invite(MESH, invite_key(SECRET, 99), 99, (WAY,)))
+async def test_mesh_session_closes_a_link_that_admits_nobody(rig: Make) -> None:
+    there = rig(Invite(MESH, b"k" * 16, TERMS, (WAY,)))
     before = there.kept()
-    for wrong in (None, b"", b"x" * 16, SECRET + b"x"):
-        link = there.up(FakeLink(wrong))
-        assert "does not match the invite" in link.closed
+    assert there.up(FakeLink()).closed == "it has admitted nobody"
     assert there.posted == []
-    there.membership.link_down(FakeLink(), "closed")  # type: ignore[arg-type]
-    assert there.posted == []
-    assert there.up(FakeLink(SECRET)).closed == ""
-    assert isinstance(there.posted[0], e.LinkUp)
-    assert decode(there.membership.invite(0).text).key == SECRET
+    wrong = replace(given(there), private=b"x" * 32)
+    assert there.up(FakeLink(wrong)).closed == ""
+    assert [type(event) for event in there.posted[:2]] == [e.CertificateRenewed, e.LinkUp]
     await there.membership.close()
-    assert there.kept()["secret"] == SECRET.hex() != before["secret"]
+    assert there.kept()["key"] == public_key(PRIVATE).hex() != before["key"]
+    assert there.kept()["private"] == "", "a private key of another mesh is worthless"
 
 
 async def test_mesh_session_carries_out_only_mesh_commands(rig: Make) -> None:
@@ -136,7 +148,7 @@ async def test_mesh_session_starts_alone_without_peers_and_invites(rig: Make) ->
     there.membership.carry_out(c.SavePeers((WAY,)))
     await there.membership.close()
     assert not rig().membership.starts_alone
-    assert not rig(Invite(MESH, SECRET, 0, (WAY,))).membership.starts_alone
+    assert not rig(Invite(MESH, b"k" * 16, TERMS, (WAY,))).membership.starts_alone
     assert rig().membership.config.incarnation > there.membership.config.incarnation
 
 
@@ -152,24 +164,33 @@ async def test_mesh_session_invite_lists_this_node_and_two_live_peers(rig: Make)
 
     peers = tuple(peer(n, PeerStatus.ALIVE if n % 2 else PeerStatus.DEAD) for n in range(1, 20))
     there.membership.publish(MeshView(config.node, config.mesh, Role.NODE, peers=peers))
-    given = decode(there.membership.invite(0).text)
+    given = decode(there.membership.invite(InviteWish()).text)
     assert given.ways[0] == BootstrapAddress(config.node[:16], (PeerAddress("192.0.2.9", 99),))
     assert len(given.ways) == 3
     assert all(way.pin[0] % 2 for way in given.ways[1:])
-    assert given.expires == 0
-    assert given.key.hex() == there.kept()["secret"]
-    expiring = there.membership.invite(60)
-    assert decode(expiring.text).expires == expiring.expires > 0
-    assert decode(expiring.text).key == invite_key(given.key, expiring.expires)
+    private = bytes.fromhex(there.kept()["private"])
+    assert given.key == invite_key(private, given.terms, config.node)
+    assert (given.terms.rights, given.terms.once) == (ALL_RIGHTS, False)
+    guest = there.membership.invite(InviteWish(60, ("use",), once=True))
+    found = decode(guest.text)
+    assert found.terms.expires == guest.expires < given.terms.expires
+    assert (found.terms.rights, found.terms.once, len(found.ways)) == (Right.USE, True, 1)
+    listed = there.membership.invites()
+    assert [entry["serial"] for entry in listed] == [given.terms.serial.hex(), guest.serial]
+    there.membership.revoke(guest.serial)
+    assert isinstance(there.posted[-1], e.StatementsMade)
 
 
-async def test_mesh_session_of_a_client_creates_no_invites(rig: Make) -> None:
-    there = rig(client=True)
-    assert not there.membership.starts_alone
-    assert there.membership.has_no_mesh
-    assert not rig(Invite(MESH, SECRET, 0, (WAY,)), client=True).membership.has_no_mesh
-    with pytest.raises(EnvironmentFailure, match="holds no mesh secret"):
-        there.membership.invite(0)
+async def test_mesh_session_of_a_guest_is_a_client_and_creates_no_invites(rig: Make) -> None:
+    there = rig(Invite(MESH, b"k" * 16, replace(TERMS, rights=Right.USE), (WAY,)))
+    assert there.membership.config.role is Role.CLIENT
+    there.up(FakeLink(given(there, Right.USE)))
+    assert there.membership.rights_of(there.membership.config.node) == Right.USE
+    assert there.membership.rights_of(PEER) == NO_RIGHTS
+    with pytest.raises(EnvironmentFailure, match="may not admit"):
+        there.membership.invite(InviteWish())
+    await there.membership.close()
+    assert rig().membership.config.role is Role.CLIENT
 
 
 async def test_mesh_session_connect_raises_connection_error(rig: Make) -> None:

@@ -13,12 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshllm.core.membership.certificates import MeshKey
 from meshllm.core.records import MAX_NUMBER, BootstrapAddress, MeshId, PeerAddress
 from meshllm.daemon import mesh_state
-from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState, knows_others
+from meshllm.daemon.mesh_state import FILE, MAX_PEERS, PREVIOUS, MeshState, key_of_secret, knows_others, public_key
 from meshllm.errors import DamagedState, EnvironmentFailure
+from meshllm.wire.mesh.certificates import CERTIFICATE_BYTES
 
 NOW = 1_800_000_000.7
+PRIVATE = b"s" * 32
+THEIRS = public_key(PRIVATE)
+CERTIFICATE = bytes(CERTIFICATE_BYTES)
 PEERS = (
     BootstrapAddress(b"a" * 32, (PeerAddress("192.0.2.1", 9), PeerAddress("2001:db8::1", 10))),
     BootstrapAddress(b"b" * 16, (PeerAddress("192.0.2.2", 11),)),
@@ -30,7 +35,7 @@ def opened(home: Path, now: float = NOW) -> MeshState:
 
 
 def everything(state: MeshState) -> tuple[Any, ...]:
-    return (state.mesh, state.secret, state.incarnation, state.peers, state.port)
+    return (state.mesh, state.key, state.private, state.certificate, state.incarnation, state.peers, state.port)
 
 
 def mode(path: Path) -> int:
@@ -40,14 +45,14 @@ def mode(path: Path) -> int:
 def test_mesh_state_first_start_creates_a_mesh(tmp_path: Path) -> None:
     home = tmp_path / "deep" / "home"
     state = opened(home)
-    assert (len(state.mesh), len(state.secret)) == (16, 16)
+    assert (len(state.mesh), len(state.key), len(state.private)) == (16, 32, 32)
     assert (state.incarnation, state.peers, state.port, state.notice) == (0, (), None, "")
     assert mode(home / FILE) == 0o600
     assert mode(home) == 0o700
     assert everything(opened(home)) == everything(state)
     other = opened(tmp_path / "other")
     assert state.mesh != other.mesh
-    assert state.secret != other.secret
+    assert state.private != other.private
     assert sorted(path.name for path in home.iterdir()) == [FILE]
 
 
@@ -103,23 +108,23 @@ def test_mesh_state_adopt_keeps_the_previous_mesh(tmp_path: Path) -> None:
     state.save_port(41337)
     number = state.next_incarnation()
     before, as_founded = everything(state), opened(tmp_path)
-    state.adopt(MeshId(b"n" * 16), b"s" * 16)
-    assert everything(opened(tmp_path)) == (b"n" * 16, b"s" * 16, number, (), 41337)
+    state.adopt(MeshId(b"n" * 16), THEIRS, PRIVATE, CERTIFICATE)
+    assert everything(opened(tmp_path)) == (b"n" * 16, THEIRS, PRIVATE, CERTIFICATE, number, (), 41337)
     assert (as_founded.founded, opened(tmp_path).founded) == (True, False)
     assert mode(tmp_path / PREVIOUS) == 0o600
     (tmp_path / PREVIOUS).replace(tmp_path / FILE)
     assert everything(opened(tmp_path)) == before
 
 
-def test_mesh_state_adopt_of_the_same_secret_keeps_peers(tmp_path: Path) -> None:
+def test_mesh_state_adopt_of_the_same_key_keeps_peers(tmp_path: Path) -> None:
     state = opened(tmp_path)
     state.save_peers(PEERS)
-    state.adopt(state.mesh, state.secret)
-    state.adopt(MeshId(b"n" * 16), state.secret)
+    state.adopt(state.mesh, state.key, state.private, CERTIFICATE)
+    state.adopt(MeshId(b"n" * 16), state.key, state.private, CERTIFICATE)
     assert (state.mesh, state.peers) == (b"n" * 16, PEERS)
     assert not (tmp_path / PREVIOUS).exists()
     with pytest.raises(ValueError, match="16 bytes"):
-        state.adopt(MeshId(b"n" * 16), b"short")
+        state.adopt(MeshId(b"n" * 16), MeshKey(b"short"), b"", b"")
 
 
 def test_mesh_state_bounds_peers(tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ def test_mesh_state_ignores_an_invalid_port(tmp_path: Path) -> None:
 
 
 def test_mesh_state_leaves_a_newer_file_alone(tmp_path: Path) -> None:
-    text = json.dumps({**good(), "version": 2})
+    text = json.dumps({**good(), "version": 3})
     (tmp_path / FILE).write_text(text)
     with pytest.raises(DamagedState, match="newer"):
         opened(tmp_path)
@@ -238,7 +243,7 @@ def test_mesh_state_is_unchanged_if_saving_fails(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentFailure, match="No space left"):
-        state.adopt(MeshId(b"n" * 16), b"s" * 16)
+        state.adopt(MeshId(b"n" * 16), THEIRS, b"", b"")
     with pytest.raises(EnvironmentFailure, match="No space left"):
         state.next_incarnation()
     monkeypatch.undo()
@@ -255,7 +260,7 @@ def test_mesh_state_ignores_a_half_written_file(tmp_path: Path) -> None:
 def test_mesh_state_never_shows_the_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     state = opened(tmp_path)
-    state.adopt(MeshId(b"n" * 16), b"secret of a mesh")
+    state.adopt(MeshId(b"n" * 16), public_key(b"secret of a mesh" * 2), b"secret of a mesh" * 2, b"")
     state.save_peers(PEERS)
     (tmp_path / FILE).chmod(0o640)
     opened(tmp_path)
@@ -263,6 +268,34 @@ def test_mesh_state_never_shows_the_secret(tmp_path: Path, caplog: pytest.LogCap
     (tmp_path / FILE).write_text(text[:-3])
     damaged = opened(tmp_path)
     shown = f"{state} {state!r} {state._stored!r} {damaged.notice} {caplog.text}"
-    for secret in (b"secret of a mesh", damaged.secret):
+    for secret in (b"secret of a mesh" * 2, damaged.private):
         assert secret.hex() not in shown
         assert repr(secret)[2:-1] not in shown
+
+
+def test_mesh_state_upgrades_a_secret_and_says_so(tmp_path: Path) -> None:
+    """All nodes of a mesh of version 1 derive the same key; the secret stays in no file."""
+    old = {"version": 1, "mesh": "ab" * 16, "secret": "cd" * 16, "incarnation": 7, "port": 9, "peers": []}
+    keys = set()
+    for name in ("one", "other"):
+        home = tmp_path / name
+        home.mkdir()
+        (home / FILE).write_text(json.dumps(old))
+        (home / PREVIOUS).write_text(json.dumps(old))
+        state = opened(home)
+        assert (state.mesh.hex(), state.incarnation, state.port, state.upgraded) == ("ab" * 16, 7, 9, True)
+        assert "rotate-key --mesh" in state.notice
+        assert "cd" * 16 not in (home / FILE).read_text()
+        assert not (home / PREVIOUS).exists()
+        again = opened(home)
+        assert (everything(again), again.upgraded, again.notice) == (everything(state), True, "")
+        keys.add(state.key)
+    assert keys == {public_key(key_of_secret(bytes.fromhex("cd" * 16)))}
+
+
+def test_mesh_state_without_the_new_mesh_key_keeps_no_private_key(tmp_path: Path) -> None:
+    state = opened(tmp_path)
+    old = state.key
+    state.save_statements(THEIRS, (), old)
+    again = opened(tmp_path)
+    assert (again.key, again.private, again.previous) == (THEIRS, b"", old)

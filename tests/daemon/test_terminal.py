@@ -38,7 +38,7 @@ def test_daemon_leaves_in_order_when_its_terminal_is_closed(tmp_path: Path, envi
     os.close(terminal)
     shown = b""
     try:
-        while b"--join mesh1-" not in shown:
+        while b"--join mesh2-" not in shown:
             shown += os.read(controller, 65536)
         os.close(controller)  # as a terminal window that is closed: the kernel sends SIGHUP
         assert process.wait(OPEN_WAIT_SECONDS) == 0

@@ -120,9 +120,9 @@ def test_joined_node_answers_through_the_host_and_leaks_no_secret(here: Site, fo
             assert (node.home / name).stat().st_mode & 0o777 == 0o600
         seen_key = (node.home / "node-key").read_text().splitlines()[1]
         assert seen_key not in seen
-    assert kept["secret"] == here.kept("joiner")["secret"]
+    assert kept["private"] == here.kept("joiner")["private"] != ""
     assert "join" in seen
-    for secret in (token, token[10:40], kept["secret"], str(bytes.fromhex(kept["secret"]))[2:-1]):
+    for secret in (token, token[10:40], kept["private"], str(bytes.fromhex(kept["private"]))[2:-1]):
         assert secret not in seen
 
 
@@ -251,7 +251,7 @@ def test_invite_with_a_wrong_secret_is_refused_with_the_reason(here: Site) -> No
     assert here.run("joiner", "invite").returncode == 1
     assert joiner.stop() == 0
     after = here.kept("joiner")
-    assert (after["mesh"], after["secret"]) == (before["mesh"], before["secret"])
+    assert (after["mesh"], after["key"]) == (before["mesh"], before["key"])
     assert not (joiner.home / "mesh.previous.json").exists()
 
 
@@ -263,9 +263,9 @@ def test_invite_of_another_mesh_replaces_the_mesh_and_keeps_the_old_state(here: 
     joiner = here.node("joiner", join=server)
     joiner.until(serves("m"), "the host")
     assert joiner.stop() == 0
-    assert here.kept("joiner")["secret"] == here.kept("host")["secret"] != before["secret"]
+    assert here.kept("joiner")["key"] == here.kept("host")["key"] != before["key"]
     aside = json.loads((joiner.home / "mesh.previous.json").read_text())
-    assert (aside["mesh"], aside["secret"]) == (before["mesh"], before["secret"])
+    assert (aside["mesh"], aside["key"]) == (before["mesh"], before["key"])
     assert (joiner.home / "mesh.previous.json").stat().st_mode & 0o777 == 0o600
 
 
@@ -274,7 +274,7 @@ def test_expiring_invite_delivers_the_mesh_secret(here: Site) -> None:
     done = here.run("host", "invite", "--expires", "1h")
     token = done.stdout.strip()
     assert invites.decode(token).expires > 0
-    secret = here.kept("host")["secret"]
+    secret = here.kept("host")["private"]
     assert invites.decode(token).key.hex() != secret
     file = here.folder / "invite"
     file.write_text(token)
@@ -284,7 +284,7 @@ def test_expiring_invite_delivers_the_mesh_secret(here: Site) -> None:
     third = here.node("third", join=joiner)
     third.until(serves("m"), "the host")
     assert third.stop() == joiner.stop() == 0
-    assert here.kept("joiner")["secret"] == secret == here.kept("third")["secret"]
+    assert here.kept("joiner")["private"] == secret == here.kept("third")["private"]
     assert said(here.node("joiner")) == "alpha0 alpha1 alpha2 "
     late = changed(token, expires=1)
     refused = here.run("late", "--join", "-", "--port", "0", "--console", "0", stdin=late)
@@ -323,7 +323,7 @@ def test_first_node_prints_the_command_for_an_invite_where_there_is_no_terminal(
         if person.poll() is None:
             person.kill()
             person.communicate()
-    assert "mesh1-" not in shown + rest + errors
+    assert "mesh2-" not in shown + rest + errors
 
 
 def test_taken_udp_port_is_refused_with_advice(here: Site) -> None:

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshllm.core.membership.certificates import ALL_RIGHTS, Certificate, MeshKey, Right
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress, Role
+from meshllm.daemon.mesh_state import public_key
 from meshllm.net.base import Link, StreamKind
 from meshllm.net.handshake import Credentials, Frames, frame
 from meshllm.net.identity import Identity
@@ -19,11 +21,58 @@ from meshllm.net.node_link import NodeLink
 from meshllm.net.node_transport import NodeTransport
 from meshllm.net.quic.happy_eyeballs import PendingDial
 from meshllm.net.quic.transport import QuicStreamConnection, QuicTransport
-from meshllm.wire.mesh.hello import HelloMessage, decode_hello, encode_hello
+from meshllm.wire.mesh.certificates import CERTIFICATE_BYTES, sign_certificate
+from meshllm.wire.mesh.hello import HelloMessage, HelloRefusal, decode_hello, encode_hello
+from meshllm.wire.mesh.invite import InviteTerms, invite_key
 
 MESH = MeshId(b"mesh-id-16-bytes")
-SECRET = b"secret--16-bytes"
-MEMBER = Credentials(MESH, SECRET)
+SECRET = b"secret--16-bytes" * 2  # the private mesh key
+MESH_KEY = public_key(SECRET)
+# Stands for the certificate of any node, so that rigs need none for each.
+CERTIFICATE = b"member".ljust(CERTIFICATE_BYTES, b"-")
+NOW = 2_000_000_000
+
+
+class Checks:
+    """Who is a member: nodes that show CERTIFICATE, and nodes with an invite of the mesh key."""
+
+    def __init__(self, now: float = NOW) -> None:
+        self.now = now
+        self.changes: tuple[bytes, ...] = ()
+
+    def certificate_of(self, node: NodeId, data: bytes) -> Certificate | HelloRefusal:
+        """The certificate of any node."""
+        if data != CERTIFICATE:
+            return HelloRefusal("wrong_mesh", "no member", "ask for an invite")
+        return Certificate(node, ALL_RIGHTS, 0, NOW + 9, bytes(8), node)
+
+    def follow(self, changes: tuple[bytes, ...]) -> None:
+        """Keep them."""
+        self.changes = changes
+
+    def key_changes(self, certificate: bytes) -> tuple[bytes, ...]:
+        """There are none."""
+        return ()
+
+    def key_of_invite(self, terms: InviteTerms) -> bytes | HelloRefusal:
+        """The key."""
+        if not terms.valid_at(self.now):
+            return HelloRefusal("expired_invite", "The invite has expired.", "mesh-llm invite")
+        return invite_key(SECRET, terms, NodeId(bytes(32)))
+
+    def redeem(self, terms: InviteTerms, node: NodeId) -> tuple[MeshKey, bytes, bytes] | HelloRefusal:
+        """Admit it."""
+        private = SECRET if Right.ADMIT in terms.rights else b""
+        return MESH_KEY, signed_for(node, terms.rights), private
+
+
+def signed_for(node: NodeId, rights: Right) -> bytes:
+    """A real certificate."""
+    made = Certificate(node, rights, 0, NOW + 9, bytes(8), node)
+    return sign_certificate(made, MESH_KEY, Ed25519PrivateKey.from_private_bytes(SECRET).sign).data
+
+
+MEMBER = Credentials(MESH, Checks(), CERTIFICATE)
 # Longer than anything takes on a busy machine; only a failing test reaches it.
 PATIENCE = 30.0
 

@@ -5,13 +5,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from net_rig import MEMBER, MESH, SECRET, Stranger, Talker, World, client, identity
+from net_rig import (
+    CERTIFICATE,
+    MEMBER,
+    MESH,
+    MESH_KEY,
+    NOW,
+    SECRET,
+    Checks,
+    Stranger,
+    Talker,
+    World,
+    client,
+    identity,
+    signed_for,
+)
 
+from meshllm.core.membership.certificates import ALL_RIGHTS, Right
 from meshllm.core.records import MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage, PeerRefused
 from meshllm.net import node_link, node_transport
@@ -29,13 +45,11 @@ from meshllm.wire.mesh.hello import (
     decode_hello,
     encode_hello,
     highest_common,
-    prove,
     to_sign,
     transcript,
 )
-from meshllm.wire.mesh.invite import invite_key
+from meshllm.wire.mesh.invite import InviteTerms, invite_key
 
-NOW = 2_000_000_000.0
 DIALLER, ACCEPTOR = identity(), identity()
 SEEN = PeerAddress("192.0.2.7", 4433)
 INSTANCE = b"instance"
@@ -55,9 +69,10 @@ def dialler(credentials: Credentials = MEMBER, peer: NodeId = ACCEPTOR.node) -> 
 def acceptor(
     credentials: Credentials = MEMBER, admit: Callable[[HandshakeResult], HelloRefusal | None] = lambda result: None
 ) -> AcceptorHandshake:
-    return AcceptorHandshake(
-        ACCEPTOR, credentials, instance=INSTANCE, observed=SEEN, wall_clock=lambda: NOW, admit=admit
-    )
+    return AcceptorHandshake(ACCEPTOR, credentials, instance=INSTANCE, observed=SEEN, admit=admit)
+
+
+HOLDER = replace(MEMBER, certificate=signed_for(ACCEPTOR.node, ALL_RIGHTS))
 
 
 def shake(one: DiallerHandshake, other: AcceptorHandshake) -> None:
@@ -88,66 +103,84 @@ def test_handshake_succeeds_between_members() -> None:
     assert (one.result.mesh, other.result.mesh) == (b"a different mesh", MESH)
     assert one.result.name == other.result.name
     assert one.result.observed == SEEN
-    assert one.result.secret is None
+    assert one.result.admitted is None
 
 
-def test_handshake_with_invite_returns_the_secret() -> None:
-    expires = int(NOW) + 1
-    one = dialler(Credentials(MESH, None, (invite_key(SECRET, expires), expires)))
-    shake(one, acceptor())
+def invited(given: Right = ALL_RIGHTS, *, late: float = 1, **changed: Any) -> Credentials:
+    """The credentials of a node with an invite; `changed`: what it says of the invite that is not so."""
+    terms = InviteTerms(b"serial--", given, int(NOW + late), 99)
+    key = invite_key(SECRET, terms, NodeId(bytes(32)))
+    return Credentials(MESH, Checks(), b"", (key, replace(terms, **changed)))
+
+
+@pytest.mark.parametrize("rights", [ALL_RIGHTS, Right.USE])
+def test_handshake_with_invite_gives_what_the_invite_says(rights: Right) -> None:
+    one, other = dialler(invited(rights)), acceptor(HOLDER)
+    shake(one, other)
     assert one.result is not None
-    assert one.result.secret == SECRET
+    assert one.result.admitted is not None
+    assert other.result is not None
+    assert one.result.admitted.key == MESH_KEY
+    assert one.result.admitted.certificate.certificate.rights == rights == other.result.certificate.rights
+    assert one.result.admitted.private == (SECRET if Right.ADMIT in rights else b"")
+    # A role is what the certificate allows.
+    assert other.result.role is (Role.NODE if rights == ALL_RIGHTS else Role.CLIENT)
 
 
-def test_handshake_with_permanent_invite_needs_no_secret_from_the_acceptor() -> None:
-    one = dialler(Credentials(MESH, None, (invite_key(SECRET, 0), 0)))
-    shake(one, acceptor())
-    assert one.result is not None
-    assert one.result.secret is None
-
-
-def test_acceptor_refuses_a_wrong_secret() -> None:
-    error = refusal(dialler(replace(MEMBER, secret=b"wrong---16-bytes")), acceptor())
-    assert error.reason == "wrong_secret"
+def test_acceptor_refuses_a_node_that_is_no_member() -> None:
+    error = refusal(dialler(replace(MEMBER, certificate=bytes(len(CERTIFICATE)))), acceptor())
+    assert error.reason == "wrong_mesh"
     assert "invite" in error.advice
 
 
-def test_dialler_refuses_an_acceptor_without_the_secret() -> None:
-    """It cannot make the proof of a Welcome."""
+def test_dialler_refuses_an_acceptor_that_is_no_member() -> None:
     one = dialler()
     challenge = one.receive(acceptor().receive(one.start()))
     assert challenge is not None
     with pytest.raises(PeerRefused) as caught:
-        one.receive(encode_hello(Welcome(bytes(32), MESH, None)))
-    assert caught.value.reason == "wrong_secret"
+        one.receive(encode_hello(Welcome(MESH, None, bytes(len(CERTIFICATE)))))
+    assert caught.value.reason == "wrong_mesh"
     assert one.result is None
 
 
+def test_dialler_refuses_a_welcome_without_the_key_of_the_invite() -> None:
+    one = dialler(invited())
+    one.receive(acceptor().receive(one.start()))
+    forged = signed_for(DIALLER.node, ALL_RIGHTS)
+    with pytest.raises(PeerRefused) as caught:
+        one.receive(encode_hello(Welcome(MESH, None, CERTIFICATE, (), MESH_KEY, forged, b"", bytes(32))))
+    assert caught.value.reason == "wrong_invite"
+
+
 def test_acceptor_refuses_an_expired_invite() -> None:
-    expires = int(NOW)
-    error = refusal(dialler(Credentials(MESH, None, (invite_key(SECRET, expires), expires))), acceptor())
+    error = refusal(dialler(invited(late=0)), acceptor())
     assert error.reason == "expired_invite"
     assert "mesh-llm invite" in error.advice
 
 
-def test_acceptor_refuses_an_invite_with_a_changed_expiry() -> None:
-    error = refusal(dialler(Credentials(MESH, None, (invite_key(SECRET, int(NOW)), int(NOW) + 99))), acceptor())
-    assert error.reason == "wrong_secret"
+@pytest.mark.parametrize(
+    "changed",
+    [{"expires": NOW + 99}, {"rights": Right.USE}, {"member_lifetime": 100}, {"once": True}, {"serial": bytes(8)}],
+)
+def test_acceptor_refuses_an_invite_with_other_terms(changed: dict[str, Any]) -> None:
+    assert refusal(dialler(invited(**changed)), acceptor()).reason == "wrong_invite"
 
 
-def test_acceptor_refuses_an_invite_of_another_mesh() -> None:
-    expires = int(NOW) + 99
-    error = refusal(dialler(Credentials(MESH, None, (invite_key(b"another mesh' s.", expires), expires))), acceptor())
-    assert error.reason == "wrong_secret"
-
-
-def test_dialler_needs_a_secret_or_an_invite() -> None:
+def test_dialler_needs_a_certificate_or_an_invite() -> None:
     with pytest.raises(PeerRefused):
-        dialler(Credentials(MESH))
+        dialler(Credentials(MESH, Checks()))
 
 
-def test_acceptor_without_a_secret_refuses_everyone() -> None:
-    assert refusal(dialler(), acceptor(Credentials(MESH))).reason == "joining"
+def test_acceptor_without_a_certificate_refuses_everyone() -> None:
+    assert refusal(dialler(), acceptor(Credentials(MESH, Checks()))).reason == "joining"
+
+
+def test_acceptor_tells_an_older_node_to_update() -> None:
+    hello = msgpack.packb((1, 1, 1, DIALLER.node, "node", MESH, 0, 0, bytes(32), INSTANCE, b""))
+    answer = decode_hello(acceptor().receive(hello))
+    assert isinstance(answer, HelloRefusal)
+    assert answer.code == "protocol"
+    assert "dialling node is too old" in answer.message
 
 
 def test_acceptor_refuses_its_own_node_id() -> None:
@@ -172,7 +205,7 @@ def test_acceptor_sends_the_refusal_of_admit() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "chosen"),
-    [((1, 1), (1, 1), 1), ((1, 3), (2, 9), 3), ((2, 9), (1, 3), 3), ((1, 2), (3, 4), None), ((3, 4), (1, 2), None)],
+    [((2, 2), (2, 2), 2), ((2, 4), (3, 9), 4), ((3, 9), (2, 4), 4), ((2, 3), (4, 5), None), ((4, 5), (2, 3), None)],
 )
 def test_handshake_chooses_the_newest_common_protocol(
     ours: tuple[int, int], theirs: tuple[int, int], chosen: int | None
@@ -192,18 +225,18 @@ def test_handshake_chooses_the_newest_common_protocol(
 
 
 def test_dialler_refuses_a_protocol_that_is_not_the_newest() -> None:
-    one = dialler(replace(MEMBER, protocol=(1, 3)))
+    one = dialler(replace(MEMBER, protocol=(2, 4)))
     one.start()
     with pytest.raises(BadMessage):
-        one.receive(encode_hello(Challenge((1, 3), 1, ACCEPTOR.node, Role.NODE, bytes(32), INSTANCE)))
+        one.receive(encode_hello(Challenge((2, 4), 2, ACCEPTOR.node, Role.NODE, bytes(32), INSTANCE)))
 
 
 # -- cheating
 
 
-def overheard() -> tuple[bytes, bytes, bytes, bytes]:
+def overheard(ours: Credentials = MEMBER, theirs: Credentials = MEMBER) -> tuple[bytes, bytes, bytes, bytes]:
     """All four messages of a valid handshake."""
-    one, other = dialler(), acceptor()
+    one, other = dialler(ours), acceptor(theirs)
     hello = one.start()
     challenge = other.receive(hello)
     proof = cast(bytes, one.receive(challenge))
@@ -219,9 +252,9 @@ def test_acceptor_refuses_a_replayed_hello() -> None:
     assert again.result is None
 
 
-def test_dialler_refuses_a_replayed_welcome() -> None:
-    _, challenge, _, welcome = overheard()
-    one = dialler()
+def test_dialler_with_an_invite_refuses_a_replayed_welcome() -> None:
+    _, challenge, _, welcome = overheard(invited(), HOLDER)
+    one = dialler(invited())
     one.start()
     one.receive(challenge)
     with pytest.raises(PeerRefused):
@@ -250,7 +283,7 @@ def test_dialler_refuses_a_reflected_proof() -> None:
     proof = decode_hello(cast(bytes, one.receive(challenge)))
     assert isinstance(proof, HelloProof)
     with pytest.raises(PeerRefused):
-        one.receive(encode_hello(Welcome(proof.proof, MESH, None)))
+        one.receive(encode_hello(Welcome(MESH, None, bytes(len(CERTIFICATE)), proof=bytes(32))))
 
 
 def test_acceptor_refuses_a_reflected_hello() -> None:
@@ -262,23 +295,24 @@ def test_acceptor_refuses_a_reflected_hello() -> None:
 
 
 def test_acceptor_refuses_a_member_with_another_nodes_id() -> None:
-    hello = Hello((1, 1), DIALLER.node, Role.NODE, MESH, Credential.MEMBER, 0, bytes(32), INSTANCE)
+    hello = Hello((2, 2), DIALLER.node, Role.NODE, MESH, Credential.CERTIFICATE, bytes(32), INSTANCE)
     other = acceptor()
     challenge = other.receive(encode_hello(hello))
     over = transcript(encode_hello(hello), challenge)
-    forged = HelloProof(identity().sign(to_sign(over)), prove(SECRET, "dialler", over))
+    forged = HelloProof(identity().sign(to_sign(over, CERTIFICATE)), CERTIFICATE)
     answer = decode_hello(other.receive(encode_hello(forged)))
     assert isinstance(answer, HelloRefusal)
     assert answer.code == "wrong_node"
 
 
 FIELDS_OF_HELLO: list[Callable[[Hello], Hello]] = [
-    lambda hello: replace(hello, protocol=(1, 2)),
+    lambda hello: replace(hello, protocol=(2, 3)),
     lambda hello: replace(hello, node=identity().node),
     lambda hello: replace(hello, role=Role.CLIENT),
     lambda hello: replace(hello, mesh=MeshId(bytes(16))),
-    lambda hello: replace(hello, credential=Credential.INVITE, expires=int(NOW) + 9),
-    lambda hello: replace(hello, expires=9),
+    lambda hello: replace(
+        hello, credential=Credential.INVITE, invite=InviteTerms(bytes(8), Right.USE, int(NOW) + 9, 1)
+    ),
     lambda hello: replace(hello, nonce=bytes(32)),
     lambda hello: replace(hello, instance=bytes(8)),
     lambda hello: replace(hello, ended=bytes(32)),
@@ -298,7 +332,7 @@ def test_acceptor_refuses_an_altered_hello(alter: Callable[[Hello], Hello]) -> N
 
 
 FIELDS_OF_CHALLENGE: list[Callable[[Challenge], Challenge]] = [
-    lambda challenge: replace(challenge, protocol=(1, 9)),
+    lambda challenge: replace(challenge, protocol=(2, 9)),
     lambda challenge: replace(challenge, role=Role.CLIENT),
     lambda challenge: replace(challenge, nonce=bytes(32)),
     lambda challenge: replace(challenge, instance=bytes(8)),
@@ -366,11 +400,14 @@ def test_frames_do_not_depend_on_the_cut(payloads: list[bytes], step: int) -> No
 
 
 def test_repr_shows_no_secret() -> None:
-    credentials = Credentials(MESH, SECRET, (SECRET, 5))
-    result = HandshakeResult(DIALLER.node, Role.NODE, MESH, 1, b"", b"", secret=SECRET)
-    facts = LinkFacts(DIALLER.node, Role.NODE, MESH, SEEN, True, 0.0, 1, secret=SECRET)
-    for shown in (credentials, result, facts, Welcome(bytes(32), MESH, None, SECRET), dialler(), acceptor()):
+    credentials = invited()
+    key = credentials.invite[0] if credentials.invite is not None else b""
+    one = dialler(credentials)
+    shake(one, acceptor(HOLDER))
+    facts = LinkFacts(DIALLER.node, Role.NODE, MESH, SEEN, True, 0.0, 1, admitted=cast(Any, one.result).admitted)
+    for shown in (credentials, one.result, facts, Welcome(MESH, None, b"", private=SECRET), one, acceptor()):
         assert "secret--" not in repr(shown)
+        assert repr(key)[2:-1] not in repr(shown)
 
 
 # -- on a connection
@@ -393,29 +430,31 @@ async def test_acceptor_admits_an_unknown_node_with_the_secret(world: World) -> 
     await target.heard.until(lambda: target.heard.messages == [b"a message"])
 
 
-async def test_dial_with_a_wrong_secret_raises_the_reason(world: World) -> None:
-    one, other = await world.node(replace(MEMBER, secret=b"wrong---16-bytes")), await world.node()
+async def test_dial_of_a_node_that_is_no_member_raises_the_reason(world: World) -> None:
+    stranger = replace(MEMBER, certificate=bytes(len(CERTIFICATE)))
+    one, other = await world.node(stranger), await world.node()
     with pytest.raises(PeerRefused) as caught:
         await one.transport.dial(other.way)
-    assert caught.value.reason == "wrong_secret"
+    assert caught.value.reason == "wrong_mesh"
     assert one.heard.events == other.heard.events == []
-    assert other.heard.refusals == [(None, "wrong_secret")]
+    assert other.heard.refusals == [(None, "wrong_mesh")]
 
 
-async def test_dial_with_an_invite_returns_the_secret(world: World) -> None:
-    expires = int(NOW) + 1
-    joiner = await world.node(Credentials(MESH, None, (invite_key(SECRET, expires), expires)))
-    member = await world.node(wall_clock=lambda: NOW)
+async def test_dial_with_an_invite_admits(world: World) -> None:
+    joiner, member = await world.node(invited()), await world.node(HOLDER)
+    member.transport._credentials = lambda: replace(
+        MEMBER, certificate=signed_for(member.transport.identity.node, ALL_RIGHTS)
+    )
     link = await joiner.transport.dial(member.way)
-    assert link.facts.secret == SECRET
-    late = await world.node(wall_clock=lambda: NOW + 2)
+    assert link.facts.admitted is not None
+    late = await world.node(replace(MEMBER, checks=Checks(NOW + 2)))
     with pytest.raises(PeerRefused) as caught:
         await joiner.transport.dial(late.way)
     assert caught.value.reason == "expired_invite"
 
 
 async def test_dial_to_an_older_node_raises_the_reason(world: World) -> None:
-    new, old = await world.node(replace(MEMBER, protocol=(2, 3))), await world.node()
+    new, old = await world.node(replace(MEMBER, protocol=(3, 4))), await world.node()
     with pytest.raises(PeerRefused, match="answering node is too old"):
         await new.transport.dial(old.way)
     with pytest.raises(PeerRefused, match="dialling node is too old"):
@@ -488,7 +527,7 @@ async def test_unauthenticated_peer_cannot_open_a_stream(world: World) -> None:
 async def test_refused_peer_is_not_read_any_more(world: World) -> None:
     target = await world.node()
     stranger = await world.stranger(target)
-    handshake = await hello_of(stranger, replace(MEMBER, secret=b"wrong---16-bytes"))
+    handshake = await hello_of(stranger, replace(MEMBER, certificate=bytes(len(CERTIFICATE))))
     proof = cast(bytes, handshake.receive((await stranger.hear())[1]))
     stranger.say(proof)
     stranger.connection.send(0, frame(b"a message") * 20)

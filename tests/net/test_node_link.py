@@ -38,12 +38,12 @@ async def test_link_knows_the_peer_at_both_ends(world: World) -> None:
     assert (dialled.facts.dialled, accepted.facts.dialled) == (True, False)
     assert dialled.facts.mesh == accepted.facts.mesh == MESH
     assert dialled.facts.role is accepted.facts.role is Role.NODE
-    assert dialled.facts.protocol == accepted.facts.protocol == 1
+    assert dialled.facts.protocol == accepted.facts.protocol == 2
     assert dialled.facts.address == other.address
     assert accepted.facts.address == one.address
     assert dialled.facts.observed == one.address
     assert dialled.facts.rtt >= 0
-    assert dialled.facts.secret is None
+    assert dialled.facts.admitted is None
     assert one.transport.link(other.id) is dialled
     assert one.transport.links() == [dialled]
     assert one.heard.events == [("up", other.id)]

@@ -58,7 +58,7 @@ def test_console_answers_another_machine_with_the_key_only(lab: Lab, tmp_path: P
     key = (tmp_path / "a" / "api-key").read_text().strip()
     phone = Phone(b, node)
 
-    secrets = (key, node.invite(), "mesh1-", str(tmp_path), fake.url)
+    secrets = (key, node.invite(), "mesh2-", str(tmp_path), fake.url)
     # An address that has sent the right key may send it again, whatever else it sends.
     assert phone.ask(phone.console, "GET", "/api/status", {"Authorization": f"Bearer {key}"})[0] == 200
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Host": "evil.example", "Authorization": f"Bearer {key}"}):

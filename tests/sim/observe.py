@@ -85,6 +85,20 @@ def not_gone(simulation: Simulation, indices: Iterable[int]) -> str:
     return ""
 
 
+def not_expelled(simulation: Simulation, indices: Iterable[int]) -> str:
+    """Somebody who still has one of these nodes in a table or a link, or one of them that was not told."""
+    out = {simulation.nodes[index].id: index for index in indices}
+    for node in everybody(simulation):
+        if node.id in out:
+            if not node.expelled or node.links:
+                return f"node {node.index} does not know that it was expelled"
+            continue
+        for peer, index in out.items():
+            if status(node, peer) is not None or peer in node.links:
+                return f"node {node.index} still has node {index}"
+    return ""
+
+
 def not_known(simulation: Simulation, model: str, hosts: Iterable[int]) -> str:
     """Somebody who does not know yet that these nodes serve the model."""
     for host in hosts:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from meshllm.core.events import JoinWanted, LoadsChanged, MachineObserved, ModelWanted, SpeedMeasured
+from meshllm.core.events import JoinWanted, LoadsChanged, MachineObserved, ModelWanted, SpeedMeasured, StatementsMade
 from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, Role
 from tests.sim import observe
 from tests.sim.network import Network
@@ -56,7 +56,7 @@ class Player:
     def __init__(self, scenario: Scenario, *, seed: int | None = None) -> None:
         seed = scenario.seed if seed is None else seed
         network = Network(random.Random(seed + 1), delay=scenario.delay, loss=scenario.loss, retransmit=scenario.late)
-        self.simulation = Simulation(seed, network, skew=scenario.skew)
+        self.simulation = Simulation(seed, network, skew=scenario.skew, certified=scenario.certified)
         self.scenario = scenario
         self.figures: list[Figure] = []
         self.watch = observe.Watch(self.simulation)
@@ -144,6 +144,15 @@ class Player:
     def _stop(self, step: Step) -> None:
         for index in self._spread(step):
             self.simulation.stop(index)
+
+    def _expel(self, step: Step) -> None:
+        """As the owner does at node 0."""
+        simulation = self.simulation
+        if simulation.mesh_key is None:
+            raise Failed(f"line {step.line}: there is no mesh key: {step.text!r}")
+        subjects = [simulation.nodes[index].id for index in self._resolve(step.nodes)]
+        statements = tuple([simulation.mesh_key.expel(node) for node in subjects])
+        simulation.tell(0, StatementsMade(statements))
 
     def _restart(self, step: Step) -> None:
         for index in self._spread(step):
@@ -244,6 +253,7 @@ class Player:
         indices = self._resolve(step.nodes)
         conditions: dict[str, Callable[[], str]] = {
             "joined": lambda: observe.not_joined(self.simulation, indices),
+            "expelled": lambda: observe.not_expelled(self.simulation, indices),
             "gone": lambda: observe.not_gone(self.simulation, indices),
             "known": lambda: observe.not_known(self.simulation, rest, self._served.get(rest, [])),
             "whole": lambda: observe.not_whole(self.simulation),

@@ -10,6 +10,7 @@ Settings come first, then actions, done one after the other on virtual time:
     join 3 through 50..52                     (a running node gets invites)
     wait 10s             at 60s kill 3        (`at` waits until that time, then does the rest of the line)
     kill 3,7             stop 4               restart them       (them: the nodes of the last action)
+    expel 3              (node 0 signs it)     uncertified        (a setting: no mesh key, one secret)
     serve 5 some-model   cut 0..49 | 50..99   cut 3 > 4          heal
     churn 1000 over 600s replay 20            forge 20           measure 60 rounds
     busy 0..4                                 (once a second these report another load, speed and free memory)
@@ -17,7 +18,8 @@ Settings come first, then actions, done one after the other on virtual time:
     expect deaths 0
 
 Nodes are `3`, `0..9`, `3,7..9`, `all`, `clients`, `random 10` (of those that run) or `them`. A round is a second.
-Conditions: `joined NODES`, `gone NODES`, `known MODEL`, `whole`, `one mesh`, `deaths N`, `adoptions N` (at most N);
+Conditions: `joined NODES`, `gone NODES`, `expelled NODES` (out of every table and link, and told),
+`known MODEL`, `whole`, `one mesh`, `deaths N`, `adoptions N` (at most N);
 of the last `measure`: `records N` (each node wrote at most N records an hour), `bytes N` (per node and round, mean).
 
 Parsing has no effects. An error names the line's number.
@@ -72,6 +74,7 @@ class Scenario:
     late: bool = False
     delay: tuple[float, float] = (0.005, 0.040)
     apart: Nodes = Nodes()
+    certified: bool = True
     steps: list[Step] = field(default_factory=list)
 
 
@@ -205,7 +208,7 @@ def _loss(words: _Words) -> Step:
 def _expect(words: _Words) -> Step:
     seconds = words.time() if words.accept("within") else 0.0
     name = words.take("a condition")
-    if name in ("joined", "gone"):
+    if name in ("joined", "gone", "expelled"):
         return words.step("expect", name=name, nodes=words.nodes(), seconds=seconds)
     if name == "known":
         return words.step("expect", name=f"known {words.take('a model')}", seconds=seconds)
@@ -223,6 +226,7 @@ _ACTIONS: dict[str, Callable[[_Words], Step]] = {
     "join": _join,
     "kill": _several("kill"),
     "stop": _several("stop"),
+    "expel": _several("expel"),
     "restart": _several("restart"),
     "serve": lambda words: words.step("serve", nodes=words.nodes(), name=words.take("a model")),
     "busy": lambda words: words.step("busy", nodes=words.nodes()),
@@ -252,6 +256,9 @@ def _setting(scenario: Scenario, words: _Words) -> bool:
     elif verb == "delay":
         words.take(verb)
         scenario.delay = words.span()
+    elif verb == "uncertified":
+        words.take(verb)
+        scenario.certified = False
     elif verb == "mesh":
         words.take(verb)
         scenario.apart = words.nodes()

@@ -13,18 +13,22 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.membership.authority import Authority
+from meshllm.core.membership.certificates import ALL_RIGHTS, GUEST_RIGHTS, SignedCertificate
 from meshllm.core.membership.member import MeshConfig
-from meshllm.core.membership.messages import Message, Records
+from meshllm.core.membership.messages import Message, Records, TableUpdate
 from meshllm.core.node import NodeCore
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, Role, SignedRecord
 from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.host import MeasuredModel
 from meshllm.net.base import DIAL_SECONDS, IDLE_SECONDS
 from meshllm.wire.mesh import codec
+from tests.mesh_key import FOUNDER, FakeMeshKey
 from tests.sim.network import Network
 
 # The control stream puts a length before each message.
@@ -72,6 +76,13 @@ class SimulatedNode:
         self.wakes_at: float | None = None
         self.starts = 0
         self.records = 0  # how many it has signed
+        # What the mesh key said of it, and which statements it keeps on disk.
+        self.rights = ALL_RIGHTS
+        self.inviter = FOUNDER
+        self.statements: tuple[bytes, ...] = ()
+        self.member: SignedCertificate | None = None
+        self.authority: Authority | None = None
+        self.expelled = False
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -100,6 +111,23 @@ def genuine(signed: SignedRecord) -> bool:
     return signed.signature == proof and codec.decode_record(signed.body) == signed.record
 
 
+def certified(message: Message, authority: Authority | None) -> Message:
+    """The message as the shell hands it to the core: records without a certificate are left out."""
+    if authority is None or not isinstance(message, Records | TableUpdate):
+        return message
+    good = tuple([signed for signed in message.records if signed.member is not None])
+    if len(good) == len(message.records):
+        return message
+    if isinstance(message, TableUpdate):
+        return replace(message, records=good)
+    stale = tuple([signed.record.node for signed in message.records if signed.member is None])
+    return replace(message, records=good, stale=stale)
+
+
+def _refused(way: BootstrapAddress) -> e.DialFailed:
+    return e.DialFailed(way, "this node was expelled", final=True)
+
+
 class Simulation:
     """The mesh and its clock. `skew` is how far apart the rates of clocks may be (0.01: one per cent)."""
 
@@ -110,7 +138,10 @@ class Simulation:
         *,
         skew: float = 0.0,
         make: Callable[[MeshConfig, random.Random], NodeCore] = NodeCore,
+        certified: bool = True,
     ) -> None:
+        # Without certificates a mesh is one of a shared secret, as before: to compare what they cost.
+        self.mesh_key = FakeMeshKey() if certified else None
         self.seed = seed
         self._make = make
         self.rng = random.Random(seed)
@@ -141,6 +172,8 @@ class Simulation:
             c.SaveIncarnation: self._save_incarnation,
             c.SaveMesh: self._save_mesh,
             c.SavePeers: self._save_peers,
+            c.SaveStatements: self._save_statements,
+            c.Expelled: self._expelled,
             c.PrepareEngine: lambda node, command: self._tell(node, e.EngineReady("simulated")),
             c.FetchModel: self._fetch,
             c.MeasureModel: self._measure,
@@ -261,11 +294,21 @@ class Simulation:
     def _config(self, node: SimulatedNode) -> MeshConfig:
         def signer(record: NodeRecord) -> SignedRecord:
             signed = sign(record)
+            if node.member is not None:
+                signed = replace(signed, member=node.member.certificate)
             node.records += 1
             self._archive.setdefault(record.node, []).append(signed)
             return signed
 
+        if self.mesh_key is not None:
+            # The clients' rights are those of a guest; one certificate is made for each node, as in life.
+            rights = node.rights if node.role is Role.NODE else GUEST_RIGHTS
+            node.member = node.member or self.mesh_key.certify(node.id, rights, inviter=node.inviter)
+            node.authority = self.mesh_key.authority(*node.statements)
         return MeshConfig(
+            authority=node.authority,
+            certificate=node.member.data if node.member is not None else b"",
+            rights=node.member.certificate.rights if node.member is not None else ALL_RIGHTS,
             node=node.id,
             mesh=node.mesh,
             role=node.role,
@@ -350,7 +393,7 @@ class Simulation:
     def _deliver(self, node: SimulatedNode, sender: NodeId, link: Link, message: Message, size: int) -> None:
         if node.links.get(sender) is link:
             node.bytes_received += size
-            self._handle(node, e.MessageReceived(sender, message))
+            self._handle(node, e.MessageReceived(sender, certified(message, node.authority)))
 
     def _dial(self, node: SimulatedNode, command: c.DialPeer) -> None:
         way = command.target
@@ -364,6 +407,11 @@ class Simulation:
                 continue
             if target.core is None or target is node or self.network.severed(node.index, target.index):
                 continue
+            if node.authority is not None and node.member is not None and target.authority is not None:
+                refused = target.authority.is_expelled(node.id)
+                if refused or node.authority.is_expelled(target.id):
+                    self._later(self.network.round_trip(node.index, target.index), node, _refused(way))
+                    return
             if not target.id.startswith(way.pin):
                 wrong_port = True
                 continue
@@ -409,7 +457,8 @@ class Simulation:
         node.links[target.id] = target.links[node.id] = link
         rtt = self.network.round_trip(node.index, target.index)
         for one, peer in ((target, node), (node, target)):
-            up = e.LinkUp(peer.id, peer.role, peer.mesh, peer.address, rtt, dialled=one is node)
+            member = peer.member.certificate if peer.member is not None else None
+            up = e.LinkUp(peer.id, peer.role, peer.mesh, peer.address, rtt, one is node, member)
             self._handle(one, up)
 
     def _hang_up(self, node: SimulatedNode, command: c.HangUp) -> None:
@@ -442,6 +491,12 @@ class Simulation:
 
     def _save_peers(self, node: SimulatedNode, command: c.SavePeers) -> None:
         node.peers = command.peers
+
+    def _save_statements(self, node: SimulatedNode, command: c.SaveStatements) -> None:
+        node.statements = command.statements
+
+    def _expelled(self, node: SimulatedNode, command: c.Expelled) -> None:
+        node.expelled = True
 
     def _fetch(self, node: SimulatedNode, command: c.FetchModel) -> None:
         facts = ModelFacts(f"/models/{command.model}.gguf", 1 << 30, "llama", 32768)

@@ -7,6 +7,7 @@ in the next round.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from meshllm.core.membership.links import LinkState, LinkTable
 from meshllm.core.membership.messages import Difference, Digest, Message, Records, Wanted
@@ -18,14 +19,22 @@ from meshllm.core.records import MAX_NUMBER, NodeId, RecordVersion, SignedRecord
 class AntiEntropy:
     """The exchanges of one node with its peers."""
 
-    def __init__(self, table: MembershipTable, links: LinkTable, send: Callable[[NodeId, Message], None]) -> None:
+    def __init__(
+        self,
+        table: MembershipTable,
+        links: LinkTable,
+        send: Callable[[NodeId, Message], None],
+        statements_hash: Callable[[], bytes],
+    ) -> None:
+        """`statements_hash` returns the hash of the statements of the mesh key, or nothing."""
+        self._statements_hash = statements_hash
         self._table = table
         self._links = links
         self._send = send
 
     def begin(self, peer: NodeId) -> None:
         """Send `peer` a digest of the table."""
-        digest = self._table.summary.digest()
+        digest = replace(self._table.summary.digest(), statements=self._statements_hash())
         self._links[peer].digest_bits = digest.bits
         self._send(peer, digest)
 

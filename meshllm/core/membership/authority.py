@@ -49,11 +49,15 @@ class Authority:
         previous: MeshKey | None = None,
     ) -> None:
         """`statements` and `previous` as saved (`SaveStatements`)."""
+        self._read_certificate = read_certificate
+        self._read_statement = read_statement
+        self.adopt(key, statements, previous)
+
+    def adopt(self, key: MeshKey, statements: Iterable[bytes] = (), previous: MeshKey | None = None) -> None:
+        """Begin with the key of a mesh, knowing nothing of any other; before the first link to it is up."""
         self.key = key
         self.previous = previous
         self.rotation: SignedStatement | None = None
-        self._read_certificate = read_certificate
-        self._read_statement = read_statement
         self._known: dict[tuple[StatementKind, bytes], SignedStatement] = {}
         self._prefixes: set[bytes] = set()
         self._grace: frozenset[NodeId] = frozenset()

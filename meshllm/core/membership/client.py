@@ -93,6 +93,12 @@ class ClientMember(MeshParticipant):
         self._joiner.unlinked(now)
         self._maintain_links(now)
 
+    def _forget(self, node: NodeId) -> None:
+        self._refresh(node)
+
+    def _publish_certificate(self, certificate: bytes) -> None:
+        """A client shows its certificate at its next handshake."""
+
     def _set_mesh(self, mesh: MeshId) -> None:
         self._mesh_id = mesh
 
@@ -108,7 +114,7 @@ class ClientMember(MeshParticipant):
 
     def _subscribe(self, peer: NodeId, now: float) -> None:
         self._subscribed[peer] = now
-        self._send(peer, m.Subscribe())
+        self._send(peer, m.Subscribe(self._statements_hash()))
 
     # -- timers
 
@@ -173,6 +179,8 @@ class ClientMember(MeshParticipant):
         """Derive the entry of `node` from what the providers said."""
         self._view = None
         signed = self._providers.best(node)
+        if signed is not None and self._authority is not None:
+            signed = None if signed.member is None or self._authority.is_expelled(node) else signed
         if signed is None or node == self._id or signed.record.leaving:
             self._entries.pop(node, None)
             return

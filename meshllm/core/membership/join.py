@@ -29,6 +29,8 @@ KNOWN_MORE_SECONDS = 0.5
 MAX_ADDRESSES = 64
 RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
+# What the owner of an expelled node reads.
+EXPELLED = "this node was expelled from its mesh; it serves its own models only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,11 @@ class Joiner:
             self.phase, self.reason = JoinPhase.JOINED, ""
             for timer in (Timer.JOIN_DEADLINE, Timer.JOIN_SYNC, Timer.JOIN_RETRY):
                 self._timers.cancel(timer)
+
+    def expelled(self) -> None:
+        """The owner of the mesh put this node out: nothing is dialled any more."""
+        self._candidates.clear()
+        self.phase, self.reason = JoinPhase.FAILED, EXPELLED
 
     def unlinked(self, now: float) -> None:
         """A link is gone. Without any link, a sync starts over."""

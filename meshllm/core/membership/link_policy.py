@@ -21,6 +21,8 @@ RECONNECTS_PER_VISIT = 6
 MAX_MODEL_DIALS = 4
 # Linked hosts that are watched beside the ring neighbours: routing needs their load and round-trip time.
 MAX_HOSTS_WATCHED = 16
+# Links with trusted nodes that are kept while nodes of other inviters are about.
+MAX_TRUSTED_KEPT = 16
 # Peers to remember over a restart, and how many of them may be lost ones: if all nodes of one half of a partitioned
 # mesh restart, they still know the other half.
 MAX_SAVED = 64
@@ -80,8 +82,12 @@ class LinkPolicy(LinkProbes):
 
     def maintain_links(self, now: float) -> None:
         """Dial the nodes that should have a link, and close the links that nothing has needed for a while."""
-        small = self._table.size <= SMALL_MESH
-        wanted = self._table.members() if small else self._table.rings.neighbours(self._table.own)
+        small = self._table.watchers <= SMALL_MESH
+        wanted = self._table.watching() if small else self._table.rings.neighbours(self._table.own)
+        kept = [node for node in self._links.nodes if self._table.is_trusted(node)]
+        if self._table.watchers < self._table.size:
+            # Nodes that were seen alive do not yield to nodes only heard of, of which one inviter may make many.
+            wanted = list(dict.fromkeys([*wanted, *kept[:MAX_TRUSTED_KEPT]]))
         for node in list(wanted):
             link = self._links.get(node)
             if link is not None:
@@ -95,8 +101,8 @@ class LinkPolicy(LinkProbes):
 
     def watched(self, doubted: Callable[[NodeId], bool]) -> list[NodeId]:
         """The nodes to probe. Behind each one that is `doubted`, the next on its ring is probed too."""
-        if self._table.size <= SMALL_MESH:
-            return list(self._table.members())
+        if self._table.watchers <= SMALL_MESH:
+            return list(dict.fromkeys([*self._table.watching(), *self._table.doubted_links()]))
 
         def good(node: NodeId) -> bool:
             return not doubted(node) and self._table.answering(node)
@@ -107,6 +113,7 @@ class LinkPolicy(LinkProbes):
         watched.update(dict.fromkeys(hosts[:MAX_HOSTS_WATCHED]))
         # A reported node is probed until it answers or is gone.
         watched.update(dict.fromkeys(self._own.reported))
+        watched.update(dict.fromkeys(self._table.doubted_links()))
         return [node for node in watched if node in entries and not self._table.is_gone(node)]
 
     def reconnect(self, now: float) -> None:
@@ -137,6 +144,11 @@ class LinkPolicy(LinkProbes):
         known = {address.node: address for address in addresses if address.node not in (None, self._table.own)}
         found = [(node, address) for node, address in known.items() if node is not None]
         self._remembered = {node: address for node, address in found[:MAX_SAVED] if address.addresses}
+
+    def forget(self, node: NodeId) -> None:
+        """`node` was expelled: it is not looked for, nor remembered over a restart."""
+        self._remembered.pop(node, None)
+        self._saved = tuple([address for address in self._saved if address.node != node])
 
     def _lost(self) -> list[NodeId]:
         """Nodes of the earlier run without a record so far, then dead nodes, the latest death last."""

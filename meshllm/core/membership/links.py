@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from meshllm.core import commands as c
+from meshllm.core.membership.certificates import Certificate
 from meshllm.core.membership.messages import Ping
 from meshllm.core.records import PIN_BYTES, BootstrapAddress, MeshId, NodeId, PeerAddress, Role
 from meshllm.util.backoff import backoff
@@ -45,24 +46,39 @@ class Rng(Protocol):
 
 class LinkState:
     """One link. `needed`: when it was last used or wanted; `digest_bits`: of the digest that is not answered yet;
-    `wanted`: nodes whose records were requested from the peer and have not come."""
+    `wanted`: nodes whose records were requested from the peer and have not come; `member`: the peer's certificate;
+    `statements_sent`: when the peer was sent all statements."""
 
     __slots__ = (
         "address",
         "allowance",
         "dialled",
         "digest_bits",
+        "member",
         "mesh",
         "needed",
         "role",
         "rtt",
+        "statements_sent",
         "strangers",
+        "up_at",
         "wanted",
     )
 
-    def __init__(self, role: Role, mesh: MeshId, address: PeerAddress, rtt: float, dialled: bool, now: float) -> None:
+    def __init__(
+        self,
+        role: Role,
+        mesh: MeshId,
+        address: PeerAddress,
+        rtt: float,
+        dialled: bool,
+        now: float,
+        member: Certificate | None = None,
+    ) -> None:
         self.role, self.mesh, self.address, self.rtt, self.dialled = role, mesh, address, rtt, dialled
-        self.needed = now
+        self.member = member
+        self.needed = self.up_at = now
+        self.statements_sent = float("-inf")
         self.digest_bits: int | None = None
         self.wanted: set[NodeId] = set()
         self.allowance = TokenBucket(ALLOWANCE_PER_SECOND, ALLOWANCE_BURST, now)
@@ -72,9 +88,11 @@ class LinkState:
 class LinkTable:
     """All links and dials of one node."""
 
-    def __init__(self, own: NodeId, out: list[c.Command]) -> None:
-        """Dials are appended to `out`."""
+    def __init__(self, own: NodeId, out: list[c.Command], may_dial: Callable[[bytes], bool] = lambda pin: True) -> None:
+        """Dials are appended to `out`. `may_dial`: whether the node of an id, or of its first bytes, is no expelled
+        one."""
         self._own = own
+        self._may_dial = may_dial
         self._out = out
         self._up: dict[NodeId, LinkState] = {}
         self._nodes: list[NodeId] = []
@@ -129,6 +147,8 @@ class LinkTable:
         without an address; with `respect_backoff` also during its backoff or above the limit of dials."""
         key = target.prefix
         if not target.addresses or key == self._own[: len(key)] or self.dialling(key, now):
+            return False
+        if not self._may_dial(key):
             return False
         if target.node is not None and target.node in self._up:
             return False

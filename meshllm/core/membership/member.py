@@ -42,11 +42,11 @@ class Member(MeshParticipant):
 
     def __init__(self, config: MeshConfig, rng: Rng) -> None:
         super().__init__(config, rng)
-        self._table = MembershipTable(config.node, self._timers, self._changed, self._gone)
+        self._table = MembershipTable(config.node, self._timers, self._changed, self._gone, self._authority)
         self._own = OwnRecord(config)
         self._broadcast = RecordBroadcast(self._own, self._table, self._links, self._timers, self._out, rng)
         self.link_policy = LinkPolicy(self._table, self._links, self._own, self._out, rng)
-        self._anti_entropy = AntiEntropy(self._table, self._links, self._send)
+        self._anti_entropy = AntiEntropy(self._table, self._links, self._send, self._statements_hash)
         self._detector = FailureDetector(self._timers, self.link_policy)
         self._subscribers = Subscribers(self._send, self._routable)
 
@@ -143,6 +143,17 @@ class Member(MeshParticipant):
     def _peer_unreachable(self, target: NodeId, now: float) -> None:
         self._detector.dial_failed(target)
 
+    def _forget(self, node: NodeId) -> None:
+        self._table.remove(node)
+        self._own.withdraw_report(node)
+        self.link_policy.forget(node)
+
+    def _publish_certificate(self, certificate: bytes) -> None:
+        self._own.set_certificate(certificate)
+
+    def _answered(self, peer: NodeId, now: float) -> None:
+        self._table.answered(peer, now)
+
     def _set_mesh(self, mesh: MeshId) -> None:
         self._own.set_mesh(mesh)
         for peer, _ in self._links.items():
@@ -153,6 +164,7 @@ class Member(MeshParticipant):
     def _other_message(self, peer: NodeId, link: LinkState, message: m.Message, now: float) -> None:
         if link.role is Role.CLIENT:
             if isinstance(message, m.Subscribe) and link.allowance.take(now, SUBSCRIBE_PRICE):
+                self._compare_statements(peer, link, message.statements, now)
                 self._subscribers.add(peer, [self._id, *sorted(self._table.members())])
             return
         match message:
@@ -160,6 +172,7 @@ class Member(MeshParticipant):
                 self._records(peer, link, message, now)
             case m.Digest():
                 if link.allowance.take(now, DIGEST_PRICE):
+                    self._compare_statements(peer, link, message.statements, now)
                     self._anti_entropy.answer(peer, message)
             case m.Difference():
                 self._difference(peer, link, message, now)
@@ -186,6 +199,8 @@ class Member(MeshParticipant):
                 continue
             requested = record.node in link.wanted
             link.wanted.discard(record.node)
+            if self._authority is not None and signed.member is None:
+                continue  # the daemon leaves out what no certificate covers
             before = self._table.signed(record.node)
             if before is None and not requested and not link.strangers.take(now):
                 continue

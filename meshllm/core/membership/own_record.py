@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from meshllm.core.membership.authority import Authority
+from meshllm.core.membership.certificates import ALL_RIGHTS, Right
 from meshllm.core.records import (
     MAX_BACKEND_MODELS,
     MAX_FAILURE_REPORTS,
@@ -35,7 +37,8 @@ class MeshConfig:
 
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
-    request. `lease_refusal`: why it accepts no lease at all ("": it does).
+    request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's.
+    `lease_refusal`: why it accepts no lease at all ("": it does).
     """
 
     node: NodeId
@@ -48,6 +51,9 @@ class MeshConfig:
     sign: Signer
     idle: bool = False
     lease_refusal: str = ""
+    authority: Authority | None = None
+    certificate: bytes = b""
+    rights: Right = ALL_RIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class OwnRecord:
             software=config.software,
             protocol=config.protocol,
             idle=config.idle,
+            certificate=config.certificate,
         )
         self._loads: tuple[ModelLoad, ...] = ()
         self._reports: dict[NodeId, _Report] = {}
@@ -127,6 +134,10 @@ class OwnRecord:
     def set_mesh(self, mesh: MeshId) -> None:
         """This node belongs to `mesh`."""
         self._update(replace(self._record, mesh=mesh))
+
+    def set_certificate(self, certificate: bytes) -> None:
+        """This node has a new certificate."""
+        self._update(replace(self._record, certificate=certificate))
 
     def set_leaving(self) -> None:
         """This node leaves the mesh: it serves nothing."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
 from meshllm.core.membership import messages as m
+from meshllm.core.membership.authority import KEY_GRACE_SECONDS, rights_of
+from meshllm.core.membership.certificates import Right, SignedStatement, StatementKind
 from meshllm.core.membership.failure_detector import PROBE_SECONDS, FailureDetector
 from meshllm.core.membership.join import JOIN_TIMERS, Joiner
 from meshllm.core.membership.links import LinkState, LinkTable, Rng
 from meshllm.core.membership.mesh_merge import MergeDecision, decide
 from meshllm.core.membership.own_record import MeshConfig
+from meshllm.core.membership.statements import StatementExchange
 from meshllm.core.membership.table import MemberEntry
 from meshllm.core.membership.timers import Timer, Timers
 from meshllm.core.membership.views import JoinPhase, MeshView, PeerStatus
@@ -22,6 +26,10 @@ from meshllm.core.records import MeshId, ModelLoad, NodeId, NodeRecord, OwnFacts
 SAVE_SECONDS = 10.0
 # Tokens of a link's allowance that a message costs.
 PING_PRICE = 1.0
+# Beside the statements: a renewal or an invite costs the receiver a signature.
+MEMBERSHIP_PRICE = 20.0
+# How often a member that needs a new certificate asks for it.
+RENEWAL_SECONDS = 5.0
 # The weight of a new, longer round trip in the smoothed one (RFC 6298). A shorter one counts at once: the first
 # measurement contains a handshake, and no measurement is shorter than the path.
 RTT_WEIGHT = 0.125
@@ -44,7 +52,16 @@ class MeshParticipant(ABC):
         self._rng = rng
         self._out: list[c.Command] = []
         self._timers = Timers()
-        self._links = LinkTable(config.node, self._out)
+        self._authority = config.authority
+        self._rights = config.rights
+        self._certificate = config.certificate
+        self._renewal_from: NodeId | None = None  # the peer that was asked for a new certificate
+        self._rotated_at = 0.0
+        may_dial = {} if self._authority is None else {"may_dial": self._authority.may_dial}
+        self._links = LinkTable(config.node, self._out, **may_dial)
+        self._statements = (
+            None if self._authority is None else StatementExchange(self._authority, self._links, self._send, self._out)
+        )
         self._joiner = Joiner(self._links, self._timers, rng)
         self._started = False
         self._left = False
@@ -109,6 +126,14 @@ class MeshParticipant(ABC):
         entry = self.entry(node)
         return entry.status if entry is not None else None
 
+    def rights_of(self, node: NodeId) -> Right:
+        """What `node` may do: by the certificate of its link, else of its record; none if it is not known."""
+        link, entry = self._links.get(node), self.entry(node)
+        member = link.member if link is not None else None
+        if member is None and entry is not None:
+            member = entry.signed.member
+        return rights_of(member, self._authority)
+
     def view(self) -> MeshView:
         """The frozen view for readers; the same object until something changes."""
         if self._view is None:
@@ -172,6 +197,14 @@ class MeshParticipant(ABC):
         """A timer that is not of the failure detector, the join or `SAVE_PEERS` is due."""
 
     @abstractmethod
+    def _forget(self, node: NodeId) -> None:
+        """`node` was expelled: it is in no table from now on."""
+
+    @abstractmethod
+    def _publish_certificate(self, certificate: bytes) -> None:
+        """This participant has a new certificate."""
+
+    @abstractmethod
     def _set_mesh(self, mesh: MeshId) -> None:
         """Take over another mesh id and tell the peers."""
 
@@ -189,6 +222,9 @@ class MeshParticipant(ABC):
 
     def _settle(self, now: float) -> None:  # noqa: B027
         """Every event and timer is handled: act on what changed."""
+
+    def _answered(self, peer: NodeId, now: float) -> None:  # noqa: B027
+        """A linked peer answered a ping."""
 
     def _loads(self) -> tuple[ModelLoad, ...]:
         return ()
@@ -214,6 +250,8 @@ class MeshParticipant(ABC):
                 self._left = True
                 self._timers.clear()
                 self._view = None
+            case e.StatementsMade() | e.CertificateRenewed() | e.RenewalDue() | e.InviteWanted():
+                self._membership_event(event, now)
             case _:
                 self._other_event(event, now)
 
@@ -221,9 +259,16 @@ class MeshParticipant(ABC):
         peer = event.peer
         if peer == self._id:
             return
+        if self._authority is not None and self._authority.is_expelled(peer):
+            self._out.append(c.HangUp(peer, "it was expelled", at_once=True))
+            return
         first = not self._links.nodes
-        self._links.up(peer, LinkState(event.role, event.mesh, event.address, event.rtt, event.dialled, now))
+        self._links.up(
+            peer, LinkState(event.role, event.mesh, event.address, event.rtt, event.dialled, now, event.member)
+        )
         self._view = None
+        if self._statements is not None:
+            self._statements.greet(peer)
         if event.role is Role.CLIENT:
             self._client_up(peer)
             return
@@ -249,7 +294,7 @@ class MeshParticipant(ABC):
 
     def _message(self, peer: NodeId, message: m.Message, now: float) -> None:
         link = self._links.get(peer)
-        if link is None:
+        if link is None or (self._authority is not None and self._authority.is_expelled(peer)):
             return
         match message:
             case m.Ping():
@@ -260,6 +305,11 @@ class MeshParticipant(ABC):
             case m.Adopted():
                 if link.role is Role.NODE:
                     self._consider_mesh(message.mesh)
+            case m.Statements():
+                if self._statements is not None:
+                    self._apply(self._statements.received(peer, link, message, now), now)
+            case m.RenewCertificate() | m.RenewedCertificate() | m.AskInvite() | m.GrantedInvite():
+                self._membership_message(peer, link, message, now)
             case _:
                 self._other_message(peer, link, message, now)
 
@@ -267,6 +317,7 @@ class MeshParticipant(ABC):
         rtt = self._detector.answer(peer, message.number, now)
         if rtt is None:
             return
+        self._answered(peer, now)
         link.rtt = min(rtt, (1.0 - RTT_WEIGHT) * link.rtt + RTT_WEIGHT * rtt)
         entry = self.entry(peer)
         if entry is None:
@@ -300,11 +351,150 @@ class MeshParticipant(ABC):
         elif timer is Timer.SAVE_PEERS:
             self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
             self._save_peers()
+        elif timer is Timer.KEY_GRACE:
+            self._end_grace()
+        elif timer is Timer.CERTIFICATE:
+            self._ask_renewal(now)
         elif timer in JOIN_TIMERS:
             self._joiner.due(timer, now)
             self._view = None
         else:
             self._other_timer(timer, node, now)
+
+    # -- membership
+
+    def _membership_event(
+        self, event: e.StatementsMade | e.CertificateRenewed | e.RenewalDue | e.InviteWanted, now: float
+    ) -> None:
+        match event:
+            case e.StatementsMade(statements):
+                if self._statements is not None:
+                    self._apply(self._statements.learn(statements), now)
+            case e.CertificateRenewed(signed):
+                self._certificate, self._rights = signed.data, signed.certificate.rights
+                self._renewal_from = None
+                self._timers.cancel(Timer.CERTIFICATE)
+                self._publish_certificate(signed.data)
+            case e.RenewalDue():
+                self._ask_renewal(now)
+            case e.InviteWanted(ask):
+                peer = self._admitter()
+                if peer is not None:
+                    self._send(peer, ask)
+                else:
+                    answer = m.GrantedInvite(b"", ask.rights, 0, 0, refused="no member that may admit is linked")
+                    self._out.append(c.TakeInvite(self._id, answer))
+
+    def _membership_message(self, peer: NodeId, link: LinkState, message: m.Message, now: float) -> None:
+        if self._authority is None or not link.allowance.take(now, MEMBERSHIP_PRICE):
+            return
+        rights = self.rights_of(peer)
+        match message:
+            case m.RenewCertificate():
+                if Right.ADMIT in self._rights and link.member is not None and rights:
+                    self._out.append(c.IssueCertificate(peer, link.member))
+            case m.RenewedCertificate():
+                if peer == self._renewal_from:
+                    self._renewal_from = None
+                    self._out.append(c.TakeCertificate(peer, message))
+            case m.AskInvite():
+                self._asked_for_invite(peer, rights, message)
+            case m.GrantedInvite():
+                if Right.ADMIT in rights:
+                    self._out.append(c.TakeInvite(peer, message))
+
+    def _asked_for_invite(self, peer: NodeId, rights: Right, ask: m.AskInvite) -> None:
+        """An invite never gives more than its maker has, and only a holder of the mesh key makes inviters: else
+        one bad member could have any number of inviters, each with quotas of its own."""
+        allowed = ask.rights & rights
+        if Right.ADMIT not in rights:
+            allowed &= ~(Right.INVITE | Right.ADMIT)
+        if Right.ADMIT in self._rights and Right.INVITE in rights and allowed:
+            self._out.append(c.MakeInvite(peer, replace(ask, rights=allowed)))
+        else:
+            reason = "it has no right to invite" if Right.ADMIT in self._rights else "this member cannot admit others"
+            self._send(peer, m.GrantedInvite(b"", ask.rights, 0, 0, refused=reason))
+
+    def _statements_hash(self) -> bytes:
+        return b"" if self._authority is None else self._authority.hash
+
+    def _compare_statements(self, peer: NodeId, link: LinkState, known: bytes, now: float) -> None:
+        if self._statements is not None:
+            self._statements.compare(peer, link, known, now)
+
+    def _apply(self, new: list[SignedStatement], now: float) -> None:
+        """Act on statements that are new here; they are forwarded and saved already."""
+        for signed in new:
+            subject = signed.statement.subject
+            if signed.statement.kind is StatementKind.NEW_KEY:
+                self._key_changed(now)
+            elif signed.statement.kind is StatementKind.EXPEL and subject != self._id:
+                self._expel(NodeId(subject))
+        if self._authority is not None and self._authority.is_expelled(self._id):
+            self._expelled()
+
+    def _expel(self, node: NodeId) -> None:
+        self._view = None
+        self._forget(node)
+        if node in self._links:
+            self._out.append(c.HangUp(node, "it was expelled", at_once=True))
+
+    def _expelled(self) -> None:
+        """This node itself is out: it goes on alone, and dials no peer."""
+        if self._left:
+            return
+        for node in [entry.record.node for entry in self.entries()]:
+            self._forget(node)
+        for peer, _ in self._links.items():
+            self._out.append(c.HangUp(peer, "this node was expelled", at_once=True))
+            self._links.down(peer)
+        self._out.append(c.Expelled())
+        self._joiner.expelled()
+        self._left = True
+        self._timers.clear()
+        self._view = None
+
+    def _key_changed(self, now: float) -> None:
+        """The mesh has a new key: nodes that are known now have time to get a new certificate, this one too."""
+        assert self._authority is not None
+        known = [
+            entry.record.node for entry in self.entries() if entry.status not in (PeerStatus.DEAD, PeerStatus.LEFT)
+        ]
+        self._authority.begin_grace([*known, *[peer for peer, _ in self._links.items()], self._id])
+        self._rotated_at = now
+        self._timers.set(Timer.KEY_GRACE, now + KEY_GRACE_SECONDS)
+        self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS * self._rng.random())
+
+    def _end_grace(self) -> None:
+        assert self._authority is not None
+        self._authority.end_grace()
+        for peer, link in self._links.items():
+            entry = self.entry(peer)
+            renewed = link.up_at > self._rotated_at
+            if link.role is Role.NODE and entry is not None:
+                renewed = self._authority.is_current(entry.record.certificate)
+            if not renewed:
+                self._out.append(c.HangUp(peer, "its certificate is of the previous mesh key", at_once=True))
+
+    def _ask_renewal(self, now: float) -> None:
+        """Ask a linked member with the mesh key for a new certificate, until there is one."""
+        self._timers.set(Timer.CERTIFICATE, now + RENEWAL_SECONDS)
+        peer = self._admitter()
+        if peer is not None and self._certificate:
+            self._renewal_from = peer
+            self._send(peer, m.RenewCertificate(self._certificate))
+
+    def _admitter(self) -> NodeId | None:
+        """A linked member that holds the current mesh key, chosen at random."""
+        assert self._authority is not None
+        found = []
+        for peer in self._links.nodes:
+            entry = self.entry(peer)
+            rotated = self._authority.rotation is not None and self._rotated_at > 0.0
+            current = not rotated or (entry is not None and self._authority.is_current(entry.record.certificate))
+            if Right.ADMIT in self.rights_of(peer) and current:
+                found.append(peer)
+        return found[self._rng.randrange(len(found))] if found else None
 
     # -- for subclasses
 

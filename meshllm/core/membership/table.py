@@ -13,10 +13,12 @@ current incarnation. A node that is gone comes back only with a higher incarnati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
+from meshllm.core.membership.authority import Authority
 from meshllm.core.membership.failure_detector import expiry_seconds, suspicion_seconds
+from meshllm.core.membership.quotas import Quotas
 from meshllm.core.membership.rings import Rings
 from meshllm.core.membership.summary import Summary
 from meshllm.core.membership.timers import Timer, Timers
@@ -34,6 +36,11 @@ TOMBSTONE_SECONDS = 24 * 3600.0
 # How long the record of a node that left is passed on; twelve rounds of anti-entropy reach the whole mesh.
 LEFT_PASSED_ON_SECONDS = 60.0
 
+# A linked node that answered this lately is not suspect, whatever others report.
+ANSWERED_SECONDS = 3.0
+# When to look again at a node that others report and that answers.
+JUDGE_AGAIN_SECONDS = 1.0
+
 _S = PeerStatus
 GONE = (_S.DEAD, _S.LEFT)
 # Every transition and its cause; any other raises ValueError.
@@ -45,7 +52,7 @@ TRANSITIONS: dict[tuple[PeerStatus, PeerStatus], str] = {
     (_S.ALIVE, _S.SUSPECT): "failure reports",
     (_S.ALIVE, _S.DEAD): "record not renewed",
     (_S.ALIVE, _S.LEFT): "its own record",
-    (_S.SUSPECT, _S.ALIVE): "a higher incarnation, or the reports were withdrawn",
+    (_S.SUSPECT, _S.ALIVE): "a higher incarnation, the reports were withdrawn, or it answers",
     (_S.SUSPECT, _S.DEAD): "not refuted in time",
     (_S.SUSPECT, _S.LEFT): "its own record",
     (_S.DEAD, _S.UNVERIFIED): "a higher incarnation",
@@ -68,7 +75,7 @@ class MergeResult(Enum):
 class MemberEntry:
     """One node in the table. `seen`: when its version last grew; `view`: kept until something changes."""
 
-    __slots__ = ("linked", "loads", "reason", "rtt", "seen", "signed", "since", "status", "view")
+    __slots__ = ("answered", "linked", "loads", "reason", "rtt", "seen", "signed", "since", "status", "view")
 
     def __init__(self, signed: SignedRecord, status: PeerStatus, now: float) -> None:
         self.signed = signed
@@ -77,6 +84,7 @@ class MemberEntry:
         self.seen = now
         self.reason = ""
         self.linked = False
+        self.answered = float("-inf")  # when it last proved to this node over a link that it is alive
         self.rtt: float | None = None
         self.loads: tuple[ModelLoad, ...] | None = None
         self.view: PeerView | None = None
@@ -108,10 +116,11 @@ class MembershipTable:
         timers: Timers,
         changed: Callable[[NodeId], None],
         gone: Callable[[NodeId, PeerStatus], None],
+        authority: Authority | None = None,
     ) -> None:
         """`changed` is called for every node whose view changed, `gone` for each that died or left.
 
-        Sets `Timer.DEATH` for suspect nodes.
+        Sets `Timer.DEATH` for suspect nodes. With an `authority`, expelled nodes are refused.
         """
         self.own = own
         self.entries: dict[NodeId, MemberEntry] = {}
@@ -127,6 +136,9 @@ class MembershipTable:
         self._timers = timers
         self._changed = changed
         self._on_gone = gone
+        self._authority = authority
+        self._quotas = Quotas()
+        self._watching: dict[NodeId, None] = {}  # other members with a place on the rings
         self.doubtful = False  # a change from which other suspicions may follow; see `judge_all`
         self.rings.add(own)
 
@@ -136,6 +148,25 @@ class MembershipTable:
     def size(self) -> int:
         """The number of members: all nodes that are not gone, with this one."""
         return len(self._renewed) + 1
+
+    @property
+    def watchers(self) -> int:
+        """The number of members that watch others, with this one: all, as far as the quota of their inviter allows."""
+        return len(self._watching) + 1
+
+    def watching(self) -> list[NodeId]:
+        """The other members that watch others and are watched."""
+        return list(self._watching)
+
+    def is_trusted(self, node: NodeId) -> bool:
+        """Whether `node` is known and does not depend on the quota of an inviter."""
+        entry = self.entries.get(node)
+        return entry is not None and self._quotas.is_trusted(entry.signed.member)
+
+    def doubted_links(self) -> list[NodeId]:
+        """Linked nodes that others report: whether they answer this node decides."""
+        found = [node for node in self._reports if (entry := self.entries.get(node)) is not None and entry.linked]
+        return [node for node in found if not self.is_gone(node)]
 
     def status(self, node: NodeId) -> PeerStatus | None:
         """The status of `node`; None if it is not known, and for this node itself."""
@@ -195,9 +226,13 @@ class MembershipTable:
         node, version = record.node, record.version
         if node == self.own or not possible(version):
             return MergeResult.REFUSED
+        if self._authority is not None and self._authority.is_expelled(node):
+            return MergeResult.REFUSED
         entry = self.entries.get(node)
+        if not self._quotas.has_room(signed.member, len(signed.body)):
+            return MergeResult.REFUSED
         if entry is None:
-            if len(self.entries) >= MAX_NODES and not self._forget_oldest():
+            if len(self.entries) >= MAX_NODES and not self._make_room(signed, linked=linked):
                 return MergeResult.REFUSED
             self._first(signed, now, linked=linked)
             return MergeResult.FIRST
@@ -214,6 +249,7 @@ class MembershipTable:
         entry = MemberEntry(signed, PeerStatus.ALIVE if linked else PeerStatus.UNVERIFIED, now)
         entry.linked = linked
         self.entries[record.node] = entry
+        self._quotas.keep(signed.member, len(signed.body))
         if record.leaving:
             # A new node that left already is remembered but not passed on: else new nodes would pass it on for ever.
             entry.status = PeerStatus.LEFT
@@ -221,7 +257,7 @@ class MembershipTable:
             self._changed(record.node)
             return
         self._renewed[record.node] = now
-        self.rings.add(record.node)
+        self._place(record.node)
         self.summary.put(record.node, record.version)
         self._reports_changed(None, record, now)
         self._changed(record.node)
@@ -233,6 +269,7 @@ class MembershipTable:
         restarted = record.version.incarnation > before.version.incarnation
         entry.signed, entry.seen, entry.linked = signed, now, linked
         entry.loads = None
+        self._quotas.keep(signed.member, len(signed.body))
         if record.leaving:
             self.summary.put(node, record.version)
             self._passed_on[node] = now
@@ -251,6 +288,7 @@ class MembershipTable:
                 self._change(entry, PeerStatus.ALIVE, now)
             self._renewed.pop(node, None)
             self._renewed[node] = now
+            self._place(node)
             self.summary.put(node, record.version)
         self._reports_changed(before, record, now)
         self._changed(node)
@@ -262,6 +300,7 @@ class MembershipTable:
         entry = self.entries.get(node)
         if entry is not None:
             entry.linked = True
+            entry.answered = now
             if entry.status is PeerStatus.UNVERIFIED:
                 self._change(entry, PeerStatus.ALIVE, now)
             self._changed(node)
@@ -273,6 +312,27 @@ class MembershipTable:
             entry.linked = False
             self._changed(node)
 
+    def answered(self, node: NodeId, now: float) -> None:
+        """A linked node answered a ping: whatever others say of it, it is alive."""
+        entry = self.entries.get(node)
+        if entry is None or not entry.linked:
+            return
+        entry.answered = now
+        if entry.status is PeerStatus.SUSPECT and not self.reports(self.own, node):
+            self._change(entry, PeerStatus.ALIVE, now)
+
+    def remove(self, node: NodeId) -> None:
+        """`node` was expelled: nothing is left of it, its failure reports included."""
+        entry = self.entries.get(node)
+        if entry is None:
+            return
+        self._renewed.pop(node, None)
+        self._unplace(node)
+        self._timers.cancel(Timer.DEATH, node)
+        self._gone[node] = 0.0
+        self._forget(node)
+        self.doubtful = self.doubtful or bool(self._reports)
+
     # -- suspicion
 
     def reports_needed(self, subject: NodeId) -> int:
@@ -281,18 +341,22 @@ class MembershipTable:
         def able(node: NodeId) -> bool:
             return node != subject and self.answering(node)
 
-        if self.size <= SMALL_MESH:
-            watchers = 1 + sum(map(able, self._renewed)) - (subject == self.own)
+        if self.watchers <= SMALL_MESH:
+            watchers = self._voices(filter(able, self._watching)) + (subject != self.own)
         else:
-            watchers = len(self.rings.observers(subject, able))
+            watchers = self._voices(self.rings.observers(subject, able))
         return max(1, min(REPORTS_NEEDED, watchers))
+
+    def _voices(self, nodes: Iterable[NodeId]) -> int:
+        """How many voices these nodes have: those of one inviter without the right to admit share one."""
+        return len({self._quotas.voice(node) for node in nodes})
 
     def reporters(self, incarnation: int) -> int:
         """How many members report this node at `incarnation` as failed; those that are gone do not count."""
         reports = self._reports.get(self.own)
         if not reports:
             return 0
-        return sum(number == incarnation and not self.is_gone(node) for node, number in reports.items())
+        return self._voices([n for n, number in reports.items() if number == incarnation and not self.is_gone(n)])
 
     def judge(self, subject: NodeId, now: float, *, withdrawn: bool = False) -> None:
         """Make `subject` suspect if enough nodes report it; with `withdrawn`, clear it if too few still do."""
@@ -303,15 +367,20 @@ class MembershipTable:
         about = [node for node, number in (reports or {}).items() if number == incarnation]
         if entry.status is PeerStatus.SUSPECT:
             # A reporter that is gone has not withdrawn its report: only a living node can.
-            standing = sum(node == self.own or not self.is_gone(node) for node in about)
+            standing = self._voices([node for node in about if node == self.own or not self.is_gone(node)])
             if withdrawn and standing < self.reports_needed(subject):
                 self._change(entry, PeerStatus.ALIVE, now)
             return
-        live = sum(node == self.own or self.status(node) is PeerStatus.ALIVE for node in about)
+        live = self._voices([n for n in about if n == self.own or self.status(n) is PeerStatus.ALIVE])
         if live and live >= self.reports_needed(subject):
+            if entry.linked and now - entry.answered < ANSWERED_SECONDS and self.own not in about:
+                # It answers this node. The next answer decides: it is probed as long as others report it.
+                if self._timers.at(Timer.JUDGE) is None:
+                    self._timers.set(Timer.JUDGE, now + JUDGE_AGAIN_SECONDS)
+                return
             reporters = "1 node gets" if live == 1 else f"{live} nodes get"
             self._change(entry, PeerStatus.SUSPECT, now, f"{reporters} no answer from it")
-            self._timers.set(Timer.DEATH, now + suspicion_seconds(self.size), subject)
+            self._timers.set(Timer.DEATH, now + suspicion_seconds(self.watchers), subject)
 
     def judge_all(self, now: float) -> None:
         """Judge all reported nodes again: the number of their watchers may have changed."""
@@ -350,7 +419,34 @@ class MembershipTable:
             self._forget(oldest)
         return oldest is not None
 
+    def _make_room(self, signed: SignedRecord, *, linked: bool) -> bool:
+        """Forget a node that is gone, or for a node that is linked or trusted one only heard of, of the inviter that
+        has most."""
+        if self._forget_oldest():
+            return True
+        fattest = self._quotas.fattest()
+        if fattest is None or not (linked or self._quotas.is_trusted(signed.member)):
+            return False
+        for node, entry in self.entries.items():
+            if entry.status is PeerStatus.UNVERIFIED and self._quotas.inviter(node) == fattest:
+                self.remove(node)
+                return True
+        return False
+
+    def _place(self, node: NodeId) -> None:
+        """Give `node` a place on the rings, if it has none and may have one."""
+        if node not in self._watching and self._quotas.take_place(node):
+            self._watching[node] = None
+            self.rings.add(node)
+
+    def _unplace(self, node: NodeId) -> None:
+        if node in self._watching:
+            del self._watching[node]
+            self.rings.discard(node)
+            self._quotas.leave_place(node)
+
     def _forget(self, node: NodeId) -> None:
+        self._quotas.drop(node)
         del self._gone[node]
         self._passed_on.pop(node, None)
         self.summary.discard(node)
@@ -370,14 +466,14 @@ class MembershipTable:
             if status in GONE:
                 self._renewed.pop(node, None)
                 self._gone[node] = now
-                self.rings.discard(node)
+                self._unplace(node)
                 if node not in self._passed_on:
                     self.summary.discard(node)
             else:
                 self._gone.pop(node, None)
                 self._passed_on.pop(node, None)
                 self._renewed[node] = now
-                self.rings.add(node)
+                self._place(node)
                 self.summary.put(node, entry.record.version)
         if was is PeerStatus.SUSPECT:
             self._timers.cancel(Timer.DEATH, node)

@@ -30,6 +30,8 @@ class Timer(IntEnum):
     SEEK_MODEL = auto()
     CLIENT_TABLES = auto()
     RESUBSCRIBE = auto()
+    KEY_GRACE = auto()
+    CERTIFICATE = auto()
     JOIN_DEADLINE = auto()
     JOIN_SYNC = auto()
     JOIN_MORE = auto()

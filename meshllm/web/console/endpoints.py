@@ -30,16 +30,96 @@ class _Body(BaseModel):
 
 
 class InviteOptions(_Body):
-    """Lifetime of a new invite in seconds; 0: it does not expire."""
+    """A new invite: for how many seconds (0: a day), with which rights (none: all), for one node only or not, for how
+    many days of membership (0: as usual for the rights), and a label for the list."""
 
     expires: float | None = 0
+    rights: list[str] = []
+    once: bool = False
+    days: int = 0
+    label: str = ""
 
 
 class InviteAnswer(_Body):
-    """An invite, and when it expires (seconds since the epoch; 0: never)."""
+    """An invite, when it expires (seconds since the epoch), and its serial, by which it can be revoked."""
 
     invite: str
     expires: int
+    serial: str = ""
+
+
+class MemberFacts(_Body):
+    """A member of the mesh; ids are hexadecimal, times in seconds since the epoch. `here`: this node."""
+
+    node: str
+    name: str
+    rights: list[str]
+    since: int
+    expires: int
+    inviter: str
+    invite: str
+    seen: int
+    alive: bool
+    here: bool
+
+
+class MembersAnswer(_Body):
+    """All members that this node knows. `upgraded`: the mesh key comes from a shared secret of an older version."""
+
+    members: list[MemberFacts]
+    upgraded: bool
+
+
+class InviteFacts(_Body):
+    """An invite that was made here: `by` whom, and the `nodes` that used it."""
+
+    serial: str
+    rights: list[str]
+    expires: int
+    lifetime: int
+    once: bool
+    by: str
+    label: str
+    nodes: list[str]
+    revoked: bool
+
+
+class InvitesAnswer(_Body):
+    """The invites that were made here and have not expired."""
+
+    invites: list[InviteFacts]
+
+
+class RevokeRequest(_Body):
+    """The serial of an invite, or the beginning of it."""
+
+    serial: str
+
+
+class RevokeAnswer(_Body):
+    """The serial that was revoked."""
+
+    serial: str
+
+
+class ExpelRequest(_Body):
+    """The name of a member, its id, or the beginning of its id."""
+
+    node: str
+
+
+class ExpelAnswer(_Body):
+    """The member that was expelled. `rotated`: it held the mesh key, so the mesh has a new one."""
+
+    node: str
+    name: str
+    rotated: bool
+
+
+class RotateAnswer(_Body):
+    """The mesh has a new key."""
+
+    rotated: bool
 
 
 class KeyAnswer(_Body):
@@ -107,6 +187,17 @@ INVITE: Final = ConsoleEndpoint(
     owner_only=True,
 )
 KEY: Final = ConsoleEndpoint("POST", "/api/key", "The API key of --listen-all.", KeyAnswer, owner_only=True)
+MEMBERS: Final = ConsoleEndpoint("GET", "/api/members", "The members of the mesh.", MembersAnswer, owner_only=True)
+INVITES: Final = ConsoleEndpoint("GET", "/api/invites", "The open invites.", InvitesAnswer, owner_only=True)
+REVOKE: Final = ConsoleEndpoint(
+    "POST", "/api/invites/revoke", "Revokes an invite.", RevokeAnswer, RevokeRequest, owner_only=True
+)
+EXPEL: Final = ConsoleEndpoint(
+    "POST", "/api/members/expel", "Expels a member for ever.", ExpelAnswer, ExpelRequest, owner_only=True
+)
+ROTATE: Final = ConsoleEndpoint(
+    "POST", "/api/mesh/rotate-key", "Makes a new mesh key: all invites are void.", RotateAnswer, owner_only=True
+)
 DOWNLOADS: Final = ConsoleEndpoint(
     "POST",
     "/api/downloads",
@@ -117,4 +208,17 @@ DOWNLOADS: Final = ConsoleEndpoint(
 )
 OPENAPI: Final = ConsoleEndpoint("GET", "/api/openapi.json", "This document.")
 
-ENDPOINTS: Final = (STATUS, EVENTS, REQUESTS, INVITE, KEY, DOWNLOADS, OPENAPI)
+ENDPOINTS: Final = (
+    STATUS,
+    EVENTS,
+    REQUESTS,
+    INVITE,
+    INVITES,
+    REVOKE,
+    MEMBERS,
+    EXPEL,
+    ROTATE,
+    KEY,
+    DOWNLOADS,
+    OPENAPI,
+)

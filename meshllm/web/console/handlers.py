@@ -20,8 +20,9 @@ from aiohttp import web
 from meshllm.errors import MeshError
 from meshllm.web.console import endpoints
 from meshllm.web.console.downloads import Download, DownloadHandler
-from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, KeyAnswer
-from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.endpoints import TOKEN_HEADER, ConsoleRoute, Handler, InviteAnswer, InviteOptions, KeyAnswer
+from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.web.console.members import MemberHandlers, Members
 from meshllm.web.console.openapi import document
 from meshllm.web.console.page_files import PageFiles
 from meshllm.web.console.redaction import Audience, redacted
@@ -45,8 +46,9 @@ IDLE_SECONDS = 75.0
 MAX_BODY_BYTES = 8192
 # Headers that browsers add to requests of web pages.
 BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "cookie")
-# Longest lifetime of an invite with an expiry; keeps the sum with the clock within 64 bits.
-MAX_EXPIRY_SECONDS = 10 * 366 * 86_400
+# Longest lifetime of an invite: 30 days. Longest membership: ten years.
+MAX_EXPIRY_SECONDS = 30 * 86_400
+MAX_MEMBER_DAYS = 3650
 NEAR = web.RequestKey("near", bool)
 OWNER = web.RequestKey("owner", bool)
 
@@ -56,13 +58,14 @@ class ConsoleSources:
     """Where the handlers get their answers from. The fields are the parameters of `Console`."""
 
     status: Callable[[], NodeStatus]
-    invite: Callable[[float], Invitation]
+    invite: Callable[[InviteWish], Invitation]
     page: PageFiles | None
     requests: Callable[[], Iterable[RequestSummary]]
     download: Download | None
     routes: Sequence[ConsoleRoute]
     token: str
     audit: Callable[[str, Mapping[str, str]], None]
+    members: Callable[[], Members]
 
 
 class ConsoleHandlers:
@@ -85,7 +88,8 @@ class ConsoleHandlers:
         self._open_to_all: set[Handler] = set()
         self._owner_only: set[Handler] = set()
         app = web.Application(middlewares=[self._check], client_max_size=MAX_BODY_BYTES)
-        for route in (*self._routes(), *sources.routes):
+        members = MemberHandlers(sources.members)
+        for route in (*self._routes(), *members.routes(), *sources.routes):
             app.router.add_route(route.endpoint.method, route.endpoint.path, route.handler)
             if route.endpoint.method == "GET":
                 app.router.add_route("HEAD", route.endpoint.path, route.handler)
@@ -226,17 +230,24 @@ class ConsoleHandlers:
     async def _new_invite(self, request: web.Request) -> web.Response:
         try:
             body = json.loads(await request.read() or b"{}")
-            seconds = body.get("expires") or 0
-            if isinstance(seconds, bool) or not 0 <= seconds <= MAX_EXPIRY_SECONDS:
+            wish = InviteOptions.model_validate(body, strict=True)
+            seconds = wish.expires or 0
+            if isinstance(body.get("expires"), bool) or not 0 <= seconds <= MAX_EXPIRY_SECONDS:
                 raise ValueError(seconds)
+            if not 0 <= wish.days <= MAX_MEMBER_DAYS:
+                raise ValueError(wish.days)
         except (ValueError, TypeError, AttributeError, RecursionError):
-            message = f'The body must be {{"expires": SECONDS}} with 0 (no expiry) to {MAX_EXPIRY_SECONDS}.'
+            message = (
+                f'The body must be {{"expires": SECONDS}} with 0 (a day) to {MAX_EXPIRY_SECONDS}, and may have '
+                '"rights" (names), "once", "days" and "label".'
+            )
             return error_response(400, "invalid_request", message)
         try:
-            invitation = self._invite(float(seconds))
+            made = self._invite(InviteWish(float(seconds), tuple(wish.rights), wish.once, wish.days, wish.label))
         except MeshError as error:
             return error_response(409, error.code, str(error))
-        return _json_text(InviteAnswer(invite=invitation.text, expires=invitation.expires).model_dump_json())
+        answer = InviteAnswer(invite=made.text, expires=made.expires, serial=made.serial)
+        return _json_text(answer.model_dump_json())
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         foreign = not request[OWNER]

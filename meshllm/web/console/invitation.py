@@ -1,4 +1,4 @@
-"""An invite as the console gives it to a caller."""
+"""An invite as the console gives it to a caller, and what the caller asks for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class InviteWish:
+    """`seconds` that the invite is valid (0: a day), its `rights` (names, or none: all), `once`: for one node only,
+    `days` that the membership lasts (0: as usual for the rights), and a `label` for the list."""
+
+    seconds: float = 0
+    rights: tuple[str, ...] = ()
+    once: bool = False
+    days: int = 0
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Invitation:
-    """An invite token; `expires` in seconds since the epoch (0: never). The repr does not show the token."""
+    """An invite token; `expires` in seconds since the epoch. The repr does not show the token."""
 
     text: str
     expires: int
+    serial: str = ""
 
     def __repr__(self) -> str:
-        return f"<Invitation until {self.expires or 'cancelled'}>"
+        return f"<Invitation {self.serial} until {self.expires}>"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from meshllm.errors import EnvironmentFailure, port_taken
 from meshllm.tasks import Owner
 from meshllm.util.threads import StopSignal, in_thread
-from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.gateway.request_log import RequestSummary
 from meshllm.web.http.access_control import AccessPolicy, is_loopback
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meshllm.web.console.downloads import Download
     from meshllm.web.console.endpoints import ConsoleRoute
     from meshllm.web.console.handlers import ConsoleHandlers, ConsoleSources
+    from meshllm.web.console.members import Members
     from meshllm.web.console.page_files import PageFiles
     from meshllm.web.console.status import NodeStatus
 
@@ -36,36 +37,42 @@ LISTEN_BACKLOG = 128
 MAX_EARLY_BYTES = 256 << 10
 
 
-def no_invite(seconds: float) -> Invitation:
+def no_invite(wish: InviteWish) -> Invitation:
     """Always raises EnvironmentFailure: the node has no mesh."""
     raise EnvironmentFailure("This node has no mesh to invite to.")
+
+
+def no_members() -> Members:
+    """Always raises EnvironmentFailure: the node has no mesh."""
+    raise EnvironmentFailure("This node has no mesh.")
 
 
 class Console:
     """Serves the page and the console API.
 
-    `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite that is
-    valid for so many seconds (0: no expiry), or raises MeshError. `requests` returns the last API requests, the newest
-    first. `download` downloads models for the command line (None: refused). `routes` are additional endpoints. `token`
-    is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
+    `status` returns the status now; `changed` must be called whenever it changes. `invite` makes an invite
+    as wished, or raises MeshError; `members` does the owner's other acts. `requests` returns the last API requests, the
+    newest first. `download` downloads models for the command line (None: refused).`routes` are additional endpoints.
+    `token` is that of this run: a caller that sends it is the owner (empty: no caller is). `audit` records an event.
     """
 
     def __init__(
         self,
         policy: AccessPolicy,
         status: Callable[[], NodeStatus],
-        invite: Callable[[float], Invitation] = no_invite,
+        invite: Callable[[InviteWish], Invitation] = no_invite,
         page: PageFiles | None = None,
         requests: Callable[[], Iterable[RequestSummary]] = tuple,
         download: Download | None = None,
         routes: Sequence[ConsoleRoute] = (),
         token: str = "",
         audit: Callable[[str, Mapping[str, str]], None] = lambda event, fields: None,
+        members: Callable[[], Members] = no_members,
     ) -> None:
         self._policy = policy
 
         def sources(make: type[ConsoleSources]) -> ConsoleSources:
-            return make(status, invite, page, requests, download, routes, token, audit)
+            return make(status, invite, page, requests, download, routes, token, audit, members)
 
         self._sources = sources
         self._handlers: ConsoleHandlers | None = None

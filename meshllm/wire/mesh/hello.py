@@ -17,31 +17,37 @@ from enum import IntEnum
 
 import msgpack
 
+from meshllm.core.membership.certificates import MESH_KEY_BYTES
 from meshllm.core.records import MAX_NAME_BYTES, MESH_ID_BYTES, NODE_ID_BYTES, MeshId, NodeId, PeerAddress, Role
 from meshllm.errors import BadMessage
 from meshllm.wire.mesh import fields as f
+from meshllm.wire.mesh.certificates import CERTIFICATE_BYTES, STATEMENT_BYTES
+from meshllm.wire.mesh.invite import InviteTerms, encode_terms, read_terms
 
-# The longest message is a refusal with its texts; a hello takes about 180 bytes.
-MAX_HELLO_BYTES = 1024
+# The longest message is a welcome with certificates and changes of the key; a hello takes about 200 bytes.
+MAX_HELLO_BYTES = 2048
+# The version of the protocol since which a hello has this form.
+FIRST_PROTOCOL = 2
+# Changes of the mesh key in a welcome: one that missed more needs a fresh invite.
+MAX_KEY_CHANGES = 4
 NONCE_BYTES = 32
 INSTANCE_BYTES = 8
 SIGNATURE_BYTES = 64
 PROOF_BYTES = 32
-MAX_SECRET_BYTES = 32
 # Versions count from 1.
 MAX_PROTOCOL = 1 << 16
 
 
 class Credential(IntEnum):
-    """The dialler's credential: the mesh secret, or the key of an expiring invite."""
+    """The dialler's credential: its membership certificate, or the key of an invite."""
 
-    MEMBER = 0
+    CERTIFICATE = 0
     INVITE = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The dialler's first message. `expires` (unix seconds) belongs to an invite; `instance` is random for each start.
+    """The dialler's first message. `invite`: the terms of its invite; `instance` is random for each start.
 
     `ended`: the name of the last link to this acceptor that the dialler saw end, which is dead at the acceptor as well;
     or empty.
@@ -52,10 +58,17 @@ class Hello:
     role: Role
     mesh: MeshId
     credential: Credential
-    expires: int
     nonce: bytes
     instance: bytes
     ended: bytes = b""
+    invite: InviteTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OlderHello:
+    """A hello of an older protocol, of which only the versions are read."""
+
+    protocol: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +85,30 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class HelloProof:
-    """The dialler's proof of its node key (`signature`) and of the secret (`proof`)."""
+    """The dialler's proof of its node key (`signature`), and its certificate, or the proof of its invite's key."""
 
     signature: bytes
-    proof: bytes
+    certificate: bytes = b""
+    proof: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The acceptor's proof of the secret. `observed`: the dialler's address; `secret`: for a dialler with an expiring
-    invite."""
+    """The acceptor's certificate. `observed`: the dialler's address; `key_changes`: the statements that lead from an
+    older mesh key to the newest.
 
-    proof: bytes
+    For a dialler with an invite: `proof` of the invite's key over all other fields, the mesh `key`, the dialler's new
+    certificate `granted`, and the private mesh key if that has `ADMIT`.
+    """
+
     mesh: MeshId
     observed: PeerAddress | None
-    secret: bytes = field(default=b"", repr=False)
+    certificate: bytes
+    key_changes: tuple[bytes, ...] = ()
+    key: bytes = b""
+    granted: bytes = b""
+    private: bytes = field(default=b"", repr=False)
+    proof: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +120,29 @@ class HelloRefusal:
     advice: str = ""
 
 
-HelloMessage = Hello | Challenge | HelloProof | Welcome | HelloRefusal
+HelloMessage = Hello | OlderHello | Challenge | HelloProof | Welcome | HelloRefusal
 
 
 def encode_hello(message: HelloMessage) -> bytes:
     """The payload of one frame."""
     match message:
         case Hello():
+            # The eighth place is the expiry of the invite, as in protocol 1.
+            expires = message.invite.expires if message.invite is not None else 0
+            terms = encode_terms(message.invite) if message.invite is not None else b""
             parts: tuple[object, ...] = (
                 1, *message.protocol, message.node, message.role.value, message.mesh, int(message.credential),
-                message.expires, message.nonce, message.instance, message.ended,
+                expires, message.nonce, message.instance, message.ended, terms,
             )  # fmt: skip
+        case OlderHello():
+            parts = (1, *message.protocol)
         case Challenge():
             protocol, role = message.protocol, message.role.value
             parts = (2, *protocol, message.chosen, message.node, role, message.nonce, message.instance)
         case HelloProof():
-            parts = (3, message.signature, message.proof)
+            parts = (3, message.signature, message.certificate, message.proof)
         case Welcome():
-            packed = f.pack_host(message.observed.host) if message.observed is not None else None
-            observed = (packed, message.observed.port) if packed is not None and message.observed is not None else None
-            parts = (4, message.proof, message.mesh, observed, message.secret)
+            parts = (4, *_welcome_fields(message), message.proof)
         case HelloRefusal():
             parts = (5, message.code, message.message[:MAX_NAME_BYTES], message.advice[:MAX_NAME_BYTES])
     payload: bytes = msgpack.packb(parts)
@@ -138,17 +163,30 @@ def decode_hello(payload: bytes) -> HelloMessage:
 def transcript(hello: bytes, challenge: bytes) -> bytes:
     """The input of both proofs: a hash of both messages as they were on the wire."""
     parts = b"".join(struct.pack(">I", len(part)) + part for part in (hello, challenge))
-    return hashlib.sha256(b"mesh-llm/1 hello" + parts).digest()
+    return hashlib.sha256(b"mesh-llm/2 hello" + parts).digest()
 
 
-def to_sign(over: bytes) -> bytes:
-    """The input of the dialler's signature."""
-    return b"mesh-llm/1 hello dialler signs" + over
+def to_sign(over: bytes, certificate: bytes) -> bytes:
+    """The input of the dialler's signature: it presents `certificate` (empty with an invite) in this hello only."""
+    return b"mesh-llm/2 hello dialler signs" + over + hashlib.sha256(certificate).digest()
 
 
 def prove(key: bytes, label: str, over: bytes) -> bytes:
     """Proof of `key`. `label`: "dialler" or "acceptor"."""
-    return hmac.digest(key, b"mesh-llm/1 hello " + label.encode() + b"\0" + over, "sha256")
+    return hmac.digest(key, b"mesh-llm/2 hello " + label.encode() + b"\0" + over, "sha256")
+
+
+def welcome_to_prove(over: bytes, welcome: Welcome) -> bytes:
+    """The input of the acceptor's proof: the transcript `over` and all fields of the welcome."""
+    packed: bytes = msgpack.packb(_welcome_fields(welcome))
+    return over + hashlib.sha256(packed).digest()
+
+
+def _welcome_fields(welcome: Welcome) -> tuple[object, ...]:
+    packed = f.pack_host(welcome.observed.host) if welcome.observed is not None else None
+    observed = (packed, welcome.observed.port) if packed is not None and welcome.observed is not None else None
+    changes = b"".join(welcome.key_changes)
+    return (welcome.mesh, observed, welcome.certificate, changes, welcome.key, welcome.granted, welcome.private)
 
 
 def highest_common(ours: tuple[int, int], theirs: tuple[int, int]) -> int | None:
@@ -169,20 +207,28 @@ def _role(value: object) -> Role:
         raise BadMessage("role: unknown") from None
 
 
-def _read_hello(found: tuple[object, ...]) -> Hello:
-    _, low, high, node, role, mesh, credential, expires, nonce, instance, ended, *_ = f.fields(found, 11, "hello")
+def _read_hello(found: tuple[object, ...]) -> Hello | OlderHello:
+    _, low, high, *_ = f.fields(found, 3, "hello")
+    protocol = _window(low, high)
+    if protocol[1] < FIRST_PROTOCOL:
+        return OlderHello(protocol)
+    _, _, _, node, role, mesh, kind, expires, nonce, instance, ended, terms, *_ = f.fields(found, 12, "hello")
     if ended != b"":
         f.exactly(ended, NONCE_BYTES, "ended link")
+    credential = Credential(f.number(kind, "credential", 0, max(Credential)))
+    invite = read_terms(terms) if credential is Credential.INVITE else None
+    if expires != (invite.expires if invite is not None else 0) or (invite is None and terms != b""):
+        raise BadMessage("hello: terms of an invite do not match")
     return Hello(
-        _window(low, high),
+        protocol,
         NodeId(f.exactly(node, NODE_ID_BYTES, "node")),
         _role(role),
         MeshId(f.exactly(mesh, MESH_ID_BYTES, "mesh")),
-        Credential(f.number(credential, "credential", 0, max(Credential))),
-        f.number(expires, "expiry"),
+        credential,
         f.exactly(nonce, NONCE_BYTES, "nonce"),
         f.exactly(instance, INSTANCE_BYTES, "instance"),
         ended,
+        invite,
     )
 
 
@@ -199,18 +245,31 @@ def _read_challenge(found: tuple[object, ...]) -> Challenge:
 
 
 def _read_proof(found: tuple[object, ...]) -> HelloProof:
-    _, signature, proof, *_ = f.fields(found, 3, "proof")
-    return HelloProof(f.exactly(signature, SIGNATURE_BYTES, "signature"), f.exactly(proof, PROOF_BYTES, "proof"))
+    _, signature, certificate, proof, *_ = f.fields(found, 4, "proof")
+    return HelloProof(
+        f.exactly(signature, SIGNATURE_BYTES, "signature"),
+        _empty_or(certificate, CERTIFICATE_BYTES, "certificate"),
+        _empty_or(proof, PROOF_BYTES, "proof"),
+    )
 
 
 def _read_welcome(found: tuple[object, ...]) -> Welcome:
-    _, proof, mesh, observed, secret, *_ = f.fields(found, 5, "welcome")
+    _, mesh, observed, certificate, changes, key, granted, private, proof, *_ = f.fields(found, 9, "welcome")
+    packed = f.multiple(changes, STATEMENT_BYTES, MAX_KEY_CHANGES, "changes of the key")
     return Welcome(
-        f.exactly(proof, PROOF_BYTES, "proof"),
         MeshId(f.exactly(mesh, MESH_ID_BYTES, "mesh")),
         f.address(observed, "observed address") if observed is not None else None,
-        f.multiple(secret, 1, MAX_SECRET_BYTES, "secret"),
+        f.exactly(certificate, CERTIFICATE_BYTES, "certificate"),
+        tuple([packed[at : at + STATEMENT_BYTES] for at in range(0, len(packed), STATEMENT_BYTES)]),
+        _empty_or(key, MESH_KEY_BYTES, "mesh key"),
+        _empty_or(granted, CERTIFICATE_BYTES, "certificate"),
+        _empty_or(private, MESH_KEY_BYTES, "private mesh key"),
+        _empty_or(proof, PROOF_BYTES, "proof"),
     )
+
+
+def _empty_or(value: object, length: int, what: str) -> bytes:
+    return b"" if value == b"" else f.exactly(value, length, what)
 
 
 def _read_refusal(found: tuple[object, ...]) -> HelloRefusal:

@@ -13,11 +13,12 @@ import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass, field
 
-from meshllm.core.records import MESH_ID_BYTES, BootstrapAddress, MeshId, PeerAddress
-from meshllm.errors import BadInvite
-from meshllm.wire.mesh.fields import MAX_PORT, pack_host, unpack_host
+from meshllm.core.membership.certificates import ALL_RIGHTS, Right
+from meshllm.core.records import MESH_ID_BYTES, BootstrapAddress, MeshId, NodeId, PeerAddress
+from meshllm.errors import BadInvite, BadMessage
+from meshllm.wire.mesh.fields import MAX_PORT, exactly, pack_host, unpack_host
 
-VERSION = 1
+VERSION = 2
 PREFIX = f"mesh{VERSION}-"
 KEY_BYTES = 16
 PIN_BYTES = 16
@@ -26,9 +27,11 @@ MAX_WAYS = 3
 MAX_ADDRESSES = 4
 # 3 nodes with 4 IPv6 addresses each take 420 characters; the rest is for line breaks and spaces of a paste.
 MAX_CHARACTERS = 1000
-MAX_EXPIRES = (1 << 32) - 1
 CHECKSUM_BYTES = 4
-WAYS_MASK, EXPIRES_BIT = 0x03, 0x04
+WAYS_MASK = 0x03
+# Serial, rights, expires, lifetime of the certificate, once.
+_TERMS = struct.Struct(">8sBIIB")
+TERMS_BYTES = _TERMS.size
 COUNT_MASK, ONE_PORT_BIT = 0x0F, 0x10
 
 # Characters that a chat or an editor adds around a pasted token.
@@ -39,25 +42,56 @@ FRESH = "Ask for a fresh one: 'mesh-llm invite' prints it on a node of the mesh.
 
 
 @dataclass(frozen=True, slots=True)
+class InviteTerms:
+    """What an invite is good for: until `expires` (unix seconds) it gives a certificate with `rights` for
+    `member_lifetime` seconds. `serial`: 8 random bytes; `once`: it admits one node, at its maker only.
+    """
+
+    serial: bytes
+    rights: Right
+    expires: int
+    member_lifetime: int
+    once: bool = False
+
+    def valid_at(self, now_unix: float) -> bool:
+        """Whether the invite has not expired."""
+        return now_unix < self.expires
+
+
+@dataclass(frozen=True, slots=True)
 class Invite:
-    """`key`: see `invite_key`; `expires` in unix seconds, 0: never; `ways`: 1 to 3 nodes to dial."""
+    """`key`: see `invite_key`; `ways`: 1 to 3 nodes to dial."""
 
     mesh: MeshId
     key: bytes = field(repr=False)
-    expires: int
+    terms: InviteTerms
     ways: tuple[BootstrapAddress, ...]
 
 
-def invite_key(secret: bytes, expires: int) -> bytes:
-    """The key of an invite: the mesh secret, or for an expiring invite a key that every member can derive from it."""
-    if not expires:
-        return secret
-    return hmac.digest(secret, b"mesh-llm/1 invite" + struct.pack(">Q", expires), "sha256")[:KEY_BYTES]
+def invite_key(private: bytes, terms: InviteTerms, maker: NodeId) -> bytes:
+    """The key of an invite, which each holder of the private mesh key can derive and nobody else.
+
+    It is bound to the terms, so that an invite is good for nothing else, and if it admits once, to its maker, the only
+    node that admits by it.
+    """
+    bound = maker if terms.once else b""
+    return hmac.digest(private, b"mesh-llm/2 invite\0" + encode_terms(terms) + bound, "sha256")[:KEY_BYTES]
 
 
-def expired(invite: Invite, now_unix: float) -> bool:
-    """Whether the invite has expired."""
-    return bool(invite.expires) and now_unix >= invite.expires
+def encode_terms(terms: InviteTerms) -> bytes:
+    """The terms as `TERMS_BYTES` bytes. Raises ValueError for values out of bounds."""
+    try:
+        return _TERMS.pack(terms.serial, int(terms.rights), terms.expires, terms.member_lifetime, int(terms.once))
+    except struct.error as error:
+        raise ValueError(f"not the terms of an invite: {error}") from error
+
+
+def read_terms(data: object) -> InviteTerms:
+    """The terms in those bytes. Raises BadMessage."""
+    serial, rights, expires, lifetime, once = _TERMS.unpack(exactly(data, TERMS_BYTES, "terms of an invite"))
+    if not rights or rights & ~int(ALL_RIGHTS) or once > 1:
+        raise BadMessage("terms of an invite: unknown rights or flags")
+    return InviteTerms(serial, Right(rights), expires, lifetime, bool(once))
 
 
 def encode(invite: Invite) -> str:
@@ -65,13 +99,12 @@ def encode(invite: Invite) -> str:
 
     Raises ValueError for an invite without nodes, addresses or a proper key.
     """
-    if len(invite.mesh) != MESH_ID_BYTES or len(invite.key) != KEY_BYTES or not 0 <= invite.expires <= MAX_EXPIRES:
-        raise ValueError("an invite needs a mesh id, a key, and a time of expiry that fits")
+    if len(invite.mesh) != MESH_ID_BYTES or len(invite.key) != KEY_BYTES or not invite.terms.rights:
+        raise ValueError("an invite needs a mesh id, a key, and a right")
     if not 1 <= len(invite.ways) <= MAX_WAYS:
         raise ValueError(f"an invite has 1 to {MAX_WAYS} nodes, not {len(invite.ways)}")
-    head = len(invite.ways) | (EXPIRES_BIT if invite.expires else 0)
-    expires = struct.pack(">I", invite.expires) if invite.expires else b""
-    body = bytes([head]) + invite.mesh + invite.key + expires + b"".join(map(_encode_way, invite.ways))
+    terms = encode_terms(invite.terms)
+    body = bytes([len(invite.ways)]) + invite.mesh + invite.key + terms + b"".join(map(_encode_way, invite.ways))
     return PREFIX + urlsafe_b64encode(body + _checksum(body)).rstrip(b"=").decode()
 
 
@@ -106,6 +139,8 @@ def decode(text: str) -> Invite:
             f"This is not an invite: an invite begins with {PREFIX!r} and has only letters, digits, '-' and '_'.",
             advice="Copy the whole text that 'mesh-llm invite' printed.",
         )
+    if int(found[1]) == 1:
+        raise BadInvite("This invite was made by an older mesh-llm and is void.", advice=FRESH)
     if int(found[1]) != VERSION:
         raise BadInvite(
             f"This invite has version {int(found[1])}; this mesh-llm reads version {VERSION}.",
@@ -113,7 +148,7 @@ def decode(text: str) -> Invite:
         )
     try:
         return _read(_from_base64(found[2]))
-    except (ValueError, IndexError, struct.error):
+    except (ValueError, IndexError, struct.error, BadMessage):
         # From None: a traceback must not show a part of the token.
         raise BadInvite(
             "This invite is damaged: characters are missing or changed.", advice=f"Copy the whole text. {FRESH}"
@@ -134,13 +169,11 @@ def _read(data: bytes) -> Invite:
     reader = _ByteReader(body)
     head = reader.take(1)[0]
     ways = head & WAYS_MASK
-    if head & ~(WAYS_MASK | EXPIRES_BIT) or not ways:
+    if head & ~WAYS_MASK or not ways:
         raise ValueError("first byte")
     mesh, key = MeshId(reader.take(MESH_ID_BYTES)), reader.take(KEY_BYTES)
-    (expires,) = struct.unpack(">I", reader.take(4)) if head & EXPIRES_BIT else (0,)
-    if head & EXPIRES_BIT and not expires:
-        raise ValueError("expiry")
-    invite = Invite(mesh, key, expires, tuple([_read_way(reader) for _ in range(ways)]))
+    terms = read_terms(reader.take(TERMS_BYTES))
+    invite = Invite(mesh, key, terms, tuple([_read_way(reader) for _ in range(ways)]))
     if reader.left:
         raise ValueError("length")
     return invite

@@ -44,7 +44,7 @@ class PageServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.console = Console(
-            AccessPolicy(), status, lambda seconds: Invitation("mesh1-SECRET", 0), PageFiles(folder), token=TOKEN
+            AccessPolicy(), status, lambda seconds: Invitation("mesh2-SECRET", 0), PageFiles(folder), token=TOKEN
         )
 
     async def start(self) -> None:
@@ -203,6 +203,11 @@ async def test_openapi_document_lists_all_endpoints(server: PageServer) -> None:
         "/api/events",
         "/api/requests",
         "/api/invite",
+        "/api/invites",
+        "/api/invites/revoke",
+        "/api/members",
+        "/api/members/expel",
+        "/api/mesh/rotate-key",
         "/api/key",
         "/api/downloads",
         "/api/openapi.json",

@@ -41,7 +41,7 @@ from meshllm.core.records import (
 from meshllm.core.routing.routes import TargetKind
 from meshllm.core.snapshot import ModelFacts, ModelPhase, Snapshot
 from meshllm.errors import EnvironmentFailure, PortTaken
-from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.server import Console
 from meshllm.web.console.status import NodeStatus, StatusInputs, TargetLoad, node_status
 from meshllm.web.console.status_model import Modality, TransportKind
@@ -65,10 +65,10 @@ class ConsoleServer:
     def __post_init__(self) -> None:
         self.console = Console(AccessPolicy(), self.status, self.invite, token=TOKEN)
 
-    def invite(self, seconds: float) -> Invitation:
-        if seconds == 7:
+    def invite(self, wish: InviteWish) -> Invitation:
+        if wish.seconds == 7:
             raise EnvironmentFailure("This node only uses the API.", advice="Ask another.")
-        return Invitation("mesh1-SECRET", int(seconds))
+        return Invitation("mesh2-SECRET", int(wish.seconds), "00")
 
     def status(self) -> NodeStatus:
         self.asked += 1
@@ -179,11 +179,11 @@ async def test_status_contains_the_mesh(server: ConsoleServer) -> None:
 
 async def test_invite_is_given_to_the_owner(server: ConsoleServer) -> None:
     given = await server.call(owned("POST", "/api/invite", {"expires": 3600}))
-    assert (given.status, given.json) == (200, {"invite": "mesh1-SECRET", "expires": 3600})
+    assert (given.status, given.json) == (200, {"invite": "mesh2-SECRET", "expires": 3600, "serial": "00"})
     assert given.headers["cache-control"] == "no-store"
     for body in (None, {}, {"expires": None}, {"expires": 0}):
         assert (await server.call(owned("POST", "/api/invite", body))).json["expires"] == 0
-    assert "SECRET" not in repr(Invitation("mesh1-SECRET", 0))
+    assert "SECRET" not in repr(Invitation("mesh2-SECRET", 0))
 
 
 @pytest.mark.parametrize(

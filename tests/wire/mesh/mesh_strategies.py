@@ -182,10 +182,18 @@ ways = st.builds(
     st.binary(min_size=16, max_size=16),
     st.lists(addresses, min_size=1, max_size=invite.MAX_ADDRESSES).map(tuple),
 )
+terms = st.builds(
+    invite.InviteTerms,
+    st.binary(min_size=8, max_size=8),
+    st.integers(1, 63).map(Right),
+    st.integers(0, (1 << 32) - 1),
+    st.integers(0, (1 << 32) - 1),
+    st.booleans(),
+)
 invites = st.builds(
     invite.Invite,
     mesh_ids,
     st.binary(min_size=16, max_size=16),
-    st.one_of(st.just(0), st.integers(1, invite.MAX_EXPIRES)),
+    terms,
     st.lists(ways, min_size=1, max_size=invite.MAX_WAYS).map(tuple),
 )

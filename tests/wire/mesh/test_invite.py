@@ -10,33 +10,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.core.records import BootstrapAddress, MeshId, PeerAddress
+from meshllm.core.membership.certificates import Right
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, PeerAddress
 from meshllm.errors import BadInvite
 from meshllm.wire.mesh.invite import (
     MAX_ADDRESSES,
     MAX_CHARACTERS,
     Invite,
+    InviteTerms,
     _checksum,
     decode,
     encode,
-    expired,
+    encode_terms,
     invite_key,
 )
 from tests.wire.mesh.mesh_strategies import invites
 
 KEY = bytes(range(100, 116))
 WAY = BootstrapAddress(b"p" * 16, (PeerAddress("192.168.1.20", 41337), PeerAddress("203.0.113.7", 41337)))
-INVITE = Invite(MeshId(b"m" * 16), KEY, 0, (WAY,))
+TERMS = InviteTerms(b"serial--", Right.USE | Right.SERVE, 1_800_000_000, 86_400)
+INVITE = Invite(MeshId(b"m" * 16), KEY, TERMS, (WAY,))
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 def token(body: bytes) -> str:
     """A token of these bytes with a valid checksum."""
-    return "mesh1-" + urlsafe_b64encode(body + _checksum(body)).rstrip(b"=").decode()
+    return "mesh2-" + urlsafe_b64encode(body + _checksum(body)).rstrip(b"=").decode()
 
 
 def body_of(text: str) -> bytes:
-    data = urlsafe_b64decode(text.removeprefix("mesh1-") + "===")
+    data = urlsafe_b64decode(text.removeprefix("mesh2-") + "===")
     return data[:-4]
 
 
@@ -46,15 +49,18 @@ def test_invite_round_trips(invite: Invite) -> None:
 
 
 def test_invite_is_short_enough_to_paste() -> None:
-    assert len(encode(INVITE)) == 93
-    assert len(encode(replace(INVITE, ways=(replace(WAY, addresses=WAY.addresses[:1]),)))) == 88
-    assert len(encode(replace(INVITE, ways=(WAY,) * 3))) == 168
+    assert len(encode(INVITE)) == 117
+    assert len(encode(replace(INVITE, ways=(replace(WAY, addresses=WAY.addresses[:1]),)))) == 112
+    assert len(encode(replace(INVITE, ways=(WAY,) * 3))) == 192
     six = tuple(PeerAddress(f"2001:db8::{at}", 40000 + at) for at in range(1, 5))
-    assert len(encode(replace(INVITE, expires=1, ways=(BootstrapAddress(b"p" * 16, six),) * 3))) < MAX_CHARACTERS // 2
+    assert len(encode(replace(INVITE, ways=(BootstrapAddress(b"p" * 16, six),) * 3))) < MAX_CHARACTERS // 2
 
 
 def test_invite_format_is_stable() -> None:
-    body = b"\x01" + b"m" * 16 + KEY + b"p" * 16 + b"\x12\x00" + b"\xa1\x79" + b"\xc0\xa8\x01\x14\xcb\x00\x71\x07"
+    terms = b"serial--\x03" + b"\x6b\x49\xd2\x00" + b"\x00\x01\x51\x80" + b"\x00"
+    body = (
+        b"\x01" + b"m" * 16 + KEY + terms + b"p" * 16 + b"\x12\x00" + b"\xa1\x79" + b"\xc0\xa8\x01\x14\xcb\x00\x71\x07"
+    )
     assert encode(INVITE) == token(body)
 
 
@@ -73,8 +79,8 @@ def test_invite_cuts_addresses_and_ids() -> None:
         replace(INVITE, ways=(BootstrapAddress(b"p" * 16, ()),)),
         replace(INVITE, key=b"short"),
         replace(INVITE, mesh=MeshId(b"")),
-        replace(INVITE, expires=-1),
-        replace(INVITE, expires=1 << 32),
+        replace(INVITE, terms=replace(TERMS, expires=-1)),
+        replace(INVITE, terms=replace(TERMS, expires=1 << 32)),
     ],
 )
 def test_encode_refuses_an_invite_without_nodes(invite: Invite) -> None:
@@ -123,7 +129,7 @@ def test_decode_accepts_or_refuses_any_text(text: str) -> None:
 @given(st.text(ALPHABET, max_size=400))
 def test_decode_accepts_or_refuses_any_text_of_the_shape(text: str) -> None:
     with pytest.raises(BadInvite):
-        decode("mesh1-" + text)
+        decode("mesh2-" + text)
 
 
 @given(st.binary(max_size=200))
@@ -136,7 +142,7 @@ def test_decode_accepts_or_refuses_any_bytes_with_a_checksum(body: bytes) -> Non
     assert decode(encode(found)) == found
 
 
-@given(st.integers(0, 60), st.integers(0, 255))
+@given(st.integers(0, 78), st.integers(0, 255))
 def test_decode_accepts_or_refuses_any_byte_with_a_checksum(place: int, value: int) -> None:
     body = bytearray(body_of(encode(INVITE)))
     body[place] = value
@@ -147,7 +153,7 @@ def test_decode_accepts_or_refuses_any_byte_with_a_checksum(place: int, value: i
     assert decode(encode(found)) == found
 
 
-HEAD = b"m" * 16 + KEY
+HEAD = b"m" * 16 + KEY + encode_terms(TERMS)
 ONE_WAY = b"p" * 16 + b"\x11\x00" + b"\x00\x01" + b"\x01\x02\x03\x04"
 
 
@@ -158,7 +164,8 @@ ONE_WAY = b"p" * 16 + b"\x11\x00" + b"\x00\x01" + b"\x01\x02\x03\x04"
         b"\x09" + HEAD + ONE_WAY,
         b"\x02" + HEAD + ONE_WAY,
         b"\x01" + HEAD + ONE_WAY + b"\x00",
-        b"\x05" + HEAD + bytes(4) + ONE_WAY,
+        b"\x01" + HEAD[:40] + b"\x00" + HEAD[41:] + ONE_WAY,
+        b"\x01" + HEAD[:-1] + b"\x02" + ONE_WAY,
         b"\x01" + HEAD + b"p" * 16 + b"\x10\x00" + b"\x00\x01",
         b"\x01" + HEAD + b"p" * 16 + b"\x15\x00" + b"\x00\x01" + b"\x01" * 20,
         b"\x01" + HEAD + b"p" * 16 + b"\x31\x00" + b"\x00\x01" + b"\x01" * 4,
@@ -179,14 +186,14 @@ def test_decode_enforces_each_bound(body: bytes) -> None:
     [
         ("", "not an invite"),
         ("hello", "not an invite"),
-        ("MESH1-abc", "not an invite"),
-        ("mesh1-ab=c", "not an invite"),
-        ("mesh1-äöü", "not an invite"),
-        ("mesh1-", "damaged"),
-        ("mesh1-A", "damaged"),
-        ("mesh2-abc", "version 2"),
+        ("MESH2-abc", "not an invite"),
+        ("mesh2-ab=c", "not an invite"),
+        ("mesh2-äöü", "not an invite"),
+        ("mesh2-", "damaged"),
+        ("mesh2-A", "damaged"),
+        ("mesh1-abc", "older mesh-llm"),
         ("mesh0007-abc", "version 7"),
-        ("mesh1-" + "A" * MAX_CHARACTERS, "longer"),
+        ("mesh2-" + "A" * MAX_CHARACTERS, "longer"),
     ],
 )
 def test_decode_errors_say_what_is_wrong(text: str, words: str) -> None:
@@ -197,7 +204,7 @@ def test_decode_errors_say_what_is_wrong(text: str, words: str) -> None:
 
 def test_decode_errors_do_not_quote_the_input() -> None:
     text = encode(INVITE)
-    for damaged in (text[:-1], text[:50] + "!" + text[50:], text * 20, text.replace("mesh1", "mesh9")):
+    for damaged in (text[:-1], text[:50] + "!" + text[50:], text * 20, text.replace("mesh2", "mesh9")):
         with pytest.raises(BadInvite) as caught:
             decode(damaged)
         assert text[6:20] not in f"{caught.value} {caught.value!r} {caught.value.args}"
@@ -212,14 +219,22 @@ def test_repr_of_an_invite_shows_no_key() -> None:
     assert not re.search("key", shown)
 
 
-def test_invite_key_and_expiry() -> None:
-    secret = b"s" * 16
-    assert invite_key(secret, 0) == secret
-    # HMAC-SHA256 of the label and the expiry in 8 bytes, big-endian; computed with `openssl dgst -mac HMAC`.
-    assert invite_key(secret, 1_800_000_000).hex() == "cf89ed1d31b822af76bd6b267d46df5a"
-    keys = {invite_key(secret, expires) for expires in (0, 1, 2, 1 << 32)} | {invite_key(b"t" * 16, 1)}
-    assert len(keys) == 5
+def test_invite_key_is_bound_to_every_term() -> None:
+    private, maker, other = b"s" * 32, NodeId(b"a" * 32), NodeId(b"b" * 32)
+    changed = [
+        TERMS,
+        replace(TERMS, serial=b"another-"),
+        replace(TERMS, rights=Right.USE),
+        replace(TERMS, expires=TERMS.expires + 1),
+        replace(TERMS, member_lifetime=1),
+        replace(TERMS, once=True),
+    ]
+    keys = {invite_key(private, terms, maker) for terms in changed} | {invite_key(b"t" * 32, TERMS, maker)}
+    assert len(keys) == 7
     assert {len(key) for key in keys} == {16}
-    assert not expired(INVITE, 1e12)
-    assert not expired(replace(INVITE, expires=100), 99.9)
-    assert expired(replace(INVITE, expires=100), 100.0)
+    # Any holder of the mesh key can check an invite, but for one node only its maker.
+    assert invite_key(private, TERMS, other) == invite_key(private, TERMS, maker)
+    once = replace(TERMS, once=True)
+    assert invite_key(private, once, other) != invite_key(private, once, maker)
+    assert TERMS.valid_at(TERMS.expires - 0.1)
+    assert not TERMS.valid_at(TERMS.expires)

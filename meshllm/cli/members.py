@@ -1,0 +1,110 @@
+"""`mesh-llm members`, `expel` and `rotate-key`: who is in the mesh, and who is not any more."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from meshllm.cli.console_client import ask, console_port, not_a_console
+from meshllm.errors import EnvironmentFailure, UsageError
+
+Port = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, metavar="PORT", help="Console port of the node to ask. Default: the one of MESH_LLM_HOME."
+    ),
+]
+UPGRADED = (
+    "This mesh was upgraded from a shared secret: whoever ever held an invite of it can still join. "
+    "Run 'mesh-llm rotate-key --mesh' once all your machines are upgraded."
+)
+
+
+def members(
+    node_port: Port = None, json: Annotated[bool, typer.Option("--json", help="JSON, with whole ids.")] = False
+) -> None:
+    """List the members of the mesh: name, id, rights, since and until when, who invited them, last seen."""
+    answer = call(console_port(node_port), "GET", "/api/members")
+    if json:
+        import orjson
+
+        typer.echo(orjson.dumps(answer).decode())
+        return
+    rows = [("NAME", "ID", "RIGHTS", "SINCE", "UNTIL", "INVITED BY", "SEEN")]
+    names = {row["node"]: row["name"] for row in answer["members"]}
+    for row in answer["members"]:
+        seen = "this node" if row["here"] else "now" if row["alive"] else _day(row["seen"])
+        by = "-" if row["inviter"] == row["node"] else names.get(row["inviter"]) or row["inviter"][:10]
+        rights = "all" if len(row["rights"]) == 6 else ",".join(row["rights"])
+        rows.append((row["name"] or "?", row["node"][:10], rights, _day(row["since"]), _day(row["expires"]), by, seen))
+    widths = [max(len(row[at]) for row in rows) for at in range(7)]
+    for line in rows:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    if answer["upgraded"]:
+        typer.echo(f"\n{UPGRADED}")
+
+
+def expel(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Name or id (or its beginning), as in 'members'.")],
+    node_port: Port = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Expel a member for ever: out of every table and link at once, and the invite that let it in is void."""
+    port = console_port(node_port)
+    known = call(port, "GET", "/api/members")["members"]
+    found = [row for row in known if row["name"] == node]
+    found = found or [row for row in known if row["node"].startswith(node.lower())]
+    if len(found) != 1:
+        raise UsageError(
+            f"{len(found)} members have the name {node!r}, or an id that begins so.",
+            advice="'mesh-llm members' lists the ids.",
+        )
+    row = found[0]
+    if not yes:
+        typer.confirm(f"Expel {row['name'] or 'the node'} ({row['node'][:10]}) for ever?", abort=True)
+    answer = call(port, "POST", "/api/members/expel", {"node": row["node"]})
+    typer.echo(f"{row['name'] or 'The node'} ({row['node'][:10]}) is expelled.")
+    if answer["rotated"]:
+        typer.echo("It held the mesh key, so the mesh has a new one: all invites that were made before are void.")
+
+
+def rotate_key(
+    mesh: Annotated[bool, typer.Option("--mesh", help="The key of the mesh: all invites are void.")] = False,
+    node_port: Port = None,
+) -> None:
+    """Change the key of the mesh. Members get new certificates by themselves, also those that are off now."""
+    if not mesh:
+        raise UsageError(
+            "This node's own key is not changed by a command yet.",
+            advice="Use --mesh for the key of the mesh. For a new node key: expel this node from another machine, "
+            "start it with a new MESH_LLM_HOME, and invite it again.",
+        )
+    call(console_port(node_port), "POST", "/api/mesh/rotate-key")
+    typer.echo("The mesh has a new key. All invites that were made before are void.")
+
+
+def call(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """The answer of an owner's endpoint. Raises EnvironmentFailure with what the node says, NotRunning."""
+    import orjson
+
+    headers = {"content-type": "application/json"}
+    status, text = ask(port, method, path, body=orjson.dumps(body or {}), headers=headers)
+    if status == 403:
+        raise EnvironmentFailure(
+            f"The node with console port {port} does this for its owner only.",
+            advice="Run this as the user who runs the node, with the same MESH_LLM_HOME.",
+        )
+    try:
+        answer = orjson.loads(text)
+        if status == 200:
+            return answer
+        message = str(answer["error"]["message"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise not_a_console(port, status) from error
+    raise EnvironmentFailure(message)
+
+
+def _day(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d")

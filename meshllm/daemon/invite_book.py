@@ -1,0 +1,138 @@
+"""`invites.json`: the invites that a node made, who used them, and the members that it knows.
+
+Invariants: the file is replaced as a whole, mode 0600, and holds no key. A use of an invite is on the disk before the
+node that used it is welcomed, so that a single-use invite admits one node over any crash.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from meshllm.core.ids import NodeId
+from meshllm.core.membership.certificates import MAX_NODES_PER_INVITE, Certificate
+from meshllm.util.atomic_file import replace_file
+from meshllm.wire.mesh.invite import InviteTerms
+
+log = logging.getLogger(__name__)
+
+FILE = "invites.json"
+MAX_INVITES, MAX_MEMBERS = 1024, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class InviteEntry:
+    """An invite. `serial`, `by` (who asked for it) and `nodes` (who used it) are hexadecimal."""
+
+    serial: str
+    rights: int
+    expires: int
+    lifetime: int
+    once: bool
+    by: str
+    label: str = ""
+    nodes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownMember:
+    """A member as its certificate says; times in unix seconds."""
+
+    name: str
+    rights: int
+    issued: int
+    expires: int
+    inviter: str
+    invite: str
+    seen: int
+
+
+class InviteBook:
+    """The owner of the file. Everything runs on the event loop; a save takes about a millisecond."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / FILE
+        self.invites: dict[str, InviteEntry] = {}
+        self.members: dict[str, KnownMember] = {}
+        try:
+            found = json.loads(self._path.read_text())
+            self.invites = {str(entry["serial"]): InviteEntry(**entry) for entry in found["invites"]}
+            self.members = {str(node): KnownMember(**entry) for node, entry in found["members"].items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            log.warning("%s cannot be read: invites for one use that this node made admit nobody any more", self._path)
+
+    def add(self, terms: InviteTerms, by: NodeId, label: str, now: float) -> None:
+        """A new invite; expired ones make room."""
+        self.invites = {key: entry for key, entry in self.invites.items() if entry.expires > now}
+        if len(self.invites) >= MAX_INVITES:
+            raise ValueError(f"{MAX_INVITES} invites are open: revoke some")
+        entry = InviteEntry(
+            terms.serial.hex(), int(terms.rights), terms.expires, terms.member_lifetime, terms.once, by.hex(), label
+        )
+        self.invites[entry.serial] = entry
+        self._save(durable=True)
+
+    def use(self, terms: InviteTerms, node: NodeId, maker: NodeId) -> str:
+        """`node` uses an invite: "" once that is on the disk, else why not. The same node may use it again."""
+        serial, who = terms.serial.hex(), node.hex()
+        entry = self.invites.get(serial)
+        if entry is None:
+            if terms.once:
+                return "This node does not know the invite any more."
+            # Made by another holder of the mesh key.
+            entry = InviteEntry(
+                serial, int(terms.rights), terms.expires, terms.member_lifetime, terms.once, "", "made elsewhere"
+            )
+            if len(self.invites) >= MAX_INVITES:
+                return "Too many invites are open at this node."
+        if who in entry.nodes:
+            return ""
+        if len(entry.nodes) >= (1 if entry.once else MAX_NODES_PER_INVITE):
+            return "The invite was used already." if entry.once else f"{MAX_NODES_PER_INVITE} nodes used the invite."
+        self.invites[serial] = replace(entry, nodes=[*entry.nodes, who])
+        self._save(durable=True)
+        return ""
+
+    def maker_of(self, serial: bytes) -> str:
+        """Who asked for the invite, hexadecimal; "" if that is not known."""
+        entry = self.invites.get(serial.hex())
+        return entry.by if entry is not None else ""
+
+    def seen(self, member: Certificate, name: str, now: float) -> None:
+        """A member was met."""
+        who = member.node.hex()
+        known = self.members.pop(who, None)
+        while len(self.members) >= MAX_MEMBERS:
+            del self.members[next(iter(self.members))]
+        self.members[who] = KnownMember(
+            name or (known.name if known is not None else ""),
+            int(member.rights),
+            member.issued,
+            member.expires,
+            member.inviter.hex(),
+            member.invite.hex(),
+            int(now),
+        )
+        self._save(durable=False)
+
+    def forget(self, node: NodeId) -> None:
+        """A member was expelled."""
+        if self.members.pop(node.hex(), None) is not None:
+            self._save(durable=True)
+
+    def clear(self) -> None:
+        """The node is in another mesh now."""
+        self.invites, self.members = {}, {}
+        self._save(durable=False)
+
+    def _save(self, *, durable: bool) -> None:
+        content: dict[str, Any] = {
+            "invites": [asdict(entry) for entry in self.invites.values()],
+            "members": {node: asdict(entry) for node, entry in self.members.items()},
+        }
+        replace_file(self._path, json.dumps(content, indent=1) + "\n", mode=0o600, durable=durable)
