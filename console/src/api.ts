@@ -205,6 +205,7 @@ export interface NodeStatus {
   mesh_reason: string
   sharing: SharingStatus | null
   machine: MachineStatus | null
+  sandbox: SandboxStatus | null
   worker_lease: WorkerLeaseStatus | null
   lan_urls: string[]
   read_only: boolean
@@ -281,6 +282,15 @@ export interface RequestsAnswer {
 
 export const ROLES = ['node', 'client'] as const
 export type Role = (typeof ROLES)[number]
+
+// How engine processes run. `caged`: files and network are confined; `layers`: what the system enforces;
+// `problems`: what it does not; `disabled`: by --no-sandbox.
+export interface SandboxStatus {
+  caged: boolean
+  disabled: boolean
+  layers: string
+  problems: string[]
+}
 
 // A model that another node says it serves. 0: unknown. `size` is the file's size. `input_modalities` is null if
 // the node does not report it.

@@ -78,6 +78,7 @@ def checks(port: int, console: int) -> list[Check]:
         Check("build tools", lambda: _in_thread(lambda: c.check_build_tools(engine_is_built()))),
         Check("accelerators", devices),
         Check("devices", engine_devices),
+        Check("sandbox", lambda: _in_thread(c.check_sandbox)),
         Check("memory", lambda: _in_thread(lambda: c.check_memory(resources.memory(), resources.processors()))),
         Check(f"port {port}", lambda: _in_thread(lambda: c.check_port(ports.probe(port), "--port"))),
         Check(f"port {console}", lambda: _in_thread(lambda: c.check_port(ports.probe(console), "--console"))),

@@ -21,6 +21,7 @@ from meshllm.util.format import gigabytes
 
 if TYPE_CHECKING:
     from meshllm.engine.probe.bindings import EngineDevice
+    from meshllm.engine.sandbox.policy import SandboxLayers
 
 ENGINE_BUILD_BYTES: Final = 10**9  # measured peak of a build: under half of it
 HOME_DISK_BYTES: Final = 100 * 10**6  # the daemon's logs take up to half of it
@@ -223,6 +224,22 @@ def check_devices(devices: Sequence[EngineDevice] | None) -> CheckResult:
     if listed:
         return ok("devices", f"{'; '.join(listed)}; select with --device")
     return ok("devices", f"the CPU: {', '.join(device.description for device in devices) or 'unknown'}")
+
+
+def check_sandbox(found: SandboxLayers | None = None) -> CheckResult:
+    """Which layers of the sandbox of engine processes work here, tried out."""
+    if found is None:
+        from meshllm.engine.sandbox.availability import available
+
+        found = available()
+    problems = " ".join(found.problems)
+    if not found.cage:
+        advice = (
+            "Own models run without it; leases of other nodes are refused, unless the node starts with --no-sandbox. "
+            "In a container, update the container engine or its seccomp profile; otherwise use Linux 5.13 or newer."
+        )
+        return CheckResult("sandbox", CheckState.WARNING, f"incomplete ({found.layers or 'none'}): {problems}", advice)
+    return ok("sandbox", f"{found.layers}: engine processes run in it{f'. {problems}' if problems else ''}")
 
 
 def check_memory(memory: Memory, processors: Processors) -> CheckResult:

@@ -117,6 +117,7 @@ def serve(
     device: options.Device = None,
     split: options.Split = False,
     threads: options.Threads = None,
+    no_sandbox: options.NoSandbox = False,
     join: options.Join = None,
     client: options.Client = False,
     name: options.NodeName = "",
@@ -129,6 +130,7 @@ def serve(
     listen_all: options.ListenAll = False,
     allow_origin: options.AllowOrigin = None,
     allow_host: options.AllowHost = None,
+    require_key: options.RequireKey = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
     version: Annotated[
@@ -154,6 +156,7 @@ def serve(
         listen_all=listen_all,
         allowed_origins=tuple(map(origin_host_args.origin, allow_origin or ())),
         allowed_hosts=tuple(map(origin_host_args.host, allow_host or ())),
+        require_key=require_key,
         context=ctx_size,
         max_memory=None if max_vram is None else int(max_vram * 1e9),
         devices=tuple(name.strip() for text in device or () for name in text.split(",") if name.strip()),
@@ -169,6 +172,7 @@ def serve(
         speculation=not no_speculation,
         split=split,
         threads=threads,
+        sandbox=not no_sandbox,
     )
     start.check(settings)
     start.run(settings, json=json, verbose=verbose)

@@ -92,6 +92,15 @@ Threads = Annotated[
         rich_help_panel=SERVE,
     ),
 ]
+NoSandbox = Annotated[
+    bool,
+    typer.Option(
+        "--no-sandbox",
+        help="Run engine processes without a sandbox, also those that compute layers for other nodes. Default: in one "
+        "('mesh-llm doctor' says whether this system has it); without one, leases of other nodes are refused.",
+        rich_help_panel=SERVE,
+    ),
+]
 Join = Annotated[
     list[str] | None,
     typer.Option(
@@ -173,6 +182,14 @@ AllowHost = Annotated[
     typer.Option(
         metavar="NAME",
         help="Host name by which other machines, or a reverse proxy, may call this node, with a key. Repeatable.",
+        rich_help_panel=NETWORK,
+    ),
+]
+RequireKey = Annotated[
+    bool,
+    typer.Option(
+        "--require-key",
+        help="Ask all callers of the API for the key, programs of this machine too (proxies that add no header).",
         rich_help_panel=NETWORK,
     ),
 ]

@@ -50,6 +50,8 @@ def show(port: int | None, *, as_json: bool) -> None:
         _print_plain(console, "Only a part of the status: for all of it, set MESH_LLM_HOME to the home of that node.")
     for line in memory:
         _print_plain(console, line)
+    if line := _sandbox_line(status["sandbox"]):
+        _print_plain(console, line)
     if status["models"]:
         console.print(models)
     for model in status["models"]:
@@ -107,6 +109,17 @@ def _cleaned(value: Any) -> Any:
 def _print_plain(console: Console, line: str) -> None:
     """Print text from the node as it is, without markup."""
     console.print(line, highlight=False, markup=False)
+
+
+def _sandbox_line(sandbox: dict[str, Any] | None) -> str:
+    """How engine processes run; "" if this node has none."""
+    if sandbox is None:
+        return ""
+    if sandbox["disabled"]:
+        return "sandbox: off (--no-sandbox)"
+    if sandbox["caged"]:
+        return f"sandbox: on ({sandbox['layers']})"
+    return f"sandbox: incomplete ({sandbox['layers'] or 'none'}), no leases of other nodes; see `mesh-llm doctor`"
 
 
 def _print_model(console: Console, model: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ class NodeCore:
         self._placement_at: float | None = None
         self._due: float | None = None  # the next deadline of a model or a backend
         self._mesh: MeshParticipant | None = None
+        self._lease_refusal = config.lease_refusal if config is not None else ""
         if config is not None:
             if rng is None:
                 raise ValueError("a node of a mesh needs `rng`")
@@ -189,6 +190,8 @@ class NodeCore:
         """Why this node cannot be a worker for a host of `model`; empty if it can."""
         if self._stopping:
             return "it is stopping"
+        if self._lease_refusal:
+            return self._lease_refusal
         for name, own in self._local.models.items():
             alone = own.measured is not None and own.measured.fits_locally and not own.force_split
             if own.wanted and (name != model or alone or own.server is not ServerPhase.NONE):

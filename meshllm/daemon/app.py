@@ -30,6 +30,7 @@ from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
 from meshllm.core.snapshot import ModelState, Snapshot
 from meshllm.core.split.lease import Lease
+from meshllm.daemon import sandbox_facts
 from meshllm.daemon.audit_log import AuditLog
 from meshllm.daemon.change_log import ChangeLog
 from meshllm.daemon.downloads import DownloadService
@@ -196,7 +197,10 @@ class App:
         self._mailbox: asyncio.Queue[e.Event] = asyncio.Queue()
         wanted, keys = find_models(settings), backend_keys(settings)
         drafts = draft_request(settings, wanted, Store(paths.models()))
-        self._planner = StartPlanner(settings.context, settings.max_memory, settings.devices, settings.threads)
+        self._sandboxing = await sandbox_facts.find(settings)
+        self._planner = StartPlanner(
+            settings.context, settings.max_memory, settings.devices, settings.threads, self._sandboxing
+        )
         if settings.devices and (engine := builder.find()) is not None:
             # A wrong device name ends the start here, before anything is started.
             await self._planner.refresh_devices(engine)
@@ -208,6 +212,7 @@ class App:
             self._audit.start()
             stack.callback(self._audit.close)
             _log_start(settings)
+            sandbox_facts.log_start(self._sandboxing, settings)
             stack.callback(self._log_stop)
             raise_file_limit()
             try:
@@ -238,7 +243,9 @@ class App:
         guard = KeyGuard(lambda event, address: self._audit.write(event, address=address))
         policy = AccessPolicy(key, allowed_hosts=frozenset(settings.allowed_hosts), guard=guard)
         self._draft_stats = DraftStats(llama_server.draft_counts, self._tokens_written)
-        supervisor = self._supervisor = Supervisor(wanted, keys, settings.home, self._planner, self._post, drafts)
+        supervisor = self._supervisor = Supervisor(
+            wanted, keys, settings.home, self._planner, self._post, drafts, self._sandboxing
+        )
         stack.push_async_callback(supervisor.close)
         stack.push_async_callback(self._leave_mesh)
         downloads = DownloadService(lambda: self._sharing)
@@ -254,7 +261,7 @@ class App:
         stack.push_async_callback(self._console.close)
         stack.push_async_callback(self._draft_stats.close)
         self._gateway = Gateway(
-            replace(policy, allowed_origins=frozenset(settings.allowed_origins)),
+            replace(policy, allowed_origins=frozenset(settings.allowed_origins), require_key=settings.require_key),
             keys,
             peers=self,
             on_dial=lambda model: self._post(e.ModelRequested(model)),
@@ -297,7 +304,7 @@ class App:
     def _api_key(self) -> tuple[str | None, str]:
         """The key that other machines need and where it is kept; None if other machines may not call."""
         settings = self._settings
-        if not settings.listen_all and not settings.allowed_hosts:
+        if not (settings.listen_all or settings.allowed_hosts or settings.require_key):
             return None, ""
         key, path = api_key(settings.home)
         return key, f"${KEY_VARIABLE}" if path is None else str(path)
@@ -329,7 +336,9 @@ class App:
             session_type, sharing_type, rpc_type, home_state = await in_thread(
                 lambda stop: _load(settings), "load the mesh"
             )
-            self._session = session_type(settings, home_state, self._post, self._audit.write)
+            self._session = session_type(
+                settings, home_state, self._post, self._audit.write, lease_refusal=self._sandboxing.refusal
+            )
             await self._session.begin(lambda peer: self._gateway.tunnel(peer.hex()))
         except DamagedState:
             raise
@@ -473,6 +482,7 @@ class App:
             drafts=self._draft_stats.counts(),
             traffic=self._traffic,
             lan_urls=self._lan_urls(),
+            sandbox=sandbox_facts.status(self._sandboxing, self._settings),
         )
         return node_status(inputs, asyncio.get_running_loop().time())
 
@@ -513,6 +523,7 @@ def _log_start(settings: Settings) -> None:
         "client": settings.client,
         "invites": len(settings.invites),
         "listen_all": settings.listen_all,
+        "require_key": settings.require_key,
         "allowed_hosts": ",".join(settings.allowed_hosts),
         "bind_port": settings.bind_port,
         "context": settings.context,
@@ -523,6 +534,7 @@ def _log_start(settings: Settings) -> None:
         "upload": settings.upload,
         "upload_limit": settings.upload_limit,
         "threads": settings.threads,
+        "no_sandbox": not settings.sandbox,
     }
     system = os.uname()
     fields = {

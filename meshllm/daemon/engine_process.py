@@ -194,14 +194,14 @@ class EngineProcesses:
     async def _serve(self, model: LocalModel, command: c.StartServer, engine: builder.Engine) -> e.ServerGone:
         """The life of an engine process: plan, start, run. Returns why it ended."""
         name, generation = command.model, command.generation
-        socket = llama_server.socket_path(self._context.sockets)
         start: _PlannedStart | None = None
         try:
             if command.lease is not None:
                 start = await self._plan_split(model, command)
             else:
                 start = self._planned.pop(name, None) or await self._plan_alone(model, name, engine)
-            reason, advice = await self._run(model, command, engine, start, socket)
+            with llama_server.private_directory(self._context.sockets) as folder:
+                reason, advice = await self._run(model, command, engine, start, llama_server.socket_path(folder))
             return e.ServerGone(name, generation, reason, advice)
         except MeshError as error:
             return e.ServerGone(name, generation, error.message, error.advice, isinstance(error, NotEnoughSpace))
@@ -209,7 +209,6 @@ class EngineProcesses:
             log.exception("serving %s failed", name)
             return e.ServerGone(name, generation, f"starting it failed: {error!r}", DEFECT_ADVICE)
         finally:
-            socket.unlink(missing_ok=True)
             if command.lease is not None:
                 self._workers.release(command.lease, start.connections if start is not None else None)
 
@@ -244,7 +243,7 @@ class EngineProcesses:
             self._post(e.ServerReady(name, generation, facts))
 
         server = _server_plan(model, name, start, self._planner.threads)
-        spec = llama_server.child_spec(engine.server, server, socket, log_file, loading)
+        spec = llama_server.child_spec(engine.server, server, socket, log_file, loading, self._context.sandboxing)
         child = Child(spec, self._context.registry, ready)
         self._tasks[name, generation].child = child
         ending = await child.run()
@@ -291,4 +290,6 @@ def _server_plan(model: LocalModel, name: str, start: _PlannedStart, threads: in
         workers=connections.endpoints if connections is not None else (),
         environment=connections.environment if connections is not None else {},
         threads=threads,
+        files=(*model.files, *(draft.files if draft is not None else ())),
+        memory=plan.memory_limit,
     )

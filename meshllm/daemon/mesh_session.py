@@ -36,6 +36,7 @@ from meshllm.net.base import Link, StreamKind, Transport
 from meshllm.net.handshake import Credentials
 from meshllm.net.identity import Identity, verify
 from meshllm.net.lanes.lanes import Lanes
+from meshllm.net.quic.endpoint import address_key
 from meshllm.net.quic.transport import QuicTransport
 from meshllm.net.tunnels.tunnels import Tunnels
 from meshllm.web.console.invitation import Invitation
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 PROTOCOL = (1, 1)
 # "off": listen on UDP only; all tunnels use QUIC. For measurements, or if a firewall blocks TCP.
 LANES_VARIABLE = "MESH_LLM_LANES"
+# How long the set of members' addresses is kept: they are looked up at each handshake, and there may be thousands.
+KNOWN_SECONDS = 5.0
 # How often the addresses of this machine are read (a laptop may change its network); it takes a millisecond.
 ADDRESSES_SECONDS = 30.0
 
@@ -73,9 +76,16 @@ class MeshSession:
     """The I/O of a node in a mesh; the core decides. `begin` it, and `close` it at the end."""
 
     def __init__(
-        self, settings: Settings, found: HomeState, post: Callable[[e.Event], None], audit: WriteAudit = no_audit
+        self,
+        settings: Settings,
+        found: HomeState,
+        post: Callable[[e.Event], None],
+        audit: WriteAudit = no_audit,
+        *,
+        lease_refusal: str = "",
     ) -> None:
-        """`audit` records who is admitted and refused. Raises UsageError for invites for different meshes."""
+        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig. Raises UsageError for
+        invites for different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
@@ -95,6 +105,7 @@ class MeshSession:
             protocol=PROTOCOL,
             sign=signer(found.identity.sign),
             idle=found.state.founded and not self._choice.foreign,
+            lease_refusal=lease_refusal,
         )
         self._writer = StateWriter()
         self._observed = ObservedAddresses()
@@ -104,6 +115,8 @@ class MeshSession:
         self._facts: list[InterfaceAddress] = []
         self._addresses: tuple[PeerAddress, ...] = ()
         self._view: MeshView | None = None
+        self._known_until = float("-inf")
+        self._known_addresses: set[str] = set()
         self._watcher: asyncio.TimerHandle | None = None
         self._transport: Transport | None = None
         self._tunnels: Tunnels | None = None
@@ -144,6 +157,7 @@ class MeshSession:
                 max_clients=self._settings.max_clients,
                 wall_clock=self._wall.now,
             )
+            transport.keep_room_for(self._knows_address)
             self._transport = transport
             lanes = Lanes(self._identity) if os.environ.get(LANES_VARIABLE, "on") != "off" else None
             self._tunnels = Tunnels(transport, lanes)
@@ -196,6 +210,16 @@ class MeshSession:
     def publish(self, view: MeshView | None) -> None:
         """Take the newest view of the mesh."""
         self._view = view
+
+    def _knows_address(self, address: str) -> bool:
+        """Whether a remembered peer or a node of the table is at `address` (a key of `address_key`)."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._known_until:
+            self._known_until = now + KNOWN_SECONDS
+            peers = () if self._view is None else self._view.peers
+            listens = [each.addresses for each in self._state.peers] + [peer.record.addresses for peer in peers]
+            self._known_addresses = {address_key(place.host) for places in listens for place in places}
+        return address in self._known_addresses
 
     # -- called by the transport
 

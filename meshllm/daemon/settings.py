@@ -37,8 +37,9 @@ class Settings:
     model files from this one, at `upload_limit` at most (None: no limit).
 
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
-    addresses. `split`: spread the first model over several nodes even if it fits here. `threads`: CPU threads of each
-    engine process.
+    addresses. `require_key`: programs of this machine need it, too. `split`: spread the first model over several nodes
+    even if it fits here. `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where
+    the system has it.
     """
 
     home: Path
@@ -49,6 +50,7 @@ class Settings:
     listen_all: bool = False
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    require_key: bool = False
     context: int | None = None
     invites: tuple[Invite, ...] = ()
     client: bool = False
@@ -64,3 +66,4 @@ class Settings:
     upload_limit: float | None = None
     split: bool = False
     threads: int | None = None
+    sandbox: bool = True

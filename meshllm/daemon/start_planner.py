@@ -32,6 +32,7 @@ from meshllm.engine.build.installed import Engine
 from meshllm.engine.probe import bindings
 from meshllm.engine.probe.bindings import EngineDevice
 from meshllm.engine.processes.llama_server import Projector
+from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing, memory_limit
 from meshllm.errors import InvalidModelFile, NotEnoughSpace
 from meshllm.machine import device_memory, resources
 from meshllm.models.gguf.projector import projector_bytes
@@ -57,7 +58,7 @@ class StartPlan:
     `micro_batch`: tokens that the engine must compute in one batch (None: its default). `devices`, `layers`,
     `experts_aside`, `checkpoints` and `projector` are those of `llama_server.ServerPlan`. `speculation`: what was
     requested, or less. `draft_device`: the device of the draft model. `disk_paging`: the model does not fit in memory
-    and the engine reads weights from the disk.
+    and the engine reads weights from the disk. `memory_limit`: the most private memory the process may take.
     """
 
     size: ContextSize
@@ -73,6 +74,7 @@ class StartPlan:
     draft_device: str | None = None
     disk_paging: bool = False
     projector: Projector | None = None
+    memory_limit: int | None = None
 
 
 class StartPlanner:
@@ -85,8 +87,11 @@ class StartPlanner:
         cap: int | None = None,
         wanted: tuple[str, ...] = (),
         threads: int | None = None,
+        sandboxing: Sandboxing = NO_SANDBOX,
     ) -> None:
-        """`threads`: CPU threads for each engine process (None: all that this process may use)."""
+        """`threads`: CPU threads for each engine process (None: all that this process may use). `sandboxing`: for the
+        children that read the model's file."""
+        self.sandboxing = sandboxing
         self.threads = threads
         self._context = context
         self._cap = cap
@@ -158,7 +163,8 @@ class StartPlanner:
         if self._devices != ():
             await self.refresh_devices(engine)  # each loaded model changes the free memory
         machine = self.machine()
-        task = _Task(engine, model, how, room(machine), bool(machine.devices), speculation.max_draft_tokens)
+        draft_tokens = speculation.max_draft_tokens
+        task = _Task(engine, model, how, room(machine), self.sandboxing, bool(machine.devices), draft_tokens)
         task = _with_projector(task)
         sizes = task.sizes(self._context)
         if draft is not None and speculation.source is DraftSource.DRAFT:
@@ -213,9 +219,10 @@ class StartPlanner:
         if task.how.purpose is Purpose.GENERATE:
             checkpoints = _checkpoints(checkpoint_bytes(task.shape), trial.size, spare)
             cache = _prompt_cache_mib(spare)
+        memory = found.need.host + sum(found.need.accelerators) + draft_memory + task.beside
         return StartPlan(
             size=trial.size,
-            memory=found.need.host + sum(found.need.accelerators) + draft_memory + task.beside,
+            memory=memory,
             micro_batch=task.asked_micro_batch(trial.size),
             prompt_cache_mib=cache,
             placement_text=describe(found, wish, task.shape, given) + _vision_text(task.projector),
@@ -227,6 +234,7 @@ class StartPlanner:
             draft_device=draft_device,
             disk_paging=found.verdict is FitVerdict.PAGES,
             projector=task.projector,
+            memory_limit=memory_limit(memory + (cache << 20) + int(spare * CHECKPOINTS_SHARE)),
         )
 
     def plan_split(
@@ -267,6 +275,7 @@ class StartPlanner:
             speculation=speculation,
             draft_device=given.accelerators[0].name if given.accelerators else "none",
             projector=projector,
+            memory_limit=memory_limit(own.memory + (draft.size * 2 if draft is not None else 0)),
         )
 
     def worker_devices(self, share: WorkerShare) -> tuple[str, ...]:
@@ -300,6 +309,7 @@ class _Task:
     model: LocalModel
     how: ModelUsage
     room: MemoryBudget
+    sandboxing: Sandboxing = NO_SANDBOX
     chosen: bool = False
     draft_tokens: int = 0
     projector: Projector | None = None
@@ -354,6 +364,7 @@ class _Task:
             embeddings=embeds,
             pooling=self.how.pooling,
             draft_tokens=self.draft_tokens,
+            sandboxing=self.sandboxing,
         )
         by_device = told.by_device()
         scored = size.slots * (1 + self.draft_tokens)
@@ -399,6 +410,7 @@ async def _draft_need(task: _Task, draft: LocalModel, size: ContextSize, device:
         context_size=size.context_length * size.slots,
         parallel=size.slots,
         devices=([] if device is None else [device]) if task.chosen else None,
+        sandboxing=task.sandboxing,
     )
     by_device = told.by_device()
     scores = score_bytes(draft.header.vocabulary_size, size.slots, MICRO_BATCH, embeds=False)

@@ -27,6 +27,7 @@ from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.processes import llama_server
 from meshllm.engine.processes.child_registry import ChildRegistry
+from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing
 from meshllm.errors import (
     AmbiguousModel,
     BadBackend,
@@ -75,6 +76,7 @@ class Supervisor:
         planner: StartPlanner,
         post: Callable[[e.Event], None],
         drafts: DraftRequest = NO_DRAFT_REQUEST,
+        sandboxing: Sandboxing = NO_SANDBOX,
     ) -> None:
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
@@ -85,7 +87,7 @@ class Supervisor:
         self._store = Store(paths.models())
         self._named = tuple(source for source in wanted.values() if isinstance(source, Path))
         self._context = ProcessContext(
-            home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post
+            home, llama_server.socket_directory(home), ChildRegistry(home / "children"), self._post, sandboxing
         )
         self._post_to_core = post
         self._engine: builder.Engine | None = None
@@ -121,6 +123,7 @@ class Supervisor:
             log.warning("ended a process an earlier daemon left behind: %s", name)
         for socket in self._context.sockets.glob("*.sock"):
             socket.unlink(missing_ok=True)
+        llama_server.remove_private_directories(self._context.sockets)
 
     def carry_out(self, command: c.Command) -> None:
         """Begin what `command` asks for."""

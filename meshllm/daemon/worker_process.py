@@ -23,10 +23,11 @@ from meshllm.core.split.lease import Lease
 from meshllm.core.split.planner import WorkerShare
 from meshllm.daemon.engine_provider import EngineProvider
 from meshllm.daemon.start_planner import StartPlanner
-from meshllm.engine.processes import rpc_server
+from meshllm.engine.processes import llama_server, rpc_server
 from meshllm.engine.processes.child import Child
 from meshllm.engine.processes.child_registry import ChildRegistry
 from meshllm.engine.processes.rpc_server import SharedFile, WorkerPlan
+from meshllm.engine.sandbox.policy import NO_SANDBOX, WORKER_MARGIN_BYTES, Sandboxing, memory_limit
 from meshllm.errors import DownloadFailed, MeshError, NotEnoughSpace
 from meshllm.machine import resources
 from meshllm.models.hub.manifest import Manifest, ModelFile
@@ -53,12 +54,13 @@ EnsureFiles = Callable[[Manifest, Callable[[Progress], None]], Awaitable[tuple[P
 @dataclass(frozen=True, slots=True)
 class ProcessContext:
     """What the processes of a daemon share. `home` holds the logs, `sockets` the Unix sockets (mode 0700), `registry`
-    the children to end after a crash; `post` takes events for the core."""
+    the children to end after a crash; `post` takes events for the core; `sandboxing`: how engine processes run."""
 
     home: Path
     sockets: Path
     registry: ChildRegistry
     post: Callable[[e.Event], None]
+    sandboxing: Sandboxing = NO_SANDBOX
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +175,14 @@ class WorkerProcesses:
 
     async def _serve(self, lease: Lease, earlier: list[asyncio.Task[str]]) -> str:
         """Serve this node's share of `lease`. Returns why it ended."""
-        paths = [self._socket() for _ in range(3)]
+        if refusal := self._context.sandboxing.refusal:
+            return refusal
+        onward = self._socket()
         try:
             if earlier:
                 await asyncio.wait(earlier)  # their memory must be free first
-            return await self._run(lease, paths)
+            with llama_server.private_directory(self._context.sockets) as folder:
+                return await self._run(lease, folder, onward)
         except (MeshError, OSError) as error:
             log.warning("worker of %s: cannot serve its layers: %s", lease.model, error)
             return str(error)
@@ -187,7 +192,7 @@ class WorkerProcesses:
         finally:
             if self._tunnels is not None:
                 self._tunnels.revoke(_key(lease))
-            for path in (*paths, self._list_path(lease)):
+            for path in (onward, self._list_path(lease)):
                 path.unlink(missing_ok=True)
 
     def _ended(self, key: LeaseKey, task: asyncio.Task[str]) -> None:
@@ -195,8 +200,9 @@ class WorkerProcesses:
         self._tasks.pop(key, None)
         self._post(e.WorkerGone(*key, STOPPED if task.cancelled() else task.result()))
 
-    async def _run(self, lease: Lease, paths: list[Path]) -> str:
-        """Prepare the share, then run the rpc-server to its end. Returns why it ended."""
+    async def _run(self, lease: Lease, folder: Path, onward: Path) -> str:
+        """Prepare the share, then run the rpc-server, whose sockets are in `folder`, to its end. `onward`: the socket
+        for the next worker. Returns why it ended."""
         key, tunnels = _key(lease), self._mesh()
 
         def report(progress: Progress) -> None:
@@ -208,7 +214,7 @@ class WorkerProcesses:
         assert share is not None, "the core accepts only leases with a share for this node"
         self._check_memory(share)
         files = await self._files(lease, report)
-        commands, pushes, onward = paths
+        commands, pushes = folder / "c.sock", folder / "p.sock"
         before, after = _neighbours(lease, self._node)
         peers = {}
         if after is not None:
@@ -222,6 +228,8 @@ class WorkerProcesses:
             peers=peers,
             devices=self._planner.worker_devices(share),
             threads=self._planner.threads or resources.processors().usable,
+            models=files,
+            memory=memory_limit(share.memory, WORKER_MARGIN_BYTES),
         )
 
         def ready(pid: int) -> None:
@@ -231,7 +239,8 @@ class WorkerProcesses:
             self._post(e.WorkerReady(*key))
 
         log_file = self._context.home / "logs" / "rpc-server.log"
-        child = Child(rpc_server.child_spec(engine.rpc_server, plan, log_file), self._context.registry, ready)
+        spec = rpc_server.child_spec(engine.rpc_server, plan, log_file, self._context.sandboxing)
+        child = Child(spec, self._context.registry, ready)
         self._tasks[key].child = child
         ending = await child.run()
         return STOPPED if ending.requested else f"its rpc-server {ending.describe()}"

@@ -99,9 +99,10 @@ class Nodes:
     def invite(self, node: Node) -> Path:
         """A file with a fresh invite of that node."""
         command = [str(MESH_LLM), "invite", "--node-port", str(node.console)]
+        around = {**os.environ, "MESH_LLM_HOME": str(node.home)}
 
         def ask() -> str:
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
             return result.stdout.strip() if result.returncode == 0 else ""
 
         file = self.scratch / f"invite-{next(_numbers)}"

@@ -10,12 +10,14 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.console.scripted_backend import ScriptedBackend, running_backend
 from tests.daemons import PROGRAM, Daemon, daemon
 
 OTHER = 65534
@@ -160,3 +162,20 @@ def test_status_of_a_node_with_another_home_is_the_public_part(node: Daemon, tmp
     )
     assert "set MESH_LLM_HOME to the home of that node" in " ".join(done.stdout.split())
     assert str(node.home) not in done.stdout
+
+
+def test_prompts_are_in_no_file_of_the_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with running_backend(ScriptedBackend("scripted")) as backend, daemon(home, "--backend", backend.url) as started:
+        started.wait_for(lambda line: line["event"] == "backend" and line["healthy"], "the backend")
+        chat = [{"role": "user", "content": "prompt-7341-ALPHA"}]
+        body = json.dumps({"model": "scripted", "messages": chat, "stream": True}).encode()
+        request = urllib.request.Request(
+            f"{started.base_url}/chat/completions", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert b"[DONE]" in response.read()
+        assert started.stop() == 0
+    for path in home.rglob("*"):
+        assert not path.is_file() or b"7341-ALPHA" not in path.read_bytes(), path
+    assert "7341-ALPHA" not in json.dumps(started.lines) + started.errors

@@ -21,6 +21,7 @@ from meshllm.cli import doctor_checks as checks
 from meshllm.cli.doctor import Check, run_checks, show
 from meshllm.cli.doctor_checks import CheckResult, CheckState, ok
 from meshllm.engine.probe.bindings import EngineDevice
+from meshllm.engine.sandbox.policy import SandboxLayers
 from meshllm.machine.accelerators import AcceleratorInfo
 from meshllm.machine.ports import PortFact
 from meshllm.machine.resources import Disk, Memory, Processors
@@ -87,6 +88,19 @@ def test_check_home_reports_a_home_that_takes_no_file(tmp_path: Path) -> None:
     assert "MESH_LLM_HOME" in found.advice
     assert "free)" in checks.check_home(home).found
     assert list(home.iterdir()) == []
+
+
+def test_check_sandbox_says_what_is_missing_and_what_to_do() -> None:
+    full = checks.check_sandbox(SandboxLayers(landlock=4, filter=True, broker=True))
+    assert (full.state, full.found) == (
+        CheckState.OK,
+        "Landlock ABI 4, seccomp, connect broker: engine processes run in it",
+    )
+    partly = checks.check_sandbox(SandboxLayers(filter=True, problems=("Files cannot be confined: no Landlock.",)))
+    assert partly.state is CheckState.WARNING
+    assert partly.found == "incomplete (seccomp): Files cannot be confined: no Landlock."
+    assert "--no-sandbox" in partly.advice
+    assert checks.check_sandbox().name == "sandbox"
 
 
 def test_check_memory_names_the_limit() -> None:
@@ -212,7 +226,8 @@ def test_doctor_prints_one_line_per_check(unused_tcp_port_factory: Callable[[], 
     _, output = run("--port", str(ports[0]), "--console", str(ports[1]))
     names = [line.split(":")[0].split(maxsplit=1)[1] for line in output.splitlines()]
     assert names == [
-        "python", "engine", "compiler", "build tools", "accelerators", "devices", "memory", f"port {ports[0]}",
+        "python", "engine", "compiler", "build tools", "accelerators", "devices",
+        "sandbox", "memory", f"port {ports[0]}",
         f"port {ports[1]}", "disk", "disk", "models", "hub", "home",
     ]  # fmt: skip
 

@@ -24,6 +24,7 @@ from meshllm.daemon.worker_process import ProcessContext, WorkerProcesses
 from meshllm.engine.build import builder
 from meshllm.engine.build.builder import Engine
 from meshllm.engine.processes.child_registry import ChildRegistry
+from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing
 from meshllm.errors import DownloadFailed, EngineUnavailable, MeshError, NotEnoughSpace
 from meshllm.models.hub.manifest import Manifest
 from meshllm.net.tunnels.rpc_tunnels import RpcTunnels, TunnelUse
@@ -75,13 +76,13 @@ class Tunnels:
 class Bench:
     """A node that carries, and what it says."""
 
-    def __init__(self, folder: Path, node: NodeId, fetch: Any) -> None:
+    def __init__(self, folder: Path, node: NodeId, fetch: Any, sandboxing: Sandboxing) -> None:
         self.tunnels, self.said = Tunnels(), asyncio.Queue[e.Event]()
         self.sockets = folder / "run"
         self.sockets.mkdir(parents=True)
         self.threads = 3
         fitter = cast(StartPlanner, self)
-        context = ProcessContext(folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait)
+        context = ProcessContext(folder, self.sockets, ChildRegistry(folder / "c"), self.said.put_nowait, sandboxing)
         self.free = 1 << 30
         self.carrying = WorkerProcesses(context, fetch, fitter, EngineProvider())
         self.carrying.join(cast(RpcTunnels, self.tunnels), node)
@@ -103,8 +104,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(folder: Path, fetch: Any, node: NodeId = FIRST) -> AsyncIterator[Bench]:
-    made = Bench(folder, node, fetch)
+async def bench(
+    folder: Path, fetch: Any, node: NodeId = FIRST, sandboxing: Sandboxing = NO_SANDBOX
+) -> AsyncIterator[Bench]:
+    made = Bench(folder, node, fetch, sandboxing)
     before = children()  # of a node that other tests use
     try:
         yield made
@@ -177,6 +180,15 @@ async def test_worker_gets_sockets_neighbours_and_files(tmp_path: Path, program:
         it.carrying.stop(WHICH)
         assert await it.until(e.WorkerGone) == e.WorkerGone(*WHICH, "it was stopped")
         assert it.tunnels.revoked == [WHICH]
+
+
+async def test_worker_without_a_sandbox_starts_no_process(tmp_path: Path, program: Callable[[str], None]) -> None:
+    program(LISTENS)
+    async with bench(tmp_path / "n", here, sandboxing=Sandboxing()) as it:
+        it.carrying.start(LEASE)
+        gone = await it.until(e.WorkerGone)
+        assert "it has no sandbox" in gone.reason
+        assert not it.tunnels.admitted
 
 
 async def test_worker_uses_the_planned_accelerators(tmp_path: Path, program: Callable[[str], None]) -> None:

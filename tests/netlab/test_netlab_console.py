@@ -59,13 +59,17 @@ def test_console_answers_another_machine_with_the_key_only(lab: Lab, tmp_path: P
     phone = Phone(b, node)
 
     secrets = (key, node.invite(), "mesh1-", str(tmp_path), fake.url)
+    # An address that has sent the right key may send it again, whatever else it sends.
+    assert phone.ask(phone.console, "GET", "/api/status", {"Authorization": f"Bearer {key}"})[0] == 200
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Host": "evil.example", "Authorization": f"Bearer {key}"}):
         for path in ROUTES:
             for method in ("GET", "POST"):
                 status, body = phone.ask(phone.console, method, path, {**node.owner, **headers})
-                assert status == (403 if "Host" in headers else 401), (method, path)
+                # After some wrong keys their address is only told that it has sent too many.
+                refused = (403,) if "Host" in headers else (401, 429) if headers else (401,)
+                assert status in refused, (method, path)
                 assert not [secret for secret in secrets if secret in body]
-        assert phone.ask(phone.api, "GET", "/v1/models", headers)[0] == (200 if "Host" in headers else 401)
+        assert phone.ask(phone.api, "GET", "/v1/models", headers)[0] in ((200,) if "Host" in headers else (401, 429))
     assert phone.ask(phone.console, "GET", "/", {"Host": "evil.example"})[0] == 403
 
     bearer = {"Authorization": f"Bearer {key}"}

@@ -38,6 +38,7 @@ class MeshConfig:
     `mesh` is the id it holds (of its own mesh at the first start, or adopted), `protocol` the lowest and highest
     version it speaks; `sign` signs its records (not called by a client). `idle`: it serves no model that only others
     request. `authority`: who is a member, None in a mesh without a mesh key; `certificate` and `rights`: this node's.
+    `lease_refusal`: why it accepts no lease at all ("": it does).
     """
 
     node: NodeId
@@ -52,6 +53,7 @@ class MeshConfig:
     authority: Authority | None = None
     certificate: bytes = b""
     rights: Right = ALL_RIGHTS
+    lease_refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

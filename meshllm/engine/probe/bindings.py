@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from meshllm.engine.build.installed import Engine
+from meshllm.engine.sandbox import environment
+from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing, SandboxPolicy, accelerator_nodes
 from meshllm.errors import EngineUnavailable, InvalidModelFile
 from meshllm.util.format import printable, printable_message
 
@@ -34,6 +36,9 @@ MAX_REPLY = 1024 * 1024
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """Values of llama-server's --cache-type-k/-v, as numbers of `enum ggml_type`."""
 
+# The name of the first file of a model in several.
+_FIRST_PART = re.compile(r"(.+)-00001-of-(\d{5})\.gguf")
+MAX_PARTS = 500
 _PCI_ADDRESS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 
 POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
@@ -183,6 +188,7 @@ async def memory_need(
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     seconds: int = SECONDS,
+    sandboxing: Sandboxing = NO_SANDBOX,
 ) -> MemoryNeed:
     """The memory that llama-server will allocate with these options.
 
@@ -216,18 +222,23 @@ async def memory_need(
             "type_v": CACHE_TYPES[cache_type_v],
         },
         seconds,
+        sandboxing,
     )
     buffers = tuple(BufferNeed(**buffer) for buffer in reply.pop("buffers"))
     return MemoryNeed(buffers, **reply)
 
 
-async def vocabulary(engine: Engine, model_path: Path, *, seconds: int = SECONDS) -> Vocabulary:
+async def vocabulary(
+    engine: Engine, model_path: Path, *, seconds: int = SECONDS, sandboxing: Sandboxing = NO_SANDBOX
+) -> Vocabulary:
     """The vocabulary of a model file, without reading weights. Cost and errors as for `memory_need`."""
-    reply = await _query(engine, {"task": "vocabulary", "path": str(model_path)}, seconds)
+    reply = await _query(engine, {"task": "vocabulary", "path": str(model_path)}, seconds, sandboxing)
     return Vocabulary(reply["type"], reply["size"], reply["special"], tuple(reply["end"]), reply["digest"])
 
 
-async def _query(engine: Engine, request: dict[str, Any], seconds: int) -> dict[str, Any]:
+async def _query(
+    engine: Engine, request: dict[str, Any], seconds: int, sandboxing: Sandboxing = NO_SANDBOX
+) -> dict[str, Any]:
     name = Path(request["path"]).name if "path" in request else ""
     command = [sys.executable, "-P", "-m", "meshllm.engine.probe.libllama_probe"]
     process = await asyncio.create_subprocess_exec(
@@ -235,10 +246,11 @@ async def _query(engine: Engine, request: dict[str, Any], seconds: int) -> dict[
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "LLAMA_CPP_LIB_PATH": str(engine.library_dir), "PYTHONWARNINGS": "ignore"},
+        env={**_environment(), "LLAMA_CPP_LIB_PATH": str(engine.library_dir)},
         start_new_session=True,
     )
-    line = json.dumps({**request, "seconds": seconds, "memory": MEMORY}).encode() + b"\n"
+    plan = None if not name or request.get("rpc") else sandboxing.apply(_policy(engine, Path(request["path"]))).plan()
+    line = json.dumps({**request, "seconds": seconds, "memory": MEMORY, "sandbox": plan}).encode() + b"\n"
     try:
         async with asyncio.timeout(seconds + 5):  # the probe ends itself earlier
             output, log = await process.communicate(line)
@@ -250,6 +262,36 @@ async def _query(engine: Engine, request: dict[str, Any], seconds: int) -> dict[
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     return _parse_reply(name, process.returncode or 0, output, log)
+
+
+def _environment() -> dict[str, str]:
+    """The probe's environment: what engine processes inherit, and where Python finds its packages."""
+    python = {name: os.environ[name] for name in ("PYTHONPATH", "PYTHONHOME") if name in os.environ}
+    return {**environment.filtered(), **python, "PYTHONWARNINGS": "ignore"}
+
+
+def _policy(engine: Engine, model: Path) -> SandboxPolicy:
+    """What a probe of `model` needs: its parts, the library, Python with its packages; it writes nothing.
+
+    The devices are listed without a sandbox: NVIDIA's driver may have to be loaded by its setuid program.
+    """
+    python = [sys.prefix, sys.base_prefix, *sys.path, str(Path(environment.__file__).parents[3])]
+    return SandboxPolicy(
+        engine.server,
+        reads=(*_parts(model), *(Path(folder) for folder in python if folder.startswith("/"))),
+        accelerators=bool(accelerator_nodes()),
+    )
+
+
+def _parts(model: Path) -> list[Path]:
+    """The files of a model whose first file is `model`, which the library finds by their names."""
+    found = _FIRST_PART.fullmatch(model.name)
+    if found is None:
+        return [model]
+    return [
+        model.with_name(f"{found[1]}-{part:05d}-of-{found[2]}.gguf")
+        for part in range(1, min(int(found[2]), MAX_PARTS) + 1)
+    ]
 
 
 def _parse_reply(name: str, code: int, output: bytes, log: bytes) -> dict[str, Any]:

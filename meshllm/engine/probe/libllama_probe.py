@@ -18,6 +18,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from meshllm.engine.sandbox import cage
+
+CORE_BYTES = cage.CORE_BYTES
 MAX_TOKENS = 4_000_000
 MAX_LOG_LINES = 40
 MAX_BUFFER_TYPES = 64
@@ -29,11 +32,13 @@ class _InvalidInput(Exception):
 
 def main() -> None:
     """Reply to the request: the result, or `error` (the file is rejected) or `broken` (the library does not work)."""
-    request = json.loads(sys.stdin.buffer.readline(65536))
+    request = json.loads(sys.stdin.buffer.readline(1 << 20))
     _limit(int(request["seconds"]), int(request["memory"]))
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not mix with the reply
     try:
+        if request.get("sandbox"):
+            cage.apply(request["sandbox"])
         engine = _Engine()
         answer = _TASKS[request["task"]](engine, request)
     except _InvalidInput as error:
@@ -48,7 +53,7 @@ def main() -> None:
 def _limit(seconds: int, memory: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process inside C++ code too
     signal.alarm(seconds)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (CORE_BYTES, CORE_BYTES))
     if sys.platform.startswith("linux"):  # private memory; drivers of GPUs reserve much more address space
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 

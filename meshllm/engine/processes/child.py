@@ -23,6 +23,8 @@ from meshllm.engine.processes import child_reaper
 from meshllm.engine.processes.child_log import LOG_BYTES, ChildLog, LineSplitter
 from meshllm.engine.processes.child_registry import ChildRegistry, kill_group
 from meshllm.engine.processes.spawn import start
+from meshllm.engine.sandbox import macos
+from meshllm.engine.sandbox.policy import Sandbox
 from meshllm.tasks import Owner
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ class ChildSpec:
     `on_line` gets each line of output (printable, without line end) and returns whether to probe at once.
     `stop_line` is written to the child's standard input when it has to stop (empty: SIGTERM alone). `grace_seconds`
     pass between SIGTERM and SIGKILL. A child that shows no output, processor time or memory growth for `stall_seconds`
-    while it starts is killed. `log_bytes` bounds the log file, see ChildLog.
+    while it starts is killed. `log_bytes` bounds the log file, see ChildLog. `sandbox`: what it may reach (None: all
+    that the daemon may).
     """
 
     name: str
@@ -76,6 +79,7 @@ class ChildSpec:
     grace_seconds: float = 5.0
     stall_seconds: float = 120.0
     log_bytes: int = LOG_BYTES
+    sandbox: Sandbox | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +140,7 @@ class Child:
             child_reaper.__file__,
             str(self.spec.grace_seconds),
             self.spec.stop_line,
-            *self.spec.argv,
+            *_sandboxed(self.spec),
         ]
         spawned = await start(command, environment=self.spec.environment)
         process = spawned.process
@@ -252,3 +256,12 @@ class Child:
         if to not in TRANSITIONS[self.phase]:
             raise RuntimeError(f"{self!r} cannot become {to.value}")
         self.phase = to
+
+
+def _sandboxed(spec: ChildSpec) -> tuple[str, ...]:
+    """The sandbox, as the reaper's argument, and the command line."""
+    sandbox = spec.sandbox
+    if sandbox is None:
+        return ("", *spec.argv)
+    profile = sandbox.on and sandbox.available.profile
+    return (sandbox.plan_text(), *(macos.command(sandbox.policy, spec.argv) if profile else spec.argv))

@@ -1,11 +1,14 @@
 """Runs one engine process and ends it when the daemon dies, also by SIGKILL.
 
-    python -I -S child_reaper.py GRACE_SECONDS STOP_LINE PROGRAM [ARGUMENT ...]
+    python -I -S child_reaper.py GRACE_SECONDS STOP_LINE SANDBOX PROGRAM [ARGUMENT ...]
 
 Invariant: imports only the standard library; run with `-I -S` it starts in about 15 ms and takes about 9 MB.
 The daemon holds the other end of standard input and writes nothing to it; end of file means that the daemon is gone.
 The engine process leads a process group of its own, so that its children end with it. To stop it, SIGTERM is sent and,
 unless it is empty, STOP_LINE is written to its standard input. The exit status is the engine's; 128 + N for signal N.
+
+SANDBOX is a plan of meshllm.engine.sandbox (empty: none), applied between fork and exec. If it cannot be applied, the
+program does not run, and the exit status is 126.
 
 The first line on standard output is `reaper: PID`, PID being the engine process: the process to kill if the reaper
 itself is killed.
@@ -20,6 +23,12 @@ import signal
 import subprocess
 import sys
 import time
+
+TYPE_CHECKING = False  # typing takes 2 ms to import
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
 
 PID_PREFIX = "reaper: "
 
@@ -45,9 +54,67 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
+class AppliedSandbox:
+    """The sandbox of the program: applied in the child, its questions about connect() answered by the reaper."""
+
+    def __init__(self, text: str) -> None:
+        self.label = ""
+        self.listener = -1
+        self._plan: dict[str, Any] = {}
+        self._here: socket.socket | None = None
+        self._there: socket.socket | None = None
+        if not text:
+            return
+        import json
+
+        sys.path.append(os.path.abspath(f"{__file__}/../../../.."))  # noqa: PTH100 - the package, after the library
+        from meshllm.engine.sandbox import cage
+
+        self._plan = json.loads(text)
+        self.label = self._plan["label"]
+        self._apply: Callable[[dict[str, Any]], int] = cage.apply
+        if self._plan["asks"]:
+            import socket
+
+            self._here, self._there = socket.socketpair()
+
+    def enter(self) -> None:
+        """Runs in the child before exec. Without the sandbox there is no program."""
+        die_with_parent()
+        if not self._plan:
+            return
+        try:
+            listener = self._apply(self._plan)
+            if self._there is not None:
+                import socket
+
+                socket.send_fds(self._there, [b"."], [listener])
+                os.close(listener)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
+            os.write(2, f"reaper: cannot apply the sandbox: {error}\n".encode())
+            os._exit(126)
+
+    def started(self) -> None:
+        """The program runs, in the sandbox: take the listener from it."""
+        if self._here is None or self._there is None:
+            return
+        import socket
+
+        self._there.close()
+        _, descriptors, _, _ = socket.recv_fds(self._here, 1, 1)
+        self.listener = descriptors[0] if descriptors else -1
+        self._here.close()
+
+    def answer(self) -> bool:
+        """Answer one question. False: there will be none any more."""
+        from meshllm.engine.sandbox import connect_broker
+
+        return connect_broker.answer(self.listener, self._plan["connects"])
+
+
 def main() -> int:
     """Start, watch and end the program. Returns the exit status."""
-    grace, stop_line, argv = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    grace, stop_line, sandbox, argv = float(sys.argv[1]), sys.argv[2], AppliedSandbox(sys.argv[3]), sys.argv[4:]
     # Signal handlers write to this pipe, so that one poll() waits for signals and for the end of standard input.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -62,16 +129,20 @@ def main() -> int:
             argv,
             stdin=subprocess.PIPE if stop_line else subprocess.DEVNULL,
             process_group=0,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - single-threaded
+            preexec_fn=sandbox.enter,  # noqa: PLW1509 - single-threaded
         )
     except OSError as error:
         print(f"reaper: cannot start {argv[0]}: {error}", file=sys.stderr, flush=True)  # noqa: T201
         return 127
-    print(f"{PID_PREFIX}{child.pid}", flush=True)  # noqa: T201
+    label = f"\nsandbox: {sandbox.label}" if sandbox.label else ""
+    print(f"{PID_PREFIX}{child.pid}{label}", flush=True)  # noqa: T201
+    sandbox.started()
 
     poller = select.poll()
     poller.register(wake_read, select.POLLIN)
     poller.register(0, select.POLLHUP)
+    if sandbox.listener >= 0:
+        poller.register(sandbox.listener, select.POLLIN)
     deadline: float | None = None
     while child.poll() is None:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -79,6 +150,9 @@ def main() -> int:
             if descriptor == wake_read:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)
+            elif descriptor == sandbox.listener:
+                if happened & select.POLLIN == 0 or not sandbox.answer():
+                    poller.unregister(descriptor)
             elif happened:
                 # The daemon is gone.
                 poller.unregister(0)

@@ -5,13 +5,15 @@ The engine listens on a Unix socket in a directory with mode 0700, so that other
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from meshllm.core.memory.speculation import PLAIN, DraftCounts, DraftSource, Spe
 from meshllm.core.snapshot import Purpose
 from meshllm.engine.processes import unix_http
 from meshllm.engine.processes.child import ChildSpec, Ending
+from meshllm.engine.sandbox import environment as sandbox_environment
+from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing, SandboxPolicy
 
 # Started as the router's child, llama-server prints its loading state on standard output, one JSON object a line.
 STATE_PREFIX = "cmd_child_to_router:state:"
@@ -29,12 +33,7 @@ STOP_LINE = "cmd_router_to_child:exit"
 NO_BACKTRACE_VARIABLE = "GGML_NO_BACKTRACE"
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final NUL included.
 SOCKET_PATH_BYTES = 103
-# Environment variables that a child inherits: no secrets, and none that change its command line (LLAMA_ARG_*).
-INHERITED = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-)  # fmt: skip
+PRIVATE_PREFIX = "p-"
 # OpenMP threads spin at every barrier, by default for billions of rounds: beside another busy program on two cores that
 # costs 90 % of the speed. Tokens/s of a small model, idle machine and loaded machine: default 53 and 2, 2000 rounds 52
 # and 16, no spinning 42 and 21. A value in the user's environment is kept.
@@ -77,7 +76,8 @@ class ServerPlan:
     `workers`: Unix sockets of the workers' rpc-servers; their devices are called RPC0, RPC1, ... in `devices`.
     `environment`: further variables. `threads`: CPU threads (None: the engine's choice).
 
-    `projector`: the vision projector, if the model has one.
+    `projector`: the vision projector, if the model has one. `files`: further files that the process reads, such as the
+    other parts of the model. `memory`: the most private memory that it may take, in bytes (None: not known).
     """
 
     model_name: str
@@ -100,6 +100,8 @@ class ServerPlan:
     environment: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     projector: Projector | None = None
+    files: tuple[Path, ...] = ()
+    memory: int | None = None
 
 
 def socket_directory(home: Path) -> Path:
@@ -113,9 +115,26 @@ def socket_directory(home: Path) -> Path:
     return wanted
 
 
+@contextlib.contextmanager
+def private_directory(directory: Path) -> Iterator[Path]:
+    """A new directory in `directory`, for the sockets of one process; removed at the end, with all that is in it."""
+    made = directory / (PRIVATE_PREFIX + secrets.token_hex(6))
+    made.mkdir(mode=0o700)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def remove_private_directories(directory: Path) -> None:
+    """Remove what processes of an earlier daemon had."""
+    for left in directory.glob(f"{PRIVATE_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def socket_path(directory: Path) -> Path:
-    """A new, random socket path. llama-server requires the suffix .sock."""
-    return directory / f"{secrets.token_hex(6)}.sock"
+    """The path of the socket in the process's own `directory`. llama-server requires the suffix .sock."""
+    return directory / "s.sock"
 
 
 def arguments(program: Path, plan: ServerPlan, socket: Path) -> tuple[str, ...]:
@@ -214,6 +233,7 @@ def child_spec(
     socket: Path,
     log: Path,
     on_progress: Callable[[float | None], None],
+    sandboxing: Sandboxing = NO_SANDBOX,
 ) -> ChildSpec:
     """A child that serves `plan` on `socket`. `on_progress` gets the loaded fraction (0 to 1, None: unknown)."""
 
@@ -227,7 +247,8 @@ def child_spec(
             on_progress(state.fraction)
         return state is not None and state.name == "ready"
 
-    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    sandbox = sandboxing.apply(_policy(program, plan, socket, sandboxing))
+    inherited = sandbox_environment.filtered() | sandbox.policy.variables
     inherited.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
     return ChildSpec(
         name=f"llama-server {plan.model_name}",
@@ -237,6 +258,24 @@ def child_spec(
         probe=healthy,
         on_line=on_line,
         stop_line=STOP_LINE,
+        sandbox=sandbox,
+    )
+
+
+def _policy(program: Path, plan: ServerPlan, socket: Path, sandboxing: Sandboxing) -> SandboxPolicy:
+    """What the process needs: the model's files, its socket, those of its workers."""
+    listed = plan.environment.get("GGML_RPC_FILES")
+    optional = (plan.chat_template, plan.draft_path, plan.projector.path if plan.projector else None)
+    # None: the engine chooses, from what there is.
+    accelerators = plan.devices is None or any(not name.startswith("RPC") for name in plan.devices)
+    return sandboxing.policy(
+        program,
+        reads=(plan.model_path, *plan.files, *filter(None, optional), *([Path(listed)] if listed else [])),
+        sockets=socket.parent,
+        connects=plan.workers,
+        accelerators=accelerators or (plan.projector is not None and plan.projector.device is not None),
+        memory=plan.memory,
+        kind="llama-server",
     )
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshllm.engine.processes.child import ChildSpec
-from meshllm.engine.processes.llama_server import INHERITED, SPIN_ROUNDS, SPIN_VARIABLE
+from meshllm.engine.processes.llama_server import SPIN_ROUNDS, SPIN_VARIABLE
+from meshllm.engine.sandbox import environment as sandbox_environment
+from meshllm.engine.sandbox.policy import NO_SANDBOX, Sandboxing
 
 # Environment variables read by our patches (llama.cpp/README.md).
 FILES_VARIABLE, PEERS_VARIABLE, PUSH_VARIABLE = "GGML_RPC_FILES", "GGML_RPC_PEERS", "GGML_RPC_PUSH"
@@ -35,7 +37,8 @@ class WorkerPlan:
 
     `socket`: for the host's commands. `pushes`: for tensors from the previous worker. `files`: the list of model files.
     `peers`: sockets of other workers by name. `devices`: accelerators in the order of their layers (empty: CPU only).
-    `threads`: CPU threads.
+    `threads`: CPU threads. `models`: the model files on that list. `memory`: the most private memory that the process
+    may take, in bytes (None: not known).
     """
 
     name: str
@@ -45,6 +48,8 @@ class WorkerPlan:
     peers: Mapping[str, Path]
     devices: tuple[str, ...]
     threads: int
+    models: tuple[Path, ...] = ()
+    memory: int | None = None
 
 
 def write_files(path: Path, files: Sequence[SharedFile]) -> None:
@@ -60,8 +65,8 @@ def peers_value(peers: Mapping[str, Path]) -> str:
     return ",".join(f"{name}={path}" for name, path in peers.items())
 
 
-def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
-    """The child: ready once its sockets exist. It serves one host at a time."""
+def child_spec(program: Path, plan: WorkerPlan, log: Path, sandboxing: Sandboxing = NO_SANDBOX) -> ChildSpec:
+    """The child: ready once its sockets exist, which are in a folder of its own. It serves one host at a time."""
 
     async def is_listening() -> bool:
         return plan.socket.is_socket() and plan.pushes.is_socket()
@@ -69,7 +74,18 @@ def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
     def on_line(line: str) -> bool:
         return line == LISTENING_LINE
 
-    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    sandbox = sandboxing.apply(
+        sandboxing.policy(
+            program,
+            reads=(plan.files, *plan.models),
+            sockets=plan.socket.parent,
+            connects=tuple(plan.peers.values()),
+            accelerators=bool(plan.devices),
+            memory=plan.memory,
+            kind="rpc-server",
+        )
+    )
+    environment = sandbox_environment.filtered() | sandbox.policy.variables
     environment.setdefault(SPIN_VARIABLE, SPIN_ROUNDS)
     environment |= {
         FILES_VARIABLE: str(plan.files),
@@ -87,4 +103,5 @@ def child_spec(program: Path, plan: WorkerPlan, log: Path) -> ChildSpec:
         log=log,
         probe=is_listening,
         on_line=on_line,
+        sandbox=sandbox,
     )

@@ -2,7 +2,7 @@
 
 Invariants: a ticket is for one peer, one stream kind, one use and TICKET_SECONDS. Before it is redeemed, only 32 bytes
 are read, within a deadline, and every failure just closes the connection. Pending connections are bounded, in all and
-per host; hosts with a ticket are not held up by others.
+per host: a new one takes the place of the oldest. Hosts with a ticket are not held up by others.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class LaneListener:
         self._tickets: dict[bytes, _Ticket] = {}
         self._outstanding: Counter[NodeId] = Counter()
         self._expected: dict[str, float] = {}
-        self._pending: Counter[str] = Counter()
+        # By host, the oldest first; those of hosts without a ticket are counted.
+        self._pending: dict[str, dict[asyncio.Task[None], bool]] = {}
         self._without_ticket = 0
 
     def start(self, port: int, host: str | None = None) -> int:
@@ -145,19 +146,34 @@ class LaneListener:
                 continue
             host = _unmapped(str(address[0]))
             known = self._expected.get(host, 0.0) > self._clock()
-            full = not known and self._without_ticket >= MAX_UNAUTHENTICATED
-            if full or self._pending[host] >= MAX_PENDING_PER_HOST:
-                connection.close()
-                continue
-            self._pending[host] += 1
+            if len(self._pending.get(host, ())) >= MAX_PENDING_PER_HOST:
+                self._evict(host)
+            elif not known and self._without_ticket >= MAX_UNAUTHENTICATED:
+                self._evict(self._largest())
             self._without_ticket += not known
             task = self._owner.start(self._receive_ticket(connection), "pending")
-            task.add_done_callback(partial(self._done, host, known))
+            self._pending.setdefault(host, {})[task] = known
+            task.add_done_callback(partial(self._done, host))
 
-    def _done(self, host: str, known: bool, _: asyncio.Task[None]) -> None:
+    def _largest(self) -> str:
+        """The host with most connections without a ticket."""
+        return max(self._pending, key=lambda host: sum(not known for known in self._pending[host].values()))
+
+    def _evict(self, host: str) -> None:
+        """Close the oldest pending connection of `host`, one without a ticket if there is any."""
+        pending = self._pending[host]
+        task = next((task for task, known in pending.items() if not known), None) or next(iter(pending))
+        self._done(host, task)
+        # Not now: a task that has not begun would end without closing its connection.
+        asyncio.get_running_loop().call_soon(task.cancel)
+
+    def _done(self, host: str, task: asyncio.Task[None]) -> None:
+        pending = self._pending.get(host, {})
+        known = pending.pop(task, None)
+        if known is None:
+            return  # evicted before
         self._without_ticket -= not known
-        self._pending[host] -= 1
-        if not self._pending[host]:
+        if not pending:
             del self._pending[host]
 
     async def _receive_ticket(self, connection: socket.socket) -> None:

@@ -1,8 +1,8 @@
 """The UDP socket: datagrams are routed to connections by connection id, dialled or accepted.
 
-Invariants: a datagram without a connection costs a lookup. A first datagram makes a connection only within limits (in
-all, per address, per second); from RETRY_ABOVE unauthenticated connections on, its sender must prove its address first
-(Retry; RFC 9000, 8.1).
+Invariants: a datagram without a connection costs a lookup. A first datagram makes a connection only within the limits
+of `admission`; from RETRY_ABOVE unauthenticated connections on, its sender must prove its address first (Retry; RFC
+9000, 8.1).
 """
 
 from __future__ import annotations
@@ -30,21 +30,12 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from meshllm.core.records import PeerAddress
 from meshllm.errors import port_taken
 from meshllm.net.base import Clock
+from meshllm.net.quic.admission import HandshakeAdmission
 from meshllm.net.quic.connection import CONNECTION_ID_BYTES, VERSIONS
-from meshllm.util.rate_limiter import TokenBucket
 
 # (host, port) or (host, port, flow, scope), as sockets use them.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
-# Unauthenticated connections. A handshake takes about 5 ms of CPU and 50 KiB while it lasts.
-MAX_UNAUTHENTICATED = 64
-# The same from one address (IPv6: one /64). Many nodes may share an address, but they do not all connect in one second.
-MAX_UNAUTHENTICATED_PER_ADDRESS = 24
-RETRY_ABOVE = 16
-# New connections from one address: rate and burst.
-NEW_CONNECTIONS_PER_SECOND = 20.0
-NEW_CONNECTIONS_BURST = 60.0
-MAX_ADDRESSES_KNOWN = 1024
 # Datagrams read before other callbacks run.
 DATAGRAMS_AT_ONCE = 64
 # Minimum size of a first datagram (RFC 9000, 14.1).
@@ -74,6 +65,13 @@ class DatagramRoute(Protocol):
     def received(self) -> None:
         """Called after a batch of datagrams."""
 
+    @property
+    def mute(self) -> bool:
+        """Whether no byte of a stream has come."""
+
+    def evict(self, reason: str) -> None:
+        """Close the connection without a packet, because others need its place."""
+
 
 # Makes a connection for a first datagram: (its destination id, source id of the Retry or None, address).
 AcceptConnection = Callable[[bytes, bytes | None, SocketAddress], "DatagramRoute"]
@@ -89,9 +87,7 @@ class Endpoint:
         self._clock = clock
         self._socket: socket.socket | None = None
         self._ipv6 = False
-        self._unauthenticated: dict[DatagramRoute, str] = {}
-        self._per_address: dict[str, int] = {}
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self.admission: HandshakeAdmission[DatagramRoute] = HandshakeAdmission(clock())
         self._retry = QuicRetryTokenHandler()
         self._closes: OrderedDict[bytes, CloseDatagram] = OrderedDict()
 
@@ -145,18 +141,12 @@ class Endpoint:
 
     def authenticated(self, route: DatagramRoute) -> None:
         """The connection is authenticated or closed: stop counting it."""
-        key = self._unauthenticated.pop(route, None)
-        if key is not None:
-            left = self._per_address[key] - 1
-            if left:
-                self._per_address[key] = left
-            else:
-                del self._per_address[key]
+        self.admission.remove(route)
 
     @property
     def unauthenticated(self) -> int:
         """Number of unauthenticated connections."""
-        return len(self._unauthenticated)
+        return len(self.admission)
 
     def keep_close(self, ids: tuple[bytes, ...], datagram: bytes) -> None:
         """Keep a connection's close packet, to send it again to a peer that still sends."""
@@ -215,12 +205,6 @@ class Endpoint:
             return None
         if header.packet_type != QuicPacketType.INITIAL or len(header.destination_cid) < CONNECTION_ID_BYTES:
             return None
-        key = address_key(source[0])
-        if (
-            len(self._unauthenticated) >= MAX_UNAUTHENTICATED
-            or self._per_address.get(key, 0) >= MAX_UNAUTHENTICATED_PER_ADDRESS
-        ):
-            return None
         original, retried = header.destination_cid, None
         if header.token:
             try:
@@ -230,14 +214,14 @@ class Endpoint:
             except ValueError:
                 return None
             retried = header.destination_cid
-        elif len(self._unauthenticated) >= RETRY_ABOVE:
+        elif self.admission.crowded:
             self._send_retry(header, source, now)
             return None
-        if not self._bucket(key, now).take(now):
+        address = address_key(source[0])
+        if not self.admission.admit(address, now):
             return None
         route = self._accept(original, retried, source)
-        self._unauthenticated[route] = key
-        self._per_address[key] = self._per_address.get(key, 0) + 1
+        self.admission.add(route, address, now)
         self.routes[header.destination_cid] = route
         return route
 
@@ -257,15 +241,6 @@ class Endpoint:
             retry_token=token,
         )
         self.send(packet, source)
-
-    def _bucket(self, key: str, now: float) -> TokenBucket:
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            bucket = self._buckets[key] = TokenBucket(NEW_CONNECTIONS_PER_SECOND, NEW_CONNECTIONS_BURST, now)
-            if len(self._buckets) > MAX_ADDRESSES_KNOWN:
-                self._buckets.popitem(last=False)
-        self._buckets.move_to_end(key)
-        return bucket
 
     def _resend_close(self, connection_id: bytes, source: SocketAddress) -> None:
         close = self._closes[connection_id]

@@ -51,6 +51,10 @@ class QuicTransport(NodeTransport):
         self._client = configuration(identity, client=True)
         self._server = configuration(identity, client=False)
 
+    def keep_room_for(self, known: Callable[[str], bool]) -> None:
+        """Addresses for which `known` is true (keys of `address_key`) find a place whatever others do."""
+        self.endpoint.admission.known = known
+
     async def _listen(self) -> int:
         return self.endpoint.open(*self._bind)
 
@@ -98,6 +102,7 @@ class QuicStreamConnection:
         self._timer_at = 0.0
         self._soon: asyncio.Handle | None = None
         self._over = False
+        self.mute = True
         endpoint.routes[connection.host_cid] = self
 
     # -- connection_protocol.StreamConnection
@@ -200,6 +205,9 @@ class QuicStreamConnection:
             self._user.acknowledged()
         self._transmit()
 
+    def evict(self, reason: str) -> None:
+        self._lose(reason)
+
     # -- internals
 
     def _happen(self) -> None:
@@ -207,6 +215,7 @@ class QuicStreamConnection:
         while not self._over and (event := self._quic.next_event()) is not None:
             user = self._user
             if isinstance(event, events.StreamDataReceived):
+                self.mute = False
                 if user is not None:
                     user.data(event.stream_id, event.data, event.end_stream)
             elif isinstance(event, events.StreamReset):

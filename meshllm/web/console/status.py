@@ -99,6 +99,16 @@ class MachineStatus(StatusModel):
     devices: list[DeviceStatus] | None
 
 
+class SandboxStatus(StatusModel):
+    """How engine processes run. `caged`: files and network are confined; `layers`: what the system enforces;
+    `problems`: what it does not; `disabled`: by --no-sandbox."""
+
+    caged: bool
+    disabled: bool
+    layers: str
+    problems: list[str]
+
+
 class FileStatus(StatusModel):
     """The model's file."""
 
@@ -201,6 +211,7 @@ class NodeStatus(StatusModel):
     mesh_reason: str = ""
     sharing: SharingStatus | None = None
     machine: MachineStatus | None = None
+    sandbox: SandboxStatus | None = None
     worker_lease: WorkerLeaseStatus | None = None
     lan_urls: tuple[str, ...] = ()
     read_only: bool = False
@@ -241,6 +252,7 @@ class StatusInputs:
     machine: MachineMemory | None = None
     drafts: Mapping[str, DraftCounts] = field(default_factory=dict)
     traffic: LeaseTrafficReader = lambda lease: {}
+    sandbox: SandboxStatus | None = None
     lan_urls: Sequence[str] = ()
 
 
@@ -265,6 +277,7 @@ def node_status(inputs: StatusInputs, now: float) -> NodeStatus:
         mesh_reason=inputs.mesh_reason,
         sharing=inputs.sharing,
         machine=None if inputs.machine is None else machine_status(inputs.machine),
+        sandbox=inputs.sandbox,
         splits=split_status.splits(snapshot, inputs.traffic, inputs.drafts),
         worker_lease=split_status.worker_lease(snapshot),
         lan_urls=tuple(inputs.lan_urls),

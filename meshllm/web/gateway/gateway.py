@@ -46,6 +46,8 @@ LISTEN_BACKLOG = 1024
 # At the end of a close, for callers to read the errors of requests that were not answered in time.
 ERROR_GRACE_SECONDS = 0.5
 JSON = "application/json"
+# What a page that may call can read although it is refused: its key is missing or wrong, or was wrong too often.
+KEY_ERRORS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 class Gateway:
@@ -65,13 +67,15 @@ class Gateway:
         on_work: Callable[[], None] | None = None,
         draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
         counters: Callable[[], NodeCounters] | None = None,
+        is_guest: Callable[[str], bool] = lambda peer: False,
     ) -> None:
         """`backend_keys`: the API keys of backends, by URL. `peers` opens connections to peers.
 
         `on_dial`: called with a requested model whose hosts are known by hearsay only, at most once a second for each.
         `on_loads`: called with the load of the engines here when it changes, at most twice a second. `on_work`: called
         when requests of theirs began or ended. `draft_counts`: draft and accepted tokens, by model. `counters`: what
-        the daemon counts, for the metrics.
+        the daemon counts, for the metrics. `is_guest`: whether a peer (node id in hexadecimal) may use models only; it
+        has smaller limits.
         """
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -84,7 +88,7 @@ class Gateway:
         self._date = (0, b"")
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
         self._dispatcher = RequestDispatcher(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
-        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop)
+        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop, is_guest)
 
     # -- the daemon's side
 
@@ -197,7 +201,7 @@ class Gateway:
             rejected.status,
             rejected.code,
             rejected.message,
-            self._cors(headers) if rejected.status == HTTPStatus.UNAUTHORIZED else "",
+            self._cors(headers) if rejected.status in KEY_ERRORS else "",
             unrouted=True,
             admitted=local and not rejected.refused,
         )
@@ -217,7 +221,7 @@ class Gateway:
         # A browser's preflight request has no key yet, and its response reveals nothing.
         if refusal is not None and not (request.method == "OPTIONS" and refusal.status == HTTPStatus.UNAUTHORIZED):
             # A page that may call, but with a wrong key or none, must be able to read the error.
-            readable = self._cors(request.headers) if refusal.status == HTTPStatus.UNAUTHORIZED else ""
+            readable = self._cors(request.headers) if refusal.status in KEY_ERRORS else ""
             self._dispatcher.reject(
                 connection,
                 api,

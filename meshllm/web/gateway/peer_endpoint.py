@@ -2,15 +2,17 @@
 
 A peer may POST to the model routes and nothing else. Only targets of this node answer, so no request makes a second
 hop. Each peer's active requests, connections and body memory are bounded, and its waiting requests leave part of a
-queue to this node's own callers.
+queue to this node's own callers. Guests have less of everything, a rate of requests, and a share of the memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 
+from meshllm.util.rate_limiter import TokenBucket
 from meshllm.web.gateway.api_request import api_label, api_of
 from meshllm.web.gateway.dispatcher import RequestDispatcher
 from meshllm.web.gateway.request import ProxiedRequest
@@ -30,6 +32,15 @@ MAX_PEER_CONNECTIONS = 192
 # Bodies being received or processed: of one peer, and of all peers together; those of our own callers count apart.
 MAX_PEER_BODIES_BYTES = 128 << 20
 MAX_ALL_BODIES_BYTES = 512 << 20
+# The same for one guest, and for all guests together; and a guest's rate of requests.
+MAX_GUEST_REQUESTS = 8
+MAX_GUEST_CONNECTIONS = 32
+MAX_GUEST_BODIES_BYTES = 80 << 20
+MAX_ALL_GUEST_BODIES_BYTES = 160 << 20
+GUEST_REQUESTS_PER_SECOND = 1.0
+GUEST_REQUESTS_BURST = 30.0
+# Guests whose rate is remembered after their connections have ended.
+MAX_GUEST_RATES = 1024
 
 
 class PeerEndpoint:
@@ -41,8 +52,11 @@ class PeerEndpoint:
         dispatcher: RequestDispatcher,
         date: Callable[[], bytes],
         connections: Callable[[PeerEndpoint], ConnectionSet[Connection]],
+        rate: TokenBucket | None,
     ) -> None:
+        """`rate`: that of a guest's requests; None: the peer is no guest."""
         self.peer = peer
+        self.rate = rate
         self.date = date
         self.connections = connections(self)
         self.active = 0
@@ -81,8 +95,13 @@ class PeerEndpoint:
             )
             return None
         trace = self._trace(connection, route.path)
-        if self.active >= MAX_PEER_REQUESTS:
-            message = f"This node processes at most {MAX_PEER_REQUESTS} requests of one peer at a time."
+        limit = MAX_PEER_REQUESTS if self.rate is None else MAX_GUEST_REQUESTS
+        message = ""
+        if self.active >= limit:
+            message = f"This node processes at most {limit} requests of one peer at a time."
+        elif self.rate is not None and not self.rate.take(self._dispatcher.now()):
+            message = f"This node takes {GUEST_REQUESTS_PER_SECOND * 60:.0f} requests a minute of a guest."
+        if message:
             self._dispatcher.reject(
                 connection, route.api, trace, 429, "overloaded", message, "retry-after: 1\r\n", from_peer=True
             )
@@ -114,13 +133,20 @@ class PeerEndpoints:
         date: Callable[[], bytes],
         wake: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
+        is_guest: Callable[[str], bool],
     ) -> None:
-        """`date` gives the Date header; `wake` is called when there are connections, from when on `sweep` is needed."""
+        """`date` gives the Date header; `wake` is called when there are connections, from when on `sweep` is needed.
+
+        `is_guest`: whether a peer (node id in hexadecimal) may use models only.
+        """
         self._dispatcher = dispatcher
         self._date = date
         self._wake = wake
         self._loop = loop
+        self._is_guest = is_guest
         self._bodies = BodyBudget(limit=MAX_ALL_BODIES_BYTES)
+        self._guest_bodies = BodyBudget(limit=MAX_ALL_GUEST_BODIES_BYTES, parent=self._bodies)
+        self._guest_rates: OrderedDict[str, TokenBucket] = OrderedDict()
         self._endpoints: dict[str, PeerEndpoint] = {}
         # Endpoints with connections. A connection may come some time after its endpoint was created.
         self._busy: dict[PeerEndpoint, None] = {}
@@ -132,7 +158,8 @@ class PeerEndpoints:
             return _ClosedEndpoint()
         endpoint = self._endpoints.get(peer)
         if endpoint is None:
-            endpoint = PeerEndpoint(peer, self._dispatcher, self._date, self._connections)
+            rate = self._guest_rate(peer) if self._is_guest(peer) else None
+            endpoint = PeerEndpoint(peer, self._dispatcher, self._date, self._connections, rate)
             self._endpoints[peer] = endpoint
         return Connection(endpoint, endpoint.connections, self._loop)
 
@@ -141,8 +168,21 @@ class PeerEndpoints:
             self._busy[endpoint] = None
             self._wake()
 
+        if endpoint.rate is not None:
+            bodies = BodyBudget(limit=MAX_GUEST_BODIES_BYTES, parent=self._guest_bodies)
+            return ConnectionSet(wake, bodies, MAX_GUEST_CONNECTIONS)
         bodies = BodyBudget(limit=MAX_PEER_BODIES_BYTES, parent=self._bodies)
         return ConnectionSet(wake, bodies, MAX_PEER_CONNECTIONS)
+
+    def _guest_rate(self, peer: str) -> TokenBucket:
+        rate = self._guest_rates.get(peer)
+        if rate is None:
+            rate = TokenBucket(GUEST_REQUESTS_PER_SECOND, GUEST_REQUESTS_BURST, self._loop.time())
+            self._guest_rates[peer] = rate
+            if len(self._guest_rates) > MAX_GUEST_RATES:
+                self._guest_rates.popitem(last=False)
+        self._guest_rates.move_to_end(peer)
+        return rate
 
     def sweep(self, now: float) -> bool:
         """Enforce the time limits; returns whether there are connections."""

@@ -137,24 +137,28 @@ def is_local(peer: str, headers: Mapping[bytes, bytes]) -> bool:
 class AccessPolicy:
     """The rules of one server.
 
-    `key` is required of remote callers; None: remote callers are refused. `allowed_origins` are web pages that may
-    call; `allowed_hosts` are further host names of this machine (lower case, no port); `page_port` is the console's
-    port, 0 if unknown. In all methods `headers` have lower-case names, `peer` is the caller's address ("" if unknown)
-    and `at` the address of this machine that the caller connected to. `guard` limits guesses of the key.
+    `key` is required of remote callers, with `require_key` of local ones too; None: they are refused.
+    `allowed_origins` are web pages that may call; `allowed_hosts` are further host names of this machine (lower case,
+    no port); `page_port` is the console's port, 0 if unknown. In all methods `headers` have lower-case names, `peer` is
+    the caller's address ("" if unknown) and `at` the address of this machine that the caller connected to. `guard`
+    limits guesses of the key.
     """
 
     key: str | None = None
     allowed_origins: frozenset[str] = frozenset()
     allowed_hosts: frozenset[str] = frozenset()
     page_port: int = 0
+    require_key: bool = False
     guard: KeyGuard | None = field(default=None, compare=False)
 
     def judge(self, peer: str, headers: Mapping[bytes, bytes], at: str = "") -> Verdict:
         """The class of an API caller, and why it is refused, if it is."""
         refusal = self.refuse_page(headers, at) if b"origin" in headers or b"sec-fetch-site" in headers else None
-        if is_local(peer, headers):
+        local = is_local(peer, headers)
+        if not local or self.require_key:
+            refusal = refusal or self.refuse_without_key(headers, peer)
+        if local:
             return _LOCAL_VERDICT if refusal is None else Verdict(CallerKind.LOCAL, refusal)
-        refusal = refusal or self.refuse_without_key(headers, peer)
         return _KEYED_VERDICT if refusal is None else Verdict(CallerKind.KEYLESS, refusal)
 
     def refuse_page(self, headers: Mapping[bytes, bytes], at: str = "") -> AccessDenied | None:

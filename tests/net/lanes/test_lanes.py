@@ -334,7 +334,8 @@ async def test_pending_connections_are_bounded_without_locking_out_peers(
         loop, listener = asyncio.get_running_loop(), place.nodes[1].lanes._listener
         crowd = [(await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port))[1] for _ in range(3)]
         one_more = (await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port))[1]
-        await one_more.gone
+        await crowd[0].gone  # the oldest makes room
+        crowd = [*crowd[1:], one_more]
         assert listener._without_ticket == 3
         await lane(place)  # its host holds a ticket
         assert listener._without_ticket == 3
@@ -354,8 +355,9 @@ async def test_pending_connections_are_bounded_for_hosts_with_tickets(
         assert tickets(place)
         crowd = [(await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port))[1] for _ in range(2)]
         one_more = (await loop.create_connection(Ear, "127.0.0.1", place.nodes[1].port))[1]
-        await one_more.gone
-        for ear in crowd:
+        await crowd[0].gone
+        assert not one_more.gone.done()
+        for ear in (*crowd, one_more):
             ear.transport.abort()
 
 

@@ -18,12 +18,13 @@ from meshllm.core.records import BootstrapAddress, PeerAddress
 from meshllm.errors import PeerUnreachable, PortTaken
 from meshllm.net import node_transport as transport
 from meshllm.net.base import MAX_STREAMS_PER_LINK, STREAM_CREDIT_BYTES, StreamKind
+from meshllm.net.quic import admission
 from meshllm.net.quic import connection as quic_connection
-from meshllm.net.quic import endpoint
 from meshllm.net.quic.connection import MeshConnection, configuration
 from meshllm.net.quic.endpoint import Endpoint, SocketAddress, address_key, to_address
 from meshllm.net.quic.flow_control import FIRST_CREDIT_BYTES, LINK_CREDIT_BYTES
 from meshllm.net.quic.transport import QuicStreamConnection, QuicTransport
+from meshllm.tasks import Owner
 
 HTTP = StreamKind.HTTP_TUNNEL
 
@@ -171,7 +172,7 @@ async def test_unauthenticated_connections_are_bounded_without_locking_out_peers
     admitted."""
     target, real = await world.node(), await world.node()
     bare = await wire(target.address)
-    for _ in range(endpoint.RETRY_ABOVE + 10):
+    for _ in range(admission.RETRY_ABOVE + 10):
         bare.transport.sendto(first_datagram())
         await asyncio.sleep(0)
 
@@ -181,10 +182,10 @@ async def test_unauthenticated_connections_are_bounded_without_locking_out_peers
         return [header.token for header in headers if header.packet_type == QuicPacketType.RETRY]
 
     await bare.until(lambda: len(retries()) == 10)
-    assert endpoint_of(target).unauthenticated == endpoint.RETRY_ABOVE
+    assert endpoint_of(target).unauthenticated == admission.RETRY_ABOVE
     link = await real.transport.dial(target.way)
     assert link.facts.peer == target.id
-    assert endpoint_of(target).unauthenticated == endpoint.RETRY_ABOVE
+    assert endpoint_of(target).unauthenticated == admission.RETRY_ABOVE
     await bare.close()
 
 
@@ -193,7 +194,7 @@ def header_of(data: bytes) -> QuicHeader:
 
 
 async def test_retry_token_of_another_address_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "RETRY_ABOVE", 0)
+    monkeypatch.setattr(admission, "RETRY_ABOVE", 0)
     target = await world.node()
     handler = endpoint_of(target)._retry
     accepted: list[object] = []
@@ -218,8 +219,9 @@ async def test_retry_token_of_another_address_is_refused(world: World, monkeypat
 async def test_connections_are_bounded_per_address(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str, limit: float
 ) -> None:
-    monkeypatch.setattr(endpoint, bound, limit)
-    monkeypatch.setattr(endpoint, "NEW_CONNECTIONS_PER_SECOND", 0.0)
+    monkeypatch.setattr(admission, "RESERVED_FOR_KNOWN", 0)
+    monkeypatch.setattr(admission, bound, limit)
+    monkeypatch.setattr(admission, "NEW_CONNECTIONS_PER_SECOND", 0.0)
     target = await world.node()
     bare = await wire(target.address)
     for _ in range(12):
@@ -465,3 +467,66 @@ async def test_exception_in_aioquic_ends_that_connection_only(world: World, monk
     await other.heard.until(lambda: one.id not in other.heard.up)
     assert other.heard.reasons == ["QUIC failed: AssertionError"]
     assert third.id in other.heard.up
+
+
+async def test_members_connect_during_a_flood_of_mute_handshakes(world: World) -> None:
+    """45 mute handshakes a second from three addresses, each answering a Retry, beside six members that connect."""
+    target = await world.node()
+    members = [await world.node() for _ in range(6)]
+    loop = asyncio.get_running_loop()
+    flooders = []
+    for number in range(3):
+        made, _ = await loop.create_datagram_endpoint(Flooder, local_addr=(f"127.0.0.{number + 2}", 0))
+        flooders.append(made)
+    to = ("127.0.0.1", target.address.port)
+
+    async def flood() -> None:
+        while True:
+            for each in flooders:
+                cast("Flooder", each.get_protocol()).knock(to)
+            await asyncio.sleep(1 / 15)
+
+    for _ in range(admission.MAX_UNAUTHENTICATED):
+        for each in flooders:
+            cast("Flooder", each.get_protocol()).knock(to)
+        await asyncio.sleep(0.001)
+    owner = Owner("flood")
+    owner.start(flood(), "flood")
+    try:
+        async with asyncio.timeout(30):
+            links = await asyncio.gather(*(member.transport.dial(target.way) for member in members))
+        assert {link.facts.peer for link in links} == {target.id}
+        assert endpoint_of(target).unauthenticated > 0
+    finally:
+        await owner.close()
+        for each in flooders:
+            each.close()
+
+
+class Flooder(asyncio.DatagramProtocol):
+    """Begins QUIC handshakes, answers a Retry, and then says nothing."""
+
+    def __init__(self) -> None:
+        self._begun: dict[bytes, MeshConnection] = {}
+        self._transport: asyncio.DatagramTransport = cast(asyncio.DatagramTransport, None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def knock(self, to: tuple[str, int]) -> None:
+        """Send one first datagram."""
+        connection = MeshConnection(configuration(identity(), client=True))
+        connection.connect(to, now=0.0)
+        self._begun[connection.host_cid] = connection
+        self._send(connection, to)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        header = header_of(data)
+        connection = self._begun.pop(header.destination_cid, None)
+        if connection is not None and header.packet_type == QuicPacketType.RETRY:
+            connection.receive_datagram(data, addr, 0.0)
+            self._send(connection, addr)
+
+    def _send(self, connection: MeshConnection, to: tuple[str, int]) -> None:
+        for data, _ in connection.datagrams_to_send(now=0.0):
+            self._transport.sendto(data, to)

@@ -49,3 +49,11 @@ async def test_api_without_a_key_refuses_a_proxy_and_says_why(folder: Path) -> N
         response = await table.call(ask(headers={"X-Forwarded-For": "192.0.2.1"}))
     assert (response.status, response.json["error"]["code"]) == (403, "host_not_allowed")
     assert "proxy" in response.json["error"]["message"]
+
+
+async def test_require_key_asks_local_callers_too(folder: Path) -> None:
+    async with bench(folder, AccessPolicy("key", require_key=True)) as table:
+        await table.serve()
+        assert (await table.call(ask())).status == 401
+        assert (await table.get("/health")).status == 401
+        assert (await table.call(ask(headers={"Authorization": "Bearer key"}))).status == 200
