@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -42,6 +41,7 @@ from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.pidfile import HomeLock, new_token, owner_page
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
+from meshllm.daemon.start_log import log_start
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
@@ -77,7 +77,8 @@ from meshllm.web.http.key_guard import KeyGuard
 if TYPE_CHECKING:
     from meshllm.daemon.file_sharing import FileSharing
     from meshllm.daemon.log_file import LogFile
-    from meshllm.daemon.mesh_session import HomeState, MeshSession
+    from meshllm.daemon.member_management import HomeState, MemberManagement
+    from meshllm.daemon.mesh_session import MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
     from meshllm.web.console.split_status import LeaseTraffic
     from meshllm.web.console.status import NodeStatus, TargetLoad
@@ -220,7 +221,7 @@ class App:
                 self._log_file.start()
             self._audit.start()
             stack.callback(self._audit.close)
-            _log_start(settings)
+            log_start(settings)
             sandbox_facts.log_start(self._sandboxing, settings)
             stack.callback(self._log_stop)
             raise_file_limit()
@@ -279,6 +280,7 @@ class App:
             on_work=self._draft_stats.refresh,
             draft_counts=self._draft_stats.counts,
             counters=self._counters,
+            is_guest=lambda peer: self._members().is_guest(NodeId(bytes.fromhex(peer))),
         )
         stack.push_async_callback(self._gateway.close)
         self._owner = Owner("daemon")
@@ -473,14 +475,17 @@ class App:
         """Whether an engine here works on a request."""
         return any(load.active or load.waiting for load in self._gateway.loads())
 
-    def _members(self) -> MeshSession:
-        """The node's part in its mesh, for the owner's acts. Raises EnvironmentFailure without a mesh."""
+    def _joined(self) -> MeshSession:
+        """The node's part in its mesh. Raises EnvironmentFailure without a mesh."""
         if self._session is None:
             raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason or 'it is just starting'}.")
         return self._session
 
+    def _members(self) -> MemberManagement:
+        return self._joined().members
+
     def _invite(self, wish: InviteWish) -> Invitation:
-        return self._members().invite(wish)
+        return self._joined().invite(wish)
 
     def _last_requests(self) -> tuple[RequestSummary, ...]:
         """The last requests of the API, for the console."""
@@ -540,41 +545,6 @@ class App:
         return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.transport) for peer, t in found.items()}
 
 
-def _log_start(settings: Settings) -> None:
-    """Log version, system and configuration. Invites and keys are left out."""
-    options = {
-        "models": ",".join(settings.models),
-        "backends": ",".join(backend.url for backend in settings.backends),
-        "client": settings.client,
-        "invites": len(settings.invites),
-        "listen_all": settings.listen_all,
-        "require_key": settings.require_key,
-        "allowed_hosts": ",".join(settings.allowed_hosts),
-        "bind_port": settings.bind_port,
-        "context": settings.context,
-        "max_memory": settings.max_memory,
-        "devices": ",".join(settings.devices),
-        "split": settings.split,
-        "draft": settings.draft,
-        "share": settings.share,
-        "upload_limit": settings.upload_limit,
-        "threads": settings.threads,
-        "no_sandbox": not settings.sandbox,
-        "lease_cache": settings.lease_cache,
-        "worker": "" if settings.worker is None else str(settings.worker),
-    }
-    system = os.uname()
-    fields = {
-        "version": __version__,
-        "pid": os.getpid(),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "system": f"{system.sysname} {system.release} {system.machine}",
-        "home": str(settings.home),
-        **{name: value for name, value in options.items() if value not in (None, "", False, 0)},
-    }
-    log.info("mesh-llm started", extra={"fields": fields})
-
-
 def _target_load(queue: TargetQueue) -> TargetLoad:
     """The load of a gateway target, for the status."""
     from meshllm.web.console.status import TargetLoad
@@ -594,7 +564,8 @@ def _target_load(queue: TargetQueue) -> TargetLoad:
 def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
     from meshllm.daemon.file_sharing import FileSharing
-    from meshllm.daemon.mesh_session import MeshSession, load_home_state
+    from meshllm.daemon.member_management import load_home_state
+    from meshllm.daemon.mesh_session import MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
     return MeshSession, FileSharing, RpcTunnels, load_home_state(settings)
