@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from meshllm import __version__, paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.membership.certificates import NO_RIGHTS, trust_domain
 from meshllm.core.membership.views import JoinPhase, MeshView
 from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
@@ -279,6 +280,8 @@ class App:
             on_work=self._draft_stats.refresh,
             draft_counts=self._draft_stats.counts,
             counters=self._counters,
+            is_guest=self._is_guest,
+            only_from=settings.only_from,
         )
         stack.push_async_callback(self._gateway.close)
         self._owner = Owner("daemon")
@@ -526,6 +529,12 @@ class App:
             downloaded_bytes=downloaded,
         )
 
+    def _is_guest(self, peer: str) -> bool:
+        """Whether the requests of a peer (node id in hexadecimal) have a trust domain of their own."""
+        node = NodeId(bytes.fromhex(peer))
+        session = self._session
+        return bool(trust_domain(node, session.rights_of(node) if session is not None else NO_RIGHTS))
+
     def _lan_urls(self) -> tuple[str, ...]:
         """URLs of the console for other machines."""
         port = urlsplit(self._listening.console).port
@@ -550,6 +559,7 @@ def _log_start(settings: Settings) -> None:
         "listen_all": settings.listen_all,
         "require_key": settings.require_key,
         "allowed_hosts": ",".join(settings.allowed_hosts),
+        "only_from": ",".join(settings.only_from),
         "bind_port": settings.bind_port,
         "context": settings.context,
         "max_memory": settings.max_memory,
