@@ -27,7 +27,9 @@ def invite(
         ),
     ] = None,
     expires: Annotated[str, typer.Option(metavar="TIME", help="Validity: 30m, 2h, 7d. Default: a day.")] = "",
-    guest: Annotated[bool, typer.Option("--guest", help="For somebody else: may send requests, nothing more.")] = False,
+    guest: Annotated[
+        bool, typer.Option("--guest", help="For another person: may send requests, nothing more.")
+    ] = False,
     rights: Annotated[
         str, typer.Option(metavar="LIST", help="Rights: use, serve, work, host, invite, admit. Default: all.")
     ] = "",

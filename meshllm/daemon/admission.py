@@ -103,7 +103,7 @@ class MemberAdmission:
         return (authority.rotation.data,)
 
     def key_of_invite(self, terms: InviteTerms) -> bytes | HelloRefusal:
-        """The key of an invite with these terms, or why it admits nobody here."""
+        """The key of an invite with these terms, or why it admits no node here."""
         if not terms.valid_at(self._now()):
             return HelloRefusal("expired_invite", "The invite has expired.", FRESH)
         if self._keys.authority.is_revoked(terms.serial):

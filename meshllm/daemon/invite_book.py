@@ -64,7 +64,7 @@ class InviteBook:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            log.warning("%s cannot be read: invites for one use that this node made admit nobody any more", self._path)
+            log.warning("%s cannot be read: invites for one use that this node made admit no node any more", self._path)
 
     def add(self, terms: InviteTerms, by: NodeId, label: str, now: float) -> None:
         """A new invite; expired ones make room."""

@@ -249,7 +249,7 @@ class MeshState:
 
 
 UPGRADED = (
-    "This mesh was upgraded from a shared secret: whoever ever held an invite of it can still join. "
+    "This mesh was upgraded from a shared secret: a holder of any old invite can still join. "
     "Run 'mesh-llm rotate-key --mesh' once all your machines are upgraded."
 )
 

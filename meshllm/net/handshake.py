@@ -57,7 +57,7 @@ class MembershipChecks(Protocol):
         """The changes of the mesh key since the key that signed this certificate."""
 
     def key_of_invite(self, terms: InviteTerms) -> bytes | HelloRefusal:
-        """The key of an invite with these terms, or why it admits nobody here."""
+        """The key of an invite with these terms, or why it admits no node here."""
 
     def redeem(self, terms: InviteTerms, node: NodeId) -> tuple[MeshKey, bytes, bytes] | HelloRefusal:
         """Admit `node`, which has proved the invite's key: mesh key, new certificate, private mesh key or empty."""

@@ -117,7 +117,8 @@ def test_join_bounds_file_size_and_number_of_invites(tmp_path: Path) -> None:
     file.write_text("x" * (join.MAX_FILE_BYTES + 100))
     with pytest.raises(BadInvite, match="longer"):
         read(f"@{file}")
-    file.write_text("".join(f"{encode(replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW) + at)))}\n" for at in range(1, 100)))
+    many = [replace(INVITE, terms=replace(INVITE.terms, expires=int(NOW) + at)) for at in range(1, 100)]
+    file.write_text("".join(f"{encode(invite)}\n" for invite in many))
     with pytest.raises(UsageError, match="More than 64"):
         read(f"@{file}")
 

@@ -6,17 +6,28 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.membership.authority import Authority
+from meshllm.core.membership.certificates import (
+    ALL_RIGHTS,
+    GUEST_RIGHTS,
+    Certificate,
+    Right,
+    SignedCertificate,
+)
 from meshllm.core.membership.member import MeshConfig
+from meshllm.core.membership.messages import Message
 from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.node import NodeCore
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, Role, SignedRecord
 from meshllm.core.snapshot import ModelFacts, ServerFacts
 from meshllm.core.split.host import MeasuredModel
+from tests.mesh_key import FOUNDER, FakeMeshKey, admitted
 
 DELAY = 0.01
 DIAL_SECONDS = 5.0
@@ -41,7 +52,15 @@ def sign(record: NodeRecord) -> SignedRecord:
 class SmallMesh:
     """The nodes by number, what is under way, and the time."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, mesh_key: FakeMeshKey | None = None) -> None:
+        """With a `mesh_key` every node that starts has a certificate of `rights` (by default all)."""
+        self.mesh_key = mesh_key
+        self.rights: dict[int, Right] = {}
+        self.inviters: dict[int, NodeId] = {}
+        self.members: dict[int, SignedCertificate] = {}
+        self.authorities: dict[int, Authority] = {}
+        self.statements: dict[int, tuple[bytes, ...]] = {}
+        self.commands: list[tuple[int, c.Command]] = []  # about the membership
         self.now = 1000.0
         self.rng = random.Random(seed)
         self.cores: dict[int, NodeCore] = {}
@@ -74,6 +93,7 @@ class SmallMesh:
         mine = self.meshes.setdefault(number, MeshId(bytes([mesh]) * 16))
         incarnation = self.incarnations[number]
         config = MeshConfig(node_id(number), mine, role, incarnation, f"n{number}", "t", (1, 1), sign, idle)
+        config = self._certified(number, config)
         self.cores[number] = NodeCore(config, random.Random(self.rng.random()))
         self.tell(number, e.AddressesFound((address(number),)))
         ways = tuple(ways)
@@ -150,6 +170,24 @@ class SmallMesh:
 
     # -- inside
 
+    def _certified(self, number: int, config: MeshConfig) -> MeshConfig:
+        if self.mesh_key is None:
+            return config
+        rights = self.rights.get(number, ALL_RIGHTS if self.roles[number] is Role.NODE else GUEST_RIGHTS)
+        known = self.members.setdefault(
+            number, self.mesh_key.certify(node_id(number), rights, inviter=self.inviters.get(number, FOUNDER))
+        )
+        self.authorities[number] = self.mesh_key.authority(*self.statements.get(number, ()))
+        return replace(
+            config,
+            authority=self.authorities[number],
+            certificate=known.data,
+            rights=known.certificate.rights,
+        )
+
+    def _member(self, number: int) -> Certificate | None:
+        return self.members[number].certificate if number in self.members else None
+
     def _lost(self, number: int, peer: int) -> None:
         if peer not in self.links.get(number, ()):
             self.tell(number, e.LinkDown(node_id(peer), "lost"))
@@ -174,9 +212,8 @@ class SmallMesh:
             case c.Send(peer, message):
                 other = self.numbers[peer]
                 self.sent.append((number, other, message))
-                event = e.MessageReceived(node_id(number), message)
-                self._at(DELAY, lambda: self._deliver(number, other, event))
-            case c.HangUp(peer, reason):
+                self._at(DELAY, lambda: self._deliver(number, other, message))
+            case c.HangUp(peer, reason, _):
                 other = self.numbers[peer]
                 if other in self.links[number]:
                     self.links[number].discard(other)
@@ -189,12 +226,17 @@ class SmallMesh:
                 self.incarnations[number] = max(self.incarnations[number], incarnation)
             case c.SaveMesh(mesh):
                 self.meshes[number] = mesh
+            case c.SaveStatements(_, statements, _):
+                self.statements[number] = statements
+                self.commands.append((number, command))
+            case c.IssueCertificate() | c.TakeCertificate() | c.MakeInvite() | c.TakeInvite() | c.Expelled():
+                self.commands.append((number, command))
             case _:
                 pass
 
-    def _deliver(self, number: int, other: int, event: e.Event) -> None:
+    def _deliver(self, number: int, other: int, message: Message) -> None:
         if other in self.links.get(number, ()) and not self.cut(number, other):
-            self.tell(other, event)
+            self.tell(other, e.MessageReceived(node_id(number), admitted(message, self.authorities.get(other))))
 
     def _dial(self, number: int, way: BootstrapAddress) -> None:
         other = next((n for key, n in self.numbers.items() if key.startswith(way.pin) and n in self.cores), None)
@@ -213,6 +255,12 @@ class SmallMesh:
         self.links[other].add(number)
         for one, two, dialled in ((number, other, True), (other, number, False)):
             event = e.LinkUp(
-                node_id(two), self.roles[two], self.meshes[two], address(two), 2 * DELAY + self.busy, dialled
+                node_id(two),
+                self.roles[two],
+                self.meshes[two],
+                address(two),
+                2 * DELAY + self.busy,
+                dialled,
+                self._member(two),
             )
             self.tell(one, event)

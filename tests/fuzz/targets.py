@@ -7,9 +7,11 @@ was accepted: encoded again and decoded, a message is the same; a value is withi
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from meshllm.core.membership.certificates import (
     Statement,
     StatementKind,
 )
-from meshllm.core.records import MeshId, ModelLoad, NodeId, RecordVersion
+from meshllm.core.records import BootstrapAddress, MeshId, ModelLoad, NodeId, PeerAddress, RecordVersion, Role
 from meshllm.core.split.lease import Commit, Release
 from meshllm.errors import BadInvite, BadMessage, DamagedState, InvalidModelFile
 from meshllm.models.gguf.header import read_header_from
@@ -41,15 +43,24 @@ from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import EventBuffer, parse_event, split_events
 from meshllm.wire.api.stream_repair import repair_response, stream_repair
 from meshllm.wire.mesh import files
-from meshllm.wire.mesh.certificates import read_certificate, read_statement, sign_certificate, sign_statement
+from meshllm.wire.mesh.certificates import (
+    CERTIFICATE_BYTES,
+    STATEMENT_BYTES,
+    read_certificate,
+    read_statement,
+    sign_certificate,
+    sign_statement,
+)
 from meshllm.wire.mesh.codec import decode_message, encode_message
 from meshllm.wire.mesh.hello import decode_hello, encode_hello
+from meshllm.wire.mesh.invite import Invite, InviteTerms
 from meshllm.wire.mesh.invite import decode as decode_invite
 from meshllm.wire.mesh.invite import encode as encode_invite
 from meshllm.wire.mesh.records import decode_record, encode_record
 
 _MESH = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 _KEY = MeshKey(_MESH.public_key().public_bytes_raw())
+_TERMS = InviteTerms(b"serial 8", ALL_RIGHTS, 2_000_000_000, 86_400, once=True)
 _NODE, _OTHER = NodeId(b"n" * 32), NodeId(b"o" * 32)
 
 
@@ -97,7 +108,7 @@ def _record(data: bytes) -> None:
 
 
 def _records() -> Iterator[bytes]:
-    from meshllm.core.records import FailureReport, NodeRecord, PeerAddress, ServedModel, SplitCandidate
+    from meshllm.core.records import FailureReport, NodeRecord, ServedModel, SplitCandidate
 
     yield encode_record(NodeRecord(_NODE, RecordVersion(1, 1), MeshId(b"m" * 16)))
     yield encode_record(
@@ -126,15 +137,36 @@ def _hello(data: bytes) -> None:
 
 
 def _hellos() -> Iterator[bytes]:
-    from meshllm.wire.mesh.hello import HelloRefusal
+    from meshllm.wire.mesh.hello import Credential, Hello, HelloProof, HelloRefusal, Welcome
 
     yield encode_hello(HelloRefusal("protocol", "too old", "update"))
+    mesh, nonce, instance = MeshId(b"m" * 16), b"n" * 32, b"i" * 8
+    yield encode_hello(Hello((2, 2), _NODE, Role.NODE, mesh, Credential.CERTIFICATE, nonce, instance))
+    yield encode_hello(Hello((2, 3), _NODE, Role.CLIENT, mesh, Credential.INVITE, nonce, instance, nonce, _TERMS))
+    yield encode_hello(HelloProof(b"s" * 64, b"c" * CERTIFICATE_BYTES))
+    yield encode_hello(HelloProof(b"s" * 64, proof=b"p" * 32))
+    yield encode_hello(
+        Welcome(mesh, PeerAddress("192.0.2.1", 4000), b"c" * CERTIFICATE_BYTES, (b"k" * STATEMENT_BYTES,))
+    )
 
 
 def _invite(data: bytes) -> None:
     with contextlib.suppress(BadInvite):
         invite = decode_invite(data.decode("utf-8", "replace"))
         assert decode_invite(encode_invite(invite)) == invite
+    body = data[:600]
+    packed = urlsafe_b64encode(body + hashlib.sha256(body).digest()[:4]).rstrip(b"=").decode()
+    with contextlib.suppress(BadInvite):
+        invite = decode_invite(f"mesh2-{packed}")
+        assert decode_invite(encode_invite(invite)) == invite
+
+
+def _invites() -> Iterator[bytes]:
+    way = BootstrapAddress(_NODE[:16], (PeerAddress("192.0.2.1", 4000), PeerAddress("2001:db8::1", 4001)))
+    text = encode_invite(Invite(MeshId(b"m" * 16), b"k" * 16, _TERMS, (way,)))
+    yield text.encode()
+    body = text.partition("-")[2]
+    yield urlsafe_b64decode(body + "=" * (-len(body) % 4))[:-4]
 
 
 def _certificate(data: bytes) -> None:
@@ -381,17 +413,13 @@ def _resume_tables() -> Iterator[bytes]:
         yield path.read_bytes()
 
 
-def _nothing() -> Iterator[bytes]:
-    yield b""
-
-
 TARGETS = {
     target.name: target
     for target in (
         FuzzTarget("message", _message, _messages),
         FuzzTarget("record", _record, _records),
         FuzzTarget("hello", _hello, _hellos),
-        FuzzTarget("invite", _invite, _nothing),
+        FuzzTarget("invite", _invite, _invites),
         FuzzTarget("certificate", _certificate, _certificates),
         FuzzTarget("file-frames", _file_frames, _frames),
         FuzzTarget("http-request", _http_request, _http_requests),

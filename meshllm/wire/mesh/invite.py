@@ -69,7 +69,7 @@ class Invite:
 
 
 def invite_key(private: bytes, terms: InviteTerms, maker: NodeId) -> bytes:
-    """The key of an invite, which each holder of the private mesh key can derive and nobody else.
+    """The key of an invite, which each holder of the private mesh key alone can derive.
 
     It is bound to the terms, so that an invite is good for nothing else, and if it admits once, to its maker, the only
     node that admits by it.

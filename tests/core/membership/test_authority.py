@@ -1,0 +1,163 @@
+"""The mesh key's word: which certificates and statements count, before and after a rotation."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from meshllm.core.membership import authority as a
+from meshllm.core.membership.certificates import (
+    ALL_RIGHTS,
+    GUEST_RIGHTS,
+    MAX_STATEMENTS,
+    NO_RIGHTS,
+    Right,
+    StatementKind,
+)
+from meshllm.core.records import (
+    FailureReport,
+    MeshId,
+    NodeRecord,
+    RecordVersion,
+    ServedModel,
+    SignedRecord,
+    SplitCandidate,
+)
+from tests.core.small_mesh import node_id
+from tests.mesh_key import NOW, FakeMeshKey
+
+MESH = FakeMeshKey()
+ONE, TWO = node_id(1), node_id(2)
+
+
+def record(certificate: bytes) -> SignedRecord:
+    made = NodeRecord(
+        ONE,
+        RecordVersion(1, 1),
+        MeshId(bytes(16)),
+        serves=(ServedModel("m"),),
+        wants=("w",),
+        on_disk=("m",),
+        memory=5,
+        devices=(5,),
+        speed=7,
+        splits=(SplitCandidate("big", 3),),
+        failure_reports=(FailureReport(TWO, 1),),
+        certificate=certificate,
+    )
+    return SignedRecord(made, b"body", b"s" * 64)
+
+
+def test_authority_admits_only_members_of_this_mesh_that_may_have_a_record() -> None:
+    authority = MESH.authority()
+    good = record(MESH.certify(ONE).data)
+    assert authority.admit(good, NOW) == replace(good, member=MESH.certify(ONE).certificate)
+    for bad in (
+        b"",
+        FakeMeshKey("other").certify(ONE).data,
+        MESH.certify(TWO).data,
+        MESH.certify(ONE, GUEST_RIGHTS).data,
+        MESH.certify(ONE, Right.USE | Right.INVITE).data,
+        MESH.certify(ONE, expires=NOW).data,
+        MESH.certify(ONE).data[:-1] + b"x",
+    ):
+        assert authority.admit(record(bad), NOW) is None
+    authority.learn(MESH.expel(ONE))
+    assert authority.admit(good, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("without", "gone"),
+    [
+        (Right.SERVE, {"serves": (), "on_disk": ()}),
+        (Right.WORK, {"memory": 0, "devices": (), "speed": 0}),
+        (Right.HOST, {"splits": ()}),
+        (Right.USE, {"wants": ()}),
+    ],
+)
+def test_authority_leaves_out_what_a_node_has_no_right_to_offer(without: Right, gone: dict[str, object]) -> None:
+    whole = record(MESH.certify(ONE, ALL_RIGHTS & ~without).data)
+    admitted = MESH.authority().admit(whole, NOW)
+    assert admitted is not None
+    assert admitted.record == replace(whole.record, **gone)  # type: ignore[arg-type]
+    assert admitted.body is whole.body, "it is passed on as it was signed"
+
+
+def test_authority_sets_are_equal_in_any_order_and_whichever_member_made_them() -> None:
+    made = [
+        MESH.expel(ONE),
+        MESH.state(StatementKind.EXPEL, ONE, by=TWO),
+        MESH.state(StatementKind.REVOKE_INVITE, b"12345678"),
+    ]
+    hashes = set()
+    for order in itertools.permutations(made):
+        authority = MESH.authority()
+        for data in order:
+            authority.learn(data)
+        hashes.add(authority.hash)
+        assert len(authority.statements) == 2
+        assert authority.is_expelled(ONE)
+        assert authority.is_revoked(b"12345678")
+        assert not authority.may_dial(ONE[:16])
+        assert authority.may_dial(TWO[:16])
+        assert MESH.authority(*[known.data for known in authority.statements]).hash == authority.hash
+    assert len(hashes) == 1
+    assert MESH.authority().hash not in hashes
+
+
+def test_authority_believes_no_statement_of_another_key() -> None:
+    authority = MESH.authority()
+    assert authority.learn(FakeMeshKey("other").expel(ONE)) is None
+    assert authority.learn(b"") is None
+    assert authority.learn(MESH.expel(ONE)[:-1] + b"x") is None
+    assert authority.statements == ()
+
+
+def test_authority_is_bounded_and_room_for_expulsions_is_made() -> None:
+    authority = MESH.authority()
+    for number in range(MAX_STATEMENTS):
+        assert authority.learn(MESH.state(StatementKind.REVOKE_INVITE, number.to_bytes(8, "big")))
+    assert authority.learn(MESH.state(StatementKind.REVOKE_INVITE, b"one more")) is None
+    assert authority.learn(MESH.expel(ONE)) is not None
+    assert len(authority.statements) == MAX_STATEMENTS
+    assert authority.is_expelled(ONE)
+
+
+def test_authority_keeps_expulsions_over_a_rotation_and_old_certificates_for_a_while() -> None:
+    new = FakeMeshKey("new")
+    authority = MESH.authority(MESH.expel(TWO))
+    old = record(MESH.certify(ONE).data)
+    assert authority.admit(old, NOW) is not None
+    assert authority.learn(MESH.state(StatementKind.NEW_KEY, new.key)) is not None
+    assert authority.key == new.key
+    assert authority.is_expelled(TWO), "there is no moment without it"
+    assert authority.admit(old, NOW) is None, "unknown when the key changed"
+    authority.begin_grace([ONE])
+    assert authority.admit(old, NOW) is not None
+    assert not authority.is_current(old.record.certificate)
+    assert authority.admit(record(new.certify(ONE).data), NOW) is not None
+    assert authority.is_current(new.certify(ONE).data)
+    authority.end_grace()
+    assert authority.admit(old, NOW) is None
+    # What the old key says now counts no more.
+    assert authority.learn(MESH.expel(ONE)) is None
+    assert authority.learn(MESH.state(StatementKind.NEW_KEY, FakeMeshKey("third").key)) is None
+    # The re-signed expulsion takes the place of the old one.
+    known = authority.hash
+    assert authority.learn(new.expel(TWO)) is not None
+    assert authority.hash == known
+    saved = [signed.data for signed in authority.statements]
+    again = a.Authority(new.key, authority._read_certificate, authority._read_statement, saved, MESH.key)
+    assert (again.hash, again.rotation, again.is_expelled(TWO)) == (known, authority.rotation, True)
+
+
+def test_authority_gives_no_rights_to_the_expelled_and_the_unknown() -> None:
+    authority = MESH.authority()
+    member = MESH.certify(ONE, GUEST_RIGHTS).certificate
+    assert a.rights_of(member, authority) == GUEST_RIGHTS
+    assert a.rights_of(None, authority) == NO_RIGHTS
+    assert a.rights_of(None, None) == ALL_RIGHTS, "a mesh of one secret"
+    authority.learn(MESH.expel(ONE))
+    assert a.rights_of(member, authority) == NO_RIGHTS
