@@ -153,7 +153,7 @@ OnlyFrom = Annotated[
     typer.Option(
         metavar="ID",
         help="Send requests only to this node (its id, or the first 16 digits or more; names are self-chosen) and "
-        "to this one. Repeatable. Whoever serves a model reads its prompts.",
+        "to this one. Repeatable. The host of a model reads its prompts.",
         rich_help_panel=MESH,
     ),
 ]

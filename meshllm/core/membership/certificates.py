@@ -58,7 +58,7 @@ def is_owner(rights: Right) -> bool:
 def trust_domain(node: NodeId, rights: Right) -> str:
     """Whose prompts share a cache with those of `node`: empty for the owner's machines, else the guest's own id.
 
-    A cached prompt tells whoever guesses it that it was asked before, token by token.
+    A cached prompt tells a caller who guesses it that it was asked before, token by token.
     """
     return "" if is_owner(rights) else node.hex()
 
