@@ -1,4 +1,4 @@
-"""Checks the values of `--allow-origin` and `--allow-host`."""
+"""Checks the values of `--allow-origin`, `--allow-host` and `--only-from`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import typer
 # A label of letters, digits and hyphens, or several with dots between (RFC 1123).
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.IGNORECASE)
 MAX_NAME = 253
+# 64 bits: keys whose ids begin alike can be made, but not so many digits.
+MIN_ID_DIGITS = 16
+_ID_START = re.compile(rf"[0-9a-f]{{{MIN_ID_DIGITS},64}}")
 
 
 def origin(text: str) -> str:
@@ -30,3 +33,14 @@ def host(text: str) -> str:
         if len(name) <= MAX_NAME and _NAME.fullmatch(name):
             return name.lower()
     raise typer.BadParameter(f"{text!r} is not a host name. Give a name such as workbench.local, without a port.")
+
+
+def node_id_start(text: str) -> str:
+    """A node id in hexadecimal, or its beginning: long enough that no other key can be made to match it."""
+    digits = text.strip().lower()
+    if _ID_START.fullmatch(digits):
+        return digits
+    raise typer.BadParameter(
+        f"{text!r} is not a node id. Give at least {MIN_ID_DIGITS} hexadecimal digits of it: mesh-llm status --json "
+        "shows the ids. Names are chosen by the nodes themselves."
+    )

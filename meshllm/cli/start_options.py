@@ -148,6 +148,15 @@ NodeName = Annotated[
 MaxClients = Annotated[
     int, typer.Option(min=0, max=4096, metavar="N", help="Maximum number of connected clients.", rich_help_panel=MESH)
 ]
+OnlyFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID",
+        help="Send requests only to this node (its id, or the first 16 digits or more; names are self-chosen) and "
+        "to this one. Repeatable. The host of a model reads its prompts.",
+        rich_help_panel=MESH,
+    ),
+]
 Share = Annotated[
     ShareFiles,
     typer.Option(

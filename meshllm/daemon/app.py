@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from meshllm import __version__, paths
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.membership.certificates import NO_RIGHTS, trust_domain
 from meshllm.core.membership.views import JoinPhase, MeshView
 from meshllm.core.node import NodeCore
 from meshllm.core.records import MeshId, NodeId, Role
@@ -280,7 +281,8 @@ class App:
             on_work=self._draft_stats.refresh,
             draft_counts=self._draft_stats.counts,
             counters=self._counters,
-            is_guest=lambda peer: self._members().is_guest(NodeId(bytes.fromhex(peer))),
+            is_guest=self._is_guest,
+            only_from=settings.only_from,
         )
         stack.push_async_callback(self._gateway.close)
         self._owner = Owner("daemon")
@@ -530,6 +532,12 @@ class App:
             uploaded_bytes=uploaded,
             downloaded_bytes=downloaded,
         )
+
+    def _is_guest(self, peer: str) -> bool:
+        """Whether the requests of a peer (node id in hexadecimal) have a trust domain of their own."""
+        node = NodeId(bytes.fromhex(peer))
+        session = self._session
+        return bool(trust_domain(node, session.members.rights_of(node) if session is not None else NO_RIGHTS))
 
     def _lan_urls(self) -> tuple[str, ...]:
         """URLs of the console for other machines."""

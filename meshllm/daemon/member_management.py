@@ -21,7 +21,6 @@ from meshllm.core.membership.certificates import (
     Right,
     SignedCertificate,
     StatementKind,
-    is_owner,
 )
 from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate
 from meshllm.core.membership.views import MeshView, PeerStatus
@@ -117,10 +116,6 @@ class MemberManagement:
         self.view: MeshView | None = None
 
     # -- rights
-
-    def is_guest(self, node: NodeId) -> bool:
-        """Whether `node` is none of the owner's machines."""
-        return not is_owner(self.rights_of(node))
 
     def rights_of(self, node: NodeId) -> Right:
         """What `node` may do: by the certificate of its link, else of its record; none if neither counts."""

@@ -37,8 +37,9 @@ class Settings:
     learn of and download ("known", "all", "none"; see `Share`), at `upload_limit` at most (None: no limit).
 
     `listen_all`: other machines may call, with a key. `allowed_hosts`: host names by which they may, besides IP
-    addresses. `require_key`: programs of this machine need it, too. `split`: spread the first model over several nodes
-    even if it fits here. `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where
+    addresses. `require_key`: programs of this machine need it, too. `only_from`: beginnings of node ids: requests
+    go only to these nodes and to this one. `split`: spread the first model over several nodes even if it fits here.
+    `threads`: CPU threads of each engine process. `sandbox`: engine processes run in one, where
     the system has it. `worker`: whether this node takes leases of other nodes' splits (None: unless it is idle).
     `lease_cache`: the most bytes on the disk for files that leases bring (None: half of what is free, at most 256 GiB).
     """
@@ -52,6 +53,7 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     require_key: bool = False
+    only_from: tuple[str, ...] = ()
     context: int | None = None
     invites: tuple[Invite, ...] = ()
     client: bool = False

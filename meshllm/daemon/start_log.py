@@ -22,6 +22,7 @@ def log_start(settings: Settings) -> None:
         "listen_all": settings.listen_all,
         "require_key": settings.require_key,
         "allowed_hosts": ",".join(settings.allowed_hosts),
+        "only_from": ",".join(settings.only_from),
         "bind_port": settings.bind_port,
         "context": settings.context,
         "max_memory": settings.max_memory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from meshllm.cli.origin_host_args import host, origin
+from meshllm.cli.origin_host_args import host, node_id_start, origin
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,10 @@ def test_origin_drops_a_trailing_slash_and_refuses_a_path() -> None:
     for wrong in ("app.example", "https://", "https://app.example/page", "https://app.example?x"):
         with pytest.raises(typer.BadParameter, match="not an origin"):
             origin(wrong)
+
+
+def test_node_ids_are_long_enough() -> None:
+    assert node_id_start(" " + "AB" * 8) == "ab" * 8
+    for text in ("laptop", "ab" * 7, "ab" * 33, ""):
+        with pytest.raises(typer.BadParameter, match="not a node id"):
+            node_id_start(text)

@@ -55,6 +55,14 @@ def is_owner(rights: Right) -> bool:
     return bool(rights & OWNER_RIGHTS)
 
 
+def trust_domain(node: NodeId, rights: Right) -> str:
+    """Whose prompts share a cache with those of `node`: empty for the owner's machines, else the guest's own id.
+
+    A cached prompt tells a caller who guesses it that it was asked before, token by token.
+    """
+    return "" if is_owner(rights) else node.hex()
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What the mesh key says of a node. `issued` and `expires` in unix seconds; `serial` is random, 8 bytes.

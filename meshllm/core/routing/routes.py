@@ -23,6 +23,8 @@ BACKEND_MAX_FAILURES = 4
 SETTLING_SECONDS = 30.0
 LOOKING_SECONDS = 15.0
 WANTED_SECONDS = 3.0
+# Slots of one model that a peer is believed to have: a peer that claims more attracts no more requests.
+MAX_CLAIMED_SLOTS = 64
 
 
 class TargetKind(Enum):
@@ -134,8 +136,8 @@ class MeshIndex:
 NO_MESH = MeshIndex({}, frozenset(), frozenset(), frozenset())
 
 
-def mesh_index(mesh: MeshView | None) -> MeshIndex:
-    """The index of `mesh`."""
+def mesh_index(mesh: MeshView | None, only_from: tuple[str, ...] = ()) -> MeshIndex:
+    """The index of `mesh`. `only_from`: beginnings of node ids (hexadecimal); if any, only these nodes are hosts."""
     if mesh is None:
         return NO_MESH
     hosts: dict[str, list[TargetOffer]] = {}
@@ -148,6 +150,8 @@ def mesh_index(mesh: MeshView | None) -> MeshIndex:
         if peer.status in (PeerStatus.DEAD, PeerStatus.LEFT) or peer.node == mesh.node:
             continue
         wanted.update(peer.record.wants)
+        if only_from and not peer.node.hex().startswith(only_from):
+            continue
         if peer.status is not PeerStatus.ALIVE or (peer.node, peer.record.version.incarnation) in silent:
             rumoured.update(served.name for served in peer.record.serves)
             continue
@@ -163,7 +167,7 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
     name = f"{peer.record.name or 'a node'} ({short(peer.node)})"
     loads = {load.name: load for load in peer.loads or peer.record.loads}
     for served in peer.record.serves:
-        target = Target(TargetKind.PEER, address, incarnation, served.slots, served.name)
+        target = Target(TargetKind.PEER, address, incarnation, min(served.slots, MAX_CLAIMED_SLOTS), served.name)
         load = loads.get(served.name)
         yield TargetOffer(
             target, name, served.context_length, peer.rtt, load, served.purpose, served.size, vision=served.vision

@@ -68,6 +68,7 @@ class Gateway:
         draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
         counters: Callable[[], NodeCounters] | None = None,
         is_guest: Callable[[str], bool] = lambda peer: False,
+        only_from: tuple[str, ...] = (),
     ) -> None:
         """`backend_keys`: the API keys of backends, by URL. `peers` opens connections to peers.
 
@@ -81,7 +82,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._owner = Owner("gateway")
         self._connections: SharedConnections[Connection] = SharedConnections(self._wake)
-        self._table = TargetTable(self._loop, peers, on_dial, on_loads, on_work)
+        self._table = TargetTable(self._loop, peers, on_dial, on_loads, on_work, only_from)
         self.now = self._loop.time
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None

@@ -106,6 +106,8 @@ class TargetQueue:
         self._waiting: dict[SlotWaiter, _Waiting] = {}
         # Active requests of several tasks, and the slots that guests hold.
         self._lists = self._guest_slots = 0
+        # Whether a response has begun here.
+        self.has_answered = False
         # How many requests were active when one lost its connection; 0: none has since the last answer.
         self._lost_with = 0
 
@@ -281,6 +283,7 @@ class TargetQueue:
 
     def answered(self, model: str) -> None:
         """A response for `model` has begun: the target works, and so does the model."""
+        self.has_answered = True
         self._lost_with = 0
         if self._rest.failures or self._rest.until:
             self._rest = _Rest()

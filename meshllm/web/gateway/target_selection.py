@@ -192,6 +192,7 @@ class TargetSelection:
                 queue.offer.rtt,
                 queue.offer.context_length,
                 place is not None and queue.target.place == place,
+                known=queue.has_answered,
             )
             for order, queue in enumerate(usable)
         ]

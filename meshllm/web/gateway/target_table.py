@@ -42,7 +42,10 @@ class TargetTable:
         on_dial: Callable[[str], None] | None,
         on_loads: Callable[[tuple[ModelLoad, ...]], None] | None,
         on_work: Callable[[], None] | None = None,
+        only_from: tuple[str, ...] = (),
     ) -> None:
+        """`only_from`: beginnings of the ids of the only peers that requests go to; none: all."""
+        self._only_from = only_from
         self._loop = loop
         self._peers = peers
         self._on_dial = on_dial
@@ -68,7 +71,7 @@ class TargetTable:
     def index(self) -> MeshIndex:
         """The models of the mesh."""
         if self._index is None:
-            self._index = routes.mesh_index(self.snapshot.mesh)
+            self._index = routes.mesh_index(self.snapshot.mesh, self._only_from)
         return self._index
 
     def publish(self, snapshot: Snapshot) -> None:

@@ -215,3 +215,23 @@ def test_first_byte_timeout_grows_for_slow_hosts() -> None:
         slow.add(90.0, 4000)
         quick.add(0.2, 4000)
     assert slow.deadline(4000) > 90.0 > quick.deadline(4000)
+
+
+def test_claimed_slots_are_bounded_and_only_named_nodes_are_hosts() -> None:
+    """A record with 1,000 slots attracts no more than its bound, and nothing of a node that names its hosts."""
+    rogue, honest = peer(1, "m", load=(2, 0)), peer(2, "m", load=(2, 0))
+    claim = ServedModel("m", context_length=4096, slots=1000)
+    rogue = replace(rogue, record=replace(rogue.record, serves=(claim,)))
+    mesh = snapshot(rogue, honest).mesh
+    offers = routes.mesh_index(mesh).hosts["m"]
+    assert max(offer.target.slots for offer in offers) == routes.MAX_CLAIMED_SLOTS
+    trusted = honest.node.hex()
+    for start in (trusted, trusted[:16]):
+        index = routes.mesh_index(mesh, (start,))
+        assert [offer.target.address for offer in index.hosts["m"]] == [trusted]
+        assert index.alive == {trusted}
+
+
+def test_of_equal_hosts_the_known_one_is_first() -> None:
+    hosts = [RankedHost(0), RankedHost(1, known=True), RankedHost(2, busy=0.5, known=True)]
+    assert [found.order for found in rank(hosts)] == [1, 0, 2]
