@@ -220,7 +220,7 @@ class Daemons:
 
     def worker(self, place: Place, name: str, *options: str, join: Node | None = None) -> Node:
         """A worker in its mesh."""
-        node = self.start(place, name, "--threads", "1", *options, join=join)
+        node = self.start(place, name, "--worker", "--threads", "1", *options, join=join)
         node.wait_for("mesh", lambda status: status["mesh"] is not None and (join is None or _joined(status)))
         return node
 

@@ -18,7 +18,7 @@ def test_invite_of_a_client_names_what_can_make_one(tmp_path: Path, monkeypatch:
         node.wait_for(lambda line: line["event"] == "no_mesh", "the start of the mesh part")
         port = urlsplit(node.console_url).port
         assert port is not None
-        with pytest.raises(EnvironmentFailure, match=r"holds no mesh secret.* on a node of the mesh") as caught:
+        with pytest.raises(EnvironmentFailure, match=r"accepts no links.* on a node of the mesh") as caught:
             fetch(port, 0)
         assert "doctor" not in caught.value.advice
         # Of a node with another home this user has no token.

@@ -69,7 +69,7 @@ def test_split_over_two_and_three_hosts_answers_as_one_host(lab: Lab, join: Join
     assert expected
     assert alone.stop() == 0
 
-    worker = join(hosts[1], None, *THREAD, *LESS)
+    worker = join(hosts[1], None, "--worker", *THREAD, *LESS)
     two = join(hosts[0], worker, *WANTED, "--split")
     assert [share["transport"] for share in shares(two, 2)[1:]] == ["lane"]
     assert two.chat(MODEL, tokens=24, question=QUESTION).text == expected
@@ -85,7 +85,7 @@ def test_split_over_two_and_three_hosts_answers_as_one_host(lab: Lab, join: Join
 def test_split_uses_quic_if_tcp_is_blocked(lab: Lab, join: Join) -> None:
     hosts = [lab.host(letter) for letter in "ab"]
     lab.link_all(delay=0.005, blocked=["tcp"])
-    worker = join(hosts[1], None, *THREAD)
+    worker = join(hosts[1], None, "--worker", *THREAD)
     host = join(hosts[0], worker, *WANTED, "--split")
     assert [share["transport"] for share in shares(host, 2)[1:]] == ["quic"]
     answer = host.chat(MODEL, tokens=24, question=QUESTION, stream=True)
