@@ -61,7 +61,8 @@ async def test_callers_cannot_name_a_trust_domain(table: Bench) -> None:
 
 
 def _with_salt() -> bytes:
-    return ask().replace(b"\r\n", b"\r\nx-prompt-cache-salt: x\r\n", 1)
+    plain: bytes = ask()
+    return plain.replace(b"\r\n", b"\r\nx-prompt-cache-salt: x\r\n", 1)
 
 
 @pytest.mark.parametrize("fields", [{"prompt": ["x"] * 5000}, {"prompt": "x", "n": 5000}])
