@@ -170,8 +170,8 @@ class NodeCore:
             case e.MessageReceived(peer, LeaseMessage() as message):
                 splitting.on_message(peer, message, self._free_memory, self._busy, now)
             case e.LinkUp(peer, role):
-                member_rights = Right.HOST if event.member is None else event.member.rights
-                splitting.link_up(peer, now, may_host=role is Role.NODE and Right.HOST in member_rights)
+                may_host = role is Role.NODE and Right.HOST in member.rights_of(peer)
+                splitting.link_up(peer, now, may_host=may_host)
             case e.LinkDown(peer):
                 splitting.link_down(peer, now)
             case e.WorkerProgress() | e.WorkerReady() | e.WorkerGone():

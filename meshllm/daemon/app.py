@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -43,6 +42,7 @@ from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.pidfile import HomeLock, new_token, owner_page
 from meshllm.daemon.public_urls import KEY_VARIABLE, PublicUrls, api_key
 from meshllm.daemon.settings import Settings
+from meshllm.daemon.start_log import log_start
 from meshllm.daemon.start_planner import StartPlanner
 from meshllm.daemon.supervisor import Supervisor
 from meshllm.engine.build import builder
@@ -78,7 +78,8 @@ from meshllm.web.http.key_guard import KeyGuard
 if TYPE_CHECKING:
     from meshllm.daemon.file_sharing import FileSharing
     from meshllm.daemon.log_file import LogFile
-    from meshllm.daemon.mesh_session import HomeState, MeshSession
+    from meshllm.daemon.member_management import HomeState, MemberManagement
+    from meshllm.daemon.mesh_session import MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
     from meshllm.web.console.split_status import LeaseTraffic
     from meshllm.web.console.status import NodeStatus, TargetLoad
@@ -221,7 +222,7 @@ class App:
                 self._log_file.start()
             self._audit.start()
             stack.callback(self._audit.close)
-            _log_start(settings)
+            log_start(settings)
             sandbox_facts.log_start(self._sandboxing, settings)
             stack.callback(self._log_stop)
             raise_file_limit()
@@ -476,14 +477,17 @@ class App:
         """Whether an engine here works on a request."""
         return any(load.active or load.waiting for load in self._gateway.loads())
 
-    def _members(self) -> MeshSession:
-        """The node's part in its mesh, for the owner's acts. Raises EnvironmentFailure without a mesh."""
+    def _joined(self) -> MeshSession:
+        """The node's part in its mesh. Raises EnvironmentFailure without a mesh."""
         if self._session is None:
             raise EnvironmentFailure(f"This node is in no mesh: {self._no_mesh_reason or 'it is just starting'}.")
         return self._session
 
+    def _members(self) -> MemberManagement:
+        return self._joined().members
+
     def _invite(self, wish: InviteWish) -> Invitation:
-        return self._members().invite(wish)
+        return self._joined().invite(wish)
 
     def _last_requests(self) -> tuple[RequestSummary, ...]:
         """The last requests of the API, for the console."""
@@ -533,7 +537,7 @@ class App:
         """Whether the requests of a peer (node id in hexadecimal) have a trust domain of their own."""
         node = NodeId(bytes.fromhex(peer))
         session = self._session
-        return bool(trust_domain(node, session.rights_of(node) if session is not None else NO_RIGHTS))
+        return bool(trust_domain(node, session.members.rights_of(node) if session is not None else NO_RIGHTS))
 
     def _lan_urls(self) -> tuple[str, ...]:
         """URLs of the console for other machines."""
@@ -547,42 +551,6 @@ class App:
         tunnels = self._rpc
         found = tunnels.traffic((lease.session, lease.generation)) if tunnels is not None else {}
         return {peer: LeaseTraffic(t.sent, t.received, t.rate, t.transport) for peer, t in found.items()}
-
-
-def _log_start(settings: Settings) -> None:
-    """Log version, system and configuration. Invites and keys are left out."""
-    options = {
-        "models": ",".join(settings.models),
-        "backends": ",".join(backend.url for backend in settings.backends),
-        "client": settings.client,
-        "invites": len(settings.invites),
-        "listen_all": settings.listen_all,
-        "require_key": settings.require_key,
-        "allowed_hosts": ",".join(settings.allowed_hosts),
-        "only_from": ",".join(settings.only_from),
-        "bind_port": settings.bind_port,
-        "context": settings.context,
-        "max_memory": settings.max_memory,
-        "devices": ",".join(settings.devices),
-        "split": settings.split,
-        "draft": settings.draft,
-        "share": settings.share,
-        "upload_limit": settings.upload_limit,
-        "threads": settings.threads,
-        "no_sandbox": not settings.sandbox,
-        "lease_cache": settings.lease_cache,
-        "worker": "" if settings.worker is None else str(settings.worker),
-    }
-    system = os.uname()
-    fields = {
-        "version": __version__,
-        "pid": os.getpid(),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "system": f"{system.sysname} {system.release} {system.machine}",
-        "home": str(settings.home),
-        **{name: value for name, value in options.items() if value not in (None, "", False, 0)},
-    }
-    log.info("mesh-llm started", extra={"fields": fields})
 
 
 def _target_load(queue: TargetQueue) -> TargetLoad:
@@ -604,7 +572,8 @@ def _target_load(queue: TargetQueue) -> TargetLoad:
 def _load(settings: Settings) -> tuple[type[MeshSession], type[FileSharing], type[RpcTunnels], HomeState]:
     """What the mesh takes, imported, and what the home says of it. Slow, and blocks."""
     from meshllm.daemon.file_sharing import FileSharing
-    from meshllm.daemon.mesh_session import MeshSession, load_home_state
+    from meshllm.daemon.member_management import load_home_state
+    from meshllm.daemon.mesh_session import MeshSession
     from meshllm.net.tunnels.rpc_tunnels import RpcTunnels
 
     return MeshSession, FileSharing, RpcTunnels, load_home_state(settings)

@@ -17,7 +17,8 @@ from meshllm.core import events as e
 from meshllm.core.records import NodeId
 from meshllm.core.split.lease import Lease, LeasedFile, LeasePhase, Propose, WorkerReport
 from meshllm.core.split.planner import WorkerShare
-from meshllm.daemon.mesh_session import MeshSession, load_home_state
+from meshllm.daemon.member_management import load_home_state
+from meshllm.daemon.mesh_session import MeshSession
 from meshllm.daemon.settings import Settings
 from meshllm.wire.mesh.invite import decode
 from tests.e2e.here import Site, joined, site

@@ -19,8 +19,9 @@ from meshllm.core.membership.certificates import ALL_RIGHTS, NO_RIGHTS, Right
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, NodeRecord, PeerAddress, RecordVersion, Role
 from meshllm.daemon.app import App, Listening, Viewer
+from meshllm.daemon.member_management import load_home_state
 from meshllm.daemon.mesh_keys import MeshKeys, new_authority
-from meshllm.daemon.mesh_session import MeshSession, load_home_state
+from meshllm.daemon.mesh_session import MeshSession
 from meshllm.daemon.mesh_state import public_key
 from meshllm.daemon.settings import Settings
 from meshllm.errors import EnvironmentFailure, PeerUnreachable
@@ -122,7 +123,7 @@ async def test_mesh_session_changes_no_state_without_a_link(rig: Make) -> None:
 async def test_mesh_session_closes_a_link_that_admits_nobody(rig: Make) -> None:
     there = rig(Invite(MESH, b"k" * 16, TERMS, (WAY,)))
     before = there.kept()
-    assert there.up(FakeLink()).closed == "it has admitted nobody"
+    assert there.up(FakeLink()).closed == "it has not admitted this node"
     assert there.posted == []
     wrong = replace(given(there), private=b"x" * 32)
     assert there.up(FakeLink(wrong)).closed == ""
@@ -175,9 +176,9 @@ async def test_mesh_session_invite_lists_this_node_and_two_live_peers(rig: Make)
     found = decode(guest.text)
     assert found.terms.expires == guest.expires < given.terms.expires
     assert (found.terms.rights, found.terms.once, len(found.ways)) == (Right.USE, True, 1)
-    listed = there.membership.invites()
+    listed = there.membership.members.invites()
     assert [entry["serial"] for entry in listed] == [given.terms.serial.hex(), guest.serial]
-    there.membership.revoke(guest.serial)
+    there.membership.members.revoke(guest.serial)
     assert isinstance(there.posted[-1], e.StatementsMade)
 
 
@@ -185,8 +186,8 @@ async def test_mesh_session_of_a_guest_is_a_client_and_creates_no_invites(rig: M
     there = rig(Invite(MESH, b"k" * 16, replace(TERMS, rights=Right.USE), (WAY,)))
     assert there.membership.config.role is Role.CLIENT
     there.up(FakeLink(given(there, Right.USE)))
-    assert there.membership.rights_of(there.membership.config.node) == Right.USE
-    assert there.membership.rights_of(PEER) == NO_RIGHTS
+    assert there.membership.members.rights_of(there.membership.config.node) == Right.USE
+    assert there.membership.members.rights_of(PEER) == NO_RIGHTS
     with pytest.raises(EnvironmentFailure, match="may not admit"):
         there.membership.invite(InviteWish())
     await there.membership.close()

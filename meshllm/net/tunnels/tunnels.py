@@ -37,8 +37,15 @@ class TunnelFacts:
 class Tunnels:
     """Opens tunnels to peers, and gives each tunnel that a peer opens to its server. `lanes` None: QUIC only."""
 
-    def __init__(self, transport: Transport, lanes: Lanes | None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        lanes: Lanes | None,
+        permitted: Callable[[NodeId, StreamKind], bool] = lambda peer, kind: True,
+    ) -> None:
+        """`permitted`: whether a peer may open tunnels of a kind; asked for each one, over a stream or a lane."""
         self._transport = transport
+        self._permitted = permitted
         self._lanes = lanes
         self._servers: dict[StreamKind, Served] = {}
 
@@ -87,15 +94,17 @@ class Tunnels:
             return None
         if kind is StreamKind.LANE_TICKET:
             return self._lanes.ticket_handler(link) if self._lanes is not None else None
+        return self._served(peer, kind)
+
+    def _served(self, peer: NodeId, kind: StreamKind) -> asyncio.BaseProtocol | None:
         server = self._servers.get(kind)
-        return server(peer) if server is not None else None
+        return server(peer) if server is not None and self._permitted(peer, kind) else None
 
     def _accept_lane(self, peer: NodeId, kind: StreamKind, _: asyncio.Transport) -> asyncio.BaseProtocol | None:
-        server = self._servers.get(kind)
         # A lane without a link has no owner that would end it.
-        if server is None or self._transport.link(peer) is None or self.count(peer) >= MAX_TUNNELS_PER_PEER:
+        if self._transport.link(peer) is None or self.count(peer) >= MAX_TUNNELS_PER_PEER:
             return None
-        return server(peer)
+        return self._served(peer, kind)
 
     def count(self, peer: NodeId) -> int:
         """Open tunnels to and from `peer`; with 0 the link can be closed without a loss."""

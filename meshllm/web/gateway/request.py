@@ -9,15 +9,11 @@ the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import Enum
-from typing import Protocol
-
-from meshllm.core.routing.affinity import SessionAffinity
-from meshllm.core.routing.routes import ModelRoute, Target, TargetKind
+from meshllm.core.routing.routes import ModelRoute, TargetKind
 from meshllm.web.gateway import timeouts
 from meshllm.web.gateway.api_request import ApiRequest, WholeResponse
 from meshllm.web.gateway.crashed_requests import REFUSED_MESSAGE, REQUEST_CRASHED
+from meshllm.web.gateway.request_host import RequestHost, RequestPhase
 from meshllm.web.gateway.request_log import LOCAL_CALLER, MAX_TEXT, AttemptTrace, Outcome, RequestTrace
 from meshllm.web.gateway.response_writer import ResponseWriter
 from meshllm.web.gateway.target import TargetQueue
@@ -47,64 +43,6 @@ CAUSE_SECONDS = 1.0
 MAX_LATE = 2
 # The largest response that is not a stream: embeddings of a large batch are some 10 MB.
 MAX_RESPONSE_BYTES = 256 << 20
-
-
-class RequestPhase(Enum):
-    """The phase of a request."""
-
-    WAITING = "waiting"
-    CONNECTING = "connecting"
-    SENT = "sent"
-    BUFFERING = "buffering"
-    STREAMING = "streaming"
-    LOST = "lost"  # the engine's connection was lost; the core is about to say why
-    DONE = "done"
-
-
-class RequestHost(Protocol):
-    """What a request needs of the gateway."""
-
-    @property
-    def now(self) -> Callable[[], float]:
-        """The clock: seconds, monotonic."""
-
-    @property
-    def node(self) -> str:
-        """The first digits of this node's id; empty if it is in no mesh."""
-
-    @property
-    def affinity(self) -> SessionAffinity:
-        """Which host answered which conversation last."""
-
-    def wall(self) -> int:
-        """Seconds since the epoch, for timestamps that callers see."""
-
-    def find(self, model: str, *, local_only: bool) -> tuple[ModelRoute, list[TargetQueue]]:
-        """The route of `model` now, and the queues of its targets, best first."""
-
-    def failed(self, queue: TargetQueue, model: str, now: float, *, whole: bool) -> None:
-        """An attempt failed: the model rests there; with `whole`, all models of that peer or backend do."""
-
-    def key_for(self, target: Target) -> str | None:
-        """The API key that a backend requires."""
-
-    def connect(self, request: ProxiedRequest, pool: UpstreamPool) -> None:
-        """Open a connection; leads to `request.connected` or `request.not_connected`."""
-
-    def engine_died(self, body: bytes, *, alone: bool) -> bool:
-        """An engine here died while it processed `body`; returns whether that is refused from now on."""
-
-    def host_crashed(self, body: bytes) -> None:
-        """A host says that `body` crashed its engine."""
-
-    def waits(self, request: ProxiedRequest, waiting: bool) -> None:
-        """Call `request.reconsider` whenever something changes (True), or no longer (False)."""
-
-    def attempt_ended(self, request: ProxiedRequest, attempt: AttemptTrace) -> None:
-        """An attempt of `request`, the last one in its trace, is over."""
-
-    def ended(self, request: ProxiedRequest) -> None:
-        """The request is over; its trace is complete."""
 
 
 class ProxiedRequest:

@@ -1,0 +1,328 @@
+"""Members, their certificates and invites, as the owner manages them at this node.
+
+Invariants: what the mesh key signs is posted to the core, which passes it on, and saved; nothing is signed without the
+private key. `MeshSession` carries the messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from meshllm.core import commands as c
+from meshllm.core import events as e
+from meshllm.core.membership.certificates import (
+    NO_INVITE,
+    NO_RIGHTS,
+    SERIAL_BYTES,
+    MeshKey,
+    Right,
+    SignedCertificate,
+    StatementKind,
+)
+from meshllm.core.membership.messages import AskInvite, GrantedInvite, Message, RenewedCertificate
+from meshllm.core.membership.views import MeshView, PeerStatus
+from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
+from meshllm.daemon.audit_log import WriteAudit
+from meshllm.daemon.invite_book import InviteBook
+from meshllm.daemon.member_rows import (
+    ExpelledMember,
+    MemberRow,
+    member_row,
+    parse_rights,
+    right_names,
+    row_of_entry,
+)
+from meshllm.daemon.mesh_keys import MeshKeys, default_lifetime, new_authority
+from meshllm.daemon.mesh_state import PRIVATE_BYTES, MeshState, public_key
+from meshllm.daemon.settings import Settings
+from meshllm.daemon.wall_clock import WallClock
+from meshllm.errors import BadMessage, EnvironmentFailure, UsageError
+from meshllm.net.base import Link
+from meshllm.net.identity import Identity, verify
+from meshllm.web.console.invitation import Invitation, InviteWish
+from meshllm.wire.mesh.certificates import read_certificate
+from meshllm.wire.mesh.invite import Invite, InviteTerms, encode, invite_key
+
+log = logging.getLogger(__name__)
+
+# Validity of an invite that says nothing else.
+INVITE_SECONDS = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class HomeState:
+    """What the node's home directory contains; read once, at the start."""
+
+    identity: Identity
+    state: MeshState
+    incarnation: int
+    clock: WallClock
+    book: InviteBook
+    keys: MeshKeys
+
+
+def load_home_state(settings: Settings) -> HomeState:
+    """The node's key and its mesh, made if missing; blocks on the disk. Raises DamagedState, EnvironmentFailure."""
+    identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
+    clock = WallClock(settings.home)
+    clock.save()
+    keys = _load_keys(identity, state, clock)
+    return HomeState(identity, state, state.next_incarnation(), clock, InviteBook(settings.home), keys)
+
+
+def _load_keys(identity: Identity, state: MeshState, clock: WallClock) -> MeshKeys:
+    """The mesh key and this node's certificate; who holds the private key and has no valid one gives itself one."""
+    authority = new_authority(state.key, state.statements, state.previous)
+    known = (state.key,) if state.previous is None else (state.key, state.previous)
+    try:
+        certificate: SignedCertificate | None = read_certificate(state.certificate, known, verify)
+    except BadMessage:
+        certificate = None
+    if certificate is not None and certificate.certificate.node != identity.node:
+        certificate = None
+    keys = MeshKeys(identity.node, authority, state.private, certificate, clock.now)
+    if keys.may_admit and (certificate is None or not certificate.certificate.valid_at(clock.now())):
+        keys.certificate = keys.issue_own()
+        state.save_certificate(keys.certificate.data, state.private)
+    return keys
+
+
+class MemberManagement:
+    """Who is a member, as seen from this node. `view`: the newest view of the mesh, set by its owner."""
+
+    def __init__(
+        self,
+        found: HomeState,
+        name: str,
+        save: Callable[[Callable[[], None]], None],
+        post: Callable[[e.Event], None],
+        audit: WriteAudit,
+        send: Callable[[NodeId, Message], None],
+        links: Callable[[], Sequence[Link]],
+    ) -> None:
+        """`name` of this node; `save` runs a function that writes to the disk; `send` sends a message to a linked peer;
+        `links` are the links now."""
+        self._keys, self._book, self._wall, self._state = found.keys, found.book, found.clock, found.state
+        self._name = name
+        self._save = save
+        self._post = post
+        self._audit = audit
+        self._send = send
+        self._links = links
+        self._rotating: MeshKey | None = None
+        self.view: MeshView | None = None
+
+    # -- rights
+
+    def rights_of(self, node: NodeId) -> Right:
+        """What `node` may do: by the certificate of its link, else of its record; none if neither counts."""
+        keys, now = self._keys, self._wall.now()
+        if node == keys.node:
+            return keys.rights
+        if keys.authority.is_expelled(node):
+            return NO_RIGHTS
+        found = next((link.facts.certificate for link in self._links() if link.facts.peer == node), None)
+        if found is None and self.view is not None:
+            record = next((peer.record for peer in self.view.peers if peer.node == node), None)
+            found = keys.authority.certificate(record.certificate, node, now) if record is not None else None
+        return found.rights if found is not None and found.valid_at(now) else NO_RIGHTS
+
+    def members(self) -> list[MemberRow]:
+        """All members that this node knows, itself first."""
+        keys, now = self._keys, self._wall.now()
+        rows = {}
+        own = keys.certificate
+        if own is not None:
+            rows[keys.node.hex()] = member_row(own.certificate, self._name, alive=True, here=True, seen=int(now))
+        for peer in self.view.peers if self.view is not None else ():
+            found = keys.authority.certificate(peer.record.certificate, peer.node, now)
+            if found is not None and peer.node != keys.node:
+                alive = peer.status is PeerStatus.ALIVE
+                known = self._book.members.get(peer.node.hex())
+                seen = int(now) if alive or known is None else known.seen
+                rows[peer.node.hex()] = member_row(found, peer.record.name, alive=alive, seen=seen)
+        linked = {link.facts.peer.hex() for link in self._links()}
+        for node, entry in self._book.members.items():
+            if node not in rows and not keys.authority.is_expelled(NodeId(bytes.fromhex(node))):
+                rows[node] = row_of_entry(node, entry, alive=node in linked)
+        return list(rows.values())
+
+    def invites(self) -> list[dict[str, object]]:
+        """The invites that were made here and have not expired."""
+        now, revoked = self._wall.now(), self._keys.authority.is_revoked
+        return [
+            {**asdict(entry), "rights": right_names(Right(entry.rights)), "revoked": revoked(bytes.fromhex(serial))}
+            for serial, entry in self._book.invites.items()
+            if entry.expires > now
+        ]
+
+    def revoke(self, serial: str) -> str:
+        """Revoke the invite whose serial begins so. Raises UsageError, EnvironmentFailure."""
+        found = [known for known in self._book.invites if known.startswith(serial.lower())]
+        if len(found) != 1:
+            raise UsageError(f"{len(found)} invites of this node have a serial that begins with {serial!r}.")
+        self._post(e.StatementsMade((self._keys.state(StatementKind.REVOKE_INVITE, bytes.fromhex(found[0])),)))
+        self._audit("invite_revoked", serial=found[0])
+        return found[0]
+
+    def expel(self, wanted: str) -> ExpelledMember:
+        """Expel the member with that name or id (or the beginning of its id), and revoke what let it in. If it held the
+        mesh key, the mesh gets a new one. Raises UsageError, EnvironmentFailure."""
+        rows = self.members()
+        found = [row for row in rows if row.name == wanted]
+        found = found or [row for row in rows if row.node.startswith(wanted.lower())]
+        if len(found) != 1:
+            raise UsageError(
+                f"{len(found)} members have the name {wanted!r}, or an id that begins so.",
+                advice="'mesh-llm members' lists the ids.",
+            )
+        row = found[0]
+        if row.here:
+            raise UsageError("This node cannot expel itself.", advice="Run 'mesh-llm expel' on another machine.")
+        out: list[tuple[StatementKind, bytes]] = [(StatementKind.EXPEL, bytes.fromhex(row.node))]
+        made = [entry.serial for entry in self._book.invites.values() if entry.by == row.node]
+        known = [row.invite] if bytes.fromhex(row.invite) != NO_INVITE else []
+        out += [(StatementKind.REVOKE_INVITE, bytes.fromhex(serial)) for serial in dict.fromkeys((*known, *made))]
+        first = tuple([self._keys.state(*place) for place in out])
+        rotated = "admit" in row.rights
+        if rotated:
+            self._rotate(first, tuple(out))
+        else:
+            self._post(e.StatementsMade(first))
+        self._book.forget(NodeId(bytes.fromhex(row.node)))
+        self._audit("member_expelled", node=row.node, rotated=rotated)
+        return ExpelledMember(row.node, row.name, rotated)
+
+    def rotate_mesh_key(self) -> None:
+        """Make a new mesh key: all invites are void, and members get new certificates. Raises EnvironmentFailure."""
+        self._rotate((), ())
+        self._audit("mesh_key_rotated")
+
+    def _rotate(self, first: tuple[bytes, ...], more: tuple[tuple[StatementKind, bytes], ...]) -> None:
+        keys = self._keys
+        made = keys.rotate(more)
+        for node, record in [(p.node, p.record) for p in (self.view.peers if self.view is not None else ())]:
+            # Who is known now gets a new certificate, also if it is off and comes back later.
+            known = keys.authority.certificate(record.certificate, node, self._wall.now())
+            if known is not None:
+                self._book.seen(known, record.name, self._wall.now())
+        keys.private, keys.certificate, self._rotating = made.private, made.certificate, made.key
+        kept = (*first, *made.statements)
+        self._save(lambda: self._state.rotate(made.key, made.private, made.certificate.data, made.statements))
+        self._post(e.StatementsMade(kept))
+        self._post(e.CertificateRenewed(made.certificate))
+
+    @property
+    def upgraded(self) -> bool:
+        """Whether the mesh key is still that of a shared secret."""
+        return self._state.upgraded
+
+    # -- certificates
+
+    def needs(self, terms: InviteTerms) -> bool:
+        """Whether an invite to this node's own mesh gives it anything."""
+        own = self._keys.certificate
+        valid = own is not None and own.certificate.valid_at(self._wall.now()) and own.key == self._keys.authority.key
+        return not valid or bool(terms.rights & ~self._keys.rights)
+
+    def renew_if_due(self) -> None:
+        """After half of its lifetime a certificate is renewed, by this node itself if it holds the mesh key."""
+        keys, own = self._keys, self._keys.certificate
+        if own is None or self._wall.now() < (own.certificate.issued + own.certificate.expires) / 2:
+            return
+        if keys.may_admit:
+            renewed = keys.renewed(own.certificate)
+            keys.certificate = renewed
+            self._save(lambda: self._state.save_certificate(renewed.data, keys.private))
+            self._post(e.CertificateRenewed(renewed))
+        else:
+            self._post(e.RenewalDue())
+
+    def close_expired(self) -> None:
+        """Close the links of peers whose certificate has expired."""
+        now = self._wall.now()
+        for link in self._links():
+            certificate = link.facts.certificate
+            if certificate is not None and not certificate.valid_at(now):
+                log.info("closed the link to %s: its certificate has expired", short(link.facts.peer))
+                link.close("its certificate has expired")
+
+    def carry_out(
+        self, command: c.SaveStatements | c.IssueCertificate | c.TakeCertificate | c.MakeInvite | c.TakeInvite
+    ) -> None:
+        """Carry out a command of the core about certificates, statements and invites."""
+        keys = self._keys
+        match command:
+            case c.SaveStatements(key, statements, previous):
+                if self._rotating not in (None, key):
+                    return  # of the key that this node has just replaced
+                if self._rotating is None and keys.private and public_key(keys.private) != key:
+                    keys.private = b""
+                self._rotating = None
+                self._save(lambda: self._state.save_statements(key, statements, previous))
+            case c.IssueCertificate(peer, certificate):
+                if keys.may_admit and not keys.authority.is_expelled(certificate.node):
+                    given = keys.renewed(certificate)
+                    private = keys.private if Right.ADMIT in given.certificate.rights else b""
+                    self._send(peer, RenewedCertificate(given.data, private))
+                    self._audit("certificate_renewed", node=peer.hex())
+            case c.TakeCertificate(peer, answer):
+                self._take_certificate(peer, answer)
+            case c.MakeInvite(peer, ask):
+                if keys.may_admit:
+                    self._send(peer, self._granted(peer, ask))
+            case c.TakeInvite(peer, _):
+                log.warning("%s sent an invite without a request", short(peer))
+
+    def _take_certificate(self, peer: NodeId, answer: RenewedCertificate) -> None:
+        keys = self._keys
+        try:
+            taken = read_certificate(answer.certificate, (keys.authority.key,), verify)
+        except BadMessage as error:
+            log.warning("%s sent no valid certificate: %s", short(peer), error.message)
+            return
+        if taken.certificate.node != keys.node:
+            return
+        private = answer.mesh_private
+        if len(private) != PRIVATE_BYTES or public_key(private) != keys.authority.key:
+            private = keys.private if keys.may_admit else b""
+        keys.certificate, keys.private = taken, private
+        self._save(lambda: self._state.save_certificate(taken.data, private))
+        self._post(e.CertificateRenewed(taken))
+
+    def _granted(self, peer: NodeId, ask: AskInvite) -> GrantedInvite:
+        """An invite for a member that may invite, but does not hold the mesh key."""
+        now = int(self._wall.now())
+        expires = min(ask.expires, now + 7 * INVITE_SECONDS)
+        terms = InviteTerms(
+            secrets.token_bytes(SERIAL_BYTES), ask.rights, expires, min(ask.lifetime, default_lifetime(ask.rights))
+        )
+        try:
+            self._book.add(terms, peer, f"asked for by {short(peer)}", now)
+        except (ValueError, OSError) as error:
+            return GrantedInvite(b"", ask.rights, 0, 0, refused=str(error))
+        self._audit("invite_made", serial=terms.serial.hex(), by=peer.hex(), rights=int(terms.rights))
+        key = invite_key(self._keys.private, terms, self._keys.node)
+        return GrantedInvite(terms.serial, terms.rights, terms.expires, terms.member_lifetime, key)
+
+    # -- invites
+
+    def make_invite(self, wish: InviteWish, mesh: MeshId, ways: tuple[BootstrapAddress, ...]) -> Invitation:
+        """An invite to `mesh` at `ways`. Raises EnvironmentFailure."""
+        rights = parse_rights(wish.rights)
+        now = self._wall.now()
+        lifetime = wish.days * 86_400 or default_lifetime(rights)
+        expires = int(now + (wish.seconds or INVITE_SECONDS))
+        terms = InviteTerms(secrets.token_bytes(SERIAL_BYTES), rights, expires, lifetime, wish.once)
+        try:
+            self._book.add(terms, self._keys.node, wish.label[:80], now)
+        except (ValueError, OSError) as error:
+            raise EnvironmentFailure(f"The invite cannot be listed: {error}.") from error
+        key = invite_key(self._keys.private, terms, self._keys.node)
+        token = encode(Invite(mesh, key, terms, ways))
+        serial = terms.serial.hex()
+        self._audit("invite_made", serial=serial, expires=expires, rights=int(rights), once=wish.once)
+        return Invitation(token, expires, serial)
