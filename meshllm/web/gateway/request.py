@@ -35,6 +35,7 @@ from meshllm.wire.api.worker_loss import UPSTREAM_LOST, WORKER_LOST, worker_loss
 # How long a request avoids a target that failed it.
 AVOID_SECONDS = 1.0
 MAX_ATTEMPTS = 4
+_CRASHED_MARK = f'"{REQUEST_CRASHED}"'.encode()
 # Engine processes that may end while they process a request: then it is not tried again, here or at another host.
 MAX_DEATHS = 2
 # How long a stream whose engine closed the connection waits for the cause.
@@ -346,6 +347,8 @@ class ProxiedRequest:
         error = None
         if not begun and self.kind is TargetKind.PEER:
             error = retryable_error_in(self.api, forwarded, self._request.request_id)
+            if error is None and _CRASHED_MARK in forwarded:  # nothing but an error has arrived: no text of a model
+                self._host.host_crashed(self._request.body)
         if repair.worker_lost and not begun:
             self._retry(WORKER_LOST)
         elif error is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from web_rig import Bench, Call, Caller, Town, ask, node_id, served, town, well
+from web_rig import Bench, Call, Caller, Town, ask, host, node_id, served, town, well
 
 from meshllm.core.routing.routes import Target, TargetKind
 from meshllm.web.gateway.crashed_requests import REMEMBER_SECONDS, CrashedRequests
@@ -61,7 +61,8 @@ async def test_callers_cannot_name_a_trust_domain(table: Bench) -> None:
 
 
 def _with_salt() -> bytes:
-    return ask().replace(b"\r\n", b"\r\nx-prompt-cache-salt: x\r\n", 1)
+    plain: bytes = ask()
+    return plain.replace(b"\r\n", b"\r\nx-prompt-cache-salt: x\r\n", 1)
 
 
 @pytest.mark.parametrize("fields", [{"prompt": ["x"] * 5000}, {"prompt": "x", "n": 5000}])
@@ -172,3 +173,26 @@ async def test_request_at_two_deaths_of_an_engine_is_not_tried_again(table: Benc
     response = await table.call(ask())
     assert response.json["error"]["code"] == "request_crashed_engine"
     assert sum(len(engine.calls) for engine in engines) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_host_that_says_that_a_request_crashed_its_engine_is_the_last_one_asked(
+    folder: Path, *, stream: bool
+) -> None:
+    error = {"error": {"message": "crashed", "type": "server_error", "code": "request_crashed_engine"}}
+
+    async def crashed(call: Call) -> None:
+        if stream:
+            call.begin_stream()
+            data = b": waiting\n\ndata: " + json.dumps(error).encode() + b"\n\n"
+            call.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+        else:
+            call.answer(error, 502)
+
+    async with town(folder, 3) as made:
+        hosts = [await made.serve(number, crashed) for number in (1, 2)]
+        made.here.meet(host(node_id(1), "m"), host(node_id(2), "m"))
+        for _ in range(2):
+            response = await made.here.call(ask(stream=stream))
+            assert b"request_crashed_engine" in response.body
+        assert sum(len(each.calls) for each in hosts) == 1
