@@ -28,7 +28,8 @@ from meshllm.cli.join import read
 from meshllm.core.node import NodeCore
 from meshllm.core.snapshot import Snapshot
 from meshllm.daemon.file_sharing import FileSharing
-from meshllm.daemon.mesh_session import MeshSession, load_home_state
+from meshllm.daemon.member_management import load_home_state
+from meshllm.daemon.mesh_session import MeshSession
 from meshllm.daemon.node_loop import NodeLoop
 from meshllm.daemon.settings import Settings
 from meshllm.models.hub.hub import Hub

@@ -31,7 +31,7 @@ from meshllm.core.split.host import SplitState
 from meshllm.core.split.lease import Lease, LeasePhase, MemberState
 from meshllm.core.split.planner import SplitForecast, SplitPlan, WorkerShare
 from meshllm.util.progress import Progress
-from meshllm.web.console.invitation import Invitation
+from meshllm.web.console.invitation import Invitation, InviteWish
 from meshllm.web.console.server import Console
 from meshllm.web.console.split_status import LeaseTraffic
 from meshllm.web.console.status import NodeStatus, SharingStatus, StatusInputs, TargetLoad, TransferStatus, node_status
@@ -60,7 +60,7 @@ MODELS = (
 # The token of the run of every Stage.
 TOKEN = "token-of-the-stage"
 HIDDEN_TOKEN = (
-    "mesh1-AWmJ7J6s1rgizescgG3GEezWlJNwEcWAmiEpN9e9Y1sSEzzkQ1qvvwsS-Tz9WxseYhMC7dfAAAIC_QAAAAAAAAAAAAAAAAAAAn8AAAF8nDSM"
+    "mesh2-AQABAgMEBQYHCAkKCwwNDg8AAQIDBAUGBwgJCgsMDQ4PAAAAAAAAAAA_a0nSAAHhM4AAAAAAAAAAAAAAAAAAAAAAABEAAXx_AAAB90mWEw"
 )
 
 
@@ -142,10 +142,10 @@ class Stage:
         """The URL of the page."""
         return f"http://localhost:{self.port}"
 
-    def _invite(self, seconds: float) -> Invitation:
+    def _invite(self, wish: InviteWish) -> Invitation:
         if self.invite_problem is not None:
             raise self.invite_problem
-        return Invitation(HIDDEN_TOKEN, int(seconds and 1_800_000_000 + seconds))
+        return Invitation(HIDDEN_TOKEN, int(1_800_000_000 + (wish.seconds or 86_400)))
 
     async def begin(self) -> None:
         """Listen."""

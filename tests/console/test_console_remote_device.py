@@ -96,7 +96,7 @@ def test_phone_with_the_key_can_chat_and_gets_no_invite(
     expect(how).to_contain_text("on workbench", timeout=OPEN_WAIT_SECONDS * 1000)
     expect(how).to_contain_text(re.compile(r"\d tok/s.*\d tokens"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    for secret in (key_of(node[0]), str(node[0].home), "mesh1-"):
+    for secret in (key_of(node[0]), str(node[0].home), "mesh2-"):
         assert secret not in page.content()
         assert not any(secret in url for url in phone.requested)
 

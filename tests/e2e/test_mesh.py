@@ -269,11 +269,11 @@ def test_invite_of_another_mesh_replaces_the_mesh_and_keeps_the_old_state(here: 
     assert (joiner.home / "mesh.previous.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_expiring_invite_delivers_the_mesh_secret(here: Site) -> None:
+def test_invite_delivers_the_mesh_key(here: Site) -> None:
     host(here)
     done = here.run("host", "invite", "--expires", "1h")
     token = done.stdout.strip()
-    assert invites.decode(token).expires > 0
+    assert invites.decode(token).terms.expires > 0
     secret = here.kept("host")["private"]
     assert invites.decode(token).key.hex() != secret
     file = here.folder / "invite"
@@ -286,10 +286,6 @@ def test_expiring_invite_delivers_the_mesh_secret(here: Site) -> None:
     assert third.stop() == joiner.stop() == 0
     assert here.kept("joiner")["private"] == secret == here.kept("third")["private"]
     assert said(here.node("joiner")) == "alpha0 alpha1 alpha2 "
-    late = changed(token, expires=1)
-    refused = here.run("late", "--join", "-", "--port", "0", "--console", "0", stdin=late)
-    assert refused.returncode == 2
-    assert "expired at" in refused.stderr
 
 
 def test_invite_prints_it_alone_on_a_line(here: Site) -> None:
@@ -414,7 +410,7 @@ def test_joined_node_serves_a_requested_model_on_its_disk(here: Site) -> None:
     server = here.node("host", *words, environment=environment)
     server.wait_until_serving()
     assert [model["name"] for model in server.status()["models"]] == [MODEL]
-    joiner = here.node("joiner", join=server)
+    joiner = here.node("joiner", "--share", "all", join=server)
     joiner.wait_until_serving("wished")
     server.until(serves("wished"), "the wished model")
     answer = client(server).chat.completions.create(

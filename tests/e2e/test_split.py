@@ -222,7 +222,7 @@ def test_split_supports_images(here: Site) -> None:
 def test_workers_send_tensors_to_each_other_directly(here: Site) -> None:
     little, less = ("--max-vram", "0.22"), ("--max-vram", "0.12")  # no two of them hold it
     thread = ("--threads", "1")
-    worker = node(here, "worker", *thread, *less)
+    worker = node(here, "worker", "--worker", *thread, *less)
     node(here, "other", *thread, *less, join=worker)
     host = node(here, "host", "--model", MODEL, *thread, *little, "--ctx-size", "8192", "--no-speculation", join=worker)
     host.until(lambda s: committed(s) and len(split_of(s)["shares"]) == 3, "a split over three nodes")

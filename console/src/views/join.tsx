@@ -14,9 +14,8 @@ import { Devices, ReadOnly } from './devices'
 import { clientSetups } from './client-setup'
 
 const LIFETIMES: readonly [string, number][] = [
-  ['Does not expire', 0],
+  ['Expires in a day', 0],
   ['Expires in 2 hours', 7200],
-  ['Expires in a day', 86_400],
   ['Expires in a week', 604_800],
 ]
 
@@ -114,7 +113,7 @@ function InviteDetails({ invite: { invite: token, expires } }: { invite: InviteA
         <p>On the other machine:</p>
         <Command text={`mesh-llm --join ${token}`} label="Command to join" />
         <p class="quiet">
-          {expires === 0 ? 'It does not expire.' : `It expires on ${new Date(expires * 1000).toLocaleString()}.`} Add{' '}
+          It expires on {new Date(expires * 1000).toLocaleString()}. Add{' '}
           <code>--client</code> to only use the mesh from there. On a machine with other users run{' '}
           <code>mesh-llm --join -</code> and paste the invite: they can read a program’s arguments.
         </p>
