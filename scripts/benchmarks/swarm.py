@@ -173,6 +173,7 @@ class Bench:
         store.record_chunks(self._sha256, bytes(chunks))
 
     def _giver(self, name: str, *options: str, join: Node | None = None) -> Node:
+        options = ("--share", "all", *options)
         words = [*options, "--join", f"@{self._nodes.invite(join)}"] if join is not None else list(options)
         around = {"MESH_LLM_MODELS": str(self._models), "HF_HUB_CACHE": str(self._scratch / "no-hub-cache")}
         node = self._nodes.start(name, *words, env=around)
