@@ -113,9 +113,9 @@ function InviteDetails({ invite: { invite: token, expires } }: { invite: InviteA
         <p>On the other machine:</p>
         <Command text={`mesh-llm --join ${token}`} label="Command to join" />
         <p class="quiet">
-          It expires on {new Date(expires * 1000).toLocaleString()}. Add{' '}
-          <code>--client</code> to only use the mesh from there. On a machine with other users run{' '}
-          <code>mesh-llm --join -</code> and paste the invite: they can read a program’s arguments.
+          It expires on {new Date(expires * 1000).toLocaleString()}. Add <code>--client</code> to only use the mesh from
+          there. On a machine with other users run <code>mesh-llm --join -</code> and paste the invite: they can read a
+          program’s arguments.
         </p>
         <Copy text={token} label="Copy the invite only" />
       </div>
