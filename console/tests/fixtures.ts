@@ -34,6 +34,7 @@ export function serves(name: string): PeerInfo['serves'][number] {
 
 export function status(peers: PeerInfo[] = [], more: Partial<NodeStatus> = {}): NodeStatus {
   return {
+    sandbox: null,
     name: 'here',
     version: '0.1.0',
     snapshot: 1,
