@@ -46,6 +46,8 @@ BACKEND_RETRY_CAP_SECONDS = 15.0
 # How often a node without a model checks whether the mesh requests one; first once the table has come and most nodes
 # in it are verified.
 PLACEMENT_SECONDS = 3.0
+# Why a node whose own certificate does not let it work takes no lease.
+NO_WORK = "its membership does not let it work for splits"
 
 
 class NodeCore:
@@ -62,7 +64,7 @@ class NodeCore:
         self._placement_at: float | None = None
         self._due: float | None = None  # the next deadline of a model or a backend
         self._mesh: MeshParticipant | None = None
-        self._lease_refusal = config.lease_refusal if config is not None else ""
+        self._owner_refusal = config.lease_refusal if config is not None else ""
         if config is not None:
             if rng is None:
                 raise ValueError("a node of a mesh needs `rng`")
@@ -91,6 +93,8 @@ class NodeCore:
             if local and not isinstance(event, e.StopWanted):
                 todo += self._mesh.update_facts(self._own_facts(), now)
             todo += self._mesh.handle(event, now)
+            if isinstance(event, e.CertificateRenewed):  # what a node offers depends on its rights
+                todo += self._mesh.update_facts(self._own_facts(), now)
             todo += self._split_event(event, now)
             todo += self._serve_demanded_model(now)
         if self._stopping and not self._finished and self._local.at_rest:
@@ -186,6 +190,13 @@ class NodeCore:
         self._dirty = True
         todo = [*self._local.members_lost(now), *self._decide(now)]
         return [*todo, *member.update_facts(self._own_facts(), now)]
+
+    @property
+    def _lease_refusal(self) -> str:
+        """Why this node takes no lease at all; "": it does. Its rights may come after the start, with its admission."""
+        if self._owner_refusal or self._mesh is None or Right.WORK in self._mesh.own_rights:
+            return self._owner_refusal
+        return NO_WORK
 
     def _busy(self, model: str) -> str:
         """Why this node cannot be a worker for a host of `model`; empty if it can."""

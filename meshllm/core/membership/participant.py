@@ -126,6 +126,11 @@ class MeshParticipant(ABC):
         entry = self.entry(node)
         return entry.status if entry is not None else None
 
+    @property
+    def own_rights(self) -> Right:
+        """What this node may do."""
+        return self._rights
+
     def rights_of(self, node: NodeId) -> Right:
         """What `node` may do: by the certificate of its link, else of its record; none if it is not known."""
         link, entry = self._links.get(node), self.entry(node)

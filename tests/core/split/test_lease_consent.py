@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 
 from meshllm.core import commands as c
 from meshllm.core import events as e
+from meshllm.core.membership.authority import Authority
 from meshllm.core.membership.certificates import ALL_RIGHTS, Certificate, Right
 from meshllm.core.membership.own_record import MeshConfig
-from meshllm.core.node import NodeCore
+from meshllm.core.node import NO_WORK, NodeCore
 from meshllm.core.records import MeshId, NodeRecord, Role, SignedRecord
 from meshllm.core.split.coordinator import NO_HOST
 from meshllm.core.split.lease import Lease, LeasedFile, LeasePhase, Propose, WorkerReport
 from meshllm.core.split.planner import WorkerShare
 from tests.core.small_mesh import address, node_id, sign
+from tests.mesh_key import FakeMeshKey
 
 MESH = MeshId(b"\x02" * 16)
 LEASE = Lease(
@@ -30,9 +32,12 @@ def signer(record: NodeRecord) -> SignedRecord:
     return sign(record)
 
 
-def worker(refusal: str = "") -> NodeCore:
-    """A node with a gigabyte to lend."""
-    config = MeshConfig(node_id(0), MESH, Role.NODE, 1, "n", "t", (1, 1), signer, lease_refusal=refusal)
+def worker(refusal: str = "", *, authority: Authority | None = None, rights: Right = ALL_RIGHTS) -> NodeCore:
+    """A node with a gigabyte to lend. `rights`: its own."""
+    config = MeshConfig(
+        node_id(0), MESH, Role.NODE, 1, "n", "t", (1, 1), signer,
+        lease_refusal=refusal, authority=authority, rights=rights,
+    )  # fmt: skip
     core = NodeCore(config, random.Random(1))
     core.handle(e.MachineObserved(1 << 30), 0.0)
     return core
@@ -58,13 +63,24 @@ def reports(commands: list[c.Command]) -> list[tuple[LeasePhase, str]]:
 @given(role=st.sampled_from(Role), bits=st.integers(0, ALL_RIGHTS.value))
 def test_lease_counts_only_from_a_node_whose_certificate_holds_the_right(role: Role, bits: int) -> None:
     rights = Right(bits)
-    commands = proposed(worker(), role, rights)
+    commands = proposed(worker(authority=FakeMeshKey().authority()), role, rights)
     started = [command for command in commands if isinstance(command, c.StartWorker)]
     if role is Role.NODE and Right.HOST in rights:
         assert len(started) == 1
     else:
         assert not started
         assert reports(commands) == [(LeasePhase.ENDED, NO_HOST)]
+
+
+@pytest.mark.parametrize("role", Role)
+def test_lease_of_a_peer_without_a_certificate_is_refused_in_a_mesh_with_a_key(role: Role) -> None:
+    assert reports(proposed(worker(authority=FakeMeshKey().authority()), role, None)) == [(LeasePhase.ENDED, NO_HOST)]
+
+
+def test_node_without_the_right_to_work_takes_no_lease() -> None:
+    core = worker(rights=ALL_RIGHTS & ~Right.WORK)
+    assert reports(proposed(core, Role.NODE, None)) == [(LeasePhase.ENDED, NO_WORK)]
+    assert offered(core) == 0
 
 
 @pytest.mark.parametrize("role", Role)
