@@ -31,6 +31,8 @@ BYTES_PER_SECOND, BYTES_AT_ONCE = 1 << 20, 16 << 20
 RECORDS_PER_SECOND, RECORDS_AT_ONCE = 400, MAX_NODES
 # How often a link that the core gave up is checked for streams and tunnels that still use it (seconds).
 HANG_UP_CHECK_SECONDS = 1.0
+# How long a link to an expelled node stays open, so that the statement about it arrives.
+LAST_WORD_SECONDS = 0.25
 # Links that end because of misbehaving peers are logged at most once in this time (seconds), with their number.
 BAD_PEER_LOG_SECONDS = 10.0
 
@@ -138,12 +140,17 @@ class PeerLinks:
             del self._hang_ups[peer]
 
     def _close_at_once(self, peer: NodeId, reason: str) -> None:
-        """Close the link to a node that is no member any more, with all that runs over it."""
+        """Close the link to a node that is no member any more, with all that runs over it.
+
+        A moment later: closing drops what is not sent yet, such as the statement that tells the node why.
+        """
         assert self._transport is not None
         self._hang_ups.pop(peer, None)
         link = self._transport.link(peer)
         if link is not None:
-            link.close(reason)
+            self._messages.drop(peer)
+            self._allowances.pop(peer, None)  # nothing that it sends is read any more
+            self._loop.call_later(LAST_WORD_SECONDS, link.close, reason)
 
     def _close_unused(self) -> None:
         """Close the links that the core gave up and that nothing uses; check the others again later."""
