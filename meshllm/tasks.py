@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# Tasks that take longer to end are named in the log: a daemon that does not stop then says why (seconds).
+SLOW_END_SECONDS = 10.0
+
 
 class Owner:
     """Owns tasks: `start` starts one, `close` cancels and awaits all that still run.
@@ -60,7 +63,10 @@ class Owner:
         for task in mine:
             task.cancel()
         if mine:
-            await asyncio.gather(*mine, return_exceptions=True)
+            _, left = await asyncio.wait(mine, timeout=SLOW_END_SECONDS)
+            if left:
+                log.warning("waiting for tasks to end: %s", ", ".join(sorted(task.get_name() for task in left)))
+                await asyncio.wait(left)
 
     def __repr__(self) -> str:
         return f"<Owner {self.name}: {', '.join(sorted(t.get_name() for t in self._tasks)) or 'idle'}>"

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -125,7 +125,17 @@ class Daemon:
         below = self.children() if self.process.poll() is None else []
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        status = self.process.wait(OPEN_WAIT_SECONDS)
+        try:
+            status = self.process.wait(OPEN_WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            for process in below:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.kill()
+            log = self.home / "logs" / "daemon.log"
+            raise AssertionError(
+                f"did not stop; it logged: {log.read_text()[-4000:] if log.exists() else ''}"
+            ) from None
         self._finish()
         left = [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
         assert left == [], f"left behind: {left}"

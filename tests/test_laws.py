@@ -102,6 +102,14 @@ def test_tasks_and_processes_start_only_where_they_may(path: Path) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_waits_end_by_asyncio_timeout(path: Path) -> None:
+    """Python 3.11's `asyncio.wait_for` loses a cancellation when what it waits for ends in the same moment (cpython
+    issue 86296): the task then runs on, and the daemon that waits for its end never stops."""
+    names = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute))
+    assert [f"line {node.lineno}" for node in names if ast.unparse(node) == "asyncio.wait_for"] == []
+
+
 def test_import_checker_reports_forbidden_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "core").mkdir()

@@ -94,7 +94,8 @@ class MachineObserver:
             self._wake.clear()
             await self._observe()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval)
+                async with asyncio.timeout(self._interval):
+                    await self._wake.wait()
 
     async def _observe(self) -> None:
         loop = asyncio.get_running_loop()

@@ -112,6 +112,7 @@ class NodeLoop:
             # Even when the deadline has passed, the mailbox comes first: an event may change the decision.
             if not self._mailbox.empty():
                 return self._mailbox.get_nowait()
-            return await asyncio.wait_for(self._mailbox.get(), timeout=max(0.0, deadline - clock()))
+            async with asyncio.timeout(max(0.0, deadline - clock())):
+                return await self._mailbox.get()
         except TimeoutError:
             return TimePassed()

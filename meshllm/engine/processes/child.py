@@ -168,7 +168,8 @@ class Child:
         while not exited.done():
             tick = HEALTH_TICK_SECONDS if self.phase is ChildPhase.READY else LOADING_TICK_SECONDS
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), timeout=tick)
+                async with asyncio.timeout(tick):
+                    await self._wake.wait()
             self._wake.clear()
             if exited.done():
                 return
@@ -198,7 +199,8 @@ class Child:
 
     async def _probe(self) -> bool:
         try:
-            return await asyncio.wait_for(self.spec.probe(), timeout=PROBE_DEADLINE_SECONDS)
+            async with asyncio.timeout(PROBE_DEADLINE_SECONDS):
+                return await self.spec.probe()
         except (OSError, TimeoutError, ValueError):
             return False
 

@@ -82,7 +82,8 @@ class Hub:
         """Return if the endpoint answers within so many seconds. Raises DownloadFailed with the reason."""
         work = in_thread(lambda stop: _probe(self.endpoint, within), "hub-probe", leave=True)
         try:
-            await asyncio.wait_for(work, within)
+            async with asyncio.timeout(within):
+                await work
         except TimeoutError:
             raise DownloadFailed(f"{self.endpoint} did not answer within {within:g} s.") from None
 
@@ -96,7 +97,8 @@ class Hub:
             lambda stop: _locate(self.endpoint, self.destinations, source, file, within), "hub-locate", leave=True
         )
         try:
-            return await asyncio.wait_for(work, within + 0.5)
+            async with asyncio.timeout(within + 0.5):
+                return await work
         except TimeoutError:
             raise RetryLater(f"{self.endpoint} did not answer within {within:g} s", answered=False) from None
 

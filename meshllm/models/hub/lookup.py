@@ -111,7 +111,8 @@ async def _listing(reference: HubReference, hub: Hub, within: float) -> Reposito
     endpoint, destinations = hub.endpoint, hub.destinations
     work = in_thread(lambda stop: _ask(endpoint, destinations, reference, within), "hub-listing", leave=True)
     try:
-        return parse(await asyncio.wait_for(work, LISTING_SECONDS), reference.repository)
+        async with asyncio.timeout(LISTING_SECONDS):
+            return parse(await work, reference.repository)
     except TimeoutError:
         raise RetryLater(f"{endpoint} did not send its list within {LISTING_SECONDS:g} s") from None
 

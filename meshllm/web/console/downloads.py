@@ -148,7 +148,8 @@ class _Outbox:
     async def take(self) -> list[DownloadEvent]:
         """All unwritten events; DownloadAlive if there are none within HEARTBEAT_SECONDS."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._filled.wait(), HEARTBEAT_SECONDS)
+            async with asyncio.timeout(HEARTBEAT_SECONDS):
+                await self._filled.wait()
         self._filled.clear()
         events, self._events = self._events, []
         return events or [DownloadAlive()]

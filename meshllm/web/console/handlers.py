@@ -285,7 +285,8 @@ class ConsoleHandlers:
             await asyncio.sleep(MIN_INTERVAL_SECONDS)
             if sent == self._version:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(change.wait(), timeout=HEARTBEAT_SECONDS)
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        await change.wait()
 
 
 def _host(address: object) -> str:
