@@ -29,6 +29,12 @@ export interface BannedStatus {
   reason: string
 }
 
+// A model file that is hashed before it is offered to other nodes.
+export interface CheckStatus {
+  file: string
+  percent: number
+}
+
 // An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it.
 export interface DeviceStatus {
   name: string
@@ -397,6 +403,7 @@ export interface SharingStatus {
   uploads: TransferStatus[]
   downloads: TransferStatus[]
   banned: BannedStatus[]
+  checks: CheckStatus[]
 }
 
 // Speculative decoding of a model. `draft_model` is empty unless `kind` is draft; `reason` says why no better kind
