@@ -278,7 +278,7 @@ export type Outcome = (typeof OUTCOMES)[number]
 
 // Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
 // first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-// another name of the same file.
+// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer.
 export interface PeerInfo {
   id: string
   name: string
@@ -287,6 +287,7 @@ export interface PeerInfo {
   since_seconds: number
   reason: string
   linked: boolean
+  owned: boolean
   rtt: number | null
   transport: TransportKind | null
   addresses: string[]
