@@ -58,7 +58,7 @@ LANES_VARIABLE = "MESH_LLM_LANES"
 KNOWN_SECONDS = 5.0
 # How often the addresses of this machine are read (a laptop may change its network); it takes a millisecond.
 ADDRESSES_SECONDS = 30.0
-# One of these rights is needed to open a tunnel of a kind. A tunnel for RPC needs a lease as well; over one for HTTP the
+# One of these rights is needed to open a tunnel of a kind. One for RPC needs a lease as well; in one for HTTP the
 # gateway tells a member without `USE` what it lacks.
 RIGHTS_FOR = {
     StreamKind.HTTP_TUNNEL: ALL_RIGHTS,

@@ -1,8 +1,9 @@
 """The HTTP endpoint for peers: their tunnels end here, in the gateway, never directly at an engine.
 
 A peer may POST to the model routes and nothing else. Only targets of this node answer, so no request makes a second
-hop. A member without the right to use models gets an error that says so. Each peer's active requests, connections and body memory are bounded, and its waiting requests leave part of a
-queue to this node's own callers. Guests have less of everything, a rate of requests, and a share of the memory.
+hop. A member without the right to use models gets an error that says so. Each peer's active requests, connections and
+body memory are bounded, and its waiting requests leave part of a queue to this node's own callers. Guests have less of
+everything, a rate of requests, and a share of the memory.
 """
 
 from __future__ import annotations
