@@ -1,6 +1,6 @@
 """Prepares requests for an engine of this node: what a caller asks for is kept, or refused with the field's name.
 
-The law: a body is changed only so that the engine does what the caller asked for; what the engine cannot do is refused.
+Invariants: a body is changed only so that the engine does what the caller asked for; what it cannot do is refused.
 Nothing is dropped silently. Backends get the original body; a peer's gateway prepares it for its own engine. Each API
 has a file of its own; all are pure and linear in the body, and a body without special fields is not copied.
 """
@@ -29,6 +29,7 @@ def prepare(api: Api, body: Mapping[str, Any], traits: TemplateTraits = ANY_TEMP
     rules = _PREPARE.get(api)
     try:
         prepared = rules(body, traits) if rules is not None else UNCHANGED
+        # Last, because it takes valid messages, in the form of the API that the prepared body is for.
         shaped = shape_body(api, prepared.body or body, traits)
         return prepared if shaped is None else replace(prepared, body=shaped)
     except RequestRefused as refused:

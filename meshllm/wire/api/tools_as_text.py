@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from meshllm.wire.api import strict_json
-from meshllm.wire.api.conversation_format import ANTHROPIC, CHAT, RESPONSES, Entry, Format, EntryRole, plain
+from meshllm.wire.api.conversation_format import ANTHROPIC, CHAT, RESPONSES, Entry, EntryRole, Format, plain
 from meshllm.wire.api.refusal import unsupported
 from meshllm.wire.api.routes import Api
 
