@@ -29,6 +29,12 @@ export interface BannedStatus {
   reason: string
 }
 
+// A model file that is hashed before it is offered to other nodes.
+export interface CheckStatus {
+  file: string
+  percent: number
+}
+
 // An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it.
 export interface DeviceStatus {
   name: string
@@ -277,7 +283,7 @@ export type Outcome = (typeof OUTCOMES)[number]
 
 // Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
 // first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-// another name of the same file.
+// another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer.
 export interface PeerInfo {
   id: string
   name: string
@@ -286,6 +292,7 @@ export interface PeerInfo {
   since_seconds: number
   reason: string
   linked: boolean
+  owned: boolean
   rtt: number | null
   transport: TransportKind | null
   addresses: string[]
@@ -402,6 +409,7 @@ export interface SharingStatus {
   uploads: TransferStatus[]
   downloads: TransferStatus[]
   banned: BannedStatus[]
+  checks: CheckStatus[]
 }
 
 // Speculative decoding of a model. `draft_model` is empty unless `kind` is draft; `reason` says why no better kind

@@ -350,6 +350,7 @@ class App:
             self._is_working,
             share=Share(settings.share),
             rate=settings.upload_limit,
+            on_digest=supervisor.refresh_files,
         )
         self._rpc = rpc_type(self._session)
         supervisor.join(self._sharing, self._rpc, self._session.config.node)

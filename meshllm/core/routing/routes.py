@@ -65,7 +65,8 @@ class TargetOffer:
 
     `name`: for users. `context_length`: tokens (0: unknown). `rtt`: seconds (None: unknown). `load`: the last load that
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
-    when one is lost. `vision`: the model accepts images (None: unknown).
+    when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
+    machines.
     """
 
     target: Target
@@ -77,6 +78,7 @@ class TargetOffer:
     size: int = 0
     split: bool = False
     vision: bool | None = None
+    owned: bool = False
 
     @property
     def busy(self) -> float:
@@ -170,7 +172,15 @@ def _offers(peer: PeerView) -> Iterable[TargetOffer]:
         target = Target(TargetKind.PEER, address, incarnation, min(served.slots, MAX_CLAIMED_SLOTS), served.name)
         load = loads.get(served.name)
         yield TargetOffer(
-            target, name, served.context_length, peer.rtt, load, served.purpose, served.size, vision=served.vision
+            target,
+            name,
+            served.context_length,
+            peer.rtt,
+            load,
+            served.purpose,
+            served.size,
+            vision=served.vision,
+            owned=peer.owned,
         )
 
 

@@ -193,6 +193,7 @@ class TargetSelection:
                 queue.offer.context_length,
                 place is not None and queue.target.place == place,
                 known=queue.has_answered,
+                owned=queue.offer.owned,
             )
             for order, queue in enumerate(usable)
         ]

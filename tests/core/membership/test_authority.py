@@ -16,6 +16,8 @@ from meshllm.core.membership.certificates import (
     Right,
     StatementKind,
 )
+from meshllm.core.membership.table import MemberEntry
+from meshllm.core.membership.views import PeerStatus
 from meshllm.core.records import (
     FailureReport,
     MeshId,
@@ -66,6 +68,16 @@ def test_authority_admits_only_members_of_this_mesh_that_may_have_a_record() -> 
         assert authority.admit(record(bad), NOW) is None
     authority.learn(MESH.expel(ONE))
     assert authority.admit(good, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("rights", "owned"), [(ALL_RIGHTS, True), (Right.HOST, True), (Right.SERVE | Right.USE, False)]
+)
+def test_view_of_a_peer_says_whether_it_is_a_machine_of_the_owner(rights: Right, owned: bool) -> None:
+    admitted = MESH.authority().admit(record(MESH.certify(ONE, rights).data), NOW)
+    assert admitted is not None
+    assert MemberEntry(admitted, PeerStatus.ALIVE, 0.0).peer_view().owned is owned
+    assert not MemberEntry(record(b""), PeerStatus.ALIVE, 0.0).peer_view().owned
 
 
 @pytest.mark.parametrize(

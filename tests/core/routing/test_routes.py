@@ -140,6 +140,18 @@ def test_rank_order() -> None:
     assert [c.order for c in rank([here._replace(resting=True), near])] == [1, 0]
 
 
+def test_prompts_go_to_the_owners_machines_before_other_members() -> None:
+    here = RankedHost(0, local=True, busy=0.5)
+    ours = RankedHost(1, rtt=0.2, busy=0.5, owned=True)
+    other = RankedHost(2, rtt=0.001)
+    assert [c.order for c in rank([other, ours, here])] == [0, 1, 2]
+    assert rank([other._replace(sticky=True), ours])[0].order == 2, "a conversation stays where it was read before"
+    assert rank([other, ours._replace(free=False, busy=1.5)])[0].order == 2
+    assert rank([other, ours._replace(resting=True)])[0].order == 2
+    both = replace(peer(1, "m"), owned=True), peer(2, "m")
+    assert [offer.owned for offer in routes.route(snapshot(*both), "m").offers] == [True, False]
+
+
 @given(
     st.lists(
         st.builds(
