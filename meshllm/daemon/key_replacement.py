@@ -2,7 +2,7 @@
 
 Invariants: the new key is on the disk before any other node knows of it. Once the mesh has the statement that the new
 id replaces the old one, the old certificate counts for the new id at all members, so that a crash at any point leaves
-a member: under the old id before the statement, under the new one after it, to which `load_identity` then switches.
+a member: under the old id before the statement, under the new one after it, to which `newest` then switches.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ ANSWER_SECONDS = 15.0
 LAST_WORD_SECONDS = 0.5
 
 
-def load_identity(home: Path, state: MeshState) -> Identity:
-    """The node's key; the next one if the mesh knows it as the successor. Blocks. Raises DamagedState, OSError."""
-    identity, following = Identity.load_or_create(home), Identity.load_next(home)
+def newest(identity: Identity, home: Path, state: MeshState) -> Identity:
+    """The node's key, or the next one if the mesh knows that as the successor; it then becomes the node's. Blocks.
+    Raises DamagedState, OSError."""
+    following = Identity.load_next(home)
     if following is None or saved_authority(state).successor(identity.node) != following.node:
         return identity
     log.warning("this node has a new key: %s instead of %s", short(following.node), short(identity.node))

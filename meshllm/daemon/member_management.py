@@ -28,7 +28,7 @@ from meshllm.core.membership.views import MeshView, PeerStatus
 from meshllm.core.records import BootstrapAddress, MeshId, NodeId, short
 from meshllm.daemon.audit_log import WriteAudit
 from meshllm.daemon.invite_book import InviteBook
-from meshllm.daemon.key_replacement import KeyReplacement, load_identity, saved_authority
+from meshllm.daemon.key_replacement import KeyReplacement, newest, saved_authority
 from meshllm.daemon.member_rows import (
     ExpelledMember,
     MemberRow,
@@ -69,8 +69,8 @@ class HomeState:
 
 def load_home_state(settings: Settings) -> HomeState:
     """The node's key and its mesh, made if missing; blocks on the disk. Raises DamagedState, EnvironmentFailure."""
-    state = MeshState.open(settings.home)
-    identity = load_identity(settings.home, state)
+    identity, state = Identity.load_or_create(settings.home), MeshState.open(settings.home)
+    identity = newest(identity, settings.home, state)
     clock = WallClock(settings.home)
     clock.save()
     keys = _load_keys(identity, state, clock)
