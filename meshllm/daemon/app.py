@@ -252,6 +252,7 @@ class App:
             draft_counts=self._draft_stats.counts,
             counters=self._counters,
             is_guest=self._is_guest,
+            may_use=self._may_use,
             only_from=settings.only_from,
         )
         stack.push_async_callback(self._gateway.close)
@@ -528,6 +529,10 @@ class App:
         node = NodeId(bytes.fromhex(peer))
         session = self._session
         return bool(trust_domain(node, session.members.rights_of(node) if session is not None else NO_RIGHTS))
+
+    def _may_use(self, peer: str) -> bool:
+        """Whether a peer (node id in hexadecimal) has the right to send requests."""
+        return self._session is not None and self._session.may_use(NodeId(bytes.fromhex(peer)))
 
     def _lan_urls(self) -> tuple[str, ...]:
         """URLs of the console for other machines."""

@@ -112,6 +112,11 @@ class MeshParticipant(ABC):
         return self._view is None
 
     @property
+    def phase(self) -> JoinPhase:
+        """How far this participant is with joining its mesh."""
+        return self._joiner.phase
+
+    @property
     def joined(self) -> bool:
         """Whether this participant is in a mesh."""
         return self._joiner.phase is JoinPhase.JOINED and not self._left

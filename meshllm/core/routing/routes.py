@@ -23,6 +23,8 @@ BACKEND_MAX_FAILURES = 4
 SETTLING_SECONDS = 30.0
 LOOKING_SECONDS = 15.0
 WANTED_SECONDS = 3.0
+# For the other nodes of a split: longer than a restart of them takes until the model is served again (10 s).
+OTHER_NODES_SECONDS = 30.0
 # Slots of one model that a peer is believed to have: a peer that claims more attracts no more requests.
 MAX_CLAIMED_SLOTS = 64
 
@@ -99,9 +101,10 @@ class ModelRoute:
     """The targets of a model, best first (`offers`), or the reason why there are none.
 
     `purpose` and `vision` are known only for a model whose file is on this node. A caller waits at most `max_wait`
-    seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`. `dial_hosts`: an
-    unverified node serves the model and should be dialled. `lost_reason`: why the engine here was withdrawn.
-    `engine_failure`: why the engine process here ended, if there is no other yet.
+    seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`; the time counts
+    as long as `waits_for` stays the same. `dial_hosts`: an unverified node serves the model and should be dialled.
+    `lost_reason`: why the engine here was withdrawn. `engine_failure`: why the engine process here ended, if there is
+    no other yet.
     """
 
     offers: tuple[TargetOffer, ...]
@@ -110,6 +113,7 @@ class ModelRoute:
     purpose: Purpose | None = None
     max_wait: float | None = None
     timeout_message: str = ""
+    waits_for: str = ""
     dial_hosts: bool = False
     lost_reason: str = ""
     engine_failure: str = ""
@@ -236,7 +240,11 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
 def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     if next_step.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
         return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
-    return route_to((), here, next_step.progress_message(snapshot.engine, here))
+    found = route_to((), here, next_step.progress_message(snapshot.engine, here))
+    if here.server is not ServerPhase.NONE or here.split is None or here.split.lease is not None:
+        return found
+    message = f"{here.name} needs other nodes of the mesh, which are not ready: {here.split.reason}. Retry later."
+    return replace(found, max_wait=OTHER_NODES_SECONDS, timeout_message=message, waits_for="other nodes")
 
 
 def _lost_reason(here: ModelState | None) -> str:

@@ -1,6 +1,6 @@
 """Prepares requests for an engine of this node: what a caller asks for is kept, or refused with the field's name.
 
-The law: a body is changed only so that the engine does what the caller asked for; what the engine cannot do is refused.
+Invariants: a body is changed only so that the engine does what the caller asked for; what it cannot do is refused.
 Nothing is dropped silently. Backends get the original body; a peer's gateway prepares it for its own engine. Each API
 has a file of its own; all are pure and linear in the body, and a body without special fields is not copied.
 """
