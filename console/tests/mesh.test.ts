@@ -2,8 +2,16 @@ import { describe, expect, it } from 'vitest'
 import type { PeerStatus } from '../src/api'
 import { layout } from '../src/mesh/layout'
 import { chatModels, modelsOf, explanation } from '../src/mesh/models'
-import { nodesOf, type MeshNode } from '../src/mesh/nodes'
+import { isForeign, nodesOf, type MeshNode } from '../src/mesh/nodes'
 import { model, node, peer, serves, status } from './fixtures'
+
+describe('isForeign', () => {
+  it('is true for a node of another member only', () => {
+    const nodes = nodesOf(status([peer('aa'), peer('bb', { owned: false })]), 1)
+    const targets = ['engine', 'backend http://x', 'peer aa', 'peer bb', 'peer cc', 'peer', '']
+    expect(targets.filter((target) => isForeign(target, nodes))).toEqual(['peer bb'])
+  })
+})
 
 describe('nodesOf', () => {
   it('lists this node, its peers and its backends', () => {

@@ -76,11 +76,20 @@ def compiler(*, guided: bool = True) -> Compiler:
     """The best one of this machine. Raises FuzzerMissing."""
     if guided:
         for suffix in ("", *(f"-{number}" for number in range(21, 13, -1))):
-            if shutil.which(f"clang{suffix}") and shutil.which(f"clang++{suffix}"):
+            if shutil.which(f"clang{suffix}") and _has_fuzzer(f"clang++{suffix}"):
                 return Compiler(f"clang{suffix}", f"clang++{suffix}", guided=True)
     if shutil.which("gcc") and shutil.which("g++"):
         return Compiler("gcc", "g++", guided=False)
     raise FuzzerMissing("neither clang nor gcc is installed")
+
+
+def _has_fuzzer(cxx: str) -> bool:
+    """Whether that compiler is there, with the sanitizers' libraries, which Debian has in a package of their own."""
+    if shutil.which(cxx) is None:
+        return False
+    flags = ["-fsanitize=fuzzer,address,undefined", "-x", "c++", "-", "-o", os.devnull]
+    text = 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char *, unsigned long) { return 0; }'
+    return subprocess.run([cxx, *flags], input=text, text=True, capture_output=True, check=False).returncode == 0
 
 
 def read_corpus() -> list[bytes]:

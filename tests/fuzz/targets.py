@@ -38,7 +38,7 @@ from meshllm.models.transfer.resume_table import read_tables
 from meshllm.web.http.access_control import PEER_VERDICT
 from meshllm.web.http.parser import MAX_BODY_BYTES, MAX_HEAD_BYTES, BodyBudget, RequestReader, RequestRejected
 from meshllm.wire.api import strict_json
-from meshllm.wire.api.request_repair import repair_request
+from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.routes import Api
 from meshllm.wire.api.sse import EventBuffer, parse_event, split_events
 from meshllm.wire.api.stream_repair import repair_response, stream_repair
@@ -327,7 +327,8 @@ def _json(data: bytes) -> None:
         return
     with contextlib.suppress(ValueError):
         assert strict_json.loads(strict_json.dumps(found)) == found
-    repair_request(Api.RESPONSES, found)
+    for api in Api:
+        prepare(api, found)
     for api in (Api.CHAT, Api.MESSAGES, Api.RESPONSES):
         repair_response(api, found, model="m", ident="abc", created=1, request=found)
 

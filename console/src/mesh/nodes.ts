@@ -45,6 +45,7 @@ export interface MeshNode {
   shares: LayerShare[] // its layers of split models
   memory: number // offered, in bytes
   linked: boolean
+  owned: boolean // this node, a backend of it, or one of the owner's own machines; others read the prompts they answer
   rtt: number | null
   transport: TransportKind | 'http' | null // null: no request yet
   addresses: string[]
@@ -83,6 +84,7 @@ function ownNode(status: NodeStatus): MeshNode {
     shares: [],
     memory: mesh?.memory ?? 0,
     linked: true,
+    owned: true,
     rtt: null,
     transport: null,
     addresses: mesh?.addresses ?? [],
@@ -133,6 +135,7 @@ function peerNode(peer: PeerInfo, load: readonly LoadStatus[], wall: number, bef
     shares: [],
     memory: peer.memory,
     linked: peer.linked,
+    owned: peer.owned,
     rtt: peer.rtt,
     transport: peer.transport,
     addresses: peer.addresses,
@@ -197,6 +200,7 @@ function backendNode(backend: NodeStatus['backends'][number], load: readonly Loa
     shares: [],
     memory: 0,
     linked: true,
+    owned: true,
     rtt: null,
     transport: 'http',
     addresses: backend.url.includes('://') ? [backend.url] : [], // redacted on other devices
@@ -221,6 +225,12 @@ export function targetText(target: string, nodes: readonly MeshNode[]): string {
   if (kind === 'peer') return nodes.find((node) => node.id.startsWith(id))?.name ?? id.slice(0, 10)
   if (kind === 'backend') return id === '' ? 'a backend' : id.replace(/^https?:\/\//, '') // redacted: no URL
   return target
+}
+
+// Whether a target is a node of another member, which reads the prompts that it answers.
+export function isForeign(target: string, nodes: readonly MeshNode[]): boolean {
+  const [kind = '', id = ''] = target.split(' ', 2)
+  return kind === 'peer' && id !== '' && nodes.some((node) => node.id.startsWith(id) && !node.owned)
 }
 
 const ROLE_TEXTS: Record<DisplayRole, string> = {

@@ -37,8 +37,10 @@ export function NodeDetails({ node, close }: { node: MeshNode; close: () => void
       </header>
       <p class="badges">
         <Badge tone={toneOf(node)}>{statusText(node)}</Badge>
+        {!node.owned && <Badge tone="worrying">another member</Badge>}
       </p>
       {node.reason !== '' && <p class="reason">{node.reason}</p>}
+      {!node.owned && node.role === 'host' && <p class="quiet">It reads the prompts that it answers.</p>}
       <Machine node={node} />
       {node.models.length > 0 && (
         <section>

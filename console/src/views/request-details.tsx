@@ -2,7 +2,7 @@
 
 import type { ComponentChildren, JSX } from 'preact'
 import type { RequestStatus } from '../api'
-import { targetText } from '../mesh/nodes'
+import { isForeign, targetText } from '../mesh/nodes'
 import {
   outcomeText,
   SEGMENT_TEXTS,
@@ -19,6 +19,13 @@ import { seconds } from '../format'
 import { toneOfRequest } from './requests'
 
 const SEGMENTS: readonly SegmentKind[] = ['queue', 'connect', 'wait', 'stream']
+
+// The nodes of other members that got the request: one that failed has read it, too.
+function readers(request: RequestStatus): string[] {
+  const targets = [...request.attempts.map((attempt) => attempt.target), request.target]
+  const foreign = targets.filter((target) => isForeign(target, nodes.value))
+  return [...new Set(foreign.map((target) => targetText(target, nodes.value)))]
+}
 
 export function RequestDetails({ request, close }: { request: RequestStatus; close: () => void }): JSX.Element {
   const timeline = timelineOf(request)
@@ -74,6 +81,7 @@ export function RequestDetails({ request, close }: { request: RequestStatus; clo
         {request.model !== '' && <Fact name="Model">{request.model}</Fact>}
         <Fact name="Caller">{callerText(request.caller)}</Fact>
         {request.target !== '' && <Fact name="Answered by">{targetText(request.target, nodes.value)}</Fact>}
+        {readers(request).length > 0 && <Fact name="Read by other members">{readers(request).join(', ')}</Fact>}
         {request.first_byte_seconds !== null && <Fact name="First byte">{seconds(request.first_byte_seconds)}</Fact>}
         {request.duration_seconds !== null && <Fact name="Duration">{seconds(request.duration_seconds)}</Fact>}
         {tokensText(request) !== '' && <Fact name="Tokens: prompt + completion">{tokensText(request)}</Fact>}

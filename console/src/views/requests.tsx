@@ -3,7 +3,7 @@
 import type { JSX } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
 import type { Outcome, RequestStatus } from '../api'
-import { targetText } from '../mesh/nodes'
+import { isForeign, targetText } from '../mesh/nodes'
 import { isFailed, matches, outcomeText, tokensText } from '../mesh/requests'
 import { Badge, Empty, type Tone } from '../parts/basics'
 import { Icon } from '../parts/icons'
@@ -136,6 +136,7 @@ function Table({ list, chosen, choose }: TableProps): JSX.Element {
               key={request.id + request.started_at}
               request={request}
               node={targetText(request.target, nodes.value)}
+              foreign={isForeign(request.target, nodes.value)}
               chosen={request.id === chosen}
               choose={choose}
             />
@@ -149,11 +150,12 @@ function Table({ list, chosen, choose }: TableProps): JSX.Element {
 interface RowProps {
   request: RequestStatus
   node: string
+  foreign: boolean
   chosen: boolean
   choose: (id: string) => void
 }
 
-const Row = memo(function Row({ request, node, chosen, choose }: RowProps): JSX.Element {
+const Row = memo(function Row({ request, node, foreign, chosen, choose }: RowProps): JSX.Element {
   return (
     <tr class={chosen ? 'chosen' : ''} onClick={() => choose(request.id)}>
       <td>
@@ -173,7 +175,9 @@ const Row = memo(function Row({ request, node, chosen, choose }: RowProps): JSX.
       </td>
       <td class="model">{request.model || request.path}</td>
       <td class="wide">{request.api}</td>
-      <td class="node">{node}</td>
+      <td class="node">
+        {node} {foreign && <small title="It read the prompt.">another member</small>}
+      </td>
       <td>
         <Badge tone={toneOfRequest(request)}>
           {request.status ?? ''} {outcomeText(request.outcome)}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
 from meshllm.core.membership.authority import Authority
+from meshllm.core.membership.certificates import is_owner
 from meshllm.core.membership.failure_detector import expiry_seconds, suspicion_seconds
 from meshllm.core.membership.quotas import Quotas, memory_of
 from meshllm.core.membership.rings import Rings
@@ -98,7 +99,9 @@ class MemberEntry:
         """The frozen view for readers; the same object until something changes."""
         if self.view is None:
             loads = self.signed.record.loads if self.loads is None else self.loads
-            self.view = PeerView(self.signed.record, self.status, self.linked, self.rtt, loads, self.since, self.reason)
+            member = self.signed.member
+            owned = member is not None and is_owner(member.rights)
+            self.view = PeerView(self.record, self.status, self.linked, self.rtt, loads, self.since, self.reason, owned)
         return self.view
 
 

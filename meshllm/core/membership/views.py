@@ -22,7 +22,8 @@ class PeerStatus(Enum):
 class PeerView:
     """One peer. `rtt` in seconds, None if never measured; `since`: when the status began.
 
-    `loads`: the newest, from a pong or from the record.
+    `loads`: the newest, from a pong or from the record. `owned`: its certificate says that it is one of the owner's own
+    machines (`certificates.is_owner`).
     """
 
     record: NodeRecord
@@ -32,6 +33,7 @@ class PeerView:
     loads: tuple[ModelLoad, ...] = ()
     since: float = 0.0
     reason: str = ""
+    owned: bool = False
 
     @property
     def node(self) -> NodeId:

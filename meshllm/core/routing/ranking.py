@@ -2,8 +2,9 @@
 
 Last come hosts that failed recently, then those with a context too small for the prompt, then those without a free
 slot. Among hosts with a free slot: the host of the same conversation (prompt cache), this node's engine and backends,
-then peers by load, round trip and context; of equal ones, those first that have answered before. Without a free slot
-the shortest queue wins; the conversation's own host may have a slightly longer one.
+then peers that are the owner's own machines, then others, because a host reads the prompts that it answers; in each
+group by load, round trip and context; of equal ones, those first that have answered before. Without a free slot the
+shortest queue wins; the conversation's own host may have a slightly longer one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class RankedHost(NamedTuple):
     """A host and its load. `order`: its position in the route. `busy`: active and waiting requests per slot.
 
     `free`: a slot is free and no request waits. `context_length`: tokens (0: unknown). `rtt`: seconds. `resting`: the
-    host failed recently. `known`: it has answered requests of this node.
+    host failed recently. `known`: it has answered requests of this node. `owned`: one of the owner's own machines.
     """
 
     order: int
@@ -38,6 +39,7 @@ class RankedHost(NamedTuple):
     sticky: bool = False
     resting: bool = False
     known: bool = False
+    owned: bool = False
 
 
 def rank(candidates: Iterable[RankedHost], tokens: int = 0) -> list[RankedHost]:
@@ -47,7 +49,7 @@ def rank(candidates: Iterable[RankedHost], tokens: int = 0) -> list[RankedHost]:
         return pool
     near = min(candidate.busy for candidate in pool) + STICKY_QUEUE_PER_SLOT
 
-    def key(candidate: RankedHost) -> tuple[bool, int, bool, bool, bool, float, int, int, bool, int]:
+    def key(candidate: RankedHost) -> tuple[bool, int, bool, bool, int, float, int, int, bool, int]:
         too_small = 0 < candidate.context_length < tokens
         here_at_once = candidate.local and candidate.free
         rtt = candidate.rtt if candidate.rtt is not None else UNKNOWN_RTT_SECONDS
@@ -57,7 +59,7 @@ def rank(candidates: Iterable[RankedHost], tokens: int = 0) -> list[RankedHost]:
             (1 << 62) - candidate.context_length if too_small else 0,
             not candidate.free,
             not (candidate.sticky and (candidate.free or candidate.busy <= near)),
-            candidate.free and not candidate.local,
+            0 if candidate.local or not candidate.free else 1 if candidate.owned else 2,
             0.0 if here_at_once else candidate.busy,
             0 if candidate.local else int(rtt / RTT_STEP_SECONDS),
             0 if here_at_once else -candidate.context_length,

@@ -39,7 +39,7 @@ class ServedStatus(StatusModel):
 class PeerInfo(StatusModel):
     """Another node. `rtt` is null if it was never measured; `transport` is what carries requests to it, null before the
     first. `active` and `waiting` are the last known requests at its models. `aliases` maps names in `on_disk` to
-    another name of the same file."""
+    another name of the same file. `owned`: one of the owner's own machines; others read the prompts they answer."""
 
     id: str
     name: str
@@ -48,6 +48,7 @@ class PeerInfo(StatusModel):
     since_seconds: float
     reason: str
     linked: bool
+    owned: bool
     rtt: float | None
     transport: TransportKind | None
     addresses: list[str]
@@ -96,6 +97,7 @@ def _peer(peer: PeerView, transport: str, now: float) -> PeerInfo:
         since_seconds=round(max(0.0, now - peer.since), 3),
         reason=peer.reason,
         linked=peer.linked,
+        owned=peer.owned,
         rtt=None if peer.rtt is None else round(peer.rtt, 6),
         transport=transport_kind(transport),
         addresses=[str(address) for address in record.addresses],

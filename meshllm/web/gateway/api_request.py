@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,11 @@ import orjson
 
 from meshllm.core.routing.routes import TargetKind
 from meshllm.web.http.client import UpstreamPool
+from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
+from meshllm.wire.api.engine_request import prepare
 from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
-from meshllm.wire.api.request_repair import repair_request
+from meshllm.wire.api.prepared import Prepared
+from meshllm.wire.api.refusal import Refusal
 from meshllm.wire.api.routes import ROUTES, Api, find_route, model_in_path
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
@@ -50,7 +53,7 @@ class ApiRequest:
     """`path` is the canonical path; `request` is `body`, parsed; `headers` are the caller's, with lower-case names.
 
     `tasks`: how many tasks the engine makes of it. `salt`: the trust domain of its caller, whose cached prompts it may
-    reuse; empty: the owner's. Not changed once made.
+    reuse; empty: the owner's. Not changed once made, but for what an engine of this node gets (`prepare`).
     """
 
     api: Api
@@ -61,6 +64,23 @@ class ApiRequest:
     request_id: str = ""
     tasks: int = 1
     salt: str = ""
+    _prepared: Prepared | None = None
+    _prepared_body: bytes = b""
+
+    def prepare(self, traits: TemplateTraits = ANY_TEMPLATE) -> Refusal | None:
+        """Prepare the request for an engine of this node; the reason if it cannot keep what the caller asks for."""
+        if self._prepared is not None:
+            return None
+        prepared = prepare(self.api, self.request, traits)
+        if isinstance(prepared, Refusal):
+            return prepared
+        if prepared.body is not None:
+            try:
+                self._prepared_body = _encode(prepared.body)
+            except (ValueError, RecursionError):
+                return Refusal(None, "The body is nested too deeply.", "too_large")
+        self._prepared = prepared
+        return None
 
     @property
     def model(self) -> str:
@@ -85,10 +105,7 @@ class ApiRequest:
         """The whole HTTP request for a target; `key`: the bearer token it requires."""
         address, body = pool.address, self.body
         if pool.target.kind is TargetKind.ENGINE:
-            repaired = repair_request(self.api, self.request)
-            if repaired is not None:
-                with contextlib.suppress(orjson.JSONEncodeError):  # nested more deeply than orjson can write
-                    body = orjson.dumps(repaired)
+            body = self._prepared_body or body
         lines = [
             f"POST {address.prefix}{self.path} HTTP/1.1\r\nhost: {address.authority}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
@@ -126,6 +143,13 @@ class ApiRequest:
     def _defaults(self, now: int) -> dict[str, Any]:
         """The values of fields that the target left out."""
         return {"model": self.model, "ident": secrets.token_hex(12), "created": now, "request": self.request}
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def api_of(path: str) -> Api:

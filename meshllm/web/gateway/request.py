@@ -179,6 +179,9 @@ class ProxiedRequest:
         self._attempt = AttemptTrace(queue.label, node, now)
         self.trace.attempts.append(self._attempt)
         queue.users[self] = None
+        if self.kind is TargetKind.ENGINE and (refusal := self._request.prepare(queue.offer.template)) is not None:
+            self._fail(refusal.status, refusal.code, refusal.message, param=refusal.param)
+            return
         connection = queue.pool.take()
         if connection is not None:
             self._send(connection)
@@ -492,8 +495,8 @@ class ProxiedRequest:
         trace = self.trace
         trace.prompt_tokens, trace.cached_tokens, trace.completion_tokens = usage.prompt, usage.cached, usage.completion
 
-    def _fail(self, status: int, code: str, message: str, headers: str = "") -> None:
-        body = error_body(self.api, status, code, message, request_id=self._request.request_id)
+    def _fail(self, status: int, code: str, message: str, headers: str = "", *, param: str | None = None) -> None:
+        body = error_body(self.api, status, code, message, param=param, request_id=self._request.request_id)
         self._send_error(UpstreamError(status, body), headers)
 
     def _send_error(self, error: UpstreamError, headers: str = "") -> None:

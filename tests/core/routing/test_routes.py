@@ -15,6 +15,8 @@ from meshllm.core.routing.first_byte_timeout import FLOOR_SECONDS, MAX_SECONDS, 
 from meshllm.core.routing.ranking import RankedHost, rank
 from meshllm.core.routing.routes import Availability, TargetKind
 from meshllm.core.snapshot import BackendState, FilePhase, ModelFacts, ModelState, ServerFacts, ServerPhase, Snapshot
+from meshllm.core.split.host import SplitState
+from meshllm.core.split.lease import Lease
 
 MESH = MeshId(bytes(16))
 ME = NodeId(bytes(32))
@@ -114,6 +116,19 @@ def test_route_without_targets_says_why() -> None:
     assert routes.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
 
 
+def test_caller_waits_a_bounded_time_for_the_other_nodes_of_a_split() -> None:
+    waiting = ModelState(
+        "m", file=FilePhase.READY, split=SplitState("this node has not joined the mesh yet (dialling)")
+    )
+    found = routes.route(snapshot(models=(waiting,)), "m")
+    assert (found.availability, found.max_wait) == (Availability.COMING, routes.OTHER_NODES_SECONDS)
+    assert "not joined the mesh yet" in found.timeout_message
+    again = replace(waiting, split=SplitState("n2 disconnected"))
+    assert routes.route(snapshot(models=(again,)), "m").waits_for == found.waits_for, "the time goes on"
+    prepared = replace(waiting, split=SplitState("needs n2", lease=Lease(bytes(16), 1, "m", (), ())))
+    assert routes.route(snapshot(models=(prepared,)), "m").max_wait is None, "a worker may be downloading"
+
+
 def test_route_to_a_failed_local_model_uses_a_peer() -> None:
     failed = ModelState("m", file=FilePhase.FAILED, reason="no room")
     assert routes.route(snapshot(models=(failed,)), "m").availability is Availability.FAILED
@@ -138,6 +153,18 @@ def test_rank_order() -> None:
     assert [c.order for c in rank([here, near], 3000)] == [1, 0]
     assert [c.order for c in rank([here, near], 9000)] == [1, 0]
     assert [c.order for c in rank([here._replace(resting=True), near])] == [1, 0]
+
+
+def test_prompts_go_to_the_owners_machines_before_other_members() -> None:
+    here = RankedHost(0, local=True, busy=0.5)
+    ours = RankedHost(1, rtt=0.2, busy=0.5, owned=True)
+    other = RankedHost(2, rtt=0.001)
+    assert [c.order for c in rank([other, ours, here])] == [0, 1, 2]
+    assert rank([other._replace(sticky=True), ours])[0].order == 2, "a conversation stays where it was read before"
+    assert rank([other, ours._replace(free=False, busy=1.5)])[0].order == 2
+    assert rank([other, ours._replace(resting=True)])[0].order == 2
+    both = replace(peer(1, "m"), owned=True), peer(2, "m")
+    assert [offer.owned for offer in routes.route(snapshot(*both), "m").offers] == [True, False]
 
 
 @given(

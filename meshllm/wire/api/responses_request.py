@@ -1,27 +1,28 @@
-"""Rewrites valid OpenAI requests that the engine refuses.
-
-Only what the engine would refuse is changed, without a change of meaning; other servers get the original.
-"""
+"""Prepares bodies of `/v1/responses`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from meshllm.wire.api.routes import Api
+from meshllm.wire.api.conversation import TemplateTraits
+from meshllm.wire.api.prepared import UNCHANGED, Draft, Prepared
 
 
-def repair_request(api: Api, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A body that the engine accepts in place of `body`, or None if `body` needs no change.
+def prepare_responses(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+    """A request as the engine keeps it; RequestRefused if it cannot.
 
-    `/v1/responses` only: the engine requires `"type": "message"` on the assistant's messages, which OpenAI lets clients
-    omit (Vercel's does), and refuses reasoning items without text (a summary only, or encrypted).
+    The engine requires `"type": "message"` on the assistant's messages, which OpenAI lets clients omit (Vercel's does),
+    and refuses reasoning items without text (a summary only, or encrypted).
     """
+    del traits
+    draft = Draft(body)
     items = body.get("input")
-    if api is not Api.RESPONSES or not isinstance(items, list):
-        return None
-    repaired = [item for item in map(_repaired, items) if item is not None]
-    return {**body, "input": repaired} if repaired != items else None
+    if isinstance(items, list):
+        repaired = [item for item in map(_repaired, items) if item is not None]
+        if repaired != items:
+            draft.set("input", repaired)
+    return Prepared(draft.body()) if draft.changes else UNCHANGED
 
 
 def _repaired(item: Any) -> Any:
