@@ -12,16 +12,16 @@ from meshllm.wire.api.schema_shapes import (
     ANY,
     NEVER,
     OF_TYPE,
+    ArrayShape,
     Bound,
     Constants,
     Excluded,
-    Items,
-    Members,
-    Number,
+    NumberShape,
+    ObjectShape,
     Reference,
     SchemaProblem,
     Shape,
-    Text,
+    StringShape,
     Union,
     join,
     number_allows,
@@ -70,7 +70,7 @@ class Negation:
         if keyword == "type":
             return _other_types(value, types)
         if keyword == "required" and isinstance(value, list):
-            return Union(tuple(Members({name: NEVER}) for name in value if isinstance(name, str)))
+            return Union(tuple(ObjectShape({name: NEVER}) for name in value if isinstance(name, str)))
         if keyword == "properties" and isinstance(value, dict):
             return self._properties(value)
         if keyword == "not":
@@ -88,7 +88,7 @@ class Negation:
         for name, schema in properties.items():
             negated = self.negate(schema, None)
             if negated is not None and negated.shapes:
-                found.append(Members({name: negated}, (name,), unnamed=frozenset((name,))))
+                found.append(ObjectShape({name: negated}, (name,), unnamed=frozenset((name,))))
         return Union(tuple(found)) if found else None
 
     def _combined(self, keyword: str, parts: list[Any], types: Types) -> Union | None:
@@ -130,9 +130,9 @@ class Negation:
             parts = _list(schema.get(keyword))
             if parts and all(self.excludes(part, Union((shape,))) for part in parts):
                 return True
-        if isinstance(shape, Members):
+        if isinstance(shape, ObjectShape):
             return self._members_exclude(schema, shape)
-        return isinstance(shape, Number) and self._number_excludes(schema, shape)
+        return isinstance(shape, NumberShape) and self._number_excludes(schema, shape)
 
     def _allows(self, shape: Shape, value: Any) -> bool:
         try:
@@ -144,7 +144,7 @@ class Negation:
         names = declared if isinstance(declared, list) else [declared]
         return not any(name in names for name in _type_names(shape))
 
-    def _members_exclude(self, schema: dict[str, Any], shape: Members) -> bool:
+    def _members_exclude(self, schema: dict[str, Any], shape: ObjectShape) -> bool:
         """Objects are written with the named members only, unless they have none."""
         named = {name for name, union in shape.members.items() if union.shapes}
         required = [name for name in _list(schema.get("required")) if isinstance(name, str)]
@@ -161,10 +161,10 @@ class Negation:
             if name in shape.members
         )
 
-    def _number_excludes(self, schema: dict[str, Any], shape: Number) -> bool:
+    def _number_excludes(self, schema: dict[str, Any], shape: NumberShape) -> bool:
         for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
             negated = _bounds(keyword, schema.get(keyword)) if keyword in schema else None
-            if negated is None or not isinstance(outside := negated.shapes[0], Number):
+            if negated is None or not isinstance(outside := negated.shapes[0], NumberShape):
                 continue
             ends = [bound for bound in (shape.low, shape.high) if bound is not None]
             if keyword in ("minimum", "exclusiveMinimum") and shape.high is not None:
@@ -184,13 +184,13 @@ def _list(value: Any) -> list[Any]:
 
 def _type_names(shape: Shape) -> tuple[str, ...]:
     """Names of types that a value of a shape may have in `type`."""
-    if isinstance(shape, Members):
+    if isinstance(shape, ObjectShape):
         return ("object",)
-    if isinstance(shape, Items):
+    if isinstance(shape, ArrayShape):
         return ("array",)
-    if isinstance(shape, Text):
+    if isinstance(shape, StringShape):
         return ("string",)
-    if isinstance(shape, Number):
+    if isinstance(shape, NumberShape):
         return ("integer", "number")
     if isinstance(shape, Constants):
         return tuple({name for value in shape.values for name in _types_of(value)})
@@ -218,7 +218,7 @@ def _other_types(declared: Any, types: Types) -> Union:
 def _lengths(keyword: str, value: Any) -> Union | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return None
-    shape = {"L": Text, "I": Items, "P": Members}[keyword[3]]
+    shape = {"L": StringShape, "I": ArrayShape, "P": ObjectShape}[keyword[3]]
     if keyword.startswith("min"):
         return Union((shape(most=value - 1),)) if value > 0 else NEVER
     return Union((shape(least=value + 1),))
@@ -228,11 +228,11 @@ def _bounds(keyword: str, value: Any) -> Union | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if keyword == "minimum":
-        return Union((Number(high=Bound(value, True, "not")),))
+        return Union((NumberShape(high=Bound(value, True, "not")),))
     if keyword == "exclusiveMinimum":
-        return Union((Number(high=Bound(value, False, "not")),))
+        return Union((NumberShape(high=Bound(value, False, "not")),))
     if keyword == "maximum":
-        return Union((Number(low=Bound(value, True, "not")),))
+        return Union((NumberShape(low=Bound(value, True, "not")),))
     if keyword == "exclusiveMaximum":
-        return Union((Number(low=Bound(value, False, "not")),))
+        return Union((NumberShape(low=Bound(value, False, "not")),))
     return None

@@ -2,8 +2,8 @@
 
 The engine matches `pattern` against the characters between the quotes of the JSON text, where a quote is `\\"`, and
 keeps only patterns with both anchors. So a pattern is parsed here (ECMA-262, the part that describes regular languages)
-and written anew over JSON text. Classes that JavaScript and Python read differently (`\\s`, `\\W`) are narrowed to what
-both accept: an answer may match less than the pattern allows, never more.
+and written again over JSON text. Classes that JavaScript and Python read differently (`\\s`, `\\W`) are narrowed to
+what both accept: an answer may match less than the pattern allows, never more.
 """
 
 from __future__ import annotations

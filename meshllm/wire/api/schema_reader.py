@@ -21,17 +21,17 @@ from meshllm.wire.api.schema_shapes import (
     OF_TYPE,
     TYPES,
     Anything,
+    ArrayShape,
     Bound,
     Constants,
     Excluded,
-    Items,
     Meeting,
-    Members,
-    Number,
+    NumberShape,
+    ObjectShape,
     Reference,
     SchemaProblem,
     Shape,
-    Text,
+    StringShape,
     Union,
     closed,
     join,
@@ -235,7 +235,7 @@ class Reader:
             raise self.problem(keyword, "it must be a whole number, 0 or more")
         return int(value)
 
-    def _text(self, schema: Mapping[str, Any]) -> Text | None:
+    def _text(self, schema: Mapping[str, Any]) -> StringShape | None:
         patterns = []
         if (pattern := schema.get("pattern")) is not None:
             if not isinstance(pattern, str):
@@ -250,9 +250,9 @@ class Reader:
             if (regex := schema_formats.of_format(name)) is not None:
                 patterns.append(("format", regex))
         least, most = self._count(schema, "minLength") or 0, self._count(schema, "maxLength")
-        return None if most is not None and most < least else Text(least, most, tuple(patterns))
+        return None if most is not None and most < least else StringShape(least, most, tuple(patterns))
 
-    def _number(self, schema: Mapping[str, Any], *, whole: bool) -> Number | None:
+    def _number(self, schema: Mapping[str, Any], *, whole: bool) -> NumberShape | None:
         low = self._bound(schema, "minimum", is_open=False)
         high = self._bound(schema, "maximum", is_open=False)
         open_low, open_high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
@@ -260,20 +260,20 @@ class Reader:
             low = replace(low, open=True)
         if high is not None and open_high is True:
             high = replace(high, open=True)
-        bounds = [Number(low, high, whole)]
+        bounds = [NumberShape(low, high, whole)]
         if not isinstance(open_low, bool):
-            bounds.append(Number(low=self._bound(schema, "exclusiveMinimum", is_open=True)))
+            bounds.append(NumberShape(low=self._bound(schema, "exclusiveMinimum", is_open=True)))
         if not isinstance(open_high, bool):
-            bounds.append(Number(high=self._bound(schema, "exclusiveMaximum", is_open=True)))
+            bounds.append(NumberShape(high=self._bound(schema, "exclusiveMaximum", is_open=True)))
         step = self._amount(schema, "multipleOf")
         if step is not None:
             if step <= 0:
                 raise self.problem("multipleOf", "it must be more than 0")
-            bounds.append(Number(steps=(int(step) if step == int(step) else step,)))
+            bounds.append(NumberShape(steps=(int(step) if step == int(step) else step,)))
         found: Union = Union((bounds[0],))
         for bound in bounds[1:]:
             found = self.meeting.meet(found, Union((bound,)))
-        return next((shape for shape in found.shapes if isinstance(shape, Number)), None)
+        return next((shape for shape in found.shapes if isinstance(shape, NumberShape)), None)
 
     def _amount(self, schema: Mapping[str, Any], keyword: str) -> float | None:
         value = schema.get(keyword)
@@ -287,7 +287,7 @@ class Reader:
         value = self._amount(schema, keyword)
         return None if value is None else Bound(value, is_open, keyword)
 
-    def _items(self, schema: Mapping[str, Any]) -> Items | None:
+    def _items(self, schema: Mapping[str, Any]) -> ArrayShape | None:
         first, rest = schema.get("prefixItems", []), schema.get("items", True)
         if isinstance(rest, list):  # as older drafts have it
             first, rest = rest, schema.get("additionalItems", True)
@@ -307,11 +307,11 @@ class Reader:
                 contains = (self.read_at(schema["contains"], None, "contains"),)
         least, most = self._count(schema, "minItems") or 0, self._count(schema, "maxItems")
         unique = schema.get("uniqueItems") is True
-        return settled_items(Items(places, self.read_at(rest, None, "items"), least, most, unique, contains))
+        return settled_items(ArrayShape(places, self.read_at(rest, None, "items"), least, most, unique, contains))
 
     # -- objects
 
-    def _members(self, schema: Mapping[str, Any]) -> Members | None:
+    def _members(self, schema: Mapping[str, Any]) -> ObjectShape | None:
         properties = schema.get("properties")
         if properties is not None and not isinstance(properties, dict):
             raise self.problem("properties", "it must be an object of schemas")
@@ -328,12 +328,12 @@ class Reader:
             raise self.problem("required", "it must be a list of names")
         names = self._names(schema["propertyNames"], [*members, *required]) if "propertyNames" in schema else None
         least, most = self._count(schema, "minProperties") or 0, self._count(schema, "maxProperties")
-        return settled_members(Members(members, tuple(dict.fromkeys(required)), others, names, least, most))
+        return settled_members(ObjectShape(members, tuple(dict.fromkeys(required)), others, names, least, most))
 
     def _names(self, schema: Any, given: list[str]) -> tuple[str, ...] | None:
         """The names that `propertyNames` allows: those it lists, or the ones of `given`; None if it allows all."""
-        found = self.meeting.meet(self.read_at(schema, None, "propertyNames"), Union((Text(),)))
-        if found.shapes == (Text(),):
+        found = self.meeting.meet(self.read_at(schema, None, "propertyNames"), Union((StringShape(),)))
+        if found.shapes == (StringShape(),):
             return None
         if all(isinstance(shape, Constants) for shape in found.shapes):
             return tuple(value for shape in found.shapes if isinstance(shape, Constants) for value in shape.values)
@@ -361,7 +361,7 @@ class Reader:
             present = self.read_at(needs, frozenset(("object",)), keyword, name)
             if not isinstance(then, list):
                 present = self.meeting.meet(present, self.read_at(then, types, keyword, name))
-            absent = Union((Members({name: NEVER}), *other_types(types, "object")))
+            absent = Union((ObjectShape({name: NEVER}), *other_types(types, "object")))
             found = self.meeting.meet(found, join((absent, present)))
         return found
 

@@ -61,7 +61,7 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class NumberShape:
     """A number within bounds; `whole`: an integer. `step`: the values of `multipleOf`."""
 
     low: Bound | None = None
@@ -71,7 +71,7 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class StringShape:
     """A string of `least` to `most` characters; each of `patterns` matches all of it."""
 
     least: int = 0
@@ -84,7 +84,7 @@ def _any() -> Union:
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class ArrayShape:
     """An array: `first` by place, then `rest`."""
 
     first: tuple[Union, ...] = ()
@@ -96,7 +96,7 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class ObjectShape:
     """An object. `others`: values of names that `members` does not have; `names`: the only allowed ones.
 
     `unnamed`: members that are only required, or only denied; for `unevaluatedProperties` they are none.
@@ -118,7 +118,7 @@ class Reference:
     pointer: str
 
 
-Shape = Anything | Constants | Excluded | Number | Text | Items | Members | Reference
+Shape = Anything | Constants | Excluded | NumberShape | StringShape | ArrayShape | ObjectShape | Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +136,11 @@ NEVER = Union(())
 NULL = Constants((None,))
 BOOLEAN = Constants((True, False))
 OF_TYPE: dict[str, Shape] = {
-    "object": Members(),
-    "array": Items(),
-    "string": Text(),
-    "number": Number(),
-    "integer": Number(whole=True),
+    "object": ObjectShape(),
+    "array": ArrayShape(),
+    "string": StringShape(),
+    "number": NumberShape(),
+    "integer": NumberShape(whole=True),
     "boolean": BOOLEAN,
     "null": NULL,
 }
@@ -215,13 +215,13 @@ class Meeting:
         if isinstance(a, Excluded) or isinstance(b, Excluded):
             return self._without(a, b)
         merged: Shape | None = None
-        if isinstance(a, Number) and isinstance(b, Number):
+        if isinstance(a, NumberShape) and isinstance(b, NumberShape):
             merged = _meet_numbers(a, b)
-        elif isinstance(a, Text) and isinstance(b, Text):
+        elif isinstance(a, StringShape) and isinstance(b, StringShape):
             merged = _meet_texts(a, b)
-        elif isinstance(a, Items) and isinstance(b, Items):
+        elif isinstance(a, ArrayShape) and isinstance(b, ArrayShape):
             merged = self._meet_items(a, b)
-        elif isinstance(a, Members) and isinstance(b, Members):
+        elif isinstance(a, ObjectShape) and isinstance(b, ObjectShape):
             merged = self._meet_members(a, b)
         return () if merged is None else (merged,)
 
@@ -234,16 +234,16 @@ class Meeting:
             raise SchemaProblem("not", "a value is excluded from more than a list of constants")
         return (shape,)
 
-    def _meet_items(self, a: Items, b: Items) -> Shape | None:
+    def _meet_items(self, a: ArrayShape, b: ArrayShape) -> Shape | None:
         places = max(len(a.first), len(b.first))
         most = _least_of(a.most, b.most)
         first = tuple(self.meet(_at(a, place), _at(b, place)) for place in range(places))
         rest = self.meet(a.rest, b.rest)
         contains = a.contains + tuple(union for union in b.contains if union not in a.contains)
-        met = Items(first, rest, max(a.least, b.least), most, a.unique or b.unique, contains)
+        met = ArrayShape(first, rest, max(a.least, b.least), most, a.unique or b.unique, contains)
         return settled_items(met)
 
-    def _meet_members(self, a: Members, b: Members) -> Shape | None:
+    def _meet_members(self, a: ObjectShape, b: ObjectShape) -> Shape | None:
         members = {
             name: self.meet(a.members.get(name, a.others), b.members.get(name, b.others))
             for name in dict.fromkeys((*a.members, *b.members))
@@ -254,7 +254,7 @@ class Meeting:
         required = tuple(dict.fromkeys((*a.required, *b.required)))
         others = self.meet(a.others, b.others)
         unnamed = frozenset(name for name in a.unnamed | b.unnamed if not _names(a, name) and not _names(b, name))
-        met = Members(members, required, others, names, max(a.least, b.least), _least_of(a.most, b.most), unnamed)
+        met = ObjectShape(members, required, others, names, max(a.least, b.least), _least_of(a.most, b.most), unnamed)
         return settled_members(met)
 
     def allows(self, shape: Shape, value: Any) -> bool:
@@ -267,19 +267,19 @@ class Meeting:
             return any(same(value, one) for one in shape.values) is isinstance(shape, Constants)
         if isinstance(shape, Reference):
             return self._any_allows(self._expand(shape.pointer), value)
-        if isinstance(shape, Number):
+        if isinstance(shape, NumberShape):
             return isinstance(value, int | float) and not isinstance(value, bool) and number_allows(shape, value)
-        if isinstance(shape, Text):
+        if isinstance(shape, StringShape):
             self._spend(200 * len(shape.patterns))
             return isinstance(value, str) and _text_allows(shape, value)
-        if isinstance(shape, Items):
+        if isinstance(shape, ArrayShape):
             return isinstance(value, list) and self._items_allow(shape, value)
         return isinstance(value, dict) and self._members_allow(shape, value)
 
     def _any_allows(self, union: Union, value: Any) -> bool:
         return any(self.allows(shape, value) for shape in union.shapes)
 
-    def _items_allow(self, shape: Items, value: list[Any]) -> bool:
+    def _items_allow(self, shape: ArrayShape, value: list[Any]) -> bool:
         if len(value) < shape.least or (shape.most is not None and len(value) > shape.most):
             return False
         if shape.unique and any(same(one, other) for at, one in enumerate(value) for other in value[:at]):
@@ -288,7 +288,7 @@ class Meeting:
             return False
         return all(self._any_allows(_at(shape, place), one) for place, one in enumerate(value))
 
-    def _members_allow(self, shape: Members, value: dict[str, Any]) -> bool:
+    def _members_allow(self, shape: ObjectShape, value: dict[str, Any]) -> bool:
         if len(value) < shape.least or (shape.most is not None and len(value) > shape.most):
             return False
         if any(name not in value for name in shape.required):
@@ -302,11 +302,11 @@ def _is_any(union: Union) -> bool:
     return len(union.shapes) == 1 and isinstance(union.shapes[0], Anything)
 
 
-def _names(shape: Members, name: str) -> bool:
+def _names(shape: ObjectShape, name: str) -> bool:
     return name in shape.members and name not in shape.unnamed
 
 
-def _at(items: Items, place: int) -> Union:
+def _at(items: ArrayShape, place: int) -> Union:
     return items.first[place] if place < len(items.first) else items.rest
 
 
@@ -314,7 +314,7 @@ def _least_of(*values: int | None) -> int | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def settled_items(items: Items) -> Items | None:
+def settled_items(items: ArrayShape) -> ArrayShape | None:
     """The same arrays, without places that no value can take; None if there are none."""
     most = items.most
     for place, union in enumerate(items.first):
@@ -327,7 +327,7 @@ def settled_items(items: Items) -> Items | None:
     return replace(items, most=most)
 
 
-def settled_members(shape: Members) -> Members | None:
+def settled_members(shape: ObjectShape) -> ObjectShape | None:
     """The same objects, without members that no value can take; None if a required one is such."""
     members = {
         name: union
@@ -355,7 +355,7 @@ def closed(union: Union) -> Union:
     """The same values without objects that have members which no schema names (`unevaluatedProperties`: false)."""
     shapes: list[Shape] = []
     for shape in union.shapes:
-        if not isinstance(shape, Members):
+        if not isinstance(shape, ObjectShape):
             shapes.append(shape)
         elif not shape.unnamed & set(shape.required):
             members = {name: member for name, member in shape.members.items() if name not in shape.unnamed}
@@ -366,13 +366,13 @@ def closed(union: Union) -> Union:
 def without_names(union: Union) -> Union:
     """The same values; no member counts as named, because a negated schema names none."""
     shapes = (
-        replace(shape, unnamed=frozenset(shape.members)) if isinstance(shape, Members) else shape
+        replace(shape, unnamed=frozenset(shape.members)) if isinstance(shape, ObjectShape) else shape
         for shape in union.shapes
     )
     return Union(tuple(shapes), union.description)
 
 
-def number_allows(shape: Number, value: float) -> bool:
+def number_allows(shape: NumberShape, value: float) -> bool:
     """Whether a number is within the bounds and steps."""
     if shape.whole and value != int(value):
         return False
@@ -385,7 +385,7 @@ def number_allows(shape: Number, value: float) -> bool:
     return all((value / step).is_integer() if isinstance(step, float) else value % step == 0 for step in shape.steps)
 
 
-def _meet_numbers(a: Number, b: Number) -> Number | None:
+def _meet_numbers(a: NumberShape, b: NumberShape) -> NumberShape | None:
     lows = [bound for bound in (a.low, b.low) if bound is not None]
     highs = [bound for bound in (a.high, b.high) if bound is not None]
     low = max(lows, key=lambda bound: (bound.value, bound.open), default=None)
@@ -397,17 +397,17 @@ def _meet_numbers(a: Number, b: Number) -> Number | None:
     steps = tuple(dict.fromkeys((*a.steps, *b.steps)))
     if all(isinstance(step, int) for step in steps) and len(steps) > 1:
         steps = (reduce(lcm, (int(step) for step in steps)),)
-    return Number(low, high, a.whole or b.whole, steps)
+    return NumberShape(low, high, a.whole or b.whole, steps)
 
 
-def _meet_texts(a: Text, b: Text) -> Text | None:
+def _meet_texts(a: StringShape, b: StringShape) -> StringShape | None:
     least, most = max(a.least, b.least), _least_of(a.most, b.most)
     known = [regex for _, regex in a.patterns]
     patterns = a.patterns + tuple(one for one in b.patterns if one[1] not in known)
-    return None if most is not None and most < least else Text(least, most, patterns)
+    return None if most is not None and most < least else StringShape(least, most, patterns)
 
 
-def _text_allows(shape: Text, value: str) -> bool:
+def _text_allows(shape: StringShape, value: str) -> bool:
     if len(value) < shape.least or (shape.most is not None and len(value) > shape.most):
         return False
     try:

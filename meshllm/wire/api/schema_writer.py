@@ -21,16 +21,16 @@ from meshllm.wire.api.schema_shapes import (
     MAX_ITEMS,
     MAX_LENGTH,
     Anything,
+    ArrayShape,
     Bound,
     Constants,
     Excluded,
-    Items,
-    Members,
-    Number,
+    NumberShape,
+    ObjectShape,
     Reference,
     SchemaProblem,
     Shape,
-    Text,
+    StringShape,
     Union,
     number_allows,
 )
@@ -135,13 +135,13 @@ class Writer:
             return [{}]
         if isinstance(shape, Excluded):
             raise self._problem("not", "a value is excluded from more than a list of constants")
-        if isinstance(shape, Text):
+        if isinstance(shape, StringShape):
             return [self._text(shape)]
-        if isinstance(shape, Number):
+        if isinstance(shape, NumberShape):
             return self._number(shape)
-        if isinstance(shape, Items):
+        if isinstance(shape, ArrayShape):
             return self._items(shape)
-        assert isinstance(shape, Members)
+        assert isinstance(shape, ObjectShape)
         return self._members(shape)
 
     # -- values
@@ -157,8 +157,8 @@ class Writer:
         others = [value for value in values if not isinstance(value, str)]
         return [{"type": "string", "pattern": pattern}, *([{"enum": others}] if others else [])]
 
-    def _text(self, shape: Text) -> dict[str, Any]:
-        if shape == Text():
+    def _text(self, shape: StringShape) -> dict[str, Any]:
+        if shape == StringShape():
             return {"type": "string"}
         most = None if shape.most is None else min(shape.most, max(MAX_LENGTH, shape.least))
         keyword = "minLength" if shape.least else "maxLength"
@@ -182,8 +182,8 @@ class Writer:
 
     # -- numbers
 
-    def _number(self, shape: Number) -> list[dict[str, Any]]:
-        if shape == Number():
+    def _number(self, shape: NumberShape) -> list[dict[str, Any]]:
+        if shape == NumberShape():
             return [{"type": "number"}]
         steps = [Fraction(str(step)) for step in shape.steps]
         if shape.whole or any(step.denominator == 1 for step in steps):
@@ -199,7 +199,7 @@ class Writer:
         advice = "use type integer, or give a minimum and a maximum that are near each other"
         raise self._problem(bound.keyword, f"bounds of numbers with fractions cannot be kept here: {advice}")
 
-    def _integers(self, shape: Number, steps: list[Fraction]) -> dict[str, Any] | None:
+    def _integers(self, shape: NumberShape, steps: list[Fraction]) -> dict[str, Any] | None:
         low = -_LARGEST if shape.low is None else _first_inside(shape.low, up=True)
         high = _LARGEST if shape.high is None else _first_inside(shape.high, up=False)
         if shape.low is not None and low > _LARGEST:
@@ -223,7 +223,7 @@ class Writer:
 
     # -- arrays
 
-    def _items(self, shape: Items) -> list[dict[str, Any]]:
+    def _items(self, shape: ArrayShape) -> list[dict[str, Any]]:
         if shape.contains:
             raise self._problem("contains", "it cannot be kept")
         if shape.unique and (shape.most is None or shape.most > 1):
@@ -244,7 +244,7 @@ class Writer:
             written["maxItems"] = min(most, MAX_ITEMS)
         return [written]
 
-    def _tuples(self, shape: Items) -> list[dict[str, Any]]:
+    def _tuples(self, shape: ArrayShape) -> list[dict[str, Any]]:
         """Arrays with schemas by place: as long as the list of these, unless more or fewer are asked for."""
         places = len(shape.first)
         shortest = max(shape.least, min(places, places if shape.most is None else shape.most))
@@ -262,7 +262,7 @@ class Writer:
 
     # -- objects
 
-    def _members(self, shape: Members) -> list[dict[str, Any]]:
+    def _members(self, shape: ObjectShape) -> list[dict[str, Any]]:
         members = {name: union for name, union in shape.members.items() if union.shapes}
         if shape.names is not None and shape.others.shapes:
             members |= {name: shape.others for name in shape.names if name not in shape.members}
@@ -297,7 +297,7 @@ class Writer:
             "additionalProperties": False,
         }
 
-    def _map(self, shape: Members) -> dict[str, Any]:
+    def _map(self, shape: ObjectShape) -> dict[str, Any]:
         """An object whose names are free."""
         if not shape.others.shapes or shape.most == 0 or shape.names == ():
             if shape.least:
@@ -334,7 +334,7 @@ def _exact(value: Any) -> bool:
     return all(map(_exact, value.values())) if isinstance(value, dict) else True
 
 
-def _grid(shape: Number, low: Bound, high: Bound, steps: list[Fraction]) -> list[float]:
+def _grid(shape: NumberShape, low: Bound, high: Bound, steps: list[Fraction]) -> list[float]:
     """The numbers of a range with as many decimals as fit into the list; empty: with none."""
     first, last = Fraction(str(low.value)), Fraction(str(high.value))
     widths = [max(steps)] if steps else [Fraction(1, 10**decimals) for decimals in _DECIMALS]

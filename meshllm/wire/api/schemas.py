@@ -12,7 +12,7 @@ from typing import Any
 
 from meshllm.wire.api.refusal import UNSUPPORTED, Refusal
 from meshllm.wire.api.schema_reader import Reader
-from meshllm.wire.api.schema_shapes import Members, SchemaProblem, Union
+from meshllm.wire.api.schema_shapes import ObjectShape, SchemaProblem, Union
 from meshllm.wire.api.schema_writer import Writer
 from meshllm.wire.api.tool_schemas import loosened
 
@@ -53,7 +53,7 @@ def _compiled(schema: Any, *, inline: bool) -> dict[str, Any] | Refusal:
 
 def _one_object(reader: Reader, root: Union) -> Union:
     """The one object shape of a tool's parameters."""
-    found = reader.meeting.meet(root, Union((Members(),)))
+    found = reader.meeting.meet(root, Union((ObjectShape(),)))
     if len(found.shapes) != 1:
         raise SchemaProblem("anyOf", "the parameters of a strict tool must be one object")
     return found
