@@ -31,7 +31,10 @@ _PATTERNS = {
     "date-time": f"{_DATE}T{_TIME}",
     "duration": f"P(?:{_DURATION_DATE}(?:{_DURATION_TIME})?|{_DURATION_TIME}|[0-9]{{1,9}}W)",
     "uuid": f"{_HEX}{{8}}-{_HEX}{{4}}-[1-8]{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}",
-    "email": f"[A-Za-z0-9_+-]+(?:\\.[A-Za-z0-9_+-]+)*@(?:{_LABEL}\\.)+[A-Za-z]{{2,20}}",
+    "email": (
+        "[A-Za-z0-9_+-]{1,24}(?:\\.[A-Za-z0-9_+-]{1,24})?@"
+        "(?:[a-z0-9]{1,20}\\.)?[a-z0-9]{1,20}(?:-[a-z0-9]{1,20})?\\.[a-z]{2,10}"
+    ),
     "hostname": _HOST,
     "ipv4": f"(?:{_BYTE}\\.){{3}}{_BYTE}",
     "ipv6": f"(?:{_GROUP}:){{7}}{_GROUP}|(?:{_GROUP}:){{1,4}}:(?:{_GROUP}:){{0,1}}{_GROUP}|::1?",

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 # Of groups in a pattern; the engine's own bound is 100, and request_limits refuses more than 32 at the caller's node.
 MAX_DEPTH = 40
+# Bounds that are tried for the repetitions of a text that is too long.
+_SHORTER = (1000, 500, 250, 120, 80, 60, 50, 40, 30, 25, 20, 16, 13, 10, 8, 6, 5, 4, 3, 2, 1)
 # One repetition, as in the engine.
 MAX_REPEAT = 2000
 MAX_WRITTEN = 64 << 10
@@ -348,7 +350,7 @@ def within(regex: Regex, least: int, most: int | None) -> Regex | None:
 
 
 def _shortened(regex: Regex, most: int) -> Regex | None:
-    for times in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1):
+    for times in _SHORTER:
         shorter = _repeated_at_most(regex, times)
         high = span(shorter)[1]
         if high is not None and high <= most:
