@@ -364,7 +364,7 @@ class App:
 
     def _show_invite(self) -> None:
         try:
-            token = self._invite(InviteWish()).text
+            token = self._joined().invite_here(InviteWish()).text
         except MeshError as error:
             log.warning("no invite: %s", error)
             return
@@ -477,8 +477,8 @@ class App:
     def _members(self) -> MemberManagement:
         return self._joined().members
 
-    def _invite(self, wish: InviteWish) -> Invitation:
-        return self._joined().invite(wish)
+    async def _invite(self, wish: InviteWish) -> Invitation:
+        return await self._joined().invite(wish)
 
     def _last_requests(self) -> tuple[RequestSummary, ...]:
         """The last requests of the API, for the console."""

@@ -393,14 +393,34 @@ class MeshSession:
 
     # -- for the console, the gateway and file sharing
 
-    def invite(self, wish: InviteWish) -> Invitation:
-        """An invite into this mesh. Raises EnvironmentFailure."""
+    async def invite(self, wish: InviteWish) -> Invitation:
+        """An invite into this mesh, made here or by a linked member that may admit. Raises UsageError,
+        EnvironmentFailure."""
+        self._check_joined()
+        if self._keys.may_admit:
+            return self.invite_here(wish)
+        return await self.members.requests.ask(wish, self._choice.mesh, self._way_to)
+
+    def _way_to(self, node: NodeId) -> BootstrapAddress | None:
+        """Where others reach a linked node: what its record says, and where this node dialled it."""
+        peers = self._view.peers if self._view is not None else ()
+        listens = [place for peer in peers if peer.node == node for place in peer.record.addresses]
+        link = self._transport.link(node) if self._transport is not None else None
+        if link is not None and link.facts.dialled:
+            listens.append(link.facts.address)
+        return BootstrapAddress(node, tuple(dict.fromkeys(listens))) if listens else None
+
+    def _check_joined(self) -> None:
         if self._choice.foreign or self._keys.certificate is None:
             raise EnvironmentFailure(
                 "This node has not joined its mesh yet.", advice="'mesh-llm status' shows the progress."
             )
         if self.expelled:
             raise EnvironmentFailure(EXPELLED)
+
+    def invite_here(self, wish: InviteWish) -> Invitation:
+        """An invite that this node makes itself, with the mesh key. Raises EnvironmentFailure."""
+        self._check_joined()
         if self.config.role is Role.CLIENT and Right.ADMIT in self._keys.rights:
             raise EnvironmentFailure(
                 "A client accepts no links, so it cannot make invites.",
@@ -408,8 +428,8 @@ class MeshSession:
             )
         if not self._keys.may_admit:
             raise EnvironmentFailure(
-                "This node may not admit others, so it cannot make invites.",
-                advice="Run 'mesh-llm invite' on one of the owner's machines: 'mesh-llm members' lists their rights.",
+                "This node does not hold the mesh key now, so it cannot make invites itself.",
+                advice="Try again in a few seconds; 'mesh-llm status' shows the state of the mesh.",
             )
         here = addresses(self._facts, self._port, observed=self._observed.confirmed(), loopback=True)
         found = [BootstrapAddress(self.config.node, here)] if here else []

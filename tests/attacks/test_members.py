@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from meshllm.core.membership.certificates import Right
+from meshllm.wire.mesh.invite import decode, encode
 from tests.daemons import PROGRAM, Daemon
 
 
@@ -292,3 +295,52 @@ def test_node_that_crashed_while_its_key_was_replaced_is_a_member(mesh: Mesh, le
     wait(lambda: mesh.alive("b") == {"a"} and mesh.alive("a") == {"b"}, "b in the mesh again")
     assert mesh.members("b")["b"]["node"] == mesh.members("a")["b"]["node"] == new
     assert not (home / "node-key.next").exists()
+
+
+def test_member_without_the_mesh_key_has_its_invites_made_by_another(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("other", mesh.invite("a"))
+    mesh.start("b", mesh.invite("a", rights=["use", "serve", "invite"]))
+    wait(lambda: mesh.alive("b") == {"a", "other"}, "b in the mesh")
+    wait(lambda: mesh.alive("a") == {"b", "other"}, "all known at a")
+    # The maker is a member chosen at random: with one linked, it is known which.
+    mesh.stop("other")
+    wait(lambda: mesh.alive("b") == {"a"}, "b linked to a alone")
+    home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "b")}
+
+    def invite(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(PROGRAM), "invite", *options], env=home, capture_output=True, text=True, check=False)
+
+    said = invite("--once", "--label", "for c")
+    assert said.returncode == 0, said.stderr
+    assert "use,serve" in said.stderr
+    token = said.stdout.strip()
+    terms = decode(token).terms
+    assert (terms.rights, terms.once, terms.maker_only) == (Right.USE | Right.SERVE, True, True)
+    assert "for c" in invite("--list").stdout
+    mesh.start("c", token)
+    wait(lambda: mesh.alive("c") == {"a", "b"}, "c in the mesh")
+    row, inviter = mesh.members("a")["c"], mesh.members("b")["b"]["node"]
+    assert (row["rights"], row["inviter"]) == (["use", "serve"], inviter)
+    # It admits one node; and more than it has, no member can give.
+    mesh.start("d", token)
+    assert mesh.running["d"].wait_for(lambda line: "used" in json.dumps(line), "the refusal")
+    refused = invite("--rights", "use,admit")
+    assert refused.returncode != 0
+    assert "may not give the rights admit" in refused.stderr
+    # An invite for several nodes admits at its maker only: elsewhere its users would count for nobody.
+    wide = invite("--rights", "use").stdout.strip()
+    assert [way.pin for way in decode(wide).ways] == [bytes.fromhex(mesh.members("a")["a"]["node"])[:16]]
+    mesh.start("other")
+    wait(lambda: "a" in mesh.alive("other"), "the other one back")
+    elsewhere = dataclasses.replace(decode(wide), ways=decode(mesh.invite("other", once=True)).ways)
+    mesh.start("f", encode(elsewhere))
+    assert mesh.running["f"].wait_for(lambda line: "wrong" in json.dumps(line) or "belongs" in json.dumps(line), "f")
+    assert mesh.alive("f") == set()
+    for name in ("a", "other"):
+        mesh.stop(name)
+    wait(lambda: mesh.alive("b") & {"a", "other"} == set(), "no member that may admit")
+    refused = invite()
+    assert refused.returncode != 0
+    assert "no member that may admit others is linked" in refused.stderr
+    assert "Run 'mesh-llm invite' on a machine that may admit" in refused.stderr

@@ -415,7 +415,8 @@ class MeshParticipant(ABC):
                 if peer is not None:
                     self._send(peer, ask)
                 else:
-                    self._out.append(c.TakeInvite(m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)))
+                    refusal = m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)
+                    self._out.append(c.TakeInvite(self._id, refusal))
             case e.ReplacementWanted(request):
                 peer = self._replacement_from = self._admitter()
                 if peer is not None:
@@ -440,7 +441,7 @@ class MeshParticipant(ABC):
             case m.GrantedInvite():
                 if peer == self._invite_from:
                     self._invite_from = None
-                    self._out.append(c.TakeInvite(message))
+                    self._out.append(c.TakeInvite(peer, message))
             case m.ReplaceKey():
                 if Right.ADMIT in self._rights and rights:
                     self._out.append(c.CertifyReplacement(peer, message))
