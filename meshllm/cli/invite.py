@@ -64,7 +64,7 @@ def invite(
         typer.echo(orjson.dumps(answer).decode())
     else:
         typer.echo(answer["invite"])
-        if not names and str(answer["rights"]).count(",") < ALL_RIGHTS - 1:
+        if not names and answer["rights"] and str(answer["rights"]).count(",") < ALL_RIGHTS - 1:
             typer.echo(f"It carries only the rights that this node may give: {answer['rights']}.", err=True)
 
 

@@ -244,7 +244,8 @@ class MemberManagement:
     def needs(self, terms: InviteTerms) -> bool:
         """Whether an invite to this node's own mesh gives it anything."""
         own = self._keys.certificate
-        valid = own is not None and own.certificate.valid_at(self._wall.now()) and own.key == self._keys.authority.key
+        keys = (self._keys.authority.key, self._keys.authority.previous)
+        valid = own is not None and own.certificate.valid_at(self._wall.now()) and own.key in keys
         return not valid or bool(terms.rights & ~self._keys.rights)
 
     def renew_if_due(self) -> None:

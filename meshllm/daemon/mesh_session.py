@@ -31,7 +31,7 @@ from meshllm.daemon.audit_log import WriteAudit, no_audit
 from meshllm.daemon.lease_audit import LeaseAudit
 from meshllm.daemon.member_management import HomeState, MemberManagement
 from meshllm.daemon.mesh_choice import MeshChoice, decide
-from meshllm.daemon.mesh_state import PRIVATE_BYTES, public_key
+from meshllm.daemon.mesh_state import PRIVATE_BYTES, UPGRADED, public_key
 from meshllm.daemon.message_counters import MessageCounters
 from meshllm.daemon.peer_links import PeerLinks
 from meshllm.daemon.settings import Settings
@@ -67,8 +67,8 @@ RIGHTS_FOR = {
     StreamKind.LANE_TICKET: ALL_RIGHTS,
 }
 EXPELLED = (
-    "This node was expelled from its mesh and goes on alone, with its own models. "
-    "To join again, it needs a fresh identity and an invite: ask the owner of the mesh."
+    "This node was expelled from its mesh. It does not retry, and goes on alone with its own models. "
+    "To join again: ask the owner of the mesh for a fresh invite, and start a node with a new MESH_LLM_HOME and that."
 )
 
 
@@ -175,6 +175,8 @@ class MeshSession:
 
         Raises PortTaken if `--bind-port` is, EnvironmentFailure if no UDP port can be opened.
         """
+        if self.members.upgraded:
+            log.warning("%s", UPGRADED)
         await self._listen()
         assert self._tunnels is not None
         self._tunnels.serve(StreamKind.HTTP_TUNNEL, serve)
@@ -182,8 +184,7 @@ class MeshSession:
             self._writer.add(lambda: self._state.save_port(self._port))
         self._read_addresses()
         if self.expelled:
-            log.warning("%s", EXPELLED)
-            return
+            return  # the core says it
         if self._choice.addresses:
             self._post(e.JoinWanted(self._choice.addresses))
         if not self._choice.foreign and self._state.peers:
@@ -392,6 +393,12 @@ class MeshSession:
             self._post(e.AddressesFound(found))
 
     # -- for the console, the gateway and file sharing
+
+    @property
+    def notices(self) -> list[str]:
+        """What the owner should know about this node's part in its mesh, each text with what to do."""
+        found = [self._state.notice, UPGRADED if self.members.upgraded else "", EXPELLED if self.expelled else ""]
+        return list(dict.fromkeys(text for text in found if text))
 
     async def invite(self, wish: InviteWish) -> Invitation:
         """An invite into this mesh, made here or by a linked member that may admit. Raises UsageError,

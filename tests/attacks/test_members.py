@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,9 @@ def test_upgrade_from_a_secret_needs_no_invite(mesh: Mesh) -> None:
     assert mesh.ask("a", "/api/members")["upgraded"] is True
     assert "secret" not in json.loads((mesh.root / "a" / "mesh.json").read_text())
     home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / "a")}
+    (notice,) = mesh.ask("a", "/api/status")["notices"]
+    assert "rotate-key --mesh" in notice
+    assert mesh.running["a"].wait_for(lambda line: "rotate-key --mesh" in str(line.get("message")), "the notice")
     listed = subprocess.run([str(PROGRAM), "members"], env=home, capture_output=True, text=True, check=True).stdout
     assert "rotate-key --mesh" in listed
 
@@ -344,3 +348,62 @@ def test_member_without_the_mesh_key_has_its_invites_made_by_another(mesh: Mesh)
     assert refused.returncode != 0
     assert "no member that may admit others is linked" in refused.stderr
     assert "Run 'mesh-llm invite' on a machine that may admit" in refused.stderr
+
+
+def test_expired_invite_does_not_keep_a_member_from_starting_again(mesh: Mesh) -> None:
+    mesh.start("a")
+    file = mesh.root / "invite"
+    file.write_text(mesh.invite("a", expires=5))
+    mesh.start("b", "", "--join", f"@{file}")
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh")
+    wait(lambda: bool(json.loads((mesh.root / "b" / "mesh.json").read_text())["peers"]), "the mesh in the file of b")
+    mesh.stop("b")
+    wait(lambda: not decode(file.read_text()).terms.valid_at(datetime.now(UTC).timestamp()), "the expiry")
+    mesh.start("b", "", "--join", f"@{file}")
+    wait(lambda: mesh.alive("b") == {"a"}, "b in the mesh again")
+    (notice,) = mesh.ask("b", "/api/status")["notices"]
+    assert "this invite expired" in notice
+    assert "is a member already" in notice
+    said = [line for line in mesh.running["b"].lines if line["event"] == "log" and "expired" in line["message"]]
+    assert len(said) == 1
+    # One that is no member is refused, as before.
+    refused = subprocess.run(
+        [str(PROGRAM), "--join", f"@{file}"],
+        env={**os.environ, "MESH_LLM_HOME": str(mesh.root / "c")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "this invite expired" in refused.stderr
+
+
+def test_expelled_node_says_so_and_does_not_retry(mesh: Mesh) -> None:
+    mesh.start("a")
+    mesh.start("b", mesh.invite("a"))
+    mesh.start("off", mesh.invite("a", rights=["use", "serve"]))
+    wait(lambda: mesh.alive("a") == {"b", "off"}, "all in the mesh")
+    wait(lambda: mesh.alive("off") == {"a", "b"}, "all known")
+    mesh.stop("off")
+    for name in ("b", "off"):
+        mesh.ask("a", "/api/members/expel", {"node": name})
+
+    def told(name: str) -> None:
+        wait(lambda: (mesh.ask(name, "/api/status")["mesh"] or {}).get("phase") == "expelled", f"{name} knowing it")
+        (notice,) = mesh.ask(name, "/api/status")["notices"]
+        assert "was expelled" in notice
+        assert "does not retry" in notice
+        assert "fresh invite" in notice
+        home = {**os.environ, "MESH_LLM_HOME": str(mesh.root / name)}
+        shown = subprocess.run([str(PROGRAM), "status"], env=home, capture_output=True, text=True, check=True).stdout
+        assert "was expelled from its mesh. It does not retry" in " ".join(shown.split())
+        assert mesh.running[name].wait_for(lambda line: "does not retry" in str(line.get("message")), "the notice")
+
+    told("b")
+    # A node that was off learns it from the first member that refuses it; and each of them knows it at the next start.
+    mesh.start("off")
+    told("off")
+    for name in ("b", "off"):
+        mesh.stop(name)
+        mesh.start(name)
+        told(name)

@@ -509,7 +509,7 @@ class MeshParticipant(ABC):
             self._links.down(peer)
         successor = self._authority.successor(self._id) if self._authority is not None else self._id
         self._out.append(c.Expelled(successor if successor != self._id else None))
-        self._joiner.expelled()
+        self._joiner.expelled(replaced=successor != self._id)
         self._left = True
         self._timers.clear()
         self._view = None
