@@ -91,8 +91,9 @@ class MeshKeys:
         return self._issue(self.private, node, rights, lifetime, inviter, invite)
 
     def renewed(self, old: Certificate) -> SignedCertificate:
-        """A new certificate with the rights and the lifetime of `old`."""
-        return self.issue(old.node, old.rights, old.expires - old.issued, inviter=old.inviter, invite=old.invite)
+        """A new certificate with the terms of `old`."""
+        lifetime = max(1, old.expires - old.issued - CLOCK_SLACK_SECONDS)
+        return self.issue(old.node, old.rights, lifetime, inviter=old.inviter, invite=old.invite)
 
     def issue_own(self) -> SignedCertificate:
         """This node gives itself all rights, as the founder of its mesh."""

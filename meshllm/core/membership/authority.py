@@ -1,8 +1,9 @@
 """Who is a member: the mesh key, the statements it signed, and the certificates that count.
 
-Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates of nodes
-that were known by then. An expulsion is never forgotten, not even by a rotation. The set only grows, and its hash is
-that of its meaning: nodes with the same set have the same hash, in whatever order they took the statements in.
+Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates that were
+known by then; no others of the old key, which may be in wrong hands. An expulsion is never forgotten, not even by a
+rotation. The set only grows, and its hash is that of its meaning: nodes with the same set have the same hash, in
+whatever order they took the statements in.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from meshllm.core.membership.certificates import (
     NO_RIGHTS,
     NODE_RIGHTS,
     Certificate,
+    CertificateTerms,
     MeshKey,
     Right,
     SignedCertificate,
@@ -60,7 +62,8 @@ class Authority:
         self.rotation: SignedStatement | None = None
         self._known: dict[tuple[StatementKind, bytes], SignedStatement] = {}
         self._prefixes: set[bytes] = set()
-        self._grace: frozenset[NodeId] = frozenset()
+        self._grace: frozenset[CertificateTerms] = frozenset()
+        self._grace_nodes: frozenset[NodeId] = frozenset()
         self._read: dict[bytes, SignedCertificate] = {}
         self._hash = _hash_of(b"key", key)
         for data in statements:
@@ -148,13 +151,16 @@ class Authority:
 
     # -- the time after a rotation
 
-    def begin_grace(self, nodes: Iterable[NodeId]) -> None:
-        """For these nodes certificates of the previous key still count."""
-        self._grace = frozenset(nodes)
+    def begin_grace(self, known: Iterable[Certificate]) -> None:
+        """Certificates of the previous key with the terms of these still count. Others do not: who has the old private
+        key could give a member more rights."""
+        self._grace = frozenset([certificate.terms for certificate in known])
+        self._grace_nodes = frozenset([terms[0] for terms in self._grace])
 
     def end_grace(self) -> None:
         """Certificates of the previous key count no longer."""
         self._grace = frozenset()
+        self._grace_nodes = frozenset()
 
     # -- certificates
 
@@ -168,7 +174,9 @@ class Authority:
         signature."""
         read = self._read.get(data)
         if read is None:
-            keys = (self.key,) if self.previous is None or node not in self._grace else (self.key, self.previous)
+            keys: tuple[MeshKey, ...] = (self.key,)
+            if self.previous is not None and node in self._grace_nodes:
+                keys = (self.key, self.previous)
             read = self._read_certificate(data, keys)
             if read is None:
                 return None
@@ -176,8 +184,8 @@ class Authority:
                 del self._read[next(iter(self._read))]
             self._read[data] = read
         found = read.certificate
-        late = read.key != self.key and (read.key != self.previous or node not in self._grace)
-        if late or found.node != node or not found.valid_at(now_unix) or self.is_expelled(node):
+        void = read.key != self.key and (read.key != self.previous or found.terms not in self._grace)
+        if void or found.node != node or not found.valid_at(now_unix) or self.is_expelled(node):
             return None
         return found
 
