@@ -18,7 +18,7 @@ from meshllm.wire.api.images import PICTURE_WORDS, shows_pictures
 from meshllm.wire.api.prepared import Prepared
 from meshllm.wire.api.refusal import Refusal, RequestRefused
 from meshllm.wire.api.response_translation import MakeTranslator, TranslatedStream
-from meshllm.wire.api.routes import ROUTES, Api, find_route, model_in_path
+from meshllm.wire.api.routes import Api, find_route, model_in_path
 from meshllm.wire.api.stream_repair import StreamRepair, repair_response, stream_repair
 
 # The only headers of the caller that are sent upstream: never its keys, cookies or hop-by-hop headers.
@@ -174,7 +174,7 @@ def _encode(body: Mapping[str, Any]) -> bytes:
 
 def api_of(path: str) -> Api:
     """The API whose error shape suits a path, known or not."""
-    route = ROUTES.get(path)
+    route = find_route(path)
     if route is not None:
         return route.api
     return Api.MESSAGES if path.startswith("/v1/messages") else Api.CHAT

@@ -16,7 +16,7 @@ from meshllm.wire.api.offered_tools import messages_tools
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import chained
-from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools
+from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
 from meshllm.wire.api.tool_choice import Mode, ToolChoice, check_names, messages_choice
 
 CHAT_PATH = "/v1/chat/completions"
@@ -56,8 +56,7 @@ def _prepare(body: Mapping[str, Any], traits: TemplateTraits, *, counts: bool) -
         draft.set("tool_choice", None)
     prefill = "" if counts else _prefill(draft.get("messages") or [])
     if prefill and (answer is not None or choice.mode is Mode.REQUIRED):
-        message = "The last message must not be the assistant's (a prefill) where a schema or a tool call is required."
-        raise invalid(f"messages[{len(draft.get('messages')) - 1}]", message)
+        refuse_prefill(draft.get("messages")[-1], f"messages[{len(draft.get('messages')) - 1}]")
     if (
         not counts
         and draft.get("messages") is not None

@@ -19,7 +19,7 @@ Event = dict[str, Any]
 
 
 class Translator(Protocol):
-    """Translates the parsed events of one stream, or one whole response. Made anew for each attempt."""
+    """Translates the parsed events of one stream, or one whole response. A new one for each attempt."""
 
     def event(self, event: Event) -> Iterable[Event]:
         """The events to pass on in place of `event`; ValueError if it is not of this API."""

@@ -14,7 +14,7 @@ from meshllm.wire.api.refusal import invalid, unsupported
 from meshllm.wire.api.response_translation import chained
 from meshllm.wire.api.responses_calls import CallerNames, ResponsesCalls
 from meshllm.wire.api.responses_items import kept_items
-from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools
+from meshllm.wire.api.structured_output import answer_schema, constrain, loosened_tools, refuse_prefill
 from meshllm.wire.api.tool_choice import ToolChoice, check_names, responses_choice
 
 _NO_STATE = "This node keeps no state between requests: send the whole conversation in 'input'."
@@ -42,6 +42,9 @@ def prepare_responses(body: Mapping[str, Any], traits: TemplateTraits) -> Prepar
     offered = responses_tools(body["tools"]) if body.get("tools") is not None else NO_TOOLS
     _keep_input(draft, offered)
     enveloped = _keep_calls(draft, offered)
+    items = draft.get("input")
+    if draft.changes.get("json_schema") is not None and isinstance(items, list) and items:
+        refuse_prefill(items[-1], f"input[{len(items) - 1}]")
     names = partial(_names, offered) if offered.origins else None
     return draft.prepared(chained(ResponsesCalls if enveloped else None, names))
 

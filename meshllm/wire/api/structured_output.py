@@ -63,6 +63,14 @@ def _loosened(tool: dict[str, Any], flat: bool) -> dict[str, Any]:
     return loosened if flat else {**tool, "function": loosened}
 
 
+def refuse_prefill(last: object, param: str) -> None:
+    """Refuse a last message of the assistant's, which the engine continues, where the answer has a form of its own."""
+    if isinstance(last, dict) and last.get("role") == "assistant":
+        raise invalid(
+            param, f"'{param}' is the assistant's, for the answer to continue: a schema or a tool call cannot."
+        )
+
+
 def constrain(
     draft: Draft, choice: ToolChoice, tools: Sequence[tuple[str, Any]], answer: dict[str, Any] | None
 ) -> bool:
