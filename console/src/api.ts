@@ -29,6 +29,12 @@ export interface BannedStatus {
   reason: string
 }
 
+// A model file that is hashed before it is offered to other nodes.
+export interface CheckStatus {
+  file: string
+  percent: number
+}
+
 // An accelerator. `shared`: it uses the computer's main memory; `used`: models may be placed on it.
 export interface DeviceStatus {
   name: string
@@ -240,6 +246,11 @@ export interface ModelStatus {
   input_modalities: Modality[] | null
 }
 
+// This node has a new key, and starts again as `node`.
+export interface NodeKeyAnswer {
+  node: string
+}
+
 // The status of this node. `mesh` and `sharing` are null if the node runs without a mesh; `mesh_reason` says why.
 // `splits` are the splits that this node hosts, `worker_lease` is its part in the split of another host. `lan_urls`
 // are URLs of this console for other machines. `read_only`: redacted: the caller is not the owner.
@@ -398,6 +409,7 @@ export interface SharingStatus {
   uploads: TransferStatus[]
   downloads: TransferStatus[]
   banned: BannedStatus[]
+  checks: CheckStatus[]
 }
 
 // Speculative decoding of a model. `draft_model` is empty unless `kind` is draft; `reason` says why no better kind

@@ -16,7 +16,7 @@ import typer
 from meshllm import paths
 from meshllm.cli.flags import Commands
 from meshllm.cli.model_text import context_text, item_facts
-from meshllm.util.format import printable
+from meshllm.util.format import printable, printable_message
 
 if TYPE_CHECKING:
     from meshllm.models.library.inventory import InventoryItem
@@ -28,7 +28,13 @@ app = Commands(help="Model files on this disk: list, show, verify and remove the
 JSON = Annotated[bool, typer.Option("--json", help="Output JSON.")]
 
 LEAST_COLUMNS = 20  # of text beside headings, however narrow the terminal
-STYLES = {"verified": "green", "not-verified": "yellow", "partial": "yellow", "damaged": "bold red"}
+STYLES = {
+    "verified": "green",
+    "not-verified": "yellow",
+    "partial": "yellow",
+    "other-content": "bold yellow",
+    "damaged": "bold red",
+}
 
 
 @app.callback(invoke_without_command=True)
@@ -47,7 +53,8 @@ def models(context: typer.Context, as_json: JSON = False) -> None:
         _print_table(items)
     else:
         for item in items:
-            typer.echo("  ".join(filter(None, _words(item))))
+            reason = item.reason if item.state.value == "other-content" else ""
+            typer.echo("  ".join(filter(None, [*_words(item), printable_message(reason)])))
 
 
 @app.command()
@@ -220,8 +227,9 @@ def _print_table(items: list[InventoryItem]) -> None:
         )
     console.print(table)
     for item in items:
-        if item.state.value == "damaged":
-            console.print(printable(item.reason), style="red", highlight=False, markup=False)
+        if item.state.value in ("damaged", "other-content"):
+            text = f"{item.name}: {item.reason}" if item.state.value == "other-content" else item.reason
+            console.print(printable_message(text), style=STYLES[item.state.value], highlight=False, markup=False)
     console.print(f"The model folder is {paths.models()}.", style="dim", highlight=False, markup=False)
 
 

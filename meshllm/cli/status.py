@@ -174,8 +174,10 @@ def _print_mesh(console: Console, mesh: dict[str, Any]) -> None:
 
 
 def _sharing_lines(sharing: dict[str, Any]) -> list[str]:
-    """Downloads from peers, uploads to peers, and banned peers."""
+    """Downloads from peers, uploads to peers, banned peers, and files whose digest is checked."""
     lines = []
+    for check in sharing["checks"]:
+        lines.append(f"checking the digest of {printable(check['file'])} before it is offered: {check['percent']} %")
     for key, template in (("downloads", "downloading {what} from {name}"), ("uploads", "uploading {what} to {name}")):
         for transfer in sharing[key]:
             name = printable(transfer["name"]) or transfer["peer"][:10]

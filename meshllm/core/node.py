@@ -1,7 +1,9 @@
 """The core of a node: events in, commands out.
 
 Invariants: `handle` is the only way in; it neither waits nor raises, and the caller passes the time. Events of an older
-generation of an engine process change nothing. Readers get `snapshot()`, a frozen value.
+generation of an engine process change nothing. Readers get `snapshot()`, a frozen value. No model waits for an event
+that may never come: one that is requested and not served is decided on again after each change of the mesh, and every
+`RECHECK_SECONDS`.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class NodeCore:
         self._splitting: SplitCoordinator | None = None
         if config is not None and rng is not None and isinstance(self._mesh, Member):
             member = self._mesh
-            self._splitting = SplitCoordinator(config.node, member.link_policy, rng, lambda: member.view().phase)
+            self._splitting = SplitCoordinator(config.node, member.link_policy, rng, lambda: member.phase)
         self._local = LocalModels(self._splitting)
         self._stopping = False
         self._finished = False
@@ -85,17 +87,19 @@ class NodeCore:
         """Take in `event` at `now` (seconds, monotonic); return the commands that follow, in order."""
         todo: list[c.Command] = []
         local = self._local_event(event, now)
-        if local or (self._due is not None and self._due <= now):
+        due = self._due is not None and self._due <= now
+        if local or due:
             todo = self._decide(now)
             self._dirty = True
         if self._mesh is not None:
             # Leaving writes a record of its own.
-            if local and not isinstance(event, e.StopWanted):
+            if (local or due) and not isinstance(event, e.StopWanted):
                 todo += self._mesh.update_facts(self._own_facts(), now)
             todo += self._mesh.handle(event, now)
             if isinstance(event, e.CertificateRenewed):  # what a node offers depends on its rights
                 todo += self._mesh.update_facts(self._own_facts(), now)
             todo += self._split_event(event, now)
+            todo += self._reconsider(now)
             todo += self._serve_demanded_model(now)
         if self._stopping and not self._finished and self._local.at_rest:
             self._finished = True
@@ -130,7 +134,7 @@ class NodeCore:
 
     def _decide(self, now: float) -> list[c.Command]:
         todo = [*self._local.decide(now), *self._probes(now)]
-        times = [self._local.next_deadline()]
+        times = [self._local.next_deadline(now)]
         if self._splitting is not None:
             todo += self._splitting.drain_commands()
             times.append(self._splitting.next_deadline())
@@ -138,6 +142,13 @@ class NodeCore:
             times += [b.next_probe for b in self._backends.values() if not b.probing]
         self._due = min((time for time in times if time is not None), default=None)
         return todo
+
+    def _reconsider(self, now: float) -> list[c.Command]:
+        """Decide again on the models that wait, if the mesh changed: what they wait for may be there."""
+        if self._mesh is None or not self._mesh.dirty or not self._local.waiting:
+            return []
+        self._dirty = True
+        return [*self._decide(now), *self._mesh.update_facts(self._own_facts(), now)]
 
     def _probes(self, now: float) -> list[c.Command]:
         todo: list[c.Command] = []

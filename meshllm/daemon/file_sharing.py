@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from meshllm.core.membership.views import MeshView, PeerStatus, PeerView
@@ -47,13 +48,16 @@ class FileSharing:
         *,
         share: Share = Share.KNOWN,
         rate: float | None = None,
+        on_digest: Callable[[], None] = lambda: None,
     ) -> None:
-        """`share`: what to upload; `rate`: upload limit in bytes per second, None for no limit."""
+        """`share`: what to upload; `rate`: upload limit in bytes per second, None for no limit; `on_digest` is called
+        after each file that was hashed."""
         self._session = session
+        self._loop = asyncio.get_running_loop()
         self._working = working
         self._policy = SharePolicy(share, store, self._running)
         self._limit = rate
-        self._index = StoreSeedIndex(store, working, self._policy)
+        self._index = StoreSeedIndex(store, working, self._policy, on_digest)
         self._seeder = Seeder(self._index, self._rate)
         self._swarm = Swarm(self)
         self._view: MeshView | None = None
@@ -129,6 +133,11 @@ class FileSharing:
         """The names of models on this disk that other nodes may learn. Blocks."""
         return tuple(name for name, source in found.items() if self._policy.allows_model(name, source))
 
+    def check(self, paths: Sequence[Path]) -> None:
+        """Hash files that have a name of the catalogue, before they count as that model. From any thread."""
+        if paths:
+            self._loop.call_soon_threadsafe(self._index.check, paths)
+
     def transferred(self) -> tuple[int, int]:
         """Bytes of model files sent to peers and received from them since the start."""
         return self._seeder.uploaded_bytes, self._swarm.downloaded_bytes
@@ -142,7 +151,7 @@ class FileSharing:
 
     def status(self) -> SharingStatus:
         """Current uploads and downloads."""
-        from meshllm.web.console.status import BannedStatus, SharingStatus, TransferStatus
+        from meshllm.web.console.status import BannedStatus, CheckStatus, SharingStatus, TransferStatus
         from meshllm.web.console.status_model import transport_kind
 
         names = {} if self._view is None else {peer.node.hex(): peer.record.name for peer in self._view.peers}
@@ -179,6 +188,7 @@ class FileSharing:
             uploads=uploads,
             downloads=downloads,
             banned=banned,
+            checks=[CheckStatus(file=path.name, percent=percent) for path, percent in self._index.reading().items()],
         )
 
 

@@ -120,6 +120,20 @@ class InviteBook:
         )
         self._save(durable=False)
 
+    def replaced(self, old: NodeId, new: NodeId) -> None:
+        """A member has another id: it keeps its name, its place among the users of its invite, and its own invites."""
+        was, now = old.hex(), new.hex()
+        known = self.members.pop(was, None)
+        if known is not None:
+            self.members[now] = known
+        self.members = {
+            who: replace(entry, inviter=now) if entry.inviter == was else entry for who, entry in self.members.items()
+        }
+        for serial, entry in self.invites.items():
+            nodes = [now if node == was else node for node in entry.nodes]
+            self.invites[serial] = replace(entry, by=now if entry.by == was else entry.by, nodes=nodes)
+        self._save(durable=True)
+
     def forget(self, node: NodeId) -> None:
         """A member was expelled."""
         if self.members.pop(node.hex(), None) is not None:

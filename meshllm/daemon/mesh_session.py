@@ -23,9 +23,9 @@ from meshllm.core.membership.certificates import (
     Right,
 )
 from meshllm.core.membership.member import MeshConfig
-from meshllm.core.membership.messages import Message
+from meshllm.core.membership.messages import GrantedInvite, Message
 from meshllm.core.membership.views import MeshView, PeerStatus
-from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role
+from meshllm.core.records import BootstrapAddress, NodeId, PeerAddress, Role, SignedRecord
 from meshllm.daemon.admission import MemberAdmission
 from meshllm.daemon.audit_log import WriteAudit, no_audit
 from meshllm.daemon.lease_audit import LeaseAudit
@@ -58,9 +58,10 @@ LANES_VARIABLE = "MESH_LLM_LANES"
 KNOWN_SECONDS = 5.0
 # How often the addresses of this machine are read (a laptop may change its network); it takes a millisecond.
 ADDRESSES_SECONDS = 30.0
-# One of these rights is needed to open a tunnel of a kind. A tunnel for RPC needs a lease as well.
+# One of these rights is needed to open a tunnel of a kind. One for RPC needs a lease as well; in one for HTTP the
+# gateway tells a member without `USE` what it lacks.
 RIGHTS_FOR = {
-    StreamKind.HTTP_TUNNEL: Right.USE,
+    StreamKind.HTTP_TUNNEL: ALL_RIGHTS,
     StreamKind.FILES: Right.SERVE | Right.WORK | Right.HOST,
     StreamKind.RPC_TUNNEL: Right.WORK | Right.HOST,
     StreamKind.LANE_TICKET: ALL_RIGHTS,
@@ -91,9 +92,10 @@ class MeshSession:
         audit: WriteAudit = no_audit,
         *,
         lease_refusal: str = "",
+        restart: Callable[[], None] = lambda: None,
     ) -> None:
-        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig. Raises UsageError for
-        invites for different meshes."""
+        """`audit` records who is admitted and refused; `lease_refusal`: see MeshConfig; `restart` stops this node and
+        starts it again, with the key that it has then. Raises UsageError for invites for different meshes."""
         self._settings = settings
         self._identity = found.identity
         self._state = found.state
@@ -111,6 +113,7 @@ class MeshSession:
             audit,
             self._send,
             lambda: self._transport.links() if self._transport is not None else [],
+            restart,
         )
         self._choice: MeshChoice = decide(found.state.mesh, self.members.needs, settings.invites)
         self.expelled = found.keys.authority.is_expelled(found.identity.node) and not self._choice.foreign
@@ -144,7 +147,7 @@ class MeshSession:
             verify,
             self._accept,
             self._in_use,
-            lambda signed: self._keys.authority.admit(signed, self._wall.now()),
+            self._admit,
         )
         self._port = 0
         self._peer_saved = False
@@ -232,6 +235,9 @@ class MeshSession:
         """Begin `command`; False if it does not concern the mesh."""
         self._leases.command(command)
         match command:
+            case c.Send(peer, GrantedInvite(refused=reason)) if reason:
+                self._audit("invite_refused", peer=peer.hex(), reason=reason)
+                self._links.carry_out(command)
             case c.DialPeer() | c.HangUp() | c.Send():
                 self._links.carry_out(command)
             case c.SaveIncarnation(incarnation):
@@ -242,12 +248,24 @@ class MeshSession:
                 self._choice = replace(self._choice, mesh=mesh)
                 if not self._choice.foreign:
                     self._writer.add(lambda: self._state.save_mesh(mesh))
-            case c.SaveStatements() | c.IssueCertificate() | c.TakeCertificate() | c.MakeInvite() | c.TakeInvite():
+            case (
+                c.SaveStatements()
+                | c.IssueCertificate()
+                | c.TakeCertificate()
+                | c.MakeInvite()
+                | c.TakeInvite()
+                | c.CertifyReplacement()
+                | c.ReplacementRefused()
+                | c.NodeReplaced()
+            ):
                 self.members.carry_out(command)
-            case c.Expelled():
+            case c.Expelled(successor):
                 self.expelled = True
-                log.warning("%s", EXPELLED)
-                self._audit("this_node_expelled")
+                if successor is not None:
+                    self.members.replacement.left(successor)
+                else:
+                    log.warning("%s", EXPELLED)
+                    self._audit("this_node_expelled")
             case _:
                 return False
         return True
@@ -405,7 +423,25 @@ class MeshSession:
 
     def _may_open(self, peer: NodeId, kind: StreamKind) -> bool:
         """Whether the rights of `peer` allow it to open a tunnel of that kind into this node."""
-        return bool(self.members.rights_of(peer) & RIGHTS_FOR[kind])
+        return self._permitted(peer, RIGHTS_FOR[kind], kind)
+
+    def may_use(self, peer: NodeId) -> bool:
+        """Whether `peer` may send requests."""
+        return self._permitted(peer, Right.USE, StreamKind.HTTP_TUNNEL)
+
+    def _permitted(self, peer: NodeId, needed: Right, kind: StreamKind) -> bool:
+        """Whether `peer` has one of the `needed` rights."""
+        rights = self.members.rights_of(peer)
+        if not rights & needed:
+            self._audit("tunnel_refused", peer=peer.hex(), kind=kind.name.lower(), rights=int(rights))
+        return bool(rights & needed)
+
+    def _admit(self, signed: SignedRecord) -> SignedRecord | None:
+        """The record as far as its certificate allows; None without one that counts, or for a guest."""
+        admitted = self._keys.authority.admit(signed, self._wall.now())
+        if admitted is None:
+            self._audit("record_refused", node=signed.record.node.hex(), name=signed.record.name)
+        return admitted
 
     def _random_peers(self) -> list[tuple[NodeId, tuple[PeerAddress, ...]]]:
         """Some live nodes, chosen at random, so that an invite works while this node is off."""

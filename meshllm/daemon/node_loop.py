@@ -2,7 +2,7 @@
 
 Invariants: only this loop calls the core. Events that wait together are handled before readers see a snapshot. An
 event or a command that raises is logged and counted, and the loop goes on, until a stop was asked for: then it ends
-the loop, so that a daemon can always be stopped.
+the loop, so that a daemon can always be stopped. A command that raises is answered with its failure.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from meshllm.core.commands import Command, Finish
 from meshllm.core.events import Event, StopWanted, TimePassed
+from meshllm.core.failures import failure
 from meshllm.core.node import NodeCore
 from meshllm.core.snapshot import Snapshot
 from meshllm.util.isolate import Isolation
@@ -92,6 +93,8 @@ class NodeLoop:
             if self._stopping:
                 raise
             self._isolation.failed(f"executing {type(command).__name__}", error)
+            if (answer := failure(command, f"{type(command).__name__} failed: {error!r}.")) is not None:
+                self.post(answer)  # the core waits for one
 
     def _snapshot(self, published: Snapshot | None) -> Snapshot | None:
         try:

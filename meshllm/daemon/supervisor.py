@@ -7,7 +7,7 @@ with its traceback in the log.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,7 @@ class Supervisor:
         """`lease_cache`: the most bytes for files that leases bring; see `LeaseCache`."""
         self._wanted = wanted
         self._on_disk: dict[str, Wanted] = {}
+        self._misnamed: list[Wanted] = []
         self._backend_keys = backend_keys
         self._planner = planner
         self._owner = Owner("supervisor")
@@ -192,13 +193,28 @@ class Supervisor:
 
     def find_models(self) -> ModelsOnDisk:
         """The models on the disk, the requested ones first: a record has room for a limited number."""
-        found = scan.scan(self._store, named=self._named)
+        disk = scan.look(self._store, named=self._named)
+        found = disk.models
         aliases = scan.aliases(found, self._store)
         self._on_disk = found
+        self._log_misnamed(disk.misnamed)
+        if self._sharing is not None:
+            self._sharing.check(disk.unread)
         listed = self._sharing.allows(found) if self._sharing is not None else ()
         aliases = {name: first for name, first in aliases.items() if name in listed and first in listed}
         names = sorted(listed, key=lambda name: (name not in self._wanted, name))
         return ModelsOnDisk(tuple(names), tuple(sorted(aliases.items())))
+
+    def _log_misnamed(self, found: Iterable[scan.Misnamed]) -> None:
+        """Say once of each file why it is not the model it is named after."""
+        for each in found:
+            if each.reason and each.wanted not in self._misnamed:
+                self._misnamed.append(each.wanted)
+                log.info("%s is not offered to other nodes. %s", each.name, each.reason)
+
+    def refresh_files(self) -> None:
+        """Look at the model files soon: some may count now."""
+        self._observer.refresh(files=True)
 
     async def refresh_devices(self) -> None:
         """Read the devices' free memory. Not while a worker process runs: the next lease gets what was free before."""

@@ -287,6 +287,7 @@ def _sharing(peers: tuple[PeerView, ...]) -> SharingStatus:
         uploads=[],
         downloads=downloads,
         banned=[],
+        checks=[],
     )
 
 

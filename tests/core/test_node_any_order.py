@@ -26,6 +26,7 @@ from meshllm.core.records import (
     SignedRecord,
 )
 from tests.core.small_mesh import address, node_id, sign
+from tests.core.waits import check_waits
 
 NUMBERS = st.integers(0, 5)
 NODES = NUMBERS.map(node_id)
@@ -115,6 +116,7 @@ def test_node_survives_any_order_of_events(role: Role, steps: list[tuple[e.Event
                 saved = command.incarnation
             finished += isinstance(command, c.Finish)
         consistent(mesh)
+        check_waits(mesh, now)
     assert finished <= 1
     stamps = [signed.record.version for signed in written]
     assert stamps == sorted(set(stamps))
@@ -125,6 +127,7 @@ def test_node_survives_any_order_of_events(role: Role, steps: list[tuple[e.Event
 def settle(mesh: NodeCore, now: float) -> None:
     """With nothing but time passing, the core does not spin: its next deadline is always ahead."""
     for _ in range(300):
+        check_waits(mesh, now)
         deadline = mesh.next_deadline()
         if deadline is None:
             return

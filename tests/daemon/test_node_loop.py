@@ -194,3 +194,27 @@ async def test_node_loop_ends_when_the_core_raises_while_it_stops() -> None:
     async with asyncio.timeout(10):
         with pytest.raises(KeyError, match="a defect of the core"):
             await node.run(lambda command: None)
+
+
+async def test_command_that_raises_is_answered_with_its_failure() -> None:
+    """Else the core would wait for an answer for ever."""
+    fetches = 0
+
+    def carry_out(command: c.Command) -> None:
+        nonlocal fetches
+        if isinstance(command, c.FetchModel):
+            fetches += 1
+            raise RuntimeError("no thread left")
+
+    def publish(snapshot: Snapshot) -> None:
+        model = snapshot.model("m")
+        if model is not None and model.failures:
+            assert "no thread left" in model.reason
+            assert model.not_before is not None, "it is tried again"
+            node.post(e.StopWanted())
+
+    node = NodeLoop(NodeCore(), publish)
+    node.post(e.ModelWanted("m"))
+    async with asyncio.timeout(10):
+        await node.run(carry_out)
+    assert fetches == 1

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tests.sim import restarts
 from tests.sim.play import Failed, Figure, Player
 from tests.sim.scenario import Scenario, ScenarioError, Step, parse
 
@@ -21,6 +22,8 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 TICK_SECONDS = 1.0
 # Where nothing can move, a line is printed so often.
 LINE_SECONDS = 20.0
+# The nodes of a split restarted at all distances (`restarts.py`).
+RESTARTS = "restarts"
 
 
 def read(name: str, size: int | None = None) -> Scenario:
@@ -93,19 +96,51 @@ def play(scenario: Scenario, console: Console, *, seed: int | None) -> int:
     return 1 if failure else 0
 
 
+def play_restarts(console: Console, seeds: int) -> int:
+    """Restart the nodes of a split at all distances, and print a table; the exit code."""
+    begun = time.perf_counter()
+    took: dict[tuple[int, str], list[float]] = {}
+    late: list[restarts.Restart] = []
+    distances = tuple(round(number * restarts.STEP_SECONDS, 1) for number in range(restarts.STEPS + 1))
+    cases = list(restarts.grid((2, 3), distances, range(seeds)))
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        for one in progress.track(cases, description="restarts"):
+            seconds = restarts.play(one)
+            if seconds is None:
+                late.append(one)
+            else:
+                took.setdefault((one.nodes, one.ending.value), []).append(seconds)
+    table = Table("nodes", "they were", "restarts", "served again: median", "90 %", "at most")
+    for (nodes, ending), all_seconds in sorted(took.items()):
+        ordered = sorted(all_seconds)
+        parts = [ordered[len(ordered) // 2], ordered[len(ordered) * 9 // 10], ordered[-1]]
+        table.add_row(str(nodes), ending, str(len(ordered)), *(f"{seconds:.1f} s" for seconds in parts))
+    console.print(table)
+    bar = f"within {restarts.SERVED_AGAIN_SECONDS:.0f} s of the last start"
+    work = time.perf_counter() - begun
+    console.print(f"{len(cases) - len(late)} of {len(cases)} splits served again {bar}; {work:.0f} s of work")
+    for one in late[:20]:
+        console.print(f"[bold red]not served {bar}: {one}")
+    return 1 if late else 0
+
+
 def main() -> int:
     """Parse and run; the exit code."""
     names = sorted(path.stem for path in SCENARIOS.glob("*.txt"))
     parser = argparse.ArgumentParser(prog="scripts/sim", description="Meshes on virtual time; figures, not timings.")
     parser.add_argument(
-        "scenario", help=f"one of {', '.join(names)}, or a file in the language of tests/sim/scenario.py"
+        "scenario",
+        help=f"one of {', '.join(names)}, {RESTARTS} (of a split), or a file in the language of tests/sim/scenario.py",
     )
     parser.add_argument("--nodes", type=int, help="how many nodes (default: as the scenario says)")
     parser.add_argument("--seed", type=int, help="repeats a run (default: as the scenario says)")
+    parser.add_argument("--seeds", type=int, default=20, help=f"how many seeds for each case of {RESTARTS}")
     options = parser.parse_args()
     # Millions of small objects that live until the end: looking through them for cycles would be half of the work.
     gc.disable()
     console = Console(width=160) if not sys.stdout.isatty() else Console()
+    if options.scenario == RESTARTS:
+        return play_restarts(console, options.seeds)
     try:
         scenario = read(options.scenario, options.nodes)
     except (OSError, ScenarioError) as error:

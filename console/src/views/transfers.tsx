@@ -1,4 +1,4 @@
-// Uploads and downloads of model files between this node and its peers.
+// Uploads and downloads of model files between this node and its peers, and files that are hashed before they are offered.
 
 import type { JSX } from 'preact'
 import type { TransferStatus } from '../api'
@@ -8,8 +8,8 @@ import { bytes } from '../format'
 export function Transfers(): JSX.Element | null {
   const sharing = status.value?.sharing ?? null
   if (sharing === null) return null
-  const { downloads, uploads, banned, uploaded_bytes: uploaded } = sharing
-  if (downloads.length + uploads.length + banned.length === 0 && uploaded === 0) return null
+  const { downloads, uploads, banned, checks, uploaded_bytes: uploaded } = sharing
+  if (downloads.length + uploads.length + banned.length + checks.length === 0 && uploaded === 0) return null
   return (
     <section class="sharing" aria-labelledby="sharing-title">
       <h2 id="sharing-title">Model file transfers</h2>
@@ -23,6 +23,11 @@ export function Transfers(): JSX.Element | null {
         ))}
         {uploads.map((transfer) => (
           <Transfer key={`g ${transfer.peer} ${transfer.what}`} transfer={transfer} direction="to" />
+        ))}
+        {checks.map(({ file, percent }) => (
+          <li key={`c ${file}`}>
+            Checking the digest of {file} before it is offered: {percent} %
+          </li>
         ))}
         {banned.map((one) => (
           <li key={`b ${one.peer}`}>

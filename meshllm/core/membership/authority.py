@@ -2,7 +2,8 @@
 
 Invariants: only what the current mesh key signed counts, and for a while after a rotation the certificates of nodes
 that were known by then. An expulsion is never forgotten, not even by a rotation. The set only grows, and its hash is
-that of its meaning: nodes with the same set have the same hash, in whatever order they took the statements in.
+that of its meaning: nodes with the same set have the same hash, in whatever order they took the statements in. A node
+that replaced its key is one member: its old id counts no longer, and an expulsion of one of its ids is one of all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from meshllm.core.membership.certificates import (
     Right,
     SignedCertificate,
     SignedStatement,
+    Statement,
     StatementKind,
 )
 from meshllm.core.records import PIN_BYTES, NodeRecord, SignedRecord
@@ -31,6 +33,12 @@ KEY_GRACE_SECONDS = 3600.0
 # Certificates whose signature is not checked again. One takes about 600 bytes.
 MAX_READ = 4096
 HASH_BYTES = 8
+# Replaced keys that are kept: half of the room, so that members cannot fill what expulsions need. One member may
+# replace its key this often in this time (seconds).
+MAX_REPLACED = MAX_STATEMENTS // 2
+MAX_REPLACED_RECENTLY, REPLACED_RECENTLY = 4, 30 * 86_400
+# Statements that a refused node is shown as the reason.
+MAX_REASONS = 3
 
 # Bytes to a value with a verified signature of one of the keys, else None.
 ReadCertificate = Callable[[bytes, tuple[MeshKey, ...]], SignedCertificate | None]
@@ -60,6 +68,8 @@ class Authority:
         self.rotation: SignedStatement | None = None
         self._known: dict[tuple[StatementKind, bytes], SignedStatement] = {}
         self._prefixes: set[bytes] = set()
+        self._successors: dict[NodeId, set[NodeId]] = {}
+        self._predecessors: dict[NodeId, set[NodeId]] = {}
         self._grace: frozenset[NodeId] = frozenset()
         self._read: dict[bytes, SignedCertificate] = {}
         self._hash = _hash_of(b"key", key)
@@ -79,8 +89,57 @@ class Authority:
         return (*((self.rotation,) if self.rotation is not None else ()), *self._known.values())
 
     def is_expelled(self, node: NodeId) -> bool:
-        """Whether `node` was expelled."""
-        return (StatementKind.EXPEL, node) in self._known
+        """Whether `node` is no member any more: it was expelled, under this or an earlier id, or replaced its key."""
+        if (StatementKind.EXPEL, node) in self._known or node in self._successors:
+            return True
+        before = self._before(node)
+        # More than one successor is a member that tries to become two.
+        return any((StatementKind.EXPEL, old) in self._known or len(self._successors[old]) > 1 for old in before)
+
+    def successor(self, node: NodeId) -> NodeId:
+        """The newest id of a node that replaced its key, else `node`."""
+        seen = set()
+        while node not in seen and len(found := self._successors.get(node, set())) == 1:
+            seen.add(node)
+            (node,) = found
+        return node
+
+    def _before(self, node: NodeId) -> set[NodeId]:
+        """All earlier ids of `node`."""
+        found: set[NodeId] = set()
+        left = list(self._predecessors.get(node, ()))
+        while left:
+            old = left.pop()
+            if old not in found:
+                found.add(old)
+                left += self._predecessors.get(old, ())
+        return found
+
+    def may_replace(self, node: NodeId, successor: NodeId, now_unix: float) -> str:
+        """Why `node` may not get the new id `successor`; "" if it may, or has it already."""
+        if self._successors.get(node) == {successor}:
+            return ""
+        if node in self._successors or successor in self._predecessors or self.is_expelled(successor):
+            return "one of the keys was replaced before"
+        replaced = [known.statement for place, known in self._known.items() if place[0] is StatementKind.REPLACE]
+        before = self._before(node)
+        recent = sum(each.subject in before and each.made > now_unix - REPLACED_RECENTLY for each in replaced)
+        if recent >= MAX_REPLACED_RECENTLY:
+            return f"the node replaced its key {recent} times in the last {REPLACED_RECENTLY // 86_400} days"
+        if len(replaced) >= MAX_REPLACED or len(self._known) >= MAX_STATEMENTS:
+            return "the mesh has no room for more replaced keys"
+        return ""
+
+    def expulsion_of(self, node: NodeId) -> tuple[bytes, ...]:
+        """The statements that tell `node` why it is no member any more, the change to the current key first."""
+        ids = {node, *self._before(node)}
+        found = [self._known[place].data for old in ids if (place := (StatementKind.EXPEL, old)) in self._known]
+        found += [
+            known.data
+            for (kind, _), known in self._known.items()
+            if kind is StatementKind.REPLACE and known.statement.subject == node
+        ]
+        return (*((self.rotation.data,) if self.rotation is not None else ()), *found[:MAX_REASONS])
 
     def may_dial(self, pin: bytes) -> bool:
         """Whether the node of that id, or of those first bytes of an id, is not expelled."""
@@ -102,8 +161,7 @@ class Authority:
         if signed.statement.kind is StatementKind.NEW_KEY:
             self._rotate(signed)
             return signed
-        place = (signed.statement.kind, signed.statement.subject)
-        known = self._known.get(place)
+        known = self._known.get(_place(signed.statement))
         if known is None and not self._has_room(signed.statement.kind):
             return None
         if known is not None and known.key == self.key:
@@ -121,19 +179,37 @@ class Authority:
             self.rotation = signed
 
     def _keep(self, signed: SignedStatement) -> None:
-        kind, subject = signed.statement.kind, signed.statement.subject
-        if (kind, subject) not in self._known:
-            self._hash ^= _hash_of(kind.name.encode(), subject)
-        self._known[kind, subject] = signed
-        if kind is StatementKind.EXPEL:
-            self._prefixes.add(subject[:PIN_BYTES])
+        kind, what = place = _place(signed.statement)
+        if place not in self._known:
+            self._hash ^= _hash_of(kind.name.encode(), what)
+        self._known[place] = signed
+        if kind is StatementKind.REVOKE_INVITE:
+            return
+        old, new = NodeId(signed.statement.subject), signed.statement.by
+        if kind is StatementKind.REPLACE:
+            self._successors.setdefault(old, set()).add(new)
+            self._predecessors.setdefault(new, set()).add(old)
+            if old in self._grace:
+                self._grace |= {new}
+        self._prefixes |= {node[:PIN_BYTES] for node in self._ids(old) if self.is_expelled(node)}
+
+    def _ids(self, node: NodeId) -> set[NodeId]:
+        """`node`, and the ids that it got later."""
+        found: set[NodeId] = set()
+        left = [node]
+        while left:
+            now = left.pop()
+            if now not in found:
+                found.add(now)
+                left += self._successors.get(now, ())
+        return found
 
     def _has_room(self, kind: StatementKind) -> bool:
         """Whether another statement fits. A revoked invite expires by itself, so the oldest yields to an expulsion."""
         if len(self._known) < MAX_STATEMENTS:
             return True
         old = next((place for place in self._known if place[0] is StatementKind.REVOKE_INVITE), None)
-        if kind is not StatementKind.EXPEL or old is None:
+        if kind not in (StatementKind.EXPEL, StatementKind.REPLACE) or old is None:
             return False
         del self._known[old]
         self._hash ^= _hash_of(old[0].name.encode(), old[1])
@@ -177,9 +253,11 @@ class Authority:
             self._read[data] = read
         found = read.certificate
         late = read.key != self.key and (read.key != self.previous or node not in self._grace)
-        if late or found.node != node or not found.valid_at(now_unix) or self.is_expelled(node):
+        ours = found.node == node or self.successor(found.node) == node
+        if late or not ours or not found.valid_at(now_unix) or self.is_expelled(node):
             return None
-        return found
+        inviter = self.successor(found.inviter)
+        return found if found.node == node and found.inviter == inviter else replace(found, node=node, inviter=inviter)
 
     def admit(self, signed: SignedRecord, now_unix: float) -> SignedRecord | None:
         """The record as far as its certificate allows; None if its node is no member with a record."""
@@ -214,6 +292,12 @@ def portions(statements: tuple[SignedStatement, ...], most: int) -> Iterator[tup
     """The bytes of statements, at most `most` at a time."""
     for first in range(0, len(statements), most):
         yield tuple([signed.data for signed in statements[first : first + most]])
+
+
+def _place(statement: Statement) -> tuple[StatementKind, bytes]:
+    """What a statement says, without when and by whom. Two successors of one node are two statements."""
+    more = statement.by if statement.kind is StatementKind.REPLACE else b""
+    return statement.kind, statement.subject + more
 
 
 def _hash_of(what: bytes, subject: bytes) -> int:

@@ -94,16 +94,19 @@ class SignedCertificate:
 
 class StatementKind(Enum):
     """EXPEL: `subject` is the id of a node that is no member any more, for ever. REVOKE_INVITE: `subject` is the serial
-    of an invite. NEW_KEY: `subject` is the mesh's next public key; signed by the one before it."""
+    of an invite. NEW_KEY: `subject` is the mesh's next public key; signed by the one before it. REPLACE: the node
+    `subject` has a new key; `by` is its new id, for which its certificates count from now on."""
 
     EXPEL = 1
     REVOKE_INVITE = 2
     NEW_KEY = 3
+    REPLACE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A fact about a mesh that spreads to all members and is kept. `made` in unix seconds by the node `by`."""
+    """A fact about a mesh that spreads to all members and is kept. `made` in unix seconds by the node `by` (with
+    `REPLACE`, its new id)."""
 
     kind: StatementKind
     subject: bytes

@@ -2,15 +2,17 @@
 
     ALONE -> DIALLING -> SYNCING -> JOINED        FAILED after the deadline; the retries go on, with backoff
 
-All invited addresses are dialled at once. A peer that refuses for good is not dialled again until its invite is given
-again.
+All invited addresses are dialled at once. A peer that refused this node is dialled again only after minutes: it may be
+updated, or admit this node after all.
+
+Invariants: DIALLING and FAILED have a retry ahead, DIALLING and SYNCING a deadline, even if a dial is never answered.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from meshllm.core.membership.links import LinkTable, Rng
+from meshllm.core.membership.links import DIAL_LOST_SECONDS, LinkTable, Rng
 from meshllm.core.membership.timers import Timer, Timers
 from meshllm.core.membership.views import JoinAttempt, JoinAttemptState, JoinPhase
 from meshllm.core.records import PIN_BYTES, BootstrapAddress, NodeId
@@ -29,8 +31,18 @@ KNOWN_MORE_SECONDS = 0.5
 MAX_ADDRESSES = 64
 RETRY_BASE_SECONDS = 1.0
 RETRY_CAP_SECONDS = 30.0
+REFUSED_RETRY_SECONDS = 300.0
 # What the owner of an expelled node reads.
 EXPELLED = "this node was expelled from its mesh; it serves its own models only"
+
+
+# How old an attempt in a state must be to be repeated by a retry (seconds).
+_RETRY_AFTER = {
+    JoinAttemptState.FAILED: 0.0,
+    JoinAttemptState.LINKED: 0.0,
+    JoinAttemptState.DIALLING: DIAL_LOST_SECONDS,
+    JoinAttemptState.REFUSED: REFUSED_RETRY_SECONDS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,7 @@ class Joiner:
         self._candidates: dict[bytes, _JoinCandidate] = {}
         self._rounds = 0
         self._at_a_time = KNOWN_AT_A_TIME
+        self._backing_off = False  # whether the next retry is one after failures
 
     @property
     def attempts(self) -> tuple[JoinAttempt, ...]:
@@ -82,6 +95,7 @@ class Joiner:
             for node in self._links.nodes:
                 self.linked(node, now)
         self._dial(now)
+        self._schedule_retry(now)
 
     def isolated(self, now: float) -> None:
         """All links are lost and no other node is known: join again through all addresses."""
@@ -99,7 +113,7 @@ class Joiner:
             self.phase = JoinPhase.JOINED
         elif self.phase in (JoinPhase.DIALLING, JoinPhase.FAILED):
             self.phase, self.reason = JoinPhase.SYNCING, ""
-            self._timers.cancel(Timer.JOIN_RETRY)
+            self._cancel_retry()
             self._timers.set(Timer.JOIN_SYNC, now + SYNC_SECONDS)
             return True
         return self.phase is JoinPhase.SYNCING
@@ -108,8 +122,9 @@ class Joiner:
         """The table of a peer has arrived."""
         if self.phase is JoinPhase.SYNCING:
             self.phase, self.reason = JoinPhase.JOINED, ""
-            for timer in (Timer.JOIN_DEADLINE, Timer.JOIN_SYNC, Timer.JOIN_RETRY):
-                self._timers.cancel(timer)
+            self._timers.cancel(Timer.JOIN_DEADLINE)
+            self._timers.cancel(Timer.JOIN_SYNC)
+            self._cancel_retry()
 
     def expelled(self) -> None:
         """The owner of the mesh put this node out: nothing is dialled any more."""
@@ -121,6 +136,7 @@ class Joiner:
         if self.phase is JoinPhase.SYNCING and not self._links.nodes:
             self.phase = JoinPhase.DIALLING
             self._timers.cancel(Timer.JOIN_SYNC)
+            self._timers.set(Timer.JOIN_DEADLINE, now + JOIN_SECONDS)
             self._retry(now)
 
     def failed(self, address: BootstrapAddress, reason: str, final: bool, now: float) -> None:
@@ -130,9 +146,8 @@ class Joiner:
         if known is None or known.attempt.state is not JoinAttemptState.DIALLING:
             return
         self._mark(key, JoinAttemptState.REFUSED if final else JoinAttemptState.FAILED, reason, now)
-        if self.phase in (JoinPhase.DIALLING, JoinPhase.FAILED):
-            self._dial(now)
-            self._schedule_retry(now)
+        self._dial(now)
+        self._schedule_retry(now)
 
     def due(self, timer: Timer, now: float) -> None:
         """One of `JOIN_TIMERS` is due."""
@@ -180,22 +195,34 @@ class Joiner:
                     self._mark(key, JoinAttemptState.FAILED, "it has no address", now)
 
     def _schedule_retry(self, now: float) -> None:
-        """After a failure: retry later if nothing else is under way."""
+        """While this node has not joined: retry after a failure, and where a dial is never answered."""
+        if self.phase not in (JoinPhase.DIALLING, JoinPhase.FAILED) or not self._candidates:
+            return
         states = {known.attempt.state for known in self._candidates.values()}
         if states & {JoinAttemptState.DIALLING, JoinAttemptState.WAITING}:
-            return
-        if states <= {JoinAttemptState.REFUSED}:
+            if self._timers.at(Timer.JOIN_RETRY) is None:
+                self._timers.set(Timer.JOIN_RETRY, now + DIAL_LOST_SECONDS)
+        elif states <= {JoinAttemptState.REFUSED}:
             self._give_up("every bootstrap address refused this node")
-        elif self._timers.at(Timer.JOIN_RETRY) is None:
+            refused = min(known.attempt.at for known in self._candidates.values())
+            self._timers.set(Timer.JOIN_RETRY, max(now, refused + REFUSED_RETRY_SECONDS))
+        elif not self._backing_off:
+            self._backing_off = True
             delay = backoff(self._rounds, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS, rng=self._rng)
             self._rounds += 1
             self._timers.set(Timer.JOIN_RETRY, now + delay)
 
+    def _cancel_retry(self) -> None:
+        self._backing_off = False
+        self._timers.cancel(Timer.JOIN_RETRY)
+
     def _retry(self, now: float) -> None:
         self._at_a_time = KNOWN_AT_A_TIME
+        self._cancel_retry()
         for key, known in self._candidates.items():
-            if known.attempt.state in (JoinAttemptState.FAILED, JoinAttemptState.LINKED):
-                self._mark(key, JoinAttemptState.WAITING, known.attempt.reason, now)
+            attempt = known.attempt
+            if attempt.state is not JoinAttemptState.WAITING and now - attempt.at >= _RETRY_AFTER[attempt.state]:
+                self._mark(key, JoinAttemptState.WAITING, attempt.reason, now)
         self._dial(now)
         self._schedule_retry(now)
 

@@ -30,6 +30,9 @@ PING_PRICE = 1.0
 MEMBERSHIP_PRICE = 20.0
 # How often a member that needs a new certificate asks for it.
 RENEWAL_SECONDS = 5.0
+# Why a request for an invite or a new id is refused.
+NO_ADMITTER = "no member that may admit others is linked with this node now"
+CANNOT_ADMIT = "the asked member may not admit others"
 # The weight of a new, longer round trip in the smoothed one (RFC 6298). A shorter one counts at once: the first
 # measurement contains a handshake, and no measurement is shorter than the path.
 RTT_WEIGHT = 0.125
@@ -56,6 +59,8 @@ class MeshParticipant(ABC):
         self._rights = config.rights
         self._certificate = config.certificate
         self._renewal_from: NodeId | None = None  # the peer that was asked for a new certificate
+        self._replacement_from: NodeId | None = None  # the peer that was asked for a new id
+        self._invite_from: NodeId | None = None  # the peer that was asked for an invite
         self._rotated_at = 0.0
         may_dial = {} if self._authority is None else {"may_dial": self._authority.may_dial}
         self._links = LinkTable(config.node, self._out, **may_dial)
@@ -73,18 +78,25 @@ class MeshParticipant(ABC):
     def handle(self, event: e.Event, now: float) -> list[c.Command]:
         """Take in `event` at `now` (seconds); return the commands that follow. Every event also checks the timers."""
         self._now = now
+        if not self._started:
+            self._started = True
+            self._begin(now)
         if not self._left:
-            if not self._started:
-                self._started = True
-                self._timers.set(Timer.PROBE, now + PROBE_SECONDS * self._rng.random())
-                self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
-                self._start(now)
             self._dispatch(event, now)
         if not self._left:
             for timer, node, at in self._timers.due(now):
                 self._due(timer, NodeId(node), now, now - at)
             self._settle(now)
         return self._drain_commands()
+
+    def _begin(self, now: float) -> None:
+        """The first event is about to be handled."""
+        if self._authority is not None and self._authority.is_expelled(self._id):
+            self._expelled()
+            return
+        self._timers.set(Timer.PROBE, now + PROBE_SECONDS * self._rng.random())
+        self._timers.set(Timer.SAVE_PEERS, now + SAVE_SECONDS)
+        self._start(now)
 
     def update_facts(self, facts: OwnFacts, now: float) -> list[c.Command]:
         """Tell the mesh what this node now serves, wants and offers; return the commands that follow."""
@@ -98,6 +110,11 @@ class MeshParticipant(ABC):
     def dirty(self) -> bool:
         """Whether `view` would return another object than the last time."""
         return self._view is None
+
+    @property
+    def phase(self) -> JoinPhase:
+        """How far this participant is with joining its mesh."""
+        return self._joiner.phase
 
     @property
     def joined(self) -> bool:
@@ -255,7 +272,9 @@ class MeshParticipant(ABC):
                 self._left = True
                 self._timers.clear()
                 self._view = None
-            case e.StatementsMade() | e.CertificateRenewed() | e.RenewalDue() | e.InviteWanted():
+            case (
+                e.StatementsMade() | e.CertificateRenewed() | e.RenewalDue() | e.InviteWanted() | e.ReplacementWanted()
+            ):
                 self._membership_event(event, now)
             case _:
                 self._other_event(event, now)
@@ -313,7 +332,14 @@ class MeshParticipant(ABC):
             case m.Statements():
                 if self._statements is not None:
                     self._apply(self._statements.received(peer, link, message, now), now)
-            case m.RenewCertificate() | m.RenewedCertificate() | m.AskInvite() | m.GrantedInvite():
+            case (
+                m.RenewCertificate()
+                | m.RenewedCertificate()
+                | m.AskInvite()
+                | m.GrantedInvite()
+                | m.ReplaceKey()
+                | m.ReplaceRefused()
+            ):
                 self._membership_message(peer, link, message, now)
             case _:
                 self._other_message(peer, link, message, now)
@@ -369,7 +395,9 @@ class MeshParticipant(ABC):
     # -- membership
 
     def _membership_event(
-        self, event: e.StatementsMade | e.CertificateRenewed | e.RenewalDue | e.InviteWanted, now: float
+        self,
+        event: e.StatementsMade | e.CertificateRenewed | e.RenewalDue | e.InviteWanted | e.ReplacementWanted,
+        now: float,
     ) -> None:
         match event:
             case e.StatementsMade(statements):
@@ -383,12 +411,17 @@ class MeshParticipant(ABC):
             case e.RenewalDue():
                 self._ask_renewal(now)
             case e.InviteWanted(ask):
-                peer = self._admitter()
+                peer = self._invite_from = self._admitter()
                 if peer is not None:
                     self._send(peer, ask)
                 else:
-                    answer = m.GrantedInvite(b"", ask.rights, 0, 0, refused="no member that may admit is linked")
-                    self._out.append(c.TakeInvite(self._id, answer))
+                    self._out.append(c.TakeInvite(m.GrantedInvite(b"", ask.rights, 0, 0, refused=NO_ADMITTER)))
+            case e.ReplacementWanted(request):
+                peer = self._replacement_from = self._admitter()
+                if peer is not None:
+                    self._send(peer, request)
+                else:
+                    self._out.append(c.ReplacementRefused(NO_ADMITTER))
 
     def _membership_message(self, peer: NodeId, link: LinkState, message: m.Message, now: float) -> None:
         if self._authority is None or not link.allowance.take(now, MEMBERSHIP_PRICE):
@@ -405,8 +438,18 @@ class MeshParticipant(ABC):
             case m.AskInvite():
                 self._asked_for_invite(peer, rights, message)
             case m.GrantedInvite():
-                if Right.ADMIT in rights:
-                    self._out.append(c.TakeInvite(peer, message))
+                if peer == self._invite_from:
+                    self._invite_from = None
+                    self._out.append(c.TakeInvite(message))
+            case m.ReplaceKey():
+                if Right.ADMIT in self._rights and rights:
+                    self._out.append(c.CertifyReplacement(peer, message))
+                else:
+                    self._send(peer, m.ReplaceRefused(CANNOT_ADMIT))
+            case m.ReplaceRefused():
+                if peer == self._replacement_from:
+                    self._replacement_from = None
+                    self._out.append(c.ReplacementRefused(message.reason))
 
     def _asked_for_invite(self, peer: NodeId, rights: Right, ask: m.AskInvite) -> None:
         """An invite never gives more than its maker has, and only a holder of the mesh key makes inviters: else
@@ -417,7 +460,7 @@ class MeshParticipant(ABC):
         if Right.ADMIT in self._rights and Right.INVITE in rights and allowed:
             self._out.append(c.MakeInvite(peer, replace(ask, rights=allowed)))
         else:
-            reason = "it has no right to invite" if Right.ADMIT in self._rights else "this member cannot admit others"
+            reason = "it has no right to invite" if Right.ADMIT in self._rights else CANNOT_ADMIT
             self._send(peer, m.GrantedInvite(b"", ask.rights, 0, 0, refused=reason))
 
     def _statements_hash(self) -> bytes:
@@ -430,13 +473,23 @@ class MeshParticipant(ABC):
     def _apply(self, new: list[SignedStatement], now: float) -> None:
         """Act on statements that are new here; they are forwarded and saved already."""
         for signed in new:
-            subject = signed.statement.subject
-            if signed.statement.kind is StatementKind.NEW_KEY:
+            said = signed.statement
+            if said.kind is StatementKind.NEW_KEY:
                 self._key_changed(now)
-            elif signed.statement.kind is StatementKind.EXPEL and subject != self._id:
-                self._expel(NodeId(subject))
+            elif said.kind is StatementKind.EXPEL:
+                self._remove_expelled(NodeId(said.subject))
+            elif said.kind is StatementKind.REPLACE:
+                self._out.append(c.NodeReplaced(NodeId(said.subject), said.by))
+                self._remove_expelled(NodeId(said.subject), said.by)
         if self._authority is not None and self._authority.is_expelled(self._id):
             self._expelled()
+
+    def _remove_expelled(self, *nodes: NodeId) -> None:
+        """These nodes, and the ids that they got later, may not be members any more."""
+        assert self._authority is not None
+        for node in dict.fromkeys([*nodes, *[self._authority.successor(node) for node in nodes]]):
+            if node != self._id and self._authority.is_expelled(node):
+                self._expel(node)
 
     def _expel(self, node: NodeId) -> None:
         self._view = None
@@ -453,7 +506,8 @@ class MeshParticipant(ABC):
         for peer, _ in self._links.items():
             self._out.append(c.HangUp(peer, "this node was expelled", at_once=True))
             self._links.down(peer)
-        self._out.append(c.Expelled())
+        successor = self._authority.successor(self._id) if self._authority is not None else self._id
+        self._out.append(c.Expelled(successor if successor != self._id else None))
         self._joiner.expelled()
         self._left = True
         self._timers.clear()

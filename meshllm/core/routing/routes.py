@@ -14,6 +14,7 @@ from enum import Enum
 from meshllm.core.membership.views import JoinAttemptState, JoinPhase, MeshView, PeerStatus, PeerView
 from meshllm.core.records import ModelLoad, short
 from meshllm.core.serving import next_step
+from meshllm.core.serving.template_traits import ANY_TEMPLATE, TemplateTraits
 from meshllm.core.snapshot import ModelPhase, ModelState, Purpose, ServerPhase, Snapshot
 
 # After this many failed probes in a row, callers of a backend's models get an error instead of waiting.
@@ -23,6 +24,8 @@ BACKEND_MAX_FAILURES = 4
 SETTLING_SECONDS = 30.0
 LOOKING_SECONDS = 15.0
 WANTED_SECONDS = 3.0
+# For the other nodes of a split: longer than a restart of them takes until the model is served again (10 s).
+OTHER_NODES_SECONDS = 30.0
 # Slots of one model that a peer is believed to have: a peer that claims more attracts no more requests.
 MAX_CLAIMED_SLOTS = 64
 
@@ -66,7 +69,7 @@ class TargetOffer:
     `name`: for users. `context_length`: tokens (0: unknown). `rtt`: seconds (None: unknown). `load`: the last load that
     a peer reported. `purpose`: of the model, as the peer says. `split`: the engine has workers on other nodes and fails
     when one is lost. `vision`: the model accepts images (None: unknown). `owned`: a peer that is one of the owner's own
-    machines.
+    machines. `template`: what the chat template of an engine here renders.
     """
 
     target: Target
@@ -79,6 +82,7 @@ class TargetOffer:
     split: bool = False
     vision: bool | None = None
     owned: bool = False
+    template: TemplateTraits = ANY_TEMPLATE
 
     @property
     def busy(self) -> float:
@@ -99,9 +103,10 @@ class ModelRoute:
     """The targets of a model, best first (`offers`), or the reason why there are none.
 
     `purpose` and `vision` are known only for a model whose file is on this node. A caller waits at most `max_wait`
-    seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`. `dial_hosts`: an
-    unverified node serves the model and should be dialled. `lost_reason`: why the engine here was withdrawn.
-    `engine_failure`: why the engine process here ended, if there is no other yet.
+    seconds for a model that is COMING (None: the gateway's own limit) and then gets `timeout_message`; the time counts
+    as long as `waits_for` stays the same. `dial_hosts`: an unverified node serves the model and should be dialled.
+    `lost_reason`: why the engine here was withdrawn. `engine_failure`: why the engine process here ended, if there is
+    no other yet.
     """
 
     offers: tuple[TargetOffer, ...]
@@ -110,6 +115,7 @@ class ModelRoute:
     purpose: Purpose | None = None
     max_wait: float | None = None
     timeout_message: str = ""
+    waits_for: str = ""
     dial_hosts: bool = False
     lost_reason: str = ""
     engine_failure: str = ""
@@ -229,14 +235,21 @@ def offers_here(snapshot: Snapshot, model: str) -> tuple[TargetOffer, ...]:
         target = Target(TargetKind.ENGINE, facts.endpoint, here.generation, facts.slots)
         shared = here.split is not None and here.split.lease is not None
         sees = here.facts.vision if here.facts is not None else None
-        offers.insert(0, TargetOffer(target, "this node", facts.context_length, split=shared, vision=sees))
+        offer = TargetOffer(
+            target, "this node", facts.context_length, split=shared, vision=sees, template=facts.template
+        )
+        offers.insert(0, offer)
     return tuple(offers)
 
 
 def _here(snapshot: Snapshot, here: ModelState) -> ModelRoute:
     if next_step.phase(snapshot.engine, here) in (ModelPhase.FAILED, ModelPhase.STOPPING, ModelPhase.STOPPED):
         return replace(route_to((), here, failure_message(snapshot, here)), availability=Availability.FAILED)
-    return route_to((), here, next_step.progress_message(snapshot.engine, here))
+    found = route_to((), here, next_step.progress_message(snapshot.engine, here))
+    if here.server is not ServerPhase.NONE or here.split is None or here.split.lease is not None:
+        return found
+    message = f"{here.name} needs other nodes of the mesh, which are not ready: {here.split.reason}. Retry later."
+    return replace(found, max_wait=OTHER_NODES_SECONDS, timeout_message=message, waits_for="other nodes")
 
 
 def _lost_reason(here: ModelState | None) -> str:

@@ -105,13 +105,23 @@ class LocalModels:
         """Whether no process runs."""
         return all(model.server is ServerPhase.NONE for model in self.models.values())
 
-    def next_deadline(self) -> float | None:
-        """When the next retry is due: of a model, or of the engine."""
-        waiting = [model for model in self.models.values() if model.wanted and model.server is ServerPhase.NONE]
-        times = [model.not_before for model in waiting]
-        if waiting and self.engine.phase is EnginePhase.FAILED:
-            times.append(self.engine.not_before)
-        return min((time for time in times if time is not None), default=None)
+    @property
+    def waiting(self) -> bool:
+        """Whether a model is requested and not served, for whatever reason that may pass."""
+        return any(_waits(model) for model in self.models.values())
+
+    def next_deadline(self, now: float) -> float | None:
+        """When to decide again on the models that wait: at the next retry if there is one, else soon.
+
+        Nothing depends on an event: it may never come, or may have come already.
+        """
+        retry = self.engine.not_before if self.engine.phase is EnginePhase.FAILED else None
+        times = []
+        for model in self.models.values():
+            if _waits(model):
+                known = [at for at in (model.not_before, retry) if at is not None and at > now]
+                times.append(min(known, default=now + next_step.RECHECK_SECONDS))
+        return min(times, default=None)
 
     # -- deciding
 
@@ -333,3 +343,7 @@ class LocalModels:
             reason=event.reason,
             advice=event.advice,
         )
+
+
+def _waits(model: ModelState) -> bool:
+    return model.wanted and model.server is not ServerPhase.SERVING and model.file is not FilePhase.FAILED

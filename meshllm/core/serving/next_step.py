@@ -19,6 +19,8 @@ CRASH_LOOP_FAILURES = 5
 BACKOFF_BASE_SECONDS = 0.5
 BACKOFF_CAP_SECONDS = 30.0
 CRASH_LOOP_RETRY_SECONDS = 120.0
+# A model that is requested and not served is decided on again this often, whatever it waits for: no event is needed.
+RECHECK_SECONDS = 1.0
 
 
 class ServingAction(Enum):

@@ -32,7 +32,7 @@ from meshllm.core.transitions import move
 
 # Until the first report about a proposal: a dial (5 s at most) and a round trip.
 ASKED_SECONDS = 8.0
-# A worker that prepares reports every 2 s (`worker.REPORT_SECONDS`).
+# A worker reports every 2 s until its lease is committed (`worker.REPORT_SECONDS`).
 SILENT_SECONDS = 10.0
 # A dropped worker is left out of plans for this long: a lost one may reconnect soon, a busy one stays busy for longer.
 LOST_SECONDS = 5.0
@@ -134,7 +134,7 @@ class SplitHost:
         if leased and self._renew_at is not None:
             times.append(self._renew_at)
         for split in leased:
-            times += [_deadline(member) for member in split.members if _waited_for(member)]
+            times += [_deadline(member) for member in split.members if _reports(member)]
         return min(times, default=None)
 
     # -- called by the core
@@ -225,7 +225,7 @@ class SplitHost:
         """Renew the leases, drop the workers that did not report in time, and allow the next plan."""
         for model, split in list(self._splits.items()):
             if not split.committed:
-                silent = {m.node: "timed out" for m in split.members if _waited_for(m) and now >= _deadline(m)}
+                silent = {m.node: "timed out" for m in split.members if _reports(m) and now >= _deadline(m)}
                 if silent:
                     self._drop(model, split, silent, now, LOST_SECONDS)
         for model in [model for model, at in self._plan_at.items() if at <= now]:
@@ -357,6 +357,11 @@ def _with_forecast(split: SplitState, measured: MeasuredModel, known: Sequence[W
 
 def _waited_for(member: MemberState) -> bool:
     return member.phase in (LeasePhase.ASKED, LeasePhase.PREPARING)
+
+
+def _reports(member: MemberState) -> bool:
+    """Whether the worker must report: until the lease is committed, also while it waits for the other workers."""
+    return member.phase in (LeasePhase.ASKED, LeasePhase.PREPARING, LeasePhase.READY)
 
 
 def _deadline(member: MemberState) -> float:

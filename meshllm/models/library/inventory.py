@@ -28,6 +28,7 @@ class FileState(Enum):
 
     VERIFIED = "verified"
     UNVERIFIED = "not-verified"
+    MISNAMED = "other-content"  # than the catalogue's model of that name
     PARTIAL = "partial"
     DAMAGED = "damaged"
 
@@ -58,10 +59,16 @@ def inventory(store: Store, *, catalog: Catalog | None = None) -> list[Inventory
     """All models, by name; the store's first."""
     known = catalog or load()
     found: dict[Path, InventoryItem] = {}
-    for name, wanted in scan.scan(store, catalog=known).items():
+    disk = scan.look(store, catalog=known)
+    misnamed = [(each.name, each.wanted, each.reason) for each in disk.misnamed]
+    listed = [each for each in misnamed if isinstance(each[1], CatalogEntry)]  # its name goes before the file's
+    others = [each for each in misnamed if not isinstance(each[1], CatalogEntry)]
+    for name, wanted, reason in (*listed, *((name, wanted, "") for name, wanted in disk.models.items()), *others):
         item = _item(name, wanted, store, known)
-        if item is None:
+        if item is None or (reason and item.files[0] in found):
             continue
+        if reason:
+            item = replace(item, state=FileState.MISNAMED, reason=reason)
         before = found.get(item.files[0])
         if before is None:
             found[item.files[0]] = item

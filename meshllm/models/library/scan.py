@@ -1,12 +1,14 @@
 """Models that can be served from this disk at once, by the names that callers use.
 
-Invariants: only complete files count; only headers are read, each once (`header_cache.py`). Files that are not models
-are skipped silently: the folder is the user's.
+Invariants: only complete files count; only headers are read, each once (`header_cache.py`). A name of the catalogue
+counts only with the catalogue's digest (`catalog_names.py`), except for files that the owner named. Files that are not
+models are skipped silently: the folder is the user's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,7 @@ from meshllm.models.catalog.names import model_name
 from meshllm.models.hub.manifest import Manifest
 from meshllm.models.library import other_apps
 
+from .catalog_names import CatalogNames
 from .local_model import from_path
 from .other_apps import walk
 from .store import Store
@@ -29,29 +32,83 @@ MAX_DEPTH: Final = 4
 MAX_ENTRIES: Final = 20_000
 
 
+@dataclass(frozen=True, slots=True)
+class Misnamed:
+    """Something found under a `name` of the catalogue that does not count as that model: the files to hash first
+    (`unread`), or else the `reason`, for users."""
+
+    name: str
+    wanted: Wanted
+    unread: tuple[Path, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsFound:
+    """The models on this disk by name, each as `ensure` takes it, and what does not count as the model it is named
+    after."""
+
+    models: dict[str, Wanted]
+    misnamed: tuple[Misnamed, ...] = ()
+
+    @property
+    def unread(self) -> tuple[Path, ...]:
+        """The files to hash before they count, each once."""
+        return tuple(dict.fromkeys(path for each in self.misnamed for path in each.unread))
+
+
 def scan(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = None) -> dict[str, Wanted]:
-    """The models in the store, in the `named` files and of other programs, each as `ensure` takes it.
+    """The models of `look` alone."""
+    return look(store, named=named, catalog=catalog).models
+
+
+def look(store: Store, *, named: Iterable[Path] = (), catalog: Catalog | None = None) -> ModelsFound:
+    """The models in the store, in the `named` files and of other programs.
 
     A file of the catalogue has the catalogue's name and its own. Of several models with one name the store's wins, then
     the first found. Blocks on the disk.
     """
+    known = catalog or load()
+    names = CatalogNames(known, store)
+    owners = tuple(named)
     found: dict[str, Wanted] = {}
-    for entry in (catalog or load()).entries:
-        known = store.manifest_of(entry)
-        if known is not None and _is_here(known, store):
-            found[entry.name] = entry
+    misnamed: list[Misnamed] = []
+    for name, wanted in chain(_of_manifests(store, known), _of_files(store, owners), _of_ollama()):
+        try:
+            verdict = names.judge(name, wanted)
+        except OSError:
+            continue  # removed meanwhile
+        if verdict.counts or wanted in owners:
+            found.setdefault(name, wanted)
+        else:
+            misnamed.append(Misnamed(name, wanted, verdict.unread, verdict.reason))
+    return ModelsFound(found, tuple(misnamed))
+
+
+def _of_manifests(store: Store, catalog: Catalog) -> Iterator[tuple[str, Wanted]]:
+    """Models whose files the catalogue or a download lists."""
+    for entry in catalog.entries:
+        manifest = store.manifest_of(entry)
+        if manifest is not None and _is_here(manifest, store):
+            yield entry.name, entry
     for manifest in store.manifest_cache.manifests():
         if _is_here(manifest, store):
-            found.setdefault(manifest.name, manifest)
+            yield manifest.name, manifest
+
+
+def _of_files(store: Store, named: Iterable[Path]) -> Iterator[tuple[str, Wanted]]:
+    """Models in files, named after them."""
     others = other_apps.first_parts(other_apps.gguf_files())
     seen = store.header_cache()
     for path in islice(chain(named, files_in(store.folder), others), MOST_FILES):
         if seen.is_model(path, lambda path: _is_model(path, store)):
-            found.setdefault(model_name(path.name), path)
+            yield model_name(path.name), path
     seen.save()
+
+
+def _of_ollama() -> Iterator[tuple[str, Wanted]]:
     for manifest in islice(other_apps.ollama_models(), MOST_FILES):
-        found.setdefault(manifest.name, manifest)
-    return found
+        yield manifest.name, manifest
 
 
 def aliases(found: Mapping[str, Wanted], store: Store) -> dict[str, str]:

@@ -72,9 +72,11 @@ class Store:
         return next(iter(self._digests.paths_of(file.sha256)), self.folder / file.name)
 
     def has_size(self, file: ModelFile) -> bool:
-        """Whether the file is verified, or a file of this name and size exists, whatever its content."""
+        """Whether the file is verified, or a file of this name and size exists that is not known to have other
+        content."""
+        path = self.path(file)
         try:
-            return self.path(file).stat().st_size == file.size
+            return path.stat().st_size == file.size and self.known_digest(path) in (None, file.sha256)
         except OSError:
             return False
 

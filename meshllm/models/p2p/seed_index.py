@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -39,14 +39,23 @@ SCAN_SECONDS: Final = 5.0
 class StoreSeedIndex:
     """The `SeedIndex` of a store. `busy` returns whether this node is answering requests."""
 
-    def __init__(self, store: Store, busy: Callable[[], bool], policy: SharePolicy) -> None:
+    def __init__(
+        self,
+        store: Store,
+        busy: Callable[[], bool],
+        policy: SharePolicy,
+        on_digest: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_digest` is called after each file that was hashed."""
         self._store = store
         self._policy = policy
         self._busy = busy
+        self._on_digest = on_digest
         self._clock = asyncio.get_running_loop().time
         self._owner = Owner("seed index")
         self._hash_lock = asyncio.Lock()
         self._percent: dict[Path, int] = {}
+        self._failed: set[Path] = set()
         self._scanned_at = float("-inf")
         self._models: dict[str, list[LocalModel]] = {}
 
@@ -77,6 +86,16 @@ class StoreSeedIndex:
             if offered is not None:
                 found.append(offered)
         return w.FoundModels(tuple(found))
+
+    def check(self, paths: Iterable[Path]) -> None:
+        """Hash files whose digest is not known, each once; one that cannot be read is not tried again."""
+        for path in paths:
+            if path not in self._failed:
+                self._start_hashing(path, None)
+
+    def reading(self) -> dict[Path, int]:
+        """The files that are hashed or wait for it, with the percentage that was read."""
+        return dict(self._percent)
 
     async def close(self) -> None:
         """Stop hashing."""
@@ -184,6 +203,9 @@ class StoreSeedIndex:
             self._store.record(path, found.sha256)
             self._store.record_chunks(found.sha256, found.chunks)
         except (MeshError, OSError) as error:
+            self._failed.add(path)
             log.warning("%s cannot be uploaded: %s", path, error)
+        else:
+            self._on_digest()
         finally:
             self._percent.pop(path, None)

@@ -125,7 +125,9 @@ PUBLIC: Final[Mapping[type[StatusModel], Mapping[str, Rule]]] = {
         "aliases"
     ),
     ServedStatus: _fields("name purpose context_length slots size active waiting input_modalities"),
-    SharingStatus: _fields("upload_enabled upload_limit uploaded_bytes uploads downloads banned"),
+    SharingStatus: _fields(
+        "upload_enabled upload_limit uploaded_bytes uploads downloads banned", checks=lambda value, audience, owner: []
+    ),
     TransferStatus: _fields("peer name what bytes rate transport"),
     BannedStatus: _fields("peer name", reason=_hinted),
     RequestsAnswer: _fields("requests"),

@@ -178,6 +178,13 @@ class BannedStatus(StatusModel):
     reason: str
 
 
+class CheckStatus(StatusModel):
+    """A model file that is hashed before it is offered to other nodes."""
+
+    file: str
+    percent: int
+
+
 class SharingStatus(StatusModel):
     """Model files exchanged with the mesh. `upload_limit` in bytes/s, null if unlimited."""
 
@@ -187,6 +194,7 @@ class SharingStatus(StatusModel):
     uploads: list[TransferStatus]
     downloads: list[TransferStatus]
     banned: list[BannedStatus]
+    checks: list[CheckStatus]
 
 
 class NodeStatus(StatusModel):

@@ -68,6 +68,7 @@ class Gateway:
         draft_counts: Callable[[], Mapping[str, DraftCounts]] = dict,
         counters: Callable[[], NodeCounters] | None = None,
         is_guest: Callable[[str], bool] = lambda peer: False,
+        may_use: Callable[[str], bool] = lambda peer: True,
         only_from: tuple[str, ...] = (),
     ) -> None:
         """`backend_keys`: the API keys of backends, by URL. `peers` opens connections to peers.
@@ -76,7 +77,7 @@ class Gateway:
         `on_loads`: called with the load of the engines here when it changes, at most twice a second. `on_work`: called
         when requests of theirs began or ended. `draft_counts`: draft and accepted tokens, by model. `counters`: what
         the daemon counts, for the metrics. `is_guest`: whether a peer (node id in hexadecimal) may use models only; it
-        has smaller limits.
+        has smaller limits. `may_use`: whether it may use models at all.
         """
         self._policy = policy
         self._loop = asyncio.get_running_loop()
@@ -89,7 +90,7 @@ class Gateway:
         self._date = (0, b"")
         self.metrics = Metrics(lambda: self._table.snapshot, self._table.all, draft_counts, counters)
         self._dispatcher = RequestDispatcher(self._loop, self._owner, self._table, self.metrics, backend_keys or {})
-        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop, is_guest)
+        self._peer_endpoints = PeerEndpoints(self._dispatcher, self.date, self._wake, self._loop, is_guest, may_use)
 
     # -- the daemon's side
 

@@ -1,8 +1,9 @@
 """The HTTP endpoint for peers: their tunnels end here, in the gateway, never directly at an engine.
 
 A peer may POST to the model routes and nothing else. Only targets of this node answer, so no request makes a second
-hop. Each peer's active requests, connections and body memory are bounded, and its waiting requests leave part of a
-queue to this node's own callers. Guests have less of everything, a rate of requests, and a share of the memory.
+hop. A member without the right to use models gets an error that says so. Each peer's active requests, connections and
+body memory are bounded, and its waiting requests leave part of a queue to this node's own callers. Guests have less of
+everything, a rate of requests, and a share of the memory.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ MAX_GUEST_BODIES_BYTES = 80 << 20
 MAX_ALL_GUEST_BODIES_BYTES = 160 << 20
 GUEST_REQUESTS_PER_SECOND = 1.0
 GUEST_REQUESTS_BURST = 30.0
+NO_RIGHT = (
+    "This member of the mesh has no right to send requests. Ask the owner of the mesh for an invite with it: "
+    "'mesh-llm invite --rights use' (several rights: use,serve,work)."
+)
 # Guests whose rate is remembered after their connections have ended.
 MAX_GUEST_RATES = 1024
 
@@ -57,6 +62,7 @@ class PeerEndpoint:
         """`rate`: that of a guest's requests; None: the peer is no guest."""
         self.peer = peer
         self.rate = rate
+        self.may_use = True
         self.date = date
         self.connections = connections(self)
         self.active = 0
@@ -97,6 +103,11 @@ class PeerEndpoint:
             )
             return None
         trace = self._trace(connection, route.path)
+        if not self.may_use:
+            self._dispatcher.reject(
+                connection, route.api, trace, 403, "no_right", NO_RIGHT, from_peer=True, unrouted=True, admitted=False
+            )
+            return None
         limit = MAX_PEER_REQUESTS if self.rate is None else MAX_GUEST_REQUESTS
         message = ""
         if self.active >= limit:
@@ -138,16 +149,19 @@ class PeerEndpoints:
         wake: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
         is_guest: Callable[[str], bool],
+        may_use: Callable[[str], bool],
     ) -> None:
         """`date` gives the Date header; `wake` is called when there are connections, from when on `sweep` is needed.
 
-        `is_guest`: whether a peer (node id in hexadecimal) may use models only.
+        `is_guest`: whether a peer (node id in hexadecimal) may use models only; `may_use`: whether it may use them
+        at all, asked for each connection.
         """
         self._dispatcher = dispatcher
         self._date = date
         self._wake = wake
         self._loop = loop
         self._is_guest = is_guest
+        self._may_use = may_use
         self._bodies = BodyBudget(limit=MAX_ALL_BODIES_BYTES)
         self._guest_bodies = BodyBudget(limit=MAX_ALL_GUEST_BODIES_BYTES, parent=self._bodies)
         self._guest_rates: OrderedDict[str, TokenBucket] = OrderedDict()
@@ -165,6 +179,7 @@ class PeerEndpoints:
             rate = self._guest_rate(peer) if self._is_guest(peer) else None
             endpoint = PeerEndpoint(peer, self._dispatcher, self._date, self._connections, rate)
             self._endpoints[peer] = endpoint
+        endpoint.may_use = self._may_use(peer)
         return Connection(endpoint, endpoint.connections, self._loop)
 
     def _connections(self, endpoint: PeerEndpoint) -> ConnectionSet[Connection]:

@@ -232,8 +232,9 @@ class TargetSelection:
         return errors[-1] if errors else None
 
     def _coming(self, route: ModelRoute, now: float) -> SelectionStep:
-        if route.timeout_message != self._waits_for:
-            self._waits_for, self._waits_since = route.timeout_message, now
+        waits_for = route.waits_for or route.timeout_message
+        if waits_for != self._waits_for:
+            self._waits_for, self._waits_since = waits_for, now
         if route.max_wait is not None and now - self._waits_since >= route.max_wait:
             return SelectionStep(
                 SelectionAction.FAIL,

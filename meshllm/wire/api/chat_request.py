@@ -7,7 +7,6 @@ from typing import Any
 
 from meshllm.wire.api.chat_calls import ChatCalls, PlainLogprobs
 from meshllm.wire.api.chat_messages import kept_messages
-from meshllm.wire.api.conversation import TemplateTraits, shape
 from meshllm.wire.api.engine_bounds import keep_bounds
 from meshllm.wire.api.offered_tools import chat_tools
 from meshllm.wire.api.prepared import Draft, Prepared
@@ -27,7 +26,7 @@ _UNSUPPORTED = {
 _HARMLESS = {"modalities": ["text"]}
 
 
-def prepare_chat(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+def prepare_chat(body: Mapping[str, Any]) -> Prepared:
     """A chat request as the engine keeps it; RequestRefused if it cannot."""
     draft = Draft(body)
     if not _UNSUPPORTED.keys().isdisjoint(body):
@@ -35,7 +34,7 @@ def prepare_chat(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
     keep_bounds(draft)
     messages = kept_messages(body.get("messages"))
     if messages is not None:
-        draft.replace("messages", shape(messages, traits))
+        draft.replace("messages", messages)
     calls = keep_calls(draft, answer_schema(body.get("response_format"), "response_format"))
     if draft.changes.get("json_schema") is not None and messages:
         refuse_prefill(messages[-1], f"messages[{len(messages) - 1}]")

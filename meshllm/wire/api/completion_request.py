@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from meshllm.wire.api.conversation import TemplateTraits
 from meshllm.wire.api.engine_bounds import keep_bounds
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid, unsupported
@@ -19,9 +18,8 @@ Event = dict[str, Any]
 MAX_LOGPROBS = 20
 
 
-def prepare_completion(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+def prepare_completion(body: Mapping[str, Any]) -> Prepared:
     """A completion request as the engine keeps it; RequestRefused if it cannot."""
-    del traits
     draft = Draft(body)
     keep_bounds(draft)
     if body.get("suffix"):

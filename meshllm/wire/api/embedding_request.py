@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from meshllm.wire.api.conversation import TemplateTraits
 from meshllm.wire.api.prepared import Draft, Prepared
 from meshllm.wire.api.refusal import invalid
 
@@ -19,9 +18,8 @@ Event = dict[str, Any]
 MAX_DIMENSIONS = 1 << 16
 
 
-def prepare_embedding(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+def prepare_embedding(body: Mapping[str, Any]) -> Prepared:
     """A request for embeddings as the engine keeps it; RequestRefused if it cannot."""
-    del traits
     draft = Draft(body)
     if body.get("encoding_format") not in (None, "float", "base64"):
         raise invalid("encoding_format", "'encoding_format' must be 'float' or 'base64'.")

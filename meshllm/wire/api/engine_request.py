@@ -8,11 +8,12 @@ linear in the body, and a body without special fields is not copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from meshllm.wire.api.chat_request import prepare_chat
 from meshllm.wire.api.completion_request import prepare_completion
-from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits
+from meshllm.wire.api.conversation import ANY_TEMPLATE, TemplateTraits, shape_body
 from meshllm.wire.api.embedding_request import prepare_embedding
 from meshllm.wire.api.messages_request import prepare_count, prepare_messages
 from meshllm.wire.api.prepared import UNCHANGED, Prepared
@@ -21,13 +22,13 @@ from meshllm.wire.api.responses_request import prepare_responses
 from meshllm.wire.api.routes import Api
 
 
-def _prepare_input_count(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+def _prepare_input_count(body: Mapping[str, Any]) -> Prepared:
     """The two APIs that count have one name here: `input` is of responses, `messages` of chat."""
-    prepared = prepare_responses(body, traits) if "input" in body else prepare_chat(body, traits)
+    prepared = prepare_responses(body) if "input" in body else prepare_chat(body)
     return Prepared(prepared.body)
 
 
-_PREPARE: dict[Api, Callable[[Mapping[str, Any], TemplateTraits], Prepared]] = {
+_PREPARE: dict[Api, Callable[[Mapping[str, Any]], Prepared]] = {
     Api.CHAT: prepare_chat,
     Api.COMPLETIONS: prepare_completion,
     Api.RESPONSES: prepare_responses,
@@ -44,7 +45,11 @@ def prepare(api: Api, body: Mapping[str, Any], traits: TemplateTraits = ANY_TEMP
     if rules is None:
         return UNCHANGED
     try:
-        return rules(body, traits)
+        prepared = rules(body)
+        # Last, because it takes valid messages, in the form of the API that the prepared body is for.
+        form = Api.CHAT if prepared.path else api
+        shaped = shape_body(form, prepared.body or body, traits)
+        return prepared if shaped is None else replace(prepared, body=shaped)
     except RequestRefused as refused:
         return refused.refusal
     except (RecursionError, ValueError):  # strict_json: nested too deeply

@@ -8,7 +8,6 @@ from typing import Any
 
 from meshllm.wire.api.chat_calls import ChatCalls
 from meshllm.wire.api.chat_to_messages import ChatToMessages, PrefillCut
-from meshllm.wire.api.conversation import TemplateTraits
 from meshllm.wire.api.engine_bounds import keep_bounds
 from meshllm.wire.api.messages_blocks import kept_conversation, kept_system
 from meshllm.wire.api.messages_to_chat import chat_body, chat_tool
@@ -26,18 +25,17 @@ _UNSUPPORTED = {
 }
 
 
-def prepare_messages(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+def prepare_messages(body: Mapping[str, Any]) -> Prepared:
     """A request as the engine keeps it; RequestRefused if it cannot."""
-    return _prepare(body, traits, counts=False)
+    return _prepare(body, counts=False)
 
 
-def prepare_count(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+def prepare_count(body: Mapping[str, Any]) -> Prepared:
     """A request to count the tokens of another one: the prompt that this would have."""
-    return _prepare(body, traits, counts=True)
+    return _prepare(body, counts=True)
 
 
-def _prepare(body: Mapping[str, Any], traits: TemplateTraits, *, counts: bool) -> Prepared:
-    del traits
+def _prepare(body: Mapping[str, Any], *, counts: bool) -> Prepared:
     draft = Draft(body)
     for field, reason in _UNSUPPORTED.items():
         if field in body and body.get(field):

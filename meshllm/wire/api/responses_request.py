@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from meshllm.wire.api.conversation import TemplateTraits
 from meshllm.wire.api.engine_bounds import keep_bounds
 from meshllm.wire.api.offered_tools import NO_TOOLS, OfferedTools, responses_tools
 from meshllm.wire.api.prepared import Draft, Prepared
@@ -33,9 +32,8 @@ _NOTHING = frozenset(
 )
 
 
-def prepare_responses(body: Mapping[str, Any], traits: TemplateTraits) -> Prepared:
+def prepare_responses(body: Mapping[str, Any]) -> Prepared:
     """A request as the engine keeps it; RequestRefused if it cannot."""
-    del traits
     draft = Draft(body)
     _check_fields(body)
     keep_bounds(draft)

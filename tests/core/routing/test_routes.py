@@ -15,6 +15,8 @@ from meshllm.core.routing.first_byte_timeout import FLOOR_SECONDS, MAX_SECONDS, 
 from meshllm.core.routing.ranking import RankedHost, rank
 from meshllm.core.routing.routes import Availability, TargetKind
 from meshllm.core.snapshot import BackendState, FilePhase, ModelFacts, ModelState, ServerFacts, ServerPhase, Snapshot
+from meshllm.core.split.host import SplitState
+from meshllm.core.split.lease import Lease
 
 MESH = MeshId(bytes(16))
 ME = NodeId(bytes(32))
@@ -112,6 +114,19 @@ def test_route_without_targets_says_why() -> None:
     assert routes.route(snapshot(phase=JoinPhase.FAILED), "m").availability is Availability.FAILED
     assert routes.route(snapshot(peer(1, "x")), "m").availability is Availability.UNKNOWN
     assert routes.models(snapshot(peer(1, "x"), models=(SERVED,))) == ("m", "x")
+
+
+def test_caller_waits_a_bounded_time_for_the_other_nodes_of_a_split() -> None:
+    waiting = ModelState(
+        "m", file=FilePhase.READY, split=SplitState("this node has not joined the mesh yet (dialling)")
+    )
+    found = routes.route(snapshot(models=(waiting,)), "m")
+    assert (found.availability, found.max_wait) == (Availability.COMING, routes.OTHER_NODES_SECONDS)
+    assert "not joined the mesh yet" in found.timeout_message
+    again = replace(waiting, split=SplitState("n2 disconnected"))
+    assert routes.route(snapshot(models=(again,)), "m").waits_for == found.waits_for, "the time goes on"
+    prepared = replace(waiting, split=SplitState("needs n2", lease=Lease(bytes(16), 1, "m", (), ())))
+    assert routes.route(snapshot(models=(prepared,)), "m").max_wait is None, "a worker may be downloading"
 
 
 def test_route_to_a_failed_local_model_uses_a_peer() -> None:

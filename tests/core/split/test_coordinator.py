@@ -616,6 +616,38 @@ def test_split_is_served_again_however_far_apart_its_nodes_restart(first: int, d
     assert mesh.servers[1].lease == mesh.workers[2]
 
 
+def test_node_that_waits_for_another_host_asks_again_when_that_host_dies(mesh: SplitMesh) -> None:
+    """Without any event of its own: no model, no machine, no lease."""
+    mesh.node(1, 600, model="m")
+    mesh.node(2, 700, joins=1, model="m")
+    mesh.node(3, 600, joins=1)
+    mesh.until(lambda: mesh.serves(2))
+    split = mesh.split(1)
+    assert split is not None
+    assert "host" in split.status_text()
+    mesh.kill(2)
+    took = mesh.until(lambda: mesh.serves(1), within=30.0)
+    assert took < 20.0
+
+
+def test_ready_worker_that_falls_silent_is_dropped(mesh: SplitMesh) -> None:
+    """It waits for another worker; its link stays up, so that nothing else shows the loss."""
+    mesh.node(1, 450, model="m")
+    mesh.node(2, 450, joins=1)
+    mesh.node(3, 450, joins=1)
+    mesh.endless.add(3)
+
+    def ready() -> bool:
+        split = mesh.split(1)
+        return split is not None and any(member.phase is LeasePhase.READY for member in split.members)
+
+    mesh.until(ready)
+    generation = mesh.workers[3].generation
+    mesh.mute.add(2)
+    mesh.endless.clear()
+    mesh.until(lambda: 3 not in mesh.workers or mesh.workers[3].generation > generation, within=15.0)
+
+
 def test_transition_that_is_not_in_the_table_raises_naming_both_states() -> None:
     assert {a for a, _ in TRANSITIONS} == set(LeasePhase) - {LeasePhase.ENDED}
     with pytest.raises(ValueError, match="ready -> asked"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ def model(store: Store, name: str, layers: int, **more: Any) -> LocalModel:
 
 
 def entry(name: str, path: Path, draft: str | None = None) -> CatalogEntry:
-    file = ModelFile(path.name, path.stat().st_size, "a" * 64)
+    file = ModelFile(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     return CatalogEntry(name, "llama", 1, "Q8_0", 1, "MIT", None, files=(file,), draft=draft)
 
 
 def find(target: LocalModel, store: Store, catalog: Catalog = NOTHING, **more: Wanted) -> Pairing:
+    store.prepare()
+    for file in (file for listed in catalog.entries for file in listed.files):
+        store.record(store.folder / file.name, file.sha256)  # a name of the catalogue counts only after that
     return drafts.find(target, {**scan.scan(store, catalog=catalog), **more}, store, catalog=catalog)
 
 

@@ -11,7 +11,7 @@ from gguf_samples import write_parts, write_sample
 
 from meshllm.models.catalog.catalog import Catalog, CatalogEntry
 from meshllm.models.library import scan as on_disk
-from meshllm.models.library.scan import aliases, scan
+from meshllm.models.library.scan import aliases, look, scan
 from meshllm.models.library.store import Store
 
 
@@ -53,6 +53,9 @@ def test_scan_includes_complete_catalog_models(store: Store, entry: CatalogEntry
     path.write_bytes(fake.content[:-1])
     assert entry.name not in scan(store, catalog=catalog)
     path.write_bytes(fake.content)
+    assert scan(store, catalog=catalog) == {}, "its digest is not known yet"
+    assert look(store, catalog=catalog).unread == (path,)
+    store.record(path, entry.sha256)
     found = scan(store, catalog=catalog)
     assert found[entry.name] == entry
     assert set(found) == {entry.name, path.name.removesuffix(".gguf")}
@@ -68,12 +71,12 @@ def test_aliases_lists_further_names_of_one_file(store: Store, entry: CatalogEnt
     elsewhere = store.folder / "copies" / "copy.gguf"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(fake.content)
+    store.record(path, entry.files[0].sha256)
     found = scan(store, catalog=Catalog((entry,)))
     stem = path.stem
     assert set(found) == {entry.name, "as-downloaded", stem, "another", "copy"}
     assert aliases(found, store) == {"as-downloaded": entry.name, stem: entry.name}
-    for one in (path, elsewhere):
-        store.record(one, entry.files[0].sha256)
+    store.record(elsewhere, entry.files[0].sha256)
     told = aliases(found, store)
     assert told == {"as-downloaded": entry.name, stem: entry.name, "copy": entry.name}, (
         "bytes that are known to be equal"

@@ -90,3 +90,18 @@ async def test_bodies_of_guests_leave_memory_to_members(place: Town, monkeypatch
     member.send(ask(text="x" * 2000))
     assert (await member.response()).status == 200
     await member.close()
+
+
+async def test_peer_without_the_right_to_use_models_is_told_what_to_do(place: Town) -> None:
+    await place.serve(1)
+    host_of(place).gateway._peer_endpoints._may_use = lambda peer: peer != MEMBER
+    caller = await tunnel(place, MEMBER)
+    caller.send(ask())
+    answer = await caller.response()
+    error = answer.json["error"]
+    assert (answer.status, error["type"], error["code"]) == (403, "permission_error", "no_right")
+    assert "mesh-llm invite --rights use" in error["message"]
+    await caller.close()
+    assert await status(place, GUEST) == 200
+    host_of(place).gateway._peer_endpoints._may_use = lambda peer: True  # it has a new certificate: no restart needed
+    assert await status(place, MEMBER) == 200

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from web_rig import STREAMING, Bench, Call, Caller, Response, ask, backend, broken, coming, never, served, well
 
 from meshllm.core.snapshot import BackendState
+from meshllm.core.split.host import SplitState
 from meshllm.web.http.client import UpstreamPool
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -82,6 +84,25 @@ async def test_waiting_stream_ends_with_an_error_when_its_model_fails(table: Ben
     assert b"The disk is full. Make room." in response.body
     assert b"event: error" in response.body or response.body.endswith(b"data: [DONE]\n\n")
     assert (await silent.response()).status == 503
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_waiting_for_the_nodes_of_a_split_times_out_although_the_reason_changes(
+    table: Bench, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("meshllm.core.routing.routes.OTHER_NODES_SECONDS", 0.1)
+    caller = await table.caller()
+    waiting = coming("m")
+    table.publish(replace(waiting, split=SplitState("dialling")))
+    caller.send(ask(stream=stream))
+    await table.gateway.watch.until(lambda: table.gateway.waiting == 1)
+    table.publish(replace(waiting, split=SplitState("cellar disconnected")))
+    if stream:
+        await caller.head()
+    response = await (finish(caller) if stream else caller.response())
+    assert b"model_unavailable" in response.body
+    assert b"cellar disconnected" in response.body
+    assert table.gateway.outcomes == ["failed"]
 
 
 async def test_waiting_for_a_model_times_out(table: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
